@@ -1,0 +1,67 @@
+"""What every alias adds to its scale_by_*: weight decay and the learning rate, on the same pass."""
+
+from typing import Any
+
+import jax
+import optax
+
+from adam_jax.rules.scaling import (
+    AddDecayedWeights,
+    Constant,
+    Identity,
+    ScaleByLearningRate,
+    Schedule,
+    Scheduled,
+)
+from adam_jax.transform import Link, Mask, Transformation
+from adam_jax.validation import check_number
+
+
+def scale_by_learning_rate(
+    learning_rate: jax.typing.ArrayLike | Schedule | None = None, *, flip_sign: bool = True
+) -> Transformation:
+    """Multiplies the updates by the learning rate, and turns them downhill: u ← -α_t·u.
+
+    Args:
+      learning_rate: α, per optimizer step: a number ≥ 0, or a function of the number of optimizer
+        steps completed so far (0 at the first). None leaves the updates as they are.
+      flip_sign: False keeps the sign.
+
+    Returns:
+      A transformation with Optax's state: empty, or the count of a schedule.
+
+    Raises:
+      ValueError: a learning rate that is negative, infinite or NaN.
+
+    Differs from Optax in: the product is formed in float32. Optax rounds a scheduled learning rate
+    to the leaf's dtype first, which in bfloat16 makes 1e-3 into 9.9945e-4.
+    """
+    return Transformation.of(learning_rate_link(learning_rate, flip_sign), chained=False)
+
+
+def learning_rate_link(
+    learning_rate: jax.typing.ArrayLike | Schedule | None, flip_sign: bool = True
+) -> Link:
+    """The last link of an alias."""
+    if learning_rate is None:
+        return Link(Identity(), optax.EmptyState)
+    if callable(learning_rate):
+        rule = ScaleByLearningRate(Scheduled(learning_rate), flip_sign)
+        return Link(rule, optax.ScaleByScheduleState)
+    learning_rate = check_number(
+        "learning_rate", learning_rate, instead="to go uphill, negate the gradients, not the rate"
+    )
+    return Link(ScaleByLearningRate(Constant(learning_rate), flip_sign), optax.EmptyState)
+
+
+def weight_decay_link(weight_decay: jax.typing.ArrayLike | Schedule, mask: Any) -> Link:
+    """The link that adds λθ, on the leaves that the mask names."""
+    wrapped = None if mask is None else Mask.of(mask)
+    if callable(weight_decay):
+        # Optax exports the function that keeps this state, not its type.
+        optax_state = jax.eval_shape(optax.add_decayed_weights(lambda count: 0.0).init, ())
+        rule = AddDecayedWeights(Scheduled(weight_decay))
+        return Link(rule, type(optax_state), mask=wrapped)
+    weight_decay = check_number("weight_decay", weight_decay, instead="0.0 turns it off")
+    rule = AddDecayedWeights(Constant(weight_decay))
+    return Link(rule, optax.EmptyState, mask=wrapped)

@@ -1,0 +1,1 @@
+"""How one slot of one leaf is stored. Knows JAX, and nothing of rules."""

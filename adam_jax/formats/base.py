@@ -1,0 +1,34 @@
+"""How one accumulator of one leaf is stored between steps, behind two verbs."""
+
+import abc
+from typing import Any
+
+import jax
+
+
+class Format(abc.ABC):
+    """A way to store one array: `decode(encode(x))` is `x`, to the format's precision.
+
+    A format is a frozen dataclass of static, comparable fields: it shapes the program. It is never
+    callable, since `optax.inject_hyperparams` takes every callable argument for a schedule.
+
+    Invariants, which the tests hold every format to:
+      * what `encode` returns has the structure, shapes and dtypes of what `init` returned;
+      * `shape(stored)` is the shape of the array that was encoded.
+    """
+
+    @abc.abstractmethod
+    def init(self, param: jax.Array, start: float) -> Any:
+        """The stored form of an array like `param`, sharded like it, filled with `start`."""
+
+    @abc.abstractmethod
+    def encode(self, x: jax.Array) -> Any:
+        """The stored form of `x`."""
+
+    @abc.abstractmethod
+    def decode(self, stored: Any, dtype: Any) -> jax.Array:
+        """The array, in the dtype that arithmetic wants."""
+
+    @abc.abstractmethod
+    def shape(self, stored: Any) -> tuple[int, ...]:
+        """The shape of the array that `stored` stands for."""

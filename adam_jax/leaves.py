@@ -1,0 +1,134 @@
+"""Lining the other trees up with the leaves of the updates, and saying where one does not fit."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from adam_jax.formats.policy import parameter_dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """Which leaves a link acts on, as Optax writes it, made comparable and hashable.
+
+    Attributes:
+      leaves: the booleans of the mask's tree; a callable mask is its own single leaf.
+      treedef: the tree.
+    """
+
+    leaves: tuple[Any, ...]
+    treedef: Any
+
+    @classmethod
+    def of(cls, mask: Any) -> "Mask":
+        """Wraps a tree of booleans (a prefix of the parameters' tree will do) or a callable."""
+        leaves, treedef = jax.tree.flatten(mask)
+        return cls(tuple(leaves), treedef)
+
+    def flatten(self, params: Any, tree: Any) -> list[bool]:
+        """One boolean per leaf of `tree`, the structure of `params` with None as a leaf.
+
+        A callable is always asked about the parameters; Optax asks it about the updates in update.
+        """
+        mask = jax.tree.unflatten(self.treedef, self.leaves)
+        if len(self.leaves) == 1 and callable(mask):
+            mask = mask(params)
+        # Python objects, not arrays, stand for the leaves: only their number counts.
+        numbered = jax.tree.unflatten(tree, range(tree.num_leaves))
+        try:
+            below = jax.tree.structure(mask).flatten_up_to(numbered)
+        except ValueError:
+            raise ValueError(
+                f"mask must be a tree of booleans like the parameters, or a prefix of it, got"
+                f" {jax.tree.structure(mask)} for {tree}."
+            ) from None
+        flags = [False] * tree.num_leaves
+        for flag, subtree in zip(jax.tree.leaves(mask), below, strict=True):
+            for index in jax.tree.leaves(subtree):
+                flags[index] = bool(flag)
+        return flags
+
+
+def slot_leaves(treedef: Any, updates: Any, slot_tree: Any) -> list[Any]:
+    """What one slot holds for each leaf of the updates."""
+    try:
+        return treedef.flatten_up_to(slot_tree)
+    except ValueError:
+        raise ValueError(
+            f"the updates must have the structure of the state:"
+            f" {_first_difference(updates, slot_tree)}. Was init called with these parameters?"
+        ) from None
+
+
+def param_leaves(treedef: Any, params: Any, needed: bool) -> list[Any]:
+    """The parameters of the leaves, or a None for each where nobody needs them."""
+    if params is None and needed and treedef.num_leaves:
+        raise ValueError(
+            "params must be given, got None: weight decay reads them. Write"
+            " tx.update(grads, state, params)."
+        )
+    try:
+        return treedef.flatten_up_to(params) if params is not None else [None] * treedef.num_leaves
+    except ValueError:
+        if not needed:  # Optax does not look at them then.
+            return [None] * treedef.num_leaves
+        raise ValueError(
+            f"params must have the structure of the updates, got"
+            f" {jax.tree.structure(params)} against {treedef}."
+        ) from None
+
+
+def check_leaf(g: Any, p: Any, stored: Any, formats: Any) -> None:
+    """Raises `ValueError` where one leaf's gradient, state and parameter do not belong together.
+
+    The caller knows the leaf's path.
+    """
+    try:
+        parameter_dtype(g)
+    except TypeError as error:
+        raise ValueError(
+            f"the gradient has dtype {error}, which has no average: leave the leaf out with"
+            f" optax.masked(..., mask), or pass None as its gradient."
+        ) from None
+    shape = np.shape(g)
+    for slots, slot_formats in zip(stored, formats, strict=True):
+        for x, fmt in zip(slots, slot_formats, strict=True):
+            if fmt is None:
+                raise ValueError("the state is empty and the gradient is not: pass None instead.")
+            if fmt.shape(x) != shape:
+                raise ValueError(
+                    f"the gradient has shape {shape} and the state {fmt.shape(x)}: was init called"
+                    f" with these parameters?"
+                )
+    if p is not None and np.shape(p) != shape:
+        raise ValueError(
+            f"the gradient has shape {shape} and the parameter {np.shape(p)}: they must be equal."
+        )
+
+
+def leaf_paths(tree: Any) -> list[str]:
+    """The path of every leaf, None counted as one."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None)
+    return [path_name(path) for path, _ in flat]
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """The path of a leaf as users write it, its keys joined by slashes: `layers/0/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/") or "(the whole tree)"
+
+
+def _first_difference(updates: Any, reference: Any) -> str:
+    """Where two trees part first, in words: the path that one of them has and the other lacks."""
+    ours, theirs = leaf_paths(updates), leaf_paths(reference)
+    missing = next((p for p in theirs if p not in set(ours)), None)
+    if missing is not None:
+        return f"the state has {missing!r}, the updates do not"
+    extra = next((p for p in ours if p not in set(theirs)), None)
+    if extra is not None:
+        return f"the updates have {extra!r}, the state does not"
+    return (
+        f"the containers differ: {jax.tree.structure(updates)} in the updates,"
+        f" {jax.tree.structure(reference)} in the state"
+    )

@@ -1,0 +1,1 @@
+"""What happens to one array in one step. Knows JAX, and nothing of trees or storage."""

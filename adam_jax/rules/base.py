@@ -1,0 +1,220 @@
+"""What happens to one float32 array in one optimizer step: the rule, and the slots it keeps.
+
+The arithmetic of every member of the family is written here once, in float32 (float64 for float64
+leaves), and knows nothing about pytrees, storage, masks or where the step count lives. Three known
+algorithms come out of it like this:
+
+* Adam is `MomentRule(Ema(b1), EmaOfSquares(b2), Root(eps))`: two running statistics, read with
+  their bias corrected, and a direction made of the two (Kingma & Ba 2015, algorithm 1).
+* AMSGrad is the same with `RunningMax(EmaOfSquares(b2))` as the second statistic.
+* Decoupled weight decay and the learning rate are rules without slots: they turn one array into
+  another. AdamW is therefore the three in a row, on one leaf, in one pass.
+"""
+
+import abc
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from adam_jax.validation import check_number
+
+Slots = Mapping[str, jax.Array]
+
+
+def static(**kwargs: Any) -> Any:
+    """A field that shapes the program: part of the pytree's structure, compared, never traced."""
+    return dataclasses.field(metadata={"static": True}, **kwargs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """One named accumulator with the parameter's shape.
+
+    Attributes:
+      name: its field in the state, and so its key in a checkpoint: public, never renamed.
+      magnitude: it holds |·|² or |·|, real and never negative, also where the parameter is complex.
+      start: the value that every element has before the first step.
+    """
+
+    name: str
+    magnitude: bool = False
+    start: float = 0.0
+
+
+class Rule(abc.ABC):
+    """How one float32 array of updates becomes another, and what is remembered for the next step.
+
+    A rule is a frozen dataclass registered as a pytree: its numbers are leaves, so that changing
+    one does not retrace; what shapes the program (a flag, a schedule) is a static field.
+    """
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The accumulators, in the order of the state's fields."""
+        return ()
+
+    @property
+    def needs_params(self) -> bool:
+        """Whether `step` reads the parameter."""
+        return False
+
+    def at(self, count: Any) -> Any:
+        """The scalars of this optimizer step, computed once and shared by all leaves.
+
+        Args:
+          count: int32 scalar, the optimizer steps completed before this one (t - 1 in papers);
+            None where the state has no count.
+        """
+        del count
+        return ()
+
+    @abc.abstractmethod
+    def step(
+        self, g: jax.Array, old: Slots, at: Any, param: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """One optimizer step on one leaf.
+
+        Args:
+          g: the gradient, or what the rule before this one made of it.
+          old: the slots as the last step left them.
+          at: what `at` returned, in the leaf's dtype.
+          param: the parameter; None unless `needs_params`.
+
+        Returns:
+          The new update and the new slots.
+        """
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DecayRate:
+    """The decay rate b of an exponential moving average, as the two numbers that arithmetic needs.
+
+    float32(0.999) and 1 - float32(0.999) are off by 1e-8 and 1e-5 of their values: a rate near one
+    does not survive a rounding, its complement and its logarithm do. Both are computed here from
+    the Python number, in float64, and only then rounded. This also holds when the rate becomes a
+    traced argument: the pytree's leaves are these two, not b.
+
+    Attributes:
+      complement: 1 - b.
+      log: log b; minus infinity for b = 0.
+      mostly_old: b ≥ 0.5, which picks the form of `average`; None for a rate that is traced when
+        the transformation is built, and that pays for both forms.
+    """
+
+    complement: Any
+    log: Any
+    mostly_old: bool | None = static(default=None)
+
+    @classmethod
+    def of(cls, argument: str, b: Any) -> "DecayRate":
+        """Checks 0 ≤ b < 1 and splits it; an array is split in its own dtype."""
+        b = check_number(argument, b, 0.0, 1.0, instead="usual rates are 0.9 to 0.9999")
+        if isinstance(b, jax.Array):
+            return cls(complement=1 - b, log=jnp.log(b))
+        return cls(1.0 - b, math.log(b) if b > 0.0 else -math.inf, b >= 0.5)
+
+    def average(self, old: jax.Array, new: jax.Array) -> jax.Array:
+        """One step of the average: old + (1-b)(new - old), or for b < 0.5 new + b(old - new).
+
+        b·old + (1-b)·new is the same on paper. In float32 its two weights do not add to one, and
+        the average of a constant settles 6e-6 away from it (b = 0.999). The second form is `new`
+        for b = 0, which old + (new - old) is not.
+        """
+        if self.mostly_old is None:
+            mostly_old = self.complement <= 0.5
+            return jnp.where(mostly_old, self._from_old(old, new), self._from_new(old, new))
+        return self._from_old(old, new) if self.mostly_old else self._from_new(old, new)
+
+    def _from_old(self, old: jax.Array, new: jax.Array) -> jax.Array:
+        return old + self.complement * (new - old)
+
+    def _from_new(self, old: jax.Array, new: jax.Array) -> jax.Array:
+        return new + (1 - self.complement) * (old - new)
+
+    def correction(self, count: Any, ahead: int = 0) -> jax.Array:
+        """1 - b^t with t = count + 1 + ahead: what an average of t terms started at zero sums to.
+
+        As -expm1(t log b): 1 - b**t loses five digits to cancellation in the first steps.
+        """
+        # t as a floating-point number: the count saturates at the largest int32, and may not wrap.
+        t = jnp.asarray(count, jnp.result_type(float)) + (1 + ahead)
+        return -jnp.expm1(t * self.log)
+
+
+class Moment(Protocol):
+    """How one running statistic is updated, and how it is read (usually bias-corrected)."""
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The accumulators of this statistic."""
+        ...
+
+    def at(self, count: Any) -> Any:
+        """The scalars of this optimizer step; see `Rule.at`."""
+        ...
+
+    def step(
+        self, g: jax.Array, old: Slots, at: Any, new: Slots
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns the statistic as it is read in this step, and its new slots.
+
+        `new` holds the slots renewed before this moment's turn: the first moment's, for the second.
+        """
+        ...
+
+
+class Direction(Protocol):
+    """How the two moments, as read, become an update."""
+
+    def at(self, count: Any) -> Any:
+        """The scalars of this optimizer step; see `Rule.at`."""
+        ...
+
+    def combine(self, first: jax.Array, second: jax.Array, at: Any) -> jax.Array:
+        """The update of one leaf."""
+        ...
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MomentRule(Rule):
+    """A member of the regular family, as data: two moments and the direction made of them.
+
+    Attributes:
+      first: the running statistic of the gradient.
+      second: the running statistic of its magnitude; it may read the first's new slots.
+      direction: how the two become an update.
+    """
+
+    first: Moment
+    second: Moment
+    direction: Direction
+
+    def __post_init__(self) -> None:
+        parts = (self.first, self.second)
+        names = [slot.name for part in parts for slot in getattr(part, "slots", ())]
+        if len(set(names)) != len(names):
+            raise ValueError(
+                f"first and second keep slots of one name: {names}; give each its own."
+            )
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return (*self.first.slots, *self.second.slots)
+
+    def at(self, count: Any) -> Any:
+        return self.first.at(count), self.second.at(count), self.direction.at(count)
+
+    def step(
+        self, g: jax.Array, old: Slots, at: Any, param: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        del param
+        first_at, second_at, direction_at = at
+        first, new_first = self.first.step(g, old, first_at, {})
+        second, new_second = self.second.step(g, old, second_at, new_first)
+        return self.direction.combine(first, second, direction_at), new_first | new_second

@@ -1,0 +1,106 @@
+"""Learning rates as functions of the optimizer steps completed: Optax's, and two it lacks."""
+
+import jax.numpy as jnp
+from optax.schedules import (
+    constant_schedule,
+    cosine_decay_schedule,
+    cosine_onecycle_schedule,
+    exponential_decay,
+    join_schedules,
+    linear_onecycle_schedule,
+    linear_schedule,
+    piecewise_constant_schedule,
+    piecewise_interpolate_schedule,
+    polynomial_schedule,
+    sgdr_schedule,
+    warmup_constant_schedule,
+    warmup_cosine_decay_schedule,
+    warmup_exponential_decay_schedule,
+)
+
+from adam_jax.rules.scaling import Schedule
+from adam_jax.validation import check_number
+
+__all__ = [
+    "constant_schedule",
+    "cosine_decay_schedule",
+    "cosine_onecycle_schedule",
+    "exponential_decay",
+    "inverse_sqrt_schedule",
+    "join_schedules",
+    "linear_onecycle_schedule",
+    "linear_schedule",
+    "piecewise_constant_schedule",
+    "piecewise_interpolate_schedule",
+    "polynomial_schedule",
+    "sgdr_schedule",
+    "warmup_constant_schedule",
+    "warmup_cosine_decay_schedule",
+    "warmup_exponential_decay_schedule",
+    "warmup_stable_decay_schedule",
+]
+
+
+def inverse_sqrt_schedule(init_value: float) -> Schedule:
+    """The step size of the convergence theorem: α_t = α/√t, with t = 1 at the first step.
+
+    Args:
+      init_value: α, the learning rate of the first optimizer step.
+
+    Raises:
+      ValueError: init_value is negative, infinite or NaN.
+
+    Example:
+      >>> schedule = inverse_sqrt_schedule(1e-2)
+      >>> print([round(float(schedule(count)), 6) for count in (0, 3, 99)])
+      [0.01, 0.005, 0.001]
+
+    Reference: Kingma & Ba 2015, theorem 4.1 and section 6.1.
+    """
+    check_number("init_value", init_value, instead="it is the first step's learning rate")
+    return lambda count: init_value / jnp.sqrt(jnp.asarray(count, jnp.result_type(float)) + 1)
+
+
+def warmup_stable_decay_schedule(
+    peak_value: float,
+    warmup_steps: int,
+    stable_steps: int,
+    decay_steps: int,
+    init_value: float = 0.0,
+    end_value: float = 0.0,
+) -> Schedule:
+    """Rises linearly, stays, and falls linearly: the trapezoid, also called WSD.
+
+    Args:
+      peak_value: the learning rate of the plateau.
+      warmup_steps: optimizer steps from `init_value` to `peak_value`; ≥ 0.
+      stable_steps: optimizer steps at `peak_value`; ≥ 0.
+      decay_steps: optimizer steps from `peak_value` to `end_value`; ≥ 0. After these it stays.
+      init_value: the learning rate of the first step of the warmup.
+      end_value: the learning rate after the decay.
+
+    Raises:
+      ValueError: a number that is negative, infinite or NaN.
+
+    Example:
+      >>> schedule = warmup_stable_decay_schedule(1.0, 2, 3, 4)
+      >>> print([round(float(schedule(count)), 2) for count in range(10)])
+      [0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
+
+    Reference: Hu et al. 2024, MiniCPM, section 4.2, https://arxiv.org/abs/2404.06395 (there with an
+    exponential decay); Hägele et al. 2024, https://arxiv.org/abs/2405.18392 (linear).
+    """
+    for argument, value in (
+        ("peak_value", peak_value),
+        ("warmup_steps", warmup_steps),
+        ("stable_steps", stable_steps),
+        ("decay_steps", decay_steps),
+        ("init_value", init_value),
+        ("end_value", end_value),
+    ):
+        check_number(argument, value, instead="steps and learning rates are not negative")
+    rise = linear_schedule(init_value, peak_value, max(warmup_steps, 1))
+    end = constant_schedule(end_value)
+    fall = linear_schedule(peak_value, end_value, decay_steps) if decay_steps else end
+    plateau = constant_schedule(peak_value)
+    return join_schedules([rise, plateau, fall], [warmup_steps, warmup_steps + stable_steps])

@@ -1,0 +1,54 @@
+"""Errors that say which argument, which value, which values are allowed, and what to write instead.
+
+Python and NumPy numbers and concrete JAX scalars are checked where a transformation is built.
+A tracer has no value yet, so it passes: the same constructors serve inside `jit`, `vmap` and
+`grad`, where a number is one of many or still unknown.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.core
+import numpy as np
+
+_NUMBERS = (int, float, np.number, np.ndarray, jax.Array)
+
+
+def check_number(
+    argument: str,
+    value: Any,
+    low: float = 0.0,
+    high: float = math.inf,
+    *,
+    instead: str,
+) -> Any:
+    """Checks that `value` is a scalar with low ≤ value < high.
+
+    A Python or NumPy number is returned as a float, so that 0 and 0.0 make equal transformations;
+    an array or a tracer is returned as it is.
+
+    Args:
+      argument: the name of the argument, as the caller wrote it.
+      value: the number; a tracer passes unread.
+      low: the smallest number allowed, itself included.
+      high: where the allowed numbers end, itself excluded.
+      instead: what to write instead, one clause.
+
+    Raises:
+      ValueError: it is not, in one sentence with all of the above.
+    """
+    if isinstance(value, jax.core.Tracer):
+        return value
+    interval = f"[{low:g}, {'inf' if math.isinf(high) else f'{high:g}'})"
+    if not isinstance(value, _NUMBERS) or isinstance(value, bool):
+        raise ValueError(f"{argument} must be a number in {interval}, got {value!r}: {instead}.")
+    if np.ndim(value) != 0:
+        raise ValueError(
+            f"{argument} must be a scalar in {interval}, got shape {np.shape(value)}: for one"
+            f" value per model, build the transformation inside jax.vmap."
+        )
+    number = float(value)
+    if not low <= number < high:
+        raise ValueError(f"{argument} must be in {interval}, got {number!r}: {instead}.")
+    return value if isinstance(value, jax.Array) else number

@@ -1,0 +1,250 @@
+"""MNIST from IDX files to augmented batches: read, fetch, shuffle, scale, jitter.
+
+An IDX file is a header (a magic number, the count, the further sides: four bytes each, big-endian)
+and one byte per element. What a file or a server says is checked before it is believed.
+"""
+
+import contextlib
+import dataclasses
+import gzip
+import hashlib
+import http.client
+import math
+import os
+import struct
+import tempfile
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.ndimage import map_coordinates
+
+SIDE = 28  # pixels
+MAX_COUNT = 1_000_000  # digits in one file; MNIST has 60,000
+MAX_BYTES = 64 << 20  # of one file that is fetched; MNIST's largest is 47 MB uncompressed
+DEFAULT_MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+TRY = "check the connection, or try https://storage.googleapis.com/cvdf-datasets/mnist/"
+
+# SHA-256 of the uncompressed bytes: two mirrors may have compressed the same digits differently.
+CHECKSUMS: Mapping[str, str] = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+
+
+class DataError(ValueError):
+    """One line for the user: where, what was found, what was expected, what to do."""
+
+
+def _error(where: object, found: str, expected: str, advice: str = "fetch it again") -> DataError:
+    return DataError(" ".join(f"{where} {found}; expected {expected}; {advice}".splitlines()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Digits:
+    """Two sets: images uint8 [count, 28, 28], 0 to 255; as many labels uint8 [count], 0 to 9."""
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+
+
+def _read(stream: BinaryIO, limit: int) -> bytearray:
+    """The stream's first bytes, `limit` at most; in pieces, as `read(limit)` would allocate it."""
+    body = bytearray()
+    while piece := stream.read(min(1 << 20, limit - len(body))):
+        body += piece
+    return body
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The uncompressed bytes of a file, plain or .gz; what goes wrong inside is a DataError."""
+    try:
+        # Opening a pipe would wait for its writer for ever, so nothing but a file is opened.
+        if not path.is_file():
+            raise _error(path, "is not a file" if path.exists() else "is missing", "an IDX file")
+        # By name, not by content: a broken first byte then says what is broken.
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            yield cast(BinaryIO, stream)
+    except (OSError, EOFError, zlib.error) as error:
+        raise _error(path, f"cannot be read ({error})", "an IDX file, plain or .gz") from error
+
+
+def _read_idx(path: Path, magic: int, sides: tuple[int, ...]) -> np.ndarray:
+    """Elements of an IDX file, uint8 [count, *sides]."""
+    header_size = 4 * (2 + len(sides))
+    with _opened(path) as stream:
+        header = stream.read(header_size)
+        if len(header) < header_size:
+            raise _error(path, f"ends after {len(header)} bytes", f"a header of {header_size}")
+        found_magic, count, *found_sides = struct.unpack(f">{header_size // 4}I", header)
+        if found_magic != magic:
+            raise _error(path, f"has the magic number {found_magic}", f"{magic}, of its name")
+        if tuple(found_sides) != sides:
+            raise _error(path, f"holds images of {found_sides} pixels", f"{list(sides)}, as MNIST")
+        if not 1 <= count <= MAX_COUNT:
+            raise _error(path, f"claims to hold {count} digits", f"1 to {MAX_COUNT}")
+        size = count * math.prod(sides)
+        # The one byte beyond shows trailing bytes, and makes gzip check its sum at the end.
+        body = _read(stream, size + 1)
+    if len(body) != size:
+        found = "more bytes" if len(body) > size else f"only {len(body)} bytes"
+        raise _error(path, f"holds {found} after its header", f"{size} for {count} digits")
+    return np.frombuffer(body, np.uint8).reshape(count, *sides)
+
+
+def read_images(path: Path) -> np.ndarray:
+    """Images of an IDX file, plain or .gz: uint8 [count, 28, 28], 0 (paper) to 255 (ink).
+
+    Raises:
+      DataError: if the file is missing, broken, or not what its header says.
+    """
+    return _read_idx(path, 2051, (SIDE, SIDE))
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """Labels of an IDX file: uint8 [count], 0 to 9; raises as `read_images`, and at one over 9."""
+    labels = _read_idx(path, 2049, ())
+    if labels.max() > 9:
+        raise _error(path, f"holds the label {labels.max()}", "0 to 9", "use a set of digits")
+    return labels
+
+
+def _find(directory: Path, name: str) -> Path | None:
+    """The file of that name, else its .gz; os.path, since Path.is_file raises where it may not."""
+    paths = (directory / name, directory / f"{name}.gz")
+    return next((path for path in paths if os.path.isfile(path)), None)
+
+
+def load(directory: Path | None = None) -> Digits:
+    """Digits of a directory that holds the four files of MNIST, plain or .gz (plain goes first).
+
+    None is the 8,000 + 2,000 digits that come with this example.
+
+    Raises:
+      DataError: if a file is missing or broken, or images and labels differ in number.
+    """
+    directory = Path(__file__).parent / "digits" if directory is None else directory
+    found = {name: _find(directory, name) for name in CHECKSUMS}
+    if missing := ", ".join(name for name, path in found.items() if path is None):
+        raise _error(directory, f"lacks {missing}", "all, plain or .gz", "fetch them by download()")
+    paths = [path for path in found.values() if path is not None]
+    arrays = []
+    for images_path, labels_path in (paths[:2], paths[2:]):
+        images, labels = read_images(images_path), read_labels(labels_path)
+        if len(images) != len(labels):
+            expected = f"{len(images)}, as many as images in {images_path.name}"
+            raise _error(labels_path, f"holds {len(labels)} labels", expected, "fetch both again")
+        arrays += [images, labels]
+    return Digits(*arrays)
+
+
+def _has_checksum(path: Path, checksum: str) -> bool:
+    with contextlib.suppress(DataError), _opened(path) as stream:
+        return hashlib.sha256(_read(stream, MAX_BYTES)).hexdigest() == checksum
+    return False
+
+
+def _fetch(url: str, timeout: float) -> bytearray:
+    try:
+        with urllib.request.urlopen(url, timeout=timeout) as response:
+            return _read(response, MAX_BYTES)  # What is longer ends here, and fails its checksum.
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # It is the response, too, and holds the socket.
+        raise _error(url, f"could not be fetched ({error})", "a file", TRY) from error
+
+
+def download(
+    directory: Path,
+    mirror: str = DEFAULT_MIRROR,
+    checksums: Mapping[str, str] = CHECKSUMS,
+    timeout: float = 30.0,
+) -> None:
+    """Fetches MNIST, 11 MB, as four .gz files; those already there are kept if right, or replaced.
+
+    A file appears under its name only once it is complete and its checksum is right.
+
+    Args:
+      directory: where to; made if it is missing.
+      mirror: address of the folder of the .gz files, http or https.
+      checksums: SHA-256 of the uncompressed bytes, by name without .gz.
+      timeout: seconds to wait for each answer of the mirror.
+
+    Raises:
+      DataError: if the mirror fails or has other bytes, or the directory cannot be written.
+    """
+    if not mirror.startswith(("http://", "https://")):  # urllib would read file:// and data: too.
+        raise _error(mirror, "is no mirror", "an address", "write http://... or https://...")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, checksum in checksums.items():
+            present = _find(directory, name)
+            if present and _has_checksum(present, checksum):
+                continue
+            if present and present.suffix != ".gz":
+                # `load` would read it in place of the .gz, and it is not ours to remove.
+                raise _error(present, "holds other bytes", "MNIST's", "remove it first")
+            url = f"{mirror.rstrip('/')}/{name}.gz"
+            # In the same directory, so that the move stays within one disk and thus is atomic.
+            with tempfile.TemporaryDirectory(prefix=".download-", dir=directory) as temporary:
+                part = Path(temporary) / f"{name}.gz"
+                part.write_bytes(_fetch(url, timeout))
+                if not _has_checksum(part, checksum):
+                    raise _error(url, "holds other bytes", f"SHA-256 {checksum} in the .gz", TRY)
+                os.replace(part, directory / part.name)
+    except OSError as error:
+        found = f"cannot be written ({error})"
+        raise _error(directory, found, "11 MB of room", "choose another directory") from error
+
+
+def batches(key: jax.Array, count: int, batch_size: int) -> jax.Array:
+    """The order of one epoch: int32 [steps, batch_size], a row of distinct indices for each batch.
+
+    A last batch that would not be full is dropped: all have the one shape that is compiled.
+
+    Raises:
+      DataError: if not 1 ≤ batch_size ≤ count.
+    """
+    if not 1 <= batch_size <= count:
+        raise _error("batch_size", f"is {batch_size}", f"1 to {count}, the digits", "change it")
+    order = jax.random.permutation(key, jnp.arange(count, dtype=jnp.int32))
+    return order[: count // batch_size * batch_size].reshape(-1, batch_size)
+
+
+def normalise(images: jax.typing.ArrayLike) -> jax.Array:
+    """Images uint8 [count, 28, 28] as float32 [count, 28, 28, 1], 0 to 1."""
+    return jnp.asarray(images).astype(jnp.float32)[..., None] / 255
+
+
+def shift_and_rotate(image: jax.Array, shift: jax.Array, angle: jax.Array) -> jax.Array:
+    """One image, float32 [28, 28], rotated about its centre and then shifted; outside is paper, 0.
+
+    The shift is float32 [2], in pixels down and right; the angle is in radians, from down to right.
+    Pixel p of the result reads R(-angle)·(p - centre - shift) + centre by one bilinear
+    interpolation: one for the rotation and one for the shift would blur the strokes twice.
+    """
+    centre = (SIDE - 1) / 2
+    axis = jnp.arange(SIDE, dtype=jnp.float32) - centre
+    down, right = axis[:, None] - shift[0], axis[None, :] - shift[1]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    source = [cos * down + sin * right + centre, cos * right - sin * down + centre]
+    return map_coordinates(image, source, order=1)
+
+
+def augment(key: jax.Array, images: jax.Array) -> jax.Array:
+    """Images float32 [batch, 28, 28, 1] each shifted by up to ±2 pixels, turned by up to ±10°."""
+    shift_key, angle_key = jax.random.split(key)
+    shifts = jax.random.uniform(shift_key, (len(images), 2), jnp.float32, -2, 2)
+    angles = math.radians(10) * jax.random.uniform(angle_key, (len(images),), jnp.float32, -1, 1)
+    return jax.vmap(shift_and_rotate)(images[..., 0], shifts, angles)[..., None]

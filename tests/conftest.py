@@ -1,0 +1,26 @@
+import os
+
+# Eight devices on one CPU, for the tests of sharding; set before JAX starts its backend.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture
+def x64():
+    """Double precision, for one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def standard_promotion():
+    """JAX's default promotion, for the tests in which Optax's own code runs: it needs it."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield

@@ -1,0 +1,120 @@
+"""The order of an epoch, and augmentation against float64 numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from examples.mnist import data
+from tests.examples.mnist_files import one_line
+
+# Batches.
+
+
+@pytest.mark.parametrize(("count", "size"), [(10, 3), (10, 5), (7, 7), (5, 1)])
+def test_an_epoch_is_a_shuffle_without_its_last_incomplete_batch(count, size):
+    order = data.batches(jax.random.key(0), count, size)
+    assert order.shape == (count // size, size) and order.dtype == jnp.int32
+    indices = np.asarray(order).ravel().tolist()
+    assert len(set(indices)) == len(indices) and set(indices) <= set(range(count))
+
+
+def test_epochs_differ_by_key_only():
+    first, again, other = (data.batches(jax.random.key(k), 100, 10) for k in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert not np.array_equal(np.asarray(first).ravel(), np.arange(100))
+
+
+@pytest.mark.parametrize("size", [0, -1, 11])
+def test_a_batch_that_cannot_be_filled_is_one_line(size):
+    with pytest.raises(data.DataError) as error:
+        data.batches(jax.random.key(0), 10, size)
+    one_line(error, f"batch_size is {size}", "1 to 10")
+
+
+# Images.
+
+
+def test_normalise_maps_bytes_to_the_unit_interval():
+    images = np.arange(256, dtype=np.uint8).repeat(784).reshape(256, 28, 28)
+    for normalise in (data.normalise, jax.jit(data.normalise)):
+        result = normalise(images)
+        assert result.shape == (256, 28, 28, 1) and result.dtype == jnp.float32
+        np.testing.assert_allclose(result[:, 3, 4, 0], np.arange(256) / 255, rtol=1e-6)
+        assert result.min() == 0 and result.max() == 1
+
+
+def sample(count: int) -> jax.Array:
+    return data.normalise(data.load().test_images[:count])
+
+
+def moved(image: np.ndarray, shift: tuple[float, float], angle: float) -> np.ndarray:
+    """`shift_and_rotate`, pixel by pixel in float64."""
+
+    def at(row: int, column: int) -> float:
+        return float(image[row, column]) if 0 <= row < 28 and 0 <= column < 28 else 0.0
+
+    result = np.zeros((28, 28))
+    for row, column in np.ndindex(28, 28):
+        offset = complex(row - 13.5 - shift[0], column - 13.5 - shift[1])
+        source = offset * np.exp(-1j * angle) + (13.5 + 13.5j)
+        r, c = int(np.floor(source.real)), int(np.floor(source.imag))
+        u, v = source.real - r, source.imag - c
+        result[row, column] = (1 - u) * ((1 - v) * at(r, c) + v * at(r, c + 1)) + u * (
+            (1 - v) * at(r + 1, c) + v * at(r + 1, c + 1)
+        )
+    return result
+
+
+@pytest.mark.parametrize(
+    ("shift", "angle"),
+    [((0.0, 0.0), 0.17), ((1.5, -2.0), 0.0), ((-0.3, 1.9), -0.11), ((2.0, 2.0), 0.17)],
+)
+def test_shift_and_rotate_is_one_bilinear_interpolation(shift, angle):
+    image = sample(1)[0, ..., 0]
+    result = data.shift_and_rotate(image, jnp.array(shift), jnp.array(angle))
+    np.testing.assert_allclose(result, moved(np.asarray(image), shift, angle), atol=2e-5)
+
+
+def test_no_shift_and_no_rotation_return_the_image():
+    images = sample(8)[..., 0]
+    result = jax.jit(jax.vmap(data.shift_and_rotate))(images, jnp.zeros((8, 2)), jnp.zeros(8))
+    np.testing.assert_array_equal(result, images)
+
+
+def test_a_whole_pixel_shift_moves_down_and_right():
+    image = sample(1)[0, ..., 0]
+    result = data.shift_and_rotate(image, jnp.array([2.0, -1.0]), jnp.array(0.0))
+    np.testing.assert_array_equal(result[2:, :-1], image[:-2, 1:])
+    assert not result[:2].any() and not result[:, -1].any()
+
+
+def test_augment_keeps_shape_type_and_range():
+    images = sample(64)
+    result = jax.jit(data.augment)(jax.random.key(0), images)
+    assert result.shape == images.shape and result.dtype == jnp.float32
+    assert result.min() >= 0 and result.max() <= 1 + 1e-6
+    # Digits stay on the page: the ink of an image neither vanishes nor grows.
+    np.testing.assert_allclose(result.sum((1, 2, 3)), images.sum((1, 2, 3)), rtol=0.1)
+
+
+def test_augment_differs_by_key_only_and_by_image():
+    same = jnp.broadcast_to(sample(1), (16, 28, 28, 1))
+    first, again, other = (data.augment(jax.random.key(k), same) for k in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert (np.abs(first - other).max((1, 2, 3)) > 0.01).all()
+    distinct = {np.asarray(image).tobytes() for image in first}
+    assert len(distinct) == 16
+
+
+def test_augment_draws_over_the_whole_range_and_not_beyond(monkeypatch):
+    def record(image, shift, angle):
+        return image.at[0, :3].set(jnp.array([*shift, angle]))
+
+    monkeypatch.setattr(data, "shift_and_rotate", record)
+    draws = data.augment(jax.random.key(0), jnp.zeros((1000, 28, 28, 1)))[:, 0, :3, 0]
+    limits = np.array([2, 2, np.pi / 18])
+    assert (np.abs(draws) <= limits * (1 + 1e-6)).all()
+    assert (draws.max(0) > 0.98 * limits).all() and (draws.min(0) < -0.98 * limits).all()
+    np.testing.assert_allclose(np.corrcoef(draws.T), np.eye(3), atol=0.15)

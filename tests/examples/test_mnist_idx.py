@@ -1,0 +1,221 @@
+"""MNIST's reader against good and bad files."""
+
+import contextlib
+import gzip
+import hashlib
+import struct
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from examples.mnist import data
+from tests.examples.mnist_files import (
+    DIGITS,
+    SIDES,
+    SMALL,
+    corrupt,
+    fill,
+    images_bytes,
+    labels_bytes,
+    one_line,
+)
+
+# Reading.
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_reads_what_was_written(tmp_path, packed):
+    pixels = np.arange(2 * 784).astype(np.uint8).reshape(2, 28, 28)
+    raw = struct.pack(">2I", 2051, 2) + SIDES + pixels.tobytes()
+    images, labels = tmp_path / f"i{'.gz' * packed}", tmp_path / f"l{'.gz' * packed}"
+    images.write_bytes(gzip.compress(raw) if packed else raw)
+    labels.write_bytes(gzip.compress(labels_bytes([9, 0])) if packed else labels_bytes([9, 0]))
+    read = data.read_images(images)
+    assert read.dtype == np.uint8
+    np.testing.assert_array_equal(read, pixels, strict=True)
+    np.testing.assert_array_equal(data.read_labels(labels), np.array([9, 0], np.uint8), strict=True)
+
+
+GOOD_IMAGES = images_bytes(2)
+PACKED_IMAGES = gzip.compress(GOOD_IMAGES, mtime=0)
+# Reader, file name, content, and a part of the message.
+BAD = {
+    "empty": (data.read_images, "f", b"", "ends after 0 bytes"),
+    "empty gz": (data.read_images, "f.gz", b"", "ends after 0 bytes"),
+    "half a header": (data.read_images, "f", GOOD_IMAGES[:10], "ends after 10 bytes"),
+    "half a labels header": (data.read_labels, "f", labels_bytes([1])[:7], "ends after 7 bytes"),
+    "labels read as images": (data.read_images, "f", labels_bytes([1] * 20), "number 2049"),
+    "images read as labels": (data.read_labels, "f", GOOD_IMAGES, "number 2051"),
+    "float32 elements": (data.read_images, "f", corrupt(GOOD_IMAGES, 2), "magic number"),
+    "gz under a plain name": (data.read_images, "f", PACKED_IMAGES, "magic number"),
+    "plain under a gz name": (data.read_images, "f.gz", GOOD_IMAGES, "Not a gzipped file"),
+    "27 rows": (
+        data.read_images,
+        "f",
+        struct.pack(">4I", 2051, 1, 27, 28) + bytes(784),
+        "[27, 28] pixels",
+    ),
+    "sides of 2^32-1": (
+        data.read_images,
+        "f",
+        struct.pack(">4I", 2051, 1, 2**32 - 1, 2**32 - 1) + bytes(784),
+        "[4294967295, 4294967295] pixels",
+    ),
+    "no images": (data.read_images, "f", images_bytes(0), "claims to hold 0 digits"),
+    "no labels": (data.read_labels, "f", labels_bytes([]), "claims to hold 0 digits"),
+    "count 2^31": (data.read_images, "f", images_bytes(1, 2**31), "hold 2147483648 digits"),
+    "count 2^32-1": (data.read_labels, "f", labels_bytes([1], 2**32 - 1), "hold 4294967295 digits"),
+    "one over the bound": (data.read_labels, "f", labels_bytes([1], 1_000_001), "1000001 digits"),
+    "claims a million": (data.read_images, "f", images_bytes(1, 1_000_000), "only 784 bytes"),
+    "claims a million, gz": (
+        data.read_images,
+        "f.gz",
+        gzip.compress(images_bytes(1, 1_000_000)),
+        "only 784 bytes",
+    ),
+    "truncated": (data.read_images, "f", GOOD_IMAGES[:-1], "only 1567 bytes"),
+    "trailing byte": (data.read_images, "f", GOOD_IMAGES + b"\0", "more bytes"),
+    "trailing byte, gz": (data.read_images, "f.gz", gzip.compress(GOOD_IMAGES + b"\0"), "more"),
+    "label 10": (data.read_labels, "f", labels_bytes([3, 10]), "holds the label 10"),
+    "truncated gz": (data.read_images, "f.gz", PACKED_IMAGES[:-9], "cannot be read"),
+    "gz ends in its header": (data.read_images, "f.gz", PACKED_IMAGES[:6], "cannot be read"),
+    "gz without its sum": (data.read_images, "f.gz", PACKED_IMAGES[:-8], "cannot be read"),
+    "gz with a wrong sum": (data.read_images, "f.gz", corrupt(PACKED_IMAGES, -6), "CRC"),
+    "gz with garbage inside": (
+        data.read_images,
+        "f.gz",
+        PACKED_IMAGES[:10] + b"\xff" * 200,
+        "cannot be read",
+    ),
+    "garbage after the gz": (data.read_images, "f.gz", PACKED_IMAGES + b"junk", "cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("read", "name", "content", "part"), BAD.values(), ids=BAD.keys())
+def test_a_bad_file_is_one_line(tmp_path, read, name, content, part):
+    path = tmp_path / name
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(data.DataError) as error:
+            read(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    one_line(error, str(path), part)
+    assert peak < 8 << 20, "the header's count was allocated before the bytes were there"
+
+
+def test_a_decompression_bomb_is_read_only_as_far_as_its_header_says(tmp_path):
+    path = tmp_path / "bomb.gz"
+    with gzip.GzipFile(path, "wb") as stream:
+        stream.write(images_bytes(2))
+        for _ in range(64):
+            stream.write(bytes(1 << 20))
+    assert path.stat().st_size < 100_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(data.DataError) as error:
+            data.read_images(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    one_line(error, "more bytes")
+    assert peak < 8 << 20
+
+
+@pytest.mark.parametrize("name", ["missing", "missing.gz", "folder", "folder.gz", "a/file/b"])
+def test_what_is_not_a_file_is_one_line(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.gz").mkdir()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "file").write_bytes(b"")
+    with pytest.raises(data.DataError) as error:
+        data.read_images(tmp_path / name)
+    one_line(error, "is missing" if "folder" not in name else "is not a file")
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """Bytes from nowhere, or a right file with a cut and a flipped byte, as it is or packed."""
+    blob = draw(st.sampled_from([GOOD_IMAGES, labels_bytes([1, 2, 3]), PACKED_IMAGES]))
+    position = draw(st.integers(0, min(len(blob) - 1, 40)))
+    blob = blob[:position] + draw(st.binary(min_size=0, max_size=9)) + blob[position + 1 :]
+    blob = blob[: draw(st.integers(0, len(blob)))]
+    blob = draw(st.sampled_from([blob, draw(st.binary(max_size=64))]))
+    return gzip.compress(blob, 1) if draw(st.booleans()) else blob
+
+
+@settings(max_examples=300, deadline=None, database=None)
+@given(content=damaged(), suffix=st.sampled_from(["", ".gz"]))
+def test_any_bytes_are_digits_or_a_data_error(tmp_path_factory, content, suffix):
+    path = tmp_path_factory.getbasetemp() / f"any{suffix}"
+    path.write_bytes(content)
+    for read, sides in ((data.read_images, (28, 28)), (data.read_labels, ())):
+        with contextlib.suppress(data.DataError):  # Any other exception fails the test.
+            array = read(path)
+            assert array.dtype == np.uint8
+            assert len(array) >= 1 and array.shape[1:] == sides
+
+
+# Loading.
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_load_puts_each_file_in_its_place(tmp_path, packed):
+    fill(tmp_path, packed)
+    digits = data.load(tmp_path)
+    assert digits.train_images.tobytes() == SMALL["train-images-idx3-ubyte"][16:]
+    assert digits.test_images.tobytes() == SMALL["t10k-images-idx3-ubyte"][16:]
+    assert digits.train_labels.tolist() == [5, 0, 4]
+    assert digits.test_labels.tolist() == [7, 2]
+
+
+def test_load_reads_the_plain_file_before_the_packed_one(tmp_path):
+    fill(tmp_path)
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(labels_bytes([8, 8]))
+    assert data.load(tmp_path).test_labels.tolist() == [8, 8]
+
+
+def test_load_names_all_that_is_missing_in_one_error(tmp_path):
+    fill(tmp_path)
+    (tmp_path / "train-labels-idx1-ubyte.gz").unlink()
+    (tmp_path / "t10k-images-idx3-ubyte.gz").unlink()
+    with pytest.raises(data.DataError) as error:
+        data.load(tmp_path)
+    one_line(error, "lacks train-labels-idx1-ubyte, t10k-images-idx3-ubyte;")
+    with pytest.raises(data.DataError) as error:
+        data.load(tmp_path / "nowhere")
+    one_line(error, *SMALL)
+
+
+@pytest.mark.parametrize("part", ["train", "t10k"])
+def test_load_wants_a_label_for_each_image(tmp_path, part):
+    fill(tmp_path)
+    (tmp_path / f"{part}-labels-idx1-ubyte").write_bytes(labels_bytes([1] * 7))
+    with pytest.raises(data.DataError) as error:
+        data.load(tmp_path)
+    one_line(error, f"{part}-labels-idx1-ubyte holds 7 labels", f"{part}-images-idx3-ubyte.gz")
+
+
+def test_the_shipped_digits_are_whole():
+    digits = data.load()
+    assert digits.train_images.shape == (8_000, 28, 28)
+    assert digits.test_images.shape == (2_000, 28, 28)
+    for labels in (digits.train_labels, digits.test_labels):
+        assert set(labels.tolist()) == set(range(10))
+    # Where ink and paper are swapped, or pixels are not bytes, the mean says so (MNIST: 33.3).
+    assert 32 < digits.train_images.mean() < 35
+    assert digits.train_labels[:8].tolist() == [5, 0, 4, 1, 9, 2, 1, 3]
+
+
+@pytest.mark.parametrize("name", data.CHECKSUMS)
+def test_the_shipped_digits_have_the_checksums_that_their_readme_states(name):
+    raw = gzip.decompress((DIGITS / f"{name}.gz").read_bytes())
+    rows = [row for row in (DIGITS / "README.md").read_text("utf-8").splitlines() if name in row]
+    assert len(rows) == 1
+    cells = [cell.strip() for cell in rows[0].strip("|").split("|")]
+    assert cells[2:] == [f"{len(raw):,}", hashlib.sha256(raw).hexdigest()]

@@ -1,0 +1,163 @@
+"""Every member against the naive float64 version from its paper, and against Optax."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adam_jax
+from tests import oracles
+from tests.catalogue import every_member
+
+STEPS, SIZE = 10_000, 600
+KINDS = ("normal", "biased", "scales from 1e-8 to 1e8")
+
+
+def gradients(steps, size, seed=0):
+    """float32[steps, 3, size]: one row per kind of gradient."""
+    rng = np.random.default_rng(seed)
+    g = rng.normal(size=(steps, 3, size))
+    g[:, 1] += 1.0
+    g[:, 2] *= 10.0 ** rng.uniform(-8, 8, size)
+    return g.astype(np.float32)
+
+
+def run(tx, gs, params=None):
+    """The updates of all steps, as one scan; the state's dtypes may not change for it to run."""
+    state = tx.init(jnp.zeros(gs.shape[1:], gs.dtype) if params is None else params)
+
+    def body(state, g):
+        u, state = tx.update(g, state, params)
+        return state, u
+
+    return jax.jit(lambda s, g: jax.lax.scan(body, s, g)[1])(state, gs)
+
+
+def run_optax(tx, gs, params=None):
+    """The same for Optax's own code, which needs JAX's default promotion."""
+    with jax.numpy_dtype_promotion("standard"):
+        return run(tx, gs, params)
+
+
+def ulps(u, exact):
+    """Distance from the exact result, in units of its last float32 place."""
+    return np.abs(np.asarray(u, np.float64) - exact) / np.spacing(np.abs(exact).astype(np.float32))
+
+
+@pytest.mark.smoke
+def test_adam_stays_within_4_ulp_of_the_paper(record_property, capsys):
+    gs = gradients(STEPS, SIZE)
+    exact = np.stack(list(oracles.adam(gs.astype(np.float64))))
+    ours = ulps(run(adam_jax.scale_by_adam(), gs), exact)
+    theirs = ulps(run_optax(optax.scale_by_adam(), gs), exact)
+    with capsys.disabled():
+        print(f"\nmedian error over {STEPS} steps, in ulp:")
+        for kind, a, b in zip(KINDS, ours.swapaxes(0, 1), theirs.swapaxes(0, 1), strict=True):
+            print(f"  {kind:24} adam_jax {np.median(a):5.2f}   optax {np.median(b):6.2f}")
+            assert np.median(a) <= 4.0
+    assert np.median(ours) < np.median(theirs)
+
+
+@every_member
+def test_float32_updates_equal_the_naive_version(member):
+    gs = gradients(200, 50, seed=1)
+    exact = np.stack(list(member.oracle(gs.astype(np.float64), **member.keywords)))
+    u = run(member.scale_by(**member.keywords), gs)
+    assert np.median(ulps(u, exact)) <= 4.0
+    np.testing.assert_allclose(u, exact, rtol=2e-6, atol=2e-6)
+
+
+@every_member
+def test_float64_updates_equal_the_naive_version(member, x64):
+    gs = gradients(200, 50, seed=2).astype(np.float64)
+    exact = np.stack(list(member.oracle(gs, **member.keywords)))
+    u = run(member.scale_by(**member.keywords), gs)
+    assert u.dtype == np.float64
+    np.testing.assert_allclose(u, exact, rtol=1e-12, atol=1e-13)
+
+
+@every_member
+@pytest.mark.parametrize(
+    "arguments",
+    [{"b1": 0.0}, {"b2": 0.0}, {"b1": 0.5, "b2": 0.9}, {"eps": 0.1}, {"eps_root": 1e-3}],
+    ids=str,
+)
+def test_arguments_mean_what_the_paper_says(member, arguments, x64):
+    gs = gradients(30, 20, seed=3).astype(np.float64)
+    arguments = {**member.keywords, **arguments}
+    exact = np.stack(list(member.oracle(gs, **arguments)))
+    np.testing.assert_allclose(run(member.scale_by(**arguments), gs), exact, rtol=1e-11)
+
+
+@every_member
+@pytest.mark.parametrize("b1", [0.0, 0.4, 0.9])
+def test_a_rate_traced_from_the_start_is_as_exact(member, b1, x64):
+    gs = gradients(30, 20, seed=3).astype(np.float64)
+    exact = np.stack(list(member.oracle(gs, b1=b1, **member.keywords)))
+    traced = jax.jit(lambda b1: run(member.scale_by(b1, **member.keywords), gs))
+    np.testing.assert_allclose(traced(b1), exact, rtol=1e-11)
+
+
+def test_amsgrad_without_bias_correction_is_the_paper(x64):
+    gs = gradients(100, 20, seed=4).astype(np.float64)
+    exact = np.stack(list(oracles.amsgrad(gs, bias_correction=False)))
+    tx = adam_jax.scale_by_amsgrad(bias_correction_mu=False, bias_correction_nu=False)
+    np.testing.assert_allclose(run(tx, gs), exact, rtol=1e-11)
+
+
+@every_member
+def test_whole_alias_equals_optax(member):
+    gs = gradients(100, 50, seed=5)
+    params = jnp.ones(gs.shape[1:])
+    # Not one of Optax's schedules: those do not trace under strict promotion.
+    schedule = adam_jax.schedules.inverse_sqrt_schedule(1e-2)
+    for learning_rate in (1e-2, schedule):
+        ours = run(member.alias(learning_rate, **member.keywords), gs, params)
+        theirs = run_optax(member.optax_alias(learning_rate, **member.keywords), gs, params)
+        np.testing.assert_allclose(ours, theirs, rtol=3e-5, atol=1e-8)
+
+
+def test_adamw_decays_the_weights_of_the_mask(x64):
+    params = {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([3.0])}
+    zero = jax.tree.map(jnp.zeros_like, params)
+    tx = adam_jax.adamw(0.1, weight_decay=0.5, mask={"kernel": True, "bias": False})
+    u, _ = tx.update(zero, tx.init(params), params)
+    np.testing.assert_allclose(u["kernel"], [-0.05, 0.1], rtol=1e-15)
+    np.testing.assert_array_equal(u["bias"], [0.0])
+
+
+def test_the_pieces_chained_by_hand_equal_the_fused_form_without_epsilon(x64):
+    gs = gradients(50, 20, seed=6).astype(np.float64)
+    pieces = optax.chain(
+        adam_jax.scale_by_adam(0.8, 0.95, eps=0.0, bias_correction=False),
+        adam_jax.scale_by_bias_correction(0.8, 0.95),
+        adam_jax.scale_by_learning_rate(adam_jax.schedules.inverse_sqrt_schedule(0.1)),
+    )
+    fused = adam_jax.adam(adam_jax.schedules.inverse_sqrt_schedule(0.1), 0.8, 0.95, eps=0.0)
+    np.testing.assert_allclose(run(pieces, gs), run(fused, gs), rtol=1e-12)
+
+
+def test_the_pieces_compute_epsilon_hat(x64):
+    """With an epsilon they are the paper's second form: ε beside √nu, before the correction."""
+    gs = gradients(50, 20, seed=7).astype(np.float64)[:, :2]
+    pieces = optax.chain(
+        adam_jax.scale_by_adam(eps=1e-3, bias_correction=False),
+        adam_jax.scale_by_bias_correction(),
+    )
+    m = v = 0.0
+    for t, (g, u) in enumerate(zip(gs, run(pieces, gs), strict=True), start=1):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        step_size = np.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+        np.testing.assert_allclose(u, step_size * m / (np.sqrt(v) + 1e-3), rtol=1e-10)
+    fused = run(adam_jax.scale_by_adam(eps=1e-3), gs)
+    assert np.abs(fused / run(pieces, gs) - 1).max() > 1e-3
+
+
+@every_member
+def test_the_count_saturates_without_harm(member):
+    tx = member.scale_by(**member.keywords)
+    state = tx.init(jnp.ones(3))._replace(count=jnp.array(2**31 - 1, jnp.int32))
+    u, state = tx.update(jnp.ones(3), state)
+    assert state.count == 2**31 - 1
+    assert np.isfinite(u).all() and (u != 0).all()

@@ -1,0 +1,222 @@
+"""Storage: which dtype goes in, which comes out, and what is computed in between."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adam_jax
+from adam_jax.formats.dense import Dense
+from tests.catalogue import every_member
+
+LOW = [jnp.bfloat16, jnp.float16]
+every_low = pytest.mark.parametrize("low", LOW, ids=lambda d: d.__name__)
+
+
+def dtypes(tree):
+    return jax.tree.map(lambda x: x.dtype, tree)
+
+
+@every_member
+@every_low
+@pytest.mark.smoke
+def test_16_bit_parameters_get_float32_moments_and_keep_their_dtype(member, low):
+    tx = member.alias(1e-2, **member.keywords)
+    params = jnp.array([1.0, -2.0], low)
+    state = tx.init(params)
+    assert all(getattr(state[0], slot).dtype == jnp.float32 for slot in member.slots)
+    for grads in (params, params.astype(jnp.float32)):
+        updates, new = jax.jit(tx.update)(grads, state, params)
+        assert updates.dtype == grads.dtype
+        assert dtypes(new) == dtypes(state)
+        assert optax.apply_updates(params.astype(grads.dtype), updates).dtype == grads.dtype
+
+
+@every_member
+@pytest.mark.parametrize("mu", [None, *LOW, jnp.float32], ids=str)
+@pytest.mark.parametrize("nu", [None, *LOW, jnp.float32], ids=str)
+def test_the_state_has_the_dtypes_asked_for_and_keeps_them(member, mu, nu):
+    tx = member.alias(1e-2, mu_dtype=mu, nu_dtype=nu, **member.keywords)
+    for own in (jnp.float32, jnp.bfloat16):
+        params = jnp.array([1.0, -2.0], own)
+        state = tx.init(params)
+        assert state[0].mu.dtype == (mu or own)
+        assert all(getattr(state[0], slot).dtype == (nu or own) for slot in member.slots[1:])
+        for grads in (params, params.astype(jnp.float32)):
+            assert dtypes(tx.update(grads, state, params)[1]) == dtypes(state)
+
+
+@every_member
+def test_a_bfloat16_state_reads_the_unrounded_moments(member):
+    """Storage is rounded after the update is computed: the first step is that of float32."""
+    g = jnp.linspace(-1.0, 1.0, 101)
+    low = member.scale_by(mu_dtype=jnp.bfloat16, nu_dtype=jnp.bfloat16, **member.keywords)
+    high = member.scale_by(**member.keywords)
+    u, state = low.update(g, low.init(g))
+    expected, exact = high.update(g, high.init(g))
+    chex.assert_trees_all_equal(u, expected)
+    for slot in member.slots:
+        rounded = getattr(exact, slot).astype(jnp.bfloat16)
+        chex.assert_trees_all_equal(getattr(state, slot), rounded)
+
+
+@every_member
+def test_bfloat16_gradients_of_float32_parameters_lose_nothing_more(member):
+    params = jnp.array([1.0, 2.0])
+    tx = member.alias(1e-3, **member.keywords)
+    updates, _ = tx.update(params.astype(jnp.bfloat16), tx.init(params), params)
+    assert updates.dtype == jnp.float32
+
+
+@every_member
+def test_float16_survives_what_optax_does_not(member):
+    """eps = 1e-8 is zero in float16, and so is the square of a small gradient: 0/0."""
+    params = jnp.ones(3, jnp.float16)
+    grads = jnp.array([0.0, 1e-3, 6e-8], jnp.float16)
+    tx = member.scale_by(**member.keywords)
+    u, _ = tx.update(grads, tx.init(params))
+    assert u[0] == 0.0
+    np.testing.assert_allclose(
+        u[1:].astype(np.float32), [1.0, 0.86], atol=0.05 + 0.6 * bool(member.keywords)
+    )
+
+
+@every_member
+def test_low_precision_learning_rates_are_not_rounded(member):
+    params = jnp.zeros(4, jnp.bfloat16)
+    tx = member.alias(lambda count: jnp.asarray(1e-3), eps=0.0, **member.keywords)
+    moved, _ = adam_jax.step(tx, jnp.ones(4, jnp.bfloat16), tx.init(params), params)
+    assert (moved == jnp.asarray(-1e-3, jnp.bfloat16)).all() or member.keywords
+
+
+@every_member
+def test_step_adds_before_it_rounds(member):
+    """bfloat16: the update rounded first, as optax.apply_updates must, can land one place off."""
+    params = jax.random.normal(jax.random.key(0), (4000,)).astype(jnp.bfloat16)
+    grads = jax.random.normal(jax.random.key(1), (4000,)).astype(jnp.bfloat16)
+    tx = member.alias(0.03, **member.keywords)
+    stepped, state = adam_jax.step(tx, grads, tx.init(params), params)
+    wide = tx.update(grads.astype(jnp.float32), tx.init(params), params)[0]
+    exact = (params.astype(jnp.float32) + wide).astype(jnp.bfloat16)
+    chex.assert_trees_all_equal(stepped, exact)
+    updates, same = tx.update(grads, tx.init(params), params)
+    rounded_twice = optax.apply_updates(params, updates)
+    assert 0 < (rounded_twice != exact).sum() < 400
+    chex.assert_trees_all_equal(state, same)
+
+
+@every_member
+@pytest.mark.smoke
+def test_step_equals_update_and_apply_in_float32(member):
+    params = {"a": jnp.linspace(-1.0, 1.0, 1000), "none": None}
+    tx = member.alias(0.03, **member.keywords)
+    grads = jax.tree.map(jnp.sin, params)
+    stepped, state = jax.jit(adam_jax.step)(tx, grads, tx.init(params), params)
+    updates, same = jax.jit(tx.update)(grads, tx.init(params), params)
+    chex.assert_trees_all_close(stepped, optax.apply_updates(params, updates), atol=2e-7)
+    chex.assert_trees_all_equal(state, same)
+
+
+def test_step_of_another_librarys_transformation():
+    params = jnp.ones(3)
+    with jax.numpy_dtype_promotion("standard"):
+        moved, _ = adam_jax.step(optax.sgd(0.5), params, optax.sgd(0.5).init(params), params)
+    assert (moved == 0.5).all()
+
+
+@every_member
+def test_mixed_dtypes_in_one_tree(member, x64):
+    params = {
+        "f64": jnp.array([1.0, 2.0], jnp.float64),
+        "f32": jnp.array([1.0, 2.0], jnp.float32),
+        "bf16": jnp.array([1.0, 2.0], jnp.bfloat16),
+        "c64": jnp.array([1.0 + 1j, 2.0], jnp.complex64),
+        "c128": jnp.array([1.0 + 1j, 2.0], jnp.complex128),
+        "number": 3.0,
+        "empty": jnp.zeros((0, 4)),
+        "none": None,
+    }
+    tx = member.alias(1e-2, **member.keywords)
+    state = tx.init(params)
+    updates, new = jax.jit(tx.update)(params, state, params)
+    assert dtypes(new) == dtypes(state)
+    for name in ("f64", "f32", "bf16", "c64", "c128"):
+        assert updates[name].dtype == params[name].dtype
+    assert state[0].nu["c64"].dtype == jnp.float32 and state[0].nu["c128"].dtype == jnp.float64
+    assert state[0].mu["f64"].dtype == jnp.float64
+    chex.assert_tree_all_finite(updates)
+
+
+@every_member
+def test_complex_gradients_share_the_size_of_their_two_parts(member, x64):
+    g = jnp.array([3.0 + 4.0j, -1.0j])
+    tx = member.scale_by(eps=0.0, **member.keywords)
+    u, state = tx.update(g, tx.init(g))
+    if not member.keywords:
+        np.testing.assert_allclose(u, g / jnp.abs(g).astype(g.dtype), rtol=1e-12)
+    np.testing.assert_allclose(state.nu, 1e-3 * np.abs(g) ** 2, rtol=1e-12)
+    turned, _ = tx.update(g * 1j, tx.init(g))
+    np.testing.assert_allclose(turned, u * 1j, rtol=1e-12)
+
+
+@every_member
+def test_a_complex_nu_from_an_optax_checkpoint_goes_on(member):
+    g = jnp.array([3.0 + 4.0j, -1.0j], jnp.complex64)
+    theirs = member.optax_scale_by(**member.keywords)
+    state = theirs.init(g)
+    assert state.nu.dtype == jnp.complex64
+    tx = member.scale_by(**member.keywords)
+    u, new = tx.update(g, state)
+    np.testing.assert_allclose(u, tx.update(g, tx.init(g))[0], rtol=1e-6)
+    assert dtypes(new) == dtypes(state)
+
+
+@every_member
+def test_a_none_gradient_leaves_its_parameter_and_state_alone(member):
+    params = {"a": jnp.ones(3), "b": jnp.ones(2)}
+    grads = {"a": jnp.ones(3), "b": None}
+    tx = member.alias(1e-2, **member.keywords)
+    state = tx.init(params)
+    updates, new = tx.update(grads, state, params)
+    assert updates["b"] is None
+    chex.assert_trees_all_equal(new[0].mu["b"], state[0].mu["b"])
+    stepped, _ = adam_jax.step(tx, grads, state, params)
+    chex.assert_trees_all_equal(stepped["b"], params["b"])
+    assert (stepped["a"] < 1.0).all()
+
+
+@every_member
+def test_nan_gradients_stay_visible(member):
+    tx = member.scale_by(**member.keywords)
+    g = jnp.array([jnp.nan, 1.0, jnp.inf])
+    u, state = tx.update(g, tx.init(g))
+    assert np.isnan(u[0]) and np.isfinite(u[1]) and not np.isfinite(u[2])
+    u, _ = tx.update(jnp.ones(3), state)
+    assert np.isnan(u[0]) and np.isfinite(u[1])
+
+
+@every_member
+def test_under_debug_nans(member):
+    params = {"zero": jnp.zeros(3), "one": jnp.ones(3)}
+    with jax.debug_nans(True):
+        tx = member.alias(1e-2, **member.keywords)
+        updates, _ = tx.update(params, tx.init(params), params)
+        jax.block_until_ready(updates)
+    assert (updates["zero"] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [*LOW, jnp.float32, jnp.complex64], ids=lambda d: d.__name__)
+def test_dense_keeps_its_word(dtype):
+    fmt = Dense(jnp.dtype(dtype))
+    x = jax.random.normal(jax.random.key(0), (5, 7))
+    start = fmt.init(x, 0.5)
+    stored = fmt.encode(x)
+    chex.assert_trees_all_equal_shapes_and_dtypes(start, stored)
+    assert fmt.shape(stored) == x.shape and (start == jnp.asarray(0.5, dtype)).all()
+    decoded = fmt.decode(stored, jnp.float32)
+    np.testing.assert_allclose(decoded, x, rtol=float(jnp.finfo(dtype).eps))
+    chex.assert_trees_all_equal(fmt.encode(decoded), stored)
+    assert fmt == Dense(jnp.dtype(dtype)) and hash(fmt) == hash(Dense(jnp.dtype(dtype)))
+    assert not callable(fmt)

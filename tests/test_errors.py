@@ -1,0 +1,136 @@
+"""Errors say which argument, which value, what is allowed, and what to write instead."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import adam_jax
+from tests.catalogue import every_member
+
+NAN, INF = float("nan"), float("inf")
+
+
+@every_member
+@pytest.mark.parametrize(
+    ("argument", "value", "interval"),
+    [
+        ("b1", 1.0, "[0, 1)"),
+        ("b1", -0.1, "[0, 1)"),
+        ("b1", "0.9", "[0, 1)"),
+        ("b1", None, "[0, 1)"),
+        ("b2", NAN, "[0, 1)"),
+        ("b2", np.float32(1.0), "[0, 1)"),
+        ("b2", jnp.float32(1.5), "[0, 1)"),
+        ("b2", np.ones(3), "shape (3,)"),
+        ("eps", -1, "[0, inf)"),
+        ("eps_root", NAN, "[0, inf)"),
+        ("learning_rate", INF, "[0, inf)"),
+        ("learning_rate", -1e-3, "[0, inf)"),
+        ("learning_rate", True, "[0, inf)"),
+        ("mu_dtype", "int8", "float32"),
+        ("nu_dtype", "float33", "float32"),
+        ("nu_dtype", jnp.float8_e4m3fn, "float32"),
+    ],
+)
+def test_numbers_and_dtypes_at_construction(member, argument, value, interval):
+    arguments = {"learning_rate": 1e-3, **member.keywords, argument: value}
+    with pytest.raises(ValueError) as error:
+        member.alias(**arguments)
+    message = str(error.value)
+    assert message.startswith(argument) and interval in message and ": " in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: adam_jax.adamw(1e-3, weight_decay=-0.1),
+        lambda: adam_jax.scale_by_learning_rate(NAN),
+        lambda: adam_jax.scale_by_bias_correction(b2=1.0),
+        lambda: adam_jax.schedules.inverse_sqrt_schedule(-1.0),
+        lambda: adam_jax.schedules.warmup_stable_decay_schedule(1.0, -1, 2, 3),
+    ],
+)
+def test_numbers_elsewhere(make):
+    with pytest.raises(ValueError, match=r"must be in \[0, "):
+        make()
+
+
+@every_member
+def test_legal_edges_are_accepted(member):
+    edges = {"learning_rate": 0, "b1": 0, "b2": 0.0, "eps": 0, "eps_root": 0}
+    tx = member.alias(**{**member.keywords, **edges})
+    u, _ = tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2))
+    assert (u == 0).all()
+
+
+@every_member
+def test_tracers_pass(member):
+    @jax.jit
+    def first_step(rate, b1):
+        tx = member.alias(rate, b1=b1, **member.keywords)
+        return tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2))[0]
+
+    assert np.isfinite(first_step(0.1, 0.5)).all()
+
+
+PARAMS = {"a": {"kernel": jnp.ones((2, 3))}, "b": jnp.ones(4)}
+
+
+@every_member
+@pytest.mark.parametrize(
+    ("grads", "words"),
+    [
+        ({"a": {"kernel": jnp.ones((2, 3))}}, ["'b'", "init"]),
+        ({**PARAMS, "c": jnp.ones(1)}, ["'c'", "init"]),
+        ({"a": {"bias": jnp.ones((2, 3))}, "b": jnp.ones(4)}, ["'a/kernel'", "init"]),
+        ({"a": {"kernel": jnp.ones((3, 2))}, "b": jnp.ones(4)}, ["'a/kernel'", "(3, 2)", "(2, 3)"]),
+        ({"a": {"kernel": jnp.ones((2, 3), int)}, "b": jnp.ones(4)}, ["'a/kernel'", "int32"]),
+        ([jnp.ones((2, 3)), jnp.ones(4)], ["'a/kernel'", "init"]),
+    ],
+)
+def test_gradients_unlike_the_state(member, grads, words):
+    tx = member.alias(1e-3, **member.keywords)
+    with pytest.raises(ValueError) as error:
+        tx.update(grads, tx.init(PARAMS), PARAMS)
+    assert all(word in str(error.value) for word in words)
+
+
+@every_member
+def test_integer_parameters(member):
+    params = {"embedding": {"table": jnp.arange(6).reshape(2, 3)}}
+    with pytest.raises(ValueError, match=r"embedding/table.*int32.*optax\.masked"):
+        member.alias(1e-3, **member.keywords).init(params)
+
+
+@every_member
+def test_a_state_of_something_else(member):
+    tx = member.alias(1e-3, **member.keywords)
+    state = tx.init(PARAMS)
+    for wrong in (state[0], state[::-1], (), None):
+        with pytest.raises(ValueError, match="the state must be"):
+            tx.update(PARAMS, wrong, PARAMS)
+
+
+def test_a_gradient_for_a_leaf_without_state():
+    tx = adam_jax.adam(1e-3)
+    with pytest.raises(ValueError, match="'b'.*state is empty"):
+        tx.update({"a": jnp.ones(1), "b": jnp.ones(1)}, tx.init({"a": jnp.ones(1), "b": None}))
+
+
+def test_weight_decay_needs_the_parameters():
+    tx = adam_jax.adamw(1e-3)
+    with pytest.raises(ValueError, match=r"tx\.update\(grads, state, params\)"):
+        tx.update(PARAMS, tx.init(PARAMS))
+    with pytest.raises(ValueError, match="params must have the structure"):
+        tx.update(PARAMS, tx.init(PARAMS), {"a": 1.0})
+    other = {"a": {"kernel": jnp.ones((2, 3))}, "b": jnp.ones(5)}
+    with pytest.raises(ValueError, match=r"at 'b'.*\(4,\).*\(5,\)"):
+        tx.update(PARAMS, tx.init(PARAMS), other)
+
+
+def test_a_mask_that_does_not_fit():
+    tx = adam_jax.adamw(1e-3, mask={"a": True, "c": False})
+    with pytest.raises(ValueError, match="mask"):
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS)

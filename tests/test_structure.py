@@ -1,0 +1,81 @@
+"""The shape of the package: imports point one way, files are short, the public page is the page."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import adam_jax
+
+ROOT = Path(adam_jax.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+# Each layer may import itself and what stands above it. rules and formats do not know each other.
+LAYERS = {
+    "validation": set(),
+    "rules": {"validation"},
+    "formats": {"validation"},
+    "kernels": {"rules", "formats"},
+    "leaves": {"formats", "validation"},
+    "transform": {"leaves", "kernels", "rules", "formats"},
+    "compose": {"transform", "leaves", "rules", "validation"},
+    "family": {"compose", "transform", "rules", "formats"},
+    "schedules": {"rules", "validation"},
+    "__init__": {"family", "compose", "transform", "formats", "schedules"},
+}
+# Optax is known from the transformation upwards.
+WITHOUT_OPTAX = {"validation", "rules", "formats", "kernels", "leaves"}
+
+
+def layer(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            yield from [f"{base}.{a.name}" for a in node.names] if base == "adam_jax" else [base]
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down_the_list(path):
+    own = layer(path)
+    assert own in LAYERS, f"{own} has no place in the order of imports"
+    for name in imported(path):
+        top, *rest = name.split(".")
+        if top == "adam_jax":
+            assert rest[0] in LAYERS[own] | {own}, f"{own} imports {name}"
+        else:
+            assert top in sys.stdlib_module_names | {"jax", "optax", "numpy"}, name
+            assert top != "optax" or own not in WITHOUT_OPTAX, f"{own} imports optax"
+
+
+@pytest.mark.parametrize("folder", ["adam_jax", "examples", "benchmarks", "tests"])
+def test_files_are_short(folder):
+    lengths = {p: len(p.read_text().splitlines()) for p in (ROOT.parent / folder).rglob("*.py")}
+    assert lengths
+    assert {str(p): n for p, n in lengths.items() if n > 320} == {}
+
+
+def test_the_public_page_is_sorted_and_complete():
+    names = adam_jax.__all__
+    assert sorted(names) == list(names)
+    assert all(getattr(adam_jax, name).__doc__ for name in names)
+
+
+@pytest.mark.smoke
+def test_importing_starts_no_backend_and_changes_no_setting():
+    code = (
+        "import jax; before = dict(jax.config.values)\n"
+        "import adam_jax\n"
+        "adam_jax.adamw(1e-3, weight_decay=lambda count: 0.1)\n"
+        "from jax._src import xla_bridge\n"
+        "assert not xla_bridge._backends, xla_bridge._backends\n"
+        "assert dict(jax.config.values) == before\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
