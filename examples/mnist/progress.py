@@ -1,0 +1,69 @@
+"""How far the training is: a bar in a terminal, a line an epoch elsewhere."""
+
+import time
+from types import TracebackType
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+
+class Progress:
+    """Shows loss, accuracy and digits per second of the last batches, several times a second."""
+
+    def __init__(self, epochs: int, steps: int, batch_size: int):
+        self.epochs, self.batch_size = epochs, batch_size
+        self.console = Console(highlight=False)
+        self.bar = RichProgress(
+            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.4f}"),
+            TextColumn("{task.fields[rate]:,.0f} digits/s"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
+        )
+        shown = {"epoch": 1, "epochs": epochs, "loss": 0.0, "accuracy": 0.0, "rate": 0.0}
+        self.task = self.bar.add_task("", total=steps, **shown)
+        self.current, self.since, self.done = -1, 0.0, 0
+
+    def __enter__(self) -> "Progress":
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bar.stop()
+
+    def steps(self, epoch: int, count: int, loss: jax.Array, accuracy: jax.Array) -> None:
+        """Says that `count` more steps were dispatched, and what they measured."""
+        if self.bar.disable:
+            return
+        now = time.perf_counter()
+        if epoch != self.current:
+            self.current, self.since, self.done = epoch, now, 0
+            self.bar.reset(self.task, epoch=epoch + 1)
+        self.done += count
+        self.bar.advance(self.task, count)
+        # Reading a number waits for the device: only as often as a person can see.
+        if now - self.bar.tasks[0].fields.get("read", 0.0) > 0.2:
+            rate = self.done * self.batch_size / max(now - self.since, 1e-9)
+            fields = {"loss": float(loss[-1]), "accuracy": float(accuracy[-1]), "rate": rate}
+            self.bar.update(self.task, read=now, **fields)
+
+    def epoch(self, entry: dict[str, float], rate: float) -> None:
+        """Prints the line of an epoch."""
+        self.console.print(
+            f"epoch {entry['epoch']}/{self.epochs}"
+            f"  train loss {entry['train_loss']:.4f} accuracy {entry['train_accuracy']:.4f}"
+            f"  test loss {entry['test_loss']:.4f} accuracy {entry['test_accuracy']:.4f}"
+            f"  {rate:,.0f} digits/s  {entry['seconds']:.1f} s",
+            soft_wrap=True,
+        )
