@@ -123,6 +123,9 @@ def main() -> int:
     except (data.DataError, RunError, ValueError) as error:
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command with --resume goes on", file=sys.stderr)
+        return 130
     return 0
 
 

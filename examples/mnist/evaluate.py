@@ -71,8 +71,10 @@ def _centred(ink: np.ndarray, path: Path) -> np.ndarray:
         )
     box = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     scale = 20 / max(box.shape)
-    size = tuple(max(1, round(side * scale)) for side in reversed(box.shape))
-    small = np.asarray(Image.fromarray(box).resize(size, Image.Resampling.LANCZOS), np.float64)
+    height, width = (max(1, round(side * scale)) for side in box.shape)
+    small = np.asarray(
+        Image.fromarray(box).resize((width, height), Image.Resampling.LANCZOS), np.float64
+    )
     weight = small.sum()
     top, left = (
         int(np.clip(round(13.5 - (small.sum(1 - axis) * np.arange(n)).sum() / weight), 0, 28 - n))

@@ -32,7 +32,7 @@ def curves(metrics: list[dict[str, float]], title: str, path: Path) -> None:
     axes[2].plot(
         epochs, [entry["learning_rate"] for entry in metrics], color="black", marker=marker
     )
-    axes[2].set(xlabel="epoch", ylabel="learning rate at its end", ylim=(0, None))
+    axes[2].set(xlabel="epoch", ylabel="learning rate, end of epoch", ylim=(0, None))
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.xaxis.get_major_locator().set_params(integer=True)

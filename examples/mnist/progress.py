@@ -28,7 +28,7 @@ class Progress:
         )
         shown = {"epoch": 1, "epochs": epochs, "loss": 0.0, "accuracy": 0.0, "rate": 0.0}
         self.task = self.bar.add_task("", total=steps, **shown)
-        self.current, self.since, self.done = -1, 0.0, 0
+        self.current, self.since, self.done, self.read = -1, 0.0, 0, 0.0
 
     def __enter__(self) -> "Progress":
         self.bar.start()
@@ -53,10 +53,12 @@ class Progress:
         self.done += count
         self.bar.advance(self.task, count)
         # Reading a number waits for the device: only as often as a person can see.
-        if now - self.bar.tasks[0].fields.get("read", 0.0) > 0.2:
+        if now - self.read > 0.2:
+            self.read = now
             rate = self.done * self.batch_size / max(now - self.since, 1e-9)
-            fields = {"loss": float(loss[-1]), "accuracy": float(accuracy[-1]), "rate": rate}
-            self.bar.update(self.task, read=now, **fields)
+            self.bar.update(
+                self.task, loss=float(loss[-1]), accuracy=float(accuracy[-1]), rate=rate
+            )
 
     def epoch(self, entry: dict[str, float], rate: float) -> None:
         """Prints the line of an epoch."""

@@ -5,7 +5,6 @@ batch. So a run that is killed and resumed ends with the same bits as one that w
 """
 
 import functools
-import json
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -35,9 +34,11 @@ SCHEDULES: dict[str, Callable[[float, int], Any]] = {
     ),
 }
 
-# Optimizer steps per dispatch. A step of the dense models takes less time than its dispatch:
-# many under one scan are 3 times faster. The CNN's takes 100 times as long as that.
-STEPS_PER_DISPATCH = {"softmax": 50, "mlp": 50, "cnn": 1}
+# The most optimizer steps per dispatch. A step of the dense models takes less time than its
+# dispatch: under one scan they are 3 times faster. The CNN needs 160 MB, for which XLA:CPU asks the
+# system anew at each dispatch: page faults are 50 of its 144 ms at batch 64. Under one scan a step
+# takes 94 ms, with convolutions as matrix products: XLA:CPU's own are slow in a scan.
+STEPS_PER_DISPATCH = {"softmax": 50, "mlp": 50, "cnn": 10}
 
 
 class TrainState(NamedTuple):
@@ -89,10 +90,13 @@ def train_steps(
         params, opt_state = adam_jax.step(tx, grads, state.opt_state, state.params)
         return TrainState(params, opt_state, state.step + 1), (loss, accuracy)
 
-    if len(order) == 1:  # Without a loop: XLA optimises what stands in one less well.
-        state, metrics = one_step(state, order[0])
-        return state, jax.tree.map(lambda x: x[None], metrics)
     return jax.lax.scan(one_step, state, order)
+
+
+def steps_per_dispatch(model: str, per_epoch: int) -> int:
+    """A divisor of the epoch's steps if there is one near the most: a rest would compile again."""
+    most = STEPS_PER_DISPATCH[model]
+    return max((n for n in range(most // 2, most + 1) if per_epoch % n == 0), default=most)
 
 
 def build(config: Config, steps: int) -> tuple[Any, TrainState, optax.GradientTransformation, Any]:
@@ -126,7 +130,7 @@ def train(
     if first:
         state = run.restore(state)
     metrics = run.metrics()
-    stride = STEPS_PER_DISPATCH[config.model]
+    stride = steps_per_dispatch(config.model, per_epoch)
     train_seconds = 0.0
 
     with Progress(config.epochs, per_epoch, config.batch_size) as progress:
@@ -156,7 +160,7 @@ def train(
             metrics.append(entry)
             run.write_metrics(metrics)
             run.save(epoch + 1, state)
-            progress.epoch(entry, len(measured) and per_epoch * config.batch_size / seconds)
+            progress.epoch(entry, per_epoch * config.batch_size / seconds)
             on_epoch(epoch + 1)
 
     title = f"{config.model}, {config.optimizer}, learning rate {config.learning_rate:g}"
@@ -182,8 +186,3 @@ def trained(run: Run) -> tuple[Any, Any]:
     """The graph and the parameters of a run's last checkpoint."""
     graph, state, _, _ = build(run.config, steps=1)
     return graph, run.restore(state).params
-
-
-def summary_line(summary: dict[str, Any]) -> str:
-    """The last line of the command's output: JSON."""
-    return json.dumps(summary)

@@ -1,0 +1,30 @@
+# `make mnist` and `make test` do all the set-up: they need only python3 (3.11 or newer) and make.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: mnist test lint setup clean
+
+mnist: setup
+	rm -rf runs/mnist
+	$(BIN)/python -m examples.mnist train --model cnn --optimizer adam --learning-rate 1e-3 \
+		--schedule cosine --epochs 4 --batch-size 64 --seed 0 --out runs/mnist
+
+test: setup
+	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m tests.newest_python
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --group test --group lint --editable .
+	touch $@
+
+clean:
+	rm -rf .venv .venv-newest runs build dist

@@ -1,0 +1,1 @@
+"""Scripts that measure, and RESULTS.md, what they printed on which machine."""

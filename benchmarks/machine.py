@@ -1,0 +1,35 @@
+"""The machine and the versions behind a table, and the medians of interleaved runs."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+
+
+def describe(*packages: str) -> str:
+    """One line: processor, cores, Python and the packages' versions."""
+    with open("/proc/cpuinfo") as cpuinfo:
+        names = [line.split(":")[1].strip() for line in cpuinfo if line.startswith("model name")]
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
+    cores = len(os.sched_getaffinity(0))
+    return f"{names[0]}, {cores} cores, Python {platform.python_version()}, {versions}"
+
+
+def interleaved(peers: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call, the peers taking turns: what slows the machine slows all of them."""
+    for run in peers.values():  # Compiles, and touches the memory.
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in peers}
+    for _ in range(rounds):
+        for name, run in peers.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
+    """The median of each peer."""
+    return {name: statistics.median(values) for name, values in seconds.items()}

@@ -1,0 +1,167 @@
+"""The example as its users run it: commands, files, last lines, one-line errors, kills."""
+
+import gzip
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from examples.mnist import data
+
+ROOT = Path(__file__).parents[2]
+
+
+def environment():
+    return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+
+
+def command(*arguments):
+    return [sys.executable, "-W", "error", "-m", "examples.mnist", *map(str, arguments)]
+
+
+def run(*arguments, status=0):
+    done = subprocess.run(
+        command(*arguments), cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of two epochs, its folder and its output."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    done = run("train", "--model", "mlp", "--epochs", 2, "--schedule", "cosine", "--out", out)
+    return out, done.stdout
+
+
+@pytest.mark.smoke
+def test_train_learns_and_leaves_a_run(trained):
+    out, stdout = trained
+    summary = json.loads(stdout.splitlines()[-1])
+    assert set(summary) == {"test_accuracy", "test_loss", "seconds", "steps_per_second", "run"}
+    assert summary["test_accuracy"] > 0.88 and summary["run"] == str(out)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert lines[1]["train_loss"] < lines[0]["train_loss"]
+    assert lines[-1]["test_accuracy"] == summary["test_accuracy"]
+    assert len(re.findall(r"^epoch \d/2 .* digits/s", stdout, re.MULTILINE)) == 2
+    for picture, width in (("curves.png", 1000), ("predictions.png", 1000)):
+        with Image.open(out / picture) as image:
+            assert image.width > width and len(set(image.convert("L").tobytes())) > 20
+
+
+def test_evaluate_repeats_the_training_runs_figures(trained):
+    out, stdout = trained
+    figures = json.loads(run("evaluate", out).stdout)
+    summary = json.loads(stdout.splitlines()[-1])
+    assert figures == {key: summary[key] for key in ("test_accuracy", "test_loss")}
+
+
+def test_predict_reads_pictures_and_idx(trained, tmp_path):
+    out, _ = trained
+    digits = data.load()
+    right = 0
+    paths = []
+    for i in range(20):
+        paths.append(tmp_path / f"{i}.png")
+        # As a scanner would see it: large, dark on light, off centre.
+        page = Image.new("L", (200, 160), 255)
+        ink = Image.fromarray(255 - digits.test_images[i]).resize((112, 112))
+        page.paste(ink, (60, 20))
+        page.save(paths[-1])
+    lines = run("predict", out, *paths).stdout.splitlines()
+    assert len(lines) == 20
+    for path, line, label in zip(paths, lines, digits.test_labels, strict=False):
+        match = re.fullmatch(rf"{re.escape(str(path))}: (\d) \((\d+\.\d)%\)", line)
+        assert match, line
+        right += int(match[1]) == label
+    assert right >= 15
+    idx = tmp_path / "some-idx3-ubyte.gz"
+    header = struct.pack(">4I", 2051, 2, 28, 28)
+    idx.write_bytes(gzip.compress(header + digits.test_images[:2].tobytes()))
+    assert len(run("predict", out, idx).stdout.splitlines()) == 2
+
+
+def test_augmented_training_on_a_data_dir_with_another_optimizer(tmp_path):
+    digits = data.load()
+    for part, count in (("train", 256), ("t10k", 64)):
+        images, labels = digits.train_images[:count], digits.train_labels[:count]
+        header = struct.pack(">4I", 2051, count, 28, 28)
+        (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        header = struct.pack(">2I", 2049, count)
+        (tmp_path / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
+    options = ["--model", "softmax", "--optimizer", "adamw", "--augment", "--batch-size", 32]
+    options += ["--schedule", "warmup-stable-decay", "--epochs", 3, "--data-dir", tmp_path]
+    summary = json.loads(run("train", *options, "--out", tmp_path / "run").stdout.splitlines()[-1])
+    assert summary["test_accuracy"] > 0.5
+
+
+def params_of(out):
+    """The bytes of a finished run's parameters, in the checkpoint's own order."""
+    import jax
+
+    from examples.mnist.runs import Run
+    from examples.mnist.train import trained as load_trained
+
+    finished = Run.open(out)
+    _, params = load_trained(finished)
+    assert finished.epochs_saved == finished.config.epochs
+    finished.close()
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params)]
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_killed_at_any_moment_and_resumed_ends_with_the_same_bits(tmp_path):
+    options = ["--model", "mlp", "--epochs", 4, "--augment", "--schedule", "cosine"]
+    run("train", *options, "--out", tmp_path / "whole")
+    # Killed twice, each time as it prints the line of an epoch: while that checkpoint is written.
+    for _ in range(2):
+        with subprocess.Popen(
+            command("train", *options, "--out", tmp_path / "killed", "--resume"),
+            cwd=ROOT,
+            env=environment() | {"PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout.readline().startswith("epoch")
+            process.send_signal(signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+    run("train", *options, "--out", tmp_path / "killed", "--resume")
+    assert params_of(tmp_path / "killed") == params_of(tmp_path / "whole")
+    metrics = [json.loads(line) for line in (tmp_path / "killed/metrics.jsonl").open()]
+    assert [entry["epoch"] for entry in metrics] == [1, 2, 3, 4]
+    whole = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").open()]
+    assert [e["test_loss"] for e in metrics] == [e["test_loss"] for e in whole]
+
+
+def test_what_the_user_can_mend_is_one_line(trained, tmp_path):
+    out, _ = trained
+    blank, text = tmp_path / "blank.png", tmp_path / "text.png"
+    Image.new("L", (50, 50), 255).save(blank)
+    text.write_text("no picture")
+    cases = [
+        (["evaluate", tmp_path], "holds no run"),
+        (["train", "--out", out], "holds a run already"),
+        (["train", "--out", out, "--resume", "--seed", 7], "seed"),
+        (["train", "--out", tmp_path / "new", "--batch-size", 9000], "batch_size"),
+        (["train", "--out", tmp_path / "new", "--data-dir", tmp_path], "lacks"),
+        (["train", "--out", tmp_path / "new", "--download"], "--data-dir"),
+        (["predict", out, blank], "shows no digit"),
+        (["predict", out, text], "not a picture"),
+        (["predict", out, tmp_path / "absent.png"], "absent.png"),
+    ]
+    for arguments, words in cases:
+        done = run(*arguments, status=1)
+        assert re.fullmatch(r"error: .*\n", done.stderr) and words in done.stderr, done.stderr
+        assert not (tmp_path / "new").exists()
+    for option, value in (("--learning-rate", "nan"), ("--epochs", 0), ("--model", "gpt")):
+        assert option in run("train", option, value, status=2).stderr
