@@ -5,15 +5,15 @@ BIN := .venv/bin
 .PHONY: mnist test lint setup clean
 
 mnist: setup
-	rm -rf runs/mnist
+	rm -rf runs/make-mnist
 	$(BIN)/python -m examples.mnist train --model cnn --optimizer adam --learning-rate 1e-3 \
-		--schedule cosine --epochs 4 --batch-size 64 --seed 0 --out runs/mnist
+		--schedule cosine --epochs 4 --batch-size 64 --seed 0 --out runs/make-mnist
 
 test: setup
 	$(BIN)/python -m pytest -n auto
 	$(BIN)/python -m tests.newest_python
 
-lint: setup
+lint: .venv/linters
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
@@ -23,7 +23,11 @@ setup: .venv/installed
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --group test --group lint --editable .
+	$(BIN)/python -m pip install --quiet --group test --editable .
+	touch $@
+
+.venv/linters: .venv/installed
+	$(BIN)/python -m pip install --quiet --group lint
 	touch $@
 
 clean:

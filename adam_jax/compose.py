@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import optax
 
+from adam_jax.leaves import Mask
 from adam_jax.rules.scaling import (
     AddDecayedWeights,
     Constant,
@@ -13,7 +14,7 @@ from adam_jax.rules.scaling import (
     Schedule,
     Scheduled,
 )
-from adam_jax.transform import Link, Mask, Transformation
+from adam_jax.transform import Link, Transformation
 from adam_jax.validation import check_number
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from adam_jax.formats.policy import parameter_dtype
+from adam_jax.formats.policy import leaf_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,18 +25,19 @@ class Mask:
     def of(cls, mask: Any) -> "Mask":
         """Wraps a tree of booleans (a prefix of the parameters' tree will do) or a callable."""
         leaves, treedef = jax.tree.flatten(mask)
-        return cls(tuple(leaves), treedef)
+        return cls(tuple(x if callable(x) else bool(x) for x in leaves), treedef)
 
-    def flatten(self, params: Any, tree: Any) -> list[bool]:
-        """One boolean per leaf of `tree`, the structure of `params` with None as a leaf.
+    def flatten(self, params: Any, tree: Any, param_leaves: list[Any]) -> list[bool]:
+        """One boolean per leaf of `tree`, whose leaves have the parameters `param_leaves`.
 
         A callable is always asked about the parameters; Optax asks it about the updates in update.
         """
         mask = jax.tree.unflatten(self.treedef, self.leaves)
         if len(self.leaves) == 1 and callable(mask):
             mask = mask(params)
-        # Python objects, not arrays, stand for the leaves: only their number counts.
-        numbered = jax.tree.unflatten(tree, range(tree.num_leaves))
+        # The mask of a tree with a None in it has nothing there.
+        numbers = [None if p is None else i for i, p in enumerate(param_leaves)]
+        numbered = jax.tree.unflatten(tree, numbers)
         try:
             below = jax.tree.structure(mask).flatten_up_to(numbered)
         except ValueError:
@@ -47,11 +48,11 @@ class Mask:
         flags = [False] * tree.num_leaves
         for flag, subtree in zip(jax.tree.leaves(mask), below, strict=True):
             for index in jax.tree.leaves(subtree):
-                flags[index] = bool(flag)
+                flags[index] = flag
         return flags
 
 
-def slot_leaves(treedef: Any, updates: Any, slot_tree: Any) -> list[Any]:
+def align_slot(treedef: Any, updates: Any, slot_tree: Any) -> list[Any]:
     """What one slot holds for each leaf of the updates."""
     try:
         return treedef.flatten_up_to(slot_tree)
@@ -62,18 +63,19 @@ def slot_leaves(treedef: Any, updates: Any, slot_tree: Any) -> list[Any]:
         ) from None
 
 
-def param_leaves(treedef: Any, params: Any, needed: bool) -> list[Any]:
-    """The parameters of the leaves, or a None for each where nobody needs them."""
+def align_params(treedef: Any, params: Any, needed: bool, apply: bool) -> list[Any]:
+    """The parameter of each leaf of the updates, or a None for each where nobody needs them."""
+    nobody = [None] * treedef.num_leaves
     if params is None and needed and treedef.num_leaves:
-        raise ValueError(
-            "params must be given, got None: weight decay reads them. Write"
-            " tx.update(grads, state, params)."
-        )
+        why = "step moves them" if apply else "weight decay reads them"
+        call = "adam_jax.step(tx, grads, state, params)"
+        call = call if apply else "tx.update(grads, state, params)"
+        raise ValueError(f"params must be given, got None: {why}. Write {call}.")
     try:
-        return treedef.flatten_up_to(params) if params is not None else [None] * treedef.num_leaves
+        return nobody if params is None else treedef.flatten_up_to(params)
     except ValueError:
         if not needed:  # Optax does not look at them then.
-            return [None] * treedef.num_leaves
+            return nobody
         raise ValueError(
             f"params must have the structure of the updates, got"
             f" {jax.tree.structure(params)} against {treedef}."
@@ -86,7 +88,7 @@ def check_leaf(g: Any, p: Any, stored: Any, formats: Any) -> None:
     The caller knows the leaf's path.
     """
     try:
-        parameter_dtype(g)
+        leaf_dtype(g)
     except TypeError as error:
         raise ValueError(
             f"the gradient has dtype {error}, which has no average: leave the leaf out with"

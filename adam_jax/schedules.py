@@ -1,5 +1,8 @@
 """Learning rates as functions of the optimizer steps completed: Optax's, and two it lacks."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 from optax.schedules import (
     constant_schedule,
@@ -58,7 +61,7 @@ def inverse_sqrt_schedule(init_value: float) -> Schedule:
     Reference: Kingma & Ba 2015, theorem 4.1 and section 6.1.
     """
     check_number("init_value", init_value, instead="it is the first step's learning rate")
-    return lambda count: init_value / jnp.sqrt(jnp.asarray(count, jnp.result_type(float)) + 1)
+    return _InverseSqrt(float(init_value))
 
 
 def warmup_stable_decay_schedule(
@@ -99,8 +102,33 @@ def warmup_stable_decay_schedule(
         ("end_value", end_value),
     ):
         check_number(argument, value, instead="steps and learning rates are not negative")
-    rise = linear_schedule(init_value, peak_value, max(warmup_steps, 1))
-    end = constant_schedule(end_value)
-    fall = linear_schedule(peak_value, end_value, decay_steps) if decay_steps else end
-    plateau = constant_schedule(peak_value)
-    return join_schedules([rise, plateau, fall], [warmup_steps, warmup_steps + stable_steps])
+    return _WarmupStableDecay(
+        peak_value, warmup_steps, stable_steps, decay_steps, init_value, end_value
+    )
+
+
+# Classes, not closures: equal schedules then make equal transformations.
+@dataclasses.dataclass(frozen=True)
+class _InverseSqrt:
+    init_value: float
+
+    def __call__(self, count: jax.typing.ArrayLike) -> jax.Array:
+        return self.init_value / jnp.sqrt(jnp.asarray(count, jnp.result_type(float)) + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _WarmupStableDecay:
+    peak_value: float
+    warmup_steps: int
+    stable_steps: int
+    decay_steps: int
+    init_value: float
+    end_value: float
+
+    def __call__(self, count: jax.typing.ArrayLike) -> jax.Array:
+        t = jnp.asarray(count, jnp.result_type(float))
+        left = self.warmup_steps + self.stable_steps + self.decay_steps - t
+        rise = self.init_value + (self.peak_value - self.init_value) * t / max(self.warmup_steps, 1)
+        share = jnp.clip(left / max(self.decay_steps, 1), 0, 1)
+        fall = self.end_value + (self.peak_value - self.end_value) * share
+        return jnp.where(t < self.warmup_steps, rise, jnp.where(left > 0, fall, self.end_value))

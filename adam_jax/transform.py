@@ -11,12 +11,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from adam_jax.formats.base import Format
-from adam_jax.formats.policy import SlotDType, format_of, parameter_dtype, resolve, wider_dtype
-from adam_jax.kernels.xla import Packed, leaf_step, pack
-from adam_jax.leaves import Mask, check_leaf, leaf_paths, param_leaves, path_name, slot_leaves
+from adam_jax.formats.policy import SlotDType, format_of, leaf_dtype, resolve, wider_dtype
+from adam_jax.kernels.xla import Leaf, Packed, Program, pack, run
+from adam_jax.leaves import Mask, align_params, align_slot, check_leaf, leaf_paths, path_name
 from adam_jax.rules.base import Rule, static
 
 
@@ -48,7 +49,8 @@ class Link:
         for slot, dtype in zip(self.rule.slots, self.dtypes, strict=True):
 
             def start(path: Any, p: Any, slot: Any = slot, dtype: SlotDType = dtype) -> Any:
-                return _format(path, p, dtype, slot.magnitude).init(jnp.asarray(p), slot.start)
+                like = p if hasattr(p, "dtype") else jnp.asarray(p)
+                return _format(path, p, dtype, slot.magnitude).init(like, slot.start)
 
             fields[slot.name] = jax.tree_util.tree_map_with_path(start, params)
         return self.wrap(self.state_type(**fields))
@@ -124,43 +126,47 @@ def _run(row: Row, updates: Any, state: Any, params: Any, apply: bool) -> tuple[
     """One optimizer step on every leaf; returns the updates, or with `apply` the new parameters."""
     links, states = row.links, row.split(state)
     leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
-    at = [link.rule.at(getattr(s, "count", None)) for link, s in zip(links, states, strict=True)]
+    scalars = [
+        link.rule.scalars(getattr(s, "count", None)) for link, s in zip(links, states, strict=True)
+    ]
     # For each link, for each of its slots, what is stored for each leaf; renewed in place.
     stored = [
-        [slot_leaves(treedef, updates, getattr(s, slot.name)) for slot in link.rule.slots]
+        [align_slot(treedef, updates, getattr(s, slot.name)) for slot in link.rule.slots]
         for link, s in zip(links, states, strict=True)
     ]
     needed = apply or any(link.rule.needs_params for link in links)
-    below = param_leaves(treedef, params, needed)
-    masks = [link.mask and link.mask.flatten(params, treedef) for link in links]
+    param_leaves = align_params(treedef, params, needed, apply)
+    masks = [link.mask and link.mask.flatten(params, treedef, param_leaves) for link in links]
 
-    packed: dict[tuple[int, ...], Packed] = {}
-    results = list(below) if apply else list(leaves)
-    for i, (g, p) in enumerate(zip(leaves, below, strict=True)):
+    # Leaves that share a program: the rules, the formats, the dtypes and the shape.
+    alike: dict[Any, list[int]] = {}
+    arrays: dict[int, Leaf] = {}
+    for i, (g, p) in enumerate(zip(leaves, param_leaves, strict=True)):
         if g is None:
             continue
         used = tuple(k for k, mask in enumerate(masks) if mask is None or mask[i])
-        if used not in packed:
-            packed[used] = pack(tuple(links[k].rule for k in used), tuple(at[k] for k in used))
         old = tuple(tuple(slot[i] for slot in stored[k]) for k in used)
         formats = tuple(tuple(map(format_of, slots)) for slots in old)
         try:
             check_leaf(g, p, old, formats)
-            dtype = parameter_dtype(p) if apply else _update_dtype(g, p)
+            dtype = leaf_dtype(p) if apply else _update_dtype(g, p)
         except (TypeError, ValueError) as error:
             raise ValueError(f"at {leaf_paths(updates)[i]!r}, {error}") from None
-        results[i], new = leaf_step(
-            packed[used],
-            g,
-            old,
-            p if needed else None,
-            formats=formats,
-            dtype=dtype,
-            apply=apply,
-        )
-        for k, slots in zip(used, new, strict=True):
-            for slot, x in zip(stored[k], slots, strict=True):
-                slot[i] = x
+        arrays[i] = Leaf(g, old, p if needed else None)
+        alike.setdefault((used, formats, dtype, np.shape(g), leaf_dtype(g)), []).append(i)
+
+    packed: dict[tuple[int, ...], Packed] = {}
+    results = list(param_leaves) if apply else list(leaves)
+    for (used, formats, dtype, *_), indices in alike.items():
+        if used not in packed:
+            packed[used] = pack(tuple(links[k].rule for k in used), tuple(scalars[k] for k in used))
+        program = Program(formats, dtype, apply)
+        stepped = run(program, packed[used], [arrays[i] for i in indices])
+        for i, (result, new) in zip(indices, stepped, strict=True):
+            results[i] = result
+            for k, slots in zip(used, new, strict=True):
+                for slot, x in zip(stored[k], slots, strict=True):
+                    slot[i] = x
 
     new_states = []
     for link, s, slots in zip(links, states, stored, strict=True):
@@ -173,8 +179,8 @@ def _run(row: Row, updates: Any, state: Any, params: Any, apply: bool) -> tuple[
 
 def _update_dtype(g: Any, p: Any) -> Any:
     """The gradient's dtype, widened to a wider parameter's, which a narrower update would round."""
-    dtype = parameter_dtype(g)
-    return dtype if p is None else wider_dtype(dtype, parameter_dtype(p))
+    dtype = leaf_dtype(g)
+    return dtype if p is None else wider_dtype(dtype, leaf_dtype(p))
 
 
 @jax.tree_util.register_pytree_node_class
@@ -198,8 +204,9 @@ class Transformation(optax.GradientTransformationExtraArgs):
         """The links behind `init` and `update`."""
         return self.update.args[0]  # pyright: ignore[reportAttributeAccessIssue]
 
-    def step(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    def step(self, grads: Any, state: Any, params: Any, **extra_args: Any) -> tuple[Any, Any]:
         """`update` and `optax.apply_updates`, in one pass over each leaf; see `adam_jax.step`."""
+        del extra_args
         return _run(self.row, grads, state, params, apply=True)
 
     def __eq__(self, other: object) -> bool:
@@ -226,18 +233,22 @@ class Transformation(optax.GradientTransformationExtraArgs):
         return cls(jax.tree_util.Partial(_init, row), jax.tree_util.Partial(_update, row))
 
 
-def step(tx: optax.GradientTransformation, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+def step(
+    tx: optax.GradientTransformation, grads: Any, state: Any, params: Any, **extra_args: Any
+) -> tuple[Any, Any]:
     """One optimizer step: the new parameters and the new state.
 
     For any Optax transformation this is `tx.update` and then `optax.apply_updates`. A
     transformation with a `step` of its own, as all of ours have, does both in one pass over each
-    leaf, and adds the update to the parameter before anything is rounded to a 16-bit dtype.
+    leaf, and adds the update to the parameter before anything is rounded to a 16-bit dtype. A None
+    among the gradients of ours leaves its parameter and its state alone.
 
     Args:
       tx: any Optax transformation.
-      grads: a tree like `params`; a None leaf leaves its parameter and its state alone.
+      grads: a tree like `params`.
       state: what `tx.init` or the last step returned.
       params: the parameters, in any floating-point dtype, which they keep.
+      **extra_args: passed on to transformations that take them, such as `value=`.
 
     Returns:
       `(params, state)`.
@@ -247,6 +258,7 @@ def step(tx: optax.GradientTransformation, grads: Any, state: Any, params: Any) 
     """
     fused = getattr(tx, "step", None)
     if fused is not None:
-        return fused(grads, state, params)
-    updates, state = tx.update(grads, state, params)
+        return fused(grads, state, params, **extra_args)
+    tx = optax.with_extra_args_support(tx)
+    updates, state = tx.update(grads, state, params, **extra_args)
     return optax.apply_updates(params, updates), state

@@ -25,8 +25,8 @@ def check_number(
 ) -> Any:
     """Checks that `value` is a scalar with low ≤ value < high.
 
-    A Python or NumPy number is returned as a float, so that 0 and 0.0 make equal transformations;
-    an array or a tracer is returned as it is.
+    A concrete number of any kind is returned as a float, so that 0 and 0.0 make equal
+    transformations, and hashable ones; a tracer is returned as it is.
 
     Args:
       argument: the name of the argument, as the caller wrote it.
@@ -51,4 +51,4 @@ def check_number(
     number = float(value)
     if not low <= number < high:
         raise ValueError(f"{argument} must be in {interval}, got {number!r}: {instead}.")
-    return value if isinstance(value, jax.Array) else number
+    return number

@@ -18,12 +18,16 @@ def describe(*packages: str) -> str:
 
 
 def interleaved(peers: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, the peers taking turns: what slows the machine slows all of them."""
+    """Seconds of each call, the peers taking turns: what slows the machine slows all of them.
+
+    The order turns round from one round to the next: what one peer leaves in the caches favours
+    each of the others as often.
+    """
     for run in peers.values():  # Compiles, and touches the memory.
         run()
     seconds: dict[str, list[float]] = {name: [] for name in peers}
-    for _ in range(rounds):
-        for name, run in peers.items():
+    for turn in range(rounds):
+        for name, run in list(peers.items())[:: 1 if turn % 2 else -1]:
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)

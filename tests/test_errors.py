@@ -119,6 +119,12 @@ def test_a_gradient_for_a_leaf_without_state():
         tx.update({"a": jnp.ones(1), "b": jnp.ones(1)}, tx.init({"a": jnp.ones(1), "b": None}))
 
 
+def test_step_needs_the_parameters():
+    tx = adam_jax.adam(1e-3)
+    with pytest.raises(ValueError, match=r"step moves them. Write adam_jax\.step"):
+        adam_jax.step(tx, PARAMS, tx.init(PARAMS), None)
+
+
 def test_weight_decay_needs_the_parameters():
     tx = adam_jax.adamw(1e-3)
     with pytest.raises(ValueError, match=r"tx\.update\(grads, state, params\)"):

@@ -99,6 +99,10 @@ def test_one_shape_is_traced_once_in_a_large_tree():
     tx = adam_jax.adamw(1e-3)
     state = tx.init(params)
     jaxpr = jax.make_jaxpr(tx.update)(params, state, params)
-    steps = [eqn.params["jaxpr"] for eqn in jaxpr.eqns if eqn.params.get("name") == "leaf_step"]
-    assert len(steps) == 100
-    assert len({id(step) for step in steps}) == 1
+    calls = [(e.params["name"], e.params["jaxpr"]) for e in jaxpr.eqns if "name" in e.params]
+    chunks = [inner for name, inner in calls if name == "chunk_step"]
+    steps = [inner for name, inner in calls if name == "leaf_step"]
+    assert len(chunks) == 6 and len(steps) == 4
+    steps += [e.params["jaxpr"] for e in chunks[0].eqns]
+    assert len(steps) == 20
+    assert len({id(inner) for inner in chunks}) == len({id(inner) for inner in steps}) == 1

@@ -95,7 +95,7 @@ def scale_by_adam(
 
     Differs from Optax in: the averages are formed as old + (1-b)(new - old) and the corrections by
     expm1, with 1-b from float64, so that the result stays within a few ulp of the exact algorithm
-    (Optax: 58 to 77 ulp); nu is real for complex gradients; 16-bit parameters get float32 moments.
+    (Optax: 76 to 81); nu is real for complex gradients; 16-bit parameters get float32 moments.
     Differs from PyTorch in: |g|² of a complex gradient is shared by its two parts.
 
     Reference: Kingma & Ba 2015, algorithm 1.

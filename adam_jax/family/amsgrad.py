@@ -27,6 +27,7 @@ def scale_by_amsgrad(
     bias_correction_nu: bool = True,
     *,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    bias_correction: bool = True,
 ) -> Transformation:
     """Adam whose denominator never shrinks: it divides by the largest nû so far.
 
@@ -42,6 +43,7 @@ def scale_by_amsgrad(
       bias_correction_nu: False takes the maximum of nu as it is, as the paper does. PyTorch does
         too, and divides the maximum by 1 - b2ᵗ afterwards.
       nu_dtype: how nu and nu_max are stored.
+      bias_correction: False reads both moments as they are: the paper's algorithm.
 
     Returns:
       A transformation whose state is `optax.ScaleByAmsgradState(count, mu, nu, nu_max)`.
@@ -52,7 +54,14 @@ def scale_by_amsgrad(
     Reference: Reddi, Kale & Kumar 2018, algorithm 2.
     """
     link = amsgrad_link(
-        b1, b2, eps, eps_root, mu_dtype, nu_dtype, bias_correction_mu, bias_correction_nu
+        b1,
+        b2,
+        eps,
+        eps_root,
+        mu_dtype,
+        nu_dtype,
+        bias_correction_mu and bias_correction,
+        bias_correction_nu and bias_correction,
     )
     return Transformation.of(link, chained=False)
 
@@ -68,6 +77,7 @@ def amsgrad(
     bias_correction_nu: bool = True,
     *,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    bias_correction: bool = True,
 ) -> Transformation:
     """AMSGrad: θ ← θ - α_t·mû / (√(nu_max + eps_root) + eps).
 
@@ -81,6 +91,7 @@ def amsgrad(
       bias_correction_mu: False reads mu as it is.
       bias_correction_nu: False takes the maximum of nu as it is.
       nu_dtype: how nu and nu_max are stored.
+      bias_correction: False reads both moments as they are: the paper's algorithm.
 
     Returns:
       A transformation with the state of `optax.amsgrad`, a tuple of two.
@@ -91,7 +102,14 @@ def amsgrad(
     Reference: Reddi, Kale & Kumar 2018, algorithm 2.
     """
     link = amsgrad_link(
-        b1, b2, eps, eps_root, mu_dtype, nu_dtype, bias_correction_mu, bias_correction_nu
+        b1,
+        b2,
+        eps,
+        eps_root,
+        mu_dtype,
+        nu_dtype,
+        bias_correction_mu and bias_correction,
+        bias_correction_nu and bias_correction,
     )
     return Transformation.of(link, learning_rate_link(learning_rate))
 

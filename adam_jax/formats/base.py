@@ -12,6 +12,8 @@ class Format(abc.ABC):
     A format is a frozen dataclass of static, comparable fields: it shapes the program. It is never
     callable, since `optax.inject_hyperparams` takes every callable argument for a schedule.
 
+    What is stored is an array, or a pytree of arrays whose attribute `format` is the format.
+
     Invariants, which the tests hold every format to:
       * what `encode` returns has the structure, shapes and dtypes of what `init` returned;
       * `shape(stored)` is the shape of the array that was encoded.

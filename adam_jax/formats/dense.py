@@ -24,6 +24,11 @@ class Dense(Format):
         return jnp.full_like(param, start, dtype=self.dtype)
 
     def encode(self, x: jax.Array) -> jax.Array:
+        if jnp.iscomplexobj(x) and not jnp.issubdtype(self.dtype, jnp.complexfloating):
+            raise ValueError(
+                f"mu_dtype must be complex for a complex gradient, got {self.dtype.name}, which would"
+                f" drop its imaginary part: write mu_dtype=jnp.complex64, or leave it out."
+            )
         return jax.lax.convert_element_type(x, self.dtype)
 
     def decode(self, stored: jax.Array, dtype: Any) -> jax.Array:

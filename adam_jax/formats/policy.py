@@ -16,6 +16,7 @@ class AtLeastFloat32:
     """The parameter's own dtype, or float32 where that has 16 bits: the default of every slot.
 
     bfloat16 keeps 8 bits: an average that moves by 0.1 % of its value a step stands still in it.
+    float16 has no numbers under 6e-8, the square of a gradient of 2e-4.
     """
 
     def __repr__(self) -> str:
@@ -25,7 +26,7 @@ class AtLeastFloat32:
 AT_LEAST_FLOAT32 = AtLeastFloat32()
 
 SlotDType: TypeAlias = Any
-"""A dtype; `AT_LEAST_FLOAT32`; or None, the parameter's own dtype (what None means in Optax)."""
+"""A dtype, a `Format`, `AT_LEAST_FLOAT32`, or None, the parameter's own dtype (as in Optax)."""
 
 
 def check_slot_dtype(argument: str, dtype: SlotDType) -> SlotDType:
@@ -34,7 +35,7 @@ def check_slot_dtype(argument: str, dtype: SlotDType) -> SlotDType:
     Raises:
       ValueError: it is not a floating-point dtype of at least 16 bits.
     """
-    if dtype is None or isinstance(dtype, AtLeastFloat32):
+    if dtype is None or isinstance(dtype, AtLeastFloat32 | Format):
         return dtype
     allowed = "float32, bfloat16, float16, float64 (or a complex dtype)"
     instead = "None keeps the parameter's dtype, leaving the argument out at least float32"
@@ -49,7 +50,7 @@ def check_slot_dtype(argument: str, dtype: SlotDType) -> SlotDType:
     return checked
 
 
-def parameter_dtype(param: Any) -> Any:
+def leaf_dtype(param: Any) -> Any:
     """The floating-point dtype of a leaf; a Python number, an int too, has JAX's default one.
 
     Raises:
@@ -59,6 +60,8 @@ def parameter_dtype(param: Any) -> Any:
     if dtype is None:
         number = isinstance(param, (bool, int, float))
         dtype = jnp.result_type(float) if number else jnp.result_type(param)
+    elif not isinstance(param, jax.Array):  # NumPy's float64 is JAX's float32, unless x64 is on.
+        dtype = jax.dtypes.canonicalize_dtype(dtype)
     if not _is_inexact(dtype):
         raise TypeError(jnp.dtype(dtype).name)
     return dtype
@@ -80,30 +83,28 @@ def resolve(spec: SlotDType, param: Any, magnitude: bool) -> Format:
 
     Args:
       spec: what the user asked for.
-      param: the leaf's parameter or gradient.
+      param: the leaf's parameter.
       magnitude: the slot is real where the parameter is complex.
     """
-    own = parameter_dtype(param)
+    if isinstance(spec, Format):
+        return spec
+    own = jnp.dtype(leaf_dtype(param))
     if isinstance(spec, AtLeastFloat32):
         dtype = wider_dtype(own, jnp.dtype(jnp.float32))
     elif spec is None:
         dtype = own
     else:
         dtype = jax.dtypes.canonicalize_dtype(spec)
-    if magnitude:
-        dtype = real_dtype(dtype)
-    return Dense(jnp.dtype(dtype))
+    return Dense(jnp.finfo(dtype).dtype if magnitude else jnp.dtype(dtype))
 
 
 def format_of(stored: Any) -> Format | None:
     """The format that a slot is stored in, read from what is stored; None for an empty slot.
 
     The state says it, not the user's setting: so its dtypes never change from one step to the next,
-    also in a state that came from an Optax checkpoint.
+    also in a state that came from an Optax checkpoint. An array is dense; what is more than that
+    has its format as the attribute `format`.
     """
+    if isinstance(own := getattr(stored, "format", None), Format):
+        return own
     return Dense(stored.dtype) if hasattr(stored, "dtype") else None
-
-
-def real_dtype(dtype: Any) -> Any:
-    """The dtype of the real part; a real dtype itself."""
-    return jnp.finfo(dtype).dtype

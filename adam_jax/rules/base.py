@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
 from adam_jax.validation import check_number
@@ -49,7 +50,8 @@ class Rule(abc.ABC):
     """How one float32 array of updates becomes another, and what is remembered for the next step.
 
     A rule is a frozen dataclass registered as a pytree: its numbers are leaves, so that changing
-    one does not retrace; what shapes the program (a flag, a schedule) is a static field.
+    one does not retrace; what shapes the program (a flag, a schedule, the side of 0.5 that a decay
+    rate is on) is a static field.
     """
 
     @property
@@ -62,7 +64,7 @@ class Rule(abc.ABC):
         """Whether `step` reads the parameter."""
         return False
 
-    def at(self, count: Any) -> Any:
+    def scalars(self, count: Any) -> Any:
         """The scalars of this optimizer step, computed once and shared by all leaves.
 
         Args:
@@ -74,14 +76,14 @@ class Rule(abc.ABC):
 
     @abc.abstractmethod
     def step(
-        self, g: jax.Array, old: Slots, at: Any, param: jax.Array | None
+        self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """One optimizer step on one leaf.
 
         Args:
           g: the gradient, or what the rule before this one made of it.
           old: the slots as the last step left them.
-          at: what `at` returned, in the leaf's dtype.
+          scalars: what `scalars` returned, in the leaf's dtype.
           param: the parameter; None unless `needs_params`.
 
         Returns:
@@ -112,18 +114,23 @@ class DecayRate:
 
     @classmethod
     def of(cls, argument: str, b: Any) -> "DecayRate":
-        """Checks 0 ≤ b < 1 and splits it; an array is split in its own dtype."""
+        """Checks 0 ≤ b < 1 and splits it.
+
+        A traced rate is split in its own dtype, in which it is rounded already: float32(0.999) puts
+        1.3e-5 into every increment, bfloat16(0.999) is one. Trace the transformation instead.
+        """
         b = check_number(argument, b, 0.0, 1.0, instead="usual rates are 0.9 to 0.9999")
-        if isinstance(b, jax.Array):
+        if isinstance(b, jax.core.Tracer):
             return cls(complement=1 - b, log=jnp.log(b))
         return cls(1.0 - b, math.log(b) if b > 0.0 else -math.inf, b >= 0.5)
 
     def average(self, old: jax.Array, new: jax.Array) -> jax.Array:
         """One step of the average: old + (1-b)(new - old), or for b < 0.5 new + b(old - new).
 
-        b·old + (1-b)·new is the same on paper. In float32 its two weights do not add to one, and
-        the average of a constant settles 6e-6 away from it (b = 0.999). The second form is `new`
-        for b = 0, which old + (new - old) is not.
+        b·old + (1-b)·new is the same on paper. In float32 its two weights do not add to one, which
+        puts an average of varying terms 6e-6 off (b = 0.999). Both forms stop moving where an
+        increment is under half a place of `old`: 3e-5 short of a constant term, for b = 0.999. The
+        second form is `new` for b = 0, which old + (new - old) is not.
         """
         if self.mostly_old is None:
             mostly_old = self.complement <= 0.5
@@ -154,12 +161,12 @@ class Moment(Protocol):
         """The accumulators of this statistic."""
         ...
 
-    def at(self, count: Any) -> Any:
-        """The scalars of this optimizer step; see `Rule.at`."""
+    def scalars(self, count: Any) -> Any:
+        """The scalars of this optimizer step; see `Rule.scalars`."""
         ...
 
     def step(
-        self, g: jax.Array, old: Slots, at: Any, new: Slots
+        self, g: jax.Array, old: Slots, scalars: Any, new: Slots
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Returns the statistic as it is read in this step, and its new slots.
 
@@ -171,11 +178,11 @@ class Moment(Protocol):
 class Direction(Protocol):
     """How the two moments, as read, become an update."""
 
-    def at(self, count: Any) -> Any:
-        """The scalars of this optimizer step; see `Rule.at`."""
+    def scalars(self, count: Any) -> Any:
+        """The scalars of this optimizer step; see `Rule.scalars`."""
         ...
 
-    def combine(self, first: jax.Array, second: jax.Array, at: Any) -> jax.Array:
+    def combine(self, first: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
         """The update of one leaf."""
         ...
 
@@ -207,14 +214,14 @@ class MomentRule(Rule):
     def slots(self) -> tuple[Slot, ...]:
         return (*self.first.slots, *self.second.slots)
 
-    def at(self, count: Any) -> Any:
-        return self.first.at(count), self.second.at(count), self.direction.at(count)
+    def scalars(self, count: Any) -> Any:
+        return self.first.scalars(count), self.second.scalars(count), self.direction.scalars(count)
 
     def step(
-        self, g: jax.Array, old: Slots, at: Any, param: jax.Array | None
+        self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         del param
-        first_at, second_at, direction_at = at
-        first, new_first = self.first.step(g, old, first_at, {})
-        second, new_second = self.second.step(g, old, second_at, new_first)
-        return self.direction.combine(first, second, direction_at), new_first | new_second
+        first_scalars, second_scalars, direction_scalars = scalars
+        first, new_first = self.first.step(g, old, first_scalars, {})
+        second, new_second = self.second.step(g, old, second_scalars, new_first)
+        return self.direction.combine(first, second, direction_scalars), new_first | new_second

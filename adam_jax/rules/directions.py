@@ -30,12 +30,12 @@ class Root:
             check_number("eps_root", eps_root, instead="0.0 leaves it out"),
         )
 
-    def at(self, count: Any) -> Any:
+    def scalars(self, count: Any) -> Any:
         del count
         return ()
 
-    def combine(self, first: jax.Array, second: jax.Array, at: Any) -> jax.Array:
-        del at
+    def combine(self, first: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
+        del scalars
         return first / (safe_sqrt(second + self.eps_root) + self.eps)
 
 

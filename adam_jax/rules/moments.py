@@ -26,15 +26,15 @@ class Ema:
     def slots(self) -> tuple[Slot, ...]:
         return (Slot("mu"),)
 
-    def at(self, count: Any) -> Any:
+    def scalars(self, count: Any) -> Any:
         return self.rate.correction(count) if self.bias_correction else ()
 
     def step(
-        self, g: jax.Array, old: Slots, at: Any, new: Slots
+        self, g: jax.Array, old: Slots, scalars: Any, new: Slots
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         del new
         mu = self.rate.average(old["mu"], g)
-        return (mu / at if self.bias_correction else mu), {"mu": mu}
+        return (mu / scalars if self.bias_correction else mu), {"mu": mu}
 
 
 @jax.tree_util.register_dataclass
@@ -56,19 +56,19 @@ class NesterovEma:
     def slots(self) -> tuple[Slot, ...]:
         return (Slot("mu"),)
 
-    def at(self, count: Any) -> Any:
+    def scalars(self, count: Any) -> Any:
         if not self.bias_correction:
             return ()
         return self.rate.correction(count, ahead=1), self.rate.correction(count)
 
     def step(
-        self, g: jax.Array, old: Slots, at: Any, new: Slots
+        self, g: jax.Array, old: Slots, scalars: Any, new: Slots
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         del new
         mu = self.rate.average(old["mu"], g)
         if not self.bias_correction:
             return self.rate.average(mu, g), {"mu": mu}
-        ahead, now = at
+        ahead, now = scalars
         mu_hat = mu / ahead
         return mu_hat + self.rate.complement * (g / now - mu_hat), {"mu": mu}
 
@@ -90,15 +90,15 @@ class EmaOfSquares:
     def slots(self) -> tuple[Slot, ...]:
         return (Slot("nu", magnitude=True),)
 
-    def at(self, count: Any) -> Any:
+    def scalars(self, count: Any) -> Any:
         return self.rate.correction(count) if self.bias_correction else ()
 
     def step(
-        self, g: jax.Array, old: Slots, at: Any, new: Slots
+        self, g: jax.Array, old: Slots, scalars: Any, new: Slots
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         del new
         nu = self.rate.average(old["nu"], abs_squared(g))
-        return (nu / at if self.bias_correction else nu), {"nu": nu}
+        return (nu / scalars if self.bias_correction else nu), {"nu": nu}
 
 
 @jax.tree_util.register_dataclass
@@ -116,13 +116,13 @@ class RunningMax:
     def slots(self) -> tuple[Slot, ...]:
         return (*self.inner.slots, Slot("nu_max", magnitude=True))
 
-    def at(self, count: Any) -> Any:
-        return self.inner.at(count)
+    def scalars(self, count: Any) -> Any:
+        return self.inner.scalars(count)
 
     def step(
-        self, g: jax.Array, old: Slots, at: Any, new: Slots
+        self, g: jax.Array, old: Slots, scalars: Any, new: Slots
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        read, renewed = self.inner.step(g, old, at, new)
+        read, renewed = self.inner.step(g, old, scalars, new)
         nu_max = jnp.maximum(old["nu_max"], read)
         return nu_max, renewed | {"nu_max": nu_max}
 

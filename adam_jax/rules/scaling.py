@@ -43,9 +43,9 @@ class Identity(Rule):
     """u: a link that Optax's chain has, and that does nothing."""
 
     def step(
-        self, g: jax.Array, old: Slots, at: Any, param: jax.Array | None
+        self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        del old, at, param
+        del old, scalars, param
         return g, {}
 
 
@@ -60,15 +60,15 @@ class AddDecayedWeights(Rule):
     def needs_params(self) -> bool:
         return True
 
-    def at(self, count: Any) -> Any:
+    def scalars(self, count: Any) -> Any:
         return self.weight_decay.at(count)
 
     def step(
-        self, g: jax.Array, old: Slots, at: Any, param: jax.Array | None
+        self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         del old
         assert param is not None  # needs_params
-        return g + at * param, {}
+        return g + scalars * param, {}
 
 
 @jax.tree_util.register_dataclass
@@ -79,15 +79,15 @@ class ScaleByLearningRate(Rule):
     learning_rate: Constant | Scheduled
     flip_sign: bool = static(default=True)
 
-    def at(self, count: Any) -> Any:
+    def scalars(self, count: Any) -> Any:
         learning_rate = self.learning_rate.at(count)
         return -learning_rate if self.flip_sign else learning_rate
 
     def step(
-        self, g: jax.Array, old: Slots, at: Any, param: jax.Array | None
+        self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         del old, param
-        return at * g, {}
+        return scalars * g, {}
 
 
 @jax.tree_util.register_dataclass
@@ -101,11 +101,11 @@ class CorrectBias(Rule):
     b1: DecayRate
     b2: DecayRate
 
-    def at(self, count: Any) -> Any:
+    def scalars(self, count: Any) -> Any:
         return jnp.sqrt(self.b2.correction(count)) / self.b1.correction(count)
 
     def step(
-        self, g: jax.Array, old: Slots, at: Any, param: jax.Array | None
+        self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         del old, param
-        return at * g, {}
+        return scalars * g, {}

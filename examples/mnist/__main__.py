@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import logging as absl_logging
 
 from examples.mnist import data, evaluate
@@ -108,7 +109,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     graph, params = trained(run)
     for path in arguments.images:
         images = evaluate.read_digits(path)
-        for i, p in enumerate(evaluate.probabilities(graph, params, images)):
+        for i, p in enumerate(np.exp(evaluate.log_probabilities(graph, params, images))):
             name = f"{path}[{i}]" if len(images) > 1 else f"{path}"
             print(f"{name}: {p.argmax()} ({p.max():.1%})")
 
@@ -120,7 +121,7 @@ def main() -> int:
     arguments = parser().parse_args()
     try:
         {"train": _train, "evaluate": _evaluate, "predict": _predict}[arguments.command](arguments)
-    except (data.DataError, RunError, ValueError) as error:
+    except (data.DataError, RunError, OSError) as error:
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -29,7 +29,7 @@ SIDE = 28  # pixels
 MAX_COUNT = 1_000_000  # digits in one file; MNIST has 60,000
 MAX_BYTES = 64 << 20  # of one file that is fetched; MNIST's largest is 47 MB uncompressed
 DEFAULT_MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
-TRY = "check the connection, or try https://storage.googleapis.com/cvdf-datasets/mnist/"
+OTHER_MIRROR = "check the connection, or try https://storage.googleapis.com/cvdf-datasets/mnist/"
 
 # SHA-256 of the uncompressed bytes: two mirrors may have compressed the same digits differently.
 CHECKSUMS: Mapping[str, str] = {
@@ -162,7 +162,7 @@ def _fetch(url: str, timeout: float) -> bytearray:
     except (OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # It is the response, too, and holds the socket.
-        raise _error(url, f"could not be fetched ({error})", "a file", TRY) from error
+        raise _error(url, f"could not be fetched ({error})", "a file", OTHER_MIRROR) from error
 
 
 def download(
@@ -201,7 +201,9 @@ def download(
                 part = Path(temporary) / f"{name}.gz"
                 part.write_bytes(_fetch(url, timeout))
                 if not _has_checksum(part, checksum):
-                    raise _error(url, "holds other bytes", f"SHA-256 {checksum} in the .gz", TRY)
+                    raise _error(
+                        url, "holds other bytes", f"SHA-256 {checksum} in the .gz", OTHER_MIRROR
+                    )
                 os.replace(part, directory / part.name)
     except OSError as error:
         found = f"cannot be written ({error})"

@@ -44,8 +44,8 @@ def curves(metrics: list[dict[str, float]], title: str, path: Path) -> None:
 def predictions(images: np.ndarray, labels: np.ndarray, p: np.ndarray, path: Path) -> None:
     """A grid of digits with what the model takes them for; wrong ones in red, with the truth.
 
-    The upper half are the first digits of the set as they come. The lower half are mistakes, the
-    most confident first, as far as there are any.
+    The lower half are mistakes, the most confident first, as far as there are any. The upper half
+    are the first digits of the set that are not shown below.
     """
     rows, columns = 6, 12
     guesses = p.argmax(axis=1)
@@ -68,8 +68,8 @@ def predictions(images: np.ndarray, labels: np.ndarray, p: np.ndarray, path: Pat
     accuracy = (guesses == labels).mean()
     errors = int((guesses != labels).sum())
     figure.suptitle(
-        f"{len(labels):,} digits, {errors} wrong (accuracy {accuracy:.4f}). Above: the first ones."
-        f" Below, in red: the most confident mistakes."
+        f"{len(labels):,} digits, {errors} wrong (accuracy {accuracy:.4f})."
+        f" Above: the first of the others. Below, in red: the most confident mistakes."
     )
     figure.savefig(path, dpi=110)
     plt.close(figure)

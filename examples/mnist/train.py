@@ -68,7 +68,7 @@ def train_steps(
       images: all images, uint8 [count, 28, 28].
       labels: all labels, int32 [count].
       order: int32 [steps, batch], the digits of each batch.
-      key: of the whole run; each step derives its own.
+      key: of the whole run's jitter; each step derives its own.
       graph: the model without its parameters.
       tx: the optimizer.
       jitter: augment the batches.
@@ -107,15 +107,12 @@ def build(config: Config, steps: int) -> tuple[Any, TrainState, optax.GradientTr
     return graph, TrainState(params, tx.init(params), jnp.zeros([], jnp.int32)), tx, schedule
 
 
-def train(
-    run: Run, digits: data.Digits, on_epoch: Callable[[int], None] = lambda epoch: None
-) -> Any:
+def train(run: Run, digits: data.Digits) -> dict[str, Any]:
     """Trains to the end of the run's epochs, from its last checkpoint if it has one.
 
     Args:
       run: where to; its metrics, pictures and checkpoints are written after each epoch.
       digits: the data.
-      on_epoch: called with the number of epochs completed, after each.
 
     Returns:
       The summary that the command prints as its last line.
@@ -123,8 +120,8 @@ def train(
     config, began = run.config, time.perf_counter()
     images = jax.device_put(digits.train_images)
     labels = jax.device_put(digits.train_labels.astype(np.int32))
-    key = jax.random.key(config.seed)
-    per_epoch = len(data.batches(key, len(images), config.batch_size))
+    order_key, jitter_key = jax.random.split(jax.random.key(config.seed))
+    per_epoch = len(data.batches(order_key, len(images), config.batch_size))
     graph, state, tx, schedule = build(config, config.epochs * per_epoch)
     first = run.epochs_saved
     if first:
@@ -136,12 +133,21 @@ def train(
     with Progress(config.epochs, per_epoch, config.batch_size) as progress:
         for epoch in range(first, config.epochs):
             start = time.perf_counter()
-            order = data.batches(jax.random.fold_in(key, epoch), len(images), config.batch_size)
+            order = data.batches(
+                jax.random.fold_in(order_key, epoch), len(images), config.batch_size
+            )
             measured = []
             for i in range(0, per_epoch, stride):
                 rows = order[i : i + stride]
                 state, batch_metrics = train_steps(
-                    state, images, labels, rows, key, graph=graph, tx=tx, jitter=config.augment
+                    state,
+                    images,
+                    labels,
+                    rows,
+                    jitter_key,
+                    graph=graph,
+                    tx=tx,
+                    jitter=config.augment,
                 )
                 measured.append(batch_metrics)
                 progress.steps(epoch, len(rows), *batch_metrics)
@@ -161,7 +167,6 @@ def train(
             run.write_metrics(metrics)
             run.save(epoch + 1, state)
             progress.epoch(entry, per_epoch * config.batch_size / seconds)
-            on_epoch(epoch + 1)
 
     title = f"{config.model}, {config.optimizer}, learning rate {config.learning_rate:g}"
     plots.curves(
@@ -169,7 +174,7 @@ def train(
         f"{title} ({config.schedule}), batch {config.batch_size}",
         run.folder / "curves.png",
     )
-    p = evaluate.probabilities(graph, state.params, digits.test_images)
+    p = np.exp(evaluate.log_probabilities(graph, state.params, digits.test_images))
     plots.predictions(digits.test_images, digits.test_labels, p, run.folder / "predictions.png")
     run.close()
     steps = (config.epochs - first) * per_epoch

@@ -1,8 +1,6 @@
 """A pytest plugin that puts our members in place of Optax's, for Optax's own test files.
 
-    python -m pytest -p tests.witnesses.optax_suite --pyargs optax._src.alias_test
-
-Loaded before the test files are, since their tables of optimizers are built at import.
+python -m pytest -p tests.witnesses.optax_suite --pyargs optax._src.alias_test
 """
 
 import functools
@@ -18,11 +16,13 @@ MEMBERS = {
     transform: ("scale_by_adam", "scale_by_amsgrad", "scale_by_learning_rate"),
 }
 
-for module, names in MEMBERS.items():
-    for name in names:
-        ours = getattr(adam_jax, name)
-        setattr(module, name, ours)
-        setattr(optax, name, ours)
+
+def pytest_configure() -> None:
+    """Replaces the members: before the test files are imported, whose tables hold them."""
+    for module, names in MEMBERS.items():
+        for name in names:
+            for place in (module, optax):
+                setattr(place, name, getattr(adam_jax, name))
 
 
 def pytest_report_collectionfinish() -> str:
