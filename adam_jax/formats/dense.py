@@ -26,8 +26,8 @@ class Dense(Format):
     def encode(self, x: jax.Array) -> jax.Array:
         if jnp.iscomplexobj(x) and not jnp.issubdtype(self.dtype, jnp.complexfloating):
             raise ValueError(
-                f"mu_dtype must be complex for a complex gradient, got {self.dtype.name}, which would"
-                f" drop its imaginary part: write mu_dtype=jnp.complex64, or leave it out."
+                f"mu_dtype must be complex for a complex gradient, got {self.dtype.name}, which"
+                f" would drop its imaginary part: write mu_dtype=jnp.complex64, or leave it out."
             )
         return jax.lax.convert_element_type(x, self.dtype)
 
