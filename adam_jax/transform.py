@@ -16,7 +16,7 @@ import optax
 
 from adam_jax.formats.base import Format
 from adam_jax.formats.policy import SlotDType, format_of, leaf_dtype, resolve, wider_dtype
-from adam_jax.kernels.xla import Leaf, Packed, Program, pack, run
+from adam_jax.kernels.xla import Leaf, Program, as_arrays, run
 from adam_jax.leaves import Mask, align_params, align_slot, check_leaf, leaf_paths, path_name
 from adam_jax.rules.base import Rule, static
 
@@ -126,9 +126,12 @@ def _run(row: Row, updates: Any, state: Any, params: Any, apply: bool) -> tuple[
     """One optimizer step on every leaf; returns the updates, or with `apply` the new parameters."""
     links, states = row.links, row.split(state)
     leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
-    scalars = [
-        link.rule.scalars(getattr(s, "count", None)) for link, s in zip(links, states, strict=True)
-    ]
+    steps = as_arrays(
+        [
+            (link.rule, link.rule.scalars(getattr(s, "count", None)))
+            for link, s in zip(links, states, strict=True)
+        ]
+    )
     # For each link, for each of its slots, what is stored for each leaf; renewed in place.
     stored = [
         [align_slot(treedef, updates, getattr(s, slot.name)) for slot in link.rule.slots]
@@ -155,13 +158,10 @@ def _run(row: Row, updates: Any, state: Any, params: Any, apply: bool) -> tuple[
         arrays[i] = Leaf(g, old, p if needed else None)
         alike.setdefault((used, formats, dtype, np.shape(g), leaf_dtype(g)), []).append(i)
 
-    packed: dict[tuple[int, ...], Packed] = {}
     results = list(param_leaves) if apply else list(leaves)
     for (used, formats, dtype, *_), indices in alike.items():
-        if used not in packed:
-            packed[used] = pack(tuple(links[k].rule for k in used), tuple(scalars[k] for k in used))
         program = Program(formats, dtype, apply)
-        stepped = run(program, packed[used], [arrays[i] for i in indices])
+        stepped = run(program, tuple(steps[k] for k in used), [arrays[i] for i in indices])
         for i, (result, new) in zip(indices, stepped, strict=True):
             results[i] = result
             for k, slots in zip(used, new, strict=True):

@@ -4,6 +4,7 @@ python -m benchmarks.step [--fast]
 """
 
 import argparse
+import gc
 import time
 from collections.abc import Callable
 from typing import Any
@@ -63,6 +64,7 @@ def compile_time(leaves: int, size: int, rounds: int) -> list[str]:
         for name, tx in PEERS.items():
             state = tx.init(params)
             jax.clear_caches()
+            gc.collect()  # What the peer before left behind is not this one's to clean up.
             marks = [time.perf_counter()]
             traced = jitted(tx).trace(params, state, params)
             marks.append(time.perf_counter())
