@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-import torch
-from torch import nn
+import torch  # pyright: ignore[reportMissingImports]
+from torch import nn  # pyright: ignore[reportMissingImports]
 
 from benchmarks.machine import describe, interleaved, medians
 from examples.mnist import data
