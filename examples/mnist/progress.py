@@ -28,7 +28,8 @@ class Progress:
         )
         shown = {"epoch": 1, "epochs": epochs, "loss": 0.0, "accuracy": 0.0, "rate": 0.0}
         self.task = self.bar.add_task("", total=steps, **shown)
-        self.current, self.since, self.done, self.read = -1, 0.0, 0, 0.0
+        self.current, self.done = -1, 0
+        self.since = self.read = time.perf_counter()  # The epoch's start; the last reading.
 
     def __enter__(self) -> "Progress":
         self.bar.start()
@@ -46,19 +47,18 @@ class Progress:
         """Says that `count` more steps were dispatched, and what they measured."""
         if self.bar.disable:
             return
-        now = time.perf_counter()
         if epoch != self.current:
-            self.current, self.since, self.done = epoch, now, 0
-            self.bar.reset(self.task, epoch=epoch + 1)
+            self.current, self.done = epoch, 0
+            self.bar.reset(self.task)
+            self.bar.update(self.task, epoch=epoch + 1)
         self.done += count
         self.bar.advance(self.task, count)
         # Reading a number waits for the device: only as often as a person can see.
-        if now - self.read > 0.2:
-            self.read = now
-            rate = self.done * self.batch_size / max(now - self.since, 1e-9)
-            self.bar.update(
-                self.task, loss=float(loss[-1]), accuracy=float(accuracy[-1]), rate=rate
-            )
+        if time.perf_counter() - self.read > 0.2:
+            last = float(loss[-1]), float(accuracy[-1])
+            self.read = time.perf_counter()
+            rate = self.done * self.batch_size / (self.read - self.since)
+            self.bar.update(self.task, loss=last[0], accuracy=last[1], rate=rate)
 
     def epoch(self, entry: dict[str, float], rate: float) -> None:
         """Prints the line of an epoch."""
@@ -69,3 +69,4 @@ class Progress:
             f"  {rate:,.0f} digits/s  {entry['seconds']:.1f} s",
             soft_wrap=True,
         )
+        self.since = time.perf_counter()

@@ -1,8 +1,10 @@
 """The example as its users run it: commands, files, last lines, one-line errors, kills."""
 
+import contextlib
 import gzip
 import json
 import os
+import pty
 import re
 import signal
 import struct
@@ -57,6 +59,32 @@ def test_train_learns_and_leaves_a_run(trained):
     for picture, width in (("curves.png", 1000), ("predictions.png", 1000)):
         with Image.open(out / picture) as image:
             assert image.width > width and len(set(image.convert("L").tobytes())) > 20
+
+
+def test_a_terminal_gets_a_bar(tmp_path):
+    ours, theirs = pty.openpty()
+    options = ["--model", "softmax", "--epochs", 2, "--batch-size", 16]
+    process = subprocess.Popen(
+        command("train", *options, "--out", tmp_path / "run"),
+        cwd=ROOT,
+        env=environment() | {"TERM": "xterm", "COLUMNS": "120"},
+        stdout=theirs,
+        stderr=theirs,
+        stdin=subprocess.DEVNULL,
+    )
+    os.close(theirs)
+    shown = b""
+    # Linux ends a terminal that nobody writes to any more with an error.
+    with contextlib.suppress(OSError):
+        while piece := os.read(ours, 4096):
+            shown += piece
+    os.close(ours)
+    assert process.wait() == 0, shown.decode()
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode()).replace("\r", "\n")
+    assert re.search(r"^epoch 2/2 ━.* \d+/500 loss \d\.\d+ .* [\d,]{2,9} digits/s", text, re.M)
+    assert re.search(r"^epoch 1/2  train loss .* s$", text, re.MULTILINE)
+    summary = text.strip().splitlines()[-1]
+    assert json.loads(summary)["run"] == str(tmp_path / "run")
 
 
 def test_evaluate_repeats_the_training_runs_figures(trained):
