@@ -82,13 +82,15 @@ def align_params(treedef: Any, params: Any, needed: bool, apply: bool) -> list[A
         ) from None
 
 
-def check_leaf(g: Any, p: Any, stored: Any, formats: Any) -> None:
-    """Raises `ValueError` where one leaf's gradient, state and parameter do not belong together.
+def check_leaf(g: Any, p: Any, stored: Any, formats: Any) -> Any:
+    """Returns the gradient's dtype.
 
-    The caller knows the leaf's path.
+    Raises:
+      ValueError: the leaf's gradient, state and parameter do not belong together; the caller knows
+        its path.
     """
     try:
-        leaf_dtype(g)
+        dtype = leaf_dtype(g)
     except TypeError as error:
         raise ValueError(
             f"the gradient has dtype {error}, which has no average: leave the leaf out with"
@@ -108,6 +110,7 @@ def check_leaf(g: Any, p: Any, stored: Any, formats: Any) -> None:
         raise ValueError(
             f"the gradient has shape {shape} and the parameter {np.shape(p)}: they must be equal."
         )
+    return dtype
 
 
 def leaf_paths(tree: Any) -> list[str]:

@@ -151,12 +151,12 @@ def _run(row: Row, updates: Any, state: Any, params: Any, apply: bool) -> tuple[
         old = tuple(tuple(slot[i] for slot in stored[k]) for k in used)
         formats = tuple(tuple(map(format_of, slots)) for slots in old)
         try:
-            check_leaf(g, p, old, formats)
-            dtype = leaf_dtype(p) if apply else _update_dtype(g, p)
+            g_dtype = check_leaf(g, p, old, formats)
+            dtype = leaf_dtype(p) if apply else _update_dtype(g_dtype, p)
         except (TypeError, ValueError) as error:
             raise ValueError(f"at {leaf_paths(updates)[i]!r}, {error}") from None
         arrays[i] = Leaf(g, old, p if needed else None)
-        alike.setdefault((used, formats, dtype, np.shape(g), leaf_dtype(g)), []).append(i)
+        alike.setdefault((used, formats, dtype, np.shape(g), g_dtype), []).append(i)
 
     results = list(param_leaves) if apply else list(leaves)
     for (used, formats, dtype, *_), indices in alike.items():
@@ -177,10 +177,9 @@ def _run(row: Row, updates: Any, state: Any, params: Any, apply: bool) -> tuple[
     return jax.tree.unflatten(treedef, results), tuple(new_states) if row.chained else new_states[0]
 
 
-def _update_dtype(g: Any, p: Any) -> Any:
+def _update_dtype(g_dtype: Any, p: Any) -> Any:
     """The gradient's dtype, widened to a wider parameter's, which a narrower update would round."""
-    dtype = leaf_dtype(g)
-    return dtype if p is None else wider_dtype(dtype, leaf_dtype(p))
+    return g_dtype if p is None else wider_dtype(g_dtype, leaf_dtype(p))
 
 
 @jax.tree_util.register_pytree_node_class

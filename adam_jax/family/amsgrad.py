@@ -60,8 +60,9 @@ def scale_by_amsgrad(
         eps_root,
         mu_dtype,
         nu_dtype,
-        bias_correction_mu and bias_correction,
-        bias_correction_nu and bias_correction,
+        bias_correction_mu,
+        bias_correction_nu,
+        bias_correction,
     )
     return Transformation.of(link, chained=False)
 
@@ -108,8 +109,9 @@ def amsgrad(
         eps_root,
         mu_dtype,
         nu_dtype,
-        bias_correction_mu and bias_correction,
-        bias_correction_nu and bias_correction,
+        bias_correction_mu,
+        bias_correction_nu,
+        bias_correction,
     )
     return Transformation.of(link, learning_rate_link(learning_rate))
 
@@ -123,11 +125,12 @@ def amsgrad_link(
     nu_dtype: SlotDType,
     bias_correction_mu: bool,
     bias_correction_nu: bool,
+    bias_correction: bool,
 ) -> Link:
     """AMSGrad's rule over Optax's own state."""
     rule = MomentRule(
-        Ema(DecayRate.of("b1", b1), bias_correction_mu),
-        RunningMax(EmaOfSquares(DecayRate.of("b2", b2), bias_correction_nu)),
+        Ema(DecayRate.of("b1", b1), bias_correction and bias_correction_mu),
+        RunningMax(EmaOfSquares(DecayRate.of("b2", b2), bias_correction and bias_correction_nu)),
         Root.of(eps, eps_root),
     )
     nu_dtype = check_slot_dtype("nu_dtype", nu_dtype)

@@ -61,9 +61,7 @@ class Run:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         (folder / "metrics.jsonl").write_text("")
         text = json.dumps(dataclasses.asdict(config), indent=1) + "\n"
-        partial = folder / "config.json.partial"
-        partial.write_text(text)
-        partial.replace(folder / "config.json")
+        _write_whole(folder / "config.json", text)
         return cls(folder, config)
 
     @classmethod
@@ -110,6 +108,12 @@ class Run:
 
     def write_metrics(self, metrics: list[dict[str, float]]) -> None:
         """Rewrites the lines, all of them or none."""
-        partial = self.folder / "metrics.jsonl.partial"
-        partial.write_text("".join(json.dumps(entry) + "\n" for entry in metrics))
-        partial.replace(self.folder / "metrics.jsonl")
+        text = "".join(json.dumps(entry) + "\n" for entry in metrics)
+        _write_whole(self.folder / "metrics.jsonl", text)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """The file appears, or is replaced, with all of the text in it, also under a kill."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)

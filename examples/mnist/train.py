@@ -111,7 +111,7 @@ def train(run: Run, digits: data.Digits) -> dict[str, Any]:
     """Trains to the end of the run's epochs, from its last checkpoint if it has one.
 
     Args:
-      run: where to; its metrics, pictures and checkpoints are written after each epoch.
+      run: where to; metrics and a checkpoint are written after each epoch, pictures at the end.
       digits: the data.
 
     Returns:
