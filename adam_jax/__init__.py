@@ -2,6 +2,7 @@
 
 from adam_jax import schedules
 from adam_jax.compose import scale_by_learning_rate
+from adam_jax.family.adabelief import adabelief, scale_by_belief
 from adam_jax.family.adam import (
     ScaleByBiasCorrectionState,
     adam,
@@ -9,23 +10,86 @@ from adam_jax.family.adam import (
     scale_by_adam,
     scale_by_bias_correction,
 )
-from adam_jax.family.amsgrad import amsgrad, scale_by_amsgrad
+from adam_jax.family.adamax import adamax, adamaxw, scale_by_adamax
+from adam_jax.family.adan import adan, scale_by_adan
+from adam_jax.family.ademamix import ademamix, scale_by_ademamix
+from adam_jax.family.adopt import adopt, scale_by_adopt
+from adam_jax.family.amsgrad import amsgrad, amsgradw, scale_by_amsgrad
+from adam_jax.family.lamb import lamb
+from adam_jax.family.lion import lion, scale_by_lion
+from adam_jax.family.nadam import nadam, nadamw, scale_by_nadam
+from adam_jax.family.radam import radam, radamw, scale_by_radam
+from adam_jax.family.schedule_free import schedule_free_adamw
+from adam_jax.family.yogi import scale_by_yogi, yogi
 from adam_jax.formats.policy import AT_LEAST_FLOAT32
+from adam_jax.recipe.groups import decay_mask, groups
+from adam_jax.recipe.hyperparams import (
+    HyperparamsState,
+    hyperparams,
+    set_hyperparams,
+    with_hyperparams,
+)
+from adam_jax.recipe.modifiers import (
+    GrokfastState,
+    atan2,
+    cautious,
+    cautious_weight_decay,
+    clip_update_rms,
+    grokfast,
+    nesterov,
+)
 from adam_jax.transform import Transformation, step
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AT_LEAST_FLOAT32",
+    "GrokfastState",
+    "HyperparamsState",
     "ScaleByBiasCorrectionState",
     "Transformation",
+    "adabelief",
     "adam",
+    "adamax",
+    "adamaxw",
     "adamw",
+    "adan",
+    "ademamix",
+    "adopt",
     "amsgrad",
+    "amsgradw",
+    "atan2",
+    "cautious",
+    "cautious_weight_decay",
+    "clip_update_rms",
+    "decay_mask",
+    "grokfast",
+    "groups",
+    "hyperparams",
+    "lamb",
+    "lion",
+    "nadam",
+    "nadamw",
+    "nesterov",
+    "radam",
+    "radamw",
     "scale_by_adam",
+    "scale_by_adamax",
+    "scale_by_adan",
+    "scale_by_ademamix",
+    "scale_by_adopt",
     "scale_by_amsgrad",
+    "scale_by_belief",
     "scale_by_bias_correction",
     "scale_by_learning_rate",
+    "scale_by_lion",
+    "scale_by_nadam",
+    "scale_by_radam",
+    "scale_by_yogi",
+    "schedule_free_adamw",
     "schedules",
+    "set_hyperparams",
     "step",
+    "with_hyperparams",
+    "yogi",
 ]

@@ -1,4 +1,4 @@
-"""What every alias adds to its scale_by_*: weight decay and the learning rate, on the same pass."""
+"""The links that an alias adds to its member: weight decay and the learning rate."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import jax
 import optax
 
 from adam_jax.leaves import Mask
+from adam_jax.link import Link
 from adam_jax.rules.scaling import (
     AddDecayedWeights,
     Constant,
@@ -14,7 +15,7 @@ from adam_jax.rules.scaling import (
     Schedule,
     Scheduled,
 )
-from adam_jax.transform import Link, Transformation
+from adam_jax.transform import Transformation
 from adam_jax.validation import check_number
 
 
@@ -55,14 +56,26 @@ def learning_rate_link(
     return Link(ScaleByLearningRate(Constant(learning_rate), flip_sign), optax.EmptyState)
 
 
-def weight_decay_link(weight_decay: jax.typing.ArrayLike | Schedule, mask: Any) -> Link:
-    """The link that adds λθ, on the leaves that the mask names."""
+def weight_decay_link(
+    argument: str,
+    weight_decay: jax.typing.ArrayLike | Schedule,
+    mask: Any = None,
+    downhill: bool = False,
+) -> Link:
+    """The link that adds λθ, on the leaves that the mask names.
+
+    Args:
+      argument: the name of `weight_decay`, as the caller wrote it.
+      weight_decay: λ, per optimizer step.
+      mask: as in `adamw`.
+      downhill: it stands behind the learning rate.
+    """
     wrapped = None if mask is None else Mask.of(mask)
     if callable(weight_decay):
         # Optax exports the function that keeps this state, not its type.
         optax_state = jax.eval_shape(optax.add_decayed_weights(lambda count: 0.0).init, ())
-        rule = AddDecayedWeights(Scheduled(weight_decay))
+        rule = AddDecayedWeights(Scheduled(weight_decay), downhill)
         return Link(rule, type(optax_state), mask=wrapped)
-    weight_decay = check_number("weight_decay", weight_decay, instead="0.0 turns it off")
-    rule = AddDecayedWeights(Constant(weight_decay))
+    weight_decay = check_number(argument, weight_decay, instead="0.0 turns it off")
+    rule = AddDecayedWeights(Constant(weight_decay), downhill)
     return Link(rule, optax.EmptyState, mask=wrapped)

@@ -113,9 +113,11 @@ def check_leaf(g: Any, p: Any, stored: Any, formats: Any) -> Any:
     return dtype
 
 
-def leaf_paths(tree: Any) -> list[str]:
-    """The path of every leaf, None counted as one."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None)
+def leaf_paths(tree: Any, none_is_leaf: bool = True) -> list[str]:
+    """The path of every leaf, None counted as one unless told otherwise."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=(lambda x: x is None) if none_is_leaf else None
+    )
     return [path_name(path) for path, _ in flat]
 
 

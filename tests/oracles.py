@@ -1,30 +1,219 @@
 """Naive float64 versions, written from the papers in numpy, that judge everything else.
 
-Each takes the gradients of all steps, float64[T, ...], and yields the direction u of each step, to
-be multiplied by -α.
+Each takes the gradients of all steps, float64[T, ...] or complex, and yields the direction u of
+each step, to be multiplied by -α; lamb alone yields parameters. The arguments and their defaults
+are those of Optax's scale_by_*. A complex g counts by |g|², in which both of its parts share.
 """
 
 import numpy as np
 
 
-def adam(gradients, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, nesterov=False):
-    """Kingma & Ba 2015, algorithm 1; with nesterov, Dozat 2016, algorithm 2, for a constant b1."""
+def ratio(a, b):
+    """a / b, and 0 where both are 0."""
+    return a / np.where((a == 0) & (b == 0), 1.0, b)
+
+
+def sign(x):
+    """x / |x|, and 0 at 0."""
+    return ratio(x, np.abs(x))
+
+
+def first_moment(m, g, b1, t, nesterov):
+    """The EMA m after its bias correction; with nesterov, m̂ in Dozat 2016 for a constant b1."""
+    if nesterov:
+        return b1 * m / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t)
+    return m / (1 - b1**t)
+
+
+def adam(gradients, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, nesterov=False, eps_hat=0.0):
+    """Kingma & Ba 2015, algorithm 1; eps_hat is ε̂ in section 2; nesterov as Optax, v̂ as Adam's."""
     m = v = 0.0
     for t, g in enumerate(gradients, start=1):
         m = b1 * m + (1 - b1) * g
         v = b2 * v + (1 - b2) * np.abs(g) ** 2
-        m_hat = m / (1 - b1**t)
-        if nesterov:
-            m_hat = b1 * m / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t)
-        yield m_hat / (np.sqrt(v / (1 - b2**t) + eps_root) + eps)
+        root = np.sqrt(v / (1 - b2**t) + eps_root)
+        denominator = root + eps + eps_hat / np.sqrt(1 - b2**t)
+        yield ratio(first_moment(m, g, b1, t, nesterov), denominator)
 
 
-def amsgrad(gradients, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, bias_correction=True):
-    """Reddi, Kale & Kumar 2018, algorithm 2; with bias correction before the maximum, as Optax."""
+def nadam(gradients, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, momentum_decay=None):
+    """Dozat 2016, algorithm 2, b1 scheduled in m̂ alone as PyTorch; None: constant, as Optax."""
+    if momentum_decay is None:
+        yield from adam(gradients, b1, b2, eps, eps_root, nesterov=True)
+        return
+    m = v = 0.0
+    product = 1.0
+    for t, g in enumerate(gradients, start=1):
+        now = b1 * (1 - 0.5 * 0.96 ** (t * momentum_decay))
+        following = b1 * (1 - 0.5 * 0.96 ** ((t + 1) * momentum_decay))
+        product = product * now
+        m = b1 * m + (1 - b1) * g
+        v = b2 * v + (1 - b2) * np.abs(g) ** 2
+        first = m * following / (1 - product * following) + g * (1 - now) / (1 - product)
+        yield ratio(first, np.sqrt(v / (1 - b2**t) + eps_root) + eps)
+
+
+def amsgrad(
+    gradients,
+    b1=0.9,
+    b2=0.999,
+    eps=1e-8,
+    eps_root=0.0,
+    bias_correction_mu=True,
+    bias_correction_nu=True,
+    max_before_correction=False,
+    eps_hat=0.0,
+):
+    """Reddi, Kale & Kumar 2018, algorithm 2, if both bias corrections, which are Optax's, are off.
+
+    Optax takes the maximum of the corrected v; with max_before_correction it is of v, as PyTorch.
+    ε̂ belongs to the uncorrected √v, and is divided by what √v is divided by.
+    """
     m = v = v_max = 0.0
     for t, g in enumerate(gradients, start=1):
         m = b1 * m + (1 - b1) * g
         v = b2 * v + (1 - b2) * np.abs(g) ** 2
-        m_hat, v_hat = (m / (1 - b1**t), v / (1 - b2**t)) if bias_correction else (m, v)
-        v_max = np.maximum(v_max, v_hat)
-        yield m_hat / (np.sqrt(v_max + eps_root) + eps)
+        m_hat = m / (1 - b1**t) if bias_correction_mu else m
+        correction = 1 - b2**t if bias_correction_nu else 1.0
+        if max_before_correction:
+            v_max = np.maximum(v_max, v)
+            v_hat = v_max / correction
+        else:
+            v_hat = v_max = np.maximum(v_max, v / correction)
+        yield ratio(m_hat, np.sqrt(v_hat + eps_root) + eps + eps_hat / np.sqrt(correction))
+
+
+def adamax(gradients, b1=0.9, b2=0.999, eps=1e-8):
+    """Kingma & Ba 2015, algorithm 2; eps, which the paper lacks, is added to |g| as in Optax."""
+    m = v = 0.0
+    for t, g in enumerate(gradients, start=1):
+        m = b1 * m + (1 - b1) * g
+        v = np.maximum(b2 * v, np.abs(g) + eps)
+        yield ratio(m / (1 - b1**t), v)
+
+
+def radam(
+    gradients,
+    b1=0.9,
+    b2=0.999,
+    eps=1e-8,
+    eps_root=0.0,
+    threshold=5.0,
+    nesterov=False,
+    eps_hat=0.0,
+):
+    """Liu et al. 2020, algorithm 2; ρ >= threshold, where the paper has ρ > 4, and eps as Optax."""
+    m = v = 0.0
+    rho_inf = 2 / (1 - b2) - 1
+    for t, g in enumerate(gradients, start=1):
+        m = b1 * m + (1 - b1) * g
+        v = b2 * v + (1 - b2) * np.abs(g) ** 2
+        m_hat = first_moment(m, g, b1, t, nesterov)
+        rho = rho_inf - 2 * t * b2**t / (1 - b2**t)
+        if rho < threshold:
+            yield m_hat
+            continue
+        r = np.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
+        root = np.sqrt(v / (1 - b2**t) + eps_root)
+        yield ratio(r * m_hat, root + eps + eps_hat / np.sqrt(1 - b2**t))
+
+
+def belief(gradients, b1=0.9, b2=0.999, eps=1e-16, eps_root=1e-16, nesterov=False):
+    """Zhuang et al. 2020, algorithm 2: eps_root is the ε stored in s; nesterov as Optax."""
+    m = s = 0.0
+    for t, g in enumerate(gradients, start=1):
+        m = b1 * m + (1 - b1) * g
+        s = b2 * s + (1 - b2) * np.abs(g - m) ** 2 + eps_root
+        yield ratio(first_moment(m, g, b1, t, nesterov), np.sqrt(s / (1 - b2**t)) + eps)
+
+
+def yogi(gradients, b1=0.9, b2=0.999, eps=1e-3, eps_root=0.0, initial_accumulator_value=1e-6):
+    """Zaheer et al. 2018, algorithm 2; the initial values and the bias corrections are Optax's."""
+    m = v = initial_accumulator_value
+    for t, g in enumerate(gradients, start=1):
+        m = b1 * m + (1 - b1) * g
+        v = v - (1 - b2) * np.sign(v - np.abs(g) ** 2) * np.abs(g) ** 2
+        yield ratio(m / (1 - b1**t), np.sqrt(v / (1 - b2**t) + eps_root) + eps)
+
+
+def adan(gradients, b1=0.98, b2=0.92, b3=0.99, eps=1e-8, eps_root=0.0, change_weight=None):
+    """Xie et al. 2022, algorithm 1, each b being 1 - the paper's β, with Optax's bias corrections.
+
+    Optax weighs the difference of gradients by 1 - b2 where the paper, and its code, have b2.
+    """
+    weight = 1 - b2 if change_weight is None else change_weight
+    m = v = n = 0.0
+    previous = gradients[0]
+    for t, g in enumerate(gradients, start=1):
+        difference = g - previous
+        previous = g
+        m = b1 * m + (1 - b1) * g
+        v = b2 * v + (1 - b2) * difference
+        n = b3 * n + (1 - b3) * np.abs(g + weight * difference) ** 2
+        first = m / (1 - b1**t) + weight * v / (1 - b2**t)
+        yield ratio(first, np.sqrt(n / (1 - b3**t) + eps_root) + eps)
+
+
+def lion(gradients, b1=0.9, b2=0.99, mode="hard", smooth_beta=1.0):
+    """Chen et al. 2023, algorithm 2; the modes "smooth" and "refined" are Optax's."""
+    m = 0.0
+    for g in gradients:
+        c = b1 * m + (1 - b1) * g
+        m = b2 * m + (1 - b2) * g
+        if mode == "hard":
+            yield sign(c)
+        elif mode == "smooth":
+            yield np.tanh(smooth_beta * c)
+        elif mode == "refined":
+            yield np.where(np.abs(c) < 1, c, sign(c))
+        else:
+            raise ValueError(mode)
+
+
+def adopt(gradients, b1=0.9, b2=0.9999, eps=1e-6, nesterov=False, use_clipping=True):
+    """Taniguchi et al. 2024, ADOPT, and with use_clipping clipped ADOPT; nesterov as Optax.
+
+    The first gradient only starts v. The clipping acts on the magnitude: t^(1/4) bounds |x|.
+    """
+    m, v = np.zeros_like(gradients[0]), np.abs(gradients[0]) ** 2
+    yield m
+    for t, g in enumerate(gradients[1:], start=1):
+        x = ratio(g, np.maximum(np.sqrt(v), eps))
+        if use_clipping:
+            x = sign(x) * np.minimum(np.abs(x), t**0.25)
+        m = b1 * m + (1 - b1) * x
+        v = b2 * v + (1 - b2) * np.abs(g) ** 2
+        yield b1 * m + (1 - b1) * x if nesterov else m
+
+
+def ademamix(gradients, b1=0.9, b2=0.999, b3=0.9999, alpha=6.0, eps=1e-8, eps_root=0.0):
+    """Pagliardini, Ablin & Grangier 2024, algorithm 1, for a constant b3 and alpha."""
+    m1 = m2 = v = 0.0
+    for t, g in enumerate(gradients, start=1):
+        m1 = b1 * m1 + (1 - b1) * g
+        m2 = b3 * m2 + (1 - b3) * g
+        v = b2 * v + (1 - b2) * np.abs(g) ** 2
+        root = np.sqrt(v / (1 - b2**t) + eps_root)
+        yield ratio(m1 / (1 - b1**t) + alpha * m2, root + eps)
+
+
+def lamb(
+    gradients,
+    params,
+    learning_rate,
+    b1=0.9,
+    b2=0.999,
+    eps=1e-6,
+    eps_root=0.0,
+    weight_decay=0.0,
+):
+    """You et al. 2020, algorithm 2, φ the identity: yields the parameters of one leaf, not u.
+
+    The trust ratio is 1 where either norm is 0, as Optax.
+    """
+    for u in adam(gradients, b1, b2, eps, eps_root):
+        u = u + weight_decay * params
+        size_p, size_u = (np.sqrt(np.sum(np.abs(x) ** 2)) for x in (params, u))
+        trust = size_p / size_u if size_p > 0 and size_u > 0 else 1.0
+        params = params - learning_rate * trust * u
+        yield params

@@ -101,7 +101,7 @@ def test_a_rate_traced_from_the_start_in_double_precision(member, b1, x64):
 
 def test_amsgrad_without_bias_correction_is_the_paper(x64):
     gs = gradients(100, 20, seed=4).astype(np.float64)
-    exact = np.stack(list(oracles.amsgrad(gs, bias_correction=False)))
+    exact = np.stack(list(oracles.amsgrad(gs, bias_correction_mu=False, bias_correction_nu=False)))
     tx = adam_jax.scale_by_amsgrad(bias_correction_mu=False, bias_correction_nu=False)
     np.testing.assert_allclose(run(tx, gs), exact, rtol=1e-11)
 

@@ -6,133 +6,53 @@ https://openreview.net/forum?id=ryQu7f-RZ
 import jax
 import optax
 
-from adam_jax.compose import learning_rate_link
-from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_slot_dtype
-from adam_jax.rules.base import DecayRate, MomentRule
+from adam_jax.alias import alias
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
+from adam_jax.rules.base import DecayRate, DecayRateLike, MomentRule
 from adam_jax.rules.directions import Root
 from adam_jax.rules.moments import Ema, EmaOfSquares, RunningMax
-from adam_jax.rules.scaling import Schedule
-from adam_jax.transform import Link, Transformation
-
-ArrayLike = jax.typing.ArrayLike
+from adam_jax.transform import Transformation, scale_by_rule
 
 
 def scale_by_amsgrad(
-    b1: ArrayLike = 0.9,
-    b2: ArrayLike = 0.999,
-    eps: ArrayLike = 1e-8,
-    eps_root: ArrayLike = 0.0,
+    b1: DecayRateLike = 0.9,
+    b2: DecayRateLike = 0.999,
+    eps: jax.typing.ArrayLike = 1e-8,
+    eps_root: jax.typing.ArrayLike = 0.0,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
     bias_correction_mu: bool = True,
     bias_correction_nu: bool = True,
     *,
+    max_before_correction: bool = False,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
-    bias_correction: bool = True,
+    eps_hat: jax.typing.ArrayLike = 0.0,
 ) -> Transformation:
     """Adam whose denominator never shrinks: it divides by the largest nû so far.
 
         nu_max ← max(nu_max, nû)         u = mû / (√(nu_max + eps_root) + eps)
 
     Args:
-      b1: see `scale_by_adam`, as the next four.
-      b2: decay rate of the second moment.
-      eps: ε outside the root.
-      eps_root: ε inside the root.
-      mu_dtype: how mu is stored.
+      b1: see `scale_by_adam`, as all that is not here.
       bias_correction_mu: False reads mu as it is, as the paper does.
-      bias_correction_nu: False takes the maximum of nu as it is, as the paper does. PyTorch does
-        too, and divides the maximum by 1 - b2ᵗ afterwards.
-      nu_dtype: how nu and nu_max are stored.
-      bias_correction: False reads both moments as they are: the paper's algorithm.
+      bias_correction_nu: False takes the maximum of nu as it is, as the paper does.
+      max_before_correction: nu_max ← max(nu_max, nu), divided by 1 - b2ᵗ when it is read, as in
+        PyTorch and Keras. A first gradient that is large then weighs for a while, not for ever.
 
     Returns:
       A transformation whose state is `optax.ScaleByAmsgradState(count, mu, nu, nu_max)`.
 
-    Raises:
-      ValueError: see `scale_by_adam`.
-
-    Reference: Reddi, Kale & Kumar 2018, algorithm 2.
+    Reference: Reddi, Kale & Kumar 2018, algorithm 2, which has no bias correction.
     """
-    link = amsgrad_link(
-        b1,
-        b2,
-        eps,
-        eps_root,
-        mu_dtype,
-        nu_dtype,
-        bias_correction_mu,
-        bias_correction_nu,
-        bias_correction,
-    )
-    return Transformation.of(link, chained=False)
-
-
-def amsgrad(
-    learning_rate: ArrayLike | Schedule,
-    b1: ArrayLike = 0.9,
-    b2: ArrayLike = 0.999,
-    eps: ArrayLike = 1e-8,
-    eps_root: ArrayLike = 0.0,
-    mu_dtype: SlotDType = AT_LEAST_FLOAT32,
-    bias_correction_mu: bool = True,
-    bias_correction_nu: bool = True,
-    *,
-    nu_dtype: SlotDType = AT_LEAST_FLOAT32,
-    bias_correction: bool = True,
-) -> Transformation:
-    """AMSGrad: θ ← θ - α_t·mû / (√(nu_max + eps_root) + eps).
-
-    Args:
-      learning_rate: α, per optimizer step; see `adam`.
-      b1: see `scale_by_amsgrad`, as all that follow.
-      b2: decay rate of the second moment.
-      eps: ε outside the root.
-      eps_root: ε inside the root.
-      mu_dtype: how mu is stored.
-      bias_correction_mu: False reads mu as it is.
-      bias_correction_nu: False takes the maximum of nu as it is.
-      nu_dtype: how nu and nu_max are stored.
-      bias_correction: False reads both moments as they are: the paper's algorithm.
-
-    Returns:
-      A transformation with the state of `optax.amsgrad`, a tuple of two.
-
-    Raises:
-      ValueError: see `adam`.
-
-    Reference: Reddi, Kale & Kumar 2018, algorithm 2.
-    """
-    link = amsgrad_link(
-        b1,
-        b2,
-        eps,
-        eps_root,
-        mu_dtype,
-        nu_dtype,
-        bias_correction_mu,
-        bias_correction_nu,
-        bias_correction,
-    )
-    return Transformation.of(link, learning_rate_link(learning_rate))
-
-
-def amsgrad_link(
-    b1: ArrayLike,
-    b2: ArrayLike,
-    eps: ArrayLike,
-    eps_root: ArrayLike,
-    mu_dtype: SlotDType,
-    nu_dtype: SlotDType,
-    bias_correction_mu: bool,
-    bias_correction_nu: bool,
-    bias_correction: bool,
-) -> Link:
-    """AMSGrad's rule over Optax's own state."""
+    rate = DecayRate.of("b2", b2)
+    corrected_after = max_before_correction and bias_correction_nu
+    nu = EmaOfSquares(rate, bias_correction_nu and not max_before_correction)
     rule = MomentRule(
-        Ema(DecayRate.of("b1", b1), bias_correction and bias_correction_mu),
-        RunningMax(EmaOfSquares(DecayRate.of("b2", b2), bias_correction and bias_correction_nu)),
-        Root.of(eps, eps_root),
+        Ema(DecayRate.of("b1", b1), bias_correction_mu),
+        RunningMax(nu, rate if corrected_after else None),
+        Root.of(eps, eps_root, eps_hat, rate),
     )
-    nu_dtype = check_slot_dtype("nu_dtype", nu_dtype)
-    dtypes = (check_slot_dtype("mu_dtype", mu_dtype), nu_dtype, nu_dtype)
-    return Link(rule, optax.ScaleByAmsgradState, dtypes)
+    return scale_by_rule(rule, optax.ScaleByAmsgradState, mu_dtype, nu_dtype)
+
+
+amsgrad = alias("amsgrad", scale_by_amsgrad)
+amsgradw = alias("amsgradw", scale_by_amsgrad, weight_decay=1e-4)

@@ -15,7 +15,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Annotated, Any, TypeAlias, dataclass_transform
 
 import jax
 import jax.core
@@ -24,6 +24,12 @@ import jax.numpy as jnp
 from adam_jax.validation import check_number
 
 Slots = Mapping[str, jax.Array]
+
+
+@dataclass_transform(frozen_default=True)
+def frozen_pytree(cls: type[Any]) -> Any:
+    """A frozen dataclass that is a pytree: its numbers are leaves, its `static` fields are not."""
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 
 
 def static(**kwargs: Any) -> Any:
@@ -38,26 +44,23 @@ class Slot:
     Attributes:
       name: its field in the state, and so its key in a checkpoint: public, never renamed.
       magnitude: it holds |·|² or |·|, real and never negative, also where the parameter is complex.
-      start: the value that every element has before the first step.
+      start: the value that every element has before the first step; a number or a tracer.
     """
 
     name: str
     magnitude: bool = False
-    start: float = 0.0
+    start: Any = 0.0
 
 
 class Rule(abc.ABC):
     """How one float32 array of updates becomes another, and what is remembered for the next step.
 
-    A rule is a frozen dataclass registered as a pytree: its numbers are leaves, so that changing
-    one does not retrace; what shapes the program (a flag, a schedule, the side of 0.5 that a decay
-    rate is on) is a static field.
+    A rule is a `frozen_pytree`: its numbers are leaves, so that changing one does not retrace; what
+    shapes the program (a flag, a schedule, the side of 0.5 that a decay rate is on) is static.
     """
 
-    @property
-    def slots(self) -> tuple[Slot, ...]:
-        """The accumulators, in the order of the state's fields."""
-        return ()
+    slots: Any = ()
+    """A tuple of `Slot`: the accumulators, in the order of the state's fields."""
 
     @property
     def needs_params(self) -> bool:
@@ -91,8 +94,7 @@ class Rule(abc.ABC):
         """
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@frozen_pytree
 class DecayRate:
     """The decay rate b of an exponential moving average, as the two numbers that arithmetic needs.
 
@@ -117,8 +119,11 @@ class DecayRate:
         """Checks 0 ≤ b < 1 and splits it.
 
         A traced rate is split in its own dtype, in which it is rounded already: float32(0.999) puts
-        1.3e-5 into every increment, bfloat16(0.999) is one. Trace the transformation instead.
+        1.3e-5 into every increment, bfloat16(0.999) is one. Trace the transformation instead, or
+        pass a rate that is split already, as `with_hyperparams` does.
         """
+        if isinstance(b, cls):
+            return b
         b = check_number(argument, b, 0.0, 1.0, instead="usual rates are 0.9 to 0.9999")
         if isinstance(b, jax.core.Tracer):
             return cls(complement=1 - b, log=jnp.log(b))
@@ -153,18 +158,22 @@ class DecayRate:
         return -jnp.expm1(t * self.log)
 
 
-class Moment(Protocol):
+DecayRateLike: TypeAlias = Annotated[jax.typing.ArrayLike, DecayRate]
+"""The type of an argument that becomes a `DecayRate`; `with_hyperparams` finds them by it."""
+
+
+class Moment(abc.ABC):
     """How one running statistic is updated, and how it is read (usually bias-corrected)."""
 
-    @property
-    def slots(self) -> tuple[Slot, ...]:
-        """The accumulators of this statistic."""
-        ...
+    slots: Any
+    """A tuple of `Slot`: the accumulators of this statistic."""
 
     def scalars(self, count: Any) -> Any:
         """The scalars of this optimizer step; see `Rule.scalars`."""
-        ...
+        del count
+        return ()
 
+    @abc.abstractmethod
     def step(
         self, g: jax.Array, old: Slots, scalars: Any, new: Slots
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -172,23 +181,22 @@ class Moment(Protocol):
 
         `new` holds the slots renewed before this moment's turn: the first moment's, for the second.
         """
-        ...
 
 
-class Direction(Protocol):
+class Direction(abc.ABC):
     """How the two moments, as read, become an update."""
 
     def scalars(self, count: Any) -> Any:
         """The scalars of this optimizer step; see `Rule.scalars`."""
-        ...
+        del count
+        return ()
 
+    @abc.abstractmethod
     def combine(self, first: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
         """The update of one leaf."""
-        ...
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@frozen_pytree
 class MomentRule(Rule):
     """A member of the regular family, as data: two moments and the direction made of them.
 
@@ -221,7 +229,27 @@ class MomentRule(Rule):
         self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         del param
-        first_scalars, second_scalars, direction_scalars = scalars
-        first, new_first = self.first.step(g, old, first_scalars, {})
-        second, new_second = self.second.step(g, old, second_scalars, new_first)
-        return self.direction.combine(first, second, direction_scalars), new_first | new_second
+        first, second, new = self._read(g, old, scalars)
+        return self.direction.combine(first, second, scalars[2]), new
+
+    def step_unaveraged(
+        self, g: jax.Array, old: Slots, scalars: Any
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        """As `step`, with a second result: the update with g in the place of the first moment."""
+        first, second, new = self._read(g, old, scalars)
+        raw = self.direction.combine(g, second, scalars[2])
+        return self.direction.combine(first, second, scalars[2]), raw, new
+
+    def _read(
+        self, g: jax.Array, old: Slots, scalars: Any
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        first, new_first = self.first.step(g, old, scalars[0], {})
+        second, new_second = self.second.step(g, old, scalars[1], new_first)
+        return first, second, new_first | new_second
+
+
+def abs_squared(g: jax.Array) -> jax.Array:
+    """|g|², real also for complex g; g·g where g is real, so that its gradient at zero is zero."""
+    if jnp.iscomplexobj(g):
+        return jnp.real(g) * jnp.real(g) + jnp.imag(g) * jnp.imag(g)
+    return g * g

@@ -1,42 +1,93 @@
 """Directions: how the two moments of a `MomentRule` become an update."""
 
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from adam_jax.rules.base import DecayRate, Direction, abs_squared, frozen_pytree, static
 from adam_jax.validation import check_number
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Root:
-    """first / (√(second + eps_root) + eps): Kingma & Ba 2015, algorithm 1, for eps_root = 0.
+@frozen_pytree
+class Root(Direction):
+    """first / (√(second + eps_root) + eps + eps_hat / √(1 - b^t)).
+
+    Kingma & Ba 2015, algorithm 1, for eps_root = eps_hat = 0.
 
     Attributes:
-      eps: ε of the paper, outside the root.
+      eps: ε of the paper, beside √nû.
       eps_root: Optax's second ε, inside the root.
+      eps_hat: ε̂ of the paper's section 2 (Keras, TensorFlow), beside the root of the *uncorrected*
+        moment: √nu + ε̂ is √(1 - b^t) times √nû + ε̂ / √(1 - b^t).
+      rate: b of the second moment; None where there is no eps_hat.
     """
 
-    eps: jax.typing.ArrayLike
-    eps_root: jax.typing.ArrayLike
+    eps: Any
+    eps_root: Any = 0.0
+    eps_hat: Any = 0.0
+    rate: DecayRate | None = None
 
     @classmethod
-    def of(cls, eps: jax.typing.ArrayLike, eps_root: jax.typing.ArrayLike) -> "Root":
-        """Checks that both are finite and not negative."""
-        return cls(
-            check_number("eps", eps, instead="the usual value is 1e-8"),
-            check_number("eps_root", eps_root, instead="0.0 leaves it out"),
-        )
+    def of(
+        cls, eps: Any, eps_root: Any = 0.0, eps_hat: Any = 0.0, rate: DecayRate | None = None
+    ) -> "Root":
+        """Checks that all are finite and not negative."""
+        eps = check_number("eps", eps, instead="the usual value is 1e-8")
+        eps_root = check_number("eps_root", eps_root, instead="0.0 leaves it out")
+        eps_hat = check_number("eps_hat", eps_hat, instead="0.0 leaves it out")
+        absent = isinstance(eps_hat, float) and eps_hat == 0.0
+        return cls(eps, eps_root, eps_hat, None if absent else rate)
 
     def scalars(self, count: Any) -> Any:
-        del count
-        return ()
+        if self.rate is None:
+            return self.eps
+        return self.eps + self.eps_hat / jnp.sqrt(self.rate.correction(count))
+
+    def combine(self, first: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
+        return first / (safe_sqrt(second + self.eps_root) + scalars)
+
+
+@frozen_pytree
+class Ratio(Direction):
+    """first / second, for a second moment that is a size and not its square; 0 where both are 0."""
 
     def combine(self, first: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
         del scalars
-        return first / (safe_sqrt(second + self.eps_root) + self.eps)
+        return first / jnp.where(second > 0, second, 1)
+
+
+@frozen_pytree
+class Atan2(Direction):
+    """a·atan2(first, b·√second): like first / √second where that is small, and never above a·π/2.
+
+    Everett et al. 2024, section 4.3 (Adam-atan2): no ε, and the same update for any scale of the
+    gradient, down to the smallest numbers.
+
+    Attributes:
+      a: the factor outside.
+      b: the factor of the root.
+      squared: second is a square; False where it is a size, of which no root is taken.
+    """
+
+    a: Any
+    b: Any
+    squared: bool = static(default=True)
+
+    def combine(self, first: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
+        del scalars
+        root = self.b * (safe_sqrt(second) if self.squared else second)
+        if not jnp.iscomplexobj(first):
+            return self.a * _safe_atan2(first, root)
+        # A complex number has a size and a direction; the size is what is divided.
+        size = safe_sqrt(abs_squared(first))
+        return self.a * _safe_atan2(size, root) * (first / jnp.where(size > 0, size, 1))
+
+
+def _safe_atan2(y: jax.Array, x: jax.Array) -> jax.Array:
+    """atan2 with the derivative 0 instead of NaN where both are 0."""
+    both_zero = (y == 0) & (x == 0)
+    return jnp.arctan2(y, jnp.where(both_zero, 1, x))
 
 
 @jax.custom_jvp

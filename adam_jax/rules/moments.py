@@ -1,134 +1,208 @@
 """Running statistics: how each is updated with a gradient, and how it is read."""
 
-import dataclasses
+import abc
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from adam_jax.rules.base import DecayRate, Moment, Slot, Slots, static
+from adam_jax.rules.base import DecayRate, Moment, Slot, Slots, abs_squared, frozen_pytree, static
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Ema:
-    """The average of the gradient: mu ← mu + (1-b)(g - mu), read as mu / (1 - b^t).
+@frozen_pytree
+class Average(Moment):
+    """An average x ← x + (1-b)(term - x), read as x / (1 - b^t).
 
     Attributes:
       rate: b.
-      bias_correction: False reads mu as it is.
+      bias_correction: False reads x as it is.
+      start: what x is before the first step.
     """
 
     rate: DecayRate
     bias_correction: bool = static(default=True)
+    start: Any = 0.0
 
-    @property
-    def slots(self) -> tuple[Slot, ...]:
-        return (Slot("mu"),)
+    @abc.abstractmethod
+    def term(self, g: jax.Array, new: Slots) -> jax.Array:
+        """What is averaged."""
 
     def scalars(self, count: Any) -> Any:
+        """1 - b^t."""
         return self.rate.correction(count) if self.bias_correction else ()
 
     def step(
         self, g: jax.Array, old: Slots, scalars: Any, new: Slots
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """See `Moment.step`."""
+        (slot,) = self.slots
+        x = self.rate.average(old[slot.name], self.term(g, new))
+        return (x / scalars if self.bias_correction else x), {slot.name: x}
+
+
+@frozen_pytree
+class Ema(Average):
+    """The average of the gradient: mu ← mu + (1-b)(g - mu)."""
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return (Slot("mu", start=self.start),)
+
+    def term(self, g: jax.Array, new: Slots) -> jax.Array:
         del new
-        mu = self.rate.average(old["mu"], g)
-        return (mu / scalars if self.bias_correction else mu), {"mu": mu}
+        return g
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class NesterovEma:
+@frozen_pytree
+class Newest(Moment):
+    """The gradient itself: no average, nothing remembered."""
+
+    slots = ()
+
+    def step(
+        self, g: jax.Array, old: Slots, scalars: Any, new: Slots
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        del old, scalars, new
+        return g, {}
+
+
+@frozen_pytree
+class EmaOfSquares(Average):
+    """The average of |g|²: nu ← nu + (1-b)(|g|² - nu)."""
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return (Slot("nu", magnitude=True, start=self.start),)
+
+    def term(self, g: jax.Array, new: Slots) -> jax.Array:
+        del new
+        return abs_squared(g)
+
+
+@frozen_pytree
+class NesterovEma(Moment):
     """The average of the gradient, read one step ahead: b·mu / (1 - b^(t+1)) + (1-b)·g / (1 - b^t).
 
     Dozat 2016, algorithm 2, with one constant b instead of its schedule of them, as in Optax.
 
+    Computed as (g + r·mu)·s. Of a sum of two products XLA contracts one into a fused multiply-add,
+    and which one depends on the loop around it: on 8 devices it would have other bits than on 1.
+
     Attributes:
-      rate: b.
-      bias_correction: False reads b·mu + (1-b)·g.
+      ema: the average.
     """
 
-    rate: DecayRate
-    bias_correction: bool = static(default=True)
+    ema: Ema
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        return (Slot("mu"),)
+        return self.ema.slots
 
     def scalars(self, count: Any) -> Any:
-        if not self.bias_correction:
+        if not self.ema.bias_correction:
             return ()
-        return self.rate.correction(count, ahead=1), self.rate.correction(count)
+        rate = self.ema.rate
+        of_g = rate.complement / rate.correction(count)
+        return (1 - rate.complement) / rate.correction(count, ahead=1) / of_g, of_g
 
     def step(
         self, g: jax.Array, old: Slots, scalars: Any, new: Slots
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        del new
-        mu = self.rate.average(old["mu"], g)
-        if not self.bias_correction:
-            return self.rate.average(mu, g), {"mu": mu}
-        ahead, now = scalars
-        mu_hat = mu / ahead
-        return mu_hat + self.rate.complement * (g / now - mu_hat), {"mu": mu}
+        rate = self.ema.rate
+        mu = rate.average(old["mu"], self.ema.term(g, new))
+        if not self.ema.bias_correction:
+            return rate.average(mu, g), {"mu": mu}
+        ratio, of_g = scalars
+        return (g + ratio * mu) * of_g, {"mu": mu}
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class EmaOfSquares:
-    """The average of |g|²: nu ← nu + (1-b)(|g|² - nu), read as nu / (1 - b^t).
-
-    Attributes:
-      rate: b.
-      bias_correction: False reads nu as it is.
-    """
-
-    rate: DecayRate
-    bias_correction: bool = static(default=True)
-
-    @property
-    def slots(self) -> tuple[Slot, ...]:
-        return (Slot("nu", magnitude=True),)
-
-    def scalars(self, count: Any) -> Any:
-        return self.rate.correction(count) if self.bias_correction else ()
-
-    def step(
-        self, g: jax.Array, old: Slots, scalars: Any, new: Slots
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        del new
-        nu = self.rate.average(old["nu"], abs_squared(g))
-        return (nu / scalars if self.bias_correction else nu), {"nu": nu}
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class RunningMax:
+@frozen_pytree
+class RunningMax(Moment):
     """The largest value that another statistic was ever read with: nu_max ← max(nu_max, read).
 
-    Whether the statistic is debiased before the maximum is taken is the inner moment's own setting.
-    Reddi, Kale & Kumar 2018 (AMSGrad), algorithm 2, has no bias correction at all.
+    Attributes:
+      inner: the statistic; its `bias_correction` says whether it is debiased before the maximum.
+      correct_max: the rate by whose 1 - b^t the maximum is divided as it is read; None for none.
     """
 
     inner: Moment
+    correct_max: DecayRate | None = None
 
     @property
     def slots(self) -> tuple[Slot, ...]:
         return (*self.inner.slots, Slot("nu_max", magnitude=True))
 
     def scalars(self, count: Any) -> Any:
-        return self.inner.scalars(count)
+        after = () if self.correct_max is None else self.correct_max.correction(count)
+        return self.inner.scalars(count), after
 
     def step(
         self, g: jax.Array, old: Slots, scalars: Any, new: Slots
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        read, renewed = self.inner.step(g, old, scalars, new)
+        inner_scalars, after = scalars
+        read, renewed = self.inner.step(g, old, inner_scalars, new)
         nu_max = jnp.maximum(old["nu_max"], read)
-        return nu_max, renewed | {"nu_max": nu_max}
+        read = nu_max if self.correct_max is None else nu_max / after
+        return read, renewed | {"nu_max": nu_max}
 
 
-def abs_squared(g: jax.Array) -> jax.Array:
-    """|g|², real also for complex g; g·g where g is real, so that its gradient at zero is zero."""
-    if jnp.iscomplexobj(g):
-        return jnp.real(g) * jnp.real(g) + jnp.imag(g) * jnp.imag(g)
-    return g * g
+@frozen_pytree
+class DecayingMax(Moment):
+    """The largest |g| + eps, forgotten at the rate b: nu ← max(b·nu, |g| + eps)."""
+
+    rate: DecayRate
+    eps: Any
+
+    slots = (Slot("nu", magnitude=True),)
+
+    def step(
+        self, g: jax.Array, old: Slots, scalars: Any, new: Slots
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        del scalars, new
+        nu = jnp.maximum(old["nu"] - self.rate.complement * old["nu"], jnp.abs(g) + self.eps)
+        return nu, {"nu": nu}
+
+
+@frozen_pytree
+class EmaOfSurprise(Average):
+    """The average of |g - mu|², with mu as the first moment has just renewed it, plus a constant.
+
+    Attributes:
+      added: to the average in every step, and left in it.
+    """
+
+    added: Any = 0.0
+
+    slots = (Slot("nu", magnitude=True),)
+
+    def term(self, g: jax.Array, new: Slots) -> jax.Array:
+        # Through the average, whose weight of a new term is 1-b: added / (1-b) comes out as added.
+        return abs_squared(g - new["mu"]) + self.added / self.rate.complement
+
+
+@frozen_pytree
+class YogiSquares(Moment):
+    """|g|² followed in steps of its own size: nu ← nu - (1-b)·sign(nu - |g|²)·|g|².
+
+    Attributes:
+      rate: b.
+      start: what nu is before the first step.
+    """
+
+    rate: DecayRate
+    start: Any = 0.0
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return (Slot("nu", magnitude=True, start=self.start),)
+
+    def scalars(self, count: Any) -> Any:
+        return self.rate.correction(count)
+
+    def step(
+        self, g: jax.Array, old: Slots, scalars: Any, new: Slots
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        del new
+        squares = abs_squared(g)
+        nu = old["nu"] - self.rate.complement * jnp.sign(old["nu"] - squares) * squares
+        return nu / scalars, {"nu": nu}

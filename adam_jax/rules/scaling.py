@@ -1,19 +1,17 @@
 """Rules without slots: decoupled weight decay, the learning rate, bias correction on its own."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from adam_jax.rules.base import DecayRate, Rule, Slots, static
+from adam_jax.rules.base import DecayRate, Rule, Slots, abs_squared, frozen_pytree, static
 
 Schedule = Callable[[jax.Array], jax.typing.ArrayLike]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@frozen_pytree
 class Constant:
     """A hyperparameter that is one number for the whole run."""
 
@@ -25,8 +23,7 @@ class Constant:
         return self.value
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@frozen_pytree
 class Scheduled:
     """A hyperparameter that is a function of the optimizer steps completed so far (0, 1, 2, …)."""
 
@@ -37,8 +34,7 @@ class Scheduled:
         return self.schedule(count)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@frozen_pytree
 class Identity(Rule):
     """u: a link that Optax's chain has, and that does nothing."""
 
@@ -49,19 +45,27 @@ class Identity(Rule):
         return g, {}
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@frozen_pytree
 class AddDecayedWeights(Rule):
-    """u + λ·θ: decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2, line 12)."""
+    """u + λ·θ: weight decay, decoupled where u is an update, L2 where it is the gradient still.
+
+    Loshchilov & Hutter 2019, algorithm 2, lines 12 and 6.
+
+    Attributes:
+      weight_decay: λ.
+      downhill: u - λ·θ instead, for an update that the learning rate has turned already.
+    """
 
     weight_decay: Constant | Scheduled
+    downhill: bool = static(default=False)
 
     @property
     def needs_params(self) -> bool:
         return True
 
     def scalars(self, count: Any) -> Any:
-        return self.weight_decay.at(count)
+        weight_decay = self.weight_decay.at(count)
+        return -weight_decay if self.downhill else weight_decay
 
     def step(
         self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
@@ -71,8 +75,26 @@ class AddDecayedWeights(Rule):
         return g + scalars * param, {}
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@frozen_pytree
+class ScaleByTrustRatio(Rule):
+    """u·‖θ‖/‖u‖ per leaf; u where one of the two norms is zero (You et al. 2020, algorithm 2)."""
+
+    @property
+    def needs_params(self) -> bool:
+        return True
+
+    def step(
+        self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        del old, scalars
+        assert param is not None  # needs_params
+        params, updates = jnp.sum(abs_squared(param)), jnp.sum(abs_squared(g))
+        moves = (params > 0) & (updates > 0)
+        ratio = jnp.sqrt(jnp.where(moves, params, 1) / jnp.where(moves, updates, 1))
+        return ratio * g, {}
+
+
+@frozen_pytree
 class ScaleByLearningRate(Rule):
     """-α·u, or α·u where the sign is not to be flipped."""
 
@@ -90,8 +112,7 @@ class ScaleByLearningRate(Rule):
         return scalars * g, {}
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@frozen_pytree
 class CorrectBias(Rule):
     """u·√(1 - b2^t) / (1 - b1^t): both bias corrections as one number.
 

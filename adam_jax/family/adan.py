@@ -1,0 +1,102 @@
+"""Adan: Xie et al. 2022, Adaptive Nesterov Momentum Algorithm.
+
+https://arxiv.org/abs/2208.06677
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adam_jax.alias import alias
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
+from adam_jax.rules.base import (
+    DecayRate,
+    DecayRateLike,
+    Direction,
+    Rule,
+    Slot,
+    Slots,
+    abs_squared,
+    frozen_pytree,
+)
+from adam_jax.rules.directions import Root
+from adam_jax.transform import Transformation, scale_by_rule
+from adam_jax.validation import check_number
+
+
+@frozen_pytree
+class Adan(Rule):
+    """Averages of the gradient, of its change, and of the square of the gradient looked ahead."""
+
+    b1: DecayRate
+    b2: DecayRate
+    b3: DecayRate
+    change_weight: Any
+    direction: Direction
+
+    slots = (Slot("m"), Slot("v"), Slot("n", magnitude=True), Slot("g"))
+
+    def scalars(self, count: Any) -> Any:
+        later = jnp.minimum(jnp.asarray(count, jnp.result_type(float)), 1)
+        m_sum, n_sum = self.b1.correction(count), self.b3.correction(count)
+        weight = self.b2.complement if self.change_weight is None else self.change_weight
+        # One product per sum, see NesterovEma: m̂ + w·v̂ = (m + ratio·v) / m_sum.
+        ratio = weight * m_sum / self.b2.correction(count)
+        return (m_sum, ratio, n_sum), later, weight, self.direction.scalars(count)
+
+    def step(
+        self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        del param
+        (m_sum, ratio, n_sum), later, weight, direction = scalars
+        change = later * (g - old["g"])  # Nothing to compare the first gradient with.
+        m = self.b1.average(old["m"], g)
+        v = self.b2.average(old["v"], change)
+        n = self.b3.average(old["n"], abs_squared(g + weight * change))
+        u = self.direction.combine((m + ratio * v) / m_sum, n / n_sum, direction)
+        return u, {"m": m, "v": v, "n": n, "g": g}
+
+
+def scale_by_adan(
+    b1: DecayRateLike = 0.98,
+    b2: DecayRateLike = 0.92,
+    b3: DecayRateLike = 0.99,
+    eps: jax.typing.ArrayLike = 1e-8,
+    eps_root: jax.typing.ArrayLike = 0.0,
+    *,
+    change_weight: jax.typing.ArrayLike | None = None,
+    mu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    nu_dtype: SlotDType = AT_LEAST_FLOAT32,
+) -> Transformation:
+    """Nesterov momentum from the change of the gradient, not from a gradient elsewhere.
+
+        m ← b1·m + (1-b1)·g              v ← b2·v + (1-b2)·(g - g_old)
+        n ← b3·n + (1-b3)·|g + w·(g - g_old)|²
+        u = (m̂ + w·v̂) / (√(n̂ + eps_root) + eps)
+
+    Args:
+      b1: decay rate of the gradient's average; Optax's rates are one minus the paper's β.
+      b2: decay rate of the average of the gradient's change.
+      b3: decay rate of the average of squares.
+      eps: see `scale_by_adam`, as eps_root.
+      change_weight: w, the weight of the gradient's change; None is 1-b2, as in Optax. The paper's
+        is its 1-β2, which is b2 here: 0.92.
+      mu_dtype: how m, v and the last gradient are stored.
+      nu_dtype: how n is stored.
+
+    Returns:
+      A transformation whose state is `optax.ScaleByAdanState(m, v, n, g, t)`.
+
+    Reference: Xie et al. 2022, algorithm 1.
+    """
+    rates = DecayRate.of("b1", b1), DecayRate.of("b2", b2), DecayRate.of("b3", b3)
+    if change_weight is not None:
+        instead = "the paper's is b2, None is 1 - b2"
+        change_weight = check_number("change_weight", change_weight, instead=instead)
+    rule = Adan(*rates, change_weight, Root.of(eps, eps_root))
+    return scale_by_rule(rule, optax.ScaleByAdanState, mu_dtype, nu_dtype)
+
+
+adan = alias("adan", scale_by_adan, weight_decay=0.0, eps_root=1e-8)

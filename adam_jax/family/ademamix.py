@@ -1,0 +1,96 @@
+"""AdEMAMix: Pagliardini, Ablin & Grangier 2024, The AdEMAMix Optimizer: Better, Faster, Older.
+
+https://arxiv.org/abs/2409.03137
+"""
+
+from typing import Any
+
+import jax
+from optax import contrib
+
+from adam_jax.alias import alias
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
+from adam_jax.rules.base import (
+    DecayRate,
+    DecayRateLike,
+    Moment,
+    MomentRule,
+    Slot,
+    Slots,
+    frozen_pytree,
+)
+from adam_jax.rules.directions import Root
+from adam_jax.rules.moments import EmaOfSquares
+from adam_jax.rules.scaling import Constant, Schedule, Scheduled
+from adam_jax.transform import Transformation, scale_by_rule
+from adam_jax.validation import check_number
+
+
+@frozen_pytree
+class TwoEmas(Moment):
+    """A fast average, bias-corrected, plus alpha times a slow one as it is."""
+
+    fast: DecayRate
+    slow: Constant | Scheduled
+    alpha: Constant | Scheduled
+
+    slots = (Slot("m1"), Slot("m2"))
+
+    def scalars(self, count: Any) -> Any:
+        slow = DecayRate.of("b3", self.slow.at(count))
+        correction = self.fast.correction(count)
+        # One product per sum, see NesterovEma: m̂1 + alpha·m2 = (m1 + weight·m2) / correction.
+        return correction, slow, self.alpha.at(count) * correction
+
+    def step(
+        self, g: jax.Array, old: Slots, scalars: Any, new: Slots
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        del new
+        correction, slow, weight = scalars
+        m1 = self.fast.average(old["m1"], g)
+        m2 = slow.average(old["m2"], g)
+        return (m1 + weight * m2) / correction, {"m1": m1, "m2": m2}
+
+
+def scale_by_ademamix(
+    b1: DecayRateLike = 0.9,
+    b2: DecayRateLike = 0.999,
+    b3: DecayRateLike | Schedule = 0.9999,
+    alpha: jax.typing.ArrayLike | Schedule = 6.0,
+    eps: jax.typing.ArrayLike = 1e-8,
+    eps_root: jax.typing.ArrayLike = 0.0,
+    mu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    *,
+    nu_dtype: SlotDType = AT_LEAST_FLOAT32,
+) -> Transformation:
+    """Adam with a second, slow average of the gradient beside the first.
+
+        m1 ← b1·m1 + (1-b1)·g            m2 ← b3·m2 + (1-b3)·g
+        u  = (m̂1 + alpha·m2) / (√(nû + eps_root) + eps)
+
+    Args:
+      b1: decay rate of the fast average, per optimizer step.
+      b2: see `scale_by_adam`, as all that is not here.
+      b3: decay rate of the slow average, or a function of the optimizer steps completed so far.
+      alpha: weight of the slow average, ≥ 0, or a function likewise; the paper warms both up.
+      mu_dtype: how m1 and m2 are stored.
+
+    Returns:
+      A transformation whose state is Optax's `ScaleByAdemamixState(count, count_m2, m1, m2, nu)`.
+
+    Reference: Pagliardini et al. 2024, algorithm 1.
+    """
+    slow = Scheduled(b3) if callable(b3) else Constant(DecayRate.of("b3", b3))
+    if callable(alpha):
+        weight = Scheduled(alpha)
+    else:
+        weight = Constant(check_number("alpha", alpha, instead="the paper's range is 4 to 10"))
+    first = TwoEmas(DecayRate.of("b1", b1), slow, weight)
+    rule = MomentRule(first, EmaOfSquares(DecayRate.of("b2", b2)), Root.of(eps, eps_root))
+    return scale_by_rule(rule, ScaleByAdemamixState, mu_dtype, nu_dtype)
+
+
+# Optax exports the function that keeps this state, not its type.
+ScaleByAdemamixState = type(jax.eval_shape(contrib.scale_by_ademamix().init, ()))
+
+ademamix = alias("ademamix", scale_by_ademamix, weight_decay=0.0, alpha=5.0)

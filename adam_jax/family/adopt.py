@@ -1,0 +1,123 @@
+"""ADOPT: Taniguchi et al. 2024, Modified Adam Can Converge with Any β2 with the Optimal Rate.
+
+https://arxiv.org/abs/2411.02853
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adam_jax.alias import alias
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
+from adam_jax.rules.base import (
+    DecayRate,
+    DecayRateLike,
+    Direction,
+    Rule,
+    Slot,
+    Slots,
+    abs_squared,
+    frozen_pytree,
+    static,
+)
+from adam_jax.rules.directions import safe_sqrt
+from adam_jax.transform import Transformation, scale_by_rule
+from adam_jax.validation import check_number
+
+
+def fourth_root(count: jax.Array) -> jax.Array:
+    """The paper's bound on a normalised gradient after `count` steps."""
+    return count**0.25
+
+
+@frozen_pytree
+class FlooredRoot(Direction):
+    """first / max(√second, eps); 0 where both are 0."""
+
+    eps: Any
+
+    def combine(self, first: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
+        del scalars
+        divisor = jnp.maximum(safe_sqrt(second), self.eps)
+        return first / jnp.where(divisor > 0, divisor, 1)
+
+
+@frozen_pytree
+class Adopt(Rule):
+    """The average of gradients, each divided by the root of the squares before it."""
+
+    b1: DecayRate
+    b2: DecayRate
+    direction: Direction
+    nesterov: bool = static()
+    clip_value_fn: Callable[[jax.Array], jax.Array] | None = static()
+
+    slots = (Slot("mu"), Slot("nu", magnitude=True))
+
+    def scalars(self, count: Any) -> Any:
+        count = jnp.asarray(count, jnp.result_type(float))
+        bound = () if self.clip_value_fn is None else self.clip_value_fn(count)
+        return jnp.minimum(count, 1), bound, self.direction.scalars(count)
+
+    def step(
+        self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        del param
+        later, bound, direction = scalars
+        # The first gradient only starts nu: there is nothing before it to divide it by.
+        nu = jnp.where(later > 0, self.b2.average(old["nu"], abs_squared(g)), abs_squared(g))
+        x = later * self.direction.combine(g, old["nu"], direction)
+        if self.clip_value_fn is not None:
+            x = _clip(x, bound)
+        mu = jnp.where(later > 0, self.b1.average(old["mu"], x), old["mu"])
+        return (self.b1.average(mu, x) if self.nesterov else mu), {"mu": mu, "nu": nu}
+
+
+def _clip(x: jax.Array, bound: jax.Array) -> jax.Array:
+    if not jnp.iscomplexobj(x):
+        return jnp.clip(x, -bound, bound)
+    size = safe_sqrt(abs_squared(x))
+    return x * (jnp.minimum(size, bound) / jnp.where(size > 0, size, 1))
+
+
+def scale_by_adopt(
+    b1: DecayRateLike = 0.9,
+    b2: DecayRateLike = 0.9999,
+    eps: jax.typing.ArrayLike = 1e-6,
+    mu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    *,
+    nesterov: bool = False,
+    use_clipping: bool = True,
+    clip_value_fn: Callable[[jax.Array], jax.Array] = fourth_root,
+    nu_dtype: SlotDType = AT_LEAST_FLOAT32,
+) -> Transformation:
+    """Divides each gradient by the root of the squares before it, and then averages.
+
+        x  = clip(g / max(√nu, eps), ±clip(t-1))        nu ← b2·nu + (1-b2)·|g|²
+        mu ← b1·mu + (1-b1)·x                           u  = mu
+
+    In the first step nu ← |g|² and u = 0. There is no bias correction.
+
+    Args:
+      b1: see `scale_by_adam`, as the dtypes.
+      b2: decay rate of the second moment.
+      eps: the least divisor, in units of the gradient; ≥ 0.
+      nesterov: u = b1·mu + (1-b1)·x.
+      use_clipping: False leaves x as it is.
+      clip_value_fn: from the number of steps completed to the bound on |x|.
+
+    Returns:
+      A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
+
+    Reference: Taniguchi et al. 2024, algorithm 2, and its appendix on clipping.
+    """
+    direction = FlooredRoot(check_number("eps", eps, instead="the usual value is 1e-6"))
+    bound = clip_value_fn if use_clipping else None
+    rule = Adopt(DecayRate.of("b1", b1), DecayRate.of("b2", b2), direction, nesterov, bound)
+    return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype)
+
+
+adopt = alias("adopt", scale_by_adopt)

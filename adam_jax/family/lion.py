@@ -1,0 +1,78 @@
+"""Lion: Chen et al. 2023, Symbolic Discovery of Optimization Algorithms.
+
+https://arxiv.org/abs/2302.06675
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adam_jax.alias import alias
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
+from adam_jax.rules.base import DecayRate, DecayRateLike, Rule, Slot, Slots, frozen_pytree, static
+from adam_jax.transform import Transformation, scale_by_rule
+from adam_jax.validation import check_number
+
+
+@frozen_pytree
+class Lion(Rule):
+    """The sign of the average of mu and g, or what `mode` puts in the sign's place."""
+
+    b1: DecayRate
+    b2: DecayRate
+    smooth_beta: Any
+    mode: str = static()
+
+    slots = (Slot("mu"),)
+
+    def step(
+        self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        del scalars, param
+        x = self.b1.average(old["mu"], g)
+        if self.mode == "hard":
+            u = jnp.sign(x)
+        elif self.mode == "smooth":
+            u = jnp.tanh(self.smooth_beta * x)
+        elif self.mode == "refined":
+            u = jnp.where(jnp.abs(x) < 1, x, jnp.sign(x))
+        else:  # Here and not at construction, where Optax's own test of it does not look.
+            modes = "'hard', 'smooth' or 'refined'"
+            raise ValueError(f"mode must be {modes}, got {self.mode!r}: the paper's is 'hard'.")
+        return u, {"mu": self.b2.average(old["mu"], g)}
+
+
+def scale_by_lion(
+    b1: DecayRateLike = 0.9,
+    b2: DecayRateLike = 0.99,
+    mu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    *,
+    mode: str = "hard",
+    smooth_beta: jax.typing.ArrayLike = 1.0,
+) -> Transformation:
+    """Moves every parameter by the learning rate, in the direction of an average.
+
+        u = sign(b1·mu + (1-b1)·g)       mu ← b2·mu + (1-b2)·g
+
+    Args:
+      b1: weight of mu in the direction.
+      b2: decay rate of mu, per optimizer step.
+      mu_dtype: see `scale_by_adam`.
+      mode: "hard", the sign; "smooth", tanh(smooth_beta·x); "refined", x where |x| < 1, else the
+        sign.
+      smooth_beta: the factor in "smooth".
+
+    Returns:
+      A transformation whose state is `optax.ScaleByLionState(count, mu)`.
+
+    Reference: Chen et al. 2023, algorithm 2. It takes a third to a tenth of Adam's
+    learning rate, and more weight decay.
+    """
+    beta = check_number("smooth_beta", smooth_beta, instead="the usual value is 1.0")
+    rule = Lion(DecayRate.of("b1", b1), DecayRate.of("b2", b2), beta, mode)
+    return scale_by_rule(rule, optax.ScaleByLionState, mu_dtype, None)
+
+
+lion = alias("lion", scale_by_lion, weight_decay=1e-3)

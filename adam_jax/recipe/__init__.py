@@ -1,0 +1,1 @@
+"""What surrounds a member: modifiers of its update, hyperparameters in the state, groups."""

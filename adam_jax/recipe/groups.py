@@ -1,0 +1,178 @@
+"""Groups of parameters with numbers of their own, in one pass and with one step count."""
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from adam_jax.leaves import leaf_paths
+from adam_jax.row import Row, init_rows, run_rows
+from adam_jax.rules.base import frozen_pytree, static
+from adam_jax.transform import Transformation
+
+
+@frozen_pytree
+class Groups:
+    """The body of `groups`.
+
+    Attributes:
+      rows: one per group that moves; the last is the default's, if there is one.
+      expressions: with the index of their row, or None for frozen.
+      default: the index of the row of unmatched leaves; None if there is none.
+    """
+
+    rows: tuple[Row, ...]
+    expressions: tuple[tuple[str, int | None], ...] = static()
+    default: int | None = static()
+
+    def init(self, params: Any) -> Any:
+        """The state before the first step: the member's own, with nothing for frozen leaves."""
+        paths = leaf_paths(params, none_is_leaf=False)
+        return init_rows(self.rows, self.labels(paths, check=True), params)
+
+    def run(
+        self, updates: Any, state: Any, params: Any, apply: bool, extra_args: dict[str, Any]
+    ) -> tuple[Any, Any]:
+        """One optimizer step, each leaf with the numbers of its group."""
+        del extra_args
+        labels = self.labels(leaf_paths(updates), check=False)
+        return run_rows(self.rows, labels, updates, state, params, apply)
+
+    def labels(self, paths: list[str], check: bool) -> list[int | None]:
+        """The row of each leaf: that of the first expression that matches its whole path."""
+        compiled = [(re.compile(expression), row) for expression, row in self.expressions]
+        labels, won, unmatched = [], set(), []
+        for path in paths:
+            found = next((i for i, (e, _) in enumerate(compiled) if e.fullmatch(path)), None)
+            won.add(found)
+            if found is None and self.default is None:
+                unmatched.append(path)
+            labels.append(self.default if found is None else compiled[found][1])
+        if unmatched:
+            raise ValueError(
+                f"every leaf must match an expression, got none for {unmatched}: add one, or give"
+                f" the arguments of all other leaves as keywords, groups(adamw, ..., "
+                f"learning_rate=1e-3)."
+            )
+        for i, (expression, _) in enumerate(compiled):
+            if check and i not in won:
+                taken = any(expression.fullmatch(path) for path in paths)
+                why = "only leaves that expressions before it took" if taken else "nothing"
+                raise ValueError(
+                    f"the expression {expression.pattern!r} matches {why}: it must match the whole"
+                    f" path of a leaf, as one of {paths}."
+                )
+        return labels
+
+
+def groups(
+    factory: Callable[..., Transformation],
+    expressions: Mapping[str, Mapping[str, Any] | None],
+    **defaults: Any,
+) -> Transformation:
+    r"""One member with other hyperparameters for some leaves, in one pass over all of them.
+
+    Args:
+      factory: `adamw`, or any other alias or scale_by_* of this package, or a modifier of one.
+      expressions: regular expressions and what holds for the leaves whose whole path matches, the
+        first match before the others: arguments of `factory`, added to `defaults`; or None, which
+        freezes them: no state, an update of zero. A path is the dict keys, attributes and indices
+        down to the leaf, joined by slashes: `layers/0/kernel`.
+      **defaults: arguments of `factory`, for all leaves.
+
+    Returns:
+      A transformation with the state of `factory(**defaults)`, one step count in it; schedules of
+      all groups are functions of that count.
+
+    Raises:
+      ValueError: here, for a wrong expression or groups that keep different states; in `init`, for
+        an expression that matches nothing (or only what others have taken), and for leaves without
+        a match where `defaults` are not enough to make the member. The message lists the paths.
+
+    Example:
+      >>> import adam_jax, jax.numpy as jnp
+      >>> tx = adam_jax.groups(
+      ...     adam_jax.adamw,
+      ...     {r".*bias|norm/.*": dict(weight_decay=0.0), r"head/.*": dict(b2=0.9), "frozen": None},
+      ...     learning_rate=1e-3,
+      ... )
+      >>> params = {"head": {"kernel": jnp.ones(2), "bias": jnp.ones(1)}, "norm": {"scale": 1.0},
+      ...           "frozen": jnp.ones(3)}
+      >>> state = tx.init(params)
+      >>> print(state[0].mu["frozen"])
+      MaskedNode()
+
+    Differs from Optax (`partition`) in: one pass, one count, and the member's own state, where that
+    has one masked transformation and one count per group.
+    Differs from PyTorch (parameter groups) in: leaves are chosen by their path.
+    """
+    signature = inspect.signature(factory)
+    rows, labelled = [], []
+    for expression, overrides in expressions.items():
+        try:
+            re.compile(expression)
+        except re.error as error:
+            raise ValueError(f"{expression!r} must be a regular expression: {error}.") from None
+        if overrides is None:
+            labelled.append((expression, None))
+            continue
+        labelled.append((expression, len(rows)))
+        rows.append(_row(factory, {**defaults, **overrides}))
+    default = None
+    try:
+        signature.bind(**defaults)
+    except TypeError:
+        pass  # Arguments are missing: there is no default group, and every leaf must match.
+    else:
+        default = len(rows)
+        rows.append(_row(factory, defaults))
+    if not rows:
+        raise ValueError("expressions must leave a leaf that moves: write optax.set_to_zero().")
+    for row, (expression, _) in zip(rows, [g for g in labelled if g[1] is not None], strict=False):
+        if _kept(row) != _kept(rows[-1]):
+            raise ValueError(
+                f"groups must keep the same state, got {_kept(row)} for {expression!r} and"
+                f" {_kept(rows[-1])} elsewhere: give every group the same flags, and the same"
+                f" arguments that are None."
+            )
+    return Transformation.around(Groups(tuple(rows), tuple(labelled), default))
+
+
+def _row(factory: Callable[..., Transformation], arguments: dict[str, Any]) -> Row:
+    tx = factory(**arguments)
+    if not isinstance(tx, Transformation) or not isinstance(tx.body, Row):
+        raise ValueError(
+            f"factory must make a member of adam_jax, got {type(tx).__name__}: for others there is"
+            f" optax.partition."
+        )
+    # A schedule reads the member's count: so links that remember nothing else need none.
+    links = tuple(
+        link if link.rule.slots else dataclasses.replace(link, state_type=optax.EmptyState)
+        for link in tx.body.links
+    )
+    return dataclasses.replace(tx.body, links=links)
+
+
+def _kept(row: Row) -> tuple[Any, ...]:
+    names = [tuple(slot.name for slot in link.rule.slots) for link in row.links]
+    return tuple(zip((link.state_type.__name__ for link in row.links), names, strict=True))
+
+
+def decay_mask(params: Any) -> Any:
+    """The usual answer to which weights decay: matrices and larger, not vectors and scalars.
+
+    So biases and the scales of normalisation layers stay as they are. `adamw(1e-3,
+    mask=decay_mask)`.
+
+    Args:
+      params: the parameters.
+
+    Returns:
+      A tree of booleans like them.
+    """
+    return jax.tree.map(lambda p: np.ndim(p) > 1, params)

@@ -1,0 +1,172 @@
+"""One pass over the leaves of a tree, in which each runs through a row of links.
+
+Step counts, trees, None leaves, masks and groups are known here (and in leaves.py, which lines
+trees up), and nowhere below. `adamw` is one row of three links, all leaves in it; `groups` is
+several rows of one shape, each with its own numbers, and a leaf in one of them or in none.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adam_jax.formats.policy import format_of, leaf_dtype, wider_dtype
+from adam_jax.kernels.xla import Leaf, Program, as_arrays, run
+from adam_jax.leaves import align_params, align_slot, check_leaf, leaf_paths
+from adam_jax.link import Link
+from adam_jax.rules.base import frozen_pytree, static
+
+Labels = Sequence[int | None]
+"""For each leaf the index of its row; None for a leaf that is frozen: no state, a zero update."""
+
+
+@frozen_pytree
+class Row:
+    """Links that run one after the other on each leaf.
+
+    Attributes:
+      links: in the order in which they run.
+      chained: the state is a tuple with one entry per link, as `optax.chain` keeps it; False, for a
+        single link, is that link's state itself.
+    """
+
+    links: tuple[Link, ...]
+    chained: bool = static()
+
+    def init(self, params: Any) -> Any:
+        """The state before the first step."""
+        return init_rows((self,), [0] * len(jax.tree.leaves(params)), params)
+
+    def run(
+        self, updates: Any, state: Any, params: Any, apply: bool, extra_args: dict[str, Any]
+    ) -> tuple[Any, Any]:
+        """One optimizer step on every leaf; see `Transformation`."""
+        del extra_args  # Optax passes what other members of a chain asked for to all of them.
+        leaves = jax.tree.leaves(updates, is_leaf=lambda x: x is None)
+        return run_rows((self,), [0] * len(leaves), updates, state, params, apply)
+
+    def split(self, state: Any) -> tuple[Any, ...]:
+        """The links' own states."""
+        if not self.chained:
+            states: Any = (state,)
+        elif isinstance(state, tuple) and len(state) == len(self.links):
+            states = state
+        else:
+            raise ValueError(
+                f"the state must be the tuple of {len(self.links)} that init returned, got"
+                f" {type(state).__name__}: call init of this transformation and pass its result on."
+            )
+        return tuple(link.unwrap(s) for link, s in zip(self.links, states, strict=True))
+
+    def join(self, states: list[Any]) -> Any:
+        """The opposite of `split`."""
+        wrapped = tuple(link.wrap(s) for link, s in zip(self.links, states, strict=True))
+        return wrapped if self.chained else wrapped[0]
+
+
+def init_rows(rows: tuple[Row, ...], labels: Labels, params: Any) -> Any:
+    """The one state of all rows; `labels` are those of the parameters, None leaves left out."""
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    states = []
+    for k, link in enumerate(rows[0].links):
+        fields: dict[str, Any] = {name: jnp.zeros([], jnp.int32) for name in link.counts}
+        for j, slot in enumerate(link.rule.slots):
+            stored = []
+            for (path, p), label in zip(leaves, labels, strict=True):
+                if label is None:
+                    stored.append(optax.MaskedNode())
+                    continue
+                own = rows[label].links[k]
+                stored.append(own.start(path, p, own.rule.slots[j], own.dtypes[j]))
+            fields[slot.name] = jax.tree.unflatten(treedef, stored)
+        states.append(link.state_type(**fields))
+    return rows[0].join(states)
+
+
+def run_rows(
+    rows: tuple[Row, ...], labels: Labels, updates: Any, state: Any, params: Any, apply: bool
+) -> tuple[Any, Any]:
+    """One optimizer step on every leaf; returns the updates, or with `apply` the new parameters.
+
+    Args:
+      rows: with the same links but for numbers.
+      labels: those of the updates, with an entry for each None leaf too.
+      updates: the gradients.
+      state: what `init_rows` or the last step returned.
+      params: the parameters; None if no rule reads them.
+      apply: return θ + u instead of u.
+    """
+    links, states = rows[0].links, rows[0].split(state)
+    leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
+    counts = [
+        getattr(s, link.counts[0]) if link.counts else None
+        for link, s in zip(links, states, strict=True)
+    ]
+    # A schedule of a link without a count of its own, in a group, reads the member's.
+    shared = next((count for count in counts if count is not None), None)
+    counts = [shared if count is None else count for count in counts]
+    # For each row, for each link: the rule, and its scalars of this optimizer step.
+    steps = as_arrays(
+        [
+            [(link.rule, link.rule.scalars(c)) for link, c in zip(row.links, counts, strict=True)]
+            for row in rows
+        ]
+    )
+    # For each link, for each of its slots, what is stored for each leaf; renewed in place.
+    stored = [
+        [align_slot(treedef, updates, getattr(s, slot.name)) for slot in link.rule.slots]
+        for link, s in zip(links, states, strict=True)
+    ]
+    needed = apply or any(link.rule.needs_params for row in rows for link in row.links)
+    param_leaves = align_params(treedef, params, needed, apply)
+    masks = [
+        [link.mask and link.mask.flatten(params, treedef, param_leaves) for link in row.links]
+        for row in rows
+    ]
+
+    # Leaves that share a program: the row, the links, the formats, the dtypes and the shape.
+    alike: dict[Any, list[int]] = {}
+    arrays: dict[int, Leaf] = {}
+    results = list(param_leaves) if apply else list(leaves)
+    for i, (g, p, label) in enumerate(zip(leaves, param_leaves, labels, strict=True)):
+        if g is None:
+            continue
+        if label is None:
+            results[i] = p if apply else jnp.zeros_like(g)
+            continue
+        used = tuple(k for k, mask in enumerate(masks[label]) if mask is None or mask[i])
+        old = tuple(tuple(slot[i] for slot in stored[k]) for k in used)
+        formats = tuple(tuple(map(format_of, slots)) for slots in old)
+        try:
+            g_dtype = check_leaf(g, p, old, formats)
+            dtype = leaf_dtype(p) if apply else _update_dtype(g_dtype, p)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"at {leaf_paths(updates)[i]!r}, {error}") from None
+        arrays[i] = Leaf(g, old, p if needed else None)
+        alike.setdefault((label, used, formats, dtype, np.shape(g), g_dtype), []).append(i)
+
+    for (label, used, formats, dtype, *_), indices in alike.items():
+        program = Program(formats, dtype, apply)
+        its_steps = tuple(steps[label][k] for k in used)
+        stepped = run(program, its_steps, [arrays[i] for i in indices])
+        for i, (result, new) in zip(indices, stepped, strict=True):
+            results[i] = result
+            for k, slots in zip(used, new, strict=True):
+                for slot, x in zip(stored[k], slots, strict=True):
+                    slot[i] = x
+
+    new_states = []
+    for link, s, slots in zip(links, states, stored, strict=True):
+        fields = {name: optax.safe_increment(getattr(s, name)) for name in link.counts}
+        for slot, xs in zip(link.rule.slots, slots, strict=True):
+            fields[slot.name] = jax.tree.unflatten(treedef, xs)
+        new_states.append(link.state_type(**fields))
+    return jax.tree.unflatten(treedef, results), rows[0].join(new_states)
+
+
+def _update_dtype(g_dtype: Any, p: Any) -> Any:
+    """The gradient's dtype, widened to a wider parameter's, which a narrower update would round."""
+    return g_dtype if p is None else wider_dtype(g_dtype, leaf_dtype(p))

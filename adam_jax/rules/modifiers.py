@@ -1,0 +1,99 @@
+"""Rules around a member's rule: they change its update, and keep its slots as they are."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adam_jax.rules.base import DecayRate, MomentRule, Rule, Slot, Slots, abs_squared, frozen_pytree
+from adam_jax.rules.scaling import AddDecayedWeights
+
+
+@frozen_pytree
+class Wrapped(Rule):
+    """A rule with the slots, the scalars and the needs of the one inside."""
+
+    inner: Rule
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return self.inner.slots
+
+    @property
+    def needs_params(self) -> bool:
+        return self.inner.needs_params
+
+    def scalars(self, count: Any) -> Any:
+        return self.inner.scalars(count)
+
+
+@frozen_pytree
+class Cautious(Wrapped):
+    """u where it points along g, larger by the share of the elements that do; else 0."""
+
+    def step(
+        self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        u, new = self.inner.step(g, old, scalars, param)
+        aligned = jnp.real(u * jnp.conj(g)) > 0
+        share = jnp.sum(aligned, dtype=jnp.real(u).dtype) / max(u.size, 1)
+        return jnp.where(aligned, u / jnp.maximum(share, LEAST_SHARE), 0), new
+
+
+# As in the authors' code: their algorithm's d / (count + 1) halves the step of a scalar.
+LEAST_SHARE = 1e-3
+
+
+@frozen_pytree
+class CautiousDecay(Wrapped):
+    """u + λ·θ where u and θ point the same way, else u."""
+
+    inner: AddDecayedWeights
+
+    def step(
+        self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        decayed, new = self.inner.step(g, old, scalars, param)
+        assert param is not None  # needs_params
+        agreement = jnp.real(g * jnp.conj(param))
+        # Behind the learning rate u has been turned downhill.
+        agree = agreement <= 0 if self.inner.downhill else agreement >= 0
+        return jnp.where(agree, decayed, g), new
+
+
+@frozen_pytree
+class ClipUpdateRms(Wrapped):
+    """u / max(1, RMS / threshold), the RMS that of the update before it is averaged."""
+
+    threshold: Any
+
+    def step(
+        self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        if isinstance(self.inner, MomentRule):
+            u, raw, new = self.inner.step_unaveraged(g, old, scalars)
+        else:
+            u, new = self.inner.step(g, old, scalars, param)
+            raw = u
+        rms = jnp.sqrt(jnp.sum(abs_squared(raw)) / max(u.size, 1))
+        return u * (1 / jnp.maximum(1, rms / self.threshold)), new
+
+
+@frozen_pytree
+class AmplifySlowGradients(Rule):
+    """g + factor·slow, with slow an average of g that starts at the first one."""
+
+    rate: DecayRate
+    factor: Any
+
+    slots = (Slot("slow"),)
+
+    def scalars(self, count: Any) -> Any:
+        return jnp.minimum(jnp.asarray(count, jnp.result_type(float)), 1)
+
+    def step(
+        self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        del param
+        slow = jnp.where(scalars > 0, self.rate.average(old["slow"], g), g)
+        return g + self.factor * slow, {"slow": slow}
