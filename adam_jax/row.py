@@ -108,12 +108,11 @@ def run_rows(
     # A schedule of a link without a count of its own, in a group, reads the member's.
     shared = next((count for count in counts if count is not None), None)
     counts = [shared if count is None else count for count in counts]
-    # For each row, for each link: the rule, and its scalars of this optimizer step.
+    # For each row, for each link: the rule, and its scalars of this optimizer step, made from
+    # numbers of the arithmetic's precision: the same bits whether the numbers are traced or not.
+    rules = as_arrays([[link.rule for link in row.links] for row in rows])
     steps = as_arrays(
-        [
-            [(link.rule, link.rule.scalars(c)) for link, c in zip(row.links, counts, strict=True)]
-            for row in rows
-        ]
+        [[(r, r.scalars(c)) for r, c in zip(rs, counts, strict=True)] for rs in rules]
     )
     # For each link, for each of its slots, what is stored for each leaf; renewed in place.
     stored = [

@@ -1,11 +1,14 @@
 """The members under test, as data: each property test is parametrised over this table."""
 
 import dataclasses
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import optax
 import pytest
+from optax import contrib
 
 import adam_jax
 from tests import oracles
@@ -13,58 +16,203 @@ from tests import oracles
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """One alias, its scale_by_*, its twin in Optax, and the naive version from its paper."""
+    """One alias, its scale_by_*, the twins in Optax, the naive version from the paper.
+
+    Attributes:
+      name: of the test, and of the alias up to a hyphen.
+      scale_by: the name of its direction.
+      oracle: the naive version of the direction.
+      keywords: given to alias, direction, twins and naive version.
+      ours: keywords that Optax has not.
+      slots: the fields of the state, besides counts.
+      needs_params: weights decay, or norms are compared.
+      first_update_is_zero: there is nothing to compare the first gradient with.
+      scale_invariant: with every ε at zero, c·g for g makes no difference.
+      elementwise: no element's update hangs on another element.
+      bounded: |u| ≤ max(1, (1-b1)/√(1-b2)), the paper's section 2.1.
+      starts_at_zero: accumulators do, so that a zero gradient gives a zero update.
+      reads_the_old: accumulators are read as they were before this step, too.
+      hides_infinity: an infinite gradient gives a finite update, by the member's nature.
+    """
 
     name: str
-    alias: Callable[..., Any]
-    scale_by: Callable[..., Any]
-    optax_alias: Callable[..., Any]
-    optax_scale_by: Callable[..., Any]
+    scale_by: str
     oracle: Callable[..., Any]
-    slots: tuple[str, ...]
     keywords: dict[str, Any] = dataclasses.field(default_factory=dict)
+    ours: dict[str, Any] = dataclasses.field(default_factory=dict)
+    slots: tuple[str, ...] = ("mu", "nu")
     needs_params: bool = False
+    first_update_is_zero: bool = False
+    scale_invariant: bool = True
+    elementwise: bool = True
+    bounded: bool = False
+    starts_at_zero: bool = True
+    hides_infinity: bool = False
+    reads_the_old: bool = False
 
+    @property
+    def function(self) -> Callable[..., Any]:
+        """Our alias itself."""
+        return getattr(adam_jax, self.name.split("-")[0])
+
+    @property
+    def factory(self) -> Callable[..., Any]:
+        """Our alias with the keywords in it, for what looks at its signature."""
+        return functools.partial(self.function, **self.keywords, **self.ours)
+
+    def alias(self, *args: Any, **kwargs: Any) -> Any:
+        """Our optimizer."""
+        return self.factory(*args, **kwargs)
+
+    def direction(self, *args: Any, **kwargs: Any) -> Any:
+        """Our scale_by_*."""
+        scale_by = getattr(adam_jax, self.scale_by)
+        return scale_by(*args, **self.keywords, **self.ours, **kwargs)
+
+    def naive(self, gradients: Any, **kwargs: Any) -> Any:
+        """The direction by numpy, in float64."""
+        return self.oracle(gradients, **(self.keywords | self.ours | kwargs))
+
+    def has(self, argument: str) -> bool:
+        """Whether the alias has an argument of this name."""
+        return argument in inspect.signature(self.function).parameters
+
+    def stored(self, mu: Any, nu: Any) -> dict[str, Any]:
+        """The arguments that store moments like that."""
+        return {k: x for k, x in (("mu_dtype", mu), ("nu_dtype", nu)) if self.has(k)}
+
+    @property
+    def without_eps(self) -> dict[str, float]:
+        """The arguments that set every ε to zero."""
+        return {name: 0.0 for name in ("eps", "eps_root") if self.has(name)}
+
+    @property
+    def twin(self) -> "Twin":
+        """Optax's member."""
+        assert not self.ours
+        scale_by = "scale_by_adam" if self.scale_by == "scale_by_nadam" else self.scale_by
+        direction = getattr(optax, scale_by, None) or getattr(contrib, scale_by)
+        name = self.name.split("-")[0]
+        alias = getattr(optax, name, None) or getattr(contrib, name)
+        nesterov = {"nesterov": True} if self.scale_by == "scale_by_nadam" else {}
+        return Twin(alias, direction, self.keywords, nesterov)
+
+    def moments(self, state: Any) -> dict[str, Any]:
+        """The slots in the state of the alias or of the direction, by name."""
+        state = state if hasattr(state, self.slots[0]) else state[0]
+        return {name: getattr(state, name) for name in self.slots}
+
+    def counts(self, state: Any) -> list[Any]:
+        """The step counts beside the slots, likewise."""
+        state = state if hasattr(state, self.slots[0]) else state[0]
+        return [x for name, x in state._asdict().items() if name not in self.slots]
+
+
+@dataclasses.dataclass(frozen=True)
+class Twin:
+    """A member of Optax: its alias, and the direction in it."""
+
+    optax_alias: Callable[..., Any]
+    optax_direction: Callable[..., Any]
+    keywords: dict[str, Any]
+    nesterov: dict[str, Any]
+
+    @property
+    def factory(self) -> Callable[..., Any]:
+        """Optax's alias with the keywords in it."""
+        return functools.partial(self.optax_alias, **self.keywords)
+
+    def alias(self, *args: Any, **kwargs: Any) -> Any:
+        """Optax's optimizer."""
+        return self.factory(*args, **kwargs)
+
+    def direction(self, *args: Any, **kwargs: Any) -> Any:
+        """Optax's scale_by_*."""
+        return self.optax_direction(*args, **self.nesterov, **self.keywords, **kwargs)
+
+
+MAGNITUDES = ("nu", "nu_max", "n")
 
 MEMBERS = (
+    Member("adam", "scale_by_adam", oracles.adam, bounded=True),
+    Member("adam-nesterov", "scale_by_adam", oracles.adam, {"nesterov": True}),
+    Member("adam-eps_hat", "scale_by_adam", oracles.adam, ours={"eps_hat": 1e-7}),
+    Member("adamw", "scale_by_adam", oracles.adam, needs_params=True, bounded=True),
+    Member("nadam", "scale_by_nadam", oracles.nadam),
+    Member("nadam-decay", "scale_by_nadam", oracles.nadam, ours={"momentum_decay": 0.004}),
+    Member("amsgrad", "scale_by_amsgrad", oracles.amsgrad, slots=("mu", "nu", "nu_max")),
     Member(
-        "adam",
-        adam_jax.adam,
-        adam_jax.scale_by_adam,
-        optax.adam,
-        optax.scale_by_adam,
-        oracles.adam,
-        ("mu", "nu"),
+        "amsgrad-max_first",
+        *("scale_by_amsgrad", oracles.amsgrad),
+        ours={"max_before_correction": True},
+        slots=("mu", "nu", "nu_max"),
+    ),
+    Member("adamax", "scale_by_adamax", oracles.adamax, bounded=True),
+    Member("radam", "scale_by_radam", oracles.radam, scale_invariant=False),
+    Member("adabelief", "scale_by_belief", oracles.belief),
+    Member(
+        "yogi",
+        *("scale_by_yogi", oracles.yogi),
+        scale_invariant=False,
+        starts_at_zero=False,
     ),
     Member(
-        "adam-nesterov",
-        adam_jax.adam,
-        adam_jax.scale_by_adam,
-        optax.adam,
-        optax.scale_by_adam,
-        oracles.adam,
-        ("mu", "nu"),
-        {"nesterov": True},
+        "adan",
+        *("scale_by_adan", oracles.adan),
+        slots=("m", "v", "n", "g"),
+        needs_params=True,
+        reads_the_old=True,
     ),
     Member(
-        "adamw",
-        adam_jax.adamw,
-        adam_jax.scale_by_adam,
-        optax.adamw,
-        optax.scale_by_adam,
-        oracles.adam,
-        ("mu", "nu"),
+        "adan-paper",
+        *("scale_by_adan", oracles.adan),
+        ours={"change_weight": 0.92},
+        slots=("m", "v", "n", "g"),
+        needs_params=True,
+        reads_the_old=True,
+    ),
+    Member(
+        "lion",
+        *("scale_by_lion", oracles.lion),
+        slots=("mu",),
+        needs_params=True,
+        bounded=True,
+        hides_infinity=True,
+        reads_the_old=True,
+    ),
+    Member(
+        "adopt",
+        *("scale_by_adopt", oracles.adopt),
+        first_update_is_zero=True,
+        reads_the_old=True,
+    ),
+    Member(
+        "ademamix",
+        *("scale_by_ademamix", oracles.ademamix),
+        {"alpha": 5.0},
+        slots=("m1", "m2", "nu"),
         needs_params=True,
     ),
     Member(
-        "amsgrad",
-        adam_jax.amsgrad,
-        adam_jax.scale_by_amsgrad,
-        optax.amsgrad,
-        optax.scale_by_amsgrad,
-        oracles.amsgrad,
-        ("mu", "nu", "nu_max"),
+        "lamb",
+        *("scale_by_adam", oracles.adam),
+        {"eps": 1e-6},
+        needs_params=True,
+        elementwise=False,
     ),
 )
 
 every_member = pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.name)
+
+# One for each way to keep a state, and each Optax's own: what is tested about wrappers hangs on
+# nothing else.
+KINDS_OF_STATE = ("adam", "adamw", "amsgrad", "adan", "lion", "ademamix")
+every_kind_of_state = pytest.mark.parametrize(
+    "member", [m for m in MEMBERS if m.name in KINDS_OF_STATE], ids=lambda member: member.name
+)
+every_elementwise = pytest.mark.parametrize(
+    "member", [m for m in MEMBERS if m.elementwise], ids=lambda member: member.name
+)
+every_twin = pytest.mark.parametrize(
+    "member", [m for m in MEMBERS if not m.ours], ids=lambda member: member.name
+)

@@ -1,5 +1,7 @@
 """Every member against the naive float64 version from its paper, and against Optax."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 
 import adam_jax
 from tests import oracles
-from tests.catalogue import every_member
+from tests.catalogue import every_member, every_twin
 
 STEPS, SIZE = 10_000, 600
 KINDS = ("normal", "biased", "scales from 1e-8 to 1e8")
@@ -62,40 +64,51 @@ def test_adam_stays_within_4_ulp_of_the_paper(capsys):
 @every_member
 def test_float32_updates_equal_the_naive_version(member):
     gs = gradients(200, 50, seed=1)
-    exact = np.stack(list(member.oracle(gs.astype(np.float64), **member.keywords)))
-    u = run(member.scale_by(**member.keywords), gs)
+    exact = np.stack(list(member.naive(gs.astype(np.float64))))
+    u = run(member.direction(), gs)
     assert np.median(ulps(u, exact)) <= 4.0
-    np.testing.assert_allclose(u, exact, rtol=2e-6, atol=2e-6)
+    # RAdam's first updates are not normalised: what counts as zero grows with them.
+    assert (np.abs(u - exact) <= 2e-6 * np.maximum(1, np.abs(exact).max(0))).all()
 
 
 @every_member
 def test_float64_updates_equal_the_naive_version(member, x64):
     gs = gradients(200, 50, seed=2).astype(np.float64)
-    exact = np.stack(list(member.oracle(gs, **member.keywords)))
-    u = run(member.scale_by(**member.keywords), gs)
+    exact = np.stack(list(member.naive(gs)))
+    u = run(member.direction(), gs)
     assert u.dtype == np.float64
     np.testing.assert_allclose(u, exact, rtol=1e-12, atol=1e-13)
 
 
-@every_member
-@pytest.mark.parametrize(
-    "arguments",
-    [{"b1": 0.0}, {"b2": 0.0}, {"b1": 0.5, "b2": 0.9}, {"eps": 0.1}, {"eps_root": 1e-3}],
-    ids=str,
+ARGUMENTS = (
+    *({"b1": 0.0}, {"b2": 0.0}, {"b1": 0.5, "b2": 0.9}, {"b3": 0.9}, {"eps": 0.1}),
+    *({"eps_root": 1e-3}, {"bias_correction_mu": False, "bias_correction_nu": False}),
+    *({"nesterov": True}, {"threshold": 8.0}, {"eps_hat": 1e-2}, {"mode": "refined"}),
+    *({"mode": "smooth", "smooth_beta": 2.0}, {"use_clipping": False}, {"alpha": 2.0}),
+    {"initial_accumulator_value": 0.1},
 )
-def test_arguments_mean_what_the_paper_says(member, arguments, x64):
+
+
+@every_member
+def test_arguments_mean_what_the_paper_says(member, x64):
     gs = gradients(30, 20, seed=3).astype(np.float64)
-    arguments = {**member.keywords, **arguments}
-    exact = np.stack(list(member.oracle(gs, **arguments)))
-    np.testing.assert_allclose(run(member.scale_by(**arguments), gs), exact, rtol=1e-11)
+    scale_by = getattr(adam_jax, member.scale_by)
+    ours, theirs = (inspect.signature(f).parameters.keys() for f in (scale_by, member.oracle))
+    tried = [a for a in ARGUMENTS if set(a) <= ours & theirs]
+    assert len(tried) >= 3
+    for arguments in tried:
+        arguments = {**member.keywords, **member.ours, **arguments}
+        exact = np.stack(list(member.oracle(gs, **arguments)))
+        u = run(scale_by(**arguments), gs)
+        np.testing.assert_allclose(u, exact, rtol=1e-11, atol=1e-13, err_msg=str(arguments))
 
 
 @every_member
 @pytest.mark.parametrize("b1", [0.0, 0.4, 0.9])
 def test_a_rate_traced_from_the_start_in_double_precision(member, b1, x64):
     gs = gradients(30, 20, seed=3).astype(np.float64)
-    exact = np.stack(list(member.oracle(gs, b1=b1, **member.keywords)))
-    traced = jax.jit(lambda b1: run(member.scale_by(b1, **member.keywords), gs))
+    exact = np.stack(list(member.naive(gs, b1=b1)))
+    traced = jax.jit(lambda b1: run(member.direction(b1), gs))
     np.testing.assert_allclose(traced(b1), exact, rtol=1e-11)
 
 
@@ -106,16 +119,17 @@ def test_amsgrad_without_bias_correction_is_the_paper(x64):
     np.testing.assert_allclose(run(tx, gs), exact, rtol=1e-11)
 
 
-@every_member
-def test_whole_alias_equals_optax(member):
-    gs = gradients(100, 50, seed=5)
+@every_twin
+def test_whole_alias_equals_optax(member, x64):
+    """In double precision: in single, Optax's own rounding (of RAdam's ρ, say) is up to 1e-2."""
+    gs = gradients(100, 50, seed=5).astype(np.float64)
     params = jnp.ones(gs.shape[1:])
     # Not one of Optax's schedules: those do not trace under strict promotion.
     schedule = adam_jax.schedules.inverse_sqrt_schedule(1e-2)
     for learning_rate in (1e-2, schedule):
-        ours = run(member.alias(learning_rate, **member.keywords), gs, params)
-        theirs = run_optax(member.optax_alias(learning_rate, **member.keywords), gs, params)
-        np.testing.assert_allclose(ours, theirs, rtol=3e-5, atol=1e-8)
+        ours = run(member.alias(learning_rate), gs, params)
+        theirs = run_optax(member.twin.alias(learning_rate), gs, params)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-14)
 
 
 def test_adamw_decays_the_weights_of_the_mask(x64):
@@ -156,8 +170,10 @@ def test_the_pieces_compute_epsilon_hat(x64):
 
 @every_member
 def test_the_count_saturates_without_harm(member):
-    tx = member.scale_by(**member.keywords)
-    state = tx.init(jnp.ones(3))._replace(count=jnp.array(2**31 - 1, jnp.int32))
-    u, state = tx.update(jnp.ones(3), state)
-    assert state.count == 2**31 - 1
+    tx = member.direction()
+    last = jnp.array(2**31 - 1, jnp.int32)
+    start = tx.init(jnp.ones(3))
+    counts = {name: last for name in start._fields if name not in member.slots}
+    u, state = tx.update(jnp.ones(3), start._replace(**counts))
+    assert member.counts(state) == [last] * len(counts)
     assert np.isfinite(u).all() and (u != 0).all()

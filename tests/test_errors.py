@@ -6,37 +6,54 @@ import numpy as np
 import pytest
 
 import adam_jax
-from tests.catalogue import every_member
+from tests.catalogue import MEMBERS, every_member
 
 NAN, INF = float("nan"), float("inf")
 
 
-@every_member
+WRONG = [
+    ("b1", 1.0, "[0, 1)"),
+    ("b1", -0.1, "[0, 1)"),
+    ("b1", "0.9", "[0, 1)"),
+    ("b1", None, "[0, 1)"),
+    ("b2", NAN, "[0, 1)"),
+    ("b2", np.float32(1.0), "[0, 1)"),
+    ("b2", jnp.float32(1.5), "[0, 1)"),
+    ("b2", np.ones(3), "shape (3,)"),
+    ("eps", -1, "[0, inf)"),
+    ("eps_root", NAN, "[0, inf)"),
+    ("learning_rate", INF, "[0, inf)"),
+    ("learning_rate", -1e-3, "[0, inf)"),
+    ("learning_rate", True, "[0, inf)"),
+    ("mu_dtype", "int8", "float32"),
+    ("nu_dtype", "float33", "float32"),
+    ("nu_dtype", jnp.float8_e4m3fn, "float32"),
+    ("weight_decay", -0.1, "[0, inf)"),
+    ("l2", NAN, "[0, inf)"),
+    ("b3", 1.0, "[0, 1)"),
+    ("alpha", -1.0, "[0, inf)"),
+    ("eps_hat", INF, "[0, inf)"),
+    ("threshold", 3.0, "[4, inf)"),
+    ("momentum_decay", -1.0, "[0, inf)"),
+    ("change_weight", -1.0, "[0, inf)"),
+    ("initial_accumulator_value", -1.0, "[0, inf)"),
+    ("smooth_beta", NAN, "[0, inf)"),
+]
+
+
 @pytest.mark.parametrize(
-    ("argument", "value", "interval"),
+    ("member", "argument", "value", "interval"),
     [
-        ("b1", 1.0, "[0, 1)"),
-        ("b1", -0.1, "[0, 1)"),
-        ("b1", "0.9", "[0, 1)"),
-        ("b1", None, "[0, 1)"),
-        ("b2", NAN, "[0, 1)"),
-        ("b2", np.float32(1.0), "[0, 1)"),
-        ("b2", jnp.float32(1.5), "[0, 1)"),
-        ("b2", np.ones(3), "shape (3,)"),
-        ("eps", -1, "[0, inf)"),
-        ("eps_root", NAN, "[0, inf)"),
-        ("learning_rate", INF, "[0, inf)"),
-        ("learning_rate", -1e-3, "[0, inf)"),
-        ("learning_rate", True, "[0, inf)"),
-        ("mu_dtype", "int8", "float32"),
-        ("nu_dtype", "float33", "float32"),
-        ("nu_dtype", jnp.float8_e4m3fn, "float32"),
+        pytest.param(m, *row, id=f"{m.name}-{row[0]}-{row[1]}")
+        for m in MEMBERS
+        for row in WRONG
+        if m.has(row[0])
     ],
 )
 def test_numbers_and_dtypes_at_construction(member, argument, value, interval):
-    arguments = {"learning_rate": 1e-3, **member.keywords, argument: value}
+    arguments = {"learning_rate": 1e-3, **member.keywords, **member.ours, argument: value}
     with pytest.raises(ValueError) as error:
-        member.alias(**arguments)
+        member.function(**arguments)
     message = str(error.value)
     assert message.startswith(argument) and interval in message and ": " in message
     assert "\n" not in message
@@ -59,20 +76,27 @@ def test_numbers_elsewhere(make):
 
 @every_member
 def test_legal_edges_are_accepted(member):
-    edges = {"learning_rate": 0, "b1": 0, "b2": 0.0, "eps": 0, "eps_root": 0}
-    tx = member.alias(**{**member.keywords, **edges})
-    u, _ = tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2))
-    assert (u == 0).all()
+    for edge in ("learning_rate", "b1", "b2", "b3", "eps", "eps_root", "eps_hat", "alpha"):
+        if member.has(edge):
+            arguments = {"learning_rate": 0, **member.keywords, **member.ours, edge: 0}
+            tx = member.function(**arguments)
+            u, _ = tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2))
+            assert (u == 0).all(), edge
 
 
 @every_member
 def test_tracers_pass(member):
     @jax.jit
     def first_step(rate, b1):
-        tx = member.alias(rate, b1=b1, **member.keywords)
+        tx = member.alias(rate, b1=b1)
         return tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2))[0]
 
     assert np.isfinite(first_step(0.1, 0.5)).all()
+
+
+def test_an_unknown_argument():
+    with pytest.raises(TypeError, match=r"^adamw\(\) got an .*'decay'; its .*weight_decay"):
+        adam_jax.adamw(1e-3, decay=0.1)
 
 
 PARAMS = {"a": {"kernel": jnp.ones((2, 3))}, "b": jnp.ones(4)}
@@ -91,7 +115,7 @@ PARAMS = {"a": {"kernel": jnp.ones((2, 3))}, "b": jnp.ones(4)}
     ],
 )
 def test_gradients_unlike_the_state(member, grads, words):
-    tx = member.alias(1e-3, **member.keywords)
+    tx = member.alias(1e-3)
     with pytest.raises(ValueError) as error:
         tx.update(grads, tx.init(PARAMS), PARAMS)
     assert all(word in str(error.value) for word in words)
@@ -101,12 +125,12 @@ def test_gradients_unlike_the_state(member, grads, words):
 def test_integer_parameters(member):
     params = {"embedding": {"table": jnp.arange(6).reshape(2, 3)}}
     with pytest.raises(ValueError, match=r"embedding/table.*int32.*optax\.masked"):
-        member.alias(1e-3, **member.keywords).init(params)
+        member.alias(1e-3).init(params)
 
 
 @every_member
 def test_a_state_of_something_else(member):
-    tx = member.alias(1e-3, **member.keywords)
+    tx = member.alias(1e-3)
     state = tx.init(PARAMS)
     for wrong in (state[0], state[::-1], (), None):
         with pytest.raises(ValueError, match="the state must be"):

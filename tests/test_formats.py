@@ -42,12 +42,12 @@ class SplitBits(Format):
 
 @every_member
 def test_a_format_of_two_arrays_carries_any_slot(member):
-    plain = member.alias(1e-2, **member.keywords)
-    split = member.alias(1e-2, mu_dtype=SplitBits(), nu_dtype=SplitBits(), **member.keywords)
+    plain = member.alias(1e-2)
+    split = member.alias(1e-2, **member.stored(SplitBits(), SplitBits()))
     params = {"a": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4), "b": None}
     expected, expected_state = params, plain.init(params)
     state = split.init(params)
-    assert state[0].mu["a"].high.dtype == jnp.uint16
+    assert getattr(state[0], member.slots[0])["a"].high.dtype == jnp.uint16
     for _ in range(3):
         grads = jax.tree.map(jnp.sin, params)
         updates, new = jax.jit(split.update)(grads, state, params)
@@ -58,6 +58,4 @@ def test_a_format_of_two_arrays_carries_any_slot(member):
     for slot in member.slots:
         stored, exact = getattr(state[0], slot)["a"], getattr(expected_state[0], slot)["a"]
         np.testing.assert_allclose(SplitBits().decode(stored, jnp.float32), exact, rtol=1e-6)
-    assert split == member.alias(
-        1e-2, mu_dtype=SplitBits(), nu_dtype=SplitBits(), **member.keywords
-    )
+    assert split == member.alias(1e-2, **member.stored(SplitBits(), SplitBits()))

@@ -102,7 +102,7 @@ def scale_by_adam(
     rule = MomentRule(
         NesterovEma(first) if nesterov else first,
         EmaOfSquares(rate, bias_correction),
-        Root.of(eps, eps_root, eps_hat, rate),
+        Root.of(eps, eps_root, eps_hat, rate if bias_correction else None),
     )
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype)
 

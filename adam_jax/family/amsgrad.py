@@ -49,7 +49,7 @@ def scale_by_amsgrad(
     rule = MomentRule(
         Ema(DecayRate.of("b1", b1), bias_correction_mu),
         RunningMax(nu, rate if corrected_after else None),
-        Root.of(eps, eps_root, eps_hat, rate),
+        Root.of(eps, eps_root, eps_hat, rate if bias_correction_nu else None),
     )
     return scale_by_rule(rule, optax.ScaleByAmsgradState, mu_dtype, nu_dtype)
 

@@ -49,7 +49,9 @@ class ScheduledNesterovEma(Moment):
 
         def one_minus_product(t: Any) -> Any:
             step = jnp.where(log_r == 0, -1, j * log_r)  # ψ = 0: the sum has t equal terms
-            terms = jnp.exp(step) * jnp.expm1(t * step) / jnp.expm1(step)
+            # Both at once: on its own XLA would compute one while it compiles, with other bits.
+            of_t, of_1 = jnp.expm1(jnp.stack([t * step, step]))
+            terms = (1 + of_1) * of_t / of_1
             sums = jnp.where(log_r == 0, t, terms)
             return -jnp.expm1(t * self.ema.rate.log - jnp.sum(sums * 0.5**j / j))
 

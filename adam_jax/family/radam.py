@@ -36,7 +36,9 @@ class Rectified(Direction):
         t = jnp.asarray(count, jnp.result_type(float)) + 1
         x = jnp.asarray(-self.rate.log, t.dtype)
         # The paper's ρ - 2t·bᵗ / (1 - bᵗ) loses 4 of float32's 7 digits while it is small.
-        length = 1 + 2 * (t * _residue(t * x) - _residue(x))
+        # Both at once: on its own XLA would compute the second while it compiles, with other bits.
+        of_t, of_1 = _residue(jnp.stack([t * x, x]))
+        length = 1 + 2 * (t * of_t - of_1)
         limit = 2 / self.rate.complement - 1
         trusted = length >= self.threshold
         above = (length - 4) * (length - 2) * limit

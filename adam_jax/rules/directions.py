@@ -20,7 +20,7 @@ class Root(Direction):
       eps_root: Optax's second ε, inside the root.
       eps_hat: ε̂ of the paper's section 2 (Keras, TensorFlow), beside the root of the *uncorrected*
         moment: √nu + ε̂ is √(1 - b^t) times √nû + ε̂ / √(1 - b^t).
-      rate: b of the second moment; None where there is no eps_hat.
+      rate: b of the second moment; None where that is not corrected, or there is no eps_hat.
     """
 
     eps: Any
@@ -41,7 +41,7 @@ class Root(Direction):
 
     def scalars(self, count: Any) -> Any:
         if self.rate is None:
-            return self.eps
+            return self.eps + self.eps_hat
         return self.eps + self.eps_hat / jnp.sqrt(self.rate.correction(count))
 
     def combine(self, first: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
