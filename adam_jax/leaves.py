@@ -122,7 +122,17 @@ def leaf_paths(tree: Any, none_is_leaf: bool = True) -> list[str]:
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """The path of a leaf as users write it, its keys joined by slashes: `layers/0/kernel`."""
+    """The path of a leaf as users write it, its keys joined by slashes: `layers/0/kernel`.
+
+    An nnx variable has its array in an attribute `value`, which is left out: `nnx.Optimizer` calls
+    `init` with variables and `update` with bare arrays.
+    """
+    if (
+        len(path) > 1
+        and isinstance(path[-1], jax.tree_util.GetAttrKey)
+        and path[-1].name == "value"
+    ):
+        path = path[:-1]
     return jax.tree_util.keystr(path, simple=True, separator="/") or "(the whole tree)"
 
 

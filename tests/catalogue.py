@@ -32,6 +32,8 @@ class Member:
       bounded: |u| ≤ max(1, (1-b1)/√(1-b2)), the paper's section 2.1.
       starts_at_zero: accumulators do, so that a zero gradient gives a zero update.
       reads_the_old: accumulators are read as they were before this step, too.
+      divides: by a root or a size, in whose place an arc tangent can stand.
+      plain_average: of the gradient, read as it is, so that it can be read one step ahead.
       hides_infinity: an infinite gradient gives a finite update, by the member's nature.
     """
 
@@ -49,6 +51,8 @@ class Member:
     starts_at_zero: bool = True
     hides_infinity: bool = False
     reads_the_old: bool = False
+    divides: bool = True
+    plain_average: bool = True
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -135,11 +139,21 @@ MAGNITUDES = ("nu", "nu_max", "n")
 
 MEMBERS = (
     Member("adam", "scale_by_adam", oracles.adam, bounded=True),
-    Member("adam-nesterov", "scale_by_adam", oracles.adam, {"nesterov": True}),
+    Member(
+        "adam-nesterov",
+        *("scale_by_adam", oracles.adam),
+        {"nesterov": True},
+        plain_average=False,
+    ),
     Member("adam-eps_hat", "scale_by_adam", oracles.adam, ours={"eps_hat": 1e-7}),
     Member("adamw", "scale_by_adam", oracles.adam, needs_params=True, bounded=True),
-    Member("nadam", "scale_by_nadam", oracles.nadam),
-    Member("nadam-decay", "scale_by_nadam", oracles.nadam, ours={"momentum_decay": 0.004}),
+    Member("nadam", "scale_by_nadam", oracles.nadam, plain_average=False),
+    Member(
+        "nadam-decay",
+        *("scale_by_nadam", oracles.nadam),
+        ours={"momentum_decay": 0.004},
+        plain_average=False,
+    ),
     Member("amsgrad", "scale_by_amsgrad", oracles.amsgrad, slots=("mu", "nu", "nu_max")),
     Member(
         "amsgrad-max_first",
@@ -161,6 +175,7 @@ MEMBERS = (
         *("scale_by_adan", oracles.adan),
         slots=("m", "v", "n", "g"),
         needs_params=True,
+        plain_average=False,
         reads_the_old=True,
     ),
     Member(
@@ -169,6 +184,7 @@ MEMBERS = (
         ours={"change_weight": 0.92},
         slots=("m", "v", "n", "g"),
         needs_params=True,
+        plain_average=False,
         reads_the_old=True,
     ),
     Member(
@@ -178,6 +194,8 @@ MEMBERS = (
         needs_params=True,
         bounded=True,
         hides_infinity=True,
+        divides=False,
+        plain_average=False,
         reads_the_old=True,
     ),
     Member(
@@ -192,6 +210,7 @@ MEMBERS = (
         {"alpha": 5.0},
         slots=("m1", "m2", "nu"),
         needs_params=True,
+        plain_average=False,
     ),
     Member(
         "lamb",

@@ -228,7 +228,7 @@ def test_shard_map(member):
     def local(g):
         return tx.update(g, tx.init(g))[0]
 
-    sharded = jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec)(params)
+    sharded = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec))(params)
     np.testing.assert_allclose(sharded, local(params), rtol=1e-6)
 
 

@@ -40,7 +40,7 @@ def scale_by_belief(
     """
     first = Ema(DecayRate.of("b1", b1))
     each = check_number("eps_root", eps_root, instead="the usual value is 1e-16")
-    second = EmaOfSurprise(DecayRate.of("b2", b2), added=each)
+    second = EmaOfSurprise(DecayRate.of("b2", b2), eps=each)
     rule = MomentRule(NesterovEma(first) if nesterov else first, second, Root.of(eps))
     return scale_by_rule(rule, optax.ScaleByBeliefState, mu_dtype, nu_dtype)
 

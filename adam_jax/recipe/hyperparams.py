@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import optax
 
 from adam_jax.rules.base import DecayRate, DecayRateLike, frozen_pytree, static
 from adam_jax.transform import Transformation
+from adam_jax.validation import check_number
 
 
 class ExactRate(NamedTuple):
@@ -239,12 +241,15 @@ def set_hyperparams(state: Any, **numbers: Any) -> Any:
       **numbers: the new values. A number that a schedule sets is overwritten in the next step.
 
     Raises:
-      ValueError: a name that is not in the state, a decay rate outside [0, 1), a negative number.
+      ValueError: a name that is not in the state, a decay rate outside [0, 1), a number that is
+        infinite or NaN.
     """
     known = _only(state).hyperparams
     unknown = sorted(set(numbers) - set(known))
     if unknown:
         raise ValueError(f"{unknown} must be among the state's hyperparameters, {sorted(known)}.")
+    for name, x in numbers.items():
+        check_number(name, x, -math.inf, instead="a schedule goes to with_hyperparams")
 
     def renew(node: Any) -> Any:
         if not isinstance(node, HyperparamsState):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from adam_jax.rules.base import DecayRate, MomentRule, Rule, Slot, Slots, abs_squared, frozen_pytree
+from adam_jax.rules.directions import safe_sqrt
 from adam_jax.rules.scaling import AddDecayedWeights
 
 
@@ -75,7 +76,7 @@ class ClipUpdateRms(Wrapped):
         else:
             u, new = self.inner.step(g, old, scalars, param)
             raw = u
-        rms = jnp.sqrt(jnp.sum(abs_squared(raw)) / max(u.size, 1))
+        rms = safe_sqrt(jnp.sum(abs_squared(raw)) / max(u.size, 1))
         return u * (1 / jnp.maximum(1, rms / self.threshold)), new
 
 

@@ -168,16 +168,16 @@ class EmaOfSurprise(Average):
     """The average of |g - mu|², with mu as the first moment has just renewed it, plus a constant.
 
     Attributes:
-      added: to the average in every step, and left in it.
+      eps: added to the average in every step, and left in it.
     """
 
-    added: Any = 0.0
+    eps: Any = 0.0
 
     slots = (Slot("nu", magnitude=True),)
 
     def term(self, g: jax.Array, new: Slots) -> jax.Array:
-        # Through the average, whose weight of a new term is 1-b: added / (1-b) comes out as added.
-        return abs_squared(g - new["mu"]) + self.added / self.rate.complement
+        # Through the average, whose weight of a new term is 1-b: eps / (1-b) comes out as eps.
+        return abs_squared(g - new["mu"]) + self.eps / self.rate.complement
 
 
 @frozen_pytree

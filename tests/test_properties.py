@@ -1,0 +1,190 @@
+"""What holds for any gradients: each property on every member that the catalogue says has it."""
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+import adam_jax
+from tests.catalogue import MEMBERS, every_elementwise, every_member
+
+search = settings(max_examples=15, derandomize=True, deadline=None, database=None)
+
+# Odd sizes: XLA's vectorised loops have a remainder, which may not have other bits.
+STEPS, SIZE = 4, 21
+SMALLEST, LARGEST = (float(np.float32(x)) for x in (1e-6, 1e6))
+sizes = st.floats(SMALLEST, LARGEST, width=32)
+numbers = st.just(0.0) | sizes | sizes.map(lambda x: -x)
+
+
+def float32(*shape, elements=numbers):
+    return arrays(np.float32, shape, elements=elements, fill=st.nothing())
+
+
+params_and_gradients = float32(1 + STEPS, SIZE).map(lambda x: (x[0], x[1:]))
+
+
+def having(field):
+    return pytest.mark.parametrize(
+        "member", [m for m in MEMBERS if getattr(m, field)], ids=lambda member: member.name
+    )
+
+
+def without_any_eps(member):
+    names = inspect.signature(member.function).parameters
+    return member.alias(1.0, **{name: 0.0 for name in names if name.startswith("eps")})
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run(tx, params, gs, like=None):
+    """The updates of all steps at fixed parameters; a transformation is a value, so traced once."""
+
+    def body(state, g):
+        u, state = tx.update(g, state, params)
+        return state, u
+
+    like = params if like is None else like
+    return jax.lax.scan(body, tx.init(like), gs)[1]
+
+
+@having("scale_invariant")
+@search
+@given(params_and_gradients, st.integers(-10, 10))
+def test_no_update_depends_on_the_scale_of_the_gradients(member, drawn, exponent):
+    params, gs = drawn
+    tx = without_any_eps(member)
+    u = run(tx, params, gs)
+    np.testing.assert_array_equal(run(tx, params, gs * np.float32(2.0**exponent)), u)
+    moved = np.logical_or.accumulate(gs != 0)
+    assert np.isfinite(u[moved]).all()
+
+
+@having("starts_at_zero")
+@search
+@given(params_and_gradients)
+def test_the_opposite_gradients_give_the_opposite_updates(member, drawn):
+    params, gs = drawn
+    tx = member.alias(1.0)
+    np.testing.assert_array_equal(run(tx, -params, -gs), -run(tx, params, gs))
+
+
+@every_member
+@search
+@given(params_and_gradients, st.permutations(range(SIZE)))
+def test_permuted_and_reshaped_gradients_give_permuted_and_reshaped_updates(member, drawn, order):
+    params, gs = drawn
+    tx = member.alias(1.0)
+    u = run(tx, params, gs)
+    permuted = run(tx, params[order], gs[:, order])
+    reshaped = run(tx, params.reshape(3, 7), gs.reshape(STEPS, 3, 7)).reshape(STEPS, SIZE)
+    # Only sums over a leaf may be rounded in another order.
+    rtol = 0 if member.elementwise else 1e-6
+    np.testing.assert_allclose(permuted, u[:, order], rtol)
+    np.testing.assert_allclose(reshaped, u, rtol)
+
+
+@every_elementwise
+@search
+@given(params_and_gradients)
+def test_one_leaf_or_two_makes_no_difference(member, drawn):
+    params, gs = drawn
+    tx = member.alias(1.0)
+    halves = run(tx, tuple(np.split(params, [10])), tuple(np.split(gs, [10], axis=1)))
+    np.testing.assert_array_equal(np.concatenate(halves, axis=1), run(tx, params, gs))
+
+
+@having("starts_at_zero")
+@search
+@given(params_and_gradients)
+def test_nothing_moves_before_its_first_gradient(member, drawn):
+    _, gs = drawn
+    gs[:, 0] = 0
+    u = run(member.alias(1.0), np.zeros(SIZE, np.float32), gs)
+    still = ~np.logical_or.accumulate(gs != 0)
+    np.testing.assert_array_equal(u[still], 0)
+
+
+@pytest.mark.parametrize("member", [m for m in MEMBERS if not m.needs_params], ids=lambda m: m.name)
+@search
+@given(params_and_gradients)
+def test_the_parameters_are_not_read(member, drawn):
+    params, gs = drawn
+    tx = member.alias(1.0)
+    np.testing.assert_array_equal(run(tx, None, gs, like=params), run(tx, params, gs))
+
+
+@having("bounded")
+@search
+@given(float32(SIZE, elements=sizes | sizes.map(lambda x: -x)))
+def test_a_constant_gradient_gives_steps_of_size_one(member, g):
+    u = run(without_any_eps(member), np.zeros(SIZE, np.float32), np.stack([g] * STEPS))
+    np.testing.assert_allclose(u, np.stack([-np.sign(g)] * STEPS), rtol=1e-5)
+
+
+# The bound of Kingma & Ba 2015, section 2.1. Their "most severe case", zeros and then a spike, is
+# within it. It is not the most severe: an average remembers b1 of the spike before this one, while
+# its square root counts for less, and gradients that grow by b2/b1 a step make the most of that.
+
+LONG, WIDTH = 64, 5
+# b1 ≤ b2, of which the paper's own condition b1² < √b2 follows.
+rates = st.tuples(
+    st.just(0.0) | st.floats(0.0, 1.0, width=32), st.floats(0.125, 0.9990234375, width=32)
+).map(lambda drawn: (np.float32(drawn[0]) * np.float32(drawn[1]), np.float32(drawn[1])))
+
+
+def papers_bound(b1, b2):
+    b1, b2 = float(b1), float(b2)
+    return max(1.0, (1 - b1) / np.sqrt(1 - b2))
+
+
+def exact_bound(b1, b2):
+    """float64[LONG, 1]: the largest |u| of each step: the sums of averages, by Cauchy and Schwarz.
+
+    Σ b1ᵏ·g_k ≤ √(Σ (b1²/b2)ᵏ · Σ b2ᵏ·g_k²); for Adamax, Σ b1ᵏ·g_k ≤ Σ (b1/b2)ᵏ · max b2ᵏ·g_k.
+    """
+    b1, b2 = float(b1), float(b2)
+    k = np.arange(LONG)
+    of_m, of_v = np.cumsum(b1**k), np.cumsum(b2**k)
+    of_squares = np.sqrt(np.cumsum((b1**2 / b2) ** k) * of_v)
+    of_largest = np.cumsum((b1 / b2) ** k)
+    return (np.maximum(of_squares, of_largest) / of_m)[:, None]
+
+
+@having("bounded")
+def test_bounds(member):
+    @jax.jit
+    def sizes_of_updates(b1, b2, gs):
+        return jnp.abs(run(member.direction(b1, b2), None, gs, like=jnp.zeros(WIDTH)))
+
+    @search
+    @given(rates, float32(WIDTH), st.integers(0, LONG - 1))
+    @example((np.float32(0.9), np.float32(0.999)), np.ones(WIDTH, np.float32), LONG - 1)
+    def zeros_and_a_spike(b1_b2, spike, when):
+        gs = np.zeros((LONG, WIDTH), np.float32)
+        gs[when] = spike
+        assert sizes_of_updates(*b1_b2, gs).max() <= papers_bound(*b1_b2) * (1 + 1e-5)
+
+    @search
+    @given(rates, float32(8, WIDTH), st.integers(0, LONG - 8))
+    def any_gradients(b1_b2, some, when):
+        gs = np.zeros((LONG, WIDTH), np.float32)
+        gs[when : when + 8] = some
+        assert (sizes_of_updates(*b1_b2, gs) <= exact_bound(*b1_b2) * (1 + 1e-5)).all()
+
+    zeros_and_a_spike()
+    any_gradients()
+
+
+def test_growing_gradients_reach_the_exact_bound_beyond_the_papers():
+    b1, b2 = 0.5, 0.9
+    gs = ((b2 / b1) ** np.arange(1 - LONG, 1)).astype(np.float32)[:, None]
+    tx = adam_jax.scale_by_adam(b1, b2, eps=0.0)
+    u = run(tx, None, gs, like=np.zeros(1, np.float32))
+    np.testing.assert_allclose(u, exact_bound(b1, b2), rtol=1e-5)
+    assert u[-1] > 1.1 * papers_bound(b1, b2)
