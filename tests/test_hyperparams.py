@@ -51,6 +51,7 @@ def test_bfloat16_parameters_keep_float32_numbers(member):
     tx = adam_jax.with_hyperparams(member.factory)(learning_rate=0.01)
     state = tx.init(params)
     assert {x.dtype for x in state.hyperparams.values()} == {jnp.dtype(jnp.float32)}
+    updates = params
     for _ in range(2):
         updates, new = jax.jit(tx.update)(params, state, params)
         chex.assert_trees_all_equal_shapes_and_dtypes(new, state)

@@ -1,4 +1,4 @@
-"""Modifiers: each by the property that its paper is about, on every member that it can be put on."""
+"""Modifiers: each by the property that its paper is about, on every member that can take it."""
 
 import pickle
 

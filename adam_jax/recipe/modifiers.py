@@ -119,7 +119,7 @@ def atan2(
     def change(rule: Any) -> Rule:
         if not hasattr(rule, "direction"):
             raise ValueError(f"tx must divide by a root, and {type(rule).__name__} does not.")
-        second = getattr(rule, "second", None)
+        second: Any = getattr(rule, "second", None)
         if hasattr(second, "eps"):  # adamax and adabelief have theirs in the accumulator.
             rule = dataclasses.replace(rule, second=dataclasses.replace(second, eps=0.0))
         return dataclasses.replace(rule, direction=direction(rule.direction))
