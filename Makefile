@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: mnist test lint setup clean
+.PHONY: mnist test test-peers lint setup clean
 
 mnist: setup
 	rm -rf runs/make-mnist
@@ -12,6 +12,10 @@ mnist: setup
 test: setup
 	$(BIN)/python -m pytest -n auto
 	$(BIN)/python -m tests.newest_python
+
+test-peers: setup
+	$(BIN)/python -m pip install --quiet --group peers
+	$(BIN)/python -m pytest -n auto tests/test_torch.py tests/test_keras.py
 
 lint: .venv/linters
 	$(BIN)/ruff check .

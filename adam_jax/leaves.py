@@ -127,11 +127,7 @@ def path_name(path: tuple[Any, ...]) -> str:
     An nnx variable has its array in an attribute `value`, which is left out: `nnx.Optimizer` calls
     `init` with variables and `update` with bare arrays.
     """
-    if (
-        len(path) > 1
-        and isinstance(path[-1], jax.tree_util.GetAttrKey)
-        and path[-1].name == "value"
-    ):
+    if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value"):
         path = path[:-1]
     return jax.tree_util.keystr(path, simple=True, separator="/") or "(the whole tree)"
 

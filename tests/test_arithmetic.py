@@ -9,8 +9,7 @@ import optax
 import pytest
 
 import adam_jax
-from tests import oracles
-from tests.catalogue import every_member, every_twin
+from tests.catalogue import every_member, every_twin, oracles
 
 STEPS, SIZE = 10_000, 600
 KINDS = ("normal", "biased", "scales from 1e-8 to 1e8")

@@ -3,10 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import adam_jax
-from tests.catalogue import every_member
+from tests.catalogue import every_kind_of_state, every_member
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -21,9 +20,7 @@ def loss(params, x, y):
     return jnp.mean((hidden @ params["out"]["w"] + params["out"]["b"] - y) ** 2)
 
 
-@every_member
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda d: d.__name__)
-def test_the_step_exported_for_three_platforms_goes_on_from_the_file(member, dtype):
+def train_from_the_file(member, dtype):
     tx = member.alias(1e-2)
     params = perceptron(dtype)
     start, treedef = jax.tree.flatten((params, tx.init(params)))
@@ -49,3 +46,13 @@ def test_the_step_exported_for_three_platforms_goes_on_from_the_file(member, dty
         np.testing.assert_array_equal(mine, other)
     trained, _ = jax.tree.unflatten(treedef, ours)
     assert loss(trained, x, y) < loss(params, x, y)
+
+
+@every_member
+def test_the_step_exported_for_three_platforms_goes_on_from_the_file(member):
+    train_from_the_file(member, jnp.float32)
+
+
+@every_kind_of_state
+def test_so_does_that_of_bfloat16_parameters(member):
+    train_from_the_file(member, jnp.bfloat16)

@@ -196,11 +196,10 @@ def test_any_function_that_makes_a_transformation(standard_promotion):
 
 
 def test_it_is_a_value():
-    first, second, other = (
-        adam_jax.with_hyperparams(adam_jax.cautious(adam_jax.adamw))(rate)
-        for rate in (0.1, 0.1, 0.2)
-    )
+    make = adam_jax.with_hyperparams(adam_jax.cautious(adam_jax.adamw))
+    first, second, other = make(0.1), make(0.1), make(0.2)
     assert first == second and hash(first) == hash(second) and first != other
+    assert hash(make(jnp.float32(0.5))) == hash(make(0.5))
 
 
 def test_errors():

@@ -10,8 +10,7 @@ import optax
 import pytest
 
 import adam_jax
-from tests import oracles
-from tests.catalogue import MEMBERS, every_member
+from tests.catalogue import MEMBERS, every_member, oracles
 from tests.test_arithmetic import gradients, run
 
 MODIFIERS = {

@@ -1,24 +1,70 @@
-"""The README's sample runs, and ends where its comment says."""
+"""The README's samples run and end where their comments say; its tables are measured."""
 
+import inspect
 import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import adam_jax
 
 README = Path(__file__).parent.parent / "README.md"
 
 
 @pytest.mark.smoke
-def test_the_sample_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+def test_the_samples_run():
+    first, *others = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     names = {}
-    exec(compile(code, str(README), "exec"), names)
+    exec(compile(first, str(README), "exec"), names)
     np.testing.assert_allclose(names["params"]["w"], [1.0, -2.0, 0.5], atol=0.02)
     np.testing.assert_allclose(names["params"]["b"], 4.0, atol=0.02)
+    assert others
+    for code in others:
+        exec(compile(code, str(README), "exec"), names)
+    assert jax.tree.structure(names["state"][0].mu["frozen"]["w"]).num_leaves == 0
+
+
+def rows():
+    """The table of members: names, slots, bytes."""
+    section = README.read_text().partition("### Members")[2].partition("\n\nWhere")[0]
+    for line in section.splitlines():
+        if line.startswith("| `"):
+            names, _, slots, size, _ = (c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1])
+            yield re.findall(r"`(\w+)`", names), slots.split(", "), int(size)
+
+
+def test_the_table_of_members_is_complete():
+    def is_alias(f):
+        return inspect.isfunction(f) and next(iter(inspect.signature(f).parameters)) == (
+            "learning_rate"
+        )
+
+    aliases = {n for n in adam_jax.__all__ if is_alias(getattr(adam_jax, n))}
+    aliases -= {"scale_by_learning_rate"}
+    assert {name for names, _, _ in rows() for name in names} == aliases
+
+
+@pytest.mark.parametrize(("names", "slots", "size"), list(rows()), ids=str)
+def test_states_and_bytes_of_the_table_of_members(names, slots, size):
+    params = jax.ShapeDtypeStruct((1000,), jnp.float32)
+    for name in names:
+        state = jax.eval_shape(getattr(adam_jax, name)(1e-3).init, params)
+        leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+        large = {path[-1].name: x for path, x in leaves if x.size > 1}
+        assert set(large) == set(slots)
+        assert sum(x.size * x.dtype.itemsize for x in large.values()) == 1000 * size
 
 
 def test_relative_links_lead_somewhere():
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README.read_text())
+    links = re.findall(r"\]\((?!http)([^)]+)\)", README.read_text())
+    anchors = {
+        re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)$", README.read_text(), re.MULTILINE)
+    }
     assert len(links) >= 4
-    assert [link for link in links if not (README.parent / link).exists()] == []
+    paths = [link for link in links if not link.startswith("#")]
+    assert [link for link in paths if not (README.parent / link).exists()] == []
+    assert {link[1:] for link in links if link.startswith("#")} <= anchors

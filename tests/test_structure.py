@@ -1,6 +1,7 @@
 """The shape of the package: imports point one way, files are short, the public page is the page."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,19 @@ def test_a_regular_member_is_one_short_file():
     lengths = {p.stem: len(p.read_text().splitlines()) for p in regular}
     del lengths["schedule_free"]  # A wrapper of Optax's, around a member.
     assert max(lengths.values()) <= 60, lengths
+
+
+def test_the_diff_in_contributing_is_that_of_the_member():
+    text = (ROOT.parent / "CONTRIBUTING.md").read_text()
+    (diff,) = re.findall(r"```diff\n(.*?)```", text, re.DOTALL)
+    files = re.findall(r"^\+\+\+ b/(\S+)\n((?:\+(?!\+\+).*\n)+)", diff, re.MULTILINE)
+    assert len(files) == 4
+    for name, added in files:
+        source = (ROOT.parent / name).read_text()
+        lines = [line[1:] for line in added.splitlines()]
+        if name.endswith("adamax.py"):
+            assert "\n".join(lines) + "\n" == source
+        assert all(line in source.splitlines() for line in lines), name
 
 
 def test_the_public_page_is_sorted_and_complete():

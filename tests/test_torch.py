@@ -13,7 +13,9 @@ import pytest
 
 import adam_jax
 
-torch = pytest.importorskip("torch", reason="PyTorch is a test group of its own: make test-torch")
+torch = pytest.importorskip(
+    "torch", reason="PyTorch is in a test group of its own: make test-peers"
+)
 
 STEPS = 200
 SHAPES = {"kernel": (6, 5), "bias": (10,)}

@@ -167,7 +167,9 @@ def with_hyperparams(
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         arguments = _flat_arguments(signature, bound.arguments)
-        numbers: dict[str, Any] = {name: x for name, x in arguments.items() if _is_number(x)}
+        numbers: dict[str, Any] = {
+            name: x if _is_traced(x) else float(x) for name, x in arguments.items() if _is_number(x)
+        }
         schedules = {
             name: x
             for name, x in arguments.items()

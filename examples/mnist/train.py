@@ -22,7 +22,9 @@ from examples.mnist.models import MODELS
 from examples.mnist.progress import Progress
 from examples.mnist.runs import Config, Run
 
-OPTIMIZERS = {"adam": adam_jax.adam, "adamw": adam_jax.adamw, "amsgrad": adam_jax.amsgrad}
+MEMBERS = ("adabelief", "adam", "adamax", "adamaxw", "adamw", "adan", "ademamix", "adopt")
+MEMBERS += ("amsgrad", "amsgradw", "lamb", "lion", "nadam", "nadamw", "radam", "radamw", "yogi")
+OPTIMIZERS = {name: getattr(adam_jax, name) for name in MEMBERS}
 
 # By name: the learning rate of the first step (after the warmup) and the number of steps.
 SCHEDULES: dict[str, Callable[[float, int], Any]] = {

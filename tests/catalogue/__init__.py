@@ -11,7 +11,7 @@ import pytest
 from optax import contrib
 
 import adam_jax
-from tests import oracles
+from tests.catalogue import oracles
 
 
 @dataclasses.dataclass(frozen=True)

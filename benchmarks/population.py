@@ -1,0 +1,106 @@
+"""Sixteen digit classifiers trained as one program, beside the same sixteen one after the other.
+
+python -m benchmarks.population [--fast]
+
+Each is an MLP of 784-128-10 with a learning rate of its own, on batches of 32 of the shipped
+digits, the same for all. The one program is `jax.vmap` over the learning rates, which live in the
+state (`with_hyperparams`); one after the other is the same training, compiled once for all rates.
+The last line counts compilations when sixteen transformations with other rates are arguments.
+"""
+
+import argparse
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import adam_jax
+from benchmarks.machine import describe, interleaved, medians
+from examples.mnist.data import batches, load, normalise
+
+MEMBERS, BATCH = 16, 32
+Params = dict[str, jax.Array]
+
+
+def initial() -> Params:
+    """The parameters before training: He-normal weights."""
+    first, second = jax.random.split(jax.random.key(0))
+    return {
+        "w1": jax.random.normal(first, (784, 128)) * (2 / 784) ** 0.5,
+        "b1": jnp.zeros(128),
+        "w2": jax.random.normal(second, (128, 10)) * (2 / 128) ** 0.5,
+        "b2": jnp.zeros(10),
+    }
+
+
+def logits(params: Params, images: jax.Array) -> jax.Array:
+    """From float32 images [batch, 784] to [batch, 10]."""
+    hidden = jax.nn.relu(images @ params["w1"] + params["b1"])
+    return hidden @ params["w2"] + params["b2"]
+
+
+def train(tx: Any, images: jax.Array, labels: jax.Array) -> Params:
+    """One pass over the batches, images [steps, batch, 784], as one loop."""
+
+    def loss(params: Params, x: jax.Array, y: jax.Array) -> jax.Array:
+        return optax.softmax_cross_entropy_with_integer_labels(logits(params, x), y).mean()
+
+    def step(carry: Any, batch: Any) -> tuple[Any, None]:
+        params, state = carry
+        return adam_jax.step(tx, jax.grad(loss)(params, *batch), state, params), None
+
+    params = initial()
+    (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), (images, labels))
+    return params
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--fast", action="store_true", help="few steps: shows that it runs")
+    fast = arguments.parse_args().fast
+    digits = load()
+    chosen = batches(jax.random.key(1), len(digits.train_labels), BATCH)[: 10 if fast else None]
+    images = normalise(digits.train_images).reshape(-1, 784)[chosen]
+    labels = jnp.asarray(digits.train_labels, jnp.int32)[chosen]
+    rates = jnp.logspace(-4.5, -1.5, MEMBERS)
+
+    def with_rate(rate: jax.Array) -> Params:
+        return train(adam_jax.with_hyperparams(adam_jax.adamw)(rate), images, labels)
+
+    one = jax.jit(with_rate)
+    population = jax.jit(jax.vmap(with_rate))
+    peers = {
+        "together": lambda: jax.block_until_ready(population(rates)),
+        "one by one": lambda: jax.block_until_ready([one(rate) for rate in rates]),
+    }
+    seconds = medians(interleaved(peers, 1 if fast else 5))
+    trained = population(rates)
+    test = normalise(digits.test_images).reshape(-1, 784)
+    guesses = jax.vmap(lambda params: jnp.argmax(logits(params, test), -1))(trained)
+    accuracy = (guesses == jnp.asarray(digits.test_labels, jnp.int32)).mean(-1)
+    apart = max(
+        float(jnp.max(jnp.abs(x[MEMBERS - 1] - y)))
+        for x, y in zip(jax.tree.leaves(trained), jax.tree.leaves(one(rates[-1])), strict=True)
+    )
+
+    print(describe("jax", "optax"))
+    print(f"\n{MEMBERS} MLPs, {len(chosen)} steps of batch {BATCH} each\n")
+    print("| together, s | one by one, s | one by one / together | best test accuracy |")
+    print("|---|---|---|---|")
+    ratio = seconds["one by one"] / seconds["together"]
+    best = int(accuracy.argmax())
+    print(
+        f"| {seconds['together']:.2f} | {seconds['one by one']:.2f} | {ratio:.2f} |"
+        f" {accuracy[best]:.3f} at learning rate {rates[best]:.1e} |"
+    )
+    print(f"\nlargest difference of a parameter, together and alone: {apart:.1e}")
+
+    sweep = jax.jit(train)
+    for rate in rates:
+        sweep(adam_jax.adamw(float(rate)), images[:2], labels[:2])
+    print(f"compilations for {MEMBERS} learning rates: {sweep._cache_size()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Each member that Keras has, beside Keras's: the arguments that make the two the same."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import adam_jax
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+keras = pytest.importorskip("keras", reason="Keras is in a group of its own: make test-peers")
+
+pytestmark = pytest.mark.usefixtures("x64", "standard_promotion")
+
+MAX_FIRST = {"max_before_correction": True}
+PAIRS = [
+    ("Adam", {"epsilon": 1e-3}, adam_jax.adam, {"eps": 0.0, "eps_hat": 1e-3}),
+    (
+        *("Adam", {"epsilon": 1e-3, "amsgrad": True}),
+        *(adam_jax.amsgrad, {"eps": 0.0, "eps_hat": 1e-3, **MAX_FIRST}),
+    ),
+    (
+        *("AdamW", {"epsilon": 1e-3, "weight_decay": 0.1}),
+        *(adam_jax.adamw, {"eps": 0.0, "eps_hat": 1e-3, "weight_decay": 0.1}),
+    ),
+    ("Nadam", {"epsilon": 1e-3}, adam_jax.nadam, {"eps": 1e-3, "momentum_decay": 1.0}),
+    ("Adamax", {"epsilon": 0.0}, adam_jax.adamax, {"eps": 0.0}),
+    ("Lion", {"beta_2": 0.95}, adam_jax.lion, {"b2": 0.95, "weight_decay": 0.0}),
+]
+
+
+@pytest.fixture(autouse=True)
+def double_precision():
+    before = keras.config.floatx()
+    keras.config.set_floatx("float64")
+    yield
+    keras.config.set_floatx(before)
+
+
+@pytest.mark.parametrize(("name", "theirs", "alias", "ours"), PAIRS, ids=lambda x: str(x)[:40])
+def test_the_same_200_steps(name, theirs, alias, ours):
+    rng = np.random.default_rng(0)
+    gradients = rng.normal(size=(200, 40)) * 10.0 ** rng.uniform(-3, 3, 40)
+    optimizer = getattr(keras.optimizers, name)(1e-2, **theirs)
+    variable = keras.Variable(np.ones(40), dtype="float64")
+    optimizer.build([variable])
+    tx = alias(1e-2, **ours)
+    params, state, step = jnp.ones(40), tx.init(jnp.ones(40)), jax.jit(tx.step)
+    for gradient in gradients:
+        optimizer.apply([jnp.asarray(gradient)])
+        params, state = step(jnp.asarray(gradient), state, params)
+        np.testing.assert_allclose(params, np.asarray(variable.value), rtol=1e-9, atol=1e-14)
