@@ -76,7 +76,8 @@ def alias(
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise TypeError(f"{name}() {error}; its arguments are {signature}.") from None
+            known = ", ".join(signature.parameters)
+            raise TypeError(f"{name}() {error}: its arguments are {known}.") from None
         bound.apply_defaults()
         given = dict(bound.arguments)
         rate = learning_rate_link(given.pop("learning_rate"))

@@ -5,9 +5,20 @@ import sys
 from pathlib import Path
 
 
-def test_the_step_benchmark_runs():
-    command = [sys.executable, "-m", "benchmarks.step", "--fast"]
+def run(name):
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--fast"]
     root = Path(__file__).parent.parent
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "| trace + lower |" in done.stdout and "ratio" in done.stdout
+    return done.stdout
+
+
+def test_the_step_benchmark_runs():
+    printed = run("step")
+    assert "| trace + lower |" in printed and "ratio" in printed
+
+
+def test_sixteen_learning_rates_are_one_compilation():
+    printed = run("population")
+    assert "compilations for 16 learning rates: 1\n" in printed
+    assert "16 MLPs, 10 steps" in printed

@@ -39,7 +39,9 @@ def double_precision():
     keras.config.set_floatx(before)
 
 
-@pytest.mark.parametrize(("name", "theirs", "alias", "ours"), PAIRS, ids=lambda x: str(x)[:40])
+@pytest.mark.parametrize(
+    ("name", "theirs", "alias", "ours"), PAIRS, ids=[name for name, *_ in PAIRS]
+)
 def test_the_same_200_steps(name, theirs, alias, ours):
     rng = np.random.default_rng(0)
     gradients = rng.normal(size=(200, 40)) * 10.0 ** rng.uniform(-3, 3, 40)

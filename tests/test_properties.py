@@ -1,7 +1,5 @@
 """What holds for any gradients: each property on every member that the catalogue says has it."""
 
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,11 +33,6 @@ def having(holds):
     )
 
 
-def without_any_eps(member):
-    names = inspect.signature(member.function).parameters
-    return member.alias(1.0, **{name: 0.0 for name in names if name.startswith("eps")})
-
-
 def updates(tx, params, gs, like=None):
     """Of all steps, at fixed parameters; without them, the state is that of parameters like."""
 
@@ -59,11 +52,10 @@ run = jax.jit(updates, static_argnums=0)
 @given(params_and_gradients, st.integers(-10, 10))
 def test_no_update_depends_on_the_scale_of_the_gradients(member, drawn, exponent):
     params, gs = drawn
-    tx = without_any_eps(member)
+    tx = member.function(1.0, **(member.keywords | member.ours | member.without_eps))
     u = run(tx, params, gs)
     np.testing.assert_array_equal(run(tx, params, gs * np.float32(2.0**exponent)), u)
-    moved = np.logical_or.accumulate(gs != 0)
-    assert np.isfinite(u[moved]).all()
+    assert np.isfinite(u).all()
 
 
 @having(lambda member: member.starts_at_zero)
@@ -94,12 +86,10 @@ def test_permuted_and_reshaped_gradients_give_permuted_and_reshaped_updates(memb
 @search
 @given(params_and_gradients)
 def test_one_leaf_or_two_makes_no_difference(member, drawn):
-    """Beside another leaf: alone in its program, a leaf is divided by XLA in another way, 3 ulp."""
     params, gs = drawn
     tx = member.alias(1.0)
-    other = np.ones(2, np.float32), np.ones((STEPS, 2), np.float32)
-    _, whole = run(tx, (other[0], params), (other[1], gs))
-    _, *halves = run(tx, (other[0], params[:10], params[10:]), (other[1], gs[:, :10], gs[:, 10:]))
+    whole = run(tx, params, gs)
+    halves = run(tx, (params[:10], params[10:]), (gs[:, :10], gs[:, 10:]))
     np.testing.assert_array_equal(np.concatenate(halves, axis=1), whole)
 
 
@@ -127,7 +117,8 @@ def test_the_parameters_are_not_read(member, drawn):
 @search
 @given(float32(SIZE, elements=sizes | sizes.map(lambda x: -x)))
 def test_a_constant_gradient_gives_steps_of_size_one(member, g):
-    u = run(without_any_eps(member), np.zeros(SIZE, np.float32), np.stack([g] * STEPS))
+    tx = member.function(1.0, **(member.keywords | member.ours | member.without_eps))
+    u = run(tx, np.zeros(SIZE, np.float32), np.stack([g] * STEPS))
     np.testing.assert_allclose(u, np.stack([-np.sign(g)] * STEPS), rtol=1e-5)
 
 

@@ -40,22 +40,23 @@ class Adan(Rule):
 
     def scalars(self, count: Any) -> Any:
         later = jnp.minimum(jnp.asarray(count, jnp.result_type(float)), 1)
-        m_sum, n_sum = self.b1.correction(count), self.b3.correction(count)
+        debiasing = self.b1.debiasing(count), self.b3.debiasing(count)
         weight = self.b2.complement if self.change_weight is None else self.change_weight
-        # One product per sum, see NesterovEma: m̂ + w·v̂ = (m + ratio·v) / m_sum.
-        ratio = weight * m_sum / self.b2.correction(count)
-        return (m_sum, ratio, n_sum), later, weight, self.direction.scalars(count)
+        # One product per sum, see NesterovEma: m̂ + w·v̂ = (m + ratio·v)·m_debiasing.
+        ratio = weight * self.b1.correction(count) * self.b2.debiasing(count)
+        return debiasing, ratio, later, weight, self.direction.scalars(count)
 
     def step(
         self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         del param
-        (m_sum, ratio, n_sum), later, weight, direction = scalars
+        (m_debiasing, n_debiasing), ratio, later, weight, direction = scalars
         change = later * (g - old["g"])  # Nothing to compare the first gradient with.
         m = self.b1.average(old["m"], g)
         v = self.b2.average(old["v"], change)
         n = self.b3.average(old["n"], abs_squared(g + weight * change))
-        u = self.direction.combine((m + ratio * v) / m_sum, n / n_sum, direction)
+        first = (m + ratio * v) * m_debiasing
+        u = self.direction.combine(first, n * n_debiasing, direction)
         return u, {"m": m, "v": v, "n": n, "g": g}
 
 

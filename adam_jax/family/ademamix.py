@@ -38,18 +38,18 @@ class TwoEmas(Moment):
 
     def scalars(self, count: Any) -> Any:
         slow = DecayRate.of("b3", self.slow.at(count))
-        correction = self.fast.correction(count)
-        # One product per sum, see NesterovEma: m̂1 + alpha·m2 = (m1 + weight·m2) / correction.
-        return correction, slow, self.alpha.at(count) * correction
+        # One product per sum, see NesterovEma: m̂1 + alpha·m2 = (m1 + weight·m2)·debiasing.
+        weight = self.alpha.at(count) * self.fast.correction(count)
+        return self.fast.debiasing(count), slow, weight
 
     def step(
         self, g: jax.Array, old: Slots, scalars: Any, new: Slots
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         del new
-        correction, slow, weight = scalars
+        debiasing, slow, weight = scalars
         m1 = self.fast.average(old["m1"], g)
         m2 = slow.average(old["m2"], g)
-        return (m1 + weight * m2) / correction, {"m1": m1, "m2": m2}
+        return (m1 + weight * m2) * debiasing, {"m1": m1, "m2": m2}
 
 
 def scale_by_ademamix(

@@ -42,7 +42,7 @@ class FlooredRoot(Direction):
     def combine(self, first: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
         del scalars
         divisor = jnp.maximum(safe_sqrt(second), self.eps)
-        return first / jnp.where(divisor > 0, divisor, 1)
+        return first / jnp.where((divisor > 0) | (first != 0), divisor, 1)
 
 
 @frozen_pytree
@@ -69,7 +69,7 @@ class Adopt(Rule):
         later, bound, direction = scalars
         # The first gradient only starts nu: there is nothing before it to divide it by.
         nu = jnp.where(later > 0, self.b2.average(old["nu"], abs_squared(g)), abs_squared(g))
-        x = later * self.direction.combine(g, old["nu"], direction)
+        x = jnp.where(later > 0, self.direction.combine(g, old["nu"], direction), 0)
         if self.clip_value_fn is not None:
             x = _clip(x, bound)
         mu = jnp.where(later > 0, self.b1.average(old["mu"], x), old["mu"])

@@ -34,7 +34,7 @@ def _adam_without_momentum(
     return scale_by_rule(rule, _RMS_STATE, None, nu_dtype)
 
 
-_adamw_without_momentum = alias("adamw", _adam_without_momentum, weight_decay=0.0)
+_adamw_without_momentum = alias("schedule_free_adamw", _adam_without_momentum, weight_decay=0.0)
 
 
 def schedule_free_adamw(

@@ -157,6 +157,14 @@ class DecayRate:
         t = jnp.asarray(count, jnp.result_type(float)) + (1 + ahead)
         return -jnp.expm1(t * self.log)
 
+    def debiasing(self, count: Any) -> jax.Array:
+        """1 / (1 - b^t), the factor that corrects such an average.
+
+        A factor, and not a divisor: XLA makes one of the other as it likes, so that a leaf alone in
+        its tree would get other bits than the same leaf beside another.
+        """
+        return 1 / self.correction(count)
+
 
 DecayRateLike: TypeAlias = Annotated[jax.typing.ArrayLike, DecayRate]
 """The type of an argument that becomes a `DecayRate`; `with_hyperparams` finds them by it."""

@@ -45,7 +45,9 @@ class Root(Direction):
         return self.eps + self.eps_hat / jnp.sqrt(self.rate.correction(count))
 
     def combine(self, first: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
-        return first / (safe_sqrt(second + self.eps_root) + scalars)
+        divisor = safe_sqrt(second + self.eps_root) + scalars
+        # 0 and not 0/0 where every ε is zero and all gradients were: no other square is that small.
+        return first / jnp.maximum(divisor, jnp.finfo(divisor.dtype).tiny)
 
 
 @frozen_pytree

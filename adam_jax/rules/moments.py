@@ -28,8 +28,8 @@ class Average(Moment):
         """What is averaged."""
 
     def scalars(self, count: Any) -> Any:
-        """1 - b^t."""
-        return self.rate.correction(count) if self.bias_correction else ()
+        """1 / (1 - b^t)."""
+        return self.rate.debiasing(count) if self.bias_correction else ()
 
     def step(
         self, g: jax.Array, old: Slots, scalars: Any, new: Slots
@@ -37,7 +37,7 @@ class Average(Moment):
         """See `Moment.step`."""
         (slot,) = self.slots
         x = self.rate.average(old[slot.name], self.term(g, new))
-        return (x / scalars if self.bias_correction else x), {slot.name: x}
+        return (x * scalars if self.bias_correction else x), {slot.name: x}
 
 
 @frozen_pytree
@@ -133,7 +133,7 @@ class RunningMax(Moment):
         return (*self.inner.slots, Slot("nu_max", magnitude=True))
 
     def scalars(self, count: Any) -> Any:
-        after = () if self.correct_max is None else self.correct_max.correction(count)
+        after = () if self.correct_max is None else self.correct_max.debiasing(count)
         return self.inner.scalars(count), after
 
     def step(
@@ -142,7 +142,7 @@ class RunningMax(Moment):
         inner_scalars, after = scalars
         read, renewed = self.inner.step(g, old, inner_scalars, new)
         nu_max = jnp.maximum(old["nu_max"], read)
-        read = nu_max if self.correct_max is None else nu_max / after
+        read = nu_max if self.correct_max is None else nu_max * after
         return read, renewed | {"nu_max": nu_max}
 
 
@@ -197,7 +197,7 @@ class YogiSquares(Moment):
         return (Slot("nu", magnitude=True, start=self.start),)
 
     def scalars(self, count: Any) -> Any:
-        return self.rate.correction(count)
+        return self.rate.debiasing(count)
 
     def step(
         self, g: jax.Array, old: Slots, scalars: Any, new: Slots
@@ -205,4 +205,4 @@ class YogiSquares(Moment):
         del new
         squares = abs_squared(g)
         nu = old["nu"] - self.rate.complement * jnp.sign(old["nu"] - squares) * squares
-        return nu / scalars, {"nu": nu}
+        return nu * scalars, {"nu": nu}

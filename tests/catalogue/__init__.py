@@ -29,7 +29,7 @@ class Member:
       first_update_is_zero: there is nothing to compare the first gradient with.
       scale_invariant: with every ε at zero, c·g for g makes no difference.
       elementwise: no element's update hangs on another element.
-      bounded: |u| ≤ max(1, (1-b1)/√(1-b2)), the paper's section 2.1.
+      bounded: after zeros |u| ≤ max(1, (1-b1)/√(1-b2)), the paper's section 2.1.
       starts_at_zero: accumulators do, so that a zero gradient gives a zero update.
       reads_the_old: accumulators are read as they were before this step, too.
       divides: by a root or a size, in whose place an arc tangent can stand.
@@ -88,7 +88,7 @@ class Member:
     @property
     def without_eps(self) -> dict[str, float]:
         """The arguments that set every ε to zero."""
-        return {name: 0.0 for name in ("eps", "eps_root") if self.has(name)}
+        return {name: 0.0 for name in ("eps", "eps_root", "eps_hat") if self.has(name)}
 
     @property
     def twin(self) -> "Twin":
@@ -145,7 +145,7 @@ MEMBERS = (
         {"nesterov": True},
         plain_average=False,
     ),
-    Member("adam-eps_hat", "scale_by_adam", oracles.adam, ours={"eps_hat": 1e-7}),
+    Member("adam-eps_hat", "scale_by_adam", oracles.adam, ours={"eps_hat": 1e-7}, bounded=True),
     Member("adamw", "scale_by_adam", oracles.adam, needs_params=True, bounded=True),
     Member("nadam", "scale_by_nadam", oracles.nadam, plain_average=False),
     Member(
@@ -154,12 +154,18 @@ MEMBERS = (
         ours={"momentum_decay": 0.004},
         plain_average=False,
     ),
-    Member("amsgrad", "scale_by_amsgrad", oracles.amsgrad, slots=("mu", "nu", "nu_max")),
+    Member(
+        "amsgrad",
+        *("scale_by_amsgrad", oracles.amsgrad),
+        slots=("mu", "nu", "nu_max"),
+        bounded=True,
+    ),
     Member(
         "amsgrad-max_first",
         *("scale_by_amsgrad", oracles.amsgrad),
         ours={"max_before_correction": True},
         slots=("mu", "nu", "nu_max"),
+        bounded=True,
     ),
     Member("adamax", "scale_by_adamax", oracles.adamax, bounded=True),
     Member("radam", "scale_by_radam", oracles.radam, scale_invariant=False),
