@@ -103,12 +103,12 @@ def test_arguments_mean_what_the_paper_says(member, x64):
 
 
 @every_member
-@pytest.mark.parametrize("b1", [0.0, 0.4, 0.9])
-def test_a_rate_traced_from_the_start_in_double_precision(member, b1, x64):
+def test_a_rate_traced_from_the_start_in_double_precision(member, x64):
     gs = gradients(30, 20, seed=3).astype(np.float64)
-    exact = np.stack(list(member.naive(gs, b1=b1)))
     traced = jax.jit(lambda b1: run(member.direction(b1), gs))
-    np.testing.assert_allclose(traced(b1), exact, rtol=1e-11)
+    for b1 in (0.0, 0.4, 0.9):
+        exact = np.stack(list(member.naive(gs, b1=b1)))
+        np.testing.assert_allclose(traced(b1), exact, rtol=1e-11)
 
 
 def test_amsgrad_without_bias_correction_is_the_paper(x64):

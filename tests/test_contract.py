@@ -30,10 +30,8 @@ every_wrapper = pytest.mark.parametrize(
         ),
         lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
         lambda tx: optax.apply_if_finite(tx, 3),
-        lambda tx: optax.with_extra_args_support(tx),
-        lambda tx: optax.named_chain(("ours", tx), ("scale", optax.scale(2.0))),
     ],
-    ids=["chain", "masked", "multi_transform", "MultiSteps", "apply_if_finite", "extra", "named"],
+    ids=["chain", "masked", "multi_transform", "MultiSteps", "apply_if_finite"],
 )
 
 

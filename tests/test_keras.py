@@ -29,6 +29,7 @@ PAIRS = [
     ("Adamax", {"epsilon": 0.0}, adam_jax.adamax, {"eps": 0.0}),
     ("Lion", {"beta_2": 0.95}, adam_jax.lion, {"b2": 0.95, "weight_decay": 0.0}),
 ]
+IDS = [f"{name}-{i}" for i, (name, *_) in enumerate(PAIRS)]
 
 
 @pytest.fixture(autouse=True)

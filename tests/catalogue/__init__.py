@@ -231,7 +231,7 @@ every_member = pytest.mark.parametrize("member", MEMBERS, ids=lambda member: mem
 
 # One for each way to keep a state, and each Optax's own: what is tested about wrappers hangs on
 # nothing else.
-KINDS_OF_STATE = ("adam", "adamw", "amsgrad", "adan", "lion", "ademamix")
+KINDS_OF_STATE = ("adamw", "amsgrad", "adan", "lion", "ademamix")
 every_kind_of_state = pytest.mark.parametrize(
     "member", [m for m in MEMBERS if m.name in KINDS_OF_STATE], ids=lambda member: member.name
 )

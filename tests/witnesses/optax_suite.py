@@ -4,6 +4,7 @@ python -m pytest -p tests.witnesses.optax_suite --pyargs optax._src.alias_test
 """
 
 import functools
+import re
 import sys
 
 import jax
@@ -42,6 +43,18 @@ def pytest_configure() -> None:
             for place in [m for n, m in sys.modules.items() if n.partition(".")[0] == "optax"]:
                 if getattr(place, name, None) is original:
                     setattr(place, name, ours)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the tests whose parameters name an optimizer, and none of ours."""
+    ours = "|".join(name for names in MEMBERS.values() for name in names)
+    left_out = []
+    for item in items:
+        parameters = str(getattr(item.function, "__x_params_repr__", ""))  # pyright: ignore
+        if "opt_name" in parameters and not re.search(f"'({ours})'", parameters):
+            left_out.append(item)
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_report_collectionfinish() -> str:
