@@ -24,3 +24,11 @@ def standard_promotion():
     """JAX's default promotion, for the tests in which Optax's own code runs: it needs it."""
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Prints the figures that tests recorded, which pytest-xdist would swallow."""
+    for report in terminalreporter.stats.get("passed", []):
+        for name, text in report.user_properties:
+            if name == "printed":
+                terminalreporter.write_line(text)

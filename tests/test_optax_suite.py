@@ -18,7 +18,7 @@ SUITES = {
 
 
 @pytest.mark.parametrize("suite", SUITES)
-def test_optaxs_own_tests_pass_with_our_members(suite, capsys):
+def test_optaxs_own_tests_pass_with_our_members(suite, record_property):
     plugin = "tests.witnesses.optax_suite"
     command = [sys.executable, "-m", "pytest", "-q", "-p", plugin, "--noconftest"]
     command += ["-p", "no:cacheprovider"]
@@ -29,8 +29,7 @@ def test_optaxs_own_tests_pass_with_our_members(suite, capsys):
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     summary = done.stdout.strip().splitlines()[-1]
-    with capsys.disabled():
-        print(f"\nOptax's {suite} tests with our members: {summary}")
+    record_property("printed", f"Optax's {suite} tests with our members: {summary}")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert int(re.search(r"(\d+) passed", summary)[1]) > 20
     assert f"{plugin}: 27 members of Optax replaced" in done.stdout

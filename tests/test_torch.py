@@ -13,9 +13,7 @@ import pytest
 
 import adam_jax
 
-torch = pytest.importorskip(
-    "torch", reason="PyTorch is in a test group of its own: make test-peers"
-)
+torch = pytest.importorskip("torch", reason="PyTorch is in a group of its own: make test-peers")
 
 STEPS = 200
 SHAPES = {"kernel": (6, 5), "bias": (10,)}
@@ -120,7 +118,7 @@ def our_path(tx):
     return np.stack(path)
 
 
-def compare(label, build, transformation, capsys):
+def compare(label, build, transformation, record_property):
     """Checks every parameter after every step, and prints the largest relative difference.
 
     Args:
@@ -128,7 +126,7 @@ def compare(label, build, transformation, capsys):
       build: from the parameters by name and a setting to what PyTorch steps in turn: an optimizer,
         and a learning rate scheduler if there is one.
       transformation: from a rate, b1, b2 and eps to ours.
-      capsys: the fixture.
+      record_property: the fixture.
     """
     largest, tiny = 0.0, np.finfo(np.float64).tiny
     for setting in SETTINGS:
@@ -137,8 +135,7 @@ def compare(label, build, transformation, capsys):
         assert ours.dtype == theirs.dtype == np.float64
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=tiny, err_msg=str(setting))
         largest = max(largest, np.max(np.abs(ours - theirs) / np.maximum(np.abs(theirs), tiny)))
-    with capsys.disabled():
-        print(f"\n  torch.optim.{label}: {largest:.1e}", end=" ")
+    record_property("printed", f"largest relative difference, torch.optim.{label}: {largest:.1e}")
 
 
 def call(name, keywords):
@@ -149,12 +146,12 @@ def call(name, keywords):
     "name, their_keywords, alias, our_keywords",
     [pytest.param(*pair, id=call(*pair[:2])) for pair in PAIRS],
 )
-def test_200_steps_as_in_pytorch(name, their_keywords, alias, our_keywords, capsys):
+def test_200_steps_as_in_pytorch(name, their_keywords, alias, our_keywords, record_property):
     def build(params, setting):
         return [getattr(torch.optim, name)(params.values(), **setting, **their_keywords)]
 
     transformation = functools.partial(alias, **our_keywords)
-    compare(call(name, their_keywords), build, transformation, capsys)
+    compare(call(name, their_keywords), build, transformation, record_property)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +159,7 @@ def test_200_steps_as_in_pytorch(name, their_keywords, alias, our_keywords, caps
     [("Adam", adam_jax.adam, {}), ("AdamW", adam_jax.adamw, {"weight_decay": 0.1})],
     ids=["Adam", "AdamW"],
 )
-def test_a_schedule_as_in_pytorch(name, alias, decay, capsys):
+def test_a_schedule_as_in_pytorch(name, alias, decay, record_property):
     def build(params, setting):
         optimizer = getattr(torch.optim, name)(params.values(), **setting, **decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1 / math.sqrt(1 + t))
@@ -171,10 +168,10 @@ def test_a_schedule_as_in_pytorch(name, alias, decay, capsys):
     def transformation(rate, *numbers):
         return alias(lambda count: rate / jnp.sqrt(count.astype(float) + 1.0), *numbers, **decay)
 
-    compare(f"{call(name, decay)} with LambdaLR", build, transformation, capsys)
+    compare(f"{call(name, decay)} with LambdaLR", build, transformation, record_property)
 
 
-def test_parameter_groups_are_a_mask(capsys):
+def test_parameter_groups_are_a_mask(record_property):
     def build(params, setting):
         undecayed = {"params": [params["bias"]], "weight_decay": 0.0}
         groups = [{"params": [params["kernel"]]}, undecayed]
@@ -182,4 +179,4 @@ def test_parameter_groups_are_a_mask(capsys):
 
     mask = {"kernel": True, "bias": False}
     transformation = functools.partial(adam_jax.adamw, weight_decay=0.1, mask=mask)
-    compare("AdamW, its groups a mask", build, transformation, capsys)
+    compare("AdamW, its groups a mask", build, transformation, record_property)
