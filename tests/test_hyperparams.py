@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import adam_jax
-from tests.catalogue import every_member
+from tests.catalogue import every_kind_of_state, every_member
 
 PARAMS = {"w": jnp.linspace(-2.0, 2.0, 999), "b": jnp.ones(3)}
 
@@ -35,13 +35,21 @@ def train(tx, params, steps=6):
     return scanned(params, tx.init(params))[0], looped
 
 
-@every_member
-@pytest.mark.parametrize("numbers", [{}, {"b1": 0.3, "b2": 0.97}], ids=["defaults", "betas"])
-def test_the_same_bits_as_the_static_run(member, numbers):
+def same_bits(member, **numbers):
     numbers = {**member.keywords, **member.ours, "learning_rate": 0.0123, **numbers}
     static = member.function(**numbers)
     in_state = adam_jax.with_hyperparams(member.function)(**numbers)
     chex.assert_trees_all_equal(train(in_state, PARAMS), train(static, PARAMS))
+
+
+@every_member
+def test_the_same_bits_as_the_static_run(member):
+    same_bits(member)
+
+
+@every_kind_of_state
+def test_the_same_bits_with_rates_on_either_side_of_a_half(member):
+    same_bits(member, b1=0.3, b2=0.97)
 
 
 @every_member
