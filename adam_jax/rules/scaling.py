@@ -90,7 +90,7 @@ class ScaleByTrustRatio(Rule):
         assert param is not None  # needs_params
         params, updates = jnp.sum(abs_squared(param)), jnp.sum(abs_squared(g))
         moves = (params > 0) & (updates > 0)
-        ratio = jnp.sqrt(jnp.where(moves, params, 1) / jnp.where(moves, updates, 1))
+        ratio = jnp.sqrt(jnp.where(moves, params, 1)) / jnp.sqrt(jnp.where(moves, updates, 1))
         return ratio * g, {}
 
 
