@@ -23,12 +23,8 @@ from adam_jax.family.schedule_free import schedule_free_adamw
 from adam_jax.family.yogi import scale_by_yogi, yogi
 from adam_jax.formats.policy import AT_LEAST_FLOAT32
 from adam_jax.recipe.groups import decay_mask, groups
-from adam_jax.recipe.hyperparams import (
-    HyperparamsState,
-    hyperparams,
-    set_hyperparams,
-    with_hyperparams,
-)
+from adam_jax.recipe.hyperparams import with_hyperparams
+from adam_jax.recipe.hyperparams_state import HyperparamsState, hyperparams, set_hyperparams
 from adam_jax.recipe.modifiers import (
     GrokfastState,
     atan2,
@@ -38,12 +34,14 @@ from adam_jax.recipe.modifiers import (
     grokfast,
     nesterov,
 )
+from adam_jax.rules.base import DecayRateLike
 from adam_jax.transform import Transformation, step
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AT_LEAST_FLOAT32",
+    "DecayRateLike",
     "GrokfastState",
     "HyperparamsState",
     "ScaleByBiasCorrectionState",

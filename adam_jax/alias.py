@@ -14,6 +14,7 @@ from adam_jax.compose import learning_rate_link, weight_decay_link
 from adam_jax.link import Link
 from adam_jax.rules.scaling import Identity, Schedule
 from adam_jax.transform import Transformation
+from adam_jax.validation import bind_arguments
 
 ArrayLike = jax.typing.ArrayLike
 
@@ -54,6 +55,7 @@ def alias(
     weight_decay: float | None = None,
     keyword_only: tuple[str, ...] = (),
     before_learning_rate: tuple[Link, ...] = (),
+    update: str | None = None,
     **defaults: Any,
 ) -> Alias:
     """Makes the alias `name(learning_rate, ...)` of a member.
@@ -64,6 +66,7 @@ def alias(
       weight_decay: the default of decoupled weight decay; None for an alias without it.
       keyword_only: positional arguments of `scale_by` that Optax's alias does not have.
       before_learning_rate: links between weight decay and the learning rate.
+      update: what the docstring says of θ, where that is not what most aliases do.
       **defaults: of arguments of `scale_by`, where Optax's alias has another one.
 
     Returns:
@@ -73,11 +76,7 @@ def alias(
     signature = _signature(scale_by, weight_decay, keyword_only, defaults)
 
     def build(*args: Any, **kwargs: Any) -> Transformation:
-        try:
-            bound = signature.bind(*args, **kwargs)
-        except TypeError as error:
-            known = ", ".join(signature.parameters)
-            raise TypeError(f"{name}() {error}: its arguments are {known}.") from None
+        bound = bind_arguments(name, signature, args, kwargs)
         bound.apply_defaults()
         given = dict(bound.arguments)
         rate = learning_rate_link(given.pop("learning_rate"))
@@ -99,7 +98,7 @@ def alias(
     # Pickled, and shown by help(), as what it is to its users: a function of that module.
     build.__name__ = build.__qualname__ = name
     build.__module__ = scale_by.__module__
-    build.__doc__ = _docstring(scale_by, decays)
+    build.__doc__ = _docstring(scale_by, decays, update)
     vars(build)["__signature__"] = signature
     return build
 
@@ -132,19 +131,24 @@ def _signature(
     return inspect.Signature([*first, *last], return_annotation=Transformation)
 
 
-def _docstring(scale_by: Callable[..., Transformation], decays: bool) -> str:
+def _docstring(scale_by: Callable[..., Transformation], decays: bool, update: str | None) -> str:
     doc = inspect.cleandoc(scale_by.__doc__ or "")
     head, args = doc.split("\nArgs:\n")
     title, _, rest = head.partition("\n")
-    update = "θ ← θ - α_t·(u + λ_t·θ)" if decays else "θ ← θ - α_t·u"
+    update = update or ("θ ← θ - α_t·(u + λ_t·θ)" if decays else "θ ← θ - α_t·u")
     body, _, tail = args.partition("\n\n")
     returns = (
         f"\nReturns:\n  A transformation whose state is the tuple of its links' states: that of"
-        f" `{scale_by.__name__}`,\n  as `optax.chain` would keep it."
+        f" `{scale_by.__name__.lstrip('_')}`,\n  as `optax.chain` would keep it."
         f"{' `update` needs `params`.' if decays else ''}\n"
     )
     own = _WEIGHT_DECAY if decays else _L2
-    parts = [f"{title}\n{rest}\n\n    {update}\n\nArgs:\n", _LEARNING_RATE, body + "\n", own]
+    parts = [
+        f"{title}\n{rest.rstrip()}\n\n    {update}\n\nArgs:\n",
+        _LEARNING_RATE,
+        body + "\n",
+        own,
+    ]
     return "".join(parts) + returns + ("\n" + _after_returns(tail) if tail else "")
 
 

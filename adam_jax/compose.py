@@ -10,13 +10,13 @@ from adam_jax.link import Link
 from adam_jax.rules.scaling import (
     AddDecayedWeights,
     Constant,
+    Hyperparameter,
     Identity,
     ScaleByLearningRate,
     Schedule,
-    Scheduled,
+    hyperparameter,
 )
 from adam_jax.transform import Transformation
-from adam_jax.validation import check_number
 
 
 def scale_by_learning_rate(
@@ -42,18 +42,15 @@ def scale_by_learning_rate(
 
 
 def learning_rate_link(
-    learning_rate: jax.typing.ArrayLike | Schedule | None, flip_sign: bool = True
+    learning_rate: jax.typing.ArrayLike | Schedule | Hyperparameter | None, flip_sign: bool = True
 ) -> Link:
     """The last link of an alias."""
     if learning_rate is None:
         return Link(Identity(), optax.EmptyState)
-    if callable(learning_rate):
-        rule = ScaleByLearningRate(Scheduled(learning_rate), flip_sign)
-        return Link(rule, optax.ScaleByScheduleState)
-    learning_rate = check_number(
-        "learning_rate", learning_rate, instead="to go uphill, negate the gradients, not the rate"
-    )
-    return Link(ScaleByLearningRate(Constant(learning_rate), flip_sign), optax.EmptyState)
+    instead = "to go uphill, negate the gradients, not the rate"
+    rate = hyperparameter("learning_rate", learning_rate, instead=instead)
+    state_type = optax.EmptyState if isinstance(rate, Constant) else optax.ScaleByScheduleState
+    return Link(ScaleByLearningRate(rate, flip_sign), state_type)
 
 
 def weight_decay_link(
@@ -71,11 +68,10 @@ def weight_decay_link(
       downhill: it stands behind the learning rate.
     """
     wrapped = None if mask is None else Mask.of(mask)
-    if callable(weight_decay):
-        # Optax exports the function that keeps this state, not its type.
-        optax_state = jax.eval_shape(optax.add_decayed_weights(lambda count: 0.0).init, ())
-        rule = AddDecayedWeights(Scheduled(weight_decay), downhill)
-        return Link(rule, type(optax_state), mask=wrapped)
-    weight_decay = check_number(argument, weight_decay, instead="0.0 turns it off")
-    rule = AddDecayedWeights(Constant(weight_decay), downhill)
-    return Link(rule, optax.EmptyState, mask=wrapped)
+    decay = hyperparameter(argument, weight_decay, instead="0.0 turns it off")
+    rule = AddDecayedWeights(decay, downhill)
+    if isinstance(decay, Constant):
+        return Link(rule, optax.EmptyState, mask=wrapped)
+    # Optax exports the function that keeps this state, not its type.
+    optax_state = jax.eval_shape(optax.add_decayed_weights(lambda count: 0.0).init, ())
+    return Link(rule, type(optax_state), mask=wrapped)

@@ -1,7 +1,7 @@
 """Lining the other trees up with the leaves of the updates, and saying where one does not fit."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -10,29 +10,47 @@ from adam_jax.formats.policy import leaf_dtype
 
 
 @dataclasses.dataclass(frozen=True)
-class Mask:
-    """Which leaves a link acts on, as Optax writes it, made comparable and hashable.
+class FrozenTree:
+    """A tree of settings, made comparable and hashable.
 
     Attributes:
-      leaves: the booleans of the mask's tree; a callable mask is its own single leaf.
-      treedef: the tree.
+      leaves: its leaves; arrays of one number as that number.
+      treedef: its structure.
     """
 
     leaves: tuple[Any, ...]
     treedef: Any
 
     @classmethod
-    def of(cls, mask: Any) -> "Mask":
-        """Wraps a tree of booleans (a prefix of the parameters' tree will do) or a callable."""
-        leaves, treedef = jax.tree.flatten(mask)
-        return cls(tuple(x if callable(x) else bool(x) for x in leaves), treedef)
+    def of(cls, tree: Any) -> Self:
+        """Freezes a tree."""
+        leaves, treedef = jax.tree.flatten(tree)
+        return cls(
+            tuple(x.item() if isinstance(x, _ARRAYS) and x.ndim == 0 else x for x in leaves),
+            treedef,
+        )
+
+    @property
+    def tree(self) -> Any:
+        """The tree, its containers made anew."""
+        return jax.tree.unflatten(self.treedef, self.leaves)
+
+
+_ARRAYS = (np.ndarray, np.generic, jax.Array)
+
+
+class Mask(FrozenTree):
+    """Which leaves a link acts on, as Optax writes it: a tree of booleans or a callable.
+
+    A prefix of the parameters' tree will do; a callable is its own single leaf.
+    """
 
     def flatten(self, params: Any, tree: Any, param_leaves: list[Any]) -> list[bool]:
         """One boolean per leaf of `tree`, whose leaves have the parameters `param_leaves`.
 
         A callable is always asked about the parameters; Optax asks it about the updates in update.
         """
-        mask = jax.tree.unflatten(self.treedef, self.leaves)
+        mask = self.tree
         if len(self.leaves) == 1 and callable(mask):
             mask = mask(params)
         # The mask of a tree with a None in it has nothing there.
@@ -48,7 +66,7 @@ class Mask:
         flags = [False] * tree.num_leaves
         for flag, subtree in zip(jax.tree.leaves(mask), below, strict=True):
             for index in jax.tree.leaves(subtree):
-                flags[index] = flag
+                flags[index] = bool(flag)
         return flags
 
 
@@ -114,22 +132,32 @@ def check_leaf(g: Any, p: Any, stored: Any, formats: Any) -> Any:
 
 
 def leaf_paths(tree: Any, none_is_leaf: bool = True) -> list[str]:
-    """The path of every leaf, None counted as one unless told otherwise."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(
-        tree, is_leaf=(lambda x: x is None) if none_is_leaf else None
-    )
-    return [path_name(path) for path, _ in flat]
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-    """The path of a leaf as users write it, its keys joined by slashes: `layers/0/kernel`.
+    """The path of every leaf as users write it, its keys joined by slashes: `layers/0/kernel`.
 
     An nnx variable has its array in an attribute `value`, which is left out: `nnx.Optimizer` calls
     `init` with variables and `update` with bare arrays.
+
+    Args:
+      tree: the parameters, or a tree like them.
+      none_is_leaf: count a None as a leaf.
     """
-    if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value"):
-        path = path[:-1]
-    return jax.tree_util.keystr(path, simple=True, separator="/") or "(the whole tree)"
+    flat, _ = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda x: (none_is_leaf and x is None) or _is_nnx_variable(x)
+    )
+    paths = []
+    for path, leaf in flat:
+        inside = [()]
+        if _is_nnx_variable(leaf):
+            inside = [keys[1:] for keys, _ in jax.tree_util.tree_flatten_with_path(leaf)[0]]
+        paths += [path + keys for keys in inside]
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+    return [name or "(the whole tree)" for name in names]
+
+
+def _is_nnx_variable(x: Any) -> bool:
+    """By name: this package does not import Flax."""
+    names = ((c.__module__, c.__name__) for c in type(x).__mro__)
+    return any(m.startswith("flax.nnx") and n == "Variable" for m, n in names)
 
 
 def _first_difference(updates: Any, reference: Any) -> str:

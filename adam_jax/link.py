@@ -6,10 +6,9 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from adam_jax.formats.base import Format
 from adam_jax.formats.policy import SlotDType, resolve
-from adam_jax.leaves import Mask, path_name
-from adam_jax.rules.base import Rule, Slot, frozen_pytree, static
+from adam_jax.leaves import Mask
+from adam_jax.rules.base import Rule, frozen_pytree, static
 
 
 @frozen_pytree
@@ -34,10 +33,22 @@ class Link:
         slots = {slot.name for slot in self.rule.slots}
         return tuple(name for name in self.state_type._fields if name not in slots)
 
-    def start(self, path: Any, param: Any, slot: Slot, dtype: SlotDType) -> Any:
-        """What one slot of one leaf stores before the first step."""
-        like = param if hasattr(param, "dtype") else jnp.asarray(param)
-        return _format(path, param, dtype, slot.magnitude).init(like, slot.start)
+    def start(self, param: Any, index: int) -> Any:
+        """What one slot of one leaf stores before the first step.
+
+        Raises:
+          ValueError: no slot can belong to this parameter; the caller knows its path.
+        """
+        slot = self.rule.slots[index]
+        try:
+            fmt = resolve(self.dtypes[index], param, slot.magnitude)
+        except TypeError as error:
+            raise ValueError(
+                f"the parameter has dtype {error}: Adam moves floating-point numbers only. Leave"
+                f" such leaves out with optax.masked(..., mask) or keep them apart from the"
+                f" parameters."
+            ) from None
+        return fmt.init(param if hasattr(param, "dtype") else jnp.asarray(param), slot.start)
 
     def wrap(self, state: Any) -> Any:
         """The state as `optax.masked` would keep it, where there is a mask."""
@@ -57,14 +68,3 @@ class Link:
     def with_rule(self, rule: Rule) -> "Link":
         """The same memory under another rule, which keeps the same slots."""
         return dataclasses.replace(self, rule=rule)
-
-
-def _format(path: Any, param: Any, dtype: SlotDType, magnitude: bool) -> Format:
-    try:
-        return resolve(dtype, param, magnitude)
-    except TypeError as error:
-        raise ValueError(
-            f"the parameter {path_name(path)!r} has dtype {error}: Adam moves floating-point"
-            f" numbers only. Leave such leaves out with optax.masked(..., mask) or keep them apart"
-            f" from the parameters."
-        ) from None

@@ -69,18 +69,21 @@ class Row:
 
 def init_rows(rows: tuple[Row, ...], labels: Labels, params: Any) -> Any:
     """The one state of all rows; `labels` are those of the parameters, None leaves left out."""
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    leaves, treedef = jax.tree.flatten(params)
     states = []
     for k, link in enumerate(rows[0].links):
         fields: dict[str, Any] = {name: jnp.zeros([], jnp.int32) for name in link.counts}
         for j, slot in enumerate(link.rule.slots):
             stored = []
-            for (path, p), label in zip(leaves, labels, strict=True):
+            for i, (p, label) in enumerate(zip(leaves, labels, strict=True)):
                 if label is None:
                     stored.append(optax.MaskedNode())
                     continue
-                own = rows[label].links[k]
-                stored.append(own.start(path, p, own.rule.slots[j], own.dtypes[j]))
+                try:
+                    stored.append(rows[label].links[k].start(p, j))
+                except ValueError as error:
+                    path = leaf_paths(params, none_is_leaf=False)[i]
+                    raise ValueError(f"at {path!r}, {error}") from None
             fields[slot.name] = jax.tree.unflatten(treedef, stored)
         states.append(link.state_type(**fields))
     return rows[0].join(states)

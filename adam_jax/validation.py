@@ -5,6 +5,7 @@ A tracer has no value yet, so it passes: the same constructors serve inside `jit
 `grad`, where a number is one of many or still unknown.
 """
 
+import inspect
 import math
 from typing import Any
 
@@ -52,3 +53,22 @@ def check_number(
     if not low <= number < high:
         raise ValueError(f"{argument} must be in {interval}, got {number!r}: {instead}.")
     return number
+
+
+def bind_arguments(
+    name: str,
+    signature: inspect.Signature,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    partial: bool = False,
+) -> inspect.BoundArguments:
+    """Binds arguments to a signature; with `partial` some may be missing.
+
+    Raises:
+      TypeError: they do not fit; the message lists those that there are.
+    """
+    try:
+        return (signature.bind_partial if partial else signature.bind)(*args, **kwargs)
+    except TypeError as error:
+        known = ", ".join(signature.parameters)
+        raise TypeError(f"{name}() {error}: its arguments are {known}.") from None

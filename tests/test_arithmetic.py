@@ -175,3 +175,11 @@ def test_the_count_saturates_without_harm(member):
     u, state = tx.update(jnp.ones(3), start._replace(**counts))
     assert member.counts(state) == [last] * len(counts)
     assert np.isfinite(u).all() and (u != 0).all()
+
+
+def test_lamb_compares_norms_that_are_far_apart():
+    """‖θ‖² / ‖u‖² overflows where ‖θ‖ / ‖u‖ does not."""
+    params, grads = jnp.full(1000, 10.0), jnp.full(1000, 1.5e-25)
+    tx = adam_jax.lamb(1e-3)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    np.testing.assert_allclose(updates, -1e-2, rtol=1e-5)

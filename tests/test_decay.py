@@ -1,11 +1,8 @@
 """Weight decay: coupled, decoupled, fully decoupled; and the aliases that have it."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from optax import contrib
 
 import adam_jax
 from tests.test_arithmetic import gradients, run
@@ -60,22 +57,3 @@ def test_without_a_learning_rate_decay_points_uphill_like_the_update():
         tx = adam_jax.adamw(None, weight_decay=0.5, scale_decay=scaled)
         updates, _ = tx.update(params, tx.init(params), params)
         np.testing.assert_allclose(updates, jnp.sign(params) + 0.5 * params, rtol=1e-6)
-
-
-@pytest.mark.parametrize("warmup", [None, 5])
-def test_schedule_free_is_optaxs_wrapper_and_state(warmup, x64, standard_promotion):
-    gs = gradients(20, 10, seed=24).astype(np.float64)
-    results = []
-    for alias in (adam_jax.schedule_free_adamw, contrib.schedule_free_adamw):
-        tx = alias(0.1, warmup, 0.9, 0.99, weight_decay=0.1)
-        params = jnp.ones(gs.shape[1:])
-        state = tx.init(params)
-        step = jax.jit(tx.update)
-        for g in gs:
-            updates, state = step(g, state, params)
-            params = optax.apply_updates(params, updates)
-        results.append((params, contrib.schedule_free_eval_params(state, params), state))
-    (ours, our_average, our_state), (theirs, their_average, their_state) = results
-    np.testing.assert_allclose(ours, theirs, rtol=1e-9)
-    np.testing.assert_allclose(our_average, their_average, rtol=1e-9)
-    assert jax.tree.structure(our_state) == jax.tree.structure(their_state)

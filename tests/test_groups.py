@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import adam_jax
+from adam_jax.leaves import leaf_paths
 from tests.catalogue import every_kind_of_state
 
 PARAMS = {
@@ -139,12 +140,16 @@ def test_paths_of_nnx_and_of_dataclasses():
     @dataclasses.dataclass
     class Point:
         x: jax.Array
-        y: jax.Array
+        value: jax.Array
 
+    tx = adam_jax.groups(adam_jax.adam, {"x": None, ".*/value": None}, learning_rate=0.1)
+    point = Point(x=jnp.ones(1), value=jnp.ones(1))
+    assert leaf_paths({"a": point, "b": None}) == ["a/x", "a/value", "b"]
+    with pytest.raises(ValueError, match=r"'\.\*/value' matches nothing: .*\['x', 'value'\]"):
+        tx.init(point)
     tx = adam_jax.groups(adam_jax.adam, {"x": None}, learning_rate=0.1)
-    point = Point(x=jnp.ones(1), y=jnp.ones(1))
     updates, _ = tx.update(point, tx.init(point), point)
-    assert updates.x == 0 and updates.y < 0
+    assert updates.x == 0 and updates.value < 0
 
 
 def test_modifiers_and_hyperparameters_in_groups():
@@ -184,7 +189,14 @@ def test_expressions_that_do_not_fit_the_leaves(expressions, defaults, words):
         (lambda g: g(adam_jax.adam, {".*": None}), "must leave a leaf that moves"),
         (lambda g: g(optax.adam, {}, learning_rate=0.1), "optax.partition"),
         (lambda g: g(adam_jax.adam, {"a": {"l2": 0.1}}, learning_rate=0.1), "keep the same state"),
-        (lambda g: g(adam_jax.adam, {"a": {"b1": 1.0}}, learning_rate=0.1), "b1 must be in"),
+        (lambda g: g(adam_jax.adam, {"a": {"b1": 1.0}}, learning_rate=0.1), "'a': b1 must be in"),
+        (lambda g: g(adam_jax.adam(0.1), {"a": {}}), "adamw without its arguments"),
+        (lambda g: g(adam_jax.adam, ["a"], learning_rate=0.1), "must be a dict"),
+        (lambda g: g(adam_jax.adam, {"a": 0.1}, learning_rate=0.1), "'a': must have a dict"),
+        (
+            lambda g: g(adam_jax.with_hyperparams(adam_jax.adam), {}, learning_rate=0.1),
+            "got WithHyperparams: .*functools.partial",
+        ),
     ],
 )
 def test_groups_that_cannot_be_made(make, message):
@@ -195,6 +207,30 @@ def test_groups_that_cannot_be_made(make, message):
 def test_an_unknown_hyperparameter():
     with pytest.raises(TypeError, match=re.escape("adam() got an unexpected")):
         adam_jax.groups(adam_jax.adam, {"a": {"wd": 1}}, learning_rate=0.1)
+    with pytest.raises(TypeError, match=r"^adam\(\) .*'lr': its arguments are learning_rate"):
+        adam_jax.groups(adam_jax.adam, {"a": None}, lr=0.1)
+
+
+def test_states_without_leaves():
+    tx = adam_jax.groups(adam_jax.adamw, GROUPS, learning_rate=0.1)
+    assert tx.init(None)[0].mu is None
+    state = optax.tree.map_params(tx, lambda x: x + 1.0, tx.init(PARAMS))
+    assert (state[0].mu["head"]["kernel"] == 1).all() and state[0].count == 0
+
+
+def test_members_that_remember_only_their_count():
+    rate = adam_jax.schedules.inverse_sqrt_schedule(1.0)
+    tx = adam_jax.groups(
+        adam_jax.scale_by_learning_rate, {"a": {"learning_rate": 0.25}}, learning_rate=rate
+    )
+    params = {"a": jnp.ones(1), "b": jnp.ones(1)}
+    state = tx.init(params)
+    for t in range(1, 4):
+        updates, state = tx.update(params, state)
+        np.testing.assert_allclose([updates["a"][0], updates["b"][0]], [-0.25, -(t**-0.5)])
+    tx = adam_jax.groups(adam_jax.scale_by_bias_correction, {"a": {"b1": 0.5}}, b2=0.99)
+    _, state = tx.update(params, tx.init(params))
+    assert state.count == 1
 
 
 def test_decay_mask():

@@ -1,6 +1,7 @@
 """Hyperparameters in the state: the same bits, no other compilation, readable from anywhere."""
 
 import functools
+import pickle
 
 import chex
 import jax
@@ -128,6 +129,68 @@ def test_a_rate_that_is_set_is_as_exact_as_one_from_the_start(b2):
     np.testing.assert_allclose(state.inner_state[0].nu["w"], nu, rtol=3e-7)
 
 
+def test_an_array_that_is_set_stays_the_callers():
+    """The state is donated; an array of somebody else's in it would be deleted with it."""
+    tx = adam_jax.with_hyperparams(adam_jax.adamw)(learning_rate=1e-3)
+    rate = jnp.float32(0.5)
+    state = adam_jax.set_hyperparams(tx.init(PARAMS), learning_rate=rate, b1=rate)
+    params = jax.tree.map(jnp.copy, PARAMS)
+    jax.jit(tx.step, donate_argnums=(1, 2))(PARAMS, state, params)
+    assert not rate.is_deleted() and float(rate) == 0.5
+
+
+def test_the_numbers_of_a_population_are_set_together_or_one_by_one():
+    tx = adam_jax.with_hyperparams(adam_jax.adamw)(learning_rate=1e-3)
+    states = jax.vmap(tx.init)(jnp.ones((3, 4)))
+    states = adam_jax.set_hyperparams(states, learning_rate=jnp.array([0.1, 0.2, 0.3]), b2=0.9)
+    updates, states = jax.vmap(tx.update)(jnp.ones((3, 4)), states, jnp.ones((3, 4)))
+    np.testing.assert_allclose(updates[:, 0], [-0.1, -0.2, -0.3], rtol=1e-3)
+    np.testing.assert_allclose(states.inner_state[0].nu, 0.1, rtol=1e-6)
+    exact = states.exact["exact_b2"]
+    assert exact.complement.shape == (3,) and (exact.complement == jnp.float32(0.1)).all()
+
+
+def test_optax_finds_one_number_of_a_name():
+    tx = adam_jax.with_hyperparams(adam_jax.adamw)(learning_rate=1e-3)
+    state = optax.tree.set(tx.init(PARAMS), b2=jnp.float32(0.5))
+    assert float(optax.tree.get(state, "b2")) == 0.5
+
+
+def test_arguments_that_are_no_numbers():
+    """A mask that is a tree; a count of steps, which stays a Python integer; a pickled factory."""
+    mask = {"w": True, "b": False}
+    make = adam_jax.with_hyperparams(adam_jax.adamw)
+    tx = make(0.1, weight_decay=0.5, mask=mask)
+    assert tx == make(0.1, weight_decay=0.5, mask=dict(mask)) and hash(tx) == hash(tx)
+    updates, state = jax.jit(tx.update)(PARAMS, tx.init(PARAMS), PARAMS)
+    static = adam_jax.adamw(0.1, weight_decay=0.5, mask=mask)
+    chex.assert_trees_all_equal(updates, static.update(PARAMS, static.init(PARAMS), PARAMS)[0])
+
+    def warmed(peak: float, steps: int = 3):
+        assert type(steps) is int
+        return adam_jax.adam(optax.linear_schedule(0.0, peak, steps))
+
+    state = adam_jax.with_hyperparams(warmed)(0.1, steps=5).init(PARAMS)
+    assert set(adam_jax.hyperparams(state)) == {"peak"}
+    assert pickle.loads(pickle.dumps(make)) == make and make.__name__ == "adamw"
+
+
+def test_the_numbers_of_groups_are_as_exact():
+    factory = functools.partial(adam_jax.groups, adam_jax.adamw, {"b": {"weight_decay": 0.0}})
+    static = factory(learning_rate=0.0123, b2=0.97)
+    in_state = adam_jax.with_hyperparams(factory)(learning_rate=0.0123, b2=0.97)
+    chex.assert_trees_all_equal(train(in_state, PARAMS), train(static, PARAMS))
+    assert "exact_b2" in in_state.init(PARAMS).exact
+
+
+def test_a_function_of_ones_own_passes_an_exact_rate_on():
+    def recipe(learning_rate: float, b2: adam_jax.DecayRateLike = 0.99):
+        return adam_jax.cautious(adam_jax.adamw(learning_rate, b2=b2))
+
+    in_state = adam_jax.with_hyperparams(recipe)(0.0123)
+    chex.assert_trees_all_equal(train(in_state, PARAMS), train(recipe(0.0123), PARAMS))
+
+
 def test_schedules_and_the_current_value():
     rate = adam_jax.schedules.inverse_sqrt_schedule(0.1)
     tx = adam_jax.with_hyperparams(adam_jax.adamw)(
@@ -167,6 +230,11 @@ def test_readable_from_flax():
     assert float(adam_jax.hyperparams(train_state)["learning_rate"]) == 0.125
     optimizer = nnx.Optimizer(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), tx, wrt=nnx.Param)
     assert float(adam_jax.hyperparams(optimizer.opt_state)["learning_rate"][...]) == 0.125
+    optimizer.opt_state = adam_jax.set_hyperparams(optimizer.opt_state, learning_rate=0.5, b2=0.25)
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    optimizer.update(model, nnx.grad(lambda m: jnp.sum(m(jnp.ones((1, 2)))))(model))
+    numbers = adam_jax.hyperparams(optimizer.opt_state)
+    assert float(numbers["learning_rate"][...]) == 0.5 and float(numbers["b2"][...]) == 0.25
 
 
 def test_a_population_from_one_program_equals_one_after_the_other():
@@ -213,19 +281,25 @@ def test_it_is_a_value():
 def test_errors():
     with pytest.raises(ValueError, match=r"b2 must be in \[0, 1\)"):
         adam_jax.with_hyperparams(adam_jax.adamw)(1e-3, b2=1.0)
-    with pytest.raises(TypeError, match="b7"):
-        adam_jax.with_hyperparams(adam_jax.adamw)(1e-3, b7=1.0)
+    for factory in (adam_jax.adamw, adam_jax.cautious(adam_jax.adamw)):
+        with pytest.raises(TypeError, match=r"^adamw\(\) .*b7.*its arguments are learning_rate, "):
+            adam_jax.with_hyperparams(factory)(1e-3, b7=1.0)
+    with pytest.raises(ValueError, match="adamw without its arguments"):
+        adam_jax.with_hyperparams(adam_jax.adamw(1e-3))
     tx = adam_jax.with_hyperparams(adam_jax.adamw)(1e-3)
     state = tx.init(PARAMS)
     with pytest.raises(ValueError, match=r"\['lr'\] must be among .*learning_rate"):
         adam_jax.set_hyperparams(state, lr=1e-3)
     with pytest.raises(ValueError, match=r"b1 must be in \[0, 1\)"):
         adam_jax.set_hyperparams(state, b1=1.5)
-    with pytest.raises(ValueError, match=r"learning_rate must be in \[-inf, inf\)"):
-        adam_jax.set_hyperparams(state, learning_rate=float("nan"))
+    for wrong in (float("nan"), -1.0, -jnp.inf):
+        with pytest.raises(ValueError, match=r"learning_rate must be in \[0, inf\)"):
+            adam_jax.set_hyperparams(state, learning_rate=wrong)
+    with pytest.raises(ValueError, match=r"b2 must be one number, or have the shape \(\)"):
+        adam_jax.set_hyperparams(state, b2=jnp.array([0.5, 0.6]))
     with pytest.raises(ValueError, match="with_hyperparams"):
         adam_jax.hyperparams(adam_jax.adamw(1e-3).init(PARAMS))
-    with pytest.raises(ValueError, match="one set of hyperparameters, got 2"):
+    with pytest.raises(ValueError, match="got 2: pass the part of the state"):
         adam_jax.hyperparams((state, state))
     with pytest.raises(ValueError, match="must be a HyperparamsState"):
         tx.update(PARAMS, state.inner_state, PARAMS)

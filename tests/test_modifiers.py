@@ -124,6 +124,14 @@ def test_update_rms_is_that_of_stable_adamw(x64):
     np.testing.assert_array_equal(run(loose, gs), plain)
 
 
+def test_update_rms_of_radam_is_that_of_the_divided_gradient():
+    """Also while its nu is young, where u is the average itself."""
+    gs = gradients(3, 30, seed=12)[:, 0] * 100
+    u = run(adam_jax.clip_update_rms(adam_jax.scale_by_radam(), threshold=0.5), gs)
+    plain = run(adam_jax.scale_by_radam(), gs)
+    np.testing.assert_allclose(u[0], plain[0] * 0.5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("member", [m for m in MEMBERS if m.divides], ids=lambda m: m.name)
 def test_atan2_needs_no_epsilon(member, x64):
     """The same update whatever the gradient's scale, at most a·π/2, and near u where u is small."""
@@ -218,8 +226,10 @@ def test_zero_gradients_complex_leaves_and_empty_leaves(name):
 def test_errors():
     with pytest.raises(ValueError, match=r"tx must be a member of adam_jax, got .*cautious\(adamw"):
         adam_jax.cautious(optax.adam(0.1))
-    with pytest.raises(ValueError, match="tx must be a member"):
+    with pytest.raises(ValueError, match="tx must be a member .* got WithHyperparams"):
         adam_jax.nesterov(adam_jax.with_hyperparams(adam_jax.adam)(0.1))
+    with pytest.raises(ValueError, match="with accumulators, .* got ScaleByLearningRate"):
+        adam_jax.cautious(adam_jax.scale_by_learning_rate(1.0))
     with pytest.raises(ValueError, match=r"decay must be in \[0, 1\)"):
         adam_jax.grokfast(adam_jax.adam(0.1), decay=1.0)
     with pytest.raises(ValueError, match="threshold must be in"):

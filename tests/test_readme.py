@@ -27,13 +27,21 @@ def test_the_samples_run():
     assert jax.tree.structure(names["state"][0].mu["frozen"]["w"]).num_leaves == 0
 
 
+def section(heading):
+    """The rows of the table under a heading."""
+    text = re.split(r"\n#", README.read_text().partition(heading)[2])[0]
+    return [line for line in text.partition("\n\nWhere")[0].splitlines() if line[:3] == "| `"]
+
+
+def cells(line):
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
 def rows():
     """The table of members: names, slots, bytes."""
-    section = README.read_text().partition("### Members")[2].partition("\n\nWhere")[0]
-    for line in section.splitlines():
-        if line.startswith("| `"):
-            names, _, slots, size, _ = (c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1])
-            yield re.findall(r"`(\w+)`", names), slots.split(", "), int(size)
+    for line in section("### Members"):
+        names, _, _, slots, size, _ = cells(line)
+        yield re.findall(r"`(\w+)`", names), slots.split(", "), int(size)
 
 
 def test_the_table_of_members_is_complete():
@@ -56,6 +64,36 @@ def test_states_and_bytes_of_the_table_of_members(names, slots, size):
         large = {path[-1].name: x for path, x in leaves if x.size > 1}
         assert set(large) == set(slots)
         assert sum(x.size * x.dtype.itemsize for x in large.values()) == 1000 * size
+
+
+def test_members_that_decay_and_by_how_much():
+    for line in section("### Members"):
+        names, _, decay, *_ = cells(line)
+        by_name = dict(re.findall(r"`(\w+)`: ([\d.e-]+)", decay))
+        for name in re.findall(r"`(\w+)`", names):
+            parameter = inspect.signature(getattr(adam_jax, name)).parameters.get("weight_decay")
+            shown = by_name.get(name, decay if decay and not by_name else None)
+            assert (parameter is None) == (shown is None), name
+            assert parameter is None or parameter.default == float(shown), name
+
+
+def test_the_table_of_modifiers_says_where_each_does_not_go():
+    aliases = {name for names, _, _ in rows() for name in names}
+    for line in section("### Modifiers"):
+        (name,), _, excluded, _ = (re.findall(r"`?([^`]*)`?", c)[:1] for c in cells(line))
+        modifier = getattr(adam_jax, name)
+        refused = set()
+        for member in aliases:
+            try:
+                modifier(getattr(adam_jax, member)(1e-3))
+            except ValueError:
+                refused.add(member)
+        if excluded == ["members without λ"]:
+            signatures = {m: inspect.signature(getattr(adam_jax, m)) for m in aliases}
+            assert refused == {m for m in aliases if "weight_decay" not in signatures[m].parameters}
+        else:
+            listed = set(excluded[0].split(", ")) - {""}
+            assert refused == listed | {m + "w" for m in listed if m + "w" in aliases}, name
 
 
 def test_relative_links_lead_somewhere():

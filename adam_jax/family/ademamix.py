@@ -21,9 +21,8 @@ from adam_jax.rules.base import (
 )
 from adam_jax.rules.directions import Root
 from adam_jax.rules.moments import EmaOfSquares
-from adam_jax.rules.scaling import Constant, Schedule, Scheduled
+from adam_jax.rules.scaling import Constant, Hyperparameter, Schedule, Scheduled, hyperparameter
 from adam_jax.transform import Transformation, scale_by_rule
-from adam_jax.validation import check_number
 
 
 @frozen_pytree
@@ -31,8 +30,8 @@ class TwoEmas(Moment):
     """A fast average, bias-corrected, plus alpha times a slow one as it is."""
 
     fast: DecayRate
-    slow: Constant | Scheduled
-    alpha: Constant | Scheduled
+    slow: Hyperparameter
+    alpha: Hyperparameter
 
     slots = (Slot("m1"), Slot("m2"))
 
@@ -81,10 +80,7 @@ def scale_by_ademamix(
     Reference: Pagliardini et al. 2024, algorithm 1.
     """
     slow = Scheduled(b3) if callable(b3) else Constant(DecayRate.of("b3", b3))
-    if callable(alpha):
-        weight = Scheduled(alpha)
-    else:
-        weight = Constant(check_number("alpha", alpha, instead="the paper's range is 4 to 10"))
+    weight = hyperparameter("alpha", alpha, instead="the paper's range is 4 to 10")
     first = TwoEmas(DecayRate.of("b1", b1), slow, weight)
     rule = MomentRule(first, EmaOfSquares(DecayRate.of("b2", b2)), Root.of(eps, eps_root))
     return scale_by_rule(rule, ScaleByAdemamixState, mu_dtype, nu_dtype)

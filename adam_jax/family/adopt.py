@@ -23,7 +23,7 @@ from adam_jax.rules.base import (
     frozen_pytree,
     static,
 )
-from adam_jax.rules.directions import safe_sqrt
+from adam_jax.rules.directions import safe_divide, safe_sqrt
 from adam_jax.transform import Transformation, scale_by_rule
 from adam_jax.validation import check_number
 
@@ -35,14 +35,21 @@ def fourth_root(count: jax.Array) -> jax.Array:
 
 @frozen_pytree
 class FlooredRoot(Direction):
-    """first / max(√second, eps); 0 where both are 0."""
+    """first / max(√second, eps); where that is first / 0, a number that any bound cuts.
+
+    Infinity would do, were it not that its derivative is NaN.
+    """
 
     eps: Any
 
     def combine(self, first: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
         del scalars
         divisor = jnp.maximum(safe_sqrt(second), self.eps)
-        return first / jnp.where((divisor > 0) | (first != 0), divisor, 1)
+        return jnp.where(divisor > 0, safe_divide(first, divisor), HUGE * jnp.sign(first))
+
+
+HUGE = 1e18
+"""Its square is a float32."""
 
 
 @frozen_pytree

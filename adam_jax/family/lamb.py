@@ -15,7 +15,7 @@ from adam_jax.rules.scaling import ScaleByTrustRatio
 from adam_jax.transform import Transformation
 
 
-def _adam_of_lamb(
+def _scale_by_adam(
     b1: DecayRateLike = 0.9,
     b2: DecayRateLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-6,
@@ -26,7 +26,7 @@ def _adam_of_lamb(
 ) -> Transformation:
     """Adam, each leaf's update as large as the leaf itself, times the learning rate.
 
-        u ← û·‖θ‖ / ‖û‖,  û = mû / (√(nû + eps_root) + eps) + λ_t·θ
+        u = mû / (√(nû + eps_root) + eps)
 
     A leaf whose norm, or whose update's, is zero keeps û.
 
@@ -42,4 +42,10 @@ def _adam_of_lamb(
 # compares by value and runs where the update is.
 _TRUST_RATIO = Link(ScaleByTrustRatio(), optax.EmptyState)
 
-lamb = alias("lamb", _adam_of_lamb, weight_decay=0.0, before_learning_rate=(_TRUST_RATIO,))
+lamb = alias(
+    "lamb",
+    _scale_by_adam,
+    weight_decay=0.0,
+    before_learning_rate=(_TRUST_RATIO,),
+    update="θ ← θ - α_t·û·‖θ‖ / ‖û‖,  û = u + λ_t·θ",
+)

@@ -41,23 +41,27 @@ class ScheduledNesterovEma(Moment):
 
     def scalars(self, count: Any) -> Any:
         log_r = jnp.asarray(self.momentum_decay * math.log(0.96), jnp.result_type(float))
-        t = jnp.asarray(count, log_r.dtype) + 1
+        t_now = jnp.asarray(count, log_r.dtype) + 1
         j = jnp.arange(1, TERMS + 1, dtype=log_r.dtype)
 
         def factor(t: Any) -> Any:  # b_t / b
             return 1 - 0.5 * jnp.exp(t * log_r)
 
-        def one_minus_product(t: Any) -> Any:
+        def one_minus_product(ahead: int) -> Any:
+            t = t_now + ahead
             step = jnp.where(log_r == 0, -1, j * log_r)  # ψ = 0: the sum has t equal terms
             # Both at once: on its own XLA would compute one while it compiles, with other bits.
             of_t, of_1 = jnp.expm1(jnp.stack([t * step, step]))
             terms = (1 + of_1) * of_t / of_1
-            sums = jnp.where(log_r == 0, t, terms)
-            return -jnp.expm1(t * self.ema.rate.log - jnp.sum(sums * 0.5**j / j))
+            at_0 = t + j * log_r * (
+                t * (t + 1) / 2
+            )  # t, with the derivative in ψ that it has there
+            sums = jnp.where(log_r == 0, at_0, terms)
+            return self.ema.rate.correction(count, ahead, -jnp.sum(sums * 0.5**j / j))
 
         b = 1 - self.ema.rate.complement
-        of_g = (1 - b * factor(t)) / one_minus_product(t)
-        return b * factor(t + 1) / one_minus_product(t + 1) / of_g, of_g
+        of_g = (1 - b * factor(t_now)) / one_minus_product(0)
+        return b * factor(t_now + 1) / one_minus_product(1) / of_g, of_g
 
     def step(
         self, g: jax.Array, old: Slots, scalars: Any, new: Slots

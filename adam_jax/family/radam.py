@@ -50,6 +50,9 @@ class Rectified(Direction):
         r, inner = scalars
         return jnp.where(r > 0, r * self.direction.combine(first, second, inner), first)
 
+    def normalised(self, g: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
+        return self.direction.normalised(g, second, scalars[1])
+
 
 # B₂ₖ/(2k)! of the Bernoulli numbers, from k = 10 down to 1, the signs turned.
 _SERIES = (
@@ -64,7 +67,8 @@ def _residue(z: jax.Array) -> jax.Array:
     small = jnp.minimum(z, 1)
     series = 0.5 + small * jnp.polyval(jnp.asarray(_SERIES, z.dtype), small * small)
     large = jnp.maximum(z, 1)
-    return jnp.where(z < 1, series, 1 / large - 1 / jnp.expm1(large))
+    # From 40 on the second term is under half a place of the first, and its derivative ∞/∞.
+    return jnp.where(z < 1, series, 1 / large - 1 / jnp.expm1(jnp.minimum(large, 40)))
 
 
 def scale_by_radam(

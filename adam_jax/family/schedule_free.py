@@ -11,10 +11,13 @@ from optax import contrib
 
 from adam_jax.alias import alias
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.base import DecayRate, DecayRateLike, MomentRule
+from adam_jax.row import Row
+from adam_jax.rules.base import DecayRate, DecayRateLike, MomentRule, frozen_pytree, static
 from adam_jax.rules.directions import Root
 from adam_jax.rules.moments import EmaOfSquares, Newest
+from adam_jax.rules.scaling import Constant, Hyperparameter, Schedule, hyperparameter
 from adam_jax.transform import Transformation, scale_by_rule
+from adam_jax.validation import check_number
 
 ArrayLike = jax.typing.ArrayLike
 
@@ -22,9 +25,7 @@ ArrayLike = jax.typing.ArrayLike
 _RMS_STATE = type(jax.eval_shape(optax.scale_by_rms(bias_correction=True).init, ()))
 
 
-def _adam_without_momentum(
-    b2: DecayRateLike, eps: ArrayLike, *, nu_dtype: SlotDType
-) -> Transformation:
+def _scale_by_newest(b2: DecayRateLike, eps: ArrayLike, *, nu_dtype: SlotDType) -> Transformation:
     """Adam with b1 = 0, which need not store mu.
 
     Args:
@@ -34,21 +35,62 @@ def _adam_without_momentum(
     return scale_by_rule(rule, _RMS_STATE, None, nu_dtype)
 
 
-_adamw_without_momentum = alias("schedule_free_adamw", _adam_without_momentum, weight_decay=0.0)
+_adamw_without_momentum = alias("_adamw_without_momentum", _scale_by_newest, weight_decay=0.0)
+
+
+@frozen_pytree
+class WarmedUp(Hyperparameter):
+    """A learning rate that grows from 0 to its value in so many steps."""
+
+    value: Any
+    steps: int = static()
+
+    def at(self, count: Any) -> Any:
+        return optax.warmup_constant_schedule(0.0, self.value, self.steps)(count)
+
+
+@frozen_pytree
+class ScheduleFree:
+    """Optax's wrapper, its numbers beside it: a closure would neither compare nor pickle."""
+
+    inner: Row
+    learning_rate: Hyperparameter
+    b1: Any
+    weight_lr_power: Any
+    state_dtype: Any = static()
+
+    @property
+    def wrapped(self) -> optax.GradientTransformationExtraArgs:
+        """Optax's own transformation."""
+        rate: Any = self.learning_rate
+        rate = rate.value if isinstance(rate, Constant) else rate.at
+        inner = Transformation.around(self.inner)
+        return contrib.schedule_free(inner, rate, self.b1, self.weight_lr_power, self.state_dtype)
+
+    def init(self, params: Any) -> Any:
+        """Optax's state."""
+        return self.wrapped.init(params)
+
+    def run(
+        self, updates: Any, state: Any, params: Any, apply: bool, extra_args: dict[str, Any]
+    ) -> tuple[Any, Any]:
+        """Optax's step."""
+        result, state = self.wrapped.update(updates, state, params, **extra_args)
+        return (optax.apply_updates(params, result) if apply else result), state
 
 
 def schedule_free_adamw(
-    learning_rate: ArrayLike = 0.0025,
+    learning_rate: ArrayLike | Schedule = 0.0025,
     warmup_steps: int | None = None,
     b1: ArrayLike = 0.9,
     b2: DecayRateLike = 0.999,
     eps: ArrayLike = 1e-8,
-    weight_decay: ArrayLike = 0.0,
+    weight_decay: ArrayLike | Schedule = 0.0,
     weight_lr_power: ArrayLike = 2.0,
     state_dtype: jax.typing.DTypeLike | None = None,
     *,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
-) -> optax.GradientTransformationExtraArgs:
+) -> Transformation:
     """Optax's schedule-free wrapper over AdamW without momentum.
 
         z ← z - α_t·adamw(g(y))     x ← (1 - c_t)·x + c_t·z     y = (1-b1)·z + b1·x
@@ -61,20 +103,32 @@ def schedule_free_adamw(
       b1: weight of x in y, 0 < b1 < 1.
       b2: see `scale_by_adam`, as eps and nu_dtype.
       eps: ε.
-      weight_decay: λ, decoupled, at y.
-      weight_lr_power: c_t weighs z by the largest learning rate so far to this power.
+      weight_decay: λ, decoupled, at y; a number or a function of the optimizer steps completed.
+      weight_lr_power: c_t weighs z by the largest learning rate so far to this power; ≥ 0.
       state_dtype: of z; None for the parameters' own.
 
     Returns:
-      A transformation whose state is Optax's `ScheduleFreeState` around that of `adamw`.
+      A transformation whose state is Optax's `ScheduleFreeState` around that of `adamw`. x and z
+      are Optax's to compute, in the parameters' dtype.
 
     Raises:
-      ValueError: see `adamw`.
+      ValueError: see `adamw`; also for b1 = 0 and for warm-up to a learning rate that is itself a
+        schedule.
 
     Reference: Defazio et al. 2024, algorithm 1.
     """
-    rate: Any = learning_rate
+    b1 = check_number("b1", b1, LEAST_B1, 1.0, instead="the usual value is 0.9; adamw has no x")
+    power = check_number("weight_lr_power", weight_lr_power, instead="the usual value is 2.0")
     if warmup_steps is not None:
-        rate = optax.warmup_constant_schedule(0.0, learning_rate, warmup_steps)
+        instead = "pass warmup_steps=None with a schedule that warms up"
+        value = check_number("learning_rate", learning_rate, instead=instead)
+        steps = check_number("warmup_steps", warmup_steps, instead="None leaves warm-up out")
+        rate: Any = WarmedUp(value, int(steps))
+    else:
+        rate = hyperparameter("learning_rate", learning_rate, instead="the usual value is 0.0025")
     inner = _adamw_without_momentum(rate, b2, eps, weight_decay, nu_dtype=nu_dtype)
-    return contrib.schedule_free(inner, rate, b1, weight_lr_power, state_dtype)
+    return Transformation.around(ScheduleFree(inner.body, rate, b1, power, state_dtype))
+
+
+LEAST_B1 = 1e-6
+"""The wrapper divides by b1."""

@@ -1,9 +1,10 @@
 """Groups of parameters with numbers of their own, in one pass and with one step count."""
 
+import contextlib
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 import optax
 
 from adam_jax.leaves import leaf_paths
+from adam_jax.recipe.factory import check_arguments, check_factory
 from adam_jax.row import Row, init_rows, run_rows
 from adam_jax.rules.base import frozen_pytree, static
 from adam_jax.transform import Transformation
@@ -33,7 +35,8 @@ class Groups:
     def init(self, params: Any) -> Any:
         """The state before the first step: the member's own, with nothing for frozen leaves."""
         paths = leaf_paths(params, none_is_leaf=False)
-        return init_rows(self.rows, self.labels(paths, check=True), params)
+        # optax.tree.map_params asks for the state of a tree without leaves.
+        return init_rows(self.rows, self.labels(paths, check=bool(paths)), params)
 
     def run(
         self, updates: Any, state: Any, params: Any, apply: bool, extra_args: dict[str, Any]
@@ -86,10 +89,11 @@ def groups(
       **defaults: arguments of `factory`, for all leaves.
 
     Returns:
-      A transformation with the state of `factory(**defaults)`, one step count in it; schedules of
-      all groups are functions of that count.
+      A transformation with the member's own state. The schedules of all groups are functions of
+      the one count in it, and keep none of their own.
 
     Raises:
+      TypeError: an argument that `factory` has not.
       ValueError: here, for a wrong expression or groups that keep different states; in `init`, for
         an expression that matches nothing (or only what others have taken), and for leaves without
         a match where `defaults` are not enough to make the member. The message lists the paths.
@@ -98,7 +102,7 @@ def groups(
       >>> import adam_jax, jax.numpy as jnp
       >>> tx = adam_jax.groups(
       ...     adam_jax.adamw,
-      ...     {r".*bias|norm/.*": dict(weight_decay=0.0), r"head/.*": dict(b2=0.9), "frozen": None},
+      ...     {"frozen": None, r".*bias|norm/.*": dict(weight_decay=0.0), r"head/.*": dict(b2=0.9)},
       ...     learning_rate=1e-3,
       ... )
       >>> params = {"head": {"kernel": jnp.ones(2), "bias": jnp.ones(1)}, "norm": {"scale": 1.0},
@@ -111,21 +115,30 @@ def groups(
     has one masked transformation and one count per group.
     Differs from PyTorch (parameter groups) in: leaves are chosen by their path.
     """
-    signature = inspect.signature(factory)
+    check_factory(factory, 'groups(adamw, {".*bias": {"weight_decay": 0.0}}, learning_rate=1e-3)')
+    check_arguments(factory, defaults)
+    if not isinstance(expressions, Mapping):
+        raise ValueError(
+            f"expressions must be a dict from regular expressions to arguments, got"
+            f' {expressions!r}: write {{".*bias": {{"weight_decay": 0.0}}}}.'
+        )
     rows, labelled = [], []
     for expression, overrides in expressions.items():
-        try:
+        with _named(expression):
             re.compile(expression)
-        except re.error as error:
-            raise ValueError(f"{expression!r} must be a regular expression: {error}.") from None
-        if overrides is None:
-            labelled.append((expression, None))
-            continue
-        labelled.append((expression, len(rows)))
-        rows.append(_row(factory, {**defaults, **overrides}))
+            if overrides is None:
+                labelled.append((expression, None))
+                continue
+            if not isinstance(overrides, Mapping):
+                raise ValueError(
+                    f"must have a dict of arguments, or None to freeze its leaves, got"
+                    f" {overrides!r}: write dict(learning_rate={overrides!r})."
+                )
+            labelled.append((expression, len(rows)))
+            rows.append(_row(factory, {**defaults, **overrides}))
     default = None
     try:
-        signature.bind(**defaults)
+        inspect.signature(factory).bind(**defaults)
     except TypeError:
         pass  # Arguments are missing: there is no default group, and every leaf must match.
     else:
@@ -140,27 +153,58 @@ def groups(
                 f" {_kept(rows[-1])} elsewhere: give every group the same flags, and the same"
                 f" arguments that are None."
             )
-    return Transformation.around(Groups(tuple(rows), tuple(labelled), default))
+    return Transformation.around(Groups(_with_one_count(rows), tuple(labelled), default))
+
+
+@contextlib.contextmanager
+def _named(expression: str) -> Iterator[None]:
+    """Says which expression an error is about."""
+    try:
+        yield
+    except re.error as error:
+        raise ValueError(f"{expression!r} must be a regular expression: {error}.") from None
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"the expression {expression!r}: {error}") from None
 
 
 def _row(factory: Callable[..., Transformation], arguments: dict[str, Any]) -> Row:
     tx = factory(**arguments)
-    if not isinstance(tx, Transformation) or not isinstance(tx.body, Row):
+    body = tx.body if isinstance(tx, Transformation) else tx
+    if not isinstance(body, Row):
         raise ValueError(
-            f"factory must make a member of adam_jax, got {type(tx).__name__}: for others there is"
-            f" optax.partition."
+            f"factory must make a member of adam_jax, got {type(body).__name__}: for others there"
+            f" is optax.partition; with_hyperparams goes around,"
+            f" with_hyperparams(functools.partial(groups, adamw, {{...}}))(learning_rate=1e-3)."
         )
-    # A schedule reads the member's count: so links that remember nothing else need none.
-    links = tuple(
-        link if link.rule.slots else dataclasses.replace(link, state_type=optax.EmptyState)
-        for link in tx.body.links
-    )
-    return dataclasses.replace(tx.body, links=links)
+    return body
 
 
-def _kept(row: Row) -> tuple[Any, ...]:
-    names = [tuple(slot.name for slot in link.rule.slots) for link in row.links]
-    return tuple(zip((link.state_type.__name__ for link in row.links), names, strict=True))
+def _with_one_count(rows: list[Row]) -> tuple[Row, ...]:
+    """Links without slots count for themselves only where no link beside them has any."""
+    alone = not any(link.rule.slots for link in rows[0].links)
+    state_types = []
+    for alike in zip(*(row.links for row in rows), strict=True):
+        counting = [link.state_type for link in alike if link.counts]
+        state_types.append(counting[0] if alone and counting else optax.EmptyState)
+
+    def counted(row: Row) -> Row:
+        links = tuple(
+            link if link.rule.slots else dataclasses.replace(link, state_type=state_type)
+            for link, state_type in zip(row.links, state_types, strict=True)
+        )
+        return dataclasses.replace(row, links=links)
+
+    return tuple(map(counted, rows))
+
+
+def _kept(row: Row) -> list[str]:
+    """What tells two groups' states apart, of each link; schedules' counts are not kept."""
+    return [
+        f"{link.state_type.__name__}({', '.join(slot.name for slot in link.rule.slots)})"
+        if link.rule.slots
+        else "nothing"
+        for link in row.links
+    ]
 
 
 def decay_mask(params: Any) -> Any:

@@ -1,10 +1,10 @@
 """Hyperparameters in the state: readable, changeable and scheduled without another compilation."""
 
+import dataclasses
 import functools
 import inspect
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.core
@@ -12,49 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adam_jax.leaves import FrozenTree
+from adam_jax.recipe.factory import Factory, check_factory, name_of
+from adam_jax.recipe.groups import groups
+from adam_jax.recipe.hyperparams_state import (
+    HyperparamsState,
+    as_float,
+    exact_key,
+    exact_rate,
+)
 from adam_jax.rules.base import DecayRate, DecayRateLike, frozen_pytree, static
-from adam_jax.transform import Transformation
-from adam_jax.validation import check_number
-
-
-class ExactRate(NamedTuple):
-    """A decay rate b, and beside it 1 - b and log b, rounded from the Python number each.
-
-    Attributes:
-      value: b as it was set; where the state has another one, the other two are stale.
-      complement: 1 - b.
-      log: log b.
-    """
-
-    value: jax.Array
-    complement: jax.Array
-    log: jax.Array
-
-
-class HyperparamsState(NamedTuple):
-    """State of `with_hyperparams`.
-
-    Attributes:
-      count: optimizer steps completed, int32, which schedules are functions of.
-      hyperparams: the numbers by their argument's name, float32; of a schedule its last value.
-      rates: what a float32 cannot hold of the decay rates among them.
-      inner_state: the member's own.
-    """
-
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
-    hyperparams: dict[str, jax.Array]
-    rates: dict[str, ExactRate]
-    inner_state: Any
-
-
-def _float(x: Any) -> jax.Array:
-    """float32, or float64 where that is JAX's default: never the dtype of a parameter."""
-    return jax.lax.convert_element_type(x, jnp.result_type(float))
-
-
-def _exact(b: Any) -> ExactRate:
-    rate = DecayRate.of("decay rate", b)
-    return ExactRate(_float(b), _float(rate.complement), _float(rate.log))
+from adam_jax.transform import Transformation, step
+from adam_jax.validation import bind_arguments
 
 
 @frozen_pytree
@@ -65,7 +34,7 @@ class WithHyperparams:
       numbers: the hyperparameters before the first step.
       factory: what makes the transformation from them.
       schedules: those that are functions of the step.
-      fixed: the other arguments: dtypes, flags, masks.
+      fixed: the other arguments: dtypes, flags, masks, counts of steps.
       sides: of each decay rate the side of 0.5 it is on, which picks the form of its average.
     """
 
@@ -81,11 +50,14 @@ class WithHyperparams:
     def init(self, params: Any) -> HyperparamsState:
         """The numbers, and the member's state before the first step."""
         count = jnp.zeros([], jnp.int32)
-        hyperparams = {name: _float(x) for name, x in self.numbers.items()}
-        hyperparams |= {name: _float(schedule(count)) for name, schedule in self.schedules}
-        rates = {name: _exact(self.numbers[name]) for name, _ in self.sides if name in self.numbers}
-        inner = self.inner(hyperparams, rates).init(params)
-        return HyperparamsState(count, hyperparams, rates, inner)
+        numbers = {name: as_float(x) for name, x in self.numbers.items()}
+        exact = {
+            exact_key(name): exact_rate(name, self.numbers[name])
+            for name, _ in self.sides
+            if name in self.numbers
+        }
+        state = HyperparamsState(count, numbers | self.scheduled(count), exact, ())
+        return state._replace(inner_state=self.inner(state).init(params))
 
     def run(
         self, updates: Any, state: Any, params: Any, apply: bool, extra_args: dict[str, Any]
@@ -96,31 +68,67 @@ class WithHyperparams:
                 f"the state must be a HyperparamsState, got {type(state).__name__}: call init of"
                 f" this transformation and pass its result on."
             )
-        hyperparams = {name: _float(x) for name, x in state.hyperparams.items()}
-        hyperparams |= {name: _float(schedule(state.count)) for name, schedule in self.schedules}
-        tx = self.inner(hyperparams, state.rates)
-        if apply and isinstance(tx, Transformation):
-            result, inner = tx.step(updates, state.inner_state, params, **extra_args)
+        numbers = {name: as_float(x) for name, x in state.hyperparams.items()}
+        state = state._replace(hyperparams=numbers | self.scheduled(state.count))
+        tx = self.inner(state)
+        if apply:
+            result, inner = step(tx, updates, state.inner_state, params, **extra_args)
         else:
             tx = optax.with_extra_args_support(tx)
             result, inner = tx.update(updates, state.inner_state, params, **extra_args)
-            result = optax.apply_updates(params, result) if apply else result
         count: Any = optax.safe_increment(state.count)
-        return result, HyperparamsState(count, hyperparams, state.rates, inner)
+        return result, state._replace(count=count, inner_state=inner)
 
-    def inner(self, hyperparams: dict[str, Any], rates: dict[str, ExactRate]) -> Any:
-        """The member with these numbers."""
-        arguments = dict(hyperparams)
+    def scheduled(self, count: Any) -> dict[str, jax.Array]:
+        """What the schedules say for this step."""
+        return {name: as_float(schedule(count)) for name, schedule in self.schedules}
+
+    def inner(self, state: HyperparamsState) -> Any:
+        """The member with the state's numbers."""
+        arguments: dict[str, Any] = dict(state.hyperparams)
         for name, side in self.sides:
-            b = hyperparams[name]
-            if name not in rates:  # A schedule's value: all there is of it is the float32.
-                arguments[name] = DecayRate(1 - b, jnp.log(b), side)
-                continue
-            value, complement, log = rates[name]
-            same = b == value
-            complement = jnp.where(same, complement, 1 - b)
-            arguments[name] = DecayRate(complement, jnp.where(same, log, jnp.log(b)), side)
-        return self.factory(**arguments, **dict(self.fixed))
+            b = state.hyperparams[name]
+            # Of a schedule's value, or a number put there by hand, the float32 is all there is.
+            rate = DecayRate.of_array(b, side)
+            if exact_key(name) in state.exact:
+                exact = state.exact[exact_key(name)]
+                same = b == exact.rate
+                complement = jnp.where(same, exact.complement, rate.complement)
+                rate = DecayRate(complement, jnp.where(same, exact.log, rate.log), side)
+            arguments[name] = rate
+        fixed = {k: x.tree if isinstance(x, FrozenTree) else x for k, x in self.fixed}
+        return self.factory(**arguments, **fixed)
+
+
+@dataclasses.dataclass(frozen=True)
+class HyperparamsFactory(Factory):
+    """What `with_hyperparams` returns."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Transformation:
+        """The transformation with its numbers in the state."""
+        signature = inspect.signature(self.factory)
+        bound = bind_arguments(name_of(self.factory), signature, args, kwargs)
+        bound.apply_defaults()
+        known = _parameters(self.factory)
+        arguments = _flat_arguments(signature, bound.arguments)
+        numbers: dict[str, Any] = {}
+        schedules: dict[str, Any] = {}
+        fixed: dict[str, Any] = {}
+        for name, x in arguments.items():
+            if _is_number(x) and not (isinstance(x, int) and _is_integer(known.get(name))):
+                numbers[name] = x if _is_traced(x) else float(x)
+            elif callable(x) and name in known and _is_scheduled(known[name].default):
+                schedules[name] = x
+            else:
+                fixed[name] = x if _is_hashable(x) else FrozenTree.of(x)
+        self.factory(**{**arguments, **numbers, **dict.fromkeys(schedules, 0.0)})  # Checks them.
+        sides = {
+            name: None if name in schedules or _is_traced(numbers[name]) else numbers[name] >= 0.5
+            for name, p in known.items()
+            if _is_decay_rate(p.annotation) and (name in numbers or name in schedules)
+        }
+        tables = (tuple(table.items()) for table in (schedules, fixed, sides))
+        return Transformation.around(WithHyperparams(numbers, self.factory, *tables))
 
 
 def with_hyperparams(
@@ -136,7 +144,11 @@ def with_hyperparams(
 
     Args:
       factory: `adamw`, any other alias or scale_by_* of this package, a modifier of one
-        (`cautious(adamw)`), or any function from numbers to an Optax transformation.
+        (`cautious(adamw)`), groups (`functools.partial(groups, adamw, {...})`: the numbers for all
+        leaves, not those of single groups), or any function from numbers to an Optax
+        transformation. Of such a function an argument annotated `int` stays a Python number, and
+        one annotated `adam_jax.DecayRateLike` is passed on to a member as exactly as it was given;
+        without that, all there is of a decay rate is its float32.
 
     Returns:
       A function with the arguments of `factory`. What it makes has a `HyperparamsState`, and the
@@ -159,34 +171,15 @@ def with_hyperparams(
     one, with bfloat16 parameters, is 1 and makes NaN); numbers never take the parameters' dtype;
     a callable is a schedule only where a number could stand.
     """
-    signature = inspect.signature(factory)
-    known = signature.parameters
+    check_factory(factory, "with_hyperparams(adamw)(learning_rate=1e-3)")
+    return HyperparamsFactory(factory)
 
-    @functools.wraps(factory)
-    def build(*args: Any, **kwargs: Any) -> Transformation:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        arguments = _flat_arguments(signature, bound.arguments)
-        numbers: dict[str, Any] = {
-            name: x if _is_traced(x) else float(x) for name, x in arguments.items() if _is_number(x)
-        }
-        schedules = {
-            name: x
-            for name, x in arguments.items()
-            if callable(x) and name in known and _is_scheduled(known[name].default)
-        }
-        fixed = {k: x for k, x in arguments.items() if k not in numbers and k not in schedules}
-        factory(**numbers, **dict.fromkeys(schedules, 0.0), **fixed)  # Says what is out of range.
-        rates = [name for name, p in known.items() if _is_decay_rate(p.annotation)]
-        sides = {
-            name: None if name in schedules or _is_traced(numbers[name]) else numbers[name] >= 0.5
-            for name in rates
-            if name in numbers or name in schedules
-        }
-        tables = (tuple(table.items()) for table in (schedules, fixed, sides))
-        return Transformation.around(WithHyperparams(numbers, factory, *tables))
 
-    return build
+def _parameters(factory: Any) -> Mapping[str, inspect.Parameter]:
+    """The parameters of the member that the factory makes: those of groups are its factory's."""
+    if isinstance(factory, functools.partial) and factory.func is groups:
+        return inspect.signature(factory.args[0]).parameters
+    return inspect.signature(factory).parameters
 
 
 def _flat_arguments(signature: inspect.Signature, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -219,68 +212,17 @@ def _is_decay_rate(annotation: Any) -> bool:
     return annotation == DecayRateLike or DecayRateLike in options
 
 
-def hyperparams(state: Any) -> dict[str, jax.Array]:
-    """The hyperparameters that a state has, by name: of a schedule the value of the last step.
-
-    Args:
-      state: of a transformation made by `with_hyperparams`, however deep inside others it is
-        (`optax.chain`, `MultiSteps`, a `TrainState`, an `nnx.Optimizer`'s state).
-
-    Raises:
-      ValueError: there are none, or there are several sets of them.
-    """
-    return dict(_only(state).hyperparams)
+def _is_integer(parameter: inspect.Parameter | None) -> bool:
+    """It counts something, such as the steps of a warm-up, and shapes the program maybe."""
+    if parameter is None:
+        return False
+    options = {parameter.annotation, *getattr(parameter.annotation, "__args__", ())}
+    return bool({int, "int", "int | None"} & options) and not {float, complex} & options
 
 
-def set_hyperparams(state: Any, **numbers: Any) -> Any:
-    """The same state with other hyperparameters; nothing is compiled again.
-
-    `set_hyperparams(state, b2=0.95)` keeps 1 - 0.95 and log 0.95 to full precision;
-    `state.hyperparams["b2"] = jnp.float32(0.95)`, Optax's way, works too and is what it says.
-
-    Args:
-      state: as in `hyperparams`.
-      **numbers: the new values. A number that a schedule sets is overwritten in the next step.
-
-    Raises:
-      ValueError: a name that is not in the state, a decay rate outside [0, 1), a number that is
-        infinite or NaN.
-    """
-    known = _only(state).hyperparams
-    unknown = sorted(set(numbers) - set(known))
-    if unknown:
-        raise ValueError(f"{unknown} must be among the state's hyperparameters, {sorted(known)}.")
-    for name, x in numbers.items():
-        check_number(name, x, -math.inf, instead="a schedule goes to with_hyperparams")
-
-    def renew(node: Any) -> Any:
-        if not isinstance(node, HyperparamsState):
-            return node
-        rates = {
-            name: _exact_of(name, numbers[name]) if name in numbers else rate
-            for name, rate in node.rates.items()
-        }
-        values = {name: _float(numbers.get(name, x)) for name, x in node.hyperparams.items()}
-        return node._replace(hyperparams=values, rates=rates)
-
-    return jax.tree.map(renew, state, is_leaf=_is_hyperparams_state)
-
-
-def _exact_of(name: str, b: Any) -> ExactRate:
-    DecayRate.of(name, b)
-    return _exact(b)
-
-
-def _is_hyperparams_state(node: Any) -> bool:
-    return isinstance(node, HyperparamsState)
-
-
-def _only(state: Any) -> HyperparamsState:
-    nodes = jax.tree.leaves(state, is_leaf=_is_hyperparams_state)
-    found = [node for node in nodes if isinstance(node, HyperparamsState)]
-    if len(found) != 1:
-        raise ValueError(
-            f"the state must have one set of hyperparameters, got {len(found)}: build the"
-            f" transformation as adam_jax.with_hyperparams(adamw)(learning_rate=...)."
-        )
-    return found[0]
+def _is_hashable(x: Any) -> bool:
+    try:
+        hash(x)
+    except TypeError:
+        return False
+    return True

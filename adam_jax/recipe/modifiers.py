@@ -8,7 +8,6 @@ function that makes it and returns such a function (`cautious(adamw)`), which `g
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,8 +15,10 @@ import jax
 import optax
 
 from adam_jax.family.adopt import Adopt, FlooredRoot
+from adam_jax.family.schedule_free import ScheduleFree
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_slot_dtype
 from adam_jax.link import Link
+from adam_jax.recipe.factory import Factory
 from adam_jax.row import Row
 from adam_jax.rules.base import DecayRate, Direction, Rule
 from adam_jax.rules.directions import Atan2, Ratio, Root
@@ -82,7 +83,8 @@ def clip_update_rms(tx: Modifiable, threshold: jax.typing.ArrayLike = 1.0) -> Mo
 
     Reference: Wortsman et al. 2023, Stable and low-precision training for large-scale
     vision-language models (https://arxiv.org/abs/2304.13013), algorithm 2 (StableAdamW), after
-    Shazeer & Stern 2018, section 6. Differs from it in: weight decay is not made smaller as well.
+    Shazeer & Stern 2018, section 6. Differs from it in: weight decay is not made smaller as well;
+    the divisor is the member's own, where the paper has √max(nû, eps²) for any.
     """
     threshold = check_number("threshold", threshold, 1e-30, instead="the usual value is 1.0")
 
@@ -189,22 +191,16 @@ def grokfast(
 
 
 @dataclasses.dataclass(frozen=True)
-class ModifiedFactory:
-    """A function that makes a modified transformation; compares by value, unlike a closure.
+class ModifiedFactory(Factory):
+    """A function that makes a modified transformation.
 
     Attributes:
       modifier: `cautious`, say.
-      factory: what it makes of is this function's result.
       settings: the modifier's own arguments.
     """
 
     modifier: Callable[..., Any]
-    factory: Callable[..., Any]
     settings: tuple[tuple[str, Any], ...]
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self.factory)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Transformation:
         """The modified transformation."""
@@ -216,18 +212,25 @@ def _modified(
 ) -> Any:
     if isinstance(tx, Transformation) and isinstance(tx.body, Row):
         return Transformation.around(edit(tx.body))
+    if isinstance(tx, Transformation) and isinstance(tx.body, ScheduleFree):
+        return Transformation.around(dataclasses.replace(tx.body, inner=edit(tx.body.inner)))
     if isinstance(tx, optax.GradientTransformation) or not callable(tx):
         name = modifier.__name__
+        got = type(tx.body if isinstance(tx, Transformation) else tx).__name__
         raise ValueError(
-            f"tx must be a member of adam_jax, got {type(tx).__name__}: write {name}(adamw(...)),"
+            f"tx must be a member of adam_jax, got {got}: write {name}(adamw(...)),"
             f" groups({name}(adamw), ...), with_hyperparams({name}(adamw)), and chain around that."
         )
-    return ModifiedFactory(modifier, tx, tuple(settings.items()))
+    return ModifiedFactory(tx, modifier, tuple(settings.items()))
 
 
 def _member(row: Row) -> int:
     """Where the member is: the last link that remembers something."""
-    return max(i for i, link in enumerate(row.links) if link.rule.slots)
+    members = [i for i, link in enumerate(row.links) if link.rule.slots]
+    if not members:
+        rules = ", ".join(type(link.rule).__name__ for link in row.links)
+        raise ValueError(f"tx must be a member with accumulators, as adamw(...) is, got {rules}.")
+    return members[-1]
 
 
 def _with_rule(row: Row, index: int, rule: Rule) -> Row:

@@ -126,8 +126,13 @@ class DecayRate:
             return b
         b = check_number(argument, b, 0.0, 1.0, instead="usual rates are 0.9 to 0.9999")
         if isinstance(b, jax.core.Tracer):
-            return cls(complement=1 - b, log=jnp.log(b))
+            return cls.of_array(b)
         return cls(1.0 - b, math.log(b) if b > 0.0 else -math.inf, b >= 0.5)
+
+    @classmethod
+    def of_array(cls, b: jax.Array, mostly_old: bool | None = None) -> "DecayRate":
+        """Splits a rate that is rounded already."""
+        return cls(1 - b, safe_log(b), mostly_old)
 
     def average(self, old: jax.Array, new: jax.Array) -> jax.Array:
         """One step of the average: old + (1-b)(new - old), or for b < 0.5 new + b(old - new).
@@ -148,14 +153,15 @@ class DecayRate:
     def _from_new(self, old: jax.Array, new: jax.Array) -> jax.Array:
         return new + (1 - self.complement) * (old - new)
 
-    def correction(self, count: Any, ahead: int = 0) -> jax.Array:
-        """1 - b^t with t = count + 1 + ahead: what an average of t terms started at zero sums to.
+    def correction(self, count: Any, ahead: int = 0, log_factor: Any = 0.0) -> jax.Array:
+        """1 - c·b^t with t = count + 1 + ahead; log_factor is log c, for the momenta of NAdam.
 
-        As -expm1(t log b): 1 - b**t loses five digits to cancellation in the first steps.
+        With c = 1 it is what an average of t terms sums to that started at zero. As
+        -expm1(t log b): 1 - b**t loses five digits to cancellation in the first steps.
         """
         # t as a floating-point number: the count saturates at the largest int32, and may not wrap.
         t = jnp.asarray(count, jnp.result_type(float)) + (1 + ahead)
-        return -jnp.expm1(t * self.log)
+        return _one_minus_power(t, self.complement, self.log, log_factor)
 
     def debiasing(self, count: Any) -> jax.Array:
         """1 / (1 - b^t), the factor that corrects such an average.
@@ -164,6 +170,38 @@ class DecayRate:
         its tree would get other bits than the same leaf beside another.
         """
         return 1 / self.correction(count)
+
+
+@jax.custom_jvp
+def _one_minus_power(t: jax.Array, complement: Any, log: Any, log_factor: Any) -> jax.Array:
+    """1 - c·b^t, differentiable in b through the complement alone, also where b = 0.
+
+    There log b is minus infinity, and by way of it the derivative, which is -c at t = 1, is NaN.
+    """
+    del complement
+    return -jnp.expm1(t * log + log_factor)
+
+
+@_one_minus_power.defjvp
+def _one_minus_power_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    t, complement, log, log_factor = primals
+    _, d_complement, _, d_log_factor = tangents
+    result = _one_minus_power(t, complement, log, log_factor)
+    # b^(t-1), which is 1 at t = 1 for b = 0 too: no 0·∞.
+    power = jnp.exp((t - 1) * jnp.maximum(log, jnp.finfo(t.dtype).min) + log_factor)
+    return result, t * power * d_complement - (1 - result) * d_log_factor
+
+
+@jax.custom_jvp
+def safe_log(x: jax.Array) -> jax.Array:
+    """log x, with the derivative 0 instead of infinity at 0."""
+    return jnp.log(x)
+
+
+@safe_log.defjvp
+def _safe_log_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+    return safe_log(x), jnp.where(x > 0, dx / jnp.where(x > 0, x, 1), 0)
 
 
 DecayRateLike: TypeAlias = Annotated[jax.typing.ArrayLike, DecayRate]
@@ -202,6 +240,10 @@ class Direction(abc.ABC):
     @abc.abstractmethod
     def combine(self, first: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
         """The update of one leaf."""
+
+    def normalised(self, g: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
+        """The gradient divided by what `combine` divides the first moment by."""
+        return self.combine(g, second, scalars)
 
 
 @frozen_pytree
@@ -243,10 +285,10 @@ class MomentRule(Rule):
     def step_unaveraged(
         self, g: jax.Array, old: Slots, scalars: Any
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        """As `step`, with a second result: the update with g in the place of the first moment."""
+        """As `step`, with a second result: the gradient as the direction normalises it."""
         first, second, new = self._read(g, old, scalars)
-        raw = self.direction.combine(g, second, scalars[2])
-        return self.direction.combine(first, second, scalars[2]), raw, new
+        normalised = self.direction.normalised(g, second, scalars[2])
+        return self.direction.combine(first, second, scalars[2]), normalised, new
 
     def _read(
         self, g: jax.Array, old: Slots, scalars: Any

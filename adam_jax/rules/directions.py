@@ -45,9 +45,7 @@ class Root(Direction):
         return self.eps + self.eps_hat / jnp.sqrt(self.rate.correction(count))
 
     def combine(self, first: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
-        divisor = safe_sqrt(second + self.eps_root) + scalars
-        # 0 and not 0/0 where every ε is zero and all gradients were: no other square is that small.
-        return first / jnp.maximum(divisor, jnp.finfo(divisor.dtype).tiny)
+        return safe_divide(first, safe_sqrt(second + self.eps_root) + scalars)
 
 
 @frozen_pytree
@@ -56,7 +54,7 @@ class Ratio(Direction):
 
     def combine(self, first: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
         del scalars
-        return first / jnp.where(second > 0, second, 1)
+        return safe_divide(first, second)
 
 
 @frozen_pytree
@@ -90,6 +88,25 @@ def _safe_atan2(y: jax.Array, x: jax.Array) -> jax.Array:
     """atan2 with the derivative 0 instead of NaN where both are 0."""
     both_zero = (y == 0) & (x == 0)
     return jnp.arctan2(y, jnp.where(both_zero, 1, x))
+
+
+@jax.custom_jvp
+def safe_divide(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x / y for y ≥ 0; 0, and the derivative 0, where both are 0.
+
+    So they are where every ε is zero and all gradients were: no other square is that small.
+    """
+    return x / jnp.maximum(y, jnp.finfo(y.dtype).tiny)
+
+
+@safe_divide.defjvp
+def _safe_divide_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
+    # Not by way of 1/y², which is infinite from y = 1e-20 down, and then NaN times an x of 0.
+    (x, y), (dx, dy) = primals, tangents
+    quotient = safe_divide(x, y)
+    divides = y > 0
+    slope = jnp.where(divides, quotient, 0)
+    return quotient, jnp.where(divides, (dx - slope * dy) / jnp.where(divides, y, 1), 0)
 
 
 @jax.custom_jvp

@@ -64,7 +64,7 @@ class CautiousDecay(Wrapped):
 
 @frozen_pytree
 class ClipUpdateRms(Wrapped):
-    """u / max(1, RMS / threshold), the RMS that of the update before it is averaged."""
+    """u / max(1, RMS / threshold), the RMS that of the gradient divided as u is."""
 
     threshold: Any
 
@@ -72,11 +72,11 @@ class ClipUpdateRms(Wrapped):
         self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         if isinstance(self.inner, MomentRule):
-            u, raw, new = self.inner.step_unaveraged(g, old, scalars)
+            u, measured, new = self.inner.step_unaveraged(g, old, scalars)
         else:
             u, new = self.inner.step(g, old, scalars, param)
-            raw = u
-        rms = safe_sqrt(jnp.sum(abs_squared(raw)) / max(u.size, 1))
+            measured = u
+        rms = safe_sqrt(jnp.sum(abs_squared(measured)) / max(u.size, 1))
         return u * (1 / jnp.maximum(1, rms / self.threshold)), new
 
 

@@ -1,37 +1,54 @@
 """Rules without slots: decoupled weight decay, the learning rate, bias correction on its own."""
 
+import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
 from adam_jax.rules.base import DecayRate, Rule, Slots, abs_squared, frozen_pytree, static
+from adam_jax.validation import check_number
 
 Schedule = Callable[[jax.Array], jax.typing.ArrayLike]
 
 
+class Hyperparameter(abc.ABC):
+    """A number, for the whole run or for each step."""
+
+    @abc.abstractmethod
+    def at(self, count: Any) -> Any:
+        """The number after so many completed optimizer steps (0, 1, 2, …)."""
+
+
 @frozen_pytree
-class Constant:
+class Constant(Hyperparameter):
     """A hyperparameter that is one number for the whole run."""
 
     value: Any
 
     def at(self, count: Any) -> Any:
-        """The number."""
         del count
         return self.value
 
 
 @frozen_pytree
-class Scheduled:
-    """A hyperparameter that is a function of the optimizer steps completed so far (0, 1, 2, …)."""
+class Scheduled(Hyperparameter):
+    """A hyperparameter that is a function of the optimizer steps completed so far."""
 
     schedule: Schedule = static()
 
     def at(self, count: Any) -> Any:
-        """The schedule's value for this step."""
         return self.schedule(count)
+
+
+def hyperparameter(argument: str, x: Any, *, instead: str) -> Hyperparameter:
+    """From what a user writes, a number ≥ 0 or a schedule."""
+    if isinstance(x, Hyperparameter):
+        return x
+    if callable(x):
+        return Scheduled(cast(Schedule, x))
+    return Constant(check_number(argument, x, instead=instead))
 
 
 @frozen_pytree
@@ -56,7 +73,7 @@ class AddDecayedWeights(Rule):
       downhill: u - λ·θ instead, for an update that the learning rate has turned already.
     """
 
-    weight_decay: Constant | Scheduled
+    weight_decay: Hyperparameter
     downhill: bool = static(default=False)
 
     @property
@@ -98,7 +115,7 @@ class ScaleByTrustRatio(Rule):
 class ScaleByLearningRate(Rule):
     """-α·u, or α·u where the sign is not to be flipped."""
 
-    learning_rate: Constant | Scheduled
+    learning_rate: Hyperparameter
     flip_sign: bool = static(default=True)
 
     def scalars(self, count: Any) -> Any:

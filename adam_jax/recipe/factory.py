@@ -1,0 +1,52 @@
+"""Functions that make an optimizer from hyperparameters, as arguments of other functions."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+from adam_jax.validation import bind_arguments
+
+
+@dataclasses.dataclass(frozen=True)
+class Factory:
+    """A function made of another; it compares and pickles by value, which a closure does not.
+
+    Attributes:
+      factory: the function inside, whose name, signature and documentation it has.
+    """
+
+    factory: Callable[..., Any]
+
+    def __post_init__(self) -> None:
+        vars(self).update(__name__=name_of(self.factory), __doc__=self.factory.__doc__)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.factory)
+
+
+def name_of(factory: Any) -> str:
+    """What a reader calls it: `adamw`, also where its arguments are partly given."""
+    factory = getattr(factory, "func", factory)
+    return getattr(factory, "__name__", type(factory).__name__)
+
+
+def check_factory(factory: Any, caller: str) -> None:
+    """Says what to write where somebody passes the optimizer, and not the function that makes it.
+
+    Raises:
+      ValueError: `factory` is no function.
+    """
+    if isinstance(factory, optax.GradientTransformation) or not callable(factory):
+        raise ValueError(
+            f"factory must be a function that makes an optimizer, got {type(factory).__name__}:"
+            f" write {caller}, adamw without its arguments."
+        )
+
+
+def check_arguments(factory: Any, arguments: dict[str, Any]) -> None:
+    """Raises the TypeError of an argument that the function does not know."""
+    bind_arguments(name_of(factory), inspect.signature(factory), (), arguments, partial=True)

@@ -1,0 +1,150 @@
+"""The state that hyperparameters live in: how they are kept, read and changed."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+from adam_jax.rules.base import DecayRate
+from adam_jax.validation import check_number
+
+
+class ExactRate(NamedTuple):
+    """A decay rate b, and beside it 1 - b and log b, rounded from the Python number each.
+
+    Attributes:
+      rate: b as it was set; where the state has another one, the other two are stale.
+      complement: 1 - b.
+      log: log b.
+    """
+
+    rate: jax.Array
+    complement: jax.Array
+    log: jax.Array
+
+
+class HyperparamsState(NamedTuple):
+    """State of `with_hyperparams`.
+
+    Attributes:
+      count: optimizer steps completed, int32, which schedules are functions of.
+      hyperparams: the numbers by their argument's name, float32; of a schedule its last value.
+      exact: what a float32 cannot hold of the decay rates among them, b2 under `exact_b2`:
+        `optax.tree.get(state, "b2")` is to find one number.
+      inner_state: the member's own.
+    """
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    hyperparams: dict[str, jax.Array]
+    exact: dict[str, ExactRate]
+    inner_state: Any
+
+
+def as_float(x: Any) -> jax.Array:
+    """float32, or float64 where that is JAX's default: never the dtype of a parameter.
+
+    A copy: an array of the caller's would be donated with the state.
+    """
+    return jnp.array(x, jnp.result_type(float))
+
+
+def exact_rate(name: str, b: Any) -> ExactRate:
+    """Splits a rate, or each of an array of them, from its Python number if it has one."""
+    if isinstance(b, jax.core.Tracer):
+        rate = DecayRate.of(name, b)
+        return ExactRate(as_float(b), as_float(rate.complement), as_float(rate.log))
+    b = np.asarray(b)
+    rates = [DecayRate.of(name, x) for x in b.ravel()]
+    complement, log = ([getattr(rate, part) for rate in rates] for part in ("complement", "log"))
+    return ExactRate(*(as_float(np.reshape(x, b.shape)) for x in (b, complement, log)))
+
+
+def exact_key(name: str) -> str:
+    """Where the exact parts of this rate are; not under its name, which is taken."""
+    return f"exact_{name}"
+
+
+def hyperparams(state: Any) -> dict[str, jax.Array]:
+    """The hyperparameters that a state has, by name: of a schedule the value of the last step.
+
+    Args:
+      state: of a transformation made by `with_hyperparams`, however deep inside others it is
+        (`optax.chain`, `MultiSteps`, a `TrainState`, an `nnx.Optimizer`'s state).
+
+    Raises:
+      ValueError: there are none, or there are several sets of them.
+    """
+    return dict(_only(state).hyperparams)
+
+
+def set_hyperparams(state: Any, **numbers: Any) -> Any:
+    """The same state with other hyperparameters; nothing is compiled again.
+
+    `set_hyperparams(state, b2=0.95)` keeps 1 - 0.95 and log 0.95 to full precision;
+    `state.hyperparams["b2"] = jnp.float32(0.95)`, Optax's way, works too and is what it says.
+
+    Args:
+      state: as in `hyperparams`.
+      **numbers: the new values; for the state of a population (under `vmap`), one for all or one
+        for each. A number that a schedule sets is overwritten in the next step. A decay rate that
+        crosses 0.5 keeps the form of its average, which is as exact and may differ in the last bit.
+
+    Raises:
+      ValueError: a name that is not in the state, a decay rate outside [0, 1), another number that
+        is negative, infinite or NaN, an array that does not fit.
+    """
+    known = _only(state).hyperparams
+    unknown = sorted(set(numbers) - set(known))
+    if unknown:
+        raise ValueError(f"{unknown} must be among the state's hyperparameters, {sorted(known)}.")
+
+    def renew(node: Any) -> Any:
+        if not isinstance(node, HyperparamsState):
+            return node
+        values, exact = dict(node.hyperparams), dict(node.exact)
+        for name, x in numbers.items():
+            shape = np.shape(jax.tree.leaves(values[name])[0])
+            values[name] = _fitted(name, _checked(name, x), shape)
+            if exact_key(name) in exact:
+                rate = exact_rate(name, x)
+                exact[exact_key(name)] = ExactRate(*(_fitted(name, part, shape) for part in rate))
+        new = node._replace(hyperparams=values, exact=exact)
+        # The leaves of an nnx optimizer's state are variables, whose values these are.
+        return jax.tree.unflatten(jax.tree.structure(node), jax.tree.leaves(new))
+
+    return jax.tree.map(renew, state, is_leaf=_is_hyperparams_state)
+
+
+def _checked(name: str, x: Any) -> Any:
+    instead = f"a negative one is written state.hyperparams[{name!r}] = jnp.float32(...)"
+    for number in [x] if isinstance(x, jax.core.Tracer) else np.ravel(x):
+        check_number(name, number, instead=instead)
+    return as_float(x)
+
+
+def _fitted(name: str, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    try:
+        return jnp.broadcast_to(x, shape)
+    except ValueError:
+        raise ValueError(
+            f"{name} must be one number, or have the shape {shape} that it has in the state, got"
+            f" shape {x.shape}."
+        ) from None
+
+
+def _is_hyperparams_state(node: Any) -> bool:
+    return isinstance(node, HyperparamsState)
+
+
+def _only(state: Any) -> HyperparamsState:
+    nodes = jax.tree.leaves(state, is_leaf=_is_hyperparams_state)
+    found = [node for node in nodes if isinstance(node, HyperparamsState)]
+    if len(found) != 1:
+        what = "build the transformation as adam_jax.with_hyperparams(adamw)(learning_rate=...)"
+        what = "pass the part of the state that is meant, as state[1]" if found else what
+        raise ValueError(
+            f"the state must have one set of hyperparameters, got {len(found)}: {what}."
+        )
+    return found[0]

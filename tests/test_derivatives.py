@@ -1,0 +1,64 @@
+"""Differentiating through optimizer steps: finite everywhere, and right."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import adam_jax
+from tests.catalogue import every_member
+
+PARAMS = {"x": jnp.array([1.0, -3.0]), "zero": jnp.zeros(2)}
+
+
+def loss(member, learning_rate, numbers, params):
+    tx = member.function(learning_rate, **(member.keywords | member.ours | numbers))
+    state = tx.init(params)
+    for _ in range(3):
+        grads = {"x": 2 * params["x"], "zero": 0 * params["zero"]}
+        updates, state = tx.update(grads, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+    return jnp.sum(params["x"] ** 2) + jnp.sum(params["zero"] ** 2)
+
+
+@every_member
+def test_finite_also_at_zero_gradients(member):
+    numbers = {"b1": 0.9, "b2": 0.99, "b3": 0.999, "eps": 1e-8, "eps_root": 0.0}
+    numbers = {name: x for name, x in numbers.items() if member.has(name)}
+    derive = jax.grad(loss, argnums=(1, 2, 3))
+    derivatives = derive(member, 0.1, numbers, PARAMS)
+    chex.assert_tree_all_finite(derivatives)
+    assert derivatives[0] < 0  # A larger step would have gone further down.
+
+
+EDGES = ("b1", "b2", "b3", "eps", "eps_root", "eps_hat", "momentum_decay", "alpha")
+
+
+@every_member
+def test_right_where_a_number_is_zero(member, x64):
+    """b = 0 has the logarithm -∞, ε = 0 divides zero gradients by 0."""
+    params = jax.tree.map(lambda x: x.astype(float), PARAMS)
+    # AdaBelief without momentum divides by ε alone.
+    base = {"eps_root": 0.5} if member.name == "adabelief" else {}
+    for name in EDGES:
+        if not member.has(name) or name in base:
+            continue
+        # Two-sided: the formulas go on below zero, but for ε and a logarithm.
+        derivative = jax.grad(lambda x, n=name: loss(member, 0.1, base | {n: x}, params))(0.0)
+        at = [float(loss(member, 0.1, base | {name: x}, params)) for x in (0.0, 1e-5, 2e-5)]
+        one_sided = (4 * at[1] - at[2] - 3 * at[0]) / 2e-5
+        assert float(derivative) == pytest.approx(one_sided, rel=1e-3, abs=1e-4), name
+    at_zero = base | {name: 0.0 for name in EDGES if member.has(name) and name not in base}
+    with jax.debug_nans(True):
+        chex.assert_tree_all_finite(jax.grad(loss, argnums=(1, 2, 3))(member, 0.1, at_zero, params))
+
+
+def test_finite_after_many_steps_of_radam():
+    def update(b2, count):
+        tx = adam_jax.scale_by_radam(b2=b2)
+        state = tx.init(jnp.ones(2))._replace(count=count, nu=jnp.ones(2))
+        return tx.update(jnp.ones(2), state)[0][0]
+
+    for count in (10, 10**5, 2**31 - 2):
+        assert np.isfinite(jax.grad(update)(0.999, jnp.int32(count)))
