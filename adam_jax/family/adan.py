@@ -6,7 +6,6 @@ https://arxiv.org/abs/2208.06677
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from adam_jax.alias import alias
@@ -19,6 +18,7 @@ from adam_jax.rules.base import (
     Slot,
     Slots,
     abs_squared,
+    after_first,
     frozen_pytree,
 )
 from adam_jax.rules.directions import Root
@@ -39,12 +39,11 @@ class Adan(Rule):
     slots = (Slot("m"), Slot("v"), Slot("n", magnitude=True), Slot("g"))
 
     def scalars(self, count: Any) -> Any:
-        later = jnp.minimum(jnp.asarray(count, jnp.result_type(float)), 1)
         debiasing = self.b1.debiasing(count), self.b3.debiasing(count)
         weight = self.b2.complement if self.change_weight is None else self.change_weight
         # One product per sum, see NesterovEma: m̂ + w·v̂ = (m + ratio·v)·m_debiasing.
         ratio = weight * self.b1.correction(count) * self.b2.debiasing(count)
-        return debiasing, ratio, later, weight, self.direction.scalars(count)
+        return debiasing, ratio, after_first(count), weight, self.direction.scalars(count)
 
     def step(
         self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None

@@ -20,6 +20,7 @@ from adam_jax.rules.base import (
     Slot,
     Slots,
     abs_squared,
+    after_first,
     frozen_pytree,
     static,
 )
@@ -67,7 +68,7 @@ class Adopt(Rule):
     def scalars(self, count: Any) -> Any:
         count = jnp.asarray(count, jnp.result_type(float))
         bound = () if self.clip_value_fn is None else self.clip_value_fn(count)
-        return jnp.minimum(count, 1), bound, self.direction.scalars(count)
+        return after_first(count), bound, self.direction.scalars(count)
 
     def step(
         self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None

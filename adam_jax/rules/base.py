@@ -298,6 +298,11 @@ class MomentRule(Rule):
         return first, second, new_first | new_second
 
 
+def after_first(count: Any) -> jax.Array:
+    """0 in the first optimizer step and 1 in all others, as the arithmetic's number."""
+    return jnp.minimum(jnp.asarray(count, jnp.result_type(float)), 1)
+
+
 def abs_squared(g: jax.Array) -> jax.Array:
     """|g|², real also for complex g; g·g where g is real, so that its gradient at zero is zero."""
     if jnp.iscomplexobj(g):

@@ -5,7 +5,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adam_jax.rules.base import DecayRate, MomentRule, Rule, Slot, Slots, abs_squared, frozen_pytree
+from adam_jax.rules.base import (
+    DecayRate,
+    MomentRule,
+    Rule,
+    Slot,
+    Slots,
+    abs_squared,
+    after_first,
+    frozen_pytree,
+)
 from adam_jax.rules.directions import safe_sqrt
 from adam_jax.rules.scaling import AddDecayedWeights
 
@@ -90,7 +99,7 @@ class AmplifySlowGradients(Rule):
     slots = (Slot("slow"),)
 
     def scalars(self, count: Any) -> Any:
-        return jnp.minimum(jnp.asarray(count, jnp.result_type(float)), 1)
+        return after_first(count)
 
     def step(
         self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None

@@ -27,6 +27,10 @@ class Average(Moment):
     def term(self, g: jax.Array, new: Slots) -> jax.Array:
         """What is averaged."""
 
+    def renewed(self, x: jax.Array, term: jax.Array) -> jax.Array:
+        """The average with another term in it."""
+        return self.rate.average(x, term)
+
     def scalars(self, count: Any) -> Any:
         """1 / (1 - b^t)."""
         return self.rate.debiasing(count) if self.bias_correction else ()
@@ -36,7 +40,7 @@ class Average(Moment):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """See `Moment.step`."""
         (slot,) = self.slots
-        x = self.rate.average(old[slot.name], self.term(g, new))
+        x = self.renewed(old[slot.name], self.term(g, new))
         return (x * scalars if self.bias_correction else x), {slot.name: x}
 
 
@@ -181,31 +185,10 @@ class EmaOfSurprise(Average):
 
 
 @frozen_pytree
-class YogiSquares(Moment):
-    """|g|² followed in steps of its own size: nu ← nu - (1-b)·sign(nu - |g|²)·|g|².
+class YogiSquares(EmaOfSquares):
+    """|g|² followed in steps of its own size: nu ← nu - (1-b)·sign(nu - |g|²)·|g|²."""
 
-    Attributes:
-      rate: b.
-      start: what nu is before the first step.
-    """
-
-    rate: DecayRate
-    start: Any = 0.0
-
-    @property
-    def slots(self) -> tuple[Slot, ...]:
-        return (Slot("nu", magnitude=True, start=self.start),)
-
-    def scalars(self, count: Any) -> Any:
-        return self.rate.debiasing(count)
-
-    def step(
-        self, g: jax.Array, old: Slots, scalars: Any, new: Slots
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        del new
-        squares = abs_squared(g)
+    def renewed(self, x: jax.Array, term: jax.Array) -> jax.Array:
         # Selected last: XLA fuses a product into a sum, but not through a sign in every loop.
-        step = self.rate.complement * squares
-        up, down = old["nu"] + step, old["nu"] - step
-        nu = jnp.where(squares > old["nu"], up, jnp.where(squares < old["nu"], down, old["nu"]))
-        return nu * scalars, {"nu": nu}
+        step = self.rate.complement * term
+        return jnp.where(term > x, x + step, jnp.where(term < x, x - step, x))
