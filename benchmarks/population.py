@@ -20,7 +20,8 @@ import optax
 
 import adam_jax
 from benchmarks.machine import describe, interleaved, medians
-from examples.mnist.data import batches, load, normalise
+from examples.mnist.data import batches, load
+from examples.mnist.preprocessing import normalise
 
 MEMBERS, BATCH = 16, 32
 Params = dict[str, jax.Array]

@@ -1,4 +1,4 @@
-"""MNIST from IDX files to augmented batches: read, fetch, shuffle, scale, jitter.
+"""MNIST from IDX files to batches: read, fetch, shuffle.
 
 An IDX file is a header (a magic number, the count, the further sides: four bytes each, big-endian)
 and one byte per element. What a file or a server says is checked before it is believed.
@@ -23,7 +23,8 @@ from typing import BinaryIO, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.ndimage import map_coordinates
+
+from examples.mnist.preprocessing import normalise  # noqa: F401
 
 SIDE = 28  # pixels
 MAX_COUNT = 1_000_000  # digits in one file; MNIST has 60,000
@@ -222,31 +223,3 @@ def batches(key: jax.Array, count: int, batch_size: int) -> jax.Array:
         raise _error("batch_size", f"is {batch_size}", f"1 to {count}, the digits", "change it")
     order = jax.random.permutation(key, jnp.arange(count, dtype=jnp.int32))
     return order[: count // batch_size * batch_size].reshape(-1, batch_size)
-
-
-def normalise(images: jax.typing.ArrayLike) -> jax.Array:
-    """Images uint8 [count, 28, 28] as float32 [count, 28, 28, 1], 0 to 1."""
-    return jnp.asarray(images).astype(jnp.float32)[..., None] / 255
-
-
-def shift_and_rotate(image: jax.Array, shift: jax.Array, angle: jax.Array) -> jax.Array:
-    """One image, float32 [28, 28], rotated about its centre and then shifted; outside is paper, 0.
-
-    The shift is float32 [2], in pixels down and right; the angle is in radians, from down to right.
-    Pixel p of the result reads R(-angle)·(p - centre - shift) + centre by one bilinear
-    interpolation: one for the rotation and one for the shift would blur the strokes twice.
-    """
-    centre = (SIDE - 1) / 2
-    axis = jnp.arange(SIDE, dtype=jnp.float32) - centre
-    down, right = axis[:, None] - shift[0], axis[None, :] - shift[1]
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    source = [cos * down + sin * right + centre, cos * right - sin * down + centre]
-    return map_coordinates(image, source, order=1)
-
-
-def augment(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Images float32 [batch, 28, 28, 1] each shifted by up to ±2 pixels, turned by up to ±10°."""
-    shift_key, angle_key = jax.random.split(key)
-    shifts = jax.random.uniform(shift_key, (len(images), 2), jnp.float32, -2, 2)
-    angles = math.radians(10) * jax.random.uniform(angle_key, (len(images),), jnp.float32, -1, 1)
-    return jax.vmap(shift_and_rotate)(images[..., 0], shifts, angles)[..., None]

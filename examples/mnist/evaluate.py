@@ -8,14 +8,14 @@ import numpy as np
 from flax import nnx
 from PIL import Image, UnidentifiedImageError
 
-from examples.mnist import data
+from examples.mnist import data, preprocessing
 
 CHUNK = 500  # digits at once
 
 
 @jax.jit(static_argnums=0)
 def _log_probabilities(graph: Any, params: Any, images: jax.Array) -> jax.Array:
-    return jax.nn.log_softmax(nnx.merge(graph, params)(data.normalise(images)))
+    return jax.nn.log_softmax(nnx.merge(graph, params)(preprocessing.normalise(images)))
 
 
 def log_probabilities(graph: Any, params: Any, images: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from examples.mnist import data
+from examples.mnist import data, preprocessing
 from tests.examples.mnist_files import one_line
 
 # Batches.
@@ -38,7 +38,7 @@ def test_a_batch_that_cannot_be_filled_is_one_line(size):
 
 def test_normalise_maps_bytes_to_the_unit_interval():
     images = np.arange(256, dtype=np.uint8).repeat(784).reshape(256, 28, 28)
-    for normalise in (data.normalise, jax.jit(data.normalise)):
+    for normalise in (preprocessing.normalise, jax.jit(preprocessing.normalise)):
         result = normalise(images)
         assert result.shape == (256, 28, 28, 1) and result.dtype == jnp.float32
         np.testing.assert_allclose(result[:, 3, 4, 0], np.arange(256) / 255, rtol=1e-6)
@@ -46,7 +46,7 @@ def test_normalise_maps_bytes_to_the_unit_interval():
 
 
 def sample(count: int) -> jax.Array:
-    return data.normalise(data.load().test_images[:count])
+    return preprocessing.normalise(data.load().test_images[:count])
 
 
 def moved(image: np.ndarray, shift: tuple[float, float], angle: float) -> np.ndarray:
@@ -73,26 +73,28 @@ def moved(image: np.ndarray, shift: tuple[float, float], angle: float) -> np.nda
 )
 def test_shift_and_rotate_is_one_bilinear_interpolation(shift, angle):
     image = sample(1)[0, ..., 0]
-    result = data.shift_and_rotate(image, jnp.array(shift), jnp.array(angle))
+    result = preprocessing.shift_and_rotate(image, jnp.array(shift), jnp.array(angle))
     np.testing.assert_allclose(result, moved(np.asarray(image), shift, angle), atol=2e-5)
 
 
 def test_no_shift_and_no_rotation_return_the_image():
     images = sample(8)[..., 0]
-    result = jax.jit(jax.vmap(data.shift_and_rotate))(images, jnp.zeros((8, 2)), jnp.zeros(8))
+    result = jax.jit(jax.vmap(preprocessing.shift_and_rotate))(
+        images, jnp.zeros((8, 2)), jnp.zeros(8)
+    )
     np.testing.assert_array_equal(result, images)
 
 
 def test_a_whole_pixel_shift_moves_down_and_right():
     image = sample(1)[0, ..., 0]
-    result = data.shift_and_rotate(image, jnp.array([2.0, -1.0]), jnp.array(0.0))
+    result = preprocessing.shift_and_rotate(image, jnp.array([2.0, -1.0]), jnp.array(0.0))
     np.testing.assert_array_equal(result[2:, :-1], image[:-2, 1:])
     assert not result[:2].any() and not result[:, -1].any()
 
 
 def test_augment_keeps_shape_type_and_range():
     images = sample(64)
-    result = jax.jit(data.augment)(jax.random.key(0), images)
+    result = jax.jit(preprocessing.augment)(jax.random.key(0), images)
     assert result.shape == images.shape and result.dtype == jnp.float32
     assert result.min() >= 0 and result.max() <= 1 + 1e-6
     # Digits stay on the page: the ink of an image neither vanishes nor grows.
@@ -101,7 +103,7 @@ def test_augment_keeps_shape_type_and_range():
 
 def test_augment_differs_by_key_only_and_by_image():
     same = jnp.broadcast_to(sample(1), (16, 28, 28, 1))
-    first, again, other = (data.augment(jax.random.key(k), same) for k in (0, 0, 1))
+    first, again, other = (preprocessing.augment(jax.random.key(k), same) for k in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (np.abs(first - other).max((1, 2, 3)) > 0.01).all()
     distinct = {np.asarray(image).tobytes() for image in first}
@@ -112,8 +114,8 @@ def test_augment_draws_over_the_whole_range_and_not_beyond(monkeypatch):
     def record(image, shift, angle):
         return image.at[0, :3].set(jnp.array([*shift, angle]))
 
-    monkeypatch.setattr(data, "shift_and_rotate", record)
-    draws = data.augment(jax.random.key(0), jnp.zeros((1000, 28, 28, 1)))[:, 0, :3, 0]
+    monkeypatch.setattr(preprocessing, "shift_and_rotate", record)
+    draws = preprocessing.augment(jax.random.key(0), jnp.zeros((1000, 28, 28, 1)))[:, 0, :3, 0]
     limits = np.array([2, 2, np.pi / 18])
     assert (np.abs(draws) <= limits * (1 + 1e-6)).all()
     assert (draws.max(0) > 0.98 * limits).all() and (draws.min(0) < -0.98 * limits).all()

@@ -10,7 +10,8 @@ from examples.mnist import models
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters"), [("softmax", 7_850), ("mlp", 101_770), ("cnn", 467_818)]
+    ("name", "parameters"),
+    [("softmax", 7_850), ("mlp", 101_770), ("small-cnn", 9_098), ("cnn", 467_818)],
 )
 def test_models_have_the_stated_size_and_ten_classes(name, parameters):
     model = models.MODELS[name](nnx.Rngs(0))

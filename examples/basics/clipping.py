@@ -1,0 +1,193 @@
+"""Gradients that vanish and explode, in a recurrent network that reads digits row by row.
+
+The state passes through the same recurrent weights 28 times; each passage back multiplies the
+gradient by them. Weights that shrink make the first rows' gradient vanish, weights that stretch
+make it explode. `optax.clip_by_global_norm` shortens what is too long; it cannot bring back what
+has vanished.
+"""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import adam_jax
+from examples.basics import page
+from examples.mnist import data
+from examples.mnist.preprocessing import normalise
+from examples.study import Result
+
+ROWS, UNITS, CLIP = 28, 48, 1.0
+GAINS = {1.0: page.BLUE, 1.5: page.GREEN, 2.0: page.RED}  # of the recurrent weights at the start
+TRAINED = 2.0
+RATES = {"SGD": np.geomspace(1e-6, 1.0, 7), "Adam": np.geomspace(1e-4, 1e-1, 7)}
+CONSTRUCTORS = {"SGD": optax.sgd, "Adam": adam_jax.adam}
+
+
+class RowReader(nnx.Module):
+    """state ← relu(W·state + U·row + b) for each row of the image; logits from the last state."""
+
+    def __init__(self, gain: float | jax.Array, rngs: nnx.Rngs):
+        recurrent = nnx.initializers.normal(gain / UNITS**0.5)
+        # Without a bias, rows without ink leave the state at 0, where relu passes no gradient.
+        bias = nnx.initializers.normal(0.1)
+        self.read = nnx.Linear(ROWS, UNITS, bias_init=bias, rngs=rngs)
+        self.recur = nnx.Linear(UNITS, UNITS, use_bias=False, kernel_init=recurrent, rngs=rngs)
+        self.out = nnx.Linear(UNITS, 10, rngs=rngs)
+
+    def __call__(self, images: jax.Array, nudges: jax.Array) -> jax.Array:
+        """Logits [batch, 10].
+
+        Args:
+          images: [batch, 28, 28].
+          nudges: added to the state after each row, [28, batch, units]: 0, to differentiate by.
+        """
+        rows = self.read(images).swapaxes(0, 1)  # [28, batch, units]
+
+        def one_row(state, inputs):
+            row, nudge = inputs
+            return nnx.relu(self.recur(state) + row) + nudge, None
+
+        start = jnp.zeros(rows.shape[1:])
+        return self.out(jax.lax.scan(one_row, start, (rows, nudges))[0])
+
+
+def loss_of(params, nudges: jax.Array, graph, images: jax.Array, labels: jax.Array) -> jax.Array:
+    """Cross-entropy of a batch."""
+    logits = nnx.merge(graph, params)(images, nudges)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def train(tx, graph, params, images: jax.Array, labels: jax.Array, order: jax.Array):
+    """The loss and the gradient's norm before it is clipped, [steps] each."""
+
+    def one_step(carry, batch):
+        params, state = carry
+        nudges = jnp.zeros((ROWS, len(batch), UNITS))
+        loss, grads = jax.value_and_grad(loss_of)(
+            params, nudges, graph, images[batch], labels[batch]
+        )
+        return adam_jax.step(tx, grads, state, params), (loss, optax.tree.norm(grads))
+
+    return jax.lax.scan(one_step, (params, tx.init(params)), order)[1]
+
+
+def compute(setting: page.Setting) -> Result:
+    """The gradient by row at the start for each gain; training with and without clipping."""
+    steps, batch = (20, 16) if setting.fast else (250, 32)
+    images = normalise(setting.digits.train_images)[..., 0]
+    labels = jnp.asarray(setting.digits.train_labels.astype(np.int32))
+    order = data.batches(setting.key, len(images), batch)[:steps]
+    graph = nnx.graphdef(nnx.eval_shape(lambda: RowReader(1.0, nnx.Rngs(0))))
+
+    @jax.jit
+    def start(gain: float, images: jax.Array, labels: jax.Array):
+        """The first parameters, and the norm of the gradient by the state after each row, [28]."""
+        params = nnx.state(RowReader(gain, nnx.Rngs(setting.key)))
+        nudges = jnp.zeros((ROWS, len(images), UNITS))
+        grads = jax.grad(loss_of, argnums=1)(params, nudges, graph, images, labels)
+        return params, jnp.linalg.norm(grads, axis=(1, 2))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    @functools.partial(jax.vmap, in_axes=(None, None, 0, None, None, None))  # all learning rates
+    @functools.partial(
+        jax.vmap, in_axes=(None, 0, None, None, None, None)
+    )  # clipped, and not: at infinity
+    def runs(constructor, max_norm: jax.Array, rate: jax.Array, params, images, labels):
+        tx = optax.chain(optax.clip_by_global_norm(max_norm), constructor(rate))
+        return train(tx, graph, params, images, labels, order)
+
+    some = images[:256], labels[:256]
+    result: Result = {"by_row": {str(gain): start(gain, *some)[1] for gain in GAINS}}
+    params, _ = start(TRAINED, *some)
+    max_norms = jnp.array([np.inf, CLIP])
+    for name, constructor in CONSTRUCTORS.items():
+        rates = jnp.asarray(RATES[name].astype(np.float32))
+        measured = runs(constructor, max_norms, rates, params, images, labels)
+        losses, norms = (np.array(quantity) for quantity in measured)  # [rates, 2, steps]
+        for i, clip in enumerate((False, True)):
+            result[label(name, clip)] = {"losses": losses[:, i], "norms": norms[:, i]}
+    return result
+
+
+def label(name: str, clip: bool) -> str:
+    """As in the legend."""
+    return f"{name}, clipped" if clip else name
+
+
+def last_losses(run: Result) -> np.ndarray:
+    """The mean loss of the last tenth of the steps, [rates]; NaN counts as infinite."""
+    losses = np.array(run["losses"], float)
+    losses = losses[:, -max(1, losses.shape[1] // 10) :].mean(axis=1)
+    return np.where(np.isfinite(losses), losses, np.inf)
+
+
+def findings(result: Result) -> list[str]:
+    """How the gradient changes over the rows; what clipping does for SGD and for Adam."""
+    change = {gain: norms[0] / norms[-1] for gain, norms in result["by_row"].items()}
+    low, _, high = change.values()
+    listed = ", ".join(f"{value:.1e} at gain {gain}" for gain, value in change.items())
+    lines = [
+        page.claim(
+            low < 1e-3 and high > 1e2,
+            f"the gradient at the first row, beside that at the last, vanishes and explodes:"
+            f" {listed}",
+        )
+    ]
+    norms = np.array(result["SGD, clipped"]["norms"], float)
+    lines.append(
+        f"at gain {TRAINED} the gradient's norm is {norms[0, 0]:.2g} at the start;"
+        f" clipping shortens it to {CLIP:g}"
+    )
+    for name in CONSTRUCTORS:
+        plain, clipped = (last_losses(result[label(name, clip)]) for clip in (False, True))
+        lines.append(
+            page.claim(
+                clipped.min() < 0.95 * plain.min(),
+                f"{name} learns better clipped, each at its best learning rate: loss"
+                f" {clipped.min():.3f}, against {plain.min():.3f} without",
+            )
+        )
+    return lines
+
+
+def picture(result: Result, path: Path) -> None:
+    """Gradients by row; norms and losses in training; losses by learning rate."""
+    figure, (rows, norms, losses, by_rate) = page.panels(2, 2)
+    for gain, colour in GAINS.items():
+        values = result["by_row"][str(gain)]
+        rows.semilogy(
+            np.arange(1, ROWS + 1), values, "o-", markersize=3, color=colour, label=f"gain {gain:g}"
+        )
+    rows.set(xlabel="row of the image", ylabel="norm of the gradient by the state")
+    rows.set_title("before training", fontsize=10)
+    for name, colour in (("SGD", page.YELLOW), ("Adam", page.BLUE)):
+        for clip, style in ((False, "--"), (True, "-")):
+            run, last = result[label(name, clip)], last_losses(result[label(name, clip)])
+            best = int(last.argmin())
+            text = f"{label(name, clip)}, {RATES[name][best]:.2g}"
+            norms.semilogy(run["norms"][best], style, color=colour, linewidth=1, label=text)
+            losses.semilogy(run["losses"][best], style, color=colour, linewidth=1, label=text)
+            by_rate.loglog(
+                RATES[name],
+                np.where(np.isfinite(last), last, np.nan),
+                f"o{style}",
+                color=colour,
+                label=label(name, clip),
+            )
+    norms.axhline(CLIP, color="black", linestyle=":")
+    norms.set(xlabel="step", ylabel="norm of the gradient, before clipping")
+    losses.set(xlabel="step", ylabel="cross-entropy (nats)")
+    by_rate.set(xlabel="learning rate", ylabel="loss at the end (nats)")
+    norms.set_title(f"training from gain {TRAINED:g}, each at its best rate", fontsize=10)
+    losses.set_title("the same runs", fontsize=10)
+    by_rate.set_title("a missing point: the loss became infinite or NaN", fontsize=10)
+    for axis in (rows, losses, by_rate):
+        page.legend(axis)
+    page.save(
+        figure, "A recurrent network's gradients vanish or explode; clipping tames them", path
+    )

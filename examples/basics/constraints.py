@@ -1,0 +1,155 @@
+"""A box around the parameters, and two ways to pull them to 0.
+
+Box: after each step the parameters are projected on the box. Adam's step has another length in each
+coordinate, and a box treats each coordinate alone, so the two do not get in each other's way: the
+path slides along the wall to the minimum inside. Projecting the unconstrained minimum, once, ends
+somewhere else.
+
+Decay: L2 adds λ·θ to the gradient, which Adam then divides by the gradient's size: parameters with
+large gradients hardly decay. Decoupled decay (AdamW) shrinks all by the same factor.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from matplotlib.patches import Rectangle
+from scipy.optimize import lsq_linear
+
+import adam_jax
+from examples.basics import page
+from examples.study import Result
+
+# The loss ‖A·θ - b‖²/2: a narrow valley, whose minimum (2.2, 0.3) lies outside the box.
+A = np.array([[2.0, -2.0], [0.5, 0.5]])
+B = A @ np.array([2.2, 0.3])
+START, LOWER, UPPER = (0.2, 0.9), -1.0, 1.0
+SCALES = np.array([0.01, 0.1, 1.0, 10.0], np.float32)  # of the gradient's noise
+COLOURS = (page.CYAN, page.BLUE, page.PURPLE, page.RED)
+RATE, DECAY = 1e-3, 1.0
+
+
+def loss_of(theta: jax.Array) -> jax.Array:
+    """Squared residuals of two equations in θ [2]."""
+    return optax.l2_loss(jnp.float32(A) @ theta, jnp.float32(B)).sum()
+
+
+def boxed_path(box: bool, steps: int) -> jax.Array:
+    """Adam's path, [steps, 2], with or without the projection after each step."""
+    tx = adam_jax.adam(optax.cosine_decay_schedule(0.1, steps))
+
+    def one_step(carry, _):
+        theta, state = carry
+        theta, state = adam_jax.step(tx, jax.grad(loss_of)(theta), state, theta)
+        if box:
+            theta = optax.projections.projection_box(theta, LOWER, UPPER)
+        return (theta, state), theta
+
+    theta = jnp.array(START)
+    return jax.lax.scan(one_step, (theta, tx.init(theta)), None, length=steps)[1]
+
+
+def decayed(tx: optax.GradientTransformation, noise: jax.Array) -> jax.Array:
+    """Parameters that start at 1 and have nothing to learn: their gradient is noise.
+
+    Args:
+      tx: the optimizer, with one kind of decay.
+      noise: the gradients, [steps, scales, copies].
+
+    Returns:
+      The parameters after each step, averaged over the copies, [steps, scales].
+    """
+
+    def one_step(carry, gradient):
+        theta, state = adam_jax.step(tx, gradient, carry[1], carry[0])
+        return (theta, state), theta.mean(axis=-1)
+
+    theta = jnp.ones(noise.shape[1:])
+    return jax.lax.scan(one_step, (theta, tx.init(theta)), noise)[1]
+
+
+def compute(setting: page.Setting) -> Result:
+    """Both experiments."""
+    steps = 300 if setting.fast else 1000
+    copies = 32 if setting.fast else 256
+    noise = setting.normal(steps, len(SCALES), copies) * SCALES[:, None]
+    return {
+        "free": jax.jit(boxed_path, static_argnums=(0, 1))(False, steps),
+        "boxed": jax.jit(boxed_path, static_argnums=(0, 1))(True, steps),
+        # By an active-set method, not by descent.
+        "solution": lsq_linear(A, B, (LOWER, UPPER), method="bvls").x,
+        "L2": jax.jit(lambda g: decayed(adam_jax.adam(RATE, l2=DECAY), g))(noise),
+        "decoupled": jax.jit(lambda g: decayed(adam_jax.adamw(RATE, weight_decay=DECAY), g))(noise),
+    }
+
+
+def listed(values: np.ndarray) -> str:
+    """With two decimals."""
+    return "(" + ", ".join(f"{value:.2f}" for value in values) + ")"
+
+
+def findings(result: Result) -> list[str]:
+    """Where the paths end; how much is left of a parameter by the noise of its gradient."""
+    solution, boxed = np.array(result["solution"]), np.array(result["boxed"][-1])
+    once = np.clip(result["free"][-1], LOWER, UPPER)
+    steps = len(result["L2"])
+    left, left_decoupled = result["L2"][-1], result["decoupled"][-1]
+    expected = (1 - RATE * DECAY) ** steps
+    scales = ", ".join(f"{scale:g}" for scale in SCALES)
+    return [
+        page.claim(
+            np.linalg.norm(boxed - solution) < 1e-2,
+            f"projecting after each step ends at the minimum inside the box, {listed(solution)}:"
+            f" {np.linalg.norm(boxed - solution):.1e} from it",
+        ),
+        page.claim(
+            np.linalg.norm(once - solution) > 0.1,
+            f"projecting once, at the end, does not: {listed(once)},"
+            f" {np.linalg.norm(once - solution):.2f} from it",
+        ),
+        page.claim(
+            left[0] < expected < left[-1],
+            f"L2 decays most what has small gradients: after {steps} steps there is left"
+            f" {listed(left)} for gradients of size {scales}",
+        ),
+        page.claim(
+            bool(np.allclose(left_decoupled, expected, atol=0.03)),
+            f"decoupled decay treats all alike: {listed(left_decoupled)};"
+            f" (1 - α·λ)^{steps} = {expected:.2f}",
+        ),
+    ]
+
+
+def picture(result: Result, path: Path) -> None:
+    """The two paths on the contours; what is left of a parameter by step, for each decay."""
+    figure, (box, l2, decoupled) = page.panels(3)
+    u, v = np.linspace(-1.5, 3.0, 200), np.linspace(-1.5, 3.0, 200)
+    residuals = np.einsum("ij,jvu->ivu", A, np.stack(np.meshgrid(u, v))) - B[:, None, None]
+    page.contours(box, u, v, (residuals**2).sum(axis=0) / 2, 0.03)
+    box.add_patch(Rectangle((-1, -1), 2, 2, color=page.YELLOW, alpha=0.25))
+    for name, colour, label in (("free", page.BLUE, "Adam"), ("boxed", page.RED, "projected")):
+        way = np.array([START, *result[name]])
+        box.plot(*way.T, color=colour, label=label)
+    once = np.clip(result["free"][-1], LOWER, UPPER)
+    box.plot(*START, "o", color="black", label="start")
+    box.plot(*result["solution"], "*", color=page.RED, markersize=14, label="minimum in the box")
+    box.plot(*once, "X", color=page.BLUE, markersize=9, label="projected at the end only")
+    box.set(xlabel=r"$\theta_1$", ylabel=r"$\theta_2$", aspect="equal")
+    box.set_title("a box, in yellow", fontsize=10)
+    page.legend(box, loc="upper left")
+    titles = {"L2": "L2: adam(l2=1)", "decoupled": "decoupled: adamw(weight_decay=1)"}
+    for axis, (name, title) in zip((l2, decoupled), titles.items(), strict=True):
+        values = np.array(result[name])
+        for i, colour in enumerate(COLOURS):
+            # Each thinner than the one below it, which it may cover.
+            axis.plot(values[:, i], color=colour, linewidth=8 - 2 * i, label=f"{SCALES[i]:g}")
+        axis.plot(
+            (1 - RATE * DECAY) ** np.arange(len(values)), "k:", label=r"$(1-\alpha\lambda)^t$"
+        )
+        axis.set(xlabel="step", ylabel="what is left of a parameter", ylim=(-0.05, 1.05))
+        axis.set_title(title, fontsize=10)
+    page.legend(l2, title="size of the gradient")
+    title = "A box is a projection after each step; decay is not the same as a penalty"
+    page.save(figure, title, path)

@@ -1,0 +1,167 @@
+"""Paths of Adam, RMSprop, SGD and momentum on Rosenbrock's and Beale's functions.
+
+Each has the learning rate that is best for it: 33 rates are tried at once under `jax.vmap`, and the
+one counts that needs the fewest steps until it stays near the minimum. Many of Adam's rates arrive
+and leave again: see the page least-squares for the reason.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import adam_jax
+from examples.basics import page
+from examples.study import Result
+
+NEAR = 1e-2
+RATES = np.geomspace(1e-5, 1.0, 33).astype(np.float32)
+OPTIMIZERS: dict[str, Callable[[jax.Array], optax.GradientTransformation]] = {
+    "SGD": optax.sgd,
+    "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
+    "RMSprop": optax.rmsprop,
+    "Adam": adam_jax.adam,
+}
+COLOURS = dict(zip(OPTIMIZERS, (page.YELLOW, page.GREEN, page.BLUE, page.RED), strict=True))
+
+
+def rosenbrock(p: jax.Array) -> jax.Array:
+    """A curved valley, steep across and nearly flat along: (1 - x)² + 100·(y - x²)²."""
+    x, y = p
+    return (1 - x) ** 2 + 100 * (y - x**2) ** 2
+
+
+def beale(p: jax.Array) -> jax.Array:
+    """A plain between four steep walls, a flat valley in it."""
+    x, y = p
+    return (1.5 - x + x * y) ** 2 + (2.25 - x + x * y**2) ** 2 + (2.625 - x + x * y**3) ** 2
+
+
+class Function(NamedTuple):
+    """A function of two numbers, where to start, where its minimum is, what to draw."""
+
+    of: Callable[[jax.Array], jax.Array]
+    start: tuple[float, float]
+    minimum: tuple[float, float]
+    window: tuple[tuple[float, float], tuple[float, float]]
+
+
+FUNCTIONS = {
+    "Rosenbrock": Function(rosenbrock, (-1.5, 2.0), (1.0, 1.0), ((-2.2, 1.8), (-1.2, 3.2))),
+    "Beale": Function(beale, (1.0, 1.6), (3.0, 0.5), ((-1.4, 4.6), (-3.0, 3.0))),
+}
+
+
+def path_of(function: Function, tx: optax.GradientTransformation, steps: int) -> jax.Array:
+    """The start and the point after each step, [steps + 1, 2]."""
+
+    def one_step(carry, _):
+        p, state = carry
+        return adam_jax.step(tx, jax.grad(function.of)(p), state, p), p
+
+    p = jnp.array(function.start)
+    return jax.lax.scan(one_step, (p, tx.init(p)), None, length=steps + 1)[1]
+
+
+def arrivals(paths: np.ndarray, minimum: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps until each path is within NEAR for the first time, and for good; NaN if it never is.
+
+    Args:
+      paths: [rates, steps + 1, 2].
+      minimum: where they should go.
+
+    Returns:
+      The two numbers of steps, [rates] each.
+    """
+    near = np.linalg.norm(paths - np.array(minimum), axis=-1) < NEAR
+    first = np.where(near.any(axis=1), near.argmax(axis=1), np.nan)
+    since = np.where(near.all(axis=1), 0, near.shape[1] - (~near[:, ::-1]).argmax(axis=1))
+    return first, np.where(near[:, -1], since, np.nan)
+
+
+def compute(setting: page.Setting) -> Result:
+    """The path at the best rate of each optimizer on each function, and where all rates arrive."""
+    steps = 2_000 if setting.fast else 20_000
+    result: Result = {"most": steps}
+    for name, function in FUNCTIONS.items():
+        result[name] = {}
+        for optimizer, constructor in OPTIMIZERS.items():
+
+            def at(rate: jax.Array, function=function, constructor=constructor) -> jax.Array:
+                return path_of(function, constructor(rate), steps)
+
+            paths = np.array(jax.jit(jax.vmap(at))(jnp.asarray(RATES)))
+            first, for_good = arrivals(paths, function.minimum)
+            distances = np.linalg.norm(paths[:, -1] - np.array(function.minimum), axis=1)
+            # If none arrives, the one that ends nearest is drawn.
+            best = np.nanargmin(distances if np.isnan(for_good).all() else for_good)
+            shown = steps if np.isnan(for_good[best]) else int(for_good[best])
+            result[name][optimizer] = {
+                "rate": RATES[best],
+                "steps": for_good[best],
+                "first": first,
+                "for_good": for_good,
+                "path": paths[best, : shown + 1][:: max(1, shown // 1000)],
+            }
+    return result
+
+
+def findings(result: Result) -> list[str]:
+    """Who is there first, who with the most rates, who leaves again."""
+    lines = []
+    for name in FUNCTIONS:
+        runs = result[name]
+        steps = {optimizer: run["steps"] for optimizer, run in runs.items()}
+        listed = ", ".join(f"{k} {number(n)} ({runs[k]['rate']:.2g})" for k, n in steps.items())
+        lines.append(f"{name}, steps to stay within {NEAR} of the minimum (best rate): {listed}")
+        fewest = min(steps, key=lambda k: float("inf") if np.isnan(steps[k]) else steps[k])
+        lines.append(
+            page.claim(fewest == "Adam", f"{name}: Adam is there first (fewest steps: {fewest})")
+        )
+        arrived, stayed = (
+            {k: int(np.isfinite(np.array(run[which])).sum()) for k, run in runs.items()}
+            for which in ("first", "for_good")
+        )
+        counts = ", ".join(f"{k} {arrived[k]} ({stayed[k]})" for k in runs)
+        lines.append(
+            page.claim(
+                arrived["Adam"] == max(arrived.values()),
+                f"{name}: Adam comes within {NEAR} with the most of the {len(RATES)} rates"
+                f" (in brackets: and is there at the end): {counts}",
+            )
+        )
+    return lines
+
+
+def number(steps: float) -> str:
+    """Steps, or never."""
+    return "never" if np.isnan(steps) else f"{steps:,.0f}"
+
+
+def picture(result: Result, path: Path) -> None:
+    """Above, the paths on the contours; below, steps to arrive by learning rate."""
+    figure, axes = page.panels(2, 2, height=4.4)
+    for i, (name, function) in enumerate(FUNCTIONS.items()):
+        contours, by_rate = axes[i], axes[2 + i]
+        u, v = (np.linspace(*ends, 200) for ends in function.window)
+        values = np.array(function.of(jnp.stack(np.meshgrid(u, v))))
+        page.contours(contours, u, v, values, 1e-2)
+        for optimizer, colour in COLOURS.items():
+            run = result[name][optimizer]
+            label = f"{optimizer}, rate {run['rate']:.2g}: {number(run['steps'])} steps"
+            contours.plot(*np.array(run["path"]).T, color=colour, linewidth=1.3, label=label)
+            by_rate.loglog(RATES, run["first"], ":", color=colour)
+            by_rate.loglog(RATES, run["for_good"], "o-", markersize=3, color=colour)
+        contours.plot(*function.start, "o", color="black")
+        contours.plot(*function.minimum, "*", color="black", markersize=13)
+        contours.set(xlabel="x", ylabel="y", xlim=function.window[0], ylim=function.window[1])
+        contours.set_title(f"{name}, log-spaced contours; dot: start, star: minimum", fontsize=10)
+        page.legend(contours, loc="lower left" if name == "Rosenbrock" else "upper right")
+        by_rate.set(xlabel="learning rate", ylabel=f"steps to within {NEAR}")
+        by_rate.set_xlim(RATES[0] / 1.5, RATES[-1] * 1.5)
+        by_rate.set_title("dotted: for the first time; dots: for good", fontsize=10)
+    page.save(figure, "Each optimizer at its best constant learning rate of 33", path)

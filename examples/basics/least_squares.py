@@ -1,0 +1,124 @@
+"""Linear least squares: how near Adam comes to the exact solution.
+
+Adam's step is about as long as the learning rate however small the gradient is. With a constant
+rate on mini-batches it therefore ends by wandering about the solution at a distance that the rate
+decides; only a rate that goes to 0 brings it there. On all rows at once there is no noise, and it
+gets there, but does not stay: the gradient is near 0, nu forgets the time when it was not, and
+dividing by so small a root makes the next steps too long.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import adam_jax
+from examples.basics import page
+from examples.study import Result
+
+ROWS, COLUMNS, BATCH = 512, 20, 16
+RATES = np.geomspace(1e-3, 1e-1, 9).astype(np.float32)
+SHOWN = {4: page.BLUE, 8: page.RED}  # of the rates: 0.01 and 0.1
+
+
+def compute(setting: page.Setting) -> Result:
+    """The distance to the solution by step, [rates, steps], of each schedule and kind of batch."""
+    steps = 500 if setting.fast else 10_000
+    rng = np.random.default_rng(setting.seed)
+    # Columns of sizes 1 to 1/5: some directions are steeper than others.
+    table = rng.standard_normal((ROWS, COLUMNS)) * np.geomspace(1, 0.2, COLUMNS)
+    targets = table @ rng.standard_normal(COLUMNS) + 0.5 * rng.standard_normal(ROWS)
+    x, y = jnp.float32(table), jnp.float32(targets)
+    solution = jnp.linalg.lstsq(x, y)[0]
+    batches = rng.integers(0, ROWS, (steps, BATCH), np.int32)
+
+    def loss_of(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.mean(optax.squared_error(x @ w, y))
+
+    def distances(tx: optax.GradientTransformation, stochastic: bool) -> jax.Array:
+        """‖w - solution‖ / ‖solution‖ before each step, [steps]."""
+
+        def one_step(carry, batch):
+            w, state = carry
+            rows = (x[batch], y[batch]) if stochastic else (x, y)
+            grads = jax.grad(loss_of)(w, *rows)
+            distance = jnp.linalg.norm(w - solution) / jnp.linalg.norm(solution)
+            return adam_jax.step(tx, grads, state, w), distance
+
+        w = jnp.zeros(COLUMNS)
+        return jax.lax.scan(one_step, (w, tx.init(w)), batches)[1]
+
+    schedules = {
+        "constant": lambda rate: rate,
+        "cosine": lambda rate: optax.cosine_decay_schedule(rate, steps),
+    }
+    return {
+        f"{schedule}, {kind}": jax.jit(
+            jax.vmap(lambda rate, s=of, k=kind: distances(adam_jax.adam(s(rate)), k == "batches"))
+        )(jnp.asarray(RATES))[:, :: max(1, steps // 2000)]
+        for schedule, of in schedules.items()
+        for kind in ("batches", "all rows")
+    } | {"stride": max(1, steps // 2000)}
+
+
+def ends(result: Result, name: str) -> np.ndarray:
+    """The distance at the end, [rates]: the root mean square of the last 2 % of the steps."""
+    distances = np.array(result[name])
+    return np.sqrt((distances[:, -max(1, distances.shape[1] // 50) :] ** 2).mean(axis=1))
+
+
+def findings(result: Result) -> list[str]:
+    """The floors of a constant rate, their order in the rate, and what decay does."""
+    constant, cosine = ends(result, "constant, batches"), ends(result, "cosine, batches")
+    exact, exact_decayed = ends(result, "constant, all rows"), ends(result, "cosine, all rows")
+    best = int(constant.argmin())
+    high = RATES >= 0.009  # The smaller ones may still be on their way.
+    order = np.polyfit(np.log(RATES[high]), np.log(constant[high]), 1)[0]
+    return [
+        page.claim(
+            0.4 < order < 0.7,
+            "on batches, a constant rate stays at a distance like that of a random walk, as the"
+            f" root of the rate: {constant[high][0]:.2g} at 0.01, {constant[-1]:.2g} at 0.1,"
+            f" the power {order:.2f}",
+        ),
+        page.claim(
+            cosine.min() < constant.min(),
+            f"a decaying rate ends nearer than any constant one: {cosine.min():.2g}, from"
+            f" {RATES[cosine.argmin()]:.2g} down to 0; the best constant one, {RATES[best]:.2g},"
+            f" at {constant.min():.2g}",
+        ),
+        page.claim(
+            exact[-1] > 3 * exact_decayed[-1],
+            "without the noise of batches too: the constant rate 0.1 ends at"
+            f" {exact[-1]:.1g}, the decaying one at {exact_decayed[-1]:.1g}",
+        ),
+    ]
+
+
+def picture(result: Result, path: Path) -> None:
+    """Distances by step on batches and on all rows; where they end, by rate."""
+    figure, (batches, everything, by_rate) = page.panels(3)
+    for axis, kind in ((batches, "batches"), (everything, "all rows")):
+        for i, colour in SHOWN.items():
+            for schedule, style in (("constant", "-"), ("cosine", "--")):
+                distances = result[f"{schedule}, {kind}"][i]
+                steps = np.arange(len(distances)) * result["stride"]
+                label = f"{RATES[i]:.2g}, {schedule}"
+                axis.semilogy(steps, distances, style, color=colour, linewidth=1, label=label)
+        axis.set(xlabel="step", ylabel="distance to the solution, relative")
+    batches.set_title(f"batches of {BATCH} rows", fontsize=10)
+    everything.set_title(f"all {ROWS} rows at each step", fontsize=10)
+    page.legend(everything, title="learning rate", loc="upper right")
+    for kind, colour in (("batches", page.BLUE), ("all rows", page.RED)):
+        for schedule, style in (("constant", "o-"), ("cosine", "o--")):
+            name = f"{schedule}, {kind}"
+            by_rate.loglog(RATES, ends(result, name), style, color=colour, label=name)
+    by_rate.set(xlabel="learning rate", ylabel="distance at the end, relative")
+    by_rate.set_ylim(top=3)
+    page.legend(by_rate, loc="upper left", ncols=2)
+    by_rate.set_title("where each rate ends", fontsize=10)
+    constant, cosine = (ends(result, f"{name}, batches").min() for name in ("constant", "cosine"))
+    title = f"On batches the best constant rate ends {constant / cosine:.1f} times as far"
+    page.save(figure, f"{title} from the least-squares solution as the best decaying one", path)

@@ -1,0 +1,107 @@
+"""What the pages share: what a page is, how it says what it found, how its picture looks."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import matplotlib
+import numpy as np
+
+from examples.mnist.data import Digits
+from examples.study import Result
+
+matplotlib.use("Agg")  # Files only: no window system is needed.
+
+import matplotlib.pyplot as plt  # noqa: E402
+
+BLUE, RED, GREEN, YELLOW, CYAN, PURPLE = (
+    "#4477aa",
+    "#ee6677",
+    "#228833",
+    "#ccbb44",
+    "#66ccee",
+    "#aa3377",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What a page's results depend on.
+
+    Attributes:
+      seed: everything random comes from it.
+      digits: the handwritten digits.
+      fast: fewer steps, to show that it runs.
+    """
+
+    seed: int
+    digits: Digits
+    fast: bool
+
+    @property
+    def key(self) -> jax.Array:
+        """For what is drawn in JAX: a model's first parameters, the order of the digits."""
+        return jax.random.key(self.seed)
+
+    def normal(self, *shape: int) -> np.ndarray:
+        """Standard normal numbers, float32; the same at each call."""
+        return np.random.default_rng(self.seed).standard_normal(shape, np.float32)
+
+
+class Page(Protocol):
+    """One experiment; each page is a module with these three functions."""
+
+    def compute(self, setting: Setting, /) -> Result:
+        """Runs the experiment; returns numbers and arrays."""
+        ...
+
+    def findings(self, result: Result, /) -> list[str]:
+        """What the numbers say: a claim a line, and whether it held."""
+        ...
+
+    def picture(self, result: Result, path: Path, /) -> None:
+        """Draws them."""
+        ...
+
+
+def claim(holds: bool | np.bool_, text: str) -> str:
+    """A line of findings: the claim, with its numbers, and whether this run bears it out."""
+    return f"{'holds' if holds else 'DOES NOT HOLD'}: {text}"
+
+
+def panels(columns: int, rows: int = 1, height: float = 3.8) -> tuple[Any, list[Any]]:
+    """A figure and its axes, row by row."""
+    size = (4.4 * columns, height * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, list(axes.flat)
+
+
+def contours(axis: Any, x: np.ndarray, y: np.ndarray, values: np.ndarray, lowest: float) -> None:
+    """Contour lines of values [y, x] > 0, equally spaced in their logarithm, from `lowest` up."""
+    levels = np.geomspace(lowest, values.max(), 24)
+    axis.contour(x, y, values, levels, norm="log", cmap="Greys_r", linewidths=0.6, alpha=0.6)
+
+
+def legend(axis: Any, **options: Any) -> None:
+    """A legend without a frame, readable on top of lines."""
+    axis.legend(**{"fontsize": 8, "facecolor": "white", "edgecolor": "none"} | options)
+
+
+def image(axis: Any, pixels: np.ndarray, title: str) -> None:
+    """Weights [28, 28] as an image: blue pulls down, red pulls up, white does nothing."""
+    largest = np.abs(pixels).max()
+    shown = axis.imshow(pixels, cmap="RdBu_r", vmin=-largest, vmax=largest)
+    axis.figure.colorbar(shown, ax=axis, fraction=0.046)
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+    axis.set_title(title, fontsize=10)
+
+
+def save(figure: Any, title: str, path: Path) -> None:
+    """Titles the figure and writes it as PNG."""
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,152 @@
+"""Sixteen optimizers on three models of handwritten digits, each at its best learning rate.
+
+Optax's SGD, momentum, Nesterov, Adagrad, Adadelta and RMSprop, and ten members of Adam's family;
+softmax regression, an MLP and a small CNN. Each optimizer gets five learning rates, half a decade
+apart, and three seeds: fifteen runs, trained as one program (`jax.vmap`, compiled once). The rate
+is chosen on digits held out from training, everything else is measured on the test digits.
+
+Writes OUT/table.md, table.csv and curves.png.
+"""
+
+import functools
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import adam_jax
+from examples import study
+from examples.compare.report import figure, table, verdict
+from examples.mnist import data, population
+from examples.mnist.population import Make, Split
+
+# The optimizer and the middle of its grid of learning rates.
+OPTIMIZERS: dict[str, tuple[Make, float]] = {
+    "sgd": (optax.sgd, 0.3),
+    "momentum": (functools.partial(optax.sgd, momentum=0.9), 0.03),
+    "nesterov": (functools.partial(optax.sgd, momentum=0.9, nesterov=True), 0.03),
+    "adagrad": (optax.adagrad, 0.1),
+    "adadelta": (optax.adadelta, 3.0),
+    "rmsprop": (optax.rmsprop, 3e-3),
+    "adam": (adam_jax.adam, 3e-3),
+    "adamw": (adam_jax.adamw, 3e-3),
+    "nadam": (adam_jax.nadam, 3e-3),
+    "amsgrad": (adam_jax.amsgrad, 3e-3),
+    "adamax": (adam_jax.adamax, 1e-2),
+    "radam": (adam_jax.radam, 1e-2),
+    "adabelief": (adam_jax.adabelief, 3e-3),
+    "yogi": (adam_jax.yogi, 1e-2),
+    "adan": (adam_jax.adan, 3e-3),
+    "lion": (adam_jax.lion, 1e-3),
+}
+FACTORS = 10.0 ** np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
+SEEDS, BATCH, HELD_OUT = 3, 64, 1000
+STEPS = {"softmax": 500, "mlp": 500, "small-cnn": 150}
+CHUNK = 25
+"""Optimizer steps between two looks at the held-out digits; training losses are means of them."""
+
+
+def measure(
+    model: str,
+    optimizer: str,
+    params: Any,
+    splits: tuple[Split, Split, Split],
+    steps: int,
+    seed: int,
+) -> study.Result:
+    """Trains the grid of one optimizer on one model.
+
+    Args:
+      model: of `MODELS`.
+      optimizer: of `OPTIMIZERS`.
+      params: of all runs before the first step, rates by seeds as one axis.
+      splits: training, held-out and test digits.
+      steps: optimizer steps.
+      seed: of starts and batches.
+
+    Returns:
+      For each run, rates by seeds: `rates` [5], `train_loss` and `accuracy` (held-out)
+      [5, 3, chunks], `step_loss` [5, 3, steps], `validation_loss`, `test_loss`, `test_accuracy`
+      [5, 3]; and `step_seconds`, a run's share of the time of one step of all.
+    """
+    make, middle = OPTIMIZERS[optimizer]
+    train, validation, test = splits
+    rates = middle * FACTORS
+    shape = (len(rates), SEEDS)
+    members = shape[0] * shape[1]
+    keys = jnp.tile(seeds(seed), len(rates))
+    numbers = {"learning_rate": jnp.asarray(np.repeat(rates, SEEDS), jnp.float32)}
+    order = population.orders(keys, len(train.labels), BATCH, steps)
+    state = population.start(params, numbers, make)
+    losses, accuracies, seconds = [], [], []
+    for i in range(0, steps, CHUNK):
+        began = time.perf_counter()
+        state, loss = population.advance(
+            state, numbers, order[:, i : i + CHUNK], train, keys[0], model=model, make=make
+        )
+        losses.append(np.asarray(loss))
+        seconds.append(time.perf_counter() - began)
+        _, accuracy = population.evaluate(state.params, validation, model=model)
+        accuracies.append(np.asarray(accuracy))
+    by_step = np.concatenate(losses, axis=1)
+    validation_loss, _ = population.evaluate(state.params, validation, model=model)
+    test_loss, test_accuracy = population.evaluate(state.params, test, model=model)
+    result = {
+        "step_loss": by_step,
+        "accuracy": np.stack(accuracies, axis=1),
+        "validation_loss": np.asarray(validation_loss),
+        "test_loss": np.asarray(test_loss),
+        "test_accuracy": np.asarray(test_accuracy),
+    }
+    grids = {name: x.reshape(*shape, *x.shape[1:]).round(5) for name, x in result.items()}
+    # The first chunk was compiled.
+    step_seconds = float(np.median(seconds[1:] or seconds)) / CHUNK / members
+    return {"rates": rates, "step_seconds": step_seconds, **grids}
+
+
+def seeds(seed: int) -> jax.Array:
+    """One key for each seed of a rate: the same starts and batches for all rates."""
+    return jax.random.split(jax.random.key(seed), SEEDS)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs what is missing of the comparison, then writes table and picture."""
+    parser = study.arguments("examples.compare", __doc__)
+    parser.add_argument("--models", nargs="+", choices=STEPS, default=list(STEPS))
+    parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
+    options = parser.parse_args(argv)
+    steps = {model: 2 * CHUNK if options.fast else STEPS[model] for model in options.models}
+    digits = data.load(options.data_dir)
+    splits = population.split(digits, HELD_OUT)
+    settings = {"seed": options.seed, "steps": steps, "data_dir": str(options.data_dir)}
+    work = study.Study(options.out, settings)
+
+    @functools.cache
+    def params(model: str) -> Any:
+        keys = jnp.tile(seeds(options.seed), len(FACTORS))
+        return population.initial(keys, model=model)
+
+    def piece(model: str, optimizer: str) -> study.Piece:
+        def compute() -> study.Result:
+            return measure(model, optimizer, params(model), splits, steps[model], options.seed)
+
+        cost = {"softmax": 3.0, "mlp": 7.0, "small-cnn": 25.0}[model]  # Seconds, about.
+        return study.Piece(f"{model} {optimizer}", compute, cost)
+
+    found = work.run([piece(m, o) for m in options.models for o in options.optimizers])
+    results = {
+        model: {optimizer: found[f"{model} {optimizer}"] for optimizer in options.optimizers}
+        for model in options.models
+    }
+    print(table(work, results))
+    print(verdict(results))
+    figure(results, CHUNK, options.out / "curves.png")
+    seconds = sum(work.seconds.values())
+    print(f"{options.out}/table.md, table.csv, curves.png; {seconds:.0f} s of work")
+
+
+if __name__ == "__main__":
+    study.command(main)

@@ -1,0 +1,59 @@
+"""Adam's paper on two cores: figures 1, 2 and 4, and the counterexample of AMSGrad's.
+
+Each figure is computed anew in small, and each statement about it is judged by this run: the table
+of claims says which held. Kingma & Ba 2015, https://arxiv.org/abs/1412.6980; Reddi, Kale & Kumar
+2018, https://arxiv.org/abs/1904.09237.
+"""
+
+import dataclasses
+import itertools
+from typing import Any
+
+from examples.mnist import data
+from examples.paper import claims, counterexample, logistic, mlp, plots, vae
+from examples.study import Study, arguments, command
+
+FIGURES: dict[str, Any] = {
+    "figure1": logistic,
+    "figure2": mlp,
+    "figure4": vae,
+    "counterexample": counterexample,
+}
+PICTURES = {
+    "figure1": plots.race,
+    "figure2": plots.race,
+    "figure4": plots.correction,
+    "counterexample": plots.regret,
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Computes the figures, draws them, and judges the claims."""
+    parser = arguments("examples.paper", __doc__)
+    parser.add_argument("--only", choices=FIGURES, help="one figure (default: all)")
+    options = parser.parse_args(argv)
+    chosen = [options.only] if options.only else list(FIGURES)
+    scales = {name: m.FAST if options.fast else m.FULL for name, m in FIGURES.items()}
+    digits = data.load(options.data_dir)
+
+    settings = {name: dataclasses.asdict(scale) for name, scale in scales.items()}
+    settings |= {"seed": options.seed, "data_dir": str(options.data_dir)}
+    study = Study(options.out, settings)
+    pieces = {name: FIGURES[name].pieces(digits, scales[name], options.seed) for name in chosen}
+    results = study.run(itertools.chain(*pieces.values()))
+
+    found = []
+    for name in chosen:
+        # By the names of the pieces, which begin with the figure's.
+        own = {p.name.removeprefix(f"{name} "): results[p.name] for p in pieces[name]}
+        title = FIGURES[name].title(scales[name])
+        PICTURES[name](own, title, options.out / f"{name}.png")
+        study.say(title)
+        found += FIGURES[name].claims(own)
+    study.say(study.table(claims.COLUMNS, [claim.row() for claim in found], "table"))
+    held = sum(claim.held for claim in found)
+    study.say(f"{held} of {len(found)} claims held in this run. Pictures: {options.out}/*.png")
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,26 @@
+"""What a paper says, and whether this run says so too."""
+
+from typing import NamedTuple
+
+
+class Claim(NamedTuple):
+    """One row of the table.
+
+    Attributes:
+      claim: the paper's statement, and in brackets how it is decided here.
+      source: paper and section.
+      held: whether it is so in this run.
+      figures: the numbers that decided it.
+    """
+
+    claim: str
+    source: str
+    held: bool
+    figures: str
+
+    def row(self) -> tuple[str, str, str, str]:
+        """Cells of the table."""
+        return (self.claim, self.source, "held" if self.held else "did not hold", self.figures)
+
+
+COLUMNS = ("claim", "source", "here", "figures")

@@ -1,0 +1,126 @@
+"""Many runs of one optimizer at once: the same digits, noise and first weights, other settings."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import adam_jax
+from examples.mnist import data
+from examples.mnist.preprocessing import normalise
+
+Loss = Callable[[Any, Any, jax.Array], jax.Array]
+"""Of the parameters, a batch (arrays [batch, ...]) and a key for noise: the cost, a scalar."""
+
+Optimizer = Callable[..., optax.GradientTransformation]
+"""Of the settings, by name: numbers that may be traced."""
+
+
+class Digits(NamedTuple):
+    """Pixels float32 [count, 784], 0 (paper) to 1 (ink); labels int32 [count]."""
+
+    pixels: jax.Array
+    labels: jax.Array
+
+    @classmethod
+    def of(cls, digits: data.Digits, count: int) -> "Digits":
+        """The first digits of the training set."""
+        pixels = normalise(digits.train_images[:count])
+        labels = jnp.asarray(digits.train_labels[:count], jnp.int32)
+        return cls(pixels.reshape(len(pixels), -1), labels)
+
+
+def train(
+    loss: Loss,
+    params: Any,
+    optimizer: Optimizer,
+    settings: Mapping[str, Any],
+    digits: Digits,
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+) -> np.ndarray:
+    """Trains once for each entry of the settings, all at the same time.
+
+    Args:
+      loss: what is minimised.
+      params: where all runs begin.
+      optimizer: makes the transformation of one run from its settings.
+      settings: arrays float32 [runs], by the name of the optimizer's argument.
+      digits: the training set.
+      epochs: passes through it.
+      batch_size: of each step.
+      seed: of the order of the digits and of the noise, the same in all runs.
+
+    Returns:
+      The training cost, the mean over the batches of an epoch: float32 [runs, epochs]. NaN or
+      infinite from where a run diverged.
+    """
+    settings = {name: jnp.asarray(values, jnp.float32) for name, values in settings.items()}
+    state = begin(params, settings, optimizer=optimizer)
+    order_key, noise_key = jax.random.split(jax.random.key(seed))
+    costs = []
+    for epoch in range(epochs):
+        order = data.batches(jax.random.fold_in(order_key, epoch), len(digits.labels), batch_size)
+        key = jax.random.fold_in(noise_key, epoch)
+        state, cost = train_epoch(
+            state, settings, digits, order, key, loss=loss, optimizer=optimizer
+        )
+        # Fetched, so that the epoch is over: a ctrl-C waits for one dispatch at most.
+        costs.append(np.asarray(cost))
+    return np.stack(costs, axis=1)
+
+
+@functools.partial(jax.jit, static_argnames=("optimizer",))
+def begin(params: Any, settings: dict[str, jax.Array], *, optimizer: Optimizer) -> Any:
+    """The parameters and the optimizer state of all runs, each leaf [runs, ...]."""
+    return jax.vmap(lambda own: (params, optimizer(**own).init(params)))(settings)
+
+
+@functools.partial(jax.jit, static_argnames=("loss", "optimizer"), donate_argnames=("state",))
+def train_epoch(
+    state: Any,
+    settings: dict[str, jax.Array],
+    digits: Digits,
+    order: jax.Array,
+    key: jax.Array,
+    *,
+    loss: Loss,
+    optimizer: Optimizer,
+) -> tuple[Any, jax.Array]:
+    """One epoch of all runs in one dispatch.
+
+    Args:
+      state: parameters and optimizer state, each leaf [runs, ...]; is overwritten.
+      settings: arrays [runs].
+      digits: the training set.
+      order: int32 [steps, batch], the digits of each batch.
+      key: of the epoch's noise.
+      loss: what is minimised.
+      optimizer: makes the transformation of one run from its settings.
+
+    Returns:
+      The new state, and the cost of each run, float32 [runs], the mean over the epoch.
+    """
+
+    def one_run(state: Any, settings: dict[str, jax.Array]) -> tuple[Any, jax.Array]:
+        tx = optimizer(**settings)
+
+        def one_step(state: Any, step: Any) -> tuple[Any, jax.Array]:
+            params, opt_state = state
+            rows, step_key = step
+            batch = jax.tree.map(lambda x: x[rows], digits)
+            cost, grads = jax.value_and_grad(loss)(params, batch, step_key)
+            params, opt_state = adam_jax.step(tx, grads, opt_state, params)
+            return (params, opt_state), cost
+
+        # Keys and rows are no run's own, so vmap leaves one dropout mask and one batch for all.
+        state, costs = jax.lax.scan(one_step, state, (order, jax.random.split(key, len(order))))
+        return state, costs.mean()
+
+    return jax.vmap(one_run)(state, settings)

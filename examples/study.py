@@ -1,0 +1,196 @@
+"""What the experiments share: work in pieces that survive an interruption, progress, tables.
+
+An experiment is a list of pieces. Each is computed once and written to OUT/pieces.jsonl, so that a
+study that is stopped at any moment goes on with the first piece that is missing. What it leaves:
+
+OUT/settings.json   what its results depend on
+OUT/pieces.jsonl    one line a piece: its name, its seconds, its result
+OUT/table.md, OUT/table.csv, and pictures
+"""
+
+import argparse
+import csv
+import dataclasses
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from examples.mnist.data import DataError
+
+Result = dict[str, Any]
+"""What a piece found: numbers, texts, lists of them; arrays become lists."""
+
+
+class StudyError(ValueError):
+    """One line for the user."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A part of the work.
+
+    Attributes:
+      name: unlike those of all other pieces.
+      compute: returns the result.
+      cost: how long it takes beside the others, for the estimate of the time left.
+    """
+
+    name: str
+    compute: Callable[[], Result]
+    cost: float = 1.0
+
+
+class Study:
+    """A folder with the pieces that are done."""
+
+    def __init__(self, folder: Path, settings: Result):
+        """Opens a study, or begins it. Raises StudyError if it was begun with other settings."""
+        self.folder, self.console = folder, Console(highlight=False)
+        folder.mkdir(parents=True, exist_ok=True)
+        path, settings = folder / "settings.json", json.loads(json.dumps(settings))
+        if path.exists():
+            before = json.loads(path.read_text())
+            differing = sorted(k for k in {*before, *settings} if before.get(k) != settings.get(k))
+            if differing:
+                raise StudyError(
+                    f"{folder} holds a study with other settings ({', '.join(differing)});"
+                    f" choose another --out, or remove it"
+                )
+        else:
+            write_whole(path, json.dumps(settings, indent=1) + "\n")
+        self.done: dict[str, Result] = {}
+        self.seconds: dict[str, float] = {}
+        for line in self._lines():
+            self.done[line["name"]], self.seconds[line["name"]] = line["result"], line["seconds"]
+
+    def _lines(self) -> list[Result]:
+        path = self.folder / "pieces.jsonl"
+        text = path.read_text() if path.exists() else ""
+        whole, _, torn = text.rpartition("\n")
+        if torn:  # Killed while it wrote: that piece is computed again.
+            write_whole(path, whole and whole + "\n")
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def run(self, pieces: Iterable[Piece]) -> dict[str, Result]:
+        """Computes the pieces that are missing, in order; returns the results of all.
+
+        A terminal shows a bar with the time left, from the costs and the seconds so far; elsewhere
+        each piece is a line.
+        """
+        pieces = list(pieces)
+        missing = [piece for piece in pieces if piece.name not in self.done]
+        before = len(pieces) - len(missing)
+        if before:
+            self.console.print(f"{before} of {len(pieces)} pieces were done before")
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
+        )
+        began, spent = time.perf_counter(), 0.0
+        with bar:
+            task = bar.add_task("", total=len(pieces), completed=before, left="")
+            for i, piece in enumerate(missing):
+                rest = sum(p.cost for p in missing[i:])
+                now = time.perf_counter() - began
+                left = f"about {clock(now / spent * rest)} left" if spent else ""
+                bar.update(task, description=piece.name, left=left)
+                start = time.perf_counter()
+                result = piece.compute()
+                self.save(piece.name, result, time.perf_counter() - start)
+                spent += piece.cost
+                bar.advance(task)
+                if not self.console.is_terminal:
+                    now = time.perf_counter() - began
+                    left = now / spent * (rest - piece.cost)
+                    self.say(
+                        f"{piece.name}: {self.seconds[piece.name]:.1f} s,"
+                        f" {len(missing) - i - 1} to go, about {clock(left)} left"
+                    )
+        return {piece.name: self.done[piece.name] for piece in pieces}
+
+    def save(self, name: str, result: Result, seconds: float) -> None:
+        """Writes one piece."""
+        line = {"name": name, "seconds": round(seconds, 3), "result": result}
+        text = json.dumps(line, default=plain)
+        with (self.folder / "pieces.jsonl").open("a") as file:
+            file.write(text + "\n")
+        self.done[name], self.seconds[name] = json.loads(text)["result"], seconds
+
+    def say(self, text: str) -> None:
+        """Prints a line that a terminal may wrap and nothing else does."""
+        self.console.print(text, soft_wrap=True, markup=False)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], name: str) -> str:
+        """Writes NAME.md and NAME.csv; returns the Markdown."""
+        with (self.folder / f"{name}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([columns, *rows])
+        lines = [columns, ["---"] * len(columns), *rows]
+        text = "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+        (self.folder / f"{name}.md").write_text(text)
+        return text
+
+
+def plain(x: Any) -> Any:
+    """An array as lists, for JSON."""
+    return np.asarray(x).tolist()
+
+
+def clock(seconds: float) -> str:
+    """A duration as a person says it."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """The file appears, or is replaced, with all of the text in it, also under a kill."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def arguments(module: str, doc: str | None, digits: bool = True) -> argparse.ArgumentParser:
+    """The options that all experiments have: --out, --fast, --seed, and --data-dir."""
+    name = module.removeprefix("examples.")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs") / name, help="folder of the results (%(default)s)"
+    )
+    parser.add_argument("--fast", action="store_true", help="a small version: shows that it runs")
+    parser.add_argument("--seed", type=int, default=0)
+    if digits:
+        parser.add_argument(
+            "--data-dir",
+            type=Path,
+            help="folder of the four IDX files of MNIST"
+            " (default: the 8,000 + 2,000 digits that come with the examples)",
+        )
+    return parser
+
+
+def command(main: Callable[[], None]) -> None:
+    """Runs an experiment; what the user can mend is one line on stderr and the exit status 1."""
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    try:
+        main()
+    except (DataError, StudyError, OSError) as error:
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)

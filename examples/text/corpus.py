@@ -1,0 +1,96 @@
+"""The text: the Python language reference, as it comes with every Python for `help()`.
+
+`pydoc_data.topics` holds its chapters by name (Copyright Python Software Foundation; PSF licence
+version 2). Chapters repeat each other's paragraphs, a fifth of the text in Python 3.11: each is
+kept where it stands first, or the held-out part would largely be text that was trained on. Tables
+are left out: they are spaces for the most part, and the more of them stand in the last chapters.
+
+The text differs a little between versions of Python, and so do the losses.
+"""
+
+import dataclasses
+import pydoc_data.topics
+
+import numpy as np
+
+from examples.study import StudyError
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """A text as numbers.
+
+    Attributes:
+      vocabulary: the characters, sorted; a character's place is its number.
+      train: the first 90 % of the characters, int32 [count].
+      validation: the last 10 %.
+    """
+
+    vocabulary: str
+    train: np.ndarray
+    validation: np.ndarray
+
+
+def text() -> str:
+    """The chapters in alphabetical order, each paragraph once, without the tables."""
+    topics = pydoc_data.topics.topics
+    chapters = (topics[name] for name in sorted(topics))
+    paragraphs = (p.strip("\n") for chapter in chapters for p in chapter.split("\n\n"))
+    running = (p for p in paragraphs if p and not p.lstrip().startswith(("+-", "|")))
+    return "\n\n".join(dict.fromkeys(running)) + "\n"
+
+
+def load() -> Corpus:
+    """The text, split. The vocabulary is that of both parts."""
+    whole = text()
+    vocabulary = "".join(sorted(set(whole)))
+    tokens = encode(whole, vocabulary)
+    cut = len(tokens) * 9 // 10
+    return Corpus(vocabulary, tokens[:cut], tokens[cut:])
+
+
+def encode(text: str, vocabulary: str) -> np.ndarray:
+    """Numbers of the characters, int32 [len(text)]. Raises StudyError at one that has none."""
+    unknown = sorted(set(text) - set(vocabulary))
+    if unknown:
+        raise StudyError(
+            f"the model does not know {' '.join(map(repr, unknown))};"
+            f" it was trained on {vocabulary.strip()}"
+        )
+    number = {character: i for i, character in enumerate(vocabulary)}
+    return np.array([number[character] for character in text], np.int32)
+
+
+def decode(tokens: np.ndarray, vocabulary: str) -> str:
+    """The characters of the numbers."""
+    return "".join(vocabulary[i] for i in tokens)
+
+
+def ngram_losses(corpus: Corpus, order: int) -> list[float]:
+    """Validation losses in nats a character of the models that see 0, 1, ... order - 1 characters.
+
+    Each counts what followed its context h in training, and mixes that with the next shorter model,
+    the more so the more kinds of characters followed (Witten & Bell 1991):
+
+    p(c | h) = (count(h, c) + kinds(h)·p(c | h without its first)) / (count(h) + kinds(h))
+
+    The shortest is mixed with 1 / (size of the vocabulary). A context that training did not have
+    leaves the prediction to the shorter model.
+    """
+    size, seen = len(corpus.vocabulary), len(corpus.train)
+    text = np.concatenate([corpus.train, corpus.validation])
+    p = np.full(len(text), 1 / size)
+    context = np.zeros(len(text), np.int64)  # Of each character: the number of what precedes it.
+    losses = []
+    for _ in range(order):
+        grams, gram = np.unique(context * size + text, return_inverse=True)
+        count = np.bincount(gram[:seen], minlength=len(grams))
+        total = np.bincount(grams // size, count)[context]
+        kinds = np.bincount(grams // size, count > 0)[context]
+        mixed = (count[gram] + kinds * p) / np.maximum(total + kinds, 1)
+        p = np.where(total > 0, mixed, p)
+        losses.append(-float(np.log(p[seen:]).mean()))
+        # One character more: what precedes a character is the gram that ends just before it. The
+        # text is taken for a circle, which the very first characters alone can tell.
+        context = np.roll(gram, 1)
+    return losses

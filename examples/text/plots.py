@@ -1,0 +1,108 @@
+"""Two pictures of a run: how the loss fell, and what a longer context is worth."""
+
+import math
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from examples.study import Result
+
+matplotlib.use("Agg")  # Files only: no window system is needed.
+
+import matplotlib.pyplot as plt  # noqa: E402
+
+TRAIN, VALIDATION, YARDSTICK = "#4477aa", "#ee6677", "#555555"
+
+
+def loss_curves(
+    stretches: list[Result], yardsticks: dict[str, float], rates: np.ndarray, title: str, path: Path
+) -> None:
+    """Losses by step, beside models that count; below, the learning rate.
+
+    Args:
+      stretches: of training, each with step, train_losses and validation_loss.
+      yardsticks: losses by the name of the model.
+      rates: the learning rate of each step.
+      title: of the picture.
+      path: where to.
+    """
+    figure, (losses, rate) = plt.subplots(
+        2, 1, figsize=(8, 6.4), height_ratios=(4, 1), sharex=True, layout="constrained"
+    )
+    steps = np.arange(1, len(rates) + 1)
+    train = np.concatenate([stretch["train_losses"] for stretch in stretches])
+    losses.plot(steps, train, color=TRAIN, linewidth=0.8, label="training, each batch")
+    losses.plot(
+        [stretch["step"] for stretch in stretches],
+        [stretch["validation_loss"] for stretch in stretches],
+        color=VALIDATION,
+        marker="o",
+        markersize=4,
+        label="validation",
+    )
+    for name, loss in yardsticks.items():
+        losses.axhline(loss, color=YARDSTICK, linestyle=(0, (4, 3)), linewidth=1)
+        losses.annotate(
+            f"{name}, {loss:.2f}",
+            (1, loss),
+            (-6, 2),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            ha="right",
+            va="bottom",
+            color=YARDSTICK,
+        )
+    losses.set(ylabel="cross-entropy (nats a character)", title=title)
+    losses.legend(frameon=False, loc="upper center")
+    bits = losses.secondary_yaxis("right", (lambda x: x / math.log(2), lambda x: x * math.log(2)))
+    bits.set_ylabel("bits a character")
+    rate.plot(steps, rates, color="black")
+    rate.set(xlabel="step", ylabel="learning rate", ylim=(0, None), xlim=(0, len(rates) + 1))
+    losses.spines["top"].set_visible(False)
+    rate.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def context_curves(transformer: list[float], ngrams: list[float], title: str, path: Path) -> None:
+    """Validation loss by the number of characters that a model sees before the one it predicts.
+
+    Args:
+      transformer: losses with 1, 2, ... characters seen.
+      ngrams: losses with 0, 1, 2, ... characters seen.
+      title: of the picture.
+      path: where to.
+    """
+    figure, axis = plt.subplots(figsize=(8, 4.6), layout="constrained")
+    seen, means = _octaves(np.asarray(transformer))
+    axis.plot(seen, means, color=VALIDATION, marker="o", markersize=4, label="transformer")
+    axis.plot(
+        range(1, len(ngrams)),
+        ngrams[1:],
+        color=TRAIN,
+        marker="s",
+        markersize=4,
+        label="n-grams, Witten-Bell",
+    )
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:.0f}")
+    axis.set(
+        xlabel="characters seen before the predicted one",
+        ylabel="validation loss (nats a character)",
+        title=title,
+    )
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _octaves(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means over quarters of octaves: the loss at one place is noisy."""
+    edges = np.unique((2 ** np.arange(0, np.log2(len(losses) + 1) + 0.25, 0.25)).astype(int))
+    edges = np.append(edges[edges < len(losses)], len(losses) + 1)
+    parts = [np.arange(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return np.array([part.mean() for part in parts]), np.array(
+        [losses[part - 1].mean() for part in parts]
+    )

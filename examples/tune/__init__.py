@@ -1,0 +1,1 @@
+"""Hyperparameters of AdamW searched for: `python -m examples.tune`."""

@@ -1,0 +1,110 @@
+"""Searches AdamW's learning rate, b1, b2, ε, weight decay and schedule for a model of digits.
+
+A random population is trained at once under `jax.vmap`, and the worst two thirds are dropped three
+times (successive halving); a grid of learning rates by b2 around the best is the heat map. With
+`--driver optuna` the same search space is an Optuna study (TPE and its successive-halving pruner)
+in OUT/optuna.db, one trial after the other through one compiled program.
+
+Writes OUT/runs.csv, best.json, search.png (and table.md).
+"""
+
+import argparse
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from examples import study
+from examples.mnist import data, population
+from examples.mnist.population import Split
+from examples.tune import report, search
+from examples.tune.search import BATCH, HELD_OUT, Halving, Horizon, Rung
+
+RATES, DECAYS = 9, 7
+"""Learning rates and values of b2 in the heat map."""
+
+
+def ladder(model: str, fast: bool) -> list[Rung]:
+    """How many members are trained for how long."""
+    if fast:
+        return search.rungs(9, 10, 30)
+    return search.rungs(243, 40, 1080) if model != "small-cnn" else search.rungs(27, 20, 180)
+
+
+def grid(best: dict[str, float], seed: int, fast: bool) -> tuple[np.ndarray, np.ndarray, dict]:
+    """The heat map's axes, and its members' numbers: `best` with other learning rates and b2."""
+    rates = best["learning_rate"] * np.logspace(-1, 1, 3 if fast else RATES)
+    complements = np.logspace(-4, -1, 2 if fast else DECAYS)
+    pairs = np.array([(rate, c) for c in complements for rate in rates])
+    numbers = {name: jnp.full(len(pairs), x, jnp.float32) for name, x in best.items()}
+    numbers["learning_rate"], numbers["one_minus_b2"] = jnp.asarray(pairs.T, jnp.float32)
+    numbers["schedule"] = numbers["schedule"].astype(jnp.int32)
+    return rates, 1 - complements, numbers
+
+
+def heat_map(
+    model: str, best: dict[str, float], steps: int, seed: int, fast: bool, parts: tuple[Split, ...]
+) -> study.Result:
+    """Held-out loss by b2 and learning rate, [b2, rates]; all from the same start and batches."""
+    train, validation, _ = parts
+    rates, decays, numbers = grid(best, seed, fast)
+    members = len(rates) * len(decays)
+    keys = jnp.tile(jax.random.key(seed), members)
+    make = Horizon(steps)
+    state = population.start(population.initial(keys, model=model), numbers, make)
+    order = population.orders(keys, len(train.labels), BATCH, steps)
+    state, _ = population.advance(state, numbers, order, train, keys[0], model=model, make=make)
+    loss, _ = population.evaluate(state.params, validation, model=model)
+    loss = np.nan_to_num(np.asarray(loss), nan=1e9).reshape(len(decays), len(rates))
+    return {"rates": rates, "b2": decays, "validation_loss": loss}
+
+
+def halve(options: argparse.Namespace, parts: tuple[Split, ...]) -> None:
+    """The search by successive halving."""
+    rungs = ladder(options.model, options.fast)
+    settings = {"driver": "halving", "model": options.model, "seed": options.seed}
+    settings |= {"data_dir": str(options.data_dir), "rungs": [(r.members, r.steps) for r in rungs]}
+    work = study.Study(options.out, settings)
+    halving = Halving(options.out, options.model, options.seed, rungs, parts[0])
+    found = work.run(halving.pieces(parts[1]))
+    last = found[f"rung {len(rungs) - 1}"]
+    winner = last["members"][int(np.argmin(last["validation_loss"]))]
+    best = {name: float(x[winner]) for name, x in halving.numbers.items()}
+
+    def finish() -> study.Result:
+        _, members = halving.read(len(rungs) - 1)
+        loss, accuracy = population.evaluate(members.params, parts[2], model=options.model)
+        return {"test_loss": float(loss[0]), "test_accuracy": float(accuracy[0])}
+
+    def draw() -> study.Result:
+        steps = rungs[min(2, len(rungs) - 1)].steps
+        return heat_map(options.model, best, steps, options.seed, options.fast, parts)
+
+    found |= work.run([study.Piece("test", finish), study.Piece("heat map", draw)])
+    report.halving(work, rungs, halving.numbers, found, winner)
+    for path in options.out.glob("rung-*.npz"):
+        path.unlink()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs what is missing of the search, then writes its results."""
+    parser = study.arguments("examples.tune", __doc__)
+    parser.add_argument("--model", choices=("softmax", "mlp", "small-cnn"), default="mlp")
+    parser.add_argument("--driver", choices=("halving", "optuna"), default="halving")
+    parser.add_argument("--trials", type=int, help="of Optuna (default 60; 4 with --fast)")
+    options = parser.parse_args(argv)
+    parts = population.split(data.load(options.data_dir), HELD_OUT)
+    if options.driver == "halving":
+        halve(options, parts)
+        return
+    try:
+        from examples.tune import optuna_driver
+    except ImportError:
+        raise study.StudyError(
+            "--driver optuna needs Optuna; pip install 'adam_jax[tune]'"
+        ) from None
+    optuna_driver.tune(options, ladder(options.model, options.fast), parts)
+
+
+if __name__ == "__main__":
+    study.command(main)

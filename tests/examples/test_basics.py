@@ -1,0 +1,159 @@
+"""The pages of examples.basics, all run as `--fast` does, on the digits that come with them."""
+
+import json
+import math
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from examples.basics import __main__ as basics
+from examples.basics import constraints, contours
+from examples.mnist import data
+
+PAGES = list(basics.PAGES)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What one run of all pages leaves."""
+    folder = tmp_path_factory.mktemp("basics")
+    with jax.numpy_dtype_promotion("standard"):  # Optax's schedules need it.
+        basics.main(["--fast", "--out", str(folder)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    """The results, by page, as a later command reads them."""
+    lines = [json.loads(line) for line in (folder / "pieces.jsonl").read_text().splitlines()]
+    return {line["name"]: line["result"] for line in lines}
+
+
+def test_every_page_is_computed_described_and_listed(folder, results):
+    assert list(results) == PAGES
+    table = (folder / "table.md").read_text()
+    for name in PAGES:
+        assert f"\n{name} " in basics.__doc__
+        assert table.count(f"| {name} |") == len(basics.PAGES[name].findings(results[name])) >= 3
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_picture_shows_something(folder, name):
+    pixels = plt.imread(folder / f"{name}.png")
+    assert min(pixels.shape[:2]) > 400
+    assert 0.02 < (pixels[..., :3].min(axis=-1) < 0.9).mean() < 0.7  # Neither blank nor full.
+
+
+def test_the_network_learns_by_steps_of_the_learning_rate(results):
+    result = results["network"]
+    assert result["loss"][-1] < 0.5 * result["loss"][0]
+    assert result["accuracy"] > 0.75
+    np.testing.assert_allclose(result["first_move"], 0.03, rtol=1e-3)
+
+
+def test_adam_fits_faster_than_sgd_and_weighs_rare_pixels(results):
+    result = results["logistic"]
+    assert result["Adam"]["train_loss"][-1] < 0.6 * result["SGD"]["train_loss"][-1]
+    assert result["Adam"]["test_accuracy"] > 0.94
+    assert result["Adam"]["rare_to_common"] > 5 * result["SGD"]["rare_to_common"]
+    weights, ink = np.array(result["Adam"]["weights"]), np.array(result["ink"])
+    assert (weights[ink == 0] == 0).all()
+    assert (weights[ink > 0] != 0).all()
+
+
+def test_least_squares_are_reached_exactly_only_without_noise(results):
+    result = results["least-squares"]
+    exact, noisy = (np.array(result[f"cosine, {kind}"])[-1] for kind in ("all rows", "batches"))
+    constant = np.array(result["constant, batches"])[-1]
+    assert exact[0] == noisy[0] == constant[0] == 1.0
+    assert exact[-1] < 1e-5 < noisy[-1] < constant[-50:].mean()
+
+
+def test_the_projected_path_stays_in_the_box_and_ends_where_the_gradient_leaves_it(results):
+    result = results["constraints"]
+    boxed = np.array(result["boxed"], np.float32)
+    assert np.abs(boxed).max() <= 1.0
+    np.testing.assert_allclose(boxed[-1], result["solution"], atol=1e-2)
+    # Karush, Kuhn and Tucker: across the wall the loss falls outwards, along it the slope is 0.
+    gradient = np.array(jax.grad(constraints.loss_of)(boxed[-1]))
+    assert boxed[-1, 0] == 1.0
+    assert gradient[0] < -1
+    assert abs(gradient[1]) < 1e-2
+
+
+def test_only_decoupled_decay_ignores_the_gradient(results):
+    l2, decoupled = (np.array(results["constraints"][kind])[-1] for kind in ("L2", "decoupled"))
+    np.testing.assert_allclose(decoupled, 0.999**300, atol=0.03)
+    assert l2[0] < decoupled.mean() < l2[2] < l2[3]
+
+
+def test_paths_arrive_where_they_say(results):
+    for name, function in contours.FUNCTIONS.items():
+        for run in results["contours"][name].values():
+            if math.isnan(run["steps"]):
+                continue
+            ends = np.array(run["path"])[[0, -1]]
+            np.testing.assert_allclose(ends[0], function.start)
+            assert run["steps"] > 1000 or np.linalg.norm(ends[1] - function.minimum) < 1e-2
+    assert results["contours"]["Beale"]["Adam"]["steps"] < 300
+    assert results["contours"]["Rosenbrock"]["momentum"]["steps"] < 1000
+
+
+def test_arrivals_counts_steps_for_the_first_time_and_for_good():
+    near, far, lost = (1.0, 1.0), (2.0, 1.0), (math.nan, 1.0)
+    paths = [[far, near, far, near], [near] * 4, [far, near, near, far], [far, far, lost, lost]]
+    first, for_good = contours.arrivals(np.array(paths), (1.0, 1.0))
+    np.testing.assert_array_equal(first, [1, 0, 1, np.nan])
+    np.testing.assert_array_equal(for_good, [3, 0, np.nan, np.nan])
+
+
+def test_bias_correction_is_the_formulas_factor(results):
+    result, t = results["bias-correction"], np.arange(1, 101)
+    np.testing.assert_allclose(result["ratio"], (1 - 0.9**t) / (1 - 0.999**t) ** 0.5, rtol=1e-3)
+    np.testing.assert_allclose(result["nu_hat"], 1.09, rtol=0.1)
+    np.testing.assert_allclose(result["nu"][0], 0.001 * 1.09, rtol=0.1)
+    assert min(np.array(result["losses_with"])[:, -10:].mean(axis=1)) < 1.0
+
+
+def test_gradients_vanish_and_explode_and_clipping_saves_sgd(results):
+    result = results["clipping"]
+    change = [norms[0] / norms[-1] for norms in result["by_row"].values()]
+    assert change[0] < 1e-3 < change[1] < 10 < change[2]
+    # Both see the same first gradient; the largest rate throws the unclipped one out.
+    plain, clipped = np.array(result["SGD"]["norms"]), np.array(result["SGD, clipped"]["norms"])
+    np.testing.assert_allclose(plain[:, 0], clipped[:, 0], rtol=1e-5)
+    assert not np.isfinite(result["SGD"]["losses"][-1][-1])
+    assert np.isfinite(result["SGD, clipped"]["losses"]).all()
+
+
+def test_a_claim_that_fails_is_called_so(results):
+    result = dict(results["network"])
+    assert any(line.startswith("holds: the first step") for line in lines("network", result))
+    result["first_move"] = [2 * x for x in result["first_move"]]
+    assert any(
+        line.startswith("DOES NOT HOLD: the first step") for line in lines("network", result)
+    )
+
+
+def lines(name, result):
+    return basics.PAGES[name].findings(result)
+
+
+def test_one_page_alone_finds_the_same(folder, results, tmp_path, capsys, standard_promotion):
+    basics.main(["constraints", "--fast", "--out", str(tmp_path)])
+    assert (tmp_path / "constraints.png").read_bytes() == (folder / "constraints.png").read_bytes()
+    line = json.loads((tmp_path / "pieces.jsonl").read_text())
+    assert line["result"] == results["constraints"]
+    assert not (tmp_path / "network.png").exists()
+    # Once more, nothing is computed again.
+    capsys.readouterr()
+    basics.main(["constraints", "--fast", "--out", str(tmp_path)])
+    assert "1 of 1 pieces were done before" in capsys.readouterr().out
+    assert len((tmp_path / "pieces.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_folder_without_digits_is_an_error(tmp_path):
+    with pytest.raises(data.DataError, match="lacks"):
+        basics.main(["--fast", "--out", str(tmp_path), "--data-dir", str(tmp_path)])

@@ -1,0 +1,114 @@
+"""compare, tune and preprocessing in their fast settings, end to end."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from examples import preprocessing, study
+from examples.compare import __main__ as compare
+from examples.compare import report
+from examples.tune import __main__ as tune
+from examples.tune import search
+
+
+def read(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def is_a_picture(path):
+    with Image.open(path) as image:
+        return image.width > 1000 and len(set(image.convert("L").tobytes())) > 20
+
+
+def test_compare(tmp_path, capsys):
+    options = ["--fast", "--out", str(tmp_path), "--models", "softmax"]
+    compare.main([*options, "--optimizers", "sgd", "adam"])
+    rows = {row["optimizer"]: row for row in read(tmp_path / "table.csv")}
+    accuracy = {name: float(row["test accuracy"]) for name, row in rows.items()}
+    assert min(accuracy.values()) > 0.75
+    assert all(float(r["lowest"]) <= float(r["test accuracy"]) for r in rows.values())
+    # Adam is at SGD's last loss before SGD is.
+    assert float(rows["adam"]["steps to target"]) < float(rows["sgd"]["steps to target"])
+    pieces = study.Study(tmp_path, json.loads((tmp_path / "settings.json").read_text())).done
+    losses = np.asarray(pieces["softmax adam"]["step_loss"])
+    assert losses.shape == (5, 3, 50)
+    best = losses[report.best_rate(pieces["softmax adam"])]
+    assert best[:, -10:].mean() < 0.6 * best[:, :5].mean()
+    assert is_a_picture(tmp_path / "curves.png")
+    # Another optimizer is added to what is there; the winner is named.
+    capsys.readouterr()
+    compare.main([*options, "--optimizers", "sgd", "adam", "lion"])
+    printed = capsys.readouterr().out
+    assert "2 of 3 pieces were done before" in printed and "is the most accurate" in printed
+
+
+def found(accuracy, loss):
+    grid = {"rates": [0.1], "validation_loss": [[0.1] * 3], "test_loss": [[0.1] * 3]}
+    return {**grid, "test_accuracy": [accuracy], "step_loss": [[loss] * 3], "step_seconds": 0.1}
+
+
+def test_compare_says_where_adam_does_not_win():
+    slow, fast = list(np.linspace(2.0, 1.0, 60)), list(np.linspace(2.0, 0.5, 60))
+    results = {"sgd": found([0.9, 0.91, 0.92], slow), "adam": found([0.8, 0.85, 0.89], fast)}
+    said = report.verdict({"mlp": results})
+    assert "sgd is the most accurate (0.9100), and adam the first" in said
+    assert "Adam does not win: place 2 of 2" in said and "are all below" in said
+    results["adam"] = found([0.8, 0.85, 0.9], fast)
+    assert "three seeds do not tell the two apart" in report.verdict({"mlp": results})
+    results["adam"] = found([0.93, 0.95, 0.99], fast)
+    assert "does not win" not in report.verdict({"mlp": results})
+
+
+def test_halving_drops_the_worst_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    options = ["--fast", "--model", "softmax", "--out"]
+    tune.main([*options, str(whole)])
+    rows = read(whole / "runs.csv")
+    assert len(rows) == 9
+    last = [row for row in rows if row["loss at 30"] != "nan"]
+    first = sorted(float(row["loss at 10"]) for row in rows)
+    assert len(last) == 3 and {float(r["loss at 10"]) for r in last} == set(first[:3])
+    assert all(float(row["loss at 30"]) < float(row["loss at 10"]) for row in last[:1])
+    best = json.loads((whole / "best.json").read_text())
+    assert best["schedule"] in search.SCHEDULES and best["test_accuracy"] > 0.6
+    assert is_a_picture(whole / "search.png")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    # Stopped before the second rung, the search reads the first one's survivors from the file.
+    with monkeypatch.context() as patch:
+        patch.setattr(search.Halving, "read", stop)
+        with pytest.raises(KeyboardInterrupt):
+            tune.main([*options, str(stopped)])
+    tune.main([*options, str(stopped)])
+    assert "1 of 2 pieces were done before" in capsys.readouterr().out
+    assert (stopped / "runs.csv").read_text() == (whole / "runs.csv").read_text()
+    assert json.loads((stopped / "best.json").read_text()) == best
+
+
+def test_optuna_goes_on_with_its_study(tmp_path, capsys):
+    optuna = pytest.importorskip("optuna")
+    options = ["--fast", "--driver", "optuna", "--model", "softmax", "--out", str(tmp_path)]
+    for trials in ("2", "4"):
+        tune.main([*options, "--trials", trials])
+    assert "2 of 4 trials were done before" in capsys.readouterr().out
+    (name,) = optuna.get_all_study_names(storage := f"sqlite:///{tmp_path / 'optuna.db'}")
+    trials = optuna.load_study(study_name=name, storage=storage).trials
+    assert len(trials) == 4 == len(read(tmp_path / "runs.csv"))
+    best = json.loads((tmp_path / "best.json").read_text())
+    complete = [t.value for t in trials if t.state == optuna.trial.TrialState.COMPLETE]
+    assert best["validation_loss"] == min(complete) < 2.3
+
+
+def test_preprocessing(tmp_path, capsys):
+    preprocessing.main(["--fast", "--models", "mlp", "--out", str(tmp_path)])
+    accuracy = {row["pixels"]: float(row["test accuracy"]) for row in read(tmp_path / "table.csv")}
+    assert set(accuracy) == set(preprocessing.WAYS)
+    assert accuracy["standardised"] > accuracy["bytes, 0 to 255"] > 0.7
+    assert is_a_picture(tmp_path / "digits.png")
+    assert "mlp: shifting and turning" in capsys.readouterr().out

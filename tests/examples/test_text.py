@@ -1,0 +1,166 @@
+"""The transformer on the reference of the Python language: text, counts, training, writing."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from examples.study import Study, StudyError
+from examples.text import corpus
+from examples.text.__main__ import main
+from examples.text.run import trained
+from examples.text.sample import generate
+from examples.text.train import FAST, Config, build, schedule, train_steps
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole run of the fast setting: its folder."""
+    out = tmp_path_factory.mktemp("text") / "run"
+    main(["train", "--fast", "--out", str(out)])
+    return out
+
+
+def pieces(folder):
+    lines = (folder / "pieces.jsonl").read_text().splitlines()
+    return {line["name"]: line["result"] for line in map(json.loads, lines)}
+
+
+def test_the_held_out_text_is_not_in_the_training_text():
+    text = corpus.load()
+    train, validation = (corpus.decode(t, text.vocabulary) for t in (text.train, text.validation))
+    assert train + validation == corpus.text()
+    assert 0.09 < len(validation) / len(train + validation) < 0.11
+    size = 30
+    seen = {train[i : i + size] for i in range(len(train))}
+    windows = [validation[i : i + size] for i in range(len(validation) - size)]
+    assert np.mean([window in seen for window in windows]) < 0.05
+
+
+def test_ngram_losses_by_hand():
+    text = corpus.Corpus("ab", np.array([0, 0, 1, 0, 0], np.int32), np.array([1, 0], np.int32))
+    a, b = (4 + 2 * 1 / 2) / (5 + 2), (1 + 2 * 1 / 2) / (5 + 2)
+    # After an a came a, b, a, and an a around the circle; after a b an a.
+    b_after_a, a_after_b = (1 + 2 * b) / (4 + 2), (1 + 1 * a) / (1 + 1)
+    by_hand = [-math.log(a * b) / 2, -math.log(b_after_a * a_after_b) / 2]
+    assert corpus.ngram_losses(text, 2) == pytest.approx(by_hand)
+
+
+def test_the_schedule_rises_falls_and_ends_at_a_tenth():
+    config = Config(steps=100, learning_rate=1e-3)
+    rates = jax.jit(jax.vmap(schedule(config)))(jnp.array([0, 5, 10, 55, 100]))
+    assert rates.tolist() == pytest.approx([0, 5e-4, 1e-3, 5.5e-4, 1e-4])
+
+
+def test_it_learns_more_than_pairs_of_characters(finished, capsys):
+    found = pieces(finished)
+    last = found[f"step {FAST.steps}"]["validation_loss"]
+    unigrams, bigrams, *_ = found["n-grams"]["losses"]
+    assert last < bigrams < unigrams < math.log(103)
+    assert found["step 50"]["validation_loss"] > last + 0.3
+    # Once more: nothing is left to train, and the claims are made from what is there.
+    before = (finished / "pieces.jsonl").read_bytes()
+    main(["train", "--fast", "--out", str(finished)])
+    assert (finished / "pieces.jsonl").read_bytes() == before
+    assert f"Validation loss {last:.3f} nats: {bigrams - last:.3f} below" in capsys.readouterr().out
+
+
+def test_it_leaves_a_table_samples_and_pictures(finished):
+    assert "bigrams" in (finished / "table.md").read_text()
+    samples = (finished / "samples.md").read_text()
+    assert samples.count("The ") >= FAST.steps // 50 + 3
+    for name in ("curves.png", "context.png"):
+        with Image.open(finished / name) as picture:
+            assert picture.width > 800 and len(set(picture.convert("L").tobytes())) > 20
+
+
+def test_interrupted_it_ends_with_the_same_bits(finished, tmp_path, monkeypatch):
+    out, save = tmp_path / "run", Study.save
+
+    def interrupted(study, name, *rest):
+        if name == "step 150":  # Its checkpoint is whole, its line is not written.
+            raise KeyboardInterrupt
+        save(study, name, *rest)
+
+    monkeypatch.setattr(Study, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main(["train", "--fast", "--out", str(out)])
+    assert list(pieces(out)) == ["step 50", "step 100"]
+    monkeypatch.setattr(Study, "save", save)
+    main(["train", "--fast", "--out", str(out)])
+    assert pieces(out) == pieces(finished)
+    ours, theirs = (jax.tree.leaves(trained(folder)[1]) for folder in (out, finished))
+    assert all((a == b).all() for a, b in zip(ours, theirs, strict=True))
+
+
+def test_bfloat16_is_stored_and_learns(standard_promotion):
+    """Flax's LayerNorm mixes bfloat16 and float32 itself, which strict promotion refuses."""
+    text = corpus.load()
+    config = Config(60, 4, 8, 16, layers=1, heads=1, learning_rate=1e-2, dtype="bfloat16")
+    graph, state = build(config, text.vocabulary)
+    state, losses = train_steps(
+        state, jnp.asarray(text.train), count=60, graph=graph, config=config
+    )
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("bfloat16")}
+    moments = [x.dtype for x in jax.tree.leaves(state.opt_state) if x.ndim]
+    assert len(moments) == 2 * len(jax.tree.leaves(state.params))
+    assert set(moments) == {jnp.dtype("float32")}
+    assert float(losses[-5:].mean()) < float(losses[0]) - 1
+
+
+def test_samples_go_on_from_the_prompt(finished, capsys):
+    written = []
+    for seed in (1, 1, 2):
+        main(["sample", str(finished), "--prompt", "def ", "--length", "60", "--seed", f"{seed}"])
+        written.append(capsys.readouterr().out)
+    assert all(text.startswith("def ") and len(text) == 65 for text in written)
+    assert written[0] == written[1] != written[2]
+
+
+def test_a_cold_sample_is_the_most_probable_text(finished):
+    """Past the context, too, where the window slides: against one forward pass a character."""
+    graph, params, config, vocabulary = trained(finished)
+    prompt, length = corpus.encode("The ", vocabulary), 60
+    text = [*prompt, *generate(graph, params, prompt, length, 1e-6, config.context, KEY)]
+    logits_of = jax.jit(lambda window: nnx.merge(graph, params)(window[None])[0])
+    for place in range(len(prompt), len(text)):
+        window = np.zeros(config.context, np.int32)
+        seen = text[max(0, place - config.context) : place]
+        window[: len(seen)] = seen
+        logits = logits_of(window)[len(seen) - 1]
+        # The most probable, but for what the order of sums may decide.
+        assert float(logits[text[place]]) > float(logits.max()) - 1e-4
+    # What comes after a place changes nothing before it.
+    window = np.asarray(text[: config.context], np.int32)
+    other = window.copy()
+    other[10] = (other[10] + 1) % len(vocabulary)
+    changed = np.abs(logits_of(other) - logits_of(window)).max(axis=1)
+    assert (changed[:10] == 0).all() and (changed[10:] > 0).all()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--prompt", "naïve"], "does not know 'ï'"),
+        (["--prompt", ""], "prompt is empty"),
+    ],
+)
+def test_prompts_that_cannot_be(finished, arguments, message):
+    with pytest.raises(StudyError, match=message):
+        main(["sample", str(finished), *arguments])
+
+
+def test_folders_and_settings_that_cannot_be(finished, tmp_path):
+    with pytest.raises(StudyError, match="holds no run"):
+        main(["sample", str(tmp_path)])
+    with pytest.raises(StudyError, match="other settings .*seed"):
+        main(["train", "--fast", "--seed", "1", "--out", str(finished)])
+    with pytest.raises(StudyError, match="width 64 is not a multiple of heads 3"):
+        main(["train", "--fast", "--heads", "3", "--out", str(tmp_path)])
