@@ -197,7 +197,7 @@ def test_sharded_like_the_parameters(member):
     np.testing.assert_array_equal(updates, alone)
 
 
-@every_member
+@every_kind_of_state
 def test_shard_map(member):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     tx = member.direction()
@@ -211,7 +211,7 @@ def test_shard_map(member):
     np.testing.assert_allclose(sharded, local(params), rtol=1e-6)
 
 
-@every_member
+@every_kind_of_state
 def test_flax_linen_train_state(member):
     from flax.training.train_state import TrainState
 
@@ -221,7 +221,7 @@ def test_flax_linen_train_state(member):
     assert quadratic(train(train(state)).params) < quadratic(state.params)
 
 
-@every_member
+@every_kind_of_state
 def test_flax_nnx_optimizer_traces_equal_optimizers_once(member):
     from flax import nnx
 

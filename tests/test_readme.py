@@ -96,13 +96,15 @@ def test_the_table_of_modifiers_says_where_each_does_not_go():
             assert refused == listed | {m + "w" for m in listed if m + "w" in aliases}, name
 
 
-def test_relative_links_lead_somewhere():
-    links = re.findall(r"\]\((?!http)([^)]+)\)", README.read_text())
+@pytest.mark.parametrize("page", [README, README.parent / "examples" / "README.md"])
+def test_relative_links_lead_somewhere(page):
+    text = page.read_text()
+    links = re.findall(r"\]\((?!http)([^)]+)\)", text)
     anchors = {
         re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-")
-        for heading in re.findall(r"^#+ (.*)$", README.read_text(), re.MULTILINE)
+        for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     }
     assert len(links) >= 4
-    paths = [link for link in links if not link.startswith("#")]
-    assert [link for link in paths if not (README.parent / link).exists()] == []
+    paths = [link.partition("#")[0] for link in links if not link.startswith("#")]
+    assert [link for link in paths if not (page.parent / link).exists()] == []
     assert {link[1:] for link in links if link.startswith("#")} <= anchors

@@ -24,8 +24,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from examples.mnist.preprocessing import normalise  # noqa: F401
-
 SIDE = 28  # pixels
 MAX_COUNT = 1_000_000  # digits in one file; MNIST has 60,000
 MAX_BYTES = 64 << 20  # of one file that is fetched; MNIST's largest is 47 MB uncompressed

@@ -1,6 +1,6 @@
 """Figure 2: a network with two hidden layers, ReLU and dropout, not convex and noisy.
 
-1000 units in each hidden layer, as in section 6.2; fewer digits, for two CPU cores (`FULL`). Dropout
+1000 units in each hidden layer, as in section 6.2; fewer digits, for two CPU cores. Dropout
 is 0.5 of the hidden units, which the paper does not state.
 """
 
