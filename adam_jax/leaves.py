@@ -25,6 +25,12 @@ class FrozenTree:
     def of(cls, tree: Any) -> Self:
         """Freezes a tree."""
         leaves, treedef = jax.tree.flatten(tree)
+        shapes = [x.shape for x in leaves if isinstance(x, _ARRAYS) and x.ndim]
+        if shapes:
+            raise ValueError(
+                f"a setting must be made of numbers, strings and functions, got an array of shape"
+                f" {shapes[0]}: arrays do not compare. Make it inside the function."
+            )
         return cls(
             tuple(x.item() if isinstance(x, _ARRAYS) and x.ndim == 0 else x for x in leaves),
             treedef,
@@ -141,14 +147,19 @@ def leaf_paths(tree: Any, none_is_leaf: bool = True) -> list[str]:
       tree: the parameters, or a tree like them.
       none_is_leaf: count a None as a leaf.
     """
+
+    def is_none(x: Any) -> bool:
+        return none_is_leaf and x is None
+
     flat, _ = jax.tree_util.tree_flatten_with_path(
-        tree, is_leaf=lambda x: (none_is_leaf and x is None) or _is_nnx_variable(x)
+        tree, is_leaf=lambda x: is_none(x) or _is_nnx_variable(x)
     )
     paths = []
     for path, leaf in flat:
         inside = [()]
         if _is_nnx_variable(leaf):
-            inside = [keys[1:] for keys, _ in jax.tree_util.tree_flatten_with_path(leaf)[0]]
+            below, _ = jax.tree_util.tree_flatten_with_path(leaf, is_leaf=is_none)
+            inside = [keys[1:] for keys, _ in below]
         paths += [path + keys for keys in inside]
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
     return [name or "(the whole tree)" for name in names]

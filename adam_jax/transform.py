@@ -113,7 +113,8 @@ def step(
     For any Optax transformation this is `tx.update` and then `optax.apply_updates`. A
     transformation with a `step` of its own, as all of ours have, does both in one pass over each
     leaf, and adds the update to the parameter before anything is rounded to a 16-bit dtype. A None
-    among the gradients of ours leaves its parameter and its state alone.
+    among the gradients of ours leaves its parameter and its state alone. (`schedule_free_adamw` is
+    Optax's code around ours: there it is Optax that adds, and every gradient must be there.)
 
     Args:
       tx: any Optax transformation.

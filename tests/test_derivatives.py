@@ -73,3 +73,25 @@ def test_finite_after_many_steps_of_radam():
 
     for count in (10, 10**5, 2**31 - 2):
         assert np.isfinite(jax.grad(update)(0.999, jnp.int32(count)))
+
+
+def test_decay_rates_in_the_state_can_be_learnt(x64):
+    """Also where they are as they were set, and the exact ones beside them are what counts."""
+    params = jnp.array([1.0, -3.0])
+
+    def loss(b1, b2):
+        tx = adam_jax.with_hyperparams(adam_jax.adamw)(0.1)
+        state = tx.init(params)
+        state.hyperparams.update(b1=b1, b2=b2)
+        p = params
+        for _ in range(3):
+            p, state = adam_jax.step(tx, jnp.sin(p), state, p)
+        return jnp.sum(p**2)
+
+    derivatives = jax.grad(loss, argnums=(0, 1))(jnp.asarray(0.9), jnp.asarray(0.999))
+    for i, derivative in enumerate(derivatives):
+        at = [[0.9, 0.999], [0.9, 0.999]]
+        at[0][i] -= 1e-6
+        at[1][i] += 1e-6
+        low, high = (loss(*map(jnp.asarray, numbers)) for numbers in at)
+        assert float(derivative) == pytest.approx(float(high - low) / 2e-6, rel=1e-4)

@@ -264,3 +264,11 @@ def test_dense_keeps_its_word(dtype):
     chex.assert_trees_all_equal(fmt.encode(decoded), stored)
     assert fmt == Dense(jnp.dtype(dtype)) and hash(fmt) == hash(Dense(jnp.dtype(dtype)))
     assert not callable(fmt)
+
+
+def test_gradients_whose_squares_are_zero_without_epsilon():
+    """float32 has no square of 1e-20: nu is 0, and there is nothing to divide by."""
+    tx = adam_jax.adam(1e-3, eps=0.0)
+    params = jnp.ones(2)
+    updates, _ = tx.update(jnp.array([1e-20, 1e-3]), tx.init(params))
+    np.testing.assert_allclose(updates, [0.0, -1e-3], rtol=1e-5)

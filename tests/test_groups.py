@@ -211,6 +211,13 @@ def test_an_unknown_hyperparameter():
         adam_jax.groups(adam_jax.adam, {"a": None}, lr=0.1)
 
 
+def test_paths_of_none_in_a_variable():
+    from flax import nnx
+
+    state = nnx.State({"w": nnx.Param(jnp.ones(2)), "b": nnx.Param(None)})
+    assert leaf_paths(state) == ["b", "w"] and leaf_paths(state, none_is_leaf=False) == ["w"]
+
+
 def test_states_without_leaves():
     tx = adam_jax.groups(adam_jax.adamw, GROUPS, learning_rate=0.1)
     assert tx.init(None)[0].mu is None

@@ -173,10 +173,14 @@ def test_arguments_that_are_no_numbers():
     state = adam_jax.with_hyperparams(warmed)(0.1, steps=5).init(PARAMS)
     assert set(adam_jax.hyperparams(state)) == {"peak"}
     assert pickle.loads(pickle.dumps(make)) == make and make.__name__ == "adamw"
+    with pytest.raises(ValueError, match=r"got an array of shape \(3,\)"):
+        adam_jax.with_hyperparams(lambda rate, w: adam_jax.adam(rate))(0.1, jnp.ones(3))
 
 
 def test_the_numbers_of_groups_are_as_exact():
-    factory = functools.partial(adam_jax.groups, adam_jax.adamw, {"b": {"weight_decay": 0.0}})
+    factory = functools.partial(
+        adam_jax.groups, factory=adam_jax.adamw, expressions={"b": {"weight_decay": 0.0}}
+    )
     static = factory(learning_rate=0.0123, b2=0.97)
     in_state = adam_jax.with_hyperparams(factory)(learning_rate=0.0123, b2=0.97)
     chex.assert_trees_all_equal(train(in_state, PARAMS), train(static, PARAMS))

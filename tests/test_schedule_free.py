@@ -100,6 +100,27 @@ def test_modifiers_and_hyperparameters(modifier):
     chex.assert_trees_all_close(params, train(warmed, gs)[0], rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_numbers_in_the_state_keep_its_dtypes_and_b1_stays_out(dtype):
+    """b1 and the power shape how x is computed from y: another one in mid-run would tear them."""
+    tx = adam_jax.with_hyperparams(adam_jax.schedule_free_adamw)(0.1, warmup_steps=2)
+    params = jnp.ones(3, dtype)
+    state = tx.init(params)
+    assert not {"b1", "weight_lr_power"} & set(adam_jax.hyperparams(state))
+
+    def step(carry, _):
+        params, state = carry
+        return adam_jax.step(tx, params, state, params), None
+
+    (params, after), _ = jax.lax.scan(step, (params, state), length=4)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+    assert (params < 1).all()
+
+
+def test_no_steps_of_warm_up_are_none():
+    assert adam_jax.schedule_free_adamw(0.1, 0) == adam_jax.schedule_free_adamw(0.1)
+
+
 def test_export():
     class SubMember:
         alias = staticmethod(lambda rate: adam_jax.schedule_free_adamw(rate, 3, weight_decay=0.01))
@@ -116,7 +137,8 @@ def test_export():
         ({"weight_lr_power": -1.0}, "weight_lr_power must be in"),
         ({"learning_rate": -1.0}, "learning_rate must be in"),
         ({"learning_rate": lambda t: 0.1, "warmup_steps": 3}, "learning_rate must be a number.*"),
-        ({"warmup_steps": -3}, "warmup_steps must be in"),
+        ({"warmup_steps": -3}, "warmup_steps must be an integer"),
+        ({"warmup_steps": 2.5}, "warmup_steps must be an integer"),
     ],
 )
 def test_errors(arguments, message):

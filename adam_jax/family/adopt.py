@@ -46,7 +46,7 @@ class FlooredRoot(Direction):
     def combine(self, first: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
         del scalars
         divisor = jnp.maximum(safe_sqrt(second), self.eps)
-        return jnp.where(divisor > 0, safe_divide(first, divisor), HUGE * jnp.sign(first))
+        return jnp.where(divisor == 0, HUGE * jnp.sign(first), safe_divide(first, divisor))
 
 
 HUGE = 1e18

@@ -12,10 +12,17 @@ from optax import contrib
 from adam_jax.alias import alias
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.row import Row
-from adam_jax.rules.base import DecayRate, DecayRateLike, MomentRule, frozen_pytree, static
+from adam_jax.rules.base import (
+    DecayRate,
+    DecayRateLike,
+    FixedNumber,
+    MomentRule,
+    frozen_pytree,
+    static,
+)
 from adam_jax.rules.directions import Root
 from adam_jax.rules.moments import EmaOfSquares, Newest
-from adam_jax.rules.scaling import Constant, Hyperparameter, Schedule, hyperparameter
+from adam_jax.rules.scaling import Hyperparameter, Schedule, hyperparameter
 from adam_jax.transform import Transformation, scale_by_rule
 from adam_jax.validation import check_number
 
@@ -55,17 +62,17 @@ class ScheduleFree:
 
     inner: Row
     learning_rate: Hyperparameter
-    b1: Any
-    weight_lr_power: Any
+    b1: Any = static()
+    weight_lr_power: Any = static()
     state_dtype: Any = static()
 
     @property
     def wrapped(self) -> optax.GradientTransformationExtraArgs:
         """Optax's own transformation."""
-        rate: Any = self.learning_rate
-        rate = rate.value if isinstance(rate, Constant) else rate.at
         inner = Transformation.around(self.inner)
-        return contrib.schedule_free(inner, rate, self.b1, self.weight_lr_power, self.state_dtype)
+        # As a function, also if it is constant: only then does Optax keep the state's dtypes.
+        numbers = (self.learning_rate.at, self.b1, self.weight_lr_power)
+        return contrib.schedule_free(inner, *numbers, self.state_dtype)
 
     def init(self, params: Any) -> Any:
         """Optax's state."""
@@ -82,11 +89,11 @@ class ScheduleFree:
 def schedule_free_adamw(
     learning_rate: ArrayLike | Schedule = 0.0025,
     warmup_steps: int | None = None,
-    b1: ArrayLike = 0.9,
+    b1: FixedNumber = 0.9,
     b2: DecayRateLike = 0.999,
     eps: ArrayLike = 1e-8,
     weight_decay: ArrayLike | Schedule = 0.0,
-    weight_lr_power: ArrayLike = 2.0,
+    weight_lr_power: FixedNumber = 2.0,
     state_dtype: jax.typing.DTypeLike | None = None,
     *,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
@@ -99,8 +106,10 @@ def schedule_free_adamw(
 
     Args:
       learning_rate: α, per optimizer step; see `adam`.
-      warmup_steps: the learning rate grows from 0 to α in that many steps; None for no warm-up.
-      b1: weight of x in y, 0 < b1 < 1.
+      warmup_steps: the learning rate grows from 0 to α in that many steps; None or 0 for no warm-up
+        (with 0, Optax's stays at a learning rate of 0).
+      b1: weight of x in y, 0 < b1 < 1; fixed during a run, as is weight_lr_power: x is computed
+        from y and z by it.
       b2: see `scale_by_adam`, as eps and nu_dtype.
       eps: ε.
       weight_decay: λ, decoupled, at y; a number or a function of the optimizer steps completed.
@@ -109,7 +118,8 @@ def schedule_free_adamw(
 
     Returns:
       A transformation whose state is Optax's `ScheduleFreeState` around that of `adamw`. x and z
-      are Optax's to compute, in the parameters' dtype.
+      are Optax's to compute, in the parameters' dtype; every parameter needs a gradient, and
+      `groups` does not take it.
 
     Raises:
       ValueError: see `adamw`; also for b1 = 0 and for warm-up to a learning rate that is itself a
@@ -119,11 +129,15 @@ def schedule_free_adamw(
     """
     b1 = check_number("b1", b1, LEAST_B1, 1.0, instead="the usual value is 0.9; adamw has no x")
     power = check_number("weight_lr_power", weight_lr_power, instead="the usual value is 2.0")
-    if warmup_steps is not None:
+    if warmup_steps is not None and (warmup_steps != int(warmup_steps) or warmup_steps < 0):
+        raise ValueError(
+            f"warmup_steps must be an integer ≥ 0 or None, got {warmup_steps!r}: 0 and None leave"
+            f" warm-up out."
+        )
+    if warmup_steps:
         instead = "pass warmup_steps=None with a schedule that warms up"
         value = check_number("learning_rate", learning_rate, instead=instead)
-        steps = check_number("warmup_steps", warmup_steps, instead="None leaves warm-up out")
-        rate: Any = WarmedUp(value, int(steps))
+        rate: Any = WarmedUp(value, int(warmup_steps))
     else:
         rate = hyperparameter("learning_rate", learning_rate, instead="the usual value is 0.0025")
     inner = _adamw_without_momentum(rate, b2, eps, weight_decay, nu_dtype=nu_dtype)

@@ -21,7 +21,7 @@ from adam_jax.recipe.hyperparams_state import (
     exact_key,
     exact_rate,
 )
-from adam_jax.rules.base import DecayRate, DecayRateLike, frozen_pytree, static
+from adam_jax.rules.base import DecayRate, DecayRateLike, FixedNumber, frozen_pytree, static
 from adam_jax.transform import Transformation, step
 from adam_jax.validation import bind_arguments
 
@@ -93,11 +93,28 @@ class WithHyperparams:
             if exact_key(name) in state.exact:
                 exact = state.exact[exact_key(name)]
                 same = b == exact.rate
-                complement = jnp.where(same, exact.complement, rate.complement)
-                rate = DecayRate(complement, jnp.where(same, exact.log, rate.log), side)
+                complement = _with_tangent(exact.complement, rate.complement)
+                log = _with_tangent(exact.log, rate.log)
+                rate = DecayRate(
+                    jnp.where(same, complement, rate.complement),
+                    jnp.where(same, log, rate.log),
+                    side,
+                )
             arguments[name] = rate
         fixed = {k: x.tree if isinstance(x, FrozenTree) else x for k, x in self.fixed}
         return self.factory(**arguments, **fixed)
+
+
+@jax.custom_jvp
+def _with_tangent(value: jax.Array, source: jax.Array) -> jax.Array:
+    """A more exact value of `source`, which is what it is differentiated by."""
+    del source
+    return value
+
+
+@_with_tangent.defjvp
+def _with_tangent_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    return _with_tangent(*primals), tangents[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +132,7 @@ class HyperparamsFactory(Factory):
         schedules: dict[str, Any] = {}
         fixed: dict[str, Any] = {}
         for name, x in arguments.items():
-            if _is_number(x) and not (isinstance(x, int) and _is_integer(known.get(name))):
+            if _is_number(x) and not _is_fixed(x, known.get(name)):
                 numbers[name] = x if _is_traced(x) else float(x)
             elif callable(x) and name in known and _is_scheduled(known[name].default):
                 schedules[name] = x
@@ -144,11 +161,11 @@ def with_hyperparams(
 
     Args:
       factory: `adamw`, any other alias or scale_by_* of this package, a modifier of one
-        (`cautious(adamw)`), groups (`functools.partial(groups, adamw, {...})`: the numbers for all
-        leaves, not those of single groups), or any function from numbers to an Optax
-        transformation. Of such a function an argument annotated `int` stays a Python number, and
-        one annotated `adam_jax.DecayRateLike` is passed on to a member as exactly as it was given;
-        without that, all there is of a decay rate is its float32.
+        (`cautious(adamw)`), groups (`functools.partial(groups, adamw, {...})`: of the numbers for
+        all leaves those that are given, not those of single groups), or any function from numbers
+        to an Optax transformation. Of such a function an argument annotated `int` stays a Python
+        number, and one annotated `adam_jax.DecayRateLike` is passed on to a member as exactly as it
+        was given; without that, all there is of a decay rate is its float32.
 
     Returns:
       A function with the arguments of `factory`. What it makes has a `HyperparamsState`, and the
@@ -178,8 +195,9 @@ def with_hyperparams(
 def _parameters(factory: Any) -> Mapping[str, inspect.Parameter]:
     """The parameters of the member that the factory makes: those of groups are its factory's."""
     if isinstance(factory, functools.partial) and factory.func is groups:
-        return inspect.signature(factory.args[0]).parameters
-    return inspect.signature(factory).parameters
+        bound = inspect.signature(groups).bind_partial(*factory.args, **factory.keywords)
+        factory = bound.arguments.get("factory", groups)
+    return inspect.signature(factory, eval_str=True).parameters
 
 
 def _flat_arguments(signature: inspect.Signature, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -212,12 +230,13 @@ def _is_decay_rate(annotation: Any) -> bool:
     return annotation == DecayRateLike or DecayRateLike in options
 
 
-def _is_integer(parameter: inspect.Parameter | None) -> bool:
-    """It counts something, such as the steps of a warm-up, and shapes the program maybe."""
+def _is_fixed(value: Any, parameter: inspect.Parameter | None) -> bool:
+    """It counts something, such as the steps of a warm-up, or may not change during a run."""
     if parameter is None:
         return False
     options = {parameter.annotation, *getattr(parameter.annotation, "__args__", ())}
-    return bool({int, "int", "int | None"} & options) and not {float, complex} & options
+    integer = int in options and not {float, complex} & options
+    return FixedNumber in options or (integer and isinstance(value, int))
 
 
 def _is_hashable(x: Any) -> bool:

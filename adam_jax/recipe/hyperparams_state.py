@@ -118,9 +118,8 @@ def set_hyperparams(state: Any, **numbers: Any) -> Any:
 
 
 def _checked(name: str, x: Any) -> Any:
-    instead = f"a negative one is written state.hyperparams[{name!r}] = jnp.float32(...)"
     for number in [x] if isinstance(x, jax.core.Tracer) else np.ravel(x):
-        check_number(name, number, instead=instead)
+        check_number(name, number, instead="numbers of an optimizer are finite and not negative")
     return as_float(x)
 
 

@@ -184,6 +184,7 @@ def grokfast(
     (Grokfast-EMA), started as in its authors' code.
     """
     factor = check_number("factor", factor, instead="the usual value is 2.0")
+    decay = check_number("decay", decay, 0.0, 1.0, instead="the usual value is 0.98")
     rule = AmplifySlowGradients(DecayRate.of("decay", decay), factor)
     link = Link(rule, GrokfastState, (check_slot_dtype("slow_dtype", slow_dtype),))
     settings = {"decay": decay, "factor": factor, "slow_dtype": slow_dtype}

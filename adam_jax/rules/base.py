@@ -208,6 +208,10 @@ DecayRateLike: TypeAlias = Annotated[jax.typing.ArrayLike, DecayRate]
 """The type of an argument that becomes a `DecayRate`; `with_hyperparams` finds them by it."""
 
 
+FixedNumber: TypeAlias = Annotated[float, "fixed"]
+"""The type of a number that may not change during a run; `with_hyperparams` leaves it alone."""
+
+
 class Moment(abc.ABC):
     """How one running statistic is updated, and how it is read (usually bias-corrected)."""
 

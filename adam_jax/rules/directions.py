@@ -92,21 +92,21 @@ def _safe_atan2(y: jax.Array, x: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def safe_divide(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x / y for y ≥ 0; 0, and the derivative 0, where both are 0.
+    """x / y for y ≥ 0; 0, and the derivative 0, where y is 0.
 
-    So they are where every ε is zero and all gradients were: no other square is that small.
+    So it is where every ε is zero and all gradients were, or so small that float32 has no square of
+    them (under 1e-19).
     """
-    return x / jnp.maximum(y, jnp.finfo(y.dtype).tiny)
+    zero = y == 0  # And not "not y > 0": NaN stays visible.
+    return jnp.where(zero, 0, x / jnp.where(zero, 1, y))
 
 
 @safe_divide.defjvp
 def _safe_divide_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
     # Not by way of 1/y², which is infinite from y = 1e-20 down, and then NaN times an x of 0.
     (x, y), (dx, dy) = primals, tangents
-    quotient = safe_divide(x, y)
-    divides = y > 0
-    slope = jnp.where(divides, quotient, 0)
-    return quotient, jnp.where(divides, (dx - slope * dy) / jnp.where(divides, y, 1), 0)
+    quotient, zero = safe_divide(x, y), y == 0
+    return quotient, jnp.where(zero, 0, (dx - quotient * dy) / jnp.where(zero, 1, y))
 
 
 @jax.custom_jvp

@@ -46,7 +46,7 @@ FACTORS = 10.0 ** np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
 SEEDS, BATCH, HELD_OUT = 3, 64, 1000
 STEPS = {"softmax": 500, "mlp": 500, "small-cnn": 150}
 CHUNK = 25
-"""Optimizer steps between two looks at the held-out digits; training losses are means of them."""
+"""Optimizer steps of a dispatch; the held-out digits are looked at after each."""
 
 
 def measure(
@@ -68,9 +68,9 @@ def measure(
       seed: of starts and batches.
 
     Returns:
-      For each run, rates by seeds: `rates` [5], `train_loss` and `accuracy` (held-out)
-      [5, 3, chunks], `step_loss` [5, 3, steps], `validation_loss`, `test_loss`, `test_accuracy`
-      [5, 3]; and `step_seconds`, a run's share of the time of one step of all.
+      For each run, rates by seeds: `rates` [5], `accuracy` (held-out) [5, 3, chunks], `step_loss`
+      [5, 3, steps], `validation_loss`, `test_loss`, `test_accuracy` [5, 3]; and `step_seconds`, a
+      run's share of the time of one step of all.
     """
     make, middle = OPTIMIZERS[optimizer]
     train, validation, test = splits

@@ -56,7 +56,7 @@ def heat_map(
     state, _ = population.advance(state, numbers, order, train, keys[0], model=model, make=make)
     loss, _ = population.evaluate(state.params, validation, model=model)
     loss = np.nan_to_num(np.asarray(loss), nan=1e9).reshape(len(decays), len(rates))
-    return {"rates": rates, "b2": decays, "validation_loss": loss}
+    return {"rates": rates, "b2": decays, "validation_loss": loss, "steps": steps}
 
 
 def halve(options: argparse.Namespace, parts: tuple[Split, ...]) -> None:
@@ -72,9 +72,14 @@ def halve(options: argparse.Namespace, parts: tuple[Split, ...]) -> None:
     best = {name: float(x[winner]) for name, x in halving.numbers.items()}
 
     def finish() -> study.Result:
-        _, members = halving.read(len(rungs) - 1)
+        chosen, members = halving.read(len(rungs) - 1)
+        own = int(np.flatnonzero(chosen == winner)[0])
         loss, accuracy = population.evaluate(members.params, parts[2], model=options.model)
-        return {"test_loss": float(loss[0]), "test_accuracy": float(accuracy[0])}
+        return {
+            "validation_loss": float(np.min(last["validation_loss"])),
+            "test_loss": float(loss[own]),
+            "test_accuracy": float(accuracy[own]),
+        }
 
     def draw() -> study.Result:
         steps = rungs[min(2, len(rungs) - 1)].steps

@@ -18,6 +18,7 @@ from rich.progress import (
 
 from examples.mnist import population
 from examples.mnist.population import Split
+from examples.study import Study, StudyError
 from examples.tune.search import BATCH, RANGES, SCHEDULES, Horizon, Rung, described, write_best
 
 
@@ -30,7 +31,9 @@ def tune(options: argparse.Namespace, ladder: list[Rung], parts: tuple[Split, ..
       parts: training, held-out and test digits.
     """
     train, validation, test = parts
-    options.out.mkdir(parents=True, exist_ok=True)
+    settings = {"driver": "optuna", "model": options.model, "seed": options.seed}
+    settings |= {"data_dir": str(options.data_dir), "steps": [rung.steps for rung in ladder]}
+    Study(options.out, settings)  # Says so where the folder is that of another search.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     console = Console(highlight=False)
     trials = options.trials or (4 if options.fast else 60)
@@ -70,7 +73,9 @@ def tune(options: argparse.Namespace, ladder: list[Rung], parts: tuple[Split, ..
         direction="minimize",
         pruner=optuna.pruners.SuccessiveHalvingPruner(ends[0], 3),
     )
-    finished = [t for t in done.trials if t.state.is_finished()]
+    # A trial that was interrupted counts as failed, and is not one of those asked for.
+    whole = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    finished = done.get_trials(states=whole)
     if finished:
         console.print(f"{len(finished)} of {trials} trials were done before")
     # The sampler's own state is not in the file: a study that goes on has another seed.
@@ -87,6 +92,8 @@ def tune(options: argparse.Namespace, ladder: list[Rung], parts: tuple[Split, ..
                 console.print(f"trial {trial.number}: {trial.state.name.lower()}, loss {last:.4f}")
 
         done.optimize(objective, n_trials=max(0, trials - len(finished)), callbacks=[tell])
+    if not done.get_trials(states=whole[:1]):
+        raise StudyError(f"no trial in {options.out} is complete yet; ask for more --trials")
     best = done.best_trial
     numbers = {**best.params, "schedule": SCHEDULES.index(best.params["schedule"])}
     arguments = described(numbers)

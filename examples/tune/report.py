@@ -51,7 +51,10 @@ def halving(
         for name, x in by_member[winner].items()
     )
     print(f"best of {rungs[0].members}: {numbers_text}")
-    print(f"test accuracy {test['test_accuracy']:.4f} after {rungs[-1].steps} steps")
+    print(
+        f"held-out loss {test['validation_loss']:.4f}, test accuracy {test['test_accuracy']:.4f}"
+        f" after {rungs[-1].steps} steps"
+    )
     print(
         f"{sum(work.seconds.values()):.0f} s of work; {work.folder}/runs.csv, best.json, search.png"
     )
@@ -102,5 +105,5 @@ def heat_map(figure: Any, axis: Any, heat: dict[str, Any]) -> None:
         colour = "white" if dark else "black"
         axis.text(j, i, text, ha="center", va="center", fontsize=8, color=colour, weight=bold)
     axis.set(xlabel="learning rate", ylabel="b2")
-    axis.set_title("Held-out loss, all else as in the best; the least in bold")
+    axis.set_title(f"Held-out loss after {heat['steps']} steps, the rest as in the best")
     figure.colorbar(image, ax=axis, label="nats")

@@ -56,11 +56,24 @@ def test_compare_says_where_adam_does_not_win():
     results = {"sgd": found([0.9, 0.91, 0.92], slow), "adam": found([0.8, 0.85, 0.89], fast)}
     said = report.verdict({"mlp": results})
     assert "sgd is the most accurate (0.9100), and adam the first" in said
-    assert "Adam does not win: place 2 of 2" in said and "are all below" in said
+    assert "overlaps those of 0 of the 1 others" in said
+    assert "Adam does not win: place 2 of 2" in said and "not among those" in said
     results["adam"] = found([0.8, 0.85, 0.9], fast)
-    assert "three seeds do not tell the two apart" in report.verdict({"mlp": results})
-    results["adam"] = found([0.93, 0.95, 0.99], fast)
-    assert "does not win" not in report.verdict({"mlp": results})
+    said = report.verdict({"mlp": results})
+    assert "overlaps those of 1 of the 1 others" in said and "), among those" in said
+    results["adam"] = found([0.91, 0.95, 0.99], fast)
+    said = report.verdict({"mlp": results})
+    assert "does not win" not in said and "overlaps those of 1 of the 1" in said
+
+
+def test_what_is_tested_is_the_best_of_the_last_rung(tmp_path, monkeypatch):
+    """Several survive the last rung; theirs are other test losses."""
+    monkeypatch.setattr(tune, "ladder", lambda model, fast: search.rungs(9, 10, 10))
+    tune.main(["--fast", "--model", "softmax", "--out", str(tmp_path)])
+    losses = {int(row["member"]): float(row["loss at 10"]) for row in read(tmp_path / "runs.csv")}
+    best = json.loads((tmp_path / "best.json").read_text())
+    assert best["validation_loss"] == pytest.approx(min(losses.values()), abs=1e-4)
+    assert best["test_loss"] == pytest.approx(best["validation_loss"], rel=0.1)
 
 
 def test_halving_drops_the_worst_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
