@@ -31,10 +31,7 @@ class FrozenTree:
                 f"a setting must be made of numbers, strings and functions, got an array of shape"
                 f" {shapes[0]}: arrays do not compare. Make it inside the function."
             )
-        return cls(
-            tuple(x.item() if isinstance(x, _ARRAYS) and x.ndim == 0 else x for x in leaves),
-            treedef,
-        )
+        return cls(tuple(x.item() if isinstance(x, _ARRAYS) else x for x in leaves), treedef)
 
     @property
     def tree(self) -> Any:

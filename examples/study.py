@@ -160,6 +160,14 @@ def write_whole(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+def positive(text: str) -> int:
+    """The type of a command's argument that counts something."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
 def arguments(module: str, doc: str | None, digits: bool = True) -> argparse.ArgumentParser:
     """The options that all experiments have: --out, --fast, --seed, and --data-dir."""
     name = module.removeprefix("examples.")

@@ -53,9 +53,8 @@ class ScheduledNesterovEma(Moment):
             # Both at once: on its own XLA would compute one while it compiles, with other bits.
             of_t, of_1 = jnp.expm1(jnp.stack([t * step, step]))
             terms = (1 + of_1) * of_t / of_1
-            at_0 = t + j * log_r * (
-                t * (t + 1) / 2
-            )  # t, with the derivative in ψ that it has there
+            # t, with the derivative in ψ that the terms have there.
+            at_0 = t + j * log_r * (t * (t + 1) / 2)
             sums = jnp.where(log_r == 0, at_0, terms)
             return self.ema.rate.correction(count, ahead, -jnp.sum(sums * 0.5**j / j))
 

@@ -15,6 +15,7 @@ from examples.mnist import data, evaluate
 from examples.mnist.models import MODELS
 from examples.mnist.runs import Config, Run, RunError
 from examples.mnist.train import OPTIMIZERS, SCHEDULES, train, trained
+from examples.study import positive
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,8 +38,8 @@ def parser() -> argparse.ArgumentParser:
     t.add_argument("--optimizer", choices=OPTIMIZERS, default=default.optimizer)
     t.add_argument("--learning-rate", type=_rate, default=default.learning_rate)
     t.add_argument("--schedule", choices=SCHEDULES, default=default.schedule)
-    t.add_argument("--epochs", type=_positive, default=default.epochs)
-    t.add_argument("--batch-size", type=_positive, default=default.batch_size)
+    t.add_argument("--epochs", type=positive, default=default.epochs)
+    t.add_argument("--batch-size", type=positive, default=default.batch_size)
     t.add_argument("--seed", type=int, default=default.seed)
     t.add_argument("--augment", action="store_true", help="shift and turn the digits at random")
     t.add_argument(
@@ -53,13 +54,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("run", type=Path, metavar="RUN")
     p.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="PNG or IDX")
     return top
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
 
 
 def _rate(text: str) -> float:

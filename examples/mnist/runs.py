@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from examples.study import write_whole
+
 
 class RunError(ValueError):
     """One line for the user about a run's folder."""
@@ -61,7 +63,7 @@ class Run:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         (folder / "metrics.jsonl").write_text("")
         text = json.dumps(dataclasses.asdict(config), indent=1) + "\n"
-        _write_whole(folder / "config.json", text)
+        write_whole(folder / "config.json", text)
         return cls(folder, config)
 
     @classmethod
@@ -109,11 +111,4 @@ class Run:
     def write_metrics(self, metrics: list[dict[str, float]]) -> None:
         """Rewrites the lines, all of them or none."""
         text = "".join(json.dumps(entry) + "\n" for entry in metrics)
-        _write_whole(self.folder / "metrics.jsonl", text)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """The file appears, or is replaced, with all of the text in it, also under a kill."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
+        write_whole(self.folder / "metrics.jsonl", text)

@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging as absl_logging
 
 from examples import study
-from examples.study import StudyError
+from examples.study import StudyError, positive
 from examples.text import corpus, plots
 from examples.text.run import Run, trained
 from examples.text.sample import generate
@@ -34,12 +34,12 @@ def parser() -> argparse.ArgumentParser:
     shared = study.arguments("examples.text", None, digits=False)
     t = commands.add_parser("train", parents=[shared], conflict_handler="resolve")
     for name, kind in (
-        ("steps", _positive),
-        ("batch_size", _positive),
-        ("context", _positive),
-        ("width", _positive),
-        ("layers", _positive),
-        ("heads", _positive),
+        ("steps", positive),
+        ("batch_size", positive),
+        ("context", positive),
+        ("width", positive),
+        ("layers", positive),
+        ("heads", positive),
         ("learning_rate", float),
         ("weight_decay", float),
     ):
@@ -60,17 +60,10 @@ def parser() -> argparse.ArgumentParser:
     s = commands.add_parser("sample", help="write with a trained model")
     s.add_argument("run", type=Path, metavar="RUN")
     s.add_argument("--prompt", default="The ", help="what the text begins with")
-    s.add_argument("--length", type=_positive, default=400, help="characters (%(default)s)")
+    s.add_argument("--length", type=positive, default=400, help="characters (%(default)s)")
     s.add_argument("--temperature", type=_above_0, default=0.8, help="(%(default)s)")
     s.add_argument("--seed", type=int, default=0)
     return top
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
 
 
 def _above_0(text: str) -> float:

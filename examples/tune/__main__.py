@@ -31,7 +31,7 @@ def ladder(model: str, fast: bool) -> list[Rung]:
     return search.rungs(243, 40, 1080) if model != "small-cnn" else search.rungs(27, 20, 180)
 
 
-def grid(best: dict[str, float], seed: int, fast: bool) -> tuple[np.ndarray, np.ndarray, dict]:
+def grid(best: dict[str, float], fast: bool) -> tuple[np.ndarray, np.ndarray, dict]:
     """The heat map's axes, and its members' numbers: `best` with other learning rates and b2."""
     rates = best["learning_rate"] * np.logspace(-1, 1, 3 if fast else RATES)
     complements = np.logspace(-4, -1, 2 if fast else DECAYS)
@@ -47,7 +47,7 @@ def heat_map(
 ) -> study.Result:
     """Held-out loss by b2 and learning rate, [b2, rates]; all from the same start and batches."""
     train, validation, _ = parts
-    rates, decays, numbers = grid(best, seed, fast)
+    rates, decays, numbers = grid(best, fast)
     members = len(rates) * len(decays)
     keys = jnp.tile(jax.random.key(seed), members)
     make = Horizon(steps)
