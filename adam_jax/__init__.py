@@ -22,6 +22,10 @@ from adam_jax.family.radam import radam, radamw, scale_by_radam
 from adam_jax.family.schedule_free import schedule_free_adamw
 from adam_jax.family.yogi import scale_by_yogi, yogi
 from adam_jax.formats.policy import AT_LEAST_FLOAT32
+from adam_jax.recipe.accumulate import AccumulateState, accumulate
+from adam_jax.recipe.chain import chain
+from adam_jax.recipe.clip import clip_by_global_norm
+from adam_jax.recipe.ema import EmaParamsState, ema_params
 from adam_jax.recipe.groups import decay_mask, groups
 from adam_jax.recipe.hyperparams import with_hyperparams
 from adam_jax.recipe.hyperparams_state import HyperparamsState, hyperparams, set_hyperparams
@@ -34,6 +38,7 @@ from adam_jax.recipe.modifiers import (
     grokfast,
     nesterov,
 )
+from adam_jax.recipe.skip import Skipped, SkipState, skip_nonfinite, skipped
 from adam_jax.rules.base import DecayRateLike
 from adam_jax.transform import Transformation, step
 
@@ -41,11 +46,16 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AT_LEAST_FLOAT32",
+    "AccumulateState",
     "DecayRateLike",
+    "EmaParamsState",
     "GrokfastState",
     "HyperparamsState",
     "ScaleByBiasCorrectionState",
+    "SkipState",
+    "Skipped",
     "Transformation",
+    "accumulate",
     "adabelief",
     "adam",
     "adamax",
@@ -59,8 +69,11 @@ __all__ = [
     "atan2",
     "cautious",
     "cautious_weight_decay",
+    "chain",
+    "clip_by_global_norm",
     "clip_update_rms",
     "decay_mask",
+    "ema_params",
     "grokfast",
     "groups",
     "hyperparams",
@@ -87,6 +100,8 @@ __all__ = [
     "schedule_free_adamw",
     "schedules",
     "set_hyperparams",
+    "skip_nonfinite",
+    "skipped",
     "step",
     "with_hyperparams",
     "yogi",

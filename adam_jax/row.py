@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adam_jax.body import Call, counted
 from adam_jax.formats.policy import format_of, leaf_dtype, wider_dtype
 from adam_jax.kernels.xla import Leaf, Program, as_arrays, run
 from adam_jax.leaves import align_params, align_slot, check_leaf, leaf_paths
@@ -40,13 +41,10 @@ class Row:
         """The state before the first step."""
         return init_rows((self,), [0] * len(jax.tree.leaves(params)), params)
 
-    def run(
-        self, updates: Any, state: Any, params: Any, apply: bool, extra_args: dict[str, Any]
-    ) -> tuple[Any, Any]:
-        """One optimizer step on every leaf; see `Transformation`."""
-        del extra_args  # Optax passes what other members of a chain asked for to all of them.
+    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
+        """One optimizer step on every leaf; see `Body`."""
         leaves = jax.tree.leaves(updates, is_leaf=lambda x: x is None)
-        return run_rows((self,), [0] * len(leaves), updates, state, params, apply)
+        return run_rows((self,), [0] * len(leaves), updates, state, params, call)
 
     def split(self, state: Any) -> tuple[Any, ...]:
         """The links' own states."""
@@ -90,9 +88,9 @@ def init_rows(rows: tuple[Row, ...], labels: Labels, params: Any) -> Any:
 
 
 def run_rows(
-    rows: tuple[Row, ...], labels: Labels, updates: Any, state: Any, params: Any, apply: bool
+    rows: tuple[Row, ...], labels: Labels, updates: Any, state: Any, params: Any, call: Call
 ) -> tuple[Any, Any]:
-    """One optimizer step on every leaf; returns the updates, or with `apply` the new parameters.
+    """One optimizer step on every leaf; returns the updates, or the new parameters.
 
     Args:
       rows: with the same links but for numbers.
@@ -100,8 +98,9 @@ def run_rows(
       updates: the gradients.
       state: what `init_rows` or the last step returned.
       params: the parameters; None if no rule reads them.
-      apply: return θ + u instead of u.
+      call: its extra arguments are for others in a chain, to all of which Optax passes them.
     """
+    apply = call.apply
     links, states = rows[0].links, rows[0].split(state)
     leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
     counts = [
@@ -153,7 +152,7 @@ def run_rows(
     for (label, used, formats, dtype, *_), indices in alike.items():
         program = Program(formats, dtype, apply)
         its_steps = tuple(steps[label][k] for k in used)
-        stepped = run(program, its_steps, [arrays[i] for i in indices])
+        stepped = run(program, its_steps, [arrays[i] for i in indices], call.ok)
         for i, (result, new) in zip(indices, stepped, strict=True):
             results[i] = result
             for k, slots in zip(used, new, strict=True):
@@ -162,7 +161,7 @@ def run_rows(
 
     new_states = []
     for link, s, slots in zip(links, states, stored, strict=True):
-        fields = {name: optax.safe_increment(getattr(s, name)) for name in link.counts}
+        fields = {name: counted(getattr(s, name), call) for name in link.counts}
         for slot, xs in zip(link.rule.slots, slots, strict=True):
             fields[slot.name] = jax.tree.unflatten(treedef, xs)
         new_states.append(link.state_type(**fields))

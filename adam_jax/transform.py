@@ -1,28 +1,69 @@
 """From a row of links to an Optax transformation, with update and apply in one."""
 
-from typing import Any, Protocol
+import dataclasses
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
+from adam_jax.body import Body, Call
 from adam_jax.formats.policy import SlotDType, check_slot_dtype
 from adam_jax.link import Link
 from adam_jax.row import Row
 from adam_jax.rules.base import Rule
 
 
-class Body(Protocol):
-    """What a `Transformation` does: a `frozen_pytree`, so that it compares by value and traces."""
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Foreign:
+    """The body of a transformation that is not of this package: update, then apply."""
+
+    tx: optax.GradientTransformation
 
     def init(self, params: Any) -> Any:
-        """The state before the first step."""
-        ...
+        """Its state before the first step."""
+        return self.tx.init(params)
 
-    def run(
-        self, updates: Any, state: Any, params: Any, apply: bool, extra_args: dict[str, Any]
-    ) -> tuple[Any, Any]:
-        """Returns the updates, or with `apply` the new parameters, and the new state."""
-        ...
+    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
+        """Its step."""
+        if call.apply:
+            result, new = step(self.tx, updates, state, params, **call.extra_args)
+        else:
+            tx = optax.with_extra_args_support(self.tx)
+            result, new = tx.update(updates, state, params, **call.extra_args)
+        return unless(call, result, new, state, params)
+
+
+def unless(call: Call, result: Any, new: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    """A step that was taken, taken back where it was not to be: a choice between whole trees.
+
+    The members of this package need none: they choose each array in the loop that writes it.
+    """
+    if call.ok is None:
+        return result, new
+    nothing = params if call.apply else jax.tree.map(jnp.zeros_like, result)
+    return chosen(call.ok, result, nothing), chosen(call.ok, new, state)
+
+
+def chosen(condition: jax.Array, new: Any, old: Any) -> Any:
+    """Everything from `new` or everything from `old`, by one scalar."""
+    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
+
+
+def body_of(argument: str, tx: Any) -> Body:
+    """The body of a transformation, this package's or another's, to build others around.
+
+    Raises:
+      ValueError: it is not a transformation; `argument` is what the caller calls it.
+    """
+    if isinstance(tx, Transformation):
+        return tx.body
+    if not isinstance(tx, optax.GradientTransformation):
+        raise ValueError(
+            f"{argument} must be an Optax transformation, got {tx!r}: write adamw(1e-3), say."
+        )
+    return Foreign(tx)
 
 
 def _init(body: Body, params: Any) -> Any:
@@ -32,7 +73,7 @@ def _init(body: Body, params: Any) -> Any:
 def _update(
     body: Body, updates: Any, state: Any, params: Any = None, **extra_args: Any
 ) -> tuple[Any, Any]:
-    return body.run(updates, state, params, False, extra_args)
+    return body.run(updates, state, params, Call(False, None, extra_args))
 
 
 @jax.tree_util.register_pytree_node_class
@@ -63,7 +104,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
 
     def step(self, grads: Any, state: Any, params: Any, **extra_args: Any) -> tuple[Any, Any]:
         """`update` and `optax.apply_updates`, in one pass over each leaf; see `adam_jax.step`."""
-        return self.body.run(grads, state, params, True, extra_args)
+        return self.body.run(grads, state, params, Call(True, None, extra_args))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Transformation) and self.body == other.body

@@ -72,3 +72,14 @@ def bind_arguments(
     except TypeError as error:
         known = ", ".join(signature.parameters)
         raise TypeError(f"{name}() {error}: its arguments are {known}.") from None
+
+
+def check_integer(argument: str, value: Any, low: int, *, instead: str) -> int:
+    """Checks that `value` is an integer ≥ low; returns it as Python's.
+
+    Raises:
+      ValueError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
+        raise ValueError(f"{argument} must be an integer ≥ {low}, got {value!r}: {instead}.")
+    return int(value)

@@ -20,17 +20,41 @@ LAYERS = {
     "kernels": {"rules", "formats"},
     "leaves": {"formats", "validation"},
     "link": {"leaves", "rules", "formats"},
-    "row": {"link", "leaves", "kernels", "rules", "formats"},
-    "transform": {"row", "link", "rules", "formats"},
+    "body": set(),
+    "row": {"body", "link", "leaves", "kernels", "rules", "formats"},
+    "transform": {"body", "row", "link", "rules", "formats"},
     "compose": {"transform", "link", "leaves", "rules", "validation"},
     "alias": {"compose", "transform", "link", "rules", "validation"},
-    "family": {"alias", "transform", "row", "link", "rules", "formats", "validation"},
-    "recipe": {"family", "transform", "row", "link", "leaves", "rules", "formats", "validation"},
+    "family": {"alias", "transform", "body", "row", "link", "rules", "formats", "validation"},
+    "recipe": {
+        "family",
+        "transform",
+        "body",
+        "row",
+        "link",
+        "leaves",
+        "rules",
+        "formats",
+        "validation",
+    },
     "schedules": {"rules", "validation"},
-    "__init__": {"recipe", "family", "compose", "transform", "rules", "formats", "schedules"},
+    "inspect": set(),
+    "__init__": {
+        "recipe",
+        "family",
+        "compose",
+        "transform",
+        "rules",
+        "formats",
+        "schedules",
+        "inspect",
+    },
 }
 # Optax is known from the transformation upwards.
 WITHOUT_OPTAX = {"validation", "rules", "formats", "kernels", "leaves"}
+# What a file may import besides, where it needs it: in a function, or for type checkers alone.
+# Nothing but jax and optax is there when the package is imported.
+IN_FUNCTIONS = {"inspect.py": {"matplotlib"}}
 
 
 def layer(path: Path) -> str:
@@ -38,22 +62,36 @@ def layer(path: Path) -> str:
 
 
 def imported(path: Path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    """Each name that is imported, and whether that happens later than the file's own import."""
+    tree = ast.parse(path.read_text())
+    later = {inner for node in ast.walk(tree) if is_later(node) for inner in ast.walk(node)}
+    for node in ast.walk(tree):
+        names = []
         if isinstance(node, ast.ImportFrom):
             base = node.module or ""
-            yield from [f"{base}.{a.name}" for a in node.names] if base == "adam_jax" else [base]
+            names = [f"{base}.{a.name}" for a in node.names] if base == "adam_jax" else [base]
         elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names = [alias.name for alias in node.names]
+        yield from ((name, node in later) for name in names)
+
+
+def is_later(node: ast.AST) -> bool:
+    if isinstance(node, ast.If):
+        return ast.unparse(node.test) == "TYPE_CHECKING" and not node.orelse
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_down_the_list(path):
     own = layer(path)
     assert own in LAYERS, f"{own} has no place in the order of imports"
-    for name in imported(path):
+    besides = IN_FUNCTIONS.get(str(path.relative_to(ROOT)), set())
+    for name, later in imported(path):
         top, *rest = name.split(".")
         if top == "adam_jax":
             assert rest[0] in LAYERS[own] | {own}, f"{own} imports {name}"
+        elif top in besides:
+            assert later, f"{path.name} imports {name} outside of its functions"
         else:
             assert top in sys.stdlib_module_names | {"jax", "optax", "numpy"}, name
             assert top != "optax" or own not in WITHOUT_OPTAX, f"{own} imports optax"

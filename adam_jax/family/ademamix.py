@@ -3,6 +3,7 @@
 https://arxiv.org/abs/2409.03137
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -42,12 +43,12 @@ class TwoEmas(Moment):
         return self.fast.debiasing(count), slow, weight
 
     def step(
-        self, g: jax.Array, old: Slots, scalars: Any, new: Slots
+        self, g: jax.Array, old: Slots, scalars: Any, new: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         del new
         debiasing, slow, weight = scalars
-        m1 = self.fast.average(old["m1"], g)
-        m2 = slow.average(old["m2"], g)
+        m1 = old.renew("m1", self.fast.average(old["m1"], g))
+        m2 = old.renew("m2", slow.average(old["m2"], g))
         return (m1 + weight * m2) * debiasing, {"m1": m1, "m2": m2}
 
 

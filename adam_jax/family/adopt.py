@@ -77,10 +77,11 @@ class Adopt(Rule):
         later, bound, direction = scalars
         # The first gradient only starts nu: there is nothing before it to divide it by.
         nu = jnp.where(later > 0, self.b2.average(old["nu"], abs_squared(g)), abs_squared(g))
+        nu = old.renew("nu", nu)
         x = jnp.where(later > 0, self.direction.combine(g, old["nu"], direction), 0)
         if self.clip_value_fn is not None:
             x = _clip(x, bound)
-        mu = jnp.where(later > 0, self.b1.average(old["mu"], x), old["mu"])
+        mu = old.renew("mu", jnp.where(later > 0, self.b1.average(old["mu"], x), old["mu"]))
         return (self.b1.average(mu, x) if self.nesterov else mu), {"mu": mu, "nu": nu}
 
 

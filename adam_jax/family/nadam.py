@@ -4,6 +4,7 @@ https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -63,10 +64,10 @@ class ScheduledNesterovEma(Moment):
         return b * factor(t_now + 1) / one_minus_product(1) / of_g, of_g
 
     def step(
-        self, g: jax.Array, old: Slots, scalars: Any, new: Slots
+        self, g: jax.Array, old: Slots, scalars: Any, new: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         ratio, of_g = scalars  # As in NesterovEma.
-        mu = self.ema.rate.average(old["mu"], self.ema.term(g, new))
+        mu = old.renew("mu", self.ema.rate.average(old["mu"], self.ema.term(g, new)))
         return (g + ratio * mu) * of_g, {"mu": mu}
 
 

@@ -10,6 +10,7 @@ import optax
 from optax import contrib
 
 from adam_jax.alias import alias
+from adam_jax.body import Call
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.row import Row
 from adam_jax.rules.base import (
@@ -23,7 +24,7 @@ from adam_jax.rules.base import (
 from adam_jax.rules.directions import Root
 from adam_jax.rules.moments import EmaOfSquares, Newest
 from adam_jax.rules.scaling import Hyperparameter, Schedule, hyperparameter
-from adam_jax.transform import Transformation, scale_by_rule
+from adam_jax.transform import Foreign, Transformation, scale_by_rule
 from adam_jax.validation import check_number
 
 ArrayLike = jax.typing.ArrayLike
@@ -78,12 +79,9 @@ class ScheduleFree:
         """Optax's state."""
         return self.wrapped.init(params)
 
-    def run(
-        self, updates: Any, state: Any, params: Any, apply: bool, extra_args: dict[str, Any]
-    ) -> tuple[Any, Any]:
+    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
         """Optax's step."""
-        result, state = self.wrapped.update(updates, state, params, **extra_args)
-        return (optax.apply_updates(params, result) if apply else result), state
+        return Foreign(self.wrapped).run(updates, state, params, call)
 
 
 def schedule_free_adamw(

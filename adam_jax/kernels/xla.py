@@ -8,7 +8,7 @@ import jax.core
 import jax.numpy as jnp
 
 from adam_jax.formats.base import Format
-from adam_jax.rules.base import Rule
+from adam_jax.rules.base import Rule, Slots
 
 
 def as_arrays(numbers: Any) -> Any:
@@ -54,7 +54,7 @@ Stepped = tuple[jax.Array, tuple[tuple[Any, ...], ...]]
 CHUNK = 16
 
 
-def run(program: Program, steps: Steps, leaves: list[Leaf]) -> list[Stepped]:
+def run(program: Program, steps: Steps, leaves: list[Leaf], ok: jax.Array | None) -> list[Stepped]:
     """Steps leaves that share a program, which is traced and lowered once; XLA inlines the calls.
 
     Inside a jit, 16 leaves at a time share a call too: 500 leaves are then 51 calls to trace and to
@@ -64,18 +64,20 @@ def run(program: Program, steps: Steps, leaves: list[Leaf]) -> list[Stepped]:
     whole = len(leaves) // CHUNK * CHUNK if tracing else 0
     stepped: list[Stepped] = []
     for i in range(0, whole, CHUNK):
-        stepped += chunk_step(program, steps, leaves[i : i + CHUNK])
-    return stepped + [leaf_step(program, steps, leaf) for leaf in leaves[whole:]]
+        stepped += chunk_step(program, steps, leaves[i : i + CHUNK], ok)
+    return stepped + [leaf_step(program, steps, leaf, ok) for leaf in leaves[whole:]]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def chunk_step(program: Program, steps: Steps, leaves: list[Leaf]) -> list[Stepped]:
+def chunk_step(
+    program: Program, steps: Steps, leaves: list[Leaf], ok: jax.Array | None
+) -> list[Stepped]:
     """`leaf_step` on a chunk of leaves of one shape."""
-    return [leaf_step(program, steps, leaf) for leaf in leaves]
+    return [leaf_step(program, steps, leaf, ok) for leaf in leaves]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def leaf_step(program: Program, steps: Steps, leaf: Leaf) -> Stepped:
+def leaf_step(program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None) -> Stepped:
     """Runs the rules on one leaf, in float32 or wider from the first to the last."""
     # Every dtype is converted by hand below. A complex leaf still mixes complex and real arrays
     # (mu / √nu), for which strict promotion has no spelling.
@@ -84,15 +86,20 @@ def leaf_step(program: Program, steps: Steps, leaf: Leaf) -> Stepped:
         real = jnp.finfo(arithmetic).dtype
         steps = jax.tree.map(lambda x: jax.lax.convert_element_type(x, real), steps)
         u = jax.lax.convert_element_type(leaf.g, arithmetic)
+        if ok is not None:
+            # Here as well: else XLA:CPU would share g² with whoever measured the gradient to say
+            # whether it is ok, and store it for that (12 times the cost of the measurement).
+            u = jnp.where(ok, u, 0)
         p = None if leaf.param is None else jax.lax.convert_element_type(leaf.param, arithmetic)
         new_stored = []
         for (rule, scalars), rule_stored, formats in zip(
             steps, leaf.stored, program.formats, strict=True
         ):
-            old = {
+            decoded = {
                 slot.name: fmt.decode(x, real if slot.magnitude else arithmetic)
                 for slot, fmt, x in zip(rule.slots, formats, rule_stored, strict=True)
             }
+            old = Slots(decoded, ok)
             u, new = rule.step(u, old, scalars, p)
             new_stored.append(
                 tuple(
@@ -100,9 +107,10 @@ def leaf_step(program: Program, steps: Steps, leaf: Leaf) -> Stepped:
                     for slot, fmt in zip(rule.slots, formats, strict=True)
                 )
             )
-        if program.apply and p is not None:
-            u = p + u
-        return jax.lax.convert_element_type(u, program.dtype), tuple(new_stored)
+        moved = p + u if program.apply and p is not None else u
+        if ok is not None:
+            moved = jnp.where(ok, moved, p if program.apply and p is not None else 0)
+        return jax.lax.convert_element_type(moved, program.dtype), tuple(new_stored)
 
 
 def _arithmetic_dtype(leaf: Leaf) -> Any:

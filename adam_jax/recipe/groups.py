@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import optax
 
+from adam_jax.body import Call
 from adam_jax.leaves import leaf_paths
 from adam_jax.recipe.factory import check_arguments, check_factory
 from adam_jax.row import Row, init_rows, run_rows
@@ -38,13 +39,10 @@ class Groups:
         # optax.tree.map_params asks for the state of a tree without leaves.
         return init_rows(self.rows, self.labels(paths, check=bool(paths)), params)
 
-    def run(
-        self, updates: Any, state: Any, params: Any, apply: bool, extra_args: dict[str, Any]
-    ) -> tuple[Any, Any]:
+    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
         """One optimizer step, each leaf with the numbers of its group."""
-        del extra_args
         labels = self.labels(leaf_paths(updates), check=False)
-        return run_rows(self.rows, labels, updates, state, params, apply)
+        return run_rows(self.rows, labels, updates, state, params, call)
 
     def labels(self, paths: list[str], check: bool) -> list[int | None]:
         """The row of each leaf: that of the first expression that matches its whole path."""

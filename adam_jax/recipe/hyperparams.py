@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adam_jax.body import Call, counted
 from adam_jax.leaves import FrozenTree
 from adam_jax.recipe.factory import Factory, check_factory, name_of
 from adam_jax.recipe.groups import groups
@@ -22,7 +23,7 @@ from adam_jax.recipe.hyperparams_state import (
     exact_rate,
 )
 from adam_jax.rules.base import DecayRate, DecayRateLike, FixedNumber, frozen_pytree, static
-from adam_jax.transform import Transformation, step
+from adam_jax.transform import Transformation, body_of
 from adam_jax.validation import bind_arguments
 
 
@@ -60,7 +61,7 @@ class WithHyperparams:
         return state._replace(inner_state=self.inner(state).init(params))
 
     def run(
-        self, updates: Any, state: Any, params: Any, apply: bool, extra_args: dict[str, Any]
+        self, updates: Any, state: Any, params: Any, call: Call
     ) -> tuple[Any, HyperparamsState]:
         """One step of the member that the state's numbers make."""
         if not isinstance(state, HyperparamsState):
@@ -69,14 +70,11 @@ class WithHyperparams:
                 f" this transformation and pass its result on."
             )
         numbers = {name: as_float(x) for name, x in state.hyperparams.items()}
-        state = state._replace(hyperparams=numbers | self.scheduled(state.count))
-        tx = self.inner(state)
-        if apply:
-            result, inner = step(tx, updates, state.inner_state, params, **extra_args)
-        else:
-            tx = optax.with_extra_args_support(tx)
-            result, inner = tx.update(updates, state.inner_state, params, **extra_args)
-        count: Any = optax.safe_increment(state.count)
+        numbers |= self.scheduled(state.count)
+        state = state._replace(hyperparams=numbers)
+        body = body_of(name_of(self.factory), self.inner(state))
+        result, inner = body.run(updates, state.inner_state, params, call)
+        count: Any = counted(state.count, call)
         return result, state._replace(count=count, inner_state=inner)
 
     def scheduled(self, count: Any) -> dict[str, jax.Array]:

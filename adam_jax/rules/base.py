@@ -21,9 +21,8 @@ import jax
 import jax.core
 import jax.numpy as jnp
 
+from adam_jax.rules.slots import Slot, Slots
 from adam_jax.validation import check_number
-
-Slots = Mapping[str, jax.Array]
 
 
 @dataclass_transform(frozen_default=True)
@@ -35,21 +34,6 @@ def frozen_pytree(cls: type[Any]) -> Any:
 def static(**kwargs: Any) -> Any:
     """A field that shapes the program: part of the pytree's structure, compared, never traced."""
     return dataclasses.field(metadata={"static": True}, **kwargs)
-
-
-@dataclasses.dataclass(frozen=True)
-class Slot:
-    """One named accumulator with the parameter's shape.
-
-    Attributes:
-      name: its field in the state, and so its key in a checkpoint: public, never renamed.
-      magnitude: it holds |·|² or |·|, real and never negative, also where the parameter is complex.
-      start: the value that every element has before the first step; a number or a tracer.
-    """
-
-    name: str
-    magnitude: bool = False
-    start: Any = 0.0
 
 
 class Rule(abc.ABC):
@@ -225,7 +209,7 @@ class Moment(abc.ABC):
 
     @abc.abstractmethod
     def step(
-        self, g: jax.Array, old: Slots, scalars: Any, new: Slots
+        self, g: jax.Array, old: Slots, scalars: Any, new: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Returns the statistic as it is read in this step, and its new slots.
 

@@ -106,4 +106,5 @@ class AmplifySlowGradients(Rule):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         del param
         slow = jnp.where(scalars > 0, self.rate.average(old["slow"], g), g)
+        slow = old.renew("slow", slow)
         return g + self.factor * slow, {"slow": slow}

@@ -1,6 +1,7 @@
 """Running statistics: how each is updated with a gradient, and how it is read."""
 
 import abc
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ class Average(Moment):
     start: Any = 0.0
 
     @abc.abstractmethod
-    def term(self, g: jax.Array, new: Slots) -> jax.Array:
+    def term(self, g: jax.Array, new: Mapping[str, jax.Array]) -> jax.Array:
         """What is averaged."""
 
     def renewed(self, x: jax.Array, term: jax.Array) -> jax.Array:
@@ -36,11 +37,11 @@ class Average(Moment):
         return self.rate.debiasing(count) if self.bias_correction else ()
 
     def step(
-        self, g: jax.Array, old: Slots, scalars: Any, new: Slots
+        self, g: jax.Array, old: Slots, scalars: Any, new: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """See `Moment.step`."""
         (slot,) = self.slots
-        x = self.renewed(old[slot.name], self.term(g, new))
+        x = old.renew(slot.name, self.renewed(old[slot.name], self.term(g, new)))
         return (x * scalars if self.bias_correction else x), {slot.name: x}
 
 
@@ -52,7 +53,7 @@ class Ema(Average):
     def slots(self) -> tuple[Slot, ...]:
         return (Slot("mu", start=self.start),)
 
-    def term(self, g: jax.Array, new: Slots) -> jax.Array:
+    def term(self, g: jax.Array, new: Mapping[str, jax.Array]) -> jax.Array:
         del new
         return g
 
@@ -64,7 +65,7 @@ class Newest(Moment):
     slots = ()
 
     def step(
-        self, g: jax.Array, old: Slots, scalars: Any, new: Slots
+        self, g: jax.Array, old: Slots, scalars: Any, new: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         del old, scalars, new
         return g, {}
@@ -78,7 +79,7 @@ class EmaOfSquares(Average):
     def slots(self) -> tuple[Slot, ...]:
         return (Slot("nu", magnitude=True, start=self.start),)
 
-    def term(self, g: jax.Array, new: Slots) -> jax.Array:
+    def term(self, g: jax.Array, new: Mapping[str, jax.Array]) -> jax.Array:
         del new
         return abs_squared(g)
 
@@ -110,10 +111,10 @@ class NesterovEma(Moment):
         return (1 - rate.complement) / rate.correction(count, ahead=1) / of_g, of_g
 
     def step(
-        self, g: jax.Array, old: Slots, scalars: Any, new: Slots
+        self, g: jax.Array, old: Slots, scalars: Any, new: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         rate = self.ema.rate
-        mu = rate.average(old["mu"], self.ema.term(g, new))
+        mu = old.renew("mu", rate.average(old["mu"], self.ema.term(g, new)))
         if not self.ema.bias_correction:
             return rate.average(mu, g), {"mu": mu}
         ratio, of_g = scalars
@@ -141,11 +142,11 @@ class RunningMax(Moment):
         return self.inner.scalars(count), after
 
     def step(
-        self, g: jax.Array, old: Slots, scalars: Any, new: Slots
+        self, g: jax.Array, old: Slots, scalars: Any, new: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         inner_scalars, after = scalars
         read, renewed = self.inner.step(g, old, inner_scalars, new)
-        nu_max = jnp.maximum(old["nu_max"], read)
+        nu_max = old.renew("nu_max", jnp.maximum(old["nu_max"], read))
         read = nu_max if self.correct_max is None else nu_max * after
         return read, renewed | {"nu_max": nu_max}
 
@@ -160,10 +161,11 @@ class DecayingMax(Moment):
     slots = (Slot("nu", magnitude=True),)
 
     def step(
-        self, g: jax.Array, old: Slots, scalars: Any, new: Slots
+        self, g: jax.Array, old: Slots, scalars: Any, new: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         del scalars, new
-        nu = jnp.maximum(old["nu"] - self.rate.complement * old["nu"], jnp.abs(g) + self.eps)
+        decayed = old["nu"] - self.rate.complement * old["nu"]
+        nu = old.renew("nu", jnp.maximum(decayed, jnp.abs(g) + self.eps))
         return nu, {"nu": nu}
 
 
@@ -179,7 +181,7 @@ class EmaOfSurprise(Average):
 
     slots = (Slot("nu", magnitude=True),)
 
-    def term(self, g: jax.Array, new: Slots) -> jax.Array:
+    def term(self, g: jax.Array, new: Mapping[str, jax.Array]) -> jax.Array:
         # Through the average, whose weight of a new term is 1-b: eps / (1-b) comes out as eps.
         return abs_squared(g - new["mu"]) + self.eps / self.rate.complement
 

@@ -1,0 +1,41 @@
+"""What a transformation of this package is inside: a body that answers calls."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class Call(NamedTuple):
+    """What is asked of one step.
+
+    Attributes:
+      apply: return the new parameters and not the updates.
+      ok: boolean scalar, or None for yes. Where it is false, the step changes nothing: the state is
+        the old one, the updates are zero, whatever the gradient is.
+      extra_args: of `update`, such as `value=`.
+    """
+
+    apply: bool
+    ok: jax.Array | None = None
+    extra_args: Mapping[str, Any] = {}
+
+
+def counted(count: Any, call: Call) -> Any:
+    """One more, if the step is taken; saturates at the largest integer, as Optax's counts do."""
+    one_more: Any = optax.safe_increment(count)
+    return one_more if call.ok is None else jnp.where(call.ok, one_more, count)
+
+
+class Body(Protocol):
+    """What a `Transformation` does: a `frozen_pytree`, so that it compares by value and traces."""
+
+    def init(self, params: Any) -> Any:
+        """The state before the first step."""
+        ...
+
+    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
+        """Returns the updates, or the new parameters, and the new state."""
+        ...

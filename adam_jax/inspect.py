@@ -1,0 +1,250 @@
+"""What `adam_jax.measured(state)` says over time: in a file, in TensorBoard, in one picture.
+
+A record is what it returns: {"step": 1200, "groups": {"encoder": {"gradient_rms": 1e-3, ...}, ...}}
+"""
+
+import functools
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Record = Mapping[str, Any]
+# Title, unit, kind of axis.
+_PANELS = {
+    "gradient_rms": ("Size of the gradient", "RMS", "log"),
+    "update_rms": ("Size of the update", "RMS", "log"),
+    "parameter_rms": ("Size of the parameters", "RMS", "log"),
+    "update_to_parameter": ("Update relative to parameters", "ratio of the RMS", "log"),
+    "cosine": ("Direction: update and gradient", "cosine, −1 is downhill", "cosine"),
+    "eps_dominates": ("Where eps dominates", "share of the entries", "share"),
+    "lost_to_rounding": ("Updates lost to rounding", "share of non-zero updates", "share"),
+}
+# Paul Tol's "bright", and black: told apart with every kind of colour vision. Then dashed, dotted.
+_COLOURS = ("#4477aa", "#ee6677", "#228833", "#aa3377", "#ccbb44", "#66ccee", "#222222")
+_DASHES = ("-", "--", ":", "-.")
+
+
+def append_json_line(path: str | os.PathLike[str], record: Record) -> bool:
+    """Appends a record to a JSON-lines file, unless it is the one that was appended last.
+
+    Made to be called in every step: the record stays the same between measurements, and a file
+    whose last step is the record's is left alone. A process that is killed while it writes leaves
+    half a line at most, which `read_json_lines` skips and the next call replaces.
+
+    NaN and infinities are written as `NaN`, `Infinity` and `-Infinity`, which Python's json reads
+    as the floats that they were. Strict JSON has no word for them: JavaScript refuses such a line.
+
+    Args:
+      path: the file; it is created, with its folder, where it is missing. One process writes it.
+      record: from `adam_jax.measured(state)`, with any other entries beside: numbers, NumPy and JAX
+        scalars among them, texts, lists and dicts of them.
+
+    Returns:
+      Whether it was written: the moment to write the record elsewhere, too.
+
+    Raises:
+      ValueError: the record has no step, or the file holds something else than records.
+    """
+    if "step" not in record:
+        raise ValueError(
+            f"record must have a step, got the entries {sorted(record)}: pass"
+            f" adam_jax.measured(state)."
+        )
+    line = json.dumps({"step": record["step"], **record}, default=float).encode() + b"\n"
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as file:
+        whole, rest = _last_lines(file)
+        last = _record(rest) or _record(whole)
+        begun = not whole and line.startswith(rest[: len(b'{"step": ')])
+        if not last and not begun:  # Nothing is cut off a file that is not ours.
+            raise ValueError(
+                f"path must be a new file or one that append_json_line wrote, got {str(path)!r},"
+                f" which ends in {(rest or whole)[-60:]!r}: write to another file."
+            )
+        if last and last["step"] == record["step"]:
+            return False
+        if not _record(rest):
+            file.truncate(file.seek(0, os.SEEK_END) - len(rest))
+            rest = b""
+        file.write(b"\n" + line if rest else line)
+    return True
+
+
+def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The records of a file that `append_json_line` wrote, in its order.
+
+    Half a line at the end, of a process that was killed or is just writing, is skipped.
+
+    Raises:
+      ValueError: another line is not a record.
+    """
+    lines = Path(path).read_bytes().split(b"\n")
+    for number, line in enumerate(lines[:-1], start=1):
+        if line.strip() and not _record(line):
+            raise ValueError(
+                f"path must be a file that append_json_line wrote, got {str(path)!r}, whose line"
+                f" {number} is {line[:60]!r}: remove that line, or read another file."
+            )
+    return [record for line in lines if (record := _record(line))]
+
+
+def write_tensorboard(writer: Any, record: Record) -> None:
+    """Writes a record as TensorBoard's scalars `group/statistic`, at the record's step.
+
+    Each call writes; between measurements the record stays the same, and where
+    `append_json_line` returns True it is new. NaN and infinities are written as they are.
+
+    Args:
+      writer: has `add_scalar(tag, value, step)`, as the `SummaryWriter` of tensorboardX and that of
+        PyTorch. Characters that a tag cannot have become `_` there.
+      record: from `adam_jax.measured(state)`.
+    """
+    for group, statistics in record.get("groups", {}).items():
+        for name, value in statistics.items():
+            writer.add_scalar(f"{group}/{name}", value, record["step"])
+
+
+def plot(
+    records: str | os.PathLike[str] | Iterable[Record] | Record,
+    metrics: str | Sequence[str] | None = None,
+) -> "Figure":
+    """Draws a panel for each statistic, with a line for each group.
+
+    Sizes and their ratio have a logarithmic axis. A line has a gap where its group or its statistic
+    is missing, where it is NaN or infinite, and on a logarithmic axis where it is 0. Where steps
+    repeat, as in a run that goes on from a checkpoint, the records written later are drawn.
+
+    Args:
+      records: records from `adam_jax.measured(state)`, one or more, or the path of a file that
+        `append_json_line` wrote.
+      metrics: names of the statistics to draw, in this order; None draws all that were measured.
+
+    Returns:
+      A matplotlib figure, which a notebook shows and `figure.savefig(path)` writes. pyplot does not
+      know it, so that there is nothing to close.
+
+    Raises:
+      ValueError: there are no measurements, or no such statistic.
+      ModuleNotFoundError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.lines import Line2D
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "adam_jax.inspect.plot needs matplotlib: pip install 'adam_jax[inspect]'."
+        ) from error
+    if isinstance(records, str | os.PathLike):
+        records = read_json_lines(records)
+    timeline: list[Record] = []
+    for record in cast(Iterable[Record], [records] if isinstance(records, Mapping) else records):
+        while timeline and timeline[-1]["step"] >= record["step"]:
+            timeline.pop()
+        timeline += [record] if record.get("groups") else []
+    measured = {name: None for r in timeline for g in r["groups"].values() for name in g}
+    if not measured:
+        raise ValueError(
+            "records must hold a measurement, got none: train for as many steps as the `every` of"
+            " adam_jax.telemetry first."
+        )
+    known = list({**_PANELS, **measured})
+    if metrics is None:
+        metrics = [name for name in known if name in measured]
+    metrics = [metrics] if isinstance(metrics, str) else list(metrics)
+    if not metrics or not set(metrics) <= set(known):
+        raise ValueError(f"metrics must be among {known}, got {metrics}: None draws all.")
+
+    groups = list(dict.fromkeys(group for record in timeline for group in record["groups"]))
+    columns = min(len(metrics), 3 if len(metrics) in (3, 5, 6, 9) else 4)
+    rows = math.ceil(len(metrics) / columns)
+    width = max(3.1 * columns, 4.5)
+    labels = [group.replace("$", r"\$") for group in groups]  # Patterns, not formulas.
+    per_row = max(1, int(width / (0.6 + 0.08 * max(map(len, labels)))))
+    height = 0.3 + 2.3 * rows + 0.18 * math.ceil(len(labels) / per_row)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for i, name in enumerate(metrics):
+        _draw(axes[i], name, timeline, groups)
+        axes[i].set_xlabel("step" if i + columns >= len(metrics) else "", fontsize=9)
+    for empty in axes[len(metrics) :]:
+        empty.remove()
+    lines = [Line2D([], [], **_style(i)) for i in range(len(groups))]
+    figure.legend(lines, labels, loc="outside upper left", ncols=per_row, frameon=False, fontsize=9)
+    # Without pyplot nobody tells IPython how a figure is shown.
+    figure._repr_png_ = functools.partial(_png, figure)  # pyright: ignore[reportAttributeAccessIssue]
+    return figure
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and "step" in record else None
+
+
+def _last_lines(file: IO[bytes]) -> tuple[bytes, bytes]:
+    """The last line that ends, and what comes after it; reads no more than the end of the file."""
+    size, block = file.seek(0, os.SEEK_END), 1 << 16
+    while True:
+        start = max(0, size - block)
+        file.seek(start)
+        *lines, rest = file.read().split(b"\n")
+        lines = [line for line in lines if line.strip()]
+        if start == 0 or len(lines) > 1:  # The first one may have begun before the block.
+            return (lines[-1] if lines else b""), rest
+        block *= 2
+
+
+def _style(i: int) -> dict[str, Any]:
+    dash = _DASHES[i // len(_COLOURS) % len(_DASHES)]
+    return {"color": _COLOURS[i % len(_COLOURS)], "linestyle": dash, "linewidth": 1.4}
+
+
+def _draw(axes: "Axes", name: str, timeline: list[Record], groups: list[str]) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+
+    title, unit, kind = _PANELS.get(name, (name.replace("_", " "), "", "linear"))
+    low = 0.0 if kind == "log" else -math.inf
+    steps, empty = [record["step"] for record in timeline], True
+    for i, group in enumerate(groups):
+        values = [record["groups"].get(group, {}).get(name, math.nan) for record in timeline]
+        values = [y if low < y < math.inf else math.nan for y in values]
+        # A dot where the gaps on both sides would leave nothing to see.
+        seen = [False, *(not math.isnan(y) for y in values), False]
+        alone = [b and not (a or c) for a, b, c in zip(seen, seen[1:], seen[2:], strict=False)]
+        empty = empty and not any(seen)
+        axes.plot(steps, values, **_style(i), marker="o", markersize=3.5, markevery=alone)
+    if empty:
+        axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", color="#666666")
+    elif kind == "log":
+        axes.set_yscale("log")
+    if kind == "cosine":  # Here and below: room for lines that run along the limits.
+        axes.set(ylim=(-1.05, 1.05), yticks=[-1, -0.5, 0, 0.5, 1])
+    elif kind == "share":
+        axes.set_ylim(-0.025, 1.025)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    if len(steps) > 1:
+        axes.set_xlim(steps[0], steps[-1])
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_ylabel(unit, fontsize=9)
+    axes.tick_params(which="both", labelsize=8, color="#bbbbbb")
+    axes.grid(color="#e8e8e8", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#bbbbbb")
+
+
+def _png(figure: "Figure") -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    return file.getvalue()

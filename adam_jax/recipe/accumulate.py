@@ -1,0 +1,193 @@
+"""Gradients of several micro-batches for one optimizer step."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adam_jax.body import Body, Call, counted
+from adam_jax.formats.policy import (
+    AT_LEAST_FLOAT32,
+    SlotDType,
+    check_slot_dtype,
+    resolve,
+)
+from adam_jax.recipe.leafwise import (
+    cast,
+    decoded,
+    dtypes_of,
+    map_leaves,
+    stored_like,
+    wide,
+    wide_dtype,
+)
+from adam_jax.rules.base import frozen_pytree, static
+from adam_jax.transform import Transformation, body_of
+from adam_jax.validation import check_integer
+
+
+class AccumulateState(NamedTuple):
+    """State of `accumulate`; the first four fields are those of `optax.MultiStepsState`.
+
+    Attributes:
+      mini_step: micro-steps since the last optimizer step.
+      gradient_step: optimizer steps completed.
+      inner_opt_state: the state of what is inside.
+      acc_grads: the average of the gradients since the last optimizer step; while mini_step is 0,
+        that of the step before, which counts for nothing.
+      weight: the sum of their weights.
+    """
+
+    mini_step: jax.Array
+    gradient_step: jax.Array
+    inner_opt_state: Any
+    acc_grads: Any
+    weight: jax.Array
+
+
+@frozen_pytree
+class Accumulate:
+    """The body of `accumulate`."""
+
+    inner: Body
+    every: int | Callable[[jax.Array], jax.Array] = static()
+    dtype: SlotDType = static()
+
+    def init(self, params: Any) -> AccumulateState:
+        """An empty accumulator."""
+
+        def start(p: Any) -> Any:
+            return resolve(self.dtype, p, False).init(jnp.asarray(p), 0.0)
+
+        zero = jnp.zeros([], jnp.int32)
+        grads = jax.tree.map(start, params)
+        weight = jnp.zeros([], jnp.float32)
+        return AccumulateState(
+            zero, jnp.zeros([], jnp.int32), self.inner.init(params), grads, weight
+        )
+
+    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, AccumulateState]:
+        """One micro-step; at the last of them, the optimizer step."""
+        if not isinstance(state, AccumulateState):
+            raise ValueError(
+                f"the state must be an AccumulateState, got {type(state).__name__}: call init of"
+                f" this transformation and pass its result on."
+            )
+        extra_args = dict(call.extra_args)
+        new = _weight(extra_args.pop("weight", 1.0))
+        if call.ok is not None:  # A micro-batch of weight 0 leaves the accumulator as it is.
+            new = jnp.where(call.ok, new, 0)
+        weight = jnp.where(state.mini_step == 0, 0, state.weight) + new
+        acc = averaged(updates, state, new, new / jnp.where(weight > 0, weight, 1))
+        every = self.every(state.gradient_step) if callable(self.every) else self.every
+        due = state.mini_step + 1 >= every
+        due = due if call.ok is None else due & call.ok
+        inner_call = Call(call.apply, None, extra_args)
+
+        def step(acc: Any, params: Any, inner_state: Any) -> tuple[Any, Any]:
+            grads = map_leaves(lambda g, x: decoded(x, wide_dtype(g)), updates, acc)
+            return self.inner.run(grads, inner_state, params, inner_call)
+
+        if call.apply:
+            result, inner_state = jax.lax.cond(
+                due, step, lambda acc, *kept: kept, acc, params, state.inner_opt_state
+            )
+        else:
+            result, acc, inner_state = conditional_updates(step, due, acc, params, state)
+            result = cast(result, dtypes_of(updates), params)
+        mini_step = jnp.where(due, 0, state.mini_step + 1)
+        if call.ok is not None:
+            mini_step = jnp.where(call.ok, mini_step, state.mini_step)
+            weight = jnp.where(call.ok, weight, state.weight)
+        done = counted(state.gradient_step, call._replace(ok=due))
+        return result, AccumulateState(mini_step, done, inner_state, acc, weight)
+
+
+def averaged(updates: Any, state: AccumulateState, new: jax.Array, share: jax.Array) -> Any:
+    """The accumulator with another gradient in it, of weight `new`, a share of the whole."""
+
+    def average(g: Any, acc: Any) -> Any:
+        x = wide(g)
+        # Emptied here, by a select, and not behind the optimizer step: a branch that returns zeros
+        # for the accumulator makes XLA keep two of them.
+        old = jnp.where(state.mini_step == 0, 0, decoded(acc, x.dtype))
+        moved = old + jax.lax.convert_element_type(share, jnp.finfo(x.dtype).dtype) * (x - old)
+        # A batch without weight may well have a gradient of 0/0.
+        return stored_like(acc, jnp.where(new > 0, moved, old))
+
+    return map_leaves(average, updates, state.acc_grads, otherwise=state.acc_grads)
+
+
+def conditional_updates(
+    step: Callable[..., Any], due: jax.Array, acc: Any, params: Any, state: AccumulateState
+) -> tuple[Any, Any, Any]:
+    """The optimizer step, if it is due: updates or zeros, the accumulator, the inner state.
+
+    The updates lie in the accumulator's memory, which is of no use until it is emptied. As a result
+    of their own they would be memory that is asked for at every micro-step: page faults, on CPU
+    twice the time of all the rest.
+    """
+    u, _ = jax.eval_shape(step, acc, params, state.inner_opt_state)
+    described = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (u, acc)]
+    fits = described[0] == described[1]
+    held = acc if fits else jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), u)
+
+    def taken(held: Any, inner_state: Any) -> tuple[Any, Any]:
+        return step(held if fits else acc, params, inner_state)
+
+    held, inner_state = jax.lax.cond(due, taken, lambda *kept: kept, held, state.inner_opt_state)
+    result = jax.tree.map(lambda x: jnp.where(due, x, 0), held)
+    return result, held if fits else acc, inner_state
+
+
+def _weight(weight: jax.typing.ArrayLike) -> jax.Array:
+    if jnp.ndim(weight) != 0:
+        raise ValueError(
+            f"weight must be a scalar ≥ 0, got shape {jnp.shape(weight)}: pass the sum of the"
+            f" weights in the micro-batch, such as its number of tokens."
+        )
+    return jnp.asarray(weight, jnp.float32)
+
+
+def accumulate(
+    inner: optax.GradientTransformation,
+    every: int | Callable[[jax.Array], jax.Array],
+    dtype: SlotDType = AT_LEAST_FLOAT32,
+) -> Transformation:
+    """Averages the gradients of several micro-batches, and takes one optimizer step with them.
+
+        ḡ = Σ wᵢ·gᵢ / Σ wᵢ, at the last of `every` micro-steps; nothing moves at the others
+
+    Args:
+      inner: any Optax transformation. Its counts, so its schedules, count optimizer steps.
+      every: micro-steps per optimizer step, ≥ 1; or a function from the optimizer steps completed
+        to that number.
+      dtype: how the accumulator is stored; float32 if left out, or a parameter's own if wider.
+
+    Returns:
+      A transformation with the state `AccumulateState`. `step` and `update` take `weight=`, that
+      of the micro-batch, ≥ 0 (its number of tokens, say; 1 if left out); other extra arguments of
+      the last micro-step reach `inner`. Through `step` the parameters are not touched at the other
+      micro-steps; through `update` zeros are written and added.
+
+    Raises:
+      ValueError: `every` below 1, a weight that is no scalar.
+
+    Differs from Optax (`MultiSteps`) in: the optimizer step runs once and not at every micro-step;
+    weights; `inner` gets the average as it is stored, not rounded to the gradient's dtype.
+
+    Example:
+      >>> import adam_jax, jax.numpy as jnp
+      >>> tx = adam_jax.accumulate(adam_jax.adamw(1e-3), every=2)
+      >>> params = jnp.ones(3)
+      >>> state = tx.init(params)
+      >>> params, state = adam_jax.step(tx, jnp.ones(3), state, params, weight=100)
+      >>> print(params)
+      [1. 1. 1.]
+    """
+    if not callable(every):
+        every = check_integer("every", every, 1, instead="1 takes a step with each gradient")
+    dtype = check_slot_dtype("dtype", dtype)
+    return Transformation.around(Accumulate(body_of("inner", inner), every, dtype))

@@ -1,0 +1,71 @@
+"""Transformations one after the other, with update and apply in one at their end."""
+
+from typing import Any
+
+import optax
+
+from adam_jax.body import Body, Call
+from adam_jax.recipe.leafwise import cast, dtypes_of, widened
+from adam_jax.rules.base import frozen_pytree
+from adam_jax.transform import Foreign, Transformation, body_of
+
+
+@frozen_pytree
+class Chain:
+    """The body of `chain`."""
+
+    bodies: tuple[Body, ...]
+
+    def init(self, params: Any) -> tuple[Any, ...]:
+        """The tuple of the states."""
+        return tuple(body.init(params) for body in self.bodies)
+
+    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, tuple[Any, ...]]:
+        """One step of each; those of this package hand float32 on, whatever the gradient's dtype.
+
+        So a clipped bfloat16 gradient is not rounded before it reaches Adam. Another's
+        transformation gets the dtypes that it would get in `optax.chain`: its state may have them.
+        """
+        if not isinstance(state, tuple) or len(state) != len(self.bodies):
+            raise ValueError(
+                f"the state must be a tuple of {len(self.bodies)}, got {type(state).__name__}: call"
+                f" init of this transformation and pass its result on."
+            )
+        dtypes, states = dtypes_of(updates), []
+        last = len(self.bodies) - 1
+        for i, (body, s) in enumerate(zip(self.bodies, state, strict=True)):
+            foreign = isinstance(body, Foreign)
+            updates = cast(updates, dtypes) if foreign else widened(updates)
+            its_call = call._replace(apply=call.apply and i == last)
+            updates, s = body.run(updates, s, params, its_call)
+            states.append(s)
+            if foreign:
+                dtypes = dtypes_of(updates)
+        if not call.apply:
+            updates = cast(updates, dtypes, params)
+        return updates, tuple(states)
+
+
+def chain(*txs: optax.GradientTransformation) -> Transformation:
+    """Transformations one after the other, as `optax.chain`, that keep `step`.
+
+    Args:
+      *txs: of this package or any other; the updates of one are the gradients of the next.
+
+    Returns:
+      A transformation whose state is that of `optax.chain`, the tuple of theirs. It compares by
+      value, and its `step` is that of the last.
+
+    Raises:
+      ValueError: there is none, or one is not a transformation.
+
+    Differs from Optax in: between two of this package updates are float32 or wider, and are rounded
+    to the gradient's dtype (or the parameter's, if wider) behind the last one only.
+
+    Example:
+      >>> import adam_jax
+      >>> tx = adam_jax.chain(adam_jax.clip_by_global_norm(1.0), adam_jax.adamw(1e-3))
+    """
+    if not txs:
+        raise ValueError("chain must have at least one transformation: write optax.identity().")
+    return Transformation.around(Chain(tuple(body_of(f"txs[{i}]", t) for i, t in enumerate(txs))))

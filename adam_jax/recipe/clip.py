@@ -1,0 +1,73 @@
+"""Clipping by the norm of the whole gradient."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adam_jax.body import Call
+from adam_jax.recipe.leafwise import applied, cast, dtypes_of, squared_norm, wide
+from adam_jax.rules.base import frozen_pytree
+from adam_jax.transform import Transformation
+from adam_jax.validation import check_number
+
+
+@frozen_pytree
+class ClipByGlobalNorm:
+    """The body of `clip_by_global_norm`."""
+
+    max_norm: Any
+
+    def init(self, params: Any) -> optax.EmptyState:
+        """Nothing to remember."""
+        del params
+        return optax.EmptyState()
+
+    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
+        """Multiplies every leaf by the same factor."""
+        norm = jnp.sqrt(squared_norm(updates))
+        # A factor: dividing by the norm, XLA:CPU stores the clipped gradient before it goes on.
+        factor = jnp.minimum(1, jnp.asarray(self.max_norm, norm.dtype) / norm)
+        clipped = jax.tree.map(lambda g: scaled(g, factor), updates)
+        if call.ok is not None:
+            ok = call.ok
+            clipped = jax.tree.map(lambda g: jnp.where(ok, g, 0), clipped)
+        if call.apply:
+            return applied(clipped, params), state
+        return cast(clipped, dtypes_of(updates)), state
+
+
+def scaled(g: Any, factor: jax.Array) -> jax.Array:
+    """g·factor in the dtype of arithmetic."""
+    g = wide(g)
+    return g * jax.lax.convert_element_type(factor, jnp.finfo(g.dtype).dtype)
+
+
+def clip_by_global_norm(max_norm: jax.typing.ArrayLike) -> Transformation:
+    """Shortens gradients whose norm, that of all leaves together, is above max_norm.
+
+        g ← g·min(1, max_norm / ‖g‖)
+
+    Put before Adam in a `chain` it costs one pass over the gradient, and no copy of it.
+
+    Args:
+      max_norm: > 0.
+
+    Returns:
+      A transformation without state, as Optax's. With a NaN in the gradient all of it is NaN; with
+      an infinity it is NaN there and 0 elsewhere: `skip_nonfinite` goes around.
+
+    Raises:
+      ValueError: max_norm is not a number above 0.
+
+    Differs from Optax in: the gradient is multiplied by the factor, and not divided by the norm.
+    Differs from PyTorch (`clip_grad_norm_`) in: no 1e-6 is added to the norm.
+
+    Reference: Pascanu et al. 2013, On the difficulty of training recurrent neural networks
+    (https://arxiv.org/abs/1211.5063), algorithm 1.
+    """
+    instead = "the usual value is 1.0; leave clipping out for none"
+    return Transformation.around(
+        ClipByGlobalNorm(check_number("max_norm", max_norm, 1e-30, instead=instead))
+    )

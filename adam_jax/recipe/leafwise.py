@@ -1,0 +1,114 @@
+"""What recipes do to the leaves of a whole tree: widen, round, add, choose, measure.
+
+A None is a leaf that is left alone, as everywhere in this package.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adam_jax.formats.base import Format
+from adam_jax.formats.policy import format_of, leaf_dtype, wider_dtype
+from adam_jax.leaves import align_params, align_slot
+from adam_jax.rules.base import abs_squared
+
+
+def map_leaves(f: Callable[..., Any], updates: Any, slots: Any, otherwise: Any = None) -> Any:
+    """f of each leaf of the updates and what a state keeps for it.
+
+    Where an update is None there is nothing, or what `otherwise`, a tree like `slots`, has there.
+
+    Raises:
+      ValueError: the trees differ; the message has the first path.
+    """
+    leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
+    kept = align_slot(treedef, updates, slots)
+    without = [None] * len(leaves) if otherwise is None else kept
+    results = [w if g is None else f(g, x) for g, x, w in zip(leaves, kept, without, strict=True)]
+    return jax.tree.unflatten(treedef, results)
+
+
+def decoded(stored: Any, dtype: Any) -> jax.Array:
+    """What is stored, as arithmetic wants it."""
+    return _format(stored).decode(stored, dtype)
+
+
+def stored_like(stored: Any, x: jax.Array) -> Any:
+    """Another array in the form of what is stored."""
+    return _format(stored).encode(x)
+
+
+def _format(stored: Any) -> Format:
+    fmt = format_of(stored)
+    assert fmt is not None, stored
+    return fmt
+
+
+def widened(updates: Any) -> Any:
+    """Each leaf in the dtype of arithmetic."""
+    return jax.tree.map(wide, updates)
+
+
+def wide(x: Any) -> Any:
+    """An array in the dtype of arithmetic; what is no number is left to those that say so."""
+    try:
+        return jax.lax.convert_element_type(x, wide_dtype(x))
+    except TypeError:
+        return x
+
+
+def wide_dtype(x: Any) -> Any:
+    """float32, or the array's own dtype where that is wider."""
+    return wider_dtype(leaf_dtype(x), jnp.dtype(jnp.float32))
+
+
+def dtypes_of(updates: Any) -> list[Any]:
+    """The dtype of every leaf, None for a leaf that has none to round to."""
+
+    def dtype_of(u: Any) -> Any:
+        try:
+            return None if u is None else leaf_dtype(u)
+        except TypeError:
+            return None
+
+    return [dtype_of(u) for u in jax.tree.leaves(updates, is_leaf=lambda x: x is None)]
+
+
+def cast(updates: Any, dtypes: list[Any], params: Any = None) -> Any:
+    """The updates in these dtypes, or in those of the parameters where they are wider."""
+    leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
+    params = align_params(treedef, params, needed=False, apply=False)
+    results = []
+    for u, dtype, p in zip(leaves, dtypes, params, strict=True):
+        if u is None or dtype is None:
+            results.append(u)
+            continue
+        dtype = dtype if p is None else wider_dtype(dtype, leaf_dtype(p))
+        results.append(jax.lax.convert_element_type(u, dtype))
+    return jax.tree.unflatten(treedef, results)
+
+
+def applied(updates: Any, params: Any) -> Any:
+    """θ + u, in the parameters' dtypes."""
+
+    def apply(u: Any, p: Any) -> Any:
+        dtype = leaf_dtype(p)
+        u, p = wide(u), wide(p)
+        with jax.numpy_dtype_promotion("standard"):
+            return jax.lax.convert_element_type(p + u, dtype)
+
+    return jax.tree.map(
+        lambda u, p: p if u is None else apply(u, p), updates, params, is_leaf=lambda x: x is None
+    )
+
+
+def squared_norm(tree: Any) -> jax.Array:
+    """‖x‖² of all leaves together, in the dtype of arithmetic.
+
+    Written once: two that ask for the norm of the same gradients share one pass over them.
+    """
+    sums = [jnp.sum(abs_squared(wide(x))) for x in jax.tree.leaves(tree)]
+    with jax.numpy_dtype_promotion("standard"):
+        return sum(sums, start=jnp.zeros([], jnp.float32))

@@ -1,0 +1,200 @@
+"""What XLA makes of an optimizer step on an NVIDIA H200, found without a GPU: nothing is run.
+
+python -m benchmarks.gpu_hlo [--pjrt FOLDER] [--only WORD] [--json FILE]
+
+FOLDER (or JAX_CUDA_PJRT) has the compiler, `pip install --no-deps --target FOLDER jax-cuda12-pjrt`;
+without it this Python's packages are searched. Only this file uses JAX's private interfaces.
+"""
+
+import argparse
+import functools
+import json
+import math
+import os
+import re
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jax._src import xla_bridge
+from jax._src.lib import _jax  # pyright: ignore
+from jax.experimental import topologies
+
+import adam_jax
+
+# The card as a text proto. Fewer fields give other fusions; one that jaxlib 0.10.2 lacks, an error.
+H200 = """platform_name: "CUDA" device_description_str: "NVIDIA H200 141GB HBM3e"
+dnn_version_info { major: 9 minor: 10 } gpu_device_info { cuda_compute_capability { major: 9 }
+core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98 memory_bandwidth: 4800000000000
+device_memory_size: 151397597184 l2_cache_size: 52428800 threads_per_warp: 32
+threads_per_block_limit: 1024 threads_per_core_limit: 2048 shared_memory_per_block: 49152
+shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472 registers_per_core_limit: 65536
+registers_per_block_limit: 65536 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
+block_dim_limit_z: 65535 }"""
+LEAF = 1_000_000
+SMALL = 64 * 1024  # Bytes that a kernel moves: below it is little more than its launch.
+
+
+def plugin() -> Path:
+    """The compiler's library, of jaxlib's own version: another may compile otherwise."""
+    folder, version = os.environ.get("JAX_CUDA_PJRT"), metadata.version("jaxlib")
+    path, name = [folder] if folder else sys.path, "jax-cuda12-pjrt"
+    for wheel in metadata.distributions(name=name, path=path):
+        if wheel.version == version:
+            return Path(str(wheel.locate_file("jax_plugins/xla_cuda12/xla_cuda_plugin.so")))
+    raise ModuleNotFoundError(
+        f"no {name} {version} in {folder or 'this Python'}: `python -m pip install --no-deps"
+        f" --target FOLDER {name}=={version}`, then JAX_CUDA_PJRT=FOLDER (or --pjrt FOLDER)"
+    )
+
+
+@functools.cache
+def _h200() -> jax.sharding.Sharding:
+    jax.devices("cpu")  # Makes JAX load the plugins that are installed, this one perhaps too.
+    if not _jax.pjrt_plugin_loaded("cuda"):
+        xla_bridge.register_plugin("cuda", library_path=str(plugin()), priority=0)
+    h200 = topologies.get_topology_desc(platform="cuda", target_config=H200, topology="1x1x1")
+    return jax.sharding.SingleDeviceSharding(h200.devices[0])
+
+
+def compile_for_h200(f: Any, *args: Any, donate: tuple[int, ...] = ()) -> jax.stages.Compiled:
+    """The function as one program for an H200; arguments are trees of `jax.ShapeDtypeStruct`."""
+    return jax.jit(f, in_shardings=_h200(), donate_argnums=donate).lower(*args).compile()
+
+
+class Launch(NamedTuple):
+    """One operation that makes the GPU do something."""
+
+    opcode: str
+    bytes: int  # Of operands and results.
+    inside: str  # "conditional", "while", or "" where it runs once in every call.
+
+
+NOT_LAUNCHED = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
+COMPUTATION = re.compile(r"(ENTRY )?%(\S+) \(.*\{$")
+INSTRUCTION = re.compile(r"\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*?)\)(.*)")
+CALLED = re.compile(r"(?:to_apply|condition|body|\w+_computations?)=\{?((?:%[\w.-]+(?:, )?)+)")
+
+
+def _bytes(shape: str) -> int:
+    """Of shapes like `f32[8,128]{1,0}` in a text; `pred` is the dtype without a number."""
+    found = re.findall(r"\b[a-z]+(\d*)\w*\[([\d,]*)\]", shape)
+    return sum(math.prod(map(int, s.split(",") if s else ())) * int(b or 8) // 8 for b, s in found)
+
+
+def launches(compiled: jax.stages.Compiled) -> list[Launch]:
+    """The kernels, copies and library calls of one call of a program, from its optimised HLO.
+
+    XLA makes a fusion of all it generates a kernel for, and leaves bare what it has other means
+    for: custom calls, copies, sorts. So each operation counts that is not known to be free, but
+    none within a fusion; of a conditional the branch with most, of a loop one turn, of an
+    asynchronous pair the start. Command buffers, which make launches cheaper, do not show in HLO.
+    """
+    lines, computations = [], {}
+    for line in (compiled.as_text() or "").splitlines():
+        if header := COMPUTATION.match(line):
+            lines = computations["ENTRY" if header[1] else header[2]] = []
+        elif instruction := INSTRUCTION.match(line):
+            lines.append(instruction.groups())
+
+    def of(computation: str, inside: str) -> list[Launch]:
+        sizes, found = {}, []
+        for name, shape, opcode, operands, attributes in computations[computation]:
+            sizes[name] = _bytes(shape)
+            if opcode in ("call", "conditional", "while"):
+                called = re.findall(r"%([\w.-]+)", " ".join(CALLED.findall(attributes)))
+                parts = [of(callee, inside or opcode.removeprefix("call")) for callee in called]
+                found += max(parts, key=len) if opcode == "conditional" else sum(parts, [])
+            elif opcode not in NOT_LAUNCHED and not opcode.endswith("-done"):
+                read = sum(sizes[operand] for operand in re.findall(r"%([\w.-]+)", operands))
+                found.append(Launch(opcode, read + sizes[name], inside))
+        return found
+
+    return of("ENTRY", "")
+
+
+def kernels(compiled: jax.stages.Compiled) -> int:
+    """How many launches one call of a program is."""
+    return len(launches(compiled))
+
+
+def update_and_apply(tx: Any, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+
+class Case(NamedTuple):
+    """A row of the table: `step(tx, grads, state, params)` on so many leaves."""
+
+    tx: optax.GradientTransformation
+    leaves: int = 24
+    dtype: str = "float32"
+    step: Any = update_and_apply
+
+
+CASES = {
+    "optax.adamw, one leaf": Case(optax.adamw(1e-3), leaves=1),
+    "adam_jax.adamw, one leaf": Case(adam_jax.adamw(1e-3), leaves=1),
+    "optax.adamw": Case(optax.adamw(1e-3)),
+    "adam_jax.adamw": Case(adam_jax.adamw(1e-3)),
+    "optax: clip, adamw": Case(optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))),
+    "adam_jax.step, bf16": Case(adam_jax.adamw(1e-3), dtype="bfloat16", step=adam_jax.step),
+}
+
+
+def measure(case: Case) -> dict[str, float]:
+    """A row: what one step launches, keeps and moves; bytes are per parameter (B/p)."""
+
+    # Parameters first, as in the results: JAX pairs donated buffers with results in this order.
+    def step(params: Any, state: Any, grads: Any) -> Any:
+        return case.step(case.tx, grads, state, params)
+
+    params, size = [jax.ShapeDtypeStruct((LEAF,), case.dtype)] * case.leaves, LEAF * case.leaves
+    args = (params, jax.eval_shape(case.tx.init, params), params)
+    compiled = compile_for_h200(step, *args, donate=(0, 1))
+    found, memory = launches(compiled), compiled.memory_analysis()
+    # `compiled.cost_analysis()` is None here; the CPU's client counts for any program.
+    [module] = compiled.runtime_executable().hlo_modules()  # pyright: ignore
+    costs = _jax.hlo_module_cost_analysis(jax.devices("cpu")[0].client, module)
+    # The floor: all that goes in is read once, all that comes out is written once.
+    ends = jax.tree.leaves((args, jax.eval_shape(step, *args)))
+    return {
+        "leaves": case.leaves,
+        "kernels": len(found),
+        "in branches and loops": sum(x.inside != "" for x in found),
+        "small": sum(x.bytes < SMALL for x in found),
+        "per leaf, small apart": sum(x.bytes >= SMALL for x in found) / case.leaves,
+        "temporary B/p": memory.temp_size_in_bytes / size,  # pyright: ignore
+        "accessed B/p": costs["bytes accessed"] / size,
+        "floor B/p": sum(x.size * x.dtype.itemsize for x in ends) / size,
+    }
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--pjrt", metavar="FOLDER", help="where the wheel was installed to")
+    arguments.add_argument("--only", metavar="WORD", default="", help="cases with it in their name")
+    arguments.add_argument("--json", metavar="FILE", type=Path, help="the table goes there too")
+    args = arguments.parse_args()
+    jax.config.update("jax_platforms", "cpu")  # A GPU that is there stays out of it.
+    os.environ["JAX_CUDA_PJRT"] = args.pjrt or os.environ.get("JAX_CUDA_PJRT", "")
+    try:
+        plugin()
+    except ModuleNotFoundError as missing:
+        arguments.exit(2, f"{missing}\n")
+    rows = {name: measure(case) for name, case in CASES.items() if args.only in name}
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+    print(", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "jaxlib", "optax")))
+    columns = ["case", *next(iter(rows.values()), {})]
+    print(f"\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+    for name, row in rows.items():
+        cells = (f"{x:.2f}" if isinstance(x, float) else str(x) for x in row.values())
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

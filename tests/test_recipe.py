@@ -1,0 +1,209 @@
+"""Recipes around Adam are their plain composition: a loop in Python around the member alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+import adam_jax
+from adam_jax import accumulate, adamw, chain, clip_by_global_norm, ema_params, skip_nonfinite
+from tests.recipes import (
+    RECIPES,
+    STEPS,
+    Naive,
+    assert_close,
+    average,
+    gradients,
+    looped,
+    member,
+    naive,
+    norm,
+    parameters,
+    scanned,
+    stepper,
+)
+
+
+@pytest.mark.parametrize("through", ["step", "update"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_its_plain_composition(name, through):
+    make, settings = RECIPES[name]
+    params = parameters()
+    stacked = gradients(params, bad=settings.get("skips", False))
+    expected = naive(params, stacked, **settings)
+    actual, state = looped(make(), params, stacked, through)
+    assert_close(actual, expected.params)
+    assert np.all(np.isfinite(np.asarray(actual["w"])))
+    if "ema" in settings:
+        assert_close(average(state), expected.ema[1])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_scan_and_vmap_are_the_loop(name):
+    make, settings = RECIPES[name]
+    params, tx = parameters(), make()
+    streams = [gradients(params, seed=s, bad=settings.get("skips", False)) for s in (1, 2)]
+    loops = [looped(tx, params, g)[0] for g in streams]
+    both = jax.tree.map(lambda *g: jnp.stack(g), *streams)
+    together, _ = jax.vmap(lambda g: scanned(tx, params, g))(both)
+    for i, alone in enumerate(loops):
+        assert_close(scanned(tx, params, streams[i])[0], alone)
+        assert_close(jax.tree.map(lambda x, i=i: x[i], together), alone)
+
+
+def test_on_8_devices_everything_is_as_on_one():
+    make, settings = RECIPES["everything"]
+    params = parameters()
+    stacked = gradients(params)
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def shard(x, steps=0):
+        axes = [None] * steps + ["x"] + [None] * (x.ndim - steps - 1)
+        return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))
+
+    actual, state = looped(
+        make(), jax.tree.map(shard, params), jax.tree.map(lambda x: shard(x, 1), stacked)
+    )
+    assert_close(actual, naive(params, stacked, **settings).params)
+    for tree in (actual, state.acc_grads, average(state)):
+        assert {x.sharding.spec[0] for x in jax.tree.leaves(tree)} == {"x"}
+
+
+@pytest.mark.parametrize("name", ["clip, skip", "everything"])
+def test_bfloat16_gradients_are_rounded_nowhere(name):
+    make, settings = RECIPES[name]
+    params = parameters()
+    stacked = gradients(params, jnp.bfloat16)
+    expected = naive(params, stacked, **settings)
+    assert_close(looped(make(), params, stacked, "update")[0], expected.params)
+
+
+def test_bfloat16_parameters_step_once_rounded_and_ema_averages_what_they_were():
+    make, settings = RECIPES["everything"]
+    params = parameters(jnp.bfloat16)
+    stacked = gradients(params, jnp.bfloat16)
+    expected = naive(params, stacked, **settings)
+    actual, state = looped(make(), params, stacked)
+    assert actual["w"].dtype == jnp.bfloat16
+    assert_close(actual, expected.params, 1e-2)
+    assert average(state)["w"].dtype == jnp.float32
+    assert_close(average(state), expected.ema[1], 1e-2)
+
+
+def test_weights_of_micro_batches():
+    params = parameters()
+    stacked = gradients(params, bad=False)
+    weights = np.random.default_rng(3).integers(0, 5, STEPS).astype(np.float32)
+    weights[8:12] = [0, 0, 3, 0]
+    expected = naive(params, stacked, weights, every=4)
+    # A batch without a token has a loss of 0/0.
+    stacked = jax.tree.map(lambda g: g.at[8].set(jnp.nan), stacked)
+    actual, _ = looped(accumulate(member(), 4), params, stacked, weight=weights)
+    assert_close(actual, expected.params)
+
+
+def test_accumulating_less_and_less_often():
+    """Every is a function of the optimizer steps: 1, 2, 3, 3, ..."""
+    params, tx = parameters(), accumulate(member(), lambda count: jnp.minimum(count + 1, 3))
+    stacked = gradients(params, bad=False)
+    run = Naive(params)
+    for i in range(STEPS):
+        run.every = min(optax.tree.get(run.state[0], "count") + 1, 3)
+        run.step(jax.tree.map(lambda g, i=i: g[i], stacked))
+    assert_close(looped(tx, params, stacked)[0], run.params)
+
+
+def test_a_micro_batch_can_be_skipped_alone():
+    params = parameters()
+    stacked = gradients(params)
+    good = [
+        i for i in range(STEPS) if np.isfinite(norm(jax.tree.map(lambda g, i=i: g[i], stacked)))
+    ]
+    run = Naive(params, every=4)
+    for i in good:
+        run.step(jax.tree.map(lambda g, i=i: g[i], stacked))
+    tx = skip_nonfinite(accumulate(member(), 4), warn=False)
+    for through in ("step", "update"):
+        actual, state = looped(tx, params, stacked, through)
+        assert_close(actual, run.params)
+        assert adam_jax.skipped(state).total == STEPS - len(good)
+
+
+def test_an_accumulator_of_16_bits_does_not_round_the_update():
+    """Its memory cannot hold the update then."""
+    params = parameters()
+    stacked = gradients(params, bad=False)
+    tx = accumulate(member(), 2, dtype=jnp.bfloat16)
+    by_step, state = looped(tx, params, stacked)
+    assert state.acc_grads["w"].dtype == jnp.bfloat16
+    assert_close(looped(tx, params, stacked, "update")[0], by_step)
+
+
+def test_a_none_gradient_leaves_its_parameter_alone():
+    make, _ = RECIPES["everything"]
+    tx = make()
+    params = parameters()
+    grads = dict(parameters(), b=None)
+    state = tx.init(params)
+    moved, updates = params, None
+    for _ in range(4):
+        updates, state = tx.update(grads, state, moved)
+    assert updates["b"] is None and np.any(updates["w"])
+    moved, state = adam_jax.step(
+        chain(clip_by_global_norm(1.0), member()),
+        grads,
+        chain(clip_by_global_norm(1.0), member()).init(params),
+        params,
+    )
+    np.testing.assert_array_equal(moved["b"], params["b"])
+    assert np.any(moved["w"] != params["w"])
+
+
+@pytest.mark.parametrize(
+    ("name", "through"),
+    [(n, t) for n in ("clip, skip", "accumulate", "accumulate, skip") for t in ("step", "update")]
+    # Through update the average is made of updates that a branch returns, and XLA copies.
+    + [("everything", "step")],
+)
+def test_nothing_of_the_size_of_a_leaf_is_temporary(name, through):
+    tx = RECIPES[name][0]()
+    params = {"w": jnp.ones(10_000), "b": jnp.ones(10_000), "deep": {"k": jnp.ones(10_000)}}
+    step = jax.jit(stepper(tx, through), donate_argnums=(0, 1))
+    compiled = step.lower(params, tx.init(params), params).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.1 * 30_000
+
+
+def test_a_chain_is_optaxs():
+    ours = chain(clip_by_global_norm(1.0), adamw(1e-3), ema_params(0.9))
+    params = parameters()
+    theirs = optax.chain(clip_by_global_norm(1.0), adamw(1e-3), ema_params(0.9))
+    assert jax.tree.structure(ours.init(params)) == jax.tree.structure(theirs.init(params))
+    assert ours == chain(clip_by_global_norm(1.0), adamw(1e-3), ema_params(0.9))
+    assert hash(ours) != hash(chain(clip_by_global_norm(2.0), adamw(1e-3), ema_params(0.9)))
+    compiled = jax.jit(lambda tx, g, s, p: adam_jax.step(tx, g, s, p))
+    for rate in (1e-3, 2e-3):
+        tx = chain(clip_by_global_norm(1.0), adamw(rate))
+        compiled(tx, params, tx.init(params), params)
+    assert compiled._cache_size() == 1
+
+
+def test_hyperparameters_in_the_state_of_a_recipe():
+    def recipe(learning_rate, max_norm):
+        return skip_nonfinite(chain(clip_by_global_norm(max_norm), adamw(learning_rate)))
+
+    tx = accumulate(adam_jax.with_hyperparams(recipe)(1e-3, 1.0), 2)
+    params = parameters()
+    stacked = gradients(params)
+    state = adam_jax.set_hyperparams(tx.init(params), learning_rate=1e-2)
+    assert adam_jax.hyperparams(state)["max_norm"] == 1.0
+    other = accumulate(recipe(1e-2, 1.0), 2)
+    actual, expected = params, params
+    plain = other.init(params)
+    for i in range(10):
+        grads = jax.tree.map(lambda g, i=i: g[i], stacked)
+        actual, state = adam_jax.step(tx, grads, state, actual)
+        expected, plain = adam_jax.step(other, grads, plain, expected)
+    assert_close(actual, expected)
+    assert np.any(actual["w"] != params["w"])
