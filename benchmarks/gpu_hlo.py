@@ -135,12 +135,22 @@ class Case(NamedTuple):
     step: Any = update_and_apply
 
 
+CLIPPED = adam_jax.chain(adam_jax.clip_by_global_norm(1.0), adam_jax.adamw(1e-3))
 CASES = {
     "optax.adamw, one leaf": Case(optax.adamw(1e-3), leaves=1),
     "adam_jax.adamw, one leaf": Case(adam_jax.adamw(1e-3), leaves=1),
     "optax.adamw": Case(optax.adamw(1e-3)),
     "adam_jax.adamw": Case(adam_jax.adamw(1e-3)),
     "optax: clip, adamw": Case(optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))),
+    "adam_jax: clip, adamw": Case(CLIPPED),
+    "adam_jax: clip, skip, adamw": Case(adam_jax.skip_nonfinite(CLIPPED)),
+    "adam_jax: skip, adamw": Case(adam_jax.skip_nonfinite(adam_jax.adamw(1e-3))),
+    "adam_jax: accumulate 4, step": Case(
+        adam_jax.accumulate(adam_jax.adamw(1e-3), 4), step=adam_jax.step
+    ),
+    "adam_jax: adamw, average, step": Case(
+        adam_jax.chain(adam_jax.adamw(1e-3), adam_jax.ema_params(0.999)), step=adam_jax.step
+    ),
     "adam_jax.step, bf16": Case(adam_jax.adamw(1e-3), dtype="bfloat16", step=adam_jax.step),
 }
 

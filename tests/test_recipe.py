@@ -201,9 +201,41 @@ def test_hyperparameters_in_the_state_of_a_recipe():
     other = accumulate(recipe(1e-2, 1.0), 2)
     actual, expected = params, params
     plain = other.init(params)
+    steps = [jax.jit(stepper(t, "step")) for t in (tx, other)]
     for i in range(10):
         grads = jax.tree.map(lambda g, i=i: g[i], stacked)
-        actual, state = adam_jax.step(tx, grads, state, actual)
-        expected, plain = adam_jax.step(other, grads, plain, expected)
+        actual, state = steps[0](actual, state, grads)
+        expected, plain = steps[1](expected, plain, grads)
     assert_close(actual, expected)
     assert np.any(actual["w"] != params["w"])
+
+
+@pytest.mark.parametrize("through", ["step", "update"])
+def test_derivatives_pass_through_a_recipe(through):
+    """With respect to the learning rate, forwards and backwards, as of the plain member."""
+    grads = [parameters(), jax.tree.map(jnp.cos, parameters())]
+    both = jax.tree.map(lambda a, b: (a + b) / 2, *grads)
+
+    def loss(rate, make, grads):
+        tx, params = make(rate), parameters()
+        state, step = tx.init(params), stepper(tx, through)
+        for g in grads:
+            params, state = step(params, state, g)
+        return sum(jnp.sum(p**2) for p in jax.tree.leaves(params))
+
+    expected = jax.jit(jax.grad(loss), static_argnums=1)(0.1, adamw, [both])
+    args = (lambda rate: accumulate(skip_nonfinite(adamw(rate)), 2), grads)
+    np.testing.assert_allclose(
+        jax.jit(jax.grad(loss), static_argnums=1)(0.1, *args), expected, rtol=1e-5
+    )
+    forwards = jax.jit(lambda rate: jax.jvp(lambda r: loss(r, *args), (rate,), (1.0,))[1])(0.1)
+    np.testing.assert_allclose(forwards, expected, rtol=1e-5)
+
+
+def test_python_numbers_are_parameters_too():
+    tx = accumulate(skip_nonfinite(chain(adamw(0.1), ema_params(0.9))), 2)
+    params, state = {"x": 1.0}, tx.init({"x": 1.0})
+    for _ in range(2):
+        params, state = jax.jit(stepper(tx, "step"))(params, state, {"x": 0.5})
+    np.testing.assert_allclose(params["x"], 0.9, rtol=1e-4)
+    np.testing.assert_allclose(average(state)["x"], params["x"])

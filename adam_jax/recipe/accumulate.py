@@ -23,6 +23,7 @@ from adam_jax.recipe.leafwise import (
     wide,
     wide_dtype,
 )
+from adam_jax.recipe.once import if_due, kept_from_hoisting
 from adam_jax.rules.base import frozen_pytree, static
 from adam_jax.transform import Transformation, body_of
 from adam_jax.validation import check_integer
@@ -91,9 +92,12 @@ class Accumulate:
             return self.inner.run(grads, inner_state, params, inner_call)
 
         if call.apply:
-            result, inner_state = jax.lax.cond(
-                due, step, lambda acc, *kept: kept, acc, params, state.inner_opt_state
-            )
+
+            def whole(carry: Any) -> Any:
+                return kept_from_hoisting(carry[0]), *step(*carry)
+
+            carry = (acc, params, state.inner_opt_state)
+            acc, result, inner_state = if_due(due, whole, carry)
         else:
             result, acc, inner_state = conditional_updates(step, due, acc, params, state)
             result = cast(result, dtypes_of(updates), params)
@@ -134,10 +138,11 @@ def conditional_updates(
     fits = described[0] == described[1]
     held = acc if fits else jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), u)
 
-    def taken(held: Any, inner_state: Any) -> tuple[Any, Any]:
+    def taken(carry: Any) -> Any:
+        held, inner_state = carry
         return step(held if fits else acc, params, inner_state)
 
-    held, inner_state = jax.lax.cond(due, taken, lambda *kept: kept, held, state.inner_opt_state)
+    held, inner_state = if_due(due, taken, (held, state.inner_opt_state))
     result = jax.tree.map(lambda x: jnp.where(due, x, 0), held)
     return result, held if fits else acc, inner_state
 
