@@ -1,6 +1,6 @@
 """Adam and its family for JAX, as Optax transformations."""
 
-from adam_jax import schedules
+from adam_jax import inspect, schedules
 from adam_jax.compose import scale_by_learning_rate
 from adam_jax.family.adabelief import adabelief, scale_by_belief
 from adam_jax.family.adam import (
@@ -38,7 +38,9 @@ from adam_jax.recipe.modifiers import (
     grokfast,
     nesterov,
 )
+from adam_jax.recipe.pack import Packed, pack_small_leaves, pack_state, unpack_state
 from adam_jax.recipe.skip import Skipped, SkipState, skip_nonfinite, skipped
+from adam_jax.recipe.telemetry import TelemetryState, measured, telemetry
 from adam_jax.rules.base import DecayRateLike
 from adam_jax.transform import Transformation, step
 
@@ -51,9 +53,11 @@ __all__ = [
     "EmaParamsState",
     "GrokfastState",
     "HyperparamsState",
+    "Packed",
     "ScaleByBiasCorrectionState",
     "SkipState",
     "Skipped",
+    "TelemetryState",
     "Transformation",
     "accumulate",
     "adabelief",
@@ -77,11 +81,15 @@ __all__ = [
     "grokfast",
     "groups",
     "hyperparams",
+    "inspect",
     "lamb",
     "lion",
+    "measured",
     "nadam",
     "nadamw",
     "nesterov",
+    "pack_small_leaves",
+    "pack_state",
     "radam",
     "radamw",
     "scale_by_adam",
@@ -103,6 +111,8 @@ __all__ = [
     "skip_nonfinite",
     "skipped",
     "step",
+    "telemetry",
+    "unpack_state",
     "with_hyperparams",
     "yogi",
 ]

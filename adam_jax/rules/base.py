@@ -47,6 +47,11 @@ class Rule(abc.ABC):
     """A tuple of `Slot`: the accumulators, in the order of the state's fields."""
 
     @property
+    def elementwise(self) -> bool:
+        """Whether each element is treated by itself, so that leaves may share a buffer."""
+        return True
+
+    @property
     def needs_params(self) -> bool:
         """Whether `step` reads the parameter."""
         return False

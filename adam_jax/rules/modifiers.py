@@ -26,6 +26,10 @@ class Wrapped(Rule):
     inner: Rule
 
     @property
+    def elementwise(self) -> bool:
+        return self.inner.elementwise
+
+    @property
     def slots(self) -> tuple[Slot, ...]:
         return self.inner.slots
 
@@ -40,6 +44,10 @@ class Wrapped(Rule):
 @frozen_pytree
 class Cautious(Wrapped):
     """u where it points along g, larger by the share of the elements that do; else 0."""
+
+    @property
+    def elementwise(self) -> bool:
+        return False
 
     def step(
         self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
@@ -76,6 +84,10 @@ class ClipUpdateRms(Wrapped):
     """u / max(1, RMS / threshold), the RMS that of the gradient divided as u is."""
 
     threshold: Any
+
+    @property
+    def elementwise(self) -> bool:
+        return False
 
     def step(
         self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None

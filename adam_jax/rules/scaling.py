@@ -97,6 +97,10 @@ class ScaleByTrustRatio(Rule):
     """u·‖θ‖/‖u‖ per leaf; u where one of the two norms is zero (You et al. 2020, algorithm 2)."""
 
     @property
+    def elementwise(self) -> bool:
+        return False
+
+    @property
     def needs_params(self) -> bool:
         return True
 

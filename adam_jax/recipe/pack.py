@@ -1,0 +1,241 @@
+"""Small leaves in one buffer: a model of many biases and scales is then a few arrays to step."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adam_jax.body import Call
+from adam_jax.formats.policy import leaf_dtype
+from adam_jax.leaves import leaf_paths
+from adam_jax.recipe.leafwise import cast, dtypes_of, wide
+from adam_jax.row import Row
+from adam_jax.rules.base import frozen_pytree, static
+from adam_jax.transform import Transformation
+from adam_jax.validation import check_integer
+
+Bins = tuple[tuple[int, ...], ...]
+"""The indices, in the tree's order, of the leaves in each buffer."""
+
+
+@frozen_pytree
+class Packed:
+    """A tree like the parameters, with the small leaves in buffers.
+
+    Attributes:
+      small: a buffer per bin, its leaves one after the other.
+      large: the tree of the others, with `optax.MaskedNode()` in the place of each small one.
+      bins: which leaves are where.
+    """
+
+    small: tuple[Any, ...]
+    large: Any
+    bins: Bins = static()
+
+
+def packed(tree: Any, bins: Bins) -> Packed:
+    """Puts a tree into this form."""
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=lambda x: x is None)
+    missing = [i for bin in bins for i in bin if leaves[i] is None]
+    if missing:
+        raise ValueError(
+            f"at {leaf_paths(tree)[missing[0]]!r}, the gradient is None: a leaf that shares a"
+            f" buffer needs one. Pass zeros, or put optax.masked around pack_small_leaves."
+        )
+    small = tuple(_concatenated([leaves[i] for i in bin]) for bin in bins)
+    inside = {i for bin in bins for i in bin}
+    large = [optax.MaskedNode() if i in inside else x for i, x in enumerate(leaves)]
+    return Packed(small, jax.tree.unflatten(treedef, large), bins)
+
+
+def unpacked(tree: Packed, like: Any) -> Any:
+    """The tree again; `like` is one with the shapes, such as the parameters."""
+    shapes, treedef = jax.tree.flatten(like, is_leaf=lambda x: x is None)
+    leaves = treedef.flatten_up_to(tree.large)
+    for buffer, bin in zip(tree.small, tree.bins, strict=True):
+        sizes = [np.size(shapes[i]) for i in bin]
+        for i, start in zip(bin, _starts(sizes, buffer), strict=True):
+            part = jax.lax.dynamic_slice(buffer, (start,), (np.size(shapes[i]),))
+            leaves[i] = jnp.reshape(part, np.shape(shapes[i]))
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def _starts(sizes: list[int], buffer: jax.Array) -> list[Any]:
+    """Where each leaf begins.
+
+    XLA:CPU must not know the numbers: it would compile a loop for each leaf that differs from the
+    next only by where it reads (500 leaves: 15 s and not 2 s). Here they might be others, if the
+    buffer began with more than infinity. Elsewhere a branch waits for the host, and so is not used.
+    """
+    starts = [np.int32(sum(sizes[:i])) for i in range(len(sizes))]
+    if not _is_traced(buffer):
+        return starts
+
+    def hidden(starts: list[Any]) -> list[Any]:
+        never = jnp.real(buffer[0]) > jnp.inf
+        return jax.lax.cond(never, lambda xs: [x + 1 for x in xs], lambda xs: xs, starts)
+
+    return jax.lax.platform_dependent(starts, cpu=hidden, default=lambda xs: xs)
+
+
+def _concatenated(leaves: list[Any]) -> jax.Array:
+    return jnp.concatenate([jnp.ravel(x) for x in leaves])
+
+
+@frozen_pytree
+class PackSmallLeaves:
+    """The body of `pack_small_leaves`.
+
+    Attributes:
+      head: the links up to the last that remembers something; they act on the buffers.
+      tail: what follows, decay and the learning rate, on each leaf: it reads the parameter, which
+        is in no buffer, and knows masks.
+      below: in elements.
+    """
+
+    head: Row
+    tail: Row
+    below: int = static()
+
+    def init(self, params: Any) -> Any:
+        """The member's state, the small leaves of each slot in buffers."""
+        head = self.head.init(packed(params, _bins(params, self.below)))
+        return self.join(head, self.tail.init(params))
+
+    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
+        """One optimizer step: the gradients into buffers, the updates out of them."""
+        head_state, tail_state = self.split(state)
+        bins = _bins_of(state)
+        wide_updates = jax.tree.map(wide, updates)
+        theta = None
+        if params is not None and any(link.rule.needs_params for link in self.head.links):
+            theta = packed(params, bins)
+        its_call = call._replace(apply=False)
+        u, head_state = self.head.run(packed(wide_updates, bins), head_state, theta, its_call)
+        u, tail_state = self.tail.run(unpacked(u, updates), tail_state, params, call)
+        if not call.apply:
+            u = cast(u, dtypes_of(updates), params)
+        return u, self.join(head_state, tail_state)
+
+    def split(self, state: Any) -> tuple[Any, Any]:
+        """The states of head and tail."""
+        if not self.head.chained:
+            return state, ()
+        count = len(self.head.links)
+        return state[:count], state[count:]
+
+    def join(self, head: Any, tail: Any) -> Any:
+        """The opposite of `split`."""
+        return (*head, *tail) if self.head.chained else head
+
+
+def _bins(params: Any, below: int) -> Bins:
+    """Leaves of one dtype and one placement share a buffer; what is partitioned stays alone."""
+    bins: dict[Any, list[int]] = {}
+    for i, p in enumerate(jax.tree.leaves(params, is_leaf=lambda x: x is None)):
+        sharding = None
+        if isinstance(p, jax.Array) and not _is_traced(p):
+            sharding = p.sharding
+        whole = sharding is None or sharding.is_fully_replicated
+        if p is not None and np.size(p) < below and whole:
+            bins.setdefault((leaf_dtype(p), sharding), []).append(i)
+    return tuple(tuple(bin) for bin in bins.values() if len(bin) > 1)
+
+
+def _bins_of(state: Any) -> Bins:
+    found = [x for x in jax.tree.leaves(state, is_leaf=_is_packed) if _is_packed(x)]
+    if not found:
+        raise ValueError(
+            f"the state must be that of pack_small_leaves, got {type(state).__name__}: call init of"
+            f" this transformation, or pack_state with a state of the member alone."
+        )
+    return found[0].bins
+
+
+def _is_traced(x: Any) -> bool:
+    return isinstance(x, jax.core.Tracer)
+
+
+def _is_packed(x: Any) -> bool:
+    return isinstance(x, Packed)
+
+
+def pack_small_leaves(inner: Transformation, below: int = 65536) -> Transformation:
+    """Keeps the moments of small leaves in one buffer: hundreds of biases step as one array.
+
+    The parameters stay as they are, and the arithmetic is the same, bit for bit.
+
+    Args:
+      inner: a member of this package, such as `adamw(...)`, modified or not. What looks at a leaf
+        as a whole before it is remembered (`cautious`, `clip_update_rms`) cannot be packed.
+      below: elements; a leaf with fewer is packed with those of its dtype and device placement. A
+        leaf that is partitioned over devices stays by itself.
+
+    Returns:
+      A transformation with the member's state, the trees in it `Packed`. Others go around it:
+      `accumulate(pack_small_leaves(adamw(1e-3)), 4)`. `unpack_state` makes the member's own state
+      of it, `pack_state` the other way round.
+
+    Raises:
+      ValueError: `inner` is something else; in a step, a packed leaf without a gradient.
+
+    Differs from PyTorch (`foreach`, `fused`) in: the buffers are part of the state.
+    """
+    below = check_integer("below", below, 0, instead="0 packs nothing, 65536 is usual")
+    body = inner.body if isinstance(inner, Transformation) else None
+    if not isinstance(body, Row) or not any(link.rule.slots for link in body.links):
+        got = type(body or inner).__name__
+        raise ValueError(
+            f"inner must be a member of adam_jax, such as adamw(1e-3), got {got}: put"
+            f" pack_small_leaves innermost, and chain, accumulate, ... around it."
+        )
+    last = max(i for i, link in enumerate(body.links) if link.rule.slots) + 1
+    whole = [type(x.rule).__name__ for x in body.links[:last] if not x.rule.elementwise or x.mask]
+    if whole:
+        raise ValueError(
+            f"inner must treat each element by itself to be packed, got {whole[0]}: pack the member"
+            f" without it, or leave it unpacked."
+        )
+    head = dataclasses.replace(body, links=body.links[:last])
+    tail = Row(body.links[last:], chained=True)
+    return Transformation.around(PackSmallLeaves(head, tail, below))
+
+
+def unpack_state(state: Any, params: Any) -> Any:
+    """The state that the same transformation without `pack_small_leaves` would have.
+
+    Args:
+      state: a state with `Packed` trees anywhere in it.
+      params: the parameters, for their shapes.
+    """
+
+    def unpack(x: Any) -> Any:
+        return unpacked(x, params) if _is_packed(x) else x
+
+    return jax.tree.map(unpack, state, is_leaf=_is_packed)
+
+
+def pack_state(tx: optax.GradientTransformation, state: Any, params: Any) -> Any:
+    """The state of `tx`, in which there is a `pack_small_leaves`, from that of the same without.
+
+    Args:
+      tx: the transformation that is to go on.
+      state: of the same transformation without `pack_small_leaves`.
+      params: the parameters, placed on devices as they will be.
+
+    Raises:
+      ValueError: the state is one of another transformation.
+    """
+    like, treedef = jax.tree.flatten(tx.init(params), is_leaf=_is_packed)
+    try:
+        parts = treedef.flatten_up_to(state)
+    except ValueError as error:
+        raise ValueError(
+            f"state must be that of the same transformation without pack_small_leaves: {error}."
+        ) from None
+    leaves = [packed(s, x.bins) if _is_packed(x) else s for x, s in zip(like, parts, strict=True)]
+    return jax.tree.unflatten(treedef, leaves)

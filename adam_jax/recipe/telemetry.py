@@ -1,0 +1,262 @@
+"""What a step does to each group of parameters, measured inside the step, every so often."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adam_jax.body import Body, Call, counted
+from adam_jax.leaves import leaf_paths
+from adam_jax.recipe.leafwise import applied, wide, widened
+from adam_jax.recipe.once import if_due, kept_from_hoisting
+from adam_jax.recipe.pack import unpack_state
+from adam_jax.rules.base import MomentRule, abs_squared, frozen_pytree, static
+from adam_jax.rules.directions import Root
+from adam_jax.rules.moments import Average
+from adam_jax.transform import Transformation, body_of
+from adam_jax.validation import check_integer
+
+
+class TelemetryState(NamedTuple):
+    """State of `telemetry`.
+
+    Attributes:
+      count: optimizer steps completed.
+      step: the one that was measured last, counted from 1; 0 before the first.
+      groups: float32 scalars, by group and by name.
+      inner_state: the state of what is inside.
+    """
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    step: jax.Array
+    groups: dict[str, dict[str, jax.Array]]
+    inner_state: Any
+
+
+@frozen_pytree
+class Telemetry:
+    """The body of `telemetry`."""
+
+    inner: Body
+    every: int = static()
+    groups: tuple[tuple[str, str], ...] | None = static()
+
+    def init(self, params: Any) -> TelemetryState:
+        """Nothing measured: NaN."""
+        inner_state = self.inner.init(params)
+        shapes = jax.eval_shape(
+            lambda p, state: self.measure(p, state, p, Call(apply=False)), params, inner_state
+        )
+        groups = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
+        zero = jnp.zeros([], jnp.int32)
+        return TelemetryState(zero, jnp.zeros([], jnp.int32), groups, inner_state)
+
+    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, TelemetryState]:
+        """One step, and now and then what it does."""
+        if not isinstance(state, TelemetryState):
+            raise ValueError(
+                f"the state must be a TelemetryState, got {type(state).__name__}: call init of this"
+                f" transformation and pass its result on."
+            )
+        if params is None:
+            raise ValueError(
+                "params must be given, got None: telemetry measures them. Write tx.update(grads,"
+                " state, params)."
+            )
+        count = counted(state.count, call)
+        due = (count % self.every == 0) & (count != state.count)
+
+        def measured(carry: Any) -> Any:
+            # A second time: the updates as one more result would be memory in every step.
+            updates, inner_state, params, _ = carry
+            groups = self.measure(updates, inner_state, params, call._replace(apply=False))
+            return *kept_from_hoisting((updates, inner_state, params)), groups
+
+        # The step goes on with what the measurement hands on: else XLA, free to step first, would
+        # keep a copy of all that it measures.
+        carry = (updates, state.inner_state, params, state.groups)
+        updates, inner_state, params, groups = if_due(due, measured, carry)
+        result, inner_state = self.inner.run(updates, inner_state, params, call)
+        step = jnp.where(due, count, state.step)
+        return result, TelemetryState(count, step, groups, inner_state)
+
+    def measure(
+        self, updates: Any, inner_state: Any, params: Any, call: Call
+    ) -> dict[str, dict[str, jax.Array]]:
+        """The statistics of this step, by group and by name."""
+        u, new_state = self.inner.run(widened(updates), inner_state, params, call)
+        moved = applied(u, params)
+        small = _eps_dominates(self.inner, new_state, params)
+        members: dict[str, list[tuple[Any, ...]]] = {}
+        is_none = lambda x: x is None  # noqa: E731
+        trees = (updates, u, params, moved, small)
+        columns = [jax.tree.leaves(tree, is_leaf=is_none) for tree in trees]
+        for path, leaf in zip(leaf_paths(updates), zip(*columns, strict=True), strict=True):
+            members.setdefault(self.group(path), []).append(leaf)
+        return {name: _statistics(leaves) for name, leaves in sorted(members.items())}
+
+    def group(self, path: str) -> str:
+        """The name of the first expression that matches the path of a leaf, or how it begins."""
+        if self.groups is None:
+            return path.split("/")[0]
+        return next((name for name, e in self.groups if re.fullmatch(e, path)), "other")
+
+
+def _statistics(leaves: list[tuple[Any, ...]]) -> dict[str, jax.Array]:
+    sums = [sum(column) for column in zip(*(_sums(*leaf) for leaf in leaves), strict=True)]
+    quarter, uu, pp, gu, moving, lost, small = (jnp.asarray(x, jnp.float32) for x in sums)
+    size = max(sum(np.size(p) for _, _, p, *_ in leaves), 1)
+    values = {
+        "gradient_rms": 2 * jnp.sqrt(quarter / size),
+        "update_rms": jnp.sqrt(uu / size),
+        "parameter_rms": jnp.sqrt(pp / size),
+        "update_to_parameter": _ratio(jnp.sqrt(uu), jnp.sqrt(pp)),
+        # Of two roots: the product of two squares of small gradients is no float32.
+        "cosine": _ratio(_ratio(gu, 2 * jnp.sqrt(quarter)), jnp.sqrt(uu)),
+        "lost_to_rounding": _ratio(lost, moving),
+    }
+    if all(known is not None for *_, known in leaves):
+        values["eps_dominates"] = small / size
+    return values
+
+
+def _sums(g: Any, u: Any, p: Any, moved: Any, small: Any) -> list[jax.Array]:
+    """All sums over one leaf by one reduction: by one each, XLA would store what they share."""
+    if g is None:  # Left alone; its group is there all the same.
+        g = u = jnp.zeros_like(p)
+    moving = u != 0
+    lost = moving & (moved == p)
+    g, u, p = (jnp.ravel(wide(x)) for x in (g, u, p))
+    small = jnp.zeros(g.shape, bool) if small is None else jnp.ravel(small)
+    # Not g² itself, which XLA:CPU would share with clipping, and store.
+    terms = [abs_squared(g / 2), abs_squared(u), abs_squared(p), jnp.real(jnp.conj(g) * u)]
+    flags = [jnp.ravel(x) for x in (moving, lost)] + [small]
+    terms = [jax.lax.convert_element_type(x, jnp.float32) for x in [*terms, *flags]]
+    # By rows: added up one by one, float32 stands still at 2²⁴ equal terms.
+    rows = math.gcd(g.size, ROWS)
+    terms = [jnp.reshape(x, (rows, -1)) for x in terms]
+    zeros = [np.float32(0)] * len(terms)
+    by_row = jax.lax.reduce(
+        terms, zeros, lambda xs, ys: [x + y for x, y in zip(xs, ys, strict=True)], (1,)
+    )
+    return [jnp.sum(x) for x in by_row]
+
+
+ROWS = 4096
+
+
+def _ratio(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.where(y == 0, 0, x / jnp.where(y == 0, 1, y))
+
+
+def _eps_dominates(body: Body, state: Any, params: Any) -> Any:
+    """Where √nû is not above ε, a tree like the parameters; of Nones where there is no such thing.
+
+    Known for one member whose second moment is an average of squares, divided by as Adam does.
+    """
+    state = unpack_state(state, params)
+    rules = [r for r in jax.tree.leaves(body, is_leaf=_is_moment_rule) if isinstance(r, MomentRule)]
+    kept = [s for s in jax.tree.leaves(state, is_leaf=_keeps_nu) if _keeps_nu(s)]
+    nothing = jax.tree.map(lambda p: None, params)
+    if len(rules) != 1 or len(kept) != 1:
+        return nothing
+    [rule], [member] = rules, kept
+    second, direction = rule.second, rule.direction
+    if not isinstance(second, Average) or not isinstance(direction, Root):
+        return nothing
+    count = member.count - 1
+    factor = second.scalars(count) if second.bias_correction else 1.0
+    eps, eps_root = direction.scalars(count), direction.eps_root
+
+    def small(nu: Any) -> jax.Array:
+        return jnp.sqrt(wide(nu) * factor + eps_root) <= eps
+
+    return jax.tree.map(small, member.nu)
+
+
+def _is_moment_rule(x: Any) -> bool:
+    return isinstance(x, MomentRule)
+
+
+def _keeps_nu(x: Any) -> bool:
+    return {"count", "nu"} <= set(getattr(x, "_fields", ()))
+
+
+def telemetry(
+    inner: optax.GradientTransformation,
+    every: int = 100,
+    groups: Mapping[str, str] | None = None,
+) -> Transformation:
+    """Measures what steps do to each group of parameters, inside the program, every so often.
+
+    Per group: `gradient_rms`, `update_rms` and `parameter_rms`; `update_to_parameter`, the ratio of
+    their norms (1e-3 is healthy); `cosine` of update and gradient (-1 is downhill);
+    `eps_dominates`, the share of elements with √nû ≤ ε; `lost_to_rounding`, the share of elements
+    that an update does not move, because their dtype has no number that near.
+
+    Args:
+      inner: any Optax transformation. `eps_dominates` is there if it is, or has inside, one member
+        of this package that divides by √nû + ε.
+      every: optimizer steps; measured in steps `every`, 2·`every`, ...
+      groups: names and regular expressions, matched with the whole path of a leaf (see `groups`),
+        the first match before the others; what matches none is "other". None groups leaves by the
+        first key of their path.
+
+    Returns:
+      A transformation with the state `TelemetryState`, which `measured(state)` reads. The steps are
+      those of `inner`. In the others the cost is a branch not taken; inside `accumulate` it
+      measures optimizer steps. `update` needs params.
+
+    Raises:
+      ValueError: `every` below 1, an expression that is none, params missing in `update`.
+
+    Example:
+      >>> import adam_jax, jax.numpy as jnp
+      >>> tx = adam_jax.telemetry(adam_jax.adamw(1e-3), every=1)
+      >>> params = {"head": jnp.ones(3)}
+      >>> _, state = adam_jax.step(tx, params, tx.init(params), params)
+      >>> print(f"{adam_jax.measured(state)['groups']['head']['cosine']:.2f}")
+      -1.00
+    """
+    every = check_integer("every", every, 1, instead="100 is usual")
+    for name, expression in (groups or {}).items():
+        try:
+            re.compile(expression)
+        except re.error as error:
+            raise ValueError(
+                f"groups must be regular expressions by name, got {expression!r} for {name!r}:"
+                f" {error}."
+            ) from None
+    ordered = None if groups is None else tuple(groups.items())
+    return Transformation.around(Telemetry(body_of("inner", inner), every, ordered))
+
+
+def measured(state: Any) -> dict[str, Any]:
+    """What `telemetry` measured last, from wherever its state is inside `state`.
+
+    Returns:
+      `{"step": 200, "groups": {"head": {"gradient_rms": 0.01, ...}}}` of Python numbers (lists of
+      them under vmap). Before the first measurement the step is 0 and there are no groups.
+      `adam_jax.inspect` writes and plots such records.
+
+    Raises:
+      ValueError: no `telemetry` in there.
+    """
+
+    def found(x: Any) -> bool:
+        return isinstance(x, TelemetryState)
+
+    states = [x for x in jax.tree.leaves(state, is_leaf=found) if found(x)]
+    if len(states) != 1:
+        raise ValueError(
+            f"state must have one telemetry in it, got {len(states)}: pass the state of"
+            f" telemetry(...), or one around it."
+        )
+    step = np.asarray(states[0].step).tolist()
+    groups = jax.tree.map(lambda x: np.asarray(x).tolist(), states[0].groups)
+    return {"step": step, "groups": groups if np.any(step) else {}}
