@@ -105,6 +105,8 @@ def format_of(stored: Any) -> Format | None:
     also in a state that came from an Optax checkpoint. An array is dense; what is more than that
     has its format as the attribute `format`.
     """
+    if isinstance(stored, jax.Array):  # Most are, and a tracer takes long to say what it lacks.
+        return Dense(stored.dtype)
     if isinstance(own := getattr(stored, "format", None), Format):
         return own
     return Dense(stored.dtype) if hasattr(stored, "dtype") else None

@@ -1,6 +1,7 @@
 """The reference kernel: the rules of one leaf, one after the other, for XLA to fuse."""
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -51,20 +52,20 @@ Steps = tuple[tuple[Rule, Any], ...]
 Stepped = tuple[jax.Array, tuple[tuple[Any, ...], ...]]
 """The update or the new parameter, and the new stored slots."""
 
-CHUNK = 16
-
 
 def run(program: Program, steps: Steps, leaves: list[Leaf], ok: jax.Array | None) -> list[Stepped]:
     """Steps leaves that share a program, which is traced and lowered once; XLA inlines the calls.
 
-    Inside a jit, 16 leaves at a time share a call too: 500 leaves are then 51 calls to trace and to
-    lower. Outside, each leaf is a dispatch of its own, since leaves may lie on different devices.
+    Inside a jit, chunks of leaves share a call too, as many chunks as leaves in one: n leaves are
+    then about 2√n calls to trace and to lower, the fewest that two levels can have. Outside, each
+    leaf is a dispatch of its own, since leaves may lie on different devices.
     """
     tracing = isinstance(leaves[0].g, jax.core.Tracer)
-    whole = len(leaves) // CHUNK * CHUNK if tracing else 0
+    chunk = math.isqrt(len(leaves))
+    whole = len(leaves) // chunk * chunk if tracing and chunk > 1 else 0
     stepped: list[Stepped] = []
-    for i in range(0, whole, CHUNK):
-        stepped += chunk_step(program, steps, leaves[i : i + CHUNK], ok)
+    for i in range(0, whole, chunk):
+        stepped += chunk_step(program, steps, leaves[i : i + chunk], ok)
     return stepped + [leaf_step(program, steps, leaf, ok) for leaf in leaves[whole:]]
 
 
@@ -80,8 +81,10 @@ def chunk_step(
 def leaf_step(program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None) -> Stepped:
     """Runs the rules on one leaf, in float32 or wider from the first to the last."""
     # Every dtype is converted by hand below. A complex leaf still mixes complex and real arrays
-    # (mu / √nu), for which strict promotion has no spelling.
-    with jax.numpy_dtype_promotion("standard"):
+    # (mu / √nu), for which strict promotion has no spelling. Every function of jnp is a jit, which
+    # would be traced anew for each shape, and `jnp.where` a call for XLA to inline: 5 ms of tracing
+    # for a new shape are 3 without.
+    with jax.numpy_dtype_promotion("standard"), jax.disable_jit():
         arithmetic = _arithmetic_dtype(leaf)
         real = jnp.finfo(arithmetic).dtype
         steps = jax.tree.map(lambda x: jax.lax.convert_element_type(x, real), steps)
