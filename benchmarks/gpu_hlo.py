@@ -136,6 +136,12 @@ class Case(NamedTuple):
 
 
 CLIPPED = adam_jax.chain(adam_jax.clip_by_global_norm(1.0), adam_jax.adamw(1e-3))
+EVERYTHING = adam_jax.accumulate(
+    adam_jax.telemetry(
+        adam_jax.skip_nonfinite(adam_jax.chain(CLIPPED, adam_jax.ema_params(0.999)))
+    ),
+    every=4,
+)
 CASES = {
     "optax.adamw, one leaf": Case(optax.adamw(1e-3), leaves=1),
     "adam_jax.adamw, one leaf": Case(adam_jax.adamw(1e-3), leaves=1),
@@ -151,6 +157,10 @@ CASES = {
     "adam_jax: adamw, average, step": Case(
         adam_jax.chain(adam_jax.adamw(1e-3), adam_jax.ema_params(0.999)), step=adam_jax.step
     ),
+    "adam_jax: telemetry, adamw, step": Case(
+        adam_jax.telemetry(adam_jax.adamw(1e-3)), step=adam_jax.step
+    ),
+    "adam_jax: everything, step": Case(EVERYTHING, step=adam_jax.step),
     "adam_jax.step, bf16": Case(adam_jax.adamw(1e-3), dtype="bfloat16", step=adam_jax.step),
 }
 

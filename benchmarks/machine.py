@@ -17,17 +17,21 @@ def describe(*packages: str) -> str:
     return f"{names[0]}, {cores} cores, Python {platform.python_version()}, {versions}"
 
 
-def interleaved(peers: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def interleaved(
+    peers: Mapping[str, Callable[[], object]], rounds: int, pause: float = 0.0
+) -> dict[str, list[float]]:
     """Seconds of each call, the peers taking turns: what slows the machine slows all of them.
 
     The order turns round from one round to the next: what one peer leaves in the caches favours
-    each of the others as often.
+    each of the others as often. `pause`, in seconds, goes before each call, for threads of the
+    peer before that go on spinning.
     """
     for run in peers.values():  # Compiles, and touches the memory.
         run()
     seconds: dict[str, list[float]] = {name: [] for name in peers}
     for turn in range(rounds):
         for name, run in list(peers.items())[:: 1 if turn % 2 else -1]:
+            time.sleep(pause)
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)

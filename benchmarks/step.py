@@ -1,102 +1,245 @@
-"""AdamW's step beside Optax's: seconds, temporaries, and what it takes to trace and compile it.
+"""A step of AdamW and of what surrounds it beside Optax, PyTorch and flashoptim-jax.
 
-python -m benchmarks.step [--fast]
+python -m benchmarks.step [--fast] [--json FILE] [--only WORD] [--rounds N]
+
+Milliseconds and temporary memory of a step (`--only step`), and what it takes to trace, lower and
+compile it (`--only compile`); WORD is looked for in the tables' titles. Each ratio is one of
+medians within this run. Torch and flashoptim-jax are left out where they are not installed. On a
+GPU the steps have other sizes, and a run's steps are dispatched without waiting for each.
 """
 
 import argparse
 import gc
-import time
-from collections.abc import Callable
-from typing import Any
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 import adam_jax
+from benchmarks import compilation
 from benchmarks.machine import describe, interleaved, medians
+from benchmarks.peers import (
+    STEPS,
+    Leaves,
+    Missing,
+    Peer,
+    by_step,
+    by_update,
+    copying,
+    in_flashoptim,
+    in_torch,
+    on_gpu,
+    parameters,
+)
+from benchmarks.tables import Row, as_json, markdown
 
-PEERS = {"optax": optax.adamw(1e-3), "adam_jax": adam_jax.adamw(1e-3)}
-
-
-def jitted(tx: optax.GradientTransformation) -> Any:
-    """One step as users write it: update, apply, parameters and state donated."""
-
-    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    return jax.jit(step, donate_argnums=(0, 1))
-
-
-def step_time(shapes: list[int], rounds: int) -> str:
-    """A row of the first table: milliseconds of a step, their ratio, temporary bytes."""
-    grads = [jnp.full(n, 0.01) for n in shapes]
-    temporary = {}
-
-    def runner(name: str, tx: optax.GradientTransformation) -> Callable[[], None]:
-        params = [jnp.full(n, 0.5) for n in shapes]
-        held = [params, tx.init(params)]
-        step = jitted(tx).lower(*held, grads).compile()
-        temporary[name] = step.memory_analysis().temp_size_in_bytes
-
-        def run() -> None:
-            held[:] = jax.block_until_ready(step(*held, grads))
-
-        return run
-
-    peers = {name: runner(name, tx) for name, tx in PEERS.items()}
-    ms = {name: 1e3 * s for name, s in medians(interleaved(peers, rounds)).items()}
-    ratio = ms["adam_jax"] / ms["optax"]
-    leaves = f"{len(shapes)} x {shapes[0]:.0e}"
-    return (
-        f"| {leaves} | {ms['optax']:.1f} | {ms['adam_jax']:.1f} | {ratio:.3f} |"
-        f" {temporary['optax']} | {temporary['adam_jax']} |"
-    )
+OPTAX, PLAIN, TORCH = "optax.adamw", "adam_jax.adamw", "torch fused AdamW"
+COPY, COPY_BYTES = "x + 1, 8 B/p", 8
+FLOOR, FLOOR_BYTES = "28 B/p at that rate", 28  # Parameter, two moments: in and out; gradient: in.
+# PyTorch's OpenMP threads spin after each call: 11 ms of a core's time on an AMD EPYC of two cores,
+# which the next peer would lack. JAX's threads burn nothing. After this pause all cores are free.
+PAUSE = 0.03
+PACKAGES = ("jax", "jaxlib", "optax", "torch", "flashoptim-jax")
 
 
-def compile_time(leaves: int, size: int, rounds: int) -> list[str]:
-    """The second table: seconds to trace, lower and compile a tree of many leaves."""
-    params = [jnp.ones(size) for _ in range(leaves)]
-    stages = ("trace", "lower", "trace + lower", "compile")
-    seconds = {stage: {name: [] for name in PEERS} for stage in stages}
-    for _ in range(rounds):
-        for name, tx in PEERS.items():
-            state = tx.init(params)
-            jax.clear_caches()
-            gc.collect()  # What the peer before left behind is not this one's to clean up.
-            marks = [time.perf_counter()]
-            traced = jitted(tx).trace(params, state, params)
-            marks.append(time.perf_counter())
-            lowered = traced.lower()
-            marks.append(time.perf_counter())
-            lowered.compile()
-            marks.append(time.perf_counter())
-            trace, lower, build = (b - a for a, b in zip(marks, marks[1:], strict=False))
-            for stage, value in zip(stages, (trace, lower, trace + lower, build), strict=True):
-                seconds[stage][name].append(value)
-    rows = []
-    for stage in stages:
-        s = medians(seconds[stage])
-        ratio = s["adam_jax"] / s["optax"]
-        rows.append(f"| {stage} | {s['optax']:.2f} | {s['adam_jax']:.2f} | {ratio:.2f} |")
+class Case(NamedTuple):
+    """A peer, what it is compared with, and what the ratio may be at most."""
+
+    name: str
+    build: Callable[[Leaves], Peer]
+    bases: Mapping[str, float | None] = {}
+    temporary_target: float | None = None
+
+
+class Suite(NamedTuple):
+    """The cases of one table, timed in turns on the same leaves."""
+
+    title: str
+    leaves: int
+    size: int
+    cases: list[Case]
+
+
+def adamw() -> optax.GradientTransformation:
+    return adam_jax.adamw(1e-3)
+
+
+def clipped(*more: optax.GradientTransformation) -> optax.GradientTransformation:
+    return adam_jax.chain(adam_jax.clip_by_global_norm(1.0), adamw(), *more)
+
+
+def everything() -> optax.GradientTransformation:
+    inner = adam_jax.skip_nonfinite(clipped(adam_jax.ema_params(0.999)))
+    if telemetry := getattr(adam_jax, "telemetry", None):
+        inner = telemetry(inner, every=100)
+    return adam_jax.accumulate(inner, STEPS)
+
+
+def recipe() -> list[Case]:
+    """Plain AdamW is the base: what the surroundings cost."""
+    theirs = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+    skip, average = adam_jax.skip_nonfinite(clipped()), adam_jax.ema_params(0.999)
+    accumulate = adam_jax.accumulate(adamw(), STEPS)
+    multi = optax.MultiSteps(optax.adamw(1e-3), STEPS)
+    free, told = {PLAIN: None}, "telemetry, " if hasattr(adam_jax, "telemetry") else ""
+    return [
+        Case(PLAIN, by_update(adamw())),
+        Case(OPTAX, by_update(optax.adamw(1e-3)), free),
+        Case("clip", by_update(clipped()), free),
+        Case("optax: clip", by_update(theirs), free),
+        Case("clip, skip", by_update(skip), {PLAIN: 1.25}, 0.1),
+        Case("clip, skip; step", by_step(skip), free),
+        Case("optax: clip, skip", by_update(optax.apply_if_finite(theirs, 10)), free),
+        Case("accumulate 4", by_update(accumulate), {PLAIN: 1.3}),
+        Case("accumulate 4; step", by_step(accumulate), {PLAIN: 0.75}, 0.1),
+        Case("optax: MultiSteps 4", by_update(multi), free),
+        Case("average; step", by_step(adam_jax.chain(adamw(), average)), free),
+        Case(f"clip, average, skip, {told}accumulate 4; step", by_step(everything()), {PLAIN: 1.1}),
+        Case("flashoptim-jax", in_flashoptim, free),
+    ]
+
+
+def plain() -> list[Case]:
+    """AdamW alone."""
+    return [
+        Case(OPTAX, by_update(optax.adamw(1e-3))),
+        Case(TORCH, in_torch, {OPTAX: None}),
+        Case(PLAIN, by_update(adamw()), {OPTAX: None, TORCH: None}),
+    ]
+
+
+def packed() -> list[Case]:
+    pack = getattr(adam_jax, "pack_small_leaves", None)
+    if pack is None:
+        return []
+    tx, bases = pack(adamw(), below=65536), {OPTAX: 0.65, TORCH: 1.0}
+    return [Case("packed", by_update(tx), bases), Case("packed; step", by_step(tx), bases)]
+
+
+def on_cpu(fast: bool) -> list[Suite]:
+    if fast:
+        leaves, size, few, small = 2, 1_000, 2, 6
+    else:
+        leaves, size, few, small = 20, 1_000_000, 30, 500
+    copy = Case(COPY, copying)
+    return [
+        _suite(leaves, size, [copy, *recipe()], "recipe"),
+        _suite(1, few * size, [copy, *plain()]),
+        _suite(few, size, [copy, *plain()]),
+        _suite(small, 2_000, [*plain(), *packed()]),  # No copy: so few bytes stay in the caches.
+    ]
+
+
+def on_large_gpu(fast: bool) -> list[Suite]:
+    skip = Case("clip, skip; step", by_step(adam_jax.skip_nonfinite(clipped())), {PLAIN: None})
+    told = Case("everything, accumulate 4; step", by_step(everything()), {PLAIN: None})
+    cases = [Case(COPY, copying), *plain(), skip, told]
+    sizes, counts = ((10**4,), (2, 5)) if fast else ((10**8, 10**9), (16, 1_000))
+    return [_suite(n, size // n, cases) for size in sizes for n in counts]
+
+
+def _suite(leaves: int, size: int, cases: list[Case], note: str = "") -> Suite:
+    title = f"step, {leaves:,} x {size:,}"
+    return Suite(f"{title}, {note}" if note else title, leaves, size, cases)
+
+
+def built(suite: Suite, grads: Leaves) -> dict[str, Peer]:
+    """The peers that are installed; a line for each that is not."""
+    peers = {}
+    for case in suite.cases:
+        try:
+            peers[case.name] = case.build(grads)
+        except Missing as missing:
+            print(f"{case.name} left out: {missing}\n")
+    return peers
+
+
+def measure(suite: Suite, rounds: int) -> list[Row]:
+    """The rows of a table; nothing of what was timed outlives it."""
+    grads = [jnp.full(suite.size, 0.01) for _ in range(suite.leaves)]
+    peers = built(suite, grads)
+    runs = {name: peer.run for name, peer in peers.items()}
+    seconds = medians(interleaved(runs, rounds, PAUSE if TORCH in peers else 0.0))
+    ms = {name: 1e3 * s / STEPS for name, s in seconds.items()}
+    floor = ms[COPY] * FLOOR_BYTES / COPY_BYTES if COPY in ms else None
+    rows: list[Row] = []
+    for case in (case for case in suite.cases if case.name in peers):
+        temporary = peers[case.name].temporary
+        row = Row(
+            *(suite.title, case.name, "ms", ms[case.name]),
+            temporary=None if temporary is None else temporary / parameters(grads),
+            temporary_target=case.temporary_target,
+            share=floor / ms[case.name] if floor and case.name != COPY else None,
+        )
+        against = {base: target for base, target in case.bases.items() if base in ms}
+        rows += [beside(row, base, ms[base], target) for base, target in against.items()] or [row]
+    if floor:
+        rows.insert(1, Row(suite.title, FLOOR, "ms", floor, share=1.0))
     return rows
+
+
+def beside(row: Row, base: str, median: float, target: float | None) -> Row:
+    ratio = row.median / median
+    return replace(row, base=base, base_median=median, ratio=ratio, target=target)
+
+
+def steps(suite: Suite, rounds: int) -> list[Row]:
+    try:
+        return measure(suite, rounds)
+    except RuntimeError as error:  # JAX's and PyTorch's errors of a GPU that is too small.
+        if "memory" not in str(error).lower():
+            raise
+        print(f"{suite.title} left out: {str(error).splitlines()[0]}\n")
+        return []
+    finally:
+        gc.collect()
+        jax.clear_caches()
+        if on_gpu() and "torch" in sys.modules:
+            sys.modules["torch"].cuda.empty_cache()
+
+
+def versions() -> dict[str, str]:
+    installed = {d.metadata["Name"]: d.version for d in metadata.distributions()}
+    return {name: installed[name] for name in PACKAGES if name in installed}
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--fast", action="store_true", help="small sizes: shows that it runs")
-    fast = arguments.parse_args().fast
-    print(describe("jax", "optax"))
-    scale = 1000 if fast else 1
-    print("\n| leaves | Optax, ms | adam_jax, ms | ratio | temp bytes | temp bytes |")
-    print("|---|---|---|---|---|---|")
-    print(step_time([30_000_000 // scale], 3 if fast else 40))
-    print(step_time([1_000_000 // scale] * 30, 3 if fast else 40))
-    leaves = 10 if fast else 500
-    print(f"\n| {leaves} leaves of 2,000 | Optax, s | adam_jax, s | ratio |")
-    print("|---|---|---|---|")
-    print("\n".join(compile_time(leaves, 2000, 1 if fast else 9)))
+    arguments.add_argument("--json", metavar="FILE", type=Path, help="the rows go there too")
+    arguments.add_argument("--only", metavar="WORD", default="", help="tables with it in the title")
+    arguments.add_argument("--rounds", metavar="N", type=int, help="default: 24, with --fast 2")
+    args = arguments.parse_args()
+    rounds = args.rounds or (2 if args.fast else 24)
+    # PyTorch needs room beside JAX on a GPU; read when JAX looks for its devices.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    machine = describe(*versions())
+    if on_gpu():
+        machine = f"{jax.devices()[0].device_kind}; {machine}"
+    print(f"{machine}\n")
+    tables: list[tuple[str, Callable[[], list[Row]]]] = []
+    for suite in on_large_gpu(args.fast) if on_gpu() else on_cpu(args.fast):
+        tables.append((suite.title, lambda suite=suite: steps(suite, rounds)))
+    for tree in compilation.trees(args.fast):
+        tables.append((tree.title, lambda tree=tree: compilation.measure(tree, rounds)))
+    rows: list[Row] = []
+    for title, run in tables:
+        if args.only in title and (found := run()):
+            print(f"{title}\n\n{markdown(found)}\n", flush=True)
+            rows += found
+    if args.json:
+        command = shlex.join(["python", "-m", "benchmarks.step", *sys.argv[1:]])
+        about = {"machine": machine, "versions": versions(), "command": command, "rounds": rounds}
+        args.json.write_text(json.dumps({**about, "rows": as_json(rows)}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,91 @@
+"""What it takes to trace, lower and compile an optimizer step on trees of many leaves."""
+
+import gc
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import adam_jax
+from benchmarks.machine import medians
+from benchmarks.peers import update
+from benchmarks.tables import Row
+
+PEERS = {"optax.adamw": optax.adamw(1e-3), "adam_jax.adamw": adam_jax.adamw(1e-3)}
+BASE, OURS = PEERS
+# How much of Optax's time is allowed.
+TARGETS = {"trace": None, "lower": None, "trace + lower": 0.25, "compile": None, "all": 0.8}
+
+
+class Tree(NamedTuple):
+    """Parameters to compile a step for; large ones take few rounds."""
+
+    title: str
+    params: Any
+    rounds: int = 9
+
+
+def array(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def transformer(layers: int, width: int = 64) -> Any:
+    """A decoder's parameters, 12 arrays a layer."""
+
+    def dense(inputs: int, outputs: int) -> Any:
+        return {"kernel": array(inputs, outputs), "bias": array(outputs)}
+
+    def norm() -> Any:
+        return {"scale": array(width), "bias": array(width)}
+
+    def layer() -> Any:
+        attention = {"norm": norm(), "qkv": dense(width, 3 * width), "out": dense(width, width)}
+        mlp = {"norm": norm(), "up": dense(width, 4 * width), "down": dense(4 * width, width)}
+        return {"attention": attention, "mlp": mlp}
+
+    embeddings = {"tokens": array(512, width), "positions": array(128, width)}
+    blocks = {f"layer_{i}": layer() for i in range(layers)}
+    return {"embed": embeddings, **blocks, "norm": norm(), "head": dense(width, 512)}
+
+
+def trees(fast: bool) -> list[Tree]:
+    many, more, layers = (10, 20, 1) if fast else (500, 2_000, 24)
+    return [
+        Tree(f"compile, {many:,} leaves of 2,000", [array(2_000)] * many),
+        Tree(f"compile, {more:,} leaves of 2,000", [array(2_000)] * more, rounds=5),
+        Tree(f"compile, transformer of {layers} layers", transformer(layers)),
+    ]
+
+
+def stages(tx: optax.GradientTransformation, params: Any) -> dict[str, float]:
+    """Seconds of each stage, from nothing."""
+    state = jax.eval_shape(tx.init, params)
+    jax.clear_caches()
+    gc.collect()  # What the peer before left behind is not this one's to clean up.
+    marks = [time.perf_counter()]
+    traced = jax.jit(update(tx), donate_argnums=(0, 1)).trace(params, state, params)
+    marks.append(time.perf_counter())
+    lowered = traced.lower()
+    marks.append(time.perf_counter())
+    lowered.compile()
+    marks.append(time.perf_counter())
+    trace, lower, build = (b - a for a, b in zip(marks, marks[1:], strict=False))
+    values = (trace, lower, trace + lower, build, trace + lower + build)
+    return dict(zip(TARGETS, values, strict=True))
+
+
+def measure(tree: Tree, rounds: int) -> list[Row]:
+    """The rows of one tree, the peers taking turns as in `interleaved`."""
+    seconds = {stage: {name: [] for name in PEERS} for stage in TARGETS}
+    for turn in range(min(rounds, tree.rounds)):
+        for name, tx in list(PEERS.items())[:: 1 if turn % 2 else -1]:
+            for stage, value in stages(tx, tree.params).items():
+                seconds[stage][name].append(value)
+    rows = []
+    for stage, target in TARGETS.items():
+        s = medians(seconds[stage])
+        ratio = s[OURS] / s[BASE]
+        rows.append(Row(tree.title, stage, "s", s[OURS], BASE, s[BASE], ratio, target))
+    return rows

@@ -1,0 +1,121 @@
+"""What `benchmarks.step` times: runs of a few optimizer steps in JAX and PyTorch."""
+
+import importlib
+import math
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import adam_jax
+
+# One run is a whole group of micro-steps for every peer: of those that accumulate, a median over
+# single ones would hide the optimizer step.
+STEPS = 4
+
+Leaves = list[jax.Array]
+Step = Callable[[Any, Any, Any], tuple[Any, Any]]
+
+
+class Peer(NamedTuple):
+    """Something that is timed: `run()` takes `STEPS` steps."""
+
+    run: Callable[[], object]
+    temporary: int | None = None  # Bytes that XLA asks for besides arguments and results.
+
+
+class Missing(Exception):
+    """What a peer needs is not there; its rows are left out."""
+
+
+def on_gpu() -> bool:
+    return jax.default_backend() == "gpu"
+
+
+def update(tx: optax.GradientTransformation) -> Step:
+    """One step as Optax's users write it."""
+
+    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def whole(tx: optax.GradientTransformation) -> Step:
+    """One step through `adam_jax.step`."""
+    return lambda params, state, grads: adam_jax.step(tx, grads, state, params)
+
+
+def in_jax(init: Callable[[Any], Any], step: Step, grads: Leaves) -> Peer:
+    """A compiled step, parameters and state donated; parameters of 0.5."""
+    params = [jnp.full(g.shape, 0.5) for g in grads]
+    held = [params, init(params)]
+    # Parameters first, as in the results: XLA pairs donated buffers with results in this order.
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*held, grads).compile()
+    # A training loop on a GPU dispatches ahead and does not wait for each step.
+    every = STEPS if on_gpu() else 1
+
+    def run() -> None:
+        for i in range(1, STEPS + 1):
+            held[:] = compiled(*held, grads)
+            if i % every == 0:
+                jax.block_until_ready(held)
+
+    memory = compiled.memory_analysis()
+    return Peer(run, memory.temp_size_in_bytes if memory else None)
+
+
+def by_update(tx: Any) -> Callable[[Leaves], Peer]:
+    return lambda grads: in_jax(tx.init, update(tx), grads)
+
+
+def by_step(tx: Any) -> Callable[[Leaves], Peer]:
+    return lambda grads: in_jax(tx.init, whole(tx), grads)
+
+
+def copying(grads: Leaves) -> Peer:
+    """As many elements in one array, read and written once: the bandwidth there is."""
+    size = sum(g.size for g in grads)
+    return in_jax(lambda _: jnp.zeros(size), lambda p, x, g: (p, x + 1), grads[:0])
+
+
+def in_torch(grads: Leaves) -> Peer:
+    """PyTorch's fused AdamW on leaves of the same sizes."""
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        raise Missing("torch is not installed") from error
+    if on_gpu() and not torch.cuda.is_available():
+        raise Missing("this torch has no CUDA")
+    device = "cuda" if on_gpu() else "cpu"
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    params = [torch.full(g.shape, 0.5, device=device) for g in grads]
+    for p in params:
+        p.grad = torch.full_like(p, 0.01)
+    optimizer = torch.optim.AdamW(params, 1e-3, fused=True)
+
+    def run() -> None:
+        for _ in range(STEPS):
+            optimizer.step()
+        if on_gpu():
+            torch.cuda.synchronize()
+
+    return Peer(run)
+
+
+def in_flashoptim(grads: Leaves) -> Peer:
+    """AdamW with 8-bit moments, in plain JAX: its kernels are for GPUs and 16-bit parameters."""
+    try:
+        flash = importlib.import_module("flashoptim_jax")
+    except ImportError as error:
+        raise Missing("flashoptim-jax cannot be imported") from error
+    tx = flash.flash_adamw(1e-3, weight_decay=1e-4, fused=False, master_weight_bits=None)
+    return in_jax(tx.init, tx.step, grads)
+
+
+def parameters(grads: Leaves) -> int:
+    return sum(math.prod(g.shape) for g in grads)
