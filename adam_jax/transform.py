@@ -157,6 +157,11 @@ def step(
     among the gradients of ours leaves its parameter and its state alone. (`schedule_free_adamw` is
     Optax's code around ours: there it is Optax that adds, and every gradient must be there.)
 
+    Under a jit that donates them, parameters and state should be arguments in the order in which
+    they are returned: JAX pairs donated buffers with results of the same shape in that order, and
+    the moments would be copied to where the parameters were (in float32, 44 bytes per parameter
+    instead of 28 on a GPU).
+
     Args:
       tx: any Optax transformation.
       grads: a tree like `params`.

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -22,15 +23,16 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds of each call, the peers taking turns: what slows the machine slows all of them.
 
-    The order turns round from one round to the next: what one peer leaves in the caches favours
-    each of the others as often. `pause`, in seconds, goes before each call, for threads of the
-    peer before that go on spinning.
+    In an order drawn anew for each round: what one peer leaves in the caches favours each of the
+    others as often. (To turn the order round favours the first and the last, which then run twice
+    in a row: 10 % for two that were the same program.) `pause`, in seconds, goes before each call,
+    for threads of the peer before that go on spinning.
     """
     for run in peers.values():  # Compiles, and touches the memory.
         run()
     seconds: dict[str, list[float]] = {name: [] for name in peers}
     for turn in range(rounds):
-        for name, run in list(peers.items())[:: 1 if turn % 2 else -1]:
+        for name, run in random.Random(turn).sample(list(peers.items()), len(peers)):
             time.sleep(pause)
             start = time.perf_counter()
             run()

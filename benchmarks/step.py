@@ -4,8 +4,9 @@ python -m benchmarks.step [--fast] [--json FILE] [--only WORD] [--rounds N]
 
 Milliseconds and temporary memory of a step (`--only step`), and what it takes to trace, lower and
 compile it (`--only compile`); WORD is looked for in the tables' titles. Each ratio is one of
-medians within this run. Torch and flashoptim-jax are left out where they are not installed. On a
-GPU the steps have other sizes, and a run's steps are dispatched without waiting for each.
+medians within this run; the steps of a run are dispatched without waiting for each, as in a
+training loop. Torch and flashoptim-jax are left out where they are not installed. On a GPU the
+steps have other sizes.
 """
 
 import argparse
@@ -28,7 +29,7 @@ import adam_jax
 from benchmarks import compilation
 from benchmarks.machine import describe, interleaved, medians
 from benchmarks.peers import (
-    STEPS,
+    GROUP,
     Leaves,
     Missing,
     Peer,
@@ -39,6 +40,9 @@ from benchmarks.peers import (
     in_torch,
     on_gpu,
     parameters,
+)
+from benchmarks.peers import (
+    steps as steps_of,
 )
 from benchmarks.tables import Row, as_json, markdown
 
@@ -79,18 +83,16 @@ def clipped(*more: optax.GradientTransformation) -> optax.GradientTransformation
 
 def everything() -> optax.GradientTransformation:
     inner = adam_jax.skip_nonfinite(clipped(adam_jax.ema_params(0.999)))
-    if telemetry := getattr(adam_jax, "telemetry", None):
-        inner = telemetry(inner, every=100)
-    return adam_jax.accumulate(inner, STEPS)
+    return adam_jax.accumulate(adam_jax.telemetry(inner, every=100), GROUP)
 
 
 def recipe() -> list[Case]:
     """Plain AdamW is the base: what the surroundings cost."""
     theirs = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
     skip, average = adam_jax.skip_nonfinite(clipped()), adam_jax.ema_params(0.999)
-    accumulate = adam_jax.accumulate(adamw(), STEPS)
-    multi = optax.MultiSteps(optax.adamw(1e-3), STEPS)
-    free, told = {PLAIN: None}, "telemetry, " if hasattr(adam_jax, "telemetry") else ""
+    accumulate = adam_jax.accumulate(adamw(), GROUP)
+    multi = optax.MultiSteps(optax.adamw(1e-3), GROUP)
+    free = {PLAIN: None}
     return [
         Case(PLAIN, by_update(adamw())),
         Case(OPTAX, by_update(optax.adamw(1e-3)), free),
@@ -103,7 +105,11 @@ def recipe() -> list[Case]:
         Case("accumulate 4; step", by_step(accumulate), {PLAIN: 0.75}, 0.1),
         Case("optax: MultiSteps 4", by_update(multi), free),
         Case("average; step", by_step(adam_jax.chain(adamw(), average)), free),
-        Case(f"clip, average, skip, {told}accumulate 4; step", by_step(everything()), {PLAIN: 1.1}),
+        Case(
+            "clip, average, skip, telemetry, accumulate 4; step",
+            by_step(everything()),
+            {PLAIN: 1.1},
+        ),
         Case("flashoptim-jax", in_flashoptim, free),
     ]
 
@@ -118,10 +124,7 @@ def plain() -> list[Case]:
 
 
 def packed() -> list[Case]:
-    pack = getattr(adam_jax, "pack_small_leaves", None)
-    if pack is None:
-        return []
-    tx, bases = pack(adamw(), below=65536), {OPTAX: 0.65, TORCH: 1.0}
+    tx, bases = adam_jax.pack_small_leaves(adamw()), {OPTAX: 0.65, TORCH: 1.0}
     return [Case("packed", by_update(tx), bases), Case("packed; step", by_step(tx), bases)]
 
 
@@ -169,7 +172,7 @@ def measure(suite: Suite, rounds: int) -> list[Row]:
     peers = built(suite, grads)
     runs = {name: peer.run for name, peer in peers.items()}
     seconds = medians(interleaved(runs, rounds, PAUSE if TORCH in peers else 0.0))
-    ms = {name: 1e3 * s / STEPS for name, s in seconds.items()}
+    ms = {name: 1e3 * s / steps_of(grads) for name, s in seconds.items()}
     floor = ms[COPY] * FLOOR_BYTES / COPY_BYTES if COPY in ms else None
     rows: list[Row] = []
     for case in (case for case in suite.cases if case.name in peers):

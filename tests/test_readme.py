@@ -21,10 +21,12 @@ def test_the_samples_run():
     exec(compile(first, str(README), "exec"), names)
     np.testing.assert_allclose(names["params"]["w"], [1.0, -2.0, 0.5], atol=0.02)
     np.testing.assert_allclose(names["params"]["b"], 4.0, atol=0.02)
-    assert others
+    states = {}
     for code in others:
         exec(compile(code, str(README), "exec"), names)
-    assert jax.tree.structure(names["state"][0].mu["frozen"]["w"]).num_leaves == 0
+        states["groups" if "frozen/" in code else "recipe"] = names["state"]
+    assert jax.tree.structure(states["groups"][0].mu["frozen"]["w"]).num_leaves == 0
+    assert states["recipe"].gradient_step == 1
 
 
 def section(heading):

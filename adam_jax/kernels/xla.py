@@ -54,30 +54,35 @@ Stepped = tuple[jax.Array, tuple[tuple[Any, ...], ...]]
 
 
 def run(program: Program, steps: Steps, leaves: list[Leaf], ok: jax.Array | None) -> list[Stepped]:
-    """Steps leaves that share a program, which is traced and lowered once; XLA inlines the calls.
+    """Steps leaves that share a program, which is traced once.
 
-    Inside a jit, chunks of leaves share a call too, as many chunks as leaves in one: n leaves are
-    then about 2√n calls to trace and to lower, the fewest that two levels can have. Outside, each
-    leaf is a dispatch of its own, since leaves may lie on different devices.
+    Inside a jit, chunks of leaves are one call each, which XLA inlines: as many chunks as leaves in
+    one, so that n leaves are about √n programs of a leaf to lower, and √n calls. Outside, each leaf
+    is a dispatch of its own, since leaves may lie on different devices.
     """
     tracing = isinstance(leaves[0].g, jax.core.Tracer)
-    chunk = math.isqrt(len(leaves))
-    whole = len(leaves) // chunk * chunk if tracing and chunk > 1 else 0
-    stepped: list[Stepped] = []
-    for i in range(0, whole, chunk):
-        stepped += chunk_step(program, steps, leaves[i : i + chunk], ok)
-    return stepped + [leaf_step(program, steps, leaf, ok) for leaf in leaves[whole:]]
+    size = _chunk_size(len(leaves)) if tracing else 1
+    whole = len(leaves) // size * size
+    chunks = [leaves[i : i + size] for i in range(0, whole, size)]
+    chunks += [[leaf] for leaf in leaves[whole:]]
+    return [s for chunk in chunks for s in chunk_step(program, steps, chunk, ok)]
+
+
+def _chunk_size(count: int) -> int:
+    """About √count, and a divisor of it if there is one that near."""
+    root = math.isqrt(count)
+    return next((d for d in range(root, root // 2, -1) if count % d == 0), root)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def chunk_step(
     program: Program, steps: Steps, leaves: list[Leaf], ok: jax.Array | None
 ) -> list[Stepped]:
-    """`leaf_step` on a chunk of leaves of one shape."""
+    """`leaf_step` on leaves of one shape."""
     return [leaf_step(program, steps, leaf, ok) for leaf in leaves]
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, inline=True)
 def leaf_step(program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None) -> Stepped:
     """Runs the rules on one leaf, in float32 or wider from the first to the last."""
     # Every dtype is converted by hand below. A complex leaf still mixes complex and real arrays

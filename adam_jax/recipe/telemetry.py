@@ -171,10 +171,10 @@ def _eps_dominates(body: Body, state: Any, params: Any) -> Any:
         return nothing
     count = member.count - 1
     factor = second.scalars(count) if second.bias_correction else 1.0
-    eps, eps_root = direction.scalars(count), direction.eps_root
+    eps = direction.scalars(count)
 
     def small(nu: Any) -> jax.Array:
-        return jnp.sqrt(wide(nu) * factor + eps_root) <= eps
+        return direction.root(wide(nu) * factor) <= eps
 
     return jax.tree.map(small, member.nu)
 

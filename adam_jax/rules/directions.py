@@ -17,14 +17,15 @@ class Root(Direction):
 
     Attributes:
       eps: ε of the paper, beside √nû.
-      eps_root: Optax's second ε, inside the root.
+      eps_root: Optax's second ε, inside the root; None for none, which XLA need not find out for
+        each leaf.
       eps_hat: ε̂ of the paper's section 2 (Keras, TensorFlow), beside the root of the *uncorrected*
         moment: √nu + ε̂ is √(1 - b^t) times √nû + ε̂ / √(1 - b^t).
       rate: b of the second moment; None where that is not corrected, or there is no eps_hat.
     """
 
     eps: Any
-    eps_root: Any = 0.0
+    eps_root: Any = None
     eps_hat: Any = 0.0
     rate: DecayRate | None = None
 
@@ -36,8 +37,9 @@ class Root(Direction):
         eps = check_number("eps", eps, instead="the usual value is 1e-8")
         eps_root = check_number("eps_root", eps_root, instead="0.0 leaves it out")
         eps_hat = check_number("eps_hat", eps_hat, instead="0.0 leaves it out")
-        absent = isinstance(eps_hat, float) and eps_hat == 0.0
-        return cls(eps, eps_root, eps_hat, None if absent else rate)
+        without_root = isinstance(eps_root, float) and eps_root == 0.0
+        without_hat = isinstance(eps_hat, float) and eps_hat == 0.0
+        return cls(eps, None if without_root else eps_root, eps_hat, None if without_hat else rate)
 
     def scalars(self, count: Any) -> Any:
         if self.rate is None:
@@ -45,7 +47,11 @@ class Root(Direction):
         return self.eps + self.eps_hat / jnp.sqrt(self.rate.correction(count))
 
     def combine(self, first: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
-        return safe_divide(first, safe_sqrt(second + self.eps_root) + scalars)
+        return safe_divide(first, self.root(second) + scalars)
+
+    def root(self, second: jax.Array) -> jax.Array:
+        """√(second + eps_root)."""
+        return safe_sqrt(second if self.eps_root is None else second + self.eps_root)
 
 
 @frozen_pytree
@@ -97,8 +103,9 @@ def safe_divide(x: jax.Array, y: jax.Array) -> jax.Array:
     So it is where every ε is zero and all gradients were, or so small that float32 has no square of
     them (under 1e-19).
     """
-    zero = y == 0  # And not "not y > 0": NaN stays visible.
-    return jnp.where(zero, 0, x / jnp.where(zero, 1, y))
+    # And not "not y > 0": NaN stays visible. The quotient there is NaN or infinite, and dropped: as
+    # this has a derivative of its own, nothing flows back through it.
+    return jnp.where(y == 0, 0, x / y)
 
 
 @safe_divide.defjvp
