@@ -121,7 +121,7 @@ def averaged(updates: Any, state: AccumulateState, new: jax.Array, share: jax.Ar
         # A batch without weight may well have a gradient of 0/0.
         return stored_like(acc, jnp.where(new > 0, moved, old))
 
-    return map_leaves(average, updates, state.acc_grads, otherwise=state.acc_grads)
+    return map_leaves(average, updates, state.acc_grads, keep=True)
 
 
 def conditional_updates(

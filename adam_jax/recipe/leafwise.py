@@ -15,19 +15,23 @@ from adam_jax.leaves import align_params, align_slot
 from adam_jax.rules.base import abs_squared
 
 
-def map_leaves(f: Callable[..., Any], updates: Any, slots: Any, otherwise: Any = None) -> Any:
+def map_leaves(f: Callable[..., Any], updates: Any, slots: Any, keep: bool = False) -> Any:
     """f of each leaf of the updates and what a state keeps for it.
 
-    Where an update is None there is nothing, or what `otherwise`, a tree like `slots`, has there.
+    Where an update is None there is nothing, or with `keep` what the state has there.
 
     Raises:
       ValueError: the trees differ; the message has the first path.
     """
     leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
     kept = align_slot(treedef, updates, slots)
-    without = [None] * len(leaves) if otherwise is None else kept
-    results = [w if g is None else f(g, x) for g, x, w in zip(leaves, kept, without, strict=True)]
-    return jax.tree.unflatten(treedef, results)
+
+    def result(g: Any, x: Any) -> Any:
+        if g is not None:
+            return f(g, x)
+        return x if keep else None
+
+    return jax.tree.unflatten(treedef, [result(g, x) for g, x in zip(leaves, kept, strict=True)])
 
 
 def decoded(stored: Any, dtype: Any) -> jax.Array:

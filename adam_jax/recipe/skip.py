@@ -110,6 +110,8 @@ class SkipNonfinite:
             mean = jnp.sum(seen) / jnp.maximum(filled, 1)
             squares = jnp.where(present, (seen - mean) ** 2, 0)
             deviation = jnp.sqrt(jnp.sum(squares) / jnp.maximum(filled - 1, 1))
+            # Of equal numbers it is zero, and their mean is not quite one of them.
+            deviation = jnp.maximum(deviation, 1e-6 * jnp.abs(mean))
             ok &= ~(enough & (x > mean + self.spike_sigmas * deviation))
             written.append(jnp.where(finite, seen.at[where].set(x), seen))
         values = written[1] if value is not None else spikes.values
@@ -154,7 +156,8 @@ def skip_nonfinite(
       max_consecutive: skipped steps in a row after which something must be wrong: the limit.
       spike_sigmas: also skips where ‖g‖, or the loss if it is passed as `value=`, is above the mean
         of the last `window` plus so many of their standard deviations; 6 is usual. None does not.
-        Spikes are written into the window, so that a new level is accepted after a while.
+        Spikes are written into the window, so that a new level is accepted after a while. Pass
+        `value=` in every step or in none.
       window: finite steps that spikes are judged by; once it is half full.
       warn: warns from inside the compiled program as soon as the limit is passed. That is a call
         back to Python, with which a program can be neither exported nor kept in JAX's persistent
