@@ -16,11 +16,15 @@ class Call(NamedTuple):
       ok: boolean scalar, or None for yes. Where it is false, the step changes nothing: the state is
         the old one, the updates are zero, whatever the gradient is.
       extra_args: of `update`, such as `value=`.
+      dtypes: of every leaf of the updates, as Optax would pass them; None where they have them. Who
+        hands float32 on in their place says so here, for another's transformation: its state may
+        take the dtypes of what it is given.
     """
 
     apply: bool
     ok: jax.Array | None = None
     extra_args: Mapping[str, Any] = {}
+    dtypes: list[Any] | None = None
 
 
 def counted(count: Any, call: Call) -> Any:

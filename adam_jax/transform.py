@@ -9,6 +9,7 @@ import optax
 
 from adam_jax.body import Body, Call
 from adam_jax.formats.policy import SlotDType, check_slot_dtype
+from adam_jax.leaves import cast
 from adam_jax.link import Link
 from adam_jax.row import Row
 from adam_jax.rules.base import Rule
@@ -27,6 +28,8 @@ class Foreign:
 
     def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
         """Its step."""
+        if call.dtypes is not None:
+            updates = cast(updates, call.dtypes)
         if call.apply:
             result, new = step(self.tx, updates, state, params, **call.extra_args)
         else:

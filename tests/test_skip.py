@@ -137,7 +137,7 @@ def test_a_first_window_of_equal_norms_is_no_spike():
     [
         (lambda: skip_nonfinite(adamw(1e-3), -1), "max_consecutive must be an integer ≥ 0"),
         (lambda: skip_nonfinite(adamw(1e-3), spike_sigmas=-1), "spike_sigmas must be in"),
-        (lambda: skip_nonfinite(adamw(1e-3), window=1), "window must be an integer ≥ 2"),
+        (lambda: skip_nonfinite(adamw(1e-3), window=3), "window must be an integer ≥ 4"),
         (lambda: skip_nonfinite(adamw), "inner must be an Optax transformation"),
         (lambda: skipped(adamw(1e-3).init(PARAMS)), "state must have one skip_nonfinite"),
         (lambda: adam_jax.clip_by_global_norm(0.0), "max_norm must be in"),

@@ -1,5 +1,6 @@
 """Gradients of several micro-batches for one optimizer step."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,16 +14,10 @@ from adam_jax.formats.policy import (
     SlotDType,
     check_slot_dtype,
     resolve,
+    wider_dtype,
 )
-from adam_jax.recipe.leafwise import (
-    cast,
-    decoded,
-    dtypes_of,
-    map_leaves,
-    stored_like,
-    wide,
-    wide_dtype,
-)
+from adam_jax.leaves import align_slot, cast, dtypes_of, wider_dtypes
+from adam_jax.recipe.leafwise import decoded, map_leaves, stored_like, wide_dtype
 from adam_jax.recipe.once import if_due, kept_from_hoisting
 from adam_jax.rules.base import frozen_pytree, static
 from adam_jax.transform import Transformation, body_of
@@ -37,7 +32,7 @@ class AccumulateState(NamedTuple):
       gradient_step: optimizer steps completed.
       inner_opt_state: the state of what is inside.
       acc_grads: the average of the gradients since the last optimizer step; while mini_step is 0,
-        that of the step before, which counts for nothing.
+        what the step before has left there, which counts for nothing.
       weight: the sum of their weights.
     """
 
@@ -62,12 +57,10 @@ class Accumulate:
         def start(p: Any) -> Any:
             return resolve(self.dtype, p, False).init(jnp.asarray(p), 0.0)
 
-        zero = jnp.zeros([], jnp.int32)
+        inner_state = self.inner.init(params)  # First: its error has the path of a leaf.
         grads = jax.tree.map(start, params)
-        weight = jnp.zeros([], jnp.float32)
-        return AccumulateState(
-            zero, jnp.zeros([], jnp.int32), self.inner.init(params), grads, weight
-        )
+        steps = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)
+        return AccumulateState(*steps, inner_state, grads, jnp.zeros([], jnp.float32))
 
     def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, AccumulateState]:
         """One micro-step; at the last of them, the optimizer step."""
@@ -81,14 +74,15 @@ class Accumulate:
         if call.ok is not None:  # A micro-batch of weight 0 leaves the accumulator as it is.
             new = jnp.where(call.ok, new, 0)
         weight = jnp.where(state.mini_step == 0, 0, state.weight) + new
-        acc = averaged(updates, state, new, new / jnp.where(weight > 0, weight, 1))
+        acc = averaged(updates, state, new, weight)
         every = self.every(state.gradient_step) if callable(self.every) else self.every
         due = state.mini_step + 1 >= every
         due = due if call.ok is None else due & call.ok
-        inner_call = Call(call.apply, None, extra_args)
+        dtypes = dtypes_of(updates) if call.dtypes is None else call.dtypes
+        inner_call = Call(call.apply, None, extra_args, dtypes)
 
         def step(acc: Any, params: Any, inner_state: Any) -> tuple[Any, Any]:
-            grads = map_leaves(lambda g, x: decoded(x, wide_dtype(g)), updates, acc)
+            grads = map_leaves(lambda g, x: decoded(x, _arithmetic(g, x)), updates, acc)
             return self.inner.run(grads, inner_state, params, inner_call)
 
         if call.apply:
@@ -100,7 +94,8 @@ class Accumulate:
             acc, result, inner_state = if_due(due, whole, carry)
         else:
             result, acc, inner_state = conditional_updates(step, due, acc, params, state)
-            result = cast(result, dtypes_of(updates), params)
+            if call.dtypes is None:
+                result = cast(result, wider_dtypes(dtypes, updates, params))
         mini_step = jnp.where(due, 0, state.mini_step + 1)
         if call.ok is not None:
             mini_step = jnp.where(call.ok, mini_step, state.mini_step)
@@ -109,19 +104,35 @@ class Accumulate:
         return result, AccumulateState(mini_step, done, inner_state, acc, weight)
 
 
-def averaged(updates: Any, state: AccumulateState, new: jax.Array, share: jax.Array) -> Any:
-    """The accumulator with another gradient in it, of weight `new`, a share of the whole."""
+def averaged(updates: Any, state: AccumulateState, new: jax.Array, weight: jax.Array) -> Any:
+    """The accumulator with another gradient in it, `new` of the weight of all."""
 
     def average(g: Any, acc: Any) -> Any:
-        x = wide(g)
+        dtype = _arithmetic(g, acc)
         # Emptied here, by a select, and not behind the optimizer step: a branch that returns zeros
         # for the accumulator makes XLA keep two of them.
-        old = jnp.where(state.mini_step == 0, 0, decoded(acc, x.dtype))
-        moved = old + jax.lax.convert_element_type(share, jnp.finfo(x.dtype).dtype) * (x - old)
+        old = jnp.where(state.mini_step == 0, 0, decoded(acc, dtype))
+        if g is None:
+            return stored_like(acc, old)
+        x = jax.lax.convert_element_type(g, dtype)
+        part, whole = (
+            jax.lax.convert_element_type(w, jnp.finfo(dtype).dtype)
+            for w in (new, jnp.where(weight > 0, weight, 1))
+        )
+        with jax.numpy_dtype_promotion("standard"):  # A complex gradient times a real share.
+            moved = old + (part / whole) * (x - old)
         # A batch without weight may well have a gradient of 0/0.
         return stored_like(acc, jnp.where(new > 0, moved, old))
 
-    return map_leaves(average, updates, state.acc_grads, keep=True)
+    leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
+    kept = align_slot(treedef, updates, state.acc_grads)
+    return jax.tree.unflatten(treedef, list(map(average, leaves, kept)))
+
+
+def _arithmetic(g: Any, acc: Any) -> Any:
+    """The wider dtype of a gradient and its accumulator, at least float32."""
+    dtypes = [wide_dtype(x) for x in (g, acc) if hasattr(x, "dtype")]
+    return functools.reduce(wider_dtype, dtypes, jnp.dtype(jnp.float32))
 
 
 def conditional_updates(
@@ -153,7 +164,8 @@ def _weight(weight: jax.typing.ArrayLike) -> jax.Array:
             f"weight must be a scalar ≥ 0, got shape {jnp.shape(weight)}: pass the sum of the"
             f" weights in the micro-batch, such as its number of tokens."
         )
-    return jnp.asarray(weight, jnp.float32)
+    weight = jnp.asarray(weight, jnp.float32)
+    return jnp.where(weight > 0, weight, 0)  # NaN, of 0/0 tokens, weighs nothing either.
 
 
 def accumulate(

@@ -5,7 +5,8 @@ from typing import Any
 import optax
 
 from adam_jax.body import Body, Call
-from adam_jax.recipe.leafwise import cast, dtypes_of, widened
+from adam_jax.leaves import cast, dtypes_of, wider_dtypes
+from adam_jax.recipe.leafwise import widened
 from adam_jax.rules.base import frozen_pytree
 from adam_jax.transform import Foreign, Transformation, body_of
 
@@ -31,18 +32,18 @@ class Chain:
                 f"the state must be a tuple of {len(self.bodies)}, got {type(state).__name__}: call"
                 f" init of this transformation and pass its result on."
             )
-        dtypes, states = dtypes_of(updates), []
-        last = len(self.bodies) - 1
+        dtypes = dtypes_of(updates) if call.dtypes is None else call.dtypes
+        states, last = [], len(self.bodies) - 1
         for i, (body, s) in enumerate(zip(self.bodies, state, strict=True)):
-            foreign = isinstance(body, Foreign)
-            updates = cast(updates, dtypes) if foreign else widened(updates)
-            its_call = call._replace(apply=call.apply and i == last)
-            updates, s = body.run(updates, s, params, its_call)
+            its_call = call._replace(apply=call.apply and i == last, dtypes=dtypes)
+            updates, s = body.run(widened(updates), s, params, its_call)
             states.append(s)
-            if foreign:
+            if isinstance(body, Foreign):
                 dtypes = dtypes_of(updates)
-        if not call.apply:
-            updates = cast(updates, dtypes, params)
+            else:
+                dtypes = wider_dtypes(dtypes, updates, params)
+        if not call.apply and call.dtypes is None:
+            updates = cast(updates, dtypes)
         return updates, tuple(states)
 
 

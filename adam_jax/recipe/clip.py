@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from adam_jax.body import Call
-from adam_jax.recipe.leafwise import applied, cast, dtypes_of, squared_norm, wide
+from adam_jax.leaves import cast, dtypes_of
+from adam_jax.recipe.leafwise import applied, squared_norm, wide
 from adam_jax.rules.base import frozen_pytree
 from adam_jax.transform import Transformation
 from adam_jax.validation import check_number
@@ -41,7 +42,8 @@ class ClipByGlobalNorm:
 def scaled(g: Any, factor: jax.Array) -> jax.Array:
     """g·factor in the dtype of arithmetic."""
     g = wide(g)
-    return g * jax.lax.convert_element_type(factor, jnp.finfo(g.dtype).dtype)
+    with jax.numpy_dtype_promotion("standard"):  # A complex gradient times a real number.
+        return g * jax.lax.convert_element_type(factor, jnp.finfo(g.dtype).dtype)
 
 
 def clip_by_global_norm(max_norm: jax.typing.ArrayLike) -> Transformation:

@@ -13,6 +13,7 @@ from adam_jax.formats.policy import (
     leaf_dtype,
     resolve,
 )
+from adam_jax.leaves import cast, dtypes_of
 from adam_jax.recipe.leafwise import applied, decoded, stored_like, wide
 from adam_jax.rules.base import DecayRate, DecayRateLike, frozen_pytree, static
 from adam_jax.transform import Transformation
@@ -55,7 +56,9 @@ class EmaParams:
                 "params must be given, got None: ema_params averages them. Write"
                 " tx.update(grads, state, params)."
             )
-        moved = applied(updates, params)
+        # As they will be rounded before they are added.
+        narrow = call.dtypes if not call.apply and call.dtypes else dtypes_of(updates)
+        moved = applied(cast(updates, narrow), params)
         weight = self.rate.complement
         if self.debias:
             # The corrected average moves by (1-b)/(1-bᵗ): it needs no correction when it is read.
@@ -65,7 +68,8 @@ class EmaParams:
             x = wide(p)
             real = jnp.finfo(x.dtype).dtype
             before = decoded(old, x.dtype)
-            after = before + jax.lax.convert_element_type(weight, real) * (x - before)
+            with jax.numpy_dtype_promotion("standard"):  # Complex and real numbers mix.
+                after = before + jax.lax.convert_element_type(weight, real) * (x - before)
             after = after if call.ok is None else jnp.where(call.ok, after, before)
             return stored_like(old, after)
 

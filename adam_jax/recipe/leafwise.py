@@ -11,27 +11,22 @@ import jax.numpy as jnp
 
 from adam_jax.formats.base import Format
 from adam_jax.formats.policy import format_of, leaf_dtype, wider_dtype
-from adam_jax.leaves import align_params, align_slot
+from adam_jax.leaves import align_slot
 from adam_jax.rules.base import abs_squared
 
 
-def map_leaves(f: Callable[..., Any], updates: Any, slots: Any, keep: bool = False) -> Any:
+def map_leaves(f: Callable[..., Any], updates: Any, slots: Any) -> Any:
     """f of each leaf of the updates and what a state keeps for it.
 
-    Where an update is None there is nothing, or with `keep` what the state has there.
+    Where an update is None there is nothing.
 
     Raises:
       ValueError: the trees differ; the message has the first path.
     """
     leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
     kept = align_slot(treedef, updates, slots)
-
-    def result(g: Any, x: Any) -> Any:
-        if g is not None:
-            return f(g, x)
-        return x if keep else None
-
-    return jax.tree.unflatten(treedef, [result(g, x) for g, x in zip(leaves, kept, strict=True)])
+    results = [None if g is None else f(g, x) for g, x in zip(leaves, kept, strict=True)]
+    return jax.tree.unflatten(treedef, results)
 
 
 def decoded(stored: Any, dtype: Any) -> jax.Array:
@@ -66,32 +61,6 @@ def wide(x: Any) -> Any:
 def wide_dtype(x: Any) -> Any:
     """float32, or the array's own dtype where that is wider."""
     return wider_dtype(leaf_dtype(x), jnp.dtype(jnp.float32))
-
-
-def dtypes_of(updates: Any) -> list[Any]:
-    """The dtype of every leaf, None for a leaf that has none to round to."""
-
-    def dtype_of(u: Any) -> Any:
-        try:
-            return None if u is None else leaf_dtype(u)
-        except TypeError:
-            return None
-
-    return [dtype_of(u) for u in jax.tree.leaves(updates, is_leaf=lambda x: x is None)]
-
-
-def cast(updates: Any, dtypes: list[Any], params: Any = None) -> Any:
-    """The updates in these dtypes, or in those of the parameters where they are wider."""
-    leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
-    params = align_params(treedef, params, needed=False, apply=False)
-    results = []
-    for u, dtype, p in zip(leaves, dtypes, params, strict=True):
-        if u is None or dtype is None:
-            results.append(u)
-            continue
-        dtype = dtype if p is None else wider_dtype(dtype, leaf_dtype(p))
-        results.append(jax.lax.convert_element_type(u, dtype))
-    return jax.tree.unflatten(treedef, results)
 
 
 def applied(updates: Any, params: Any) -> Any:

@@ -1,6 +1,7 @@
 """Small leaves in one buffer: a model of many biases and scales is then a few arrays to step."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -10,9 +11,9 @@ import numpy as np
 import optax
 
 from adam_jax.body import Call
-from adam_jax.formats.policy import leaf_dtype
-from adam_jax.leaves import leaf_paths
-from adam_jax.recipe.leafwise import cast, dtypes_of, wide
+from adam_jax.formats.policy import leaf_dtype, wider_dtype
+from adam_jax.leaves import cast, dtypes_of, leaf_paths, wider_dtypes
+from adam_jax.recipe.leafwise import wide
 from adam_jax.row import Row
 from adam_jax.rules.base import frozen_pytree, static
 from adam_jax.transform import Transformation
@@ -74,7 +75,7 @@ def _starts(sizes: list[int], buffer: jax.Array) -> list[Any]:
     buffer began with more than infinity. Elsewhere a branch waits for the host, and so is not used.
     """
     starts = [np.int32(sum(sizes[:i])) for i in range(len(sizes))]
-    if not _is_traced(buffer):
+    if not _is_traced(buffer) or not buffer.size:
         return starts
     bases = starts[::SHARING]
 
@@ -92,7 +93,8 @@ SHARING = 16
 
 
 def _concatenated(leaves: list[Any]) -> jax.Array:
-    return jnp.concatenate([jnp.ravel(x) for x in leaves])
+    dtype = functools.reduce(wider_dtype, map(leaf_dtype, leaves))
+    return jnp.concatenate([jnp.ravel(jnp.asarray(x, dtype)) for x in leaves])
 
 
 @frozen_pytree
@@ -126,8 +128,8 @@ class PackSmallLeaves:
         its_call = call._replace(apply=False)
         u, head_state = self.head.run(packed(wide_updates, bins), head_state, theta, its_call)
         u, tail_state = self.tail.run(unpacked(u, updates), tail_state, params, call)
-        if not call.apply:
-            u = cast(u, dtypes_of(updates), params)
+        if not call.apply and call.dtypes is None:
+            u = cast(u, wider_dtypes(dtypes_of(updates), updates, params))
         return u, self.join(head_state, tail_state)
 
     def split(self, state: Any) -> tuple[Any, Any]:
@@ -146,13 +148,22 @@ def _bins(params: Any, below: int) -> Bins:
     """Leaves of one dtype and one placement share a buffer; what is partitioned stays alone."""
     bins: dict[Any, list[int]] = {}
     for i, p in enumerate(jax.tree.leaves(params, is_leaf=lambda x: x is None)):
-        sharding = None
-        if isinstance(p, jax.Array) and not _is_traced(p):
-            sharding = p.sharding
-        whole = sharding is None or sharding.is_fully_replicated
-        if p is not None and np.size(p) < below and whole:
-            bins.setdefault((leaf_dtype(p), sharding), []).append(i)
+        if p is None or np.size(p) >= below or _is_partitioned(p):
+            continue
+        try:
+            dtype = leaf_dtype(p)
+        except TypeError:
+            continue  # The member's own error has the path.
+        placement = None if _is_traced(p) else jnp.asarray(p).sharding
+        bins.setdefault((dtype, placement), []).append(i)
     return tuple(tuple(bin) for bin in bins.values() if len(bin) > 1)
+
+
+def _is_partitioned(p: Any) -> bool:
+    """What is known of it: of a tracer, only what is part of its type."""
+    if _is_traced(p):
+        return any(axis is not None for axis in jax.typeof(p).sharding.spec)
+    return isinstance(p, jax.Array) and not p.sharding.is_fully_replicated
 
 
 def _bins_of(state: Any) -> Bins:
@@ -182,12 +193,13 @@ def pack_small_leaves(inner: optax.GradientTransformation, below: int = 65536) -
       inner: a member of this package, such as `adamw(...)`, modified or not. What looks at a leaf
         as a whole before it is remembered (`cautious`, `clip_update_rms`) cannot be packed.
       below: elements; a leaf with fewer is packed with those of its dtype and device placement. A
-        leaf that is partitioned over devices stays by itself.
+        leaf that is partitioned over devices stays by itself; so call `init` outside jit, which
+        does not know before it is compiled (but for meshes with explicit axes).
 
     Returns:
       A transformation with the member's state, the trees in it `Packed`. Others go around it:
       `accumulate(pack_small_leaves(adamw(1e-3)), 4)`. `unpack_state` makes the member's own state
-      of it, `pack_state` the other way round.
+      of it, `pack_state` the other way round: for checkpoints, and for `optax.tree.map_params`.
 
     Raises:
       ValueError: `inner` is something else; in a step, a packed leaf without a gradient.

@@ -69,6 +69,10 @@ class SkipNonfinite:
         # Not by isfinite of each element: this sum is the one that clipping needs as well.
         squared = squared_norm(updates)
         value = call.extra_args.get("value")
+        if value is not None and jnp.ndim(value) != 0:
+            raise ValueError(
+                f"value must be a scalar, got shape {jnp.shape(value)}: pass the mean loss."
+            )
         ok = jnp.isfinite(squared)
         if value is not None:
             ok &= jnp.isfinite(value)
@@ -87,7 +91,9 @@ class SkipNonfinite:
             counters = chosen(call.ok, counters, before)
         if self.warn:
             # Once for each time that the limit is passed.
-            passed = counters[0] == self.max_consecutive + 1
+            passed = (counters[0] == self.max_consecutive + 1) & (
+                counters[0] != state.notfinite_count
+            )
             jax.lax.cond(passed, self.call_back, lambda count: None, counters[0])
         count, ok, total, spikes = counters
         new = (count, ok, total, inner_state)
@@ -177,7 +183,7 @@ def skip_nonfinite(
     and its first half, in which nothing counts as a spike.
     """
     check_integer("max_consecutive", max_consecutive, 0, instead="the usual value is 10")
-    check_integer("window", window, 2, instead="the usual value is 128")
+    check_integer("window", window, 4, instead="the usual value is 128")
     if spike_sigmas is not None:
         instead = "the usual value is 6.0; None looks for no spikes"
         spike_sigmas = check_number("spike_sigmas", spike_sigmas, instead=instead)

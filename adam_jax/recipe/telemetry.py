@@ -47,12 +47,17 @@ class Telemetry:
     groups: tuple[tuple[str, str], ...] | None = static()
 
     def init(self, params: Any) -> TelemetryState:
-        """Nothing measured: NaN."""
+        """Nothing measured yet: zeros, which `measured` does not show."""
         inner_state = self.inner.init(params)
-        shapes = jax.eval_shape(
-            lambda p, state: self.measure(p, state, p, Call(apply=False)), params, inner_state
-        )
-        groups = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
+        known = jax.eval_shape(lambda s: _eps_dominates(self.inner, s, params), inner_state)
+        groups = {
+            name: dict.fromkeys(NAMES if all(x is not None for *_, x in leaves) else NAMES[:-1])
+            for name, leaves in self.members(params, known)
+        }
+        groups = {
+            group: {name: jnp.zeros([], jnp.float32) for name in names}
+            for group, names in groups.items()
+        }
         zero = jnp.zeros([], jnp.int32)
         return TelemetryState(zero, jnp.zeros([], jnp.int32), groups, inner_state)
 
@@ -92,13 +97,17 @@ class Telemetry:
         u, new_state = self.inner.run(widened(updates), inner_state, params, call)
         moved = applied(u, params)
         small = _eps_dominates(self.inner, new_state, params)
-        members: dict[str, list[tuple[Any, ...]]] = {}
-        is_none = lambda x: x is None  # noqa: E731
         trees = (updates, u, params, moved, small)
-        columns = [jax.tree.leaves(tree, is_leaf=is_none) for tree in trees]
-        for path, leaf in zip(leaf_paths(updates), zip(*columns, strict=True), strict=True):
-            members.setdefault(self.group(path), []).append(leaf)
-        return {name: _statistics(leaves) for name, leaves in sorted(members.items())}
+        return {name: _statistics(leaves) for name, leaves in self.members(*trees)}
+
+    def members(self, *trees: Any) -> list[tuple[str, list[tuple[Any, ...]]]]:
+        """The leaves of each group, from every tree; what has no parameter is in none."""
+        members: dict[str, list[tuple[Any, ...]]] = {}
+        columns = [jax.tree.leaves(tree, is_leaf=lambda x: x is None) for tree in trees]
+        for path, leaf in zip(leaf_paths(trees[0]), zip(*columns, strict=True), strict=True):
+            if any(x is not None for x in leaf):
+                members.setdefault(self.group(path), []).append(leaf)
+        return sorted(members.items())
 
     def group(self, path: str) -> str:
         """The name of the first expression that matches the path of a leaf, or how it begins."""
@@ -129,6 +138,8 @@ def _sums(g: Any, u: Any, p: Any, moved: Any, small: Any) -> list[jax.Array]:
     """All sums over one leaf by one reduction: by one each, XLA would store what they share."""
     if g is None:  # Left alone; its group is there all the same.
         g = u = jnp.zeros_like(p)
+    # Measured, and not to be differentiated: XLA's reduction of several arrays has no transpose.
+    g, u, p, moved = jax.lax.stop_gradient((g, u, p, moved))
     moving = u != 0
     lost = moving & (moved == p)
     g, u, p = (jnp.ravel(wide(x)) for x in (g, u, p))
@@ -148,6 +159,15 @@ def _sums(g: Any, u: Any, p: Any, moved: Any, small: Any) -> list[jax.Array]:
 
 
 ROWS = 4096
+NAMES = (
+    "gradient_rms",
+    "update_rms",
+    "parameter_rms",
+    "update_to_parameter",
+    "cosine",
+    "lost_to_rounding",
+    "eps_dominates",
+)
 
 
 def _ratio(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -176,7 +196,10 @@ def _eps_dominates(body: Body, state: Any, params: Any) -> Any:
     def small(nu: Any) -> jax.Array:
         return direction.root(wide(nu) * factor) <= eps
 
-    return jax.tree.map(small, member.nu)
+    def known(p: Any, nu: Any) -> Any:
+        return None if p is None or isinstance(nu, optax.MaskedNode) else small(nu)
+
+    return jax.tree.map(known, params, member.nu, is_leaf=lambda x: x is None)
 
 
 def _is_moment_rule(x: Any) -> bool:
@@ -209,8 +232,9 @@ def telemetry(
 
     Returns:
       A transformation with the state `TelemetryState`, which `measured(state)` reads. The steps are
-      those of `inner`. In the others the cost is a branch not taken; inside `accumulate` it
-      measures optimizer steps. `update` needs params.
+      those of `inner`. The names of the groups are part of the state's structure. In the other
+      steps the cost is a branch not taken; inside `accumulate` it measures optimizer steps.
+      `update` needs params.
 
     Raises:
       ValueError: `every` below 1, an expression that is none, params missing in `update`.
