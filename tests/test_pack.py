@@ -12,12 +12,17 @@ from adam_jax import adamw, pack_small_leaves, pack_state, unpack_state
 from tests.recipes import assert_close, gradients, parameters, stepper
 
 
-def run(tx, params, state, through="step", steps=5, dtype=jnp.float32):
+def runs(tx, params, state, through="step", dtype=jnp.float32):
+    """Parameters and state after each of five steps."""
     step = jax.jit(stepper(tx, through))
     stacked = gradients(params, dtype, bad=False)
-    for i in range(steps):
+    for i in range(5):
         params, state = step(params, state, jax.tree.map(lambda g, i=i: g[i], stacked))
-    return params, state
+        yield params, state
+
+
+def run(*args, **kwargs):
+    return list(runs(*args, **kwargs))[-1]
 
 
 def assert_same(actual, expected):
@@ -48,17 +53,18 @@ MEMBERS = {
 def test_packed_is_bit_for_bit_unpacked(name, through):
     apart, params = MEMBERS[name](), parameters()
     together = pack_small_leaves(apart, below=100)
-    expected = run(apart, params, apart.init(params), through)
-    actual, state = run(together, params, together.init(params), through)
-    if name == "not decayed times the rate":
-        # u·α + λ·θ: XLA contracts one of the two products, and not the same one in every loop.
-        return assert_close((actual, unpack_state(state, params)), expected)
-    assert_same((actual, unpack_state(state, params)), expected)
-    # Half of the steps packed, half not.
-    half = run(together, params, together.init(params), through, 3)
-    other = run(apart, params, apart.init(params), through, 3)
-    assert_same((half[0], unpack_state(half[1], params)), other)
-    assert_same(pack_state(together, other[1], params), half[1])
+    pairs = zip(
+        runs(together, params, together.init(params), through),
+        runs(apart, params, apart.init(params), through),
+        strict=True,
+    )
+    for (actual, state), expected in pairs:
+        if name == "not decayed times the rate":
+            # u·α + λ·θ: XLA contracts one of the two products, and not the same in every loop.
+            assert_close((actual, unpack_state(state, params)), expected)
+            continue
+        assert_same((actual, unpack_state(state, params)), expected)
+        assert_same(pack_state(together, expected[1], params), state)
 
 
 def test_leaves_of_one_dtype_share_a_buffer():

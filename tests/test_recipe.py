@@ -40,7 +40,7 @@ def test_a_recipe_is_its_plain_composition(name, through):
         assert_close(average(state), expected.ema[1])
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ["clip, skip", "accumulate", "ema", "everything"])
 def test_scan_and_vmap_are_the_loop(name):
     make, settings = RECIPES[name]
     params, tx = parameters(), make()
