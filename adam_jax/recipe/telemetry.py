@@ -79,7 +79,9 @@ class Telemetry:
         def measured(carry: Any) -> Any:
             # A second time: the updates as one more result would be memory in every step.
             updates, inner_state, params, _ = carry
-            groups = self.measure(updates, inner_state, params, call._replace(apply=False))
+            # Not to be differentiated: XLA's reduction of several arrays has no transpose.
+            fixed = jax.lax.stop_gradient((updates, inner_state, params))
+            groups = self.measure(*fixed, call._replace(apply=False))
             return *kept_from_hoisting((updates, inner_state, params)), groups
 
         # The step goes on with what the measurement hands on: else XLA, free to step first, would
@@ -138,7 +140,6 @@ def _sums(g: Any, u: Any, p: Any, moved: Any, small: Any) -> list[jax.Array]:
     """All sums over one leaf by one reduction: by one each, XLA would store what they share."""
     if g is None:  # Left alone; its group is there all the same.
         g = u = jnp.zeros_like(p)
-    # Measured, and not to be differentiated: XLA's reduction of several arrays has no transpose.
     g, u, p, moved = jax.lax.stop_gradient((g, u, p, moved))
     moving = u != 0
     lost = moving & (moved == p)
