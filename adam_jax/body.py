@@ -33,6 +33,19 @@ def counted(count: Any, call: Call) -> Any:
     return one_more if call.ok is None else jnp.where(call.ok, one_more, count)
 
 
+def check_state(state: Any, kind: type, described: str) -> None:
+    """Checks that a state is what `init` of this transformation returns.
+
+    Raises:
+      ValueError: it is not; `described` is the kind with its article.
+    """
+    if not isinstance(state, kind):
+        raise ValueError(
+            f"the state must be {described}, got {type(state).__name__}: call init of this"
+            f" transformation and pass its result on."
+        )
+
+
 class Body(Protocol):
     """What a `Transformation` does: a `frozen_pytree`, so that it compares by value and traces."""
 

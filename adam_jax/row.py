@@ -37,6 +37,11 @@ class Row:
     links: tuple[Link, ...]
     chained: bool = static()
 
+    @property
+    def member(self) -> int | None:
+        """The index of the last link that remembers something; None if none does."""
+        return max((i for i, link in enumerate(self.links) if link.rule.slots), default=None)
+
     def init(self, params: Any) -> Any:
         """The state before the first step."""
         return init_rows((self,), [0] * len(jax.tree.leaves(params)), params)

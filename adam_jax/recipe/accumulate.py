@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adam_jax.body import Body, Call, counted
+from adam_jax.body import Body, Call, check_state, counted
 from adam_jax.formats.policy import (
     AT_LEAST_FLOAT32,
     SlotDType,
@@ -16,7 +16,7 @@ from adam_jax.formats.policy import (
     resolve,
     wider_dtype,
 )
-from adam_jax.leaves import align_slot, cast, dtypes_of, wider_dtypes
+from adam_jax.leaves import cast, dtypes_of, wider_dtypes
 from adam_jax.recipe.leafwise import decoded, map_leaves, stored_like, wide_dtype
 from adam_jax.recipe.once import if_due, kept_from_hoisting
 from adam_jax.rules.base import frozen_pytree, static
@@ -64,11 +64,7 @@ class Accumulate:
 
     def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, AccumulateState]:
         """One micro-step; at the last of them, the optimizer step."""
-        if not isinstance(state, AccumulateState):
-            raise ValueError(
-                f"the state must be an AccumulateState, got {type(state).__name__}: call init of"
-                f" this transformation and pass its result on."
-            )
+        check_state(state, AccumulateState, "an AccumulateState")
         extra_args = dict(call.extra_args)
         new = _weight(extra_args.pop("weight", 1.0))
         if call.ok is not None:  # A micro-batch of weight 0 leaves the accumulator as it is.
@@ -81,8 +77,11 @@ class Accumulate:
         dtypes = dtypes_of(updates) if call.dtypes is None else call.dtypes
         inner_call = Call(call.apply, None, extra_args, dtypes)
 
+        def read(g: Any, x: Any) -> Any:
+            return None if g is None else decoded(x, _arithmetic(g, x))
+
         def step(acc: Any, params: Any, inner_state: Any) -> tuple[Any, Any]:
-            grads = map_leaves(lambda g, x: decoded(x, _arithmetic(g, x)), updates, acc)
+            grads = map_leaves(read, updates, acc)
             return self.inner.run(grads, inner_state, params, inner_call)
 
         if call.apply:
@@ -124,9 +123,7 @@ def averaged(updates: Any, state: AccumulateState, new: jax.Array, weight: jax.A
         # A batch without weight may well have a gradient of 0/0.
         return stored_like(acc, jnp.where(new > 0, moved, old))
 
-    leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
-    kept = align_slot(treedef, updates, state.acc_grads)
-    return jax.tree.unflatten(treedef, list(map(average, leaves, kept)))
+    return map_leaves(average, updates, state.acc_grads)
 
 
 def _arithmetic(g: Any, acc: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from adam_jax.body import Call, counted
+from adam_jax.body import Call, check_state, counted
 from adam_jax.formats.policy import (
     AT_LEAST_FLOAT32,
     SlotDType,
@@ -46,11 +46,7 @@ class EmaParams:
 
     def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, EmaParamsState]:
         """Passes the updates on, and averages what they make of the parameters."""
-        if not isinstance(state, EmaParamsState):
-            raise ValueError(
-                f"the state must be an EmaParamsState, got {type(state).__name__}: call init of"
-                f" this transformation and pass its result on."
-            )
+        check_state(state, EmaParamsState, "an EmaParamsState")
         if params is None:
             raise ValueError(
                 "params must be given, got None: ema_params averages them. Write"

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax.body import Call, counted
+from adam_jax.body import Call, check_state, counted
 from adam_jax.leaves import FrozenTree
 from adam_jax.recipe.factory import Factory, check_factory, name_of
 from adam_jax.recipe.groups import groups
@@ -64,11 +64,7 @@ class WithHyperparams:
         self, updates: Any, state: Any, params: Any, call: Call
     ) -> tuple[Any, HyperparamsState]:
         """One step of the member that the state's numbers make."""
-        if not isinstance(state, HyperparamsState):
-            raise ValueError(
-                f"the state must be a HyperparamsState, got {type(state).__name__}: call init of"
-                f" this transformation and pass its result on."
-            )
+        check_state(state, HyperparamsState, "a HyperparamsState")
         numbers = {name: as_float(x) for name, x in state.hyperparams.items()}
         numbers |= self.scheduled(state.count)
         state = state._replace(hyperparams=numbers)

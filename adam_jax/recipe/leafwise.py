@@ -16,17 +16,14 @@ from adam_jax.rules.base import abs_squared
 
 
 def map_leaves(f: Callable[..., Any], updates: Any, slots: Any) -> Any:
-    """f of each leaf of the updates and what a state keeps for it.
-
-    Where an update is None there is nothing.
+    """f of each leaf of the updates, None or not, and what a state keeps for it.
 
     Raises:
       ValueError: the trees differ; the message has the first path.
     """
     leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
     kept = align_slot(treedef, updates, slots)
-    results = [None if g is None else f(g, x) for g, x in zip(leaves, kept, strict=True)]
-    return jax.tree.unflatten(treedef, results)
+    return jax.tree.unflatten(treedef, list(map(f, leaves, kept)))
 
 
 def decoded(stored: Any, dtype: Any) -> jax.Array:

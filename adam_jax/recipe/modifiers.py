@@ -226,12 +226,11 @@ def _modified(
 
 
 def _member(row: Row) -> int:
-    """Where the member is: the last link that remembers something."""
-    members = [i for i, link in enumerate(row.links) if link.rule.slots]
-    if not members:
+    """Where the member is."""
+    if row.member is None:
         rules = ", ".join(type(link.rule).__name__ for link in row.links)
         raise ValueError(f"tx must be a member with accumulators, as adamw(...) is, got {rules}.")
-    return members[-1]
+    return row.member
 
 
 def _with_rule(row: Row, index: int, rule: Rule) -> Row:

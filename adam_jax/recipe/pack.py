@@ -13,7 +13,7 @@ import optax
 from adam_jax.body import Call
 from adam_jax.formats.policy import leaf_dtype, wider_dtype
 from adam_jax.leaves import cast, dtypes_of, leaf_paths, wider_dtypes
-from adam_jax.recipe.leafwise import wide
+from adam_jax.recipe.leafwise import widened
 from adam_jax.row import Row
 from adam_jax.rules.base import frozen_pytree, static
 from adam_jax.transform import Transformation
@@ -74,7 +74,7 @@ def _starts(sizes: list[int], buffer: jax.Array) -> list[Any]:
     next only by where it reads (500 leaves: 10 s and not 1 s). Here they might be others, if the
     buffer began with more than infinity. Elsewhere a branch waits for the host, and so is not used.
     """
-    starts = [np.int32(sum(sizes[:i])) for i in range(len(sizes))]
+    starts = list(np.cumsum([0, *sizes[:-1]], dtype=np.int32))
     if not _is_traced(buffer) or not buffer.size:
         return starts
     bases = starts[::SHARING]
@@ -121,12 +121,11 @@ class PackSmallLeaves:
         """One optimizer step: the gradients into buffers, the updates out of them."""
         head_state, tail_state = self.split(state)
         bins = _bins_of(state)
-        wide_updates = jax.tree.map(wide, updates)
         theta = None
         if params is not None and any(link.rule.needs_params for link in self.head.links):
             theta = packed(params, bins)
         its_call = call._replace(apply=False)
-        u, head_state = self.head.run(packed(wide_updates, bins), head_state, theta, its_call)
+        u, head_state = self.head.run(packed(widened(updates), bins), head_state, theta, its_call)
         u, tail_state = self.tail.run(unpacked(u, updates), tail_state, params, call)
         if not call.apply and call.dtypes is None:
             u = cast(u, wider_dtypes(dtypes_of(updates), updates, params))
@@ -208,21 +207,22 @@ def pack_small_leaves(inner: optax.GradientTransformation, below: int = 65536) -
     """
     below = check_integer("below", below, 0, instead="0 packs nothing, 65536 is usual")
     body = inner.body if isinstance(inner, Transformation) else None
-    if not isinstance(body, Row) or not any(link.rule.slots for link in body.links):
+    member = body.member if isinstance(body, Row) else None
+    if not isinstance(body, Row) or member is None:
         got = type(body or inner).__name__
         raise ValueError(
             f"inner must be a member of adam_jax, such as adamw(1e-3), got {got}: put"
             f" pack_small_leaves innermost, and chain, accumulate, ... around it."
         )
-    last = max(i for i, link in enumerate(body.links) if link.rule.slots) + 1
-    whole = [type(x.rule).__name__ for x in body.links[:last] if not x.rule.elementwise or x.mask]
+    links = body.links[: member + 1]
+    whole = [type(x.rule).__name__ for x in links if not x.rule.elementwise or x.mask]
     if whole:
         raise ValueError(
             f"inner must treat each element by itself to be packed, got {whole[0]}: pack the member"
             f" without it, or leave it unpacked."
         )
-    head = dataclasses.replace(body, links=body.links[:last])
-    tail = Row(body.links[last:], chained=True)
+    head = dataclasses.replace(body, links=links)
+    tail = Row(body.links[member + 1 :], chained=True)
     return Transformation.around(PackSmallLeaves(head, tail, below))
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax.body import Body, Call, counted
+from adam_jax.body import Body, Call, check_state, counted
 from adam_jax.recipe.leafwise import squared_norm
 from adam_jax.rules.base import frozen_pytree, static
 from adam_jax.transform import Transformation, body_of, chosen
@@ -61,11 +61,7 @@ class SkipNonfinite:
     def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
         """One step of what is inside, or none."""
         expected = optax.ApplyIfFiniteState if self.spike_sigmas is None else SkipState
-        if not isinstance(state, expected):
-            raise ValueError(
-                f"the state must be of type {expected.__name__}, got {type(state).__name__}: call"
-                f" init of this transformation and pass its result on."
-            )
+        check_state(state, expected, f"of type {expected.__name__}")
         # Not by isfinite of each element: this sum is the one that clipping needs as well.
         squared = squared_norm(updates)
         value = call.extra_args.get("value")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax.body import Body, Call, counted
+from adam_jax.body import Body, Call, check_state, counted
 from adam_jax.leaves import leaf_paths
 from adam_jax.recipe.leafwise import applied, wide, widened
 from adam_jax.recipe.once import if_due, kept_from_hoisting
@@ -50,24 +50,16 @@ class Telemetry:
         """Nothing measured yet: zeros, which `measured` does not show."""
         inner_state = self.inner.init(params)
         known = jax.eval_shape(lambda s: _eps_dominates(self.inner, s, params), inner_state)
-        groups = {
-            name: dict.fromkeys(NAMES if all(x is not None for *_, x in leaves) else NAMES[:-1])
-            for name, leaves in self.members(params, known)
-        }
-        groups = {
-            group: {name: jnp.zeros([], jnp.float32) for name in names}
-            for group, names in groups.items()
-        }
+        groups = {}
+        for group, leaves in self.members(params, known):
+            names = NAMES if all(x is not None for *_, x in leaves) else NAMES[:-1]
+            groups[group] = {name: jnp.zeros([], jnp.float32) for name in names}
         zero = jnp.zeros([], jnp.int32)
         return TelemetryState(zero, jnp.zeros([], jnp.int32), groups, inner_state)
 
     def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, TelemetryState]:
         """One step, and now and then what it does."""
-        if not isinstance(state, TelemetryState):
-            raise ValueError(
-                f"the state must be a TelemetryState, got {type(state).__name__}: call init of this"
-                f" transformation and pass its result on."
-            )
+        check_state(state, TelemetryState, "a TelemetryState")
         if params is None:
             raise ValueError(
                 "params must be given, got None: telemetry measures them. Write tx.update(grads,"
@@ -140,6 +132,7 @@ def _sums(g: Any, u: Any, p: Any, moved: Any, small: Any) -> list[jax.Array]:
     """All sums over one leaf by one reduction: by one each, XLA would store what they share."""
     if g is None:  # Left alone; its group is there all the same.
         g = u = jnp.zeros_like(p)
+    # Again: the step inside has derivatives of its own, with respect to its numbers.
     g, u, p, moved = jax.lax.stop_gradient((g, u, p, moved))
     moving = u != 0
     lost = moving & (moved == p)
