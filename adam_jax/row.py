@@ -15,7 +15,7 @@ import optax
 
 from adam_jax.body import Call, counted
 from adam_jax.formats.policy import format_of, leaf_dtype, wider_dtype
-from adam_jax.kernels.xla import Leaf, Program, as_arrays, run
+from adam_jax.kernels.xla import Kind, Leaf, Program, as_arrays, run
 from adam_jax.leaves import align_params, align_slot, check_leaf, leaf_paths
 from adam_jax.link import Link
 from adam_jax.rules.base import frozen_pytree, static
@@ -154,10 +154,13 @@ def run_rows(
         arrays[i] = Leaf(g, old, p if needed else None)
         alike.setdefault((label, used, formats, dtype, np.shape(g), g_dtype), []).append(i)
 
-    for (label, used, formats, dtype, *_), indices in alike.items():
-        program = Program(formats, dtype, apply)
-        its_steps = tuple(steps[label][k] for k in used)
-        stepped = run(program, its_steps, [arrays[i] for i in indices], call.ok)
+    kinds = [
+        Kind(Program(formats, dtype, apply), (label, used), [arrays[i] for i in indices])
+        for (label, used, formats, dtype, *_), indices in alike.items()
+    ]
+    for (_, used, *_), indices, stepped in zip(
+        alike, alike.values(), run(kinds, steps, call.ok), strict=True
+    ):
         for i, (result, new) in zip(indices, stepped, strict=True):
             results[i] = result
             for k, slots in zip(used, new, strict=True):

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -53,36 +54,74 @@ Stepped = tuple[jax.Array, tuple[tuple[Any, ...], ...]]
 """The update or the new parameter, and the new stored slots."""
 
 
-def run(program: Program, steps: Steps, leaves: list[Leaf], ok: jax.Array | None) -> list[Stepped]:
-    """Steps leaves that share a program, which is traced once.
+class Kind(NamedTuple):
+    """Leaves that share a program.
 
-    Inside a jit, chunks of leaves are one call each, which XLA inlines: n leaves are about √n / 2
-    programs of a leaf to lower, and 2√n calls. Outside, each leaf is a dispatch of its own, since
-    leaves may lie on different devices.
+    Attributes:
+      program: what shapes it.
+      steps: which of the rows of rules it runs, and which rules of it.
+      leaves: their arrays.
     """
-    tracing = isinstance(leaves[0].g, jax.core.Tracer)
-    size = _chunk_size(len(leaves)) if tracing else 1
-    whole = len(leaves) // size * size
-    chunks = [leaves[i : i + size] for i in range(0, whole, size)]
-    chunks += [[leaf] for leaf in leaves[whole:]]
-    return [s for chunk in chunks for s in chunk_step(program, steps, chunk, ok)]
+
+    program: Program
+    steps: tuple[int, tuple[int, ...]]
+    leaves: list[Leaf]
 
 
-def _chunk_size(count: int) -> int:
-    """About √count / 2, and a divisor of count if there is one that near.
+def run(kinds: list[Kind], steps: tuple[Steps, ...], ok: jax.Array | None) -> list[list[Stepped]]:
+    """Steps the leaves of every kind; each program is traced once.
+
+    Inside a jit, chunks of leaves are one call each, which XLA inlines: n leaves of a kind are
+    about √n / 2 programs of a leaf to lower, and 2√n calls. Kinds of which there are as many, as in
+    the layers of a transformer, share their calls. Outside, each leaf is a dispatch of its own,
+    since leaves may lie on different devices.
+    """
+    results: list[list[Stepped]] = [[] for _ in kinds]
+    for indices, part in _chunks(kinds):
+        its = [kinds[k] for k in indices]
+        programs = tuple((kind.program, kind.steps) for kind in its)
+        leaves = [kind.leaves[part] for kind in its]
+        for k, stepped in zip(indices, chunk_step(programs, steps, leaves, ok), strict=True):
+            results[k] += stepped
+    return results
+
+
+def _chunks(kinds: list[Kind]) -> Iterator[tuple[list[int], slice]]:
+    """Which kinds take a call together, and which of their leaves; in the order of the leaves."""
+    tracing = any(isinstance(kind.leaves[0].g, jax.core.Tracer) for kind in kinds)
+    together: dict[int, list[int]] = {}
+    for k, kind in enumerate(kinds):
+        together.setdefault(len(kind.leaves) if tracing else -k, []).append(k)
+    for indices in together.values():
+        count = len(kinds[indices[0]].leaves)
+        size = _chunk_size(count, len(indices)) if tracing else 1
+        whole = count // size * size
+        yield from ((indices, slice(i, i + size)) for i in range(0, whole, size))
+        yield from ((indices, slice(i, i + 1)) for i in range(whole, count))
+
+
+def _chunk_size(count: int, kinds: int) -> int:
+    """About √(count / kinds) / 2, and a divisor of count if there is one that near.
 
     Half, as a program more to lower takes about four times as long as a call more.
     """
-    size = max(math.isqrt(count // 4), 1)
+    size = max(math.isqrt(count // (4 * kinds)), 1)
     return next((d for d in range(size, size // 2, -1) if count % d == 0), size)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def chunk_step(
-    program: Program, steps: Steps, leaves: list[Leaf], ok: jax.Array | None
-) -> list[Stepped]:
-    """`leaf_step` on leaves of one shape."""
-    return [leaf_step(program, steps, leaf, ok) for leaf in leaves]
+    programs: tuple[tuple[Program, tuple[int, tuple[int, ...]]], ...],
+    steps: tuple[Steps, ...],
+    leaves: list[list[Leaf]],
+    ok: jax.Array | None,
+) -> list[list[Stepped]]:
+    """`leaf_step` on leaves of some kinds."""
+    results = []
+    for (program, (row, used)), its in zip(programs, leaves, strict=True):
+        its_steps = tuple(steps[row][k] for k in used)
+        results.append([leaf_step(program, its_steps, leaf, ok) for leaf in its])
+    return results
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
