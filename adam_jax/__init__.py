@@ -21,7 +21,9 @@ from adam_jax.family.nadam import nadam, nadamw, scale_by_nadam
 from adam_jax.family.radam import radam, radamw, scale_by_radam
 from adam_jax.family.schedule_free import schedule_free_adamw
 from adam_jax.family.yogi import scale_by_yogi, yogi
-from adam_jax.formats.policy import AT_LEAST_FLOAT32
+from adam_jax.formats.dense import AT_LEAST_FLOAT32
+from adam_jax.formats.policy import by_path, stochastic
+from adam_jax.formats.quantized import Quantized
 from adam_jax.recipe.accumulate import AccumulateState, accumulate
 from adam_jax.recipe.chain import chain
 from adam_jax.recipe.clip import clip_by_global_norm
@@ -41,6 +43,12 @@ from adam_jax.recipe.modifiers import (
 from adam_jax.recipe.pack import Packed, pack_small_leaves, pack_state, unpack_state
 from adam_jax.recipe.skip import Skipped, SkipState, skip_nonfinite, skipped
 from adam_jax.recipe.telemetry import TelemetryState, measured, telemetry
+from adam_jax.recipe.weights import (
+    WeightsState,
+    kahan_summation,
+    master_residual,
+    stochastic_rounding,
+)
 from adam_jax.rules.base import DecayRateLike
 from adam_jax.transform import Transformation, step
 
@@ -54,11 +62,13 @@ __all__ = [
     "GrokfastState",
     "HyperparamsState",
     "Packed",
+    "Quantized",
     "ScaleByBiasCorrectionState",
     "SkipState",
     "Skipped",
     "TelemetryState",
     "Transformation",
+    "WeightsState",
     "accumulate",
     "adabelief",
     "adam",
@@ -71,6 +81,7 @@ __all__ = [
     "amsgrad",
     "amsgradw",
     "atan2",
+    "by_path",
     "cautious",
     "cautious_weight_decay",
     "chain",
@@ -82,8 +93,10 @@ __all__ = [
     "groups",
     "hyperparams",
     "inspect",
+    "kahan_summation",
     "lamb",
     "lion",
+    "master_residual",
     "measured",
     "nadam",
     "nadamw",
@@ -111,6 +124,8 @@ __all__ = [
     "skip_nonfinite",
     "skipped",
     "step",
+    "stochastic",
+    "stochastic_rounding",
     "telemetry",
     "unpack_state",
     "with_hyperparams",

@@ -6,7 +6,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from adam_jax.formats.policy import leaf_dtype, wider_dtype
+from adam_jax.formats.dtypes import leaf_dtype, wider_dtype
 
 
 @dataclasses.dataclass(frozen=True)

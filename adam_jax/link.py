@@ -33,7 +33,7 @@ class Link:
         slots = {slot.name for slot in self.rule.slots}
         return tuple(name for name in self.state_type._fields if name not in slots)
 
-    def start(self, param: Any, index: int) -> Any:
+    def start(self, param: Any, index: int, path: str) -> Any:
         """What one slot of one leaf stores before the first step.
 
         Raises:
@@ -41,7 +41,7 @@ class Link:
         """
         slot = self.rule.slots[index]
         try:
-            fmt = resolve(self.dtypes[index], param, slot.magnitude)
+            fmt = resolve(self.dtypes[index], param, slot.magnitude, path)
         except TypeError as error:
             raise ValueError(
                 f"the parameter has dtype {error}: Adam moves floating-point numbers only. Leave"

@@ -14,7 +14,9 @@ import numpy as np
 import optax
 
 from adam_jax.body import Call, counted
-from adam_jax.formats.policy import format_of, leaf_dtype, wider_dtype
+from adam_jax.formats.dtypes import leaf_dtype, wider_dtype
+from adam_jax.formats.noise import salt_of, salted
+from adam_jax.formats.policy import format_of
 from adam_jax.kernels.xla import Kind, Leaf, Program, as_arrays, run
 from adam_jax.leaves import align_params, align_slot, check_leaf, leaf_paths
 from adam_jax.link import Link
@@ -73,6 +75,7 @@ class Row:
 def init_rows(rows: tuple[Row, ...], labels: Labels, params: Any) -> Any:
     """The one state of all rows; `labels` are those of the parameters, None leaves left out."""
     leaves, treedef = jax.tree.flatten(params)
+    paths = leaf_paths(params, none_is_leaf=False)
     states = []
     for k, link in enumerate(rows[0].links):
         fields: dict[str, Any] = {name: jnp.zeros([], jnp.int32) for name in link.counts}
@@ -83,10 +86,9 @@ def init_rows(rows: tuple[Row, ...], labels: Labels, params: Any) -> Any:
                     stored.append(optax.MaskedNode())
                     continue
                 try:
-                    stored.append(rows[label].links[k].start(p, j))
+                    stored.append(rows[label].links[k].start(p, j, paths[i]))
                 except ValueError as error:
-                    path = leaf_paths(params, none_is_leaf=False)[i]
-                    raise ValueError(f"at {path!r}, {error}") from None
+                    raise ValueError(f"at {paths[i]!r}, {error}") from None
             fields[slot.name] = jax.tree.unflatten(treedef, stored)
         states.append(link.state_type(**fields))
     return rows[0].join(states)
@@ -151,7 +153,8 @@ def run_rows(
             dtype = leaf_dtype(p) if apply else _update_dtype(g_dtype, p)
         except (TypeError, ValueError) as error:
             raise ValueError(f"at {leaf_paths(updates)[i]!r}, {error}") from None
-        arrays[i] = Leaf(g, old, p if needed else None)
+        salt = _salt(formats, shared, i)
+        arrays[i] = Leaf(g, old, p if needed else None, salt)
         alike.setdefault((label, used, formats, dtype, np.shape(g), g_dtype), []).append(i)
 
     kinds = [
@@ -179,3 +182,14 @@ def run_rows(
 def _update_dtype(g_dtype: Any, p: Any) -> Any:
     """The gradient's dtype, widened to a wider parameter's, which a narrower update would round."""
     return g_dtype if p is None else wider_dtype(g_dtype, leaf_dtype(p))
+
+
+def _salt(formats: Any, count: Any, index: int) -> jax.Array | None:
+    """What makes the random bits of a leaf in a step its own; None where none are needed."""
+    if not any(fmt is not None and fmt.stochastic for slots in formats for fmt in slots):
+        return None
+    if count is None:
+        raise ValueError(
+            "its state has no step count, which stochastic rounding needs: store it otherwise."
+        )
+    return salted(salt_of(0, count), index)

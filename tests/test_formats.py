@@ -28,7 +28,7 @@ class SplitBits(Format):
     def init(self, param, start):
         return self.encode(jnp.full_like(param, start, dtype=jnp.float32))
 
-    def encode(self, x):
+    def encode(self, x, noise=None):
         bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
         return Halves((bits >> 16).astype(jnp.uint16), bits.astype(jnp.uint16), self)
 

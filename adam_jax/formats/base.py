@@ -19,13 +19,21 @@ class Format(abc.ABC):
       * `shape(stored)` is the shape of the array that was encoded.
     """
 
+    stochastic: bool = False
+    """Whether `encode` rounds by noise; without noise it rounds to the nearest."""
+
     @abc.abstractmethod
     def init(self, param: jax.Array, start: float) -> Any:
         """The stored form of an array like `param`, sharded like it, filled with `start`."""
 
     @abc.abstractmethod
-    def encode(self, x: jax.Array) -> Any:
-        """The stored form of `x`."""
+    def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Any:
+        """The stored form of `x`.
+
+        Args:
+          x: the array.
+          noise: 16 random bits each (see `half`), if the format is `stochastic`.
+        """
 
     @abc.abstractmethod
     def decode(self, stored: Any, dtype: Any) -> jax.Array:
@@ -34,3 +42,17 @@ class Format(abc.ABC):
     @abc.abstractmethod
     def shape(self, stored: Any) -> tuple[int, ...]:
         """The shape of the array that `stored` stands for."""
+
+
+class SlotPolicy(abc.ABC):
+    """Chooses the format of a slot, leaf by leaf. A frozen dataclass, and never callable."""
+
+    @abc.abstractmethod
+    def resolve(self, param: Any, magnitude: bool, path: str) -> Format:
+        """The format of one slot of one leaf.
+
+        Args:
+          param: the leaf's parameter.
+          magnitude: the slot holds what is never negative.
+          path: of the leaf, its keys joined by slashes.
+        """

@@ -1,100 +1,139 @@
 """Which format a slot of a leaf gets, from what the user wrote for `mu_dtype=` and `nu_dtype=`."""
 
 import dataclasses
-import functools
+import re
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from adam_jax.formats.base import Format
-from adam_jax.formats.dense import Dense
-
-
-@dataclasses.dataclass(frozen=True)
-class AtLeastFloat32:
-    """The parameter's own dtype, or float32 where that has 16 bits: the default of every slot.
-
-    bfloat16 keeps 8 bits: an average that moves by 0.1 % of its value a step stands still in it.
-    float16 has no numbers under 6e-8, the square of a gradient of 2e-4.
-    """
-
-    def __repr__(self) -> str:
-        return "AT_LEAST_FLOAT32"
-
-
-AT_LEAST_FLOAT32 = AtLeastFloat32()
+from adam_jax.formats.base import Format, SlotPolicy
+from adam_jax.formats.dense import AT_LEAST_FLOAT32, Dense
+from adam_jax.formats.dtypes import leaf_dtype
+from adam_jax.formats.quantized import FLOAT8, Quantized
+from adam_jax.formats.rounding import Stochastic
 
 SlotDType: TypeAlias = Any
-"""A dtype, a `Format`, `AT_LEAST_FLOAT32`, or None, the parameter's own dtype (as in Optax)."""
+"""A dtype, a `Format`, a `SlotPolicy`, or None, the parameter's own dtype (as in Optax).
+
+`jnp.int8`, `jnp.int4`, `jnp.float8_e4m3fn` and `jnp.float8_e5m2` are codes with a scale per block:
+see `Quantized`.
+"""
+
+QUANTIZED = {jnp.dtype(codes): Quantized(codes) for codes in ("int8", "int4", *FLOAT8)}
 
 
 def check_slot_dtype(argument: str, dtype: SlotDType) -> SlotDType:
-    """Returns the dtype in the one form that compares and hashes by value.
+    """Returns what the user wrote in the one form that compares and hashes by value.
 
     Raises:
-      ValueError: it is not a floating-point dtype of at least 16 bits.
+      ValueError: nothing can be stored like that.
     """
-    if dtype is None or isinstance(dtype, AtLeastFloat32 | Format):
+    if dtype is None or isinstance(dtype, Format | SlotPolicy):
         return dtype
-    allowed = "float32, bfloat16, float16, float64 (or a complex dtype)"
+    allowed = (
+        "float32, bfloat16, float16, float64 (or a complex dtype), int8, int4, float8_e4m3fn,"
+        " float8_e5m2, or stochastic(...), by_path(...), Quantized(...)"
+    )
     instead = "None keeps the parameter's dtype, leaving the argument out at least float32"
     try:
         checked = jnp.dtype(dtype)
     except TypeError:
         message = f"{argument} must be one of {allowed}, got {dtype!r}: {instead}."
         raise ValueError(message) from None
-    # float8 keeps a range of 1e-3 to 448 or so: squares of gradients do not fit without a scale.
+    if checked in QUANTIZED:
+        return QUANTIZED[checked]
+    # Other float8 dtypes, and integers, have no codes that fit squares of gradients.
     if not jnp.issubdtype(checked, jnp.inexact) or checked.itemsize < 2:
         raise ValueError(f"{argument} must be one of {allowed}, got {checked.name}: {instead}.")
     return checked
 
 
-def leaf_dtype(param: Any) -> Any:
-    """The floating-point dtype of a leaf; a Python number, an int too, has JAX's default one.
+def stochastic(dtype: Any) -> Format | SlotPolicy:
+    """Rounding up or down at random, so that the mean is right: for `mu_dtype=` and `nu_dtype=`.
+
+    In bfloat16 an average with the rate 0.999, rounded to the nearest, ends 10 % off (and one that
+    should fall stands still); so rounded it does not.
+
+    The random bits are a hash of the element's index, the leaf, the slot and the optimizer step:
+    the same after a resume, and on any number of devices.
+
+    Args:
+      dtype: bfloat16, float16, int8 or int4.
 
     Raises:
-      TypeError: the leaf is an array of integers or booleans (the caller knows its path).
+      ValueError: another dtype.
+
+    Example:
+      >>> import adam_jax, jax.numpy as jnp
+      >>> tx = adam_jax.adamw(1e-3, mu_dtype=jnp.bfloat16, nu_dtype=stochastic(jnp.bfloat16))
     """
-    dtype = getattr(param, "dtype", None)
-    if dtype is None:
-        number = isinstance(param, (bool, int, float))
-        dtype = jnp.result_type(float) if number else jnp.result_type(param)
-    elif not isinstance(param, jax.Array):  # NumPy's float64 is JAX's float32, unless x64 is on.
-        dtype = jax.dtypes.canonicalize_dtype(dtype)
-    if not _is_inexact(dtype):
-        raise TypeError(jnp.dtype(dtype).name)
-    return dtype
+    checked = check_slot_dtype("dtype", dtype)
+    if isinstance(checked, Quantized):
+        return dataclasses.replace(checked, stochastic=True)
+    if checked not in (jnp.bfloat16, jnp.float16):
+        raise ValueError(
+            f"dtype must be bfloat16, float16, int8 or int4, got {dtype!r}: wider ones need no"
+            f" stochastic rounding."
+        )
+    return Stochastic(checked)
 
 
-# Asked for every leaf while tracing; the lattice of dtypes answers in 10 us.
-_is_inexact = functools.cache(lambda dtype: jnp.issubdtype(dtype, jnp.inexact))
+@dataclasses.dataclass(frozen=True)
+class ByPath(SlotPolicy):
+    """The policy of `by_path`."""
+
+    choices: tuple[tuple[str, SlotDType], ...]
+    default: SlotDType
+
+    def resolve(self, param: Any, magnitude: bool, path: str) -> Format:
+        matches = (choice for e, choice in self.choices if re.fullmatch(e, path))
+        return resolve(next(matches, self.default), param, magnitude, path)
 
 
-@functools.cache
-def wider_dtype(first: Any, second: Any) -> Any:
-    """The dtype that holds the numbers of both, also where strict promotion would refuse to say."""
-    with jax.numpy_dtype_promotion("standard"):
-        return jnp.promote_types(first, second)
+def by_path(choices: Mapping[str, SlotDType], default: SlotDType = AT_LEAST_FLOAT32) -> SlotPolicy:
+    """How a slot is stored, by the path of the leaf: for `mu_dtype=` and `nu_dtype=`.
+
+    Args:
+      choices: dtypes, formats or policies by regular expressions, matched with the whole path
+        (`layers/0/kernel`); the first match counts.
+      default: for leaves that none matches.
+
+    Raises:
+      ValueError: an expression that is none, or a dtype that cannot store a moment.
+
+    Example:
+      >>> import adam_jax, jax.numpy as jnp
+      >>> moments = by_path({".*embed.*": jnp.float32}, default=jnp.int8)
+      >>> tx = adam_jax.adamw(1e-3, mu_dtype=moments, nu_dtype=moments)
+    """
+    for expression in choices:
+        try:
+            re.compile(expression)
+        except re.error as error:
+            raise ValueError(
+                f"choices must have regular expressions as keys, got {expression!r}: {error}."
+            ) from None
+    checked = ((e, check_slot_dtype(f"choices[{e!r}]", x)) for e, x in choices.items())
+    return ByPath(tuple(checked), check_slot_dtype("default", default))
 
 
-def resolve(spec: SlotDType, param: Any, magnitude: bool) -> Format:
+def resolve(spec: SlotDType, param: Any, magnitude: bool, path: str = "") -> Format:
     """The format of one slot of one leaf.
 
     Args:
-      spec: what the user asked for.
+      spec: what the user asked for, checked.
       param: the leaf's parameter.
       magnitude: the slot is real where the parameter is complex.
+      path: of the leaf.
     """
     if isinstance(spec, Format):
         return spec
     own = jnp.dtype(leaf_dtype(param))
-    if isinstance(spec, AtLeastFloat32):
-        dtype = wider_dtype(own, jnp.dtype(jnp.float32))
-    elif spec is None:
-        dtype = own
-    else:
-        dtype = jax.dtypes.canonicalize_dtype(spec)
+    if isinstance(spec, SlotPolicy):
+        return spec.resolve(param, magnitude, path)
+    dtype = own if spec is None else jax.dtypes.canonicalize_dtype(spec)
     return Dense(jnp.finfo(dtype).dtype if magnitude else jnp.dtype(dtype))
 
 

@@ -10,6 +10,7 @@ import jax.core
 import jax.numpy as jnp
 
 from adam_jax.formats.base import Format
+from adam_jax.formats.noise import half, random_bits, salted
 from adam_jax.rules.base import Rule, Slots
 
 
@@ -26,11 +27,13 @@ class Leaf(NamedTuple):
       g: the gradient.
       stored: per rule, its slots as their formats keep them.
       param: the parameter; None if no rule reads it and it is not to be changed.
+      salt: uint32, of the leaf and the step, for formats that round stochastically; None if none.
     """
 
     g: Any
     stored: tuple[tuple[Any, ...], ...]
     param: Any
+    salt: Any
 
 
 class Program(NamedTuple):
@@ -141,7 +144,7 @@ def leaf_step(program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None) 
             # whether it is ok, and store it for that (12 times the cost of the measurement).
             u = jnp.where(ok, u, 0)
         p = None if leaf.param is None else jax.lax.convert_element_type(leaf.param, arithmetic)
-        new_stored = []
+        new_stored, noise = [], _Noise(leaf)
         for (rule, scalars), rule_stored, formats in zip(
             steps, leaf.stored, program.formats, strict=True
         ):
@@ -153,7 +156,7 @@ def leaf_step(program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None) 
             u, new = rule.step(u, old, scalars, p)
             new_stored.append(
                 tuple(
-                    fmt.encode(new[slot.name])
+                    fmt.encode(new[slot.name], noise.draw() if fmt.stochastic else None)
                     for slot, fmt in zip(rule.slots, formats, strict=True)
                 )
             )
@@ -163,10 +166,23 @@ def leaf_step(program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None) 
         return jax.lax.convert_element_type(moved, program.dtype), tuple(new_stored)
 
 
+class _Noise:
+    """Random bits for the slots of one leaf, 16 for each; one hash is enough for two slots."""
+
+    def __init__(self, leaf: Leaf) -> None:
+        self.leaf, self.drawn = leaf, 0
+
+    def draw(self) -> jax.Array:
+        """For the next slot."""
+        number, which = divmod(self.drawn, 2)
+        self.drawn += 1
+        return half(random_bits(jnp.shape(self.leaf.g), salted(self.leaf.salt, number)), which)
+
+
 def _arithmetic_dtype(leaf: Leaf) -> Any:
     """float32, or wider where an array of this leaf is; complex if the gradient is."""
     arrays = [x for x in jax.tree.leaves(leaf) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    dtype = functools.reduce(
-        jnp.promote_types, (jnp.finfo(x.dtype).dtype for x in arrays), jnp.dtype(jnp.float32)
-    )
+    # Codes of 8 bits are narrower, and do not promote to anything.
+    dtypes = [jnp.finfo(x.dtype).dtype for x in arrays if x.dtype.itemsize > 1]
+    dtype = functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
     return jnp.promote_types(dtype, jnp.complex64) if jnp.iscomplexobj(leaf.g) else dtype

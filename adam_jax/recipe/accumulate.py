@@ -9,13 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from adam_jax.body import Body, Call, check_state, counted
-from adam_jax.formats.policy import (
-    AT_LEAST_FLOAT32,
-    SlotDType,
-    check_slot_dtype,
-    resolve,
-    wider_dtype,
-)
+from adam_jax.formats.dtypes import wider_dtype
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_slot_dtype, resolve
 from adam_jax.leaves import cast, dtypes_of, wider_dtypes
 from adam_jax.recipe.leafwise import decoded, map_leaves, stored_like, wide_dtype
 from adam_jax.recipe.once import if_due, kept_from_hoisting

@@ -6,13 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from adam_jax.body import Call, check_state, counted
-from adam_jax.formats.policy import (
-    AT_LEAST_FLOAT32,
-    SlotDType,
-    check_slot_dtype,
-    leaf_dtype,
-    resolve,
-)
+from adam_jax.formats.dtypes import leaf_dtype
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_slot_dtype, resolve
 from adam_jax.leaves import cast, dtypes_of
 from adam_jax.recipe.leafwise import applied, decoded, stored_like, wide
 from adam_jax.rules.base import DecayRate, DecayRateLike, frozen_pytree, static

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from adam_jax.formats.base import Format
-from adam_jax.formats.policy import format_of, leaf_dtype, wider_dtype
+from adam_jax.formats.dtypes import leaf_dtype, wider_dtype
+from adam_jax.formats.policy import format_of
 from adam_jax.leaves import align_slot
 from adam_jax.rules.base import abs_squared
 

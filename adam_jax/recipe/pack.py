@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from adam_jax.body import Call
-from adam_jax.formats.policy import leaf_dtype, wider_dtype
+from adam_jax.formats.dtypes import leaf_dtype, wider_dtype
 from adam_jax.leaves import cast, dtypes_of, leaf_paths, wider_dtypes
 from adam_jax.recipe.leafwise import widened
 from adam_jax.row import Row

@@ -1,0 +1,74 @@
+"""Codes of 8 or 4 bits, with one float32 scale for each block along the last axis."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adam_jax.formats.base import Format
+from adam_jax.formats.codecs import Codec
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """What `Blockwise` stores.
+
+    Attributes:
+      codes: with the parameter's shape, and so its sharding.
+      scale: float32, one number per block: the largest magnitude in it.
+      format: which says how to read them.
+    """
+
+    codes: jax.Array
+    scale: jax.Array
+    format: Format = dataclasses.field(metadata={"static": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class Blockwise(Format):
+    """Each block is divided by its largest magnitude, and a codec makes codes of the shares.
+
+    Blocks lie on the last axis, so that none straddles the heads of attention or the devices that a
+    leaf is sharded over; a flattened leaf's would cost an all-gather in every step.
+
+    The scale is float32: as bfloat16 it would stand still, as that does (see `AT_LEAST_FLOAT32`).
+    A block of zeros has the scale 0, and is decoded to zeros. A NaN or an infinity in a block makes
+    all of it NaN, which is seen; `skip_nonfinite` keeps it out.
+
+    Attributes:
+      codec: from a share to its code.
+      block: elements that share a scale; divides the last axis.
+      stochastic: round to either of the two codes beside a number, so that the mean is right.
+    """
+
+    codec: Codec
+    block: int
+    stochastic: bool = False
+
+    def init(self, param: jax.Array, start: float) -> Blocks:
+        # Both from the parameter, so that they are sharded as it is.
+        code = self.codec.code(jnp.sign(jnp.asarray(start, jnp.float32)), None)
+        codes = jnp.full_like(param, code, dtype=self.codec.dtype)
+        scale = jnp.full_like(param[..., :: self.block], jnp.abs(start), dtype=jnp.float32)
+        return Blocks(codes, scale, self)
+
+    def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Blocks:
+        blocks = self._blocks(jax.lax.convert_element_type(x, jnp.float32))
+        scale = jnp.max(jnp.abs(blocks), axis=-1, keepdims=True)
+        shares = blocks / jnp.where(scale == 0, 1, scale)
+        codes = self.codec.code(shares, None if noise is None else self._blocks(noise))
+        return Blocks(jnp.reshape(codes, x.shape), jnp.squeeze(scale, -1), self)
+
+    def decode(self, stored: Blocks, dtype: Any) -> jax.Array:
+        shares = self.codec.value(self._blocks(stored.codes))
+        x = jnp.reshape(shares * stored.scale[..., None], stored.codes.shape)
+        return jax.lax.convert_element_type(x, dtype)
+
+    def shape(self, stored: Blocks) -> tuple[int, ...]:
+        return np.shape(stored.codes)
+
+    def _blocks(self, x: jax.Array) -> jax.Array:
+        return jnp.reshape(x, (*x.shape[:-1], x.shape[-1] // self.block, self.block))

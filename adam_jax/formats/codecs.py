@@ -1,0 +1,131 @@
+"""How a number between -1 and 1, a share of its block's largest, becomes a code of few bits."""
+
+import abc
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adam_jax.formats.noise import in_unit_interval
+
+
+class Codec(abc.ABC):
+    """One number, one code; a frozen dataclass, and never callable, as a `Format`.
+
+    Attributes:
+      dtype: of the codes.
+    """
+
+    dtype: Any
+
+    @abc.abstractmethod
+    def code(self, y: jax.Array, noise: jax.Array | None) -> jax.Array:
+        """The codes of float32 numbers in [-1, 1].
+
+        Args:
+          y: the numbers.
+          noise: 16 random bits each (see `half`), which choose one of the two codes beside a
+            number so that the mean is right; None for the nearest code.
+        """
+
+    @abc.abstractmethod
+    def value(self, code: jax.Array) -> jax.Array:
+        """The float32 numbers of codes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Power(Codec):
+    """Steps that are equal in y^(1/power): close together where y is small.
+
+    Signed, for averages of gradients: c = round(127·sign(y)·√|y|), y = (c/127)·|c/127|.
+
+    Unsigned, for averages of squares: c = round(256·y^(1/4)) - 1, y = ((c+1)/256)⁴. There is no
+    zero: the smallest is 2.3e-10 of the block's largest. A second moment that is rounded to zero
+    (the "zero-point problem" of Li et al. 2023, https://arxiv.org/abs/2309.01507) makes an update
+    of any size.
+
+    Attributes:
+      power: 1, 2 or 4.
+      signed: numbers of both signs, with a zero; else above zero only.
+      bits: of a code, 8 or 4. Two of 4 bits are one byte, on every platform (int4, uint4).
+    """
+
+    power: int
+    signed: bool
+    bits: int = 8
+
+    @property
+    def dtype(self) -> Any:
+        return jnp.dtype(f"{'int' if self.signed else 'uint'}{self.bits}")
+
+    @property
+    def steps(self) -> int:
+        """From zero to one."""
+        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits
+
+    # As few operations as can be: with a few more XLA:GPU finds it cheaper to store the float32
+    # moment in one kernel and read it in another than to compute it in both.
+
+    def code(self, y: jax.Array, noise: jax.Array | None) -> jax.Array:
+        root = jnp.abs(y) if self.signed else y
+        for _ in range(self._squarings):
+            root = jnp.sqrt(root)
+        level = root * np.float32(self.steps)
+        level = jnp.round(level) if noise is None else self._either(level, noise)
+        code = jnp.sign(y) * level if self.signed else jnp.maximum(level - 1, 0)
+        return jax.lax.convert_element_type(code, self.dtype)
+
+    def _either(self, level: jax.Array, noise: jax.Array) -> jax.Array:
+        """The level below or the one above, by where the number lies between the two numbers.
+
+        (yᵖ - kᵖ) / ((k+1)ᵖ - kᵖ) is the chance of the one above, each difference as a product.
+        """
+        below = jnp.floor(level)
+        x, low, high = level, below, below + 1
+        part, whole = x - low, jnp.ones_like(x)
+        for _ in range(self._squarings):
+            part, whole = part * (x + low), whole * (high + low)
+            x, low, high = x * x, low * low, high * high
+        return jnp.where(in_unit_interval(noise) * whole < part, below + 1, below)
+
+    def value(self, code: jax.Array) -> jax.Array:
+        level = jax.lax.convert_element_type(code, jnp.float32)
+        # What XLA makes of a division by a constant anyway, on some platforms. 127·(1/127) is 1 in
+        # float32, so that a block's largest is its scale.
+        y = (level if self.signed else level + 1) * np.float32(1 / self.steps)
+        for turn in range(self._squarings):
+            y = y * (jnp.abs(y) if self.signed and turn == 0 else y)
+        return y
+
+    @property
+    def _squarings(self) -> int:
+        return self.power.bit_length() - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Float8(Codec):
+    """A floating-point number of 8 bits; the block's largest is the largest of the dtype.
+
+    Attributes:
+      name: of the dtype, `float8_e4m3fn` or `float8_e5m2`.
+    """
+
+    name: str
+
+    @property
+    def dtype(self) -> Any:
+        return jnp.dtype(self.name)
+
+    def code(self, y: jax.Array, noise: jax.Array | None) -> jax.Array:
+        if noise is not None:
+            raise NotImplementedError
+        return jax.lax.convert_element_type(y * self._largest, self.dtype)
+
+    def value(self, code: jax.Array) -> jax.Array:
+        return jax.lax.convert_element_type(code, jnp.float32) * np.float32(1 / self._largest)
+
+    @property
+    def _largest(self) -> np.float32:
+        return np.float32(jnp.finfo(self.dtype).max)

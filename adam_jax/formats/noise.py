@@ -1,0 +1,56 @@
+"""Random bits for stochastic rounding, from nothing but where a number lies and which step it is.
+
+No key and no generator: each element's bits are a hash of its index and a salt (the step, the leaf,
+the slot). They are the same whatever the number of devices, after a resume too, and cost no memory:
+XLA computes them in the loop that rounds. (A generator's are stored, 4 bytes per element; threefry
+is 20 rounds for each.)
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def mixed(x: jax.Array) -> jax.Array:
+    """A hash of 32 bits to 32 bits, uint32: "lowbias32" of Wellons 2018, hash-prospector."""
+    x = x ^ (x >> np.uint32(16))
+    x = x * np.uint32(0x7FEB352D)
+    x = x ^ (x >> np.uint32(15))
+    x = x * np.uint32(0x846CA68B)
+    return x ^ (x >> np.uint32(16))
+
+
+def salt_of(seed: int, count: jax.typing.ArrayLike) -> jax.Array:
+    """The salt of one optimizer step, uint32."""
+    count = jax.lax.convert_element_type(count, jnp.uint32)
+    return mixed(mixed(jnp.uint32(seed)) + count * np.uint32(0x9E3779B9))
+
+
+def salted(salt: jax.Array, number: int) -> jax.Array:
+    """The salt of a leaf, or of a part of it. `random_bits` mixes it, for each element."""
+    return salt + np.uint32(number * 0x85EBCA6B % 2**32)
+
+
+def random_bits(shape: tuple[int, ...], salt: jax.Array) -> jax.Array:
+    """32 random bits for each element, uint32: a hash of its index, row by row, and the salt.
+
+    The index wraps at 2³²: a larger array has the same bits twice. Only the upper 16 bits are for
+    one use, so that two numbers can be rounded by one hash (see `half`).
+    """
+    index = jnp.zeros(shape, jnp.uint32)
+    stride = 1
+    for axis in reversed(range(len(shape))):
+        position = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+        index = index + position * np.uint32(stride % 2**32)
+        stride *= shape[axis]
+    return mixed(index ^ salt)
+
+
+def half(bits: jax.Array, which: int) -> jax.Array:
+    """The first or the second 16 of 32 random bits, as the upper ones."""
+    return bits << np.uint32(16 * which)
+
+
+def in_unit_interval(bits: jax.Array) -> jax.Array:
+    """The upper 16 random bits as float32 numbers in [0, 1), multiples of 2⁻¹⁶."""
+    return jax.lax.convert_element_type(bits >> np.uint32(16), jnp.float32) * np.float32(2**-16)

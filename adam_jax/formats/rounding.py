@@ -1,0 +1,84 @@
+"""Stochastic rounding to 16 bits: up or down, so that the mean is the number itself.
+
+An average that moves by 0.1 % a step stands still in bfloat16, whose numbers are 0.4 to 0.8 %
+apart, if it is rounded to the nearest. Rounded like this it moves by one of them now and then.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adam_jax.formats.base import Format
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rounded:
+    """What `Stochastic` stores.
+
+    Attributes:
+      values: bfloat16 or float16, with the parameter's shape.
+      format: which says how they are rounded.
+    """
+
+    values: jax.Array
+    format: Format = dataclasses.field(metadata={"static": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class Stochastic(Format):
+    """Each element rounded up or down to bfloat16 or float16.
+
+    Attributes:
+      dtype: bfloat16 or float16.
+    """
+
+    dtype: np.dtype
+    stochastic = True
+
+    def init(self, param: jax.Array, start: float) -> Rounded:
+        return Rounded(jnp.full_like(param, start, dtype=self.dtype), self)
+
+    def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Rounded:
+        x = jax.lax.convert_element_type(x, jnp.float32)
+        if noise is None:
+            return Rounded(jax.lax.convert_element_type(x, self.dtype), self)
+        return Rounded(rounded_stochastically(x, self.dtype, noise), self)
+
+    def decode(self, stored: Rounded, dtype: Any) -> jax.Array:
+        return jax.lax.convert_element_type(stored.values, dtype)
+
+    def shape(self, stored: Rounded) -> tuple[int, ...]:
+        return np.shape(stored.values)
+
+
+def rounded_stochastically(x: jax.Array, dtype: np.dtype, noise: jax.Array) -> jax.Array:
+    """float32 to one of the two numbers of `dtype` beside it, which 16 random bits each choose.
+
+    What `dtype` has a number for is that number, and NaN stays NaN.
+    """
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    if dtype == jnp.bfloat16:
+        # In integers: XLA:GPU deletes roundings there and back, and the upper half is the number.
+        upper = (bits + (noise >> np.uint32(16))) >> np.uint32(16)
+        upper = jax.lax.convert_element_type(upper, jnp.uint16)
+        rounded = jax.lax.bitcast_convert_type(upper, jnp.bfloat16)
+    else:
+        rounded = jax.lax.convert_element_type(_to_float16(x, bits, noise), dtype)
+    # An NVIDIA GPU's own NaN has all bits set, to which nothing can be added.
+    return jnp.where(jnp.isnan(x), jnp.asarray(np.nan, dtype), rounded)
+
+
+def _to_float16(x: jax.Array, bits: jax.Array, noise: jax.Array) -> jax.Array:
+    """A float32 that float16 has, but for numbers past its largest.
+
+    float16 has 10 bits behind the leading one, and below 2⁻¹⁴ a fixed distance of 2⁻²⁴.
+    """
+    power = jax.lax.bitcast_convert_type(bits & np.uint32(0x7F800000), jnp.float32)
+    distance = jnp.maximum(power * np.float32(2**-10), np.float32(2**-24))
+    part = jax.lax.convert_element_type(noise >> np.uint32(19), jnp.float32) * np.float32(2**-13)
+    below = jnp.floor(x / distance + part) * distance
+    return jnp.where(jnp.isinf(x), x, below)

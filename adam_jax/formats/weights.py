@@ -1,0 +1,137 @@
+"""How weights are stored in 16 bits so that small updates are not lost: with a rest, or by chance.
+
+bfloat16 numbers are 0.4 to 0.8 % apart: an update under half of that, rounded to the nearest, moves
+nothing. Each form here takes float32 weights apart into what the model computes with and a rest
+that the optimizer keeps, and joins them again before the next step.
+"""
+
+import abc
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adam_jax.formats.dtypes import leaf_dtype
+from adam_jax.formats.noise import random_bits
+from adam_jax.formats.rounding import rounded_stochastically
+
+
+class WeightFormat(abc.ABC):
+    """A frozen dataclass of static fields, and never callable, as a `Format`.
+
+    Invariant: `split(join(p, rest))` is `(p, rest)`, so that a step that moves nothing changes
+    nothing.
+
+    Attributes:
+      dtypes: the dtypes of the weights that it is for, by name; others are left alone.
+      bytes: of the rest, per weight.
+    """
+
+    dtypes: tuple[str, ...] = ("bfloat16",)
+
+    def applies(self, p: Any) -> bool:
+        """Whether it is for this weight."""
+        return p is not None and jnp.dtype(leaf_dtype(p)).name in self.dtypes
+
+    @abc.abstractmethod
+    def rest(self, p: jax.Array) -> Any:
+        """The rest of weights that are what `p` says; None if this form keeps none."""
+
+    @abc.abstractmethod
+    def join(self, p: jax.Array, rest: Any) -> jax.Array:
+        """The float32 weights."""
+
+    @abc.abstractmethod
+    def split(self, x: jax.Array, dtype: Any, salt: jax.Array) -> tuple[jax.Array, Any]:
+        """The opposite: the stored weights, and the rest.
+
+        Args:
+          x: float32.
+          dtype: of the stored weights.
+          salt: uint32, of this leaf and this step.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundedStochastically(WeightFormat):
+    """No rest: up or down by chance, so that the mean is right."""
+
+    dtypes = ("bfloat16", "float16")
+
+    def rest(self, p: jax.Array) -> None:
+        return None
+
+    def join(self, p: jax.Array, rest: Any) -> jax.Array:
+        return jax.lax.convert_element_type(p, jnp.float32)
+
+    def split(self, x: jax.Array, dtype: Any, salt: jax.Array) -> tuple[jax.Array, Any]:
+        return rounded_stochastically(x, jnp.dtype(dtype), random_bits(x.shape, salt)), None
+
+
+@dataclasses.dataclass(frozen=True)
+class Compensated(WeightFormat):
+    """The rest is what rounding lost, in the dtype of the weights (Kahan 1965)."""
+
+    dtypes = ("bfloat16", "float16")
+
+    def rest(self, p: jax.Array) -> jax.Array:
+        return jnp.zeros_like(p)
+
+    def join(self, p: jax.Array, rest: Any) -> jax.Array:
+        p, rest = (jax.lax.convert_element_type(x, jnp.float32) for x in (p, rest))
+        return p + rest
+
+    def split(self, x: jax.Array, dtype: Any, salt: jax.Array) -> tuple[jax.Array, Any]:
+        # XLA:GPU takes float32 of bfloat16 of x for x itself, and the rest for zero.
+        info = jnp.finfo(dtype)
+        rounded = jax.lax.reduce_precision(x, info.nexp, info.nmant)
+        # Past the largest number, or infinite already, there is nothing to compensate.
+        rest = jnp.where(jnp.isfinite(rounded), x - rounded, 0)
+        return jax.lax.convert_element_type(rounded, dtype), jax.lax.convert_element_type(
+            rest, dtype
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Residual(WeightFormat):
+    """The rest is the lower bits: bfloat16 and 16 of them are exactly the float32 weights.
+
+    With 8 of them the weights are floating-point numbers of 24 bits, off by 2⁻¹⁶ at most.
+
+    The weight is the nearest bfloat16, halves rounded away from zero. In integers: of the 32 bits
+    the upper half is the bfloat16 below, and the lower half, with a sign, is added to it.
+
+    Attributes:
+      bits: 16 or 8.
+    """
+
+    bits: int
+
+    def rest(self, p: jax.Array) -> jax.Array:
+        return jnp.zeros_like(p, jnp.int16 if self.bits == 16 else jnp.int8)
+
+    def join(self, p: jax.Array, rest: Any) -> jax.Array:
+        upper = jax.lax.bitcast_convert_type(p, jnp.uint16)
+        upper = jax.lax.convert_element_type(upper, jnp.uint32) << np.uint32(16)
+        lower = jax.lax.convert_element_type(rest, jnp.int32) << np.int32(16 - self.bits)
+        lower = jax.lax.bitcast_convert_type(lower, jnp.uint32)
+        return jax.lax.bitcast_convert_type(upper + lower, jnp.float32)
+
+    def split(self, x: jax.Array, dtype: Any, salt: jax.Array) -> tuple[jax.Array, Any]:
+        bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+        dropped = 16 - self.bits
+        if dropped:
+            bits = (bits + np.uint32(1 << dropped - 1)) >> np.uint32(dropped)
+        half = np.uint32(1 << self.bits - 1)
+        upper = (bits + half) >> np.uint32(self.bits)
+        lower = bits - (upper << np.uint32(self.bits))
+        lower = jax.lax.bitcast_convert_type(lower, jnp.int32)
+        rest = jax.lax.convert_element_type(lower, jnp.int16 if self.bits == 16 else jnp.int8)
+        upper = jax.lax.convert_element_type(upper, jnp.uint16)
+        p = jax.lax.bitcast_convert_type(upper, jnp.bfloat16)
+        # The largest numbers would become infinite, and infinity NaN.
+        finite = jnp.abs(x) <= np.float32(jnp.finfo(jnp.bfloat16).max)
+        nearest = jax.lax.convert_element_type(x, jnp.bfloat16)
+        return jnp.where(finite, p, nearest), jnp.where(finite, rest, jnp.zeros_like(rest))
