@@ -2,6 +2,7 @@
 
 from adam_jax import inspect, schedules
 from adam_jax.compose import scale_by_learning_rate
+from adam_jax.convert import convert_state
 from adam_jax.family.adabelief import adabelief, scale_by_belief
 from adam_jax.family.adam import (
     ScaleByBiasCorrectionState,
@@ -21,7 +22,9 @@ from adam_jax.family.nadam import nadam, nadamw, scale_by_nadam
 from adam_jax.family.radam import radam, radamw, scale_by_radam
 from adam_jax.family.schedule_free import schedule_free_adamw
 from adam_jax.family.yogi import scale_by_yogi, yogi
+from adam_jax.formats.bitsandbytes import BitsAndBytes8
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
+from adam_jax.formats.factored import Factored
 from adam_jax.formats.policy import by_path, stochastic
 from adam_jax.formats.quantized import Quantized
 from adam_jax.recipe.accumulate import AccumulateState, accumulate
@@ -57,8 +60,10 @@ __version__ = "0.1.0"
 __all__ = [
     "AT_LEAST_FLOAT32",
     "AccumulateState",
+    "BitsAndBytes8",
     "DecayRateLike",
     "EmaParamsState",
+    "Factored",
     "GrokfastState",
     "HyperparamsState",
     "Packed",
@@ -87,6 +92,7 @@ __all__ = [
     "chain",
     "clip_by_global_norm",
     "clip_update_rms",
+    "convert_state",
     "decay_mask",
     "ema_params",
     "grokfast",

@@ -194,6 +194,23 @@ def leaf_paths(tree: Any, none_is_leaf: bool = True) -> list[str]:
     return [name or "(the whole tree)" for name in names]
 
 
+def unflatten_stored(params: Any, stored: list[Any]) -> Any:
+    """A tree like the parameters, of what is stored for each of them.
+
+    An nnx variable holds one array. What is stored in more of them, or in none, takes the place of
+    the variable: `nnx.Optimizer` would put a dictionary in the place of what is inside it.
+    """
+    leaves, treedef = jax.tree.flatten(params, is_leaf=_is_nnx_variable)
+    rest = iter(stored)
+    slots = []
+    for leaf in leaves:
+        inside, around = jax.tree.flatten(leaf)
+        own = [next(rest) for _ in inside]
+        one = len(own) == 1 and not hasattr(own[0], "dtype")
+        slots.append(own[0] if one else around.unflatten(own))
+    return treedef.unflatten(slots)
+
+
 def _is_nnx_variable(x: Any) -> bool:
     """By name: this package does not import Flax."""
     names = ((c.__module__, c.__name__) for c in type(x).__mro__)

@@ -18,7 +18,7 @@ from adam_jax.formats.dtypes import leaf_dtype, wider_dtype
 from adam_jax.formats.noise import salt_of, salted
 from adam_jax.formats.policy import format_of
 from adam_jax.kernels.xla import Kind, Leaf, Program, as_arrays, run
-from adam_jax.leaves import align_params, align_slot, check_leaf, leaf_paths
+from adam_jax.leaves import align_params, align_slot, check_leaf, leaf_paths, unflatten_stored
 from adam_jax.link import Link
 from adam_jax.rules.base import frozen_pytree, static
 
@@ -74,7 +74,7 @@ class Row:
 
 def init_rows(rows: tuple[Row, ...], labels: Labels, params: Any) -> Any:
     """The one state of all rows; `labels` are those of the parameters, None leaves left out."""
-    leaves, treedef = jax.tree.flatten(params)
+    leaves = jax.tree.leaves(params)
     paths = leaf_paths(params, none_is_leaf=False)
     states = []
     for k, link in enumerate(rows[0].links):
@@ -89,7 +89,7 @@ def init_rows(rows: tuple[Row, ...], labels: Labels, params: Any) -> Any:
                     stored.append(rows[label].links[k].start(p, j, paths[i]))
                 except ValueError as error:
                     raise ValueError(f"at {paths[i]!r}, {error}") from None
-            fields[slot.name] = jax.tree.unflatten(treedef, stored)
+            fields[slot.name] = unflatten_stored(params, stored)
         states.append(link.state_type(**fields))
     return rows[0].join(states)
 

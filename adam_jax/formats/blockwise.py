@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -49,10 +50,10 @@ class Blockwise(Format):
     stochastic: bool = False
 
     def init(self, param: jax.Array, start: float) -> Blocks:
-        # Both from the parameter, so that they are sharded as it is.
         code = self.codec.code(jnp.sign(jnp.asarray(start, jnp.float32)), None)
         codes = jnp.full_like(param, code, dtype=self.codec.dtype)
-        scale = jnp.full_like(param[..., :: self.block], jnp.abs(start), dtype=jnp.float32)
+        shape = (*param.shape[:-1], param.shape[-1] // self.block)
+        scale = jnp.full(shape, jnp.abs(start), jnp.float32, device=sharding_of(param))
         return Blocks(codes, scale, self)
 
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Blocks:
@@ -72,3 +73,11 @@ class Blockwise(Format):
 
     def _blocks(self, x: jax.Array) -> jax.Array:
         return jnp.reshape(x, (*x.shape[:-1], x.shape[-1] // self.block, self.block))
+
+
+def sharding_of(param: Any) -> Any:
+    """What lies on the same devices as a parameter is to be made with; None where JAX finds it."""
+    if isinstance(param, jax.core.Tracer):
+        sharding = jax.typeof(param).sharding
+        return sharding if sharding.mesh.are_all_axes_explicit else None
+    return getattr(param, "sharding", None)

@@ -49,7 +49,7 @@ class Power(Codec):
     Attributes:
       power: 1, 2 or 4.
       signed: numbers of both signs, with a zero; else above zero only.
-      bits: of a code, 8 or 4. Two of 4 bits are one byte, on every platform (int4, uint4).
+      bits: of a code, 8 or 4. Two of 4 bits are one byte, on every platform (int4).
     """
 
     power: int
@@ -58,7 +58,7 @@ class Power(Codec):
 
     @property
     def dtype(self) -> Any:
-        return jnp.dtype(f"{'int' if self.signed else 'uint'}{self.bits}")
+        return jnp.dtype({8: jnp.int8 if self.signed else jnp.uint8, 4: jnp.int4}[self.bits])
 
     @property
     def steps(self) -> int:
@@ -74,7 +74,7 @@ class Power(Codec):
             root = jnp.sqrt(root)
         level = root * np.float32(self.steps)
         level = jnp.round(level) if noise is None else self._either(level, noise)
-        code = jnp.sign(y) * level if self.signed else jnp.maximum(level - 1, 0)
+        code = jnp.sign(y) * level if self.signed else jnp.maximum(level - 1, 0) - self._lowest
         return jax.lax.convert_element_type(code, self.dtype)
 
     def _either(self, level: jax.Array, noise: jax.Array) -> jax.Array:
@@ -92,12 +92,18 @@ class Power(Codec):
 
     def value(self, code: jax.Array) -> jax.Array:
         level = jax.lax.convert_element_type(code, jnp.float32)
+        level = level if self.signed else level + (1 + self._lowest)
         # What XLA makes of a division by a constant anyway, on some platforms. 127·(1/127) is 1 in
         # float32, so that a block's largest is its scale.
-        y = (level if self.signed else level + 1) * np.float32(1 / self.steps)
+        y = level * np.float32(1 / self.steps)
         for turn in range(self._squarings):
             y = y * (jnp.abs(y) if self.signed and turn == 0 else y)
         return y
+
+    @property
+    def _lowest(self) -> int:
+        """What is taken off the codes from zero up: uint4 arrays cannot be saved, int4 arrays can."""
+        return 8 if self.bits == 4 else 0
 
     @property
     def _squarings(self) -> int:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adam_jax.formats.base import Format, SlotPolicy
-from adam_jax.formats.blockwise import Blockwise
+from adam_jax.formats.blockwise import Blockwise, sharding_of
 from adam_jax.formats.codecs import Codec, Float8, Power
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
 
@@ -81,7 +81,7 @@ class Quantized(SlotPolicy):
 
 def _last_axis(param: Any) -> int:
     """How long the last axis is on each device that has a part of the parameter."""
-    sharding, shape = getattr(param, "sharding", None), np.shape(param)
+    sharding, shape = sharding_of(param), np.shape(param)
     if isinstance(sharding, jax.sharding.NamedSharding):
         return sharding.shard_shape(shape)[-1]
     return shape[-1]

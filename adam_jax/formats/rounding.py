@@ -60,25 +60,45 @@ def rounded_stochastically(x: jax.Array, dtype: np.dtype, noise: jax.Array) -> j
 
     What `dtype` has a number for is that number, and NaN stays NaN.
     """
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     if dtype == jnp.bfloat16:
         # In integers: XLA:GPU deletes roundings there and back, and the upper half is the number.
+        bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
         upper = (bits + (noise >> np.uint32(16))) >> np.uint32(16)
         upper = jax.lax.convert_element_type(upper, jnp.uint16)
         rounded = jax.lax.bitcast_convert_type(upper, jnp.bfloat16)
     else:
-        rounded = jax.lax.convert_element_type(_to_float16(x, bits, noise), dtype)
+        rounded = jax.lax.convert_element_type(_to_float16(x, noise), dtype)
     # An NVIDIA GPU's own NaN has all bits set, to which nothing can be added.
     return jnp.where(jnp.isnan(x), jnp.asarray(np.nan, dtype), rounded)
 
 
-def _to_float16(x: jax.Array, bits: jax.Array, noise: jax.Array) -> jax.Array:
-    """A float32 that float16 has, but for numbers past its largest.
+def rounded_to_nearest(x: jax.Array, dtype: np.dtype) -> jax.Array:
+    """The nearest number of bfloat16 or float16, as float32.
 
-    float16 has 10 bits behind the leading one, and below 2⁻¹⁴ a fixed distance of 2⁻²⁴.
+    Not as `x.astype(dtype).astype(float32)`, which XLA:GPU takes for x.
     """
+    if dtype == jnp.bfloat16:
+        return jax.lax.reduce_precision(x, 8, 7)
+    # reduce_precision makes zero of what float16 has below 2⁻¹⁴.
+    distance = _distance(x)
+    rounded = jnp.round(x / distance) * distance
+    past = jnp.abs(x) >= np.float32(65520)  # Half a distance past the largest number, 65504.
+    return jnp.where(past, jnp.sign(x) * np.float32(np.inf), rounded)
+
+
+def _distance(x: jax.Array) -> jax.Array:
+    """How far apart the numbers of float16 are around x, a power of two.
+
+    It has 10 bits behind the leading one, and below 2⁻¹⁴ a fixed distance of 2⁻²⁴.
+    """
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     power = jax.lax.bitcast_convert_type(bits & np.uint32(0x7F800000), jnp.float32)
-    distance = jnp.maximum(power * np.float32(2**-10), np.float32(2**-24))
+    return jnp.maximum(power * np.float32(2**-10), np.float32(2**-24))
+
+
+def _to_float16(x: jax.Array, noise: jax.Array) -> jax.Array:
+    """A float32 that float16 has, but for numbers past its largest."""
+    distance = _distance(x)
     part = jax.lax.convert_element_type(noise >> np.uint32(19), jnp.float32) * np.float32(2**-13)
     below = jnp.floor(x / distance + part) * distance
     return jnp.where(jnp.isinf(x), x, below)

@@ -15,7 +15,7 @@ import numpy as np
 
 from adam_jax.formats.dtypes import leaf_dtype
 from adam_jax.formats.noise import random_bits
-from adam_jax.formats.rounding import rounded_stochastically
+from adam_jax.formats.rounding import rounded_stochastically, rounded_to_nearest
 
 
 class WeightFormat(abc.ABC):
@@ -84,9 +84,7 @@ class Compensated(WeightFormat):
         return p + rest
 
     def split(self, x: jax.Array, dtype: Any, salt: jax.Array) -> tuple[jax.Array, Any]:
-        # XLA:GPU takes float32 of bfloat16 of x for x itself, and the rest for zero.
-        info = jnp.finfo(dtype)
-        rounded = jax.lax.reduce_precision(x, info.nexp, info.nmant)
+        rounded = rounded_to_nearest(x, jnp.dtype(dtype))
         # Past the largest number, or infinite already, there is nothing to compensate.
         rest = jnp.where(jnp.isfinite(rounded), x - rounded, 0)
         return jax.lax.convert_element_type(rounded, dtype), jax.lax.convert_element_type(

@@ -11,6 +11,8 @@ import numpy as np
 import optax
 
 from adam_jax.body import Call
+from adam_jax.formats.base import Format, SlotPolicy
+from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.formats.dtypes import leaf_dtype, wider_dtype
 from adam_jax.leaves import cast, dtypes_of, leaf_paths, wider_dtypes
 from adam_jax.recipe.leafwise import widened
@@ -220,6 +222,12 @@ def pack_small_leaves(inner: optax.GradientTransformation, below: int = 65536) -
         raise ValueError(
             f"inner must treat each element by itself to be packed, got {whole[0]}: pack the member"
             f" without it, or leave it unpacked."
+        )
+    policies = [d for link in links for d in link.dtypes if isinstance(d, SlotPolicy | Format)]
+    if any(policy != AT_LEAST_FLOAT32 for policy in policies):
+        raise ValueError(
+            "inner must store its moments in dtypes to be packed, got a policy by size or path:"
+            " leave pack_small_leaves out, under int8 and the like small leaves are float32."
         )
     head = dataclasses.replace(body, links=links)
     tail = Row(body.links[member + 1 :], chained=True)

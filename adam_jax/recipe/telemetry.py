@@ -12,7 +12,7 @@ import optax
 
 from adam_jax.body import Body, Call, check_state, counted
 from adam_jax.leaves import leaf_paths
-from adam_jax.recipe.leafwise import applied, wide, widened
+from adam_jax.recipe.leafwise import applied, decoded, wide, wide_dtype, widened
 from adam_jax.recipe.once import if_due, kept_from_hoisting
 from adam_jax.recipe.pack import unpack_state
 from adam_jax.rules.base import MomentRule, abs_squared, frozen_pytree, static
@@ -187,11 +187,11 @@ def _eps_dominates(body: Body, state: Any, params: Any) -> Any:
     factor = second.scalars(count) if second.bias_correction else 1.0
     eps = direction.scalars(count)
 
-    def small(nu: Any) -> jax.Array:
-        return direction.root(wide(nu) * factor) <= eps
-
     def known(p: Any, nu: Any) -> Any:
-        return None if p is None or isinstance(nu, optax.MaskedNode) else small(nu)
+        if p is None or isinstance(nu, optax.MaskedNode):
+            return None
+        nu = decoded(nu, jnp.finfo(wide_dtype(p)).dtype)
+        return direction.root(nu * factor) <= eps
 
     return jax.tree.map(known, params, member.nu, is_leaf=lambda x: x is None)
 

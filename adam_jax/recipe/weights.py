@@ -11,7 +11,7 @@ from adam_jax.body import Body, Call, check_state, counted
 from adam_jax.formats.dtypes import leaf_dtype
 from adam_jax.formats.noise import salt_of, salted
 from adam_jax.formats.weights import Compensated, Residual, RoundedStochastically, WeightFormat
-from adam_jax.leaves import align_params, align_slot, dtypes_of
+from adam_jax.leaves import align_params, align_slot, dtypes_of, unflatten_stored
 from adam_jax.recipe.leafwise import applied, wide
 from adam_jax.rules.base import frozen_pytree, static
 from adam_jax.transform import Transformation, body_of
@@ -49,7 +49,8 @@ class Weights:
             return optax.MaskedNode() if kept is None else kept
 
         inner_state = self.inner.init(jax.tree.map(self._widened, params))
-        return WeightsState(jnp.zeros([], jnp.int32), jax.tree.map(rest, params), inner_state)
+        rests = unflatten_stored(params, list(map(rest, jax.tree.leaves(params))))
+        return WeightsState(jnp.zeros([], jnp.int32), rests, inner_state)
 
     def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, WeightsState]:
         """One step of what is inside on the joined weights, taken apart again."""
@@ -62,7 +63,9 @@ class Weights:
             _join(self.form, p, _or_none(rest)) if mine else p
             for p, rest, mine in zip(stored, rests, ours, strict=True)
         ]
-        grads = [wide(g) if mine else g for g, mine in zip(leaves, ours, strict=True)]
+        grads = [
+            wide(g) if mine and g is not None else g for g, mine in zip(leaves, ours, strict=True)
+        ]
         dtypes = dtypes_of(updates) if call.dtypes is None else call.dtypes
         dtypes = [
             jnp.dtype(jnp.float32) if mine and d is not None else d

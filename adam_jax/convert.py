@@ -1,0 +1,102 @@
+"""Optimizer states from one form into another."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adam_jax.family.ademamix import ScaleByAdemamixState
+from adam_jax.formats.base import Format
+from adam_jax.formats.dtypes import wider_dtype
+from adam_jax.formats.policy import SlotDType, check_slot_dtype, format_of, resolve
+from adam_jax.recipe.modifiers import GrokfastState
+from adam_jax.recipe.pack import Packed
+
+# The accumulators in each state, and whether they are magnitudes: those go by nu_dtype.
+_ADAM = {"mu": False, "nu": True}
+SLOTS: dict[Any, dict[str, bool]] = {
+    optax.ScaleByAdamState: _ADAM,
+    optax.ScaleByBeliefState: _ADAM,
+    optax.ScaleByAmsgradState: _ADAM | {"nu_max": True},
+    optax.ScaleByLionState: {"mu": False},
+    optax.ScaleByAdanState: {"m": False, "v": False, "n": True, "g": False},
+    ScaleByAdemamixState: {"m1": False, "m2": False, "nu": True},
+    GrokfastState: {"slow": False},
+}
+
+
+def convert_state(state: Any, *, mu_dtype: SlotDType = None, nu_dtype: SlotDType = None) -> Any:
+    """The same state with its moments stored otherwise: in the middle of a run, or from Optax.
+
+    Args:
+      state: of a member of this package, or of its twin in Optax, or of transformations around
+        them, at any depth.
+      mu_dtype: how averages of gradients are stored from now on, as in `scale_by_adam`; None leaves
+        them as they are.
+      nu_dtype: how averages of squares are stored, likewise.
+
+    Returns:
+      A state that the same transformation goes on with: the state says how it is stored, not the
+      transformation, whose `mu_dtype` is for `init` alone. Moments are decoded to float32 and
+      rounded to the nearest of the new form, leaf by leaf.
+
+    Raises:
+      ValueError: a dtype that cannot store a moment; a state without moments, or with packed ones.
+
+    Example:
+      >>> import adam_jax, jax.numpy as jnp
+      >>> tx = adam_jax.adamw(1e-3)
+      >>> state = adam_jax.convert_state(tx.init(jnp.ones((64, 128))), mu_dtype=jnp.int8)
+      >>> print(state[0].mu.codes.dtype, state[0].nu.dtype)
+      int8 float32
+    """
+    specs = {
+        False: check_slot_dtype("mu_dtype", mu_dtype),
+        True: check_slot_dtype("nu_dtype", nu_dtype),
+    }
+    found = []
+
+    def convert(x: Any) -> Any:
+        if type(x) not in SLOTS:
+            return x
+        found.append(x)
+        slots = SLOTS[type(x)].items()
+        return x._replace(**{name: _stored(getattr(x, name), specs[m], m) for name, m in slots})
+
+    state = jax.tree.map(convert, state, is_leaf=lambda x: type(x) in SLOTS)
+    if not found:
+        raise ValueError(
+            f"state must have the moments of a member of Adam's family in it, got"
+            f" {jax.tree.structure(state)}: pass what init or update returned."
+        )
+    return state
+
+
+def _is_packed(x: Any) -> bool:
+    return isinstance(x, Packed)
+
+
+def _stored(slot: Any, spec: SlotDType, magnitude: bool) -> Any:
+    """One accumulator of all leaves in another form."""
+    if spec is None:
+        return slot
+    if any(map(_is_packed, jax.tree.leaves(slot, is_leaf=_is_packed))):
+        raise ValueError(
+            "state must have no packed leaves in it: write unpack_state(state, params), convert"
+            " that, and pack_state it again."
+        )
+
+    def convert(path: Any, stored: Any) -> Any:
+        fmt = format_of(stored)
+        if fmt is None:
+            return stored
+        dtype = wider_dtype(getattr(stored, "dtype", jnp.dtype(jnp.float32)), jnp.float32)
+        x = fmt.decode(stored, dtype)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return resolve(spec, x, magnitude, name).encode(x)
+
+    def is_stored(x: Any) -> bool:
+        return isinstance(getattr(x, "format", None), Format)
+
+    return jax.tree_util.tree_map_with_path(convert, slot, is_leaf=is_stored)

@@ -1,0 +1,154 @@
+"""A second moment as the means of its rows and of its columns."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adam_jax.formats.base import Format, SlotPolicy
+from adam_jax.formats.blockwise import sharding_of
+from adam_jax.formats.dense import AT_LEAST_FLOAT32, Dense
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Factors:
+    """What `RowsAndColumns` stores.
+
+    Attributes:
+      rows: the mean of each row: the leaf's shape without the axis of columns.
+      columns: the mean of each column: the leaf's shape without the axis of rows.
+      format: which says which axes these are.
+    """
+
+    rows: jax.Array
+    columns: jax.Array
+    format: Format = dataclasses.field(metadata={"static": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class RowsAndColumns(Format):
+    """vᵢⱼ ≈ rᵢ·cⱼ / mean(r), with r the means of the rows and c those of the columns.
+
+    Of all products of a row and a column it is the nearest to a matrix that is nowhere negative, by
+    the generalised Kullback-Leibler divergence. Its own means are r and c again, so that decoding
+    and encoding changes nothing, and that an average of matrices has the averages of their means:
+    with v ← b·v + (1-b)·g², r and c are those that Adafactor keeps.
+
+    A row of zeros is decoded to zeros. A NaN makes the whole matrix NaN, an infinity its row and its
+    column, and in the next step the rest: that is seen; `skip_nonfinite` keeps both out.
+
+    Attributes:
+      row_axis: along which rows follow each other, counted from the last, -1; the earlier one.
+      column_axis: the other one. What lies on other axes are matrices of their own.
+      dtype: of both means, float32 or wider.
+    """
+
+    row_axis: int
+    column_axis: int
+    dtype: np.dtype
+
+    # From the last, since `vmap` and stacked layers put axes in front of those that are known here.
+
+    def init(self, param: jax.Array, start: float) -> Factors:
+        def filled(axis: int) -> jax.Array:
+            shape = (*param.shape[:axis], *param.shape[param.ndim + axis + 1 :])
+            return jnp.full(shape, start, self.dtype, device=_without(axis, param))
+
+        return Factors(filled(self.column_axis), filled(self.row_axis), self)
+
+    def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Factors:
+        del noise
+        x = jax.lax.convert_element_type(x, self.dtype)
+        return Factors(jnp.mean(x, self.column_axis), jnp.mean(x, self.row_axis), self)
+
+    def decode(self, stored: Factors, dtype: Any) -> jax.Array:
+        # The axis of rows, where there are no columns after it.
+        mean = jnp.mean(stored.rows, self.row_axis + 1, keepdims=True)
+        # Divided first: the squares of small gradients have no product in float32.
+        shares = stored.rows / jnp.where(mean == 0, 1, mean)
+        columns = jnp.expand_dims(stored.columns, self.row_axis)
+        return jax.lax.convert_element_type(
+            jnp.expand_dims(shares, self.column_axis) * columns, dtype
+        )
+
+    def shape(self, stored: Factors) -> tuple[int, ...]:
+        rows, columns = np.shape(stored.rows), np.shape(stored.columns)
+        position = len(rows) + 1 + self.column_axis
+        return (*rows[:position], columns[self.column_axis], *rows[position:])
+
+
+def _without(axis: int, param: Any) -> Any:
+    """How to shard what has all axes of a parameter but one, so that it lies as the parameter."""
+    sharding = sharding_of(param)
+    if not isinstance(sharding, jax.sharding.NamedSharding):
+        return sharding
+    names = [*sharding.spec, *[None] * (param.ndim - len(sharding.spec))]
+    del names[axis]
+    spec = jax.sharding.PartitionSpec(*names)
+    return jax.sharding.NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
+
+
+@dataclasses.dataclass(frozen=True)
+class Factored(SlotPolicy):
+    """The second moment as the means of its rows and columns: n + m numbers instead of n·m.
+
+      r ← b2·r + (1-b2)·mean_j(gᵢⱼ²)   c ← b2·c + (1-b2)·mean_i(gᵢⱼ²)   vᵢⱼ = rᵢ·cⱼ / mean(r)
+
+    For `nu_dtype=`. The two largest axes are factored, as in `optax.scale_by_factored_rms`; a leaf
+    without two of `min_dim_size`, or with fewer elements than `min_size`, stays float32. Where nu
+    is no average of squares but a maximum (AdaMax, `nu_max` in AMSGrad), only its means are kept.
+
+    Differs from Adafactor in: r and c are the same, but a step is computed from b2·v + (1-b2)·g²
+    before that is factored: a gradient unlike its row and its column counts in its own step. Decay
+    rates, ε, bias correction and clipping are those of the member.
+
+    Attributes:
+      min_dim_size: both axes have at least this size.
+      min_size: leaves with fewer elements stay float32.
+
+    Raises:
+      ValueError: in `init`, as `mu_dtype`: an average with both signs has no such factors.
+
+    Example:
+      >>> import adam_jax, jax.numpy as jnp
+      >>> tx = adam_jax.adamw(1e-3, nu_dtype=adam_jax.Factored())
+      >>> nu = tx.init(jnp.ones((256, 1024)))[0].nu
+      >>> print(nu.rows.shape, nu.columns.shape)
+      (256,) (1024,)
+
+    Reference: Shazeer & Stern 2018, Adafactor, section 3 and algorithm 4,
+      https://arxiv.org/abs/1804.04235
+    """
+
+    min_dim_size: int = 128
+    min_size: int = 4096
+
+    def __post_init__(self) -> None:
+        for argument, usual in (("min_dim_size", 128), ("min_size", 4096)):
+            value = getattr(self, argument)
+            if not (isinstance(value, int) and value > 0):
+                raise ValueError(
+                    f"{argument} must be an integer above 0, got {value!r}: usual is {usual}."
+                )
+
+    def resolve(self, param: Any, magnitude: bool, path: str) -> Format:
+        if not magnitude:
+            raise ValueError(
+                "Factored() is for averages of squares, and this slot has both signs, so that the"
+                " means of its rows say nothing about its elements: mu_dtype cannot be factored,"
+                " write nu_dtype=adam_jax.Factored()."
+            )
+        dense = AT_LEAST_FLOAT32.resolve(param, magnitude, path)
+        assert isinstance(dense, Dense)
+        shape = np.shape(param)
+        # Of equal axes the later ones, as in Optax.
+        largest = np.argsort(shape, kind="stable")[-2:]
+        small = len(shape) < 2 or math.prod(shape) < self.min_size
+        if small or shape[largest[0]] < self.min_dim_size:
+            return dense
+        row, column = sorted(int(axis) - len(shape) for axis in largest)
+        return RowsAndColumns(row, column, dense.dtype)

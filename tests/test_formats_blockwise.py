@@ -1,0 +1,306 @@
+"""Codes of 8 and 4 bits: what must hold of each codec, and of blocks."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import adam_jax
+from adam_jax.formats.blockwise import Blockwise
+from adam_jax.formats.codecs import Float8, Power
+from adam_jax.formats.dense import Dense
+from adam_jax.formats.noise import random_bits, salt_of
+from adam_jax.formats.rounding import rounded_stochastically
+from tests.catalogue import every_member
+from tests.low_precision import CODECS, MOMENTS, every_codec, every_form_of_moments
+
+SIGNED = {name: c for name, c in CODECS.items() if isinstance(c, Float8) or c.signed}
+every_signed = pytest.mark.parametrize("codec", SIGNED.values(), ids=SIGNED)
+
+
+def numbers(codec, shape=(6, 256), seed=0):
+    """Blocks of numbers of many sizes, such as the codec is for."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=shape) * 10.0 ** rng.integers(-6, 6, (*shape[:-1], 1))
+    return np.asarray(x if codec in SIGNED.values() else x * x, np.float32)
+
+
+def all_codes(codec):
+    """Every code, in the order of its number."""
+    if isinstance(codec, Float8):
+        bits = jnp.arange(256, dtype=jnp.uint8)
+        codes = jax.lax.bitcast_convert_type(bits, codec.dtype)
+        values = np.asarray(codec.value(codes), np.float64)
+        finite = np.flatnonzero(np.abs(values) <= 1)
+        order = finite[np.argsort(values[finite], kind="stable")]
+        return codes[order]
+    if codec.signed:
+        return jnp.arange(-codec.steps, codec.steps + 1).astype(codec.dtype)
+    low = -8 if codec.bits == 4 else 0
+    return jnp.arange(low, low + codec.steps).astype(codec.dtype)
+
+
+@every_codec
+def test_each_code_is_the_code_of_its_number_and_numbers_rise(codec):
+    codes = all_codes(codec)
+    values = np.asarray(codec.value(codes))
+    rises = np.diff(values)
+    assert np.all(rises >= 0) and np.count_nonzero(rises == 0) <= 1  # Float8 has two zeros.
+    assert values[-1] == 1.0
+    again = np.asarray(codec.value(codec.code(jnp.asarray(values), None)))
+    np.testing.assert_array_equal(again, values)
+
+
+def naive(codec, x, block):
+    """The formulas of the two codes in float64, block by block, element by element."""
+    result = np.empty(x.shape)
+    for row, start in itertools.product(range(x.shape[0]), range(0, x.shape[1], block)):
+        part = np.asarray(x[row, start : start + block], np.float64)
+        scale = np.abs(part).max()
+        for i, value in enumerate(part):
+            root = (abs(value) / scale) ** (1 / codec.power)
+            if codec.signed:
+                code = np.rint(codec.steps * root) / codec.steps
+                decoded = np.sign(value) * code**codec.power
+            else:
+                code = np.clip(np.rint(codec.steps * root) - 1, 0, codec.steps - 1)
+                decoded = ((code + 1) / codec.steps) ** codec.power
+            result[row, start + i] = decoded * scale
+    return result
+
+
+@pytest.mark.parametrize("name", ["int8 mu", "int8 nu", "int4 mu", "int4 nu", "linear int8"])
+def test_against_the_formula_in_float64(name):
+    codec, x = CODECS[name], numbers(CODECS[name])
+    fmt = Blockwise(codec, 128)
+    stored = jax.jit(fmt.encode)(x)
+    assert stored.codes.shape == x.shape and stored.codes.dtype == codec.dtype
+    assert stored.scale.shape == (6, 2) and stored.scale.dtype == jnp.float32
+    decoded, expected = np.asarray(fmt.decode(stored, jnp.float32)), naive(codec, x, 128)
+    # A number in the middle of two codes may go either way by a rounding of the root.
+    off = ~np.isclose(decoded, expected, rtol=1e-6, atol=0)
+    assert off.mean() < 2e-3
+
+
+@every_codec
+def test_decoding_and_encoding_again_changes_nothing(codec):
+    fmt = Blockwise(codec, 64)
+    stored = fmt.encode(jnp.asarray(numbers(codec)))
+    again = fmt.encode(fmt.decode(stored, jnp.float32))
+    np.testing.assert_array_equal(as_numbers(again.codes), as_numbers(stored.codes))
+    np.testing.assert_array_equal(again.scale, stored.scale)
+
+
+def as_numbers(codes):
+    return np.asarray(codes.astype(jnp.float32))
+
+
+@every_codec
+def test_a_power_of_two_in_front_is_the_scale_s(codec):
+    fmt, x = Blockwise(codec, 64), numbers(codec)
+    plain, scaled = fmt.encode(jnp.asarray(x)), fmt.encode(jnp.asarray(x * 2.0**-7))
+    np.testing.assert_array_equal(as_numbers(plain.codes), as_numbers(scaled.codes))
+    np.testing.assert_array_equal(np.asarray(plain.scale) * 2.0**-7, scaled.scale)
+
+
+@every_codec
+def test_blocks_do_not_know_of_each_other(codec):
+    fmt, x = Blockwise(codec, 64), numbers(codec)
+    order = np.random.default_rng(1).permutation(4)
+    moved = x.reshape(6, 4, 64)[:, order].reshape(6, 256)
+    codes = as_numbers(fmt.encode(jnp.asarray(x)).codes).reshape(6, 4, 64)[:, order]
+    other = as_numbers(fmt.encode(jnp.asarray(moved)).codes).reshape(6, 4, 64)
+    np.testing.assert_array_equal(codes, other)
+
+
+@every_signed
+def test_signs_are_kept_and_zero_is_zero(codec):
+    fmt, x = Blockwise(codec, 64), numbers(codec)
+    x[0, :64], x[1, 3] = 0.0, 0.0
+    decoded = np.asarray(fmt.decode(fmt.encode(jnp.asarray(x)), jnp.float32))
+    assert np.all(decoded * x >= 0)
+    assert np.all(decoded[0, :64] == 0) and decoded[1, 3] == 0
+    np.testing.assert_array_equal(decoded, -np.asarray(fmt.decode(fmt.encode(-x), jnp.float32)))
+
+
+@pytest.mark.parametrize("name", ["int8 nu", "int4 nu"])
+def test_a_second_moment_is_zero_in_a_block_of_zeros_only(name):
+    fmt, x = Blockwise(CODECS[name], 64), np.zeros((1, 128), np.float32)
+    x[0, 70] = 3.0
+    decoded = np.asarray(fmt.decode(fmt.encode(x), jnp.float32))
+    assert np.all(decoded[0, :64] == 0) and np.all(decoded[0, 64:] > 0) and decoded[0, 70] == 3.0
+    assert decoded[0, 64] <= 3.0 * (2.4e-10 if "8" in name else 1.6e-5)
+
+
+@every_codec
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_shows_in_its_block_alone(codec, bad):
+    fmt, x = Blockwise(codec, 64), numbers(codec)
+    x[2, 100] = bad
+    decoded = np.asarray(fmt.decode(jax.jit(fmt.encode)(x), jnp.float32))
+    assert not np.isfinite(decoded[2, 100])
+    rest = np.delete(decoded.reshape(-1, 64), 9, axis=0)
+    assert np.all(np.isfinite(rest))
+
+
+@pytest.mark.parametrize("name", ["int8 mu", "int8 nu", "int4 mu", "linear int8"])
+def test_stochastic_codes_have_the_mean_of_the_number(name):
+    codec = CODECS[name]
+    fmt = Blockwise(codec, 128, stochastic=True)
+    x = numbers(codec, (1, 128))
+    if not codec.signed:  # Below the smallest number there is none to go down to.
+        x = np.maximum(x, x.max() * 1e-3)
+
+    def one(salt):
+        return fmt.decode(fmt.encode(x, random_bits(x.shape, salt)), jnp.float32)
+
+    draws = np.asarray(
+        jax.vmap(one)(jnp.arange(4096, dtype=jnp.uint32) * np.uint32(2654435761)), np.float64
+    )
+    nearest = np.asarray(fmt.decode(fmt.encode(x), jnp.float32), np.float64)
+    spread = draws.std(axis=0) / 64
+    assert np.all(np.abs(draws.mean(axis=0) - x) <= 5 * spread + 1e-6 * x.max())
+    assert np.abs(nearest - x).max() > 5 * spread.max()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_stochastic_rounding_to_16_bits(dtype):
+    """One of the two numbers beside it, with the right mean; what is representable stays."""
+    rng = np.random.default_rng(0)
+    x = np.asarray(rng.normal(size=64) * 10.0 ** rng.integers(-8, 4, 64), np.float32)
+    if dtype == jnp.float16:
+        x = np.clip(x, -6e4, 6e4)
+
+    def one(salt):
+        return rounded_stochastically(jnp.asarray(x), jnp.dtype(dtype), random_bits((64,), salt))
+
+    draws = jax.vmap(one)(salts(8192))
+    exact = np.asarray(draws.astype(jnp.float32), np.float64)
+    below, above = exact.min(axis=0), exact.max(axis=0)
+    assert np.all((below <= x) & (x <= above))
+    assert np.all([len(np.unique(column)) <= 2 for column in exact.T])
+    spread = exact.std(axis=0) / np.sqrt(8192)
+    assert np.all(np.abs(exact.mean(axis=0) - x) <= 5 * spread + (above - below) * 2**-10)
+    special = jnp.asarray([0.0, -0.0, jnp.inf, -jnp.inf, 1.5, -(2.0**-14), 2.0**-24], jnp.float32)
+    noise = random_bits((7,), jnp.uint32(7)) | np.uint32(0xFFFF0000)
+    kept = rounded_stochastically(special, jnp.dtype(dtype), noise).astype(jnp.float32)
+    np.testing.assert_array_equal(kept, special)
+    all_ones = jax.lax.bitcast_convert_type(jnp.uint32(0x7FFFFFFF), jnp.float32)  # A GPU's NaN.
+    nans = jnp.stack([all_ones, jnp.float32(np.nan)])
+    assert jnp.isnan(rounded_stochastically(nans, jnp.dtype(dtype), noise[:2])).all()
+
+
+def salts(count):
+    return jnp.arange(count, dtype=jnp.uint32) * np.uint32(2654435761)
+
+
+def test_noise_is_even_and_each_step_and_leaf_has_its_own():
+    one = np.asarray(random_bits((1000, 128), salt_of(0, 5)), np.float64) / 2**32
+    assert abs(one.mean() - 0.5) < 3e-3 and abs(one.std() - 12**-0.5) < 3e-3
+    for other in (salt_of(0, 6), salt_of(1, 5)):
+        noise = np.asarray(random_bits((1000, 128), other), np.float64) / 2**32
+        assert abs(np.corrcoef(one.ravel(), noise.ravel())[0, 1]) < 0.02
+    assert abs(np.corrcoef(one.ravel()[:-1], one.ravel()[1:])[0, 1]) < 0.02
+    whole, part = random_bits((16, 8), jnp.uint32(3)), random_bits((2, 8), jnp.uint32(3))
+    np.testing.assert_array_equal(whole[:2], part)  # By the index, whatever the shape's end.
+
+
+def test_which_leaves_are_quantised():
+    params = {
+        "kernel": jnp.ones((64, 384)),
+        "narrow": jnp.ones((512, 80)),
+        "prime": jnp.ones((64, 127)),
+        "odd": jnp.ones((512, 62, 2)),
+        "bias": jnp.ones(4095),
+        "scalar": jnp.ones(()),
+    }
+    state = adam_jax.scale_by_adam(mu_dtype=jnp.int8, nu_dtype=jnp.int4).init(params)
+    blocks = {
+        name: getattr(getattr(x, "format", None), "block", None) for name, x in state.nu.items()
+    }
+    assert blocks == {
+        "kernel": 128, "narrow": 80, "prime": 127, "odd": None, "bias": None, "scalar": None
+    }  # fmt: skip
+    assert state.mu["kernel"].codes.dtype == jnp.int8
+    assert state.nu["kernel"].codes.dtype == jnp.int4
+    assert state.mu["bias"].dtype == state.nu["odd"].dtype == jnp.float32
+
+
+def test_by_path():
+    policy = adam_jax.by_path(
+        {"embed/.*": jnp.float32, ".*/kernel": jnp.int8}, default=jnp.bfloat16
+    )
+    leaf = jnp.ones((64, 128))
+    params = {"embed": {"kernel": leaf}, "head": {"kernel": leaf, "other": leaf}}
+    nu = adam_jax.scale_by_adam(nu_dtype=policy).init(params).nu
+    assert nu["embed"]["kernel"].dtype == jnp.float32
+    assert nu["head"]["kernel"].codes.dtype == jnp.uint8
+    assert nu["head"]["other"].dtype == jnp.bfloat16
+
+
+@every_member
+@pytest.mark.parametrize("name", ["int8", "stochastic int8"])
+def test_every_member_trains_with_codes(member, name):
+    assert_trains(member.alias(3e-2, **member.stored(*MOMENTS[name])))
+
+
+@every_form_of_moments
+def test_adamw_trains_with_every_form(form):
+    mu, nu = form
+    assert_trains(adam_jax.adamw(3e-2, mu_dtype=mu, nu_dtype=nu))
+
+
+def assert_trains(tx):
+    """Least squares, in the same form from the first step to the last (scan sees to that)."""
+    x = jax.random.normal(jax.random.key(0), (32, 64))
+    goal = jax.random.normal(jax.random.key(1), (64, 64)) / 8
+
+    def loss(w):
+        return jnp.mean((x @ (w - goal)) ** 2)
+
+    def body(carry, _):
+        params, state = carry
+        new = adam_jax.step(tx, jax.grad(loss)(params), state, params)
+        return new, loss(new[0])
+
+    params = jnp.zeros((64, 64))
+    start = params, tx.init(params)
+    _, losses = jax.jit(lambda start: jax.lax.scan(body, start, length=150))(start)
+    assert np.all(np.isfinite(losses))
+    assert losses[-1] < 0.35 * loss(params), losses[-1]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: adam_jax.Quantized("int3"), ["codes", "'int3'", "int8"]),
+        (lambda: adam_jax.Quantized(block=16), ["block", "16", "128"]),
+        (lambda: adam_jax.Quantized("float8_e5m2", stochastic=True), ["stochastic", "float8_e5m2"]),
+        (lambda: adam_jax.stochastic(jnp.float32), ["dtype", "float32", "bfloat16"]),
+        (lambda: adam_jax.by_path({"(": jnp.int8}), ["choices", "'('"]),
+        (lambda: adam_jax.by_path({"a": jnp.int16}), ["choices['a']", "int16"]),
+        (
+            lambda: adam_jax.pack_small_leaves(adam_jax.adamw(1e-3, mu_dtype=jnp.int8)),
+            ["inner", "pack_small_leaves"],
+        ),
+        (
+            lambda: adam_jax.adamw(1e-3, mu_dtype=jnp.int8).init({"w": jnp.ones((64, 64), "c8")}),
+            ["'w'", "complex64", "mu_dtype"],
+        ),
+    ],
+)
+def test_errors(make, words):
+    with pytest.raises(ValueError) as error:
+        make()
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_forms_compare_by_value_and_are_not_callable():
+    """`optax.inject_hyperparams` takes what is callable for a schedule."""
+    assert adam_jax.Quantized() == adam_jax.Quantized("int8")
+    assert adam_jax.adamw(1e-3, mu_dtype=jnp.int8) == adam_jax.adamw(1e-3, mu_dtype="int8")
+    for form in (adam_jax.Quantized(), Power(2, signed=True), Blockwise(Power(2, signed=True), 64)):
+        assert not callable(form) and hash(form)
+    assert Dense(np.dtype(np.float32)).stochastic is False
