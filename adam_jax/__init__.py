@@ -30,6 +30,7 @@ from adam_jax.formats.quantized import Quantized
 from adam_jax.recipe.accumulate import AccumulateState, accumulate
 from adam_jax.recipe.chain import chain
 from adam_jax.recipe.clip import clip_by_global_norm
+from adam_jax.recipe.eco import eco
 from adam_jax.recipe.ema import EmaParamsState, ema_params
 from adam_jax.recipe.groups import decay_mask, groups
 from adam_jax.recipe.hyperparams import with_hyperparams
@@ -94,6 +95,7 @@ __all__ = [
     "clip_update_rms",
     "convert_state",
     "decay_mask",
+    "eco",
     "ema_params",
     "grokfast",
     "groups",

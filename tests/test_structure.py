@@ -37,10 +37,12 @@ LAYERS = {
         "formats",
         "validation",
     },
+    "convert": {"recipe", "family", "formats"},
     "schedules": {"rules", "validation"},
-    "inspect": set(),
+    "inspect": {"recipe", "transform", "leaves"},
     "__init__": {
         "recipe",
+        "convert",
         "family",
         "compose",
         "transform",
@@ -54,7 +56,7 @@ LAYERS = {
 WITHOUT_OPTAX = {"validation", "rules", "formats", "kernels", "leaves"}
 # What a file may import besides, where it needs it: in a function, or for type checkers alone.
 # Nothing but jax and optax is there when the package is imported.
-IN_FUNCTIONS = {"inspect.py": {"matplotlib"}}
+IN_FUNCTIONS = {"inspect/records.py": {"matplotlib"}}
 
 
 def layer(path: Path) -> str:

@@ -102,7 +102,7 @@ class Power(Codec):
 
     @property
     def _lowest(self) -> int:
-        """What is taken off the codes from zero up: uint4 arrays cannot be saved, int4 arrays can."""
+        """The lowest code of 4 bits, negated: Orbax saves int4 arrays, and no uint4 arrays."""
         return 8 if self.bits == 4 else 0
 
     @property
