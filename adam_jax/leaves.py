@@ -78,6 +78,10 @@ def align_slot(treedef: Any, updates: Any, slot_tree: Any) -> list[Any]:
     try:
         return treedef.flatten_up_to(slot_tree)
     except ValueError:
+        pass
+    try:
+        return _in_place_of_variables(updates, slot_tree)
+    except ValueError:
         raise ValueError(
             f"the updates must have the structure of the state:"
             f" {_first_difference(updates, slot_tree)}. Was init called with these parameters?"
@@ -194,19 +198,41 @@ def leaf_paths(tree: Any, none_is_leaf: bool = True) -> list[str]:
     return [name or "(the whole tree)" for name in names]
 
 
-def unflatten_stored(params: Any, stored: list[Any]) -> Any:
+def _in_place_of_variables(updates: Any, slot_tree: Any) -> list[Any]:
+    """`align_slot`, where `unflatten_stored` has put something in the place of an nnx variable."""
+    leaves, treedef = jax.tree.flatten(updates, is_leaf=_is_none_or_variable)
+    slots = []
+    for own, stored in zip(leaves, treedef.flatten_up_to(slot_tree), strict=True):
+        inside = jax.tree.structure(own, is_leaf=lambda x: x is None)
+        slots += inside.flatten_up_to(stored) if _is_nnx_variable(stored) else [stored]
+    return slots
+
+
+def _is_none_or_variable(x: Any) -> bool:
+    return x is None or _is_nnx_variable(x)
+
+
+def unflatten_slot(treedef: Any, updates: Any, stored: list[Any]) -> Any:
+    """The opposite of `align_slot`, with the structure that `unflatten_stored` gave the slot."""
+    if all(x is None or hasattr(x, "dtype") for x in stored):
+        return treedef.unflatten(stored)
+    return unflatten_stored(updates, stored, none_is_leaf=True)
+
+
+def unflatten_stored(params: Any, stored: list[Any], none_is_leaf: bool = False) -> Any:
     """A tree like the parameters, of what is stored for each of them.
 
     An nnx variable holds one array. What is stored in more of them, or in none, takes the place of
     the variable: `nnx.Optimizer` would put a dictionary in the place of what is inside it.
     """
-    leaves, treedef = jax.tree.flatten(params, is_leaf=_is_nnx_variable)
+    is_leaf = _is_none_or_variable if none_is_leaf else _is_nnx_variable
+    leaves, treedef = jax.tree.flatten(params, is_leaf=is_leaf)
     rest = iter(stored)
     slots = []
     for leaf in leaves:
-        inside, around = jax.tree.flatten(leaf)
+        inside, around = jax.tree.flatten(leaf, is_leaf=lambda x: none_is_leaf and x is None)
         own = [next(rest) for _ in inside]
-        one = len(own) == 1 and not hasattr(own[0], "dtype")
+        one = len(own) == 1 and own[0] is not None and not hasattr(own[0], "dtype")
         slots.append(own[0] if one else around.unflatten(own))
     return treedef.unflatten(slots)
 

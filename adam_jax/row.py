@@ -18,7 +18,14 @@ from adam_jax.formats.dtypes import leaf_dtype, wider_dtype
 from adam_jax.formats.noise import salt_of, salted
 from adam_jax.formats.policy import format_of
 from adam_jax.kernels.xla import Kind, Leaf, Program, as_arrays, run
-from adam_jax.leaves import align_params, align_slot, check_leaf, leaf_paths, unflatten_stored
+from adam_jax.leaves import (
+    align_params,
+    align_slot,
+    check_leaf,
+    leaf_paths,
+    unflatten_slot,
+    unflatten_stored,
+)
 from adam_jax.link import Link
 from adam_jax.rules.base import frozen_pytree, static
 
@@ -174,7 +181,7 @@ def run_rows(
     for link, s, slots in zip(links, states, stored, strict=True):
         fields = {name: counted(getattr(s, name), call) for name in link.counts}
         for slot, xs in zip(link.rule.slots, slots, strict=True):
-            fields[slot.name] = jax.tree.unflatten(treedef, xs)
+            fields[slot.name] = unflatten_slot(treedef, updates, xs)
         new_states.append(link.state_type(**fields))
     return jax.tree.unflatten(treedef, results), rows[0].join(new_states)
 

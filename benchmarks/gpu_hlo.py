@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax._src import xla_bridge
 from jax._src.lib import _jax  # pyright: ignore
@@ -34,7 +35,7 @@ threads_per_block_limit: 1024 threads_per_core_limit: 2048 shared_memory_per_blo
 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472 registers_per_core_limit: 65536
 registers_per_block_limit: 65536 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
 block_dim_limit_z: 65535 }"""
-LEAF = 1_000_000
+LEAF = (1024, 1024)
 SMALL = 64 * 1024  # Bytes that a kernel moves: below it is little more than its launch.
 
 
@@ -165,6 +166,47 @@ CASES = {
 }
 
 
+def _low_precision() -> dict[str, Case]:
+    """Stored forms of moments under float32 weights, of weights under float32 moments, and both."""
+    moments = {
+        "8-bit": jnp.int8,
+        "4-bit": jnp.int4,
+        "float8": jnp.float8_e4m3fn,
+        "bf16": jnp.bfloat16,
+        "stochastic bf16": adam_jax.stochastic(jnp.bfloat16),
+        "stochastic 8-bit": adam_jax.stochastic(jnp.int8),
+    }
+    adamw = {"": adam_jax.adamw(1e-3)}
+    for name, dtype in moments.items():
+        adamw[name] = adam_jax.adamw(1e-3, mu_dtype=dtype, nu_dtype=dtype)
+    adamw["8-bit, factored"] = adam_jax.adamw(1e-3, mu_dtype=jnp.int8, nu_dtype=adam_jax.Factored())
+    weights = {
+        "stochastic rounding": adam_jax.stochastic_rounding,
+        "Kahan": adam_jax.kahan_summation,
+        "residual 16": adam_jax.master_residual,
+        "residual 8": lambda tx: adam_jax.master_residual(tx, 8),
+        "ECO": adam_jax.eco,
+    }
+    both = [("residual 16", "8-bit"), ("residual 8", "8-bit"), ("stochastic rounding", "8-bit")]
+    both.append(("stochastic rounding", "4-bit"))
+    cases = {f"{name} moments": Case(tx) for name, tx in adamw.items() if name}
+    for weight, moment in [(name, "") for name in weights] + both:
+        name = f"bf16 weights, {weight}" + (f", {moment} moments" if moment else "")
+        cases[name] = Case(weights[weight](adamw[moment]), dtype="bfloat16", step=adam_jax.step)
+    return cases
+
+
+CASES |= _low_precision()
+# What a program of low precision may not have in it, or must.
+LOOKUPS = ("gather", "sort", "while", "dynamic-slice")
+SPLITS = ("shift-right-logical", "reduce-precision")
+
+
+def _bits(dtype: Any) -> int:
+    """Of an element; two of 4 bits share a byte."""
+    return 4 if dtype.name in ("int4", "uint4") else 8 * dtype.itemsize
+
+
 def measure(case: Case) -> dict[str, float]:
     """A row: what one step launches, keeps and moves; bytes are per parameter (B/p)."""
 
@@ -172,7 +214,8 @@ def measure(case: Case) -> dict[str, float]:
     def step(params: Any, state: Any, grads: Any) -> Any:
         return case.step(case.tx, grads, state, params)
 
-    params, size = [jax.ShapeDtypeStruct((LEAF,), case.dtype)] * case.leaves, LEAF * case.leaves
+    params = [jax.ShapeDtypeStruct(LEAF, case.dtype)] * case.leaves
+    size = math.prod(LEAF) * case.leaves
     args = (params, jax.eval_shape(case.tx.init, params), params)
     compiled = compile_for_h200(step, *args, donate=(0, 1))
     found, memory = launches(compiled), compiled.memory_analysis()
@@ -181,6 +224,7 @@ def measure(case: Case) -> dict[str, float]:
     costs = _jax.hlo_module_cost_analysis(jax.devices("cpu")[0].client, module)
     # The floor: all that goes in is read once, all that comes out is written once.
     ends = jax.tree.leaves((args, jax.eval_shape(step, *args)))
+    text = compiled.as_text() or ""
     return {
         "leaves": case.leaves,
         "kernels": len(found),
@@ -189,7 +233,9 @@ def measure(case: Case) -> dict[str, float]:
         "per leaf, small apart": sum(x.bytes >= SMALL for x in found) / case.leaves,
         "temporary B/p": memory.temp_size_in_bytes / size,  # pyright: ignore
         "accessed B/p": costs["bytes accessed"] / size,
-        "floor B/p": sum(x.size * x.dtype.itemsize for x in ends) / size,
+        "floor B/p": sum(x.size * _bits(x.dtype) // 8 for x in ends) / size,
+        "lookups": sum(text.count(f" {name}(") for name in LOOKUPS),
+        "splits": sum(text.count(f" {name}(") for name in SPLITS) // case.leaves,
     }
 
 

@@ -52,7 +52,7 @@ def whole(tx: optax.GradientTransformation) -> Step:
 
 def in_jax(init: Callable[[Any], Any], step: Step, grads: Leaves, count: int) -> Peer:
     """So many calls of a compiled step, parameters and state donated; parameters of 0.5."""
-    params = [jnp.full(g.shape, 0.5) for g in grads]
+    params = [jnp.full_like(g, 0.5) for g in grads]
     held = [params, init(params)]
     # Parameters first, as in the results: XLA pairs donated buffers with results in this order.
     jitted = jax.jit(step, donate_argnums=(0, 1))
@@ -72,8 +72,11 @@ def by_update(tx: Any) -> Callable[[Leaves], Peer]:
     return lambda grads: in_jax(tx.init, update(tx), grads, steps(grads))
 
 
-def by_step(tx: Any) -> Callable[[Leaves], Peer]:
-    return lambda grads: in_jax(tx.init, whole(tx), grads, steps(grads))
+def by_step(tx: Any, dtype: Any = jnp.float32) -> Callable[[Leaves], Peer]:
+    def build(grads: Leaves) -> Peer:
+        return in_jax(tx.init, whole(tx), [g.astype(dtype) for g in grads], steps(grads))
+
+    return build
 
 
 def copying(grads: Leaves) -> Peer:

@@ -123,6 +123,35 @@ def plain() -> list[Case]:
     ]
 
 
+def low_precision() -> list[Case]:
+    """Moments, and bfloat16 weights with gradients like them; float32 AdamW is the base."""
+    moments = {
+        "8-bit": jnp.int8,
+        "4-bit": jnp.int4,
+        "float8_e4m3fn": jnp.float8_e4m3fn,
+        "bfloat16": jnp.bfloat16,
+        "stochastic bfloat16": adam_jax.stochastic(jnp.bfloat16),
+        "stochastic 8-bit": adam_jax.stochastic(jnp.int8),
+    }
+    txs = {n: adam_jax.adamw(1e-3, mu_dtype=d, nu_dtype=d) for n, d in moments.items()}
+    small = txs["8-bit"]
+    weights = {
+        "stochastic rounding": adam_jax.stochastic_rounding(adamw()),
+        "Kahan": adam_jax.kahan_summation(adamw()),
+        "residual 16": adam_jax.master_residual(adamw()),
+        "residual 8, 8-bit moments": adam_jax.master_residual(small, 8),
+    }
+    targets = {"8-bit": 3.0}
+    return [
+        Case(PLAIN, by_step(adamw())),
+        *(Case(f"{n} moments", by_step(tx), {PLAIN: targets.get(n)}) for n, tx in txs.items()),
+        *(
+            Case(f"bf16 weights, {n}", by_step(tx, jnp.bfloat16), {PLAIN: None})
+            for n, tx in weights.items()
+        ),
+    ]
+
+
 def packed() -> list[Case]:
     tx, bases = adam_jax.pack_small_leaves(adamw()), {OPTAX: 0.65, TORCH: 1.0}
     return [Case("packed", by_update(tx), bases), Case("packed; step", by_step(tx), bases)]
@@ -136,6 +165,7 @@ def on_cpu(fast: bool) -> list[Suite]:
     copy = Case(COPY, copying)
     return [
         _suite(leaves, size, [copy, *recipe()], "recipe"),
+        _suite(leaves, size, [copy, *low_precision()], "low precision"),
         _suite(1, few * size, [copy, *plain()]),
         _suite(few, size, [copy, *plain()]),
         _suite(small, 2_000, [*plain(), *packed()]),  # No copy: so few bytes stay in the caches.

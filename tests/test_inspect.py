@@ -284,7 +284,7 @@ def test_a_notebook_shows_the_figure_without_pyplot():
     shown, _ = DisplayFormatter().format(figure)
     assert shown["image/png"].startswith(b"\x89PNG")
     copy = pickle.loads(pickle.dumps(figure))
-    assert inspect._png(copy) == inspect._png(figure)
+    assert copy._repr_png_() == figure._repr_png_()
 
 
 @pytest.mark.parametrize("records", [[], [{"step": 1, "groups": {}}], {"step": 1}])

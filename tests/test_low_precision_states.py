@@ -186,6 +186,22 @@ def test_nnx_optimizer(tx):
 
 
 @every_form
+def test_nnx_state_of_variables(tx):
+    """As nnx.split gives it: parameters in variables, and what is stored in their place."""
+    model = nnx.Linear(128, 64, rngs=nnx.Rngs(0), param_dtype=jnp.bfloat16)
+    _, params = nnx.split(model)
+    state = tx.init(params)
+    updates, new = jax.jit(tx.update)(params, state, params)
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
+    after, again = step_of(tx)(params, new, params)
+    assert jax.tree.structure((after, again)) == jax.tree.structure((params, state))
+    pure = nnx.to_pure_dict(params)
+    expected, _ = step_of(tx)(pure, jax.jit(tx.update)(pure, tx.init(pure), pure)[1], pure)
+    np.testing.assert_array_equal(in_float32(after["kernel"][...]), in_float32(expected["kernel"]))
+
+
+@every_form
 def test_vmap_and_optax_around(tx):
     params = jax.tree.map(lambda p: jnp.stack([p, p, p]), params_of())
     states = jax.jit(jax.vmap(tx.init))(params)

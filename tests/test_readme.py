@@ -24,9 +24,11 @@ def test_the_samples_run():
     states = {}
     for code in others:
         exec(compile(code, str(README), "exec"), names)
-        states["groups" if "frozen/" in code else "recipe"] = names["state"]
+        kind = "groups" if "frozen/" in code else "bits" if "int8" in code else "recipe"
+        states[kind] = names["state"]
     assert jax.tree.structure(states["groups"][0].mu["frozen"]["w"]).num_leaves == 0
     assert states["recipe"].gradient_step == 1
+    assert states["bits"].inner_state[1][0].mu["w"].codes.dtype == np.int8
 
 
 def section(heading):

@@ -28,6 +28,7 @@ LAYERS = {
     "family": {"alias", "transform", "body", "row", "link", "rules", "formats", "validation"},
     "recipe": {
         "family",
+        "kernels",
         "transform",
         "body",
         "row",

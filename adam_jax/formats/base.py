@@ -22,6 +22,11 @@ class Format(abc.ABC):
     stochastic: bool = False
     """Whether `encode` rounds by noise; without noise it rounds to the nearest."""
 
+    @property
+    def measured_first(self) -> bool:
+        """Whether it wants a measure of the whole array before it codes any of it: `measure`."""
+        return False
+
     @abc.abstractmethod
     def init(self, param: jax.Array, start: float) -> Any:
         """The stored form of an array like `param`, sharded like it, filled with `start`."""
@@ -34,6 +39,14 @@ class Format(abc.ABC):
           x: the array.
           noise: 16 random bits each (see `half`), if the format is `stochastic`.
         """
+
+    def measure(self, x: jax.Array) -> Any:
+        """What `code` wants to know of the whole array; for formats that are `measured_first`."""
+        raise NotImplementedError
+
+    def code(self, x: jax.Array, noise: jax.Array | None, measure: Any) -> Any:
+        """`encode`, of an array whose measure is known."""
+        raise NotImplementedError
 
     @abc.abstractmethod
     def decode(self, stored: Any, dtype: Any) -> jax.Array:

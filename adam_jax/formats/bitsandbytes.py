@@ -116,16 +116,24 @@ class FlatBlockwise(Format):
         return Blocks(codes, scale, self)
 
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Blocks:
-        blocks = _blocks(jax.lax.convert_element_type(x, jnp.float32))
-        scale = jnp.max(jnp.abs(blocks), axis=-1, keepdims=True)
+        return self.code(x, noise, self.measure(x))
+
+    @property
+    def measured_first(self) -> bool:
+        return True
+
+    def measure(self, x: jax.Array) -> jax.Array:
+        """The largest magnitude in each block."""
+        return jnp.max(_blocks(jnp.abs(jax.lax.convert_element_type(x, jnp.float32))), axis=-1)
+
+    def code(self, x: jax.Array, noise: jax.Array | None, measure: jax.Array) -> Blocks:
         # Not by a selection, as in `Blockwise`: that would be one more kernel here.
-        shares = blocks / jnp.maximum(scale, jnp.finfo(jnp.float32).tiny)
-        codes = self.codec.code(shares, None if noise is None else _blocks(noise))
-        return Blocks(_unblocked(codes, x.shape), jnp.squeeze(scale, -1), self)
+        divisor = _each(jnp.maximum(measure, jnp.finfo(jnp.float32).tiny), x.shape)
+        shares = jax.lax.convert_element_type(x, jnp.float32) / divisor
+        return Blocks(self.codec.code(shares, noise), measure, self)
 
     def decode(self, stored: Blocks, dtype: Any) -> jax.Array:
-        scale = jnp.broadcast_to(stored.scale[:, None], (stored.scale.size, BLOCK))
-        x = self.codec.value(stored.codes) * _unblocked(scale, stored.codes.shape)
+        x = self.codec.value(stored.codes) * _each(stored.scale, stored.codes.shape)
         return jax.lax.convert_element_type(x, dtype)
 
     def shape(self, stored: Blocks) -> tuple[int, ...]:
@@ -139,9 +147,10 @@ def _blocks(x: jax.Array) -> jax.Array:
     return jnp.reshape(jnp.pad(flat, (0, missing)) if missing else flat, (count, BLOCK))
 
 
-def _unblocked(blocks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The opposite."""
-    return jnp.reshape(jnp.reshape(blocks, (blocks.size,))[: math.prod(shape)], shape)
+def _each(scale: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The scale of each element of an array of that shape."""
+    flat = jnp.reshape(jnp.broadcast_to(scale[:, None], (scale.size, BLOCK)), (scale.size * BLOCK,))
+    return jnp.reshape(flat[: math.prod(shape)], shape)
 
 
 def _whole_on_devices(sharding: Any, shape: tuple[int, ...]) -> bool:

@@ -38,8 +38,8 @@ class RowsAndColumns(Format):
     and encoding changes nothing, and that an average of matrices has the averages of their means:
     with v ← b·v + (1-b)·g², r and c are those that Adafactor keeps.
 
-    A row of zeros is decoded to zeros. A NaN makes the whole matrix NaN, an infinity its row and its
-    column, and in the next step the rest: that is seen; `skip_nonfinite` keeps both out.
+    A row of zeros is decoded to zeros. A NaN makes the whole matrix NaN, an infinity its row and
+    its column, and the rest in the next step: that is seen; `skip_nonfinite` keeps both out.
 
     Attributes:
       row_axis: along which rows follow each other, counted from the last, -1; the earlier one.
@@ -146,9 +146,9 @@ class Factored(SlotPolicy):
         assert isinstance(dense, Dense)
         shape = np.shape(param)
         # Of equal axes the later ones, as in Optax.
-        largest = np.argsort(shape, kind="stable")[-2:]
-        small = len(shape) < 2 or math.prod(shape) < self.min_size
+        largest = np.argsort(shape, kind="stable")[-2:].tolist()
+        small = len(largest) < 2 or math.prod(shape) < self.min_size
         if small or shape[largest[0]] < self.min_dim_size:
             return dense
-        row, column = sorted(int(axis) - len(shape) for axis in largest)
+        row, column = sorted(axis - len(shape) for axis in largest)
         return RowsAndColumns(row, column, dense.dtype)

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 from adam_jax.formats.base import Format
 from adam_jax.formats.noise import half, random_bits, salted
+from adam_jax.kernels.barrier import computed_again
+from adam_jax.kernels.turns import alone, first_turn, in_turn, turn_after
 from adam_jax.rules.base import Rule, Slots
 
 
@@ -80,18 +82,21 @@ def run(kinds: list[Kind], steps: tuple[Steps, ...], ok: jax.Array | None) -> li
     since leaves may lie on different devices.
     """
     results: list[list[Stepped]] = [[] for _ in kinds]
+    measured = any(f.measured_first for kind in kinds for fs in kind.program.formats for f in fs)
+    turn = first_turn() if measured and _is_traced(kinds) and alone() else None
     for indices, part in _chunks(kinds):
         its = [kinds[k] for k in indices]
         programs = tuple((kind.program, kind.steps) for kind in its)
         leaves = [kind.leaves[part] for kind in its]
-        for k, stepped in zip(indices, chunk_step(programs, steps, leaves, ok), strict=True):
+        chunk, turn = chunk_step(programs, steps, leaves, ok, turn)
+        for k, stepped in zip(indices, chunk, strict=True):
             results[k] += stepped
     return results
 
 
 def _chunks(kinds: list[Kind]) -> Iterator[tuple[list[int], slice]]:
     """Which kinds take a call together, and which of their leaves; in the order of the leaves."""
-    tracing = any(isinstance(kind.leaves[0].g, jax.core.Tracer) for kind in kinds)
+    tracing = _is_traced(kinds)
     together: dict[int, list[int]] = {}
     for k, kind in enumerate(kinds):
         together.setdefault(len(kind.leaves) if tracing else -k, []).append(k)
@@ -101,6 +106,10 @@ def _chunks(kinds: list[Kind]) -> Iterator[tuple[list[int], slice]]:
         whole = count // size * size
         yield from ((indices, slice(i, i + size)) for i in range(0, whole, size))
         yield from ((indices, slice(i, i + 1)) for i in range(whole, count))
+
+
+def _is_traced(kinds: list[Kind]) -> bool:
+    return any(isinstance(kind.leaves[0].g, jax.core.Tracer) for kind in kinds)
 
 
 def _chunk_size(count: int, kinds: int) -> int:
@@ -118,13 +127,18 @@ def chunk_step(
     steps: tuple[Steps, ...],
     leaves: list[list[Leaf]],
     ok: jax.Array | None,
-) -> list[list[Stepped]]:
-    """`leaf_step` on leaves of some kinds."""
+    turn: jax.Array | None,
+) -> tuple[list[list[Stepped]], jax.Array | None]:
+    """`leaf_step` on leaves of some kinds; with a turn, one after the other (see turns.py)."""
     results = []
     for (program, (row, used)), its in zip(programs, leaves, strict=True):
         its_steps = tuple(steps[row][k] for k in used)
-        results.append([leaf_step(program, its_steps, leaf, ok) for leaf in its])
-    return results
+        results.append([])
+        for leaf in its:
+            leaf = leaf if turn is None else leaf._replace(g=in_turn(turn, leaf.g))
+            results[-1].append(leaf_step(program, its_steps, leaf, ok))
+            turn = turn if turn is None else turn_after(turn, results[-1][-1])
+    return results, turn
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
@@ -135,35 +149,67 @@ def leaf_step(program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None) 
     # would be traced anew for each shape, and `jnp.where` a call for XLA to inline: 5 ms of tracing
     # for a new shape are 3 without.
     with jax.numpy_dtype_promotion("standard"), jax.disable_jit():
-        arithmetic = _arithmetic_dtype(leaf)
-        real = jnp.finfo(arithmetic).dtype
-        steps = jax.tree.map(lambda x: jax.lax.convert_element_type(x, real), steps)
-        u = jax.lax.convert_element_type(leaf.g, arithmetic)
-        if ok is not None:
-            # Here as well: else XLA:CPU would share g² with whoever measured the gradient to say
-            # whether it is ok, and store it for that (12 times the cost of the measurement).
-            u = jnp.where(ok, u, 0)
-        p = None if leaf.param is None else jax.lax.convert_element_type(leaf.param, arithmetic)
-        new_stored, noise = [], _Noise(leaf)
-        for (rule, scalars), rule_stored, formats in zip(
-            steps, leaf.stored, program.formats, strict=True
-        ):
-            decoded = {
-                slot.name: fmt.decode(x, real if slot.magnitude else arithmetic)
-                for slot, fmt, x in zip(rule.slots, formats, rule_stored, strict=True)
-            }
-            old = Slots(decoded, ok)
-            u, new = rule.step(u, old, scalars, p)
-            new_stored.append(
-                tuple(
-                    fmt.encode(new[slot.name], noise.draw() if fmt.stochastic else None)
-                    for slot, fmt in zip(rule.slots, formats, strict=True)
-                )
-            )
-        moved = p + u if program.apply and p is not None else u
-        if ok is not None:
-            moved = jnp.where(ok, moved, p if program.apply and p is not None else 0)
-        return jax.lax.convert_element_type(moved, program.dtype), tuple(new_stored)
+        if any(fmt.measured_first for formats in program.formats for fmt in formats):
+            _, new = _ruled(program, steps, leaf, ok)
+            # Computed again behind this: else XLA:GPU would store the float32 moments, 8 bytes per
+            # parameter, and not compute twice what is measured in one kernel and coded in another.
+            # The state alone: a parameter or a gradient may be a result, and would be stored.
+            leaf = leaf._replace(stored=computed_again(leaf.stored))
+            measures = _map_formats(_measure, program.formats, new)
+            result, new = _ruled(program, steps, leaf, ok)
+        else:
+            result, new = _ruled(program, steps, leaf, ok)
+            measures = _map_formats(lambda fmt, x: None, program.formats, new)
+        noise = _Noise(leaf)
+
+        def encoded(fmt: Format, x: jax.Array, measure: Any, old: Any) -> Any:
+            drawn = noise.draw() if fmt.stochastic else None
+            stored = fmt.code(x, drawn, measure) if fmt.measured_first else fmt.encode(x, drawn)
+            # What is stored already may be rounded otherwise now.
+            return _if_ok(ok, stored, old) if fmt.stochastic else stored
+
+        return result, _map_formats(encoded, program.formats, new, measures, leaf.stored)
+
+
+def _if_ok(ok: jax.Array | None, new: Any, old: Any) -> Any:
+    return new if ok is None else jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
+
+
+def _measure(fmt: Format, x: jax.Array) -> Any:
+    return fmt.measure(x) if fmt.measured_first else None
+
+
+def _map_formats(f: Any, formats: tuple[tuple[Format, ...], ...], *columns: Any) -> Any:
+    """f of each format and what belongs to it, rule by rule and slot by slot."""
+    rows = zip(formats, *columns, strict=True)
+    return tuple(tuple(f(*entry) for entry in zip(*row, strict=True)) for row in rows)
+
+
+def _ruled(
+    program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None
+) -> tuple[jax.Array, tuple[tuple[jax.Array, ...], ...]]:
+    """The update or the new parameter, and the new slots, not yet in their formats."""
+    arithmetic = _arithmetic_dtype(leaf)
+    real = jnp.finfo(arithmetic).dtype
+    steps = jax.tree.map(lambda x: jax.lax.convert_element_type(x, real), steps)
+    u = jax.lax.convert_element_type(leaf.g, arithmetic)
+    if ok is not None:
+        # Here as well: else XLA:CPU would share g² with whoever measured the gradient to say
+        # whether it is ok, and store it for that (12 times the cost of the measurement).
+        u = jnp.where(ok, u, 0)
+    p = None if leaf.param is None else jax.lax.convert_element_type(leaf.param, arithmetic)
+    slots = []
+    for (rule, scalars), stored, formats in zip(steps, leaf.stored, program.formats, strict=True):
+        decoded = {
+            slot.name: fmt.decode(x, real if slot.magnitude else arithmetic)
+            for slot, fmt, x in zip(rule.slots, formats, stored, strict=True)
+        }
+        u, new = rule.step(u, Slots(decoded, ok), scalars, p)
+        slots.append(tuple(new[slot.name] for slot in rule.slots))
+    moved = p + u if program.apply and p is not None else u
+    if ok is not None:
+        moved = jnp.where(ok, moved, p if program.apply and p is not None else 0)
+    return jax.lax.convert_element_type(moved, program.dtype), tuple(slots)
 
 
 class _Noise:

@@ -10,10 +10,17 @@ import optax
 
 from adam_jax.body import Body, Call, check_state, counted
 from adam_jax.formats.dtypes import wider_dtype
-from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_slot_dtype, resolve
+from adam_jax.formats.policy import (
+    AT_LEAST_FLOAT32,
+    SlotDType,
+    check_slot_dtype,
+    format_of,
+    resolve,
+)
+from adam_jax.kernels.barrier import kept_apart
 from adam_jax.leaves import cast, dtypes_of, wider_dtypes
 from adam_jax.recipe.leafwise import decoded, map_leaves, stored_like, wide_dtype
-from adam_jax.recipe.once import if_due, kept_from_hoisting
+from adam_jax.recipe.once import if_due
 from adam_jax.rules.base import frozen_pytree, static
 from adam_jax.transform import Transformation, body_of
 from adam_jax.validation import check_integer
@@ -82,7 +89,7 @@ class Accumulate:
         if call.apply:
 
             def whole(carry: Any) -> Any:
-                return kept_from_hoisting(carry[0]), *step(*carry)
+                return kept_apart(carry[0]), *step(*carry)
 
             carry = (acc, params, state.inner_opt_state)
             acc, result, inner_state = if_due(due, whole, carry)
@@ -102,6 +109,8 @@ def averaged(updates: Any, state: AccumulateState, new: jax.Array, weight: jax.A
     """The accumulator with another gradient in it, `new` of the weight of all."""
 
     def average(g: Any, acc: Any) -> Any:
+        if format_of(acc) is None:  # Of a None among the parameters.
+            return acc
         dtype = _arithmetic(g, acc)
         # Emptied here, by a select, and not behind the optimizer step: a branch that returns zeros
         # for the accumulator makes XLA keep two of them.

@@ -11,7 +11,7 @@ from adam_jax.body import Call
 from adam_jax.formats.dtypes import leaf_dtype
 from adam_jax.formats.noise import salt_of, salted
 from adam_jax.formats.weights import RoundedStochastically
-from adam_jax.leaves import align_params, align_slot
+from adam_jax.leaves import align_params, align_slot, unflatten_slot
 from adam_jax.recipe.leafwise import applied, decoded, stored_like, wide
 from adam_jax.row import Row
 from adam_jax.rules.base import MomentRule, frozen_pytree, static
@@ -64,7 +64,7 @@ class Eco:
             if call.ok is not None:
                 corrected = chosen(call.ok, corrected, mus[i])
             mus[i] = corrected
-        states[index] = states[index]._replace(mu=treedef.unflatten(mus))
+        states[index] = states[index]._replace(mu=unflatten_slot(treedef, updates, mus))
         return treedef.unflatten(results), self.inner.join(states)
 
     @property

@@ -18,23 +18,11 @@ def if_due(due: jax.Array, f: Callable[[Any], Any], carry: Any) -> Any:
     Args:
       due: boolean scalar.
       f: returns a tree like its argument. What it passes on unchanged must not be used in it, or
-        XLA computes with it ahead of the loop, and keeps the results: see `kept_from_hoisting`.
+        XLA computes with it ahead of the loop, and keeps the results: see `kept_apart`.
       carry: arrays.
     """
     f, numbers = jax.closure_convert(f, carry)
     return _if_due(f, due, carry, *numbers)
-
-
-@jax.custom_jvp
-def kept_from_hoisting(tree: Any) -> Any:
-    """The same arrays, without the loop's knowing that they are the same."""
-    return jax.lax.optimization_barrier(tree)
-
-
-@kept_from_hoisting.defjvp
-def _kept_from_hoisting_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
-    # jax 0.12 cannot transpose a barrier over arrays of which some have no derivative.
-    return kept_from_hoisting(*primals), tangents[0]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -11,9 +11,10 @@ import numpy as np
 import optax
 
 from adam_jax.body import Body, Call, check_state, counted
+from adam_jax.kernels.barrier import kept_apart
 from adam_jax.leaves import leaf_paths
 from adam_jax.recipe.leafwise import applied, decoded, wide, wide_dtype, widened
-from adam_jax.recipe.once import if_due, kept_from_hoisting
+from adam_jax.recipe.once import if_due
 from adam_jax.recipe.pack import unpack_state
 from adam_jax.rules.base import MomentRule, abs_squared, frozen_pytree, static
 from adam_jax.rules.directions import Root
@@ -74,7 +75,7 @@ class Telemetry:
             # Not to be differentiated: XLA's reduction of several arrays has no transpose.
             fixed = jax.lax.stop_gradient((updates, inner_state, params))
             groups = self.measure(*fixed, call._replace(apply=False))
-            return *kept_from_hoisting((updates, inner_state, params)), groups
+            return *kept_apart((updates, inner_state, params)), groups
 
         # The step goes on with what the measurement hands on: else XLA, free to step first, would
         # keep a copy of all that it measures.

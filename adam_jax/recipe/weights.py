@@ -11,7 +11,7 @@ from adam_jax.body import Body, Call, check_state, counted
 from adam_jax.formats.dtypes import leaf_dtype
 from adam_jax.formats.noise import salt_of, salted
 from adam_jax.formats.weights import Compensated, Residual, RoundedStochastically, WeightFormat
-from adam_jax.leaves import align_params, align_slot, dtypes_of, unflatten_stored
+from adam_jax.leaves import align_params, align_slot, dtypes_of, unflatten_slot, unflatten_stored
 from adam_jax.recipe.leafwise import applied, wide
 from adam_jax.rules.base import frozen_pytree, static
 from adam_jax.transform import Transformation, body_of
@@ -58,50 +58,32 @@ class Weights:
         leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
         stored = align_params(treedef, params, needed=True, apply=True)
         rests = align_slot(treedef, updates, state.rest)
-        ours = [self.form.applies(p) for p in stored]
-        masters = [
-            _join(self.form, p, _or_none(rest)) if mine else p
-            for p, rest, mine in zip(stored, rests, ours, strict=True)
-        ]
-        grads = [
-            wide(g) if mine and g is not None else g for g, mine in zip(leaves, ours, strict=True)
-        ]
-        dtypes = dtypes_of(updates) if call.dtypes is None else call.dtypes
-        dtypes = [
-            jnp.dtype(jnp.float32) if mine and d is not None else d
-            for d, mine in zip(dtypes, ours, strict=True)
-        ]
-        inner_call = call._replace(dtypes=dtypes)
+        dtypes = dtypes_of(updates) if call.dtypes is None else list(call.dtypes)
+        masters, grads, ours = list(stored), list(leaves), []
+        for i, (g, p) in enumerate(zip(leaves, stored, strict=True)):
+            if g is None or not self.form.applies(p):
+                continue
+            ours.append(i)
+            masters[i] = _join(self.form, p, _or_none(rests[i]))
+            grads[i], dtypes[i] = wide(g), jnp.dtype(jnp.float32)
         master = treedef.unflatten(masters)
         result, inner_state = self.inner.run(
-            treedef.unflatten(grads), state.inner_state, master, inner_call
+            treedef.unflatten(grads), state.inner_state, master, call._replace(dtypes=dtypes)
         )
-        moved = result if call.apply else applied(result, master)
+        moved = treedef.flatten_up_to(result if call.apply else applied(result, master))
+        results = treedef.flatten_up_to(result)
         salt = salt_of(self.seed, state.count)
-        results, new_rests = [], []
-        for i, (p, x, u, rest) in enumerate(
-            zip(
-                stored,
-                treedef.flatten_up_to(moved),
-                treedef.flatten_up_to(result),
-                rests,
-                strict=True,
-            )
-        ):
-            if not ours[i] or u is None:
-                results.append(u)
-                new_rests.append(rest)
-                continue
-            q, new = _split(self.form, jnp.dtype(leaf_dtype(p)), x, salted(salt, i))
+        for i in ours:
+            p, dtype = stored[i], jnp.dtype(leaf_dtype(stored[i]))
+            q, rest = _split(self.form, dtype, moved[i], salted(salt, i))
             if call.ok is not None:
                 q = jnp.where(call.ok, q, p)
-                new = None if new is None else jnp.where(call.ok, new, rest)
-            results.append(q if call.apply else _difference(q, p))
-            new_rests.append(rest if new is None else new)
-        new_state = WeightsState(
-            counted(state.count, call), treedef.unflatten(new_rests), inner_state
-        )
-        return treedef.unflatten(results), new_state
+                rest = None if rest is None else jnp.where(call.ok, rest, rests[i])
+            results[i] = q if call.apply else _difference(q, p)
+            rests[i] = rests[i] if rest is None else rest
+        rest_tree = unflatten_slot(treedef, updates, rests)
+        new = WeightsState(counted(state.count, call), rest_tree, inner_state)
+        return treedef.unflatten(results), new
 
     def _widened(self, p: Any) -> Any:
         return jax.lax.convert_element_type(p, jnp.float32) if self.form.applies(p) else p

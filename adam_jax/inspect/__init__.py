@@ -1,0 +1,26 @@
+"""What a run measured, and what it takes of memory, planned and live."""
+
+from adam_jax.inspect.amounts import Bytes, LiveBytes, PerParameter, Report
+from adam_jax.inspect.memory import bytes_per_parameter, live_bytes, report
+from adam_jax.inspect.records import (
+    Record,
+    append_json_line,
+    plot,
+    read_json_lines,
+    write_tensorboard,
+)
+
+__all__ = [
+    "Bytes",
+    "LiveBytes",
+    "PerParameter",
+    "Record",
+    "Report",
+    "append_json_line",
+    "bytes_per_parameter",
+    "live_bytes",
+    "plot",
+    "read_json_lines",
+    "report",
+    "write_tensorboard",
+]

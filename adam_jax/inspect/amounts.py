@@ -1,0 +1,137 @@
+"""Amounts of memory: what they are of, and how they are printed."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+SHARED = "(shared)"
+"""The group of what is no parameter's: counts, hyperparameters, buffers of several leaves."""
+
+
+class PerParameter(NamedTuple):
+    """Bytes per element of the parameters."""
+
+    parameters: float
+    gradients: float
+    state: float
+    total: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Bytes:
+    """What a model takes, or a group of its leaves; printed, it is a table.
+
+    Of one copy: what is replicated over devices counts once.
+
+    Attributes:
+      size: elements of the parameters.
+      parameters: bytes of the parameters.
+      gradients: bytes of the gradients.
+      state: bytes of the optimizer's state.
+      groups: the same of each group, by name, which add up to this. What is in the state and no
+        parameter's is in "(shared)".
+    """
+
+    size: int
+    parameters: int
+    gradients: int
+    state: int
+    groups: Mapping[str, "Bytes"] = dataclasses.field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """Bytes of all three."""
+        return self.parameters + self.gradients + self.state
+
+    @property
+    def per_parameter(self) -> PerParameter:
+        """Each of them, and all, by the elements; 0 where there are none."""
+        parts = (self.parameters, self.gradients, self.state, self.total)
+        return PerParameter(*(part / self.size if self.size else 0.0 for part in parts))
+
+    def __str__(self) -> str:
+        rows = [["", "size", *PerParameter._fields, "bytes"]]
+        for name, x in (*self.groups.items(), ("all", self)):
+            parts = [f"{part:.2f}" if x.size else "" for part in x.per_parameter]
+            rows.append([name, f"{x.size:,}", *parts, _readable(x.total)])
+        return f"bytes per parameter\n{_table(rows)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a model takes, and a step; printed, it is two tables.
+
+    Attributes:
+      model: parameters, gradients, state.
+      platform: that the step is compiled for, "cpu", "gpu" or "tpu".
+      arguments: bytes of what the step is given, on each device, as what follows.
+      results: bytes of results that do not lie in the memory of donated arguments. More than a
+        pointer for each array is a copy (see `adam_jax.step`).
+      temporaries: bytes that are there while the step runs.
+    """
+
+    model: Bytes
+    platform: str
+    arguments: int
+    results: int
+    temporaries: int
+
+    @property
+    def peak(self) -> int:
+        """Bytes on each device while the step runs."""
+        return self.arguments + self.results + self.temporaries
+
+    def __str__(self) -> str:
+        rows = [["", "per parameter", "bytes"]]
+        for name in ("arguments", "results", "temporaries", "peak"):
+            value = getattr(self, name)
+            rows.append([name, f"{value / max(self.model.size, 1):.2f}", _readable(value)])
+        return f"{self.model}\n\na step, on each device ({self.platform})\n{_table(rows)}"
+
+
+class LiveBytes(NamedTuple):
+    """What arrays occupy.
+
+    Attributes:
+      total: bytes on all devices of this process.
+      per_device: bytes on each, by its name. Memory that is not the device's own, such as
+        "pinned_host", is a row of its own.
+    """
+
+    total: int
+    per_device: dict[str, int]
+
+    @property
+    def largest(self) -> int:
+        """Bytes on the device that has most."""
+        return max(self.per_device.values(), default=0)
+
+
+def bytes_of(x: Any) -> int:
+    """Of an array or its description, where two codes of 4 bits are one byte, as in memory."""
+    known = isinstance(x.dtype, np.dtype)  # Not so the dtypes of random keys.
+    bits = jax.dtypes.itemsize_bits(x.dtype) if known else 8 * x.dtype.itemsize
+    return -(-int(np.prod(x.shape)) * bits // 8)
+
+
+def _readable(n: float) -> str:
+    if n < 1000:
+        return f"{n} B"
+    for unit in ("kB", "MB", "GB"):
+        n /= 1000
+        if n < 1000:
+            return f"{n:.2f} {unit}"
+    return f"{n / 1000:.2f} TB"
+
+
+def _table(rows: list[list[str]]) -> str:
+    """The first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]))
+    return "\n".join(lines)

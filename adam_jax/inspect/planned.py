@@ -1,0 +1,179 @@
+"""What a run will hold, as shapes and dtypes, and to which parameter each belongs."""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adam_jax.inspect.amounts import SHARED, Bytes, bytes_of
+from adam_jax.leaves import leaf_paths
+from adam_jax.recipe.telemetry import telemetry
+from adam_jax.transform import body_of
+
+Keys = tuple[Any, ...]
+"""A path into a tree, as `jax.tree_util` has it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Trees of `jax.ShapeDtypeStruct`s, sharded where a mesh has them.
+
+    Attributes:
+      params: the parameters.
+      grads: a tree like them, with None for a leaf that has none.
+      state: of the optimizer.
+    """
+
+    params: Any
+    grads: Any
+    state: Any
+
+    @classmethod
+    def of(cls, params: Any, tx: optax.GradientTransformation, grads: Any) -> "Plan":
+        """That of these parameters; without `grads`, gradients are like their parameters.
+
+        Raises:
+          ValueError: they do not fit together.
+        """
+        body_of("tx", tx)
+        params = _described("params", params)
+        if not jax.tree.leaves(params):
+            raise ValueError(
+                f"params must have arrays or jax.ShapeDtypeStructs in it, got {params!r}: pass the"
+                f" parameters, or jax.eval_shape(model.init, ...)."
+            )
+        if grads is None:
+            grads = jax.tree.map(lambda p: p if _is_inexact(p) else None, params)
+        else:
+            grads = _described("grads", grads)
+            _check_gradients(params, grads)
+        return cls(params, grads, _state(params, tx))
+
+    def bytes(self, groups: Mapping[str, str] | None) -> Bytes:
+        """All of it, by group."""
+        group_of = telemetry(optax.identity(), groups=groups).body.group  # The same convention.
+        members: dict[str, list[Bytes]] = {}
+        shapes, names = {}, {}
+        flat, treedef = jax.tree_util.tree_flatten_with_path(self.params)
+        grads, paths = treedef.flatten_up_to(self.grads), leaf_paths(self.params, False)
+        for (keys, p), g, path in zip(flat, grads, paths, strict=True):
+            name = group_of(path)
+            # An nnx variable has its array in `value`; what is several arrays takes its place.
+            for own in {keys, keys[:-1] if keys[-1:] == (_VALUE,) else keys}:
+                shapes[own], names[own] = p.shape, name
+            leaf = Bytes(int(np.prod(p.shape)), bytes_of(p), 0 if g is None else bytes_of(g), 0)
+            members.setdefault(name, []).append(leaf)
+        for keys, x in jax.tree_util.tree_flatten_with_path(self.state)[0]:
+            owner = _owner(keys, x.shape, shapes)
+            name = SHARED if owner is None else names[owner]
+            members.setdefault(name, []).append(Bytes(0, 0, 0, bytes_of(x)))
+        order = sorted(members, key=lambda name: (name == SHARED, name))
+        rows = {name: _sum(members[name], {}) for name in order}
+        return _sum(rows.values(), rows)
+
+
+def _sum(parts: Collection[Bytes], groups: Mapping[str, Bytes]) -> Bytes:
+    return Bytes(
+        size=sum(x.size for x in parts),
+        parameters=sum(x.parameters for x in parts),
+        gradients=sum(x.gradients for x in parts),
+        state=sum(x.state for x in parts),
+        groups=groups,
+    )
+
+
+_VALUE = jax.tree_util.GetAttrKey("value")
+
+
+def _described(argument: str, tree: Any) -> Any:
+    leaves = jax.tree.leaves(tree)
+    for path, x in zip(leaf_paths(tree, none_is_leaf=False), leaves, strict=True):
+        if not hasattr(x, "dtype") and not isinstance(x, int | float | complex):
+            raise ValueError(
+                f"{argument} must be a tree of arrays or jax.ShapeDtypeStructs, got"
+                f" {type(x).__name__} at {path!r}: put None there."
+            )
+
+    def described(x: Any, seen: Any) -> Any:
+        sharding = getattr(x, "sharding", None)  # That of a single device is nobody's choice.
+        sharding = sharding if isinstance(sharding, jax.sharding.NamedSharding) else None
+        return jax.ShapeDtypeStruct(seen.shape, seen.dtype, sharding=sharding)
+
+    return jax.tree.map(described, tree, jax.eval_shape(lambda t: t, tree))
+
+
+def _is_inexact(p: Any) -> bool:
+    return jnp.issubdtype(p.dtype, jnp.inexact)
+
+
+def _check_gradients(params: Any, grads: Any) -> None:
+    leaves, treedef = jax.tree.flatten(params)
+    try:
+        own = treedef.flatten_up_to(grads)
+    except ValueError:
+        raise ValueError(
+            f"grads must be a tree like params, with None for a leaf that has no gradient, got"
+            f" {jax.tree.structure(grads)} for {treedef}."
+        ) from None
+    for path, p, g in zip(leaf_paths(params, none_is_leaf=False), leaves, own, strict=True):
+        if g is not None and getattr(g, "shape", None) != p.shape:
+            raise ValueError(
+                f"grads must be like params, got {g} for the shape {p.shape} at {path!r}: pass the"
+                f" gradients of these parameters."
+            )
+
+
+def _state(params: Any, tx: optax.GradientTransformation) -> Any:
+    """Sharded as `tx.init` outside of jit makes it of such parameters."""
+    shardings = [x.sharding for x in jax.tree.leaves(params)]
+    meshes = {sharding.mesh for sharding in shardings if sharding is not None}
+    if len(meshes) != 1:
+        return jax.eval_shape(tx.init, params)
+    # Only on a mesh whose axes are explicit do arrays have shardings while they are traced.
+    [mesh] = meshes
+    explicit = (jax.sharding.AxisType.Explicit,) * len(mesh.axis_names)
+    described = jax.sharding.AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=explicit)
+    with jax.sharding.use_abstract_mesh(described):
+        state = jax.eval_shape(tx.init, _on(described, params))
+    return _on(mesh, state)
+
+
+def _on(mesh: Any, tree: Any) -> Any:
+    """The same shardings on another mesh with the same axes."""
+
+    def moved(x: Any) -> Any:
+        sharding = x.sharding and jax.sharding.NamedSharding(mesh, x.sharding.spec)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(moved, tree)
+
+
+def _owner(
+    keys: Keys, shape: tuple[int, ...], shapes: Mapping[Keys, tuple[int, ...]]
+) -> Keys | None:
+    """The parameter that an array of the state belongs to: one whose path is in the array's.
+
+    Of several the one with the array's shape, then the one nearest to the end, then the longest. A
+    scalar belongs to a scalar, if to any: counts and statistics are nobody's.
+
+    Args:
+      keys: the path of the array in the state.
+      shape: of the array.
+      shapes: of the parameters, by path.
+    """
+    found = []
+    for end in range(len(keys) + 1):
+        behind = keys[end:]
+        one_array = all(isinstance(key, jax.tree_util.GetAttrKey) for key in behind)
+        for start in range(end + 1):
+            own = keys[start:end]
+            if own not in shapes or (not shape and (shapes[own] or not one_array)):
+                continue
+            if own and start == 0 and behind:  # The number of a link in a chain, not of a leaf.
+                continue
+            found.append((shapes[own] == shape, end, len(own), own))
+    return max(found, key=lambda x: x[:3])[-1] if found else None

@@ -1,0 +1,294 @@
+"""Training with moments and weights of few bits, beside float32: do the losses differ?
+
+python -m benchmarks.low_precision_training [--fast] [--seeds 3] [--model text|cnn|all]
+    [--data-dir DIR] [--json FILE] [--plot PNG]
+
+The character transformer of `examples.text` and the CNN of `examples.mnist`, by AdamW on clipped
+gradients. Only the optimizer differs between the cases of a model: all begin with the same weights,
+numbers of bfloat16, and see the same batches; the model computes in float32, with the weights as
+they are stored, and its gradients are float32. Then the same with a twentieth of the learning rate,
+where updates are small beside the distance of bfloat16 numbers.
+
+The loss is the mean of the last 15 batches'; "within" says whether the mean over the seeds lies
+between float32's least and largest. "Unmoved" is the share of the weights, and of what is kept
+beside them, that a step leaves as they were: to the nearest those updates are lost, by stochastic
+rounding the others make up for it. Last, whether `master_residual(16)` is training in float32, bit
+for bit.
+"""
+
+import argparse
+import functools
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import adam_jax
+from benchmarks.low_precision import Columns, Row, bytes_per_parameter, table, write_json
+from benchmarks.low_precision_tasks import Task, cast, digits_task, first_weights, text_task
+from benchmarks.machine import describe
+
+LAST = 15  # Batches whose mean is a run's loss.
+SMALL = 1 / 20  # Of the usual learning rate.
+
+
+class Case(NamedTuple):
+    """How moments and weights are stored."""
+
+    moments: Any = jnp.float32
+    weights: Any = jnp.float32
+    around: Callable[[Any], Any] = lambda tx: tx
+
+
+BF16 = functools.partial(Case, weights=jnp.bfloat16)
+residual8 = functools.partial(adam_jax.master_residual, bits=8)
+FLOAT32 = "float32"
+USUAL = {
+    FLOAT32: Case(),
+    "bfloat16 weights, master_residual(16)": BF16(around=adam_jax.master_residual),
+    "8-bit moments": Case(jnp.int8),
+    "4-bit moments": Case(jnp.int4),
+    "8-bit moments, bfloat16 weights, master_residual(8)": BF16(jnp.int8, around=residual8),
+    "8-bit moments, bfloat16 weights, stochastic_rounding": BF16(
+        jnp.int8, around=adam_jax.stochastic_rounding
+    ),
+}
+SLOW = {
+    FLOAT32: Case(),
+    "bfloat16 weights, to the nearest": BF16(),
+    "bfloat16 weights, stochastic_rounding": BF16(around=adam_jax.stochastic_rounding),
+    "bfloat16 weights, kahan_summation": BF16(around=adam_jax.kahan_summation),
+    "bfloat16 weights, master_residual(16)": BF16(around=adam_jax.master_residual),
+    "bfloat16 weights, master_residual(8)": BF16(around=residual8),
+}
+
+
+def optimizer(task: Task, case: Case, rate: Any) -> Any:
+    """A tenth of the steps up to the rate, then a cosine down to a tenth of it."""
+    part = adam_jax.schedules.warmup_cosine_decay_schedule(
+        0.0, 1.0, task.steps // 10, task.steps, 0.1
+    )
+    adamw = adam_jax.adamw(
+        lambda step: rate * part(jnp.asarray(step, jnp.float32)),
+        b2=task.b2,
+        mu_dtype=case.moments,
+        nu_dtype=case.moments,
+        weight_decay=0.1,
+        mask=adam_jax.decay_mask,
+    )
+    return case.around(adam_jax.chain(adam_jax.clip_by_global_norm(1.0), adamw))
+
+
+def unmoved(before: Any, after: Any) -> jax.Array:
+    """The share of the weights that are what they were, with what the optimizer keeps of them."""
+
+    def arrays(weights: Any, state: Any) -> list[Any]:
+        rest = jax.tree.leaves(getattr(state, "rest", None))
+        return [jax.tree.leaves(weights), rest or jax.tree.leaves(weights)]
+
+    leaves = zip(*arrays(*before), *arrays(*after), strict=True)
+    same = [(w == new_w) & (r == new_r) for w, r, new_w, new_r in leaves]
+    return sum((x.sum() for x in same), jnp.zeros([], jnp.int32)) / sum(x.size for x in same)
+
+
+@functools.cache
+def program(task: Task, case: Case) -> Callable[..., Any]:
+    """A whole run of given weights, key and learning rate: what is left, and the losses."""
+
+    @jax.jit
+    def run(weights: Any, key: jax.Array, rate: jax.Array) -> Any:
+        tx = optimizer(task, case, rate)
+
+        def step(carry: Any, t: jax.Array) -> Any:
+            weights, state = carry
+            examples = task.batch(key, t)
+            # Not of the stored weights: their gradients would be rounded to bfloat16.
+            wide = cast(weights, jnp.float32)
+            loss, grads = jax.value_and_grad(task.loss)(wide, examples)
+            new_weights, new_state = adam_jax.step(tx, grads, state, weights)
+            still = unmoved((weights, state), (new_weights, new_state))
+            return (new_weights, new_state), (loss, still)
+
+        weights = cast(weights, case.weights)
+        return jax.lax.scan(step, (weights, tx.init(weights)), jnp.arange(task.steps))
+
+    return run
+
+
+def train(task: Task, case: Case, rate: float, seeds: int) -> list[Row]:
+    """A run for each seed."""
+    runs = []
+    for seed in range(seeds):
+        begin, key = first_weights(task, seed), jax.random.key(seed)
+        (weights, state), (losses, still) = program(task, case)(begin, key, jnp.float32(rate))
+        held_out = task.held_out(cast(weights, jnp.float32))
+        runs.append(
+            {
+                "losses": np.asarray(losses).tolist(),
+                "loss": float(losses[-LAST:].mean()),
+                "held_out": held_out["loss"],
+                "accuracy": held_out.get("accuracy"),
+                "unmoved": float(still[1:].mean()),  # The first step's learning rate is 0.
+                "bytes": bytes_per_parameter((weights, state), weights),
+            }
+        )
+    return runs
+
+
+def summary(name: str, runs: list[Row], exact: list[Row]) -> Row:
+    """A row of a table; `exact` are float32's runs. A NaN stays one, and is not within."""
+
+    def mean(key: str) -> float | None:
+        return None if runs[0][key] is None else statistics.fmean(r[key] for r in runs)
+
+    losses, exact_losses = ([r["loss"] for r in rs] for rs in (runs, exact))
+    apart = [x - y for x, y in zip(losses, exact_losses, strict=True)]
+    numbers = {key: mean(key) for key in ("loss", "held_out", "accuracy", "unmoved", "bytes")}
+    within = min(exact_losses) <= statistics.fmean(losses) <= max(exact_losses)
+    bounds = {"least": min(losses), "most": max(losses), "apart": statistics.fmean(apart)}
+    curves = [r["losses"] for r in runs]
+    return {"case": name, **numbers, **bounds, "within": within, "curves": curves}
+
+
+def measure(task: Task, cases: dict[str, Case], rate: float, seeds: int) -> list[Row]:
+    exact: list[Row] = []
+    rows = []
+    for name, case in cases.items():
+        runs = train(task, case, rate, seeds)
+        exact = exact or runs  # The first case is float32.
+        rows.append(summary(name, runs, exact))
+        print(f"{task.name}, {rate:g}, {name}: {rows[-1]['loss']:.4f}", flush=True)
+    return rows
+
+
+@jax.jit
+def rounded(weights: Any) -> Any:
+    """To the nearest bfloat16, halves away from zero, as `master_residual` has it; float32."""
+
+    def leaf(w: jax.Array) -> jax.Array:
+        bits = jax.lax.bitcast_convert_type(w, jnp.uint32)
+        bits = (bits + np.uint32(0x8000)) & np.uint32(0xFFFF0000)
+        return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+    return jax.tree.map(leaf, weights)
+
+
+def joined(p: jax.Array, rest: jax.Array) -> jax.Array:
+    """The bits of the float32 weight that bfloat16 and 16 bits stand for, uint32."""
+    upper = jax.lax.bitcast_convert_type(p, jnp.uint16).astype(jnp.uint32) << np.uint32(16)
+    return upper + jax.lax.bitcast_convert_type(rest.astype(jnp.int32), jnp.uint32)
+
+
+def equal_bits(task: Task, steps: int) -> list[int]:
+    """How many weights are float32's, bit for bit, after each step of two runs.
+
+    One in float32, whose gradients are those of its weights rounded; one of `master_residual(16)`.
+    The two steps are programs of their own: else XLA could compute in one what is in both.
+    """
+    txs = [optimizer(task, USUAL[FLOAT32], task.learning_rate)]
+    txs += [adam_jax.master_residual(txs[0])]
+    grad = jax.jit(jax.grad(lambda weights, t: task.loss(weights, task.batch(key, t))))
+    one, other = (jax.jit(functools.partial(adam_jax.step, tx)) for tx in txs)
+    key = jax.random.key(0)
+    w = first_weights(task, 0)
+    p = cast(w, jnp.bfloat16)
+    # Bound to a device as the weights are: else the second steps compile again.
+    state, rest = jax.device_put((txs[0].init(w), txs[1].init(p)), jax.devices()[0])
+
+    @jax.jit
+    def equal(w: Any, p: Any, rest: Any) -> jax.Array:
+        pairs = zip(*(jax.tree.leaves(tree) for tree in (w, p, rest)), strict=True)
+        same = [joined(q, r) == jax.lax.bitcast_convert_type(x, jnp.uint32) for x, q, r in pairs]
+        return sum((x.sum() for x in same), jnp.zeros([], jnp.int32))
+
+    found = []
+    for t in range(steps):
+        w, state = one(grad(rounded(w), t), state, w)
+        p, rest = other(grad(cast(p, jnp.float32), t), rest, p)
+        found.append(int(equal(w, p, rest.rest)))
+    return found
+
+
+def number(form: str) -> Callable[[Any], str]:
+    return lambda x: "" if x is None else format(x, form)
+
+
+COLUMNS: Columns = [
+    ("case", "case", str),
+    ("B/p", "bytes", number(".2f")),
+    ("loss", "loss", number(".4f")),
+    ("least", "least", number(".4f")),
+    ("most", "most", number(".4f")),
+    ("- float32's", "apart", number("+.4f")),
+    ("within", "within", lambda x: "yes" if x else "no"),
+    ("held-out loss", "held_out", number(".4f")),
+    ("accuracy", "accuracy", number(".4f")),
+    ("unmoved", "unmoved", number(".3f")),
+]
+
+
+def draw(tables: dict[str, list[Row]], path: Path) -> None:
+    """Running means of the losses, less float32's of the same seed; in grey, float32's seeds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5 * len(tables) / 2, 8.0), layout="constrained")
+    panels = figure.subplots(2, len(tables) // 2, squeeze=False)
+    for axes, (title, rows) in zip(panels.T.flat, tables.items(), strict=True):
+        means = [
+            np.stack([np.convolve(c, np.ones(LAST) / LAST, "valid") for c in row["curves"]])
+            for row in rows
+        ]
+        steps = np.arange(LAST, LAST + means[0].shape[1])
+        middle = means[0].mean(0)
+        axes.fill_between(steps, means[0].min(0) - middle, means[0].max(0) - middle, color="0.9")
+        for row, curves in zip(rows[1:], means[1:], strict=True):
+            axes.plot(steps, (curves - means[0]).mean(0), label=row["case"], linewidth=1.2)
+        axes.set_title(title, loc="left", fontsize=9)
+        axes.set(xlabel="step", ylabel="loss - float32's")
+        axes.legend(fontsize=7, frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--fast", action="store_true", help="short: shows that it runs")
+    arguments.add_argument("--seeds", metavar="N", type=int, default=3)
+    arguments.add_argument("--model", choices=("text", "cnn", "all"), default="all")
+    arguments.add_argument("--data-dir", metavar="DIR", type=Path, help="MNIST's four files")
+    arguments.add_argument("--json", metavar="FILE", type=Path, help="the rows go there too")
+    arguments.add_argument("--plot", metavar="PNG", type=Path, help="the losses, drawn")
+    args = arguments.parse_args()
+    machine = describe("jax", "jaxlib", "flax")
+    print(f"{machine}\n", flush=True)
+    build_tasks = {
+        "text": lambda: text_task(args.fast),
+        "cnn": lambda: digits_task(args.fast, args.data_dir),
+    }
+    tables: dict[str, list[Row]] = {}
+    for model in build_tasks if args.model == "all" else [args.model]:
+        task = build_tasks[model]()
+        for cases, factor in ((USUAL, 1.0), (SLOW, SMALL)):
+            rate = factor * task.learning_rate
+            title = f"{task.name}: {task.steps} steps, learning rate {rate:g}, {args.seeds} seeds"
+            chosen = dict(list(cases.items())[:2]) if args.fast else cases
+            rows = tables[title] = measure(task, chosen, rate, args.seeds)
+            columns = [c for c in COLUMNS if any(row[c[1]] is not None for row in rows)]
+            print(f"\n{title}\n\n{table(columns, rows)}\n", flush=True)
+        if model == "text":
+            counts = equal_bits(task, 5 if args.fast else 100)
+            size = sum(w.size for w in jax.tree.leaves(task.weights(0)))
+            equal = all(count == size for count in counts)
+            print(f"master_residual(16) is float32, bit for bit, {len(counts)} steps: {equal}")
+            print(f"({min(counts):,} of {size:,} weights)\n", flush=True)
+    if args.json:
+        write_json(args.json, "benchmarks.low_precision_training", machine, tables)
+    if args.plot:
+        draw(tables, args.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Members train with moments of few bits; on a CPU leaves share what they need for it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import adam_jax
+from tests.catalogue import every_member
+from tests.low_precision import MOMENTS, every_form_of_moments
+
+
+@every_member
+@pytest.mark.parametrize("name", ["int8", "stochastic int8"])
+def test_every_member_trains_with_codes(member, name):
+    assert_trains(member.alias(3e-2, **member.stored(*MOMENTS[name])))
+
+
+@every_form_of_moments
+def test_adamw_trains_with_every_form(form):
+    mu, nu = form
+    assert_trains(adam_jax.adamw(3e-2, mu_dtype=mu, nu_dtype=nu))
+
+
+def assert_trains(tx):
+    """Least squares, in the same form from the first step to the last (scan sees to that)."""
+    x = jax.random.normal(jax.random.key(0), (32, 64))
+    goal = jax.random.normal(jax.random.key(1), (64, 64)) / 8
+
+    def loss(w):
+        return jnp.mean((x @ (w - goal)) ** 2)
+
+    def body(carry, _):
+        params, state = carry
+        new = adam_jax.step(tx, jax.grad(loss)(params), state, params)
+        return new, loss(new[0])
+
+    params = jnp.zeros((64, 64))
+    start = params, tx.init(params)
+    _, losses = jax.jit(lambda start: jax.lax.scan(body, start, length=150))(start)
+    assert np.all(np.isfinite(losses))
+    assert losses[-1] < 0.35 * loss(params), losses[-1]
+
+
+TEMPORARIES = """
+import jax, jax.numpy as jnp, adam_jax
+tx = adam_jax.adamw(1e-3, mu_dtype=jnp.int8, nu_dtype=jnp.int8)
+params = [jax.ShapeDtypeStruct((64, 1024), jnp.float32)] * 12
+step = jax.jit(lambda p, s, g: adam_jax.step(tx, g, s, p), donate_argnums=(0, 1))
+compiled = step.lower(params, jax.eval_shape(tx.init, params), params).compile()
+print(compiled.memory_analysis().temp_size_in_bytes / (12 * 64 * 1024))
+"""
+
+
+def test_on_one_cpu_leaves_share_their_temporaries():
+    """8 bytes per parameter of a leaf or two at a time, not of all 12."""
+    root = Path(__file__).parent.parent
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", TEMPORARIES]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 2.1
