@@ -155,3 +155,13 @@ def test_a_loss_must_be_a_scalar():
     tx = skip_nonfinite(adamw(1e-3))
     with pytest.raises(ValueError, match="value must be a scalar"):
         tx.update(parameters(), tx.init(parameters()), parameters(), value=jnp.ones(1))
+
+
+def test_accumulate_leaves_a_none_among_the_parameters_alone():
+    tx = adam_jax.accumulate(adam_jax.adamw(1e-3), every=2)
+    params = {"a": jnp.ones(3), "nothing": None}
+    state = tx.init(params)
+    for _ in range(2):
+        params, state = adam_jax.step(tx, params, state, params)
+    assert params["nothing"] is None and np.all(params["a"] < 1)
+    assert int(state.gradient_step) == 1

@@ -19,6 +19,11 @@ class Format(abc.ABC):
       * `shape(stored)` is the shape of the array that was encoded.
     """
 
+    @property
+    def rounds(self) -> bool:
+        """Whether what is stored is less than the array in the dtype of arithmetic."""
+        return True
+
     stochastic: bool = False
     """Whether `encode` rounds by noise; without noise it rounds to the nearest."""
 

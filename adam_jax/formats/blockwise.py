@@ -17,7 +17,7 @@ LANES = 16
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """What `Blockwise` stores.
+    """What `Blockwise` stores, and `FlatBlockwise` of bitsandbytes.
 
     Attributes:
       codes: with the parameter's shape, and so its sharding.

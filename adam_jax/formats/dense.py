@@ -21,6 +21,10 @@ class Dense(Format):
 
     dtype: np.dtype
 
+    @property
+    def rounds(self) -> bool:
+        return self.dtype.itemsize < 4
+
     def init(self, param: jax.Array, start: float) -> jax.Array:
         return jnp.full_like(param, start, dtype=self.dtype)
 

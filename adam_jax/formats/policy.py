@@ -34,7 +34,8 @@ def check_slot_dtype(argument: str, dtype: SlotDType) -> SlotDType:
         return dtype
     allowed = (
         "float32, bfloat16, float16, float64 (or a complex dtype), int8, int4, float8_e4m3fn,"
-        " float8_e5m2, or stochastic(...), by_path(...), Quantized(...)"
+        " float8_e5m2, or stochastic(...), by_path(...), Quantized(...), Factored() for nu,"
+        " BitsAndBytes8()"
     )
     instead = "None keeps the parameter's dtype, leaving the argument out at least float32"
     try:

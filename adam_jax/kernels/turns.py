@@ -1,7 +1,7 @@
 """One leaf after the other, on CPUs: so that all use the same temporary memory.
 
 XLA:CPU starts all leaves at once, and keeps what each stores in between: the float32 moments of
-8-bit states, 8 bytes per parameter, whose page faults take three times as long as the step itself.
+states that are less, 8 bytes per parameter, whose page faults take three times as long as the step.
 It orders by data alone, and drops barriers before it does. So each leaf's gradient is made to hang
 on the results of the leaf before.
 """
