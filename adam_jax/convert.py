@@ -92,7 +92,7 @@ def _stored(slot: Any, spec: SlotDType, magnitude: bool) -> Any:
         if fmt is None:
             return stored
         dtype = wider_dtype(getattr(stored, "dtype", jnp.dtype(jnp.float32)), jnp.float32)
-        x = fmt.decode(stored, dtype)
+        x = fmt.decode(stored, jnp.finfo(dtype).dtype if magnitude else dtype)
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         return resolve(spec, x, magnitude, name).encode(x)
 

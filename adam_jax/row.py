@@ -15,7 +15,7 @@ import optax
 
 from adam_jax.body import Call, counted
 from adam_jax.formats.dtypes import leaf_dtype, wider_dtype
-from adam_jax.formats.noise import salt_of, salted
+from adam_jax.formats.noise import MOMENTS, salt_of, salted
 from adam_jax.formats.policy import format_of
 from adam_jax.kernels.xla import Kind, Leaf, Program, as_arrays, run
 from adam_jax.leaves import (
@@ -199,4 +199,4 @@ def _salt(formats: Any, count: Any, index: int) -> jax.Array | None:
         raise ValueError(
             "its state has no step count, which stochastic rounding needs: store it otherwise."
         )
-    return salted(salt_of(0, count), index)
+    return salted(salt_of(MOMENTS, 0, count), index)

@@ -64,4 +64,4 @@ def test_on_one_cpu_leaves_share_their_temporaries():
     command = [sys.executable, "-c", TEMPORARIES]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 2.1
+    assert float(done.stdout) < 3

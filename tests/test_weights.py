@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import adam_jax
+from adam_jax.formats.noise import MOMENTS, WEIGHTS, random_bits, salt_of, salted
 from adam_jax.formats.weights import Compensated, Residual, RoundedStochastically
 from tests.low_precision import every_form_of_weights
 
@@ -203,6 +204,8 @@ def test_a_run_goes_on_after_a_resume_with_the_same_bits():
         (lambda: adam_jax.stochastic_rounding(adam_jax.adamw(1e-3), -1), ["seed", "-1"]),
         (lambda: adam_jax.stochastic_rounding(adam_jax.adamw(1e-3), 2**32), ["seed", "2³²"]),
         (lambda: adam_jax.kahan_summation(1e-3), ["inner", "adamw"]),
+        (lambda: adam_jax.ema_params(0.9, dtype=adam_jax.stochastic(jnp.int8)), ["dtype", "form"]),
+        (lambda: adam_jax.accumulate(optax.sgd(1.0), 2, dtype=adam_jax.by_path({})), ["dtype"]),
         (lambda: update_without_params(), ["params", "None"]),
         (lambda: update_with_another_state(), ["WeightsState", "init"]),
     ],
@@ -229,3 +232,34 @@ def test_weights_that_are_wide_already_cost_nothing():
         state = wrap(adam_jax.adamw(1e-3)).init(params)
         assert len(jax.tree.leaves(state.rest)) == rests
     assert RoundedStochastically().applies(params["half"])
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_weights_set_to_zero_from_outside_are_zero(bits):
+    """Pruned, or kept from being negative: what the state has of them counts for nothing."""
+    form = Residual(bits)
+    limit = 2 ** (bits - 1)
+    rest = jnp.arange(-limit, limit).astype(form.rest(jnp.zeros(1, jnp.bfloat16)).dtype)
+    for zero in (0.0, -0.0):
+        joined = form.join(jnp.full(rest.shape, zero, jnp.bfloat16), rest)
+        assert np.all(np.isfinite(joined)) and np.abs(joined).max() < 1e-38
+    for infinite in (np.inf, -np.inf):
+        joined = form.join(jnp.full(rest.shape, infinite, jnp.bfloat16), rest)
+        np.testing.assert_array_equal(joined, np.full(rest.shape, infinite))
+    kept = optax.keep_params_nonnegative()
+    tx = optax.chain(adam_jax.master_residual(optax.sgd(0.1), bits), kept)
+    with jax.numpy_dtype_promotion("standard"):
+        params, _ = train(tx, params_of(), apply="update", turns=20)
+    assert all(np.all(np.isfinite(p)) for p in jax.tree.leaves(params))
+
+
+def test_weights_and_moments_are_not_rounded_by_the_same_bits():
+    salts = [
+        salted(salt_of(what, 0, 3), leaf, part)
+        for what in (MOMENTS, WEIGHTS)
+        for leaf in range(3)
+        for part in range(2)
+    ]
+    noise = np.stack([np.asarray(random_bits((4096,), salt), np.float64) for salt in salts])
+    correlations = np.corrcoef(noise) - np.eye(len(salts))
+    assert np.abs(correlations).max() < 0.08

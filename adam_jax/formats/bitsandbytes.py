@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adam_jax.formats.base import Format, SlotPolicy
-from adam_jax.formats.blockwise import Blocks, sharding_of
+from adam_jax.formats.blockwise import Blocks, magnitudes, sharding_of
 from adam_jax.formats.codecs import Codec
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
 
@@ -124,7 +124,7 @@ class FlatBlockwise(Format):
 
     def measure(self, x: jax.Array) -> jax.Array:
         """The largest magnitude in each block."""
-        return jnp.max(_blocks(jnp.abs(jax.lax.convert_element_type(x, jnp.float32))), axis=-1)
+        return jnp.max(_blocks(magnitudes(x)), axis=-1)
 
     def code(self, x: jax.Array, noise: jax.Array | None, measure: jax.Array) -> Blocks:
         # Not by a selection, as in `Blockwise`: that would be one more kernel here.

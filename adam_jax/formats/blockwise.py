@@ -38,8 +38,8 @@ class Blockwise(Format):
     leaf is sharded over; a flattened leaf's would cost an all-gather in every step.
 
     The scale is float32: as bfloat16 it would stand still, as that does (see `AT_LEAST_FLOAT32`).
-    A block of zeros has the scale 0, and is decoded to zeros. A NaN or an infinity in a block makes
-    all of it NaN, which is seen; `skip_nonfinite` keeps it out.
+    A block of zeros has the scale 0, and is decoded to zeros. A NaN or an infinity leaves no finite
+    number in its block, which is seen; `skip_nonfinite` keeps it out.
 
     Attributes:
       codec: from a share to its code.
@@ -67,7 +67,7 @@ class Blockwise(Format):
 
     def measure(self, x: jax.Array) -> jax.Array:
         """The largest magnitude in each block."""
-        sizes = self._blocks(jnp.abs(jax.lax.convert_element_type(x, jnp.float32)))
+        sizes = self._blocks(magnitudes(x))
         if self.block % LANES == 0:
             # XLA:CPU goes through a last axis one by one, and through others many at a time (a
             # third of the time of a whole step). XLA:GPU makes one reduction of the two.
@@ -92,9 +92,16 @@ class Blockwise(Format):
         return jnp.reshape(x, (*x.shape[:-1], x.shape[-1] // self.block, self.block))
 
 
+def magnitudes(x: jax.Array) -> jax.Array:
+    """|x| in float32, infinite for NaN, which XLA:CPU's maximum may leave out."""
+    x = jax.lax.convert_element_type(x, jnp.float32)
+    return jnp.where(jnp.isnan(x), np.float32(np.inf), jnp.abs(x))
+
+
 def sharding_of(param: Any) -> Any:
     """What lies on the same devices as a parameter is to be made with; None where JAX finds it."""
     if isinstance(param, jax.core.Tracer):
         sharding = jax.typeof(param).sharding
         return sharding if sharding.mesh.are_all_axes_explicit else None
-    return getattr(param, "sharding", None)
+    # One that may still go anywhere does not bind what belongs to it.
+    return param.sharding if getattr(param, "committed", False) else None

@@ -20,15 +20,19 @@ def mixed(x: jax.Array) -> jax.Array:
     return x ^ (x >> np.uint32(16))
 
 
-def salt_of(seed: int, count: jax.typing.ArrayLike) -> jax.Array:
+MOMENTS, WEIGHTS = np.uint32(0x6D6F6D65), np.uint32(0x77656967)
+"""What is rounded: each has its own bits, with the same seed too."""
+
+
+def salt_of(what: np.uint32, seed: int, count: jax.typing.ArrayLike) -> jax.Array:
     """The salt of one optimizer step, uint32."""
     count = jax.lax.convert_element_type(count, jnp.uint32)
-    return mixed(mixed(jnp.uint32(seed)) + count * np.uint32(0x9E3779B9))
+    return mixed(mixed(jnp.uint32(seed) ^ what) + count * np.uint32(0x9E3779B9))
 
 
-def salted(salt: jax.Array, number: int) -> jax.Array:
+def salted(salt: jax.Array, leaf: int = 0, part: int = 0) -> jax.Array:
     """The salt of a leaf, or of a part of it. `random_bits` mixes it, for each element."""
-    return salt + np.uint32(number * 0x85EBCA6B % 2**32)
+    return salt + np.uint32((leaf * 0x85EBCA6B + part * 0xC2B2AE35) % 2**32)
 
 
 def random_bits(shape: tuple[int, ...], salt: jax.Array) -> jax.Array:

@@ -51,6 +51,21 @@ def check_slot_dtype(argument: str, dtype: SlotDType) -> SlotDType:
     return checked
 
 
+def check_nearest_dtype(argument: str, dtype: SlotDType) -> SlotDType:
+    """`check_slot_dtype`, for what has neither random bits nor paths of leaves.
+
+    Raises:
+      ValueError: also for stochastic rounding and policies by path.
+    """
+    checked = check_slot_dtype(argument, dtype)
+    if getattr(checked, "stochastic", False) or isinstance(checked, ByPath):
+        raise ValueError(
+            f"{argument} must be one form for all leaves, rounded to the nearest, got {dtype!r}:"
+            f" write jnp.float32, jnp.bfloat16 or jnp.int8."
+        )
+    return checked
+
+
 def stochastic(dtype: Any) -> Format | SlotPolicy:
     """Rounding up or down at random, so that the mean is right: for `mu_dtype=` and `nu_dtype=`.
 

@@ -11,6 +11,7 @@ from adam_jax.formats.base import Format, SlotPolicy
 from adam_jax.formats.blockwise import Blockwise, sharding_of
 from adam_jax.formats.codecs import Codec, Float8, Power
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
+from adam_jax.validation import check_integer
 
 SMALLEST_BLOCK = 32
 FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
@@ -43,11 +44,13 @@ class Quantized(SlotPolicy):
                 f"codes must be 'int8', 'int4', {' or '.join(map(repr, FLOAT8))}, got"
                 f" {self.codes!r}: write 'int8'."
             )
-        if not (isinstance(self.block, int) and self.block >= SMALLEST_BLOCK):
-            raise ValueError(
-                f"block must be an integer of at least {SMALLEST_BLOCK}, got {self.block!r}: 128 is"
-                f" usual, and a scale per 16 elements would be a quarter of a byte for each."
-            )
+        usual = "128 is usual, and a scale per 16 elements would be a quarter of a byte for each"
+        block = check_integer("block", self.block, SMALLEST_BLOCK, instead=usual)
+        object.__setattr__(self, "block", block)
+        usual = "4096 is usual, 0 leaves no leaf out"
+        object.__setattr__(
+            self, "min_size", check_integer("min_size", self.min_size, 0, instead=usual)
+        )
         if self.stochastic and self.codes in FLOAT8:
             raise ValueError(
                 f"stochastic must be False for {self.codes}: write stochastic(jnp.int8), whose"
@@ -55,16 +58,16 @@ class Quantized(SlotPolicy):
             )
 
     def resolve(self, param: Any, magnitude: bool, path: str) -> Format:
+        shape = np.shape(param)
+        block = self._fitting_block(_last_axis(param)) if shape else None
+        if block is None or int(np.prod(shape)) < self.min_size:
+            return AT_LEAST_FLOAT32.resolve(param, magnitude, path)
         dtype = getattr(param, "dtype", np.dtype(np.float32))
         if jnp.issubdtype(dtype, jnp.complexfloating) and not magnitude:
             raise ValueError(
                 f"the parameter is {jnp.dtype(dtype).name}, and codes have no imaginary part: leave"
                 f" mu_dtype out for it, by path with by_path."
             )
-        shape = np.shape(param)
-        block = self._fitting_block(_last_axis(param)) if shape else None
-        if block is None or int(np.prod(shape)) < self.min_size:
-            return AT_LEAST_FLOAT32.resolve(param, magnitude, path)
         return Blockwise(self._codec(magnitude), block, self.stochastic)
 
     def _fitting_block(self, size: int) -> int | None:

@@ -43,6 +43,11 @@ class Stochastic(Format):
         return Rounded(jnp.full_like(param, start, dtype=self.dtype), self)
 
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Rounded:
+        if jnp.iscomplexobj(x):
+            raise ValueError(
+                f"mu_dtype must be complex for a complex gradient, got stochastic"
+                f" {self.dtype.name}, which would drop its imaginary part: leave it out."
+            )
         x = jax.lax.convert_element_type(x, jnp.float32)
         if noise is None:
             return Rounded(jax.lax.convert_element_type(x, self.dtype), self)

@@ -22,7 +22,7 @@ class WeightFormat(abc.ABC):
     """A frozen dataclass of static fields, and never callable, as a `Format`.
 
     Invariant: `split(join(p, rest))` is `(p, rest)`, so that a step that moves nothing changes
-    nothing.
+    nothing (the sign of a float16 zero apart). Rounding has no slope: derivatives through it are 0.
 
     Attributes:
       dtypes: the dtypes of the weights that it is for, by name; others are left alone.
@@ -111,11 +111,15 @@ class Residual(WeightFormat):
         return jnp.zeros_like(p, jnp.int16 if self.bits == 16 else jnp.int8)
 
     def join(self, p: jax.Array, rest: Any) -> jax.Array:
-        upper = jax.lax.bitcast_convert_type(p, jnp.uint16)
-        upper = jax.lax.convert_element_type(upper, jnp.uint32) << np.uint32(16)
+        bits = jax.lax.bitcast_convert_type(p, jnp.uint16)
+        upper = jax.lax.convert_element_type(bits, jnp.uint32) << np.uint32(16)
         lower = jax.lax.convert_element_type(rest, jnp.int32) << np.int32(16 - self.bits)
         lower = jax.lax.bitcast_convert_type(lower, jnp.uint32)
-        return jax.lax.bitcast_convert_type(upper + lower, jnp.float32)
+        joined = jax.lax.bitcast_convert_type(upper + lower, jnp.float32)
+        # A weight that was set to zero from outside, or to infinity, has no rest: 0 less a bit
+        # would be NaN.
+        alone = (bits << np.uint16(1) == 0) & (rest < 0) | (_size(bits) >= INFINITE)
+        return jnp.where(alone, jax.lax.convert_element_type(p, jnp.float32), joined)
 
     def split(self, x: jax.Array, dtype: Any, salt: jax.Array) -> tuple[jax.Array, Any]:
         bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
@@ -129,7 +133,15 @@ class Residual(WeightFormat):
         rest = jax.lax.convert_element_type(lower, jnp.int16 if self.bits == 16 else jnp.int8)
         upper = jax.lax.convert_element_type(upper, jnp.uint16)
         p = jax.lax.bitcast_convert_type(upper, jnp.bfloat16)
-        # The largest numbers would become infinite, and infinity NaN.
-        finite = jnp.abs(x) <= np.float32(jnp.finfo(jnp.bfloat16).max)
+        # Past the largest number, infinite or NaN: the rest would make another number of it.
+        finite = (_size(upper) < INFINITE) & jnp.isfinite(x)
         nearest = jax.lax.convert_element_type(x, jnp.bfloat16)
         return jnp.where(finite, p, nearest), jnp.where(finite, rest, jnp.zeros_like(rest))
+
+
+INFINITE = np.uint16(0x7F80)
+
+
+def _size(bits: jax.Array) -> jax.Array:
+    """Of a bfloat16, as its bits without the sign."""
+    return bits & np.uint16(0x7FFF)

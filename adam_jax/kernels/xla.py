@@ -83,7 +83,7 @@ def run(kinds: list[Kind], steps: tuple[Steps, ...], ok: jax.Array | None) -> li
     """
     results: list[list[Stepped]] = [[] for _ in kinds]
     rounded = any(f.rounds for kind in kinds for fs in kind.program.formats for f in fs)
-    turn = first_turn() if rounded and _is_traced(kinds) and alone() else None
+    turn = first_turn() if rounded and _is_traced(kinds) and alone(kinds[0].leaves[0].g) else None
     for indices, part in _chunks(kinds):
         its = [kinds[k] for k in indices]
         programs = tuple((kind.program, kind.steps) for kind in its)
@@ -165,8 +165,8 @@ def leaf_step(program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None) 
         def encoded(fmt: Format, x: jax.Array, measure: Any, old: Any) -> Any:
             drawn = noise.draw() if fmt.stochastic else None
             stored = fmt.code(x, drawn, measure) if fmt.measured_first else fmt.encode(x, drawn)
-            # What is stored already may be rounded otherwise now.
-            return _if_ok(ok, stored, old) if fmt.stochastic else stored
+            # What is stored already may be rounded otherwise now, or not be what it is decoded to.
+            return _if_ok(ok, stored, old) if fmt.rounds else stored
 
         return result, _map_formats(encoded, program.formats, new, measures, leaf.stored)
 
@@ -222,7 +222,8 @@ class _Noise:
         """For the next slot."""
         number, which = divmod(self.drawn, 2)
         self.drawn += 1
-        return half(random_bits(jnp.shape(self.leaf.g), salted(self.leaf.salt, number)), which)
+        salt = salted(self.leaf.salt, part=number)
+        return half(random_bits(jnp.shape(self.leaf.g), salt), which)
 
 
 def _arithmetic_dtype(leaf: Leaf) -> Any:

@@ -13,12 +13,12 @@ from adam_jax.formats.dtypes import wider_dtype
 from adam_jax.formats.policy import (
     AT_LEAST_FLOAT32,
     SlotDType,
-    check_slot_dtype,
+    check_nearest_dtype,
     format_of,
     resolve,
 )
 from adam_jax.kernels.barrier import kept_apart
-from adam_jax.leaves import cast, dtypes_of, wider_dtypes
+from adam_jax.leaves import cast, dtypes_of, unflatten_stored, wider_dtypes
 from adam_jax.recipe.leafwise import decoded, map_leaves, stored_like, wide_dtype
 from adam_jax.recipe.once import if_due
 from adam_jax.rules.base import frozen_pytree, static
@@ -60,7 +60,7 @@ class Accumulate:
             return resolve(self.dtype, p, False).init(jnp.asarray(p), 0.0)
 
         inner_state = self.inner.init(params)  # First: its error has the path of a leaf.
-        grads = jax.tree.map(start, params)
+        grads = unflatten_stored(params, list(map(start, jax.tree.leaves(params))))
         steps = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)
         return AccumulateState(*steps, inner_state, grads, jnp.zeros([], jnp.float32))
 
@@ -207,5 +207,5 @@ def accumulate(
     """
     if not callable(every):
         every = check_integer("every", every, 1, instead="1 takes a step with each gradient")
-    dtype = check_slot_dtype("dtype", dtype)
+    dtype = check_nearest_dtype("dtype", dtype)
     return Transformation.around(Accumulate(body_of("inner", inner), every, dtype))

@@ -9,7 +9,7 @@ import optax
 
 from adam_jax.body import Call
 from adam_jax.formats.dtypes import leaf_dtype
-from adam_jax.formats.noise import salt_of, salted
+from adam_jax.formats.noise import WEIGHTS, salt_of, salted
 from adam_jax.formats.weights import RoundedStochastically
 from adam_jax.leaves import align_params, align_slot, unflatten_slot
 from adam_jax.recipe.leafwise import applied, decoded, stored_like, wide
@@ -84,8 +84,9 @@ class Eco:
         count = self.count(states)
         first, second, direction = self.rule.scalars(count)
         last = cast(ScaleByLearningRate, self.inner.links[-1].rule)
-        own = getattr(states[-1], "count", count)
-        learning_rate = jnp.asarray(last.learning_rate.at(own), jnp.float32)
+        own = states[-1].count if "count" in states[-1]._fields else count
+        # That of the next step, which is the first to pay back.
+        learning_rate = jnp.asarray(last.learning_rate.at(own + 1), jnp.float32)
         by_first = first if cast(Ema, self.rule.first).bias_correction else 1.0
         by_second = second if cast(Average, self.rule.second).bias_correction else 1.0
 
@@ -102,7 +103,7 @@ class Eco:
 
     def salt(self, states: tuple[Any, ...]) -> jax.Array:
         """Of this step."""
-        return salt_of(self.seed, self.count(states))
+        return salt_of(WEIGHTS, self.seed, self.count(states))
 
 
 def _widened(p: Any) -> Any:
@@ -120,8 +121,10 @@ def eco(inner: optax.GradientTransformation, seed: int = 0) -> Transformation:
 
     Args:
       inner: a member with a learning rate whose first moment is an average of gradients and whose
-        second is an average of squares under a root, as adam, adamw, adabelief, yogi are. Weight
-        decay and schedules are welcome. A mu of 8 bits is rounded twice in a step: leave it dense.
+        second is an average of squares under a root, as adam, adamw, adabelief, yogi are. A
+        schedule may fall, or rise slowly: what a step at 1e-7 lost, steps at 1e-3 would pay back
+        many times over; warm up with `stochastic_rounding`. A mu of 8 bits is rounded twice in a
+        step, and a stochastic one to the nearest: leave mu dense.
       seed: of the rounding, 0 to 2³²-1; see `stochastic_rounding`.
 
     Returns:

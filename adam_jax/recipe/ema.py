@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from adam_jax.body import Call, check_state, counted
 from adam_jax.formats.dtypes import leaf_dtype
-from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_slot_dtype, resolve
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_nearest_dtype, resolve
 from adam_jax.leaves import cast, dtypes_of
 from adam_jax.recipe.leafwise import applied, decoded, stored_like, wide
 from adam_jax.rules.base import DecayRate, DecayRateLike, frozen_pytree, static
@@ -111,5 +111,5 @@ def ema_params(
       >>> tx = adam_jax.chain(adam_jax.adamw(1e-3), adam_jax.ema_params(0.999))
     """
     return Transformation.around(
-        EmaParams(DecayRate.of("decay", decay), debias, check_slot_dtype("dtype", dtype))
+        EmaParams(DecayRate.of("decay", decay), debias, check_nearest_dtype("dtype", dtype))
     )

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from adam_jax.formats.base import Format
 from adam_jax.formats.dtypes import leaf_dtype, wider_dtype
 from adam_jax.formats.policy import format_of
-from adam_jax.leaves import align_slot
+from adam_jax.leaves import align_slot, unflatten_slot
 from adam_jax.rules.base import abs_squared
 
 
@@ -24,7 +24,7 @@ def map_leaves(f: Callable[..., Any], updates: Any, slots: Any) -> Any:
     """
     leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
     kept = align_slot(treedef, updates, slots)
-    return jax.tree.unflatten(treedef, list(map(f, leaves, kept)))
+    return unflatten_slot(treedef, updates, list(map(f, leaves, kept)))
 
 
 def decoded(stored: Any, dtype: Any) -> jax.Array:

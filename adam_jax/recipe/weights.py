@@ -9,7 +9,7 @@ import optax
 
 from adam_jax.body import Body, Call, check_state, counted
 from adam_jax.formats.dtypes import leaf_dtype
-from adam_jax.formats.noise import salt_of, salted
+from adam_jax.formats.noise import WEIGHTS, salt_of, salted
 from adam_jax.formats.weights import Compensated, Residual, RoundedStochastically, WeightFormat
 from adam_jax.leaves import align_params, align_slot, dtypes_of, unflatten_slot, unflatten_stored
 from adam_jax.recipe.leafwise import applied, wide
@@ -72,7 +72,7 @@ class Weights:
         )
         moved = treedef.flatten_up_to(result if call.apply else applied(result, master))
         results = treedef.flatten_up_to(result)
-        salt = salt_of(self.seed, state.count)
+        salt = salt_of(WEIGHTS, self.seed, state.count)
         for i in ours:
             p, dtype = stored[i], jnp.dtype(leaf_dtype(stored[i]))
             q, rest = _split(self.form, dtype, moved[i], salted(salt, i))
