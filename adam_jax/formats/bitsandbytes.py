@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adam_jax.formats.base import Format, SlotPolicy
-from adam_jax.formats.blockwise import Blocks, magnitudes, sharding_of
+from adam_jax.formats.blockwise import BlockFormat, Blocks, check_real, magnitudes, sharding_of
 from adam_jax.formats.codecs import Codec
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
 
@@ -92,7 +92,7 @@ class DynamicMap(Codec):
 
 
 @dataclasses.dataclass(frozen=True)
-class FlatBlockwise(Format):
+class FlatBlockwise(BlockFormat):
     """Blocks of 256 elements of the flattened leaf, the last with what is left.
 
     Each is divided by its largest magnitude, as in `Blockwise`. But blocks may lie across the
@@ -108,19 +108,9 @@ class FlatBlockwise(Format):
 
     codec: Codec
 
-    def init(self, param: jax.Array, start: float) -> Blocks:
-        code = self.codec.code(jnp.sign(jnp.asarray(start, jnp.float32)), None)
-        codes = jnp.full_like(param, code, dtype=self.codec.dtype)
+    def filled_scale(self, param: jax.Array, x: Any) -> jax.Array:
         shape = (math.ceil(param.size / BLOCK),)
-        scale = jnp.full(shape, jnp.abs(start), jnp.float32, device=_beside_blocks(param))
-        return Blocks(codes, scale, self)
-
-    def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Blocks:
-        return self.code(x, noise, self.measure(x))
-
-    @property
-    def measured_first(self) -> bool:
-        return True
+        return jnp.full(shape, x, jnp.float32, device=_beside_blocks(param))
 
     def measure(self, x: jax.Array) -> jax.Array:
         """The largest magnitude in each block."""
@@ -135,9 +125,6 @@ class FlatBlockwise(Format):
     def decode(self, stored: Blocks, dtype: Any) -> jax.Array:
         x = self.codec.value(stored.codes) * _each(stored.scale, stored.codes.shape)
         return jax.lax.convert_element_type(x, dtype)
-
-    def shape(self, stored: Blocks) -> tuple[int, ...]:
-        return np.shape(stored.codes)
 
 
 def _blocks(x: jax.Array) -> jax.Array:
@@ -208,12 +195,8 @@ class BitsAndBytes8(SlotPolicy):
             )
 
     def resolve(self, param: Any, magnitude: bool, path: str) -> Format:
-        dtype, shape = getattr(param, "dtype", np.dtype(np.float32)), np.shape(param)
-        if jnp.issubdtype(dtype, jnp.complexfloating) and not magnitude:
-            raise ValueError(
-                f"the parameter is {jnp.dtype(dtype).name}, and codes have no imaginary part: leave"
-                f" mu_dtype out for it, by path with by_path."
-            )
+        shape = np.shape(param)
+        check_real(param, magnitude)
         if math.prod(shape) < self.min_size:
             return AT_LEAST_FLOAT32.resolve(param, magnitude, path)
         if not _whole_on_devices(sharding := sharding_of(param), shape):

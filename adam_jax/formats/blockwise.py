@@ -1,5 +1,6 @@
 """Codes of 8 or 4 bits, with one float32 scale for each block along the last axis."""
 
+import abc
 import dataclasses
 from typing import Any
 
@@ -30,8 +31,37 @@ class Blocks:
     format: Format = dataclasses.field(metadata={"static": True})
 
 
+class BlockFormat(Format):
+    """Codes with the parameter's shape, and a scale per block, wherever the blocks lie.
+
+    Attributes:
+      codec: from a share to its code.
+    """
+
+    codec: Codec
+
+    @abc.abstractmethod
+    def filled_scale(self, param: jax.Array, x: Any) -> jax.Array:
+        """The scale of an array like `param` whose elements are all x ≥ 0."""
+
+    def init(self, param: jax.Array, start: float) -> Blocks:
+        code = self.codec.code(jnp.sign(jnp.asarray(start, jnp.float32)), None)
+        codes = jnp.full_like(param, code, dtype=self.codec.dtype)
+        return Blocks(codes, self.filled_scale(param, jnp.abs(start)), self)
+
+    def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Blocks:
+        return self.code(x, noise, self.measure(x))
+
+    @property
+    def measured_first(self) -> bool:
+        return True
+
+    def shape(self, stored: Blocks) -> tuple[int, ...]:
+        return np.shape(stored.codes)
+
+
 @dataclasses.dataclass(frozen=True)
-class Blockwise(Format):
+class Blockwise(BlockFormat):
     """Each block is divided by its largest magnitude, and a codec makes codes of the shares.
 
     Blocks lie on the last axis, so that none straddles the heads of attention or the devices that a
@@ -51,19 +81,9 @@ class Blockwise(Format):
     block: int
     stochastic: bool = False
 
-    def init(self, param: jax.Array, start: float) -> Blocks:
-        code = self.codec.code(jnp.sign(jnp.asarray(start, jnp.float32)), None)
-        codes = jnp.full_like(param, code, dtype=self.codec.dtype)
+    def filled_scale(self, param: jax.Array, x: Any) -> jax.Array:
         shape = (*param.shape[:-1], param.shape[-1] // self.block)
-        scale = jnp.full(shape, jnp.abs(start), jnp.float32, device=sharding_of(param))
-        return Blocks(codes, scale, self)
-
-    def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Blocks:
-        return self.code(x, noise, self.measure(x))
-
-    @property
-    def measured_first(self) -> bool:
-        return True
+        return jnp.full(shape, x, jnp.float32, device=sharding_of(param))
 
     def measure(self, x: jax.Array) -> jax.Array:
         """The largest magnitude in each block."""
@@ -85,9 +105,6 @@ class Blockwise(Format):
         x = jnp.reshape(shares * stored.scale[..., None], stored.codes.shape)
         return jax.lax.convert_element_type(x, dtype)
 
-    def shape(self, stored: Blocks) -> tuple[int, ...]:
-        return np.shape(stored.codes)
-
     def _blocks(self, x: jax.Array) -> jax.Array:
         return jnp.reshape(x, (*x.shape[:-1], x.shape[-1] // self.block, self.block))
 
@@ -96,6 +113,20 @@ def magnitudes(x: jax.Array) -> jax.Array:
     """|x| in float32, infinite for NaN, which XLA:CPU's maximum may leave out."""
     x = jax.lax.convert_element_type(x, jnp.float32)
     return jnp.where(jnp.isnan(x), np.float32(np.inf), jnp.abs(x))
+
+
+def check_real(param: Any, magnitude: bool) -> None:
+    """Checks that a slot of this parameter has codes: it is real, or its magnitudes are wanted.
+
+    Raises:
+      ValueError: it has none.
+    """
+    dtype = getattr(param, "dtype", np.dtype(np.float32))
+    if jnp.issubdtype(dtype, jnp.complexfloating) and not magnitude:
+        raise ValueError(
+            f"the parameter is {jnp.dtype(dtype).name}, and codes have no imaginary part: leave"
+            f" mu_dtype out for it, by path with by_path."
+        )
 
 
 def sharding_of(param: Any) -> Any:

@@ -4,11 +4,10 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from adam_jax.formats.base import Format, SlotPolicy
-from adam_jax.formats.blockwise import Blockwise, sharding_of
+from adam_jax.formats.blockwise import Blockwise, check_real, sharding_of
 from adam_jax.formats.codecs import Codec, Float8, Power
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.validation import check_integer
@@ -62,12 +61,7 @@ class Quantized(SlotPolicy):
         block = self._fitting_block(_last_axis(param)) if shape else None
         if block is None or int(np.prod(shape)) < self.min_size:
             return AT_LEAST_FLOAT32.resolve(param, magnitude, path)
-        dtype = getattr(param, "dtype", np.dtype(np.float32))
-        if jnp.issubdtype(dtype, jnp.complexfloating) and not magnitude:
-            raise ValueError(
-                f"the parameter is {jnp.dtype(dtype).name}, and codes have no imaginary part: leave"
-                f" mu_dtype out for it, by path with by_path."
-            )
+        check_real(param, magnitude)
         return Blockwise(self._codec(magnitude), block, self.stochastic)
 
     def _fitting_block(self, size: int) -> int | None:

@@ -35,6 +35,10 @@ class WeightFormat(abc.ABC):
         """Whether it is for this weight."""
         return p is not None and jnp.dtype(leaf_dtype(p)).name in self.dtypes
 
+    def widened(self, p: Any) -> Any:
+        """The weight as float32, if it is for it; else as it is."""
+        return jax.lax.convert_element_type(p, jnp.float32) if self.applies(p) else p
+
     @abc.abstractmethod
     def rest(self, p: jax.Array) -> Any:
         """The rest of weights that are what `p` says; None if this form keeps none."""

@@ -11,13 +11,13 @@ def kept_apart(tree: Any) -> Any:
     return jax.lax.optimization_barrier(tree)
 
 
-def computed_again(tree: Any) -> Any:
-    """`kept_apart`, but on CPUs: what XLA:CPU would otherwise compute twice it does not fuse."""
-    with jax.disable_jit(False):
-        return jax.lax.platform_dependent(tree, cpu=lambda x: x, default=kept_apart)
-
-
 @kept_apart.defjvp
 def _kept_apart_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
     # jax 0.12 cannot transpose a barrier over arrays of which some have no derivative.
     return kept_apart(*primals), tangents[0]
+
+
+def computed_again(tree: Any) -> Any:
+    """`kept_apart`, but on CPUs: what XLA:CPU would otherwise compute twice it does not fuse."""
+    with jax.disable_jit(False):
+        return jax.lax.platform_dependent(tree, cpu=lambda x: x, default=kept_apart)

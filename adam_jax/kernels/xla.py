@@ -149,17 +149,14 @@ def leaf_step(program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None) 
     # would be traced anew for each shape, and `jnp.where` a call for XLA to inline: 5 ms of tracing
     # for a new shape are 3 without.
     with jax.numpy_dtype_promotion("standard"), jax.disable_jit():
+        result, new = _ruled(program, steps, leaf, ok)
+        measures = _map_formats(_measure, program.formats, new)
         if any(fmt.measured_first for formats in program.formats for fmt in formats):
-            _, new = _ruled(program, steps, leaf, ok)
             # Computed again behind this: else XLA:GPU would store the float32 moments, 8 bytes per
             # parameter, and not compute twice what is measured in one kernel and coded in another.
             # The state alone: a parameter or a gradient may be a result, and would be stored.
             leaf = leaf._replace(stored=computed_again(leaf.stored))
-            measures = _map_formats(_measure, program.formats, new)
             result, new = _ruled(program, steps, leaf, ok)
-        else:
-            result, new = _ruled(program, steps, leaf, ok)
-            measures = _map_formats(lambda fmt, x: None, program.formats, new)
         noise = _Noise(leaf)
 
         def encoded(fmt: Format, x: jax.Array, measure: Any, old: Any) -> Any:

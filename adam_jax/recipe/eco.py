@@ -13,13 +13,13 @@ from adam_jax.formats.noise import WEIGHTS, salt_of, salted
 from adam_jax.formats.weights import RoundedStochastically
 from adam_jax.leaves import align_params, align_slot, unflatten_slot
 from adam_jax.recipe.leafwise import applied, decoded, stored_like, wide
+from adam_jax.recipe.weights import check_seed, difference
 from adam_jax.row import Row
 from adam_jax.rules.base import MomentRule, frozen_pytree, static
 from adam_jax.rules.directions import Root
 from adam_jax.rules.moments import Average, Ema
 from adam_jax.rules.scaling import ScaleByLearningRate
 from adam_jax.transform import Transformation, chosen
-from adam_jax.validation import check_integer
 
 FORM = RoundedStochastically()
 
@@ -33,14 +33,14 @@ class Eco:
 
     def init(self, params: Any) -> Any:
         """The member's state, as for float32 weights."""
-        return self.inner.init(jax.tree.map(_widened, params))
+        return self.inner.init(jax.tree.map(FORM.widened, params))
 
     def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
         """The member's step on float32 weights, rounded, and mu corrected by what that lost."""
         leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
         stored = align_params(treedef, params, needed=True, apply=True)
         grads = treedef.unflatten([None if g is None else wide(g) for g in leaves])
-        masters = treedef.unflatten(list(map(_widened, stored)))
+        masters = treedef.unflatten(list(map(FORM.widened, stored)))
         result, new = self.inner.run(grads, state, masters, call._replace(dtypes=None))
         moved = result if call.apply else applied(result, masters)
         states = list(self.inner.split(new))
@@ -54,9 +54,8 @@ class Eco:
                 continue
             q, _ = FORM.split(x, leaf_dtype(p), salted(salt, i))
             q = q if call.ok is None else jnp.where(call.ok, q, p)
-            exact = jax.lax.convert_element_type(q, jnp.float32)
-            results[i] = q if call.apply else exact - jax.lax.convert_element_type(p, jnp.float32)
-            mu, lost = decoded(mus[i], jnp.float32), x - exact
+            results[i] = q if call.apply else difference(q, p)
+            mu, lost = decoded(mus[i], jnp.float32), difference(x, q)
             # What mu is multiplied with on its way to the weights: α·(1/(1-b1ᵗ)) / (√nû + ε).
             gain = rate(decoded(nus[i], jnp.float32))
             mu = mu - jnp.where(gain > 0, self.share * lost / jnp.where(gain > 0, gain, 1), 0)
@@ -106,10 +105,6 @@ class Eco:
         return salt_of(WEIGHTS, self.seed, self.count(states))
 
 
-def _widened(p: Any) -> Any:
-    return jax.lax.convert_element_type(p, jnp.float32) if FORM.applies(p) else p
-
-
 def eco(inner: optax.GradientTransformation, seed: int = 0) -> Transformation:
     """16-bit weights whose rounding error goes into the first moment, which pays it back.
 
@@ -135,7 +130,7 @@ def eco(inner: optax.GradientTransformation, seed: int = 0) -> Transformation:
 
     Reference: Nikdan et al. 2026, ECO, https://arxiv.org/abs/2601.22101, for FP8 and INT4 weights.
     """
-    seed = check_integer("seed", seed, 0, instead="any number up to 2³²-1")
+    seed = check_seed(seed)
     body = inner.body if isinstance(inner, Transformation) else None
     rule = None
     if isinstance(body, Row) and body.chained and body.member is not None:

@@ -48,7 +48,7 @@ class Weights:
             kept = self.form.rest(p) if self.form.applies(p) else None
             return optax.MaskedNode() if kept is None else kept
 
-        inner_state = self.inner.init(jax.tree.map(self._widened, params))
+        inner_state = self.inner.init(jax.tree.map(self.form.widened, params))
         rests = unflatten_stored(params, list(map(rest, jax.tree.leaves(params))))
         return WeightsState(jnp.zeros([], jnp.int32), rests, inner_state)
 
@@ -79,14 +79,11 @@ class Weights:
             if call.ok is not None:
                 q = jnp.where(call.ok, q, p)
                 rest = None if rest is None else jnp.where(call.ok, rest, rests[i])
-            results[i] = q if call.apply else _difference(q, p)
+            results[i] = q if call.apply else difference(q, p)
             rests[i] = rests[i] if rest is None else rest
         rest_tree = unflatten_slot(treedef, updates, rests)
         new = WeightsState(counted(state.count, call), rest_tree, inner_state)
         return treedef.unflatten(results), new
-
-    def _widened(self, p: Any) -> Any:
-        return jax.lax.convert_element_type(p, jnp.float32) if self.form.applies(p) else p
 
 
 def _or_none(rest: Any) -> Any:
@@ -104,10 +101,22 @@ def _split(form: WeightFormat, dtype: Any, x: Any, salt: Any) -> tuple[jax.Array
     return form.split(x, dtype, salt)
 
 
-def _difference(q: jax.Array, p: Any) -> jax.Array:
-    """The float32 update with which `optax.apply_updates` lands on q."""
+def difference(q: jax.Array, p: Any) -> jax.Array:
+    """q - p in float32: the update with which `optax.apply_updates` lands on q."""
     q, p = (jax.lax.convert_element_type(x, jnp.float32) for x in (q, p))
     return q - p
+
+
+def check_seed(seed: Any) -> int:
+    """Returns the seed as an int of 32 bits.
+
+    Raises:
+      ValueError: it is none.
+    """
+    seed = check_integer("seed", seed, 0, instead="any number up to 2³²-1")
+    if seed >= 2**32:
+        raise ValueError(f"seed must be below 2³², got {seed}: write seed % 2**32.")
+    return seed
 
 
 def stochastic_rounding(inner: optax.GradientTransformation, seed: int = 0) -> Transformation:
@@ -140,10 +149,7 @@ def stochastic_rounding(inner: optax.GradientTransformation, seed: int = 0) -> T
       >>> import adam_jax, jax.numpy as jnp
       >>> tx = stochastic_rounding(adam_jax.adamw(1e-5, mu_dtype=jnp.int8, nu_dtype=jnp.int8))
     """
-    seed = check_integer("seed", seed, 0, instead="any number up to 2³²-1")
-    if seed >= 2**32:
-        raise ValueError(f"seed must be below 2³², got {seed}: write seed % 2**32.")
-    return _around(inner, RoundedStochastically(), seed)
+    return _around(inner, RoundedStochastically(), check_seed(seed))
 
 
 def kahan_summation(inner: optax.GradientTransformation) -> Transformation:
