@@ -10,7 +10,8 @@ mnist: setup
 		--schedule cosine --epochs 4 --batch-size 64 --seed 0 --out runs/make-mnist
 
 test: setup
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto -m "not bits"
+	$(BIN)/python -m pytest -n auto -m bits
 	$(BIN)/python -m tests.newest_python
 
 test-peers: setup

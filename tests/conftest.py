@@ -6,10 +6,28 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import gc  # noqa: E402
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from tests.compilation import FASTER  # noqa: E402
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_configure(config):
+    # What is about bits runs with what users have; so does all of it under plain pytest.
+    if config.option.markexpr == "not bits":
+        os.environ["XLA_FLAGS"] += " " + FASTER
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_programs():
+    """After each file: the programs of 2,700 tests are gigabytes, and slow the collector down."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ import pytest
 import adam_jax
 from tests.catalogue import every_member, every_twin, oracles
 
+pytestmark = pytest.mark.bits
+
 STEPS, SIZE = 10_000, 600
 KINDS = ("normal", "biased", "scales from 1e-8 to 1e8")
 

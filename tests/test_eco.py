@@ -9,6 +9,8 @@ import pytest
 import adam_jax
 from tests.test_weights import MASK, SCHEDULE, every_way, gradients, params_of, train
 
+pytestmark = pytest.mark.bits
+
 
 def least_squares(tx, dtype, turns=400):
     """The loss at the end, from weights near the goal, at a rate that is small for bfloat16."""

@@ -16,6 +16,8 @@ from adam_jax.formats.noise import WEIGHTS, random_bits, salt_of
 from adam_jax.formats.rounding import rounded_stochastically
 from tests.low_precision import CODECS, every_codec
 
+pytestmark = pytest.mark.bits
+
 SIGNED = {name: c for name, c in CODECS.items() if isinstance(c, Float8) or c.signed}
 every_signed = pytest.mark.parametrize("codec", SIGNED.values(), ids=SIGNED)
 

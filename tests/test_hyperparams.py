@@ -13,6 +13,8 @@ import pytest
 import adam_jax
 from tests.catalogue import every_kind_of_state, every_member
 
+pytestmark = pytest.mark.bits
+
 PARAMS = {"w": jnp.linspace(-2.0, 2.0, 999), "b": jnp.ones(3)}
 
 

@@ -15,6 +15,8 @@ from jax.sharding import PartitionSpec as P
 import adam_jax
 from tests.test_weights import gradients
 
+pytestmark = pytest.mark.bits
+
 SPECS = {"columns": P(None, "data"), "rows": P("data", None), "bias": P()}
 
 

@@ -16,6 +16,8 @@ from adam_jax.inspect import bytes_per_parameter, live_bytes, report
 from adam_jax.inspect.planned import Plan
 from tests.test_benchmarks import run
 
+pytestmark = pytest.mark.bits
+
 int8 = adamw(1e-3, mu_dtype=jnp.int8, nu_dtype=jnp.int8)
 
 

@@ -11,6 +11,8 @@ import adam_jax
 from adam_jax import adamw, pack_small_leaves, pack_state, unpack_state
 from tests.recipes import assert_close, gradients, parameters, stepper
 
+pytestmark = pytest.mark.bits
+
 
 def runs(tx, params, state, through="step", dtype=jnp.float32):
     """Parameters and state after each of five steps."""

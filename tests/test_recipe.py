@@ -25,6 +25,8 @@ from tests.recipes import (
     stepper,
 )
 
+pytestmark = pytest.mark.bits
+
 
 @pytest.mark.parametrize("through", ["step", "update"])
 @pytest.mark.parametrize("name", RECIPES)

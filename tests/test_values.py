@@ -12,6 +12,8 @@ import pytest
 import adam_jax
 from tests.catalogue import every_member
 
+pytestmark = pytest.mark.bits
+
 
 def test_three_adams_trace_once():
     traces = []

@@ -11,6 +11,8 @@ from adam_jax.formats.noise import MOMENTS, WEIGHTS, random_bits, salt_of, salte
 from adam_jax.formats.weights import Compensated, Residual, RoundedStochastically
 from tests.low_precision import every_form_of_weights
 
+pytestmark = pytest.mark.bits
+
 every_way = pytest.mark.parametrize("apply", ["step", "update"])
 
 
