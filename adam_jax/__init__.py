@@ -1,6 +1,6 @@
 """Adam and its family for JAX, as Optax transformations."""
 
-from adam_jax import inspect, schedules
+from adam_jax import inspect, scale, schedules
 from adam_jax.compose import scale_by_learning_rate
 from adam_jax.convert import convert_state
 from adam_jax.family.adabelief import adabelief, scale_by_belief
@@ -113,6 +113,7 @@ __all__ = [
     "pack_state",
     "radam",
     "radamw",
+    "scale",
     "scale_by_adam",
     "scale_by_adamax",
     "scale_by_adan",

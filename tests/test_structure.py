@@ -41,7 +41,9 @@ LAYERS = {
     "convert": {"recipe", "family", "formats"},
     "schedules": {"rules", "validation"},
     "inspect": {"recipe", "transform", "leaves"},
+    "scale": {"transform", "body", "leaves", "rules", "validation"},
     "__init__": {
+        "scale",
         "recipe",
         "convert",
         "family",

@@ -1,0 +1,298 @@
+"""The state split over devices, and in the memory of the host: the same steps, fewer bytes."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+import adam_jax
+from adam_jax import scale
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+P = PartitionSpec
+EVERYTHING = adam_jax.accumulate(
+    adam_jax.skip_nonfinite(
+        adam_jax.chain(
+            adam_jax.clip_by_global_norm(1.0), adam_jax.adamw(1e-2), adam_jax.ema_params(0.9)
+        )
+    ),
+    every=2,
+)
+TRANSFORMATIONS = {
+    "adamw": adam_jax.adamw(1e-2),
+    "8 bits": adam_jax.adamw(1e-2, mu_dtype=jnp.int8, nu_dtype=jnp.int8),
+    "4 bits, residual": adam_jax.master_residual(
+        adam_jax.adamw(1e-2, mu_dtype=jnp.int4, nu_dtype=jnp.int4)
+    ),
+    "factored": adam_jax.adamw(1e-2, nu_dtype=adam_jax.Factored()),
+    "lamb": adam_jax.lamb(1e-2),
+    "everything": EVERYTHING,
+    "optax.adamw": optax.adamw(1e-2),
+}
+every_transformation = pytest.mark.parametrize(
+    "tx", TRANSFORMATIONS.values(), ids=list(TRANSFORMATIONS)
+)
+COLLECTIVE = re.compile(
+    r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+)
+
+
+@pytest.fixture(params=[AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+def mesh(request):
+    return jax.make_mesh((8,), ("data",), axis_types=(request.param,))
+
+
+def parameters(dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 2)
+    params = {
+        "in": jax.random.normal(keys[0], (256, 512)) / 16,
+        "out": jax.random.normal(keys[1], (512, 64)) / 23,
+        "bias": jnp.zeros(64),
+    }
+    return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
+def loss(params, x):
+    return jnp.mean((jnp.tanh(x @ params["in"]) @ params["out"] + params["bias"]) ** 2)
+
+
+def trained(tx, params, x, through_step=True):
+    """Parameters, state and program after 5 steps on the same batch."""
+    state = tx.init(params)
+
+    @jax.jit(donate_argnums=(0, 1))
+    def train_step(params, state, x):
+        grads = jax.grad(loss)(params, x)
+        if through_step:
+            return adam_jax.step(tx, grads, state, params)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    program = train_step.lower(params, state, x).compile().as_text()
+    params = jax.tree.map(jnp.copy, params)
+    for _ in range(5):
+        params, state = train_step(params, state, x)
+    return params, state, program
+
+
+def bytes_on_a_device(tree):
+    return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
+
+
+def sent(program):
+    """By kind of collective, the elements that come out of it, or go into a reduce-scatter."""
+    counts = {}
+    for shapes, kind in COLLECTIVE.findall(program):
+        sizes = [math.prod(map(int, s.split(","))) for s in re.findall(r"\[([\d,]+)\]", shapes)]
+        counts[kind] = counts.get(kind, 0) + sum(sizes)
+    return counts
+
+
+def dtype_for(name):
+    return jnp.bfloat16 if "residual" in name else jnp.float32
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_as_data_parallel_bit_for_bit_in_an_eighth_of_the_bytes(name, mesh):
+    tx, dtype = TRANSFORMATIONS[name], dtype_for(name)
+    params = jax.device_put(parameters(dtype), NamedSharding(mesh, P()))
+    x = jax.random.normal(jax.random.key(2), (64, 256), dtype)
+    x = jax.device_put(x, NamedSharding(mesh, P("data", None)))
+    whole, whole_state, _ = trained(tx, params, x)
+    split, state, program = trained(scale.shard_state(tx, mesh), params, x)
+    # LAMB's norms and Factored's means are sums, which are added up in another order.
+    rtol = 1e-5 if name in ("lamb", "factored") else 1e-6
+    for ours, theirs in zip(jax.tree.leaves(split), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(
+            np.asarray(ours, np.float32), np.asarray(theirs, np.float32), rtol=rtol, atol=rtol
+        )
+        assert ours.sharding.is_fully_replicated
+    assert jax.tree.structure(state) == jax.tree.structure(whole_state)
+    assert bytes_on_a_device(state) <= (1 / 8 + 0.05) * bytes_on_a_device(whole_state)
+    # XLA:CPU all-reduces the gradients; of what is sent besides, most are the new parameters.
+    size = sum(p.size for p in jax.tree.leaves(params))
+    assert sent(program)["all-gather"] <= 1.01 * size
+    assert not {"all-to-all", "collective-permute"} & set(sent(program))
+
+
+def test_update_does_as_step(mesh):
+    tx = scale.shard_state(adam_jax.adamw(1e-2), mesh)
+    params = jax.device_put(parameters(), NamedSharding(mesh, P()))
+    x = jax.device_put(jnp.ones((64, 256)), NamedSharding(mesh, P("data", None)))
+    by_step, state, _ = trained(tx, params, x)
+    by_update, other, _ = trained(tx, params, x, through_step=False)
+    for ours, theirs in zip(jax.tree.leaves(by_step), jax.tree.leaves(by_update), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+    shardings = jax.tree.map(lambda x: x.sharding.spec, (state, other))
+    assert shardings[0] == shardings[1]
+
+
+@every_transformation
+def test_the_state_lies_where_state_shardings_says(tx, mesh):
+    params = jax.device_put(parameters(), NamedSharding(mesh, P()))
+    told = scale.state_shardings(tx, params, mesh)
+    shapes = jax.eval_shape(lambda: params)
+    assert told == scale.state_shardings(scale.shard_state(tx, mesh), shapes, mesh)
+    sharded = scale.shard_state(tx, mesh)
+    for init in (sharded.init, jax.jit(sharded.init)):
+        state = init(params)
+        assert jax.tree.structure(state) == jax.tree.structure(tx.init(params))
+        for x, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(told), strict=True):
+            assert x.sharding.is_equivalent_to(sharding, x.ndim)
+
+
+LAYOUTS = {
+    "nothing said": ((64, 256), P(), P("data", None)),
+    "the other dimension is taken": ((64, 256), P("model", None), P("model", "data")),
+    "the first dimension is too small": ((2, 4096), P(), P(None, "data")),
+    "both are taken": ((64, 256), P("model", None), P("model", "data")),
+    "one dimension, taken": ((8192,), P("model"), P(("model", "data"))),
+    "small": ((64, 8), P(), P()),
+    "split over it already": ((64, 256), P(None, "data"), P(None, "data")),
+    "no dimension divides": ((63, 131), P(), P()),
+    "a number": ((), P(), P()),
+}
+
+
+@pytest.mark.parametrize(("shape", "spec", "expected"), LAYOUTS.values(), ids=list(LAYOUTS))
+def test_beside_how_the_parameter_is_partitioned(shape, spec, expected):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    param = jax.device_put(jnp.ones(shape), NamedSharding(mesh, spec))
+    tx = scale.shard_state(adam_jax.adam(1e-3), mesh, specs={"w": spec})
+    state = tx.init({"w": param})
+    mu = state[0].mu["w"]
+    assert mu.sharding.is_equivalent_to(NamedSharding(mesh, expected), len(shape))
+
+    @jax.jit
+    def train_step(params, state):
+        return adam_jax.step(tx, jax.tree.map(jnp.ones_like, params), state, params)
+
+    params, state = train_step({"w": param}, state)
+    assert params["w"].sharding.is_equivalent_to(param.sharding, len(shape))
+    assert state[0].nu["w"].sharding.is_equivalent_to(mu.sharding, len(shape))
+
+
+def test_over_two_axes_of_the_mesh():
+    mesh = jax.make_mesh((2, 4), ("replica", "data"), axis_types=(AxisType.Auto,) * 2)
+    params = {"w": jax.device_put(jnp.ones((64, 256)), NamedSharding(mesh, P()))}
+    state = scale.shard_state(adam_jax.adam(1e-3), mesh, ("replica", "data")).init(params)
+    assert state[0].mu["w"].sharding.spec == P(("replica", "data"), None)
+
+
+def test_a_none_gradient_leaves_its_parameter_and_state_alone(mesh):
+    params = jax.device_put(parameters(), NamedSharding(mesh, P()))
+    tx = scale.shard_state(adam_jax.adamw(1e-2), mesh)
+    grads = {**jax.tree.map(jnp.ones_like, params), "in": None}
+    new, state = jax.jit(lambda *args: adam_jax.step(tx, *args))(grads, tx.init(params), params)
+    np.testing.assert_array_equal(new["in"], params["in"])
+    assert not np.any(state[0].mu["in"]) and np.all(state[0].mu["out"])
+    adam = scale.shard_state(adam_jax.adam(1e-2), mesh)
+    updates, _ = jax.jit(adam.update)(grads, adam.init(params))
+    assert updates["in"] is None and updates["out"].shape == (512, 64)
+
+
+def test_no_device_ever_holds_the_whole_state():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    params = {"w": jax.device_put(jnp.ones((1024, 1024)), NamedSharding(mesh, P()))}
+    created = []
+
+    def init(params):
+        if not isinstance(params["w"], jax.core.Tracer):
+            created.append(params["w"].sharding.shard_shape(params["w"].shape))
+        return adam_jax.adam(1e-3).init(params)
+
+    inner = optax.GradientTransformation(init, adam_jax.adam(1e-3).update)
+    scale.shard_state(inner, mesh).init(params)
+    assert created == [(128, 1024)]
+
+
+def test_what_does_not_fit_is_said():
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    adam = adam_jax.adam(1e-3)
+    with pytest.raises(ValueError, match=r"axis must be of the mesh.*'batch'.*axis='data'"):
+        scale.shard_state(adam, mesh, "batch")
+    with pytest.raises(ValueError, match=r"mesh must be a jax.sharding.Mesh.*make_mesh"):
+        scale.shard_state(adam, ("data",))
+    with pytest.raises(ValueError, match=r"tx must be an Optax transformation"):
+        scale.shard_state("adam", mesh)
+    with pytest.raises(ValueError, match=r"min_size must be"):
+        scale.shard_state(adam, mesh, min_size=-1)
+    params = {"w": jax.device_put(jnp.ones((64, 256)), NamedSharding(mesh, P(None, "model")))}
+    with pytest.raises(ValueError, match=r"'w', which is .*specs=jax.tree.map"):
+        scale.shard_state(adam, mesh).init(params)
+    with pytest.raises(ValueError, match=r"specs must be a tree of PartitionSpecs"):
+        scale.shard_state(adam, mesh, specs={"v": P(), "w": P()}).init(params)
+
+
+def test_equal_ones_trace_once():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    again = Mesh(mesh.devices, mesh.axis_names, axis_types=mesh.axis_types)
+    ours = scale.shard_state(adam_jax.adam(1e-3), mesh, specs={"w": P()})
+    assert ours == scale.shard_state(adam_jax.adam(1e-3), again, specs={"w": P()})
+    assert ours != scale.shard_state(adam_jax.adam(1e-3), mesh)
+
+
+@every_transformation
+def test_offloaded_the_steps_are_the_same(tx):
+    params = parameters()
+    x = jax.random.normal(jax.random.key(2), (64, 256))
+    whole, _, _ = trained(tx, params, x)
+    ours, state, _ = trained(scale.offload(tx), params, x)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+        assert a.sharding.memory_kind == "device"
+    for leaf in jax.tree.leaves(state):
+        assert leaf.sharding.memory_kind == ("pinned_host" if leaf.ndim else "device")
+
+
+def test_where_says_what_is_offloaded():
+    tx = scale.offload(adam_jax.adamw(1e-2), where=r".*/nu/(in|out)")
+    _, state, _ = trained(tx, parameters(), jnp.ones((64, 256)))
+    kinds = jax.tree.map(lambda x: x.sharding.memory_kind, state[0]._asdict())
+    assert kinds["mu"] == {"in": "device", "out": "device", "bias": "device"}
+    assert kinds["nu"] == {"in": "pinned_host", "out": "pinned_host", "bias": "device"}
+
+
+def test_offloaded_outside_jit_and_through_update():
+    tx, params = scale.offload(adam_jax.adamw(1e-2)), parameters()
+    grads = jax.tree.map(jnp.ones_like, params)
+    updates, state = tx.update(grads, tx.init(params), params)
+    expected, _ = adam_jax.adamw(1e-2).update(grads, adam_jax.adamw(1e-2).init(params), params)
+    np.testing.assert_array_equal(updates["in"], expected["in"])
+    assert state[0].mu["in"].sharding.memory_kind == "pinned_host"
+
+
+def test_offloaded_under_scan():
+    tx, params = scale.offload(adam_jax.adamw(1e-2)), parameters()
+    state = tx.init(params)
+
+    def body(carry, _):
+        params, state = carry
+        return adam_jax.step(tx, jax.grad(loss)(params, jnp.ones((8, 256))), state, params), None
+
+    (params, state), _ = jax.jit(lambda c: jax.lax.scan(body, c, None, length=3))((params, state))
+    assert int(state[0].count) == 3
+    assert state[0].nu["in"].sharding.memory_kind == "pinned_host"
+
+
+def test_split_and_offloaded(mesh):
+    params = jax.device_put(parameters(), NamedSharding(mesh, P()))
+    x = jax.device_put(jnp.ones((64, 256)), NamedSharding(mesh, P("data", None)))
+    whole, _, _ = trained(adam_jax.adamw(1e-2), params, x)
+    tx = scale.offload(scale.shard_state(adam_jax.adamw(1e-2), mesh))
+    ours, state, _ = trained(tx, params, x)
+    np.testing.assert_allclose(ours["in"], whole["in"], rtol=1e-6, atol=1e-7)
+    assert state[0].mu["in"].sharding.memory_kind == "pinned_host"
+    assert state[0].mu["in"].addressable_shards[0].data.shape == (32, 512)
+
+
+def test_offload_errors():
+    with pytest.raises(ValueError, match=r"to must be 'pinned_host', got 'disk'"):
+        scale.offload(adam_jax.adam(1e-3), to="disk")
+    with pytest.raises(ValueError, match=r"where must be a regular expression, got '\('"):
+        scale.offload(adam_jax.adam(1e-3), where="(")
