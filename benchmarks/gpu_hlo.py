@@ -53,17 +53,21 @@ def plugin() -> Path:
 
 
 @functools.cache
-def _h200() -> jax.sharding.Sharding:
+def h200s(count: int = 1) -> list[Any]:
+    """So many cards of one machine, to compile for."""
     jax.devices("cpu")  # Makes JAX load the plugins that are installed, this one perhaps too.
     if not _jax.pjrt_plugin_loaded("cuda"):
         xla_bridge.register_plugin("cuda", library_path=str(plugin()), priority=0)
-    h200 = topologies.get_topology_desc(platform="cuda", target_config=H200, topology="1x1x1")
-    return jax.sharding.SingleDeviceSharding(h200.devices[0])
+    machine = topologies.get_topology_desc(
+        platform="cuda", target_config=H200, topology=f"1x{count}x1"
+    )
+    return machine.devices
 
 
 def compile_for_h200(f: Any, *args: Any, donate: tuple[int, ...] = ()) -> jax.stages.Compiled:
     """The function as one program for an H200; arguments are trees of `jax.ShapeDtypeStruct`."""
-    return jax.jit(f, in_shardings=_h200(), donate_argnums=donate).lower(*args).compile()
+    one = jax.sharding.SingleDeviceSharding(h200s()[0])
+    return jax.jit(f, in_shardings=one, donate_argnums=donate).lower(*args).compile()
 
 
 class Launch(NamedTuple):

@@ -146,6 +146,21 @@ def test_the_state_lies_where_state_shardings_says(tx, mesh):
             assert x.sharding.is_equivalent_to(sharding, x.ndim)
 
 
+def test_parameters_that_a_loop_carries_stay_whole(mesh):
+    params = jax.device_put(parameters(), NamedSharding(mesh, P()))
+    tx = scale.shard_state(adam_jax.adamw(1e-2), mesh)
+    x = jax.device_put(jnp.ones((64, 256)), NamedSharding(mesh, P("data", None)))
+
+    def body(carry, _):
+        params, state = carry
+        return adam_jax.step(tx, jax.grad(loss)(params, x), state, params), None
+
+    carry = params, tx.init(params)
+    params, state = jax.jit(lambda c: jax.lax.scan(body, c, None, length=3)[0])(carry)
+    assert all(p.sharding.is_fully_replicated for p in jax.tree.leaves(params))
+    assert state[0].mu["in"].addressable_shards[0].data.shape == (32, 512)
+
+
 LAYOUTS = {
     "nothing said": ((64, 256), P(), P("data", None)),
     "the other dimension is taken": ((64, 256), P("model", None), P("model", "data")),

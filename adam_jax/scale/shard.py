@@ -72,8 +72,8 @@ class Layout:
         """
         parts = [*spec, *[None] * (len(shape) - len(spec))]
         names = [_names(part) for part in parts]
-        ways = self.devices(self.axes)
-        if ways == 1 or math.prod(shape) < self.min_size or {*itertools.chain(*names)} & {*self.axes}:
+        ways, taken = self.devices(self.axes), {*itertools.chain(*names)}
+        if ways == 1 or math.prod(shape) < self.min_size or taken & {*self.axes}:
             return spec
         for whole in (True, False):
             for i, size in enumerate(shape):
@@ -149,7 +149,12 @@ class Sharded:
         """The inner step, each device on its own part of the gradients and the parameters."""
         layout = self.layout
         split = layout.place(updates, layout.of_state(updates))
-        theirs = None if params is None else layout.place(params, layout.of_state(params))
+        theirs = params
+        if params is not None:
+            # First as they are: else a loop around this would carry its own half of each step, and
+            # the parameters that come out of it would be split as well.
+            theirs = layout.place(params, layout.of_params(params))
+            theirs = layout.place(theirs, layout.of_state(params))
         result, new = self.inner.run(split, state, theirs, call)
         if params is not None or None not in jax.tree.leaves(updates, is_leaf=lambda x: x is None):
             new = self.placed(new, updates if params is None else params)
