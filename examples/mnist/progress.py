@@ -12,9 +12,9 @@ from rich.progress import Progress as RichProgress
 class Progress:
     """Shows loss, accuracy and digits per second of the last batches, several times a second."""
 
-    def __init__(self, epochs: int, steps: int, batch_size: int):
+    def __init__(self, epochs: int, steps: int, batch_size: int, quiet: bool = False):
         self.epochs, self.batch_size = epochs, batch_size
-        self.console = Console(highlight=False)
+        self.console = Console(highlight=False, quiet=quiet)
         self.bar = RichProgress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(),
@@ -23,7 +23,7 @@ class Progress:
             TextColumn("{task.fields[rate]:,.0f} digits/s"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=quiet or not self.console.is_terminal,
             transient=True,
         )
         shown = {"epoch": 1, "epochs": epochs, "loss": 0.0, "accuracy": 0.0, "rate": 0.0}

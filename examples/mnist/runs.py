@@ -3,19 +3,36 @@
 RUN/config.json      the settings
 RUN/metrics.jsonl    one line an epoch
 RUN/checkpoints/N/   the training state after N epochs (Orbax), the last two
+RUN/checkpoints/N/b2sums     the checksums of its files, as `b2sum --check b2sums` reads them
+RUN/checkpoints/N.corrupt/   one that did not have them any more, set aside when N was saved again
 RUN/curves.png, RUN/predictions.png
 """
 
+import contextlib
 import dataclasses
+import hashlib
+import itertools
 import json
+import logging
+import os
+import re
 import shutil
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 
+from examples.mnist import distributed
+from examples.mnist.models import MODELS
 from examples.study import write_whole
+
+# A line of metrics.jsonl: each a number.
+QUANTITIES = {"epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy"}
+QUANTITIES |= {"learning_rate", "seconds"}
 
 
 class RunError(ValueError):
@@ -37,59 +54,189 @@ class Config:
     data_dir: str | None = None
 
 
+def _config(text: str) -> Config:
+    """Settings from their JSON. Raises ValueError, TypeError or RecursionError at any other."""
+    from examples.mnist.train import OPTIMIZERS, SCHEDULES  # It imports this file.
+
+    config = Config(**json.loads(text))
+    allowed: dict[str, Callable[[Any], bool]] = {
+        "model": MODELS.__contains__,
+        "optimizer": OPTIMIZERS.__contains__,
+        "schedule": SCHEDULES.__contains__,
+        "learning_rate": lambda rate: 0 <= rate < float("inf"),
+        **dict.fromkeys(("epochs", "batch_size"), lambda count: count >= 1),
+        "seed": lambda seed: abs(seed) < 2**63,
+    }
+    for field in dataclasses.fields(Config):
+        value: Any = getattr(config, field.name)
+        right = isinstance(value, field.type)  # type: ignore[arg-type]
+        if not (right and allowed.get(field.name, lambda _: True)(value)):
+            raise ValueError(f"{field.name} is {str(value)[:80]!r}")
+    return config
+
+
+def _checksums(checkpoint: Path) -> bytes:
+    """BLAKE2b of each file of the state, a line each.
+
+    Files beside the state, with which Orbax marks the checkpoint complete, hold a time alone.
+    """
+    lines = []
+    for path in sorted(p for p in (checkpoint / "default").rglob("*") if not p.is_dir()):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "blake2b").hexdigest()
+        lines.append(f"{digest}  {path.relative_to(checkpoint).as_posix()}\n")
+    return "".join(lines).encode()
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint's bytes are those that were saved."""
+    try:
+        written = (checkpoint / "b2sums").read_bytes()
+        return bool(written) and written == _checksums(checkpoint)
+    except OSError:
+        return False
+
+
+def _of_the_disk(error: BaseException | None) -> str | None:
+    """What the system said when a file could not be written; None if that is not what went wrong.
+
+    TensorStore, which writes for Orbax, raises a ValueError with the system's number in its text.
+    """
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.strerror or str(error)
+        if number := re.search(r"os_error_code='(\d+)'", str(error)):
+            return os.strerror(int(number[1]))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """What the disk refuses inside is a RunError."""
+    try:
+        yield
+    except Exception as error:
+        if (reason := _of_the_disk(error)) is None:
+            raise
+        free = shutil.disk_usage(path.parent).free / 1e6
+        raise RunError(
+            f"{path} cannot be written ({reason}; {free:.1f} MB are free there);"
+            f" mend that or make room, then go on with --resume"
+        ) from error
+
+
+_report = sys.unraisablehook
+
+
+def _report_once(unraisable: Any) -> None:
+    """Drops what adds nothing to the exception that is raised when a checkpoint is not written.
+
+    Orbax closes its loop at the first array that fails, and each of the others then fails to report
+    to it.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        _report(unraisable)
+
+
 class Run:
     """A folder with one run in it.
 
-    Checkpoints are written in the background and appear under their name once they are complete:
-    a run that is killed while it writes one goes on from the one before.
+    Checkpoints are written in the background and appear under their name once they are complete,
+    checksums included: a run that is killed while it writes one goes on from the one before, and
+    so does a run whose last one does not have its checksums any more.
     """
 
     def __init__(self, folder: Path, config: Config):
         self.folder, self.config = folder, config
-        options = ocp.CheckpointManagerOptions(max_to_keep=2)
-        self._checkpoints = ocp.CheckpointManager(
-            (folder / "checkpoints").absolute(), options=options
-        )
+        self._directory = (folder / "checkpoints").absolute()
+        self._saving = 0  # The epochs of the checkpoint that is being written.
+        self._readable: int | None = None  # Not looked for yet.
+        self._unreadable: list[int] = []
+        # One line says what went wrong. Orbax would add a traceback from each thread concerned.
+        absl_logging.set_verbosity(absl_logging.FATAL)
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        sys.unraisablehook = _report_once
+        # Called when all of a state's files are written and the folder's name is still temporary.
+        background = ocp.options.AsyncOptions(post_finalization_callback=self._write_checksums)
+        with _writing(self._directory):
+            self._checkpoints = ocp.CheckpointManager(
+                self._directory,
+                options=ocp.CheckpointManagerOptions(max_to_keep=2, async_options=background),
+            )
 
     @classmethod
     def create(cls, folder: Path, config: Config) -> "Run":
         """A new run. Raises RunError if the folder already holds one."""
+        cls.prepare(folder, config)
+        return cls(folder, config)
+
+    @staticmethod
+    def check_new(folder: Path) -> None:
+        """Raises RunError if the folder already holds a run."""
         if (folder / "config.json").exists():
             raise RunError(
                 f"{folder} holds a run already; go on with --resume, or choose another --out"
             )
+
+    @staticmethod
+    def prepare(folder: Path, config: Config) -> None:
+        """Makes the folder of a new run; of several processes one does, and all then open it."""
+        Run.check_new(folder)
         folder.mkdir(parents=True, exist_ok=True)
         # A run that was killed before it wrote its settings has nothing to go on from.
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        (folder / "metrics.jsonl").write_text("")
-        text = json.dumps(dataclasses.asdict(config), indent=1) + "\n"
-        write_whole(folder / "config.json", text)
-        return cls(folder, config)
+        with _writing(folder / "config.json"):
+            (folder / "metrics.jsonl").write_text("")
+            text = json.dumps(dataclasses.asdict(config), indent=1) + "\n"
+            write_whole(folder / "config.json", text)
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
         """A run of before. Raises RunError if there is none."""
         path = folder / "config.json"
         try:
-            return cls(folder, Config(**json.loads(path.read_text())))
+            config = _config(path.read_text("utf-8"))
         except FileNotFoundError:
             raise RunError(
                 f"{folder} holds no run (no config.json); train one with --out {folder}"
             ) from None
-        except (OSError, TypeError, ValueError) as error:
+        except (OSError, TypeError, ValueError, RecursionError) as error:
             raise RunError(f"{path} cannot be read ({error}); expected a run's settings") from error
+        return cls(folder, config)
 
     @property
     def epochs_saved(self) -> int:
-        """Epochs completed in the last whole checkpoint; 0 if there is none."""
-        return self._checkpoints.latest_step() or 0
+        """Epochs completed in the last checkpoint that can be read; 0 if there never was one.
+
+        Says on stderr if that is not the last. Raises RunError if none of them can be read.
+        """
+        if self._readable is None:
+            self._wait()
+            steps = sorted(self._checkpoints.all_steps(), reverse=True)
+            readable = next((n for n in steps if _is_whole(self._directory / str(n))), 0)
+            self._unreadable = [n for n in steps if n > readable]
+            if self._unreadable:
+                paths = [self.folder / "checkpoints" / str(n) for n in self._unreadable]
+                names = ", ".join(map(str, paths))
+                fault = f"{names} cannot be read: the bytes are not those that were saved"
+                if not readable:
+                    raise RunError(f"{fault}; put back a copy, or train anew with another --out")
+                if distributed.speaks():
+                    print(f"{fault}; using that of epoch {readable} instead", file=sys.stderr)
+            self._readable = readable
+        return self._readable
 
     def save(self, epochs: int, state: Any) -> None:
-        """Writes a checkpoint in the background."""
-        self._checkpoints.save(epochs, args=ocp.args.StandardSave(state))
+        """Writes a checkpoint in the background. Raises RunError if the last had no room."""
+        self._wait()
+        with _writing(self._directory):
+            self._set_aside()
+            self._saving, self._readable = epochs, None
+            self._checkpoints.save(epochs, args=ocp.args.StandardSave(state))
 
     def restore(self, like: Any) -> Any:
-        """The state of the last whole checkpoint, with the types and shardings of `like`."""
+        """The state of the last readable checkpoint, with the types and shardings of `like`."""
         epochs = self.epochs_saved
         if not epochs:
             raise RunError(f"{self.folder} has no checkpoint yet; finish an epoch with --resume")
@@ -97,18 +244,57 @@ class Run:
         return self._checkpoints.restore(epochs, args=ocp.args.StandardRestore(abstract))
 
     def close(self) -> None:
-        """Waits for the last checkpoint to be whole."""
-        self._checkpoints.close()
+        """Waits for the last checkpoint to be whole. Raises RunError if the disk is full."""
+        with _writing(self._directory):
+            self._checkpoints.close()
+
+    def _wait(self) -> None:
+        with _writing(self._directory):
+            self._checkpoints.wait_until_finished()
+
+    def _set_aside(self) -> None:
+        if not self._unreadable:
+            return
+        for epochs in self._unreadable if distributed.speaks() else ():
+            path = aside = self._directory / str(epochs)
+            for n in itertools.count(1):
+                aside = path.with_name(f"{epochs}.corrupt" + f"-{n}" * (n > 1))
+                if not aside.exists():
+                    break
+            path.rename(aside)
+        self._unreadable = []
+        distributed.wait_for_all("set aside what cannot be read")
+        self._checkpoints.reload()
+
+    def _write_checksums(self) -> None:
+        (folder,) = self._directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+        (folder / "b2sums").write_bytes(_checksums(folder))
 
     def metrics(self) -> list[dict[str, float]]:
-        """One entry an epoch, up to the last whole checkpoint.
+        """One entry an epoch, up to the last readable checkpoint.
 
         A line after that is of an epoch that will be run again, a torn one of a kill while writing.
+
+        Raises:
+          RunError: if one of the others is not what was written.
         """
-        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines[: self.epochs_saved]]
+        path, epochs = self.folder / "metrics.jsonl", self.epochs_saved
+        entries: list[Any] = []
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            entries += map(json.loads, path.read_bytes().splitlines()[:epochs])
+        for epoch in range(1, epochs + 1):
+            entry: Any = entries[epoch - 1] if epoch <= len(entries) else None
+            right = isinstance(entry, dict) and entry.keys() == QUANTITIES
+            numbers = right and all(isinstance(value, int | float) for value in entry.values())
+            if not (numbers and entry["epoch"] == epoch):
+                raise RunError(
+                    f"{path} has no metrics of epoch {epoch} in line {epoch};"
+                    f" put back a copy, or train anew with another --out"
+                )
+        return entries
 
     def write_metrics(self, metrics: list[dict[str, float]]) -> None:
-        """Rewrites the lines, all of them or none."""
+        """Rewrites the lines, all of them or none. Raises RunError if the disk is full."""
         text = "".join(json.dumps(entry) + "\n" for entry in metrics)
-        write_whole(self.folder / "metrics.jsonl", text)
+        with _writing(self.folder / "metrics.jsonl"):
+            write_whole(self.folder / "metrics.jsonl", text)

@@ -17,7 +17,7 @@ from flax import nnx
 
 import adam_jax
 from adam_jax import schedules
-from examples.mnist import data, evaluate, plots, preprocessing
+from examples.mnist import data, distributed, evaluate, plots, preprocessing
 from examples.mnist.models import MODELS
 from examples.mnist.progress import Progress
 from examples.mnist.runs import Config, Run
@@ -51,7 +51,9 @@ class TrainState(NamedTuple):
     step: jax.Array  # int32, optimizer steps completed
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "tx", "jitter"), donate_argnames=("state",))
+@functools.partial(
+    jax.jit, static_argnames=("graph", "tx", "jitter", "placement"), donate_argnames=("state",)
+)
 def train_steps(
     state: TrainState,
     images: jax.Array,
@@ -62,6 +64,7 @@ def train_steps(
     graph: Any,
     tx: optax.GradientTransformation,
     jitter: bool,
+    placement: jax.sharding.Sharding | None = None,
 ) -> tuple[TrainState, tuple[jax.Array, jax.Array]]:
     """Takes one optimizer step for each row of `order`.
 
@@ -74,6 +77,7 @@ def train_steps(
       graph: the model without its parameters.
       tx: the optimizer.
       jitter: augment the batches.
+      placement: of each batch, on several devices.
 
     Returns:
       The new state, and the loss and the accuracy of each batch, float32 [steps] each.
@@ -85,6 +89,8 @@ def train_steps(
         return loss, (logits.argmax(axis=1) == y).astype(jnp.float32).mean()
 
     def one_step(state: TrainState, batch: jax.Array) -> tuple[TrainState, Any]:
+        if placement is not None:
+            batch = jax.lax.with_sharding_constraint(batch, placement)
         x, y = preprocessing.normalise(images[batch]), labels[batch]
         if jitter:
             x = preprocessing.augment(jax.random.fold_in(key, state.step), x)
@@ -101,30 +107,37 @@ def steps_per_dispatch(model: str, per_epoch: int) -> int:
     return max((n for n in range(most // 2, most + 1) if per_epoch % n == 0), default=most)
 
 
-def build(config: Config, steps: int) -> tuple[Any, TrainState, optax.GradientTransformation, Any]:
+def build(
+    config: Config, steps: int, devices: distributed.Devices = distributed.ONE
+) -> tuple[Any, TrainState, optax.GradientTransformation, Any]:
     """The model's graph, the state at step 0, the optimizer and its learning rate schedule."""
     graph, params = nnx.split(MODELS[config.model](nnx.Rngs(config.seed)))
+    params, step = devices.copied((params, jnp.zeros([], jnp.int32)))
     schedule = SCHEDULES[config.schedule](config.learning_rate, steps)
-    tx = OPTIMIZERS[config.optimizer](schedule)
-    return graph, TrainState(params, tx.init(params), jnp.zeros([], jnp.int32)), tx, schedule
+    tx = devices.optimizer(OPTIMIZERS[config.optimizer](schedule))
+    return graph, TrainState(params, tx.init(params), step), tx, schedule
 
 
-def train(run: Run, digits: data.Digits) -> dict[str, Any]:
+def train(
+    run: Run, digits: data.Digits, devices: distributed.Devices = distributed.ONE
+) -> dict[str, Any]:
     """Trains to the end of the run's epochs, from its last checkpoint if it has one.
 
     Args:
       run: where to; metrics and a checkpoint are written after each epoch, pictures at the end.
       digits: the data.
+      devices: one, or those of several processes, each of which calls this.
 
     Returns:
       The summary that the command prints as its last line.
     """
     config, began = run.config, time.perf_counter()
-    images = jax.device_put(digits.train_images)
-    labels = jax.device_put(digits.train_labels.astype(np.int32))
+    images = devices.copied(digits.train_images)
+    labels = devices.copied(digits.train_labels.astype(np.int32))
     order_key, jitter_key = jax.random.split(jax.random.key(config.seed))
     per_epoch = len(data.batches(order_key, len(images), config.batch_size))
-    graph, state, tx, schedule = build(config, config.epochs * per_epoch)
+    graph, state, tx, schedule = build(config, config.epochs * per_epoch, devices)
+    jitter_key = devices.copied(jitter_key)
     first = run.epochs_saved
     if first:
         state = run.restore(state)
@@ -132,7 +145,8 @@ def train(run: Run, digits: data.Digits) -> dict[str, Any]:
     stride = steps_per_dispatch(config.model, per_epoch)
     train_seconds = 0.0
 
-    with Progress(config.epochs, per_epoch, config.batch_size) as progress:
+    speaks = distributed.speaks()
+    with Progress(config.epochs, per_epoch, config.batch_size, quiet=not speaks) as progress:
         for epoch in range(first, config.epochs):
             start = time.perf_counter()
             order = data.batches(
@@ -140,7 +154,7 @@ def train(run: Run, digits: data.Digits) -> dict[str, Any]:
             )
             measured = []
             for i in range(0, per_epoch, stride):
-                rows = order[i : i + stride]
+                rows = devices.copied(order[i : i + stride])
                 state, batch_metrics = train_steps(
                     state,
                     images,
@@ -150,6 +164,7 @@ def train(run: Run, digits: data.Digits) -> dict[str, Any]:
                     graph=graph,
                     tx=tx,
                     jitter=config.augment,
+                    placement=devices.batch,
                 )
                 measured.append(batch_metrics)
                 progress.steps(epoch, len(rows), *batch_metrics)
@@ -161,24 +176,21 @@ def train(run: Run, digits: data.Digits) -> dict[str, Any]:
                 "step": (epoch + 1) * per_epoch,
                 "train_loss": float(loss.mean()),
                 "train_accuracy": float(accuracy.mean()),
-                **evaluate.evaluate(graph, state.params, digits.test_images, digits.test_labels),
+                **evaluate.evaluate(
+                    graph, devices.own(state.params), digits.test_images, digits.test_labels
+                ),
                 "learning_rate": float(schedule((epoch + 1) * per_epoch - 1)),
                 "seconds": round(seconds, 3),
             }
             metrics.append(entry)
-            run.write_metrics(metrics)
+            if speaks:
+                run.write_metrics(metrics)
             run.save(epoch + 1, state)
             progress.epoch(entry, per_epoch * config.batch_size / seconds)
 
-    title = f"{config.model}, {config.optimizer}, learning rate {config.learning_rate:g}"
-    plots.curves(
-        metrics,
-        f"{title} ({config.schedule}), batch {config.batch_size}",
-        run.folder / "curves.png",
-    )
-    p = np.exp(evaluate.log_probabilities(graph, state.params, digits.test_images))
-    plots.predictions(digits.test_images, digits.test_labels, p, run.folder / "predictions.png")
     run.close()
+    if speaks:
+        _draw(run, metrics, graph, devices.own(state.params), digits)
     steps = (config.epochs - first) * per_epoch
     return {
         "test_accuracy": metrics[-1]["test_accuracy"],
@@ -187,6 +199,18 @@ def train(run: Run, digits: data.Digits) -> dict[str, Any]:
         "steps_per_second": round(steps / train_seconds, 2) if steps else 0.0,
         "run": str(run.folder),
     }
+
+
+def _draw(run: Run, metrics: Any, graph: Any, params: Any, digits: data.Digits) -> None:
+    config = run.config
+    title = f"{config.model}, {config.optimizer}, learning rate {config.learning_rate:g}"
+    plots.curves(
+        metrics,
+        f"{title} ({config.schedule}), batch {config.batch_size}",
+        run.folder / "curves.png",
+    )
+    p = np.exp(evaluate.log_probabilities(graph, params, digits.test_images))
+    plots.predictions(digits.test_images, digits.test_labels, p, run.folder / "predictions.png")
 
 
 def trained(run: Run) -> tuple[Any, Any]:

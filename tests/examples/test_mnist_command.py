@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import re
-import signal
 import struct
 import subprocess
 import sys
@@ -150,28 +149,6 @@ def params_of(out):
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params)]
 
 
-# Moments to kill at, as what has just appeared in the run's folder.
-MOMENTS = {
-    "before its settings are whole": "config.json.partial",
-    "before the first epoch ends": "config.json",
-    "while the metrics are written": "metrics.jsonl.partial",
-    "while a checkpoint is written": "checkpoints/1*tmp*",
-    "after a checkpoint": "checkpoints/2",
-    "while a later checkpoint is written": "checkpoints/3*tmp*",
-}
-
-
-def kill_at(pattern, out, options):
-    """Trains until something of that name appears, and kills; False if the training ended first."""
-    train = command("train", *options, "--out", out, "--resume")
-    with subprocess.Popen(train, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL) as process:
-        while process.poll() is None:
-            if next(out.glob(pattern), None):
-                process.send_signal(signal.SIGKILL)
-                break
-    return process.returncode == -signal.SIGKILL
-
-
 def small_data(folder, train=512, test=64):
     """The four files with few digits."""
     digits = data.load()
@@ -183,24 +160,6 @@ def small_data(folder, train=512, test=64):
         header = struct.pack(">2I", 2049, len(labels))
         (folder / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
     return folder
-
-
-@pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize(
-    ("model", "moments"), [("mlp", list(MOMENTS)), ("small-cnn", list(MOMENTS)[3:5])]
-)
-def test_killed_at_any_moment_and_resumed_ends_with_the_same_bits(model, moments, tmp_path):
-    options = ["--model", model, "--epochs", 3, "--augment", "--schedule", "cosine"]
-    options += ["--data-dir", small_data(tmp_path), "--batch-size", 32]
-    run("train", *options, "--out", tmp_path / "whole")
-    killed = [kill_at(MOMENTS[moment], tmp_path / "killed", options) for moment in moments]
-    assert sum(killed) >= 2  # A moment can pass before it is seen; most do not.
-    run("train", *options, "--out", tmp_path / "killed", "--resume")
-    assert params_of(tmp_path / "killed") == params_of(tmp_path / "whole")
-    read = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("killed", "whole")]
-    ours, whole = ([json.loads(line) for line in text.splitlines()] for text in read)
-    assert [entry["epoch"] for entry in ours] == [1, 2, 3]
-    assert [entry["test_loss"] for entry in ours] == [entry["test_loss"] for entry in whole]
 
 
 def test_what_the_user_can_mend_is_one_line(trained, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,151 @@
+"""What a training survives: processes that are killed, disks that are full, checkpoints that rot.
+
+python -m benchmarks.reliability [--times 30] [--epochs 12] [--only WORD] [--seed 0] [--fast]
+
+Each fault befalls a real process of `python -m examples.mnist train`, a small one of 12 epochs. It
+is survived if the same command with --resume then ends with the state (parameters, moments, counts)
+and the metrics, to the last bit, of a training that nothing befell. Then, in this process: two
+million optimizer steps, counts that are full, and inputs that nobody would write on purpose.
+
+--only chooses the faults whose name has the word; --fast takes one folder through one fault of each
+kind, and little of the rest.
+"""
+
+import argparse
+import collections
+import contextlib
+import functools
+import io
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from absl import logging as absl_logging
+
+from benchmarks import reliability_faults as faults
+from benchmarks import reliability_fuzz as fuzz
+from benchmarks import reliability_steps as steps
+from benchmarks.machine import describe
+
+Fault = Callable[[faults.Training, Path, random.Random], str]
+Row = tuple[str, int, int, str]
+
+# By name; those of the first kind leave a training that is still to be resumed.
+INTERRUPTIONS: dict[str, Fault] = {
+    "kill -9 at any moment": faults.killed,
+    "kill -9 while a checkpoint is written": faults.killed_in_checkpoint,
+    "disk refuses to write (RLIMIT_FSIZE)": faults.file_limit,
+}
+FAULTS: dict[str, Fault] = INTERRUPTIONS | {
+    "last checkpoint corrupted": faults.corrupted,
+    "disk full (tmpfs)": faults.full_disk,
+}
+
+
+def trial(names: Sequence[str], training: faults.Training, out: Path, rng: random.Random) -> dict:
+    """Takes one training through faults in turn and to its end; returns how, by the fault's name.
+
+    A fault that comes when all is over comes again, to a new training.
+    """
+    for _ in range(20):
+        shutil.rmtree(out, ignore_errors=True)
+        try:
+            how = {name: FAULTS[name](training, out, rng) for name in names}
+        except faults.Passed:
+            continue
+        if names[0] in INTERRUPTIONS:
+            faults.resumed(training, out)
+        return how
+    raise AssertionError("the fault came too late in each of 20 trainings")
+
+
+def counted(how: Sequence[str]) -> str:
+    """Texts, with how often each came."""
+    counts = collections.Counter(how).most_common()
+    return "; ".join(f"{text} ({n})" if len(how) > 1 else text for text, n in counts)
+
+
+def processes(
+    names: list[str], epochs: int, times: int, fast: bool, seed: int, folder: Path
+) -> Iterator[Row]:
+    """The faults of processes. One that is not survived is printed, and the others go on."""
+    training = faults.undisturbed(folder, *((3, 1024) if fast else (epochs, 2048)))
+    say(f"one training: {training.seconds:.1f} s")
+    chains = [[name for name in names if name in INTERRUPTIONS]] if fast else []
+    chains += [[name] for name in names if not (fast and name in INTERRUPTIONS)]
+    for chain in filter(None, chains):
+        rng, found, title = random.Random(f"{seed} {chain}"), [], ", ".join(chain)
+        tried = 0
+        for i in range(1 if fast else times):
+            try:
+                found.append(trial(chain, training, folder / "trial", rng))
+            except AssertionError as error:
+                say(f"{title}: NOT SURVIVED: {error}")
+            except PermissionError as error:
+                say(f"{title}: left out: {error}")
+                break
+            tried += 1
+            say(f"{title}: {i + 1}")
+        for name in chain:
+            yield name, tried, len(found), counted([how[name] for how in found])
+
+
+def checks(fast: bool, seed: int, folder: Path) -> dict[str, tuple[int, Callable[[], str]]]:
+    """What is tried in this process, by name, and how often; it returns how it was survived."""
+    found: dict[str, tuple[int, Callable[[], str]]] = {}
+    count = 20_000 if fast else 2_000_000
+    for name, (tx, dtype) in steps.optimizers().items():
+        found[f"steps: {name}"] = count, functools.partial(steps.many, tx, dtype, count)
+        found[f"count near 2³¹-1: {name}"] = 1, functools.partial(steps.saturated, tx, dtype)
+    for name, fuzzed, count in (
+        ("IDX files", fuzz.fuzz_idx, 2_000 if fast else 100_000),
+        ("checkpoints", fuzz.fuzz_checkpoints, 10 if fast else 300),
+        ("config.json and metrics.jsonl", fuzz.fuzz_texts, 50 if fast else 3_000),
+    ):
+        found[f"fuzz: {name}"] = count, functools.partial(fuzzed, folder, count, seed)
+    return found
+
+
+def say(text: str) -> None:
+    """Progress, beside the table."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("--times", type=int, default=30, help="each fault (%(default)s)")
+    arguments.add_argument("--epochs", type=int, default=12, help="of each (%(default)s)")
+    arguments.add_argument("--only", default="", metavar="WORD")
+    arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--fast", action="store_true")
+    a = arguments.parse_args()
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        names = [name for name in FAULTS if a.only in name]
+        if names:
+            rows += processes(names, a.epochs, a.times, a.fast, a.seed, folder)
+        for name, (tried, check) in checks(a.fast, a.seed, folder).items():
+            if a.only not in name:
+                continue
+            say(name)
+            try:
+                with contextlib.redirect_stderr(io.StringIO()):
+                    rows.append((name, tried, tried, check()))
+            except AssertionError as error:
+                rows.append((name, tried, 0, str(error)))
+    print(describe("jax", "optax", "orbax-checkpoint"))
+    print("\n| fault | times tried | times survived | how |\n|---|---|---|---|")
+    for name, tried, survived, how in rows:
+        print(f"| {name} | {tried:,} | {survived:,} | {how} |")
+    sys.exit(any(tried != survived for _, tried, survived, _ in rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""What can happen to a training: each fault befalls a process of the example of MNIST."""
+
+import contextlib
+import dataclasses
+import os
+import random
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.reliability_fuzz import damage, leaves
+from examples.mnist import data
+from examples.mnist.runs import Run
+from examples.mnist.train import build
+
+ROOT = Path(__file__).parents[1]
+
+# A process that limits itself: to fork this one for it could lock it up.
+LIMITED = """
+import resource, runpy, sys
+limit = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+runpy.run_module("examples.mnist", run_name="__main__")
+"""
+
+
+class Passed(Exception):
+    """The fault came too late: the training had ended."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """One that nothing befell: what all others must end with."""
+
+    out: Path
+    options: list[str]
+    seconds: float
+    state: list[bytes]
+    metrics: list[dict[str, float]]
+
+    @property
+    def epochs(self) -> int:
+        """How many it has."""
+        return len(self.metrics)
+
+
+def write_digits(folder: Path, train: int, test: int) -> None:
+    """The four files of MNIST with few digits."""
+    digits = data.load()
+    for part, images, labels in (
+        ("train", digits.train_images[:train], digits.train_labels[:train]),
+        ("t10k", digits.test_images[:test], digits.test_labels[:test]),
+    ):
+        header = struct.pack(">4I", 2051, len(images), 28, 28)
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        header = struct.pack(">2I", 2049, len(labels))
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
+
+
+def command(options: list[str], out: Path) -> dict[str, Any]:
+    """The arguments of subprocess: begins the training, or goes on with it."""
+    # One device, also under a test suite with eight.
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment = {"JAX_PLATFORMS": "cpu"} | environment
+    line = [sys.executable, "-m", "examples.mnist", "train", *options, "--out", str(out)]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return {"args": [*line, "--resume"], "cwd": ROOT, "env": environment} | pipes
+
+
+def result(out: Path) -> tuple[list[bytes], list[dict[str, float]]]:
+    """The bits of a finished run's state, and its metrics without the times."""
+    run = Run.open(out)
+    _, like, _, _ = build(run.config, steps=1)
+    metrics = [{k: v for k, v in entry.items() if k != "seconds"} for entry in run.metrics()]
+    found = leaves(run.restore(like)), metrics
+    run.close()
+    return found
+
+
+def undisturbed(folder: Path, epochs: int, digits: int) -> Training:
+    """Trains once, for the result and for the time that it takes."""
+    write_digits(folder, digits, 256)
+    options = ["--model", "mlp", "--epochs", str(epochs), "--batch-size", "32"]
+    options += ["--augment", "--schedule", "cosine", "--data-dir", str(folder)]
+    start = time.perf_counter()
+    subprocess.run(**command(options, folder / "whole"), check=True)
+    seconds = time.perf_counter() - start
+    return Training(folder / "whole", options, seconds, *result(folder / "whole"))
+
+
+def resumed(training: Training, out: Path) -> str:
+    """Trains to the end and compares every bit; returns what was said on stderr."""
+    done = subprocess.run(**command(training.options, out))
+    if done.returncode:
+        raise AssertionError(f"could not be resumed: {done.stderr}")
+    state, metrics = result(out)
+    if state != training.state or metrics != training.metrics:
+        raise AssertionError("ended with other parameters or metrics than if nothing had happened")
+    return done.stderr
+
+
+def saved(out: Path) -> int:
+    """Epochs in the last checkpoint that has its name."""
+    names = [path.name for path in (out / "checkpoints").glob("*")]
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def killed(training: Training, out: Path, rng: random.Random) -> str:
+    """Kills at any moment between the start of the process and its usual end."""
+    with subprocess.Popen(**command(training.options, out)) as process:
+        try:
+            process.wait(rng.uniform(0, training.seconds))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+    if process.returncode != -signal.SIGKILL:
+        raise Passed
+    epochs = saved(out)
+    if epochs == training.epochs:
+        return "after the last epoch"
+    return "between epochs" if epochs else "before the first checkpoint"
+
+
+def killed_in_checkpoint(training: Training, out: Path, rng: random.Random) -> str:
+    """Kills up to 50 ms, which is what it takes, after a checkpoint was begun."""
+    if saved(out) == training.epochs:  # A kill before this one came after the last.
+        raise Passed
+    partial = f"{rng.randint(saved(out) + 1, training.epochs)}.orbax-checkpoint-tmp*"
+    with subprocess.Popen(**command(training.options, out)) as process:
+        while process.poll() is None:
+            if next((out / "checkpoints").glob(partial), None):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(rng.uniform(0, 0.05))
+                process.send_signal(signal.SIGKILL)
+                break
+    if process.returncode != -signal.SIGKILL:
+        raise Passed
+    incomplete = next((out / "checkpoints").glob(partial), None)
+    return "it was incomplete" if incomplete else "it had just got its name"
+
+
+def corrupted(training: Training, out: Path, rng: random.Random) -> str:
+    """Damages the last checkpoint of the finished training, and resumes."""
+    shutil.copytree(training.out, out)
+    how = damage(out / "checkpoints" / str(training.epochs), rng)
+    stderr = resumed(training, out)
+    aside = (out / "checkpoints" / f"{training.epochs}.corrupt").exists()
+    if not stderr:
+        return "Orbax's marks: no values in them"
+    if (
+        stderr.count("\n") != 1
+        or f"using that of epoch {training.epochs - 1} instead" not in stderr
+        or not aside
+    ):
+        raise AssertionError(f"{how}: {stderr}")
+    return "fell back by one, said so in a line"
+
+
+def _refused(stderr: str, returncode: int) -> str:
+    line = stderr.startswith("error: ") and stderr.count("\n") == 1
+    if returncode != 1 or not line:
+        raise AssertionError(f"exit status {returncode}: {stderr}")
+    return "one line, exit status 1"
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[None]:
+    """A file system of that many bytes; PermissionError where mounting is not permitted."""
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise PermissionError("no mount here") from error
+    if done.returncode:
+        raise PermissionError(done.stderr.strip())
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def full_disk(training: Training, out: Path, rng: random.Random) -> str:
+    """Trains on a disk that is too small, makes room, and resumes."""
+    files = (path for path in training.out.rglob("*") if path.is_file())
+    needed = sum(path.stat().st_size for path in files)
+    with small_disk(out, rng.randint(1 << 16, int(0.9 * needed))):
+        done = subprocess.run(**command(training.options, out / "run"))
+        _refused(done.stderr, done.returncode)
+        epochs = saved(out / "run")
+        subprocess.run(["mount", "-o", "remount,size=64m", str(out)], check=True)
+        resumed(training, out / "run")
+    return f"one line, exit status 1, resumed from epoch {epochs}"
+
+
+def file_limit(training: Training, out: Path, rng: random.Random) -> str:
+    """Trains where no file may grow beyond a size (RLIMIT_FSIZE): writes fail as on a full disk."""
+    limit = round(2 ** rng.uniform(6, 18))  # 64 bytes to 256 KB; the largest has more.
+    before, fault = saved(out), command(training.options, out)
+    fault["args"][1:3] = ["-c", LIMITED, str(limit)]
+    done = subprocess.run(**fault)
+    said = _refused(done.stderr, done.returncode)
+    if saved(out) != before:
+        raise AssertionError("a checkpoint that could not be written got its name")
+    return said

@@ -1,0 +1,197 @@
+"""Several processes that train one model: who they are, where arrays lie, who speaks for them.
+
+`--processes 2` alone starts them on this machine. On a cluster each is started there, with
+`--processes`, `--process-id` and `--coordinator HOST:PORT`, the address of process 0; or with
+`--processes auto` under SLURM, on GKE and on TPU pods, where JAX finds all three by itself.
+"""
+
+import dataclasses
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from adam_jax import scale
+
+DEVICES = 4  # of each process that is started on this machine, if it has no others than CPUs
+HEARTBEAT = 10  # seconds without a sign of life after which a process counts as dead
+# In the environment of a process that trains: a pipe from the one that watches over it.
+WORKER = "EXAMPLES_MNIST_WATCHED_BY"
+
+
+class ProcessError(RuntimeError):
+    """One line for the user about processes that did not come, or went."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """Where the arrays of a training run lie.
+
+    Attributes:
+      mesh: all devices of all processes, along the axis "data"; None for one device alone.
+    """
+
+    mesh: Mesh | None = None
+
+    @classmethod
+    def of_all_processes(cls) -> "Devices":
+        """Once each process has joined."""
+        return cls(jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,)))
+
+    @property
+    def batch(self) -> NamedSharding | None:
+        """Where a batch lies: each device has a part of the digits."""
+        return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec("data"))
+
+    def copied(self, tree: Any) -> Any:
+        """The same arrays on every device."""
+        if self.mesh is None:
+            return jax.device_put(tree)
+        sharding = NamedSharding(self.mesh, PartitionSpec())
+
+        def copy(x: Any) -> jax.Array:
+            if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+                return jax.random.wrap_key_data(copy(jax.random.key_data(x)))
+            return jax.device_put(np.asarray(x), sharding)
+
+        return jax.tree.map(copy, tree)
+
+    def own(self, tree: Any) -> Any:
+        """This process' own copy of arrays that all have."""
+        return tree if self.mesh is None else jax.tree.map(lambda x: x.addressable_data(0), tree)
+
+    def optimizer(self, tx: optax.GradientTransformation) -> optax.GradientTransformation:
+        """The optimizer with its state split over the devices (ZeRO-1)."""
+        return tx if self.mesh is None else scale.shard_state(tx, self.mesh)
+
+    def check(self, batch_size: int) -> None:
+        """Raises ProcessError if a batch cannot be split evenly."""
+        count = 1 if self.mesh is None else self.mesh.size
+        if batch_size % count:
+            raise ProcessError(
+                f"--batch-size must be a multiple of the {count} devices, got {batch_size};"
+                f" write --batch-size {-(-batch_size // count) * count}"
+            )
+
+
+ONE = Devices()
+
+
+def speaks() -> bool:
+    """Whether this process writes files and prints: the first does."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+    """Returns once every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def join(processes: int | str, process_id: int | None, coordinator: str | None) -> None:
+    """Makes this process one of several.
+
+    Raises:
+      ProcessError: the others cannot be reached.
+    """
+    threading.Thread(target=_end_with_the_watcher, daemon=True).start()
+    # Gloo writes a line to standard output for each of its connections. Python keeps its own.
+    ours = os.dup(1)
+    sys.stdout = open(ours, "w", buffering=1)  # noqa: SIM115
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    told: dict[str, Any] = {}
+    if processes != "auto":
+        told = {"num_processes": processes, "process_id": process_id}
+        told["coordinator_address"] = coordinator
+    try:
+        jax.distributed.initialize(
+            **told,
+            initialization_timeout=60,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=HEARTBEAT,
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ProcessError(
+            f"the processes did not find each other ({reason}); start all of them, with the"
+            f" --coordinator of process 0"
+        ) from error
+
+
+def is_worker() -> bool:
+    """Whether this process trains, and is not one that watches over those that do."""
+    return WORKER in os.environ
+
+
+def _end_with_the_watcher() -> None:
+    os.read(int(os.environ[WORKER]), 1)  # Returns at the end of the pipe.
+    os._exit(1)
+
+
+def launch(processes: int | str, process_id: int | None, command: Sequence[str]) -> int:
+    """Runs a command in processes that train, and watches over them; returns the exit status.
+
+    When one fails all end: what the others would wait for will not come. Those on other machines
+    end when they have not heard from it for some seconds, and their own watchers say so.
+
+    Args:
+      processes: how many; "auto" if the cluster knows.
+      process_id: the only one to start here; None for all of them, unless the cluster knows.
+      command: of Python, for a process; `--process-id` and `--coordinator` are added for all.
+    """
+    commands, environment = [list(command)], {**os.environ, "PYTHONUNBUFFERED": "1"}
+    if process_id is None and processes != "auto":
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            told = ["--coordinator", f"127.0.0.1:{free.getsockname()[1]}", "--process-id"]
+        commands = [[*command, *told, str(i)] for i in range(int(processes))]
+        if "host_platform_device_count" not in environment.get("XLA_FLAGS", ""):
+            flags = f"--xla_force_host_platform_device_count={DEVICES}"
+            environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {flags}"
+    # Its other end is closed when this process ends, however it does.
+    ours, _ = os.pipe()
+    environment[WORKER] = str(ours)
+    running = [
+        subprocess.Popen([sys.executable, *c], env=environment, pass_fds=[ours]) for c in commands
+    ]
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        return _watched(running, process_id or 0)
+    finally:
+        for process in running:
+            process.kill()
+        for process in running:
+            process.wait()
+
+
+def _watched(running: list[subprocess.Popen[bytes]], first: int) -> int:
+    while any(process.poll() is None for process in running):
+        failed = [i for i, process in enumerate(running) if process.poll()]
+        if failed:
+            break
+        time.sleep(0.05)
+    failed = [(i, process.returncode) for i, process in enumerate(running) if process.poll()]
+    for i, status in failed:
+        if status == 1:
+            return 1  # It has said why.
+        ended = f"signal {-status}" if status < 0 else f"exit status {status}"
+        print(
+            f"error: process {first + i} ended ({ended}) and training stopped; start all processes"
+            f" again with --resume to go on from the last checkpoint",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
