@@ -31,6 +31,17 @@ def forget_compiled_programs():
 
 
 @pytest.fixture
+def h200_compiler():
+    """Skips where no H200 can be compiled for."""
+    from benchmarks import gpu_hlo
+
+    try:
+        gpu_hlo.plugin()
+    except ModuleNotFoundError as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture
 def x64():
     """Double precision, for one test."""
     with jax.enable_x64(True):

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu_hlo
-
 
 def run(*arguments):
     # A process of its own: a registered plugin stays for good.
@@ -23,11 +21,8 @@ def test_without_the_compiler_it_says_what_to_install(tmp_path):
     assert "--target FOLDER jax-cuda12-pjrt==" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.usefixtures("h200_compiler")
 def test_adamw_is_one_kernel_per_leaf(tmp_path):
-    try:
-        gpu_hlo.plugin()
-    except ModuleNotFoundError as missing:
-        pytest.skip(str(missing))
     done = run("--json", str(tmp_path / "table.json"))
     assert done.returncode == 0, done.stderr
     cases = json.loads((tmp_path / "table.json").read_text())

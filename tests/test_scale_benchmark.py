@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import gpu_hlo, scale
+from benchmarks import scale
 
 
 def test_an_eighth_of_the_state_and_the_same_steps():
@@ -11,11 +11,8 @@ def test_an_eighth_of_the_state_and_the_same_steps():
         assert row["largest difference"] <= 1e-6, row
 
 
+@pytest.mark.usefixtures("h200_compiler")
 def test_compiled_for_8_gpus_as_many_bytes_are_sent_as_by_one_all_reduce():
-    try:
-        gpu_hlo.plugin()
-    except ModuleNotFoundError as missing:
-        pytest.skip(str(missing))
     rows = {row["state"]: row for row in scale.wire()}
     for name in scale.STATES:
         whole, split = rows[f"{name}, whole"], rows[f"{name}, split"]

@@ -178,20 +178,20 @@ def launch(processes: int | str, process_id: int | None, command: Sequence[str])
 
 
 def _watched(running: list[subprocess.Popen[bytes]], first: int) -> int:
-    while any(process.poll() is None for process in running):
-        failed = [i for i, process in enumerate(running) if process.poll()]
-        if failed:
-            break
+    def goes_on() -> bool:
+        return any(p.poll() is None for p in running) and not any(p.poll() for p in running)
+
+    while goes_on():
         time.sleep(0.05)
-    failed = [(i, process.returncode) for i, process in enumerate(running) if process.poll()]
-    for i, status in failed:
-        if status == 1:
-            return 1  # It has said why.
+    failed = next(((i, p.returncode) for i, p in enumerate(running) if p.poll()), None)
+    if failed is None:
+        return 0
+    i, status = failed
+    if status != 1:  # Else it has said why.
         ended = f"signal {-status}" if status < 0 else f"exit status {status}"
         print(
             f"error: process {first + i} ended ({ended}) and training stopped; start all processes"
             f" again with --resume to go on from the last checkpoint",
             file=sys.stderr,
         )
-        return 1
-    return 0
+    return 1

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import gpu_hlo
 from examples.gradient_release import __main__ as command
 from examples.gradient_release import training
 
@@ -28,11 +27,8 @@ def test_the_parameters_are_those_of_the_usual_step():
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.usefixtures("h200_compiler")
 def test_on_a_gpu_it_needs_the_memory_of_one_layer():
-    try:
-        gpu_hlo.plugin()
-    except ModuleNotFoundError as missing:
-        pytest.skip(str(missing))
     [_, compiler] = command.compilers().values()
     found = command.bytes_per_parameter(compiler, 16, 512)
     assert found["released"][1] < 1 < 4 < found["whole"][1]

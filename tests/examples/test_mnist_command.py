@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.reliability_faults import write_digits
 from examples.mnist import data
 from examples.mnist.__main__ import main
 
@@ -151,14 +152,7 @@ def params_of(out):
 
 def small_data(folder, train=512, test=64):
     """The four files with few digits."""
-    digits = data.load()
-    sets = {"train": (digits.train_images[:train], digits.train_labels[:train])}
-    sets["t10k"] = (digits.test_images[:test], digits.test_labels[:test])
-    for part, (images, labels) in sets.items():
-        header = struct.pack(">4I", 2051, len(images), 28, 28)
-        (folder / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
-        header = struct.pack(">2I", 2049, len(labels))
-        (folder / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
+    write_digits(folder, train, test)
     return folder
 
 
