@@ -1,6 +1,6 @@
 """What XLA makes of an optimizer step on an NVIDIA H200, found without a GPU: nothing is run.
 
-python -m benchmarks.gpu_hlo [--pjrt FOLDER] [--only WORD] [--json FILE]
+python -m benchmarks.gpu_hlo [--pjrt FOLDER] [--only WORD] [--side N] [--json FILE]
 
 FOLDER (or JAX_CUDA_PJRT) has the compiler, `pip install --no-deps --target FOLDER jax-cuda12-pjrt`;
 without it this Python's packages are searched. Only this file uses JAX's private interfaces.
@@ -35,7 +35,7 @@ threads_per_block_limit: 1024 threads_per_core_limit: 2048 shared_memory_per_blo
 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472 registers_per_core_limit: 65536
 registers_per_block_limit: 65536 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
 block_dim_limit_z: 65535 }"""
-LEAF = (1024, 1024)
+SIDE = 1024  # Of the square leaves of the table; XLA fuses otherwise from 4096 on.
 SMALL = 64 * 1024  # Bytes that a kernel moves: below it is little more than its launch.
 
 
@@ -211,15 +211,15 @@ def _bits(dtype: Any) -> int:
     return 4 if dtype.name in ("int4", "uint4") else 8 * dtype.itemsize
 
 
-def measure(case: Case) -> dict[str, float]:
+def measure(case: Case, side: int = SIDE) -> dict[str, float]:
     """A row: what one step launches, keeps and moves; bytes are per parameter (B/p)."""
 
     # Parameters first, as in the results: JAX pairs donated buffers with results in this order.
     def step(params: Any, state: Any, grads: Any) -> Any:
         return case.step(case.tx, grads, state, params)
 
-    params = [jax.ShapeDtypeStruct(LEAF, case.dtype)] * case.leaves
-    size = math.prod(LEAF) * case.leaves
+    params = [jax.ShapeDtypeStruct((side, side), case.dtype)] * case.leaves
+    size = side * side * case.leaves
     args = (params, jax.eval_shape(case.tx.init, params), params)
     compiled = compile_for_h200(step, *args, donate=(0, 1))
     found, memory = launches(compiled), compiled.memory_analysis()
@@ -247,6 +247,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--pjrt", metavar="FOLDER", help="where the wheel was installed to")
     arguments.add_argument("--only", metavar="WORD", default="", help="cases with it in their name")
+    arguments.add_argument("--side", metavar="N", type=int, default=SIDE, help="leaves are N x N")
     arguments.add_argument("--json", metavar="FILE", type=Path, help="the table goes there too")
     args = arguments.parse_args()
     jax.config.update("jax_platforms", "cpu")  # A GPU that is there stays out of it.
@@ -255,7 +256,7 @@ def main() -> None:
         plugin()
     except ModuleNotFoundError as missing:
         arguments.exit(2, f"{missing}\n")
-    rows = {name: measure(case) for name, case in CASES.items() if args.only in name}
+    rows = {name: measure(case, args.side) for name, case in CASES.items() if args.only in name}
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
     print(", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "jaxlib", "optax")))

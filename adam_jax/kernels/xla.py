@@ -154,8 +154,11 @@ def leaf_step(program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None) 
         if any(fmt.measured_first for formats in program.formats for fmt in formats):
             # Computed again behind this: else XLA:GPU would store the float32 moments, 8 bytes per
             # parameter, and not compute twice what is measured in one kernel and coded in another.
-            # The state alone: a parameter or a gradient may be a result, and would be stored.
-            leaf = leaf._replace(stored=computed_again(leaf.stored))
+            # The measures go through it too: else, of large leaves, it would code one moment while
+            # it measures the other, a kernel more. A parameter or a gradient does not: it may be a
+            # result, and would be stored.
+            stored, measures = computed_again((leaf.stored, measures))
+            leaf = leaf._replace(stored=stored)
             result, new = _ruled(program, steps, leaf, ok)
         noise = _Noise(leaf)
 
