@@ -153,6 +153,8 @@ def test_errors():
     def ones(shape, *spec):
         return jax.device_put(jnp.ones(shape), NamedSharding(mesh, P(*spec)))
 
+    small = both().init(jnp.ones(100, "c8"))[0]  # float32, as a small leaf of any dtype.
+    assert (small.mu.dtype, small.nu.dtype) == ("complex64", "float32")
     assert both().init(ones((64, 100)))[0].mu.scale.sharding.is_fully_replicated
     for make, words in (
         (lambda: adam_jax.BitsAndBytes8(-1), ["min_size", "-1", "4096"]),

@@ -196,9 +196,9 @@ class BitsAndBytes8(SlotPolicy):
 
     def resolve(self, param: Any, magnitude: bool, path: str) -> Format:
         shape = np.shape(param)
-        check_real(param, magnitude)
         if math.prod(shape) < self.min_size:
             return AT_LEAST_FLOAT32.resolve(param, magnitude, path)
+        check_real(param, magnitude)
         if not _whole_on_devices(sharding := sharding_of(param), shape):
             raise ValueError(
                 f"the parameter has shape {shape} and is sharded by {sharding.spec}, so that blocks"
