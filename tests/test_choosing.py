@@ -14,9 +14,7 @@ MEMBERS = table(PAGE, "## Members")
 
 
 def is_alias(f):
-    return (
-        inspect.isfunction(f) and next(iter(inspect.signature(f).parameters)) == "learning_rate"
-    )
+    return inspect.isfunction(f) and next(iter(inspect.signature(f).parameters)) == "learning_rate"
 
 
 ALIASES = {name for name in adam_jax.__all__ if is_alias(getattr(adam_jax, name))}
@@ -42,13 +40,13 @@ def test_states_and_bytes_of_the_table_of_members(row):
 def test_members_that_decay_and_by_how_much():
     for row in MEMBERS:
         names = codes(row["member"])
-        # One number for all of them, or "`adamw`: 1e-4", of that one.
-        shown = row["λ"].rpartition(": ")[2]
-        decaying = codes(row["λ"]) or (names if shown else [])
+        # One number for all of them, or "`adamw`: `1e-4`", of that one.
+        only, _, shown = row["λ"].rpartition(": ")
+        decaying = codes(only) or (names if shown else [])
         for name in names:
             parameter = inspect.signature(getattr(adam_jax, name)).parameters.get("weight_decay")
             assert (parameter is not None) == (name in decaying), name
-            assert parameter is None or parameter.default == float(shown), name
+            assert parameter is None or parameter.default == float(shown.strip("`")), name
 
 
 @pytest.mark.parametrize("row", table(PAGE, "## Modifiers"), ids=lambda row: row["modifier"])

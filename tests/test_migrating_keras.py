@@ -24,7 +24,8 @@ def test_every_argument_is_there_with_its_defaults():
 @pytest.mark.parametrize(("theirs", "ours"), pairs(PAGE, "Keras"), ids=lambda code: code)
 def test_the_same_numbers(theirs, ours):
     rng = np.random.default_rng(0)
-    gradients = rng.normal(size=(200, 40)) * 10.0 ** rng.uniform(-3, 3, 40)
+    steps = 16 if "accumulation" in theirs else 200  # Keras compiles each of these anew.
+    gradients = rng.normal(size=(steps, 40)) * 10.0 ** rng.uniform(-3, 3, 40)
     optimizer = eval(theirs, {"k": keras.optimizers})
     variable = keras.Variable(np.ones(40), dtype="float64")
     optimizer.build([variable])

@@ -28,6 +28,7 @@ def test_the_same_numbers(theirs, ours):
     np.testing.assert_allclose(our_path(tx), torch_path(build, None), rtol=1e-9, atol=tiny)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own, as it is imported.
 def test_what_the_training_loop_names_is_there():
     for row in table(PAGE, "## The rest of a training loop"):
         for name in codes(row["PyTorch"]):

@@ -1,4 +1,4 @@
-"""The pages of the documentation: their code runs and prints what they say, their commands exist."""
+"""The documentation: its code runs and prints what stands behind it, its commands exist."""
 
 import contextlib
 import importlib.util
@@ -6,13 +6,12 @@ import io
 import re
 import tomllib
 
-import jax
 import matplotlib
 import numpy as np
 import pytest
 
 import adam_jax
-from tests.pages import DOCS, PAGES, ROOT, blocks, commands, name_of, samples
+from tests.pages import DOCS, PAGES, ROOT, commands, name_of, samples
 
 README = ROOT / "README.md"
 WITH_SAMPLES = [page for page in PAGES if samples(page) and page != README]
@@ -42,10 +41,16 @@ def test_the_samples_run_and_print_what_stands_behind_them(
     assert printed == expected
 
 
+@pytest.mark.parametrize("page", WITH_SAMPLES, ids=name_of)
+def test_the_lines_of_samples_fit_beside_the_navigation(page):
+    lines = [line for code, _ in samples(page) for line in code.splitlines()]
+    assert [line for line in lines if len(line) > 84] == []
+
+
 def test_every_page_of_the_guide_has_a_sample_but_those_of_measurements():
     guide = {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
     guide = {name for name in guide if not name.startswith("api/")}
-    without = guide - {page.relative_to(DOCS).as_posix() for page in WITH_SAMPLES if DOCS in page.parents}
+    without = guide - {page.relative_to(DOCS).as_posix() for page in WITH_SAMPLES}
     assert without == {"reliability.md", "migrating/keras.md"}
 
 
@@ -109,7 +114,9 @@ def test_relative_links_lead_somewhere(page):
 
 def anchors(text):
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+    return {
+        re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings
+    }
 
 
 def test_the_reference_has_every_public_name():

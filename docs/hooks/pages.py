@@ -1,9 +1,11 @@
 """MkDocs hook: pages of the site that are files elsewhere in the repository, and links to them.
 
 Every link is written as it works in the repository. Here it is turned into one that works in the
-site: to the page which that file became, or into mere text if the file is no page.
+site: to the page which that file became, or into mere text if the file is no page. And code in
+tables is kept from being broken, for which Markdown has no word.
 """
 
+import importlib.util
 import posixpath
 import re
 from pathlib import Path
@@ -19,13 +21,26 @@ ELSEWHERE = {
     "examples.md": "examples/README.md",
 }
 LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<path>[^)#:\s]+)(?P<anchor>#[^)\s]*)?\)")
+# Of code in a table, what has no blank in it and is short stays on one line.
+WORD = re.compile(r"<code>(?=[^<\s]{1,30}</code>)")
+TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
+FONT = "fonts/STIXTwoMath-Regular.ttf"  # The one font on PyPI that can set MathML: ziamath's.
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds the pages that are not in docs/."""
+    """Adds the pages that are not in docs/, and the font of the formulas."""
     for uri, path in ELSEWHERE.items():
         files.append(File.generated(config, uri, abs_src_path=str(ROOT / path)))
+    ziamath = importlib.util.find_spec("ziamath")
+    assert ziamath and ziamath.origin, "pip install --group docs"
+    font = Path(ziamath.origin).parent / FONT
+    files.append(File.generated(config, font.name, abs_src_path=str(font)))
     return files
+
+
+def on_page_content(html: str, **kwargs: Any) -> str:
+    """Marks the code in tables that may not be broken."""
+    return TABLE.sub(lambda table: WORD.sub('<code class="word">', table[0]), html)
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
