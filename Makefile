@@ -24,9 +24,9 @@ lint: .venv/linters docs
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# The variable silences an advertisement of another tool.
+# The variable silences an advertisement of another tool. Not --quiet: it hides warnings from --strict.
 docs: .venv/linters
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 docs-serve: .venv/linters
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
