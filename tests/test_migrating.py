@@ -168,7 +168,7 @@ def test_all_that_members_take_besides_is_listed():
     "row", table(PAGE, "## What goes around them"), ids=lambda row: row["Optax"][:40]
 )
 def test_what_goes_around_makes_the_same_steps(row):
-    names = {"optax": optax, "adam_jax": adam_jax}
+    names = {"o": optax, "a": adam_jax}
     ours, theirs = (eval(code(row[column]), names) for column in ("here", "Optax"))
     theirs = theirs if hasattr(theirs, "update") else theirs.gradient_transformation()
     same(path(ours, PARAMS, steps=8), path(theirs, PARAMS, steps=8))
