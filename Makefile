@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: mnist test test-peers lint setup clean
+.PHONY: mnist test test-peers lint docs docs-serve setup clean
 
 mnist: setup
 	rm -rf runs/make-mnist
@@ -16,12 +16,20 @@ test: setup
 
 test-peers: setup
 	$(BIN)/python -m pip install --quiet --group peers
-	$(BIN)/python -m pytest -n auto tests/test_torch.py tests/test_keras.py
+	$(BIN)/python -m pytest -n auto tests/test_torch.py tests/test_keras.py \
+		tests/test_migrating_torch.py tests/test_migrating_keras.py tests/test_pages.py
 
-lint: .venv/linters
+lint: .venv/linters docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# The variable silences an advertisement of another tool. Not --quiet: it hides warnings from --strict.
+docs: .venv/linters
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: .venv/linters
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 setup: .venv/installed
 
@@ -32,7 +40,7 @@ setup: .venv/installed
 	touch $@
 
 .venv/linters: .venv/installed
-	$(BIN)/python -m pip install --quiet --group lint
+	$(BIN)/python -m pip install --quiet --group lint --group docs
 	touch $@
 
 clean:

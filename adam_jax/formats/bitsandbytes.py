@@ -183,7 +183,7 @@ class BitsAndBytes8(SlotPolicy):
       uint8 (100, 50) (20,)
 
     Reference: Dettmers et al. 2022, 8-bit Optimizers via Block-wise Quantization, section 2,
-      https://arxiv.org/abs/2110.02861
+    https://arxiv.org/abs/2110.02861
     """
 
     min_size: int = 4096

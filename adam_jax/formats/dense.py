@@ -49,11 +49,7 @@ class Dense(Format):
 
 @dataclasses.dataclass(frozen=True)
 class AtLeastFloat32(SlotPolicy):
-    """The parameter's own dtype, or float32 where that has 16 bits: the default of every slot.
-
-    bfloat16 keeps 8 bits: an average that moves by 0.1 % of its value a step stands still in it.
-    float16 has no numbers under 6e-8, the square of a gradient of 2e-4.
-    """
+    """See `AT_LEAST_FLOAT32`."""
 
     def resolve(self, param: Any, magnitude: bool, path: str) -> Format:
         del path
@@ -65,3 +61,8 @@ class AtLeastFloat32(SlotPolicy):
 
 
 AT_LEAST_FLOAT32 = AtLeastFloat32()
+"""The parameter's own dtype, or float32 where that has 16 bits: the default of every slot.
+
+bfloat16 keeps 8 bits: an average that moves by 0.1 % of its value a step stands still in it.
+float16 has no numbers under 6e-8, the square of a gradient of 2e-4.
+"""

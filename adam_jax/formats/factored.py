@@ -98,7 +98,8 @@ def _without(axis: int, param: Any) -> Any:
 class Factored(SlotPolicy):
     """The second moment as the means of its rows and columns: n + m numbers instead of n·m.
 
-      r ← b2·r + (1-b2)·mean_j(gᵢⱼ²)   c ← b2·c + (1-b2)·mean_i(gᵢⱼ²)   vᵢⱼ = rᵢ·cⱼ / mean(r)
+        r ← b2·r + (1-b2)·mean_j(gᵢⱼ²)
+        c ← b2·c + (1-b2)·mean_i(gᵢⱼ²)       vᵢⱼ = rᵢ·cⱼ / mean(r)
 
     For `nu_dtype=`. The two largest axes are factored, as in `optax.scale_by_factored_rms`; a leaf
     without two of `min_dim_size`, or with fewer elements than `min_size`, stays float32. Where nu
@@ -123,7 +124,7 @@ class Factored(SlotPolicy):
       (256,) (1024,)
 
     Reference: Shazeer & Stern 2018, Adafactor, section 3 and algorithm 4,
-      https://arxiv.org/abs/1804.04235
+    https://arxiv.org/abs/1804.04235
     """
 
     min_dim_size: int = 128

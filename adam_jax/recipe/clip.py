@@ -54,7 +54,7 @@ def clip_by_global_norm(max_norm: jax.typing.ArrayLike) -> Transformation:
     Put before Adam in a `chain` it costs one pass over the gradient, and no copy of it.
 
     Args:
-      max_norm: > 0.
+      max_norm: the largest norm that passes as it is, above 0, in units of the gradient.
 
     Returns:
       A transformation without state, as Optax's. With a NaN in the gradient all of it is NaN; with
