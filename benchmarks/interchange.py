@@ -1,0 +1,307 @@
+"""Runs that begin in one library and go on in another: how far apart they are 20 steps later.
+
+python -m benchmarks.interchange [--only WORD] [--json FILE]
+"""
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+import adam_jax
+from adam_jax import convert
+from benchmarks.interchange_runs import (
+    LAYOUTS,
+    NAMES,
+    InJax,
+    InKeras,
+    InTorch,
+    apart,
+    gradients,
+    nested,
+    start,
+)
+from benchmarks.machine import describe
+
+BEFORE, AFTER = 30, 20
+RATE = 1e-2
+
+
+class Conversion(NamedTuple):
+    """One way from one library to another.
+
+    Attributes:
+      way: from where to where.
+      name: of the optimizer there, and here.
+      begin: makes the run that begins, at some parameters.
+      go_on: from that run to the one that goes on; False: with a new state.
+      double: whether it can be done in float64.
+    """
+
+    way: str
+    name: str
+    begin: Callable[[Any], Any]
+    go_on: Callable[[Any, bool], Any]
+    double: bool = True
+
+
+class Difference(NamedTuple):
+    """Of the parameters, at most, in 20 steps, as a share of the distance that they move."""
+
+    way: str
+    name: str
+    float32: float
+    float64: float | None
+    new_state: float
+
+
+def radam(rate: float, **rest: Any) -> Any:
+    return adam_jax.radam(rate, eps=0.0, eps_hat=1e-8, **rest)
+
+
+LATE = {"max_before_correction": True}
+TORCH: list[tuple[str, dict[str, Any], Callable[..., Any], dict[str, Any]]] = [
+    ("Adam", {}, adam_jax.adam, {}),
+    ("Adam", {"weight_decay": 0.1}, adam_jax.adam, {"l2": 0.1}),
+    ("Adam", {"amsgrad": True}, adam_jax.amsgrad, LATE),
+    ("AdamW", {"weight_decay": 0.1}, adam_jax.adamw, {"weight_decay": 0.1}),
+    ("AdamW", {"amsgrad": True}, adam_jax.amsgradw, LATE | {"weight_decay": 1e-2}),
+    ("NAdam", {}, adam_jax.nadam, {"momentum_decay": 0.004}),
+    ("RAdam", {}, radam, {}),
+    ("Adamax", {}, adam_jax.adamax, {}),
+]
+KERAS: list[tuple[str, dict[str, Any], Callable[..., Any], dict[str, Any]]] = [
+    ("Adam", {"epsilon": 1e-7}, adam_jax.adam, {"eps": 0.0, "eps_hat": 1e-7}),
+    (
+        *("Adam", {"epsilon": 1e-7, "amsgrad": True}),
+        *(adam_jax.amsgrad, {"eps": 0.0, "eps_hat": 1e-7, **LATE}),
+    ),
+    (
+        *("AdamW", {"epsilon": 1e-7, "weight_decay": 0.1}),
+        *(adam_jax.adamw, {"eps": 0.0, "eps_hat": 1e-7, "weight_decay": 0.1}),
+    ),
+    ("Nadam", {"epsilon": 1e-7}, adam_jax.nadam, {"eps": 1e-7, "momentum_decay": 1.0}),
+    ("Adamax", {"epsilon": 0.0}, adam_jax.adamax, {"eps": 0.0}),
+    ("Lion", {}, adam_jax.lion, {"weight_decay": 0.0}),
+]
+TWINS = ("adamw", "amsgrad", "nadamw", "radam", "adamax", "adabelief", "yogi", "adan", "lion")
+BNB_NAMES = {path: convert.Layout(layout.name) for path, layout in LAYOUTS.items()}
+
+
+def written(name: str, keywords: dict[str, Any]) -> str:
+    return f"`{name}({', '.join(f'{key}={value}' for key, value in keywords.items())})`"
+
+
+def in_jax(tx: Any, every: int = 1) -> Callable[[Any], InJax]:
+    return lambda arrays: InJax(tx, arrays, every=every)
+
+
+def carried(ours: Any, every: int = 1, convert_with: Any = convert.from_optax) -> Any:
+    """To another transformation in JAX."""
+
+    def go_on(run: Any, converted: bool) -> InJax:
+        tree = nested(run.params())
+        state = convert_with(run.state, tree, ours) if converted else None
+        return InJax(ours, run.params(), state, every)
+
+    return go_on
+
+
+def from_torch(ours: Any, names: Any = NAMES, with_: Any = convert.from_torch) -> Any:
+    def go_on(run: Any, converted: bool) -> InJax:
+        tree, state = nested(run.params()), None
+        if converted:
+            state_dict = run.optimizer.state_dict()
+            state = with_(state_dict, tree, ours, names=names, order=run.order)
+        return InJax(ours, run.params(), state)
+
+    return go_on
+
+
+def to_torch(ours: Any, make: Any) -> Any:
+    def go_on(run: Any, converted: bool) -> InTorch:
+        new = InTorch(make, run.params())
+        if converted:
+            like = new.optimizer.state_dict()
+            new.load(
+                convert.to_torch(run.state, run.tree, ours, like, names=NAMES, order=new.order)
+            )
+        return new
+
+    return go_on
+
+
+def from_keras(ours: Any) -> Any:
+    def go_on(run: Any, converted: bool) -> InJax:
+        tree, state = nested(run.params()), None
+        if converted:
+            state = convert.from_keras(run.optimizer.variables, tree, ours, names=run.names)
+        return InJax(ours, run.params(), state)
+
+    return go_on
+
+
+def torch_conversions() -> Iterable[Conversion]:
+    torch = importlib.import_module("torch")
+    for name, theirs, alias, ours in TORCH:
+        tx = alias(RATE, **ours)
+
+        def make(named: Any, name: str = name, theirs: Any = theirs) -> Any:
+            return getattr(torch.optim, name)([p for _, p in named], lr=RATE, **theirs)
+
+        def begin(arrays: Any, make: Any = make) -> InTorch:
+            return InTorch(make, arrays)
+
+        label = written(f"torch.optim.{name}", theirs)
+        yield Conversion("from PyTorch", label, begin, from_torch(tx))
+        yield Conversion("to PyTorch", label, in_jax(tx), to_torch(tx, make))
+
+
+def keras_conversions() -> Iterable[Conversion]:
+    importlib.import_module("keras")
+    for name, theirs, alias, ours in KERAS:
+
+        def begin(arrays: Any, name: str = name, theirs: Any = theirs) -> InKeras:
+            return InKeras(lambda there: getattr(there, name)(RATE, **theirs), arrays)
+
+        label = written(f"keras.optimizers.{name}", theirs)
+        yield Conversion("from Keras", label, begin, from_keras(alias(RATE, **ours)))
+
+
+def optax_conversions() -> Iterable[Conversion]:
+    for name in TWINS:
+        theirs, ours = (getattr(library, name)(RATE) for library in (optax, adam_jax))
+        yield Conversion("from Optax", f"`optax.{name}`", in_jax(theirs), carried(ours))
+        back = carried(theirs, convert_with=convert.to_optax)
+        yield Conversion("to Optax", f"`optax.{name}`", in_jax(ours), back)
+    theirs, ours = optax.adamw(RATE), adam_jax.adamw(RATE)
+    grouped = adam_jax.groups(adam_jax.adamw, {"conv/.*": {"b2": 0.99}}, learning_rate=RATE)
+    labels = {"conv": "a", "dense": "b", "scale": "b"}
+    in_8_bits = adam_jax.adamw(RATE, mu_dtype=jax.numpy.int8, nu_dtype=jax.numpy.int8)
+    pairs = {
+        "`MultiSteps(adamw, 2)`, `accumulate`": (
+            optax.MultiSteps(theirs, 2).gradient_transformation(),
+            adam_jax.accumulate(ours, 2),
+            2,
+        ),
+        "`inject_hyperparams(adamw)`, `with_hyperparams`": (
+            optax.inject_hyperparams(optax.adamw)(RATE),
+            adam_jax.with_hyperparams(adam_jax.adamw)(RATE),
+            1,
+        ),
+        "`partition`, `groups`": (
+            optax.partition({"a": optax.adamw(RATE, b2=0.99), "b": theirs}, labels),
+            grouped,
+            1,
+        ),
+        "`chain(clip, adamw)`, packed": (
+            optax.chain(optax.clip_by_global_norm(1.0), theirs),
+            adam_jax.chain(
+                adam_jax.clip_by_global_norm(1.0), adam_jax.pack_small_leaves(ours, below=100)
+            ),
+            1,
+        ),
+        "`adamw`, 8 bits": (theirs, in_8_bits, 1),
+    }
+    for label, (other, own, every) in pairs.items():
+        there, back = carried(own, every), carried(other, every, convert.to_optax)
+        yield Conversion("from Optax", label, in_jax(other, every), there)
+        yield Conversion("to Optax", label, in_jax(own, every), back)
+
+
+def bitsandbytes_conversions() -> Iterable[Conversion]:
+    optim = importlib.import_module("bitsandbytes").optim
+    moments = {"mu_dtype": adam_jax.BitsAndBytes8(), "nu_dtype": adam_jax.BitsAndBytes8()}
+    adamw, int8 = adam_jax.adamw, jax.numpy.int8
+    cases = [
+        ("AdamW8bit", "its form", adamw(RATE, weight_decay=1e-2, **moments), BNB_NAMES),
+        ("AdamW8bit", "its form, transposed", adamw(RATE, weight_decay=1e-2, **moments), NAMES),
+        ("AdamW8bit", "float32", adamw(RATE, weight_decay=1e-2), BNB_NAMES),
+        (
+            *("AdamW8bit", "`jnp.int8`"),
+            *(adamw(RATE, weight_decay=1e-2, mu_dtype=int8, nu_dtype=int8), BNB_NAMES),
+        ),
+        ("AdamW32bit", "float32", adamw(RATE, weight_decay=1e-2), BNB_NAMES),
+        (
+            *("Lion8bit", "its form"),
+            *(adam_jax.lion(RATE, weight_decay=0.0, mu_dtype=moments["mu_dtype"]), BNB_NAMES),
+        ),
+    ]
+    for name, form, tx, names in cases:
+
+        def begin(arrays: Any, name: str = name, names: Any = names) -> InTorch:
+            layouts = LAYOUTS if names is NAMES else BNB_NAMES
+            make = getattr(optim, name)
+            return InTorch(lambda named: make([p for _, p in named], lr=RATE), arrays, layouts)
+
+        label = f"`bnb.optim.{name}`, {form}"
+        go_on = from_torch(tx, names, convert.from_bitsandbytes)
+        yield Conversion("from bitsandbytes", label, begin, go_on, double=False)
+
+
+LIBRARIES = {
+    "optax": optax_conversions,
+    "torch": torch_conversions,
+    "keras": keras_conversions,
+    "bitsandbytes": bitsandbytes_conversions,
+}
+
+
+def differences(conversion: Conversion, *converted: bool) -> list[float]:
+    """Of runs that go on with the converted state (or with a new one), from the one that began."""
+    grads = gradients(BEFORE + AFTER)
+    run = conversion.begin(start())
+    for g in grads[:BEFORE]:
+        run.step(g)
+    return apart(run, [conversion.go_on(run, c) for c in converted], grads[BEFORE:])
+
+
+def measure(conversion: Conversion) -> Difference:
+    """In float32 and float64, and with a new state in place of the converted one."""
+    single, new = differences(conversion, True, False)
+    double = None
+    if conversion.double:
+        with jax.enable_x64(True):
+            [double] = differences(conversion, True)
+    return Difference(conversion.way, conversion.name, single, double, new)
+
+
+def markdown(found: list[Difference]) -> str:
+    lines = [
+        "| way | optimizer | float32 | float64 | with a new state |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for d in found:
+        double = "" if d.float64 is None else f"{d.float64:.1e}"
+        lines.append(f"| {d.way} | {d.name} | {d.float32:.1e} | {double} | {d.new_state:.1e} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="ways or optimizers with this word")
+    parser.add_argument("--json", help="a file for the results")
+    options = parser.parse_args()
+    found, installed = [], ["jax", "optax"]
+    for library, conversions in LIBRARIES.items():
+        try:
+            chosen = [c for c in conversions() if options.only in f"{c.way} {c.name}"]
+        except ModuleNotFoundError as error:
+            print(f"{library} left out: {error}", file=sys.stderr)
+            continue
+        installed += [library] if library not in installed else []
+        found += [measure(conversion) for conversion in chosen]
+    print(describe(*installed))
+    print(markdown(found))
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump([d._asdict() for d in found], file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
