@@ -41,6 +41,7 @@ class Conversion(NamedTuple):
       begin: makes the run that begins, at some parameters.
       go_on: from that run to the one that goes on; False: with a new state.
       double: whether it can be done in float64.
+      decades: over which the gradients of one leaf are spread; fewer where moments have 8 bits.
     """
 
     way: str
@@ -48,13 +49,24 @@ class Conversion(NamedTuple):
     begin: Callable[[Any], Any]
     go_on: Callable[[Any, bool], Any]
     double: bool = True
+    decades: float = 4.0
 
 
 class Difference(NamedTuple):
-    """Of the parameters, at most, in 20 steps, as a share of the distance that they move."""
+    """Of the parameters, at most, as a share of the distance that they move meanwhile.
+
+    Attributes:
+      way: from where to where.
+      name: of the optimizer.
+      once: after one step, in float32.
+      float32: in 20 steps.
+      float64: in 20 steps; None where there is none.
+      new_state: in 20 steps in float32, with a new state in place of the converted one.
+    """
 
     way: str
     name: str
+    once: float
     float32: float
     float64: float | None
     new_state: float
@@ -210,8 +222,9 @@ def optax_conversions() -> Iterable[Conversion]:
     }
     for label, (other, own, every) in pairs.items():
         there, back = carried(own, every), carried(other, every, convert.to_optax)
-        yield Conversion("from Optax", label, in_jax(other, every), there)
-        yield Conversion("to Optax", label, in_jax(own, every), back)
+        decades = 0.5 if own is in_8_bits else 4.0
+        yield Conversion("from Optax", label, in_jax(other, every), there, decades=decades)
+        yield Conversion("to Optax", label, in_jax(own, every), back, decades=decades)
 
 
 def bitsandbytes_conversions() -> Iterable[Conversion]:
@@ -228,6 +241,10 @@ def bitsandbytes_conversions() -> Iterable[Conversion]:
         ),
         ("AdamW32bit", "float32", adamw(RATE, weight_decay=1e-2), BNB_NAMES),
         (
+            *("AdEMAMix8bit", "its form"),
+            *(adam_jax.ademamix(RATE, alpha=5.0, weight_decay=1e-2, **moments), BNB_NAMES),
+        ),
+        (
             *("Lion8bit", "its form"),
             *(adam_jax.lion(RATE, weight_decay=0.0, mu_dtype=moments["mu_dtype"]), BNB_NAMES),
         ),
@@ -241,7 +258,9 @@ def bitsandbytes_conversions() -> Iterable[Conversion]:
 
         label = f"`bnb.optim.{name}`, {form}"
         go_on = from_torch(tx, names, convert.from_bitsandbytes)
-        yield Conversion("from bitsandbytes", label, begin, go_on, double=False)
+        yield Conversion(
+            "from bitsandbytes", label, begin, go_on, False, 4.0 if "32bit" in name else 0.5
+        )
 
 
 LIBRARIES = {
@@ -252,9 +271,9 @@ LIBRARIES = {
 }
 
 
-def differences(conversion: Conversion, *converted: bool) -> list[float]:
+def differences(conversion: Conversion, *converted: bool) -> list[tuple[float, float]]:
     """Of runs that go on with the converted state (or with a new one), from the one that began."""
-    grads = gradients(BEFORE + AFTER)
+    grads = gradients(BEFORE + AFTER, conversion.decades)
     run = conversion.begin(start())
     for g in grads[:BEFORE]:
         run.step(g)
@@ -263,28 +282,29 @@ def differences(conversion: Conversion, *converted: bool) -> list[float]:
 
 def measure(conversion: Conversion) -> Difference:
     """In float32 and float64, and with a new state in place of the converted one."""
-    single, new = differences(conversion, True, False)
+    (once, single), (_, new) = differences(conversion, True, False)
     double = None
     if conversion.double:
         with jax.enable_x64(True):
-            [double] = differences(conversion, True)
-    return Difference(conversion.way, conversion.name, single, double, new)
+            [(_, double)] = differences(conversion, True)
+    return Difference(conversion.way, conversion.name, once, single, double, new)
 
 
 def markdown(found: list[Difference]) -> str:
     lines = [
-        "| way | optimizer | float32 | float64 | with a new state |",
-        "| --- | --- | --- | --- | --- |",
+        "| way | optimizer | after 1 step | in 20 steps | in float64 | with a new state |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for d in found:
-        double = "" if d.float64 is None else f"{d.float64:.1e}"
-        lines.append(f"| {d.way} | {d.name} | {d.float32:.1e} | {double} | {d.new_state:.1e} |")
+        figures = (d.once, d.float32, d.float64, d.new_state)
+        shown = ("" if x is None else f"{x:.1e}" for x in figures)
+        lines.append(f"| {' | '.join((d.way, d.name, *shown))} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="ways or optimizers with this word")
+    parser.add_argument("--only", default="", help="ways and optimizers with this word")
     parser.add_argument("--json", help="a file for the results")
     options = parser.parse_args()
     found, installed = [], ["jax", "optax"]

@@ -34,10 +34,10 @@ def start() -> dict[str, np.ndarray]:
     return {path: rng.normal(size=shape) for path, shape in SHAPES.items()}
 
 
-def gradients(count: int) -> list[dict[str, np.ndarray]]:
-    """Of a size of its own for each parameter, which drifts: moments matter."""
-    rng = np.random.default_rng(1)
-    sizes = {path: 10.0 ** rng.uniform(-2, 2, shape) for path, shape in SHAPES.items()}
+def gradients(count: int, decades: float) -> list[dict[str, np.ndarray]]:
+    """Of a size of its own for each parameter, over so many decades, which drifts: nu matters."""
+    rng, half = np.random.default_rng(1), decades / 2
+    sizes = {path: 10.0 ** rng.uniform(-half, half, shape) for path, shape in SHAPES.items()}
     drift = np.exp(rng.normal(size=count).cumsum() / 4)
     return [
         {path: x * drift[t] * (rng.normal(size=SHAPES[path]) + 0.5) for path, x in sizes.items()}
@@ -153,16 +153,22 @@ def moved(before: Arrays, after: Arrays) -> float:
     return max(float(np.max(np.abs(after[path] - before[path]))) for path in before)
 
 
-def apart(first: Any, others: list[Any], grads: list[dict[str, np.ndarray]]) -> list[float]:
-    """How far other runs come apart from the first, as a share of how far that moves."""
-    before, distance = first.params(), 0.0
+def apart(
+    first: Any, others: list[Any], grads: list[dict[str, np.ndarray]]
+) -> list[tuple[float, float]]:
+    """How far other runs come apart from the first, at most.
+
+    Returns:
+      For each, a pair: after one step, as a share of how far that moves; in all of them together.
+    """
+    before, once, distance = first.params(), [], 0.0
     largest = [moved(before, other.params()) for other in others]
     for g in grads:
         for run in (first, *others):
             run.step(g)
-        largest = [
-            max(x, moved(first.params(), o.params())) for x, o in zip(largest, others, strict=True)
-        ]
         distance = max(distance, moved(before, first.params()))
+        now = [moved(first.params(), other.params()) for other in others]
+        largest = [max(pair) for pair in zip(largest, now, strict=True)]
+        once = once or [x / distance for x in largest]
     assert distance > 0 and np.all(np.isfinite(largest))
-    return [x / distance for x in largest]
+    return list(zip(once, [x / distance for x in largest], strict=True))

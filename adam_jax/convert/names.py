@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -101,10 +101,9 @@ def linear(
     Returns:
       A dictionary for `names=`; join several by `|`.
     """
-    weight = Layout(f"{theirs}.weight", (1, 0))
-    if flattened is not None:
-        weight = Layout(f"{theirs}.weight", (2, 3, 1, 0), (-1, tuple(flattened)))
-    return _layer(ours, theirs, weight, bias)
+    if flattened is None:
+        return _layer(ours, theirs, (1, 0), None, bias)
+    return _layer(ours, theirs, (2, 3, 1, 0), (-1, tuple(flattened)), bias)
 
 
 def conv(ours: str, theirs: str, *, dims: int = 2, bias: bool = True) -> dict[str, Layout]:
@@ -121,12 +120,14 @@ def conv(ours: str, theirs: str, *, dims: int = 2, bias: bool = True) -> dict[st
       A dictionary for `names=`.
     """
     axes = (*range(2, dims + 2), 1, 0)
-    return _layer(ours, theirs, Layout(f"{theirs}.weight", axes), bias)
+    return _layer(ours, theirs, axes, None, bias)
 
 
-def _layer(ours: str, theirs: str, weight: Layout, bias: bool) -> dict[str, Layout]:
-    layer = {f"{ours}/kernel": weight}
-    return layer | {f"{ours}/bias": Layout(f"{theirs}.bias")} if bias else layer
+def _layer(ours: str, theirs: str, axes: Any, split: Any, bias: bool) -> dict[str, Layout]:
+    """The entries of one layer; either may be the whole model, with an empty path."""
+    here, there = (f"{ours}/" if ours else ""), (f"{theirs}." if theirs else "")
+    layer = {f"{here}kernel": Layout(f"{there}weight", axes, split)}
+    return layer | {f"{here}bias": Layout(f"{there}bias")} if bias else layer
 
 
 def layouts(paths: Iterable[str], names: Names | None, separator: str = ".") -> dict[str, Layout]:
