@@ -17,7 +17,8 @@ test: setup
 test-peers: setup
 	$(BIN)/python -m pip install --quiet --group peers
 	$(BIN)/python -m pytest -n auto tests/test_torch.py tests/test_keras.py \
-		tests/test_interchange.py tests/test_interchange_torch.py tests/test_saved_states.py
+		tests/test_interchange.py tests/test_interchange_torch.py tests/test_saved_states.py \
+		tests/test_docs_interchange.py
 
 lint: .venv/linters
 	$(BIN)/ruff check .

@@ -9,25 +9,22 @@ import jax
 import pytest
 
 from benchmarks import interchange
+from benchmarks.interchange_cases import LIBRARIES
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
-MISSING = [
-    name for name in interchange.LIBRARIES if name != "optax" and not importlib.util.find_spec(name)
-]
+
+def is_missing(library):
+    return library != "optax" and not importlib.util.find_spec(library)
 
 
-def conversions(library):
-    return [] if library in MISSING else list(interchange.LIBRARIES[library]())
-
-
-@pytest.mark.parametrize("library", MISSING)
-def test_a_library_that_is_not_installed(library):
-    pytest.skip(f"{library} is in a group of its own: make test-peers")
-
-
-def identifier(conversion):
-    return f"{conversion.way}-{conversion.name}".replace("`", "").replace(" ", "-")
+def conversions(library, words=("",)):
+    if is_missing(library):
+        reason = f"{library} is in a group of its own: make test-peers"
+        return [pytest.param(None, id=library, marks=pytest.mark.skip(reason=reason))]
+    found = [c for c in LIBRARIES[library]() if any(word in c.name for word in words)]
+    assert len(found) >= 6
+    return [pytest.param(c, id=f"{c.way}, {c.name}".replace("`", "")) for c in found]
 
 
 def agree(conversion, record_property):
@@ -44,28 +41,25 @@ def agree(conversion, record_property):
 OPTAX = ("adamw`", "amsgrad", "MultiSteps", "inject", "partition", "packed", "8 bits")
 
 
-@pytest.mark.parametrize(
-    "conversion",
-    [c for c in conversions("optax") if any(word in c.name for word in OPTAX)],
-    ids=identifier,
-)
+@pytest.mark.parametrize("conversion", conversions("optax", OPTAX))
 def test_optax(conversion, record_property):
     once, whole = agree(conversion, record_property)
     if "8 bits" in conversion.name:
-        assert 1e-4 < once < 0.05 and whole < 0.1
+        # To 8 bits rounds; from them does not, until 8 bits go on there.
+        assert once < (0.05 if conversion.way == "from Optax" else 1e-12) and whole < 0.1
     elif "MultiSteps" in conversion.name:  # Optax's accumulator is float32, here too.
         assert once < 1e-6 and whole < 1e-6
     else:
         assert once < 1e-12 and whole < 1e-12
 
 
-@pytest.mark.parametrize("conversion", conversions("torch"), ids=identifier)
+@pytest.mark.parametrize("conversion", conversions("torch"))
 def test_pytorch(conversion, record_property):
     once, whole = agree(conversion, record_property)
     assert once < 1e-11 and whole < 1e-11
 
 
-@pytest.mark.parametrize("conversion", conversions("keras"), ids=identifier)
+@pytest.mark.parametrize("conversion", conversions("keras"))
 def test_keras(conversion, record_property):
     import keras
 
@@ -79,7 +73,7 @@ def test_keras(conversion, record_property):
 
 # The first step is made of the copied codes; then a moment in the middle of two codes goes here to
 # the one and there to the other, and the largest difference is that of the element it happens to.
-@pytest.mark.parametrize("conversion", conversions("bitsandbytes"), ids=identifier)
+@pytest.mark.parametrize("conversion", conversions("bitsandbytes"))
 def test_bitsandbytes(conversion, record_property):
     once, whole = agree(conversion, record_property)
     decoded_again = "transposed" in conversion.name or "int8" in conversion.name

@@ -108,7 +108,11 @@ def test_the_sample_of_scale_runs(capsys):
     assert capsys.readouterr().out == "(32, 64)\n"
 
 
-PAGES = [README, README.parent / "examples" / "README.md", README.parent / "docs" / "scale.md"]
+ROOT = README.parent
+PAGES = [
+    README,
+    *(ROOT / page for page in ("examples/README.md", "docs/scale.md", "docs/interchange.md")),
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

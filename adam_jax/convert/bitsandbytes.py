@@ -19,7 +19,7 @@ from adam_jax.formats.blockwise import Blocks
 
 KINDS = (optax.ScaleByAdamState, optax.ScaleByLionState, ScaleByAdemamixState)
 WRAPPED = "__bnb_optimizer_quant_state__"
-"""Since 0.46 `state_dict()` keeps everything but the step one level deeper."""
+"""Below this `state_dict()` keeps everything but the step; older versions do not."""
 BLOCKS = (BLOCK, 2048)
 """Of today, and before 0.44."""
 

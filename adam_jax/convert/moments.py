@@ -37,11 +37,11 @@ class Own(NamedTuple):
     """What a transformation around others keeps for itself.
 
     Attributes:
-      count: the field that counts optimizer steps, if any.
+      steps: the field that counts optimizer steps, if any.
       others: fields that a conversion may leave behind.
     """
 
-    count: str | None
+    steps: str | None
     others: tuple[str, ...] = ()
 
 
@@ -185,8 +185,8 @@ def left_behind(state: Any) -> list[str]:
             return x
         own = AROUND[type(x)]
         if isinstance(x, ACCUMULATORS) and np.any(x.mini_step):
-            own = Own(own.count)
-        mine = {own.count, *own.others}
+            own = Own(own.steps)
+        mine = {own.steps, *own.others}
         return {name: walk(getattr(x, name)) for name in x._fields if name not in mine}
 
     def walk(x: Any) -> Any:
@@ -206,10 +206,10 @@ def _with_count(state: Any, steps: int, fill: Callable[[Any], Any]) -> Any:
         if type(x) not in AROUND:
             return x
         own = AROUND[type(x)]
-        inside = [n for n in x._fields if n != own.count and n not in own.others]
+        inside = [n for n in x._fields if n != own.steps and n not in own.others]
         fields = {n: _with_count(getattr(x, n), steps, fill) for n in inside}
-        if own.count is not None:
-            fields[own.count] = jnp.full_like(getattr(x, own.count), steps)
+        if own.steps is not None:
+            fields[own.steps] = jnp.full_like(getattr(x, own.steps), steps)
         return x._replace(**fields)
 
     return jax.tree.map(renew, state, is_leaf=_is_known)
