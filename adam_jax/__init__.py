@@ -1,8 +1,8 @@
 """Adam and its family for JAX, as Optax transformations."""
 
-from adam_jax import inspect, scale, schedules
+from adam_jax import convert, inspect, scale, schedules
 from adam_jax.compose import scale_by_learning_rate
-from adam_jax.convert import convert_state
+from adam_jax.convert.stored import convert_state
 from adam_jax.family.adabelief import adabelief, scale_by_belief
 from adam_jax.family.adam import (
     ScaleByBiasCorrectionState,
@@ -93,6 +93,7 @@ __all__ = [
     "chain",
     "clip_by_global_norm",
     "clip_update_rms",
+    "convert",
     "convert_state",
     "decay_mask",
     "eco",

@@ -38,7 +38,7 @@ LAYERS = {
         "formats",
         "validation",
     },
-    "convert": {"recipe", "family", "formats"},
+    "convert": {"recipe", "family", "rules", "leaves", "formats"},
     "schedules": {"rules", "validation"},
     "inspect": {"recipe", "transform", "leaves"},
     "scale": {"transform", "body", "leaves", "rules", "validation"},
@@ -59,7 +59,7 @@ LAYERS = {
 WITHOUT_OPTAX = {"validation", "rules", "formats", "kernels", "leaves"}
 # What a file may import besides, where it needs it: in a function, or for type checkers alone.
 # Nothing but jax and optax is there when the package is imported.
-IN_FUNCTIONS = {"inspect/records.py": {"matplotlib"}}
+IN_FUNCTIONS = {"inspect/records.py": {"matplotlib"}, "convert/flax.py": {"flax"}}
 
 
 def layer(path: Path) -> str:

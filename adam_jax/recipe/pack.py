@@ -116,11 +116,16 @@ class PackSmallLeaves:
 
     def init(self, params: Any) -> Any:
         """The member's state, the small leaves of each slot in buffers."""
+        if not jax.tree.leaves(params):
+            # optax.tree.map_params asks for this, to find what is like the parameters: buffers too.
+            return self.alone.init(params)
         head = self.head.init(packed(params, _bins(params, self.below)))
         return self.join(head, self.tail.init(params))
 
     def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
         """One optimizer step: the gradients into buffers, the updates out of them."""
+        if not jax.tree.leaves(updates) and not _packed_in(state):
+            return self.alone.run(updates, state, params, call)
         head_state, tail_state = self.split(state)
         bins = _bins_of(state)
         theta = None
@@ -132,6 +137,11 @@ class PackSmallLeaves:
         if not call.apply and call.dtypes is None:
             u = cast(u, wider_dtypes(dtypes_of(updates), updates, params))
         return u, self.join(head_state, tail_state)
+
+    @property
+    def alone(self) -> Row:
+        """The member without buffers."""
+        return dataclasses.replace(self.head, links=self.head.links + self.tail.links)
 
     def split(self, state: Any) -> tuple[Any, Any]:
         """The states of head and tail."""
@@ -167,8 +177,12 @@ def _is_partitioned(p: Any) -> bool:
     return isinstance(p, jax.Array) and not p.sharding.is_fully_replicated
 
 
+def _packed_in(state: Any) -> list[Packed]:
+    return [x for x in jax.tree.leaves(state, is_leaf=_is_packed) if _is_packed(x)]
+
+
 def _bins_of(state: Any) -> Bins:
-    found = [x for x in jax.tree.leaves(state, is_leaf=_is_packed) if _is_packed(x)]
+    found = _packed_in(state)
     if not found:
         raise ValueError(
             f"the state must be that of pack_small_leaves, got {type(state).__name__}: call init of"
@@ -200,7 +214,8 @@ def pack_small_leaves(inner: optax.GradientTransformation, below: int = 65536) -
     Returns:
       A transformation with the member's state, the trees in it `Packed`. Others go around it:
       `accumulate(pack_small_leaves(adamw(1e-3)), 4)`. `unpack_state` makes the member's own state
-      of it, `pack_state` the other way round: for checkpoints, and for `optax.tree.map_params`.
+      of it, `pack_state` the other way round: for checkpoints, and for `optax.tree.map_params` with
+      other trees (alone it maps the buffers).
 
     Raises:
       ValueError: `inner` is something else; in a step, a packed leaf without a gradient.

@@ -29,13 +29,13 @@ class TelemetryState(NamedTuple):
     Attributes:
       count: optimizer steps completed.
       step: the one that was measured last, counted from 1; 0 before the first.
-      groups: float32 scalars, by group and by name.
+      groups: float32 scalars, by group and by name; a zero where there are no parameters.
       inner_state: the state of what is inside.
     """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     step: jax.Array
-    groups: dict[str, dict[str, jax.Array]]
+    groups: Any
     inner_state: Any
 
 
@@ -55,6 +55,9 @@ class Telemetry:
         for group, leaves in self.members(params, known):
             names = NAMES if all(x is not None for *_, x in leaves) else NAMES[:-1]
             groups[group] = {name: jnp.zeros([], jnp.float32) for name in names}
+        # optax.tree.map_params asks for the state of a tree without leaves, and takes one leaf of
+        # that for all that is in its place elsewhere.
+        groups = groups or jnp.zeros([], jnp.float32)
         zero = jnp.zeros([], jnp.int32)
         return TelemetryState(zero, jnp.zeros([], jnp.int32), groups, inner_state)
 
@@ -71,10 +74,10 @@ class Telemetry:
 
         def measured(carry: Any) -> Any:
             # A second time: the updates as one more result would be memory in every step.
-            updates, inner_state, params, _ = carry
+            updates, inner_state, params, nothing = carry
             # Not to be differentiated: XLA's reduction of several arrays has no transpose.
             fixed = jax.lax.stop_gradient((updates, inner_state, params))
-            groups = self.measure(*fixed, call._replace(apply=False))
+            groups = self.measure(*fixed, call._replace(apply=False)) or nothing
             return *kept_apart((updates, inner_state, params)), groups
 
         # The step goes on with what the measurement hands on: else XLA, free to step first, would
@@ -278,4 +281,4 @@ def measured(state: Any) -> dict[str, Any]:
         )
     step = np.asarray(states[0].step).tolist()
     groups = jax.tree.map(lambda x: np.asarray(x).tolist(), states[0].groups)
-    return {"step": step, "groups": groups if np.any(step) else {}}
+    return {"step": step, "groups": groups if np.any(step) and groups else {}}

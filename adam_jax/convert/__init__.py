@@ -1,0 +1,33 @@
+"""Runs that begin in one library and go on in another, and states in other forms.
+
+    state = convert.from_torch(optimizer.state_dict(), params, tx, names=names)
+
+Nothing here opens a file, and nothing is unpickled: the arguments are what is loaded already, by
+`torch.load(file, weights_only=True)`, safetensors, `numpy.load` or Orbax. No other library is
+imported either; arrays go by way of NumPy.
+"""
+
+from adam_jax.convert.bitsandbytes import from_bitsandbytes
+from adam_jax.convert.entries import params_from_named, params_to_named
+from adam_jax.convert.flax import register_with_flax
+from adam_jax.convert.keras import from_keras
+from adam_jax.convert.names import Layout, conv, linear
+from adam_jax.convert.optax import from_optax, to_optax
+from adam_jax.convert.pytorch import from_torch, to_torch
+from adam_jax.convert.stored import convert_state
+
+__all__ = [
+    "Layout",
+    "conv",
+    "convert_state",
+    "from_bitsandbytes",
+    "from_keras",
+    "from_optax",
+    "from_torch",
+    "linear",
+    "params_from_named",
+    "params_to_named",
+    "register_with_flax",
+    "to_optax",
+    "to_torch",
+]

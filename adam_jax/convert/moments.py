@@ -1,0 +1,311 @@
+"""The moments in a state, by the path of their parameter: read out of one tree, put into another.
+
+Every conversion goes through here. What is not moments or a count of optimizer steps (an average
+of the parameters, a gradient in the middle of accumulation) is nobody else's, and starts anew.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adam_jax.convert.entries import placed_like
+from adam_jax.convert.names import listed
+from adam_jax.convert.stored import SLOTS
+from adam_jax.formats.base import Format
+from adam_jax.formats.dense import Dense
+from adam_jax.formats.policy import format_of
+from adam_jax.leaves import align_slot, leaf_paths, unflatten_slot
+from adam_jax.recipe.accumulate import AccumulateState
+from adam_jax.recipe.hyperparams_state import HyperparamsState
+from adam_jax.recipe.leafwise import wide_dtype
+from adam_jax.recipe.pack import Packed, pack_state, unpack_state
+from adam_jax.recipe.skip import SkipState
+from adam_jax.recipe.telemetry import TelemetryState
+from adam_jax.recipe.weights import WeightsState
+
+Key = tuple[str, str]
+"""The path of a parameter, and a slot of its: `("layers/0/kernel", "mu")`."""
+
+
+class Own(NamedTuple):
+    """What a transformation around others keeps for itself.
+
+    Attributes:
+      steps: the field that counts optimizer steps, if any.
+      others: fields that a conversion may leave behind.
+    """
+
+    steps: str | None
+    others: tuple[str, ...] = ()
+
+
+ACCUMULATORS = (optax.MultiStepsState, AccumulateState)
+AROUND: dict[Any, Own] = {
+    optax.MultiStepsState: Own("gradient_step", ("mini_step", "acc_grads")),
+    AccumulateState: Own("gradient_step", ("mini_step", "acc_grads", "weight")),
+    optax.InjectHyperparamsState: Own("count", ("hyperparams",)),
+    optax.InjectStatefulHyperparamsState: Own("count", ("hyperparams",)),
+    HyperparamsState: Own("count", ("hyperparams", "exact")),
+    TelemetryState: Own("count", ("step", "groups")),
+    WeightsState: Own("count"),
+    optax.ApplyIfFiniteState: Own(None, ("notfinite_count", "last_finite", "total_notfinite")),
+    SkipState: Own(None, ("notfinite_count", "last_finite", "total_notfinite", "spikes")),
+}
+
+
+def _is_member(x: Any) -> bool:
+    return type(x) in SLOTS
+
+
+def _is_counter(x: Any) -> bool:
+    """Of a schedule, in this package or Optax: nothing but a count."""
+    return getattr(x, "_fields", ()) == ("count",)
+
+
+def _is_known(x: Any) -> bool:
+    return _is_member(x) or _is_counter(x) or type(x) in AROUND
+
+
+def _is_packed(x: Any) -> bool:
+    return isinstance(x, Packed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """The moments of every parameter that has some.
+
+    Attributes:
+      slots: what is stored, in its format; or a NumPy array.
+      counts: optimizer steps, by the path of the parameter.
+      kinds: the types of the states that they are from, where those are known.
+    """
+
+    slots: Mapping[Key, Any]
+    counts: Mapping[str, int]
+    kinds: frozenset[type] = frozenset()
+
+
+class Target:
+    """The state that a transformation begins with, and which moments it has places for.
+
+    Attributes:
+      kinds: the type of the member's state, for each path and slot.
+      shapes: of each parameter.
+    """
+
+    def __init__(self, params: Any, tx: Any) -> None:
+        if not hasattr(tx, "init"):
+            raise ValueError(
+                f"tx must be the transformation that goes on, such as adamw(1e-3), got {tx!r}."
+            )
+        self.params, self.tx, self.initial = params, tx, tx.init(params)
+        self.state = unpack_state(self.initial, params)
+        self.kinds: dict[Key, type] = {}
+        for member in members(self.state):
+            for key in _stored(member, params):
+                if key in self.kinds:
+                    raise ValueError(
+                        f"tx must keep each moment once, got {key[1]!r} of {key[0]!r} twice."
+                    )
+                self.kinds[key] = type(member)
+        if not self.kinds:
+            raise ValueError(
+                f"tx must be a member of Adam's family, or transformations around one, got a state"
+                f" without moments: {jax.tree.structure(self.state)}."
+            )
+        leaves = jax.tree.leaves(params, is_leaf=lambda x: x is None)
+        self.shapes = dict(zip(leaf_paths(params), map(np.shape, leaves), strict=True))
+
+    def filled(self, moments: Moments) -> Any:
+        """The state with these moments, which are those that there are places for."""
+        steps = max(moments.counts.values())
+
+        def fill(member: Any) -> Any:
+            stored = _stored(member, self.params)
+            own = {moments.counts[path] for path, _ in stored} or {steps}
+            if len(own) > 1:
+                _complain_of_counts(
+                    {path: moments.counts[path] for path, _ in stored}, type(member).__name__
+                )
+            new = {key: _encoded(moments.slots[key], old) for key, old in stored.items()}
+            return _with_slots(member, self.params, new, own.pop())
+
+        state = _with_count(self.state, steps, fill)
+        if not any(map(_is_packed, jax.tree.leaves(self.initial, is_leaf=_is_packed))):
+            return state
+        return pack_state(self.tx, state, self.params)
+
+
+def members(state: Any) -> list[Any]:
+    """The states with moments in a state, at any depth."""
+    return [x for x in jax.tree.leaves(state, is_leaf=_is_member) if _is_member(x)]
+
+
+def read(state: Any, params: Any) -> Moments:
+    """The moments in a state of this package or of Optax.
+
+    Raises:
+      ValueError: there are none, or counts that are not one number.
+    """
+    slots: dict[Key, Any] = {}
+    counts: dict[str, int] = {}
+    state = unpack_state(state, params)
+    for member in members(state):
+        stored = _stored(member, params)
+        (name,) = [n for n in member._fields if n not in SLOTS[type(member)]][:1]
+        count = getattr(member, name)
+        if np.ndim(count):
+            raise ValueError(
+                f"state must be that of one run, got counts of shape {np.shape(count)}: take one"
+                f" of a population, jax.tree.map(lambda x: x[i], state)."
+            )
+        slots |= stored
+        counts |= {path: int(count) for path, _ in stored}
+    if not slots:
+        raise ValueError(
+            f"state must have the moments of a member of Adam's family in it, got"
+            f" {jax.tree.structure(state)}: pass what init or update returned."
+        )
+    return Moments(slots, counts, frozenset(map(type, members(state))))
+
+
+def left_behind(state: Any) -> list[str]:
+    """The paths of arrays in a state that are neither moments nor counts of steps, but matter."""
+
+    def strip(x: Any) -> Any:
+        if _is_member(x) or _is_counter(x):
+            return ()
+        if type(x) not in AROUND:
+            return x
+        own = AROUND[type(x)]
+        if isinstance(x, ACCUMULATORS) and np.any(x.mini_step):
+            own = Own(own.steps)
+        mine = {own.steps, *own.others}
+        return {name: walk(getattr(x, name)) for name in x._fields if name not in mine}
+
+    def walk(x: Any) -> Any:
+        return jax.tree.map(strip, x, is_leaf=_is_known)
+
+    return leaf_paths(walk(state), none_is_leaf=False)
+
+
+def _with_count(state: Any, steps: int, fill: Callable[[Any], Any]) -> Any:
+    """The state with its counts of optimizer steps set, and its members filled."""
+
+    def renew(x: Any) -> Any:
+        if _is_member(x):
+            return fill(x)
+        if _is_counter(x):
+            return x._replace(count=jnp.full_like(x.count, steps))
+        if type(x) not in AROUND:
+            return x
+        own = AROUND[type(x)]
+        inside = [n for n in x._fields if n != own.steps and n not in own.others]
+        fields = {n: _with_count(getattr(x, n), steps, fill) for n in inside}
+        if own.steps is not None:
+            fields[own.steps] = jnp.full_like(getattr(x, own.steps), steps)
+        return x._replace(**fields)
+
+    return jax.tree.map(renew, state, is_leaf=_is_known)
+
+
+def _stored(member: Any, params: Any) -> dict[Key, Any]:
+    """What a member's state keeps for each parameter that is its."""
+    return {
+        (path, slot): x
+        for slot in SLOTS[type(member)]
+        for path, x in zip(leaf_paths(params), _aligned(params, getattr(member, slot)), strict=True)
+        if format_of(x) is not None
+    }
+
+
+def _aligned(params: Any, slot_tree: Any) -> list[Any]:
+    """What one slot keeps for each parameter; `optax.MaskedNode` where it keeps nothing."""
+    treedef = jax.tree.structure(params, is_leaf=lambda x: x is None)
+    try:
+        return align_slot(treedef, params, slot_tree)
+    except ValueError:
+        pass
+
+    # The labels of `optax.partition` may be for whole subtrees, which then are one masked node.
+    def spread(x: Any, below: Any) -> Any:
+        return jax.tree.map(lambda _: x, below) if _is_masked(x) else x
+
+    try:
+        tree = jax.tree.map(spread, slot_tree, params, is_leaf=_is_masked_or_stored)
+        return align_slot(treedef, params, tree)
+    except ValueError:
+        given, kept = set(leaf_paths(params)), set(leaf_paths(slot_tree, none_is_leaf=False))
+        raise ValueError(
+            f"params must be those that the state was made for, got {listed(sorted(given))}: the"
+            f" state has {listed(sorted(kept))}."
+        ) from None
+
+
+def _is_masked(x: Any) -> bool:
+    return isinstance(x, optax.MaskedNode)
+
+
+def _is_masked_or_stored(x: Any) -> bool:
+    return _is_masked(x) or isinstance(getattr(x, "format", None), Format)
+
+
+def _with_slots(member: Any, params: Any, new: Mapping[Key, Any], count: int) -> Any:
+    treedef = jax.tree.structure(params, is_leaf=lambda x: x is None)
+    fields = {}
+    for name in member._fields:
+        old = getattr(member, name)
+        if name not in SLOTS[type(member)]:
+            fields[name] = jnp.full_like(old, count)
+            continue
+        aligned = zip(leaf_paths(params), _aligned(params, old), strict=True)
+        slot = unflatten_slot(treedef, params, [new.get((p, name), x) for p, x in aligned])
+        fields[name] = jax.tree.map(
+            lambda x, y: x if _is_masked(x) else y, old, slot, is_leaf=_is_masked_or_stored
+        )
+    return type(member)(**fields)
+
+
+def _encoded(x: Any, like: Any) -> Any:
+    """What is to be stored, in the form of `like`: as it is, if that is its form already."""
+    fmt = format_of(like)
+    assert fmt is not None
+    if isinstance(x, np.ndarray) or format_of(x) != fmt:
+        x = jnp.asarray(x if isinstance(x, np.ndarray) else dense(x))
+        x = fmt.encode(x) if isinstance(fmt, Dense) else _encode(fmt, x)
+    return jax.tree.map(placed_like, x, like)
+
+
+def dense(stored: Any) -> jax.Array:
+    """What is stored, as one number per element, at least float32."""
+    fmt = format_of(stored)
+    assert fmt is not None
+    if isinstance(fmt, Dense):
+        return fmt.decode(stored, wide_dtype(stored))
+    return _decode(fmt, stored)
+
+
+# One program for each shape, where they would be one for each operation.
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(fmt: Format, x: jax.Array) -> Any:
+    return fmt.encode(x)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(fmt: Format, stored: Any) -> jax.Array:
+    return fmt.decode(stored, jnp.result_type(float))
+
+
+def _complain_of_counts(counts: Mapping[str, int], member: str) -> None:
+    few = [f"{path}: {count}" for path, count in sorted(counts.items())]
+    raise ValueError(
+        f"the parameters of one {member} must have taken the same number of steps, got"
+        f" {listed(few)}: put those that began later into a transformation of their own,"
+        f" optax.partition."
+    )

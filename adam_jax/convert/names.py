@@ -1,0 +1,161 @@
+"""Which entry of another library belongs to which leaf, and how its array lies there."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+
+SHOWN = 12
+"""Of each kind of mistake, so many paths are listed before they are counted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The name of a parameter in another library, and how its array lies there.
+
+    Theirs becomes ours like this: `theirs.reshape(split).transpose(axes).reshape(ours.shape)`.
+
+    Attributes:
+      name: of the parameter there: `layers.0.weight`.
+      axes: in our order, the axes of theirs, as in `numpy.transpose`; None for the same order.
+      split: for each axis of theirs, the sizes that it is split into before the axes are moved, and
+        -1 for one that is left whole. `(-1, (C, H, W))` with the axes `(2, 3, 1, 0)` is a linear
+        layer behind the flattened output of a convolution, which is C, H, W in PyTorch and H, W, C
+        in Flax; `((heads, size), -1)` with `(2, 0, 1)` is a projection of attention. None for none.
+
+    Raises:
+      ValueError: more than one -1 beside axes that are split, which leaves their sizes open.
+    """
+
+    name: str
+    axes: tuple[int, ...] | None = None
+    split: tuple[int | tuple[int, ...], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.split is not None and self.split.count(-1) > 1:
+            raise ValueError(
+                f"split must have one -1 at most, got {self.split!r} for {self.name!r}: write the"
+                f" sizes of the other axes."
+            )
+
+    def ours(self, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Their array as ours, which has this shape.
+
+        Raises:
+          ValueError: it cannot be.
+        """
+        if self.split is not None:
+            sizes = [
+                (whole,) if part == -1 else np.atleast_1d(part).tolist()
+                for whole, part in zip(x.shape, self.split, strict=True)
+            ]
+            if tuple(map(math.prod, sizes)) != x.shape:
+                raise ValueError
+            x = np.reshape(x, [size for part in sizes for size in part])
+        if self.axes is not None:
+            x = np.transpose(x, self.axes)
+        if self.split is not None:
+            x = np.reshape(x, shape)
+        if x.shape != shape:
+            raise ValueError
+        return np.array(x, order="C")
+
+    def theirs(self, x: np.ndarray) -> np.ndarray:
+        """Our array as theirs.
+
+        Raises:
+          ValueError: it cannot be.
+        """
+        parts = None if self.split is None else [np.atleast_1d(p).tolist() for p in self.split]
+        axes = range(x.ndim) if self.axes is None else self.axes
+        if parts is not None:
+            flat = [size for part in parts for size in part]
+            axes = range(len(flat)) if self.axes is None else self.axes
+            x = np.reshape(x, [flat[axis] for axis in axes])
+        x = np.transpose(x, np.argsort(list(axes)))
+        if parts is not None:
+            bounds = np.cumsum([0, *map(len, parts)]).tolist()
+            pairs = zip(bounds[:-1], bounds[1:], strict=True)
+            x = np.reshape(x, [math.prod(x.shape[low:high]) for low, high in pairs])
+        return np.array(x, order="C")
+
+
+Names: TypeAlias = Mapping[str, str | Layout]
+"""By the path of a leaf of ours: the name there, or a `Layout`, where it lies otherwise."""
+
+
+def linear(
+    ours: str, theirs: str, *, bias: bool = True, flattened: tuple[int, int, int] | None = None
+) -> dict[str, Layout]:
+    """The entries of a linear layer: `kernel` is the transposed `weight`.
+
+    Args:
+      ours: the path of a Flax `Dense` or `nnx.Linear`: "Dense_0".
+      theirs: the path of the `torch.nn.Linear`: "classifier.0".
+      bias: whether there is one.
+      flattened: (C, H, W), if its input is the flattened output of a convolution of that shape:
+        Flax flattens it in the order H, W, C.
+
+    Returns:
+      A dictionary for `names=`; join several by `|`.
+    """
+    if flattened is None:
+        return _layer(ours, theirs, (1, 0), None, bias)
+    return _layer(ours, theirs, (2, 3, 1, 0), (-1, tuple(flattened)), bias)
+
+
+def conv(ours: str, theirs: str, *, dims: int = 2, bias: bool = True) -> dict[str, Layout]:
+    """The entries of a convolution: (out, in, *window) there is (*window, in, out) in Flax.
+
+    Args:
+      ours: the path of a Flax `Conv`: "Conv_0".
+      theirs: the path of the `torch.nn.Conv1d`, `Conv2d` or `Conv3d`. (Not of a transposed
+        convolution, whose window Flax also turns round.)
+      dims: of the window.
+      bias: whether there is one.
+
+    Returns:
+      A dictionary for `names=`.
+    """
+    axes = (*range(2, dims + 2), 1, 0)
+    return _layer(ours, theirs, axes, None, bias)
+
+
+def _layer(ours: str, theirs: str, axes: Any, split: Any, bias: bool) -> dict[str, Layout]:
+    """The entries of one layer; either may be the whole model, with an empty path."""
+    here, there = (f"{ours}/" if ours else ""), (f"{theirs}." if theirs else "")
+    layer = {f"{here}kernel": Layout(f"{there}weight", axes, split)}
+    return layer | {f"{here}bias": Layout(f"{there}bias")} if bias else layer
+
+
+def layouts(paths: Iterable[str], names: Names | None, separator: str = ".") -> dict[str, Layout]:
+    """The layout of every leaf: that in `names`, or its path with another separator.
+
+    Raises:
+      ValueError: `names` has paths that are none, or the same name for two leaves.
+    """
+    paths, names = list(paths), names or {}
+    unknown = sorted(set(names) - set(paths))
+    if unknown:
+        raise ValueError(
+            f"names must have paths of the parameters as keys, got {listed(unknown)}: they are"
+            f" {listed(paths)}."
+        )
+    found = {}
+    for path in paths:
+        layout = names.get(path, path.replace("/", separator))
+        found[path] = layout if isinstance(layout, Layout) else Layout(layout)
+    seen = [layout.name for layout in found.values()]
+    twice = sorted({name for name in seen if seen.count(name) > 1})
+    if twice:
+        raise ValueError(f"names must name each parameter once, got {listed(twice)} twice.")
+    return found
+
+
+def listed(keys: Iterable[str]) -> str:
+    """The keys, the first of many, and how many more there are."""
+    keys = list(keys)
+    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+    return ", ".join(map(repr, keys[:SHOWN])) + more

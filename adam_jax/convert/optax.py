@@ -1,0 +1,80 @@
+"""States from Optax and to Optax: the same arrays, in another tree where the trees differ."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from adam_jax.convert.entries import complain
+from adam_jax.convert.moments import Moments, Target, left_behind, read
+from adam_jax.convert.names import listed
+
+
+def from_optax(state: Any, params: Any, tx: Any) -> Any:
+    """A state of `tx` that goes on where another transformation stopped: Optax's, or one of ours.
+
+    Where the trees agree, as those of an alias and its twin in Optax do, it is `state` itself. Else
+    the moments are looked for in `state`, at any depth, and put where `tx` keeps them, in the form
+    in which it stores them: from `optax.MultiSteps` to `accumulate`, from `optax.partition` to
+    `groups`, from `optax.inject_hyperparams` to `with_hyperparams`, from float32 to 8 bits.
+
+    Args:
+      state: what `init` or `update` of the other transformation returned.
+      params: the parameters.
+      tx: what goes on.
+
+    Returns:
+      The state, with the moments bit for bit where both store them alike, and every count of
+      optimizer steps, those of schedules too, at that of the moments. Hyperparameters in the state
+      are those of `tx`. What `tx` keeps besides (an average of the parameters) begins anew.
+
+    Raises:
+      ValueError: moments that only one of the two has, listed by path; arrays in `state` that would
+        be lost, such as an average of the parameters or gradients in the middle of accumulation.
+
+    Example:
+      >>> import adam_jax, jax.numpy as jnp, optax
+      >>> params = {"w": jnp.ones(3)}
+      >>> state = optax.MultiSteps(optax.adamw(1e-3), 4).init(params)
+      >>> state = from_optax(state, params, adam_jax.accumulate(adam_jax.adamw(1e-3), 4))
+      >>> print(type(state).__name__)
+      AccumulateState
+    """
+    target = Target(params, tx)
+    if _described(state) == _described(target.initial):
+        return state
+    if lost := left_behind(state):
+        raise ValueError(
+            f"state must have nothing but moments and counts to be moved to another tree, got"
+            f" {listed(lost)}: convert behind an optimizer step, and pass the part with the moments"
+            f" alone, optax.tree.get(state, 'ScaleByAdamState')."
+        )
+    moments = read(state, params)
+    wanted, found = ({"/".join(key) for key in x} for x in (target.kinds, moments.slots))
+    complain("state", wanted - found, found - wanted)
+    wrong = moments.kinds - set(target.kinds.values())
+    if wrong:
+        raise ValueError(
+            f"state must be that of the same member as tx, got {listed(k.__name__ for k in wrong)}"
+            f" for {listed({k.__name__ for k in target.kinds.values()})}."
+        )
+    return target.filled(Moments(moments.slots, moments.counts))
+
+
+def to_optax(state: Any, params: Any, tx: Any) -> Any:
+    """A state of Optax's `tx` that goes on where one of this package stopped; see `from_optax`.
+
+    Args:
+      state: of a transformation of this package.
+      params: the parameters.
+      tx: Optax's, whose `init` says how the moments are stored: 8-bit ones are decoded.
+
+    Raises:
+      ValueError: as `from_optax`.
+    """
+    return from_optax(state, params, tx)
+
+
+def _described(tree: Any) -> Any:
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef, [(np.shape(x), getattr(x, "dtype", None)) for x in leaves]

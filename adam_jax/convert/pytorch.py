@@ -1,0 +1,199 @@
+"""States of `torch.optim.Adam`, `AdamW`, `NAdam`, `RAdam` and `Adamax`, from and to PyTorch."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optax
+
+from adam_jax.convert.entries import (
+    Wanted,
+    as_numpy,
+    as_theirs,
+    check_real,
+    complain,
+    matched,
+)
+from adam_jax.convert.moments import Moments, Target, dense, read
+from adam_jax.convert.names import Names, layouts, listed
+from adam_jax.convert.twins import (
+    check_kinds,
+    check_momentum_product,
+    check_twin,
+    is_maximum,
+    member_rules,
+    momentum_product,
+)
+from adam_jax.leaves import leaf_paths
+
+KINDS = (optax.ScaleByAdamState, optax.ScaleByAmsgradState)
+SCALARS = ("step", "mu_product")
+
+
+def from_torch(
+    state_dict: Mapping[str, Any],
+    params: Any,
+    tx: Any,
+    *,
+    names: Names | None = None,
+    order: Sequence[str] | None = None,
+) -> Any:
+    """A state of `tx` that goes on where an optimizer of PyTorch stopped.
+
+    Args:
+      state_dict: `optimizer.state_dict()` of Adam, AdamW, NAdam, RAdam or Adamax, with or without
+        amsgrad, or what `torch.load(file, weights_only=True)` made of one. Tensors of any device
+        and dtype, or NumPy arrays.
+      params: our parameters, such as `params_from_named` makes of those of the model.
+      tx: what goes on: a member, or transformations around it. README's table says which arguments
+        make the two equal; `amsgrad` needs `max_before_correction=True`, `nadam` `momentum_decay=`.
+      names: by the path of a leaf, `layers/0/kernel`, its name in PyTorch, or a `Layout` where its
+        array lies otherwise: see `linear` and `conv`. A leaf that is not named has its path with
+        dots, `layers.0.kernel`.
+      order: the names in the order in which the optimizer was given the parameters, group after
+        group: `[name for name, _ in model.named_parameters()]` for `model.parameters()`. Not needed
+        where it was given `model.named_parameters()`, whose names are in `state_dict`.
+
+    Returns:
+      The state, with the moments as `tx` stores them, and every count of optimizer steps, those of
+      schedules too, at PyTorch's step. What is in it besides (an average of the parameters, say)
+      begins anew.
+
+    Raises:
+      ValueError: entries that are missing, too many or misshapen, listed; counts that differ
+        within one member (PyTorch has one per parameter); complex parameters, whose squares
+        PyTorch keeps apart; a `tx` that keeps something else.
+    """
+    target, rules = Target(params, tx), member_rules(tx)
+    check_kinds("PyTorch", target.kinds.values(), KINDS)
+    check_twin("PyTorch", rules)
+    order = order_of("state_dict", state_dict, order)
+    theirs = {order[i]: entry for i, entry in entries_of(state_dict, order).items()}
+    found = {
+        f"{name}/{slot}": x
+        for name, entry in theirs.items()
+        for slot, x in entry.items()
+        if slot not in SCALARS
+    }
+    maximum = is_maximum(rules) or (not rules and any("exp_inf" in e for e in theirs.values()))
+    layout = layouts(target.shapes, names)
+    keys = {
+        (path, slot): f"{layout[path].name}/{_slot(slot, maximum)}" for path, slot in target.kinds
+    }
+    wanted = {key: Wanted(layout[p], target.shapes[p]) for (p, _), key in keys.items()}
+    check_real(params)
+    arrays = matched("state_dict", found, wanted)
+    entries = {path: theirs[layout[path].name] for path, _ in keys}
+    steps = {path: steps_of(path, entry) for path, entry in entries.items()}
+    for path, entry in entries.items():
+        if "mu_product" in entry:
+            product = float(as_numpy(entry["mu_product"]))
+            check_momentum_product("state_dict", product, rules, steps[path])
+    return target.filled(Moments({pair: arrays[key] for pair, key in keys.items()}, steps))
+
+
+def to_torch(
+    state: Any,
+    params: Any,
+    tx: Any,
+    state_dict: Mapping[str, Any],
+    *,
+    names: Names | None = None,
+    order: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """A `state_dict` with which an optimizer of PyTorch goes on where `state` stopped.
+
+    Args:
+      state: of `tx`, or of transformations around it; or Optax's twin of it.
+      params: the parameters.
+      tx: the transformation, or the member in it: it says what nu is.
+      state_dict: `optimizer.state_dict()` of the optimizer that is to go on, new or not, whose
+        `param_groups` are kept as they are: hyperparameters are PyTorch's own affair.
+      names: as in `from_torch`.
+      order: as in `from_torch`.
+
+    Returns:
+      `state_dict` with `state` of NumPy arrays, float32 or wider. PyTorch wants tensors:
+      `new["state"] = jax.tree.map(torch.as_tensor, new["state"])`, then
+      `optimizer.load_state_dict(new)`.
+
+    Raises:
+      ValueError: a parameter that the other side does not have, listed; what `from_torch` refuses.
+    """
+    rules, moments = member_rules(tx), read(state, params)
+    check_kinds("PyTorch", moments.kinds, KINDS)
+    check_twin("PyTorch", rules)
+    check_real(params)
+    order = order_of("state_dict", state_dict, order)
+    layout = layouts(leaf_paths(params), names)
+    paths = {layout[path].name: path for path, _ in moments.slots}
+    frozen = {x.name for x in layout.values()} - paths.keys()
+    complain("params", set(order) - paths.keys() - frozen, paths.keys() - set(order))
+    slots = [slot for slot in ("mu", "nu", "nu_max") if any(s == slot for _, s in moments.slots)]
+    maximum, new = is_maximum(rules), {}
+    for index, name in enumerate(order):
+        if name not in paths:
+            continue
+        path = paths[name]
+        steps = moments.counts[path]
+        new[index] = {"step": np.array(steps, np.float32)}
+        if (product := momentum_product(rules, steps)) is not None:
+            new[index]["mu_product"] = np.array(product, np.float32)
+        for slot in slots:
+            new[index][_slot(slot, maximum)] = as_theirs(
+                layout[path], path, dense(moments.slots[path, slot])
+            )
+    return {**state_dict, "state": new}
+
+
+def _slot(slot: str, maximum: bool) -> str:
+    """PyTorch's name of a slot."""
+    nu = "exp_inf" if maximum else "exp_avg_sq"
+    return {"mu": "exp_avg", "nu": nu, "nu_max": "max_exp_avg_sq"}[slot]
+
+
+def order_of(
+    argument: str, state_dict: Mapping[str, Any], order: Sequence[str] | None
+) -> list[str]:
+    """The name of each of PyTorch's indices."""
+    groups = state_dict.get("param_groups") if isinstance(state_dict, Mapping) else None
+    if groups is None:
+        raise ValueError(
+            f"{argument} must be that of an optimizer, with 'state' and 'param_groups', got"
+            f" {listed(map(str, state_dict)) or 'nothing'}: write optimizer.state_dict()."
+        )
+    count = sum(len(group["params"]) for group in groups)
+    if order is None:
+        order = [name for group in groups for name in group.get("param_names", ())]
+        if len(order) != count:
+            raise ValueError(
+                f"order must be given, since {argument} has numbers and no names: write"
+                f" [name for name, _ in model.named_parameters()]."
+            )
+    if len(order) != count or len(set(order)) != count:
+        raise ValueError(
+            f"order must have a name for each of the {count} parameters of {argument}, got"
+            f" {len(order)}: write [name for name, _ in model.named_parameters()]."
+        )
+    if [index for group in groups for index in group["params"]] != list(range(count)):
+        raise ValueError(f"{argument} must number its parameters from 0, as state_dict() does.")
+    return list(order)
+
+
+def entries_of(state_dict: Mapping[str, Any], order: list[str]) -> dict[int, Mapping[str, Any]]:
+    """The entries of a state_dict, by number."""
+    entries = state_dict["state"]
+    unknown = [str(key) for key in entries if key not in range(len(order))]
+    complain("state_dict", (), unknown)
+    return dict(entries)
+
+
+def steps_of(path: str, entry: Mapping[str, Any]) -> int:
+    """The steps that a parameter has taken."""
+    steps = as_numpy(entry["step"]) if "step" in entry else np.zeros(())
+    if steps.ndim or steps < 1 or steps != int(steps):
+        raise ValueError(
+            f"the step of {path!r} must be a whole number of steps taken, got"
+            f" {steps if 'step' in entry else 'none'}: pass the state of a run that has begun."
+        )
+    return int(steps)

@@ -1,0 +1,81 @@
+"""Runs that begin in one library and go on in another: 20 more steps, the same in both.
+
+The runs are those of `benchmarks.interchange`, in float64 where the other library has it.
+"""
+
+import importlib.util
+
+import jax
+import pytest
+
+from benchmarks import interchange
+from benchmarks.interchange_cases import LIBRARIES
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+def is_missing(library):
+    return library != "optax" and not importlib.util.find_spec(library)
+
+
+def conversions(library, words=("",)):
+    if is_missing(library):
+        reason = f"{library} is in a group of its own: make test-peers"
+        return [pytest.param(None, id=library, marks=pytest.mark.skip(reason=reason))]
+    found = [c for c in LIBRARIES[library]() if any(word in c.name for word in words)]
+    assert len(found) >= 6
+    return [pytest.param(c, id=f"{c.way}, {c.name}".replace("`", "")) for c in found]
+
+
+def agree(conversion, record_property):
+    if conversion.double:
+        with jax.enable_x64(True):
+            [(once, whole)] = interchange.differences(conversion, True)
+    else:
+        [(once, whole)] = interchange.differences(conversion, True)
+    label = f"{conversion.way}, {conversion.name}"
+    record_property("printed", f"20 steps apart, {label}: {once:.1e} after one, {whole:.1e} in all")
+    return once, whole
+
+
+OPTAX = ("adamw`", "amsgrad", "MultiSteps", "inject", "partition", "packed", "8 bits")
+
+
+@pytest.mark.parametrize("conversion", conversions("optax", OPTAX))
+def test_optax(conversion, record_property):
+    once, whole = agree(conversion, record_property)
+    if "8 bits" in conversion.name:
+        # To 8 bits rounds; from them does not, until 8 bits go on there.
+        assert once < (0.05 if conversion.way == "from Optax" else 1e-12) and whole < 0.1
+    elif "MultiSteps" in conversion.name:  # Optax's accumulator is float32, here too.
+        assert once < 1e-6 and whole < 1e-6
+    else:
+        assert once < 1e-12 and whole < 1e-12
+
+
+@pytest.mark.parametrize("conversion", conversions("torch"))
+def test_pytorch(conversion, record_property):
+    once, whole = agree(conversion, record_property)
+    assert once < 1e-11 and whole < 1e-11
+
+
+@pytest.mark.parametrize("conversion", conversions("keras"))
+def test_keras(conversion, record_property):
+    import keras
+
+    before = keras.config.floatx()
+    try:
+        once, whole = agree(conversion, record_property)
+    finally:
+        keras.config.set_floatx(before)
+    assert once < 1e-11 and whole < 1e-11
+
+
+# The first step is made of the copied codes; then a moment in the middle of two codes goes here to
+# the one and there to the other, and the largest difference is that of the element it happens to.
+@pytest.mark.parametrize("conversion", conversions("bitsandbytes"))
+def test_bitsandbytes(conversion, record_property):
+    once, whole = agree(conversion, record_property)
+    decoded_again = "transposed" in conversion.name or "int8" in conversion.name
+    assert once < (0.05 if decoded_again else 1e-4)
+    assert whole < (1e-3 if "32bit" in conversion.name else 0.2)
