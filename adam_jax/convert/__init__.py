@@ -14,12 +14,10 @@ from adam_jax.convert.keras import from_keras
 from adam_jax.convert.names import Layout, conv, linear
 from adam_jax.convert.optax import from_optax, to_optax
 from adam_jax.convert.pytorch import from_torch, to_torch
-from adam_jax.convert.stored import convert_state
 
 __all__ = [
     "Layout",
     "conv",
-    "convert_state",
     "from_bitsandbytes",
     "from_keras",
     "from_optax",
