@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 import sys
+import traceback
 from pathlib import Path
 
 import jax
@@ -154,17 +155,16 @@ def main() -> int:
     try:
         return command(arguments)
     except (data.DataError, RunError, distributed.ProcessError, OSError) as error:
-        if not distributed.is_worker() or distributed.speaks():
-            print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        distributed.report(f"error: {' '.join(str(error).splitlines())}")
         return 1
-    except jax.errors.JaxRuntimeError as error:
+    except Exception as error:
         if not distributed.is_worker():
             raise
-        reason = " ".join(str(error).split())[:200]
-        print(
-            f"error: a process lost the others ({reason}); start all again with --resume",
-            file=sys.stderr,
-        )
+        # Each of several would print a traceback, and most of them only that one of them died.
+        reason, text = " ".join(str(error).split())[:200], traceback.format_exc()
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            text = f"error: a process lost the others ({reason}); start all again with --resume"
+        distributed.report(text)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command with --resume goes on", file=sys.stderr)
