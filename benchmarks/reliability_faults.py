@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reliability_fuzz import damage, leaves
-from examples.mnist import data, distributed
+from examples.mnist import data
 from examples.mnist.runs import Run
 from examples.mnist.train import build
 
@@ -32,6 +32,8 @@ runpy.run_module("examples.mnist", run_name="__main__")
 
 # What XLA logs about a connection that broke: a line with the time, and lines that go on from it.
 LOGGED = r"([EFW]\d{4} .*\n)?"
+
+BOUND = 60  # seconds in which all must end when one was killed, on a machine with much else to do
 
 
 class Passed(Exception):
@@ -160,10 +162,10 @@ def kill(process: "subprocess.Popen[str]", rng: random.Random) -> None:
         os.kill(int(rng.choice(trains)) if trains else process.pid, signal.SIGKILL)
     began = time.perf_counter()
     try:
-        _, stderr = process.communicate(timeout=distributed.HEARTBEAT)
+        _, stderr = process.communicate(timeout=BOUND)
     except subprocess.TimeoutExpired as error:
         process.kill()
-        raise AssertionError(f"went on for {error.timeout} s after one was killed") from error
+        raise AssertionError(f"went on for {BOUND} s after one was killed") from error
     if process.returncode == 0:
         raise Passed
     if not trains and process.returncode == -signal.SIGKILL:
@@ -184,7 +186,11 @@ def killed_at_start(training: Training, out: Path, rng: random.Random) -> str:
 def killed(training: Training, out: Path, rng: random.Random) -> str:
     """Kills at any moment between the ends of the first and of the last epoch."""
     with begin(training.options, out) as process:
-        next(epochs_of(process))
+        if next(epochs_of(process), None) is None:
+            _, stderr = process.communicate()
+            if process.returncode:
+                raise AssertionError(f"could not be resumed: {stderr}")
+            raise Passed
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(rng.uniform(0, training.rest))
         kill(process, rng)

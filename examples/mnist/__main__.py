@@ -162,7 +162,8 @@ def main() -> int:
             raise
         # Each of several would print a traceback, and most of them only that one of them died.
         reason, text = " ".join(str(error).split())[:200], traceback.format_exc()
-        if isinstance(error, jax.errors.JaxRuntimeError):
+        # Of a connection that broke JAX raises a JaxRuntimeError, or a ValueError of Gloo's.
+        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in reason:
             text = f"error: a process lost the others ({reason}); start all again with --resume"
         distributed.report(text)
         return 1
