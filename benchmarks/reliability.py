@@ -24,8 +24,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from absl import logging as absl_logging
-
 from benchmarks import reliability_faults as faults
 from benchmarks import reliability_fuzz as fuzz
 from benchmarks import reliability_steps as steps
@@ -137,7 +135,6 @@ def main() -> None:
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--fast", action="store_true")
     a = arguments.parse_args()
-    absl_logging.set_verbosity(absl_logging.FATAL)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

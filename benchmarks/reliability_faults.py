@@ -81,9 +81,7 @@ def write_digits(folder: Path, train: int, test: int) -> None:
 
 def command(options: list[str], out: Path) -> dict[str, Any]:
     """The arguments of subprocess: begins the training, or goes on with it."""
-    # One device for each process, also under a test suite with eight.
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    environment = {"JAX_PLATFORMS": "cpu"} | environment | {"JAX_NUM_CPU_DEVICES": "1"}
+    environment = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"} | os.environ
     line = [sys.executable, "-m", "examples.mnist", "train", *options, "--out", str(out)]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     return {"args": [*line, "--resume"], "cwd": ROOT, "env": environment} | pipes
@@ -148,8 +146,8 @@ def partial(out: Path) -> bool:
     return any((out / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
 
 
-def kill(process: "subprocess.Popen[str]", rng: random.Random) -> None:
-    """Kills the process that trains, or one of several; then all must end soon.
+def kill(process: "subprocess.Popen[str]", rng: random.Random) -> str:
+    """Kills the process that trains, or one of several; returns what was said when all ended.
 
     Raises:
       Passed: it had ended.
@@ -169,9 +167,10 @@ def kill(process: "subprocess.Popen[str]", rng: random.Random) -> None:
     if process.returncode == 0:
         raise Passed
     if not trains and process.returncode == -signal.SIGKILL:
-        return
+        return stderr
     _refused(stderr, process.returncode, LOGGED)
     print(f"the others ended {time.perf_counter() - began:.1f} s later", file=sys.stderr)
+    return stderr
 
 
 def killed_at_start(training: Training, out: Path, rng: random.Random) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import logging as absl_logging
 
 from examples.mnist import data, distributed, evaluate
 from examples.mnist.models import MODELS
@@ -148,7 +147,6 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 def main() -> int:
     """Runs one command; what the user can mend is one line on stderr and the exit status 1."""
-    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax reports every file it writes.
     logging.getLogger("jax").setLevel(logging.ERROR)
     arguments = parser().parse_args()
     command = {"train": _train, "evaluate": _evaluate, "predict": _predict}[arguments.command]
