@@ -87,9 +87,10 @@ def command(options: list[str], out: Path) -> dict[str, Any]:
     return {"args": [*line, "--resume"], "cwd": ROOT, "env": environment} | pipes
 
 
-def begin(training_options: list[str], out: Path) -> "subprocess.Popen[str]":
+def begin(options: list[str], out: Path) -> "subprocess.Popen[str]":
     """Begins a training, or goes on with it; its output can be read."""
-    return subprocess.Popen(**command(training_options, out) | {"stdout": subprocess.PIPE})
+    arguments: dict[str, Any] = {**command(options, out), "stdout": subprocess.PIPE}
+    return subprocess.Popen(**arguments)
 
 
 def epochs_of(process: "subprocess.Popen[str]") -> Iterator[float]:

@@ -166,7 +166,7 @@ def main() -> int:
         distributed.report(text)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command with --resume goes on", file=sys.stderr)
+        distributed.report("interrupted; the same command with --resume goes on")
         return 130
 
 

@@ -3,7 +3,6 @@
 import json
 import random
 import re
-import subprocess
 from types import SimpleNamespace
 
 import jax
@@ -43,9 +42,10 @@ def interrupted(options, tmp_path_factory):
         next(faults.epochs_of(process))
         stderr = faults.kill(process, random.Random(0))
     left = faults.saved(out)
-    done = subprocess.run(**faults.command(both, out) | {"stdout": subprocess.PIPE})
-    assert done.returncode == 0, done.stderr
-    return SimpleNamespace(out=out, stderr=stderr, left=left, stdout=done.stdout)
+    with faults.begin(both, out) as process:
+        stdout, said = process.communicate()
+    assert process.returncode == 0, said
+    return SimpleNamespace(out=out, stderr=stderr, left=left, stdout=stdout)
 
 
 def trained_here(options, folder, out, devices):
