@@ -7,6 +7,7 @@ A tracer has no value yet, so it passes: the same constructors serve inside `jit
 
 import inspect
 import math
+import re
 from typing import Any
 
 import jax
@@ -83,3 +84,20 @@ def check_integer(argument: str, value: Any, low: int, *, instead: str) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
         raise ValueError(f"{argument} must be an integer ≥ {low}, got {value!r}: {instead}.")
     return int(value)
+
+
+def check_expression(argument: str, value: Any) -> str:
+    """Checks that `value` is a regular expression: it is to match the whole path of a leaf.
+
+    Raises:
+      ValueError: it is not.
+    """
+    try:
+        if not isinstance(value, str):
+            raise ValueError('write a string, such as r".*/bias"')
+        re.compile(value)
+    except (ValueError, re.error) as error:
+        raise ValueError(
+            f"{argument} must be a regular expression, got {value!r}: {error}."
+        ) from None
+    return value

@@ -1,14 +1,14 @@
 """What a training survives: processes that are killed, disks that are full, checkpoints that rot.
 
-python -m benchmarks.reliability [--times 30] [--epochs 12] [--only WORD] [--seed 0] [--fast]
+python -m benchmarks.reliability [--times 30] [--epochs 12] [--only REGEX] [--seed 0] [--fast]
 
 Each fault befalls a real process of `python -m examples.mnist train`, a small one of 12 epochs. It
 is survived if the same command with --resume then ends with the state (parameters, moments, counts)
 and the metrics, to the last bit, of a training that nothing befell. Then, in this process: two
 million optimizer steps, counts that are full, and inputs that nobody would write on purpose.
 
---only chooses the faults whose name has the word; --fast takes one folder through one fault of each
-kind, and little of the rest.
+--only chooses the faults in whose name the expression is found; --fast takes one folder through one
+fault of each kind, and little of the rest.
 """
 
 import argparse
@@ -17,13 +17,12 @@ import contextlib
 import functools
 import io
 import random
+import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-
-from absl import logging as absl_logging
 
 from benchmarks import reliability_faults as faults
 from benchmarks import reliability_fuzz as fuzz
@@ -33,10 +32,13 @@ from benchmarks.machine import describe
 Fault = Callable[[faults.Training, Path, random.Random], str]
 Row = tuple[str, int, int, str]
 
-# By name; those of the first kind leave a training that is still to be resumed.
-INTERRUPTIONS: dict[str, Fault] = {
-    "kill -9 at any moment": faults.killed,
+# By name; the kills can befall one training in turn, and they leave one that is to be resumed.
+KILLS: dict[str, Fault] = {
+    "kill -9 while it starts": faults.killed_at_start,
+    "kill -9 at any moment of training": faults.killed,
     "kill -9 while a checkpoint is written": faults.killed_in_checkpoint,
+}
+INTERRUPTIONS: dict[str, Fault] = KILLS | {
     "disk refuses to write (RLIMIT_FSIZE)": faults.file_limit,
 }
 FAULTS: dict[str, Fault] = INTERRUPTIONS | {
@@ -68,18 +70,27 @@ def counted(how: Sequence[str]) -> str:
     return "; ".join(f"{text} ({n})" if len(how) > 1 else text for text, n in counts)
 
 
-def processes(
-    names: list[str], epochs: int, times: int, fast: bool, seed: int, folder: Path
-) -> Iterator[Row]:
+def chains(names: Sequence[str], together: bool) -> Iterator[list[str]]:
+    """What befalls one training: each fault alone, or kills in turn, as their starts take long."""
+    kills = [name for name in names if name in KILLS]
+    if together and kills:
+        yield kills
+    yield from ([name] for name in names if not (together and name in KILLS))
+
+
+def befallen(a: argparse.Namespace, processes: int, folder: Path) -> Iterator[Row]:
     """The faults of processes. One that is not survived is printed, and the others go on."""
-    training = faults.undisturbed(folder, *((3, 1024) if fast else (epochs, 2048)))
-    say(f"one training: {training.seconds:.1f} s")
-    chains = [[name for name in names if name in INTERRUPTIONS]] if fast else []
-    chains += [[name] for name in names if not (fast and name in INTERRUPTIONS)]
-    for chain in filter(None, chains):
-        rng, found, title = random.Random(f"{seed} {chain}"), [], ", ".join(chain)
-        tried = 0
-        for i in range(1 if fast else times):
+    several = ", two processes" if processes > 1 else ""
+    names = [name for name in FAULTS if re.search(a.only, name + several)]
+    if not names:
+        return
+    size = (3, 1024) if a.fast else (a.epochs, 8000 // processes**2)
+    training = faults.undisturbed(folder, *size, processes)
+    say(f"one training{several}: {training.start:.1f} s to the first epoch, {training.rest:.1f} s")
+    for chain in chains(names, a.fast or processes > 1):
+        title = ", ".join(name + several for name in chain)
+        rng, found, tried = random.Random(f"{a.seed} {title}"), [], 0
+        for i in range(1 if a.fast else a.times):
             try:
                 found.append(trial(chain, training, folder / "trial", rng))
             except AssertionError as error:
@@ -88,9 +99,9 @@ def processes(
                 say(f"{title}: left out: {error}")
                 break
             tried += 1
-            say(f"{title}: {i + 1}")
+            say(f"{title}: {i + 1}: {', '.join(found[-1].values()) if found else ''}")
         for name in chain:
-            yield name, tried, len(found), counted([how[name] for how in found])
+            yield name + several, tried, len(found), counted([how[name] for how in found])
 
 
 def checks(fast: bool, seed: int, folder: Path) -> dict[str, tuple[int, Callable[[], str]]]:
@@ -120,19 +131,17 @@ def main() -> None:
     )
     arguments.add_argument("--times", type=int, default=30, help="each fault (%(default)s)")
     arguments.add_argument("--epochs", type=int, default=12, help="of each (%(default)s)")
-    arguments.add_argument("--only", default="", metavar="WORD")
+    arguments.add_argument("--only", default="", metavar="REGEX")
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--fast", action="store_true")
     a = arguments.parse_args()
-    absl_logging.set_verbosity(absl_logging.FATAL)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        names = [name for name in FAULTS if a.only in name]
-        if names:
-            rows += processes(names, a.epochs, a.times, a.fast, a.seed, folder)
+        for processes in (1, 2):
+            rows += befallen(a, processes, folder)
         for name, (tried, check) in checks(a.fast, a.seed, folder).items():
-            if a.only not in name:
+            if not re.search(a.only, name):
                 continue
             say(name)
             try:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import random
+import re
 import shutil
 import signal
 import struct
@@ -29,6 +30,11 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 runpy.run_module("examples.mnist", run_name="__main__")
 """
 
+# What XLA logs about a connection that broke: a line with the time, and lines that go on from it.
+LOGGED = r"([EFW]\d{4} .*\n)?"
+
+BOUND = 60  # seconds in which all must end when one was killed, on a machine with much else to do
+
 
 class Passed(Exception):
     """The fault came too late: the training had ended."""
@@ -36,11 +42,21 @@ class Passed(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """One that nothing befell: what all others must end with."""
+    """One that nothing befell: what all others must end with.
+
+    Attributes:
+      out: its folder.
+      options: of the command.
+      start: seconds from the start of the process to the end of the first epoch.
+      rest: seconds from there to the end of the last.
+      state: the bits of its last checkpoint.
+      metrics: without the seconds.
+    """
 
     out: Path
     options: list[str]
-    seconds: float
+    start: float
+    rest: float
     state: list[bytes]
     metrics: list[dict[str, float]]
 
@@ -65,12 +81,23 @@ def write_digits(folder: Path, train: int, test: int) -> None:
 
 def command(options: list[str], out: Path) -> dict[str, Any]:
     """The arguments of subprocess: begins the training, or goes on with it."""
-    # One device, also under a test suite with eight.
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    environment = {"JAX_PLATFORMS": "cpu"} | environment
+    environment = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"} | os.environ
     line = [sys.executable, "-m", "examples.mnist", "train", *options, "--out", str(out)]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     return {"args": [*line, "--resume"], "cwd": ROOT, "env": environment} | pipes
+
+
+def begin(options: list[str], out: Path) -> "subprocess.Popen[str]":
+    """Begins a training, or goes on with it; its output can be read."""
+    arguments: dict[str, Any] = {**command(options, out), "stdout": subprocess.PIPE}
+    return subprocess.Popen(**arguments)
+
+
+def epochs_of(process: "subprocess.Popen[str]") -> Iterator[float]:
+    """The time at which each epoch of a training ends."""
+    for line in process.stdout or ():
+        if line.startswith("epoch "):
+            yield time.perf_counter()
 
 
 def result(out: Path) -> tuple[list[bytes], list[dict[str, float]]]:
@@ -83,15 +110,19 @@ def result(out: Path) -> tuple[list[bytes], list[dict[str, float]]]:
     return found
 
 
-def undisturbed(folder: Path, epochs: int, digits: int) -> Training:
+def undisturbed(folder: Path, epochs: int, digits: int, processes: int = 1) -> Training:
     """Trains once, for the result and for the time that it takes."""
     write_digits(folder, digits, 256)
-    options = ["--model", "mlp", "--epochs", str(epochs), "--batch-size", "32"]
+    options = ["--model", "mlp" if processes == 1 else "softmax", "--batch-size", "32"]
+    options += ["--epochs", str(epochs), "--processes", str(processes)]
     options += ["--augment", "--schedule", "cosine", "--data-dir", str(folder)]
-    start = time.perf_counter()
-    subprocess.run(**command(options, folder / "whole"), check=True)
-    seconds = time.perf_counter() - start
-    return Training(folder / "whole", options, seconds, *result(folder / "whole"))
+    out, began = folder / f"whole-{processes}", time.perf_counter()
+    with begin(options, out) as process:
+        ends = [end - began for end in epochs_of(process)]
+        _, stderr = process.communicate()
+    if process.returncode:
+        raise AssertionError(f"an undisturbed training failed: {stderr}")
+    return Training(out, options, ends[0], ends[-1] - ends[0], *result(out))
 
 
 def resumed(training: Training, out: Path) -> str:
@@ -111,37 +142,79 @@ def saved(out: Path) -> int:
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
-def killed(training: Training, out: Path, rng: random.Random) -> str:
-    """Kills at any moment between the start of the process and its usual end."""
-    with subprocess.Popen(**command(training.options, out)) as process:
-        try:
-            process.wait(rng.uniform(0, training.seconds))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-    if process.returncode != -signal.SIGKILL:
+def partial(out: Path) -> bool:
+    """Whether a checkpoint is there that does not have its name yet."""
+    return any((out / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+
+
+def kill(process: "subprocess.Popen[str]", rng: random.Random) -> str:
+    """Kills the process that trains, or one of several; returns what was said when all ended.
+
+    Raises:
+      Passed: it had ended.
+      AssertionError: the others went on, or did not say in one line what to do.
+    """
+    trains = subprocess.run(
+        ["pgrep", "--parent", str(process.pid)], capture_output=True, text=True
+    ).stdout.split()
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(int(rng.choice(trains)) if trains else process.pid, signal.SIGKILL)
+    began = time.perf_counter()
+    try:
+        _, stderr = process.communicate(timeout=BOUND)
+    except subprocess.TimeoutExpired as error:
+        process.kill()
+        raise AssertionError(f"went on for {BOUND} s after one was killed") from error
+    if process.returncode == 0:
         raise Passed
+    if not trains and process.returncode == -signal.SIGKILL:
+        return stderr
+    _refused(stderr, process.returncode, LOGGED)
+    print(f"the others ended {time.perf_counter() - began:.1f} s later", file=sys.stderr)
+    return stderr
+
+
+def killed_at_start(training: Training, out: Path, rng: random.Random) -> str:
+    """Kills at any moment between the start of the process and the end of the first epoch."""
+    with begin(training.options, out) as process:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(0, training.start))
+        kill(process, rng)
+    return "before the first checkpoint" if not saved(out) else "after it"
+
+
+def killed(training: Training, out: Path, rng: random.Random) -> str:
+    """Kills at any moment between the ends of the first and of the last epoch."""
+    with begin(training.options, out) as process:
+        if next(epochs_of(process), None) is None:
+            _, stderr = process.communicate()
+            if process.returncode:
+                raise AssertionError(f"could not be resumed: {stderr}")
+            raise Passed
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(0, training.rest))
+        kill(process, rng)
+    if partial(out):
+        return "while a checkpoint was written"
     epochs = saved(out)
     if epochs == training.epochs:
         return "after the last epoch"
-    return "between epochs" if epochs else "before the first checkpoint"
+    return "between checkpoints" if epochs else "before the first checkpoint"
 
 
 def killed_in_checkpoint(training: Training, out: Path, rng: random.Random) -> str:
     """Kills up to 50 ms, which is what it takes, after a checkpoint was begun."""
     if saved(out) == training.epochs:  # A kill before this one came after the last.
         raise Passed
-    partial = f"{rng.randint(saved(out) + 1, training.epochs)}.orbax-checkpoint-tmp*"
-    with subprocess.Popen(**command(training.options, out)) as process:
+    epochs = rng.randint(saved(out) + 1, training.epochs)
+    with begin(training.options, out) as process:
         while process.poll() is None:
-            if next((out / "checkpoints").glob(partial), None):
+            if any((out / "checkpoints").glob(f"{epochs}.orbax-checkpoint-tmp*")):
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(rng.uniform(0, 0.05))
-                process.send_signal(signal.SIGKILL)
                 break
-    if process.returncode != -signal.SIGKILL:
-        raise Passed
-    incomplete = next((out / "checkpoints").glob(partial), None)
-    return "it was incomplete" if incomplete else "it had just got its name"
+        kill(process, rng)
+    return "it was incomplete" if partial(out) else "it had just got its name"
 
 
 def corrupted(training: Training, out: Path, rng: random.Random) -> str:
@@ -161,9 +234,9 @@ def corrupted(training: Training, out: Path, rng: random.Random) -> str:
     return "fell back by one, said so in a line"
 
 
-def _refused(stderr: str, returncode: int) -> str:
-    line = stderr.startswith("error: ") and stderr.count("\n") == 1
-    if returncode != 1 or not line:
+def _refused(stderr: str, returncode: int, besides: str = "") -> str:
+    right = re.fullmatch(rf"(?s:{besides})error: [^\n]*--resume[^\n]*\n", stderr)
+    if returncode != 1 or not right or "Traceback" in stderr:
         raise AssertionError(f"exit status {returncode}: {stderr}")
     return "one line, exit status 1"
 

@@ -117,7 +117,8 @@ def leaves(state: Any) -> list[bytes]:
 
 def two_checkpoints(folder: Path, **settings: Any) -> tuple[Any, list[list[bytes]]]:
     """A run of two epochs in an instant: a state like those that it saved, and their bits."""
-    run = Run.create(folder, Config(model="softmax", **settings))
+    Run.prepare(folder, Config(model="softmax", **settings))
+    run = Run.open(folder)
     _, like, _, _ = build(run.config, steps=1)
     bits = []
     for epoch in (1, 2):

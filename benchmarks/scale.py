@@ -14,25 +14,20 @@ that to all-reduce it.
 import argparse
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-import optax  # noqa: E402
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec  # noqa: E402
-
-import adam_jax  # noqa: E402
-from adam_jax import scale  # noqa: E402
-from benchmarks.machine import describe  # noqa: E402
+import adam_jax
+from adam_jax import scale
+from benchmarks.machine import describe
 
 Row = dict[str, Any]
 COUNT = 8
@@ -234,6 +229,7 @@ def main() -> None:
     arguments.add_argument("--json", metavar="FILE", type=Path, help="the tables go there too")
     args = arguments.parse_args()
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", COUNT)
     print(describe("jax", "jaxlib", "optax"))
     tables: dict[str, list[Row]] = {}
     for name, table in TABLES.items():

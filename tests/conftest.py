@@ -1,10 +1,6 @@
 import os
 
-# Eight devices on one CPU, for the tests of sharding; set before JAX starts its backend.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # Also of the processes that tests start.
 
 import gc  # noqa: E402
 
@@ -13,13 +9,14 @@ import pytest  # noqa: E402
 
 from tests.compilation import FASTER  # noqa: E402
 
+jax.config.update("jax_num_cpu_devices", 8)  # Of this process alone, for the tests of sharding.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 def pytest_configure(config):
     # What is about bits runs with what users have; so does all of it under plain pytest.
     if config.option.markexpr == "not bits":
-        os.environ["XLA_FLAGS"] += " " + FASTER
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FASTER}"
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -253,7 +253,7 @@ def test_no_parameters(params, message):
         (dict(grads={"v": 1.0}), "grads must be a tree like params, with None for a leaf"),
         (dict(grads={"w": jnp.ones(3)}), r"for the shape \(2, 3\) at 'w': pass the gradients"),
         (dict(grads={"w": {"x": jnp.ones((2, 3))}}), r"for the shape \(2, 3\) at 'w'"),
-        (dict(groups={"all": "("}), r"groups must be regular expressions by name, got '\('"),
+        (dict(groups={"all": "("}), r"groups\['all'\] must be a regular expression, got '\('"),
         (dict(args=(1,)), r"args must come with the step that takes them, got \(1,\): pass step="),
     ],
 )

@@ -1,4 +1,4 @@
-"""The state split over devices, and in the memory of the host: the same steps, fewer bytes."""
+"""The state split over devices: the same steps, fewer bytes on each."""
 
 import math
 import re
@@ -237,6 +237,8 @@ def test_what_does_not_fit_is_said():
         scale.shard_state("adam", mesh)
     with pytest.raises(ValueError, match=r"min_size must be"):
         scale.shard_state(adam, mesh, min_size=-1)
+    with pytest.raises(ValueError, match=r"must not be offloaded.*offload\(shard_state\(tx"):
+        scale.shard_state(scale.offload(adam), mesh)
     params = {"w": jax.device_put(jnp.ones((64, 256)), NamedSharding(mesh, P(None, "model")))}
     with pytest.raises(ValueError, match=r"'w', which is .*specs=jax.tree.map"):
         scale.shard_state(adam, mesh).init(params)
@@ -252,62 +254,21 @@ def test_equal_ones_trace_once():
     assert ours != scale.shard_state(adam_jax.adam(1e-3), mesh)
 
 
-@every_transformation
-def test_offloaded_the_steps_are_the_same(tx):
-    params = parameters()
-    x = jax.random.normal(jax.random.key(2), (64, 256))
-    whole, _, _ = trained(tx, params, x)
-    ours, state, _ = trained(scale.offload(tx), params, x)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(whole), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
-        assert a.sharding.memory_kind == "device"
-    for leaf in jax.tree.leaves(state):
-        assert leaf.sharding.memory_kind == ("pinned_host" if leaf.ndim else "device")
+def test_traced_numbers_and_equal_ones_share_no_shardings():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    shapes = jax.eval_shape(parameters)
+    first = scale.state_shardings(adam_jax.adamw(1e-2), shapes, mesh)
+    first[0].mu.clear()  # What one caller does to the tree is not seen by the next.
+    told = scale.state_shardings(adam_jax.adamw(1e-2), shapes, mesh)
+    assert set(told[0].mu) == {"in", "out", "bias"}
 
+    @jax.jit
+    def state_after(learning_rate, params):
+        tx = scale.shard_state(adam_jax.adamw(learning_rate), mesh)
+        return adam_jax.step(tx, params, tx.init(params), params)[1]
 
-def test_where_says_what_is_offloaded():
-    tx = scale.offload(adam_jax.adamw(1e-2), where=r".*/nu/(in|out)")
-    _, state, _ = trained(tx, parameters(), jnp.ones((64, 256)))
-    kinds = jax.tree.map(lambda x: x.sharding.memory_kind, state[0]._asdict())
-    assert kinds["mu"] == {"in": "device", "out": "device", "bias": "device"}
-    assert kinds["nu"] == {"in": "pinned_host", "out": "pinned_host", "bias": "device"}
-
-
-def test_offloaded_outside_jit_and_through_update():
-    tx, params = scale.offload(adam_jax.adamw(1e-2)), parameters()
-    grads = jax.tree.map(jnp.ones_like, params)
-    updates, state = tx.update(grads, tx.init(params), params)
-    expected, _ = adam_jax.adamw(1e-2).update(grads, adam_jax.adamw(1e-2).init(params), params)
-    np.testing.assert_array_equal(updates["in"], expected["in"])
-    assert state[0].mu["in"].sharding.memory_kind == "pinned_host"
-
-
-def test_offloaded_under_scan():
-    tx, params = scale.offload(adam_jax.adamw(1e-2)), parameters()
-    state = tx.init(params)
-
-    def body(carry, _):
-        params, state = carry
-        return adam_jax.step(tx, jax.grad(loss)(params, jnp.ones((8, 256))), state, params), None
-
-    (params, state), _ = jax.jit(lambda c: jax.lax.scan(body, c, None, length=3))((params, state))
-    assert int(state[0].count) == 3
-    assert state[0].nu["in"].sharding.memory_kind == "pinned_host"
-
-
-def test_split_and_offloaded(mesh):
     params = jax.device_put(parameters(), NamedSharding(mesh, P()))
-    x = jax.device_put(jnp.ones((64, 256)), NamedSharding(mesh, P("data", None)))
-    whole, _, _ = trained(adam_jax.adamw(1e-2), params, x)
-    tx = scale.offload(scale.shard_state(adam_jax.adamw(1e-2), mesh))
-    ours, state, _ = trained(tx, params, x)
-    np.testing.assert_allclose(ours["in"], whole["in"], rtol=1e-6, atol=1e-7)
-    assert state[0].mu["in"].sharding.memory_kind == "pinned_host"
-    assert state[0].mu["in"].addressable_shards[0].data.shape == (32, 512)
-
-
-def test_offload_errors():
-    with pytest.raises(ValueError, match=r"to must be 'pinned_host', got 'disk'"):
-        scale.offload(adam_jax.adam(1e-3), to="disk")
-    with pytest.raises(ValueError, match=r"where must be a regular expression, got '\('"):
-        scale.offload(adam_jax.adam(1e-3), where="(")
+    nu = state_after(1e-2, params)[0].nu
+    assert jax.tree.all(
+        jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), nu, told[0].nu)
+    )

@@ -13,6 +13,7 @@ from adam_jax.formats.dense import AT_LEAST_FLOAT32, Dense
 from adam_jax.formats.dtypes import leaf_dtype
 from adam_jax.formats.quantized import FLOAT8, Quantized
 from adam_jax.formats.rounding import Stochastic
+from adam_jax.validation import check_expression
 
 SlotDType: TypeAlias = Any
 """A dtype, a `Format`, a `SlotPolicy`, or None, the parameter's own dtype (as in Optax).
@@ -126,12 +127,7 @@ def by_path(choices: Mapping[str, SlotDType], default: SlotDType = AT_LEAST_FLOA
       >>> tx = adam_jax.adamw(1e-3, mu_dtype=moments, nu_dtype=moments)
     """
     for expression in choices:
-        try:
-            re.compile(expression)
-        except re.error as error:
-            raise ValueError(
-                f"choices must have regular expressions as keys, got {expression!r}: {error}."
-            ) from None
+        check_expression("each key of choices", expression)
     checked = ((e, check_slot_dtype(f"choices[{e!r}]", x)) for e, x in choices.items())
     return ByPath(tuple(checked), check_slot_dtype("default", default))
 

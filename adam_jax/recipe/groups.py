@@ -17,6 +17,7 @@ from adam_jax.recipe.factory import check_arguments, check_factory
 from adam_jax.row import Row, init_rows, run_rows
 from adam_jax.rules.base import frozen_pytree, static
 from adam_jax.transform import Transformation
+from adam_jax.validation import check_expression
 
 
 @frozen_pytree
@@ -122,8 +123,8 @@ def groups(
         )
     rows, labelled = [], []
     for expression, overrides in expressions.items():
+        check_expression("each key of expressions", expression)
         with _named(expression):
-            re.compile(expression)
             if overrides is None:
                 labelled.append((expression, None))
                 continue
@@ -159,8 +160,6 @@ def _named(expression: str) -> Iterator[None]:
     """Says which expression an error is about."""
     try:
         yield
-    except re.error as error:
-        raise ValueError(f"{expression!r} must be a regular expression: {error}.") from None
     except (ValueError, TypeError) as error:
         raise type(error)(f"the expression {expression!r}: {error}") from None
 

@@ -20,7 +20,7 @@ from adam_jax.rules.base import MomentRule, abs_squared, frozen_pytree, static
 from adam_jax.rules.directions import Root
 from adam_jax.rules.moments import Average
 from adam_jax.transform import Transformation, body_of
-from adam_jax.validation import check_integer
+from adam_jax.validation import check_expression, check_integer
 
 
 class TelemetryState(NamedTuple):
@@ -247,13 +247,7 @@ def telemetry(
     """
     every = check_integer("every", every, 1, instead="100 is usual")
     for name, expression in (groups or {}).items():
-        try:
-            re.compile(expression)
-        except re.error as error:
-            raise ValueError(
-                f"groups must be regular expressions by name, got {expression!r} for {name!r}:"
-                f" {error}."
-            ) from None
+        check_expression(f"groups[{name!r}]", expression)
     ordered = None if groups is None else tuple(groups.items())
     return Transformation.around(Telemetry(body_of("inner", inner), every, ordered))
 

@@ -11,6 +11,7 @@ from adam_jax.body import Body, Call
 from adam_jax.leaves import leaf_paths
 from adam_jax.rules.base import frozen_pytree, static
 from adam_jax.transform import Transformation, body_of
+from adam_jax.validation import check_expression
 
 
 @frozen_pytree
@@ -49,13 +50,16 @@ class Offloaded:
 
     def moved(self, state: Any, move: Any) -> Any:
         """The state, with what the expression matches moved; numbers stay on the device."""
+        return jax.tree.map(lambda x, host: move(x) if host else x, state, self.on_host(state))
+
+    def on_host(self, state: Any) -> Any:
+        """Of each array of the state, whether it belongs in the memory of the host."""
         leaves, treedef = jax.tree.flatten(state)
         paths = leaf_paths(state, none_is_leaf=False)
-        moved = [
-            move(x) if x.ndim and re.fullmatch(self.where, path) else x
-            for x, path in zip(leaves, paths, strict=True)
-        ]
-        return treedef.unflatten(moved)
+        matches = (re.fullmatch(self.where, path) is not None for path in paths)
+        return treedef.unflatten(
+            [x.ndim > 0 and match for x, match in zip(leaves, matches, strict=True)]
+        )
 
 
 def offload(
@@ -68,8 +72,8 @@ def offload(
 
     Args:
       tx: any Optax transformation; the state is its own.
-      to: the kind of memory: pinned, which the device reads by itself, is the only one that
-        programs reach.
+      to: the kind of memory: pinned, which the device reads by itself. The other kind that devices
+        list, "unpinned_host", is not one that a compiled program puts its results in.
       where: a regular expression that must match the whole path in the state of what goes there:
         `r".*/nu/.*"`, or `r".*/embedding/.*"` for all that belongs to those parameters. Numbers,
         such as the step count, stay on the device.
@@ -87,8 +91,5 @@ def offload(
         raise ValueError(
             f"to must be 'pinned_host', got {to!r}: it is the memory of hosts that a device reads."
         )
-    try:
-        re.compile(where)
-    except re.error as error:
-        raise ValueError(f"where must be a regular expression, got {where!r}: {error}.") from None
+    where = check_expression("where", where)
     return Transformation.around(Offloaded(body_of("tx", tx), to, where))

@@ -4,6 +4,7 @@ Where a slot of the state lies is what `init` makes of it for a parameter that l
 format and every transformation splits its own state, and nothing here knows what is in it.
 """
 
+import functools
 import itertools
 import math
 from typing import Any
@@ -17,6 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from adam_jax.body import Body, Call
 from adam_jax.leaves import FrozenTree, leaf_paths
 from adam_jax.rules.base import frozen_pytree, static
+from adam_jax.scale.offload import Offloaded
 from adam_jax.transform import Transformation, body_of
 from adam_jax.validation import check_integer
 
@@ -107,21 +109,37 @@ class Layout:
 
     def shardings(self, body: Body, params: Any) -> Any:
         """The tree of where the state of a body lies."""
-        # Under explicit axes a shape says how it is partitioned, and JAX what becomes of that.
-        explicit = (AxisType.Explicit,) * len(self.mesh.axis_names)
-        mesh = Mesh(self.mesh.devices, self.mesh.axis_names, axis_types=explicit)
         leaves, treedef = jax.tree.flatten(params)
-        specs = self.of_state(params)
-        shapes = [
-            jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
-            for x, spec in zip(map(_shaped, leaves), specs, strict=True)
-        ]
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            state = jax.eval_shape(body.init, treedef.unflatten(shapes))
-        return jax.tree.map(
-            lambda x: self.sharding(PartitionSpec() if x.sharding is None else x.sharding.spec),
-            state,
-        )
+        shaped = map(_shaped, leaves)
+        key = self, body, treedef, tuple((x.shape, x.dtype) for x in shaped)
+        try:
+            hash(key)
+        except TypeError:  # Some of its numbers are traced.
+            shardings, treedef = _shardings.__wrapped__(*key)
+        else:
+            shardings, treedef = _shardings(*key)
+        return treedef.unflatten(shardings)
+
+
+@functools.lru_cache(maxsize=64)
+def _shardings(
+    layout: Layout, body: Body, treedef: Any, arrays: tuple[tuple[Any, Any], ...]
+) -> tuple[list[NamedSharding], Any]:
+    """`Layout.shardings`, flat; kept, as it takes longer than to trace the step itself."""
+    # Under explicit axes a shape says how it is partitioned, and JAX what becomes of that.
+    explicit = (AxisType.Explicit,) * len(layout.mesh.axis_names)
+    mesh = Mesh(layout.mesh.devices, layout.mesh.axis_names, axis_types=explicit)
+    shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in arrays]
+    specs = layout.of_state(treedef.unflatten(shapes))
+    placed = [
+        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+        for x, spec in zip(shapes, specs, strict=True)
+    ]
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        state = jax.eval_shape(body.init, treedef.unflatten(placed))
+    leaves, treedef = jax.tree.flatten(state)
+    specs = [PartitionSpec() if x.sharding is None else x.sharding.spec for x in leaves]
+    return [layout.sharding(spec) for spec in specs], treedef
 
 
 def _names(part: Any) -> tuple[str, ...]:
@@ -217,8 +235,8 @@ def shard_state(
       says, or simply into the step.
 
     Raises:
-      ValueError: the mesh has no such axis; in `init`, parameters that lie elsewhere than `specs`
-        says.
+      ValueError: the mesh has no such axis; `tx` is offloaded; in `init`, parameters that lie
+        elsewhere than `specs` says.
 
     XLA:GPU and XLA:TPU make one reduce-scatter of an all-reduce of which each device keeps a part;
     XLA:CPU does not, and sends 1.5 times the bytes.
@@ -228,7 +246,13 @@ def shard_state(
 
     Reference: Rajbhandari et al. 2020, section 5.1 (P_os). Xu et al. 2020, weight-update sharding.
     """
-    return Transformation.around(Sharded(body_of("tx", tx), _layout(mesh, axis, specs, min_size)))
+    body = body_of("tx", tx)
+    if isinstance(body, Offloaded):
+        raise ValueError(
+            "tx must not be offloaded, as the state would come back to the devices: write"
+            " offload(shard_state(tx, mesh))."
+        )
+    return Transformation.around(Sharded(body, _layout(mesh, axis, specs, min_size)))
 
 
 def state_shardings(
@@ -243,7 +267,8 @@ def state_shardings(
     """Where each array of the state lies under `shard_state`, for `jax.jit`, Orbax and others.
 
     Args:
-      tx: any Optax transformation, without `shard_state` or with it.
+      tx: any Optax transformation, without `shard_state` or with it; with `offload` around it, the
+        shardings say what lies in the memory of the host.
       params: the parameters, or `jax.ShapeDtypeStruct`s of them.
       mesh: as for `shard_state`, and so are the others.
       axis: the same.
@@ -253,9 +278,21 @@ def state_shardings(
     Returns:
       A tree of `NamedSharding`s like the state.
     """
-    body = body_of("tx", tx)
-    body = body.inner if isinstance(body, Sharded) else body
-    return _layout(mesh, axis, specs, min_size).shardings(body, params)
+    return _placement(_layout(mesh, axis, specs, min_size), body_of("tx", tx), params)
+
+
+def _placement(layout: Layout, body: Body, params: Any) -> Any:
+    """`Layout.shardings`, and the memory, of what is inside of `offload` and `shard_state`."""
+    if isinstance(body, Sharded):
+        return _placement(layout, body.inner, params)
+    if not isinstance(body, Offloaded):
+        return layout.shardings(body, params)
+    on_host = body.on_host(jax.eval_shape(body.inner.init, params))
+    return jax.tree.map(
+        lambda sharding, host: sharding.with_memory_kind(body.to) if host else sharding,
+        _placement(layout, body.inner, params),
+        on_host,
+    )
 
 
 def _layout(mesh: Any, axis: Any, specs: Any, min_size: Any) -> Layout:

@@ -5,11 +5,11 @@ import dataclasses
 import json
 import logging
 import sys
+import traceback
 from pathlib import Path
 
 import jax
 import numpy as np
-from absl import logging as absl_logging
 
 from examples.mnist import data, distributed, evaluate
 from examples.mnist.models import MODELS
@@ -147,27 +147,26 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 def main() -> int:
     """Runs one command; what the user can mend is one line on stderr and the exit status 1."""
-    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax reports every file it writes.
     logging.getLogger("jax").setLevel(logging.ERROR)
     arguments = parser().parse_args()
     command = {"train": _train, "evaluate": _evaluate, "predict": _predict}[arguments.command]
     try:
         return command(arguments)
     except (data.DataError, RunError, distributed.ProcessError, OSError) as error:
-        if not distributed.is_worker() or distributed.speaks():
-            print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        distributed.report(f"error: {' '.join(str(error).splitlines())}")
         return 1
-    except jax.errors.JaxRuntimeError as error:
+    except Exception as error:
         if not distributed.is_worker():
             raise
-        reason = " ".join(str(error).split())[:200]
-        print(
-            f"error: a process lost the others ({reason}); start all again with --resume",
-            file=sys.stderr,
-        )
+        # Each of several would print a traceback, and most of them only that one of them died.
+        reason, text = " ".join(str(error).split())[:200], traceback.format_exc()
+        # Of a connection that broke JAX raises a JaxRuntimeError, or a ValueError of Gloo's.
+        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in reason:
+            text = f"error: a process lost the others ({reason}); start all again with --resume"
+        distributed.report(text)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command with --resume goes on", file=sys.stderr)
+        distributed.report("interrupted; the same command with --resume goes on")
         return 130
 
 

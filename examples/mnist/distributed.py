@@ -7,12 +7,12 @@
 
 import dataclasses
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +27,8 @@ from adam_jax import scale
 
 DEVICES = 4  # of each process that is started on this machine, if it has no others than CPUs
 HEARTBEAT = 10  # seconds without a sign of life after which a process counts as dead
-# In the environment of a process that trains: a pipe from the one that watches over it.
+# In the environment of a process that trains: two pipes to the one that watches over it. The first
+# ends when that one does; the second takes what went wrong.
 WORKER = "EXAMPLES_MNIST_WATCHED_BY"
 
 
@@ -121,7 +122,6 @@ def join(processes: int | str, process_id: int | None, coordinator: str | None) 
             **told,
             initialization_timeout=60,
             heartbeat_timeout_seconds=HEARTBEAT,
-            shutdown_timeout_seconds=HEARTBEAT,
         )
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
@@ -136,9 +136,22 @@ def is_worker() -> bool:
     return WORKER in os.environ
 
 
+def _pipes() -> tuple[int, int]:
+    alive, wrong = map(int, os.environ[WORKER].split())
+    return alive, wrong
+
+
 def _end_with_the_watcher() -> None:
-    os.read(int(os.environ[WORKER]), 1)  # Returns at the end of the pipe.
+    os.read(_pipes()[0], 1)  # Returns at the end of the pipe.
     os._exit(1)
+
+
+def report(text: str) -> None:
+    """Says on stderr what went wrong; of several processes that do, the first is heard."""
+    if is_worker():
+        os.write(_pipes()[1], text.encode()[-4000:] + b"\0")  # Of up to 4096 bytes none is torn.
+    else:
+        print(text, file=sys.stderr)
 
 
 def launch(processes: int | str, process_id: int | None, command: Sequence[str]) -> int:
@@ -158,18 +171,18 @@ def launch(processes: int | str, process_id: int | None, command: Sequence[str])
             free.bind(("127.0.0.1", 0))
             told = ["--coordinator", f"127.0.0.1:{free.getsockname()[1]}", "--process-id"]
         commands = [[*command, *told, str(i)] for i in range(int(processes))]
-        if "host_platform_device_count" not in environment.get("XLA_FLAGS", ""):
-            flags = f"--xla_force_host_platform_device_count={DEVICES}"
-            environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {flags}"
-    # Its other end is closed when this process ends, however it does.
-    ours, _ = os.pipe()
-    environment[WORKER] = str(ours)
+        environment.setdefault("JAX_NUM_CPU_DEVICES", str(DEVICES))
+    # The other end of the one is closed when this process ends, however it does.
+    alive, _ = os.pipe()
+    said, wrong = os.pipe()
+    environment[WORKER] = f"{alive} {wrong}"
     running = [
-        subprocess.Popen([sys.executable, *c], env=environment, pass_fds=[ours]) for c in commands
+        subprocess.Popen([sys.executable, *c], env=environment, pass_fds=[alive, wrong])
+        for c in commands
     ]
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        return _watched(running, process_id or 0)
+        return _watched(running, process_id or 0, said)
     finally:
         for process in running:
             process.kill()
@@ -177,21 +190,22 @@ def launch(processes: int | str, process_id: int | None, command: Sequence[str])
             process.wait()
 
 
-def _watched(running: list[subprocess.Popen[bytes]], first: int) -> int:
-    def goes_on() -> bool:
-        return any(p.poll() is None for p in running) and not any(p.poll() for p in running)
-
-    while goes_on():
-        time.sleep(0.05)
-    failed = next(((i, p.returncode) for i, p in enumerate(running) if p.poll()), None)
-    if failed is None:
-        return 0
-    i, status = failed
-    if status != 1:  # Else it has said why.
+def _watched(running: list[subprocess.Popen[bytes]], first: int, said: int) -> int:
+    while any(p.poll() is None for p in running) and not any(p.poll() for p in running):
+        if select.select([said], [], [], 0.05)[0]:
+            break
+    failed = [(i, p.returncode) for i, p in enumerate(running) if p.poll()]
+    texts = os.read(said, 1 << 16).split(b"\0") if select.select([said], [], [], 0)[0] else []
+    # One that was killed said nothing, and the others only that they lost it.
+    killed = [(i, status) for i, status in failed if status == -signal.SIGKILL]
+    if texts and not killed:
+        print(texts[0].decode(errors="replace"), file=sys.stderr)
+    elif failed:
+        i, status = (killed or failed)[0]
         ended = f"signal {-status}" if status < 0 else f"exit status {status}"
         print(
             f"error: process {first + i} ended ({ended}) and training stopped; start all processes"
             f" again with --resume to go on from the last checkpoint",
             file=sys.stderr,
         )
-    return 1
+    return int(bool(texts or failed))

@@ -33,6 +33,7 @@ from examples.study import write_whole
 # A line of metrics.jsonl: each a number.
 QUANTITIES = {"epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy"}
 QUANTITIES |= {"learning_rate", "seconds"}
+WRITING = 60  # seconds that a checkpoint may take to write
 
 
 class RunError(ValueError):
@@ -154,22 +155,20 @@ class Run:
         self._readable: int | None = None  # Not looked for yet.
         self._unreadable: list[int] = []
         # One line says what went wrong. Orbax would add a traceback from each thread concerned.
-        absl_logging.set_verbosity(absl_logging.FATAL)
+        absl_logging.set_verbosity(absl_logging.FATAL)  # And each file that it writes.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         sys.unraisablehook = _report_once
-        # Called when all of a state's files are written and the folder's name is still temporary.
-        background = ocp.options.AsyncOptions(post_finalization_callback=self._write_checksums)
+        background = ocp.options.AsyncOptions(
+            # Where one process cannot write, the others wait for it: Orbax would for 20 minutes.
+            timeout_secs=WRITING,
+            # Called when all of a state's files are written and the name is still temporary.
+            post_finalization_callback=self._write_checksums,
+        )
         with _writing(self._directory):
             self._checkpoints = ocp.CheckpointManager(
                 self._directory,
                 options=ocp.CheckpointManagerOptions(max_to_keep=2, async_options=background),
             )
-
-    @classmethod
-    def create(cls, folder: Path, config: Config) -> "Run":
-        """A new run. Raises RunError if the folder already holds one."""
-        cls.prepare(folder, config)
-        return cls(folder, config)
 
     @staticmethod
     def check_new(folder: Path) -> None:

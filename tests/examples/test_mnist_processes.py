@@ -1,87 +1,90 @@
-"""Training in two processes of two devices each: the same model, and what happens if one dies."""
+"""Training in two processes, one of which dies: all stop, and resumed they end as if none had."""
 
 import json
-import os
+import random
 import re
-import signal
-import subprocess
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType, Mesh
 
-from examples.mnist import distributed
-from tests.examples import test_mnist_command as single
-from tests.examples.test_mnist_command import ROOT, command, params_of, small_data
+from benchmarks import reliability_faults as faults
+from examples.mnist import data, distributed
+from examples.mnist.__main__ import parser
+from examples.mnist.runs import Config, Run
+from examples.mnist.train import train
 
-EPOCHS = 2
-TWO = "--xla_force_host_platform_device_count=2"  # Gloo connects each pair: 12 s, not 20.
-
-
-def environment():
-    return single.environment() | {"XLA_FLAGS": TWO}
-
-
-def run(*arguments):
-    done = subprocess.run(
-        command(*arguments), cwd=ROOT, env=environment(), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+EPOCHS = 3
 
 
 @pytest.fixture(scope="module")
-def options(tmp_path_factory):
-    data_dir = small_data(tmp_path_factory.mktemp("digits"))
-    return ["--model", "mlp", "--epochs", EPOCHS, "--batch-size", 32, "--data-dir", data_dir]
+def folder(tmp_path_factory):
+    """Few digits."""
+    folder = tmp_path_factory.mktemp("digits")
+    faults.write_digits(folder, 512, 64)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def whole(options, tmp_path_factory):
-    """A run in two processes that nothing happens to, and what it printed."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    return out, run("train", *options, "--out", out, "--processes", 2).stdout
+def options(folder):
+    options = ["--model", "softmax", "--epochs", str(EPOCHS), "--batch-size", "32"]
+    return [*options, "--data-dir", str(folder)]
 
 
-def metrics(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+@pytest.fixture(scope="module")
+def interrupted(options, tmp_path_factory):
+    """A run of which one process was killed after the first epoch, and what was said."""
+    out, both = tmp_path_factory.mktemp("interrupted") / "run", [*options, "--processes", "2"]
+    with faults.begin(both, out) as process:
+        next(faults.epochs_of(process))
+        stderr = faults.kill(process, random.Random(0))
+    left = faults.saved(out)
+    with faults.begin(both, out) as process:
+        stdout, said = process.communicate()
+    assert process.returncode == 0, said
+    return SimpleNamespace(out=out, stderr=stderr, left=left, stdout=stdout)
 
 
-def test_one_of_them_speaks_and_it_learns_what_one_process_learns(whole, options, tmp_path):
-    out, said = whole
-    *epochs, summary = said.splitlines()
-    assert len(epochs) == EPOCHS and json.loads(summary)["run"] == str(out)
-    run("train", *options, "--out", tmp_path / "one")
-    for ours, theirs in zip(metrics(out), metrics(tmp_path / "one"), strict=True):
+def trained_here(options, folder, out, devices):
+    """The bits and the metrics of a run in this process."""
+    arguments = parser().parse_args(["train", *options])
+    config = Config(**{name: getattr(arguments, name) for name in Config.__dataclass_fields__})
+    Run.prepare(out, config)
+    train(Run.open(out), data.load(folder), devices)
+    return faults.result(out)
+
+
+def test_when_one_dies_all_stop_with_one_line(interrupted):
+    # Whichever is seen first: that one ended, or that the other lost it.
+    said = r"^error: (process [01] ended \(signal 9\)|a process lost the others).*--resume"
+    assert re.search(said, interrupted.stderr, re.MULTILINE)
+    assert interrupted.left < EPOCHS
+
+
+def test_one_of_them_speaks(interrupted):
+    *epochs, summary = interrupted.stdout.splitlines()
+    numbers = [int(re.match(r"epoch (\d)/3 ", line)[1]) for line in epochs]
+    assert numbers == list(range(interrupted.left + 1, EPOCHS + 1))
+    assert json.loads(summary)["run"] == str(interrupted.out)
+
+
+def test_resumed_they_end_with_the_bits_of_two_devices_of_one_process(
+    interrupted, options, folder, tmp_path
+):
+    mesh = Mesh(np.array(jax.devices()[:2]), ("data",), axis_types=(AxisType.Auto,))
+    whole = trained_here(options, folder, tmp_path / "two", distributed.Devices(mesh))
+    assert faults.result(interrupted.out) == whole
+
+
+def test_several_devices_learn_what_one_learns(interrupted, options, folder, tmp_path):
+    _, one = trained_here(options, folder, tmp_path / "one", distributed.ONE)
+    _, two = faults.result(interrupted.out)
+    for ours, theirs in zip(two, one, strict=True):
         for name in ("train_loss", "test_loss"):
             np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5)
-
-
-def worker(out):
-    """The process id of the second process that trains."""
-    found = subprocess.run(
-        ["pgrep", "-f", f"{out} .*--process-id 1"], capture_output=True, text=True
-    )
-    return int(found.stdout.split()[0])
-
-
-@pytest.mark.usefixtures("standard_promotion")
-def test_when_one_dies_all_stop_and_resumed_they_end_with_the_same_bits(whole, options, tmp_path):
-    out = tmp_path / "run"
-    train = command("train", *options, "--out", out, "--processes", 2)
-    with subprocess.Popen(
-        train, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
-    ) as process:
-        while process.poll() is None and not next(out.glob("checkpoints/1"), None):
-            pass
-        os.kill(worker(out), signal.SIGKILL)
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 1
-    [line] = [line for line in said.splitlines() if line.startswith("error: process")]
-    assert re.search(r"process 1 ended \(signal 9\).*--resume", line)
-    assert len(metrics(out)) <= EPOCHS
-    run("train", *options, "--out", out, "--processes", 2, "--resume")
-    assert params_of(out) == params_of(whole[0])
-    assert [e["test_loss"] for e in metrics(out)] == [e["test_loss"] for e in metrics(whole[0])]
 
 
 def test_a_batch_is_split_evenly():

@@ -75,8 +75,6 @@ def execute(notebook, folder, steps, tmp_path):
         "IPYTHONDIR": str(tmp_path / "ipython"),
         "JUPYTER_PLATFORM_DIRS": "1",
     }
-    # The eight devices of the tests of sharding would each want threads.
-    environment.pop("XLA_FLAGS", None)
     manager = AsyncKernelManager(
         kernel_spec_manager=ThisInterpreter(),
         connection_file=str(tmp_path / "kernel.json"),

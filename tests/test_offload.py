@@ -1,0 +1,83 @@
+"""The state in the memory of the host: the same steps, fewer bytes on the device."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import adam_jax
+from adam_jax import scale
+from tests.test_scale import every_transformation, loss, parameters, trained
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+@every_transformation
+def test_offloaded_the_steps_are_the_same(tx):
+    params = parameters()
+    x = jax.random.normal(jax.random.key(2), (64, 256))
+    whole, _, _ = trained(tx, params, x)
+    ours, state, _ = trained(scale.offload(tx), params, x)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+        assert a.sharding.memory_kind == "device"
+    for leaf in jax.tree.leaves(state):
+        assert leaf.sharding.memory_kind == ("pinned_host" if leaf.ndim else "device")
+
+
+def test_where_says_what_is_offloaded():
+    tx = scale.offload(adam_jax.adamw(1e-2), where=r".*/nu/(in|out)")
+    _, state, _ = trained(tx, parameters(), jnp.ones((64, 256)))
+    kinds = jax.tree.map(lambda x: x.sharding.memory_kind, state[0]._asdict())
+    assert kinds["mu"] == {"in": "device", "out": "device", "bias": "device"}
+    assert kinds["nu"] == {"in": "pinned_host", "out": "pinned_host", "bias": "device"}
+
+
+def test_offloaded_outside_jit_and_through_update():
+    tx, params = scale.offload(adam_jax.adamw(1e-2)), parameters()
+    grads = jax.tree.map(jnp.ones_like, params)
+    updates, state = tx.update(grads, tx.init(params), params)
+    expected, _ = adam_jax.adamw(1e-2).update(grads, adam_jax.adamw(1e-2).init(params), params)
+    np.testing.assert_array_equal(updates["in"], expected["in"])
+    assert state[0].mu["in"].sharding.memory_kind == "pinned_host"
+
+
+def test_offloaded_under_scan():
+    tx, params = scale.offload(adam_jax.adamw(1e-2)), parameters()
+    state = tx.init(params)
+
+    def body(carry, _):
+        params, state = carry
+        return adam_jax.step(tx, jax.grad(loss)(params, jnp.ones((8, 256))), state, params), None
+
+    (params, state), _ = jax.jit(lambda c: jax.lax.scan(body, c, None, length=3))((params, state))
+    assert int(state[0].count) == 3
+    assert state[0].nu["in"].sharding.memory_kind == "pinned_host"
+
+
+def test_split_and_offloaded():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    params = jax.device_put(parameters(), NamedSharding(mesh, P()))
+    x = jax.device_put(jnp.ones((64, 256)), NamedSharding(mesh, P("data", None)))
+    whole, _, _ = trained(adam_jax.adamw(1e-2), params, x)
+    split = scale.shard_state(adam_jax.adamw(1e-2), mesh)
+    tx = scale.offload(split, where=r".*/(mu|nu)/(in|out)")
+    ours, state, _ = trained(tx, params, x)
+    np.testing.assert_allclose(ours["in"], whole["in"], rtol=1e-6, atol=1e-7)
+    assert state[0].mu["in"].addressable_shards[0].data.shape == (32, 512)
+    told = scale.state_shardings(tx, params, mesh)
+    kinds = jax.tree.map(lambda sharding: sharding.memory_kind, told[0]._asdict())
+    moments = {"in": "pinned_host", "out": "pinned_host", "bias": "device"}
+    assert kinds == {"count": "device", "mu": moments, "nu": moments}
+    for x, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(told), strict=True):
+        assert x.sharding.is_equivalent_to(sharding, x.ndim)
+        assert x.sharding.memory_kind == sharding.memory_kind
+
+
+def test_offload_errors():
+    with pytest.raises(ValueError, match=r"to must be 'pinned_host', got 'disk'"):
+        scale.offload(adam_jax.adam(1e-3), to="disk")
+    with pytest.raises(ValueError, match=r"where must be a regular expression, got '\('"):
+        scale.offload(adam_jax.adam(1e-3), where="(")
