@@ -27,6 +27,7 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
 from examples.mnist import distributed
+from examples.mnist.errors import UserError
 from examples.mnist.models import MODELS
 from examples.study import write_whole
 
@@ -35,7 +36,7 @@ QUANTITIES = {"epoch", "step", "train_loss", "train_accuracy", "test_loss", "tes
 QUANTITIES |= {"learning_rate", "seconds"}
 
 
-class RunError(ValueError):
+class RunError(UserError):
     """One line for the user about a run's folder."""
 
 
