@@ -1,4 +1,4 @@
-"""The commands that use a trained model: predict, export, serve. Flax is imported for runs alone."""
+"""The commands that use a trained model: predict, export, serve; Flax is imported for runs."""
 
 import argparse
 from pathlib import Path
@@ -69,7 +69,9 @@ def _predict(arguments: argparse.Namespace) -> int:
         folder, *images = arguments.paths
         labels, log_probabilities = _from_run(folder)
         if not images:
-            raise UserError("no image was named; write: predict RUN IMAGE, or --exported FILE IMAGE")
+            raise UserError(
+                "no image was named; write: predict RUN IMAGE, or --exported FILE IMAGE"
+            )
     for path in images:
         digits = pictures.read_digits(path)
         for i, p in enumerate(np.exp(log_probabilities(digits))):

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from examples.mnist.errors import UserError
@@ -59,11 +58,6 @@ class Classifier:
         call = jax.jit(self.program.call)
         chunks = [images[i : i + CHUNK] for i in range(0, len(images), CHUNK)]
         return np.concatenate([call(chunk) for chunk in chunks])
-
-    def compiled(self, batch: int) -> jax.stages.Compiled:
-        """The program for one batch size alone."""
-        images = jax.ShapeDtypeStruct((batch, *self.metadata["input_shape"][1:]), jnp.uint8)
-        return jax.jit(self.program.call).lower(images).compile()
 
     def to_bytes(self) -> bytes:
         """The content of a file."""

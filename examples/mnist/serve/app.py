@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,9 +22,10 @@ from examples.mnist.serve.connections import seconds_left
 MAX_WAITING = 512  # digits that wait or are computed
 PAGE = Path(__file__).parent / "page.html"
 # The page has all it needs in itself, and may ask nobody but this server.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline';"
+POLICY += " connect-src 'self'; img-src data:; frame-ancestors 'none'"
 PAGE_HEADERS = {
-    "content-security-policy": f"{POLICY}; connect-src 'self'; frame-ancestors 'none'",
+    "content-security-policy": POLICY,
     "cache-control": "no-cache",
     "x-content-type-options": "nosniff",
 }
@@ -49,7 +50,9 @@ class Application:
     def __init__(self, labels: list[str]):
         self.labels = labels
         self.decoders = ThreadPoolExecutor(1, "pictures")
-        self.page = PAGE.read_text("utf-8")
+        # "</" would end the script in which the labels stand.
+        text = json.dumps(labels).replace("</", "<\\/")
+        self.page = PAGE.read_text("utf-8").replace("LABELS", text)
 
     async def show_page(self, request: Request) -> Response:
         """The page to draw on."""
@@ -124,20 +127,21 @@ async def answer_any(request: Request, error: Exception) -> Response:
 
 
 def application(
-    labels: list[str], programs: Mapping[int, Program], most_waiting: int = MAX_WAITING
+    labels: list[str], program: Program, sizes: Sequence[int], most_waiting: int = MAX_WAITING
 ) -> Starlette:
     """The application.
 
     Args:
       labels: the name of each class.
-      programs: see `Batcher`.
-      most_waiting: see `Batcher`.
+      program: see `Batcher`, as the rest.
+      sizes: of the batches.
+      most_waiting: digits.
     """
     app = Application(labels)
 
     @contextlib.asynccontextmanager
     async def running(_: Starlette) -> AsyncIterator[None]:
-        app.batcher = Batcher(programs, most_waiting)
+        app.batcher = Batcher(program, sizes, most_waiting)
         yield
         await app.batcher.close()
         app.decoders.shutdown()
@@ -149,8 +153,8 @@ def application(
         Exception: answer_any,
     }
     routes = [
-        Route("/", app.show_page, methods=["GET"]),
-        Route("/healthz", app.health, methods=["GET"]),
         Route("/predict", app.predict, methods=["POST"]),
+        Route("/healthz", app.health, methods=["GET"]),
+        Route("/", app.show_page, methods=["GET"]),
     ]
     return Starlette(routes=routes, lifespan=running, exception_handlers=handlers)  # type: ignore

@@ -9,12 +9,12 @@ import dataclasses
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 Program = Callable[[np.ndarray], np.ndarray]
-"""uint8 [size, 28, 28] to probabilities float32 [size, classes], for one size."""
+"""uint8 [size, 28, 28] to probabilities float32 [size, classes]."""
 
 
 class Overloaded(Exception):
@@ -36,17 +36,18 @@ class Batcher:
     whoever waits for it is cancelled.
     """
 
-    def __init__(self, programs: Mapping[int, Program], most_waiting: int):
+    def __init__(self, program: Program, sizes: Sequence[int], most_waiting: int):
         """Starts the thread.
 
         Args:
-          programs: by batch size; 1 must be among them.
+          program: is called in that thread, with these sizes alone.
+          sizes: of the batches; 1 must be among them.
           most_waiting: images that may wait or be computed at a time.
         """
-        if 1 not in programs:
-            raise ValueError(f"batch sizes are {sorted(programs)}; expected 1 among them; add it")
-        self._programs, self._most_waiting = programs, most_waiting
-        self._sizes = sorted(programs, reverse=True)
+        if 1 not in sizes:
+            raise ValueError(f"batch sizes are {sizes}; expected 1 among them; add it")
+        self._program, self._most_waiting = program, most_waiting
+        self._sizes = sorted(sizes, reverse=True)
         self._waiting = 0
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
@@ -86,8 +87,8 @@ class Batcher:
             size = next(size for size in self._sizes if size <= waiting)
             taken = _take(pending, size)
             try:
-                found = self._programs[size](np.concatenate([images for _, images in taken]))
-            except Exception as error:  # noqa: BLE001 - each request is told, and logs it
+                found = self._program(np.concatenate([images for _, images in taken]))
+            except Exception as error:  # Each request is told.
                 self._loop.call_soon_threadsafe(_fail, [r for r, _ in taken], error)
             else:
                 self._loop.call_soon_threadsafe(_deliver, taken, found)

@@ -1,13 +1,13 @@
 """From the body of a request to digits: PNG, JPEG, JSON, or several pictures in a form.
 
 What a body says of itself is checked before it is decoded: a few bytes can unpack to gigabytes, or
-take minutes. What kind it is is read from its first bytes; `curl --data-binary` names the wrong one.
+take minutes. Its kind is read from its first bytes: `curl --data-binary` names a wrong one.
 """
 
 import asyncio
 import io
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -117,7 +117,7 @@ def _check(picture: Image.Image, content: bytes, name: str) -> None:
 async def _files(body: bytes, content_type: str) -> Sequence[bytes]:
     """The files of a form; their names are not looked at."""
 
-    async def stream() -> AsyncIterator[bytes]:
+    async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
     headers = Headers({"content-type": content_type})

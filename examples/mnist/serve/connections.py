@@ -6,6 +6,7 @@ answer, nor how long its headers are. This does, for its fastest protocol.
 
 import asyncio
 import json
+import socket
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -20,6 +21,15 @@ def seconds_left(scope: Any) -> float:
     return scope["state"]["deadline"] - asyncio.get_running_loop().time()
 
 
+def bound_sending(listener: socket.socket) -> None:
+    """Lets the system close connections whose clients take nothing of an answer for SECONDS.
+
+    Linux alone can. Elsewhere they stay, and count among MAX_CONNECTIONS.
+    """
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * SECONDS))
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """A connection whose requests must be complete within SECONDS.
 
@@ -32,7 +42,6 @@ class BoundedProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._deadline: asyncio.TimerHandle | None = None
-        self._unsent: asyncio.TimerHandle | None = None
         self._in_headers, self._header_bytes = True, 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -41,15 +50,12 @@ class BoundedProtocol(HttpToolsProtocol):
         if len(self.connections) > 2 * MAX_CONNECTIONS:
             transport.abort()
             return
-        # `pause_writing` is called as soon as the client lets anything wait.
-        transport.set_write_buffer_limits(high=0)
         self._begin()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stops the clocks."""
-        for timer in (self._deadline, self._unsent):
-            if timer is not None:
-                timer.cancel()
+        """Stops the clock."""
+        if self._deadline is not None:
+            self._deadline.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -67,10 +73,9 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._deadline is None:
             self._begin()
         assert self._deadline is not None
-        self.scope["state"] |= {
-            "deadline": self._deadline.when(),
-            "crowded": len(self.connections) > MAX_CONNECTIONS,
-        }
+        self.scope.setdefault("state", {}).update(
+            deadline=self._deadline.when(), crowded=len(self.connections) > MAX_CONNECTIONS
+        )
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Leaves out those after a chunked body: nobody reads them, and nothing bounds them."""
@@ -89,18 +94,6 @@ class BoundedProtocol(HttpToolsProtocol):
             self._deadline.cancel()
             self._deadline = None
         super().on_message_complete()
-
-    def pause_writing(self) -> None:
-        """The client does not take what it asked for."""
-        super().pause_writing()
-        self._unsent = self.loop.call_later(self.seconds, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        """It has taken all of it."""
-        if self._unsent is not None:
-            self._unsent.cancel()
-            self._unsent = None
-        super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
         """Answers what is not HTTP."""

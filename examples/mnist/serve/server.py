@@ -14,23 +14,23 @@ from examples.mnist.errors import UserError
 from examples.mnist.exported import Classifier
 from examples.mnist.serve.app import application
 from examples.mnist.serve.batching import Program
-from examples.mnist.serve.connections import SECONDS, BoundedProtocol
+from examples.mnist.serve.connections import SECONDS, BoundedProtocol, bound_sending
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 
 
-def program(compiled: jax.stages.Compiled) -> Program:
-    """Probabilities of one batch."""
-    return lambda images: np.exp(np.asarray(compiled(images)))
+def compiled(classifier: Classifier, sizes: Sequence[int]) -> tuple[Program, list[int]]:
+    """Probabilities of batches of these sizes and of 1, all compiled and run once."""
+    # Called through `jit` a program takes 20 µs less than as the executable itself.
+    call = jax.jit(classifier.program.call)
 
+    def program(images: np.ndarray) -> np.ndarray:
+        return np.exp(np.asarray(call(images)))
 
-def compile_all(classifier: Classifier, sizes: Sequence[int]) -> dict[int, Program]:
-    """The programs of each batch size, compiled and run once."""
-    programs = {}
-    for size in sorted({1, *sizes}):
-        programs[size] = program(classifier.compiled(size))
-        programs[size](np.zeros((size, *classifier.metadata["input_shape"][1:]), np.uint8))
-    return programs
+    sizes = sorted({1, *sizes})
+    for size in sizes:
+        program(np.zeros((size, *classifier.metadata["input_shape"][1:]), np.uint8))
+    return program, sizes
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -42,7 +42,9 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server(address[:2], family=family, backlog=2048)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(f"{host}:{port} cannot be listened on ({reason}); choose another") from error
+        raise UserError(
+            f"{host}:{port} cannot be listened on ({reason}); choose another"
+        ) from error
 
 
 def serve(classifier: Classifier, host: str, port: int, sizes: Sequence[int] = BATCH_SIZES) -> None:
@@ -62,11 +64,13 @@ def serve(classifier: Classifier, host: str, port: int, sizes: Sequence[int] = B
     # uvicorn raises the signal again when it is done; without this that would be the exit status.
     signal.signal(signal.SIGTERM, _stop)
     with listen(host, port) as listener:
-        app = application(classifier.labels, compile_all(classifier, sizes))
+        bound_sending(listener)
+        app = application(classifier.labels, *compiled(classifier, sizes))
         config = uvicorn.Config(
             app,
             http=BoundedProtocol,
             ws="none",
+            proxy_headers=False,
             loop="uvloop",
             lifespan="on",
             access_log=False,
