@@ -40,6 +40,13 @@ def add_commands(commands: Any) -> None:
         metavar="N",
         help="compiled at start, 1 always; 1 alone: no batching (default: 1 2 4 8 16 32)",
     )
+    s.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="for a request, from its first byte to its answer (%(default)s)",
+    )
     s.set_defaults(call=_serve)
 
 
@@ -53,6 +60,12 @@ def _size(text: str) -> int:
     if not 1 <= (size := int(text)) <= 1024:
         raise argparse.ArgumentTypeError(f"must be in 1 to 1024, got {text}")
     return size
+
+
+def _seconds(text: str) -> float:
+    if not 0 < (seconds := float(text)) <= 3600:
+        raise argparse.ArgumentTypeError(f"must be in (0, 3600], got {text}")
+    return seconds
 
 
 def _run(folder: Path) -> "Run":
@@ -94,7 +107,7 @@ def _from_run(folder: Path) -> tuple[list[str], Any]:
 def _export(arguments: argparse.Namespace) -> int:
     from examples.mnist import export
 
-    size = export.write(_run(arguments.run), arguments.file)
+    size = export.write(export.of_run(_run(arguments.run)), arguments.file)
     print(f"{arguments.file}: {size:,} bytes, for {' and '.join(export.PLATFORMS)}")
     return 0
 
@@ -107,9 +120,9 @@ def _serve(arguments: argparse.Namespace) -> int:
     if arguments.model.is_dir():
         from examples.mnist import export
 
-        classifier = export.classifier(_run(arguments.model))
+        classifier = export.of_run(_run(arguments.model))
     else:
         classifier = exported.load(arguments.model)
     sizes = arguments.batch_sizes or server.BATCH_SIZES
-    server.serve(classifier, arguments.host, arguments.port, sizes)
+    server.serve(classifier, arguments.host, arguments.port, sizes, arguments.timeout)
     return 0

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +16,19 @@ from examples.mnist.train import trained
 PLATFORMS = ("cpu", "cuda")
 
 
-def classifier(run: Run) -> exported.Classifier:
-    """The model of a run's last checkpoint, from bytes to log-probabilities.
+def classifier(name: str, graph: Any, params: Any) -> exported.Classifier:
+    """A model, from bytes to log-probabilities.
 
     Convolutions are the backend's own, on the CPU too: where nothing is trained they take two
     thirds of the time of matrix products for one digit and a third for 32. Products have float32's
     precision on every platform; CUDA's default would round their factors to TF32.
 
-    Raises:
-      RunError: if the run has no checkpoint that can be read.
+    Args:
+      name: what kind of model it is, for people to read.
+      graph: the model without its parameters.
+      params: its parameters.
     """
-    model = nnx.merge(*trained(run))
+    model = nnx.merge(graph, params)
     model.set_attributes(Conv3x3, convolve=convolve_by_library, raise_if_not_found=False)
 
     @jax.jit
@@ -38,12 +41,17 @@ def classifier(run: Run) -> exported.Classifier:
             jax.ShapeDtypeStruct(shape, jnp.uint8)
         )
     labels = [str(digit) for digit in range(CLASSES)]
-    return exported.Classifier(program, exported.describe(run.config.model, program, labels))
+    return exported.Classifier(program, exported.describe(name, program, labels))
 
 
-def write(run: Run, path: Path) -> int:
+def of_run(run: Run) -> exported.Classifier:
+    """The model of a run's last checkpoint. Raises RunError if there is none that can be read."""
+    return classifier(run.config.model, *trained(run))
+
+
+def write(model: exported.Classifier, path: Path) -> int:
     """Writes the file, all of it or nothing; returns its size in bytes."""
-    content = classifier(run).to_bytes()
+    content = model.to_bytes()
     partial = path.with_name(f"{path.name}.partial")
     partial.write_bytes(content)
     os.replace(partial, path)

@@ -68,7 +68,6 @@ class Classifier:
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
             for name, content in members.items():
-                # The same model is the same bytes: no time of day.
                 archive.writestr(zipfile.ZipInfo(name), content)
         return packed.getvalue()
 

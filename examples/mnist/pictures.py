@@ -74,7 +74,7 @@ def read_digits(path: Path) -> np.ndarray:
 
 def _no_picture(name: object, error: Exception) -> data.DataError:
     reason = " ".join(str(error).split())
-    return data.DataError(f"{name} is not a picture ({reason}); expected PNG or IDX")
+    return data.DataError(f"{name} is not a picture ({reason}); expected PNG, JPEG or IDX")
 
 
 def _grey(picture: Image.Image) -> np.ndarray:

@@ -26,6 +26,7 @@ MAX_SCANS = 32  # of a progressive JPEG, which has about ten; each is a pass ove
 SMALL = 1 << 14  # pixels that are decoded in less time than another thread takes to be called
 
 FORMATS = ("PNG", "JPEG")
+BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 EXPECTED = "expected a PNG, a JPEG, a form of several, or a JSON array [28][28] or [count][28][28]"
 
 
@@ -65,7 +66,8 @@ async def digits_of(body: bytes, content_type: str, decoders: Executor) -> np.nd
     try:
         return np.stack([await _digit(*each, decoders) for each in zip(files, names, strict=True)])
     except data.DataError as error:
-        raise Refused(400, str(error)) from error
+        bomb = isinstance(error.__cause__, BOMBS)  # Pillow counts before we do.
+        raise Refused(413 if bomb else 400, str(error)) from error
 
 
 def pixels(body: bytes) -> np.ndarray:

@@ -13,7 +13,6 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 MAX_HEADERS = 1 << 14  # bytes
 MAX_CONNECTIONS = 256  # above this many an answer is 503; above twice as many there is none
-SECONDS = 10.0  # from a request's first byte to its answer
 
 
 def seconds_left(scope: Any) -> float:
@@ -21,26 +20,25 @@ def seconds_left(scope: Any) -> float:
     return scope["state"]["deadline"] - asyncio.get_running_loop().time()
 
 
-def bound_sending(listener: socket.socket) -> None:
-    """Lets the system close connections whose clients take nothing of an answer for SECONDS.
+def bound_sending(listener: socket.socket, seconds: float) -> None:
+    """Lets the system close connections whose clients take nothing of an answer for so long.
 
     Linux alone can. Elsewhere they stay, and count among MAX_CONNECTIONS.
     """
     if hasattr(socket, "TCP_USER_TIMEOUT"):
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * SECONDS))
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * seconds))
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """A connection whose requests must be complete within SECONDS.
+    """A connection whose requests must be complete within some seconds of their first byte.
 
     Hands on, in the request's state: `deadline`, by the event loop's clock, and `crowded`, whether
     there are more than MAX_CONNECTIONS.
     """
 
-    seconds = SECONDS
-
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, seconds: float, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self.seconds = seconds
         self._deadline: asyncio.TimerHandle | None = None
         self._in_headers, self._header_bytes = True, 0
 

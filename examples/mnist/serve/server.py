@@ -1,20 +1,27 @@
 """From a model to a process that serves it until it is told to stop."""
 
+import contextlib
+import functools
 import gc
+import logging
+import math
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 import uvicorn
+from PIL import Image
+from starlette.applications import Starlette
 
 from examples.mnist.errors import UserError
 from examples.mnist.exported import Classifier
 from examples.mnist.serve.app import application
 from examples.mnist.serve.batching import Program
-from examples.mnist.serve.connections import SECONDS, BoundedProtocol, bound_sending
+from examples.mnist.serve.connections import BoundedProtocol, bound_sending
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 
@@ -47,7 +54,31 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def serve(classifier: Classifier, host: str, port: int, sizes: Sequence[int] = BATCH_SIZES) -> None:
+def http_server(app: Starlette, seconds: float) -> uvicorn.Server:
+    """A server that is still to be run.
+
+    Args:
+      app: see `application`.
+      seconds: that a request may take, from its first byte to its answer.
+    """
+    config = uvicorn.Config(
+        app,
+        http=functools.partial(BoundedProtocol, seconds=seconds),  # type: ignore[arg-type]
+        ws="none",
+        loop="uvloop",
+        lifespan="on",
+        proxy_headers=False,
+        access_log=False,
+        log_level="error",
+        server_header=False,
+        timeout_graceful_shutdown=math.ceil(seconds) + 5,
+    )
+    return uvicorn.Server(config)
+
+
+def serve(
+    classifier: Classifier, host: str, port: int, sizes: Sequence[int], seconds: float
+) -> None:
     """Serves until SIGTERM or SIGINT; then answers what it has accepted, within its time.
 
     Prints one line, with the address, once it can be asked.
@@ -57,35 +88,25 @@ def serve(classifier: Classifier, host: str, port: int, sizes: Sequence[int] = B
       host: where to listen.
       port: 0 is any that is free.
       sizes: batch sizes to compile; 1 is always among them.
+      seconds: see `http_server`.
 
     Raises:
       UserError: if the address cannot be had.
     """
-    # uvicorn raises the signal again when it is done; without this that would be the exit status.
-    signal.signal(signal.SIGTERM, _stop)
     with listen(host, port) as listener:
-        bound_sending(listener)
-        app = application(classifier.labels, *compiled(classifier, sizes))
-        config = uvicorn.Config(
-            app,
-            http=BoundedProtocol,
-            ws="none",
-            proxy_headers=False,
-            loop="uvloop",
-            lifespan="on",
-            access_log=False,
-            log_level="error",
-            server_header=False,
-            timeout_graceful_shutdown=int(SECONDS) + 5,
-        )
+        # What clients send must not fill the log.
+        logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        # uvicorn raises the signal again when it is done: that would be the exit status.
+        signal.signal(signal.SIGTERM, _stop)
+        bound_sending(listener, seconds)
+        server = http_server(application(classifier.labels, *compiled(classifier, sizes)), seconds)
         name, number = listener.getsockname()[:2]
         shown = f"[{name}]" if ":" in name else name
         print(f"serving {classifier.metadata['model']} on http://{shown}:{number}", flush=True)
         gc.freeze()  # What lives for ever need not be looked at again.
-        try:
-            uvicorn.Server(config).run(sockets=[listener])
-        except KeyboardInterrupt:
-            pass
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[listener])
 
 
 def _stop(number: int, frame: object) -> None:
