@@ -9,7 +9,6 @@ All share the cores of the machine.
 """
 
 import argparse
-import asyncio
 import contextlib
 import io
 import json
@@ -18,7 +17,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,66 +30,6 @@ from examples.mnist.models import MODELS
 
 MODES = {"batches of 1 to 32": [], "one by one": ["--batch-sizes", "1"]}
 BASE = "one by one"
-
-
-class Client(asyncio.Protocol):
-    """One connection that asks again as soon as it has an answer.
-
-    A protocol and not a pair of streams: it takes a tenth of the time of what it measures.
-    """
-
-    def __init__(self, request: bytes, seconds: list[float], until: float):
-        self.request, self.seconds, self.until = request, seconds, until
-        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.received = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Asks for the first time."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        self.ask()
-
-    def ask(self) -> None:
-        """Posts the digit."""
-        self.began = time.perf_counter()
-        self.transport.write(self.request)
-
-    def data_received(self, data: bytes) -> None:
-        """Notes the time of a whole answer, which is a line of JSON."""
-        self.received += data
-        if not self.received.endswith(b"}]}\n"):
-            return
-        now = time.perf_counter()
-        assert self.received.startswith(b"HTTP/1.1 200"), self.received
-        self.seconds.append(now - self.began)
-        self.received = b""
-        if now < self.until:
-            self.ask()
-        else:
-            self.transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The end; one that comes too early is an error."""
-        if exc or self.received or time.perf_counter() < self.until:
-            self.over.set_exception(exc or ConnectionError(f"cut off: {self.received!r}"))
-        else:
-            self.over.set_result(None)
-
-
-async def load(port: int, clients: int, duration: float) -> list[float]:
-    """Seconds of each request that so many clients send for so long."""
-    picture = io.BytesIO()
-    Image.fromarray(data.load().test_images[0]).save(picture, "PNG")
-    head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: {len(picture.getvalue())}\r\n\r\n"
-    request, loop = head.encode() + picture.getvalue(), asyncio.get_running_loop()
-    seconds: list[float] = []
-    until = time.perf_counter() + duration
-    made = [
-        await loop.create_connection(lambda: Client(request, seconds, until), "127.0.0.1", port)
-        for _ in range(clients)
-    ]
-    await asyncio.gather(*(client.over for _, client in made))
-    return seconds
 
 
 @contextlib.contextmanager
@@ -120,10 +58,19 @@ def peak_megabytes(pid: int) -> float:
     return next(int(x.split()[1]) for x in status.splitlines() if x.startswith("VmHWM")) / 1024
 
 
+def request() -> bytes:
+    """The PNG of a digit, to post."""
+    picture = io.BytesIO()
+    Image.fromarray(data.load().test_images[0]).save(picture, "PNG")
+    length = len(picture.getvalue())
+    head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n"
+    return head.encode() + picture.getvalue()
+
+
 def measure(port: int, clients: int, duration: float) -> list[float]:
-    """The same as `load`, from a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.serve", "--load", str(port), str(clients)]
-    done = subprocess.run([*command, str(duration)], capture_output=True, check=True)
+    """Seconds of each request that so many clients send for so long, from a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.serve_load", *map(str, (port, clients, duration))]
+    done = subprocess.run(command, input=request(), stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout)
 
 
@@ -164,12 +111,7 @@ def main() -> None:
     arguments.add_argument("--seconds", type=float, default=5.0, help="of each (%(default)s)")
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--fast", action="store_true", help="one short round of the MLP")
-    arguments.add_argument("--load", nargs=3, metavar=("PORT", "CLIENTS", "SECONDS"))
     a = arguments.parse_args()
-    if a.load:
-        port, clients, seconds = a.load
-        print(json.dumps(asyncio.run(load(int(port), int(clients), float(seconds)))))
-        return
     if a.fast:
         a.models, a.clients, a.seconds, a.rounds = ["mlp"], [8], 0.3, 1
     print(describe("jax", "uvicorn", "starlette", "httptools", "uvloop"))

@@ -1,6 +1,8 @@
 """The commands that use a trained model: predict, export, serve; Flax is imported for runs."""
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,6 @@ if TYPE_CHECKING:
     from examples.mnist.runs import Run
 
 COMMANDS = ("predict", "export", "serve")
-EXTRA = "pip install -e '.[serve]'"
 
 
 def add_commands(commands: Any) -> None:
@@ -68,6 +69,17 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+@contextlib.contextmanager
+def _extra(command: str) -> Iterator[None]:
+    """What is not installed is one line."""
+    try:
+        yield
+    except ModuleNotFoundError as missing:
+        raise UserError(
+            f"{missing.name} is not installed, which {command} needs; pip install -e '.[serve]'"
+        ) from missing
+
+
 def _run(folder: Path) -> "Run":
     from examples.mnist.runs import Run
 
@@ -76,7 +88,8 @@ def _run(folder: Path) -> "Run":
 
 def _predict(arguments: argparse.Namespace) -> int:
     if arguments.exported:
-        classifier, images = exported.load(arguments.exported), arguments.paths
+        with _extra("--exported"):
+            classifier, images = exported.load(arguments.exported), arguments.paths
         labels, log_probabilities = classifier.labels, classifier.log_probabilities
     else:
         folder, *images = arguments.paths
@@ -107,22 +120,22 @@ def _from_run(folder: Path) -> tuple[list[str], Any]:
 def _export(arguments: argparse.Namespace) -> int:
     from examples.mnist import export
 
-    size = export.write(export.of_run(_run(arguments.run)), arguments.file)
+    with _extra("export"):
+        size = export.write(export.of_run(_run(arguments.run)), arguments.file)
     print(f"{arguments.file}: {size:,} bytes, for {' and '.join(export.PLATFORMS)}")
     return 0
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    try:
+    with _extra("serve"):
         from examples.mnist.serve import server
-    except ModuleNotFoundError as missing:
-        raise UserError(f"{missing.name} is not installed, which serve needs; {EXTRA}") from None
-    if arguments.model.is_dir():
-        from examples.mnist import export
 
-        classifier = export.of_run(_run(arguments.model))
-    else:
-        classifier = exported.load(arguments.model)
+        if arguments.model.is_dir():
+            from examples.mnist import export
+
+            classifier = export.of_run(_run(arguments.model))
+        else:
+            classifier = exported.load(arguments.model)
     sizes = arguments.batch_sizes or server.BATCH_SIZES
     server.serve(classifier, arguments.host, arguments.port, sizes, arguments.timeout)
     return 0

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 
@@ -28,7 +29,7 @@ from tests.examples.serving import (
     read_answer,
     serving,
 )
-from tests.examples.test_mnist_command import run
+from tests.examples.test_mnist_command import ROOT, environment, run
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +193,14 @@ def test_an_address_that_is_taken_and_a_model_that_is_none_are_one_line(
     (tmp_path / "text").write_text("no model")
     line = said(tmp_path / "text")
     assert re.fullmatch(r"error: .*is not an exported model.*\n", line)
+
+
+def test_the_benchmark_measures_both_ways():
+    command = [sys.executable, "-W", "error", "-m", "benchmarks.serve", "--fast"]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    row = r"^\| mlp \| 8 \| (.*?) \| [\d,]+ \| \d+\.\d\d \| .* \|$"
+    assert re.findall(row, done.stdout, re.MULTILINE) == ["batches of 1 to 32", "one by one"]
 
 
 @pytest.fixture(scope="module")
