@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from examples.mnist import data, evaluate, export, exported, pictures
+from examples.mnist import data, evaluate, exported, pictures
 from examples.mnist.__main__ import main
 from examples.mnist.runs import Run
 from examples.mnist.train import trained
@@ -29,23 +29,40 @@ from tests.examples.serving import (
     read_answer,
     serving,
 )
-from tests.examples.test_mnist_command import ROOT, environment, run
+from tests.examples.test_mnist_command import ROOT, environment
+
+
+def in_this_process(*arguments):
+    """The exit status of a command."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        jax.numpy_dtype_promotion("standard"),  # Orbax wants it.
+    ):
+        patch.setattr(sys, "argv", ["examples.mnist", *map(str, arguments)])
+        return main()
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """Graph and parameters of a run of one epoch."""
+def trained_run(tmp_path_factory):
+    """A run of one epoch."""
     out = tmp_path_factory.mktemp("served") / "run"
-    run("train", "--model", "mlp", "--epochs", 1, "--learning-rate", 3e-3, "--out", out)
-    with jax.numpy_dtype_promotion("standard"):  # Orbax wants it.
-        return trained(Run.open(out))
+    options = ["--model", "mlp", "--epochs", 1, "--learning-rate", 3e-3, "--out", out]
+    assert in_this_process("train", *options) == 0
+    return out
 
 
 @pytest.fixture(scope="module")
-def model(checkpoint, tmp_path_factory):
+def checkpoint(trained_run):
+    """Its graph and parameters."""
+    with jax.numpy_dtype_promotion("standard"):
+        return trained(Run.open(trained_run))
+
+
+@pytest.fixture(scope="module")
+def model(trained_run):
     """The file that was exported from it."""
-    path = tmp_path_factory.mktemp("model") / "model.stablehlo"
-    export.write(export.classifier("mlp", *checkpoint), path)
+    path = trained_run.parent / "model.stablehlo"
+    assert in_this_process("export", trained_run, path) == 0
     return path
 
 
@@ -95,6 +112,16 @@ def test_every_form_of_a_digit_gets_the_models_answer(address, model, digits):
         assert status == 200 and len(found) in (1, 3)
         np.testing.assert_allclose(found, expected[: len(found)], rtol=1e-5, atol=1e-6)
         assert digits_in(content) == found.argmax(axis=1).tolist()
+
+
+def test_predict_says_the_same_of_file_and_run(model, trained_run, tmp_path, digits, capsys):
+    picture = tmp_path / "digit.png"
+    picture.write_bytes(png(scan(digits.test_images[0])))
+    for arguments in ([trained_run, picture], ["--exported", model, picture]):
+        assert in_this_process("predict", *arguments) == 0
+        assert re.fullmatch(r".*digit\.png: 0 \(\d+\.\d%\)\n", capsys.readouterr().out)
+    assert in_this_process("predict", trained_run) == 1
+    assert "no image was named" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
@@ -183,8 +210,7 @@ def test_an_address_that_is_taken_and_a_model_that_is_none_are_one_line(
     model, tmp_path, monkeypatch, capsys
 ):
     def said(*arguments):
-        monkeypatch.setattr(sys, "argv", ["examples.mnist", "serve", *map(str, arguments)])
-        assert main() == 1
+        assert in_this_process("serve", *arguments) == 1
         return capsys.readouterr().err
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
