@@ -79,8 +79,7 @@ def _no_picture(name: object, error: Exception) -> data.DataError:
 
 def _grey(picture: Image.Image) -> np.ndarray:
     if picture.mode == "L" and "transparency" not in picture.info:
-        # Sooner than `np.asarray`, by a tenth of the time that a digit of 28x28 takes.
-        return np.frombuffer(picture.tobytes(), np.uint8).reshape(picture.height, picture.width)
+        return np.asarray(picture)
     # Transparent paper is white paper, not black.
     rgba = picture.convert("RGBA")
     paper = Image.new("RGBA", rgba.size, "white")
