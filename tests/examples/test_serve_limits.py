@@ -21,7 +21,6 @@ from PIL import Image
 from examples.mnist import data
 from examples.mnist.serve import bodies
 from examples.mnist.serve.app import application
-from examples.mnist.serve.batching import Batcher, Overloaded
 from examples.mnist.serve.connections import MAX_CONNECTIONS
 from examples.mnist.serve.server import http_server, listen
 from tests.examples.serving import (
@@ -287,38 +286,3 @@ def test_a_failing_program_is_500_without_a_traceback(capfd):
     with served(fail) as address:
         assert ask(address, png(DIGIT)) == (500, {"error": "an error in the server"})
     assert re.search("RuntimeError: no device", capfd.readouterr().err)  # For who runs it.
-
-
-# The batcher.
-
-
-def test_batches_have_compiled_sizes_and_each_gets_its_own():
-    sizes, begun, go = [], threading.Event(), threading.Event()
-
-    def program(images):
-        sizes.append(len(images))
-        begun.set()
-        assert go.wait(60)
-        return images[:, 0, :2].astype(np.float32)
-
-    images = np.arange(23 * 784).reshape(23, 28, 28).astype(np.uint8)
-
-    async def requests():
-        batcher = Batcher(program, [1, 4, 8], 23)
-        first = asyncio.create_task(batcher.probabilities(images[:1]))
-        await asyncio.to_thread(begun.wait)
-        parts = np.split(images[1:], [1, 3, 10, 11, 13])
-        others = [asyncio.create_task(batcher.probabilities(part)) for part in parts]
-        await asyncio.sleep(0)  # They run until they wait.
-        with pytest.raises(Overloaded):
-            await batcher.probabilities(images[:1])
-        others[1].cancel()
-        go.set()
-        found = await asyncio.gather(first, *others, return_exceptions=True)
-        await batcher.close()
-        assert isinstance(found.pop(2), asyncio.CancelledError)
-        return np.concatenate(found)
-
-    expected = np.delete(images, [2, 3], axis=0)[:, 0, :2]
-    np.testing.assert_array_equal(asyncio.run(requests()), expected)
-    assert sizes == [1, 8, 8, 4]
