@@ -1,158 +1,36 @@
-"""Command line: `python -m examples.mnist train | evaluate | predict`."""
+"""Command line: `python -m examples.mnist train | evaluate | predict | export | serve`."""
 
 import argparse
-import dataclasses
-import json
 import logging
 import sys
 import traceback
-from pathlib import Path
 
 import jax
-import numpy as np
 
-from examples.mnist import data, distributed, evaluate
-from examples.mnist.models import MODELS
-from examples.mnist.runs import Config, Run, RunError
-from examples.mnist.train import OPTIMIZERS, SCHEDULES, train, trained
-from examples.study import positive
+from examples.mnist import deployment, distributed
+from examples.mnist.errors import UserError
 
 
-def parser() -> argparse.ArgumentParser:
-    """The arguments of the three commands."""
-    default = Config()
+def parser(command: str) -> argparse.ArgumentParser:
+    """The arguments of one command, or of all where it is none of those of a trained model."""
     top = argparse.ArgumentParser(prog="python -m examples.mnist", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
+    if command not in deployment.COMMANDS:
+        # These need Flax, which an exported model does without.
+        from examples.mnist import training
 
-    digits = argparse.ArgumentParser(add_help=False)
-    digits.add_argument(
-        "--data-dir",
-        help="folder of the four IDX files of MNIST, plain or .gz"
-        " (default: the 8,000 + 2,000 digits that come with this example)",
-    )
-    digits.add_argument("--download", action="store_true", help="fetch MNIST into --data-dir first")
-    digits.add_argument("--mirror", default=data.DEFAULT_MIRROR, help="where from (%(default)s)")
-
-    t = commands.add_parser("train", parents=[digits], help="train a model")
-    t.add_argument("--model", choices=MODELS, default=default.model)
-    t.add_argument("--optimizer", choices=OPTIMIZERS, default=default.optimizer)
-    t.add_argument("--learning-rate", type=_rate, default=default.learning_rate)
-    t.add_argument("--schedule", choices=SCHEDULES, default=default.schedule)
-    t.add_argument("--epochs", type=positive, default=default.epochs)
-    t.add_argument("--batch-size", type=positive, default=default.batch_size)
-    t.add_argument("--seed", type=_seed, default=default.seed)
-    t.add_argument("--augment", action="store_true", help="shift and turn the digits at random")
-    t.add_argument(
-        "--out", type=Path, default=Path("runs/mnist"), help="folder of the run (%(default)s)"
-    )
-    t.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
-    t.add_argument(
-        "--processes",
-        type=_processes,
-        default=1,
-        help="train in so many processes, started on this machine unless --process-id says which"
-        " of them this is; auto: as SLURM, GKE or a TPU pod says",
-    )
-    t.add_argument("--process-id", type=int, help="which of the processes this is, from 0")
-    t.add_argument("--coordinator", metavar="HOST:PORT", help="an address of process 0")
-
-    e = commands.add_parser("evaluate", parents=[digits], help="loss and accuracy of a run")
-    e.add_argument("run", type=Path, metavar="RUN")
-
-    p = commands.add_parser("predict", help="what digits a run sees in images")
-    p.add_argument("run", type=Path, metavar="RUN")
-    p.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="PNG or IDX")
+        training.add_commands(commands)
+    deployment.add_commands(commands)
     return top
-
-
-def _rate(text: str) -> float:
-    number = float(text)
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be in [0, inf), got {text}")
-    return number
-
-
-def _seed(text: str) -> int:
-    if not -(2**63) <= (seed := int(text)) < 2**63:
-        raise argparse.ArgumentTypeError(f"must have 64 bits, got {text}")
-    return seed
-
-
-def _processes(text: str) -> int | str:
-    return text if text == "auto" else positive(text)
-
-
-def _digits(arguments: argparse.Namespace, data_dir: str | None) -> data.Digits:
-    folder = Path(data_dir) if data_dir else None
-    if arguments.download:
-        if folder is None:
-            raise data.DataError("--download needs a folder; write --data-dir DIR")
-        data.download(folder, arguments.mirror)
-    return data.load(folder)
-
-
-def _train(arguments: argparse.Namespace) -> int:
-    several = arguments.processes != 1
-    if several and not distributed.is_worker():
-        # Devices are left to the processes that train: a GPU's memory goes to whom asks first.
-        if arguments.process_id in (None, 0) and not arguments.resume:
-            Run.check_new(arguments.out)
-        command = ["-m", "examples.mnist", *sys.argv[1:]]
-        return distributed.launch(arguments.processes, arguments.process_id, command)
-    names = [field.name for field in dataclasses.fields(Config)]
-    config = Config(**{name: getattr(arguments, name) for name in names})
-    if several:
-        distributed.join(arguments.processes, arguments.process_id, arguments.coordinator)
-    devices = distributed.Devices.of_all_processes() if several else distributed.ONE
-    digits = _digits(arguments, config.data_dir)
-    # Before a folder is made: is there a batch at all?
-    data.batches(jax.random.key(0), len(digits.train_images), config.batch_size)
-    devices.check(config.batch_size)
-    begun = (arguments.out / "config.json").exists()
-    distributed.wait_for_all("looked for a run")
-    if not (arguments.resume and begun) and distributed.speaks():
-        Run.prepare(arguments.out, config)
-    distributed.wait_for_all("made a run")
-    run = Run.open(arguments.out)
-    differing = [name for name in names if getattr(run.config, name) != getattr(config, name)]
-    if differing:
-        raise RunError(
-            f"{arguments.out} was trained with other settings ({', '.join(differing)});"
-            f" resume with the same, or choose another --out"
-        )
-    summary = train(run, digits, devices)
-    if distributed.speaks():
-        print(json.dumps(summary))
-    return 0
-
-
-def _evaluate(arguments: argparse.Namespace) -> int:
-    run = Run.open(arguments.run)
-    graph, params = trained(run)
-    digits = _digits(arguments, arguments.data_dir or run.config.data_dir)
-    print(json.dumps(evaluate.evaluate(graph, params, digits.test_images, digits.test_labels)))
-    return 0
-
-
-def _predict(arguments: argparse.Namespace) -> int:
-    run = Run.open(arguments.run)
-    graph, params = trained(run)
-    for path in arguments.images:
-        images = evaluate.read_digits(path)
-        for i, p in enumerate(np.exp(evaluate.log_probabilities(graph, params, images))):
-            name = f"{path}[{i}]" if len(images) > 1 else f"{path}"
-            print(f"{name}: {p.argmax()} ({p.max():.1%})")
-    return 0
 
 
 def main() -> int:
     """Runs one command; what the user can mend is one line on stderr and the exit status 1."""
     logging.getLogger("jax").setLevel(logging.ERROR)
-    arguments = parser().parse_args()
-    command = {"train": _train, "evaluate": _evaluate, "predict": _predict}[arguments.command]
+    arguments = parser(sys.argv[1] if len(sys.argv) > 1 else "").parse_args()
     try:
-        return command(arguments)
-    except (data.DataError, RunError, distributed.ProcessError, OSError) as error:
+        return arguments.call(arguments)
+    except (UserError, distributed.ProcessError, OSError) as error:
         distributed.report(f"error: {' '.join(str(error).splitlines())}")
         return 1
     except Exception as error:

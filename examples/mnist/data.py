@@ -24,6 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from examples.mnist.errors import UserError
+
 SIDE = 28  # pixels
 MAX_COUNT = 1_000_000  # digits in one file; MNIST has 60,000
 MAX_BYTES = 64 << 20  # of one file that is fetched; MNIST's largest is 47 MB uncompressed
@@ -39,7 +41,7 @@ CHECKSUMS: Mapping[str, str] = {
 }
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """One line for the user: where, what was found, what was expected, what to do."""
 
 

@@ -27,6 +27,7 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
 from examples.mnist import distributed
+from examples.mnist.errors import UserError
 from examples.mnist.models import MODELS
 from examples.study import write_whole
 
@@ -36,7 +37,7 @@ QUANTITIES |= {"learning_rate", "seconds"}
 WRITING = 60  # seconds that a checkpoint may take to write
 
 
-class RunError(ValueError):
+class RunError(UserError):
     """One line for the user about a run's folder."""
 
 

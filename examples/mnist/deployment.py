@@ -1,0 +1,141 @@
+"""The commands that use a trained model: predict, export, serve; Flax is imported for runs."""
+
+import argparse
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from examples.mnist import exported, pictures
+from examples.mnist.errors import UserError
+
+if TYPE_CHECKING:
+    from examples.mnist.runs import Run
+
+COMMANDS = ("predict", "export", "serve")
+
+
+def add_commands(commands: Any) -> None:
+    """Their arguments, and the function of each as the attribute `call`."""
+    p = commands.add_parser("predict", help="what digits a model sees in images")
+    p.usage = "%(prog)s (RUN | --exported FILE) IMAGE [IMAGE ...]"
+    p.add_argument("--exported", type=Path, metavar="FILE", help="the model, instead of a run")
+    p.add_argument("paths", type=Path, nargs="+", metavar="IMAGE", help="PNG or IDX")
+    p.set_defaults(call=_predict)
+
+    x = commands.add_parser("export", help="write a run's model to one file that runs without it")
+    x.add_argument("run", type=Path, metavar="RUN")
+    x.add_argument("file", type=Path, metavar="FILE")
+    x.set_defaults(call=_export)
+
+    s = commands.add_parser("serve", help="answer over HTTP what digits a model sees")
+    s.add_argument("model", type=Path, metavar="RUN|FILE", help="a run, or what export wrote")
+    s.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    s.add_argument("--port", type=_port, default=8000, help="0: any that is free (%(default)s)")
+    s.add_argument(
+        "--batch-sizes",
+        type=_size,
+        nargs="+",
+        metavar="N",
+        help="compiled at start, 1 always; 1 alone: no batching (default: 1 2 4 8 16 32)",
+    )
+    s.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="for a request, from its first byte to its answer (%(default)s)",
+    )
+    s.set_defaults(call=_serve)
+
+
+def _port(text: str) -> int:
+    if not 0 <= (port := int(text)) < 1 << 16:
+        raise argparse.ArgumentTypeError(f"must be in 0 to 65535, got {text}")
+    return port
+
+
+def _size(text: str) -> int:
+    if not 1 <= (size := int(text)) <= 1024:
+        raise argparse.ArgumentTypeError(f"must be in 1 to 1024, got {text}")
+    return size
+
+
+def _seconds(text: str) -> float:
+    if not 0 < (seconds := float(text)) <= 3600:
+        raise argparse.ArgumentTypeError(f"must be in (0, 3600], got {text}")
+    return seconds
+
+
+@contextlib.contextmanager
+def _extra(command: str) -> Iterator[None]:
+    """What is not installed is one line."""
+    try:
+        yield
+    except ModuleNotFoundError as missing:
+        raise UserError(
+            f"{missing.name} is not installed, which {command} needs; pip install -e '.[serve]'"
+        ) from missing
+
+
+def _run(folder: Path) -> "Run":
+    from examples.mnist.runs import Run
+
+    return Run.open(folder)
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    if arguments.exported:
+        with _extra("--exported"):
+            classifier, images = exported.load(arguments.exported), arguments.paths
+        labels, log_probabilities = classifier.labels, classifier.log_probabilities
+    else:
+        folder, *images = arguments.paths
+        labels, log_probabilities = _from_run(folder)
+        if not images:
+            raise UserError(
+                "no image was named; write: predict RUN IMAGE, or --exported FILE IMAGE"
+            )
+    for path in images:
+        digits = pictures.read_digits(path)
+        for i, p in enumerate(np.exp(log_probabilities(digits))):
+            name = f"{path}[{i}]" if len(digits) > 1 else f"{path}"
+            print(f"{name}: {labels[p.argmax()]} ({p.max():.1%})")
+    return 0
+
+
+def _from_run(folder: Path) -> tuple[list[str], Any]:
+    import functools
+
+    from examples.mnist import evaluate
+    from examples.mnist.train import trained
+
+    graph, params = trained(_run(folder))
+    labels = [str(digit) for digit in range(10)]
+    return labels, functools.partial(evaluate.log_probabilities, graph, params)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from examples.mnist import export
+
+    with _extra("export"):
+        size = export.write(export.of_run(_run(arguments.run)), arguments.file)
+    print(f"{arguments.file}: {size:,} bytes, for {' and '.join(export.PLATFORMS)}")
+    return 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    with _extra("serve"):
+        from examples.mnist.serve import server
+
+        if arguments.model.is_dir():
+            from examples.mnist import export
+
+            classifier = export.of_run(_run(arguments.model))
+        else:
+            classifier = exported.load(arguments.model)
+    sizes = arguments.batch_sizes or server.BATCH_SIZES
+    server.serve(classifier, arguments.host, arguments.port, sizes, arguments.timeout)
+    return 0

@@ -1,0 +1,108 @@
+"""From a picture of a digit, of any size, to what MNIST's own digits are like."""
+
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from examples.mnist import data
+
+# What `digit_of` does, in the words that a file with an exported model repeats.
+PREPROCESSING = {
+    "side": data.SIDE,
+    "box": 20,
+    "pixels": "uint8, 0 paper to 255 ink",
+    "placing": "cut to the ink, longer side scaled to the box, centre of mass in the middle",
+}
+FAINTEST_INK = 64
+
+
+def open_picture(
+    file: Path | BinaryIO, name: object, formats: tuple[str, ...] | None = None
+) -> Image.Image:
+    """A picture whose header has been read, and whose pixels have not.
+
+    Args:
+      file: the picture.
+      name: what an error calls it.
+      formats: Pillow's names of those allowed; None is all that it knows.
+
+    Raises:
+      DataError: if it is none.
+    """
+    try:
+        return Image.open(file, formats=formats)
+    except Exception as error:  # Whatever a decoder makes of bytes from anywhere.
+        raise _no_picture(name, error) from error
+
+
+def digit_of(picture: Image.Image, name: object) -> np.ndarray:
+    """The digit that a picture shows, uint8 [28, 28], light on dark.
+
+    The picture is made grey, turned to light on dark if its border is light, cut to the ink, scaled
+    so that its longer side is 20 pixels, and placed with its centre of mass in the middle of 28x28:
+    what was done to MNIST's own digits (LeCun et al. 1998, section III.A).
+
+    Raises:
+      DataError: if it cannot be decoded, or has no ink.
+    """
+    try:
+        grey = _grey(picture)
+    except Exception as error:
+        raise _no_picture(name, error) from error
+    if grey.shape == (data.SIDE, data.SIDE) and grey[[0, -1]].mean() < FAINTEST_INK:
+        return grey  # One of MNIST's own: as it is.
+    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    return _centred(255 - grey if border.mean() > 127 else grey, name)
+
+
+def read_digits(path: Path) -> np.ndarray:
+    """Digits of a picture (PNG, JPEG, ...) or an IDX file, uint8 [count, 28, 28], light on dark.
+
+    An IDX file is known by its name, as MNIST's are: ...-ubyte or ....idx, plain or .gz. A picture
+    is one digit.
+
+    Raises:
+      DataError: if the file is no picture and no IDX file, or has no ink.
+    """
+    if path.name.removesuffix(".gz").endswith(("-ubyte", ".idx")):
+        return data.read_images(path)
+    with open_picture(path, path) as picture:
+        return digit_of(picture, path)[None]
+
+
+def _no_picture(name: object, error: Exception) -> data.DataError:
+    reason = " ".join(str(error).split())
+    return data.DataError(f"{name} is not a picture ({reason}); expected PNG, JPEG or IDX")
+
+
+def _grey(picture: Image.Image) -> np.ndarray:
+    if picture.mode == "L" and "transparency" not in picture.info:
+        return np.asarray(picture)
+    # Transparent paper is white paper, not black.
+    rgba = picture.convert("RGBA")
+    paper = Image.new("RGBA", rgba.size, "white")
+    return np.asarray(Image.alpha_composite(paper, rgba).convert("L"))
+
+
+def _centred(ink: np.ndarray, name: object) -> np.ndarray:
+    rows, columns = (np.flatnonzero(ink.max(axis=axis) > FAINTEST_INK) for axis in (1, 0))
+    if not rows.size:
+        raise data.DataError(
+            f"{name} shows no digit; expected dark ink on light paper or the reverse"
+        )
+    box = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    scale = PREPROCESSING["box"] / max(box.shape)
+    height, width = (max(1, round(side * scale)) for side in box.shape)
+    small = np.asarray(
+        Image.fromarray(box).resize((width, height), Image.Resampling.LANCZOS), np.float64
+    )
+    weight = small.sum()
+    top, left = (
+        int(np.clip(round(13.5 - (small.sum(1 - axis) * np.arange(n)).sum() / weight), 0, 28 - n))
+        for axis, n in enumerate(small.shape)
+    )
+    digit = np.zeros((data.SIDE, data.SIDE), np.uint8)
+    digit[top : top + small.shape[0], left : left + small.shape[1]] = small.round()
+    return digit

@@ -1,0 +1,138 @@
+"""From the body of a request to digits: PNG, JPEG, JSON, or several pictures in a form.
+
+What a body says of itself is checked before it is decoded: a few bytes can unpack to gigabytes, or
+take minutes. Its kind is read from its first bytes: `curl --data-binary` names a wrong one.
+"""
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import Executor
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from examples.mnist import data, pictures
+
+MAX_BODY = 1 << 20  # bytes
+MAX_DIGITS = 64  # in one request
+MAX_SIDE = 4096  # pixels
+MAX_PIXELS = 1 << 22  # 4 MB of grey, 16 MB while colours and transparency are looked at
+MAX_SCANS = 32  # of a progressive JPEG, which has about ten; each is a pass over all pixels
+SMALL = 1 << 14  # pixels that are decoded in less time than another thread takes to be called
+
+FORMATS = ("PNG", "JPEG")
+BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+EXPECTED = "expected a PNG, a JPEG, a form of several, or a JSON array [28][28] or [count][28][28]"
+
+
+class Refused(Exception):
+    """A request that is answered with an error.
+
+    Attributes:
+      status: of HTTP.
+      reason: one line.
+    """
+
+    def __init__(self, status: int, reason: str):
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+async def digits_of(body: bytes, content_type: str, decoders: Executor) -> np.ndarray:
+    """The digits of a body, uint8 [count, 28, 28], light on dark.
+
+    Args:
+      body: of at most MAX_BODY bytes.
+      content_type: the header; only a form's matters.
+      decoders: for large pictures; has as many threads as may be decoded at a time.
+
+    Raises:
+      Refused: if it holds no digit, or more than is allowed of anything.
+    """
+    if content_type.startswith("multipart/form-data"):
+        files = await _files(body, content_type)
+    elif body.startswith((b"\x89PNG", b"\xff\xd8")):
+        files = [body]
+    elif body.lstrip()[:1] == b"[":
+        return pixels(body)
+    else:
+        raise Refused(415, f"the body is none of what is read here; {EXPECTED}")
+    names = ["the picture"] if len(files) == 1 else [f"picture {i}" for i in range(len(files))]
+    try:
+        return np.stack([await _digit(*each, decoders) for each in zip(files, names, strict=True)])
+    except data.DataError as error:
+        bomb = isinstance(error.__cause__, BOMBS)  # Pillow counts before we do.
+        raise Refused(413 if bomb else 400, str(error)) from error
+
+
+def pixels(body: bytes) -> np.ndarray:
+    """Digits of JSON, as MNIST stores them: integers from 0, paper, to 255, ink.
+
+    Raises:
+      Refused: if it is anything else.
+    """
+    try:
+        found: Any = json.loads(body)
+        images = found if isinstance(found[0][0], list) else [found]
+        if len(images) > MAX_DIGITS:
+            raise Refused(413, f"{len(images)} digits; expected 1 to {MAX_DIGITS}; send fewer")
+        # `bytes` wants integers from 0 to 255 and nothing else; of a list, not of an integer.
+        rows = [bytes(row) for image in images for row in image if isinstance(row, list)]
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise Refused(400, f"the JSON is not pixels ({reason}); {EXPECTED} of 0 to 255") from error
+    sides = {len(image) for image in images} | {len(row) for row in rows}
+    if sides != {data.SIDE} or len(rows) != len(images) * data.SIDE:
+        raise Refused(400, f"the JSON has the wrong shape; {EXPECTED} of 0 to 255")
+    return np.frombuffer(b"".join(rows), np.uint8).reshape(-1, data.SIDE, data.SIDE)
+
+
+async def _digit(content: bytes, name: str, decoders: Executor) -> np.ndarray:
+    picture = pictures.open_picture(io.BytesIO(content), name, FORMATS)
+    _check(picture, content, name)
+    if picture.width * picture.height <= SMALL:
+        return pictures.digit_of(picture, name)
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(decoders, pictures.digit_of, picture, name)
+
+
+def _check(picture: Image.Image, content: bytes, name: str) -> None:
+    width, height = picture.size
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise Refused(
+            413,
+            f"{name} has {width} x {height} pixels; expected sides up to {MAX_SIDE} and"
+            f" {MAX_PIXELS:,} pixels; make it smaller",
+        )
+    # In a JPEG's data a byte 255 is followed by a 0, so these two bytes are where a scan begins.
+    if picture.format == "JPEG" and (scans := content.count(b"\xff\xda")) > MAX_SCANS:
+        raise Refused(
+            413, f"{name} has {scans} scans; expected up to {MAX_SCANS}; save it as a plain JPEG"
+        )
+
+
+async def _files(body: bytes, content_type: str) -> Sequence[bytes]:
+    """The files of a form; their names are not looked at."""
+
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    headers = Headers({"content-type": content_type})
+    try:
+        form = await MultiPartParser(
+            headers, stream(), max_files=MAX_DIGITS, max_fields=0, max_part_size=MAX_BODY
+        ).parse()
+    except (MultiPartException, KeyError, ValueError) as error:
+        raise Refused(400, f"the form cannot be read ({error}); {EXPECTED}") from error
+    files = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
+    try:
+        if not files:
+            raise Refused(400, f"the form has no file; {EXPECTED}")
+        return [await file.read() for file in files]
+    finally:
+        await form.close()

@@ -1,0 +1,41 @@
+"""The batcher, without HTTP."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from examples.mnist.serve.batching import Batcher, Overloaded
+
+
+def test_batches_have_compiled_sizes_and_each_gets_its_own():
+    sizes, begun, go = [], threading.Event(), threading.Event()
+
+    def program(images):
+        sizes.append(len(images))
+        begun.set()
+        assert go.wait(60)
+        return images[:, 0, :2].astype(np.float32)
+
+    images = np.arange(23 * 784).reshape(23, 28, 28).astype(np.uint8)
+
+    async def requests():
+        batcher = Batcher(program, [1, 4, 8], 23)
+        first = asyncio.create_task(batcher.probabilities(images[:1]))
+        await asyncio.to_thread(begun.wait)
+        parts = np.split(images[1:], [1, 3, 10, 11, 13])
+        others = [asyncio.create_task(batcher.probabilities(part)) for part in parts]
+        await asyncio.sleep(0)  # They run until they wait.
+        with pytest.raises(Overloaded):
+            await batcher.probabilities(images[:1])
+        others[1].cancel()
+        go.set()
+        found = await asyncio.gather(first, *others, return_exceptions=True)
+        await batcher.close()
+        assert isinstance(found.pop(2), asyncio.CancelledError)
+        return np.concatenate(found)
+
+    expected = np.delete(images, [2, 3], axis=0)[:, 0, :2]
+    np.testing.assert_array_equal(asyncio.run(requests()), expected)
+    assert sizes == [1, 8, 8, 4]

@@ -1,0 +1,288 @@
+"""What the server refuses: malformed bodies, bombs, slow clients, too much at once."""
+
+import asyncio
+import contextlib
+import io
+import json
+import re
+import selectors
+import socket
+import struct
+import threading
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from examples.mnist import data
+from examples.mnist.serve import bodies
+from examples.mnist.serve.app import application
+from examples.mnist.serve.connections import MAX_CONNECTIONS
+from examples.mnist.serve.server import http_server, listen
+from tests.examples.serving import (
+    address_of,
+    ask,
+    connect,
+    digits_in,
+    png,
+    read_answer,
+    serving,
+    write_untrained,
+)
+
+DIGIT = data.load().test_images[0]
+SECONDS = 1.5  # of the server's requests
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    model = write_untrained(tmp_path_factory.mktemp("model") / "model")
+    with serving(model, "--timeout", SECONDS, "--batch-sizes", 2) as found:
+        yield found
+
+
+@pytest.fixture
+def address(server):
+    """Of the server; after the test it must still be well."""
+    _, address = server
+    yield address
+    status, content = ask(address, png(DIGIT))
+    assert status == 200 and len(digits_in(content)) == 1
+
+
+def chunk(kind, content):
+    checksum = struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", len(content)) + kind + content + checksum
+
+
+def png_of_size(width, height, *before):
+    header = struct.pack(">2I5B", width, height, 8, 0, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), *before, chunk(b"IDAT", zlib.compress(bytes(1 << 20)))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")
+
+
+def jpeg_of_many_scans():
+    packed = io.BytesIO()
+    Image.new("L", (2000, 2000), 128).save(packed, "JPEG", progressive=True)
+    content = packed.getvalue()
+    last = content.rindex(b"\xff\xda")
+    return content[:last] + content[last:-2] * 2000 + content[-2:]
+
+
+FORM = {"Content-Type": "multipart/form-data; boundary=x"}
+PART = b'--x\r\ncontent-disposition: form-data; name="f"; filename="f"\r\n\r\n%s\r\n'
+BAD = {
+    "nothing": (b"", 415, "none of what is read here"),
+    "text": (b"seven", 415, "expected a PNG"),
+    "a GIF": (png(DIGIT, "GIF"), 415, "expected a PNG"),
+    "the start of a PNG": (b"\x89PNG\r\n\x1a\n", 400, "not a picture"),
+    "half a PNG": (png(DIGIT)[:-60], 400, "not a picture"),
+    "a PNG with a wrong byte": (png(DIGIT)[:50] + b"\0" + png(DIGIT)[51:], 400, "not a picture"),
+    "the start of a JPEG": (b"\xff\xd8\xff", 400, "not a picture"),
+    "white paper": (png(np.full((99, 99), 255, np.uint8)), 400, "shows no digit"),
+    "half of JSON": (b"[[1, 2", 400, "not pixels"),
+    "deep JSON": (b"[" * 100_000, 400, "not pixels"),
+    "no pixels": (b"[]", 400, "not pixels"),
+    "one row": (json.dumps(DIGIT[0].tolist()).encode(), 400, "not pixels"),
+    "texts for pixels": (json.dumps([["0"] * 28] * 28).encode(), 400, "not pixels"),
+    "fractions": (json.dumps([[0.5] * 28] * 28).encode(), 400, "not pixels"),
+    "not a number": (b"[" + b",".join([b"[NaN]"] * 28) + b"]", 400, "not pixels"),
+    "256": (json.dumps([[256] * 28] * 28).encode(), 400, "not pixels"),
+    "numbers for rows": (json.dumps([[[28]] * 28, *[[28] * 28] * 27]).encode(), 400, "wrong shape"),
+    "27 rows": (json.dumps([[0] * 28] * 27).encode(), 400, "wrong shape"),
+    "a long row": (json.dumps([[0] * 29] + [[0] * 28] * 27).encode(), 400, "wrong shape"),
+    "65 digits": (json.dumps([[[0] * 28] * 28] * 65).encode(), 413, "65 digits"),
+    "too many bytes": (bytes(bodies.MAX_BODY + 1), 413, "1,048,576 bytes"),
+    "a PNG of 81 megapixels": (png_of_size(9_000, 9_000), 413, "9000 x 9000"),
+    "a PNG of petabytes": (png_of_size(1 << 30, 1 << 30), 413, "bomb"),
+    "a PNG of one long row": (png_of_size(1 << 20, 1), 413, "sides up to 4096"),
+    "a PNG that is 12 megapixels": (png_of_size(4000, 3000), 413, "4,194,304"),
+    "a PNG with a comment of 256 MB": (
+        png_of_size(28, 28, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 28)))),
+        400,
+        "not a picture",
+    ),
+    "a JPEG of thousands of scans": (jpeg_of_many_scans(), 413, "scans"),
+    "a form without files": (b"--x--\r\n", 400, "form"),
+    "a form of something else": (b"no form", 400, "form"),
+    "a form with a text": (PART.replace(b'; filename="f"', b"") % b"7" + b"--x--\r\n", 400, "form"),
+    "a form of 65": (PART % png(DIGIT) * 65 + b"--x--\r\n", 400, "form"),
+    "a form with one bad picture": (
+        PART % png(DIGIT) + PART % b"0" + b"--x--\r\n",
+        400,
+        "picture 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_body_is_one_line(address, name):
+    body, status, words = BAD[name]
+    found, content = ask(address, body, **(FORM if "form" in name else {}))
+    assert (found, words in content["error"]) == (status, True), content
+    assert "Traceback" not in content["error"]
+
+
+def peak_memory(process):
+    """Bytes of the server's memory at its most."""
+    with open(f"/proc/{process.pid}/status") as status:
+        return 1024 * int(dict(line.split(":", 1) for line in status)["VmHWM"].split()[0])
+
+
+def test_bombs_cost_no_memory(server, address):
+    process, _ = server
+    ask(address, png(np.zeros((2048, 2048), np.uint8)))  # The largest that is decoded.
+    before = peak_memory(process)
+    with ThreadPoolExecutor(8) as clients:
+        asked = [body for name, (body, *_) in BAD.items() if " of " in name or "deep" in name]
+        answers = list(clients.map(lambda body: ask(address, body), asked * 8))
+    assert {status for status, _ in answers} <= {400, 413, 415}
+    assert peak_memory(process) - before < 64 << 20
+
+
+@settings(max_examples=300, deadline=None, database=None)
+@given(
+    start=st.sampled_from([b"", b"[[", b"\x89PNG\r\n\x1a\n", png(DIGIT), png(DIGIT, "JPEG")]),
+    place=st.integers(0, 2000),
+    inserted=st.binary(max_size=20),
+    kind=st.sampled_from(["", *FORM.values()]),
+)
+def test_any_bytes_are_digits_or_refused(start, place, inserted, kind):
+    body = start[:place] + inserted + start[place + len(inserted) // 2 :]
+    with ThreadPoolExecutor(1) as decoders, contextlib.suppress(bodies.Refused):
+        found = asyncio.run(bodies.digits_of(body, kind, decoders))
+        assert found.dtype == np.uint8 and found.shape[1:] == (28, 28)
+
+
+def dribble(address, first, piece):
+    """What comes back, before the connection is closed, to a client that is never done."""
+    said = b""
+    with connect(address) as client, selectors.DefaultSelector() as selector:
+        selector.register(client, selectors.EVENT_READ)
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            client.sendall(first)
+            while True:
+                if selector.select(0.1):
+                    if not (answer := client.recv(1 << 16)):
+                        break
+                    said += answer
+                client.sendall(piece)
+    return said
+
+
+HEAD = b"POST /predict HTTP/1.1\r\nhost: x\r\n"
+SLOW = {
+    "nothing is ever sent": (b"", b"", b"408"),
+    "empty lines": (b"\r\n", b"\r\n", b"408"),
+    "headers": (HEAD, b"a: b\r\n", b"408"),
+    "the body": (HEAD + b"content-length: 5000\r\n\r\n", b"x", b"408"),
+    "chunks": (HEAD + b"transfer-encoding: chunked\r\n\r\n", b"1\r\nx\r\n", b"408"),
+    "a body that was refused": (HEAD + b"content-length: 90000000\r\n\r\n", b"x", b"413"),
+}
+
+
+def test_slow_clients_are_told_so_and_cut_off(address):
+    with ThreadPoolExecutor(len(SLOW)) as clients:
+        said = clients.map(lambda case: dribble(address, *case[:2]), SLOW.values())
+        for name, found in zip(SLOW, said, strict=True):
+            assert found.startswith(b"HTTP/1.1 " + SLOW[name][2]), (name, found)
+            assert found.count(b"HTTP/1.1") == 1 and found.count(b'{"error": ') == 1, name
+
+
+def test_a_client_that_reads_nothing_is_cut_off(address):
+    with socket.socket() as client, selectors.DefaultSelector() as selector:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(address_of(address))
+        client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n" * 1000)
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            while True:
+                selector.select(0.1)  # Of nothing: the time between two bytes.
+                client.sendall(b"G")
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"no HTTP at all\r\n\r\n", 400),
+        (HEAD + b"content-length: many\r\n\r\n", 400),
+        (HEAD + b"content-length: -1\r\n\r\n", 400),
+        (b"CONNECT /predict HTTP/1.1\r\nhost: x\r\n\r\n", 405),
+        (HEAD + b"a: " + b"b" * 20_000, 431),
+        (HEAD + b"upgrade: websocket\r\nconnection: upgrade\r\ncontent-length: 0\r\n\r\n", 415),
+    ],
+)
+def test_broken_http_is_one_line(address, head, status):
+    with connect(address) as client:
+        client.sendall(head)
+        assert read_answer(client)[0] == status
+
+
+def test_more_connections_than_are_served_are_told_so(address):
+    with contextlib.ExitStack() as held:
+        for _ in range(MAX_CONNECTIONS):
+            held.enter_context(connect(address))
+        status, content = ask(address, png(DIGIT))
+        assert status == 503 and "connections" in content["error"]
+
+
+# What takes a program that waits or fails: the same server, in a thread.
+
+
+@contextlib.contextmanager
+def served(program, most_waiting=512, seconds=20.0):
+    app = application(list("ab"), program, [1, 4], most_waiting)
+    with listen("127.0.0.1", 0) as listener:
+        server = http_server(app, seconds)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield "{}:{}".format(*listener.getsockname())
+        server.should_exit = True
+        thread.join()
+
+
+def even(images):
+    return np.full((len(images), 2), 0.5, np.float32)
+
+
+def test_a_full_queue_is_503_and_what_was_accepted_is_answered():
+    go = threading.Event()
+
+    def held_back(images):
+        assert go.wait(60)
+        return even(images)
+
+    body = json.dumps([DIGIT.tolist()] * 3)
+    with served(held_back, most_waiting=7) as address, ThreadPoolExecutor(3) as clients:
+        asked = [clients.submit(ask, address, body) for _ in range(3)]
+        full = next(each for each in iter(lambda: [f for f in asked if f.done()], None) if each)
+        [(status, content)] = [each.result() for each in full]
+        assert status == 503 and "waiting" in content["error"]
+        go.set()
+        assert sorted(each.result()[0] for each in asked) == [200, 200, 503]
+
+
+def test_an_answer_that_does_not_come_in_time_is_503():
+    go = threading.Event()
+
+    def late(images):
+        assert go.wait(60)
+        return even(images)
+
+    with served(late, seconds=0.5) as address:
+        status, content = ask(address, png(DIGIT))
+        assert status == 503 and "in time" in content["error"]
+        go.set()
+        assert ask(address, png(DIGIT))[0] == 200
+
+
+def test_a_failing_program_is_500_without_a_traceback(capfd):
+    def fail(images):
+        raise RuntimeError("no device")
+
+    with served(fail) as address:
+        assert ask(address, png(DIGIT)) == (500, {"error": "an error in the server"})
+    assert re.search("RuntimeError: no device", capfd.readouterr().err)  # For who runs it.
