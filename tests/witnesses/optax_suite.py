@@ -46,12 +46,18 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the tests whose parameters name an optimizer, and none of ours."""
+    """Leaves out the tests whose parameters name an optimizer, and none of ours.
+
+    And those that name a wrapper beside it and run without: alias_test has the same ones.
+    """
     ours = "|".join(name for names in MEMBERS.values() for name in names)
     left_out = []
     for item in items:
         parameters = str(getattr(item.function, "__x_params_repr__", ""))  # pyright: ignore
-        if "opt_name" in parameters and not re.search(f"'({ours})'", parameters):
+        of_others = "opt_name" in parameters and not re.search(f"'({ours})'", parameters)
+        wrapped = "wrapper_name" in parameters and "wrapper_name=None" not in parameters
+        unused = item.name.startswith("test_state_shape_dtype") or "wrap=False" in parameters
+        if of_others or (wrapped and unused):
             left_out.append(item)
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=left_out)
