@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# Else every worker compiles pytest's plugins and the tests anew, which takes seconds of each.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: mnist test test-peers lint docs docs-serve setup clean
 
 mnist: setup
@@ -10,8 +13,8 @@ mnist: setup
 		--schedule cosine --epochs 4 --batch-size 64 --seed 0 --out runs/make-mnist
 
 test: setup
-	$(BIN)/python -m pytest -n auto -m "not bits"
-	$(BIN)/python -m pytest -n auto -m bits
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not bits"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m bits
 	$(BIN)/python -m tests.newest_python
 
 test-peers: setup

@@ -17,6 +17,7 @@ def pytest_configure(config):
     # What is about bits runs with what users have; so does all of it under plain pytest.
     if config.option.markexpr == "not bits":
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FASTER}"
+        jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -11,8 +11,6 @@ import pytest
 import adam_jax
 from tests.catalogue import every_member, every_twin, oracles
 
-pytestmark = pytest.mark.bits
-
 STEPS, SIZE = 10_000, 600
 KINDS = ("normal", "biased", "scales from 1e-8 to 1e8")
 
@@ -48,6 +46,7 @@ def ulps(u, exact):
     return np.abs(np.asarray(u, np.float64) - exact) / np.spacing(np.abs(exact).astype(np.float32))
 
 
+@pytest.mark.bits
 @pytest.mark.smoke
 def test_adam_stays_within_4_ulp_of_the_paper(record_property):
     gs = gradients(STEPS, SIZE)
@@ -61,6 +60,7 @@ def test_adam_stays_within_4_ulp_of_the_paper(record_property):
     assert np.median(ours) < np.median(theirs)
 
 
+@pytest.mark.bits
 @every_member
 def test_float32_updates_equal_the_naive_version(member):
     gs = gradients(200, 50, seed=1)

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.compilation import IN_A_HURRY
+
 
 def python(*arguments):
-    # Compiled in a hurry: nothing that is measured here counts.
-    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    # Nothing that is measured here counts.
+    environment = os.environ | IN_A_HURRY
     command, root = [sys.executable, *arguments], Path(__file__).parent.parent
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

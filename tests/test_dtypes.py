@@ -28,9 +28,10 @@ def test_16_bit_parameters_get_float32_moments_and_keep_their_dtype(member, low)
     state = tx.init(params)
     assert all(x.dtype == jnp.float32 for x in member.moments(state).values())
     for grads in (params, params.astype(jnp.float32)):
-        updates, new = jax.jit(tx.update)(grads, state, params)
+        updates, new = jax.eval_shape(tx.update, grads, state, params)
         assert updates.dtype == grads.dtype
         assert dtypes(new) == dtypes(state)
+        updates = jnp.zeros_like(updates)
         assert optax.apply_updates(params.astype(grads.dtype), updates).dtype == grads.dtype
 
 
@@ -48,7 +49,8 @@ def test_the_state_has_the_dtypes_asked_for_and_keeps_them(member, mu, nu):
         for slot, x in member.moments(state).items():
             assert x.dtype == ((nu if slot in MAGNITUDES else mu) or own)
         for grads in (params, params.astype(jnp.float32)):
-            assert dtypes(tx.update(grads, state, params)[1]) == dtypes(state)
+            new = jax.eval_shape(tx.update, grads, state, params)[1]
+            assert dtypes(new) == dtypes(state)
 
 
 @every_member

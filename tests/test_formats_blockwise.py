@@ -16,8 +16,6 @@ from adam_jax.formats.noise import WEIGHTS, random_bits, salt_of
 from adam_jax.formats.rounding import rounded_stochastically
 from tests.low_precision import CODECS, every_codec
 
-pytestmark = pytest.mark.bits
-
 SIGNED = {name: c for name, c in CODECS.items() if isinstance(c, Float8) or c.signed}
 every_signed = pytest.mark.parametrize("codec", SIGNED.values(), ids=SIGNED)
 
@@ -44,6 +42,7 @@ def all_codes(codec):
     return jnp.arange(low, low + codec.steps).astype(codec.dtype)
 
 
+@pytest.mark.bits
 @every_codec
 def test_each_code_is_the_code_of_its_number_and_numbers_rise(codec):
     codes = all_codes(codec)
@@ -73,6 +72,7 @@ def naive(codec, x, block):
     return result
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("name", ["int8 mu", "int8 nu", "int4 mu", "int4 nu", "linear int8"])
 def test_against_the_formula_in_float64(name):
     codec, x = CODECS[name], numbers(CODECS[name])
@@ -86,6 +86,7 @@ def test_against_the_formula_in_float64(name):
     assert off.mean() < 2e-3
 
 
+@pytest.mark.bits
 @every_codec
 def test_decoding_and_encoding_again_changes_nothing(codec):
     fmt = Blockwise(codec, 64)
@@ -99,6 +100,7 @@ def as_numbers(codes):
     return np.asarray(codes.astype(jnp.float32))
 
 
+@pytest.mark.bits
 @every_codec
 def test_a_power_of_two_in_front_is_the_scale_s(codec):
     fmt, x = Blockwise(codec, 64), numbers(codec)
@@ -107,6 +109,7 @@ def test_a_power_of_two_in_front_is_the_scale_s(codec):
     np.testing.assert_array_equal(np.asarray(plain.scale) * 2.0**-7, scaled.scale)
 
 
+@pytest.mark.bits
 @every_codec
 def test_blocks_do_not_know_of_each_other(codec):
     fmt, x = Blockwise(codec, 64), numbers(codec)
@@ -117,6 +120,7 @@ def test_blocks_do_not_know_of_each_other(codec):
     np.testing.assert_array_equal(codes, other)
 
 
+@pytest.mark.bits
 @every_signed
 def test_signs_are_kept_and_zero_is_zero(codec):
     fmt, x = Blockwise(codec, 64), numbers(codec)

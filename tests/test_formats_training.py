@@ -14,8 +14,6 @@ import adam_jax
 from tests.catalogue import every_member
 from tests.low_precision import MOMENTS, every_form_of_moments
 
-pytestmark = pytest.mark.bits
-
 
 @every_member
 @pytest.mark.parametrize("name", ["int8", "stochastic int8"])

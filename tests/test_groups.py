@@ -15,8 +15,6 @@ import adam_jax
 from adam_jax.leaves import leaf_paths
 from tests.catalogue import every_kind_of_state
 
-pytestmark = pytest.mark.bits
-
 PARAMS = {
     "head": {"kernel": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4), "bias": jnp.ones(4)},
     "frozen": {"kernel": jnp.ones((2, 2))},

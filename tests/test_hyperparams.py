@@ -13,8 +13,6 @@ import pytest
 import adam_jax
 from tests.catalogue import every_kind_of_state, every_member
 
-pytestmark = pytest.mark.bits
-
 PARAMS = {"w": jnp.linspace(-2.0, 2.0, 999), "b": jnp.ones(3)}
 
 
@@ -45,11 +43,13 @@ def same_bits(member, **numbers):
     chex.assert_trees_all_equal(train(in_state, PARAMS), train(static, PARAMS))
 
 
+@pytest.mark.bits
 @every_member
 def test_the_same_bits_as_the_static_run(member):
     same_bits(member)
 
 
+@pytest.mark.bits
 @every_kind_of_state
 def test_the_same_bits_with_rates_on_either_side_of_a_half(member):
     same_bits(member, b1=0.3, b2=0.97)
@@ -113,6 +113,7 @@ def test_a_change_in_the_state_needs_no_compilation():
     assert (moved["b"] != params["b"]).all()
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("b2", [0.95, 0.9995])
 def test_a_rate_that_is_set_is_as_exact_as_one_from_the_start(b2):
     tx = adam_jax.with_hyperparams(adam_jax.adam)(learning_rate=0.1)
@@ -179,6 +180,7 @@ def test_arguments_that_are_no_numbers():
         adam_jax.with_hyperparams(lambda rate, w: adam_jax.adam(rate))(0.1, jnp.ones(3))
 
 
+@pytest.mark.bits
 def test_the_numbers_of_groups_are_as_exact():
     factory = functools.partial(
         adam_jax.groups, factory=adam_jax.adamw, expressions={"b": {"weight_decay": 0.0}}
@@ -189,6 +191,7 @@ def test_the_numbers_of_groups_are_as_exact():
     assert "exact_b2" in in_state.init(PARAMS).exact
 
 
+@pytest.mark.bits
 def test_a_function_of_ones_own_passes_an_exact_rate_on():
     def recipe(learning_rate: float, b2: adam_jax.DecayRateLike = 0.99):
         return adam_jax.cautious(adam_jax.adamw(learning_rate, b2=b2))

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from benchmarks.codecs import BITSANDBYTES, FLASH, TORCHAO, dynamic_map, peers
+from tests.compilation import IN_A_HURRY
 
 
 def run(name, tmp_path, *arguments):
     """What it prints, and its tables."""
-    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # Compiled in a hurry.
+    environment = os.environ | IN_A_HURRY
     file = tmp_path / "results.json"
     command = [sys.executable, "-m", f"benchmarks.{name}", "--fast", "--json", str(file)]
     root = Path(__file__).parent.parent

@@ -11,8 +11,6 @@ import adam_jax
 from adam_jax import adamw, pack_small_leaves, pack_state, unpack_state
 from tests.recipes import assert_close, gradients, parameters, stepper
 
-pytestmark = pytest.mark.bits
-
 
 def runs(tx, params, state, through="step", dtype=jnp.float32):
     """Parameters and state after each of five steps."""
@@ -50,6 +48,7 @@ MEMBERS = {
 }
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("through", ["step", "update"])
 @pytest.mark.parametrize("name", MEMBERS)
 def test_packed_is_bit_for_bit_unpacked(name, through):
@@ -91,6 +90,7 @@ def test_leaves_of_one_dtype_share_a_buffer():
     assert optax.tree.get(state, "mu") is state[0].mu
 
 
+@pytest.mark.bits
 def test_bfloat16_is_rounded_as_apart():
     apart, params = adamw(1e-2, weight_decay=0.1), parameters(jnp.bfloat16)
     together = pack_small_leaves(apart)
@@ -134,6 +134,7 @@ def test_inside_other_recipes_and_transformations():
     assert_same(actual, run(plain, params, plain.init(params))[0])
 
 
+@pytest.mark.bits
 def test_scan_and_vmap():
     apart, together = adamw(1e-2), pack_small_leaves(adamw(1e-2))
     many = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), parameters())

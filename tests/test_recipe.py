@@ -25,8 +25,6 @@ from tests.recipes import (
     stepper,
 )
 
-pytestmark = pytest.mark.bits
-
 
 @pytest.mark.parametrize("through", ["step", "update"])
 @pytest.mark.parametrize("name", RECIPES)
@@ -55,6 +53,7 @@ def test_scan_and_vmap_are_the_loop(name):
         assert_close(jax.tree.map(lambda x, i=i: x[i], together), alone)
 
 
+@pytest.mark.bits
 def test_on_8_devices_everything_is_as_on_one():
     make, settings = RECIPES["everything"]
     params = parameters()
@@ -73,6 +72,7 @@ def test_on_8_devices_everything_is_as_on_one():
         assert {x.sharding.spec[0] for x in jax.tree.leaves(tree)} == {"x"}
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("name", ["clip, skip", "everything"])
 def test_bfloat16_gradients_are_rounded_nowhere(name):
     make, settings = RECIPES[name]
@@ -82,6 +82,7 @@ def test_bfloat16_gradients_are_rounded_nowhere(name):
     assert_close(looped(make(), params, stacked, "update")[0], expected.params)
 
 
+@pytest.mark.bits
 def test_bfloat16_parameters_step_once_rounded_and_ema_averages_what_they_were():
     make, settings = RECIPES["everything"]
     params = parameters(jnp.bfloat16)
@@ -163,6 +164,7 @@ def test_a_none_gradient_leaves_its_parameter_alone():
     assert np.any(moved["w"] != params["w"])
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize(
     ("name", "through"),
     [(n, t) for n in ("clip, skip", "accumulate", "accumulate, skip") for t in ("step", "update")]

@@ -12,8 +12,6 @@ import pytest
 import adam_jax
 from tests.catalogue import every_member
 
-pytestmark = pytest.mark.bits
-
 
 def test_three_adams_trace_once():
     traces = []
@@ -65,6 +63,7 @@ def test_copies(member):
         )
 
 
+@pytest.mark.bits
 @every_member
 def test_a_traced_number_is_as_exact_as_a_constant(member):
     """1-b and log b are the leaves, computed in float64 before anything is rounded.
@@ -84,6 +83,7 @@ def test_a_traced_number_is_as_exact_as_a_constant(member):
     chex.assert_trees_all_close(traced(tx, params), constant(tx, params), rtol=0, atol=3e-7)
 
 
+@pytest.mark.bits
 @every_member
 def test_a_population_under_vmap_equals_its_members(member):
     params = jnp.linspace(-2.0, 2.0, 10)

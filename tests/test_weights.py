@@ -11,8 +11,6 @@ from adam_jax.formats.noise import MOMENTS, WEIGHTS, random_bits, salt_of, salte
 from adam_jax.formats.weights import Compensated, Residual, RoundedStochastically
 from tests.low_precision import every_form_of_weights
 
-pytestmark = pytest.mark.bits
-
 every_way = pytest.mark.parametrize("apply", ["step", "update"])
 
 
@@ -60,6 +58,7 @@ INNER = {
 }
 
 
+@pytest.mark.bits
 @every_way
 @pytest.mark.parametrize("inner", INNER.values(), ids=INNER)
 def test_16_bits_of_residual_are_float32_bit_for_bit(inner, apply):
@@ -98,6 +97,7 @@ def test_small_updates_add_up(wrap, apply):
     assert results["ours"] == pytest.approx(1 + 2 * 2.0**-7, rel=2.0**-10)
 
 
+@pytest.mark.bits
 @every_form_of_weights
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_splitting_and_joining_again_changes_nothing(wrap, dtype):
@@ -125,6 +125,7 @@ def test_splitting_and_joining_again_changes_nothing(wrap, dtype):
     np.testing.assert_array_equal(joined[special], np.asarray(p, np.float32)[special])
 
 
+@pytest.mark.bits
 def test_the_exact_parts_of_a_float32():
     rng = np.random.default_rng(0)
     bits = rng.integers(0, 2**32, 200_000, dtype=np.uint64).astype(np.uint32)
@@ -181,6 +182,7 @@ def test_rounding_is_the_seed_s_and_the_step_s():
     assert np.mean(np.asarray(runs[0]["w"]) != np.asarray(runs[2]["w"])) > 0.1
 
 
+@pytest.mark.bits
 def test_a_run_goes_on_after_a_resume_with_the_same_bits():
     tx = adam_jax.stochastic_rounding(
         adam_jax.adamw(1e-3, mu_dtype=jnp.int8, nu_dtype=adam_jax.stochastic(jnp.int8))

@@ -15,6 +15,8 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
+from tests.compilation import IN_A_HURRY
+
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = ROOT / "examples" / "notebooks"
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
@@ -69,8 +71,7 @@ def execute(notebook, folder, steps, tmp_path):
     """Fills in the outputs; raises CellExecutionError where a cell does."""
     environment = os.environ | {
         "NOTEBOOK_STEPS": str(steps),
-        # Most of a short run is compilation.
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        **IN_A_HURRY,  # Most of a short run is compilation.
         # Nothing is read from or written to the home of the one who runs the tests.
         "IPYTHONDIR": str(tmp_path / "ipython"),
         "JUPYTER_PLATFORM_DIRS": "1",

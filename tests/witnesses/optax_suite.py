@@ -4,6 +4,7 @@ python -m pytest -p tests.witnesses.optax_suite --pyargs optax._src.alias_test
 """
 
 import functools
+import os
 import re
 import sys
 
@@ -14,6 +15,7 @@ from optax import contrib
 from optax._src import test_utils
 
 import adam_jax
+from tests.compilation import FASTER
 
 ALIASES = ("adam", "adamw", "nadam", "nadamw", "amsgrad", "adamax", "adamaxw", "radam", "adabelief")
 ALIASES += ("yogi", "adan", "lion", "lamb")
@@ -46,15 +48,39 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the tests whose parameters name an optimizer, and none of ours."""
-    ours = "|".join(name for names in MEMBERS.values() for name in names)
-    left_out = []
-    for item in items:
-        parameters = str(getattr(item.function, "__x_params_repr__", ""))  # pyright: ignore
-        if "opt_name" in parameters and not re.search(f"'({ours})'", parameters):
-            left_out.append(item)
+    """Leaves out the tests that name an optimizer that is not ours, and those that run twice."""
+    left_out = [item for item in items if of_others(item) or is_a_double(item)]
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=left_out)
+    # sharding_test writes over the flags when it is imported; XLA has not read them yet.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FASTER}"
+
+
+def parameters_of(item: pytest.Item) -> str:
+    """As absl writes them: opt_name='adam', wrapper_name=None, ..."""
+    return str(getattr(item.function, "__x_params_repr__", ""))  # pyright: ignore
+
+
+def of_others(item: pytest.Item) -> bool:
+    """Whether the test's parameters or its name, as in sharding_test, say another optimizer."""
+    ours = "|".join(name for names in MEMBERS.values() for name in names)
+    if "ShardingTest" in item.nodeid:
+        return not re.search(f"_({ours})$", item.name)
+    parameters = parameters_of(item)
+    return "opt_name" in parameters and not re.search(f"'({ours})'", parameters)
+
+
+def is_a_double(item: pytest.Item) -> bool:
+    """Whether another test does the same.
+
+    Some of the wrappers' tests run without the wrapper, as alias_test does. A mu_dtype of float32
+    is what our Adam has without the argument.
+    """
+    parameters = parameters_of(item)
+    wrapped = "wrapper_name" in parameters and "wrapper_name=None" not in parameters
+    unused = item.name.startswith("test_state_shape_dtype") or "wrap=False" in parameters
+    again = item.name.startswith("test_multi_steps_mixed_precision") and "mu_dtype" in parameters
+    return again or (wrapped and unused)
 
 
 def pytest_report_collectionfinish() -> str:
