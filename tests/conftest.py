@@ -18,6 +18,8 @@ def pytest_configure(config):
     if config.option.markexpr == "not bits":
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FASTER}"
         jax.config.update("jax_disable_most_optimizations", True)
+        # The processes that tests start are compared with this one, to the last bit.
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 
 @pytest.fixture(scope="module", autouse=True)

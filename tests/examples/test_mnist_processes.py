@@ -50,7 +50,7 @@ def interrupted(options, tmp_path_factory):
 
 def trained_here(options, folder, out, devices):
     """The bits and the metrics of a run in this process."""
-    arguments = parser().parse_args(["train", *options])
+    arguments = parser("train").parse_args(["train", *options])
     config = Config(**{name: getattr(arguments, name) for name in Config.__dataclass_fields__})
     Run.prepare(out, config)
     train(Run.open(out), data.load(folder), devices)
