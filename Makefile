@@ -1,6 +1,9 @@
 # `make mnist` and `make test` do all the set-up: they need only python3 (3.11 or newer) and make.
 PYTHON ?= python3
 BIN := .venv/bin
+# A file is one worker's, which trains and compiles once what its tests share. In their order: the
+# longest files are among the first.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # Else every worker compiles pytest's plugins and the tests anew, which takes seconds of each.
 unexport PYTHONDONTWRITEBYTECODE
@@ -13,8 +16,8 @@ mnist: setup
 		--schedule cosine --epochs 4 --batch-size 64 --seed 0 --out runs/make-mnist
 
 test: setup
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not bits"
-	$(BIN)/python -m pytest -n auto --dist worksteal -m bits
+	$(PYTEST) -m "not bits"
+	$(PYTEST) -m bits
 	$(BIN)/python -m tests.newest_python
 
 test-peers: setup

@@ -14,29 +14,23 @@ import adam_jax
 from tests.catalogue import every_kind_of_state, every_member
 
 PARAMS = {"w": jnp.linspace(-2.0, 2.0, 999), "b": jnp.ones(3)}
-
-
 grads_of = functools.partial(jax.tree.map, lambda p: jnp.sin(3 * p))
 
 
-def in_one_loop(tx, params, steps=6):
-    """Where steps end that are compiled together."""
+def in_one_loop(tx, params):
+    """Where six steps end that are compiled together."""
 
-    @jax.jit
-    def scanned(params, state):
-        def body(carry, _):
-            params, state = carry
-            return adam_jax.step(tx, grads_of(params), state, params), None
+    def body(carry, _):
+        params, state = carry
+        return adam_jax.step(tx, grads_of(params), state, params), None
 
-        return jax.lax.scan(body, (params, state), length=steps)[0]
-
-    return scanned(params, tx.init(params))[0]
+    run = jax.jit(lambda start: jax.lax.scan(body, start, length=6)[0])
+    return run((params, tx.init(params)))[0]
 
 
 def one_by_one(tx, params):
     """Where updates end that are dispatched one at a time."""
-    state = tx.init(params)
-    update = jax.jit(tx.update)
+    state, update = tx.init(params), jax.jit(tx.update)
     for _ in range(3):
         updates, state = update(grads_of(params), state, params)
         params = jax.tree.map(jnp.add, params, updates)
