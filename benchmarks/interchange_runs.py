@@ -92,7 +92,7 @@ class InTorch:
     """A run of an optimizer of PyTorch, or one with its interface."""
 
     def __init__(self, make: Any, arrays: Arrays, layouts: Any = None) -> None:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
 
         self.torch, self.layouts = torch, layouts or LAYOUTS
         dtype = torch.float64 if jax.config.jax_enable_x64 else torch.float32  # pyright: ignore
@@ -129,7 +129,7 @@ class InKeras:
     """A run of an optimizer of Keras."""
 
     def __init__(self, make: Any, arrays: Arrays) -> None:
-        import keras
+        import keras  # pyright: ignore[reportMissingImports]
 
         keras.config.set_floatx("float64" if jax.config.jax_enable_x64 else "float32")  # pyright: ignore
         self.variables, self.names = {}, {}

@@ -61,7 +61,7 @@ def test_pytorch(conversion, record_property):
 
 @pytest.mark.parametrize("conversion", conversions("keras"))
 def test_keras(conversion, record_property):
-    import keras
+    import keras  # pyright: ignore[reportMissingImports]
 
     before = keras.config.floatx()
     try:

@@ -68,7 +68,7 @@ def by_flax(tree, like, folder):
 
 
 def by_equinox(tree, like, folder):
-    import equinox
+    import equinox  # pyright: ignore[reportMissingImports]
 
     equinox.tree_serialise_leaves(folder / "saved.eqx", tree)
     return equinox.tree_deserialise_leaves(folder / "saved.eqx", like)
@@ -142,7 +142,7 @@ def test_nnx_optimizer(name, tmp_path):
 def test_equinox(name, tmp_path):
     if not importlib.util.find_spec("equinox"):
         pytest.skip("Equinox is in a group of its own: make test-peers")
-    import equinox
+    import equinox  # pyright: ignore[reportMissingImports]
 
     tx, model = STATES[name], equinox.nn.Linear(128, 64, key=jax.random.key(0))
 
