@@ -168,7 +168,10 @@ def test_nothing_of_the_size_of_a_leaf_is_temporary():
     ("make", "message"),
     [
         (lambda: telemetry(adamw(1e-3), 0), "every must be an integer ≥ 1"),
-        (lambda: telemetry(adamw(1e-3), groups={"a": "("}), r"got '\(' for 'a'"),
+        (
+            lambda: telemetry(adamw(1e-3), groups={"a": "("}),
+            r"groups\['a'\] must be a regular expression, got '\('",
+        ),
         (lambda: telemetry(adamw), "inner must be an Optax transformation"),
         (lambda: measured(adamw(1e-3).init(parameters())), "one telemetry in it, got 0"),
         (
