@@ -17,7 +17,7 @@ mnist: setup
 
 test: setup
 	$(PYTEST) -m "not bits"
-	$(PYTEST) -m bits
+	$(PYTEST) -m bits $$(grep -rl --include="test_*.py" mark.bits tests | sort)
 	$(BIN)/python -m tests.newest_python
 
 test-peers: setup

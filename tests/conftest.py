@@ -22,6 +22,12 @@ def pytest_configure(config):
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 
+def pytest_collection_finish():
+    # What was imported stays; the collector went through it after each file, and often in between.
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forget_compiled_programs():
     """After each file: the programs of 2,700 tests are gigabytes, and slow the collector down."""

@@ -134,7 +134,7 @@ def as_target(x, mesh):
 
 
 @pytest.mark.bits
-@every_form
+@every_kind_of_form
 def test_orbax_restores_the_bits_also_onto_other_devices(tx, tmp_path):
     params, state, _ = on_8_devices(tx)
     with ocp.StandardCheckpointer() as checkpointer:

@@ -73,10 +73,11 @@ def test_a_traced_number_is_as_exact_as_a_constant(member):
     params = jnp.linspace(-2.0, 2.0, 1000)
 
     def five_steps(tx, params):
-        state = tx.init(params)
-        for _ in range(5):
-            params, state = adam_jax.step(tx, jnp.sin(params), state, params)
-        return params
+        def step(carry, _):
+            params, state = carry
+            return adam_jax.step(tx, jnp.sin(params), state, params), None
+
+        return jax.lax.scan(step, (params, tx.init(params)), length=5)[0][0]
 
     tx = member.alias(1e-2, b2=0.9995)
     traced, constant = jax.jit(five_steps), jax.jit(five_steps, static_argnums=0)
