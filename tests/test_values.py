@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 import adam_jax
+from adam_jax.rules.base import frozen_pytree
 from tests.catalogue import every_member
 
 
@@ -108,3 +109,19 @@ def test_one_shape_is_lowered_once_in_a_large_tree():
     assert functions == ["chunk_step", "chunk_step_0", "_where"]  # Of 5 leaves, of 1; the count's.
     assert text.count("call @chunk_step(") == 21 and text.count("call @chunk_step_0(") == 2
     assert text.count("stablehlo.sqrt") == 5 + 1
+
+
+def test_rules_of_the_same_fields_are_different_structures():
+    """To JAX dataclasses are not, and a program of the one might be run for the other."""
+    adam, yogi = adam_jax.scale_by_adam(), adam_jax.scale_by_yogi()
+    assert jax.tree.structure(adam) != jax.tree.structure(yogi)
+
+    @frozen_pytree
+    class One:
+        x: float
+
+    @frozen_pytree
+    class Other:
+        x: float
+
+    assert jax.tree.structure(One(1.0)) != jax.tree.structure(Other(1.0))

@@ -12,28 +12,17 @@ algorithms come out of it like this:
 """
 
 import abc
-import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeAlias, dataclass_transform
+from typing import Annotated, Any, TypeAlias
 
 import jax
 import jax.core
 import jax.numpy as jnp
 
+from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.rules.slots import Slot, Slots
 from adam_jax.validation import check_number
-
-
-@dataclass_transform(frozen_default=True)
-def frozen_pytree(cls: type[Any]) -> Any:
-    """A frozen dataclass that is a pytree: its numbers are leaves, its `static` fields are not."""
-    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
-
-
-def static(**kwargs: Any) -> Any:
-    """A field that shapes the program: part of the pytree's structure, compared, never traced."""
-    return dataclasses.field(metadata={"static": True}, **kwargs)
 
 
 class Rule(abc.ABC):

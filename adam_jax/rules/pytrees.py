@@ -1,0 +1,39 @@
+"""Classes that are values and pytrees at once: what rules, links and bodies are made of."""
+
+import dataclasses
+from typing import Any, dataclass_transform
+
+import jax
+
+
+@dataclass_transform(frozen_default=True)
+def frozen_pytree(cls: type[Any]) -> Any:
+    """A frozen dataclass that is a pytree: its numbers are leaves, its `static` fields are not.
+
+    Not by `jax.tree_util.register_dataclass`: to JAX (0.10 to 0.12) two such classes are one
+    structure where their static fields are equal, and one rule ran the other's compiled program
+    when their hashes fell together: now and then Yogi's steps were Adam's.
+    """
+    made = dataclasses.dataclass(frozen=True)(cls)
+    fields = [f for f in dataclasses.fields(made) if f.init]
+    leaves = [f.name for f in fields if not f.metadata.get("static")]
+    fixed = [f.name for f in fields if f.metadata.get("static")]
+
+    def flatten(x: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        return tuple(getattr(x, n) for n in leaves), tuple(getattr(x, n) for n in fixed)
+
+    def flatten_with_keys(x: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        children, statics = flatten(x)
+        keys = map(jax.tree_util.GetAttrKey, leaves)
+        return tuple(zip(keys, children, strict=True)), statics
+
+    def unflatten(statics: tuple[Any, ...], children: Any) -> Any:
+        return made(**dict(zip(leaves + fixed, (*children, *statics), strict=True)))
+
+    jax.tree_util.register_pytree_with_keys(made, flatten_with_keys, unflatten, flatten)
+    return made
+
+
+def static(**kwargs: Any) -> Any:
+    """A field that shapes the program: part of the pytree's structure, compared, never traced."""
+    return dataclasses.field(metadata={"static": True}, **kwargs)
