@@ -8,7 +8,8 @@ import optax
 
 from adam_jax.formats.policy import SlotDType, resolve
 from adam_jax.leaves import Mask
-from adam_jax.rules.base import Rule, frozen_pytree, static
+from adam_jax.rules.base import Rule
+from adam_jax.rules.pytrees import frozen_pytree, static
 
 
 @frozen_pytree

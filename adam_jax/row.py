@@ -27,7 +27,7 @@ from adam_jax.leaves import (
     unflatten_stored,
 )
 from adam_jax.link import Link
-from adam_jax.rules.base import frozen_pytree, static
+from adam_jax.rules.pytrees import frozen_pytree, static
 
 Labels = Sequence[int | None]
 """For each leaf the index of its row; None for a leaf that is frozen: no state, a zero update."""

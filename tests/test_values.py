@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 import adam_jax
-from adam_jax.rules.base import frozen_pytree
+from adam_jax.rules.pytrees import frozen_pytree
 from tests.catalogue import every_member
 
 

@@ -19,9 +19,9 @@ from adam_jax.rules.base import (
     Slots,
     abs_squared,
     after_first,
-    frozen_pytree,
 )
 from adam_jax.rules.directions import Root
+from adam_jax.rules.pytrees import frozen_pytree
 from adam_jax.transform import Transformation, scale_by_rule
 from adam_jax.validation import check_number
 

@@ -21,10 +21,9 @@ from adam_jax.rules.base import (
     Slots,
     abs_squared,
     after_first,
-    frozen_pytree,
-    static,
 )
 from adam_jax.rules.directions import safe_divide, safe_sqrt
+from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.transform import Transformation, scale_by_rule
 from adam_jax.validation import check_number
 

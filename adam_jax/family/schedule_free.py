@@ -13,16 +13,10 @@ from adam_jax.alias import alias
 from adam_jax.body import Call
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.row import Row
-from adam_jax.rules.base import (
-    DecayRate,
-    DecayRateLike,
-    FixedNumber,
-    MomentRule,
-    frozen_pytree,
-    static,
-)
+from adam_jax.rules.base import DecayRate, DecayRateLike, FixedNumber, MomentRule
 from adam_jax.rules.directions import Root
 from adam_jax.rules.moments import EmaOfSquares, Newest
+from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.rules.scaling import Hyperparameter, Schedule, hyperparameter
 from adam_jax.transform import Foreign, Transformation, scale_by_rule
 from adam_jax.validation import check_number

@@ -21,7 +21,7 @@ from adam_jax.kernels.barrier import kept_apart
 from adam_jax.leaves import cast, dtypes_of, unflatten_stored, wider_dtypes
 from adam_jax.recipe.leafwise import decoded, map_leaves, stored_like, wide_dtype
 from adam_jax.recipe.once import if_due
-from adam_jax.rules.base import frozen_pytree, static
+from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.transform import Transformation, body_of
 from adam_jax.validation import check_integer
 

@@ -7,7 +7,7 @@ import optax
 from adam_jax.body import Body, Call
 from adam_jax.leaves import cast, dtypes_of, wider_dtypes
 from adam_jax.recipe.leafwise import widened
-from adam_jax.rules.base import frozen_pytree
+from adam_jax.rules.pytrees import frozen_pytree
 from adam_jax.transform import Foreign, Transformation, body_of
 
 

@@ -9,7 +9,7 @@ import optax
 from adam_jax.body import Call
 from adam_jax.leaves import cast, dtypes_of
 from adam_jax.recipe.leafwise import applied, squared_norm, wide
-from adam_jax.rules.base import frozen_pytree
+from adam_jax.rules.pytrees import frozen_pytree
 from adam_jax.transform import Transformation
 from adam_jax.validation import check_number
 

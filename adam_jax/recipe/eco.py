@@ -15,9 +15,10 @@ from adam_jax.leaves import align_params, align_slot, unflatten_slot
 from adam_jax.recipe.leafwise import applied, decoded, stored_like, wide
 from adam_jax.recipe.weights import check_seed, difference
 from adam_jax.row import Row
-from adam_jax.rules.base import MomentRule, frozen_pytree, static
+from adam_jax.rules.base import MomentRule
 from adam_jax.rules.directions import Root
 from adam_jax.rules.moments import Average, Ema
+from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.rules.scaling import ScaleByLearningRate
 from adam_jax.transform import Transformation, chosen
 

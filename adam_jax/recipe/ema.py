@@ -10,7 +10,8 @@ from adam_jax.formats.dtypes import leaf_dtype
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_nearest_dtype, resolve
 from adam_jax.leaves import cast, dtypes_of
 from adam_jax.recipe.leafwise import applied, decoded, stored_like, wide
-from adam_jax.rules.base import DecayRate, DecayRateLike, frozen_pytree, static
+from adam_jax.rules.base import DecayRate, DecayRateLike
+from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.transform import Transformation
 
 

@@ -15,7 +15,7 @@ from adam_jax.body import Call
 from adam_jax.leaves import leaf_paths
 from adam_jax.recipe.factory import check_arguments, check_factory
 from adam_jax.row import Row, init_rows, run_rows
-from adam_jax.rules.base import frozen_pytree, static
+from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.transform import Transformation
 from adam_jax.validation import check_expression
 

@@ -22,7 +22,8 @@ from adam_jax.recipe.hyperparams_state import (
     exact_key,
     exact_rate,
 )
-from adam_jax.rules.base import DecayRate, DecayRateLike, FixedNumber, frozen_pytree, static
+from adam_jax.rules.base import DecayRate, DecayRateLike, FixedNumber
+from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.transform import Transformation, body_of
 from adam_jax.validation import bind_arguments
 

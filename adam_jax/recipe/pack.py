@@ -17,7 +17,7 @@ from adam_jax.formats.dtypes import leaf_dtype, wider_dtype
 from adam_jax.leaves import cast, dtypes_of, leaf_paths, wider_dtypes
 from adam_jax.recipe.leafwise import widened
 from adam_jax.row import Row
-from adam_jax.rules.base import frozen_pytree, static
+from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.transform import Transformation
 from adam_jax.validation import check_integer
 

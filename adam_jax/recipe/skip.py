@@ -10,7 +10,7 @@ import optax
 
 from adam_jax.body import Body, Call, check_state, counted
 from adam_jax.recipe.leafwise import squared_norm
-from adam_jax.rules.base import frozen_pytree, static
+from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.transform import Transformation, body_of, chosen
 from adam_jax.validation import check_integer, check_number
 

@@ -16,9 +16,10 @@ from adam_jax.leaves import leaf_paths
 from adam_jax.recipe.leafwise import applied, decoded, wide, wide_dtype, widened
 from adam_jax.recipe.once import if_due
 from adam_jax.recipe.pack import unpack_state
-from adam_jax.rules.base import MomentRule, abs_squared, frozen_pytree, static
+from adam_jax.rules.base import MomentRule, abs_squared
 from adam_jax.rules.directions import Root
 from adam_jax.rules.moments import Average
+from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.transform import Transformation, body_of
 from adam_jax.validation import check_expression, check_integer
 

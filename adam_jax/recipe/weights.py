@@ -13,7 +13,7 @@ from adam_jax.formats.noise import WEIGHTS, salt_of, salted
 from adam_jax.formats.weights import Compensated, Residual, RoundedStochastically, WeightFormat
 from adam_jax.leaves import align_params, align_slot, dtypes_of, unflatten_slot, unflatten_stored
 from adam_jax.recipe.leafwise import applied, wide
-from adam_jax.rules.base import frozen_pytree, static
+from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.transform import Transformation, body_of
 from adam_jax.validation import check_integer
 

@@ -7,7 +7,8 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
-from adam_jax.rules.base import DecayRate, Rule, Slots, abs_squared, frozen_pytree, static
+from adam_jax.rules.base import DecayRate, Rule, Slots, abs_squared
+from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.validation import check_number
 
 Schedule = Callable[[jax.Array], jax.typing.ArrayLike]

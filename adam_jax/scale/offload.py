@@ -9,7 +9,7 @@ import optax
 
 from adam_jax.body import Body, Call
 from adam_jax.leaves import leaf_paths
-from adam_jax.rules.base import frozen_pytree, static
+from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.transform import Transformation, body_of
 from adam_jax.validation import check_expression
 

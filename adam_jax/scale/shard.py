@@ -17,7 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from adam_jax.body import Body, Call
 from adam_jax.leaves import FrozenTree, leaf_paths
-from adam_jax.rules.base import frozen_pytree, static
+from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.scale.offload import Offloaded
 from adam_jax.transform import Transformation, body_of
 from adam_jax.validation import check_integer
