@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax.convert.entries import Wanted, as_numpy, check_real, matched
+from adam_jax.convert.entries import as_numpy, check_real, matched_slots
 from adam_jax.convert.moments import Moments, Target
 from adam_jax.convert.names import Layout, Names, layouts, listed
 from adam_jax.convert.pytorch import entries_of, order_of, steps_of
@@ -64,12 +64,11 @@ def from_bitsandbytes(
             key = f"{name}/{slot}"
             found[key], codes[key] = _decoded(key, part)
     keys = {(path, slot): f"{layout[path].name}/{slot}" for path, slot in target.kinds}
-    wanted = {key: Wanted(layout[p], target.shapes[p]) for (p, _), key in keys.items()}
-    arrays = matched("state_dict", found, wanted)
+    arrays = matched_slots("state_dict", found, keys, layout, target.shapes)
     plain = {path for path, x in layout.items() if x == Layout(x.name)}
     slots = {
-        (path, slot): arrays[key] if codes[key] is None or path not in plain else codes[key]
-        for (path, slot), key in keys.items()
+        pair: arrays[pair] if codes[key] is None or pair[0] not in plain else codes[key]
+        for pair, key in keys.items()
     }
     steps = {path: steps_of(path, entries[layout[path].name]) for path, _ in keys}
     return target.filled(Moments(slots, steps))

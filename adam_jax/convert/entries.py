@@ -44,6 +44,19 @@ def matched(
     return arrays
 
 
+def matched_slots(
+    argument: str,
+    found: Mapping[str, Any],
+    keys: Mapping[tuple[str, str], str],
+    layout: Mapping[str, Layout],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[tuple[str, str], np.ndarray]:
+    """`matched`, by the path of a parameter and its slot, of which `keys` has the name there."""
+    wanted = {key: Wanted(layout[path], shapes[path]) for (path, _), key in keys.items()}
+    arrays = matched(argument, found, wanted)
+    return {pair: arrays[key] for pair, key in keys.items()}
+
+
 def complain(
     argument: str, missing: Iterable[str], extra: Iterable[str], misshapen: Iterable[str] = ()
 ) -> None:

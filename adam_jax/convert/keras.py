@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import optax
 
-from adam_jax.convert.entries import Wanted, as_numpy, check_real, matched
+from adam_jax.convert.entries import as_numpy, check_real, matched_slots
 from adam_jax.convert.moments import Moments, Target
 from adam_jax.convert.names import Names, layouts
 from adam_jax.convert.twins import (
@@ -36,8 +36,8 @@ def from_keras(
         are found by their paths, `adam/sequential_dense_kernel_momentum`; the learning rate among
         them is not read.
       params: our parameters, such as `params_from_named` makes of those of the model.
-      tx: what goes on. README's table says which arguments make the two equal; `amsgrad` needs
-        `max_before_correction=True`, `nadam` `momentum_decay=1.0`.
+      tx: what goes on. docs/migrating/keras.md says which arguments make the two equal; `amsgrad`
+        needs `max_before_correction=True`, `nadam` `momentum_decay=1.0`.
       names: by the path of a leaf, `dense/kernel`, the path of its variable in Keras, as in
         `model.trainable_variables`: `sequential/dense/kernel`. A leaf that is not named has the
         same path. Kernels lie as in Flax.
@@ -65,9 +65,7 @@ def from_keras(
     }
     if (product := found.pop(U_PRODUCT, None)) is not None:
         check_momentum_product("variables", float(as_numpy(product)), rules, steps)
-    wanted = {key: Wanted(layout[p], target.shapes[p]) for (p, _), key in keys.items()}
-    arrays = matched("variables", found, wanted)
-    slots = {pair: arrays[key] for pair, key in keys.items()}
+    slots = matched_slots("variables", found, keys, layout, target.shapes)
     return target.filled(Moments(slots, dict.fromkeys((path for path, _ in keys), steps)))
 
 

@@ -7,12 +7,11 @@ import numpy as np
 import optax
 
 from adam_jax.convert.entries import (
-    Wanted,
     as_numpy,
     as_theirs,
     check_real,
     complain,
-    matched,
+    matched_slots,
 )
 from adam_jax.convert.moments import Moments, Target, dense, read
 from adam_jax.convert.names import Names, layouts, listed
@@ -45,8 +44,9 @@ def from_torch(
         amsgrad, or what `torch.load(file, weights_only=True)` made of one. Tensors of any device
         and dtype, or NumPy arrays.
       params: our parameters, such as `params_from_named` makes of those of the model.
-      tx: what goes on: a member, or transformations around it. README's table says which arguments
-        make the two equal; `amsgrad` needs `max_before_correction=True`, `nadam` `momentum_decay=`.
+      tx: what goes on: a member, or transformations around it. docs/migrating/pytorch.md says
+        which arguments make the two equal; `amsgrad` needs `max_before_correction=True`, `nadam`
+        `momentum_decay=`.
       names: by the path of a leaf, `layers/0/kernel`, its name in PyTorch, or a `Layout` where its
         array lies otherwise: see `linear` and `conv`. A leaf that is not named has its path with
         dots, `layers.0.kernel`.
@@ -80,16 +80,15 @@ def from_torch(
     keys = {
         (path, slot): f"{layout[path].name}/{_slot(slot, maximum)}" for path, slot in target.kinds
     }
-    wanted = {key: Wanted(layout[p], target.shapes[p]) for (p, _), key in keys.items()}
     check_real(params)
-    arrays = matched("state_dict", found, wanted)
+    slots = matched_slots("state_dict", found, keys, layout, target.shapes)
     entries = {path: theirs[layout[path].name] for path, _ in keys}
     steps = {path: steps_of(path, entry) for path, entry in entries.items()}
     for path, entry in entries.items():
         if "mu_product" in entry:
             product = float(as_numpy(entry["mu_product"]))
             check_momentum_product("state_dict", product, rules, steps[path])
-    return target.filled(Moments({pair: arrays[key] for pair, key in keys.items()}, steps))
+    return target.filled(Moments(slots, steps))
 
 
 def to_torch(

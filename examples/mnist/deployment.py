@@ -110,11 +110,11 @@ def _from_run(folder: Path) -> tuple[list[str], Any]:
     import functools
 
     from examples.mnist import evaluate
+    from examples.mnist.models import LABELS
     from examples.mnist.train import trained
 
     graph, params = trained(_run(folder))
-    labels = [str(digit) for digit in range(10)]
-    return labels, functools.partial(evaluate.log_probabilities, graph, params)
+    return LABELS, functools.partial(evaluate.log_probabilities, graph, params)
 
 
 def _export(arguments: argparse.Namespace) -> int:

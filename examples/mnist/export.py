@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from examples.mnist import exported, preprocessing
-from examples.mnist.models import CLASSES, Conv3x3, convolve_by_library
+from examples.mnist.models import LABELS, Conv3x3, convolve_by_library
 from examples.mnist.runs import Run
 from examples.mnist.train import trained
 
@@ -40,8 +40,7 @@ def classifier(name: str, graph: Any, params: Any) -> exported.Classifier:
         program = jax.export.export(log_probabilities, platforms=PLATFORMS)(
             jax.ShapeDtypeStruct(shape, jnp.uint8)
         )
-    labels = [str(digit) for digit in range(CLASSES)]
-    return exported.Classifier(program, exported.describe(name, program, labels))
+    return exported.Classifier(program, exported.describe(name, program, LABELS))
 
 
 def of_run(run: Run) -> exported.Classifier:

@@ -12,6 +12,7 @@ from flax import nnx
 
 PIXELS = 28 * 28
 CLASSES = 10
+LABELS = [str(digit) for digit in range(CLASSES)]
 he_normal = nnx.initializers.he_normal()
 
 
