@@ -92,7 +92,7 @@ def align_params(treedef: Any, params: Any, needed: bool, apply: bool) -> list[A
     """The parameter of each leaf of the updates, or a None for each where nobody needs them."""
     nobody = [None] * treedef.num_leaves
     if params is None and needed and treedef.num_leaves:
-        why = "step moves them" if apply else "weight decay reads them"
+        why = "step moves them" if apply else "this transformation reads them"
         call = "adam_jax.step(tx, grads, state, params)"
         call = call if apply else "tx.update(grads, state, params)"
         raise ValueError(f"params must be given, got None: {why}. Write {call}.")

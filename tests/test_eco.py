@@ -89,6 +89,12 @@ def test_eco_inside_and_around_others(apply):
     assert np.any(partly["b"] != params["b"])
 
 
+def test_eco_with_double_precision(x64):
+    params = params_of()
+    after, _ = train(adam_jax.eco(adam_jax.adamw(SCHEDULE)), params, turns=2)
+    assert all(after[name].dtype == p.dtype for name, p in params.items())
+
+
 @pytest.mark.parametrize(
     "inner",
     [

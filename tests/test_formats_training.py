@@ -58,10 +58,10 @@ print(compiled.memory_analysis().temp_size_in_bytes / (12 * 64 * 1024))
 
 
 def test_on_one_cpu_leaves_share_their_temporaries():
-    """8 bytes per parameter of a leaf or two at a time, not of all 12."""
+    """8 bytes per parameter of two leaves at a time, not of all 12; and each is stored once."""
     root = Path(__file__).parent.parent
     environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", TEMPORARIES]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 3
+    assert float(done.stdout) < 1.8

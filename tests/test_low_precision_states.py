@@ -275,6 +275,27 @@ def test_conversion_of_optax_s_state_and_of_one_moment():
     adam_jax.step(adam_jax.adamw(1e-3), params, converted, params)
 
 
+def test_conversion_by_path_knows_the_paths_of_init():
+    """Also those of nnx variables, and of a tree that is one array."""
+    dense = adam_jax.adamw(1e-3)
+    for path, params in (
+        ("w", nnx.state(nnx.Dict(w=nnx.Param(jnp.ones((64, 128)))))),
+        ("(the whole tree)", jnp.ones((64, 128))),
+    ):
+        form = adam_jax.by_path({re.escape(path): jnp.int8}, default=jnp.float32)
+        expected = adam_jax.adamw(1e-3, mu_dtype=form).init(params)
+        found = adam_jax.convert_state(dense.init(params), mu_dtype=form)
+        dtypes, wanted = ([x.dtype for x in jax.tree.leaves(s)] for s in (found, expected))
+        assert dtypes == wanted and jnp.int8 in wanted
+
+
+def test_conversion_of_schedule_free():
+    params = params_of(jnp.float32)
+    made, small = (adam_jax.schedule_free_adamw(1e-3, nu_dtype=d) for d in (None, jnp.int8))
+    found = adam_jax.convert_state(made.init(params), nu_dtype=jnp.int8)
+    assert jax.tree.structure(found) == jax.tree.structure(small.init(params))
+
+
 @pytest.mark.parametrize(
     ("state", "words"),
     [
@@ -283,6 +304,7 @@ def test_conversion_of_optax_s_state_and_of_one_moment():
             adam_jax.pack_small_leaves(adam_jax.adamw(1e-3)).init(params_of()),
             ["packed", "unpack_state"],
         ),
+        (adam_jax.adam(1e-3).init({"w": jnp.ones((64, 128), complex)}), ["'w'", "imaginary"]),
     ],
 )
 def test_conversion_errors(state, words):

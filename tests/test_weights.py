@@ -108,7 +108,8 @@ def test_splitting_and_joining_again_changes_nothing(wrap, dtype):
         pytest.skip("for bfloat16 alone")
     finite = np.array(jnp.isfinite(p))
     rng = np.random.default_rng(0)
-    rest = form.rest(p)
+    kept = form.rest_dtype(p)
+    rest = None if kept is None else jnp.zeros_like(p, kept)
     if isinstance(form, Residual):
         limit = 2 ** (form.bits - 1)
         rest = jnp.asarray(rng.integers(-limit, limit, 2**16), rest.dtype)
@@ -131,13 +132,13 @@ def test_the_exact_parts_of_a_float32():
     bits = rng.integers(0, 2**32, 200_000, dtype=np.uint64).astype(np.uint32)
     x = bits.view(np.float32)
     x = x[np.isfinite(x) & (np.abs(x) <= np.float32(jnp.finfo(jnp.bfloat16).max))]
-    for form, error in ((Residual(16), 0.0), (Residual(8), 2.0**-16)):
+    for form, error in ((Residual(16), 0.0), (Residual(8), 2.0**-15)):
         p, rest = form.split(jnp.asarray(x), jnp.bfloat16, jnp.uint32(0))
         joined = np.asarray(form.join(p, rest), np.float64)
         normal = np.abs(x) >= np.finfo(np.float32).tiny
         assert np.max(np.abs(joined / x.astype(np.float64) - 1)[normal]) <= error
         away = np.abs(np.asarray(p, np.float64)[normal] / x.astype(np.float64)[normal] - 1)
-        assert away.max() <= 2.0**-8
+        assert away.max() <= 2.0**-8 + error
     np.testing.assert_array_equal(x, Residual(16).join(*Residual(16).split(x, jnp.bfloat16, None)))
 
 
@@ -201,6 +202,9 @@ def test_a_run_goes_on_after_a_resume_with_the_same_bits():
     jax.tree.map(np.testing.assert_array_equal, again, (params, state))
 
 
+PLAIN = optax.identity()
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -212,12 +216,24 @@ def test_a_run_goes_on_after_a_resume_with_the_same_bits():
         (lambda: adam_jax.accumulate(optax.sgd(1.0), 2, dtype=adam_jax.by_path({})), ["dtype"]),
         (lambda: update_without_params(), ["params", "None"]),
         (lambda: update_with_another_state(), ["WeightsState", "init"]),
+        (lambda: adam_jax.master_residual(PLAIN, bits=16.0), ["bits", "16.0"]),
+        (lambda: update_of(adam_jax.master_residual(PLAIN, 8)), ["'b'", "int16", "int8", "init"]),
+        (lambda: update_of(adam_jax.kahan_summation(PLAIN)), ["'b'", "int16", "bfloat16"]),
+        (lambda: update_of(change=lambda p: p.astype(jnp.float32)), ["'b'", "int16", "nothing"]),
+        (lambda: update_of(change=lambda p: p[..., :2]), ["'b'", "(2,)", "init"]),
     ],
 )
 def test_errors(make, words):
     with pytest.raises(ValueError) as error:
         make()
     assert all(word in str(error.value) for word in words), error.value
+
+
+def update_of(other=None, change=lambda p: p):
+    """A state with 16 bits of residual, in another transformation or with other weights."""
+    tx = adam_jax.master_residual(PLAIN)
+    params = jax.tree.map(change, params_of())
+    (other or tx).update(params, tx.init(params_of()), params)
 
 
 def update_without_params():
@@ -243,7 +259,7 @@ def test_weights_set_to_zero_from_outside_are_zero(bits):
     """Pruned, or kept from being negative: what the state has of them counts for nothing."""
     form = Residual(bits)
     limit = 2 ** (bits - 1)
-    rest = jnp.arange(-limit, limit).astype(form.rest(jnp.zeros(1, jnp.bfloat16)).dtype)
+    rest = jnp.arange(-limit, limit).astype(form.rest_dtype(None))
     for zero in (0.0, -0.0):
         joined = form.join(jnp.full(rest.shape, zero, jnp.bfloat16), rest)
         assert np.all(np.isfinite(joined)) and np.abs(joined).max() < 1e-38
@@ -267,3 +283,25 @@ def test_weights_and_moments_are_not_rounded_by_the_same_bits():
     noise = np.stack([np.asarray(random_bits((4096,), salt), np.float64) for salt in salts])
     correlations = np.corrcoef(noise) - np.eye(len(salts))
     assert np.abs(correlations).max() < 0.08
+
+
+@every_way
+@every_form_of_weights
+def test_leaves_that_have_no_gradient_are_left_to_what_is_inside(wrap, apply):
+    params = {"n": jnp.arange(3), "w": jnp.ones((8, 8), jnp.bfloat16)}
+    tx = wrap(optax.masked(optax.sgd(0.5), {"n": False, "w": True}))
+    after, _ = train(tx, params, apply, turns=1)
+    assert after["n"].dtype == params["n"].dtype
+
+
+@pytest.mark.bits
+def test_eight_bits_do_not_stand_still():
+    """By a 200,000th of the weight, where 24 bits are a 65,536th apart."""
+    tx = adam_jax.master_residual(optax.identity(), bits=8)
+    params = jnp.ones((64, 64), jnp.bfloat16)
+    run = jax.jit(lambda carry: adam_jax.step(tx, jnp.full((64, 64), 5e-6), carry[1], carry[0]))
+    carry = params, tx.init(params)
+    for _ in range(200):
+        carry = run(carry)
+    masters = Residual(8).join(carry[0], carry[1].rest)
+    assert float(masters.mean()) == pytest.approx(1.001, abs=2e-5)

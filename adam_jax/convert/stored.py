@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import optax
 
 from adam_jax.family.ademamix import ScaleByAdemamixState
+from adam_jax.family.schedule_free import RMS_STATE
 from adam_jax.formats.base import Format
 from adam_jax.formats.dtypes import wider_dtype
 from adam_jax.formats.policy import SlotDType, check_slot_dtype, format_of, resolve
+from adam_jax.leaves import leaf_paths
 from adam_jax.recipe.modifiers import GrokfastState
 from adam_jax.recipe.pack import Packed
 
@@ -23,6 +25,7 @@ SLOTS: dict[Any, dict[str, bool]] = {
     optax.ScaleByAdanState: {"m": False, "v": False, "n": True, "g": False},
     ScaleByAdemamixState: {"m1": False, "m2": False, "nu": True},
     GrokfastState: {"slow": False},
+    RMS_STATE: {"nu": True},
 }
 
 
@@ -87,16 +90,20 @@ def _stored(slot: Any, spec: SlotDType, magnitude: bool) -> Any:
             " that, and pack_state it again."
         )
 
-    def convert(path: Any, stored: Any) -> Any:
+    def convert(path: str, stored: Any) -> Any:
         fmt = format_of(stored)
         if fmt is None:
             return stored
         dtype = wider_dtype(getattr(stored, "dtype", jnp.dtype(jnp.float32)), jnp.float32)
         x = fmt.decode(stored, jnp.finfo(dtype).dtype if magnitude else dtype)
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return resolve(spec, x, magnitude, name).encode(x)
+        try:
+            return resolve(spec, x, magnitude, path).encode(x)
+        except ValueError as error:
+            raise ValueError(f"at {path!r}, {error}") from None
 
     def is_stored(x: Any) -> bool:
         return isinstance(getattr(x, "format", None), Format)
 
-    return jax.tree_util.tree_map_with_path(convert, slot, is_leaf=is_stored)
+    leaves, treedef = jax.tree.flatten(slot, is_leaf=is_stored)
+    paths = leaf_paths(treedef.unflatten(range(len(leaves))))
+    return treedef.unflatten(map(convert, paths, leaves))

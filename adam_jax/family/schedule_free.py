@@ -24,7 +24,7 @@ from adam_jax.validation import check_number
 ArrayLike = jax.typing.ArrayLike
 
 # Optax exports the function that keeps this state, not its type.
-_RMS_STATE = type(jax.eval_shape(optax.scale_by_rms(bias_correction=True).init, ()))
+RMS_STATE = type(jax.eval_shape(optax.scale_by_rms(bias_correction=True).init, ()))
 
 
 def _scale_by_newest(b2: DecayRateLike, eps: ArrayLike, *, nu_dtype: SlotDType) -> Transformation:
@@ -34,7 +34,7 @@ def _scale_by_newest(b2: DecayRateLike, eps: ArrayLike, *, nu_dtype: SlotDType) 
       b2: see `scale_by_adam`.
     """
     rule = MomentRule(Newest(), EmaOfSquares(DecayRate.of("b2", b2)), Root.of(eps))
-    return scale_by_rule(rule, _RMS_STATE, None, nu_dtype)
+    return scale_by_rule(rule, RMS_STATE, None, nu_dtype)
 
 
 _adamw_without_momentum = alias("_adamw_without_momentum", _scale_by_newest, weight_decay=0.0)

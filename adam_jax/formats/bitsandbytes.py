@@ -9,9 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from adam_jax.formats.base import Format, SlotPolicy
-from adam_jax.formats.blockwise import BlockFormat, Blocks, check_real, magnitudes, sharding_of
+from adam_jax.formats.blockwise import (
+    BlockFormat,
+    Blocks,
+    check_real,
+    filled,
+    largest,
+    sharding_of,
+)
 from adam_jax.formats.codecs import Codec
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
+from adam_jax.validation import check_integer
 
 BLOCK = 256
 
@@ -110,11 +118,11 @@ class FlatBlockwise(BlockFormat):
 
     def filled_scale(self, param: jax.Array, x: Any) -> jax.Array:
         shape = (math.ceil(param.size / BLOCK),)
-        return jnp.full(shape, x, jnp.float32, device=_beside_blocks(param))
+        return filled(shape, x, jnp.float32, param, _beside_blocks(param))
 
     def measure(self, x: jax.Array) -> jax.Array:
         """The largest magnitude in each block."""
-        return jnp.max(_blocks(magnitudes(x)), axis=-1)
+        return largest(_blocks(x))
 
     def code(self, x: jax.Array, noise: jax.Array | None, measure: jax.Array) -> Blocks:
         # Not by a selection, as in `Blockwise`: that would be one more kernel here.
@@ -189,14 +197,12 @@ class BitsAndBytes8(SlotPolicy):
     min_size: int = 4096
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.min_size, int) and self.min_size >= 0):
-            raise ValueError(
-                f"min_size must be an integer ≥ 0, got {self.min_size!r}: bitsandbytes has 4096."
-            )
+        size = check_integer("min_size", self.min_size, 0, instead="bitsandbytes has 4096")
+        object.__setattr__(self, "min_size", size)
 
     def resolve(self, param: Any, magnitude: bool, path: str) -> Format:
         shape = np.shape(param)
-        if math.prod(shape) < self.min_size:
+        if math.prod(shape) < max(self.min_size, 1):
             return AT_LEAST_FLOAT32.resolve(param, magnitude, path)
         check_real(param, magnitude)
         if not _whole_on_devices(sharding := sharding_of(param), shape):

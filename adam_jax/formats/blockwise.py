@@ -83,16 +83,11 @@ class Blockwise(BlockFormat):
 
     def filled_scale(self, param: jax.Array, x: Any) -> jax.Array:
         shape = (*param.shape[:-1], param.shape[-1] // self.block)
-        return jnp.full(shape, x, jnp.float32, device=sharding_of(param))
+        return filled(shape, x, jnp.float32, param, sharding_of(param))
 
     def measure(self, x: jax.Array) -> jax.Array:
         """The largest magnitude in each block."""
-        sizes = self._blocks(magnitudes(x))
-        if self.block % LANES == 0:
-            # XLA:CPU goes through a last axis one by one, and through others many at a time (a
-            # third of the time of a whole step). XLA:GPU makes one reduction of the two.
-            sizes = jnp.max(jnp.reshape(sizes, (*sizes.shape[:-1], -1, LANES)), axis=-2)
-        return jnp.max(sizes, axis=-1)
+        return largest(self._blocks(x))
 
     def code(self, x: jax.Array, noise: jax.Array | None, measure: jax.Array) -> Blocks:
         blocks = self._blocks(jax.lax.convert_element_type(x, jnp.float32))
@@ -109,10 +104,38 @@ class Blockwise(BlockFormat):
         return jnp.reshape(x, (*x.shape[:-1], x.shape[-1] // self.block, self.block))
 
 
-def magnitudes(x: jax.Array) -> jax.Array:
-    """|x| in float32, infinite for NaN, which XLA:CPU's maximum may leave out."""
-    x = jax.lax.convert_element_type(x, jnp.float32)
-    return jnp.where(jnp.isnan(x), np.float32(np.inf), jnp.abs(x))
+def largest(blocks: jax.Array) -> jax.Array:
+    """The largest magnitude in each block, along the last axis; infinite where there is a NaN."""
+    x = jax.lax.convert_element_type(blocks, jnp.float32)
+    with jax.disable_jit(False):
+        return jax.lax.platform_dependent(x, cpu=_largest_on_cpu, default=_largest)
+
+
+def _largest(x: jax.Array) -> jax.Array:
+    return jnp.max(jnp.where(jnp.isnan(x), np.float32(np.inf), jnp.abs(x)), axis=-1)
+
+
+def _largest_on_cpu(x: jax.Array) -> jax.Array:
+    # A maximum of XLA:CPU may leave out a NaN, a sum does not. To look for it element by element
+    # has XLA:CPU store each moment twice; XLA:GPU would make four kernels more of the sum.
+    sizes, sums = jnp.abs(x), x
+    if x.shape[-1] % LANES == 0:
+        # It goes through a last axis one by one, and through others many at a time (a third of the
+        # time of a whole step).
+        shape = (*x.shape[:-1], x.shape[-1] // LANES, LANES)
+        sizes = jnp.max(jnp.reshape(sizes, shape), axis=-2)
+        sums = jnp.sum(jnp.reshape(sums, shape), axis=-2)
+    missing = jnp.isnan(jnp.sum(sums, axis=-1))
+    return jnp.where(missing, np.float32(np.inf), jnp.max(sizes, axis=-1))
+
+
+def filled(
+    shape: tuple[int, ...], x: Any, dtype: Any, param: jax.Array, sharding: Any
+) -> jax.Array:
+    """What belongs to a parameter, all x; inside `shard_map` each device's own, as its part is."""
+    scale = jnp.full(shape, x, dtype, device=sharding)
+    axes = tuple(jax.typeof(param).manual_axis_type.varying)
+    return jax.lax.pcast(scale, axes, to="varying") if axes else scale
 
 
 def check_real(param: Any, magnitude: bool) -> None:

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from adam_jax.formats.base import Format, SlotPolicy
-from adam_jax.formats.blockwise import sharding_of
+from adam_jax.formats.blockwise import filled, sharding_of
 from adam_jax.formats.dense import AT_LEAST_FLOAT32, Dense
+from adam_jax.validation import check_integer
 
 
 @jax.tree_util.register_dataclass
@@ -54,11 +55,11 @@ class RowsAndColumns(Format):
     # From the last, since `vmap` and stacked layers put axes in front of those that are known here.
 
     def init(self, param: jax.Array, start: float) -> Factors:
-        def filled(axis: int) -> jax.Array:
+        def means(axis: int) -> jax.Array:
             shape = (*param.shape[:axis], *param.shape[param.ndim + axis + 1 :])
-            return jnp.full(shape, start, self.dtype, device=_without(axis, param))
+            return filled(shape, start, self.dtype, param, _without(axis, param))
 
-        return Factors(filled(self.column_axis), filled(self.row_axis), self)
+        return Factors(means(self.column_axis), means(self.row_axis), self)
 
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Factors:
         del noise
@@ -132,11 +133,8 @@ class Factored(SlotPolicy):
 
     def __post_init__(self) -> None:
         for argument, usual in (("min_dim_size", 128), ("min_size", 4096)):
-            value = getattr(self, argument)
-            if not (isinstance(value, int) and value > 0):
-                raise ValueError(
-                    f"{argument} must be an integer above 0, got {value!r}: usual is {usual}."
-                )
+            value = check_integer(argument, getattr(self, argument), 1, instead=f"{usual} is usual")
+            object.__setattr__(self, argument, value)
 
     def resolve(self, param: Any, magnitude: bool, path: str) -> Format:
         if not magnitude:

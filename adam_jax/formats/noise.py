@@ -1,8 +1,9 @@
 """Random bits for stochastic rounding, from nothing but where a number lies and which step it is.
 
 No key and no generator: each element's bits are a hash of its index and a salt (the step, the leaf,
-the slot). They are the same whatever the number of devices, after a resume too, and cost no memory:
-XLA computes them in the loop that rounds. (A generator's are stored, 4 bytes per element; threefry
+the slot). They are the same whatever the number of devices, after a resume too, and cost no memory
+(inside `shard_map` and `vmap` an index is that of the part, whose bits the others have too): XLA
+computes them in the loop that rounds. (A generator's are stored, 4 bytes per element; threefry
 is 20 rounds for each.)
 """
 

@@ -1,6 +1,7 @@
 """Which leaves are stored block by block, and how."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -59,7 +60,7 @@ class Quantized(SlotPolicy):
     def resolve(self, param: Any, magnitude: bool, path: str) -> Format:
         shape = np.shape(param)
         block = self._fitting_block(_last_axis(param)) if shape else None
-        if block is None or int(np.prod(shape)) < self.min_size:
+        if block is None or math.prod(shape) < max(self.min_size, 1):
             return AT_LEAST_FLOAT32.resolve(param, magnitude, path)
         check_real(param, magnitude)
         return Blockwise(self._codec(magnitude), block, self.stochastic)

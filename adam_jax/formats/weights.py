@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adam_jax.formats.dtypes import leaf_dtype
 from adam_jax.formats.noise import random_bits
 from adam_jax.formats.rounding import rounded_stochastically, rounded_to_nearest
 
@@ -22,7 +21,8 @@ class WeightFormat(abc.ABC):
     """A frozen dataclass of static fields, and never callable, as a `Format`.
 
     Invariant: `split(join(p, rest))` is `(p, rest)`, so that a step that moves nothing changes
-    nothing (the sign of a float16 zero apart). Rounding has no slope: derivatives through it are 0.
+    nothing (the sign of a float16 zero apart). Derivatives through the bits of `Residual`, and
+    through rounding by chance, are 0.
 
     Attributes:
       dtypes: the dtypes of the weights that it is for, by name; others are left alone.
@@ -33,15 +33,31 @@ class WeightFormat(abc.ABC):
 
     def applies(self, p: Any) -> bool:
         """Whether it is for this weight."""
-        return p is not None and jnp.dtype(leaf_dtype(p)).name in self.dtypes
+        return getattr(getattr(p, "dtype", None), "name", None) in self.dtypes
 
     def widened(self, p: Any) -> Any:
         """The weight as float32, if it is for it; else as it is."""
         return jax.lax.convert_element_type(p, jnp.float32) if self.applies(p) else p
 
     @abc.abstractmethod
-    def rest(self, p: jax.Array) -> Any:
-        """The rest of weights that are what `p` says; None if this form keeps none."""
+    def rest_dtype(self, p: Any) -> Any:
+        """The dtype of the rest of these weights; None if this form keeps none."""
+
+    def check(self, p: Any, rest: Any) -> None:
+        """Checks that a state has the rest of this weight in this form; None if it has none.
+
+        Raises:
+          ValueError: it has another; the caller knows the path.
+        """
+        expected = self.rest_dtype(p) if self.applies(p) else None
+        expected = None if expected is None else (jnp.dtype(expected).name, jnp.shape(p))
+        found = None if rest is None else (jnp.dtype(rest.dtype).name, jnp.shape(rest))
+        if found != expected:
+            raise ValueError(
+                f"the state keeps {_described(found)} beside the weight, this transformation"
+                f" {_described(expected)}: go on with the one that made the state, on weights of"
+                f" that shape and dtype, or call init again."
+            )
 
     @abc.abstractmethod
     def join(self, p: jax.Array, rest: Any) -> jax.Array:
@@ -64,7 +80,7 @@ class RoundedStochastically(WeightFormat):
 
     dtypes = ("bfloat16", "float16")
 
-    def rest(self, p: jax.Array) -> None:
+    def rest_dtype(self, p: Any) -> None:
         return None
 
     def join(self, p: jax.Array, rest: Any) -> jax.Array:
@@ -80,8 +96,8 @@ class Compensated(WeightFormat):
 
     dtypes = ("bfloat16", "float16")
 
-    def rest(self, p: jax.Array) -> jax.Array:
-        return jnp.zeros_like(p)
+    def rest_dtype(self, p: Any) -> Any:
+        return p.dtype
 
     def join(self, p: jax.Array, rest: Any) -> jax.Array:
         p, rest = (jax.lax.convert_element_type(x, jnp.float32) for x in (p, rest))
@@ -100,7 +116,8 @@ class Compensated(WeightFormat):
 class Residual(WeightFormat):
     """The rest is the lower bits: bfloat16 and 16 of them are exactly the float32 weights.
 
-    With 8 of them the weights are floating-point numbers of 24 bits, off by 2⁻¹⁶ at most.
+    With 8 of them the weights are floating-point numbers of 24 bits, one of the two beside the
+    float32 number by chance, so that the mean is right.
 
     The weight is the nearest bfloat16, halves rounded away from zero. In integers: of the 32 bits
     the upper half is the bfloat16 below, and the lower half, with a sign, is added to it.
@@ -111,8 +128,8 @@ class Residual(WeightFormat):
 
     bits: int
 
-    def rest(self, p: jax.Array) -> jax.Array:
-        return jnp.zeros_like(p, jnp.int16 if self.bits == 16 else jnp.int8)
+    def rest_dtype(self, p: Any) -> Any:
+        return jnp.int16 if self.bits == 16 else jnp.int8
 
     def join(self, p: jax.Array, rest: Any) -> jax.Array:
         bits = jax.lax.bitcast_convert_type(p, jnp.uint16)
@@ -129,18 +146,25 @@ class Residual(WeightFormat):
         bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
         dropped = 16 - self.bits
         if dropped:
-            bits = (bits + np.uint32(1 << dropped - 1)) >> np.uint32(dropped)
+            # By chance: to the nearest, an update under 2⁻¹⁷ of its weight would move nothing.
+            bits = (bits + (random_bits(x.shape, salt) >> np.uint32(32 - dropped))) >> np.uint32(
+                dropped
+            )
         half = np.uint32(1 << self.bits - 1)
         upper = (bits + half) >> np.uint32(self.bits)
         lower = bits - (upper << np.uint32(self.bits))
         lower = jax.lax.bitcast_convert_type(lower, jnp.int32)
-        rest = jax.lax.convert_element_type(lower, jnp.int16 if self.bits == 16 else jnp.int8)
+        rest = jax.lax.convert_element_type(lower, self.rest_dtype(x))
         upper = jax.lax.convert_element_type(upper, jnp.uint16)
         p = jax.lax.bitcast_convert_type(upper, jnp.bfloat16)
         # Past the largest number, infinite or NaN: the rest would make another number of it.
         finite = (_size(upper) < INFINITE) & jnp.isfinite(x)
         nearest = jax.lax.convert_element_type(x, jnp.bfloat16)
         return jnp.where(finite, p, nearest), jnp.where(finite, rest, jnp.zeros_like(rest))
+
+
+def _described(kept: tuple[str, tuple[int, ...]] | None) -> str:
+    return "nothing" if kept is None else f"{kept[0]} of shape {kept[1]}"
 
 
 INFINITE = np.uint16(0x7F80)

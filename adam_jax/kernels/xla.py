@@ -83,7 +83,7 @@ def run(kinds: list[Kind], steps: tuple[Steps, ...], ok: jax.Array | None) -> li
     """
     results: list[list[Stepped]] = [[] for _ in kinds]
     rounded = any(f.rounds for kind in kinds for fs in kind.program.formats for f in fs)
-    turn = first_turn() if rounded and _is_traced(kinds) and alone(kinds[0].leaves[0].g) else None
+    turn = first_turn() if rounded and _is_traced(kinds) and alone() else None
     for indices, part in _chunks(kinds):
         its = [kinds[k] for k in indices]
         programs = tuple((kind.program, kind.steps) for kind in its)

@@ -39,7 +39,7 @@ class Eco:
     def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
         """The member's step on float32 weights, rounded, and mu corrected by what that lost."""
         leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
-        stored = align_params(treedef, params, needed=True, apply=True)
+        stored = align_params(treedef, params, needed=True, apply=call.apply)
         grads = treedef.unflatten([None if g is None else wide(g) for g in leaves])
         masters = treedef.unflatten(list(map(FORM.widened, stored)))
         result, new = self.inner.run(grads, state, masters, call._replace(dtypes=None))
@@ -82,7 +82,10 @@ class Eco:
     def rate(self, states: tuple[Any, ...]) -> Callable[[jax.Array], jax.Array]:
         """From the new nu of a leaf to what each element of mu is multiplied with in this step."""
         count = self.count(states)
-        first, second, direction = self.rule.scalars(count)
+        # Of Python's precision, which with x64 is not float32.
+        first, second, direction = jax.tree.map(
+            lambda x: jnp.asarray(x, jnp.float32), self.rule.scalars(count)
+        )
         last = cast(ScaleByLearningRate, self.inner.links[-1].rule)
         own = states[-1].count if "count" in states[-1]._fields else count
         # That of the next step, which is the first to pay back.

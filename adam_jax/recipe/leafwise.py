@@ -65,7 +65,7 @@ def applied(updates: Any, params: Any) -> Any:
     """θ + u, in the parameters' dtypes."""
 
     def apply(u: Any, p: Any) -> Any:
-        dtype = leaf_dtype(p)
+        dtype = jnp.result_type(p)
         u, p = wide(u), wide(p)
         with jax.numpy_dtype_promotion("standard"):
             return jax.lax.convert_element_type(p + u, dtype)

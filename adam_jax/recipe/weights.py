@@ -5,13 +5,21 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from adam_jax.body import Body, Call, check_state, counted
 from adam_jax.formats.dtypes import leaf_dtype
 from adam_jax.formats.noise import WEIGHTS, salt_of, salted
 from adam_jax.formats.weights import Compensated, Residual, RoundedStochastically, WeightFormat
-from adam_jax.leaves import align_params, align_slot, dtypes_of, unflatten_slot, unflatten_stored
+from adam_jax.leaves import (
+    align_params,
+    align_slot,
+    dtypes_of,
+    leaf_paths,
+    unflatten_slot,
+    unflatten_stored,
+)
 from adam_jax.recipe.leafwise import applied, wide
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.transform import Transformation, body_of
@@ -45,8 +53,8 @@ class Weights:
         """Nothing lost yet."""
 
         def rest(p: Any) -> Any:
-            kept = self.form.rest(p) if self.form.applies(p) else None
-            return optax.MaskedNode() if kept is None else kept
+            dtype = self.form.rest_dtype(p) if self.form.applies(p) else None
+            return optax.MaskedNode() if dtype is None else jnp.zeros_like(p, dtype)
 
         inner_state = self.inner.init(jax.tree.map(self.form.widened, params))
         rests = unflatten_stored(params, list(map(rest, jax.tree.leaves(params))))
@@ -56,15 +64,22 @@ class Weights:
         """One step of what is inside on the joined weights, taken apart again."""
         check_state(state, WeightsState, "a WeightsState")
         leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
-        stored = align_params(treedef, params, needed=True, apply=True)
+        stored = align_params(treedef, params, needed=True, apply=call.apply)
         rests = align_slot(treedef, updates, state.rest)
         dtypes = dtypes_of(updates) if call.dtypes is None else list(call.dtypes)
         masters, grads, ours = list(stored), list(leaves), []
         for i, (g, p) in enumerate(zip(leaves, stored, strict=True)):
-            if g is None or not self.form.applies(p):
+            if g is None:
+                continue
+            rest = _or_none(rests[i])
+            try:
+                self.form.check(p, rest)
+            except ValueError as error:
+                raise ValueError(f"at {leaf_paths(updates)[i]!r}, {error}") from None
+            if not self.form.applies(p):
                 continue
             ours.append(i)
-            masters[i] = _join(self.form, p, _or_none(rests[i]))
+            masters[i] = _join(self.form, p, rest)
             grads[i], dtypes[i] = wide(g), jnp.dtype(jnp.float32)
         master = treedef.unflatten(masters)
         result, inner_state = self.inner.run(
@@ -125,7 +140,8 @@ def stochastic_rounding(inner: optax.GradientTransformation, seed: int = 0) -> T
         θ' = θ + u in float32,  θ ← one of the two numbers beside θ', the nearer the likelier
 
     Costs no memory. The random bits are a hash of the seed, the step, the leaf and the element's
-    index: the same after a resume, and on any number of devices.
+    index: the same after a resume, and on any number of devices. (Inside `shard_map` and `vmap` each
+    device and each model counts from 0, and they share the bits.)
 
     Args:
       inner: any Optax transformation, which sees float32 weights and gradients.
@@ -180,7 +196,8 @@ def master_residual(inner: optax.GradientTransformation, bits: int = 16) -> Tran
 
     With 16 bits the two are the float32 weights, bit for bit: training goes as in float32 with
     gradients of bfloat16 weights, for 4 bytes per parameter where a float32 copy beside bfloat16
-    weights takes 6. With 8 bits they are floating-point numbers of 24 bits, 3 bytes.
+    weights takes 6. With 8 bits they are floating-point numbers of 24 bits, 3 bytes, rounded by
+    chance as in `stochastic_rounding`, 256 times finer.
 
     Args:
       inner: any Optax transformation, which sees the float32 weights (so weight decay is exact too)
@@ -201,9 +218,9 @@ def master_residual(inner: optax.GradientTransformation, bits: int = 16) -> Tran
     Reference: Zamirai et al. 2020, https://arxiv.org/abs/2010.06192, for the lower bits; for 8 of
     them FlashOptim (2026), https://arxiv.org/abs/2602.23349.
     """
-    if bits not in (8, 16) or isinstance(bits, bool):
+    if not isinstance(bits, (int, np.integer)) or bits not in (8, 16):
         raise ValueError(f"bits must be 16 or 8, got {bits!r}: 16 is exact.")
-    return _around(inner, Residual(bits))
+    return _around(inner, Residual(int(bits)))
 
 
 def _around(inner: Any, form: WeightFormat, seed: int = 0) -> Transformation:
