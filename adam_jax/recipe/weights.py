@@ -140,8 +140,8 @@ def stochastic_rounding(inner: optax.GradientTransformation, seed: int = 0) -> T
         θ' = θ + u in float32,  θ ← one of the two numbers beside θ', the nearer the likelier
 
     Costs no memory. The random bits are a hash of the seed, the step, the leaf and the element's
-    index: the same after a resume, and on any number of devices. (Inside `shard_map` and `vmap` each
-    device and each model counts from 0, and they share the bits.)
+    index: the same after a resume, and on any number of devices. (Inside `shard_map` and `vmap`
+    each device and each model counts from 0, and they share the bits.)
 
     Args:
       inner: any Optax transformation, which sees float32 weights and gradients.

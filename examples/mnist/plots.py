@@ -2,12 +2,8 @@
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")  # Files only: no window system is needed.
-
-import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.figure import Figure
 
 TRAIN, TEST, WRONG = "#4477aa", "#ee6677", "#cc3311"
 
@@ -15,7 +11,8 @@ TRAIN, TEST, WRONG = "#4477aa", "#ee6677", "#cc3311"
 def curves(metrics: list[dict[str, float]], title: str, path: Path) -> None:
     """Loss, accuracy and learning rate by epoch."""
     epochs = [entry["epoch"] for entry in metrics]
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    axes = figure.subplots(1, 3)
     marker = "o" if len(epochs) < 30 else ""
     for axis, quantity in zip(axes, ("loss", "accuracy"), strict=False):
         for part, colour in (("train", TRAIN), ("test", TEST)):
@@ -38,7 +35,6 @@ def curves(metrics: list[dict[str, float]], title: str, path: Path) -> None:
         axis.xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def predictions(images: np.ndarray, labels: np.ndarray, p: np.ndarray, path: Path) -> None:
@@ -52,7 +48,8 @@ def predictions(images: np.ndarray, labels: np.ndarray, p: np.ndarray, path: Pat
     wrong = np.flatnonzero(guesses != labels)
     wrong = wrong[np.argsort(-p[wrong].max(axis=1))][: rows * columns // 2]
     usual = np.setdiff1d(np.arange(len(labels)), wrong)[: rows * columns // 2]
-    figure, axes = plt.subplots(rows, columns, figsize=(12, 7.4), layout="constrained")
+    figure = Figure(figsize=(12, 7.4), layout="constrained")
+    axes = figure.subplots(rows, columns)
     cells = list(axes.flat)
     for cell in cells:
         cell.axis("off")
@@ -72,4 +69,3 @@ def predictions(images: np.ndarray, labels: np.ndarray, p: np.ndarray, path: Pat
         f" Above: the first of the others. Below, in red: the most confident mistakes."
     )
     figure.savefig(path, dpi=110)
-    plt.close(figure)
