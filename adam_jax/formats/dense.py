@@ -30,7 +30,11 @@ class Dense(Format):
 
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> jax.Array:
         del noise
-        check_imaginary(self.dtype, x.dtype)
+        if jnp.iscomplexobj(x) and not jnp.issubdtype(self.dtype, jnp.complexfloating):
+            raise ValueError(
+                f"mu_dtype must be complex for a complex gradient, got {self.dtype.name}, which"
+                f" would drop its imaginary part: write mu_dtype=jnp.complex64, or leave it out."
+            )
         return jax.lax.convert_element_type(x, self.dtype)
 
     def decode(self, stored: jax.Array, dtype: Any) -> jax.Array:
@@ -41,23 +45,6 @@ class Dense(Format):
 
     def shape(self, stored: jax.Array) -> tuple[int, ...]:
         return np.shape(stored)
-
-
-def check_imaginary(stored: Any, own: Any) -> None:
-    """Checks that what is stored in the first dtype has an imaginary part if the second has one.
-
-    Raises:
-      ValueError: it has none; the caller knows the path.
-    """
-    if _is_complex(own) and not _is_complex(stored):
-        raise ValueError(
-            f"mu_dtype must be complex for a complex gradient, got {jnp.dtype(stored).name}, which"
-            f" would drop its imaginary part: write mu_dtype=jnp.complex64, or leave it out."
-        )
-
-
-def _is_complex(dtype: Any) -> bool:
-    return jnp.issubdtype(dtype, jnp.complexfloating)
 
 
 @dataclasses.dataclass(frozen=True)

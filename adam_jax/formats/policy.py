@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from adam_jax.formats.base import Format, SlotPolicy
-from adam_jax.formats.dense import AT_LEAST_FLOAT32, Dense, check_imaginary
+from adam_jax.formats.dense import AT_LEAST_FLOAT32, Dense
 from adam_jax.formats.dtypes import leaf_dtype
 from adam_jax.formats.quantized import FLOAT8, Quantized
 from adam_jax.formats.rounding import Stochastic
@@ -147,8 +147,6 @@ def resolve(spec: SlotDType, param: Any, magnitude: bool, path: str = "") -> For
     if isinstance(spec, SlotPolicy):
         return spec.resolve(param, magnitude, path)
     dtype = own if spec is None else jax.dtypes.canonicalize_dtype(spec)
-    if not magnitude:
-        check_imaginary(dtype, own)
     return Dense(jnp.finfo(dtype).dtype if magnitude else jnp.dtype(dtype))
 
 
