@@ -122,7 +122,7 @@ class FlatBlockwise(BlockFormat):
 
     def measure(self, x: jax.Array) -> jax.Array:
         """The largest magnitude in each block."""
-        return largest(_blocks(x))
+        return largest(x, _blocks)
 
     def code(self, x: jax.Array, noise: jax.Array | None, measure: jax.Array) -> Blocks:
         # Not by a selection, as in `Blockwise`: that would be one more kernel here.

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -87,7 +88,7 @@ class Blockwise(BlockFormat):
 
     def measure(self, x: jax.Array) -> jax.Array:
         """The largest magnitude in each block."""
-        return largest(self._blocks(x))
+        return largest(x, self._blocks)
 
     def code(self, x: jax.Array, noise: jax.Array | None, measure: jax.Array) -> Blocks:
         blocks = self._blocks(jax.lax.convert_element_type(x, jnp.float32))
@@ -104,29 +105,34 @@ class Blockwise(BlockFormat):
         return jnp.reshape(x, (*x.shape[:-1], x.shape[-1] // self.block, self.block))
 
 
-def largest(blocks: jax.Array) -> jax.Array:
-    """The largest magnitude in each block, along the last axis; infinite where there is a NaN."""
-    x = jax.lax.convert_element_type(blocks, jnp.float32)
+def largest(x: jax.Array, blocks: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """The largest magnitude in each block, infinite where there is a NaN.
+
+    Args:
+      x: what is to be stored.
+      blocks: reshapes it so that the last axis goes through a block.
+    """
+
+    # A maximum of XLA:CPU may leave out a NaN, a sum does not. Looking for it element by element
+    # has XLA:CPU store each moment twice (so do other orders of these lines: tests/test_formats_
+    # training.py has the bytes); XLA:GPU would make four kernels more of the sum.
+    def on_cpu(x: jax.Array) -> jax.Array:
+        missing = jnp.isnan(jnp.sum(blocks(x), axis=-1))
+        sizes = blocks(jnp.abs(x))
+        if sizes.shape[-1] % LANES == 0:
+            # It goes through a last axis one by one, and through others many at a time (a third of
+            # the time of a whole step).
+            lanes = (*sizes.shape[:-1], sizes.shape[-1] // LANES, LANES)
+            sizes = jnp.max(jnp.reshape(sizes, lanes), axis=-2)
+        return jnp.where(missing, np.float32(np.inf), jnp.max(sizes, axis=-1))
+
+    def elsewhere(x: jax.Array) -> jax.Array:
+        sizes = jnp.where(jnp.isnan(x), np.float32(np.inf), jnp.abs(x))
+        return jnp.max(blocks(sizes), axis=-1)
+
+    x = jax.lax.convert_element_type(x, jnp.float32)
     with jax.disable_jit(False):
-        return jax.lax.platform_dependent(x, cpu=_largest_on_cpu, default=_largest)
-
-
-def _largest(x: jax.Array) -> jax.Array:
-    return jnp.max(jnp.where(jnp.isnan(x), np.float32(np.inf), jnp.abs(x)), axis=-1)
-
-
-def _largest_on_cpu(x: jax.Array) -> jax.Array:
-    # A maximum of XLA:CPU may leave out a NaN, a sum does not. To look for it element by element
-    # has XLA:CPU store each moment twice; XLA:GPU would make four kernels more of the sum.
-    sizes, sums = jnp.abs(x), x
-    if x.shape[-1] % LANES == 0:
-        # It goes through a last axis one by one, and through others many at a time (a third of the
-        # time of a whole step).
-        shape = (*x.shape[:-1], x.shape[-1] // LANES, LANES)
-        sizes = jnp.max(jnp.reshape(sizes, shape), axis=-2)
-        sums = jnp.sum(jnp.reshape(sums, shape), axis=-2)
-    missing = jnp.isnan(jnp.sum(sums, axis=-1))
-    return jnp.where(missing, np.float32(np.inf), jnp.max(sizes, axis=-1))
+        return jax.lax.platform_dependent(x, cpu=on_cpu, default=elsewhere)
 
 
 def filled(
