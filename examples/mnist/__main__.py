@@ -44,7 +44,8 @@ def main() -> int:
         distributed.report(text)
         return 1
     except KeyboardInterrupt:
-        distributed.report("interrupted; the same command with --resume goes on")
+        resumed = "; the same command with --resume goes on"
+        distributed.report(f"interrupted{resumed if arguments.command == 'train' else ''}")
         return 130
 
 

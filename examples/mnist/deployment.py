@@ -120,6 +120,8 @@ def _from_run(folder: Path) -> tuple[list[str], Any]:
 def _export(arguments: argparse.Namespace) -> int:
     from examples.mnist import export
 
+    if arguments.file.is_dir():
+        raise UserError(f"{arguments.file} is a folder; name a file in it")
     with _extra("export"):
         size = export.write(export.of_run(_run(arguments.run)), arguments.file)
     print(f"{arguments.file}: {size:,} bytes, for {' and '.join(export.PLATFORMS)}")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from examples.mnist import exported, preprocessing
+from examples.mnist.errors import UserError
 from examples.mnist.models import LABELS, Conv3x3, convolve_by_library
 from examples.mnist.runs import Run
 from examples.mnist.train import trained
@@ -52,6 +53,10 @@ def write(model: exported.Classifier, path: Path) -> int:
     """Writes the file, all of it or nothing; returns its size in bytes."""
     content = model.to_bytes()
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written ({error.strerror})") from error
     return len(content)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from examples.mnist import data
 
@@ -31,9 +31,17 @@ def open_picture(
     Raises:
       DataError: if it is none.
     """
+    expected = "PNG, JPEG or IDX" if formats is None else " or ".join(formats)
     try:
         return Image.open(file, formats=formats)
+    except UnidentifiedImageError as error:
+        raise data.DataError(
+            f"{name} is not a picture (its first bytes are of no kind that is known);"
+            f" expected {expected}"
+        ) from error
     except Exception as error:  # Whatever a decoder makes of bytes from anywhere.
+        if isinstance(error, OSError) and error.errno:
+            raise data.DataError(f"{name} cannot be read ({error.strerror})") from error
         raise _no_picture(name, error) from error
 
 
@@ -74,10 +82,17 @@ def read_digits(path: Path) -> np.ndarray:
 
 def _no_picture(name: object, error: Exception) -> data.DataError:
     reason = " ".join(str(error).split())
-    return data.DataError(f"{name} is not a picture ({reason}); expected PNG, JPEG or IDX")
+    return data.DataError(f"{name} is not a picture that can be decoded ({reason})")
 
 
 def _grey(picture: Image.Image) -> np.ndarray:
+    # As it is to be seen: cameras store it as the sensor lies.
+    if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16"):
+        return (np.asarray(picture) >> 8).astype(np.uint8)  # Pillow's conversion clips at 255.
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {picture.mode}; expected 8 or 16 bits")
     if picture.mode == "L" and "transparency" not in picture.info:
         return np.asarray(picture)
     # Transparent paper is white paper, not black.
@@ -87,18 +102,18 @@ def _grey(picture: Image.Image) -> np.ndarray:
 
 
 def _centred(ink: np.ndarray, name: object) -> np.ndarray:
+    nothing = f"{name} shows no digit; expected dark ink on light paper or the reverse"
     rows, columns = (np.flatnonzero(ink.max(axis=axis) > FAINTEST_INK) for axis in (1, 0))
     if not rows.size:
-        raise data.DataError(
-            f"{name} shows no digit; expected dark ink on light paper or the reverse"
-        )
+        raise data.DataError(nothing)
     box = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     scale = PREPROCESSING["box"] / max(box.shape)
     height, width = (max(1, round(side * scale)) for side in box.shape)
     small = np.asarray(
         Image.fromarray(box).resize((width, height), Image.Resampling.LANCZOS), np.float64
     )
-    weight = small.sum()
+    if not (weight := small.sum()):  # Dots, of which nothing is left at this size.
+        raise data.DataError(nothing)
     top, left = (
         int(np.clip(round(13.5 - (small.sum(1 - axis) * np.arange(n)).sum() / weight), 0, 28 - n))
         for axis, n in enumerate(small.shape)

@@ -9,6 +9,38 @@ import pytest
 from examples.mnist.serve.batching import Batcher, Overloaded
 
 
+def test_nothing_is_computed_for_those_whose_time_is_over():
+    computed, begun, go = [], threading.Semaphore(0), threading.Semaphore(0)
+
+    def program(images):
+        computed.append(int(images[0, 0, 0]))
+        begun.release()
+        assert go.acquire(timeout=60)
+        return images[:, 0, :2].astype(np.float32)
+
+    images = np.arange(5, dtype=np.uint8)[:, None, None] * np.ones((28, 28), np.uint8)
+
+    async def requests():
+        batcher = Batcher(program, [1], 4)
+        tasks = []
+        for image in images[:4]:
+            tasks.append(asyncio.create_task(batcher.probabilities(image[None])))
+            await asyncio.sleep(0)
+        await asyncio.to_thread(begun.acquire)
+        go.release()
+        await asyncio.to_thread(begun.acquire)  # The second: the thread has all that waits.
+        tasks[2].cancel()
+        for _ in range(10):
+            go.release()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        # Where none waits, a request may have more digits than may wait.
+        assert len(await batcher.probabilities(images)) == 5
+        await batcher.close()
+
+    asyncio.run(requests())
+    assert computed == [0, 1, 3, 0, 1, 2, 3, 4]
+
+
 def test_batches_have_compiled_sizes_and_each_gets_its_own():
     sizes, begun, go = [], threading.Event(), threading.Event()
 

@@ -73,6 +73,14 @@ def jpeg_of_many_scans():
     return content[:last] + content[last:-2] * 2000 + content[-2:]
 
 
+def two_dots():
+    """Of which nothing is left when they are scaled to 20 pixels."""
+    paper = np.full((2000, 2000), 255, np.uint8)
+    paper[5, 5] = paper[1990, 1990] = 0
+    return paper
+
+
+PNG_HEAD = png(DIGIT)[:33]
 FORM = {"Content-Type": "multipart/form-data; boundary=x"}
 PART = b'--x\r\ncontent-disposition: form-data; name="f"; filename="f"\r\n\r\n%s\r\n'
 BAD = {
@@ -83,6 +91,9 @@ BAD = {
     "half a PNG": (png(DIGIT)[:-60], 400, "not a picture"),
     "a PNG with a wrong byte": (png(DIGIT)[:50] + b"\0" + png(DIGIT)[51:], 400, "not a picture"),
     "the start of a JPEG": (b"\xff\xd8\xff", 400, "not a picture"),
+    "two dots": (png(two_dots()), 400, "shows no digit"),
+    "200 profiles": (PNG_HEAD + 200 * chunk(b"iCCP", b"x"), 413, "100 parts"),
+    "200 segments": (b"\xff\xd8" + 200 * b"\xff\xe5\0\2", 413, "100 parts"),
     "white paper": (png(np.full((99, 99), 255, np.uint8)), 400, "shows no digit"),
     "half of JSON": (b"[[1, 2", 400, "not pixels"),
     "deep JSON": (b"[" * 100_000, 400, "not pixels"),
@@ -212,7 +223,9 @@ def test_a_client_that_reads_nothing_is_cut_off(address):
         (HEAD + b"content-length: -1\r\n\r\n", 400),
         (b"CONNECT /predict HTTP/1.1\r\nhost: x\r\n\r\n", 405),
         (HEAD + b"a: " + b"b" * 20_000, 431),
+        (HEAD + b"".join(b"a%d: %s\r\n" % (i, b"b" * 99) for i in range(200)) + b"\r\n", 431),
         (HEAD + b"upgrade: websocket\r\nconnection: upgrade\r\ncontent-length: 0\r\n\r\n", 415),
+        (HEAD + b"upgrade: h2c\r\nconnection: upgrade\r\ncontent-length: 3\r\n\r\n[1]", 400),
     ],
 )
 def test_broken_http_is_one_line(address, head, status):

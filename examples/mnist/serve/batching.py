@@ -42,7 +42,9 @@ class Batcher:
         Args:
           program: is called in that thread, with these sizes alone.
           sizes: of the batches; 1 must be among them.
-          most_waiting: images that may wait or be computed at a time.
+          most_waiting: images that may wait or be computed at a time; a request that finds none
+            may have more. With more than can be computed in the time of a request, those are
+            computed whose time is just over.
         """
         if 1 not in sizes:
             raise ValueError(f"batch sizes are {sizes}; expected 1 among them; add it")
@@ -60,7 +62,7 @@ class Batcher:
         Raises:
           Overloaded: if these images would be more than may wait.
         """
-        if self._waiting + len(images) > self._most_waiting:
+        if self._waiting and self._waiting + len(images) > self._most_waiting:
             raise Overloaded
         self._waiting += len(images)
         try:
@@ -80,6 +82,8 @@ class Batcher:
         open_ = True
         while open_ or pending:
             open_ = self._gather(pending) and open_
+            # Whose time is over since they came: else the server would answer nobody but them.
+            pending = deque(r for r in pending if not r.answer.done())
             if not (waiting := sum(len(r.images) - r.taken for r in pending)):
                 continue
             # A full batch of a smaller size before a large one with empty places: on a CPU the time

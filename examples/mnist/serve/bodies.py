@@ -7,7 +7,7 @@ take minutes. Its kind is read from its first bytes: `curl --data-binary` names 
 import asyncio
 import io
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -23,7 +23,8 @@ MAX_DIGITS = 64  # in one request
 MAX_SIDE = 4096  # pixels
 MAX_PIXELS = 1 << 22  # 4 MB of grey, 16 MB while colours and transparency are looked at
 MAX_SCANS = 32  # of a progressive JPEG, which has about ten; each is a pass over all pixels
-SMALL = 1 << 14  # pixels that are decoded in less time than another thread takes to be called
+MAX_PARTS = 100  # of a file besides its pixels; each may unpack to a megabyte
+SMALL = 1 << 14  # pixels, bytes: decoded in less time than another thread takes to be called
 
 FORMATS = ("PNG", "JPEG")
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -54,7 +55,7 @@ async def digits_of(body: bytes, content_type: str, decoders: Executor) -> np.nd
     Raises:
       Refused: if it holds no digit, or more than is allowed of anything.
     """
-    if content_type.startswith("multipart/form-data"):
+    if content_type.lower().startswith("multipart/form-data"):
         files = await _files(body, content_type)
     elif body.startswith((b"\x89PNG", b"\xff\xd8")):
         files = [body]
@@ -93,12 +94,41 @@ def pixels(body: bytes) -> np.ndarray:
 
 
 async def _digit(content: bytes, name: str, decoders: Executor) -> np.ndarray:
+    if any(number > MAX_PARTS for number, _ in enumerate(_parts(content), 1)):
+        raise Refused(
+            413, f"{name} has more than {MAX_PARTS} parts besides pixels; save it without them"
+        )
+    loop = asyncio.get_running_loop()
+    if len(content) > SMALL:  # Its header may be large.
+        picture = await loop.run_in_executor(decoders, _opened, content, name)
+    else:
+        picture = _opened(content, name)
+        if picture.width * picture.height <= SMALL:
+            return pictures.digit_of(picture, name)
+    return await loop.run_in_executor(decoders, pictures.digit_of, picture, name)
+
+
+def _opened(content: bytes, name: str) -> Image.Image:
     picture = pictures.open_picture(io.BytesIO(content), name, FORMATS)
     _check(picture, content, name)
-    if picture.width * picture.height <= SMALL:
-        return pictures.digit_of(picture, name)
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(decoders, pictures.digit_of, picture, name)
+    return picture
+
+
+def _parts(content: bytes) -> Iterator[bytes]:
+    """The kinds of a PNG's chunks, without those of pixels; of a JPEG's segments before pixels."""
+    if content.startswith(b"\x89PNG"):
+        at = 8
+        while at < len(content):
+            size, kind = int.from_bytes(content[at : at + 4]), content[at + 4 : at + 8]
+            if kind != b"IDAT":
+                yield kind
+            at += 12 + size
+    else:
+        at = 2
+        while content[at : at + 1] == b"\xff" and (kind := content[at + 1 : at + 2]) != b"\xda":
+            yield kind
+            # Before a kind there may be any number of bytes 255.
+            at += 1 if kind == b"\xff" else 2 + int.from_bytes(content[at + 2 : at + 4])
 
 
 def _check(picture: Image.Image, content: bytes, name: str) -> None:

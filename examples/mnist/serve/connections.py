@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 MAX_HEADERS = 1 << 14  # bytes
+BODY_HEADERS = (b"content-length", b"transfer-encoding")
 MAX_CONNECTIONS = 256  # above this many an answer is 503; above twice as many there is none
 
 
@@ -45,7 +46,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.seconds = seconds
         self._deadline: asyncio.TimerHandle | None = None
         self._answering: RequestResponseCycle | None = None
-        self._in_headers, self._header_bytes = True, 0
+        self._in_headers, self._header_bytes, self._received = True, 0, 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Starts the clock: a client that connects has something to say."""
@@ -70,10 +71,10 @@ class BoundedProtocol(HttpToolsProtocol):
         """Starts the clock at the first byte, be it an empty line, which is no request yet."""
         if self._deadline is None and (self.cycle is None or self.cycle.response_complete):
             self._begin()
-        self._header_bytes += len(data)
+        self._received += len(data)
         super().data_received(data)
-        if self._in_headers and self._header_bytes > MAX_HEADERS:
-            self._refuse(431, f"headers of more than {MAX_HEADERS:,} bytes; send fewer")
+        if self._in_headers and self._received > MAX_HEADERS:
+            self._refuse_headers()
 
     def on_message_begin(self) -> None:
         """Of a request, perhaps of one in the same packet as the end of the one before."""
@@ -85,19 +86,38 @@ class BoundedProtocol(HttpToolsProtocol):
             deadline=self._deadline.when(), crowded=len(self.connections) > MAX_CONNECTIONS
         )
 
+    def on_url(self, url: bytes) -> None:
+        """Counts it among the headers."""
+        self._count(len(url))
+        super().on_url(url)
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """Leaves out those after a chunked body: nobody reads them, and nothing bounds them."""
         if self._in_headers:
+            self._count(len(name) + len(value))
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """From here on the body counts, which the application bounds."""
         self._in_headers = False
-        super().on_headers_complete()
+        empty = (b"content-length", b"0")
+        body = [h for h in self.headers if h[0] in BODY_HEADERS and h != empty]
+        if body and self.parser is not None and self.parser.should_upgrade():
+            # The parser takes the body for the other protocol's.
+            self._refuse(400, "no upgrade is offered here; send the request without it")
+        if not self.transport.is_closing():
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Leaves out what belongs to a request that was refused."""
+        if not self.transport.is_closing():
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Stops the clock of the connection; the application minds the deadline itself."""
-        self._in_headers, self._header_bytes = True, 0
+        if self.transport.is_closing():
+            return
+        self._in_headers, self._header_bytes, self._received = True, 0, 0
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
@@ -123,6 +143,15 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(408, f"no complete request within {self.seconds:g} seconds")
         else:
             self.transport.close()  # It was answered, and goes on sending its body.
+
+    def _count(self, size: int) -> None:
+        """Those that come all at once, too."""
+        self._header_bytes += size
+        if self._header_bytes > MAX_HEADERS:
+            self._refuse_headers()
+
+    def _refuse_headers(self) -> None:
+        self._refuse(431, f"headers of more than {MAX_HEADERS:,} bytes; send fewer")
 
     def _refuse(self, status: int, reason: str) -> None:
         if self.transport.is_closing():
