@@ -15,6 +15,7 @@ import adam_jax
 from adam_jax.formats.dense import Dense
 from adam_jax.formats.factored import Factors, RowsAndColumns
 from adam_jax.formats.policy import format_of
+from adam_jax.rules.base import DecayRate
 from tests.catalogue import MEMBERS
 
 # Each with the two axes that are factored: the largest.
@@ -127,6 +128,17 @@ def test_the_means_and_the_axes_are_optax_s(shape, standard_promotion):
     np.testing.assert_allclose(stored.columns, columns, rtol=1e-5)
     root = np.sqrt(stored.format.decode(stored, jnp.float32))
     np.testing.assert_allclose(updates, grads[-1] / root, rtol=1e-4)
+
+
+@every_shape
+@pytest.mark.parametrize("b2", [0.3, 0.999])
+def test_an_average_is_stored_as_that_of_its_means(shape, b2):
+    fmt, rate = form(shape), DecayRate.of("b2", b2)
+    stored, term = fmt.encode(magnitudes(shape)), magnitudes(shape, seed=1)
+    expected = fmt.encode(rate.average(fmt.decode(stored, jnp.float32), term))
+    found = fmt.averaged(stored, term, rate.average)
+    np.testing.assert_allclose(found.rows, expected.rows, rtol=1e-5)
+    np.testing.assert_allclose(found.columns, expected.columns, rtol=1e-5)
 
 
 def test_a_step_is_of_the_gradient_before_it_is_factored():

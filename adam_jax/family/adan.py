@@ -51,9 +51,9 @@ class Adan(Rule):
         del param
         (m_debiasing, n_debiasing), ratio, later, weight, direction = scalars
         change = later * (g - old["g"])  # Nothing to compare the first gradient with.
-        m = old.renew("m", self.b1.average(old["m"], g))
-        v = old.renew("v", self.b2.average(old["v"], change))
-        n = old.renew("n", self.b3.average(old["n"], abs_squared(g + weight * change)))
+        m = old.average("m", self.b1, g)
+        v = old.average("v", self.b2, change)
+        n = old.average("n", self.b3, abs_squared(g + weight * change))
         first = (m + ratio * v) * m_debiasing
         u = self.direction.combine(first, n * n_debiasing, direction)
         return u, {"m": m, "v": v, "n": n, "g": old.renew("g", g)}

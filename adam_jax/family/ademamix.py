@@ -40,8 +40,8 @@ class TwoEmas(Moment):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         del new
         debiasing, slow, weight = scalars
-        m1 = old.renew("m1", self.fast.average(old["m1"], g))
-        m2 = old.renew("m2", slow.average(old["m2"], g))
+        m1 = old.average("m1", self.fast, g)
+        m2 = old.average("m2", slow, g)
         return (m1 + weight * m2) * debiasing, {"m1": m1, "m2": m2}
 
 

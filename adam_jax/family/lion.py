@@ -42,7 +42,7 @@ class Lion(Rule):
         else:  # Here and not at construction, where Optax's own test of it does not look.
             modes = "'hard', 'smooth' or 'refined'"
             raise ValueError(f"mode must be {modes}, got {self.mode!r}: the paper's is 'hard'.")
-        return u, {"mu": old.renew("mu", self.b2.average(old["mu"], g))}
+        return u, {"mu": old.average("mu", self.b2, g)}
 
 
 def scale_by_lion(

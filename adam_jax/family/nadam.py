@@ -68,7 +68,7 @@ class ScheduledNesterovEma(Moment):
         self, g: jax.Array, old: Slots, scalars: Any, new: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         ratio, of_g = scalars  # As in NesterovEma.
-        mu = old.renew("mu", self.ema.rate.average(old["mu"], self.ema.term(g, new)))
+        mu = old.average("mu", self.ema.rate, self.ema.term(g, new))
         return (g + ratio * mu) * of_g, {"mu": mu}
 
 

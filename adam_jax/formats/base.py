@@ -1,6 +1,7 @@
 """How one accumulator of one leaf is stored between steps, behind two verbs."""
 
 import abc
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -51,6 +52,13 @@ class Format(abc.ABC):
 
     def code(self, x: jax.Array, noise: jax.Array | None, measure: Any) -> Any:
         """`encode`, of an array whose measure is known."""
+        raise NotImplementedError
+
+    linear: bool = False
+    """Whether an average of arrays is stored as the average of what is stored for each."""
+
+    def averaged(self, stored: Any, term: jax.Array, average: Callable[[Any, Any], Any]) -> Any:
+        """`encode(average(decode(stored), term))`, without that array; for linear formats."""
         raise NotImplementedError
 
     @abc.abstractmethod

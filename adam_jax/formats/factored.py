@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -52,6 +53,8 @@ class RowsAndColumns(Format):
     column_axis: int
     dtype: np.dtype
 
+    linear = True
+
     # From the last, since `vmap` and stacked layers put axes in front of those that are known here.
 
     def init(self, param: jax.Array, start: float) -> Factors:
@@ -64,9 +67,19 @@ class RowsAndColumns(Format):
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Factors:
         del noise
         x = jax.lax.convert_element_type(x, self.dtype)
-        # XLA:GPU stores x, 4 bytes per parameter of one leaf at a time: it fuses no broadcast of
-        # the columns' means into their own reduction, not in a pass that is nothing else either.
         return Factors(jnp.mean(x, self.column_axis), jnp.mean(x, self.row_axis), self)
+
+    def averaged(
+        self, stored: Factors, term: jax.Array, average: Callable[[Any, Any], Any]
+    ) -> Factors:
+        # XLA:GPU would store the average, 4 bytes per parameter of one leaf at a time: it fuses no
+        # broadcast of the columns' means into their own reduction, in a pass of its own neither.
+        new = self.encode(term)
+        rows, columns = (
+            jax.lax.convert_element_type(average(old, x), self.dtype)
+            for old, x in ((stored.rows, new.rows), (stored.columns, new.columns))
+        )
+        return Factors(rows, columns, self)
 
     def decode(self, stored: Factors, dtype: Any) -> jax.Array:
         # The axis of rows, where there are no columns after it.

@@ -149,7 +149,7 @@ def leaf_step(program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None) 
     # would be traced anew for each shape, and `jnp.where` a call for XLA to inline: 5 ms of tracing
     # for a new shape are 3 without.
     with jax.numpy_dtype_promotion("standard"), jax.disable_jit():
-        result, new = _ruled(program, steps, leaf, ok)
+        result, new, terms = _ruled(program, steps, leaf, ok)
         measures = _map_formats(_measure, program.formats, new)
         if any(fmt.measured_first for formats in program.formats for fmt in formats):
             # Computed again behind this: else XLA:GPU would store the float32 moments, 8 bytes per
@@ -159,16 +159,21 @@ def leaf_step(program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None) 
             # result, and would be stored.
             stored, measures = computed_again((leaf.stored, measures))
             leaf = leaf._replace(stored=stored)
-            result, new = _ruled(program, steps, leaf, ok)
+            result, new, terms = _ruled(program, steps, leaf, ok)
         noise = _Noise(leaf)
 
-        def encoded(fmt: Format, x: jax.Array, measure: Any, old: Any) -> Any:
+        def encoded(fmt: Format, x: jax.Array, measure: Any, old: Any, term: Any) -> Any:
             drawn = noise.draw() if fmt.stochastic else None
-            stored = fmt.code(x, drawn, measure) if fmt.measured_first else fmt.encode(x, drawn)
+            if fmt.linear and term is not None:
+                stored = fmt.averaged(old, term[1], term[0].average)
+            elif fmt.measured_first:
+                stored = fmt.code(x, drawn, measure)
+            else:
+                stored = fmt.encode(x, drawn)
             # What is stored already may be rounded otherwise now, or not be what it is decoded to.
             return _if_ok(ok, stored, old) if fmt.rounds else stored
 
-        return result, _map_formats(encoded, program.formats, new, measures, leaf.stored)
+        return result, _map_formats(encoded, program.formats, new, measures, leaf.stored, terms)
 
 
 def _if_ok(ok: jax.Array | None, new: Any, old: Any) -> Any:
@@ -187,8 +192,11 @@ def _map_formats(f: Any, formats: tuple[tuple[Format, ...], ...], *columns: Any)
 
 def _ruled(
     program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None
-) -> tuple[jax.Array, tuple[tuple[jax.Array, ...], ...]]:
-    """The update or the new parameter, and the new slots, not yet in their formats."""
+) -> tuple[jax.Array, tuple[tuple[jax.Array, ...], ...], tuple[tuple[Any, ...], ...]]:
+    """The update or the new parameter; the new slots, not yet in their formats, and their terms.
+
+    The terms are those of `Slots`, None for a slot that is no average, or no more.
+    """
     arithmetic = _arithmetic_dtype(leaf)
     real = jnp.finfo(arithmetic).dtype
     steps = jax.tree.map(lambda x: jax.lax.convert_element_type(x, real), steps)
@@ -198,18 +206,22 @@ def _ruled(
         # whether it is ok, and store it for that (12 times the cost of the measurement).
         u = jnp.where(ok, u, 0)
     p = None if leaf.param is None else jax.lax.convert_element_type(leaf.param, arithmetic)
-    slots = []
+    slots, terms = [], []
     for (rule, scalars), stored, formats in zip(steps, leaf.stored, program.formats, strict=True):
         decoded = {
             slot.name: fmt.decode(x, real if slot.magnitude else arithmetic)
             for slot, fmt, x in zip(rule.slots, formats, stored, strict=True)
         }
-        u, new = rule.step(u, Slots(decoded, ok), scalars, p)
+        old = Slots(decoded, ok)
+        u, new = rule.step(u, old, scalars, p)
         slots.append(tuple(new[slot.name] for slot in rule.slots))
+        averages = [old.terms.get(slot.name) for slot in rule.slots]
+        kept = zip(averages, slots[-1], strict=True)
+        terms.append(tuple(a if a is not None and a[2] is x else None for a, x in kept))
     moved = p + u if program.apply and p is not None else u
     if ok is not None:
         moved = jnp.where(ok, moved, p if program.apply and p is not None else 0)
-    return jax.lax.convert_element_type(moved, program.dtype), tuple(slots)
+    return jax.lax.convert_element_type(moved, program.dtype), tuple(slots), tuple(terms)
 
 
 class _Noise:

@@ -29,9 +29,9 @@ class Average(Moment):
     def term(self, g: jax.Array, new: Mapping[str, jax.Array]) -> jax.Array:
         """What is averaged."""
 
-    def renewed(self, x: jax.Array, term: jax.Array) -> jax.Array:
+    def renewed(self, old: Slots, name: str, term: jax.Array) -> jax.Array:
         """The average with another term in it."""
-        return self.rate.average(x, term)
+        return old.average(name, self.rate, term)
 
     def scalars(self, count: Any) -> Any:
         """1 / (1 - b^t)."""
@@ -42,7 +42,7 @@ class Average(Moment):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """See `Moment.step`."""
         (slot,) = self.slots
-        x = old.renew(slot.name, self.renewed(old[slot.name], self.term(g, new)))
+        x = self.renewed(old, slot.name, self.term(g, new))
         return (x * scalars if self.bias_correction else x), {slot.name: x}
 
 
@@ -115,7 +115,7 @@ class NesterovEma(Moment):
         self, g: jax.Array, old: Slots, scalars: Any, new: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         rate = self.ema.rate
-        mu = old.renew("mu", rate.average(old["mu"], self.ema.term(g, new)))
+        mu = old.average("mu", rate, self.ema.term(g, new))
         if not self.ema.bias_correction:
             return rate.average(mu, g), {"mu": mu}
         ratio, of_g = scalars
@@ -191,7 +191,7 @@ class EmaOfSurprise(Average):
 class YogiSquares(EmaOfSquares):
     """|g|² followed in steps of its own size: nu ← nu - (1-b)·sign(nu - |g|²)·|g|²."""
 
-    def renewed(self, x: jax.Array, term: jax.Array) -> jax.Array:
+    def renewed(self, old: Slots, name: str, term: jax.Array) -> jax.Array:
         # Selected last: XLA fuses a product into a sum, but not through a sign in every loop.
-        step = self.rate.complement * term
-        return jnp.where(term > x, x + step, jnp.where(term < x, x - step, x))
+        x, step = old[name], self.rate.complement * term
+        return old.renew(name, jnp.where(term > x, x + step, jnp.where(term < x, x - step, x)))

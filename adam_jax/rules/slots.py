@@ -28,11 +28,14 @@ class Slots(dict[str, jax.Array]):
 
     Attributes:
       ok: boolean scalar; where it is false they stay as they are. None for true.
+      terms: what the accumulators that became an `average` are an average with, for formats that
+        can do without the average: the rate, the term, and the result.
     """
 
     def __init__(self, old: Mapping[str, jax.Array], ok: jax.Array | None = None) -> None:
         super().__init__(old)
         self.ok = ok
+        self.terms: dict[str, tuple[Any, jax.Array, jax.Array]] = {}
 
     def renew(self, name: str, x: jax.Array) -> jax.Array:
         """What an accumulator is from now on: what rules store, and go on with.
@@ -41,3 +44,9 @@ class Slots(dict[str, jax.Array]):
         old accumulator a second time, and keep a copy of it for that.
         """
         return x if self.ok is None else jnp.where(self.ok, x, self[name])
+
+    def average(self, name: str, rate: Any, term: jax.Array) -> jax.Array:
+        """`renew`, by an average of what it is and another term; `rate` is a `DecayRate`."""
+        x = self.renew(name, rate.average(self[name], term))
+        self.terms[name] = rate, term, x
+        return x
