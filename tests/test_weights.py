@@ -116,8 +116,8 @@ def test_splitting_and_joining_again_changes_nothing(wrap, dtype):
         finite &= np.abs(np.asarray(p, np.float32)) < 3e38
     split, kept = jax.jit(form.split, static_argnums=1)(form.join(p, rest), dtype, jnp.uint32(1))
     as_bits = jax.lax.bitcast_convert_type(split, jnp.uint16)
-    zero = np.asarray(p == 0)  # -0 + 0 is 0.
-    same = finite & ~(zero if isinstance(form, Compensated) else False)
+    zero = np.asarray(p == 0) & isinstance(form, Compensated)  # -0 + 0 is 0.
+    same = finite & ~zero
     np.testing.assert_array_equal(np.asarray(as_bits)[same], bits[same])
     if rest is not None:
         np.testing.assert_array_equal(np.asarray(kept)[same], np.asarray(rest)[same])
