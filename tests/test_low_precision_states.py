@@ -281,6 +281,7 @@ def test_conversion_by_path_knows_the_paths_of_init():
     for path, params in (
         ("w", nnx.state(nnx.Dict(w=nnx.Param(jnp.ones((64, 128)))))),
         ("(the whole tree)", jnp.ones((64, 128))),
+        ("w", {"a": None, "b": jnp.ones((64, 128)), "w": jnp.ones((64, 128))}),
     ):
         form = adam_jax.by_path({re.escape(path): jnp.int8}, default=jnp.float32)
         expected = adam_jax.adamw(1e-3, mu_dtype=form).init(params)

@@ -105,5 +105,5 @@ def _stored(slot: Any, spec: SlotDType, magnitude: bool) -> Any:
         return isinstance(getattr(x, "format", None), Format)
 
     leaves, treedef = jax.tree.flatten(slot, is_leaf=is_stored)
-    paths = leaf_paths(treedef.unflatten(range(len(leaves))))
-    return treedef.unflatten(map(convert, paths, leaves))
+    paths = leaf_paths(treedef.unflatten(range(len(leaves))), none_is_leaf=False)
+    return treedef.unflatten([convert(*each) for each in zip(paths, leaves, strict=True)])
