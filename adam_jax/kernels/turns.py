@@ -17,7 +17,7 @@ NEVER = np.int32(0x7FEDCBA9)
 
 
 def alone() -> bool:
-    """Whether there is one device: with more, who comes next would have to be told to all."""
+    """Whether there is one device and no `shard_map`: across devices a turn needs a collective."""
     return jax.device_count() == 1 and not jax.sharding.get_abstract_mesh().manual_axes
 
 

@@ -14,6 +14,7 @@ from adam_jax.formats.noise import half, random_bits, salted
 from adam_jax.kernels.barrier import computed_again
 from adam_jax.kernels.turns import alone, first_turn, in_turn, turn_after
 from adam_jax.rules.base import Rule, Slots
+from adam_jax.rules.slots import Averaged
 
 
 def as_arrays(numbers: Any) -> Any:
@@ -149,7 +150,7 @@ def leaf_step(program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None) 
     # would be traced anew for each shape, and `jnp.where` a call for XLA to inline: 5 ms of tracing
     # for a new shape are 3 without.
     with jax.numpy_dtype_promotion("standard"), jax.disable_jit():
-        result, new, terms = _ruled(program, steps, leaf, ok)
+        result, new, averaged = _ruled(program, steps, leaf, ok)
         measures = _map_formats(_measure, program.formats, new)
         if any(fmt.measured_first for formats in program.formats for fmt in formats):
             # Computed again behind this: else XLA:GPU would store the float32 moments, 8 bytes per
@@ -159,13 +160,14 @@ def leaf_step(program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None) 
             # result, and would be stored.
             stored, measures = computed_again((leaf.stored, measures))
             leaf = leaf._replace(stored=stored)
-            result, new, terms = _ruled(program, steps, leaf, ok)
+            result, new, averaged = _ruled(program, steps, leaf, ok)
         noise = _Noise(leaf)
 
-        def encoded(fmt: Format, x: jax.Array, measure: Any, old: Any, term: Any) -> Any:
+        def encoded(fmt: Format, x: jax.Array, measure: Any, old: Any, how: Averaged | None) -> Any:
             drawn = noise.draw() if fmt.stochastic else None
-            if fmt.linear and term is not None:
-                stored = fmt.averaged(old, term[1], term[0].average)
+            # A rule may have made something else of the average since.
+            if fmt.linear and how is not None and how.result is x:
+                stored = fmt.averaged(old, how.term, how.average)
             elif fmt.measured_first:
                 stored = fmt.code(x, drawn, measure)
             else:
@@ -173,7 +175,7 @@ def leaf_step(program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None) 
             # What is stored already may be rounded otherwise now, or not be what it is decoded to.
             return _if_ok(ok, stored, old) if fmt.rounds else stored
 
-        return result, _map_formats(encoded, program.formats, new, measures, leaf.stored, terms)
+        return result, _map_formats(encoded, program.formats, new, measures, leaf.stored, averaged)
 
 
 def _if_ok(ok: jax.Array | None, new: Any, old: Any) -> Any:
@@ -192,11 +194,8 @@ def _map_formats(f: Any, formats: tuple[tuple[Format, ...], ...], *columns: Any)
 
 def _ruled(
     program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None
-) -> tuple[jax.Array, tuple[tuple[jax.Array, ...], ...], tuple[tuple[Any, ...], ...]]:
-    """The update or the new parameter; the new slots, not yet in their formats, and their terms.
-
-    The terms are those of `Slots`, None for a slot that is no average, or no more.
-    """
+) -> tuple[jax.Array, tuple[tuple[jax.Array, ...], ...], tuple[tuple[Averaged | None, ...], ...]]:
+    """The update or the new parameter; the new slots, not yet in their formats; see `Averaged`."""
     arithmetic = _arithmetic_dtype(leaf)
     real = jnp.finfo(arithmetic).dtype
     steps = jax.tree.map(lambda x: jax.lax.convert_element_type(x, real), steps)
@@ -206,7 +205,7 @@ def _ruled(
         # whether it is ok, and store it for that (12 times the cost of the measurement).
         u = jnp.where(ok, u, 0)
     p = None if leaf.param is None else jax.lax.convert_element_type(leaf.param, arithmetic)
-    slots, terms = [], []
+    slots, averaged = [], []
     for (rule, scalars), stored, formats in zip(steps, leaf.stored, program.formats, strict=True):
         decoded = {
             slot.name: fmt.decode(x, real if slot.magnitude else arithmetic)
@@ -215,13 +214,11 @@ def _ruled(
         old = Slots(decoded, ok)
         u, new = rule.step(u, old, scalars, p)
         slots.append(tuple(new[slot.name] for slot in rule.slots))
-        averages = [old.terms.get(slot.name) for slot in rule.slots]
-        kept = zip(averages, slots[-1], strict=True)
-        terms.append(tuple(a if a is not None and a[2] is x else None for a, x in kept))
+        averaged.append(tuple(old.averaged.get(slot.name) for slot in rule.slots))
     moved = p + u if program.apply and p is not None else u
     if ok is not None:
         moved = jnp.where(ok, moved, p if program.apply and p is not None else 0)
-    return jax.lax.convert_element_type(moved, program.dtype), tuple(slots), tuple(terms)
+    return jax.lax.convert_element_type(moved, program.dtype), tuple(slots), tuple(averaged)
 
 
 class _Noise:

@@ -1,8 +1,8 @@
 """The accumulators of a rule: what they are called, and what they hold for one leaf."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,19 +23,26 @@ class Slot:
     start: Any = 0.0
 
 
+class Averaged(NamedTuple):
+    """An accumulator's step: `result` is the `average` of what it was and the `term`."""
+
+    average: Callable[[Any, Any], Any]
+    term: jax.Array
+    result: jax.Array
+
+
 class Slots(dict[str, jax.Array]):
     """The accumulators of one leaf, as the last step left them.
 
     Attributes:
       ok: boolean scalar; where it is false they stay as they are. None for true.
-      terms: what the accumulators that became an `average` are an average with, for formats that
-        can do without the average: the rate, the term, and the result.
+      averaged: how those that became an `average` did, for formats that can do without it.
     """
 
     def __init__(self, old: Mapping[str, jax.Array], ok: jax.Array | None = None) -> None:
         super().__init__(old)
         self.ok = ok
-        self.terms: dict[str, tuple[Any, jax.Array, jax.Array]] = {}
+        self.averaged: dict[str, Averaged] = {}
 
     def renew(self, name: str, x: jax.Array) -> jax.Array:
         """What an accumulator is from now on: what rules store, and go on with.
@@ -48,5 +55,5 @@ class Slots(dict[str, jax.Array]):
     def average(self, name: str, rate: Any, term: jax.Array) -> jax.Array:
         """`renew`, by an average of what it is and another term; `rate` is a `DecayRate`."""
         x = self.renew(name, rate.average(self[name], term))
-        self.terms[name] = rate, term, x
+        self.averaged[name] = Averaged(rate.average, term, x)
         return x

@@ -82,7 +82,7 @@ class Batcher:
         open_ = True
         while open_ or pending:
             open_ = self._gather(pending) and open_
-            # Whose time is over since they came: else the server would answer nobody but them.
+            # Drops requests that nobody waits for: under overload they would take all the time.
             pending = deque(r for r in pending if not r.answer.done())
             if not (waiting := sum(len(r.images) - r.taken for r in pending)):
                 continue
@@ -101,8 +101,7 @@ class Batcher:
         """Adds what has come, or waits for it if there is nothing; False once closed."""
         try:
             while request := self._requests.get(block=not pending):
-                if not request.answer.done():  # else nobody waits any more
-                    pending.append(request)
+                pending.append(request)
         except queue.Empty:
             return True
         return False

@@ -94,10 +94,6 @@ def pixels(body: bytes) -> np.ndarray:
 
 
 async def _digit(content: bytes, name: str, decoders: Executor) -> np.ndarray:
-    if any(number > MAX_PARTS for number, _ in enumerate(_parts(content), 1)):
-        raise Refused(
-            413, f"{name} has more than {MAX_PARTS} parts besides pixels; save it without them"
-        )
     loop = asyncio.get_running_loop()
     if len(content) > SMALL:  # Its header may be large.
         picture = await loop.run_in_executor(decoders, _opened, content, name)
@@ -109,6 +105,10 @@ async def _digit(content: bytes, name: str, decoders: Executor) -> np.ndarray:
 
 
 def _opened(content: bytes, name: str) -> Image.Image:
+    if any(number > MAX_PARTS for number, _ in enumerate(_parts(content), 1)):
+        raise Refused(
+            413, f"{name} has more than {MAX_PARTS} parts besides pixels; save it without them"
+        )
     picture = pictures.open_picture(io.BytesIO(content), name, FORMATS)
     _check(picture, content, name)
     return picture
