@@ -42,7 +42,8 @@ class Link:
         """
         slot = self.rule.slots[index]
         try:
-            fmt = resolve(self.dtypes[index], param, slot.magnitude, path)
+            rate = slot.rate if isinstance(slot.rate, float) else None
+            fmt = resolve(self.dtypes[index], param, slot.magnitude, path, rate)
         except TypeError as error:
             raise ValueError(
                 f"the parameter has dtype {error}: Adam moves floating-point numbers only. Leave"

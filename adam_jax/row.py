@@ -15,7 +15,7 @@ import optax
 
 from adam_jax.body import Call, counted
 from adam_jax.formats.dtypes import leaf_dtype, wider_dtype
-from adam_jax.formats.noise import MOMENTS, salt_of, salted
+from adam_jax.formats.noise import Salt, salt_of_moments
 from adam_jax.formats.policy import format_of
 from adam_jax.kernels.xla import Kind, Leaf, Program, as_arrays, run
 from adam_jax.leaves import (
@@ -191,7 +191,7 @@ def _update_dtype(g_dtype: Any, p: Any) -> Any:
     return g_dtype if p is None else wider_dtype(g_dtype, leaf_dtype(p))
 
 
-def _salt(formats: Any, count: Any, index: int) -> jax.Array | None:
+def _salt(formats: Any, count: Any, index: int) -> Salt | None:
     """What makes the random bits of a leaf in a step its own; None where none are needed."""
     if not any(fmt is not None and fmt.stochastic for slots in formats for fmt in slots):
         return None
@@ -199,4 +199,4 @@ def _salt(formats: Any, count: Any, index: int) -> jax.Array | None:
         raise ValueError(
             "its state has no step count, which stochastic rounding needs: store it otherwise."
         )
-    return salted(salt_of(MOMENTS, 0, count), index)
+    return salt_of_moments(count, index)

@@ -175,7 +175,6 @@ def _low_precision() -> dict[str, Case]:
     moments = {
         "8-bit": jnp.int8,
         "4-bit": jnp.int4,
-        "float8": jnp.float8_e4m3fn,
         "bf16": jnp.bfloat16,
         "stochastic bf16": adam_jax.stochastic(jnp.bfloat16),
         "stochastic 8-bit": adam_jax.stochastic(jnp.int8),

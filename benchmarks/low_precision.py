@@ -71,8 +71,6 @@ def forms(fast: bool) -> dict[str, Form]:
         "adam_jax int8 stochastic": stochastic(jnp.int8),
         "adam_jax int4": jnp.int4,
         "adam_jax int4 stochastic": stochastic(jnp.int4),
-        "adam_jax float8_e4m3fn": jnp.float8_e4m3fn,
-        "adam_jax float8_e5m2": jnp.float8_e5m2,
         "bfloat16 nearest": jnp.bfloat16,
         "adam_jax bfloat16 stochastic": stochastic(jnp.bfloat16),
     }

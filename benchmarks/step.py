@@ -128,7 +128,6 @@ def low_precision() -> list[Case]:
     moments = {
         "8-bit": jnp.int8,
         "4-bit": jnp.int4,
-        "float8_e4m3fn": jnp.float8_e4m3fn,
         "bfloat16": jnp.bfloat16,
         "stochastic bfloat16": adam_jax.stochastic(jnp.bfloat16),
         "stochastic 8-bit": adam_jax.stochastic(jnp.int8),

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 import adam_jax
-from adam_jax.formats.codecs import Float8, Power
+from adam_jax.formats.codecs import Power
 
 CODECS = {
     "int8 mu": Power(2, signed=True),
@@ -12,15 +12,11 @@ CODECS = {
     "int4 mu": Power(2, signed=True, bits=4),
     "int4 nu": Power(4, signed=False, bits=4),
     "linear int8": Power(1, signed=True),
-    "float8_e4m3fn": Float8("float8_e4m3fn"),
-    "float8_e5m2": Float8("float8_e5m2"),
 }
 # mu and nu. float16 has no squares of small gradients.
 MOMENTS = {
     "int8": (jnp.int8, jnp.int8),
     "int4": (jnp.int4, jnp.int4),
-    "float8_e4m3fn": (jnp.float8_e4m3fn, jnp.float8_e4m3fn),
-    "float8_e5m2": (jnp.float8_e5m2, jnp.float8_e5m2),
     "bfloat16": (jnp.bfloat16, jnp.bfloat16),
     "stochastic int8": (adam_jax.stochastic(jnp.int8), adam_jax.stochastic(jnp.int8)),
     "stochastic int4": (adam_jax.stochastic(jnp.int4), adam_jax.stochastic(jnp.int4)),

@@ -64,8 +64,8 @@ def in_float32(x):
 
 FORMS = {
     "8 bits": adam_jax.adamw(1e-3, mu_dtype=jnp.int8, nu_dtype=jnp.int8),
-    "4 bits and float8, residual": adam_jax.master_residual(
-        adam_jax.adamw(1e-3, mu_dtype=jnp.int4, nu_dtype=jnp.float8_e4m3fn), 8
+    "4 and 8 bits, residual": adam_jax.master_residual(
+        adam_jax.adamw(1e-3, mu_dtype=jnp.int4, nu_dtype=jnp.int8), 8
     ),
     "stochastic 16 bits, Kahan": adam_jax.kahan_summation(
         adam_jax.adamw(

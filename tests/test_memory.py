@@ -12,7 +12,7 @@ import adam_jax
 from adam_jax import adamw, stochastic
 from adam_jax.inspect import bytes_per_parameter, live_bytes, report
 
-CODES = {"int8": jnp.int8, "int4": jnp.int4, "e4m3": jnp.float8_e4m3fn, "e5m2": jnp.float8_e5m2}
+CODES = {"int8": jnp.int8, "int4": jnp.int4}
 FORMATS = {
     "float32": {},
     "bfloat16": dict(mu_dtype=jnp.bfloat16, nu_dtype=stochastic(jnp.bfloat16)),

@@ -40,7 +40,6 @@ STATES = {
     "adamw": adamw(schedule),
     "8 bits": small(jnp.int8),
     "4 bits": small(jnp.int4),
-    "float8": small(jnp.float8_e4m3fn),
     "stochastic": small(adam_jax.stochastic(jnp.bfloat16)),
     "factored": adamw(1e-2, nu_dtype=adam_jax.Factored(32, 32)),
     "packed": adam_jax.pack_small_leaves(adamw(1e-2), below=1000),

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import adam_jax
-from adam_jax.formats.noise import MOMENTS, WEIGHTS, random_bits, salt_of, salted
+from adam_jax.formats.noise import WEIGHTS, random_bits, salt_of, salt_of_moments, salted
 from adam_jax.formats.weights import Residual, RoundedStochastically
 from tests.low_precision import every_form_of_weights
 
@@ -275,11 +275,10 @@ def test_weights_set_to_zero_from_outside_are_zero(bits):
 
 
 def test_weights_and_moments_are_not_rounded_by_the_same_bits():
-    salts = [
-        salted(salt_of(what, 0, 3), leaf, part)
-        for what in (MOMENTS, WEIGHTS)
-        for leaf in range(3)
-        for part in range(2)
+    leaves = range(3)
+    salts = [salted(salt_of(WEIGHTS, 0, 3), leaf, part) for leaf in leaves for part in range(2)]
+    salts += [
+        salted(salt_of_moments(3, leaf).leaf, part=part) for leaf in leaves for part in range(2)
     ]
     noise = np.stack([np.asarray(random_bits((4096,), salt), np.float64) for salt in salts])
     correlations = np.corrcoef(noise) - np.eye(len(salts))

@@ -19,6 +19,7 @@ from adam_jax.rules.base import (
     Slots,
     abs_squared,
     after_first,
+    bounded,
 )
 from adam_jax.rules.directions import Root
 from adam_jax.rules.pytrees import frozen_pytree
@@ -36,7 +37,10 @@ class Adan(Rule):
     change_weight: Any
     direction: Direction
 
-    slots = (Slot("m"), Slot("v"), Slot("n", magnitude=True), Slot("g"))
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        n = Slot("n", magnitude=True, rate=self.b3.complement)
+        return (Slot("m"), Slot("v"), n, Slot("g"))
 
     def scalars(self, count: Any) -> Any:
         debiasing = self.b1.debiasing(count), self.b3.debiasing(count)
@@ -53,7 +57,7 @@ class Adan(Rule):
         change = later * (g - old["g"])  # Nothing to compare the first gradient with.
         m = old.average("m", self.b1, g)
         v = old.average("v", self.b2, change)
-        n = old.average("n", self.b3, abs_squared(g + weight * change))
+        n = old.average("n", self.b3, abs_squared(bounded(g + weight * change, times=4)))
         first = (m + ratio * v) * m_debiasing
         u = self.direction.combine(first, n * n_debiasing, direction)
         return u, {"m": m, "v": v, "n": n, "g": old.renew("g", g)}

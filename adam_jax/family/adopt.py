@@ -45,7 +45,11 @@ class FlooredRoot(Direction):
     def combine(self, first: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
         del scalars
         divisor = jnp.maximum(safe_sqrt(second), self.eps)
-        return jnp.where(divisor == 0, HUGE * jnp.sign(first), safe_divide(first, divisor))
+        quotient = safe_divide(first, divisor)
+        if not jnp.iscomplexobj(first):  # For the smallest ε, g / ε may be past the largest number.
+            finite = jnp.isfinite(first)
+            quotient = jnp.where(finite, jnp.clip(quotient, -HUGE, HUGE), quotient)
+        return jnp.where(divisor == 0, HUGE * jnp.sign(first), quotient)
 
 
 HUGE = 1e18
@@ -62,7 +66,9 @@ class Adopt(Rule):
     nesterov: bool = static()
     clip_value_fn: Callable[[jax.Array], jax.Array] | None = static()
 
-    slots = (Slot("mu"), Slot("nu", magnitude=True))
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return (Slot("mu"), Slot("nu", magnitude=True, rate=self.b2.complement))
 
     def scalars(self, count: Any) -> Any:
         count = jnp.asarray(count, jnp.result_type(float))

@@ -74,11 +74,13 @@ class SlotPolicy(abc.ABC):
     """Chooses the format of a slot, leaf by leaf. A frozen dataclass, and never callable."""
 
     @abc.abstractmethod
-    def resolve(self, param: Any, magnitude: bool, path: str) -> Format:
+    def resolve(self, param: Any, magnitude: bool, path: str, rate: float | None = None) -> Format:
         """The format of one slot of one leaf.
 
         Args:
           param: the leaf's parameter.
           magnitude: the slot holds what is never negative.
           path: of the leaf, its keys joined by slashes.
+          rate: of a magnitude, the weight of a new term in each step, 1 - b; None where it is not
+            known, or may change.
         """

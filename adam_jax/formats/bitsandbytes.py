@@ -200,7 +200,7 @@ class BitsAndBytes8(SlotPolicy):
         size = check_integer("min_size", self.min_size, 0, instead="bitsandbytes has 4096")
         object.__setattr__(self, "min_size", size)
 
-    def resolve(self, param: Any, magnitude: bool, path: str) -> Format:
+    def resolve(self, param: Any, magnitude: bool, path: str, rate: float | None = None) -> Format:
         shape = np.shape(param)
         if math.prod(shape) < max(self.min_size, 1):
             return AT_LEAST_FLOAT32.resolve(param, magnitude, path)

@@ -12,6 +12,7 @@ import numpy as np
 
 from adam_jax.formats.base import Format
 from adam_jax.formats.codecs import Codec
+from adam_jax.formats.dtypes import in_range
 
 LANES = 16
 
@@ -91,7 +92,7 @@ class Blockwise(BlockFormat):
         return largest(x, self._blocks)
 
     def code(self, x: jax.Array, noise: jax.Array | None, measure: jax.Array) -> Blocks:
-        blocks = self._blocks(jax.lax.convert_element_type(x, jnp.float32))
+        blocks = self._blocks(_as_float32(x))
         shares = blocks / jnp.where(measure == 0, 1, measure)[..., None]
         codes = self.codec.code(shares, None if noise is None else self._blocks(noise))
         return Blocks(jnp.reshape(codes, x.shape), measure, self)
@@ -130,9 +131,13 @@ def largest(x: jax.Array, blocks: Callable[[jax.Array], jax.Array]) -> jax.Array
         sizes = jnp.where(jnp.isnan(x), np.float32(np.inf), jnp.abs(x))
         return jnp.max(blocks(sizes), axis=-1)
 
-    x = jax.lax.convert_element_type(x, jnp.float32)
+    x = _as_float32(x)
     with jax.disable_jit(False):
         return jax.lax.platform_dependent(x, cpu=on_cpu, default=elsewhere)
+
+
+def _as_float32(x: jax.Array) -> jax.Array:
+    return jax.lax.convert_element_type(in_range(x, jnp.float32), jnp.float32)
 
 
 def filled(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adam_jax.formats.base import Format, SlotPolicy
-from adam_jax.formats.dtypes import leaf_dtype, wider_dtype
+from adam_jax.formats.dtypes import in_range, leaf_dtype, wider_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Dense(Format):
                 f"mu_dtype must be complex for a complex gradient, got {self.dtype.name}, which"
                 f" would drop its imaginary part: write mu_dtype=jnp.complex64, or leave it out."
             )
-        return jax.lax.convert_element_type(x, self.dtype)
+        return jax.lax.convert_element_type(in_range(x, self.dtype), self.dtype)
 
     def decode(self, stored: jax.Array, dtype: Any) -> jax.Array:
         # Optax stores the squares of complex gradients in a complex array; its checkpoints do too.
@@ -51,8 +51,8 @@ class Dense(Format):
 class AtLeastFloat32(SlotPolicy):
     """See `AT_LEAST_FLOAT32`."""
 
-    def resolve(self, param: Any, magnitude: bool, path: str) -> Format:
-        del path
+    def resolve(self, param: Any, magnitude: bool, path: str, rate: float | None = None) -> Format:
+        del path, rate
         dtype = wider_dtype(jnp.dtype(leaf_dtype(param)), jnp.dtype(jnp.float32))
         return Dense(jnp.finfo(dtype).dtype if magnitude else dtype)
 

@@ -28,6 +28,19 @@ def leaf_dtype(param: Any) -> Any:
 _is_inexact = functools.cache(lambda dtype: jnp.issubdtype(dtype, jnp.inexact))
 
 
+def in_range(x: jax.Array, dtype: Any) -> jax.Array:
+    """x, its finite elements clipped to the range of another dtype; complex numbers as they are.
+
+    An average forgets a number that was clipped at its rate, and infinity never.
+    """
+    if jnp.iscomplexobj(x) or jnp.issubdtype(dtype, jnp.complexfloating):
+        return x
+    largest = float(jnp.finfo(dtype).max)
+    if largest >= float(jnp.finfo(x.dtype).max):
+        return x
+    return jnp.where(jnp.isfinite(x), jnp.clip(x, -largest, largest), x)
+
+
 @functools.cache
 def wider_dtype(first: Any, second: Any) -> Any:
     """The dtype that holds the numbers of both, also where strict promotion would refuse to say."""

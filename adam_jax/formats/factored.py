@@ -67,7 +67,7 @@ class RowsAndColumns(Format):
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Factors:
         del noise
         x = jax.lax.convert_element_type(x, self.dtype)
-        return Factors(jnp.mean(x, self.column_axis), jnp.mean(x, self.row_axis), self)
+        return Factors(_mean(x, self.column_axis), _mean(x, self.row_axis), self)
 
     def averaged(
         self, stored: Factors, term: jax.Array, average: Callable[[Any, Any], Any]
@@ -83,18 +83,29 @@ class RowsAndColumns(Format):
 
     def decode(self, stored: Factors, dtype: Any) -> jax.Array:
         # The axis of rows, where there are no columns after it.
-        mean = jnp.mean(stored.rows, self.row_axis + 1, keepdims=True)
+        mean = jnp.expand_dims(_mean(stored.rows, self.row_axis + 1), self.row_axis + 1)
         # Divided first: the squares of small gradients have no product in float32.
         shares = stored.rows / jnp.where(mean == 0, 1, mean)
         columns = jnp.expand_dims(stored.columns, self.row_axis)
-        return jax.lax.convert_element_type(
-            jnp.expand_dims(shares, self.column_axis) * columns, dtype
-        )
+        products = jnp.expand_dims(shares, self.column_axis) * columns
+        # A product may be larger than all of the matrix that it is an approximation of.
+        products = jnp.minimum(products, jnp.finfo(products.dtype).max / 4)
+        return jax.lax.convert_element_type(products, dtype)
 
     def shape(self, stored: Factors) -> tuple[int, ...]:
         rows, columns = np.shape(stored.rows), np.shape(stored.columns)
         position = len(rows) + 1 + self.column_axis
         return (*rows[:position], columns[self.column_axis], *rows[position:])
+
+
+def _mean(x: jax.Array, axis: int) -> jax.Array:
+    """The mean along an axis, where the sum may be larger than the largest number.
+
+    Scaled by a power of two, which rounds nothing, before and not behind the sum.
+    """
+    size = x.shape[axis]
+    power = 2.0 ** max(size - 1, 0).bit_length()
+    return jnp.sum(x * (1 / power), axis) * (power / max(size, 1))
 
 
 def _without(axis: int, param: Any) -> Any:
@@ -149,7 +160,7 @@ class Factored(SlotPolicy):
             value = check_integer(argument, getattr(self, argument), 1, instead=f"{usual} is usual")
             object.__setattr__(self, argument, value)
 
-    def resolve(self, param: Any, magnitude: bool, path: str) -> Format:
+    def resolve(self, param: Any, magnitude: bool, path: str, rate: float | None = None) -> Format:
         if not magnitude:
             raise ValueError(
                 "Factored() is for averages of squares, and this slot has both signs, so that the"

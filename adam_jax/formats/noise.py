@@ -7,6 +7,8 @@ computes them in the loop that rounds. (A generator's are stored, 4 bytes per el
 is 20 rounds for each.)
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,10 +27,37 @@ MOMENTS, WEIGHTS = np.uint32(0x6D6F6D65), np.uint32(0x77656967)
 """What is rounded: each has its own bits, with the same seed too."""
 
 
+GOLDEN = np.uint32(0x9E3779B9)
+"""2³² times the golden ratio's fraction: of all multiples modulo one its are spread most evenly."""
+
+
 def salt_of(what: np.uint32, seed: int, count: jax.typing.ArrayLike) -> jax.Array:
     """The salt of one optimizer step, uint32."""
     count = jax.lax.convert_element_type(count, jnp.uint32)
-    return mixed(mixed(jnp.uint32(seed) ^ what) + count * np.uint32(0x9E3779B9))
+    return mixed(mixed(jnp.uint32(seed) ^ what) + count * GOLDEN)
+
+
+class Salt(NamedTuple):
+    """What makes the random bits of the moments of a leaf in a step its own.
+
+    In each step the bits of an element are turned on by the golden ratio, so that over many steps
+    they are spread evenly. A moment that moves little in each step is then rounded up in about as
+    many of them as it should be, where independent bits make a random walk: the largest updates of
+    8-bit moments in 2,500 steps are 1.2 times those of float32, not 1.5.
+
+    Attributes:
+      leaf: uint32, the same in all steps.
+      turned: uint32, to be added to the bits, the same in all leaves.
+    """
+
+    leaf: jax.Array
+    turned: jax.Array
+
+
+def salt_of_moments(count: jax.typing.ArrayLike, leaf: int) -> Salt:
+    """For the moments of a leaf, `count` steps after the first."""
+    turned = jax.lax.convert_element_type(count, jnp.uint32) * GOLDEN
+    return Salt(salted(mixed(jnp.uint32(MOMENTS)), leaf), turned)
 
 
 def salted(salt: jax.Array, leaf: int = 0, part: int = 0) -> jax.Array:

@@ -11,18 +11,17 @@ import jax.numpy as jnp
 from adam_jax.formats.base import Format, SlotPolicy
 from adam_jax.formats.dense import AT_LEAST_FLOAT32, Dense
 from adam_jax.formats.dtypes import leaf_dtype
-from adam_jax.formats.quantized import FLOAT8, Quantized
+from adam_jax.formats.quantized import Quantized
 from adam_jax.formats.rounding import Stochastic
 from adam_jax.validation import check_expression
 
 SlotDType: TypeAlias = Any
 """A dtype, a `Format`, a `SlotPolicy`, or None, the parameter's own dtype (as in Optax).
 
-`jnp.int8`, `jnp.int4`, `jnp.float8_e4m3fn` and `jnp.float8_e5m2` are codes with a scale per block:
-see `Quantized`.
+`jnp.int8` and `jnp.int4` are codes with a scale per block: see `Quantized`.
 """
 
-QUANTIZED = {jnp.dtype(codes): Quantized(codes) for codes in ("int8", "int4", *FLOAT8)}
+QUANTIZED = {jnp.dtype(codes): Quantized(codes) for codes in ("int8", "int4")}
 
 
 def check_slot_dtype(argument: str, dtype: SlotDType) -> SlotDType:
@@ -34,9 +33,8 @@ def check_slot_dtype(argument: str, dtype: SlotDType) -> SlotDType:
     if dtype is None or isinstance(dtype, Format | SlotPolicy):
         return dtype
     allowed = (
-        "float32, bfloat16, float16, float64 (or a complex dtype), int8, int4, float8_e4m3fn,"
-        " float8_e5m2, or stochastic(...), by_path(...), Quantized(...), Factored() for nu,"
-        " BitsAndBytes8()"
+        "float32, bfloat16, float16, float64 (or a complex dtype), int8, int4, stochastic(...),"
+        " by_path(...), Quantized(...), Factored() for nu, BitsAndBytes8()"
     )
     instead = "None keeps the parameter's dtype, leaving the argument out at least float32"
     try:
@@ -46,7 +44,11 @@ def check_slot_dtype(argument: str, dtype: SlotDType) -> SlotDType:
         raise ValueError(message) from None
     if checked in QUANTIZED:
         return QUANTIZED[checked]
-    # Other float8 dtypes, and integers, have no codes that fit squares of gradients.
+    if jnp.issubdtype(checked, jnp.floating) and checked.itemsize < 2:
+        instead = (
+            "8-bit floating-point numbers are too far apart for moments, write jnp.int8, which has"
+            " the same bytes"
+        )
     if not jnp.issubdtype(checked, jnp.inexact) or checked.itemsize < 2:
         raise ValueError(f"{argument} must be one of {allowed}, got {checked.name}: {instead}.")
     return checked
@@ -105,9 +107,9 @@ class ByPath(SlotPolicy):
     choices: tuple[tuple[str, SlotDType], ...]
     default: SlotDType
 
-    def resolve(self, param: Any, magnitude: bool, path: str) -> Format:
+    def resolve(self, param: Any, magnitude: bool, path: str, rate: float | None = None) -> Format:
         matches = (choice for e, choice in self.choices if re.fullmatch(e, path))
-        return resolve(next(matches, self.default), param, magnitude, path)
+        return resolve(next(matches, self.default), param, magnitude, path, rate)
 
 
 def by_path(choices: Mapping[str, SlotDType], default: SlotDType = AT_LEAST_FLOAT32) -> SlotPolicy:
@@ -132,7 +134,9 @@ def by_path(choices: Mapping[str, SlotDType], default: SlotDType = AT_LEAST_FLOA
     return ByPath(tuple(checked), check_slot_dtype("default", default))
 
 
-def resolve(spec: SlotDType, param: Any, magnitude: bool, path: str = "") -> Format:
+def resolve(
+    spec: SlotDType, param: Any, magnitude: bool, path: str = "", rate: float | None = None
+) -> Format:
     """The format of one slot of one leaf.
 
     Args:
@@ -140,12 +144,13 @@ def resolve(spec: SlotDType, param: Any, magnitude: bool, path: str = "") -> For
       param: the leaf's parameter.
       magnitude: the slot is real where the parameter is complex.
       path: of the leaf.
+      rate: see `SlotPolicy.resolve`.
     """
     if isinstance(spec, Format):
         return spec
     own = jnp.dtype(leaf_dtype(param))
     if isinstance(spec, SlotPolicy):
-        return spec.resolve(param, magnitude, path)
+        return spec.resolve(param, magnitude, path, rate)
     dtype = own if spec is None else jax.dtypes.canonicalize_dtype(spec)
     return Dense(jnp.finfo(dtype).dtype if magnitude else jnp.dtype(dtype))
 

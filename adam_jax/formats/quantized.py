@@ -9,41 +9,40 @@ import numpy as np
 
 from adam_jax.formats.base import Format, SlotPolicy
 from adam_jax.formats.blockwise import Blockwise, check_real, sharding_of
-from adam_jax.formats.codecs import Codec, Float8, Power
+from adam_jax.formats.codecs import Power
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.validation import check_integer
 
 SMALLEST_BLOCK = 32
-FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
 
 
 @dataclasses.dataclass(frozen=True)
 class Quantized(SlotPolicy):
     """Codes of 8 or 4 bits with a float32 scale per block: 1.03 or 0.53 bytes per parameter.
 
-    What `mu_dtype=` and `nu_dtype=` make of `jnp.int8`, `jnp.int4` and the float8 dtypes; see
-    `Blockwise` for how, `Power` and `Float8` for the codes. Leaves with fewer than `min_size`
-    elements, or whose last axis no block of 32 or more divides, stay float32.
+    What `mu_dtype=` and `nu_dtype=` make of `jnp.int8` and `jnp.int4`; see `Blockwise` for how,
+    `Power` for the codes. Leaves with fewer than `min_size` elements, or whose last axis no block of
+    32 or more divides, stay float32.
 
     Attributes:
-      codes: "int8", "int4", "float8_e4m3fn" or "float8_e5m2".
+      codes: "int8" or "int4".
       block: elements per scale, at most. Of the last axis (of what one device has of it) the
         largest divisor up to this is taken.
-      stochastic: round so that the mean is right, and not to the nearest code.
+      stochastic: round stochastically (see `Power`), and not to the nearest code. None does so
+        where moments rounded to the nearest code would stand still: for second moments whose decay
+        rate is above 0.969 (8 bits) or 0.5 (4 bits), or not known when the state is made, as under
+        `with_hyperparams`.
       min_size: leaves with fewer elements stay float32.
     """
 
     codes: str = "int8"
     block: int = 128
-    stochastic: bool = False
+    stochastic: bool | None = None
     min_size: int = 4096
 
     def __post_init__(self) -> None:
-        if self.codes not in ("int8", "int4", *FLOAT8):
-            raise ValueError(
-                f"codes must be 'int8', 'int4', {' or '.join(map(repr, FLOAT8))}, got"
-                f" {self.codes!r}: write 'int8'."
-            )
+        if self.codes not in ("int8", "int4"):
+            raise ValueError(f"codes must be 'int8' or 'int4', got {self.codes!r}: write 'int8'.")
         usual = "128 is usual, and a scale per 16 elements would be a quarter of a byte for each"
         block = check_integer("block", self.block, SMALLEST_BLOCK, instead=usual)
         object.__setattr__(self, "block", block)
@@ -51,30 +50,37 @@ class Quantized(SlotPolicy):
         object.__setattr__(
             self, "min_size", check_integer("min_size", self.min_size, 0, instead=usual)
         )
-        if self.stochastic and self.codes in FLOAT8:
-            raise ValueError(
-                f"stochastic must be False for {self.codes}: write stochastic(jnp.int8), whose"
-                f" codes lie closer."
-            )
 
-    def resolve(self, param: Any, magnitude: bool, path: str) -> Format:
+    def resolve(self, param: Any, magnitude: bool, path: str, rate: float | None = None) -> Format:
         shape = np.shape(param)
         block = self._fitting_block(_last_axis(param)) if shape else None
         if block is None or math.prod(shape) < max(self.min_size, 1):
             return AT_LEAST_FLOAT32.resolve(param, magnitude, path)
         check_real(param, magnitude)
-        return Blockwise(self._codec(magnitude), block, self.stochastic)
+        codec = self._codec(magnitude)
+        stochastic = self.stochastic
+        if stochastic is None:
+            stochastic = magnitude and not _resolved(codec, rate)
+        return Blockwise(codec, block, stochastic)
 
     def _fitting_block(self, size: int) -> int | None:
         """The largest divisor of `size` that can be a block; None if there is none."""
         candidates = range(min(self.block, size), SMALLEST_BLOCK - 1, -1)
         return next((b for b in candidates if size % b == 0), None)
 
-    def _codec(self, magnitude: bool) -> Codec:
-        if self.codes in FLOAT8:
-            return Float8(self.codes)
+    def _codec(self, magnitude: bool) -> Power:
         bits = 4 if self.codes == "int4" else 8
         return Power(4, signed=False, bits=bits) if magnitude else Power(2, signed=True, bits=bits)
+
+
+def _resolved(codec: Power, rate: float | None) -> bool:
+    """Whether an average with this weight of a new term moves if it is rounded to the nearest.
+
+    Without gradients it falls by `rate` of itself a step, and must fall by half the distance of two
+    codes: power / (2·level) of itself, at the level of a code out of `steps`. Asked for down to a
+    quarter of the levels: with 8 bits, gradients that are a sixteenth of the largest in the block.
+    """
+    return rate is not None and rate >= 4 * codec.power / (2 * codec.steps)
 
 
 def _last_axis(param: Any) -> int:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adam_jax.formats.base import Format
+from adam_jax.formats.dtypes import in_range
 
 
 @jax.tree_util.register_dataclass
@@ -48,7 +49,7 @@ class Stochastic(Format):
                 f"mu_dtype must be complex for a complex gradient, got stochastic"
                 f" {self.dtype.name}, which would drop its imaginary part: leave it out."
             )
-        x = jax.lax.convert_element_type(x, jnp.float32)
+        x = jax.lax.convert_element_type(in_range(x, self.dtype), jnp.float32)
         if noise is None:
             return Rounded(jax.lax.convert_element_type(x, self.dtype), self)
         return Rounded(rounded_stochastically(x, self.dtype, noise), self)

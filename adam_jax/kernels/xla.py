@@ -13,7 +13,7 @@ from adam_jax.formats.base import Format
 from adam_jax.formats.noise import half, random_bits, salted
 from adam_jax.kernels.barrier import computed_again
 from adam_jax.kernels.turns import alone, first_turn, in_turn, turn_after
-from adam_jax.rules.base import Rule, Slots
+from adam_jax.rules.base import Rule, Slots, bounded
 from adam_jax.rules.slots import Averaged
 
 
@@ -30,7 +30,7 @@ class Leaf(NamedTuple):
       g: the gradient.
       stored: per rule, its slots as their formats keep them.
       param: the parameter; None if no rule reads it and it is not to be changed.
-      salt: uint32, of the leaf and the step, for formats that round stochastically; None if none.
+      salt: of the leaf and the step, for formats that round stochastically; None if none.
     """
 
     g: Any
@@ -212,7 +212,7 @@ def _ruled(
             for slot, fmt, x in zip(rule.slots, formats, stored, strict=True)
         }
         old = Slots(decoded, ok)
-        u, new = rule.step(u, old, scalars, p)
+        u, new = rule.step(bounded(u) if rule.slots else u, old, scalars, p)
         slots.append(tuple(new[slot.name] for slot in rule.slots))
         averaged.append(tuple(old.averaged.get(slot.name) for slot in rule.slots))
     moved = p + u if program.apply and p is not None else u
@@ -231,8 +231,8 @@ class _Noise:
         """For the next slot."""
         number, which = divmod(self.drawn, 2)
         self.drawn += 1
-        salt = salted(self.leaf.salt, part=number)
-        return half(random_bits(jnp.shape(self.leaf.g), salt), which)
+        salt = salted(self.leaf.salt.leaf, part=number)
+        return half(random_bits(jnp.shape(self.leaf.g), salt), which) + self.leaf.salt.turned
 
 
 def _arithmetic_dtype(leaf: Leaf) -> Any:

@@ -123,7 +123,8 @@ def averaged(updates: Any, state: AccumulateState, new: jax.Array, weight: jax.A
             for w in (new, jnp.where(weight > 0, weight, 1))
         )
         with jax.numpy_dtype_promotion("standard"):  # A complex gradient times a real share.
-            moved = old + (part / whole) * (x - old)
+            # By halves: the difference of two finite numbers may be none.
+            moved = old + (2 * part / whole) * (x * 0.5 - old * 0.5)
         # A batch without weight may well have a gradient of 0/0.
         return stored_like(acc, jnp.where(new > 0, moved, old))
 

@@ -8,7 +8,7 @@ import optax
 
 from adam_jax.body import Call
 from adam_jax.leaves import cast, dtypes_of
-from adam_jax.recipe.leafwise import applied, squared_norm, wide
+from adam_jax.recipe.leafwise import applied, global_norm, wide
 from adam_jax.rules.pytrees import frozen_pytree
 from adam_jax.transform import Transformation
 from adam_jax.validation import check_number
@@ -27,10 +27,12 @@ class ClipByGlobalNorm:
 
     def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
         """Multiplies every leaf by the same factor."""
-        norm = jnp.sqrt(squared_norm(updates))
-        # A factor: dividing by the norm, XLA:CPU stores the clipped gradient before it goes on.
-        factor = jnp.minimum(1, jnp.asarray(self.max_norm, norm.dtype) / norm)
-        clipped = jax.tree.map(lambda g: scaled(g, factor), updates)
+        norm = global_norm(updates)
+        # Multiplied, since for a division XLA:CPU stores the clipped gradient before it goes on; by
+        # two factors, as 1 / norm may be less than float32's smallest number.
+        most = jnp.asarray(self.max_norm, norm.value.dtype)
+        factor = jnp.minimum(norm.unit, most / norm.value)
+        clipped = jax.tree.map(lambda g: scaled(scaled(g, 1 / norm.unit), factor), updates)
         if call.ok is not None:
             ok = call.ok
             clipped = jax.tree.map(lambda g: jnp.where(ok, g, 0), clipped)

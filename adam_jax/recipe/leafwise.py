@@ -3,11 +3,13 @@
 A None is a leaf that is left alone, as everywhere in this package.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from adam_jax.formats.base import Format
 from adam_jax.formats.dtypes import leaf_dtype, wider_dtype
@@ -75,11 +77,74 @@ def applied(updates: Any, params: Any) -> Any:
     )
 
 
-def squared_norm(tree: Any) -> jax.Array:
-    """‖x‖² of all leaves together, in the dtype of arithmetic.
+class Norm(NamedTuple):
+    """A norm as value·unit, both scalars in the dtype of arithmetic.
+
+    Attributes:
+      value: the norm in units; infinite only if an element is, NaN if an element is.
+      unit: 1, or a power of two where the sum of squares overflows: a norm above 1.8e19.
+    """
+
+    value: jax.Array
+    unit: jax.Array
+
+
+def global_norm(tree: Any) -> Norm:
+    """‖x‖ of all leaves together.
 
     Written once: two that ask for the norm of the same gradients share one pass over them.
     """
-    sums = [jnp.sum(abs_squared(wide(x))) for x in jax.tree.leaves(tree)]
+    leaves = [wide(x) for x in jax.tree.leaves(tree)]
     with jax.numpy_dtype_promotion("standard"):
-        return sum(sums, start=jnp.zeros([], jnp.float32))
+        dtype = jnp.finfo(jnp.result_type(jnp.float32, *leaves)).dtype
+    return _norm(dtype, leaves)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _norm(dtype: Any, leaves: list[jax.Array]) -> Norm:
+    # A norm of 2⁴⁰ elements that are the largest number has a square in units of this.
+    unit = 2.0 ** (int(jnp.finfo(dtype).maxexp) * 2 // 3)
+
+    def on_cpu(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+        sums = [jnp.sum(abs_squared(x)) for x in leaves]
+        squared = _total(sums, dtype)
+        return squared, jax.lax.cond(squared < jnp.inf, _first, _in_units, squared, sums, leaves)
+
+    def _in_units(_: jax.Array, sums: list[jax.Array], leaves: list[jax.Array]) -> jax.Array:
+        # A factor for each, and no constant: else XLA:CPU stores it as an array of a leaf's size.
+        pairs = zip(leaves, sums, strict=True)
+        scaled = (_times(x, jnp.where(s < 0, 1.0, 1 / unit)) for x, s in pairs)
+        return _total([jnp.sum(abs_squared(x)) for x in scaled], dtype)
+
+    # Elsewhere a branch would wait for the host: both sums, by one reduction.
+    def elsewhere(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+        both = [_two_sums(abs_squared(x), abs_squared(_times(x, 1 / unit))) for x in leaves]
+        return _total([a for a, _ in both], dtype), _total([b for _, b in both], dtype)
+
+    squared, in_units = jax.lax.platform_dependent(leaves, cpu=on_cpu, default=elsewhere)
+    fits = squared < jnp.inf
+    value = jnp.sqrt(jnp.where(fits, squared, in_units))
+    return Norm(value, jnp.where(fits, jnp.ones([], dtype), jnp.asarray(unit, dtype)))
+
+
+def _first(x: jax.Array, *_: Any) -> jax.Array:
+    return x
+
+
+def _total(sums: list[jax.Array], dtype: Any) -> jax.Array:
+    return sum((jax.lax.convert_element_type(x, dtype) for x in sums), start=jnp.zeros([], dtype))
+
+
+def _times(x: jax.Array, factor: Any) -> jax.Array:
+    """A real or complex array times a real number."""
+    with jax.numpy_dtype_promotion("standard"):
+        return x * jnp.asarray(factor, jnp.finfo(x.dtype).dtype)
+
+
+def _two_sums(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    zero = np.zeros([], x.dtype)
+    return tuple(jax.lax.reduce((x, y), (zero, zero), _add_both, tuple(range(x.ndim))))
+
+
+def _add_both(xs: Any, ys: Any) -> Any:
+    return xs[0] + ys[0], xs[1] + ys[1]

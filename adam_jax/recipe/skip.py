@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from adam_jax.body import Body, Call, check_state, counted
-from adam_jax.recipe.leafwise import squared_norm
+from adam_jax.recipe.leafwise import Norm, global_norm
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.transform import Transformation, body_of, chosen
 from adam_jax.validation import check_integer, check_number
@@ -63,18 +63,18 @@ class SkipNonfinite:
         expected = optax.ApplyIfFiniteState if self.spike_sigmas is None else SkipState
         check_state(state, expected, f"of type {expected.__name__}")
         # Not by isfinite of each element: this sum is the one that clipping needs as well.
-        squared = squared_norm(updates)
+        norm = global_norm(updates)
         value = call.extra_args.get("value")
         if value is not None and jnp.ndim(value) != 0:
             raise ValueError(
                 f"value must be a scalar, got shape {jnp.shape(value)}: pass the mean loss."
             )
-        ok = jnp.isfinite(squared)
+        ok = jnp.isfinite(norm.value)
         if value is not None:
             ok &= jnp.isfinite(value)
         spikes: Any = ()
         if isinstance(state, SkipState):
-            ok, spikes = self.without_spikes(ok, jnp.sqrt(squared), value, state.spikes)
+            ok, spikes = self.without_spikes(ok, norm, value, state.spikes)
         taken = ok if call.ok is None else ok & call.ok
         its_call = call._replace(ok=taken)
         result, inner_state = self.inner.run(updates, state.inner_state, params, its_call)
@@ -98,11 +98,13 @@ class SkipNonfinite:
         return result, optax.ApplyIfFiniteState(*new)
 
     def without_spikes(
-        self, ok: jax.Array, norm: jax.Array, value: Any, spikes: SpikeWindow
+        self, ok: jax.Array, norm: Norm, value: Any, spikes: SpikeWindow
     ) -> tuple[jax.Array, SpikeWindow]:
         """Whether this step is none, and the window with it in; only finite ones are written."""
         finite, where = ok, spikes.seen % self.window
-        judged = [(norm, spikes.norms)] + ([] if value is None else [(value, spikes.values)])
+        # An infinite one in the window would make NaN of its mean.
+        size = jnp.minimum(norm.value * norm.unit, jnp.finfo(jnp.float32).max)
+        judged = [(size, spikes.norms)] + ([] if value is None else [(value, spikes.values)])
         enough = spikes.seen >= self.window // 2
         filled = jnp.minimum(spikes.seen, self.window).astype(jnp.float32)
         present = jnp.arange(self.window) < spikes.seen
@@ -148,7 +150,7 @@ def skip_nonfinite(
 ) -> Transformation:
     """Leaves out the steps whose gradient or loss is NaN, infinite, or on request a spike.
 
-        (θ, state) ← inner's if ‖g‖² is finite, else (θ, state)
+        (θ, state) ← inner's if ‖g‖ is finite, else (θ, state)
 
     A skipped step changes nothing but the counters: no moment, no count of a schedule, no weight
     decay. Nothing is applied after the limit either; `skipped(state)` reads the counters and warns.
@@ -172,8 +174,7 @@ def skip_nonfinite(
     Raises:
       ValueError: an argument outside its range.
 
-    Differs from Optax (`apply_if_finite`) in: after the limit the bad gradient is not let in. A
-    norm whose square overflows float32 (1.8e19) counts as infinite.
+    Differs from Optax (`apply_if_finite`) in: after the limit the bad gradient is not let in.
 
     Reference: OLMo's `SkipStepOptimizer` and MaxText's `skip_step_on_spikes` for the window of 128
     and its first half, in which nothing counts as a spike.

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adam_jax.rules.base import DecayRate, Moment, Slot, Slots, abs_squared
+from adam_jax.rules.base import DecayRate, Moment, Slot, Slots, abs_squared, bounded
 from adam_jax.rules.pytrees import frozen_pytree, static
 
 
@@ -78,7 +78,7 @@ class EmaOfSquares(Average):
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        return (Slot("nu", magnitude=True, start=self.start),)
+        return (Slot("nu", magnitude=True, start=self.start, rate=self.rate.complement),)
 
     def term(self, g: jax.Array, new: Mapping[str, jax.Array]) -> jax.Array:
         del new
@@ -136,7 +136,7 @@ class RunningMax(Moment):
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        return (*self.inner.slots, Slot("nu_max", magnitude=True))
+        return (*self.inner.slots, Slot("nu_max", magnitude=True, rate=1.0))
 
     def scalars(self, count: Any) -> Any:
         after = () if self.correct_max is None else self.correct_max.debiasing(count)
@@ -159,7 +159,9 @@ class DecayingMax(Moment):
     rate: DecayRate
     eps: Any
 
-    slots = (Slot("nu", magnitude=True),)
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return (Slot("nu", magnitude=True, rate=self.rate.complement),)
 
     def step(
         self, g: jax.Array, old: Slots, scalars: Any, new: Mapping[str, jax.Array]
@@ -180,11 +182,13 @@ class EmaOfSurprise(Average):
 
     eps: Any = 0.0
 
-    slots = (Slot("nu", magnitude=True),)
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return (Slot("nu", magnitude=True, rate=self.rate.complement),)
 
     def term(self, g: jax.Array, new: Mapping[str, jax.Array]) -> jax.Array:
         # Through the average, whose weight of a new term is 1-b: eps / (1-b) comes out as eps.
-        return abs_squared(g - new["mu"]) + self.eps / self.rate.complement
+        return abs_squared(bounded(g - new["mu"], times=4)) + self.eps / self.rate.complement
 
 
 @frozen_pytree
