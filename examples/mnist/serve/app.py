@@ -157,4 +157,7 @@ def application(
         Route("/healthz", app.health, methods=["GET"]),
         Route("/", app.show_page, methods=["GET"]),
     ]
-    return Starlette(routes=routes, lifespan=running, exception_handlers=handlers)  # type: ignore
+    server = Starlette(routes=routes, lifespan=running, exception_handlers=handlers)  # type: ignore
+    # /predict/ would be answered by a redirect to whatever host the request names.
+    server.router.redirect_slashes = False
+    return server
