@@ -25,6 +25,7 @@ from jax._src.lib import _jax  # pyright: ignore
 from jax.experimental import topologies
 
 import adam_jax
+from examples.options import positive
 
 # The card as a text proto. Fewer fields give other fusions; one that jaxlib 0.10.2 lacks, an error.
 H200 = """platform_name: "CUDA" device_description_str: "NVIDIA H200 141GB HBM3e"
@@ -247,7 +248,9 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--pjrt", metavar="FOLDER", help="where the wheel was installed to")
     arguments.add_argument("--only", metavar="WORD", default="", help="cases with it in their name")
-    arguments.add_argument("--side", metavar="N", type=int, default=SIDE, help="leaves are N x N")
+    arguments.add_argument(
+        "--side", metavar="N", type=positive, default=SIDE, help="leaves are N x N"
+    )
     arguments.add_argument("--json", metavar="FILE", type=Path, help="the table goes there too")
     args = arguments.parse_args()
     jax.config.update("jax_platforms", "cpu")  # A GPU that is there stays out of it.

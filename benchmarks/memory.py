@@ -28,6 +28,7 @@ import optax
 
 import adam_jax
 from benchmarks.machine import describe
+from examples.options import positive
 
 WIDTHS = 128  # Every width is a multiple of it.
 LAYERS = 12
@@ -177,7 +178,9 @@ def in_own_process(name: str, size: int) -> dict[str, Any]:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--size", metavar="N", type=int, default=100_000_000, help="parameters")
+    arguments.add_argument(
+        "--size", metavar="N", type=positive, default=100_000_000, help="parameters"
+    )
     arguments.add_argument("--json", metavar="FILE", type=Path, help="the rows go there too")
     arguments.add_argument("--case", choices=CASES, help="this one alone, here, as JSON")
     args = arguments.parse_args()

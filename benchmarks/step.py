@@ -45,6 +45,7 @@ from benchmarks.peers import (
     steps as steps_of,
 )
 from benchmarks.tables import Row, as_json, markdown
+from examples.options import positive
 
 OPTAX, PLAIN, TORCH = "optax.adamw", "adam_jax.adamw", "torch fused AdamW"
 COPY, COPY_BYTES = "x + 1, 8 B/p", 8
@@ -250,7 +251,9 @@ def main() -> None:
     arguments.add_argument("--fast", action="store_true", help="small sizes: shows that it runs")
     arguments.add_argument("--json", metavar="FILE", type=Path, help="the rows go there too")
     arguments.add_argument("--only", metavar="WORD", default="", help="tables with it in the title")
-    arguments.add_argument("--rounds", metavar="N", type=int, help="default: 24, with --fast 2")
+    arguments.add_argument(
+        "--rounds", metavar="N", type=positive, help="default: 24, with --fast 2"
+    )
     args = arguments.parse_args()
     rounds = args.rounds or (2 if args.fast else 24)
     # PyTorch needs room beside JAX on a GPU; read when JAX looks for its devices.

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from examples.mnist.data import DataError
+from examples.options import seed
 
 Result = dict[str, Any]
 """What a piece found: numbers, texts, lists of them; arrays become lists."""
@@ -160,14 +161,6 @@ def write_whole(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def positive(text: str) -> int:
-    """The type of a command's argument that counts something."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
-
-
 def arguments(module: str, doc: str | None, digits: bool = True) -> argparse.ArgumentParser:
     """The options that all experiments have: --out, --fast, --seed, and --data-dir."""
     name = module.removeprefix("examples.")
@@ -180,7 +173,7 @@ def arguments(module: str, doc: str | None, digits: bool = True) -> argparse.Arg
         "--out", type=Path, default=Path("runs") / name, help="folder of the results (%(default)s)"
     )
     parser.add_argument("--fast", action="store_true", help="a small version: shows that it runs")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     if digits:
         parser.add_argument(
             "--data-dir",

@@ -1,6 +1,7 @@
 """The commands that train and measure a model: train, evaluate."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
@@ -13,7 +14,10 @@ from examples.mnist import data, distributed, evaluate
 from examples.mnist.models import MODELS
 from examples.mnist.runs import Config, Run, RunError
 from examples.mnist.train import OPTIMIZERS, SCHEDULES, train, trained
-from examples.study import positive
+from examples.options import number, positive, rate, whole
+
+seed = number(int, "a whole number of 64 bits", lambda n: -(2**63) <= n < 2**63)
+process_id = number(int, "a whole number of at least 0", lambda n: n >= 0)
 
 
 def add_commands(commands: Any) -> None:
@@ -32,11 +36,11 @@ def add_commands(commands: Any) -> None:
     t = commands.add_parser("train", parents=[digits], help="train a model")
     t.add_argument("--model", choices=MODELS, default=default.model)
     t.add_argument("--optimizer", choices=OPTIMIZERS, default=default.optimizer)
-    t.add_argument("--learning-rate", type=_rate, default=default.learning_rate)
+    t.add_argument("--learning-rate", type=rate, default=default.learning_rate)
     t.add_argument("--schedule", choices=SCHEDULES, default=default.schedule)
     t.add_argument("--epochs", type=positive, default=default.epochs)
     t.add_argument("--batch-size", type=positive, default=default.batch_size)
-    t.add_argument("--seed", type=_seed, default=default.seed)
+    t.add_argument("--seed", type=seed, default=default.seed)
     t.add_argument("--augment", action="store_true", help="shift and turn the digits at random")
     t.add_argument(
         "--out", type=Path, default=Path("runs/mnist"), help="folder of the run (%(default)s)"
@@ -49,8 +53,10 @@ def add_commands(commands: Any) -> None:
         help="train in so many processes, started on this machine unless --process-id says which"
         " of them this is; auto: as SLURM, GKE or a TPU pod says",
     )
-    t.add_argument("--process-id", type=int, help="which of the processes this is, from 0")
-    t.add_argument("--coordinator", metavar="HOST:PORT", help="an address of process 0")
+    t.add_argument("--process-id", type=process_id, help="which of the processes this is, from 0")
+    t.add_argument(
+        "--coordinator", type=_address, metavar="HOST:PORT", help="an address of process 0"
+    )
 
     e = commands.add_parser("evaluate", parents=[digits], help="loss and accuracy of a run")
     e.add_argument("run", type=Path, metavar="RUN")
@@ -58,21 +64,20 @@ def add_commands(commands: Any) -> None:
     e.set_defaults(call=_evaluate)
 
 
-def _rate(text: str) -> float:
-    number = float(text)
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be in [0, inf), got {text}")
-    return number
-
-
-def _seed(text: str) -> int:
-    if not -(2**63) <= (seed := int(text)) < 2**63:
-        raise argparse.ArgumentTypeError(f"must have 64 bits, got {text}")
-    return seed
-
-
 def _processes(text: str) -> int | str:
-    return text if text == "auto" else positive(text)
+    with contextlib.suppress(argparse.ArgumentTypeError):
+        return text if text == "auto" else positive(text)
+    raise argparse.ArgumentTypeError(
+        f'must be a whole number of at least 1, or "auto", got {text!r}'
+    )
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    with contextlib.suppress(argparse.ArgumentTypeError):
+        if host and whole(1, 65535)(port):
+            return text
+    raise argparse.ArgumentTypeError(f"must be HOST:PORT, got {text!r}")
 
 
 def _digits(arguments: argparse.Namespace, data_dir: str | None) -> data.Digits:
