@@ -28,6 +28,7 @@ import optax
 
 import adam_jax
 from benchmarks.machine import describe
+from examples import strict_json
 from examples.options import positive
 
 WIDTHS = 128  # Every width is a multiple of it.
@@ -187,7 +188,7 @@ def main() -> None:
     if args.size < SMALLEST:
         arguments.error(f"--size must be at least {SMALLEST}, got {args.size}")
     if args.case:
-        print(json.dumps(measure(CASES[args.case], args.size)))
+        print(json.dumps(measure(CASES[args.case], args.size), allow_nan=False))
         return
     machine = describe("jax", "jaxlib", "optax")
     print(f"{machine}\n", flush=True)
@@ -196,7 +197,7 @@ def main() -> None:
     if args.json:
         command = shlex.join(["python", "-m", "benchmarks.memory", *sys.argv[1:]])
         about = {"machine": machine, "command": command}
-        args.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+        args.json.write_text(strict_json.dumps({**about, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ steps have other sizes.
 
 import argparse
 import gc
-import json
 import os
 import shlex
 import sys
@@ -45,6 +44,7 @@ from benchmarks.peers import (
     steps as steps_of,
 )
 from benchmarks.tables import Row, as_json, markdown
+from examples import strict_json
 from examples.options import positive
 
 OPTAX, PLAIN, TORCH = "optax.adamw", "adam_jax.adamw", "torch fused AdamW"
@@ -275,7 +275,7 @@ def main() -> None:
     if args.json:
         command = shlex.join(["python", "-m", "benchmarks.step", *sys.argv[1:]])
         about = {"machine": machine, "versions": versions(), "command": command, "rounds": rounds}
-        args.json.write_text(json.dumps({**about, "rows": as_json(rows)}, indent=1) + "\n")
+        args.json.write_text(strict_json.dumps({**about, "rows": as_json(rows)}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

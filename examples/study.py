@@ -23,6 +23,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from examples import strict_json
 from examples.mnist.data import DataError
 from examples.options import seed
 
@@ -66,7 +67,7 @@ class Study:
                     f" choose another --out, or remove it"
                 )
         else:
-            write_whole(path, json.dumps(settings, indent=1) + "\n")
+            write_whole(path, json.dumps(settings, indent=1, allow_nan=False) + "\n")
         self.done: dict[str, Result] = {}
         self.seconds: dict[str, float] = {}
         for line in self._lines():
@@ -78,7 +79,7 @@ class Study:
         whole, _, torn = text.rpartition("\n")
         if torn:  # Killed while it wrote: that piece is computed again.
             write_whole(path, whole and whole + "\n")
-        return [json.loads(line) for line in whole.splitlines()]
+        return [strict_json.loads(line) for line in whole.splitlines()]
 
     def run(self, pieces: Iterable[Piece]) -> dict[str, Result]:
         """Computes the pieces that are missing, in order; returns the results of all.
@@ -125,10 +126,10 @@ class Study:
     def save(self, name: str, result: Result, seconds: float) -> None:
         """Writes one piece."""
         line = {"name": name, "seconds": round(seconds, 3), "result": result}
-        text = json.dumps(line, default=plain)
+        text = strict_json.dumps(line, default=plain)
         with (self.folder / "pieces.jsonl").open("a") as file:
             file.write(text + "\n")
-        self.done[name], self.seconds[name] = json.loads(text)["result"], seconds
+        self.done[name], self.seconds[name] = strict_json.loads(text)["result"], seconds
 
     def say(self, text: str) -> None:
         """Prints a line that a terminal may wrap and nothing else does."""

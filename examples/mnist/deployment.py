@@ -86,7 +86,12 @@ def _predict(arguments: argparse.Namespace) -> int:
             )
     for path in images:
         digits = pictures.read_digits(path)
-        for i, p in enumerate(np.exp(log_probabilities(digits))):
+        found = np.exp(log_probabilities(digits))
+        if np.isnan(found).any():
+            raise UserError(
+                f"the model says NaN of {path}; train it again, with a lower --learning-rate"
+            )
+        for i, p in enumerate(found):
             name = f"{path}[{i}]" if len(digits) > 1 else f"{path}"
             print(f"{name}: {labels[p.argmax()]} ({p.max():.1%})")
     return 0

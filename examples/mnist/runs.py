@@ -1,7 +1,7 @@
 """What a training run leaves on disk: its settings, its metrics, its checkpoints.
 
 RUN/config.json      the settings
-RUN/metrics.jsonl    one line an epoch
+RUN/metrics.jsonl    one line an epoch; a loss that is NaN is the text "NaN" (strict_json.py)
 RUN/checkpoints/N/   the training state after N epochs (Orbax), the last two
 RUN/checkpoints/N/b2sums     the checksums of its files, as `b2sum --check b2sums` reads them
 RUN/checkpoints/N.corrupt/   one that did not have them any more, set aside when N was saved again
@@ -26,6 +26,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
+from examples import strict_json
 from examples.mnist import distributed
 from examples.mnist.errors import UserError
 from examples.mnist.models import MODELS
@@ -188,7 +189,7 @@ class Run:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         with _writing(folder / "config.json"):
             (folder / "metrics.jsonl").write_text("")
-            text = json.dumps(dataclasses.asdict(config), indent=1) + "\n"
+            text = json.dumps(dataclasses.asdict(config), indent=1, allow_nan=False) + "\n"
             write_whole(folder / "config.json", text)
 
     @classmethod
@@ -281,7 +282,7 @@ class Run:
         path, epochs = self.folder / "metrics.jsonl", self.epochs_saved
         entries: list[Any] = []
         with contextlib.suppress(OSError, ValueError, RecursionError):
-            entries += map(json.loads, path.read_bytes().splitlines()[:epochs])
+            entries += map(strict_json.loads, path.read_bytes().splitlines()[:epochs])
         for epoch in range(1, epochs + 1):
             entry: Any = entries[epoch - 1] if epoch <= len(entries) else None
             right = isinstance(entry, dict) and entry.keys() == QUANTITIES
@@ -295,6 +296,6 @@ class Run:
 
     def write_metrics(self, metrics: list[dict[str, float]]) -> None:
         """Rewrites the lines, all of them or none. Raises RunError if the disk is full."""
-        text = "".join(json.dumps(entry) + "\n" for entry in metrics)
+        text = "".join(strict_json.dumps(entry) + "\n" for entry in metrics)
         with _writing(self.folder / "metrics.jsonl"):
             write_whole(self.folder / "metrics.jsonl", text)

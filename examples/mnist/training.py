@@ -3,13 +3,13 @@
 import argparse
 import contextlib
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from examples import strict_json
 from examples.mnist import data, distributed, evaluate
 from examples.mnist.models import MODELS
 from examples.mnist.runs import Config, Run, RunError
@@ -120,7 +120,7 @@ def _train(arguments: argparse.Namespace) -> int:
         )
     summary = train(run, digits, devices)
     if distributed.speaks():
-        print(json.dumps(summary))
+        print(strict_json.dumps(summary))
     return 0
 
 
@@ -128,5 +128,6 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     run = Run.open(arguments.run)
     graph, params = trained(run)
     digits = _digits(arguments, arguments.data_dir or run.config.data_dir)
-    print(json.dumps(evaluate.evaluate(graph, params, digits.test_images, digits.test_labels)))
+    found = evaluate.evaluate(graph, params, digits.test_images, digits.test_labels)
+    print(strict_json.dumps(found))
     return 0

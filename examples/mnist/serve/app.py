@@ -33,7 +33,7 @@ PAGE_HEADERS = {
 
 def as_json(content: object, status: int = 200, **headers: str) -> Response:
     """One line of JSON."""
-    text = json.dumps(content) + "\n"
+    text = json.dumps(content, allow_nan=False) + "\n"
     return Response(text, status, headers, media_type="application/json")
 
 
