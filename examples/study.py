@@ -23,7 +23,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+import examples
 from examples import strict_json
+from examples.endings import memory_ended
 from examples.mnist.data import DataError
 from examples.options import seed
 
@@ -188,10 +190,16 @@ def arguments(module: str, doc: str | None, digits: bool = True) -> argparse.Arg
 def command(main: Callable[[], None]) -> None:
     """Runs an experiment; what the user can mend is one line on stderr and the exit status 1."""
     logging.getLogger("jax").setLevel(logging.ERROR)
+    examples.raise_interrupts()
     try:
         main()
     except (DataError, StudyError, OSError) as error:
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        if not (ended := memory_ended(error)):
+            raise
+        print(f"error: {ended}; free some, then the same command goes on", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)

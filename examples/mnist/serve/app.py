@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from examples.endings import memory_ended
 from examples.mnist.serve import bodies
 from examples.mnist.serve.batching import Batcher, Overloaded, Program
 from examples.mnist.serve.bodies import MAX_BODY, Refused
@@ -80,6 +81,10 @@ class Application:
             raise Refused(408, "the body did not come in time; send it faster") from None
         except Overloaded:
             raise Refused(503, "too many digits are waiting; try again later") from None
+        except Exception as error:
+            if not memory_ended(error):
+                raise
+            raise Refused(503, "memory ended; try again later") from error
         return as_json({"predictions": [self.prediction(each) for each in found]})
 
     def prediction(self, probabilities: np.ndarray) -> dict[str, object]:
