@@ -26,7 +26,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 import examples
 from examples import strict_json
 from examples.endings import memory_ended
-from examples.mnist.data import DataError
+from examples.lock import locked
+from examples.mnist.errors import UserError
 from examples.options import seed
 
 Result = dict[str, Any]
@@ -56,22 +57,31 @@ class Study:
     """A folder with the pieces that are done."""
 
     def __init__(self, folder: Path, settings: Result):
-        """Opens a study, or begins it. Raises StudyError if it was begun with other settings."""
+        """Opens a study, or begins it.
+
+        Raises:
+          StudyError: it was begun with other settings.
+          UserError: another process works on it.
+        """
         self.folder, self.console = folder, Console(highlight=False)
-        folder.mkdir(parents=True, exist_ok=True)
         path, settings = folder / "settings.json", json.loads(json.dumps(settings))
-        if path.exists():
-            before = json.loads(path.read_text())
-            differing = sorted(k for k in {*before, *settings} if before.get(k) != settings.get(k))
-            if differing:
-                raise StudyError(
-                    f"{folder} holds a study with other settings ({', '.join(differing)});"
-                    f" choose another --out, or remove it"
-                )
-        else:
-            write_whole(path, json.dumps(settings, indent=1, allow_nan=False) + "\n")
         self.done: dict[str, Result] = {}
         self.seconds: dict[str, float] = {}
+        with locked(folder):
+            if path.exists():
+                before = json.loads(path.read_text())
+                names = {*before, *settings}
+                differing = sorted(k for k in names if before.get(k) != settings.get(k))
+                if differing:
+                    raise StudyError(
+                        f"{folder} holds a study with other settings ({', '.join(differing)});"
+                        f" choose another --out, or remove it"
+                    )
+            else:
+                write_whole(path, json.dumps(settings, indent=1, allow_nan=False) + "\n")
+            self._load()
+
+    def _load(self) -> None:
         for line in self._lines():
             self.done[line["name"]], self.seconds[line["name"]] = line["result"], line["seconds"]
 
@@ -87,9 +97,13 @@ class Study:
         """Computes the pieces that are missing, in order; returns the results of all.
 
         A terminal shows a bar with the time left, from the costs and the seconds so far; elsewhere
-        each piece is a line.
+        each piece is a line. Raises UserError if another process works on the study.
         """
-        pieces = list(pieces)
+        with locked(self.folder):
+            self._load()  # Another process may have gone on with it since it was opened.
+            return self._run(list(pieces))
+
+    def _run(self, pieces: list[Piece]) -> dict[str, Result]:
         missing = [piece for piece in pieces if piece.name not in self.done]
         before = len(pieces) - len(missing)
         if before:
@@ -193,7 +207,7 @@ def command(main: Callable[[], None]) -> None:
     examples.raise_interrupts()
     try:
         main()
-    except (DataError, StudyError, OSError) as error:
+    except (UserError, StudyError, OSError) as error:
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(1)
     except Exception as error:

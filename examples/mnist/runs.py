@@ -1,5 +1,6 @@
 """What a training run leaves on disk: its settings, its metrics, its checkpoints.
 
+RUN/lock             held while the run is trained; says by whom (examples/lock.py)
 RUN/config.json      the settings
 RUN/metrics.jsonl    one line an epoch; a loss that is NaN is the text "NaN" (strict_json.py)
 RUN/checkpoints/N/   the training state after N epochs (Orbax), the last two
@@ -214,8 +215,7 @@ class Run:
         """
         if self._readable is None:
             self._wait()
-            steps = sorted(self._checkpoints.all_steps(), reverse=True)
-            readable = next((n for n in steps if _is_whole(self._directory / str(n))), 0)
+            steps, readable = self._look()
             self._unreadable = [n for n in steps if n > readable]
             if self._unreadable:
                 paths = [self.folder / "checkpoints" / str(n) for n in self._unreadable]
@@ -227,6 +227,19 @@ class Run:
                     print(f"{fault}; using that of epoch {readable} instead", file=sys.stderr)
             self._readable = readable
         return self._readable
+
+    def _look(self) -> tuple[list[int], int]:
+        """The epochs of all checkpoints, the last first; the last that can be read, or 0."""
+        before: list[int] = []
+        while True:
+            self._checkpoints.reload()
+            steps = sorted(self._checkpoints.all_steps(), reverse=True)
+            if steps == before:
+                return steps, 0
+            readable = next((n for n in steps if _is_whole(self._directory / str(n))), 0)
+            if readable:
+                return steps, readable
+            before = steps  # Were they bad, or did a training take them away meanwhile?
 
     def save(self, epochs: int, state: Any) -> None:
         """Writes a checkpoint in the background. Raises RunError if the last had no room."""

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from examples import strict_json
+from examples.lock import locked
 from examples.mnist import data, distributed, evaluate
 from examples.mnist.models import MODELS
 from examples.mnist.runs import Config, Run, RunError
@@ -106,19 +107,21 @@ def _train(arguments: argparse.Namespace) -> int:
     # Before a folder is made: is there a batch at all?
     data.batches(jax.random.key(0), len(digits.train_images), config.batch_size)
     devices.check(config.batch_size)
-    begun = (arguments.out / "config.json").exists()
-    distributed.wait_for_all("looked for a run")
-    if not (arguments.resume and begun) and distributed.speaks():
-        Run.prepare(arguments.out, config)
-    distributed.wait_for_all("made a run")
-    run = Run.open(arguments.out)
-    differing = [name for name in names if getattr(run.config, name) != getattr(config, name)]
-    if differing:
-        raise RunError(
-            f"{arguments.out} was trained with other settings ({', '.join(differing)});"
-            f" resume with the same, or choose another --out"
-        )
-    summary = train(run, digits, devices)
+    # Of several processes the first holds it: all end when it does, and it when another does.
+    with locked(arguments.out) if distributed.speaks() else contextlib.nullcontext():
+        begun = (arguments.out / "config.json").exists()
+        distributed.wait_for_all("looked for a run")
+        if not (arguments.resume and begun) and distributed.speaks():
+            Run.prepare(arguments.out, config)
+        distributed.wait_for_all("made a run")
+        run = Run.open(arguments.out)
+        differing = [name for name in names if getattr(run.config, name) != getattr(config, name)]
+        if differing:
+            raise RunError(
+                f"{arguments.out} was trained with other settings ({', '.join(differing)});"
+                f" resume with the same, or choose another --out"
+            )
+        summary = train(run, digits, devices)
     if distributed.speaks():
         print(strict_json.dumps(summary))
     return 0
