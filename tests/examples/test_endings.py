@@ -38,7 +38,7 @@ def interrupted_at_import(name, words, time=1):
     )
     said, seen = [], 0
     with process:
-        for line in process.stderr:
+        for line in iter(process.stderr.readline, ""):
             if not line.startswith("import time:"):
                 said.append(line)
             elif re.search(rf"\| +{re.escape(name)}$", line.rstrip("\n")):
