@@ -42,7 +42,7 @@ def append_json_line(path: str | os.PathLike[str], record: Record) -> bool:
 
     Each line is strict JSON, which has no NaN and no infinities: they are written as the texts
     "NaN", "Infinity" and "-Infinity", as in protobuf's JSON. `read_json_lines` reads them as the
-    floats that they were, JavaScript's `Number(...)` and Python's `float(...)` do, too.
+    floats that they were; JavaScript's `Number(...)` and Python's `float(...)` do, too.
 
     Args:
       path: the file; it is created, with its folder, where it is missing. One process writes it.
@@ -60,9 +60,7 @@ def append_json_line(path: str | os.PathLike[str], record: Record) -> bool:
             f"record must have a step, got the entries {sorted(record)}: pass"
             f" adam_jax.measured(state)."
         )
-    numbers = json.dumps({"step": record["step"], **record}, default=float)
-    strict = json.loads(numbers, parse_constant=str)  # The constants are NaN and the infinities.
-    line = json.dumps(strict, allow_nan=False).encode() + b"\n"
+    line = _strict({"step": record["step"], **record}).encode() + b"\n"
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
         whole, rest = _last_lines(file)
@@ -187,6 +185,14 @@ def plot(
     # Without pyplot nobody tells IPython how a figure is shown.
     figure._repr_png_ = functools.partial(_png, figure)  # pyright: ignore[reportAttributeAccessIssue]
     return figure
+
+
+def _strict(entries: Record) -> str:
+    try:
+        return json.dumps(entries, default=float, allow_nan=False)
+    except ValueError:  # NaN and infinities, the only constants that JSON does not have.
+        named = json.loads(json.dumps(entries, default=float), parse_constant=str)
+        return json.dumps(named, allow_nan=False)
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
