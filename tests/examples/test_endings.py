@@ -55,6 +55,7 @@ def interrupted_at_import(name, words, time=1):
         ("numpy.version", ["examples.mnist", "evaluate", "runs/none"]),
         ("jax.version", ["examples.mnist", "serve", "runs/none"]),
         ("flax.core.frozen_dict", ["examples.mnist", "train", "--epochs", "none"]),
+        ("flax.core.frozen_dict", ["examples.mnist", "predict", "runs/none", "digit.png"]),
         ("jax.version", ["examples.text", "train", "--steps", "none"]),
         ("jax.version", ["examples.gradient_release", "--layers", "none"]),
     ],
