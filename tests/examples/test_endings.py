@@ -92,7 +92,7 @@ def test_ctrl_c_where_nothing_is_imported_any_more_says_how_to_go_on(tmp_path):
 
 
 def of_xla():
-    jnp.zeros(1 << 50, jnp.int8)
+    jnp.zeros(1 << 50, jnp.int8).block_until_ready()
 
 
 def of_numpy():
