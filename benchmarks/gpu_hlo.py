@@ -8,7 +8,6 @@ without it this Python's packages are searched. Only this file uses JAX's privat
 
 import argparse
 import functools
-import json
 import math
 import os
 import re
@@ -25,6 +24,8 @@ from jax._src.lib import _jax  # pyright: ignore
 from jax.experimental import topologies
 
 import adam_jax
+from examples import strict_json
+from examples.options import positive
 
 # The card as a text proto. Fewer fields give other fusions; one that jaxlib 0.10.2 lacks, an error.
 H200 = """platform_name: "CUDA" device_description_str: "NVIDIA H200 141GB HBM3e"
@@ -246,7 +247,9 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--pjrt", metavar="FOLDER", help="where the wheel was installed to")
     arguments.add_argument("--only", metavar="WORD", default="", help="cases with it in their name")
-    arguments.add_argument("--side", metavar="N", type=int, default=SIDE, help="leaves are N x N")
+    arguments.add_argument(
+        "--side", metavar="N", type=positive, default=SIDE, help="leaves are N x N"
+    )
     arguments.add_argument("--json", metavar="FILE", type=Path, help="the table goes there too")
     args = arguments.parse_args()
     jax.config.update("jax_platforms", "cpu")  # A GPU that is there stays out of it.
@@ -257,7 +260,7 @@ def main() -> None:
         arguments.exit(2, f"{missing}\n")
     rows = {name: measure(case, args.side) for name, case in CASES.items() if args.only in name}
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+        args.json.write_text(strict_json.dumps(rows, indent=1) + "\n")
     print(", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "jaxlib", "optax")))
     columns = ["case", *next(iter(rows.values()), {})]
     print(f"\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")

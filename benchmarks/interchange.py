@@ -4,7 +4,6 @@ python -m benchmarks.interchange [--only WORD] [--json FILE]
 """
 
 import argparse
-import json
 import sys
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ import jax
 from benchmarks.interchange_cases import LIBRARIES, Conversion
 from benchmarks.interchange_runs import apart, gradients, start
 from benchmarks.machine import describe
+from examples import strict_json
 
 BEFORE, AFTER = 30, 20
 
@@ -86,7 +86,7 @@ def main() -> None:
     print(markdown(found))
     if options.json:
         with open(options.json, "w") as file:
-            json.dump([d._asdict() for d in found], file, indent=1)
+            file.write(strict_json.dumps([d._asdict() for d in found], indent=1))
 
 
 if __name__ == "__main__":

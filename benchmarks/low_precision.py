@@ -13,7 +13,6 @@ a tenth since step 1000: under 1 where nu does not follow.
 """
 
 import argparse
-import json
 import math
 import shlex
 import statistics
@@ -31,6 +30,7 @@ from adam_jax.formats.codecs import Power
 from benchmarks.codecs import BITSANDBYTES, FLASH, peers
 from benchmarks.low_precision_tasks import Task, text_task
 from benchmarks.machine import describe
+from examples import strict_json
 
 Form = tuple[Any, Any]
 """How mu and nu are stored: `mu_dtype` and `nu_dtype`."""
@@ -267,7 +267,7 @@ def table(columns: Columns, rows: list[Row]) -> str:
 def write_json(path: Path, module: str, machine: str, tables: dict[str, list[Row]]) -> None:
     command = shlex.join(["python", "-m", module, *sys.argv[1:]])
     found = {"machine": machine, "command": command, "tables": tables}
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    path.write_text(strict_json.dumps(found, indent=1) + "\n")
 
 
 def main() -> None:

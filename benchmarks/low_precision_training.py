@@ -31,6 +31,7 @@ import adam_jax
 from benchmarks.low_precision import Columns, Row, bytes_per_parameter, table, write_json
 from benchmarks.low_precision_tasks import Task, cast, digits_task, first_weights, text_task
 from benchmarks.machine import describe
+from examples.options import positive
 
 LAST = 15  # Batches whose mean is a run's loss.
 SMALL = 1 / 20  # Of the usual learning rate.
@@ -256,7 +257,7 @@ def draw(tables: dict[str, list[Row]], path: Path) -> None:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--fast", action="store_true", help="short: shows that it runs")
-    arguments.add_argument("--seeds", metavar="N", type=int, default=3)
+    arguments.add_argument("--seeds", metavar="N", type=positive, default=3)
     arguments.add_argument("--model", choices=("text", "cnn", "all"), default="all")
     arguments.add_argument("--data-dir", metavar="DIR", type=Path, help="MNIST's four files")
     arguments.add_argument("--json", metavar="FILE", type=Path, help="the rows go there too")

@@ -28,6 +28,8 @@ import optax
 
 import adam_jax
 from benchmarks.machine import describe
+from examples import strict_json
+from examples.options import positive
 
 WIDTHS = 128  # Every width is a multiple of it.
 LAYERS = 12
@@ -177,14 +179,16 @@ def in_own_process(name: str, size: int) -> dict[str, Any]:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--size", metavar="N", type=int, default=100_000_000, help="parameters")
+    arguments.add_argument(
+        "--size", metavar="N", type=positive, default=100_000_000, help="parameters"
+    )
     arguments.add_argument("--json", metavar="FILE", type=Path, help="the rows go there too")
     arguments.add_argument("--case", choices=CASES, help="this one alone, here, as JSON")
     args = arguments.parse_args()
     if args.size < SMALLEST:
         arguments.error(f"--size must be at least {SMALLEST}, got {args.size}")
     if args.case:
-        print(json.dumps(measure(CASES[args.case], args.size)))
+        print(json.dumps(measure(CASES[args.case], args.size), allow_nan=False))
         return
     machine = describe("jax", "jaxlib", "optax")
     print(f"{machine}\n", flush=True)
@@ -193,7 +197,7 @@ def main() -> None:
     if args.json:
         command = shlex.join(["python", "-m", "benchmarks.memory", *sys.argv[1:]])
         about = {"machine": machine, "command": command}
-        args.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+        args.json.write_text(strict_json.dumps({**about, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

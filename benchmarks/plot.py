@@ -8,7 +8,6 @@ what the ratio may be at most. Needs matplotlib.
 
 import argparse
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+
+from examples import strict_json
 
 # Told apart with every kind of colour vision.
 OURS, OTHERS, MISSED, TARGET = "#4477aa", "#bbbbbb", "#ee6677", "#222222"
@@ -96,7 +97,7 @@ def main() -> None:
     arguments.add_argument("file", metavar="FILE.json", type=Path)
     arguments.add_argument("out", metavar="OUT.png", type=Path)
     args = arguments.parse_args()
-    chart(json.loads(args.file.read_text())).savefig(args.out, dpi=130)
+    chart(strict_json.loads(args.file.read_text())).savefig(args.out, dpi=130)
 
 
 if __name__ == "__main__":

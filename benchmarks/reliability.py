@@ -28,6 +28,7 @@ from benchmarks import reliability_faults as faults
 from benchmarks import reliability_fuzz as fuzz
 from benchmarks import reliability_steps as steps
 from benchmarks.machine import describe
+from examples.options import positive, seed
 
 Fault = Callable[[faults.Training, Path, random.Random], str]
 Row = tuple[str, int, int, str]
@@ -129,10 +130,10 @@ def main() -> None:
     arguments = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    arguments.add_argument("--times", type=int, default=30, help="each fault (%(default)s)")
-    arguments.add_argument("--epochs", type=int, default=12, help="of each (%(default)s)")
+    arguments.add_argument("--times", type=positive, default=30, help="each fault (%(default)s)")
+    arguments.add_argument("--epochs", type=positive, default=12, help="of each (%(default)s)")
     arguments.add_argument("--only", default="", metavar="REGEX")
-    arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--seed", type=seed, default=0)
     arguments.add_argument("--fast", action="store_true")
     a = arguments.parse_args()
     rows: list[Row] = []

@@ -12,7 +12,6 @@ that to all-reduce it.
 """
 
 import argparse
-import json
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import adam_jax
 from adam_jax import scale
 from benchmarks.machine import describe
+from examples import strict_json
 
 Row = dict[str, Any]
 COUNT = 8
@@ -245,7 +245,7 @@ def main() -> None:
             cells = (f"{x:.3g}" if isinstance(x, float) else str(x) for x in row.values())
             print(f"| {' | '.join(cells)} |")
     if args.json:
-        args.json.write_text(json.dumps(tables, indent=1) + "\n")
+        args.json.write_text(strict_json.dumps(tables, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from PIL import Image
 from benchmarks.machine import describe
 from examples.mnist import data, export
 from examples.mnist.models import MODELS
+from examples.options import above_0, positive
 
 
 class WideMLP(nnx.Module):
@@ -132,9 +133,9 @@ def main() -> None:
     arguments.add_argument(
         "--models", nargs="+", choices=SERVED, default=["cnn", "mlp", "wide-mlp"]
     )
-    arguments.add_argument("--clients", nargs="+", type=int, default=[1, 64, 200])
-    arguments.add_argument("--seconds", type=float, default=5.0, help="of each (%(default)s)")
-    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--clients", nargs="+", type=positive, default=[1, 64, 200])
+    arguments.add_argument("--seconds", type=above_0, default=5.0, help="of each (%(default)s)")
+    arguments.add_argument("--rounds", type=positive, default=5)
     arguments.add_argument("--fast", action="store_true", help="one short round of the MLP")
     a = arguments.parse_args()
     if a.fast:

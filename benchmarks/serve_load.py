@@ -72,7 +72,8 @@ def main() -> None:
     """Reads the bytes of the request, sends them again and again, and prints the times."""
     port, clients, seconds = sys.argv[1:]
     request = sys.stdin.buffer.read()
-    print(json.dumps(asyncio.run(load(request, int(port), int(clients), float(seconds)))))
+    found = asyncio.run(load(request, int(port), int(clients), float(seconds)))
+    print(json.dumps(found, allow_nan=False))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ steps have other sizes.
 
 import argparse
 import gc
-import json
 import os
 import shlex
 import sys
@@ -45,6 +44,8 @@ from benchmarks.peers import (
     steps as steps_of,
 )
 from benchmarks.tables import Row, as_json, markdown
+from examples import strict_json
+from examples.options import positive
 
 OPTAX, PLAIN, TORCH = "optax.adamw", "adam_jax.adamw", "torch fused AdamW"
 COPY, COPY_BYTES = "x + 1, 8 B/p", 8
@@ -249,7 +250,9 @@ def main() -> None:
     arguments.add_argument("--fast", action="store_true", help="small sizes: shows that it runs")
     arguments.add_argument("--json", metavar="FILE", type=Path, help="the rows go there too")
     arguments.add_argument("--only", metavar="WORD", default="", help="tables with it in the title")
-    arguments.add_argument("--rounds", metavar="N", type=int, help="default: 24, with --fast 2")
+    arguments.add_argument(
+        "--rounds", metavar="N", type=positive, help="default: 24, with --fast 2"
+    )
     args = arguments.parse_args()
     rounds = args.rounds or (2 if args.fast else 24)
     # PyTorch needs room beside JAX on a GPU; read when JAX looks for its devices.
@@ -271,7 +274,7 @@ def main() -> None:
     if args.json:
         command = shlex.join(["python", "-m", "benchmarks.step", *sys.argv[1:]])
         about = {"machine": machine, "versions": versions(), "command": command, "rounds": rounds}
-        args.json.write_text(json.dumps({**about, "rows": as_json(rows)}, indent=1) + "\n")
+        args.json.write_text(strict_json.dumps({**about, "rows": as_json(rows)}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from examples.mnist.data import DataError
+import examples
+from examples import strict_json
+from examples.endings import memory_ended
+from examples.lock import locked
+from examples.mnist.errors import UserError
+from examples.options import seed
 
 Result = dict[str, Any]
 """What a piece found: numbers, texts, lists of them; arrays become lists."""
@@ -52,22 +57,31 @@ class Study:
     """A folder with the pieces that are done."""
 
     def __init__(self, folder: Path, settings: Result):
-        """Opens a study, or begins it. Raises StudyError if it was begun with other settings."""
+        """Opens a study, or begins it.
+
+        Raises:
+          StudyError: it was begun with other settings.
+          UserError: another process works on it.
+        """
         self.folder, self.console = folder, Console(highlight=False)
-        folder.mkdir(parents=True, exist_ok=True)
         path, settings = folder / "settings.json", json.loads(json.dumps(settings))
-        if path.exists():
-            before = json.loads(path.read_text())
-            differing = sorted(k for k in {*before, *settings} if before.get(k) != settings.get(k))
-            if differing:
-                raise StudyError(
-                    f"{folder} holds a study with other settings ({', '.join(differing)});"
-                    f" choose another --out, or remove it"
-                )
-        else:
-            write_whole(path, json.dumps(settings, indent=1) + "\n")
         self.done: dict[str, Result] = {}
         self.seconds: dict[str, float] = {}
+        with locked(folder):
+            if path.exists():
+                before = json.loads(path.read_text())
+                names = {*before, *settings}
+                differing = sorted(k for k in names if before.get(k) != settings.get(k))
+                if differing:
+                    raise StudyError(
+                        f"{folder} holds a study with other settings ({', '.join(differing)});"
+                        f" choose another --out, or remove it"
+                    )
+            else:
+                write_whole(path, json.dumps(settings, indent=1, allow_nan=False) + "\n")
+            self._load()
+
+    def _load(self) -> None:
         for line in self._lines():
             self.done[line["name"]], self.seconds[line["name"]] = line["result"], line["seconds"]
 
@@ -77,15 +91,19 @@ class Study:
         whole, _, torn = text.rpartition("\n")
         if torn:  # Killed while it wrote: that piece is computed again.
             write_whole(path, whole and whole + "\n")
-        return [json.loads(line) for line in whole.splitlines()]
+        return [strict_json.loads(line) for line in whole.splitlines()]
 
     def run(self, pieces: Iterable[Piece]) -> dict[str, Result]:
         """Computes the pieces that are missing, in order; returns the results of all.
 
         A terminal shows a bar with the time left, from the costs and the seconds so far; elsewhere
-        each piece is a line.
+        each piece is a line. Raises UserError if another process works on the study.
         """
-        pieces = list(pieces)
+        with locked(self.folder):
+            self._load()  # Another process may have gone on with it since it was opened.
+            return self._run(list(pieces))
+
+    def _run(self, pieces: list[Piece]) -> dict[str, Result]:
         missing = [piece for piece in pieces if piece.name not in self.done]
         before = len(pieces) - len(missing)
         if before:
@@ -124,10 +142,10 @@ class Study:
     def save(self, name: str, result: Result, seconds: float) -> None:
         """Writes one piece."""
         line = {"name": name, "seconds": round(seconds, 3), "result": result}
-        text = json.dumps(line, default=plain)
+        text = strict_json.dumps(line, default=plain)
         with (self.folder / "pieces.jsonl").open("a") as file:
             file.write(text + "\n")
-        self.done[name], self.seconds[name] = json.loads(text)["result"], seconds
+        self.done[name], self.seconds[name] = strict_json.loads(text)["result"], seconds
 
     def say(self, text: str) -> None:
         """Prints a line that a terminal may wrap and nothing else does."""
@@ -160,14 +178,6 @@ def write_whole(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def positive(text: str) -> int:
-    """The type of a command's argument that counts something."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
-
-
 def arguments(module: str, doc: str | None, digits: bool = True) -> argparse.ArgumentParser:
     """The options that all experiments have: --out, --fast, --seed, and --data-dir."""
     name = module.removeprefix("examples.")
@@ -180,7 +190,7 @@ def arguments(module: str, doc: str | None, digits: bool = True) -> argparse.Arg
         "--out", type=Path, default=Path("runs") / name, help="folder of the results (%(default)s)"
     )
     parser.add_argument("--fast", action="store_true", help="a small version: shows that it runs")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     if digits:
         parser.add_argument(
             "--data-dir",
@@ -194,10 +204,16 @@ def arguments(module: str, doc: str | None, digits: bool = True) -> argparse.Arg
 def command(main: Callable[[], None]) -> None:
     """Runs an experiment; what the user can mend is one line on stderr and the exit status 1."""
     logging.getLogger("jax").setLevel(logging.ERROR)
+    examples.raise_interrupts()
     try:
         main()
-    except (DataError, StudyError, OSError) as error:
+    except (UserError, StudyError, OSError) as error:
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        if not (ended := memory_ended(error)):
+            raise
+        print(f"error: {ended}; free some, then the same command goes on", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)

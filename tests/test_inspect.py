@@ -70,7 +70,7 @@ def test_nan_and_infinities_survive(path):
     odd = statistics(gradient_rms=math.nan, update_rms=math.inf, cosine=-math.inf)
     written(path, record(1, all=odd))
     text = path.read_text()
-    assert '"gradient_rms": NaN' in text and '"update_rms": Infinity' in text
+    assert '"gradient_rms": "NaN"' in text and '"update_rms": "Infinity"' in text
     (back,) = inspect.read_json_lines(str(path))
     assert back == json.loads(text) | {"groups": back["groups"]}
     np.testing.assert_equal(back["groups"]["all"], odd)

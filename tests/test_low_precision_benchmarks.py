@@ -1,6 +1,5 @@
 """The benchmarks of low precision run, and the peers' codes in them are the peers'."""
 
-import json
 import math
 import os
 import subprocess
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.codecs import BITSANDBYTES, FLASH, TORCHAO, dynamic_map, peers
+from examples import strict_json
 from tests.compilation import IN_A_HURRY
 
 
@@ -26,7 +26,7 @@ def run(name, tmp_path, *arguments):
         [*command, *arguments], cwd=root, capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout, list(json.loads(file.read_text())["tables"].values())
+    return done.stdout, list(strict_json.loads(file.read_text())["tables"].values())
 
 
 def test_bitsandbytes_map():

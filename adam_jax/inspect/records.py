@@ -27,6 +27,7 @@ _PANELS = {
     "eps_dominates": ("Where eps dominates", "share of the entries", "share"),
     "lost_to_rounding": ("Updates lost to rounding", "share of non-zero updates", "share"),
 }
+_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 # Paul Tol's "bright", and black: told apart with every kind of colour vision. Then dashed, dotted.
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#aa3377", "#ccbb44", "#66ccee", "#222222")
 _DASHES = ("-", "--", ":", "-.")
@@ -39,8 +40,9 @@ def append_json_line(path: str | os.PathLike[str], record: Record) -> bool:
     whose last step is the record's is left alone. A process that is killed while it writes leaves
     half a line at most, which `read_json_lines` skips and the next call replaces.
 
-    NaN and infinities are written as `NaN`, `Infinity` and `-Infinity`, which Python's json reads
-    as the floats that they were. Strict JSON has no word for them: JavaScript refuses such a line.
+    Each line is strict JSON, which has no NaN and no infinities: they are written as the texts
+    "NaN", "Infinity" and "-Infinity", as in protobuf's JSON. `read_json_lines` reads them as the
+    floats that they were; JavaScript's `Number(...)` and Python's `float(...)` do, too.
 
     Args:
       path: the file; it is created, with its folder, where it is missing. One process writes it.
@@ -58,7 +60,7 @@ def append_json_line(path: str | os.PathLike[str], record: Record) -> bool:
             f"record must have a step, got the entries {sorted(record)}: pass"
             f" adam_jax.measured(state)."
         )
-    line = json.dumps({"step": record["step"], **record}, default=float).encode() + b"\n"
+    line = _strict({"step": record["step"], **record}).encode() + b"\n"
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
         whole, rest = _last_lines(file)
@@ -81,7 +83,9 @@ def append_json_line(path: str | os.PathLike[str], record: Record) -> bool:
 def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The records of a file that `append_json_line` wrote, in its order.
 
-    Half a line at the end, of a process that was killed or is just writing, is skipped.
+    The texts "NaN", "Infinity" and "-Infinity" are read as floats, wherever they stand; so are the
+    bare words, which adam_jax 0.1.0 wrote. Half a line at the end, of a process that was killed or
+    is just writing, is skipped.
 
     Raises:
       ValueError: another line is not a record.
@@ -93,7 +97,7 @@ def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
                 f"path must be a file that append_json_line wrote, got {str(path)!r}, whose line"
                 f" {number} is {line[:60]!r}: remove that line, or read another file."
             )
-    return [record for line in lines if (record := _record(line))]
+    return [_with_floats(record) for line in lines if (record := _record(line))]
 
 
 def write_tensorboard(writer: Any, record: Record) -> None:
@@ -183,12 +187,29 @@ def plot(
     return figure
 
 
+def _strict(entries: Record) -> str:
+    try:
+        return json.dumps(entries, default=float, allow_nan=False)
+    except ValueError:  # NaN and infinities, the only constants that JSON does not have.
+        named = json.loads(json.dumps(entries, default=float), parse_constant=str)
+        return json.dumps(named, allow_nan=False)
+
+
 def _record(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
     except ValueError:
         return None
     return record if isinstance(record, dict) and "step" in record else None
+
+
+def _with_floats(value: Any) -> Any:
+    """A value from JSON, with the numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _with_floats(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_with_floats(each) for each in value]
+    return _NOT_FINITE.get(value, value)
 
 
 def _last_lines(file: IO[bytes]) -> tuple[bytes, bytes]:

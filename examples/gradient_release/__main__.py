@@ -20,7 +20,7 @@ import numpy as np
 import adam_jax
 from examples.gradient_release import training
 from examples.mnist import data
-from examples.study import positive
+from examples.options import positive
 
 BATCH = 32
 STEPS = {"whole": training.whole_step, "released": training.released_step}

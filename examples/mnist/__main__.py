@@ -7,8 +7,16 @@ import traceback
 
 import jax
 
+import examples
+from examples.endings import memory_ended
 from examples.mnist import deployment, distributed
 from examples.mnist.errors import UserError
+
+# What to do where memory ended.
+ADVICE = {
+    "train": ", then go on with --resume; or train with a smaller --batch-size in another --out",
+    "serve": ", or take smaller --batch-sizes",
+}
 
 
 def parser(command: str) -> argparse.ArgumentParser:
@@ -25,15 +33,23 @@ def parser(command: str) -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Runs one command; what the user can mend is one line on stderr and the exit status 1."""
+    """Runs one command; what the user can mend is one line on stderr and the exit status 1.
+
+    ctrl-C is one line and 130.
+    """
     logging.getLogger("jax").setLevel(logging.ERROR)
     arguments = parser(sys.argv[1] if len(sys.argv) > 1 else "").parse_args()
+    examples.raise_interrupts()
     try:
         return arguments.call(arguments)
     except (UserError, distributed.ProcessError, OSError) as error:
         distributed.report(f"error: {' '.join(str(error).splitlines())}")
         return 1
     except Exception as error:
+        if ended := memory_ended(error):
+            advice = ADVICE.get(arguments.command, ", then try again")
+            distributed.report(f"error: {ended}; free some{advice}")
+            return 1
         if not distributed.is_worker():
             raise
         # Each of several would print a traceback, and most of them only that one of them died.

@@ -10,11 +10,13 @@ import numpy as np
 
 from examples.mnist import exported, pictures
 from examples.mnist.errors import UserError
+from examples.options import number, whole
 
 if TYPE_CHECKING:
     from examples.mnist.runs import Run
 
 COMMANDS = ("predict", "export", "serve")
+seconds = number(float, "a number in (0, 3600]", lambda x: 0 < x <= 3600)
 
 
 def add_commands(commands: Any) -> None:
@@ -33,40 +35,24 @@ def add_commands(commands: Any) -> None:
     s = commands.add_parser("serve", help="answer over HTTP what digits a model sees")
     s.add_argument("model", type=Path, metavar="RUN|FILE", help="a run, or what export wrote")
     s.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    s.add_argument("--port", type=_port, default=8000, help="0: any that is free (%(default)s)")
+    s.add_argument(
+        "--port", type=whole(0, 65535), default=8000, help="0: any that is free (%(default)s)"
+    )
     s.add_argument(
         "--batch-sizes",
-        type=_size,
+        type=whole(1, 1024),
         nargs="+",
         metavar="N",
         help="compiled at start, 1 always; 1 alone: no batching (default: 1 2 4 8 16 32)",
     )
     s.add_argument(
         "--timeout",
-        type=_seconds,
+        type=seconds,
         default=10.0,
         metavar="SECONDS",
         help="for a request, from its first byte to its answer (%(default)s)",
     )
     s.set_defaults(call=_serve)
-
-
-def _port(text: str) -> int:
-    if not 0 <= (port := int(text)) < 1 << 16:
-        raise argparse.ArgumentTypeError(f"must be in 0 to 65535, got {text}")
-    return port
-
-
-def _size(text: str) -> int:
-    if not 1 <= (size := int(text)) <= 1024:
-        raise argparse.ArgumentTypeError(f"must be in 1 to 1024, got {text}")
-    return size
-
-
-def _seconds(text: str) -> float:
-    if not 0 < (seconds := float(text)) <= 3600:
-        raise argparse.ArgumentTypeError(f"must be in (0, 3600], got {text}")
-    return seconds
 
 
 @contextlib.contextmanager
@@ -100,7 +86,12 @@ def _predict(arguments: argparse.Namespace) -> int:
             )
     for path in images:
         digits = pictures.read_digits(path)
-        for i, p in enumerate(np.exp(log_probabilities(digits))):
+        found = np.exp(log_probabilities(digits))
+        if np.isnan(found).any():
+            raise UserError(
+                f"the model says NaN of {path}; train it again, with a lower --learning-rate"
+            )
+        for i, p in enumerate(found):
             name = f"{path}[{i}]" if len(digits) > 1 else f"{path}"
             print(f"{name}: {labels[p.argmax()]} ({p.max():.1%})")
     return 0

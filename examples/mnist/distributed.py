@@ -176,12 +176,15 @@ def launch(processes: int | str, process_id: int | None, command: Sequence[str])
     alive, _ = os.pipe()
     said, wrong = os.pipe()
     environment[WORKER] = f"{alive} {wrong}"
+    # A terminal sends ctrl-C to all of them. This process alone takes it, and ends the others.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # They inherit it.
     running = [
         subprocess.Popen([sys.executable, *c], env=environment, pass_fds=[alive, wrong])
         for c in commands
     ]
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return _watched(running, process_id or 0, said)
     finally:
         for process in running:

@@ -107,7 +107,7 @@ def load(path: Path) -> Classifier:
         _check_program(program, metadata)
     except OSError as error:
         raise ExportError(f"{path} cannot be read ({error.strerror})") from error
-    except ModuleNotFoundError:
+    except (ModuleNotFoundError, MemoryError):
         raise  # It is not the file that lacks something.
     except Exception as error:  # Readers of damaged bytes raise everything from KeyError upwards.
         reason = " ".join(str(error).split())[:200] or type(error).__name__

@@ -15,7 +15,8 @@ PREPROCESSING = {
     "pixels": "uint8, 0 paper to 255 ink",
     "placing": "cut to the ink, longer side scaled to the box, centre of mass in the middle",
 }
-FAINTEST_INK = 64
+FAINTEST_INK = 64  # above paper
+SMALLEST = 5  # pixels along the longer side of a digit; the smallest fonts have 3x5
 
 
 def open_picture(
@@ -39,6 +40,8 @@ def open_picture(
             f"{name} is not a picture (its first bytes are of no kind that is known);"
             f" expected {expected}"
         ) from error
+    except MemoryError:
+        raise
     except Exception as error:  # Whatever a decoder makes of bytes from anywhere.
         if isinstance(error, OSError) and error.errno:
             raise data.DataError(f"{name} cannot be read ({error.strerror})") from error
@@ -53,16 +56,35 @@ def digit_of(picture: Image.Image, name: object) -> np.ndarray:
     what was done to MNIST's own digits (LeCun et al. 1998, section III.A).
 
     Raises:
-      DataError: if it cannot be decoded, or has no ink.
+      DataError: if it cannot be decoded, or is blank.
     """
     try:
         grey = _grey(picture)
+    except MemoryError:
+        raise
     except Exception as error:
         raise _no_picture(name, error) from error
     if grey.shape == (data.SIDE, data.SIDE) and grey[[0, -1]].mean() < FAINTEST_INK:
+        check_ink(grey, name)
         return grey  # One of MNIST's own: as it is.
     border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     return _centred(255 - grey if border.mean() > 127 else grey, name)
+
+
+def shows_a_digit(ink: np.ndarray) -> bool:
+    """Whether an image, uint8 [height, width], is not blank.
+
+    Paper of one grey, noise on it, and specks are.
+    """
+    rows, columns = _inked(ink)
+    contrast = int(ink.max()) - int(ink.min())
+    return contrast > FAINTEST_INK and max(np.ptp(rows), np.ptp(columns)) >= SMALLEST - 1
+
+
+def check_ink(ink: np.ndarray, name: object) -> None:
+    """Raises DataError if an image, uint8 [height, width], is blank."""
+    if not shows_a_digit(ink):
+        raise _blank(name)
 
 
 def read_digits(path: Path) -> np.ndarray:
@@ -72,12 +94,19 @@ def read_digits(path: Path) -> np.ndarray:
     is one digit.
 
     Raises:
-      DataError: if the file is no picture and no IDX file, or has no ink.
+      DataError: if the file is no picture and no IDX file, or a digit is blank.
     """
     if path.name.removesuffix(".gz").endswith(("-ubyte", ".idx")):
-        return data.read_images(path)
+        images = data.read_images(path)
+        for i, image in enumerate(images):
+            check_ink(image, f"{path}[{i}]")
+        return images
     with open_picture(path, path) as picture:
         return digit_of(picture, path)[None]
+
+
+def _blank(name: object) -> data.DataError:
+    return data.DataError(f"{name} shows no digit; expected dark ink on light paper or the reverse")
 
 
 def _no_picture(name: object, error: Exception) -> data.DataError:
@@ -101,11 +130,15 @@ def _grey(picture: Image.Image) -> np.ndarray:
     return np.asarray(Image.alpha_composite(paper, rgba).convert("L"))
 
 
-def _centred(ink: np.ndarray, name: object) -> np.ndarray:
-    nothing = f"{name} shows no digit; expected dark ink on light paper or the reverse"
+def _inked(ink: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows and the columns with ink."""
     rows, columns = (np.flatnonzero(ink.max(axis=axis) > FAINTEST_INK) for axis in (1, 0))
-    if not rows.size:
-        raise data.DataError(nothing)
+    return rows, columns
+
+
+def _centred(ink: np.ndarray, name: object) -> np.ndarray:
+    check_ink(ink, name)
+    rows, columns = _inked(ink)
     box = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     scale = PREPROCESSING["box"] / max(box.shape)
     height, width = (max(1, round(side * scale)) for side in box.shape)
@@ -113,7 +146,7 @@ def _centred(ink: np.ndarray, name: object) -> np.ndarray:
         Image.fromarray(box).resize((width, height), Image.Resampling.LANCZOS), np.float64
     )
     if not (weight := small.sum()):  # Dots, of which nothing is left at this size.
-        raise data.DataError(nothing)
+        raise _blank(name)
     top, left = (
         int(np.clip(round(13.5 - (small.sum(1 - axis) * np.arange(n)).sum() / weight), 0, 28 - n))
         for axis, n in enumerate(small.shape)

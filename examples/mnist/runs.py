@@ -1,7 +1,8 @@
 """What a training run leaves on disk: its settings, its metrics, its checkpoints.
 
+RUN/lock             held while the run is trained; says by whom (examples/lock.py)
 RUN/config.json      the settings
-RUN/metrics.jsonl    one line an epoch
+RUN/metrics.jsonl    one line an epoch; a loss that is NaN is the text "NaN" (strict_json.py)
 RUN/checkpoints/N/   the training state after N epochs (Orbax), the last two
 RUN/checkpoints/N/b2sums     the checksums of its files, as `b2sum --check b2sums` reads them
 RUN/checkpoints/N.corrupt/   one that did not have them any more, set aside when N was saved again
@@ -26,6 +27,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
+from examples import strict_json
 from examples.mnist import distributed
 from examples.mnist.errors import UserError
 from examples.mnist.models import MODELS
@@ -188,7 +190,7 @@ class Run:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         with _writing(folder / "config.json"):
             (folder / "metrics.jsonl").write_text("")
-            text = json.dumps(dataclasses.asdict(config), indent=1) + "\n"
+            text = json.dumps(dataclasses.asdict(config), indent=1, allow_nan=False) + "\n"
             write_whole(folder / "config.json", text)
 
     @classmethod
@@ -213,8 +215,7 @@ class Run:
         """
         if self._readable is None:
             self._wait()
-            steps = sorted(self._checkpoints.all_steps(), reverse=True)
-            readable = next((n for n in steps if _is_whole(self._directory / str(n))), 0)
+            steps, readable = self._look()
             self._unreadable = [n for n in steps if n > readable]
             if self._unreadable:
                 paths = [self.folder / "checkpoints" / str(n) for n in self._unreadable]
@@ -226,6 +227,19 @@ class Run:
                     print(f"{fault}; using that of epoch {readable} instead", file=sys.stderr)
             self._readable = readable
         return self._readable
+
+    def _look(self) -> tuple[list[int], int]:
+        """The epochs of all checkpoints, the last first; the last that can be read, or 0."""
+        before: list[int] = []
+        while True:
+            self._checkpoints.reload()
+            steps = sorted(self._checkpoints.all_steps(), reverse=True)
+            if steps == before:
+                return steps, 0
+            readable = next((n for n in steps if _is_whole(self._directory / str(n))), 0)
+            if readable:
+                return steps, readable
+            before = steps  # Were they bad, or did a training take them away meanwhile?
 
     def save(self, epochs: int, state: Any) -> None:
         """Writes a checkpoint in the background. Raises RunError if the last had no room."""
@@ -281,7 +295,7 @@ class Run:
         path, epochs = self.folder / "metrics.jsonl", self.epochs_saved
         entries: list[Any] = []
         with contextlib.suppress(OSError, ValueError, RecursionError):
-            entries += map(json.loads, path.read_bytes().splitlines()[:epochs])
+            entries += map(strict_json.loads, path.read_bytes().splitlines()[:epochs])
         for epoch in range(1, epochs + 1):
             entry: Any = entries[epoch - 1] if epoch <= len(entries) else None
             right = isinstance(entry, dict) and entry.keys() == QUANTITIES
@@ -295,6 +309,6 @@ class Run:
 
     def write_metrics(self, metrics: list[dict[str, float]]) -> None:
         """Rewrites the lines, all of them or none. Raises RunError if the disk is full."""
-        text = "".join(json.dumps(entry) + "\n" for entry in metrics)
+        text = "".join(strict_json.dumps(entry) + "\n" for entry in metrics)
         with _writing(self.folder / "metrics.jsonl"):
             write_whole(self.folder / "metrics.jsonl", text)

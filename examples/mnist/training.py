@@ -1,19 +1,24 @@
 """The commands that train and measure a model: train, evaluate."""
 
 import argparse
+import contextlib
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from examples import strict_json
+from examples.lock import locked
 from examples.mnist import data, distributed, evaluate
 from examples.mnist.models import MODELS
 from examples.mnist.runs import Config, Run, RunError
 from examples.mnist.train import OPTIMIZERS, SCHEDULES, train, trained
-from examples.study import positive
+from examples.options import number, positive, rate, whole
+
+seed = number(int, "a whole number of 64 bits", lambda n: -(2**63) <= n < 2**63)
+process_id = number(int, "a whole number of at least 0", lambda n: n >= 0)
 
 
 def add_commands(commands: Any) -> None:
@@ -32,11 +37,11 @@ def add_commands(commands: Any) -> None:
     t = commands.add_parser("train", parents=[digits], help="train a model")
     t.add_argument("--model", choices=MODELS, default=default.model)
     t.add_argument("--optimizer", choices=OPTIMIZERS, default=default.optimizer)
-    t.add_argument("--learning-rate", type=_rate, default=default.learning_rate)
+    t.add_argument("--learning-rate", type=rate, default=default.learning_rate)
     t.add_argument("--schedule", choices=SCHEDULES, default=default.schedule)
     t.add_argument("--epochs", type=positive, default=default.epochs)
     t.add_argument("--batch-size", type=positive, default=default.batch_size)
-    t.add_argument("--seed", type=_seed, default=default.seed)
+    t.add_argument("--seed", type=seed, default=default.seed)
     t.add_argument("--augment", action="store_true", help="shift and turn the digits at random")
     t.add_argument(
         "--out", type=Path, default=Path("runs/mnist"), help="folder of the run (%(default)s)"
@@ -49,8 +54,10 @@ def add_commands(commands: Any) -> None:
         help="train in so many processes, started on this machine unless --process-id says which"
         " of them this is; auto: as SLURM, GKE or a TPU pod says",
     )
-    t.add_argument("--process-id", type=int, help="which of the processes this is, from 0")
-    t.add_argument("--coordinator", metavar="HOST:PORT", help="an address of process 0")
+    t.add_argument("--process-id", type=process_id, help="which of the processes this is, from 0")
+    t.add_argument(
+        "--coordinator", type=_address, metavar="HOST:PORT", help="an address of process 0"
+    )
 
     e = commands.add_parser("evaluate", parents=[digits], help="loss and accuracy of a run")
     e.add_argument("run", type=Path, metavar="RUN")
@@ -58,21 +65,20 @@ def add_commands(commands: Any) -> None:
     e.set_defaults(call=_evaluate)
 
 
-def _rate(text: str) -> float:
-    number = float(text)
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be in [0, inf), got {text}")
-    return number
-
-
-def _seed(text: str) -> int:
-    if not -(2**63) <= (seed := int(text)) < 2**63:
-        raise argparse.ArgumentTypeError(f"must have 64 bits, got {text}")
-    return seed
-
-
 def _processes(text: str) -> int | str:
-    return text if text == "auto" else positive(text)
+    with contextlib.suppress(argparse.ArgumentTypeError):
+        return text if text == "auto" else positive(text)
+    raise argparse.ArgumentTypeError(
+        f'must be a whole number of at least 1, or "auto", got {text!r}'
+    )
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    with contextlib.suppress(argparse.ArgumentTypeError):
+        if host and whole(1, 65535)(port):
+            return text
+    raise argparse.ArgumentTypeError(f"must be HOST:PORT, got {text!r}")
 
 
 def _digits(arguments: argparse.Namespace, data_dir: str | None) -> data.Digits:
@@ -101,21 +107,23 @@ def _train(arguments: argparse.Namespace) -> int:
     # Before a folder is made: is there a batch at all?
     data.batches(jax.random.key(0), len(digits.train_images), config.batch_size)
     devices.check(config.batch_size)
-    begun = (arguments.out / "config.json").exists()
-    distributed.wait_for_all("looked for a run")
-    if not (arguments.resume and begun) and distributed.speaks():
-        Run.prepare(arguments.out, config)
-    distributed.wait_for_all("made a run")
-    run = Run.open(arguments.out)
-    differing = [name for name in names if getattr(run.config, name) != getattr(config, name)]
-    if differing:
-        raise RunError(
-            f"{arguments.out} was trained with other settings ({', '.join(differing)});"
-            f" resume with the same, or choose another --out"
-        )
-    summary = train(run, digits, devices)
+    # Of several processes the first holds it: all end when it does, and it when another does.
+    with locked(arguments.out) if distributed.speaks() else contextlib.nullcontext():
+        begun = (arguments.out / "config.json").exists()
+        distributed.wait_for_all("looked for a run")
+        if not (arguments.resume and begun) and distributed.speaks():
+            Run.prepare(arguments.out, config)
+        distributed.wait_for_all("made a run")
+        run = Run.open(arguments.out)
+        differing = [name for name in names if getattr(run.config, name) != getattr(config, name)]
+        if differing:
+            raise RunError(
+                f"{arguments.out} was trained with other settings ({', '.join(differing)});"
+                f" resume with the same, or choose another --out"
+            )
+        summary = train(run, digits, devices)
     if distributed.speaks():
-        print(json.dumps(summary))
+        print(strict_json.dumps(summary))
     return 0
 
 
@@ -123,5 +131,6 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     run = Run.open(arguments.run)
     graph, params = trained(run)
     digits = _digits(arguments, arguments.data_dir or run.config.data_dir)
-    print(json.dumps(evaluate.evaluate(graph, params, digits.test_images, digits.test_labels)))
+    found = evaluate.evaluate(graph, params, digits.test_images, digits.test_labels)
+    print(strict_json.dumps(found))
     return 0

@@ -14,7 +14,8 @@ import numpy as np
 from absl import logging as absl_logging
 
 from examples import study
-from examples.study import StudyError, positive
+from examples.options import above_0, positive, rate, seed
+from examples.study import StudyError
 from examples.text import corpus, plots
 from examples.text.run import Run, trained
 from examples.text.sample import generate
@@ -40,8 +41,8 @@ def parser() -> argparse.ArgumentParser:
         ("width", positive),
         ("layers", positive),
         ("heads", positive),
-        ("learning_rate", float),
-        ("weight_decay", float),
+        ("learning_rate", rate),
+        ("weight_decay", rate),
     ):
         default, fast = getattr(Config(), name), getattr(FAST, name)
         t.add_argument(
@@ -61,16 +62,9 @@ def parser() -> argparse.ArgumentParser:
     s.add_argument("run", type=Path, metavar="RUN")
     s.add_argument("--prompt", default="The ", help="what the text begins with")
     s.add_argument("--length", type=positive, default=400, help="characters (%(default)s)")
-    s.add_argument("--temperature", type=_above_0, default=0.8, help="(%(default)s)")
-    s.add_argument("--seed", type=int, default=0)
+    s.add_argument("--temperature", type=above_0, default=0.8, help="(%(default)s)")
+    s.add_argument("--seed", type=seed, default=0)
     return top
-
-
-def _above_0(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be in (0, inf), got {text}")
-    return number
 
 
 def _train(arguments: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from examples import study
 from examples.mnist import data, population
 from examples.mnist.population import Split
+from examples.options import positive
 from examples.tune import report, search
 from examples.tune.search import BATCH, HELD_OUT, Halving, Horizon, Rung
 
@@ -96,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = study.arguments("examples.tune", __doc__)
     parser.add_argument("--model", choices=("softmax", "mlp", "small-cnn"), default="mlp")
     parser.add_argument("--driver", choices=("halving", "optuna"), default="halving")
-    parser.add_argument("--trials", type=int, help="of Optuna (default 60; 4 with --fast)")
+    parser.add_argument("--trials", type=positive, help="of Optuna (default 60; 4 with --fast)")
     options = parser.parse_args(argv)
     parts = population.split(data.load(options.data_dir), HELD_OUT)
     if options.driver == "halving":

@@ -6,7 +6,6 @@ members go on where they are, with their states; nothing is trained twice.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import adam_jax
-from examples import study
+from examples import strict_json, study
 from examples.mnist import population
 from examples.mnist.population import Members, Numbers, Split
 
@@ -181,4 +180,4 @@ def described(numbers: dict[str, Any]) -> dict[str, Any]:
 
 def write_best(folder: Path, best: dict[str, Any]) -> None:
     """Saves the winner."""
-    study.write_whole(folder / "best.json", json.dumps(best, indent=1) + "\n")
+    study.write_whole(folder / "best.json", strict_json.dumps(best, indent=1) + "\n")

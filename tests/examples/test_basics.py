@@ -1,6 +1,5 @@
 """The pages of examples.basics, all run as `--fast` does, on the digits that come with them."""
 
-import json
 import math
 
 import jax
@@ -8,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from examples import strict_json
 from examples.basics import __main__ as basics
 from examples.basics import constraints, contours
 from examples.mnist import data
@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def results(folder):
     """The results, by page, as a later command reads them."""
-    lines = [json.loads(line) for line in (folder / "pieces.jsonl").read_text().splitlines()]
+    lines = [strict_json.loads(line) for line in (folder / "pieces.jsonl").read_text().splitlines()]
     return {line["name"]: line["result"] for line in lines}
 
 
@@ -144,7 +144,7 @@ def lines(name, result):
 def test_one_page_alone_finds_the_same(folder, results, tmp_path, capsys, standard_promotion):
     basics.main(["constraints", "--fast", "--out", str(tmp_path)])
     assert (tmp_path / "constraints.png").read_bytes() == (folder / "constraints.png").read_bytes()
-    line = json.loads((tmp_path / "pieces.jsonl").read_text())
+    line = strict_json.loads((tmp_path / "pieces.jsonl").read_text())
     assert line["result"] == results["constraints"]
     assert not (tmp_path / "network.png").exists()
     # Once more, nothing is computed again.

@@ -1,6 +1,7 @@
 """Pictures as cameras and other programs write them."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -41,3 +42,83 @@ def test_a_picture_is_turned_as_it_is_to_be_seen(drawn):
 def test_numbers_of_no_known_range_are_refused():
     with pytest.raises(data.DataError, match="mode F"):
         stored(Image.fromarray(np.zeros((50, 50), np.float32)), "TIFF")
+
+
+def blank(level, side=28):
+    return np.full((side, side), level, np.uint8)
+
+
+def noisy(level, side=28):
+    random = np.random.default_rng(0)
+    return random.integers(level - 15, level + 15, (side, side)).astype(np.uint8)
+
+
+def one_colour(side, colour, **options):
+    picture = Image.new("P", (side, side), 0)
+    picture.putpalette([*colour, *bytes(765)])
+    return picture, options
+
+
+def speck(level, side):
+    paper = blank(255 - level, side)
+    paper[side // 2, side // 2] = level
+    return paper
+
+
+BLANK = {
+    **{f"grey {level}": lambda side, v=level: blank(v, side) for level in (0, 40, 100, 128, 255)},
+    **{f"noise about {level}": lambda side, v=level: noisy(v, side) for level in (15, 128, 240)},
+    **{
+        f"16 bits, {level}": lambda side, v=level: blank(v, side) * np.uint16(257)
+        for level in (0, 200)
+    },
+    "a black speck": lambda side: speck(0, side),
+    "a white speck": lambda side: speck(255, side),
+    "1 bit": lambda side: blank(0, side) > 0,
+    "black, transparent": lambda side: np.dstack([blank(0, side)] * 4),
+    "red": lambda side: np.dstack([blank(255, side), *[blank(0, side)] * 2]),
+    "an alpha of a digit, without a colour": lambda side: np.dstack(
+        [*[blank(255, side)] * 3, np.eye(side, dtype=np.uint8) * 255]
+    ),
+    "palette, black": lambda side: one_colour(side, [0, 0, 0]),
+    "palette, grey": lambda side: one_colour(side, [90, 90, 90]),
+    "palette, transparent": lambda side: one_colour(side, [0, 0, 0], transparency=0),
+}
+
+
+@pytest.mark.parametrize("side", [28, 100])
+@pytest.mark.parametrize("name", BLANK)
+def test_a_blank_picture_shows_no_digit(name, side):
+    made = BLANK[name](side)
+    picture, options = made if isinstance(made, tuple) else (Image.fromarray(made), {})
+    with pytest.raises(data.DataError, match="^it shows no digit; expected dark ink"):
+        stored(picture, **options)
+
+
+def test_a_blank_digit_of_an_idx_file_is_named(tmp_path):
+    digits = data.load().test_images[:3].copy()
+    path = tmp_path / "few-idx3-ubyte"
+    for level in (0, 255):
+        digits[1] = level
+        path.write_bytes(struct.pack(">4I", 2051, 3, 28, 28) + digits.tobytes())
+        with pytest.raises(data.DataError, match=r"few-idx3-ubyte\[1\] shows no digit"):
+            pictures.read_digits(path)
+
+
+def test_every_digit_of_mnist_shows_one():
+    digits = data.load()
+    for image in (*digits.train_images, *digits.test_images):
+        assert pictures.shows_a_digit(image)
+
+
+def test_memory_that_ends_is_not_the_pictures_fault(monkeypatch):
+    def ended(*_, **__):
+        raise MemoryError
+
+    picture = Image.new("L", (50, 50))
+    monkeypatch.setattr(pictures, "_grey", ended)
+    with pytest.raises(MemoryError):
+        pictures.digit_of(picture, "it")
+    monkeypatch.setattr(Image, "open", ended)
+    with pytest.raises(MemoryError):
+        pictures.open_picture(io.BytesIO(), "it")

@@ -1,7 +1,6 @@
 """The experiment on Adam's paper: its fast version from end to end, and its parts by hand."""
 
 import csv
-import json
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 import adam_jax
+from examples import strict_json
 from examples.mnist import data
 from examples.paper import counterexample, logistic, mlp, race, vae
 from examples.paper.__main__ import FIGURES, main
@@ -27,7 +27,7 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(study):
-    lines = map(json.loads, (study / "pieces.jsonl").read_text().splitlines())
+    lines = map(strict_json.loads, (study / "pieces.jsonl").read_text().splitlines())
     return {line["name"]: line["result"] for line in lines}
 
 

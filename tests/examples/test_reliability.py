@@ -118,6 +118,20 @@ def test_no_readable_checkpoint_is_one_line(finished, copy, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_who_reads_a_run_that_is_trained_finds_its_last_checkpoint(finished, copy, capsys):
+    _, like, _ = finished
+    reads = Run.open(copy)
+    trains = Run.open(copy)
+    state = trains.restore(like)
+    for epochs in (3, 4):  # Which takes 1 and 2 away.
+        trains.save(epochs, state)
+    trains.close()
+    assert reads.epochs_saved == 4
+    assert fuzz.leaves(reads.restore(like)) == fuzz.leaves(state)
+    reads.close()
+    assert capsys.readouterr().err == ""
+
+
 def test_orbax_marks_hold_no_values(finished, copy, capsys):
     checkpoint = copy / "checkpoints" / "2"
     (checkpoint / "_CHECKPOINT_METADATA").write_bytes(b"\xff{")

@@ -95,6 +95,13 @@ BAD = {
     "200 profiles": (PNG_HEAD + 200 * chunk(b"iCCP", b"x"), 413, "100 parts"),
     "200 segments": (b"\xff\xd8" + 200 * b"\xff\xe5\0\2", 413, "100 parts"),
     "white paper": (png(np.full((99, 99), 255, np.uint8)), 400, "shows no digit"),
+    "a blank PNG of 16 bits": (png(np.zeros((28, 28), np.uint16)), 400, "shows no digit"),
+    "a blank digit in JSON": (
+        json.dumps([DIGIT.tolist(), [[0] * 28] * 28]).encode(),
+        400,
+        "array 1 shows no digit",
+    ),
+    "full ink in JSON": (json.dumps([[255] * 28] * 28).encode(), 400, "shows no digit"),
     "half of JSON": (b"[[1, 2", 400, "not pixels"),
     "deep JSON": (b"[" * 100_000, 400, "not pixels"),
     "no pixels": (b"[]", 400, "not pixels"),

@@ -1,6 +1,5 @@
 """The transformer on the reference of the Python language: text, counts, training, writing."""
 
-import json
 import math
 
 import jax
@@ -10,6 +9,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
+from examples import strict_json
 from examples.study import Study, StudyError
 from examples.text import corpus
 from examples.text.__main__ import main
@@ -30,7 +30,7 @@ def finished(tmp_path_factory):
 
 def pieces(folder):
     lines = (folder / "pieces.jsonl").read_text().splitlines()
-    return {line["name"]: line["result"] for line in map(json.loads, lines)}
+    return {line["name"]: line["result"] for line in map(strict_json.loads, lines)}
 
 
 def test_the_held_out_text_is_not_in_the_training_text():

@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from examples.endings import memory_ended
 from examples.mnist.serve import bodies
 from examples.mnist.serve.batching import Batcher, Overloaded, Program
 from examples.mnist.serve.bodies import MAX_BODY, Refused
@@ -33,7 +34,7 @@ PAGE_HEADERS = {
 
 def as_json(content: object, status: int = 200, **headers: str) -> Response:
     """One line of JSON."""
-    text = json.dumps(content) + "\n"
+    text = json.dumps(content, allow_nan=False) + "\n"
     return Response(text, status, headers, media_type="application/json")
 
 
@@ -80,6 +81,10 @@ class Application:
             raise Refused(408, "the body did not come in time; send it faster") from None
         except Overloaded:
             raise Refused(503, "too many digits are waiting; try again later") from None
+        except Exception as error:
+            if not memory_ended(error):
+                raise
+            raise Refused(503, "memory ended; try again later") from error
         return as_json({"predictions": [self.prediction(each) for each in found]})
 
     def prediction(self, probabilities: np.ndarray) -> dict[str, object]:
@@ -157,4 +162,7 @@ def application(
         Route("/healthz", app.health, methods=["GET"]),
         Route("/", app.show_page, methods=["GET"]),
     ]
-    return Starlette(routes=routes, lifespan=running, exception_handlers=handlers)  # type: ignore
+    server = Starlette(routes=routes, lifespan=running, exception_handlers=handlers)  # type: ignore
+    # /predict/ would be answered by a redirect to whatever host the request names.
+    server.router.redirect_slashes = False
+    return server

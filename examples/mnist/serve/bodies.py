@@ -75,7 +75,7 @@ def pixels(body: bytes) -> np.ndarray:
     """Digits of JSON, as MNIST stores them: integers from 0, paper, to 255, ink.
 
     Raises:
-      Refused: if it is anything else.
+      Refused: if it is anything else, or a digit is blank.
     """
     try:
         found: Any = json.loads(body)
@@ -90,7 +90,13 @@ def pixels(body: bytes) -> np.ndarray:
     sides = {len(image) for image in images} | {len(row) for row in rows}
     if sides != {data.SIDE} or len(rows) != len(images) * data.SIDE:
         raise Refused(400, f"the JSON has the wrong shape; {EXPECTED} of 0 to 255")
-    return np.frombuffer(b"".join(rows), np.uint8).reshape(-1, data.SIDE, data.SIDE)
+    digits = np.frombuffer(b"".join(rows), np.uint8).reshape(-1, data.SIDE, data.SIDE)
+    for i, digit in enumerate(digits):
+        if not pictures.shows_a_digit(digit):
+            raise Refused(
+                400, f"array {i} shows no digit; expected pixels from 0, paper, to 255, ink"
+            )
+    return digits
 
 
 async def _digit(content: bytes, name: str, decoders: Executor) -> np.ndarray:

@@ -29,7 +29,10 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 
 
 def compiled(classifier: Classifier, sizes: Sequence[int]) -> tuple[Program, list[int], float]:
-    """Probabilities of batches of these sizes and of 1, compiled; and the seconds of a digit."""
+    """Probabilities of batches of these sizes and of 1, compiled; and the seconds of a digit.
+
+    Raises UserError if the probabilities are NaN.
+    """
     # Called through `jit` a program takes 20 µs less than as the executable itself.
     call = jax.jit(classifier.program.call)
 
@@ -40,7 +43,8 @@ def compiled(classifier: Classifier, sizes: Sequence[int]) -> tuple[Program, lis
     seconds = math.inf
     for size in sizes:
         images = np.zeros((size, *classifier.metadata["input_shape"][1:]), np.uint8)
-        program(images)
+        if np.isnan(program(images)).any():
+            raise UserError("the model says NaN; train it again, with a lower --learning-rate")
         begun = time.perf_counter()
         program(images)
         seconds = min(seconds, (time.perf_counter() - begun) / size)

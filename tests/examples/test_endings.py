@@ -1,0 +1,153 @@
+"""Commands that cannot go on: one line on stderr and a status, also while they still import."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import pytest
+
+from examples import study
+from examples.mnist import __main__ as mnist
+from examples.mnist import distributed
+from tests.examples.serving import ask, png
+from tests.examples.test_mnist_command import ROOT, command, environment, small_data
+from tests.examples.test_serve import in_this_process
+from tests.examples.test_serve_limits import DIGIT, even, served
+
+
+def interrupted_at_import(name, words, time=1):
+    """What a command says, and its status, when ctrl-C comes while it imports a module.
+
+    Args:
+      name: of the module.
+      words: of the command.
+      time: which of its processes imports the module, from 1.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", *words],
+        cwd=ROOT,
+        env=environment() | {"PYTHONPROFILEIMPORTTIME": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,  # As a terminal does: all of them get the signal.
+    )
+    said, seen = [], 0
+    with process:
+        for line in iter(process.stderr.readline, ""):
+            if not line.startswith("import time:"):
+                said.append(line)
+            elif re.search(rf"\| +{re.escape(name)}$", line.rstrip("\n")):
+                seen += 1
+                if seen == time:
+                    os.killpg(process.pid, signal.SIGINT)
+        assert process.stdout.read() == "" and seen >= time
+    return "".join(said), process.returncode
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("numpy.version", ["examples.mnist", "evaluate", "runs/none"]),
+        ("jax.version", ["examples.mnist", "serve", "runs/none"]),
+        ("flax.core.frozen_dict", ["examples.mnist", "train", "--epochs", "none"]),
+        ("flax.core.frozen_dict", ["examples.mnist", "predict", "runs/none", "digit.png"]),
+        ("jax.version", ["examples.text", "train", "--steps", "none"]),
+        ("jax.version", ["examples.gradient_release", "--layers", "none"]),
+    ],
+)
+def test_ctrl_c_during_imports_is_one_line(name, words):
+    assert interrupted_at_import(name, words) == ("interrupted\n", 130)
+
+
+GOES_ON = "interrupted; the same command with --resume goes on\n"
+
+
+def test_ctrl_c_during_the_imports_of_one_of_several_is_one_line(tmp_path):
+    options = ["--data-dir", str(small_data(tmp_path)), "--out", str(tmp_path / "run")]
+    words = ["examples.mnist", "train", "--processes", "2", "--model", "softmax", *options]
+    assert interrupted_at_import("jax.version", words, time=2) == (GOES_ON, 130)
+
+
+def test_ctrl_c_where_nothing_is_imported_any_more_says_how_to_go_on(tmp_path):
+    process = subprocess.Popen(
+        command("train", "--model", "softmax", "--data-dir", small_data(tmp_path), "--epochs", 9999)
+        + ["--out", str(tmp_path / "run"), "--batch-size", "32", "--processes", "2"],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+    with process:
+        assert process.stdout.readline().startswith("epoch 1/9999")
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.stderr.read() == GOES_ON
+    assert process.returncode == 130
+
+
+def of_xla():
+    jnp.zeros(1 << 50, jnp.int8).block_until_ready()
+
+
+def of_numpy():
+    import numpy as np
+
+    np.zeros(1 << 60, np.int8)
+
+
+def of_python():
+    raise MemoryError
+
+
+@pytest.mark.parametrize("ended", [of_xla, of_numpy, of_python])
+def test_memory_that_ends_is_one_line(ended, monkeypatch, capsys, tmp_path):
+    from examples.mnist import training
+
+    monkeypatch.setattr(training, "train", lambda *_: ended())
+    options = ["--model", "softmax", "--out", tmp_path / "run"]
+    assert in_this_process("train", *options) == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"error: memory ended( \(.*\))?; free some, .*--batch-size.*\n", said)
+
+    monkeypatch.setattr(sys, "argv", ["study"])
+    with pytest.raises(SystemExit, match="1"):
+        study.command(ended)
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"error: memory ended( \(.*\))?; free some.*\n", said)
+
+
+def test_memory_that_ends_in_one_of_several_is_not_a_lost_process(monkeypatch):
+    said = []
+    monkeypatch.setenv(distributed.WORKER, "0 1")
+    monkeypatch.setattr(distributed, "report", said.append)
+    arguments = SimpleNamespace(command="train", call=lambda _: of_xla())
+    monkeypatch.setattr(mnist, "parser", lambda _: SimpleNamespace(parse_args=lambda: arguments))
+    assert mnist.main() == 1
+    assert "memory ended" in said[0] and "lost" not in said[0]
+
+
+@pytest.mark.parametrize("ended", [of_xla, of_python])
+def test_memory_that_ends_in_the_server_is_a_503(ended):
+    programs = iter([lambda images: ended(), even, even])
+    with served(lambda images: next(programs)(images)) as address:
+        status, content = ask(address, png(DIGIT))
+        assert (status, content) == (503, {"error": "memory ended; try again later"})
+        assert ask(address, png(DIGIT))[0] == 200
+
+
+def test_another_error_of_xla_keeps_its_traceback(monkeypatch):
+    import jax
+
+    def failing(_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: no memory is mentioned here")
+
+    arguments = SimpleNamespace(command="train", call=failing)
+    monkeypatch.setattr(mnist, "parser", lambda _: SimpleNamespace(parse_args=lambda: arguments))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        mnist.main()
