@@ -21,8 +21,8 @@ class Quantized(SlotPolicy):
     """Codes of 8 or 4 bits with a float32 scale per block: 1.03 or 0.53 bytes per parameter.
 
     What `mu_dtype=` and `nu_dtype=` make of `jnp.int8` and `jnp.int4`; see `Blockwise` for how,
-    `Power` for the codes. Leaves with fewer than `min_size` elements, or whose last axis no block of
-    32 or more divides, stay float32.
+    `Power` for the codes. Leaves with fewer than `min_size` elements, or whose last axis no block
+    of 32 or more divides, stay float32.
 
     Attributes:
       codes: "int8" or "int4".
