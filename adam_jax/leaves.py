@@ -156,6 +156,13 @@ def check_leaf(g: Any, p: Any, stored: Any, formats: Any) -> Any:
     shape = np.shape(g)
     for slots, slot_formats in zip(stored, formats, strict=True):
         for x, fmt in zip(slots, slot_formats, strict=True):
+            if fmt is None and jax.tree.leaves(x):
+                raise ValueError(
+                    f"the state must have an array, got {type(x).__name__} with"
+                    f" {leaf_paths(x)}: it was read into a state of another form. Read it into one"
+                    f" that init of the transformation that saved it makes, and convert that with"
+                    f" adam_jax.convert_state."
+                )
             if fmt is None:
                 raise ValueError("the state is empty and the gradient is not: pass None instead.")
             if fmt.shape(x) != shape:

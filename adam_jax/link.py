@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
+from adam_jax.body import PASS_ON, described
 from adam_jax.formats.policy import SlotDType, resolve
 from adam_jax.leaves import Mask
 from adam_jax.rules.base import Rule
@@ -55,14 +56,21 @@ class Link:
         """The state as `optax.masked` would keep it, where there is a mask."""
         return state if self.mask is None else optax.MaskedState(inner_state=state)
 
-    def unwrap(self, state: Any) -> Any:
-        """The state inside; says what is wrong with one that `init` did not make."""
+    def unwrap(self, state: Any, where: str) -> Any:
+        """The state inside; says what is wrong with one that `init` did not make.
+
+        Args:
+          state: of this link.
+          where: its place in the whole state, with which an error begins.
+        """
         state = state if self.mask is None else getattr(state, "inner_state", state)
-        absent = [name for name in self.state_type._fields if not hasattr(state, name)]
-        if absent:
+        # By its type: one with other slots besides would lose them, and AdaBelief's have the same
+        # names as Adam's.
+        if not isinstance(state, self.state_type):
             raise ValueError(
-                f"the state must be a {self.state_type.__name__}, got {type(state).__name__}"
-                f" without {absent}: call init of this transformation and pass its result on."
+                f"{where}the state must be {described(self.state_type)}, got"
+                f" {described(type(state))}: {PASS_ON} To move the state of another transformation,"
+                f" write adam_jax.convert.from_optax(state, params, tx)."
             )
         return state
 

@@ -67,7 +67,11 @@ class Format(abc.ABC):
 
     @abc.abstractmethod
     def shape(self, stored: Any) -> tuple[int, ...]:
-        """The shape of the array that `stored` stands for."""
+        """The shape of the array that `stored` stands for.
+
+        Raises:
+          ValueError: its arrays are not of this format; the caller knows the path.
+        """
 
 
 class SlotPolicy(abc.ABC):
