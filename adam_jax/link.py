@@ -1,12 +1,14 @@
 """A rule and where its memory lies: the state that Optax would keep for it."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import optax
 
 from adam_jax.body import PASS_ON, described
+from adam_jax.formats.base import Format
 from adam_jax.formats.policy import SlotDType, resolve
 from adam_jax.leaves import Mask
 from adam_jax.rules.base import Rule
@@ -51,6 +53,21 @@ class Link:
                 f" parameters."
             ) from None
         return fmt.init(param if hasattr(param, "dtype") else jnp.asarray(param), slot.start)
+
+    def check_formats(self, formats: Sequence[Format | None]) -> None:
+        """Checks how a state stores one leaf: Optax keeps nu of a float16 parameter in float16.
+
+        Raises:
+          ValueError: not so that it can go on; the caller knows the path.
+        """
+        for slot, fmt in zip(self.rule.slots, formats, strict=True):
+            if slot.magnitude and fmt is not None and not fmt.for_magnitudes:
+                raise ValueError(
+                    f"the state has {slot.name} in float16, whose smallest number, 6e-8, is the"
+                    f" square of a gradient of 2e-4, so that updates can be of any size: write"
+                    f" state = adam_jax.convert_state(state, nu_dtype=jnp.float32), and go on with"
+                    f" that."
+                )
 
     def wrap(self, state: Any) -> Any:
         """The state as `optax.masked` would keep it, where there is a mask."""

@@ -161,11 +161,15 @@ def run_rows(
         try:
             g_dtype = check_leaf(g, p, old, formats)
             dtype = leaf_dtype(p) if apply else _update_dtype(g_dtype, p)
+            kind = (label, used, formats, dtype, np.shape(g), g_dtype)
+            if kind not in alike:
+                for k, its in zip(used, formats, strict=True):
+                    links[k].check_formats(its)
         except (TypeError, ValueError) as error:
             raise ValueError(f"at {leaf_paths(updates)[i]!r}, {error}") from None
         salt = _salt(formats, shared, i)
         arrays[i] = Leaf(g, old, p if needed else None, salt)
-        alike.setdefault((label, used, formats, dtype, np.shape(g), g_dtype), []).append(i)
+        alike.setdefault(kind, []).append(i)
 
     kinds = [
         Kind(Program(formats, dtype, apply), (label, used), [arrays[i] for i in indices])

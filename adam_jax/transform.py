@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from adam_jax.body import Body, Call
-from adam_jax.formats.policy import SlotDType, check_slot_dtype
+from adam_jax.formats.policy import SlotDType, check_magnitude_dtype, check_slot_dtype
 from adam_jax.leaves import cast
 from adam_jax.link import Link
 from adam_jax.row import Row
@@ -144,7 +144,7 @@ def scale_by_rule(
       nu_dtype: how magnitudes are stored, if the rule has any.
     """
     mu_dtype = check_slot_dtype("mu_dtype", mu_dtype)
-    nu_dtype = check_slot_dtype("nu_dtype", nu_dtype)
+    nu_dtype = check_magnitude_dtype("nu_dtype", nu_dtype)
     dtypes = tuple(nu_dtype if slot.magnitude else mu_dtype for slot in rule.slots)
     return Transformation.of(Link(rule, state_type, dtypes), chained=False)
 

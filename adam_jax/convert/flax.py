@@ -64,7 +64,7 @@ def _described(x: Any) -> str:
 
 def _mismatch(path: str, expected: Any, found: Any) -> str:
     return (
-        f"at {path!r}, the target of the restore has {expected}, and the checkpoint {found}: restore"
+        f"at {path!r}, the target of the restore has {expected}, the checkpoint {found}: restore"
         f" it into what init of the transformation that saved it makes, and convert that with"
         f" adam_jax.convert_state."
     )

@@ -25,6 +25,11 @@ class Format(abc.ABC):
         """Whether what is stored is less than the array in the dtype of arithmetic."""
         return True
 
+    @property
+    def for_magnitudes(self) -> bool:
+        """Whether it has the range of squares of gradients, and of their sizes."""
+        return True
+
     stochastic: bool = False
     """Whether `encode` rounds by noise; without noise it rounds to the nearest."""
 
