@@ -58,7 +58,10 @@ def check_state(state: Any, kind: type, described: str) -> None:
 
 
 class Body(Protocol):
-    """What a `Transformation` does: a `frozen_pytree`, so that it compares by value and traces."""
+    """What a `Transformation` does: a `frozen_pytree`, so that it compares by value and traces.
+
+    One that reads extra arguments has their names in a class attribute `takes`.
+    """
 
     def init(self, params: Any) -> Any:
         """The state before the first step."""

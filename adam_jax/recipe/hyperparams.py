@@ -25,7 +25,7 @@ from adam_jax.recipe.hyperparams_state import (
 from adam_jax.rules.base import DecayRate, DecayRateLike, FixedNumber
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.transform import Transformation, body_of
-from adam_jax.validation import bind_arguments
+from adam_jax.validation import bind_arguments, check_scalar
 
 
 @frozen_pytree
@@ -76,7 +76,13 @@ class WithHyperparams:
 
     def scheduled(self, count: Any) -> dict[str, jax.Array]:
         """What the schedules say for this step."""
-        return {name: as_float(schedule(count)) for name, schedule in self.schedules}
+        instead = "return one number, the same for all leaves"
+        return {
+            name: as_float(
+                check_scalar(f"the schedule of {name}", schedule(count), instead=instead)
+            )
+            for name, schedule in self.schedules
+        }
 
     def inner(self, state: HyperparamsState) -> Any:
         """The member with the state's numbers."""
