@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -82,8 +83,10 @@ class Link:
         """
         state = state if self.mask is None else getattr(state, "inner_state", state)
         # By its type: one with other slots besides would lose them, and AdaBelief's have the same
-        # names as Adam's.
-        if not isinstance(state, self.state_type):
+        # names as Adam's. For a link that keeps nothing, all that is empty is one: Optax does not
+        # look at it.
+        empty = not self.state_type._fields and not jax.tree.leaves(state)
+        if not empty and not isinstance(state, self.state_type):
             raise ValueError(
                 f"{where}the state must be {described(self.state_type)}, got"
                 f" {described(type(state))}: {PASS_ON} To move the state of another transformation,"

@@ -150,3 +150,25 @@ def test_the_state_of_a_schedule_for_a_constant_and_the_other_way_round():
             tx.update(GRADS, other.init(PARAMS), PARAMS)
         moved = adam_jax.convert.from_optax(other.init(PARAMS), PARAMS, tx)
         tx.update(GRADS, moved, PARAMS)
+
+
+def test_hyperparameters_of_another_member():
+    ours, others = (adam_jax.with_hyperparams(f)(1e-2) for f in (adamw, adam_jax.lamb))
+    with pytest.raises(ValueError, match=r"hyperparameters of lamb, \['b1'.*got \['b1'.*eps_hat"):
+        others.update(GRADS, ours.init(PARAMS), PARAMS)
+
+
+def test_the_state_of_schedule_free():
+    free = adam_jax.schedule_free_adamw(1e-2)
+    for wrong in (FORMS["float32"].init(PARAMS), optax.EmptyState(), PARAMS):
+        with pytest.raises(ValueError, match="the state must be a ScheduleFreeState, got"):
+            free.update(GRADS, wrong, PARAMS)
+
+
+@pytest.mark.parametrize("nothing", [None, (), optax.EmptyState(), optax.MaskedNode()])
+def test_a_link_that_keeps_nothing_takes_all_that_is_empty(nothing):
+    """As in Optax, whose clips and scales are often called with None."""
+    tx = adam_jax.scale_by_learning_rate(1e-2)
+    assert jax.tree.leaves(tx.update(GRADS, nothing)[1]) == []
+    with pytest.raises(ValueError, match="the state must be an EmptyState, got a dict"):
+        tx.update(GRADS, PARAMS)

@@ -66,6 +66,14 @@ class WithHyperparams:
     ) -> tuple[Any, HyperparamsState]:
         """One step of the member that the state's numbers make."""
         check_state(state, HyperparamsState, "a HyperparamsState")
+        known = {*self.numbers, *dict(self.schedules)}
+        if state.hyperparams.keys() != known:
+            raise ValueError(
+                f"the state must have the hyperparameters of {name_of(self.factory)},"
+                f" {sorted(known)}, got {sorted(state.hyperparams)}: it was made by another"
+                f" function. To move its moments, write"
+                f" adam_jax.convert.from_optax(state, params, tx)."
+            )
         numbers = {name: as_float(x) for name, x in state.hyperparams.items()}
         numbers |= self.scheduled(state.count)
         state = state._replace(hyperparams=numbers)
