@@ -40,10 +40,9 @@ class Blocks:
         return (self.codes, self.scale), self.format
 
     def tree_flatten_with_keys(self) -> tuple[tuple[Any, Any], "BlockFormat"]:
-        """With the paths of the two arrays."""
-        names = (f"codes_{self.format.form}", "scale")
-        keys = map(jax.tree_util.GetAttrKey, names)
-        return tuple(zip(keys, (self.codes, self.scale), strict=True)), self.format
+        """With the names of the two arrays."""
+        codes, scale = map(jax.tree_util.GetAttrKey, (f"codes_{self.format.form}", "scale"))
+        return ((codes, self.codes), (scale, self.scale)), self.format
 
     @classmethod
     def tree_unflatten(cls, fmt: "BlockFormat", arrays: tuple[Any, Any]) -> "Blocks":
