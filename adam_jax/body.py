@@ -40,7 +40,7 @@ PASS_ON = (
 """What to write instead of a wrong state, which may be one of the other arguments."""
 
 
-def described(kind: type) -> str:
+def in_words(kind: type) -> str:
     """The type of a state in an error, with its article and its fields."""
     fields = getattr(kind, "_fields", ())
     article = "an" if kind.__name__[0] in "AEIOaeio" else "a"

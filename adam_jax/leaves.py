@@ -7,6 +7,7 @@ import jax
 import jax.core
 import numpy as np
 
+from adam_jax.formats.base import READ_AS_SAVED
 from adam_jax.formats.dtypes import leaf_dtype, wider_dtype
 
 
@@ -189,10 +190,8 @@ def check_leaf(g: Any, p: Any, stored: Any, formats: Any) -> Any:
         for x, fmt in zip(slots, slot_formats, strict=True):
             if fmt is None and jax.tree.leaves(x):
                 raise ValueError(
-                    f"the state must have an array, got {type(x).__name__} with"
-                    f" {leaf_paths(x)}: it was read into a state of another form. Read it into one"
-                    f" that init of the transformation that saved it makes, and convert that with"
-                    f" adam_jax.convert_state."
+                    f"the state must have an array, got a {type(x).__name__} with {leaf_paths(x)}."
+                    f" If it is from a checkpoint, {READ_AS_SAVED}"
                 )
             if fmt is None:
                 raise ValueError("the state is empty and the gradient is not: pass None instead.")

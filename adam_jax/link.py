@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adam_jax.body import PASS_ON, described
+from adam_jax.body import PASS_ON, in_words
 from adam_jax.formats.base import Format
-from adam_jax.formats.policy import SlotDType, resolve
+from adam_jax.formats.policy import FLOAT16_IS_NARROW, SlotDType, resolve
 from adam_jax.leaves import Mask
 from adam_jax.rules.base import Rule
 from adam_jax.rules.pytrees import frozen_pytree, static
@@ -64,10 +64,8 @@ class Link:
         for slot, fmt in zip(self.rule.slots, formats, strict=True):
             if slot.magnitude and fmt is not None and not fmt.for_magnitudes:
                 raise ValueError(
-                    f"the state has {slot.name} in float16, whose smallest number, 6e-8, is the"
-                    f" square of a gradient of 2e-4, so that updates can be of any size: write"
-                    f" state = adam_jax.convert_state(state, nu_dtype=jnp.float32), and go on with"
-                    f" that."
+                    f"the state has {slot.name} in {FLOAT16_IS_NARROW}: go on with"
+                    f" adam_jax.convert_state(state, nu_dtype=jnp.float32)."
                 )
 
     def wrap(self, state: Any) -> Any:
@@ -88,8 +86,8 @@ class Link:
         empty = not self.state_type._fields and not jax.tree.leaves(state)
         if not empty and not isinstance(state, self.state_type):
             raise ValueError(
-                f"{where}the state must be {described(self.state_type)}, got"
-                f" {described(type(state))}: {PASS_ON} To move the state of another transformation,"
+                f"{where}the state must be {in_words(self.state_type)}, got"
+                f" {in_words(type(state))}: {PASS_ON} To move the state of another transformation,"
                 f" write adam_jax.convert.from_optax(state, params, tx)."
             )
         return state

@@ -28,7 +28,8 @@ class Foreign:
     @property
     def takes(self) -> list[str]:
         """The extra arguments that its signature names."""
-        return list(inspect.signature(self.tx.update).parameters)[3:]
+        parameters = list(inspect.signature(self.tx.update).parameters.values())[3:]
+        return [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
 
     def init(self, params: Any) -> Any:
         """Its state before the first step."""

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adam_jax.formats.base import READ_AS_SAVED
 from adam_jax.formats.blockwise import Blocks
 from adam_jax.formats.factored import Factors
 from adam_jax.formats.rounding import Rounded
@@ -64,9 +65,8 @@ def _described(x: Any) -> str:
 
 def _mismatch(path: str, expected: Any, found: Any) -> str:
     return (
-        f"at {path!r}, the target of the restore has {expected}, the checkpoint {found}: restore"
-        f" it into what init of the transformation that saved it makes, and convert that with"
-        f" adam_jax.convert_state."
+        f"at {path!r}, the target of the restore has {expected}, the checkpoint {found}:"
+        f" {READ_AS_SAVED}"
     )
 
 

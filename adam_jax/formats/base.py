@@ -6,6 +6,12 @@ from typing import Any
 
 import jax
 
+READ_AS_SAVED = (
+    "read it into what init of the transformation that saved it makes, and convert that with"
+    " adam_jax.convert_state."
+)
+"""What to do with a checkpoint of another form than the state that it is read into."""
+
 
 class Format(abc.ABC):
     """A way to store one array: `decode(encode(x))` is `x`, to the format's precision.

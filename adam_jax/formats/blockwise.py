@@ -10,7 +10,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from adam_jax.formats.base import Format
+from adam_jax.formats.base import READ_AS_SAVED, Format
 from adam_jax.formats.codecs import Codec
 
 LANES = 16
@@ -93,9 +93,8 @@ class BlockFormat(Format):
         if dtype != self.codec.dtype or scale != self.scale_shape(shape):
             raise ValueError(
                 f"the state has codes of {dtype.name}{list(shape)} with scales of shape {scale},"
-                f" which are not of its form, {self.form}: it was read into a state of another"
-                f" form. Read it into one that init of the transformation that saved it makes, and"
-                f" convert that with adam_jax.convert_state."
+                f" which are not of its form, {self.form}. If it is from a checkpoint,"
+                f" {READ_AS_SAVED}"
             )
         return shape
 

@@ -68,12 +68,14 @@ def check_magnitude_dtype(argument: str, dtype: SlotDType) -> SlotDType:
     return checked
 
 
-NO_FLOAT16 = (
-    "must not be float16, whose smallest number, 6e-8, is the square of a gradient of 2e-4, so that"
-    " updates can be of any size: leave it out for float32, or write"
-    " adam_jax.stochastic(jnp.bfloat16) for 2 bytes."
+FLOAT16_IS_NARROW = (
+    "float16, whose smallest number, 6e-8, is the square of a gradient of 2e-4, so that updates can"
+    " be of any size"
 )
-"""Of the argument for magnitudes."""
+NO_FLOAT16 = (
+    f"must not be {FLOAT16_IS_NARROW}: write jnp.float32, or adam_jax.stochastic(jnp.bfloat16) for"
+    f" 2 bytes."
+)
 
 
 def check_nearest_dtype(argument: str, dtype: SlotDType) -> SlotDType:
