@@ -32,7 +32,8 @@ _L2 = """\
 _WEIGHT_DECAY = """\
   weight_decay: λ ≥ 0, decoupled: a number, or a function of the optimizer steps completed so far.
   mask: the leaves that decay: a tree of booleans like the parameters (or a prefix of that), or a
-    function that makes one from the parameters. None decays all; see `decay_mask`.
+    function that makes one from the parameters. None decays all; see `decay_mask`. A leaf that is
+    no boolean is an error.
   scale_decay: False takes λ·θ as it is, not multiplied by the learning rate (fully decoupled:
     θ ← θ - α·u - λ·θ); its entry in the state is then the last one.
 """

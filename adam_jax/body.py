@@ -33,6 +33,20 @@ def counted(count: Any, call: Call) -> Any:
     return one_more if call.ok is None else jnp.where(call.ok, one_more, count)
 
 
+PASS_ON = (
+    "pass on what init or the last step of this transformation returned, in the order"
+    " tx.update(grads, state, params) or adam_jax.step(tx, grads, state, params)."
+)
+"""What to write instead of a wrong state, which may be one of the other arguments."""
+
+
+def in_words(kind: type) -> str:
+    """The type of a state in an error, with its article and its fields."""
+    fields = getattr(kind, "_fields", ())
+    article = "an" if kind.__name__[0] in "AEIOaeio" else "a"
+    return f"{article} {kind.__name__}" + (f"({', '.join(fields)})" if fields else "")
+
+
 def check_state(state: Any, kind: type, described: str) -> None:
     """Checks that a state is what `init` of this transformation returns.
 
@@ -40,14 +54,14 @@ def check_state(state: Any, kind: type, described: str) -> None:
       ValueError: it is not; `described` is the kind with its article.
     """
     if not isinstance(state, kind):
-        raise ValueError(
-            f"the state must be {described}, got {type(state).__name__}: call init of this"
-            f" transformation and pass its result on."
-        )
+        raise ValueError(f"the state must be {described}, got {type(state).__name__}: {PASS_ON}")
 
 
 class Body(Protocol):
-    """What a `Transformation` does: a `frozen_pytree`, so that it compares by value and traces."""
+    """What a `Transformation` does: a `frozen_pytree`, so that it compares by value and traces.
+
+    One that reads extra arguments has their names in a class attribute `takes`.
+    """
 
     def init(self, params: Any) -> Any:
         """The state before the first step."""

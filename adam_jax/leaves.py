@@ -4,8 +4,10 @@ import dataclasses
 from typing import Any, Self
 
 import jax
+import jax.core
 import numpy as np
 
+from adam_jax.formats.base import READ_AS_SAVED
 from adam_jax.formats.dtypes import leaf_dtype, wider_dtype
 
 
@@ -48,6 +50,14 @@ class Mask(FrozenTree):
     A prefix of the parameters' tree will do; a callable is its own single leaf.
     """
 
+    @classmethod
+    def of(cls, tree: Any) -> Self:
+        """Freezes a mask."""
+        made = super().of(tree)
+        if not (len(made.leaves) == 1 and callable(made.tree)):
+            check_booleans(made.tree)
+        return made
+
     def flatten(self, params: Any, tree: Any, param_leaves: list[Any]) -> list[bool]:
         """One boolean per leaf of `tree`, whose leaves have the parameters `param_leaves`.
 
@@ -56,6 +66,7 @@ class Mask(FrozenTree):
         mask = self.tree
         if len(self.leaves) == 1 and callable(mask):
             mask = mask(params)
+            check_booleans(mask)
         # The mask of a tree with a None in it has nothing there.
         numbers = [None if p is None else i for i, p in enumerate(param_leaves)]
         numbered = jax.tree.unflatten(tree, numbers)
@@ -71,6 +82,27 @@ class Mask(FrozenTree):
             for index in jax.tree.leaves(subtree):
                 flags[index] = bool(flag)
         return flags
+
+
+def check_booleans(mask: Any) -> None:
+    """Checks that each leaf of a mask is a boolean, Python's, NumPy's or an array of one.
+
+    Raises:
+      ValueError: one is something else, which Python would call true as often as not.
+    """
+    for path, flag in zip(leaf_paths(mask, none_is_leaf=False), jax.tree.leaves(mask), strict=True):
+        if isinstance(flag, jax.core.Tracer):
+            raise ValueError(
+                f"mask must be known when the step is compiled, got a traced value at {path!r}:"
+                f" make it of paths, shapes and dtypes, not of the parameters' values."
+            )
+        is_scalar = isinstance(flag, (bool, *_ARRAYS)) and np.ndim(flag) == 0
+        if not is_scalar or getattr(flag, "dtype", np.bool_) != np.bool_:
+            raise ValueError(
+                f"mask must have booleans as leaves, got {flag!r} at {path!r}: write True or False,"
+                f" or mask=adam_jax.decay_mask. To choose leaves by path, write"
+                f' adam_jax.groups(adamw, {{".*bias": {{"weight_decay": 0.0}}}}, ...).'
+            )
 
 
 def align_slot(treedef: Any, updates: Any, slot_tree: Any) -> list[Any]:
@@ -156,6 +188,11 @@ def check_leaf(g: Any, p: Any, stored: Any, formats: Any) -> Any:
     shape = np.shape(g)
     for slots, slot_formats in zip(stored, formats, strict=True):
         for x, fmt in zip(slots, slot_formats, strict=True):
+            if fmt is None and jax.tree.leaves(x):
+                raise ValueError(
+                    f"the state must have an array, got a {type(x).__name__} with {leaf_paths(x)}."
+                    f" If it is from a checkpoint, {READ_AS_SAVED}"
+                )
             if fmt is None:
                 raise ValueError("the state is empty and the gradient is not: pass None instead.")
             if fmt.shape(x) != shape:

@@ -1,12 +1,16 @@
 """A rule and where its memory lies: the state that Optax would keep for it."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
-from adam_jax.formats.policy import SlotDType, resolve
+from adam_jax.body import PASS_ON, in_words
+from adam_jax.formats.base import Format
+from adam_jax.formats.policy import FLOAT16_IS_NARROW, SlotDType, resolve
 from adam_jax.leaves import Mask
 from adam_jax.rules.base import Rule
 from adam_jax.rules.pytrees import frozen_pytree, static
@@ -52,18 +56,40 @@ class Link:
             ) from None
         return fmt.init(param if hasattr(param, "dtype") else jnp.asarray(param), slot.start)
 
+    def check_formats(self, formats: Sequence[Format | None]) -> None:
+        """Checks how a state stores one leaf: Optax keeps nu of a float16 parameter in float16.
+
+        Raises:
+          ValueError: not so that it can go on; the caller knows the path.
+        """
+        for slot, fmt in zip(self.rule.slots, formats, strict=True):
+            if slot.magnitude and fmt is not None and not fmt.for_magnitudes:
+                raise ValueError(
+                    f"the state has {slot.name} in {FLOAT16_IS_NARROW}: go on with"
+                    f" adam_jax.convert_state(state, nu_dtype=jnp.float32)."
+                )
+
     def wrap(self, state: Any) -> Any:
         """The state as `optax.masked` would keep it, where there is a mask."""
         return state if self.mask is None else optax.MaskedState(inner_state=state)
 
-    def unwrap(self, state: Any) -> Any:
-        """The state inside; says what is wrong with one that `init` did not make."""
+    def unwrap(self, state: Any, where: str) -> Any:
+        """The state inside; says what is wrong with one that `init` did not make.
+
+        Args:
+          state: of this link.
+          where: its place in the whole state, with which an error begins.
+        """
         state = state if self.mask is None else getattr(state, "inner_state", state)
-        absent = [name for name in self.state_type._fields if not hasattr(state, name)]
-        if absent:
+        # By its type: one with other slots besides would lose them, and AdaBelief's have the same
+        # names as Adam's. For a link that keeps nothing, all that is empty is one: Optax does not
+        # look at it.
+        empty = not self.state_type._fields and not jax.tree.leaves(state)
+        if not empty and not isinstance(state, self.state_type):
             raise ValueError(
-                f"the state must be a {self.state_type.__name__}, got {type(state).__name__}"
-                f" without {absent}: call init of this transformation and pass its result on."
+                f"{where}the state must be {in_words(self.state_type)}, got"
+                f" {in_words(type(state))}: {PASS_ON} To move the state of another transformation,"
+                f" write adam_jax.convert.from_optax(state, params, tx)."
             )
         return state
 

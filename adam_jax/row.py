@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax.body import Call, counted
+from adam_jax.body import PASS_ON, Call, counted
 from adam_jax.formats.dtypes import leaf_dtype, wider_dtype
 from adam_jax.formats.noise import Salt, salt_of_moments
 from adam_jax.formats.policy import format_of
@@ -69,9 +69,12 @@ class Row:
         else:
             raise ValueError(
                 f"the state must be the tuple of {len(self.links)} that init returned, got"
-                f" {type(state).__name__}: call init of this transformation and pass its result on."
+                f" {_described(state)}: {PASS_ON}"
             )
-        return tuple(link.unwrap(s) for link, s in zip(self.links, states, strict=True))
+        return tuple(
+            link.unwrap(s, f"at state[{k}], " if self.chained else "")
+            for k, (link, s) in enumerate(zip(self.links, states, strict=True))
+        )
 
     def join(self, states: list[Any]) -> Any:
         """The opposite of `split`."""
@@ -158,11 +161,15 @@ def run_rows(
         try:
             g_dtype = check_leaf(g, p, old, formats)
             dtype = leaf_dtype(p) if apply else _update_dtype(g_dtype, p)
+            kind = (label, used, formats, dtype, np.shape(g), g_dtype)
+            if kind not in alike:
+                for k, its in zip(used, formats, strict=True):
+                    links[k].check_formats(its)
         except (TypeError, ValueError) as error:
             raise ValueError(f"at {leaf_paths(updates)[i]!r}, {error}") from None
         salt = _salt(formats, shared, i)
         arrays[i] = Leaf(g, old, p if needed else None, salt)
-        alike.setdefault((label, used, formats, dtype, np.shape(g), g_dtype), []).append(i)
+        alike.setdefault(kind, []).append(i)
 
     kinds = [
         Kind(Program(formats, dtype, apply), (label, used), [arrays[i] for i in indices])
@@ -184,6 +191,10 @@ def run_rows(
             fields[slot.name] = unflatten_slot(treedef, updates, xs)
         new_states.append(link.state_type(**fields))
     return jax.tree.unflatten(treedef, results), rows[0].join(new_states)
+
+
+def _described(state: Any) -> str:
+    return f"a tuple of {len(state)}" if isinstance(state, tuple) else type(state).__name__
 
 
 def _update_dtype(g_dtype: Any, p: Any) -> Any:

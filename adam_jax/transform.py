@@ -1,6 +1,9 @@
 """From a row of links to an Optax transformation, with update and apply in one."""
 
 import dataclasses
+import difflib
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from adam_jax.body import Body, Call
-from adam_jax.formats.policy import SlotDType, check_slot_dtype
+from adam_jax.formats.policy import SlotDType, check_magnitude_dtype, check_slot_dtype
 from adam_jax.leaves import cast
 from adam_jax.link import Link
 from adam_jax.row import Row
@@ -21,6 +24,12 @@ class Foreign:
     """The body of a transformation that is not of this package: update, then apply."""
 
     tx: optax.GradientTransformation
+
+    @property
+    def takes(self) -> list[str]:
+        """The extra arguments that its signature names."""
+        parameters = list(inspect.signature(self.tx.update).parameters.values())[3:]
+        return [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
 
     def init(self, params: Any) -> Any:
         """Its state before the first step."""
@@ -76,7 +85,34 @@ def _init(body: Body, params: Any) -> Any:
 def _update(
     body: Body, updates: Any, state: Any, params: Any = None, **extra_args: Any
 ) -> tuple[Any, Any]:
+    check_extra_args(body, extra_args)
     return body.run(updates, state, params, Call(False, None, extra_args))
+
+
+def check_extra_args(body: Body, extra_args: Mapping[str, Any]) -> None:
+    """Checks that no extra argument is a misspelt one of a body in here.
+
+    Others are for other transformations: Optax passes all of them to all.
+
+    Raises:
+      TypeError: one is nearly the name of an argument that some body takes and that is missing.
+    """
+    if not extra_args:
+        return
+    taken: set[str] = set()
+
+    def collect(x: Any) -> bool:
+        taken.update(getattr(x, "takes", ()))
+        return False
+
+    jax.tree.leaves(body, is_leaf=collect)
+    for name in extra_args.keys() - taken:
+        meant = difflib.get_close_matches(name.lower(), taken - extra_args.keys(), cutoff=0.8)
+        if meant:
+            raise TypeError(
+                f"the extra argument {meant[0]!r} must be spelt so, got {name!r}: write"
+                f" {meant[0]}=. If {name!r} is for another transformation, pass both."
+            )
 
 
 @jax.tree_util.register_pytree_node_class
@@ -107,6 +143,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
 
     def step(self, grads: Any, state: Any, params: Any, **extra_args: Any) -> tuple[Any, Any]:
         """`update` and `optax.apply_updates`, in one pass over each leaf; see `adam_jax.step`."""
+        check_extra_args(self.body, extra_args)
         return self.body.run(grads, state, params, Call(True, None, extra_args))
 
     def __eq__(self, other: object) -> bool:
@@ -144,7 +181,7 @@ def scale_by_rule(
       nu_dtype: how magnitudes are stored, if the rule has any.
     """
     mu_dtype = check_slot_dtype("mu_dtype", mu_dtype)
-    nu_dtype = check_slot_dtype("nu_dtype", nu_dtype)
+    nu_dtype = check_magnitude_dtype("nu_dtype", nu_dtype)
     dtypes = tuple(nu_dtype if slot.magnitude else mu_dtype for slot in rule.slots)
     return Transformation.of(Link(rule, state_type, dtypes), chained=False)
 
@@ -176,8 +213,14 @@ def step(
       `(params, state)`.
 
     Raises:
+      TypeError: `tx` is no transformation; an extra argument that one of ours takes is misspelt.
       ValueError: a tree, a shape or a dtype that does not fit the state; the message has the path.
     """
+    if not hasattr(tx, "init") or not hasattr(tx, "update"):
+        raise TypeError(
+            f"tx must be an Optax transformation, got {type(tx).__name__}: write"
+            f" adam_jax.step(tx, grads, state, params) with tx = adam_jax.adamw(1e-3), say."
+        )
     fused = getattr(tx, "step", None)
     if fused is not None:
         return fused(grads, state, params, **extra_args)

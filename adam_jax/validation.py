@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.core
+import jax.numpy as jnp
 import numpy as np
 
 _NUMBERS = (int, float, np.number, np.ndarray, jax.Array)
@@ -44,6 +45,7 @@ def check_number(
         return value
     interval = f"[{low:g}, {'inf' if math.isinf(high) else f'{high:g}'})"
     if not isinstance(value, _NUMBERS) or isinstance(value, bool):
+        instead = _without_quotes(value) or instead
         raise ValueError(f"{argument} must be a number in {interval}, got {value!r}: {instead}.")
     if np.ndim(value) != 0:
         raise ValueError(
@@ -53,7 +55,38 @@ def check_number(
     number = float(value)
     if not low <= number < high:
         raise ValueError(f"{argument} must be in {interval}, got {number!r}: {instead}.")
+    dtype = jnp.result_type(float)
+    if (largest := float(jnp.finfo(dtype).max)) < abs(number) < math.inf:
+        raise ValueError(
+            f"{argument} must be at most {largest:.3g}, the largest number of {dtype.name}, in"
+            f" which it is kept, got {number!r}: {instead}."
+        )
     return number
+
+
+def _without_quotes(value: Any) -> str | None:
+    """What to write instead of a number in quotes; None for all else."""
+    try:
+        float(value if isinstance(value, str) else "")
+    except ValueError:
+        return None
+    return f"write float({str(value)!r}); a YAML file needs a point before the exponent, 1.0e-3"
+
+
+def check_scalar(argument: str, value: Any, *, instead: str) -> Any:
+    """Checks that `value`, traced or not, is one real number; booleans are 0 and 1.
+
+    Raises:
+      ValueError: it is not.
+    """
+    number = isinstance(value, (*_NUMBERS, np.bool_)) and not jnp.issubdtype(
+        jnp.result_type(value), jnp.complexfloating
+    )
+    if not number:
+        raise ValueError(f"{argument} must be a number, got {value!r}: {instead}.")
+    if np.ndim(value) != 0:
+        raise ValueError(f"{argument} must be a scalar, got shape {np.shape(value)}: {instead}.")
+    return value
 
 
 def bind_arguments(

@@ -38,7 +38,7 @@ def test_16_bit_parameters_get_float32_moments_and_keep_their_dtype(member, low)
 @every_member
 @pytest.mark.parametrize(
     ("mu", "nu"),
-    [(None, None), (jnp.bfloat16, jnp.float16), (jnp.float32, jnp.bfloat16), (None, jnp.float32)],
+    [(None, None), (jnp.float16, jnp.bfloat16), (jnp.float32, jnp.bfloat16), (None, jnp.float32)],
     ids=str,
 )
 def test_the_state_has_the_dtypes_asked_for_and_keeps_them(member, mu, nu):

@@ -196,6 +196,14 @@ def zero_gradient():
     assert (path(adam_jax.adam(1e-3), params, 1, scale=0.0) == 1).all()
 
 
+def state_in_float16():
+    params = {"w": jnp.ones(3, jnp.float16)}
+    state = optax.adam(1e-3).init(params)
+    assert state[0].nu["w"].dtype == jnp.float16
+    with pytest.raises(ValueError, match="convert_state"):
+        adam_jax.adam(1e-3).update(params, state, params)
+
+
 def wider_gradients():
     def changes(library):
         tx = library.adamw(1e-3)
@@ -243,6 +251,7 @@ def another_learning_rate():
 DIFFERENCES = {
     "bfloat16 parameters": bfloat16_parameters,
     "float16 parameters, a gradient of zero": zero_gradient,
+    "float16 parameters, a state of Optax's": state_in_float16,
     "gradients wider than the parameters": wider_gradients,
     "hyperparameters in the state, bfloat16 parameters": hyperparameters_in_the_state,
     "`b2=1.0`": b2_of_one,

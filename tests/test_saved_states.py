@@ -166,7 +166,7 @@ def test_flax_reads_into_what_init_made():
     params = {"w": jnp.ones((64, 128))}
     state = small(jnp.int8).init(params)
     written = serialization.to_state_dict(state)
-    assert set(written["0"]["mu"]["w"]) == {"codes", "scale"}
+    assert set(written["0"]["mu"]["w"]) == {"codes_int8_power2_block128", "scale"}
     with pytest.raises(ValueError, match="mu"):
         serialization.from_state_dict(adamw(1e-2).init(params | {"b": jnp.ones(1)}), written)
 

@@ -19,7 +19,7 @@ LAYERS = {
     "formats": {"validation"},
     "kernels": {"rules", "formats"},
     "leaves": {"formats", "validation"},
-    "link": {"leaves", "rules", "formats"},
+    "link": {"body", "leaves", "rules", "formats"},
     "body": set(),
     "row": {"body", "link", "leaves", "kernels", "rules", "formats"},
     "transform": {"body", "row", "link", "leaves", "rules", "formats"},

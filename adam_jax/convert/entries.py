@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adam_jax.convert.names import Layout, Names, layouts, listed
+from adam_jax.convert.names import SPLIT_FIRST, Layout, Names, layouts, listed
 from adam_jax.formats.blockwise import sharding_of
 from adam_jax.leaves import leaf_paths
 
@@ -64,10 +64,11 @@ def complain(
     kinds = {"missing": missing, "extra": extra, "misshapen": misshapen}
     wrong = [f"{kind}: {listed(sorted(keys))}" for kind, keys in kinds.items() if keys]
     if wrong:
+        fused = any("in_proj_" in key for key in (*extra, *misshapen))
         raise ValueError(
             f"{argument} must have one entry of the right shape for each slot of each parameter:"
             f" {'; '.join(wrong)}. Write names={{path: name or Layout}} for what is called, or"
-            f" lies, otherwise."
+            f" lies, otherwise{f'; {SPLIT_FIRST}' if fused else '.'}"
         )
 
 
@@ -89,6 +90,21 @@ def as_numpy(x: Any) -> np.ndarray:
     if str(getattr(x, "dtype", "")) == "torch.bfloat16":  # For which NumPy has no dtype.
         x = x.float()
     return np.asarray(x)
+
+
+def whole_steps(argument: str, steps: np.ndarray) -> int:
+    """Steps taken; of more than int32 has the largest, where the counts of this package stop.
+
+    Raises:
+      ValueError: it is no whole number above 0.
+    """
+    valid = steps.ndim == 0 and steps.dtype.kind in "iuf" and np.isfinite(steps)
+    if not valid or steps < 1 or steps != np.floor(steps):
+        raise ValueError(
+            f"{argument} must be a whole number of steps taken, 1 or more, got {steps}: pass the"
+            f" state of an optimizer that has taken a step."
+        )
+    return min(int(steps), np.iinfo(np.int32).max)
 
 
 def placed_like(x: Any, like: Any) -> jax.Array:

@@ -1,22 +1,18 @@
 """What `flax.serialization` must be told of to write every state of this package."""
 
-import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
+from adam_jax.formats.base import READ_AS_SAVED
 from adam_jax.formats.blockwise import Blocks
 from adam_jax.formats.factored import Factors
 from adam_jax.formats.rounding import Rounded
 from adam_jax.recipe.pack import Packed
 
-# The fields that are arrays, or trees of them; the others are the program's, not the run's.
-ARRAYS: dict[Any, tuple[str, ...]] = {
-    Blocks: ("codes", "scale"),
-    Factors: ("rows", "columns"),
-    Rounded: ("values",),
-    Packed: ("small", "large"),
-}
+CONTAINERS = (Blocks, Factors, Rounded, Packed)
 
 
 def register_with_flax() -> None:
@@ -24,32 +20,54 @@ def register_with_flax() -> None:
 
     Once in a program, before `flax.serialization.to_bytes`, `from_bytes` and what is built on them
     (`flax.training.checkpoints`). Orbax needs nothing of the kind. A state is restored into one
-    that `tx.init` made, which says how it is stored.
+    that `tx.init` made. What is stored otherwise than in there is an error with its path, also
+    codes of another dtype, power or block.
     """
     from flax import serialization
 
-    def register(kind: Any, fields: tuple[str, ...]) -> None:
-        def to_state_dict(x: Any) -> dict[str, Any]:
-            return {
-                name: serialization.to_state_dict(_written(getattr(x, name))) for name in fields
-            }
+    def to_state_dict(x: Any) -> dict[str, Any]:
+        parts = {name: _written(part) for name, part in _parts(x).items()}
+        return {name: serialization.to_state_dict(part) for name, part in parts.items()}
 
-        def from_state_dict(x: Any, state: dict[str, Any]) -> Any:
-            read = {
-                name: _read(
-                    getattr(x, name),
-                    serialization.from_state_dict(_written(getattr(x, name)), state[name]),
-                )
-                for name in fields
-            }
-            return dataclasses.replace(x, **read)
+    def from_state_dict(x: Any, state: Any) -> Any:
+        parts = _parts(x)
+        found = set(state) if isinstance(state, dict) else {_described(state)}
+        if found != set(parts):
+            raise ValueError(_mismatch(serialization.current_path(), sorted(parts), sorted(found)))
+        return jax.tree.structure(x, is_leaf=lambda y: y is not x).unflatten(
+            [read(name, part, state[name]) for name, part in parts.items()]
+        )
 
+    def read(name: str, like: Any, state: Any) -> Any:
+        new = _read(like, serialization.from_state_dict(_written(like), state, name))
+        if hasattr(like, "dtype") and _described(new) != _described(like):
+            path = f"{serialization.current_path()}/{name}"
+            raise ValueError(_mismatch(path, _described(like), _described(new)))
+        return new
+
+    for kind in CONTAINERS:
         serialization.register_serialization_state(
             kind, to_state_dict, from_state_dict, override=True
         )
 
-    for kind, fields in ARRAYS.items():
-        register(kind, fields)
+
+def _parts(x: Any) -> dict[str, Any]:
+    """What is right inside a container, by the names that Orbax has for it too."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(x, is_leaf=lambda y: y is not x)
+    return {jax.tree_util.keystr(path, simple=True): part for path, part in flat}
+
+
+def _described(x: Any) -> str:
+    if not hasattr(x, "dtype"):
+        return type(x).__name__
+    return f"{jnp.dtype(x.dtype).name} of shape {np.shape(x)}"
+
+
+def _mismatch(path: str, expected: Any, found: Any) -> str:
+    return (
+        f"at {path!r}, the target of the restore has {expected}, the checkpoint {found}:"
+        f" {READ_AS_SAVED}"
+    )
 
 
 def _is_int4(x: Any) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import optax
 
-from adam_jax.convert.entries import as_numpy, check_real, matched_slots
+from adam_jax.convert.entries import as_numpy, check_real, matched_slots, whole_steps
 from adam_jax.convert.moments import Moments, Target
 from adam_jax.convert.names import Names, layouts
 from adam_jax.convert.twins import (
@@ -78,6 +78,11 @@ def _slot(slot: str, maximum: bool) -> str:
 def _by_name(variables: Any) -> dict[str, Any]:
     """The variables by their path without the optimizer's name in front; no learning rate."""
     if not isinstance(variables, Mapping):
+        if not isinstance(variables, Iterable):
+            raise ValueError(
+                f"variables must be those of an optimizer, got {type(variables).__name__}: write"
+                f" optimizer.variables."
+            )
         variables = list(variables)
         nameless = [type(v).__name__ for v in variables if not hasattr(v, "path")]
         if nameless:
@@ -102,10 +107,4 @@ def _is_numbered(path: str) -> bool:
 
 
 def _iterations(found: dict[str, Any]) -> int:
-    steps = as_numpy(found.pop("iteration", 0))
-    if steps.ndim or steps < 1:
-        raise ValueError(
-            "variables must have an 'iteration' of 1 or more: pass optimizer.variables of an"
-            " optimizer that has taken a step."
-        )
-    return int(steps)
+    return whole_steps("the 'iteration' in variables", as_numpy(found.pop("iteration", 0)))

@@ -150,8 +150,16 @@ def layouts(paths: Iterable[str], names: Names | None, separator: str = ".") -> 
     seen = [layout.name for layout in found.values()]
     twice = sorted({name for name in seen if seen.count(name) > 1})
     if twice:
-        raise ValueError(f"names must name each parameter once, got {listed(twice)} twice.")
+        raise ValueError(
+            f"names must name each parameter once, got {listed(twice)} twice: {SPLIT_FIRST}"
+        )
     return found
+
+
+SPLIT_FIRST = (
+    "an entry that is several parameters here, as PyTorch's in_proj_weight is query, key and value,"
+    " is split before it is converted: docs/migrating/pytorch.md shows how."
+)
 
 
 def listed(keys: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ from adam_jax.convert.entries import (
     check_real,
     complain,
     matched_slots,
+    whole_steps,
 )
 from adam_jax.convert.moments import Moments, Target, dense, read
 from adam_jax.convert.names import Names, layouts, listed
@@ -42,7 +43,7 @@ def from_torch(
     Args:
       state_dict: `optimizer.state_dict()` of Adam, AdamW, NAdam, RAdam or Adamax, with or without
         amsgrad, or what `torch.load(file, weights_only=True)` made of one. Tensors of any device
-        and dtype, or NumPy arrays.
+        and dtype, or NumPy arrays. Steps past 2³¹-1 count as so many, where counts here stop.
       params: our parameters, such as `params_from_named` makes of those of the model.
       tx: what goes on: a member, or transformations around it. docs/migrating/pytorch.md says
         which arguments make the two equal; `amsgrad` needs `max_before_correction=True`, `nadam`
@@ -155,12 +156,14 @@ def order_of(
     argument: str, state_dict: Mapping[str, Any], order: Sequence[str] | None
 ) -> list[str]:
     """The name of each of PyTorch's indices."""
-    groups = state_dict.get("param_groups") if isinstance(state_dict, Mapping) else None
-    if groups is None:
+    is_mapping = isinstance(state_dict, Mapping)
+    if not is_mapping or not {"state", "param_groups"} <= state_dict.keys():
+        got = listed(map(str, state_dict)) or "nothing" if is_mapping else type(state_dict).__name__
         raise ValueError(
             f"{argument} must be that of an optimizer, with 'state' and 'param_groups', got"
-            f" {listed(map(str, state_dict)) or 'nothing'}: write optimizer.state_dict()."
+            f" {got}: write optimizer.state_dict()."
         )
+    groups = state_dict["param_groups"]
     count = sum(len(group["params"]) for group in groups)
     if order is None:
         order = [name for group in groups for name in group.get("param_names", ())]
@@ -180,8 +183,17 @@ def order_of(
 
 
 def entries_of(state_dict: Mapping[str, Any], order: list[str]) -> dict[int, Mapping[str, Any]]:
-    """The entries of a state_dict, by number."""
+    """The entries of a state_dict, by number.
+
+    Raises:
+      ValueError: there are none, or some without a parameter.
+    """
     entries = state_dict["state"]
+    if not entries:
+        raise ValueError(
+            "state_dict must be that of an optimizer that has taken a step, got one whose 'state'"
+            " is empty: there is nothing to convert, write state = tx.init(params)."
+        )
     unknown = [str(key) for key in entries if key not in range(len(order))]
     complain("state_dict", (), unknown)
     return dict(entries)
@@ -189,10 +201,4 @@ def entries_of(state_dict: Mapping[str, Any], order: list[str]) -> dict[int, Map
 
 def steps_of(path: str, entry: Mapping[str, Any]) -> int:
     """The steps that a parameter has taken."""
-    steps = as_numpy(entry["step"]) if "step" in entry else np.zeros(())
-    if steps.ndim or steps < 1 or steps != int(steps):
-        raise ValueError(
-            f"the step of {path!r} must be a whole number of steps taken, got"
-            f" {steps if 'step' in entry else 'none'}: pass the state of a run that has begun."
-        )
-    return int(steps)
+    return whole_steps(f"the step of {path!r}", as_numpy(entry.get("step", 0)))

@@ -10,7 +10,13 @@ from adam_jax.family.ademamix import ScaleByAdemamixState
 from adam_jax.family.schedule_free import RMS_STATE
 from adam_jax.formats.base import Format
 from adam_jax.formats.dtypes import wider_dtype
-from adam_jax.formats.policy import SlotDType, check_slot_dtype, format_of, resolve
+from adam_jax.formats.policy import (
+    SlotDType,
+    check_magnitude_dtype,
+    check_slot_dtype,
+    format_of,
+    resolve,
+)
 from adam_jax.leaves import leaf_paths
 from adam_jax.recipe.modifiers import GrokfastState
 from adam_jax.recipe.pack import Packed
@@ -56,7 +62,7 @@ def convert_state(state: Any, *, mu_dtype: SlotDType = None, nu_dtype: SlotDType
     """
     specs = {
         False: check_slot_dtype("mu_dtype", mu_dtype),
-        True: check_slot_dtype("nu_dtype", nu_dtype),
+        True: check_magnitude_dtype("nu_dtype", nu_dtype),
     }
     found = []
 

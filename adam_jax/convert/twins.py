@@ -83,7 +83,9 @@ def momentum_product(rules: Iterable[Any], steps: int) -> float | None:
     scheduled = [rule.first for rule in rules if isinstance(rule.first, ScheduledNesterovEma)]
     if not scheduled:
         return None
-    powers = np.arange(1, steps + 1, dtype=np.float64) * float(scheduled[0].momentum_decay)
+    # After a million steps it is 0, or moves no more.
+    powers = np.arange(1, min(steps, 10**6) + 1, dtype=np.float64)
+    powers *= float(scheduled[0].momentum_decay)
     b = 1.0 - float(scheduled[0].ema.rate.complement)
     return float(np.prod(b * (1 - 0.5 * 0.96**powers)))
 

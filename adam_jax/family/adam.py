@@ -83,8 +83,8 @@ def scale_by_adam(
 
     Raises:
       ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
-        `init` and `update`, for integer leaves, for gradients unlike the state, and for missing
-        `params` where weights decay.
+        `init` and `update`, for integer leaves, for gradients unlike the state, for nu in float16,
+        and for missing `params` where weights decay.
 
     Differs from Optax in: the averages are formed as old + (1-b)(new - old) and the corrections by
     expm1, with 1-b from float64, so that the result stays within a few ulp of the exact algorithm

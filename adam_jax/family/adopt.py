@@ -25,7 +25,7 @@ from adam_jax.rules.base import (
 from adam_jax.rules.directions import safe_divide, safe_sqrt
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.transform import Transformation, scale_by_rule
-from adam_jax.validation import check_number
+from adam_jax.validation import check_number, check_scalar
 
 
 def fourth_root(count: jax.Array) -> jax.Array:
@@ -72,7 +72,10 @@ class Adopt(Rule):
 
     def scalars(self, count: Any) -> Any:
         count = jnp.asarray(count, jnp.result_type(float))
-        bound = () if self.clip_value_fn is None else self.clip_value_fn(count)
+        bound: Any = ()
+        if self.clip_value_fn is not None:
+            bound = self.clip_value_fn(count)
+            check_scalar("the result of clip_value_fn", bound, instead="return the bound on |x|")
         return after_first(count), bound, self.direction.scalars(count)
 
     def step(

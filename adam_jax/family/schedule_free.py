@@ -10,7 +10,7 @@ import optax
 from optax import contrib
 
 from adam_jax.alias import alias
-from adam_jax.body import Call
+from adam_jax.body import Call, check_state
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.row import Row
 from adam_jax.rules.base import DecayRate, DecayRateLike, FixedNumber, MomentRule
@@ -75,6 +75,7 @@ class ScheduleFree:
 
     def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
         """Optax's step."""
+        check_state(state, contrib.ScheduleFreeState, "a ScheduleFreeState")
         return Foreign(self.wrapped).run(updates, state, params, call)
 
 

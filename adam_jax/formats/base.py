@@ -6,6 +6,12 @@ from typing import Any
 
 import jax
 
+READ_AS_SAVED = (
+    "read it into what init of the transformation that saved it makes, and convert that with"
+    " adam_jax.convert_state."
+)
+"""What to do with a checkpoint of another form than the state that it is read into."""
+
 
 class Format(abc.ABC):
     """A way to store one array: `decode(encode(x))` is `x`, to the format's precision.
@@ -23,6 +29,11 @@ class Format(abc.ABC):
     @property
     def rounds(self) -> bool:
         """Whether what is stored is less than the array in the dtype of arithmetic."""
+        return True
+
+    @property
+    def for_magnitudes(self) -> bool:
+        """Whether it has the range of squares of gradients, and of their sizes."""
         return True
 
     stochastic: bool = False
@@ -67,7 +78,11 @@ class Format(abc.ABC):
 
     @abc.abstractmethod
     def shape(self, stored: Any) -> tuple[int, ...]:
-        """The shape of the array that `stored` stands for."""
+        """The shape of the array that `stored` stands for.
+
+        Raises:
+          ValueError: its arrays are not of this format; the caller knows the path.
+        """
 
 
 class SlotPolicy(abc.ABC):

@@ -53,6 +53,10 @@ class DynamicMap(Codec):
     def dtype(self) -> Any:
         return jnp.dtype(jnp.uint8)
 
+    @property
+    def form(self) -> str:
+        return "dynamic8_signed" if self.signed else "dynamic8_unsigned"
+
     # A table would be a gather, and a search in it eight of them: 14 kernels of XLA:GPU for a step.
     # Sums are of integers only, so that a fused multiply-add, which is not in every loop, rounds as
     # the two operations do.
@@ -116,9 +120,15 @@ class FlatBlockwise(BlockFormat):
 
     codec: Codec
 
+    @property
+    def form(self) -> str:
+        return f"{self.codec.form}_flat{BLOCK}"
+
     def filled_scale(self, param: jax.Array, x: Any) -> jax.Array:
-        shape = (math.ceil(param.size / BLOCK),)
-        return filled(shape, x, jnp.float32, param, _beside_blocks(param))
+        return filled(self.scale_shape(param.shape), x, jnp.float32, param, _beside_blocks(param))
+
+    def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (math.ceil(math.prod(shape) / BLOCK),)
 
     def measure(self, x: jax.Array) -> jax.Array:
         """The largest magnitude in each block."""

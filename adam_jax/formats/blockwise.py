@@ -10,17 +10,21 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from adam_jax.formats.base import Format
+from adam_jax.formats.base import READ_AS_SAVED, Format
 from adam_jax.formats.codecs import Codec
 from adam_jax.formats.dtypes import in_range
 
 LANES = 16
 
 
-@jax.tree_util.register_dataclass
+@jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True)
 class Blocks:
     """What `Blockwise` stores, and `FlatBlockwise` of bitsandbytes.
+
+    The key of the codes names their form, `codes_int8_power2_block128`: libraries that save a state
+    by the paths of its arrays save no more of `format`, and read codes of another form as numbers
+    of this one.
 
     Attributes:
       codes: with the parameter's shape, and so its sharding.
@@ -30,7 +34,21 @@ class Blocks:
 
     codes: jax.Array
     scale: jax.Array
-    format: Format = dataclasses.field(metadata={"static": True})
+    format: "BlockFormat"
+
+    def tree_flatten(self) -> tuple[tuple[Any, Any], "BlockFormat"]:
+        """As a pytree, it is its two arrays."""
+        return (self.codes, self.scale), self.format
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[Any, Any], "BlockFormat"]:
+        """With the names of the two arrays."""
+        codes, scale = map(jax.tree_util.GetAttrKey, (f"codes_{self.format.form}", "scale"))
+        return ((codes, self.codes), (scale, self.scale)), self.format
+
+    @classmethod
+    def tree_unflatten(cls, fmt: "BlockFormat", arrays: tuple[Any, Any]) -> "Blocks":
+        """The opposite of `tree_flatten`."""
+        return cls(*arrays, fmt)
 
 
 class BlockFormat(Format):
@@ -42,9 +60,21 @@ class BlockFormat(Format):
 
     codec: Codec
 
+    @property
+    @abc.abstractmethod
+    def form(self) -> str:
+        """A word for what codes and scales mean, which is saved with them.
+
+        Not for how they were rounded: stochastically rounded codes are read as others.
+        """
+
     @abc.abstractmethod
     def filled_scale(self, param: jax.Array, x: Any) -> jax.Array:
         """The scale of an array like `param` whose elements are all x ≥ 0."""
+
+    @abc.abstractmethod
+    def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the scale of an array of that shape."""
 
     def init(self, param: jax.Array, start: float) -> Blocks:
         code = self.codec.code(jnp.sign(jnp.asarray(start, jnp.float32)), None)
@@ -59,7 +89,15 @@ class BlockFormat(Format):
         return True
 
     def shape(self, stored: Blocks) -> tuple[int, ...]:
-        return np.shape(stored.codes)
+        shape, scale = np.shape(stored.codes), np.shape(stored.scale)
+        dtype = jnp.dtype(stored.codes.dtype)
+        if dtype != self.codec.dtype or scale != self.scale_shape(shape):
+            raise ValueError(
+                f"the state has codes of {dtype.name}{list(shape)} with scales of shape {scale},"
+                f" which are not of its form, {self.form}. If it is from a checkpoint,"
+                f" {READ_AS_SAVED}"
+            )
+        return shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +121,15 @@ class Blockwise(BlockFormat):
     block: int
     stochastic: bool = False
 
+    @property
+    def form(self) -> str:
+        return f"{self.codec.form}_block{self.block}"
+
     def filled_scale(self, param: jax.Array, x: Any) -> jax.Array:
-        shape = (*param.shape[:-1], param.shape[-1] // self.block)
-        return filled(shape, x, jnp.float32, param, sharding_of(param))
+        return filled(self.scale_shape(param.shape), x, jnp.float32, param, sharding_of(param))
+
+    def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*shape[:-1], shape[-1] // self.block)
 
     def measure(self, x: jax.Array) -> jax.Array:
         """The largest magnitude in each block."""

@@ -20,6 +20,11 @@ class Codec(abc.ABC):
 
     dtype: Any
 
+    @property
+    @abc.abstractmethod
+    def form(self) -> str:
+        """A word for what the codes mean: those of one form are read alike."""
+
     @abc.abstractmethod
     def code(self, y: jax.Array, noise: jax.Array | None) -> jax.Array:
         """The codes of float32 numbers in [-1, 1].
@@ -75,6 +80,10 @@ class Power(Codec):
     @property
     def dtype(self) -> Any:
         return jnp.dtype({8: jnp.int8 if self.signed else jnp.uint8, 4: jnp.int4}[self.bits])
+
+    @property
+    def form(self) -> str:
+        return f"{'int' if self.signed else 'uint'}{self.bits}_power{self.power}"
 
     @property
     def steps(self) -> int:

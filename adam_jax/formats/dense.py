@@ -25,6 +25,10 @@ class Dense(Format):
     def rounds(self) -> bool:
         return self.dtype.itemsize < 4
 
+    @property
+    def for_magnitudes(self) -> bool:
+        return self.dtype != jnp.float16
+
     def init(self, param: jax.Array, start: float) -> jax.Array:
         return jnp.full_like(param, start, dtype=self.dtype)
 
@@ -64,5 +68,5 @@ AT_LEAST_FLOAT32 = AtLeastFloat32()
 """The parameter's own dtype, or float32 where that has 16 bits: the default of every slot.
 
 bfloat16 keeps 8 bits: an average that moves by 0.1 % of its value a step stands still in it.
-float16 has no numbers under 6e-8, the square of a gradient of 2e-4.
+float16 has no numbers under 6e-8, the square of a gradient of 2e-4: no magnitude is stored in it.
 """

@@ -12,6 +12,7 @@ def leaf_dtype(param: Any) -> Any:
 
     Raises:
       TypeError: the leaf is an array of integers or booleans (the caller knows its path).
+      ValueError: it has floating-point numbers of 8 or 4 bits, which have no arithmetic.
     """
     dtype = getattr(param, "dtype", None)
     if dtype is None:
@@ -21,6 +22,11 @@ def leaf_dtype(param: Any) -> Any:
         dtype = jax.dtypes.canonicalize_dtype(dtype)
     if not _is_inexact(dtype):
         raise TypeError(jnp.dtype(dtype).name)
+    if jnp.dtype(dtype).itemsize == 1:
+        raise ValueError(
+            f"parameters and gradients must have 16 bits or more, got {jnp.dtype(dtype).name}: keep"
+            f" them in bfloat16 or float32, and cast the parameters in the model."
+        )
     return dtype
 
 

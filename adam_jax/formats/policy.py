@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from adam_jax.formats.base import Format, SlotPolicy
 from adam_jax.formats.dense import AT_LEAST_FLOAT32, Dense
@@ -17,6 +18,8 @@ from adam_jax.validation import check_expression
 
 SlotDType: TypeAlias = Any
 """A dtype, a `Format`, a `SlotPolicy`, or None, the parameter's own dtype (as in Optax).
+
+float16 is for slots with a sign only, also where it is the parameter's.
 
 `jnp.int8` and `jnp.int4` are codes with a scale per block: see `Quantized`.
 """
@@ -33,8 +36,8 @@ def check_slot_dtype(argument: str, dtype: SlotDType) -> SlotDType:
     if dtype is None or isinstance(dtype, Format | SlotPolicy):
         return dtype
     allowed = (
-        "float32, bfloat16, float16, float64 (or a complex dtype), int8, int4, stochastic(...),"
-        " by_path(...), Quantized(...), Factored() for nu, BitsAndBytes8()"
+        "float32, bfloat16, float64 (or a complex dtype), int8, int4, float16 for mu, or"
+        " stochastic(...), by_path(...), Quantized(...), Factored() for nu, BitsAndBytes8()"
     )
     instead = "None keeps the parameter's dtype, leaving the argument out at least float32"
     try:
@@ -52,6 +55,29 @@ def check_slot_dtype(argument: str, dtype: SlotDType) -> SlotDType:
     if not jnp.issubdtype(checked, jnp.inexact) or checked.itemsize < 2:
         raise ValueError(f"{argument} must be one of {allowed}, got {checked.name}: {instead}.")
     return checked
+
+
+def check_magnitude_dtype(argument: str, dtype: SlotDType) -> SlotDType:
+    """`check_slot_dtype`, for what is never negative.
+
+    Raises:
+      ValueError: also for float16.
+    """
+    checked = check_slot_dtype(argument, dtype)
+    fmt = Dense(checked) if isinstance(checked, np.dtype) else checked
+    if isinstance(fmt, Format) and not fmt.for_magnitudes:
+        raise ValueError(f"{argument} {NO_FLOAT16}")
+    return checked
+
+
+FLOAT16_IS_NARROW = (
+    "float16, whose smallest number, 6e-8, is the square of a gradient of 2e-4, so that updates can"
+    " be of any size"
+)
+NO_FLOAT16 = (
+    f"must not be {FLOAT16_IS_NARROW}: write jnp.float32, or adam_jax.stochastic(jnp.bfloat16) for"
+    f" 2 bytes."
+)
 
 
 def check_nearest_dtype(argument: str, dtype: SlotDType) -> SlotDType:
@@ -79,8 +105,8 @@ def stochastic(dtype: Any) -> Format | SlotPolicy:
     the same after a resume, and on any number of devices; see `stochastic_rounding`.
 
     Args:
-      dtype: bfloat16, int8, int4, or for mu float16, whose smallest number, 6e-8, is the square of
-        a gradient of 2e-4.
+      dtype: bfloat16, int8, int4, or float16, which is for mu only: its smallest number, 6e-8, is
+        the square of a gradient of 2e-4.
 
     Raises:
       ValueError: another dtype.
@@ -142,10 +168,23 @@ def resolve(
     Args:
       spec: what the user asked for, checked.
       param: the leaf's parameter.
-      magnitude: the slot is real where the parameter is complex.
+      magnitude: the slot is real where the parameter is complex, and never float16.
       path: of the leaf.
       rate: see `SlotPolicy.resolve`.
+
+    Raises:
+      ValueError: the slot cannot be stored like that; the caller knows the path.
     """
+    fmt = _resolved(spec, param, magnitude, path, rate)
+    if magnitude and not fmt.for_magnitudes:
+        own = " (None is the parameter's own dtype)" if spec is None else ""
+        raise ValueError(f"nu_dtype{own} {NO_FLOAT16}")
+    return fmt
+
+
+def _resolved(
+    spec: SlotDType, param: Any, magnitude: bool, path: str, rate: float | None
+) -> Format:
     if isinstance(spec, Format):
         return spec
     own = jnp.dtype(leaf_dtype(param))

@@ -40,6 +40,10 @@ class Stochastic(Format):
     dtype: np.dtype
     stochastic = True
 
+    @property
+    def for_magnitudes(self) -> bool:
+        return self.dtype != jnp.float16
+
     def init(self, param: jax.Array, start: float) -> Rounded:
         return Rounded(jnp.full_like(param, start, dtype=self.dtype), self)
 

@@ -23,7 +23,7 @@ from adam_jax.recipe.leafwise import decoded, map_leaves, stored_like, wide_dtyp
 from adam_jax.recipe.once import if_due
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.transform import Transformation, body_of
-from adam_jax.validation import check_integer
+from adam_jax.validation import check_integer, check_scalar
 
 
 class AccumulateState(NamedTuple):
@@ -49,6 +49,8 @@ class AccumulateState(NamedTuple):
 class Accumulate:
     """The body of `accumulate`."""
 
+    takes = ("weight",)
+
     inner: Body
     every: int | Callable[[jax.Array], jax.Array] = static()
     dtype: SlotDType = static()
@@ -73,9 +75,13 @@ class Accumulate:
             new = jnp.where(call.ok, new, 0)
         weight = jnp.where(state.mini_step == 0, 0, state.weight) + new
         acc = averaged(updates, state, new, weight)
-        every = self.every(state.gradient_step) if callable(self.every) else self.every
-        due = state.mini_step + 1 >= every
-        due = due if call.ok is None else due & call.ok
+        every = self.every
+        if callable(every):
+            every = every(state.gradient_step)
+            check_scalar("the result of every", every, instead="return a number of micro-steps")
+        last = state.mini_step + 1 >= every
+        last = last if call.ok is None else last & call.ok
+        due = last & (weight > 0)  # Gradients that all weigh nothing have no average.
         dtypes = dtypes_of(updates) if call.dtypes is None else call.dtypes
         inner_call = Call(call.apply, None, extra_args, dtypes)
 
@@ -97,7 +103,7 @@ class Accumulate:
             result, acc, inner_state = conditional_updates(step, due, acc, params, state)
             if call.dtypes is None:
                 result = cast(result, wider_dtypes(dtypes, updates, params))
-        mini_step = jnp.where(due, 0, state.mini_step + 1)
+        mini_step = jnp.where(last, 0, state.mini_step + 1)
         if call.ok is not None:
             mini_step = jnp.where(call.ok, mini_step, state.mini_step)
             weight = jnp.where(call.ok, weight, state.weight)
@@ -161,11 +167,8 @@ def conditional_updates(
 
 
 def _weight(weight: jax.typing.ArrayLike) -> jax.Array:
-    if jnp.ndim(weight) != 0:
-        raise ValueError(
-            f"weight must be a scalar ≥ 0, got shape {jnp.shape(weight)}: pass the sum of the"
-            f" weights in the micro-batch, such as its number of tokens."
-        )
+    instead = "pass the micro-batch's number of tokens, say, or leave it out for 1"
+    weight = check_scalar("weight", weight, instead=instead)
     weight = jnp.asarray(weight, jnp.float32)
     return jnp.where(weight > 0, weight, 0)  # NaN, of 0/0 tokens, weighs nothing either.
 
@@ -188,11 +191,12 @@ def accumulate(
     Returns:
       A transformation with the state `AccumulateState`. `step` and `update` take `weight=`, that
       of the micro-batch, ≥ 0 (its number of tokens, say; 1 if left out); other extra arguments of
-      the last micro-step reach `inner`. Through `step` the parameters are not touched at the other
-      micro-steps; through `update` zeros are written and added.
+      the last micro-step reach `inner`. Where all weights are 0, no optimizer step is taken or
+      counted, and the next micro-step is the first of `every` again. Through `step` the parameters
+      are not touched at the other micro-steps; through `update` zeros are written and added.
 
     Raises:
-      ValueError: `every` below 1, a weight that is no scalar.
+      ValueError: `every` below 1, a weight that is no number or no scalar.
 
     Differs from Optax (`MultiSteps`) in: the optimizer step runs once and not at every micro-step;
     weights; `inner` gets the average as it is stored, not rounded to the gradient's dtype.

@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from adam_jax.body import Body, Call
+from adam_jax.body import PASS_ON, Body, Call
 from adam_jax.leaves import cast, dtypes_of, wider_dtypes
 from adam_jax.recipe.leafwise import widened
 from adam_jax.rules.pytrees import frozen_pytree
@@ -29,8 +29,8 @@ class Chain:
         """
         if not isinstance(state, tuple) or len(state) != len(self.bodies):
             raise ValueError(
-                f"the state must be a tuple of {len(self.bodies)}, got {type(state).__name__}: call"
-                f" init of this transformation and pass its result on."
+                f"the state must be a tuple of {len(self.bodies)}, got {type(state).__name__}:"
+                f" {PASS_ON}"
             )
         dtypes = dtypes_of(updates) if call.dtypes is None else call.dtypes
         states, last = [], len(self.bodies) - 1

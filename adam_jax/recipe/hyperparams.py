@@ -25,7 +25,7 @@ from adam_jax.recipe.hyperparams_state import (
 from adam_jax.rules.base import DecayRate, DecayRateLike, FixedNumber
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.transform import Transformation, body_of
-from adam_jax.validation import bind_arguments
+from adam_jax.validation import bind_arguments, check_scalar
 
 
 @frozen_pytree
@@ -66,6 +66,14 @@ class WithHyperparams:
     ) -> tuple[Any, HyperparamsState]:
         """One step of the member that the state's numbers make."""
         check_state(state, HyperparamsState, "a HyperparamsState")
+        known = {*self.numbers, *dict(self.schedules)}
+        if state.hyperparams.keys() != known:
+            raise ValueError(
+                f"the state must have the hyperparameters of {name_of(self.factory)},"
+                f" {sorted(known)}, got {sorted(state.hyperparams)}: it was made by another"
+                f" function. To move its moments, write"
+                f" adam_jax.convert.from_optax(state, params, tx)."
+            )
         numbers = {name: as_float(x) for name, x in state.hyperparams.items()}
         numbers |= self.scheduled(state.count)
         state = state._replace(hyperparams=numbers)
@@ -76,7 +84,13 @@ class WithHyperparams:
 
     def scheduled(self, count: Any) -> dict[str, jax.Array]:
         """What the schedules say for this step."""
-        return {name: as_float(schedule(count)) for name, schedule in self.schedules}
+        instead = "return one number, the same for all leaves"
+        return {
+            name: as_float(
+                check_scalar(f"the schedule of {name}", schedule(count), instead=instead)
+            )
+            for name, schedule in self.schedules
+        }
 
     def inner(self, state: HyperparamsState) -> Any:
         """The member with the state's numbers."""

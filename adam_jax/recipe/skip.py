@@ -12,7 +12,7 @@ from adam_jax.body import Body, Call, check_state, counted
 from adam_jax.recipe.leafwise import Norm, global_norm
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.transform import Transformation, body_of, chosen
-from adam_jax.validation import check_integer, check_number
+from adam_jax.validation import check_integer, check_number, check_scalar
 
 
 class SpikeWindow(NamedTuple):
@@ -43,6 +43,8 @@ class SkipState(NamedTuple):
 class SkipNonfinite:
     """The body of `skip_nonfinite`."""
 
+    takes = ("value",)
+
     inner: Body
     spike_sigmas: Any
     max_consecutive: int = static()
@@ -65,13 +67,9 @@ class SkipNonfinite:
         # Not by isfinite of each element: this sum is the one that clipping needs as well.
         norm = global_norm(updates)
         value = call.extra_args.get("value")
-        if value is not None and jnp.ndim(value) != 0:
-            raise ValueError(
-                f"value must be a scalar, got shape {jnp.shape(value)}: pass the mean loss."
-            )
         ok = jnp.isfinite(norm.value)
         if value is not None:
-            ok &= jnp.isfinite(value)
+            ok &= jnp.isfinite(check_scalar("value", value, instead="pass the mean loss"))
         spikes: Any = ()
         if isinstance(state, SkipState):
             ok, spikes = self.without_spikes(ok, norm, value, state.spikes)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from adam_jax.rules.base import DecayRate, Rule, Slots, abs_squared
 from adam_jax.rules.pytrees import frozen_pytree, static
-from adam_jax.validation import check_number
+from adam_jax.validation import check_number, check_scalar
 
 Schedule = Callable[[jax.Array], jax.typing.ArrayLike]
 
@@ -40,7 +40,12 @@ class Scheduled(Hyperparameter):
     schedule: Schedule = static()
 
     def at(self, count: Any) -> Any:
-        return self.schedule(count)
+        name = getattr(self.schedule, "__qualname__", repr(self.schedule))
+        return check_scalar(
+            f"the result of the schedule {name}",
+            self.schedule(count),
+            instead="return one number, the same for all leaves",
+        )
 
 
 def hyperparameter(argument: str, x: Any, *, instead: str) -> Hyperparameter:
