@@ -12,8 +12,10 @@ from typing import Any
 
 import jax
 import jax.core
+import jax.numpy as jnp
 import numpy as np
 
+_ARRAYS = (np.generic, np.ndarray, jax.Array)
 _NUMBERS = (int, float, np.number, np.ndarray, jax.Array)
 
 
@@ -25,35 +27,55 @@ def check_number(
     *,
     instead: str,
 ) -> Any:
-    """Checks that `value` is a scalar with low ≤ value < high.
+    """Checks that `value` is one finite number with low ≤ value < high.
 
-    A concrete number of any kind is returned as a float, so that 0 and 0.0 make equal
-    transformations, and hashable ones; a tracer is returned as it is.
+    A Python number is returned as a float, so that 0 and 0.0 make equal transformations. An array
+    stays an array, as it does in Optax: who tells arrays from numbers (`equinox.filter_jit`) traces
+    it, and another value is the same program. An array of one number in any shape is a scalar.
 
     Args:
       argument: the name of the argument, as the caller wrote it.
-      value: the number; a tracer passes unread.
-      low: the smallest number allowed, itself included.
+      value: the number; of a tracer only the shape is read.
+      low: the smallest number allowed, itself included unless it is infinite.
       high: where the allowed numbers end, itself excluded.
       instead: what to write instead, one clause.
 
     Raises:
       ValueError: it is not, in one sentence with all of the above.
     """
-    if isinstance(value, jax.core.Tracer):
-        return value
-    interval = f"[{low:g}, {'inf' if math.isinf(high) else f'{high:g}'})"
+    interval = f"{'(' if math.isinf(low) else '['}{low:g}, {high:g})"
     if not isinstance(value, _NUMBERS) or isinstance(value, bool):
         raise ValueError(f"{argument} must be a number in {interval}, got {value!r}: {instead}.")
-    if np.ndim(value) != 0:
+    if np.size(value) != 1:
         raise ValueError(
             f"{argument} must be a scalar in {interval}, got shape {np.shape(value)}: for one"
             f" value per model, build the transformation inside jax.vmap."
         )
+    value = as_scalar(value)
+    if isinstance(value, jax.core.Tracer):
+        return value
     number = float(value)
-    if not low <= number < high:
+    if not low <= number < high or math.isinf(number):
         raise ValueError(f"{argument} must be in {interval}, got {number!r}: {instead}.")
-    return number
+    return value if isinstance(value, _ARRAYS) else number
+
+
+def as_scalar(value: Any) -> Any:
+    """An array of one number, of any shape, as a scalar; all else as it is."""
+    if isinstance(value, np.ndarray) and value.size == 1:
+        return value.reshape(())[()]  # A NumPy scalar, which nobody can write into.
+    if not isinstance(value, jax.Array) or value.shape == () or value.size != 1:
+        return value
+    with jax.ensure_compile_time_eval():  # Where a function is being traced this is not.
+        return value.reshape(())
+
+
+def same_kind(number: float, given: Any) -> Any:
+    """A number computed from a concrete `given` one: an array where that is an array."""
+    if isinstance(given, jax.Array):
+        with jax.ensure_compile_time_eval():
+            return jnp.asarray(number, jnp.result_type(float))
+    return np.float64(number) if isinstance(given, _ARRAYS) else number
 
 
 def bind_arguments(

@@ -6,6 +6,7 @@ https://arxiv.org/abs/2405.15682
 from typing import Any
 
 import jax
+import jax.core
 import optax
 from optax import contrib
 
@@ -133,6 +134,8 @@ def schedule_free_adamw(
     else:
         rate = hyperparameter("learning_rate", learning_rate, instead="the usual value is 0.0025")
     inner = _adamw_without_momentum(rate, b2, eps, weight_decay, nu_dtype=nu_dtype)
+    # Those two shape the program: as Python numbers, unless they are traced.
+    b1, power = (x if isinstance(x, jax.core.Tracer) else float(x) for x in (b1, power))
     return Transformation.around(ScheduleFree(inner.body, rate, b1, power, state_dtype))
 
 

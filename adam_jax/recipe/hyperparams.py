@@ -25,7 +25,7 @@ from adam_jax.recipe.hyperparams_state import (
 from adam_jax.rules.base import DecayRate, DecayRateLike, FixedNumber
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.transform import Transformation, body_of
-from adam_jax.validation import bind_arguments
+from adam_jax.validation import as_scalar, bind_arguments
 
 
 @frozen_pytree
@@ -45,9 +45,6 @@ class WithHyperparams:
     schedules: tuple[tuple[str, Any], ...] = static()
     fixed: tuple[tuple[str, Any], ...] = static()
     sides: tuple[tuple[str, bool | None], ...] = static()
-
-    def __hash__(self) -> int:
-        return hash((*self.numbers.items(), self.factory, self.schedules, self.fixed, self.sides))
 
     def init(self, params: Any) -> HyperparamsState:
         """The numbers, and the member's state before the first step."""
@@ -128,14 +125,16 @@ class HyperparamsFactory(Factory):
         fixed: dict[str, Any] = {}
         for name, x in arguments.items():
             if _is_number(x) and not _is_fixed(x, known.get(name)):
-                numbers[name] = x if _is_traced(x) else float(x)
+                numbers[name] = float(x) if isinstance(x, int) else as_scalar(x)
             elif callable(x) and name in known and _is_scheduled(known[name].default):
                 schedules[name] = x
             else:
                 fixed[name] = x if _is_hashable(x) else FrozenTree.of(x)
         self.factory(**{**arguments, **numbers, **dict.fromkeys(schedules, 0.0)})  # Checks them.
         sides = {
-            name: None if name in schedules or _is_traced(numbers[name]) else numbers[name] >= 0.5
+            name: None
+            if name in schedules or _is_traced(numbers[name])
+            else bool(numbers[name] >= 0.5)
             for name, p in known.items()
             if _is_decay_rate(p.annotation) and (name in numbers or name in schedules)
         }
@@ -208,7 +207,7 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, (bool, np.bool_)):
         return False
     is_array = isinstance(value, (np.ndarray, np.number, jax.Array))
-    return isinstance(value, (int, float)) or (is_array and np.ndim(value) == 0)
+    return isinstance(value, (int, float)) or (is_array and np.size(value) == 1)
 
 
 def _is_scheduled(default: Any) -> bool:

@@ -53,7 +53,7 @@ def as_float(x: Any) -> jax.Array:
 def exact_rate(name: str, b: Any) -> ExactRate:
     """Splits a rate, or each of an array of them, from its Python number if it has one."""
     if isinstance(b, jax.core.Tracer):
-        rate = DecayRate.of(name, b)
+        rate = DecayRate.of_array(b)
         return ExactRate(as_float(b), as_float(rate.complement), as_float(rate.log))
     b = np.asarray(b)
     rates = [DecayRate.of(name, x) for x in b.ravel()]
@@ -118,7 +118,7 @@ def set_hyperparams(state: Any, **numbers: Any) -> Any:
 
 
 def _checked(name: str, x: Any) -> Any:
-    for number in [x] if isinstance(x, jax.core.Tracer) else np.ravel(x):
+    for number in [] if isinstance(x, jax.core.Tracer) else np.ravel(x):
         check_number(name, number, instead="numbers of an optimizer are finite and not negative")
     return as_float(x)
 

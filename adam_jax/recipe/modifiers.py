@@ -17,6 +17,7 @@ import optax
 from adam_jax.family.adopt import Adopt, FlooredRoot
 from adam_jax.family.schedule_free import ScheduleFree
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_slot_dtype
+from adam_jax.leaves import FrozenTree
 from adam_jax.link import Link
 from adam_jax.recipe.factory import Factory
 from adam_jax.row import Row
@@ -222,7 +223,7 @@ def _modified(
             f"tx must be a member of adam_jax, got {got}: write {name}(adamw(...)),"
             f" groups({name}(adamw), ...), with_hyperparams({name}(adamw)), and chain around that."
         )
-    return ModifiedFactory(tx, modifier, tuple(settings.items()))
+    return ModifiedFactory(tx, modifier, tuple(FrozenTree.of(settings).tree.items()))
 
 
 def _member(row: Row) -> int:
