@@ -21,16 +21,16 @@ ArrayLike = jax.typing.ArrayLike
 KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 
 _LEARNING_RATE = """\
-  learning_rate: α, per optimizer step: a number ≥ 0, or a function of the number of optimizer
-    steps completed so far (0 at the first).
+  learning_rate: α, per optimizer step: a number, below 0 for ascent, or a function of the number
+    of optimizer steps completed so far (0 at the first).
 """
 _L2 = """\
-  l2: λ₂ ≥ 0, a number or a function of the optimizer steps completed: λ₂·θ is added to the
+  l2: λ₂, a number or a function of the optimizer steps completed: λ₂·θ is added to the
     gradient before the moments (coupled decay, PyTorch's `Adam(weight_decay=)`). None leaves it,
     and its entry in the state, out.
 """
 _WEIGHT_DECAY = """\
-  weight_decay: λ ≥ 0, decoupled: a number, or a function of the optimizer steps completed so far.
+  weight_decay: λ, decoupled: a number, or a function of the optimizer steps completed so far.
   mask: the leaves that decay: a tree of booleans like the parameters (or a prefix of that), or a
     function that makes one from the parameters. None decays all; see `decay_mask`.
   scale_decay: False takes λ·θ as it is, not multiplied by the learning rate (fully decoupled:

@@ -57,16 +57,22 @@ def chosen(condition: jax.Array, new: Any, old: Any) -> Any:
 def body_of(argument: str, tx: Any) -> Body:
     """The body of a transformation, this package's or another's, to build others around.
 
+    As in Optax, any object with an `init` and an `update` is one.
+
     Raises:
       ValueError: it is not a transformation; `argument` is what the caller calls it.
     """
     if isinstance(tx, Transformation):
         return tx.body
-    if not isinstance(tx, optax.GradientTransformation):
+    if isinstance(tx, optax.GradientTransformation):
+        return Foreign(tx)
+    pair = getattr(tx, "init", None), getattr(tx, "update", None)
+    if not all(map(callable, pair)):
         raise ValueError(
             f"{argument} must be an Optax transformation, got {tx!r}: write adamw(1e-3), say."
         )
-    return Foreign(tx)
+    # As Optax takes it; the functions compare and hash where the object may not.
+    return Foreign(optax.GradientTransformation(*pair))
 
 
 class _OfBody:

@@ -25,9 +25,10 @@ def check_number(
     low: float = 0.0,
     high: float = math.inf,
     *,
+    closed: bool = False,
     instead: str,
 ) -> Any:
-    """Checks that `value` is one finite number with low ≤ value < high.
+    """Checks that `value` is one number with low ≤ value < high.
 
     A Python number is returned as a float, so that 0 and 0.0 make equal transformations. An array
     stays an array, as it does in Optax: who tells arrays from numbers (`equinox.filter_jit`) traces
@@ -37,13 +38,14 @@ def check_number(
       argument: the name of the argument, as the caller wrote it.
       value: the number; of a tracer only the shape is read.
       low: the smallest number allowed, itself included unless it is infinite.
-      high: where the allowed numbers end, itself excluded.
+      high: where the allowed numbers end, itself excluded unless `closed`.
+      closed: high is allowed.
       instead: what to write instead, one clause.
 
     Raises:
       ValueError: it is not, in one sentence with all of the above.
     """
-    interval = f"{'(' if math.isinf(low) else '['}{low:g}, {high:g})"
+    interval = f"{'(' if math.isinf(low) else '['}{low:g}, {high:g}{']' if closed else ')'}"
     if not isinstance(value, _NUMBERS) or isinstance(value, bool):
         raise ValueError(f"{argument} must be a number in {interval}, got {value!r}: {instead}.")
     if np.size(value) != 1:
@@ -55,7 +57,7 @@ def check_number(
     if isinstance(value, jax.core.Tracer):
         return value
     number = float(value)
-    if not low <= number < high or math.isinf(number):
+    if not low <= number <= high or number == -math.inf or (number == high and not closed):
         raise ValueError(f"{argument} must be in {interval}, got {number!r}: {instead}.")
     return value if isinstance(value, _ARRAYS) else number
 

@@ -1,4 +1,4 @@
-"""What takes Optax's transformations takes ours: other libraries look at `init` and `update` too."""
+"""What takes Optax's transformations takes ours: others look at `init` and `update` too."""
 
 import copy
 import functools

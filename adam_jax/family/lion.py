@@ -58,8 +58,8 @@ def scale_by_lion(
         u = sign(b1·mu + (1-b1)·g)       mu ← b2·mu + (1-b2)·g
 
     Args:
-      b1: weight of mu in the direction.
-      b2: decay rate of mu, per optimizer step.
+      b1: weight of mu in the direction, 0 ≤ b1 ≤ 1.
+      b2: decay rate of mu, per optimizer step, 0 ≤ b2 ≤ 1.
       mu_dtype: see `scale_by_adam`.
       mode: "hard", the sign; "smooth", tanh(smooth_beta·x); "refined", x where |x| < 1, else the
         sign.
@@ -72,7 +72,9 @@ def scale_by_lion(
     learning rate, and more weight decay.
     """
     beta = check_number("smooth_beta", smooth_beta, instead="the usual value is 1.0")
-    rule = Lion(DecayRate.of("b1", b1), DecayRate.of("b2", b2), beta, mode)
+    # Nothing is corrected by 1 - b: it may be 0.
+    rates = (DecayRate.of(name, b, closed=True) for name, b in (("b1", b1), ("b2", b2)))
+    rule = Lion(*rates, beta, mode)
     return scale_by_rule(rule, optax.ScaleByLionState, mu_dtype, None)
 
 

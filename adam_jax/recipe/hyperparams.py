@@ -73,7 +73,7 @@ class WithHyperparams:
 
     def scheduled(self, count: Any) -> dict[str, jax.Array]:
         """What the schedules say for this step."""
-        return {name: as_float(schedule(count)) for name, schedule in self.schedules}
+        return {name: as_float(as_scalar(schedule(count))) for name, schedule in self.schedules}
 
     def inner(self, state: HyperparamsState) -> Any:
         """The member with the state's numbers."""

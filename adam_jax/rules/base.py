@@ -93,8 +93,8 @@ class DecayRate:
     mostly_old: bool | None = static(default=None)
 
     @classmethod
-    def of(cls, argument: str, b: Any) -> "DecayRate":
-        """Checks 0 ≤ b < 1 and splits it.
+    def of(cls, argument: str, b: Any, closed: bool = False) -> "DecayRate":
+        """Checks 0 ≤ b < 1 and splits it; `closed` allows 1, for an average read as it is.
 
         A traced rate is split in its own dtype, in which it is rounded already: float32(0.999) puts
         1.3e-5 into every increment, bfloat16(0.999) is one. Trace the transformation instead, or
@@ -103,7 +103,8 @@ class DecayRate:
         """
         if isinstance(b, cls):
             return b
-        b = check_number(argument, b, 0.0, 1.0, instead="usual rates are 0.9 to 0.9999")
+        instead = "usual rates are 0.9 to 0.9999"
+        b = check_number(argument, b, 0.0, 1.0, closed=closed, instead=instead)
         if isinstance(b, jax.core.Tracer):
             return cls.of_array(b)
         exact = float(b)

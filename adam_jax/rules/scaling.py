@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from adam_jax.rules.base import DecayRate, Rule, Slots, abs_squared
 from adam_jax.rules.pytrees import frozen_pytree, static
-from adam_jax.validation import check_number
+from adam_jax.validation import as_scalar, check_number
 
 Schedule = Callable[[jax.Array], jax.typing.ArrayLike]
 
@@ -40,16 +40,16 @@ class Scheduled(Hyperparameter):
     schedule: Schedule = static()
 
     def at(self, count: Any) -> Any:
-        return self.schedule(count)
+        return as_scalar(self.schedule(count))
 
 
-def hyperparameter(argument: str, x: Any, *, instead: str) -> Hyperparameter:
-    """From what a user writes, a number ≥ 0 or a schedule."""
+def hyperparameter(argument: str, x: Any, low: float = 0.0, *, instead: str) -> Hyperparameter:
+    """From what a user writes, a number ≥ low or a schedule."""
     if isinstance(x, Hyperparameter):
         return x
     if callable(x):
         return Scheduled(cast(Schedule, x))
-    return Constant(check_number(argument, x, instead=instead))
+    return Constant(check_number(argument, x, low, instead=instead))
 
 
 @frozen_pytree
