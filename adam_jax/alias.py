@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
+import optax
 
 from adam_jax.compose import learning_rate_link, weight_decay_link
 from adam_jax.link import Link
@@ -42,7 +43,7 @@ class Alias(Protocol):
     """A function from hyperparameters to an optimizer, the learning rate first."""
 
     def __call__(
-        self, learning_rate: ArrayLike | Schedule, *args: Any, **kwargs: Any
+        self, learning_rate: optax.ScalarOrSchedule, *args: Any, **kwargs: Any
     ) -> Transformation:
         """See the docstring of the alias, and its signature."""
         ...
@@ -116,7 +117,8 @@ def _signature(
         return inspect.Parameter(name, kind, annotation=annotation, default=default)
 
     either = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    first = [parameter("learning_rate", ArrayLike | Schedule, either)]
+    # Optax's own tests look for its type.
+    first = [parameter("learning_rate", optax.ScalarOrSchedule, either)]
     last = []
     for name, p in own.items():
         kind = KEYWORD_ONLY if name in keyword_only else p.kind

@@ -21,7 +21,7 @@ from adam_jax.transform import Transformation
 
 
 def scale_by_learning_rate(
-    learning_rate: jax.typing.ArrayLike | Schedule | None = None, *, flip_sign: bool = True
+    learning_rate: optax.ScalarOrSchedule | None = None, *, flip_sign: bool = True
 ) -> Transformation:
     """Multiplies the updates by the learning rate, and turns them downhill: u ← -α_t·u.
 

@@ -126,7 +126,7 @@ class HyperparamsFactory(Factory):
         for name, x in arguments.items():
             if _is_number(x) and not _is_fixed(x, known.get(name)):
                 numbers[name] = float(x) if isinstance(x, int) else as_scalar(x)
-            elif callable(x) and name in known and _is_scheduled(known[name].default):
+            elif callable(x) and name in known and _is_scheduled(known[name]):
                 schedules[name] = x
             else:
                 fixed[name] = x if _is_hashable(x) else FrozenTree.of(x)
@@ -149,8 +149,9 @@ def with_hyperparams(
 
     `with_hyperparams(adamw)(learning_rate=1e-3, b2=0.99)` steps as `adamw(...)` with the same
     arguments does, bit for bit. Every numeric argument, given or by default, is in
-    `state.hyperparams`, in float32 (float64 under x64). Another number there needs no other
-    compilation: `set_hyperparams(state, learning_rate=3e-4)`. An argument that Optax documents as a
+    `state.hyperparams`, in float32 (float64 under x64); one whose default is None, as that of
+    `eps_hat`, if it is given. Another number there needs no other compilation:
+    `set_hyperparams(state, learning_rate=3e-4)`. An argument that Optax documents as a
     number may be a schedule here, a function of the optimizer steps completed.
 
     Args:
@@ -210,8 +211,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) or (is_array and np.size(value) == 1)
 
 
-def _is_scheduled(default: Any) -> bool:
-    """An argument with this default is a number, and so may be one for each step."""
+def _is_scheduled(parameter: inspect.Parameter) -> bool:
+    """The argument is a number, and so may be one for each step.
+
+    By its default; one of None by its type, where that has no functions in it, which the member
+    would take itself.
+    """
+    default, annotation = parameter.default, parameter.annotation
+    if default is None:
+        return annotation == jax.typing.ArrayLike | None
     return default is inspect.Parameter.empty or _is_number(default)
 
 
