@@ -77,8 +77,13 @@ def test_a_decay_rate_of_one_where_nothing_is_divided_by_its_complement(
     chex.assert_trees_all_close(trained(in_state, 5), expected, rtol=1e-5)
     with pytest.raises(ValueError, match=rf"{rate} must be in \[0, 1\], got 1.5"):
         ours(1e-2, **{rate: 1.5})
-    with pytest.raises(ValueError, match=r"b2 must be in \[0, 1\), got 1.0"):
-        adam_jax.adam(1e-2, b2=1.0)
+    adam = adam_jax.with_hyperparams(adam_jax.adam)(1e-2)
+    for refused in (
+        lambda: adam_jax.adam(1e-2, b2=1.0),
+        lambda: adam_jax.set_hyperparams(adam.init(PARAMS), b2=1.0),
+    ):
+        with pytest.raises(ValueError, match=r"b2 must be in \[0, 1\), got 1.0"):
+            refused()
 
 
 @pytest.mark.parametrize("shape", [(1,), (1, 1)])
