@@ -75,10 +75,7 @@ class Mask(FrozenTree):
 
 
 def leaves_below(
-    prefix: jax.tree_util.PyTreeDef,
-    tree: jax.tree_util.PyTreeDef,
-    absent: Collection[int] = (),
-    start: int = 0,
+    prefix: Any, tree: Any, absent: Collection[int] = (), start: int = 0
 ) -> Iterator[range]:
     """The numbers of the leaves of `tree` that are below each leaf of `prefix`.
 

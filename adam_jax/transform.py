@@ -66,7 +66,7 @@ def body_of(argument: str, tx: Any) -> Body:
         return tx.body
     if isinstance(tx, optax.GradientTransformation):
         return Foreign(tx)
-    pair = getattr(tx, "init", None), getattr(tx, "update", None)
+    pair: Any = getattr(tx, "init", None), getattr(tx, "update", None)
     if not all(map(callable, pair)):
         raise ValueError(
             f"{argument} must be an Optax transformation, got {tx!r}: write adamw(1e-3), say."

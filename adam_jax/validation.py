@@ -72,6 +72,12 @@ def as_scalar(value: Any) -> Any:
         return value.reshape(())
 
 
+def as_number(value: Any) -> Any:
+    """A concrete array of one number as Python's, which hashes; all else as it is."""
+    concrete = isinstance(value, _ARRAYS) and not isinstance(value, jax.core.Tracer)
+    return np.asarray(value).item() if concrete else value
+
+
 def same_kind(number: float, given: Any) -> Any:
     """A number computed from a concrete `given` one: an array where that is an array."""
     if isinstance(given, jax.Array):

@@ -163,6 +163,25 @@ def test_inside_jit_a_concrete_array_stays_one():
 
 
 @every_kind
+def test_settings_of_a_function_that_makes_a_transformation_compare(array):
+    """They are no leaves: the function is part of the structure of what is made with it."""
+    for modified in (
+        lambda x: adam_jax.atan2(adam_jax.adamw, a=x),
+        lambda x: adam_jax.grokfast(adam_jax.adamw, decay=x),
+        lambda x: adam_jax.clip_update_rms(adam_jax.adamw, threshold=x),
+    ):
+        make, same = modified(array(0.5)), modified(array(0.5))
+        assert make == same and hash(make) == hash(same) and make != modified(array(0.25))
+        tx = adam_jax.with_hyperparams(make)(array(0.125))
+        assert tx == adam_jax.with_hyperparams(same)(0.125)
+        moved = jax.jit(lambda x, f=modified: trained(f(x)(0.125))[0])(jnp.float32(0.5))
+        chex.assert_trees_all_close(moved, trained(same(0.125))[0], rtol=1e-6)
+    tx = adam_jax.schedule_free_adamw(0.1, b1=array(0.5), weight_lr_power=array(2.0))
+    assert tx == adam_jax.schedule_free_adamw(0.1, b1=0.5) and hash(tx) == hash(tx)
+    jax.jit(lambda tx: tx.init(PARAMS))(tx)
+
+
+@every_kind
 def test_the_range_of_an_array_is_checked(array):
     with pytest.raises(ValueError, match=r"b1 must be in \[0, 1\), got 1.5"):
         adam_jax.adam(0.1, b1=array(1.5))

@@ -124,7 +124,7 @@ def scale_by_adopt(
     """
     direction = FlooredRoot(check_number("eps", eps, instead="the usual value is 1e-6"))
     bound = clip_value_fn if use_clipping else None
-    rates = (DecayRate.of(name, b, closed=True) for name, b in (("b1", b1), ("b2", b2)))
+    rates = DecayRate.of("b1", b1, closed=True), DecayRate.of("b2", b2, closed=True)
     rule = Adopt(*rates, direction, nesterov, bound)
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype)
 

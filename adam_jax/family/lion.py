@@ -75,7 +75,7 @@ def scale_by_lion(
     beta = 1.0 if smooth_beta is None else smooth_beta
     beta = check_number("smooth_beta", beta, instead="the usual value is 1.0")
     # Nothing is corrected by 1 - b: it may be 0.
-    rates = (DecayRate.of(name, b, closed=True) for name, b in (("b1", b1), ("b2", b2)))
+    rates = DecayRate.of("b1", b1, closed=True), DecayRate.of("b2", b2, closed=True)
     rule = Lion(*rates, beta, mode)
     return scale_by_rule(rule, optax.ScaleByLionState, mu_dtype, None)
 

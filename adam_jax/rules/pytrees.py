@@ -26,9 +26,9 @@ def frozen_pytree(cls: type[Any]) -> Any:
             return NotImplemented
         return x is other or _value(x, of_tracer=id) == _value(other, of_tracer=id)
 
-    cls.__eq__ = equal
-    cls.__hash__ = lambda x: hash(_value(x, of_tracer=lambda tracer: tracer))
-    made = dataclasses.dataclass(frozen=True, eq=False)(cls)
+    made: Any = dataclasses.dataclass(frozen=True, eq=False)(cls)
+    made.__eq__ = equal
+    made.__hash__ = lambda x: hash(_value(x, of_tracer=lambda tracer: tracer))
     fields = [f for f in dataclasses.fields(made) if f.init]
     leaves = [f.name for f in fields if not f.metadata.get("static")]
     fixed = [f.name for f in fields if f.metadata.get("static")]
