@@ -19,6 +19,7 @@ from tests.catalogue import every_member
 PARAMS = {"w": jnp.linspace(-2.0, 2.0, 37), "b": jnp.ones(3)}
 KINDS = {"jax": jnp.float32, "numpy": np.float32, "numpy, an array": lambda x: np.asarray(x, "f")}
 every_kind = pytest.mark.parametrize("array", KINDS.values(), ids=KINDS)
+either_library = pytest.mark.parametrize("array", [jnp.float32, np.float32], ids=["jax", "numpy"])
 
 
 def arrays_of(tree):
@@ -60,9 +61,9 @@ def test_an_array_is_a_leaf(member, array):
     assert len(arrays_of(tx)) == len(arrays_of(other)) == 1
 
 
-@pytest.mark.parametrize("rate", [jnp.float32(0.125), np.float32(0.125)], ids=["jax", "numpy"])
-def test_through_everything_that_goes_around_a_member(rate):
-    for tx, plain in zip(surrounded(rate), surrounded(0.125), strict=True):
+@either_library
+def test_through_everything_that_goes_around_a_member(array):
+    for tx, plain in zip(surrounded(array(0.125)), surrounded(0.125), strict=True):
         assert {(float(x), np.shape(x)) for x in arrays_of(tx)} == {(0.125, ())}, tx
         assert not arrays_of(plain)
 
@@ -70,13 +71,16 @@ def test_through_everything_that_goes_around_a_member(rate):
 @pytest.mark.bits
 def test_the_same_bits_as_of_a_number():
     """A float32 0.001 is what the arithmetic makes of the Python number."""
-    for array in KINDS.values():
-        for tx, plain in zip(surrounded(array(1e-3)), surrounded(1e-3), strict=True):
-            chex.assert_trees_all_equal(trained(tx)[0], trained(plain)[0])
+    for tx, other, plain in zip(
+        *(surrounded(array(1e-3)) for array in (jnp.float32, np.float32, float)), strict=True
+    ):
+        expected = trained(plain)[0]
+        chex.assert_trees_all_equal(trained(tx)[0], expected)
+        chex.assert_trees_all_equal(trained(other)[0], expected)
 
 
 @pytest.mark.bits
-@every_kind
+@either_library
 @every_member
 def test_every_number_as_an_array_gives_the_same_bits(member, array):
     """With numbers that float32 has exactly, and 1 - b and log b from the float64 as ever."""
