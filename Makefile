@@ -25,7 +25,7 @@ test-peers: setup
 	$(BIN)/python -m pytest -n auto tests/test_torch.py tests/test_keras.py \
 		tests/test_migrating_torch.py tests/test_migrating_keras.py tests/test_pages.py \
 		tests/test_interchange.py tests/test_interchange_torch.py tests/test_saved_states.py \
-		tests/test_docs_interchange.py
+		tests/test_docs_interchange.py tests/test_array_numbers.py
 
 lint: .venv/linters docs
 	$(BIN)/ruff check .

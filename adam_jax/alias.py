@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
+import optax
 
 from adam_jax.compose import learning_rate_link, weight_decay_link
 from adam_jax.link import Link
@@ -21,16 +22,16 @@ ArrayLike = jax.typing.ArrayLike
 KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 
 _LEARNING_RATE = """\
-  learning_rate: α, per optimizer step: a number ≥ 0, or a function of the number of optimizer
-    steps completed so far (0 at the first).
+  learning_rate: α, per optimizer step: a number, below 0 for ascent, or a function of the number
+    of optimizer steps completed so far (0 at the first).
 """
 _L2 = """\
-  l2: λ₂ ≥ 0, a number or a function of the optimizer steps completed: λ₂·θ is added to the
+  l2: λ₂, a number or a function of the optimizer steps completed: λ₂·θ is added to the
     gradient before the moments (coupled decay, PyTorch's `Adam(weight_decay=)`). None leaves it,
     and its entry in the state, out.
 """
 _WEIGHT_DECAY = """\
-  weight_decay: λ ≥ 0, decoupled: a number, or a function of the optimizer steps completed so far.
+  weight_decay: λ, decoupled: a number, or a function of the optimizer steps completed so far.
   mask: the leaves that decay: a tree of booleans like the parameters (or a prefix of that), or a
     function that makes one from the parameters. None decays all; see `decay_mask`. A leaf that is
     no boolean is an error.
@@ -43,7 +44,7 @@ class Alias(Protocol):
     """A function from hyperparameters to an optimizer, the learning rate first."""
 
     def __call__(
-        self, learning_rate: ArrayLike | Schedule, *args: Any, **kwargs: Any
+        self, learning_rate: optax.ScalarOrSchedule, *args: Any, **kwargs: Any
     ) -> Transformation:
         """See the docstring of the alias, and its signature."""
         ...
@@ -117,7 +118,8 @@ def _signature(
         return inspect.Parameter(name, kind, annotation=annotation, default=default)
 
     either = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    first = [parameter("learning_rate", ArrayLike | Schedule, either)]
+    # Optax's own tests look for its type.
+    first = [parameter("learning_rate", optax.ScalarOrSchedule, either)]
     last = []
     for name, p in own.items():
         kind = KEYWORD_ONLY if name in keyword_only else p.kind

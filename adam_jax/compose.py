@@ -1,5 +1,6 @@
 """The links that an alias adds to its member: weight decay and the learning rate."""
 
+import math
 from typing import Any
 
 import jax
@@ -20,20 +21,21 @@ from adam_jax.transform import Transformation
 
 
 def scale_by_learning_rate(
-    learning_rate: jax.typing.ArrayLike | Schedule | None = None, *, flip_sign: bool = True
+    learning_rate: optax.ScalarOrSchedule | None = None, *, flip_sign: bool = True
 ) -> Transformation:
     """Multiplies the updates by the learning rate, and turns them downhill: u ← -α_t·u.
 
     Args:
-      learning_rate: α, per optimizer step: a number ≥ 0, or a function of the number of optimizer
-        steps completed so far (0 at the first). None leaves the updates as they are.
+      learning_rate: α, per optimizer step: a number, below 0 for ascent, or a function of the
+        number of optimizer steps completed so far (0 at the first). None leaves the updates as
+        they are.
       flip_sign: False keeps the sign.
 
     Returns:
       A transformation with Optax's state: empty, or the count of a schedule.
 
     Raises:
-      ValueError: a learning rate that is negative, infinite or NaN.
+      ValueError: a learning rate that is infinite, NaN, or not one number.
 
     Differs from Optax in: the product is formed in float32. Optax rounds a scheduled learning rate
     to the leaf's dtype first, which in bfloat16 makes 1e-3 into 9.9945e-4.
@@ -47,8 +49,7 @@ def learning_rate_link(
     """The last link of an alias."""
     if learning_rate is None:
         return Link(Identity(), optax.EmptyState)
-    instead = "to go uphill, negate the gradients, not the rate"
-    rate = hyperparameter("learning_rate", learning_rate, instead=instead)
+    rate = hyperparameter("learning_rate", learning_rate, -math.inf, instead="1e-3 is usual")
     state_type = optax.EmptyState if isinstance(rate, Constant) else optax.ScaleByScheduleState
     return Link(ScaleByLearningRate(rate, flip_sign), state_type)
 
@@ -63,12 +64,12 @@ def weight_decay_link(
 
     Args:
       argument: the name of `weight_decay`, as the caller wrote it.
-      weight_decay: λ, per optimizer step.
+      weight_decay: λ, per optimizer step; below 0 weights grow.
       mask: as in `adamw`.
       downhill: it stands behind the learning rate.
     """
     wrapped = None if mask is None else Mask.of(mask)
-    decay = hyperparameter(argument, weight_decay, instead="0.0 turns it off")
+    decay = hyperparameter(argument, weight_decay, -math.inf, instead="0.0 turns it off")
     rule = AddDecayedWeights(decay, downhill)
     if isinstance(decay, Constant):
         return Link(rule, optax.EmptyState, mask=wrapped)

@@ -1,6 +1,7 @@
 """Lining the other trees up with the leaves of the updates, and saying where one does not fit."""
 
 import dataclasses
+from collections.abc import Collection, Iterator
 from typing import Any, Self
 
 import jax
@@ -67,19 +68,19 @@ class Mask(FrozenTree):
         if len(self.leaves) == 1 and callable(mask):
             mask = mask(params)
             check_booleans(mask)
+        given, prefix = jax.tree.flatten(mask)
         # The mask of a tree with a None in it has nothing there.
-        numbers = [None if p is None else i for i, p in enumerate(param_leaves)]
-        numbered = jax.tree.unflatten(tree, numbers)
+        absent = {i for i, p in enumerate(param_leaves) if p is None}
         try:
-            below = jax.tree.structure(mask).flatten_up_to(numbered)
+            below = list(leaves_below(prefix, tree, absent))
         except ValueError:
             raise ValueError(
                 f"mask must be a tree of booleans like the parameters, or a prefix of it, got"
-                f" {jax.tree.structure(mask)} for {tree}."
+                f" {prefix} for {tree}."
             ) from None
         flags = [False] * tree.num_leaves
-        for flag, subtree in zip(jax.tree.leaves(mask), below, strict=True):
-            for index in jax.tree.leaves(subtree):
+        for flag, indices in zip(given, below, strict=True):
+            for index in indices:
                 flags[index] = bool(flag)
         return flags
 
@@ -103,6 +104,40 @@ def check_booleans(mask: Any) -> None:
                 f" or mask=adam_jax.decay_mask. To choose leaves by path, write"
                 f' adam_jax.groups(adamw, {{".*bias": {{"weight_decay": 0.0}}}}, ...).'
             )
+
+
+def leaves_below(
+    prefix: Any, tree: Any, absent: Collection[int] = (), start: int = 0
+) -> Iterator[range]:
+    """The numbers of the leaves of `tree` that are below each leaf of `prefix`.
+
+    By the structures alone: a node of the user's own may refuse to hold numbers or flags in the
+    place of its arrays.
+
+    Args:
+      prefix: the structure of a tree that ends earlier, or nowhere earlier.
+      tree: the whole structure.
+      absent: the leaves of `tree` in whose place the prefix may have a None, which is no leaf.
+      start: the number of the first leaf.
+
+    Raises:
+      ValueError: it is no prefix.
+    """
+    kind = prefix.node_data()
+    if kind is None:
+        yield range(start, start + tree.num_leaves)
+    elif prefix == tree:
+        yield from (range(i, i + 1) for i in range(start, start + tree.num_leaves))
+    elif prefix != _NONE or tree.node_data() is not None or start not in absent:
+        own, others = prefix.children(), tree.children()
+        if kind != tree.node_data() or len(own) != len(others):
+            raise ValueError(f"{prefix} is no prefix of {tree}.")
+        for child, other in zip(own, others, strict=True):
+            yield from leaves_below(child, other, absent, start)
+            start += other.num_leaves
+
+
+_NONE = jax.tree.structure(None)
 
 
 def align_slot(treedef: Any, updates: Any, slot_tree: Any) -> list[Any]:

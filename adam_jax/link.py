@@ -46,7 +46,7 @@ class Link:
         """
         slot = self.rule.slots[index]
         try:
-            rate = slot.rate if isinstance(slot.rate, float) else None
+            rate = slot.rate if type(slot.rate) is float else None
             fmt = resolve(self.dtypes[index], param, slot.magnitude, path, rate)
         except TypeError as error:
             raise ValueError(

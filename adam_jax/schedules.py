@@ -1,6 +1,7 @@
 """Learning rates as functions of the optimizer steps completed: Optax's, and two it lacks."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ def inverse_sqrt_schedule(init_value: float) -> Schedule:
       init_value: α, the learning rate of the first optimizer step.
 
     Raises:
-      ValueError: init_value is negative, infinite or NaN.
+      ValueError: init_value is infinite or NaN.
 
     Example:
       >>> schedule = inverse_sqrt_schedule(1e-2)
@@ -60,7 +61,8 @@ def inverse_sqrt_schedule(init_value: float) -> Schedule:
 
     Reference: Kingma & Ba 2015, theorem 4.1 and section 6.1.
     """
-    check_number("init_value", init_value, instead="it is the first step's learning rate")
+    instead = "it is the first step's learning rate"
+    check_number("init_value", init_value, -math.inf, instead=instead)
     return _InverseSqrt(float(init_value))
 
 
@@ -83,7 +85,7 @@ def warmup_stable_decay_schedule(
       end_value: the learning rate after the decay.
 
     Raises:
-      ValueError: a number that is negative, infinite or NaN.
+      ValueError: a number that is infinite or NaN, or a negative number of steps.
 
     Example:
       >>> schedule = warmup_stable_decay_schedule(1.0, 2, 3, 4)
@@ -93,15 +95,16 @@ def warmup_stable_decay_schedule(
     Reference: Hu et al. 2024, MiniCPM, section 4.2, https://arxiv.org/abs/2404.06395 (there with an
     exponential decay); Hägele et al. 2024, https://arxiv.org/abs/2405.18392 (linear).
     """
-    for argument, value in (
-        ("peak_value", peak_value),
-        ("warmup_steps", warmup_steps),
-        ("stable_steps", stable_steps),
-        ("decay_steps", decay_steps),
-        ("init_value", init_value),
-        ("end_value", end_value),
+    for argument, value, low in (
+        ("peak_value", peak_value, -math.inf),
+        ("warmup_steps", warmup_steps, 0.0),
+        ("stable_steps", stable_steps, 0.0),
+        ("decay_steps", decay_steps, 0.0),
+        ("init_value", init_value, -math.inf),
+        ("end_value", end_value, -math.inf),
     ):
-        check_number(argument, value, instead="steps and learning rates are not negative")
+        instead = "it is a learning rate" if low else "it is a number of steps"
+        check_number(argument, value, low, instead=instead)
     return _WarmupStableDecay(
         peak_value, warmup_steps, stable_steps, decay_steps, init_value, end_value
     )

@@ -66,27 +66,70 @@ def chosen(condition: jax.Array, new: Any, old: Any) -> Any:
 def body_of(argument: str, tx: Any) -> Body:
     """The body of a transformation, this package's or another's, to build others around.
 
+    As in Optax, any object with an `init` and an `update` is one.
+
     Raises:
       ValueError: it is not a transformation; `argument` is what the caller calls it.
     """
     if isinstance(tx, Transformation):
         return tx.body
-    if not isinstance(tx, optax.GradientTransformation):
+    if isinstance(tx, optax.GradientTransformation):
+        return Foreign(tx)
+    pair: Any = getattr(tx, "init", None), getattr(tx, "update", None)
+    if not all(map(callable, pair)):
         raise ValueError(
             f"{argument} must be an Optax transformation, got {tx!r}: write adamw(1e-3), say."
         )
-    return Foreign(tx)
+    # As Optax takes it; the functions compare and hash where the object may not.
+    return Foreign(optax.GradientTransformation(*pair))
 
 
-def _init(body: Body, params: Any) -> Any:
-    return body.init(params)
+class _OfBody:
+    """`init` or `update`: a function that pickles, and a pytree of the body's numbers.
+
+    Attributes:
+      body: what it calls.
+    """
+
+    def __init__(self, body: Body) -> None:
+        self.body = body
+        self.__name__ = self.__qualname__ = type(self).__name__.lower()
+
+    @property
+    def __wrapped__(self) -> Any:
+        """For who reads functions (chex, say): `inspect` finds signature and source there."""
+        return self.__call__  # pyright: ignore[reportAttributeAccessIssue]
+
+    def tree_flatten(self) -> tuple[tuple[Body], None]:
+        """As a pytree, it is its body."""
+        return (self.body,), None
+
+    @classmethod
+    def tree_unflatten(cls, aux: None, children: tuple[Body]) -> Any:
+        """The opposite of `tree_flatten`."""
+        del aux
+        return cls(*children)
 
 
-def _update(
-    body: Body, updates: Any, state: Any, params: Any = None, **extra_args: Any
-) -> tuple[Any, Any]:
-    check_extra_args(body, extra_args)
-    return body.run(updates, state, params, Call(False, None, extra_args))
+@jax.tree_util.register_pytree_node_class
+class Init(_OfBody):
+    """The `init` of a `Transformation`."""
+
+    def __call__(self, params: Any) -> Any:
+        """The state before the first step."""
+        return self.body.init(params)
+
+
+@jax.tree_util.register_pytree_node_class
+class Update(_OfBody):
+    """The `update` of a `Transformation`."""
+
+    def __call__(
+        self, updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        """Returns the updates, from the gradients, and the new state."""
+        check_extra_args(self.body, extra_args)
+        return self.body.run(updates, state, params, Call(False, None, extra_args))
 
 
 def check_extra_args(body: Body, extra_args: Mapping[str, Any]) -> None:
@@ -134,12 +177,12 @@ class Transformation(optax.GradientTransformationExtraArgs):
     @classmethod
     def around(cls, body: Body) -> "Transformation":
         """Puts `init` and `update` around a body."""
-        return cls(jax.tree_util.Partial(_init, body), jax.tree_util.Partial(_update, body))
+        return cls(Init(body), Update(body))
 
     @property
     def body(self) -> Any:
         """What is behind `init` and `update`."""
-        return self.update.args[0]  # pyright: ignore[reportAttributeAccessIssue]
+        return self.update.body  # pyright: ignore[reportAttributeAccessIssue]
 
     def step(self, grads: Any, state: Any, params: Any, **extra_args: Any) -> tuple[Any, Any]:
         """`update` and `optax.apply_updates`, in one pass over each leaf; see `adam_jax.step`."""

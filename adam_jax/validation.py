@@ -15,6 +15,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+_ARRAYS = (np.generic, np.ndarray, jax.Array)
 _NUMBERS = (int, float, np.number, np.ndarray, jax.Array)
 
 
@@ -24,36 +25,40 @@ def check_number(
     low: float = 0.0,
     high: float = math.inf,
     *,
+    closed: bool = False,
     instead: str,
 ) -> Any:
-    """Checks that `value` is a scalar with low ≤ value < high.
+    """Checks that `value` is one number with low ≤ value < high.
 
-    A concrete number of any kind is returned as a float, so that 0 and 0.0 make equal
-    transformations, and hashable ones; a tracer is returned as it is.
+    A Python number is returned as a float, so that 0 and 0.0 make equal transformations. An array
+    stays an array, as it does in Optax: who tells arrays from numbers (`equinox.filter_jit`) traces
+    it, and another value is the same program. An array of one number in any shape is a scalar.
 
     Args:
       argument: the name of the argument, as the caller wrote it.
-      value: the number; a tracer passes unread.
-      low: the smallest number allowed, itself included.
-      high: where the allowed numbers end, itself excluded.
+      value: the number; of a tracer only the shape is read.
+      low: the smallest number allowed, itself included unless it is infinite.
+      high: where the allowed numbers end, itself excluded unless `closed`.
+      closed: high is allowed.
       instead: what to write instead, one clause.
 
     Raises:
       ValueError: it is not, in one sentence with all of the above.
     """
-    if isinstance(value, jax.core.Tracer):
-        return value
-    interval = f"[{low:g}, {'inf' if math.isinf(high) else f'{high:g}'})"
+    interval = f"{'(' if math.isinf(low) else '['}{low:g}, {high:g}{']' if closed else ')'}"
     if not isinstance(value, _NUMBERS) or isinstance(value, bool):
         instead = _without_quotes(value) or instead
         raise ValueError(f"{argument} must be a number in {interval}, got {value!r}: {instead}.")
-    if np.ndim(value) != 0:
+    if np.size(value) != 1:
         raise ValueError(
             f"{argument} must be a scalar in {interval}, got shape {np.shape(value)}: for one"
             f" value per model, build the transformation inside jax.vmap."
         )
+    value = as_scalar(value)
+    if isinstance(value, jax.core.Tracer):
+        return value
     number = float(value)
-    if not low <= number < high:
+    if not low <= number <= high or number == -math.inf or (number == high and not closed):
         raise ValueError(f"{argument} must be in {interval}, got {number!r}: {instead}.")
     dtype = jnp.result_type(float)
     if (largest := float(jnp.finfo(dtype).max)) < abs(number) < math.inf:
@@ -61,7 +66,31 @@ def check_number(
             f"{argument} must be at most {largest:.3g}, the largest number of {dtype.name}, in"
             f" which it is kept, got {number!r}: {instead}."
         )
-    return number
+    return value if isinstance(value, _ARRAYS) else number
+
+
+def as_scalar(value: Any) -> Any:
+    """An array of one number, of any shape, as a scalar; all else as it is."""
+    if isinstance(value, np.ndarray) and value.size == 1:
+        return value.reshape(())[()]  # A NumPy scalar, which nobody can write into.
+    if not isinstance(value, jax.Array) or value.shape == () or value.size != 1:
+        return value
+    with jax.ensure_compile_time_eval():  # Where a function is being traced this is not.
+        return value.reshape(())
+
+
+def as_number(value: Any) -> Any:
+    """A concrete array of one number as Python's, which hashes; all else as it is."""
+    concrete = isinstance(value, _ARRAYS) and not isinstance(value, jax.core.Tracer)
+    return np.asarray(value).item() if concrete else value
+
+
+def same_kind(number: float, given: Any) -> Any:
+    """A number computed from a concrete `given` one: an array where that is an array."""
+    if isinstance(given, jax.Array):
+        with jax.ensure_compile_time_eval():
+            return jnp.asarray(number, jnp.result_type(float))
+    return np.float64(number) if isinstance(given, _ARRAYS) else number
 
 
 def _without_quotes(value: Any) -> str | None:
@@ -76,9 +105,13 @@ def _without_quotes(value: Any) -> str | None:
 def check_scalar(argument: str, value: Any, *, instead: str) -> Any:
     """Checks that `value`, traced or not, is one real number; booleans are 0 and 1.
 
+    Returns:
+      The number; an array of one, of any shape, as a scalar.
+
     Raises:
       ValueError: it is not.
     """
+    value = as_scalar(value)
     number = isinstance(value, (*_NUMBERS, np.bool_)) and not jnp.issubdtype(
         jnp.result_type(value), jnp.complexfloating
     )

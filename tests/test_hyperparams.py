@@ -307,8 +307,8 @@ def test_errors():
         adam_jax.set_hyperparams(state, lr=1e-3)
     with pytest.raises(ValueError, match=r"b1 must be in \[0, 1\)"):
         adam_jax.set_hyperparams(state, b1=1.5)
-    for wrong in (float("nan"), -1.0, -jnp.inf):
-        with pytest.raises(ValueError, match=r"learning_rate must be in \[0, inf\)"):
+    for wrong in (float("nan"), jnp.inf, -jnp.inf):
+        with pytest.raises(ValueError, match=r"learning_rate must be in \(-inf, inf\)"):
             adam_jax.set_hyperparams(state, learning_rate=wrong)
     with pytest.raises(ValueError, match=r"b2 must be one number, or have the shape \(\)"):
         adam_jax.set_hyperparams(state, b2=jnp.array([0.5, 0.6]))

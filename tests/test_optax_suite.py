@@ -21,6 +21,7 @@ SUITES = {
     "wrappers": [
         "optax._src.sharding_test",
         "optax.schedules._inject_test",
+        "optax.schedules._schedule_test",
         "optax.transforms._accumulation_test",
     ],
 }
@@ -30,7 +31,7 @@ SUITES = {
 def test_optaxs_own_tests_pass_with_our_members(suite, record_property):
     plugin = "tests.witnesses.optax_suite"
     command = [sys.executable, "-m", "pytest", "-q", "-p", plugin, "--noconftest"]
-    command += ["-p", "no:cacheprovider"]
+    command += ["-p", "no:cacheprovider", "-rs"]
     # L-BFGS is Optax's alone: no member of ours runs in its tests, which take half of the time.
     command += ["-k", "not LBFGS and not lbfgs", "-c", os.devnull, "--pyargs", *SUITES[suite]]
     root = Path(__file__).parent.parent

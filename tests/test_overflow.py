@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import adam_jax
-from tests.catalogue import MEMBERS, every_member
+from tests.catalogue import every_member
 
 STEPS, SPIKE = 24, 3
 SIDE = 32

@@ -30,7 +30,7 @@ def scale_by_adam(
     *,
     nesterov: bool = False,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
-    eps_hat: ArrayLike = 0.0,
+    eps_hat: ArrayLike | None = None,
     bias_correction: bool = True,
 ) -> Transformation:
     """Divides the averaged gradient by the root of its averaged square.
@@ -53,7 +53,8 @@ def scale_by_adam(
       nesterov: read mu one step ahead: b1·mu / (1-b1ᵗ⁺¹) + (1-b1)·g / (1-b1ᵗ) (Dozat 2016).
       nu_dtype: how nu is stored, likewise. bfloat16 lets nu stand still: see `AT_LEAST_FLOAT32`.
       eps_hat: ε̂ of the paper's section 2, beside the root of the uncorrected nu: what Keras and
-        TensorFlow call epsilon. Write eps=0.0 with it.
+        TensorFlow call epsilon. Write eps=0.0 with it. None leaves it out, also out of the
+        numbers of `with_hyperparams` and `optax.inject_hyperparams`, which then are Optax's.
       bias_correction: False reads mu and nu as they are; see `scale_by_bias_correction`.
 
     Returns:

@@ -30,7 +30,7 @@ class TwoEmas(Moment):
     slots = (Slot("m1"), Slot("m2"))
 
     def scalars(self, count: Any) -> Any:
-        slow = DecayRate.of("b3", self.slow.at(count))
+        slow = DecayRate.of("b3", self.slow.at(count), closed=True)
         # One product per sum, see NesterovEma: m̂1 + alpha·m2 = (m1 + weight·m2)·debiasing.
         weight = self.alpha.at(count) * self.fast.correction(count)
         return self.fast.debiasing(count), slow, weight
@@ -64,7 +64,8 @@ def scale_by_ademamix(
     Args:
       b1: decay rate of the fast average, per optimizer step.
       b2: see `scale_by_adam`, as all that is not here.
-      b3: decay rate of the slow average, or a function of the optimizer steps completed so far.
+      b3: decay rate of the slow average, 0 ≤ b3 ≤ 1, or a function of the optimizer steps
+        completed so far.
       alpha: weight of the slow average, ≥ 0, or a function likewise; the paper warms both up.
       mu_dtype: how m1 and m2 are stored.
 
@@ -73,7 +74,7 @@ def scale_by_ademamix(
 
     Reference: Pagliardini et al. 2024, algorithm 1.
     """
-    slow = Scheduled(b3) if callable(b3) else Constant(DecayRate.of("b3", b3))
+    slow = Scheduled(b3) if callable(b3) else Constant(DecayRate.of("b3", b3, closed=True))
     weight = hyperparameter("alpha", alpha, instead="the paper's range is 4 to 10")
     first = TwoEmas(DecayRate.of("b1", b1), slow, weight)
     rule = MomentRule(first, EmaOfSquares(DecayRate.of("b2", b2)), Root.of(eps, eps_root))

@@ -119,8 +119,8 @@ def scale_by_adopt(
     In the first step nu ← |g|² and u = 0. There is no bias correction.
 
     Args:
-      b1: see `scale_by_adam`, as the dtypes.
-      b2: decay rate of the second moment.
+      b1: see `scale_by_adam`, as the dtypes; 1 is allowed, and takes no step.
+      b2: decay rate of the second moment, 0 ≤ b2 ≤ 1.
       eps: the least divisor, in units of the gradient; ≥ 0.
       nesterov: u = b1·mu + (1-b1)·x.
       use_clipping: False leaves x as it is.
@@ -133,7 +133,8 @@ def scale_by_adopt(
     """
     direction = FlooredRoot(check_number("eps", eps, instead="the usual value is 1e-6"))
     bound = clip_value_fn if use_clipping else None
-    rule = Adopt(DecayRate.of("b1", b1), DecayRate.of("b2", b2), direction, nesterov, bound)
+    rates = DecayRate.of("b1", b1, closed=True), DecayRate.of("b2", b2, closed=True)
+    rule = Adopt(*rates, direction, nesterov, bound)
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype)
 
 

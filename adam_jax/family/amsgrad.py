@@ -25,7 +25,7 @@ def scale_by_amsgrad(
     *,
     max_before_correction: bool = False,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
-    eps_hat: jax.typing.ArrayLike = 0.0,
+    eps_hat: jax.typing.ArrayLike | None = None,
 ) -> Transformation:
     """Adam whose denominator never shrinks: it divides by the largest nû so far.
 

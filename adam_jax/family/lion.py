@@ -51,19 +51,20 @@ def scale_by_lion(
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
     *,
     mode: str = "hard",
-    smooth_beta: jax.typing.ArrayLike = 1.0,
+    smooth_beta: jax.typing.ArrayLike | None = 1.0,
 ) -> Transformation:
     """Moves every parameter by the learning rate, in the direction of an average.
 
         u = sign(b1·mu + (1-b1)·g)       mu ← b2·mu + (1-b2)·g
 
     Args:
-      b1: weight of mu in the direction.
-      b2: decay rate of mu, per optimizer step.
+      b1: weight of mu in the direction, 0 ≤ b1 ≤ 1.
+      b2: decay rate of mu, per optimizer step, 0 ≤ b2 ≤ 1.
       mu_dtype: see `scale_by_adam`.
       mode: "hard", the sign; "smooth", tanh(smooth_beta·x); "refined", x where |x| < 1, else the
         sign.
-      smooth_beta: the factor in "smooth".
+      smooth_beta: the factor in "smooth"; None is 1.0, and the default of `lion`: the numbers of
+        `optax.inject_hyperparams(lion)` are those of Optax's, which has no such argument.
 
     Returns:
       A transformation whose state is `optax.ScaleByLionState(count, mu)`.
@@ -71,9 +72,12 @@ def scale_by_lion(
     Reference: Chen et al. 2023, algorithm 2. It takes a third to a tenth of Adam's
     learning rate, and more weight decay.
     """
-    beta = check_number("smooth_beta", smooth_beta, instead="the usual value is 1.0")
-    rule = Lion(DecayRate.of("b1", b1), DecayRate.of("b2", b2), beta, mode)
+    beta = 1.0 if smooth_beta is None else smooth_beta
+    beta = check_number("smooth_beta", beta, instead="the usual value is 1.0")
+    # Nothing is corrected by 1 - b: it may be 0.
+    rates = DecayRate.of("b1", b1, closed=True), DecayRate.of("b2", b2, closed=True)
+    rule = Lion(*rates, beta, mode)
     return scale_by_rule(rule, optax.ScaleByLionState, mu_dtype, None)
 
 
-lion = alias("lion", scale_by_lion, weight_decay=1e-3)
+lion = alias("lion", scale_by_lion, weight_decay=1e-3, smooth_beta=None)

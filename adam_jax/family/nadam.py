@@ -82,7 +82,7 @@ def scale_by_nadam(
     nesterov: bool = True,
     momentum_decay: jax.typing.ArrayLike | None = None,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
-    eps_hat: jax.typing.ArrayLike = 0.0,
+    eps_hat: jax.typing.ArrayLike | None = None,
 ) -> Transformation:
     """Adam that reads its average one step ahead.
 

@@ -82,7 +82,7 @@ def scale_by_radam(
     nesterov: bool = False,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
-    eps_hat: jax.typing.ArrayLike = 0.0,
+    eps_hat: jax.typing.ArrayLike | None = None,
 ) -> Transformation:
     """Adam with its own warm-up: momentum alone until nu has seen enough gradients.
 

@@ -19,7 +19,7 @@ from adam_jax.rules.moments import EmaOfSquares, Newest
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.rules.scaling import Hyperparameter, Schedule, hyperparameter
 from adam_jax.transform import Foreign, Transformation, scale_by_rule
-from adam_jax.validation import check_number
+from adam_jax.validation import as_number, check_number
 
 ArrayLike = jax.typing.ArrayLike
 
@@ -134,7 +134,8 @@ def schedule_free_adamw(
     else:
         rate = hyperparameter("learning_rate", learning_rate, instead="the usual value is 0.0025")
     inner = _adamw_without_momentum(rate, b2, eps, weight_decay, nu_dtype=nu_dtype)
-    return Transformation.around(ScheduleFree(inner.body, rate, b1, power, state_dtype))
+    fixed = as_number(b1), as_number(power), state_dtype
+    return Transformation.around(ScheduleFree(inner.body, rate, *fixed))
 
 
 LEAST_B1 = 1e-6

@@ -51,14 +51,15 @@ def chain(*txs: optax.GradientTransformation) -> Transformation:
     """Transformations one after the other, as `optax.chain`, that keep `step`.
 
     Args:
-      *txs: of this package or any other; the updates of one are the gradients of the next.
+      *txs: of this package or any other; the updates of one are the gradients of the next. None
+        at all leave the gradients as they are.
 
     Returns:
       A transformation whose state is that of `optax.chain`, the tuple of theirs. It compares by
       value, and its `step` is that of the last.
 
     Raises:
-      ValueError: there is none, or one is not a transformation.
+      ValueError: one is not a transformation.
 
     Differs from Optax in: between two of this package updates are float32 or wider, and are rounded
     to the gradient's dtype (or the parameter's, if wider) behind the last one only.
@@ -68,5 +69,5 @@ def chain(*txs: optax.GradientTransformation) -> Transformation:
       >>> tx = adam_jax.chain(adam_jax.clip_by_global_norm(1.0), adam_jax.adamw(1e-3))
     """
     if not txs:
-        raise ValueError("chain must have at least one transformation: write optax.identity().")
+        return Transformation.of()
     return Transformation.around(Chain(tuple(body_of(f"txs[{i}]", t) for i, t in enumerate(txs))))

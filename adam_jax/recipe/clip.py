@@ -1,5 +1,6 @@
 """Clipping by the norm of the whole gradient."""
 
+import math
 from typing import Any
 
 import jax
@@ -30,8 +31,9 @@ class ClipByGlobalNorm:
         norm = global_norm(updates)
         # Multiplied, since for a division XLA:CPU stores the clipped gradient before it goes on; by
         # two factors, as 1 / norm may be less than float32's smallest number.
-        most = jnp.asarray(self.max_norm, norm.value.dtype)
-        factor = jnp.minimum(norm.unit, most / norm.value)
+        limit = jnp.asarray(self.max_norm, norm.value.dtype)
+        passes = (norm.value <= jnp.maximum(limit, 0) / norm.unit) | (limit == jnp.inf)
+        factor = jnp.where(passes, norm.unit, limit / norm.value)
         clipped = jax.tree.map(lambda g: scaled(scaled(g, 1 / norm.unit), factor), updates)
         if call.ok is not None:
             ok = call.ok
@@ -56,22 +58,25 @@ def clip_by_global_norm(max_norm: jax.typing.ArrayLike) -> Transformation:
     Put before Adam in a `chain` it costs one pass over the gradient, and no copy of it.
 
     Args:
-      max_norm: the largest norm that passes as it is, above 0, in units of the gradient.
+      max_norm: the largest norm that passes as it is, in units of the gradient. Infinity turns
+        clipping off, 0 makes every gradient zero, and below 0 they are turned around as well.
 
     Returns:
       A transformation without state, as Optax's. With a NaN in the gradient all of it is NaN; with
-      an infinity it is NaN there and 0 elsewhere: `skip_nonfinite` goes around.
+      an infinity it is NaN there and 0 elsewhere: `skip_nonfinite` goes around. With an infinite
+      max_norm both stay where they are.
 
     Raises:
-      ValueError: max_norm is not a number above 0.
+      ValueError: max_norm is NaN or not a number.
 
-    Differs from Optax in: the gradient is multiplied by the factor, and not divided by the norm.
+    Differs from Optax in: the gradient is multiplied by the factor, and not divided by the norm;
+    where Optax makes NaN of all of it, a gradient of zero passes as it is for max_norm ≤ 0, and any
+    gradient for an infinite one.
     Differs from PyTorch (`clip_grad_norm_`) in: no 1e-6 is added to the norm.
 
     Reference: Pascanu et al. 2013, On the difficulty of training recurrent neural networks
     (https://arxiv.org/abs/1211.5063), algorithm 1.
     """
-    instead = "the usual value is 1.0; leave clipping out for none"
-    return Transformation.around(
-        ClipByGlobalNorm(check_number("max_norm", max_norm, 1e-30, instead=instead))
-    )
+    instead = "the usual value is 1.0; jnp.inf turns clipping off"
+    max_norm = check_number("max_norm", max_norm, -math.inf, closed=True, instead=instead)
+    return Transformation.around(ClipByGlobalNorm(max_norm))

@@ -25,7 +25,7 @@ from adam_jax.recipe.hyperparams_state import (
 from adam_jax.rules.base import DecayRate, DecayRateLike, FixedNumber
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.transform import Transformation, body_of
-from adam_jax.validation import bind_arguments, check_scalar
+from adam_jax.validation import as_scalar, bind_arguments, check_scalar
 
 
 @frozen_pytree
@@ -45,9 +45,6 @@ class WithHyperparams:
     schedules: tuple[tuple[str, Any], ...] = static()
     fixed: tuple[tuple[str, Any], ...] = static()
     sides: tuple[tuple[str, bool | None], ...] = static()
-
-    def __hash__(self) -> int:
-        return hash((*self.numbers.items(), self.factory, self.schedules, self.fixed, self.sides))
 
     def init(self, params: Any) -> HyperparamsState:
         """The numbers, and the member's state before the first step."""
@@ -142,14 +139,16 @@ class HyperparamsFactory(Factory):
         fixed: dict[str, Any] = {}
         for name, x in arguments.items():
             if _is_number(x) and not _is_fixed(x, known.get(name)):
-                numbers[name] = x if _is_traced(x) else float(x)
-            elif callable(x) and name in known and _is_scheduled(known[name].default):
+                numbers[name] = float(x) if isinstance(x, int) else as_scalar(x)
+            elif callable(x) and name in known and _is_scheduled(known[name]):
                 schedules[name] = x
             else:
                 fixed[name] = x if _is_hashable(x) else FrozenTree.of(x)
         self.factory(**{**arguments, **numbers, **dict.fromkeys(schedules, 0.0)})  # Checks them.
         sides = {
-            name: None if name in schedules or _is_traced(numbers[name]) else numbers[name] >= 0.5
+            name: None
+            if name in schedules or _is_traced(numbers[name])
+            else bool(numbers[name] >= 0.5)
             for name, p in known.items()
             if _is_decay_rate(p.annotation) and (name in numbers or name in schedules)
         }
@@ -164,8 +163,9 @@ def with_hyperparams(
 
     `with_hyperparams(adamw)(learning_rate=1e-3, b2=0.99)` steps as `adamw(...)` with the same
     arguments does, bit for bit. Every numeric argument, given or by default, is in
-    `state.hyperparams`, in float32 (float64 under x64). Another number there needs no other
-    compilation: `set_hyperparams(state, learning_rate=3e-4)`. An argument that Optax documents as a
+    `state.hyperparams`, in float32 (float64 under x64); one whose default is None, as that of
+    `eps_hat`, if it is given. Another number there needs no other compilation:
+    `set_hyperparams(state, learning_rate=3e-4)`. An argument that Optax documents as a
     number may be a schedule here, a function of the optimizer steps completed.
 
     Args:
@@ -222,11 +222,18 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, (bool, np.bool_)):
         return False
     is_array = isinstance(value, (np.ndarray, np.number, jax.Array))
-    return isinstance(value, (int, float)) or (is_array and np.ndim(value) == 0)
+    return isinstance(value, (int, float)) or (is_array and np.size(value) == 1)
 
 
-def _is_scheduled(default: Any) -> bool:
-    """An argument with this default is a number, and so may be one for each step."""
+def _is_scheduled(parameter: inspect.Parameter) -> bool:
+    """The argument is a number, and so may be one for each step.
+
+    By its default; one of None by its type, where that has no functions in it, which the member
+    would take itself.
+    """
+    default, annotation = parameter.default, parameter.annotation
+    if default is None:
+        return annotation == jax.typing.ArrayLike | None
     return default is inspect.Parameter.empty or _is_number(default)
 
 

@@ -1,5 +1,6 @@
 """The state that hyperparameters live in: how they are kept, read and changed."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adam_jax.rules.base import DecayRate
-from adam_jax.validation import check_number
+from adam_jax.validation import as_scalar, check_number
 
 
 class ExactRate(NamedTuple):
@@ -53,10 +54,10 @@ def as_float(x: Any) -> jax.Array:
 def exact_rate(name: str, b: Any) -> ExactRate:
     """Splits a rate, or each of an array of them, from its Python number if it has one."""
     if isinstance(b, jax.core.Tracer):
-        rate = DecayRate.of(name, b)
+        rate = DecayRate.of_array(b)
         return ExactRate(as_float(b), as_float(rate.complement), as_float(rate.log))
     b = np.asarray(b)
-    rates = [DecayRate.of(name, x) for x in b.ravel()]
+    rates = [DecayRate.of(name, x, closed=True) for x in b.ravel()]
     complement, log = ([getattr(rate, part) for rate in rates] for part in ("complement", "log"))
     return ExactRate(*(as_float(np.reshape(x, b.shape)) for x in (b, complement, log)))
 
@@ -93,7 +94,8 @@ def set_hyperparams(state: Any, **numbers: Any) -> Any:
 
     Raises:
       ValueError: a name that is not in the state, a decay rate outside [0, 1), another number that
-        is negative, infinite or NaN, an array that does not fit.
+        is infinite, NaN or negative (a learning rate, a weight decay and l2 may be negative), an
+        array that does not fit.
     """
     known = _only(state).hyperparams
     unknown = sorted(set(numbers) - set(known))
@@ -106,8 +108,9 @@ def set_hyperparams(state: Any, **numbers: Any) -> Any:
         values, exact = dict(node.hyperparams), dict(node.exact)
         for name, x in numbers.items():
             shape = np.shape(jax.tree.leaves(values[name])[0])
-            values[name] = _fitted(name, _checked(name, x), shape)
-            if exact_key(name) in exact:
+            is_rate = exact_key(name) in exact
+            values[name] = _fitted(name, _checked(name, x, 1.0 if is_rate else math.inf), shape)
+            if is_rate:
                 rate = exact_rate(name, x)
                 exact[exact_key(name)] = ExactRate(*(_fitted(name, part, shape) for part in rate))
         new = node._replace(hyperparams=values, exact=exact)
@@ -117,15 +120,21 @@ def set_hyperparams(state: Any, **numbers: Any) -> Any:
     return jax.tree.map(renew, state, is_leaf=_is_hyperparams_state)
 
 
-def _checked(name: str, x: Any) -> Any:
-    for number in [x] if isinstance(x, jax.core.Tracer) else np.ravel(x):
-        check_number(name, number, instead="numbers of an optimizer are finite and not negative")
+SIGNED = ("learning_rate", "weight_decay", "l2")
+"""Arguments of the aliases that may be negative."""
+
+
+def _checked(name: str, x: Any, high: float) -> Any:
+    low = -math.inf if name in SIGNED else 0.0
+    kind = "finite" if name in SIGNED else "finite and not negative"
+    for number in [] if isinstance(x, jax.core.Tracer) else np.ravel(x):
+        check_number(name, number, low, high, instead=f"numbers of an optimizer are {kind}")
     return as_float(x)
 
 
 def _fitted(name: str, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     try:
-        return jnp.broadcast_to(x, shape)
+        return jnp.broadcast_to(as_scalar(x), shape)
     except ValueError:
         raise ValueError(
             f"{name} must be one number, or have the shape {shape} that it has in the state, got"

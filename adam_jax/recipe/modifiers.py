@@ -32,7 +32,7 @@ from adam_jax.rules.modifiers import (
 from adam_jax.rules.moments import Ema, NesterovEma
 from adam_jax.rules.scaling import AddDecayedWeights
 from adam_jax.transform import Transformation
-from adam_jax.validation import check_number
+from adam_jax.validation import as_number, check_number
 
 Modifiable = TypeVar("Modifiable", bound=Callable[..., Any] | Transformation)
 
@@ -222,7 +222,7 @@ def _modified(
             f"tx must be a member of adam_jax, got {got}: write {name}(adamw(...)),"
             f" groups({name}(adamw), ...), with_hyperparams({name}(adamw)), and chain around that."
         )
-    return ModifiedFactory(tx, modifier, tuple(settings.items()))
+    return ModifiedFactory(tx, modifier, tuple((k, as_number(x)) for k, x in settings.items()))
 
 
 def _member(row: Row) -> int:

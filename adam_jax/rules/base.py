@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.rules.slots import Slot, Slots
-from adam_jax.validation import check_number
+from adam_jax.validation import check_number, same_kind
 
 
 class Rule(abc.ABC):
@@ -93,19 +93,24 @@ class DecayRate:
     mostly_old: bool | None = static(default=None)
 
     @classmethod
-    def of(cls, argument: str, b: Any) -> "DecayRate":
-        """Checks 0 ≤ b < 1 and splits it.
+    def of(cls, argument: str, b: Any, closed: bool = False) -> "DecayRate":
+        """Checks 0 ≤ b < 1 and splits it; `closed` allows 1, for an average read as it is.
 
         A traced rate is split in its own dtype, in which it is rounded already: float32(0.999) puts
         1.3e-5 into every increment, bfloat16(0.999) is one. Trace the transformation instead, or
-        pass a rate that is split already, as `with_hyperparams` does.
+        pass a rate that is split already, as `with_hyperparams` does. A concrete array is split
+        from the float64 of what it holds, into two arrays.
         """
         if isinstance(b, cls):
             return b
-        b = check_number(argument, b, 0.0, 1.0, instead="usual rates are 0.9 to 0.9999")
+        instead = "usual rates are 0.9 to 0.9999"
+        b = check_number(argument, b, 0.0, 1.0, closed=closed, instead=instead)
         if isinstance(b, jax.core.Tracer):
             return cls.of_array(b)
-        return cls(1.0 - b, math.log(b) if b > 0.0 else -math.inf, b >= 0.5)
+        exact = float(b)
+        parts = 1.0 - exact, math.log(exact) if exact > 0.0 else -math.inf
+        complement, log = (same_kind(part, b) for part in parts)
+        return cls(complement, log, exact >= 0.5)
 
     @classmethod
     def of_array(cls, b: jax.Array, mostly_old: bool | None = None) -> "DecayRate":

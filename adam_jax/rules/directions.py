@@ -32,12 +32,13 @@ class Root(Direction):
 
     @classmethod
     def of(
-        cls, eps: Any, eps_root: Any = 0.0, eps_hat: Any = 0.0, rate: DecayRate | None = None
+        cls, eps: Any, eps_root: Any = 0.0, eps_hat: Any = None, rate: DecayRate | None = None
     ) -> "Root":
-        """Checks that all are finite and not negative."""
+        """Checks that all are finite and not negative; an eps_hat of None is none."""
         eps = check_number("eps", eps, instead="the usual value is 1e-8")
         eps_root = check_number("eps_root", eps_root, instead="0.0 leaves it out")
-        eps_hat = check_number("eps_hat", eps_hat, instead="0.0 leaves it out")
+        eps_hat = 0.0 if eps_hat is None else eps_hat
+        eps_hat = check_number("eps_hat", eps_hat, instead="None leaves it out")
         without_root = isinstance(eps_root, float) and eps_root == 0.0
         without_hat = isinstance(eps_hat, float) and eps_hat == 0.0
         return cls(eps, None if without_root else eps_root, eps_hat, None if without_hat else rate)

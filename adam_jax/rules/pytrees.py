@@ -4,6 +4,8 @@ import dataclasses
 from typing import Any, dataclass_transform
 
 import jax
+import jax.core
+import numpy as np
 
 
 @dataclass_transform(frozen_default=True)
@@ -13,8 +15,20 @@ def frozen_pytree(cls: type[Any]) -> Any:
     Not by `jax.tree_util.register_dataclass`: to JAX (0.10 to 0.12) two such classes are one
     structure where their static fields are equal, and one rule ran the other's compiled program
     when their hashes fell together: now and then Yogi's steps were Adam's.
+
+    Two are equal if their structures are, and all of their numbers: 0.5 and float32(0.5) too, and
+    arrays of many numbers, whose == is not one boolean. Traced numbers equal themselves alone, and
+    do not hash.
     """
-    made = dataclasses.dataclass(frozen=True)(cls)
+
+    def equal(x: Any, other: object) -> Any:
+        if type(x) is not type(other):
+            return NotImplemented
+        return x is other or _value(x, of_tracer=id) == _value(other, of_tracer=id)
+
+    made: Any = dataclasses.dataclass(frozen=True, eq=False)(cls)
+    made.__eq__ = equal
+    made.__hash__ = lambda x: hash(_value(x, of_tracer=lambda tracer: tracer))
     fields = [f for f in dataclasses.fields(made) if f.init]
     leaves = [f.name for f in fields if not f.metadata.get("static")]
     fixed = [f.name for f in fields if f.metadata.get("static")]
@@ -32,6 +46,21 @@ def frozen_pytree(cls: type[Any]) -> Any:
 
     jax.tree_util.register_pytree_with_keys(made, flatten_with_keys, unflatten, flatten)
     return made
+
+
+def _value(x: Any, of_tracer: Any) -> tuple[Any, ...]:
+    """What is compared and hashed of a pytree."""
+
+    def of_leaf(leaf: Any) -> Any:
+        if isinstance(leaf, jax.core.Tracer):
+            return of_tracer(leaf)
+        if not isinstance(leaf, (np.generic, np.ndarray, jax.Array)):
+            return leaf
+        numbers = np.asarray(leaf)
+        return numbers.item() if numbers.ndim == 0 else (numbers.shape, *numbers.ravel().tolist())
+
+    leaves, structure = jax.tree.flatten(x)
+    return structure, *map(of_leaf, leaves)
 
 
 def static(**kwargs: Any) -> Any:

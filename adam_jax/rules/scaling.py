@@ -48,13 +48,13 @@ class Scheduled(Hyperparameter):
         )
 
 
-def hyperparameter(argument: str, x: Any, *, instead: str) -> Hyperparameter:
-    """From what a user writes, a number ≥ 0 or a schedule."""
+def hyperparameter(argument: str, x: Any, low: float = 0.0, *, instead: str) -> Hyperparameter:
+    """From what a user writes, a number ≥ low or a schedule."""
     if isinstance(x, Hyperparameter):
         return x
     if callable(x):
         return Scheduled(cast(Schedule, x))
-    return Constant(check_number(argument, x, instead=instead))
+    return Constant(check_number(argument, x, low, instead=instead))
 
 
 @frozen_pytree

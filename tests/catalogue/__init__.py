@@ -35,6 +35,7 @@ class Member:
       divides: by a root or a size, in whose place an arc tangent can stand.
       plain_average: of the gradient, read as it is, so that it can be read one step ahead.
       hides_infinity: an infinite gradient gives a finite update, by the member's nature.
+      may_be_one: decay rates by whose 1 - b nothing is divided.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Member:
     reads_the_old: bool = False
     divides: bool = True
     plain_average: bool = True
+    may_be_one: tuple[str, ...] = ()
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -203,12 +205,14 @@ MEMBERS = (
         divides=False,
         plain_average=False,
         reads_the_old=True,
+        may_be_one=("b1", "b2"),
     ),
     Member(
         "adopt",
         *("scale_by_adopt", oracles.adopt),
         first_update_is_zero=True,
         reads_the_old=True,
+        may_be_one=("b1", "b2"),
     ),
     Member(
         "ademamix",
@@ -217,6 +221,7 @@ MEMBERS = (
         slots=("m1", "m2", "nu"),
         needs_params=True,
         plain_average=False,
+        may_be_one=("b3",),
     ),
     Member(
         "lamb",

@@ -7,6 +7,8 @@ import functools
 import os
 import re
 import sys
+import unittest
+from typing import Any
 
 import jax
 import optax
@@ -36,15 +38,22 @@ class Version(str):
         return not self < other
 
 
+ORIGINALS = {name: getattr(module, name) for module, names in MEMBERS.items() for name in names}
+OURS = {name: getattr(adam_jax, name) for name in ORIGINALS}
+
+
 def pytest_configure() -> None:
     """Replaces the members: before the test files are imported, whose tables hold them."""
     jax.__version__ = Version(jax.__version__)
-    for module, names in MEMBERS.items():
-        for name in names:
-            original, ours = getattr(module, name), getattr(adam_jax, name)
-            for place in [m for n, m in sys.modules.items() if n.partition(".")[0] == "optax"]:
-                if getattr(place, name, None) is original:
-                    setattr(place, name, ours)
+    replace(ORIGINALS, OURS)
+
+
+def replace(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Puts other members in the places where these are."""
+    for place in [m for n, m in sys.modules.items() if n.partition(".")[0] == "optax"]:
+        for name in old:
+            if getattr(place, name, None) is old[name]:
+                setattr(place, name, new[name])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -108,3 +117,24 @@ def pytest_runtest_call(item: pytest.Item):
         return (yield)
     finally:
         test_utils.assert_trees_all_close = exact
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+    """A test that is skipped with our members, and runs with Optax's own, has failed."""
+    report = yield
+    if call.when == "call" and report.skipped and not skipped_with_optax(item):
+        report.outcome, report.longrepr = "failed", f"{item.nodeid} is not skipped with Optax"
+    return report
+
+
+def skipped_with_optax(item: pytest.Item) -> bool:
+    """Runs the test again, with Optax's members back in their places."""
+    test_case: Any = getattr(item.parent, "obj", None)
+    result = unittest.TestResult()
+    replace(OURS, ORIGINALS)
+    try:
+        test_case(item.name).run(result)
+    finally:
+        replace(ORIGINALS, OURS)
+    return bool(result.skipped)

@@ -1,0 +1,136 @@
+"""Optax's inject_hyperparams around our members: its checkpoints are ours, and ours are its own."""
+
+import functools
+import inspect
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import adam_jax
+from tests.catalogue import MEMBERS
+
+PARAMS = {"w": jnp.linspace(-2.0, 2.0, 6).reshape(3, 2), "b": jnp.ones(2)}
+GRADS = {name: jnp.sin(3 * p) for name, p in PARAMS.items()}
+
+# Optax's inject_hyperparams takes every callable for a schedule.
+STATIC = ("clip_value_fn", "warmup_steps")
+
+
+def pairs():
+    """Each alias and each scale_by_* that both have."""
+    for member in MEMBERS:
+        if not member.ours:
+            yield member.name, member.factory, member.twin.factory
+    pieces = dict.fromkeys(member.scale_by for member in MEMBERS)
+    for name in (*pieces, "schedule_free_adamw"):
+        theirs = getattr(optax, name, None) or getattr(optax.contrib, name, None)
+        if theirs is not None:  # Optax has no scale_by_nadam.
+            yield name, getattr(adam_jax, name), theirs
+
+
+every_pair = pytest.mark.parametrize(
+    ("ours", "theirs"), [pytest.param(ours, theirs, id=name) for name, ours, theirs in pairs()]
+)
+
+
+def injected(factory, **numbers):
+    parameters = inspect.signature(factory).parameters
+    rate = {"learning_rate": 0.1} if "learning_rate" in parameters else {}
+    static = [name for name in STATIC if name in parameters]
+    return optax.inject_hyperparams(factory, static_args=static)(**{**rate, **numbers})
+
+
+def stepped(tx, state, params, steps=1):
+    update = jax.jit(tx.update)
+    for _ in range(steps):
+        updates, state = update(GRADS, state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+@every_pair
+def test_a_checkpoint_of_either_goes_on_in_the_other(ours, theirs, standard_promotion):
+    txs = injected(ours), injected(theirs)
+    states = [tx.init(PARAMS) for tx in txs]
+    chex.assert_trees_all_equal_shapes_and_dtypes(*states)
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+    assert list(states[0].hyperparams) == list(states[1].hyperparams)
+    chex.assert_trees_all_equal(states[0].hyperparams, states[1].hyperparams)
+    for before, after in (txs, txs[::-1]):
+        params, state = stepped(before, before.init(PARAMS), PARAMS, steps=2)
+        # As a checkpoint is restored: the leaves alone, into the other's own tree.
+        restored = jax.tree.unflatten(
+            jax.tree.structure(after.init(PARAMS)), jax.tree.leaves(state)
+        )
+        moved, kept = stepped(after, restored, params)
+        expected, expected_state = stepped(before, state, params)
+        chex.assert_trees_all_close(moved, expected, rtol=2e-5, atol=1e-6)
+        assert jax.tree.structure(kept) == jax.tree.structure(expected_state)
+
+
+@pytest.mark.parametrize("member", [m for m in MEMBERS if not m.ours], ids=lambda m: m.name)
+def test_with_a_schedule_likewise(member, standard_promotion):
+    schedule = optax.linear_schedule(0.1, 0.01, 5)
+    factories = member.factory, member.twin.factory
+    states = [injected(f, learning_rate=schedule).init(PARAMS) for f in factories]
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+
+
+def test_all_that_optax_has_not_is_none_or_a_flag():
+    """Else it would be a number of the state."""
+    for name, ours, theirs in pairs():
+        extra = inspect.signature(ours).parameters.keys() - inspect.signature(theirs).parameters
+        for argument in extra:
+            default = inspect.signature(ours).parameters[argument].default
+            is_number = isinstance(default, int | float | jax.Array)
+            assert isinstance(default, bool) or not is_number, (name, argument)
+            assert not callable(default), (name, argument)
+
+
+def test_none_is_the_value_that_the_docstring_says():
+    for alias, argument, number in (
+        (adam_jax.adam, "eps_hat", 0.0),
+        (adam_jax.nadamw, "eps_hat", 0.0),
+        (adam_jax.radam, "eps_hat", 0.0),
+        (adam_jax.amsgrad, "eps_hat", 0.0),
+        (adam_jax.yogi, "eps_root", 0.0),
+        (adam_jax.yogi, "initial_accumulator_value", 1e-6),
+        (adam_jax.scale_by_yogi, "initial_accumulator_value", 1e-6),
+        (functools.partial(adam_jax.lion, mode="smooth"), "smooth_beta", 1.0),
+    ):
+        rate = {} if alias is adam_jax.scale_by_yogi else {"learning_rate": 0.1}
+        assert alias(**rate, **{argument: None}) == alias(**rate, **{argument: number})
+        assert alias(**rate) == alias(**rate, **{argument: number})
+
+
+def test_what_is_given_is_a_number_of_the_state_with_either_wrapper(standard_promotion):
+    for wrapper in (optax.inject_hyperparams, adam_jax.with_hyperparams):
+        tx = wrapper(adam_jax.adam)(learning_rate=0.1, eps=0.0, eps_hat=1e-2)
+        assert "eps_hat" in tx.init(PARAMS).hyperparams
+        static = adam_jax.adam(0.1, eps=0.0, eps_hat=1e-2)
+        expected, _ = static.update(GRADS, static.init(PARAMS))
+        chex.assert_trees_all_close(
+            tx.update(GRADS, tx.init(PARAMS), PARAMS)[0], expected, rtol=1e-5
+        )
+        assert "eps_hat" not in wrapper(adam_jax.adam)(learning_rate=0.1).init(PARAMS).hyperparams
+
+
+def test_an_argument_of_none_may_be_scheduled():
+    """It was a number by default once, and so could be a function of the step."""
+    make = adam_jax.with_hyperparams(adam_jax.adam)
+    tx = make(0.1, eps=0.0, eps_hat=lambda count: 10.0**-count)
+    _, state = tx.update(PARAMS, tx.init(PARAMS))
+    _, state = tx.update(PARAMS, state)
+    assert float(adam_jax.hyperparams(state)["eps_hat"]) == pytest.approx(0.1)
+    # Coupled decay takes a function itself.
+    tx = make(0.1, l2=lambda count: 0.5)
+    assert "l2" not in tx.init(PARAMS).hyperparams
+    static = adam_jax.adam(0.1, l2=0.5)
+    chex.assert_trees_all_close(
+        tx.update(GRADS, tx.init(PARAMS), PARAMS)[0],
+        static.update(GRADS, static.init(PARAMS), PARAMS)[0],
+        rtol=1e-6,
+    )
