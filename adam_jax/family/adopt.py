@@ -24,6 +24,7 @@ from adam_jax.rules.base import (
 )
 from adam_jax.rules.directions import safe_divide, safe_sqrt
 from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.rules.scaling import Hyperparameter
 from adam_jax.transform import Transformation, scale_by_rule
 from adam_jax.validation import check_number
 
@@ -53,20 +54,29 @@ HUGE = 1e18
 
 
 @frozen_pytree
+class ClipBound(Hyperparameter):
+    """The bound on a normalised gradient, a function of the number of steps completed."""
+
+    function: Callable[[jax.Array], jax.Array] = static()
+
+    def at(self, count: Any) -> Any:
+        return self.function(jnp.asarray(count, jnp.result_type(float)))
+
+
+@frozen_pytree
 class Adopt(Rule):
     """The average of gradients, each divided by the root of the squares before it."""
 
     b1: DecayRate
     b2: DecayRate
     direction: Direction
+    clip_bound: Hyperparameter | None
     nesterov: bool = static()
-    clip_value_fn: Callable[[jax.Array], jax.Array] | None = static()
 
     slots = (Slot("mu"), Slot("nu", magnitude=True))
 
     def scalars(self, count: Any) -> Any:
-        count = jnp.asarray(count, jnp.result_type(float))
-        bound = () if self.clip_value_fn is None else self.clip_value_fn(count)
+        bound = None if self.clip_bound is None else self.clip_bound.at(count)
         return after_first(count), bound, self.direction.scalars(count)
 
     def step(
@@ -78,7 +88,7 @@ class Adopt(Rule):
         nu = jnp.where(later > 0, self.b2.average(old["nu"], abs_squared(g)), abs_squared(g))
         nu = old.renew("nu", nu)
         x = jnp.where(later > 0, self.direction.combine(g, old["nu"], direction), 0)
-        if self.clip_value_fn is not None:
+        if bound is not None:
             x = _clip(x, bound)
         mu = old.renew("mu", jnp.where(later > 0, self.b1.average(old["mu"], x), old["mu"]))
         return (self.b1.average(mu, x) if self.nesterov else mu), {"mu": mu, "nu": nu}
@@ -123,8 +133,8 @@ def scale_by_adopt(
     Reference: Taniguchi et al. 2024, algorithm 2, and its appendix on clipping.
     """
     direction = FlooredRoot(check_number("eps", eps, instead="the usual value is 1e-6"))
-    bound = clip_value_fn if use_clipping else None
-    rule = Adopt(DecayRate.of("b1", b1), DecayRate.of("b2", b2), direction, nesterov, bound)
+    bound = ClipBound(clip_value_fn) if use_clipping else None
+    rule = Adopt(DecayRate.of("b1", b1), DecayRate.of("b2", b2), direction, bound, nesterov)
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype)
 
 
