@@ -4,6 +4,7 @@ import warnings
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -90,7 +91,10 @@ class SkipNonfinite:
             passed = (counters[0] == self.max_consecutive + 1) & (
                 counters[0] != state.notfinite_count
             )
-            jax.lax.cond(passed, self.call_back, lambda count: None, counters[0])
+            if isinstance(passed, jax.core.Tracer):
+                jax.lax.cond(passed, self.call_back, lambda count: None, counters[0])
+            elif passed:
+                _warn(int(counters[0]))
         count, ok, total, spikes = counters
         new = (count, ok, total, inner_state)
         if isinstance(state, SkipState):

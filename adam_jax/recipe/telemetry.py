@@ -151,10 +151,12 @@ def _sums(g: Any, u: Any, p: Any, moved: Any, small: Any) -> list[jax.Array]:
     rows = math.gcd(g.size, ROWS)
     terms = [jnp.reshape(x, (rows, -1)) for x in terms]
     zeros = [np.float32(0)] * len(terms)
-    by_row = jax.lax.reduce(
-        terms, zeros, lambda xs, ys: [x + y for x, y in zip(xs, ys, strict=True)], (1,)
-    )
-    return [jnp.sum(x) for x in by_row]
+    return [jnp.sum(x) for x in jax.lax.reduce(terms, zeros, _added, (1,))]
+
+
+# Not a lambda: outside a program each would be compiled anew.
+def _added(xs: Any, ys: Any) -> list[jax.Array]:
+    return [x + y for x, y in zip(xs, ys, strict=True)]
 
 
 ROWS = 4096
