@@ -1,14 +1,18 @@
 """From a row of links to an Optax transformation, with update and apply in one."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import optax
 
 from adam_jax.body import Body, Call
 from adam_jax.formats.policy import SlotDType, check_slot_dtype
+from adam_jax.kernels.barrier import kept_apart
+from adam_jax.kernels.once import if_due
 from adam_jax.leaves import cast
 from adam_jax.link import Link
 from adam_jax.row import Row
@@ -30,23 +34,46 @@ class Foreign:
         """Its step."""
         if call.dtypes is not None:
             updates = cast(updates, call.dtypes)
-        if call.apply:
-            result, new = step(self.tx, updates, state, params, **call.extra_args)
-        else:
+
+        def taken(carry: tuple[Any, Any]) -> tuple[Any, Any]:
+            # What depends on the gradient alone XLA would compute ahead of the loop, and store.
+            grads, (params, state) = kept_apart((updates, carry))
+            if call.apply:
+                return step(self.tx, grads, state, params, **call.extra_args)
             tx = optax.with_extra_args_support(self.tx)
-            result, new = tx.update(updates, state, params, **call.extra_args)
-        return unless(call, result, new, state, params)
+            return tx.update(grads, state, params, **call.extra_args)
+
+        if call.ok is None:
+            return taken((params, state))
+        return taken_if(call, taken, params, state)
 
 
-def unless(call: Call, result: Any, new: Any, state: Any, params: Any) -> tuple[Any, Any]:
-    """A step that was taken, taken back where it was not to be: a choice between whole trees.
+def taken_if(
+    call: Call, step: Callable[[tuple[Any, Any]], tuple[Any, Any]], params: Any, state: Any
+) -> tuple[Any, Any]:
+    """A step of another's transformation where `call.ok`: all is renewed in place, or nothing.
 
     The members of this package need none: they choose each array in the loop that writes it.
+
+    Args:
+      call: with an `ok`.
+      step: from parameters and state to the result and the new state.
+      params: the parameters.
+      state: the state before.
     """
-    if call.ok is None:
-        return result, new
-    nothing = params if call.apply else jax.tree.map(jnp.zeros_like, result)
-    return chosen(call.ok, result, nothing), chosen(call.ok, new, state)
+    if not isinstance(call.ok, jax.core.Tracer) and call.ok:
+        return step((params, state))
+    made = jax.eval_shape(step, (params, state))
+    held = params if call.apply else jax.tree.map(jnp.zeros_like, made[0])
+    large = any(x.ndim for x in jax.tree.leaves(made[1]))
+    if not large or jax.eval_shape(lambda carry: carry, (held, state)) != made:
+        # A choice is a part of what comes next, and nothing is stored. That takes a step of which
+        # nothing is remembered; or the state has other dtypes behind it than before.
+        result, new = step((params, state))
+        return chosen(call.ok, result, held), chosen(call.ok, new, state)
+    if call.apply:
+        return if_due(call.ok, step, (params, state))
+    return if_due(call.ok, lambda carry: step((params, carry[1])), (held, state))
 
 
 def chosen(condition: jax.Array, new: Any, old: Any) -> Any:
@@ -77,6 +104,12 @@ def _update(
     body: Body, updates: Any, state: Any, params: Any = None, **extra_args: Any
 ) -> tuple[Any, Any]:
     return body.run(updates, state, params, Call(False, None, extra_args))
+
+
+def whole(init: Any, update: Any) -> optax.GradientTransformation:
+    """The transformation, this package's or another's, that has these two functions."""
+    own = getattr(update, "func", None) is _update
+    return (Transformation if own else optax.GradientTransformationExtraArgs)(init, update)
 
 
 @jax.tree_util.register_pytree_node_class

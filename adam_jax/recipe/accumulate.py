@@ -18,11 +18,12 @@ from adam_jax.formats.policy import (
     resolve,
 )
 from adam_jax.kernels.barrier import kept_apart
+from adam_jax.kernels.once import if_due
 from adam_jax.leaves import cast, dtypes_of, unflatten_stored, wider_dtypes
+from adam_jax.recipe.chain import inner_body
 from adam_jax.recipe.leafwise import decoded, map_leaves, stored_like, wide_dtype
-from adam_jax.recipe.once import if_due
 from adam_jax.rules.pytrees import frozen_pytree, static
-from adam_jax.transform import Transformation, body_of
+from adam_jax.transform import Transformation
 from adam_jax.validation import check_integer
 
 
@@ -208,4 +209,4 @@ def accumulate(
     if not callable(every):
         every = check_integer("every", every, 1, instead="1 takes a step with each gradient")
     dtype = check_nearest_dtype("dtype", dtype)
-    return Transformation.around(Accumulate(body_of("inner", inner), every, dtype))
+    return Transformation.around(Accumulate(inner_body("inner", inner), every, dtype))

@@ -8,7 +8,7 @@ from adam_jax.body import Body, Call
 from adam_jax.leaves import cast, dtypes_of, wider_dtypes
 from adam_jax.recipe.leafwise import widened
 from adam_jax.rules.pytrees import frozen_pytree
-from adam_jax.transform import Foreign, Transformation, body_of
+from adam_jax.transform import Foreign, Transformation, body_of, whole
 
 
 @frozen_pytree
@@ -69,4 +69,36 @@ def chain(*txs: optax.GradientTransformation) -> Transformation:
     """
     if not txs:
         raise ValueError("chain must have at least one transformation: write optax.identity().")
-    return Transformation.around(Chain(tuple(body_of(f"txs[{i}]", t) for i, t in enumerate(txs))))
+    return Transformation.around(
+        Chain(tuple(inner_body(f"txs[{i}]", t) for i, t in enumerate(txs)))
+    )
+
+
+def inner_body(argument: str, tx: Any) -> Body:
+    """`body_of`, for what goes around others: an `optax.chain` with this package's in it is ours.
+
+    Its step is then left out where it is to be left out as cheaply as ours is. All that tells it
+    from other functions is its code, and its parts are what its closures hold. Where Optax writes
+    them otherwise one day, a chain of its own is `Foreign` again: as right, and not as cheap.
+
+    Raises:
+      ValueError: see `body_of`.
+    """
+    body = body_of(argument, tx)
+    if not isinstance(body, Foreign):
+        return body
+    inits, updates = (_held(f, g) for f, g in zip(body.tx, _OPTAX_CHAIN, strict=True))
+    if len(inits) != 1 or len(updates) != 1:
+        return body
+    pairs = zip(inits[0], updates[0], strict=True)
+    bodies = tuple(inner_body(argument, whole(init, update)) for init, update in pairs)
+    return body if all(isinstance(b, Foreign) for b in bodies) else Chain(bodies)
+
+
+_OPTAX_CHAIN = optax.chain(optax.identity())
+
+
+def _held(f: Any, like: Any) -> list[Any]:
+    """What the closure of a function holds, if it has the code of another."""
+    code = getattr(f, "__code__", None)
+    return [cell.cell_contents for cell in f.__closure__ or ()] if code is like.__code__ else []

@@ -10,9 +10,10 @@ import numpy as np
 import optax
 
 from adam_jax.body import Body, Call, check_state, counted
+from adam_jax.recipe.chain import inner_body
 from adam_jax.recipe.leafwise import squared_norm
 from adam_jax.rules.pytrees import frozen_pytree, static
-from adam_jax.transform import Transformation, body_of, chosen
+from adam_jax.transform import Transformation, chosen
 from adam_jax.validation import check_integer, check_number
 
 
@@ -187,7 +188,7 @@ def skip_nonfinite(
     if spike_sigmas is not None:
         instead = "the usual value is 6.0; None looks for no spikes"
         spike_sigmas = check_number("spike_sigmas", spike_sigmas, instead=instead)
-    body = body_of("inner", inner)
+    body = inner_body("inner", inner)
     return Transformation.around(SkipNonfinite(body, spike_sigmas, max_consecutive, window, warn))
 
 

@@ -12,15 +12,16 @@ import optax
 
 from adam_jax.body import Body, Call, check_state, counted
 from adam_jax.kernels.barrier import kept_apart
+from adam_jax.kernels.once import if_due
 from adam_jax.leaves import leaf_paths
+from adam_jax.recipe.chain import inner_body
 from adam_jax.recipe.leafwise import applied, decoded, wide, wide_dtype, widened
-from adam_jax.recipe.once import if_due
 from adam_jax.recipe.pack import unpack_state
 from adam_jax.rules.base import MomentRule, abs_squared
 from adam_jax.rules.directions import Root
 from adam_jax.rules.moments import Average
 from adam_jax.rules.pytrees import frozen_pytree, static
-from adam_jax.transform import Transformation, body_of
+from adam_jax.transform import Transformation
 from adam_jax.validation import check_expression, check_integer
 
 
@@ -252,7 +253,7 @@ def telemetry(
     for name, expression in (groups or {}).items():
         check_expression(f"groups[{name!r}]", expression)
     ordered = None if groups is None else tuple(groups.items())
-    return Transformation.around(Telemetry(body_of("inner", inner), every, ordered))
+    return Transformation.around(Telemetry(inner_body("inner", inner), every, ordered))
 
 
 def measured(state: Any) -> dict[str, Any]:

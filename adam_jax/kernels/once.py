@@ -32,7 +32,7 @@ def if_due(due: jax.Array, f: Callable[[Any], Any], carry: Any) -> Any:
 
 
 def _closed(f: Callable[[Any], Any], carry: Any) -> tuple[Callable[..., Any], list[Any]]:
-    """f with all arrays as arguments; `jax.closure_convert` would keep f, and what it is made of."""
+    """f with all arrays as arguments; `jax.closure_convert` would keep f and what it holds."""
     closed, out = jax.make_jaxpr(f, return_shape=True)(carry)
     jaxpr, structure = closed.jaxpr, jax.tree.structure(out)
 
