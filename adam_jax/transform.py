@@ -35,45 +35,47 @@ class Foreign:
         if call.dtypes is not None:
             updates = cast(updates, call.dtypes)
 
-        def taken(carry: tuple[Any, Any]) -> tuple[Any, Any]:
-            # What depends on the gradient alone XLA would compute ahead of the loop, and store.
-            grads, (params, state) = kept_apart((updates, carry))
+        def taken(updates: Any, params: Any, state: Any) -> tuple[Any, Any]:
             if call.apply:
-                return step(self.tx, grads, state, params, **call.extra_args)
+                return step(self.tx, updates, state, params, **call.extra_args)
             tx = optax.with_extra_args_support(self.tx)
-            return tx.update(grads, state, params, **call.extra_args)
+            return tx.update(updates, state, params, **call.extra_args)
 
         if call.ok is None:
-            return taken((params, state))
-        return taken_if(call, taken, params, state)
+            return taken(updates, params, state)
+        return taken_if(call, taken, updates, params, state)
 
 
 def taken_if(
-    call: Call, step: Callable[[tuple[Any, Any]], tuple[Any, Any]], params: Any, state: Any
+    call: Call, step: Callable[..., tuple[Any, Any]], updates: Any, params: Any, state: Any
 ) -> tuple[Any, Any]:
-    """A step of another's transformation where `call.ok`: all is renewed in place, or nothing.
+    """A step of another's transformation, taken where `call.ok`.
 
     The members of this package need none: they choose each array in the loop that writes it.
 
     Args:
       call: with an `ok`.
-      step: from parameters and state to the result and the new state.
-      params: the parameters.
+      step: from the three that follow to the result and the new state.
+      updates: the gradients.
+      params: the parameters; the result where the step is not taken, if `call.apply`.
       state: the state before.
     """
     if not isinstance(call.ok, jax.core.Tracer) and call.ok:
-        return step((params, state))
-    made = jax.eval_shape(step, (params, state))
-    held = params if call.apply else jax.tree.map(jnp.zeros_like, made[0])
-    large = any(x.ndim for x in jax.tree.leaves(made[1]))
-    if not large or jax.eval_shape(lambda carry: carry, (held, state)) != made:
-        # A choice is a part of what comes next, and nothing is stored. That takes a step of which
-        # nothing is remembered; or the state has other dtypes behind it than before.
-        result, new = step((params, state))
-        return chosen(call.ok, result, held), chosen(call.ok, new, state)
-    if call.apply:
-        return if_due(call.ok, step, (params, state))
-    return if_due(call.ok, lambda carry: step((params, carry[1])), (held, state))
+        return step(updates, params, state)
+    made = jax.eval_shape(step, updates, params, state)
+    nothing = params if call.apply else jax.tree.map(jnp.zeros_like, made[0])
+    old = nothing, state
+    if not isinstance(call.ok, jax.core.Tracer):
+        return old
+    if not any(x.ndim for x in jax.tree.leaves(made[1])) or jax.eval_shape(lambda: old) != made:
+        # Nothing of size is remembered: then a choice is a part of what comes next, and nothing is
+        # stored. Or the state does not keep its dtypes, and neither a loop nor a branch returns it.
+        return chosen(call.ok, step(updates, params, state), old)
+    if not call.apply:
+        return jax.lax.cond(call.ok, lambda: step(updates, params, state), lambda: old)
+    # In place, where a branch would make copies. What depends on the gradient alone XLA would
+    # compute ahead of the loop, and store.
+    return if_due(call.ok, lambda old: step(*kept_apart((updates, *old))), old)
 
 
 def chosen(condition: jax.Array, new: Any, old: Any) -> Any:
