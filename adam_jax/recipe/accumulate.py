@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import optax
 
@@ -95,7 +96,7 @@ class Accumulate:
             carry = (acc, params, state.inner_opt_state)
             acc, result, inner_state = if_due(due, whole, carry)
         else:
-            result, acc, inner_state = conditional_updates(step, due, acc, params, state)
+            result, acc, inner_state = conditional_updates(step, due, acc, updates, params, state)
             if call.dtypes is None:
                 result = cast(result, wider_dtypes(dtypes, updates, params))
         mini_step = jnp.where(due, 0, state.mini_step + 1)
@@ -138,7 +139,12 @@ def _arithmetic(g: Any, acc: Any) -> Any:
 
 
 def conditional_updates(
-    step: Callable[..., Any], due: jax.Array, acc: Any, params: Any, state: AccumulateState
+    step: Callable[..., Any],
+    due: jax.Array,
+    acc: Any,
+    updates: Any,
+    params: Any,
+    state: AccumulateState,
 ) -> tuple[Any, Any, Any]:
     """The optimizer step, if it is due: updates or zeros, the accumulator, the inner state.
 
@@ -146,6 +152,10 @@ def conditional_updates(
     of their own they would be memory that is asked for at every micro-step: page faults, on CPU
     twice the time of all the rest.
     """
+    if not isinstance(due, jax.core.Tracer):
+        nothing = jax.tree.map(jnp.zeros_like, updates), state.inner_opt_state
+        result, inner_state = step(acc, params, state.inner_opt_state) if due else nothing
+        return result, acc, inner_state
     u, _ = jax.eval_shape(step, acc, params, state.inner_opt_state)
     described = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (u, acc)]
     fits = described[0] == described[1]
