@@ -153,8 +153,9 @@ def conditional_updates(
     twice the time of all the rest.
     """
     if not isinstance(due, jax.core.Tracer):
-        nothing = jax.tree.map(jnp.zeros_like, updates), state.inner_opt_state
-        result, inner_state = step(acc, params, state.inner_opt_state) if due else nothing
+        if not due:
+            return jax.tree.map(jnp.zeros_like, updates), acc, state.inner_opt_state
+        result, inner_state = step(acc, params, state.inner_opt_state)
         return result, acc, inner_state
     u, _ = jax.eval_shape(step, acc, params, state.inner_opt_state)
     described = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (u, acc)]
