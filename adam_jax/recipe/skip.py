@@ -159,7 +159,9 @@ def skip_nonfinite(
     decay. Nothing is applied after the limit either; `skipped(state)` reads the counters and warns.
 
     Args:
-      inner: any Optax transformation.
+      inner: any Optax transformation. An `optax.chain` with members of this package in it counts as
+        `chain`. Through `update` another's step costs what it does in `apply_if_finite`; through
+        `step` it is taken in place.
       max_consecutive: skipped steps in a row after which something must be wrong: the limit.
       spike_sigmas: also skips where ‖g‖, or the loss if it is passed as `value=`, is above the mean
         of the last `window` plus so many of their standard deviations; 6 is usual. None does not.
