@@ -114,10 +114,10 @@ def steps(make: Callable[[], Any], count: int) -> tuple[int, float, float]:
     """Programs compiled and MB grown in so many uncompiled steps, and milliseconds of each."""
     tx, grads = make(), parameters(3, jnp.bfloat16)
     state, params, step = tx.init(grads), grads, update(tx)
-    compiled = []
+    compiled, before, start = [], 0.0, 0.0
 
-    def listen(event: str, seconds: float, **kwargs: Any) -> None:
-        compiled.extend([seconds] if event == COMPILED else [])
+    def listen(event: str, duration_secs: float, **kwargs: Any) -> None:
+        compiled.extend([duration_secs] if event == COMPILED else [])
 
     for i in range(-32, count):
         if i == 0:

@@ -74,7 +74,7 @@ def test_an_eager_step_is_the_compiled_one(member):
 def test_leaves_may_lie_on_different_devices():
     tx, devices = adam_jax.adamw(COSINE), jax.devices()[:2]
     params = {str(i): jax.device_put(jnp.ones(3), d) for i, d in enumerate(devices)}
-    state = tx.init(params)
+    state, updates = tx.init(params), {}
     for _ in range(2):
         params, state = adam_jax.step(tx, params, state, params)
         updates, state = tx.update(params, state, params)

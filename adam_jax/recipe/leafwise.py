@@ -3,7 +3,6 @@
 A None is a leaf that is left alone, as everywhere in this package.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -35,13 +34,7 @@ def decoded(stored: Any, dtype: Any) -> jax.Array:
 
 def stored_like(stored: Any, x: jax.Array) -> Any:
     """Another array in the form of what is stored."""
-    return _encoded(_format(stored), x)
-
-
-# What differs from platform to platform is compiled anew in each call outside a program.
-@functools.partial(jax.jit, static_argnums=0, inline=True)
-def _encoded(fmt: Format, x: jax.Array) -> Any:
-    return fmt.encode(x)
+    return _format(stored).encode(x)
 
 
 def _format(stored: Any) -> Format:
