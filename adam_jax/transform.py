@@ -51,7 +51,7 @@ def taken_if(
 ) -> tuple[Any, Any]:
     """A step of another's transformation, taken where `call.ok`.
 
-    The members of this package need none: they choose each array in the loop that writes it.
+    The members of this package do without: they choose each array in the loop that writes it.
 
     Args:
       call: with an `ok`.
@@ -62,19 +62,20 @@ def taken_if(
     """
     if not isinstance(call.ok, jax.core.Tracer) and call.ok:
         return step(updates, params, state)
+    step = jax.jit(step, inline=True)  # Traced once for all that follows.
     made = jax.eval_shape(step, updates, params, state)
     nothing = params if call.apply else jax.tree.map(jnp.zeros_like, made[0])
     old = nothing, state
     if not isinstance(call.ok, jax.core.Tracer):
         return old
     if not any(x.ndim for x in jax.tree.leaves(made[1])) or jax.eval_shape(lambda: old) != made:
-        # Nothing of size is remembered: then a choice is a part of what comes next, and nothing is
-        # stored. Or the state does not keep its dtypes, and neither a loop nor a branch returns it.
+        # Without arrays in the state XLA fuses the choice into the next operation, and stores
+        # nothing. And a state that changes its dtypes can be returned by no loop and no branch.
         return chosen(call.ok, step(updates, params, state), old)
     if not call.apply:
         return jax.lax.cond(call.ok, lambda: step(updates, params, state), lambda: old)
-    # In place, where a branch would make copies. What depends on the gradient alone XLA would
-    # compute ahead of the loop, and store.
+    # In place; a branch copies its operands. Without the barrier XLA computes what depends on the
+    # gradient alone ahead of the loop, and stores it.
     return if_due(call.ok, lambda old: step(*kept_apart((updates, *old))), old)
 
 

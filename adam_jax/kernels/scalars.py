@@ -1,8 +1,8 @@
 """What the leaves of a step share: the numbers of the rules, and their scalars of this step.
 
-They are handed to the kernel without the rules' hyperparameters. A leaf needs of those only the
-scalars, and JAX keeps the structures of what it has compiled: with a schedule in them, it would
-never be freed, and a new one would compile every leaf anew.
+The kernel gets the rules without their hyperparameters: a leaf needs only the scalars made of them.
+JAX keeps the pytree structures of what it has compiled. With a schedule in them, the schedule would
+never be freed, and each new one would compile every leaf anew.
 """
 
 import functools
@@ -38,20 +38,20 @@ def shared(
 ) -> tuple[Structures, Values]:
     """The rules and their scalars, made from numbers of the arithmetic's precision.
 
-    So they have the same bits whether the numbers are traced or not.
+    So they have the same bits whether the numbers are traced or not. Outside a program all scalars
+    are one compiled program, which all schedules share.
 
     Args:
       rules: by row and link.
       counts: of each link, the optimizer steps completed; None where there is no count.
-      others: arrays of the step; where none of them and of the numbers is traced, all scalars are
-        one compiled program.
+      others: the gradients. If one is traced, this is part of a larger program.
     """
     flat = [[jax.tree.flatten(rule, is_leaf=_is_hyperparameter) for rule in row] for row in rules]
     structures = tuple(tuple(structure for _, structure in row) for row in flat)
     numbers = tuple(tuple(tuple(leaves) for leaves, _ in row) for row in flat)
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((numbers, counts, others))):
         return structures, _values(structures, numbers, tuple(counts))
-    # A schedule is called here: in there, the program would be that of this schedule.
+    # Schedules are called here: called inside, each would need a program of its own.
     now = tuple(
         tuple(
             tuple(Constant(x.at(count)) if _is_hyperparameter(x) else x for x in leaves)

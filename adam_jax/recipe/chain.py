@@ -75,11 +75,11 @@ def chain(*txs: optax.GradientTransformation) -> Transformation:
 
 
 def inner_body(argument: str, tx: Any) -> Body:
-    """`body_of`, for what goes around others: an `optax.chain` with this package's in it is ours.
+    """`body_of` for wrappers, in which an `optax.chain` with members of this package is a `Chain`.
 
-    Its step is then left out where it is to be left out as cheaply as ours is. All that tells it
-    from other functions is its code, and its parts are what its closures hold. Where Optax writes
-    them otherwise one day, a chain of its own is `Foreign` again: as right, and not as cheap.
+    A wrapper skips the step of a `Chain` without a copy of anything. Optax's chain is a pair of
+    closures: it is recognised by their code, and its parts are the contents of their cells. If a
+    later Optax writes them differently, its chains are `Foreign` again: correct, but not as cheap.
 
     Raises:
       ValueError: see `body_of`.
@@ -99,6 +99,6 @@ _OPTAX_CHAIN = optax.chain(optax.identity())
 
 
 def _held(f: Any, like: Any) -> list[Any]:
-    """What the closure of a function holds, if it has the code of another."""
+    """The contents of a function's closure, if it has the same code as `like`; else nothing."""
     code = getattr(f, "__code__", None)
     return [cell.cell_contents for cell in f.__closure__ or ()] if code is like.__code__ else []
