@@ -311,6 +311,8 @@ def unflatten_stored(params: Any, stored: list[Any], none_is_leaf: bool = False)
 
 def _is_nnx_variable(x: Any) -> bool:
     """By name: this package does not import Flax."""
+    if isinstance(x, jax.Array):  # Most are, and names take long to compare.
+        return False
     names = ((c.__module__, c.__name__) for c in type(x).__mro__)
     return any(m.startswith("flax.nnx") and n == "Variable" for m, n in names)
 

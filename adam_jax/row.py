@@ -17,7 +17,8 @@ from adam_jax.body import PASS_ON, Call, counted
 from adam_jax.formats.dtypes import leaf_dtype, wider_dtype
 from adam_jax.formats.noise import Salt, salt_of_moments
 from adam_jax.formats.policy import format_of
-from adam_jax.kernels.xla import Kind, Leaf, Program, as_arrays, run
+from adam_jax.kernels.scalars import shared
+from adam_jax.kernels.xla import Kind, Leaf, Program, run
 from adam_jax.leaves import (
     align_params,
     align_slot,
@@ -125,14 +126,10 @@ def run_rows(
         for link, s in zip(links, states, strict=True)
     ]
     # A schedule of a link without a count of its own, in a group, reads the member's.
-    shared = next((count for count in counts if count is not None), None)
-    counts = [shared if count is None else count for count in counts]
-    # For each row, for each link: the rule, and its scalars of this optimizer step, made from
-    # numbers of the arithmetic's precision: the same bits whether the numbers are traced or not.
-    rules = as_arrays([[link.rule for link in row.links] for row in rows])
-    steps = as_arrays(
-        [[(r, r.scalars(c)) for r, c in zip(rs, counts, strict=True)] for rs in rules]
-    )
+    first = next((count for count in counts if count is not None), None)
+    counts = [first if count is None else count for count in counts]
+    rules = [[link.rule for link in row.links] for row in rows]
+    structures, values = shared(rules, counts, leaves)
     # For each link, for each of its slots, what is stored for each leaf; renewed in place.
     stored = [
         [align_slot(treedef, updates, getattr(s, slot.name)) for slot in link.rule.slots]
@@ -167,7 +164,7 @@ def run_rows(
                     links[k].check_formats(its)
         except (TypeError, ValueError) as error:
             raise ValueError(f"at {leaf_paths(updates)[i]!r}, {error}") from None
-        salt = _salt(formats, shared, i)
+        salt = _salt(formats, first, i)
         arrays[i] = Leaf(g, old, p if needed else None, salt)
         alike.setdefault(kind, []).append(i)
 
@@ -176,7 +173,7 @@ def run_rows(
         for (label, used, formats, dtype, *_), indices in alike.items()
     ]
     for (_, used, *_), indices, stepped in zip(
-        alike, alike.values(), run(kinds, steps, call.ok), strict=True
+        alike, alike.values(), run(kinds, structures, values, call.ok), strict=True
     ):
         for i, (result, new) in zip(indices, stepped, strict=True):
             results[i] = result

@@ -3,15 +3,18 @@
 import dataclasses
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import optax
 
 from adam_jax.body import Body, Call
 from adam_jax.formats.policy import SlotDType, check_magnitude_dtype, check_slot_dtype
+from adam_jax.kernels.barrier import kept_apart
+from adam_jax.kernels.once import if_due
 from adam_jax.leaves import cast
 from adam_jax.link import Link
 from adam_jax.row import Row
@@ -39,23 +42,49 @@ class Foreign:
         """Its step."""
         if call.dtypes is not None:
             updates = cast(updates, call.dtypes)
-        if call.apply:
-            result, new = step(self.tx, updates, state, params, **call.extra_args)
-        else:
+
+        def taken(updates: Any, params: Any, state: Any) -> tuple[Any, Any]:
+            if call.apply:
+                return step(self.tx, updates, state, params, **call.extra_args)
             tx = optax.with_extra_args_support(self.tx)
-            result, new = tx.update(updates, state, params, **call.extra_args)
-        return unless(call, result, new, state, params)
+            return tx.update(updates, state, params, **call.extra_args)
+
+        if call.ok is None:
+            return taken(updates, params, state)
+        return taken_if(call, taken, updates, params, state)
 
 
-def unless(call: Call, result: Any, new: Any, state: Any, params: Any) -> tuple[Any, Any]:
-    """A step that was taken, taken back where it was not to be: a choice between whole trees.
+def taken_if(
+    call: Call, step: Callable[..., tuple[Any, Any]], updates: Any, params: Any, state: Any
+) -> tuple[Any, Any]:
+    """A step of another's transformation, taken where `call.ok`.
 
-    The members of this package need none: they choose each array in the loop that writes it.
+    The members of this package do without: they choose each array in the loop that writes it.
+
+    Args:
+      call: with an `ok`.
+      step: from the three that follow to the result and the new state.
+      updates: the gradients.
+      params: the parameters; the result where the step is not taken, if `call.apply`.
+      state: the state before.
     """
-    if call.ok is None:
-        return result, new
-    nothing = params if call.apply else jax.tree.map(jnp.zeros_like, result)
-    return chosen(call.ok, result, nothing), chosen(call.ok, new, state)
+    if not isinstance(call.ok, jax.core.Tracer) and call.ok:
+        return step(updates, params, state)
+    step = jax.jit(step, inline=True)  # Traced once for all that follows.
+    made = jax.eval_shape(step, updates, params, state)
+    nothing = params if call.apply else jax.tree.map(jnp.zeros_like, made[0])
+    old = nothing, state
+    if not isinstance(call.ok, jax.core.Tracer):
+        return old
+    if not any(x.ndim for x in jax.tree.leaves(made[1])) or jax.eval_shape(lambda: old) != made:
+        # Without arrays in the state XLA fuses the choice into the next operation, and stores
+        # nothing. And a state that changes its dtypes can be returned by no loop and no branch.
+        return chosen(call.ok, step(updates, params, state), old)
+    if not call.apply:
+        return jax.lax.cond(call.ok, lambda: step(updates, params, state), lambda: old)
+    # In place; a branch copies its operands. Without the barrier XLA computes what depends on the
+    # gradient alone ahead of the loop, and stores it.
+    return if_due(call.ok, lambda old: step(*kept_apart((updates, *old))), old)
 
 
 def chosen(condition: jax.Array, new: Any, old: Any) -> Any:
@@ -156,6 +185,12 @@ def check_extra_args(body: Body, extra_args: Mapping[str, Any]) -> None:
                 f"the extra argument {meant[0]!r} must be spelt so, got {name!r}: write"
                 f" {meant[0]}=. If {name!r} is for another transformation, pass both."
             )
+
+
+def whole(init: Any, update: Any) -> optax.GradientTransformation:
+    """The transformation, this package's or another's, that has these two functions."""
+    own = isinstance(update, Update)
+    return (Transformation if own else optax.GradientTransformationExtraArgs)(init, update)
 
 
 @jax.tree_util.register_pytree_node_class

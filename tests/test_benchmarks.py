@@ -61,3 +61,12 @@ def test_all_learning_rates_are_one_compilation():
     printed = run("population", "--fast")
     assert "compilations for 4 learning rates: 1\n" in printed
     assert "4 MLPs, 10 steps" in printed
+
+
+def test_eager_steps_compile_nothing_and_a_sweep_is_measured():
+    printed = run("eager", "--fast")
+    lines = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")]
+    wrappers = {cells[0]: cells[1] for cells in lines if len(cells) == 4}
+    assert wrappers.pop("| wrapper") == "programs compiled"
+    assert len(wrappers) >= 20 and set(wrappers.values()) == {"---", "0"}
+    assert "| amsgrad |" in printed and "schedules, adam_jax.adamw:" in printed

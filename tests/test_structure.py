@@ -22,7 +22,7 @@ LAYERS = {
     "link": {"body", "leaves", "rules", "formats"},
     "body": set(),
     "row": {"body", "link", "leaves", "kernels", "rules", "formats"},
-    "transform": {"body", "row", "link", "leaves", "rules", "formats"},
+    "transform": {"body", "row", "link", "leaves", "kernels", "rules", "formats"},
     "compose": {"transform", "link", "leaves", "rules", "validation"},
     "alias": {"compose", "transform", "link", "rules", "validation"},
     "family": {"alias", "transform", "body", "row", "link", "rules", "formats", "validation"},

@@ -20,6 +20,14 @@ from adam_jax.transform import Transformation, scale_by_rule
 
 
 @frozen_pytree
+class ScheduledRate(Scheduled):
+    """A decay rate that is a function of the optimizer steps completed."""
+
+    def at(self, count: Any) -> Any:
+        return DecayRate.of("b3", super().at(count), closed=True)
+
+
+@frozen_pytree
 class TwoEmas(Moment):
     """A fast average, bias-corrected, plus alpha times a slow one as it is."""
 
@@ -30,7 +38,7 @@ class TwoEmas(Moment):
     slots = (Slot("m1"), Slot("m2"))
 
     def scalars(self, count: Any) -> Any:
-        slow = DecayRate.of("b3", self.slow.at(count), closed=True)
+        slow = self.slow.at(count)
         # One product per sum, see NesterovEma: m̂1 + alpha·m2 = (m1 + weight·m2)·debiasing.
         weight = self.alpha.at(count) * self.fast.correction(count)
         return self.fast.debiasing(count), slow, weight
@@ -74,7 +82,11 @@ def scale_by_ademamix(
 
     Reference: Pagliardini et al. 2024, algorithm 1.
     """
-    slow = Scheduled(b3) if callable(b3) else Constant(DecayRate.of("b3", b3, closed=True))
+    slow: Hyperparameter
+    if callable(b3):
+        slow = ScheduledRate(b3)
+    else:
+        slow = Constant(DecayRate.of("b3", b3, closed=True))
     weight = hyperparameter("alpha", alpha, instead="the paper's range is 4 to 10")
     first = TwoEmas(DecayRate.of("b1", b1), slow, weight)
     rule = MomentRule(first, EmaOfSquares(DecayRate.of("b2", b2)), Root.of(eps, eps_root))

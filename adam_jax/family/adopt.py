@@ -24,6 +24,7 @@ from adam_jax.rules.base import (
 )
 from adam_jax.rules.directions import safe_divide, safe_sqrt
 from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.rules.scaling import Hyperparameter
 from adam_jax.transform import Transformation, scale_by_rule
 from adam_jax.validation import check_number, check_scalar
 
@@ -57,25 +58,33 @@ HUGE = 1e18
 
 
 @frozen_pytree
+class ClipBound(Hyperparameter):
+    """The bound on a normalised gradient, a function of the number of steps completed."""
+
+    function: Callable[[jax.Array], jax.Array] = static()
+
+    def at(self, count: Any) -> Any:
+        bound = self.function(jnp.asarray(count, jnp.result_type(float)))
+        name = "the result of clip_value_fn"
+        return check_scalar(name, bound, instead="return the bound on |x|")
+
+
+@frozen_pytree
 class Adopt(Rule):
     """The average of gradients, each divided by the root of the squares before it."""
 
     b1: DecayRate
     b2: DecayRate
     direction: Direction
+    clip_bound: Hyperparameter | None
     nesterov: bool = static()
-    clip_value_fn: Callable[[jax.Array], jax.Array] | None = static()
 
     @property
     def slots(self) -> tuple[Slot, ...]:
         return (Slot("mu"), Slot("nu", magnitude=True, rate=self.b2.complement))
 
     def scalars(self, count: Any) -> Any:
-        count = jnp.asarray(count, jnp.result_type(float))
-        bound: Any = ()
-        if self.clip_value_fn is not None:
-            bound = self.clip_value_fn(count)
-            check_scalar("the result of clip_value_fn", bound, instead="return the bound on |x|")
+        bound = None if self.clip_bound is None else self.clip_bound.at(count)
         return after_first(count), bound, self.direction.scalars(count)
 
     def step(
@@ -87,7 +96,7 @@ class Adopt(Rule):
         nu = jnp.where(later > 0, self.b2.average(old["nu"], abs_squared(g)), abs_squared(g))
         nu = old.renew("nu", nu)
         x = jnp.where(later > 0, self.direction.combine(g, old["nu"], direction), 0)
-        if self.clip_value_fn is not None:
+        if bound is not None:
             x = _clip(x, bound)
         mu = old.renew("mu", jnp.where(later > 0, self.b1.average(old["mu"], x), old["mu"]))
         return (self.b1.average(mu, x) if self.nesterov else mu), {"mu": mu, "nu": nu}
@@ -132,9 +141,9 @@ def scale_by_adopt(
     Reference: Taniguchi et al. 2024, algorithm 2, and its appendix on clipping.
     """
     direction = FlooredRoot(check_number("eps", eps, instead="the usual value is 1e-6"))
-    bound = clip_value_fn if use_clipping else None
+    bound = ClipBound(clip_value_fn) if use_clipping else None
     rates = DecayRate.of("b1", b1, closed=True), DecayRate.of("b2", b2, closed=True)
-    rule = Adopt(*rates, direction, nesterov, bound)
+    rule = Adopt(*rates, direction, bound, nesterov)
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype)
 
 

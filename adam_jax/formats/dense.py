@@ -30,7 +30,7 @@ class Dense(Format):
         return self.dtype != jnp.float16
 
     def init(self, param: jax.Array, start: float) -> jax.Array:
-        return jnp.full_like(param, start, dtype=self.dtype)
+        return jax.lax.full_like(param, start, self.dtype)
 
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> jax.Array:
         del noise

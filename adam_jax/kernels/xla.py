@@ -12,15 +12,10 @@ import jax.numpy as jnp
 from adam_jax.formats.base import Format
 from adam_jax.formats.noise import half, random_bits, salted
 from adam_jax.kernels.barrier import computed_again
+from adam_jax.kernels.scalars import Structures, Values, rule_of
 from adam_jax.kernels.turns import alone, first_turn, in_turn, turn_after
 from adam_jax.rules.base import Rule, Slots, bounded
 from adam_jax.rules.slots import Averaged
-
-
-def as_arrays(numbers: Any) -> Any:
-    """The same pytree, each number an array: as constants they are lowered anew for every call."""
-    dtype = jnp.result_type(float)
-    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, dtype), numbers)
 
 
 class Leaf(NamedTuple):
@@ -54,7 +49,7 @@ class Program(NamedTuple):
 
 
 Steps = tuple[tuple[Rule, Any], ...]
-"""Each rule, in the order in which they run, with its scalars of this optimizer step."""
+"""Each rule that a leaf runs, in their order, with its scalars of this optimizer step."""
 
 Stepped = tuple[jax.Array, tuple[tuple[Any, ...], ...]]
 """The update or the new parameter, and the new stored slots."""
@@ -74,7 +69,9 @@ class Kind(NamedTuple):
     leaves: list[Leaf]
 
 
-def run(kinds: list[Kind], steps: tuple[Steps, ...], ok: jax.Array | None) -> list[list[Stepped]]:
+def run(
+    kinds: list[Kind], structures: Structures, values: Values, ok: jax.Array | None
+) -> list[list[Stepped]]:
     """Steps the leaves of every kind; each program is traced once.
 
     Inside a jit, chunks of leaves are one call each, which XLA inlines: n leaves of a kind are
@@ -89,7 +86,7 @@ def run(kinds: list[Kind], steps: tuple[Steps, ...], ok: jax.Array | None) -> li
         its = [kinds[k] for k in indices]
         programs = tuple((kind.program, kind.steps) for kind in its)
         leaves = [kind.leaves[part] for kind in its]
-        chunk, turn = chunk_step(programs, steps, leaves, ok, turn)
+        chunk, turn = chunk_step(programs, structures, values, leaves, ok, turn)
         for k, stepped in zip(indices, chunk, strict=True):
             results[k] += stepped
     return results
@@ -122,10 +119,11 @@ def _chunk_size(count: int, kinds: int) -> int:
     return next((d for d in range(size, size // 2, -1) if count % d == 0), size)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def chunk_step(
     programs: tuple[tuple[Program, tuple[int, tuple[int, ...]]], ...],
-    steps: tuple[Steps, ...],
+    structures: Structures,
+    values: Values,
     leaves: list[list[Leaf]],
     ok: jax.Array | None,
     turn: jax.Array | None,
@@ -133,7 +131,7 @@ def chunk_step(
     """`leaf_step` on leaves of some kinds; with a turn, one after the other (see turns.py)."""
     results = []
     for (program, (row, used)), its in zip(programs, leaves, strict=True):
-        its_steps = tuple(steps[row][k] for k in used)
+        its_steps = tuple(rule_of(structures[row][k], *values[row][k]) for k in used)
         results.append([])
         for leaf in its:
             leaf = leaf if turn is None else leaf._replace(g=in_turn(turn, leaf.g))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import optax
 
@@ -18,11 +19,12 @@ from adam_jax.formats.policy import (
     resolve,
 )
 from adam_jax.kernels.barrier import kept_apart
+from adam_jax.kernels.once import if_due
 from adam_jax.leaves import cast, dtypes_of, unflatten_stored, wider_dtypes
+from adam_jax.recipe.chain import inner_body
 from adam_jax.recipe.leafwise import decoded, map_leaves, stored_like, wide_dtype
-from adam_jax.recipe.once import if_due
 from adam_jax.rules.pytrees import frozen_pytree, static
-from adam_jax.transform import Transformation, body_of
+from adam_jax.transform import Transformation
 from adam_jax.validation import check_integer, check_scalar
 
 
@@ -100,7 +102,7 @@ class Accumulate:
             carry = (acc, params, state.inner_opt_state)
             acc, result, inner_state = if_due(due, whole, carry)
         else:
-            result, acc, inner_state = conditional_updates(step, due, acc, params, state)
+            result, acc, inner_state = conditional_updates(step, due, acc, updates, params, state)
             if call.dtypes is None:
                 result = cast(result, wider_dtypes(dtypes, updates, params))
         mini_step = jnp.where(last, 0, state.mini_step + 1)
@@ -144,7 +146,12 @@ def _arithmetic(g: Any, acc: Any) -> Any:
 
 
 def conditional_updates(
-    step: Callable[..., Any], due: jax.Array, acc: Any, params: Any, state: AccumulateState
+    step: Callable[..., Any],
+    due: jax.Array,
+    acc: Any,
+    updates: Any,
+    params: Any,
+    state: AccumulateState,
 ) -> tuple[Any, Any, Any]:
     """The optimizer step, if it is due: updates or zeros, the accumulator, the inner state.
 
@@ -152,6 +159,11 @@ def conditional_updates(
     of their own they would be memory that is asked for at every micro-step: page faults, on CPU
     twice the time of all the rest.
     """
+    if not isinstance(due, jax.core.Tracer):
+        if not due:
+            return jax.tree.map(jnp.zeros_like, updates), acc, state.inner_opt_state
+        result, inner_state = step(acc, params, state.inner_opt_state)
+        return result, acc, inner_state
     u, _ = jax.eval_shape(step, acc, params, state.inner_opt_state)
     described = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (u, acc)]
     fits = described[0] == described[1]
@@ -213,4 +225,4 @@ def accumulate(
     if not callable(every):
         every = check_integer("every", every, 1, instead="1 takes a step with each gradient")
     dtype = check_nearest_dtype("dtype", dtype)
-    return Transformation.around(Accumulate(body_of("inner", inner), every, dtype))
+    return Transformation.around(Accumulate(inner_body("inner", inner), every, dtype))

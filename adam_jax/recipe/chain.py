@@ -8,7 +8,7 @@ from adam_jax.body import PASS_ON, Body, Call
 from adam_jax.leaves import cast, dtypes_of, wider_dtypes
 from adam_jax.recipe.leafwise import widened
 from adam_jax.rules.pytrees import frozen_pytree
-from adam_jax.transform import Foreign, Transformation, body_of
+from adam_jax.transform import Foreign, Transformation, body_of, whole
 
 
 @frozen_pytree
@@ -70,4 +70,35 @@ def chain(*txs: optax.GradientTransformation) -> Transformation:
     """
     if not txs:
         return Transformation.of()
-    return Transformation.around(Chain(tuple(body_of(f"txs[{i}]", t) for i, t in enumerate(txs))))
+    bodies = (inner_body(f"txs[{i}]", tx) for i, tx in enumerate(txs))
+    return Transformation.around(Chain(tuple(bodies)))
+
+
+def inner_body(argument: str, tx: Any) -> Body:
+    """`body_of` for wrappers, in which an `optax.chain` with members of this package is a `Chain`.
+
+    A wrapper skips the step of a `Chain` without a copy of anything. Optax's chain is a pair of
+    closures: it is recognised by their code, and its parts are the contents of their cells. If a
+    later Optax writes them differently, its chains are `Foreign` again: correct, but not as cheap.
+
+    Raises:
+      ValueError: see `body_of`.
+    """
+    body = body_of(argument, tx)
+    if not isinstance(body, Foreign):
+        return body
+    inits, updates = (_held(f, g) for f, g in zip(body.tx, _OPTAX_CHAIN, strict=True))
+    if len(inits) != 1 or len(updates) != 1:
+        return body
+    pairs = zip(inits[0], updates[0], strict=True)
+    bodies = tuple(inner_body(argument, whole(init, update)) for init, update in pairs)
+    return body if all(isinstance(b, Foreign) for b in bodies) else Chain(bodies)
+
+
+_OPTAX_CHAIN = optax.chain(optax.identity())
+
+
+def _held(f: Any, like: Any) -> list[Any]:
+    """The contents of a function's closure, if it has the same code as `like`; else nothing."""
+    code = getattr(f, "__code__", None)
+    return [cell.cell_contents for cell in f.__closure__ or ()] if code is like.__code__ else []

@@ -4,14 +4,16 @@ import warnings
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from adam_jax.body import Body, Call, check_state, counted
+from adam_jax.recipe.chain import inner_body
 from adam_jax.recipe.leafwise import Norm, global_norm
 from adam_jax.rules.pytrees import frozen_pytree, static
-from adam_jax.transform import Transformation, body_of, chosen
+from adam_jax.transform import Transformation, chosen
 from adam_jax.validation import check_integer, check_number, check_scalar
 
 
@@ -88,7 +90,10 @@ class SkipNonfinite:
             passed = (counters[0] == self.max_consecutive + 1) & (
                 counters[0] != state.notfinite_count
             )
-            jax.lax.cond(passed, self.call_back, lambda count: None, counters[0])
+            if isinstance(passed, jax.core.Tracer):
+                jax.lax.cond(passed, self.call_back, lambda count: None, counters[0])
+            elif passed:
+                _warn(int(counters[0]))
         count, ok, total, spikes = counters
         new = (count, ok, total, inner_state)
         if isinstance(state, SkipState):
@@ -154,7 +159,9 @@ def skip_nonfinite(
     decay. Nothing is applied after the limit either; `skipped(state)` reads the counters and warns.
 
     Args:
-      inner: any Optax transformation.
+      inner: any Optax transformation. An `optax.chain` with members of this package in it counts as
+        `chain`. Through `update` another's step costs what it does in `apply_if_finite`; through
+        `step` it is taken in place.
       max_consecutive: skipped steps in a row after which something must be wrong: the limit.
       spike_sigmas: also skips where ‖g‖, or the loss if it is passed as `value=`, is above the mean
         of the last `window` plus so many of their standard deviations; 6 is usual. None does not.
@@ -182,7 +189,7 @@ def skip_nonfinite(
     if spike_sigmas is not None:
         instead = "the usual value is 6.0; None looks for no spikes"
         spike_sigmas = check_number("spike_sigmas", spike_sigmas, instead=instead)
-    body = body_of("inner", inner)
+    body = inner_body("inner", inner)
     return Transformation.around(SkipNonfinite(body, spike_sigmas, max_consecutive, window, warn))
 
 

@@ -12,15 +12,16 @@ import optax
 
 from adam_jax.body import Body, Call, check_state, counted
 from adam_jax.kernels.barrier import kept_apart
+from adam_jax.kernels.once import if_due
 from adam_jax.leaves import leaf_paths
+from adam_jax.recipe.chain import inner_body
 from adam_jax.recipe.leafwise import applied, decoded, wide, wide_dtype, widened
-from adam_jax.recipe.once import if_due
 from adam_jax.recipe.pack import unpack_state
 from adam_jax.rules.base import MomentRule, abs_squared
 from adam_jax.rules.directions import Root
 from adam_jax.rules.moments import Average
 from adam_jax.rules.pytrees import frozen_pytree, static
-from adam_jax.transform import Transformation, body_of
+from adam_jax.transform import Transformation
 from adam_jax.validation import check_expression, check_integer
 
 
@@ -151,10 +152,12 @@ def _sums(g: Any, u: Any, p: Any, moved: Any, small: Any) -> list[jax.Array]:
     rows = math.gcd(g.size, ROWS)
     terms = [jnp.reshape(x, (rows, -1)) for x in terms]
     zeros = [np.float32(0)] * len(terms)
-    by_row = jax.lax.reduce(
-        terms, zeros, lambda xs, ys: [x + y for x, y in zip(xs, ys, strict=True)], (1,)
-    )
-    return [jnp.sum(x) for x in by_row]
+    return [jnp.sum(x) for x in jax.lax.reduce(terms, zeros, _added, (1,))]
+
+
+# Not a lambda: outside a program each would be compiled anew.
+def _added(xs: Any, ys: Any) -> list[jax.Array]:
+    return [x + y for x, y in zip(xs, ys, strict=True)]
 
 
 ROWS = 4096
@@ -250,7 +253,7 @@ def telemetry(
     for name, expression in (groups or {}).items():
         check_expression(f"groups[{name!r}]", expression)
     ordered = None if groups is None else tuple(groups.items())
-    return Transformation.around(Telemetry(body_of("inner", inner), every, ordered))
+    return Transformation.around(Telemetry(inner_body("inner", inner), every, ordered))
 
 
 def measured(state: Any) -> dict[str, Any]:

@@ -20,9 +20,10 @@ from adam_jax.leaves import (
     unflatten_slot,
     unflatten_stored,
 )
+from adam_jax.recipe.chain import inner_body
 from adam_jax.recipe.leafwise import applied, wide
 from adam_jax.rules.pytrees import frozen_pytree, static
-from adam_jax.transform import Transformation, body_of
+from adam_jax.transform import Transformation
 from adam_jax.validation import check_integer
 
 
@@ -224,4 +225,4 @@ def master_residual(inner: optax.GradientTransformation, bits: int = 16) -> Tran
 
 
 def _around(inner: Any, form: WeightFormat, seed: int = 0) -> Transformation:
-    return Transformation.around(Weights(body_of("inner", inner), form, seed))
+    return Transformation.around(Weights(inner_body("inner", inner), form, seed))

@@ -4,9 +4,9 @@ Where a slot of the state lies is what `init` makes of it for a parameter that l
 format and every transformation splits its own state, and nothing here knows what is in it.
 """
 
-import functools
 import itertools
 import math
+import weakref
 from typing import Any
 
 import jax
@@ -111,19 +111,23 @@ class Layout:
         """The tree of where the state of a body lies."""
         leaves, treedef = jax.tree.flatten(params)
         shaped = map(_shaped, leaves)
-        key = self, body, treedef, tuple((x.shape, x.dtype) for x in shaped)
+        key = self, treedef, tuple((x.shape, x.dtype) for x in shaped)
         try:
-            hash(key)
+            known = _KNOWN.setdefault(body, {})
         except TypeError:  # Some of its numbers are traced.
-            shardings, treedef = _shardings.__wrapped__(*key)
-        else:
-            shardings, treedef = _shardings(*key)
+            known = {}
+        if key not in known:
+            known[key] = _shardings(*key, body)
+        shardings, treedef = known[key]
         return treedef.unflatten(shardings)
 
 
-@functools.lru_cache(maxsize=64)
+_KNOWN: weakref.WeakKeyDictionary[Body, dict[Any, Any]] = weakref.WeakKeyDictionary()
+"""`Layout.shardings` of each body for as long as it lives, and with it its schedules."""
+
+
 def _shardings(
-    layout: Layout, body: Body, treedef: Any, arrays: tuple[tuple[Any, Any], ...]
+    layout: Layout, treedef: Any, arrays: tuple[tuple[Any, Any], ...], body: Body
 ) -> tuple[list[NamedSharding], Any]:
     """`Layout.shardings`, flat; kept, as it takes longer than to trace the step itself."""
     # Under explicit axes a shape says how it is partitioned, and JAX what becomes of that.

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
 
@@ -15,14 +16,30 @@ def if_due(due: jax.Array, f: Callable[[Any], Any], carry: Any) -> Any:
     conditional hands on XLA:GPU copies into it and out again (for the parameters and moments of
     Adam 48 bytes per parameter in every micro-step, and 12 kept for it).
 
+    Outside a program, where it is known what is due, it is an `if`: a loop made for this one call
+    would be compiled for it, and kept.
+
     Args:
       due: boolean scalar.
       f: returns a tree like its argument. What it passes on unchanged must not be used in it, or
         XLA computes with it ahead of the loop, and keeps the results: see `kept_apart`.
       carry: arrays.
     """
-    f, numbers = jax.closure_convert(f, carry)
+    if not isinstance(due, jax.core.Tracer):
+        return f(carry) if due else carry
+    f, numbers = _closed(f, carry)
     return _if_due(f, due, carry, *numbers)
+
+
+def _closed(f: Callable[[Any], Any], carry: Any) -> tuple[Callable[..., Any], list[Any]]:
+    """f with all arrays as arguments; `jax.closure_convert` would keep f and what it holds."""
+    closed, out = jax.make_jaxpr(f, return_shape=True)(carry)
+    jaxpr, structure = closed.jaxpr, jax.tree.structure(out)
+
+    def converted(carry: Any, *numbers: Any) -> Any:
+        return structure.unflatten(jax.core.eval_jaxpr(jaxpr, numbers, *jax.tree.leaves(carry)))
+
+    return converted, closed.consts
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
