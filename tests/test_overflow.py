@@ -84,7 +84,7 @@ def test_moments_forget_a_large_gradient_at_their_rate(member):
 def test_what_is_not_finite_still_shows(member, bad):
     if member.hides_infinity:
         pytest.skip("by its nature")
-    gs = jnp.asarray(np.where(np.arange(4) == 2, bad, 1.0), jnp.float32)[:, None]
+    gs = jnp.asarray(np.where(np.arange(6) == 2, bad, 1.0), jnp.float32)[:, None]
     us, _ = updates(member.direction(), gs)
     assert not np.isfinite(np.asarray(us)[2:]).all()
 
@@ -119,10 +119,10 @@ def test_clipping_keeps_the_direction_of_a_large_gradient(size):
 
 
 def test_a_norm_past_the_largest_number_is_not_infinite():
-    g = jnp.full((4096,), 3e38)
+    g = jnp.full((4096,), 3.0)
     tx = adam_jax.skip_nonfinite(adam_jax.clip_by_global_norm(1.0), spike_sigmas=6.0, window=4)
     state = tx.init(g)
-    for scale in (1.0, 1e-38, 1.0, 1e-38, 1e-38, 1e-38, 1e-38):
+    for scale in (1e38, 1.0, 1e38, 1.0, 1.0, 1.0, 1.0):
         clipped, state = jax.jit(tx.update)(g * scale, state)
         assert adam_jax.skipped(state).total == 0
         np.testing.assert_allclose(np.linalg.norm(np.asarray(clipped, np.float64)), 1, rtol=1e-5)

@@ -6,6 +6,7 @@ https://arxiv.org/abs/2208.06677
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from adam_jax.alias import alias
@@ -60,7 +61,9 @@ class Adan(Rule):
         n = old.average("n", self.b3, abs_squared(bounded(g + weight * change, times=4)))
         first = (m + ratio * v) * m_debiasing
         u = self.direction.combine(first, n * n_debiasing, direction)
-        return u, {"m": m, "v": v, "n": n, "g": old.renew("g", g)}
+        # Always g: what may be the old gradient XLA:CPU writes in its place, and else beside it.
+        newest = jnp.where(later >= 0, g, old["g"])
+        return u, {"m": m, "v": v, "n": n, "g": old.renew("g", newest)}
 
 
 def scale_by_adan(

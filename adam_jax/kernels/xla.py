@@ -209,7 +209,7 @@ def _ruled(
             slot.name: fmt.decode(x, real if slot.magnitude else arithmetic)
             for slot, fmt, x in zip(rule.slots, formats, stored, strict=True)
         }
-        old = Slots(decoded, ok)
+        old = Slots(decoded, ok, (_watched(rule), jnp.isfinite(u)) if rule.slots else None)
         u, new = rule.step(bounded(u) if rule.slots else u, old, scalars, p)
         slots.append(tuple(new[slot.name] for slot in rule.slots))
         averaged.append(tuple(old.averaged.get(slot.name) for slot in rule.slots))
@@ -217,6 +217,15 @@ def _ruled(
     if ok is not None:
         moved = jnp.where(ok, moved, p if program.apply and p is not None else 0)
     return jax.lax.convert_element_type(moved, program.dtype), tuple(slots), tuple(averaged)
+
+
+def _watched(rule: Rule) -> str:
+    """The accumulator that shows an infinite gradient, which elsewhere is clipped.
+
+    One alone, which its update is divided by if there is such: a selection that several loops share
+    would be stored by XLA:CPU.
+    """
+    return next((slot for slot in rule.slots if slot.magnitude), rule.slots[0]).name
 
 
 class _Noise:

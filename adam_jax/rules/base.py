@@ -62,7 +62,7 @@ class Rule(abc.ABC):
         """One optimizer step on one leaf.
 
         Args:
-          g: the gradient, or what the rule before this one made of it.
+          g: the gradient, or what the rule before this one made of it; `bounded`, if there are slots.
           old: the slots as the last step left them.
           scalars: what `scalars` returned, in the leaf's dtype.
           param: the parameter; None unless `needs_params`.
@@ -298,11 +298,11 @@ def abs_squared(g: jax.Array) -> jax.Array:
 
 
 def bounded(g: jax.Array, times: float = 1.0) -> jax.Array:
-    """g, its finite elements clipped so that |g|² is well inside of float32: to ±2.3e18·times.
+    """g, clipped so that |g|² is well inside of float32: to ±2.3e18·times. NaN stays NaN.
 
     Averages of such gradients, of their squares and of their differences are finite, and forget a
     large gradient at the rates of the averages. Adam's updates depend on ratios of gradients: they
-    are unchanged while all that is clipped is equally large. Infinity and NaN stay.
+    are unchanged while all that is clipped is equally large. (`Slots` shows an infinite gradient.)
 
     Args:
       g: a gradient, real or complex; a difference of such, which may be `times` as large.
@@ -317,4 +317,4 @@ def bounded(g: jax.Array, times: float = 1.0) -> jax.Array:
 def _clipped(x: jax.Array, times: float) -> jax.Array:
     # A quarter, as averages are divided by 1 - b^t, and formats multiply by reciprocals.
     limit = times / 8 * float(jnp.finfo(x.dtype).max) ** 0.5
-    return jnp.where(jnp.isfinite(x), jnp.clip(x, -limit, limit), x)
+    return jnp.clip(x, -limit, limit)

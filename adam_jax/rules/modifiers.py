@@ -5,7 +5,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adam_jax.rules.base import DecayRate, MomentRule, Rule, Slot, Slots, abs_squared, after_first
+from adam_jax.rules.base import (
+    DecayRate,
+    MomentRule,
+    Rule,
+    Slot,
+    Slots,
+    abs_squared,
+    after_first,
+)
 from adam_jax.rules.directions import safe_sqrt
 from adam_jax.rules.pytrees import frozen_pytree
 from adam_jax.rules.scaling import AddDecayedWeights

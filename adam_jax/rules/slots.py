@@ -39,12 +39,18 @@ class Slots(dict[str, jax.Array]):
 
     Attributes:
       ok: boolean scalar; where it is false they stay as they are. None for true.
+      watch: an accumulator that becomes NaN where the gradient is infinite, and where it is not.
       averaged: how those that became an `average` did, for formats that can do without it.
     """
 
-    def __init__(self, old: Mapping[str, jax.Array], ok: jax.Array | None = None) -> None:
+    def __init__(
+        self,
+        old: Mapping[str, jax.Array],
+        ok: jax.Array | None = None,
+        watch: tuple[str, jax.Array] | None = None,
+    ) -> None:
         super().__init__(old)
-        self.ok = ok
+        self.ok, self.watch = ok, watch
         self.averaged: dict[str, Averaged] = {}
 
     def renew(self, name: str, x: jax.Array) -> jax.Array:
@@ -53,6 +59,8 @@ class Slots(dict[str, jax.Array]):
         The update must be made of this and not of x: XLA:CPU would compute the parameter from the
         old accumulator a second time, and keep a copy of it for that.
         """
+        if self.watch is not None and self.watch[0] == name:
+            x = jnp.where(self.watch[1], x, jnp.nan)
         return x if self.ok is None else jnp.where(self.ok, x, self[name])
 
     def average(self, name: str, rate: Any, term: jax.Array) -> jax.Array:
