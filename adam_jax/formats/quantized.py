@@ -59,22 +59,23 @@ class Quantized(SlotPolicy):
 
     def resolve(self, param: Any, magnitude: bool, path: str) -> Format:
         shape = np.shape(param)
-        block = self._fitting_block(_last_axis(param)) if shape else None
+        block = fitting_block(_last_axis(param), self.block) if shape else None
         if block is None or math.prod(shape) < max(self.min_size, 1):
             return AT_LEAST_FLOAT32.resolve(param, magnitude, path)
         check_real(param, magnitude)
         return Blockwise(self._codec(magnitude), block, self.stochastic)
-
-    def _fitting_block(self, size: int) -> int | None:
-        """The largest divisor of `size` that can be a block; None if there is none."""
-        candidates = range(min(self.block, size), SMALLEST_BLOCK - 1, -1)
-        return next((b for b in candidates if size % b == 0), None)
 
     def _codec(self, magnitude: bool) -> Codec:
         if self.codes in FLOAT8:
             return Float8(self.codes)
         bits = 4 if self.codes == "int4" else 8
         return Power(4, signed=False, bits=bits) if magnitude else Power(2, signed=True, bits=bits)
+
+
+def fitting_block(size: int, largest: int = Quantized.block) -> int | None:
+    """The largest divisor of `size` that can be a block; None if there is none."""
+    candidates = range(min(largest, size), SMALLEST_BLOCK - 1, -1)
+    return next((b for b in candidates if size % b == 0), None)
 
 
 def _last_axis(param: Any) -> int:
