@@ -131,7 +131,7 @@ def shard_state(
     Returns:
       A transformation to go around all others. `init` outside jit places the state as it makes it:
       no device ever has it whole. A state restored from a checkpoint goes where `state_shardings`
-      says, or simply into the step. A state that is stored otherwise than `init` stores it keeps its
+      says, or simply into the step. A state stored otherwise than `init` would store it keeps its
       form, and is split as far as that allows.
 
     Raises:
