@@ -58,11 +58,14 @@ class Link:
     def unwrap(self, state: Any) -> Any:
         """The state inside; says what is wrong with one that `init` did not make."""
         state = state if self.mask is None else getattr(state, "inner_state", state)
-        absent = [name for name in self.state_type._fields if not hasattr(state, name)]
+        # By its fields: every tuple has a method `count`.
+        fields = getattr(state, "_fields", ())
+        absent = [name for name in self.state_type._fields if name not in fields]
         if absent:
             raise ValueError(
                 f"the state must be a {self.state_type.__name__}, got {type(state).__name__}"
-                f" without {absent}: call init of this transformation and pass its result on."
+                f" without {absent}: call init of this transformation and pass its result on; a"
+                f" state of another one goes on by adam_jax.convert.from_optax(state, params, tx)."
             )
         return state
 

@@ -63,9 +63,15 @@ def body_of(argument: str, tx: Any) -> Body:
     if isinstance(tx, Transformation):
         return tx.body
     if not isinstance(tx, optax.GradientTransformation):
-        raise ValueError(
-            f"{argument} must be an Optax transformation, got {tx!r}: write adamw(1e-3), say."
-        )
+        init: Any = getattr(tx, "init", None)
+        update: Any = getattr(tx, "update", None)
+        if isinstance(tx, type) or not (callable(init) and callable(update)):
+            raise ValueError(
+                f"{argument} must be an Optax transformation, got {tx!r}: write adamw(1e-3), say."
+            )
+        tx = optax.GradientTransformation(
+            init, update
+        )  # As optax.chain takes it: optax.MultiSteps.
     return Foreign(tx)
 
 

@@ -37,6 +37,20 @@ def stored_like(stored: Any, x: jax.Array) -> Any:
     return _format(stored).encode(x)
 
 
+def fetched(tree: Any) -> Any:
+    """The same arrays in the memory of the device, those too that `offload` keeps on the host."""
+
+    def fetch(x: Any) -> Any:
+        return jax.device_put(x, jax.memory.Space.Device) if on_host(x) else x
+
+    return jax.tree.map(fetch, tree)
+
+
+def on_host(x: Any) -> bool:
+    """Whether an array is in the memory of the host, where nothing can be computed with it."""
+    return jax.typeof(x).memory_space == jax.memory.Space.Host
+
+
 def _format(stored: Any) -> Format:
     fmt = format_of(stored)
     assert fmt is not None, stored

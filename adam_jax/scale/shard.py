@@ -198,8 +198,6 @@ def _placement(layout: Layout, body: Body, params: Any) -> Any:
         state = jax.eval_shape(Sharded(body, layout).init, params)
         return jax.tree.unflatten(jax.tree.structure(state), layout.of_stored(state, params)[0])
     on_host = body.on_host(jax.eval_shape(body.inner.init, params))
-    return jax.tree.map(
-        lambda sharding, host: sharding.with_memory_kind(body.to) if host else sharding,
-        _placement(layout, body.inner, params),
-        on_host,
-    )
+    shardings, treedef = jax.tree.flatten(_placement(layout, body.inner, params))
+    pairs = zip(shardings, on_host, strict=True)
+    return treedef.unflatten([s.with_memory_kind(body.to) if host else s for s, host in pairs])
