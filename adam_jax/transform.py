@@ -69,9 +69,7 @@ def body_of(argument: str, tx: Any) -> Body:
             raise ValueError(
                 f"{argument} must be an Optax transformation, got {tx!r}: write adamw(1e-3), say."
             )
-        tx = optax.GradientTransformation(
-            init, update
-        )  # As optax.chain takes it: optax.MultiSteps.
+        tx = optax.GradientTransformation(init, update)  # optax.MultiSteps is none.
     return Foreign(tx)
 
 

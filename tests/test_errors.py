@@ -137,6 +137,16 @@ def test_a_state_of_something_else(member):
             tx.update(PARAMS, wrong, PARAMS)
 
 
+def test_a_schedule_on_a_state_without_its_count():
+    """Every tuple has a method `count`, the empty state of a constant learning rate too."""
+    made, tx = adam_jax.adamw(1e-3), adam_jax.adamw(lambda count: 1e-3 / (1 + count))
+    state = adam_jax.step(made, PARAMS, made.init(PARAMS), PARAMS)[1]
+    with pytest.raises(ValueError, match=r"without \['count'\].*convert\.from_optax"):
+        tx.update(PARAMS, state, PARAMS)
+    moved = adam_jax.convert.from_optax(state, PARAMS, tx)  # As the message says.
+    assert int(tx.update(PARAMS, moved, PARAMS)[1][-1].count) == 2
+
+
 def test_a_gradient_for_a_leaf_without_state():
     tx = adam_jax.adam(1e-3)
     with pytest.raises(ValueError, match="'b'.*state is empty"):

@@ -1,4 +1,4 @@
-"""Telemetry, and other loops, over several devices: explicit axes, `shard_map`, models under vmap."""
+"""Telemetry and other loops over several devices and models: explicit axes, shard_map, vmap."""
 
 import jax
 import jax.numpy as jnp

@@ -44,6 +44,9 @@ def from_optax(state: Any, params: Any, tx: Any) -> Any:
     """
     target = Target(params, tx)
     if _described(state) == _described(target.initial):
+        pairs = zip(jax.tree.leaves(state), jax.tree.leaves(target.initial), strict=True)
+        if all(on_host(x) == on_host(like) for x, like in pairs):
+            return state
         return jax.tree.map(_in_memory_of, state, target.initial)
     if lost := left_behind(state):
         raise ValueError(
@@ -78,9 +81,6 @@ def to_optax(state: Any, params: Any, tx: Any) -> Any:
 
 
 def _in_memory_of(x: Any, like: Any) -> Any:
-    """The array itself, unless one of the two is in the memory of the host."""
-    if on_host(x) == on_host(like):
-        return x
     return jax.device_put(x, jax.typeof(like).memory_space)
 
 
