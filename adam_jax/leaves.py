@@ -7,7 +7,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from adam_jax.formats.dtypes import leaf_dtype, wider_dtype
+from adam_jax.formats.dtypes import leaf_dtype, moves, wider_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +154,11 @@ def check_leaf(g: Any, p: Any, stored: Any, formats: Any) -> Any:
             f"the gradient has dtype {error}, which has no average: leave the leaf out with"
             f" optax.masked(..., mask), or pass None as its gradient."
         ) from None
+    if not moves(p):
+        raise ValueError(
+            f"the parameter has dtype {p.dtype} and keeps no state: pass None as its gradient, or"
+            f" make it floating-point."
+        )
     shape = np.shape(g)
     for slots, slot_formats in zip(stored, formats, strict=True):
         for x, fmt in zip(slots, slot_formats, strict=True):

@@ -159,10 +159,11 @@ def _lost_codes(params: Any, tx: Any, state: Any) -> tuple[str, ...]:
     for (keys, p), path in zip(flat, leaf_paths(params, False), strict=True):
         shapes |= dict.fromkeys(own_keys(keys), p.shape)
         paths |= dict.fromkeys(own_keys(keys), path)
-    lost = {}
-    both = (jax.tree_util.tree_flatten_with_path(x, is_leaf=is_stored)[0] for x in (whole, state))
-    for (keys, coded), (_, found) in zip(*both, strict=True):
-        if is_stored(coded) and not is_stored(found):
-            owner = owner_of(keys, found.shape, shapes)
+    flat, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_stored)
+    found, lost = dict(flat), {}
+    for keys, coded in jax.tree_util.tree_flatten_with_path(whole, is_leaf=is_stored)[0]:
+        # Buffers of small leaves, which have no codes, depend on the devices as well.
+        if is_stored(coded) and keys in found and not is_stored(found[keys]):
+            owner = owner_of(keys, found[keys].shape, shapes)
             lost[jax.tree_util.keystr(keys) if owner is None else paths[owner]] = None
     return tuple(lost)

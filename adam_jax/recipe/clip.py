@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from adam_jax.body import Call
+from adam_jax.formats.dtypes import moves
 from adam_jax.leaves import cast, dtypes_of
 from adam_jax.recipe.leafwise import applied, squared_norm, wide
 from adam_jax.rules.pytrees import frozen_pytree
@@ -30,7 +31,7 @@ class ClipByGlobalNorm:
         norm = jnp.sqrt(squared_norm(updates))
         # A factor: dividing by the norm, XLA:CPU stores the clipped gradient before it goes on.
         factor = jnp.minimum(1, jnp.asarray(self.max_norm, norm.dtype) / norm)
-        clipped = jax.tree.map(lambda g: scaled(g, factor), updates)
+        clipped = jax.tree.map(lambda g: scaled(g, factor) if moves(g) else g, updates)
         if call.ok is not None:
             ok = call.ok
             clipped = jax.tree.map(lambda g: jnp.where(ok, g, 0), clipped)

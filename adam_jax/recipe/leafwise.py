@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from adam_jax.formats.base import Format
-from adam_jax.formats.dtypes import leaf_dtype, wider_dtype
+from adam_jax.formats.dtypes import leaf_dtype, moves, wider_dtype
 from adam_jax.formats.policy import format_of
-from adam_jax.leaves import align_slot, unflatten_slot
+from adam_jax.leaves import align_slot, leaf_paths, unflatten_slot
 from adam_jax.rules.base import abs_squared
 
 
@@ -20,11 +20,16 @@ def map_leaves(f: Callable[..., Any], updates: Any, slots: Any) -> Any:
     """f of each leaf of the updates, None or not, and what a state keeps for it.
 
     Raises:
-      ValueError: the trees differ; the message has the first path.
+      ValueError: the trees differ, or f's own; the message has the first path.
     """
     leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
-    kept = align_slot(treedef, updates, slots)
-    return unflatten_slot(treedef, updates, list(map(f, leaves, kept)))
+    results = []
+    for i, (leaf, kept) in enumerate(zip(leaves, align_slot(treedef, updates, slots), strict=True)):
+        try:
+            results.append(f(leaf, kept))
+        except ValueError as error:
+            raise ValueError(f"at {leaf_paths(updates)[i]!r}, {error}") from None
+    return unflatten_slot(treedef, updates, results)
 
 
 def decoded(stored: Any, dtype: Any) -> jax.Array:
@@ -94,6 +99,6 @@ def squared_norm(tree: Any) -> jax.Array:
 
     Written once: two that ask for the norm of the same gradients share one pass over them.
     """
-    sums = [jnp.sum(abs_squared(wide(x))) for x in jax.tree.leaves(tree)]
+    sums = [jnp.sum(abs_squared(wide(x))) for x in jax.tree.leaves(tree) if moves(x)]
     with jax.numpy_dtype_promotion("standard"):
         return sum(sums, start=jnp.zeros([], jnp.float32))

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from adam_jax.body import Body, Call, check_state, counted
+from adam_jax.formats.dtypes import moves
 from adam_jax.kernels.barrier import as_varying, kept_apart, varying
 from adam_jax.leaves import leaf_paths
 from adam_jax.recipe.leafwise import applied, decoded, fetched, wide, wide_dtype, widened
@@ -51,6 +52,7 @@ class Telemetry:
     def init(self, params: Any) -> TelemetryState:
         """Nothing measured yet: zeros, which `measured` does not show."""
         inner_state = self.inner.init(params)
+        params = _moving(params)
         known = jax.eval_shape(lambda s: _eps_dominates(self.inner, s, params), inner_state)
         groups = {}
         for group, leaves in self.members(params, known):
@@ -94,6 +96,7 @@ class Telemetry:
     ) -> dict[str, dict[str, jax.Array]]:
         """The statistics of this step, by group and by name."""
         u, new_state = self.inner.run(widened(updates), inner_state, params, call)
+        params = _moving(params)
         moved = applied(u, params)
         small = _eps_dominates(self.inner, new_state, params)
         trees = (updates, u, params, moved, small)
@@ -113,6 +116,11 @@ class Telemetry:
         if self.groups is None:
             return path.split("/")[0]
         return next((name for name, e in self.groups if re.fullmatch(e, path)), "other")
+
+
+def _moving(params: Any) -> Any:
+    """The parameters that have statistics: not the integers, booleans and keys."""
+    return jax.tree.map(lambda p: p if moves(p) else None, params)
 
 
 def _statistics(leaves: list[tuple[Any, ...]]) -> dict[str, jax.Array]:
@@ -248,7 +256,9 @@ def telemetry(
     Returns:
       A transformation with the state `TelemetryState`, which `measured(state)` reads. The steps are
       those of `inner`. The names of the groups are part of the state's structure. In the other
-      steps the cost is a branch not taken; inside `accumulate` it measures optimizer steps.
+      steps the cost is a branch not taken; inside `accumulate` it measures optimizer steps. Inside
+      `shard_map` the statistics are those of the whole leaves, the same on all devices. Integers,
+      booleans and keys have none.
       `update` needs params.
 
     Raises:

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from adam_jax.formats.base import Format
+from adam_jax.formats.dtypes import moves
 from adam_jax.formats.policy import format_of
 from adam_jax.formats.quantized import fitting_block
 from adam_jax.leaves import FrozenTree, own_keys, owner_of
@@ -75,7 +76,8 @@ class Layout:
     def of_state(self, params: Any) -> list[PartitionSpec]:
         """How the state of each parameter is partitioned."""
         specs = zip(self.of_params(params), jax.tree.leaves(params), strict=True)
-        return [self.split(spec, np.shape(p)) for spec, p in specs]
+        # Nothing is computed of what does not move.
+        return [self.split(spec, np.shape(p)) if moves(p) else spec for spec, p in specs]
 
     def split(self, spec: PartitionSpec, shape: tuple[int, ...]) -> PartitionSpec:
         """Partitions one dimension more: the first that divides and is whole, else the first.
