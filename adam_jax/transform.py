@@ -31,7 +31,8 @@ class Foreign:
         """Its step."""
         if call.dtypes is not None:
             updates = cast(updates, call.dtypes)
-        if None in (leaves := jax.tree.leaves(updates, is_leaf=lambda x: x is None)):
+        leaves = jax.tree.leaves(updates, is_leaf=lambda x: x is None)
+        if any(g is None for g in leaves):
             return self.with_integers(leaves, updates, state, params, call)
         return self.own_step(updates, state, params, call)
 
@@ -85,13 +86,12 @@ def body_of(argument: str, tx: Any) -> Body:
     if isinstance(tx, Transformation):
         return tx.body
     if not isinstance(tx, optax.GradientTransformation):
-        init: Any = getattr(tx, "init", None)
-        update: Any = getattr(tx, "update", None)
-        if isinstance(tx, type) or not (callable(init) and callable(update)):
+        verbs = (getattr(tx, name, None) for name in ("init", "update"))
+        if isinstance(tx, type) or not all(map(callable, verbs)):
             raise ValueError(
                 f"{argument} must be an Optax transformation, got {tx!r}: write adamw(1e-3), say."
             )
-        tx = optax.GradientTransformation(init, update)  # optax.MultiSteps is none.
+        tx = optax.GradientTransformation(tx.init, tx.update)  # optax.MultiSteps is none.
     return Foreign(tx)
 
 

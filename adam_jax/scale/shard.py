@@ -52,12 +52,13 @@ class Sharded:
     def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
         """The inner step, each device on its own part of the gradients and the parameters."""
         layout = self.layout
-        missing = None in jax.tree.leaves(updates, is_leaf=lambda x: x is None)
+        leaves = jax.tree.leaves(updates, is_leaf=lambda x: x is None)
+        missing = any(g is None for g in leaves)
         known = params if missing and params is not None else updates
         where, specs = layout.of_stored(state, known)
         # Where a gradient is None and params are not given, it is not known what belongs to it.
         partly = missing and params is None
-        own = functools.partial(_specs_of, known, specs)
+        own = functools.partial(self.specs_of, known, specs)
         split, theirs = layout.place(updates, own(updates)), params
         if params is not None:
             # First as they are: else a loop around this would carry its own half of each step, and
@@ -69,6 +70,14 @@ class Sharded:
         result, new = self.inner.run(split, state, theirs, call)
         new = new if partly else _moved(layout, new, where)
         return layout.place(result, layout.of_params(result)), new
+
+    def specs_of(self, known: Any, specs: list[PartitionSpec], tree: Any) -> list[PartitionSpec]:
+        """Those of a tree like `known`, whose leaves have these; some of its own may be missing."""
+        try:
+            below = jax.tree.structure(known).flatten_up_to(tree)
+        except ValueError:  # What is inside says what is wrong, or does not read it.
+            return self.layout.of_state(tree)
+        return [spec for spec, x in zip(specs, below, strict=True) for _ in jax.tree.leaves(x)]
 
     def check(self, params: Any) -> None:
         """Checks that parameters lie where this was told they do, where that can be seen.
@@ -97,12 +106,6 @@ def _is_traced(tree: Any) -> bool:
 
 def _moved(layout: Layout, state: Any, where: list[NamedSharding]) -> Any:
     return layout.place(state, [sharding.spec for sharding in where])
-
-
-def _specs_of(known: Any, specs: list[PartitionSpec], tree: Any) -> list[PartitionSpec]:
-    """Those of a tree like `known`, whose leaves have these; some of its own may be missing."""
-    below = jax.tree.structure(known).flatten_up_to(tree)
-    return [spec for spec, x in zip(specs, below, strict=True) for _ in jax.tree.leaves(x)]
 
 
 def shard_state(
