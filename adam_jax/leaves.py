@@ -1,7 +1,7 @@
 """Lining the other trees up with the leaves of the updates, and saying where one does not fit."""
 
 import dataclasses
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Self
 
 import jax
@@ -9,7 +9,7 @@ import jax.core
 import numpy as np
 
 from adam_jax.formats.base import READ_AS_SAVED
-from adam_jax.formats.dtypes import leaf_dtype, wider_dtype
+from adam_jax.formats.dtypes import leaf_dtype, moves, wider_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,6 +220,11 @@ def check_leaf(g: Any, p: Any, stored: Any, formats: Any) -> Any:
             f"the gradient has dtype {error}, which has no average: leave the leaf out with"
             f" optax.masked(..., mask), or pass None as its gradient."
         ) from None
+    if not moves(p):
+        raise ValueError(
+            f"the parameter has dtype {p.dtype} and keeps no state: pass None as its gradient, or"
+            f" make it floating-point."
+        )
     shape = np.shape(g)
     for slots, slot_formats in zip(stored, formats, strict=True):
         for x, fmt in zip(slots, slot_formats, strict=True):
@@ -330,3 +335,48 @@ def _first_difference(updates: Any, reference: Any) -> str:
         f"the containers differ: {jax.tree.structure(updates)} in the updates,"
         f" {jax.tree.structure(reference)} in the state"
     )
+
+
+Keys = tuple[Any, ...]
+"""A path into a tree, as `jax.tree_util` has it."""
+
+
+def own_keys(keys: Keys) -> set[Keys]:
+    """The paths that a state may keep something under for the parameter with this one.
+
+    An nnx variable has its array in `value`; what is several arrays takes its place.
+    """
+    return {keys, keys[:-1] if keys[-1:] == (_VALUE,) else keys}
+
+
+_VALUE = jax.tree_util.GetAttrKey("value")
+
+
+def owner_of(
+    keys: Keys, shape: tuple[int, ...], shapes: Mapping[Keys, tuple[int, ...]]
+) -> Keys | None:
+    """The parameter that an array of the state belongs to: one whose path is in the array's.
+
+    Of several the one with the array's shape, then the one nearest to the end, then the longest. A
+    scalar belongs to a scalar, if to any: counts and statistics are nobody's.
+
+    Args:
+      keys: the path of the array in the state.
+      shape: of the array.
+      shapes: of the parameters, by path.
+    """
+    whole = (keys[start:] for start in range(len(keys)))
+    if (own := next((k for k in whole if shapes.get(k) == shape), None)) is not None:
+        return own  # Nothing behind it, as nearly always; below, too, it would be the first.
+    found = []
+    for end in range(len(keys) + 1):
+        behind = keys[end:]
+        one_array = all(isinstance(key, jax.tree_util.GetAttrKey) for key in behind)
+        for start in range(end + 1):
+            own = keys[start:end]
+            if own not in shapes or (not shape and (shapes[own] or not one_array)):
+                continue
+            if own and start == 0 and behind:  # The number of a link in a chain, not of a leaf.
+                continue
+            found.append((shapes[own] == shape, end, len(own), own))
+    return max(found, key=lambda x: x[:3])[-1] if found else None

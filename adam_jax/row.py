@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from adam_jax.body import PASS_ON, Call, counted
-from adam_jax.formats.dtypes import leaf_dtype, wider_dtype
+from adam_jax.formats.dtypes import leaf_dtype, moves, wider_dtype
 from adam_jax.formats.noise import Salt, salt_of_moments
 from adam_jax.formats.policy import format_of
 from adam_jax.kernels.scalars import shared
@@ -31,7 +31,10 @@ from adam_jax.link import Link
 from adam_jax.rules.pytrees import frozen_pytree, static
 
 Labels = Sequence[int | None]
-"""For each leaf the index of its row; None for a leaf that is frozen: no state, a zero update."""
+"""For each leaf the index of its row; None for a leaf that is frozen: no state, a zero update.
+
+Nor has a leaf a state that is no floating-point number; its gradient is None.
+"""
 
 
 @frozen_pytree
@@ -93,7 +96,7 @@ def init_rows(rows: tuple[Row, ...], labels: Labels, params: Any) -> Any:
         for j, slot in enumerate(link.rule.slots):
             stored = []
             for i, (p, label) in enumerate(zip(leaves, labels, strict=True)):
-                if label is None:
+                if label is None or not moves(p):
                     stored.append(optax.MaskedNode())
                     continue
                 try:
@@ -155,6 +158,9 @@ def run_rows(
         used = tuple(k for k, mask in enumerate(masks[label]) if mask is None or mask[i])
         old = tuple(tuple(slot[i] for slot in stored[k]) for k in used)
         formats = tuple(tuple(map(format_of, slots)) for slots in old)
+        if not moves(g) and {fmt for slots in formats for fmt in slots} == {None}:
+            results[i] = p if apply else jnp.zeros_like(g)  # As that of an integer should be.
+            continue
         try:
             g_dtype = check_leaf(g, p, old, formats)
             dtype = leaf_dtype(p) if apply else _update_dtype(g_dtype, p)

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import optax
 
 from adam_jax.body import Body, Call
+from adam_jax.formats.dtypes import moves
 from adam_jax.formats.policy import SlotDType, check_magnitude_dtype, check_slot_dtype
 from adam_jax.kernels.barrier import kept_apart
 from adam_jax.kernels.once import if_due
-from adam_jax.leaves import cast
+from adam_jax.leaves import align_params, cast
 from adam_jax.link import Link
 from adam_jax.row import Row
 from adam_jax.rules.base import Rule
@@ -42,6 +43,28 @@ class Foreign:
         """Its step."""
         if call.dtypes is not None:
             updates = cast(updates, call.dtypes)
+        leaves = jax.tree.leaves(updates, is_leaf=lambda x: x is None)
+        if any(g is None for g in leaves):
+            return self.with_integers(leaves, updates, state, params, call)
+        return self.own_step(updates, state, params, call)
+
+    def with_integers(
+        self, leaves: list[Any], updates: Any, state: Any, params: Any, call: Call
+    ) -> tuple[Any, Any]:
+        """Its step, with zeros in the place of None for integers: Optax keeps a state for them."""
+        treedef = jax.tree.structure(updates, is_leaf=lambda x: x is None)
+        stored = align_params(treedef, params, needed=False, apply=call.apply)
+        pairs = zip(leaves, stored, strict=True)
+        given = [_zeros_for(g, p) if g is None and not moves(p) else g for g, p in pairs]
+        result, new = self.own_step(treedef.unflatten(given), state, params, call)
+        results = [
+            x if g is not None or moves(p) else p if call.apply else None
+            for x, g, p in zip(treedef.flatten_up_to(result), leaves, stored, strict=True)
+        ]
+        return treedef.unflatten(results), new
+
+    def own_step(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
+        """Its own, if it is to be taken."""
 
         def taken(updates: Any, params: Any, state: Any) -> tuple[Any, Any]:
             if call.apply:
@@ -105,7 +128,7 @@ def body_of(argument: str, tx: Any) -> Body:
     if isinstance(tx, optax.GradientTransformation):
         return Foreign(tx)
     pair: Any = getattr(tx, "init", None), getattr(tx, "update", None)
-    if not all(map(callable, pair)):
+    if isinstance(tx, type) or not all(map(callable, pair)):
         raise ValueError(
             f"{argument} must be an Optax transformation, got {tx!r}: write adamw(1e-3), say."
         )
@@ -157,8 +180,7 @@ class Update(_OfBody):
         self, updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
         """Returns the updates, from the gradients, and the new state."""
-        check_extra_args(self.body, extra_args)
-        return self.body.run(updates, state, params, Call(False, None, extra_args))
+        return _run(self.body, updates, state, params, Call(False, None, extra_args))
 
 
 def check_extra_args(body: Body, extra_args: Mapping[str, Any]) -> None:
@@ -193,6 +215,40 @@ def whole(init: Any, update: Any) -> optax.GradientTransformation:
     return (Transformation if own else optax.GradientTransformationExtraArgs)(init, update)
 
 
+def _run(body: Body, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
+    """A body's step, in which every gradient is a floating-point number or None.
+
+    Those of integers, booleans and keys (float0, as `jax.grad` returns, or integers) are None
+    inside; outside their updates are zeros that `optax.apply_updates` can add.
+    """
+    check_extra_args(body, call.extra_args)
+    leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
+    if all(map(moves, leaves)):
+        return body.run(updates, state, params, call)
+    stored = align_params(treedef, params, needed=False, apply=call.apply)
+    fixed = [
+        i
+        for i, (g, p) in enumerate(zip(leaves, stored, strict=True))
+        if not moves(g) and (g.dtype == jax.dtypes.float0 or not moves(p))
+    ]
+    inside = [None if i in set(fixed) else g for i, g in enumerate(leaves)]
+    result, new = body.run(treedef.unflatten(inside), state, params, call)
+    if call.apply:
+        return result, new
+    results = treedef.flatten_up_to(result)
+    for i in fixed:
+        results[i] = _zeros_for(leaves[i], stored[i])
+    return treedef.unflatten(results), new
+
+
+def _zeros_for(g: Any, p: Any) -> Any:
+    """The update of what does not move; None for a key, to which nothing can be added."""
+    if p is None:  # Booleans add to every integer.
+        return jnp.zeros(g.shape, bool if g.dtype == jax.dtypes.float0 else g.dtype)
+    is_key = jnp.issubdtype(p.dtype, jax.dtypes.prng_key)
+    return None if is_key else jnp.zeros_like(p)
+
+
 @jax.tree_util.register_pytree_node_class
 class Transformation(optax.GradientTransformationExtraArgs):
     """An Optax transformation with `step`, update and apply in one.
@@ -221,8 +277,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
 
     def step(self, grads: Any, state: Any, params: Any, **extra_args: Any) -> tuple[Any, Any]:
         """`update` and `optax.apply_updates`, in one pass over each leaf; see `adam_jax.step`."""
-        check_extra_args(self.body, extra_args)
-        return self.body.run(grads, state, params, Call(True, None, extra_args))
+        return _run(self.body, grads, state, params, Call(True, None, extra_args))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Transformation) and self.body == other.body
@@ -272,7 +327,9 @@ def step(
     For any Optax transformation this is `tx.update` and then `optax.apply_updates`. A
     transformation with a `step` of its own, as all of ours have, does both in one pass over each
     leaf, and adds the update to the parameter before anything is rounded to a 16-bit dtype. A None
-    among the gradients of ours leaves its parameter and its state alone. (`schedule_free_adamw` is
+    among the gradients of ours leaves its parameter and its state alone. Integers, booleans and
+    keys among the parameters keep no state and stay as they are: their gradient is None, float0 or
+    an integer. (`schedule_free_adamw` is
     Optax's code around ours: there it is Optax that adds, and every gradient must be there.)
 
     Under a jit that donates them, parameters and state should be arguments in the order in which

@@ -125,10 +125,11 @@ def test_gradients_unlike_the_state(member, grads, words):
 
 
 @every_member
-def test_integer_parameters(member):
+def test_a_gradient_for_an_integer_parameter(member):
     params = {"embedding": {"table": jnp.arange(6).reshape(2, 3)}}
-    with pytest.raises(ValueError, match=r"embedding/table.*int32.*optax\.masked"):
-        member.alias(1e-3).init(params)
+    tx, grads = member.alias(1e-3), {"embedding": {"table": jnp.ones((2, 3))}}
+    with pytest.raises(ValueError, match=r"embedding/table.*int32.*None as its gradient"):
+        tx.update(grads, tx.init(params), params)
 
 
 @every_member
@@ -138,6 +139,16 @@ def test_a_state_of_something_else(member):
     for wrong in (state[0], state[::-1], (), None):
         with pytest.raises(ValueError, match="the state must be"):
             tx.update(PARAMS, wrong, PARAMS)
+
+
+def test_a_schedule_on_a_state_without_its_count():
+    """Every tuple has a method `count`, the empty state of a constant learning rate too."""
+    made, tx = adam_jax.adamw(1e-3), adam_jax.adamw(lambda count: 1e-3)
+    state = adam_jax.step(made, PARAMS, made.init(PARAMS), PARAMS)[1]
+    with pytest.raises(ValueError, match=r"without \['count'\].*convert\.from_optax"):
+        tx.update(PARAMS, state, PARAMS)
+    moved = adam_jax.convert.from_optax(state, PARAMS, tx)  # As the message says.
+    assert int(tx.update(PARAMS, moved, PARAMS)[1][-1].count) == 2
 
 
 def test_a_gradient_for_a_leaf_without_state():

@@ -81,3 +81,42 @@ def test_offload_errors():
         scale.offload(adam_jax.adam(1e-3), to="disk")
     with pytest.raises(ValueError, match=r"where must be a regular expression, got '\('"):
         scale.offload(adam_jax.adam(1e-3), where="(")
+
+
+@pytest.mark.parametrize("jit", [True, False], ids=["jit", "eager"])
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.bfloat16, adam_jax.stochastic(jnp.bfloat16)])
+def test_a_converted_state_stays_on_the_host_and_goes_on(dtype, jit):
+    tx, params = scale.offload(adam_jax.adamw(1e-2)), parameters()
+    state = tx.init(params)
+
+    def convert(state):
+        return adam_jax.convert_state(state, mu_dtype=dtype, nu_dtype=dtype)
+
+    converted = (jax.jit(convert) if jit else convert)(state)
+    expected = convert(adam_jax.adamw(1e-2).init(params))
+    assert jax.tree.structure(converted) == jax.tree.structure(expected)
+    _, stepped = jax.jit(lambda g, s, p: adam_jax.step(tx, g, s, p))(params, converted, params)
+    for x in jax.tree.leaves((converted, stepped)):
+        assert x.sharding.memory_kind == ("pinned_host" if x.ndim else "device")
+
+
+@pytest.mark.parametrize("codes", [jnp.int8, jnp.float32])
+def test_from_optax_to_the_memory_of_the_one_that_goes_on(codes):
+    params = parameters()
+    member = adam_jax.adamw(1e-2, mu_dtype=codes, nu_dtype=codes)
+    plain = adam_jax.adamw(1e-2)
+    for tx in (member, scale.offload(member)):
+        for state in (plain.init(params), scale.offload(plain).init(params)):
+            moved = adam_jax.convert.from_optax(state, params, tx)
+            kinds = jax.tree.map(lambda x: x.sharding.memory_kind, (moved, tx.init(params)))
+            assert kinds[0] == kinds[1]
+
+
+def test_measured_where_a_part_is_on_the_host():
+    tx, params = adam_jax.telemetry(scale.offload(adam_jax.adamw(1e-2)), 1), parameters()
+    _, state = jax.jit(lambda g, s, p: adam_jax.step(tx, g, s, p))(params, tx.init(params), params)
+    expected = adam_jax.telemetry(adam_jax.adamw(1e-2), 1)
+    _, whole = adam_jax.step(expected, params, expected.init(params), params)
+    assert adam_jax.measured(state)["groups"]["in"] == pytest.approx(
+        adam_jax.measured(whole)["groups"]["in"], rel=1e-4
+    )

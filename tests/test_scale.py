@@ -98,7 +98,7 @@ def dtype_for(name):
 
 
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
-def test_as_data_parallel_bit_for_bit_in_an_eighth_of_the_bytes(name, mesh):
+def test_as_data_parallel_in_an_eighth_of_the_bytes(name, mesh):
     tx, dtype = TRANSFORMATIONS[name], dtype_for(name)
     params = jax.device_put(parameters(dtype), NamedSharding(mesh, P()))
     x = jax.random.normal(jax.random.key(2), (64, 256), dtype)

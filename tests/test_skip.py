@@ -177,3 +177,19 @@ def test_other_errors_in_a_step():
     tx = adam_jax.ema_params(0.9)
     with pytest.raises(ValueError, match="params must be given"):
         tx.update(PARAMS, tx.init(PARAMS))
+
+
+def test_multi_steps_without_its_method(standard_promotion):
+    """`optax.chain` takes `optax.MultiSteps` as it is: an object with `init` and `update`."""
+    params = {"w": jnp.ones(3)}
+    steps = optax.MultiSteps(optax.adamw(1e-1), 2)
+    for tx in (adam_jax.skip_nonfinite(steps), adam_jax.chain(steps)):
+        reference = optax.chain(steps)
+        state, theirs = tx.init(params), reference.init(params)
+        for _ in range(3):
+            updates, state = tx.update(params, state, params)
+            expected, theirs = reference.update(params, theirs, params)
+            np.testing.assert_allclose(updates["w"], expected["w"])
+    assert adam_jax.chain(steps) == adam_jax.chain(steps)
+    with pytest.raises(ValueError, match="must be an Optax transformation"):
+        adam_jax.skip_nonfinite(optax.MultiSteps)

@@ -40,8 +40,8 @@ LAYERS = {
     },
     "convert": {"recipe", "family", "rules", "leaves", "formats"},
     "schedules": {"rules", "validation"},
-    "inspect": {"recipe", "transform", "leaves"},
-    "scale": {"transform", "body", "leaves", "rules", "validation"},
+    "inspect": {"scale", "recipe", "transform", "leaves"},
+    "scale": {"transform", "body", "leaves", "rules", "formats", "validation"},
     "__init__": {
         "scale",
         "recipe",

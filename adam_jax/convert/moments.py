@@ -23,7 +23,7 @@ from adam_jax.formats.policy import format_of
 from adam_jax.leaves import align_slot, leaf_paths, unflatten_slot
 from adam_jax.recipe.accumulate import AccumulateState
 from adam_jax.recipe.hyperparams_state import HyperparamsState
-from adam_jax.recipe.leafwise import wide_dtype
+from adam_jax.recipe.leafwise import fetched, wide_dtype
 from adam_jax.recipe.pack import Packed, pack_state, unpack_state
 from adam_jax.recipe.skip import SkipState
 from adam_jax.recipe.telemetry import TelemetryState
@@ -276,6 +276,7 @@ def _encoded(x: Any, like: Any) -> Any:
     """What is to be stored, in the form of `like`: as it is, if that is its form already."""
     fmt = format_of(like)
     assert fmt is not None
+    x = fetched(x)
     if isinstance(x, np.ndarray) or format_of(x) != fmt:
         x = jnp.asarray(x if isinstance(x, np.ndarray) else dense(x))
         x = fmt.encode(x) if isinstance(fmt, Dense) else _encode(fmt, x)

@@ -8,12 +8,14 @@ import numpy as np
 from adam_jax.convert.entries import complain
 from adam_jax.convert.moments import Moments, Target, left_behind, read
 from adam_jax.convert.names import listed
+from adam_jax.recipe.leafwise import on_host
 
 
 def from_optax(state: Any, params: Any, tx: Any) -> Any:
     """A state of `tx` that goes on where another transformation stopped: Optax's, or one of ours.
 
-    Where the trees agree, as those of an alias and its twin in Optax do, it is `state` itself. Else
+    Where the trees agree, as those of an alias and its twin in Optax do, it is `state` itself,
+    moved to or from the memory of the host if only one of the two is offloaded. Else
     the moments are looked for in `state`, at any depth, and put where `tx` keeps them, in the form
     in which it stores them: from `optax.MultiSteps` to `accumulate`, from `optax.partition` to
     `groups`, from `optax.inject_hyperparams` to `with_hyperparams`, from float32 to 8 bits.
@@ -42,7 +44,10 @@ def from_optax(state: Any, params: Any, tx: Any) -> Any:
     """
     target = Target(params, tx)
     if _described(state) == _described(target.initial):
-        return state
+        pairs = zip(jax.tree.leaves(state), jax.tree.leaves(target.initial), strict=True)
+        if all(on_host(x) == on_host(like) for x, like in pairs):
+            return state
+        return jax.tree.map(_in_memory_of, state, target.initial)
     if lost := left_behind(state):
         raise ValueError(
             f"state must have nothing but moments and counts to be moved to another tree, got"
@@ -73,6 +78,10 @@ def to_optax(state: Any, params: Any, tx: Any) -> Any:
       ValueError: as `from_optax`.
     """
     return from_optax(state, params, tx)
+
+
+def _in_memory_of(x: Any, like: Any) -> Any:
+    return jax.device_put(x, jax.typeof(like).memory_space)
 
 
 def _described(tree: Any) -> Any:

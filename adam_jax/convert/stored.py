@@ -18,6 +18,7 @@ from adam_jax.formats.policy import (
     resolve,
 )
 from adam_jax.leaves import leaf_paths
+from adam_jax.recipe.leafwise import fetched, on_host
 from adam_jax.recipe.modifiers import GrokfastState
 from adam_jax.recipe.pack import Packed
 
@@ -101,11 +102,13 @@ def _stored(slot: Any, spec: SlotDType, magnitude: bool) -> Any:
         if fmt is None:
             return stored
         dtype = wider_dtype(getattr(stored, "dtype", jnp.dtype(jnp.float32)), jnp.float32)
-        x = fmt.decode(stored, jnp.finfo(dtype).dtype if magnitude else dtype)
+        offloaded = any(map(on_host, jax.tree.leaves(stored)))
+        x = fmt.decode(fetched(stored), jnp.finfo(dtype).dtype if magnitude else dtype)
         try:
-            return resolve(spec, x, magnitude, path).encode(x)
+            new = resolve(spec, x, magnitude, path).encode(x)
         except ValueError as error:
             raise ValueError(f"at {path!r}, {error}") from None
+        return jax.device_put(new, jax.memory.Space.Host) if offloaded else new
 
     def is_stored(x: Any) -> bool:
         return isinstance(getattr(x, "format", None), Format)

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 READ_AS_SAVED = (
     "read it into what init of the transformation that saved it makes, and convert that with"
@@ -83,6 +85,18 @@ class Format(abc.ABC):
         Raises:
           ValueError: its arrays are not of this format; the caller knows the path.
         """
+
+    def shardings(self, stored: Any, sharding: NamedSharding) -> Any:
+        """How the arrays of `stored` are sharded where the array they stand for is to be so.
+
+        Those of its shape are sharded like it, others replicated, unless a format knows better.
+
+        Returns:
+          A tree like `stored`, of shardings.
+        """
+        replicated = NamedSharding(sharding.mesh, PartitionSpec())
+        shape = self.shape(stored)
+        return jax.tree.map(lambda x: sharding if np.shape(x) == shape else replicated, stored)
 
 
 class SlotPolicy(abc.ABC):

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from adam_jax.formats.base import Format, SlotPolicy
 from adam_jax.formats.blockwise import (
@@ -125,7 +126,8 @@ class FlatBlockwise(BlockFormat):
         return f"{self.codec.form}_flat{BLOCK}"
 
     def filled_scale(self, param: jax.Array, x: Any) -> jax.Array:
-        return filled(self.scale_shape(param.shape), x, jnp.float32, param, _beside_blocks(param))
+        sharding = _beside_blocks(sharding_of(param), param.shape)
+        return filled(self.scale_shape(param.shape), x, jnp.float32, param, sharding)
 
     def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (math.ceil(math.prod(shape) / BLOCK),)
@@ -144,6 +146,14 @@ class FlatBlockwise(BlockFormat):
         x = self.codec.value(stored.codes) * _each(stored.scale, stored.codes.shape)
         return jax.lax.convert_element_type(x, dtype)
 
+    def shardings(self, stored: Blocks, sharding: NamedSharding) -> Any:
+        # What would have blocks across devices is not split.
+        if not _whole_on_devices(sharding, self.shape(stored)):
+            sharding = NamedSharding(sharding.mesh, PartitionSpec())
+        codes: Any = sharding
+        scale: Any = _beside_blocks(sharding, self.shape(stored))
+        return dataclasses.replace(stored, codes=codes, scale=scale)
+
 
 def _blocks(x: jax.Array) -> jax.Array:
     """The flattened array in rows of a block, the last filled up with zeros."""
@@ -160,20 +170,18 @@ def _each(scale: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 def _whole_on_devices(sharding: Any, shape: tuple[int, ...]) -> bool:
     """Whether no block lies across devices."""
-    if not isinstance(sharding, jax.sharding.NamedSharding):
+    if not isinstance(sharding, NamedSharding):
         return True
     part = sharding.shard_shape(shape)
     return part == shape or (part[1:] == shape[1:] and math.prod(part) % BLOCK == 0)
 
 
-def _beside_blocks(param: Any) -> Any:
+def _beside_blocks(sharding: Any, shape: tuple[int, ...]) -> Any:
     """How to shard the scale: each number lies with its block, or if that cannot be everywhere."""
-    sharding = sharding_of(param)
-    if not isinstance(sharding, jax.sharding.NamedSharding):
+    if not isinstance(sharding, NamedSharding):
         return sharding
-    first = sharding.spec[:1] if _whole_on_devices(sharding, param.shape) else ()
-    spec = jax.sharding.PartitionSpec(*first)
-    return jax.sharding.NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
+    first = sharding.spec[:1] if _whole_on_devices(sharding, shape) else ()
+    return NamedSharding(sharding.mesh, PartitionSpec(*first), memory_kind=sharding.memory_kind)
 
 
 @dataclasses.dataclass(frozen=True)

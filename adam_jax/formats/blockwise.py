@@ -9,6 +9,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from adam_jax.formats.base import READ_AS_SAVED, Format
 from adam_jax.formats.codecs import Codec
@@ -145,6 +146,14 @@ class Blockwise(BlockFormat):
         shares = self.codec.value(self._blocks(stored.codes))
         x = jnp.reshape(shares * stored.scale[..., None], stored.codes.shape)
         return jax.lax.convert_element_type(x, dtype)
+
+    def shardings(self, stored: Blocks, sharding: NamedSharding) -> Any:
+        # The last axis is split only where whole blocks lie on each device.
+        shape = self.shape(stored)
+        if sharding.shard_shape(shape)[-1] % self.block:
+            spec = PartitionSpec(*sharding.spec[: len(shape) - 1])
+            sharding = NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
+        return jax.tree.map(lambda _: sharding, stored)
 
     def _blocks(self, x: jax.Array) -> jax.Array:
         return jnp.reshape(x, (*x.shape[:-1], x.shape[-1] // self.block, self.block))

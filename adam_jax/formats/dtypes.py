@@ -7,6 +7,15 @@ import jax
 import jax.numpy as jnp
 
 
+def moves(x: Any) -> bool:
+    """Whether this is a parameter that steps move, or the gradient of one; so is a Python number.
+
+    Integers, booleans and keys are not: they have no gradient (float0 at most) and keep no state.
+    """
+    dtype = getattr(x, "dtype", None)
+    return dtype is None or _is_inexact(dtype)
+
+
 def leaf_dtype(param: Any) -> Any:
     """The floating-point dtype of a leaf; a Python number, an int too, has JAX's default one.
 
@@ -21,7 +30,7 @@ def leaf_dtype(param: Any) -> Any:
     elif not isinstance(param, jax.Array):  # NumPy's float64 is JAX's float32, unless x64 is on.
         dtype = jax.dtypes.canonicalize_dtype(dtype)
     if not _is_inexact(dtype):
-        raise TypeError(jnp.dtype(dtype).name)
+        raise TypeError(str(dtype))
     if jnp.dtype(dtype).itemsize == 1:
         raise ValueError(
             f"parameters and gradients must have 16 bits or more, got {jnp.dtype(dtype).name}: keep"

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from adam_jax.formats.base import Format, SlotPolicy
 from adam_jax.formats.blockwise import filled, sharding_of
@@ -60,7 +61,10 @@ class RowsAndColumns(Format):
     def init(self, param: jax.Array, start: float) -> Factors:
         def means(axis: int) -> jax.Array:
             shape = (*param.shape[:axis], *param.shape[param.ndim + axis + 1 :])
-            return filled(shape, start, self.dtype, param, _without(axis, param))
+            sharding = sharding_of(param)
+            if isinstance(sharding, NamedSharding):
+                sharding = _without(axis, sharding, param.ndim)
+            return filled(shape, start, self.dtype, param, sharding)
 
         return Factors(means(self.column_axis), means(self.row_axis), self)
 
@@ -97,6 +101,11 @@ class RowsAndColumns(Format):
         position = len(rows) + 1 + self.column_axis
         return (*rows[:position], columns[self.column_axis], *rows[position:])
 
+    def shardings(self, stored: Factors, sharding: NamedSharding) -> Any:
+        ndim = len(self.shape(stored))
+        axes = dataclasses.replace(stored, rows=self.column_axis, columns=self.row_axis)
+        return jax.tree.map(lambda axis: _without(axis, sharding, ndim), axes)
+
 
 def _mean(x: jax.Array, axis: int) -> jax.Array:
     """The mean along an axis, where the sum may be larger than the largest number.
@@ -108,15 +117,11 @@ def _mean(x: jax.Array, axis: int) -> jax.Array:
     return jnp.sum(x * (1 / power), axis) * (power / max(size, 1))
 
 
-def _without(axis: int, param: Any) -> Any:
-    """How to shard what has all axes of a parameter but one, so that it lies as the parameter."""
-    sharding = sharding_of(param)
-    if not isinstance(sharding, jax.sharding.NamedSharding):
-        return sharding
-    names = [*sharding.spec, *[None] * (param.ndim - len(sharding.spec))]
+def _without(axis: int, sharding: NamedSharding, ndim: int) -> NamedSharding:
+    """How to shard what has all axes of an array but one, so that it lies as the array does."""
+    names = [*sharding.spec, *[None] * (ndim - len(sharding.spec))]
     del names[axis]
-    spec = jax.sharding.PartitionSpec(*names)
-    return jax.sharding.NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
+    return NamedSharding(sharding.mesh, PartitionSpec(*names), memory_kind=sharding.memory_kind)
 
 
 @dataclasses.dataclass(frozen=True)

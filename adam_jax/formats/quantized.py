@@ -53,7 +53,7 @@ class Quantized(SlotPolicy):
 
     def resolve(self, param: Any, magnitude: bool, path: str, rate: float | None = None) -> Format:
         shape = np.shape(param)
-        block = self._fitting_block(_last_axis(param)) if shape else None
+        block = fitting_block(_last_axis(param), self.block) if shape else None
         if block is None or math.prod(shape) < max(self.min_size, 1):
             return AT_LEAST_FLOAT32.resolve(param, magnitude, path)
         check_real(param, magnitude)
@@ -62,11 +62,6 @@ class Quantized(SlotPolicy):
         if stochastic is None:
             stochastic = magnitude and not _resolved(codec, rate)
         return Blockwise(codec, block, stochastic)
-
-    def _fitting_block(self, size: int) -> int | None:
-        """The largest divisor of `size` that can be a block; None if there is none."""
-        candidates = range(min(self.block, size), SMALLEST_BLOCK - 1, -1)
-        return next((b for b in candidates if size % b == 0), None)
 
     def _codec(self, magnitude: bool) -> Power:
         bits = 4 if self.codes == "int4" else 8
@@ -81,6 +76,12 @@ def _resolved(codec: Power, rate: float | None) -> bool:
     quarter of the levels: with 8 bits, gradients that are a sixteenth of the largest in the block.
     """
     return rate is not None and rate >= 4 * codec.power / (2 * codec.steps)
+
+
+def fitting_block(size: int, largest: int = Quantized.block) -> int | None:
+    """The largest divisor of `size` that can be a block; None if there is none."""
+    candidates = range(min(largest, size), SMALLEST_BLOCK - 1, -1)
+    return next((b for b in candidates if size % b == 0), None)
 
 
 def _last_axis(param: Any) -> int:

@@ -33,6 +33,8 @@ class Bytes:
       state: bytes of the optimizer's state.
       groups: the same of each group, by name, which add up to this. What is in the state and no
         parameter's is in "(shared)".
+      lost_codes: paths of parameters whose moments stay float32 where codes were asked for, as no
+        block of 32 or more fits into the part of them that one device has.
     """
 
     size: int
@@ -40,6 +42,7 @@ class Bytes:
     gradients: int
     state: int
     groups: Mapping[str, "Bytes"] = dataclasses.field(default_factory=dict)
+    lost_codes: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:
@@ -57,7 +60,11 @@ class Bytes:
         for name, x in (*self.groups.items(), ("all", self)):
             parts = [f"{part:.2f}" if x.size else "" for part in x.per_parameter]
             rows.append([name, f"{x.size:,}", *parts, _readable(x.total)])
-        return f"bytes per parameter\n{_table(rows)}"
+        text = f"bytes per parameter\n{_table(rows)}"
+        if self.lost_codes:
+            paths = ", ".join(self.lost_codes)
+            text += f"\nfloat32, as no block of codes fits into a device's part: {paths}"
+        return text
 
 
 @dataclasses.dataclass(frozen=True)

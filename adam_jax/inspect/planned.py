@@ -10,12 +10,11 @@ import numpy as np
 import optax
 
 from adam_jax.inspect.amounts import SHARED, Bytes, bytes_of
-from adam_jax.leaves import leaf_paths
+from adam_jax.leaves import leaf_paths, own_keys, owner_of
 from adam_jax.recipe.telemetry import telemetry
+from adam_jax.scale.layout import is_stored
+from adam_jax.scale.shard import without_sharding
 from adam_jax.transform import body_of
-
-Keys = tuple[Any, ...]
-"""A path into a tree, as `jax.tree_util` has it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +25,13 @@ class Plan:
       params: the parameters.
       grads: a tree like them, with None for a leaf that has none.
       state: of the optimizer.
+      lost: as in `Bytes`.
     """
 
     params: Any
     grads: Any
     state: Any
+    lost: tuple[str, ...]
 
     @classmethod
     def of(cls, params: Any, tx: optax.GradientTransformation, grads: Any) -> "Plan":
@@ -51,7 +52,8 @@ class Plan:
         else:
             grads = _described("grads", grads)
             _check_gradients(params, grads)
-        return cls(params, grads, _state(params, tx))
+        state = _state(params, tx)
+        return cls(params, grads, state, _lost_codes(params, tx, state))
 
     def bytes(self, groups: Mapping[str, str] | None) -> Bytes:
         """All of it, by group."""
@@ -62,18 +64,17 @@ class Plan:
         grads, paths = treedef.flatten_up_to(self.grads), leaf_paths(self.params, False)
         for (keys, p), g, path in zip(flat, grads, paths, strict=True):
             name = group_of(path)
-            # An nnx variable has its array in `value`; what is several arrays takes its place.
-            for own in {keys, keys[:-1] if keys[-1:] == (_VALUE,) else keys}:
+            for own in own_keys(keys):
                 shapes[own], names[own] = p.shape, name
             leaf = Bytes(int(np.prod(p.shape)), bytes_of(p), 0 if g is None else bytes_of(g), 0)
             members.setdefault(name, []).append(leaf)
         for keys, x in jax.tree_util.tree_flatten_with_path(self.state)[0]:
-            owner = _owner(keys, x.shape, shapes)
+            owner = owner_of(keys, x.shape, shapes)
             name = SHARED if owner is None else names[owner]
             members.setdefault(name, []).append(Bytes(0, 0, 0, bytes_of(x)))
         order = sorted(members, key=lambda name: (name == SHARED, name))
         rows = {name: _sum(members[name], {}) for name in order}
-        return _sum(rows.values(), rows)
+        return dataclasses.replace(_sum(rows.values(), rows), lost_codes=self.lost)
 
 
 def _sum(parts: Collection[Bytes], groups: Mapping[str, Bytes]) -> Bytes:
@@ -84,9 +85,6 @@ def _sum(parts: Collection[Bytes], groups: Mapping[str, Bytes]) -> Bytes:
         state=sum(x.state for x in parts),
         groups=groups,
     )
-
-
-_VALUE = jax.tree_util.GetAttrKey("value")
 
 
 def _described(argument: str, tree: Any) -> Any:
@@ -152,28 +150,20 @@ def _on(mesh: Any, tree: Any) -> Any:
     return jax.tree.map(moved, tree)
 
 
-def _owner(
-    keys: Keys, shape: tuple[int, ...], shapes: Mapping[Keys, tuple[int, ...]]
-) -> Keys | None:
-    """The parameter that an array of the state belongs to: one whose path is in the array's.
-
-    Of several the one with the array's shape, then the one nearest to the end, then the longest. A
-    scalar belongs to a scalar, if to any: counts and statistics are nobody's.
-
-    Args:
-      keys: the path of the array in the state.
-      shape: of the array.
-      shapes: of the parameters, by path.
-    """
-    found = []
-    for end in range(len(keys) + 1):
-        behind = keys[end:]
-        one_array = all(isinstance(key, jax.tree_util.GetAttrKey) for key in behind)
-        for start in range(end + 1):
-            own = keys[start:end]
-            if own not in shapes or (not shape and (shapes[own] or not one_array)):
-                continue
-            if own and start == 0 and behind:  # The number of a link in a chain, not of a leaf.
-                continue
-            found.append((shapes[own] == shape, end, len(own), own))
-    return max(found, key=lambda x: x[:3])[-1] if found else None
+def _lost_codes(params: Any, tx: Any, state: Any) -> tuple[str, ...]:
+    """The parameters that would have codes if nothing were split, and have none in this state."""
+    params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
+    whole = jax.eval_shape(without_sharding(tx).init, params)
+    shapes, paths = {}, {}
+    flat, _ = jax.tree_util.tree_flatten_with_path(params)
+    for (keys, p), path in zip(flat, leaf_paths(params, False), strict=True):
+        shapes |= dict.fromkeys(own_keys(keys), p.shape)
+        paths |= dict.fromkeys(own_keys(keys), path)
+    flat, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_stored)
+    found, lost = dict(flat), {}
+    for keys, coded in jax.tree_util.tree_flatten_with_path(whole, is_leaf=is_stored)[0]:
+        # Buffers of small leaves, which have no codes, depend on the devices as well.
+        if is_stored(coded) and keys in found and not is_stored(found[keys]):
+            owner = owner_of(keys, found[keys].shape, shapes)
+            lost[jax.tree_util.keystr(keys) if owner is None else paths[owner]] = None
+    return tuple(lost)

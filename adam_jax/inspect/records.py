@@ -5,12 +5,15 @@ A record is what it returns: {"step": 1200, "groups": {"encoder": {"gradient_rms
 
 import functools
 import io
+import itertools
 import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
+
+import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,11 +112,15 @@ def write_tensorboard(writer: Any, record: Record) -> None:
     Args:
       writer: has `add_scalar(tag, value, step)`, as the `SummaryWriter` of tensorboardX and that of
         PyTorch. Characters that a tag cannot have become `_` there.
-      record: from `adam_jax.measured(state)`.
+      record: from `adam_jax.measured(state)`; of several models under vmap, their number is the end
+        of the tag, `group/statistic/3`.
     """
-    for group, statistics in record.get("groups", {}).items():
-        for name, value in statistics.items():
-            writer.add_scalar(f"{group}/{name}", value, record["step"])
+    models = _models(record)
+    for i, model in enumerate(models):
+        end = f"/{i}" if len(models) > 1 else ""
+        for group, statistics in model.get("groups", {}).items():
+            for name, value in statistics.items():
+                writer.add_scalar(f"{group}/{name}{end}", value, model["step"])
 
 
 def plot(
@@ -124,7 +131,8 @@ def plot(
 
     Sizes and their ratio have a logarithmic axis. A line has a gap where its group or its statistic
     is missing, where it is NaN or infinite, and on a logarithmic axis where it is 0. Where steps
-    repeat, as in a run that goes on from a checkpoint, the records written later are drawn.
+    repeat, as in a run that goes on from a checkpoint, the records written later are drawn. Of
+    several models under vmap each has a line of its own, in the colour of the group.
 
     Args:
       records: records from `adam_jax.measured(state)`, one or more, or the path of a file that
@@ -148,12 +156,15 @@ def plot(
         ) from error
     if isinstance(records, str | os.PathLike):
         records = read_json_lines(records)
-    timeline: list[Record] = []
+    timelines: dict[int, list[Record]] = {}
     for record in cast(Iterable[Record], [records] if isinstance(records, Mapping) else records):
-        while timeline and timeline[-1]["step"] >= record["step"]:
-            timeline.pop()
-        timeline += [record] if record.get("groups") else []
-    measured = {name: None for r in timeline for g in r["groups"].values() for name in g}
+        for i, model in enumerate(_models(record)):
+            timeline = timelines.setdefault(i, [])
+            while timeline and timeline[-1]["step"] >= model["step"]:
+                timeline.pop()
+            timeline += [model] if model.get("groups") else []
+    every = [record for timeline in timelines.values() for record in timeline]
+    measured = {name: None for r in every for g in r["groups"].values() for name in g}
     if not measured:
         raise ValueError(
             "records must hold a measurement, got none: train for as many steps as the `every` of"
@@ -166,7 +177,7 @@ def plot(
     if not metrics or not set(metrics) <= set(known):
         raise ValueError(f"metrics must be among {known}, got {metrics}: None draws all.")
 
-    groups = list(dict.fromkeys(group for record in timeline for group in record["groups"]))
+    groups = list(dict.fromkeys(group for record in every for group in record["groups"]))
     columns = min(len(metrics), 3 if len(metrics) in (3, 5, 6, 9) else 4)
     rows = math.ceil(len(metrics) / columns)
     width = max(3.1 * columns, 4.5)
@@ -176,7 +187,7 @@ def plot(
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for i, name in enumerate(metrics):
-        _draw(axes[i], name, timeline, groups)
+        _draw(axes[i], name, list(timelines.values()), groups)
         axes[i].set_xlabel("step" if i + columns >= len(metrics) else "", fontsize=9)
     for empty in axes[len(metrics) :]:
         empty.remove()
@@ -193,6 +204,25 @@ def _strict(entries: Record) -> str:
     except ValueError:  # NaN and infinities, the only constants that JSON does not have.
         named = json.loads(json.dumps(entries, default=float), parse_constant=str)
         return json.dumps(named, allow_nan=False)
+
+
+def _models(record: Record) -> list[Record]:
+    """One record for each model: under vmap a record has lists of the numbers of all."""
+    if not isinstance(record["step"], list):
+        return [record]
+    shape, steps = np.shape(record["step"]), np.ravel(record["step"]).tolist()
+
+    def of(i: int) -> Record:
+        groups = record.get("groups", {}) if steps[i] else {}  # Not measured yet.
+        numbers = {
+            group: {
+                name: np.broadcast_to(x, shape).flat[i].item() for name, x in statistics.items()
+            }
+            for group, statistics in groups.items()
+        }
+        return {"step": steps[i], "groups": numbers}
+
+    return [of(i) for i in range(len(steps))]
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
@@ -230,13 +260,15 @@ def _style(i: int) -> dict[str, Any]:
     return {"color": _COLOURS[i % len(_COLOURS)], "linestyle": dash, "linewidth": 1.4}
 
 
-def _draw(axes: "Axes", name: str, timeline: list[Record], groups: list[str]) -> None:
+def _draw(axes: "Axes", name: str, timelines: list[list[Record]], groups: list[str]) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
     title, unit, kind = _PANELS.get(name, (name.replace("_", " "), "", "linear"))
     low = 0.0 if kind == "log" else -math.inf
-    steps, empty = [record["step"] for record in timeline], True
-    for i, group in enumerate(groups):
+    empty, ends = True, set[int]()
+    for (i, group), timeline in itertools.product(enumerate(groups), timelines):
+        steps = [record["step"] for record in timeline]
+        ends |= {*steps[:1], *steps[-1:]}
         values = [record["groups"].get(group, {}).get(name, math.nan) for record in timeline]
         values = [y if low < y < math.inf else math.nan for y in values]
         # A dot where the gaps on both sides would leave nothing to see.
@@ -253,8 +285,8 @@ def _draw(axes: "Axes", name: str, timeline: list[Record], groups: list[str]) ->
     elif kind == "share":
         axes.set_ylim(-0.025, 1.025)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    if len(steps) > 1:
-        axes.set_xlim(steps[0], steps[-1])
+    if len(ends) > 1:
+        axes.set_xlim(min(ends), max(ends))
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_title(title, loc="left", fontsize=10)

@@ -5,10 +5,35 @@ from typing import Any
 import jax
 
 
+def varying(tree: Any) -> frozenset[str]:
+    """The axes of `shard_map` along which any of these arrays differs from device to device."""
+    types = (jax.typeof(x).manual_axis_type for x in jax.tree.leaves(tree))
+    return frozenset().union(*(t.varying for t in types))
+
+
+def as_varying(tree: Any, axes: frozenset[str]) -> Any:
+    """The same arrays, of a type that says that they may differ along these axes too."""
+
+    def cast(x: Any) -> Any:
+        missing = tuple(sorted(axes - varying(x)))
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(cast, tree) if axes else tree
+
+
 @jax.custom_jvp
 def kept_apart(tree: Any) -> Any:
     """The same arrays, without XLA's knowing that they are the same."""
-    return jax.lax.optimization_barrier(tree)
+    leaves, treedef = jax.tree.flatten(tree)
+    # A barrier makes arrays alike that do not differ along the same axes.
+    together: dict[frozenset[str], list[int]] = {}
+    for i, x in enumerate(leaves):
+        together.setdefault(varying(x), []).append(i)
+    for indices in together.values():
+        apart = jax.lax.optimization_barrier([leaves[i] for i in indices])
+        for i, x in zip(indices, apart, strict=True):
+            leaves[i] = x
+    return jax.tree.unflatten(treedef, leaves)
 
 
 @kept_apart.defjvp
@@ -19,5 +44,6 @@ def _kept_apart_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any
 
 def computed_again(tree: Any) -> Any:
     """`kept_apart`, but on CPUs: what XLA:CPU would otherwise compute twice it does not fuse."""
+    tree = as_varying(tree, varying(tree))  # Of the type that the barrier may return.
     with jax.disable_jit(False):
         return jax.lax.platform_dependent(tree, cpu=lambda x: x, default=kept_apart)

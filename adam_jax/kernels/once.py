@@ -8,6 +8,8 @@ import jax
 import jax.core
 import jax.numpy as jnp
 
+from adam_jax.kernels.barrier import as_varying, varying
+
 
 def if_due(due: jax.Array, f: Callable[[Any], Any], carry: Any) -> Any:
     """f(carry) if due, else carry: `lax.cond`, but nothing is copied.
@@ -27,8 +29,22 @@ def if_due(due: jax.Array, f: Callable[[Any], Any], carry: Any) -> Any:
     """
     if not isinstance(due, jax.core.Tracer):
         return f(carry) if due else carry
+    carry = _as_returned(f, carry)
     f, numbers = _closed(f, carry)
     return _if_due(f, due, carry, *numbers)
+
+
+def _as_returned(f: Callable[[Any], Any], carry: Any) -> Any:
+    """What a loop carries, of the types that f returns: inside `shard_map` those name axes."""
+    while jax.sharding.get_abstract_mesh().manual_axes:
+        returned = jax.tree.leaves(jax.make_jaxpr(f)(carry).out_avals)
+        leaves, treedef = jax.tree.flatten(carry)
+        pairs = list(zip(leaves, returned, strict=True))
+        if all(aval.manual_axis_type.varying <= varying(x) for x, aval in pairs):
+            break
+        cast = [as_varying(x, aval.manual_axis_type.varying) for x, aval in pairs]
+        carry = treedef.unflatten(cast)
+    return carry
 
 
 def _closed(f: Callable[[Any], Any], carry: Any) -> tuple[Callable[..., Any], list[Any]]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from adam_jax.body import Body, Call, check_state, counted
-from adam_jax.formats.dtypes import wider_dtype
+from adam_jax.formats.dtypes import moves, wider_dtype
 from adam_jax.formats.policy import (
     AT_LEAST_FLOAT32,
     SlotDType,
@@ -61,6 +61,8 @@ class Accumulate:
         """An empty accumulator."""
 
         def start(p: Any) -> Any:
+            if not moves(p):
+                return optax.MaskedNode()
             return resolve(self.dtype, p, False).init(jnp.asarray(p), 0.0)
 
         inner_state = self.inner.init(params)  # First: its error has the path of a leaf.
@@ -88,7 +90,7 @@ class Accumulate:
         inner_call = Call(call.apply, None, extra_args, dtypes)
 
         def read(g: Any, x: Any) -> Any:
-            return None if g is None else decoded(x, _arithmetic(g, x))
+            return None if g is None or format_of(x) is None else decoded(x, _arithmetic(g, x))
 
         def step(acc: Any, params: Any, inner_state: Any) -> tuple[Any, Any]:
             grads = map_leaves(read, updates, acc)
@@ -117,8 +119,12 @@ def averaged(updates: Any, state: AccumulateState, new: jax.Array, weight: jax.A
     """The accumulator with another gradient in it, `new` of the weight of all."""
 
     def average(g: Any, acc: Any) -> Any:
-        if format_of(acc) is None:  # Of a None among the parameters.
+        if format_of(acc) is None:  # Of a None among the parameters, or an integer.
+            if g is not None and moves(g):
+                raise ValueError("the state is empty and the gradient is not: pass None instead.")
             return acc
+        if not moves(g):
+            raise ValueError(f"the gradient has dtype {g.dtype}, which has no average: pass None.")
         dtype = _arithmetic(g, acc)
         # Emptied here, by a select, and not behind the optimizer step: a branch that returns zeros
         # for the accumulator makes XLA keep two of them.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from adam_jax.body import Call
+from adam_jax.formats.dtypes import moves
 from adam_jax.leaves import cast, dtypes_of
 from adam_jax.recipe.leafwise import applied, global_norm, wide
 from adam_jax.rules.pytrees import frozen_pytree
@@ -34,7 +35,11 @@ class ClipByGlobalNorm:
         limit = jnp.asarray(self.max_norm, norm.value.dtype)
         passes = (norm.value <= jnp.maximum(limit, 0) / norm.unit) | (limit == jnp.inf)
         factor = jnp.where(passes, norm.unit, limit / norm.value)
-        clipped = jax.tree.map(lambda g: scaled(scaled(g, 1 / norm.unit), factor), updates)
+
+        def clip(g: Any) -> Any:
+            return scaled(scaled(g, 1 / norm.unit), factor) if moves(g) else g
+
+        clipped = jax.tree.map(clip, updates)
         if call.ok is not None:
             ok = call.ok
             clipped = jax.tree.map(lambda g: jnp.where(ok, g, 0), clipped)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from adam_jax.body import Call, check_state, counted
-from adam_jax.formats.dtypes import leaf_dtype
+from adam_jax.formats.dtypes import leaf_dtype, moves
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_nearest_dtype, resolve
 from adam_jax.leaves import cast, dtypes_of
 from adam_jax.recipe.leafwise import applied, decoded, stored_like, wide
@@ -34,6 +34,8 @@ class EmaParams:
         """The parameters themselves."""
 
         def start(p: Any) -> Any:
+            if not moves(p):
+                return jnp.copy(p)
             fmt = resolve(self.dtype, p, False)
             # A copy: params and state are both donated to the step.
             return fmt.encode(jnp.array(wide(p), copy=True))
@@ -57,6 +59,8 @@ class EmaParams:
             weight = weight * self.rate.debiasing(state.count)
 
         def average(old: Any, p: Any) -> Any:
+            if not moves(p):  # As it is, so that the average is a model.
+                return jnp.copy(p) if call.ok is None else jnp.where(call.ok, p, old)
             x = wide(p)
             real = jnp.finfo(x.dtype).dtype
             before = decoded(old, x.dtype)
@@ -73,6 +77,8 @@ def _rounded(params: Any) -> Any:
     """Rounded for good: XLA:GPU would average what the parameters were before their rounding."""
 
     def fix(p: Any) -> Any:
+        if not moves(p):
+            return p
         dtype = leaf_dtype(p)
         if not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits >= 32:
             return p
@@ -97,7 +103,8 @@ def ema_params(
 
     Returns:
       A transformation that leaves the updates as they are; `optax.tree.get(state, "ema")` is the
-      average, ready to use: it is corrected as it is stored. `update` needs params.
+      average, ready to use: it is corrected as it is stored, and has the newest integers, booleans
+      and keys. `update` needs params.
 
     Raises:
       ValueError: a decay outside [0, 1); params missing in `update`.

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from adam_jax.body import Call
+from adam_jax.formats.dtypes import moves
 from adam_jax.leaves import leaf_paths
 from adam_jax.recipe.factory import check_arguments, check_factory
 from adam_jax.row import Row, init_rows, run_rows
@@ -37,22 +38,28 @@ class Groups:
     def init(self, params: Any) -> Any:
         """The state before the first step: the member's own, with nothing for frozen leaves."""
         paths = leaf_paths(params, none_is_leaf=False)
+        moving = list(map(moves, jax.tree.leaves(params)))
         # optax.tree.map_params asks for the state of a tree without leaves.
-        return init_rows(self.rows, self.labels(paths, check=bool(paths)), params)
+        return init_rows(self.rows, self.labels(paths, moving, check=bool(paths)), params)
 
     def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
         """One optimizer step, each leaf with the numbers of its group."""
-        labels = self.labels(leaf_paths(updates), check=False)
+        leaves = jax.tree.leaves(updates, is_leaf=lambda x: x is None)
+        labels = self.labels(leaf_paths(updates), [g is not None for g in leaves], check=False)
         return run_rows(self.rows, labels, updates, state, params, call)
 
-    def labels(self, paths: list[str], check: bool) -> list[int | None]:
-        """The row of each leaf: that of the first expression that matches its whole path."""
+    def labels(self, paths: list[str], moving: list[bool], check: bool) -> list[int | None]:
+        """The row of each leaf: that of the first expression that matches its whole path.
+
+        Raises:
+          ValueError: a leaf that moves has none; or, with `check`, an expression has no leaf.
+        """
         compiled = [(re.compile(expression), row) for expression, row in self.expressions]
         labels, won, unmatched = [], set(), []
-        for path in paths:
+        for path, moved in zip(paths, moving, strict=True):
             found = next((i for i, (e, _) in enumerate(compiled) if e.fullmatch(path)), None)
             won.add(found)
-            if found is None and self.default is None:
+            if found is None and self.default is None and moved:
                 unmatched.append(path)
             labels.append(self.default if found is None else compiled[found][1])
         if unmatched:

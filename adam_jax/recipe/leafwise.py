@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from adam_jax.formats.base import Format
-from adam_jax.formats.dtypes import leaf_dtype, wider_dtype
+from adam_jax.formats.dtypes import leaf_dtype, moves, wider_dtype
 from adam_jax.formats.policy import format_of
-from adam_jax.leaves import align_slot, unflatten_slot
+from adam_jax.leaves import align_slot, leaf_paths, unflatten_slot
 from adam_jax.rules.base import abs_squared
 
 
@@ -22,11 +22,16 @@ def map_leaves(f: Callable[..., Any], updates: Any, slots: Any) -> Any:
     """f of each leaf of the updates, None or not, and what a state keeps for it.
 
     Raises:
-      ValueError: the trees differ; the message has the first path.
+      ValueError: the trees differ, or f's own; the message has the first path.
     """
     leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
-    kept = align_slot(treedef, updates, slots)
-    return unflatten_slot(treedef, updates, list(map(f, leaves, kept)))
+    results = []
+    for i, (leaf, kept) in enumerate(zip(leaves, align_slot(treedef, updates, slots), strict=True)):
+        try:
+            results.append(f(leaf, kept))
+        except ValueError as error:
+            raise ValueError(f"at {leaf_paths(updates)[i]!r}, {error}") from None
+    return unflatten_slot(treedef, updates, results)
 
 
 def decoded(stored: Any, dtype: Any) -> jax.Array:
@@ -37,6 +42,20 @@ def decoded(stored: Any, dtype: Any) -> jax.Array:
 def stored_like(stored: Any, x: jax.Array) -> Any:
     """Another array in the form of what is stored."""
     return _format(stored).encode(x)
+
+
+def fetched(tree: Any) -> Any:
+    """The same arrays in the memory of the device, those too that `offload` keeps on the host."""
+
+    def fetch(x: Any) -> Any:
+        return jax.device_put(x, jax.memory.Space.Device) if on_host(x) else x
+
+    return jax.tree.map(fetch, tree)
+
+
+def on_host(x: Any) -> bool:
+    """Whether an array is in the memory of the host, where nothing can be computed with it."""
+    return jax.typeof(x).memory_space == jax.memory.Space.Host
 
 
 def _format(stored: Any) -> Format:
@@ -94,7 +113,7 @@ def global_norm(tree: Any) -> Norm:
 
     Written once: two that ask for the norm of the same gradients share one pass over them.
     """
-    leaves = [wide(x) for x in jax.tree.leaves(tree)]
+    leaves = [wide(x) for x in jax.tree.leaves(tree) if moves(x)]
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.finfo(jnp.result_type(jnp.float32, *leaves)).dtype
     return _norm(dtype, leaves)

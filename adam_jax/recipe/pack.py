@@ -164,7 +164,7 @@ def _bins(params: Any, below: int) -> Bins:
         try:
             dtype = leaf_dtype(p)
         except TypeError:
-            continue  # The member's own error has the path.
+            continue  # It keeps no state.
         placement = None if _is_traced(p) else jnp.asarray(p).sharding
         bins.setdefault((dtype, placement), []).append(i)
     return tuple(tuple(bin) for bin in bins.values() if len(bin) > 1)

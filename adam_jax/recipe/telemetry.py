@@ -11,11 +11,12 @@ import numpy as np
 import optax
 
 from adam_jax.body import Body, Call, check_state, counted
-from adam_jax.kernels.barrier import kept_apart
+from adam_jax.formats.dtypes import moves
+from adam_jax.kernels.barrier import as_varying, kept_apart, varying
 from adam_jax.kernels.once import if_due
 from adam_jax.leaves import leaf_paths
 from adam_jax.recipe.chain import inner_body
-from adam_jax.recipe.leafwise import applied, decoded, wide, wide_dtype, widened
+from adam_jax.recipe.leafwise import applied, decoded, fetched, wide, wide_dtype, widened
 from adam_jax.recipe.pack import unpack_state
 from adam_jax.rules.base import MomentRule, abs_squared
 from adam_jax.rules.directions import Root
@@ -52,6 +53,7 @@ class Telemetry:
     def init(self, params: Any) -> TelemetryState:
         """Nothing measured yet: zeros, which `measured` does not show."""
         inner_state = self.inner.init(params)
+        params = _moving(params)
         known = jax.eval_shape(lambda s: _eps_dominates(self.inner, s, params), inner_state)
         groups = {}
         for group, leaves in self.members(params, known):
@@ -95,6 +97,7 @@ class Telemetry:
     ) -> dict[str, dict[str, jax.Array]]:
         """The statistics of this step, by group and by name."""
         u, new_state = self.inner.run(widened(updates), inner_state, params, call)
+        params = _moving(params)
         moved = applied(u, params)
         small = _eps_dominates(self.inner, new_state, params)
         trees = (updates, u, params, moved, small)
@@ -116,10 +119,16 @@ class Telemetry:
         return next((name for name, e in self.groups if re.fullmatch(e, path)), "other")
 
 
+def _moving(params: Any) -> Any:
+    """The parameters that have statistics: not the integers, booleans and keys."""
+    return jax.tree.map(lambda p: p if moves(p) else None, params)
+
+
 def _statistics(leaves: list[tuple[Any, ...]]) -> dict[str, jax.Array]:
-    sums = [sum(column) for column in zip(*(_sums(*leaf) for leaf in leaves), strict=True)]
-    quarter, uu, pp, gu, moving, lost, small = (jnp.asarray(x, jnp.float32) for x in sums)
-    size = max(sum(np.size(p) for _, _, p, *_ in leaves), 1)
+    sums = [sum(column) for column in zip(*map(_sums_over_devices, leaves), strict=True)]
+    size, *sums = (jnp.asarray(x, jnp.float32) for x in sums)
+    quarter, uu, pp, gu, moving, lost, small = sums
+    size = jnp.maximum(size, 1)
     values = {
         "gradient_rms": 2 * jnp.sqrt(quarter / size),
         "update_rms": jnp.sqrt(uu / size),
@@ -132,6 +141,21 @@ def _statistics(leaves: list[tuple[Any, ...]]) -> dict[str, jax.Array]:
     if all(known is not None for *_, known in leaves):
         values["eps_dominates"] = small / size
     return values
+
+
+def _sums_over_devices(leaf: tuple[Any, ...]) -> list[Any]:
+    """The size of a leaf and its sums, over all devices that have a part of it."""
+    mesh, size = jax.typeof(leaf[2]).sharding.mesh, np.size(leaf[2])
+    sums: Any = _sums
+    if mesh.explicit_axes:  # Where they are automatic, XLA may sum by rows that lie anywhere.
+        replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        axes = mesh.explicit_axes
+        sums = jax.sharding.auto_axes(_sums, axes=axes, out_sharding=replicated)
+    if not (axes := varying(leaf)):
+        return [size, *sums(*leaf)]
+    # Inside `shard_map`; what is the same everywhere counts as often as what is not.
+    names = tuple(sorted(axes))
+    return [size * jax.lax.axis_size(names), *jax.lax.psum(sums(*as_varying(leaf, axes)), names)]
 
 
 def _sums(g: Any, u: Any, p: Any, moved: Any, small: Any) -> list[jax.Array]:
@@ -198,7 +222,7 @@ def _eps_dominates(body: Body, state: Any, params: Any) -> Any:
     def known(p: Any, nu: Any) -> Any:
         if p is None or isinstance(nu, optax.MaskedNode):
             return None
-        nu = decoded(nu, jnp.finfo(wide_dtype(p)).dtype)
+        nu = decoded(fetched(nu), jnp.finfo(wide_dtype(p)).dtype)
         return direction.root(nu * factor) <= eps
 
     return jax.tree.map(known, params, member.nu, is_leaf=lambda x: x is None)
@@ -235,7 +259,9 @@ def telemetry(
     Returns:
       A transformation with the state `TelemetryState`, which `measured(state)` reads. The steps are
       those of `inner`. The names of the groups are part of the state's structure. In the other
-      steps the cost is a branch not taken; inside `accumulate` it measures optimizer steps.
+      steps the cost is a branch not taken; inside `accumulate` it measures optimizer steps. Inside
+      `shard_map` the statistics are those of the whole leaves, the same on all devices. Integers,
+      booleans and keys have none.
       `update` needs params.
 
     Raises:

@@ -62,7 +62,8 @@ class Rule(abc.ABC):
         """One optimizer step on one leaf.
 
         Args:
-          g: the gradient, or what the rule before this one made of it; `bounded`, if there are slots.
+          g: the gradient, or what the rule before this one made of it; `bounded` if there are
+            slots.
           old: the slots as the last step left them.
           scalars: what `scalars` returned, in the leaf's dtype.
           param: the parameter; None unless `needs_params`.

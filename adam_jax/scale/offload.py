@@ -50,16 +50,16 @@ class Offloaded:
 
     def moved(self, state: Any, move: Any) -> Any:
         """The state, with what the expression matches moved; numbers stay on the device."""
-        return jax.tree.map(lambda x, host: move(x) if host else x, state, self.on_host(state))
-
-    def on_host(self, state: Any) -> Any:
-        """Of each array of the state, whether it belongs in the memory of the host."""
         leaves, treedef = jax.tree.flatten(state)
+        pairs = zip(leaves, self.on_host(state), strict=True)
+        return treedef.unflatten([move(x) if host else x for x, host in pairs])
+
+    def on_host(self, state: Any) -> list[bool]:
+        """Of each array of the state, whether it belongs in the memory of the host."""
         paths = leaf_paths(state, none_is_leaf=False)
         matches = (re.fullmatch(self.where, path) is not None for path in paths)
-        return treedef.unflatten(
-            [x.ndim > 0 and match for x, match in zip(leaves, matches, strict=True)]
-        )
+        leaves = zip(jax.tree.leaves(state), matches, strict=True)
+        return [x.ndim > 0 and match for x, match in leaves]
 
 
 def offload(

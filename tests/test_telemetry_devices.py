@@ -1,0 +1,152 @@
+"""Telemetry and other loops over several devices and models: explicit axes, shard_map, vmap."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import adam_jax
+from adam_jax import adamw, measured, telemetry
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+def parameters():
+    w = jnp.linspace(-1.0, 1.0, 64 * 256).reshape(64, 256)
+    return {"w": w, "b": jnp.linspace(0.5, 1.5, 64)}
+
+
+def gradients(params):
+    return jax.tree.map(lambda p: jnp.cos(3 * p), params)
+
+
+def stepped(tx, grads, state, params):
+    for _ in range(2):
+        params, state = adam_jax.step(tx, grads, state, params)
+    return params, state
+
+
+def expected():
+    tx, params = telemetry(adamw(1e-2), 1), parameters()
+    return measured(stepped(tx, gradients(params), tx.init(params), params)[1])
+
+
+def assert_same(record, reference):
+    assert record["step"] == reference["step"] == 2
+    for name, group in reference["groups"].items():
+        assert record["groups"][name] == pytest.approx(group, rel=1e-4)
+
+
+@pytest.mark.parametrize("spec", [P("data"), P(None, "data"), P(("data", "model"))], ids=str)
+@pytest.mark.parametrize("around", [lambda tx: tx, lambda tx: adam_jax.accumulate(tx, 1)])
+def test_explicit_axes(spec, around):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    tx, params = around(telemetry(adamw(1e-2), 1)), parameters()
+    where = {"w": NamedSharding(mesh, spec), "b": NamedSharding(mesh, P())}
+    params = jax.device_put(params, where)
+    step = jax.jit(lambda *args: stepped(tx, *args))
+    moved, state = step(gradients(params), tx.init(params), params)
+    assert_same(measured(state), expected())
+    assert moved["w"].sharding.is_equivalent_to(where["w"], 2)
+
+
+def mesh_of_eight():
+    return jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+
+
+def test_parts_of_parameters_inside_shard_map():
+    """FSDP by hand: the statistics are those of whole leaves, and the same on all devices."""
+    tx, params, parts = telemetry(adamw(1e-2), 1), parameters(), {"w": P("data"), "b": P()}
+
+    def train(grads, params):
+        new, state = stepped(tx, grads, tx.init(params), params)
+        return new, state._replace(inner_state=())
+
+    mapped = jax.shard_map(
+        train, mesh=mesh_of_eight(), in_specs=(parts, parts), out_specs=(parts, P())
+    )
+    moved, state = jax.jit(mapped)(gradients(params), params)
+    assert_same(measured(state), expected())
+    reference = stepped(adamw(1e-2), gradients(params), adamw(1e-2).init(params), params)[0]
+    np.testing.assert_allclose(moved["w"], reference["w"], rtol=1e-6)
+
+
+def test_data_parallel_inside_shard_map():
+    tx, params = telemetry(adamw(1e-2), 1), parameters()
+
+    def train(x, state, params):
+        grads = jax.tree.map(lambda g: jax.lax.pmean(g * x[0], "data"), gradients(params))
+        return stepped(tx, grads, state, params)
+
+    mapped = jax.shard_map(
+        train, mesh=mesh_of_eight(), in_specs=(P("data"), P(), P()), out_specs=P()
+    )
+    _, state = jax.jit(mapped)(jnp.ones(8), tx.init(params), params)
+    assert_same(measured(state), expected())
+
+
+SMALL = {"mu_dtype": jnp.int8, "nu_dtype": jnp.int8}
+MIXED = {
+    "accumulate": adam_jax.accumulate(adamw(1e-2), 2),
+    "8 bits": adamw(1e-2, **SMALL),
+    "telemetry, 8 bits": telemetry(adamw(1e-2, **SMALL), 1),
+    "of an accumulator": telemetry(adam_jax.accumulate(adamw(1e-2), 2), 1),
+}
+
+
+@pytest.mark.parametrize("tx", MIXED.values(), ids=list(MIXED))
+def test_gradients_of_each_device_onto_a_state_of_all(tx):
+    """Each device goes its own way from a common start, as without `shard_map` alone."""
+    params = parameters()
+    grads = jax.tree.map(lambda g: jnp.stack([g * (i + 1) for i in range(8)]), gradients(params))
+
+    def train(grads, state, params):
+        grads = jax.tree.map(lambda g: g[0], grads)
+        moved, _ = stepped(tx, grads, state, params)
+        return jax.tree.map(lambda x: x[None], moved)
+
+    mapped = jax.shard_map(
+        train, mesh=mesh_of_eight(), in_specs=(P("data"), P(), P()), out_specs=P("data")
+    )
+    moved = jax.jit(mapped)(grads, tx.init(params), params)
+    alone = jax.jit(lambda *args: stepped(tx, *args)[0])
+    for i in (0, 7):
+        own = jax.tree.map(lambda g, i=i: g[i], grads)
+        reference = alone(own, tx.init(params), params)
+        for name in params:
+            np.testing.assert_allclose(moved[name][i], reference[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_line_for_each_model():
+    pytest.importorskip("matplotlib")
+    tx, params = telemetry(adamw(1e-2), 1), parameters()
+    states = jax.vmap(lambda _: tx.init(params))(jnp.arange(3))
+
+    @jax.vmap
+    def step(scale, state):
+        return adam_jax.step(tx, jax.tree.map(lambda p: scale * p, params), state, params)[1]
+
+    records = []
+    for _ in range(4):
+        states = step(jnp.array([1.0, 2.0, 4.0]), states)
+        records.append(measured(states))
+    # One model whose steps were skipped until now has nothing to show.
+    records[0]["step"][2] = 0
+    figure = adam_jax.inspect.plot(records, "gradient_rms")
+    (axes,) = figure.axes
+    assert len(axes.lines) == 6 and len({line.get_color() for line in axes.lines}) == 2
+    sizes = sorted(line.get_ydata()[-1] for line in axes.lines if len(line.get_ydata()) == 4)
+    assert len(sizes) == 4 and sizes[-1] == pytest.approx(2 * sizes[1], rel=1e-5)
+    assert adam_jax.inspect.plot(records[-1]).axes
+
+    written = []
+
+    class Writer:
+        def add_scalar(self, tag, value, step):
+            written.append((tag, value, step))
+
+    adam_jax.inspect.write_tensorboard(Writer(), records[-1])
+    rms = {tag: value for tag, value, step in written if "gradient_rms" in tag and step == 4}
+    assert rms["w/gradient_rms/1"] == pytest.approx(2 * rms["w/gradient_rms/0"], rel=1e-5)
