@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import optax
 
-from adam_jax.leaves import Mask
 from adam_jax.link import Link
+from adam_jax.masks import Mask
 from adam_jax.rules.scaling import (
     AddDecayedWeights,
     Constant,

@@ -11,7 +11,7 @@ import optax
 from adam_jax.body import PASS_ON, in_words
 from adam_jax.formats.base import Format
 from adam_jax.formats.policy import FLOAT16_IS_NARROW, SlotDType, resolve
-from adam_jax.leaves import Mask
+from adam_jax.masks import Mask
 from adam_jax.rules.base import Rule
 from adam_jax.rules.pytrees import frozen_pytree, static
 

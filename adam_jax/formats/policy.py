@@ -96,13 +96,15 @@ def check_nearest_dtype(argument: str, dtype: SlotDType) -> SlotDType:
 
 
 def stochastic(dtype: Any) -> Format | SlotPolicy:
-    """Rounding up or down at random, so that the mean is right: for `mu_dtype=` and `nu_dtype=`.
+    """Stochastic rounding: for `mu_dtype=` and `nu_dtype=`.
 
     In bfloat16 an average with the rate 0.999, rounded to the nearest, ends 10 % off (and one that
-    should fall stands still); so rounded it does not.
+    should fall stands still); rounded stochastically it does not. `jnp.int8` and `jnp.int4` are so
+    rounded by default where a second moment needs it: see `Quantized`.
 
-    The random bits are a hash of the element's index, the leaf, the slot and the optimizer step:
-    the same after a resume, and on any number of devices; see `stochastic_rounding`.
+    The random bits are a hash of the element's index, the leaf and the slot, turned on in each step
+    by the golden ratio: the same after a resume, and on any number of devices; see
+    `stochastic_rounding`.
 
     Args:
       dtype: bfloat16, int8, int4, or float16, which is for mu only: its smallest number, 6e-8, is

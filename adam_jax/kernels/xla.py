@@ -14,8 +14,9 @@ from adam_jax.formats.noise import half, random_bits, salted
 from adam_jax.kernels.barrier import computed_again
 from adam_jax.kernels.scalars import Structures, Values, rule_of
 from adam_jax.kernels.turns import alone, first_turn, in_turn, turn_after
-from adam_jax.rules.base import Rule, Slots, bounded
+from adam_jax.rules.base import Rule, Slots
 from adam_jax.rules.slots import Averaged
+from adam_jax.rules.squares import bounded
 
 
 class Leaf(NamedTuple):

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from adam_jax.body import Call, check_state, counted
-from adam_jax.leaves import FrozenTree
+from adam_jax.masks import FrozenTree
 from adam_jax.recipe.factory import Factory, check_factory, name_of
 from adam_jax.recipe.groups import groups
 from adam_jax.recipe.hyperparams_state import (

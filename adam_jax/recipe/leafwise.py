@@ -15,7 +15,7 @@ from adam_jax.formats.base import Format
 from adam_jax.formats.dtypes import leaf_dtype, moves, wider_dtype
 from adam_jax.formats.policy import format_of
 from adam_jax.leaves import align_slot, leaf_paths, unflatten_slot
-from adam_jax.rules.base import abs_squared
+from adam_jax.rules.squares import abs_squared
 
 
 def map_leaves(f: Callable[..., Any], updates: Any, slots: Any) -> Any:

@@ -18,10 +18,11 @@ from adam_jax.leaves import leaf_paths
 from adam_jax.recipe.chain import inner_body
 from adam_jax.recipe.leafwise import applied, decoded, fetched, wide, wide_dtype, widened
 from adam_jax.recipe.pack import unpack_state
-from adam_jax.rules.base import MomentRule, abs_squared
+from adam_jax.rules.base import MomentRule
 from adam_jax.rules.directions import Root
 from adam_jax.rules.moments import Average
 from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.rules.squares import abs_squared
 from adam_jax.transform import Transformation
 from adam_jax.validation import check_expression, check_integer
 

@@ -5,8 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adam_jax.rules.base import DecayRate, Direction, abs_squared
+from adam_jax.rules.base import DecayRate, Direction
 from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.rules.squares import abs_squared
 from adam_jax.validation import check_number
 
 

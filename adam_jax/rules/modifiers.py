@@ -5,18 +5,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adam_jax.rules.base import (
-    DecayRate,
-    MomentRule,
-    Rule,
-    Slot,
-    Slots,
-    abs_squared,
-    after_first,
-)
+from adam_jax.rules.base import DecayRate, MomentRule, Rule, Slot, Slots, after_first
 from adam_jax.rules.directions import safe_sqrt
 from adam_jax.rules.pytrees import frozen_pytree
 from adam_jax.rules.scaling import AddDecayedWeights
+from adam_jax.rules.squares import abs_squared
 
 
 @frozen_pytree

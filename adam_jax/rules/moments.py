@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adam_jax.rules.base import DecayRate, Moment, Slot, Slots, abs_squared, bounded
+from adam_jax.rules.base import DecayRate, Moment, Slot, Slots
 from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.rules.squares import abs_squared, bounded
 
 
 @frozen_pytree

@@ -7,8 +7,9 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
-from adam_jax.rules.base import DecayRate, Rule, Slots, abs_squared
+from adam_jax.rules.base import DecayRate, Rule, Slots
 from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.rules.squares import abs_squared
 from adam_jax.validation import check_number, check_scalar
 
 Schedule = Callable[[jax.Array], jax.typing.ArrayLike]

@@ -17,7 +17,8 @@ from adam_jax.formats.base import Format
 from adam_jax.formats.dtypes import moves
 from adam_jax.formats.policy import format_of
 from adam_jax.formats.quantized import fitting_block
-from adam_jax.leaves import FrozenTree, own_keys, owner_of
+from adam_jax.leaves import own_keys, owner_of
+from adam_jax.masks import FrozenTree
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.validation import check_integer
 
