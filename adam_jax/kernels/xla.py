@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -160,13 +160,24 @@ def leaf_step(program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None) 
             stored, measures = computed_again((leaf.stored, measures))
             leaf = leaf._replace(stored=stored)
             result, new, averaged = _ruled(program, steps, leaf, ok)
+        # Terms of gradients that are not bounded: of such XLA:GPU would store the squares.
+        terms = averaged
+        if any(fmt.linear for formats in program.formats for fmt in formats):
+            terms = _ruled(program, steps, leaf, ok, bound=lambda g: g)[2]
         noise = _Noise(leaf)
 
-        def encoded(fmt: Format, x: jax.Array, measure: Any, old: Any, how: Averaged | None) -> Any:
+        def encoded(
+            fmt: Format,
+            x: jax.Array,
+            measure: Any,
+            old: Any,
+            how: Averaged | None,
+            unbounded: Averaged | None,
+        ) -> Any:
             drawn = noise.draw() if fmt.stochastic else None
             # A rule may have made something else of the average since.
-            if fmt.linear and how is not None and how.result is x:
-                stored = fmt.averaged(old, how.term, how.average)
+            if fmt.linear and how is not None and how.result is x and unbounded is not None:
+                stored = fmt.averaged(old, unbounded.term, how.average)
             elif fmt.measured_first:
                 stored = fmt.code(x, drawn, measure)
             else:
@@ -174,7 +185,8 @@ def leaf_step(program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None) 
             # What is stored already may be rounded otherwise now, or not be what it is decoded to.
             return _if_ok(ok, stored, old) if fmt.rounds else stored
 
-        return result, _map_formats(encoded, program.formats, new, measures, leaf.stored, averaged)
+        columns = (new, measures, leaf.stored, averaged, terms)
+        return result, _map_formats(encoded, program.formats, *columns)
 
 
 def _if_ok(ok: jax.Array | None, new: Any, old: Any) -> Any:
@@ -192,7 +204,11 @@ def _map_formats(f: Any, formats: tuple[tuple[Format, ...], ...], *columns: Any)
 
 
 def _ruled(
-    program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None
+    program: Program,
+    steps: Steps,
+    leaf: Leaf,
+    ok: jax.Array | None,
+    bound: Callable[[jax.Array], jax.Array] = bounded,
 ) -> tuple[jax.Array, tuple[tuple[jax.Array, ...], ...], tuple[tuple[Averaged | None, ...], ...]]:
     """The update or the new parameter; the new slots, not yet in their formats; see `Averaged`."""
     arithmetic = _arithmetic_dtype(leaf)
@@ -211,7 +227,7 @@ def _ruled(
             for slot, fmt, x in zip(rule.slots, formats, stored, strict=True)
         }
         old = Slots(decoded, ok, (_watched(rule), jnp.isfinite(u)) if rule.slots else None)
-        u, new = rule.step(bounded(u) if rule.slots else u, old, scalars, p)
+        u, new = rule.step(bound(u) if rule.slots else u, old, scalars, p)
         slots.append(tuple(new[slot.name] for slot in rule.slots))
         averaged.append(tuple(old.averaged.get(slot.name) for slot in rule.slots))
     moved = p + u if program.apply and p is not None else u
