@@ -1,5 +1,6 @@
 """Two million steps: whether anything drifts, leaks, or changes type when the count is full."""
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import optax
 
 import adam_jax
+from adam_jax.formats.blockwise import Blocks
 
 SIZE = 4096  # Moments of smaller arrays stay float32 whatever type is asked for.
 MOST = 2**31 - 1  # What an int32 can count to.
@@ -86,17 +88,29 @@ def many(tx: Any, dtype: Any, steps: int, chunks: int = 20) -> str:
     )
 
 
+def nearest(state: Any) -> Any:
+    """The same state, its codes rounded to the nearest."""
+
+    def change(x: Any) -> Any:
+        if not isinstance(x, Blocks):
+            return x
+        return dataclasses.replace(x, format=dataclasses.replace(x.format, stochastic=False))
+
+    return jax.tree.map(change, state, is_leaf=lambda x: isinstance(x, Blocks))
+
+
 def saturated(tx: Any, dtype: Any) -> str:
     """Steps past the largest count.
 
-    Where 1 - b**count is 1 in float32 the update no longer depends on it: a state whose count is
-    full must take the very steps of one whose count is a billion.
+    Moments are rounded to the nearest: the bits of stochastic rounding follow the count. Where
+    1 - b**count is 1 in float32 the update no longer depends on it: a state whose count is full
+    must take the very steps of one whose count is a billion.
 
     Raises:
       AssertionError: if it does not, or the count overflows.
     """
     params = {"w": jnp.zeros(SIZE, dtype)}
-    params, warm = run(tx, params, tx.init(params), 100)
+    params, warm = run(tx, params, nearest(tx.init(params)), 100)
     ends = []
     for count in (10**9, MOST - 5):
         counts = functools.partial(optax.tree.set, warm, count=jnp.asarray(count, jnp.int32))

@@ -145,7 +145,9 @@ def test_a_schedule_on_a_state_without_its_count():
     """Every tuple has a method `count`, the empty state of a constant learning rate too."""
     made, tx = adam_jax.adamw(1e-3), adam_jax.adamw(lambda count: 1e-3)
     state = adam_jax.step(made, PARAMS, made.init(PARAMS), PARAMS)[1]
-    with pytest.raises(ValueError, match=r"without \['count'\].*convert\.from_optax"):
+    with pytest.raises(
+        ValueError, match=r"ScaleByScheduleState\(count\), got an EmptyState.*from_optax"
+    ):
         tx.update(PARAMS, state, PARAMS)
     moved = adam_jax.convert.from_optax(state, PARAMS, tx)  # As the message says.
     assert int(tx.update(PARAMS, moved, PARAMS)[1][-1].count) == 2

@@ -225,6 +225,20 @@ def b2_of_one():
         adam_jax.adamw(1e-3, b2=1.0)
 
 
+def integers_among_the_parameters():
+    params = {"w": jnp.ones(2), "n": jnp.arange(2)}
+    grads = {"w": jnp.ones(2), "n": None}
+    new, state = adam_jax.step(
+        adam_jax.adamw(1e-3), grads, adam_jax.adamw(1e-3).init(params), params
+    )
+    np.testing.assert_array_equal(new["n"], params["n"])
+    assert isinstance(state[0].mu["n"], optax.MaskedNode)
+    assert optax.adamw(1e-3).init(params)[0].mu["n"].dtype == jnp.int32
+    with pytest.raises(ValueError, match="'n'"):
+        real = {"w": jnp.ones(2), "n": jnp.ones(2)}
+        adam_jax.step(adam_jax.adamw(1e-3), real, adam_jax.adamw(1e-3).init(params), params)
+
+
 def the_same_numbers():
     assert optax.adamw(1e-3) != optax.adamw(1e-3)
     assert adam_jax.adamw(1e-3) == adam_jax.adamw(1e-3)
@@ -255,6 +269,7 @@ DIFFERENCES = {
     "gradients wider than the parameters": wider_gradients,
     "hyperparameters in the state, bfloat16 parameters": hyperparameters_in_the_state,
     "`b2=1.0`": b2_of_one,
+    "integers, booleans, random keys among the parameters": integers_among_the_parameters,
     "two optimizers with the same numbers": the_same_numbers,
     "another learning rate, the transformation an argument of jit": another_learning_rate,
 }

@@ -154,7 +154,7 @@ def test_packing_leaves_of_no_size_of_mixed_dtypes_and_of_python():
 def test_a_loss_must_be_a_scalar():
     tx = skip_nonfinite(adamw(1e-3))
     with pytest.raises(ValueError, match="value must be a scalar"):
-        tx.update(parameters(), tx.init(parameters()), parameters(), value=jnp.ones(1))
+        tx.update(parameters(), tx.init(parameters()), parameters(), value=jnp.ones(2))
 
 
 def test_accumulate_leaves_a_none_among_the_parameters_alone():

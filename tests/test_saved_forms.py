@@ -149,8 +149,8 @@ def test_the_state_of_a_schedule_for_a_constant_and_the_other_way_round():
 
 
 def test_hyperparameters_of_another_member():
-    ours, others = (adam_jax.with_hyperparams(f)(1e-2) for f in (adamw, adam_jax.lamb))
-    with pytest.raises(ValueError, match=r"hyperparameters of lamb, \['b1'.*got \['b1'.*eps_hat"):
+    ours, others = (adam_jax.with_hyperparams(f)(1e-2) for f in (adamw, adam_jax.adan))
+    with pytest.raises(ValueError, match=r"hyperparameters of adan, \['b1'.*b3.*got \['b1'"):
         others.update(GRADS, ours.init(PARAMS), PARAMS)
 
 

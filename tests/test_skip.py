@@ -18,6 +18,7 @@ def grads(x):
     return {"w": jnp.full(4, x, jnp.float32), "b": jnp.asarray(x, jnp.float32)}
 
 
+@pytest.mark.bits
 def test_the_counters_and_the_state_are_optaxs(standard_promotion):
     ours = skip_nonfinite(adamw(1e-2), max_consecutive=3)
     theirs = optax.apply_if_finite(adamw(1e-2), max_consecutive_errors=3)

@@ -49,7 +49,9 @@ class Rectified(Direction):
 
     def combine(self, first: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
         r, inner = scalars
-        return jnp.where(r > 0, r * self.direction.combine(first, second, inner), first)
+        # A NaN in the second moment shows, also where that is not used yet.
+        alone = jnp.where(jnp.isnan(second), second, first)
+        return jnp.where(r > 0, r * self.direction.combine(first, second, inner), alone)
 
     def normalised(self, g: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
         return self.direction.normalised(g, second, scalars[1])

@@ -41,8 +41,8 @@ class RowsAndColumns(Format):
     and encoding changes nothing, and that an average of matrices has the averages of their means:
     with v ← b·v + (1-b)·g², r and c are those that Adafactor keeps.
 
-    But it is read as min(rᵢ, cⱼ) / 16 at least. One element that is large beside all others raises
-    mean(r), and lowers with it every vᵢⱼ outside of its row and column, where rᵢ and cⱼ are right.
+    One element that is large beside all others raises mean(r), and lowers with it every vᵢⱼ outside
+    of its row and column.
 
     A row of zeros is decoded to zeros. A NaN makes the whole matrix NaN, an infinity its row and
     its column, and the rest in the next step: that is seen; `skip_nonfinite` keeps both out.
@@ -95,8 +95,6 @@ class RowsAndColumns(Format):
         shares = stored.rows / jnp.where(mean == 0, 1, mean)
         columns = jnp.expand_dims(stored.columns, self.row_axis)
         products = jnp.expand_dims(shares, self.column_axis) * columns
-        least = jnp.minimum(jnp.expand_dims(stored.rows, self.column_axis), columns) * LEAST_SHARE
-        products = jnp.maximum(products, least)
         # A product may be larger than all of the matrix that it is an approximation of.
         products = jnp.minimum(products, jnp.finfo(products.dtype).max / 4)
         return jax.lax.convert_element_type(products, dtype)
@@ -110,10 +108,6 @@ class RowsAndColumns(Format):
         ndim = len(self.shape(stored))
         axes = dataclasses.replace(stored, rows=self.column_axis, columns=self.row_axis)
         return jax.tree.map(lambda axis: _without(axis, sharding, ndim), axes)
-
-
-LEAST_SHARE = 1 / 16
-"""Without it updates after such an element are thousands of learning rates, with it 5 at most."""
 
 
 def _mean(x: jax.Array, axis: int) -> jax.Array:
@@ -137,16 +131,16 @@ class Factored(SlotPolicy):
     """The second moment as the means of its rows and columns: n + m numbers instead of n·m.
 
         r ← b2·r + (1-b2)·mean_j(gᵢⱼ²)
-        c ← b2·c + (1-b2)·mean_i(gᵢⱼ²)       vᵢⱼ = max(rᵢ·cⱼ / mean(r), min(rᵢ, cⱼ) / 16)
+        c ← b2·c + (1-b2)·mean_i(gᵢⱼ²)       vᵢⱼ = rᵢ·cⱼ / mean(r)
 
     For `nu_dtype=`. The two largest axes are factored, as in `optax.scale_by_factored_rms`; a leaf
     without two of `min_dim_size`, or with fewer elements than `min_size`, stays float32. Where nu
     is no average of squares but a maximum (AdaMax, `nu_max` in AMSGrad), only its means are kept.
 
     Differs from Adafactor in: r and c are the same, but a step is computed from b2·v + (1-b2)·g²
-    before that is factored: a gradient unlike its row and its column counts in its own step; and
-    vᵢⱼ is at least min(rᵢ, cⱼ) / 16, where Adafactor clips the update that a smaller one makes
-    (`clip_update_rms` does that here). Decay rates, ε and bias correction are those of the member.
+    before that is factored: a gradient unlike its row and its column counts in its own step. Decay
+    rates, ε, bias correction and clipping are those of the member. A spike in one element makes vᵢⱼ
+    too small elsewhere, as in Adafactor: put `clip_by_global_norm` before the member.
 
     Attributes:
       min_dim_size: both axes have at least this size.
