@@ -167,7 +167,7 @@ def test_zeros_small_numbers_and_what_is_not_finite():
     assert np.all(np.isnan(decode(encode(x))))
     x[3, 3] = np.inf
     seen = decode(encode(x))
-    assert not np.any(np.isfinite(seen[3])) and not np.any(np.isfinite(seen[:, 3]))
+    assert np.all(np.isfinite(seen)) and seen[3, 3] > 1e36
     tx, zeros = adam_jax.adamw(1e-2, nu_dtype=SMALL), jnp.zeros((4, 5))
     updates, _ = jax.jit(tx.update)(zeros, tx.init(zeros), zeros)
     np.testing.assert_array_equal(updates, zeros)

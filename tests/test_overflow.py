@@ -61,7 +61,7 @@ def test_updates_are_those_of_the_algorithm(member, form):
         # RAdam's first updates are the average of gradients itself, and so have their bound.
         representable = np.abs(exact) < 2e18
         if form == "Factored" and member.scale_by in ("scale_by_belief", "scale_by_adan"):
-            # Means of squares are at most 5e36, which differences are that clipping leaves as they are.
+            # Means are at most 5e36; clipped gradients have larger squared differences.
             largest = np.maximum.accumulate(np.abs(np.asarray(gs, np.float64)), axis=1)
             representable &= largest < 8e17
             assert representable.any()

@@ -44,8 +44,9 @@ class RowsAndColumns(Format):
     One element that is large beside all others raises mean(r), and lowers with it every vᵢⱼ outside
     of its row and column.
 
-    A row of zeros is decoded to zeros. A NaN makes the whole matrix NaN, an infinity its row and
-    its column, and the rest in the next step: that is seen; `skip_nonfinite` keeps both out.
+    A row of zeros is decoded to zeros. A NaN makes the whole matrix NaN. An infinite gradient makes
+    an update of NaN in its step, and is stored as the largest square. `skip_nonfinite` keeps both
+    out.
 
     Attributes:
       row_axis: along which rows follow each other, counted from the last, -1; the earlier one.
