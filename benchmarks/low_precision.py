@@ -13,6 +13,7 @@ a tenth since step 1000: under 1 where nu does not follow.
 """
 
 import argparse
+import functools
 import math
 import shlex
 import statistics
@@ -69,8 +70,10 @@ def forms(fast: bool) -> dict[str, Form]:
         "float32": jnp.float32,
         INT8: jnp.int8,
         "adam_jax int8 stochastic": stochastic(jnp.int8),
+        "adam_jax int8 nearest": adam_jax.Quantized("int8", stochastic=False),
         "adam_jax int4": jnp.int4,
         "adam_jax int4 stochastic": stochastic(jnp.int4),
+        "adam_jax int4 nearest": adam_jax.Quantized("int4", stochastic=False),
         "bfloat16 nearest": jnp.bfloat16,
         "adam_jax bfloat16 stochastic": stochastic(jnp.bfloat16),
     }
@@ -131,8 +134,9 @@ def update_error(name: str, form: Form, grads: dict[str, jax.Array], first: int)
     """A row of the first table: over the steps from `first` on, and over the leaves."""
     params = {path: jnp.zeros(g.shape[1:]) for path, g in grads.items()}
 
-    @jax.jit
-    def run(grads: dict[str, jax.Array], b2: jax.Array) -> Any:
+    # A number that is known when the state is made: by it `jnp.int8` chooses how to round nu.
+    @functools.partial(jax.jit, static_argnums=1)
+    def run(grads: dict[str, jax.Array], b2: float) -> Any:
         tx, exact = adam(form, b2), adam(FLOAT32, b2)
 
         def step(states: Any, g: Any) -> Any:
@@ -147,7 +151,7 @@ def update_error(name: str, form: Form, grads: dict[str, jax.Array], first: int)
     state: Any = jax.eval_shape(adam(form).init, params)
     row: Row = {"form": name, "bytes": bytes_per_parameter((state.mu, state.nu), params)}
     for label, b2 in B2S.items():
-        errors, largest = run(grads, jnp.float32(b2))
+        errors, largest = run(grads, b2)
         leaves = {path: float(e[first:].mean()) for path, e in errors.items()}
         row[f"mean_{label}"] = statistics.fmean(leaves.values())
         row[f"worst_{label}"] = max((error, path) for path, error in leaves.items())

@@ -21,7 +21,7 @@ import adam_jax
 from benchmarks.low_precision import table, write_json
 from benchmarks.machine import describe
 
-ROWS, BLOCK, LAST = 64, 128, 20
+ROWS, BLOCK, LAST = 32, 128, 20
 FACTORS = (30.0, 2.6, 1 / 2.6, 0.1)
 RATES = (0.9, 0.95, 0.98, 0.99, 0.999, 0.9999)
 FORMS: dict[str, tuple[Any, Any]] = {
