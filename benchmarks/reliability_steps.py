@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 import adam_jax
-from adam_jax.formats.blockwise import Blocks
+from adam_jax.formats.blockwise import Blocks, Blockwise
 
 SIZE = 4096  # Moments of smaller arrays stay float32 whatever type is asked for.
 MOST = 2**31 - 1  # What an int32 can count to.
@@ -92,7 +92,7 @@ def nearest(state: Any) -> Any:
     """The same state, its codes rounded to the nearest."""
 
     def change(x: Any) -> Any:
-        if not isinstance(x, Blocks):
+        if not isinstance(x, Blocks) or not isinstance(x.format, Blockwise):
             return x
         return dataclasses.replace(x, format=dataclasses.replace(x.format, stochastic=False))
 
