@@ -31,8 +31,8 @@ class Adan(Rule):
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        n = Slot("n", magnitude=True, rate=self.b3.complement)
-        return (Slot("m"), Slot("v"), n, Slot("g"))
+        m, v = Slot("m", rate=self.b1.complement), Slot("v", rate=self.b2.complement)
+        return (m, v, Slot("n", magnitude=True, rate=self.b3.complement), Slot("g"))
 
     def scalars(self, count: Any) -> Any:
         debiasing = self.b1.debiasing(count), self.b3.debiasing(count)

@@ -35,7 +35,11 @@ class TwoEmas(Moment):
     slow: Hyperparameter
     alpha: Hyperparameter
 
-    slots = (Slot("m1"), Slot("m2"))
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        slow = self.slow.value if isinstance(self.slow, Constant) else None
+        rates = self.fast.complement, getattr(slow, "complement", None)
+        return (Slot("m1", rate=rates[0]), Slot("m2", rate=rates[1]))
 
     def scalars(self, count: Any) -> Any:
         slow = self.slow.at(count)

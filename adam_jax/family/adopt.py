@@ -73,7 +73,8 @@ class Adopt(Rule):
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        return (Slot("mu"), Slot("nu", magnitude=True, rate=self.b2.complement))
+        mu = Slot("mu", rate=self.b1.complement)
+        return (mu, Slot("nu", magnitude=True, rate=self.b2.complement))
 
     def scalars(self, count: Any) -> Any:
         bound = None if self.clip_bound is None else self.clip_bound.at(count)

@@ -26,7 +26,9 @@ class Lion(Rule):
     smooth_beta: Any
     mode: str = static()
 
-    slots = (Slot("mu"),)
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return (Slot("mu", rate=self.b2.complement),)
 
     def step(
         self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None

@@ -56,7 +56,7 @@ class Format(abc.ABC):
 
         Args:
           x: the array.
-          noise: 16 random bits each (see `half`), if the format is `stochastic`.
+          noise: 16 random bits each, the upper ones, if the format is `stochastic`.
         """
 
     def measure(self, x: jax.Array) -> Any:
@@ -110,6 +110,6 @@ class SlotPolicy(abc.ABC):
           param: the leaf's parameter.
           magnitude: the slot holds what is never negative.
           path: of the leaf, its keys joined by slashes.
-          rate: of a magnitude, the weight of a new term in each step, 1 - b; None where it is not
+          rate: of an average, the weight of a new term in each step, 1 - b; None where it is not
             known, or may change.
         """

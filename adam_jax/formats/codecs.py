@@ -31,7 +31,7 @@ class Codec(abc.ABC):
 
         Args:
           y: the numbers.
-          noise: 16 random bits each (see `half`), which choose one of the two codes beside a
+          noise: 16 random bits each, the upper ones, which choose one of the two codes beside a
             number; None for the nearest code.
         """
 

@@ -47,7 +47,7 @@ class Salt(NamedTuple):
 
     Attributes:
       leaf: uint32, the same in all steps.
-      turned: uint32, to be added to the bits, the same in all leaves.
+      turned: uint32, to be added to the bits.
     """
 
     leaf: jax.Array
@@ -56,8 +56,18 @@ class Salt(NamedTuple):
 
 def salt_of_moments(count: jax.typing.ArrayLike, leaf: int) -> Salt:
     """For the moments of a leaf, `count` steps after the first."""
-    turned = jax.lax.convert_element_type(count, jnp.uint32) * GOLDEN
-    return Salt(salted(mixed(jnp.uint32(MOMENTS)), leaf), turned)
+    own = np.uint32((int(MOMENTS) + leaf * 0x85EBCA6B) % 2**32)
+    # Turned from another start: XLA:GPU fuses the kernels of leaves that share a number, up to 18
+    # of them, and stores their moments for that.
+    count = jax.lax.bitcast_convert_type(jnp.asarray(count, jnp.int32), jnp.uint32)
+    return Salt(jnp.asarray(own), (count + own) * GOLDEN)
+
+
+def bits_of_moments(shape: tuple[int, ...], salt: Salt, slot: int) -> jax.Array:
+    """Random bits for the slots of one leaf, 16 for each; one hash is enough for two slots."""
+    number, which = divmod(slot, 2)
+    bits = random_bits(shape, salted(salt.leaf, part=number), first=salt.leaf)
+    return (bits << np.uint32(16 * which)) + salt.turned
 
 
 def salted(salt: jax.Array, leaf: int = 0, part: int = 0) -> jax.Array:
@@ -65,24 +75,27 @@ def salted(salt: jax.Array, leaf: int = 0, part: int = 0) -> jax.Array:
     return salt + np.uint32((leaf * 0x85EBCA6B + part * 0xC2B2AE35) % 2**32)
 
 
-def random_bits(shape: tuple[int, ...], salt: jax.Array) -> jax.Array:
+def random_bits(
+    shape: tuple[int, ...], salt: jax.Array, first: jax.typing.ArrayLike = 0
+) -> jax.Array:
     """32 random bits for each element, uint32: a hash of its index, row by row, and the salt.
 
     The index wraps at 2³²: a larger array has the same bits twice. Only the upper 16 bits are for
-    one use, so that two numbers can be rounded by one hash (see `half`).
+    one use, so that two numbers can be rounded by one hash.
+
+    Args:
+      shape: of the array.
+      salt: uint32.
+      first: uint32, the index along each axis of what is first. One of its own for each leaf, so
+        that XLA:GPU finds nothing that leaves share.
     """
     index = jnp.zeros(shape, jnp.uint32)
     stride = 1
     for axis in reversed(range(len(shape))):
-        position = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+        position = jax.lax.broadcasted_iota(jnp.uint32, shape, axis) + jnp.uint32(first)
         index = index + position * np.uint32(stride % 2**32)
         stride *= shape[axis]
     return mixed(index ^ salt)
-
-
-def half(bits: jax.Array, which: int) -> jax.Array:
-    """The first or the second 16 of 32 random bits, as the upper ones."""
-    return bits << np.uint32(16 * which)
 
 
 def in_unit_interval(bits: jax.Array) -> jax.Array:

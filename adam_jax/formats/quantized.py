@@ -31,7 +31,7 @@ class Quantized(SlotPolicy):
       stochastic: round stochastically (see `Power`), and not to the nearest code. None does so
         where moments rounded to the nearest code would stand still: for second moments whose decay
         rate is above 0.969 (8 bits) or 0.5 (4 bits), or not known when the state is made, as under
-        `with_hyperparams`.
+        `with_hyperparams`; for first moments whose rate is above 0.992.
       min_size: leaves with fewer elements stay float32.
     """
 
@@ -60,7 +60,7 @@ class Quantized(SlotPolicy):
         codec = self._codec(magnitude)
         stochastic = self.stochastic
         if stochastic is None:
-            stochastic = magnitude and not _resolved(codec, rate)
+            stochastic = not _resolved(codec, rate)
         return Blockwise(codec, block, stochastic)
 
     def _codec(self, magnitude: bool) -> Power:
@@ -72,9 +72,12 @@ def _resolved(codec: Power, rate: float | None) -> bool:
     """Whether an average with this weight of a new term moves if it is rounded to the nearest.
 
     Without gradients it falls by `rate` of itself a step, and must fall by half the distance of two
-    codes: power / (2·level) of itself, at the level of a code out of `steps`. Asked for down to a
-    quarter of the levels: with 8 bits, gradients that are a sixteenth of the largest in the block.
+    codes: power / (2·level) of itself, at the level of a code out of `steps`. Asked of a second
+    moment down to a quarter of the levels: with 8 bits, gradients that are a sixteenth of the
+    largest in the block. A first moment is moved by gradients many times as large as itself.
     """
+    if codec.signed:
+        return rate is None or rate >= 1 / 128
     return rate is not None and rate >= 4 * codec.power / (2 * codec.steps)
 
 

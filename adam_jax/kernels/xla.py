@@ -1,6 +1,7 @@
 """The reference kernel: the rules of one leaf, one after the other, for XLA to fuse."""
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import jax.core
 import jax.numpy as jnp
 
 from adam_jax.formats.base import Format
-from adam_jax.formats.noise import half, random_bits, salted
+from adam_jax.formats.noise import bits_of_moments
 from adam_jax.kernels.barrier import computed_again
 from adam_jax.kernels.scalars import Structures, Values, rule_of
 from adam_jax.kernels.turns import alone, first_turn, in_turn, turn_after
@@ -164,7 +165,7 @@ def leaf_step(program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None) 
         terms = averaged
         if any(fmt.linear for formats in program.formats for fmt in formats):
             terms = _ruled(program, steps, leaf, ok, bound=lambda g: g)[2]
-        noise = _Noise(leaf)
+        numbers = itertools.count()
 
         def encoded(
             fmt: Format,
@@ -174,7 +175,9 @@ def leaf_step(program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None) 
             how: Averaged | None,
             unbounded: Averaged | None,
         ) -> Any:
-            drawn = noise.draw() if fmt.stochastic else None
+            drawn = None
+            if fmt.stochastic:
+                drawn = bits_of_moments(jnp.shape(leaf.g), leaf.salt, next(numbers))
             # A rule may have made something else of the average since.
             if fmt.linear and how is not None and how.result is x and unbounded is not None:
                 stored = fmt.averaged(old, unbounded.term, how.average)
@@ -243,20 +246,6 @@ def _watched(rule: Rule) -> str:
     would be stored by XLA:CPU.
     """
     return next((slot for slot in rule.slots if slot.magnitude), rule.slots[0]).name
-
-
-class _Noise:
-    """Random bits for the slots of one leaf, 16 for each; one hash is enough for two slots."""
-
-    def __init__(self, leaf: Leaf) -> None:
-        self.leaf, self.drawn = leaf, 0
-
-    def draw(self) -> jax.Array:
-        """For the next slot."""
-        number, which = divmod(self.drawn, 2)
-        self.drawn += 1
-        salt = salted(self.leaf.salt.leaf, part=number)
-        return half(random_bits(jnp.shape(self.leaf.g), salt), which) + self.leaf.salt.turned
 
 
 def _arithmetic_dtype(leaf: Leaf) -> Any:

@@ -101,7 +101,9 @@ class AmplifySlowGradients(Rule):
     rate: DecayRate
     factor: Any
 
-    slots = (Slot("slow"),)
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return (Slot("slow", rate=self.rate.complement),)
 
     def scalars(self, count: Any) -> Any:
         return after_first(count)

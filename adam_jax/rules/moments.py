@@ -53,7 +53,7 @@ class Ema(Average):
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        return (Slot("mu", start=self.start),)
+        return (Slot("mu", start=self.start, rate=self.rate.complement),)
 
     def term(self, g: jax.Array, new: Mapping[str, jax.Array]) -> jax.Array:
         del new

@@ -16,7 +16,7 @@ class Slot:
       name: its field in the state, and so its key in a checkpoint: public, never renamed.
       magnitude: it holds |·|² or |·|, real and never negative, also where the parameter is complex.
       start: the value that every element has before the first step; a number or a tracer.
-      rate: of a magnitude, the weight of a new term in each step, 1 - b: a format chooses by it how
+      rate: of an average, the weight of a new term in each step, 1 - b: a format chooses by it how
         to round. A tracer or an array is a rate that may change, as None is.
     """
 
