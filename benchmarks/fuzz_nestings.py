@@ -1,12 +1,12 @@
 """Random nestings of transformations, and random pairs of a state and a transformation.
 
-JAX_PLATFORMS=cpu python -m benchmarks.fuzz_nestings [--examples N] [--seed N] [--fast] [--json FILE]
+python -m benchmarks.fuzz_nestings [--examples N] [--seed N] [--only PART] [--fast] [--json FILE]
 
 A nesting is a member with modifiers, groups, hyperparameters in the state and a format, or one of
 Optax's, in up to three wrappers, ours or Optax's (`benchmarks.nestings`). It takes a few steps with
-random gradients by `update` and by `step`, one in ten under jit as well. They agree with each other,
-with the plain version in float64 (`benchmarks.nestings_plain`) where moments are float32, and the
-state keeps its structure, shapes and dtypes.
+random gradients by `update` and by `step`, one in ten under jit as well. They agree with each
+other, with the plain version in float64 (`benchmarks.nestings_plain`) where moments are float32,
+and the state keeps its structure, shapes and dtypes.
 
 A pair is the state of one nesting and another nesting, half of them alike but for one thing. A step
 either leaves a state of the same structure and finite parameters, or it is a ValueError or a
@@ -64,7 +64,7 @@ def members(draw: Any) -> Node:
     numbers = (("b1", draw(b1)), ("b2", draw(st.sampled_from([0.9, 0.99]))))
     form = draw(st.sampled_from(["float32"] * 5 + sorted(FORMATS)))
     whole = {"cautious", "clip"} & set(modifiers) or form not in ("float32", "bfloat16")
-    grouped = draw(flag)
+    grouped, hyperparams = draw(flag), draw(flag)
     return Member(
         name,
         draw(st.sampled_from([None, 0.1])),
@@ -73,8 +73,8 @@ def members(draw: Any) -> Node:
         scheduled=draw(flag),
         masked=kind.decays and draw(flag),
         groups=grouped,
-        hyperparams=draw(flag),
-        packed=not whole and not grouped and draw(flag),
+        hyperparams=hyperparams,
+        packed=not (whole or grouped or hyperparams) and draw(flag),
         format=form,
     )
 
@@ -154,7 +154,7 @@ class Case:
         def by_update(grads: Any, state: Any, params: Any, **extra: Any) -> Any:
             full = optax.with_extra_args_support(tx)
             updates, state = full.update(grads, state, params, **extra)
-            return optax.apply_updates(params, updates), state
+            return applied(params, updates), state
 
         def by_step(grads: Any, state: Any, params: Any, **extra: Any) -> Any:
             return adam_jax.step(tx, grads, state, params, **extra)
@@ -179,6 +179,16 @@ class Case:
                 updates = version.step(g, params, weight)
                 params = {k: p if (u := updates[k]) is None else p + u for k, p in params.items()}
         return params, version
+
+
+def applied(params: Any, updates: Any) -> Any:
+    """optax.apply_updates, which does not take None for a leaf that is there."""
+    leaves, treedef = jax.tree.flatten(params)
+    updates = treedef.flatten_up_to(updates)
+    moved = [
+        p if u is None else optax.apply_updates(p, u) for p, u in zip(leaves, updates, strict=True)
+    ]
+    return treedef.unflatten(moved)
 
 
 def form(tree: Any) -> Any:
@@ -288,7 +298,7 @@ def check_pair(case: Case, second: Node, tree: dict[str, Any]) -> str:
             return "an error of Optax"
         assert isinstance(error, ValueError | TypeError), f"not a ValueError: {error!r}"
         assert last == "adam_jax", f"an error of {last}: {error!r}"
-        told = ("at '", "at state[", "the state must", "the state is", "the state has")
+        told = ("at '", "at state[", "the state must", "the structure of the state")
         assert any(x in str(error) for x in told), f"it does not say where: {error}"
         return "a ValueError"
     assert tree == case.tree, "a state of other parameters was taken"
@@ -351,6 +361,14 @@ def fuzz(examples: int, seed: int, pairwise: bool, found: Found, derandomize: bo
     (test if derandomize else hypothesis.seed(seed)(test))()
 
 
+def told(error: BaseException) -> str:
+    """What failed, as small as it can be, and where."""
+    notes = [note for note in getattr(error, "__notes__", []) if not note.startswith("You can")]
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(where.filename).name}:{where.lineno}"
+    return "\n".join([f"{type(error).__name__} at {place}", str(error)[:1200], *notes])
+
+
 def main() -> None:
     """Prints what was found; the exit status is 1 if anything was."""
     parser = argparse.ArgumentParser(
@@ -363,7 +381,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the counts to this file")
     args = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", 8)
-    print(describe())
+    print(describe("jax", "optax", "hypothesis"))
     counts, findings = {}, []
     for name, fast in (("nestings", 25), ("pairs", 40)):
         if args.only not in (None, name):
@@ -374,9 +392,9 @@ def main() -> None:
             try:
                 fuzz(min(100, left - chunk), args.seed + chunk, name == "pairs", found)
             except Exception as error:
-                notes = "\n".join(getattr(error, "__notes__", []))
-                findings.append(f"{name}, seed {args.seed + chunk}:\n{notes}\n{error}"[:3000])
-                print(findings[-1], flush=True)
+                for one in getattr(error, "exceptions", [error]):
+                    findings.append(f"{name}, seed {args.seed + chunk}: {told(one)}")
+                    print(findings[-1], flush=True)
         seconds = time.perf_counter() - start
         counts[name] = dict(found) | {"seconds": round(seconds)}
         print(f"{name}: {counts[name]}", flush=True)

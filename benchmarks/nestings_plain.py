@@ -50,7 +50,7 @@ MEMBERS = {
     "radam": Kind(oracles.radam, False, "cautious nesterov"),
     "adabelief": Kind(oracles.belief, False, "cautious nesterov"),
     "yogi": Kind(oracles.yogi, False, "cautious"),
-    "adan": Kind(oracles.adan, True, "cautious grokfast"),
+    "adan": Kind(oracles.adan, True, "cautious grokfast", {"eps_root": 1e-8}),
     "lion": Kind(oracles.lion, True, "cautious"),
     "adopt": Kind(oracles.adopt, False, "cautious nesterov grokfast"),
     "ademamix": Kind(oracles.ademamix, True, "cautious grokfast", {"alpha": 5.0}),
