@@ -1,4 +1,4 @@
-"""Nestings of transformations as descriptions: each builds itself, and its plain float64 version."""
+"""Descriptions of nested transformations: each builds itself, and its plain float64 version."""
 
 import dataclasses
 import functools
