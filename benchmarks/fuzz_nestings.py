@@ -135,7 +135,7 @@ def fuzz(examples: int, seed: int, pairwise: bool, found: Found, derandomize: bo
             odd += ["integer"] if packed else ["integer", "none"]
         tree = data.draw(st.sampled_from(TREES), "shapes")
         case = Case(node, tree, data.draw(SEEDS, "seed"), data.draw(st.sampled_from(odd), "odd"))
-        jit = data.draw(st.sampled_from([False] * 4 + [True]), "jit")
+        jit = data.draw(st.sampled_from([False] * 9 + [True]), "jit")
         found["nestings"] += 1
         check_nesting(case, jit)
         found["under jit" if jit else "eager"] += 1
