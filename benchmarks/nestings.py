@@ -1,5 +1,6 @@
 """Descriptions of nested transformations: each builds itself, and its plain float64 version."""
 
+import abc
 import dataclasses
 import functools
 from typing import Any
@@ -32,14 +33,20 @@ MODIFIERS = {
 GROUPS: dict[str, Any] = {"layer/s": None, ".*b": {"learning_rate": 0.03}}
 
 
-class Node:
-    """A description: `build` makes the transformation, `plain` its float64 version."""
+class Node(abc.ABC):
+    """A description."""
 
-    inner: "Node | None" = None
+    @abc.abstractmethod
+    def build(self) -> Any:
+        """The transformation."""
+
+    @abc.abstractmethod
+    def plain(self) -> plain.Plain:
+        """Its float64 version."""
 
     def nodes(self) -> list["Node"]:
         """This one and all inside."""
-        return [self, *(self.inner.nodes() if self.inner else [])]
+        return [self]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +120,10 @@ class Wrap(Node):
     kind: str
     inner: Node
     by: str = "ours"  # Whose chain.
+
+    def nodes(self) -> list[Node]:
+        """This one and all inside."""
+        return [self, *self.inner.nodes()]
 
     def build(self) -> Any:
         """The transformation."""

@@ -17,10 +17,9 @@ from benchmarks.nestings import Node, Optaxs
 
 def ours(node: Node) -> bool:
     """Whether Optax has no part in it."""
-    kinds = " ".join(getattr(x, "kind", "optax") + getattr(x, "by", "") for x in node.nodes()[:-1])
-    return (
-        not isinstance(node.nodes()[-1], Optaxs) and "optax" not in kinds and "decay" not in kinds
-    )
+    *around, last = node.nodes()
+    kinds = " ".join(getattr(x, "kind", "") + getattr(x, "by", "") for x in around)
+    return not (isinstance(last, Optaxs) or "optax" in kinds or "decay" in kinds)
 
 
 def has(node: Node, *kinds: str) -> bool:
