@@ -4,9 +4,10 @@ python -m benchmarks.fuzz_nestings [--examples N] [--seed N] [--only PART] [--fa
 
 A nesting is a member with modifiers, groups, hyperparameters in the state and a format, or one of
 Optax's, in up to three wrappers, ours or Optax's (`benchmarks.nestings`). It takes a few steps with
-random gradients by `update` and by `step`, one in ten under jit as well. They agree with each
-other, with the plain version in float64 (`benchmarks.nestings_plain`) where moments are float32,
-and the state keeps its structure, shapes and dtypes.
+random gradients by `update` and by `step`, one in ten under jit as well, those split over devices
+under jit alone. They agree with each other, with the plain version in float64
+(`benchmarks.nestings_plain`) where moments are float32, and the state keeps its structure, shapes
+and dtypes.
 
 A pair is the state of one nesting and another nesting, most of them alike but for one thing. A step
 either leaves a state of the same structure and finite parameters, or it is a ValueError or a
