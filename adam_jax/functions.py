@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from adam_jax.body import Body, Call
 from adam_jax.formats.dtypes import moves
-from adam_jax.leaves import align_params
+from adam_jax.leaves import align_params, leaf_paths
 
 
 class OfBody:
@@ -92,6 +92,32 @@ def run_body(body: Body, updates: Any, state: Any, params: Any, call: Call) -> t
     inside; outside their updates are zeros that `optax.apply_updates` can add.
     """
     _check_extra_args(body, call.extra_args)
+    try:
+        return _run_floating(body, updates, state, params, call)
+    except ValueError as error:
+        if "memory_space" in str(error):
+            _check_memory(state)
+        raise
+
+
+def _check_memory(state: Any) -> None:
+    """Says what is wrong where JAX could not compute with a state in the memory of the host.
+
+    Looked for when it has failed, so that no other step waits for it.
+
+    Raises:
+      ValueError: some of the state is there; the message has the first path.
+    """
+    for path, x in zip(leaf_paths(state, none_is_leaf=False), jax.tree.leaves(state), strict=True):
+        if jax.typeof(x).memory_space == jax.memory.Space.Host:
+            raise ValueError(
+                f"at {path!r}, the state is in the memory of the host, where nothing can be"
+                f" computed with it: step with scale.offload(tx), whose state it was, or move it"
+                f" to the device first, jax.device_put(state, jax.memory.Space.Device)."
+            ) from None
+
+
+def _run_floating(body: Body, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
     leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
     if all(map(moves, leaves)):
         return body.run(updates, state, params, call)

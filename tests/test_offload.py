@@ -44,6 +44,17 @@ def test_offloaded_outside_jit_and_through_update():
     assert state[0].mu["in"].sharding.memory_kind == "pinned_host"
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_offloaded_state_without_offload(compiled):
+    tx, params = adam_jax.chain(adam_jax.adamw(1e-2), adam_jax.ema_params(0.9)), parameters()
+    state = scale.offload(tx).init(params)
+    for step in (tx.step, tx.update):
+        step = jax.jit(step) if compiled else step
+        with pytest.raises(ValueError, match=r"at '0/0/mu/bias', the state .*scale\.offload\(tx\)"):
+            step(params, state, params)
+        step(params, jax.device_put(state, jax.memory.Space.Device), params)
+
+
 def test_offloaded_under_scan():
     tx, params = scale.offload(adam_jax.adamw(1e-2)), parameters()
     state = tx.init(params)

@@ -178,3 +178,13 @@ def test_errors_in_a_step():
         pack_state(tx, adam_jax.adam(1e-3).init(params), params)
     tx = pack_small_leaves(plain, below=0)
     assert run(tx, params, tx.init(params))[0].keys() == params.keys()
+
+
+def test_a_packed_state_of_more_parameters():
+    tx = adam_jax.pack_small_leaves(adam_jax.adamw(1e-3))
+    params = {name: jnp.ones(3) for name in "abc"}
+    state = tx.init(params)
+    fewer = {"a": params["a"]}
+    for step in (tx.update, tx.step):
+        with pytest.raises(ValueError, match=r"the state must be of these parameters.*'a'"):
+            step(fewer, state, fewer)

@@ -43,6 +43,12 @@ class Packed:
 def packed(tree: Any, bins: Bins) -> Packed:
     """Puts a tree into this form."""
     leaves, treedef = jax.tree.flatten(tree, is_leaf=lambda x: x is None)
+    last = max((i for bin in bins for i in bin), default=-1)
+    if last >= len(leaves):
+        raise ValueError(
+            f"the state must be of these parameters, got one of {last + 1} leaves or more, packed,"
+            f" for the {len(leaves)} at {leaf_paths(tree)}: was init called with them?"
+        )
     missing = [i for bin in bins for i in bin if leaves[i] is None]
     if missing:
         raise ValueError(
