@@ -61,7 +61,7 @@ WAYS: dict[str, tuple[Prepare, Prepare]] = {
 def make_adam(steps: int, *, learning_rate: jax.Array) -> adam_jax.Transformation:
     """Adam with a cosine schedule over `steps`."""
     decay = optax.cosine_decay_schedule(1.0, steps)
-    return adam_jax.adam(lambda count: learning_rate * decay(count.astype(jnp.float32)))
+    return adam_jax.adam(lambda count: learning_rate * decay(jnp.asarray(count, jnp.float32)))
 
 
 @functools.cache

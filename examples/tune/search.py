@@ -55,8 +55,8 @@ def make_adamw(
 ) -> adam_jax.Transformation:
     """AdamW with traced numbers, one of them the index of its schedule over `horizon` steps."""
 
-    def rate(count: jax.Array) -> jax.Array:
-        t = count.astype(jnp.float32)
+    def rate(count: jax.typing.ArrayLike) -> jax.Array:
+        t = jnp.asarray(count, jnp.float32)
         warmup = 0.1 * horizon
         cosine = 0.5 * (1 + jnp.cos(jnp.pi * t / horizon))
         warmed = 0.5 * (1 + jnp.cos(jnp.pi * (t - warmup) / (horizon - warmup)))
