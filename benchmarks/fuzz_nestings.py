@@ -33,6 +33,7 @@ from benchmarks.machine import describe
 from benchmarks.nestings import FORMATS, Member, Node, Optaxs, Wrap
 from benchmarks.nestings_cases import Case, check_nesting, check_pair, ours
 from examples import strict_json
+from examples.options import positive, seed
 
 TREES: list[dict[str, tuple[int, ...]]] = [
     {"b": (64,), "layer/s": (), "layer/w": (4, 8), "w": (8, 64)},
@@ -193,8 +194,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--examples", type=int, default=2000, help="nestings, and pairs")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--examples", type=positive, default=2000, help="nestings, and pairs")
+    parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--only", choices=["nestings", "pairs"], help="one of the two")
     parser.add_argument("--fast", action="store_true", help="25 and 40")
     parser.add_argument("--json", type=Path, help="write the counts to this file")
