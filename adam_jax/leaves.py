@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from adam_jax.formats.base import READ_AS_SAVED
+from adam_jax.formats.base import READ_AS_SAVED, Format
 from adam_jax.formats.dtypes import leaf_dtype, moves, wider_dtype
 
 
@@ -209,6 +209,11 @@ def _first_difference(updates: Any, reference: Any) -> str:
 
 Keys = tuple[Any, ...]
 """A path into a tree, as `jax.tree_util` has it."""
+
+
+def is_stored(x: Any) -> bool:
+    """Whether this is what a format stores in more than an array."""
+    return isinstance(getattr(x, "format", None), Format)
 
 
 def own_keys(keys: Keys) -> set[Keys]:

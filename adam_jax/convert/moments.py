@@ -20,7 +20,7 @@ from adam_jax.convert.stored import SLOTS
 from adam_jax.formats.base import Format
 from adam_jax.formats.dense import Dense
 from adam_jax.formats.policy import format_of
-from adam_jax.leaves import align_slot, leaf_paths, unflatten_slot
+from adam_jax.leaves import align_slot, is_stored, leaf_paths, unflatten_slot
 from adam_jax.recipe.accumulate import AccumulateState
 from adam_jax.recipe.hyperparams_state import HyperparamsState
 from adam_jax.recipe.leafwise import fetched, wide_dtype
@@ -253,7 +253,7 @@ def _is_masked(x: Any) -> bool:
 
 
 def _is_masked_or_stored(x: Any) -> bool:
-    return _is_masked(x) or isinstance(getattr(x, "format", None), Format)
+    return _is_masked(x) or is_stored(x)
 
 
 def _with_slots(member: Any, params: Any, new: Mapping[Key, Any], count: int) -> Any:

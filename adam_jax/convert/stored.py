@@ -8,7 +8,6 @@ import optax
 
 from adam_jax.family.ademamix import ScaleByAdemamixState
 from adam_jax.family.schedule_free import RMS_STATE
-from adam_jax.formats.base import Format
 from adam_jax.formats.dtypes import wider_dtype
 from adam_jax.formats.policy import (
     SlotDType,
@@ -17,7 +16,7 @@ from adam_jax.formats.policy import (
     format_of,
     resolve,
 )
-from adam_jax.leaves import leaf_paths
+from adam_jax.leaves import is_stored, leaf_paths
 from adam_jax.recipe.leafwise import fetched, on_host
 from adam_jax.recipe.modifiers import GrokfastState
 from adam_jax.recipe.pack import Packed
@@ -109,9 +108,6 @@ def _stored(slot: Any, spec: SlotDType, magnitude: bool) -> Any:
         except ValueError as error:
             raise ValueError(f"at {path!r}, {error}") from None
         return jax.device_put(new, jax.memory.Space.Host) if offloaded else new
-
-    def is_stored(x: Any) -> bool:
-        return isinstance(getattr(x, "format", None), Format)
 
     leaves, treedef = jax.tree.flatten(slot, is_leaf=is_stored)
     paths = leaf_paths(treedef.unflatten(range(len(leaves))), none_is_leaf=False)

@@ -10,9 +10,8 @@ import numpy as np
 import optax
 
 from adam_jax.inspect.amounts import SHARED, Bytes, bytes_of
-from adam_jax.leaves import leaf_paths, own_keys, owner_of
+from adam_jax.leaves import is_stored, leaf_paths, own_keys, owner_of
 from adam_jax.recipe.telemetry import telemetry
-from adam_jax.scale.layout import is_stored
 from adam_jax.scale.shard import without_sharding
 from adam_jax.transform import body_of
 

@@ -13,11 +13,10 @@ import jax.core
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from adam_jax.formats.base import Format
 from adam_jax.formats.dtypes import moves
 from adam_jax.formats.policy import format_of
 from adam_jax.formats.quantized import fitting_block
-from adam_jax.leaves import own_keys, owner_of
+from adam_jax.leaves import is_stored, own_keys, owner_of
 from adam_jax.masks import FrozenTree
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.validation import check_integer
@@ -153,11 +152,6 @@ class Layout:
             whole = (s.spec for x, s in zip(arrays, own, strict=True) if np.shape(x) == shape)
             specs[i] = next((spec for spec in whole if spec != told[i]), specs[i])
         return where, specs
-
-
-def is_stored(x: Any) -> bool:
-    """Whether this is what a format stores in more than an array."""
-    return isinstance(getattr(x, "format", None), Format)
 
 
 def _names(part: Any) -> tuple[str, ...]:
