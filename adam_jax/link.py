@@ -10,7 +10,7 @@ import optax
 
 from adam_jax.body import PASS_ON, in_words
 from adam_jax.formats.base import Format
-from adam_jax.formats.policy import FLOAT16_IS_NARROW, SlotDType, resolve
+from adam_jax.formats.policy import FLOAT16_IS_NARROW, FOUR_BITS_ARE_COARSE, SlotDType, resolve
 from adam_jax.masks import Mask
 from adam_jax.rules.base import Rule
 from adam_jax.rules.pytrees import frozen_pytree, static
@@ -42,7 +42,7 @@ class Link:
         """What one slot of one leaf stores before the first step.
 
         Raises:
-          ValueError: no slot can belong to this parameter; the caller knows its path.
+          ValueError: no slot can belong to this parameter, or not so; the caller knows its path.
         """
         slot = self.rule.slots[index]
         try:
@@ -54,10 +54,14 @@ class Link:
                 f" such leaves out with optax.masked(..., mask) or keep them apart from the"
                 f" parameters."
             ) from None
+        if slot.maximum and not fmt.for_maxima:
+            raise ValueError(f"nu_dtype must not be {FOUR_BITS_ARE_COARSE}: write jnp.int8.")
         return fmt.init(param if hasattr(param, "dtype") else jnp.asarray(param), slot.start)
 
     def check_formats(self, formats: Sequence[Format | None]) -> None:
         """Checks how a state stores one leaf: Optax keeps nu of a float16 parameter in float16.
+
+        A state may also be from `convert_state`, or from an older release.
 
         Raises:
           ValueError: not so that it can go on; the caller knows the path.
@@ -67,6 +71,11 @@ class Link:
                 raise ValueError(
                     f"the state has {slot.name} in {FLOAT16_IS_NARROW}: go on with"
                     f" adam_jax.convert_state(state, nu_dtype=jnp.float32)."
+                )
+            if slot.maximum and fmt is not None and not fmt.for_maxima:
+                raise ValueError(
+                    f"the state has {slot.name} in {FOUR_BITS_ARE_COARSE}: go on with"
+                    f" adam_jax.convert_state(state, nu_dtype=jnp.int8)."
                 )
 
     def wrap(self, state: Any) -> Any:

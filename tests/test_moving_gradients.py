@@ -62,6 +62,21 @@ def test_where_rounding_is_stochastic():
     assert converted.nu.format.stochastic
 
 
+@pytest.mark.parametrize("make", [adam_jax.amsgrad, adam_jax.amsgradw, adam_jax.adamaxw])
+def test_four_bits_are_refused_where_a_maximum_is_taken(make):
+    """Updates were 13 % (adamax) and 27 % (amsgrad) too small."""
+    params = {"w": jnp.ones((64, 128)), "b": jnp.ones(128)}
+    tx = make(1e-3, mu_dtype=jnp.int4, nu_dtype=jnp.int8)
+    state = tx.init(params)
+    with pytest.raises(ValueError, match="at 'w', nu_dtype must not be 4 bits .* write jnp.int8"):
+        make(1e-3, nu_dtype=jnp.int4).init(params)
+    coarse = adam_jax.convert_state(state, nu_dtype=adam_jax.stochastic(jnp.int4))
+    with pytest.raises(ValueError, match="at 'w', the state has nu.* in 4 bits .*jnp.int8"):
+        tx.update(params, coarse, params)
+    again = adam_jax.convert_state(coarse, nu_dtype=jnp.int8)
+    assert tx.update(params, again, params)[1][0].nu["w"].format == state[0].nu["w"].format
+
+
 def test_the_script(tmp_path):
     printed, [rows] = run("moving_gradients", tmp_path)
     assert "| adopt | int4 |" in printed and moving_gradients.BOUND == 0.1

@@ -38,6 +38,11 @@ class Format(abc.ABC):
         """Whether it has the range of squares of gradients, and of their sizes."""
         return True
 
+    @property
+    def for_maxima(self) -> bool:
+        """Whether the maximum over many steps of what is decoded is about that of the array."""
+        return True
+
     stochastic: bool = False
     """Whether `encode` rounds by noise; without noise it rounds to the nearest."""
 

@@ -126,6 +126,10 @@ class Blockwise(BlockFormat):
     def form(self) -> str:
         return f"{self.codec.form}_block{self.block}"
 
+    @property
+    def for_maxima(self) -> bool:
+        return jnp.iinfo(self.codec.dtype).bits >= 8
+
     def filled_scale(self, param: jax.Array, x: Any) -> jax.Array:
         return filled(self.scale_shape(param.shape), x, jnp.float32, param, sharding_of(param))
 

@@ -25,7 +25,8 @@ class Quantized(SlotPolicy):
     of 32 or more divides, stay float32.
 
     Attributes:
-      codes: "int8" or "int4".
+      codes: "int8" or "int4". Four bits are refused for nu of AMSGrad and Adamax: the largest of
+        many coarsely rounded values is too large.
       block: elements per scale, at most. Of the last axis (of what one device has of it) the
         largest divisor up to this is taken.
       stochastic: round stochastically (see `Power`), and not to the nearest code. None does so

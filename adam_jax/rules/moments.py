@@ -1,6 +1,7 @@
 """Running statistics: how each is updated with a gradient, and how it is read."""
 
 import abc
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -137,7 +138,8 @@ class RunningMax(Moment):
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        return (*self.inner.slots, Slot("nu_max", magnitude=True, rate=1.0))
+        read = (dataclasses.replace(slot, maximum=True) for slot in self.inner.slots)
+        return (*read, Slot("nu_max", magnitude=True, rate=1.0, maximum=True))
 
     def scalars(self, count: Any) -> Any:
         after = () if self.correct_max is None else self.correct_max.debiasing(count)
@@ -162,7 +164,7 @@ class DecayingMax(Moment):
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        return (Slot("nu", magnitude=True, rate=self.rate.complement),)
+        return (Slot("nu", magnitude=True, rate=self.rate.complement, maximum=True),)
 
     def step(
         self, g: jax.Array, old: Slots, scalars: Any, new: Mapping[str, jax.Array]

@@ -18,12 +18,14 @@ class Slot:
       start: the value that every element has before the first step; a number or a tracer.
       rate: of an average, the weight of a new term in each step, 1 - b: a format chooses by it how
         to round. A tracer or an array is a rate that may change, as None is.
+      maximum: a maximum over the steps is taken of it, which coarse codes make too large.
     """
 
     name: str
     magnitude: bool = False
     start: Any = 0.0
     rate: Any = None
+    maximum: bool = False
 
 
 class Averaged(NamedTuple):
