@@ -1,8 +1,9 @@
 """Adam and its family for JAX, as Optax transformations."""
 
-from adam_jax import convert, inspect, scale, schedules
-from adam_jax.compose import scale_by_learning_rate
+from adam_jax import convert, inspect, schedules, sharding
 from adam_jax.convert.stored import convert_state
+from adam_jax.engine.compose import scale_by_learning_rate
+from adam_jax.engine.transformation import Transformation, step
 from adam_jax.family.adabelief import adabelief, scale_by_belief
 from adam_jax.family.adam import (
     ScaleByBiasCorrectionState,
@@ -27,15 +28,10 @@ from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.formats.factored import Factored
 from adam_jax.formats.policy import by_path, stochastic
 from adam_jax.formats.quantized import Quantized
-from adam_jax.recipe.accumulate import AccumulateState, accumulate
-from adam_jax.recipe.chain import chain
-from adam_jax.recipe.clip import clip_by_global_norm
-from adam_jax.recipe.eco import eco
-from adam_jax.recipe.ema import EmaParamsState, ema_params
-from adam_jax.recipe.groups import decay_mask, groups
-from adam_jax.recipe.hyperparams import with_hyperparams
-from adam_jax.recipe.hyperparams_state import HyperparamsState, hyperparams, set_hyperparams
-from adam_jax.recipe.modifiers import (
+from adam_jax.modify.groups import decay_mask, groups
+from adam_jax.modify.hyperparams import with_hyperparams
+from adam_jax.modify.hyperparams_state import HyperparamsState, hyperparams, set_hyperparams
+from adam_jax.modify.modifiers import (
     GrokfastState,
     atan2,
     cautious,
@@ -44,17 +40,21 @@ from adam_jax.recipe.modifiers import (
     grokfast,
     nesterov,
 )
-from adam_jax.recipe.pack import Packed, pack_small_leaves, pack_state, unpack_state
-from adam_jax.recipe.skip import Skipped, SkipState, skip_nonfinite, skipped
-from adam_jax.recipe.telemetry import TelemetryState, measured, telemetry
-from adam_jax.recipe.weights import (
+from adam_jax.modify.pack import Packed, pack_small_leaves, pack_state, unpack_state
+from adam_jax.rules.base import DecayRateLike
+from adam_jax.wrap.accumulate import AccumulateState, accumulate
+from adam_jax.wrap.chain import chain
+from adam_jax.wrap.clip import clip_by_global_norm
+from adam_jax.wrap.eco import eco
+from adam_jax.wrap.ema import EmaParamsState, ema_params
+from adam_jax.wrap.skip import Skipped, SkipState, skip_nonfinite, skipped
+from adam_jax.wrap.telemetry import TelemetryState, measured, telemetry
+from adam_jax.wrap.weights import (
     WeightsState,
     kahan_summation,
     master_residual,
     stochastic_rounding,
 )
-from adam_jax.rules.base import DecayRateLike
-from adam_jax.transform import Transformation, step
 
 __version__ = "0.1.0"
 
@@ -114,7 +114,6 @@ __all__ = [
     "pack_state",
     "radam",
     "radamw",
-    "scale",
     "scale_by_adam",
     "scale_by_adamax",
     "scale_by_adan",
@@ -131,6 +130,7 @@ __all__ = [
     "schedule_free_adamw",
     "schedules",
     "set_hyperparams",
+    "sharding",
     "skip_nonfinite",
     "skipped",
     "step",

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 import jax
 import optax
 
-from adam_jax.compose import learning_rate_link, weight_decay_link
-from adam_jax.link import Link
+from adam_jax.engine.compose import learning_rate_stage, weight_decay_stage
+from adam_jax.engine.stage import Stage
+from adam_jax.engine.transformation import Transformation
 from adam_jax.rules.scaling import Identity, Schedule
-from adam_jax.transform import Transformation
 from adam_jax.validation import bind_arguments
 
 ArrayLike = jax.typing.ArrayLike
@@ -56,7 +56,7 @@ def alias(
     *,
     weight_decay: float | None = None,
     keyword_only: tuple[str, ...] = (),
-    before_learning_rate: tuple[Link, ...] = (),
+    before_learning_rate: tuple[Stage, ...] = (),
     update: str | None = None,
     **defaults: Any,
 ) -> Alias:
@@ -67,7 +67,7 @@ def alias(
       scale_by: the member. Its arguments follow the learning rate.
       weight_decay: the default of decoupled weight decay; None for an alias without it.
       keyword_only: positional arguments of `scale_by` that Optax's alias does not have.
-      before_learning_rate: links between weight decay and the learning rate.
+      before_learning_rate: stages between weight decay and the learning rate.
       update: what the docstring says of θ, where that is not what most aliases do.
       **defaults: of arguments of `scale_by`, where Optax's alias has another one.
 
@@ -81,21 +81,21 @@ def alias(
         bound = bind_arguments(name, signature, args, kwargs)
         bound.apply_defaults()
         given = dict(bound.arguments)
-        rate = learning_rate_link(given.pop("learning_rate"))
+        rate = learning_rate_stage(given.pop("learning_rate"))
         if not decays:
             l2 = given.pop("l2")
-            before = [] if l2 is None else [weight_decay_link("l2", l2)]
+            before = [] if l2 is None else [weight_decay_stage("l2", l2)]
             behind = [*before_learning_rate, rate]
         else:
             decay, mask = given.pop("weight_decay"), given.pop("mask")
             scaled = given.pop("scale_decay")
             # Without a learning rate nothing is turned downhill, and the decay not either.
             downhill = not scaled and not isinstance(rate.rule, Identity)
-            link = weight_decay_link("weight_decay", decay, mask, downhill)
-            before, behind = [], [link, *before_learning_rate, rate]
+            stage = weight_decay_stage("weight_decay", decay, mask, downhill)
+            before, behind = [], [stage, *before_learning_rate, rate]
             if not scaled:
-                behind = [*before_learning_rate, rate, link]
-        return Transformation.of(*before, *scale_by(**given).body.links, *behind)
+                behind = [*before_learning_rate, rate, stage]
+        return Transformation.of(*before, *scale_by(**given).body.stages, *behind)
 
     # Pickled, and shown by help(), as what it is to its users: a function of that module.
     build.__name__ = build.__qualname__ = name
@@ -141,7 +141,7 @@ def _docstring(scale_by: Callable[..., Transformation], decays: bool, update: st
     update = update or ("θ ← θ - α_t·(u + λ_t·θ)" if decays else "θ ← θ - α_t·u")
     body, _, tail = args.partition("\n\n")
     returns = (
-        f"\nReturns:\n  A transformation whose state is the tuple of its links' states: that of"
+        f"\nReturns:\n  A transformation whose state is the tuple of its stages' states: that of"
         f" `{scale_by.__name__.lstrip('_')}`,\n  as `optax.chain` would keep it."
         f"{' `update` needs `params`.' if decays else ''}\n"
     )

@@ -75,8 +75,8 @@ WRAPPERS: dict[str, Callable[[], Any]] = {
     "master_residual": lambda: adam_jax.master_residual(member()),
     "eco": lambda: adam_jax.eco(member()),
     "pack_small_leaves": lambda: adam_jax.pack_small_leaves(member()),
-    "shard_state": lambda: adam_jax.scale.shard_state(member(), jax.make_mesh((1,), ("data",))),
-    "offload": lambda: adam_jax.scale.offload(member()),
+    "shard_state": lambda: adam_jax.sharding.shard_state(member(), jax.make_mesh((1,), ("data",))),
+    "offload": lambda: adam_jax.sharding.offload(member()),
     "all of it": lambda: adam_jax.accumulate(
         adam_jax.telemetry(adam_jax.skip_nonfinite(clipped()), 4), 4
     ),

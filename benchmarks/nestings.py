@@ -144,8 +144,8 @@ class Wrap(Node):
             "stochastic": lambda: adam_jax.stochastic_rounding(inner),
             "kahan": lambda: adam_jax.kahan_summation(inner),
             "residual": lambda: adam_jax.master_residual(inner),
-            "shard": lambda: adam_jax.scale.shard_state(inner, mesh(), min_size=8),
-            "offload": lambda: adam_jax.scale.offload(inner),
+            "shard": lambda: adam_jax.sharding.shard_state(inner, mesh(), min_size=8),
+            "offload": lambda: adam_jax.sharding.offload(inner),
         }[self.kind]()
 
     def plain(self) -> plain.Plain:

@@ -1,4 +1,4 @@
-"""What `adam_jax.scale` saves and sends: measured on 8 devices, compiled for 8 H200s, on paper.
+"""What `adam_jax.sharding` saves and sends: measured on 8 devices, compiled for 8 H200s, on paper.
 
 python -m benchmarks.scale [--only devices|wire|offload|paper] [--json FILE]
 
@@ -25,7 +25,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import adam_jax
-from adam_jax import scale
+from adam_jax import sharding
 from benchmarks.machine import describe
 from examples import strict_json
 
@@ -103,7 +103,7 @@ def devices() -> Iterator[Row]:
         params = jax.device_put(params, copied)
         x = jax.device_put(jax.random.normal(keys[3], (64, 256)).astype(dtype), split)
         results, sizes = [], []
-        for tx in (build(), scale.shard_state(build(), mesh)):
+        for tx in (build(), sharding.shard_state(build(), mesh)):
             p, state = params, jax.device_put(tx.init(params))
             state = jax.tree.map(lambda a: a if a.committed else jax.device_put(a, copied), state)
             step = jax.jit(train_step(tx))
@@ -135,10 +135,10 @@ def wire() -> Iterator[Row]:
         x = jax.ShapeDtypeStruct((64, 1024), dtype, sharding=split)
         size = sum(p.size for p in params.values())
         state = jax.eval_shape(build().init, params)
-        places = scale.state_shardings(build(), params, mesh)
+        places = sharding.state_shardings(build(), params, mesh)
         cases = {
             "whole": (build(), jax.tree.map(lambda _: copied, state)),
-            "split": (scale.shard_state(build(), mesh), places),
+            "split": (sharding.shard_state(build(), mesh), places),
         }
         for case, (tx, places) in cases.items():
             placed = jax.tree.map(
@@ -171,7 +171,7 @@ def offload() -> Iterator[Row]:
         for name, (dtype, build) in STATES.items():
             if dtype != "float32":
                 continue
-            tx = scale.offload(build())
+            tx = sharding.offload(build())
             state = jax.tree.map(
                 lambda a: jax.ShapeDtypeStruct(
                     a.shape, a.dtype, sharding=on_host if a.ndim else on_device

@@ -95,7 +95,7 @@ def test_a_decay_rate_is_split_from_its_float64():
     """1 - float32(0.999) is exact in float64; so is nothing that float32 makes of log b."""
     b = np.float32(0.9995)
     for array in (b, jnp.asarray(b), np.asarray(b)):
-        rate = adam_jax.scale_by_adam(b2=array).body.links[0].rule.second.rate
+        rate = adam_jax.scale_by_adam(b2=array).body.stages[0].rule.second.rate
         exact = np.float64(1) - np.float64(b)
         assert rate.mostly_old is True
         assert np.float32(rate.complement) == np.float32(exact)

@@ -10,7 +10,7 @@ import pytest
 
 import adam_jax
 from adam_jax import adamw
-from adam_jax.scale import offload, shard_state
+from adam_jax.sharding import offload, shard_state
 
 
 class Schedule:

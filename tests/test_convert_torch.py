@@ -101,7 +101,7 @@ def around():
         "packed": adam_jax.chain(adam_jax.pack_small_leaves(adamw(schedule))),
         "skip": adam_jax.skip_nonfinite(adamw(1e-3, weight_decay=schedule)),
         "residual": adam_jax.master_residual(adamw(1e-3)),
-        "offload": adam_jax.scale.offload(adamw(1e-3)),
+        "offload": adam_jax.sharding.offload(adamw(1e-3)),
     }
 
 
@@ -154,7 +154,7 @@ def test_sharded_parameters_have_sharded_moments():
     params = {"w": jax.device_put(jnp.ones((16, 3)), sharded)}
     entry = {"step": 1, "exp_avg": np.ones((16, 3)), "exp_avg_sq": np.ones((16, 3))}
     saved = {"state": {0: entry}, "param_groups": [{"params": [0]}]}
-    zero = adam_jax.scale.shard_state(adam_jax.adamw(1e-3), mesh, specs={"w": spec})
+    zero = adam_jax.sharding.shard_state(adam_jax.adamw(1e-3), mesh, specs={"w": spec})
     for tx in (adam_jax.adamw(1e-3), zero):
         state = convert.from_torch(saved, params, tx, order=["w"])
         assert state[0].mu["w"].sharding.is_equivalent_to(tx.init(params)[0].mu["w"].sharding, 2)

@@ -38,7 +38,7 @@ def test_init_and_update_look_like_functions():
         wrapped = functools.wraps(function)(lambda *args, f=function: f(*args))
         assert inspect.signature(wrapped) == inspect.signature(function)
         assert wrapped.__name__ == function.__name__ == jax.jit(function).__name__
-        assert wrapped.__module__ == "adam_jax.functions"
+        assert wrapped.__module__ == "adam_jax.engine.functions"
     assert list(inspect.signature(tx.update).parameters)[1:3] == ["state", "params"]
     assert inspect.signature(tx.update).parameters["params"].default is None
     assert (tx.init.__name__, tx.update.__name__) == ("init", "update")

@@ -8,8 +8,8 @@ import pytest
 
 import adam_jax
 from adam_jax import accumulate, adamw, chain, clip_by_global_norm, skip_nonfinite, telemetry
-from adam_jax.recipe.chain import Chain, inner_body
-from adam_jax.transform import Foreign
+from adam_jax.engine.transformation import OptaxBody
+from adam_jax.wrap.chain import Chain, inner_body
 from tests.recipes import stepper
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -74,10 +74,10 @@ def test_ours_behind_a_clipping_of_optaxs_stores_no_more_than_in_optax(through):
 def test_what_else_there_is_stays_optaxs():
     inner = optax.adamw(1e-3)
     for tx in (inner, optax.named_chain(("a", adamw(1e-3))), optax.masked(adamw(1e-3), True)):
-        assert isinstance(inner_body("inner", tx), Foreign)
+        assert isinstance(inner_body("inner", tx), OptaxBody)
     body = inner_body("inner", optax_chain(inner))
     assert isinstance(body, Chain)
-    assert [isinstance(b, Foreign) for b in body.bodies] == [False, True, False]
+    assert [isinstance(b, OptaxBody) for b in body.bodies] == [False, True, False]
 
 
 OTHERS = {

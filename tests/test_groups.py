@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import adam_jax
-from adam_jax.leaves import leaf_paths
+from adam_jax.engine.trees import leaf_paths
 from tests.catalogue import every_kind_of_state
 
 PARAMS = {

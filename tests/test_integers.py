@@ -120,7 +120,7 @@ AROUND = {
     "packed": adam_jax.pack_small_leaves(adamw(1e-2)),
     "modified": adam_jax.cautious(adam_jax.clip_update_rms(adamw(1e-2))),
     "grokfast": adam_jax.grokfast(adamw(1e-2)),
-    "offload": adam_jax.scale.offload(adamw(1e-2)),
+    "offload": adam_jax.sharding.offload(adamw(1e-2)),
     "everything": adam_jax.accumulate(
         adam_jax.telemetry(adam_jax.skip_nonfinite(adam_jax.pack_small_leaves(adamw(1e-2))), 2), 2
     ),
@@ -171,7 +171,7 @@ def test_statistics_are_of_what_moves():
 def test_split_over_devices(member, axis_type):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
     params = jax.device_put(parameters(), NamedSharding(mesh, P()))
-    tx = adam_jax.scale.shard_state(member, mesh)
+    tx = adam_jax.sharding.shard_state(member, mesh)
     step = jax.jit(lambda *args: stepped(tx, *args))
     args = gradients(params, None), tx.init(params), params
     assert jax.tree.structure(jax.jit(tx.init)(params)) == jax.tree.structure(args[1])

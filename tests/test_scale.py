@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import adam_jax
-from adam_jax import scale
+from adam_jax import sharding
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 P = PartitionSpec
@@ -104,7 +104,7 @@ def test_as_data_parallel_in_an_eighth_of_the_bytes(name, mesh):
     x = jax.random.normal(jax.random.key(2), (64, 256), dtype)
     x = jax.device_put(x, NamedSharding(mesh, P("data", None)))
     whole, whole_state, _ = trained(tx, params, x)
-    split, state, program = trained(scale.shard_state(tx, mesh), params, x)
+    split, state, program = trained(sharding.shard_state(tx, mesh), params, x)
     # LAMB's norms and Factored's means are sums, which are added up in another order.
     rtol = 1e-5 if name in ("lamb", "factored") else 1e-6
     for ours, theirs in zip(jax.tree.leaves(split), jax.tree.leaves(whole), strict=True):
@@ -121,7 +121,7 @@ def test_as_data_parallel_in_an_eighth_of_the_bytes(name, mesh):
 
 
 def test_update_does_as_step(mesh):
-    tx = scale.shard_state(adam_jax.adamw(1e-2), mesh)
+    tx = sharding.shard_state(adam_jax.adamw(1e-2), mesh)
     params = jax.device_put(parameters(), NamedSharding(mesh, P()))
     x = jax.device_put(jnp.ones((64, 256)), NamedSharding(mesh, P("data", None)))
     by_step, state, _ = trained(tx, params, x)
@@ -135,20 +135,20 @@ def test_update_does_as_step(mesh):
 @every_transformation
 def test_the_state_lies_where_state_shardings_says(tx, mesh):
     params = jax.device_put(parameters(), NamedSharding(mesh, P()))
-    told = scale.state_shardings(tx, params, mesh)
+    told = sharding.state_shardings(tx, params, mesh)
     shapes = jax.eval_shape(lambda: params)
-    assert told == scale.state_shardings(scale.shard_state(tx, mesh), shapes, mesh)
-    sharded = scale.shard_state(tx, mesh)
+    assert told == sharding.state_shardings(sharding.shard_state(tx, mesh), shapes, mesh)
+    sharded = sharding.shard_state(tx, mesh)
     for init in (sharded.init, jax.jit(sharded.init)):
         state = init(params)
         assert jax.tree.structure(state) == jax.tree.structure(tx.init(params))
-        for x, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(told), strict=True):
-            assert x.sharding.is_equivalent_to(sharding, x.ndim)
+        for x, where in zip(jax.tree.leaves(state), jax.tree.leaves(told), strict=True):
+            assert x.sharding.is_equivalent_to(where, x.ndim)
 
 
 def test_parameters_that_a_loop_carries_stay_whole(mesh):
     params = jax.device_put(parameters(), NamedSharding(mesh, P()))
-    tx = scale.shard_state(adam_jax.adamw(1e-2), mesh)
+    tx = sharding.shard_state(adam_jax.adamw(1e-2), mesh)
     x = jax.device_put(jnp.ones((64, 256)), NamedSharding(mesh, P("data", None)))
 
     def body(carry, _):
@@ -178,7 +178,7 @@ LAYOUTS = {
 def test_beside_how_the_parameter_is_partitioned(shape, spec, expected):
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     param = jax.device_put(jnp.ones(shape), NamedSharding(mesh, spec))
-    tx = scale.shard_state(adam_jax.adam(1e-3), mesh, specs={"w": spec})
+    tx = sharding.shard_state(adam_jax.adam(1e-3), mesh, specs={"w": spec})
     state = tx.init({"w": param})
     mu = state[0].mu["w"]
     assert mu.sharding.is_equivalent_to(NamedSharding(mesh, expected), len(shape))
@@ -195,18 +195,18 @@ def test_beside_how_the_parameter_is_partitioned(shape, spec, expected):
 def test_over_two_axes_of_the_mesh():
     mesh = jax.make_mesh((2, 4), ("replica", "data"), axis_types=(AxisType.Auto,) * 2)
     params = {"w": jax.device_put(jnp.ones((64, 256)), NamedSharding(mesh, P()))}
-    state = scale.shard_state(adam_jax.adam(1e-3), mesh, ("replica", "data")).init(params)
+    state = sharding.shard_state(adam_jax.adam(1e-3), mesh, ("replica", "data")).init(params)
     assert state[0].mu["w"].sharding.spec == P(("replica", "data"), None)
 
 
 def test_a_none_gradient_leaves_its_parameter_and_state_alone(mesh):
     params = jax.device_put(parameters(), NamedSharding(mesh, P()))
-    tx = scale.shard_state(adam_jax.adamw(1e-2), mesh)
+    tx = sharding.shard_state(adam_jax.adamw(1e-2), mesh)
     grads = {**jax.tree.map(jnp.ones_like, params), "in": None}
     new, state = jax.jit(lambda *args: adam_jax.step(tx, *args))(grads, tx.init(params), params)
     np.testing.assert_array_equal(new["in"], params["in"])
     assert not np.any(state[0].mu["in"]) and np.all(state[0].mu["out"])
-    adam = scale.shard_state(adam_jax.adam(1e-2), mesh)
+    adam = sharding.shard_state(adam_jax.adam(1e-2), mesh)
     updates, _ = jax.jit(adam.update)(grads, adam.init(params))
     assert updates["in"] is None and updates["out"].shape == (512, 64)
 
@@ -222,7 +222,7 @@ def test_no_device_ever_holds_the_whole_state():
         return adam_jax.adam(1e-3).init(params)
 
     inner = optax.GradientTransformation(init, adam_jax.adam(1e-3).update)
-    scale.shard_state(inner, mesh).init(params)
+    sharding.shard_state(inner, mesh).init(params)
     assert created == [(128, 1024)]
 
 
@@ -230,41 +230,41 @@ def test_what_does_not_fit_is_said():
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     adam = adam_jax.adam(1e-3)
     with pytest.raises(ValueError, match=r"axis must be of the mesh.*'batch'.*axis='data'"):
-        scale.shard_state(adam, mesh, "batch")
+        sharding.shard_state(adam, mesh, "batch")
     with pytest.raises(ValueError, match=r"mesh must be a jax.sharding.Mesh.*make_mesh"):
-        scale.shard_state(adam, ("data",))
+        sharding.shard_state(adam, ("data",))
     with pytest.raises(ValueError, match=r"tx must be an Optax transformation"):
-        scale.shard_state("adam", mesh)
+        sharding.shard_state("adam", mesh)
     with pytest.raises(ValueError, match=r"min_size must be"):
-        scale.shard_state(adam, mesh, min_size=-1)
+        sharding.shard_state(adam, mesh, min_size=-1)
     with pytest.raises(ValueError, match=r"must not be offloaded.*offload\(shard_state\(tx"):
-        scale.shard_state(scale.offload(adam), mesh)
+        sharding.shard_state(sharding.offload(adam), mesh)
     params = {"w": jax.device_put(jnp.ones((64, 256)), NamedSharding(mesh, P(None, "model")))}
     with pytest.raises(ValueError, match=r"'w', which is .*specs=jax.tree.map"):
-        scale.shard_state(adam, mesh).init(params)
+        sharding.shard_state(adam, mesh).init(params)
     with pytest.raises(ValueError, match=r"specs must be a tree of PartitionSpecs"):
-        scale.shard_state(adam, mesh, specs={"v": P(), "w": P()}).init(params)
+        sharding.shard_state(adam, mesh, specs={"v": P(), "w": P()}).init(params)
 
 
 def test_equal_ones_trace_once():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     again = Mesh(mesh.devices, mesh.axis_names, axis_types=mesh.axis_types)
-    ours = scale.shard_state(adam_jax.adam(1e-3), mesh, specs={"w": P()})
-    assert ours == scale.shard_state(adam_jax.adam(1e-3), again, specs={"w": P()})
-    assert ours != scale.shard_state(adam_jax.adam(1e-3), mesh)
+    ours = sharding.shard_state(adam_jax.adam(1e-3), mesh, specs={"w": P()})
+    assert ours == sharding.shard_state(adam_jax.adam(1e-3), again, specs={"w": P()})
+    assert ours != sharding.shard_state(adam_jax.adam(1e-3), mesh)
 
 
 def test_traced_numbers_and_equal_ones_share_no_shardings():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     shapes = jax.eval_shape(parameters)
-    first = scale.state_shardings(adam_jax.adamw(1e-2), shapes, mesh)
+    first = sharding.state_shardings(adam_jax.adamw(1e-2), shapes, mesh)
     first[0].mu.clear()  # What one caller does to the tree is not seen by the next.
-    told = scale.state_shardings(adam_jax.adamw(1e-2), shapes, mesh)
+    told = sharding.state_shardings(adam_jax.adamw(1e-2), shapes, mesh)
     assert set(told[0].mu) == {"in", "out", "bias"}
 
     @jax.jit
     def state_after(learning_rate, params):
-        tx = scale.shard_state(adam_jax.adamw(learning_rate), mesh)
+        tx = sharding.shard_state(adam_jax.adamw(learning_rate), mesh)
         return adam_jax.step(tx, params, tx.init(params), params)[1]
 
     params = jax.device_put(parameters(), NamedSharding(mesh, P()))

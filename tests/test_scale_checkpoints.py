@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import adam_jax
-from adam_jax import scale
+from adam_jax import sharding
 
 pytestmark = pytest.mark.bits
 CODES = {"mu_dtype": jnp.int8, "nu_dtype": jnp.int8}
@@ -93,18 +93,18 @@ def test_from_8_devices_onto_others_bit_for_bit(name, tmp_path):
     whole = stepped(tx, parameters(dtype), tx.init(parameters(dtype)), range(6))
 
     params = copied(parameters(dtype), 8)
-    on_8 = scale.shard_state(tx, on(8))
+    on_8 = sharding.shard_state(tx, on(8))
     params, state = stepped(on_8, params, on_8.init(params), range(3))
     saved((params, int4_as_int8(state)), tmp_path)
 
     shapes = jax.eval_shape(lambda: (parameters(dtype), tx.init(parameters(dtype))))
     for count in (1, 4, 8):
         like = copied(parameters(dtype), count)
-        split = scale.state_shardings(tx, like, on(count))
+        split = sharding.state_shardings(tx, like, on(count))
         places = jax.tree.map(lambda x: x.sharding, like), split
         params, state = restored(int4_as_int8_shapes(shapes), places, tmp_path)
         state = jax.tree.map(lambda x, s: x.astype(s.dtype), state, shapes[1])
-        ours = stepped(scale.shard_state(tx, on(count)), params, state, range(3, 6))
+        ours = stepped(sharding.shard_state(tx, on(count)), params, state, range(3, 6))
         assert_equal(ours, whole)
 
 
@@ -119,10 +119,10 @@ def test_packed_moments_go_on_unpacked_and_split(tmp_path):
     whole = stepped(member, params, member.init(params), range(6))
     params, state = stepped(packed, params, packed.init(params), range(3))
     saved(adam_jax.unpack_state(state, params), tmp_path)
-    places = scale.state_shardings(member, params, on(8))
+    places = sharding.state_shardings(member, params, on(8))
     state = restored(jax.eval_shape(member.init, params), places, tmp_path)
     params = copied(params, 8)
-    assert_equal(stepped(scale.shard_state(member, on(8)), params, state, range(3, 6)), whole)
+    assert_equal(stepped(sharding.shard_state(member, on(8)), params, state, range(3, 6)), whole)
 
 
 def test_float32_moments_go_on_in_8_bits_and_split(tmp_path):
@@ -132,7 +132,7 @@ def test_float32_moments_go_on_in_8_bits_and_split(tmp_path):
     converted = adam_jax.convert_state(state, **CODES)
     expected = stepped(codes, params, converted, range(3, 6))
     saved(converted, tmp_path)
-    places = scale.state_shardings(codes, params, on(8))
+    places = sharding.state_shardings(codes, params, on(8))
     state = restored(jax.eval_shape(lambda: converted), places, tmp_path)
-    ours = stepped(scale.shard_state(codes, on(8)), copied(params, 8), state, range(3, 6))
+    ours = stepped(sharding.shard_state(codes, on(8)), copied(params, 8), state, range(3, 6))
     assert_equal(ours, expected)

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import adam_jax
-from adam_jax import adamw, convert_state, scale, stochastic
+from adam_jax import adamw, convert_state, sharding, stochastic
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 CODES = {"mu_dtype": jnp.int8, "nu_dtype": jnp.int8}
@@ -51,20 +51,20 @@ def stepped(tx, grads, state, params):
 
 def assert_split(state, tx, params, mesh):
     """As `state_shardings` says for a transformation that stores its state so."""
-    told = scale.state_shardings(tx, params, mesh)
-    for x, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(told), strict=True):
-        assert x.sharding.is_equivalent_to(sharding, x.ndim)
+    told = sharding.state_shardings(tx, params, mesh)
+    for x, where in zip(jax.tree.leaves(state), jax.tree.leaves(told), strict=True):
+        assert x.sharding.is_equivalent_to(where, x.ndim)
 
 
 @pytest.mark.parametrize("name", FORMS)
 def test_a_converted_state(name, mesh):
     params, grads = (copied(drawn(SHAPES, seed), mesh) for seed in range(2))
-    tx = scale.shard_state(adamw(1e-2), mesh)
+    tx = sharding.shard_state(adamw(1e-2), mesh)
     # From codes to float32; for all others the other way.
     member = adamw(1e-2, **(CODES if name == "float32" else {}))
     whole = convert_state(member.init(params), **FORMS[name])
     expected, _ = stepped(adamw(1e-2), grads, whole, params)
-    init = scale.shard_state(member, mesh).init(params)
+    init = sharding.shard_state(member, mesh).init(params)
     for state in (convert_state(init, **FORMS[name]), whole):
         moved, state = stepped(tx, grads, state, params)
         assert jax.tree.structure(state) == jax.tree.structure(whole)
@@ -76,7 +76,7 @@ def test_a_converted_state(name, mesh):
 @pytest.mark.parametrize("member", [adamw(1e-2), optax.adamw(1e-2)], ids=["float32", "optax"])
 def test_a_state_of_float32_goes_on_where_codes_were_asked_for(member, mesh):
     params, grads = (copied(drawn(SHAPES, seed), mesh) for seed in range(2))
-    tx = scale.shard_state(adamw(1e-2, **CODES), mesh)
+    tx = sharding.shard_state(adamw(1e-2, **CODES), mesh)
     _, state = stepped(tx, grads, member.init(params), params)
     assert_split(state, member, params, mesh)
 
@@ -88,7 +88,7 @@ def test_the_codes_of_one_device_on_eight(shape, jit, mesh):
     params, grads = (drawn({"w": shape}, seed) for seed in range(2))
     member = adamw(1e-2, **CODES)
     expected, one = stepped(member, grads, member.init(params), params)
-    tx = scale.shard_state(member, mesh)
+    tx = sharding.shard_state(member, mesh)
     args = copied(grads, mesh), member.init(params), copied(params, mesh)
     if jit:
         moved, state = stepped(tx, *args)
@@ -104,9 +104,9 @@ def test_the_codes_of_one_device_on_eight(shape, jit, mesh):
 @pytest.mark.parametrize("shape", [*SMALLER_BLOCKS, (256, 512), (4, 4096)], ids=str)
 def test_init_stores_the_same_inside_jit(shape, mesh):
     params = copied(drawn({"w": shape, "b": (16,)}), mesh)
-    tx = scale.shard_state(adamw(1e-2, **CODES), mesh)
+    tx = sharding.shard_state(adamw(1e-2, **CODES), mesh)
     inside, outside = jax.jit(tx.init)(params), tx.init(params)
-    told = scale.state_shardings(tx, params, mesh)
+    told = sharding.state_shardings(tx, params, mesh)
     assert jax.tree.structure(inside) == jax.tree.structure(outside) == jax.tree.structure(told)
     for x, y in zip(jax.tree.leaves(inside), jax.tree.leaves(outside), strict=True):
         assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
@@ -118,7 +118,7 @@ def test_an_axis_that_would_lose_the_codes_is_split_last():
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     spec = P("model", None)
     params = {"w": jax.device_put(jnp.ones((1024, 64)), NamedSharding(mesh, spec))}
-    state = scale.shard_state(adamw(1e-2, **CODES), mesh, specs=spec).init(params)
+    state = sharding.shard_state(adamw(1e-2, **CODES), mesh, specs=spec).init(params)
     assert state[0].mu["w"].codes.sharding.spec == P(("model", "data"), None)
 
 
@@ -127,8 +127,8 @@ def test_parameters_that_lose_their_codes_are_named():
     shapes = {"embed": (1257, 64), "w": (256, 512), "b": (16,)}
     shapes = {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()}
     member = adamw(1e-2, **CODES)
-    split = scale.shard_state(member, mesh)
-    for tx in (split, scale.offload(split), adam_jax.skip_nonfinite(split)):
+    split = sharding.shard_state(member, mesh)
+    for tx in (split, sharding.offload(split), adam_jax.skip_nonfinite(split)):
         planned = adam_jax.inspect.bytes_per_parameter(shapes, tx)
         assert planned.lost_codes == ("embed",)
         assert str(planned).endswith("fits into a device's part: embed")
@@ -160,14 +160,14 @@ class Checked:
 @pytest.mark.parametrize("specs", [None, {"a": P(), "b": P()}], ids=["none", "a prefix"])
 def test_nodes_that_look_at_their_leaves(specs, mesh):
     params = copied({"a": Checked(jnp.ones((64, 256))), "b": jnp.ones((64, 256))}, mesh)
-    tx = scale.shard_state(adamw(1e-2), mesh, specs=specs)
+    tx = sharding.shard_state(adamw(1e-2), mesh, specs=specs)
     params, state = stepped(tx, params, tx.init(params), params)
     assert state[0].mu["a"].w.sharding.spec[0] == "data"
 
 
 def test_a_gradient_that_is_not_there_keeps_its_state_split(mesh):
     params = copied(drawn(SHAPES), mesh)
-    tx = scale.shard_state(adamw(1e-2, **CODES), mesh)
+    tx = sharding.shard_state(adamw(1e-2, **CODES), mesh)
     state = convert_state(tx.init(params), mu_dtype=jnp.float32)
     moved, state = stepped(tx, {**params, "in": None}, state, params)
     np.testing.assert_array_equal(moved["in"], params["in"])

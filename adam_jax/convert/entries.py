@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from adam_jax.convert.names import SPLIT_FIRST, Layout, Names, layouts, listed
+from adam_jax.engine.trees import leaf_paths
 from adam_jax.formats.blockwise import sharding_of
-from adam_jax.leaves import leaf_paths
 
 
 class Wanted(NamedTuple):

@@ -10,7 +10,7 @@ from adam_jax.formats.base import READ_AS_SAVED
 from adam_jax.formats.blockwise import Blocks
 from adam_jax.formats.factored import Factors
 from adam_jax.formats.rounding import Rounded
-from adam_jax.recipe.pack import Packed
+from adam_jax.modify.pack import Packed
 
 CONTAINERS = (Blocks, Factors, Rounded, Packed)
 

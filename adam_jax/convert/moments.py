@@ -17,17 +17,17 @@ import optax
 from adam_jax.convert.entries import placed_like
 from adam_jax.convert.names import listed
 from adam_jax.convert.stored import SLOTS
+from adam_jax.engine.leafwise import fetched, wide_dtype
+from adam_jax.engine.trees import align_slot, is_stored, leaf_paths, unflatten_slot
 from adam_jax.formats.base import Format
 from adam_jax.formats.dense import Dense
 from adam_jax.formats.policy import format_of
-from adam_jax.leaves import align_slot, is_stored, leaf_paths, unflatten_slot
-from adam_jax.recipe.accumulate import AccumulateState
-from adam_jax.recipe.hyperparams_state import HyperparamsState
-from adam_jax.recipe.leafwise import fetched, wide_dtype
-from adam_jax.recipe.pack import Packed, pack_state, unpack_state
-from adam_jax.recipe.skip import SkipState
-from adam_jax.recipe.telemetry import TelemetryState
-from adam_jax.recipe.weights import WeightsState
+from adam_jax.modify.hyperparams_state import HyperparamsState
+from adam_jax.modify.pack import Packed, pack_state, unpack_state
+from adam_jax.wrap.accumulate import AccumulateState
+from adam_jax.wrap.skip import SkipState
+from adam_jax.wrap.telemetry import TelemetryState
+from adam_jax.wrap.weights import WeightsState
 
 Key = tuple[str, str]
 """The path of a parameter, and a slot of its: `("layers/0/kernel", "mu")`."""

@@ -8,7 +8,7 @@ import numpy as np
 from adam_jax.convert.entries import complain
 from adam_jax.convert.moments import Moments, Target, left_behind, read
 from adam_jax.convert.names import listed
-from adam_jax.recipe.leafwise import on_host
+from adam_jax.engine.leafwise import on_host
 
 
 def from_optax(state: Any, params: Any, tx: Any) -> Any:

@@ -24,7 +24,7 @@ from adam_jax.convert.twins import (
     member_rules,
     momentum_product,
 )
-from adam_jax.leaves import leaf_paths
+from adam_jax.engine.trees import leaf_paths
 
 KINDS = (optax.ScaleByAdamState, optax.ScaleByAmsgradState)
 SCALARS = ("step", "mu_product")

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adam_jax.engine.leafwise import fetched, on_host
+from adam_jax.engine.trees import is_stored, leaf_paths
 from adam_jax.family.ademamix import ScaleByAdemamixState
 from adam_jax.family.schedule_free import RMS_STATE
 from adam_jax.formats.dtypes import wider_dtype
@@ -16,10 +18,8 @@ from adam_jax.formats.policy import (
     format_of,
     resolve,
 )
-from adam_jax.leaves import is_stored, leaf_paths
-from adam_jax.recipe.leafwise import fetched, on_host
-from adam_jax.recipe.modifiers import GrokfastState
-from adam_jax.recipe.pack import Packed
+from adam_jax.modify.modifiers import GrokfastState
+from adam_jax.modify.pack import Packed
 
 # The accumulators in each state, and whether they are magnitudes: those go by nu_dtype.
 _ADAM = {"mu": False, "nu": True}

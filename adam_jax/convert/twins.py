@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from adam_jax.family.nadam import ScheduledNesterovEma
-from adam_jax.recipe.hyperparams import WithHyperparams
+from adam_jax.modify.hyperparams import WithHyperparams
 from adam_jax.rules.base import MomentRule, Rule
 from adam_jax.rules.modifiers import Wrapped
 from adam_jax.rules.moments import DecayingMax, EmaOfSquares, RunningMax

@@ -7,11 +7,11 @@ import jax
 import optax
 
 from adam_jax.alias import alias
+from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.rules.base import DecayRate, DecayRateLike, MomentRule
 from adam_jax.rules.directions import Root
 from adam_jax.rules.moments import Ema, EmaOfSurprise, NesterovEma
-from adam_jax.transform import Transformation, scale_by_rule
 from adam_jax.validation import check_number
 
 

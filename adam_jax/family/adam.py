@@ -10,13 +10,13 @@ import jax
 import optax
 
 from adam_jax.alias import alias
+from adam_jax.engine.stage import Stage
+from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.link import Link
 from adam_jax.rules.base import DecayRate, DecayRateLike, MomentRule
 from adam_jax.rules.directions import Root
 from adam_jax.rules.moments import Ema, EmaOfSquares, NesterovEma
 from adam_jax.rules.scaling import CorrectBias
-from adam_jax.transform import Transformation, scale_by_rule
 
 ArrayLike = jax.typing.ArrayLike
 
@@ -137,4 +137,4 @@ def scale_by_bias_correction(b1: DecayRateLike = 0.9, b2: DecayRateLike = 0.999)
     Reference: Kingma & Ba 2015, section 2, last paragraph. Keras and TensorFlow compute this form.
     """
     rule = CorrectBias(DecayRate.of("b1", b1), DecayRate.of("b2", b2))
-    return Transformation.of(Link(rule, ScaleByBiasCorrectionState), chained=False)
+    return Transformation.of(Stage(rule, ScaleByBiasCorrectionState), chained=False)

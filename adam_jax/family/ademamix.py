@@ -10,13 +10,13 @@ import jax
 from optax import contrib
 
 from adam_jax.alias import alias
+from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.rules.base import DecayRate, DecayRateLike, Moment, MomentRule, Slot, Slots
 from adam_jax.rules.directions import Root
 from adam_jax.rules.moments import EmaOfSquares
 from adam_jax.rules.pytrees import frozen_pytree
 from adam_jax.rules.scaling import Constant, Hyperparameter, Schedule, Scheduled, hyperparameter
-from adam_jax.transform import Transformation, scale_by_rule
 
 
 @frozen_pytree

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import optax
 
 from adam_jax.alias import alias
+from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.rules.base import DecayRate, DecayRateLike, Direction, Rule, Slot, Slots, after_first
 from adam_jax.rules.directions import safe_divide, safe_sqrt
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.rules.scaling import Hyperparameter
 from adam_jax.rules.squares import abs_squared
-from adam_jax.transform import Transformation, scale_by_rule
 from adam_jax.validation import check_number, check_scalar
 
 

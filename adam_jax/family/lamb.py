@@ -7,12 +7,12 @@ import jax
 import optax
 
 from adam_jax.alias import alias
+from adam_jax.engine.stage import Stage
+from adam_jax.engine.transformation import Transformation
 from adam_jax.family.adam import scale_by_adam
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.link import Link
 from adam_jax.rules.base import DecayRateLike
 from adam_jax.rules.scaling import ScaleByTrustRatio
-from adam_jax.transform import Transformation
 
 
 def _scale_by_adam(
@@ -38,9 +38,9 @@ def _scale_by_adam(
     return scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nu_dtype=nu_dtype)
 
 
-# Optax's trust ratio is a closure and a pass of its own over update and parameter; as a link it
+# Optax's trust ratio is a closure and a pass of its own over update and parameter; as a stage it
 # compares by value and runs where the update is.
-_TRUST_RATIO = Link(ScaleByTrustRatio(), optax.EmptyState)
+_TRUST_RATIO = Stage(ScaleByTrustRatio(), optax.EmptyState)
 
 lamb = alias(
     "lamb",

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import optax
 
 from adam_jax.alias import alias
+from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.rules.base import DecayRate, DecayRateLike, Rule, Slot, Slots
 from adam_jax.rules.pytrees import frozen_pytree, static
-from adam_jax.transform import Transformation, scale_by_rule
 from adam_jax.validation import check_number
 
 

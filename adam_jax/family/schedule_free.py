@@ -10,15 +10,15 @@ import optax
 from optax import contrib
 
 from adam_jax.alias import alias
-from adam_jax.body import Call, check_state
+from adam_jax.engine.call import Call, check_state
+from adam_jax.engine.pipeline import Pipeline
+from adam_jax.engine.transformation import OptaxBody, Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.row import Row
 from adam_jax.rules.base import DecayRate, DecayRateLike, FixedNumber, MomentRule
 from adam_jax.rules.directions import Root
 from adam_jax.rules.moments import EmaOfSquares, Newest
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.rules.scaling import Hyperparameter, Schedule, hyperparameter
-from adam_jax.transform import Foreign, Transformation, scale_by_rule
 from adam_jax.validation import as_number, check_number
 
 ArrayLike = jax.typing.ArrayLike
@@ -55,7 +55,7 @@ class WarmedUp(Hyperparameter):
 class ScheduleFree:
     """Optax's wrapper, its numbers beside it: a closure would neither compare nor pickle."""
 
-    inner: Row
+    inner: Pipeline
     learning_rate: Hyperparameter
     b1: Any = static()
     weight_lr_power: Any = static()
@@ -76,7 +76,7 @@ class ScheduleFree:
     def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
         """Optax's step."""
         check_state(state, contrib.ScheduleFreeState, "a ScheduleFreeState")
-        return Foreign(self.wrapped).run(updates, state, params, call)
+        return OptaxBody(self.wrapped).run(updates, state, params, call)
 
 
 def schedule_free_adamw(

@@ -9,7 +9,7 @@ import jax.core
 import jax.numpy as jnp
 import optax
 
-from adam_jax import transform
+from adam_jax.engine import transformation
 from adam_jax.inspect.amounts import Bytes, LiveBytes, Report, bytes_of
 from adam_jax.inspect.planned import Plan
 
@@ -98,7 +98,7 @@ def report(
     plan = Plan.of(params, tx, grads)
 
     def own_step(params: Any, state: Any, grads: Any) -> Any:
-        return transform.step(tx, grads, state, params)
+        return transformation.step(tx, grads, state, params)
 
     # What a step does not read is in memory all the same.
     jitted = jax.jit(step or own_step, donate_argnums=(0, 1), keep_unused=True)

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adam_jax.engine.transformation import body_of
+from adam_jax.engine.trees import is_stored, leaf_paths, own_keys, owner_of
 from adam_jax.inspect.amounts import SHARED, Bytes, bytes_of
-from adam_jax.leaves import is_stored, leaf_paths, own_keys, owner_of
-from adam_jax.recipe.telemetry import telemetry
-from adam_jax.scale.shard import without_sharding
-from adam_jax.transform import body_of
+from adam_jax.sharding.shard import without_sharding
+from adam_jax.wrap.telemetry import telemetry
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Classes that are values and pytrees at once: what rules, links and bodies are made of."""
+"""Classes that are values and pytrees at once: what rules, stages and bodies are made of."""
 
 import dataclasses
 from typing import Any, dataclass_transform

@@ -60,7 +60,7 @@ def hyperparameter(argument: str, x: Any, low: float = 0.0, *, instead: str) -> 
 
 @frozen_pytree
 class Identity(Rule):
-    """u: a link that Optax's chain has, and that does nothing."""
+    """u: a stage that Optax's chain has, and that does nothing."""
 
     def step(
         self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None

@@ -23,7 +23,7 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from adam_jax import scale
+from adam_jax import sharding
 
 DEVICES = 4  # of each process that is started on this machine, if it has no others than CPUs
 HEARTBEAT = 10  # seconds without a sign of life after which a process counts as dead
@@ -75,7 +75,7 @@ class Devices:
 
     def optimizer(self, tx: optax.GradientTransformation) -> optax.GradientTransformation:
         """The optimizer with its state split over the devices (ZeRO-1)."""
-        return tx if self.mesh is None else scale.shard_state(tx, self.mesh)
+        return tx if self.mesh is None else sharding.shard_state(tx, self.mesh)
 
     def check(self, batch_size: int) -> None:
         """Raises ProcessError if a batch cannot be split evenly."""

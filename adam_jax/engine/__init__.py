@@ -1,0 +1,1 @@
+"""From rules and formats to Optax transformations."""

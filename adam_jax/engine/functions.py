@@ -1,0 +1,145 @@
+"""`init` and `update` of a transformation: functions that compare by value, pickle, and trace."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adam_jax.engine.call import Body, Call
+from adam_jax.engine.trees import align_params, leaf_paths
+from adam_jax.formats.dtypes import moves
+
+
+class OfBody:
+    """`init` or `update`: a function that pickles, and a pytree of the body's numbers.
+
+    Attributes:
+      body: what it calls.
+    """
+
+    def __init__(self, body: Body) -> None:
+        self.body = body
+        self.__name__ = self.__qualname__ = type(self).__name__.lower()
+
+    @property
+    def __wrapped__(self) -> Any:
+        """For who reads functions (chex, say): `inspect` finds signature and source there."""
+        return self.__call__  # pyright: ignore[reportAttributeAccessIssue]
+
+    def tree_flatten(self) -> tuple[tuple[Body], None]:
+        """As a pytree, it is its body."""
+        return (self.body,), None
+
+    @classmethod
+    def tree_unflatten(cls, aux: None, children: tuple[Body]) -> Any:
+        """The opposite of `tree_flatten`."""
+        del aux
+        return cls(*children)
+
+
+@jax.tree_util.register_pytree_node_class
+class Init(OfBody):
+    """The `init` of a `Transformation`."""
+
+    def __call__(self, params: Any) -> Any:
+        """The state before the first step."""
+        return self.body.init(params)
+
+
+@jax.tree_util.register_pytree_node_class
+class Update(OfBody):
+    """The `update` of a `Transformation`."""
+
+    def __call__(
+        self, updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        """Returns the updates, from the gradients, and the new state."""
+        return run_body(self.body, updates, state, params, Call(False, None, extra_args))
+
+
+def _check_extra_args(body: Body, extra_args: Mapping[str, Any]) -> None:
+    """Checks that no extra argument is a misspelt one of a body in here.
+
+    Others are for other transformations: Optax passes all of them to all.
+
+    Raises:
+      TypeError: one is nearly the name of an argument that some body takes and that is missing.
+    """
+    if not extra_args:
+        return
+    taken: set[str] = set()
+
+    def collect(x: Any) -> bool:
+        taken.update(getattr(x, "takes", ()))
+        return False
+
+    jax.tree.leaves(body, is_leaf=collect)
+    for name in extra_args.keys() - taken:
+        meant = difflib.get_close_matches(name.lower(), taken - extra_args.keys(), cutoff=0.8)
+        if meant:
+            raise TypeError(
+                f"the extra argument {meant[0]!r} must be spelt so, got {name!r}: write"
+                f" {meant[0]}=. If {name!r} is for another transformation, pass both."
+            )
+
+
+def run_body(body: Body, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
+    """A body's step, in which every gradient is a floating-point number or None.
+
+    Those of integers, booleans and keys (float0, as `jax.grad` returns, or integers) are None
+    inside; outside their updates are zeros that `optax.apply_updates` can add.
+    """
+    _check_extra_args(body, call.extra_args)
+    try:
+        return _run_floating(body, updates, state, params, call)
+    except ValueError as error:
+        if "memory_space" in str(error):
+            _check_memory(state)
+        raise
+
+
+def _check_memory(state: Any) -> None:
+    """Says what is wrong where JAX could not compute with a state in the memory of the host.
+
+    Looked for when it has failed, so that no other step waits for it.
+
+    Raises:
+      ValueError: some of the state is there; the message has the first path.
+    """
+    for path, x in zip(leaf_paths(state, none_is_leaf=False), jax.tree.leaves(state), strict=True):
+        if jax.typeof(x).memory_space == jax.memory.Space.Host:
+            raise ValueError(
+                f"at {path!r}, the state is in the memory of the host, where nothing can be"
+                f" computed with it: step with sharding.offload(tx), whose state it was, or move it"
+                f" to the device first, jax.device_put(state, jax.memory.Space.Device)."
+            ) from None
+
+
+def _run_floating(body: Body, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
+    leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
+    if all(map(moves, leaves)):
+        return body.run(updates, state, params, call)
+    stored = align_params(treedef, params, needed=False, apply=call.apply)
+    fixed = [
+        i
+        for i, (g, p) in enumerate(zip(leaves, stored, strict=True))
+        if not moves(g) and (g.dtype == jax.dtypes.float0 or not moves(p))
+    ]
+    inside = [None if i in set(fixed) else g for i, g in enumerate(leaves)]
+    result, new = body.run(treedef.unflatten(inside), state, params, call)
+    if call.apply:
+        return result, new
+    results = treedef.flatten_up_to(result)
+    for i in fixed:
+        results[i] = zeros_for(leaves[i], stored[i])
+    return treedef.unflatten(results), new
+
+
+def zeros_for(g: Any, p: Any) -> Any:
+    """The update of what does not move; None for a key, to which nothing can be added."""
+    if p is None:  # Booleans add to every integer.
+        return jnp.zeros(g.shape, bool if g.dtype == jax.dtypes.float0 else g.dtype)
+    is_key = jnp.issubdtype(p.dtype, jax.dtypes.prng_key)
+    return None if is_key else jnp.zeros_like(p)

@@ -1,0 +1,257 @@
+"""The reference kernel: the rules of one leaf, one after the other, for XLA to fuse."""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.core
+import jax.numpy as jnp
+
+from adam_jax.engine.scalars import Structures, Values, rule_of
+from adam_jax.formats.base import Format
+from adam_jax.formats.noise import bits_of_moments
+from adam_jax.rules.base import Rule, Slots
+from adam_jax.rules.slots import Averaged
+from adam_jax.rules.squares import bounded
+from adam_jax.xla.barrier import computed_again
+from adam_jax.xla.turns import alone, first_turn, in_turn, turn_after
+
+
+class Leaf(NamedTuple):
+    """The arrays of one leaf.
+
+    Attributes:
+      g: the gradient.
+      stored: per rule, its slots as their formats keep them.
+      param: the parameter; None if no rule reads it and it is not to be changed.
+      salt: of the leaf and the step, for formats that round stochastically; None if none.
+    """
+
+    g: Any
+    stored: tuple[tuple[Any, ...], ...]
+    param: Any
+    salt: Any
+
+
+class Program(NamedTuple):
+    """What shapes the program of a leaf, besides its arrays and its rules.
+
+    Attributes:
+      formats: per rule, one format per slot.
+      dtype: of the result, the only place where the update is rounded.
+      apply: return the new parameter, θ + u, instead of the update u.
+    """
+
+    formats: tuple[tuple[Format, ...], ...]
+    dtype: Any
+    apply: bool
+
+
+Steps = tuple[tuple[Rule, Any], ...]
+"""Each rule that a leaf runs, in their order, with its scalars of this optimizer step."""
+
+Stepped = tuple[jax.Array, tuple[tuple[Any, ...], ...]]
+"""The update or the new parameter, and the new stored slots."""
+
+
+class LeafGroup(NamedTuple):
+    """Leaves that share a program.
+
+    Attributes:
+      program: what shapes it.
+      steps: which of the pipelines of rules it runs, and which rules of it.
+      leaves: their arrays.
+    """
+
+    program: Program
+    steps: tuple[int, tuple[int, ...]]
+    leaves: list[Leaf]
+
+
+def run(
+    groups: list[LeafGroup], structures: Structures, values: Values, ok: jax.Array | None
+) -> list[list[Stepped]]:
+    """Steps the leaves of every group; each program is traced once.
+
+    Inside a jit, chunks of leaves are one call each, which XLA inlines: n leaves of a group are
+    about √n / 2 programs of a leaf to lower, and 2√n calls. Groups of which there are as many, as
+    in the layers of a transformer, share their calls. Outside, each leaf is a dispatch of its own,
+    since leaves may lie on different devices.
+    """
+    results: list[list[Stepped]] = [[] for _ in groups]
+    rounded = any(f.rounds for group in groups for fs in group.program.formats for f in fs)
+    turn = first_turn() if rounded and _is_traced(groups) and alone() else None
+    for indices, part in _chunks(groups):
+        its = [groups[k] for k in indices]
+        programs = tuple((group.program, group.steps) for group in its)
+        leaves = [group.leaves[part] for group in its]
+        chunk, turn = chunk_step(programs, structures, values, leaves, ok, turn)
+        for k, stepped in zip(indices, chunk, strict=True):
+            results[k] += stepped
+    return results
+
+
+def _chunks(groups: list[LeafGroup]) -> Iterator[tuple[list[int], slice]]:
+    """Which groups take a call together, and which of their leaves; in the order of the leaves."""
+    tracing = _is_traced(groups)
+    together: dict[int, list[int]] = {}
+    for k, group in enumerate(groups):
+        together.setdefault(len(group.leaves) if tracing else -k, []).append(k)
+    for indices in together.values():
+        count = len(groups[indices[0]].leaves)
+        size = _chunk_size(count, len(indices)) if tracing else 1
+        whole = count // size * size
+        yield from ((indices, slice(i, i + size)) for i in range(0, whole, size))
+        yield from ((indices, slice(i, i + 1)) for i in range(whole, count))
+
+
+def _is_traced(groups: list[LeafGroup]) -> bool:
+    return any(isinstance(group.leaves[0].g, jax.core.Tracer) for group in groups)
+
+
+def _chunk_size(count: int, groups: int) -> int:
+    """About √(count / groups) / 2, and a divisor of count if there is one that near.
+
+    Half, as a program more to lower takes about four times as long as a call more.
+    """
+    size = max(math.isqrt(count // (4 * groups)), 1)
+    return next((d for d in range(size, size // 2, -1) if count % d == 0), size)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def chunk_step(
+    programs: tuple[tuple[Program, tuple[int, tuple[int, ...]]], ...],
+    structures: Structures,
+    values: Values,
+    leaves: list[list[Leaf]],
+    ok: jax.Array | None,
+    turn: jax.Array | None,
+) -> tuple[list[list[Stepped]], jax.Array | None]:
+    """`leaf_step` on leaves of some groups; with a turn, one after the other (see turns.py)."""
+    results = []
+    for (program, (pipeline, used)), its in zip(programs, leaves, strict=True):
+        its_steps = tuple(rule_of(structures[pipeline][k], *values[pipeline][k]) for k in used)
+        results.append([])
+        for leaf in its:
+            leaf = leaf if turn is None else leaf._replace(g=in_turn(turn, leaf.g))
+            results[-1].append(leaf_step(program, its_steps, leaf, ok))
+            turn = turn if turn is None else turn_after(turn, results[-1][-1])
+    return results, turn
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def leaf_step(program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None) -> Stepped:
+    """Runs the rules on one leaf, in float32 or wider from the first to the last."""
+    # Every dtype is converted by hand below. A complex leaf still mixes complex and real arrays
+    # (mu / √nu), for which strict promotion has no spelling. Every function of jnp is a jit, which
+    # would be traced anew for each shape, and `jnp.where` a call for XLA to inline: 5 ms of tracing
+    # for a new shape are 3 without.
+    with jax.numpy_dtype_promotion("standard"), jax.disable_jit():
+        result, new, averaged = _ruled(program, steps, leaf, ok)
+        measures = _map_formats(_measure, program.formats, new)
+        if any(fmt.measured_first for formats in program.formats for fmt in formats):
+            # Computed again behind this: else XLA:GPU would store the float32 moments, 8 bytes per
+            # parameter, and not compute twice what is measured in one kernel and coded in another.
+            # The measures go through it too: else, of large leaves, it would code one moment while
+            # it measures the other, a kernel more. A parameter or a gradient does not: it may be a
+            # result, and would be stored.
+            stored, measures = computed_again((leaf.stored, measures))
+            leaf = leaf._replace(stored=stored)
+            result, new, averaged = _ruled(program, steps, leaf, ok)
+        # Terms of gradients that are not bounded: of such XLA:GPU would store the squares.
+        terms = averaged
+        if any(fmt.linear for formats in program.formats for fmt in formats):
+            terms = _ruled(program, steps, leaf, ok, bound=lambda g: g)[2]
+        numbers = itertools.count()
+
+        def encoded(
+            fmt: Format,
+            x: jax.Array,
+            measure: Any,
+            old: Any,
+            how: Averaged | None,
+            unbounded: Averaged | None,
+        ) -> Any:
+            drawn = None
+            if fmt.stochastic:
+                drawn = bits_of_moments(jnp.shape(leaf.g), leaf.salt, next(numbers))
+            # A rule may have made something else of the average since.
+            if fmt.linear and how is not None and how.result is x and unbounded is not None:
+                stored = fmt.averaged(old, unbounded.term, how.average)
+            elif fmt.measured_first:
+                stored = fmt.code(x, drawn, measure)
+            else:
+                stored = fmt.encode(x, drawn)
+            # What is stored already may be rounded otherwise now, or not be what it is decoded to.
+            return _if_ok(ok, stored, old) if fmt.rounds else stored
+
+        columns = (new, measures, leaf.stored, averaged, terms)
+        return result, _map_formats(encoded, program.formats, *columns)
+
+
+def _if_ok(ok: jax.Array | None, new: Any, old: Any) -> Any:
+    return new if ok is None else jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
+
+
+def _measure(fmt: Format, x: jax.Array) -> Any:
+    return fmt.measure(x) if fmt.measured_first else None
+
+
+def _map_formats(f: Any, formats: tuple[tuple[Format, ...], ...], *columns: Any) -> Any:
+    """f of each format and what belongs to it, rule by rule and slot by slot."""
+    rules = zip(formats, *columns, strict=True)
+    return tuple(tuple(f(*entry) for entry in zip(*rule, strict=True)) for rule in rules)
+
+
+def _ruled(
+    program: Program,
+    steps: Steps,
+    leaf: Leaf,
+    ok: jax.Array | None,
+    bound: Callable[[jax.Array], jax.Array] = bounded,
+) -> tuple[jax.Array, tuple[tuple[jax.Array, ...], ...], tuple[tuple[Averaged | None, ...], ...]]:
+    """The update or the new parameter; the new slots, not yet in their formats; see `Averaged`."""
+    arithmetic = _arithmetic_dtype(leaf)
+    real = jnp.finfo(arithmetic).dtype
+    steps = jax.tree.map(lambda x: jax.lax.convert_element_type(x, real), steps)
+    u = jax.lax.convert_element_type(leaf.g, arithmetic)
+    if ok is not None:
+        # Here as well: else XLA:CPU would share g² with whoever measured the gradient to say
+        # whether it is ok, and store it for that (12 times the cost of the measurement).
+        u = jnp.where(ok, u, 0)
+    p = None if leaf.param is None else jax.lax.convert_element_type(leaf.param, arithmetic)
+    slots, averaged = [], []
+    for (rule, scalars), stored, formats in zip(steps, leaf.stored, program.formats, strict=True):
+        decoded = {
+            slot.name: fmt.decode(x, real if slot.magnitude else arithmetic)
+            for slot, fmt, x in zip(rule.slots, formats, stored, strict=True)
+        }
+        old = Slots(decoded, ok, (_watched(rule), jnp.isfinite(u)) if rule.slots else None)
+        u, new = rule.step(bound(u) if rule.slots else u, old, scalars, p)
+        slots.append(tuple(new[slot.name] for slot in rule.slots))
+        averaged.append(tuple(old.averaged.get(slot.name) for slot in rule.slots))
+    moved = p + u if program.apply and p is not None else u
+    if ok is not None:
+        moved = jnp.where(ok, moved, p if program.apply and p is not None else 0)
+    return jax.lax.convert_element_type(moved, program.dtype), tuple(slots), tuple(averaged)
+
+
+def _watched(rule: Rule) -> str:
+    """The accumulator that shows an infinite gradient, which elsewhere is clipped.
+
+    One alone, which its update is divided by if there is such: a selection that several loops share
+    would be stored by XLA:CPU.
+    """
+    return next((slot for slot in rule.slots if slot.magnitude), rule.slots[0]).name
+
+
+def _arithmetic_dtype(leaf: Leaf) -> Any:
+    """float32, or wider where an array of this leaf is; complex if the gradient is."""
+    arrays = [x for x in jax.tree.leaves(leaf) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    # Codes of 8 bits are narrower, and do not promote to anything.
+    dtypes = [jnp.finfo(x.dtype).dtype for x in arrays if x.dtype.itemsize > 1]
+    dtype = functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
+    return jnp.promote_types(dtype, jnp.complex64) if jnp.iscomplexobj(leaf.g) else dtype

@@ -1,0 +1,169 @@
+"""What recipes do to the leaves of a whole tree: widen, round, add, choose, measure.
+
+A None is a leaf that is left alone, as everywhere in this package.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adam_jax.engine.trees import align_slot, leaf_paths, unflatten_slot
+from adam_jax.formats.base import Format
+from adam_jax.formats.dtypes import leaf_dtype, moves, wider_dtype
+from adam_jax.formats.policy import format_of
+from adam_jax.rules.squares import abs_squared
+
+
+def map_leaves(f: Callable[..., Any], updates: Any, slots: Any) -> Any:
+    """f of each leaf of the updates, None or not, and what a state keeps for it.
+
+    Raises:
+      ValueError: the trees differ, or f's own; the message has the first path.
+    """
+    leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
+    results = []
+    for i, (leaf, kept) in enumerate(zip(leaves, align_slot(treedef, updates, slots), strict=True)):
+        try:
+            results.append(f(leaf, kept))
+        except ValueError as error:
+            raise ValueError(f"at {leaf_paths(updates)[i]!r}, {error}") from None
+    return unflatten_slot(treedef, updates, results)
+
+
+def decoded(stored: Any, dtype: Any) -> jax.Array:
+    """What is stored, as arithmetic wants it."""
+    return _format(stored).decode(stored, dtype)
+
+
+def stored_like(stored: Any, x: jax.Array) -> Any:
+    """Another array in the form of what is stored."""
+    return _format(stored).encode(x)
+
+
+def fetched(tree: Any) -> Any:
+    """The same arrays in the memory of the device, those too that `offload` keeps on the host."""
+
+    def fetch(x: Any) -> Any:
+        return jax.device_put(x, jax.memory.Space.Device) if on_host(x) else x
+
+    return jax.tree.map(fetch, tree)
+
+
+def on_host(x: Any) -> bool:
+    """Whether an array is in the memory of the host, where nothing can be computed with it."""
+    return jax.typeof(x).memory_space == jax.memory.Space.Host
+
+
+def _format(stored: Any) -> Format:
+    fmt = format_of(stored)
+    assert fmt is not None, stored
+    return fmt
+
+
+def widened(updates: Any) -> Any:
+    """Each leaf in the dtype of arithmetic."""
+    return jax.tree.map(wide, updates)
+
+
+def wide(x: Any) -> Any:
+    """An array in the dtype of arithmetic; what is no number is left to those that say so."""
+    try:
+        return jax.lax.convert_element_type(x, wide_dtype(x))
+    except TypeError:
+        return x
+
+
+def wide_dtype(x: Any) -> Any:
+    """float32, or the array's own dtype where that is wider."""
+    return wider_dtype(leaf_dtype(x), jnp.dtype(jnp.float32))
+
+
+def applied(updates: Any, params: Any) -> Any:
+    """θ + u, in the parameters' dtypes."""
+
+    def apply(u: Any, p: Any) -> Any:
+        dtype = jnp.result_type(p)
+        u, p = wide(u), wide(p)
+        with jax.numpy_dtype_promotion("standard"):
+            return jax.lax.convert_element_type(p + u, dtype)
+
+    return jax.tree.map(
+        lambda u, p: p if u is None else apply(u, p), updates, params, is_leaf=lambda x: x is None
+    )
+
+
+class Norm(NamedTuple):
+    """A norm as value·unit, both scalars in the dtype of arithmetic.
+
+    Attributes:
+      value: the norm in units; infinite only if an element is, NaN if an element is.
+      unit: 1, or a power of two where the sum of squares overflows: a norm above 1.8e19.
+    """
+
+    value: jax.Array
+    unit: jax.Array
+
+
+def global_norm(tree: Any) -> Norm:
+    """‖x‖ of all leaves together.
+
+    Written once: two that ask for the norm of the same gradients share one pass over them.
+    """
+    leaves = [wide(x) for x in jax.tree.leaves(tree) if moves(x)]
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.finfo(jnp.result_type(jnp.float32, *leaves)).dtype
+    return _norm(dtype, leaves)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _norm(dtype: Any, leaves: list[jax.Array]) -> Norm:
+    # A norm of 2⁴⁰ elements that are the largest number has a square in units of this.
+    unit = 2.0 ** (int(jnp.finfo(dtype).maxexp) * 2 // 3)
+
+    def on_cpu(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+        sums = [jnp.sum(abs_squared(x)) for x in leaves]
+        squared = _total(sums, dtype)
+        return squared, jax.lax.cond(squared < jnp.inf, _first, _in_units, squared, sums, leaves)
+
+    def _in_units(_: jax.Array, sums: list[jax.Array], leaves: list[jax.Array]) -> jax.Array:
+        # A factor for each, and no constant: else XLA:CPU stores it as an array of a leaf's size.
+        pairs = zip(leaves, sums, strict=True)
+        scaled = (_times(x, jnp.where(s < 0, 1.0, 1 / unit)) for x, s in pairs)
+        return _total([jnp.sum(abs_squared(x)) for x in scaled], dtype)
+
+    # Elsewhere a branch would wait for the host: both sums, by one reduction.
+    def elsewhere(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+        both = [_two_sums(abs_squared(x), abs_squared(_times(x, 1 / unit))) for x in leaves]
+        return _total([a for a, _ in both], dtype), _total([b for _, b in both], dtype)
+
+    squared, in_units = jax.lax.platform_dependent(leaves, cpu=on_cpu, default=elsewhere)
+    fits = squared < jnp.inf
+    value = jnp.sqrt(jnp.where(fits, squared, in_units))
+    return Norm(value, jnp.where(fits, jnp.ones([], dtype), jnp.asarray(unit, dtype)))
+
+
+def _first(x: jax.Array, *_: Any) -> jax.Array:
+    return x
+
+
+def _total(sums: list[jax.Array], dtype: Any) -> jax.Array:
+    return sum((jax.lax.convert_element_type(x, dtype) for x in sums), start=jnp.zeros([], dtype))
+
+
+def _times(x: jax.Array, factor: Any) -> jax.Array:
+    """A real or complex array times a real number."""
+    with jax.numpy_dtype_promotion("standard"):
+        return x * jnp.asarray(factor, jnp.finfo(x.dtype).dtype)
+
+
+def _two_sums(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    zero = np.zeros([], x.dtype)
+    return tuple(jax.lax.reduce((x, y), (zero, zero), _add_both, tuple(range(x.ndim))))
+
+
+def _add_both(xs: Any, ys: Any) -> Any:
+    return xs[0] + ys[0], xs[1] + ys[1]

@@ -1,0 +1,139 @@
+"""Settings that are trees: masks, and prefixes of the parameters' tree."""
+
+import dataclasses
+from collections.abc import Collection, Iterator
+from typing import Any, Self
+
+import jax
+import jax.core
+import numpy as np
+
+from adam_jax.engine.trees import leaf_paths
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenTree:
+    """A tree of settings, made comparable and hashable.
+
+    Attributes:
+      leaves: its leaves; arrays of one number as that number.
+      treedef: its structure.
+    """
+
+    leaves: tuple[Any, ...]
+    treedef: Any
+
+    @classmethod
+    def of(cls, tree: Any) -> Self:
+        """Freezes a tree."""
+        leaves, treedef = jax.tree.flatten(tree)
+        shapes = [x.shape for x in leaves if isinstance(x, _ARRAYS) and x.ndim]
+        if shapes:
+            raise ValueError(
+                f"a setting must be made of numbers, strings and functions, got an array of shape"
+                f" {shapes[0]}: arrays do not compare. Make it inside the function."
+            )
+        return cls(tuple(x.item() if isinstance(x, _ARRAYS) else x for x in leaves), treedef)
+
+    @property
+    def tree(self) -> Any:
+        """The tree, its containers made anew."""
+        return jax.tree.unflatten(self.treedef, self.leaves)
+
+
+_ARRAYS = (np.ndarray, np.generic, jax.Array)
+
+
+class Mask(FrozenTree):
+    """Which leaves a stage acts on, as Optax writes it: a tree of booleans or a callable.
+
+    A prefix of the parameters' tree will do; a callable is its own single leaf.
+    """
+
+    @classmethod
+    def of(cls, tree: Any) -> Self:
+        """Freezes a mask."""
+        made = super().of(tree)
+        if not (len(made.leaves) == 1 and callable(made.tree)):
+            check_booleans(made.tree)
+        return made
+
+    def flatten(self, params: Any, tree: Any, param_leaves: list[Any]) -> list[bool]:
+        """One boolean per leaf of `tree`, whose leaves have the parameters `param_leaves`.
+
+        A callable is always asked about the parameters; Optax asks it about the updates in update.
+        """
+        mask = self.tree
+        if len(self.leaves) == 1 and callable(mask):
+            mask = mask(params)
+            check_booleans(mask)
+        given, prefix = jax.tree.flatten(mask)
+        # The mask of a tree with a None in it has nothing there.
+        absent = {i for i, p in enumerate(param_leaves) if p is None}
+        try:
+            below = list(leaves_below(prefix, tree, absent))
+        except ValueError:
+            raise ValueError(
+                f"mask must be a tree of booleans like the parameters, or a prefix of it, got"
+                f" {prefix} for {tree}."
+            ) from None
+        flags = [False] * tree.num_leaves
+        for flag, indices in zip(given, below, strict=True):
+            for index in indices:
+                flags[index] = bool(flag)
+        return flags
+
+
+def check_booleans(mask: Any) -> None:
+    """Checks that each leaf of a mask is a boolean, Python's, NumPy's or an array of one.
+
+    Raises:
+      ValueError: one is something else, which Python would call true as often as not.
+    """
+    for path, flag in zip(leaf_paths(mask, none_is_leaf=False), jax.tree.leaves(mask), strict=True):
+        if isinstance(flag, jax.core.Tracer):
+            raise ValueError(
+                f"mask must be known when the step is compiled, got a traced value at {path!r}:"
+                f" make it of paths, shapes and dtypes, not of the parameters' values."
+            )
+        is_scalar = isinstance(flag, (bool, *_ARRAYS)) and np.ndim(flag) == 0
+        if not is_scalar or getattr(flag, "dtype", np.bool_) != np.bool_:
+            raise ValueError(
+                f"mask must have booleans as leaves, got {flag!r} at {path!r}: write True or False,"
+                f" or mask=adam_jax.decay_mask. To choose leaves by path, write"
+                f' adam_jax.groups(adamw, {{".*bias": {{"weight_decay": 0.0}}}}, ...).'
+            )
+
+
+def leaves_below(
+    prefix: Any, tree: Any, absent: Collection[int] = (), start: int = 0
+) -> Iterator[range]:
+    """The numbers of the leaves of `tree` that are below each leaf of `prefix`.
+
+    By the structures alone: a node of the user's own may refuse to hold numbers or flags in the
+    place of its arrays.
+
+    Args:
+      prefix: the structure of a tree that ends earlier, or nowhere earlier.
+      tree: the whole structure.
+      absent: the leaves of `tree` in whose place the prefix may have a None, which is no leaf.
+      start: the number of the first leaf.
+
+    Raises:
+      ValueError: it is no prefix.
+    """
+    kind = prefix.node_data()
+    if kind is None:
+        yield range(start, start + tree.num_leaves)
+    elif prefix == tree:
+        yield from (range(i, i + 1) for i in range(start, start + tree.num_leaves))
+    elif prefix != _NONE or tree.node_data() is not None or start not in absent:
+        own, others = prefix.children(), tree.children()
+        if kind != tree.node_data() or len(own) != len(others):
+            raise ValueError(f"{prefix} is no prefix of {tree}.")
+        for child, other in zip(own, others, strict=True):
+            yield from leaves_below(child, other, absent, start)
+            start += other.num_leaves
+
+
+_NONE = jax.tree.structure(None)

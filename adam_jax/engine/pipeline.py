@@ -1,0 +1,226 @@
+"""One pass over the leaves of a tree, in which each runs through a pipeline of stages.
+
+Step counts, trees, None leaves, masks and groups are known here (and in leaves.py, which lines
+trees up), and nowhere below. `adamw` is one pipeline of three stages, all leaves in it; `groups` is
+several pipelines of one shape, each with its own numbers, and a leaf in one of them or in none.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adam_jax.engine.call import PASS_ON, Call, counted
+from adam_jax.engine.leaf_program import Leaf, LeafGroup, Program, run
+from adam_jax.engine.scalars import shared
+from adam_jax.engine.stage import Stage
+from adam_jax.engine.trees import (
+    align_params,
+    align_slot,
+    check_leaf,
+    leaf_paths,
+    unflatten_slot,
+    unflatten_stored,
+)
+from adam_jax.formats.dtypes import leaf_dtype, moves, wider_dtype
+from adam_jax.formats.noise import Salt, salt_of_moments
+from adam_jax.formats.policy import format_of
+from adam_jax.rules.pytrees import frozen_pytree, static
+
+Labels = Sequence[int | None]
+"""For each leaf the index of its pipeline; None for a leaf that is frozen: no state, a zero update.
+
+Nor has a leaf a state that is no floating-point number; its gradient is None.
+"""
+
+
+@frozen_pytree
+class Pipeline:
+    """Links that run one after the other on each leaf.
+
+    Attributes:
+      stages: in the order in which they run.
+      chained: the state is a tuple with one entry per stage, as `optax.chain` keeps it; False, for
+        a single stage, is that stage's state itself.
+    """
+
+    stages: tuple[Stage, ...]
+    chained: bool = static()
+
+    @property
+    def member(self) -> int | None:
+        """The index of the last stage that remembers something; None if none does."""
+        return max((i for i, stage in enumerate(self.stages) if stage.rule.slots), default=None)
+
+    def init(self, params: Any) -> Any:
+        """The state before the first step."""
+        return init_pipelines((self,), [0] * len(jax.tree.leaves(params)), params)
+
+    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
+        """One optimizer step on every leaf; see `Body`."""
+        leaves = jax.tree.leaves(updates, is_leaf=lambda x: x is None)
+        return run_pipelines((self,), [0] * len(leaves), updates, state, params, call)
+
+    def split(self, state: Any) -> tuple[Any, ...]:
+        """The stages' own states."""
+        if not self.chained:
+            states: Any = (state,)
+        elif isinstance(state, tuple) and len(state) == len(self.stages):
+            states = state
+        else:
+            raise ValueError(
+                f"the state must be the tuple of {len(self.stages)} that init returned, got"
+                f" {_described(state)}: {PASS_ON}"
+            )
+        return tuple(
+            stage.unwrap(s, f"at state[{k}], " if self.chained else "")
+            for k, (stage, s) in enumerate(zip(self.stages, states, strict=True))
+        )
+
+    def join(self, states: list[Any]) -> Any:
+        """The opposite of `split`."""
+        wrapped = tuple(stage.wrap(s) for stage, s in zip(self.stages, states, strict=True))
+        return wrapped if self.chained else wrapped[0]
+
+
+def init_pipelines(pipelines: tuple[Pipeline, ...], labels: Labels, params: Any) -> Any:
+    """The state that all share; `labels` are those of the parameters, None leaves left out."""
+    leaves = jax.tree.leaves(params)
+    paths = leaf_paths(params, none_is_leaf=False)
+    states = []
+    for k, stage in enumerate(pipelines[0].stages):
+        fields: dict[str, Any] = {name: jnp.zeros([], jnp.int32) for name in stage.counts}
+        for j, slot in enumerate(stage.rule.slots):
+            stored = []
+            for i, (p, label) in enumerate(zip(leaves, labels, strict=True)):
+                if label is None or not moves(p):
+                    stored.append(optax.MaskedNode())
+                    continue
+                try:
+                    stored.append(pipelines[label].stages[k].start(p, j, paths[i]))
+                except ValueError as error:
+                    raise ValueError(f"at {paths[i]!r}, {error}") from None
+            fields[slot.name] = unflatten_stored(params, stored)
+        states.append(stage.state_type(**fields))
+    return pipelines[0].join(states)
+
+
+def run_pipelines(
+    pipelines: tuple[Pipeline, ...],
+    labels: Labels,
+    updates: Any,
+    state: Any,
+    params: Any,
+    call: Call,
+) -> tuple[Any, Any]:
+    """One optimizer step on every leaf; returns the updates, or the new parameters.
+
+    Args:
+      pipelines: with the same stages but for numbers.
+      labels: those of the updates, with an entry for each None leaf too.
+      updates: the gradients.
+      state: what `init_pipelines` or the last step returned.
+      params: the parameters; None if no rule reads them.
+      call: its extra arguments are for others in a chain, to all of which Optax passes them.
+    """
+    apply = call.apply
+    stages, states = pipelines[0].stages, pipelines[0].split(state)
+    leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
+    counts = [
+        getattr(s, stage.counts[0]) if stage.counts else None
+        for stage, s in zip(stages, states, strict=True)
+    ]
+    # A schedule of a stage without a count of its own, in a group, reads the member's.
+    first = next((count for count in counts if count is not None), None)
+    counts = [first if count is None else count for count in counts]
+    rules = [[stage.rule for stage in pipeline.stages] for pipeline in pipelines]
+    structures, values = shared(rules, counts, leaves)
+    # For each stage, for each of its slots, what is stored for each leaf; renewed in place.
+    stored = [
+        [align_slot(treedef, updates, getattr(s, slot.name)) for slot in stage.rule.slots]
+        for stage, s in zip(stages, states, strict=True)
+    ]
+    needed = apply or any(
+        stage.rule.needs_params for pipeline in pipelines for stage in pipeline.stages
+    )
+    param_leaves = align_params(treedef, params, needed, apply)
+    masks = [
+        [
+            stage.mask and stage.mask.flatten(params, treedef, param_leaves)
+            for stage in pipeline.stages
+        ]
+        for pipeline in pipelines
+    ]
+
+    # Leaves that share a program: the pipeline, the stages, the formats, the dtypes and the shape.
+    alike: dict[Any, list[int]] = {}
+    arrays: dict[int, Leaf] = {}
+    results = list(param_leaves) if apply else list(leaves)
+    for i, (g, p, label) in enumerate(zip(leaves, param_leaves, labels, strict=True)):
+        if g is None:
+            continue
+        if label is None:
+            results[i] = p if apply else jnp.zeros_like(g)
+            continue
+        used = tuple(k for k, mask in enumerate(masks[label]) if mask is None or mask[i])
+        old = tuple(tuple(slot[i] for slot in stored[k]) for k in used)
+        formats = tuple(tuple(map(format_of, slots)) for slots in old)
+        if not moves(g) and {fmt for slots in formats for fmt in slots} == {None}:
+            results[i] = p if apply else jnp.zeros_like(g)  # As that of an integer should be.
+            continue
+        try:
+            g_dtype = check_leaf(g, p, old, formats)
+            dtype = leaf_dtype(p) if apply else _update_dtype(g_dtype, p)
+            group = (label, used, formats, dtype, np.shape(g), g_dtype)
+            if group not in alike:
+                for k, its in zip(used, formats, strict=True):
+                    stages[k].check_formats(its)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"at {leaf_paths(updates)[i]!r}, {error}") from None
+        salt = _salt(formats, first, i)
+        arrays[i] = Leaf(g, old, p if needed else None, salt)
+        alike.setdefault(group, []).append(i)
+
+    groups = [
+        LeafGroup(Program(formats, dtype, apply), (label, used), [arrays[i] for i in indices])
+        for (label, used, formats, dtype, *_), indices in alike.items()
+    ]
+    for (_, used, *_), indices, stepped in zip(
+        alike, alike.values(), run(groups, structures, values, call.ok), strict=True
+    ):
+        for i, (result, new) in zip(indices, stepped, strict=True):
+            results[i] = result
+            for k, slots in zip(used, new, strict=True):
+                for slot, x in zip(stored[k], slots, strict=True):
+                    slot[i] = x
+
+    new_states = []
+    for stage, s, slots in zip(stages, states, stored, strict=True):
+        fields = {name: counted(getattr(s, name), call) for name in stage.counts}
+        for slot, xs in zip(stage.rule.slots, slots, strict=True):
+            fields[slot.name] = unflatten_slot(treedef, updates, xs)
+        new_states.append(stage.state_type(**fields))
+    return jax.tree.unflatten(treedef, results), pipelines[0].join(new_states)
+
+
+def _described(state: Any) -> str:
+    return f"a tuple of {len(state)}" if isinstance(state, tuple) else type(state).__name__
+
+
+def _update_dtype(g_dtype: Any, p: Any) -> Any:
+    """The gradient's dtype, widened to a wider parameter's, which a narrower update would round."""
+    return g_dtype if p is None else wider_dtype(g_dtype, leaf_dtype(p))
+
+
+def _salt(formats: Any, count: Any, index: int) -> Salt | None:
+    """What makes the random bits of a leaf in a step its own; None where none are needed."""
+    if not any(fmt is not None and fmt.stochastic for slots in formats for fmt in slots):
+        return None
+    if count is None:
+        raise ValueError(
+            "its state has no step count, which stochastic rounding needs: store it otherwise."
+        )
+    return salt_of_moments(count, index)

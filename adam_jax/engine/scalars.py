@@ -1,0 +1,84 @@
+"""What the leaves of a step share: the numbers of the rules, and their scalars of this step.
+
+The kernel gets the rules without their hyperparameters: a leaf needs only the scalars made of them.
+JAX keeps the pytree structures of what it has compiled. With a schedule in them, the schedule would
+never be freed, and each new one would compile every leaf anew.
+"""
+
+import functools
+from typing import Any, TypeAlias
+
+import jax
+import jax.core
+import jax.numpy as jnp
+
+from adam_jax.rules.base import Rule
+from adam_jax.rules.scaling import Constant, Hyperparameter
+
+Structures: TypeAlias = tuple[tuple[Any, ...], ...]
+"""The structure of each rule, by pipeline and stage; a hyperparameter is a leaf in it."""
+
+Values: TypeAlias = tuple[tuple[tuple[Any, Any], ...], ...]
+"""The leaves of each rule, None for a hyperparameter, and its scalars of this step."""
+
+
+def as_arrays(numbers: Any) -> Any:
+    """The same pytree, each number an array: as constants they are lowered anew for every call."""
+    dtype = jnp.result_type(float)
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, dtype), numbers)
+
+
+def rule_of(structure: Any, numbers: Any, scalars: Any) -> tuple[Rule, Any]:
+    """A rule with its scalars; its hyperparameters are None."""
+    return structure.unflatten(numbers), scalars
+
+
+def shared(
+    rules: list[list[Rule]], counts: list[Any], others: list[Any]
+) -> tuple[Structures, Values]:
+    """The rules and their scalars, made from numbers of the arithmetic's precision.
+
+    So they have the same bits whether the numbers are traced or not. Outside a program all scalars
+    are one compiled program, which all schedules share.
+
+    Args:
+      rules: by pipeline and stage.
+      counts: of each stage, the optimizer steps completed; None where there is no count.
+      others: the gradients. If one is traced, this is part of a larger program.
+    """
+    flat = [
+        [jax.tree.flatten(rule, is_leaf=_is_hyperparameter) for rule in pipeline]
+        for pipeline in rules
+    ]
+    structures = tuple(tuple(structure for _, structure in pipeline) for pipeline in flat)
+    numbers = tuple(tuple(tuple(leaves) for leaves, _ in pipeline) for pipeline in flat)
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((numbers, counts, others))):
+        return structures, _values(structures, numbers, tuple(counts))
+    # Schedules are called here: called inside, each would need a program of its own.
+    now = tuple(
+        tuple(
+            tuple(Constant(x.at(count)) if _is_hyperparameter(x) else x for x in leaves)
+            for leaves, count in zip(pipeline, counts, strict=True)
+        )
+        for pipeline in numbers
+    )
+    return structures, _compiled_values(structures, now, tuple(counts))
+
+
+def _values(structures: Structures, numbers: Any, counts: tuple[Any, ...]) -> Values:
+    numbers = as_arrays(numbers)
+    made = []
+    for its_structures, its_leaves in zip(structures, numbers, strict=True):
+        pipeline = []
+        for structure, leaves, count in zip(its_structures, its_leaves, counts, strict=True):
+            scalars = as_arrays(structure.unflatten(leaves).scalars(count))
+            pipeline.append((tuple(None if _is_hyperparameter(x) else x for x in leaves), scalars))
+        made.append(tuple(pipeline))
+    return tuple(made)
+
+
+_compiled_values = functools.partial(jax.jit, static_argnums=0)(_values)
+
+
+def _is_hyperparameter(x: Any) -> bool:
+    return isinstance(x, Hyperparameter)

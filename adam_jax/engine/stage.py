@@ -1,0 +1,107 @@
+"""A rule and where its memory lies: the state that Optax would keep for it."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adam_jax.engine.call import PASS_ON, in_words
+from adam_jax.engine.masks import Mask
+from adam_jax.formats.base import Format
+from adam_jax.formats.policy import FLOAT16_IS_NARROW, FOUR_BITS_ARE_COARSE, SlotDType, resolve
+from adam_jax.rules.base import Rule
+from adam_jax.rules.pytrees import frozen_pytree, static
+
+
+@frozen_pytree
+class Stage:
+    """One rule and where its memory lies.
+
+    Attributes:
+      rule: what happens to each leaf.
+      state_type: the NamedTuple of the state: the rule's slots, and besides them step counts.
+      dtypes: what the user asked for, one entry per slot.
+      mask: the leaves that the rule acts on; None for all. Only for rules without slots.
+    """
+
+    rule: Rule
+    state_type: Any = static()
+    dtypes: tuple[SlotDType, ...] = static(default=())
+    mask: Mask | None = static(default=None)
+
+    @property
+    def counts(self) -> tuple[str, ...]:
+        """The fields of the state that count optimizer steps; Optax's AdEMAMix has two."""
+        slots = {slot.name for slot in self.rule.slots}
+        return tuple(name for name in self.state_type._fields if name not in slots)
+
+    def start(self, param: Any, index: int, path: str) -> Any:
+        """What one slot of one leaf stores before the first step.
+
+        Raises:
+          ValueError: no slot can belong to this parameter, or not so; the caller knows its path.
+        """
+        slot = self.rule.slots[index]
+        try:
+            rate = slot.rate if type(slot.rate) is float else None
+            fmt = resolve(self.dtypes[index], param, slot.magnitude, path, rate)
+        except TypeError as error:
+            raise ValueError(
+                f"the parameter has dtype {error}: Adam moves floating-point numbers only. Leave"
+                f" such leaves out with optax.masked(..., mask) or keep them apart from the"
+                f" parameters."
+            ) from None
+        if slot.maximum and not fmt.for_maxima:
+            raise ValueError(f"nu_dtype must not be {FOUR_BITS_ARE_COARSE}: write jnp.int8.")
+        return fmt.init(param if hasattr(param, "dtype") else jnp.asarray(param), slot.start)
+
+    def check_formats(self, formats: Sequence[Format | None]) -> None:
+        """Checks how a state stores one leaf: Optax keeps nu of a float16 parameter in float16.
+
+        A state may also be from `convert_state`, or from an older release.
+
+        Raises:
+          ValueError: not so that it can go on; the caller knows the path.
+        """
+        for slot, fmt in zip(self.rule.slots, formats, strict=True):
+            if slot.magnitude and fmt is not None and not fmt.for_magnitudes:
+                raise ValueError(
+                    f"the state has {slot.name} in {FLOAT16_IS_NARROW}: go on with"
+                    f" adam_jax.convert_state(state, nu_dtype=jnp.float32)."
+                )
+            if slot.maximum and fmt is not None and not fmt.for_maxima:
+                raise ValueError(
+                    f"the state has {slot.name} in {FOUR_BITS_ARE_COARSE}: go on with"
+                    f" adam_jax.convert_state(state, nu_dtype=jnp.int8)."
+                )
+
+    def wrap(self, state: Any) -> Any:
+        """The state as `optax.masked` would keep it, where there is a mask."""
+        return state if self.mask is None else optax.MaskedState(inner_state=state)
+
+    def unwrap(self, state: Any, where: str) -> Any:
+        """The state inside; says what is wrong with one that `init` did not make.
+
+        Args:
+          state: of this stage.
+          where: its place in the whole state, with which an error begins.
+        """
+        state = state if self.mask is None else getattr(state, "inner_state", state)
+        # By its type: one with other slots besides would lose them, and AdaBelief's have the same
+        # names as Adam's. For a stage that keeps nothing, all that is empty is one: Optax does not
+        # look at it.
+        empty = not self.state_type._fields and not jax.tree.leaves(state)
+        if not empty and not isinstance(state, self.state_type):
+            raise ValueError(
+                f"{where}the state must be {in_words(self.state_type)}, got"
+                f" {in_words(type(state))}: {PASS_ON} To move the state of another transformation,"
+                f" write adam_jax.convert.from_optax(state, params, tx)."
+            )
+        return state
+
+    def with_rule(self, rule: Rule) -> "Stage":
+        """The same memory under another rule, which keeps the same slots."""
+        return dataclasses.replace(self, rule=rule)

@@ -1,0 +1,257 @@
+"""Lining the other trees up with the leaves of the updates, and saying where one does not fit."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from adam_jax.formats.base import READ_AS_SAVED, Format
+from adam_jax.formats.dtypes import leaf_dtype, moves, wider_dtype
+
+
+def align_slot(treedef: Any, updates: Any, slot_tree: Any) -> list[Any]:
+    """What one slot holds for each leaf of the updates."""
+    try:
+        return treedef.flatten_up_to(slot_tree)
+    except ValueError:
+        pass
+    try:
+        return _in_place_of_variables(updates, slot_tree)
+    except ValueError:
+        raise ValueError(
+            f"the updates must have the structure of the state:"
+            f" {_first_difference(updates, slot_tree)}. Was init called with these parameters?"
+        ) from None
+
+
+def align_params(treedef: Any, params: Any, needed: bool, apply: bool) -> list[Any]:
+    """The parameter of each leaf of the updates, or a None for each where nobody needs them."""
+    nobody = [None] * treedef.num_leaves
+    if params is None and needed and treedef.num_leaves:
+        why = "step moves them" if apply else "this transformation reads them"
+        call = "adam_jax.step(tx, grads, state, params)"
+        call = call if apply else "tx.update(grads, state, params)"
+        raise ValueError(f"params must be given, got None: {why}. Write {call}.")
+    try:
+        return nobody if params is None else treedef.flatten_up_to(params)
+    except ValueError:
+        if not needed:  # Optax does not look at them then.
+            return nobody
+        raise ValueError(
+            f"params must have the structure of the updates, got"
+            f" {jax.tree.structure(params)} against {treedef}."
+        ) from None
+
+
+def dtypes_of(updates: Any) -> list[Any]:
+    """The dtype of every leaf, None for a leaf that has none to round to."""
+
+    def dtype_of(u: Any) -> Any:
+        try:
+            return None if u is None else leaf_dtype(u)
+        except TypeError:
+            return None
+
+    return [dtype_of(u) for u in jax.tree.leaves(updates, is_leaf=lambda x: x is None)]
+
+
+def wider_dtypes(dtypes: list[Any], updates: Any, params: Any) -> list[Any]:
+    """These dtypes, or those of the parameters where they are wider: what Adam's updates have."""
+    treedef = jax.tree.structure(updates, is_leaf=lambda x: x is None)
+    leaves = align_params(treedef, params, needed=False, apply=False)
+    return [
+        d if d is None or p is None else wider_dtype(d, leaf_dtype(p))
+        for d, p in zip(dtypes, leaves, strict=True)
+    ]
+
+
+def cast(updates: Any, dtypes: list[Any]) -> Any:
+    """The updates in these dtypes."""
+    leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
+    results = [
+        u if u is None or d is None else jax.lax.convert_element_type(u, d)
+        for u, d in zip(leaves, dtypes, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, results)
+
+
+def check_leaf(g: Any, p: Any, stored: Any, formats: Any) -> Any:
+    """Returns the gradient's dtype.
+
+    Raises:
+      ValueError: the leaf's gradient, state and parameter do not belong together; the caller knows
+        its path.
+    """
+    try:
+        dtype = leaf_dtype(g)
+    except TypeError as error:
+        raise ValueError(
+            f"the gradient has dtype {error}, which has no average: leave the leaf out with"
+            f" optax.masked(..., mask), or pass None as its gradient."
+        ) from None
+    if not moves(p):
+        raise ValueError(
+            f"the parameter has dtype {p.dtype} and keeps no state: pass None as its gradient, or"
+            f" make it floating-point."
+        )
+    shape = np.shape(g)
+    for slots, slot_formats in zip(stored, formats, strict=True):
+        for x, fmt in zip(slots, slot_formats, strict=True):
+            if fmt is None and jax.tree.leaves(x):
+                raise ValueError(
+                    f"the state must have an array, got a {type(x).__name__} with {leaf_paths(x)}."
+                    f" If it is from a checkpoint, {READ_AS_SAVED}"
+                )
+            if fmt is None:
+                raise ValueError("the state is empty and the gradient is not: pass None instead.")
+            if fmt.shape(x) != shape:
+                raise ValueError(
+                    f"the gradient has shape {shape} and the state {fmt.shape(x)}: was init called"
+                    f" with these parameters?"
+                )
+    if p is not None and np.shape(p) != shape:
+        raise ValueError(
+            f"the gradient has shape {shape} and the parameter {np.shape(p)}: they must be equal."
+        )
+    return dtype
+
+
+def leaf_paths(tree: Any, none_is_leaf: bool = True) -> list[str]:
+    """The path of every leaf as users write it, its keys joined by slashes: `layers/0/kernel`.
+
+    An nnx variable has its array in an attribute `value`, which is left out: `nnx.Optimizer` calls
+    `init` with variables and `update` with bare arrays.
+
+    Args:
+      tree: the parameters, or a tree like them.
+      none_is_leaf: count a None as a leaf.
+    """
+
+    def is_none(x: Any) -> bool:
+        return none_is_leaf and x is None
+
+    flat, _ = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda x: is_none(x) or _is_nnx_variable(x)
+    )
+    paths = []
+    for path, leaf in flat:
+        inside = [()]
+        if _is_nnx_variable(leaf):
+            below, _ = jax.tree_util.tree_flatten_with_path(leaf, is_leaf=is_none)
+            inside = [keys[1:] for keys, _ in below]
+        paths += [path + keys for keys in inside]
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+    return [name or "(the whole tree)" for name in names]
+
+
+def _in_place_of_variables(updates: Any, slot_tree: Any) -> list[Any]:
+    """`align_slot`, where `unflatten_stored` has put something in the place of an nnx variable."""
+    leaves, treedef = jax.tree.flatten(updates, is_leaf=_is_none_or_variable)
+    slots = []
+    for own, stored in zip(leaves, treedef.flatten_up_to(slot_tree), strict=True):
+        inside = jax.tree.structure(own, is_leaf=lambda x: x is None)
+        slots += inside.flatten_up_to(stored) if _is_nnx_variable(stored) else [stored]
+    return slots
+
+
+def _is_none_or_variable(x: Any) -> bool:
+    return x is None or _is_nnx_variable(x)
+
+
+def unflatten_slot(treedef: Any, updates: Any, stored: list[Any]) -> Any:
+    """The opposite of `align_slot`, with the structure that `unflatten_stored` gave the slot."""
+    if all(x is None or hasattr(x, "dtype") for x in stored):
+        return treedef.unflatten(stored)
+    return unflatten_stored(updates, stored, none_is_leaf=True)
+
+
+def unflatten_stored(params: Any, stored: list[Any], none_is_leaf: bool = False) -> Any:
+    """A tree like the parameters, of what is stored for each of them.
+
+    An nnx variable holds one array. What is stored in more of them, or in none, takes the place of
+    the variable: `nnx.Optimizer` would put a dictionary in the place of what is inside it.
+    """
+    is_leaf = _is_none_or_variable if none_is_leaf else _is_nnx_variable
+    leaves, treedef = jax.tree.flatten(params, is_leaf=is_leaf)
+    rest = iter(stored)
+    slots = []
+    for leaf in leaves:
+        inside, around = jax.tree.flatten(leaf, is_leaf=lambda x: none_is_leaf and x is None)
+        own = [next(rest) for _ in inside]
+        one = len(own) == 1 and own[0] is not None and not hasattr(own[0], "dtype")
+        slots.append(own[0] if one else around.unflatten(own))
+    return treedef.unflatten(slots)
+
+
+def _is_nnx_variable(x: Any) -> bool:
+    """By name: this package does not import Flax."""
+    if isinstance(x, jax.Array):  # Most are, and names take long to compare.
+        return False
+    names = ((c.__module__, c.__name__) for c in type(x).__mro__)
+    return any(m.startswith("flax.nnx") and n == "Variable" for m, n in names)
+
+
+def _first_difference(updates: Any, reference: Any) -> str:
+    """Where two trees part first, in words: the path that one of them has and the other lacks."""
+    ours, theirs = leaf_paths(updates), leaf_paths(reference)
+    missing = next((p for p in theirs if p not in set(ours)), None)
+    if missing is not None:
+        return f"the state has {missing!r}, the updates do not"
+    extra = next((p for p in ours if p not in set(theirs)), None)
+    if extra is not None:
+        return f"the updates have {extra!r}, the state does not"
+    return (
+        f"the containers differ: {jax.tree.structure(updates)} in the updates,"
+        f" {jax.tree.structure(reference)} in the state"
+    )
+
+
+Keys = tuple[Any, ...]
+"""A path into a tree, as `jax.tree_util` has it."""
+
+
+def is_stored(x: Any) -> bool:
+    """Whether this is what a format stores in more than an array."""
+    return isinstance(getattr(x, "format", None), Format)
+
+
+def own_keys(keys: Keys) -> set[Keys]:
+    """The paths that a state may keep something under for the parameter with this one.
+
+    An nnx variable has its array in `value`; what is several arrays takes its place.
+    """
+    return {keys, keys[:-1] if keys[-1:] == (_VALUE,) else keys}
+
+
+_VALUE = jax.tree_util.GetAttrKey("value")
+
+
+def owner_of(
+    keys: Keys, shape: tuple[int, ...], shapes: Mapping[Keys, tuple[int, ...]]
+) -> Keys | None:
+    """The parameter that an array of the state belongs to: one whose path is in the array's.
+
+    Of several the one with the array's shape, then the one nearest to the end, then the longest. A
+    scalar belongs to a scalar, if to any: counts and statistics are nobody's.
+
+    Args:
+      keys: the path of the array in the state.
+      shape: of the array.
+      shapes: of the parameters, by path.
+    """
+    whole = (keys[start:] for start in range(len(keys)))
+    if (own := next((k for k in whole if shapes.get(k) == shape), None)) is not None:
+        return own  # Nothing behind it, as nearly always; below, too, it would be the first.
+    found = []
+    for end in range(len(keys) + 1):
+        behind = keys[end:]
+        one_array = all(isinstance(key, jax.tree_util.GetAttrKey) for key in behind)
+        for start in range(end + 1):
+            own = keys[start:end]
+            if own not in shapes or (not shape and (shapes[own] or not one_array)):
+                continue
+            if own and start == 0 and behind:  # The number of a stage in a chain, not of a leaf.
+                continue
+            found.append((shapes[own] == shape, end, len(own), own))
+    return max(found, key=lambda x: x[:3])[-1] if found else None

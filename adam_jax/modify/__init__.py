@@ -1,0 +1,1 @@
+"""Edits of pipelines of this package: modifiers, groups, hyperparameters, packing."""

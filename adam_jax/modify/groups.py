@@ -1,0 +1,228 @@
+"""Groups of parameters with numbers of their own, in one pass and with one step count."""
+
+import contextlib
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from adam_jax.engine.call import Call
+from adam_jax.engine.pipeline import Pipeline, init_pipelines, run_pipelines
+from adam_jax.engine.transformation import Transformation
+from adam_jax.engine.trees import leaf_paths
+from adam_jax.formats.dtypes import moves
+from adam_jax.modify.factory import check_arguments, check_factory
+from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.validation import check_expression
+
+
+@frozen_pytree
+class Groups:
+    """The body of `groups`.
+
+    Attributes:
+      pipelines: one per group that moves; the last is the default's, if there is one.
+      expressions: with the index of their pipeline, or None for frozen.
+      default: the index of the pipeline of unmatched leaves; None if there is none.
+    """
+
+    pipelines: tuple[Pipeline, ...]
+    expressions: tuple[tuple[str, int | None], ...] = static()
+    default: int | None = static()
+
+    def init(self, params: Any) -> Any:
+        """The state before the first step: the member's own, with nothing for frozen leaves."""
+        paths = leaf_paths(params, none_is_leaf=False)
+        moving = list(map(moves, jax.tree.leaves(params)))
+        # optax.tree.map_params asks for the state of a tree without leaves.
+        return init_pipelines(self.pipelines, self.labels(paths, moving, check=bool(paths)), params)
+
+    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
+        """One optimizer step, each leaf with the numbers of its group."""
+        leaves = jax.tree.leaves(updates, is_leaf=lambda x: x is None)
+        labels = self.labels(leaf_paths(updates), [g is not None for g in leaves], check=False)
+        return run_pipelines(self.pipelines, labels, updates, state, params, call)
+
+    def labels(self, paths: list[str], moving: list[bool], check: bool) -> list[int | None]:
+        """The pipeline of each leaf: that of the first expression that matches its whole path.
+
+        Raises:
+          ValueError: a leaf that moves has none; or, with `check`, an expression has no leaf.
+        """
+        compiled = [(re.compile(expression), pipeline) for expression, pipeline in self.expressions]
+        labels, won, unmatched = [], set(), []
+        for path, moved in zip(paths, moving, strict=True):
+            found = next((i for i, (e, _) in enumerate(compiled) if e.fullmatch(path)), None)
+            won.add(found)
+            if found is None and self.default is None and moved:
+                unmatched.append(path)
+            labels.append(self.default if found is None else compiled[found][1])
+        if unmatched:
+            raise ValueError(
+                f"every leaf must match an expression, got none for {unmatched}: add one, or give"
+                f" the arguments of all other leaves as keywords, groups(adamw, ..., "
+                f"learning_rate=1e-3)."
+            )
+        for i, (expression, _) in enumerate(compiled):
+            if check and i not in won:
+                taken = any(expression.fullmatch(path) for path in paths)
+                why = "only leaves that expressions before it took" if taken else "nothing"
+                raise ValueError(
+                    f"the expression {expression.pattern!r} matches {why}: it must match the whole"
+                    f" path of a leaf, as one of {paths}."
+                )
+        return labels
+
+
+def groups(
+    factory: Callable[..., Transformation],
+    expressions: Mapping[str, Mapping[str, Any] | None],
+    **defaults: Any,
+) -> Transformation:
+    r"""One member with other hyperparameters for some leaves, in one pass over all of them.
+
+    Args:
+      factory: `adamw`, or any other alias or scale_by_* of this package, or a modifier of one.
+      expressions: regular expressions and what holds for the leaves whose whole path matches, the
+        first match before the others: arguments of `factory`, added to `defaults`; or None, which
+        freezes them: no state, an update of zero. A path is the dict keys, attributes and indices
+        down to the leaf, joined by slashes: `layers/0/kernel`.
+      **defaults: arguments of `factory`, for all leaves.
+
+    Returns:
+      A transformation with the member's own state. The schedules of all groups are functions of
+      the one count in it, and keep none of their own.
+
+    Raises:
+      TypeError: an argument that `factory` has not.
+      ValueError: here, for a wrong expression or groups that keep different states; in `init`, for
+        an expression that matches nothing (or only what others have taken), and for leaves without
+        a match where `defaults` are not enough to make the member. The message lists the paths.
+
+    Example:
+      >>> import adam_jax, jax.numpy as jnp
+      >>> tx = adam_jax.groups(
+      ...     adam_jax.adamw,
+      ...     {"frozen": None, r".*bias|norm/.*": dict(weight_decay=0.0), r"head/.*": dict(b2=0.9)},
+      ...     learning_rate=1e-3,
+      ... )
+      >>> params = {"head": {"kernel": jnp.ones(2), "bias": jnp.ones(1)}, "norm": {"scale": 1.0},
+      ...           "frozen": jnp.ones(3)}
+      >>> state = tx.init(params)
+      >>> print(state[0].mu["frozen"])
+      MaskedNode()
+
+    Differs from Optax (`partition`) in: one pass, one count, and the member's own state, where that
+    has one masked transformation and one count per group.
+    Differs from PyTorch (parameter groups) in: leaves are chosen by their path.
+    """
+    check_factory(factory, 'groups(adamw, {".*bias": {"weight_decay": 0.0}}, learning_rate=1e-3)')
+    check_arguments(factory, defaults)
+    if not isinstance(expressions, Mapping):
+        raise ValueError(
+            f"expressions must be a dict from regular expressions to arguments, got"
+            f' {expressions!r}: write {{".*bias": {{"weight_decay": 0.0}}}}.'
+        )
+    pipelines, labelled = [], []
+    for expression, overrides in expressions.items():
+        check_expression("each key of expressions", expression)
+        with _named(expression):
+            if overrides is None:
+                labelled.append((expression, None))
+                continue
+            if not isinstance(overrides, Mapping):
+                raise ValueError(
+                    f"must have a dict of arguments, or None to freeze its leaves, got"
+                    f" {overrides!r}: write dict(learning_rate={overrides!r})."
+                )
+            labelled.append((expression, len(pipelines)))
+            pipelines.append(_pipeline(factory, {**defaults, **overrides}))
+    default = None
+    try:
+        inspect.signature(factory).bind(**defaults)
+    except TypeError:
+        pass  # Arguments are missing: there is no default group, and every leaf must match.
+    else:
+        default = len(pipelines)
+        pipelines.append(_pipeline(factory, defaults))
+    if not pipelines:
+        raise ValueError("expressions must leave a leaf that moves: write optax.set_to_zero().")
+    for pipeline, (expression, _) in zip(
+        pipelines, [g for g in labelled if g[1] is not None], strict=False
+    ):
+        if _kept(pipeline) != _kept(pipelines[-1]):
+            raise ValueError(
+                f"groups must keep the same state, got {_kept(pipeline)} for {expression!r} and"
+                f" {_kept(pipelines[-1])} elsewhere: give every group the same flags, and the same"
+                f" arguments that are None."
+            )
+    return Transformation.around(Groups(_with_one_count(pipelines), tuple(labelled), default))
+
+
+@contextlib.contextmanager
+def _named(expression: str) -> Iterator[None]:
+    """Says which expression an error is about."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"the expression {expression!r}: {error}") from None
+
+
+def _pipeline(factory: Callable[..., Transformation], arguments: dict[str, Any]) -> Pipeline:
+    tx = factory(**arguments)
+    body = tx.body if isinstance(tx, Transformation) else tx
+    if not isinstance(body, Pipeline):
+        raise ValueError(
+            f"factory must make a member of adam_jax, got {type(body).__name__}: for others there"
+            f" is optax.partition; with_hyperparams goes around,"
+            f" with_hyperparams(functools.partial(groups, adamw, {{...}}))(learning_rate=1e-3)."
+        )
+    return body
+
+
+def _with_one_count(pipelines: list[Pipeline]) -> tuple[Pipeline, ...]:
+    """Links without slots count for themselves only where no stage beside them has any."""
+    alone = not any(stage.rule.slots for stage in pipelines[0].stages)
+    state_types = []
+    for alike in zip(*(pipeline.stages for pipeline in pipelines), strict=True):
+        counting = [stage.state_type for stage in alike if stage.counts]
+        state_types.append(counting[0] if alone and counting else optax.EmptyState)
+
+    def counted(pipeline: Pipeline) -> Pipeline:
+        stages = tuple(
+            stage if stage.rule.slots else dataclasses.replace(stage, state_type=state_type)
+            for stage, state_type in zip(pipeline.stages, state_types, strict=True)
+        )
+        return dataclasses.replace(pipeline, stages=stages)
+
+    return tuple(map(counted, pipelines))
+
+
+def _kept(pipeline: Pipeline) -> list[str]:
+    """What tells two groups' states apart, of each stage; schedules' counts are not kept."""
+    return [
+        f"{stage.state_type.__name__}({', '.join(slot.name for slot in stage.rule.slots)})"
+        if stage.rule.slots
+        else "nothing"
+        for stage in pipeline.stages
+    ]
+
+
+def decay_mask(params: Any) -> Any:
+    """The usual answer to which weights decay: matrices and larger, not vectors and scalars.
+
+    So biases and the scales of normalisation layers stay as they are. `adamw(1e-3,
+    mask=decay_mask)`.
+
+    Args:
+      params: the parameters.
+
+    Returns:
+      A tree of booleans like them.
+    """
+    return jax.tree.map(lambda p: np.ndim(p) > 1, params)

@@ -1,0 +1,263 @@
+"""Hyperparameters in the state: readable, changeable and scheduled without another compilation."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adam_jax.engine.call import Call, check_state, counted
+from adam_jax.engine.masks import FrozenTree
+from adam_jax.engine.transformation import Transformation, body_of
+from adam_jax.modify.factory import Factory, check_factory, name_of
+from adam_jax.modify.groups import groups
+from adam_jax.modify.hyperparams_state import (
+    HyperparamsState,
+    as_float,
+    exact_key,
+    exact_rate,
+)
+from adam_jax.rules.base import DecayRate, DecayRateLike, FixedNumber
+from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.validation import as_scalar, bind_arguments, check_scalar
+
+
+@frozen_pytree
+class WithHyperparams:
+    """The body of `with_hyperparams`.
+
+    Attributes:
+      numbers: the hyperparameters before the first step.
+      factory: what makes the transformation from them.
+      schedules: those that are functions of the step.
+      fixed: the other arguments: dtypes, flags, masks, counts of steps.
+      sides: of each decay rate the side of 0.5 it is on, which picks the form of its average.
+    """
+
+    numbers: dict[str, Any]
+    factory: Callable[..., optax.GradientTransformation] = static()
+    schedules: tuple[tuple[str, Any], ...] = static()
+    fixed: tuple[tuple[str, Any], ...] = static()
+    sides: tuple[tuple[str, bool | None], ...] = static()
+
+    def init(self, params: Any) -> HyperparamsState:
+        """The numbers, and the member's state before the first step."""
+        count = jnp.zeros([], jnp.int32)
+        numbers = {name: as_float(x) for name, x in self.numbers.items()}
+        exact = {
+            exact_key(name): exact_rate(name, self.numbers[name])
+            for name, _ in self.sides
+            if name in self.numbers
+        }
+        state = HyperparamsState(count, numbers | self.scheduled(count), exact, ())
+        return state._replace(inner_state=self.inner(state).init(params))
+
+    def run(
+        self, updates: Any, state: Any, params: Any, call: Call
+    ) -> tuple[Any, HyperparamsState]:
+        """One step of the member that the state's numbers make."""
+        check_state(state, HyperparamsState, "a HyperparamsState")
+        known = {*self.numbers, *dict(self.schedules)}
+        if state.hyperparams.keys() != known:
+            raise ValueError(
+                f"the state must have the hyperparameters of {name_of(self.factory)},"
+                f" {sorted(known)}, got {sorted(state.hyperparams)}: it was made by another"
+                f" function. To move its moments, write"
+                f" adam_jax.convert.from_optax(state, params, tx)."
+            )
+        numbers = {name: as_float(x) for name, x in state.hyperparams.items()}
+        numbers |= self.scheduled(state.count)
+        state = state._replace(hyperparams=numbers)
+        body = body_of(name_of(self.factory), self.inner(state))
+        result, inner = body.run(updates, state.inner_state, params, call)
+        count: Any = counted(state.count, call)
+        return result, state._replace(count=count, inner_state=inner)
+
+    def scheduled(self, count: Any) -> dict[str, jax.Array]:
+        """What the schedules say for this step."""
+        instead = "return one number, the same for all leaves"
+        return {
+            name: as_float(
+                check_scalar(f"the schedule of {name}", schedule(count), instead=instead)
+            )
+            for name, schedule in self.schedules
+        }
+
+    def inner(self, state: HyperparamsState) -> Any:
+        """The member with the state's numbers."""
+        arguments: dict[str, Any] = dict(state.hyperparams)
+        for name, side in self.sides:
+            b = state.hyperparams[name]
+            # Of a schedule's value, or a number put there by hand, the float32 is all there is.
+            rate = DecayRate.of_array(b, side)
+            if exact_key(name) in state.exact:
+                exact = state.exact[exact_key(name)]
+                same = b == exact.rate
+                complement = _with_tangent(exact.complement, rate.complement)
+                log = _with_tangent(exact.log, rate.log)
+                rate = DecayRate(
+                    jnp.where(same, complement, rate.complement),
+                    jnp.where(same, log, rate.log),
+                    side,
+                )
+            arguments[name] = rate
+        fixed = {k: x.tree if isinstance(x, FrozenTree) else x for k, x in self.fixed}
+        return self.factory(**arguments, **fixed)
+
+
+@jax.custom_jvp
+def _with_tangent(value: jax.Array, source: jax.Array) -> jax.Array:
+    """A more exact value of `source`, which is what it is differentiated by."""
+    del source
+    return value
+
+
+@_with_tangent.defjvp
+def _with_tangent_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    return _with_tangent(*primals), tangents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class HyperparamsFactory(Factory):
+    """What `with_hyperparams` returns."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Transformation:
+        """The transformation with its numbers in the state."""
+        signature = inspect.signature(self.factory)
+        bound = bind_arguments(name_of(self.factory), signature, args, kwargs)
+        bound.apply_defaults()
+        known = _parameters(self.factory)
+        arguments = _flat_arguments(signature, bound.arguments)
+        numbers: dict[str, Any] = {}
+        schedules: dict[str, Any] = {}
+        fixed: dict[str, Any] = {}
+        for name, x in arguments.items():
+            if _is_number(x) and not _is_fixed(x, known.get(name)):
+                numbers[name] = float(x) if isinstance(x, int) else as_scalar(x)
+            elif callable(x) and name in known and _is_scheduled(known[name]):
+                schedules[name] = x
+            else:
+                fixed[name] = x if _is_hashable(x) else FrozenTree.of(x)
+        self.factory(**{**arguments, **numbers, **dict.fromkeys(schedules, 0.0)})  # Checks them.
+        sides = {
+            name: None
+            if name in schedules or _is_traced(numbers[name])
+            else bool(numbers[name] >= 0.5)
+            for name, p in known.items()
+            if _is_decay_rate(p.annotation) and (name in numbers or name in schedules)
+        }
+        tables = (tuple(table.items()) for table in (schedules, fixed, sides))
+        return Transformation.around(WithHyperparams(numbers, self.factory, *tables))
+
+
+def with_hyperparams(
+    factory: Callable[..., optax.GradientTransformation],
+) -> Callable[..., Transformation]:
+    """Keeps the numbers of a member in its state, where they can be read, changed and scheduled.
+
+    `with_hyperparams(adamw)(learning_rate=1e-3, b2=0.99)` steps as `adamw(...)` with the same
+    arguments does, bit for bit. Every numeric argument, given or by default, is in
+    `state.hyperparams`, in float32 (float64 under x64); one whose default is None, as that of
+    `eps_hat`, if it is given. Another number there needs no other compilation:
+    `set_hyperparams(state, learning_rate=3e-4)`. An argument that Optax documents as a
+    number may be a schedule here, a function of the optimizer steps completed.
+
+    Args:
+      factory: `adamw`, any other alias or scale_by_* of this package, a modifier of one
+        (`cautious(adamw)`), groups (`functools.partial(groups, adamw, {...})`: of the numbers for
+        all leaves those that are given, not those of single groups), or any function from numbers
+        to an Optax transformation. Of such a function an argument annotated `int` stays a Python
+        number, and one annotated `adam_jax.DecayRateLike` is passed on to a member as exactly as it
+        was given; without that, all there is of a decay rate is its float32.
+
+    Returns:
+      A function with the arguments of `factory`. What it makes has a `HyperparamsState`, and the
+      state of the member inside it.
+
+    Raises:
+      ValueError: numbers that the factory would refuse, when the transformation is made.
+
+    Example:
+      >>> import adam_jax, jax.numpy as jnp
+      >>> tx = adam_jax.with_hyperparams(adam_jax.adamw)(learning_rate=1e-3, b2=0.99)
+      >>> state = tx.init(params := jnp.ones(3, jnp.bfloat16))
+      >>> state = adam_jax.set_hyperparams(state, learning_rate=0.5)
+      >>> params, state = adam_jax.step(tx, params, state, params)
+      >>> print(adam_jax.hyperparams(state)["learning_rate"], params)
+      0.5 [0.5 0.5 0.5]
+
+    Differs from Optax (`inject_hyperparams`) in: decay rates keep 1 - b and log b beside b, so that
+    nothing is lost (there a float32 0.999 puts 1.3e-5 into every increment of nu, and a bfloat16
+    one, with bfloat16 parameters, is 1 and makes NaN); numbers never take the parameters' dtype;
+    a callable is a schedule only where a number could stand.
+    """
+    check_factory(factory, "with_hyperparams(adamw)(learning_rate=1e-3)")
+    return HyperparamsFactory(factory)
+
+
+def _parameters(factory: Any) -> Mapping[str, inspect.Parameter]:
+    """The parameters of the member that the factory makes: those of groups are its factory's."""
+    if isinstance(factory, functools.partial) and factory.func is groups:
+        bound = inspect.signature(groups).bind_partial(*factory.args, **factory.keywords)
+        factory = bound.arguments.get("factory", groups)
+    return inspect.signature(factory, eval_str=True).parameters
+
+
+def _flat_arguments(signature: inspect.Signature, arguments: dict[str, Any]) -> dict[str, Any]:
+    """By name, those of a `**kwargs` among the others."""
+    flat = {}
+    for name, value in arguments.items():
+        variadic = signature.parameters[name].kind == inspect.Parameter.VAR_KEYWORD
+        flat |= value if variadic else {name: value}
+    return flat
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, (bool, np.bool_)):
+        return False
+    is_array = isinstance(value, (np.ndarray, np.number, jax.Array))
+    return isinstance(value, (int, float)) or (is_array and np.size(value) == 1)
+
+
+def _is_scheduled(parameter: inspect.Parameter) -> bool:
+    """The argument is a number, and so may be one for each step.
+
+    By its default; one of None by its type, where that has no functions in it, which the member
+    would take itself.
+    """
+    default, annotation = parameter.default, parameter.annotation
+    if default is None:
+        return annotation == jax.typing.ArrayLike | None
+    return default is inspect.Parameter.empty or _is_number(default)
+
+
+def _is_traced(value: Any) -> bool:
+    return isinstance(value, jax.core.Tracer)
+
+
+def _is_decay_rate(annotation: Any) -> bool:
+    options = getattr(annotation, "__args__", ())
+    return annotation == DecayRateLike or DecayRateLike in options
+
+
+def _is_fixed(value: Any, parameter: inspect.Parameter | None) -> bool:
+    """It counts something, such as the steps of a warm-up, or may not change during a run."""
+    if parameter is None:
+        return False
+    options = {parameter.annotation, *getattr(parameter.annotation, "__args__", ())}
+    integer = int in options and not {float, complex} & options
+    return FixedNumber in options or (integer and isinstance(value, int))
+
+
+def _is_hashable(x: Any) -> bool:
+    try:
+        hash(x)
+    except TypeError:
+        return False
+    return True

@@ -1,0 +1,267 @@
+"""Modifiers: other people's improvements of Adam, for any member.
+
+Each takes a transformation of this package and returns one (`cautious(adamw(1e-3))`), or takes the
+function that makes it and returns such a function (`cautious(adamw)`), which `groups` and
+`with_hyperparams` accept. They can be stacked, and the state stays the member's own, but for
+`grokfast`, which has an average to remember.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import optax
+
+from adam_jax.engine.pipeline import Pipeline
+from adam_jax.engine.stage import Stage
+from adam_jax.engine.transformation import Transformation
+from adam_jax.family.adopt import Adopt, FlooredRoot
+from adam_jax.family.schedule_free import ScheduleFree
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_slot_dtype
+from adam_jax.modify.factory import Factory
+from adam_jax.rules.base import DecayRate, Direction, Rule
+from adam_jax.rules.directions import Atan2, Ratio, Root
+from adam_jax.rules.modifiers import (
+    AmplifySlowGradients,
+    Cautious,
+    CautiousDecay,
+    ClipUpdateRms,
+    Wrapped,
+)
+from adam_jax.rules.moments import Ema, NesterovEma
+from adam_jax.rules.scaling import AddDecayedWeights
+from adam_jax.validation import as_number, check_number
+
+Modifiable = TypeVar("Modifiable", bound=Callable[..., Any] | Transformation)
+
+
+def cautious(tx: Modifiable) -> Modifiable:
+    """Leaves out the elements of the update that the newest gradient speaks against.
+
+        φ = 1[u·g > 0]       u ← φ·u / mean(φ)
+
+    mean(φ), of each leaf, counts as at least 1e-3.
+
+    Args:
+      tx: a transformation of this package, or a function that makes one.
+
+    Reference: Liang et al. 2024, Cautious Optimizers (https://arxiv.org/abs/2411.16085),
+    algorithm 1, with the mean that its authors' code has.
+    """
+    return _modified(cautious, tx, _around(Cautious))
+
+
+def cautious_weight_decay(tx: Modifiable) -> Modifiable:
+    """Decays only the weights that the update moves towards zero too: λ·1[u·θ ≥ 0]·θ.
+
+    Args:
+      tx: a transformation of this package with decoupled weight decay, or a function that makes
+        one.
+
+    Raises:
+      ValueError: nothing decays there.
+
+    Reference: Chen et al. 2025, Cautious Weight Decay (https://arxiv.org/abs/2510.12402),
+    algorithm 1.
+    """
+    return _modified(cautious_weight_decay, tx, _with_cautious_decay)
+
+
+def clip_update_rms(tx: Modifiable, threshold: jax.typing.ArrayLike = 1.0) -> Modifiable:
+    """Takes shorter steps where the gradient is larger than its own average expects.
+
+        u ← u / max(1, RMS(g / (√nû + eps)) / threshold)
+
+    The RMS is that of each leaf. A member without a second moment of its gradient (lion, adan,
+    adopt) is measured by the RMS of u itself.
+
+    Args:
+      tx: a transformation of this package, or a function that makes one.
+      threshold: the RMS up to which nothing changes, > 0.
+
+    Reference: Wortsman et al. 2023, Stable and low-precision training for large-scale
+    vision-language models (https://arxiv.org/abs/2304.13013), algorithm 2 (StableAdamW), after
+    Shazeer & Stern 2018, section 6. Differs from it in: weight decay is not made smaller as well;
+    the divisor is the member's own, where the paper has √max(nû, eps²) for any.
+    """
+    threshold = check_number("threshold", threshold, 1e-30, instead="the usual value is 1.0")
+
+    change = functools.partial(ClipUpdateRms, threshold=threshold)
+    return _modified(clip_update_rms, tx, _inside(change), threshold=threshold)
+
+
+def atan2(
+    tx: Modifiable, a: jax.typing.ArrayLike = 1.0, b: jax.typing.ArrayLike = 1.0
+) -> Modifiable:
+    """Divides by an arc tangent, without any ε: u = a·atan2(mû, b·√nû).
+
+    The update is the same for any scale of the gradient, and at most a·π/2.
+
+    Args:
+      tx: a transformation of this package, or a function that makes one; its ε are left out.
+      a: the factor of the update, ≥ 0. 4/π makes its largest value 2, and its usual one 1.
+      b: the factor of the root, > 0.
+
+    Raises:
+      ValueError: nothing is divided there (lion).
+
+    Reference: Everett et al. 2024, Scaling Exponents Across Parameterizations and Optimizers
+    (https://arxiv.org/abs/2407.05872), section 4.3 (Adam-atan2).
+    """
+    a = check_number("a", a, instead="the usual value is 1.0")
+    b = check_number("b", b, 1e-30, instead="the usual value is 1.0")
+
+    def direction(old: Any) -> Direction:
+        if isinstance(old, Root | FlooredRoot | Ratio):
+            return Atan2(a, b, squared=not isinstance(old, Ratio))
+        return dataclasses.replace(old, direction=direction(old.direction))  # Rectified
+
+    def change(rule: Any) -> Rule:
+        if not hasattr(rule, "direction"):
+            raise ValueError(f"tx must divide by a root, and {type(rule).__name__} does not.")
+        second: Any = getattr(rule, "second", None)
+        if hasattr(second, "eps"):  # adamax and adabelief have theirs in the accumulator.
+            rule = dataclasses.replace(rule, second=dataclasses.replace(second, eps=0.0))
+        return dataclasses.replace(rule, direction=direction(rule.direction))
+
+    return _modified(atan2, tx, _inside(change), a=a, b=b)
+
+
+def nesterov(tx: Modifiable) -> Modifiable:
+    """Reads the average of the gradient one step ahead: b1·mu / (1-b1ᵗ⁺¹) + (1-b1)·g / (1-b1ᵗ).
+
+    Args:
+      tx: a transformation of this package, or a function that makes one.
+
+    Raises:
+      ValueError: its average looks ahead already, or is not one of the gradient alone.
+
+    Reference: Dozat 2016, Incorporating Nesterov Momentum into Adam, algorithm 2.
+    """
+
+    def change(rule: Any) -> Rule:
+        if isinstance(rule, Adopt) and not rule.nesterov:
+            return dataclasses.replace(rule, nesterov=True)
+        first = getattr(rule, "first", rule)
+        if not isinstance(first, Ema):
+            raise ValueError(
+                f"tx must read a plain average of the gradient, got {type(first).__name__}: this"
+                f" member looks ahead already, or in its own way."
+            )
+        return dataclasses.replace(rule, first=NesterovEma(first))
+
+    return _modified(nesterov, tx, _inside(change))
+
+
+class GrokfastState(NamedTuple):
+    """State of `grokfast`: optimizer steps completed, and the slow gradient."""
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    slow: Any
+
+
+def grokfast(
+    tx: Modifiable,
+    decay: jax.typing.ArrayLike = 0.98,
+    factor: jax.typing.ArrayLike = 2.0,
+    slow_dtype: SlotDType = AT_LEAST_FLOAT32,
+) -> Modifiable:
+    """Amplifies the slow part of the gradient, before the member sees it.
+
+        slow ← decay·slow + (1-decay)·g       g ← g + factor·slow
+
+    slow starts at the first gradient. Its state is the first in the tuple of the stages' states.
+
+    Args:
+      tx: a transformation of this package, or a function that makes one.
+      decay: α of the paper, per optimizer step, 0 ≤ decay < 1.
+      factor: λ of the paper, ≥ 0.
+      slow_dtype: how slow is stored; see `scale_by_adam` on mu_dtype.
+
+    Reference: Lee et al. 2024, Grokfast (https://arxiv.org/abs/2405.20233), algorithm 2
+    (Grokfast-EMA), started as in its authors' code.
+    """
+    factor = check_number("factor", factor, instead="the usual value is 2.0")
+    decay = check_number("decay", decay, 0.0, 1.0, instead="the usual value is 0.98")
+    rule = AmplifySlowGradients(DecayRate.of("decay", decay), factor)
+    stage = Stage(rule, GrokfastState, (check_slot_dtype("slow_dtype", slow_dtype),))
+    settings = {"decay": decay, "factor": factor, "slow_dtype": slow_dtype}
+    return _modified(
+        grokfast, tx, lambda pipeline: Pipeline((stage, *pipeline.stages), True), **settings
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModifiedFactory(Factory):
+    """A function that makes a modified transformation.
+
+    Attributes:
+      modifier: `cautious`, say.
+      settings: the modifier's own arguments.
+    """
+
+    modifier: Callable[..., Any]
+    settings: tuple[tuple[str, Any], ...]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Transformation:
+        """The modified transformation."""
+        return self.modifier(self.factory(*args, **kwargs), **dict(self.settings))
+
+
+def _modified(
+    modifier: Callable[..., Any], tx: Any, edit: Callable[[Pipeline], Pipeline], **settings: Any
+) -> Any:
+    if isinstance(tx, Transformation) and isinstance(tx.body, Pipeline):
+        return Transformation.around(edit(tx.body))
+    if isinstance(tx, Transformation) and isinstance(tx.body, ScheduleFree):
+        return Transformation.around(dataclasses.replace(tx.body, inner=edit(tx.body.inner)))
+    if isinstance(tx, optax.GradientTransformation) or not callable(tx):
+        name = modifier.__name__
+        got = type(tx.body if isinstance(tx, Transformation) else tx).__name__
+        raise ValueError(
+            f"tx must be a member of adam_jax, got {got}: write {name}(adamw(...)),"
+            f" groups({name}(adamw), ...), with_hyperparams({name}(adamw)), and chain around that."
+        )
+    return ModifiedFactory(tx, modifier, tuple((k, as_number(x)) for k, x in settings.items()))
+
+
+def _member(pipeline: Pipeline) -> int:
+    """Where the member is."""
+    if pipeline.member is None:
+        rules = ", ".join(type(stage.rule).__name__ for stage in pipeline.stages)
+        raise ValueError(f"tx must be a member with accumulators, as adamw(...) is, got {rules}.")
+    return pipeline.member
+
+
+def _with_rule(pipeline: Pipeline, index: int, rule: Rule) -> Pipeline:
+    stage = pipeline.stages[index].with_rule(rule)
+    return dataclasses.replace(
+        pipeline, stages=(*pipeline.stages[:index], stage, *pipeline.stages[index + 1 :])
+    )
+
+
+def _around(change: Callable[[Rule], Rule]) -> Callable[[Pipeline], Pipeline]:
+    """Puts a rule around that of the member."""
+    return lambda pipeline: _with_rule(
+        pipeline, _member(pipeline), change(pipeline.stages[_member(pipeline)].rule)
+    )
+
+
+def _inside(change: Callable[[Any], Rule]) -> Callable[[Pipeline], Pipeline]:
+    """Changes the member's own rule, inside those that other modifiers put around it."""
+
+    def innermost(rule: Any) -> Rule:
+        if isinstance(rule, Wrapped):
+            return dataclasses.replace(rule, inner=innermost(rule.inner))
+        return change(rule)
+
+    return _around(innermost)
+
+
+def _with_cautious_decay(pipeline: Pipeline) -> Pipeline:
+    for i, stage in enumerate(pipeline.stages):
+        if i > _member(pipeline) and isinstance(stage.rule, AddDecayedWeights):
+            return _with_rule(pipeline, i, CautiousDecay(stage.rule))
+    raise ValueError("tx must have decoupled weight decay, as cautious_weight_decay(adamw(...)).")

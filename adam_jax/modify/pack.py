@@ -1,0 +1,291 @@
+"""Small leaves in one buffer: a model of many biases and scales is then a few arrays to step."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adam_jax.engine.call import Call
+from adam_jax.engine.leafwise import widened
+from adam_jax.engine.pipeline import Pipeline
+from adam_jax.engine.transformation import Transformation
+from adam_jax.engine.trees import cast, dtypes_of, leaf_paths, wider_dtypes
+from adam_jax.formats.base import Format, SlotPolicy
+from adam_jax.formats.dense import AT_LEAST_FLOAT32
+from adam_jax.formats.dtypes import leaf_dtype, wider_dtype
+from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.validation import check_integer
+
+Bins = tuple[tuple[int, ...], ...]
+"""The indices, in the tree's order, of the leaves in each buffer."""
+
+
+@frozen_pytree
+class Packed:
+    """A tree like the parameters, with the small leaves in buffers.
+
+    Attributes:
+      small: a buffer per bin, its leaves one after the other.
+      large: the tree of the others, with `optax.MaskedNode()` in the place of each small one.
+      bins: which leaves are where.
+    """
+
+    small: tuple[Any, ...]
+    large: Any
+    bins: Bins = static()
+
+
+def packed(tree: Any, bins: Bins) -> Packed:
+    """Puts a tree into this form."""
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=lambda x: x is None)
+    last = max((i for bin in bins for i in bin), default=-1)
+    if last >= len(leaves):
+        raise ValueError(
+            f"the state must be of these parameters, got one of {last + 1} leaves or more, packed,"
+            f" for the {len(leaves)} at {leaf_paths(tree)}: was init called with them?"
+        )
+    missing = [i for bin in bins for i in bin if leaves[i] is None]
+    if missing:
+        raise ValueError(
+            f"at {leaf_paths(tree)[missing[0]]!r}, the gradient is None: a leaf that shares a"
+            f" buffer needs one. Pass zeros, or put optax.masked around pack_small_leaves."
+        )
+    small = tuple(_concatenated([leaves[i] for i in bin]) for bin in bins)
+    inside = {i for bin in bins for i in bin}
+    large = [optax.MaskedNode() if i in inside else x for i, x in enumerate(leaves)]
+    return Packed(small, jax.tree.unflatten(treedef, large), bins)
+
+
+def unpacked(tree: Packed, like: Any) -> Any:
+    """The tree again; `like` is one with the shapes, such as the parameters."""
+    shapes, treedef = jax.tree.flatten(like, is_leaf=lambda x: x is None)
+    leaves = treedef.flatten_up_to(tree.large)
+    for buffer, bin in zip(tree.small, tree.bins, strict=True):
+        sizes = [np.size(shapes[i]) for i in bin]
+        for i, start in zip(bin, _starts(sizes, buffer), strict=True):
+            part = jax.lax.dynamic_slice(
+                buffer, (start,), (np.size(shapes[i]),), allow_negative_indices=False
+            )
+            leaves[i] = jnp.reshape(part, np.shape(shapes[i]))
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def _starts(sizes: list[int], buffer: jax.Array) -> list[Any]:
+    """Where each leaf begins: as a base, one for several leaves, and its distance from that.
+
+    XLA:CPU must not know the bases: it would compile a loop for each leaf that differs from the
+    next only by where it reads (500 leaves: 10 s and not 1 s). Here they might be others, if the
+    buffer began with more than infinity. Elsewhere a branch waits for the host, and so is not used.
+    """
+    starts = list(np.cumsum([0, *sizes[:-1]], dtype=np.int32))
+    if not _is_traced(buffer) or not buffer.size:
+        return starts
+    bases = starts[::SHARING]
+
+    def hidden(bases: list[Any]) -> list[Any]:
+        never = jnp.real(buffer[0]) > jnp.inf
+        return jax.lax.cond(never, lambda xs: [x + 1 for x in xs], lambda xs: xs, bases)
+
+    bases = jax.lax.platform_dependent(bases, cpu=hidden, default=lambda xs: xs)
+    distances = [start - starts[i // SHARING * SHARING] for i, start in enumerate(starts)]
+    return [bases[i // SHARING] + distance for i, distance in enumerate(distances)]
+
+
+SHARING = 16
+"""Leaves with one base: as many loops are compiled, and so many fewer bases handed about."""
+
+
+def _concatenated(leaves: list[Any]) -> jax.Array:
+    dtype = functools.reduce(wider_dtype, map(leaf_dtype, leaves))
+    return jnp.concatenate([jnp.ravel(jnp.asarray(x, dtype)) for x in leaves])
+
+
+@frozen_pytree
+class PackSmallLeaves:
+    """The body of `pack_small_leaves`.
+
+    Attributes:
+      head: the stages up to the last that remembers something; they act on the buffers.
+      tail: what follows, decay and the learning rate, on each leaf: it reads the parameter, which
+        is in no buffer, and knows masks.
+      below: in elements.
+    """
+
+    head: Pipeline
+    tail: Pipeline
+    below: int = static()
+
+    def init(self, params: Any) -> Any:
+        """The member's state, the small leaves of each slot in buffers."""
+        if not jax.tree.leaves(params):
+            # optax.tree.map_params asks for this, to find what is like the parameters: buffers too.
+            return self.alone.init(params)
+        head = self.head.init(packed(params, _bins(params, self.below)))
+        return self.join(head, self.tail.init(params))
+
+    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
+        """One optimizer step: the gradients into buffers, the updates out of them."""
+        if not jax.tree.leaves(updates) and not _packed_in(state):
+            return self.alone.run(updates, state, params, call)
+        head_state, tail_state = self.split(state)
+        bins = _bins_of(state)
+        theta = None
+        if params is not None and any(stage.rule.needs_params for stage in self.head.stages):
+            theta = packed(params, bins)
+        its_call = call._replace(apply=False)
+        u, head_state = self.head.run(packed(widened(updates), bins), head_state, theta, its_call)
+        u, tail_state = self.tail.run(unpacked(u, updates), tail_state, params, call)
+        if not call.apply and call.dtypes is None:
+            u = cast(u, wider_dtypes(dtypes_of(updates), updates, params))
+        return u, self.join(head_state, tail_state)
+
+    @property
+    def alone(self) -> Pipeline:
+        """The member without buffers."""
+        return dataclasses.replace(self.head, stages=self.head.stages + self.tail.stages)
+
+    def split(self, state: Any) -> tuple[Any, Any]:
+        """The states of head and tail."""
+        if not self.head.chained:
+            return state, ()
+        count = len(self.head.stages)
+        return state[:count], state[count:]
+
+    def join(self, head: Any, tail: Any) -> Any:
+        """The opposite of `split`."""
+        return (*head, *tail) if self.head.chained else head
+
+
+def _bins(params: Any, below: int) -> Bins:
+    """Leaves of one dtype and one placement share a buffer; what is partitioned stays alone."""
+    bins: dict[Any, list[int]] = {}
+    for i, p in enumerate(jax.tree.leaves(params, is_leaf=lambda x: x is None)):
+        if p is None or np.size(p) >= below or _is_partitioned(p):
+            continue
+        try:
+            dtype = leaf_dtype(p)
+        except TypeError:
+            continue  # It keeps no state.
+        placement = None if _is_traced(p) else jnp.asarray(p).sharding
+        bins.setdefault((dtype, placement), []).append(i)
+    return tuple(tuple(bin) for bin in bins.values() if len(bin) > 1)
+
+
+def _is_partitioned(p: Any) -> bool:
+    """What is known of it: of a tracer, only what is part of its type."""
+    if _is_traced(p):
+        return any(axis is not None for axis in jax.typeof(p).sharding.spec)
+    return isinstance(p, jax.Array) and not p.sharding.is_fully_replicated
+
+
+def _packed_in(state: Any) -> list[Packed]:
+    return [x for x in jax.tree.leaves(state, is_leaf=_is_packed) if _is_packed(x)]
+
+
+def _bins_of(state: Any) -> Bins:
+    found = _packed_in(state)
+    if not found:
+        raise ValueError(
+            f"the state must be that of pack_small_leaves, got {type(state).__name__}: call init of"
+            f" this transformation, or pack_state with a state of the member alone."
+        )
+    return found[0].bins
+
+
+def _is_traced(x: Any) -> bool:
+    return isinstance(x, jax.core.Tracer)
+
+
+def _is_packed(x: Any) -> bool:
+    return isinstance(x, Packed)
+
+
+def pack_small_leaves(inner: optax.GradientTransformation, below: int = 65536) -> Transformation:
+    """Keeps the moments of small leaves in one buffer: hundreds of biases step as one array.
+
+    The parameters stay as they are, and the arithmetic is the same, bit for bit.
+
+    Args:
+      inner: a member of this package, such as `adamw(...)`, modified or not. What looks at a leaf
+        as a whole before it is remembered (`cautious`, `clip_update_rms`) cannot be packed.
+      below: elements; a leaf with fewer is packed with those of its dtype and device placement. A
+        leaf that is partitioned over devices stays by itself; so call `init` outside jit, which
+        does not know before it is compiled (but for meshes with explicit axes).
+
+    Returns:
+      A transformation with the member's state, the trees in it `Packed`. Others go around it:
+      `accumulate(pack_small_leaves(adamw(1e-3)), 4)`. `unpack_state` makes the member's own state
+      of it, `pack_state` the other way round: for checkpoints, and for `optax.tree.map_params` with
+      other trees (alone it maps the buffers).
+
+    Raises:
+      ValueError: `inner` is something else; in a step, a packed leaf without a gradient.
+
+    Differs from PyTorch (`foreach`, `fused`) in: the buffers are part of the state.
+    """
+    below = check_integer("below", below, 0, instead="0 packs nothing, 65536 is usual")
+    body = inner.body if isinstance(inner, Transformation) else None
+    member = body.member if isinstance(body, Pipeline) else None
+    if not isinstance(body, Pipeline) or member is None:
+        got = type(body or inner).__name__
+        raise ValueError(
+            f"inner must be a member of adam_jax, such as adamw(1e-3), got {got}: put"
+            f" pack_small_leaves innermost, and chain, accumulate, ... around it."
+        )
+    stages = body.stages[: member + 1]
+    whole = [type(x.rule).__name__ for x in stages if not x.rule.elementwise or x.mask]
+    if whole:
+        raise ValueError(
+            f"inner must treat each element by itself to be packed, got {whole[0]}: pack the member"
+            f" without it, or leave it unpacked."
+        )
+    policies = [d for stage in stages for d in stage.dtypes if isinstance(d, SlotPolicy | Format)]
+    if any(policy != AT_LEAST_FLOAT32 for policy in policies):
+        raise ValueError(
+            "inner must store its moments in dtypes to be packed, got a policy by size or path:"
+            " leave pack_small_leaves out, under int8 and the like small leaves are float32."
+        )
+    head = dataclasses.replace(body, stages=stages)
+    tail = Pipeline(body.stages[member + 1 :], chained=True)
+    return Transformation.around(PackSmallLeaves(head, tail, below))
+
+
+def unpack_state(state: Any, params: Any) -> Any:
+    """The state that the same transformation without `pack_small_leaves` would have.
+
+    Args:
+      state: a state with `Packed` trees anywhere in it.
+      params: the parameters, for their shapes.
+    """
+
+    def unpack(x: Any) -> Any:
+        return unpacked(x, params) if _is_packed(x) else x
+
+    return jax.tree.map(unpack, state, is_leaf=_is_packed)
+
+
+def pack_state(tx: optax.GradientTransformation, state: Any, params: Any) -> Any:
+    """The state of `tx`, in which there is a `pack_small_leaves`, from that of the same without.
+
+    Args:
+      tx: the transformation that is to go on.
+      state: of the same transformation without `pack_small_leaves`.
+      params: the parameters, placed on devices as they will be.
+
+    Raises:
+      ValueError: the state is one of another transformation.
+    """
+    like, treedef = jax.tree.flatten(tx.init(params), is_leaf=_is_packed)
+    try:
+        parts = treedef.flatten_up_to(state)
+    except ValueError as error:
+        raise ValueError(
+            f"state must be that of the same transformation without pack_small_leaves: {error}."
+        ) from None
+    leaves = [packed(s, x.bins) if _is_packed(x) else s for x, s in zip(like, parts, strict=True)]
+    return jax.tree.unflatten(treedef, leaves)

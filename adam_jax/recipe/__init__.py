@@ -1,1 +1,0 @@
-"""What surrounds a member: modifiers of its update, hyperparameters in the state, groups."""

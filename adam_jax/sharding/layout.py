@@ -1,0 +1,158 @@
+"""Where parameters lie, and where each array of a state belongs.
+
+What a state keeps for a parameter has the parameter's path in its own, and is split as that is: by
+the format it is stored in, so that nothing here knows what codes or factors are.
+"""
+
+import itertools
+import math
+from typing import Any, Self
+
+import jax
+import jax.core
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from adam_jax.engine.masks import FrozenTree
+from adam_jax.engine.trees import is_stored, own_keys, owner_of
+from adam_jax.formats.dtypes import moves
+from adam_jax.formats.policy import format_of
+from adam_jax.formats.quantized import fitting_block
+from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.validation import check_integer
+
+MIN_SIZE = 4096
+
+
+@frozen_pytree
+class Layout:
+    """Where parameters lie, and where the state of each is to lie.
+
+    Attributes:
+      mesh: the devices.
+      axes: those of the mesh over which the state is split.
+      specs: of the parameters, a tree or the prefix of one; None if they are not partitioned.
+      min_size: in elements.
+    """
+
+    mesh: Mesh = static()
+    axes: tuple[str, ...] = static()
+    specs: FrozenTree | None = static()
+    min_size: int = static()
+
+    @classmethod
+    def of(cls, mesh: Any, axis: Any, specs: Any, min_size: Any) -> Self:
+        """Checks what the user wrote; see `shard_state`."""
+        if not isinstance(mesh, Mesh):
+            raise ValueError(
+                f"mesh must be a jax.sharding.Mesh, got {mesh!r}: jax.make_mesh makes one."
+            )
+        axes = _names(axis)
+        missing = [name for name in axes if name not in mesh.axis_names]
+        if missing or not axes:
+            raise ValueError(
+                f"axis must be of the mesh, whose axes are {mesh.axis_names}, got {axis!r}: write"
+                f" axis={mesh.axis_names[0]!r}."
+            )
+        frozen = None if specs is None else FrozenTree.of(specs)
+        min_size = check_integer("min_size", min_size, 0, instead="0 splits all that divides")
+        return cls(mesh, axes, frozen, min_size)
+
+    def of_params(self, params: Any) -> list[PartitionSpec]:
+        """How each parameter is partitioned, None leaves left out."""
+        if self.specs is None:
+            return [PartitionSpec()] * len(jax.tree.leaves(params))
+        try:
+            below = self.specs.treedef.flatten_up_to(params)
+        except ValueError:
+            raise ValueError(
+                f"specs must be a tree of PartitionSpecs like the parameters, or a prefix of it,"
+                f" got {self.specs.treedef} for {jax.tree.structure(params)}."
+            ) from None
+        counts = (len(jax.tree.leaves(subtree)) for subtree in below)
+        pairs = zip(self.specs.leaves, counts, strict=True)
+        return [spec for spec, count in pairs for _ in range(count)]
+
+    def of_state(self, params: Any) -> list[PartitionSpec]:
+        """How the state of each parameter is partitioned."""
+        specs = zip(self.of_params(params), jax.tree.leaves(params), strict=True)
+        # Nothing is computed of what does not move.
+        return [self.split(spec, np.shape(p)) if moves(p) else spec for spec, p in specs]
+
+    def split(self, spec: PartitionSpec, shape: tuple[int, ...]) -> PartitionSpec:
+        """Partitions one dimension more: the first that divides and is whole, else the first.
+
+        The first, as blocks of codes lie along the last, and what is gathered is then contiguous.
+        The last only behind all others if no block would fit into a part of it.
+        """
+        parts = [*spec, *[None] * (len(shape) - len(spec))]
+        names = [_names(part) for part in parts]
+        ways, taken = self.devices(self.axes), {*itertools.chain(*names)}
+        if ways == 1 or math.prod(shape) < self.min_size or taken & {*self.axes}:
+            return spec
+
+        def rank(i: int) -> tuple[bool, bool]:
+            part = shape[i] // (self.devices(names[i]) * ways)
+            return i == len(shape) - 1 and fitting_block(part) is None, bool(names[i])
+
+        for i in sorted(range(len(shape)), key=rank):
+            if shape[i] % (self.devices(names[i]) * ways) == 0:
+                axes = [*names[i], *self.axes]
+                parts[i] = tuple(axes) if len(axes) > 1 else axes[0]
+                return PartitionSpec(*parts)
+        return spec
+
+    def devices(self, axes: tuple[str, ...]) -> int:
+        """Along these axes of the mesh."""
+        return math.prod(self.mesh.shape[name] for name in axes)
+
+    def sharding(self, spec: PartitionSpec) -> NamedSharding:
+        """On this mesh."""
+        return NamedSharding(self.mesh, spec)
+
+    def place(self, tree: Any, specs: list[PartitionSpec]) -> Any:
+        """Moves every leaf to where it belongs; None leaves stay."""
+        leaves, treedef = jax.tree.flatten(tree)
+        placed = [self.move(x, spec) for x, spec in zip(leaves, specs, strict=True)]
+        return treedef.unflatten(placed)
+
+    def move(self, x: Any, spec: PartitionSpec) -> Any:
+        """Moves one array; under jit the compiler is told, and sends what is needed."""
+        if not isinstance(x, jax.core.Tracer):
+            return jax.device_put(x, self.sharding(spec))
+        mesh = jax.typeof(x).sharding.mesh  # `inspect` describes automatic axes as explicit ones.
+        if mesh.are_all_axes_explicit:
+            return jax.sharding.reshard(x, NamedSharding(mesh, spec))
+        return jax.lax.with_sharding_constraint(x, self.sharding(spec))
+
+    def of_stored(self, state: Any, params: Any) -> tuple[list[NamedSharding], list[PartitionSpec]]:
+        """How a state lies, and with it the gradients and parameters of the step.
+
+        Returns:
+          The sharding of each array of the state, and a spec for each parameter: the one of
+          `of_state`, or a coarser one where what is stored cannot be split like that.
+        """
+        specs, shapes, indices = self.of_state(params), {}, {}
+        for i, (keys, p) in enumerate(jax.tree_util.tree_flatten_with_path(params)[0]):
+            shapes |= dict.fromkeys(own_keys(keys), np.shape(p))
+            indices |= dict.fromkeys(own_keys(keys), i)
+        told = list(specs)
+
+        where = []
+        for keys, stored in jax.tree_util.tree_flatten_with_path(state, is_leaf=is_stored)[0]:
+            arrays, fmt = jax.tree.leaves(stored), format_of(stored)
+            shape = () if fmt is None else fmt.shape(stored)
+            owner = owner_of(keys, shape, shapes) if shape else None
+            if fmt is None or owner is None or shapes[owner] != shape:
+                where += [self.sharding(PartitionSpec())] * len(arrays)
+                continue
+            i = indices[owner]
+            own = jax.tree.leaves(fmt.shardings(stored, self.sharding(told[i])))
+            where += own
+            whole = (s.spec for x, s in zip(arrays, own, strict=True) if np.shape(x) == shape)
+            specs[i] = next((spec for spec in whole if spec != told[i]), specs[i])
+        return where, specs
+
+
+def _names(part: Any) -> tuple[str, ...]:
+    return () if part is None else (part,) if isinstance(part, str) else tuple(part)

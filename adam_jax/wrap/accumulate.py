@@ -1,0 +1,234 @@
+"""Gradients of several micro-batches for one optimizer step."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import optax
+
+from adam_jax.engine.call import Body, Call, check_state, counted
+from adam_jax.engine.leafwise import decoded, map_leaves, stored_like, wide_dtype
+from adam_jax.engine.transformation import Transformation
+from adam_jax.engine.trees import cast, dtypes_of, unflatten_stored, wider_dtypes
+from adam_jax.formats.dtypes import moves, wider_dtype
+from adam_jax.formats.policy import (
+    AT_LEAST_FLOAT32,
+    SlotDType,
+    check_nearest_dtype,
+    format_of,
+    resolve,
+)
+from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.validation import check_integer, check_scalar
+from adam_jax.wrap.chain import inner_body
+from adam_jax.xla.barrier import kept_apart
+from adam_jax.xla.once import if_due
+
+
+class AccumulateState(NamedTuple):
+    """State of `accumulate`; the first four fields are those of `optax.MultiStepsState`.
+
+    Attributes:
+      mini_step: micro-steps since the last optimizer step.
+      gradient_step: optimizer steps completed.
+      inner_opt_state: the state of what is inside.
+      acc_grads: the average of the gradients since the last optimizer step; while mini_step is 0,
+        what the step before has left there, which counts for nothing.
+      weight: the sum of their weights.
+    """
+
+    mini_step: jax.Array
+    gradient_step: jax.Array
+    inner_opt_state: Any
+    acc_grads: Any
+    weight: jax.Array
+
+
+@frozen_pytree
+class Accumulate:
+    """The body of `accumulate`."""
+
+    takes = ("weight",)
+
+    inner: Body
+    every: int | Callable[[jax.Array], jax.Array] = static()
+    dtype: SlotDType = static()
+
+    def init(self, params: Any) -> AccumulateState:
+        """An empty accumulator."""
+
+        def start(p: Any) -> Any:
+            if not moves(p):
+                return optax.MaskedNode()
+            return resolve(self.dtype, p, False).init(jnp.asarray(p), 0.0)
+
+        inner_state = self.inner.init(params)  # First: its error has the path of a leaf.
+        grads = unflatten_stored(params, list(map(start, jax.tree.leaves(params))))
+        steps = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)
+        return AccumulateState(*steps, inner_state, grads, jnp.zeros([], jnp.float32))
+
+    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, AccumulateState]:
+        """One micro-step; at the last of them, the optimizer step."""
+        check_state(state, AccumulateState, "an AccumulateState")
+        extra_args = dict(call.extra_args)
+        new = _weight(extra_args.pop("weight", 1.0))
+        if call.ok is not None:  # A micro-batch of weight 0 leaves the accumulator as it is.
+            new = jnp.where(call.ok, new, 0)
+        weight = jnp.where(state.mini_step == 0, 0, state.weight) + new
+        acc = averaged(updates, state, new, weight)
+        every = self.every
+        if callable(every):
+            every = every(state.gradient_step)
+            check_scalar("the result of every", every, instead="return a number of micro-steps")
+        last = state.mini_step + 1 >= every
+        last = last if call.ok is None else last & call.ok
+        due = last & (weight > 0)  # Gradients that all weigh nothing have no average.
+        dtypes = dtypes_of(updates) if call.dtypes is None else call.dtypes
+        inner_call = Call(call.apply, None, extra_args, dtypes)
+
+        def read(g: Any, x: Any) -> Any:
+            return None if g is None or format_of(x) is None else decoded(x, _arithmetic(g, x))
+
+        def step(acc: Any, params: Any, inner_state: Any) -> tuple[Any, Any]:
+            grads = map_leaves(read, updates, acc)
+            return self.inner.run(grads, inner_state, params, inner_call)
+
+        if call.apply:
+
+            def whole(carry: Any) -> Any:
+                return kept_apart(carry[0]), *step(*carry)
+
+            carry = (acc, params, state.inner_opt_state)
+            acc, result, inner_state = if_due(due, whole, carry)
+        else:
+            result, acc, inner_state = conditional_updates(step, due, acc, updates, params, state)
+            if call.dtypes is None:
+                result = cast(result, wider_dtypes(dtypes, updates, params))
+        mini_step = jnp.where(last, 0, state.mini_step + 1)
+        if call.ok is not None:
+            mini_step = jnp.where(call.ok, mini_step, state.mini_step)
+            weight = jnp.where(call.ok, weight, state.weight)
+        done = counted(state.gradient_step, call._replace(ok=due))
+        return result, AccumulateState(mini_step, done, inner_state, acc, weight)
+
+
+def averaged(updates: Any, state: AccumulateState, new: jax.Array, weight: jax.Array) -> Any:
+    """The accumulator with another gradient in it, `new` of the weight of all."""
+
+    def average(g: Any, acc: Any) -> Any:
+        if format_of(acc) is None:  # Of a None among the parameters, or an integer.
+            if g is not None and moves(g):
+                raise ValueError("the state is empty and the gradient is not: pass None instead.")
+            return acc
+        if not moves(g):
+            raise ValueError(f"the gradient has dtype {g.dtype}, which has no average: pass None.")
+        dtype = _arithmetic(g, acc)
+        # Emptied here, by a select, and not behind the optimizer step: a branch that returns zeros
+        # for the accumulator makes XLA keep two of them.
+        old = jnp.where(state.mini_step == 0, 0, decoded(acc, dtype))
+        if g is None:
+            return stored_like(acc, old)
+        x = jax.lax.convert_element_type(g, dtype)
+        part, whole = (
+            jax.lax.convert_element_type(w, jnp.finfo(dtype).dtype)
+            for w in (new, jnp.where(weight > 0, weight, 1))
+        )
+        with jax.numpy_dtype_promotion("standard"):  # A complex gradient times a real share.
+            # By halves: the difference of two finite numbers may be none.
+            moved = old + (2 * part / whole) * (x * 0.5 - old * 0.5)
+        # A batch without weight may well have a gradient of 0/0.
+        return stored_like(acc, jnp.where(new > 0, moved, old))
+
+    return map_leaves(average, updates, state.acc_grads)
+
+
+def _arithmetic(g: Any, acc: Any) -> Any:
+    """The wider dtype of a gradient and its accumulator, at least float32."""
+    dtypes = [wide_dtype(x) for x in (g, acc) if hasattr(x, "dtype")]
+    return functools.reduce(wider_dtype, dtypes, jnp.dtype(jnp.float32))
+
+
+def conditional_updates(
+    step: Callable[..., Any],
+    due: jax.Array,
+    acc: Any,
+    updates: Any,
+    params: Any,
+    state: AccumulateState,
+) -> tuple[Any, Any, Any]:
+    """The optimizer step, if it is due: updates or zeros, the accumulator, the inner state.
+
+    The updates lie in the accumulator's memory, which is of no use until it is emptied. As a result
+    of their own they would be memory that is asked for at every micro-step: page faults, on CPU
+    twice the time of all the rest.
+    """
+    if not isinstance(due, jax.core.Tracer):
+        if not due:
+            return jax.tree.map(jnp.zeros_like, updates), acc, state.inner_opt_state
+        result, inner_state = step(acc, params, state.inner_opt_state)
+        return result, acc, inner_state
+    u, _ = jax.eval_shape(step, acc, params, state.inner_opt_state)
+    described = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (u, acc)]
+    fits = described[0] == described[1]
+    held = acc if fits else jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), u)
+
+    def taken(carry: Any) -> Any:
+        held, inner_state = carry
+        return step(held if fits else acc, params, inner_state)
+
+    held, inner_state = if_due(due, taken, (held, state.inner_opt_state))
+    result = jax.tree.map(lambda x: jnp.where(due, x, 0), held)
+    return result, held if fits else acc, inner_state
+
+
+def _weight(weight: jax.typing.ArrayLike) -> jax.Array:
+    instead = "pass the micro-batch's number of tokens, say, or leave it out for 1"
+    weight = check_scalar("weight", weight, instead=instead)
+    weight = jnp.asarray(weight, jnp.float32)
+    return jnp.where(weight > 0, weight, 0)  # NaN, of 0/0 tokens, weighs nothing either.
+
+
+def accumulate(
+    inner: optax.GradientTransformation,
+    every: int | Callable[[jax.Array], jax.Array],
+    dtype: SlotDType = AT_LEAST_FLOAT32,
+) -> Transformation:
+    """Averages the gradients of several micro-batches, and takes one optimizer step with them.
+
+        ḡ = Σ wᵢ·gᵢ / Σ wᵢ, at the last of `every` micro-steps; nothing moves at the others
+
+    Args:
+      inner: any Optax transformation. Its counts, so its schedules, count optimizer steps.
+      every: micro-steps per optimizer step, ≥ 1; or a function from the optimizer steps completed
+        to that number.
+      dtype: how the accumulator is stored; float32 if left out, or a parameter's own if wider.
+
+    Returns:
+      A transformation with the state `AccumulateState`. `step` and `update` take `weight=`, that
+      of the micro-batch, ≥ 0 (its number of tokens, say; 1 if left out); other extra arguments of
+      the last micro-step reach `inner`. Where all weights are 0, no optimizer step is taken or
+      counted, and the next micro-step is the first of `every` again. Through `step` the parameters
+      are not touched at the other micro-steps; through `update` zeros are written and added.
+
+    Raises:
+      ValueError: `every` below 1, a weight that is no number or no scalar.
+
+    Differs from Optax (`MultiSteps`) in: the optimizer step runs once and not at every micro-step;
+    weights; `inner` gets the average as it is stored, not rounded to the gradient's dtype.
+
+    Example:
+      >>> import adam_jax, jax.numpy as jnp
+      >>> tx = adam_jax.accumulate(adam_jax.adamw(1e-3), every=2)
+      >>> params = jnp.ones(3)
+      >>> state = tx.init(params)
+      >>> params, state = adam_jax.step(tx, jnp.ones(3), state, params, weight=100)
+      >>> print(params)
+      [1. 1. 1.]
+    """
+    if not callable(every):
+        every = check_integer("every", every, 1, instead="1 takes a step with each gradient")
+    dtype = check_nearest_dtype("dtype", dtype)
+    return Transformation.around(Accumulate(inner_body("inner", inner), every, dtype))

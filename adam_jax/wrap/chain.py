@@ -1,0 +1,104 @@
+"""Transformations one after the other, with update and apply in one at their end."""
+
+from typing import Any
+
+import optax
+
+from adam_jax.engine.call import PASS_ON, Body, Call
+from adam_jax.engine.leafwise import widened
+from adam_jax.engine.transformation import OptaxBody, Transformation, body_of, whole
+from adam_jax.engine.trees import cast, dtypes_of, wider_dtypes
+from adam_jax.rules.pytrees import frozen_pytree
+
+
+@frozen_pytree
+class Chain:
+    """The body of `chain`."""
+
+    bodies: tuple[Body, ...]
+
+    def init(self, params: Any) -> tuple[Any, ...]:
+        """The tuple of the states."""
+        return tuple(body.init(params) for body in self.bodies)
+
+    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, tuple[Any, ...]]:
+        """One step of each; those of this package hand float32 on, whatever the gradient's dtype.
+
+        So a clipped bfloat16 gradient is not rounded before it reaches Adam. Another's
+        transformation gets the dtypes that it would get in `optax.chain`: its state may have them.
+        """
+        if not isinstance(state, tuple) or len(state) != len(self.bodies):
+            raise ValueError(
+                f"the state must be a tuple of {len(self.bodies)}, got {type(state).__name__}:"
+                f" {PASS_ON}"
+            )
+        dtypes = dtypes_of(updates) if call.dtypes is None else call.dtypes
+        states, last = [], len(self.bodies) - 1
+        for i, (body, s) in enumerate(zip(self.bodies, state, strict=True)):
+            its_call = call._replace(apply=call.apply and i == last, dtypes=dtypes)
+            updates, s = body.run(widened(updates), s, params, its_call)
+            states.append(s)
+            if isinstance(body, OptaxBody):
+                dtypes = dtypes_of(updates)
+            else:
+                dtypes = wider_dtypes(dtypes, updates, params)
+        if not call.apply and call.dtypes is None:
+            updates = cast(updates, dtypes)
+        return updates, tuple(states)
+
+
+def chain(*txs: optax.GradientTransformation) -> Transformation:
+    """Transformations one after the other, as `optax.chain`, that keep `step`.
+
+    Args:
+      *txs: of this package or any other; the updates of one are the gradients of the next. None
+        at all leave the gradients as they are.
+
+    Returns:
+      A transformation whose state is that of `optax.chain`, the tuple of theirs. It compares by
+      value, and its `step` is that of the last.
+
+    Raises:
+      ValueError: one is not a transformation.
+
+    Differs from Optax in: between two of this package updates are float32 or wider, and are rounded
+    to the gradient's dtype (or the parameter's, if wider) behind the last one only.
+
+    Example:
+      >>> import adam_jax
+      >>> tx = adam_jax.chain(adam_jax.clip_by_global_norm(1.0), adam_jax.adamw(1e-3))
+    """
+    if not txs:
+        return Transformation.of()
+    bodies = (inner_body(f"txs[{i}]", tx) for i, tx in enumerate(txs))
+    return Transformation.around(Chain(tuple(bodies)))
+
+
+def inner_body(argument: str, tx: Any) -> Body:
+    """`body_of` for wrappers, in which an `optax.chain` with members of this package is a `Chain`.
+
+    A wrapper skips the step of a `Chain` without a copy of anything. Optax's chain is a pair of
+    closures: it is recognised by their code, and its parts are the contents of their cells. If a
+    later Optax writes them differently, its chains are `OptaxBody` again: correct, not as cheap.
+
+    Raises:
+      ValueError: see `body_of`.
+    """
+    body = body_of(argument, tx)
+    if not isinstance(body, OptaxBody):
+        return body
+    inits, updates = (_held(f, g) for f, g in zip(body.tx, _OPTAX_CHAIN, strict=True))
+    if len(inits) != 1 or len(updates) != 1:
+        return body
+    pairs = zip(inits[0], updates[0], strict=True)
+    bodies = tuple(inner_body(argument, whole(init, update)) for init, update in pairs)
+    return body if all(isinstance(b, OptaxBody) for b in bodies) else Chain(bodies)
+
+
+_OPTAX_CHAIN = optax.chain(optax.identity())
+
+
+def _held(f: Any, like: Any) -> list[Any]:
+    """The contents of a function's closure, if it has the same code as `like`; else nothing."""
+    code = getattr(f, "__code__", None)
+    return [cell.cell_contents for cell in f.__closure__ or ()] if code is like.__code__ else []

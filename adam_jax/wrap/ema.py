@@ -1,0 +1,123 @@
+"""An average of the parameters, to evaluate with."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from adam_jax.engine.call import Call, check_state, counted
+from adam_jax.engine.leafwise import applied, decoded, stored_like, wide
+from adam_jax.engine.transformation import Transformation
+from adam_jax.engine.trees import cast, dtypes_of
+from adam_jax.formats.dtypes import leaf_dtype, moves
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_nearest_dtype, resolve
+from adam_jax.rules.base import DecayRate, DecayRateLike
+from adam_jax.rules.pytrees import frozen_pytree, static
+
+
+class EmaParamsState(NamedTuple):
+    """State of `ema_params`: optimizer steps completed, and the average of the parameters."""
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    ema: Any
+
+
+@frozen_pytree
+class EmaParams:
+    """The body of `ema_params`."""
+
+    rate: DecayRate
+    debias: bool = static()
+    dtype: SlotDType = static()
+
+    def init(self, params: Any) -> EmaParamsState:
+        """The parameters themselves."""
+
+        def start(p: Any) -> Any:
+            if not moves(p):
+                return jnp.copy(p)
+            fmt = resolve(self.dtype, p, False)
+            # A copy: params and state are both donated to the step.
+            return fmt.encode(jnp.array(wide(p), copy=True))
+
+        return EmaParamsState(jnp.zeros([], jnp.int32), jax.tree.map(start, params))
+
+    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, EmaParamsState]:
+        """Passes the updates on, and averages what they make of the parameters."""
+        check_state(state, EmaParamsState, "an EmaParamsState")
+        if params is None:
+            raise ValueError(
+                "params must be given, got None: ema_params averages them. Write"
+                " tx.update(grads, state, params)."
+            )
+        # As they will be rounded before they are added.
+        narrow = call.dtypes if not call.apply and call.dtypes else dtypes_of(updates)
+        moved = applied(cast(updates, narrow), params)
+        weight = self.rate.complement
+        if self.debias:
+            # The corrected average moves by (1-b)/(1-bᵗ): it needs no correction when it is read.
+            weight = weight * self.rate.debiasing(state.count)
+
+        def average(old: Any, p: Any) -> Any:
+            if not moves(p):  # As it is, so that the average is a model.
+                return jnp.copy(p) if call.ok is None else jnp.where(call.ok, p, old)
+            x = wide(p)
+            real = jnp.finfo(x.dtype).dtype
+            before = decoded(old, x.dtype)
+            with jax.numpy_dtype_promotion("standard"):  # Complex and real numbers mix.
+                after = before + jax.lax.convert_element_type(weight, real) * (x - before)
+            after = after if call.ok is None else jnp.where(call.ok, after, before)
+            return stored_like(old, after)
+
+        ema = jax.tree.map(lambda p, old: average(old, p), _rounded(moved), state.ema)
+        return (moved if call.apply else updates), EmaParamsState(counted(state.count, call), ema)
+
+
+def _rounded(params: Any) -> Any:
+    """Rounded for good: XLA:GPU would average what the parameters were before their rounding."""
+
+    def fix(p: Any) -> Any:
+        if not moves(p):
+            return p
+        dtype = leaf_dtype(p)
+        if not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits >= 32:
+            return p
+        info = jnp.finfo(dtype)
+        return jax.lax.reduce_precision(wide(p), info.nexp, info.nmant)
+
+    return jax.tree.map(fix, params)
+
+
+def ema_params(
+    decay: DecayRateLike, debias: bool = True, *, dtype: SlotDType = AT_LEAST_FLOAT32
+) -> Transformation:
+    """Keeps an exponential moving average of the parameters; the last in a `chain`.
+
+        ema ← ema + (1-d)/(1-dᵗ)·(θ - ema)
+
+    Args:
+      decay: d, per optimizer step, 0 ≤ d < 1; usual values are 0.99 to 0.9999.
+      debias: False takes (1-d) as the weight from the first step on: the initial parameters then
+        fade away slowly. With True the average is that of the steps taken, and of them only.
+      dtype: how the average is stored; see `scale_by_adam` on mu_dtype.
+
+    Returns:
+      A transformation that leaves the updates as they are; `optax.tree.get(state, "ema")` is the
+      average, ready to use: it is corrected as it is stored, and has the newest integers, booleans
+      and keys. `update` needs params.
+
+    Raises:
+      ValueError: a decay outside [0, 1); params missing in `update`.
+
+    Differs from Optax in: `optax.ema` averages updates; it, and PyTorch's `AveragedModel`, correct
+    or copy when they are read.
+
+    Reference: Polyak & Juditsky 1992; Kingma & Ba 2015, section 7.2.
+
+    Example:
+      >>> import adam_jax
+      >>> tx = adam_jax.chain(adam_jax.adamw(1e-3), adam_jax.ema_params(0.999))
+    """
+    return Transformation.around(
+        EmaParams(DecayRate.of("decay", decay), debias, check_nearest_dtype("dtype", dtype))
+    )

@@ -1,0 +1,309 @@
+"""What a step does to each group of parameters, measured inside the step, every so often."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adam_jax.engine.call import Body, Call, check_state, counted
+from adam_jax.engine.leafwise import applied, decoded, fetched, wide, wide_dtype, widened
+from adam_jax.engine.transformation import Transformation
+from adam_jax.engine.trees import leaf_paths
+from adam_jax.formats.dtypes import moves
+from adam_jax.modify.pack import unpack_state
+from adam_jax.rules.base import MomentRule
+from adam_jax.rules.directions import Root
+from adam_jax.rules.moments import Average
+from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.rules.squares import abs_squared
+from adam_jax.validation import check_expression, check_integer
+from adam_jax.wrap.chain import inner_body
+from adam_jax.xla.barrier import as_varying, kept_apart, varying
+from adam_jax.xla.once import if_due
+
+
+class TelemetryState(NamedTuple):
+    """State of `telemetry`.
+
+    Attributes:
+      count: optimizer steps completed.
+      step: the one that was measured last, counted from 1; 0 before the first.
+      groups: float32 scalars, by group and by name; a zero where there are no parameters.
+      inner_state: the state of what is inside.
+    """
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    step: jax.Array
+    groups: Any
+    inner_state: Any
+
+
+@frozen_pytree
+class Telemetry:
+    """The body of `telemetry`."""
+
+    inner: Body
+    every: int = static()
+    groups: tuple[tuple[str, str], ...] | None = static()
+
+    def init(self, params: Any) -> TelemetryState:
+        """Nothing measured yet: zeros, which `measured` does not show."""
+        inner_state = self.inner.init(params)
+        params = _moving(params)
+        known = jax.eval_shape(lambda s: _eps_dominates(self.inner, s, params), inner_state)
+        groups = {}
+        for group, leaves in self.members(params, known):
+            names = NAMES if all(x is not None for *_, x in leaves) else NAMES[:-1]
+            groups[group] = {name: jnp.zeros([], jnp.float32) for name in names}
+        # optax.tree.map_params asks for the state of a tree without leaves, and takes one leaf of
+        # that for all that is in its place elsewhere.
+        groups = groups or jnp.zeros([], jnp.float32)
+        zero = jnp.zeros([], jnp.int32)
+        return TelemetryState(zero, jnp.zeros([], jnp.int32), groups, inner_state)
+
+    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, TelemetryState]:
+        """One step, and now and then what it does."""
+        check_state(state, TelemetryState, "a TelemetryState")
+        if params is None:
+            raise ValueError(
+                "params must be given, got None: telemetry measures them. Write tx.update(grads,"
+                " state, params)."
+            )
+        count = counted(state.count, call)
+        due = (count % self.every == 0) & (count != state.count)
+
+        def measured(carry: Any) -> Any:
+            # A second time: the updates as one more result would be memory in every step.
+            updates, inner_state, params, nothing = carry
+            # Not to be differentiated: XLA's reduction of several arrays has no transpose.
+            fixed = jax.lax.stop_gradient((updates, inner_state, params))
+            groups = self.measure(*fixed, call._replace(apply=False)) or nothing
+            return *kept_apart((updates, inner_state, params)), groups
+
+        # The step goes on with what the measurement hands on: else XLA, free to step first, would
+        # keep a copy of all that it measures.
+        carry = (updates, state.inner_state, params, state.groups)
+        updates, inner_state, params, groups = if_due(due, measured, carry)
+        result, inner_state = self.inner.run(updates, inner_state, params, call)
+        step = jnp.where(due, count, state.step)
+        return result, TelemetryState(count, step, groups, inner_state)
+
+    def measure(
+        self, updates: Any, inner_state: Any, params: Any, call: Call
+    ) -> dict[str, dict[str, jax.Array]]:
+        """The statistics of this step, by group and by name."""
+        u, new_state = self.inner.run(widened(updates), inner_state, params, call)
+        params = _moving(params)
+        moved = applied(u, params)
+        small = _eps_dominates(self.inner, new_state, params)
+        trees = (updates, u, params, moved, small)
+        return {name: _statistics(leaves) for name, leaves in self.members(*trees)}
+
+    def members(self, *trees: Any) -> list[tuple[str, list[tuple[Any, ...]]]]:
+        """The leaves of each group, from every tree; what has no parameter is in none."""
+        members: dict[str, list[tuple[Any, ...]]] = {}
+        columns = [jax.tree.leaves(tree, is_leaf=lambda x: x is None) for tree in trees]
+        for path, leaf in zip(leaf_paths(trees[0]), zip(*columns, strict=True), strict=True):
+            if any(x is not None for x in leaf):
+                members.setdefault(self.group(path), []).append(leaf)
+        return sorted(members.items())
+
+    def group(self, path: str) -> str:
+        """The name of the first expression that matches the path of a leaf, or how it begins."""
+        if self.groups is None:
+            return path.split("/")[0]
+        return next((name for name, e in self.groups if re.fullmatch(e, path)), "other")
+
+
+def _moving(params: Any) -> Any:
+    """The parameters that have statistics: not the integers, booleans and keys."""
+    return jax.tree.map(lambda p: p if moves(p) else None, params)
+
+
+def _statistics(leaves: list[tuple[Any, ...]]) -> dict[str, jax.Array]:
+    sums = [sum(column) for column in zip(*map(_sums_over_devices, leaves), strict=True)]
+    size, *sums = (jnp.asarray(x, jnp.float32) for x in sums)
+    quarter, uu, pp, gu, moving, lost, small = sums
+    size = jnp.maximum(size, 1)
+    values = {
+        "gradient_rms": 2 * jnp.sqrt(quarter / size),
+        "update_rms": jnp.sqrt(uu / size),
+        "parameter_rms": jnp.sqrt(pp / size),
+        "update_to_parameter": _ratio(jnp.sqrt(uu), jnp.sqrt(pp)),
+        # Of two roots: the product of two squares of small gradients is no float32.
+        "cosine": _ratio(_ratio(gu, 2 * jnp.sqrt(quarter)), jnp.sqrt(uu)),
+        "lost_to_rounding": _ratio(lost, moving),
+    }
+    if all(known is not None for *_, known in leaves):
+        values["eps_dominates"] = small / size
+    return values
+
+
+def _sums_over_devices(leaf: tuple[Any, ...]) -> list[Any]:
+    """The size of a leaf and its sums, over all devices that have a part of it."""
+    mesh, size = jax.typeof(leaf[2]).sharding.mesh, np.size(leaf[2])
+    sums: Any = _sums
+    if mesh.explicit_axes:  # Where they are automatic, XLA may sum by rows that lie anywhere.
+        replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        axes = mesh.explicit_axes
+        sums = jax.sharding.auto_axes(_sums, axes=axes, out_sharding=replicated)
+    if not (axes := varying(leaf)):
+        return [size, *sums(*leaf)]
+    # Inside `shard_map`; what is the same everywhere counts as often as what is not.
+    names = tuple(sorted(axes))
+    return [size * jax.lax.axis_size(names), *jax.lax.psum(sums(*as_varying(leaf, axes)), names)]
+
+
+def _sums(g: Any, u: Any, p: Any, moved: Any, small: Any) -> list[jax.Array]:
+    """All sums over one leaf by one reduction: by one each, XLA would store what they share."""
+    if g is None:  # Left alone; its group is there all the same.
+        g = u = jnp.zeros_like(p)
+    # Again: the step inside has derivatives of its own, with respect to its numbers.
+    g, u, p, moved = jax.lax.stop_gradient((g, u, p, moved))
+    moving = u != 0
+    lost = moving & (moved == p)
+    g, u, p = (jnp.ravel(wide(x)) for x in (g, u, p))
+    small = jnp.zeros(g.shape, bool) if small is None else jnp.ravel(small)
+    # Not g² itself, which XLA:CPU would share with clipping, and store.
+    terms = [abs_squared(g / 2), abs_squared(u), abs_squared(p), jnp.real(jnp.conj(g) * u)]
+    flags = [jnp.ravel(x) for x in (moving, lost)] + [small]
+    terms = [jax.lax.convert_element_type(x, jnp.float32) for x in [*terms, *flags]]
+    # By rows: added up one by one, float32 stands still at 2²⁴ equal terms.
+    rows = math.gcd(g.size, ROWS)
+    terms = [jnp.reshape(x, (rows, -1)) for x in terms]
+    zeros = [np.float32(0)] * len(terms)
+    return [jnp.sum(x) for x in jax.lax.reduce(terms, zeros, _added, (1,))]
+
+
+# Not a lambda: outside a program each would be compiled anew.
+def _added(xs: Any, ys: Any) -> list[jax.Array]:
+    return [x + y for x, y in zip(xs, ys, strict=True)]
+
+
+ROWS = 4096
+NAMES = (
+    "gradient_rms",
+    "update_rms",
+    "parameter_rms",
+    "update_to_parameter",
+    "cosine",
+    "lost_to_rounding",
+    "eps_dominates",
+)
+
+
+def _ratio(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.where(y == 0, 0, x / jnp.where(y == 0, 1, y))
+
+
+def _eps_dominates(body: Body, state: Any, params: Any) -> Any:
+    """Where √nû is not above ε, a tree like the parameters; of Nones where there is no such thing.
+
+    Known for one member whose second moment is an average of squares, divided by as Adam does.
+    """
+    state = unpack_state(state, params)
+    rules = [r for r in jax.tree.leaves(body, is_leaf=_is_moment_rule) if isinstance(r, MomentRule)]
+    kept = [s for s in jax.tree.leaves(state, is_leaf=_keeps_nu) if _keeps_nu(s)]
+    nothing = jax.tree.map(lambda p: None, params)
+    if len(rules) != 1 or len(kept) != 1:
+        return nothing
+    [rule], [member] = rules, kept
+    second, direction = rule.second, rule.direction
+    if not isinstance(second, Average) or not isinstance(direction, Root):
+        return nothing
+    count = member.count - 1
+    factor = second.scalars(count) if second.bias_correction else 1.0
+    eps = direction.scalars(count)
+
+    def known(p: Any, nu: Any) -> Any:
+        if p is None or isinstance(nu, optax.MaskedNode):
+            return None
+        nu = decoded(fetched(nu), jnp.finfo(wide_dtype(p)).dtype)
+        return direction.root(nu * factor) <= eps
+
+    return jax.tree.map(known, params, member.nu, is_leaf=lambda x: x is None)
+
+
+def _is_moment_rule(x: Any) -> bool:
+    return isinstance(x, MomentRule)
+
+
+def _keeps_nu(x: Any) -> bool:
+    return {"count", "nu"} <= set(getattr(x, "_fields", ()))
+
+
+def telemetry(
+    inner: optax.GradientTransformation,
+    every: int = 100,
+    groups: Mapping[str, str] | None = None,
+) -> Transformation:
+    """Measures what steps do to each group of parameters, inside the program, every so often.
+
+    Per group: `gradient_rms`, `update_rms` and `parameter_rms`; `update_to_parameter`, the ratio of
+    their norms (1e-3 is healthy); `cosine` of update and gradient (-1 is downhill);
+    `eps_dominates`, the share of elements with √nû ≤ ε; `lost_to_rounding`, the share of elements
+    that an update does not move, because their dtype has no number that near.
+
+    Args:
+      inner: any Optax transformation. `eps_dominates` is there if it is, or has inside, one member
+        of this package that divides by √nû + ε.
+      every: optimizer steps; measured in steps `every`, 2·`every`, ...
+      groups: names and regular expressions, matched with the whole path of a leaf (see `groups`),
+        the first match before the others; what matches none is "other". None groups leaves by the
+        first key of their path.
+
+    Returns:
+      A transformation with the state `TelemetryState`, which `measured(state)` reads. The steps are
+      those of `inner`. The names of the groups are part of the state's structure. In the other
+      steps the cost is a branch not taken; inside `accumulate` it measures optimizer steps. Inside
+      `shard_map` the statistics are those of the whole leaves, the same on all devices. Integers,
+      booleans and keys have none.
+      `update` needs params.
+
+    Raises:
+      ValueError: `every` below 1, an expression that is none, params missing in `update`.
+
+    Example:
+      >>> import adam_jax, jax.numpy as jnp
+      >>> tx = adam_jax.telemetry(adam_jax.adamw(1e-3), every=1)
+      >>> params = {"head": jnp.ones(3)}
+      >>> _, state = adam_jax.step(tx, params, tx.init(params), params)
+      >>> print(f"{adam_jax.measured(state)['groups']['head']['cosine']:.2f}")
+      -1.00
+    """
+    every = check_integer("every", every, 1, instead="100 is usual")
+    for name, expression in (groups or {}).items():
+        check_expression(f"groups[{name!r}]", expression)
+    ordered = None if groups is None else tuple(groups.items())
+    return Transformation.around(Telemetry(inner_body("inner", inner), every, ordered))
+
+
+def measured(state: Any) -> dict[str, Any]:
+    """What `telemetry` measured last, from wherever its state is inside `state`.
+
+    Returns:
+      `{"step": 200, "groups": {"head": {"gradient_rms": 0.01, ...}}}` of Python numbers (lists of
+      them under vmap). Before the first measurement the step is 0 and there are no groups.
+      `adam_jax.inspect` writes and plots such records.
+
+    Raises:
+      ValueError: no `telemetry` in there.
+    """
+
+    def found(x: Any) -> bool:
+        return isinstance(x, TelemetryState)
+
+    states = [x for x in jax.tree.leaves(state, is_leaf=found) if found(x)]
+    if len(states) != 1:
+        raise ValueError(
+            f"state must have one telemetry in it, got {len(states)}: pass the state of"
+            f" telemetry(...), or one around it."
+        )
+    step = np.asarray(states[0].step).tolist()
+    groups = jax.tree.map(lambda x: np.asarray(x).tolist(), states[0].groups)
+    return {"step": step, "groups": groups if np.any(step) and groups else {}}

@@ -1,0 +1,228 @@
+"""Weights of 16 bits without a float32 copy: what rounding loses is kept, or left to chance."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adam_jax.engine.call import Body, Call, check_state, counted
+from adam_jax.engine.leafwise import applied, wide
+from adam_jax.engine.transformation import Transformation
+from adam_jax.engine.trees import (
+    align_params,
+    align_slot,
+    dtypes_of,
+    leaf_paths,
+    unflatten_slot,
+    unflatten_stored,
+)
+from adam_jax.formats.dtypes import leaf_dtype
+from adam_jax.formats.noise import WEIGHTS, salt_of, salted
+from adam_jax.formats.weights import Compensated, Residual, RoundedStochastically, WeightFormat
+from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.validation import check_integer
+from adam_jax.wrap.chain import inner_body
+
+
+class WeightsState(NamedTuple):
+    """State of `stochastic_rounding`, `kahan_summation` and `master_residual`.
+
+    Attributes:
+      count: steps taken.
+      rest: what the weights lack, a tree like the parameters; `optax.MaskedNode` for leaves that
+        lack nothing.
+      inner_state: the state of what is inside.
+    """
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    rest: Any
+    inner_state: Any
+
+
+@frozen_pytree
+class Weights:
+    """The body of the three: what is inside sees float32 weights."""
+
+    inner: Body
+    form: WeightFormat = static()
+    seed: int = static(default=0)
+
+    def init(self, params: Any) -> WeightsState:
+        """Nothing lost yet."""
+
+        def rest(p: Any) -> Any:
+            dtype = self.form.rest_dtype(p) if self.form.applies(p) else None
+            return optax.MaskedNode() if dtype is None else jnp.zeros_like(p, dtype)
+
+        inner_state = self.inner.init(jax.tree.map(self.form.widened, params))
+        rests = unflatten_stored(params, list(map(rest, jax.tree.leaves(params))))
+        return WeightsState(jnp.zeros([], jnp.int32), rests, inner_state)
+
+    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, WeightsState]:
+        """One step of what is inside on the joined weights, taken apart again."""
+        check_state(state, WeightsState, "a WeightsState")
+        leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
+        stored = align_params(treedef, params, needed=True, apply=call.apply)
+        rests = align_slot(treedef, updates, state.rest)
+        dtypes = dtypes_of(updates) if call.dtypes is None else list(call.dtypes)
+        masters, grads, ours = list(stored), list(leaves), []
+        for i, (g, p) in enumerate(zip(leaves, stored, strict=True)):
+            if g is None:
+                continue
+            rest = _or_none(rests[i])
+            try:
+                self.form.check(p, rest)
+            except ValueError as error:
+                raise ValueError(f"at {leaf_paths(updates)[i]!r}, {error}") from None
+            if not self.form.applies(p):
+                continue
+            ours.append(i)
+            masters[i] = _join(self.form, p, rest)
+            grads[i], dtypes[i] = wide(g), jnp.dtype(jnp.float32)
+        master = treedef.unflatten(masters)
+        result, inner_state = self.inner.run(
+            treedef.unflatten(grads), state.inner_state, master, call._replace(dtypes=dtypes)
+        )
+        moved = treedef.flatten_up_to(result if call.apply else applied(result, master))
+        results = treedef.flatten_up_to(result)
+        salt = salt_of(WEIGHTS, self.seed, state.count)
+        for i in ours:
+            p, dtype = stored[i], jnp.dtype(leaf_dtype(stored[i]))
+            q, rest = _split(self.form, dtype, moved[i], salted(salt, i))
+            if call.ok is not None:
+                q = jnp.where(call.ok, q, p)
+                rest = None if rest is None else jnp.where(call.ok, rest, rests[i])
+            results[i] = q if call.apply else difference(q, p)
+            rests[i] = rests[i] if rest is None else rest
+        rest_tree = unflatten_slot(treedef, updates, rests)
+        new = WeightsState(counted(state.count, call), rest_tree, inner_state)
+        return treedef.unflatten(results), new
+
+
+def _or_none(rest: Any) -> Any:
+    return None if isinstance(rest, optax.MaskedNode) else rest
+
+
+# Traced once for each shape, not for each leaf.
+@functools.partial(jax.jit, static_argnums=0)
+def _join(form: WeightFormat, p: Any, rest: Any) -> jax.Array:
+    return form.join(p, rest)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _split(form: WeightFormat, dtype: Any, x: Any, salt: Any) -> tuple[jax.Array, Any]:
+    return form.split(x, dtype, salt)
+
+
+def difference(q: jax.Array, p: Any) -> jax.Array:
+    """q - p in float32: the update with which `optax.apply_updates` lands on q."""
+    q, p = (jax.lax.convert_element_type(x, jnp.float32) for x in (q, p))
+    return q - p
+
+
+def check_seed(seed: Any) -> int:
+    """Returns the seed as an int of 32 bits.
+
+    Raises:
+      ValueError: it is none.
+    """
+    seed = check_integer("seed", seed, 0, instead="any number up to 2³²-1")
+    if seed >= 2**32:
+        raise ValueError(f"seed must be below 2³², got {seed}: write seed % 2**32.")
+    return seed
+
+
+def stochastic_rounding(inner: optax.GradientTransformation, seed: int = 0) -> Transformation:
+    """bfloat16 or float16 weights that small updates move: by chance, so that the mean is right.
+
+        θ' = θ + u in float32,  θ ← one of the two numbers beside θ', the nearer the likelier
+
+    Costs no memory. The random bits are a hash of the seed, the step, the leaf and the element's
+    index: the same after a resume, and on any number of devices. (Inside `shard_map` and `vmap`
+    each device and each model counts from 0, and they share the bits.)
+
+    Args:
+      inner: any Optax transformation, which sees float32 weights and gradients.
+      seed: of the random bits, 0 to 2³²-1.
+
+    Returns:
+      A transformation with the state `WeightsState`. Weights that are float32 already are none of
+      its business. Its updates are float32: `optax.apply_updates` lands on the rounded weights, as
+      long as no weight becomes 2¹⁵ times smaller in one step; `adam_jax.step` always does.
+
+    Raises:
+      ValueError: a seed out of its range; in `update`, params missing.
+
+    Differs from PyTorch in: torchao's `bf16_stochastic_round` has a generator, whose state a
+    checkpoint does not have.
+
+    Reference: Gupta et al. 2015, https://arxiv.org/abs/1502.02551; Zamirai et al. 2020,
+    https://arxiv.org/abs/2010.06192.
+
+    Example:
+      >>> import adam_jax, jax.numpy as jnp
+      >>> tx = stochastic_rounding(adam_jax.adamw(1e-5, mu_dtype=jnp.int8, nu_dtype=jnp.int8))
+    """
+    return _around(inner, RoundedStochastically(), check_seed(seed))
+
+
+def kahan_summation(inner: optax.GradientTransformation) -> Transformation:
+    """bfloat16 or float16 weights, and what rounding lost of them in a second array of their dtype.
+
+        θ' = θ + c + u in float32,  θ ← θ' rounded,  c ← θ' - θ rounded
+
+    2 bytes per parameter for 16 bits of mantissa. `master_residual` has all 24 of float32 for the
+    same 2 bytes; this one is for float16, and for checkpoints of others.
+
+    Args:
+      inner: any Optax transformation, which sees float32 weights, θ + c, and float32 gradients.
+
+    Returns:
+      A transformation with the state `WeightsState`, c in its `rest`. For its updates see
+      `stochastic_rounding`.
+
+    Raises:
+      ValueError: in `update`, params missing.
+
+    Reference: Kahan 1965; for training, Zamirai et al. 2020, https://arxiv.org/abs/2010.06192.
+    """
+    return _around(inner, Compensated())
+
+
+def master_residual(inner: optax.GradientTransformation, bits: int = 16) -> Transformation:
+    """bfloat16 weights, and the lower bits of the float32 weights that they stand for.
+
+    With 16 bits the two are the float32 weights, bit for bit: training goes as in float32 with
+    gradients of bfloat16 weights, for 4 bytes per parameter where a float32 copy beside bfloat16
+    weights takes 6. With 8 bits they are floating-point numbers of 24 bits, 3 bytes, rounded by
+    chance as in `stochastic_rounding`, 256 times finer.
+
+    Args:
+      inner: any Optax transformation, which sees the float32 weights (so weight decay is exact too)
+        and float32 gradients.
+      bits: 16 or 8.
+
+    Returns:
+      A transformation with the state `WeightsState`, the bits in its `rest`. float16 weights have
+      other exponents than float32 and are left alone, as float32 ones are. For its updates see
+      `stochastic_rounding`.
+
+    Raises:
+      ValueError: other bits; in `update`, params missing.
+
+    Differs from PyTorch in: Transformer Engine's `store_param_remainders` is the same split; halves
+    go away from zero here, up there.
+
+    Reference: Zamirai et al. 2020, https://arxiv.org/abs/2010.06192, for the lower bits; for 8 of
+    them FlashOptim (2026), https://arxiv.org/abs/2602.23349.
+    """
+    if not isinstance(bits, (int, np.integer)) or bits not in (8, 16):
+        raise ValueError(f"bits must be 16 or 8, got {bits!r}: 16 is exact.")
+    return _around(inner, Residual(int(bits)))
+
+
+def _around(inner: Any, form: WeightFormat, seed: int = 0) -> Transformation:
+    return Transformation.around(Weights(inner_body("inner", inner), form, seed))

@@ -1,0 +1,204 @@
+"""The engine's record: state trees, and parameters after 12 steps, of members x storage x wrappers.
+
+python -m tests.record FILE     writes the record that tests/test_record.py reads
+python -m tests.record FILE --large     the same of larger leaves, to compare two commits by hand
+
+Every case is inside `skip_nonfinite`, and two of its steps are refused. Change the file only where
+a result is meant to change, and say so in the changelog.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import adam_jax
+
+STEPS, REFUSED = 12, {4: np.nan, 8: np.inf}
+SHAPES = {"kernel": (2, 32), "bias": (3,)}
+LARGE = {"kernel": (256, 512), "bias": (3,)}
+SMALL_BLOCKS = adam_jax.Quantized(min_size=1)
+STORED = {
+    "float32": {},
+    "bfloat16": dict.fromkeys(("mu", "nu"), adam_jax.stochastic(jnp.bfloat16)),
+    "int8": dict.fromkeys(("mu", "nu"), SMALL_BLOCKS),
+    "int4": {"mu": adam_jax.Quantized("int4", min_size=1), "nu": SMALL_BLOCKS},
+    "int4 nu": {"nu": adam_jax.Quantized("int4", min_size=1)},
+    "factored": {"mu": SMALL_BLOCKS, "nu": adam_jax.Factored(1, 1)},
+}
+ALIASES = (
+    *("adam", "adamw", "nadam", "nadamw", "amsgrad", "amsgradw", "adamax", "adamaxw", "radam"),
+    *("radamw", "adabelief", "yogi", "adan", "adopt", "ademamix", "lion", "lamb"),
+    "schedule_free_adamw",
+)
+VARIANTS: dict[str, Callable[..., Any]] = {
+    "adam l2": functools.partial(adam_jax.adam, l2=0.1),
+    "adam nesterov": functools.partial(adam_jax.adam, nesterov=True),
+    "adam eps_hat": functools.partial(adam_jax.adam, eps=0.0, eps_hat=1e-7),
+    "adamw fully decoupled": functools.partial(adam_jax.adamw, scale_decay=False),
+    "adamw masked": functools.partial(adam_jax.adamw, mask=adam_jax.decay_mask),
+    "adamw slow b1": functools.partial(adam_jax.adamw, b1=0.3),
+    "nadam decay": functools.partial(adam_jax.nadam, momentum_decay=0.004),
+    "amsgrad max first": functools.partial(adam_jax.amsgrad, max_before_correction=True),
+    "adan change": functools.partial(adam_jax.adan, change_weight=0.92),
+}
+MODIFIERS = ("cautious", "cautious_weight_decay", "clip_update_rms", "atan2", "nesterov")
+IN_WRAPPERS = ("adamw", "amsgrad", "adan", "lion", "ademamix")
+WRAPPERS: dict[str, Callable[[Any], Any]] = {
+    "chain": lambda tx: adam_jax.chain(adam_jax.clip_by_global_norm(0.5), tx),
+    "optax.chain": lambda tx: optax.chain(optax.clip_by_global_norm(0.5), tx),
+    "optax trace": lambda tx: adam_jax.chain(tx, optax.trace(0.5)),
+    "accumulate": lambda tx: adam_jax.accumulate(tx, 2),
+    "accumulate int8": lambda tx: adam_jax.accumulate(tx, 3, dtype=SMALL_BLOCKS),
+    "ema": lambda tx: adam_jax.chain(tx, adam_jax.ema_params(0.9)),
+    "telemetry": lambda tx: adam_jax.telemetry(tx, 3),
+    "stochastic_rounding": adam_jax.stochastic_rounding,
+    "kahan_summation": adam_jax.kahan_summation,
+    "master_residual": adam_jax.master_residual,
+    "master_residual 8": functools.partial(adam_jax.master_residual, bits=8),
+    "skip spikes": lambda tx: adam_jax.skip_nonfinite(tx, spike_sigmas=2.0, window=4),
+    "shard_state": lambda tx: adam_jax.sharding.shard_state(tx, jax.make_mesh((1,), ("data",))),
+    "recipe": lambda tx: adam_jax.accumulate(
+        adam_jax.chain(adam_jax.clip_by_global_norm(0.5), adam_jax.master_residual(tx)), 2
+    ),
+}
+
+
+def schedule(count: Any) -> Any:
+    """A learning rate for each step."""
+    return 1e-2 / (1 + jnp.asarray(count, jnp.float32))
+
+
+def dtypes(make: Callable[..., Any], stored: str) -> dict[str, Any]:
+    """The arguments that store moments like that, of those that the function has."""
+    known = adam_jax.adamw if make is adam_jax.adamw else make
+    parameters = __import__("inspect").signature(known).parameters
+    given = {f"{slot}_dtype": spec for slot, spec in STORED[stored].items()}
+    return {name: spec for name, spec in given.items() if name in parameters}
+
+
+def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Names of all cases, and what makes the transformation of each."""
+    makes = {name: getattr(adam_jax, name) for name in ALIASES} | VARIANTS
+    for (name, make), stored in itertools.product(makes.items(), STORED):
+        given = dtypes(make, stored)
+        if stored == "float32" or given:
+            yield f"{name}, {stored}", functools.partial(make, 1e-2, **given)
+    for name, make in makes.items():
+        for modifier in MODIFIERS:
+            change = getattr(adam_jax, modifier)
+            yield f"{modifier}({name})", functools.partial(lambda f, g: f(g(1e-2)), change, make)
+        yield f"grokfast({name})", functools.partial(lambda g: adam_jax.grokfast(g(1e-2)), make)
+    for name, stored in itertools.product(IN_WRAPPERS, ("float32", "int8")):
+        make = getattr(adam_jax, name)
+        given = dtypes(make, stored)
+        for wrapper, around in WRAPPERS.items():
+            made = functools.partial(lambda f, g, k: f(g(1e-2, **k)), around, make, given)
+            yield f"{wrapper}({name}, {stored})", made
+        yield (
+            f"schedule({name}, {stored})",
+            functools.partial(make, schedule, **given),
+        )
+        yield (
+            f"with_hyperparams({name}, {stored})",
+            functools.partial(adam_jax.with_hyperparams(make), schedule, **given),
+        )
+        yield (
+            f"groups({name}, {stored})",
+            functools.partial(
+                adam_jax.groups, make, {"bias": {"b1": 0.5}}, learning_rate=schedule, **given
+            ),
+        )
+        if stored == "float32":
+            pack = functools.partial(lambda g: adam_jax.pack_small_leaves(g(1e-2), below=8), make)
+            yield f"pack_small_leaves({name})", pack
+
+
+def run(make: Callable[[], Any], dtype: Any, shapes: dict[str, Any], update: bool) -> Any:
+    """Parameters and state after the steps; the error where there is one."""
+    random = np.random.default_rng(0)
+    params = {k: jnp.asarray(random.normal(size=s), dtype) for k, s in shapes.items()}
+    scales = 10.0 ** random.uniform(-2, 1, size=STEPS)
+    try:
+        tx = adam_jax.skip_nonfinite(make())
+        state = tx.init(params)
+    except ValueError as error:
+        return str(error)
+
+    def step(params: Any, state: Any, grads: Any) -> Any:
+        if not update:
+            return adam_jax.step(tx, grads, state, params)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    step = jax.jit(step)
+    try:
+        for t in range(STEPS):
+            grads = {k: scales[t] * random.normal(size=s) for k, s in shapes.items()}
+            if t in REFUSED:
+                grads["kernel"].flat[5] = REFUSED[t]
+            grads = {k: jnp.asarray(g, dtype) for k, g in grads.items()}
+            params, state = step(params, state, grads)
+    except ValueError as error:
+        return str(error)
+    return params, state
+
+
+def described(tree: Any) -> list[str]:
+    """Path, dtype and shape of each array."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [f"{jax.tree_util.keystr(k)} {x.dtype} {list(x.shape)}" for k, x in flat]
+
+
+def outcomes(large: bool = False) -> Iterator[tuple[str, list[str] | str, np.ndarray, np.ndarray]]:
+    """Of each case the state's tree (or the error), the parameters, and the codes in the state."""
+    for name, make in cases():
+        for dtype in (jnp.float32, jnp.bfloat16):
+            for update in (False, True)[: 1 + name.endswith("(adamw, float32)")]:
+                made = run(make, dtype, LARGE if large else SHAPES, update)
+                key = f"{name}, {jnp.dtype(dtype).name}{', update' * update}"
+                nothing = np.zeros(0, np.int8)
+                if isinstance(made, str):
+                    yield key, made, np.zeros(0, np.float32), nothing
+                    continue
+                params, state = made
+                numbers = [np.ravel(np.asarray(x, np.float32)) for x in jax.tree.leaves(params)]
+                codes = [x for x in jax.tree.leaves(state) if x.dtype.itemsize == 1 and x.ndim]
+                codes = [np.ravel(np.asarray(x).astype(np.int16)).astype(np.int8) for x in codes]
+                yield (
+                    key,
+                    described(state),
+                    np.concatenate(numbers),
+                    np.concatenate([nothing, *codes]),
+                )
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("file", type=Path)
+    arguments.add_argument("--large", action="store_true", help="leaves of 131,072 elements")
+    args = arguments.parse_args()
+    trees, params, codes, sizes = {}, [], [], {}
+    for name, tree, its_params, its_codes in outcomes(args.large):
+        trees[name], sizes[name] = tree, (its_params.size, its_codes.size)
+        params.append(its_params)
+        codes.append(its_codes)
+    text = json.dumps({"trees": trees, "sizes": sizes}).encode()
+    np.savez_compressed(
+        args.file,
+        text=np.frombuffer(text, np.uint8),
+        params=np.concatenate(params),
+        codes=np.concatenate(codes),
+    )
+
+
+if __name__ == "__main__":
+    main()
