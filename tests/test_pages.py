@@ -139,7 +139,7 @@ def test_the_reference_has_every_public_name():
     # A function that has the name of its module.
     documented = [re.sub(r"\.(\w+)\.\1$", r".\1", name) for name in documented]
     modules = [name for name in adam_jax.__all__ if inspect.ismodule(getattr(adam_jax, name))]
-    assert {"scale", "inspect", "schedules"} <= set(modules)
+    assert {"sharding", "inspect", "schedules"} <= set(modules)
     public = {f"adam_jax.{name}" for name in adam_jax.__all__ if name not in modules}
     for module in modules:
         public |= {f"adam_jax.{module}.{name}" for name in getattr(adam_jax, module).__all__}
