@@ -1,14 +1,17 @@
 """The engine's record: state trees, and parameters after 12 steps, of members x storage x wrappers.
 
-python -m tests.record FILE     writes the record that tests/test_record.py reads
-python -m tests.record FILE --large     the same of larger leaves, to compare two commits by hand
+python -m tests.record tests/record.npz             writes the record
+python -m tests.record tests/record.npz --check     compares all cases with it
+python -m tests.record FILE --large     larger leaves, to compare two commits by hand
 
-Every case is inside `skip_nonfinite`, and two of its steps are refused. Change the file only where
-a result is meant to change, and say so in the changelog.
+Every case is inside `skip_nonfinite`, and two of its steps are refused. Dense parameters are on
+record to 2 ulp, codes to one of 100,000 (in a small case: all). Write the file only where a result
+is meant to change, and say so in the changelog.
 """
 
 import argparse
 import functools
+import inspect
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -79,8 +82,7 @@ def schedule(count: Any) -> Any:
 
 def dtypes(make: Callable[..., Any], stored: str) -> dict[str, Any]:
     """The arguments that store moments like that, of those that the function has."""
-    known = adam_jax.adamw if make is adam_jax.adamw else make
-    parameters = __import__("inspect").signature(known).parameters
+    parameters = inspect.signature(make).parameters
     given = {f"{slot}_dtype": spec for slot, spec in STORED[stored].items()}
     return {name: spec for name, spec in given.items() if name in parameters}
 
@@ -158,46 +160,84 @@ def described(tree: Any) -> list[str]:
     return [f"{jax.tree_util.keystr(k)} {x.dtype} {list(x.shape)}" for k, x in flat]
 
 
-def outcomes(large: bool = False) -> Iterator[tuple[str, list[str] | str, np.ndarray, np.ndarray]]:
-    """Of each case the state's tree (or the error), the parameters, and the codes in the state."""
-    for name, make in cases():
+Outcome = tuple[list[str] | str, np.ndarray, np.ndarray]
+"""The state's tree (or the error), the parameters, and the codes in the state."""
+
+
+def outcomes(
+    which: slice = slice(None), shapes: dict[str, Any] = SHAPES
+) -> Iterator[tuple[Any, ...]]:
+    """The name of each case, with dtype and way to step, and its outcome."""
+    for name, make in itertools.islice(cases(), which.start, which.stop, which.step):
         for dtype in (jnp.float32, jnp.bfloat16):
             for update in (False, True)[: 1 + name.endswith("(adamw, float32)")]:
-                made = run(make, dtype, LARGE if large else SHAPES, update)
                 key = f"{name}, {jnp.dtype(dtype).name}{', update' * update}"
-                nothing = np.zeros(0, np.int8)
-                if isinstance(made, str):
-                    yield key, made, np.zeros(0, np.float32), nothing
-                    continue
-                params, state = made
-                numbers = [np.ravel(np.asarray(x, np.float32)) for x in jax.tree.leaves(params)]
-                codes = [x for x in jax.tree.leaves(state) if x.dtype.itemsize == 1 and x.ndim]
-                codes = [np.ravel(np.asarray(x).astype(np.int16)).astype(np.int8) for x in codes]
-                yield (
-                    key,
-                    described(state),
-                    np.concatenate(numbers),
-                    np.concatenate([nothing, *codes]),
-                )
+                yield key, *outcome(run(make, dtype, shapes, update))
+
+
+def outcome(made: Any) -> Outcome:
+    """Of what `run` returned."""
+    if isinstance(made, str):
+        return made, np.zeros(0, np.float32), np.zeros(0, np.int8)
+    params, state = made
+    numbers = [np.ravel(np.asarray(x, np.float32)) for x in jax.tree.leaves(params)]
+    codes = [x for x in jax.tree.leaves(state) if x.dtype.itemsize == 1 and x.ndim]
+    codes = [np.ravel(np.asarray(x).astype(np.int16)).astype(np.int8) for x in codes]
+    return described(state), np.concatenate(numbers), np.concatenate([np.zeros(0, np.int8), *codes])
+
+
+def differences(name: str, before: Any, now: Any) -> list[str]:
+    """What is not as on record, in words."""
+    found = []
+    if before[0] != now[0]:
+        return [f"{name}: the tree was {before[0]}, is {now[0]}"]
+    distance = np.spacing(np.maximum(np.abs(before[1]), np.abs(now[1])))
+    distance *= 2**16 if "bfloat16" in name else 1
+    apart = np.abs(before[1] - now[1]) > 2 * distance
+    if apart.any() or not np.array_equal(np.isfinite(before[1]), np.isfinite(now[1])):
+        found.append(f"{name}: {apart.sum()} parameters by more than 2 ulp")
+    if np.mean(before[2] != now[2] if before[2].size else 0) > 1e-5:
+        found.append(f"{name}: {np.sum(before[2] != now[2])} codes")
+    return found
+
+
+def write(file: Path, made: Iterator[tuple[Any, ...]]) -> None:
+    """All outcomes, in one file."""
+    trees, params, codes, sizes = {}, [], [], {}
+    for name, tree, its_params, its_codes in made:
+        trees[name], sizes[name] = tree, (its_params.size, its_codes.size)
+        params.append(its_params)
+        codes.append(its_codes)
+    text = np.frombuffer(json.dumps({"trees": trees, "sizes": sizes}).encode(), np.uint8)
+    np.savez_compressed(file, text=text, params=np.concatenate(params), codes=np.concatenate(codes))
+
+
+def read(file: Path) -> dict[str, Outcome]:
+    """The outcomes by name."""
+    with np.load(file) as arrays:
+        text = json.loads(arrays["text"].tobytes())
+        sizes = text["sizes"].values()
+        params, codes = (
+            np.split(arrays[key], np.cumsum([size[i] for size in sizes])[:-1])
+            for i, key in enumerate(("params", "codes"))
+        )
+    made = zip(text["trees"].values(), params, codes, strict=True)
+    return dict(zip(text["trees"], made, strict=True))
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("file", type=Path)
+    arguments.add_argument("--check", action="store_true", help="compares, and writes nothing")
     arguments.add_argument("--large", action="store_true", help="leaves of 131,072 elements")
     args = arguments.parse_args()
-    trees, params, codes, sizes = {}, [], [], {}
-    for name, tree, its_params, its_codes in outcomes(args.large):
-        trees[name], sizes[name] = tree, (its_params.size, its_codes.size)
-        params.append(its_params)
-        codes.append(its_codes)
-    text = json.dumps({"trees": trees, "sizes": sizes}).encode()
-    np.savez_compressed(
-        args.file,
-        text=np.frombuffer(text, np.uint8),
-        params=np.concatenate(params),
-        codes=np.concatenate(codes),
-    )
+    made = outcomes(shapes=LARGE if args.large else SHAPES)
+    if not args.check:
+        return write(args.file, made)
+    before = read(args.file)
+    wrong = [x for name, *now in made for x in differences(name, before[name], now)]
+    print("\n".join(wrong) or "all as on record")
+    raise SystemExit(bool(wrong))
 
 
 if __name__ == "__main__":

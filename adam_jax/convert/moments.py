@@ -17,8 +17,9 @@ import optax
 from adam_jax.convert.entries import placed_like
 from adam_jax.convert.names import listed
 from adam_jax.convert.stored import SLOTS
-from adam_jax.engine.leafwise import fetched, wide_dtype
+from adam_jax.engine.leafwise import fetched
 from adam_jax.engine.trees import align_slot, is_stored, leaf_paths, unflatten_slot
+from adam_jax.engine.unrounded import arithmetic_dtype
 from adam_jax.formats.base import Format
 from adam_jax.formats.dense import Dense
 from adam_jax.formats.policy import format_of
@@ -288,7 +289,7 @@ def dense(stored: Any) -> jax.Array:
     fmt = format_of(stored)
     assert fmt is not None
     if isinstance(fmt, Dense):
-        return fmt.decode(stored, wide_dtype(stored))
+        return fmt.decode(stored, arithmetic_dtype(stored))
     return _decode(fmt, stored)
 
 

@@ -7,31 +7,15 @@ do, where they can be seen: not through the closures of Optax (`optax.chain`, `o
 from collections.abc import Iterable
 from typing import Any
 
-import jax
 import numpy as np
 
-from adam_jax.family.nadam import ScheduledNesterovEma
-from adam_jax.modify.hyperparams import WithHyperparams
-from adam_jax.rules.base import MomentRule, Rule
-from adam_jax.rules.modifiers import Wrapped
-from adam_jax.rules.moments import DecayingMax, EmaOfSquares, RunningMax
-
-
-def _is_visible(x: Any) -> bool:
-    return isinstance(x, Rule | WithHyperparams)
+from adam_jax.modify.hyperparams import expanded
+from adam_jax.rules.base import rules_in
 
 
 def member_rules(tx: Any) -> list[Any]:
     """The rules in a transformation that remember something; none where they cannot be seen."""
-    found = []
-    for x in jax.tree.leaves(tx, is_leaf=_is_visible):
-        if isinstance(x, WithHyperparams):
-            found += member_rules(x.inner(x.init(())))
-        while isinstance(x, Wrapped):
-            x = x.inner
-        if isinstance(x, Rule) and x.slots:
-            found.append(x)
-    return found
+    return [rule for rule in rules_in(expanded(tx)) if rule.slots]
 
 
 def check_kinds(library: str, kinds: Iterable[type], allowed: tuple[type, ...]) -> None:
@@ -56,22 +40,23 @@ def check_twin(library: str, rules: Iterable[Any]) -> None:
     """
     for rule in rules:
         second = getattr(rule, "second", None)
-        if type(second) not in (EmaOfSquares, RunningMax, DecayingMax):
+        statistic = getattr(second, "statistic", None)
+        if statistic == "largest corrected average of squares":
+            raise ValueError(
+                f"tx must be amsgrad(..., max_before_correction=True), got one whose maximum is"
+                f" that of the corrected nu, as in Optax: {library} keeps the uncorrected one."
+            )
+        if statistic is None:
             name = type(rule if second is None else second).__name__
             raise ValueError(
                 f"tx must be adam, amsgrad, nadam, radam, adamax, lamb or the like, got the rule"
                 f" {name}, which {library} does not have."
             )
-        if isinstance(second, RunningMax) and getattr(second.inner, "bias_correction", False):
-            raise ValueError(
-                f"tx must be amsgrad(..., max_before_correction=True), got one whose maximum is"
-                f" that of the corrected nu, as in Optax: {library} keeps the uncorrected one."
-            )
 
 
 def is_maximum(rules: Iterable[Any]) -> bool:
     """Whether nu is the largest gradient, as AdaMax has it."""
-    return any(isinstance(getattr(rule, "second", None), DecayingMax) for rule in rules)
+    return any(getattr(rule.second, "statistic", None) == "largest gradient" for rule in rules)
 
 
 def momentum_product(rules: Iterable[Any], steps: int) -> float | None:
@@ -79,8 +64,8 @@ def momentum_product(rules: Iterable[Any], steps: int) -> float | None:
 
     Dozat 2016, section 3.1: the momentum of step t is b·(1 - 0.96^(tψ) / 2).
     """
-    rules = [rule for rule in rules if isinstance(rule, MomentRule)]
-    scheduled = [rule.first for rule in rules if isinstance(rule.first, ScheduledNesterovEma)]
+    firsts = [getattr(rule, "first", None) for rule in rules]
+    scheduled = [x for x in firsts if x is not None and x.momentum_decay is not None]
     if not scheduled:
         return None
     # After a million steps it is 0, or moves no more.

@@ -1,36 +1,55 @@
 """What a transformation of this package is inside: a body that answers calls."""
 
+import abc
 import functools
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+if TYPE_CHECKING:
+    from adam_jax.engine.pipeline import Pipeline
+
 
 class Call(NamedTuple):
     """What is asked of one step.
 
+    A step that is not taken changes nothing, whatever the gradient is: the state stays as it is,
+    updates are zero. Bodies do not look at `ok`: they ask the methods.
+
     Attributes:
       apply: return the new parameters and not the updates.
-      ok: boolean scalar, or None for yes. Where it is false, the step changes nothing: the state is
-        the old one, the updates are zero, whatever the gradient is.
+      ok: boolean scalar: whether the step is taken; None for yes.
       extra_args: of `update`, such as `value=`.
-      dtypes: of every leaf of the updates, as Optax would pass them; None where they have them. Who
-        hands float32 on in their place says so here, for another's transformation: its state may
-        take the dtypes of what it is given.
     """
 
     apply: bool
     ok: jax.Array | None = None
     extra_args: Mapping[str, Any] = {}
-    dtypes: list[Any] | None = None
 
+    def only_if(self, condition: jax.Array) -> "Call":
+        """The same call, of a step that is taken only if this boolean scalar is true as well."""
+        return self._replace(ok=self.holds(condition))
 
-def counted(count: Any, call: Call) -> Any:
-    """One more, if the step is taken; saturates at the largest integer, as Optax's counts do."""
-    return _counted(count, call.ok)
+    def holds(self, condition: jax.Array) -> jax.Array:
+        """Whether the condition is true and the step is taken."""
+        return condition if self.ok is None else condition & self.ok
+
+    def taken(self, new: Any, old: Any) -> Any:
+        """A tree of arrays if the step is taken, else another one."""
+        return new if self.ok is None else chosen(self.ok, new, old)
+
+    def or_zeros(self, updates: Any) -> Any:
+        """Updates if the step is taken, else zeros."""
+        if self.ok is None:
+            return updates
+        return chosen(self.ok, updates, jax.tree.map(jnp.zeros_like, updates))
+
+    def counted(self, count: Any) -> Any:
+        """One more, if the step is taken; saturates at the largest integer, as in Optax."""
+        return _counted(count, self.ok)
 
 
 # As one program where it is not part of another: five operations on a number, of which each takes
@@ -39,6 +58,11 @@ def counted(count: Any, call: Call) -> Any:
 def _counted(count: Any, ok: jax.Array | None) -> Any:
     one_more: Any = optax.safe_increment(count)
     return one_more if ok is None else jnp.where(ok, one_more, count)
+
+
+def chosen(condition: jax.Array, new: Any, old: Any) -> Any:
+    """Everything from `new` or everything from `old`, by one scalar."""
+    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
 
 
 PASS_ON = (
@@ -65,16 +89,51 @@ def check_state(state: Any, kind: type, described: str) -> None:
         raise ValueError(f"the state must be {described}, got {type(state).__name__}: {PASS_ON}")
 
 
-class Body(Protocol):
+class Body(abc.ABC):
     """What a `Transformation` does: a `frozen_pytree`, so that it compares by value and traces.
 
-    One that reads extra arguments has their names in a class attribute `takes`.
+    Attributes:
+      takes: the names of the extra arguments that it reads.
+      tx: the transformation of another library that it runs; None if it is of this package.
+      memory: the kind of memory that it keeps its state in; None for that of the device.
+      has_pipeline: it is a member's pipeline, or holds one: `pipeline` and `edited` do not refuse.
     """
 
+    takes: tuple[str, ...] = ()
+    tx: Any = None
+    memory: str | None = None
+    has_pipeline: bool = False
+
+    @abc.abstractmethod
     def init(self, params: Any) -> Any:
         """The state before the first step."""
-        ...
 
+    @abc.abstractmethod
     def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
-        """Returns the updates, or the new parameters, and the new state."""
-        ...
+        """One step.
+
+        Args:
+          updates: the gradients, a tree of arrays, `Unrounded` arrays and None.
+          state: what `init` or the last step returned.
+          params: the parameters, or None.
+          call: what is asked.
+
+        Returns:
+          The updates, a tree like that of the gradients, or the new parameters; the new state.
+        """
+
+    def pipeline(self) -> "Pipeline":
+        """The pipeline of a member, for who edits or groups it; others refuse.
+
+        Raises:
+          ValueError: always; the caller says what to write instead.
+        """
+        raise ValueError(type(self).__name__)
+
+    def edited(self, edit: "Callable[[Pipeline], Pipeline]") -> "Body":
+        """The same body with its pipeline edited; others refuse.
+
+        Raises:
+          ValueError: always; the caller says what to write instead.
+        """
+        raise ValueError(type(self).__name__)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from adam_jax.engine.call import Body, Call
 from adam_jax.engine.trees import align_params, leaf_paths
+from adam_jax.engine.unrounded import rounded
 from adam_jax.formats.dtypes import moves
 
 
@@ -120,7 +121,8 @@ def _check_memory(state: Any) -> None:
 def _run_floating(body: Body, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
     leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
     if all(map(moves, leaves)):
-        return body.run(updates, state, params, call)
+        result, new = body.run(updates, state, params, call)
+        return (result if call.apply else rounded(result)), new
     stored = align_params(treedef, params, needed=False, apply=call.apply)
     fixed = [
         i
@@ -131,7 +133,7 @@ def _run_floating(body: Body, updates: Any, state: Any, params: Any, call: Call)
     result, new = body.run(treedef.unflatten(inside), state, params, call)
     if call.apply:
         return result, new
-    results = treedef.flatten_up_to(result)
+    results = treedef.flatten_up_to(rounded(result))
     for i in fixed:
         results[i] = zeros_for(leaves[i], stored[i])
     return treedef.unflatten(results), new

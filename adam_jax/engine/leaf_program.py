@@ -10,11 +10,11 @@ import jax
 import jax.core
 import jax.numpy as jnp
 
+from adam_jax.engine.call import Call
 from adam_jax.engine.scalars import Structures, Values, rule_of
 from adam_jax.formats.base import Format
 from adam_jax.formats.noise import bits_of_moments
-from adam_jax.rules.base import Rule, Slots
-from adam_jax.rules.slots import Averaged
+from adam_jax.rules.base import Average, Rule
 from adam_jax.rules.squares import bounded
 from adam_jax.xla.barrier import computed_again
 from adam_jax.xla.turns import alone, first_turn, in_turn, turn_after
@@ -72,7 +72,7 @@ class LeafGroup(NamedTuple):
 
 
 def run(
-    groups: list[LeafGroup], structures: Structures, values: Values, ok: jax.Array | None
+    groups: list[LeafGroup], structures: Structures, values: Values, call: Call
 ) -> list[list[Stepped]]:
     """Steps the leaves of every group; each program is traced once.
 
@@ -88,7 +88,7 @@ def run(
         its = [groups[k] for k in indices]
         programs = tuple((group.program, group.steps) for group in its)
         leaves = [group.leaves[part] for group in its]
-        chunk, turn = chunk_step(programs, structures, values, leaves, ok, turn)
+        chunk, turn = chunk_step(programs, structures, values, leaves, call.ok, turn)
         for k, stepped in zip(indices, chunk, strict=True):
             results[k] += stepped
     return results
@@ -150,8 +150,8 @@ def leaf_step(program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None) 
     # would be traced anew for each shape, and `jnp.where` a call for XLA to inline: 5 ms of tracing
     # for a new shape are 3 without.
     with jax.numpy_dtype_promotion("standard"), jax.disable_jit():
-        result, new, averaged = _ruled(program, steps, leaf, ok)
-        measures = _map_formats(_measure, program.formats, new)
+        result, slots, _ = _ruled(program, steps, leaf, ok)
+        measures = _map_formats(_measure, program.formats, slots)
         if any(fmt.measured_first for formats in program.formats for fmt in formats):
             # Computed again behind this: else XLA:GPU would store the float32 moments, 8 bytes per
             # parameter, and not compute twice what is measured in one kernel and coded in another.
@@ -160,27 +160,19 @@ def leaf_step(program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None) 
             # result, and would be stored.
             stored, measures = computed_again((leaf.stored, measures))
             leaf = leaf._replace(stored=stored)
-            result, new, averaged = _ruled(program, steps, leaf, ok)
-        # Terms of gradients that are not bounded: of such XLA:GPU would store the squares.
-        terms = averaged
+            result, slots, _ = _ruled(program, steps, leaf, ok)
+        averages = _map_formats(lambda *_: None, program.formats)
         if any(fmt.linear for formats in program.formats for fmt in formats):
-            terms = _ruled(program, steps, leaf, ok, bound=lambda g: g)[2]
+            # Of gradients that are not bounded: of bounded ones XLA:GPU would store the squares.
+            averages = _ruled(program, steps, leaf, ok, bound=lambda g: g)[2]
         numbers = itertools.count()
 
-        def encoded(
-            fmt: Format,
-            x: jax.Array,
-            measure: Any,
-            old: Any,
-            how: Averaged | None,
-            unbounded: Averaged | None,
-        ) -> Any:
+        def encoded(fmt: Format, x: jax.Array, measure: Any, average: Any, old: Any) -> Any:
             drawn = None
             if fmt.stochastic:
                 drawn = bits_of_moments(jnp.shape(leaf.g), leaf.salt, next(numbers))
-            # A rule may have made something else of the average since.
-            if fmt.linear and how is not None and how.result is x and unbounded is not None:
-                stored = fmt.averaged(old, unbounded.term, how.average)
+            if fmt.linear and average is not None:
+                stored = fmt.averaged(old, average.term, average.rate.average)
             elif fmt.measured_first:
                 stored = fmt.code(x, drawn, measure)
             else:
@@ -188,7 +180,7 @@ def leaf_step(program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None) 
             # What is stored already may be rounded otherwise now, or not be what it is decoded to.
             return _if_ok(ok, stored, old) if fmt.rounds else stored
 
-        columns = (new, measures, leaf.stored, averaged, terms)
+        columns = (slots, measures, averages, leaf.stored)
         return result, _map_formats(encoded, program.formats, *columns)
 
 
@@ -212,31 +204,44 @@ def _ruled(
     leaf: Leaf,
     ok: jax.Array | None,
     bound: Callable[[jax.Array], jax.Array] = bounded,
-) -> tuple[jax.Array, tuple[tuple[jax.Array, ...], ...], tuple[tuple[Averaged | None, ...], ...]]:
-    """The update or the new parameter; the new slots, not yet in their formats; see `Averaged`."""
+) -> tuple[jax.Array, tuple[tuple[jax.Array, ...], ...], tuple[tuple[Average | None, ...], ...]]:
+    """The update or the new parameter; the slots, not yet in their formats; which are averages."""
     arithmetic = _arithmetic_dtype(leaf)
     real = jnp.finfo(arithmetic).dtype
     steps = jax.tree.map(lambda x: jax.lax.convert_element_type(x, real), steps)
     u = jax.lax.convert_element_type(leaf.g, arithmetic)
-    if ok is not None:
-        # Here as well: else XLA:CPU would share g² with whoever measured the gradient to say
-        # whether it is ok, and store it for that (12 times the cost of the measurement).
-        u = jnp.where(ok, u, 0)
+    # Here as well: else XLA:CPU would share g² with whoever measured the gradient to say whether it
+    # is ok, and store it for that (12 times the cost of the measurement).
+    u = _if_ok(ok, u, jnp.zeros_like(u))
     p = None if leaf.param is None else jax.lax.convert_element_type(leaf.param, arithmetic)
-    slots, averaged = [], []
+    slots, averages = [], []
     for (rule, scalars), stored, formats in zip(steps, leaf.stored, program.formats, strict=True):
-        decoded = {
+        old = {
             slot.name: fmt.decode(x, real if slot.magnitude else arithmetic)
             for slot, fmt, x in zip(rule.slots, formats, stored, strict=True)
         }
-        old = Slots(decoded, ok, (_watched(rule), jnp.isfinite(u)) if rule.slots else None)
-        u, new = rule.step(bound(u) if rule.slots else u, old, scalars, p)
-        slots.append(tuple(new[slot.name] for slot in rule.slots))
-        averaged.append(tuple(old.averaged.get(slot.name) for slot in rule.slots))
-    moved = p + u if program.apply and p is not None else u
-    if ok is not None:
-        moved = jnp.where(ok, moved, p if program.apply and p is not None else 0)
-    return jax.lax.convert_element_type(moved, program.dtype), tuple(slots), tuple(averaged)
+        g = bound(u) if rule.slots else u
+        new: dict[str, jax.Array] = {}
+        its_averages = []
+        for slot in rule.slots:
+            x = rule.renewed(slot.name, g, old, new, scalars)
+            average = x if isinstance(x, Average) else None
+            if isinstance(x, Average):
+                x = x.rate.average(old[slot.name], x.term)
+            if slot.name == _watched(rule):
+                x = jnp.where(jnp.isfinite(u), x, jnp.nan)
+            # The update is made of this, and not of x: XLA:CPU would compute the parameter from the
+            # old accumulator a second time, and keep a copy of it for that.
+            new[slot.name] = _if_ok(ok, x, old[slot.name])
+            its_averages.append(average)
+        slots.append(tuple(new.values()))
+        averages.append(tuple(its_averages))
+        u = rule.update(g, old, new, scalars, p)
+    if p is None or not program.apply:
+        result = _if_ok(ok, u, jnp.zeros_like(u))
+    else:
+        result = _if_ok(ok, p + u, p)
+    return jax.lax.convert_element_type(result, program.dtype), tuple(slots), tuple(averages)
 
 
 def _watched(rule: Rule) -> str:

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from adam_jax.engine.trees import align_slot, leaf_paths, unflatten_slot
+from adam_jax.engine.unrounded import flatten_updates, promoted, values
 from adam_jax.formats.base import Format
-from adam_jax.formats.dtypes import leaf_dtype, moves, wider_dtype
+from adam_jax.formats.dtypes import moves
 from adam_jax.formats.policy import format_of
 from adam_jax.rules.squares import abs_squared
 
@@ -24,8 +25,8 @@ def map_leaves(f: Callable[..., Any], updates: Any, slots: Any) -> Any:
     Raises:
       ValueError: the trees differ, or f's own; the message has the first path.
     """
-    leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
-    results = []
+    leaves, treedef = flatten_updates(updates)
+    updates, results = values(updates), []
     for i, (leaf, kept) in enumerate(zip(leaves, align_slot(treedef, updates, slots), strict=True)):
         try:
             results.append(f(leaf, kept))
@@ -64,38 +65,6 @@ def _format(stored: Any) -> Format:
     return fmt
 
 
-def widened(updates: Any) -> Any:
-    """Each leaf in the dtype of arithmetic."""
-    return jax.tree.map(wide, updates)
-
-
-def wide(x: Any) -> Any:
-    """An array in the dtype of arithmetic; what is no number is left to those that say so."""
-    try:
-        return jax.lax.convert_element_type(x, wide_dtype(x))
-    except TypeError:
-        return x
-
-
-def wide_dtype(x: Any) -> Any:
-    """float32, or the array's own dtype where that is wider."""
-    return wider_dtype(leaf_dtype(x), jnp.dtype(jnp.float32))
-
-
-def applied(updates: Any, params: Any) -> Any:
-    """θ + u, in the parameters' dtypes."""
-
-    def apply(u: Any, p: Any) -> Any:
-        dtype = jnp.result_type(p)
-        u, p = wide(u), wide(p)
-        with jax.numpy_dtype_promotion("standard"):
-            return jax.lax.convert_element_type(p + u, dtype)
-
-    return jax.tree.map(
-        lambda u, p: p if u is None else apply(u, p), updates, params, is_leaf=lambda x: x is None
-    )
-
-
 class Norm(NamedTuple):
     """A norm as value·unit, both scalars in the dtype of arithmetic.
 
@@ -113,7 +82,7 @@ def global_norm(tree: Any) -> Norm:
 
     Written once: two that ask for the norm of the same gradients share one pass over them.
     """
-    leaves = [wide(x) for x in jax.tree.leaves(tree) if moves(x)]
+    leaves = [promoted(x) for x in jax.tree.leaves(tree) if moves(x)]
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.finfo(jnp.result_type(jnp.float32, *leaves)).dtype
     return _norm(dtype, leaves)

@@ -5,7 +5,7 @@ trees up), and nowhere below. `adamw` is one pipeline of three stages, all leave
 several pipelines of one shape, each with its own numbers, and a leaf in one of them or in none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax.engine.call import PASS_ON, Call, counted
+from adam_jax.engine.call import PASS_ON, Body, Call
 from adam_jax.engine.leaf_program import Leaf, LeafGroup, Program, run
 from adam_jax.engine.scalars import shared
 from adam_jax.engine.stage import Stage
@@ -25,7 +25,14 @@ from adam_jax.engine.trees import (
     unflatten_slot,
     unflatten_stored,
 )
-from adam_jax.formats.dtypes import leaf_dtype, moves, wider_dtype
+from adam_jax.engine.unrounded import (
+    Unrounded,
+    flatten_updates,
+    update_dtype,
+    value,
+    values,
+)
+from adam_jax.formats.dtypes import leaf_dtype, moves
 from adam_jax.formats.noise import Salt, salt_of_moments
 from adam_jax.formats.policy import format_of
 from adam_jax.rules.pytrees import frozen_pytree, static
@@ -38,7 +45,7 @@ Nor has a leaf a state that is no floating-point number; its gradient is None.
 
 
 @frozen_pytree
-class Pipeline:
+class Pipeline(Body):
     """Links that run one after the other on each leaf.
 
     Attributes:
@@ -46,6 +53,8 @@ class Pipeline:
       chained: the state is a tuple with one entry per stage, as `optax.chain` keeps it; False, for
         a single stage, is that stage's state itself.
     """
+
+    has_pipeline = True
 
     stages: tuple[Stage, ...]
     chained: bool = static()
@@ -61,8 +70,16 @@ class Pipeline:
 
     def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
         """One optimizer step on every leaf; see `Body`."""
-        leaves = jax.tree.leaves(updates, is_leaf=lambda x: x is None)
+        leaves, _ = flatten_updates(updates)
         return run_pipelines((self,), [0] * len(leaves), updates, state, params, call)
+
+    def pipeline(self) -> "Pipeline":
+        """Itself."""
+        return self
+
+    def edited(self, edit: Callable[["Pipeline"], "Pipeline"]) -> "Pipeline":
+        """The same, edited."""
+        return edit(self)
 
     def split(self, state: Any) -> tuple[Any, ...]:
         """The stages' own states."""
@@ -128,7 +145,8 @@ def run_pipelines(
     """
     apply = call.apply
     stages, states = pipelines[0].stages, pipelines[0].split(state)
-    leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
+    gradients, treedef = flatten_updates(updates)
+    leaves, updates = list(map(value, gradients)), values(updates)
     counts = [
         getattr(s, stage.counts[0]) if stage.counts else None
         for stage, s in zip(stages, states, strict=True)
@@ -137,7 +155,7 @@ def run_pipelines(
     first = next((count for count in counts if count is not None), None)
     counts = [first if count is None else count for count in counts]
     rules = [[stage.rule for stage in pipeline.stages] for pipeline in pipelines]
-    structures, values = shared(rules, counts, leaves)
+    structures, numbers = shared(rules, counts, leaves)
     # For each stage, for each of its slots, what is stored for each leaf; renewed in place.
     stored = [
         [align_slot(treedef, updates, getattr(s, slot.name)) for slot in stage.rule.slots]
@@ -173,7 +191,7 @@ def run_pipelines(
             continue
         try:
             g_dtype = check_leaf(g, p, old, formats)
-            dtype = leaf_dtype(p) if apply else _update_dtype(g_dtype, p)
+            dtype = leaf_dtype(p) if apply else update_dtype(g, p)
             group = (label, used, formats, dtype, np.shape(g), g_dtype)
             if group not in alike:
                 for k, its in zip(used, formats, strict=True):
@@ -189,17 +207,19 @@ def run_pipelines(
         for (label, used, formats, dtype, *_), indices in alike.items()
     ]
     for (_, used, *_), indices, stepped in zip(
-        alike, alike.values(), run(groups, structures, values, call.ok), strict=True
+        alike, alike.values(), run(groups, structures, numbers, call), strict=True
     ):
         for i, (result, new) in zip(indices, stepped, strict=True):
-            results[i] = result
+            own, results[i] = gradients[i], result
+            if isinstance(own, Unrounded) and not apply:
+                results[i] = Unrounded(result, update_dtype(own, param_leaves[i]))
             for k, slots in zip(used, new, strict=True):
                 for slot, x in zip(stored[k], slots, strict=True):
                     slot[i] = x
 
     new_states = []
     for stage, s, slots in zip(stages, states, stored, strict=True):
-        fields = {name: counted(getattr(s, name), call) for name in stage.counts}
+        fields = {name: call.counted(getattr(s, name)) for name in stage.counts}
         for slot, xs in zip(stage.rule.slots, slots, strict=True):
             fields[slot.name] = unflatten_slot(treedef, updates, xs)
         new_states.append(stage.state_type(**fields))
@@ -208,11 +228,6 @@ def run_pipelines(
 
 def _described(state: Any) -> str:
     return f"a tuple of {len(state)}" if isinstance(state, tuple) else type(state).__name__
-
-
-def _update_dtype(g_dtype: Any, p: Any) -> Any:
-    """The gradient's dtype, widened to a wider parameter's, which a narrower update would round."""
-    return g_dtype if p is None else wider_dtype(g_dtype, leaf_dtype(p))
 
 
 def _salt(formats: Any, count: Any, index: int) -> Salt | None:

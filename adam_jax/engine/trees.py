@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from adam_jax.formats.base import READ_AS_SAVED, Format
-from adam_jax.formats.dtypes import leaf_dtype, moves, wider_dtype
+from adam_jax.formats.dtypes import leaf_dtype, moves
 
 
 def align_slot(treedef: Any, updates: Any, slot_tree: Any) -> list[Any]:
@@ -42,38 +42,6 @@ def align_params(treedef: Any, params: Any, needed: bool, apply: bool) -> list[A
             f"params must have the structure of the updates, got"
             f" {jax.tree.structure(params)} against {treedef}."
         ) from None
-
-
-def dtypes_of(updates: Any) -> list[Any]:
-    """The dtype of every leaf, None for a leaf that has none to round to."""
-
-    def dtype_of(u: Any) -> Any:
-        try:
-            return None if u is None else leaf_dtype(u)
-        except TypeError:
-            return None
-
-    return [dtype_of(u) for u in jax.tree.leaves(updates, is_leaf=lambda x: x is None)]
-
-
-def wider_dtypes(dtypes: list[Any], updates: Any, params: Any) -> list[Any]:
-    """These dtypes, or those of the parameters where they are wider: what Adam's updates have."""
-    treedef = jax.tree.structure(updates, is_leaf=lambda x: x is None)
-    leaves = align_params(treedef, params, needed=False, apply=False)
-    return [
-        d if d is None or p is None else wider_dtype(d, leaf_dtype(p))
-        for d, p in zip(dtypes, leaves, strict=True)
-    ]
-
-
-def cast(updates: Any, dtypes: list[Any]) -> Any:
-    """The updates in these dtypes."""
-    leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
-    results = [
-        u if u is None or d is None else jax.lax.convert_element_type(u, d)
-        for u, d in zip(leaves, dtypes, strict=True)
-    ]
-    return jax.tree.unflatten(treedef, results)
 
 
 def check_leaf(g: Any, p: Any, stored: Any, formats: Any) -> Any:

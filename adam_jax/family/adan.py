@@ -3,6 +3,8 @@
 https://arxiv.org/abs/2208.06677
 """
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +14,16 @@ import optax
 from adam_jax.alias import alias
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.base import DecayRate, DecayRateLike, Direction, Rule, Slot, Slots, after_first
+from adam_jax.rules.base import (
+    Average,
+    DecayRate,
+    DecayRateLike,
+    Direction,
+    MemberRule,
+    Slot,
+    Slots,
+    after_first,
+)
 from adam_jax.rules.directions import Root
 from adam_jax.rules.pytrees import frozen_pytree
 from adam_jax.rules.squares import abs_squared, bounded
@@ -20,7 +31,7 @@ from adam_jax.validation import check_number
 
 
 @frozen_pytree
-class Adan(Rule):
+class Adan(MemberRule):
     """Averages of the gradient, of its change, and of the square of the gradient looked ahead."""
 
     b1: DecayRate
@@ -41,20 +52,35 @@ class Adan(Rule):
         ratio = weight * self.b1.correction(count) * self.b2.debiasing(count)
         return debiasing, ratio, after_first(count), weight, self.direction.scalars(count)
 
-    def step(
-        self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        del param
-        (m_debiasing, n_debiasing), ratio, later, weight, direction = scalars
+    def renewed(
+        self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any
+    ) -> jax.Array | Average:
+        _, _, later, weight, _ = scalars
+        if slot == "g":
+            # Always g: what may be the old gradient XLA:CPU writes in its place, else beside it.
+            return jnp.where(later >= 0, g, old["g"])
+        if slot == "m":
+            return Average(self.b1, g)
         change = later * (g - old["g"])  # Nothing to compare the first gradient with.
-        m = old.average("m", self.b1, g)
-        v = old.average("v", self.b2, change)
-        n = old.average("n", self.b3, abs_squared(bounded(g + weight * change, times=4)))
-        first = (m + ratio * v) * m_debiasing
-        u = self.direction.combine(first, n * n_debiasing, direction)
-        # Always g: what may be the old gradient XLA:CPU writes in its place, and else beside it.
-        newest = jnp.where(later >= 0, g, old["g"])
-        return u, {"m": m, "v": v, "n": n, "g": old.renew("g", newest)}
+        if slot == "v":
+            return Average(self.b2, change)
+        return Average(self.b3, abs_squared(bounded(g + weight * change, times=4)))
+
+    def update(
+        self, g: jax.Array, old: Slots, new: Slots, scalars: Any, param: jax.Array | None
+    ) -> jax.Array:
+        (m_debiasing, n_debiasing), ratio, _, _, direction = scalars
+        first = (new["m"] + ratio * new["v"]) * m_debiasing
+        return self.direction.combine(first, new["n"] * n_debiasing, direction)
+
+    def normalised(self, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> jax.Array:
+        return self.update(g, old, new, scalars, None)
+
+    def eps_dominates(self, new: Slots, scalars: Any) -> None:
+        return None
+
+    def with_direction(self, make: Callable[[bool], Direction]) -> "Adan":
+        return dataclasses.replace(self, direction=self.direction.replaced(make))
 
 
 def scale_by_adan(

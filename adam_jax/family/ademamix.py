@@ -3,7 +3,6 @@
 https://arxiv.org/abs/2409.03137
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ from optax import contrib
 from adam_jax.alias import alias
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.base import DecayRate, DecayRateLike, Moment, MomentRule, Slot, Slots
+from adam_jax.rules.base import Average, DecayRate, DecayRateLike, Moment, MomentRule, Slot, Slots
 from adam_jax.rules.directions import Root
 from adam_jax.rules.moments import EmaOfSquares
 from adam_jax.rules.pytrees import frozen_pytree
@@ -47,14 +46,13 @@ class TwoEmas(Moment):
         weight = self.alpha.at(count) * self.fast.correction(count)
         return self.fast.debiasing(count), slow, weight
 
-    def step(
-        self, g: jax.Array, old: Slots, scalars: Any, new: Mapping[str, jax.Array]
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        del new
-        debiasing, slow, weight = scalars
-        m1 = old.average("m1", self.fast, g)
-        m2 = old.average("m2", slow, g)
-        return (m1 + weight * m2) * debiasing, {"m1": m1, "m2": m2}
+    def renewed(self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> Average:
+        _, slow, _ = scalars
+        return Average(self.fast if slot == "m1" else slow, g)
+
+    def read(self, g: jax.Array, new: Slots, scalars: Any) -> jax.Array:
+        debiasing, _, weight = scalars
+        return (new["m1"] + weight * new["m2"]) * debiasing
 
 
 def scale_by_ademamix(

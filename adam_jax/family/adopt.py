@@ -3,6 +3,7 @@
 https://arxiv.org/abs/2411.02853
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,16 @@ import optax
 from adam_jax.alias import alias
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.base import DecayRate, DecayRateLike, Direction, Rule, Slot, Slots, after_first
-from adam_jax.rules.directions import safe_divide, safe_sqrt
+from adam_jax.rules.base import (
+    DecayRate,
+    DecayRateLike,
+    Direction,
+    MemberRule,
+    Slot,
+    Slots,
+    after_first,
+)
+from adam_jax.rules.directions import Quotient, safe_divide, safe_sqrt
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.rules.scaling import Hyperparameter
 from adam_jax.rules.squares import abs_squared
@@ -27,7 +36,7 @@ def fourth_root(count: jax.Array) -> jax.Array:
 
 
 @frozen_pytree
-class FlooredRoot(Direction):
+class FlooredRoot(Quotient):
     """first / max(√second, eps); where that is first / 0, a number that any bound cuts.
 
     Infinity would do, were it not that its derivative is NaN.
@@ -35,8 +44,13 @@ class FlooredRoot(Direction):
 
     eps: Any
 
+    def scalars(self, count: Any) -> Any:
+        return ()
+
+    def eps_dominates(self, second: jax.Array, scalars: Any) -> None:
+        return None
+
     def combine(self, first: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
-        del scalars
         divisor = jnp.maximum(safe_sqrt(second), self.eps)
         quotient = safe_divide(first, divisor)
         if not jnp.iscomplexobj(first):  # For the smallest ε, g / ε may be past the largest number.
@@ -62,7 +76,7 @@ class ClipBound(Hyperparameter):
 
 
 @frozen_pytree
-class Adopt(Rule):
+class Adopt(MemberRule):
     """The average of gradients, each divided by the root of the squares before it."""
 
     b1: DecayRate
@@ -80,19 +94,41 @@ class Adopt(Rule):
         bound = None if self.clip_bound is None else self.clip_bound.at(count)
         return after_first(count), bound, self.direction.scalars(count)
 
-    def step(
-        self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        del param
-        later, bound, direction = scalars
+    def renewed(self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> jax.Array:
         # The first gradient only starts nu: there is nothing before it to divide it by.
-        nu = jnp.where(later > 0, self.b2.average(old["nu"], abs_squared(g)), abs_squared(g))
-        nu = old.renew("nu", nu)
+        later = scalars[0]
+        if slot == "nu":
+            square = abs_squared(g)
+            return jnp.where(later > 0, self.b2.average(old["nu"], square), square)
+        averaged = self.b1.average(old["mu"], self.divided(g, old, scalars))
+        return jnp.where(later > 0, averaged, old["mu"])
+
+    def update(
+        self, g: jax.Array, old: Slots, new: Slots, scalars: Any, param: jax.Array | None
+    ) -> jax.Array:
+        if not self.nesterov:
+            return new["mu"]
+        return self.b1.average(new["mu"], self.divided(g, old, scalars))
+
+    def divided(self, g: jax.Array, old: Slots, scalars: Any) -> jax.Array:
+        """The gradient divided by the root of the squares before it, and bounded."""
+        later, bound, direction = scalars
         x = jnp.where(later > 0, self.direction.combine(g, old["nu"], direction), 0)
-        if bound is not None:
-            x = _clip(x, bound)
-        mu = old.renew("mu", jnp.where(later > 0, self.b1.average(old["mu"], x), old["mu"]))
-        return (self.b1.average(mu, x) if self.nesterov else mu), {"mu": mu, "nu": nu}
+        return x if bound is None else _clip(x, bound)
+
+    def normalised(self, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> jax.Array:
+        return self.update(g, old, new, scalars, None)
+
+    def eps_dominates(self, new: Slots, scalars: Any) -> None:
+        return None
+
+    def with_direction(self, make: Callable[[bool], Direction]) -> "Adopt":
+        return dataclasses.replace(self, direction=self.direction.replaced(make))
+
+    def looking_ahead(self) -> "Adopt":
+        if self.nesterov:
+            raise ValueError("tx must not look ahead already, as adopt(nesterov=True) does.")
+        return dataclasses.replace(self, nesterov=True)
 
 
 def _clip(x: jax.Array, bound: jax.Array) -> jax.Array:

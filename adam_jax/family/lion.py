@@ -12,13 +12,13 @@ import optax
 from adam_jax.alias import alias
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.base import DecayRate, DecayRateLike, Rule, Slot, Slots
+from adam_jax.rules.base import Average, DecayRate, DecayRateLike, MemberRule, Slot, Slots
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.validation import check_number
 
 
 @frozen_pytree
-class Lion(Rule):
+class Lion(MemberRule):
     """The sign of the average of mu and g, or what `mode` puts in the sign's place."""
 
     b1: DecayRate
@@ -30,21 +30,31 @@ class Lion(Rule):
     def slots(self) -> tuple[Slot, ...]:
         return (Slot("mu", rate=self.b2.complement),)
 
-    def step(
-        self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        del scalars, param
+    def scalars(self, count: Any) -> Any:
+        return ()
+
+    def renewed(self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> Average:
+        return Average(self.b2, g)
+
+    def update(
+        self, g: jax.Array, old: Slots, new: Slots, scalars: Any, param: jax.Array | None
+    ) -> jax.Array:
         x = self.b1.average(old["mu"], g)
         if self.mode == "hard":
-            u = jnp.sign(x)
-        elif self.mode == "smooth":
-            u = jnp.tanh(self.smooth_beta * x)
-        elif self.mode == "refined":
-            u = jnp.where(jnp.abs(x) < 1, x, jnp.sign(x))
-        else:  # Here and not at construction, where Optax's own test of it does not look.
-            modes = "'hard', 'smooth' or 'refined'"
-            raise ValueError(f"mode must be {modes}, got {self.mode!r}: the paper's is 'hard'.")
-        return u, {"mu": old.average("mu", self.b2, g)}
+            return jnp.sign(x)
+        if self.mode == "smooth":
+            return jnp.tanh(self.smooth_beta * x)
+        if self.mode == "refined":
+            return jnp.where(jnp.abs(x) < 1, x, jnp.sign(x))
+        # Here and not at construction, where Optax's own test of it does not look.
+        modes = "'hard', 'smooth' or 'refined'"
+        raise ValueError(f"mode must be {modes}, got {self.mode!r}: the paper's is 'hard'.")
+
+    def normalised(self, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> jax.Array:
+        return self.update(g, old, new, scalars, None)
+
+    def eps_dominates(self, new: Slots, scalars: Any) -> None:
+        return None
 
 
 def scale_by_lion(

@@ -4,7 +4,6 @@ https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ from adam_jax.alias import alias
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.family.adam import scale_by_adam
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.base import DecayRate, DecayRateLike, Moment, MomentRule, Slots
+from adam_jax.rules.base import Average, DecayRate, DecayRateLike, Moment, MomentRule, Slots
 from adam_jax.rules.directions import Root
 from adam_jax.rules.moments import Ema, EmaOfSquares
 from adam_jax.rules.pytrees import frozen_pytree
@@ -64,12 +63,12 @@ class ScheduledNesterovEma(Moment):
         of_g = (1 - b * factor(t_now)) / one_minus_product(0)
         return b * factor(t_now + 1) / one_minus_product(1) / of_g, of_g
 
-    def step(
-        self, g: jax.Array, old: Slots, scalars: Any, new: Mapping[str, jax.Array]
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def renewed(self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> Average:
+        return Average(self.ema.rate, g)
+
+    def read(self, g: jax.Array, new: Slots, scalars: Any) -> jax.Array:
         ratio, of_g = scalars  # As in NesterovEma.
-        mu = old.average("mu", self.ema.rate, self.ema.term(g, new))
-        return (g + ratio * mu) * of_g, {"mu": mu}
+        return (g + ratio * new["mu"]) * of_g
 
 
 def scale_by_nadam(

@@ -3,6 +3,8 @@
 https://arxiv.org/abs/1908.03265
 """
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -55,6 +57,12 @@ class Rectified(Direction):
 
     def normalised(self, g: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
         return self.direction.normalised(g, second, scalars[1])
+
+    def eps_dominates(self, second: jax.Array, scalars: Any) -> None:
+        return None
+
+    def replaced(self, make: Callable[[bool], Direction]) -> "Rectified":
+        return dataclasses.replace(self, direction=self.direction.replaced(make))
 
 
 # B₂ₖ/(2k)! of the Bernoulli numbers, from k = 10 down to 1, the signs turned.

@@ -3,6 +3,8 @@
 https://arxiv.org/abs/2405.15682
 """
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,9 +12,10 @@ import optax
 from optax import contrib
 
 from adam_jax.alias import alias
-from adam_jax.engine.call import Call, check_state
+from adam_jax.engine.call import Body, Call, check_state
+from adam_jax.engine.optax_body import OptaxBody
 from adam_jax.engine.pipeline import Pipeline
-from adam_jax.engine.transformation import OptaxBody, Transformation, scale_by_rule
+from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.rules.base import DecayRate, DecayRateLike, FixedNumber, MomentRule
 from adam_jax.rules.directions import Root
@@ -52,8 +55,10 @@ class WarmedUp(Hyperparameter):
 
 
 @frozen_pytree
-class ScheduleFree:
+class ScheduleFree(Body):
     """Optax's wrapper, its numbers beside it: a closure would neither compare nor pickle."""
+
+    has_pipeline = True
 
     inner: Pipeline
     learning_rate: Hyperparameter
@@ -77,6 +82,10 @@ class ScheduleFree:
         """Optax's step."""
         check_state(state, contrib.ScheduleFreeState, "a ScheduleFreeState")
         return OptaxBody(self.wrapped).run(updates, state, params, call)
+
+    def edited(self, edit: Callable[[Pipeline], Pipeline]) -> "ScheduleFree":
+        """The same around an edited member."""
+        return dataclasses.replace(self, inner=edit(self.inner))
 
 
 def schedule_free_adamw(

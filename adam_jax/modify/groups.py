@@ -11,10 +11,11 @@ import jax
 import numpy as np
 import optax
 
-from adam_jax.engine.call import Call
+from adam_jax.engine.call import Body, Call
 from adam_jax.engine.pipeline import Pipeline, init_pipelines, run_pipelines
-from adam_jax.engine.transformation import Transformation
+from adam_jax.engine.transformation import Transformation, body_of
 from adam_jax.engine.trees import leaf_paths
+from adam_jax.engine.unrounded import flatten_updates, values
 from adam_jax.formats.dtypes import moves
 from adam_jax.modify.factory import check_arguments, check_factory
 from adam_jax.rules.pytrees import frozen_pytree, static
@@ -22,7 +23,7 @@ from adam_jax.validation import check_expression
 
 
 @frozen_pytree
-class Groups:
+class Groups(Body):
     """The body of `groups`.
 
     Attributes:
@@ -44,8 +45,9 @@ class Groups:
 
     def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
         """One optimizer step, each leaf with the numbers of its group."""
-        leaves = jax.tree.leaves(updates, is_leaf=lambda x: x is None)
-        labels = self.labels(leaf_paths(updates), [g is not None for g in leaves], check=False)
+        leaves, _ = flatten_updates(updates)
+        paths = leaf_paths(values(updates))
+        labels = self.labels(paths, [g is not None for g in leaves], check=False)
         return run_pipelines(self.pipelines, labels, updates, state, params, call)
 
     def labels(self, paths: list[str], moving: list[bool], check: bool) -> list[int | None]:
@@ -175,14 +177,14 @@ def _named(expression: str) -> Iterator[None]:
 
 def _pipeline(factory: Callable[..., Transformation], arguments: dict[str, Any]) -> Pipeline:
     tx = factory(**arguments)
-    body = tx.body if isinstance(tx, Transformation) else tx
-    if not isinstance(body, Pipeline):
+    try:
+        return body_of("factory's result", tx).pipeline()
+    except ValueError as error:
         raise ValueError(
-            f"factory must make a member of adam_jax, got {type(body).__name__}: for others there"
-            f" is optax.partition; with_hyperparams goes around,"
+            f"factory must make a member of adam_jax, got {error}: for others there is"
+            f" optax.partition; with_hyperparams goes around,"
             f" with_hyperparams(functools.partial(groups, adamw, {{...}}))(learning_rate=1e-3)."
-        )
-    return body
+        ) from None
 
 
 def _with_one_count(pipelines: list[Pipeline]) -> tuple[Pipeline, ...]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax.engine.call import Call, check_state, counted
+from adam_jax.engine.call import Body, Call, check_state
 from adam_jax.engine.masks import FrozenTree
 from adam_jax.engine.transformation import Transformation, body_of
 from adam_jax.modify.factory import Factory, check_factory, name_of
@@ -29,7 +29,7 @@ from adam_jax.validation import as_scalar, bind_arguments, check_scalar
 
 
 @frozen_pytree
-class WithHyperparams:
+class WithHyperparams(Body):
     """The body of `with_hyperparams`.
 
     Attributes:
@@ -76,7 +76,7 @@ class WithHyperparams:
         state = state._replace(hyperparams=numbers)
         body = body_of(name_of(self.factory), self.inner(state))
         result, inner = body.run(updates, state.inner_state, params, call)
-        count: Any = counted(state.count, call)
+        count: Any = call.counted(state.count)
         return result, state._replace(count=count, inner_state=inner)
 
     def scheduled(self, count: Any) -> dict[str, jax.Array]:
@@ -109,6 +109,15 @@ class WithHyperparams:
             arguments[name] = rate
         fixed = {k: x.tree if isinstance(x, FrozenTree) else x for k, x in self.fixed}
         return self.factory(**arguments, **fixed)
+
+
+def expanded(tx: Any) -> Any:
+    """The transformation that the numbers make, in the place of each `with_hyperparams` in it."""
+
+    def expand(x: Any) -> Any:
+        return expanded(x.inner(x.init(()))) if isinstance(x, WithHyperparams) else x
+
+    return jax.tree.map(expand, tx, is_leaf=lambda x: isinstance(x, WithHyperparams))
 
 
 @jax.custom_jvp

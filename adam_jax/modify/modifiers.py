@@ -9,28 +9,24 @@ function that makes it and returns such a function (`cautious(adamw)`), which `g
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import optax
 
 from adam_jax.engine.pipeline import Pipeline
 from adam_jax.engine.stage import Stage
-from adam_jax.engine.transformation import Transformation
-from adam_jax.family.adopt import Adopt, FlooredRoot
-from adam_jax.family.schedule_free import ScheduleFree
+from adam_jax.engine.transformation import Transformation, body_of
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_slot_dtype
 from adam_jax.modify.factory import Factory
-from adam_jax.rules.base import DecayRate, Direction, Rule
-from adam_jax.rules.directions import Atan2, Ratio, Root
+from adam_jax.rules.base import DecayRate, MemberRule, Rule
+from adam_jax.rules.directions import Atan2
 from adam_jax.rules.modifiers import (
     AmplifySlowGradients,
     Cautious,
     CautiousDecay,
     ClipUpdateRms,
-    Wrapped,
 )
-from adam_jax.rules.moments import Ema, NesterovEma
 from adam_jax.rules.scaling import AddDecayedWeights
 from adam_jax.validation import as_number, check_number
 
@@ -89,7 +85,7 @@ def clip_update_rms(tx: Modifiable, threshold: jax.typing.ArrayLike = 1.0) -> Mo
     threshold = check_number("threshold", threshold, 1e-30, instead="the usual value is 1.0")
 
     change = functools.partial(ClipUpdateRms, threshold=threshold)
-    return _modified(clip_update_rms, tx, _inside(change), threshold=threshold)
+    return _modified(clip_update_rms, tx, _around(change), threshold=threshold)
 
 
 def atan2(
@@ -113,20 +109,10 @@ def atan2(
     a = check_number("a", a, instead="the usual value is 1.0")
     b = check_number("b", b, 1e-30, instead="the usual value is 1.0")
 
-    def direction(old: Any) -> Direction:
-        if isinstance(old, Root | FlooredRoot | Ratio):
-            return Atan2(a, b, squared=not isinstance(old, Ratio))
-        return dataclasses.replace(old, direction=direction(old.direction))  # Rectified
+    def change(rule: MemberRule) -> MemberRule:
+        return rule.with_direction(lambda squared: Atan2(a, b, squared))
 
-    def change(rule: Any) -> Rule:
-        if not hasattr(rule, "direction"):
-            raise ValueError(f"tx must divide by a root, and {type(rule).__name__} does not.")
-        second: Any = getattr(rule, "second", None)
-        if hasattr(second, "eps"):  # adamax and adabelief have theirs in the accumulator.
-            rule = dataclasses.replace(rule, second=dataclasses.replace(second, eps=0.0))
-        return dataclasses.replace(rule, direction=direction(rule.direction))
-
-    return _modified(atan2, tx, _inside(change), a=a, b=b)
+    return _modified(atan2, tx, _around(change), a=a, b=b)
 
 
 def nesterov(tx: Modifiable) -> Modifiable:
@@ -141,18 +127,7 @@ def nesterov(tx: Modifiable) -> Modifiable:
     Reference: Dozat 2016, Incorporating Nesterov Momentum into Adam, algorithm 2.
     """
 
-    def change(rule: Any) -> Rule:
-        if isinstance(rule, Adopt) and not rule.nesterov:
-            return dataclasses.replace(rule, nesterov=True)
-        first = getattr(rule, "first", rule)
-        if not isinstance(first, Ema):
-            raise ValueError(
-                f"tx must read a plain average of the gradient, got {type(first).__name__}: this"
-                f" member looks ahead already, or in its own way."
-            )
-        return dataclasses.replace(rule, first=NesterovEma(first))
-
-    return _modified(nesterov, tx, _inside(change))
+    return _modified(nesterov, tx, _around(lambda rule: rule.looking_ahead()))
 
 
 class GrokfastState(NamedTuple):
@@ -213,18 +188,16 @@ class ModifiedFactory(Factory):
 def _modified(
     modifier: Callable[..., Any], tx: Any, edit: Callable[[Pipeline], Pipeline], **settings: Any
 ) -> Any:
-    if isinstance(tx, Transformation) and isinstance(tx.body, Pipeline):
-        return Transformation.around(edit(tx.body))
-    if isinstance(tx, Transformation) and isinstance(tx.body, ScheduleFree):
-        return Transformation.around(dataclasses.replace(tx.body, inner=edit(tx.body.inner)))
-    if isinstance(tx, optax.GradientTransformation) or not callable(tx):
+    if callable(tx) and not isinstance(tx, optax.GradientTransformation):
+        return ModifiedFactory(tx, modifier, tuple((k, as_number(x)) for k, x in settings.items()))
+    body = body_of("tx", tx)
+    if not body.has_pipeline:
         name = modifier.__name__
-        got = type(tx.body if isinstance(tx, Transformation) else tx).__name__
         raise ValueError(
-            f"tx must be a member of adam_jax, got {got}: write {name}(adamw(...)),"
+            f"tx must be a member of adam_jax, got {type(body).__name__}: write {name}(adamw(...)),"
             f" groups({name}(adamw), ...), with_hyperparams({name}(adamw)), and chain around that."
         )
-    return ModifiedFactory(tx, modifier, tuple((k, as_number(x)) for k, x in settings.items()))
+    return Transformation.around(body.edited(edit))
 
 
 def _member(pipeline: Pipeline) -> int:
@@ -242,26 +215,15 @@ def _with_rule(pipeline: Pipeline, index: int, rule: Rule) -> Pipeline:
     )
 
 
-def _around(change: Callable[[Rule], Rule]) -> Callable[[Pipeline], Pipeline]:
-    """Puts a rule around that of the member."""
+def _around(change: Callable[[Any], Rule]) -> Callable[[Pipeline], Pipeline]:
+    """Changes the rule of the member."""
     return lambda pipeline: _with_rule(
         pipeline, _member(pipeline), change(pipeline.stages[_member(pipeline)].rule)
     )
 
 
-def _inside(change: Callable[[Any], Rule]) -> Callable[[Pipeline], Pipeline]:
-    """Changes the member's own rule, inside those that other modifiers put around it."""
-
-    def innermost(rule: Any) -> Rule:
-        if isinstance(rule, Wrapped):
-            return dataclasses.replace(rule, inner=innermost(rule.inner))
-        return change(rule)
-
-    return _around(innermost)
-
-
 def _with_cautious_decay(pipeline: Pipeline) -> Pipeline:
     for i, stage in enumerate(pipeline.stages):
-        if i > _member(pipeline) and isinstance(stage.rule, AddDecayedWeights):
-            return _with_rule(pipeline, i, CautiousDecay(stage.rule))
+        if i > _member(pipeline) and stage.rule.decays:
+            return _with_rule(pipeline, i, CautiousDecay(cast(AddDecayedWeights, stage.rule)))
     raise ValueError("tx must have decoupled weight decay, as cautious_weight_decay(adamw(...)).")

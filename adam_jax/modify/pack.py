@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax.engine.call import Call
-from adam_jax.engine.leafwise import widened
+from adam_jax.engine.call import Body, Call
 from adam_jax.engine.pipeline import Pipeline
-from adam_jax.engine.transformation import Transformation
-from adam_jax.engine.trees import cast, dtypes_of, leaf_paths, wider_dtypes
+from adam_jax.engine.transformation import Transformation, body_of
+from adam_jax.engine.trees import leaf_paths
+from adam_jax.engine.unrounded import unrounded, values, with_dtypes
 from adam_jax.formats.base import Format, SlotPolicy
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.formats.dtypes import leaf_dtype, wider_dtype
@@ -106,7 +106,7 @@ def _concatenated(leaves: list[Any]) -> jax.Array:
 
 
 @frozen_pytree
-class PackSmallLeaves:
+class PackSmallLeaves(Body):
     """The body of `pack_small_leaves`.
 
     Attributes:
@@ -138,10 +138,10 @@ class PackSmallLeaves:
         if params is not None and any(stage.rule.needs_params for stage in self.head.stages):
             theta = packed(params, bins)
         its_call = call._replace(apply=False)
-        u, head_state = self.head.run(packed(widened(updates), bins), head_state, theta, its_call)
-        u, tail_state = self.tail.run(unpacked(u, updates), tail_state, params, call)
-        if not call.apply and call.dtypes is None:
-            u = cast(u, wider_dtypes(dtypes_of(updates), updates, params))
+        arrays = values(unrounded(updates))
+        u, head_state = self.head.run(packed(arrays, bins), head_state, theta, its_call)
+        u = with_dtypes(unpacked(u, arrays), updates)
+        u, tail_state = self.tail.run(u, tail_state, params, call)
         return u, self.join(head_state, tail_state)
 
     @property
@@ -229,14 +229,14 @@ def pack_small_leaves(inner: optax.GradientTransformation, below: int = 65536) -
     Differs from PyTorch (`foreach`, `fused`) in: the buffers are part of the state.
     """
     below = check_integer("below", below, 0, instead="0 packs nothing, 65536 is usual")
-    body = inner.body if isinstance(inner, Transformation) else None
-    member = body.member if isinstance(body, Pipeline) else None
-    if not isinstance(body, Pipeline) or member is None:
-        got = type(body or inner).__name__
+    try:
+        body = body_of("inner", inner).pipeline()
+        member = _last_with_slots(body)
+    except ValueError as error:
         raise ValueError(
-            f"inner must be a member of adam_jax, such as adamw(1e-3), got {got}: put"
+            f"inner must be a member of adam_jax, such as adamw(1e-3), got {error}: put"
             f" pack_small_leaves innermost, and chain, accumulate, ... around it."
-        )
+        ) from None
     stages = body.stages[: member + 1]
     whole = [type(x.rule).__name__ for x in stages if not x.rule.elementwise or x.mask]
     if whole:
@@ -253,6 +253,12 @@ def pack_small_leaves(inner: optax.GradientTransformation, below: int = 65536) -
     head = dataclasses.replace(body, stages=stages)
     tail = Pipeline(body.stages[member + 1 :], chained=True)
     return Transformation.around(PackSmallLeaves(head, tail, below))
+
+
+def _last_with_slots(body: Pipeline) -> int:
+    if body.member is None:
+        raise ValueError("a pipeline without accumulators")
+    return body.member
 
 
 def unpack_state(state: Any, params: Any) -> Any:

@@ -12,39 +12,60 @@ algorithms come out of it like this:
 """
 
 import abc
+import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import jax
 import jax.core
 import jax.numpy as jnp
 
 from adam_jax.rules.pytrees import frozen_pytree, static
-from adam_jax.rules.slots import Slot, Slots
+from adam_jax.rules.slots import Slot
 from adam_jax.validation import check_number, same_kind
+
+
+class Average(NamedTuple):
+    """What a slot becomes: the average of what it holds and a new term.
+
+    Said, and not computed, by `Rule.renewed`: a format that stores averages of arrays as averages
+    of something smaller never forms the array.
+
+    Attributes:
+      rate: of the average.
+      term: the new term, an array like the leaf.
+    """
+
+    rate: "DecayRate"
+    term: jax.Array
+
+
+Slots: TypeAlias = Mapping[str, jax.Array]
+"""The accumulators of one leaf by name, in the dtype of arithmetic."""
 
 
 class Rule(abc.ABC):
     """How one float32 array of updates becomes another, and what is remembered for the next step.
 
     A rule is a `frozen_pytree`: its numbers are leaves, so that changing one does not retrace; what
-    shapes the program (a flag, a schedule, the side of 0.5 that a decay rate is on) is static.
+    shapes the program (a flag, a schedule, the side of 0.5 that a decay rate is on) is static. Its
+    methods are pure functions of arrays.
+
+    Attributes:
+      slots: a tuple of `Slot`: the accumulators, in the order of the state's fields.
+      elementwise: each element is treated by itself, so that leaves may share a buffer; else the
+        whole leaf is looked at.
+      needs_params: `update` reads the parameter.
+      decays: it makes weights decay, and nothing else.
     """
 
     slots: Any = ()
-    """A tuple of `Slot`: the accumulators, in the order of the state's fields."""
+    elementwise: bool = True
+    needs_params: bool = False
+    decays: bool = False
 
-    @property
-    def elementwise(self) -> bool:
-        """Whether each element is treated by itself, so that leaves may share a buffer."""
-        return True
-
-    @property
-    def needs_params(self) -> bool:
-        """Whether `step` reads the parameter."""
-        return False
-
+    @abc.abstractmethod
     def scalars(self, count: Any) -> Any:
         """The scalars of this optimizer step, computed once and shared by all leaves.
 
@@ -52,25 +73,99 @@ class Rule(abc.ABC):
           count: int32 scalar, the optimizer steps completed before this one (t - 1 in papers);
             None where the state has no count.
         """
-        del count
-        return ()
 
     @abc.abstractmethod
-    def step(
-        self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """One optimizer step on one leaf.
+    def renewed(
+        self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any
+    ) -> jax.Array | Average:
+        """One accumulator after this step.
 
         Args:
-          g: the gradient, or what the rule before this one made of it; `bounded` if there are
-            slots.
-          old: the slots as the last step left them.
+          slot: its name.
+          g: the gradient, or what the rule before this one made of it; `bounded`.
+          old: all accumulators as the last step left them.
+          new: those before this one, in the order of `slots`, as they will be stored.
           scalars: what `scalars` returned, in the leaf's dtype.
-          param: the parameter; None unless `needs_params`.
-
-        Returns:
-          The new update and the new slots.
         """
+
+    @abc.abstractmethod
+    def update(
+        self, g: jax.Array, old: Slots, new: Slots, scalars: Any, param: jax.Array | None
+    ) -> jax.Array:
+        """The update of one leaf, from all accumulators as they will be stored.
+
+        Args:
+          g: as for `renewed`; as it is if there are no slots.
+          old: likewise.
+          new: all accumulators.
+          scalars: likewise.
+          param: the parameter; None unless `needs_params`.
+        """
+
+
+class StatelessRule(Rule):
+    """A rule that remembers nothing."""
+
+    def renewed(
+        self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any
+    ) -> jax.Array | Average:
+        """Never called: there are no slots."""
+        raise KeyError(slot)
+
+
+class MemberRule(Rule):
+    """The rule of a member of the family, which modifiers may ask for another one.
+
+    One that has no answer refuses: the error says which member it is.
+
+    Attributes:
+      first: the running statistic of the gradient, a `Moment`; None where the rule has no moments.
+      second: that of its magnitude, likewise.
+    """
+
+    first: Any = None
+    second: Any = None
+
+    @abc.abstractmethod
+    def normalised(self, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> jax.Array:
+        """The gradient divided as the update divides its average.
+
+        Of a rule that has no second moment of the gradient itself, the update.
+        """
+
+    @abc.abstractmethod
+    def eps_dominates(self, new: Slots, scalars: Any) -> jax.Array | None:
+        """Where √nû ≤ ε; None for a rule that does not divide an average by √nû + ε."""
+
+    def with_direction(self, make: "Callable[[bool], Direction]") -> "MemberRule":
+        """The same accumulators, divided in another way, and without any ε.
+
+        Args:
+          make: from whether the second moment is a square to the direction.
+        """
+        raise ValueError(f"tx must divide by a root, and {type(self).__name__} does not.")
+
+    def looking_ahead(self) -> "MemberRule":
+        """The same accumulators, the average of the gradient read one step ahead."""
+        raise ValueError(_reads_otherwise(self))
+
+
+def rules_in(tree: Any) -> "list[Rule]":
+    """All rules in a pytree, such as a transformation."""
+    found = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Rule))
+    return [x for x in found if isinstance(x, Rule)]
+
+
+def member_rules_in(tree: Any) -> "list[MemberRule]":
+    """Those of members, with what modifiers put around them."""
+    return [rule for rule in rules_in(tree) if isinstance(rule, MemberRule)]
+
+
+def _reads_otherwise(x: Any) -> str:
+    return (
+        f"tx must read a plain average of the gradient, got {type(x).__name__}: this member looks"
+        f" ahead already, or in its own way."
+    )
 
 
 @frozen_pytree
@@ -197,45 +292,69 @@ FixedNumber: TypeAlias = Annotated[float, "fixed"]
 
 
 class Moment(abc.ABC):
-    """How one running statistic is updated, and how it is read (usually bias-corrected)."""
+    """How one running statistic is renewed, and how it is read (usually bias-corrected).
+
+    Attributes:
+      slots: a tuple of `Slot`: the accumulators of this statistic.
+      averaged: it is read as one average.
+      statistic: its name, by which conversions know what other libraries keep as well; None for a
+        member's own.
+      momentum_decay: ψ of NAdam's schedule of momenta; None without one.
+    """
 
     slots: Any
-    """A tuple of `Slot`: the accumulators of this statistic."""
-
-    def scalars(self, count: Any) -> Any:
-        """The scalars of this optimizer step; see `Rule.scalars`."""
-        del count
-        return ()
+    averaged: bool = False
+    statistic: str | None = None
+    momentum_decay: Any = None
 
     @abc.abstractmethod
-    def step(
-        self, g: jax.Array, old: Slots, scalars: Any, new: Mapping[str, jax.Array]
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Returns the statistic as it is read in this step, and its new slots.
+    def scalars(self, count: Any) -> Any:
+        """The scalars of this optimizer step; see `Rule.scalars`."""
 
-        `new` holds the slots renewed before this moment's turn: the first moment's, for the second.
+    @abc.abstractmethod
+    def renewed(
+        self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any
+    ) -> jax.Array | Average:
+        """One accumulator after this step; see `Rule.renewed`.
+
+        `new` holds the first moment's too, for the second.
         """
+
+    @abc.abstractmethod
+    def read(self, g: jax.Array, new: Slots, scalars: Any) -> jax.Array:
+        """The statistic as it is read in this step."""
+
+    def looking_ahead(self) -> "Moment":
+        """The same average read one step ahead; others refuse."""
+        raise ValueError(_reads_otherwise(self))
 
 
 class Direction(abc.ABC):
     """How the two moments, as read, become an update."""
 
+    @abc.abstractmethod
     def scalars(self, count: Any) -> Any:
         """The scalars of this optimizer step; see `Rule.scalars`."""
-        del count
-        return ()
 
     @abc.abstractmethod
     def combine(self, first: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
         """The update of one leaf."""
 
+    @abc.abstractmethod
     def normalised(self, g: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
         """The gradient divided by what `combine` divides the first moment by."""
-        return self.combine(g, second, scalars)
+
+    @abc.abstractmethod
+    def eps_dominates(self, second: jax.Array, scalars: Any) -> jax.Array | None:
+        """Where √second ≤ ε; None where no such ε is added to a root."""
+
+    @abc.abstractmethod
+    def replaced(self, make: "Callable[[bool], Direction]") -> "Direction":
+        """Another direction in the place of this one; see `MemberRule.with_direction`."""
 
 
 @frozen_pytree
-class MomentRule(Rule):
+class MomentRule(MemberRule):
     """A member of the regular family, as data: two moments and the direction made of them.
 
     Attributes:
@@ -263,27 +382,37 @@ class MomentRule(Rule):
     def scalars(self, count: Any) -> Any:
         return self.first.scalars(count), self.second.scalars(count), self.direction.scalars(count)
 
-    def step(
-        self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        del param
-        first, second, new = self._read(g, old, scalars)
-        return self.direction.combine(first, second, scalars[2]), new
+    def renewed(
+        self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any
+    ) -> jax.Array | Average:
+        if any(own.name == slot for own in self.first.slots):
+            return self.first.renewed(slot, g, old, new, scalars[0])
+        return self.second.renewed(slot, g, old, new, scalars[1])
 
-    def step_unaveraged(
-        self, g: jax.Array, old: Slots, scalars: Any
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        """As `step`, with a second result: the gradient as the direction normalises it."""
-        first, second, new = self._read(g, old, scalars)
-        normalised = self.direction.normalised(g, second, scalars[2])
-        return self.direction.combine(first, second, scalars[2]), normalised, new
+    def update(
+        self, g: jax.Array, old: Slots, new: Slots, scalars: Any, param: jax.Array | None
+    ) -> jax.Array:
+        first, second = self.first.read(g, new, scalars[0]), self.second.read(g, new, scalars[1])
+        return self.direction.combine(first, second, scalars[2])
 
-    def _read(
-        self, g: jax.Array, old: Slots, scalars: Any
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        first, new_first = self.first.step(g, old, scalars[0], {})
-        second, new_second = self.second.step(g, old, scalars[1], new_first)
-        return first, second, new_first | new_second
+    def normalised(self, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> jax.Array:
+        return self.direction.normalised(g, self.second.read(g, new, scalars[1]), scalars[2])
+
+    def eps_dominates(self, new: Slots, scalars: Any) -> jax.Array | None:
+        if not self.second.averaged:
+            return None
+        (slot,) = self.second.slots
+        second = self.second.read(new[slot.name], new, scalars[1])
+        return self.direction.eps_dominates(second, scalars[2])
+
+    def with_direction(self, make: Callable[[bool], Direction]) -> "MomentRule":
+        second = self.second
+        if hasattr(second, "eps"):  # Adamax and AdaBelief have theirs in the accumulator.
+            second = dataclasses.replace(second, eps=0.0)  # pyright: ignore[reportArgumentType]
+        return MomentRule(self.first, second, self.direction.replaced(make))
+
+    def looking_ahead(self) -> "MomentRule":
+        return dataclasses.replace(self, first=self.first.looking_ahead())
 
 
 def after_first(count: Any) -> jax.Array:

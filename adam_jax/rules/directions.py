@@ -1,5 +1,6 @@
 """Directions: how the two moments of a `MomentRule` become an update."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,8 +12,24 @@ from adam_jax.rules.squares import abs_squared
 from adam_jax.validation import check_number
 
 
+class Quotient(Direction):
+    """A direction that divides the gradient as it divides the first moment.
+
+    Attributes:
+      squared: the second moment is a square.
+    """
+
+    squared: Any = True
+
+    def normalised(self, g: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
+        return self.combine(g, second, scalars)
+
+    def replaced(self, make: Callable[[bool], Direction]) -> Direction:
+        return make(self.squared)
+
+
 @frozen_pytree
-class Root(Direction):
+class Root(Quotient):
     """first / (√(second + eps_root) + eps + eps_hat / √(1 - b^t)).
 
     Kingma & Ba 2015, algorithm 1, for eps_root = eps_hat = 0.
@@ -52,22 +69,32 @@ class Root(Direction):
     def combine(self, first: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
         return safe_divide(first, self.root(second) + scalars)
 
+    def eps_dominates(self, second: jax.Array, scalars: Any) -> jax.Array:
+        return self.root(second) <= scalars
+
     def root(self, second: jax.Array) -> jax.Array:
         """√(second + eps_root)."""
         return safe_sqrt(second if self.eps_root is None else second + self.eps_root)
 
 
 @frozen_pytree
-class Ratio(Direction):
+class Ratio(Quotient):
     """first / second, for a second moment that is a size and not its square; 0 where both are 0."""
 
+    squared = False
+
+    def scalars(self, count: Any) -> Any:
+        return ()
+
     def combine(self, first: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
-        del scalars
         return safe_divide(first, second)
+
+    def eps_dominates(self, second: jax.Array, scalars: Any) -> None:
+        return None
 
 
 @frozen_pytree
-class Atan2(Direction):
+class Atan2(Quotient):
     """a·atan2(first, b·√second): like first / √second where that is small, and never above a·π/2.
 
     Everett et al. 2024, section 4.3 (Adam-atan2): no ε, and the same update for any scale of the
@@ -83,8 +110,13 @@ class Atan2(Direction):
     b: Any
     squared: bool = static(default=True)
 
+    def scalars(self, count: Any) -> Any:
+        return ()
+
+    def eps_dominates(self, second: jax.Array, scalars: Any) -> None:
+        return None
+
     def combine(self, first: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
-        del scalars
         root = self.b * (safe_sqrt(second) if self.squared else second)
         if not jnp.iscomplexobj(first):
             return self.a * _safe_atan2(first, root)

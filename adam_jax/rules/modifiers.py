@@ -1,11 +1,23 @@
 """Rules around a member's rule: they change its update, and keep its slots as they are."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from adam_jax.rules.base import DecayRate, MomentRule, Rule, Slot, Slots, after_first
+from adam_jax.rules.base import (
+    Average,
+    DecayRate,
+    Direction,
+    MemberRule,
+    Rule,
+    Slot,
+    Slots,
+    StatelessRule,
+    after_first,
+)
 from adam_jax.rules.directions import safe_sqrt
 from adam_jax.rules.pytrees import frozen_pytree
 from adam_jax.rules.scaling import AddDecayedWeights
@@ -13,42 +25,57 @@ from adam_jax.rules.squares import abs_squared
 
 
 @frozen_pytree
-class Wrapped(Rule):
-    """A rule with the slots, the scalars and the needs of the one inside."""
+class ModifiedRule(MemberRule):
+    """A member's rule with another update, made from a whole leaf; all else is the member's."""
 
-    inner: Rule
+    elementwise = False
 
-    @property
-    def elementwise(self) -> bool:
-        return self.inner.elementwise
+    inner: MemberRule
 
     @property
     def slots(self) -> tuple[Slot, ...]:
         return self.inner.slots
 
     @property
-    def needs_params(self) -> bool:
-        return self.inner.needs_params
+    def first(self) -> Any:
+        return self.inner.first
+
+    @property
+    def second(self) -> Any:
+        return self.inner.second
 
     def scalars(self, count: Any) -> Any:
         return self.inner.scalars(count)
 
+    def renewed(
+        self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any
+    ) -> jax.Array | Average:
+        return self.inner.renewed(slot, g, old, new, scalars)
+
+    def normalised(self, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> jax.Array:
+        return self.inner.normalised(g, old, new, scalars)
+
+    def eps_dominates(self, new: Slots, scalars: Any) -> jax.Array | None:
+        return self.inner.eps_dominates(new, scalars)
+
+    def with_direction(self, make: Callable[[bool], Direction]) -> "ModifiedRule":
+        return dataclasses.replace(self, inner=self.inner.with_direction(make))
+
+    def looking_ahead(self) -> "ModifiedRule":
+        return dataclasses.replace(self, inner=self.inner.looking_ahead())
+
 
 @frozen_pytree
-class Cautious(Wrapped):
+class Cautious(ModifiedRule):
     """u where it points along g, larger by the share of the elements that do; else 0."""
 
-    @property
-    def elementwise(self) -> bool:
-        return False
-
-    def step(
-        self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        u, new = self.inner.step(g, old, scalars, param)
+    def update(
+        self, g: jax.Array, old: Slots, new: Slots, scalars: Any, param: jax.Array | None
+    ) -> jax.Array:
+        u = self.inner.update(g, old, new, scalars, param)
         aligned = jnp.real(u * jnp.conj(g)) > 0
         share = jnp.sum(aligned, dtype=jnp.real(u).dtype) / max(u.size, 1)
-        return jnp.where(aligned, u / jnp.maximum(share, LEAST_SHARE), 0), new
+        return jnp.where(aligned, u / jnp.maximum(share, LEAST_SHARE), 0)
 
 
 # As in the authors' code: their algorithm's d / (count + 1) halves the step of a scalar.
@@ -56,42 +83,40 @@ LEAST_SHARE = 1e-3
 
 
 @frozen_pytree
-class CautiousDecay(Wrapped):
-    """u + λ·θ where u and θ point the same way, else u."""
-
-    inner: AddDecayedWeights
-
-    def step(
-        self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        decayed, new = self.inner.step(g, old, scalars, param)
-        assert param is not None  # needs_params
-        agreement = jnp.real(g * jnp.conj(param))
-        # Behind the learning rate u has been turned downhill.
-        agree = agreement <= 0 if self.inner.downhill else agreement >= 0
-        return jnp.where(agree, decayed, g), new
-
-
-@frozen_pytree
-class ClipUpdateRms(Wrapped):
+class ClipUpdateRms(ModifiedRule):
     """u / max(1, RMS / threshold), the RMS that of the gradient divided as u is."""
 
     threshold: Any
 
-    @property
-    def elementwise(self) -> bool:
-        return False
-
-    def step(
-        self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        if isinstance(self.inner, MomentRule):
-            u, measured, new = self.inner.step_unaveraged(g, old, scalars)
-        else:
-            u, new = self.inner.step(g, old, scalars, param)
-            measured = u
+    def update(
+        self, g: jax.Array, old: Slots, new: Slots, scalars: Any, param: jax.Array | None
+    ) -> jax.Array:
+        u = self.inner.update(g, old, new, scalars, param)
+        measured = self.inner.normalised(g, old, new, scalars)
         rms = safe_sqrt(jnp.sum(abs_squared(measured)) / max(u.size, 1))
-        return u * (1 / jnp.maximum(1, rms / self.threshold)), new
+        return u * (1 / jnp.maximum(1, rms / self.threshold))
+
+
+@frozen_pytree
+class CautiousDecay(StatelessRule):
+    """u + λ·θ where u and θ point the same way, else u."""
+
+    needs_params = True
+
+    inner: AddDecayedWeights
+
+    def scalars(self, count: Any) -> Any:
+        return self.inner.scalars(count)
+
+    def update(
+        self, g: jax.Array, old: Slots, new: Slots, scalars: Any, param: jax.Array | None
+    ) -> jax.Array:
+        decayed = self.inner.update(g, old, new, scalars, param)
+        assert param is not None  # needs_params
+        agreement = jnp.real(g * jnp.conj(param))
+        # Behind the learning rate u has been turned downhill.
+        agree = agreement <= 0 if self.inner.downhill else agreement >= 0
+        return jnp.where(agree, decayed, g)
 
 
 @frozen_pytree
@@ -108,10 +133,10 @@ class AmplifySlowGradients(Rule):
     def scalars(self, count: Any) -> Any:
         return after_first(count)
 
-    def step(
-        self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        del param
-        slow = jnp.where(scalars > 0, self.rate.average(old["slow"], g), g)
-        slow = old.renew("slow", slow)
-        return g + self.factor * slow, {"slow": slow}
+    def renewed(self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> jax.Array:
+        return jnp.where(scalars > 0, self.rate.average(old["slow"], g), g)
+
+    def update(
+        self, g: jax.Array, old: Slots, new: Slots, scalars: Any, param: jax.Array | None
+    ) -> jax.Array:
+        return g + self.factor * new["slow"]

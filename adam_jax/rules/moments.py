@@ -1,21 +1,20 @@
-"""Running statistics: how each is updated with a gradient, and how it is read."""
+"""Running statistics: how each is renewed with a gradient, and how it is read."""
 
 import abc
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from adam_jax.rules.base import DecayRate, Moment, Slot, Slots
+from adam_jax.rules.base import Average, DecayRate, Moment, Slot, Slots
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.rules.squares import abs_squared, bounded
 
 
 @frozen_pytree
-class Average(Moment):
-    """An average x ← x + (1-b)(term - x), read as x / (1 - b^t).
+class CorrectedMoment(Moment):
+    """One accumulator x, read as x / (1 - b^t).
 
     Attributes:
       rate: b.
@@ -23,42 +22,41 @@ class Average(Moment):
       start: what x is before the first step.
     """
 
+    averaged = True
+
     rate: DecayRate
     bias_correction: bool = static(default=True)
     start: Any = 0.0
-
-    @abc.abstractmethod
-    def term(self, g: jax.Array, new: Mapping[str, jax.Array]) -> jax.Array:
-        """What is averaged."""
-
-    def renewed(self, old: Slots, name: str, term: jax.Array) -> jax.Array:
-        """The average with another term in it."""
-        return old.average(name, self.rate, term)
 
     def scalars(self, count: Any) -> Any:
         """1 / (1 - b^t)."""
         return self.rate.debiasing(count) if self.bias_correction else ()
 
-    def step(
-        self, g: jax.Array, old: Slots, scalars: Any, new: Mapping[str, jax.Array]
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """See `Moment.step`."""
+    def read(self, g: jax.Array, new: Slots, scalars: Any) -> jax.Array:
         (slot,) = self.slots
-        x = self.renewed(old, slot.name, self.term(g, new))
-        return (x * scalars if self.bias_correction else x), {slot.name: x}
+        x = new[slot.name]
+        return x * scalars if self.bias_correction else x
+
+    @abc.abstractmethod
+    def renewed(
+        self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any
+    ) -> jax.Array | Average:
+        """See `Moment.renewed`."""
 
 
 @frozen_pytree
-class Ema(Average):
+class Ema(CorrectedMoment):
     """The average of the gradient: mu ← mu + (1-b)(g - mu)."""
 
     @property
     def slots(self) -> tuple[Slot, ...]:
         return (Slot("mu", start=self.start, rate=self.rate.complement),)
 
-    def term(self, g: jax.Array, new: Mapping[str, jax.Array]) -> jax.Array:
-        del new
-        return g
+    def renewed(self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> Average:
+        return Average(self.rate, g)
+
+    def looking_ahead(self) -> Moment:
+        return NesterovEma(self)
 
 
 @frozen_pytree
@@ -67,24 +65,28 @@ class Newest(Moment):
 
     slots = ()
 
-    def step(
-        self, g: jax.Array, old: Slots, scalars: Any, new: Mapping[str, jax.Array]
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        del old, scalars, new
-        return g, {}
+    def scalars(self, count: Any) -> Any:
+        return ()
+
+    def renewed(self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> jax.Array:
+        raise KeyError(slot)
+
+    def read(self, g: jax.Array, new: Slots, scalars: Any) -> jax.Array:
+        return g
 
 
 @frozen_pytree
-class EmaOfSquares(Average):
+class EmaOfSquares(CorrectedMoment):
     """The average of |g|²: nu ← nu + (1-b)(|g|² - nu)."""
+
+    statistic = "average of squares"
 
     @property
     def slots(self) -> tuple[Slot, ...]:
         return (Slot("nu", magnitude=True, start=self.start, rate=self.rate.complement),)
 
-    def term(self, g: jax.Array, new: Mapping[str, jax.Array]) -> jax.Array:
-        del new
-        return abs_squared(g)
+    def renewed(self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> Average:
+        return Average(self.rate, abs_squared(g))
 
 
 @frozen_pytree
@@ -113,15 +115,14 @@ class NesterovEma(Moment):
         of_g = rate.complement / rate.correction(count)
         return (1 - rate.complement) / rate.correction(count, ahead=1) / of_g, of_g
 
-    def step(
-        self, g: jax.Array, old: Slots, scalars: Any, new: Mapping[str, jax.Array]
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        rate = self.ema.rate
-        mu = old.average("mu", rate, self.ema.term(g, new))
+    def renewed(self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> Average:
+        return Average(self.ema.rate, g)
+
+    def read(self, g: jax.Array, new: Slots, scalars: Any) -> jax.Array:
         if not self.ema.bias_correction:
-            return rate.average(mu, g), {"mu": mu}
+            return self.ema.rate.average(new["mu"], g)
         ratio, of_g = scalars
-        return (g + ratio * mu) * of_g, {"mu": mu}
+        return (g + ratio * new["mu"]) * of_g
 
 
 @frozen_pytree
@@ -133,8 +134,12 @@ class RunningMax(Moment):
       correct_max: the rate by whose 1 - b^t the maximum is divided as it is read; None for none.
     """
 
-    inner: Moment
+    inner: CorrectedMoment
     correct_max: DecayRate | None = None
+
+    @property
+    def statistic(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return f"largest {'corrected ' * self.inner.bias_correction}average of squares"
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -145,19 +150,22 @@ class RunningMax(Moment):
         after = () if self.correct_max is None else self.correct_max.debiasing(count)
         return self.inner.scalars(count), after
 
-    def step(
-        self, g: jax.Array, old: Slots, scalars: Any, new: Mapping[str, jax.Array]
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        inner_scalars, after = scalars
-        read, renewed = self.inner.step(g, old, inner_scalars, new)
-        nu_max = old.renew("nu_max", jnp.maximum(old["nu_max"], read))
-        read = nu_max if self.correct_max is None else nu_max * after
-        return read, renewed | {"nu_max": nu_max}
+    def renewed(
+        self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any
+    ) -> jax.Array | Average:
+        if slot == "nu_max":
+            return jnp.maximum(old["nu_max"], self.inner.read(g, new, scalars[0]))
+        return self.inner.renewed(slot, g, old, new, scalars[0])
+
+    def read(self, g: jax.Array, new: Slots, scalars: Any) -> jax.Array:
+        return new["nu_max"] if self.correct_max is None else new["nu_max"] * scalars[1]
 
 
 @frozen_pytree
 class DecayingMax(Moment):
     """The largest |g| + eps, forgotten at the rate b: nu ← max(b·nu, |g| + eps)."""
+
+    statistic = "largest gradient"
 
     rate: DecayRate
     eps: Any
@@ -166,17 +174,19 @@ class DecayingMax(Moment):
     def slots(self) -> tuple[Slot, ...]:
         return (Slot("nu", magnitude=True, rate=self.rate.complement, maximum=True),)
 
-    def step(
-        self, g: jax.Array, old: Slots, scalars: Any, new: Mapping[str, jax.Array]
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        del scalars, new
+    def scalars(self, count: Any) -> Any:
+        return ()
+
+    def renewed(self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> jax.Array:
         decayed = old["nu"] - self.rate.complement * old["nu"]
-        nu = old.renew("nu", jnp.maximum(decayed, jnp.abs(g) + self.eps))
-        return nu, {"nu": nu}
+        return jnp.maximum(decayed, jnp.abs(g) + self.eps)
+
+    def read(self, g: jax.Array, new: Slots, scalars: Any) -> jax.Array:
+        return new["nu"]
 
 
 @frozen_pytree
-class EmaOfSurprise(Average):
+class EmaOfSurprise(CorrectedMoment):
     """The average of |g - mu|², with mu as the first moment has just renewed it, plus a constant.
 
     Attributes:
@@ -189,16 +199,22 @@ class EmaOfSurprise(Average):
     def slots(self) -> tuple[Slot, ...]:
         return (Slot("nu", magnitude=True, rate=self.rate.complement),)
 
-    def term(self, g: jax.Array, new: Mapping[str, jax.Array]) -> jax.Array:
+    def renewed(self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> Average:
         # Through the average, whose weight of a new term is 1-b: eps / (1-b) comes out as eps.
-        return abs_squared(bounded(g - new["mu"], times=4)) + self.eps / self.rate.complement
+        surprise = abs_squared(bounded(g - new["mu"], times=4))
+        return Average(self.rate, surprise + self.eps / self.rate.complement)
 
 
 @frozen_pytree
-class YogiSquares(EmaOfSquares):
+class YogiSquares(CorrectedMoment):
     """|g|² followed in steps of its own size: nu ← nu - (1-b)·sign(nu - |g|²)·|g|²."""
 
-    def renewed(self, old: Slots, name: str, term: jax.Array) -> jax.Array:
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return (Slot("nu", magnitude=True, start=self.start, rate=self.rate.complement),)
+
+    def renewed(self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> jax.Array:
         # Selected last: XLA fuses a product into a sum, but not through a sign in every loop.
-        x, step = old[name], self.rate.complement * term
-        return old.renew(name, jnp.where(term > x, x + step, jnp.where(term < x, x - step, x)))
+        x, square = old["nu"], abs_squared(g)
+        step = self.rate.complement * square
+        return jnp.where(square > x, x + step, jnp.where(square < x, x - step, x))

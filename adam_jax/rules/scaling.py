@@ -7,7 +7,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
-from adam_jax.rules.base import DecayRate, Rule, Slots
+from adam_jax.rules.base import DecayRate, Slots, StatelessRule
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.rules.squares import abs_squared
 from adam_jax.validation import check_number, check_scalar
@@ -59,18 +59,20 @@ def hyperparameter(argument: str, x: Any, low: float = 0.0, *, instead: str) -> 
 
 
 @frozen_pytree
-class Identity(Rule):
+class Identity(StatelessRule):
     """u: a stage that Optax's chain has, and that does nothing."""
 
-    def step(
-        self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        del old, scalars, param
-        return g, {}
+    def scalars(self, count: Any) -> Any:
+        return ()
+
+    def update(
+        self, g: jax.Array, old: Slots, new: Slots, scalars: Any, param: jax.Array | None
+    ) -> jax.Array:
+        return g
 
 
 @frozen_pytree
-class AddDecayedWeights(Rule):
+class AddDecayedWeights(StatelessRule):
     """u + λ·θ: weight decay, decoupled where u is an update, L2 where it is the gradient still.
 
     Loshchilov & Hutter 2019, algorithm 2, lines 12 and 6.
@@ -80,50 +82,45 @@ class AddDecayedWeights(Rule):
       downhill: u - λ·θ instead, for an update that the learning rate has turned already.
     """
 
+    needs_params = True
+    decays = True
+
     weight_decay: Hyperparameter
     downhill: bool = static(default=False)
-
-    @property
-    def needs_params(self) -> bool:
-        return True
 
     def scalars(self, count: Any) -> Any:
         weight_decay = self.weight_decay.at(count)
         return -weight_decay if self.downhill else weight_decay
 
-    def step(
-        self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        del old
+    def update(
+        self, g: jax.Array, old: Slots, new: Slots, scalars: Any, param: jax.Array | None
+    ) -> jax.Array:
         assert param is not None  # needs_params
-        return g + scalars * param, {}
+        return g + scalars * param
 
 
 @frozen_pytree
-class ScaleByTrustRatio(Rule):
+class ScaleByTrustRatio(StatelessRule):
     """u·‖θ‖/‖u‖ per leaf; u where one of the two norms is zero (You et al. 2020, algorithm 2)."""
 
-    @property
-    def elementwise(self) -> bool:
-        return False
+    elementwise = False
+    needs_params = True
 
-    @property
-    def needs_params(self) -> bool:
-        return True
+    def scalars(self, count: Any) -> Any:
+        return ()
 
-    def step(
-        self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        del old, scalars
+    def update(
+        self, g: jax.Array, old: Slots, new: Slots, scalars: Any, param: jax.Array | None
+    ) -> jax.Array:
         assert param is not None  # needs_params
         params, updates = jnp.sum(abs_squared(param)), jnp.sum(abs_squared(g))
         moves = (params > 0) & (updates > 0)
         ratio = jnp.sqrt(jnp.where(moves, params, 1)) / jnp.sqrt(jnp.where(moves, updates, 1))
-        return ratio * g, {}
+        return ratio * g
 
 
 @frozen_pytree
-class ScaleByLearningRate(Rule):
+class ScaleByLearningRate(StatelessRule):
     """-α·u, or α·u where the sign is not to be flipped."""
 
     learning_rate: Hyperparameter
@@ -133,15 +130,14 @@ class ScaleByLearningRate(Rule):
         learning_rate = self.learning_rate.at(count)
         return -learning_rate if self.flip_sign else learning_rate
 
-    def step(
-        self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        del old, param
-        return scalars * g, {}
+    def update(
+        self, g: jax.Array, old: Slots, new: Slots, scalars: Any, param: jax.Array | None
+    ) -> jax.Array:
+        return scalars * g
 
 
 @frozen_pytree
-class CorrectBias(Rule):
+class CorrectBias(StatelessRule):
     """u·√(1 - b2^t) / (1 - b1^t): both bias corrections as one number.
 
     Kingma & Ba 2015, section 2, last paragraph.
@@ -153,8 +149,7 @@ class CorrectBias(Rule):
     def scalars(self, count: Any) -> Any:
         return jnp.sqrt(self.b2.correction(count)) / self.b1.correction(count)
 
-    def step(
-        self, g: jax.Array, old: Slots, scalars: Any, param: jax.Array | None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        del old, param
-        return scalars * g, {}
+    def update(
+        self, g: jax.Array, old: Slots, new: Slots, scalars: Any, param: jax.Array | None
+    ) -> jax.Array:
+        return scalars * g

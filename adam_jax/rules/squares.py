@@ -16,7 +16,8 @@ def bounded(g: jax.Array, times: float = 1.0) -> jax.Array:
 
     Averages of such gradients, of their squares and of their differences are finite, and forget a
     large gradient at the rates of the averages. Adam's updates depend on ratios of gradients: they
-    are unchanged while all that is clipped is equally large. (`Slots` shows an infinite gradient.)
+    are unchanged while all that is clipped is equally large. (The leaf program shows an infinite
+    gradient.)
 
     Args:
       g: a gradient, real or complex; a difference of such, which may be `times` as large.

@@ -15,17 +15,17 @@ from adam_jax.validation import check_expression
 
 
 @frozen_pytree
-class Offloaded:
+class Offloaded(Body):
     """The body of `offload`.
 
     Attributes:
       inner: whose state it is.
-      to: the kind of memory.
+      memory: its kind.
       where: a regular expression that matches the whole path of what goes there.
     """
 
     inner: Body
-    to: str = static()
+    memory: str | None = static()
     where: str = static()
 
     def init(self, params: Any) -> Any:
@@ -44,7 +44,7 @@ class Offloaded:
         def store(x: Any) -> Any:
             if isinstance(x, jax.core.Tracer):
                 return jax.device_put(x, jax.memory.Space.Host)
-            return jax.device_put(x, x.sharding.with_memory_kind(self.to))
+            return jax.device_put(x, x.sharding.with_memory_kind(self.memory))
 
         return self.moved(state, store)
 

@@ -14,11 +14,10 @@ from adam_jax.engine.transformation import Transformation, body_of
 from adam_jax.engine.trees import leaf_paths
 from adam_jax.rules.pytrees import frozen_pytree
 from adam_jax.sharding.layout import MIN_SIZE, Layout
-from adam_jax.sharding.offload import Offloaded
 
 
 @frozen_pytree
-class Sharded:
+class Sharded(Body):
     """The body of `shard_state`."""
 
     inner: Body
@@ -150,7 +149,7 @@ def shard_state(
     Reference: Rajbhandari et al. 2020, section 5.1 (P_os). Xu et al. 2020, weight-update sharding.
     """
     body = body_of("tx", tx)
-    if isinstance(body, Offloaded):
+    if body.memory is not None:
         raise ValueError(
             "tx must not be offloaded, as the state would come back to the devices: write"
             " offload(shard_state(tx, mesh))."
@@ -193,14 +192,14 @@ def state_shardings(
     return _placement(Layout.of(mesh, axis, specs, min_size), body_of("tx", tx), params)
 
 
-def _placement(layout: Layout, body: Body, params: Any) -> Any:
+def _placement(layout: Layout, body: Any, params: Any) -> Any:
     """Where the state lies, and in which memory, inside of `offload` and `shard_state`."""
     if isinstance(body, Sharded):
         return _placement(layout, body.inner, params)
-    if not isinstance(body, Offloaded):
+    if body.memory is None:
         state = jax.eval_shape(Sharded(body, layout).init, params)
         return jax.tree.unflatten(jax.tree.structure(state), layout.of_stored(state, params)[0])
     on_host = body.on_host(jax.eval_shape(body.inner.init, params))
     shardings, treedef = jax.tree.flatten(_placement(layout, body.inner, params))
     pairs = zip(shardings, on_host, strict=True)
-    return treedef.unflatten([s.with_memory_kind(body.to) if host else s for s, host in pairs])
+    return treedef.unflatten([s.with_memory_kind(body.memory) if host else s for s, host in pairs])

@@ -9,10 +9,11 @@ import jax.core
 import jax.numpy as jnp
 import optax
 
-from adam_jax.engine.call import Body, Call, check_state, counted
-from adam_jax.engine.leafwise import decoded, map_leaves, stored_like, wide_dtype
+from adam_jax.engine.call import Body, Call, check_state
+from adam_jax.engine.leafwise import decoded, map_leaves, stored_like
 from adam_jax.engine.transformation import Transformation
-from adam_jax.engine.trees import cast, dtypes_of, unflatten_stored, wider_dtypes
+from adam_jax.engine.trees import unflatten_stored
+from adam_jax.engine.unrounded import Unrounded, arithmetic_dtype, dtype_of, value, values
 from adam_jax.formats.dtypes import moves, wider_dtype
 from adam_jax.formats.policy import (
     AT_LEAST_FLOAT32,
@@ -48,7 +49,7 @@ class AccumulateState(NamedTuple):
 
 
 @frozen_pytree
-class Accumulate:
+class Accumulate(Body):
     """The body of `accumulate`."""
 
     takes = ("weight",)
@@ -74,23 +75,22 @@ class Accumulate:
         """One micro-step; at the last of them, the optimizer step."""
         check_state(state, AccumulateState, "an AccumulateState")
         extra_args = dict(call.extra_args)
-        new = _weight(extra_args.pop("weight", 1.0))
-        if call.ok is not None:  # A micro-batch of weight 0 leaves the accumulator as it is.
-            new = jnp.where(call.ok, new, 0)
+        # A micro-batch of weight 0 leaves the accumulator as it is.
+        new = call.or_zeros(_weight(extra_args.pop("weight", 1.0)))
         weight = jnp.where(state.mini_step == 0, 0, state.weight) + new
         acc = averaged(updates, state, new, weight)
         every = self.every
         if callable(every):
             every = every(state.gradient_step)
             check_scalar("the result of every", every, instead="return a number of micro-steps")
-        last = state.mini_step + 1 >= every
-        last = last if call.ok is None else last & call.ok
+        last = call.holds(state.mini_step + 1 >= every)
         due = last & (weight > 0)  # Gradients that all weigh nothing have no average.
-        dtypes = dtypes_of(updates) if call.dtypes is None else call.dtypes
-        inner_call = Call(call.apply, None, extra_args, dtypes)
+        inner_call = Call(call.apply, None, extra_args)
 
         def read(g: Any, x: Any) -> Any:
-            return None if g is None or format_of(x) is None else decoded(x, _arithmetic(g, x))
+            if g is None or format_of(x) is None:
+                return None
+            return Unrounded(decoded(x, _arithmetic(g, x)), dtype_of(g))
 
         def step(acc: Any, params: Any, inner_state: Any) -> tuple[Any, Any]:
             grads = map_leaves(read, updates, acc)
@@ -105,13 +105,9 @@ class Accumulate:
             acc, result, inner_state = if_due(due, whole, carry)
         else:
             result, acc, inner_state = conditional_updates(step, due, acc, updates, params, state)
-            if call.dtypes is None:
-                result = cast(result, wider_dtypes(dtypes, updates, params))
         mini_step = jnp.where(last, 0, state.mini_step + 1)
-        if call.ok is not None:
-            mini_step = jnp.where(call.ok, mini_step, state.mini_step)
-            weight = jnp.where(call.ok, weight, state.weight)
-        done = counted(state.gradient_step, call._replace(ok=due))
+        mini_step, weight = call.taken((mini_step, weight), (state.mini_step, state.weight))
+        done = call.only_if(due).counted(state.gradient_step)
         return result, AccumulateState(mini_step, done, inner_state, acc, weight)
 
 
@@ -131,7 +127,7 @@ def averaged(updates: Any, state: AccumulateState, new: jax.Array, weight: jax.A
         old = jnp.where(state.mini_step == 0, 0, decoded(acc, dtype))
         if g is None:
             return stored_like(acc, old)
-        x = jax.lax.convert_element_type(g, dtype)
+        x = jax.lax.convert_element_type(value(g), dtype)
         part, whole = (
             jax.lax.convert_element_type(w, jnp.finfo(dtype).dtype)
             for w in (new, jnp.where(weight > 0, weight, 1))
@@ -147,7 +143,7 @@ def averaged(updates: Any, state: AccumulateState, new: jax.Array, weight: jax.A
 
 def _arithmetic(g: Any, acc: Any) -> Any:
     """The wider dtype of a gradient and its accumulator, at least float32."""
-    dtypes = [wide_dtype(x) for x in (g, acc) if hasattr(x, "dtype")]
+    dtypes = [arithmetic_dtype(x) for x in (value(g), acc) if hasattr(x, "dtype")]
     return functools.reduce(wider_dtype, dtypes, jnp.dtype(jnp.float32))
 
 
@@ -170,17 +166,20 @@ def conditional_updates(
             return jax.tree.map(jnp.zeros_like, updates), acc, state.inner_opt_state
         result, inner_state = step(acc, params, state.inner_opt_state)
         return result, acc, inner_state
-    u, _ = jax.eval_shape(step, acc, params, state.inner_opt_state)
+    made, _ = jax.eval_shape(step, acc, params, state.inner_opt_state)
+    u = values(made)
     described = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (u, acc)]
     fits = described[0] == described[1]
     held = acc if fits else jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), u)
 
     def taken(carry: Any) -> Any:
         held, inner_state = carry
-        return step(held if fits else acc, params, inner_state)
+        result, inner_state = step(held if fits else acc, params, inner_state)
+        return values(result), inner_state
 
     held, inner_state = if_due(due, taken, (held, state.inner_opt_state))
     result = jax.tree.map(lambda x: jnp.where(due, x, 0), held)
+    result = jax.tree.structure(made).unflatten(jax.tree.leaves(result))
     return result, held if fits else acc, inner_state
 
 

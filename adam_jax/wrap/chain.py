@@ -5,14 +5,13 @@ from typing import Any
 import optax
 
 from adam_jax.engine.call import PASS_ON, Body, Call
-from adam_jax.engine.leafwise import widened
-from adam_jax.engine.transformation import OptaxBody, Transformation, body_of, whole
-from adam_jax.engine.trees import cast, dtypes_of, wider_dtypes
+from adam_jax.engine.transformation import Transformation, body_of, whole
+from adam_jax.engine.unrounded import unrounded
 from adam_jax.rules.pytrees import frozen_pytree
 
 
 @frozen_pytree
-class Chain:
+class Chain(Body):
     """The body of `chain`."""
 
     bodies: tuple[Body, ...]
@@ -22,28 +21,17 @@ class Chain:
         return tuple(body.init(params) for body in self.bodies)
 
     def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, tuple[Any, ...]]:
-        """One step of each; those of this package hand float32 on, whatever the gradient's dtype.
-
-        So a clipped bfloat16 gradient is not rounded before it reaches Adam. Another's
-        transformation gets the dtypes that it would get in `optax.chain`: its state may have them.
-        """
+        """One step of each; the last applies."""
         if not isinstance(state, tuple) or len(state) != len(self.bodies):
             raise ValueError(
                 f"the state must be a tuple of {len(self.bodies)}, got {type(state).__name__}:"
                 f" {PASS_ON}"
             )
-        dtypes = dtypes_of(updates) if call.dtypes is None else call.dtypes
         states, last = [], len(self.bodies) - 1
         for i, (body, s) in enumerate(zip(self.bodies, state, strict=True)):
-            its_call = call._replace(apply=call.apply and i == last, dtypes=dtypes)
-            updates, s = body.run(widened(updates), s, params, its_call)
+            its_call = call._replace(apply=call.apply and i == last)
+            updates, s = body.run(unrounded(updates), s, params, its_call)
             states.append(s)
-            if isinstance(body, OptaxBody):
-                dtypes = dtypes_of(updates)
-            else:
-                dtypes = wider_dtypes(dtypes, updates, params)
-        if not call.apply and call.dtypes is None:
-            updates = cast(updates, dtypes)
         return updates, tuple(states)
 
 
@@ -79,20 +67,21 @@ def inner_body(argument: str, tx: Any) -> Body:
 
     A wrapper skips the step of a `Chain` without a copy of anything. Optax's chain is a pair of
     closures: it is recognised by their code, and its parts are the contents of their cells. If a
-    later Optax writes them differently, its chains are `OptaxBody` again: correct, not as cheap.
+    later Optax writes them differently, its chains are like any transformation: correct, not as
+    cheap.
 
     Raises:
       ValueError: see `body_of`.
     """
     body = body_of(argument, tx)
-    if not isinstance(body, OptaxBody):
+    if body.tx is None:
         return body
     inits, updates = (_held(f, g) for f, g in zip(body.tx, _OPTAX_CHAIN, strict=True))
     if len(inits) != 1 or len(updates) != 1:
         return body
     pairs = zip(inits[0], updates[0], strict=True)
     bodies = tuple(inner_body(argument, whole(init, update)) for init, update in pairs)
-    return body if all(isinstance(b, OptaxBody) for b in bodies) else Chain(bodies)
+    return body if all(b.tx is not None for b in bodies) else Chain(bodies)
 
 
 _OPTAX_CHAIN = optax.chain(optax.identity())

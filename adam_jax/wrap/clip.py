@@ -7,17 +7,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adam_jax.engine.call import Call
-from adam_jax.engine.leafwise import applied, global_norm, wide
+from adam_jax.engine.call import Body, Call
+from adam_jax.engine.leafwise import global_norm
 from adam_jax.engine.transformation import Transformation
-from adam_jax.engine.trees import cast, dtypes_of
+from adam_jax.engine.unrounded import applied, promoted, unrounded
 from adam_jax.formats.dtypes import moves
 from adam_jax.rules.pytrees import frozen_pytree
 from adam_jax.validation import check_number
 
 
 @frozen_pytree
-class ClipByGlobalNorm:
+class ClipByGlobalNorm(Body):
     """The body of `clip_by_global_norm`."""
 
     max_norm: Any
@@ -39,18 +39,13 @@ class ClipByGlobalNorm:
         def clip(g: Any) -> Any:
             return scaled(scaled(g, 1 / norm.unit), factor) if moves(g) else g
 
-        clipped = jax.tree.map(clip, updates)
-        if call.ok is not None:
-            ok = call.ok
-            clipped = jax.tree.map(lambda g: jnp.where(ok, g, 0), clipped)
-        if call.apply:
-            return applied(clipped, params), state
-        return cast(clipped, dtypes_of(updates)), state
+        clipped = call.or_zeros(jax.tree.map(clip, unrounded(updates)))
+        return (applied(clipped, params) if call.apply else clipped), state
 
 
 def scaled(g: Any, factor: jax.Array) -> jax.Array:
     """g·factor in the dtype of arithmetic."""
-    g = wide(g)
+    g = promoted(g)
     with jax.numpy_dtype_promotion("standard"):  # A complex gradient times a real number.
         return g * jax.lax.convert_element_type(factor, jnp.finfo(g.dtype).dtype)
 

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from adam_jax.engine.call import Call, check_state, counted
-from adam_jax.engine.leafwise import applied, decoded, stored_like, wide
+from adam_jax.engine.call import Body, Call, check_state
+from adam_jax.engine.leafwise import decoded, stored_like
 from adam_jax.engine.transformation import Transformation
-from adam_jax.engine.trees import cast, dtypes_of
+from adam_jax.engine.unrounded import applied, promoted, rounded
 from adam_jax.formats.dtypes import leaf_dtype, moves
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_nearest_dtype, resolve
 from adam_jax.rules.base import DecayRate, DecayRateLike
@@ -23,7 +23,7 @@ class EmaParamsState(NamedTuple):
 
 
 @frozen_pytree
-class EmaParams:
+class EmaParams(Body):
     """The body of `ema_params`."""
 
     rate: DecayRate
@@ -38,7 +38,7 @@ class EmaParams:
                 return jnp.copy(p)
             fmt = resolve(self.dtype, p, False)
             # A copy: params and state are both donated to the step.
-            return fmt.encode(jnp.array(wide(p), copy=True))
+            return fmt.encode(jnp.array(promoted(p), copy=True))
 
         return EmaParamsState(jnp.zeros([], jnp.int32), jax.tree.map(start, params))
 
@@ -50,9 +50,8 @@ class EmaParams:
                 "params must be given, got None: ema_params averages them. Write"
                 " tx.update(grads, state, params)."
             )
-        # As they will be rounded before they are added.
-        narrow = call.dtypes if not call.apply and call.dtypes else dtypes_of(updates)
-        moved = applied(cast(updates, narrow), params)
+        # Updates are rounded before the user adds them.
+        moved = applied(updates if call.apply else rounded(updates), params)
         weight = self.rate.complement
         if self.debias:
             # The corrected average moves by (1-b)/(1-bᵗ): it needs no correction when it is read.
@@ -60,17 +59,16 @@ class EmaParams:
 
         def average(old: Any, p: Any) -> Any:
             if not moves(p):  # As it is, so that the average is a model.
-                return jnp.copy(p) if call.ok is None else jnp.where(call.ok, p, old)
-            x = wide(p)
+                return call.taken(jnp.copy(p), old)
+            x = promoted(p)
             real = jnp.finfo(x.dtype).dtype
             before = decoded(old, x.dtype)
             with jax.numpy_dtype_promotion("standard"):  # Complex and real numbers mix.
                 after = before + jax.lax.convert_element_type(weight, real) * (x - before)
-            after = after if call.ok is None else jnp.where(call.ok, after, before)
-            return stored_like(old, after)
+            return stored_like(old, call.taken(after, before))
 
         ema = jax.tree.map(lambda p, old: average(old, p), _rounded(moved), state.ema)
-        return (moved if call.apply else updates), EmaParamsState(counted(state.count, call), ema)
+        return (moved if call.apply else updates), EmaParamsState(call.counted(state.count), ema)
 
 
 def _rounded(params: Any) -> Any:
@@ -83,7 +81,7 @@ def _rounded(params: Any) -> Any:
         if not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits >= 32:
             return p
         info = jnp.finfo(dtype)
-        return jax.lax.reduce_precision(wide(p), info.nexp, info.nmant)
+        return jax.lax.reduce_precision(promoted(p), info.nexp, info.nmant)
 
     return jax.tree.map(fix, params)
 

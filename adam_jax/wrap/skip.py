@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax.engine.call import Body, Call, check_state, counted
+from adam_jax.engine.call import Body, Call, check_state
 from adam_jax.engine.leafwise import Norm, global_norm
-from adam_jax.engine.transformation import Transformation, chosen
+from adam_jax.engine.transformation import Transformation
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.validation import check_integer, check_number, check_scalar
 from adam_jax.wrap.chain import inner_body
@@ -42,7 +42,7 @@ class SkipState(NamedTuple):
 
 
 @frozen_pytree
-class SkipNonfinite:
+class SkipNonfinite(Body):
     """The body of `skip_nonfinite`."""
 
     takes = ("value",)
@@ -69,22 +69,20 @@ class SkipNonfinite:
         # Not by isfinite of each element: this sum is the one that clipping needs as well.
         norm = global_norm(updates)
         value = call.extra_args.get("value")
-        ok = jnp.isfinite(norm.value)
+        good = jnp.isfinite(norm.value)
         if value is not None:
-            ok &= jnp.isfinite(check_scalar("value", value, instead="pass the mean loss"))
+            good &= jnp.isfinite(check_scalar("value", value, instead="pass the mean loss"))
         spikes: Any = ()
         if isinstance(state, SkipState):
-            ok, spikes = self.without_spikes(ok, norm, value, state.spikes)
-        taken = ok if call.ok is None else ok & call.ok
-        its_call = call._replace(ok=taken)
+            good, spikes = self.without_spikes(good, norm, value, state.spikes)
+        its_call = call.only_if(good)
         result, inner_state = self.inner.run(updates, state.inner_state, params, its_call)
-        bad = call._replace(ok=~ok)
-        count = jnp.where(ok, 0, counted(state.notfinite_count, bad))
-        counters = (count, ok, counted(state.total_notfinite, bad), spikes)
-        if call.ok is not None:
-            before = (state.notfinite_count, state.last_finite, state.total_notfinite)
-            before = (*before, getattr(state, "spikes", ()))
-            counters = chosen(call.ok, counters, before)
+        bad = call.only_if(~good)
+        count = jnp.where(good, 0, bad.counted(state.notfinite_count))
+        before = (state.notfinite_count, state.last_finite, state.total_notfinite)
+        before = (*before, getattr(state, "spikes", ()))
+        counters = (count, good, bad.counted(state.total_notfinite), spikes)
+        counters = call.taken(counters, before)
         if self.warn:
             # Once for each time that the limit is passed.
             passed = (counters[0] == self.max_consecutive + 1) & (
@@ -94,17 +92,17 @@ class SkipNonfinite:
                 jax.lax.cond(passed, self.call_back, lambda count: None, counters[0])
             elif passed:
                 _warn(int(counters[0]))
-        count, ok, total, spikes = counters
-        new = (count, ok, total, inner_state)
+        count, good, total, spikes = counters
+        new = (count, good, total, inner_state)
         if isinstance(state, SkipState):
             return result, SkipState(*new, spikes)
         return result, optax.ApplyIfFiniteState(*new)
 
     def without_spikes(
-        self, ok: jax.Array, norm: Norm, value: Any, spikes: SpikeWindow
+        self, good: jax.Array, norm: Norm, value: Any, spikes: SpikeWindow
     ) -> tuple[jax.Array, SpikeWindow]:
         """Whether this step is none, and the window with it in; only finite ones are written."""
-        finite, where = ok, spikes.seen % self.window
+        finite, where = good, spikes.seen % self.window
         # An infinite one in the window would make NaN of its mean.
         size = jnp.minimum(norm.value * norm.unit, jnp.finfo(jnp.float32).max)
         judged = [(size, spikes.norms)] + ([] if value is None else [(value, spikes.values)])
@@ -119,13 +117,13 @@ class SkipNonfinite:
             deviation = jnp.sqrt(jnp.sum(squares) / jnp.maximum(filled - 1, 1))
             # Of equal numbers it is zero, and their mean is not quite one of them.
             deviation = jnp.maximum(deviation, 1e-6 * jnp.abs(mean))
-            ok &= ~(enough & (x > mean + self.spike_sigmas * deviation))
+            good &= ~(enough & (x > mean + self.spike_sigmas * deviation))
             written.append(jnp.where(finite, seen.at[where].set(x), seen))
         values = written[1] if value is not None else spikes.values
         seen = jnp.where(finite, spikes.seen + 1, spikes.seen)
         # Never overflows, and keeps its place in the ring.
         seen = jnp.where(seen >= 2 * self.window, seen - self.window, seen)
-        return ok, SpikeWindow(seen, written[0], values)
+        return good, SpikeWindow(seen, written[0], values)
 
     def call_back(self, count: jax.Array) -> None:
         """Warns on the host, from inside the program."""

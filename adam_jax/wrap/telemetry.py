@@ -10,15 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax.engine.call import Body, Call, check_state, counted
-from adam_jax.engine.leafwise import applied, decoded, fetched, wide, wide_dtype, widened
+from adam_jax.engine.call import Body, Call, check_state
+from adam_jax.engine.leafwise import decoded, fetched
 from adam_jax.engine.transformation import Transformation
 from adam_jax.engine.trees import leaf_paths
+from adam_jax.engine.unrounded import applied, arithmetic_dtype, promoted, unrounded, values
 from adam_jax.formats.dtypes import moves
 from adam_jax.modify.pack import unpack_state
-from adam_jax.rules.base import MomentRule
-from adam_jax.rules.directions import Root
-from adam_jax.rules.moments import Average
+from adam_jax.rules.base import member_rules_in
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.rules.squares import abs_squared
 from adam_jax.validation import check_expression, check_integer
@@ -44,7 +43,7 @@ class TelemetryState(NamedTuple):
 
 
 @frozen_pytree
-class Telemetry:
+class Telemetry(Body):
     """The body of `telemetry`."""
 
     inner: Body
@@ -74,7 +73,7 @@ class Telemetry:
                 "params must be given, got None: telemetry measures them. Write tx.update(grads,"
                 " state, params)."
             )
-        count = counted(state.count, call)
+        count = call.counted(state.count)
         due = (count % self.every == 0) & (count != state.count)
 
         def measured(carry: Any) -> Any:
@@ -97,11 +96,11 @@ class Telemetry:
         self, updates: Any, inner_state: Any, params: Any, call: Call
     ) -> dict[str, dict[str, jax.Array]]:
         """The statistics of this step, by group and by name."""
-        u, new_state = self.inner.run(widened(updates), inner_state, params, call)
-        params = _moving(params)
+        u, new_state = self.inner.run(unrounded(updates), inner_state, params, call)
+        params, u = _moving(params), values(u)
         moved = applied(u, params)
         small = _eps_dominates(self.inner, new_state, params)
-        trees = (updates, u, params, moved, small)
+        trees = (values(updates), u, params, moved, small)
         return {name: _statistics(leaves) for name, leaves in self.members(*trees)}
 
     def members(self, *trees: Any) -> list[tuple[str, list[tuple[Any, ...]]]]:
@@ -167,7 +166,7 @@ def _sums(g: Any, u: Any, p: Any, moved: Any, small: Any) -> list[jax.Array]:
     g, u, p, moved = jax.lax.stop_gradient((g, u, p, moved))
     moving = u != 0
     lost = moving & (moved == p)
-    g, u, p = (jnp.ravel(wide(x)) for x in (g, u, p))
+    g, u, p = (jnp.ravel(promoted(x)) for x in (g, u, p))
     small = jnp.zeros(g.shape, bool) if small is None else jnp.ravel(small)
     # Not g² itself, which XLA:CPU would share with clipping, and store.
     terms = [abs_squared(g / 2), abs_squared(u), abs_squared(p), jnp.real(jnp.conj(g) * u)]
@@ -207,30 +206,21 @@ def _eps_dominates(body: Body, state: Any, params: Any) -> Any:
     Known for one member whose second moment is an average of squares, divided by as Adam does.
     """
     state = unpack_state(state, params)
-    rules = [r for r in jax.tree.leaves(body, is_leaf=_is_moment_rule) if isinstance(r, MomentRule)]
+    rules = member_rules_in(body)
     kept = [s for s in jax.tree.leaves(state, is_leaf=_keeps_nu) if _keeps_nu(s)]
     nothing = jax.tree.map(lambda p: None, params)
     if len(rules) != 1 or len(kept) != 1:
         return nothing
     [rule], [member] = rules, kept
-    second, direction = rule.second, rule.direction
-    if not isinstance(second, Average) or not isinstance(direction, Root):
-        return nothing
-    count = member.count - 1
-    factor = second.scalars(count) if second.bias_correction else 1.0
-    eps = direction.scalars(count)
+    scalars = rule.scalars(member.count - 1)
 
     def known(p: Any, nu: Any) -> Any:
         if p is None or isinstance(nu, optax.MaskedNode):
             return None
-        nu = decoded(fetched(nu), jnp.finfo(wide_dtype(p)).dtype)
-        return direction.root(nu * factor) <= eps
+        nu = decoded(fetched(nu), jnp.finfo(arithmetic_dtype(p)).dtype)
+        return rule.eps_dominates({"nu": nu}, scalars)
 
     return jax.tree.map(known, params, member.nu, is_leaf=lambda x: x is None)
-
-
-def _is_moment_rule(x: Any) -> bool:
-    return isinstance(x, MomentRule)
 
 
 def _keeps_nu(x: Any) -> bool:

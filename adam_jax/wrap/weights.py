@@ -8,17 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax.engine.call import Body, Call, check_state, counted
-from adam_jax.engine.leafwise import applied, wide
+from adam_jax.engine.call import Body, Call, check_state
 from adam_jax.engine.transformation import Transformation
 from adam_jax.engine.trees import (
     align_params,
     align_slot,
-    dtypes_of,
     leaf_paths,
     unflatten_slot,
     unflatten_stored,
 )
+from adam_jax.engine.unrounded import applied, flatten_updates, promoted, value, values
 from adam_jax.formats.dtypes import leaf_dtype
 from adam_jax.formats.noise import WEIGHTS, salt_of, salted
 from adam_jax.formats.weights import Compensated, Residual, RoundedStochastically, WeightFormat
@@ -43,7 +42,7 @@ class WeightsState(NamedTuple):
 
 
 @frozen_pytree
-class Weights:
+class Weights(Body):
     """The body of the three: what is inside sees float32 weights."""
 
     inner: Body
@@ -64,10 +63,10 @@ class Weights:
     def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, WeightsState]:
         """One step of what is inside on the joined weights, taken apart again."""
         check_state(state, WeightsState, "a WeightsState")
-        leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
+        leaves, treedef = flatten_updates(updates)
+        updates = values(updates)
         stored = align_params(treedef, params, needed=True, apply=call.apply)
         rests = align_slot(treedef, updates, state.rest)
-        dtypes = dtypes_of(updates) if call.dtypes is None else list(call.dtypes)
         masters, grads, ours = list(stored), list(leaves), []
         for i, (g, p) in enumerate(zip(leaves, stored, strict=True)):
             if g is None:
@@ -80,25 +79,22 @@ class Weights:
             if not self.form.applies(p):
                 continue
             ours.append(i)
-            masters[i] = _join(self.form, p, rest)
-            grads[i], dtypes[i] = wide(g), jnp.dtype(jnp.float32)
+            # For the inner transformation weights and gradients are float32.
+            masters[i], grads[i] = _join(self.form, p, rest), promoted(value(g))
         master = treedef.unflatten(masters)
-        result, inner_state = self.inner.run(
-            treedef.unflatten(grads), state.inner_state, master, call._replace(dtypes=dtypes)
-        )
+        grads = treedef.unflatten(grads)
+        result, inner_state = self.inner.run(grads, state.inner_state, master, call)
         moved = treedef.flatten_up_to(result if call.apply else applied(result, master))
         results = treedef.flatten_up_to(result)
         salt = salt_of(WEIGHTS, self.seed, state.count)
         for i in ours:
             p, dtype = stored[i], jnp.dtype(leaf_dtype(stored[i]))
             q, rest = _split(self.form, dtype, moved[i], salted(salt, i))
-            if call.ok is not None:
-                q = jnp.where(call.ok, q, p)
-                rest = None if rest is None else jnp.where(call.ok, rest, rests[i])
+            q, rest = call.taken((q, rest), (p, rests[i] if rest is not None else None))
             results[i] = q if call.apply else difference(q, p)
             rests[i] = rests[i] if rest is None else rest
         rest_tree = unflatten_slot(treedef, updates, rests)
-        new = WeightsState(counted(state.count, call), rest_tree, inner_state)
+        new = WeightsState(call.counted(state.count), rest_tree, inner_state)
         return treedef.unflatten(results), new
 
 

@@ -1,0 +1,107 @@
+"""Transformations that are not of this package, as bodies."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import optax
+
+from adam_jax.engine.call import Body, Call, chosen
+from adam_jax.engine.functions import zeros_for
+from adam_jax.engine.trees import align_params
+from adam_jax.engine.unrounded import rounded
+from adam_jax.formats.dtypes import moves
+from adam_jax.xla.barrier import kept_apart
+from adam_jax.xla.once import if_due
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class OptaxBody(Body):
+    """The body of a transformation that is not of this package."""
+
+    tx: optax.GradientTransformation
+
+    @property
+    def takes(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The extra arguments that its signature names."""
+        parameters = list(inspect.signature(self.tx.update).parameters.values())[3:]
+        return tuple(p.name for p in parameters if p.kind is not p.VAR_KEYWORD)
+
+    def init(self, params: Any) -> Any:
+        """Its state before the first step."""
+        return self.tx.init(params)
+
+    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
+        """Its step."""
+        updates = rounded(updates)
+        leaves = jax.tree.leaves(updates, is_leaf=lambda x: x is None)
+        if any(g is None for g in leaves):
+            return self.with_integers(leaves, updates, state, params, call)
+        return self.own_step(updates, state, params, call)
+
+    def with_integers(
+        self, leaves: list[Any], updates: Any, state: Any, params: Any, call: Call
+    ) -> tuple[Any, Any]:
+        """Its step, with zeros in the place of None for integers: Optax keeps a state for them."""
+        treedef = jax.tree.structure(updates, is_leaf=lambda x: x is None)
+        stored = align_params(treedef, params, needed=False, apply=call.apply)
+        pairs = zip(leaves, stored, strict=True)
+        given = [zeros_for(g, p) if g is None and not moves(p) else g for g, p in pairs]
+        result, new = self.own_step(treedef.unflatten(given), state, params, call)
+        results = [
+            x if g is not None or moves(p) else p if call.apply else None
+            for x, g, p in zip(treedef.flatten_up_to(result), leaves, stored, strict=True)
+        ]
+        return treedef.unflatten(results), new
+
+    def own_step(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
+        """Its own, if it is to be taken."""
+
+        def taken(updates: Any, params: Any, state: Any) -> tuple[Any, Any]:
+            if call.apply and (fused := getattr(self.tx, "step", None)) is not None:
+                return fused(updates, state, params, **call.extra_args)
+            tx = optax.with_extra_args_support(self.tx)
+            updates, state = tx.update(updates, state, params, **call.extra_args)
+            return (optax.apply_updates(params, updates) if call.apply else updates), state
+
+        if call.ok is None:
+            return taken(updates, params, state)
+        return taken_if(call, taken, updates, params, state)
+
+
+def taken_if(
+    call: Call, step: Callable[..., tuple[Any, Any]], updates: Any, params: Any, state: Any
+) -> tuple[Any, Any]:
+    """A step of another's transformation, taken where `call.ok`.
+
+    The members of this package do without: they choose each array in the loop that writes it.
+
+    Args:
+      call: with an `ok`.
+      step: from the three that follow to the result and the new state.
+      updates: the gradients.
+      params: the parameters; the result where the step is not taken, if `call.apply`.
+      state: the state before.
+    """
+    if not isinstance(call.ok, jax.core.Tracer) and call.ok:
+        return step(updates, params, state)
+    step = jax.jit(step, inline=True)  # Traced once for all that follows.
+    made = jax.eval_shape(step, updates, params, state)
+    nothing = params if call.apply else jax.tree.map(jnp.zeros_like, made[0])
+    old = nothing, state
+    if not isinstance(call.ok, jax.core.Tracer):
+        return old
+    if not any(x.ndim for x in jax.tree.leaves(made[1])) or jax.eval_shape(lambda: old) != made:
+        # Without arrays in the state XLA fuses the choice into the next operation, and stores
+        # nothing. And a state that changes its dtypes can be returned by no loop and no branch.
+        return chosen(call.ok, step(updates, params, state), old)
+    if not call.apply:
+        return jax.lax.cond(call.ok, lambda: step(updates, params, state), lambda: old)
+    # In place; a branch copies its operands. Without the barrier XLA computes what depends on the
+    # gradient alone ahead of the loop, and stores it.
+    return if_due(call.ok, lambda old: step(*kept_apart((updates, *old))), old)
