@@ -45,7 +45,6 @@ from adam_jax.rules.base import DecayRateLike
 from adam_jax.wrap.accumulate import AccumulateState, accumulate
 from adam_jax.wrap.chain import chain
 from adam_jax.wrap.clip import clip_by_global_norm
-from adam_jax.wrap.eco import eco
 from adam_jax.wrap.ema import EmaParamsState, ema_params
 from adam_jax.wrap.skip import Skipped, SkipState, skip_nonfinite, skipped
 from adam_jax.wrap.telemetry import TelemetryState, measured, telemetry
@@ -96,7 +95,6 @@ __all__ = [
     "convert",
     "convert_state",
     "decay_mask",
-    "eco",
     "ema_params",
     "grokfast",
     "groups",

@@ -129,7 +129,6 @@ WEIGHTS = {
     "stochastic": adam_jax.stochastic_rounding(adamw(1e-2)),
     "kahan": adam_jax.kahan_summation(adamw(1e-2)),
     "residual": adam_jax.master_residual(adamw(1e-2)),
-    "eco": adam_jax.eco(adamw(1e-2)),
 }
 
 

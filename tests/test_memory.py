@@ -27,7 +27,6 @@ EVERYTHING = {
     "kahan_summation": adam_jax.kahan_summation(int8),
     "master_residual(16)": adam_jax.master_residual(int8),
     "master_residual(8)": adam_jax.master_residual(int8, bits=8),
-    "eco": adam_jax.eco(int8),
     "accumulate": adam_jax.accumulate(int8, every=4),
     "accumulate in int8": adam_jax.accumulate(int8, every=4, dtype=jnp.int8),
     "masked": optax.masked(int8, lambda p: jax.tree.map(lambda x: x.ndim > 1, p)),
