@@ -1,48 +1,15 @@
-"""Learning rates as functions of the optimizer steps completed: Optax's, and two it lacks."""
+"""Learning rates as functions of the optimizer steps completed: two that Optax lacks."""
 
 import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
-from optax.schedules import (
-    constant_schedule,
-    cosine_decay_schedule,
-    cosine_onecycle_schedule,
-    exponential_decay,
-    join_schedules,
-    linear_onecycle_schedule,
-    linear_schedule,
-    piecewise_constant_schedule,
-    piecewise_interpolate_schedule,
-    polynomial_schedule,
-    sgdr_schedule,
-    warmup_constant_schedule,
-    warmup_cosine_decay_schedule,
-    warmup_exponential_decay_schedule,
-)
 
 from adam_jax.rules.scaling import Schedule
 from adam_jax.validation import check_number
 
-__all__ = [
-    "constant_schedule",
-    "cosine_decay_schedule",
-    "cosine_onecycle_schedule",
-    "exponential_decay",
-    "inverse_sqrt_schedule",
-    "join_schedules",
-    "linear_onecycle_schedule",
-    "linear_schedule",
-    "piecewise_constant_schedule",
-    "piecewise_interpolate_schedule",
-    "polynomial_schedule",
-    "sgdr_schedule",
-    "warmup_constant_schedule",
-    "warmup_cosine_decay_schedule",
-    "warmup_exponential_decay_schedule",
-    "warmup_stable_decay_schedule",
-]
+__all__ = ["inverse_sqrt_schedule", "warmup_stable_decay_schedule"]
 
 
 def inverse_sqrt_schedule(init_value: float) -> Schedule:

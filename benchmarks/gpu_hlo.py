@@ -189,7 +189,6 @@ def _low_precision() -> dict[str, Case]:
         "Kahan": adam_jax.kahan_summation,
         "residual 16": adam_jax.master_residual,
         "residual 8": lambda tx: adam_jax.master_residual(tx, 8),
-        "ECO": adam_jax.eco,
     }
     both = [("residual 16", "8-bit"), ("residual 8", "8-bit"), ("stochastic rounding", "8-bit")]
     both.append(("stochastic rounding", "4-bit"))

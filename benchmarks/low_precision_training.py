@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import adam_jax
 from benchmarks.low_precision import Columns, Row, bytes_per_parameter, table, write_json
@@ -70,9 +71,7 @@ SLOW = {
 
 def optimizer(task: Task, case: Case, rate: Any) -> Any:
     """A tenth of the steps up to the rate, then a cosine down to a tenth of it."""
-    part = adam_jax.schedules.warmup_cosine_decay_schedule(
-        0.0, 1.0, task.steps // 10, task.steps, 0.1
-    )
+    part = optax.warmup_cosine_decay_schedule(0.0, 1.0, task.steps // 10, task.steps, 0.1)
     adamw = adam_jax.adamw(
         lambda step: rate * part(jnp.asarray(step, jnp.float32)),
         b2=task.b2,

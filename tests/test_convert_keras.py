@@ -9,7 +9,7 @@ import pytest
 
 import adam_jax
 from adam_jax import convert
-from adam_jax.formats.bitsandbytes import DynamicMap
+from benchmarks.codecs import dynamic_map
 from tests.test_convert_torch import product, raised
 
 PARAMS = {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
@@ -105,7 +105,7 @@ def test_errors_of_keras_list_the_paths(name):
 
 def coded(x, signed, block=256):
     """Codes, scales and map of an array, by a search in the map."""
-    values = np.asarray(DynamicMap(signed).value(jnp.arange(256, dtype=jnp.uint8)))
+    values = dynamic_map(signed)
     flat = np.pad(x.ravel(), (0, -x.size % block)).reshape(-1, block)
     scale = np.abs(flat).max(1).astype(np.float32)
     shares = (flat / scale[:, None]).ravel()[: x.size]
@@ -132,20 +132,6 @@ MU = RNG.normal(size=(64, 65)).astype(np.float32)
 NU = np.square(RNG.normal(size=(64, 65))).astype(np.float32)
 SMALL = {"step": 7, "state1": np.arange(3.0), "state2": np.arange(3.0) ** 2}
 BOTH = {"w": jnp.ones((64, 65)), "b": jnp.ones(3)}
-FORM = adam_jax.BitsAndBytes8()
-
-
-@pytest.mark.parametrize("wrapped", [True, False])
-def test_codes_are_copied(wrapped):
-    tx = adam_jax.adamw(1e-3, mu_dtype=FORM, nu_dtype=FORM)
-    saved = state_dict(entry(MU, NU, wrapped=wrapped), SMALL)
-    state = convert.from_bitsandbytes(saved, BOTH, tx)
-    assert jax.tree.structure(state) == jax.tree.structure(tx.init(BOTH))
-    for slot, x, signed in ((state[0].mu, MU, True), (state[0].nu, NU, False)):
-        codes, scale, _ = coded(x, signed)
-        np.testing.assert_array_equal(slot["w"].codes, codes)
-        np.testing.assert_array_equal(slot["w"].scale, scale)
-    np.testing.assert_array_equal(state[0].nu["b"], np.arange(3.0) ** 2)
 
 
 def decoded(x, signed, block=256):
@@ -153,36 +139,41 @@ def decoded(x, signed, block=256):
     return values[codes] * np.repeat(scale, block)[: x.size].reshape(x.shape)
 
 
-def test_other_forms_other_layouts_and_old_blocks_go_by_way_of_float32():
-    plain = adam_jax.adamw(1e-3)
-    for block in (256, 2048):
-        saved = state_dict(entry(MU, NU, block=block), SMALL)
-        state = convert.from_bitsandbytes(saved, BOTH, plain)[0]
-        np.testing.assert_array_equal(state.mu["w"], decoded(MU, True, block))
-        np.testing.assert_array_equal(state.nu["w"], decoded(NU, False, block))
+@pytest.mark.parametrize("wrapped", [True, False])
+@pytest.mark.parametrize("block", [256, 2048])
+def test_codes_are_decoded(wrapped, block):
+    tx = adam_jax.adamw(1e-3)
+    saved = state_dict(entry(MU, NU, wrapped=wrapped, block=block), SMALL)
+    state = convert.from_bitsandbytes(saved, BOTH, tx)
+    assert jax.tree.structure(state) == jax.tree.structure(tx.init(BOTH))
+    np.testing.assert_array_equal(state[0].mu["w"], decoded(MU, True, block))
+    np.testing.assert_array_equal(state[0].nu["w"], decoded(NU, False, block))
+    np.testing.assert_array_equal(state[0].nu["b"], np.arange(3.0) ** 2)
+
+
+def test_other_layouts_and_other_forms():
+    plain, saved = adam_jax.adamw(1e-3), state_dict(entry(MU, NU), SMALL)
     turned = BOTH | {"w": jnp.ones((65, 64))}
     names = {"w": convert.Layout("w", (1, 0))}
-    saved = state_dict(entry(MU, NU), SMALL)
     state = convert.from_bitsandbytes(saved, turned, plain, names=names)[0]
     np.testing.assert_array_equal(state.nu["w"], decoded(NU, False).T)
-    tx = adam_jax.adamw(1e-3, mu_dtype=FORM, nu_dtype=FORM)
-    again = convert.from_bitsandbytes(saved, turned, tx, names=names)[0].nu["w"]
+    in_8_bits = adam_jax.adamw(1e-3, mu_dtype=jnp.int8, nu_dtype=jnp.int8)
+    again = convert.from_bitsandbytes(saved, turned, in_8_bits, names=names)[0].nu["w"]
     away = np.asarray(again.format.decode(again, jnp.float32)) - decoded(NU, False).T
     assert 0 < np.linalg.norm(away) < 0.1 * np.linalg.norm(NU)
 
 
 def test_lion_and_ademamix():
-    lion = convert.from_bitsandbytes(
-        state_dict(entry(MU)), {"w": BOTH["w"]}, adam_jax.lion(1e-3, mu_dtype=FORM)
-    )
-    np.testing.assert_array_equal(lion[0].mu["w"].codes, coded(MU, True)[0])
+    lion = convert.from_bitsandbytes(state_dict(entry(MU)), {"w": BOTH["w"]}, adam_jax.lion(1e-3))
+    np.testing.assert_array_equal(lion[0].mu["w"], decoded(MU, True))
     two = [coded(x, True) for x in (MU, -MU)]
     both = entry(MU, NU, wrapped=False)
     both |= {"state1": np.stack([x[0] for x in two]), "absmax1": np.stack([x[1] for x in two])}
-    tx = adam_jax.ademamix(1e-3, mu_dtype=FORM, nu_dtype=FORM)
+    tx = adam_jax.ademamix(1e-3)
     state = convert.from_bitsandbytes(state_dict(both), {"w": BOTH["w"]}, tx)[0]
-    np.testing.assert_array_equal(state.m2["w"].codes, two[1][0])
-    np.testing.assert_array_equal(state.m1["w"].scale, two[0][1])
+    np.testing.assert_array_equal(state.m1["w"], decoded(MU, True))
+    np.testing.assert_array_equal(state.m2["w"], decoded(-MU, True))
+    np.testing.assert_array_equal(state.nu["w"], decoded(NU, False))
     assert int(state.count) == int(state.count_m2) == 7
 
 

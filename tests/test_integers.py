@@ -105,7 +105,6 @@ CODES = {"mu_dtype": jnp.int8, "nu_dtype": jnp.int8}
 AROUND = {
     "8 bits": adamw(1e-2, **CODES),
     "factored": adamw(1e-2, nu_dtype=adam_jax.Factored(32, 32)),
-    "bitsandbytes": adamw(1e-2, nu_dtype=adam_jax.BitsAndBytes8()),
     "masked decay": adamw(1e-2, mask=adam_jax.decay_mask),
     "groups": adam_jax.groups(adamw, {"a/.*|b": {"b2": 0.9}}, learning_rate=1e-2),
     "no default group": adam_jax.groups(adamw, {"a/.*|b": {"learning_rate": 1e-2}}),
@@ -129,7 +128,6 @@ WEIGHTS = {
     "stochastic": adam_jax.stochastic_rounding(adamw(1e-2)),
     "kahan": adam_jax.kahan_summation(adamw(1e-2)),
     "residual": adam_jax.master_residual(adamw(1e-2)),
-    "eco": adam_jax.eco(adamw(1e-2)),
 }
 
 

@@ -71,11 +71,12 @@ def test_keras(conversion, record_property):
     assert once < 1e-11 and whole < 1e-11
 
 
-# The first step is made of the copied codes; then a moment in the middle of two codes goes here to
-# the one and there to the other, and the largest difference is that of the element it happens to.
+# The first step is made of the decoded codes; then bitsandbytes rounds its moments to codes again,
+# and the largest difference is that of the element where it matters most.
 @pytest.mark.parametrize("conversion", conversions("bitsandbytes"))
 def test_bitsandbytes(conversion, record_property):
     once, whole = agree(conversion, record_property)
-    decoded_again = "transposed" in conversion.name or "int8" in conversion.name
-    assert once < (0.05 if decoded_again else 1e-4)
-    assert whole < (1e-3 if "32bit" in conversion.name else 0.2)
+    assert once < (0.05 if "int8" in conversion.name else 1e-4)
+    # Lion's updates are signs: one that differs is a tenth of the way of 20 steps.
+    bounds = {"32bit": 1e-3, "Lion": 0.25}
+    assert whole < next((x for word, x in bounds.items() if word in conversion.name), 0.1)

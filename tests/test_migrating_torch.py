@@ -39,4 +39,4 @@ def test_what_the_training_loop_names_is_there():
                 __import__(name.rpartition(".")[0])
                 assert eval(name, {"torch": torch}), name
         for name in codes(row["here"]):
-            assert eval(name.removeprefix("adam_jax."), vars(adam_jax).copy()), name
+            assert eval(name.removeprefix("adam_jax."), vars(adam_jax) | {"optax": optax}), name

@@ -26,7 +26,6 @@ FORMS = {
     "int8": small(jnp.int8),
     "int4": small(jnp.int4),
     "blocks of 64": small(adam_jax.Quantized("int8", 64)),
-    "bitsandbytes": small(adam_jax.BitsAndBytes8()),
     "Factored": adamw(1e-2, nu_dtype=adam_jax.Factored(32, 32)),
     "stochastic bfloat16": small(adam_jax.stochastic(jnp.bfloat16)),
     "amsgradw": adam_jax.amsgradw(1e-2),
@@ -64,7 +63,6 @@ def by_pytree_restore(path, like):
 UNLIKE = [
     ("int8", "int4"),
     ("int8", "blocks of 64"),
-    ("int8", "bitsandbytes"),
     ("int8", "stochastic bfloat16"),
     ("int8", "float32"),
     ("int8", "Factored"),
@@ -117,7 +115,7 @@ def test_codes_are_the_same_however_they_were_rounded(saved):
         assert all(np.array_equal(x, y) for x, y in pairs)
 
 
-@pytest.mark.parametrize("target", ["int4", "blocks of 64", "bitsandbytes"])
+@pytest.mark.parametrize("target", ["int4", "blocks of 64"])
 def test_arrays_put_into_another_state_without_their_names(target):
     """As by jax.tree.unflatten of arrays from an .npz file."""
     tx = FORMS[target]

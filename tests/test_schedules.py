@@ -1,20 +1,10 @@
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax.schedules
 import pytest
 
 import adam_jax
 from adam_jax import schedules
-
-
-def test_all_of_optaxs_schedules_are_here():
-    theirs = {name for name in dir(optax.schedules) if "schedule" in name or "decay" in name}
-    theirs = {name for name in theirs if inspect.isfunction(getattr(optax.schedules, name))}
-    assert theirs <= set(schedules.__all__)
-    assert all(getattr(schedules, name) is getattr(optax.schedules, name) for name in theirs)
 
 
 def test_inverse_sqrt_is_the_theorems():

@@ -1,27 +1,24 @@
-"""8-bit states of bitsandbytes, code for code, or decoded and stored otherwise."""
+"""States of bitsandbytes, of 8 and 32 bits: codes are decoded to float32."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from adam_jax.convert.entries import as_numpy, check_real, matched_slots
 from adam_jax.convert.moments import Moments, Target
-from adam_jax.convert.names import Layout, Names, layouts, listed
+from adam_jax.convert.names import Names, layouts, listed
 from adam_jax.convert.pytorch import entries_of, order_of, steps_of
 from adam_jax.convert.twins import check_kinds, check_twin, member_rules
 from adam_jax.family.ademamix import ScaleByAdemamixState
-from adam_jax.formats.bitsandbytes import BLOCK, DynamicMap, FlatBlockwise
-from adam_jax.formats.blockwise import Blocks
 
 KINDS = (optax.ScaleByAdamState, optax.ScaleByLionState, ScaleByAdemamixState)
 WRAPPED = "__bnb_optimizer_quant_state__"
 """Below this `state_dict()` keeps everything but the step; older versions do not."""
-BLOCKS = (BLOCK, 2048)
-"""Of today, and before 0.44."""
+BLOCKS = (256, 2048)
+"""Elements of the flattened array that share a scale: today, and before 0.44."""
 
 
 def from_bitsandbytes(
@@ -37,10 +34,9 @@ def from_bitsandbytes(
     Args:
       state_dict: `optimizer.state_dict()` of Adam, AdamW, Lamb, Lion or AdEMAMix, of 8 or 32 bits.
       params: our parameters.
-      tx: what goes on. With `mu_dtype=` and `nu_dtype=` `BitsAndBytes8()` codes and scales are
-        copied as they are, where blocks of 256 and the layout allow it; in any other form, and for
-        arrays that lie otherwise here, they are decoded to float32 and stored anew. Weight decay is
-        decoupled in bitsandbytes, in Adam too: write `adamw`.
+      tx: what goes on. 8-bit moments are decoded to float32 and stored as `tx` stores them: without
+        loss in float32, rounded again in `jnp.int8`. Weight decay is decoupled in bitsandbytes, in
+        Adam too: write `adamw`.
       names: as in `from_torch`.
       order: as in `from_torch`.
 
@@ -48,7 +44,8 @@ def from_bitsandbytes(
       The state, as `from_torch` makes it.
 
     Raises:
-      ValueError: as `from_torch`; also for scales that fit neither blocks of 256 nor of 2048.
+      ValueError: as `from_torch`; also for codes without a map, or whose scales fit neither blocks
+        of 256 nor of 2048.
     """
     target, rules = Target(params, tx), member_rules(tx)
     check_kinds("bitsandbytes", target.kinds.values(), KINDS)
@@ -58,18 +55,13 @@ def from_bitsandbytes(
     order = order_of("state_dict", state_dict, order)
     entries = {order[i]: _unwrapped(e) for i, e in entries_of(state_dict, order).items()}
     layout = layouts(target.shapes, names)
-    found, codes = {}, {}
+    found = {}
     for name, entry in entries.items():
         for slot, part in _slots(entry, target.kinds.values()).items():
             key = f"{name}/{slot}"
-            found[key], codes[key] = _decoded(key, part)
+            found[key] = _decoded(key, part)
     keys = {(path, slot): f"{layout[path].name}/{slot}" for path, slot in target.kinds}
-    arrays = matched_slots("state_dict", found, keys, layout, target.shapes)
-    plain = {path for path, x in layout.items() if x == Layout(x.name)}
-    slots = {
-        pair: arrays[pair] if codes[key] is None or pair[0] not in plain else codes[key]
-        for pair, key in keys.items()
-    }
+    slots = matched_slots("state_dict", found, keys, layout, target.shapes)
     steps = {path: steps_of(path, entries[layout[path].name]) for path, _ in keys}
     return target.filled(Moments(slots, steps))
 
@@ -97,11 +89,11 @@ def _slots(entry: dict[str, Any], kinds: Any) -> dict[str, dict[str, Any]]:
     return slots
 
 
-def _decoded(key: str, part: dict[str, Any]) -> tuple[np.ndarray, Blocks | None]:
-    """The float32 array, and what it is coded as if that is as `BitsAndBytes8` has it."""
+def _decoded(key: str, part: dict[str, Any]) -> np.ndarray:
+    """The array. A code is an index into the map, whose numbers are in units of the scale."""
     state = part["state"]
     if state.dtype != np.uint8:
-        return state, None
+        return state
     absent = [name for name in ("absmax", "qmap") if name not in part]
     if absent:
         raise ValueError(f"{key!r} must have scales and a map for its codes, got no {absent[0]}.")
@@ -113,10 +105,4 @@ def _decoded(key: str, part: dict[str, Any]) -> tuple[np.ndarray, Blocks | None]
             f" 0.44) and a map of 256 numbers, got {scale.shape} and {values.shape} for"
             f" {state.size} elements: {listed(map(str, BLOCKS))}."
         )
-    each = np.repeat(scale, block)[: state.size].reshape(state.shape)
-    signed = bool(values[0] < 0)
-    codec = DynamicMap(signed)
-    ours = np.asarray(codec.value(jnp.arange(256, dtype=jnp.uint8)))
-    exact = block == BLOCK and np.allclose(ours, values, rtol=1e-6, atol=0)
-    blocks = Blocks(jnp.asarray(state), jnp.asarray(scale), FlatBlockwise(codec))
-    return values[state] * each, blocks if exact else None
+    return values[state] * np.repeat(scale, block)[: state.size].reshape(state.shape)

@@ -21,7 +21,7 @@ LANES = 16
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """What `Blockwise` stores, and `FlatBlockwise` of bitsandbytes.
+    """What `Blockwise` stores.
 
     The key of the codes names their form, `codes_int8_power2_block128`: libraries that save a state
     by the paths of its arrays save no more of `format`, and read codes of another form as numbers

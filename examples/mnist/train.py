@@ -28,8 +28,8 @@ OPTIMIZERS = {name: getattr(adam_jax, name) for name in MEMBERS}
 
 # By name: the learning rate of the first step (after the warmup) and the number of steps.
 SCHEDULES: dict[str, Callable[[float, int], Any]] = {
-    "constant": lambda rate, steps: schedules.constant_schedule(rate),
-    "cosine": lambda rate, steps: schedules.cosine_decay_schedule(rate, steps),
+    "constant": lambda rate, steps: optax.constant_schedule(rate),
+    "cosine": lambda rate, steps: optax.cosine_decay_schedule(rate, steps),
     "inverse-sqrt": lambda rate, steps: schedules.inverse_sqrt_schedule(rate),
     "warmup-stable-decay": lambda rate, steps: schedules.warmup_stable_decay_schedule(
         rate, steps // 20, steps - steps // 20 - steps // 5, steps // 5
