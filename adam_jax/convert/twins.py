@@ -56,7 +56,10 @@ def check_twin(library: str, rules: Iterable[Any]) -> None:
 
 def is_maximum(rules: Iterable[Any]) -> bool:
     """Whether nu is the largest gradient, as AdaMax has it."""
-    return any(getattr(rule.second, "statistic", None) == "largest gradient" for rule in rules)
+    return any(
+        getattr(getattr(rule, "second", None), "statistic", None) == "largest gradient"
+        for rule in rules
+    )
 
 
 def momentum_product(rules: Iterable[Any], steps: int) -> float | None:

@@ -94,13 +94,13 @@ class Body(abc.ABC):
 
     Attributes:
       takes: the names of the extra arguments that it reads.
-      tx: the transformation of another library that it runs; None if it is of this package.
+      foreign: the transformation of another library that it runs; None if it is of this package.
       memory: the kind of memory that it keeps its state in; None for that of the device.
       has_pipeline: it is a member's pipeline, or holds one: `pipeline` and `edited` do not refuse.
     """
 
     takes: tuple[str, ...] = ()
-    tx: Any = None
+    foreign: Any = None
     memory: str | None = None
     has_pipeline: bool = False
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Collection, Iterator
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.core
@@ -24,7 +24,7 @@ class FrozenTree:
     treedef: Any
 
     @classmethod
-    def of(cls, tree: Any) -> Self:
+    def of(cls, tree: Any) -> "FrozenTree":
         """Freezes a tree."""
         leaves, treedef = jax.tree.flatten(tree)
         shapes = [x.shape for x in leaves if isinstance(x, _ARRAYS) and x.ndim]
@@ -44,27 +44,33 @@ class FrozenTree:
 _ARRAYS = (np.ndarray, np.generic, jax.Array)
 
 
-class Mask(FrozenTree):
+@dataclasses.dataclass(frozen=True)
+class Mask:
     """Which leaves a stage acts on, as Optax writes it: a tree of booleans or a callable.
 
     A prefix of the parameters' tree will do; a callable is its own single leaf.
+
+    Attributes:
+      frozen: what the user wrote.
     """
 
+    frozen: FrozenTree
+
     @classmethod
-    def of(cls, tree: Any) -> Self:
+    def of(cls, tree: Any) -> "Mask":
         """Freezes a mask."""
-        made = super().of(tree)
+        made = FrozenTree.of(tree)
         if not (len(made.leaves) == 1 and callable(made.tree)):
             check_booleans(made.tree)
-        return made
+        return cls(made)
 
     def flatten(self, params: Any, tree: Any, param_leaves: list[Any]) -> list[bool]:
         """One boolean per leaf of `tree`, whose leaves have the parameters `param_leaves`.
 
         A callable is always asked about the parameters; Optax asks it about the updates in update.
         """
-        mask = self.tree
-        if len(self.leaves) == 1 and callable(mask):
+        mask = self.frozen.tree
+        if len(self.frozen.leaves) == 1 and callable(mask):
             mask = mask(params)
             check_booleans(mask)
         given, prefix = jax.tree.flatten(mask)

@@ -27,6 +27,11 @@ class OptaxBody(Body):
     tx: optax.GradientTransformation
 
     @property
+    def foreign(self) -> optax.GradientTransformation:
+        """What it runs."""
+        return self.tx
+
+    @property
     def takes(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The extra arguments that its signature names."""
         parameters = list(inspect.signature(self.tx.update).parameters.values())[3:]

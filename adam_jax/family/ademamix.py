@@ -19,11 +19,13 @@ from adam_jax.rules.scaling import Constant, Hyperparameter, Schedule, Scheduled
 
 
 @frozen_pytree
-class ScheduledRate(Scheduled):
+class ScheduledRate(Hyperparameter):
     """A decay rate that is a function of the optimizer steps completed."""
 
+    rate: Scheduled
+
     def at(self, count: Any) -> Any:
-        return DecayRate.of("b3", super().at(count), closed=True)
+        return DecayRate.of("b3", self.rate.at(count), closed=True)
 
 
 @frozen_pytree
@@ -86,7 +88,7 @@ def scale_by_ademamix(
     """
     slow: Hyperparameter
     if callable(b3):
-        slow = ScheduledRate(b3)
+        slow = ScheduledRate(Scheduled(b3))
     else:
         slow = Constant(DecayRate.of("b3", b3, closed=True))
     weight = hyperparameter("alpha", alpha, instead="the paper's range is 4 to 10")

@@ -117,14 +117,7 @@ class MemberRule(Rule):
     """The rule of a member of the family, which modifiers may ask for another one.
 
     One that has no answer refuses: the error says which member it is.
-
-    Attributes:
-      first: the running statistic of the gradient, a `Moment`; None where the rule has no moments.
-      second: that of its magnitude, likewise.
     """
-
-    first: Any = None
-    second: Any = None
 
     @abc.abstractmethod
     def normalised(self, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> jax.Array:

@@ -38,11 +38,11 @@ class ModifiedRule(MemberRule):
 
     @property
     def first(self) -> Any:
-        return self.inner.first
+        return getattr(self.inner, "first", None)
 
     @property
     def second(self) -> Any:
-        return self.inner.second
+        return getattr(self.inner, "second", None)
 
     def scalars(self, count: Any) -> Any:
         return self.inner.scalars(count)

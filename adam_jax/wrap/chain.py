@@ -74,14 +74,14 @@ def inner_body(argument: str, tx: Any) -> Body:
       ValueError: see `body_of`.
     """
     body = body_of(argument, tx)
-    if body.tx is None:
+    if body.foreign is None:
         return body
-    inits, updates = (_held(f, g) for f, g in zip(body.tx, _OPTAX_CHAIN, strict=True))
+    inits, updates = (_held(f, g) for f, g in zip(body.foreign, _OPTAX_CHAIN, strict=True))
     if len(inits) != 1 or len(updates) != 1:
         return body
     pairs = zip(inits[0], updates[0], strict=True)
     bodies = tuple(inner_body(argument, whole(init, update)) for init, update in pairs)
-    return body if all(b.tx is not None for b in bodies) else Chain(bodies)
+    return body if all(b.foreign is not None for b in bodies) else Chain(bodies)
 
 
 _OPTAX_CHAIN = optax.chain(optax.identity())
