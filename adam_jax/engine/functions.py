@@ -93,12 +93,34 @@ def run_body(body: Body, updates: Any, state: Any, params: Any, call: Call) -> t
     inside; outside their updates are zeros that `optax.apply_updates` can add.
     """
     _check_extra_args(body, call.extra_args)
+    leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
+    fixed = {}
+    if not all(map(moves, leaves)):
+        fixed = _zeros_of_integers(leaves, align_params(treedef, params, False, call.apply))
+        inside = [None if i in fixed else g for i, g in enumerate(leaves)]
+        updates = treedef.unflatten(inside)
     try:
-        return _run_floating(body, updates, state, params, call)
+        result, new = body.run(updates, state, params, call)
     except ValueError as error:
         if "memory_space" in str(error):
             _check_memory(state)
         raise
+    if call.apply:
+        return result, new
+    result = rounded(result)
+    if fixed:
+        results = treedef.flatten_up_to(result)
+        result = treedef.unflatten([fixed.get(i, u) for i, u in enumerate(results)])
+    return result, new
+
+
+def _zeros_of_integers(leaves: list[Any], params: list[Any]) -> dict[int, Any]:
+    """By the number of each gradient of an integer, boolean or key, the update of it."""
+    return {
+        i: zeros_for(g, p)
+        for i, (g, p) in enumerate(zip(leaves, params, strict=True))
+        if not moves(g) and (g.dtype == jax.dtypes.float0 or not moves(p))
+    }
 
 
 def _check_memory(state: Any) -> None:
@@ -116,27 +138,6 @@ def _check_memory(state: Any) -> None:
                 f" computed with it: step with sharding.offload(tx), whose state it was, or move it"
                 f" to the device first, jax.device_put(state, jax.memory.Space.Device)."
             ) from None
-
-
-def _run_floating(body: Body, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
-    leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
-    if all(map(moves, leaves)):
-        result, new = body.run(updates, state, params, call)
-        return (result if call.apply else rounded(result)), new
-    stored = align_params(treedef, params, needed=False, apply=call.apply)
-    fixed = [
-        i
-        for i, (g, p) in enumerate(zip(leaves, stored, strict=True))
-        if not moves(g) and (g.dtype == jax.dtypes.float0 or not moves(p))
-    ]
-    inside = [None if i in set(fixed) else g for i, g in enumerate(leaves)]
-    result, new = body.run(treedef.unflatten(inside), state, params, call)
-    if call.apply:
-        return result, new
-    results = treedef.flatten_up_to(rounded(result))
-    for i in fixed:
-        results[i] = zeros_for(leaves[i], stored[i])
-    return treedef.unflatten(results), new
 
 
 def zeros_for(g: Any, p: Any) -> Any:
