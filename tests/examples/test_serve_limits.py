@@ -248,10 +248,13 @@ def test_a_client_that_reads_nothing_is_cut_off(address):
 )
 def test_broken_http_is_refused(address, head, status):
     """With None the connection is closed without an answer."""
-    with connect(address) as client, contextlib.suppress(ConnectionResetError):
+    with connect(address) as client:
         client.sendall(head)
-        said = client.recv(1 << 16)
-        assert said.split()[1] == b"%d" % status if said else status is None, said
+        if status is None:
+            with contextlib.suppress(ConnectionResetError):
+                assert client.recv(1) == b""
+        else:
+            assert client.recv(1 << 16).startswith(b"HTTP/1.1 %d " % status)
 
 
 def is_served(address):

@@ -162,8 +162,8 @@ def serve(
       UserError: if the address cannot be had.
     """
     with listen(host, port) as listener:
-        # What clients send must not fill the log.
-        logging.getLogger("tornado.general").setLevel(logging.CRITICAL)
+        # Tornado warns of every malformed request; clients must not fill the log.
+        logging.getLogger("tornado.general").setLevel(logging.ERROR)
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         signal.signal(signal.SIGTERM, _stop)
         program, sizes, each = compiled(classifier, sizes)
