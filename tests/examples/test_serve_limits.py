@@ -7,7 +7,6 @@ import json
 import selectors
 import socket
 import struct
-import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,7 +18,7 @@ from PIL import Image
 
 from examples.mnist import data
 from examples.mnist.serve import bodies
-from examples.mnist.serve.server import MAX_CONNECTIONS, MAX_READ, answer, listen
+from examples.mnist.serve.server import MAX_CONNECTIONS, MAX_READ
 from tests.examples.serving import (
     address_of,
     ask,
@@ -270,63 +269,3 @@ def test_more_connections_than_are_served_are_closed(address):
         assert not is_served(address)
     while not is_served(address):  # As soon as there is room.
         pass
-
-
-# What takes a program that waits or fails: the same server, in a thread.
-
-
-@contextlib.contextmanager
-def served(program, most_waiting=512, seconds=20.0):
-    loop, stop = asyncio.new_event_loop(), asyncio.Event()
-    with listen("127.0.0.1", 0) as listener:
-        serving = answer(listener, list("ab"), program, [1, 4], most_waiting, seconds, stop)
-        thread = threading.Thread(target=loop.run_until_complete, args=[serving])
-        thread.start()
-        yield "{}:{}".format(*listener.getsockname())
-        loop.call_soon_threadsafe(stop.set)
-        thread.join()
-    loop.close()
-
-
-def even(images):
-    return np.full((len(images), 2), 0.5, np.float32)
-
-
-def test_a_full_queue_is_503_and_what_was_accepted_is_answered():
-    go = threading.Event()
-
-    def held_back(images):
-        assert go.wait(60)
-        return even(images)
-
-    body = json.dumps([DIGIT.tolist()] * 3)
-    with served(held_back, most_waiting=7) as address, ThreadPoolExecutor(3) as clients:
-        asked = [clients.submit(ask, address, body) for _ in range(3)]
-        full = next(each for each in iter(lambda: [f for f in asked if f.done()], None) if each)
-        [(status, content)] = [each.result() for each in full]
-        assert status == 503 and "waiting" in content["error"]
-        go.set()
-        assert sorted(each.result()[0] for each in asked) == [200, 200, 503]
-
-
-def test_an_answer_that_does_not_come_in_time_is_503():
-    go = threading.Event()
-
-    def late(images):
-        assert go.wait(60)
-        return even(images)
-
-    with served(late, seconds=0.5) as address:
-        status, content = ask(address, png(DIGIT))
-        assert status == 503 and "in time" in content["error"]
-        go.set()
-        assert ask(address, png(DIGIT))[0] == 200
-
-
-def test_a_failing_program_is_500_without_a_traceback(caplog):
-    def fail(images):
-        raise RuntimeError("no device")
-
-    with served(fail) as address:
-        assert ask(address, png(DIGIT)) == (500, {"error": "an error in the server"})
-    assert "RuntimeError: no device" in caplog.text  # For who runs it.
