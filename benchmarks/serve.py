@@ -140,7 +140,7 @@ def main() -> None:
     a = arguments.parse_args()
     if a.fast:
         a.models, a.clients, a.seconds, a.rounds = ["mlp"], [8], 0.3, 1
-    print(describe("jax", "uvicorn", "starlette", "httptools", "uvloop"))
+    print(describe("jax", "tornado"))
     columns = "model | clients | requests | requests/s | ratio | p50, ms | p99, ms | CPU, ms each"
     print(f"\n| {columns} | peak, MB |\n|{'---|' * 9}")
     with tempfile.TemporaryDirectory() as temporary:

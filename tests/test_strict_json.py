@@ -113,5 +113,4 @@ def test_all_that_examples_and_benchmarks_write_is_strict():
         "examples/study.py",  # Compares settings.
         "examples/mnist/exported.py",  # Texts and integers.
         "examples/mnist/serve/app.py",  # Labels.
-        "examples/mnist/serve/connections.py",  # An error's text.
     }, found

@@ -50,7 +50,7 @@ def add_commands(commands: Any) -> None:
         type=seconds,
         default=10.0,
         metavar="SECONDS",
-        help="for a request, from its first byte to its answer (%(default)s)",
+        help="for a request's headers, and again for its body and answer (%(default)s)",
     )
     s.set_defaults(call=_serve)
 

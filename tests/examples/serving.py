@@ -1,5 +1,6 @@
 """A model that takes no training, a server in a process of its own, and what a client says."""
 
+import asyncio
 import contextlib
 import http.client
 import io
@@ -7,6 +8,7 @@ import json
 import re
 import socket
 import subprocess
+import threading
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -15,6 +17,7 @@ from PIL import Image
 
 from examples.mnist import export
 from examples.mnist.models import MODELS
+from examples.mnist.serve.server import answer, listen
 from tests.examples.test_mnist_command import ROOT, command, environment
 
 
@@ -51,6 +54,24 @@ def serving(*arguments):
     finally:
         process.kill()
         process.communicate()
+
+
+@contextlib.contextmanager
+def served(program, most_waiting=512, seconds=20.0):
+    """The address of the same server in a thread, with any program."""
+    loop, stop = asyncio.new_event_loop(), asyncio.Event()
+    with listen("127.0.0.1", 0) as listener:
+        serving = answer(listener, list("ab"), program, [1, 4], most_waiting, seconds, stop)
+        thread = threading.Thread(target=loop.run_until_complete, args=[serving])
+        thread.start()
+        yield "{}:{}".format(*listener.getsockname())
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+    loop.close()
+
+
+def even(images):
+    return np.full((len(images), 2), 0.5, np.float32)
 
 
 def ask(address, body=None, path="/predict", method="POST", **headers):

@@ -95,6 +95,14 @@ def form(*files):
     return body, {"Content-Type": "multipart/form-data; boundary=line"}
 
 
+def named(form):
+    """The same with another name for each file."""
+    body, headers = form
+    for i in range(body.count(b'name="f"')):
+        body = body.replace(b'name="f"', b'name="%d"' % i, 1)
+    return body, headers
+
+
 def test_every_form_of_a_digit_gets_the_models_answer(address, model, digits):
     images = digits.test_images[:3]
     expected = np.exp(exported.load(model).log_probabilities(images))
@@ -105,6 +113,7 @@ def test_every_form_of_a_digit_gets_the_models_answer(address, model, digits):
         "JSON, several": (json.dumps(images.tolist()), {}),
         "a form, one": form(pictures[0]),
         "a form, several": form(*pictures),
+        "a form, several names": named(form(*pictures)),
     }
     for body, headers in bodies.values():
         status, content = ask(address, body, **headers)
@@ -158,7 +167,7 @@ def test_two_hundred_clients_at_once_each_get_their_own_answer(address, model, d
             writer.write(head.encode() + body)
             assert (await reader.readline()).startswith(b"HTTP/1.1 200")
             headers = await reader.readuntil(b"\r\n\r\n")
-            length = re.search(rb"content-length: (\d+)", headers)
+            length = re.search(rb"Content-Length: (\d+)", headers)
             assert length
             found += digits_in(json.loads(await reader.readexactly(int(length[1]))))
         writer.close()
@@ -178,17 +187,19 @@ def test_a_stop_answers_what_was_accepted_and_takes_nothing_more(model, digits):
         clients = [connect(address) for _ in range(4)]
         for client in clients:
             client.sendall(f"{head}expect: 100-continue\r\n\r\n".encode())
-            assert client.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"  # It is accepted.
+            assert client.recv(100) == b"HTTP/1.1 100 (Continue)\r\n\r\n"  # It is accepted.
         process.send_signal(signal.SIGTERM)
-        assert idle.recv(1) == b""
         with pytest.raises(ConnectionRefusedError):
             while True:
                 connect(address).close()
+        idle.sendall(f"{head}\r\n".encode() + body)
+        assert read_answer(idle)[0] == 503
         for client in clients:
             client.sendall(body)
         for client in clients:
             status, content = read_answer(client)
             assert status == 200 and len(digits_in(content)) == 50
+        for client in [idle, *clients]:
             assert client.recv(1) == b""
             client.close()
         assert process.wait(timeout=60) == 0

@@ -5,8 +5,7 @@ from contextlib import closing
 
 import pytest
 
-from tests.examples.serving import address_of, answer_of, connect
-from tests.examples.test_serve_limits import even, served
+from tests.examples.serving import address_of, answer_of, connect, even, served
 
 FOREIGN = "evil.example"
 

@@ -1,26 +1,20 @@
-"""The addresses of the server, as a Starlette application."""
+"""The addresses of the server, as a Tornado application."""
 
 import asyncio
-import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from http.client import responses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, Response
-from starlette.routing import Route
+from tornado.web import Application, HTTPError, RequestHandler, stream_request_body
 
 from examples.endings import memory_ended
 from examples.mnist.serve import bodies
-from examples.mnist.serve.batching import Batcher, Overloaded, Program
+from examples.mnist.serve.batching import Batcher, Overloaded
 from examples.mnist.serve.bodies import MAX_BODY, Refused
-from examples.mnist.serve.connections import seconds_left
 
-MAX_WAITING = 512  # digits that wait or are computed
 PAGE = Path(__file__).parent / "page.html"
 # The page has all it needs in itself, and may ask nobody but this server.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline';"
@@ -32,137 +26,145 @@ PAGE_HEADERS = {
 }
 
 
-def as_json(content: object, status: int = 200, **headers: str) -> Response:
-    """One line of JSON."""
-    text = json.dumps(content, allow_nan=False) + "\n"
-    return Response(text, status, headers, media_type="application/json")
-
-
-class Application:
+class Digits(Application):
     """Predictions of one model.
 
     Attributes:
       labels: the name of each class.
-      batcher: there is one while the application runs.
+      batcher: computes the probabilities.
+      seconds: from the headers of a request until its answer must be computed.
+      active: requests whose headers were read before `stopping`, until their answer is written.
+      stopping: refuses later requests.
     """
 
-    batcher: Batcher
-
-    def __init__(self, labels: list[str]):
-        self.labels = labels
+    def __init__(self, labels: list[str], batcher: Batcher, seconds: float):
+        routes = [("/predict", Predict), ("/healthz", Health), ("/", Page)]
+        super().__init__(routes, default_handler_class=Missing, log_function=lambda handler: None)
+        self.labels, self.batcher, self.seconds = labels, batcher, seconds
+        self.active: set[RequestHandler] = set()
+        self.stopping = False
         self.decoders = ThreadPoolExecutor(1, "pictures")
         # "</" would end the script in which the labels stand.
         text = json.dumps(labels).replace("</", "<\\/")
         self.page = PAGE.read_text("utf-8").replace("LABELS", text)
 
-    async def show_page(self, request: Request) -> Response:
-        """The page to draw on."""
-        return HTMLResponse(self.page, headers=PAGE_HEADERS)
 
-    async def health(self, request: Request) -> Response:
-        """That there is somebody; the model was compiled before."""
-        return as_json({"status": "ok"})
+# Otherwise Tornado keeps the whole body and parses forms itself, with other limits.
+@stream_request_body
+class Handler(RequestHandler):
+    """Base of all addresses: keeps a bounded body, answers errors with one line of JSON."""
 
-    async def predict(self, request: Request) -> Response:
-        """Digits and probabilities of the body's pictures."""
-        if request.state.crowded:
-            raise Refused(503, "too many connections; try again later")
-        received = False
+    application: Digits
+
+    def initialize(self) -> None:
+        """Begins a request whose headers were read."""
+        self.body = bytearray()
+        self.deadline = asyncio.get_running_loop().time() + self.application.seconds
+        self.accepted = not self.application.stopping
+        if self.accepted:
+            self.application.active.add(self)
+
+    def set_default_headers(self) -> None:
+        """Removes the server's name and version."""
+        self.clear_header("Server")
+
+    def data_received(self, chunk: bytes) -> None:
+        """Drops bytes beyond the bound; they are read so that the client sees the 413."""
+        if len(self.body) <= MAX_BODY:
+            self.body += chunk
+
+    def finish(self, chunk: str | bytes | dict[str, Any] | None = None) -> asyncio.Future[None]:
+        """Writes the answer. The request is active until all of it is sent."""
+        written = super().finish(chunk)
+        written.add_done_callback(lambda _: self.application.active.discard(self))
+        return written
+
+    def on_connection_close(self) -> None:
+        """The client closed the connection."""
+        self.application.active.discard(self)
+
+    def write_json(self, content: object) -> None:
+        """Answers with one line."""
+        self.set_header("Content-Type", "application/json")
+        self.finish(json.dumps(content, allow_nan=False) + "\n")
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Answers with the reason; only the log has an unexpected exception."""
+        error = kwargs.get("exc_info", [None] * 3)[1]
+        reason = "an error in the server" if status_code == 500 else responses[status_code]
+        if isinstance(error, Refused):
+            reason = error.text
+        if status_code == 405:
+            self.set_header("Allow", ", ".join(self.SUPPORTED_METHODS))
+        if status_code == 503:
+            self.set_header("Retry-After", "1")
+        self.write_json({"error": reason})
+
+
+class Missing(Handler):
+    """Any other address."""
+
+    def get(self) -> None:
+        """Answers 404."""
+        raise HTTPError(404)
+
+    head = post = delete = patch = put = options = get
+
+
+class Health(Handler):
+    """Health check; the model is compiled before the server answers."""
+
+    SUPPORTED_METHODS = ("GET", "HEAD")
+
+    def get(self) -> None:
+        """Answers."""
+        self.write_json({"status": "ok"})
+
+    head = get
+
+
+class Page(Handler):
+    """The page to draw on."""
+
+    SUPPORTED_METHODS = ("GET", "HEAD")
+
+    def get(self) -> None:
+        """Answers with HTML."""
+        for name, value in PAGE_HEADERS.items():
+            self.set_header(name, value)
+        self.finish(self.application.page)
+
+    head = get
+
+
+class Predict(Handler):
+    """Digits and probabilities of the body's pictures."""
+
+    SUPPORTED_METHODS = ("POST",)
+
+    async def post(self) -> None:
+        """Answers with the predictions, or refuses."""
+        if not self.accepted:
+            raise Refused(503, "the server is stopping; try again later")
+        if len(self.body) > MAX_BODY:
+            raise Refused(413, f"a body of more than {MAX_BODY:,} bytes; send less")
+        kind = self.request.headers.get("Content-Type", "")
         try:
-            async with asyncio.timeout(seconds_left(request.scope)):
-                body = await read(request)
-                received = True
-                kind = request.headers.get("content-type", "")
-                images = await bodies.digits_of(body, kind, self.decoders)
-                found = await self.batcher.probabilities(images)
+            async with asyncio.timeout_at(self.deadline):
+                images = await bodies.digits_of(bytes(self.body), kind, self.application.decoders)
+                found = await self.application.batcher.probabilities(images)
         except TimeoutError:
-            if received:
-                raise Refused(503, "no answer in time; try again later") from None
-            raise Refused(408, "the body did not come in time; send it faster") from None
+            raise Refused(503, "no answer in time; try again later") from None
         except Overloaded:
             raise Refused(503, "too many digits are waiting; try again later") from None
         except Exception as error:
             if not memory_ended(error):
                 raise
             raise Refused(503, "memory ended; try again later") from error
-        return as_json({"predictions": [self.prediction(each) for each in found]})
+        self.write_json({"predictions": [self.prediction(each) for each in found]})
 
     def prediction(self, probabilities: np.ndarray) -> dict[str, object]:
-        """What is said of one digit."""
-        named = dict(zip(self.labels, probabilities.tolist(), strict=True))
-        return {"digit": self.labels[probabilities.argmax()], "probabilities": named}
-
-
-async def read(request: Request) -> bytes:
-    """The body. Raises Refused if it is too large, whatever its header says."""
-    too_large = Refused(413, f"a body of more than {MAX_BODY:,} bytes; send less")
-    # The parser has refused a length that is no number.
-    if int(request.headers.get("content-length", 0)) > MAX_BODY:
-        raise too_large
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MAX_BODY:
-            raise too_large
-    return bytes(body)
-
-
-async def answer_refused(request: Request, error: Exception) -> Response:
-    """What the client did wrong, or why it has to wait."""
-    assert isinstance(error, Refused)
-    later = {"retry-after": "1"} if error.status == 503 else {}
-    return as_json({"error": error.reason}, error.status, **later)
-
-
-async def answer_http(request: Request, error: Exception) -> Response:
-    """An address or a method that there is not."""
-    assert isinstance(error, HTTPException)
-    headers = dict(error.headers or {})
-    return as_json({"error": error.detail}, error.status_code, **headers)
-
-
-async def answer_gone(request: Request, error: Exception) -> Response:
-    """Nobody reads this: the client has closed the connection."""
-    return as_json({"error": "the client went"}, 400)
-
-
-async def answer_any(request: Request, error: Exception) -> Response:
-    """What nobody thought of; the log of the server has the rest."""
-    return as_json({"error": "an error in the server"}, 500)
-
-
-def application(
-    labels: list[str], program: Program, sizes: Sequence[int], most_waiting: int = MAX_WAITING
-) -> Starlette:
-    """The application.
-
-    Args:
-      labels: the name of each class.
-      program: see `Batcher`, as the rest.
-      sizes: of the batches.
-      most_waiting: digits.
-    """
-    app = Application(labels)
-
-    @contextlib.asynccontextmanager
-    async def running(_: Starlette) -> AsyncIterator[None]:
-        app.batcher = Batcher(program, sizes, most_waiting)
-        yield
-        await app.batcher.close()
-        app.decoders.shutdown()
-
-    handlers: dict[type[Exception], Callable[..., object]] = {
-        Refused: answer_refused,
-        HTTPException: answer_http,
-        ClientDisconnect: answer_gone,
-        Exception: answer_any,
-    }
-    routes = [
-        Route("/predict", app.predict, methods=["POST"]),
-        Route("/healthz", app.health, methods=["GET"]),
-        Route("/", app.show_page, methods=["GET"]),
-    ]
-    server = Starlette(routes=routes, lifespan=running, exception_handlers=handlers)  # type: ignore
-    # /predict/ would be answered by a redirect to whatever host the request names.
-    server.router.redirect_slashes = False
-    return server
+        """The most probable digit and all probabilities."""
+        labels = self.application.labels
+        named = dict(zip(labels, probabilities.tolist(), strict=True))
+        return {"digit": labels[probabilities.argmax()], "probabilities": named}

@@ -7,14 +7,20 @@ take minutes. Its kind is read from its first bytes: `curl --data-binary` names 
 import asyncio
 import io
 import json
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from starlette.datastructures import Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from tornado.httputil import (
+    HTTPFile,
+    HTTPInputError,
+    ParseBodyConfig,
+    ParseMultipartConfig,
+    parse_body_arguments,
+)
+from tornado.web import HTTPError
 
 from examples.mnist import data, pictures
 
@@ -30,18 +36,20 @@ FORMATS = ("PNG", "JPEG")
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 EXPECTED = "expected a PNG, a JPEG, a form of several, or a JSON array [28][28] or [count][28][28]"
 
+# The empty part before the first boundary counts too.
+FORMS = ParseBodyConfig(multipart=ParseMultipartConfig(max_parts=MAX_DIGITS + 1))
 
-class Refused(Exception):
+
+class Refused(HTTPError):
     """A request that is answered with an error.
 
     Attributes:
-      status: of HTTP.
-      reason: one line.
+      text: one line, for the client.
     """
 
-    def __init__(self, status: int, reason: str):
-        super().__init__(reason)
-        self.status, self.reason = status, reason
+    def __init__(self, status: int, text: str):
+        super().__init__(status)
+        self.text = text
 
 
 async def digits_of(body: bytes, content_type: str, decoders: Executor) -> np.ndarray:
@@ -56,7 +64,7 @@ async def digits_of(body: bytes, content_type: str, decoders: Executor) -> np.nd
       Refused: if it holds no digit, or more than is allowed of anything.
     """
     if content_type.lower().startswith("multipart/form-data"):
-        files = await _files(body, content_type)
+        files = _files(body, content_type)
     elif body.startswith((b"\x89PNG", b"\xff\xd8")):
         files = [body]
     elif body.lstrip()[:1] == b"[":
@@ -152,23 +160,17 @@ def _check(picture: Image.Image, content: bytes, name: str) -> None:
         )
 
 
-async def _files(body: bytes, content_type: str) -> Sequence[bytes]:
-    """The files of a form; their names are not looked at."""
-
-    async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
-
-    headers = Headers({"content-type": content_type})
+def _files(body: bytes, content_type: str) -> list[bytes]:
+    """The files of a form. Their file names are ignored."""
+    texts: dict[str, list[bytes]] = {}
+    files: dict[str, list[HTTPFile]] = {}
     try:
-        form = await MultiPartParser(
-            headers, stream(), max_files=MAX_DIGITS, max_fields=0, max_part_size=MAX_BODY
-        ).parse()
-    except (MultiPartException, KeyError, ValueError) as error:
+        parse_body_arguments(content_type, body, texts, files, config=FORMS)
+    except HTTPInputError as error:
         raise Refused(400, f"the form cannot be read ({error}); {EXPECTED}") from error
-    files = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
-    try:
-        if not files:
-            raise Refused(400, f"the form has no file; {EXPECTED}")
-        return [await file.read() for file in files]
-    finally:
-        await form.close()
+    if texts or not files:
+        raise Refused(400, f"the form has a text, or no file; {EXPECTED}")
+    if len(files) > 1 and max(map(len, files.values())) > 1:
+        # The parser groups files by name, so the order of the files would be lost.
+        raise Refused(400, "the form's files have several names; give all the same")
+    return [file["body"] for each in files.values() for file in each]

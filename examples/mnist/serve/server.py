@@ -1,7 +1,6 @@
 """From a model to a process that serves it until it is told to stop."""
 
-import contextlib
-import functools
+import asyncio
 import gc
 import logging
 import math
@@ -15,17 +14,42 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-import uvicorn
 from PIL import Image
-from starlette.applications import Starlette
+from tornado.httpserver import HTTPServer
+from tornado.iostream import IOStream
 
 from examples.mnist.errors import UserError
 from examples.mnist.exported import Classifier
-from examples.mnist.serve.app import MAX_WAITING, application
-from examples.mnist.serve.batching import Program
-from examples.mnist.serve.connections import BoundedProtocol, bound_sending
+from examples.mnist.serve.app import Digits
+from examples.mnist.serve.batching import Batcher, Program
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+MAX_HEADERS = 1 << 14  # bytes
+MAX_READ = 1 << 24  # bytes of a body; above MAX_BODY they are not kept
+MAX_CONNECTIONS = 256
+MAX_WAITING = 512  # digits that wait or are computed
+
+
+class Server(HTTPServer):
+    """Tornado's server with a bound on the number of connections.
+
+    Its settings bound the rest. Tornado documents both methods for subclasses to override.
+    """
+
+    connections = 0
+
+    def handle_stream(self, stream: IOStream, address: tuple) -> None:
+        """Serves a new connection, or closes it."""
+        if self.connections == MAX_CONNECTIONS:
+            stream.close()
+            return
+        self.connections += 1
+        super().handle_stream(stream, address)
+
+    def on_close(self, server_conn: object) -> None:
+        """Counts a closed connection."""
+        self.connections -= 1
+        super().on_close(server_conn)
 
 
 def compiled(classifier: Classifier, sizes: Sequence[int]) -> tuple[Program, list[int], float]:
@@ -66,26 +90,58 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def http_server(app: Starlette, seconds: float) -> uvicorn.Server:
-    """A server that is still to be run.
+def bound_sending(listener: socket.socket, seconds: float) -> None:
+    """Lets the system close connections whose clients take nothing of an answer for so long.
+
+    Linux alone can. Elsewhere they stay, and count among MAX_CONNECTIONS.
+    """
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * seconds))
+
+
+async def answer(
+    listener: socket.socket,
+    labels: list[str],
+    program: Program,
+    sizes: Sequence[int],
+    most_waiting: int,
+    seconds: float,
+    stop: asyncio.Event,
+) -> None:
+    """Answers requests until `stop`, then those whose headers were read before.
 
     Args:
-      app: see `application`.
-      seconds: that a request may take, from its first byte to its answer.
+      listener: is closed.
+      labels: the name of each class.
+      program: see `Batcher`, as `sizes` and `most_waiting`.
+      sizes: of the batches.
+      most_waiting: digits.
+      seconds: for the headers of a request; again for its body and answer.
+      stop: an event of the running loop.
     """
-    config = uvicorn.Config(
+    batcher = Batcher(program, sizes, most_waiting)
+    app = Digits(labels, batcher, seconds)
+    server = Server(
         app,
-        http=functools.partial(BoundedProtocol, seconds=seconds),  # type: ignore[arg-type]
-        ws="none",
-        loop="uvloop",
-        lifespan="on",
-        proxy_headers=False,
-        access_log=False,
-        log_level="error",
-        server_header=False,
-        timeout_graceful_shutdown=math.ceil(seconds) + 5,
+        max_header_size=MAX_HEADERS,
+        idle_connection_timeout=seconds,
+        max_body_size=MAX_READ,
+        body_timeout=seconds,
     )
-    return uvicorn.Server(config)
+    bound_sending(listener, seconds)
+    listener.setblocking(False)
+    server.add_socket(listener)
+    await stop.wait()
+    app.stopping = True
+    server.stop()
+    loop = asyncio.get_running_loop()
+    # Only answers that their clients do not read take longer.
+    end = loop.time() + seconds + 5
+    while app.active and loop.time() < end:
+        await asyncio.sleep(0.02)
+    await server.close_all_connections()
+    await batcher.close()
+    app.decoders.shutdown()
 
 
 def serve(
@@ -100,27 +156,30 @@ def serve(
       host: where to listen.
       port: 0 is any that is free.
       sizes: batch sizes to compile; 1 is always among them.
-      seconds: see `http_server`.
+      seconds: see `answer`.
 
     Raises:
       UserError: if the address cannot be had.
     """
     with listen(host, port) as listener:
-        # What clients send must not fill the log.
-        logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
+        # Tornado warns of every malformed request; clients must not fill the log.
+        logging.getLogger("tornado.general").setLevel(logging.ERROR)
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        # uvicorn raises the signal again when it is done: that would be the exit status.
         signal.signal(signal.SIGTERM, _stop)
-        bound_sending(listener, seconds)
         program, sizes, each = compiled(classifier, sizes)
         most = max(1, min(MAX_WAITING, int(seconds / 2 / each)))
-        server = http_server(application(classifier.labels, program, sizes, most), seconds)
         name, number = listener.getsockname()[:2]
         shown = f"[{name}]" if ":" in name else name
-        print(f"serving {classifier.metadata['model']} on http://{shown}:{number}", flush=True)
+
+        async def until_signalled() -> None:
+            stop, loop = asyncio.Event(), asyncio.get_running_loop()
+            for each in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(each, stop.set)
+            print(f"serving {classifier.metadata['model']} on http://{shown}:{number}", flush=True)
+            await answer(listener, classifier.labels, program, sizes, most, seconds, stop)
+
         gc.freeze()  # What lives for ever need not be looked at again.
-        with contextlib.suppress(KeyboardInterrupt):
-            server.run(sockets=[listener])
+        asyncio.run(until_signalled())
 
 
 def _stop(number: int, frame: object) -> None:
