@@ -20,6 +20,7 @@ from adam_jax.formats.blockwise import (
 )
 from adam_jax.formats.codecs import Codec
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
+from adam_jax.slots import Slot
 from adam_jax.validation import check_integer
 
 BLOCK = 256
@@ -218,15 +219,15 @@ class BitsAndBytes8(SlotPolicy):
         size = check_integer("min_size", self.min_size, 0, instead="bitsandbytes has 4096")
         object.__setattr__(self, "min_size", size)
 
-    def resolve(self, param: Any, magnitude: bool, path: str, rate: float | None = None) -> Format:
+    def resolve(self, param: Any, slot: Slot, path: str) -> Format:
         shape = np.shape(param)
         if math.prod(shape) < max(self.min_size, 1):
-            return AT_LEAST_FLOAT32.resolve(param, magnitude, path)
-        check_real(param, magnitude)
+            return AT_LEAST_FLOAT32.resolve(param, slot, path)
+        check_real(param, slot.magnitude)
         if not _whole_on_devices(sharding := sharding_of(param), shape):
             raise ValueError(
                 f"the parameter has shape {shape} and is sharded by {sharding.spec}, so that blocks"
                 f" of {BLOCK} elements of the flattened leaf lie across devices: shard its first"
                 f" axis alone, or write jnp.int8 for BitsAndBytes8()."
             )
-        return FlatBlockwise(DynamicMap(signed=not magnitude))
+        return FlatBlockwise(DynamicMap(signed=not slot.magnitude))
