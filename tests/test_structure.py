@@ -95,6 +95,16 @@ def test_files_are_short(folder):
     assert {str(p): n for p, n in lengths.items() if n > 320} == {}
 
 
+def test_each_habit_of_xla_has_its_test_and_its_end():
+    habits = [p for p in (ROOT / "xla").glob("*.py") if p.stem != "__init__"]
+    tests = ROOT.parent / "tests" / "xla"
+    assert {f"test_{p.name}" for p in habits} == {p.name for p in tests.glob("*.py")}
+    for path in habits:
+        header = ast.get_docstring(ast.parse(path.read_text())) or ""
+        assert re.search(r"jax 0\.\d+", header), path.name
+        assert re.search(rf"Delete .*tests/xla/test_{path.name}", header, re.DOTALL), path.name
+
+
 def test_a_regular_member_is_one_short_file():
     """Regular: made of moments and directions that are there, without a rule of its own."""
     files = [p for p in (ROOT / "family").glob("*.py") if p.stem not in ("__init__", "adam")]

@@ -13,15 +13,16 @@ from adam_jax.formats.base import Format, SlotPolicy
 from adam_jax.formats.blockwise import (
     BlockFormat,
     Blocks,
+    as_float32,
     check_real,
     filled,
-    largest,
     sharding_of,
 )
 from adam_jax.formats.codecs import Codec
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.slots import Slot
 from adam_jax.validation import check_integer
+from adam_jax.xla.maxima import largest
 
 BLOCK = 256
 
@@ -135,7 +136,7 @@ class FlatBlockwise(BlockFormat):
 
     def measure(self, x: jax.Array) -> jax.Array:
         """The largest magnitude in each block."""
-        return largest(x, _blocks)
+        return largest(as_float32(x), _blocks)
 
     def code(self, x: jax.Array, noise: jax.Array | None, measure: jax.Array) -> Blocks:
         # Not by a selection, as in `Blockwise`: that would be one more kernel here.
