@@ -72,7 +72,7 @@ def check_magnitude_dtype(argument: str, dtype: SlotDType) -> SlotDType:
     return checked
 
 
-def check_fits(slot: Slot, fmt: Format, argument: str = "nu_dtype") -> None:
+def check_fits(slot: Slot, fmt: Format, argument: str) -> None:
     """Checks that a slot may be stored as the user's setting says.
 
     Raises:
