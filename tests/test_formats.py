@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adam_jax.formats.base import Format
+from adam_jax.formats.base import Format, sharded_alike
 from tests.catalogue import every_member
 
 
@@ -25,6 +25,13 @@ class Halves:
 class SplitBits(Format):
     """The upper and the lower 16 bits of each float32, apart: two arrays, and nothing lost."""
 
+    @property
+    def rounds(self):
+        return False
+
+    def refuses(self, slot):
+        return None
+
     def init(self, param, start):
         return self.encode(jnp.full_like(param, start, dtype=jnp.float32))
 
@@ -38,6 +45,9 @@ class SplitBits(Format):
 
     def shape(self, stored):
         return stored.high.shape
+
+    def shardings(self, stored, sharding):
+        return sharded_alike(stored, self.shape(stored), sharding)
 
 
 @every_member

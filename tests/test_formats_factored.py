@@ -16,6 +16,7 @@ from adam_jax.formats.dense import Dense
 from adam_jax.formats.factored import Factors, RowsAndColumns
 from adam_jax.formats.policy import format_of
 from adam_jax.rules.base import DecayRate
+from adam_jax.slots import Slot
 from tests.catalogue import MEMBERS
 
 # Each with the two axes that are factored: the largest.
@@ -51,7 +52,7 @@ def magnitudes(shape, seed=0):
 @every_shape
 def test_against_the_outer_product(shape):
     fmt, x = form(shape), magnitudes(shape)
-    assert SMALL.resolve(x, True, "") == fmt
+    assert SMALL.resolve(x, Slot("nu", magnitude=True), "") == fmt
     stored = jax.jit(fmt.encode)(x)
     assert fmt.shape(stored) == shape
     assert stored.rows.dtype == stored.columns.dtype == jnp.float32

@@ -15,17 +15,18 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Each layer may import itself and what stands above it. rules and formats do not know each other.
 LAYERS = {
     "validation": set(),
-    "rules": {"validation"},
-    "formats": {"validation"},
+    "slots": set(),
     "xla": set(),
-    "engine": {"rules", "formats", "xla", "validation"},
+    "rules": {"slots", "validation"},
+    "formats": {"slots", "xla", "validation"},
+    "engine": {"rules", "formats", "slots", "xla", "validation"},
     "schedules": {"rules", "validation"},
     "alias": {"engine", "rules", "validation"},
     "family": {"alias", "engine", "rules", "formats", "validation"},
-    "modify": {"family", "engine", "rules", "formats", "validation"},
-    "wrap": {"modify", "engine", "xla", "rules", "formats", "validation"},
+    "modify": {"family", "engine", "xla", "rules", "formats", "validation"},
+    "wrap": {"modify", "engine", "xla", "rules", "formats", "slots", "validation"},
     "sharding": {"engine", "rules", "formats", "validation"},
-    "convert": {"wrap", "modify", "family", "engine", "rules", "formats"},
+    "convert": {"wrap", "modify", "family", "engine", "rules", "formats", "slots"},
     "inspect": {"sharding", "wrap", "modify", "engine"},
     "__init__": {
         "convert",
@@ -41,7 +42,7 @@ LAYERS = {
     },
 }
 # Optax is known from the engine upwards.
-WITHOUT_OPTAX = {"validation", "rules", "formats", "xla"}
+WITHOUT_OPTAX = {"validation", "slots", "xla", "rules", "formats"}
 # What a file may import besides, where it needs it: in a function, or for type checkers alone.
 # Nothing but jax and optax is there when the package is imported.
 IN_FUNCTIONS = {"inspect/records.py": {"matplotlib"}, "convert/flax.py": {"flax"}}
@@ -92,6 +93,16 @@ def test_files_are_short(folder):
     lengths = {p: len(p.read_text().splitlines()) for p in (ROOT.parent / folder).rglob("*.py")}
     assert lengths
     assert {str(p): n for p, n in lengths.items() if n > 320} == {}
+
+
+def test_each_habit_of_xla_has_its_test_and_its_end():
+    habits = [p for p in (ROOT / "xla").glob("*.py") if p.stem != "__init__"]
+    tests = ROOT.parent / "tests" / "xla"
+    assert {f"test_{p.name}" for p in habits} == {p.name for p in tests.glob("*.py")}
+    for path in habits:
+        header = ast.get_docstring(ast.parse(path.read_text())) or ""
+        assert re.search(r"jax 0\.\d+", header), path.name
+        assert re.search(rf"Delete .*tests/xla/test_{path.name}", header, re.DOTALL), path.name
 
 
 def test_a_regular_member_is_one_short_file():

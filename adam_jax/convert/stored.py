@@ -20,6 +20,7 @@ from adam_jax.formats.policy import (
 )
 from adam_jax.modify.modifiers import GrokfastState
 from adam_jax.modify.pack import Packed
+from adam_jax.slots import Slot
 
 # The accumulators in each state, and whether they are magnitudes: those go by nu_dtype.
 _ADAM = {"mu": False, "nu": True}
@@ -70,8 +71,9 @@ def convert_state(state: Any, *, mu_dtype: SlotDType = None, nu_dtype: SlotDType
         if type(x) not in SLOTS:
             return x
         found.append(x)
-        slots = SLOTS[type(x)].items()
-        return x._replace(**{name: _stored(getattr(x, name), specs[m], m) for name, m in slots})
+        slots = [Slot(*each) for each in SLOTS[type(x)].items()]
+        new = {s.name: _stored(getattr(x, s.name), specs[s.magnitude], s) for s in slots}
+        return x._replace(**new)
 
     state = jax.tree.map(convert, state, is_leaf=lambda x: type(x) in SLOTS)
     if not found:
@@ -86,11 +88,11 @@ def _is_packed(x: Any) -> bool:
     return isinstance(x, Packed)
 
 
-def _stored(slot: Any, spec: SlotDType, magnitude: bool) -> Any:
+def _stored(tree: Any, spec: SlotDType, slot: Slot) -> Any:
     """One accumulator of all leaves in another form."""
     if spec is None:
-        return slot
-    if any(map(_is_packed, jax.tree.leaves(slot, is_leaf=_is_packed))):
+        return tree
+    if any(map(_is_packed, jax.tree.leaves(tree, is_leaf=_is_packed))):
         raise ValueError(
             "state must have no packed leaves in it: write unpack_state(state, params), convert"
             " that, and pack_state it again."
@@ -102,13 +104,13 @@ def _stored(slot: Any, spec: SlotDType, magnitude: bool) -> Any:
             return stored
         dtype = wider_dtype(getattr(stored, "dtype", jnp.dtype(jnp.float32)), jnp.float32)
         offloaded = any(map(on_host, jax.tree.leaves(stored)))
-        x = fmt.decode(fetched(stored), jnp.finfo(dtype).dtype if magnitude else dtype)
+        x = fmt.decode(fetched(stored), jnp.finfo(dtype).dtype if slot.magnitude else dtype)
         try:
-            new = resolve(spec, x, magnitude, path).encode(x)
+            new = resolve(spec, x, slot, path).encode(x)
         except ValueError as error:
             raise ValueError(f"at {path!r}, {error}") from None
         return jax.device_put(new, jax.memory.Space.Host) if offloaded else new
 
-    leaves, treedef = jax.tree.flatten(slot, is_leaf=is_stored)
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=is_stored)
     paths = leaf_paths(treedef.unflatten(range(len(leaves))), none_is_leaf=False)
     return treedef.unflatten([convert(*each) for each in zip(paths, leaves, strict=True)])

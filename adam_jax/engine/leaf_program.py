@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from adam_jax.engine.call import Call
 from adam_jax.engine.scalars import Structures, Values, rule_of
-from adam_jax.formats.base import Format
+from adam_jax.formats.base import Format, LinearFormat, MeasuredFormat
 from adam_jax.formats.noise import bits_of_moments
 from adam_jax.rules.base import Average, Rule
 from adam_jax.rules.squares import bounded
@@ -152,7 +152,7 @@ def leaf_step(program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None) 
     with jax.numpy_dtype_promotion("standard"), jax.disable_jit():
         result, slots, _ = _ruled(program, steps, leaf, ok)
         measures = _map_formats(_measure, program.formats, slots)
-        if any(fmt.measured_first for formats in program.formats for fmt in formats):
+        if any(isinstance(f, MeasuredFormat) for fs in program.formats for f in fs):
             # Computed again behind this: else XLA:GPU would store the float32 moments, 8 bytes per
             # parameter, and not compute twice what is measured in one kernel and coded in another.
             # The measures go through it too: else, of large leaves, it would code one moment while
@@ -162,7 +162,7 @@ def leaf_step(program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None) 
             leaf = leaf._replace(stored=stored)
             result, slots, _ = _ruled(program, steps, leaf, ok)
         averages = _map_formats(lambda *_: None, program.formats)
-        if any(fmt.linear for formats in program.formats for fmt in formats):
+        if any(isinstance(f, LinearFormat) for fs in program.formats for f in fs):
             # Of gradients that are not bounded: of bounded ones XLA:GPU would store the squares.
             averages = _ruled(program, steps, leaf, ok, bound=lambda g: g)[2]
         numbers = itertools.count()
@@ -171,9 +171,9 @@ def leaf_step(program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None) 
             drawn = None
             if fmt.stochastic:
                 drawn = bits_of_moments(jnp.shape(leaf.g), leaf.salt, next(numbers))
-            if fmt.linear and average is not None:
+            if isinstance(fmt, LinearFormat) and average is not None:
                 stored = fmt.averaged(old, average.term, average.rate.average)
-            elif fmt.measured_first:
+            elif isinstance(fmt, MeasuredFormat):
                 stored = fmt.code(x, drawn, measure)
             else:
                 stored = fmt.encode(x, drawn)
@@ -189,7 +189,7 @@ def _if_ok(ok: jax.Array | None, new: Any, old: Any) -> Any:
 
 
 def _measure(fmt: Format, x: jax.Array) -> Any:
-    return fmt.measure(x) if fmt.measured_first else None
+    return fmt.measure(x) if isinstance(fmt, MeasuredFormat) else None
 
 
 def _map_formats(f: Any, formats: tuple[tuple[Format, ...], ...], *columns: Any) -> Any:

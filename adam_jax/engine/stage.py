@@ -11,7 +11,7 @@ import optax
 from adam_jax.engine.call import PASS_ON, in_words
 from adam_jax.engine.masks import Mask
 from adam_jax.formats.base import Format
-from adam_jax.formats.policy import FLOAT16_IS_NARROW, FOUR_BITS_ARE_COARSE, SlotDType, resolve
+from adam_jax.formats.policy import SlotDType, check_still_fits, resolve
 from adam_jax.rules.base import Rule
 from adam_jax.rules.pytrees import frozen_pytree, static
 
@@ -46,16 +46,13 @@ class Stage:
         """
         slot = self.rule.slots[index]
         try:
-            rate = slot.rate if type(slot.rate) is float else None
-            fmt = resolve(self.dtypes[index], param, slot.magnitude, path, rate)
+            fmt = resolve(self.dtypes[index], param, slot, path)
         except TypeError as error:
             raise ValueError(
                 f"the parameter has dtype {error}: Adam moves floating-point numbers only. Leave"
                 f" such leaves out with optax.masked(..., mask) or keep them apart from the"
                 f" parameters."
             ) from None
-        if slot.maximum and not fmt.for_maxima:
-            raise ValueError(f"nu_dtype must not be {FOUR_BITS_ARE_COARSE}: write jnp.int8.")
         return fmt.init(param if hasattr(param, "dtype") else jnp.asarray(param), slot.start)
 
     def check_formats(self, formats: Sequence[Format | None]) -> None:
@@ -67,16 +64,8 @@ class Stage:
           ValueError: not so that it can go on; the caller knows the path.
         """
         for slot, fmt in zip(self.rule.slots, formats, strict=True):
-            if slot.magnitude and fmt is not None and not fmt.for_magnitudes:
-                raise ValueError(
-                    f"the state has {slot.name} in {FLOAT16_IS_NARROW}: go on with"
-                    f" adam_jax.convert_state(state, nu_dtype=jnp.float32)."
-                )
-            if slot.maximum and fmt is not None and not fmt.for_maxima:
-                raise ValueError(
-                    f"the state has {slot.name} in {FOUR_BITS_ARE_COARSE}: go on with"
-                    f" adam_jax.convert_state(state, nu_dtype=jnp.int8)."
-                )
+            if fmt is not None:
+                check_still_fits(slot, fmt)
 
     def wrap(self, state: Any) -> Any:
         """The state as `optax.masked` would keep it, where there is a mask."""

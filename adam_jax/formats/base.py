@@ -2,17 +2,33 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+
+from adam_jax.slots import Slot
 
 READ_AS_SAVED = (
     "read it into what init of the transformation that saved it makes, and convert that with"
     " adam_jax.convert_state."
 )
 """What to do with a checkpoint of another form than the state that it is read into."""
+
+
+class Refusal(NamedTuple):
+    """Why a slot cannot be stored in some format.
+
+    Attributes:
+      why: of a format, the end of "must not be ...".
+      instead: a dtype to write in its place.
+      besides: another one, the end of the sentence; empty if there is none.
+    """
+
+    why: str
+    instead: str
+    besides: str = ""
 
 
 class Format(abc.ABC):
@@ -28,28 +44,20 @@ class Format(abc.ABC):
       * `shape(stored)` is the shape of the array that was encoded.
     """
 
-    @property
-    def rounds(self) -> bool:
-        """Whether what is stored is less than the array in the dtype of arithmetic."""
-        return True
-
-    @property
-    def for_magnitudes(self) -> bool:
-        """Whether it has the range of squares of gradients, and of their sizes."""
-        return True
-
-    @property
-    def for_maxima(self) -> bool:
-        """Whether the maximum over many steps of what is decoded is about that of the array."""
-        return True
-
     stochastic: bool = False
     """Whether `encode` rounds by noise; without noise it rounds to the nearest."""
 
     @property
-    def measured_first(self) -> bool:
-        """Whether it wants a measure of the whole array before it codes any of it: `measure`."""
-        return False
+    @abc.abstractmethod
+    def rounds(self) -> bool:
+        """Whether what is stored is less than the array in the dtype of arithmetic."""
+
+    @abc.abstractmethod
+    def refuses(self, slot: Slot) -> Refusal | None:
+        """Why this slot cannot be stored like this; None if it can.
+
+        For a format without the range of magnitudes, or too coarse for the maximum over many steps.
+        """
 
     @abc.abstractmethod
     def init(self, param: jax.Array, start: float) -> Any:
@@ -64,21 +72,6 @@ class Format(abc.ABC):
           noise: 16 random bits each, the upper ones, if the format is `stochastic`.
         """
 
-    def measure(self, x: jax.Array) -> Any:
-        """What `code` wants to know of the whole array; for formats that are `measured_first`."""
-        raise NotImplementedError
-
-    def code(self, x: jax.Array, noise: jax.Array | None, measure: Any) -> Any:
-        """`encode`, of an array whose measure is known."""
-        raise NotImplementedError
-
-    linear: bool = False
-    """Whether an average of arrays is stored as the average of what is stored for each."""
-
-    def averaged(self, stored: Any, term: jax.Array, average: Callable[[Any, Any], Any]) -> Any:
-        """`encode(average(decode(stored), term))`, without that array; for linear formats."""
-        raise NotImplementedError
-
     @abc.abstractmethod
     def decode(self, stored: Any, dtype: Any) -> jax.Array:
         """The array, in the dtype that arithmetic wants."""
@@ -91,30 +84,53 @@ class Format(abc.ABC):
           ValueError: its arrays are not of this format; the caller knows the path.
         """
 
+    @abc.abstractmethod
     def shardings(self, stored: Any, sharding: NamedSharding) -> Any:
         """How the arrays of `stored` are sharded where the array they stand for is to be so.
 
-        Those of its shape are sharded like it, others replicated, unless a format knows better.
-
         Returns:
-          A tree like `stored`, of shardings.
+          A tree like `stored`, of shardings; see `sharded_alike`.
         """
-        replicated = NamedSharding(sharding.mesh, PartitionSpec())
-        shape = self.shape(stored)
-        return jax.tree.map(lambda x: sharding if np.shape(x) == shape else replicated, stored)
+
+
+class MeasuredFormat(Format):
+    """A format that measures the whole array before it codes any of it."""
+
+    @abc.abstractmethod
+    def measure(self, x: jax.Array) -> Any:
+        """What `code` wants to know of the whole array."""
+
+    @abc.abstractmethod
+    def code(self, x: jax.Array, noise: jax.Array | None, measure: Any) -> Any:
+        """`encode`, of an array whose measure is known."""
+
+    def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Any:
+        return self.code(x, noise, self.measure(x))
+
+
+class LinearFormat(Format):
+    """A format whose `encode` is linear: of an average it is the average of what is stored."""
+
+    @abc.abstractmethod
+    def averaged(self, stored: Any, term: jax.Array, average: Callable[[Any, Any], Any]) -> Any:
+        """`encode(average(decode(stored), term))`, without forming that average."""
+
+
+def sharded_alike(stored: Any, shape: tuple[int, ...], sharding: NamedSharding) -> Any:
+    """`Format.shardings` of most formats: arrays of that shape so, others replicated."""
+    replicated = NamedSharding(sharding.mesh, PartitionSpec())
+    return jax.tree.map(lambda x: sharding if np.shape(x) == shape else replicated, stored)
 
 
 class SlotPolicy(abc.ABC):
     """Chooses the format of a slot, leaf by leaf. A frozen dataclass, and never callable."""
 
     @abc.abstractmethod
-    def resolve(self, param: Any, magnitude: bool, path: str, rate: float | None = None) -> Format:
+    def resolve(self, param: Any, slot: Slot, path: str) -> Format:
         """The format of one slot of one leaf.
 
         Args:
           param: the leaf's parameter.
-          magnitude: the slot holds what is never negative.
+          slot: what it holds.
           path: of the leaf, its keys joined by slashes.
-          rate: of an average, the weight of a new term in each step, 1 - b; None where it is not
-            known, or may change.
         """

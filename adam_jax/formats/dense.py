@@ -6,9 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
-from adam_jax.formats.base import Format, SlotPolicy
+from adam_jax.formats.base import Format, Refusal, SlotPolicy, sharded_alike
 from adam_jax.formats.dtypes import in_range, leaf_dtype, wider_dtype
+from adam_jax.slots import Slot
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +27,8 @@ class Dense(Format):
     def rounds(self) -> bool:
         return self.dtype.itemsize < 4
 
-    @property
-    def for_magnitudes(self) -> bool:
-        return self.dtype != jnp.float16
+    def refuses(self, slot: Slot) -> Refusal | None:
+        return refused_in(self.dtype, slot)
 
     def init(self, param: jax.Array, start: float) -> jax.Array:
         return jax.lax.full_like(param, start, self.dtype)
@@ -50,15 +51,31 @@ class Dense(Format):
     def shape(self, stored: jax.Array) -> tuple[int, ...]:
         return np.shape(stored)
 
+    def shardings(self, stored: jax.Array, sharding: NamedSharding) -> Any:
+        return sharded_alike(stored, self.shape(stored), sharding)
+
+
+def refused_in(dtype: np.dtype, slot: Slot) -> Refusal | None:
+    """Why this slot cannot be stored in a floating-point dtype; None if it can."""
+    return FLOAT16_IS_NARROW if slot.magnitude and dtype == jnp.float16 else None
+
+
+FLOAT16_IS_NARROW = Refusal(
+    "float16, whose smallest number, 6e-8, is the square of a gradient of 2e-4, so that updates can"
+    " be of any size",
+    instead="jnp.float32",
+    besides=", or adam_jax.stochastic(jnp.bfloat16) for 2 bytes",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class AtLeastFloat32(SlotPolicy):
     """See `AT_LEAST_FLOAT32`."""
 
-    def resolve(self, param: Any, magnitude: bool, path: str, rate: float | None = None) -> Format:
-        del path, rate
+    def resolve(self, param: Any, slot: Slot, path: str) -> Format:
+        del path
         dtype = wider_dtype(jnp.dtype(leaf_dtype(param)), jnp.dtype(jnp.float32))
-        return Dense(jnp.finfo(dtype).dtype if magnitude else dtype)
+        return Dense(jnp.finfo(dtype).dtype if slot.magnitude else dtype)
 
     def __repr__(self) -> str:
         return "AT_LEAST_FLOAT32"

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from adam_jax.formats.base import Format, SlotPolicy
+from adam_jax.formats.base import Format, LinearFormat, Refusal, SlotPolicy
 from adam_jax.formats.blockwise import filled, sharding_of
 from adam_jax.formats.dense import AT_LEAST_FLOAT32, Dense
+from adam_jax.slots import Slot
 from adam_jax.validation import check_integer
 
 
@@ -33,7 +34,7 @@ class Factors:
 
 
 @dataclasses.dataclass(frozen=True)
-class RowsAndColumns(Format):
+class RowsAndColumns(LinearFormat):
     """vᵢⱼ ≈ rᵢ·cⱼ / mean(r), with r the means of the rows and c those of the columns.
 
     Of all products of a row and a column it is the nearest to a matrix that is nowhere negative, by
@@ -58,7 +59,12 @@ class RowsAndColumns(Format):
     column_axis: int
     dtype: np.dtype
 
-    linear = True
+    @property
+    def rounds(self) -> bool:
+        return True
+
+    def refuses(self, slot: Slot) -> Refusal | None:
+        return None
 
     # From the last, since `vmap` and stacked layers put axes in front of those that are known here.
 
@@ -169,14 +175,14 @@ class Factored(SlotPolicy):
             value = check_integer(argument, getattr(self, argument), 1, instead=f"{usual} is usual")
             object.__setattr__(self, argument, value)
 
-    def resolve(self, param: Any, magnitude: bool, path: str, rate: float | None = None) -> Format:
-        if not magnitude:
+    def resolve(self, param: Any, slot: Slot, path: str) -> Format:
+        if not slot.magnitude:
             raise ValueError(
                 "Factored() is for averages of squares, and this slot has both signs, so that the"
                 " means of its rows say nothing about its elements: mu_dtype cannot be factored,"
                 " write nu_dtype=adam_jax.Factored()."
             )
-        dense = AT_LEAST_FLOAT32.resolve(param, magnitude, path)
+        dense = AT_LEAST_FLOAT32.resolve(param, slot, path)
         assert isinstance(dense, Dense)
         shape = np.shape(param)
         # Of equal axes the later ones, as in Optax.

@@ -14,6 +14,7 @@ from adam_jax.formats.dense import AT_LEAST_FLOAT32, Dense
 from adam_jax.formats.dtypes import leaf_dtype
 from adam_jax.formats.quantized import Quantized
 from adam_jax.formats.rounding import Stochastic
+from adam_jax.slots import Slot
 from adam_jax.validation import check_expression
 
 SlotDType: TypeAlias = Any
@@ -66,23 +67,34 @@ def check_magnitude_dtype(argument: str, dtype: SlotDType) -> SlotDType:
     """
     checked = check_slot_dtype(argument, dtype)
     fmt = Dense(checked) if isinstance(checked, np.dtype) else checked
-    if isinstance(fmt, Format) and not fmt.for_magnitudes:
-        raise ValueError(f"{argument} {NO_FLOAT16}")
+    if isinstance(fmt, Format):
+        check_fits(Slot("nu", magnitude=True), fmt, argument)
     return checked
 
 
-FLOAT16_IS_NARROW = (
-    "float16, whose smallest number, 6e-8, is the square of a gradient of 2e-4, so that updates can"
-    " be of any size"
-)
-FOUR_BITS_ARE_COARSE = (
-    "4 bits where a maximum over the steps is taken of it: the largest of many coarsely rounded"
-    " values is too large, and updates are up to 27 % too small"
-)
-NO_FLOAT16 = (
-    f"must not be {FLOAT16_IS_NARROW}: write jnp.float32, or adam_jax.stochastic(jnp.bfloat16) for"
-    f" 2 bytes."
-)
+def check_fits(slot: Slot, fmt: Format, argument: str) -> None:
+    """Checks that a slot may be stored as the user's setting says.
+
+    Raises:
+      ValueError: it may not.
+    """
+    if refusal := fmt.refuses(slot):
+        raise ValueError(
+            f"{argument} must not be {refusal.why}: write {refusal.instead}{refusal.besides}."
+        )
+
+
+def check_still_fits(slot: Slot, fmt: Format) -> None:
+    """Checks that a slot may be stored as a state has it: from Optax, or from an older release.
+
+    Raises:
+      ValueError: it may not; the caller knows the path.
+    """
+    if refusal := fmt.refuses(slot):
+        raise ValueError(
+            f"the state has {slot.name} in {refusal.why}: go on with"
+            f" adam_jax.convert_state(state, nu_dtype={refusal.instead})."
+        )
 
 
 def check_nearest_dtype(argument: str, dtype: SlotDType) -> SlotDType:
@@ -140,9 +152,9 @@ class ByPath(SlotPolicy):
     choices: tuple[tuple[str, SlotDType], ...]
     default: SlotDType
 
-    def resolve(self, param: Any, magnitude: bool, path: str, rate: float | None = None) -> Format:
+    def resolve(self, param: Any, slot: Slot, path: str) -> Format:
         matches = (choice for e, choice in self.choices if re.fullmatch(e, path))
-        return resolve(next(matches, self.default), param, magnitude, path, rate)
+        return resolve(next(matches, self.default), param, slot, path)
 
 
 def by_path(choices: Mapping[str, SlotDType], default: SlotDType = AT_LEAST_FLOAT32) -> SlotPolicy:
@@ -167,38 +179,32 @@ def by_path(choices: Mapping[str, SlotDType], default: SlotDType = AT_LEAST_FLOA
     return ByPath(tuple(checked), check_slot_dtype("default", default))
 
 
-def resolve(
-    spec: SlotDType, param: Any, magnitude: bool, path: str = "", rate: float | None = None
-) -> Format:
+def resolve(spec: SlotDType, param: Any, slot: Slot, path: str = "") -> Format:
     """The format of one slot of one leaf.
 
     Args:
       spec: what the user asked for, checked.
       param: the leaf's parameter.
-      magnitude: the slot is real where the parameter is complex, and never float16.
+      slot: what it holds.
       path: of the leaf.
-      rate: see `SlotPolicy.resolve`.
 
     Raises:
       ValueError: the slot cannot be stored like that; the caller knows the path.
     """
-    fmt = _resolved(spec, param, magnitude, path, rate)
-    if magnitude and not fmt.for_magnitudes:
-        own = " (None is the parameter's own dtype)" if spec is None else ""
-        raise ValueError(f"nu_dtype{own} {NO_FLOAT16}")
+    fmt = _resolved(spec, param, slot, path)
+    own = " (None is the parameter's own dtype)" if spec is None else ""
+    check_fits(slot, fmt, f"nu_dtype{own}")
     return fmt
 
 
-def _resolved(
-    spec: SlotDType, param: Any, magnitude: bool, path: str, rate: float | None
-) -> Format:
+def _resolved(spec: SlotDType, param: Any, slot: Slot, path: str) -> Format:
     if isinstance(spec, Format):
         return spec
     own = jnp.dtype(leaf_dtype(param))
     if isinstance(spec, SlotPolicy):
-        return spec.resolve(param, magnitude, path, rate)
+        return spec.resolve(param, slot, path)
     dtype = own if spec is None else jax.dtypes.canonicalize_dtype(spec)
-    return Dense(jnp.finfo(dtype).dtype if magnitude else jnp.dtype(dtype))
+    return Dense(jnp.finfo(dtype).dtype if slot.magnitude else jnp.dtype(dtype))
 
 
 def format_of(stored: Any) -> Format | None:

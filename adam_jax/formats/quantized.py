@@ -11,6 +11,7 @@ from adam_jax.formats.base import Format, SlotPolicy
 from adam_jax.formats.blockwise import Blockwise, check_real, sharding_of
 from adam_jax.formats.codecs import Power
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
+from adam_jax.slots import Slot
 from adam_jax.validation import check_integer
 
 SMALLEST_BLOCK = 32
@@ -52,16 +53,16 @@ class Quantized(SlotPolicy):
             self, "min_size", check_integer("min_size", self.min_size, 0, instead=usual)
         )
 
-    def resolve(self, param: Any, magnitude: bool, path: str, rate: float | None = None) -> Format:
+    def resolve(self, param: Any, slot: Slot, path: str) -> Format:
         shape = np.shape(param)
         block = fitting_block(_last_axis(param), self.block) if shape else None
         if block is None or math.prod(shape) < max(self.min_size, 1):
-            return AT_LEAST_FLOAT32.resolve(param, magnitude, path)
-        check_real(param, magnitude)
-        codec = self._codec(magnitude)
+            return AT_LEAST_FLOAT32.resolve(param, slot, path)
+        check_real(param, slot.magnitude)
+        codec = self._codec(slot.magnitude)
         stochastic = self.stochastic
         if stochastic is None:
-            stochastic = not _resolved(codec, rate)
+            stochastic = not _resolved(codec, slot.rate if type(slot.rate) is float else None)
         return Blockwise(codec, block, stochastic)
 
     def _codec(self, magnitude: bool) -> Power:

@@ -10,9 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
-from adam_jax.formats.base import Format
+from adam_jax.formats.base import Format, Refusal, sharded_alike
+from adam_jax.formats.dense import refused_in
 from adam_jax.formats.dtypes import in_range
+from adam_jax.slots import Slot
 
 
 @jax.tree_util.register_dataclass
@@ -41,8 +44,11 @@ class Stochastic(Format):
     stochastic = True
 
     @property
-    def for_magnitudes(self) -> bool:
-        return self.dtype != jnp.float16
+    def rounds(self) -> bool:
+        return True
+
+    def refuses(self, slot: Slot) -> Refusal | None:
+        return refused_in(self.dtype, slot)
 
     def init(self, param: jax.Array, start: float) -> Rounded:
         return Rounded(jnp.full_like(param, start, dtype=self.dtype), self)
@@ -63,6 +69,9 @@ class Stochastic(Format):
 
     def shape(self, stored: Rounded) -> tuple[int, ...]:
         return np.shape(stored.values)
+
+    def shardings(self, stored: Rounded, sharding: NamedSharding) -> Any:
+        return sharded_alike(stored, self.shape(stored), sharding)
 
 
 def rounded_stochastically(x: jax.Array, dtype: np.dtype, noise: jax.Array) -> jax.Array:

@@ -20,6 +20,7 @@ from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.formats.dtypes import leaf_dtype, wider_dtype
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.validation import check_integer
+from adam_jax.xla.offsets import offsets
 
 Bins = tuple[tuple[int, ...], ...]
 """The indices, in the tree's order, of the leaves in each buffer."""
@@ -67,37 +68,12 @@ def unpacked(tree: Packed, like: Any) -> Any:
     leaves = treedef.flatten_up_to(tree.large)
     for buffer, bin in zip(tree.small, tree.bins, strict=True):
         sizes = [np.size(shapes[i]) for i in bin]
-        for i, start in zip(bin, _starts(sizes, buffer), strict=True):
+        for i, start in zip(bin, offsets(sizes, buffer), strict=True):
             part = jax.lax.dynamic_slice(
                 buffer, (start,), (np.size(shapes[i]),), allow_negative_indices=False
             )
             leaves[i] = jnp.reshape(part, np.shape(shapes[i]))
     return jax.tree.unflatten(treedef, leaves)
-
-
-def _starts(sizes: list[int], buffer: jax.Array) -> list[Any]:
-    """Where each leaf begins: as a base, one for several leaves, and its distance from that.
-
-    XLA:CPU must not know the bases: it would compile a loop for each leaf that differs from the
-    next only by where it reads (500 leaves: 10 s and not 1 s). Here they might be others, if the
-    buffer began with more than infinity. Elsewhere a branch waits for the host, and so is not used.
-    """
-    starts = list(np.cumsum([0, *sizes[:-1]], dtype=np.int32))
-    if not _is_traced(buffer) or not buffer.size:
-        return starts
-    bases = starts[::SHARING]
-
-    def hidden(bases: list[Any]) -> list[Any]:
-        never = jnp.real(buffer[0]) > jnp.inf
-        return jax.lax.cond(never, lambda xs: [x + 1 for x in xs], lambda xs: xs, bases)
-
-    bases = jax.lax.platform_dependent(bases, cpu=hidden, default=lambda xs: xs)
-    distances = [start - starts[i // SHARING * SHARING] for i, start in enumerate(starts)]
-    return [bases[i // SHARING] + distance for i, distance in enumerate(distances)]
-
-
-SHARING = 16
-"""Leaves with one base: as many loops are compiled, and so many fewer bases handed about."""
 
 
 def _concatenated(leaves: list[Any]) -> jax.Array:

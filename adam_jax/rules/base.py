@@ -22,7 +22,7 @@ import jax.core
 import jax.numpy as jnp
 
 from adam_jax.rules.pytrees import frozen_pytree, static
-from adam_jax.rules.slots import Slot
+from adam_jax.slots import Slot
 from adam_jax.validation import check_number, same_kind
 
 

@@ -23,6 +23,7 @@ from adam_jax.formats.policy import (
     resolve,
 )
 from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.slots import Slot
 from adam_jax.validation import check_integer, check_scalar
 from adam_jax.wrap.chain import inner_body
 from adam_jax.xla.barrier import kept_apart
@@ -64,7 +65,7 @@ class Accumulate(Body):
         def start(p: Any) -> Any:
             if not moves(p):
                 return optax.MaskedNode()
-            return resolve(self.dtype, p, False).init(jnp.asarray(p), 0.0)
+            return resolve(self.dtype, p, Slot("acc_grads")).init(jnp.asarray(p), 0.0)
 
         inner_state = self.inner.init(params)  # First: its error has the path of a leaf.
         grads = unflatten_stored(params, list(map(start, jax.tree.leaves(params))))

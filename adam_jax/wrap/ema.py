@@ -13,6 +13,7 @@ from adam_jax.formats.dtypes import leaf_dtype, moves
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_nearest_dtype, resolve
 from adam_jax.rules.base import DecayRate, DecayRateLike
 from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.slots import Slot
 
 
 class EmaParamsState(NamedTuple):
@@ -36,7 +37,7 @@ class EmaParams(Body):
         def start(p: Any) -> Any:
             if not moves(p):
                 return jnp.copy(p)
-            fmt = resolve(self.dtype, p, False)
+            fmt = resolve(self.dtype, p, Slot("ema"))
             # A copy: params and state are both donated to the step.
             return fmt.encode(jnp.array(promoted(p), copy=True))
 

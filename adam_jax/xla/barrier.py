@@ -1,4 +1,17 @@
-"""Keeping XLA from finding out that two arrays are the same."""
+"""Barriers: XLA must not find out that two arrays are the same.
+
+What it does otherwise, in jax 0.10.2:
+
+  * XLA:GPU computes once what a moment of 8 bits is measured by in one kernel and made codes of in
+    another. For that it stores the float32 moments: 8 bytes of temporaries per parameter of a leaf
+    of 4096 x 4096, and with `computed_again` 0.13.
+  * What the body of a loop passes on unchanged, XLA computes with ahead of the loop, and keeps the
+    results: telemetry around AdamW is 13.8 bytes of temporaries per parameter of small leaves on a
+    CPU, and with `kept_apart` 1.8.
+
+Delete `computed_again` or `kept_apart` when its test in tests/xla/test_barrier.py finds that a
+program without barriers takes no more temporaries.
+"""
 
 from typing import Any
 

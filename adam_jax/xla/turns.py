@@ -1,9 +1,15 @@
 """One leaf after the other, on CPUs: so that all use the same temporary memory.
 
-XLA:CPU starts all leaves at once, and keeps what each stores in between: the float32 moments of
-states that are less, 8 bytes per parameter, whose page faults take three times as long as the step.
-It orders by data alone, and drops barriers before it does. So each leaf's gradient is made to hang
-on the results of the leaf before.
+XLA:CPU starts all leaves at once, and keeps what each stores in between: in jax 0.10.2, for moments
+of 8 bits the float32 moments, 8 bytes of temporaries per parameter, whose page faults take most of
+the step. 20 leaves took 5.3 times the time of float32 moments; one after the other they take 1
+byte per parameter and 1.8 to 2.9 times the time.
+
+XLA:CPU orders by data alone, and drops barriers before it does. So each leaf's gradient is made to
+depend on the results of the leaf before.
+
+Delete it when tests/xla/test_turns.py finds no more temporaries on two devices, where leaves take
+no turns, than on one.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""The accumulators of a rule: what they are called, and what they hold for one leaf."""
+"""The accumulators of a rule: what rules and formats both know of them."""
 
 import dataclasses
 from typing import Any

@@ -1,0 +1,91 @@
+"""A method is abstract or it is final: no class replaces what another of the package does.
+
+Whoever reads a method of a base class then knows what it does in all of them.
+"""
+
+import ast
+import functools
+import importlib
+import inspect
+import pkgutil
+import textwrap
+
+import adam_jax
+
+# Where it holds.
+FINAL = ("adam_jax.formats",)
+
+
+def classes():
+    """Every class of the package, where it is defined."""
+    for module in pkgutil.walk_packages(adam_jax.__path__, "adam_jax."):
+        for x in vars(importlib.import_module(module.name)).values():
+            if inspect.isclass(x) and x.__module__ == module.name:
+                yield x
+
+
+def function_of(x):
+    """The function of a method, a property, a class method; None for another attribute."""
+    if isinstance(x, property):
+        return x.fget
+    if isinstance(x, functools.cached_property):
+        return x.func
+    x = getattr(x, "__func__", x)
+    return x if inspect.isfunction(x) else None
+
+
+def is_concrete(x):
+    """Not abstract, and does more than to raise an error."""
+    if (f := function_of(x)) is None or getattr(f, "__isabstractmethod__", False):
+        return False
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(f))).body
+    body = definition.body[ast.get_docstring(definition) is not None :]
+    return not all(isinstance(statement, ast.Raise) for statement in body)
+
+
+def overridden(cls):
+    """The methods of other classes of the package in whose place this class has its own."""
+    for name, own in vars(cls).items():
+        for base in cls.__mro__[1:]:
+            theirs = vars(base).get(name)
+            ours = base.__module__.partition(".")[0] in ("adam_jax", __name__.partition(".")[0])
+            if ours and not name.startswith("__") and theirs is not own and is_concrete(theirs):
+                yield f"{cls.__module__}.{cls.__qualname__}.{name} of {base.__qualname__}"
+
+
+def test_no_class_overrides_a_concrete_method():
+    found = sorted(o for cls in set(classes()) for o in overridden(cls))
+    print(f"{len(found)} in the package", *found, sep="\n")
+    assert [o for o in found if o.startswith(FINAL)] == []
+
+
+class Base:
+    def method(self) -> int:
+        return 1
+
+    @property
+    def fact(self) -> int:
+        return 1
+
+    def refused(self):
+        """It has none."""
+        raise NotImplementedError
+
+
+class Derived(Base):
+    @property
+    def fact(self) -> int:
+        return 2
+
+    def method(self) -> int:
+        return 2
+
+    def refused(self):
+        return 2
+
+
+def test_it_finds_methods_and_properties():
+    assert [o.partition("Derived.")[2] for o in overridden(Derived)] == [
+        "fact of Base",
+        "method of Base",
+    ]

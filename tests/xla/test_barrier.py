@@ -1,0 +1,40 @@
+"""Arrays that XLA does not know to be the same take no memory twice."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import adam_jax
+from tests import temporaries
+
+
+def without_barriers(monkeypatch):
+    monkeypatch.setattr(jax.lax, "optimization_barrier", lambda x: x)
+
+
+@pytest.mark.bits
+def test_xla_computes_ahead_of_a_loop(monkeypatch):
+    def compiled_by(step, *args):
+        return jax.jit(step, donate_argnums=(0, 1)).lower(*args).compile()
+
+    params = [jax.ShapeDtypeStruct((256, 256), jnp.float32)] * 3
+    tx = adam_jax.telemetry(adam_jax.adamw(1e-3))
+    assert temporaries.of_step(tx, params, compiled_by) < 2.5
+    without_barriers(monkeypatch)
+    more = temporaries.of_step(tx, params, compiled_by)
+    assert more > 8, "kept_apart of adam_jax/xla/barrier.py can go"
+
+
+@pytest.mark.usefixtures("h200_compiler")
+def test_xla_stores_what_two_kernels_share(monkeypatch):
+    from benchmarks.gpu_hlo import compile_for_h200
+
+    def compiled_by(step, *args):
+        return compile_for_h200(step, *args, donate=(0, 1))
+
+    params = [jax.ShapeDtypeStruct((4096, 4096), jnp.float32)]
+    tx = adam_jax.adamw(1e-3, mu_dtype=jnp.int8, nu_dtype=jnp.int8)
+    assert temporaries.of_step(tx, params, compiled_by) < 0.2
+    without_barriers(monkeypatch)
+    more = temporaries.of_step(tx, params, compiled_by)
+    assert more > 4, "computed_again of adam_jax/xla/barrier.py can go"
