@@ -16,6 +16,7 @@ import optax
 
 from adam_jax.engine.pipeline import Pipeline
 from adam_jax.engine.stage import Stage
+from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation
 from adam_jax.family.adopt import Adopt, FlooredRoot
 from adam_jax.family.schedule_free import ScheduleFree
@@ -160,6 +161,9 @@ class GrokfastState(NamedTuple):
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     slow: Any
+
+
+register(GrokfastState, slots={"slow": False}, counts=["count"])
 
 
 def grokfast(

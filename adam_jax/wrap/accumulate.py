@@ -11,6 +11,7 @@ import optax
 
 from adam_jax.engine.call import Body, Call, check_state, counted
 from adam_jax.engine.leafwise import decoded, map_leaves, stored_like, wide_dtype
+from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation
 from adam_jax.engine.trees import cast, dtypes_of, unflatten_stored, wider_dtypes
 from adam_jax.formats.dtypes import moves, wider_dtype
@@ -45,6 +46,15 @@ class AccumulateState(NamedTuple):
     inner_opt_state: Any
     acc_grads: Any
     weight: jax.Array
+
+
+register(
+    AccumulateState,
+    counts=["gradient_step"],
+    inner=["inner_opt_state"],
+    own=["mini_step", "acc_grads", "weight"],
+    own_matters="mini_step",
+)
 
 
 @frozen_pytree

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from adam_jax.engine.call import Call, check_state, counted
 from adam_jax.engine.leafwise import applied, decoded, stored_like, wide
+from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation
 from adam_jax.engine.trees import cast, dtypes_of
 from adam_jax.formats.dtypes import leaf_dtype, moves
@@ -20,6 +21,10 @@ class EmaParamsState(NamedTuple):
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     ema: Any
+
+
+# The count corrects the average, with which it begins anew.
+register(EmaParamsState, own=["count", "ema"], own_matters=True)
 
 
 @frozen_pytree

@@ -11,6 +11,7 @@ import optax
 
 from adam_jax.engine.call import Body, Call, check_state, counted
 from adam_jax.engine.leafwise import Norm, global_norm
+from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation, chosen
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.validation import check_integer, check_number, check_scalar
@@ -39,6 +40,13 @@ class SkipState(NamedTuple):
     total_notfinite: jax.Array
     inner_state: Any
     spikes: SpikeWindow
+
+
+register(
+    SkipState,
+    inner=["inner_state"],
+    own=["notfinite_count", "last_finite", "total_notfinite", "spikes"],
+)
 
 
 @frozen_pytree

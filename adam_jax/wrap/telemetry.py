@@ -12,6 +12,7 @@ import optax
 
 from adam_jax.engine.call import Body, Call, check_state, counted
 from adam_jax.engine.leafwise import applied, decoded, fetched, wide, wide_dtype, widened
+from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation
 from adam_jax.engine.trees import leaf_paths
 from adam_jax.formats.dtypes import moves
@@ -41,6 +42,9 @@ class TelemetryState(NamedTuple):
     step: jax.Array
     groups: Any
     inner_state: Any
+
+
+register(TelemetryState, counts=["count"], inner=["inner_state"], own=["step", "groups"])
 
 
 @frozen_pytree

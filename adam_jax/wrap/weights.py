@@ -10,6 +10,7 @@ import optax
 
 from adam_jax.engine.call import Body, Call, check_state, counted
 from adam_jax.engine.leafwise import applied, wide
+from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation
 from adam_jax.engine.trees import (
     align_params,
@@ -40,6 +41,9 @@ class WeightsState(NamedTuple):
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     rest: Any
     inner_state: Any
+
+
+register(WeightsState, counts=["count"], inner=["inner_state"], own=["rest"], own_matters=True)
 
 
 @frozen_pytree
