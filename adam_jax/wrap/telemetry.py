@@ -12,7 +12,7 @@ import optax
 
 from adam_jax.engine.call import Body, Call, check_state, counted
 from adam_jax.engine.leafwise import applied, decoded, fetched, wide, wide_dtype, widened
-from adam_jax.engine.states import register
+from adam_jax.engine.states import described, found, register, slots_of
 from adam_jax.engine.transformation import Transformation
 from adam_jax.engine.trees import leaf_paths
 from adam_jax.formats.dtypes import moves
@@ -212,7 +212,7 @@ def _eps_dominates(body: Body, state: Any, params: Any) -> Any:
     """
     state = unpack_state(state, params)
     rules = [r for r in jax.tree.leaves(body, is_leaf=_is_moment_rule) if isinstance(r, MomentRule)]
-    kept = [s for s in jax.tree.leaves(state, is_leaf=_keeps_nu) if _keeps_nu(s)]
+    kept = found(state, _keeps_nu)
     nothing = jax.tree.map(lambda p: None, params)
     if len(rules) != 1 or len(kept) != 1:
         return nothing
@@ -220,7 +220,7 @@ def _eps_dominates(body: Body, state: Any, params: Any) -> Any:
     second, direction = rule.second, rule.direction
     if not isinstance(second, Average) or not isinstance(direction, Root):
         return nothing
-    count = member.count - 1
+    count = getattr(member, described(member).counts[0]) - 1
     factor = second.scalars(count) if second.bias_correction else 1.0
     eps = direction.scalars(count)
 
@@ -238,7 +238,7 @@ def _is_moment_rule(x: Any) -> bool:
 
 
 def _keeps_nu(x: Any) -> bool:
-    return {"count", "nu"} <= set(getattr(x, "_fields", ()))
+    return "nu" in slots_of(x) and bool(described(x).counts)
 
 
 def telemetry(
@@ -298,11 +298,7 @@ def measured(state: Any) -> dict[str, Any]:
     Raises:
       ValueError: no `telemetry` in there.
     """
-
-    def found(x: Any) -> bool:
-        return isinstance(x, TelemetryState)
-
-    states = [x for x in jax.tree.leaves(state, is_leaf=found) if found(x)]
+    states = found(state, lambda x: isinstance(x, TelemetryState))
     if len(states) != 1:
         raise ValueError(
             f"state must have one telemetry in it, got {len(states)}: pass the state of"
