@@ -190,6 +190,19 @@ def test_what_optax_keeps_besides_begins_anew_and_is_not_lost():
     assert small.fast_state[0].mu["w"].codes.dtype == jnp.int8
 
 
+def test_a_state_restored_before_its_member_is_built():
+    class ScaleByLaterState(NamedTuple):
+        count: jax.Array
+        mu: Any
+        nu: Any
+
+    state = (ScaleByLaterState(jnp.ones([], jnp.int32), PARAMS, PARAMS), optax.EmptyState())
+    text = raised(lambda: adam_jax.convert_state(state, mu_dtype=jnp.int8))
+    assert "ScaleByLaterState(count, mu, nu): build the transformation that keeps it first" in text
+    scale_by_rule(scale_by_mine().body.stages[0].rule, ScaleByLaterState, None, None)
+    assert adam_jax.convert_state(state, mu_dtype=jnp.int8)[0].mu["w"].codes.dtype == jnp.int8
+
+
 class Pair(NamedTuple):
     """Parameters may be a NamedTuple as well."""
 

@@ -17,7 +17,7 @@ import optax
 from adam_jax.convert.entries import placed_like
 from adam_jax.convert.names import listed
 from adam_jax.engine.leafwise import fetched, wide_dtype
-from adam_jax.engine.states import described, is_state, slots_of, states_in
+from adam_jax.engine.states import described, is_state, states_in
 from adam_jax.engine.trees import align_slot, is_stored, leaf_paths, unflatten_slot
 from adam_jax.formats.base import Format
 from adam_jax.formats.dense import Dense
@@ -100,7 +100,7 @@ class Target:
 
 def members(state: Any) -> list[Any]:
     """The states with moments in a state, at any depth."""
-    return [x for x in states_in(state) if slots_of(x)]
+    return [x for x in states_in(state) if described(x).slots]
 
 
 def read(state: Any, params: Any) -> Moments:
@@ -171,7 +171,7 @@ def _stored(member: Any, params: Any) -> dict[Key, Any]:
     """What a member's state keeps for each parameter that is its."""
     return {
         (path, slot): x
-        for slot in slots_of(member)
+        for slot in described(member).slots
         for path, x in zip(leaf_paths(params), _aligned(params, getattr(member, slot)), strict=True)
         if format_of(x) is not None
     }
@@ -213,7 +213,7 @@ def _with_slots(member: Any, params: Any, new: Mapping[Key, Any], count: int) ->
     fields = {}
     for name in described(member).counts:
         fields[name] = jnp.full_like(getattr(member, name), count)
-    for name in slots_of(member):
+    for name in described(member).slots:
         old = getattr(member, name)
         aligned = zip(leaf_paths(params), _aligned(params, old), strict=True)
         slot = unflatten_slot(treedef, params, [new.get((p, name), x) for p, x in aligned])

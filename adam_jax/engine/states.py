@@ -1,7 +1,7 @@
-"""What each state holds, for all that takes states apart: conversions, bytes, sharding, readers.
+"""What each state holds: conversions, byte counts, sharding and readers of states ask here.
 
-A state is a NamedTuple. Its type is described once, beside its definition. The types that stages
-keep describe themselves when a transformation is built: the rule knows its slots.
+A state is a NamedTuple. Its type is described once, next to its definition. The state of a stage
+is described when a transformation is built of it: the rule knows its slots.
 """
 
 import dataclasses
@@ -18,15 +18,15 @@ from adam_jax.formats.policy import format_of
 
 @dataclasses.dataclass(frozen=True)
 class StateFields:
-    """What the fields of a state hold; each is in one of the four.
+    """What the fields of a state hold. Each field is in one of the first four.
 
     Attributes:
       slots: accumulators, trees like the parameters, and whether each is a magnitude.
       counts: numbers of optimizer steps.
       inner: states of other transformations, in any container.
-      own: what no other transformation has; a conversion starts it anew.
-      own_matters: whether a conversion that leaves `own` behind loses something. True; False; or
-        the field that is not 0 while it would.
+      own: of this transformation alone; a conversion starts it anew.
+      own_matters: whether a conversion that leaves `own` behind loses something, and is refused:
+        True, False, or the name of a field that is not 0 while it does.
     """
 
     slots: Mapping[str, bool] = dataclasses.field(default_factory=dict)
@@ -37,8 +37,8 @@ class StateFields:
 
     def matters(self, state: Any) -> bool:
         """Whether the `own` fields of this state may not be left behind."""
-        of = self.own_matters
-        return bool(np.any(getattr(state, of))) if isinstance(of, str) else of
+        when = self.own_matters
+        return bool(np.any(getattr(state, when))) if isinstance(when, str) else when
 
 
 _KNOWN: dict[type, StateFields] = {}
@@ -95,11 +95,6 @@ def is_known(x: Any) -> bool:
     return type(x) in _KNOWN
 
 
-def slots_of(x: Any) -> Mapping[str, bool]:
-    """The slots of a state, and whether they are magnitudes; none for all that has no slots."""
-    return _KNOWN[type(x)].slots if is_known(x) else {}
-
-
 def described(state: Any) -> StateFields:
     """What the fields of a state hold.
 
@@ -144,9 +139,9 @@ def found(tree: Any, wanted: Callable[[Any], bool]) -> list[Any]:
 
 
 def owners(state: Any, params: Any) -> list[tuple[Any, int | None]]:
-    """Each leaf of a state, and the index of the parameter that it belongs to; None for no one's.
+    """Each leaf of a state, and the index of the parameter that it belongs to; None if shared.
 
-    A leaf is what a format stores, which may be several arrays. Counts are no one's. In all other
+    A leaf is what a format stores, which may be several arrays. Counts are shared. In all other
     fields a leaf belongs to the parameter whose path is in the leaf's own (see `owner_of`).
 
     Args:
@@ -179,7 +174,7 @@ def owners(state: Any, params: Any) -> list[tuple[Any, int | None]]:
                 if name in fields.counts:
                     yield from ((leaf, None) for leaf in jax.tree.leaves(inside))
                 else:
-                    # What is above is no part of a parameter's path: the index of a stage, say.
+                    # A key above, such as the index of a stage, is no part of a parameter's path.
                     yield from walk(inside, (key,))
 
     return list(walk(state, ()))

@@ -12,7 +12,7 @@ import optax
 
 from adam_jax.engine.call import Body, Call, check_state, counted
 from adam_jax.engine.leafwise import applied, decoded, fetched, wide, wide_dtype, widened
-from adam_jax.engine.states import described, found, register, slots_of
+from adam_jax.engine.states import described, found, is_known, register
 from adam_jax.engine.transformation import Transformation
 from adam_jax.engine.trees import leaf_paths
 from adam_jax.formats.dtypes import moves
@@ -238,7 +238,7 @@ def _is_moment_rule(x: Any) -> bool:
 
 
 def _keeps_nu(x: Any) -> bool:
-    return "nu" in slots_of(x) and bool(described(x).counts)
+    return is_known(x) and "nu" in described(x).slots and bool(described(x).counts)
 
 
 def telemetry(
