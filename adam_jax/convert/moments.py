@@ -7,7 +7,7 @@ of the parameters, a gradient in the middle of accumulation) is nobody else's, a
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,61 +16,17 @@ import optax
 
 from adam_jax.convert.entries import placed_like
 from adam_jax.convert.names import listed
-from adam_jax.convert.stored import SLOTS
 from adam_jax.engine.leafwise import fetched
+from adam_jax.engine.states import described, is_state, states_in
 from adam_jax.engine.trees import align_slot, is_stored, leaf_paths, unflatten_slot
 from adam_jax.engine.unrounded import arithmetic_dtype
 from adam_jax.formats.base import Format
 from adam_jax.formats.dense import Dense
 from adam_jax.formats.policy import format_of
-from adam_jax.modify.hyperparams_state import HyperparamsState
 from adam_jax.modify.pack import Packed, pack_state, unpack_state
-from adam_jax.wrap.accumulate import AccumulateState
-from adam_jax.wrap.skip import SkipState
-from adam_jax.wrap.telemetry import TelemetryState
-from adam_jax.wrap.weights import WeightsState
 
 Key = tuple[str, str]
 """The path of a parameter, and a slot of its: `("layers/0/kernel", "mu")`."""
-
-
-class Own(NamedTuple):
-    """What a transformation around others keeps for itself.
-
-    Attributes:
-      steps: the field that counts optimizer steps, if any.
-      others: fields that a conversion may leave behind.
-    """
-
-    steps: str | None
-    others: tuple[str, ...] = ()
-
-
-ACCUMULATORS = (optax.MultiStepsState, AccumulateState)
-AROUND: dict[Any, Own] = {
-    optax.MultiStepsState: Own("gradient_step", ("mini_step", "acc_grads")),
-    AccumulateState: Own("gradient_step", ("mini_step", "acc_grads", "weight")),
-    optax.InjectHyperparamsState: Own("count", ("hyperparams",)),
-    optax.InjectStatefulHyperparamsState: Own("count", ("hyperparams",)),
-    HyperparamsState: Own("count", ("hyperparams", "exact")),
-    TelemetryState: Own("count", ("step", "groups")),
-    WeightsState: Own("count"),
-    optax.ApplyIfFiniteState: Own(None, ("notfinite_count", "last_finite", "total_notfinite")),
-    SkipState: Own(None, ("notfinite_count", "last_finite", "total_notfinite", "spikes")),
-}
-
-
-def _is_member(x: Any) -> bool:
-    return type(x) in SLOTS
-
-
-def _is_counter(x: Any) -> bool:
-    """Of a schedule, in this package or Optax: nothing but a count."""
-    return getattr(x, "_fields", ()) == ("count",)
-
-
-def _is_known(x: Any) -> bool:
-    return _is_member(x) or _is_counter(x) or type(x) in AROUND
 
 
 def _is_packed(x: Any) -> bool:
@@ -145,7 +101,7 @@ class Target:
 
 def members(state: Any) -> list[Any]:
     """The states with moments in a state, at any depth."""
-    return [x for x in jax.tree.leaves(state, is_leaf=_is_member) if _is_member(x)]
+    return [x for x in states_in(state) if described(x).slots]
 
 
 def read(state: Any, params: Any) -> Moments:
@@ -159,8 +115,12 @@ def read(state: Any, params: Any) -> Moments:
     state = unpack_state(state, params)
     for member in members(state):
         stored = _stored(member, params)
-        (name,) = [n for n in member._fields if n not in SLOTS[type(member)]][:1]
-        count = getattr(member, name)
+        if not described(member).counts:
+            raise ValueError(
+                f"state must count its optimizer steps, got {type(member).__name__}"
+                f"({', '.join(member._fields)}), which has no count."
+            )
+        count = getattr(member, described(member).counts[0])
         if np.ndim(count):
             raise ValueError(
                 f"state must be that of one run, got counts of shape {np.shape(count)}: take one"
@@ -180,18 +140,15 @@ def left_behind(state: Any) -> list[str]:
     """The paths of arrays in a state that are neither moments nor counts of steps, but matter."""
 
     def strip(x: Any) -> Any:
-        if _is_member(x) or _is_counter(x):
-            return ()
-        if type(x) not in AROUND:
+        if not is_state(x):
             return x
-        own = AROUND[type(x)]
-        if isinstance(x, ACCUMULATORS) and np.any(x.mini_step):
-            own = Own(own.steps)
-        mine = {own.steps, *own.others}
-        return {name: walk(getattr(x, name)) for name in x._fields if name not in mine}
+        fields = described(x)
+        own = fields.own if fields.matters(x) else ()
+        inside = {name: walk(getattr(x, name)) for name in fields.inner}
+        return inside | {name: getattr(x, name) for name in own}
 
     def walk(x: Any) -> Any:
-        return jax.tree.map(strip, x, is_leaf=_is_known)
+        return jax.tree.map(strip, x, is_leaf=is_state)
 
     return leaf_paths(walk(state), none_is_leaf=False)
 
@@ -200,27 +157,22 @@ def _with_count(state: Any, steps: int, fill: Callable[[Any], Any]) -> Any:
     """The state with its counts of optimizer steps set, and its members filled."""
 
     def renew(x: Any) -> Any:
-        if _is_member(x):
-            return fill(x)
-        if _is_counter(x):
-            return x._replace(count=jnp.full_like(x.count, steps))
-        if type(x) not in AROUND:
+        if not is_state(x):
             return x
-        own = AROUND[type(x)]
-        inside = [n for n in x._fields if n != own.steps and n not in own.others]
-        fields = {n: _with_count(getattr(x, n), steps, fill) for n in inside}
-        if own.steps is not None:
-            fields[own.steps] = jnp.full_like(getattr(x, own.steps), steps)
-        return x._replace(**fields)
+        fields = described(x)
+        counts = {n: jnp.full_like(getattr(x, n), steps) for n in fields.counts}
+        inside = {n: _with_count(getattr(x, n), steps, fill) for n in fields.inner}
+        x = x._replace(**counts, **inside)
+        return fill(x) if fields.slots else x
 
-    return jax.tree.map(renew, state, is_leaf=_is_known)
+    return jax.tree.map(renew, state, is_leaf=is_state)
 
 
 def _stored(member: Any, params: Any) -> dict[Key, Any]:
     """What a member's state keeps for each parameter that is its."""
     return {
         (path, slot): x
-        for slot in SLOTS[type(member)]
+        for slot in described(member).slots
         for path, x in zip(leaf_paths(params), _aligned(params, getattr(member, slot)), strict=True)
         if format_of(x) is not None
     }
@@ -260,17 +212,16 @@ def _is_masked_or_stored(x: Any) -> bool:
 def _with_slots(member: Any, params: Any, new: Mapping[Key, Any], count: int) -> Any:
     treedef = jax.tree.structure(params, is_leaf=lambda x: x is None)
     fields = {}
-    for name in member._fields:
+    for name in described(member).counts:
+        fields[name] = jnp.full_like(getattr(member, name), count)
+    for name in described(member).slots:
         old = getattr(member, name)
-        if name not in SLOTS[type(member)]:
-            fields[name] = jnp.full_like(old, count)
-            continue
         aligned = zip(leaf_paths(params), _aligned(params, old), strict=True)
         slot = unflatten_slot(treedef, params, [new.get((p, name), x) for p, x in aligned])
         fields[name] = jax.tree.map(
             lambda x, y: x if _is_masked(x) else y, old, slot, is_leaf=_is_masked_or_stored
         )
-    return type(member)(**fields)
+    return member._replace(**fields)
 
 
 def _encoded(x: Any, like: Any) -> Any:

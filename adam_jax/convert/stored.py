@@ -4,12 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from adam_jax.engine.leafwise import fetched, on_host
+from adam_jax.engine.states import described, is_state
 from adam_jax.engine.trees import is_stored, leaf_paths
-from adam_jax.family.ademamix import ScaleByAdemamixState
-from adam_jax.family.schedule_free import RMS_STATE
 from adam_jax.formats.dtypes import wider_dtype
 from adam_jax.formats.policy import (
     SlotDType,
@@ -18,22 +16,8 @@ from adam_jax.formats.policy import (
     format_of,
     resolve,
 )
-from adam_jax.modify.modifiers import GrokfastState
 from adam_jax.modify.pack import Packed
 from adam_jax.slots import Slot
-
-# The accumulators in each state, and whether they are magnitudes: those go by nu_dtype.
-_ADAM = {"mu": False, "nu": True}
-SLOTS: dict[Any, dict[str, bool]] = {
-    optax.ScaleByAdamState: _ADAM,
-    optax.ScaleByBeliefState: _ADAM,
-    optax.ScaleByAmsgradState: _ADAM | {"nu_max": True},
-    optax.ScaleByLionState: {"mu": False},
-    optax.ScaleByAdanState: {"m": False, "v": False, "n": True, "g": False},
-    ScaleByAdemamixState: {"m1": False, "m2": False, "nu": True},
-    GrokfastState: {"slow": False},
-    RMS_STATE: {"nu": True},
-}
 
 
 def convert_state(state: Any, *, mu_dtype: SlotDType = None, nu_dtype: SlotDType = None) -> Any:
@@ -52,7 +36,8 @@ def convert_state(state: Any, *, mu_dtype: SlotDType = None, nu_dtype: SlotDType
       rounded to the nearest of the new form, leaf by leaf.
 
     Raises:
-      ValueError: a dtype that cannot store a moment; a state without moments, or with packed ones.
+      ValueError: a dtype that cannot store a moment; a state without moments, or with packed ones,
+        or of a type of which nothing is known.
 
     Example:
       >>> import adam_jax, jax.numpy as jnp
@@ -65,18 +50,23 @@ def convert_state(state: Any, *, mu_dtype: SlotDType = None, nu_dtype: SlotDType
         False: check_slot_dtype("mu_dtype", mu_dtype),
         True: check_magnitude_dtype("nu_dtype", nu_dtype),
     }
-    found = []
+    members = []
 
     def convert(x: Any) -> Any:
-        if type(x) not in SLOTS:
+        if not is_state(x):
             return x
-        found.append(x)
-        slots = [Slot(*each) for each in SLOTS[type(x)].items()]
+        fields = described(x)
+        if fields.slots:
+            members.append(x)
+        slots = [Slot(*each) for each in fields.slots.items()]
         new = {s.name: _stored(getattr(x, s.name), specs[s.magnitude], s) for s in slots}
-        return x._replace(**new)
+        return x._replace(**new, **{name: walk(getattr(x, name)) for name in fields.inner})
 
-    state = jax.tree.map(convert, state, is_leaf=lambda x: type(x) in SLOTS)
-    if not found:
+    def walk(x: Any) -> Any:
+        return jax.tree.map(convert, x, is_leaf=is_state)
+
+    state = walk(state)
+    if not members:
         raise ValueError(
             f"state must have the moments of a member of Adam's family in it, got"
             f" {jax.tree.structure(state)}: pass what init or update returned."

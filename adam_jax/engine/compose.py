@@ -8,6 +8,7 @@ import optax
 
 from adam_jax.engine.masks import Mask
 from adam_jax.engine.stage import Stage
+from adam_jax.engine.states import WeightDecaySchedule
 from adam_jax.engine.transformation import Transformation
 from adam_jax.rules.scaling import (
     AddDecayedWeights,
@@ -73,6 +74,4 @@ def weight_decay_stage(
     rule = AddDecayedWeights(decay, downhill)
     if isinstance(decay, Constant):
         return Stage(rule, optax.EmptyState, mask=wrapped)
-    # Optax exports the function that keeps this state, not its type.
-    optax_state = jax.eval_shape(optax.add_decayed_weights(lambda count: 0.0).init, ())
-    return Stage(rule, type(optax_state), mask=wrapped)
+    return Stage(rule, WeightDecaySchedule, mask=wrapped)

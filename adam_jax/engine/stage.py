@@ -10,6 +10,7 @@ import optax
 
 from adam_jax.engine.call import PASS_ON, in_words
 from adam_jax.engine.masks import Mask
+from adam_jax.engine.states import register
 from adam_jax.formats.base import Format
 from adam_jax.formats.policy import SlotDType, check_still_fits, resolve
 from adam_jax.rules.base import Rule
@@ -37,6 +38,15 @@ class Stage:
         """The fields of the state that count optimizer steps; Optax's AdEMAMix has two."""
         slots = {slot.name for slot in self.rule.slots}
         return tuple(name for name in self.state_type._fields if name not in slots)
+
+    def describe(self) -> None:
+        """Registers the type of the state; see `StateFields`.
+
+        Raises:
+          ValueError: a stage of another kind keeps a state of this type.
+        """
+        slots = {slot.name: slot.magnitude for slot in self.rule.slots}
+        register(self.state_type, slots=slots, counts=self.counts)
 
     def start(self, param: Any, index: int, path: str) -> Any:
         """What one slot of one leaf stores before the first step.

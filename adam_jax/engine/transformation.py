@@ -55,6 +55,8 @@ class Transformation(optax.GradientTransformationExtraArgs):
     @classmethod
     def of(cls, *stages: Stage, chained: bool = True) -> "Transformation":
         """Joins stages, applied in this order; `chained` as in `Pipeline`."""
+        for stage in stages:
+            stage.describe()
         return cls.around(Pipeline(stages, chained))
 
     @classmethod

@@ -11,6 +11,7 @@ import optax
 
 from adam_jax.alias import alias
 from adam_jax.engine.stage import Stage
+from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.rules.base import DecayRate, DecayRateLike, MomentRule
@@ -116,6 +117,9 @@ class ScaleByBiasCorrectionState(NamedTuple):
     """State of `scale_by_bias_correction`: the optimizer steps completed, int32."""
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+
+
+register(ScaleByBiasCorrectionState, counts=["count"])
 
 
 def scale_by_bias_correction(b1: DecayRateLike = 0.9, b2: DecayRateLike = 0.999) -> Transformation:

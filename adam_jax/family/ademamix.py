@@ -9,6 +9,7 @@ import jax
 from optax import contrib
 
 from adam_jax.alias import alias
+from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.rules.base import Average, DecayRate, DecayRateLike, Moment, MomentRule, Slot, Slots
@@ -99,5 +100,10 @@ def scale_by_ademamix(
 
 # Optax exports the function that keeps this state, not its type.
 ScaleByAdemamixState = type(jax.eval_shape(contrib.scale_by_ademamix().init, ()))
+register(
+    ScaleByAdemamixState,
+    slots={"m1": False, "m2": False, "nu": True},
+    counts=["count", "count_m2"],
+)
 
 ademamix = alias("ademamix", scale_by_ademamix, weight_decay=0.0, alpha=5.0)

@@ -15,6 +15,7 @@ from adam_jax.alias import alias
 from adam_jax.engine.call import Body, Call, check_state
 from adam_jax.engine.optax_body import OptaxBody
 from adam_jax.engine.pipeline import Pipeline
+from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.rules.base import DecayRate, DecayRateLike, FixedNumber, MomentRule
@@ -28,6 +29,14 @@ ArrayLike = jax.typing.ArrayLike
 
 # Optax exports the function that keeps this state, not its type.
 RMS_STATE = type(jax.eval_shape(optax.scale_by_rms(bias_correction=True).init, ()))
+register(RMS_STATE, slots={"nu": True}, counts=["count"])
+# The steps are its own: they weigh z, which begins anew.
+register(
+    contrib.ScheduleFreeState,
+    inner=["base_optimizer_state"],
+    own=["b1", "weight_sum", "step_count", "max_lr", "z"],
+    own_matters=True,
+)
 
 
 def _scale_by_newest(b2: DecayRateLike, eps: ArrayLike, *, nu_dtype: SlotDType) -> Transformation:

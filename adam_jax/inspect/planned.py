@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adam_jax.engine.states import owners
 from adam_jax.engine.transformation import body_of
-from adam_jax.engine.trees import is_stored, leaf_paths, own_keys, owner_of
+from adam_jax.engine.trees import is_stored, leaf_paths
 from adam_jax.inspect.amounts import SHARED, Bytes, bytes_of
 from adam_jax.sharding.shard import without_sharding
 from adam_jax.wrap.telemetry import telemetry
@@ -58,19 +59,14 @@ class Plan:
         """All of it, by group."""
         group_of = telemetry(optax.identity(), groups=groups).body.group  # The same convention.
         members: dict[str, list[Bytes]] = {}
-        shapes, names = {}, {}
-        flat, treedef = jax.tree_util.tree_flatten_with_path(self.params)
-        grads, paths = treedef.flatten_up_to(self.grads), leaf_paths(self.params, False)
-        for (keys, p), g, path in zip(flat, grads, paths, strict=True):
-            name = group_of(path)
-            for own in own_keys(keys):
-                shapes[own], names[own] = p.shape, name
+        leaves, treedef = jax.tree.flatten(self.params)
+        names = list(map(group_of, leaf_paths(self.params, False)))
+        for p, g, name in zip(leaves, treedef.flatten_up_to(self.grads), names, strict=True):
             leaf = Bytes(int(np.prod(p.shape)), bytes_of(p), 0 if g is None else bytes_of(g), 0)
             members.setdefault(name, []).append(leaf)
-        for keys, x in jax.tree_util.tree_flatten_with_path(self.state)[0]:
-            owner = owner_of(keys, x.shape, shapes)
-            name = SHARED if owner is None else names[owner]
-            members.setdefault(name, []).append(Bytes(0, 0, 0, bytes_of(x)))
+        for stored, i in owners(self.state, self.params):
+            state = sum(map(bytes_of, jax.tree.leaves(stored)))
+            members.setdefault(SHARED if i is None else names[i], []).append(Bytes(0, 0, 0, state))
         order = sorted(members, key=lambda name: (name == SHARED, name))
         rows = {name: _sum(members[name], {}) for name in order}
         return dataclasses.replace(_sum(rows.values(), rows), lost_codes=self.lost)
@@ -153,16 +149,13 @@ def _lost_codes(params: Any, tx: Any, state: Any) -> tuple[str, ...]:
     """The parameters that would have codes if nothing were split, and have none in this state."""
     params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
     whole = jax.eval_shape(without_sharding(tx).init, params)
-    shapes, paths = {}, {}
-    flat, _ = jax.tree_util.tree_flatten_with_path(params)
-    for (keys, p), path in zip(flat, leaf_paths(params, False), strict=True):
-        shapes |= dict.fromkeys(own_keys(keys), p.shape)
-        paths |= dict.fromkeys(own_keys(keys), path)
+    paths = leaf_paths(params, False)
     flat, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_stored)
-    found, lost = dict(flat), {}
+    kept = {keys: x for (keys, _), x in zip(flat, owners(state, params), strict=True)}
+    lost = {}
     for keys, coded in jax.tree_util.tree_flatten_with_path(whole, is_leaf=is_stored)[0]:
         # Buffers of small leaves, which have no codes, depend on the devices as well.
-        if is_stored(coded) and keys in found and not is_stored(found[keys]):
-            owner = owner_of(keys, found[keys].shape, shapes)
-            lost[jax.tree_util.keystr(keys) if owner is None else paths[owner]] = None
+        stored, i = kept.get(keys, (coded, None))
+        if is_stored(coded) and not is_stored(stored):
+            lost[jax.tree_util.keystr(keys) if i is None else paths[i]] = None
     return tuple(lost)

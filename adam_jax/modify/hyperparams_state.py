@@ -8,6 +8,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from adam_jax.engine.states import found, register
 from adam_jax.rules.base import DecayRate
 from adam_jax.validation import as_scalar, check_number
 
@@ -41,6 +42,9 @@ class HyperparamsState(NamedTuple):
     hyperparams: dict[str, jax.Array]
     exact: dict[str, ExactRate]
     inner_state: Any
+
+
+register(HyperparamsState, counts=["count"], inner=["inner_state"], own=["hyperparams", "exact"])
 
 
 def as_float(x: Any) -> jax.Array:
@@ -147,12 +151,11 @@ def _is_hyperparams_state(node: Any) -> bool:
 
 
 def _only(state: Any) -> HyperparamsState:
-    nodes = jax.tree.leaves(state, is_leaf=_is_hyperparams_state)
-    found = [node for node in nodes if isinstance(node, HyperparamsState)]
-    if len(found) != 1:
+    nodes = found(state, _is_hyperparams_state)
+    if len(nodes) != 1:
         what = "build the transformation as adam_jax.with_hyperparams(adamw)(learning_rate=...)"
-        what = "pass the part of the state that is meant, as state[1]" if found else what
+        what = "pass the part of the state that is meant, as state[1]" if nodes else what
         raise ValueError(
-            f"the state must have one set of hyperparameters, got {len(found)}: {what}."
+            f"the state must have one set of hyperparameters, got {len(nodes)}: {what}."
         )
-    return found[0]
+    return nodes[0]

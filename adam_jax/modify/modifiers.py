@@ -16,6 +16,7 @@ import optax
 
 from adam_jax.engine.pipeline import Pipeline
 from adam_jax.engine.stage import Stage
+from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation, body_of
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_slot_dtype
 from adam_jax.modify.factory import Factory
@@ -135,6 +136,9 @@ class GrokfastState(NamedTuple):
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     slow: Any
+
+
+register(GrokfastState, slots={"slow": False}, counts=["count"])
 
 
 def grokfast(

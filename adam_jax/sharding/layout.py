@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from adam_jax.engine.masks import FrozenTree
-from adam_jax.engine.trees import is_stored, own_keys, owner_of
+from adam_jax.engine.states import owners
 from adam_jax.formats.dtypes import moves
 from adam_jax.formats.policy import format_of
 from adam_jax.formats.quantized import fitting_block
@@ -132,21 +132,16 @@ class Layout:
           The sharding of each array of the state, and a spec for each parameter: the one of
           `of_state`, or a coarser one where what is stored cannot be split like that.
         """
-        specs, shapes, indices = self.of_state(params), {}, {}
-        for i, (keys, p) in enumerate(jax.tree_util.tree_flatten_with_path(params)[0]):
-            shapes |= dict.fromkeys(own_keys(keys), np.shape(p))
-            indices |= dict.fromkeys(own_keys(keys), i)
+        specs, shapes = self.of_state(params), list(map(np.shape, jax.tree.leaves(params)))
         told = list(specs)
 
         where = []
-        for keys, stored in jax.tree_util.tree_flatten_with_path(state, is_leaf=is_stored)[0]:
+        for stored, i in owners(state, params):
             arrays, fmt = jax.tree.leaves(stored), format_of(stored)
             shape = () if fmt is None else fmt.shape(stored)
-            owner = owner_of(keys, shape, shapes) if shape else None
-            if fmt is None or owner is None or shapes[owner] != shape:
+            if fmt is None or i is None or not shape or shapes[i] != shape:
                 where += [self.sharding(PartitionSpec())] * len(arrays)
                 continue
-            i = indices[owner]
             own = jax.tree.leaves(fmt.shardings(stored, self.sharding(told[i])))
             where += own
             whole = (s.spec for x, s in zip(arrays, own, strict=True) if np.shape(x) == shape)

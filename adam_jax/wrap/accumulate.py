@@ -11,6 +11,7 @@ import optax
 
 from adam_jax.engine.call import Body, Call, check_state
 from adam_jax.engine.leafwise import decoded, map_leaves, stored_like
+from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation
 from adam_jax.engine.trees import unflatten_stored
 from adam_jax.engine.unrounded import Unrounded, arithmetic_dtype, dtype_of, value, values
@@ -47,6 +48,15 @@ class AccumulateState(NamedTuple):
     inner_opt_state: Any
     acc_grads: Any
     weight: jax.Array
+
+
+register(
+    AccumulateState,
+    counts=["gradient_step"],
+    inner=["inner_opt_state"],
+    own=["mini_step", "acc_grads", "weight"],
+    own_matters="mini_step",
+)
 
 
 @frozen_pytree

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from adam_jax.engine.call import Body, Call, check_state
 from adam_jax.engine.leafwise import decoded, stored_like
+from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation
 from adam_jax.engine.unrounded import applied, promoted, rounded
 from adam_jax.formats.dtypes import leaf_dtype, moves
@@ -21,6 +22,10 @@ class EmaParamsState(NamedTuple):
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     ema: Any
+
+
+# The count corrects the average, with which it begins anew.
+register(EmaParamsState, own=["count", "ema"], own_matters=True)
 
 
 @frozen_pytree

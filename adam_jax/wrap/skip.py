@@ -11,6 +11,7 @@ import optax
 
 from adam_jax.engine.call import Body, Call, check_state
 from adam_jax.engine.leafwise import Norm, global_norm
+from adam_jax.engine.states import found, register
 from adam_jax.engine.transformation import Transformation
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.validation import check_integer, check_number, check_scalar
@@ -39,6 +40,13 @@ class SkipState(NamedTuple):
     total_notfinite: jax.Array
     inner_state: Any
     spikes: SpikeWindow
+
+
+register(
+    SkipState,
+    inner=["inner_state"],
+    own=["notfinite_count", "last_finite", "total_notfinite", "spikes"],
+)
 
 
 @frozen_pytree
@@ -212,17 +220,13 @@ def skipped(state: Any, max_consecutive: int = 10) -> Skipped:
       ValueError: no `skip_nonfinite` in there.
     """
     kinds = (optax.ApplyIfFiniteState, SkipState)
-    found = [
-        x
-        for x in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, kinds))
-        if isinstance(x, kinds)
-    ]
-    if len(found) != 1:
+    states = found(state, lambda x: isinstance(x, kinds))
+    if len(states) != 1:
         raise ValueError(
-            f"state must have one skip_nonfinite in it, got {len(found)}: pass the state of"
+            f"state must have one skip_nonfinite in it, got {len(states)}: pass the state of"
             f" skip_nonfinite(...), or one around it."
         )
-    counters = [np.asarray(x) for x in (found[0].notfinite_count, found[0].total_notfinite)]
+    counters = [np.asarray(x) for x in (states[0].notfinite_count, states[0].total_notfinite)]
     consecutive, total = (x if x.ndim else int(x) for x in counters)
     if np.max(consecutive) > max_consecutive:
         _warn(int(np.max(consecutive)))

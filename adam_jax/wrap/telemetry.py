@@ -12,6 +12,7 @@ import optax
 
 from adam_jax.engine.call import Body, Call, check_state
 from adam_jax.engine.leafwise import decoded, fetched
+from adam_jax.engine.states import described, found, is_known, register
 from adam_jax.engine.transformation import Transformation
 from adam_jax.engine.trees import leaf_paths
 from adam_jax.engine.unrounded import applied, arithmetic_dtype, promoted, unrounded, values
@@ -40,6 +41,9 @@ class TelemetryState(NamedTuple):
     step: jax.Array
     groups: Any
     inner_state: Any
+
+
+register(TelemetryState, counts=["count"], inner=["inner_state"], own=["step", "groups"])
 
 
 @frozen_pytree
@@ -207,12 +211,12 @@ def _eps_dominates(body: Body, state: Any, params: Any) -> Any:
     """
     state = unpack_state(state, params)
     rules = member_rules_in(body)
-    kept = [s for s in jax.tree.leaves(state, is_leaf=_keeps_nu) if _keeps_nu(s)]
+    kept = found(state, _keeps_nu)
     nothing = jax.tree.map(lambda p: None, params)
     if len(rules) != 1 or len(kept) != 1:
         return nothing
     [rule], [member] = rules, kept
-    scalars = rule.scalars(member.count - 1)
+    scalars = rule.scalars(getattr(member, described(member).counts[0]) - 1)
 
     def known(p: Any, nu: Any) -> Any:
         if p is None or isinstance(nu, optax.MaskedNode):
@@ -224,7 +228,7 @@ def _eps_dominates(body: Body, state: Any, params: Any) -> Any:
 
 
 def _keeps_nu(x: Any) -> bool:
-    return {"count", "nu"} <= set(getattr(x, "_fields", ()))
+    return is_known(x) and "nu" in described(x).slots and bool(described(x).counts)
 
 
 def telemetry(
@@ -284,11 +288,7 @@ def measured(state: Any) -> dict[str, Any]:
     Raises:
       ValueError: no `telemetry` in there.
     """
-
-    def found(x: Any) -> bool:
-        return isinstance(x, TelemetryState)
-
-    states = [x for x in jax.tree.leaves(state, is_leaf=found) if found(x)]
+    states = found(state, lambda x: isinstance(x, TelemetryState))
     if len(states) != 1:
         raise ValueError(
             f"state must have one telemetry in it, got {len(states)}: pass the state of"

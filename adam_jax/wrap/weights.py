@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from adam_jax.engine.call import Body, Call, check_state
+from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation
 from adam_jax.engine.trees import (
     align_params,
@@ -39,6 +40,9 @@ class WeightsState(NamedTuple):
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     rest: Any
     inner_state: Any
+
+
+register(WeightsState, counts=["count"], inner=["inner_state"], own=["rest"], own_matters=True)
 
 
 @frozen_pytree

@@ -1,0 +1,221 @@
+"""What each state holds: conversions, byte counts, sharding and readers of states ask here.
+
+A state is a NamedTuple. Its type is described once, next to its definition. The state of a stage
+is described when a transformation is built of it: the rule knows its slots.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from adam_jax.engine.trees import Keys, is_stored, own_keys, owner_of
+from adam_jax.formats.policy import format_of
+
+
+@dataclasses.dataclass(frozen=True)
+class StateFields:
+    """What the fields of a state hold. Each field is in one of the first four.
+
+    Attributes:
+      slots: accumulators, trees like the parameters, and whether each is a magnitude.
+      counts: numbers of optimizer steps.
+      inner: states of other transformations, in any container.
+      own: of this transformation alone; a conversion starts it anew.
+      own_matters: whether a conversion that leaves `own` behind loses something, and is refused:
+        True, False, or the name of a field that is not 0 while it does.
+    """
+
+    slots: Mapping[str, bool] = dataclasses.field(default_factory=dict)
+    counts: tuple[str, ...] = ()
+    inner: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+    own_matters: bool | str = False
+
+    def matters(self, state: Any) -> bool:
+        """Whether the `own` fields of this state may not be left behind."""
+        when = self.own_matters
+        return bool(np.any(getattr(state, when))) if isinstance(when, str) else when
+
+
+_KNOWN: dict[type, StateFields] = {}
+
+
+def register(
+    state_type: Any,
+    *,
+    slots: Mapping[str, bool] | None = None,
+    counts: Sequence[str] = (),
+    inner: Sequence[str] = (),
+    own: Sequence[str] = (),
+    own_matters: bool | str = False,
+) -> None:
+    """Describes a state, as `StateFields` does. Doing so again changes nothing.
+
+    Args:
+      state_type: a NamedTuple.
+      slots: field names, and whether they are magnitudes, whose storage follows `nu_dtype`.
+      counts: field names, as are the others.
+      inner: see `StateFields`.
+      own: see `StateFields`.
+      own_matters: see `StateFields`.
+
+    Raises:
+      ValueError: a field that is described twice or not at all; another description of the type.
+    """
+    slots = slots or {}
+    named, names = [*slots, *counts, *inner, *own], list(state_type._fields)
+    if not names:
+        return
+    if sorted(named) != sorted(names):
+        raise ValueError(
+            f"the description of {state_type.__name__} must name each of its fields once, {names},"
+            f" got {named}: a field is a slot, a count, inner or own."
+        )
+    in_order = {name: slots[name] for name in names if name in slots}
+    new = StateFields(in_order, tuple(counts), tuple(inner), tuple(own), own_matters)
+    old = _KNOWN.setdefault(state_type, new)
+    if old != new:
+        raise ValueError(
+            f"{state_type.__name__} is described as {old} already, got {new}: give the state a"
+            f" NamedTuple of its own."
+        )
+
+
+def is_state(x: Any) -> bool:
+    """Whether this is a NamedTuple, as the state of every transformation is."""
+    return isinstance(x, tuple) and hasattr(x, "_fields")
+
+
+def is_known(x: Any) -> bool:
+    """Whether this is a state whose type is described."""
+    return type(x) in _KNOWN
+
+
+def described(state: Any) -> StateFields:
+    """What the fields of a state hold.
+
+    Optax has some hundred states, and few of them are described here. In the others, fields with
+    a described state inside are `inner`, and the rest is `own` and matters.
+
+    Raises:
+      ValueError: nothing is known of its type, and there are arrays in it.
+    """
+    kind = type(state)
+    if kind in _KNOWN:
+        return _KNOWN[kind]
+    if kind.__module__.partition(".")[0] == "optax":
+        inner = tuple(name for name in state._fields if found(getattr(state, name), is_known))
+        own = tuple(name for name in state._fields if name not in inner)
+        return StateFields(inner=inner, own=own, own_matters=True)
+    if not jax.tree.leaves(state):
+        return StateFields(own=state._fields)
+    raise ValueError(
+        f"the state must be made of types that are described, got {kind.__name__}"
+        f"({', '.join(state._fields)}): build the transformation that keeps it first, pass the part"
+        f" that is of an optimizer alone, or describe the type where it is defined,"
+        f" adam_jax.engine.states.register({kind.__name__}, counts=..., inner=..., own=...)."
+    )
+
+
+def states_in(state: Any) -> Iterator[Any]:
+    """Every state in this one, at any depth, the outer before the inner.
+
+    Raises:
+      ValueError: nothing is known of one.
+    """
+    for x in found(state, is_state):
+        yield x
+        for name in described(x).inner:
+            yield from states_in(getattr(x, name))
+
+
+def found(tree: Any, wanted: Callable[[Any], bool]) -> list[Any]:
+    """What is wanted in a tree, at any depth; not what is inside of that."""
+    return [x for x in jax.tree.leaves(tree, is_leaf=wanted) if wanted(x)]
+
+
+def owners(state: Any, params: Any) -> list[tuple[Any, int | None]]:
+    """Each leaf of a state, and the index of the parameter that it belongs to; None if shared.
+
+    A leaf is what a format stores, which may be several arrays. Counts are shared. In all other
+    fields a leaf belongs to the parameter whose path is in the leaf's own (see `owner_of`).
+
+    Args:
+      state: of any transformation.
+      params: the parameters, or a tree with their shapes.
+    """
+    shapes: dict[Keys, tuple[int, ...]] = {}
+    indices: dict[Keys, int] = {}
+    for i, (keys, p) in enumerate(jax.tree_util.tree_flatten_with_path(params)[0]):
+        shapes |= dict.fromkeys(own_keys(keys), np.shape(p))
+        indices |= dict.fromkeys(own_keys(keys), i)
+
+    def owner(keys: Keys, stored: Any) -> int | None:
+        fmt = format_of(stored)
+        shape = np.shape(stored) if fmt is None else fmt.shape(stored)
+        own = owner_of(keys, shape, shapes)
+        return None if own is None else indices[own]
+
+    def walk(tree: Any, above: Keys) -> Iterator[tuple[Any, int | None]]:
+        flat, _ = jax.tree_util.tree_flatten_with_path(
+            tree, is_leaf=lambda x: is_stored(x) or is_known(x)
+        )
+        for below, x in flat:
+            if not is_known(x):
+                yield x, owner((*above, *below), x)
+                continue
+            fields = _KNOWN[type(x)]
+            for name in x._fields:
+                inside, key = getattr(x, name), jax.tree_util.GetAttrKey(name)
+                if name in fields.counts:
+                    yield from ((leaf, None) for leaf in jax.tree.leaves(inside))
+                else:
+                    # A key above, such as the index of a stage, is no part of a parameter's path.
+                    yield from walk(inside, (key,))
+
+    return list(walk(state, ()))
+
+
+# Optax's own, also those of our members: a state may come from Optax before any member is built.
+_ADAM = {"mu": False, "nu": True}
+register(optax.ScaleByAdamState, slots=_ADAM, counts=["count"])
+register(optax.ScaleByBeliefState, slots=_ADAM, counts=["count"])
+register(optax.ScaleByAmsgradState, slots=_ADAM | {"nu_max": True}, counts=["count"])
+register(optax.ScaleByLionState, slots={"mu": False}, counts=["count"])
+register(
+    optax.ScaleByAdanState, slots={"m": False, "v": False, "n": True, "g": False}, counts=["t"]
+)
+# Optax exports what makes these two, not their types.
+WeightDecaySchedule: Any = type(
+    jax.eval_shape(optax.add_decayed_weights(lambda count: 0.0).init, ())
+)
+register(WeightDecaySchedule, counts=["count"])
+register(
+    type(jax.eval_shape(optax.schedules.WrappedSchedule(lambda count: 0.0).init)), counts=["count"]
+)
+register(optax.ScaleByScheduleState, counts=["count"])
+register(optax.MaskedState, inner=["inner_state"])
+register(optax.PartitionState, inner=["inner_states"])
+register(
+    optax.MultiStepsState,
+    counts=["gradient_step"],
+    inner=["inner_opt_state"],
+    own=["mini_step", "acc_grads", "skip_state"],
+    own_matters="mini_step",
+)
+register(optax.InjectHyperparamsState, counts=["count"], inner=["inner_state"], own=["hyperparams"])
+register(
+    optax.InjectStatefulHyperparamsState,
+    counts=["count"],
+    inner=["hyperparams_states", "inner_state"],
+    own=["hyperparams"],
+)
+register(
+    optax.ApplyIfFiniteState,
+    inner=["inner_state"],
+    own=["notfinite_count", "last_finite", "total_notfinite"],
+)
