@@ -54,7 +54,7 @@ def scale_by_belief(
 
     Raises:
       ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
-        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats) or a gradient
         unlike the state.
 
     Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit

@@ -75,7 +75,7 @@ def scale_by_adam(
 
     Raises:
       ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
-        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats) or a gradient
         unlike the state.
 
     Differs from Optax in: the averages are formed as old + (1-b)(new - old) and the corrections by
@@ -284,8 +284,8 @@ def scale_by_bias_correction(b1: DecayRateLike = 0.9, b2: DecayRateLike = 0.999)
     the paper names at the end of its section 2: `scale_by_adam(b1, b2, eps=0.0, eps_hat=eps)`.
 
     Args:
-      b1: decay rate of the first moment, 0 ≤ b1 < 1.
-      b2: decay rate of the second moment, 0 ≤ b2 < 1.
+      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
+      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
 
     Returns:
       A transformation whose state is the step count.

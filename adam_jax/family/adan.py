@@ -87,7 +87,7 @@ def scale_by_adan(
         paper's β1, as b2 and b3.
       b2: decay rate of the average of the gradient's change, per optimizer step, 0 ≤ b2 < 1.
       b3: decay rate of the average of squares, per optimizer step, 0 ≤ b3 < 1.
-      eps: ε of the paper, added outside the root, in units of the gradient; ≥ 0.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0.
       change_weight: w ≥ 0, the weight of the gradient's change. None is 1-b2, as in Optax. The
         paper's is its 1-β2, which is b2 here: 0.92.
@@ -102,7 +102,7 @@ def scale_by_adan(
 
     Raises:
       ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
-        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats) or a gradient
         unlike the state.
 
     Differs from Optax in: rounding, within a few ulp of the exact algorithm; averages of 16-bit
@@ -152,7 +152,7 @@ def adan(
         paper's β1, as b2 and b3.
       b2: decay rate of the average of the gradient's change, per optimizer step, 0 ≤ b2 < 1.
       b3: decay rate of the average of squares, per optimizer step, 0 ≤ b3 < 1.
-      eps: ε of the paper, added outside the root, in units of the gradient; ≥ 0.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0.
       weight_decay: λ, decoupled weight decay, per optimizer step: a number (below 0 weights grow;
         0.0 turns it off), or a function of the optimizer steps completed so far.

@@ -87,7 +87,7 @@ def scale_by_ademamix(
         of the optimizer steps completed so far.
       alpha: weight of the slow average, ≥ 0: a number, or a function of the optimizer steps
         completed so far. The paper warms up alpha and b3.
-      eps: ε of the paper, added outside the root, in units of the gradient; ≥ 0.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0.
       mu_dtype: storage of m1 and m2: a floating-point dtype of at least 16 bits, `jnp.int8`,
         `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
@@ -100,7 +100,7 @@ def scale_by_ademamix(
 
     Raises:
       ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
-        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats) or a gradient
         unlike the state.
 
     Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
@@ -157,7 +157,7 @@ def ademamix(
         of the optimizer steps completed so far.
       alpha: weight of the slow average, ≥ 0: a number, or a function of the optimizer steps
         completed so far. The paper warms up alpha and b3.
-      eps: ε of the paper, added outside the root, in units of the gradient; ≥ 0.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0.
       mu_dtype: storage of m1 and m2: a floating-point dtype of at least 16 bits, `jnp.int8`,
         `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's

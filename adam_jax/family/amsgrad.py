@@ -63,12 +63,12 @@ def scale_by_amsgrad(
 
     Raises:
       ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
-        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats) or a gradient
         unlike the state.
 
     Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
     parameters are float32; nu of a complex gradient is real.
-    Differs from PyTorch in: the maximum is taken after the bias correction, unless
+    Differs from PyTorch in: here the maximum is that of the corrected nu, unless
     max_before_correction is True; |g|² of a complex gradient is shared by its two parts.
 
     Reference: Reddi, Kale & Kumar 2018, algorithm 2, which has no bias correction.
@@ -146,7 +146,7 @@ def amsgrad(
 
     Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
     parameters are float32; nu of a complex gradient is real.
-    Differs from PyTorch in: the maximum is taken after the bias correction, unless
+    Differs from PyTorch in: here the maximum is that of the corrected nu, unless
     max_before_correction is True; |g|² of a complex gradient is shared by its two parts; it is
     `Adam(amsgrad=True)`, whose `weight_decay` is `l2`.
 
@@ -224,8 +224,8 @@ def amsgradw(
         `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
         unlike the state, or missing `params`.
 
-    Differs from Optax in: Optax has no such alias.
-    Differs from PyTorch in: the maximum is taken after the bias correction, unless
+    Optax has no such alias.
+    Differs from PyTorch in: here the maximum is that of the corrected nu, unless
     max_before_correction is True; |g|² of a complex gradient is shared by its two parts; it is
     `AdamW(amsgrad=True)`, whose weight_decay is 1e-2 unless told otherwise.
 

@@ -48,7 +48,7 @@ def lamb(
         number of optimizer steps completed so far (0 at the first).
       b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε of the paper, added outside the root, in units of the gradient; ≥ 0.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0.
       weight_decay: λ, decoupled weight decay, per optimizer step: a number (below 0 weights grow;
         0.0 turns it off), or a function of the optimizer steps completed so far.

@@ -99,7 +99,7 @@ def scale_by_nadam(
     Args:
       b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε of the paper, added outside the root, in units of the gradient; ≥ 0.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0.
       mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
         `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
@@ -120,7 +120,7 @@ def scale_by_nadam(
     Raises:
       ValueError: here, for a number outside its range or a dtype that cannot store a moment, or
         momentum_decay with nesterov=False; in `init` and `update`, for a leaf whose dtype has no
-        arithmetic (8-bit floats), a gradient unlike the state.
+        arithmetic (8-bit floats) or a gradient unlike the state.
 
     Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
     parameters are float32; nu of a complex gradient is real.
@@ -171,7 +171,7 @@ def nadam(
         number of optimizer steps completed so far (0 at the first).
       b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε of the paper, added outside the root, in units of the gradient; ≥ 0.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0.
       mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
         `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
@@ -249,7 +249,7 @@ def nadamw(
         number of optimizer steps completed so far (0 at the first).
       b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε of the paper, added outside the root, in units of the gradient; ≥ 0.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0.
       mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
         `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the

@@ -103,7 +103,7 @@ def scale_by_radam(
     Args:
       b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε of the paper, added outside the root, in units of the gradient; ≥ 0.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0.
       threshold: the least ρ_t, the number of gradients that nu averages, at which nu is used, in
         optimizer steps; ≥ 4, usually 5.
@@ -123,7 +123,7 @@ def scale_by_radam(
 
     Raises:
       ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
-        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats) or a gradient
         unlike the state.
 
     Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
@@ -172,7 +172,7 @@ def radam(
         number of optimizer steps completed so far (0 at the first).
       b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε of the paper, added outside the root, in units of the gradient; ≥ 0.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0.
       threshold: the least ρ_t, the number of gradients that nu averages, at which nu is used, in
         optimizer steps; ≥ 4, usually 5.
@@ -247,7 +247,7 @@ def radamw(
         number of optimizer steps completed so far (0 at the first).
       b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε of the paper, added outside the root, in units of the gradient; ≥ 0.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0.
       threshold: the least ρ_t, the number of gradients that nu averages, at which nu is used, in
         optimizer steps; ≥ 4, usually 5.
@@ -278,7 +278,7 @@ def radamw(
         `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
         unlike the state, or missing `params`.
 
-    Differs from Optax in: Optax has no such alias.
+    Optax has no such alias.
     Differs from PyTorch in: it adds ε to the uncorrected root: write eps=0.0, eps_hat=1e-8; |g|² of
     a complex gradient is shared by its two parts; it is `RAdam(decoupled_weight_decay=True)`.
 

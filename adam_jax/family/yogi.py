@@ -38,7 +38,7 @@ def scale_by_yogi(
     Args:
       b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε of the paper, added outside the root, in units of the gradient; ≥ 0.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0. None is 0.0.
       initial_accumulator_value: start of every element of mu and nu, ≥ 0; of nu in units of the
         gradient squared. The paper starts nu from the squares of a batch's gradient. None is 1e-6,
@@ -54,7 +54,7 @@ def scale_by_yogi(
 
     Raises:
       ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
-        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats) or a gradient
         unlike the state.
 
     Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
@@ -99,7 +99,7 @@ def yogi(
         number of optimizer steps completed so far (0 at the first).
       b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε of the paper, added outside the root, in units of the gradient; ≥ 0.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0. None is 0.0. By
         default None: a number would be in the state of `optax.inject_hyperparams`, where Optax's
         yogi has none.
