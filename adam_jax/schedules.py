@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import optax
 from optax.schedules import (
     constant_schedule,
     cosine_decay_schedule,
@@ -22,7 +23,6 @@ from optax.schedules import (
     warmup_exponential_decay_schedule,
 )
 
-from adam_jax.rules.scaling import Schedule
 from adam_jax.validation import check_number
 
 __all__ = [
@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 
-def inverse_sqrt_schedule(init_value: float) -> Schedule:
+def inverse_sqrt_schedule(init_value: float) -> optax.Schedule:
     """The step size of the convergence theorem: α_t = α/√t, with t = 1 at the first step.
 
     Args:
@@ -73,7 +73,7 @@ def warmup_stable_decay_schedule(
     decay_steps: int,
     init_value: float = 0.0,
     end_value: float = 0.0,
-) -> Schedule:
+) -> optax.Schedule:
     """Rises linearly, stays, and falls linearly: the trapezoid, also called WSD.
 
     Args:

@@ -19,7 +19,7 @@ LAYERS = {
     "formats": {"validation"},
     "xla": set(),
     "engine": {"rules", "formats", "xla", "validation"},
-    "schedules": {"rules", "validation"},
+    "schedules": {"validation"},
     "family": {"engine", "rules", "formats", "validation"},
     "modify": {"family", "engine", "rules", "formats", "validation"},
     "wrap": {"modify", "engine", "xla", "rules", "formats", "validation"},
