@@ -125,6 +125,6 @@ def adabelief(
 
     Reference: Zhuang et al. 2020, algorithm 2, where the two ε are one number.
     """
-    moments = (b1, b2, eps, eps_root)
-    scaled = scale_by_belief(*moments, nesterov=nesterov, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
+    positional = (b1, b2, eps, eps_root)
+    scaled = scale_by_belief(*positional, nesterov=nesterov, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
     return optimizer(scaled, learning_rate, l2=l2)

@@ -172,9 +172,9 @@ def adam(
 
     Reference: Kingma & Ba 2015, algorithm 1.
     """
-    moments = (b1, b2, eps, eps_root, mu_dtype)
+    positional = (b1, b2, eps, eps_root, mu_dtype)
     scaled = scale_by_adam(
-        *moments,
+        *positional,
         nesterov=nesterov,
         nu_dtype=nu_dtype,
         eps_hat=eps_hat,
@@ -259,9 +259,9 @@ def adamw(
 
     Reference: Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019, algorithm 2.
     """
-    moments = (b1, b2, eps, eps_root, mu_dtype)
+    positional = (b1, b2, eps, eps_root, mu_dtype)
     scaled = scale_by_adam(
-        *moments,
+        *positional,
         nesterov=nesterov,
         nu_dtype=nu_dtype,
         eps_hat=eps_hat,

@@ -184,9 +184,9 @@ def adan(
 
     Reference: Xie et al. 2022, algorithm 1, whose decay is proximal: θ ← (θ - α·u) / (1 + λ·α).
     """
-    moments = (b1, b2, b3, eps, eps_root)
+    positional = (b1, b2, b3, eps, eps_root)
     scaled = scale_by_adan(
-        *moments, change_weight=change_weight, mu_dtype=mu_dtype, nu_dtype=nu_dtype
+        *positional, change_weight=change_weight, mu_dtype=mu_dtype, nu_dtype=nu_dtype
     )
     decay = Decay(weight_decay, mask, scale_decay)
     return optimizer(scaled, learning_rate, decay=decay)

@@ -152,9 +152,9 @@ def amsgrad(
 
     Reference: Reddi, Kale & Kumar 2018, algorithm 2, which has no bias correction.
     """
-    moments = (b1, b2, eps, eps_root, mu_dtype, bias_correction_mu, bias_correction_nu)
+    positional = (b1, b2, eps, eps_root, mu_dtype, bias_correction_mu, bias_correction_nu)
     scaled = scale_by_amsgrad(
-        *moments, max_before_correction=max_before_correction, nu_dtype=nu_dtype, eps_hat=eps_hat
+        *positional, max_before_correction=max_before_correction, nu_dtype=nu_dtype, eps_hat=eps_hat
     )
     return optimizer(scaled, learning_rate, l2=l2)
 
@@ -232,9 +232,9 @@ def amsgradw(
     Reference: Reddi, Kale & Kumar 2018, algorithm 2, which has no bias correction; Loshchilov &
     Hutter 2019, algorithm 2.
     """
-    moments = (b1, b2, eps, eps_root, mu_dtype, bias_correction_mu, bias_correction_nu)
+    positional = (b1, b2, eps, eps_root, mu_dtype, bias_correction_mu, bias_correction_nu)
     scaled = scale_by_amsgrad(
-        *moments, max_before_correction=max_before_correction, nu_dtype=nu_dtype, eps_hat=eps_hat
+        *positional, max_before_correction=max_before_correction, nu_dtype=nu_dtype, eps_hat=eps_hat
     )
     decay = Decay(weight_decay, mask, scale_decay)
     return optimizer(scaled, learning_rate, decay=decay)

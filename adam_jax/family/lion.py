@@ -82,8 +82,8 @@ def scale_by_lion(
 
     Raises:
       ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
-        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats) or a gradient
-        unlike the state.
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
+        unlike the state, or an unknown mode.
 
     Differs from Optax in: rounding, within a few ulp of the exact algorithm; mu of 16-bit
     parameters is float32.
@@ -148,7 +148,7 @@ def lion(
     Raises:
       ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
         `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
-        unlike the state, or missing `params`.
+        unlike the state, missing `params`, or an unknown mode.
 
     Differs from Optax in: rounding, within a few ulp of the exact algorithm; mu of 16-bit
     parameters is float32; a callable `mask` gets the parameters in `update` too.

@@ -207,9 +207,9 @@ def nadam(
 
     Reference: Dozat 2016, algorithm 2; section 3.1 for `momentum_decay`.
     """
-    moments = (b1, b2, eps, eps_root, mu_dtype)
+    positional = (b1, b2, eps, eps_root, mu_dtype)
     scaled = scale_by_nadam(
-        *moments,
+        *positional,
         nesterov=nesterov,
         momentum_decay=momentum_decay,
         nu_dtype=nu_dtype,
@@ -291,9 +291,9 @@ def nadamw(
     Reference: Dozat 2016, algorithm 2; section 3.1 for `momentum_decay`; Loshchilov & Hutter 2019,
     algorithm 2.
     """
-    moments = (b1, b2, eps, eps_root, mu_dtype)
+    positional = (b1, b2, eps, eps_root, mu_dtype)
     scaled = scale_by_nadam(
-        *moments,
+        *positional,
         nesterov=nesterov,
         momentum_decay=momentum_decay,
         nu_dtype=nu_dtype,

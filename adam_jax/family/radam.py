@@ -207,9 +207,9 @@ def radam(
 
     Reference: Liu et al. 2020, algorithm 2.
     """
-    moments = (b1, b2, eps, eps_root, threshold)
+    positional = (b1, b2, eps, eps_root, threshold)
     scaled = scale_by_radam(
-        *moments, nesterov=nesterov, mu_dtype=mu_dtype, nu_dtype=nu_dtype, eps_hat=eps_hat
+        *positional, nesterov=nesterov, mu_dtype=mu_dtype, nu_dtype=nu_dtype, eps_hat=eps_hat
     )
     return optimizer(scaled, learning_rate, l2=l2)
 
@@ -284,9 +284,9 @@ def radamw(
 
     Reference: Liu et al. 2020, algorithm 2; Loshchilov & Hutter 2019, algorithm 2.
     """
-    moments = (b1, b2, eps, eps_root, threshold)
+    positional = (b1, b2, eps, eps_root, threshold)
     scaled = scale_by_radam(
-        *moments, nesterov=nesterov, mu_dtype=mu_dtype, nu_dtype=nu_dtype, eps_hat=eps_hat
+        *positional, nesterov=nesterov, mu_dtype=mu_dtype, nu_dtype=nu_dtype, eps_hat=eps_hat
     )
     decay = Decay(weight_decay, mask, scale_decay)
     return optimizer(scaled, learning_rate, decay=decay)

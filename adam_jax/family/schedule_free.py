@@ -86,8 +86,8 @@ def schedule_free_adamw(
         c_t = w_t / (w_1 + … + w_t),  w_t = max(α_1, …, α_t)^weight_lr_power
 
     The parameters are y; evaluate at x, `optax.contrib.schedule_free_eval_params(state, params)`.
-    nu and u are computed in float32 (float64 for float64 leaves); x and z are Optax's to compute,
-    in the parameters' dtype.
+    The step of z is computed in float32 (float64 for float64 leaves). Optax computes x and z, in
+    the parameters' dtype.
 
     Args:
       learning_rate: α, per optimizer step: a number ≥ 0, or a function of the number of optimizer
@@ -109,9 +109,8 @@ def schedule_free_adamw(
         `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
 
     Returns:
-      A transformation whose state is Optax's `ScheduleFreeState` around that of AdamW
-      without mu. `update` needs `params`, every parameter needs a gradient, and `groups` does not
-      take it.
+      A transformation whose state is Optax's `ScheduleFreeState` around that of AdamW without mu.
+      `update` needs `params`, every parameter needs a gradient, and `groups` does not take it.
 
     Raises:
       ValueError: here, for a number outside its range, a dtype that cannot store a moment, or

@@ -130,6 +130,6 @@ def yogi(
 
     Reference: Zaheer et al. 2018, algorithm 2, which has no bias correction.
     """
-    moments = (b1, b2, eps, eps_root, initial_accumulator_value)
-    scaled = scale_by_yogi(*moments, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
+    positional = (b1, b2, eps, eps_root, initial_accumulator_value)
+    scaled = scale_by_yogi(*positional, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
     return optimizer(scaled, learning_rate, l2=l2)
