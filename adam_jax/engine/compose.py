@@ -1,12 +1,12 @@
-"""The stages that an alias adds to its member: weight decay and the learning rate."""
+"""What an alias adds to its `scale_by_*`: weight decay and the learning rate, on the same pass."""
 
 import math
-from typing import Any
+from typing import NamedTuple
 
-import jax
 import optax
+from jax.typing import ArrayLike
 
-from adam_jax.engine.masks import Mask
+from adam_jax.engine.masks import Mask, MaskLike
 from adam_jax.engine.stage import Stage
 from adam_jax.engine.states import WeightDecaySchedule
 from adam_jax.engine.transformation import Transformation
@@ -19,6 +19,47 @@ from adam_jax.rules.scaling import (
     Schedule,
     hyperparameter,
 )
+
+
+class Decay(NamedTuple):
+    """Decoupled weight decay, as an alias is asked for it.
+
+    Attributes:
+      weight_decay: λ, per optimizer step: a number or a function of the optimizer steps completed.
+      mask: the leaves that decay; None for all.
+      scaled: the decay is multiplied by the learning rate.
+    """
+
+    weight_decay: ArrayLike | Schedule
+    mask: MaskLike = None
+    scaled: bool = True
+
+
+def optimizer(
+    scaled: Transformation,
+    learning_rate: ArrayLike | Schedule | Hyperparameter | None,
+    *,
+    l2: ArrayLike | Schedule | None = None,
+    decay: Decay | None = None,
+    before_learning_rate: tuple[Stage, ...] = (),
+) -> Transformation:
+    """The whole optimizer of a member: its `scale_by_*`, weight decay and the learning rate.
+
+    Args:
+      scaled: what the `scale_by_*` returned.
+      learning_rate: α; None leaves the updates as they are.
+      l2: λ₂ of coupled weight decay, before the member; None for none.
+      decay: decoupled weight decay, behind the member; None for none.
+      before_learning_rate: stages between weight decay and the learning rate.
+    """
+    coupled = [] if l2 is None else [weight_decay_stage("l2", l2)]
+    behind = [*before_learning_rate, learning_rate_stage(learning_rate)]
+    if decay is not None:
+        # Without a learning rate nothing is turned downhill, and the decay not either.
+        downhill = not decay.scaled and learning_rate is not None
+        stage = weight_decay_stage("weight_decay", decay.weight_decay, decay.mask, downhill)
+        behind = [stage, *behind] if decay.scaled else [*behind, stage]
+    return Transformation.of(*coupled, *scaled.body.stages, *behind)
 
 
 def scale_by_learning_rate(
@@ -45,7 +86,7 @@ def scale_by_learning_rate(
 
 
 def learning_rate_stage(
-    learning_rate: jax.typing.ArrayLike | Schedule | Hyperparameter | None, flip_sign: bool = True
+    learning_rate: ArrayLike | Schedule | Hyperparameter | None, flip_sign: bool = True
 ) -> Stage:
     """The last stage of an alias."""
     if learning_rate is None:
@@ -57,8 +98,8 @@ def learning_rate_stage(
 
 def weight_decay_stage(
     argument: str,
-    weight_decay: jax.typing.ArrayLike | Schedule,
-    mask: Any = None,
+    weight_decay: ArrayLike | Schedule,
+    mask: MaskLike = None,
     downhill: bool = False,
 ) -> Stage:
     """The stage that adds λθ, on the leaves that the mask names.
@@ -66,7 +107,7 @@ def weight_decay_stage(
     Args:
       argument: the name of `weight_decay`, as the caller wrote it.
       weight_decay: λ, per optimizer step; below 0 weights grow.
-      mask: as in `adamw`.
+      mask: the leaves that decay; None for all.
       downhill: it stands behind the learning rate.
     """
     wrapped = None if mask is None else Mask.of(mask)

@@ -2,13 +2,16 @@
 
 import dataclasses
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.core
 import numpy as np
 
 from adam_jax.engine.trees import leaf_paths
+
+MaskLike: TypeAlias = Any
+"""A tree of booleans like the parameters, a prefix of it, a function from them to one, or None."""
 
 
 @dataclasses.dataclass(frozen=True)

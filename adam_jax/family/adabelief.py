@@ -3,23 +3,24 @@
 https://arxiv.org/abs/2010.07468
 """
 
-import jax
 import optax
+from jax.typing import ArrayLike
 
-from adam_jax.alias import alias
+from adam_jax.engine.compose import optimizer
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.rules.base import DecayRate, DecayRateLike, MomentRule
 from adam_jax.rules.directions import Root
 from adam_jax.rules.moments import Ema, EmaOfSurprise, NesterovEma
+from adam_jax.rules.scaling import Schedule
 from adam_jax.validation import check_number
 
 
 def scale_by_belief(
     b1: DecayRateLike = 0.9,
     b2: DecayRateLike = 0.999,
-    eps: jax.typing.ArrayLike = 1e-16,
-    eps_root: jax.typing.ArrayLike = 1e-16,
+    eps: ArrayLike = 1e-16,
+    eps_root: ArrayLike = 1e-16,
     *,
     nesterov: bool = False,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
@@ -27,14 +28,37 @@ def scale_by_belief(
 ) -> Transformation:
     """Divides the averaged gradient by how far gradients stray from it.
 
-        nu ← b2·nu + (1-b2)·|g - mu|² + eps_root        u = mû / (√nû + eps)
+        mu ← b1·mu + (1-b1)·g                           mû = mu / (1 - b1ᵗ)
+        nu ← b2·nu + (1-b2)·|g - mu|² + eps_root        nû = nu / (1 - b2ᵗ)
+        u  = mû / (√nû + eps)
+
+    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
+    parameter and state; only the update is rounded.
 
     Args:
-      b1: see `scale_by_adam`, as all that is not here.
-      eps_root: added to nu in every step, and kept there: a steady eps_root / (1-b2) in the end.
+      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
+      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
+      eps_root: added to nu in every step, in units of the gradient squared; ≥ 0. nu keeps it: in
+        the end it holds eps_root / (1-b2) of it.
+      nesterov: True reads mu one step ahead: b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ) in place of
+        mû (Dozat 2016).
+      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
+        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
+        default is the parameter's dtype, at least float32.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
+        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
 
     Returns:
       A transformation whose state is `optax.ScaleByBeliefState(count, mu, nu)`.
+
+    Raises:
+      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats) or a gradient
+        unlike the state.
+
+    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
+    parameters are float32; nu of a complex gradient is real.
 
     Reference: Zhuang et al. 2020, algorithm 2, where the two ε are one number.
     """
@@ -45,4 +69,62 @@ def scale_by_belief(
     return scale_by_rule(rule, optax.ScaleByBeliefState, mu_dtype, nu_dtype)
 
 
-adabelief = alias("adabelief", scale_by_belief)
+def adabelief(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: DecayRateLike = 0.9,
+    b2: DecayRateLike = 0.999,
+    eps: ArrayLike = 1e-16,
+    eps_root: ArrayLike = 1e-16,
+    *,
+    nesterov: bool = False,
+    mu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    nu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    l2: ArrayLike | Schedule | None = None,
+) -> Transformation:
+    """AdaBelief: divides the averaged gradient by how far gradients stray from it.
+
+        mu ← b1·mu + (1-b1)·g                           mû = mu / (1 - b1ᵗ)
+        nu ← b2·nu + (1-b2)·|g - mu|² + eps_root        nû = nu / (1 - b2ᵗ)
+        u  = mû / (√nû + eps)
+        θ  ← θ - α_t·u
+
+    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
+    parameter and state; only the update is rounded.
+
+    Args:
+      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
+        number of optimizer steps completed so far (0 at the first).
+      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
+      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
+      eps_root: added to nu in every step, in units of the gradient squared; ≥ 0. nu keeps it: in
+        the end it holds eps_root / (1-b2) of it.
+      nesterov: True reads mu one step ahead: b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ) in place of
+        mû (Dozat 2016).
+      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
+        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
+        default is the parameter's dtype, at least float32.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
+        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
+      l2: λ₂, coupled weight decay, per optimizer step: a number, or a function of the optimizer
+        steps completed so far. λ₂·θ is added to the gradient before the moments, as by
+        `weight_decay` of PyTorch's Adam. None leaves it out, and its entry in the state.
+
+    Returns:
+      A transformation whose state is a tuple: `optax.ScaleByBeliefState(count, mu, nu)`, then an
+      entry for the learning rate, empty or the count of a schedule. It is the state of Optax's
+      `adabelief`. With `l2`, an entry for it comes first, and `update` needs `params`.
+
+    Raises:
+      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
+        unlike the state, or missing `params` with `l2`.
+
+    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
+    parameters are float32; nu of a complex gradient is real.
+
+    Reference: Zhuang et al. 2020, algorithm 2, where the two ε are one number.
+    """
+    positional = (b1, b2, eps, eps_root)
+    scaled = scale_by_belief(*positional, nesterov=nesterov, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
+    return optimizer(scaled, learning_rate, l2=l2)

@@ -1,4 +1,4 @@
-"""Adam and AdamW. The arguments that all members share are documented here.
+"""Adam and AdamW.
 
 Kingma & Ba 2015, Adam: A Method for Stochastic Optimization, https://arxiv.org/abs/1412.6980
 Loshchilov & Hutter 2019, Decoupled Weight Decay Regularization, https://arxiv.org/abs/1711.05101
@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 import jax
 import optax
+from jax.typing import ArrayLike
 
-from adam_jax.alias import alias
+from adam_jax.engine.compose import Decay, optimizer
+from adam_jax.engine.masks import MaskLike
 from adam_jax.engine.stage import Stage
 from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation, scale_by_rule
@@ -17,9 +19,7 @@ from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.rules.base import DecayRate, DecayRateLike, MomentRule
 from adam_jax.rules.directions import Root
 from adam_jax.rules.moments import Ema, EmaOfSquares, NesterovEma
-from adam_jax.rules.scaling import CorrectBias
-
-ArrayLike = jax.typing.ArrayLike
+from adam_jax.rules.scaling import CorrectBias, Schedule
 
 
 def scale_by_adam(
@@ -49,14 +49,17 @@ def scale_by_adam(
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
       eps: ε of the paper's algorithm 1, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0.
-      mu_dtype: how mu is stored: a floating-point dtype; None, the parameter's own; by default the
-        parameter's own or float32, whichever is wider.
-      nesterov: read mu one step ahead: b1·mu / (1-b1ᵗ⁺¹) + (1-b1)·g / (1-b1ᵗ) (Dozat 2016).
-      nu_dtype: how nu is stored, likewise. bfloat16 lets nu stand still: see `AT_LEAST_FLOAT32`.
-      eps_hat: ε̂ of the paper's section 2, beside the root of the uncorrected nu: what Keras and
-        TensorFlow call epsilon. Write eps=0.0 with it. None leaves it out, also out of the
-        numbers of `with_hyperparams` and `optax.inject_hyperparams`, which then are Optax's.
-      bias_correction: False reads mu and nu as they are; see `scale_by_bias_correction`.
+      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
+        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
+        default is the parameter's dtype, at least float32.
+      nesterov: True reads mu one step ahead: b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ) in place of
+        mû (Dozat 2016).
+      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
+        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
+      eps_hat: ε̂ of section 2 of Kingma & Ba, added to the root of the uncorrected nu, in units of
+        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Write eps=0.0 with it. None leaves
+        it out, also out of the numbers of `with_hyperparams` and `optax.inject_hyperparams`.
+      bias_correction: False reads mu and nu uncorrected: mû = mu, nû = nu.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
@@ -71,33 +74,17 @@ def scale_by_adam(
       >>> print(updates.round(4))
       [ 1.  1. -1.]
 
-      The aliases train; `step` is `update` and `optax.apply_updates`:
-
-      >>> import adam_jax, jax
-      >>> tx = adam_jax.adam(learning_rate=0.1)
-      >>> params = {"w": jnp.array([3.0, -2.0])}
-      >>> state = tx.init(params)
-      >>> for _ in range(200):
-      ...     grads = jax.grad(lambda p: jnp.sum((p["w"] - 1.0) ** 2))(params)
-      ...     params, state = adam_jax.step(tx, grads, state, params)
-      >>> print(params["w"].round(2))
-      [1. 1.]
-
     Raises:
       ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
-        `init` and `update`, for integer leaves, for gradients unlike the state, for nu in float16,
-        and for missing `params` where weights decay.
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats) or a gradient
+        unlike the state.
 
     Differs from Optax in: the averages are formed as old + (1-b)(new - old) and the corrections by
     expm1, with 1-b from float64, so that the result stays within a few ulp of the exact algorithm
-    (Optax: 76 to 81); nu is real for complex gradients; 16-bit parameters get float32 moments; a
-    callable `mask` is asked about the parameters in `update` too.
-    Differs from PyTorch in: |g|² of a complex gradient is shared by its two parts; its `Adam` has
-    weight decay as `l2`; its `AdamW` decays θ before the step, which is the same but for rounding,
-    by 1e-2 unless told otherwise.
+    (Optax: 76 to 81); nu is real for complex gradients; 16-bit parameters get float32 moments.
+    Differs from PyTorch in: |g|² of a complex gradient is shared by its two parts.
 
-    Reference: Kingma & Ba 2015, algorithm 1; for `weight_decay` Loshchilov & Hutter 2019,
-    algorithm 2.
+    Reference: Kingma & Ba 2015, algorithm 1.
     """
     first = Ema(DecayRate.of("b1", b1), bias_correction)
     rate = DecayRate.of("b2", b2)
@@ -109,8 +96,180 @@ def scale_by_adam(
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype)
 
 
-adam = alias("adam", scale_by_adam)
-adamw = alias("adamw", scale_by_adam, weight_decay=1e-4)
+def adam(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: DecayRateLike = 0.9,
+    b2: DecayRateLike = 0.999,
+    eps: ArrayLike = 1e-8,
+    eps_root: ArrayLike = 0.0,
+    mu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    *,
+    nesterov: bool = False,
+    nu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    eps_hat: ArrayLike | None = None,
+    bias_correction: bool = True,
+    l2: ArrayLike | Schedule | None = None,
+) -> Transformation:
+    """Adam: each step divides the averaged gradient by the root of its averaged square.
+
+        mu ← b1·mu + (1-b1)·g            mû = mu / (1 - b1ᵗ)
+        nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
+        u  = mû / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
+        θ  ← θ - α_t·u
+
+    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
+    parameter and state; only the update is rounded.
+
+    Args:
+      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
+        number of optimizer steps completed so far (0 at the first).
+      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
+      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
+      eps: ε of the paper's algorithm 1, added outside the root, in units of the gradient; ≥ 0.
+      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
+      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
+        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
+        default is the parameter's dtype, at least float32.
+      nesterov: True reads mu one step ahead: b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ) in place of
+        mû (Dozat 2016).
+      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
+        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
+      eps_hat: ε̂ of section 2 of Kingma & Ba, added to the root of the uncorrected nu, in units of
+        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Write eps=0.0 with it. None leaves
+        it out, also out of the numbers of `with_hyperparams` and `optax.inject_hyperparams`.
+      bias_correction: False reads mu and nu uncorrected: mû = mu, nû = nu.
+      l2: λ₂, coupled weight decay, per optimizer step: a number, or a function of the optimizer
+        steps completed so far. λ₂·θ is added to the gradient before the moments, as by
+        `weight_decay` of PyTorch's Adam. None leaves it out, and its entry in the state.
+
+    Returns:
+      A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then an
+      entry for the learning rate, empty or the count of a schedule. It is the state of Optax's
+      `adam`. With `l2`, an entry for it comes first, and `update` needs `params`.
+
+    Example:
+      `step` is `update` and `optax.apply_updates`:
+
+      >>> import adam_jax, jax, jax.numpy as jnp
+      >>> tx = adam_jax.adam(learning_rate=0.1)
+      >>> params = {"w": jnp.array([3.0, -2.0])}
+      >>> state = tx.init(params)
+      >>> for _ in range(200):
+      ...     grads = jax.grad(lambda p: jnp.sum((p["w"] - 1.0) ** 2))(params)
+      ...     params, state = adam_jax.step(tx, grads, state, params)
+      >>> print(params["w"].round(2))
+      [1. 1.]
+
+    Raises:
+      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
+        unlike the state, or missing `params` with `l2`.
+
+    Differs from Optax in: the averages are formed as old + (1-b)(new - old) and the corrections by
+    expm1, with 1-b from float64, so that the result stays within a few ulp of the exact algorithm
+    (Optax: 76 to 81); nu is real for complex gradients; 16-bit parameters get float32 moments.
+    Differs from PyTorch in: |g|² of a complex gradient is shared by its two parts; its
+    `weight_decay` is `l2`.
+
+    Reference: Kingma & Ba 2015, algorithm 1.
+    """
+    positional = (b1, b2, eps, eps_root, mu_dtype)
+    scaled = scale_by_adam(
+        *positional,
+        nesterov=nesterov,
+        nu_dtype=nu_dtype,
+        eps_hat=eps_hat,
+        bias_correction=bias_correction,
+    )
+    return optimizer(scaled, learning_rate, l2=l2)
+
+
+def adamw(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: DecayRateLike = 0.9,
+    b2: DecayRateLike = 0.999,
+    eps: ArrayLike = 1e-8,
+    eps_root: ArrayLike = 0.0,
+    mu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    weight_decay: ArrayLike | Schedule = 1e-4,
+    mask: MaskLike = None,
+    *,
+    nesterov: bool = False,
+    nu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    eps_hat: ArrayLike | None = None,
+    bias_correction: bool = True,
+    scale_decay: bool = True,
+) -> Transformation:
+    """AdamW: Adam with decoupled weight decay.
+
+        mu ← b1·mu + (1-b1)·g            mû = mu / (1 - b1ᵗ)
+        nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
+        u  = mû / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
+        θ  ← θ - α_t·(u + λ_t·θ)
+
+    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
+    parameter and state; only the update is rounded.
+
+    Args:
+      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
+        number of optimizer steps completed so far (0 at the first).
+      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
+      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
+      eps: ε of the paper's algorithm 1, added outside the root, in units of the gradient; ≥ 0.
+      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
+      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
+        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
+        default is the parameter's dtype, at least float32.
+      weight_decay: λ, decoupled weight decay, per optimizer step: a number (below 0 weights grow;
+        0.0 turns it off), or a function of the optimizer steps completed so far.
+      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of it, or a
+        function from the parameters to one, such as `decay_mask`. None decays all leaves.
+      nesterov: True reads mu one step ahead: b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ) in place of
+        mû (Dozat 2016).
+      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
+        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
+      eps_hat: ε̂ of section 2 of Kingma & Ba, added to the root of the uncorrected nu, in units of
+        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Write eps=0.0 with it. None leaves
+        it out, also out of the numbers of `with_hyperparams` and `optax.inject_hyperparams`.
+      bias_correction: False reads mu and nu uncorrected: mû = mu, nû = nu.
+      scale_decay: False subtracts λ_t·θ itself, not α_t·λ_t·θ (fully decoupled). Its entry in the
+        state is then the last.
+
+    Returns:
+      A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then one
+      entry for weight decay and one for the learning rate, each empty or the count of a schedule.
+      It is the state of Optax's `adamw`. `update` needs `params`.
+
+    Example:
+      Vectors and scalars do not decay:
+
+      >>> import adam_jax
+      >>> tx = adam_jax.adamw(1e-3, weight_decay=0.1, mask=adam_jax.decay_mask)
+
+    Raises:
+      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
+        unlike the state, or missing `params`.
+
+    Differs from Optax in: the averages are formed as old + (1-b)(new - old) and the corrections by
+    expm1, with 1-b from float64, so that the result stays within a few ulp of the exact algorithm
+    (Optax: 76 to 81); nu is real for complex gradients; 16-bit parameters get float32 moments; a
+    callable `mask` gets the parameters in `update` too.
+    Differs from PyTorch in: |g|² of a complex gradient is shared by its two parts; its `AdamW`
+    decays θ before the step, which is the same but for rounding, by 1e-2 unless told otherwise.
+
+    Reference: Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019, algorithm 2.
+    """
+    positional = (b1, b2, eps, eps_root, mu_dtype)
+    scaled = scale_by_adam(
+        *positional,
+        nesterov=nesterov,
+        nu_dtype=nu_dtype,
+        eps_hat=eps_hat,
+        bias_correction=bias_correction,
+    )
+    decay = Decay(weight_decay, mask, scale_decay)
+    return optimizer(scaled, learning_rate, decay=decay)
 
 
 class ScaleByBiasCorrectionState(NamedTuple):
@@ -129,8 +288,8 @@ def scale_by_bias_correction(b1: DecayRateLike = 0.9, b2: DecayRateLike = 0.999)
     the paper names at the end of its section 2: `scale_by_adam(b1, b2, eps=0.0, eps_hat=eps)`.
 
     Args:
-      b1: decay rate of the first moment, 0 ≤ b1 < 1.
-      b2: decay rate of the second moment, 0 ≤ b2 < 1.
+      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
+      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
 
     Returns:
       A transformation whose state is the step count.

@@ -3,44 +3,180 @@
 https://arxiv.org/abs/1412.6980
 """
 
-import jax
 import optax
+from jax.typing import ArrayLike
 
-from adam_jax.alias import alias
+from adam_jax.engine.compose import Decay, optimizer
+from adam_jax.engine.masks import MaskLike
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.rules.base import DecayRate, DecayRateLike, MomentRule
 from adam_jax.rules.directions import Ratio
 from adam_jax.rules.moments import DecayingMax, Ema
+from adam_jax.rules.scaling import Schedule
 from adam_jax.validation import check_number
 
 
 def scale_by_adamax(
     b1: DecayRateLike = 0.9,
     b2: DecayRateLike = 0.999,
-    eps: jax.typing.ArrayLike = 1e-8,
+    eps: ArrayLike = 1e-8,
     *,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
 ) -> Transformation:
     """Divides the averaged gradient by the largest one in memory.
 
-        nu ← max(b2·nu, |g| + eps)       u = mû / nu
+        mu ← b1·mu + (1-b1)·g            mû = mu / (1 - b1ᵗ)
+        nu ← max(b2·nu, |g| + eps)       u  = mû / nu
+
+    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
+    parameter and state; only the update is rounded.
 
     Args:
-      b1: see `scale_by_adam`, as the dtypes.
-      b2: decay rate of the largest gradient.
+      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
+      b2: decay rate of the largest gradient, per optimizer step, 0 ≤ b2 < 1.
       eps: added to |g|, in units of the gradient; ≥ 0.
+      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
+        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
+        default is the parameter's dtype, at least float32.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16, not
+        `jnp.int4`. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu does not
+        decay.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
 
-    Reference: Kingma & Ba 2015, algorithm 2, which has no ε.
+    Raises:
+      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats) or a gradient
+        unlike the state.
+
+    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
+    parameters are float32; nu of a complex gradient is real.
+    Differs from Keras in: it adds ε to nu where it is read.
+
+    Reference: Kingma & Ba 2015, section 7.1, algorithm 2, which has no ε.
     """
     nu = DecayingMax(DecayRate.of("b2", b2), check_number("eps", eps, instead="1e-8 is usual"))
     rule = MomentRule(Ema(DecayRate.of("b1", b1)), nu, Ratio())
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype)
 
 
-adamax = alias("adamax", scale_by_adamax)
-adamaxw = alias("adamaxw", scale_by_adamax, weight_decay=1e-4)
+def adamax(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: DecayRateLike = 0.9,
+    b2: DecayRateLike = 0.999,
+    eps: ArrayLike = 1e-8,
+    *,
+    mu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    nu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    l2: ArrayLike | Schedule | None = None,
+) -> Transformation:
+    """Adamax: Adam with the infinity norm in the place of the averaged square.
+
+        mu ← b1·mu + (1-b1)·g            mû = mu / (1 - b1ᵗ)
+        nu ← max(b2·nu, |g| + eps)       u  = mû / nu
+        θ  ← θ - α_t·u
+
+    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
+    parameter and state; only the update is rounded.
+
+    Args:
+      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
+        number of optimizer steps completed so far (0 at the first).
+      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
+      b2: decay rate of the largest gradient, per optimizer step, 0 ≤ b2 < 1.
+      eps: added to |g|, in units of the gradient; ≥ 0.
+      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
+        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
+        default is the parameter's dtype, at least float32.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16, not
+        `jnp.int4`. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu does not
+        decay.
+      l2: λ₂, coupled weight decay, per optimizer step: a number, or a function of the optimizer
+        steps completed so far. λ₂·θ is added to the gradient before the moments, as by
+        `weight_decay` of PyTorch's Adam. None leaves it out, and its entry in the state.
+
+    Returns:
+      A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then an
+      entry for the learning rate, empty or the count of a schedule. It is the state of Optax's
+      `adamax`. With `l2`, an entry for it comes first, and `update` needs `params`.
+
+    Raises:
+      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
+        unlike the state, or missing `params` with `l2`.
+
+    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
+    parameters are float32; nu of a complex gradient is real.
+    Differs from PyTorch in: its `weight_decay` is `l2`.
+    Differs from Keras in: it adds ε to nu where it is read.
+
+    Reference: Kingma & Ba 2015, section 7.1, algorithm 2, which has no ε.
+    """
+    scaled = scale_by_adamax(b1, b2, eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
+    return optimizer(scaled, learning_rate, l2=l2)
+
+
+def adamaxw(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: DecayRateLike = 0.9,
+    b2: DecayRateLike = 0.999,
+    eps: ArrayLike = 1e-8,
+    weight_decay: ArrayLike | Schedule = 1e-4,
+    mask: MaskLike = None,
+    *,
+    mu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    nu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    scale_decay: bool = True,
+) -> Transformation:
+    """Adamax with decoupled weight decay.
+
+        mu ← b1·mu + (1-b1)·g            mû = mu / (1 - b1ᵗ)
+        nu ← max(b2·nu, |g| + eps)       u  = mû / nu
+        θ  ← θ - α_t·(u + λ_t·θ)
+
+    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
+    parameter and state; only the update is rounded.
+
+    Args:
+      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
+        number of optimizer steps completed so far (0 at the first).
+      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
+      b2: decay rate of the largest gradient, per optimizer step, 0 ≤ b2 < 1.
+      eps: added to |g|, in units of the gradient; ≥ 0.
+      weight_decay: λ, decoupled weight decay, per optimizer step: a number (below 0 weights grow;
+        0.0 turns it off), or a function of the optimizer steps completed so far.
+      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of it, or a
+        function from the parameters to one, such as `decay_mask`. None decays all leaves.
+      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
+        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
+        default is the parameter's dtype, at least float32.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16, not
+        `jnp.int4`. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu does not
+        decay.
+      scale_decay: False subtracts λ_t·θ itself, not α_t·λ_t·θ (fully decoupled). Its entry in the
+        state is then the last.
+
+    Returns:
+      A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then one
+      entry for weight decay and one for the learning rate, each empty or the count of a schedule.
+      It is the state of Optax's `adamaxw`. `update` needs `params`.
+
+    Raises:
+      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
+        unlike the state, or missing `params`.
+
+    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
+    parameters are float32; nu of a complex gradient is real; a callable `mask` gets the parameters
+    in `update` too.
+    Differs from Keras in: it adds ε to nu where it is read.
+
+    Reference: Kingma & Ba 2015, section 7.1, algorithm 2, which has no ε; Loshchilov & Hutter 2019,
+    algorithm 2.
+    """
+    scaled = scale_by_adamax(b1, b2, eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
+    decay = Decay(weight_decay, mask, scale_decay)
+    return optimizer(scaled, learning_rate, decay=decay)

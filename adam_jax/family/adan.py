@@ -10,8 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
-from adam_jax.alias import alias
+from adam_jax.engine.compose import Decay, optimizer
+from adam_jax.engine.masks import MaskLike
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.rules.base import (
@@ -26,6 +28,7 @@ from adam_jax.rules.base import (
 )
 from adam_jax.rules.directions import Root
 from adam_jax.rules.pytrees import frozen_pytree
+from adam_jax.rules.scaling import Schedule
 from adam_jax.rules.squares import abs_squared, bounded
 from adam_jax.validation import check_number
 
@@ -87,10 +90,10 @@ def scale_by_adan(
     b1: DecayRateLike = 0.98,
     b2: DecayRateLike = 0.92,
     b3: DecayRateLike = 0.99,
-    eps: jax.typing.ArrayLike = 1e-8,
-    eps_root: jax.typing.ArrayLike = 0.0,
+    eps: ArrayLike = 1e-8,
+    eps_root: ArrayLike = 0.0,
     *,
-    change_weight: jax.typing.ArrayLike | None = None,
+    change_weight: ArrayLike | None = None,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
 ) -> Transformation:
@@ -100,18 +103,36 @@ def scale_by_adan(
         n ← b3·n + (1-b3)·|g + w·(g - g_old)|²
         u = (m̂ + w·v̂) / (√(n̂ + eps_root) + eps)
 
+    A hat is the bias correction: m̂ = m / (1 - b1ᵗ), likewise v̂ by b2 and n̂ by b3.
+
+    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
+    parameter and state; only the update is rounded.
+
     Args:
-      b1: decay rate of the gradient's average; Optax's rates are one minus the paper's β.
-      b2: decay rate of the average of the gradient's change.
-      b3: decay rate of the average of squares.
-      eps: see `scale_by_adam`, as eps_root.
-      change_weight: w, the weight of the gradient's change; None is 1-b2, as in Optax. The paper's
-        is its 1-β2, which is b2 here: 0.92.
-      mu_dtype: how m, v and the last gradient are stored.
-      nu_dtype: how n is stored.
+      b1: decay rate of the gradient's average, per optimizer step, 0 ≤ b1 < 1; one minus the
+        paper's β1, as b2 and b3.
+      b2: decay rate of the average of the gradient's change, per optimizer step, 0 ≤ b2 < 1.
+      b3: decay rate of the average of squares, per optimizer step, 0 ≤ b3 < 1.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
+      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
+      change_weight: w ≥ 0, the weight of the gradient's change. None is 1-b2, as in Optax. The
+        paper's is its 1-β2, which is b2 here: 0.92.
+      mu_dtype: storage of m, v and the last gradient: a floating-point dtype of at least 16 bits,
+        `jnp.int8`, `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the
+        parameter's dtype; the default is the parameter's dtype, at least float32.
+      nu_dtype: storage of n: one of the forms of mu_dtype, or `Factored()`; not float16. In
+        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, n stands still.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdanState(m, v, n, g, t)`.
+
+    Raises:
+      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats) or a gradient
+        unlike the state.
+
+    Differs from Optax in: rounding, within a few ulp of the exact algorithm; averages of 16-bit
+    parameters are float32; n of a complex gradient is real.
 
     Reference: Xie et al. 2022, algorithm 1.
     """
@@ -123,4 +144,75 @@ def scale_by_adan(
     return scale_by_rule(rule, optax.ScaleByAdanState, mu_dtype, nu_dtype)
 
 
-adan = alias("adan", scale_by_adan, weight_decay=0.0, eps_root=1e-8)
+def adan(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: DecayRateLike = 0.98,
+    b2: DecayRateLike = 0.92,
+    b3: DecayRateLike = 0.99,
+    eps: ArrayLike = 1e-8,
+    eps_root: ArrayLike = 1e-8,
+    weight_decay: ArrayLike | Schedule = 0.0,
+    mask: MaskLike = None,
+    *,
+    change_weight: ArrayLike | None = None,
+    mu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    nu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    scale_decay: bool = True,
+) -> Transformation:
+    """Adan: Nesterov momentum from the change of the gradient.
+
+        m ← b1·m + (1-b1)·g              v ← b2·v + (1-b2)·(g - g_old)
+        n ← b3·n + (1-b3)·|g + w·(g - g_old)|²
+        u = (m̂ + w·v̂) / (√(n̂ + eps_root) + eps)
+        θ ← θ - α_t·(u + λ_t·θ)
+
+    A hat is the bias correction: m̂ = m / (1 - b1ᵗ), likewise v̂ by b2 and n̂ by b3.
+
+    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
+    parameter and state; only the update is rounded.
+
+    Args:
+      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
+        number of optimizer steps completed so far (0 at the first).
+      b1: decay rate of the gradient's average, per optimizer step, 0 ≤ b1 < 1; one minus the
+        paper's β1, as b2 and b3.
+      b2: decay rate of the average of the gradient's change, per optimizer step, 0 ≤ b2 < 1.
+      b3: decay rate of the average of squares, per optimizer step, 0 ≤ b3 < 1.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
+      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
+      weight_decay: λ, decoupled weight decay, per optimizer step: a number (below 0 weights grow;
+        0.0 turns it off), or a function of the optimizer steps completed so far.
+      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of it, or a
+        function from the parameters to one, such as `decay_mask`. None decays all leaves.
+      change_weight: w ≥ 0, the weight of the gradient's change. None is 1-b2, as in Optax. The
+        paper's is its 1-β2, which is b2 here: 0.92.
+      mu_dtype: storage of m, v and the last gradient: a floating-point dtype of at least 16 bits,
+        `jnp.int8`, `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the
+        parameter's dtype; the default is the parameter's dtype, at least float32.
+      nu_dtype: storage of n: one of the forms of mu_dtype, or `Factored()`; not float16. In
+        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, n stands still.
+      scale_decay: False subtracts λ_t·θ itself, not α_t·λ_t·θ (fully decoupled). Its entry in the
+        state is then the last.
+
+    Returns:
+      A transformation whose state is a tuple: `optax.ScaleByAdanState(m, v, n, g, t)`, then one
+      entry for weight decay and one for the learning rate, each empty or the count of a schedule.
+      It is the state of Optax's `adan`. `update` needs `params`.
+
+    Raises:
+      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
+        unlike the state, or missing `params`.
+
+    Differs from Optax in: rounding, within a few ulp of the exact algorithm; averages of 16-bit
+    parameters are float32; n of a complex gradient is real; a callable `mask` gets the parameters
+    in `update` too.
+
+    Reference: Xie et al. 2022, algorithm 1, whose decay is proximal: θ ← (θ - α·u) / (1 + λ·α).
+    """
+    positional = (b1, b2, b3, eps, eps_root)
+    scaled = scale_by_adan(
+        *positional, change_weight=change_weight, mu_dtype=mu_dtype, nu_dtype=nu_dtype
+    )
+    decay = Decay(weight_decay, mask, scale_decay)
+    return optimizer(scaled, learning_rate, decay=decay)

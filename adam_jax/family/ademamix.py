@@ -6,9 +6,12 @@ https://arxiv.org/abs/2409.03137
 from typing import Any
 
 import jax
+import optax
+from jax.typing import ArrayLike
 from optax import contrib
 
-from adam_jax.alias import alias
+from adam_jax.engine.compose import Decay, optimizer
+from adam_jax.engine.masks import MaskLike
 from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
@@ -62,28 +65,47 @@ def scale_by_ademamix(
     b1: DecayRateLike = 0.9,
     b2: DecayRateLike = 0.999,
     b3: DecayRateLike | Schedule = 0.9999,
-    alpha: jax.typing.ArrayLike | Schedule = 6.0,
-    eps: jax.typing.ArrayLike = 1e-8,
-    eps_root: jax.typing.ArrayLike = 0.0,
+    alpha: ArrayLike | Schedule = 6.0,
+    eps: ArrayLike = 1e-8,
+    eps_root: ArrayLike = 0.0,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
     *,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
 ) -> Transformation:
     """Adam with a second, slow average of the gradient beside the first.
 
-        m1 ← b1·m1 + (1-b1)·g            m2 ← b3·m2 + (1-b3)·g
+        m1 ← b1·m1 + (1-b1)·g            m̂1 = m1 / (1 - b1ᵗ)
+        m2 ← b3·m2 + (1-b3)·g            nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
         u  = (m̂1 + alpha·m2) / (√(nû + eps_root) + eps)
 
+    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
+    parameter and state; only the update is rounded.
+
     Args:
-      b1: decay rate of the fast average, per optimizer step.
-      b2: see `scale_by_adam`, as all that is not here.
-      b3: decay rate of the slow average, 0 ≤ b3 ≤ 1, or a function of the optimizer steps
-        completed so far.
-      alpha: weight of the slow average, ≥ 0, or a function likewise; the paper warms both up.
-      mu_dtype: how m1 and m2 are stored.
+      b1: decay rate of the fast average m1, per optimizer step, 0 ≤ b1 < 1.
+      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
+      b3: decay rate of the slow average m2, per optimizer step, 0 ≤ b3 ≤ 1: a number, or a function
+        of the optimizer steps completed so far.
+      alpha: weight of the slow average, ≥ 0: a number, or a function of the optimizer steps
+        completed so far. The paper warms up alpha and b3.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
+      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
+      mu_dtype: storage of m1 and m2: a floating-point dtype of at least 16 bits, `jnp.int8`,
+        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
+        dtype; the default is the parameter's dtype, at least float32.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
+        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
 
     Returns:
       A transformation whose state is Optax's `ScaleByAdemamixState(count, count_m2, m1, m2, nu)`.
+
+    Raises:
+      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats) or a gradient
+        unlike the state.
+
+    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
+    parameters are float32; nu of a complex gradient is real.
 
     Reference: Pagliardini et al. 2024, algorithm 1.
     """
@@ -106,4 +128,71 @@ register(
     counts=["count", "count_m2"],
 )
 
-ademamix = alias("ademamix", scale_by_ademamix, weight_decay=0.0, alpha=5.0)
+
+def ademamix(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: DecayRateLike = 0.9,
+    b2: DecayRateLike = 0.999,
+    b3: DecayRateLike | Schedule = 0.9999,
+    alpha: ArrayLike | Schedule = 5.0,
+    eps: ArrayLike = 1e-8,
+    eps_root: ArrayLike = 0.0,
+    mu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    weight_decay: ArrayLike | Schedule = 0.0,
+    mask: MaskLike = None,
+    *,
+    nu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    scale_decay: bool = True,
+) -> Transformation:
+    """AdEMAMix: Adam with a second, slow average of the gradient beside the first.
+
+        m1 ← b1·m1 + (1-b1)·g            m̂1 = m1 / (1 - b1ᵗ)
+        m2 ← b3·m2 + (1-b3)·g            nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
+        u  = (m̂1 + alpha·m2) / (√(nû + eps_root) + eps)
+        θ  ← θ - α_t·(u + λ_t·θ)
+
+    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
+    parameter and state; only the update is rounded.
+
+    Args:
+      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
+        number of optimizer steps completed so far (0 at the first).
+      b1: decay rate of the fast average m1, per optimizer step, 0 ≤ b1 < 1.
+      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
+      b3: decay rate of the slow average m2, per optimizer step, 0 ≤ b3 ≤ 1: a number, or a function
+        of the optimizer steps completed so far.
+      alpha: weight of the slow average, ≥ 0: a number, or a function of the optimizer steps
+        completed so far. The paper warms up alpha and b3.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
+      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
+      mu_dtype: storage of m1 and m2: a floating-point dtype of at least 16 bits, `jnp.int8`,
+        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
+        dtype; the default is the parameter's dtype, at least float32.
+      weight_decay: λ, decoupled weight decay, per optimizer step: a number (below 0 weights grow;
+        0.0 turns it off), or a function of the optimizer steps completed so far.
+      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of it, or a
+        function from the parameters to one, such as `decay_mask`. None decays all leaves.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
+        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
+      scale_decay: False subtracts λ_t·θ itself, not α_t·λ_t·θ (fully decoupled). Its entry in the
+        state is then the last.
+
+    Returns:
+      A transformation whose state is a tuple: Optax's `ScaleByAdemamixState(count, count_m2, m1,
+      m2, nu)`, then one entry for weight decay and one for the learning rate, each empty or the
+      count of a schedule. It is the state of Optax's `contrib.ademamix`. `update` needs `params`.
+
+    Raises:
+      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
+        unlike the state, or missing `params`.
+
+    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
+    parameters are float32; nu of a complex gradient is real; a callable `mask` gets the parameters
+    in `update` too.
+
+    Reference: Pagliardini et al. 2024, algorithm 1.
+    """
+    scaled = scale_by_ademamix(b1, b2, b3, alpha, eps, eps_root, mu_dtype, nu_dtype=nu_dtype)
+    decay = Decay(weight_decay, mask, scale_decay)
+    return optimizer(scaled, learning_rate, decay=decay)

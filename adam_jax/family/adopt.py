@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
-from adam_jax.alias import alias
+from adam_jax.engine.compose import optimizer
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.rules.base import (
@@ -25,7 +26,7 @@ from adam_jax.rules.base import (
 )
 from adam_jax.rules.directions import Quotient, safe_divide, safe_sqrt
 from adam_jax.rules.pytrees import frozen_pytree, static
-from adam_jax.rules.scaling import Hyperparameter
+from adam_jax.rules.scaling import Hyperparameter, Schedule
 from adam_jax.rules.squares import abs_squared
 from adam_jax.validation import check_number, check_scalar
 
@@ -141,7 +142,7 @@ def _clip(x: jax.Array, bound: jax.Array) -> jax.Array:
 def scale_by_adopt(
     b1: DecayRateLike = 0.9,
     b2: DecayRateLike = 0.9999,
-    eps: jax.typing.ArrayLike = 1e-6,
+    eps: ArrayLike = 1e-6,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
     *,
     nesterov: bool = False,
@@ -151,21 +152,38 @@ def scale_by_adopt(
 ) -> Transformation:
     """Divides each gradient by the root of the squares before it, and then averages.
 
-        x  = clip(g / max(√nu, eps), ±clip(t-1))        nu ← b2·nu + (1-b2)·|g|²
-        mu ← b1·mu + (1-b1)·x                           u  = mu
+        x  = clip(g / max(√nu, eps), ±clip_value_fn(t-1))      nu ← b2·nu + (1-b2)·|g|²
+        mu ← b1·mu + (1-b1)·x                                  u  = mu
 
     In the first step nu ← |g|² and u = 0. There is no bias correction.
 
+    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
+    parameter and state; only the update is rounded.
+
     Args:
-      b1: see `scale_by_adam`, as the dtypes; 1 is allowed, and takes no step.
-      b2: decay rate of the second moment, 0 ≤ b2 ≤ 1.
+      b1: decay rate of the average of x, per optimizer step, 0 ≤ b1 ≤ 1; 1 takes no step.
+      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 ≤ 1.
       eps: the least divisor, in units of the gradient; ≥ 0.
-      nesterov: u = b1·mu + (1-b1)·x.
-      use_clipping: False leaves x as it is.
-      clip_value_fn: from the number of steps completed to the bound on |x|.
+      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
+        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
+        default is the parameter's dtype, at least float32.
+      nesterov: True reads mu one step ahead: u = b1·mu + (1-b1)·x.
+      use_clipping: False leaves x unclipped.
+      clip_value_fn: a function from the number of optimizer steps completed so far to the bound on
+        |x|; by default its fourth root.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
+        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
+
+    Raises:
+      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats) or a gradient
+        unlike the state.
+
+    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
+    parameters are float32; nu of a complex gradient is real.
 
     Reference: Taniguchi et al. 2024, algorithm 2, and its appendix on clipping.
     """
@@ -176,4 +194,72 @@ def scale_by_adopt(
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype)
 
 
-adopt = alias("adopt", scale_by_adopt)
+def adopt(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: DecayRateLike = 0.9,
+    b2: DecayRateLike = 0.9999,
+    eps: ArrayLike = 1e-6,
+    mu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    *,
+    nesterov: bool = False,
+    use_clipping: bool = True,
+    clip_value_fn: Callable[[jax.Array], jax.Array] = fourth_root,
+    nu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    l2: ArrayLike | Schedule | None = None,
+) -> Transformation:
+    """ADOPT: divides each gradient by the root of the squares before it, and then averages.
+
+        x  = clip(g / max(√nu, eps), ±clip_value_fn(t-1))      nu ← b2·nu + (1-b2)·|g|²
+        mu ← b1·mu + (1-b1)·x                                  u  = mu
+        θ  ← θ - α_t·u
+
+    In the first step nu ← |g|² and u = 0. There is no bias correction.
+
+    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
+    parameter and state; only the update is rounded.
+
+    Args:
+      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
+        number of optimizer steps completed so far (0 at the first).
+      b1: decay rate of the average of x, per optimizer step, 0 ≤ b1 ≤ 1; 1 takes no step.
+      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 ≤ 1.
+      eps: the least divisor, in units of the gradient; ≥ 0.
+      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
+        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
+        default is the parameter's dtype, at least float32.
+      nesterov: True reads mu one step ahead: u = b1·mu + (1-b1)·x.
+      use_clipping: False leaves x unclipped.
+      clip_value_fn: a function from the number of optimizer steps completed so far to the bound on
+        |x|; by default its fourth root.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
+        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
+      l2: λ₂, coupled weight decay, per optimizer step: a number, or a function of the optimizer
+        steps completed so far. λ₂·θ is added to the gradient before the moments, as by
+        `weight_decay` of PyTorch's Adam. None leaves it out, and its entry in the state.
+
+    Returns:
+      A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then an
+      entry for the learning rate, empty or the count of a schedule. It is the state of Optax's
+      `contrib.adopt`. With `l2`, an entry for it comes first, and `update` needs `params`.
+
+    Raises:
+      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
+        unlike the state, or missing `params` with `l2`.
+
+    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
+    parameters are float32; nu of a complex gradient is real.
+
+    Reference: Taniguchi et al. 2024, algorithm 2, and its appendix on clipping.
+    """
+    scaled = scale_by_adopt(
+        b1,
+        b2,
+        eps,
+        mu_dtype,
+        nesterov=nesterov,
+        use_clipping=use_clipping,
+        clip_value_fn=clip_value_fn,
+        nu_dtype=nu_dtype,
+    )
+    return optimizer(scaled, learning_rate, l2=l2)

@@ -3,43 +3,73 @@
 https://openreview.net/forum?id=ryQu7f-RZ
 """
 
-import jax
 import optax
+from jax.typing import ArrayLike
 
-from adam_jax.alias import alias
+from adam_jax.engine.compose import Decay, optimizer
+from adam_jax.engine.masks import MaskLike
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.rules.base import DecayRate, DecayRateLike, MomentRule
 from adam_jax.rules.directions import Root
 from adam_jax.rules.moments import Ema, EmaOfSquares, RunningMax
+from adam_jax.rules.scaling import Schedule
 
 
 def scale_by_amsgrad(
     b1: DecayRateLike = 0.9,
     b2: DecayRateLike = 0.999,
-    eps: jax.typing.ArrayLike = 1e-8,
-    eps_root: jax.typing.ArrayLike = 0.0,
+    eps: ArrayLike = 1e-8,
+    eps_root: ArrayLike = 0.0,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
     bias_correction_mu: bool = True,
     bias_correction_nu: bool = True,
     *,
     max_before_correction: bool = False,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
-    eps_hat: jax.typing.ArrayLike | None = None,
+    eps_hat: ArrayLike | None = None,
 ) -> Transformation:
     """Adam whose denominator never shrinks: it divides by the largest nû so far.
 
-        nu_max ← max(nu_max, nû)         u = mû / (√(nu_max + eps_root) + eps)
+        mu ← b1·mu + (1-b1)·g            mû = mu / (1 - b1ᵗ)
+        nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
+        nu_max ← max(nu_max, nû)
+        u  = mû / (√(nu_max + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
+
+    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
+    parameter and state; only the update is rounded.
 
     Args:
-      b1: see `scale_by_adam`, as all that is not here.
-      bias_correction_mu: False reads mu as it is, as the paper does.
-      bias_correction_nu: False takes the maximum of nu as it is, as the paper does.
-      max_before_correction: nu_max ← max(nu_max, nu), divided by 1 - b2ᵗ when it is read, as in
-        PyTorch and Keras. A first gradient that is large then weighs for a while, not for ever.
+      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
+      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0. The paper has none.
+      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
+      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
+        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
+        default is the parameter's dtype, at least float32.
+      bias_correction_mu: False reads mu uncorrected, mû = mu, as the paper does.
+      bias_correction_nu: False takes the maximum of nu uncorrected, as the paper does.
+      max_before_correction: True: nu_max ← max(nu_max, nu), divided by 1 - b2ᵗ when it is read, as
+        in PyTorch and Keras. A large first gradient then weighs for a while, not for ever.
+      nu_dtype: storage of nu and nu_max: one of the forms of mu_dtype, or `Factored()`; not
+        float16, not `jnp.int4`. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
+        nu stands still.
+      eps_hat: ε̂ of section 2 of Kingma & Ba, added to the root of the uncorrected nu, in units of
+        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Write eps=0.0 with it. None leaves
+        it out, also out of the numbers of `with_hyperparams` and `optax.inject_hyperparams`.
 
     Returns:
       A transformation whose state is `optax.ScaleByAmsgradState(count, mu, nu, nu_max)`.
+
+    Raises:
+      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats) or a gradient
+        unlike the state.
+
+    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
+    parameters are float32; nu of a complex gradient is real.
+    Differs from PyTorch in: here the maximum is that of the corrected nu, unless
+    max_before_correction is True; |g|² of a complex gradient is shared by its two parts.
 
     Reference: Reddi, Kale & Kumar 2018, algorithm 2, which has no bias correction.
     """
@@ -54,5 +84,157 @@ def scale_by_amsgrad(
     return scale_by_rule(rule, optax.ScaleByAmsgradState, mu_dtype, nu_dtype)
 
 
-amsgrad = alias("amsgrad", scale_by_amsgrad)
-amsgradw = alias("amsgradw", scale_by_amsgrad, weight_decay=1e-4)
+def amsgrad(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: DecayRateLike = 0.9,
+    b2: DecayRateLike = 0.999,
+    eps: ArrayLike = 1e-8,
+    eps_root: ArrayLike = 0.0,
+    mu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    bias_correction_mu: bool = True,
+    bias_correction_nu: bool = True,
+    *,
+    max_before_correction: bool = False,
+    nu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    eps_hat: ArrayLike | None = None,
+    l2: ArrayLike | Schedule | None = None,
+) -> Transformation:
+    """AMSGrad: Adam whose denominator never shrinks.
+
+        mu ← b1·mu + (1-b1)·g            mû = mu / (1 - b1ᵗ)
+        nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
+        nu_max ← max(nu_max, nû)
+        u  = mû / (√(nu_max + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
+        θ  ← θ - α_t·u
+
+    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
+    parameter and state; only the update is rounded.
+
+    Args:
+      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
+        number of optimizer steps completed so far (0 at the first).
+      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
+      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0. The paper has none.
+      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
+      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
+        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
+        default is the parameter's dtype, at least float32.
+      bias_correction_mu: False reads mu uncorrected, mû = mu, as the paper does.
+      bias_correction_nu: False takes the maximum of nu uncorrected, as the paper does.
+      max_before_correction: True: nu_max ← max(nu_max, nu), divided by 1 - b2ᵗ when it is read, as
+        in PyTorch and Keras. A large first gradient then weighs for a while, not for ever.
+      nu_dtype: storage of nu and nu_max: one of the forms of mu_dtype, or `Factored()`; not
+        float16, not `jnp.int4`. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
+        nu stands still.
+      eps_hat: ε̂ of section 2 of Kingma & Ba, added to the root of the uncorrected nu, in units of
+        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Write eps=0.0 with it. None leaves
+        it out, also out of the numbers of `with_hyperparams` and `optax.inject_hyperparams`.
+      l2: λ₂, coupled weight decay, per optimizer step: a number, or a function of the optimizer
+        steps completed so far. λ₂·θ is added to the gradient before the moments, as by
+        `weight_decay` of PyTorch's Adam. None leaves it out, and its entry in the state.
+
+    Returns:
+      A transformation whose state is a tuple: `optax.ScaleByAmsgradState(count, mu, nu, nu_max)`,
+      then an entry for the learning rate, empty or the count of a schedule. It is the state of
+      Optax's `amsgrad`. With `l2`, an entry for it comes first, and `update` needs `params`.
+
+    Raises:
+      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
+        unlike the state, or missing `params` with `l2`.
+
+    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
+    parameters are float32; nu of a complex gradient is real.
+    Differs from PyTorch in: here the maximum is that of the corrected nu, unless
+    max_before_correction is True; |g|² of a complex gradient is shared by its two parts; it is
+    `Adam(amsgrad=True)`, whose `weight_decay` is `l2`.
+
+    Reference: Reddi, Kale & Kumar 2018, algorithm 2, which has no bias correction.
+    """
+    positional = (b1, b2, eps, eps_root, mu_dtype, bias_correction_mu, bias_correction_nu)
+    scaled = scale_by_amsgrad(
+        *positional, max_before_correction=max_before_correction, nu_dtype=nu_dtype, eps_hat=eps_hat
+    )
+    return optimizer(scaled, learning_rate, l2=l2)
+
+
+def amsgradw(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: DecayRateLike = 0.9,
+    b2: DecayRateLike = 0.999,
+    eps: ArrayLike = 1e-8,
+    eps_root: ArrayLike = 0.0,
+    mu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    bias_correction_mu: bool = True,
+    bias_correction_nu: bool = True,
+    weight_decay: ArrayLike | Schedule = 1e-4,
+    mask: MaskLike = None,
+    *,
+    max_before_correction: bool = False,
+    nu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    eps_hat: ArrayLike | None = None,
+    scale_decay: bool = True,
+) -> Transformation:
+    """AMSGrad with decoupled weight decay.
+
+        mu ← b1·mu + (1-b1)·g            mû = mu / (1 - b1ᵗ)
+        nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
+        nu_max ← max(nu_max, nû)
+        u  = mû / (√(nu_max + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
+        θ  ← θ - α_t·(u + λ_t·θ)
+
+    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
+    parameter and state; only the update is rounded.
+
+    Args:
+      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
+        number of optimizer steps completed so far (0 at the first).
+      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
+      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0. The paper has none.
+      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
+      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
+        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
+        default is the parameter's dtype, at least float32.
+      bias_correction_mu: False reads mu uncorrected, mû = mu, as the paper does.
+      bias_correction_nu: False takes the maximum of nu uncorrected, as the paper does.
+      weight_decay: λ, decoupled weight decay, per optimizer step: a number (below 0 weights grow;
+        0.0 turns it off), or a function of the optimizer steps completed so far.
+      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of it, or a
+        function from the parameters to one, such as `decay_mask`. None decays all leaves.
+      max_before_correction: True: nu_max ← max(nu_max, nu), divided by 1 - b2ᵗ when it is read, as
+        in PyTorch and Keras. A large first gradient then weighs for a while, not for ever.
+      nu_dtype: storage of nu and nu_max: one of the forms of mu_dtype, or `Factored()`; not
+        float16, not `jnp.int4`. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
+        nu stands still.
+      eps_hat: ε̂ of section 2 of Kingma & Ba, added to the root of the uncorrected nu, in units of
+        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Write eps=0.0 with it. None leaves
+        it out, also out of the numbers of `with_hyperparams` and `optax.inject_hyperparams`.
+      scale_decay: False subtracts λ_t·θ itself, not α_t·λ_t·θ (fully decoupled). Its entry in the
+        state is then the last.
+
+    Returns:
+      A transformation whose state is a tuple: `optax.ScaleByAmsgradState(count, mu, nu, nu_max)`,
+      then one entry for weight decay and one for the learning rate, each empty or the count of a
+      schedule. `update` needs `params`.
+
+    Raises:
+      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
+        unlike the state, or missing `params`.
+
+    Optax has no such alias.
+    Differs from PyTorch in: here the maximum is that of the corrected nu, unless
+    max_before_correction is True; |g|² of a complex gradient is shared by its two parts; it is
+    `AdamW(amsgrad=True)`, whose weight_decay is 1e-2 unless told otherwise.
+
+    Reference: Reddi, Kale & Kumar 2018, algorithm 2, which has no bias correction; Loshchilov &
+    Hutter 2019, algorithm 2.
+    """
+    positional = (b1, b2, eps, eps_root, mu_dtype, bias_correction_mu, bias_correction_nu)
+    scaled = scale_by_amsgrad(
+        *positional, max_before_correction=max_before_correction, nu_dtype=nu_dtype, eps_hat=eps_hat
+    )
+    decay = Decay(weight_decay, mask, scale_decay)
+    return optimizer(scaled, learning_rate, decay=decay)

@@ -3,49 +3,82 @@
 https://arxiv.org/abs/1904.00962
 """
 
-import jax
 import optax
+from jax.typing import ArrayLike
 
-from adam_jax.alias import alias
+from adam_jax.engine.compose import Decay, optimizer
+from adam_jax.engine.masks import MaskLike
 from adam_jax.engine.stage import Stage
 from adam_jax.engine.transformation import Transformation
 from adam_jax.family.adam import scale_by_adam
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.rules.base import DecayRateLike
-from adam_jax.rules.scaling import ScaleByTrustRatio
-
-
-def _scale_by_adam(
-    b1: DecayRateLike = 0.9,
-    b2: DecayRateLike = 0.999,
-    eps: jax.typing.ArrayLike = 1e-6,
-    eps_root: jax.typing.ArrayLike = 0.0,
-    *,
-    mu_dtype: SlotDType = AT_LEAST_FLOAT32,
-    nu_dtype: SlotDType = AT_LEAST_FLOAT32,
-) -> Transformation:
-    """Adam, each leaf's update as large as the leaf itself, times the learning rate.
-
-        u = mû / (√(nû + eps_root) + eps)
-
-    A leaf whose norm, or whose update's, is zero keeps û.
-
-    Args:
-      b1: see `scale_by_adam`, as all that is not here.
-
-    Reference: You et al. 2020, algorithm 2.
-    """
-    return scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nu_dtype=nu_dtype)
-
+from adam_jax.rules.scaling import ScaleByTrustRatio, Schedule
 
 # Optax's trust ratio is a closure and a pass of its own over update and parameter; as a stage it
 # compares by value and runs where the update is.
-_TRUST_RATIO = Stage(ScaleByTrustRatio(), optax.EmptyState)
+TRUST_RATIO = Stage(ScaleByTrustRatio(), optax.EmptyState)
 
-lamb = alias(
-    "lamb",
-    _scale_by_adam,
-    weight_decay=0.0,
-    before_learning_rate=(_TRUST_RATIO,),
-    update="θ ← θ - α_t·û·‖θ‖ / ‖û‖,  û = u + λ_t·θ",
-)
+
+def lamb(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: DecayRateLike = 0.9,
+    b2: DecayRateLike = 0.999,
+    eps: ArrayLike = 1e-6,
+    eps_root: ArrayLike = 0.0,
+    weight_decay: ArrayLike | Schedule = 0.0,
+    mask: MaskLike = None,
+    *,
+    mu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    nu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    scale_decay: bool = True,
+) -> Transformation:
+    """LAMB: Adam, each leaf's update rescaled to the norm of the leaf.
+
+        mu ← b1·mu + (1-b1)·g            mû = mu / (1 - b1ᵗ)
+        nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
+        u  = mû / (√(nû + eps_root) + eps) + λ_t·θ
+        θ  ← θ - α_t·u·‖θ‖ / ‖u‖         for each leaf; θ - α_t·u if one of the norms is 0
+
+    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
+    parameter and state; only the update is rounded.
+
+    Args:
+      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
+        number of optimizer steps completed so far (0 at the first).
+      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
+      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
+      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
+      weight_decay: λ, decoupled weight decay, per optimizer step: a number (below 0 weights grow;
+        0.0 turns it off), or a function of the optimizer steps completed so far.
+      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of it, or a
+        function from the parameters to one, such as `decay_mask`. None decays all leaves.
+      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
+        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
+        default is the parameter's dtype, at least float32.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
+        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
+      scale_decay: False takes λ_t·θ out of u and subtracts it from θ as it is, unscaled by α_t and
+        the norms (fully decoupled). Its entry in the state is then the last.
+
+    Returns:
+      A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then three
+      entries, for weight decay, the norms and the learning rate, each empty or the count of a
+      schedule. It is the state of Optax's `lamb`. `update` needs `params`.
+
+    Raises:
+      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
+        unlike the state, or missing `params`.
+
+    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
+    parameters are float32; nu of a complex gradient is real; a callable `mask` gets the parameters
+    in `update` too.
+    Differs from Keras in: it decays θ before the step, and rescales the update without λ_t·θ.
+
+    Reference: You et al. 2020, algorithm 2.
+    """
+    scaled = scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nu_dtype=nu_dtype)
+    decay = Decay(weight_decay, mask, scale_decay)
+    return optimizer(scaled, learning_rate, decay=decay, before_learning_rate=(TRUST_RATIO,))

@@ -9,8 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
-from adam_jax.alias import alias
+from adam_jax.engine.compose import Decay, optimizer
+from adam_jax.engine.masks import MaskLike
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.family.adam import scale_by_adam
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
@@ -18,6 +20,7 @@ from adam_jax.rules.base import Average, DecayRate, DecayRateLike, Moment, Momen
 from adam_jax.rules.directions import Root
 from adam_jax.rules.moments import Ema, EmaOfSquares
 from adam_jax.rules.pytrees import frozen_pytree
+from adam_jax.rules.scaling import Schedule
 from adam_jax.validation import check_number
 
 TERMS = 56
@@ -74,29 +77,57 @@ class ScheduledNesterovEma(Moment):
 def scale_by_nadam(
     b1: DecayRateLike = 0.9,
     b2: DecayRateLike = 0.999,
-    eps: jax.typing.ArrayLike = 1e-8,
-    eps_root: jax.typing.ArrayLike = 0.0,
+    eps: ArrayLike = 1e-8,
+    eps_root: ArrayLike = 0.0,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
     *,
     nesterov: bool = True,
-    momentum_decay: jax.typing.ArrayLike | None = None,
+    momentum_decay: ArrayLike | None = None,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
-    eps_hat: jax.typing.ArrayLike | None = None,
+    eps_hat: ArrayLike | None = None,
 ) -> Transformation:
     """Adam that reads its average one step ahead.
 
-        u = (b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ)) / (√(nû + eps_root) + eps)
+        mu ← b1·mu + (1-b1)·g            nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
+        n  = b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ)
+        u  = n / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
+
+    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
+    parameter and state; only the update is rounded.
 
     Args:
-      b1: see `scale_by_adam`, as all that is not here.
-      nesterov: False is Adam.
-      momentum_decay: ψ ≥ 0: lets the momentum of step t be b1·(1 - 0.96^(tψ) / 2), which grows from
-        b1/2 to b1. PyTorch has 0.004, Keras 1.0. None keeps b1 throughout, as Optax does.
+      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
+      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
+      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
+      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
+        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
+        default is the parameter's dtype, at least float32.
+      nesterov: False is Adam: n = mû = mu / (1 - b1ᵗ).
+      momentum_decay: ψ ≥ 0, per optimizer step: the momentum of step t is b1·(1 - 0.96^(tψ) / 2),
+        which grows from b1/2 to b1. PyTorch has 0.004, Keras 1.0. None keeps b1 throughout, as
+        Optax does.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
+        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
+      eps_hat: ε̂ of section 2 of Kingma & Ba, added to the root of the uncorrected nu, in units of
+        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Write eps=0.0 with it. None leaves
+        it out, also out of the numbers of `with_hyperparams` and `optax.inject_hyperparams`.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
 
-    Reference: Dozat 2016, algorithm 2.
+    Raises:
+      ValueError: here, for a number outside its range or a dtype that cannot store a moment, or
+        momentum_decay with nesterov=False; in `init` and `update`, for a leaf whose dtype has no
+        arithmetic (8-bit floats) or a gradient unlike the state.
+
+    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
+    parameters are float32; nu of a complex gradient is real.
+    Differs from PyTorch in: |g|² of a complex gradient is shared by its two parts; it has
+    momentum_decay=0.004, and keeps in its state the product of the momenta, here computed from the
+    count.
+
+    Reference: Dozat 2016, algorithm 2; section 3.1 for `momentum_decay`.
     """
     if momentum_decay is None:
         numbers = (b1, b2, eps, eps_root, mu_dtype)
@@ -110,5 +141,162 @@ def scale_by_nadam(
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype)
 
 
-nadam = alias("nadam", scale_by_nadam)
-nadamw = alias("nadamw", scale_by_nadam, weight_decay=1e-4)
+def nadam(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: DecayRateLike = 0.9,
+    b2: DecayRateLike = 0.999,
+    eps: ArrayLike = 1e-8,
+    eps_root: ArrayLike = 0.0,
+    mu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    *,
+    nesterov: bool = True,
+    momentum_decay: ArrayLike | None = None,
+    nu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    eps_hat: ArrayLike | None = None,
+    l2: ArrayLike | Schedule | None = None,
+) -> Transformation:
+    """NAdam: Adam that reads its average one step ahead (Nesterov).
+
+        mu ← b1·mu + (1-b1)·g            nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
+        n  = b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ)
+        u  = n / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
+        θ  ← θ - α_t·u
+
+    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
+    parameter and state; only the update is rounded.
+
+    Args:
+      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
+        number of optimizer steps completed so far (0 at the first).
+      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
+      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
+      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
+      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
+        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
+        default is the parameter's dtype, at least float32.
+      nesterov: False is Adam: n = mû = mu / (1 - b1ᵗ).
+      momentum_decay: ψ ≥ 0, per optimizer step: the momentum of step t is b1·(1 - 0.96^(tψ) / 2),
+        which grows from b1/2 to b1. PyTorch has 0.004, Keras 1.0. None keeps b1 throughout, as
+        Optax does.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
+        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
+      eps_hat: ε̂ of section 2 of Kingma & Ba, added to the root of the uncorrected nu, in units of
+        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Write eps=0.0 with it. None leaves
+        it out, also out of the numbers of `with_hyperparams` and `optax.inject_hyperparams`.
+      l2: λ₂, coupled weight decay, per optimizer step: a number, or a function of the optimizer
+        steps completed so far. λ₂·θ is added to the gradient before the moments, as by
+        `weight_decay` of PyTorch's Adam. None leaves it out, and its entry in the state.
+
+    Returns:
+      A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then an
+      entry for the learning rate, empty or the count of a schedule. It is the state of Optax's
+      `nadam`. With `l2`, an entry for it comes first, and `update` needs `params`.
+
+    Raises:
+      ValueError: here, for a number outside its range or a dtype that cannot store a moment, or
+        momentum_decay with nesterov=False; in `init` and `update`, for a leaf whose dtype has no
+        arithmetic (8-bit floats), a gradient unlike the state, or missing `params` with `l2`.
+
+    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
+    parameters are float32; nu of a complex gradient is real.
+    Differs from PyTorch in: |g|² of a complex gradient is shared by its two parts; it has
+    momentum_decay=0.004, and keeps in its state the product of the momenta, here computed from the
+    count; its `weight_decay` is `l2`.
+
+    Reference: Dozat 2016, algorithm 2; section 3.1 for `momentum_decay`.
+    """
+    positional = (b1, b2, eps, eps_root, mu_dtype)
+    scaled = scale_by_nadam(
+        *positional,
+        nesterov=nesterov,
+        momentum_decay=momentum_decay,
+        nu_dtype=nu_dtype,
+        eps_hat=eps_hat,
+    )
+    return optimizer(scaled, learning_rate, l2=l2)
+
+
+def nadamw(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: DecayRateLike = 0.9,
+    b2: DecayRateLike = 0.999,
+    eps: ArrayLike = 1e-8,
+    eps_root: ArrayLike = 0.0,
+    mu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    weight_decay: ArrayLike | Schedule = 1e-4,
+    mask: MaskLike = None,
+    *,
+    nesterov: bool = True,
+    momentum_decay: ArrayLike | None = None,
+    nu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    eps_hat: ArrayLike | None = None,
+    scale_decay: bool = True,
+) -> Transformation:
+    """NAdam with decoupled weight decay.
+
+        mu ← b1·mu + (1-b1)·g            nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
+        n  = b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ)
+        u  = n / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
+        θ  ← θ - α_t·(u + λ_t·θ)
+
+    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
+    parameter and state; only the update is rounded.
+
+    Args:
+      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
+        number of optimizer steps completed so far (0 at the first).
+      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
+      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
+      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
+      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
+        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
+        default is the parameter's dtype, at least float32.
+      weight_decay: λ, decoupled weight decay, per optimizer step: a number (below 0 weights grow;
+        0.0 turns it off), or a function of the optimizer steps completed so far.
+      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of it, or a
+        function from the parameters to one, such as `decay_mask`. None decays all leaves.
+      nesterov: False is Adam: n = mû = mu / (1 - b1ᵗ).
+      momentum_decay: ψ ≥ 0, per optimizer step: the momentum of step t is b1·(1 - 0.96^(tψ) / 2),
+        which grows from b1/2 to b1. PyTorch has 0.004, Keras 1.0. None keeps b1 throughout, as
+        Optax does.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
+        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
+      eps_hat: ε̂ of section 2 of Kingma & Ba, added to the root of the uncorrected nu, in units of
+        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Write eps=0.0 with it. None leaves
+        it out, also out of the numbers of `with_hyperparams` and `optax.inject_hyperparams`.
+      scale_decay: False subtracts λ_t·θ itself, not α_t·λ_t·θ (fully decoupled). Its entry in the
+        state is then the last.
+
+    Returns:
+      A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then one
+      entry for weight decay and one for the learning rate, each empty or the count of a schedule.
+      It is the state of Optax's `nadamw`. `update` needs `params`.
+
+    Raises:
+      ValueError: here, for a number outside its range or a dtype that cannot store a moment, or
+        momentum_decay with nesterov=False; in `init` and `update`, for a leaf whose dtype has no
+        arithmetic (8-bit floats), a gradient unlike the state, or missing `params`.
+
+    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
+    parameters are float32; nu of a complex gradient is real; a callable `mask` gets the parameters
+    in `update` too.
+    Differs from PyTorch in: |g|² of a complex gradient is shared by its two parts; it has
+    momentum_decay=0.004, and keeps in its state the product of the momenta, here computed from the
+    count; its `NAdam(decoupled_weight_decay=True)` decays θ before the step, which is the same but
+    for rounding.
+
+    Reference: Dozat 2016, algorithm 2; section 3.1 for `momentum_decay`; Loshchilov & Hutter 2019,
+    algorithm 2.
+    """
+    positional = (b1, b2, eps, eps_root, mu_dtype)
+    scaled = scale_by_nadam(
+        *positional,
+        nesterov=nesterov,
+        momentum_decay=momentum_decay,
+        nu_dtype=nu_dtype,
+        eps_hat=eps_hat,
+    )
+    decay = Decay(weight_decay, mask, scale_decay)
+    return optimizer(scaled, learning_rate, decay=decay)

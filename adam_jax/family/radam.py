@@ -10,14 +10,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
-from adam_jax.alias import alias
+from adam_jax.engine.compose import Decay, optimizer
+from adam_jax.engine.masks import MaskLike
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.rules.base import DecayRate, DecayRateLike, Direction, MomentRule
 from adam_jax.rules.directions import Root
 from adam_jax.rules.moments import Ema, EmaOfSquares, NesterovEma
 from adam_jax.rules.pytrees import frozen_pytree
+from adam_jax.rules.scaling import Schedule
 from adam_jax.validation import check_number
 
 
@@ -85,29 +88,56 @@ def _residue(z: jax.Array) -> jax.Array:
 def scale_by_radam(
     b1: DecayRateLike = 0.9,
     b2: DecayRateLike = 0.999,
-    eps: jax.typing.ArrayLike = 1e-8,
-    eps_root: jax.typing.ArrayLike = 0.0,
-    threshold: jax.typing.ArrayLike = 5.0,
+    eps: ArrayLike = 1e-8,
+    eps_root: ArrayLike = 0.0,
+    threshold: ArrayLike = 5.0,
     *,
     nesterov: bool = False,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
-    eps_hat: jax.typing.ArrayLike | None = None,
+    eps_hat: ArrayLike | None = None,
 ) -> Transformation:
     """Adam with its own warm-up: momentum alone until nu has seen enough gradients.
 
         ρ_t = ρ - 2t·b2ᵗ / (1 - b2ᵗ),  ρ = 2 / (1-b2) - 1
-        u   = r_t·mû / (√(nû + eps_root) + eps)  for ρ_t ≥ threshold,  else mû
         r_t = √((ρ_t-4)·(ρ_t-2)·ρ / ((ρ-4)·(ρ-2)·ρ_t))
+        u   = r_t·mû / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))  for ρ_t ≥ threshold, else mû
+
+    mu, nu, mû and nû are those of Adam: averages of g and |g|², and the two bias-corrected.
+
+    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
+    parameter and state; only the update is rounded.
 
     Args:
-      b1: see `scale_by_adam`, as all that is not here.
-      threshold: of ρ_t, the number of gradients that nu averages, in steps; > 4.
+      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
+      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
+      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
+      threshold: the least ρ_t, the number of gradients that nu averages, at which nu is used, in
+        optimizer steps; ≥ 4, usually 5.
+      nesterov: True reads mu one step ahead: b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ) in place of
+        mû (Dozat 2016).
+      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
+        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
+        default is the parameter's dtype, at least float32.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
+        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
+      eps_hat: ε̂ of section 2 of Kingma & Ba, added to the root of the uncorrected nu, in units of
+        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Write eps=0.0 with it. None leaves
+        it out, also out of the numbers of `with_hyperparams` and `optax.inject_hyperparams`.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
 
-    Differs from PyTorch in: nothing with eps=0.0, eps_hat=1e-8.
+    Raises:
+      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats) or a gradient
+        unlike the state.
+
+    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
+    parameters are float32; nu of a complex gradient is real.
+    Differs from PyTorch in: it adds ε to the uncorrected root: write eps=0.0, eps_hat=1e-8; |g|² of
+    a complex gradient is shared by its two parts.
 
     Reference: Liu et al. 2020, algorithm 2.
     """
@@ -119,5 +149,152 @@ def scale_by_radam(
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype)
 
 
-radam = alias("radam", scale_by_radam)
-radamw = alias("radamw", scale_by_radam, weight_decay=1e-4)
+def radam(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: DecayRateLike = 0.9,
+    b2: DecayRateLike = 0.999,
+    eps: ArrayLike = 1e-8,
+    eps_root: ArrayLike = 0.0,
+    threshold: ArrayLike = 5.0,
+    *,
+    nesterov: bool = False,
+    mu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    nu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    eps_hat: ArrayLike | None = None,
+    l2: ArrayLike | Schedule | None = None,
+) -> Transformation:
+    """RAdam: Adam with its own warm-up, momentum alone until nu has seen enough gradients.
+
+        ρ_t = ρ - 2t·b2ᵗ / (1 - b2ᵗ),  ρ = 2 / (1-b2) - 1
+        r_t = √((ρ_t-4)·(ρ_t-2)·ρ / ((ρ-4)·(ρ-2)·ρ_t))
+        u   = r_t·mû / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))  for ρ_t ≥ threshold, else mû
+        θ   ← θ - α_t·u
+
+    mu, nu, mû and nû are those of Adam: averages of g and |g|², and the two bias-corrected.
+
+    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
+    parameter and state; only the update is rounded.
+
+    Args:
+      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
+        number of optimizer steps completed so far (0 at the first).
+      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
+      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
+      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
+      threshold: the least ρ_t, the number of gradients that nu averages, at which nu is used, in
+        optimizer steps; ≥ 4, usually 5.
+      nesterov: True reads mu one step ahead: b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ) in place of
+        mû (Dozat 2016).
+      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
+        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
+        default is the parameter's dtype, at least float32.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
+        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
+      eps_hat: ε̂ of section 2 of Kingma & Ba, added to the root of the uncorrected nu, in units of
+        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Write eps=0.0 with it. None leaves
+        it out, also out of the numbers of `with_hyperparams` and `optax.inject_hyperparams`.
+      l2: λ₂, coupled weight decay, per optimizer step: a number, or a function of the optimizer
+        steps completed so far. λ₂·θ is added to the gradient before the moments, as by
+        `weight_decay` of PyTorch's Adam. None leaves it out, and its entry in the state.
+
+    Returns:
+      A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then an
+      entry for the learning rate, empty or the count of a schedule. It is the state of Optax's
+      `radam`. With `l2`, an entry for it comes first, and `update` needs `params`.
+
+    Raises:
+      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
+        unlike the state, or missing `params` with `l2`.
+
+    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
+    parameters are float32; nu of a complex gradient is real.
+    Differs from PyTorch in: it adds ε to the uncorrected root: write eps=0.0, eps_hat=1e-8; |g|² of
+    a complex gradient is shared by its two parts; its `weight_decay` is `l2`.
+
+    Reference: Liu et al. 2020, algorithm 2.
+    """
+    positional = (b1, b2, eps, eps_root, threshold)
+    scaled = scale_by_radam(
+        *positional, nesterov=nesterov, mu_dtype=mu_dtype, nu_dtype=nu_dtype, eps_hat=eps_hat
+    )
+    return optimizer(scaled, learning_rate, l2=l2)
+
+
+def radamw(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: DecayRateLike = 0.9,
+    b2: DecayRateLike = 0.999,
+    eps: ArrayLike = 1e-8,
+    eps_root: ArrayLike = 0.0,
+    threshold: ArrayLike = 5.0,
+    weight_decay: ArrayLike | Schedule = 1e-4,
+    mask: MaskLike = None,
+    *,
+    nesterov: bool = False,
+    mu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    nu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    eps_hat: ArrayLike | None = None,
+    scale_decay: bool = True,
+) -> Transformation:
+    """RAdam with decoupled weight decay.
+
+        ρ_t = ρ - 2t·b2ᵗ / (1 - b2ᵗ),  ρ = 2 / (1-b2) - 1
+        r_t = √((ρ_t-4)·(ρ_t-2)·ρ / ((ρ-4)·(ρ-2)·ρ_t))
+        u   = r_t·mû / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))  for ρ_t ≥ threshold, else mû
+        θ   ← θ - α_t·(u + λ_t·θ)
+
+    mu, nu, mû and nû are those of Adam: averages of g and |g|², and the two bias-corrected.
+
+    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
+    parameter and state; only the update is rounded.
+
+    Args:
+      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
+        number of optimizer steps completed so far (0 at the first).
+      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
+      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
+      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
+      threshold: the least ρ_t, the number of gradients that nu averages, at which nu is used, in
+        optimizer steps; ≥ 4, usually 5.
+      weight_decay: λ, decoupled weight decay, per optimizer step: a number (below 0 weights grow;
+        0.0 turns it off), or a function of the optimizer steps completed so far.
+      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of it, or a
+        function from the parameters to one, such as `decay_mask`. None decays all leaves.
+      nesterov: True reads mu one step ahead: b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ) in place of
+        mû (Dozat 2016).
+      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
+        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
+        default is the parameter's dtype, at least float32.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
+        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
+      eps_hat: ε̂ of section 2 of Kingma & Ba, added to the root of the uncorrected nu, in units of
+        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Write eps=0.0 with it. None leaves
+        it out, also out of the numbers of `with_hyperparams` and `optax.inject_hyperparams`.
+      scale_decay: False subtracts λ_t·θ itself, not α_t·λ_t·θ (fully decoupled). Its entry in the
+        state is then the last.
+
+    Returns:
+      A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then one
+      entry for weight decay and one for the learning rate, each empty or the count of a schedule.
+      `update` needs `params`.
+
+    Raises:
+      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
+        unlike the state, or missing `params`.
+
+    Optax has no such alias.
+    Differs from PyTorch in: it adds ε to the uncorrected root: write eps=0.0, eps_hat=1e-8; |g|² of
+    a complex gradient is shared by its two parts; it is `RAdam(decoupled_weight_decay=True)`.
+
+    Reference: Liu et al. 2020, algorithm 2; Loshchilov & Hutter 2019, algorithm 2.
+    """
+    positional = (b1, b2, eps, eps_root, threshold)
+    scaled = scale_by_radam(
+        *positional, nesterov=nesterov, mu_dtype=mu_dtype, nu_dtype=nu_dtype, eps_hat=eps_hat
+    )
+    decay = Decay(weight_decay, mask, scale_decay)
+    return optimizer(scaled, learning_rate, decay=decay)

@@ -11,8 +11,8 @@ import jax
 import optax
 from optax import contrib
 
-from adam_jax.alias import alias
 from adam_jax.engine.call import Body, Call, check_state
+from adam_jax.engine.compose import Decay, optimizer
 from adam_jax.engine.optax_body import OptaxBody
 from adam_jax.engine.pipeline import Pipeline
 from adam_jax.engine.states import register
@@ -37,19 +37,6 @@ register(
     own=["b1", "weight_sum", "step_count", "max_lr", "z"],
     own_matters=True,
 )
-
-
-def _scale_by_newest(b2: DecayRateLike, eps: ArrayLike, *, nu_dtype: SlotDType) -> Transformation:
-    """Adam with b1 = 0, which need not store mu.
-
-    Args:
-      b2: see `scale_by_adam`.
-    """
-    rule = MomentRule(Newest(), EmaOfSquares(DecayRate.of("b2", b2)), Root.of(eps))
-    return scale_by_rule(rule, RMS_STATE, None, nu_dtype)
-
-
-_adamw_without_momentum = alias("_adamw_without_momentum", _scale_by_newest, weight_decay=0.0)
 
 
 @frozen_pytree
@@ -109,32 +96,48 @@ def schedule_free_adamw(
     *,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
 ) -> Transformation:
-    """Optax's schedule-free wrapper over AdamW without momentum.
+    """Schedule-free AdamW: Optax's schedule-free wrapper over AdamW without momentum.
 
-        z ← z - α_t·adamw(g(y))     x ← (1 - c_t)·x + c_t·z     y = (1-b1)·z + b1·x
+        nu ← b2·nu + (1-b2)·|g(y)|²      nû = nu / (1 - b2ᵗ)
+        z  ← z - α_t·(g(y) / (√nû + eps) + λ_t·y)
+        x  ← (1 - c_t)·x + c_t·z         y = (1-b1)·z + b1·x
+        c_t = w_t / (w_1 + … + w_t),  w_t = max(α_1, …, α_t)^weight_lr_power
 
     The parameters are y; evaluate at x, `optax.contrib.schedule_free_eval_params(state, params)`.
+    The step of z is computed in float32 (float64 for float64 leaves). Optax computes x and z, in
+    the parameters' dtype.
 
     Args:
-      learning_rate: α, per optimizer step; see `adam`.
-      warmup_steps: the learning rate grows from 0 to α in that many steps; None or 0 for no warm-up
-        (with 0, Optax's stays at a learning rate of 0).
-      b1: weight of x in y, 0 < b1 < 1; fixed during a run, as is weight_lr_power: x is computed
-        from y and z by it.
-      b2: see `scale_by_adam`, as eps and nu_dtype.
-      eps: ε.
-      weight_decay: λ, decoupled, at y; a number or a function of the optimizer steps completed.
-      weight_lr_power: c_t weighs z by the largest learning rate so far to this power; ≥ 0.
-      state_dtype: of z; None for the parameters' own.
+      learning_rate: α, per optimizer step: a number ≥ 0, or a function of the number of optimizer
+        steps completed so far (0 at the first).
+      warmup_steps: the learning rate grows from 0 to α in that many optimizer steps; None or 0 for
+        no warm-up.
+      b1: weight of x in y, 0 < b1 < 1, at least 1e-6. Fixed during a run: x is computed from y and
+        z by it.
+      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
+      weight_decay: λ, decoupled weight decay at y, per optimizer step: a number (below 0 weights
+        grow; 0.0 turns it off), or a function of the optimizer steps completed so far.
+      weight_lr_power: the power of the largest learning rate so far that weighs z in x; ≥ 0. Fixed
+        during a run.
+      state_dtype: dtype of z; None for the parameters' own.
+      nu_dtype: storage of nu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
+        `Quantized`, `Factored()`, `stochastic(dtype)` or `by_path({...})`; not float16. None is the
+        parameter's dtype; the default is the parameter's dtype, at least float32. In bfloat16 write
+        `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
 
     Returns:
-      A transformation whose state is Optax's `ScheduleFreeState` around that of `adamw`. x and z
-      are Optax's to compute, in the parameters' dtype; every parameter needs a gradient, and
-      `groups` does not take it.
+      A transformation whose state is Optax's `ScheduleFreeState` around that of AdamW without mu.
+      `update` needs `params`, every parameter needs a gradient, and `groups` does not take it.
 
     Raises:
-      ValueError: see `adamw`; also for b1 = 0 and for warm-up to a learning rate that is itself a
-        schedule.
+      ValueError: here, for a number outside its range, a dtype that cannot store a moment, or
+        warm-up to a learning rate that is itself a schedule; in `init` and `update`, for a leaf
+        whose dtype has no arithmetic (8-bit floats), a gradient unlike the state, or missing
+        `params`.
+
+    Differs from Optax in: warmup_steps=0 is no warm-up (in Optax the learning rate stays 0); nu of
+    16-bit parameters is float32.
 
     Reference: Defazio et al. 2024, algorithm 1.
     """
@@ -151,7 +154,10 @@ def schedule_free_adamw(
         rate: Any = WarmedUp(value, int(warmup_steps))
     else:
         rate = hyperparameter("learning_rate", learning_rate, instead="the usual value is 0.0025")
-    inner = _adamw_without_momentum(rate, b2, eps, weight_decay, nu_dtype=nu_dtype)
+    # Adam with b1 = 0, which need not store mu.
+    rule = MomentRule(Newest(), EmaOfSquares(DecayRate.of("b2", b2)), Root.of(eps))
+    scaled = scale_by_rule(rule, RMS_STATE, None, nu_dtype)
+    inner = optimizer(scaled, rate, decay=Decay(weight_decay))
     fixed = as_number(b1), as_number(power), state_dtype
     return Transformation.around(ScheduleFree(inner.body, rate, *fixed))
 

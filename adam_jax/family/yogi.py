@@ -3,41 +3,62 @@
 https://proceedings.neurips.cc/paper/2018/hash/90365351ccc7437a1309dc64e4db32a3-Abstract.html
 """
 
-import jax
 import optax
+from jax.typing import ArrayLike
 
-from adam_jax.alias import alias
+from adam_jax.engine.compose import optimizer
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.rules.base import DecayRate, DecayRateLike, MomentRule
 from adam_jax.rules.directions import Root
 from adam_jax.rules.moments import Ema, YogiSquares
+from adam_jax.rules.scaling import Schedule
 from adam_jax.validation import check_number
 
 
 def scale_by_yogi(
     b1: DecayRateLike = 0.9,
     b2: DecayRateLike = 0.999,
-    eps: jax.typing.ArrayLike = 1e-3,
-    eps_root: jax.typing.ArrayLike | None = 0.0,
-    initial_accumulator_value: jax.typing.ArrayLike | None = 1e-6,
+    eps: ArrayLike = 1e-3,
+    eps_root: ArrayLike | None = 0.0,
+    initial_accumulator_value: ArrayLike | None = 1e-6,
     *,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
 ) -> Transformation:
     """Adam whose denominator moves by at most (1-b2)·|g|² a step, in either direction.
 
-        nu ← nu - (1-b2)·sign(nu - |g|²)·|g|²        u = mû / (√(nû + eps_root) + eps)
+        mu ← b1·mu + (1-b1)·g                         mû = mu / (1 - b1ᵗ)
+        nu ← nu - (1-b2)·sign(nu - |g|²)·|g|²         nû = nu / (1 - b2ᵗ)
+        u  = mû / (√(nû + eps_root) + eps)
+
+    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
+    parameter and state; only the update is rounded.
 
     Args:
-      b1: see `scale_by_adam`, as all that is not here.
-      eps_root: added inside the root; None is 0.0.
-      initial_accumulator_value: of every element of mu and nu, as in Optax; the paper starts nu
-        from the squares of a batch's gradient. None is 1e-6. Both are None by default in `yogi`:
-        the numbers of `optax.inject_hyperparams(yogi)` are those of Optax's, which has neither.
+      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
+      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
+      eps_root: added inside the root, in units of the gradient squared; ≥ 0. None is 0.0.
+      initial_accumulator_value: start of every element of mu and nu, ≥ 0; of nu in units of the
+        gradient squared. The paper starts nu from the squares of a batch's gradient. None is 1e-6,
+        as in Optax.
+      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
+        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
+        default is the parameter's dtype, at least float32.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
+        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
+
+    Raises:
+      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats) or a gradient
+        unlike the state.
+
+    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
+    parameters are float32; nu of a complex gradient is real.
 
     Reference: Zaheer et al. 2018, algorithm 2, which has no bias correction.
     """
@@ -51,6 +72,64 @@ def scale_by_yogi(
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype)
 
 
-# Optax's yogi has neither.
-_OWN = dict.fromkeys(("eps_root", "initial_accumulator_value"))
-yogi = alias("yogi", scale_by_yogi, keyword_only=tuple(_OWN), **_OWN)
+def yogi(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: DecayRateLike = 0.9,
+    b2: DecayRateLike = 0.999,
+    eps: ArrayLike = 1e-3,
+    *,
+    eps_root: ArrayLike | None = None,
+    initial_accumulator_value: ArrayLike | None = None,
+    mu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    nu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    l2: ArrayLike | Schedule | None = None,
+) -> Transformation:
+    """Yogi: Adam whose denominator moves by at most (1-b2)·|g|² a step.
+
+        mu ← b1·mu + (1-b1)·g                         mû = mu / (1 - b1ᵗ)
+        nu ← nu - (1-b2)·sign(nu - |g|²)·|g|²         nû = nu / (1 - b2ᵗ)
+        u  = mû / (√(nû + eps_root) + eps)
+        θ  ← θ - α_t·u
+
+    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
+    parameter and state; only the update is rounded.
+
+    Args:
+      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
+        number of optimizer steps completed so far (0 at the first).
+      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
+      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
+      eps_root: added inside the root, in units of the gradient squared; ≥ 0. None is 0.0. By
+        default None: a number would be in the state of `optax.inject_hyperparams`, where Optax's
+        yogi has none.
+      initial_accumulator_value: start of every element of mu and nu, ≥ 0; of nu in units of the
+        gradient squared. The paper starts nu from the squares of a batch's gradient. None is 1e-6,
+        as in Optax. By default None, as eps_root.
+      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
+        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
+        default is the parameter's dtype, at least float32.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
+        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
+      l2: λ₂, coupled weight decay, per optimizer step: a number, or a function of the optimizer
+        steps completed so far. λ₂·θ is added to the gradient before the moments, as by
+        `weight_decay` of PyTorch's Adam. None leaves it out, and its entry in the state.
+
+    Returns:
+      A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then an
+      entry for the learning rate, empty or the count of a schedule. It is the state of Optax's
+      `yogi`. With `l2`, an entry for it comes first, and `update` needs `params`.
+
+    Raises:
+      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
+        unlike the state, or missing `params` with `l2`.
+
+    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
+    parameters are float32; nu of a complex gradient is real.
+
+    Reference: Zaheer et al. 2018, algorithm 2, which has no bias correction.
+    """
+    positional = (b1, b2, eps, eps_root, initial_accumulator_value)
+    scaled = scale_by_yogi(*positional, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
+    return optimizer(scaled, learning_rate, l2=l2)
