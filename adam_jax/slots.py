@@ -1,7 +1,8 @@
 """The accumulators of a rule: what rules and formats both know of them."""
 
 import dataclasses
-from typing import Any
+
+from adam_jax._types import Number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +20,6 @@ class Slot:
 
     name: str
     magnitude: bool = False
-    start: Any = 0.0
-    rate: Any = None
+    start: Number = 0.0
+    rate: Number = None
     maximum: bool = False

@@ -15,13 +15,15 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from adam_jax._types import Leaf, Named, PyTree
+
 _ARRAYS = (np.generic, np.ndarray, jax.Array)
 _NUMBERS = (int, float, np.number, np.ndarray, jax.Array)
 
 
 def check_number(
     argument: str,
-    value: Any,
+    value: Leaf,
     low: float = 0.0,
     high: float = math.inf,
     *,
@@ -69,7 +71,7 @@ def check_number(
     return value if isinstance(value, _ARRAYS) else number
 
 
-def as_scalar(value: Any) -> Any:
+def as_scalar(value: Leaf) -> Leaf:
     """An array of one number, of any shape, as a scalar; all else as it is."""
     if isinstance(value, np.ndarray) and value.size == 1:
         return value.reshape(())[()]  # A NumPy scalar, which nobody can write into.
@@ -79,13 +81,13 @@ def as_scalar(value: Any) -> Any:
         return value.reshape(())
 
 
-def as_number(value: Any) -> Any:
+def as_number(value: Leaf) -> Leaf:
     """A concrete array of one number as Python's, which hashes; all else as it is."""
     concrete = isinstance(value, _ARRAYS) and not isinstance(value, jax.core.Tracer)
     return np.asarray(value).item() if concrete else value
 
 
-def same_kind(number: float, given: Any) -> Any:
+def same_kind(number: float, given: PyTree) -> Any:
     """A number computed from a concrete `given` one: an array where that is an array."""
     if isinstance(given, jax.Array):
         with jax.ensure_compile_time_eval():
@@ -93,7 +95,7 @@ def same_kind(number: float, given: Any) -> Any:
     return np.float64(number) if isinstance(given, _ARRAYS) else number
 
 
-def _without_quotes(value: Any) -> str | None:
+def _without_quotes(value: Leaf) -> str | None:
     """What to write instead of a number in quotes; None for all else."""
     try:
         float(value if isinstance(value, str) else "")
@@ -102,7 +104,7 @@ def _without_quotes(value: Any) -> str | None:
     return f"write float({str(value)!r}); a YAML file needs a point before the exponent, 1.0e-3"
 
 
-def check_scalar(argument: str, value: Any, *, instead: str) -> Any:
+def check_scalar(argument: str, value: Leaf, *, instead: str) -> Any:
     """Checks that `value`, traced or not, is one real number; booleans are 0 and 1.
 
     Returns:
@@ -126,7 +128,7 @@ def bind_arguments(
     name: str,
     signature: inspect.Signature,
     args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    kwargs: Named,
     partial: bool = False,
 ) -> inspect.BoundArguments:
     """Binds arguments to a signature; with `partial` some may be missing.
@@ -141,7 +143,7 @@ def bind_arguments(
         raise TypeError(f"{name}() {error}: its arguments are {known}.") from None
 
 
-def check_integer(argument: str, value: Any, low: int, *, instead: str) -> int:
+def check_integer(argument: str, value: Leaf, low: int, *, instead: str) -> int:
     """Checks that `value` is an integer ≥ low; returns it as Python's.
 
     Raises:
@@ -152,7 +154,7 @@ def check_integer(argument: str, value: Any, low: int, *, instead: str) -> int:
     return int(value)
 
 
-def check_expression(argument: str, value: Any) -> str:
+def check_expression(argument: str, value: Leaf) -> str:
     """Checks that `value` is a regular expression: it is to match the whole path of a leaf.
 
     Raises:

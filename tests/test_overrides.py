@@ -13,7 +13,7 @@ import textwrap
 import adam_jax
 
 # Where it holds.
-FINAL = ("adam_jax.formats",)
+FINAL = ("adam_jax",)
 
 
 def classes():

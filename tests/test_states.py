@@ -14,12 +14,14 @@ from jax.sharding import PartitionSpec
 import adam_jax
 from adam_jax import convert
 from adam_jax.engine import states
+from adam_jax.engine.call import Body
 from adam_jax.engine.transformation import Transformation, body_of, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32
-from adam_jax.rules.base import DecayRate, MomentRule
+from adam_jax.rules.base import MomentRule
 from adam_jax.rules.directions import Ratio
 from adam_jax.rules.moments import DecayingMax, Ema
 from adam_jax.rules.pytrees import frozen_pytree
+from adam_jax.rules.rates import DecayRate
 from tests import record
 from tests.test_convert_torch import raised
 
@@ -59,7 +61,7 @@ states.register(AroundState, counts=["seen"], inner=["inside"], own=["last"])
 
 
 @frozen_pytree
-class Around:
+class Around(Body):
     """Remembers the last gradient."""
 
     inner: Any

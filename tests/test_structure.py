@@ -9,37 +9,10 @@ from pathlib import Path
 import pytest
 
 import adam_jax
+from tests import contributing
 
 ROOT = Path(adam_jax.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-# Each layer may import itself and what stands above it. rules and formats do not know each other.
-LAYERS = {
-    "validation": set(),
-    "slots": set(),
-    "xla": set(),
-    "rules": {"slots", "validation"},
-    "formats": {"slots", "xla", "validation"},
-    "engine": {"rules", "formats", "slots", "xla", "validation"},
-    "schedules": {"validation"},
-    "family": {"engine", "rules", "formats", "validation"},
-    "modify": {"family", "engine", "xla", "rules", "formats", "validation"},
-    "wrap": {"modify", "engine", "xla", "rules", "formats", "slots", "validation"},
-    "sharding": {"engine", "rules", "formats", "validation"},
-    "convert": {"wrap", "modify", "family", "engine", "rules", "formats", "slots"},
-    "inspect": {"sharding", "wrap", "modify", "engine"},
-    "__init__": {
-        "convert",
-        "engine",
-        "family",
-        "formats",
-        "inspect",
-        "modify",
-        "rules",
-        "schedules",
-        "sharding",
-        "wrap",
-    },
-}
 # Optax is known from the engine upwards.
 WITHOUT_OPTAX = {"validation", "slots", "xla", "rules", "formats"}
 # What a file may import besides, where it needs it: in a function, or for type checkers alone.
@@ -74,12 +47,13 @@ def is_later(node: ast.AST) -> bool:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_down_the_list(path):
     own = layer(path)
-    assert own in LAYERS, f"{own} has no place in the order of imports"
+    assert own in contributing.LAYERS, f"{own} has no place in the order of imports"
     besides = IN_FUNCTIONS.get(str(path.relative_to(ROOT)), set())
     for name, later in imported(path):
         top, *rest = name.split(".")
         if top == "adam_jax":
-            assert rest[0] in LAYERS[own] | {own}, f"{own} imports {name}"
+            allowed = contributing.LAYERS[own][0] | {own, "_types"}
+            assert rest[0] in allowed, f"{own} imports {name}"
         elif top in besides:
             assert later, f"{path.name} imports {name} outside of its functions"
         else:
@@ -122,17 +96,11 @@ def lines_of_code(path: Path) -> int:
     return len(text.splitlines()) - sum(s.end_lineno - s.lineno + 1 for s in strings)
 
 
-def test_the_diff_in_contributing_is_that_of_the_member():
-    text = (ROOT.parent / "CONTRIBUTING.md").read_text()
-    (diff,) = re.findall(r"```diff\n(.*?)```", text, re.DOTALL)
-    files = re.findall(r"^\+\+\+ b/(\S+)\n((?:\+(?!\+\+).*\n)+)", diff, re.MULTILINE)
-    assert len(files) == 4
-    for name, added in files:
-        source = (ROOT.parent / name).read_text()
-        lines = [line[1:] for line in added.splitlines()]
-        if name.endswith("adamax.py"):
-            assert "\n".join(lines) + "\n" == source
-        assert all(line in source.splitlines() for line in lines), name
+def test_the_layers_and_the_diffs_of_contributing_are_those_of_the_code():
+    """By `python -m tests.contributing`."""
+    page = contributing.PAGE.read_text()
+    assert contributing.written(page) == page
+    assert len(re.findall(r"^\+class ", page, re.MULTILINE)) >= 4
 
 
 def test_the_public_page_is_sorted_and_complete():

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import optax
 
+from adam_jax._types import AnyTransformation, Named, Params, State
 from adam_jax.convert.entries import as_numpy, check_real, matched_slots
 from adam_jax.convert.moments import Moments, Target
 from adam_jax.convert.names import Names, layouts, listed
@@ -23,12 +24,12 @@ BLOCKS = (256, 2048)
 
 def from_bitsandbytes(
     state_dict: Mapping[str, Any],
-    params: Any,
-    tx: Any,
+    params: Params,
+    tx: AnyTransformation,
     *,
     names: Names | None = None,
     order: Sequence[str] | None = None,
-) -> Any:
+) -> State:
     """A state of `tx` that goes on where an optimizer of bitsandbytes stopped.
 
     Args:
@@ -66,12 +67,12 @@ def from_bitsandbytes(
     return target.filled(Moments(slots, steps))
 
 
-def _unwrapped(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _unwrapped(entry: Mapping[str, Any]) -> Named:
     inside = entry.get(WRAPPED, {})
     return {name: x for name, x in entry.items() if name != WRAPPED} | dict(inside)
 
 
-def _slots(entry: dict[str, Any], kinds: Any) -> dict[str, dict[str, Any]]:
+def _slots(entry: Named, kinds: Any) -> dict[str, Named]:
     """By our name of each slot, its part of the entry: `state`, and for codes `absmax`, `qmap`."""
     parts = {
         i: {
@@ -89,7 +90,7 @@ def _slots(entry: dict[str, Any], kinds: Any) -> dict[str, dict[str, Any]]:
     return slots
 
 
-def _decoded(key: str, part: dict[str, Any]) -> np.ndarray:
+def _decoded(key: str, part: Named) -> np.ndarray:
     """The array. A code is an index into the map, whose numbers are in units of the scale."""
     state = part["state"]
     if state.dtype != np.uint8:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adam_jax._types import Leaf, Params, PyTree, State
 from adam_jax.convert.names import SPLIT_FIRST, Layout, Names, layouts, listed
 from adam_jax.engine.trees import leaf_paths
 from adam_jax.formats.blockwise import sharding_of
@@ -72,7 +73,7 @@ def complain(
         )
 
 
-def check_real(params: Any) -> None:
+def check_real(params: Params) -> None:
     """Raises an error where a parameter is complex: other libraries keep other squares then."""
     paths = leaf_paths(params, none_is_leaf=False)
     leaves = zip(paths, jax.tree.leaves(params), strict=True)
@@ -83,7 +84,7 @@ def check_real(params: Any) -> None:
         )
 
 
-def as_numpy(x: Any) -> np.ndarray:
+def as_numpy(x: Leaf) -> np.ndarray:
     """An array of NumPy, JAX, Keras or PyTorch, without importing any of the last three."""
     for detached in ("detach", "cpu"):  # A tensor that has a gradient, or lies on a GPU.
         x = getattr(x, detached)() if hasattr(x, detached) else x
@@ -107,15 +108,15 @@ def whole_steps(argument: str, steps: np.ndarray) -> int:
     return min(int(steps), np.iinfo(np.int32).max)
 
 
-def placed_like(x: Any, like: Any) -> jax.Array:
+def placed_like(x: Leaf, like: PyTree) -> jax.Array:
     """An array on the devices of another, if those are settled."""
     sharding = sharding_of(like)
     return jnp.asarray(x) if sharding is None else jax.device_put(x, sharding)
 
 
 def params_from_named(
-    arrays: Mapping[str, Any], params: Any, *, names: Names | None = None, separator: str = "."
-) -> Any:
+    arrays: Mapping[str, Any], params: Params, *, names: Names | None = None, separator: str = "."
+) -> State:
     """A tree of parameters from named arrays of another library.
 
     Args:
@@ -146,7 +147,7 @@ def params_from_named(
 
 
 def params_to_named(
-    params: Any, *, names: Names | None = None, separator: str = "."
+    params: Params, *, names: Names | None = None, separator: str = "."
 ) -> dict[str, np.ndarray]:
     """The opposite of `params_from_named`: NumPy arrays by the other library's names.
 
@@ -159,7 +160,7 @@ def params_to_named(
     return {layout[path].name: as_theirs(layout[path], path, x) for path, x in leaves}
 
 
-def as_theirs(layout: Layout, path: str, x: Any) -> np.ndarray:
+def as_theirs(layout: Layout, path: str, x: Leaf) -> np.ndarray:
     """Our array as theirs: a copy, at least float32.
 
     Raises:

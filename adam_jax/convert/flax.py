@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adam_jax._types import Leaf, Named, PyTree, State
 from adam_jax.formats.base import READ_AS_SAVED
 from adam_jax.formats.blockwise import Blocks
 from adam_jax.formats.factored import Factors
@@ -25,11 +26,11 @@ def register_with_flax() -> None:
     """
     from flax import serialization
 
-    def to_state_dict(x: Any) -> dict[str, Any]:
+    def to_state_dict(x: Leaf) -> Named:
         parts = {name: _written(part) for name, part in _parts(x).items()}
         return {name: serialization.to_state_dict(part) for name, part in parts.items()}
 
-    def from_state_dict(x: Any, state: Any) -> Any:
+    def from_state_dict(x: Leaf, state: State) -> Leaf:
         parts = _parts(x)
         found = set(state) if isinstance(state, dict) else {_described(state)}
         if found != set(parts):
@@ -38,7 +39,7 @@ def register_with_flax() -> None:
             [read(name, part, state[name]) for name, part in parts.items()]
         )
 
-    def read(name: str, like: Any, state: Any) -> Any:
+    def read(name: str, like: PyTree, state: State) -> State:
         new = _read(like, serialization.from_state_dict(_written(like), state, name))
         if hasattr(like, "dtype") and _described(new) != _described(like):
             path = f"{serialization.current_path()}/{name}"
@@ -51,33 +52,33 @@ def register_with_flax() -> None:
         )
 
 
-def _parts(x: Any) -> dict[str, Any]:
+def _parts(x: Leaf) -> Named:
     """What is right inside a container, by the names that Orbax has for it too."""
     flat, _ = jax.tree_util.tree_flatten_with_path(x, is_leaf=lambda y: y is not x)
     return {jax.tree_util.keystr(path, simple=True): part for path, part in flat}
 
 
-def _described(x: Any) -> str:
+def _described(x: Leaf) -> str:
     if not hasattr(x, "dtype"):
         return type(x).__name__
     return f"{jnp.dtype(x.dtype).name} of shape {np.shape(x)}"
 
 
-def _mismatch(path: str, expected: Any, found: Any) -> str:
+def _mismatch(path: str, expected: Any, found: PyTree) -> str:
     return (
         f"at {path!r}, the target of the restore has {expected}, the checkpoint {found}:"
         f" {READ_AS_SAVED}"
     )
 
 
-def _is_int4(x: Any) -> bool:
+def _is_int4(x: Leaf) -> bool:
     return getattr(x, "dtype", None) == jnp.int4
 
 
-def _written(x: Any) -> Any:
+def _written(x: Leaf) -> Leaf:
     """Codes of 4 bits as those of 8: NumPy, and so msgpack, has no name for the others."""
     return x.astype(jnp.int8) if _is_int4(x) else x
 
 
-def _read(like: Any, x: Any) -> Any:
+def _read(like: PyTree, x: Leaf) -> PyTree:
     return jnp.asarray(x, jnp.int4) if _is_int4(like) else x

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import optax
 
+from adam_jax._types import AnyTransformation, Named, Params, PyTree, State
 from adam_jax.convert.entries import as_numpy, check_real, matched_slots, whole_steps
 from adam_jax.convert.moments import Moments, Target
 from adam_jax.convert.names import Names, layouts
@@ -23,11 +24,11 @@ U_PRODUCT = "u_product"
 
 def from_keras(
     variables: Mapping[str, Any] | Iterable[Any],
-    params: Any,
-    tx: Any,
+    params: Params,
+    tx: AnyTransformation,
     *,
     names: Names | None = None,
-) -> Any:
+) -> State:
     """A state of `tx` that goes on where an optimizer of Keras 3 stopped.
 
     Args:
@@ -75,7 +76,7 @@ def _slot(slot: str, maximum: bool) -> str:
     return {"mu": "momentum", "nu": nu, "nu_max": "velocity_hat"}[slot]
 
 
-def _by_name(variables: Any) -> dict[str, Any]:
+def _by_name(variables: PyTree) -> Named:
     """The variables by their path without the optimizer's name in front; no learning rate."""
     if not isinstance(variables, Mapping):
         if not isinstance(variables, Iterable):
@@ -106,5 +107,5 @@ def _is_numbered(path: str) -> bool:
     return name == "variable" and (not number or number.isdigit())
 
 
-def _iterations(found: dict[str, Any]) -> int:
+def _iterations(found: Named) -> int:
     return whole_steps("the 'iteration' in variables", as_numpy(found.pop("iteration", 0)))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adam_jax._types import AnyTransformation, Leaf, Params, PyTree, State, Stored
 from adam_jax.convert.entries import placed_like
 from adam_jax.convert.names import listed
 from adam_jax.engine.leafwise import fetched
@@ -29,7 +30,7 @@ Key = tuple[str, str]
 """The path of a parameter, and a slot of its: `("layers/0/kernel", "mu")`."""
 
 
-def _is_packed(x: Any) -> bool:
+def _is_packed(x: Leaf) -> bool:
     return isinstance(x, Packed)
 
 
@@ -43,7 +44,7 @@ class Moments:
       kinds: the types of the states that they are from, where those are known.
     """
 
-    slots: Mapping[Key, Any]
+    slots: Mapping[Key, Stored]
     counts: Mapping[str, int]
     kinds: frozenset[type] = frozenset()
 
@@ -56,7 +57,7 @@ class Target:
       shapes: of each parameter.
     """
 
-    def __init__(self, params: Any, tx: Any) -> None:
+    def __init__(self, params: Params, tx: AnyTransformation) -> None:
         if not hasattr(tx, "init"):
             raise ValueError(
                 f"tx must be the transformation that goes on, such as adamw(1e-3), got {tx!r}."
@@ -79,11 +80,11 @@ class Target:
         leaves = jax.tree.leaves(params, is_leaf=lambda x: x is None)
         self.shapes = dict(zip(leaf_paths(params), map(np.shape, leaves), strict=True))
 
-    def filled(self, moments: Moments) -> Any:
+    def filled(self, moments: Moments) -> State:
         """The state with these moments, which are those that there are places for."""
         steps = max(moments.counts.values())
 
-        def fill(member: Any) -> Any:
+        def fill(member: State) -> State:
             stored = _stored(member, self.params)
             own = {moments.counts[path] for path, _ in stored} or {steps}
             if len(own) > 1:
@@ -99,18 +100,18 @@ class Target:
         return pack_state(self.tx, state, self.params)
 
 
-def members(state: Any) -> list[Any]:
+def members(state: State) -> list[State]:
     """The states with moments in a state, at any depth."""
     return [x for x in states_in(state) if described(x).slots]
 
 
-def read(state: Any, params: Any) -> Moments:
+def read(state: State, params: Params) -> Moments:
     """The moments in a state of this package or of Optax.
 
     Raises:
       ValueError: there are none, or counts that are not one number.
     """
-    slots: dict[Key, Any] = {}
+    slots: dict[Key, Stored] = {}
     counts: dict[str, int] = {}
     state = unpack_state(state, params)
     for member in members(state):
@@ -136,10 +137,10 @@ def read(state: Any, params: Any) -> Moments:
     return Moments(slots, counts, frozenset(map(type, members(state))))
 
 
-def left_behind(state: Any) -> list[str]:
+def left_behind(state: State) -> list[str]:
     """The paths of arrays in a state that are neither moments nor counts of steps, but matter."""
 
-    def strip(x: Any) -> Any:
+    def strip(x: Leaf) -> Leaf:
         if not is_state(x):
             return x
         fields = described(x)
@@ -147,16 +148,16 @@ def left_behind(state: Any) -> list[str]:
         inside = {name: walk(getattr(x, name)) for name in fields.inner}
         return inside | {name: getattr(x, name) for name in own}
 
-    def walk(x: Any) -> Any:
+    def walk(x: Leaf) -> Leaf:
         return jax.tree.map(strip, x, is_leaf=is_state)
 
     return leaf_paths(walk(state), none_is_leaf=False)
 
 
-def _with_count(state: Any, steps: int, fill: Callable[[Any], Any]) -> Any:
+def _with_count(state: State, steps: int, fill: Callable[[Any], Any]) -> State:
     """The state with its counts of optimizer steps set, and its members filled."""
 
-    def renew(x: Any) -> Any:
+    def renew(x: Leaf) -> Leaf:
         if not is_state(x):
             return x
         fields = described(x)
@@ -168,7 +169,7 @@ def _with_count(state: Any, steps: int, fill: Callable[[Any], Any]) -> Any:
     return jax.tree.map(renew, state, is_leaf=is_state)
 
 
-def _stored(member: Any, params: Any) -> dict[Key, Any]:
+def _stored(member: State, params: Params) -> dict[Key, Stored]:
     """What a member's state keeps for each parameter that is its."""
     return {
         (path, slot): x
@@ -178,7 +179,7 @@ def _stored(member: Any, params: Any) -> dict[Key, Any]:
     }
 
 
-def _aligned(params: Any, slot_tree: Any) -> list[Any]:
+def _aligned(params: Params, slot_tree: PyTree) -> list[State]:
     """What one slot keeps for each parameter; `optax.MaskedNode` where it keeps nothing."""
     treedef = jax.tree.structure(params, is_leaf=lambda x: x is None)
     try:
@@ -187,7 +188,7 @@ def _aligned(params: Any, slot_tree: Any) -> list[Any]:
         pass
 
     # The labels of `optax.partition` may be for whole subtrees, which then are one masked node.
-    def spread(x: Any, below: Any) -> Any:
+    def spread(x: Leaf, below: Any) -> Leaf:
         return jax.tree.map(lambda _: x, below) if _is_masked(x) else x
 
     try:
@@ -201,15 +202,15 @@ def _aligned(params: Any, slot_tree: Any) -> list[Any]:
         ) from None
 
 
-def _is_masked(x: Any) -> bool:
+def _is_masked(x: Leaf) -> bool:
     return isinstance(x, optax.MaskedNode)
 
 
-def _is_masked_or_stored(x: Any) -> bool:
+def _is_masked_or_stored(x: Leaf) -> bool:
     return _is_masked(x) or is_stored(x)
 
 
-def _with_slots(member: Any, params: Any, new: Mapping[Key, Any], count: int) -> Any:
+def _with_slots(member: State, params: Params, new: Mapping[Key, Stored], count: int) -> State:
     treedef = jax.tree.structure(params, is_leaf=lambda x: x is None)
     fields = {}
     for name in described(member).counts:
@@ -224,7 +225,7 @@ def _with_slots(member: Any, params: Any, new: Mapping[Key, Any], count: int) ->
     return member._replace(**fields)
 
 
-def _encoded(x: Any, like: Any) -> Any:
+def _encoded(x: Leaf, like: PyTree) -> Leaf:
     """What is to be stored, in the form of `like`: as it is, if that is its form already."""
     fmt = format_of(like)
     assert fmt is not None
@@ -235,7 +236,7 @@ def _encoded(x: Any, like: Any) -> Any:
     return jax.tree.map(placed_like, x, like)
 
 
-def dense(stored: Any) -> jax.Array:
+def dense(stored: Stored) -> jax.Array:
     """What is stored, as one number per element, at least float32."""
     fmt = format_of(stored)
     assert fmt is not None
@@ -246,12 +247,12 @@ def dense(stored: Any) -> jax.Array:
 
 # One program for each shape, where they would be one for each operation.
 @functools.partial(jax.jit, static_argnums=0)
-def _encode(fmt: Format, x: jax.Array) -> Any:
+def _encode(fmt: Format, x: jax.Array) -> Stored:
     return fmt.encode(x)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _decode(fmt: Format, stored: Any) -> jax.Array:
+def _decode(fmt: Format, stored: Stored) -> jax.Array:
     return fmt.decode(stored, jnp.result_type(float))
 
 

@@ -7,6 +7,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from adam_jax._types import PyTree
+
 SHOWN = 12
 """Of each kind of mistake, so many paths are listed before they are counted."""
 
@@ -123,7 +125,7 @@ def conv(ours: str, theirs: str, *, dims: int = 2, bias: bool = True) -> dict[st
     return _layer(ours, theirs, axes, None, bias)
 
 
-def _layer(ours: str, theirs: str, axes: Any, split: Any, bias: bool) -> dict[str, Layout]:
+def _layer(ours: str, theirs: str, axes: Any, split: PyTree, bias: bool) -> dict[str, Layout]:
     """The entries of one layer; either may be the whole model, with an empty path."""
     here, there = (f"{ours}/" if ours else ""), (f"{theirs}." if theirs else "")
     layer = {f"{here}kernel": Layout(f"{there}weight", axes, split)}

@@ -1,17 +1,16 @@
 """States from Optax and to Optax: the same arrays, in another tree where the trees differ."""
 
-from typing import Any
-
 import jax
 import numpy as np
 
+from adam_jax._types import AnyTransformation, Leaf, Params, PyTree, State
 from adam_jax.convert.entries import complain
 from adam_jax.convert.moments import Moments, Target, left_behind, read
 from adam_jax.convert.names import listed
 from adam_jax.engine.leafwise import on_host
 
 
-def from_optax(state: Any, params: Any, tx: Any) -> Any:
+def from_optax(state: State, params: Params, tx: AnyTransformation) -> State:
     """A state of `tx` that goes on where another transformation stopped: Optax's, or one of ours.
 
     Where the trees agree, as those of an alias and its twin in Optax do, it is `state` itself,
@@ -66,7 +65,7 @@ def from_optax(state: Any, params: Any, tx: Any) -> Any:
     return target.filled(Moments(moments.slots, moments.counts))
 
 
-def to_optax(state: Any, params: Any, tx: Any) -> Any:
+def to_optax(state: State, params: Params, tx: AnyTransformation) -> State:
     """A state of Optax's `tx` that goes on where one of this package stopped; see `from_optax`.
 
     Args:
@@ -80,10 +79,10 @@ def to_optax(state: Any, params: Any, tx: Any) -> Any:
     return from_optax(state, params, tx)
 
 
-def _in_memory_of(x: Any, like: Any) -> Any:
+def _in_memory_of(x: Leaf, like: PyTree) -> Leaf:
     return jax.device_put(x, jax.typeof(like).memory_space)
 
 
-def _described(tree: Any) -> Any:
+def _described(tree: PyTree) -> PyTree:
     leaves, treedef = jax.tree.flatten(tree)
     return treedef, [(np.shape(x), getattr(x, "dtype", None)) for x in leaves]

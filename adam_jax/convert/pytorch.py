@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import optax
 
+from adam_jax._types import AnyTransformation, Named, Params, State
 from adam_jax.convert.entries import (
     as_numpy,
     as_theirs,
@@ -32,12 +33,12 @@ SCALARS = ("step", "mu_product")
 
 def from_torch(
     state_dict: Mapping[str, Any],
-    params: Any,
-    tx: Any,
+    params: Params,
+    tx: AnyTransformation,
     *,
     names: Names | None = None,
     order: Sequence[str] | None = None,
-) -> Any:
+) -> State:
     """A state of `tx` that goes on where an optimizer of PyTorch stopped.
 
     Args:
@@ -93,14 +94,14 @@ def from_torch(
 
 
 def to_torch(
-    state: Any,
-    params: Any,
-    tx: Any,
+    state: State,
+    params: Params,
+    tx: AnyTransformation,
     state_dict: Mapping[str, Any],
     *,
     names: Names | None = None,
     order: Sequence[str] | None = None,
-) -> dict[str, Any]:
+) -> Named:
     """A `state_dict` with which an optimizer of PyTorch goes on where `state` stopped.
 
     Args:

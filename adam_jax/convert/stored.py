@@ -1,10 +1,9 @@
 """Optimizer states from one form into another."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
+from adam_jax._types import Leaf, PyTree, State, Stored
 from adam_jax.engine.leafwise import fetched, on_host
 from adam_jax.engine.states import described, is_state
 from adam_jax.engine.trees import is_stored, leaf_paths
@@ -20,7 +19,7 @@ from adam_jax.modify.pack import Packed
 from adam_jax.slots import Slot
 
 
-def convert_state(state: Any, *, mu_dtype: SlotDType = None, nu_dtype: SlotDType = None) -> Any:
+def convert_state(state: State, *, mu_dtype: SlotDType = None, nu_dtype: SlotDType = None) -> State:
     """The same state with its moments stored otherwise: in the middle of a run, or from Optax.
 
     Args:
@@ -52,7 +51,7 @@ def convert_state(state: Any, *, mu_dtype: SlotDType = None, nu_dtype: SlotDType
     }
     members = []
 
-    def convert(x: Any) -> Any:
+    def convert(x: Leaf) -> Leaf:
         if not is_state(x):
             return x
         fields = described(x)
@@ -62,7 +61,7 @@ def convert_state(state: Any, *, mu_dtype: SlotDType = None, nu_dtype: SlotDType
         new = {s.name: _stored(getattr(x, s.name), specs[s.magnitude], s) for s in slots}
         return x._replace(**new, **{name: walk(getattr(x, name)) for name in fields.inner})
 
-    def walk(x: Any) -> Any:
+    def walk(x: Leaf) -> Leaf:
         return jax.tree.map(convert, x, is_leaf=is_state)
 
     state = walk(state)
@@ -74,11 +73,11 @@ def convert_state(state: Any, *, mu_dtype: SlotDType = None, nu_dtype: SlotDType
     return state
 
 
-def _is_packed(x: Any) -> bool:
+def _is_packed(x: Leaf) -> bool:
     return isinstance(x, Packed)
 
 
-def _stored(tree: Any, spec: SlotDType, slot: Slot) -> Any:
+def _stored(tree: PyTree, spec: SlotDType, slot: Slot) -> PyTree:
     """One accumulator of all leaves in another form."""
     if spec is None:
         return tree
@@ -88,7 +87,7 @@ def _stored(tree: Any, spec: SlotDType, slot: Slot) -> Any:
             " that, and pack_state it again."
         )
 
-    def convert(path: str, stored: Any) -> Any:
+    def convert(path: str, stored: Stored) -> State:
         fmt = format_of(stored)
         if fmt is None:
             return stored

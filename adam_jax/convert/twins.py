@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from adam_jax._types import AnyTransformation, State
 from adam_jax.modify.hyperparams import expanded
 from adam_jax.rules.base import rules_in
 
 
-def member_rules(tx: Any) -> list[Any]:
+def member_rules(tx: AnyTransformation) -> list[State]:
     """The rules in a transformation that remember something; none where they cannot be seen."""
     return [rule for rule in rules_in(expanded(tx)) if rule.slots]
 

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adam_jax._types import Count, Params, PyTree, Result, Scalars, State, Updates
+
 if TYPE_CHECKING:
     from adam_jax.engine.pipeline import Pipeline
 
@@ -37,17 +39,17 @@ class Call(NamedTuple):
         """Whether the condition is true and the step is taken."""
         return condition if self.ok is None else condition & self.ok
 
-    def taken(self, new: Any, old: Any) -> Any:
+    def taken(self, new: PyTree, old: PyTree) -> PyTree:
         """A tree of arrays if the step is taken, else another one."""
         return new if self.ok is None else chosen(self.ok, new, old)
 
-    def or_zeros(self, updates: Any) -> Any:
+    def or_zeros(self, updates: Updates) -> Updates:
         """Updates if the step is taken, else zeros."""
         if self.ok is None:
             return updates
         return chosen(self.ok, updates, jax.tree.map(jnp.zeros_like, updates))
 
-    def counted(self, count: Any) -> Any:
+    def counted(self, count: Count) -> Scalars:
         """One more, if the step is taken; saturates at the largest integer, as in Optax."""
         return _counted(count, self.ok)
 
@@ -55,12 +57,12 @@ class Call(NamedTuple):
 # As one program where it is not part of another: five operations on a number, of which each takes
 # as long as the step of a small leaf.
 @functools.partial(jax.jit, inline=True)
-def _counted(count: Any, ok: jax.Array | None) -> Any:
+def _counted(count: Count, ok: jax.Array | None) -> Scalars:
     one_more: Any = optax.safe_increment(count)
     return one_more if ok is None else jnp.where(ok, one_more, count)
 
 
-def chosen(condition: jax.Array, new: Any, old: Any) -> Any:
+def chosen(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     """Everything from `new` or everything from `old`, by one scalar."""
     return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
 
@@ -79,7 +81,7 @@ def in_words(kind: type) -> str:
     return f"{article} {kind.__name__}" + (f"({', '.join(fields)})" if fields else "")
 
 
-def check_state(state: Any, kind: type, described: str) -> None:
+def check_state(state: State, kind: type, described: str) -> None:
     """Checks that a state is what `init` of this transformation returns.
 
     Raises:
@@ -105,11 +107,11 @@ class Body(abc.ABC):
     has_pipeline: bool = False
 
     @abc.abstractmethod
-    def init(self, params: Any) -> Any:
+    def init(self, params: Params) -> State:
         """The state before the first step."""
 
     @abc.abstractmethod
-    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
+    def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """One step.
 
         Args:

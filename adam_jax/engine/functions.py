@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from adam_jax._types import Leaf, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import Body, Call
 from adam_jax.engine.trees import align_params, leaf_paths
 from adam_jax.engine.unrounded import rounded
@@ -25,7 +26,7 @@ class OfBody:
         self.__name__ = self.__qualname__ = type(self).__name__.lower()
 
     @property
-    def __wrapped__(self) -> Any:
+    def __wrapped__(self) -> PyTree:
         """For who reads functions (chex, say): `inspect` finds signature and source there."""
         return self.__call__  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -44,7 +45,7 @@ class OfBody:
 class Init(OfBody):
     """The `init` of a `Transformation`."""
 
-    def __call__(self, params: Any) -> Any:
+    def __call__(self, params: Params) -> PyTree:
         """The state before the first step."""
         return self.body.init(params)
 
@@ -54,8 +55,8 @@ class Update(OfBody):
     """The `update` of a `Transformation`."""
 
     def __call__(
-        self, updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, Any]:
+        self, updates: Updates, state: State, params: Params = None, **extra_args: Leaf
+    ) -> Result:
         """Returns the updates, from the gradients, and the new state."""
         return run_body(self.body, updates, state, params, Call(False, None, extra_args))
 
@@ -72,7 +73,7 @@ def _check_extra_args(body: Body, extra_args: Mapping[str, Any]) -> None:
         return
     taken: set[str] = set()
 
-    def collect(x: Any) -> bool:
+    def collect(x: Leaf) -> bool:
         taken.update(getattr(x, "takes", ()))
         return False
 
@@ -86,7 +87,7 @@ def _check_extra_args(body: Body, extra_args: Mapping[str, Any]) -> None:
             )
 
 
-def run_body(body: Body, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
+def run_body(body: Body, updates: Updates, state: State, params: Params, call: Call) -> Result:
     """A body's step, in which every gradient is a floating-point number or None.
 
     Those of integers, booleans and keys (float0, as `jax.grad` returns, or integers) are None
@@ -114,7 +115,7 @@ def run_body(body: Body, updates: Any, state: Any, params: Any, call: Call) -> t
     return result, new
 
 
-def _zeros_of_integers(leaves: list[Any], params: list[Any]) -> dict[int, Any]:
+def _zeros_of_integers(leaves: list[Leaf], params: list[Leaf]) -> dict[int, Any]:
     """By the number of each gradient of an integer, boolean or key, the update of it."""
     return {
         i: zeros_for(g, p)
@@ -123,7 +124,7 @@ def _zeros_of_integers(leaves: list[Any], params: list[Any]) -> dict[int, Any]:
     }
 
 
-def _check_memory(state: Any) -> None:
+def _check_memory(state: State) -> None:
     """Says what is wrong where JAX could not compute with a state in the memory of the host.
 
     Looked for when it has failed, so that no other step waits for it.
@@ -140,7 +141,7 @@ def _check_memory(state: Any) -> None:
             ) from None
 
 
-def zeros_for(g: Any, p: Any) -> Any:
+def zeros_for(g: Leaf, p: Leaf) -> Leaf:
     """The update of what does not move; None for a key, to which nothing can be added."""
     if p is None:  # Booleans add to every integer.
         return jnp.zeros(g.shape, bool if g.dtype == jax.dtypes.float0 else g.dtype)

@@ -4,12 +4,13 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.core
 import jax.numpy as jnp
 
+from adam_jax._types import DType, Function, Leaf, PyTree, Scalars, Stored
 from adam_jax.engine.call import Call
 from adam_jax.engine.scalars import Structures, Values, rule_of
 from adam_jax.formats.base import Format, LinearFormat, MeasuredFormat
@@ -20,7 +21,7 @@ from adam_jax.xla.barrier import computed_again
 from adam_jax.xla.turns import alone, first_turn, in_turn, turn_after
 
 
-class Leaf(NamedTuple):
+class LeafArrays(NamedTuple):
     """The arrays of one leaf.
 
     Attributes:
@@ -30,10 +31,10 @@ class Leaf(NamedTuple):
       salt: of the leaf and the step, for formats that round stochastically; None if none.
     """
 
-    g: Any
-    stored: tuple[tuple[Any, ...], ...]
-    param: Any
-    salt: Any
+    g: Leaf
+    stored: tuple[tuple[Leaf, ...], ...]
+    param: Leaf
+    salt: PyTree
 
 
 class Program(NamedTuple):
@@ -46,14 +47,14 @@ class Program(NamedTuple):
     """
 
     formats: tuple[tuple[Format, ...], ...]
-    dtype: Any
+    dtype: DType
     apply: bool
 
 
-Steps = tuple[tuple[Rule, Any], ...]
+Steps = tuple[tuple[Rule, Scalars], ...]
 """Each rule that a leaf runs, in their order, with its scalars of this optimizer step."""
 
-Stepped = tuple[jax.Array, tuple[tuple[Any, ...], ...]]
+Stepped = tuple[jax.Array, tuple[tuple[Leaf, ...], ...]]
 """The update or the new parameter, and the new stored slots."""
 
 
@@ -68,7 +69,7 @@ class LeafGroup(NamedTuple):
 
     program: Program
     steps: tuple[int, tuple[int, ...]]
-    leaves: list[Leaf]
+    leaves: list[LeafArrays]
 
 
 def run(
@@ -126,7 +127,7 @@ def chunk_step(
     programs: tuple[tuple[Program, tuple[int, tuple[int, ...]]], ...],
     structures: Structures,
     values: Values,
-    leaves: list[list[Leaf]],
+    leaves: list[list[LeafArrays]],
     ok: jax.Array | None,
     turn: jax.Array | None,
 ) -> tuple[list[list[Stepped]], jax.Array | None]:
@@ -143,7 +144,7 @@ def chunk_step(
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
-def leaf_step(program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None) -> Stepped:
+def leaf_step(program: Program, steps: Steps, leaf: LeafArrays, ok: jax.Array | None) -> Stepped:
     """Runs the rules on one leaf, in float32 or wider from the first to the last."""
     # Every dtype is converted by hand below. A complex leaf still mixes complex and real arrays
     # (mu / √nu), for which strict promotion has no spelling. Every function of jnp is a jit, which
@@ -167,7 +168,9 @@ def leaf_step(program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None) 
             averages = _ruled(program, steps, leaf, ok, bound=lambda g: g)[2]
         numbers = itertools.count()
 
-        def encoded(fmt: Format, x: jax.Array, measure: Any, average: Any, old: Any) -> Any:
+        def encoded(
+            fmt: Format, x: jax.Array, measure: PyTree, average: Leaf, old: PyTree
+        ) -> Stored:
             drawn = None
             if fmt.stochastic:
                 drawn = bits_of_moments(jnp.shape(leaf.g), leaf.salt, next(numbers))
@@ -184,15 +187,15 @@ def leaf_step(program: Program, steps: Steps, leaf: Leaf, ok: jax.Array | None) 
         return result, _map_formats(encoded, program.formats, *columns)
 
 
-def _if_ok(ok: jax.Array | None, new: Any, old: Any) -> Any:
+def _if_ok(ok: jax.Array | None, new: PyTree, old: PyTree) -> PyTree:
     return new if ok is None else jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
 
 
-def _measure(fmt: Format, x: jax.Array) -> Any:
+def _measure(fmt: Format, x: jax.Array) -> Stored:
     return fmt.measure(x) if isinstance(fmt, MeasuredFormat) else None
 
 
-def _map_formats(f: Any, formats: tuple[tuple[Format, ...], ...], *columns: Any) -> Any:
+def _map_formats(f: Function, formats: tuple[tuple[Format, ...], ...], *columns: PyTree) -> PyTree:
     """f of each format and what belongs to it, rule by rule and slot by slot."""
     rules = zip(formats, *columns, strict=True)
     return tuple(tuple(f(*entry) for entry in zip(*rule, strict=True)) for rule in rules)
@@ -201,7 +204,7 @@ def _map_formats(f: Any, formats: tuple[tuple[Format, ...], ...], *columns: Any)
 def _ruled(
     program: Program,
     steps: Steps,
-    leaf: Leaf,
+    leaf: LeafArrays,
     ok: jax.Array | None,
     bound: Callable[[jax.Array], jax.Array] = bounded,
 ) -> tuple[jax.Array, tuple[tuple[jax.Array, ...], ...], tuple[tuple[Average | None, ...], ...]]:
@@ -253,7 +256,7 @@ def _watched(rule: Rule) -> str:
     return next((slot for slot in rule.slots if slot.magnitude), rule.slots[0]).name
 
 
-def _arithmetic_dtype(leaf: Leaf) -> Any:
+def _arithmetic_dtype(leaf: LeafArrays) -> DType:
     """float32, or wider where an array of this leaf is; complex if the gradient is."""
     arrays = [x for x in jax.tree.leaves(leaf) if jnp.issubdtype(x.dtype, jnp.inexact)]
     # Codes of 8 bits are narrower, and do not promote to anything.

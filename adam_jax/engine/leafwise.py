@@ -4,13 +4,13 @@ A None is a leaf that is left alone, as everywhere in this package.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adam_jax._types import DType, Function, Leaf, Number, PyTree, Stored, Updates
 from adam_jax.engine.trees import align_slot, leaf_paths, unflatten_slot
 from adam_jax.engine.unrounded import flatten_updates, promoted, values
 from adam_jax.formats.base import Format
@@ -19,7 +19,7 @@ from adam_jax.formats.policy import format_of
 from adam_jax.rules.squares import abs_squared
 
 
-def map_leaves(f: Callable[..., Any], updates: Any, slots: Any) -> Any:
+def map_leaves(f: Function, updates: Updates, slots: PyTree) -> Function:
     """f of each leaf of the updates, None or not, and what a state keeps for it.
 
     Raises:
@@ -35,31 +35,31 @@ def map_leaves(f: Callable[..., Any], updates: Any, slots: Any) -> Any:
     return unflatten_slot(treedef, updates, results)
 
 
-def decoded(stored: Any, dtype: Any) -> jax.Array:
+def decoded(stored: Stored, dtype: DType) -> jax.Array:
     """What is stored, as arithmetic wants it."""
     return _format(stored).decode(stored, dtype)
 
 
-def stored_like(stored: Any, x: jax.Array) -> Any:
+def stored_like(stored: Stored, x: jax.Array) -> Stored:
     """Another array in the form of what is stored."""
     return _format(stored).encode(x)
 
 
-def fetched(tree: Any) -> Any:
+def fetched(tree: PyTree) -> PyTree:
     """The same arrays in the memory of the device, those too that `offload` keeps on the host."""
 
-    def fetch(x: Any) -> Any:
+    def fetch(x: Leaf) -> Leaf:
         return jax.device_put(x, jax.memory.Space.Device) if on_host(x) else x
 
     return jax.tree.map(fetch, tree)
 
 
-def on_host(x: Any) -> bool:
+def on_host(x: Leaf) -> bool:
     """Whether an array is in the memory of the host, where nothing can be computed with it."""
     return jax.typeof(x).memory_space == jax.memory.Space.Host
 
 
-def _format(stored: Any) -> Format:
+def _format(stored: Stored) -> Format:
     fmt = format_of(stored)
     assert fmt is not None, stored
     return fmt
@@ -77,7 +77,7 @@ class Norm(NamedTuple):
     unit: jax.Array
 
 
-def global_norm(tree: Any) -> Norm:
+def global_norm(tree: PyTree) -> Norm:
     """‖x‖ of all leaves together.
 
     Written once: two that ask for the norm of the same gradients share one pass over them.
@@ -89,7 +89,7 @@ def global_norm(tree: Any) -> Norm:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _norm(dtype: Any, leaves: list[jax.Array]) -> Norm:
+def _norm(dtype: DType, leaves: list[jax.Array]) -> Norm:
     # A norm of 2⁴⁰ elements that are the largest number has a square in units of this.
     unit = 2.0 ** (int(jnp.finfo(dtype).maxexp) * 2 // 3)
 
@@ -119,11 +119,11 @@ def _first(x: jax.Array, *_: Any) -> jax.Array:
     return x
 
 
-def _total(sums: list[jax.Array], dtype: Any) -> jax.Array:
+def _total(sums: list[jax.Array], dtype: DType) -> jax.Array:
     return sum((jax.lax.convert_element_type(x, dtype) for x in sums), start=jnp.zeros([], dtype))
 
 
-def _times(x: jax.Array, factor: Any) -> jax.Array:
+def _times(x: jax.Array, factor: Number) -> jax.Array:
     """A real or complex array times a real number."""
     with jax.numpy_dtype_promotion("standard"):
         return x * jnp.asarray(factor, jnp.finfo(x.dtype).dtype)
@@ -134,5 +134,5 @@ def _two_sums(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
     return tuple(jax.lax.reduce((x, y), (zero, zero), _add_both, tuple(range(x.ndim))))
 
 
-def _add_both(xs: Any, ys: Any) -> Any:
+def _add_both(xs: PyTree, ys: PyTree) -> PyTree:
     return xs[0] + ys[0], xs[1] + ys[1]

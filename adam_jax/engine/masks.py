@@ -8,6 +8,7 @@ import jax
 import jax.core
 import numpy as np
 
+from adam_jax._types import Leaf, Params, PyTree
 from adam_jax.engine.trees import leaf_paths
 
 MaskLike: TypeAlias = Any
@@ -23,11 +24,11 @@ class FrozenTree:
       treedef: its structure.
     """
 
-    leaves: tuple[Any, ...]
-    treedef: Any
+    leaves: tuple[Leaf, ...]
+    treedef: PyTree
 
     @classmethod
-    def of(cls, tree: Any) -> "FrozenTree":
+    def of(cls, tree: PyTree) -> "FrozenTree":
         """Freezes a tree."""
         leaves, treedef = jax.tree.flatten(tree)
         shapes = [x.shape for x in leaves if isinstance(x, _ARRAYS) and x.ndim]
@@ -39,7 +40,7 @@ class FrozenTree:
         return cls(tuple(x.item() if isinstance(x, _ARRAYS) else x for x in leaves), treedef)
 
     @property
-    def tree(self) -> Any:
+    def tree(self) -> PyTree:
         """The tree, its containers made anew."""
         return jax.tree.unflatten(self.treedef, self.leaves)
 
@@ -60,14 +61,14 @@ class Mask:
     frozen: FrozenTree
 
     @classmethod
-    def of(cls, tree: Any) -> "Mask":
+    def of(cls, tree: PyTree) -> "Mask":
         """Freezes a mask."""
         made = FrozenTree.of(tree)
         if not (len(made.leaves) == 1 and callable(made.tree)):
             check_booleans(made.tree)
         return cls(made)
 
-    def flatten(self, params: Any, tree: Any, param_leaves: list[Any]) -> list[bool]:
+    def flatten(self, params: Params, tree: PyTree, param_leaves: list[Leaf]) -> list[bool]:
         """One boolean per leaf of `tree`, whose leaves have the parameters `param_leaves`.
 
         A callable is always asked about the parameters; Optax asks it about the updates in update.
@@ -93,7 +94,7 @@ class Mask:
         return flags
 
 
-def check_booleans(mask: Any) -> None:
+def check_booleans(mask: PyTree) -> None:
     """Checks that each leaf of a mask is a boolean, Python's, NumPy's or an array of one.
 
     Raises:
@@ -115,7 +116,7 @@ def check_booleans(mask: Any) -> None:
 
 
 def leaves_below(
-    prefix: Any, tree: Any, absent: Collection[int] = (), start: int = 0
+    prefix: PyTree, tree: PyTree, absent: Collection[int] = (), start: int = 0
 ) -> Iterator[range]:
     """The numbers of the leaves of `tree` that are below each leaf of `prefix`.
 

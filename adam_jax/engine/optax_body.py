@@ -3,13 +3,13 @@
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import optax
 
+from adam_jax._types import Leaf, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import Body, Call, chosen
 from adam_jax.engine.functions import zeros_for
 from adam_jax.engine.trees import align_params
@@ -37,11 +37,11 @@ class OptaxBody(Body):
         parameters = list(inspect.signature(self.tx.update).parameters.values())[3:]
         return tuple(p.name for p in parameters if p.kind is not p.VAR_KEYWORD)
 
-    def init(self, params: Any) -> Any:
+    def init(self, params: Params) -> State:
         """Its state before the first step."""
         return self.tx.init(params)
 
-    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
+    def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """Its step."""
         updates = rounded(updates)
         leaves = jax.tree.leaves(updates, is_leaf=lambda x: x is None)
@@ -50,8 +50,8 @@ class OptaxBody(Body):
         return self.own_step(updates, state, params, call)
 
     def with_integers(
-        self, leaves: list[Any], updates: Any, state: Any, params: Any, call: Call
-    ) -> tuple[Any, Any]:
+        self, leaves: list[Leaf], updates: Updates, state: State, params: Params, call: Call
+    ) -> Result:
         """Its step, with zeros in the place of None for integers: Optax keeps a state for them."""
         treedef = jax.tree.structure(updates, is_leaf=lambda x: x is None)
         stored = align_params(treedef, params, needed=False, apply=call.apply)
@@ -64,10 +64,10 @@ class OptaxBody(Body):
         ]
         return treedef.unflatten(results), new
 
-    def own_step(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
+    def own_step(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """Its own, if it is to be taken."""
 
-        def taken(updates: Any, params: Any, state: Any) -> tuple[Any, Any]:
+        def taken(updates: Updates, params: Params, state: State) -> Result:
             if call.apply and (fused := getattr(self.tx, "step", None)) is not None:
                 return fused(updates, state, params, **call.extra_args)
             tx = optax.with_extra_args_support(self.tx)
@@ -80,8 +80,12 @@ class OptaxBody(Body):
 
 
 def taken_if(
-    call: Call, step: Callable[..., tuple[Any, Any]], updates: Any, params: Any, state: Any
-) -> tuple[Any, Any]:
+    call: Call,
+    step: Callable[..., tuple[PyTree, PyTree]],
+    updates: Updates,
+    params: Params,
+    state: State,
+) -> Result:
     """A step of another's transformation, taken where `call.ok`.
 
     The members of this package do without: they choose each array in the loop that writes it.

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adam_jax._types import Count, Leaf, Named, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import PASS_ON, Body, Call
-from adam_jax.engine.leaf_program import Leaf, LeafGroup, Program, run
+from adam_jax.engine.leaf_program import LeafArrays, LeafGroup, Program, run
 from adam_jax.engine.scalars import shared
 from adam_jax.engine.stage import Stage
 from adam_jax.engine.trees import (
@@ -64,11 +65,11 @@ class Pipeline(Body):
         """The index of the last stage that remembers something; None if none does."""
         return max((i for i, stage in enumerate(self.stages) if stage.rule.slots), default=None)
 
-    def init(self, params: Any) -> Any:
+    def init(self, params: Params) -> State:
         """The state before the first step."""
         return init_pipelines((self,), [0] * len(jax.tree.leaves(params)), params)
 
-    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
+    def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """One optimizer step on every leaf; see `Body`."""
         leaves, _ = flatten_updates(updates)
         return run_pipelines((self,), [0] * len(leaves), updates, state, params, call)
@@ -81,10 +82,10 @@ class Pipeline(Body):
         """The same, edited."""
         return edit(self)
 
-    def split(self, state: Any) -> tuple[Any, ...]:
+    def split(self, state: State) -> tuple[Leaf, ...]:
         """The stages' own states."""
         if not self.chained:
-            states: Any = (state,)
+            states: PyTree = (state,)
         elif isinstance(state, tuple) and len(state) == len(self.stages):
             states = state
         else:
@@ -97,19 +98,19 @@ class Pipeline(Body):
             for k, (stage, s) in enumerate(zip(self.stages, states, strict=True))
         )
 
-    def join(self, states: list[Any]) -> Any:
+    def join(self, states: list[Leaf]) -> PyTree:
         """The opposite of `split`."""
         wrapped = tuple(stage.wrap(s) for stage, s in zip(self.stages, states, strict=True))
         return wrapped if self.chained else wrapped[0]
 
 
-def init_pipelines(pipelines: tuple[Pipeline, ...], labels: Labels, params: Any) -> Any:
+def init_pipelines(pipelines: tuple[Pipeline, ...], labels: Labels, params: Params) -> PyTree:
     """The state that all share; `labels` are those of the parameters, None leaves left out."""
     leaves = jax.tree.leaves(params)
     paths = leaf_paths(params, none_is_leaf=False)
     states = []
     for k, stage in enumerate(pipelines[0].stages):
-        fields: dict[str, Any] = {name: jnp.zeros([], jnp.int32) for name in stage.counts}
+        fields: Named = {name: jnp.zeros([], jnp.int32) for name in stage.counts}
         for j, slot in enumerate(stage.rule.slots):
             stored = []
             for i, (p, label) in enumerate(zip(leaves, labels, strict=True)):
@@ -128,11 +129,11 @@ def init_pipelines(pipelines: tuple[Pipeline, ...], labels: Labels, params: Any)
 def run_pipelines(
     pipelines: tuple[Pipeline, ...],
     labels: Labels,
-    updates: Any,
-    state: Any,
-    params: Any,
+    updates: Updates,
+    state: State,
+    params: Params,
     call: Call,
-) -> tuple[Any, Any]:
+) -> Result:
     """One optimizer step on every leaf; returns the updates, or the new parameters.
 
     Args:
@@ -175,7 +176,7 @@ def run_pipelines(
 
     # Leaves that share a program: the pipeline, the stages, the formats, the dtypes and the shape.
     alike: dict[Any, list[int]] = {}
-    arrays: dict[int, Leaf] = {}
+    arrays: dict[int, LeafArrays] = {}
     results = list(param_leaves) if apply else list(leaves)
     for i, (g, p, label) in enumerate(zip(leaves, param_leaves, labels, strict=True)):
         if g is None:
@@ -199,7 +200,7 @@ def run_pipelines(
         except (TypeError, ValueError) as error:
             raise ValueError(f"at {leaf_paths(updates)[i]!r}, {error}") from None
         salt = _salt(formats, first, i)
-        arrays[i] = Leaf(g, old, p if needed else None, salt)
+        arrays[i] = LeafArrays(g, old, p if needed else None, salt)
         alike.setdefault(group, []).append(i)
 
     groups = [
@@ -226,11 +227,11 @@ def run_pipelines(
     return jax.tree.unflatten(treedef, results), pipelines[0].join(new_states)
 
 
-def _described(state: Any) -> str:
+def _described(state: State) -> str:
     return f"a tuple of {len(state)}" if isinstance(state, tuple) else type(state).__name__
 
 
-def _salt(formats: Any, count: Any, index: int) -> Salt | None:
+def _salt(formats: PyTree, count: Count, index: int) -> Salt | None:
     """What makes the random bits of a leaf in a step its own; None where none are needed."""
     if not any(fmt is not None and fmt.stochastic for slots in formats for fmt in slots):
         return None

@@ -6,35 +6,36 @@ never be freed, and each new one would compile every leaf anew.
 """
 
 import functools
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.core
 import jax.numpy as jnp
 
+from adam_jax._types import Leaf, PyTree, Scalars
 from adam_jax.rules.base import Rule
 from adam_jax.rules.scaling import Constant, Hyperparameter
 
-Structures: TypeAlias = tuple[tuple[Any, ...], ...]
+Structures: TypeAlias = tuple[tuple[Leaf, ...], ...]
 """The structure of each rule, by pipeline and stage; a hyperparameter is a leaf in it."""
 
-Values: TypeAlias = tuple[tuple[tuple[Any, Any], ...], ...]
+Values: TypeAlias = tuple[tuple[tuple[PyTree, PyTree], ...], ...]
 """The leaves of each rule, None for a hyperparameter, and its scalars of this step."""
 
 
-def as_arrays(numbers: Any) -> Any:
+def as_arrays(numbers: PyTree) -> PyTree:
     """The same pytree, each number an array: as constants they are lowered anew for every call."""
     dtype = jnp.result_type(float)
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, dtype), numbers)
 
 
-def rule_of(structure: Any, numbers: Any, scalars: Any) -> tuple[Rule, Any]:
+def rule_of(structure: PyTree, numbers: PyTree, scalars: Scalars) -> tuple[Rule, Scalars]:
     """A rule with its scalars; its hyperparameters are None."""
     return structure.unflatten(numbers), scalars
 
 
 def shared(
-    rules: list[list[Rule]], counts: list[Any], others: list[Any]
+    rules: list[list[Rule]], counts: list[Leaf], others: list[Leaf]
 ) -> tuple[Structures, Values]:
     """The rules and their scalars, made from numbers of the arithmetic's precision.
 
@@ -65,7 +66,7 @@ def shared(
     return structures, _compiled_values(structures, now, tuple(counts))
 
 
-def _values(structures: Structures, numbers: Any, counts: tuple[Any, ...]) -> Values:
+def _values(structures: Structures, numbers: PyTree, counts: tuple[Leaf, ...]) -> Values:
     numbers = as_arrays(numbers)
     made = []
     for its_structures, its_leaves in zip(structures, numbers, strict=True):
@@ -80,5 +81,5 @@ def _values(structures: Structures, numbers: Any, counts: tuple[Any, ...]) -> Va
 _compiled_values = functools.partial(jax.jit, static_argnums=0)(_values)
 
 
-def _is_hyperparameter(x: Any) -> bool:
+def _is_hyperparameter(x: Leaf) -> bool:
     return isinstance(x, Hyperparameter)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adam_jax._types import Leaf, State
 from adam_jax.engine.call import PASS_ON, in_words
 from adam_jax.engine.masks import Mask
 from adam_jax.engine.states import register
@@ -48,7 +49,7 @@ class Stage:
         slots = {slot.name: slot.magnitude for slot in self.rule.slots}
         register(self.state_type, slots=slots, counts=self.counts)
 
-    def start(self, param: Any, index: int, path: str) -> Any:
+    def start(self, param: Leaf, index: int, path: str) -> Leaf:
         """What one slot of one leaf stores before the first step.
 
         Raises:
@@ -77,11 +78,11 @@ class Stage:
             if fmt is not None:
                 check_still_fits(slot, fmt)
 
-    def wrap(self, state: Any) -> Any:
+    def wrap(self, state: State) -> State:
         """The state as `optax.masked` would keep it, where there is a mask."""
         return state if self.mask is None else optax.MaskedState(inner_state=state)
 
-    def unwrap(self, state: Any, where: str) -> Any:
+    def unwrap(self, state: State, where: str) -> State:
         """The state inside; says what is wrong with one that `init` did not make.
 
         Args:

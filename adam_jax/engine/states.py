@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import optax
 
+from adam_jax._types import Leaf, Params, PyTree, State, Stored
 from adam_jax.engine.trees import Keys, is_stored, own_keys, owner_of
 from adam_jax.formats.policy import format_of
 
@@ -35,7 +36,7 @@ class StateFields:
     own: tuple[str, ...] = ()
     own_matters: bool | str = False
 
-    def matters(self, state: Any) -> bool:
+    def matters(self, state: State) -> bool:
         """Whether the `own` fields of this state may not be left behind."""
         when = self.own_matters
         return bool(np.any(getattr(state, when))) if isinstance(when, str) else when
@@ -85,17 +86,17 @@ def register(
         )
 
 
-def is_state(x: Any) -> bool:
+def is_state(x: Leaf) -> bool:
     """Whether this is a NamedTuple, as the state of every transformation is."""
     return isinstance(x, tuple) and hasattr(x, "_fields")
 
 
-def is_known(x: Any) -> bool:
+def is_known(x: Leaf) -> bool:
     """Whether this is a state whose type is described."""
     return type(x) in _KNOWN
 
 
-def described(state: Any) -> StateFields:
+def described(state: State) -> StateFields:
     """What the fields of a state hold.
 
     Optax has some hundred states, and few of them are described here. In the others, fields with
@@ -121,7 +122,7 @@ def described(state: Any) -> StateFields:
     )
 
 
-def states_in(state: Any) -> Iterator[Any]:
+def states_in(state: State) -> Iterator[State]:
     """Every state in this one, at any depth, the outer before the inner.
 
     Raises:
@@ -133,12 +134,12 @@ def states_in(state: Any) -> Iterator[Any]:
             yield from states_in(getattr(x, name))
 
 
-def found(tree: Any, wanted: Callable[[Any], bool]) -> list[Any]:
+def found(tree: PyTree, wanted: Callable[[Any], bool]) -> list[Leaf]:
     """What is wanted in a tree, at any depth; not what is inside of that."""
     return [x for x in jax.tree.leaves(tree, is_leaf=wanted) if wanted(x)]
 
 
-def owners(state: Any, params: Any) -> list[tuple[Any, int | None]]:
+def owners(state: State, params: Params) -> list[tuple[Leaf, int | None]]:
     """Each leaf of a state, and the index of the parameter that it belongs to; None if shared.
 
     A leaf is what a format stores, which may be several arrays. Counts are shared. In all other
@@ -154,13 +155,13 @@ def owners(state: Any, params: Any) -> list[tuple[Any, int | None]]:
         shapes |= dict.fromkeys(own_keys(keys), np.shape(p))
         indices |= dict.fromkeys(own_keys(keys), i)
 
-    def owner(keys: Keys, stored: Any) -> int | None:
+    def owner(keys: Keys, stored: Stored) -> int | None:
         fmt = format_of(stored)
         shape = np.shape(stored) if fmt is None else fmt.shape(stored)
         own = owner_of(keys, shape, shapes)
         return None if own is None else indices[own]
 
-    def walk(tree: Any, above: Keys) -> Iterator[tuple[Any, int | None]]:
+    def walk(tree: PyTree, above: Keys) -> Iterator[tuple[Leaf, int | None]]:
         flat, _ = jax.tree_util.tree_flatten_with_path(
             tree, is_leaf=lambda x: is_stored(x) or is_known(x)
         )

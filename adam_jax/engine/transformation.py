@@ -5,6 +5,16 @@ from typing import Any
 import jax
 import optax
 
+from adam_jax._types import (
+    AnyTransformation,
+    Function,
+    Leaf,
+    Params,
+    PyTree,
+    Result,
+    State,
+    Updates,
+)
 from adam_jax.engine.call import Body, Call
 from adam_jax.engine.functions import Init, Update, run_body
 from adam_jax.engine.optax_body import OptaxBody
@@ -14,7 +24,7 @@ from adam_jax.formats.policy import SlotDType, check_magnitude_dtype, check_slot
 from adam_jax.rules.base import Rule
 
 
-def body_of(argument: str, tx: Any) -> Body:
+def body_of(argument: str, tx: AnyTransformation) -> Body:
     """The body of a transformation, this package's or another's, to build others around.
 
     As in Optax, any object with an `init` and an `update` is one.
@@ -35,7 +45,7 @@ def body_of(argument: str, tx: Any) -> Body:
     return OptaxBody(optax.GradientTransformation(*pair))
 
 
-def whole(init: Any, update: Any) -> optax.GradientTransformation:
+def whole(init: Function, update: Function) -> optax.GradientTransformation:
     """The transformation, this package's or another's, that has these two functions."""
     own = isinstance(update, Update)
     return (Transformation if own else optax.GradientTransformationExtraArgs)(init, update)
@@ -65,11 +75,11 @@ class Transformation(optax.GradientTransformationExtraArgs):
         return cls(Init(body), Update(body))
 
     @property
-    def body(self) -> Any:
+    def body(self) -> PyTree:
         """What is behind `init` and `update`."""
         return self.update.body  # pyright: ignore[reportAttributeAccessIssue]
 
-    def step(self, grads: Any, state: Any, params: Any, **extra_args: Any) -> tuple[Any, Any]:
+    def step(self, grads: Updates, state: State, params: Params, **extra_args: Leaf) -> Result:
         """`update` and `optax.apply_updates`, in one pass over each leaf; see `adam_jax.step`."""
         return run_body(self.body, grads, state, params, Call(True, None, extra_args))
 
@@ -114,8 +124,12 @@ def scale_by_rule(
 
 
 def step(
-    tx: optax.GradientTransformation, grads: Any, state: Any, params: Any, **extra_args: Any
-) -> tuple[Any, Any]:
+    tx: optax.GradientTransformation,
+    grads: Updates,
+    state: State,
+    params: Params,
+    **extra_args: Leaf,
+) -> Result:
     """One optimizer step: the new parameters and the new state.
 
     For any Optax transformation this is `tx.update` and then `optax.apply_updates`. A

@@ -1,16 +1,16 @@
 """Lining the other trees up with the leaves of the updates, and saying where one does not fit."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
 
+from adam_jax._types import Leaf, Params, PyTree, Stored, Updates
 from adam_jax.formats.base import READ_AS_SAVED, Format
 from adam_jax.formats.dtypes import leaf_dtype, moves
 
 
-def align_slot(treedef: Any, updates: Any, slot_tree: Any) -> list[Any]:
+def align_slot(treedef: PyTree, updates: Updates, slot_tree: PyTree) -> list[Leaf]:
     """What one slot holds for each leaf of the updates."""
     try:
         return treedef.flatten_up_to(slot_tree)
@@ -25,7 +25,7 @@ def align_slot(treedef: Any, updates: Any, slot_tree: Any) -> list[Any]:
         ) from None
 
 
-def align_params(treedef: Any, params: Any, needed: bool, apply: bool) -> list[Any]:
+def align_params(treedef: PyTree, params: Params, needed: bool, apply: bool) -> list[Leaf]:
     """The parameter of each leaf of the updates, or a None for each where nobody needs them."""
     nobody = [None] * treedef.num_leaves
     if params is None and needed and treedef.num_leaves:
@@ -44,7 +44,7 @@ def align_params(treedef: Any, params: Any, needed: bool, apply: bool) -> list[A
         ) from None
 
 
-def check_leaf(g: Any, p: Any, stored: Any, formats: Any) -> Any:
+def check_leaf(g: Leaf, p: Leaf, stored: Stored, formats: PyTree) -> Leaf:
     """Returns the gradient's dtype.
 
     Raises:
@@ -85,7 +85,7 @@ def check_leaf(g: Any, p: Any, stored: Any, formats: Any) -> Any:
     return dtype
 
 
-def leaf_paths(tree: Any, none_is_leaf: bool = True) -> list[str]:
+def leaf_paths(tree: PyTree, none_is_leaf: bool = True) -> list[str]:
     """The path of every leaf as users write it, its keys joined by slashes: `layers/0/kernel`.
 
     An nnx variable has its array in an attribute `value`, which is left out: `nnx.Optimizer` calls
@@ -96,7 +96,7 @@ def leaf_paths(tree: Any, none_is_leaf: bool = True) -> list[str]:
       none_is_leaf: count a None as a leaf.
     """
 
-    def is_none(x: Any) -> bool:
+    def is_none(x: Leaf) -> bool:
         return none_is_leaf and x is None
 
     flat, _ = jax.tree_util.tree_flatten_with_path(
@@ -113,7 +113,7 @@ def leaf_paths(tree: Any, none_is_leaf: bool = True) -> list[str]:
     return [name or "(the whole tree)" for name in names]
 
 
-def _in_place_of_variables(updates: Any, slot_tree: Any) -> list[Any]:
+def _in_place_of_variables(updates: Updates, slot_tree: PyTree) -> list[Leaf]:
     """`align_slot`, where `unflatten_stored` has put something in the place of an nnx variable."""
     leaves, treedef = jax.tree.flatten(updates, is_leaf=_is_none_or_variable)
     slots = []
@@ -123,18 +123,18 @@ def _in_place_of_variables(updates: Any, slot_tree: Any) -> list[Any]:
     return slots
 
 
-def _is_none_or_variable(x: Any) -> bool:
+def _is_none_or_variable(x: Leaf) -> bool:
     return x is None or _is_nnx_variable(x)
 
 
-def unflatten_slot(treedef: Any, updates: Any, stored: list[Any]) -> Any:
+def unflatten_slot(treedef: PyTree, updates: Updates, stored: list[Leaf]) -> PyTree:
     """The opposite of `align_slot`, with the structure that `unflatten_stored` gave the slot."""
     if all(x is None or hasattr(x, "dtype") for x in stored):
         return treedef.unflatten(stored)
     return unflatten_stored(updates, stored, none_is_leaf=True)
 
 
-def unflatten_stored(params: Any, stored: list[Any], none_is_leaf: bool = False) -> Any:
+def unflatten_stored(params: Params, stored: list[Leaf], none_is_leaf: bool = False) -> PyTree:
     """A tree like the parameters, of what is stored for each of them.
 
     An nnx variable holds one array. What is stored in more of them, or in none, takes the place of
@@ -152,7 +152,7 @@ def unflatten_stored(params: Any, stored: list[Any], none_is_leaf: bool = False)
     return treedef.unflatten(slots)
 
 
-def _is_nnx_variable(x: Any) -> bool:
+def _is_nnx_variable(x: Leaf) -> bool:
     """By name: this package does not import Flax."""
     if isinstance(x, jax.Array):  # Most are, and names take long to compare.
         return False
@@ -160,7 +160,7 @@ def _is_nnx_variable(x: Any) -> bool:
     return any(m.startswith("flax.nnx") and n == "Variable" for m, n in names)
 
 
-def _first_difference(updates: Any, reference: Any) -> str:
+def _first_difference(updates: Updates, reference: PyTree) -> str:
     """Where two trees part first, in words: the path that one of them has and the other lacks."""
     ours, theirs = leaf_paths(updates), leaf_paths(reference)
     missing = next((p for p in theirs if p not in set(ours)), None)
@@ -175,11 +175,11 @@ def _first_difference(updates: Any, reference: Any) -> str:
     )
 
 
-Keys = tuple[Any, ...]
+Keys = tuple[Leaf, ...]
 """A path into a tree, as `jax.tree_util` has it."""
 
 
-def is_stored(x: Any) -> bool:
+def is_stored(x: Leaf) -> bool:
     """Whether this is what a format stores in more than an array."""
     return isinstance(getattr(x, "format", None), Format)
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from adam_jax._types import DType, Leaf, Params, PyTree, Updates
 from adam_jax.formats.dtypes import leaf_dtype, moves, wider_dtype
 from adam_jax.rules.pytrees import frozen_pytree, static
 
@@ -23,24 +24,24 @@ class Unrounded:
       dtype: that it is to be rounded to.
     """
 
-    value: Any
-    dtype: Any = static()
+    value: Leaf
+    dtype: DType = static()
 
 
-def is_update(x: Any) -> bool:
+def is_update(x: Leaf) -> bool:
     """Whether this is a leaf of a tree of updates: an array or None."""
     return x is None or isinstance(x, Unrounded)
 
 
-def flatten_updates(updates: Any) -> tuple[list[Any], Any]:
+def flatten_updates(updates: Updates) -> tuple[list[Leaf], Any]:
     """The leaves of a tree of updates, `Unrounded` and None among them, and its structure."""
     return jax.tree.flatten(updates, is_leaf=is_update)
 
 
-def unrounded(updates: Any) -> Any:
+def unrounded(updates: Updates) -> Updates:
     """The same updates, not rounded any more by who reads them."""
 
-    def widen(u: Any) -> Any:
+    def widen(u: Leaf) -> Leaf:
         if isinstance(u, Unrounded) or u is None or not moves(u):
             return u
         try:
@@ -51,49 +52,49 @@ def unrounded(updates: Any) -> Any:
     return jax.tree.map(widen, updates, is_leaf=is_update)
 
 
-def rounded(updates: Any) -> Any:
+def rounded(updates: Updates) -> Updates:
     """Arrays of the dtypes that they stand for."""
 
-    def narrow(u: Any) -> Any:
+    def narrow(u: Leaf) -> Leaf:
         return jax.lax.convert_element_type(u.value, u.dtype) if isinstance(u, Unrounded) else u
 
     return jax.tree.map(narrow, updates, is_leaf=is_update)
 
 
-def values(updates: Any) -> Any:
+def values(updates: Updates) -> Updates:
     """The arrays as they are."""
     return jax.tree.map(
         lambda u: u.value if isinstance(u, Unrounded) else u, updates, is_leaf=is_update
     )
 
 
-def value(u: Any) -> Any:
+def value(u: Leaf) -> Leaf:
     """The array of one leaf."""
     return u.value if isinstance(u, Unrounded) else u
 
 
-def dtype_of(u: Any) -> Any:
+def dtype_of(u: Leaf) -> Leaf:
     """The dtype that one leaf stands for."""
     return u.dtype if isinstance(u, Unrounded) else leaf_dtype(u)
 
 
-def with_dtypes(arrays: Any, updates: Any) -> Any:
+def with_dtypes(arrays: PyTree, updates: Updates) -> PyTree:
     """Arrays made of updates, which stand for the same dtypes as those."""
 
-    def give(x: Any, u: Any) -> Any:
+    def give(x: Leaf, u: Leaf) -> Leaf:
         return x if u is None or not moves(value(u)) else Unrounded(promoted(x), dtype_of(u))
 
     leaves, treedef = flatten_updates(updates)
     return treedef.unflatten(map(give, treedef.flatten_up_to(arrays), leaves))
 
 
-def update_dtype(u: Any, p: Any) -> Any:
+def update_dtype(u: Leaf, p: Leaf) -> Leaf:
     """The gradient's dtype, widened to a wider parameter's, which a narrower update would round."""
     dtype = dtype_of(u)
     return dtype if p is None else wider_dtype(dtype, leaf_dtype(p))
 
 
-def promoted(x: Any) -> Any:
+def promoted(x: Leaf) -> Leaf:
     """An array in the dtype of arithmetic; what is no number is left to those that say so."""
     try:
         return jax.lax.convert_element_type(x, arithmetic_dtype(x))
@@ -101,15 +102,15 @@ def promoted(x: Any) -> Any:
         return x
 
 
-def arithmetic_dtype(x: Any) -> Any:
+def arithmetic_dtype(x: Leaf) -> Leaf:
     """float32, or the array's own dtype where that is wider."""
     return wider_dtype(leaf_dtype(x), jnp.dtype(jnp.float32))
 
 
-def applied(updates: Any, params: Any) -> Any:
+def applied(updates: Updates, params: Params) -> Updates:
     """θ + u, in the parameters' dtypes."""
 
-    def apply(u: Any, p: Any) -> Any:
+    def apply(u: Leaf, p: Leaf) -> Leaf:
         if u is None:
             return p
         dtype = jnp.result_type(p)

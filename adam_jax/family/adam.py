@@ -6,8 +6,8 @@ Loshchilov & Hutter 2019, Decoupled Weight Decay Regularization, https://arxiv.o
 
 from typing import NamedTuple
 
-import jax
 import optax
+from jax import Array
 from jax.typing import ArrayLike
 
 from adam_jax.engine.compose import Decay, optimizer
@@ -16,9 +16,10 @@ from adam_jax.engine.stage import Stage
 from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.base import DecayRate, DecayRateLike, MomentRule
+from adam_jax.rules.base import MomentRule
 from adam_jax.rules.directions import Root
 from adam_jax.rules.moments import Ema, EmaOfSquares, NesterovEma
+from adam_jax.rules.rates import DecayRate, DecayRateLike
 from adam_jax.rules.scaling import CorrectBias, Schedule
 
 
@@ -275,7 +276,7 @@ def adamw(
 class ScaleByBiasCorrectionState(NamedTuple):
     """State of `scale_by_bias_correction`: the optimizer steps completed, int32."""
 
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 register(ScaleByBiasCorrectionState, counts=["count"])

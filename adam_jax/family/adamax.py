@@ -10,9 +10,10 @@ from adam_jax.engine.compose import Decay, optimizer
 from adam_jax.engine.masks import MaskLike
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.base import DecayRate, DecayRateLike, MomentRule
+from adam_jax.rules.base import MomentRule
 from adam_jax.rules.directions import Ratio
 from adam_jax.rules.moments import DecayingMax, Ema
+from adam_jax.rules.rates import DecayRate, DecayRateLike
 from adam_jax.rules.scaling import Schedule
 from adam_jax.validation import check_number
 

@@ -5,29 +5,21 @@ https://arxiv.org/abs/2208.06677
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 from jax.typing import ArrayLike
 
+from adam_jax._types import Count, Leaf, Number, Scalars
 from adam_jax.engine.compose import Decay, optimizer
 from adam_jax.engine.masks import MaskLike
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.base import (
-    Average,
-    DecayRate,
-    DecayRateLike,
-    Direction,
-    MemberRule,
-    Slot,
-    Slots,
-    after_first,
-)
+from adam_jax.rules.base import Average, Direction, MemberRule, Slot, Slots
 from adam_jax.rules.directions import Root
 from adam_jax.rules.pytrees import frozen_pytree
+from adam_jax.rules.rates import DecayRate, DecayRateLike, after_first
 from adam_jax.rules.scaling import Schedule
 from adam_jax.rules.squares import abs_squared, bounded
 from adam_jax.validation import check_number
@@ -40,7 +32,7 @@ class Adan(MemberRule):
     b1: DecayRate
     b2: DecayRate
     b3: DecayRate
-    change_weight: Any
+    change_weight: Number
     direction: Direction
 
     @property
@@ -48,7 +40,7 @@ class Adan(MemberRule):
         m, v = Slot("m", rate=self.b1.complement), Slot("v", rate=self.b2.complement)
         return (m, v, Slot("n", magnitude=True, rate=self.b3.complement), Slot("g"))
 
-    def scalars(self, count: Any) -> Any:
+    def scalars(self, count: Count) -> Scalars:
         debiasing = self.b1.debiasing(count), self.b3.debiasing(count)
         weight = self.b2.complement if self.change_weight is None else self.change_weight
         # One product per sum, see NesterovEma: m̂ + w·v̂ = (m + ratio·v)·m_debiasing.
@@ -56,8 +48,8 @@ class Adan(MemberRule):
         return debiasing, ratio, after_first(count), weight, self.direction.scalars(count)
 
     def renewed(
-        self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any
-    ) -> jax.Array | Average:
+        self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars
+    ) -> Array | Average:
         _, _, later, weight, _ = scalars
         if slot == "g":
             # Always g: what may be the old gradient XLA:CPU writes in its place, else beside it.
@@ -69,17 +61,15 @@ class Adan(MemberRule):
             return Average(self.b2, change)
         return Average(self.b3, abs_squared(bounded(g + weight * change, times=4)))
 
-    def update(
-        self, g: jax.Array, old: Slots, new: Slots, scalars: Any, param: jax.Array | None
-    ) -> jax.Array:
+    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
         (m_debiasing, n_debiasing), ratio, _, _, direction = scalars
         first = (new["m"] + ratio * new["v"]) * m_debiasing
         return self.direction.combine(first, new["n"] * n_debiasing, direction)
 
-    def normalised(self, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> jax.Array:
+    def normalised(self, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
         return self.update(g, old, new, scalars, None)
 
-    def eps_dominates(self, new: Slots, scalars: Any) -> None:
+    def eps_dominates(self, new: Slots, scalars: Scalars) -> None:
         return None
 
     def with_direction(self, make: Callable[[bool], Direction]) -> "Adan":

@@ -3,22 +3,23 @@
 https://arxiv.org/abs/2409.03137
 """
 
-from typing import Any
-
 import jax
 import optax
+from jax import Array
 from jax.typing import ArrayLike
 from optax import contrib
 
+from adam_jax._types import Count, Number, Scalars
 from adam_jax.engine.compose import Decay, optimizer
 from adam_jax.engine.masks import MaskLike
 from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.base import Average, DecayRate, DecayRateLike, Moment, MomentRule, Slot, Slots
+from adam_jax.rules.base import Average, Moment, MomentRule, Slot, Slots
 from adam_jax.rules.directions import Root
 from adam_jax.rules.moments import EmaOfSquares
 from adam_jax.rules.pytrees import frozen_pytree
+from adam_jax.rules.rates import DecayRate, DecayRateLike
 from adam_jax.rules.scaling import Constant, Hyperparameter, Schedule, Scheduled, hyperparameter
 
 
@@ -28,7 +29,7 @@ class ScheduledRate(Hyperparameter):
 
     rate: Scheduled
 
-    def at(self, count: Any) -> Any:
+    def at(self, count: Count) -> Number:
         return DecayRate.of("b3", self.rate.at(count), closed=True)
 
 
@@ -46,17 +47,17 @@ class TwoEmas(Moment):
         rates = self.fast.complement, getattr(slow, "complement", None)
         return (Slot("m1", rate=rates[0]), Slot("m2", rate=rates[1]))
 
-    def scalars(self, count: Any) -> Any:
+    def scalars(self, count: Count) -> Scalars:
         slow = self.slow.at(count)
         # One product per sum, see NesterovEma: m̂1 + alpha·m2 = (m1 + weight·m2)·debiasing.
         weight = self.alpha.at(count) * self.fast.correction(count)
         return self.fast.debiasing(count), slow, weight
 
-    def renewed(self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> Average:
+    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Average:
         _, slow, _ = scalars
         return Average(self.fast if slot == "m1" else slow, g)
 
-    def read(self, g: jax.Array, new: Slots, scalars: Any) -> jax.Array:
+    def read(self, g: Array, new: Slots, scalars: Scalars) -> Array:
         debiasing, _, weight = scalars
         return (new["m1"] + weight * new["m2"]) * debiasing
 

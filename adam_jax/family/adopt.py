@@ -5,33 +5,26 @@ https://arxiv.org/abs/2411.02853
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 from jax.typing import ArrayLike
 
+from adam_jax._types import Count, Leaf, Number, Scalars
 from adam_jax.engine.compose import optimizer
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.base import (
-    DecayRate,
-    DecayRateLike,
-    Direction,
-    MemberRule,
-    Slot,
-    Slots,
-    after_first,
-)
+from adam_jax.rules.base import Direction, MemberRule, Slot, Slots
 from adam_jax.rules.directions import Quotient, safe_divide, safe_sqrt
 from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.rules.rates import DecayRate, DecayRateLike, after_first
 from adam_jax.rules.scaling import Hyperparameter, Schedule
 from adam_jax.rules.squares import abs_squared
 from adam_jax.validation import check_number, check_scalar
 
 
-def fourth_root(count: jax.Array) -> jax.Array:
+def fourth_root(count: Array) -> Array:
     """The paper's bound on a normalised gradient after `count` steps."""
     return count**0.25
 
@@ -43,15 +36,15 @@ class FlooredRoot(Quotient):
     Infinity would do, were it not that its derivative is NaN.
     """
 
-    eps: Any
+    eps: Number
 
-    def scalars(self, count: Any) -> Any:
+    def scalars(self, count: Count) -> Scalars:
         return ()
 
-    def eps_dominates(self, second: jax.Array, scalars: Any) -> None:
+    def eps_dominates(self, second: Array, scalars: Scalars) -> None:
         return None
 
-    def combine(self, first: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
+    def combine(self, first: Array, second: Array, scalars: Scalars) -> Array:
         divisor = jnp.maximum(safe_sqrt(second), self.eps)
         quotient = safe_divide(first, divisor)
         if not jnp.iscomplexobj(first):  # For the smallest ε, g / ε may be past the largest number.
@@ -68,9 +61,9 @@ HUGE = 1e18
 class ClipBound(Hyperparameter):
     """The bound on a normalised gradient, a function of the number of steps completed."""
 
-    function: Callable[[jax.Array], jax.Array] = static()
+    function: Callable[[Array], Array] = static()
 
-    def at(self, count: Any) -> Any:
+    def at(self, count: Count) -> Number:
         bound = self.function(jnp.asarray(count, jnp.result_type(float)))
         name = "the result of clip_value_fn"
         return check_scalar(name, bound, instead="return the bound on |x|")
@@ -91,11 +84,11 @@ class Adopt(MemberRule):
         mu = Slot("mu", rate=self.b1.complement)
         return (mu, Slot("nu", magnitude=True, rate=self.b2.complement))
 
-    def scalars(self, count: Any) -> Any:
+    def scalars(self, count: Count) -> Scalars:
         bound = None if self.clip_bound is None else self.clip_bound.at(count)
         return after_first(count), bound, self.direction.scalars(count)
 
-    def renewed(self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> jax.Array:
+    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
         # The first gradient only starts nu: there is nothing before it to divide it by.
         later = scalars[0]
         if slot == "nu":
@@ -104,23 +97,21 @@ class Adopt(MemberRule):
         averaged = self.b1.average(old["mu"], self.divided(g, old, scalars))
         return jnp.where(later > 0, averaged, old["mu"])
 
-    def update(
-        self, g: jax.Array, old: Slots, new: Slots, scalars: Any, param: jax.Array | None
-    ) -> jax.Array:
+    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
         if not self.nesterov:
             return new["mu"]
         return self.b1.average(new["mu"], self.divided(g, old, scalars))
 
-    def divided(self, g: jax.Array, old: Slots, scalars: Any) -> jax.Array:
+    def divided(self, g: Array, old: Slots, scalars: Scalars) -> Array:
         """The gradient divided by the root of the squares before it, and bounded."""
         later, bound, direction = scalars
         x = jnp.where(later > 0, self.direction.combine(g, old["nu"], direction), 0)
         return x if bound is None else _clip(x, bound)
 
-    def normalised(self, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> jax.Array:
+    def normalised(self, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
         return self.update(g, old, new, scalars, None)
 
-    def eps_dominates(self, new: Slots, scalars: Any) -> None:
+    def eps_dominates(self, new: Slots, scalars: Scalars) -> None:
         return None
 
     def with_direction(self, make: Callable[[bool], Direction]) -> "Adopt":
@@ -132,7 +123,7 @@ class Adopt(MemberRule):
         return dataclasses.replace(self, nesterov=True)
 
 
-def _clip(x: jax.Array, bound: jax.Array) -> jax.Array:
+def _clip(x: Array, bound: Array) -> Array:
     if not jnp.iscomplexobj(x):
         return jnp.clip(x, -bound, bound)
     size = safe_sqrt(abs_squared(x))
@@ -147,7 +138,7 @@ def scale_by_adopt(
     *,
     nesterov: bool = False,
     use_clipping: bool = True,
-    clip_value_fn: Callable[[jax.Array], jax.Array] = fourth_root,
+    clip_value_fn: Callable[[Array], Array] = fourth_root,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
 ) -> Transformation:
     """Divides each gradient by the root of the squares before it, and then averages.
@@ -203,7 +194,7 @@ def adopt(
     *,
     nesterov: bool = False,
     use_clipping: bool = True,
-    clip_value_fn: Callable[[jax.Array], jax.Array] = fourth_root,
+    clip_value_fn: Callable[[Array], Array] = fourth_root,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
     l2: ArrayLike | Schedule | None = None,
 ) -> Transformation:

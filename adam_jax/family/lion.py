@@ -3,19 +3,19 @@
 https://arxiv.org/abs/2302.06675
 """
 
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 from jax.typing import ArrayLike
 
+from adam_jax._types import Count, Leaf, Number, Scalars
 from adam_jax.engine.compose import Decay, optimizer
 from adam_jax.engine.masks import MaskLike
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.base import Average, DecayRate, DecayRateLike, MemberRule, Slot, Slots
+from adam_jax.rules.base import Average, MemberRule, Slot, Slots
 from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.rules.rates import DecayRate, DecayRateLike
 from adam_jax.rules.scaling import Schedule
 from adam_jax.validation import check_number
 
@@ -26,22 +26,20 @@ class Lion(MemberRule):
 
     b1: DecayRate
     b2: DecayRate
-    smooth_beta: Any
+    smooth_beta: Number
     mode: str = static()
 
     @property
     def slots(self) -> tuple[Slot, ...]:
         return (Slot("mu", rate=self.b2.complement),)
 
-    def scalars(self, count: Any) -> Any:
+    def scalars(self, count: Count) -> Scalars:
         return ()
 
-    def renewed(self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> Average:
+    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Average:
         return Average(self.b2, g)
 
-    def update(
-        self, g: jax.Array, old: Slots, new: Slots, scalars: Any, param: jax.Array | None
-    ) -> jax.Array:
+    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
         x = self.b1.average(old["mu"], g)
         if self.mode == "hard":
             return jnp.sign(x)
@@ -53,10 +51,10 @@ class Lion(MemberRule):
         modes = "'hard', 'smooth' or 'refined'"
         raise ValueError(f"mode must be {modes}, got {self.mode!r}: the paper's is 'hard'.")
 
-    def normalised(self, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> jax.Array:
+    def normalised(self, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
         return self.update(g, old, new, scalars, None)
 
-    def eps_dominates(self, new: Slots, scalars: Any) -> None:
+    def eps_dominates(self, new: Slots, scalars: Scalars) -> None:
         return None
 
 

@@ -6,20 +6,22 @@ https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 from jax.typing import ArrayLike
 
+from adam_jax._types import Count, Leaf, Number, Scalars
 from adam_jax.engine.compose import Decay, optimizer
 from adam_jax.engine.masks import MaskLike
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.family.adam import scale_by_adam
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.base import Average, DecayRate, DecayRateLike, Moment, MomentRule, Slots
+from adam_jax.rules.base import Average, Moment, MomentRule, Slots
 from adam_jax.rules.directions import Root
 from adam_jax.rules.moments import Ema, EmaOfSquares
 from adam_jax.rules.pytrees import frozen_pytree
+from adam_jax.rules.rates import DecayRate, DecayRateLike
 from adam_jax.rules.scaling import Schedule
 from adam_jax.validation import check_number
 
@@ -37,18 +39,18 @@ class ScheduledNesterovEma(Moment):
     """
 
     ema: Ema
-    momentum_decay: Any
+    momentum_decay: Number
 
     @property
-    def slots(self) -> tuple[Any, ...]:
+    def slots(self) -> tuple[Leaf, ...]:
         return self.ema.slots
 
-    def scalars(self, count: Any) -> Any:
+    def scalars(self, count: Count) -> Scalars:
         log_r = jnp.asarray(self.momentum_decay * math.log(0.96), jnp.result_type(float))
         t_now = jnp.asarray(count, log_r.dtype) + 1
         j = jnp.arange(1, TERMS + 1, dtype=log_r.dtype)
 
-        def factor(t: Any) -> Any:  # b_t / b
+        def factor(t: Number) -> Number:  # b_t / b
             return 1 - 0.5 * jnp.exp(t * log_r)
 
         def one_minus_product(ahead: int) -> Any:
@@ -66,10 +68,10 @@ class ScheduledNesterovEma(Moment):
         of_g = (1 - b * factor(t_now)) / one_minus_product(0)
         return b * factor(t_now + 1) / one_minus_product(1) / of_g, of_g
 
-    def renewed(self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> Average:
+    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Average:
         return Average(self.ema.rate, g)
 
-    def read(self, g: jax.Array, new: Slots, scalars: Any) -> jax.Array:
+    def read(self, g: Array, new: Slots, scalars: Scalars) -> Array:
         ratio, of_g = scalars  # As in NesterovEma.
         return (g + ratio * new["mu"]) * of_g
 

@@ -5,21 +5,22 @@ https://arxiv.org/abs/1908.03265
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 from jax.typing import ArrayLike
 
+from adam_jax._types import Count, Number, Scalars
 from adam_jax.engine.compose import Decay, optimizer
 from adam_jax.engine.masks import MaskLike
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.base import DecayRate, DecayRateLike, Direction, MomentRule
+from adam_jax.rules.base import Direction, MomentRule
 from adam_jax.rules.directions import Root
 from adam_jax.rules.moments import Ema, EmaOfSquares, NesterovEma
 from adam_jax.rules.pytrees import frozen_pytree
+from adam_jax.rules.rates import DecayRate, DecayRateLike
 from adam_jax.rules.scaling import Schedule
 from adam_jax.validation import check_number
 
@@ -36,9 +37,9 @@ class Rectified(Direction):
 
     direction: Direction
     rate: DecayRate
-    threshold: Any
+    threshold: Number
 
-    def scalars(self, count: Any) -> Any:
+    def scalars(self, count: Count) -> Scalars:
         t = jnp.asarray(count, jnp.result_type(float)) + 1
         x = jnp.asarray(-self.rate.log, t.dtype)
         # The paper's ρ - 2t·bᵗ / (1 - bᵗ) loses 4 of float32's 7 digits while it is small.
@@ -52,16 +53,16 @@ class Rectified(Direction):
         r = jnp.sqrt(jnp.where(trusted, above, 1) / jnp.where(trusted, below, 1))
         return jnp.where(trusted, r, 0), self.direction.scalars(count)
 
-    def combine(self, first: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
+    def combine(self, first: Array, second: Array, scalars: Scalars) -> Array:
         r, inner = scalars
         # A NaN in the second moment shows, also where that is not used yet.
         alone = jnp.where(jnp.isnan(second), second, first)
         return jnp.where(r > 0, r * self.direction.combine(first, second, inner), alone)
 
-    def normalised(self, g: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
+    def normalised(self, g: Array, second: Array, scalars: Scalars) -> Array:
         return self.direction.normalised(g, second, scalars[1])
 
-    def eps_dominates(self, second: jax.Array, scalars: Any) -> None:
+    def eps_dominates(self, second: Array, scalars: Scalars) -> None:
         return None
 
     def replaced(self, make: Callable[[bool], Direction]) -> "Rectified":
@@ -76,7 +77,7 @@ _SERIES = (
 )
 
 
-def _residue(z: jax.Array) -> jax.Array:
+def _residue(z: Array) -> Array:
     """1/z - 1/(eᶻ - 1) for z > 0, where the two cancel as z → 0: its series for z < 1."""
     small = jnp.minimum(z, 1)
     series = 0.5 + small * jnp.polyval(jnp.asarray(_SERIES, z.dtype), small * small)

@@ -5,12 +5,12 @@ https://arxiv.org/abs/2405.15682
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import optax
 from optax import contrib
 
+from adam_jax._types import Count, DType, Leaf, Number, Params, Result, State, Updates
 from adam_jax.engine.call import Body, Call, check_state
 from adam_jax.engine.compose import Decay, optimizer
 from adam_jax.engine.optax_body import OptaxBody
@@ -18,10 +18,11 @@ from adam_jax.engine.pipeline import Pipeline
 from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.base import DecayRate, DecayRateLike, FixedNumber, MomentRule
+from adam_jax.rules.base import MomentRule
 from adam_jax.rules.directions import Root
 from adam_jax.rules.moments import EmaOfSquares, Newest
 from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.rules.rates import DecayRate, DecayRateLike, FixedNumber
 from adam_jax.rules.scaling import Hyperparameter, Schedule, hyperparameter
 from adam_jax.validation import as_number, check_number
 
@@ -43,10 +44,10 @@ register(
 class WarmedUp(Hyperparameter):
     """A learning rate that grows from 0 to its value in so many steps."""
 
-    value: Any
+    value: Leaf
     steps: int = static()
 
-    def at(self, count: Any) -> Any:
+    def at(self, count: Count) -> Number:
         return optax.warmup_constant_schedule(0.0, self.value, self.steps)(count)
 
 
@@ -58,9 +59,9 @@ class ScheduleFree(Body):
 
     inner: Pipeline
     learning_rate: Hyperparameter
-    b1: Any = static()
-    weight_lr_power: Any = static()
-    state_dtype: Any = static()
+    b1: Number = static()
+    weight_lr_power: Number = static()
+    state_dtype: DType = static()
 
     @property
     def wrapped(self) -> optax.GradientTransformationExtraArgs:
@@ -70,11 +71,11 @@ class ScheduleFree(Body):
         numbers = (self.learning_rate.at, self.b1, self.weight_lr_power)
         return contrib.schedule_free(inner, *numbers, self.state_dtype)
 
-    def init(self, params: Any) -> Any:
+    def init(self, params: Params) -> State:
         """Optax's state."""
         return self.wrapped.init(params)
 
-    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
+    def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """Optax's step."""
         check_state(state, contrib.ScheduleFreeState, "a ScheduleFreeState")
         return OptaxBody(self.wrapped).run(updates, state, params, call)
@@ -151,7 +152,7 @@ def schedule_free_adamw(
     if warmup_steps:
         instead = "pass warmup_steps=None with a schedule that warms up"
         value = check_number("learning_rate", learning_rate, instead=instead)
-        rate: Any = WarmedUp(value, int(warmup_steps))
+        rate: Number = WarmedUp(value, int(warmup_steps))
     else:
         rate = hyperparameter("learning_rate", learning_rate, instead="the usual value is 0.0025")
     # Adam with b1 = 0, which need not store mu.

@@ -1,13 +1,13 @@
 """How one accumulator of one leaf is stored between steps, behind two verbs."""
 
 import abc
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from adam_jax._types import DType, Function, Leaf, PyTree, Stored
 from adam_jax.slots import Slot
 
 READ_AS_SAVED = (
@@ -60,11 +60,11 @@ class Format(abc.ABC):
         """
 
     @abc.abstractmethod
-    def init(self, param: jax.Array, start: float) -> Any:
+    def init(self, param: jax.Array, start: float) -> PyTree:
         """The stored form of an array like `param`, sharded like it, filled with `start`."""
 
     @abc.abstractmethod
-    def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Any:
+    def encode(self, x: jax.Array, noise: jax.Array | None = None) -> PyTree:
         """The stored form of `x`.
 
         Args:
@@ -73,11 +73,11 @@ class Format(abc.ABC):
         """
 
     @abc.abstractmethod
-    def decode(self, stored: Any, dtype: Any) -> jax.Array:
+    def decode(self, stored: Stored, dtype: DType) -> jax.Array:
         """The array, in the dtype that arithmetic wants."""
 
     @abc.abstractmethod
-    def shape(self, stored: Any) -> tuple[int, ...]:
+    def shape(self, stored: Stored) -> tuple[int, ...]:
         """The shape of the array that `stored` stands for.
 
         Raises:
@@ -85,7 +85,7 @@ class Format(abc.ABC):
         """
 
     @abc.abstractmethod
-    def shardings(self, stored: Any, sharding: NamedSharding) -> Any:
+    def shardings(self, stored: Stored, sharding: NamedSharding) -> Stored:
         """How the arrays of `stored` are sharded where the array they stand for is to be so.
 
         Returns:
@@ -97,14 +97,14 @@ class MeasuredFormat(Format):
     """A format that measures the whole array before it codes any of it."""
 
     @abc.abstractmethod
-    def measure(self, x: jax.Array) -> Any:
+    def measure(self, x: jax.Array) -> PyTree:
         """What `code` wants to know of the whole array."""
 
     @abc.abstractmethod
-    def code(self, x: jax.Array, noise: jax.Array | None, measure: Any) -> Any:
+    def code(self, x: jax.Array, noise: jax.Array | None, measure: PyTree) -> PyTree:
         """`encode`, of an array whose measure is known."""
 
-    def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Any:
+    def encode(self, x: jax.Array, noise: jax.Array | None = None) -> PyTree:
         return self.code(x, noise, self.measure(x))
 
 
@@ -112,11 +112,11 @@ class LinearFormat(Format):
     """A format whose `encode` is linear: of an average it is the average of what is stored."""
 
     @abc.abstractmethod
-    def averaged(self, stored: Any, term: jax.Array, average: Callable[[Any, Any], Any]) -> Any:
+    def averaged(self, stored: Stored, term: jax.Array, average: Function) -> Stored:
         """`encode(average(decode(stored), term))`, without forming that average."""
 
 
-def sharded_alike(stored: Any, shape: tuple[int, ...], sharding: NamedSharding) -> Any:
+def sharded_alike(stored: Stored, shape: tuple[int, ...], sharding: NamedSharding) -> Stored:
     """`Format.shardings` of most formats: arrays of that shape so, others replicated."""
     replicated = NamedSharding(sharding.mesh, PartitionSpec())
     return jax.tree.map(lambda x: sharding if np.shape(x) == shape else replicated, stored)
@@ -126,7 +126,7 @@ class SlotPolicy(abc.ABC):
     """Chooses the format of a slot, leaf by leaf. A frozen dataclass, and never callable."""
 
     @abc.abstractmethod
-    def resolve(self, param: Any, slot: Slot, path: str) -> Format:
+    def resolve(self, param: Leaf, slot: Slot, path: str) -> Format:
         """The format of one slot of one leaf.
 
         Args:

@@ -2,7 +2,6 @@
 
 import abc
 import dataclasses
-from typing import Any
 
 import jax
 import jax.core
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from adam_jax._types import DType, Leaf, PyTree
 from adam_jax.formats.base import READ_AS_SAVED, MeasuredFormat, Refusal
 from adam_jax.formats.codecs import Codec
 from adam_jax.formats.dtypes import in_range
@@ -36,17 +36,17 @@ class Blocks:
     scale: jax.Array
     format: "BlockFormat"
 
-    def tree_flatten(self) -> tuple[tuple[Any, Any], "BlockFormat"]:
+    def tree_flatten(self) -> tuple[tuple[PyTree, PyTree], "BlockFormat"]:
         """As a pytree, it is its two arrays."""
         return (self.codes, self.scale), self.format
 
-    def tree_flatten_with_keys(self) -> tuple[tuple[Any, Any], "BlockFormat"]:
+    def tree_flatten_with_keys(self) -> tuple[tuple[PyTree, PyTree], "BlockFormat"]:
         """With the names of the two arrays."""
         codes, scale = map(jax.tree_util.GetAttrKey, (f"codes_{self.format.form}", "scale"))
         return ((codes, self.codes), (scale, self.scale)), self.format
 
     @classmethod
-    def tree_unflatten(cls, fmt: "BlockFormat", arrays: tuple[Any, Any]) -> "Blocks":
+    def tree_unflatten(cls, fmt: "BlockFormat", arrays: tuple[PyTree, PyTree]) -> "Blocks":
         """The opposite of `tree_flatten`."""
         return cls(*arrays, fmt)
 
@@ -69,7 +69,7 @@ class BlockFormat(MeasuredFormat):
         """
 
     @abc.abstractmethod
-    def filled_scale(self, param: jax.Array, x: Any) -> jax.Array:
+    def filled_scale(self, param: jax.Array, x: Leaf) -> jax.Array:
         """The scale of an array like `param` whose elements are all x ≥ 0."""
 
     @abc.abstractmethod
@@ -133,7 +133,7 @@ class Blockwise(BlockFormat):
     def form(self) -> str:
         return f"{self.codec.form}_block{self.block}"
 
-    def filled_scale(self, param: jax.Array, x: Any) -> jax.Array:
+    def filled_scale(self, param: jax.Array, x: Leaf) -> jax.Array:
         return filled(self.scale_shape(param.shape), x, jnp.float32, param, sharding_of(param))
 
     def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -149,12 +149,12 @@ class Blockwise(BlockFormat):
         codes = self.codec.code(shares, None if noise is None else self._blocks(noise))
         return Blocks(jnp.reshape(codes, x.shape), measure, self)
 
-    def decode(self, stored: Blocks, dtype: Any) -> jax.Array:
+    def decode(self, stored: Blocks, dtype: DType) -> jax.Array:
         shares = self.codec.value(self._blocks(stored.codes))
         x = jnp.reshape(shares * stored.scale[..., None], stored.codes.shape)
         return jax.lax.convert_element_type(x, dtype)
 
-    def shardings(self, stored: Blocks, sharding: NamedSharding) -> Any:
+    def shardings(self, stored: Blocks, sharding: NamedSharding) -> PyTree:
         # The last axis is split only where whole blocks lie on each device.
         shape = self.shape(stored)
         if sharding.shard_shape(shape)[-1] % self.block:
@@ -172,7 +172,7 @@ def as_float32(x: jax.Array) -> jax.Array:
 
 
 def filled(
-    shape: tuple[int, ...], x: Any, dtype: Any, param: jax.Array, sharding: Any
+    shape: tuple[int, ...], x: Leaf, dtype: DType, param: jax.Array, sharding: Leaf
 ) -> jax.Array:
     """What belongs to a parameter, all x; inside `shard_map` each device's own, as its part is."""
     scale = jnp.full(shape, x, dtype, device=sharding)
@@ -180,7 +180,7 @@ def filled(
     return jax.lax.pcast(scale, axes, to="varying") if axes else scale
 
 
-def check_real(param: Any, magnitude: bool) -> None:
+def check_real(param: Leaf, magnitude: bool) -> None:
     """Checks that a slot of this parameter has codes: it is real, or its magnitudes are wanted.
 
     Raises:
@@ -194,7 +194,7 @@ def check_real(param: Any, magnitude: bool) -> None:
         )
 
 
-def sharding_of(param: Any) -> Any:
+def sharding_of(param: Leaf) -> Leaf:
     """What lies on the same devices as a parameter is to be made with; None where JAX finds it."""
     if isinstance(param, jax.core.Tracer):
         sharding = jax.typeof(param).sharding

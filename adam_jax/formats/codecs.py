@@ -2,12 +2,12 @@
 
 import abc
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adam_jax._types import DType, PyTree
 from adam_jax.formats.noise import in_unit_interval
 
 
@@ -18,7 +18,7 @@ class Codec(abc.ABC):
       dtype: of the codes.
     """
 
-    dtype: Any
+    dtype: DType
 
     @property
     @abc.abstractmethod
@@ -78,7 +78,7 @@ class Power(Codec):
     bits: int = 8
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> PyTree:
         return jnp.dtype({8: jnp.int8 if self.signed else jnp.uint8, 4: jnp.int4}[self.bits])
 
     @property

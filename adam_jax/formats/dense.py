@@ -1,13 +1,13 @@
 """One number per element, in a floating-point dtype."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from adam_jax._types import DType, Leaf, PyTree
 from adam_jax.formats.base import Format, Refusal, SlotPolicy, sharded_alike
 from adam_jax.formats.dtypes import in_range, leaf_dtype, wider_dtype
 from adam_jax.slots import Slot
@@ -42,7 +42,7 @@ class Dense(Format):
             )
         return jax.lax.convert_element_type(in_range(x, self.dtype), self.dtype)
 
-    def decode(self, stored: jax.Array, dtype: Any) -> jax.Array:
+    def decode(self, stored: jax.Array, dtype: DType) -> jax.Array:
         # Optax stores the squares of complex gradients in a complex array; its checkpoints do too.
         if jnp.iscomplexobj(stored) and not jnp.issubdtype(dtype, jnp.complexfloating):
             stored = jnp.real(stored)
@@ -51,7 +51,7 @@ class Dense(Format):
     def shape(self, stored: jax.Array) -> tuple[int, ...]:
         return np.shape(stored)
 
-    def shardings(self, stored: jax.Array, sharding: NamedSharding) -> Any:
+    def shardings(self, stored: jax.Array, sharding: NamedSharding) -> PyTree:
         return sharded_alike(stored, self.shape(stored), sharding)
 
 
@@ -72,7 +72,7 @@ FLOAT16_IS_NARROW = Refusal(
 class AtLeastFloat32(SlotPolicy):
     """See `AT_LEAST_FLOAT32`."""
 
-    def resolve(self, param: Any, slot: Slot, path: str) -> Format:
+    def resolve(self, param: Leaf, slot: Slot, path: str) -> Format:
         del path
         dtype = wider_dtype(jnp.dtype(leaf_dtype(param)), jnp.dtype(jnp.float32))
         return Dense(jnp.finfo(dtype).dtype if slot.magnitude else dtype)

@@ -1,13 +1,14 @@
 """The dtype that a leaf has, and the wider of two."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from adam_jax._types import DType, Leaf
 
-def moves(x: Any) -> bool:
+
+def moves(x: Leaf) -> bool:
     """Whether this is a parameter that steps move, or the gradient of one; so is a Python number.
 
     Integers, booleans and keys are not: they have no gradient (float0 at most) and keep no state.
@@ -16,7 +17,7 @@ def moves(x: Any) -> bool:
     return dtype is None or _is_inexact(dtype)
 
 
-def leaf_dtype(param: Any) -> Any:
+def leaf_dtype(param: Leaf) -> Leaf:
     """The floating-point dtype of a leaf; a Python number, an int too, has JAX's default one.
 
     Raises:
@@ -43,7 +44,7 @@ def leaf_dtype(param: Any) -> Any:
 _is_inexact = functools.cache(lambda dtype: jnp.issubdtype(dtype, jnp.inexact))
 
 
-def in_range(x: jax.Array, dtype: Any) -> jax.Array:
+def in_range(x: jax.Array, dtype: DType) -> jax.Array:
     """x, its finite elements clipped to the range of another dtype; complex numbers as they are.
 
     An average forgets a number that was clipped at its rate, and infinity never.
@@ -57,7 +58,7 @@ def in_range(x: jax.Array, dtype: Any) -> jax.Array:
 
 
 @functools.cache
-def wider_dtype(first: Any, second: Any) -> Any:
+def wider_dtype(first: Leaf, second: Leaf) -> Leaf:
     """The dtype that holds the numbers of both, also where strict promotion would refuse to say."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.promote_types(first, second)

@@ -2,14 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from adam_jax._types import DType, Function, Leaf, PyTree
 from adam_jax.formats.base import Format, LinearFormat, Refusal, SlotPolicy
 from adam_jax.formats.blockwise import filled, sharding_of
 from adam_jax.formats.dense import AT_LEAST_FLOAT32, Dense
@@ -83,9 +82,7 @@ class RowsAndColumns(LinearFormat):
         x = jax.lax.convert_element_type(x, self.dtype)
         return Factors(_mean(x, self.column_axis), _mean(x, self.row_axis), self)
 
-    def averaged(
-        self, stored: Factors, term: jax.Array, average: Callable[[Any, Any], Any]
-    ) -> Factors:
+    def averaged(self, stored: Factors, term: jax.Array, average: Function) -> Factors:
         # XLA:GPU would store the average, 4 bytes per parameter of one leaf at a time: it fuses no
         # broadcast of the columns' means into their own reduction, in a pass of its own neither.
         new = self.encode(term)
@@ -95,7 +92,7 @@ class RowsAndColumns(LinearFormat):
         )
         return Factors(rows, columns, self)
 
-    def decode(self, stored: Factors, dtype: Any) -> jax.Array:
+    def decode(self, stored: Factors, dtype: DType) -> jax.Array:
         # The axis of rows, where there are no columns after it.
         mean = jnp.expand_dims(_mean(stored.rows, self.row_axis + 1), self.row_axis + 1)
         # Divided first: the squares of small gradients have no product in float32.
@@ -111,7 +108,7 @@ class RowsAndColumns(LinearFormat):
         position = len(rows) + 1 + self.column_axis
         return (*rows[:position], columns[self.column_axis], *rows[position:])
 
-    def shardings(self, stored: Factors, sharding: NamedSharding) -> Any:
+    def shardings(self, stored: Factors, sharding: NamedSharding) -> PyTree:
         ndim = len(self.shape(stored))
         axes = dataclasses.replace(stored, rows=self.column_axis, columns=self.row_axis)
         return jax.tree.map(lambda axis: _without(axis, sharding, ndim), axes)
@@ -175,7 +172,7 @@ class Factored(SlotPolicy):
             value = check_integer(argument, getattr(self, argument), 1, instead=f"{usual} is usual")
             object.__setattr__(self, argument, value)
 
-    def resolve(self, param: Any, slot: Slot, path: str) -> Format:
+    def resolve(self, param: Leaf, slot: Slot, path: str) -> Format:
         if not slot.magnitude:
             raise ValueError(
                 "Factored() is for averages of squares, and this slot has both signs, so that the"

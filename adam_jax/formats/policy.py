@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adam_jax._types import DType, Leaf, Stored
 from adam_jax.formats.base import Format, SlotPolicy
 from adam_jax.formats.dense import AT_LEAST_FLOAT32, Dense
 from adam_jax.formats.dtypes import leaf_dtype
@@ -112,7 +113,7 @@ def check_nearest_dtype(argument: str, dtype: SlotDType) -> SlotDType:
     return checked
 
 
-def stochastic(dtype: Any) -> Format | SlotPolicy:
+def stochastic(dtype: DType) -> Format | SlotPolicy:
     """Stochastic rounding: for `mu_dtype=` and `nu_dtype=`.
 
     In bfloat16 an average with the rate 0.999, rounded to the nearest, ends 10 % off (and one that
@@ -152,7 +153,7 @@ class ByPath(SlotPolicy):
     choices: tuple[tuple[str, SlotDType], ...]
     default: SlotDType
 
-    def resolve(self, param: Any, slot: Slot, path: str) -> Format:
+    def resolve(self, param: Leaf, slot: Slot, path: str) -> Format:
         matches = (choice for e, choice in self.choices if re.fullmatch(e, path))
         return resolve(next(matches, self.default), param, slot, path)
 
@@ -179,7 +180,7 @@ def by_path(choices: Mapping[str, SlotDType], default: SlotDType = AT_LEAST_FLOA
     return ByPath(tuple(checked), check_slot_dtype("default", default))
 
 
-def resolve(spec: SlotDType, param: Any, slot: Slot, path: str = "") -> Format:
+def resolve(spec: SlotDType, param: Leaf, slot: Slot, path: str = "") -> Format:
     """The format of one slot of one leaf.
 
     Args:
@@ -197,7 +198,7 @@ def resolve(spec: SlotDType, param: Any, slot: Slot, path: str = "") -> Format:
     return fmt
 
 
-def _resolved(spec: SlotDType, param: Any, slot: Slot, path: str) -> Format:
+def _resolved(spec: SlotDType, param: Leaf, slot: Slot, path: str) -> Format:
     if isinstance(spec, Format):
         return spec
     own = jnp.dtype(leaf_dtype(param))
@@ -207,7 +208,7 @@ def _resolved(spec: SlotDType, param: Any, slot: Slot, path: str) -> Format:
     return Dense(jnp.finfo(dtype).dtype if slot.magnitude else jnp.dtype(dtype))
 
 
-def format_of(stored: Any) -> Format | None:
+def format_of(stored: Stored) -> Format | None:
     """The format that a slot is stored in, read from what is stored; None for an empty slot.
 
     The state says it, not the user's setting: so its dtypes never change from one step to the next,

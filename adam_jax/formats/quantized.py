@@ -2,11 +2,11 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import numpy as np
 
+from adam_jax._types import Leaf
 from adam_jax.formats.base import Format, SlotPolicy
 from adam_jax.formats.blockwise import Blockwise, check_real, sharding_of
 from adam_jax.formats.codecs import Power
@@ -53,7 +53,7 @@ class Quantized(SlotPolicy):
             self, "min_size", check_integer("min_size", self.min_size, 0, instead=usual)
         )
 
-    def resolve(self, param: Any, slot: Slot, path: str) -> Format:
+    def resolve(self, param: Leaf, slot: Slot, path: str) -> Format:
         shape = np.shape(param)
         block = fitting_block(_last_axis(param), self.block) if shape else None
         if block is None or math.prod(shape) < max(self.min_size, 1):
@@ -89,7 +89,7 @@ def fitting_block(size: int, largest: int = Quantized.block) -> int | None:
     return next((b for b in candidates if size % b == 0), None)
 
 
-def _last_axis(param: Any) -> int:
+def _last_axis(param: Leaf) -> int:
     """How long the last axis is on each device that has a part of the parameter."""
     sharding, shape = sharding_of(param), np.shape(param)
     if isinstance(sharding, jax.sharding.NamedSharding):

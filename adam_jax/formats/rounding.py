@@ -5,13 +5,13 @@ apart, if it is rounded to the nearest. Rounded like this it moves by one of the
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from adam_jax._types import DType, PyTree
 from adam_jax.formats.base import Format, Refusal, sharded_alike
 from adam_jax.formats.dense import refused_in
 from adam_jax.formats.dtypes import in_range
@@ -64,13 +64,13 @@ class Stochastic(Format):
             return Rounded(jax.lax.convert_element_type(x, self.dtype), self)
         return Rounded(rounded_stochastically(x, self.dtype, noise), self)
 
-    def decode(self, stored: Rounded, dtype: Any) -> jax.Array:
+    def decode(self, stored: Rounded, dtype: DType) -> jax.Array:
         return jax.lax.convert_element_type(stored.values, dtype)
 
     def shape(self, stored: Rounded) -> tuple[int, ...]:
         return np.shape(stored.values)
 
-    def shardings(self, stored: Rounded, sharding: NamedSharding) -> Any:
+    def shardings(self, stored: Rounded, sharding: NamedSharding) -> PyTree:
         return sharded_alike(stored, self.shape(stored), sharding)
 
 

@@ -7,12 +7,12 @@ that the optimizer keeps, and joins them again before the next step.
 
 import abc
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adam_jax._types import DType, Leaf
 from adam_jax.formats.noise import random_bits
 from adam_jax.formats.rounding import rounded_stochastically, rounded_to_nearest
 
@@ -31,19 +31,19 @@ class WeightFormat(abc.ABC):
 
     dtypes: tuple[str, ...] = ("bfloat16",)
 
-    def applies(self, p: Any) -> bool:
+    def applies(self, p: Leaf) -> bool:
         """Whether it is for this weight."""
         return getattr(getattr(p, "dtype", None), "name", None) in self.dtypes
 
-    def widened(self, p: Any) -> Any:
+    def widened(self, p: Leaf) -> Leaf:
         """The weight as float32, if it is for it; else as it is."""
         return jax.lax.convert_element_type(p, jnp.float32) if self.applies(p) else p
 
     @abc.abstractmethod
-    def rest_dtype(self, p: Any) -> Any:
+    def rest_dtype(self, p: Leaf) -> Leaf:
         """The dtype of the rest of these weights; None if this form keeps none."""
 
-    def check(self, p: Any, rest: Any) -> None:
+    def check(self, p: Leaf, rest: Leaf) -> None:
         """Checks that a state has the rest of this weight in this form; None if it has none.
 
         Raises:
@@ -60,11 +60,11 @@ class WeightFormat(abc.ABC):
             )
 
     @abc.abstractmethod
-    def join(self, p: jax.Array, rest: Any) -> jax.Array:
+    def join(self, p: jax.Array, rest: Leaf) -> jax.Array:
         """The float32 weights."""
 
     @abc.abstractmethod
-    def split(self, x: jax.Array, dtype: Any, salt: jax.Array) -> tuple[jax.Array, Any]:
+    def split(self, x: jax.Array, dtype: DType, salt: jax.Array) -> tuple[jax.Array, Leaf]:
         """The opposite: the stored weights, and the rest.
 
         Args:
@@ -80,13 +80,13 @@ class RoundedStochastically(WeightFormat):
 
     dtypes = ("bfloat16", "float16")
 
-    def rest_dtype(self, p: Any) -> None:
+    def rest_dtype(self, p: Leaf) -> None:
         return None
 
-    def join(self, p: jax.Array, rest: Any) -> jax.Array:
+    def join(self, p: jax.Array, rest: Leaf) -> jax.Array:
         return jax.lax.convert_element_type(p, jnp.float32)
 
-    def split(self, x: jax.Array, dtype: Any, salt: jax.Array) -> tuple[jax.Array, Any]:
+    def split(self, x: jax.Array, dtype: DType, salt: jax.Array) -> tuple[jax.Array, Leaf]:
         return rounded_stochastically(x, jnp.dtype(dtype), random_bits(x.shape, salt)), None
 
 
@@ -96,14 +96,14 @@ class Compensated(WeightFormat):
 
     dtypes = ("bfloat16", "float16")
 
-    def rest_dtype(self, p: Any) -> Any:
+    def rest_dtype(self, p: Leaf) -> Leaf:
         return p.dtype
 
-    def join(self, p: jax.Array, rest: Any) -> jax.Array:
+    def join(self, p: jax.Array, rest: Leaf) -> jax.Array:
         p, rest = (jax.lax.convert_element_type(x, jnp.float32) for x in (p, rest))
         return p + rest
 
-    def split(self, x: jax.Array, dtype: Any, salt: jax.Array) -> tuple[jax.Array, Any]:
+    def split(self, x: jax.Array, dtype: DType, salt: jax.Array) -> tuple[jax.Array, Leaf]:
         rounded = rounded_to_nearest(x, jnp.dtype(dtype))
         # Past the largest number, or infinite already, there is nothing to compensate.
         rest = jnp.where(jnp.isfinite(rounded), x - rounded, 0)
@@ -128,10 +128,10 @@ class Residual(WeightFormat):
 
     bits: int
 
-    def rest_dtype(self, p: Any) -> Any:
+    def rest_dtype(self, p: Leaf) -> Leaf:
         return jnp.int16 if self.bits == 16 else jnp.int8
 
-    def join(self, p: jax.Array, rest: Any) -> jax.Array:
+    def join(self, p: jax.Array, rest: Leaf) -> jax.Array:
         bits = jax.lax.bitcast_convert_type(p, jnp.uint16)
         upper = jax.lax.convert_element_type(bits, jnp.uint32) << np.uint32(16)
         lower = jax.lax.convert_element_type(rest, jnp.int32) << np.int32(16 - self.bits)
@@ -142,7 +142,7 @@ class Residual(WeightFormat):
         alone = (bits << np.uint16(1) == 0) & (rest < 0) | (_size(bits) >= INFINITE)
         return jnp.where(alone, jax.lax.convert_element_type(p, jnp.float32), joined)
 
-    def split(self, x: jax.Array, dtype: Any, salt: jax.Array) -> tuple[jax.Array, Any]:
+    def split(self, x: jax.Array, dtype: DType, salt: jax.Array) -> tuple[jax.Array, Leaf]:
         bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
         dropped = 16 - self.bits
         if dropped:

@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+
+from adam_jax._types import Leaf
 
 SHARED = "(shared)"
 """The group of what is no parameter's: counts, hyperparameters, buffers of several leaves."""
@@ -117,7 +119,7 @@ class LiveBytes(NamedTuple):
         return max(self.per_device.values(), default=0)
 
 
-def bytes_of(x: Any) -> int:
+def bytes_of(x: Leaf) -> int:
     """Of an array or its description, where two codes of 4 bits are one byte, as in memory."""
     known = isinstance(x.dtype, np.dtype)  # Not so the dtypes of random keys.
     bits = jax.dtypes.itemsize_bits(x.dtype) if known else 8 * x.dtype.itemsize

@@ -1,7 +1,7 @@
 """What parameters, gradients and state take: before anything is allocated, and live."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,16 +9,17 @@ import jax.core
 import jax.numpy as jnp
 import optax
 
+from adam_jax._types import Function, Params, PyTree, State, Updates
 from adam_jax.engine import transformation
 from adam_jax.inspect.amounts import Bytes, LiveBytes, Report, bytes_of
 from adam_jax.inspect.planned import Plan
 
 
 def bytes_per_parameter(
-    params: Any,
+    params: Params,
     tx: optax.GradientTransformation,
     *,
-    grads: Any = None,
+    grads: Updates = None,
     groups: Mapping[str, str] | None = None,
 ) -> Bytes:
     """What parameters, gradients and state will take, by group; nothing is allocated.
@@ -56,12 +57,12 @@ def bytes_per_parameter(
 
 
 def report(
-    params: Any,
+    params: Params,
     tx: optax.GradientTransformation,
     *,
-    grads: Any = None,
+    grads: Updates = None,
     groups: Mapping[str, str] | None = None,
-    step: Callable[..., Any] | None = None,
+    step: Function | None = None,
     args: Sequence[Any] | None = None,
 ) -> Report:
     """`bytes_per_parameter`, and what a step takes besides: compiled, not run, nothing allocated.
@@ -97,7 +98,7 @@ def report(
         raise ValueError(f"args must come with the step that takes them, got {args!r}: pass step=.")
     plan = Plan.of(params, tx, grads)
 
-    def own_step(params: Any, state: Any, grads: Any) -> Any:
+    def own_step(params: Params, state: State, grads: Updates) -> PyTree:
         return transformation.step(tx, grads, state, params)
 
     # What a step does not read is in memory all the same.
@@ -117,7 +118,7 @@ def report(
     )
 
 
-def live_bytes(*trees: Any) -> LiveBytes:
+def live_bytes(*trees: PyTree) -> LiveBytes:
     """What the arrays of these trees really occupy, on the devices of this process.
 
     An array that is there twice, or has its buffer in common with another, counts once; one that

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adam_jax._types import AnyTransformation, Leaf, Params, PyTree, State, Updates
 from adam_jax.engine.states import owners
 from adam_jax.engine.transformation import body_of
 from adam_jax.engine.trees import is_stored, leaf_paths
@@ -28,13 +29,13 @@ class Plan:
       lost: as in `Bytes`.
     """
 
-    params: Any
-    grads: Any
-    state: Any
+    params: Params
+    grads: Updates
+    state: State
     lost: tuple[str, ...]
 
     @classmethod
-    def of(cls, params: Any, tx: optax.GradientTransformation, grads: Any) -> "Plan":
+    def of(cls, params: Params, tx: optax.GradientTransformation, grads: Updates) -> "Plan":
         """That of these parameters; without `grads`, gradients are like their parameters.
 
         Raises:
@@ -82,7 +83,7 @@ def _sum(parts: Collection[Bytes], groups: Mapping[str, Bytes]) -> Bytes:
     )
 
 
-def _described(argument: str, tree: Any) -> Any:
+def _described(argument: str, tree: PyTree) -> Any:
     leaves = jax.tree.leaves(tree)
     for path, x in zip(leaf_paths(tree, none_is_leaf=False), leaves, strict=True):
         if not hasattr(x, "dtype") and not isinstance(x, int | float | complex):
@@ -91,7 +92,7 @@ def _described(argument: str, tree: Any) -> Any:
                 f" {type(x).__name__} at {path!r}: put None there."
             )
 
-    def described(x: Any, seen: Any) -> Any:
+    def described(x: Leaf, seen: Any) -> Leaf:
         sharding = getattr(x, "sharding", None)  # That of a single device is nobody's choice.
         sharding = sharding if isinstance(sharding, jax.sharding.NamedSharding) else None
         return jax.ShapeDtypeStruct(seen.shape, seen.dtype, sharding=sharding)
@@ -99,11 +100,11 @@ def _described(argument: str, tree: Any) -> Any:
     return jax.tree.map(described, tree, jax.eval_shape(lambda t: t, tree))
 
 
-def _is_inexact(p: Any) -> bool:
+def _is_inexact(p: Leaf) -> bool:
     return jnp.issubdtype(p.dtype, jnp.inexact)
 
 
-def _check_gradients(params: Any, grads: Any) -> None:
+def _check_gradients(params: Params, grads: Updates) -> None:
     leaves, treedef = jax.tree.flatten(params)
     try:
         own = treedef.flatten_up_to(grads)
@@ -120,7 +121,7 @@ def _check_gradients(params: Any, grads: Any) -> None:
             )
 
 
-def _state(params: Any, tx: optax.GradientTransformation) -> Any:
+def _state(params: Params, tx: optax.GradientTransformation) -> PyTree:
     """Sharded as `tx.init` outside of jit makes it of such parameters."""
     shardings = [x.sharding for x in jax.tree.leaves(params)]
     meshes = {sharding.mesh for sharding in shardings if sharding is not None}
@@ -135,17 +136,17 @@ def _state(params: Any, tx: optax.GradientTransformation) -> Any:
     return _on(mesh, state)
 
 
-def _on(mesh: Any, tree: Any) -> Any:
+def _on(mesh: PyTree, tree: PyTree) -> PyTree:
     """The same shardings on another mesh with the same axes."""
 
-    def moved(x: Any) -> Any:
+    def moved(x: Leaf) -> Leaf:
         sharding = x.sharding and jax.sharding.NamedSharding(mesh, x.sharding.spec)
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     return jax.tree.map(moved, tree)
 
 
-def _lost_codes(params: Any, tx: Any, state: Any) -> tuple[str, ...]:
+def _lost_codes(params: Params, tx: AnyTransformation, state: State) -> tuple[str, ...]:
     """The parameters that would have codes if nothing were split, and have none in this state."""
     params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
     whole = jax.eval_shape(without_sharding(tx).init, params)

@@ -15,6 +15,8 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from adam_jax._types import Leaf, Named
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -83,7 +85,7 @@ def append_json_line(path: str | os.PathLike[str], record: Record) -> bool:
     return True
 
 
-def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_json_lines(path: str | os.PathLike[str]) -> list[Named]:
     """The records of a file that `append_json_line` wrote, in its order.
 
     The texts "NaN", "Infinity" and "-Infinity" are read as floats, wherever they stand; so are the
@@ -103,7 +105,7 @@ def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return [_with_floats(record) for line in lines if (record := _record(line))]
 
 
-def write_tensorboard(writer: Any, record: Record) -> None:
+def write_tensorboard(writer: Leaf, record: Record) -> None:
     """Writes a record as TensorBoard's scalars `group/statistic`, at the record's step.
 
     Each call writes; between measurements the record stays the same, and where
@@ -225,7 +227,7 @@ def _models(record: Record) -> list[Record]:
     return [of(i) for i in range(len(steps))]
 
 
-def _record(line: bytes) -> dict[str, Any] | None:
+def _record(line: bytes) -> Named | None:
     try:
         record = json.loads(line)
     except ValueError:
@@ -233,7 +235,7 @@ def _record(line: bytes) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and "step" in record else None
 
 
-def _with_floats(value: Any) -> Any:
+def _with_floats(value: Leaf) -> Leaf:
     """A value from JSON, with the numbers that JSON does not have."""
     if isinstance(value, dict):
         return {key: _with_floats(each) for key, each in value.items()}
@@ -255,7 +257,7 @@ def _last_lines(file: IO[bytes]) -> tuple[bytes, bytes]:
         block *= 2
 
 
-def _style(i: int) -> dict[str, Any]:
+def _style(i: int) -> Named:
     dash = _DASHES[i // len(_COLOURS) % len(_DASHES)]
     return {"color": _COLOURS[i % len(_COLOURS)], "linestyle": dash, "linewidth": 1.4}
 

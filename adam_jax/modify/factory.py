@@ -2,11 +2,10 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable
-from typing import Any
 
 import optax
 
+from adam_jax._types import Function, Named
 from adam_jax.validation import bind_arguments
 
 
@@ -18,7 +17,7 @@ class Factory:
       factory: the function inside, whose name, signature and documentation it has.
     """
 
-    factory: Callable[..., Any]
+    factory: Function
 
     def __post_init__(self) -> None:
         vars(self).update(__name__=name_of(self.factory), __doc__=self.factory.__doc__)
@@ -28,13 +27,13 @@ class Factory:
         return inspect.signature(self.factory)
 
 
-def name_of(factory: Any) -> str:
+def name_of(factory: Function) -> str:
     """What a reader calls it: `adamw`, also where its arguments are partly given."""
     factory = getattr(factory, "func", factory)
     return getattr(factory, "__name__", type(factory).__name__)
 
 
-def check_factory(factory: Any, caller: str) -> None:
+def check_factory(factory: Function, caller: str) -> None:
     """Says what to write where somebody passes the optimizer, and not the function that makes it.
 
     Raises:
@@ -47,6 +46,6 @@ def check_factory(factory: Any, caller: str) -> None:
         )
 
 
-def check_arguments(factory: Any, arguments: dict[str, Any]) -> None:
+def check_arguments(factory: Function, arguments: Named) -> None:
     """Raises the TypeError of an argument that the function does not know."""
     bind_arguments(name_of(factory), inspect.signature(factory), (), arguments, partial=True)

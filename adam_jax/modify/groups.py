@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import optax
 
+from adam_jax._types import Leaf, Named, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import Body, Call
 from adam_jax.engine.pipeline import Pipeline, init_pipelines, run_pipelines
 from adam_jax.engine.transformation import Transformation, body_of
@@ -36,14 +37,14 @@ class Groups(Body):
     expressions: tuple[tuple[str, int | None], ...] = static()
     default: int | None = static()
 
-    def init(self, params: Any) -> Any:
+    def init(self, params: Params) -> State:
         """The state before the first step: the member's own, with nothing for frozen leaves."""
         paths = leaf_paths(params, none_is_leaf=False)
         moving = list(map(moves, jax.tree.leaves(params)))
         # optax.tree.map_params asks for the state of a tree without leaves.
         return init_pipelines(self.pipelines, self.labels(paths, moving, check=bool(paths)), params)
 
-    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
+    def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """One optimizer step, each leaf with the numbers of its group."""
         leaves, _ = flatten_updates(updates)
         paths = leaf_paths(values(updates))
@@ -84,7 +85,7 @@ class Groups(Body):
 def groups(
     factory: Callable[..., Transformation],
     expressions: Mapping[str, Mapping[str, Any] | None],
-    **defaults: Any,
+    **defaults: Leaf,
 ) -> Transformation:
     r"""One member with other hyperparameters for some leaves, in one pass over all of them.
 
@@ -175,7 +176,7 @@ def _named(expression: str) -> Iterator[None]:
         raise type(error)(f"the expression {expression!r}: {error}") from None
 
 
-def _pipeline(factory: Callable[..., Transformation], arguments: dict[str, Any]) -> Pipeline:
+def _pipeline(factory: Callable[..., Transformation], arguments: Named) -> Pipeline:
     tx = factory(**arguments)
     try:
         return body_of("factory's result", tx).pipeline()
@@ -215,7 +216,7 @@ def _kept(pipeline: Pipeline) -> list[str]:
     ]
 
 
-def decay_mask(params: Any) -> Any:
+def decay_mask(params: Params) -> PyTree:
     """The usual answer to which weights decay: matrices and larger, not vectors and scalars.
 
     So biases and the scales of normalisation layers stay as they are. `adamw(1e-3,

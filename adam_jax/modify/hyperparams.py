@@ -12,6 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adam_jax._types import (
+    AnyTransformation,
+    Count,
+    Function,
+    Leaf,
+    Named,
+    Params,
+    PyTree,
+    Result,
+    State,
+    Updates,
+)
 from adam_jax.engine.call import Body, Call, check_state
 from adam_jax.engine.masks import FrozenTree
 from adam_jax.engine.transformation import Transformation, body_of
@@ -23,8 +35,8 @@ from adam_jax.modify.hyperparams_state import (
     exact_key,
     exact_rate,
 )
-from adam_jax.rules.base import DecayRate, DecayRateLike, FixedNumber
 from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.rules.rates import DecayRate, DecayRateLike, FixedNumber
 from adam_jax.validation import as_scalar, bind_arguments, check_scalar
 
 
@@ -40,13 +52,13 @@ class WithHyperparams(Body):
       sides: of each decay rate the side of 0.5 it is on, which picks the form of its average.
     """
 
-    numbers: dict[str, Any]
+    numbers: Named
     factory: Callable[..., optax.GradientTransformation] = static()
     schedules: tuple[tuple[str, Any], ...] = static()
     fixed: tuple[tuple[str, Any], ...] = static()
     sides: tuple[tuple[str, bool | None], ...] = static()
 
-    def init(self, params: Any) -> HyperparamsState:
+    def init(self, params: Params) -> HyperparamsState:
         """The numbers, and the member's state before the first step."""
         count = jnp.zeros([], jnp.int32)
         numbers = {name: as_float(x) for name, x in self.numbers.items()}
@@ -58,9 +70,7 @@ class WithHyperparams(Body):
         state = HyperparamsState(count, numbers | self.scheduled(count), exact, ())
         return state._replace(inner_state=self.inner(state).init(params))
 
-    def run(
-        self, updates: Any, state: Any, params: Any, call: Call
-    ) -> tuple[Any, HyperparamsState]:
+    def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """One step of the member that the state's numbers make."""
         check_state(state, HyperparamsState, "a HyperparamsState")
         known = {*self.numbers, *dict(self.schedules)}
@@ -76,10 +86,10 @@ class WithHyperparams(Body):
         state = state._replace(hyperparams=numbers)
         body = body_of(name_of(self.factory), self.inner(state))
         result, inner = body.run(updates, state.inner_state, params, call)
-        count: Any = call.counted(state.count)
+        count: Count = call.counted(state.count)
         return result, state._replace(count=count, inner_state=inner)
 
-    def scheduled(self, count: Any) -> dict[str, jax.Array]:
+    def scheduled(self, count: Count) -> dict[str, jax.Array]:
         """What the schedules say for this step."""
         instead = "return one number, the same for all leaves"
         return {
@@ -91,7 +101,7 @@ class WithHyperparams(Body):
 
     def inner(self, state: HyperparamsState) -> Any:
         """The member with the state's numbers."""
-        arguments: dict[str, Any] = dict(state.hyperparams)
+        arguments: Named = dict(state.hyperparams)
         for name, side in self.sides:
             b = state.hyperparams[name]
             # Of a schedule's value, or a number put there by hand, the float32 is all there is.
@@ -111,10 +121,10 @@ class WithHyperparams(Body):
         return self.factory(**arguments, **fixed)
 
 
-def expanded(tx: Any) -> Any:
+def expanded(tx: AnyTransformation) -> PyTree:
     """The transformation that the numbers make, in the place of each `with_hyperparams` in it."""
 
-    def expand(x: Any) -> Any:
+    def expand(x: Leaf) -> Leaf:
         return expanded(x.inner(x.init(()))) if isinstance(x, WithHyperparams) else x
 
     return jax.tree.map(expand, tx, is_leaf=lambda x: isinstance(x, WithHyperparams))
@@ -128,7 +138,7 @@ def _with_tangent(value: jax.Array, source: jax.Array) -> jax.Array:
 
 
 @_with_tangent.defjvp
-def _with_tangent_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+def _with_tangent_jvp(primals: PyTree, tangents: PyTree) -> tuple[jax.Array, jax.Array]:
     return _with_tangent(*primals), tangents[1]
 
 
@@ -136,16 +146,16 @@ def _with_tangent_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array
 class HyperparamsFactory(Factory):
     """What `with_hyperparams` returns."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Transformation:
+    def __call__(self, *args: Leaf, **kwargs: Leaf) -> Transformation:
         """The transformation with its numbers in the state."""
         signature = inspect.signature(self.factory)
         bound = bind_arguments(name_of(self.factory), signature, args, kwargs)
         bound.apply_defaults()
         known = _parameters(self.factory)
         arguments = _flat_arguments(signature, bound.arguments)
-        numbers: dict[str, Any] = {}
-        schedules: dict[str, Any] = {}
-        fixed: dict[str, Any] = {}
+        numbers: Named = {}
+        schedules: Named = {}
+        fixed: Named = {}
         for name, x in arguments.items():
             if _is_number(x) and not _is_fixed(x, known.get(name)):
                 numbers[name] = float(x) if isinstance(x, int) else as_scalar(x)
@@ -210,7 +220,7 @@ def with_hyperparams(
     return HyperparamsFactory(factory)
 
 
-def _parameters(factory: Any) -> Mapping[str, inspect.Parameter]:
+def _parameters(factory: Function) -> Mapping[str, inspect.Parameter]:
     """The parameters of the member that the factory makes: those of groups are its factory's."""
     if isinstance(factory, functools.partial) and factory.func is groups:
         bound = inspect.signature(groups).bind_partial(*factory.args, **factory.keywords)
@@ -218,7 +228,7 @@ def _parameters(factory: Any) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(factory, eval_str=True).parameters
 
 
-def _flat_arguments(signature: inspect.Signature, arguments: dict[str, Any]) -> dict[str, Any]:
+def _flat_arguments(signature: inspect.Signature, arguments: Named) -> Named:
     """By name, those of a `**kwargs` among the others."""
     flat = {}
     for name, value in arguments.items():
@@ -227,7 +237,7 @@ def _flat_arguments(signature: inspect.Signature, arguments: dict[str, Any]) -> 
     return flat
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Leaf) -> bool:
     if isinstance(value, (bool, np.bool_)):
         return False
     is_array = isinstance(value, (np.ndarray, np.number, jax.Array))
@@ -246,7 +256,7 @@ def _is_scheduled(parameter: inspect.Parameter) -> bool:
     return default is inspect.Parameter.empty or _is_number(default)
 
 
-def _is_traced(value: Any) -> bool:
+def _is_traced(value: Leaf) -> bool:
     return isinstance(value, jax.core.Tracer)
 
 
@@ -255,7 +265,7 @@ def _is_decay_rate(annotation: Any) -> bool:
     return annotation == DecayRateLike or DecayRateLike in options
 
 
-def _is_fixed(value: Any, parameter: inspect.Parameter | None) -> bool:
+def _is_fixed(value: Leaf, parameter: inspect.Parameter | None) -> bool:
     """It counts something, such as the steps of a warm-up, or may not change during a run."""
     if parameter is None:
         return False
@@ -264,7 +274,7 @@ def _is_fixed(value: Any, parameter: inspect.Parameter | None) -> bool:
     return FixedNumber in options or (integer and isinstance(value, int))
 
 
-def _is_hashable(x: Any) -> bool:
+def _is_hashable(x: Leaf) -> bool:
     try:
         hash(x)
     except TypeError:

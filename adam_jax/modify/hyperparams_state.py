@@ -8,8 +8,9 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from adam_jax._types import Leaf, Number, PyTree, State
 from adam_jax.engine.states import found, register
-from adam_jax.rules.base import DecayRate
+from adam_jax.rules.rates import DecayRate
 from adam_jax.validation import as_scalar, check_number
 
 
@@ -41,13 +42,13 @@ class HyperparamsState(NamedTuple):
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     hyperparams: dict[str, jax.Array]
     exact: dict[str, ExactRate]
-    inner_state: Any
+    inner_state: State
 
 
 register(HyperparamsState, counts=["count"], inner=["inner_state"], own=["hyperparams", "exact"])
 
 
-def as_float(x: Any) -> jax.Array:
+def as_float(x: Leaf) -> jax.Array:
     """float32, or float64 where that is JAX's default: never the dtype of a parameter.
 
     A copy: an array of the caller's would be donated with the state.
@@ -55,7 +56,7 @@ def as_float(x: Any) -> jax.Array:
     return jnp.array(x, jnp.result_type(float))
 
 
-def exact_rate(name: str, b: Any) -> ExactRate:
+def exact_rate(name: str, b: Number) -> ExactRate:
     """Splits a rate, or each of an array of them, from its Python number if it has one."""
     if isinstance(b, jax.core.Tracer):
         rate = DecayRate.of_array(b)
@@ -71,7 +72,7 @@ def exact_key(name: str) -> str:
     return f"exact_{name}"
 
 
-def hyperparams(state: Any) -> dict[str, jax.Array]:
+def hyperparams(state: State) -> dict[str, jax.Array]:
     """The hyperparameters that a state has, by name: of a schedule the value of the last step.
 
     Args:
@@ -84,7 +85,7 @@ def hyperparams(state: Any) -> dict[str, jax.Array]:
     return dict(_only(state).hyperparams)
 
 
-def set_hyperparams(state: Any, **numbers: Any) -> Any:
+def set_hyperparams(state: State, **numbers: PyTree) -> State:
     """The same state with other hyperparameters; nothing is compiled again.
 
     `set_hyperparams(state, b2=0.95)` keeps 1 - 0.95 and log 0.95 to full precision;
@@ -106,7 +107,7 @@ def set_hyperparams(state: Any, **numbers: Any) -> Any:
     if unknown:
         raise ValueError(f"{unknown} must be among the state's hyperparameters, {sorted(known)}.")
 
-    def renew(node: Any) -> Any:
+    def renew(node: PyTree) -> PyTree:
         if not isinstance(node, HyperparamsState):
             return node
         values, exact = dict(node.hyperparams), dict(node.exact)
@@ -128,7 +129,7 @@ SIGNED = ("learning_rate", "weight_decay", "l2")
 """Arguments of the aliases that may be negative."""
 
 
-def _checked(name: str, x: Any, high: float) -> Any:
+def _checked(name: str, x: Leaf, high: float) -> Any:
     low = -math.inf if name in SIGNED else 0.0
     kind = "finite" if name in SIGNED else "finite and not negative"
     for number in [] if isinstance(x, jax.core.Tracer) else np.ravel(x):
@@ -146,11 +147,11 @@ def _fitted(name: str, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         ) from None
 
 
-def _is_hyperparams_state(node: Any) -> bool:
+def _is_hyperparams_state(node: PyTree) -> bool:
     return isinstance(node, HyperparamsState)
 
 
-def _only(state: Any) -> HyperparamsState:
+def _only(state: State) -> HyperparamsState:
     nodes = found(state, _is_hyperparams_state)
     if len(nodes) != 1:
         what = "build the transformation as adam_jax.with_hyperparams(adamw)(learning_rate=...)"

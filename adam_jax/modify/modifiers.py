@@ -14,13 +14,14 @@ from typing import Any, NamedTuple, TypeVar, cast
 import jax
 import optax
 
+from adam_jax._types import AnyTransformation, Function, Leaf, PyTree
 from adam_jax.engine.pipeline import Pipeline
 from adam_jax.engine.stage import Stage
 from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation, body_of
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_slot_dtype
 from adam_jax.modify.factory import Factory
-from adam_jax.rules.base import DecayRate, MemberRule, Rule
+from adam_jax.rules.base import MemberRule, Rule
 from adam_jax.rules.directions import Atan2
 from adam_jax.rules.modifiers import (
     AmplifySlowGradients,
@@ -28,10 +29,11 @@ from adam_jax.rules.modifiers import (
     CautiousDecay,
     ClipUpdateRms,
 )
+from adam_jax.rules.rates import DecayRate
 from adam_jax.rules.scaling import AddDecayedWeights
 from adam_jax.validation import as_number, check_number
 
-Modifiable = TypeVar("Modifiable", bound=Callable[..., Any] | Transformation)
+Modifiable = TypeVar("Modifiable", bound=Function | Transformation)
 
 
 def cautious(tx: Modifiable) -> Modifiable:
@@ -135,7 +137,7 @@ class GrokfastState(NamedTuple):
     """State of `grokfast`: optimizer steps completed, and the slow gradient."""
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
-    slow: Any
+    slow: PyTree
 
 
 register(GrokfastState, slots={"slow": False}, counts=["count"])
@@ -181,16 +183,19 @@ class ModifiedFactory(Factory):
       settings: the modifier's own arguments.
     """
 
-    modifier: Callable[..., Any]
+    modifier: Function
     settings: tuple[tuple[str, Any], ...]
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Transformation:
+    def __call__(self, *args: Leaf, **kwargs: Leaf) -> Transformation:
         """The modified transformation."""
         return self.modifier(self.factory(*args, **kwargs), **dict(self.settings))
 
 
 def _modified(
-    modifier: Callable[..., Any], tx: Any, edit: Callable[[Pipeline], Pipeline], **settings: Any
+    modifier: Function,
+    tx: AnyTransformation,
+    edit: Callable[[Pipeline], Pipeline],
+    **settings: Leaf,
 ) -> Any:
     if callable(tx) and not isinstance(tx, optax.GradientTransformation):
         return ModifiedFactory(tx, modifier, tuple((k, as_number(x)) for k, x in settings.items()))

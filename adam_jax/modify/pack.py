@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adam_jax._types import Leaf, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import Body, Call
 from adam_jax.engine.pipeline import Pipeline
 from adam_jax.engine.transformation import Transformation, body_of
@@ -36,12 +37,12 @@ class Packed:
       bins: which leaves are where.
     """
 
-    small: tuple[Any, ...]
-    large: Any
+    small: tuple[Leaf, ...]
+    large: PyTree
     bins: Bins = static()
 
 
-def packed(tree: Any, bins: Bins) -> Packed:
+def packed(tree: PyTree, bins: Bins) -> Packed:
     """Puts a tree into this form."""
     leaves, treedef = jax.tree.flatten(tree, is_leaf=lambda x: x is None)
     last = max((i for bin in bins for i in bin), default=-1)
@@ -62,7 +63,7 @@ def packed(tree: Any, bins: Bins) -> Packed:
     return Packed(small, jax.tree.unflatten(treedef, large), bins)
 
 
-def unpacked(tree: Packed, like: Any) -> Any:
+def unpacked(tree: Packed, like: PyTree) -> PyTree:
     """The tree again; `like` is one with the shapes, such as the parameters."""
     shapes, treedef = jax.tree.flatten(like, is_leaf=lambda x: x is None)
     leaves = treedef.flatten_up_to(tree.large)
@@ -76,7 +77,7 @@ def unpacked(tree: Packed, like: Any) -> Any:
     return jax.tree.unflatten(treedef, leaves)
 
 
-def _concatenated(leaves: list[Any]) -> jax.Array:
+def _concatenated(leaves: list[Leaf]) -> jax.Array:
     dtype = functools.reduce(wider_dtype, map(leaf_dtype, leaves))
     return jnp.concatenate([jnp.ravel(jnp.asarray(x, dtype)) for x in leaves])
 
@@ -96,7 +97,7 @@ class PackSmallLeaves(Body):
     tail: Pipeline
     below: int = static()
 
-    def init(self, params: Any) -> Any:
+    def init(self, params: Params) -> State:
         """The member's state, the small leaves of each slot in buffers."""
         if not jax.tree.leaves(params):
             # optax.tree.map_params asks for this, to find what is like the parameters: buffers too.
@@ -104,7 +105,7 @@ class PackSmallLeaves(Body):
         head = self.head.init(packed(params, _bins(params, self.below)))
         return self.join(head, self.tail.init(params))
 
-    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
+    def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """One optimizer step: the gradients into buffers, the updates out of them."""
         if not jax.tree.leaves(updates) and not _packed_in(state):
             return self.alone.run(updates, state, params, call)
@@ -125,19 +126,19 @@ class PackSmallLeaves(Body):
         """The member without buffers."""
         return dataclasses.replace(self.head, stages=self.head.stages + self.tail.stages)
 
-    def split(self, state: Any) -> tuple[Any, Any]:
+    def split(self, state: State) -> Result:
         """The states of head and tail."""
         if not self.head.chained:
             return state, ()
         count = len(self.head.stages)
         return state[:count], state[count:]
 
-    def join(self, head: Any, tail: Any) -> Any:
+    def join(self, head: PyTree, tail: PyTree) -> PyTree:
         """The opposite of `split`."""
         return (*head, *tail) if self.head.chained else head
 
 
-def _bins(params: Any, below: int) -> Bins:
+def _bins(params: Params, below: int) -> Bins:
     """Leaves of one dtype and one placement share a buffer; what is partitioned stays alone."""
     bins: dict[Any, list[int]] = {}
     for i, p in enumerate(jax.tree.leaves(params, is_leaf=lambda x: x is None)):
@@ -152,18 +153,18 @@ def _bins(params: Any, below: int) -> Bins:
     return tuple(tuple(bin) for bin in bins.values() if len(bin) > 1)
 
 
-def _is_partitioned(p: Any) -> bool:
+def _is_partitioned(p: Leaf) -> bool:
     """What is known of it: of a tracer, only what is part of its type."""
     if _is_traced(p):
         return any(axis is not None for axis in jax.typeof(p).sharding.spec)
     return isinstance(p, jax.Array) and not p.sharding.is_fully_replicated
 
 
-def _packed_in(state: Any) -> list[Packed]:
+def _packed_in(state: State) -> list[Packed]:
     return [x for x in jax.tree.leaves(state, is_leaf=_is_packed) if _is_packed(x)]
 
 
-def _bins_of(state: Any) -> Bins:
+def _bins_of(state: State) -> Bins:
     found = _packed_in(state)
     if not found:
         raise ValueError(
@@ -173,11 +174,11 @@ def _bins_of(state: Any) -> Bins:
     return found[0].bins
 
 
-def _is_traced(x: Any) -> bool:
+def _is_traced(x: Leaf) -> bool:
     return isinstance(x, jax.core.Tracer)
 
 
-def _is_packed(x: Any) -> bool:
+def _is_packed(x: Leaf) -> bool:
     return isinstance(x, Packed)
 
 
@@ -237,7 +238,7 @@ def _last_with_slots(body: Pipeline) -> int:
     return body.member
 
 
-def unpack_state(state: Any, params: Any) -> Any:
+def unpack_state(state: State, params: Params) -> State:
     """The state that the same transformation without `pack_small_leaves` would have.
 
     Args:
@@ -245,13 +246,13 @@ def unpack_state(state: Any, params: Any) -> Any:
       params: the parameters, for their shapes.
     """
 
-    def unpack(x: Any) -> Any:
+    def unpack(x: Leaf) -> Leaf:
         return unpacked(x, params) if _is_packed(x) else x
 
     return jax.tree.map(unpack, state, is_leaf=_is_packed)
 
 
-def pack_state(tx: optax.GradientTransformation, state: Any, params: Any) -> Any:
+def pack_state(tx: optax.GradientTransformation, state: State, params: Params) -> PyTree:
     """The state of `tx`, in which there is a `pack_small_leaves`, from that of the same without.
 
     Args:

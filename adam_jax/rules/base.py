@@ -13,17 +13,17 @@ algorithms come out of it like this:
 
 import abc
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.core
-import jax.numpy as jnp
+from jax import Array
 
-from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax._types import Count, Leaf, Number, PyTree, Scalars
+from adam_jax.rules.pytrees import frozen_pytree
+from adam_jax.rules.rates import DecayRate
 from adam_jax.slots import Slot
-from adam_jax.validation import check_number, same_kind
 
 
 class Average(NamedTuple):
@@ -37,11 +37,11 @@ class Average(NamedTuple):
       term: the new term, an array like the leaf.
     """
 
-    rate: "DecayRate"
-    term: jax.Array
+    rate: DecayRate
+    term: Array
 
 
-Slots: TypeAlias = Mapping[str, jax.Array]
+Slots: TypeAlias = Mapping[str, Array]
 """The accumulators of one leaf by name, in the dtype of arithmetic."""
 
 
@@ -60,13 +60,13 @@ class Rule(abc.ABC):
       decays: it makes weights decay, and nothing else.
     """
 
-    slots: Any = ()
+    slots: PyTree = ()
     elementwise: bool = True
     needs_params: bool = False
     decays: bool = False
 
     @abc.abstractmethod
-    def scalars(self, count: Any) -> Any:
+    def scalars(self, count: Count) -> Scalars:
         """The scalars of this optimizer step, computed once and shared by all leaves.
 
         Args:
@@ -76,8 +76,8 @@ class Rule(abc.ABC):
 
     @abc.abstractmethod
     def renewed(
-        self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any
-    ) -> jax.Array | Average:
+        self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars
+    ) -> Array | Average:
         """One accumulator after this step.
 
         Args:
@@ -89,9 +89,7 @@ class Rule(abc.ABC):
         """
 
     @abc.abstractmethod
-    def update(
-        self, g: jax.Array, old: Slots, new: Slots, scalars: Any, param: jax.Array | None
-    ) -> jax.Array:
+    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
         """The update of one leaf, from all accumulators as they will be stored.
 
         Args:
@@ -107,8 +105,8 @@ class StatelessRule(Rule):
     """A rule that remembers nothing."""
 
     def renewed(
-        self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any
-    ) -> jax.Array | Average:
+        self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars
+    ) -> Array | Average:
         """Never called: there are no slots."""
         raise KeyError(slot)
 
@@ -120,14 +118,14 @@ class MemberRule(Rule):
     """
 
     @abc.abstractmethod
-    def normalised(self, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> jax.Array:
+    def normalised(self, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
         """The gradient divided as the update divides its average.
 
         Of a rule that has no second moment of the gradient itself, the update.
         """
 
     @abc.abstractmethod
-    def eps_dominates(self, new: Slots, scalars: Any) -> jax.Array | None:
+    def eps_dominates(self, new: Slots, scalars: Scalars) -> Array | None:
         """Where √nû ≤ ε; None for a rule that does not divide an average by √nû + ε."""
 
     def with_direction(self, make: "Callable[[bool], Direction]") -> "MemberRule":
@@ -143,145 +141,22 @@ class MemberRule(Rule):
         raise ValueError(_reads_otherwise(self))
 
 
-def rules_in(tree: Any) -> "list[Rule]":
+def rules_in(tree: PyTree) -> "list[Rule]":
     """All rules in a pytree, such as a transformation."""
     found = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Rule))
     return [x for x in found if isinstance(x, Rule)]
 
 
-def member_rules_in(tree: Any) -> "list[MemberRule]":
+def member_rules_in(tree: PyTree) -> "list[MemberRule]":
     """Those of members, with what modifiers put around them."""
     return [rule for rule in rules_in(tree) if isinstance(rule, MemberRule)]
 
 
-def _reads_otherwise(x: Any) -> str:
+def _reads_otherwise(x: Leaf) -> str:
     return (
         f"tx must read a plain average of the gradient, got {type(x).__name__}: this member looks"
         f" ahead already, or in its own way."
     )
-
-
-@frozen_pytree
-class DecayRate:
-    """The decay rate b of an exponential moving average, as the two numbers that arithmetic needs.
-
-    float32(0.999) and 1 - float32(0.999) are off by 1e-8 and 1e-5 of their values: a rate near one
-    does not survive a rounding, its complement and its logarithm do. Both are computed here from
-    the Python number, in float64, and only then rounded. This also holds when the rate becomes a
-    traced argument: the pytree's leaves are these two, not b.
-
-    Attributes:
-      complement: 1 - b.
-      log: log b; minus infinity for b = 0.
-      mostly_old: b ≥ 0.5, which picks the form of `average`; None for a rate that is traced when
-        the transformation is built, and that pays for both forms.
-    """
-
-    complement: Any
-    log: Any
-    mostly_old: bool | None = static(default=None)
-
-    @classmethod
-    def of(cls, argument: str, b: Any, closed: bool = False) -> "DecayRate":
-        """Checks 0 ≤ b < 1 and splits it; `closed` allows 1, for an average read as it is.
-
-        A traced rate is split in its own dtype, in which it is rounded already: float32(0.999) puts
-        1.3e-5 into every increment, bfloat16(0.999) is one. Trace the transformation instead, or
-        pass a rate that is split already, as `with_hyperparams` does. A concrete array is split
-        from the float64 of what it holds, into two arrays.
-        """
-        if isinstance(b, cls):
-            return b
-        instead = "usual rates are 0.9 to 0.9999"
-        b = check_number(argument, b, 0.0, 1.0, closed=closed, instead=instead)
-        if isinstance(b, jax.core.Tracer):
-            return cls.of_array(b)
-        exact = float(b)
-        parts = 1.0 - exact, math.log(exact) if exact > 0.0 else -math.inf
-        complement, log = (same_kind(part, b) for part in parts)
-        return cls(complement, log, exact >= 0.5)
-
-    @classmethod
-    def of_array(cls, b: jax.Array, mostly_old: bool | None = None) -> "DecayRate":
-        """Splits a rate that is rounded already."""
-        return cls(1 - b, safe_log(b), mostly_old)
-
-    def average(self, old: jax.Array, new: jax.Array) -> jax.Array:
-        """One step of the average: old + (1-b)(new - old), or for b < 0.5 new + b(old - new).
-
-        b·old + (1-b)·new is the same on paper. In float32 its two weights do not add to one, which
-        puts an average of varying terms 6e-6 off (b = 0.999). Both forms stop moving where an
-        increment is under half a place of `old`: 3e-5 short of a constant term, for b = 0.999. The
-        second form is `new` for b = 0, which old + (new - old) is not.
-        """
-        if self.mostly_old is None:
-            mostly_old = self.complement <= 0.5
-            return jnp.where(mostly_old, self._from_old(old, new), self._from_new(old, new))
-        return self._from_old(old, new) if self.mostly_old else self._from_new(old, new)
-
-    def _from_old(self, old: jax.Array, new: jax.Array) -> jax.Array:
-        return old + self.complement * (new - old)
-
-    def _from_new(self, old: jax.Array, new: jax.Array) -> jax.Array:
-        return new + (1 - self.complement) * (old - new)
-
-    def correction(self, count: Any, ahead: int = 0, log_factor: Any = 0.0) -> jax.Array:
-        """1 - c·b^t with t = count + 1 + ahead; log_factor is log c, for the momenta of NAdam.
-
-        With c = 1 it is what an average of t terms sums to that started at zero. As
-        -expm1(t log b): 1 - b**t loses five digits to cancellation in the first steps.
-        """
-        # t as a floating-point number: the count saturates at the largest int32, and may not wrap.
-        t = jnp.asarray(count, jnp.result_type(float)) + (1 + ahead)
-        return _one_minus_power(t, self.complement, self.log, log_factor)
-
-    def debiasing(self, count: Any) -> jax.Array:
-        """1 / (1 - b^t), the factor that corrects such an average.
-
-        A factor, and not a divisor: XLA makes one of the other as it likes, so that a leaf alone in
-        its tree would get other bits than the same leaf beside another.
-        """
-        return 1 / self.correction(count)
-
-
-@jax.custom_jvp
-def _one_minus_power(t: jax.Array, complement: Any, log: Any, log_factor: Any) -> jax.Array:
-    """1 - c·b^t, differentiable in b through the complement alone, also where b = 0.
-
-    There log b is minus infinity, and by way of it the derivative, which is -c at t = 1, is NaN.
-    """
-    del complement
-    return -jnp.expm1(t * log + log_factor)
-
-
-@_one_minus_power.defjvp
-def _one_minus_power_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    t, complement, log, log_factor = primals
-    _, d_complement, _, d_log_factor = tangents
-    result = _one_minus_power(t, complement, log, log_factor)
-    # b^(t-1), which is 1 at t = 1 for b = 0 too: no 0·∞.
-    power = jnp.exp((t - 1) * jnp.maximum(log, jnp.finfo(t.dtype).min) + log_factor)
-    return result, t * power * d_complement - (1 - result) * d_log_factor
-
-
-@jax.custom_jvp
-def safe_log(x: jax.Array) -> jax.Array:
-    """log x, with the derivative 0 instead of infinity at 0."""
-    return jnp.log(x)
-
-
-@safe_log.defjvp
-def _safe_log_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax.Array]:
-    (x,), (dx,) = primals, tangents
-    return safe_log(x), jnp.where(x > 0, dx / jnp.where(x > 0, x, 1), 0)
-
-
-DecayRateLike: TypeAlias = Annotated[jax.typing.ArrayLike, DecayRate]
-"""The type of an argument that becomes a `DecayRate`; `with_hyperparams` finds them by it."""
-
-
-FixedNumber: TypeAlias = Annotated[float, "fixed"]
-"""The type of a number that may not change during a run; `with_hyperparams` leaves it alone."""
 
 
 class Moment(abc.ABC):
@@ -295,26 +170,26 @@ class Moment(abc.ABC):
       momentum_decay: ψ of NAdam's schedule of momenta; None without one.
     """
 
-    slots: Any
+    slots: PyTree
     averaged: bool = False
     statistic: str | None = None
-    momentum_decay: Any = None
+    momentum_decay: Number = None
 
     @abc.abstractmethod
-    def scalars(self, count: Any) -> Any:
+    def scalars(self, count: Count) -> Scalars:
         """The scalars of this optimizer step; see `Rule.scalars`."""
 
     @abc.abstractmethod
     def renewed(
-        self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any
-    ) -> jax.Array | Average:
+        self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars
+    ) -> Array | Average:
         """One accumulator after this step; see `Rule.renewed`.
 
         `new` holds the first moment's too, for the second.
         """
 
     @abc.abstractmethod
-    def read(self, g: jax.Array, new: Slots, scalars: Any) -> jax.Array:
+    def read(self, g: Array, new: Slots, scalars: Scalars) -> Array:
         """The statistic as it is read in this step."""
 
     def looking_ahead(self) -> "Moment":
@@ -326,19 +201,19 @@ class Direction(abc.ABC):
     """How the two moments, as read, become an update."""
 
     @abc.abstractmethod
-    def scalars(self, count: Any) -> Any:
+    def scalars(self, count: Count) -> Scalars:
         """The scalars of this optimizer step; see `Rule.scalars`."""
 
     @abc.abstractmethod
-    def combine(self, first: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
+    def combine(self, first: Array, second: Array, scalars: Scalars) -> Array:
         """The update of one leaf."""
 
     @abc.abstractmethod
-    def normalised(self, g: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
+    def normalised(self, g: Array, second: Array, scalars: Scalars) -> Array:
         """The gradient divided by what `combine` divides the first moment by."""
 
     @abc.abstractmethod
-    def eps_dominates(self, second: jax.Array, scalars: Any) -> jax.Array | None:
+    def eps_dominates(self, second: Array, scalars: Scalars) -> Array | None:
         """Where √second ≤ ε; None where no such ε is added to a root."""
 
     @abc.abstractmethod
@@ -372,26 +247,24 @@ class MomentRule(MemberRule):
     def slots(self) -> tuple[Slot, ...]:
         return (*self.first.slots, *self.second.slots)
 
-    def scalars(self, count: Any) -> Any:
+    def scalars(self, count: Count) -> Scalars:
         return self.first.scalars(count), self.second.scalars(count), self.direction.scalars(count)
 
     def renewed(
-        self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any
-    ) -> jax.Array | Average:
+        self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars
+    ) -> Array | Average:
         if any(own.name == slot for own in self.first.slots):
             return self.first.renewed(slot, g, old, new, scalars[0])
         return self.second.renewed(slot, g, old, new, scalars[1])
 
-    def update(
-        self, g: jax.Array, old: Slots, new: Slots, scalars: Any, param: jax.Array | None
-    ) -> jax.Array:
+    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
         first, second = self.first.read(g, new, scalars[0]), self.second.read(g, new, scalars[1])
         return self.direction.combine(first, second, scalars[2])
 
-    def normalised(self, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> jax.Array:
+    def normalised(self, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
         return self.direction.normalised(g, self.second.read(g, new, scalars[1]), scalars[2])
 
-    def eps_dominates(self, new: Slots, scalars: Any) -> jax.Array | None:
+    def eps_dominates(self, new: Slots, scalars: Scalars) -> Array | None:
         if not self.second.averaged:
             return None
         (slot,) = self.second.slots
@@ -406,8 +279,3 @@ class MomentRule(MemberRule):
 
     def looking_ahead(self) -> "MomentRule":
         return dataclasses.replace(self, first=self.first.looking_ahead())
-
-
-def after_first(count: Any) -> jax.Array:
-    """0 in the first optimizer step and 1 in all others, as the arithmetic's number."""
-    return jnp.minimum(jnp.asarray(count, jnp.result_type(float)), 1)

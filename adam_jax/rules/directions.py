@@ -5,9 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from adam_jax.rules.base import DecayRate, Direction
+from adam_jax._types import Count, Number, Result, Scalars
+from adam_jax.rules.base import Direction
 from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.rules.rates import DecayRate
 from adam_jax.rules.squares import abs_squared
 from adam_jax.validation import check_number
 
@@ -21,7 +24,7 @@ class Quotient(Direction):
 
     squared: Any = True
 
-    def normalised(self, g: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
+    def normalised(self, g: Array, second: Array, scalars: Scalars) -> Array:
         return self.combine(g, second, scalars)
 
     def replaced(self, make: Callable[[bool], Direction]) -> Direction:
@@ -43,14 +46,18 @@ class Root(Quotient):
       rate: b of the second moment; None where that is not corrected, or there is no eps_hat.
     """
 
-    eps: Any
-    eps_root: Any = None
-    eps_hat: Any = 0.0
+    eps: Number
+    eps_root: Number = None
+    eps_hat: Number = 0.0
     rate: DecayRate | None = None
 
     @classmethod
     def of(
-        cls, eps: Any, eps_root: Any = 0.0, eps_hat: Any = None, rate: DecayRate | None = None
+        cls,
+        eps: Number,
+        eps_root: Number = 0.0,
+        eps_hat: Number = None,
+        rate: DecayRate | None = None,
     ) -> "Root":
         """Checks that all are finite and not negative; an eps_hat of None is none."""
         eps = check_number("eps", eps, instead="the usual value is 1e-8")
@@ -61,18 +68,18 @@ class Root(Quotient):
         without_hat = isinstance(eps_hat, float) and eps_hat == 0.0
         return cls(eps, None if without_root else eps_root, eps_hat, None if without_hat else rate)
 
-    def scalars(self, count: Any) -> Any:
+    def scalars(self, count: Count) -> Scalars:
         if self.rate is None:
             return self.eps + self.eps_hat
         return self.eps + self.eps_hat / jnp.sqrt(self.rate.correction(count))
 
-    def combine(self, first: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
+    def combine(self, first: Array, second: Array, scalars: Scalars) -> Array:
         return safe_divide(first, self.root(second) + scalars)
 
-    def eps_dominates(self, second: jax.Array, scalars: Any) -> jax.Array:
+    def eps_dominates(self, second: Array, scalars: Scalars) -> Array:
         return self.root(second) <= scalars
 
-    def root(self, second: jax.Array) -> jax.Array:
+    def root(self, second: Array) -> Array:
         """√(second + eps_root)."""
         return safe_sqrt(second if self.eps_root is None else second + self.eps_root)
 
@@ -83,13 +90,13 @@ class Ratio(Quotient):
 
     squared = False
 
-    def scalars(self, count: Any) -> Any:
+    def scalars(self, count: Count) -> Scalars:
         return ()
 
-    def combine(self, first: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
+    def combine(self, first: Array, second: Array, scalars: Scalars) -> Array:
         return safe_divide(first, second)
 
-    def eps_dominates(self, second: jax.Array, scalars: Any) -> None:
+    def eps_dominates(self, second: Array, scalars: Scalars) -> None:
         return None
 
 
@@ -106,17 +113,17 @@ class Atan2(Quotient):
       squared: second is a square; False where it is a size, of which no root is taken.
     """
 
-    a: Any
-    b: Any
+    a: Number
+    b: Number
     squared: bool = static(default=True)
 
-    def scalars(self, count: Any) -> Any:
+    def scalars(self, count: Count) -> Scalars:
         return ()
 
-    def eps_dominates(self, second: jax.Array, scalars: Any) -> None:
+    def eps_dominates(self, second: Array, scalars: Scalars) -> None:
         return None
 
-    def combine(self, first: jax.Array, second: jax.Array, scalars: Any) -> jax.Array:
+    def combine(self, first: Array, second: Array, scalars: Scalars) -> Array:
         root = self.b * (safe_sqrt(second) if self.squared else second)
         if not jnp.iscomplexobj(first):
             return self.a * _safe_atan2(first, root)
@@ -125,14 +132,14 @@ class Atan2(Quotient):
         return self.a * _safe_atan2(size, root) * (first / jnp.where(size > 0, size, 1))
 
 
-def _safe_atan2(y: jax.Array, x: jax.Array) -> jax.Array:
+def _safe_atan2(y: Array, x: Array) -> Array:
     """atan2 with the derivative 0 instead of NaN where both are 0."""
     both_zero = (y == 0) & (x == 0)
     return jnp.arctan2(y, jnp.where(both_zero, 1, x))
 
 
 @jax.custom_jvp
-def safe_divide(x: jax.Array, y: jax.Array) -> jax.Array:
+def safe_divide(x: Array, y: Array) -> Array:
     """x / y for y ≥ 0; 0, and the derivative 0, where y is 0.
 
     So it is where every ε is zero and all gradients were, or so small that float32 has no square of
@@ -144,7 +151,7 @@ def safe_divide(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 @safe_divide.defjvp
-def _safe_divide_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
+def _safe_divide_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> Result:
     # Not by way of 1/y², which is infinite from y = 1e-20 down, and then NaN times an x of 0.
     (x, y), (dx, dy) = primals, tangents
     quotient, zero = safe_divide(x, y), y == 0
@@ -152,7 +159,7 @@ def _safe_divide_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tup
 
 
 @jax.custom_jvp
-def safe_sqrt(x: jax.Array) -> jax.Array:
+def safe_sqrt(x: Array) -> Array:
     """√x, with the derivative 0 instead of infinity at 0.
 
     A gradient of zero makes nu zero; differentiating through the step (to learn a learning rate,
@@ -163,7 +170,7 @@ def safe_sqrt(x: jax.Array) -> jax.Array:
 
 
 @safe_sqrt.defjvp
-def _safe_sqrt_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax.Array]:
+def _safe_sqrt_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Array, Array]:
     (x,), (dx,) = primals, tangents
     root = safe_sqrt(x)
     zero = root == 0

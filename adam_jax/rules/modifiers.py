@@ -2,24 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 
-from adam_jax.rules.base import (
-    Average,
-    DecayRate,
-    Direction,
-    MemberRule,
-    Rule,
-    Slot,
-    Slots,
-    StatelessRule,
-    after_first,
-)
+from adam_jax._types import Count, Leaf, Number, PyTree, Scalars
+from adam_jax.rules.base import Average, Direction, MemberRule, Rule, Slot, Slots, StatelessRule
 from adam_jax.rules.directions import safe_sqrt
 from adam_jax.rules.pytrees import frozen_pytree
+from adam_jax.rules.rates import DecayRate, after_first
 from adam_jax.rules.scaling import AddDecayedWeights
 from adam_jax.rules.squares import abs_squared
 
@@ -37,25 +28,25 @@ class ModifiedRule(MemberRule):
         return self.inner.slots
 
     @property
-    def first(self) -> Any:
+    def first(self) -> PyTree:
         return getattr(self.inner, "first", None)
 
     @property
-    def second(self) -> Any:
+    def second(self) -> PyTree:
         return getattr(self.inner, "second", None)
 
-    def scalars(self, count: Any) -> Any:
+    def scalars(self, count: Count) -> Scalars:
         return self.inner.scalars(count)
 
     def renewed(
-        self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any
-    ) -> jax.Array | Average:
+        self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars
+    ) -> Array | Average:
         return self.inner.renewed(slot, g, old, new, scalars)
 
-    def normalised(self, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> jax.Array:
+    def normalised(self, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
         return self.inner.normalised(g, old, new, scalars)
 
-    def eps_dominates(self, new: Slots, scalars: Any) -> jax.Array | None:
+    def eps_dominates(self, new: Slots, scalars: Scalars) -> Array | None:
         return self.inner.eps_dominates(new, scalars)
 
     def with_direction(self, make: Callable[[bool], Direction]) -> "ModifiedRule":
@@ -69,9 +60,7 @@ class ModifiedRule(MemberRule):
 class Cautious(ModifiedRule):
     """u where it points along g, larger by the share of the elements that do; else 0."""
 
-    def update(
-        self, g: jax.Array, old: Slots, new: Slots, scalars: Any, param: jax.Array | None
-    ) -> jax.Array:
+    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
         u = self.inner.update(g, old, new, scalars, param)
         aligned = jnp.real(u * jnp.conj(g)) > 0
         share = jnp.sum(aligned, dtype=jnp.real(u).dtype) / max(u.size, 1)
@@ -86,11 +75,9 @@ LEAST_SHARE = 1e-3
 class ClipUpdateRms(ModifiedRule):
     """u / max(1, RMS / threshold), the RMS that of the gradient divided as u is."""
 
-    threshold: Any
+    threshold: Number
 
-    def update(
-        self, g: jax.Array, old: Slots, new: Slots, scalars: Any, param: jax.Array | None
-    ) -> jax.Array:
+    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
         u = self.inner.update(g, old, new, scalars, param)
         measured = self.inner.normalised(g, old, new, scalars)
         rms = safe_sqrt(jnp.sum(abs_squared(measured)) / max(u.size, 1))
@@ -105,12 +92,10 @@ class CautiousDecay(StatelessRule):
 
     inner: AddDecayedWeights
 
-    def scalars(self, count: Any) -> Any:
+    def scalars(self, count: Count) -> Scalars:
         return self.inner.scalars(count)
 
-    def update(
-        self, g: jax.Array, old: Slots, new: Slots, scalars: Any, param: jax.Array | None
-    ) -> jax.Array:
+    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
         decayed = self.inner.update(g, old, new, scalars, param)
         assert param is not None  # needs_params
         agreement = jnp.real(g * jnp.conj(param))
@@ -124,19 +109,17 @@ class AmplifySlowGradients(Rule):
     """g + factor·slow, with slow an average of g that starts at the first one."""
 
     rate: DecayRate
-    factor: Any
+    factor: Number
 
     @property
     def slots(self) -> tuple[Slot, ...]:
         return (Slot("slow", rate=self.rate.complement),)
 
-    def scalars(self, count: Any) -> Any:
+    def scalars(self, count: Count) -> Scalars:
         return after_first(count)
 
-    def renewed(self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> jax.Array:
+    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
         return jnp.where(scalars > 0, self.rate.average(old["slow"], g), g)
 
-    def update(
-        self, g: jax.Array, old: Slots, new: Slots, scalars: Any, param: jax.Array | None
-    ) -> jax.Array:
+    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
         return g + self.factor * new["slow"]

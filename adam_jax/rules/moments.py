@@ -2,13 +2,14 @@
 
 import abc
 import dataclasses
-from typing import Any
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 
-from adam_jax.rules.base import Average, DecayRate, Moment, Slot, Slots
+from adam_jax._types import Count, Number, Scalars
+from adam_jax.rules.base import Average, Moment, Slot, Slots
 from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.rules.rates import DecayRate
 from adam_jax.rules.squares import abs_squared, bounded
 
 
@@ -26,21 +27,21 @@ class CorrectedMoment(Moment):
 
     rate: DecayRate
     bias_correction: bool = static(default=True)
-    start: Any = 0.0
+    start: Number = 0.0
 
-    def scalars(self, count: Any) -> Any:
+    def scalars(self, count: Count) -> Scalars:
         """1 / (1 - b^t)."""
         return self.rate.debiasing(count) if self.bias_correction else ()
 
-    def read(self, g: jax.Array, new: Slots, scalars: Any) -> jax.Array:
+    def read(self, g: Array, new: Slots, scalars: Scalars) -> Array:
         (slot,) = self.slots
         x = new[slot.name]
         return x * scalars if self.bias_correction else x
 
     @abc.abstractmethod
     def renewed(
-        self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any
-    ) -> jax.Array | Average:
+        self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars
+    ) -> Array | Average:
         """See `Moment.renewed`."""
 
 
@@ -52,7 +53,7 @@ class Ema(CorrectedMoment):
     def slots(self) -> tuple[Slot, ...]:
         return (Slot("mu", start=self.start, rate=self.rate.complement),)
 
-    def renewed(self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> Average:
+    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Average:
         return Average(self.rate, g)
 
     def looking_ahead(self) -> Moment:
@@ -65,13 +66,13 @@ class Newest(Moment):
 
     slots = ()
 
-    def scalars(self, count: Any) -> Any:
+    def scalars(self, count: Count) -> Scalars:
         return ()
 
-    def renewed(self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> jax.Array:
+    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
         raise KeyError(slot)
 
-    def read(self, g: jax.Array, new: Slots, scalars: Any) -> jax.Array:
+    def read(self, g: Array, new: Slots, scalars: Scalars) -> Array:
         return g
 
 
@@ -85,7 +86,7 @@ class EmaOfSquares(CorrectedMoment):
     def slots(self) -> tuple[Slot, ...]:
         return (Slot("nu", magnitude=True, start=self.start, rate=self.rate.complement),)
 
-    def renewed(self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> Average:
+    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Average:
         return Average(self.rate, abs_squared(g))
 
 
@@ -108,17 +109,17 @@ class NesterovEma(Moment):
     def slots(self) -> tuple[Slot, ...]:
         return self.ema.slots
 
-    def scalars(self, count: Any) -> Any:
+    def scalars(self, count: Count) -> Scalars:
         if not self.ema.bias_correction:
             return ()
         rate = self.ema.rate
         of_g = rate.complement / rate.correction(count)
         return (1 - rate.complement) / rate.correction(count, ahead=1) / of_g, of_g
 
-    def renewed(self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> Average:
+    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Average:
         return Average(self.ema.rate, g)
 
-    def read(self, g: jax.Array, new: Slots, scalars: Any) -> jax.Array:
+    def read(self, g: Array, new: Slots, scalars: Scalars) -> Array:
         if not self.ema.bias_correction:
             return self.ema.rate.average(new["mu"], g)
         ratio, of_g = scalars
@@ -146,18 +147,18 @@ class RunningMax(Moment):
         read = (dataclasses.replace(slot, maximum=True) for slot in self.inner.slots)
         return (*read, Slot("nu_max", magnitude=True, rate=1.0, maximum=True))
 
-    def scalars(self, count: Any) -> Any:
+    def scalars(self, count: Count) -> Scalars:
         after = () if self.correct_max is None else self.correct_max.debiasing(count)
         return self.inner.scalars(count), after
 
     def renewed(
-        self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any
-    ) -> jax.Array | Average:
+        self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars
+    ) -> Array | Average:
         if slot == "nu_max":
             return jnp.maximum(old["nu_max"], self.inner.read(g, new, scalars[0]))
         return self.inner.renewed(slot, g, old, new, scalars[0])
 
-    def read(self, g: jax.Array, new: Slots, scalars: Any) -> jax.Array:
+    def read(self, g: Array, new: Slots, scalars: Scalars) -> Array:
         return new["nu_max"] if self.correct_max is None else new["nu_max"] * scalars[1]
 
 
@@ -168,20 +169,20 @@ class DecayingMax(Moment):
     statistic = "largest gradient"
 
     rate: DecayRate
-    eps: Any
+    eps: Number
 
     @property
     def slots(self) -> tuple[Slot, ...]:
         return (Slot("nu", magnitude=True, rate=self.rate.complement, maximum=True),)
 
-    def scalars(self, count: Any) -> Any:
+    def scalars(self, count: Count) -> Scalars:
         return ()
 
-    def renewed(self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> jax.Array:
+    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
         decayed = old["nu"] - self.rate.complement * old["nu"]
         return jnp.maximum(decayed, jnp.abs(g) + self.eps)
 
-    def read(self, g: jax.Array, new: Slots, scalars: Any) -> jax.Array:
+    def read(self, g: Array, new: Slots, scalars: Scalars) -> Array:
         return new["nu"]
 
 
@@ -193,13 +194,13 @@ class EmaOfSurprise(CorrectedMoment):
       eps: added to the average in every step, and left in it.
     """
 
-    eps: Any = 0.0
+    eps: Number = 0.0
 
     @property
     def slots(self) -> tuple[Slot, ...]:
         return (Slot("nu", magnitude=True, rate=self.rate.complement),)
 
-    def renewed(self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> Average:
+    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Average:
         # Through the average, whose weight of a new term is 1-b: eps / (1-b) comes out as eps.
         surprise = abs_squared(bounded(g - new["mu"], times=4))
         return Average(self.rate, surprise + self.eps / self.rate.complement)
@@ -213,7 +214,7 @@ class YogiSquares(CorrectedMoment):
     def slots(self) -> tuple[Slot, ...]:
         return (Slot("nu", magnitude=True, start=self.start, rate=self.rate.complement),)
 
-    def renewed(self, slot: str, g: jax.Array, old: Slots, new: Slots, scalars: Any) -> jax.Array:
+    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
         # Selected last: XLA fuses a product into a sum, but not through a sign in every loop.
         x, square = old["nu"], abs_squared(g)
         step = self.rate.complement * square

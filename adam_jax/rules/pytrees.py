@@ -7,6 +7,8 @@ import jax
 import jax.core
 import numpy as np
 
+from adam_jax._types import Leaf, PyTree
+
 
 @dataclass_transform(frozen_default=True)
 def frozen_pytree(cls: type[Any]) -> Any:
@@ -21,7 +23,7 @@ def frozen_pytree(cls: type[Any]) -> Any:
     do not hash.
     """
 
-    def equal(x: Any, other: object) -> Any:
+    def equal(x: Leaf, other: object) -> Leaf:
         if type(x) is not type(other):
             return NotImplemented
         return x is other or _value(x, of_tracer=id) == _value(other, of_tracer=id)
@@ -33,25 +35,25 @@ def frozen_pytree(cls: type[Any]) -> Any:
     leaves = [f.name for f in fields if not f.metadata.get("static")]
     fixed = [f.name for f in fields if f.metadata.get("static")]
 
-    def flatten(x: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    def flatten(x: Leaf) -> tuple[tuple[Leaf, ...], tuple[Leaf, ...]]:
         return tuple(getattr(x, n) for n in leaves), tuple(getattr(x, n) for n in fixed)
 
-    def flatten_with_keys(x: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    def flatten_with_keys(x: Leaf) -> tuple[tuple[Leaf, ...], tuple[Leaf, ...]]:
         children, statics = flatten(x)
         keys = map(jax.tree_util.GetAttrKey, leaves)
         return tuple(zip(keys, children, strict=True)), statics
 
-    def unflatten(statics: tuple[Any, ...], children: Any) -> Any:
+    def unflatten(statics: tuple[Leaf, ...], children: PyTree) -> Any:
         return made(**dict(zip(leaves + fixed, (*children, *statics), strict=True)))
 
     jax.tree_util.register_pytree_with_keys(made, flatten_with_keys, unflatten, flatten)
     return made
 
 
-def _value(x: Any, of_tracer: Any) -> tuple[Any, ...]:
+def _value(x: Leaf, of_tracer: Any) -> tuple[Leaf, ...]:
     """What is compared and hashed of a pytree."""
 
-    def of_leaf(leaf: Any) -> Any:
+    def of_leaf(leaf: Leaf) -> Leaf:
         if isinstance(leaf, jax.core.Tracer):
             return of_tracer(leaf)
         if not isinstance(leaf, (np.generic, np.ndarray, jax.Array)):
@@ -63,6 +65,6 @@ def _value(x: Any, of_tracer: Any) -> tuple[Any, ...]:
     return structure, *map(of_leaf, leaves)
 
 
-def static(**kwargs: Any) -> Any:
+def static(**kwargs: Leaf) -> Leaf:
     """A field that shapes the program: part of the pytree's structure, compared, never traced."""
     return dataclasses.field(metadata={"static": True}, **kwargs)

@@ -2,24 +2,27 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from adam_jax.rules.base import DecayRate, Slots, StatelessRule
+from adam_jax._types import Count, Leaf, Number, Scalars
+from adam_jax.rules.base import Slots, StatelessRule
 from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.rules.rates import DecayRate
 from adam_jax.rules.squares import abs_squared
 from adam_jax.validation import check_number, check_scalar
 
-Schedule = Callable[[jax.Array], jax.typing.ArrayLike]
+Schedule = Callable[[Array], jax.typing.ArrayLike]
 
 
 class Hyperparameter(abc.ABC):
     """A number, for the whole run or for each step."""
 
     @abc.abstractmethod
-    def at(self, count: Any) -> Any:
+    def at(self, count: Count) -> Number:
         """The number after so many completed optimizer steps (0, 1, 2, …)."""
 
 
@@ -27,9 +30,9 @@ class Hyperparameter(abc.ABC):
 class Constant(Hyperparameter):
     """A hyperparameter that is one number for the whole run."""
 
-    value: Any
+    value: Leaf
 
-    def at(self, count: Any) -> Any:
+    def at(self, count: Count) -> Number:
         del count
         return self.value
 
@@ -40,7 +43,7 @@ class Scheduled(Hyperparameter):
 
     schedule: Schedule = static()
 
-    def at(self, count: Any) -> Any:
+    def at(self, count: Count) -> Number:
         name = getattr(self.schedule, "__qualname__", repr(self.schedule))
         return check_scalar(
             f"the result of the schedule {name}",
@@ -49,7 +52,7 @@ class Scheduled(Hyperparameter):
         )
 
 
-def hyperparameter(argument: str, x: Any, low: float = 0.0, *, instead: str) -> Hyperparameter:
+def hyperparameter(argument: str, x: Leaf, low: float = 0.0, *, instead: str) -> Hyperparameter:
     """From what a user writes, a number ≥ low or a schedule."""
     if isinstance(x, Hyperparameter):
         return x
@@ -62,12 +65,10 @@ def hyperparameter(argument: str, x: Any, low: float = 0.0, *, instead: str) -> 
 class Identity(StatelessRule):
     """u: a stage that Optax's chain has, and that does nothing."""
 
-    def scalars(self, count: Any) -> Any:
+    def scalars(self, count: Count) -> Scalars:
         return ()
 
-    def update(
-        self, g: jax.Array, old: Slots, new: Slots, scalars: Any, param: jax.Array | None
-    ) -> jax.Array:
+    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
         return g
 
 
@@ -88,13 +89,11 @@ class AddDecayedWeights(StatelessRule):
     weight_decay: Hyperparameter
     downhill: bool = static(default=False)
 
-    def scalars(self, count: Any) -> Any:
+    def scalars(self, count: Count) -> Scalars:
         weight_decay = self.weight_decay.at(count)
         return -weight_decay if self.downhill else weight_decay
 
-    def update(
-        self, g: jax.Array, old: Slots, new: Slots, scalars: Any, param: jax.Array | None
-    ) -> jax.Array:
+    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
         assert param is not None  # needs_params
         return g + scalars * param
 
@@ -106,12 +105,10 @@ class ScaleByTrustRatio(StatelessRule):
     elementwise = False
     needs_params = True
 
-    def scalars(self, count: Any) -> Any:
+    def scalars(self, count: Count) -> Scalars:
         return ()
 
-    def update(
-        self, g: jax.Array, old: Slots, new: Slots, scalars: Any, param: jax.Array | None
-    ) -> jax.Array:
+    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
         assert param is not None  # needs_params
         params, updates = jnp.sum(abs_squared(param)), jnp.sum(abs_squared(g))
         moves = (params > 0) & (updates > 0)
@@ -126,13 +123,11 @@ class ScaleByLearningRate(StatelessRule):
     learning_rate: Hyperparameter
     flip_sign: bool = static(default=True)
 
-    def scalars(self, count: Any) -> Any:
+    def scalars(self, count: Count) -> Scalars:
         learning_rate = self.learning_rate.at(count)
         return -learning_rate if self.flip_sign else learning_rate
 
-    def update(
-        self, g: jax.Array, old: Slots, new: Slots, scalars: Any, param: jax.Array | None
-    ) -> jax.Array:
+    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
         return scalars * g
 
 
@@ -146,10 +141,8 @@ class CorrectBias(StatelessRule):
     b1: DecayRate
     b2: DecayRate
 
-    def scalars(self, count: Any) -> Any:
+    def scalars(self, count: Count) -> Scalars:
         return jnp.sqrt(self.b2.correction(count)) / self.b1.correction(count)
 
-    def update(
-        self, g: jax.Array, old: Slots, new: Slots, scalars: Any, param: jax.Array | None
-    ) -> jax.Array:
+    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
         return scalars * g

@@ -2,16 +2,17 @@
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 
-def abs_squared(g: jax.Array) -> jax.Array:
+def abs_squared(g: Array) -> Array:
     """|g|², real also for complex g; g·g where g is real, so that its gradient at zero is zero."""
     if jnp.iscomplexobj(g):
         return jnp.real(g) * jnp.real(g) + jnp.imag(g) * jnp.imag(g)
     return g * g
 
 
-def bounded(g: jax.Array, times: float = 1.0) -> jax.Array:
+def bounded(g: Array, times: float = 1.0) -> Array:
     """g, clipped so that |g|² is well inside of float32: to ±2.3e18·times. NaN stays NaN.
 
     Averages of such gradients, of their squares and of their differences are finite, and forget a
@@ -29,7 +30,7 @@ def bounded(g: jax.Array, times: float = 1.0) -> jax.Array:
     return _clipped(g, times)
 
 
-def _clipped(x: jax.Array, times: float) -> jax.Array:
+def _clipped(x: Array, times: float) -> Array:
     # A quarter, as averages are divided by 1 - b^t, and formats multiply by reciprocals.
     limit = times / 8 * float(jnp.finfo(x.dtype).max) ** 0.5
     return jnp.clip(x, -limit, limit)

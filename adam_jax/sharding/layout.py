@@ -13,6 +13,7 @@ import jax.core
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from adam_jax._types import Leaf, Params, PyTree, State
 from adam_jax.engine.masks import FrozenTree
 from adam_jax.engine.states import owners
 from adam_jax.formats.dtypes import moves
@@ -41,7 +42,7 @@ class Layout:
     min_size: int = static()
 
     @classmethod
-    def of(cls, mesh: Any, axis: Any, specs: Any, min_size: Any) -> Self:
+    def of(cls, mesh: PyTree, axis: Any, specs: PyTree, min_size: Any) -> Self:
         """Checks what the user wrote; see `shard_state`."""
         if not isinstance(mesh, Mesh):
             raise ValueError(
@@ -58,7 +59,7 @@ class Layout:
         min_size = check_integer("min_size", min_size, 0, instead="0 splits all that divides")
         return cls(mesh, axes, frozen, min_size)
 
-    def of_params(self, params: Any) -> list[PartitionSpec]:
+    def of_params(self, params: Params) -> list[PartitionSpec]:
         """How each parameter is partitioned, None leaves left out."""
         if self.specs is None:
             return [PartitionSpec()] * len(jax.tree.leaves(params))
@@ -73,7 +74,7 @@ class Layout:
         pairs = zip(self.specs.leaves, counts, strict=True)
         return [spec for spec, count in pairs for _ in range(count)]
 
-    def of_state(self, params: Any) -> list[PartitionSpec]:
+    def of_state(self, params: Params) -> list[PartitionSpec]:
         """How the state of each parameter is partitioned."""
         specs = zip(self.of_params(params), jax.tree.leaves(params), strict=True)
         # Nothing is computed of what does not move.
@@ -110,13 +111,13 @@ class Layout:
         """On this mesh."""
         return NamedSharding(self.mesh, spec)
 
-    def place(self, tree: Any, specs: list[PartitionSpec]) -> Any:
+    def place(self, tree: PyTree, specs: list[PartitionSpec]) -> PyTree:
         """Moves every leaf to where it belongs; None leaves stay."""
         leaves, treedef = jax.tree.flatten(tree)
         placed = [self.move(x, spec) for x, spec in zip(leaves, specs, strict=True)]
         return treedef.unflatten(placed)
 
-    def move(self, x: Any, spec: PartitionSpec) -> Any:
+    def move(self, x: Leaf, spec: PartitionSpec) -> Leaf:
         """Moves one array; under jit the compiler is told, and sends what is needed."""
         if not isinstance(x, jax.core.Tracer):
             return jax.device_put(x, self.sharding(spec))
@@ -125,7 +126,9 @@ class Layout:
             return jax.sharding.reshard(x, NamedSharding(mesh, spec))
         return jax.lax.with_sharding_constraint(x, self.sharding(spec))
 
-    def of_stored(self, state: Any, params: Any) -> tuple[list[NamedSharding], list[PartitionSpec]]:
+    def of_stored(
+        self, state: State, params: Params
+    ) -> tuple[list[NamedSharding], list[PartitionSpec]]:
         """How a state lies, and with it the gradients and parameters of the step.
 
         Returns:
@@ -149,5 +152,5 @@ class Layout:
         return where, specs
 
 
-def _names(part: Any) -> tuple[str, ...]:
+def _names(part: Leaf) -> tuple[str, ...]:
     return () if part is None else (part,) if isinstance(part, str) else tuple(part)

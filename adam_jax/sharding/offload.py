@@ -1,12 +1,12 @@
 """The state in the memory of the host, which comes to the device leaf by leaf in each step."""
 
 import re
-from typing import Any
 
 import jax
 import jax.core
 import optax
 
+from adam_jax._types import Function, Leaf, Params, Result, State, Updates
 from adam_jax.engine.call import Body, Call
 from adam_jax.engine.transformation import Transformation, body_of
 from adam_jax.engine.trees import leaf_paths
@@ -28,33 +28,33 @@ class Offloaded(Body):
     memory: str | None = static()
     where: str = static()
 
-    def init(self, params: Any) -> Any:
+    def init(self, params: Params) -> State:
         """The inner state, a part of it in the memory of the host."""
         return self.stored(self.inner.init(params))
 
-    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
+    def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """The inner step, between two transfers."""
         fetched = self.moved(state, lambda x: jax.device_put(x, jax.memory.Space.Device))
         result, new = self.inner.run(updates, fetched, params, call)
         return result, self.stored(new)
 
-    def stored(self, state: Any) -> Any:
+    def stored(self, state: State) -> State:
         """The state, with what belongs there in the memory of the host."""
 
-        def store(x: Any) -> Any:
+        def store(x: Leaf) -> Leaf:
             if isinstance(x, jax.core.Tracer):
                 return jax.device_put(x, jax.memory.Space.Host)
             return jax.device_put(x, x.sharding.with_memory_kind(self.memory))
 
         return self.moved(state, store)
 
-    def moved(self, state: Any, move: Any) -> Any:
+    def moved(self, state: State, move: Function) -> State:
         """The state, with what the expression matches moved; numbers stay on the device."""
         leaves, treedef = jax.tree.flatten(state)
         pairs = zip(leaves, self.on_host(state), strict=True)
         return treedef.unflatten([move(x) if host else x for x, host in pairs])
 
-    def on_host(self, state: Any) -> list[bool]:
+    def on_host(self, state: State) -> list[bool]:
         """Of each array of the state, whether it belongs in the memory of the host."""
         paths = leaf_paths(state, none_is_leaf=False)
         matches = (re.fullmatch(self.where, path) is not None for path in paths)

@@ -1,7 +1,6 @@
 """ZeRO-1: the state is split over the devices that hold copies of the parameters."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.core
@@ -9,6 +8,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from adam_jax._types import AnyTransformation, Leaf, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import Body, Call
 from adam_jax.engine.transformation import Transformation, body_of
 from adam_jax.engine.trees import leaf_paths
@@ -23,14 +23,14 @@ class Sharded(Body):
     inner: Body
     layout: Layout
 
-    def init(self, params: Any) -> Any:
+    def init(self, params: Params) -> State:
         """The inner state, each device with its own part of it from the start."""
         self.check(params)
         split = self.layout.place(params, self.layout.of_state(params))
         state = self.explicit_init(split) if _is_traced(split) else self.inner.init(split)
         return _moved(self.layout, state, self.layout.of_stored(state, params)[0])
 
-    def explicit_init(self, params: Any) -> Any:
+    def explicit_init(self, params: Params) -> PyTree:
         """`init` of tracers: of automatic axes they do not tell, and blocks depend on it."""
         leaves, treedef = jax.tree.flatten(params)
         if all(jax.typeof(x).sharding.mesh.are_all_axes_explicit for x in leaves):
@@ -48,7 +48,7 @@ class Sharded(Body):
             untold = NamedSharding(automatic, PartitionSpec())
             return jax.tree.map(lambda x: jax.sharding.reshard(x, untold), state)
 
-    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
+    def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """The inner step, each device on its own part of the gradients and the parameters."""
         layout = self.layout
         leaves = jax.tree.leaves(updates, is_leaf=lambda x: x is None)
@@ -70,7 +70,9 @@ class Sharded(Body):
         new = new if partly else _moved(layout, new, where)
         return layout.place(result, layout.of_params(result)), new
 
-    def specs_of(self, known: Any, specs: list[PartitionSpec], tree: Any) -> list[PartitionSpec]:
+    def specs_of(
+        self, known: PyTree, specs: list[PartitionSpec], tree: PyTree
+    ) -> list[PartitionSpec]:
         """Those of a tree like `known`, whose leaves have these; some of its own may be missing."""
         try:
             below = jax.tree.structure(known).flatten_up_to(tree)
@@ -78,7 +80,7 @@ class Sharded(Body):
             return self.layout.of_state(tree)
         return [spec for spec, x in zip(specs, below, strict=True) for _ in jax.tree.leaves(x)]
 
-    def check(self, params: Any) -> None:
+    def check(self, params: Params) -> None:
         """Checks that parameters lie where this was told they do, where that can be seen.
 
         Raises:
@@ -99,11 +101,11 @@ class Sharded(Body):
                 )
 
 
-def _is_traced(tree: Any) -> bool:
+def _is_traced(tree: PyTree) -> bool:
     return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
 
 
-def _moved(layout: Layout, state: Any, where: list[NamedSharding]) -> Any:
+def _moved(layout: Layout, state: State, where: list[NamedSharding]) -> PyTree:
     return layout.place(state, [sharding.spec for sharding in where])
 
 
@@ -112,7 +114,7 @@ def shard_state(
     mesh: Mesh,
     axis: str | tuple[str, ...] = "data",
     *,
-    specs: Any = None,
+    specs: PyTree = None,
     min_size: int = MIN_SIZE,
 ) -> Transformation:
     """Splits the state over the devices that hold copies of the parameters (ZeRO, stage 1).
@@ -157,7 +159,7 @@ def shard_state(
     return Transformation.around(Sharded(body, Layout.of(mesh, axis, specs, min_size)))
 
 
-def without_sharding(tx: Any) -> Any:
+def without_sharding(tx: AnyTransformation) -> PyTree:
     """The same transformation on one device."""
     return jax.tree.map(
         lambda x: x.inner if isinstance(x, Sharded) else x,
@@ -168,13 +170,13 @@ def without_sharding(tx: Any) -> Any:
 
 def state_shardings(
     tx: optax.GradientTransformation,
-    params: Any,
+    params: Params,
     mesh: Mesh,
     axis: str | tuple[str, ...] = "data",
     *,
-    specs: Any = None,
+    specs: PyTree = None,
     min_size: int = MIN_SIZE,
-) -> Any:
+) -> PyTree:
     """Where each array of the state lies under `shard_state`, for `jax.jit`, Orbax and others.
 
     Args:
@@ -192,7 +194,7 @@ def state_shardings(
     return _placement(Layout.of(mesh, axis, specs, min_size), body_of("tx", tx), params)
 
 
-def _placement(layout: Layout, body: Any, params: Any) -> Any:
+def _placement(layout: Layout, body: Leaf, params: Params) -> PyTree:
     """Where the state lies, and in which memory, inside of `offload` and `shard_state`."""
     if isinstance(body, Sharded):
         return _placement(layout, body.inner, params)

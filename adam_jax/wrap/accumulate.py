@@ -9,6 +9,7 @@ import jax.core
 import jax.numpy as jnp
 import optax
 
+from adam_jax._types import Function, Leaf, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import Body, Call, check_state
 from adam_jax.engine.leafwise import decoded, map_leaves, stored_like
 from adam_jax.engine.states import register
@@ -45,8 +46,8 @@ class AccumulateState(NamedTuple):
 
     mini_step: jax.Array
     gradient_step: jax.Array
-    inner_opt_state: Any
-    acc_grads: Any
+    inner_opt_state: State
+    acc_grads: PyTree
     weight: jax.Array
 
 
@@ -69,10 +70,10 @@ class Accumulate(Body):
     every: int | Callable[[jax.Array], jax.Array] = static()
     dtype: SlotDType = static()
 
-    def init(self, params: Any) -> AccumulateState:
+    def init(self, params: Params) -> AccumulateState:
         """An empty accumulator."""
 
-        def start(p: Any) -> Any:
+        def start(p: Leaf) -> Leaf:
             if not moves(p):
                 return optax.MaskedNode()
             return resolve(self.dtype, p, Slot("acc_grads")).init(jnp.asarray(p), 0.0)
@@ -82,7 +83,7 @@ class Accumulate(Body):
         steps = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)
         return AccumulateState(*steps, inner_state, grads, jnp.zeros([], jnp.float32))
 
-    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, AccumulateState]:
+    def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """One micro-step; at the last of them, the optimizer step."""
         check_state(state, AccumulateState, "an AccumulateState")
         extra_args = dict(call.extra_args)
@@ -98,18 +99,18 @@ class Accumulate(Body):
         due = last & (weight > 0)  # Gradients that all weigh nothing have no average.
         inner_call = Call(call.apply, None, extra_args)
 
-        def read(g: Any, x: Any) -> Any:
+        def read(g: Leaf, x: Leaf) -> Leaf:
             if g is None or format_of(x) is None:
                 return None
             return Unrounded(decoded(x, _arithmetic(g, x)), dtype_of(g))
 
-        def step(acc: Any, params: Any, inner_state: Any) -> tuple[Any, Any]:
+        def step(acc: PyTree, params: Params, inner_state: State) -> Result:
             grads = map_leaves(read, updates, acc)
             return self.inner.run(grads, inner_state, params, inner_call)
 
         if call.apply:
 
-            def whole(carry: Any) -> Any:
+            def whole(carry: PyTree) -> PyTree:
                 return kept_apart(carry[0]), *step(*carry)
 
             carry = (acc, params, state.inner_opt_state)
@@ -122,10 +123,12 @@ class Accumulate(Body):
         return result, AccumulateState(mini_step, done, inner_state, acc, weight)
 
 
-def averaged(updates: Any, state: AccumulateState, new: jax.Array, weight: jax.Array) -> Any:
+def averaged(
+    updates: Updates, state: AccumulateState, new: jax.Array, weight: jax.Array
+) -> Updates:
     """The accumulator with another gradient in it, `new` of the weight of all."""
 
-    def average(g: Any, acc: Any) -> Any:
+    def average(g: Leaf, acc: PyTree) -> Leaf:
         if format_of(acc) is None:  # Of a None among the parameters, or an integer.
             if g is not None and moves(g):
                 raise ValueError("the state is empty and the gradient is not: pass None instead.")
@@ -152,18 +155,18 @@ def averaged(updates: Any, state: AccumulateState, new: jax.Array, weight: jax.A
     return map_leaves(average, updates, state.acc_grads)
 
 
-def _arithmetic(g: Any, acc: Any) -> Any:
+def _arithmetic(g: Leaf, acc: PyTree) -> Leaf:
     """The wider dtype of a gradient and its accumulator, at least float32."""
     dtypes = [arithmetic_dtype(x) for x in (value(g), acc) if hasattr(x, "dtype")]
     return functools.reduce(wider_dtype, dtypes, jnp.dtype(jnp.float32))
 
 
 def conditional_updates(
-    step: Callable[..., Any],
+    step: Function,
     due: jax.Array,
-    acc: Any,
-    updates: Any,
-    params: Any,
+    acc: PyTree,
+    updates: Updates,
+    params: Params,
     state: AccumulateState,
 ) -> tuple[Any, Any, Any]:
     """The optimizer step, if it is due: updates or zeros, the accumulator, the inner state.
@@ -183,7 +186,7 @@ def conditional_updates(
     fits = described[0] == described[1]
     held = acc if fits else jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), u)
 
-    def taken(carry: Any) -> Any:
+    def taken(carry: PyTree) -> PyTree:
         held, inner_state = carry
         result, inner_state = step(held if fits else acc, params, inner_state)
         return values(result), inner_state

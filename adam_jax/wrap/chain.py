@@ -1,9 +1,17 @@
 """Transformations one after the other, with update and apply in one at their end."""
 
-from typing import Any
-
 import optax
 
+from adam_jax._types import (
+    AnyTransformation,
+    Function,
+    Leaf,
+    Params,
+    PyTree,
+    Result,
+    State,
+    Updates,
+)
 from adam_jax.engine.call import PASS_ON, Body, Call
 from adam_jax.engine.transformation import Transformation, body_of, whole
 from adam_jax.engine.unrounded import unrounded
@@ -16,11 +24,11 @@ class Chain(Body):
 
     bodies: tuple[Body, ...]
 
-    def init(self, params: Any) -> tuple[Any, ...]:
+    def init(self, params: Params) -> tuple[Leaf, ...]:
         """The tuple of the states."""
         return tuple(body.init(params) for body in self.bodies)
 
-    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, tuple[Any, ...]]:
+    def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """One step of each; the last applies."""
         if not isinstance(state, tuple) or len(state) != len(self.bodies):
             raise ValueError(
@@ -62,7 +70,7 @@ def chain(*txs: optax.GradientTransformation) -> Transformation:
     return Transformation.around(Chain(tuple(bodies)))
 
 
-def inner_body(argument: str, tx: Any) -> Body:
+def inner_body(argument: str, tx: AnyTransformation) -> Body:
     """`body_of` for wrappers, in which an `optax.chain` with members of this package is a `Chain`.
 
     A wrapper skips the step of a `Chain` without a copy of anything. Optax's chain is a pair of
@@ -87,7 +95,7 @@ def inner_body(argument: str, tx: Any) -> Body:
 _OPTAX_CHAIN = optax.chain(optax.identity())
 
 
-def _held(f: Any, like: Any) -> list[Any]:
+def _held(f: Function, like: PyTree) -> list[Leaf]:
     """The contents of a function's closure, if it has the same code as `like`; else nothing."""
     code = getattr(f, "__code__", None)
     return [cell.cell_contents for cell in f.__closure__ or ()] if code is like.__code__ else []

@@ -1,12 +1,12 @@
 """Clipping by the norm of the whole gradient."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from adam_jax._types import Leaf, Number, Params, Result, State, Updates
 from adam_jax.engine.call import Body, Call
 from adam_jax.engine.leafwise import global_norm
 from adam_jax.engine.transformation import Transformation
@@ -20,14 +20,14 @@ from adam_jax.validation import check_number
 class ClipByGlobalNorm(Body):
     """The body of `clip_by_global_norm`."""
 
-    max_norm: Any
+    max_norm: Number
 
-    def init(self, params: Any) -> optax.EmptyState:
+    def init(self, params: Params) -> optax.EmptyState:
         """Nothing to remember."""
         del params
         return optax.EmptyState()
 
-    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
+    def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """Multiplies every leaf by the same factor."""
         norm = global_norm(updates)
         # Multiplied, since for a division XLA:CPU stores the clipped gradient before it goes on; by
@@ -36,14 +36,14 @@ class ClipByGlobalNorm(Body):
         passes = (norm.value <= jnp.maximum(limit, 0) / norm.unit) | (limit == jnp.inf)
         factor = jnp.where(passes, norm.unit, limit / norm.value)
 
-        def clip(g: Any) -> Any:
+        def clip(g: Leaf) -> Leaf:
             return scaled(scaled(g, 1 / norm.unit), factor) if moves(g) else g
 
         clipped = call.or_zeros(jax.tree.map(clip, unrounded(updates)))
         return (applied(clipped, params) if call.apply else clipped), state
 
 
-def scaled(g: Any, factor: jax.Array) -> jax.Array:
+def scaled(g: Leaf, factor: jax.Array) -> jax.Array:
     """g·factor in the dtype of arithmetic."""
     g = promoted(g)
     with jax.numpy_dtype_promotion("standard"):  # A complex gradient times a real number.

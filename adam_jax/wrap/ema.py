@@ -1,10 +1,11 @@
 """An average of the parameters, to evaluate with."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from adam_jax._types import Leaf, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import Body, Call, check_state
 from adam_jax.engine.leafwise import decoded, stored_like
 from adam_jax.engine.states import register
@@ -12,8 +13,8 @@ from adam_jax.engine.transformation import Transformation
 from adam_jax.engine.unrounded import applied, promoted, rounded
 from adam_jax.formats.dtypes import leaf_dtype, moves
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_nearest_dtype, resolve
-from adam_jax.rules.base import DecayRate, DecayRateLike
 from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.rules.rates import DecayRate, DecayRateLike
 from adam_jax.slots import Slot
 
 
@@ -21,7 +22,7 @@ class EmaParamsState(NamedTuple):
     """State of `ema_params`: optimizer steps completed, and the average of the parameters."""
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
-    ema: Any
+    ema: PyTree
 
 
 # The count corrects the average, with which it begins anew.
@@ -36,10 +37,10 @@ class EmaParams(Body):
     debias: bool = static()
     dtype: SlotDType = static()
 
-    def init(self, params: Any) -> EmaParamsState:
+    def init(self, params: Params) -> EmaParamsState:
         """The parameters themselves."""
 
-        def start(p: Any) -> Any:
+        def start(p: Leaf) -> Leaf:
             if not moves(p):
                 return jnp.copy(p)
             fmt = resolve(self.dtype, p, Slot("ema"))
@@ -48,7 +49,7 @@ class EmaParams(Body):
 
         return EmaParamsState(jnp.zeros([], jnp.int32), jax.tree.map(start, params))
 
-    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, EmaParamsState]:
+    def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """Passes the updates on, and averages what they make of the parameters."""
         check_state(state, EmaParamsState, "an EmaParamsState")
         if params is None:
@@ -63,7 +64,7 @@ class EmaParams(Body):
             # The corrected average moves by (1-b)/(1-bᵗ): it needs no correction when it is read.
             weight = weight * self.rate.debiasing(state.count)
 
-        def average(old: Any, p: Any) -> Any:
+        def average(old: PyTree, p: Leaf) -> PyTree:
             if not moves(p):  # As it is, so that the average is a model.
                 return call.taken(jnp.copy(p), old)
             x = promoted(p)
@@ -77,10 +78,10 @@ class EmaParams(Body):
         return (moved if call.apply else updates), EmaParamsState(call.counted(state.count), ema)
 
 
-def _rounded(params: Any) -> Any:
+def _rounded(params: Params) -> PyTree:
     """Rounded for good: XLA:GPU would average what the parameters were before their rounding."""
 
-    def fix(p: Any) -> Any:
+    def fix(p: Leaf) -> Leaf:
         if not moves(p):
             return p
         dtype = leaf_dtype(p)

@@ -1,7 +1,7 @@
 """Leaving out the optimizer steps whose gradient or loss cannot be right."""
 
 import warnings
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.core
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adam_jax._types import Leaf, Number, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import Body, Call, check_state
 from adam_jax.engine.leafwise import Norm, global_norm
 from adam_jax.engine.states import found, register
@@ -38,7 +39,7 @@ class SkipState(NamedTuple):
     notfinite_count: jax.Array
     last_finite: jax.Array
     total_notfinite: jax.Array
-    inner_state: Any
+    inner_state: State
     spikes: SpikeWindow
 
 
@@ -56,12 +57,12 @@ class SkipNonfinite(Body):
     takes = ("value",)
 
     inner: Body
-    spike_sigmas: Any
+    spike_sigmas: Number
     max_consecutive: int = static()
     window: int = static()
     warn: bool = static()
 
-    def init(self, params: Any) -> Any:
+    def init(self, params: Params) -> State:
         """Optax's state, and the window if spikes are looked for."""
         zero = jnp.zeros([], jnp.int32)
         fields = (zero, jnp.asarray(True), jnp.zeros([], jnp.int32), self.inner.init(params))
@@ -70,7 +71,7 @@ class SkipNonfinite(Body):
         none = (jnp.zeros(self.window), jnp.zeros(self.window))
         return SkipState(*fields, SpikeWindow(jnp.zeros([], jnp.int32), *none))
 
-    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, Any]:
+    def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """One step of what is inside, or none."""
         expected = optax.ApplyIfFiniteState if self.spike_sigmas is None else SkipState
         check_state(state, expected, f"of type {expected.__name__}")
@@ -80,7 +81,7 @@ class SkipNonfinite(Body):
         good = jnp.isfinite(norm.value)
         if value is not None:
             good &= jnp.isfinite(check_scalar("value", value, instead="pass the mean loss"))
-        spikes: Any = ()
+        spikes: PyTree = ()
         if isinstance(state, SkipState):
             good, spikes = self.without_spikes(good, norm, value, state.spikes)
         its_call = call.only_if(good)
@@ -107,7 +108,7 @@ class SkipNonfinite(Body):
         return result, optax.ApplyIfFiniteState(*new)
 
     def without_spikes(
-        self, good: jax.Array, norm: Norm, value: Any, spikes: SpikeWindow
+        self, good: jax.Array, norm: Norm, value: Leaf, spikes: SpikeWindow
     ) -> tuple[jax.Array, SpikeWindow]:
         """Whether this step is none, and the window with it in; only finite ones are written."""
         finite, where = good, spikes.seen % self.window
@@ -206,7 +207,7 @@ class Skipped(NamedTuple):
     total: int
 
 
-def skipped(state: Any, max_consecutive: int = 10) -> Skipped:
+def skipped(state: State, max_consecutive: int = 10) -> Skipped:
     """The counters in the state of `skip_nonfinite`, from wherever it is inside `state`.
 
     Args:

@@ -3,13 +3,14 @@
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adam_jax._types import Leaf, Named, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import Body, Call, check_state
 from adam_jax.engine.leafwise import decoded, fetched
 from adam_jax.engine.states import described, found, is_known, register
@@ -39,8 +40,8 @@ class TelemetryState(NamedTuple):
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     step: jax.Array
-    groups: Any
-    inner_state: Any
+    groups: PyTree
+    inner_state: State
 
 
 register(TelemetryState, counts=["count"], inner=["inner_state"], own=["step", "groups"])
@@ -54,7 +55,7 @@ class Telemetry(Body):
     every: int = static()
     groups: tuple[tuple[str, str], ...] | None = static()
 
-    def init(self, params: Any) -> TelemetryState:
+    def init(self, params: Params) -> TelemetryState:
         """Nothing measured yet: zeros, which `measured` does not show."""
         inner_state = self.inner.init(params)
         params = _moving(params)
@@ -69,7 +70,7 @@ class Telemetry(Body):
         zero = jnp.zeros([], jnp.int32)
         return TelemetryState(zero, jnp.zeros([], jnp.int32), groups, inner_state)
 
-    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, TelemetryState]:
+    def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """One step, and now and then what it does."""
         check_state(state, TelemetryState, "a TelemetryState")
         if params is None:
@@ -80,7 +81,7 @@ class Telemetry(Body):
         count = call.counted(state.count)
         due = (count % self.every == 0) & (count != state.count)
 
-        def measured(carry: Any) -> Any:
+        def measured(carry: PyTree) -> PyTree:
             # A second time: the updates as one more result would be memory in every step.
             updates, inner_state, params, nothing = carry
             # Not to be differentiated: XLA's reduction of several arrays has no transpose.
@@ -97,7 +98,7 @@ class Telemetry(Body):
         return result, TelemetryState(count, step, groups, inner_state)
 
     def measure(
-        self, updates: Any, inner_state: Any, params: Any, call: Call
+        self, updates: Updates, inner_state: State, params: Params, call: Call
     ) -> dict[str, dict[str, jax.Array]]:
         """The statistics of this step, by group and by name."""
         u, new_state = self.inner.run(unrounded(updates), inner_state, params, call)
@@ -107,9 +108,9 @@ class Telemetry(Body):
         trees = (values(updates), u, params, moved, small)
         return {name: _statistics(leaves) for name, leaves in self.members(*trees)}
 
-    def members(self, *trees: Any) -> list[tuple[str, list[tuple[Any, ...]]]]:
+    def members(self, *trees: PyTree) -> list[tuple[str, list[tuple[Leaf, ...]]]]:
         """The leaves of each group, from every tree; what has no parameter is in none."""
-        members: dict[str, list[tuple[Any, ...]]] = {}
+        members: dict[str, list[tuple[Leaf, ...]]] = {}
         columns = [jax.tree.leaves(tree, is_leaf=lambda x: x is None) for tree in trees]
         for path, leaf in zip(leaf_paths(trees[0]), zip(*columns, strict=True), strict=True):
             if any(x is not None for x in leaf):
@@ -123,12 +124,12 @@ class Telemetry(Body):
         return next((name for name, e in self.groups if re.fullmatch(e, path)), "other")
 
 
-def _moving(params: Any) -> Any:
+def _moving(params: Params) -> PyTree:
     """The parameters that have statistics: not the integers, booleans and keys."""
     return jax.tree.map(lambda p: p if moves(p) else None, params)
 
 
-def _statistics(leaves: list[tuple[Any, ...]]) -> dict[str, jax.Array]:
+def _statistics(leaves: list[tuple[Leaf, ...]]) -> dict[str, jax.Array]:
     sums = [sum(column) for column in zip(*map(_sums_over_devices, leaves), strict=True)]
     size, *sums = (jnp.asarray(x, jnp.float32) for x in sums)
     quarter, uu, pp, gu, moving, lost, small = sums
@@ -147,10 +148,10 @@ def _statistics(leaves: list[tuple[Any, ...]]) -> dict[str, jax.Array]:
     return values
 
 
-def _sums_over_devices(leaf: tuple[Any, ...]) -> list[Any]:
+def _sums_over_devices(leaf: tuple[Leaf, ...]) -> list[Leaf]:
     """The size of a leaf and its sums, over all devices that have a part of it."""
     mesh, size = jax.typeof(leaf[2]).sharding.mesh, np.size(leaf[2])
-    sums: Any = _sums
+    sums: PyTree = _sums
     if mesh.explicit_axes:  # Where they are automatic, XLA may sum by rows that lie anywhere.
         replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         axes = mesh.explicit_axes
@@ -162,7 +163,7 @@ def _sums_over_devices(leaf: tuple[Any, ...]) -> list[Any]:
     return [size * jax.lax.axis_size(names), *jax.lax.psum(sums(*as_varying(leaf, axes)), names)]
 
 
-def _sums(g: Any, u: Any, p: Any, moved: Any, small: Any) -> list[jax.Array]:
+def _sums(g: Leaf, u: Leaf, p: Leaf, moved: Leaf, small: Leaf) -> list[jax.Array]:
     """All sums over one leaf by one reduction: by one each, XLA would store what they share."""
     if g is None:  # Left alone; its group is there all the same.
         g = u = jnp.zeros_like(p)
@@ -184,7 +185,7 @@ def _sums(g: Any, u: Any, p: Any, moved: Any, small: Any) -> list[jax.Array]:
 
 
 # Not a lambda: outside a program each would be compiled anew.
-def _added(xs: Any, ys: Any) -> list[jax.Array]:
+def _added(xs: PyTree, ys: PyTree) -> list[jax.Array]:
     return [x + y for x, y in zip(xs, ys, strict=True)]
 
 
@@ -204,7 +205,7 @@ def _ratio(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.where(y == 0, 0, x / jnp.where(y == 0, 1, y))
 
 
-def _eps_dominates(body: Body, state: Any, params: Any) -> Any:
+def _eps_dominates(body: Body, state: State, params: Params) -> PyTree:
     """Where √nû is not above ε, a tree like the parameters; of Nones where there is no such thing.
 
     Known for one member whose second moment is an average of squares, divided by as Adam does.
@@ -218,7 +219,7 @@ def _eps_dominates(body: Body, state: Any, params: Any) -> Any:
     [rule], [member] = rules, kept
     scalars = rule.scalars(getattr(member, described(member).counts[0]) - 1)
 
-    def known(p: Any, nu: Any) -> Any:
+    def known(p: Leaf, nu: Leaf) -> Leaf:
         if p is None or isinstance(nu, optax.MaskedNode):
             return None
         nu = decoded(fetched(nu), jnp.finfo(arithmetic_dtype(p)).dtype)
@@ -227,7 +228,7 @@ def _eps_dominates(body: Body, state: Any, params: Any) -> Any:
     return jax.tree.map(known, params, member.nu, is_leaf=lambda x: x is None)
 
 
-def _keeps_nu(x: Any) -> bool:
+def _keeps_nu(x: Leaf) -> bool:
     return is_known(x) and "nu" in described(x).slots and bool(described(x).counts)
 
 
@@ -277,7 +278,7 @@ def telemetry(
     return Transformation.around(Telemetry(inner_body("inner", inner), every, ordered))
 
 
-def measured(state: Any) -> dict[str, Any]:
+def measured(state: State) -> Named:
     """What `telemetry` measured last, from wherever its state is inside `state`.
 
     Returns:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adam_jax._types import DType, Leaf, Number, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import Body, Call, check_state
 from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation
@@ -38,8 +39,8 @@ class WeightsState(NamedTuple):
     """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
-    rest: Any
-    inner_state: Any
+    rest: Leaf
+    inner_state: State
 
 
 register(WeightsState, counts=["count"], inner=["inner_state"], own=["rest"], own_matters=True)
@@ -53,10 +54,10 @@ class Weights(Body):
     form: WeightFormat = static()
     seed: int = static(default=0)
 
-    def init(self, params: Any) -> WeightsState:
+    def init(self, params: Params) -> WeightsState:
         """Nothing lost yet."""
 
-        def rest(p: Any) -> Any:
+        def rest(p: Leaf) -> Leaf:
             dtype = self.form.rest_dtype(p) if self.form.applies(p) else None
             return optax.MaskedNode() if dtype is None else jnp.zeros_like(p, dtype)
 
@@ -64,7 +65,7 @@ class Weights(Body):
         rests = unflatten_stored(params, list(map(rest, jax.tree.leaves(params))))
         return WeightsState(jnp.zeros([], jnp.int32), rests, inner_state)
 
-    def run(self, updates: Any, state: Any, params: Any, call: Call) -> tuple[Any, WeightsState]:
+    def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """One step of what is inside on the joined weights, taken apart again."""
         check_state(state, WeightsState, "a WeightsState")
         leaves, treedef = flatten_updates(updates)
@@ -102,28 +103,28 @@ class Weights(Body):
         return treedef.unflatten(results), new
 
 
-def _or_none(rest: Any) -> Any:
+def _or_none(rest: Leaf) -> Leaf:
     return None if isinstance(rest, optax.MaskedNode) else rest
 
 
 # Traced once for each shape, not for each leaf.
 @functools.partial(jax.jit, static_argnums=0)
-def _join(form: WeightFormat, p: Any, rest: Any) -> jax.Array:
+def _join(form: WeightFormat, p: Leaf, rest: Leaf) -> jax.Array:
     return form.join(p, rest)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _split(form: WeightFormat, dtype: Any, x: Any, salt: Any) -> tuple[jax.Array, Any]:
+def _split(form: WeightFormat, dtype: DType, x: Leaf, salt: PyTree) -> tuple[jax.Array, Leaf]:
     return form.split(x, dtype, salt)
 
 
-def difference(q: jax.Array, p: Any) -> jax.Array:
+def difference(q: jax.Array, p: Leaf) -> jax.Array:
     """q - p in float32: the update with which `optax.apply_updates` lands on q."""
     q, p = (jax.lax.convert_element_type(x, jnp.float32) for x in (q, p))
     return q - p
 
 
-def check_seed(seed: Any) -> int:
+def check_seed(seed: Number) -> int:
     """Returns the seed as an int of 32 bits.
 
     Raises:

@@ -17,17 +17,19 @@ from typing import Any
 
 import jax
 
+from adam_jax._types import Leaf, PyTree, Result
 
-def varying(tree: Any) -> frozenset[str]:
+
+def varying(tree: PyTree) -> frozenset[str]:
     """The axes of `shard_map` along which any of these arrays differs from device to device."""
     types = (jax.typeof(x).manual_axis_type for x in jax.tree.leaves(tree))
     return frozenset().union(*(t.varying for t in types))
 
 
-def as_varying(tree: Any, axes: frozenset[str]) -> Any:
+def as_varying(tree: PyTree, axes: frozenset[str]) -> PyTree:
     """The same arrays, of a type that says that they may differ along these axes too."""
 
-    def cast(x: Any) -> Any:
+    def cast(x: Leaf) -> Leaf:
         missing = tuple(sorted(axes - varying(x)))
         return jax.lax.pcast(x, missing, to="varying") if missing else x
 
@@ -35,7 +37,7 @@ def as_varying(tree: Any, axes: frozenset[str]) -> Any:
 
 
 @jax.custom_jvp
-def kept_apart(tree: Any) -> Any:
+def kept_apart(tree: PyTree) -> PyTree:
     """The same arrays, without XLA's knowing that they are the same."""
     leaves, treedef = jax.tree.flatten(tree)
     # A barrier makes arrays alike that do not differ along the same axes.
@@ -50,12 +52,12 @@ def kept_apart(tree: Any) -> Any:
 
 
 @kept_apart.defjvp
-def _kept_apart_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+def _kept_apart_jvp(primals: tuple[Any], tangents: tuple[Any]) -> Result:
     # jax 0.12 cannot transpose a barrier over arrays of which some have no derivative.
     return kept_apart(*primals), tangents[0]
 
 
-def computed_again(tree: Any) -> Any:
+def computed_again(tree: PyTree) -> PyTree:
     """`kept_apart`, but on CPUs: what XLA:CPU would otherwise compute twice it does not fuse."""
     tree = as_varying(tree, varying(tree))  # Of the type that the barrier may return.
     with jax.disable_jit(False):

@@ -7,18 +7,18 @@ Delete it when tests/xla/test_offsets.py finds that constants make no larger pro
 can then be `np.cumsum`, as they are outside of programs.
 """
 
-from typing import Any
-
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from adam_jax._types import Leaf
+
 SHARING = 16
 """Parts with one base: as many loops are compiled, and so many fewer bases handed about."""
 
 
-def offsets(sizes: list[int], buffer: jax.Array) -> list[Any]:
+def offsets(sizes: list[int], buffer: jax.Array) -> list[Leaf]:
     """Where each part begins: as a base, one for several parts, and its distance from that.
 
     On CPUs the bases might be others, if the buffer began with more than infinity. Elsewhere a
@@ -33,7 +33,7 @@ def offsets(sizes: list[int], buffer: jax.Array) -> list[Any]:
         return starts
     bases = starts[::SHARING]
 
-    def hidden(bases: list[Any]) -> list[Any]:
+    def hidden(bases: list[Leaf]) -> list[Leaf]:
         never = jnp.real(buffer[0]) > jnp.inf
         return jax.lax.cond(never, lambda xs: [x + 1 for x in xs], lambda xs: xs, bases)
 

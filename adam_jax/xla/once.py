@@ -17,10 +17,11 @@ import jax
 import jax.core
 import jax.numpy as jnp
 
+from adam_jax._types import Function, Leaf, PyTree, Result
 from adam_jax.xla.barrier import as_varying, varying
 
 
-def if_due(due: jax.Array, f: Callable[[Any], Any], carry: Any) -> Any:
+def if_due(due: jax.Array, f: Callable[[Any], Any], carry: PyTree) -> PyTree:
     """f(carry) if due, else carry: `lax.cond`, but nothing is copied.
 
     Outside a program, where it is known what is due, it is an `if`: a loop made for this one call
@@ -39,7 +40,7 @@ def if_due(due: jax.Array, f: Callable[[Any], Any], carry: Any) -> Any:
     return _if_due(f, due, carry, *numbers)
 
 
-def _as_returned(f: Callable[[Any], Any], carry: Any) -> Any:
+def _as_returned(f: Callable[[Any], Any], carry: PyTree) -> Any:
     """What a loop carries, of the types that f returns: inside `shard_map` those name axes."""
     while jax.sharding.get_abstract_mesh().manual_axes:
         returned = jax.tree.leaves(jax.make_jaxpr(f)(carry).out_avals)
@@ -52,30 +53,30 @@ def _as_returned(f: Callable[[Any], Any], carry: Any) -> Any:
     return carry
 
 
-def _closed(f: Callable[[Any], Any], carry: Any) -> tuple[Callable[..., Any], list[Any]]:
+def _closed(f: Callable[[Any], Any], carry: PyTree) -> tuple[Function, list[Leaf]]:
     """f with all arrays as arguments; `jax.closure_convert` would keep f and what it holds."""
     closed, out = jax.make_jaxpr(f, return_shape=True)(carry)
     jaxpr, structure = closed.jaxpr, jax.tree.structure(out)
 
-    def converted(carry: Any, *numbers: Any) -> Any:
+    def converted(carry: PyTree, *numbers: PyTree) -> PyTree:
         return structure.unflatten(jax.core.eval_jaxpr(jaxpr, numbers, *jax.tree.leaves(carry)))
 
     return converted, closed.consts
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _if_due(f: Callable[..., Any], due: jax.Array, carry: Any, *numbers: Any) -> Any:
-    def turn(state: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+def _if_due(f: Function, due: jax.Array, carry: PyTree, *numbers: PyTree) -> Function:
+    def turn(state: tuple[jax.Array, Leaf]) -> tuple[jax.Array, Leaf]:
         return jnp.zeros_like(state[0]), f(state[1], *numbers)
 
     return jax.lax.while_loop(lambda state: state[0], turn, (due, carry))[1]
 
 
 @_if_due.defjvp
-def _if_due_jvp(f: Callable[..., Any], primals: Any, tangents: Any) -> tuple[Any, Any]:
+def _if_due_jvp(f: Function, primals: PyTree, tangents: PyTree) -> Result:
     """By the conditional: a loop of unknown length cannot be differentiated backwards."""
 
-    def conditional(due: jax.Array, carry: Any, *numbers: Any) -> Any:
+    def conditional(due: jax.Array, carry: PyTree, *numbers: PyTree) -> PyTree:
         return jax.lax.cond(due, lambda c: f(c, *numbers), lambda c: c, carry)
 
     return jax.jvp(conditional, primals, tangents)

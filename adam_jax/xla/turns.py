@@ -12,11 +12,11 @@ Delete it when tests/xla/test_turns.py finds no more temporaries on two devices,
 no turns, than on one.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from adam_jax._types import PyTree
 
 # Of a NaN that no arithmetic makes. Were it in a weight, the next leaf's gradient would be zero.
 NEVER = np.int32(0x7FEDCBA9)
@@ -37,7 +37,7 @@ def in_turn(turn: jax.Array, g: jax.Array) -> jax.Array:
     return jnp.where(turn == 0, g, jnp.zeros_like(g))
 
 
-def turn_after(turn: jax.Array, results: Any) -> jax.Array:
+def turn_after(turn: jax.Array, results: PyTree) -> jax.Array:
     """The turn of the next leaf, on CPUs; elsewhere nobody waits."""
     arrays = [x for x in jax.tree.leaves(results) if x.size and x.ndim]
 

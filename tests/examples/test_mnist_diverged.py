@@ -61,6 +61,6 @@ def test_its_model_is_not_believed(out, tmp_path, capsys):
 def test_an_answer_of_the_server_is_strict_json():
     from examples.mnist.serve.app import as_json
 
-    assert json.loads(as_json({"7": 0.5}).body) == {"7": 0.5}
+    assert json.loads(as_json({"7": 0.5})) == {"7": 0.5}
     with pytest.raises(ValueError, match="not JSON compliant"):
         as_json({"7": math.nan})

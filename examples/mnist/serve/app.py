@@ -26,6 +26,11 @@ PAGE_HEADERS = {
 }
 
 
+def as_json(content: object) -> str:
+    """One line of strict JSON, which has no NaN."""
+    return json.dumps(content, allow_nan=False) + "\n"
+
+
 class Digits(Application):
     """Predictions of one model.
 
@@ -86,7 +91,7 @@ class Handler(RequestHandler):
     def write_json(self, content: object) -> None:
         """Answers with one line."""
         self.set_header("Content-Type", "application/json")
-        self.finish(json.dumps(content, allow_nan=False) + "\n")
+        self.finish(as_json(content))
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Answers with the reason; only the log has an unexpected exception."""

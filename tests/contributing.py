@@ -1,0 +1,127 @@
+"""The parts of CONTRIBUTING.md that are made of the code: the table of layers, and four diffs.
+
+python -m tests.contributing    writes them
+"""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "CONTRIBUTING.md"
+
+# Each layer may import itself, `_types` and those named; what it holds.
+LAYERS: dict[str, tuple[set[str], str]] = {
+    "_types": (set(), "the types of what passes through"),
+    "validation": (set(), "errors for numbers"),
+    "slots": (set(), "an accumulator: its name, and what rules and formats know of it"),
+    "xla": (set(), "what XLA has to be told: a file per habit, its figure, its test"),
+    "rules": (
+        {"slots", "validation"},
+        "arithmetic on arrays: moments, directions, what modifiers put around them",
+    ),
+    "formats": ({"slots", "xla", "validation"}, "how one slot of one leaf is stored"),
+    "engine": (
+        {"rules", "formats", "slots", "xla", "validation"},
+        "the program of a leaf, where rules and formats meet; trees, states, pipelines, `step`",
+    ),
+    "schedules": ({"validation"}, "learning-rate schedules that Optax lacks"),
+    "family": (
+        {"engine", "rules", "formats", "slots", "validation"},
+        "one file per paper: its `scale_by_*`, its aliases, its rule if that is like no other",
+    ),
+    "modify": (
+        {"family", "engine", "xla", "rules", "formats", "slots", "validation"},
+        "edits of our own pipelines: modifiers, groups, hyperparameters in the state, packing",
+    ),
+    "wrap": (
+        {"modify", "engine", "xla", "rules", "formats", "slots", "validation"},
+        "around any Optax transformation: accumulate, chain, clip, ema, skip, telemetry, weights",
+    ),
+    "sharding": (
+        {"engine", "rules", "formats", "slots", "validation"},
+        "the state split over devices, or in the memory of the host",
+    ),
+    "convert": (
+        {"wrap", "modify", "family", "engine", "rules", "formats", "slots"},
+        "states in other forms, and from and to other libraries",
+    ),
+    "inspect": ({"sharding", "wrap", "modify", "engine"}, "bytes, planned and live; records"),
+    "__init__": (
+        {"convert", "engine", "family", "formats", "inspect", "modify", "rules", "schedules"}
+        | {"sharding", "wrap"},
+        "the public page",
+    ),
+}
+
+# The smallest of each kind: the files, and from which line on to which, neither of them given
+# twice in its file; None is its end.
+EXAMPLES: dict[str, list[tuple[str, str, str | None]]] = {
+    "member": [
+        ("adam_jax/family/adamax.py", "def scale_by_adamax(", '    """Divides'),
+        ("adam_jax/family/adamax.py", "    nu = DecayingMax(", "\n\ndef adamax("),
+        ("adam_jax/family/adamax.py", "def adamax(", '    """Adamax'),
+        (
+            "adam_jax/family/adamax.py",
+            "    return optimizer(scaled, learning_rate, l2",
+            "\n\ndef adamaxw(",
+        ),
+        ("adam_jax/__init__.py", "from adam_jax.family.adamax", "from adam_jax.family.adan"),
+        ("tests/catalogue/__init__.py", '    Member("adamax"', '    Member("radam"'),
+        ("tests/catalogue/oracles.py", "def adamax(", "\n\ndef radam("),
+    ],
+    "modifier": [
+        ("adam_jax/rules/modifiers.py", "class Cautious(", "\n\n# As in the authors' code"),
+        ("adam_jax/modify/modifiers.py", "def cautious(", '    """Leaves out'),
+        (
+            "adam_jax/modify/modifiers.py",
+            "    return _modified(cautious, tx",
+            "\n\ndef cautious_weight",
+        ),
+        ("tests/test_modifiers.py", '    "cautious": adam_jax', '    "clip_update_rms"'),
+    ],
+    "format": [
+        ("adam_jax/formats/rounding.py", "class Rounded:", "\n\ndef rounded_stochastically("),
+        ("tests/low_precision.py", '    "stochastic 16 bits"', "}\nWEIGHTS"),
+    ],
+    "wrapper": [
+        ("adam_jax/wrap/clip.py", "class ClipByGlobalNorm(", "\n\ndef scaled("),
+        ("adam_jax/wrap/clip.py", "    return Transformation.around(ClipByGlobalNorm", None),
+        ("adam_jax/__init__.py", "from adam_jax.wrap.clip", "from adam_jax.wrap.ema"),
+    ],
+}
+
+
+def table() -> str:
+    """The layers, in the order in which they import each other."""
+    rows = (f"| `{name}` | {holds} |" for name, (_, holds) in LAYERS.items())
+    return "\n".join(("| layer | holds |", "|---|---|", *rows))
+
+
+def diff(kind: str) -> str:
+    """What was added for the smallest one of a kind."""
+    lines, last = ["```diff"], None
+    for file, first, end in EXAMPLES[kind]:
+        text = (ROOT / file).read_text()
+        assert text.count("\n" + first) == 1, (file, first)
+        part = text[text.index("\n" + first) + 1 :]
+        part = part if end is None else part[: part.index(end)]
+        lines += [f"+++ b/{file}"] if file != last else ["@@"]
+        lines += ["+" + line for line in part.rstrip().splitlines()]
+        last = file
+    return "\n".join([*lines, "```"])
+
+
+def written(page: str) -> str:
+    """The page with its parts made anew."""
+    parts = {"layers": table(), **{kind: diff(kind) for kind in EXAMPLES}}
+    for name, part in parts.items():
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        pattern = re.escape(begin) + ".*?" + re.escape(end)
+        made = f"{begin}{part}\n{end}"
+        page, found = re.subn(pattern, lambda _, made=made: made, page, flags=re.DOTALL)
+        assert found == 1, name
+    return page
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written(PAGE.read_text()))
