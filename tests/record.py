@@ -1,8 +1,8 @@
 """The engine's record: state trees, and parameters after 12 steps, of members x storage x wrappers.
 
-python -m tests.record tests/record.npz             writes the record
-python -m tests.record tests/record.npz --check     compares all cases with it
-python -m tests.record FILE --large     larger leaves, to compare two commits by hand
+python -m tests.record              writes the record, tests/record.npz
+python -m tests.record --check      compares all cases with it
+python -m tests.record --large --file FILE [--check]    larger leaves, to compare two commits
 
 Every case is inside `skip_nonfinite`, and two of its steps are refused. Dense parameters are on
 record to 2 ulp, codes to one of 100,000 (in a small case: all). Write the file only where a result
@@ -25,6 +25,7 @@ import optax
 
 import adam_jax
 
+RECORD = Path(__file__).parent / "record.npz"
 STEPS, REFUSED = 12, {4: np.nan, 8: np.inf}
 SHAPES = {"kernel": (2, 32), "bias": (3,)}
 LARGE = {"kernel": (256, 512), "bias": (3,)}
@@ -227,7 +228,7 @@ def read(file: Path) -> dict[str, Outcome]:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("file", type=Path)
+    arguments.add_argument("--file", type=Path, default=RECORD)
     arguments.add_argument("--check", action="store_true", help="compares, and writes nothing")
     arguments.add_argument("--large", action="store_true", help="leaves of 131,072 elements")
     args = arguments.parse_args()

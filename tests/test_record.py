@@ -1,20 +1,18 @@
 """States and parameters are those on record: a move of code changes no bit."""
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests import record
 
-RECORD = Path(__file__).parent / "record.npz"
-EVERY = 8  # Of the cases; all by `python -m tests.record --check tests/record.npz`.
+EVERY = 8  # Of the cases; all by `python -m tests.record --check`.
 
 
 @pytest.fixture(scope="module")
 def on_record():
-    return record.read(RECORD)
+    return record.read(record.RECORD)
 
 
 def test_the_record_has_all_cases(on_record):
