@@ -18,6 +18,7 @@ from adam_jax.formats.noise import bits_of_moments
 from adam_jax.rules.base import Average, Rule
 from adam_jax.rules.squares import bounded
 from adam_jax.xla.barrier import computed_again
+from adam_jax.xla.calls import without_calls
 from adam_jax.xla.turns import alone, first_turn, in_turn, turn_after
 
 
@@ -147,10 +148,8 @@ def chunk_step(
 def leaf_step(program: Program, steps: Steps, leaf: LeafArrays, ok: jax.Array | None) -> Stepped:
     """Runs the rules on one leaf, in float32 or wider from the first to the last."""
     # Every dtype is converted by hand below. A complex leaf still mixes complex and real arrays
-    # (mu / √nu), for which strict promotion has no spelling. Every function of jnp is a jit, which
-    # would be traced anew for each shape, and `jnp.where` a call for XLA to inline: 5 ms of tracing
-    # for a new shape are 3 without.
-    with jax.numpy_dtype_promotion("standard"), jax.disable_jit():
+    # (mu / √nu), for which strict promotion has no spelling.
+    with jax.numpy_dtype_promotion("standard"), without_calls():
         result, slots, _ = _ruled(program, steps, leaf, ok)
         measures = _map_formats(_measure, program.formats, slots)
         if any(isinstance(f, MeasuredFormat) for fs in program.formats for f in fs):

@@ -60,5 +60,4 @@ def _kept_apart_jvp(primals: tuple[Any], tangents: tuple[Any]) -> Result:
 def computed_again(tree: PyTree) -> PyTree:
     """`kept_apart`, but on CPUs: what XLA:CPU would otherwise compute twice it does not fuse."""
     tree = as_varying(tree, varying(tree))  # Of the type that the barrier may return.
-    with jax.disable_jit(False):
-        return jax.lax.platform_dependent(tree, cpu=lambda x: x, default=kept_apart)
+    return jax.lax.platform_dependent(tree, cpu=lambda x: x, default=kept_apart)

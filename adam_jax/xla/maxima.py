@@ -44,5 +44,4 @@ def largest(x: jax.Array, blocks: Callable[[jax.Array], jax.Array]) -> jax.Array
         sizes = jnp.where(jnp.isnan(x), np.float32(np.inf), jnp.abs(x))
         return jnp.max(blocks(sizes), axis=-1)
 
-    with jax.disable_jit(False):
-        return jax.lax.platform_dependent(x, cpu=on_cpu, default=elsewhere)
+    return jax.lax.platform_dependent(x, cpu=on_cpu, default=elsewhere)
