@@ -1,6 +1,5 @@
 """Codes of 8 or 4 bits, with one float32 scale for each block along the last axis."""
 
-import abc
 import dataclasses
 
 import jax
@@ -34,71 +33,21 @@ class Blocks:
 
     codes: jax.Array
     scale: jax.Array
-    format: "BlockFormat"
+    format: "Blockwise"
 
-    def tree_flatten(self) -> tuple[tuple[PyTree, PyTree], "BlockFormat"]:
+    def tree_flatten(self) -> tuple[tuple[PyTree, PyTree], "Blockwise"]:
         """As a pytree, it is its two arrays."""
         return (self.codes, self.scale), self.format
 
-    def tree_flatten_with_keys(self) -> tuple[tuple[PyTree, PyTree], "BlockFormat"]:
+    def tree_flatten_with_keys(self) -> tuple[tuple[PyTree, PyTree], "Blockwise"]:
         """With the names of the two arrays."""
         codes, scale = map(jax.tree_util.GetAttrKey, (f"codes_{self.format.form}", "scale"))
         return ((codes, self.codes), (scale, self.scale)), self.format
 
     @classmethod
-    def tree_unflatten(cls, fmt: "BlockFormat", arrays: tuple[PyTree, PyTree]) -> "Blocks":
+    def tree_unflatten(cls, fmt: "Blockwise", arrays: tuple[PyTree, PyTree]) -> "Blocks":
         """The opposite of `tree_flatten`."""
         return cls(*arrays, fmt)
-
-
-class BlockFormat(MeasuredFormat):
-    """Codes with the parameter's shape, and a scale per block, wherever the blocks lie.
-
-    Attributes:
-      codec: from a share to its code.
-    """
-
-    codec: Codec
-
-    @property
-    @abc.abstractmethod
-    def form(self) -> str:
-        """A word for what codes and scales mean, which is saved with them.
-
-        Not for how they were rounded: stochastically rounded codes are read as others.
-        """
-
-    @abc.abstractmethod
-    def filled_scale(self, param: jax.Array, x: Leaf) -> jax.Array:
-        """The scale of an array like `param` whose elements are all x ≥ 0."""
-
-    @abc.abstractmethod
-    def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the scale of an array of that shape."""
-
-    def init(self, param: jax.Array, start: float) -> Blocks:
-        code = self.codec.code(jnp.sign(jnp.asarray(start, jnp.float32)), None)
-        codes = jnp.full_like(param, code, dtype=self.codec.dtype)
-        return Blocks(codes, self.filled_scale(param, jnp.abs(start)), self)
-
-    @property
-    def rounds(self) -> bool:
-        return True
-
-    def refuses(self, slot: Slot) -> Refusal | None:
-        coarse = slot.maximum and jnp.iinfo(self.codec.dtype).bits < 8
-        return FOUR_BITS_ARE_COARSE if coarse else None
-
-    def shape(self, stored: Blocks) -> tuple[int, ...]:
-        shape, scale = np.shape(stored.codes), np.shape(stored.scale)
-        dtype = jnp.dtype(stored.codes.dtype)
-        if dtype != self.codec.dtype or scale != self.scale_shape(shape):
-            raise ValueError(
-                f"the state has codes of {dtype.name}{list(shape)} with scales of shape {scale},"
-                f" which are not of its form, {self.form}. If it is from a checkpoint,"
-                f" {READ_AS_SAVED}"
-            )
-        return shape
 
 
 FOUR_BITS_ARE_COARSE = Refusal(
@@ -109,7 +58,7 @@ FOUR_BITS_ARE_COARSE = Refusal(
 
 
 @dataclasses.dataclass(frozen=True)
-class Blockwise(BlockFormat):
+class Blockwise(MeasuredFormat):
     """Each block is divided by its largest magnitude, and a codec makes codes of the shares.
 
     Blocks lie on the last axis, so that none straddles the heads of attention or the devices that a
@@ -131,12 +80,38 @@ class Blockwise(BlockFormat):
 
     @property
     def form(self) -> str:
+        """A word for what codes and scales mean, which is saved with them.
+
+        Not for how they were rounded: stochastically rounded codes are read as others.
+        """
         return f"{self.codec.form}_block{self.block}"
 
-    def filled_scale(self, param: jax.Array, x: Leaf) -> jax.Array:
-        return filled(self.scale_shape(param.shape), x, jnp.float32, param, sharding_of(param))
+    @property
+    def rounds(self) -> bool:
+        return True
 
-    def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def refuses(self, slot: Slot) -> Refusal | None:
+        coarse = slot.maximum and jnp.iinfo(self.codec.dtype).bits < 8
+        return FOUR_BITS_ARE_COARSE if coarse else None
+
+    def init(self, param: jax.Array, start: float) -> Blocks:
+        code = self.codec.code(jnp.sign(jnp.asarray(start, jnp.float32)), None)
+        codes = jnp.full_like(param, code, dtype=self.codec.dtype)
+        shape, sharding = self._scale_shape(param.shape), sharding_of(param)
+        return Blocks(codes, filled(shape, jnp.abs(start), jnp.float32, param, sharding), self)
+
+    def shape(self, stored: Blocks) -> tuple[int, ...]:
+        shape, scale = np.shape(stored.codes), np.shape(stored.scale)
+        dtype = jnp.dtype(stored.codes.dtype)
+        if dtype != self.codec.dtype or scale != self._scale_shape(shape):
+            raise ValueError(
+                f"the state has codes of {dtype.name}{list(shape)} with scales of shape {scale},"
+                f" which are not of its form, {self.form}. If it is from a checkpoint,"
+                f" {READ_AS_SAVED}"
+            )
+        return shape
+
+    def _scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (*shape[:-1], shape[-1] // self.block)
 
     def measure(self, x: jax.Array) -> jax.Array:
