@@ -140,7 +140,7 @@ def test_groups_by_first_key_and_by_expression():
     of_body = (2 + 4 + 4) * 256 + (4 + 4)  # Too small for codes; the scalar is float32 already.
     assert of_state(params, tx) == {"head": of_kernel + of_odd, "body": of_body, "(shared)": 8}
     by_expression = {"matrices": r"head/(kernel|odd)", "unused": "nothing", "late": "head/.*"}
-    assert of_state(params, tx, groups=by_expression) == {
+    assert of_state(params, tx, patterns=by_expression) == {
         "matrices": of_kernel + of_odd,
         "other": of_body,
         "(shared)": 8,
@@ -169,7 +169,7 @@ def test_the_owner_is_found_whatever_it_is_called(params):
     tx = adam_jax.chain(adam_jax.clip_by_global_norm(1.0), int8, adam_jax.ema_params(0.9))
     first, second = (n * (2 + 4) + 2 * 4 * n // 128 for n in (64 * 256, 32 * 128))
     expressions = {"first": "0|mu", "second": "1|codes|nu/mu"}
-    state = of_state(params, tx, groups=expressions)
+    state = of_state(params, tx, patterns=expressions)
     assert state == {"first": first, "second": second, "(shared)": 8}
 
 
@@ -252,7 +252,7 @@ def test_no_parameters(params, message):
         (dict(grads={"v": 1.0}), "grads must be a tree like params, with None for a leaf"),
         (dict(grads={"w": jnp.ones(3)}), r"for the shape \(2, 3\) at 'w': pass the gradients"),
         (dict(grads={"w": {"x": jnp.ones((2, 3))}}), r"for the shape \(2, 3\) at 'w'"),
-        (dict(groups={"all": "("}), r"groups\['all'\] must be a regular expression, got '\('"),
+        (dict(patterns={"all": "("}), r"patterns\['all'\] must be a regular expression, got '\('"),
         (dict(args=(1,)), r"args must come with the step that takes them, got \(1,\): pass step="),
     ],
 )

@@ -169,8 +169,8 @@ def test_nothing_of_the_size_of_a_leaf_is_temporary():
     [
         (lambda: telemetry(adamw(1e-3), 0), "every must be an integer ≥ 1"),
         (
-            lambda: telemetry(adamw(1e-3), groups={"a": "("}),
-            r"groups\['a'\] must be a regular expression, got '\('",
+            lambda: telemetry(adamw(1e-3), patterns={"a": "("}),
+            r"patterns\['a'\] must be a regular expression, got '\('",
         ),
         (lambda: telemetry(adamw), "inner must be an Optax transformation"),
         (lambda: measured(adamw(1e-3).init(parameters())), "one telemetry in it, got 0"),

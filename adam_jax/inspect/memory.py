@@ -20,7 +20,7 @@ def bytes_per_parameter(
     tx: optax.GradientTransformation,
     *,
     grads: Updates = None,
-    groups: Mapping[str, str] | None = None,
+    patterns: Mapping[str, str] | None = None,
 ) -> Bytes:
     """What parameters, gradients and state will take, by group; nothing is allocated.
 
@@ -30,16 +30,16 @@ def bytes_per_parameter(
       tx: any Optax transformation.
       grads: a tree like `params`, of either, with None for a leaf that has no gradient. If left
         out, gradients have the dtypes of the parameters, and integers have none.
-      groups: names and regular expressions, matched with the whole path of a leaf, the first match
-        before the others; what matches none is "other". None groups leaves by the first key of
-        their path. As in `telemetry`.
+      patterns: names and regular expressions, matched with the whole path of a leaf, the first
+        match before the others; what matches none is "other". None groups leaves by the first key
+        of their path. As in `telemetry`.
 
     Returns:
       Bytes, all and by group. What the state has at a parameter's path, whatever stands before and
       behind it (`mu/head/kernel/codes`), belongs to this parameter.
 
     Raises:
-      ValueError: no arrays in `params`, `grads` unlike them, a `tx` or `groups` that are none.
+      ValueError: no arrays in `params`, `grads` unlike them, a `tx` or `patterns` that are none.
 
     Example:
       >>> import adam_jax, jax, jax.numpy as jnp
@@ -53,7 +53,7 @@ def bytes_per_parameter(
       (shared)          0                                            8 B
       all       4,194,304        2.00       2.00   4.06   8.06  33.82 MB
     """
-    return Plan.of(params, tx, grads).bytes(groups)
+    return Plan.of(params, tx, grads).bytes(patterns)
 
 
 def report(
@@ -61,7 +61,7 @@ def report(
     tx: optax.GradientTransformation,
     *,
     grads: Updates = None,
-    groups: Mapping[str, str] | None = None,
+    patterns: Mapping[str, str] | None = None,
     step: Function | None = None,
     args: Sequence[Any] | None = None,
 ) -> Report:
@@ -70,10 +70,10 @@ def report(
     Parameters and state are donated to the step, and returned in this order.
 
     Args:
-      params: as in `bytes_per_parameter`, as are `tx`, `grads` and `groups`.
+      params: as in `bytes_per_parameter`, as are `tx`, `grads` and `patterns`.
       tx: any Optax transformation.
       grads: the gradients.
-      groups: names and regular expressions.
+      patterns: names and regular expressions.
       step: the run's, `step(params, state, *args)`, which returns the new parameters, the new state
         and anything else; what is temporary then includes the activations. If left out,
         `adam_jax.step` alone.
@@ -110,7 +110,7 @@ def report(
         compiled = jitted.lower(plan.params, plan.state, *given).compile()
     memory: Any = compiled.memory_analysis()
     return Report(
-        model=plan.bytes(groups),
+        model=plan.bytes(patterns),
         platform=jax.default_backend(),
         arguments=memory.argument_size_in_bytes,
         results=memory.output_size_in_bytes - memory.alias_size_in_bytes,

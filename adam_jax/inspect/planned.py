@@ -56,9 +56,9 @@ class Plan:
         state = _state(params, tx)
         return cls(params, grads, state, _lost_codes(params, tx, state))
 
-    def bytes(self, groups: Mapping[str, str] | None) -> Bytes:
+    def bytes(self, patterns: Mapping[str, str] | None) -> Bytes:
         """All of it, by group."""
-        group_of = telemetry(optax.identity(), groups=groups).body.group  # The same convention.
+        group_of = telemetry(optax.identity(), patterns=patterns).body.group  # The same convention.
         members: dict[str, list[Bytes]] = {}
         leaves, treedef = jax.tree.flatten(self.params)
         names = list(map(group_of, leaf_paths(self.params, False)))

@@ -13,7 +13,7 @@ from adam_jax.engine.call import Body, Call
 from adam_jax.engine.transformation import Transformation, body_of
 from adam_jax.engine.trees import leaf_paths
 from adam_jax.rules.pytrees import frozen_pytree
-from adam_jax.sharding.layout import MIN_SIZE, Layout
+from adam_jax.sharding.placement import MIN_SIZE, Placement
 
 
 @frozen_pytree
@@ -21,24 +21,24 @@ class Sharded(Body):
     """The body of `shard_state`."""
 
     inner: Body
-    layout: Layout
+    placement: Placement
 
     def init(self, params: Params) -> State:
         """The inner state, each device with its own part of it from the start."""
         self.check(params)
-        split = self.layout.place(params, self.layout.of_state(params))
+        split = self.placement.place(params, self.placement.of_state(params))
         state = self.explicit_init(split) if _is_traced(split) else self.inner.init(split)
-        return _moved(self.layout, state, self.layout.of_stored(state, params)[0])
+        return _moved(self.placement, state, self.placement.of_stored(state, params)[0])
 
     def explicit_init(self, params: Params) -> PyTree:
         """`init` of tracers: of automatic axes they do not tell, and blocks depend on it."""
         leaves, treedef = jax.tree.flatten(params)
         if all(jax.typeof(x).sharding.mesh.are_all_axes_explicit for x in leaves):
             return self.inner.init(params)
-        mesh = self.layout.mesh
+        mesh = self.placement.mesh
         explicit = (AxisType.Explicit,) * len(mesh.axis_names)
         explicit = Mesh(mesh.devices, mesh.axis_names, axis_types=explicit).abstract_mesh
-        specs = self.layout.of_state(params)
+        specs = self.placement.of_state(params)
         with jax.sharding.use_abstract_mesh(explicit):
             pairs = zip(leaves, specs, strict=True)
             told = [jax.sharding.reshard(x, NamedSharding(explicit, spec)) for x, spec in pairs]
@@ -50,25 +50,25 @@ class Sharded(Body):
 
     def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """The inner step, each device on its own part of the gradients and the parameters."""
-        layout = self.layout
+        placement = self.placement
         leaves = jax.tree.leaves(updates, is_leaf=lambda x: x is None)
         missing = any(g is None for g in leaves)
         known = params if missing and params is not None else updates
-        where, specs = layout.of_stored(state, known)
+        where, specs = placement.of_stored(state, known)
         # Where a gradient is None and params are not given, it is not known what belongs to it.
         partly = missing and params is None
         own = functools.partial(self.specs_of, known, specs)
-        split, theirs = layout.place(updates, own(updates)), params
+        split, theirs = placement.place(updates, own(updates)), params
         if params is not None:
             # First as they are: else a loop around this would carry its own half of each step, and
             # the parameters that come out of it would be split as well.
-            theirs = layout.place(params, layout.of_params(params))
-            theirs = layout.place(theirs, own(params))
+            theirs = placement.place(params, placement.of_params(params))
+            theirs = placement.place(theirs, own(params))
         if not partly and not _is_traced(state):  # XLA sees for itself where its own is to end.
-            state = _moved(layout, state, where)
+            state = _moved(placement, state, where)
         result, new = self.inner.run(split, state, theirs, call)
-        new = new if partly else _moved(layout, new, where)
-        return layout.place(result, layout.of_params(result)), new
+        new = new if partly else _moved(placement, new, where)
+        return placement.place(result, placement.of_params(result)), new
 
     def specs_of(
         self, known: PyTree, specs: list[PartitionSpec], tree: PyTree
@@ -77,7 +77,7 @@ class Sharded(Body):
         try:
             below = jax.tree.structure(known).flatten_up_to(tree)
         except ValueError:  # What is inside says what is wrong, or does not read it.
-            return self.layout.of_state(tree)
+            return self.placement.of_state(tree)
         return [spec for spec, x in zip(specs, below, strict=True) for _ in jax.tree.leaves(x)]
 
     def check(self, params: Params) -> None:
@@ -86,12 +86,12 @@ class Sharded(Body):
         Raises:
           ValueError: one does not; the message has its path.
         """
-        specs = self.layout.of_params(params)
+        specs = self.placement.of_params(params)
         for i, (p, spec) in enumerate(zip(jax.tree.leaves(params), specs, strict=True)):
             found = None if isinstance(p, jax.core.Tracer) else getattr(p, "sharding", None)
             if not isinstance(found, NamedSharding) or not getattr(p, "committed", False):
                 continue
-            told = self.layout.sharding(spec)
+            told = self.placement.sharding(spec)
             if not told.is_equivalent_to(found, np.ndim(p)):
                 path = leaf_paths(params, none_is_leaf=False)[i]
                 raise ValueError(
@@ -105,8 +105,8 @@ def _is_traced(tree: PyTree) -> bool:
     return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
 
 
-def _moved(layout: Layout, state: State, where: list[NamedSharding]) -> PyTree:
-    return layout.place(state, [sharding.spec for sharding in where])
+def _moved(placement: Placement, state: State, where: list[NamedSharding]) -> PyTree:
+    return placement.place(state, [sharding.spec for sharding in where])
 
 
 def shard_state(
@@ -156,7 +156,7 @@ def shard_state(
             "tx must not be offloaded, as the state would come back to the devices: write"
             " offload(shard_state(tx, mesh))."
         )
-    return Transformation.around(Sharded(body, Layout.of(mesh, axis, specs, min_size)))
+    return Transformation.around(Sharded(body, Placement.of(mesh, axis, specs, min_size)))
 
 
 def without_sharding(tx: AnyTransformation) -> PyTree:
@@ -191,17 +191,17 @@ def state_shardings(
     Returns:
       A tree of `NamedSharding`s like the state.
     """
-    return _placement(Layout.of(mesh, axis, specs, min_size), body_of("tx", tx), params)
+    return _shardings(Placement.of(mesh, axis, specs, min_size), body_of("tx", tx), params)
 
 
-def _placement(layout: Layout, body: Leaf, params: Params) -> PyTree:
+def _shardings(placement: Placement, body: Leaf, params: Params) -> PyTree:
     """Where the state lies, and in which memory, inside of `offload` and `shard_state`."""
     if isinstance(body, Sharded):
-        return _placement(layout, body.inner, params)
+        return _shardings(placement, body.inner, params)
     if body.memory is None:
-        state = jax.eval_shape(Sharded(body, layout).init, params)
-        return jax.tree.unflatten(jax.tree.structure(state), layout.of_stored(state, params)[0])
+        state = jax.eval_shape(Sharded(body, placement).init, params)
+        return jax.tree.unflatten(jax.tree.structure(state), placement.of_stored(state, params)[0])
     on_host = body.on_host(jax.eval_shape(body.inner.init, params))
-    shardings, treedef = jax.tree.flatten(_placement(layout, body.inner, params))
+    shardings, treedef = jax.tree.flatten(_shardings(placement, body.inner, params))
     pairs = zip(shardings, on_host, strict=True)
     return treedef.unflatten([s.with_memory_kind(body.memory) if host else s for s, host in pairs])

@@ -53,7 +53,7 @@ class Telemetry(Body):
 
     inner: Body
     every: int = static()
-    groups: tuple[tuple[str, str], ...] | None = static()
+    patterns: tuple[tuple[str, str], ...] | None = static()
 
     def init(self, params: Params) -> TelemetryState:
         """Nothing measured yet: zeros, which `measured` does not show."""
@@ -119,9 +119,9 @@ class Telemetry(Body):
 
     def group(self, path: str) -> str:
         """The name of the first expression that matches the path of a leaf, or how it begins."""
-        if self.groups is None:
+        if self.patterns is None:
             return path.split("/")[0]
-        return next((name for name, e in self.groups if re.fullmatch(e, path)), "other")
+        return next((name for name, e in self.patterns if re.fullmatch(e, path)), "other")
 
 
 def _moving(params: Params) -> PyTree:
@@ -235,7 +235,7 @@ def _keeps_nu(x: Leaf) -> bool:
 def telemetry(
     inner: optax.GradientTransformation,
     every: int = 100,
-    groups: Mapping[str, str] | None = None,
+    patterns: Mapping[str, str] | None = None,
 ) -> Transformation:
     """Measures what steps do to each group of parameters, inside the program, every so often.
 
@@ -248,7 +248,7 @@ def telemetry(
       inner: any Optax transformation. `eps_dominates` is there if it is, or has inside, one member
         of this package that divides by √nû + ε.
       every: optimizer steps; measured in steps `every`, 2·`every`, ...
-      groups: names and regular expressions, matched with the whole path of a leaf (see `groups`),
+      patterns: names and regular expressions, matched with the whole path of a leaf (see `groups`),
         the first match before the others; what matches none is "other". None groups leaves by the
         first key of their path.
 
@@ -272,9 +272,9 @@ def telemetry(
       -1.00
     """
     every = check_integer("every", every, 1, instead="100 is usual")
-    for name, expression in (groups or {}).items():
-        check_expression(f"groups[{name!r}]", expression)
-    ordered = None if groups is None else tuple(groups.items())
+    for name, expression in (patterns or {}).items():
+        check_expression(f"patterns[{name!r}]", expression)
+    ordered = None if patterns is None else tuple(patterns.items())
     return Transformation.around(Telemetry(inner_body("inner", inner), every, ordered))
 
 

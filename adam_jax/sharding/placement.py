@@ -26,7 +26,7 @@ MIN_SIZE = 4096
 
 
 @frozen_pytree
-class Layout:
+class Placement:
     """Where parameters lie, and where the state of each is to lie.
 
     Attributes:
