@@ -264,8 +264,11 @@ def is_served(address):
 
 def test_more_connections_than_are_served_are_closed(address):
     with contextlib.ExitStack() as held:
-        for _ in range(MAX_CONNECTIONS):
+        for n in range(8 * MAX_CONNECTIONS):  # On a busy machine the first may be closed by now.
             held.enter_context(connect(address))
-        assert not is_served(address)
+            if n >= MAX_CONNECTIONS - 1 and not is_served(address):
+                break
+        else:
+            pytest.fail("all of them were served")
     while not is_served(address):  # As soon as there is room.
         pass
