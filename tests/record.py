@@ -140,7 +140,8 @@ def run(make: Callable[[], Any], dtype: Any, shapes: dict[str, Any], update: boo
         if not update:
             return adam_jax.step(tx, grads, state, params)
         updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
+        with jax.numpy_dtype_promotion("standard"):  # Of bfloat16 weights and float32 updates.
+            return optax.apply_updates(params, updates), state
 
     step = jax.jit(step)
     try:
