@@ -197,7 +197,7 @@ def test_what_is_nobodys_is_shared():
     params = {"b": jnp.ones(()), "w": jnp.ones((2, 3)), "v": jnp.ones(5)}
     telemetry = of_state(params, adam_jax.telemetry(adamw(1e-3)))
     assert telemetry == {"b": 8, "w": 48, "v": 40, "(shared)": 3 * 4 + 3 * 7 * 4}
-    # A link's number is no leaf's, though its losses lie beside it.
+    # A stage's number is no leaf's, though its losses lie beside it.
     pair = (params["w"], params["v"])
     spikes = adam_jax.skip_nonfinite(adamw(1e-3), spike_sigmas=6)
     around = of_state(pair, optax.chain(optax.identity(), spikes))

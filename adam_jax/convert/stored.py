@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from adam_jax._types import Leaf, PyTree, State, Stored
 from adam_jax.engine.leafwise import fetched, on_host
-from adam_jax.engine.states import described, is_state
+from adam_jax.engine.states import described, found, is_known, is_state
 from adam_jax.engine.trees import is_stored, leaf_paths
 from adam_jax.formats.dtypes import wider_dtype
 from adam_jax.formats.policy import (
@@ -52,12 +52,13 @@ def convert_state(state: State, *, mu_dtype: SlotDType = None, nu_dtype: SlotDTy
     members = []
 
     def convert(x: Leaf) -> Leaf:
-        if not is_state(x):
+        # A NamedTuple of the user's, such as parameters beside the state.
+        if not is_state(x) or not (is_known(x) or found(tuple(x), is_known)):
             return x
         fields = described(x)
         if fields.slots:
             members.append(x)
-        slots = [Slot(*each) for each in fields.slots.items()]
+        slots = [Slot(name, magnitude) for name, magnitude in fields.slots.items()]
         new = {s.name: _stored(getattr(x, s.name), specs[s.magnitude], s) for s in slots}
         return x._replace(**new, **{name: walk(getattr(x, name)) for name in fields.inner})
 
@@ -66,6 +67,8 @@ def convert_state(state: State, *, mu_dtype: SlotDType = None, nu_dtype: SlotDTy
 
     state = walk(state)
     if not members:
+        for x in found(state, is_state):
+            described(x)
         raise ValueError(
             f"state must have the moments of a member of Adam's family in it, got"
             f" {jax.tree.structure(state)}: pass what init or update returned."

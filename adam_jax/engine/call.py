@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adam_jax._types import Count, Params, PyTree, Result, Scalars, State, Updates
+from adam_jax._types import Count, Params, PyTree, Result, State, Updates
 
 if TYPE_CHECKING:
     from adam_jax.engine.pipeline import Pipeline
@@ -19,7 +19,7 @@ class Call(NamedTuple):
     """What is asked of one step.
 
     A step that is not taken changes nothing, whatever the gradient is: the state stays as it is,
-    updates are zero. Bodies do not look at `ok`: they ask the methods.
+    updates are zero. Wrappers ask the methods; the leaf program and `OptaxBody` alone read `ok`.
 
     Attributes:
       apply: return the new parameters and not the updates.
@@ -49,7 +49,7 @@ class Call(NamedTuple):
             return updates
         return chosen(self.ok, updates, jax.tree.map(jnp.zeros_like, updates))
 
-    def counted(self, count: Count) -> Scalars:
+    def counted(self, count: Count) -> Count:
         """One more, if the step is taken; saturates at the largest integer, as in Optax."""
         return _counted(count, self.ok)
 
@@ -57,7 +57,7 @@ class Call(NamedTuple):
 # As one program where it is not part of another: five operations on a number, of which each takes
 # as long as the step of a small leaf.
 @functools.partial(jax.jit, inline=True)
-def _counted(count: Count, ok: jax.Array | None) -> Scalars:
+def _counted(count: Count, ok: jax.Array | None) -> Count:
     one_more: Any = optax.safe_increment(count)
     return one_more if ok is None else jnp.where(ok, one_more, count)
 
@@ -91,20 +91,18 @@ def check_state(state: State, kind: type, described: str) -> None:
         raise ValueError(f"the state must be {described}, got {type(state).__name__}: {PASS_ON}")
 
 
+class NoPipeline(ValueError):
+    """A body is no member of this package, nor around one that can be edited."""
+
+
 class Body(abc.ABC):
     """What a `Transformation` does: a `frozen_pytree`, so that it compares by value and traces.
 
     Attributes:
       takes: the names of the extra arguments that it reads.
-      foreign: the transformation of another library that it runs; None if it is of this package.
-      memory: the kind of memory that it keeps its state in; None for that of the device.
-      has_pipeline: it is a member's pipeline, or holds one: `pipeline` and `edited` do not refuse.
     """
 
     takes: tuple[str, ...] = ()
-    foreign: Any = None
-    memory: str | None = None
-    has_pipeline: bool = False
 
     @abc.abstractmethod
     def init(self, params: Params) -> State:
@@ -115,7 +113,7 @@ class Body(abc.ABC):
         """One step.
 
         Args:
-          updates: the gradients, a tree of arrays, `Unrounded` arrays and None.
+          updates: the gradients, a tree of arrays and None, or one that is `Unrounded`.
           state: what `init` or the last step returned.
           params: the parameters, or None.
           call: what is asked.
@@ -128,14 +126,14 @@ class Body(abc.ABC):
         """The pipeline of a member, for who edits or groups it; others refuse.
 
         Raises:
-          ValueError: always; the caller says what to write instead.
+          NoPipeline: always; the caller says what to write instead.
         """
-        raise ValueError(type(self).__name__)
+        raise NoPipeline(type(self).__name__)
 
     def edited(self, edit: "Callable[[Pipeline], Pipeline]") -> "Body":
         """The same body with its pipeline edited; others refuse.
 
         Raises:
-          ValueError: always; the caller says what to write instead.
+          NoPipeline: always; the caller says what to write instead.
         """
-        raise ValueError(type(self).__name__)
+        raise NoPipeline(type(self).__name__)

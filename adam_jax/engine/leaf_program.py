@@ -1,4 +1,4 @@
-"""The reference kernel: the rules of one leaf, one after the other, for XLA to fuse."""
+"""The program of one leaf: its rules, one after the other, for XLA to fuse."""
 
 import functools
 import itertools

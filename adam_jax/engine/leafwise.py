@@ -1,4 +1,4 @@
-"""What recipes do to the leaves of a whole tree: widen, round, add, choose, measure.
+"""What wrappers do to a whole tree, leaf by leaf: decode, store, fetch, measure.
 
 A None is a leaf that is left alone, as everywhere in this package.
 """
@@ -12,21 +12,21 @@ import numpy as np
 
 from adam_jax._types import DType, Function, Leaf, Number, PyTree, Stored, Updates
 from adam_jax.engine.trees import align_slot, leaf_paths, unflatten_slot
-from adam_jax.engine.unrounded import flatten_updates, promoted, values
+from adam_jax.engine.unrounded import promoted
 from adam_jax.formats.base import Format
 from adam_jax.formats.dtypes import moves
 from adam_jax.formats.policy import format_of
 from adam_jax.rules.squares import abs_squared
 
 
-def map_leaves(f: Function, updates: Updates, slots: PyTree) -> Function:
+def map_leaves(f: Function, updates: Updates, slots: PyTree) -> PyTree:
     """f of each leaf of the updates, None or not, and what a state keeps for it.
 
     Raises:
       ValueError: the trees differ, or f's own; the message has the first path.
     """
-    leaves, treedef = flatten_updates(updates)
-    updates, results = values(updates), []
+    leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
+    results = []
     for i, (leaf, kept) in enumerate(zip(leaves, align_slot(treedef, updates, slots), strict=True)):
         try:
             results.append(f(leaf, kept))

@@ -9,7 +9,7 @@ import jax.core
 import jax.numpy as jnp
 import optax
 
-from adam_jax._types import Leaf, Params, PyTree, Result, State, Updates
+from adam_jax._types import Function, Leaf, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import Body, Call, chosen
 from adam_jax.engine.functions import zeros_for
 from adam_jax.engine.trees import align_params
@@ -25,11 +25,6 @@ class OptaxBody(Body):
     """The body of a transformation that is not of this package."""
 
     tx: optax.GradientTransformation
-
-    @property
-    def foreign(self) -> optax.GradientTransformation:
-        """What it runs."""
-        return self.tx
 
     @property
     def takes(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -114,3 +109,29 @@ def taken_if(
     # In place; a branch copies its operands. Without the barrier XLA computes what depends on the
     # gradient alone ahead of the loop, and stores it.
     return if_due(call.ok, lambda old: step(*kept_apart((updates, *old))), old)
+
+
+def is_foreign(body: Body) -> bool:
+    """Whether a body is another library's transformation."""
+    return isinstance(body, OptaxBody)
+
+
+def parts_of(body: Body) -> list[tuple[Function, Function]]:
+    """`init` and `update` of each transformation in an `optax.chain`; none of another body.
+
+    Optax's chain is a pair of closures: they are recognised by their code, and the parts are the
+    contents of their cells.
+    """
+    if not isinstance(body, OptaxBody):
+        return []
+    inits, updates = (_held(f, g) for f, g in zip(body.tx, _OPTAX_CHAIN, strict=True))
+    return list(zip(*inits, *updates, strict=True)) if len(inits) == len(updates) == 1 else []
+
+
+_OPTAX_CHAIN = optax.chain(optax.identity())
+
+
+def _held(f: Function, like: Function) -> list[Leaf]:
+    """The contents of a function's closure, if it has the same code as `like`; else nothing."""
+    code = getattr(f, "__code__", None)
+    return [cell.cell_contents for cell in f.__closure__ or ()] if code is like.__code__ else []  # pyright: ignore[reportFunctionMemberAccess]

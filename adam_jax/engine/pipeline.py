@@ -1,6 +1,6 @@
 """One pass over the leaves of a tree, in which each runs through a pipeline of stages.
 
-Step counts, trees, None leaves, masks and groups are known here (and in leaves.py, which lines
+Step counts, trees, None leaves, masks and groups are known here (and in trees.py, which lines
 trees up), and nowhere below. `adamw` is one pipeline of three stages, all leaves in it; `groups` is
 several pipelines of one shape, each with its own numbers, and a leaf in one of them or in none.
 """
@@ -26,13 +26,7 @@ from adam_jax.engine.trees import (
     unflatten_slot,
     unflatten_stored,
 )
-from adam_jax.engine.unrounded import (
-    Unrounded,
-    flatten_updates,
-    update_dtype,
-    value,
-    values,
-)
+from adam_jax.engine.unrounded import Unrounded, as_wide_as, dtypes_of, update_dtype, values
 from adam_jax.formats.dtypes import leaf_dtype, moves
 from adam_jax.formats.noise import Salt, salt_of_moments
 from adam_jax.formats.policy import format_of
@@ -47,15 +41,13 @@ Nor has a leaf a state that is no floating-point number; its gradient is None.
 
 @frozen_pytree
 class Pipeline(Body):
-    """Links that run one after the other on each leaf.
+    """Stages that run one after the other on each leaf.
 
     Attributes:
       stages: in the order in which they run.
       chained: the state is a tuple with one entry per stage, as `optax.chain` keeps it; False, for
         a single stage, is that stage's state itself.
     """
-
-    has_pipeline = True
 
     stages: tuple[Stage, ...]
     chained: bool = static()
@@ -71,7 +63,7 @@ class Pipeline(Body):
 
     def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """One optimizer step on every leaf; see `Body`."""
-        leaves, _ = flatten_updates(updates)
+        leaves = jax.tree.leaves(values(updates), is_leaf=lambda x: x is None)
         return run_pipelines((self,), [0] * len(leaves), updates, state, params, call)
 
     def pipeline(self) -> "Pipeline":
@@ -146,8 +138,9 @@ def run_pipelines(
     """
     apply = call.apply
     stages, states = pipelines[0].stages, pipelines[0].split(state)
-    gradients, treedef = flatten_updates(updates)
-    leaves, updates = list(map(value, gradients)), values(updates)
+    later = isinstance(updates, Unrounded) and not apply
+    dtypes, updates = dtypes_of(updates), values(updates)
+    leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
     counts = [
         getattr(s, stage.counts[0]) if stage.counts else None
         for stage, s in zip(stages, states, strict=True)
@@ -192,7 +185,7 @@ def run_pipelines(
             continue
         try:
             g_dtype = check_leaf(g, p, old, formats)
-            dtype = leaf_dtype(p) if apply else update_dtype(g, p)
+            dtype = leaf_dtype(p) if apply else update_dtype(g_dtype, p)
             group = (label, used, formats, dtype, np.shape(g), g_dtype)
             if group not in alike:
                 for k, its in zip(used, formats, strict=True):
@@ -211,9 +204,7 @@ def run_pipelines(
         alike, alike.values(), run(groups, structures, numbers, call), strict=True
     ):
         for i, (result, new) in zip(indices, stepped, strict=True):
-            own, results[i] = gradients[i], result
-            if isinstance(own, Unrounded) and not apply:
-                results[i] = Unrounded(result, update_dtype(own, param_leaves[i]))
+            results[i] = result
             for k, slots in zip(used, new, strict=True):
                 for slot, x in zip(stored[k], slots, strict=True):
                     slot[i] = x
@@ -224,7 +215,10 @@ def run_pipelines(
         for slot, xs in zip(stage.rule.slots, slots, strict=True):
             fields[slot.name] = unflatten_slot(treedef, updates, xs)
         new_states.append(stage.state_type(**fields))
-    return jax.tree.unflatten(treedef, results), pipelines[0].join(new_states)
+    result = jax.tree.unflatten(treedef, results)
+    if later:
+        result = as_wide_as(Unrounded(result, dtypes), params)
+    return result, pipelines[0].join(new_states)
 
 
 def _described(state: State) -> str:

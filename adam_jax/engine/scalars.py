@@ -1,8 +1,8 @@
 """What the leaves of a step share: the numbers of the rules, and their scalars of this step.
 
-The kernel gets the rules without their hyperparameters: a leaf needs only the scalars made of them.
-JAX keeps the pytree structures of what it has compiled. With a schedule in them, the schedule would
-never be freed, and each new one would compile every leaf anew.
+The leaf program gets the rules without their hyperparameters: a leaf needs only the scalars made of
+them. JAX keeps the pytree structures of what it has compiled. With a schedule in them, the schedule
+would never be freed, and each new one would compile every leaf anew.
 """
 
 import functools

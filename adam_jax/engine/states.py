@@ -34,7 +34,7 @@ class StateFields:
     counts: tuple[str, ...] = ()
     inner: tuple[str, ...] = ()
     own: tuple[str, ...] = ()
-    own_matters: bool | str = False
+    own_matters: bool | str = True
 
     def matters(self, state: State) -> bool:
         """Whether the `own` fields of this state may not be left behind."""
@@ -52,7 +52,7 @@ def register(
     counts: Sequence[str] = (),
     inner: Sequence[str] = (),
     own: Sequence[str] = (),
-    own_matters: bool | str = False,
+    own_matters: bool | str = True,
 ) -> None:
     """Describes a state, as `StateFields` does. Doing so again changes nothing.
 
@@ -208,15 +208,23 @@ register(
     own=["mini_step", "acc_grads", "skip_state"],
     own_matters="mini_step",
 )
-register(optax.InjectHyperparamsState, counts=["count"], inner=["inner_state"], own=["hyperparams"])
+register(
+    optax.InjectHyperparamsState,
+    counts=["count"],
+    inner=["inner_state"],
+    own=["hyperparams"],
+    own_matters=False,
+)
 register(
     optax.InjectStatefulHyperparamsState,
     counts=["count"],
     inner=["hyperparams_states", "inner_state"],
     own=["hyperparams"],
+    own_matters=False,
 )
 register(
     optax.ApplyIfFiniteState,
     inner=["inner_state"],
     own=["notfinite_count", "last_finite", "total_notfinite"],
+    own_matters=False,
 )

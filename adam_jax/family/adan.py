@@ -29,6 +29,8 @@ from adam_jax.validation import check_number
 class Adan(MemberRule):
     """Averages of the gradient, of its change, and of the square of the gradient looked ahead."""
 
+    elementwise = True
+
     b1: DecayRate
     b2: DecayRate
     b3: DecayRate

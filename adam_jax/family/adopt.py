@@ -73,6 +73,8 @@ class ClipBound(Hyperparameter):
 class Adopt(MemberRule):
     """The average of gradients, each divided by the root of the squares before it."""
 
+    elementwise = True
+
     b1: DecayRate
     b2: DecayRate
     direction: Direction

@@ -24,6 +24,8 @@ from adam_jax.validation import check_number
 class Lion(MemberRule):
     """The sign of the average of mu and g, or what `mode` puts in the sign's place."""
 
+    elementwise = True
+
     b1: DecayRate
     b2: DecayRate
     smooth_beta: Number

@@ -55,8 +55,6 @@ class WarmedUp(Hyperparameter):
 class ScheduleFree(Body):
     """Optax's wrapper, its numbers beside it: a closure would neither compare nor pickle."""
 
-    has_pipeline = True
-
     inner: Pipeline
     learning_rate: Hyperparameter
     b1: Number = static()

@@ -12,11 +12,11 @@ import numpy as np
 import optax
 
 from adam_jax._types import Leaf, Named, Params, PyTree, Result, State, Updates
-from adam_jax.engine.call import Body, Call
+from adam_jax.engine.call import Body, Call, NoPipeline
 from adam_jax.engine.pipeline import Pipeline, init_pipelines, run_pipelines
 from adam_jax.engine.transformation import Transformation, body_of
 from adam_jax.engine.trees import leaf_paths
-from adam_jax.engine.unrounded import flatten_updates, values
+from adam_jax.engine.unrounded import values
 from adam_jax.formats.dtypes import moves
 from adam_jax.modify.factory import check_arguments, check_factory
 from adam_jax.rules.pytrees import frozen_pytree, static
@@ -46,7 +46,7 @@ class Groups(Body):
 
     def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """One optimizer step, each leaf with the numbers of its group."""
-        leaves, _ = flatten_updates(updates)
+        leaves = jax.tree.leaves(values(updates), is_leaf=lambda x: x is None)
         paths = leaf_paths(values(updates))
         labels = self.labels(paths, [g is not None for g in leaves], check=False)
         return run_pipelines(self.pipelines, labels, updates, state, params, call)
@@ -180,7 +180,7 @@ def _pipeline(factory: Callable[..., Transformation], arguments: Named) -> Pipel
     tx = factory(**arguments)
     try:
         return body_of("factory's result", tx).pipeline()
-    except ValueError as error:
+    except NoPipeline as error:
         raise ValueError(
             f"factory must make a member of adam_jax, got {error}: for others there is"
             f" optax.partition; with_hyperparams goes around,"
@@ -189,7 +189,7 @@ def _pipeline(factory: Callable[..., Transformation], arguments: Named) -> Pipel
 
 
 def _with_one_count(pipelines: list[Pipeline]) -> tuple[Pipeline, ...]:
-    """Links without slots count for themselves only where no stage beside them has any."""
+    """Stages without slots count for themselves only where no stage beside them has any."""
     alone = not any(stage.rule.slots for stage in pipelines[0].stages)
     state_types = []
     for alike in zip(*(pipeline.stages for pipeline in pipelines), strict=True):

@@ -45,7 +45,13 @@ class HyperparamsState(NamedTuple):
     inner_state: State
 
 
-register(HyperparamsState, counts=["count"], inner=["inner_state"], own=["hyperparams", "exact"])
+register(
+    HyperparamsState,
+    counts=["count"],
+    inner=["inner_state"],
+    own=["hyperparams", "exact"],
+    own_matters=False,
+)
 
 
 def as_float(x: Leaf) -> jax.Array:

@@ -9,28 +9,27 @@ function that makes it and returns such a function (`cautious(adamw)`), which `g
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import optax
 
 from adam_jax._types import AnyTransformation, Function, Leaf, PyTree
+from adam_jax.engine.call import NoPipeline
 from adam_jax.engine.pipeline import Pipeline
 from adam_jax.engine.stage import Stage
 from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation, body_of
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_slot_dtype
 from adam_jax.modify.factory import Factory
-from adam_jax.rules.base import MemberRule, Rule
+from adam_jax.rules.base import Rule
 from adam_jax.rules.directions import Atan2
 from adam_jax.rules.modifiers import (
     AmplifySlowGradients,
     Cautious,
-    CautiousDecay,
     ClipUpdateRms,
 )
 from adam_jax.rules.rates import DecayRate
-from adam_jax.rules.scaling import AddDecayedWeights
 from adam_jax.validation import as_number, check_number
 
 Modifiable = TypeVar("Modifiable", bound=Function | Transformation)
@@ -112,7 +111,7 @@ def atan2(
     a = check_number("a", a, instead="the usual value is 1.0")
     b = check_number("b", b, 1e-30, instead="the usual value is 1.0")
 
-    def change(rule: MemberRule) -> MemberRule:
+    def change(rule: Rule) -> Rule:
         return rule.with_direction(lambda squared: Atan2(a, b, squared))
 
     return _modified(atan2, tx, _around(change), a=a, b=b)
@@ -200,13 +199,14 @@ def _modified(
     if callable(tx) and not isinstance(tx, optax.GradientTransformation):
         return ModifiedFactory(tx, modifier, tuple((k, as_number(x)) for k, x in settings.items()))
     body = body_of("tx", tx)
-    if not body.has_pipeline:
-        name = modifier.__name__
+    try:
+        return Transformation.around(body.edited(edit))
+    except NoPipeline:
+        name, got = modifier.__name__, body if isinstance(tx, Transformation) else tx
         raise ValueError(
-            f"tx must be a member of adam_jax, got {type(body).__name__}: write {name}(adamw(...)),"
+            f"tx must be a member of adam_jax, got {type(got).__name__}: write {name}(adamw(...)),"
             f" groups({name}(adamw), ...), with_hyperparams({name}(adamw)), and chain around that."
-        )
-    return Transformation.around(body.edited(edit))
+        ) from None
 
 
 def _member(pipeline: Pipeline) -> int:
@@ -232,7 +232,9 @@ def _around(change: Callable[[Any], Rule]) -> Callable[[Pipeline], Pipeline]:
 
 
 def _with_cautious_decay(pipeline: Pipeline) -> Pipeline:
-    for i, stage in enumerate(pipeline.stages):
-        if i > _member(pipeline) and stage.rule.decays:
-            return _with_rule(pipeline, i, CautiousDecay(cast(AddDecayedWeights, stage.rule)))
+    for i in range(_member(pipeline) + 1, len(pipeline.stages)):
+        try:
+            return _with_rule(pipeline, i, pipeline.stages[i].rule.cautious_decay())
+        except ValueError:
+            continue
     raise ValueError("tx must have decoupled weight decay, as cautious_weight_decay(adamw(...)).")

@@ -11,11 +11,11 @@ import numpy as np
 import optax
 
 from adam_jax._types import Leaf, Params, PyTree, Result, State, Updates
-from adam_jax.engine.call import Body, Call
+from adam_jax.engine.call import Body, Call, NoPipeline
 from adam_jax.engine.pipeline import Pipeline
 from adam_jax.engine.transformation import Transformation, body_of
 from adam_jax.engine.trees import leaf_paths
-from adam_jax.engine.unrounded import unrounded, values, with_dtypes
+from adam_jax.engine.unrounded import Unrounded, dtypes_of, unrounded, values
 from adam_jax.formats.base import Format, SlotPolicy
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.formats.dtypes import leaf_dtype, wider_dtype
@@ -117,7 +117,7 @@ class PackSmallLeaves(Body):
         its_call = call._replace(apply=False)
         arrays = values(unrounded(updates))
         u, head_state = self.head.run(packed(arrays, bins), head_state, theta, its_call)
-        u = with_dtypes(unpacked(u, arrays), updates)
+        u = Unrounded(unpacked(u, arrays), dtypes_of(updates))
         u, tail_state = self.tail.run(u, tail_state, params, call)
         return u, self.join(head_state, tail_state)
 
@@ -209,9 +209,10 @@ def pack_small_leaves(inner: optax.GradientTransformation, below: int = 65536) -
     try:
         body = body_of("inner", inner).pipeline()
         member = _last_with_slots(body)
-    except ValueError as error:
+    except NoPipeline as error:
+        got = error if isinstance(inner, Transformation) else type(inner).__name__
         raise ValueError(
-            f"inner must be a member of adam_jax, such as adamw(1e-3), got {error}: put"
+            f"inner must be a member of adam_jax, such as adamw(1e-3), got {got}: put"
             f" pack_small_leaves innermost, and chain, accumulate, ... around it."
         ) from None
     stages = body.stages[: member + 1]
@@ -234,7 +235,7 @@ def pack_small_leaves(inner: optax.GradientTransformation, below: int = 65536) -
 
 def _last_with_slots(body: Pipeline) -> int:
     if body.member is None:
-        raise ValueError("a pipeline without accumulators")
+        raise NoPipeline("a pipeline without accumulators")
     return body.member
 
 

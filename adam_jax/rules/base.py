@@ -8,7 +8,7 @@ algorithms come out of it like this:
   their bias corrected, and a direction made of the two (Kingma & Ba 2015, algorithm 1).
 * AMSGrad is the same with `RunningMax(EmaOfSquares(b2))` as the second statistic.
 * Decoupled weight decay and the learning rate are rules without slots: they turn one array into
-  another. AdamW is therefore the three in a row, on one leaf, in one pass.
+  another. AdamW is therefore the three one after the other, on one leaf, in one pass.
 """
 
 import abc
@@ -54,16 +54,14 @@ class Rule(abc.ABC):
 
     Attributes:
       slots: a tuple of `Slot`: the accumulators, in the order of the state's fields.
-      elementwise: each element is treated by itself, so that leaves may share a buffer; else the
-        whole leaf is looked at.
+      elementwise: each element is treated by itself, so that leaves may share a buffer. A rule says
+        so; else it may look at the whole leaf.
       needs_params: `update` reads the parameter.
-      decays: it makes weights decay, and nothing else.
     """
 
     slots: PyTree = ()
-    elementwise: bool = True
+    elementwise: bool = False
     needs_params: bool = False
-    decays: bool = False
 
     @abc.abstractmethod
     def scalars(self, count: Count) -> Scalars:
@@ -100,6 +98,22 @@ class Rule(abc.ABC):
           param: the parameter; None unless `needs_params`.
         """
 
+    def with_direction(self, make: "Callable[[bool], Direction]") -> "Rule":
+        """The same accumulators, divided in another way, and without any ε.
+
+        Args:
+          make: from whether the second moment is a square to the direction.
+        """
+        raise ValueError(f"tx must divide by a root, and {type(self).__name__} does not.")
+
+    def looking_ahead(self) -> "Rule":
+        """The same accumulators, the average of the gradient read one step ahead."""
+        raise ValueError(_reads_otherwise(self))
+
+    def cautious_decay(self) -> "Rule":
+        """Weight decay where update and parameter point the same way; other rules refuse."""
+        raise ValueError(f"{type(self).__name__} does not make weights decay.")
+
 
 class StatelessRule(Rule):
     """A rule that remembers nothing."""
@@ -112,10 +126,7 @@ class StatelessRule(Rule):
 
 
 class MemberRule(Rule):
-    """The rule of a member of the family, which modifiers may ask for another one.
-
-    One that has no answer refuses: the error says which member it is.
-    """
+    """The rule of a member of the family: what modifiers and telemetry ask of it."""
 
     @abc.abstractmethod
     def normalised(self, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
@@ -127,18 +138,6 @@ class MemberRule(Rule):
     @abc.abstractmethod
     def eps_dominates(self, new: Slots, scalars: Scalars) -> Array | None:
         """Where √nû ≤ ε; None for a rule that does not divide an average by √nû + ε."""
-
-    def with_direction(self, make: "Callable[[bool], Direction]") -> "MemberRule":
-        """The same accumulators, divided in another way, and without any ε.
-
-        Args:
-          make: from whether the second moment is a square to the direction.
-        """
-        raise ValueError(f"tx must divide by a root, and {type(self).__name__} does not.")
-
-    def looking_ahead(self) -> "MemberRule":
-        """The same accumulators, the average of the gradient read one step ahead."""
-        raise ValueError(_reads_otherwise(self))
 
 
 def rules_in(tree: PyTree) -> "list[Rule]":
@@ -230,6 +229,8 @@ class MomentRule(MemberRule):
       second: the running statistic of its magnitude; it may read the first's new slots.
       direction: how the two become an update.
     """
+
+    elementwise = True
 
     first: Moment
     second: Moment

@@ -22,7 +22,7 @@ class Quotient(Direction):
       squared: the second moment is a square.
     """
 
-    squared: Any = True
+    squared: bool = True
 
     def normalised(self, g: Array, second: Array, scalars: Scalars) -> Array:
         return self.combine(g, second, scalars)

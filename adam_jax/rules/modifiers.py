@@ -7,11 +7,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from adam_jax._types import Count, Leaf, Number, PyTree, Scalars
-from adam_jax.rules.base import Average, Direction, MemberRule, Rule, Slot, Slots, StatelessRule
+from adam_jax.rules.base import Average, Direction, MemberRule, Rule, Slot, Slots
 from adam_jax.rules.directions import safe_sqrt
 from adam_jax.rules.pytrees import frozen_pytree
 from adam_jax.rules.rates import DecayRate, after_first
-from adam_jax.rules.scaling import AddDecayedWeights
 from adam_jax.rules.squares import abs_squared
 
 
@@ -19,13 +18,15 @@ from adam_jax.rules.squares import abs_squared
 class ModifiedRule(MemberRule):
     """A member's rule with another update, made from a whole leaf; all else is the member's."""
 
-    elementwise = False
-
     inner: MemberRule
 
     @property
     def slots(self) -> tuple[Slot, ...]:
         return self.inner.slots
+
+    @property
+    def needs_params(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.needs_params
 
     @property
     def first(self) -> PyTree:
@@ -85,28 +86,10 @@ class ClipUpdateRms(ModifiedRule):
 
 
 @frozen_pytree
-class CautiousDecay(StatelessRule):
-    """u + λ·θ where u and θ point the same way, else u."""
-
-    needs_params = True
-
-    inner: AddDecayedWeights
-
-    def scalars(self, count: Count) -> Scalars:
-        return self.inner.scalars(count)
-
-    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
-        decayed = self.inner.update(g, old, new, scalars, param)
-        assert param is not None  # needs_params
-        agreement = jnp.real(g * jnp.conj(param))
-        # Behind the learning rate u has been turned downhill.
-        agree = agreement <= 0 if self.inner.downhill else agreement >= 0
-        return jnp.where(agree, decayed, g)
-
-
-@frozen_pytree
 class AmplifySlowGradients(Rule):
     """g + factor·slow, with slow an average of g that starts at the first one."""
+
+    elementwise = True
 
     rate: DecayRate
     factor: Number

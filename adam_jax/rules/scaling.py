@@ -65,6 +65,8 @@ def hyperparameter(argument: str, x: Leaf, low: float = 0.0, *, instead: str) ->
 class Identity(StatelessRule):
     """u: a stage that Optax's chain has, and that does nothing."""
 
+    elementwise = True
+
     def scalars(self, count: Count) -> Scalars:
         return ()
 
@@ -83,8 +85,9 @@ class AddDecayedWeights(StatelessRule):
       downhill: u - λ·θ instead, for an update that the learning rate has turned already.
     """
 
+    elementwise = True
+
     needs_params = True
-    decays = True
 
     weight_decay: Hyperparameter
     downhill: bool = static(default=False)
@@ -97,12 +100,36 @@ class AddDecayedWeights(StatelessRule):
         assert param is not None  # needs_params
         return g + scalars * param
 
+    def cautious_decay(self) -> "CautiousDecay":
+        return CautiousDecay(self)
+
+
+@frozen_pytree
+class CautiousDecay(StatelessRule):
+    """u + λ·θ where u and θ point the same way, else u."""
+
+    elementwise = True
+
+    needs_params = True
+
+    inner: AddDecayedWeights
+
+    def scalars(self, count: Count) -> Scalars:
+        return self.inner.scalars(count)
+
+    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
+        decayed = self.inner.update(g, old, new, scalars, param)
+        assert param is not None  # needs_params
+        agreement = jnp.real(g * jnp.conj(param))
+        # Behind the learning rate u has been turned downhill.
+        agree = agreement <= 0 if self.inner.downhill else agreement >= 0
+        return jnp.where(agree, decayed, g)
+
 
 @frozen_pytree
 class ScaleByTrustRatio(StatelessRule):
     """u·‖θ‖/‖u‖ per leaf; u where one of the two norms is zero (You et al. 2020, algorithm 2)."""
 
-    elementwise = False
     needs_params = True
 
     def scalars(self, count: Count) -> Scalars:
@@ -119,6 +146,8 @@ class ScaleByTrustRatio(StatelessRule):
 @frozen_pytree
 class ScaleByLearningRate(StatelessRule):
     """-α·u, or α·u where the sign is not to be flipped."""
+
+    elementwise = True
 
     learning_rate: Hyperparameter
     flip_sign: bool = static(default=True)
@@ -137,6 +166,8 @@ class CorrectBias(StatelessRule):
 
     Kingma & Ba 2015, section 2, last paragraph.
     """
+
+    elementwise = True
 
     b1: DecayRate
     b2: DecayRate

@@ -20,12 +20,12 @@ class Offloaded(Body):
 
     Attributes:
       inner: whose state it is.
-      memory: its kind.
+      to: the kind of the host's memory.
       where: a regular expression that matches the whole path of what goes there.
     """
 
     inner: Body
-    memory: str | None = static()
+    to: str = static()
     where: str = static()
 
     def init(self, params: Params) -> State:
@@ -44,7 +44,7 @@ class Offloaded(Body):
         def store(x: Leaf) -> Leaf:
             if isinstance(x, jax.core.Tracer):
                 return jax.device_put(x, jax.memory.Space.Host)
-            return jax.device_put(x, x.sharding.with_memory_kind(self.memory))
+            return jax.device_put(x, x.sharding.with_memory_kind(self.to))
 
         return self.moved(state, store)
 
@@ -60,6 +60,11 @@ class Offloaded(Body):
         matches = (re.fullmatch(self.where, path) is not None for path in paths)
         leaves = zip(jax.tree.leaves(state), matches, strict=True)
         return [x.ndim > 0 and match for x, match in leaves]
+
+
+def offloaded(body: Body) -> Offloaded | None:
+    """The body, if it is one that `offload` made."""
+    return body if isinstance(body, Offloaded) else None
 
 
 def offload(

@@ -8,11 +8,13 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from adam_jax._types import AnyTransformation, Leaf, Params, PyTree, Result, State, Updates
+from adam_jax._types import AnyTransformation, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import Body, Call
 from adam_jax.engine.transformation import Transformation, body_of
 from adam_jax.engine.trees import leaf_paths
+from adam_jax.engine.unrounded import map_tree, values
 from adam_jax.rules.pytrees import frozen_pytree
+from adam_jax.sharding.offload import offloaded
 from adam_jax.sharding.placement import MIN_SIZE, Placement
 
 
@@ -51,14 +53,14 @@ class Sharded(Body):
     def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """The inner step, each device on its own part of the gradients and the parameters."""
         placement = self.placement
-        leaves = jax.tree.leaves(updates, is_leaf=lambda x: x is None)
+        leaves = jax.tree.leaves(values(updates), is_leaf=lambda x: x is None)
         missing = any(g is None for g in leaves)
-        known = params if missing and params is not None else updates
+        known = params if missing and params is not None else values(updates)
         where, specs = placement.of_stored(state, known)
         # Where a gradient is None and params are not given, it is not known what belongs to it.
         partly = missing and params is None
         own = functools.partial(self.specs_of, known, specs)
-        split, theirs = placement.place(updates, own(updates)), params
+        split, theirs = map_tree(lambda tree: placement.place(tree, own(tree)), updates), params
         if params is not None:
             # First as they are: else a loop around this would carry its own half of each step, and
             # the parameters that come out of it would be split as well.
@@ -68,7 +70,7 @@ class Sharded(Body):
             state = _moved(placement, state, where)
         result, new = self.inner.run(split, state, theirs, call)
         new = new if partly else _moved(placement, new, where)
-        return placement.place(result, placement.of_params(result)), new
+        return map_tree(lambda tree: placement.place(tree, placement.of_params(tree)), result), new
 
     def specs_of(
         self, known: PyTree, specs: list[PartitionSpec], tree: PyTree
@@ -151,7 +153,7 @@ def shard_state(
     Reference: Rajbhandari et al. 2020, section 5.1 (P_os). Xu et al. 2020, weight-update sharding.
     """
     body = body_of("tx", tx)
-    if body.memory is not None:
+    if offloaded(body):
         raise ValueError(
             "tx must not be offloaded, as the state would come back to the devices: write"
             " offload(shard_state(tx, mesh))."
@@ -194,14 +196,15 @@ def state_shardings(
     return _shardings(Placement.of(mesh, axis, specs, min_size), body_of("tx", tx), params)
 
 
-def _shardings(placement: Placement, body: Leaf, params: Params) -> PyTree:
+def _shardings(placement: Placement, body: Body, params: Params) -> PyTree:
     """Where the state lies, and in which memory, inside of `offload` and `shard_state`."""
     if isinstance(body, Sharded):
         return _shardings(placement, body.inner, params)
-    if body.memory is None:
+    outer = offloaded(body)
+    if outer is None:
         state = jax.eval_shape(Sharded(body, placement).init, params)
         return jax.tree.unflatten(jax.tree.structure(state), placement.of_stored(state, params)[0])
-    on_host = body.on_host(jax.eval_shape(body.inner.init, params))
-    shardings, treedef = jax.tree.flatten(_shardings(placement, body.inner, params))
+    on_host = outer.on_host(jax.eval_shape(outer.inner.init, params))
+    shardings, treedef = jax.tree.flatten(_shardings(placement, outer.inner, params))
     pairs = zip(shardings, on_host, strict=True)
-    return treedef.unflatten([s.with_memory_kind(body.memory) if host else s for s, host in pairs])
+    return treedef.unflatten([s.with_memory_kind(outer.to) if host else s for s, host in pairs])

@@ -9,13 +9,13 @@ import jax.core
 import jax.numpy as jnp
 import optax
 
-from adam_jax._types import Function, Leaf, Params, PyTree, Result, State, Updates
+from adam_jax._types import DType, Function, Leaf, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import Body, Call, check_state
 from adam_jax.engine.leafwise import decoded, map_leaves, stored_like
 from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation
 from adam_jax.engine.trees import unflatten_stored
-from adam_jax.engine.unrounded import Unrounded, arithmetic_dtype, dtype_of, value, values
+from adam_jax.engine.unrounded import Unrounded, arithmetic_dtype, as_wide_as, dtypes_of, values
 from adam_jax.formats.dtypes import moves, wider_dtype
 from adam_jax.formats.policy import (
     AT_LEAST_FLOAT32,
@@ -90,6 +90,7 @@ class Accumulate(Body):
         # A micro-batch of weight 0 leaves the accumulator as it is.
         new = call.or_zeros(_weight(extra_args.pop("weight", 1.0)))
         weight = jnp.where(state.mini_step == 0, 0, state.weight) + new
+        dtypes, updates = dtypes_of(updates), values(updates)
         acc = averaged(updates, state, new, weight)
         every = self.every
         if callable(every):
@@ -102,11 +103,12 @@ class Accumulate(Body):
         def read(g: Leaf, x: Leaf) -> Leaf:
             if g is None or format_of(x) is None:
                 return None
-            return Unrounded(decoded(x, _arithmetic(g, x)), dtype_of(g))
+            return decoded(x, _arithmetic(g, x))
 
         def step(acc: PyTree, params: Params, inner_state: State) -> Result:
-            grads = map_leaves(read, updates, acc)
-            return self.inner.run(grads, inner_state, params, inner_call)
+            grads = Unrounded(map_leaves(read, updates, acc), dtypes)
+            result, inner_state = self.inner.run(grads, inner_state, params, inner_call)
+            return (result if call.apply else as_wide_as(result, params)), inner_state
 
         if call.apply:
 
@@ -141,7 +143,7 @@ def averaged(
         old = jnp.where(state.mini_step == 0, 0, decoded(acc, dtype))
         if g is None:
             return stored_like(acc, old)
-        x = jax.lax.convert_element_type(value(g), dtype)
+        x = jax.lax.convert_element_type(g, dtype)
         part, whole = (
             jax.lax.convert_element_type(w, jnp.finfo(dtype).dtype)
             for w in (new, jnp.where(weight > 0, weight, 1))
@@ -155,9 +157,9 @@ def averaged(
     return map_leaves(average, updates, state.acc_grads)
 
 
-def _arithmetic(g: Leaf, acc: PyTree) -> Leaf:
+def _arithmetic(g: Leaf, acc: PyTree) -> DType:
     """The wider dtype of a gradient and its accumulator, at least float32."""
-    dtypes = [arithmetic_dtype(x) for x in (value(g), acc) if hasattr(x, "dtype")]
+    dtypes = [arithmetic_dtype(x) for x in (g, acc) if hasattr(x, "dtype")]
     return functools.reduce(wider_dtype, dtypes, jnp.dtype(jnp.float32))
 
 
@@ -175,12 +177,13 @@ def conditional_updates(
     of their own they would be memory that is asked for at every micro-step: page faults, on CPU
     twice the time of all the rest.
     """
-    if not isinstance(due, jax.core.Tracer):
-        if not due:
-            return jax.tree.map(jnp.zeros_like, updates), acc, state.inner_opt_state
+    if not isinstance(due, jax.core.Tracer) and due:
         result, inner_state = step(acc, params, state.inner_opt_state)
         return result, acc, inner_state
     made, _ = jax.eval_shape(step, acc, params, state.inner_opt_state)
+    if not isinstance(due, jax.core.Tracer):
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), made)
+        return zeros, acc, state.inner_opt_state
     u = values(made)
     described = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (u, acc)]
     fits = described[0] == described[1]

@@ -4,17 +4,16 @@ import optax
 
 from adam_jax._types import (
     AnyTransformation,
-    Function,
     Leaf,
     Params,
-    PyTree,
     Result,
     State,
     Updates,
 )
 from adam_jax.engine.call import PASS_ON, Body, Call
+from adam_jax.engine.optax_body import is_foreign, parts_of
 from adam_jax.engine.transformation import Transformation, body_of, whole
-from adam_jax.engine.unrounded import unrounded
+from adam_jax.engine.unrounded import as_wide_as, unrounded
 from adam_jax.rules.pytrees import frozen_pytree
 
 
@@ -39,6 +38,8 @@ class Chain(Body):
         for i, (body, s) in enumerate(zip(self.bodies, state, strict=True)):
             its_call = call._replace(apply=call.apply and i == last)
             updates, s = body.run(unrounded(updates), s, params, its_call)
+            if not its_call.apply:
+                updates = as_wide_as(updates, params)
             states.append(s)
         return updates, tuple(states)
 
@@ -74,28 +75,15 @@ def inner_body(argument: str, tx: AnyTransformation) -> Body:
     """`body_of` for wrappers, in which an `optax.chain` with members of this package is a `Chain`.
 
     A wrapper skips the step of a `Chain` without a copy of anything. Optax's chain is a pair of
-    closures: it is recognised by their code, and its parts are the contents of their cells. If a
-    later Optax writes them differently, its chains are like any transformation: correct, not as
-    cheap.
+    closures, which `parts_of` recognises; one that it does not is like any transformation: correct,
+    not as cheap.
 
     Raises:
       ValueError: see `body_of`.
     """
     body = body_of(argument, tx)
-    if body.foreign is None:
+    pairs = parts_of(body)
+    if not pairs:
         return body
-    inits, updates = (_held(f, g) for f, g in zip(body.foreign, _OPTAX_CHAIN, strict=True))
-    if len(inits) != 1 or len(updates) != 1:
-        return body
-    pairs = zip(inits[0], updates[0], strict=True)
-    bodies = tuple(inner_body(argument, whole(init, update)) for init, update in pairs)
-    return body if all(b.foreign is not None for b in bodies) else Chain(bodies)
-
-
-_OPTAX_CHAIN = optax.chain(optax.identity())
-
-
-def _held(f: Function, like: PyTree) -> list[Leaf]:
-    """The contents of a function's closure, if it has the same code as `like`; else nothing."""
-    code = getattr(f, "__code__", None)
-    return [cell.cell_contents for cell in f.__closure__ or ()] if code is like.__code__ else []
+    bodies = tuple(inner_body(argument, whole(*pair)) for pair in pairs)
+    return body if all(map(is_foreign, bodies)) else Chain(bodies)

@@ -40,7 +40,7 @@ class ClipByGlobalNorm(Body):
             return scaled(scaled(g, 1 / norm.unit), factor) if moves(g) else g
 
         clipped = call.or_zeros(jax.tree.map(clip, unrounded(updates)))
-        return (applied(clipped, params) if call.apply else clipped), state
+        return (applied(clipped.tree, params) if call.apply else clipped), state
 
 
 def scaled(g: Leaf, factor: jax.Array) -> jax.Array:

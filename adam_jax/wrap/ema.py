@@ -10,7 +10,7 @@ from adam_jax.engine.call import Body, Call, check_state
 from adam_jax.engine.leafwise import decoded, stored_like
 from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation
-from adam_jax.engine.unrounded import applied, promoted, rounded
+from adam_jax.engine.unrounded import applied, promoted, rounded, values
 from adam_jax.formats.dtypes import leaf_dtype, moves
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_nearest_dtype, resolve
 from adam_jax.rules.pytrees import frozen_pytree, static
@@ -58,7 +58,7 @@ class EmaParams(Body):
                 " tx.update(grads, state, params)."
             )
         # Updates are rounded before the user adds them.
-        moved = applied(updates if call.apply else rounded(updates), params)
+        moved = applied(values(updates) if call.apply else rounded(updates), params)
         weight = self.rate.complement
         if self.debias:
             # The corrected average moves by (1-b)/(1-bᵗ): it needs no correction when it is read.

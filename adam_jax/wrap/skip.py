@@ -47,6 +47,7 @@ register(
     SkipState,
     inner=["inner_state"],
     own=["notfinite_count", "last_finite", "total_notfinite", "spikes"],
+    own_matters=False,
 )
 
 

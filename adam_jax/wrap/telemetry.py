@@ -15,7 +15,7 @@ from adam_jax.engine.call import Body, Call, check_state
 from adam_jax.engine.leafwise import decoded, fetched
 from adam_jax.engine.states import described, found, is_known, register
 from adam_jax.engine.transformation import Transformation
-from adam_jax.engine.trees import leaf_paths
+from adam_jax.engine.trees import align_slot, leaf_paths
 from adam_jax.engine.unrounded import applied, arithmetic_dtype, promoted, unrounded, values
 from adam_jax.formats.dtypes import moves
 from adam_jax.modify.pack import unpack_state
@@ -44,7 +44,13 @@ class TelemetryState(NamedTuple):
     inner_state: State
 
 
-register(TelemetryState, counts=["count"], inner=["inner_state"], own=["step", "groups"])
+register(
+    TelemetryState,
+    counts=["count"],
+    inner=["inner_state"],
+    own=["step", "groups"],
+    own_matters=False,
+)
 
 
 @frozen_pytree
@@ -126,6 +132,8 @@ class Telemetry(Body):
 
 def _moving(params: Params) -> PyTree:
     """The parameters that have statistics: not the integers, booleans and keys."""
+    if all(map(moves, jax.tree.leaves(params))):
+        return params
     return jax.tree.map(lambda p: p if moves(p) else None, params)
 
 
@@ -205,15 +213,16 @@ def _ratio(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.where(y == 0, 0, x / jnp.where(y == 0, 1, y))
 
 
-def _eps_dominates(body: Body, state: State, params: Params) -> PyTree:
-    """Where √nû is not above ε, a tree like the parameters; of Nones where there is no such thing.
+def _eps_dominates(body: Body, state: State, params: Params) -> list[Leaf]:
+    """For each parameter where √nû is not above ε; None where there is no such thing.
 
     Known for one member whose second moment is an average of squares, divided by as Adam does.
     """
     state = unpack_state(state, params)
     rules = member_rules_in(body)
     kept = found(state, _keeps_nu)
-    nothing = jax.tree.map(lambda p: None, params)
+    leaves, treedef = jax.tree.flatten(params, is_leaf=lambda x: x is None)
+    nothing = [None] * len(leaves)
     if len(rules) != 1 or len(kept) != 1:
         return nothing
     [rule], [member] = rules, kept
@@ -225,7 +234,7 @@ def _eps_dominates(body: Body, state: State, params: Params) -> PyTree:
         nu = decoded(fetched(nu), jnp.finfo(arithmetic_dtype(p)).dtype)
         return rule.eps_dominates({"nu": nu}, scalars)
 
-    return jax.tree.map(known, params, member.nu, is_leaf=lambda x: x is None)
+    return list(map(known, leaves, align_slot(treedef, params, member.nu)))
 
 
 def _keeps_nu(x: Leaf) -> bool:

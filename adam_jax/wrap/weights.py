@@ -19,7 +19,7 @@ from adam_jax.engine.trees import (
     unflatten_slot,
     unflatten_stored,
 )
-from adam_jax.engine.unrounded import applied, flatten_updates, promoted, value, values
+from adam_jax.engine.unrounded import Unrounded, applied, dtypes_of, rounded, unrounded, values
 from adam_jax.formats.dtypes import leaf_dtype
 from adam_jax.formats.noise import WEIGHTS, salt_of, salted
 from adam_jax.formats.weights import Compensated, Residual, RoundedStochastically, WeightFormat
@@ -68,11 +68,11 @@ class Weights(Body):
     def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """One step of what is inside on the joined weights, taken apart again."""
         check_state(state, WeightsState, "a WeightsState")
-        leaves, treedef = flatten_updates(updates)
-        updates = values(updates)
+        dtypes, updates = list(dtypes_of(updates)), values(unrounded(updates))
+        leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
         stored = align_params(treedef, params, needed=True, apply=call.apply)
         rests = align_slot(treedef, updates, state.rest)
-        masters, grads, ours = list(stored), list(leaves), []
+        masters, ours = list(stored), []
         for i, (g, p) in enumerate(zip(leaves, stored, strict=True)):
             if g is None:
                 continue
@@ -85,12 +85,11 @@ class Weights(Body):
                 continue
             ours.append(i)
             # For the inner transformation weights and gradients are float32.
-            masters[i], grads[i] = _join(self.form, p, rest), promoted(value(g))
-        master = treedef.unflatten(masters)
-        grads = treedef.unflatten(grads)
+            masters[i], dtypes[i] = _join(self.form, p, rest), jnp.dtype(jnp.float32)
+        master, grads = treedef.unflatten(masters), Unrounded(updates, tuple(dtypes))
         result, inner_state = self.inner.run(grads, state.inner_state, master, call)
-        moved = treedef.flatten_up_to(result if call.apply else applied(result, master))
-        results = treedef.flatten_up_to(result)
+        moved = result if call.apply else applied(rounded(result), master)
+        moved, results = (treedef.flatten_up_to(x) for x in (moved, values(result)))
         salt = salt_of(WEIGHTS, self.seed, state.count)
         for i in ours:
             p, dtype = stored[i], jnp.dtype(leaf_dtype(stored[i]))
@@ -100,7 +99,12 @@ class Weights(Body):
             rests[i] = rests[i] if rest is None else rest
         rest_tree = unflatten_slot(treedef, updates, rests)
         new = WeightsState(call.counted(state.count), rest_tree, inner_state)
-        return treedef.unflatten(results), new
+        made = treedef.unflatten(results)
+        if call.apply:
+            return made, new
+        known = zip(dtypes, dtypes_of(result), strict=True)
+        dtypes = [own if i in ours else its for i, (own, its) in enumerate(known)]
+        return Unrounded(made, tuple(dtypes)), new
 
 
 def _or_none(rest: Leaf) -> Leaf:
