@@ -87,7 +87,7 @@ def test_every_number_as_an_array_gives_the_same_bits(member, array):
     numbers = {"learning_rate": 0.125, "b1": 0.875, "b2": 0.984375, "eps": 2.0**-20}
     numbers = {name: x for name, x in numbers.items() if member.has(name)}
     as_arrays = member.alias(**{name: array(x) for name, x in numbers.items()})
-    assert len(arrays_of(as_arrays)) >= 5
+    assert len(arrays_of(as_arrays)) >= len(numbers)
     chex.assert_trees_all_equal(trained(as_arrays)[0], trained(member.alias(**numbers))[0])
 
 

@@ -94,7 +94,7 @@ def check_still_fits(slot: Slot, fmt: Format) -> None:
     if refusal := fmt.refuses(slot):
         raise ValueError(
             f"the state has {slot.name} in {refusal.why}: go on with"
-            f" adam_jax.convert_state(state, nu_dtype={refusal.instead})."
+            f" adam_jax.convert_state(state, {_argument(slot)}={refusal.instead})."
         )
 
 
@@ -194,8 +194,12 @@ def resolve(spec: SlotDType, param: Leaf, slot: Slot, path: str = "") -> Format:
     """
     fmt = _resolved(spec, param, slot, path)
     own = " (None is the parameter's own dtype)" if spec is None else ""
-    check_fits(slot, fmt, f"nu_dtype{own}")
+    check_fits(slot, fmt, f"{_argument(slot)}{own}")
     return fmt
+
+
+def _argument(slot: Slot) -> str:
+    return "nu_dtype" if slot.magnitude else "mu_dtype"
 
 
 def _resolved(spec: SlotDType, param: Leaf, slot: Slot, path: str) -> Format:
