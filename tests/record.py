@@ -70,6 +70,11 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
     "master_residual 8": functools.partial(adam_jax.master_residual, bits=8),
     "skip spikes": lambda tx: adam_jax.skip_nonfinite(tx, spike_sigmas=2.0, window=4),
     "shard_state": lambda tx: adam_jax.sharding.shard_state(tx, jax.make_mesh((1,), ("data",))),
+    "frozen": lambda tx: adam_jax.chain(
+        adam_jax.clip_by_global_norm(0.5),
+        adam_jax.groups(adam_jax.adamw, {"bias": None}, learning_rate=1e-2),
+        optax.trace(0.5),
+    ),
     "recipe": lambda tx: adam_jax.accumulate(
         adam_jax.chain(adam_jax.clip_by_global_norm(0.5), adam_jax.master_residual(tx)), 2
     ),
@@ -125,7 +130,9 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
             yield f"pack_small_leaves({name})", pack
 
 
-def run(make: Callable[[], Any], dtype: Any, shapes: dict[str, Any], update: bool) -> Any:
+def run(
+    make: Callable[[], Any], dtype: Any, shapes: dict[str, Any], update: bool, of_grads: Any = None
+) -> Any:
     """Parameters and state after the steps; the error where there is one."""
     random = np.random.default_rng(0)
     params = {k: jnp.asarray(random.normal(size=s), dtype) for k, s in shapes.items()}
@@ -149,7 +156,7 @@ def run(make: Callable[[], Any], dtype: Any, shapes: dict[str, Any], update: boo
             grads = {k: scales[t] * random.normal(size=s) for k, s in shapes.items()}
             if t in REFUSED:
                 grads["kernel"].flat[5] = REFUSED[t]
-            grads = {k: jnp.asarray(g, dtype) for k, g in grads.items()}
+            grads = {k: jnp.asarray(g, of_grads or dtype) for k, g in grads.items()}
             params, state = step(params, state, grads)
     except ValueError as error:
         return str(error)
@@ -175,6 +182,11 @@ def outcomes(
             for update in (False, True)[: 1 + name.endswith("(adamw, float32)")]:
                 key = f"{name}, {jnp.dtype(dtype).name}{', update' * update}"
                 yield key, *outcome(run(make, dtype, shapes, update))
+        if name.endswith("(adamw, float32)"):
+            for dtype, other in itertools.permutations((jnp.float32, jnp.bfloat16)):
+                key = f"{name}, {jnp.dtype(dtype).name} by {jnp.dtype(other).name}"
+                yield key, *outcome(run(make, dtype, shapes, False, other))
+                yield f"{key}, update", *outcome(run(make, dtype, shapes, True, other))
 
 
 def outcome(made: Any) -> Outcome:
