@@ -42,7 +42,7 @@ def dtypes_of(updates: Updates) -> tuple[DType | None, ...]:
     def dtype_of(u: Leaf) -> DType | None:
         try:
             return None if u is None else leaf_dtype(u)
-        except TypeError:  # Who reads it says so.
+        except (TypeError, ValueError):  # Who reads it says so, with its path.
             return None
 
     return tuple(dtype_of(u) for u in jax.tree.leaves(updates, is_leaf=lambda x: x is None))
@@ -92,7 +92,7 @@ def promoted(x: Leaf) -> Leaf:
     """An array in the dtype of arithmetic; what is no number is left to those that say so."""
     try:
         return jax.lax.convert_element_type(x, arithmetic_dtype(x)) if moves(x) else x
-    except TypeError:
+    except (TypeError, ValueError):
         return x
 
 

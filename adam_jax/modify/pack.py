@@ -209,7 +209,7 @@ def pack_small_leaves(inner: optax.GradientTransformation, below: int = 65536) -
     try:
         body = body_of("inner", inner).pipeline()
         member = _last_with_slots(body)
-    except NoPipeline as error:
+    except ValueError as error:
         got = error if isinstance(inner, Transformation) else type(inner).__name__
         raise ValueError(
             f"inner must be a member of adam_jax, such as adamw(1e-3), got {got}: put"
