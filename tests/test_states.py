@@ -239,7 +239,7 @@ BUILT = (
     *("adabelief, float32", "schedule_free_adamw, float32", "adamw masked, float32"),
     *("grokfast(adam)", "schedule(adamw, float32)", "with_hyperparams(adamw, int8)"),
     *("groups(lion, float32)", "pack_small_leaves(adamw)"),
-    *(f"{name}(adamw, float32)" for name in record.WRAPPERS),
+    *(f"{name}(adamw, float32)" for name in record.WRAPPERS if name != "frozen"),
 )
 
 
