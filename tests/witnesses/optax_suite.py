@@ -92,12 +92,13 @@ def is_a_double(item: pytest.Item) -> bool:
     return again or (wrapped and unused)
 
 
-def pytest_report_collectionfinish() -> str:
-    """Says what is under test, for the log."""
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Says what was under test, at the end: of a buffered log the beginning can be lost."""
     replaced = [name for names in MEMBERS.values() for name in names]
     for module, names in MEMBERS.items():
         assert all(getattr(module, name) is getattr(adam_jax, name) for name in names)
-    return f"{__name__}: {len(replaced)} members of Optax replaced: {', '.join(replaced)}"
+    told = f"{__name__}: {len(replaced)} members of Optax replaced: {', '.join(replaced)}"
+    terminalreporter.write_line(told)
 
 
 # These hold Adam with b1 = 0 to Optax's own RMSProp within 1e-6. Both of Optax's are 7e-6 off the
