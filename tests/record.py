@@ -147,8 +147,7 @@ def run(
         if not update:
             return adam_jax.step(tx, grads, state, params)
         updates, state = tx.update(grads, state, params)
-        with jax.numpy_dtype_promotion("standard"):  # Of bfloat16 weights and float32 updates.
-            return optax.apply_updates(params, updates), state
+        return optax.apply_updates(params, updates), state
 
     step = jax.jit(step)
     try:
@@ -157,7 +156,8 @@ def run(
             if t in REFUSED:
                 grads["kernel"].flat[5] = REFUSED[t]
             grads = {k: jnp.asarray(g, of_grads or dtype) for k, g in grads.items()}
-            params, state = step(params, state, grads)
+            with jax.numpy_dtype_promotion("standard"):  # Some cases have Optax's own code in them.
+                params, state = step(params, state, grads)
     except ValueError as error:
         return str(error)
     return params, state
