@@ -17,7 +17,6 @@ from PIL import Image
 
 from examples.mnist import export
 from examples.mnist.models import MODELS
-from examples.mnist.serve.server import answer, listen
 from tests.examples.test_mnist_command import ROOT, command, environment
 
 
@@ -59,6 +58,8 @@ def serving(*arguments):
 @contextlib.contextmanager
 def served(program, most_waiting=512, seconds=20.0):
     """The address of the same server in a thread, with any program."""
+    from examples.mnist.serve.server import answer, listen  # Of an extra that smoke tests lack.
+
     loop, stop = asyncio.new_event_loop(), asyncio.Event()
     with listen("127.0.0.1", 0) as listener:
         serving = answer(listener, list("ab"), program, [1, 4], most_waiting, seconds, stop)
