@@ -62,7 +62,7 @@ def main() -> int:
     except KeyboardInterrupt:
         resumed = "; the same command with --resume goes on"
         distributed.report(f"interrupted{resumed if arguments.command == 'train' else ''}")
-        return 130
+        return examples.interrupted()
 
 
 if __name__ == "__main__":

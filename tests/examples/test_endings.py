@@ -91,6 +91,56 @@ def test_ctrl_c_where_nothing_is_imported_any_more_says_how_to_go_on(tmp_path):
     assert process.returncode == 130
 
 
+PROGRAMS = {
+    "study": ("from examples import study\nstudy.command(run)", "goes on from here"),
+    "mnist": (
+        "import sys\nfrom types import SimpleNamespace as Space\n"
+        "from examples.mnist import __main__\n"
+        "arguments = Space(command='train', call=lambda _: run())\n"
+        "__main__.parser = lambda _: Space(parse_args=lambda: arguments)\n"
+        "sys.exit(__main__.main())",
+        "with --resume goes on",
+    ),
+}
+IN_EXEC = """
+def run():
+    exec("import signal; signal.raise_signal(signal.SIGINT)\\nfor i in range(9): pass")
+"""
+IN_GARBAGE_COLLECTION = """
+def run():
+    import gc, signal, threading
+    def interrupt(phase, _):
+        if phase == "start" and not gone.is_set():
+            gone.set()
+            signal.raise_signal(signal.SIGINT)
+    gone = threading.Event()
+    gc.callbacks.append(interrupt)
+    gc.collect()
+    assert gone.is_set()
+    threading.Event().wait(30)
+"""
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("run", [IN_EXEC, IN_GARBAGE_COLLECTION])
+def test_ctrl_c_is_one_line_and_130_wherever_python_is(program, run, tmp_path):
+    source, said = PROGRAMS[program]
+    package = tmp_path / "interrupted"
+    package.mkdir()
+    (package / "__init__.py").write_text("import examples\n")
+    (package / "__main__.py").write_text(f"{run}\n{source}\n")
+    path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    ended = subprocess.run(
+        [sys.executable, "-m", "interrupted"],
+        cwd=tmp_path,
+        env=environment() | path,
+        capture_output=True,
+        text=True,
+    )
+    assert re.fullmatch(f"interrupted; the same command {said}\n", ended.stderr)
+    assert ended.returncode == 130
+
+
 def of_xla():
     jnp.zeros(1 << 50, jnp.int8).block_until_ready()
 
