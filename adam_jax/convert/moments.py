@@ -18,20 +18,16 @@ from adam_jax._types import AnyTransformation, Leaf, Params, PyTree, State, Stor
 from adam_jax.convert.entries import placed_like
 from adam_jax.convert.names import listed
 from adam_jax.engine.leafwise import fetched
-from adam_jax.engine.states import described, is_state, states_in
+from adam_jax.engine.states import described, found, is_state, states_in
 from adam_jax.engine.trees import align_slot, is_stored, leaf_paths, unflatten_slot
 from adam_jax.engine.unrounded import arithmetic_dtype
 from adam_jax.formats.base import Format
 from adam_jax.formats.dense import Dense
 from adam_jax.formats.policy import format_of
-from adam_jax.modify.pack import Packed, pack_state, unpack_state
+from adam_jax.modify.pack import is_packed, pack_state, unpack_state
 
 Key = tuple[str, str]
 """The path of a parameter, and a slot of its: `("layers/0/kernel", "mu")`."""
-
-
-def _is_packed(x: Leaf) -> bool:
-    return isinstance(x, Packed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +91,7 @@ class Target:
             return _with_slots(member, self.params, new, own.pop())
 
         state = _with_count(self.state, steps, fill)
-        if not any(map(_is_packed, jax.tree.leaves(self.initial, is_leaf=_is_packed))):
+        if not found(self.initial, is_packed):
             return state
         return pack_state(self.tx, state, self.params)
 

@@ -15,7 +15,7 @@ from adam_jax.formats.policy import (
     format_of,
     resolve,
 )
-from adam_jax.modify.pack import Packed
+from adam_jax.modify.pack import is_packed
 from adam_jax.slots import Slot
 
 
@@ -76,15 +76,11 @@ def convert_state(state: State, *, mu_dtype: SlotDType = None, nu_dtype: SlotDTy
     return state
 
 
-def _is_packed(x: Leaf) -> bool:
-    return isinstance(x, Packed)
-
-
 def _stored(tree: PyTree, spec: SlotDType, slot: Slot) -> PyTree:
     """One accumulator of all leaves in another form."""
     if spec is None:
         return tree
-    if any(map(_is_packed, jax.tree.leaves(tree, is_leaf=_is_packed))):
+    if found(tree, is_packed):
         raise ValueError(
             "state must have no packed leaves in it: write unpack_state(state, params), convert"
             " that, and pack_state it again."

@@ -41,13 +41,11 @@ class Call(NamedTuple):
 
     def taken(self, new: PyTree, old: PyTree) -> PyTree:
         """A tree of arrays if the step is taken, else another one."""
-        return new if self.ok is None else chosen(self.ok, new, old)
+        return chosen(self.ok, new, old)
 
     def or_zeros(self, updates: Updates) -> Updates:
         """Updates if the step is taken, else zeros."""
-        if self.ok is None:
-            return updates
-        return chosen(self.ok, updates, jax.tree.map(jnp.zeros_like, updates))
+        return jax.tree.map(lambda u: chosen(self.ok, u, 0), updates)
 
     def counted(self, count: Count) -> Count:
         """One more, if the step is taken; saturates at the largest integer, as in Optax."""
@@ -62,8 +60,10 @@ def _counted(count: Count, ok: jax.Array | None) -> Count:
     return one_more if ok is None else jnp.where(ok, one_more, count)
 
 
-def chosen(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
-    """Everything from `new` or everything from `old`, by one scalar."""
+def chosen(condition: jax.Array | None, new: PyTree, old: PyTree) -> PyTree:
+    """Everything from `new` or everything from `old`, by one boolean scalar; None is true."""
+    if condition is None:
+        return new
     return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
 
 

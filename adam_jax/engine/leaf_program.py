@@ -11,7 +11,7 @@ import jax.core
 import jax.numpy as jnp
 
 from adam_jax._types import DType, Function, Leaf, PyTree, Scalars, Stored
-from adam_jax.engine.call import Call
+from adam_jax.engine.call import Call, chosen
 from adam_jax.engine.scalars import Structures, Values, rule_of
 from adam_jax.formats.base import Format, LinearFormat, MeasuredFormat
 from adam_jax.formats.noise import bits_of_moments
@@ -180,14 +180,10 @@ def leaf_step(program: Program, steps: Steps, leaf: LeafArrays, ok: jax.Array | 
             else:
                 stored = fmt.encode(x, drawn)
             # What is stored already may be rounded otherwise now, or not be what it is decoded to.
-            return _if_ok(ok, stored, old) if fmt.rounds else stored
+            return chosen(ok, stored, old) if fmt.rounds else stored
 
         columns = (slots, measures, averages, leaf.stored)
         return result, _map_formats(encoded, program.formats, *columns)
-
-
-def _if_ok(ok: jax.Array | None, new: PyTree, old: PyTree) -> PyTree:
-    return new if ok is None else jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
 
 
 def _measure(fmt: Format, x: jax.Array) -> Stored:
@@ -214,7 +210,7 @@ def _ruled(
     u = jax.lax.convert_element_type(leaf.g, arithmetic)
     # Here as well: else XLA:CPU would share g² with whoever measured the gradient to say whether it
     # is ok, and store it for that (12 times the cost of the measurement).
-    u = _if_ok(ok, u, jnp.zeros_like(u))
+    u = chosen(ok, u, 0)
     p = None if leaf.param is None else jax.lax.convert_element_type(leaf.param, arithmetic)
     slots, averages = [], []
     for (rule, scalars), stored, formats in zip(steps, leaf.stored, program.formats, strict=True):
@@ -234,15 +230,15 @@ def _ruled(
                 x = jnp.where(jnp.isfinite(u), x, jnp.nan)
             # The update is made of this, and not of x: XLA:CPU would compute the parameter from the
             # old accumulator a second time, and keep a copy of it for that.
-            new[slot.name] = _if_ok(ok, x, old[slot.name])
+            new[slot.name] = chosen(ok, x, old[slot.name])
             its_averages.append(average)
         slots.append(tuple(new.values()))
         averages.append(tuple(its_averages))
         u = rule.update(g, old, new, scalars, p)
     if p is None or not program.apply:
-        result = _if_ok(ok, u, jnp.zeros_like(u))
+        result = chosen(ok, u, 0)
     else:
-        result = _if_ok(ok, p + u, p)
+        result = chosen(ok, p + u, p)
     return jax.lax.convert_element_type(result, program.dtype), tuple(slots), tuple(averages)
 
 

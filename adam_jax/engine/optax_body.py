@@ -2,14 +2,23 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import optax
 
-from adam_jax._types import Function, Leaf, Params, PyTree, Result, State, Updates
+from adam_jax._types import (
+    AnyTransformation,
+    Function,
+    Leaf,
+    Params,
+    PyTree,
+    Result,
+    State,
+    Updates,
+)
 from adam_jax.engine.call import Body, Call, chosen
 from adam_jax.engine.functions import zeros_for
 from adam_jax.engine.trees import align_params
@@ -63,15 +72,28 @@ class OptaxBody(Body):
         """Its own, if it is to be taken."""
 
         def taken(updates: Updates, params: Params, state: State) -> Result:
-            if call.apply and (fused := getattr(self.tx, "step", None)) is not None:
-                return fused(updates, state, params, **call.extra_args)
+            if call.apply:
+                return stepped(self.tx, updates, state, params, call.extra_args)
             tx = optax.with_extra_args_support(self.tx)
-            updates, state = tx.update(updates, state, params, **call.extra_args)
-            return (optax.apply_updates(params, updates) if call.apply else updates), state
+            return tx.update(updates, state, params, **call.extra_args)
 
         if call.ok is None:
             return taken(updates, params, state)
         return taken_if(call, taken, updates, params, state)
+
+
+def stepped(
+    tx: AnyTransformation,
+    grads: Updates,
+    state: State,
+    params: Params,
+    extra_args: Mapping[str, Leaf],
+) -> Result:
+    """The step of a transformation that has one; else its update, and Optax's apply_updates."""
+    if (fused := getattr(tx, "step", None)) is not None:
+        return fused(grads, state, params, **extra_args)
+    updates, state = optax.with_extra_args_support(tx).update(grads, state, params, **extra_args)
+    return optax.apply_updates(params, updates), state
 
 
 def taken_if(

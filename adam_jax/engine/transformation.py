@@ -17,7 +17,7 @@ from adam_jax._types import (
 )
 from adam_jax.engine.call import Body, Call
 from adam_jax.engine.functions import Init, Update, run_body
-from adam_jax.engine.optax_body import OptaxBody
+from adam_jax.engine.optax_body import OptaxBody, stepped
 from adam_jax.engine.pipeline import Pipeline
 from adam_jax.engine.stage import Stage
 from adam_jax.formats.policy import SlotDType, check_magnitude_dtype, check_slot_dtype
@@ -164,9 +164,4 @@ def step(
             f"tx must be an Optax transformation, got {type(tx).__name__}: write"
             f" adam_jax.step(tx, grads, state, params) with tx = adam_jax.adamw(1e-3), say."
         )
-    fused = getattr(tx, "step", None)
-    if fused is not None:
-        return fused(grads, state, params, **extra_args)
-    tx = optax.with_extra_args_support(tx)
-    updates, state = tx.update(grads, state, params, **extra_args)
-    return optax.apply_updates(params, updates), state
+    return stepped(tx, grads, state, params, extra_args)

@@ -46,9 +46,9 @@ class Groups(Body):
 
     def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """One optimizer step, each leaf with the numbers of its group."""
-        leaves = jax.tree.leaves(values(updates), is_leaf=lambda x: x is None)
-        paths = leaf_paths(values(updates))
-        labels = self.labels(paths, [g is not None for g in leaves], check=False)
+        tree = values(updates)
+        leaves = jax.tree.leaves(tree, is_leaf=lambda x: x is None)
+        labels = self.labels(leaf_paths(tree), [g is not None for g in leaves], check=False)
         return run_pipelines(self.pipelines, labels, updates, state, params, call)
 
     def labels(self, paths: list[str], moving: list[bool], check: bool) -> list[int | None]:

@@ -13,6 +13,7 @@ import optax
 from adam_jax._types import Leaf, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import Body, Call, NoPipeline
 from adam_jax.engine.pipeline import Pipeline
+from adam_jax.engine.states import found
 from adam_jax.engine.transformation import Transformation, body_of
 from adam_jax.engine.trees import leaf_paths
 from adam_jax.engine.unrounded import Unrounded, dtypes_of, unrounded, values
@@ -107,7 +108,7 @@ class PackSmallLeaves(Body):
 
     def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """One optimizer step: the gradients into buffers, the updates out of them."""
-        if not jax.tree.leaves(updates) and not _packed_in(state):
+        if not jax.tree.leaves(updates) and not found(state, is_packed):
             return self.alone.run(updates, state, params, call)
         head_state, tail_state = self.split(state)
         bins = _bins_of(state)
@@ -160,25 +161,22 @@ def _is_partitioned(p: Leaf) -> bool:
     return isinstance(p, jax.Array) and not p.sharding.is_fully_replicated
 
 
-def _packed_in(state: State) -> list[Packed]:
-    return [x for x in jax.tree.leaves(state, is_leaf=_is_packed) if _is_packed(x)]
-
-
 def _bins_of(state: State) -> Bins:
-    found = _packed_in(state)
-    if not found:
+    packed_trees = found(state, is_packed)
+    if not packed_trees:
         raise ValueError(
             f"the state must be that of pack_small_leaves, got {type(state).__name__}: call init of"
             f" this transformation, or pack_state with a state of the member alone."
         )
-    return found[0].bins
+    return packed_trees[0].bins
 
 
 def _is_traced(x: Leaf) -> bool:
     return isinstance(x, jax.core.Tracer)
 
 
-def _is_packed(x: Leaf) -> bool:
+def is_packed(x: Leaf) -> bool:
+    """Whether this is a tree with buffers."""
     return isinstance(x, Packed)
 
 
@@ -248,9 +246,9 @@ def unpack_state(state: State, params: Params) -> State:
     """
 
     def unpack(x: Leaf) -> Leaf:
-        return unpacked(x, params) if _is_packed(x) else x
+        return unpacked(x, params) if is_packed(x) else x
 
-    return jax.tree.map(unpack, state, is_leaf=_is_packed)
+    return jax.tree.map(unpack, state, is_leaf=is_packed)
 
 
 def pack_state(tx: optax.GradientTransformation, state: State, params: Params) -> PyTree:
@@ -264,12 +262,12 @@ def pack_state(tx: optax.GradientTransformation, state: State, params: Params) -
     Raises:
       ValueError: the state is one of another transformation.
     """
-    like, treedef = jax.tree.flatten(tx.init(params), is_leaf=_is_packed)
+    like, treedef = jax.tree.flatten(tx.init(params), is_leaf=is_packed)
     try:
         parts = treedef.flatten_up_to(state)
     except ValueError as error:
         raise ValueError(
             f"state must be that of the same transformation without pack_small_leaves: {error}."
         ) from None
-    leaves = [packed(s, x.bins) if _is_packed(x) else s for x, s in zip(like, parts, strict=True)]
+    leaves = [packed(s, x.bins) if is_packed(x) else s for x, s in zip(like, parts, strict=True)]
     return jax.tree.unflatten(treedef, leaves)

@@ -102,9 +102,10 @@ class Weights(Body):
         made = treedef.unflatten(results)
         if call.apply:
             return made, new
-        known = zip(dtypes, dtypes_of(result), strict=True)
-        dtypes = [own if i in ours else its for i, (own, its) in enumerate(known)]
-        return Unrounded(made, tuple(dtypes)), new
+        wanted = list(dtypes_of(result))
+        for i in ours:
+            wanted[i] = dtypes[i]
+        return Unrounded(made, tuple(wanted)), new
 
 
 def _or_none(rest: Leaf) -> Leaf:
