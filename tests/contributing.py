@@ -26,7 +26,7 @@ LAYERS: dict[str, tuple[set[str], str]] = {
     ),
     "schedules": ({"validation"}, "learning-rate schedules that Optax lacks"),
     "family": (
-        {"engine", "rules", "formats", "slots", "validation"},
+        {"engine", "rules", "formats", "slots", "xla", "validation"},
         "one file per paper: its `scale_by_*`, its aliases, its rule if that is like no other",
     ),
     "modify": (

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from adam_jax._types import Count, Params, PyTree, Result, State, Updates
+from adam_jax.engine.trees import chosen
+from adam_jax.engine.unrounded import Unrounded
 
 if TYPE_CHECKING:
     from adam_jax.engine.pipeline import Pipeline
@@ -45,6 +47,8 @@ class Call(NamedTuple):
 
     def or_zeros(self, updates: Updates) -> Updates:
         """Updates if the step is taken, else zeros."""
+        if isinstance(updates, Unrounded):
+            return updates.then(self.ok)
         return jax.tree.map(lambda u: chosen(self.ok, u, 0), updates)
 
     def counted(self, count: Count) -> Count:
@@ -58,13 +62,6 @@ class Call(NamedTuple):
 def _counted(count: Count, ok: jax.Array | None) -> Count:
     one_more: Any = optax.safe_increment(count)
     return one_more if ok is None else jnp.where(ok, one_more, count)
-
-
-def chosen(condition: jax.Array | None, new: PyTree, old: PyTree) -> PyTree:
-    """Everything from `new` or everything from `old`, by one boolean scalar; None is true."""
-    if condition is None:
-        return new
-    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
 
 
 PASS_ON = (
@@ -100,9 +97,11 @@ class Body(abc.ABC):
 
     Attributes:
       takes: the names of the extra arguments that it reads.
+      joins: its step takes `SplitParams` too, and returns a `SplitResult` then.
     """
 
     takes: tuple[str, ...] = ()
+    joins: bool = False
 
     @abc.abstractmethod
     def init(self, params: Params) -> State:

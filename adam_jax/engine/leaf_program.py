@@ -1,62 +1,20 @@
-"""The program of one leaf: its rules, one after the other, for XLA to fuse."""
+"""Leaves that share a program, and how many of them are lowered as one."""
 
 import functools
-import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 import jax.core
-import jax.numpy as jnp
 
-from adam_jax._types import DType, Function, Leaf, PyTree, Scalars, Stored
-from adam_jax.engine.call import Call, chosen
+from adam_jax.engine.call import Call
+from adam_jax.engine.leaf_step import LeafArrays, Program, Stepped, Steps, leaf_step
+from adam_jax.engine.pallas import Kernel
+from adam_jax.engine.plan import plan_of
 from adam_jax.engine.scalars import Structures, Values, rule_of
-from adam_jax.formats.base import Format, LinearFormat, MeasuredFormat
-from adam_jax.formats.noise import bits_of_moments
-from adam_jax.rules.base import Average, Rule
-from adam_jax.rules.squares import bounded
-from adam_jax.xla.barrier import computed_again
-from adam_jax.xla.calls import without_calls
+from adam_jax.xla.tpu import on_tpus
 from adam_jax.xla.turns import alone, first_turn, in_turn, turn_after
-
-
-class LeafArrays(NamedTuple):
-    """The arrays of one leaf.
-
-    Attributes:
-      g: the gradient.
-      stored: per rule, its slots as their formats keep them.
-      param: the parameter; None if no rule reads it and it is not to be changed.
-      salt: of the leaf and the step, for formats that round stochastically; None if none.
-    """
-
-    g: Leaf
-    stored: tuple[tuple[Leaf, ...], ...]
-    param: Leaf
-    salt: PyTree
-
-
-class Program(NamedTuple):
-    """What shapes the program of a leaf, besides its arrays and its rules.
-
-    Attributes:
-      formats: per rule, one format per slot.
-      dtype: of the result, the only place where the update is rounded.
-      apply: return the new parameter, θ + u, instead of the update u.
-    """
-
-    formats: tuple[tuple[Format, ...], ...]
-    dtype: DType
-    apply: bool
-
-
-Steps = tuple[tuple[Rule, Scalars], ...]
-"""Each rule that a leaf runs, in their order, with its scalars of this optimizer step."""
-
-Stepped = tuple[jax.Array, tuple[tuple[Leaf, ...], ...]]
-"""The update or the new parameter, and the new stored slots."""
 
 
 class LeafGroup(NamedTuple):
@@ -129,7 +87,7 @@ def chunk_step(
     structures: Structures,
     values: Values,
     leaves: list[list[LeafArrays]],
-    ok: jax.Array | None,
+    taken: jax.Array | None,
     turn: jax.Array | None,
 ) -> tuple[list[list[Stepped]], jax.Array | None]:
     """`leaf_step` on leaves of some groups; with a turn, one after the other (see turns.py)."""
@@ -139,122 +97,16 @@ def chunk_step(
         results.append([])
         for leaf in its:
             leaf = leaf if turn is None else leaf._replace(g=in_turn(turn, leaf.g))
-            results[-1].append(leaf_step(program, its_steps, leaf, ok))
+            results[-1].append(_step(program, its_steps, leaf, taken))
             turn = turn if turn is None else turn_after(turn, results[-1][-1])
     return results, turn
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
-def leaf_step(program: Program, steps: Steps, leaf: LeafArrays, ok: jax.Array | None) -> Stepped:
-    """Runs the rules on one leaf, in float32 or wider from the first to the last."""
-    # Every dtype is converted by hand below. A complex leaf still mixes complex and real arrays
-    # (mu / √nu), for which strict promotion has no spelling.
-    with jax.numpy_dtype_promotion("standard"), without_calls():
-        result, slots, _ = _ruled(program, steps, leaf, ok)
-        measures = _map_formats(_measure, program.formats, slots)
-        if any(isinstance(f, MeasuredFormat) for fs in program.formats for f in fs):
-            # Computed again behind this: else XLA:GPU would store the float32 moments, 8 bytes per
-            # parameter, and not compute twice what is measured in one kernel and coded in another.
-            # The measures go through it too: else, of large leaves, it would code one moment while
-            # it measures the other, a kernel more. A parameter or a gradient does not: it may be a
-            # result, and would be stored.
-            stored, measures = computed_again((leaf.stored, measures))
-            leaf = leaf._replace(stored=stored)
-            result, slots, _ = _ruled(program, steps, leaf, ok)
-        averages = _map_formats(lambda *_: None, program.formats)
-        if any(isinstance(f, LinearFormat) for fs in program.formats for f in fs):
-            # Of gradients that are not bounded: of bounded ones XLA:GPU would store the squares.
-            averages = _ruled(program, steps, leaf, ok, bound=lambda g: g)[2]
-        numbers = itertools.count()
-
-        def encoded(
-            fmt: Format, x: jax.Array, measure: PyTree, average: Leaf, old: PyTree
-        ) -> Stored:
-            drawn = None
-            if fmt.stochastic:
-                drawn = bits_of_moments(jnp.shape(leaf.g), leaf.salt, next(numbers))
-            if isinstance(fmt, LinearFormat) and average is not None:
-                stored = fmt.averaged(old, average.term, average.rate.average)
-            elif isinstance(fmt, MeasuredFormat):
-                stored = fmt.code(x, drawn, measure)
-            else:
-                stored = fmt.encode(x, drawn)
-            # What is stored already may be rounded otherwise now, or not be what it is decoded to.
-            return chosen(ok, stored, old) if fmt.rounds else stored
-
-        columns = (slots, measures, averages, leaf.stored)
-        return result, _map_formats(encoded, program.formats, *columns)
-
-
-def _measure(fmt: Format, x: jax.Array) -> Stored:
-    return fmt.measure(x) if isinstance(fmt, MeasuredFormat) else None
-
-
-def _map_formats(f: Function, formats: tuple[tuple[Format, ...], ...], *columns: PyTree) -> PyTree:
-    """f of each format and what belongs to it, rule by rule and slot by slot."""
-    rules = zip(formats, *columns, strict=True)
-    return tuple(tuple(f(*entry) for entry in zip(*rule, strict=True)) for rule in rules)
-
-
-def _ruled(
-    program: Program,
-    steps: Steps,
-    leaf: LeafArrays,
-    ok: jax.Array | None,
-    bound: Callable[[jax.Array], jax.Array] = bounded,
-) -> tuple[jax.Array, tuple[tuple[jax.Array, ...], ...], tuple[tuple[Average | None, ...], ...]]:
-    """The update or the new parameter; the slots, not yet in their formats; which are averages."""
-    arithmetic = _arithmetic_dtype(leaf)
-    real = jnp.finfo(arithmetic).dtype
-    steps = jax.tree.map(lambda x: jax.lax.convert_element_type(x, real), steps)
-    u = jax.lax.convert_element_type(leaf.g, arithmetic)
-    # Here as well: else XLA:CPU would share g² with whoever measured the gradient to say whether it
-    # is ok, and store it for that (12 times the cost of the measurement).
-    u = chosen(ok, u, 0)
-    p = None if leaf.param is None else jax.lax.convert_element_type(leaf.param, arithmetic)
-    slots, averages = [], []
-    for (rule, scalars), stored, formats in zip(steps, leaf.stored, program.formats, strict=True):
-        old = {
-            slot.name: fmt.decode(x, real if slot.magnitude else arithmetic)
-            for slot, fmt, x in zip(rule.slots, formats, stored, strict=True)
-        }
-        g = bound(u) if rule.slots else u
-        new: dict[str, jax.Array] = {}
-        its_averages = []
-        for slot in rule.slots:
-            x = rule.renewed(slot.name, g, old, new, scalars)
-            average = x if isinstance(x, Average) else None
-            if isinstance(x, Average):
-                x = x.rate.average(old[slot.name], x.term)
-            if slot.name == _watched(rule):
-                x = jnp.where(jnp.isfinite(u), x, jnp.nan)
-            # The update is made of this, and not of x: XLA:CPU would compute the parameter from the
-            # old accumulator a second time, and keep a copy of it for that.
-            new[slot.name] = chosen(ok, x, old[slot.name])
-            its_averages.append(average)
-        slots.append(tuple(new.values()))
-        averages.append(tuple(its_averages))
-        u = rule.update(g, old, new, scalars, p)
-    if p is None or not program.apply:
-        result = chosen(ok, u, 0)
-    else:
-        result = chosen(ok, p + u, p)
-    return jax.lax.convert_element_type(result, program.dtype), tuple(slots), tuple(averages)
-
-
-def _watched(rule: Rule) -> str:
-    """The accumulator that shows an infinite gradient, which elsewhere is clipped.
-
-    One alone, which its update is divided by if there is such: a selection that several loops share
-    would be stored by XLA:CPU.
-    """
-    return next((slot for slot in rule.slots if slot.magnitude), rule.slots[0]).name
-
-
-def _arithmetic_dtype(leaf: LeafArrays) -> DType:
-    """float32, or wider where an array of this leaf is; complex if the gradient is."""
-    arrays = [x for x in jax.tree.leaves(leaf) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    # Codes of 8 bits are narrower, and do not promote to anything.
-    dtypes = [jnp.finfo(x.dtype).dtype for x in arrays if x.dtype.itemsize > 1]
-    dtype = functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
-    return jnp.promote_types(dtype, jnp.complex64) if jnp.iscomplexobj(leaf.g) else dtype
+def _step(program: Program, steps: Steps, leaf: LeafArrays, taken: jax.Array | None) -> Stepped:
+    """`leaf_step` by XLA, or by a kernel on TPUs."""
+    plan = plan_of(program, steps, leaf)
+    if isinstance(plan, str):
+        return leaf_step(program, steps, leaf, taken)
+    kernel = Kernel(program, plan, jax.tree.structure((steps, leaf, taken)))
+    return on_tpus(functools.partial(leaf_step, program), kernel, steps, leaf, taken)

@@ -12,7 +12,7 @@ import numpy as np
 
 from adam_jax._types import DType, Function, Leaf, Number, PyTree, Stored, Updates
 from adam_jax.engine.trees import align_slot, leaf_paths, unflatten_slot
-from adam_jax.engine.unrounded import promoted
+from adam_jax.engine.unrounded import promoted, values
 from adam_jax.formats.base import Format
 from adam_jax.formats.dtypes import moves
 from adam_jax.formats.policy import format_of
@@ -77,12 +77,12 @@ class Norm(NamedTuple):
     unit: jax.Array
 
 
-def global_norm(tree: PyTree) -> Norm:
+def global_norm(updates: Updates) -> Norm:
     """‖x‖ of all leaves together.
 
     Written once: two that ask for the norm of the same gradients share one pass over them.
     """
-    leaves = [promoted(x) for x in jax.tree.leaves(tree) if moves(x)]
+    leaves = [promoted(x) for x in jax.tree.leaves(values(updates)) if moves(x)]
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.finfo(jnp.result_type(jnp.float32, *leaves)).dtype
     return _norm(dtype, leaves)

@@ -19,9 +19,9 @@ from adam_jax._types import (
     State,
     Updates,
 )
-from adam_jax.engine.call import Body, Call, chosen
+from adam_jax.engine.call import Body, Call
 from adam_jax.engine.functions import zeros_for
-from adam_jax.engine.trees import align_params
+from adam_jax.engine.trees import align_params, chosen
 from adam_jax.engine.unrounded import rounded
 from adam_jax.formats.dtypes import moves
 from adam_jax.xla.barrier import kept_apart

@@ -15,8 +15,10 @@ import optax
 
 from adam_jax._types import Count, Leaf, Named, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import PASS_ON, Body, Call
-from adam_jax.engine.leaf_program import LeafArrays, LeafGroup, Program, run
+from adam_jax.engine.leaf_program import LeafGroup, run
+from adam_jax.engine.leaf_step import LeafArrays, Program
 from adam_jax.engine.scalars import shared
+from adam_jax.engine.split import SplitParams, SplitResult, joined, stored_params
 from adam_jax.engine.stage import Stage
 from adam_jax.engine.trees import (
     align_params,
@@ -26,10 +28,17 @@ from adam_jax.engine.trees import (
     unflatten_slot,
     unflatten_stored,
 )
-from adam_jax.engine.unrounded import Unrounded, as_wide_as, dtypes_of, update_dtype, values
+from adam_jax.engine.unrounded import (
+    Unrounded,
+    arithmetic_dtype,
+    dtypes_of,
+    raw,
+    update_dtype,
+)
 from adam_jax.formats.dtypes import leaf_dtype, moves
 from adam_jax.formats.noise import Salt, salt_of_moments
 from adam_jax.formats.policy import format_of
+from adam_jax.formats.weights import Split
 from adam_jax.rules.pytrees import frozen_pytree, static
 
 Labels = Sequence[int | None]
@@ -49,6 +58,8 @@ class Pipeline(Body):
         a single stage, is that stage's state itself.
     """
 
+    joins = True
+
     stages: tuple[Stage, ...]
     chained: bool = static()
 
@@ -63,7 +74,7 @@ class Pipeline(Body):
 
     def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """One optimizer step on every leaf; see `Body`."""
-        leaves = jax.tree.leaves(values(updates), is_leaf=lambda x: x is None)
+        leaves = jax.tree.leaves(raw(updates), is_leaf=lambda x: x is None)
         return run_pipelines((self,), [0] * len(leaves), updates, state, params, call)
 
     def pipeline(self) -> "Pipeline":
@@ -138,8 +149,10 @@ def run_pipelines(
     """
     apply = call.apply
     stages, states = pipelines[0].stages, pipelines[0].split(state)
-    later = isinstance(updates, Unrounded) and not apply
-    dtypes, updates = dtypes_of(updates), values(updates)
+    later = isinstance(updates, Unrounded)
+    dtypes, pending = dtypes_of(updates), ()
+    if isinstance(updates, Unrounded):
+        updates, pending = updates.raw, updates.pending
     leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
     counts = [
         getattr(s, stage.counts[0]) if stage.counts else None
@@ -158,10 +171,12 @@ def run_pipelines(
     needed = apply or any(
         stage.rule.needs_params for pipeline in pipelines for stage in pipeline.stages
     )
-    param_leaves = align_params(treedef, params, needed, apply)
+    param_leaves = align_params(treedef, stored_params(params), needed, apply)
+    weights = params.weights if isinstance(params, SplitParams) else {}
+    param_leaves = [weights.get(i, p) for i, p in enumerate(param_leaves)]
     masks = [
         [
-            stage.mask and stage.mask.flatten(params, treedef, param_leaves)
+            stage.mask and stage.mask.flatten(joined(params), treedef, param_leaves)
             for stage in pipeline.stages
         ]
         for pipeline in pipelines
@@ -170,30 +185,33 @@ def run_pipelines(
     # Leaves that share a program: the pipeline, the stages, the formats, the dtypes and the shape.
     alike: dict[Any, list[int]] = {}
     arrays: dict[int, LeafArrays] = {}
-    results = list(param_leaves) if apply else list(leaves)
+    results: list[Any] = list(param_leaves) if apply else list(leaves)
     for i, (g, p, label) in enumerate(zip(leaves, param_leaves, labels, strict=True)):
         if g is None:
             continue
         if label is None:
-            results[i] = p if apply else jnp.zeros_like(g)
+            results[i] = _unmoved(g, p, apply)
             continue
         used = tuple(k for k, mask in enumerate(masks[label]) if mask is None or mask[i])
         old = tuple(tuple(slot[i] for slot in stored[k]) for k in used)
         formats = tuple(tuple(map(format_of, slots)) for slots in old)
         if not moves(g) and {fmt for slots in formats for fmt in slots} == {None}:
-            results[i] = p if apply else jnp.zeros_like(g)  # As that of an integer should be.
+            results[i] = _unmoved(g, p, apply)  # As that of an integer should be.
             continue
         try:
             g_dtype = check_leaf(g, p, old, formats)
+            g_dtype = arithmetic_dtype(g) if later else g_dtype
             dtype = leaf_dtype(p) if apply else update_dtype(g_dtype, p)
-            group = (label, used, formats, dtype, np.shape(g), g_dtype)
+            # A parameter that nobody reads is no part of the program.
+            p = p if needed or isinstance(p, Split) else None
+            group = (label, used, formats, dtype, np.shape(g), g_dtype, jax.tree.structure(p))
             if group not in alike:
                 for k, its in zip(used, formats, strict=True):
                     stages[k].check_formats(its)
         except (TypeError, ValueError) as error:
             raise ValueError(f"at {leaf_paths(updates)[i]!r}, {error}") from None
         salt = _salt(formats, first, i)
-        arrays[i] = LeafArrays(g, old, p if needed else None, salt)
+        arrays[i] = LeafArrays(g, pending, old, p, salt)
         alike.setdefault(group, []).append(i)
 
     groups = [
@@ -215,10 +233,21 @@ def run_pipelines(
         for slot, xs in zip(stage.rule.slots, slots, strict=True):
             fields[slot.name] = unflatten_slot(treedef, updates, xs)
         new_states.append(stage.state_type(**fields))
+    rests = {}
+    for i in weights:
+        results[i], rests[i] = results[i]
     result = jax.tree.unflatten(treedef, results)
-    if later:
-        result = as_wide_as(Unrounded(result, dtypes), params)
+    if later and not apply:
+        pairs = zip(dtypes, param_leaves, strict=True)
+        result = Unrounded(result, tuple(update_dtype(d, p) for d, p in pairs))
+    result = SplitResult(result, rests) if isinstance(params, SplitParams) else result
     return result, pipelines[0].join(new_states)
+
+
+def _unmoved(g: Leaf, p: Leaf, apply: bool) -> Leaf:
+    if isinstance(p, Split):
+        return p.landed(p, apply)
+    return p if apply else jnp.zeros_like(g)
 
 
 def _described(state: State) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from adam_jax._types import Leaf, Params, PyTree, Stored, Updates
@@ -223,3 +224,10 @@ def owner_of(
                 continue
             found.append((shapes[own] == shape, end, len(own), own))
     return max(found, key=lambda x: x[:3])[-1] if found else None
+
+
+def chosen(condition: jax.Array | None, new: PyTree, old: PyTree) -> PyTree:
+    """Everything from `new` or everything from `old`, by one boolean scalar; None is true."""
+    if condition is None:
+        return new
+    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)

@@ -6,32 +6,72 @@ the dtypes travel with the gradients.
 """
 
 import dataclasses
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from adam_jax._types import DType, Function, Leaf, Params, PyTree, Updates
-from adam_jax.engine.trees import align_params
+from adam_jax.engine.trees import align_params, chosen
 from adam_jax.formats.dtypes import leaf_dtype, moves, wider_dtype
 from adam_jax.rules.pytrees import frozen_pytree, static
+
+Pending: TypeAlias = tuple[jax.Array, ...]
+"""What is still to be done to each element of a gradient, in this order.
+
+Real scalars multiply it, boolean ones make it zero where they are false. It is left to the loop
+that reads the gradient: a kernel does not fuse with the loop before it, which would store the
+gradient, 8 bytes per parameter.
+"""
 
 
 @frozen_pytree
 class Unrounded:
-    """A tree of updates in the dtype of arithmetic, with the dtypes that they are to have.
+    """Updates in the dtype of arithmetic, with the dtypes that they are to have.
 
     Attributes:
-      tree: of arrays and None.
+      raw: a tree of arrays and None, of which they are made; it may have other dtypes.
       dtypes: of each leaf, None among them; None for one that is not to be rounded.
+      pending: how they are made.
     """
 
-    tree: PyTree
+    raw: PyTree
     dtypes: tuple[DType | None, ...] = static()
+    pending: Pending = ()
+
+    @property
+    def tree(self) -> PyTree:
+        """The updates."""
+        return jax.tree.map(lambda x: completed(x, self.pending), self.raw)
+
+    def then(self, *scalars: jax.Array | None) -> "Unrounded":
+        """With more to be done; None for nothing."""
+        more = tuple(x for x in scalars if x is not None)
+        return dataclasses.replace(self, pending=self.pending + more)
+
+
+def completed(x: Leaf, pending: Pending) -> Leaf:
+    """An array in the dtype of arithmetic, with all that is pending done to it."""
+    x = promoted(x)
+    if not moves(x):
+        return x
+    with jax.numpy_dtype_promotion("standard"):  # A complex gradient times a real number.
+        for scalar in pending:
+            if scalar.dtype == jnp.bool_:
+                x = chosen(scalar, x, 0)
+            else:
+                x = x * jax.lax.convert_element_type(scalar, jnp.finfo(x.dtype).dtype)
+    return x
 
 
 def values(updates: Updates) -> PyTree:
     """The tree of arrays, in the dtypes that they have."""
     return updates.tree if isinstance(updates, Unrounded) else updates
+
+
+def raw(updates: Updates) -> PyTree:
+    """The tree of arrays of which the updates are made."""
+    return updates.raw if isinstance(updates, Unrounded) else updates
 
 
 def dtypes_of(updates: Updates) -> tuple[DType | None, ...]:
@@ -52,7 +92,12 @@ def unrounded(updates: Updates) -> Unrounded:
     """The same updates in the dtype of arithmetic, each with the dtype that it is to have."""
     if isinstance(updates, Unrounded):
         return updates
-    return Unrounded(jax.tree.map(promoted, updates), dtypes_of(updates))
+    return Unrounded(updates, dtypes_of(updates))
+
+
+def made(updates: Updates) -> Updates:
+    """The same updates with nothing pending."""
+    return Unrounded(updates.tree, updates.dtypes) if isinstance(updates, Unrounded) else updates
 
 
 def rounded(updates: Updates) -> PyTree:
@@ -69,7 +114,7 @@ def rounded(updates: Updates) -> PyTree:
 def map_tree(f: Function, updates: Updates) -> Updates:
     """f of the tree of arrays, which returns one for the same dtypes."""
     if isinstance(updates, Unrounded):
-        return dataclasses.replace(updates, tree=f(updates.tree))
+        return dataclasses.replace(updates, raw=f(updates.raw))
     return f(updates)
 
 
@@ -77,7 +122,7 @@ def as_wide_as(updates: Updates, params: Params) -> Updates:
     """Updates whose dtypes are the parameters' where those are wider: Adam's are so."""
     if not isinstance(updates, Unrounded):
         return updates
-    treedef = jax.tree.structure(updates.tree, is_leaf=lambda x: x is None)
+    treedef = jax.tree.structure(updates.raw, is_leaf=lambda x: x is None)
     leaves = align_params(treedef, params, needed=False, apply=False)
     pairs = zip(updates.dtypes, leaves, strict=True)
     return dataclasses.replace(updates, dtypes=tuple(update_dtype(d, p) for d, p in pairs))
@@ -91,7 +136,10 @@ def update_dtype(dtype: DType | None, p: Leaf) -> DType | None:
 def promoted(x: Leaf) -> Leaf:
     """An array in the dtype of arithmetic; what is no number is left to those that say so."""
     try:
-        return jax.lax.convert_element_type(x, arithmetic_dtype(x)) if moves(x) else x
+        dtype = arithmetic_dtype(x) if moves(x) else None
+        if dtype in (None, getattr(x, "dtype", None)):
+            return x
+        return jax.lax.convert_element_type(x, dtype)
     except (TypeError, ValueError):
         return x
 

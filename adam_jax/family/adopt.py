@@ -22,6 +22,7 @@ from adam_jax.rules.rates import DecayRate, DecayRateLike, after_first
 from adam_jax.rules.scaling import Hyperparameter, Schedule
 from adam_jax.rules.squares import abs_squared
 from adam_jax.validation import check_number, check_scalar
+from adam_jax.xla.sign import sign
 
 
 def fourth_root(count: Array) -> Array:
@@ -50,7 +51,7 @@ class FlooredRoot(Quotient):
         if not jnp.iscomplexobj(first):  # For the smallest ε, g / ε may be past the largest number.
             finite = jnp.isfinite(first)
             quotient = jnp.where(finite, jnp.clip(quotient, -HUGE, HUGE), quotient)
-        return jnp.where(divisor == 0, HUGE * jnp.sign(first), quotient)
+        return jnp.where(divisor == 0, HUGE * sign(first), quotient)
 
 
 HUGE = 1e18

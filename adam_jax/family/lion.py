@@ -18,6 +18,7 @@ from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.rules.rates import DecayRate, DecayRateLike
 from adam_jax.rules.scaling import Schedule
 from adam_jax.validation import check_number
+from adam_jax.xla.sign import sign
 
 
 @frozen_pytree
@@ -44,11 +45,11 @@ class Lion(MemberRule):
     def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
         x = self.b1.average(old["mu"], g)
         if self.mode == "hard":
-            return jnp.sign(x)
+            return sign(x)
         if self.mode == "smooth":
             return jnp.tanh(self.smooth_beta * x)
         if self.mode == "refined":
-            return jnp.where(jnp.abs(x) < 1, x, jnp.sign(x))
+            return jnp.where(jnp.abs(x) < 1, x, sign(x))
         # Here and not at construction, where Optax's own test of it does not look.
         modes = "'hard', 'smooth' or 'refined'"
         raise ValueError(f"mode must be {modes}, got {self.mode!r}: the paper's is 'hard'.")

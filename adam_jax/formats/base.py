@@ -47,6 +47,9 @@ class Format(abc.ABC):
     stochastic: bool = False
     """Whether `encode` rounds by noise; without noise it rounds to the nearest."""
 
+    block: int | None = None
+    """Elements along the last axis that are stored together; None for the whole array."""
+
     @property
     @abc.abstractmethod
     def rounds(self) -> bool:
@@ -103,6 +106,10 @@ class MeasuredFormat(Format):
     @abc.abstractmethod
     def code(self, x: jax.Array, noise: jax.Array | None, measure: PyTree) -> PyTree:
         """`encode`, of an array whose measure is known."""
+
+    @abc.abstractmethod
+    def of_tiles(self, along: int) -> "MeasuredFormat":
+        """The same, of tiles with one block along this axis each time; measures keep the axis."""
 
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> PyTree:
         return self.code(x, noise, self.measure(x))

@@ -13,7 +13,7 @@ from adam_jax.formats.base import READ_AS_SAVED, MeasuredFormat, Refusal
 from adam_jax.formats.codecs import Codec
 from adam_jax.formats.dtypes import in_range
 from adam_jax.slots import Slot
-from adam_jax.xla.maxima import largest
+from adam_jax.xla.maxima import largest, magnitudes
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -72,11 +72,13 @@ class Blockwise(MeasuredFormat):
       codec: from a share to its code.
       block: elements that share a scale; divides the last axis.
       stochastic: round to either of the two codes beside a number, so that the mean is right.
+      along: of a tile, which of its axes is one block each time; None for a whole array.
     """
 
     codec: Codec
-    block: int
+    block: int  # pyright: ignore[reportIncompatibleVariableOverride]
     stochastic: bool = False
+    along: int | None = None
 
     @property
     def form(self) -> str:
@@ -116,18 +118,26 @@ class Blockwise(MeasuredFormat):
 
     def measure(self, x: jax.Array) -> jax.Array:
         """The largest magnitude in each block."""
-        return largest(as_float32(x), self._blocks)
+        x = as_float32(x)
+        if self.along is not None:
+            return jnp.max(magnitudes(x), axis=self.along, keepdims=True)
+        return largest(x, self._blocks)
 
     def code(self, x: jax.Array, noise: jax.Array | None, measure: jax.Array) -> Blocks:
         blocks = self._blocks(as_float32(x))
-        shares = blocks / jnp.where(measure == 0, 1, measure)[..., None]
+        shares = blocks / self._for_blocks(jnp.where(measure == 0, 1, measure))
         codes = self.codec.code(shares, None if noise is None else self._blocks(noise))
-        return Blocks(jnp.reshape(codes, x.shape), measure, self)
+        # What is stored of a tile is part of what is stored of the array.
+        whole = self if self.along is None else dataclasses.replace(self, along=None)
+        return Blocks(jnp.reshape(codes, x.shape), measure, whole)
 
     def decode(self, stored: Blocks, dtype: DType) -> jax.Array:
         shares = self.codec.value(self._blocks(stored.codes))
-        x = jnp.reshape(shares * stored.scale[..., None], stored.codes.shape)
+        x = jnp.reshape(shares * self._for_blocks(stored.scale), stored.codes.shape)
         return jax.lax.convert_element_type(x, dtype)
+
+    def of_tiles(self, along: int) -> "Blockwise":
+        return dataclasses.replace(self, along=along)
 
     def shardings(self, stored: Blocks, sharding: NamedSharding) -> PyTree:
         # The last axis is split only where whole blocks lie on each device.
@@ -137,7 +147,12 @@ class Blockwise(MeasuredFormat):
             sharding = NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
         return jax.tree.map(lambda _: sharding, stored)
 
+    def _for_blocks(self, scale: jax.Array) -> jax.Array:
+        return scale[..., None] if self.along is None else scale
+
     def _blocks(self, x: jax.Array) -> jax.Array:
+        if self.along is not None:
+            return x
         return jnp.reshape(x, (*x.shape[:-1], x.shape[-1] // self.block, self.block))
 
 

@@ -7,6 +7,7 @@ computes them in the loop that rounds. (A generator's are stored, 4 bytes per el
 is 20 rounds for each.)
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -63,10 +64,22 @@ def salt_of_moments(count: jax.typing.ArrayLike, leaf: int) -> Salt:
     return Salt(jnp.asarray(own), (count + own) * GOLDEN)
 
 
-def bits_of_moments(shape: tuple[int, ...], salt: Salt, slot: int) -> jax.Array:
+class Positions(NamedTuple):
+    """Where the elements of an array lie in the larger one that it is a part of.
+
+    Attributes:
+      at: uint32, row by row in the larger array.
+      diagonal: how much further one along every axis is.
+    """
+
+    at: jax.Array
+    diagonal: int
+
+
+def bits_of_moments(where: tuple[int, ...] | Positions, salt: Salt, slot: int) -> jax.Array:
     """Random bits for the slots of one leaf, 16 for each; one hash is enough for two slots."""
     number, which = divmod(slot, 2)
-    bits = random_bits(shape, salted(salt.leaf, part=number), first=salt.leaf)
+    bits = random_bits(where, salted(salt.leaf, part=number), first=salt.leaf)
     return (bits << np.uint32(16 * which)) + salt.turned
 
 
@@ -76,7 +89,7 @@ def salted(salt: jax.Array, leaf: int = 0, part: int = 0) -> jax.Array:
 
 
 def random_bits(
-    shape: tuple[int, ...], salt: jax.Array, first: jax.typing.ArrayLike = 0
+    where: tuple[int, ...] | Positions, salt: jax.Array, first: jax.typing.ArrayLike = 0
 ) -> jax.Array:
     """32 random bits for each element, uint32: a hash of its index, row by row, and the salt.
 
@@ -84,18 +97,24 @@ def random_bits(
     one use, so that two numbers can be rounded by one hash.
 
     Args:
-      shape: of the array.
+      where: the shape of the array, or the positions of its elements.
       salt: uint32.
       first: uint32, the index along each axis of what is first. One of its own for each leaf, so
         that XLA:GPU finds nothing that leaves share.
     """
-    index = jnp.zeros(shape, jnp.uint32)
-    stride = 1
-    for axis in reversed(range(len(shape))):
-        position = jax.lax.broadcasted_iota(jnp.uint32, shape, axis) + jnp.uint32(first)
+    if isinstance(where, Positions):
+        index = where.at + jnp.uint32(first) * np.uint32(where.diagonal % 2**32)
+        return mixed(index ^ salt)
+    index = jnp.zeros(where, jnp.uint32)
+    for axis, stride in reversed(list(enumerate(strides(where)))):
+        position = jax.lax.broadcasted_iota(jnp.uint32, where, axis) + jnp.uint32(first)
         index = index + position * np.uint32(stride % 2**32)
-        stride *= shape[axis]
     return mixed(index ^ salt)
+
+
+def strides(shape: tuple[int, ...]) -> list[int]:
+    """How far apart, row by row, two elements are that are neighbours along each axis."""
+    return [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
 
 
 def in_unit_interval(bits: jax.Array) -> jax.Array:

@@ -42,6 +42,7 @@ class Stochastic(Format):
 
     dtype: np.dtype
     stochastic = True
+    block = 1
 
     @property
     def rounds(self) -> bool:
@@ -97,8 +98,12 @@ def rounded_to_nearest(x: jax.Array, dtype: np.dtype) -> jax.Array:
     Not as `x.astype(dtype).astype(float32)`, which XLA:GPU takes for x.
     """
     if dtype == jnp.bfloat16:
-        return jax.lax.reduce_precision(x, 8, 7)
-    # reduce_precision makes zero of what float16 has below 2⁻¹⁴.
+        # In integers: kernels have no reduce_precision.
+        bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+        odd = (bits >> np.uint32(16)) & np.uint32(1)
+        nearest = (bits + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000)
+        nearest = jax.lax.bitcast_convert_type(nearest, jnp.float32)
+        return jnp.where(jnp.isnan(x), x, nearest)
     distance = _distance(x)
     rounded = jnp.round(x / distance) * distance
     past = jnp.abs(x) >= np.float32(65520)  # Half a distance past the largest number, 65504.

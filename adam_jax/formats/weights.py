@@ -7,13 +7,14 @@ that the optimizer keeps, and joins them again before the next step.
 
 import abc
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from adam_jax._types import DType, Leaf
-from adam_jax.formats.noise import random_bits
+from adam_jax.formats.noise import Positions, random_bits
 from adam_jax.formats.rounding import rounded_stochastically, rounded_to_nearest
 
 
@@ -26,10 +27,11 @@ class WeightFormat(abc.ABC):
 
     Attributes:
       dtypes: the dtypes of the weights that it is for, by name; others are left alone.
-      bytes: of the rest, per weight.
+      stochastic: whether `split` rounds by noise.
     """
 
     dtypes: tuple[str, ...] = ("bfloat16",)
+    stochastic: bool = False
 
     def applies(self, p: Leaf) -> bool:
         """Whether it is for this weight."""
@@ -64,13 +66,13 @@ class WeightFormat(abc.ABC):
         """The float32 weights."""
 
     @abc.abstractmethod
-    def split(self, x: jax.Array, dtype: DType, salt: jax.Array) -> tuple[jax.Array, Leaf]:
+    def split(self, x: jax.Array, dtype: DType, noise: Leaf) -> tuple[jax.Array, Leaf]:
         """The opposite: the stored weights, and the rest.
 
         Args:
           x: float32.
           dtype: of the stored weights.
-          salt: uint32, of this leaf and this step.
+          noise: 32 random bits each, if the form is `stochastic`.
         """
 
 
@@ -79,6 +81,7 @@ class RoundedStochastically(WeightFormat):
     """No rest: up or down by chance, so that the mean is right."""
 
     dtypes = ("bfloat16", "float16")
+    stochastic = True
 
     def rest_dtype(self, p: Leaf) -> None:
         return None
@@ -86,8 +89,8 @@ class RoundedStochastically(WeightFormat):
     def join(self, p: jax.Array, rest: Leaf) -> jax.Array:
         return jax.lax.convert_element_type(p, jnp.float32)
 
-    def split(self, x: jax.Array, dtype: DType, salt: jax.Array) -> tuple[jax.Array, Leaf]:
-        return rounded_stochastically(x, jnp.dtype(dtype), random_bits(x.shape, salt)), None
+    def split(self, x: jax.Array, dtype: DType, noise: Leaf) -> tuple[jax.Array, Leaf]:
+        return rounded_stochastically(x, jnp.dtype(dtype), noise), None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +106,7 @@ class Compensated(WeightFormat):
         p, rest = (jax.lax.convert_element_type(x, jnp.float32) for x in (p, rest))
         return p + rest
 
-    def split(self, x: jax.Array, dtype: DType, salt: jax.Array) -> tuple[jax.Array, Leaf]:
+    def split(self, x: jax.Array, dtype: DType, noise: Leaf) -> tuple[jax.Array, Leaf]:
         rounded = rounded_to_nearest(x, jnp.dtype(dtype))
         # Past the largest number, or infinite already, there is nothing to compensate.
         rest = jnp.where(jnp.isfinite(rounded), x - rounded, 0)
@@ -128,6 +131,11 @@ class Residual(WeightFormat):
 
     bits: int
 
+    @property
+    def stochastic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """8 bits are rounded."""
+        return self.bits < 16
+
     def rest_dtype(self, p: Leaf) -> Leaf:
         return jnp.int16 if self.bits == 16 else jnp.int8
 
@@ -142,14 +150,12 @@ class Residual(WeightFormat):
         alone = (bits << np.uint16(1) == 0) & (rest < 0) | (_size(bits) >= INFINITE)
         return jnp.where(alone, jax.lax.convert_element_type(p, jnp.float32), joined)
 
-    def split(self, x: jax.Array, dtype: DType, salt: jax.Array) -> tuple[jax.Array, Leaf]:
+    def split(self, x: jax.Array, dtype: DType, noise: Leaf) -> tuple[jax.Array, Leaf]:
         bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
         dropped = 16 - self.bits
         if dropped:
             # By chance: to the nearest, an update under 2⁻¹⁷ of its weight would move nothing.
-            bits = (bits + (random_bits(x.shape, salt) >> np.uint32(32 - dropped))) >> np.uint32(
-                dropped
-            )
+            bits = (bits + (noise >> np.uint32(32 - dropped))) >> np.uint32(dropped)
         half = np.uint32(1 << self.bits - 1)
         upper = (bits + half) >> np.uint32(self.bits)
         lower = bits - (upper << np.uint32(self.bits))
@@ -161,6 +167,71 @@ class Residual(WeightFormat):
         finite = (_size(upper) < INFINITE) & jnp.isfinite(x)
         nearest = jax.lax.convert_element_type(x, jnp.bfloat16)
         return jnp.where(finite, p, nearest), jnp.where(finite, rest, jnp.zeros_like(rest))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Float32 weights as they are stored, for who joins them in the loop that reads them.
+
+    Attributes:
+      stored: what the model computes with.
+      rest: what belongs to it; None if the form keeps nothing.
+      salt: uint32, of this leaf and this step.
+      form: which joins them.
+    """
+
+    stored: jax.Array
+    rest: jax.Array | None
+    salt: jax.Array
+    form: WeightFormat = dataclasses.field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weights."""
+        return jnp.shape(self.stored)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the weights, joined."""
+        return np.dtype(np.float32)
+
+    def joined(self) -> jax.Array:
+        """The weights."""
+        return self.form.join(self.stored, self.rest)
+
+    def renewed(self, x: jax.Array, where: tuple[int, ...] | Positions) -> "Split":
+        """Other weights, stored in this form.
+
+        Args:
+          x: the weights, float32.
+          where: the shape of the leaf, or the positions of its elements.
+        """
+        noise = random_bits(where, self.salt) if self.form.stochastic else None
+        stored, rest = self.form.split(x, self.stored.dtype, noise)
+        return dataclasses.replace(self, stored=stored, rest=rest)
+
+    def landed(self, new: "Split", apply: bool) -> "Landed":
+        """The step to other weights: these are returned, or the update."""
+        return Landed(new.stored if apply else difference(new.stored, self.stored), new.rest)
+
+
+class Landed(NamedTuple):
+    """What a step makes of a `Split`.
+
+    Attributes:
+      result: the new weights as they are stored, or the update, float32.
+      rest: what belongs to the new weights.
+    """
+
+    result: jax.Array
+    rest: jax.Array | None
+
+
+def difference(q: jax.Array, p: jax.Array) -> jax.Array:
+    """q - p in float32: the update with which `optax.apply_updates` lands on q."""
+    q, p = (jax.lax.convert_element_type(x, jnp.float32) for x in (q, p))
+    return q - p
 
 
 def _described(kept: tuple[str, tuple[int, ...]] | None) -> str:

@@ -16,7 +16,7 @@ from adam_jax.engine.call import Body, Call, NoPipeline
 from adam_jax.engine.pipeline import Pipeline, init_pipelines, run_pipelines
 from adam_jax.engine.transformation import Transformation, body_of
 from adam_jax.engine.trees import leaf_paths
-from adam_jax.engine.unrounded import values
+from adam_jax.engine.unrounded import raw
 from adam_jax.formats.dtypes import moves
 from adam_jax.modify.factory import check_arguments, check_factory
 from adam_jax.rules.pytrees import frozen_pytree, static
@@ -33,6 +33,8 @@ class Groups(Body):
       default: the index of the pipeline of unmatched leaves; None if there is none.
     """
 
+    joins = True
+
     pipelines: tuple[Pipeline, ...]
     expressions: tuple[tuple[str, int | None], ...] = static()
     default: int | None = static()
@@ -46,7 +48,7 @@ class Groups(Body):
 
     def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """One optimizer step, each leaf with the numbers of its group."""
-        tree = values(updates)
+        tree = raw(updates)
         leaves = jax.tree.leaves(tree, is_leaf=lambda x: x is None)
         labels = self.labels(leaf_paths(tree), [g is not None for g in leaves], check=False)
         return run_pipelines(self.pipelines, labels, updates, state, params, call)

@@ -15,7 +15,14 @@ from adam_jax.engine.leafwise import decoded, map_leaves, stored_like
 from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation
 from adam_jax.engine.trees import unflatten_stored
-from adam_jax.engine.unrounded import Unrounded, arithmetic_dtype, as_wide_as, dtypes_of, values
+from adam_jax.engine.unrounded import (
+    Unrounded,
+    arithmetic_dtype,
+    as_wide_as,
+    dtypes_of,
+    made,
+    values,
+)
 from adam_jax.formats.dtypes import moves, wider_dtype
 from adam_jax.formats.policy import (
     AT_LEAST_FLOAT32,
@@ -108,7 +115,9 @@ class Accumulate(Body):
         def step(acc: PyTree, params: Params, inner_state: State) -> Result:
             grads = Unrounded(map_leaves(read, updates, acc), dtypes)
             result, inner_state = self.inner.run(grads, inner_state, params, inner_call)
-            return (result if call.apply else as_wide_as(result, params)), inner_state
+            if not call.apply:
+                result = as_wide_as(made(result), params)
+            return result, inner_state
 
         if call.apply:
 
@@ -180,11 +189,11 @@ def conditional_updates(
     if not isinstance(due, jax.core.Tracer) and due:
         result, inner_state = step(acc, params, state.inner_opt_state)
         return result, acc, inner_state
-    made, _ = jax.eval_shape(step, acc, params, state.inner_opt_state)
+    shapes, _ = jax.eval_shape(step, acc, params, state.inner_opt_state)
     if not isinstance(due, jax.core.Tracer):
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), made)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return zeros, acc, state.inner_opt_state
-    u = values(made)
+    u = shapes.raw if isinstance(shapes, Unrounded) else shapes
     described = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (u, acc)]
     fits = described[0] == described[1]
     held = acc if fits else jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), u)
@@ -196,7 +205,7 @@ def conditional_updates(
 
     held, inner_state = if_due(due, taken, (held, state.inner_opt_state))
     result = jax.tree.map(lambda x: jnp.where(due, x, 0), held)
-    result = jax.tree.structure(made).unflatten(jax.tree.leaves(result))
+    result = jax.tree.structure(shapes).unflatten(jax.tree.leaves(result))
     return result, held if fits else acc, inner_state
 
 

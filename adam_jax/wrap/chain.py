@@ -12,6 +12,7 @@ from adam_jax._types import (
 )
 from adam_jax.engine.call import PASS_ON, Body, Call
 from adam_jax.engine.optax_body import is_foreign, parts_of
+from adam_jax.engine.split import joined
 from adam_jax.engine.transformation import Transformation, body_of, whole
 from adam_jax.engine.unrounded import as_wide_as, unrounded
 from adam_jax.rules.pytrees import frozen_pytree
@@ -22,6 +23,11 @@ class Chain(Body):
     """The body of `chain`."""
 
     bodies: tuple[Body, ...]
+
+    @property
+    def joins(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """If the last does."""
+        return self.bodies[-1].joins
 
     def init(self, params: Params) -> tuple[Leaf, ...]:
         """The tuple of the states."""
@@ -37,7 +43,8 @@ class Chain(Body):
         states, last = [], len(self.bodies) - 1
         for i, (body, s) in enumerate(zip(self.bodies, state, strict=True)):
             its_call = call._replace(apply=call.apply and i == last)
-            updates, s = body.run(unrounded(updates), s, params, its_call)
+            theirs = params if body.joins and i == last else joined(params)
+            updates, s = body.run(unrounded(updates), s, theirs, its_call)
             if not its_call.apply:
                 updates = as_wide_as(updates, params)
             states.append(s)

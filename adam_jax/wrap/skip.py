@@ -63,6 +63,11 @@ class SkipNonfinite(Body):
     window: int = static()
     warn: bool = static()
 
+    @property
+    def joins(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """If what is inside does."""
+        return self.inner.joins
+
     def init(self, params: Params) -> State:
         """Optax's state, and the window if spikes are looked for."""
         zero = jnp.zeros([], jnp.int32)

@@ -1,6 +1,6 @@
 """Weights of 16 bits without a float32 copy: what rounding loses is kept, or left to chance."""
 
-import functools
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax._types import DType, Leaf, Number, Params, PyTree, Result, State, Updates
+from adam_jax._types import Leaf, Number, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import Body, Call, check_state
+from adam_jax.engine.split import SplitParams, SplitResult
 from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation
 from adam_jax.engine.trees import (
@@ -19,10 +20,22 @@ from adam_jax.engine.trees import (
     unflatten_slot,
     unflatten_stored,
 )
-from adam_jax.engine.unrounded import Unrounded, applied, dtypes_of, rounded, unrounded, values
-from adam_jax.formats.dtypes import leaf_dtype
+from adam_jax.engine.unrounded import (
+    Unrounded,
+    applied,
+    dtypes_of,
+    rounded,
+    unrounded,
+    values,
+)
 from adam_jax.formats.noise import WEIGHTS, salt_of, salted
-from adam_jax.formats.weights import Compensated, Residual, RoundedStochastically, WeightFormat
+from adam_jax.formats.weights import (
+    Compensated,
+    Residual,
+    RoundedStochastically,
+    Split,
+    WeightFormat,
+)
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.validation import check_integer
 from adam_jax.wrap.chain import inner_body
@@ -68,11 +81,12 @@ class Weights(Body):
     def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """One step of what is inside on the joined weights, taken apart again."""
         check_state(state, WeightsState, "a WeightsState")
-        dtypes, updates = list(dtypes_of(updates)), values(unrounded(updates))
-        leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
+        given, dtypes = unrounded(updates), list(dtypes_of(updates))
+        leaves, treedef = jax.tree.flatten(given.raw, is_leaf=lambda x: x is None)
         stored = align_params(treedef, params, needed=True, apply=call.apply)
-        rests = align_slot(treedef, updates, state.rest)
-        masters, ours = list(stored), []
+        rests = align_slot(treedef, given.raw, state.rest)
+        weights: dict[int, Split] = {}
+        salt = salt_of(WEIGHTS, self.seed, state.count)
         for i, (g, p) in enumerate(zip(leaves, stored, strict=True)):
             if g is None:
                 continue
@@ -80,53 +94,46 @@ class Weights(Body):
             try:
                 self.form.check(p, rest)
             except ValueError as error:
-                raise ValueError(f"at {leaf_paths(updates)[i]!r}, {error}") from None
-            if not self.form.applies(p):
-                continue
-            ours.append(i)
-            # For the inner transformation weights and gradients are float32.
-            masters[i], dtypes[i] = _join(self.form, p, rest), jnp.dtype(jnp.float32)
-        master, grads = treedef.unflatten(masters), Unrounded(updates, tuple(dtypes))
-        result, inner_state = self.inner.run(grads, state.inner_state, master, call)
-        moved = result if call.apply else applied(rounded(result), master)
-        moved, results = (treedef.flatten_up_to(x) for x in (moved, values(result)))
-        salt = salt_of(WEIGHTS, self.seed, state.count)
-        for i in ours:
-            p, dtype = stored[i], jnp.dtype(leaf_dtype(stored[i]))
-            q, rest = _split(self.form, dtype, moved[i], salted(salt, i))
-            q, rest = call.taken((q, rest), (p, rests[i] if rest is not None else None))
-            results[i] = q if call.apply else difference(q, p)
+                raise ValueError(f"at {leaf_paths(given.raw)[i]!r}, {error}") from None
+            if self.form.applies(p):
+                weights[i] = Split(p, rest, salted(salt, i), self.form)
+                dtypes[i] = jnp.dtype(jnp.float32)  # For the inner transformation all is float32.
+        grads = dataclasses.replace(given, dtypes=tuple(dtypes))
+        theirs = SplitParams(params, treedef, weights)
+        if self.inner.joins:
+            stepped, inner_state = self.inner.run(grads, state.inner_state, theirs, call)
+        else:
+            theirs = theirs.joined()
+            result, inner_state = self.inner.run(grads, state.inner_state, theirs, call)
+            moved = result if call.apply else applied(rounded(result), theirs)
+            stepped = _landed(weights, treedef, moved, result, call)
+        for i, rest in stepped.rests.items():
             rests[i] = rests[i] if rest is None else rest
-        rest_tree = unflatten_slot(treedef, updates, rests)
+        rest_tree = unflatten_slot(treedef, given.raw, rests)
         new = WeightsState(call.counted(state.count), rest_tree, inner_state)
-        made = treedef.unflatten(results)
-        if call.apply:
-            return made, new
-        wanted = list(dtypes_of(result))
-        for i in ours:
-            wanted[i] = dtypes[i]
-        return Unrounded(made, tuple(wanted)), new
+        return stepped.result, new
+
+
+def _landed(
+    weights: dict[int, Split], treedef: PyTree, moved: PyTree, result: Updates, call: Call
+) -> SplitResult:
+    """The weights after a step that moved them, joined."""
+    moved, results = treedef.flatten_up_to(moved), treedef.flatten_up_to(values(result))
+    rests = {}
+    for i, p in weights.items():
+        landed = p.landed(call.taken(_renewed(p, moved[i]), p), call.apply)
+        results[i], rests[i] = landed
+    made = treedef.unflatten(results)
+    return SplitResult(made if call.apply else Unrounded(made, dtypes_of(result)), rests)
 
 
 def _or_none(rest: Leaf) -> Leaf:
     return None if isinstance(rest, optax.MaskedNode) else rest
 
 
-# Traced once for each shape, not for each leaf.
-@functools.partial(jax.jit, static_argnums=0)
-def _join(form: WeightFormat, p: Leaf, rest: Leaf) -> jax.Array:
-    return form.join(p, rest)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _split(form: WeightFormat, dtype: DType, x: Leaf, salt: PyTree) -> tuple[jax.Array, Leaf]:
-    return form.split(x, dtype, salt)
-
-
-def difference(q: jax.Array, p: Leaf) -> jax.Array:
-    """q - p in float32: the update with which `optax.apply_updates` lands on q."""
-    q, p = (jax.lax.convert_element_type(x, jnp.float32) for x in (q, p))
-    return q - p
+@jax.jit  # Traced once for each shape, not for each leaf.
+def _renewed(p: Split, x: jax.Array) -> Split:
+    return p.renewed(x, p.shape)
 
 
 def check_seed(seed: Number) -> int:

@@ -41,7 +41,11 @@ def largest(x: jax.Array, blocks: Callable[[jax.Array], jax.Array]) -> jax.Array
         return jnp.where(missing, np.float32(np.inf), jnp.max(sizes, axis=-1))
 
     def elsewhere(x: jax.Array) -> jax.Array:
-        sizes = jnp.where(jnp.isnan(x), np.float32(np.inf), jnp.abs(x))
-        return jnp.max(blocks(sizes), axis=-1)
+        return jnp.max(blocks(magnitudes(x)), axis=-1)
 
     return jax.lax.platform_dependent(x, cpu=on_cpu, default=elsewhere)
+
+
+def magnitudes(x: jax.Array) -> jax.Array:
+    """|x|, infinite where it is NaN, as a maximum may lose it."""
+    return jnp.where(jnp.isnan(x), np.float32(np.inf), jnp.abs(x))

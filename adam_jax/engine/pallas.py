@@ -1,0 +1,261 @@
+"""The program of a leaf as one Pallas kernel for TPUs, in which each array goes through HBM once.
+
+Its body is `leaf_step` on one tile after the other: the arithmetic is that of XLA's program.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from adam_jax._types import Leaf, PyTree
+from adam_jax.engine.leaf_step import LeafArrays, Program, leaf_step
+from adam_jax.engine.plan import Plan
+from adam_jax.formats.base import MeasuredFormat
+from adam_jax.formats.noise import Positions, strides
+from adam_jax.formats.weights import Split
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """Makes of the leaves of the arguments of `leaf_step` those of its result.
+
+    Attributes:
+      program: what shapes it, besides the plan.
+      plan: how it goes through the leaf.
+      structure: of these arguments, the program left out.
+      interpret: make a program of XLA's of it, on any platform.
+    """
+
+    program: Program
+    plan: Plan
+    structure: Any
+    interpret: bool = False
+
+    def __call__(self, *args: Leaf) -> Sequence[jax.Array]:
+        """Runs it."""
+        shape = self._leaf(args).g.shape
+        arrays = [i for i, x in enumerate(args) if x.ndim]
+        # What is stored is renewed in place, and the parameter. The gradient may be in use.
+        renewed, result = self._renewed(args)
+        results = [result, *(args[i] for i in renewed[1:] if i is not None)]
+        aliases = {2 + arrays.index(i): k for k, i in enumerate(renewed) if i is not None}
+        views = [_View(self.plan, args[i].shape != shape) for i in arrays]
+        out_views = [_View(self.plan, x.shape != shape) for x in results]
+        physical = tuple(shape[axis] for axis in self.plan.order)
+        grid = (*physical[:-2], *map(pl.cdiv, physical[-2:], self.plan.vmem))
+        outputs = pl.pallas_call(
+            functools.partial(
+                self._body, shape, [(x.ndim, x.dtype) for x in args], views, out_views
+            ),
+            grid=grid,
+            in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM)] * 2 + [v.spec(grid) for v in views],
+            out_specs=[view.spec(grid) for view in out_views],
+            out_shape=[view.placed(x) for view, x in zip(out_views, results, strict=True)],
+            input_output_aliases=aliases,
+            scratch_shapes=[pltpu.VMEM(v.vmem[::-1], jnp.float32) for v in views if v.turned],
+            interpret=self.interpret,
+            name="leaf_step",
+            compiler_params=pltpu.CompilerParams(
+                dimension_semantics=("parallel",) * len(grid), vmem_limit_bytes=48 * 2**20
+            ),
+        )(
+            *_packed([x for x in args if not x.ndim]),
+            *(view.seen(args[i]) for view, i in zip(views, arrays, strict=True)),
+        )
+        return [view.back(x) for view, x in zip(out_views, outputs, strict=True)]
+
+    def _leaf(self, args: Sequence[PyTree]) -> LeafArrays:
+        return self.structure.unflatten(args)[1]
+
+    def _renewed(self, args: Sequence[Leaf]) -> tuple[list[int | None], jax.ShapeDtypeStruct]:
+        """Of each result, the argument whose place it takes, None for a new one; the first."""
+        leaf, at = self._leaf(args), self._leaf(range(len(args)))
+        dtype, param, rest = self.program.dtype, at.param, None
+        if isinstance(leaf.param, Split):
+            dtype = leaf.param.stored.dtype if self.program.apply else leaf.param.dtype
+            param, rest = at.param.stored, at.param.rest
+        in_place = self.program.apply and args[param].dtype == dtype
+        rests = [] if rest is None else [rest]
+        renewed = [param if in_place else None, *rests, *jax.tree.leaves(at.stored)]
+        return renewed, jax.ShapeDtypeStruct(leaf.g.shape, dtype)
+
+    def _body(
+        self,
+        shape: tuple[int, ...],
+        args: list[tuple[int, Any]],
+        views: "list[_View]",
+        out_views: "list[_View]",
+        *refs: Any,
+    ) -> None:
+        """Steps the tiles of what lies in VMEM."""
+        scalars = _unpacked(refs[0], refs[1], [dtype for ndim, dtype in args if not ndim])
+        read = refs[2 : 2 + len(views)]
+        written = refs[2 + len(views) : 2 + len(views) + len(out_views)]
+        # Scales that lie along the rows of VMEM, in tiles along their columns.
+        scratch = refs[2 + len(views) + len(out_views) :]
+        turned = [x for view, x in zip(views, read, strict=True) if view.turned]
+        for columns, rows in zip(scratch, turned, strict=True):
+            columns[...] = rows[...].T
+        own = iter(scratch)
+        read = [next(own) if v.turned else x for v, x in zip(views, read, strict=True)]
+        own = iter(scratch)
+        tiles = [next(own) if v.turned else x for v, x in zip(out_views, written, strict=True)]
+        program = self._program_of_tiles()
+
+        def step(row: Leaf, column: Leaf) -> None:
+            arrays = (x[v.tile(row, column)] for v, x in zip(views, read, strict=True))
+            numbers = iter(scalars)
+            flat = [next(arrays) if ndim else next(numbers) for ndim, _ in args]
+            where = self._positions(shape, row, column)
+            steps, leaf, taken = self.structure.unflatten(flat)
+            stepped = leaf_step(program, steps, leaf, taken, where)
+            results = jax.tree.leaves(stepped)
+            for view, x, result in zip(out_views, tiles, results, strict=True):
+                x[view.tile(row, column)] = result
+
+        _for_tiles(self.plan, step)
+        turned = [x for view, x in zip(out_views, written, strict=True) if view.turned]
+        for columns, rows in zip(scratch, turned, strict=True):
+            rows[...] = columns[...].T
+
+    def _program_of_tiles(self) -> Program:
+        along = self.plan.along or 0  # Without blocks no format asks.
+        formats = tuple(
+            tuple(f.of_tiles(along) if isinstance(f, MeasuredFormat) else f for f in fs)
+            for fs in self.program.formats
+        )
+        return self.program._replace(formats=formats)
+
+    def _positions(self, shape: tuple[int, ...], row: Leaf, column: Leaf) -> Positions:
+        """Where the elements of a tile lie in the leaf."""
+        steps = [np.uint32(strides(shape)[axis] % 2**32) for axis in self.plan.order]
+        index = jnp.zeros(self.plan.tile, jnp.uint32)
+        for axis, step in enumerate(steps[:-2]):
+            index = index + _uint32(pl.program_id(axis)) * step
+        for axis, (start, step) in enumerate(zip((row, column), steps[-2:], strict=True)):
+            first = pl.program_id(len(steps) - 2 + axis) * self.plan.vmem[axis] + start
+            along = jax.lax.broadcasted_iota(jnp.uint32, self.plan.tile, axis)
+            index = index + (along + _uint32(first)) * step
+        return Positions(index, sum(strides(shape)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _View:
+    """How a kernel sees an array of the leaf, or the scales of its blocks.
+
+    Attributes:
+      plan: of the leaf.
+      scales: it has one element for each block.
+    """
+
+    plan: Plan
+    scales: bool
+
+    @property
+    def turned(self) -> bool:
+        """Whether rows and columns are exchanged: a few columns fill an eighth of a register."""
+        return self.scales and self.plan.along == -1
+
+    @property
+    def vmem(self) -> tuple[int, int]:
+        """Rows and columns that lie in VMEM at a time."""
+        rows, columns = self.plan.vmem
+        if not self.scales:
+            return rows, columns
+        if self.turned:
+            return columns // self.plan.tile[1], rows
+        return rows // self.plan.tile[0], columns
+
+    def spec(self, grid: tuple[int, ...]) -> pl.BlockSpec:
+        """Which part of it lies in VMEM at each point of the grid."""
+        others = len(grid) - 2
+
+        def index(*point: Leaf) -> tuple[Leaf, ...]:
+            row, column = point[others:]
+            return (*point[:others], column, row) if self.turned else point
+
+        return pl.BlockSpec((None,) * others + self.vmem, index)
+
+    def tile(self, row: Leaf, column: Leaf) -> tuple[Any, Any]:
+        """Which part of what lies in VMEM, or of scratch memory, belongs to a tile."""
+        rows, columns = self.plan.tile
+        if self.turned:
+            return pl.ds(row, rows), pl.ds(column // columns, 1)
+        if self.scales:
+            return pl.ds(row // rows, 1), pl.ds(column, columns)
+        return pl.ds(row, rows), pl.ds(column, columns)
+
+    def order(self) -> tuple[int, ...]:
+        *others, second, last = self.plan.order
+        return (*others, last, second) if self.turned else (*others, second, last)
+
+    def seen(self, x: jax.Array) -> jax.Array:
+        """The array as it lies in memory: nothing is moved."""
+        return jnp.transpose(x, self.order())
+
+    def placed(self, x: Leaf) -> jax.ShapeDtypeStruct:
+        """Its shape and dtype, seen like this."""
+        return jax.ShapeDtypeStruct(tuple(x.shape[axis] for axis in self.order()), x.dtype)
+
+    def back(self, x: jax.Array) -> jax.Array:
+        """The opposite of `seen`."""
+        return jnp.transpose(x, np.argsort(self.order()).tolist())
+
+
+def _for_tiles(plan: Plan, step: Any) -> None:
+    """Calls `step` with the first row and column of each tile.
+
+    A loop along the axis without blocks, in which those along the other axis follow each other.
+    """
+    inner = 0 if plan.along == -2 else 1
+    outer = 1 - inner
+    starts = range(0, plan.vmem[inner], plan.tile[inner])
+
+    def along(i: Leaf, _: None) -> None:
+        first = i if isinstance(i, int) else pl.multiple_of(i * plan.tile[outer], plan.tile[outer])
+        for start in starts:
+            step(*((first, start) if outer == 0 else (start, first)))
+
+    turns = plan.vmem[outer] // plan.tile[outer]
+    if turns == 1:
+        along(0, None)
+    else:
+        jax.lax.fori_loop(0, turns, along, None)
+
+
+def _packed(scalars: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """The numbers with a fraction, and the others, as two vectors that are never empty."""
+    floats, integers = [jnp.zeros([], jnp.float32)], [jnp.zeros([], jnp.int32)]
+    for x in scalars:
+        if x.dtype == jnp.float32:
+            floats.append(x)
+        elif x.dtype == jnp.uint32:
+            integers.append(jax.lax.bitcast_convert_type(x, jnp.int32))
+        else:
+            integers.append(jax.lax.convert_element_type(x, jnp.int32))
+    return jnp.stack(floats), jnp.stack(integers)
+
+
+def _unpacked(floats: Any, integers: Any, dtypes: list[Any]) -> list[jax.Array]:
+    """The opposite, of two references."""
+    scalars, of_float, of_integer = [], 0, 0
+    for dtype in dtypes:
+        if dtype == jnp.float32:
+            of_float += 1
+            scalars.append(floats[of_float])
+            continue
+        of_integer += 1
+        x = integers[of_integer]
+        scalars.append(x != 0 if dtype == jnp.bool_ else jax.lax.convert_element_type(x, dtype))
+    return scalars
+
+
+def _uint32(x: Leaf) -> jax.Array:
+    return jax.lax.convert_element_type(x, jnp.uint32)
