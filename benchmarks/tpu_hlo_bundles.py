@@ -74,6 +74,8 @@ def length(text: str) -> Length:
         if not (bundle := BUNDLE.match(line)):
             continue
         label, depth, rest = bundle[1], len(bundle[2]), bundle[3]
+        if rest.lstrip().startswith("{}"):  # A bundle of waiting is not marked.
+            depth = open_loops[-1].depth
         while open_loops[-1].depth > depth or (label == "LB" and open_loops[-1].depth == depth):
             open_loops.pop()
         if open_loops[-1].depth < depth:

@@ -88,5 +88,6 @@ def measure(
         # Bytes take their time whatever the estimate of a kernel leaves out.
         both = ("cycles e-3/p", "HBM B/p")
         row["of float32"] = max(row[column] / base[column] for column in both)
-    missed = failures(row, case.bounds)
-    return row | {"bounds": case.bounds.words(generation), "verdict": "; ".join(missed) or "holds"}
+    words = case.bounds.words(generation)
+    verdict = "; ".join(failures(row, case.bounds)) or ("holds" if words else "")
+    return row | {"bounds": words, "verdict": verdict}
