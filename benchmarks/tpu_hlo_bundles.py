@@ -79,7 +79,9 @@ def length(text: str) -> Length:
         while open_loops[-1].depth > depth or (label == "LB" and open_loops[-1].depth == depth):
             open_loops.pop()
         if open_loops[-1].depth < depth:
-            open_loops[-1].inside.append(Loop(depth))
+            # Bundles of the loop around it may stand among a loop's own.
+            if label == "LB" or not open_loops[-1].inside:
+                open_loops[-1].inside.append(Loop(depth))
             open_loops.append(open_loops[-1].inside[-1])
         open_loops[-1].bundles += 1
         if end := EXIT.search(rest):
