@@ -99,8 +99,8 @@ def of_kernels(folder: Path) -> list[Length]:
     return [length(f.read_text()) for f in files if "schedule-analysis" not in f.name]
 
 
-def measured(generation: str, case: str, shape: tuple[int, ...]) -> dict[str, float] | None:
-    """The kernels of a case, compiled by a process of its own; None if it has none.
+def measured(generation: str, case: str, shape: tuple[int, ...]) -> dict[str, float]:
+    """The kernels of a case that has some, compiled by a process of its own.
 
     Returns:
       bundles: of the innermost loops for each 8 x 128 parameters.
@@ -121,7 +121,7 @@ def measured(generation: str, case: str, shape: tuple[int, ...]) -> dict[str, fl
             raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
         found = of_kernels(Path(folder))
     if not found:
-        return None
+        raise RuntimeError(f"{case} for {generation} has a kernel, but none called {KERNEL}")
     cores, size = json.loads(done.stdout.splitlines()[-1])["cores"], math.prod(shape)
     return {
         "bundles": sum(kernel.inner for kernel in found) * cores / (size / 1024),
