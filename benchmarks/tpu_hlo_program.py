@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 HBM, FLAGS = 0, 2  # Numbers of memory spaces: S(1) is VMEM; a layout without one is in HBM.
 SMALL = 64 * 1024  # Bytes through HBM, and
-SHORT = 2_000  # cycles: an operation below both is little more than its start.
+SHORT = 5_000  # cycles: an operation below both is little more than its start.
 
 
 class Buffer(NamedTuple):

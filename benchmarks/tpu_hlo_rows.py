@@ -47,7 +47,7 @@ def counted(text: str) -> Row:
 def measure(
     generation: str, name: str, params: Any, base: Row | None = None, shape: Any = None
 ) -> Row:
-    """Bytes and thousandths of cycles are per parameter of a device.
+    """Bytes and thousandths of cycles are per parameter of a device, operations per leaf.
 
     Args:
       generation: of TPUs.
@@ -72,7 +72,8 @@ def measure(
         # Of some programs for v7x.
         return row | {"temporary B/p": temporary, "verdict": f"no text: {str(error)[:80]}"}
     hbm, cycles = found.pop("HBM") / size, 1e3 * found.pop("cycles") / size
-    row |= {"HBM B/p": hbm, "of the floor": hbm / floor, "temporary B/p": temporary, **found}
+    row |= {"HBM B/p": hbm, "of the floor": hbm / floor, "temporary B/p": temporary}
+    row |= {kind: number / len(leaves) for kind, number in found.items()}
     kernels = None
     if shape and found["kernels"]:
         kernels = tpu_hlo_bundles.measured(generation, name, shape)

@@ -80,12 +80,12 @@ ENTRY %main (p: f32[8192,64]) -> f32[8192,64] {{
     return inside + "".join(f"  {line}\n" for line in lines) + "}\n"
 
 
-ESTIMATE = 'backend_config={"estimated_cycles":"3000"}'
+ESTIMATE = 'backend_config={"estimated_cycles":"6000"}'
 
 
 def test_a_fusion_counts_what_it_reads_and_writes():
     [op] = operations(program(f"ROOT %f = {TURNED} fusion(%p), calls=%fused, {ESTIMATE}"))
-    assert (op.opcode, op.hbm, op.cycles, op.kernel) == ("fusion", 6 * MIB, 3000, False)
+    assert (op.opcode, op.hbm, op.cycles, op.kernel) == ("fusion", 6 * MIB, 6000, False)
     [op] = operations(program(f"ROOT %f = {TURNED[:-1]}S(1)}} fusion(%p), calls=%fused"))
     assert op.hbm == 4 * MIB
     [op] = operations(
@@ -141,7 +141,7 @@ def test_operations_are_counted_by_kind_and_small_ones_left_out():
     )
     kinds = {"fusions": 1, "kernels": 1, "copies": 1, "broadcasts": 1, "others": 1, "reduces": 0}
     assert {name: row[name] for name in kinds} == kinds
-    assert row["cycles"] == 3000
+    assert row["cycles"] == 6000
 
 
 LOOPS = """
