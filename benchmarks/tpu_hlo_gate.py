@@ -26,6 +26,8 @@ ON_V5E = (
     "factored nu",
     "stochastic bf16 moments",
     "4-bit moments",
+    "8-bit moments, update",
+    "clip, skip, 8-bit moments",
     "bf16 weights, stochastic rounding",
     "bf16 weights, Kahan",
     "bf16 weights, residual 16",
