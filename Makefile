@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 # Else every worker compiles pytest's plugins and the tests anew, which takes seconds of each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: mnist test test-peers lint docs docs-serve setup clean
+.PHONY: mnist test test-peers test-compilers lint docs docs-serve setup clean
 
 mnist: setup
 	rm -rf runs/make-mnist
@@ -26,6 +26,14 @@ test-peers: setup
 		tests/test_migrating_torch.py tests/test_migrating_keras.py tests/test_pages.py \
 		tests/test_interchange.py tests/test_interchange_torch.py tests/test_saved_states.py \
 		tests/test_docs_interchange.py tests/test_array_numbers.py
+
+# Programs for a TPU and for an H200, compiled without one: the TPU's bounds, and the tests that are
+# skipped where a compiler is not installed.
+test-compilers: export TPU_LIBRARY_PATH = $(CURDIR)/.compilers/tpu/libtpu/libtpu.so
+test-compilers: export JAX_CUDA_PJRT = $(CURDIR)/.compilers/cuda
+test-compilers: .compilers/installed
+	$(BIN)/python -m benchmarks.tpu_hlo --gate
+	$(PYTEST) $$(grep -rlE --include="test_*.py" "(h200|tpu)_compiler" tests | sort)
 
 lint: .venv/linters docs
 	$(BIN)/ruff check .
@@ -47,9 +55,17 @@ setup: .venv/installed
 	$(BIN)/python -m pip install --quiet --group test --editable .
 	touch $@
 
+# Each in a folder of its own: JAX would take what is in .venv for a TPU's or a GPU's back end.
+.compilers/installed: .venv/installed
+	rm -rf .compilers
+	$(BIN)/python -m pip install --quiet --no-deps --target .compilers/tpu --group tpu-compiler
+	$(BIN)/python -m pip install --quiet --no-deps --target .compilers/cuda \
+		jax-cuda12-pjrt==$$($(BIN)/python -c "import jaxlib; print(jaxlib.__version__)")
+	touch $@
+
 .venv/linters: .venv/installed
 	$(BIN)/python -m pip install --quiet --group lint --group docs
 	touch $@
 
 clean:
-	rm -rf .venv .venv-newest runs build dist
+	rm -rf .venv .venv-newest .compilers runs build dist

@@ -1,0 +1,147 @@
+"""How long the kernels of a step are, from the instructions that the TPU's compiler writes down.
+
+python -m benchmarks.tpu_hlo_bundles GENERATION CASE SHAPE
+
+Prints JSON; for `benchmarks.tpu_hlo --bundles`, as the compiler reads the option only when it is
+loaded. It writes 30 MB or more for every kernel, in a folder that is gone afterwards.
+"""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from examples import strict_json
+
+KERNEL = "leaf_step"
+BUNDLE = re.compile(r"\s*(?:0x[0-9a-f]+|0)\s+((?:L[BHE]|P[BF]|CT)?)[^:]*:\s*(>*)(.*)")
+EXIT = re.compile(r"scmp\.\w+\.\w+\.totalorder %\w+, (\d+) /\* loop exit test")
+
+
+class Loop:
+    """A loop's own bundles, without those of the loops in it."""
+
+    def __init__(self, depth: int) -> None:
+        self.depth, self.bundles = depth, 0
+        self.turns: int | None = None
+        self.inside: list[Loop] = []
+
+    @property
+    def known_turns(self) -> int:
+        """How often it turns.
+
+        Raises:
+          ValueError: the program does not say it.
+        """
+        if self.turns is None:
+            raise ValueError("the length of a loop is not in the program")
+        return self.turns
+
+    def total(self) -> int:
+        """Bundles of all its turns."""
+        return self.known_turns * (self.bundles + sum(loop.total() for loop in self.inside))
+
+    def innermost(self, turns: int = 1) -> list[tuple[int, int]]:
+        """Bundles of the loops without a loop in them, and how often they turn."""
+        turns *= self.known_turns
+        if not self.inside:
+            return [(self.bundles, turns)]
+        return [found for loop in self.inside for found in loop.innermost(turns)]
+
+
+class Length(NamedTuple):
+    """Of a kernel's program on one core.
+
+    Attributes:
+      total: bundles in all, which is cycles if no transfer is waited for.
+      inner: those of the innermost loops.
+    """
+
+    total: int
+    inner: int
+
+
+def length(text: str) -> Length:
+    """Of a file `*final_bundles.txt`: a bundle a line, loops marked by `LB:` and so many `>`."""
+    root = Loop(0)
+    root.turns, open_loops = 1, [root]
+    for line in text.splitlines():
+        if not (bundle := BUNDLE.match(line)):
+            continue
+        label, depth, rest = bundle[1], len(bundle[2]), bundle[3]
+        if rest.lstrip().startswith("{}"):  # A bundle of waiting is not marked.
+            depth = open_loops[-1].depth
+        while open_loops[-1].depth > depth or (label == "LB" and open_loops[-1].depth == depth):
+            open_loops.pop()
+        if open_loops[-1].depth < depth:
+            # Bundles of the loop around it may stand among a loop's own.
+            if label == "LB" or not open_loops[-1].inside:
+                open_loops[-1].inside.append(Loop(depth))
+            open_loops.append(open_loops[-1].inside[-1])
+        open_loops[-1].bundles += 1
+        if end := EXIT.search(rest):
+            open_loops[-1].turns = int(end[1])
+    for loop in root.inside:
+        # The pipeline of transfers turns once more at each end, and skips what is inside.
+        loop.turns = loop.known_turns - (2 if loop.known_turns > 2 else 0)
+    inner = sum(bundles * turns for bundles, turns in root.innermost())
+    return Length(root.total(), inner if root.inside else root.bundles)
+
+
+def of_kernels(folder: Path) -> list[Length]:
+    """Of all kernels that were written down there."""
+    files = folder.glob(f"*{KERNEL}*final_bundles.txt")
+    return [length(f.read_text()) for f in files if "schedule-analysis" not in f.name]
+
+
+def measured(generation: str, case: str, shape: tuple[int, ...]) -> dict[str, float]:
+    """The kernels of a case that has some, compiled by a process of its own.
+
+    Returns:
+      bundles: of the innermost loops for each 8 x 128 parameters.
+      cycles: of all kernels, per parameter and device.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        dump = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+        options = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {dump}"
+        command = [sys.executable, "-m", "benchmarks.tpu_hlo_bundles", generation, case]
+        done = subprocess.run(
+            [*command, ",".join(map(str, shape))],
+            env=os.environ | {"LIBTPU_INIT_ARGS": options, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"},
+            cwd=Path(__file__).parent.parent,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
+        found = of_kernels(Path(folder))
+    if not found:
+        raise RuntimeError(f"{case} for {generation} has a kernel, but none called {KERNEL}")
+    cores, size = json.loads(done.stdout.splitlines()[-1])["cores"], math.prod(shape)
+    return {
+        "bundles": sum(kernel.inner for kernel in found) * cores / (size / 1024),
+        "cycles": sum(kernel.total for kernel in found) / size,
+    }
+
+
+def main() -> None:
+    import jax
+
+    from benchmarks.tpu_hlo_cases import CASES, leaf
+    from benchmarks.tpu_hlo_machine import tpus
+    from benchmarks.tpu_hlo_rows import compiled
+
+    jax.config.update("jax_platforms", "cpu")
+    generation, case, shape = sys.argv[1:]
+    compiled(generation, CASES[case], leaf(tuple(map(int, shape.split(",")))))
+    core: Any = tpus(generation)[0]
+    print(strict_json.dumps({"cores": core.num_cores}))
+
+
+if __name__ == "__main__":
+    main()

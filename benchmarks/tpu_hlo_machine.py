@@ -1,0 +1,105 @@
+"""TPUs to compile for, on a machine without one. Nothing can be run."""
+
+import functools
+import importlib.util
+import math
+import os
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import topologies
+
+LIBTPU = "0.0.52"  # As in pyproject.toml: it compiles for what jax 0.10.2 lowers.
+
+
+class Generation(NamedTuple):
+    """A TPU, as Google Cloud's documentation has it.
+
+    The clocks are those that give the documented peak for as many matrix units; Ironwood's is not
+    known. Where JAX sees two devices on a chip, each has half of the bandwidth.
+    """
+
+    topology: str
+    bandwidth: float  # Bytes per second and chip.
+    clock: float | None  # Hz.
+    devices: int = 1  # Of a chip.
+
+    def cycles(self, number: float) -> float | None:
+        """As long as so many bytes take through HBM, at best."""
+        return self.clock and number * self.clock / (self.bandwidth / self.devices)
+
+
+GENERATIONS = {
+    "v5e": Generation("v5e:2x2", 819e9, 1.5e9),
+    "v6e": Generation("v6e:2x2", 1640e9, 1.75e9),
+    "v5p": Generation("v5p:2x2x1", 2765e9, 1.75e9),
+    "v4": Generation("v4:2x2x1", 1228e9, 1.05e9, devices=2),
+    "v7x": Generation("tpu7x:2x2x1", 7380e9, None, devices=2),
+}
+USUAL = ("v5e", "v6e", "v5p")
+
+
+def library() -> Path:
+    """The compiler, where JAX looks for it."""
+    if named := os.environ.get("TPU_LIBRARY_PATH"):
+        if (path := Path(named)).is_file():
+            return path
+    elif (found := importlib.util.find_spec("libtpu")) and found.origin:
+        return Path(found.origin).with_name("libtpu.so")
+    raise ModuleNotFoundError(
+        f"no libtpu in {named or 'this Python'}: `python -m pip install --no-deps --target FOLDER"
+        f" libtpu=={LIBTPU}`, then --libtpu FOLDER (or TPU_LIBRARY_PATH=FOLDER/libtpu/libtpu.so)"
+    )
+
+
+def use_libtpu_of(folder: str | None) -> Path:
+    """Finds the compiler, in a folder that pip installed it to or where JAX looks for it."""
+    if folder:
+        os.environ["TPU_LIBRARY_PATH"] = str(Path(folder).absolute() / "libtpu" / "libtpu.so")
+    return library()
+
+
+def libtpu_version() -> str:
+    found = metadata.distributions(name="libtpu", path=[str(library().parent.parent)])
+    return next((wheel.version for wheel in found), "of unknown version")
+
+
+@functools.cache
+def tpus(topology: str) -> Any:
+    """The devices of a generation's smallest machine, or of a topology such as v5e:2x4."""
+    library()
+    # Else it asks the cloud what machine this is, and stops where another process uses it.
+    os.environ["TPU_SKIP_MDS_QUERY"] = os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    if topology in GENERATIONS:
+        topology = GENERATIONS[topology].topology
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+
+
+def placed(tree: Any, sharding: Any) -> Any:
+    """Arrays without values; `sharding` is one for all, or a tree of them."""
+    if isinstance(sharding, jax.sharding.Sharding):
+        sharding = jax.tree.map(lambda _: sharding, tree)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, sharding
+    )
+
+
+def compile_for_tpu(
+    generation: str, f: Any, *args: Any, donate: tuple[int, ...] = ()
+) -> jax.stages.Compiled:
+    """The function as one program; arguments are trees of `jax.ShapeDtypeStruct`."""
+    args = placed(args, jax.sharding.SingleDeviceSharding(tpus(generation)[0]))
+    return jax.jit(f, donate_argnums=donate).lower(*args).compile()
+
+
+def bits(dtype: Any) -> int:
+    """Of an element; two of 4 bits share a byte."""
+    return 4 if dtype.name in ("int4", "uint4") else 8 * dtype.itemsize
+
+
+def size_in_bytes(tree: Any) -> float:
+    return sum(math.prod(x.shape) * bits(x.dtype) / 8 for x in jax.tree.leaves(tree))

@@ -1,0 +1,115 @@
+"""The operations of a program that XLA compiled for a TPU, and the bytes each moves through HBM.
+
+`cost_analysis` does not have them: it has nothing on custom calls, and counts VMEM as memory.
+"""
+
+import math
+import re
+from typing import NamedTuple
+
+HBM, FLAGS = 0, 2  # Numbers of memory spaces: S(1) is VMEM; a layout without one is in HBM.
+SMALL = 64 * 1024  # Bytes through HBM, and
+SHORT = 5_000  # cycles: an operation below both is little more than its start.
+
+
+class Buffer(NamedTuple):
+    """An array in a program."""
+
+    bytes: int  # With what its tiles are padded by.
+    space: int
+
+
+class Op(NamedTuple):
+    """An operation that takes time."""
+
+    name: str
+    opcode: str
+    hbm: int  # Bytes of operands and results there.
+    cycles: int | None  # As XLA estimates; None of a custom call.
+    target: str  # Of a custom call.
+
+    @property
+    def big(self) -> bool:
+        """Whether it is more than its start."""
+        return self.hbm > SMALL or (self.cycles or 0) > SHORT
+
+    @property
+    def kernel(self) -> bool:
+        """Whether it is one of Pallas."""
+        return self.target == "tpu_custom_call"
+
+
+ARRAY = re.compile(r"\b[a-z]+(\d*)\w*\[([\d,]*)\](?:\{([\d,]*)(:[^}]*)?\})?")
+COMPUTATION = re.compile(r"(ENTRY )?%(\S+) \(.*\{\s*$")
+INSTRUCTION = re.compile(r"\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*?)\)(.*)")
+CALLED = re.compile(r"(?:to_apply|body|\w+_computations?)=\{?((?:%[\w.-]+(?:, )?)+)")
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
+FREE |= {"partition-id", "replica-id"}
+
+
+def _ints(text: str | None) -> list[int]:
+    return [int(x) for x in (text or "").split(",") if x]
+
+
+def buffers(shape: str) -> list[Buffer]:
+    """Of a text like `(f32[8,100]{1,0:T(8,128)S(1)}, u32[]{:S(2)})`."""
+    found = []
+    for bits, dims, minor_to_major, layout in ARRAY.findall(shape):
+        sizes, tile = _ints(dims), re.search(r"T\(([\d,]+)\)", layout)
+        # The last number of a tile is of the axis that is named first.
+        for axis, size in zip(
+            _ints(minor_to_major), reversed(_ints(tile and tile[1])), strict=False
+        ):
+            sizes[axis] = math.ceil(sizes[axis] / size) * size
+        space = re.search(r"S\((\d+)\)", layout)
+        found.append(
+            Buffer(math.prod(sizes) * int(bits or 8) // 8, int(space[1]) if space else HBM)
+        )
+    return found
+
+
+def _through_hbm(opcode: str, results: list[Buffer], operands: list[Buffer]) -> int:
+    if opcode in ("copy-start", "slice-start"):
+        # Source and destination are among the results; it reads as much as it writes.
+        arrays = [x for x in results if x.space != FLAGS]
+        moved = min(x.bytes for x in arrays)
+        return moved * sum(x.space == HBM for x in arrays)
+    return sum(x.bytes for x in results + operands if x.space == HBM)
+
+
+def operations(text: str) -> list[Op]:
+    """What takes time in one call of an optimised program, and is not in a fusion.
+
+    Of a conditional the branch that moves most counts, a loop as often as it is known to turn, of
+    an asynchronous pair the start.
+    """
+    lines, computations = [], {}
+    for line in text.splitlines():
+        if header := COMPUTATION.match(line):
+            lines = computations["ENTRY" if header[1] else header[2]] = []
+        elif instruction := INSTRUCTION.match(line):
+            lines.append(instruction.groups())
+
+    def of(computation: str) -> list[Op]:
+        known, found = {}, []
+        for name, shape, opcode, operands, attributes in computations[computation]:
+            known[name] = buffers(shape)
+            if opcode in ("call", "conditional", "while"):
+                called = re.findall(r"%([\w.-]+)", " ".join(CALLED.findall(attributes)))
+                parts = [of(callee) for callee in called]
+                turns = re.search(r'"known_trip_count":\{"n":"(\d+)"', attributes)
+                if opcode == "conditional":
+                    parts = [max(parts, key=lambda ops: sum(op.hbm for op in ops))]
+                found += sum(parts, []) * (int(turns[1]) if turns else 1)
+            elif opcode not in FREE and not opcode.endswith("-done"):
+                target = re.search(r'custom_call_target="([^"]*)"', attributes)
+                if target and target[1].endswith("Bitcast"):
+                    continue
+                read = [x for o in re.findall(r"%([\w.-]+)", operands) for x in known.get(o, [])]
+                hbm = _through_hbm(opcode, known[name], read)
+                cycles = re.search(r'"estimated_cycles":"(\d+)"', attributes)
+                estimated = int(cycles[1]) if cycles else None if target else 0
+                found.append(Op(name, opcode, hbm, estimated, target[1] if target else ""))
+        return found
+
+    return of("ENTRY")
