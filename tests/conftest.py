@@ -48,6 +48,17 @@ def h200_compiler():
 
 
 @pytest.fixture
+def tpu_compiler():
+    """Skips where no TPU can be compiled for."""
+    from benchmarks import tpu_hlo_machine
+
+    try:
+        tpu_hlo_machine.library()
+    except ModuleNotFoundError as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture
 def x64():
     """Double precision, for one test."""
     with jax.enable_x64(True):

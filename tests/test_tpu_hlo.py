@@ -22,15 +22,6 @@ FULL, TURNED = "f32[8192,64]{1,0:T(8,128)}", "f32[8192,64]{0,1:T(8,128)}"
 MIB = 2**20
 
 
-@pytest.fixture
-def tpu_compiler():
-    """Skips where no TPU can be compiled for."""
-    try:
-        tpu_hlo_machine.library()
-    except ModuleNotFoundError as missing:
-        pytest.skip(str(missing))
-
-
 def run(*arguments, module="tpu_hlo"):
     command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -57,6 +57,10 @@ FOUR_BITS_ARE_COARSE = Refusal(
 )
 
 
+SMALLEST = float(np.finfo(np.float32).tiny)
+"""A block whose largest is smaller is one of zeros."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Blockwise(MeasuredFormat):
     """Each block is divided by its largest magnitude, and a codec makes codes of the shares.
@@ -125,7 +129,7 @@ class Blockwise(MeasuredFormat):
 
     def code(self, x: jax.Array, noise: jax.Array | None, measure: jax.Array) -> Blocks:
         blocks = self._blocks(as_float32(x))
-        shares = blocks / self._for_blocks(jnp.where(measure == 0, 1, measure))
+        shares = blocks / self._for_blocks(jnp.maximum(measure, SMALLEST))
         codes = self.codec.code(shares, None if noise is None else self._blocks(noise))
         # What is stored of a tile is part of what is stored of the array.
         whole = self if self.along is None else dataclasses.replace(self, along=None)
