@@ -15,8 +15,8 @@ from adam_jax.engine.call import Call, chosen
 from adam_jax.engine.scalars import Structures, Values, rule_of
 from adam_jax.formats.base import Format, LinearFormat, MeasuredFormat
 from adam_jax.formats.noise import bits_of_moments
+from adam_jax.rules.arithmetic import bounded
 from adam_jax.rules.base import Average, Rule
-from adam_jax.rules.squares import bounded
 from adam_jax.xla.barrier import computed_again
 from adam_jax.xla.calls import without_calls
 from adam_jax.xla.turns import alone, first_turn, in_turn, turn_after

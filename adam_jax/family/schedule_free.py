@@ -18,12 +18,11 @@ from adam_jax.engine.pipeline import Pipeline
 from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.base import MomentRule
-from adam_jax.rules.directions import Root
-from adam_jax.rules.moments import EmaOfSquares, Newest
+from adam_jax.rules.adam import EmaOfSquares, MomentRule, Root
+from adam_jax.rules.arithmetic import DecayRate, DecayRateLike
+from adam_jax.rules.hyperparameters import FixedNumber, Hyperparameter, Schedule, hyperparameter
 from adam_jax.rules.pytrees import frozen_pytree, static
-from adam_jax.rules.rates import DecayRate, DecayRateLike, FixedNumber
-from adam_jax.rules.scaling import Hyperparameter, Schedule, hyperparameter
+from adam_jax.rules.variants import Newest
 from adam_jax.validation import as_number, check_number
 
 ArrayLike = jax.typing.ArrayLike
