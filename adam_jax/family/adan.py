@@ -18,7 +18,7 @@ from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.rules.adam import Root
 from adam_jax.rules.arithmetic import DecayRate, DecayRateLike, abs_squared, after_first, bounded
-from adam_jax.rules.base import Average, Direction, IrregularRule, Slots
+from adam_jax.rules.base import Average, Direction, IrregularRule, Renewed, Slots
 from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.rules.pytrees import frozen_pytree
 from adam_jax.slots import Slot
@@ -49,9 +49,7 @@ class Adan(IrregularRule):
         ratio = weight * self.b1.correction(count) * self.b2.debiasing(count)
         return debiasing, ratio, after_first(count), weight, self.direction.scalars(count)
 
-    def renewed(
-        self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars
-    ) -> Array | Average:
+    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Renewed:
         _, _, later, weight, _ = scalars
         if slot == "g":
             # Always g: what may be the old gradient XLA:CPU writes in its place, else beside it.

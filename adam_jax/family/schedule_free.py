@@ -139,7 +139,8 @@ def schedule_free_adamw(
 
     Reference: Defazio et al. 2024, algorithm 1.
     """
-    b1 = check_number("b1", b1, LEAST_B1, 1.0, instead="the usual value is 0.9; adamw has no x")
+    # Not 0: the wrapper divides by it.
+    b1 = check_number("b1", b1, 1e-6, 1.0, instead="the usual value is 0.9; adamw has no x")
     power = check_number("weight_lr_power", weight_lr_power, instead="the usual value is 2.0")
     if warmup_steps is not None and (warmup_steps != int(warmup_steps) or warmup_steps < 0):
         raise ValueError(
@@ -158,7 +159,3 @@ def schedule_free_adamw(
     inner = optimizer(scaled, rate, decay=Decay(weight_decay))
     fixed = as_number(b1), as_number(power), state_dtype
     return Transformation.around(ScheduleFree(inner.body, rate, *fixed))
-
-
-LEAST_B1 = 1e-6
-"""The wrapper divides by b1."""

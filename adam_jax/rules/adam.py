@@ -17,14 +17,7 @@ from jax import Array
 
 from adam_jax._types import Count, Leaf, Number, Scalars
 from adam_jax.rules.arithmetic import DecayRate, abs_squared, safe_divide, safe_sqrt
-from adam_jax.rules.base import (
-    Average,
-    Direction,
-    MemberRule,
-    Moment,
-    Rule,
-    Slots,
-)
+from adam_jax.rules.base import Average, Direction, MemberRule, Moment, Renewed, Rule, Slots
 from adam_jax.rules.hyperparameters import Hyperparameter
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.slots import Slot
@@ -62,9 +55,7 @@ class MomentRule(MemberRule):
     def scalars(self, count: Count) -> Scalars:
         return self.first.scalars(count), self.second.scalars(count), self.direction.scalars(count)
 
-    def renewed(
-        self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars
-    ) -> Array | Average:
+    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Renewed:
         if any(own.name == slot for own in self.first.slots):
             return self.first.renewed(slot, g, old, new, scalars[0])
         return self.second.renewed(slot, g, old, new, scalars[1])

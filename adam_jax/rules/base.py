@@ -16,7 +16,7 @@ from adam_jax.rules.arithmetic import DecayRate
 
 
 class Average(NamedTuple):
-    """What a slot becomes: the average of what it holds and a new term.
+    """The average of what a slot holds and a new term.
 
     Said, and not computed, by `Rule.renewed`: a format that stores averages of arrays as averages
     of something smaller never forms the array.
@@ -29,6 +29,9 @@ class Average(NamedTuple):
     rate: DecayRate
     term: Array
 
+
+Renewed: TypeAlias = Array | Average
+"""What a slot becomes in a step: an array, or said to be an average."""
 
 Slots: TypeAlias = Mapping[str, Array]
 """The accumulators of one leaf by name, in the dtype of arithmetic."""
@@ -61,9 +64,7 @@ class Rule(abc.ABC):
             None where the state has no count.
         """
 
-    def renewed(
-        self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars
-    ) -> Array | Average:
+    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Renewed:
         """One accumulator after this step; a rule without slots is not asked.
 
         Args:
@@ -166,9 +167,7 @@ class Moment(abc.ABC):
     def scalars(self, count: Count) -> Scalars:
         """The scalars of this optimizer step; see `Rule.scalars`."""
 
-    def renewed(
-        self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars
-    ) -> Array | Average:
+    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Renewed:
         """One accumulator after this step; see `Rule.renewed`.
 
         `new` holds the first moment's too, for the second.

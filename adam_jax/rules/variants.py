@@ -9,7 +9,7 @@ from jax import Array
 from adam_jax._types import Count, Leaf, Number, Scalars
 from adam_jax.rules.adam import CorrectedMoment
 from adam_jax.rules.arithmetic import DecayRate, abs_squared, bounded, safe_divide, safe_sqrt
-from adam_jax.rules.base import Average, Direction, Moment, Rule, Slots
+from adam_jax.rules.base import Average, Direction, Moment, Renewed, Rule, Slots
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.slots import Slot
 
@@ -52,9 +52,7 @@ class RunningMax(Moment):
         after = () if self.correct_max is None else self.correct_max.debiasing(count)
         return self.inner.scalars(count), after
 
-    def renewed(
-        self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars
-    ) -> Array | Average:
+    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Renewed:
         if slot == "nu_max":
             return jnp.maximum(old["nu_max"], self.inner.read(g, new, scalars[0]))
         return self.inner.renewed(slot, g, old, new, scalars[0])
