@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import jax
 import optax
+from jax.typing import ArrayLike, DTypeLike
 from optax import contrib
 
 from adam_jax._types import Count, DType, Leaf, Number, Params, Result, State, Updates
@@ -24,8 +25,6 @@ from adam_jax.rules.hyperparameters import FixedNumber, Hyperparameter, Schedule
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.rules.variants import Newest
 from adam_jax.validation import as_number, check_number
-
-ArrayLike = jax.typing.ArrayLike
 
 # Optax exports the function that keeps this state, not its type.
 RMS_STATE = type(jax.eval_shape(optax.scale_by_rms(bias_correction=True).init, ()))
@@ -90,7 +89,7 @@ def schedule_free_adamw(
     eps: ArrayLike = 1e-8,
     weight_decay: ArrayLike | Schedule = 0.0,
     weight_lr_power: FixedNumber = 2.0,
-    state_dtype: jax.typing.DTypeLike | None = None,
+    state_dtype: DTypeLike | None = None,
     *,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
 ) -> Transformation:
