@@ -250,7 +250,7 @@ class AddDecayedWeights(Rule):
     Attributes:
       weight_decay: λ.
       downhill: u - λ·θ instead, for an update that the learning rate has turned already.
-      cautious: u where u and θ point in different ways.
+      cautious: only where u and θ point the same way; elsewhere u.
     """
 
     elementwise = True

@@ -1,6 +1,6 @@
 """What happens to one float32 array in one optimizer step: the rule, and the slots it keeps.
 
-The arithmetic of every member of the family is written here once, in float32 (float64 for float64
+The arithmetic of every member is written once, in this folder, in float32 (float64 for float64
 leaves), and knows nothing about pytrees, storage, masks or where the step count lives.
 """
 

@@ -113,7 +113,7 @@ class YogiSquares(CorrectedMoment):
 
 
 class Quotient(Direction):
-    """A direction that adds no ε to a root, and needs no numbers of the step.
+    """A direction that divides the gradient as it divides the first moment, by no root plus ε.
 
     Attributes:
       squared: the second moment is a square.
