@@ -40,7 +40,7 @@ from adam_jax.modify.modifiers import (
     nesterov,
 )
 from adam_jax.modify.pack import Packed, pack_small_leaves, pack_state, unpack_state
-from adam_jax.rules.rates import DecayRateLike
+from adam_jax.rules.arithmetic import DecayRateLike
 from adam_jax.wrap.accumulate import AccumulateState, accumulate
 from adam_jax.wrap.chain import chain
 from adam_jax.wrap.clip import clip_by_global_norm

@@ -62,16 +62,12 @@ def warmup_stable_decay_schedule(
     Reference: Hu et al. 2024, MiniCPM, section 4.2, https://arxiv.org/abs/2404.06395 (there with an
     exponential decay); Hägele et al. 2024, https://arxiv.org/abs/2405.18392 (linear).
     """
-    for argument, value, low in (
-        ("peak_value", peak_value, -math.inf),
-        ("warmup_steps", warmup_steps, 0.0),
-        ("stable_steps", stable_steps, 0.0),
-        ("decay_steps", decay_steps, 0.0),
-        ("init_value", init_value, -math.inf),
-        ("end_value", end_value, -math.inf),
-    ):
-        instead = "it is a learning rate" if low else "it is a number of steps"
-        check_number(argument, value, low, instead=instead)
+    rates = {"peak_value": peak_value, "init_value": init_value, "end_value": end_value}
+    steps = {"warmup_steps": warmup_steps, "stable_steps": stable_steps, "decay_steps": decay_steps}
+    for argument, value in rates.items():
+        check_number(argument, value, -math.inf, instead="it is a learning rate")
+    for argument, value in steps.items():
+        check_number(argument, value, instead="it is a number of steps")
     return _WarmupStableDecay(
         peak_value, warmup_steps, stable_steps, decay_steps, init_value, end_value
     )

@@ -15,7 +15,7 @@ import adam_jax
 from adam_jax.formats.dense import Dense
 from adam_jax.formats.factored import Factors, RowsAndColumns
 from adam_jax.formats.policy import format_of
-from adam_jax.rules.rates import DecayRate
+from adam_jax.rules.arithmetic import DecayRate
 from adam_jax.slots import Slot
 from tests.catalogue import MEMBERS
 

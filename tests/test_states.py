@@ -17,11 +17,10 @@ from adam_jax.engine import states
 from adam_jax.engine.call import Body
 from adam_jax.engine.transformation import Transformation, body_of, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32
-from adam_jax.rules.base import MomentRule
-from adam_jax.rules.directions import Ratio
-from adam_jax.rules.moments import DecayingMax, Ema
+from adam_jax.rules.adam import Ema, MomentRule
+from adam_jax.rules.arithmetic import DecayRate
 from adam_jax.rules.pytrees import frozen_pytree
-from adam_jax.rules.rates import DecayRate
+from adam_jax.rules.variants import DecayingMax, Ratio
 from tests import record
 from tests.test_convert_torch import raised
 

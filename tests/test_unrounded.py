@@ -10,11 +10,10 @@ import pytest
 
 import adam_jax
 from adam_jax import accumulate, adamw, chain, clip_by_global_norm, ema_params, groups
-from adam_jax.rules.base import MomentRule
+from adam_jax.rules.adam import Ema, EmaOfSquares, MomentRule
+from adam_jax.rules.arithmetic import DecayRate
 from adam_jax.rules.modifiers import Cautious
-from adam_jax.rules.moments import Ema, EmaOfSquares
 from adam_jax.rules.pytrees import frozen_pytree
-from adam_jax.rules.rates import DecayRate
 from tests.catalogue import MEMBERS
 
 BF16, F32 = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)

@@ -10,15 +10,9 @@ from adam_jax.engine.masks import Mask, MaskLike
 from adam_jax.engine.stage import Stage
 from adam_jax.engine.states import WeightDecaySchedule
 from adam_jax.engine.transformation import Transformation
-from adam_jax.rules.scaling import (
-    AddDecayedWeights,
-    Constant,
-    Hyperparameter,
-    Identity,
-    ScaleByLearningRate,
-    Schedule,
-    hyperparameter,
-)
+from adam_jax.rules.adam import AddDecayedWeights, ScaleByLearningRate
+from adam_jax.rules.hyperparameters import Constant, Hyperparameter, Schedule, hyperparameter
+from adam_jax.rules.variants import Identity
 
 
 class Decay(NamedTuple):

@@ -14,8 +14,8 @@ from adam_jax.engine.unrounded import Pending, completed
 from adam_jax.formats.base import Format, LinearFormat, MeasuredFormat
 from adam_jax.formats.noise import Positions, bits_of_moments
 from adam_jax.formats.weights import Landed, Split
+from adam_jax.rules.arithmetic import bounded
 from adam_jax.rules.base import Average, Rule
-from adam_jax.rules.squares import bounded
 from adam_jax.xla.barrier import computed_again
 from adam_jax.xla.calls import without_calls
 

@@ -16,7 +16,7 @@ from adam_jax.engine.unrounded import promoted, values
 from adam_jax.formats.base import Format
 from adam_jax.formats.dtypes import moves
 from adam_jax.formats.policy import format_of
-from adam_jax.rules.squares import abs_squared
+from adam_jax.rules.arithmetic import abs_squared
 
 
 def map_leaves(f: Function, updates: Updates, slots: PyTree) -> PyTree:

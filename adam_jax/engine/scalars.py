@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from adam_jax._types import Leaf, PyTree, Scalars
 from adam_jax.rules.base import Rule
-from adam_jax.rules.scaling import Constant, Hyperparameter
+from adam_jax.rules.hyperparameters import Constant, Hyperparameter
 
 Structures: TypeAlias = tuple[tuple[Leaf, ...], ...]
 """The structure of each rule, by pipeline and stage; a hyperparameter is a leaf in it."""

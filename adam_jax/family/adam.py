@@ -16,11 +16,10 @@ from adam_jax.engine.stage import Stage
 from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.base import MomentRule
-from adam_jax.rules.directions import Root
-from adam_jax.rules.moments import Ema, EmaOfSquares, NesterovEma
-from adam_jax.rules.rates import DecayRate, DecayRateLike
-from adam_jax.rules.scaling import CorrectBias, Schedule
+from adam_jax.rules.adam import Ema, EmaOfSquares, MomentRule, NesterovEma, Root
+from adam_jax.rules.arithmetic import DecayRate, DecayRateLike
+from adam_jax.rules.hyperparameters import Schedule
+from adam_jax.rules.variants import CorrectBias
 
 
 def scale_by_adam(
@@ -269,8 +268,7 @@ def adamw(
         eps_hat=eps_hat,
         bias_correction=bias_correction,
     )
-    decay = Decay(weight_decay, mask, scale_decay)
-    return optimizer(scaled, learning_rate, decay=decay)
+    return optimizer(scaled, learning_rate, decay=Decay(weight_decay, mask, scale_decay))
 
 
 class ScaleByBiasCorrectionState(NamedTuple):

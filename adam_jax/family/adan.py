@@ -16,17 +16,17 @@ from adam_jax.engine.compose import Decay, optimizer
 from adam_jax.engine.masks import MaskLike
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.base import Average, Direction, MemberRule, Slot, Slots
-from adam_jax.rules.directions import Root
+from adam_jax.rules.adam import Root
+from adam_jax.rules.arithmetic import DecayRate, DecayRateLike, abs_squared, after_first, bounded
+from adam_jax.rules.base import Average, Direction, IrregularRule, Renewed, Slots
+from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.rules.pytrees import frozen_pytree
-from adam_jax.rules.rates import DecayRate, DecayRateLike, after_first
-from adam_jax.rules.scaling import Schedule
-from adam_jax.rules.squares import abs_squared, bounded
+from adam_jax.slots import Slot
 from adam_jax.validation import check_number
 
 
 @frozen_pytree
-class Adan(MemberRule):
+class Adan(IrregularRule):
     """Averages of the gradient, of its change, and of the square of the gradient looked ahead."""
 
     elementwise = True
@@ -45,13 +45,11 @@ class Adan(MemberRule):
     def scalars(self, count: Count) -> Scalars:
         debiasing = self.b1.debiasing(count), self.b3.debiasing(count)
         weight = self.b2.complement if self.change_weight is None else self.change_weight
-        # One product per sum, see NesterovEma: m̂ + w·v̂ = (m + ratio·v)·m_debiasing.
+        # One product per sum, see AheadEma: m̂ + w·v̂ = (m + ratio·v)·m_debiasing.
         ratio = weight * self.b1.correction(count) * self.b2.debiasing(count)
         return debiasing, ratio, after_first(count), weight, self.direction.scalars(count)
 
-    def renewed(
-        self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars
-    ) -> Array | Average:
+    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Renewed:
         _, _, later, weight, _ = scalars
         if slot == "g":
             # Always g: what may be the old gradient XLA:CPU writes in its place, else beside it.
@@ -67,12 +65,6 @@ class Adan(MemberRule):
         (m_debiasing, n_debiasing), ratio, _, _, direction = scalars
         first = (new["m"] + ratio * new["v"]) * m_debiasing
         return self.direction.combine(first, new["n"] * n_debiasing, direction)
-
-    def normalised(self, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
-        return self.update(g, old, new, scalars, None)
-
-    def eps_dominates(self, new: Slots, scalars: Scalars) -> None:
-        return None
 
     def with_direction(self, make: Callable[[bool], Direction]) -> "Adan":
         return dataclasses.replace(self, direction=self.direction.replaced(make))
@@ -206,5 +198,4 @@ def adan(
     scaled = scale_by_adan(
         *positional, change_weight=change_weight, mu_dtype=mu_dtype, nu_dtype=nu_dtype
     )
-    decay = Decay(weight_decay, mask, scale_decay)
-    return optimizer(scaled, learning_rate, decay=decay)
+    return optimizer(scaled, learning_rate, decay=Decay(weight_decay, mask, scale_decay))

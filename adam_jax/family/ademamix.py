@@ -15,12 +15,18 @@ from adam_jax.engine.masks import MaskLike
 from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.base import Average, Moment, MomentRule, Slot, Slots
-from adam_jax.rules.directions import Root
-from adam_jax.rules.moments import EmaOfSquares
+from adam_jax.rules.adam import EmaOfSquares, MomentRule, Root
+from adam_jax.rules.arithmetic import DecayRate, DecayRateLike
+from adam_jax.rules.base import Average, Moment, Slots
+from adam_jax.rules.hyperparameters import (
+    Constant,
+    Hyperparameter,
+    Schedule,
+    Scheduled,
+    hyperparameter,
+)
 from adam_jax.rules.pytrees import frozen_pytree
-from adam_jax.rules.rates import DecayRate, DecayRateLike
-from adam_jax.rules.scaling import Constant, Hyperparameter, Schedule, Scheduled, hyperparameter
+from adam_jax.slots import Slot
 
 
 @frozen_pytree
@@ -49,7 +55,7 @@ class TwoEmas(Moment):
 
     def scalars(self, count: Count) -> Scalars:
         slow = self.slow.at(count)
-        # One product per sum, see NesterovEma: m̂1 + alpha·m2 = (m1 + weight·m2)·debiasing.
+        # One product per sum, see AheadEma: m̂1 + alpha·m2 = (m1 + weight·m2)·debiasing.
         weight = self.alpha.at(count) * self.fast.correction(count)
         return self.fast.debiasing(count), slow, weight
 
@@ -195,5 +201,4 @@ def ademamix(
     Reference: Pagliardini et al. 2024, algorithm 1.
     """
     scaled = scale_by_ademamix(b1, b2, b3, alpha, eps, eps_root, mu_dtype, nu_dtype=nu_dtype)
-    decay = Decay(weight_decay, mask, scale_decay)
-    return optimizer(scaled, learning_rate, decay=decay)
+    return optimizer(scaled, learning_rate, decay=Decay(weight_decay, mask, scale_decay))

@@ -15,12 +15,19 @@ from adam_jax._types import Count, Leaf, Number, Scalars
 from adam_jax.engine.compose import optimizer
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.base import Direction, MemberRule, Slot, Slots
-from adam_jax.rules.directions import Quotient, safe_divide, safe_sqrt
+from adam_jax.rules.arithmetic import (
+    DecayRate,
+    DecayRateLike,
+    abs_squared,
+    after_first,
+    safe_divide,
+    safe_sqrt,
+)
+from adam_jax.rules.base import Direction, IrregularRule, Slots
+from adam_jax.rules.hyperparameters import Hyperparameter, Schedule
 from adam_jax.rules.pytrees import frozen_pytree, static
-from adam_jax.rules.rates import DecayRate, DecayRateLike, after_first
-from adam_jax.rules.scaling import Hyperparameter, Schedule
-from adam_jax.rules.squares import abs_squared
+from adam_jax.rules.variants import Quotient
+from adam_jax.slots import Slot
 from adam_jax.validation import check_number, check_scalar
 from adam_jax.xla.sign import sign
 
@@ -38,12 +45,6 @@ class FlooredRoot(Quotient):
     """
 
     eps: Number
-
-    def scalars(self, count: Count) -> Scalars:
-        return ()
-
-    def eps_dominates(self, second: Array, scalars: Scalars) -> None:
-        return None
 
     def combine(self, first: Array, second: Array, scalars: Scalars) -> Array:
         divisor = jnp.maximum(safe_sqrt(second), self.eps)
@@ -71,7 +72,7 @@ class ClipBound(Hyperparameter):
 
 
 @frozen_pytree
-class Adopt(MemberRule):
+class Adopt(IrregularRule):
     """The average of gradients, each divided by the root of the squares before it."""
 
     elementwise = True
@@ -110,12 +111,6 @@ class Adopt(MemberRule):
         later, bound, direction = scalars
         x = jnp.where(later > 0, self.direction.combine(g, old["nu"], direction), 0)
         return x if bound is None else _clip(x, bound)
-
-    def normalised(self, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
-        return self.update(g, old, new, scalars, None)
-
-    def eps_dominates(self, new: Slots, scalars: Scalars) -> None:
-        return None
 
     def with_direction(self, make: Callable[[bool], Direction]) -> "Adopt":
         return dataclasses.replace(self, direction=self.direction.replaced(make))

@@ -10,11 +10,10 @@ from adam_jax.engine.compose import Decay, optimizer
 from adam_jax.engine.masks import MaskLike
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.base import MomentRule
-from adam_jax.rules.directions import Root
-from adam_jax.rules.moments import Ema, EmaOfSquares, RunningMax
-from adam_jax.rules.rates import DecayRate, DecayRateLike
-from adam_jax.rules.scaling import Schedule
+from adam_jax.rules.adam import Ema, EmaOfSquares, MomentRule, Root
+from adam_jax.rules.arithmetic import DecayRate, DecayRateLike
+from adam_jax.rules.hyperparameters import Schedule
+from adam_jax.rules.variants import RunningMax
 
 
 def scale_by_amsgrad(
@@ -237,5 +236,4 @@ def amsgradw(
     scaled = scale_by_amsgrad(
         *positional, max_before_correction=max_before_correction, nu_dtype=nu_dtype, eps_hat=eps_hat
     )
-    decay = Decay(weight_decay, mask, scale_decay)
-    return optimizer(scaled, learning_rate, decay=decay)
+    return optimizer(scaled, learning_rate, decay=Decay(weight_decay, mask, scale_decay))

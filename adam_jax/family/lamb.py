@@ -12,8 +12,9 @@ from adam_jax.engine.stage import Stage
 from adam_jax.engine.transformation import Transformation
 from adam_jax.family.adam import scale_by_adam
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.rates import DecayRateLike
-from adam_jax.rules.scaling import ScaleByTrustRatio, Schedule
+from adam_jax.rules.arithmetic import DecayRateLike
+from adam_jax.rules.hyperparameters import Schedule
+from adam_jax.rules.variants import ScaleByTrustRatio
 
 # Optax's trust ratio is a closure and a pass of its own over update and parameter; as a stage it
 # compares by value and runs where the update is.

@@ -13,16 +13,17 @@ from adam_jax.engine.compose import Decay, optimizer
 from adam_jax.engine.masks import MaskLike
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.base import Average, MemberRule, Slot, Slots
+from adam_jax.rules.arithmetic import DecayRate, DecayRateLike
+from adam_jax.rules.base import Average, IrregularRule, Slots
+from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.rules.pytrees import frozen_pytree, static
-from adam_jax.rules.rates import DecayRate, DecayRateLike
-from adam_jax.rules.scaling import Schedule
+from adam_jax.slots import Slot
 from adam_jax.validation import check_number
 from adam_jax.xla.sign import sign
 
 
 @frozen_pytree
-class Lion(MemberRule):
+class Lion(IrregularRule):
     """The sign of the average of mu and g, or what `mode` puts in the sign's place."""
 
     elementwise = True
@@ -53,12 +54,6 @@ class Lion(MemberRule):
         # Here and not at construction, where Optax's own test of it does not look.
         modes = "'hard', 'smooth' or 'refined'"
         raise ValueError(f"mode must be {modes}, got {self.mode!r}: the paper's is 'hard'.")
-
-    def normalised(self, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
-        return self.update(g, old, new, scalars, None)
-
-    def eps_dominates(self, new: Slots, scalars: Scalars) -> None:
-        return None
 
 
 def scale_by_lion(
@@ -167,5 +162,4 @@ def lion(
     Reference: Chen et al. 2023, algorithm 2.
     """
     scaled = scale_by_lion(b1, b2, mu_dtype, mode=mode, smooth_beta=smooth_beta)
-    decay = Decay(weight_decay, mask, scale_decay)
-    return optimizer(scaled, learning_rate, decay=decay)
+    return optimizer(scaled, learning_rate, decay=Decay(weight_decay, mask, scale_decay))

@@ -8,21 +8,18 @@ from typing import Any
 
 import jax.numpy as jnp
 import optax
-from jax import Array
 from jax.typing import ArrayLike
 
-from adam_jax._types import Count, Leaf, Number, Scalars
+from adam_jax._types import Count, Number, Scalars
 from adam_jax.engine.compose import Decay, optimizer
 from adam_jax.engine.masks import MaskLike
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.family.adam import scale_by_adam
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.base import Average, Moment, MomentRule, Slots
-from adam_jax.rules.directions import Root
-from adam_jax.rules.moments import Ema, EmaOfSquares
+from adam_jax.rules.adam import AheadEma, Ema, EmaOfSquares, MomentRule, Root
+from adam_jax.rules.arithmetic import DecayRate, DecayRateLike
+from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.rules.pytrees import frozen_pytree
-from adam_jax.rules.rates import DecayRate, DecayRateLike
-from adam_jax.rules.scaling import Schedule
 from adam_jax.validation import check_number
 
 TERMS = 56
@@ -30,7 +27,7 @@ TERMS = 56
 
 
 @frozen_pytree
-class ScheduledNesterovEma(Moment):
+class ScheduledNesterovEma(AheadEma):
     """mu read one step ahead, with the momentum b_t = b·(1 - 0.96^(tψ) / 2) (Dozat, section 3.1).
 
     mu_{t+1}·b_{t+1} / (1 - Π_{t+1}) + g·(1 - b_t) / (1 - Π_t), with Π_t = b_1·b_2 ··· b_t. PyTorch
@@ -38,12 +35,7 @@ class ScheduledNesterovEma(Moment):
     log Π_t = t·log b - Σ_j 2⁻ʲ/j·(r^j + r^2j + ··· + r^tj), with r = 0.96^ψ.
     """
 
-    ema: Ema
     momentum_decay: Number
-
-    @property
-    def slots(self) -> tuple[Leaf, ...]:
-        return self.ema.slots
 
     def scalars(self, count: Count) -> Scalars:
         log_r = jnp.asarray(self.momentum_decay * math.log(0.96), jnp.result_type(float))
@@ -67,13 +59,6 @@ class ScheduledNesterovEma(Moment):
         b = 1 - self.ema.rate.complement
         of_g = (1 - b * factor(t_now)) / one_minus_product(0)
         return b * factor(t_now + 1) / one_minus_product(1) / of_g, of_g
-
-    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Average:
-        return Average(self.ema.rate, g)
-
-    def read(self, g: Array, new: Slots, scalars: Scalars) -> Array:
-        ratio, of_g = scalars  # As in NesterovEma.
-        return (g + ratio * new["mu"]) * of_g
 
 
 def scale_by_nadam(
@@ -300,5 +285,4 @@ def nadamw(
         nu_dtype=nu_dtype,
         eps_hat=eps_hat,
     )
-    decay = Decay(weight_decay, mask, scale_decay)
-    return optimizer(scaled, learning_rate, decay=decay)
+    return optimizer(scaled, learning_rate, decay=Decay(weight_decay, mask, scale_decay))

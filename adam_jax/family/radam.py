@@ -16,12 +16,11 @@ from adam_jax.engine.compose import Decay, optimizer
 from adam_jax.engine.masks import MaskLike
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.base import Direction, MomentRule
-from adam_jax.rules.directions import Root
-from adam_jax.rules.moments import Ema, EmaOfSquares, NesterovEma
+from adam_jax.rules.adam import Ema, EmaOfSquares, MomentRule, NesterovEma, Root
+from adam_jax.rules.arithmetic import DecayRate, DecayRateLike
+from adam_jax.rules.base import Direction
+from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.rules.pytrees import frozen_pytree
-from adam_jax.rules.rates import DecayRate, DecayRateLike
-from adam_jax.rules.scaling import Schedule
 from adam_jax.validation import check_number
 
 
@@ -297,5 +296,4 @@ def radamw(
     scaled = scale_by_radam(
         *positional, nesterov=nesterov, mu_dtype=mu_dtype, nu_dtype=nu_dtype, eps_hat=eps_hat
     )
-    decay = Decay(weight_decay, mask, scale_decay)
-    return optimizer(scaled, learning_rate, decay=decay)
+    return optimizer(scaled, learning_rate, decay=Decay(weight_decay, mask, scale_decay))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import jax
 import optax
+from jax.typing import ArrayLike, DTypeLike
 from optax import contrib
 
 from adam_jax._types import Count, DType, Leaf, Number, Params, Result, State, Updates
@@ -18,15 +19,12 @@ from adam_jax.engine.pipeline import Pipeline
 from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.base import MomentRule
-from adam_jax.rules.directions import Root
-from adam_jax.rules.moments import EmaOfSquares, Newest
+from adam_jax.rules.adam import EmaOfSquares, MomentRule, Root
+from adam_jax.rules.arithmetic import DecayRate, DecayRateLike
+from adam_jax.rules.hyperparameters import FixedNumber, Hyperparameter, Schedule, hyperparameter
 from adam_jax.rules.pytrees import frozen_pytree, static
-from adam_jax.rules.rates import DecayRate, DecayRateLike, FixedNumber
-from adam_jax.rules.scaling import Hyperparameter, Schedule, hyperparameter
+from adam_jax.rules.variants import Newest
 from adam_jax.validation import as_number, check_number
-
-ArrayLike = jax.typing.ArrayLike
 
 # Optax exports the function that keeps this state, not its type.
 RMS_STATE = type(jax.eval_shape(optax.scale_by_rms(bias_correction=True).init, ()))
@@ -91,7 +89,7 @@ def schedule_free_adamw(
     eps: ArrayLike = 1e-8,
     weight_decay: ArrayLike | Schedule = 0.0,
     weight_lr_power: FixedNumber = 2.0,
-    state_dtype: jax.typing.DTypeLike | None = None,
+    state_dtype: DTypeLike | None = None,
     *,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
 ) -> Transformation:
@@ -140,7 +138,8 @@ def schedule_free_adamw(
 
     Reference: Defazio et al. 2024, algorithm 1.
     """
-    b1 = check_number("b1", b1, LEAST_B1, 1.0, instead="the usual value is 0.9; adamw has no x")
+    # Not 0: the wrapper divides by it.
+    b1 = check_number("b1", b1, 1e-6, 1.0, instead="the usual value is 0.9; adamw has no x")
     power = check_number("weight_lr_power", weight_lr_power, instead="the usual value is 2.0")
     if warmup_steps is not None and (warmup_steps != int(warmup_steps) or warmup_steps < 0):
         raise ValueError(
@@ -159,7 +158,3 @@ def schedule_free_adamw(
     inner = optimizer(scaled, rate, decay=Decay(weight_decay))
     fixed = as_number(b1), as_number(power), state_dtype
     return Transformation.around(ScheduleFree(inner.body, rate, *fixed))
-
-
-LEAST_B1 = 1e-6
-"""The wrapper divides by b1."""

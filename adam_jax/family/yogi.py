@@ -9,11 +9,10 @@ from jax.typing import ArrayLike
 from adam_jax.engine.compose import optimizer
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.base import MomentRule
-from adam_jax.rules.directions import Root
-from adam_jax.rules.moments import Ema, YogiSquares
-from adam_jax.rules.rates import DecayRate, DecayRateLike
-from adam_jax.rules.scaling import Schedule
+from adam_jax.rules.adam import Ema, MomentRule, Root
+from adam_jax.rules.arithmetic import DecayRate, DecayRateLike
+from adam_jax.rules.hyperparameters import Schedule
+from adam_jax.rules.variants import YogiSquares
 from adam_jax.validation import check_number
 
 

@@ -35,8 +35,9 @@ from adam_jax.modify.hyperparams_state import (
     exact_key,
     exact_rate,
 )
+from adam_jax.rules.arithmetic import DecayRate, DecayRateLike
+from adam_jax.rules.hyperparameters import FixedNumber
 from adam_jax.rules.pytrees import frozen_pytree, static
-from adam_jax.rules.rates import DecayRate, DecayRateLike, FixedNumber
 from adam_jax.validation import as_scalar, bind_arguments, check_scalar
 
 

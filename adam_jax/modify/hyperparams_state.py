@@ -10,7 +10,7 @@ import numpy as np
 
 from adam_jax._types import Leaf, Number, PyTree, State
 from adam_jax.engine.states import found, register
-from adam_jax.rules.rates import DecayRate
+from adam_jax.rules.arithmetic import DecayRate
 from adam_jax.validation import as_scalar, check_number
 
 

@@ -22,14 +22,14 @@ from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation, body_of
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_slot_dtype
 from adam_jax.modify.factory import Factory
+from adam_jax.rules.arithmetic import DecayRate
 from adam_jax.rules.base import Rule
-from adam_jax.rules.directions import Atan2
 from adam_jax.rules.modifiers import (
     AmplifySlowGradients,
     Cautious,
     ClipUpdateRms,
 )
-from adam_jax.rules.rates import DecayRate
+from adam_jax.rules.variants import Atan2
 from adam_jax.validation import as_number, check_number
 
 Modifiable = TypeVar("Modifiable", bound=Function | Transformation)

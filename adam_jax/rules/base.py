@@ -1,33 +1,22 @@
 """What happens to one float32 array in one optimizer step: the rule, and the slots it keeps.
 
-The arithmetic of every member of the family is written here once, in float32 (float64 for float64
-leaves), and knows nothing about pytrees, storage, masks or where the step count lives. Three known
-algorithms come out of it like this:
-
-* Adam is `MomentRule(Ema(b1), EmaOfSquares(b2), Root(eps))`: two running statistics, read with
-  their bias corrected, and a direction made of the two (Kingma & Ba 2015, algorithm 1).
-* AMSGrad is the same with `RunningMax(EmaOfSquares(b2))` as the second statistic.
-* Decoupled weight decay and the learning rate are rules without slots: they turn one array into
-  another. AdamW is therefore the three one after the other, on one leaf, in one pass.
+The arithmetic of every member is written once, in this folder, in float32 (float64 for float64
+leaves), and knows nothing about pytrees, storage, masks or where the step count lives.
 """
 
 import abc
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias
 
 import jax
-import jax.core
 from jax import Array
 
 from adam_jax._types import Count, Leaf, Number, PyTree, Scalars
-from adam_jax.rules.pytrees import frozen_pytree
-from adam_jax.rules.rates import DecayRate
-from adam_jax.slots import Slot
+from adam_jax.rules.arithmetic import DecayRate
 
 
 class Average(NamedTuple):
-    """What a slot becomes: the average of what it holds and a new term.
+    """The average of what a slot holds and a new term.
 
     Said, and not computed, by `Rule.renewed`: a format that stores averages of arrays as averages
     of something smaller never forms the array.
@@ -40,6 +29,9 @@ class Average(NamedTuple):
     rate: DecayRate
     term: Array
 
+
+Renewed: TypeAlias = Array | Average
+"""What a slot becomes in a step: an array, or said to be an average."""
 
 Slots: TypeAlias = Mapping[str, Array]
 """The accumulators of one leaf by name, in the dtype of arithmetic."""
@@ -72,11 +64,8 @@ class Rule(abc.ABC):
             None where the state has no count.
         """
 
-    @abc.abstractmethod
-    def renewed(
-        self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars
-    ) -> Array | Average:
-        """One accumulator after this step.
+    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Renewed:
+        """One accumulator after this step; a rule without slots is not asked.
 
         Args:
           slot: its name.
@@ -85,6 +74,7 @@ class Rule(abc.ABC):
           new: those before this one, in the order of `slots`, as they will be stored.
           scalars: what `scalars` returned, in the leaf's dtype.
         """
+        raise KeyError(slot)
 
     @abc.abstractmethod
     def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
@@ -115,29 +105,28 @@ class Rule(abc.ABC):
         raise ValueError(f"{type(self).__name__} does not make weights decay.")
 
 
-class StatelessRule(Rule):
-    """A rule that remembers nothing."""
-
-    def renewed(
-        self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars
-    ) -> Array | Average:
-        """Never called: there are no slots."""
-        raise KeyError(slot)
-
-
 class MemberRule(Rule):
     """The rule of a member of the family: what modifiers and telemetry ask of it."""
 
     @abc.abstractmethod
     def normalised(self, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
-        """The gradient divided as the update divides its average.
-
-        Of a rule that has no second moment of the gradient itself, the update.
-        """
+        """The gradient divided as the update divides its average."""
 
     @abc.abstractmethod
     def eps_dominates(self, new: Slots, scalars: Scalars) -> Array | None:
         """Where √nû ≤ ε; None for a rule that does not divide an average by √nû + ε."""
+
+
+class IrregularRule(MemberRule):
+    """The rule of a member without a second moment of the gradient itself."""
+
+    def normalised(self, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
+        """The update."""
+        return self.update(g, old, new, scalars, None)
+
+    def eps_dominates(self, new: Slots, scalars: Scalars) -> None:
+        """None: it divides no average by √nû + ε."""
+        return None
 
 
 def rules_in(tree: PyTree) -> "list[Rule]":
@@ -178,14 +167,12 @@ class Moment(abc.ABC):
     def scalars(self, count: Count) -> Scalars:
         """The scalars of this optimizer step; see `Rule.scalars`."""
 
-    @abc.abstractmethod
-    def renewed(
-        self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars
-    ) -> Array | Average:
+    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Renewed:
         """One accumulator after this step; see `Rule.renewed`.
 
         `new` holds the first moment's too, for the second.
         """
+        raise KeyError(slot)
 
     @abc.abstractmethod
     def read(self, g: Array, new: Slots, scalars: Scalars) -> Array:
@@ -218,65 +205,3 @@ class Direction(abc.ABC):
     @abc.abstractmethod
     def replaced(self, make: "Callable[[bool], Direction]") -> "Direction":
         """Another direction in the place of this one; see `MemberRule.with_direction`."""
-
-
-@frozen_pytree
-class MomentRule(MemberRule):
-    """A member of the regular family, as data: two moments and the direction made of them.
-
-    Attributes:
-      first: the running statistic of the gradient.
-      second: the running statistic of its magnitude; it may read the first's new slots.
-      direction: how the two become an update.
-    """
-
-    elementwise = True
-
-    first: Moment
-    second: Moment
-    direction: Direction
-
-    def __post_init__(self) -> None:
-        parts = (self.first, self.second)
-        names = [slot.name for part in parts for slot in getattr(part, "slots", ())]
-        if len(set(names)) != len(names):
-            raise ValueError(
-                f"first and second keep slots of one name: {names}; give each its own."
-            )
-
-    @property
-    def slots(self) -> tuple[Slot, ...]:
-        return (*self.first.slots, *self.second.slots)
-
-    def scalars(self, count: Count) -> Scalars:
-        return self.first.scalars(count), self.second.scalars(count), self.direction.scalars(count)
-
-    def renewed(
-        self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars
-    ) -> Array | Average:
-        if any(own.name == slot for own in self.first.slots):
-            return self.first.renewed(slot, g, old, new, scalars[0])
-        return self.second.renewed(slot, g, old, new, scalars[1])
-
-    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
-        first, second = self.first.read(g, new, scalars[0]), self.second.read(g, new, scalars[1])
-        return self.direction.combine(first, second, scalars[2])
-
-    def normalised(self, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
-        return self.direction.normalised(g, self.second.read(g, new, scalars[1]), scalars[2])
-
-    def eps_dominates(self, new: Slots, scalars: Scalars) -> Array | None:
-        if not self.second.averaged:
-            return None
-        (slot,) = self.second.slots
-        second = self.second.read(new[slot.name], new, scalars[1])
-        return self.direction.eps_dominates(second, scalars[2])
-
-    def with_direction(self, make: Callable[[bool], Direction]) -> "MomentRule":
-        second = self.second
-        if hasattr(second, "eps"):  # Adamax and AdaBelief have theirs in the accumulator.
-            second = dataclasses.replace(second, eps=0.0)  # pyright: ignore[reportArgumentType]
-        return MomentRule(self.first, second, self.direction.replaced(make))
-
-    def looking_ahead(self) -> "MomentRule":
-        return dataclasses.replace(self, first=self.first.looking_ahead())

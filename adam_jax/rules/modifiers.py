@@ -7,11 +7,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from adam_jax._types import Count, Leaf, Number, PyTree, Scalars
-from adam_jax.rules.base import Average, Direction, MemberRule, Rule, Slot, Slots
-from adam_jax.rules.directions import safe_sqrt
+from adam_jax.rules.arithmetic import DecayRate, abs_squared, after_first, safe_sqrt
+from adam_jax.rules.base import Direction, MemberRule, Renewed, Rule, Slots
 from adam_jax.rules.pytrees import frozen_pytree
-from adam_jax.rules.rates import DecayRate, after_first
-from adam_jax.rules.squares import abs_squared
+from adam_jax.slots import Slot
 
 
 @frozen_pytree
@@ -39,9 +38,7 @@ class ModifiedRule(MemberRule):
     def scalars(self, count: Count) -> Scalars:
         return self.inner.scalars(count)
 
-    def renewed(
-        self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars
-    ) -> Array | Average:
+    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Renewed:
         return self.inner.renewed(slot, g, old, new, scalars)
 
     def normalised(self, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:

@@ -13,8 +13,8 @@ from adam_jax.engine.transformation import Transformation
 from adam_jax.engine.unrounded import applied, promoted, rounded, values
 from adam_jax.formats.dtypes import leaf_dtype, moves
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_nearest_dtype, resolve
+from adam_jax.rules.arithmetic import DecayRate, DecayRateLike
 from adam_jax.rules.pytrees import frozen_pytree, static
-from adam_jax.rules.rates import DecayRate, DecayRateLike
 from adam_jax.slots import Slot
 
 

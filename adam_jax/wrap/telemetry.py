@@ -19,9 +19,9 @@ from adam_jax.engine.trees import align_slot, leaf_paths
 from adam_jax.engine.unrounded import applied, arithmetic_dtype, promoted, unrounded, values
 from adam_jax.formats.dtypes import moves
 from adam_jax.modify.pack import unpack_state
+from adam_jax.rules.arithmetic import abs_squared
 from adam_jax.rules.base import member_rules_in
 from adam_jax.rules.pytrees import frozen_pytree, static
-from adam_jax.rules.squares import abs_squared
 from adam_jax.validation import check_expression, check_integer
 from adam_jax.wrap.chain import inner_body
 from adam_jax.xla.barrier import as_varying, kept_apart, varying

@@ -1,14 +1,14 @@
-"""Decay rates of averages, and the arithmetic of averages."""
+"""Decay rates, squares, roots and quotients: no digit, range or derivative is lost in them."""
 
 import math
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import jax
 import jax.core
 import jax.numpy as jnp
 from jax import Array
 
-from adam_jax._types import Count, Number, PyTree
+from adam_jax._types import Count, Number, PyTree, Result
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.validation import check_number, same_kind
 
@@ -68,13 +68,10 @@ class DecayRate:
         """
         if self.mostly_old is None:
             mostly_old = self.complement <= 0.5
-            return jnp.where(mostly_old, self._from_old(old, new), self._from_new(old, new))
-        return self._from_old(old, new) if self.mostly_old else self._from_new(old, new)
-
-    def _from_old(self, old: Array, new: Array) -> Array:
-        return old + self.complement * (new - old)
-
-    def _from_new(self, old: Array, new: Array) -> Array:
+            sides = (DecayRate(self.complement, self.log, side) for side in (True, False))
+            return jnp.where(mostly_old, *(rate.average(old, new) for rate in sides))
+        if self.mostly_old:
+            return old + self.complement * (new - old)
         return new + (1 - self.complement) * (old - new)
 
     def correction(self, count: Count, ahead: int = 0, log_factor: Number = 0.0) -> Array:
@@ -116,6 +113,46 @@ def _one_minus_power_jvp(primals: PyTree, tangents: PyTree) -> tuple[Array, Arra
     return result, t * power * d_complement - (1 - result) * d_log_factor
 
 
+DecayRateLike: TypeAlias = Annotated[jax.typing.ArrayLike, DecayRate]
+"""The type of an argument that becomes a `DecayRate`; `with_hyperparams` finds them by it."""
+
+
+def after_first(count: Count) -> Array:
+    """0 in the first optimizer step and 1 in all others, as the arithmetic's number."""
+    return jnp.minimum(jnp.asarray(count, jnp.result_type(float)), 1)
+
+
+def abs_squared(g: Array) -> Array:
+    """|g|², real also for complex g; g·g where g is real, so that its gradient at zero is zero."""
+    if jnp.iscomplexobj(g):
+        return jnp.real(g) * jnp.real(g) + jnp.imag(g) * jnp.imag(g)
+    return g * g
+
+
+def bounded(g: Array, times: float = 1.0) -> Array:
+    """g, clipped so that |g|² is well inside of float32: to ±2.3e18·times. NaN stays NaN.
+
+    Averages of such gradients, of their squares and of their differences are finite, and forget a
+    large gradient at the rates of the averages. Adam's updates depend on ratios of gradients: they
+    are unchanged while all that is clipped is equally large. (The leaf program shows an infinite
+    gradient.)
+
+    Args:
+      g: a gradient, real or complex; a difference of such, which may be `times` as large.
+      times: up to 4, whose square is a quarter of the largest number.
+    """
+    if jnp.iscomplexobj(g):
+        parts = (_clipped(x, times * 0.5**0.5) for x in (jnp.real(g), jnp.imag(g)))
+        return jax.lax.complex(*parts)
+    return _clipped(g, times)
+
+
+def _clipped(x: Array, times: float) -> Array:
+    # A quarter, as averages are divided by 1 - b^t, and formats multiply by reciprocals.
+    limit = times / 8 * float(jnp.finfo(x.dtype).max) ** 0.5
+    return jnp.clip(x, -limit, limit)
+
+
 @jax.custom_jvp
 def safe_log(x: Array) -> Array:
     """log x, with the derivative 0 instead of infinity at 0."""
@@ -128,14 +165,40 @@ def _safe_log_jvp(primals: PyTree, tangents: PyTree) -> tuple[Array, Array]:
     return safe_log(x), jnp.where(x > 0, dx / jnp.where(x > 0, x, 1), 0)
 
 
-DecayRateLike: TypeAlias = Annotated[jax.typing.ArrayLike, DecayRate]
-"""The type of an argument that becomes a `DecayRate`; `with_hyperparams` finds them by it."""
+@jax.custom_jvp
+def safe_divide(x: Array, y: Array) -> Array:
+    """x / y for y ≥ 0; 0, and the derivative 0, where y is 0.
+
+    So it is where every ε is zero and all gradients were, or so small that float32 has no square of
+    them (under 1e-19).
+    """
+    # And not "not y > 0": NaN stays visible. The quotient there is NaN or infinite, and dropped: as
+    # this has a derivative of its own, nothing flows back through it.
+    return jnp.where(y == 0, 0, x / y)
 
 
-FixedNumber: TypeAlias = Annotated[float, "fixed"]
-"""The type of a number that may not change during a run; `with_hyperparams` leaves it alone."""
+@safe_divide.defjvp
+def _safe_divide_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> Result:
+    # Not by way of 1/y², which is infinite from y = 1e-20 down, and then NaN times an x of 0.
+    (x, y), (dx, dy) = primals, tangents
+    quotient, zero = safe_divide(x, y), y == 0
+    return quotient, jnp.where(zero, 0, (dx - quotient * dy) / jnp.where(zero, 1, y))
 
 
-def after_first(count: Count) -> Array:
-    """0 in the first optimizer step and 1 in all others, as the arithmetic's number."""
-    return jnp.minimum(jnp.asarray(count, jnp.result_type(float)), 1)
+@jax.custom_jvp
+def safe_sqrt(x: Array) -> Array:
+    """√x, with the derivative 0 instead of infinity at 0.
+
+    A gradient of zero makes nu zero; differentiating through the step (to learn a learning rate,
+    say) would then multiply that infinity by zero. As a derivative of its own and not as a select
+    around the argument: that costs every step, and a quarter more compile time.
+    """
+    return jnp.sqrt(x)
+
+
+@safe_sqrt.defjvp
+def _safe_sqrt_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    root = safe_sqrt(x)
+    zero = root == 0
+    return root, jnp.where(zero, 0, dx / jnp.where(zero, 1, 2 * root))

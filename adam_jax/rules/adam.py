@@ -1,0 +1,294 @@
+"""AdamW on one array: two moments, the direction made of them, weight decay, the learning rate.
+
+Adam is `MomentRule(Ema(b1), EmaOfSquares(b2), Root(eps))`: two running statistics, read with their
+bias corrected, and a direction made of the two (Kingma & Ba 2015, algorithm 1). Other members put
+another moment or direction in the place of one of these (`variants.py`): AMSGrad is the same with
+`RunningMax(EmaOfSquares(b2))` as the second moment.
+
+Decoupled weight decay and the learning rate are rules without slots: they turn one array into
+another. AdamW is therefore the three rules one after the other, on one leaf, in one pass.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jax import Array
+
+from adam_jax._types import Count, Leaf, Number, Scalars
+from adam_jax.rules.arithmetic import DecayRate, abs_squared, safe_divide, safe_sqrt
+from adam_jax.rules.base import Average, Direction, MemberRule, Moment, Renewed, Rule, Slots
+from adam_jax.rules.hyperparameters import Hyperparameter
+from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.slots import Slot
+from adam_jax.validation import check_number
+
+
+@frozen_pytree
+class MomentRule(MemberRule):
+    """A member of the regular family, as data: two moments and the direction made of them.
+
+    Attributes:
+      first: the running statistic of the gradient.
+      second: the running statistic of its magnitude; it may read the first's new slots.
+      direction: how the two become an update.
+    """
+
+    elementwise = True
+
+    first: Moment
+    second: Moment
+    direction: Direction
+
+    def __post_init__(self) -> None:
+        parts = (self.first, self.second)
+        names = [slot.name for part in parts for slot in getattr(part, "slots", ())]
+        if len(set(names)) != len(names):
+            raise ValueError(
+                f"first and second keep slots of one name: {names}; give each its own."
+            )
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return (*self.first.slots, *self.second.slots)
+
+    def scalars(self, count: Count) -> Scalars:
+        return self.first.scalars(count), self.second.scalars(count), self.direction.scalars(count)
+
+    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Renewed:
+        if any(own.name == slot for own in self.first.slots):
+            return self.first.renewed(slot, g, old, new, scalars[0])
+        return self.second.renewed(slot, g, old, new, scalars[1])
+
+    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
+        first, second = self.first.read(g, new, scalars[0]), self.second.read(g, new, scalars[1])
+        return self.direction.combine(first, second, scalars[2])
+
+    def normalised(self, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
+        return self.direction.normalised(g, self.second.read(g, new, scalars[1]), scalars[2])
+
+    def eps_dominates(self, new: Slots, scalars: Scalars) -> Array | None:
+        if not self.second.averaged:
+            return None
+        (slot,) = self.second.slots
+        second = self.second.read(new[slot.name], new, scalars[1])
+        return self.direction.eps_dominates(second, scalars[2])
+
+    def with_direction(self, make: Callable[[bool], Direction]) -> "MomentRule":
+        second = self.second
+        if hasattr(second, "eps"):  # Adamax and AdaBelief have theirs in the accumulator.
+            second = dataclasses.replace(second, eps=0.0)  # pyright: ignore[reportArgumentType]
+        return MomentRule(self.first, second, self.direction.replaced(make))
+
+    def looking_ahead(self) -> "MomentRule":
+        return dataclasses.replace(self, first=self.first.looking_ahead())
+
+
+@frozen_pytree
+class CorrectedMoment(Moment):
+    """One accumulator x, read as x / (1 - b^t).
+
+    Attributes:
+      slot: its name.
+      magnitude: it is never negative; see `Slot`.
+      rate: b.
+      bias_correction: False reads x as it is.
+      start: what x is before the first step.
+    """
+
+    averaged = True
+    slot = "nu"
+    magnitude = True
+
+    rate: DecayRate
+    bias_correction: bool = static(default=True)
+    start: Number = 0.0
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return (Slot(self.slot, self.magnitude, self.start, self.rate.complement),)
+
+    def scalars(self, count: Count) -> Scalars:
+        """1 / (1 - b^t)."""
+        return self.rate.debiasing(count) if self.bias_correction else ()
+
+    def read(self, g: Array, new: Slots, scalars: Scalars) -> Array:
+        x = new[self.slot]
+        return x * scalars if self.bias_correction else x
+
+
+@frozen_pytree
+class Ema(CorrectedMoment):
+    """The average of the gradient, mu ← mu + (1-b)(g - mu); a magnitude is one of |g|²."""
+
+    slot = "mu"
+    magnitude = False
+
+    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Average:
+        return Average(self.rate, abs_squared(g) if self.magnitude else g)
+
+    def looking_ahead(self) -> Moment:
+        return NesterovEma(self)
+
+
+@frozen_pytree
+class EmaOfSquares(Ema):
+    """The average of |g|²: nu ← nu + (1-b)(|g|² - nu)."""
+
+    slot = "nu"
+    magnitude = True
+    statistic = "average of squares"
+
+
+@frozen_pytree
+class AheadEma(Moment):
+    """The average of the gradient, read one step ahead as (g + r·mu)·s, with r and s of the step.
+
+    Of a sum of two products XLA contracts one into a fused multiply-add, and which one depends on
+    the loop around it: on 8 devices it would have other bits than on 1.
+
+    Attributes:
+      ema: the average.
+    """
+
+    ema: Ema
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return self.ema.slots
+
+    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Average:
+        return Average(self.ema.rate, g)
+
+    def read(self, g: Array, new: Slots, scalars: Scalars) -> Array:
+        if not self.ema.bias_correction:
+            return self.ema.rate.average(new["mu"], g)
+        ratio, of_g = scalars
+        return (g + ratio * new["mu"]) * of_g
+
+
+@frozen_pytree
+class NesterovEma(AheadEma):
+    """mu read as b·mu / (1 - b^(t+1)) + (1-b)·g / (1 - b^t).
+
+    Dozat 2016, algorithm 2, with one constant b instead of its schedule of them, as in Optax.
+    """
+
+    def scalars(self, count: Count) -> Scalars:
+        if not self.ema.bias_correction:
+            return ()
+        rate = self.ema.rate
+        of_g = rate.complement / rate.correction(count)
+        return (1 - rate.complement) / rate.correction(count, ahead=1) / of_g, of_g
+
+
+@frozen_pytree
+class Root(Direction):
+    """first / (√(second + eps_root) + eps + eps_hat / √(1 - b^t)).
+
+    Kingma & Ba 2015, algorithm 1, for eps_root = eps_hat = 0.
+
+    Attributes:
+      eps: ε of the paper, beside √nû.
+      eps_root: Optax's second ε, inside the root; None for none, which XLA need not find out for
+        each leaf.
+      eps_hat: ε̂ of the paper's section 2 (Keras, TensorFlow), beside the root of the *uncorrected*
+        moment: √nu + ε̂ is √(1 - b^t) times √nû + ε̂ / √(1 - b^t).
+      rate: b of the second moment; None where that is not corrected, or there is no eps_hat.
+    """
+
+    eps: Number
+    eps_root: Number = None
+    eps_hat: Number = 0.0
+    rate: DecayRate | None = None
+
+    @classmethod
+    def of(
+        cls,
+        eps: Number,
+        eps_root: Number = 0.0,
+        eps_hat: Number = None,
+        rate: DecayRate | None = None,
+    ) -> "Root":
+        """Checks that all are finite and not negative; an eps_hat of None is none."""
+        eps = check_number("eps", eps, instead="the usual value is 1e-8")
+        eps_root = check_number("eps_root", eps_root, instead="0.0 leaves it out")
+        eps_hat = 0.0 if eps_hat is None else eps_hat
+        eps_hat = check_number("eps_hat", eps_hat, instead="None leaves it out")
+        without_root = isinstance(eps_root, float) and eps_root == 0.0
+        without_hat = isinstance(eps_hat, float) and eps_hat == 0.0
+        return cls(eps, None if without_root else eps_root, eps_hat, None if without_hat else rate)
+
+    def scalars(self, count: Count) -> Scalars:
+        if self.rate is None:
+            return self.eps + self.eps_hat
+        return self.eps + self.eps_hat / jnp.sqrt(self.rate.correction(count))
+
+    def combine(self, first: Array, second: Array, scalars: Scalars) -> Array:
+        return safe_divide(first, self.root(second) + scalars)
+
+    def normalised(self, g: Array, second: Array, scalars: Scalars) -> Array:
+        return self.combine(g, second, scalars)
+
+    def eps_dominates(self, second: Array, scalars: Scalars) -> Array:
+        return self.root(second) <= scalars
+
+    def replaced(self, make: Callable[[bool], Direction]) -> Direction:
+        return make(True)
+
+    def root(self, second: Array) -> Array:
+        """√(second + eps_root)."""
+        return safe_sqrt(second if self.eps_root is None else second + self.eps_root)
+
+
+@frozen_pytree
+class AddDecayedWeights(Rule):
+    """u + λ·θ: weight decay, decoupled where u is an update, L2 where it is the gradient still.
+
+    Loshchilov & Hutter 2019, algorithm 2, lines 12 and 6.
+
+    Attributes:
+      weight_decay: λ.
+      downhill: u - λ·θ instead, for an update that the learning rate has turned already.
+      cautious: only where u and θ point the same way; elsewhere u.
+    """
+
+    elementwise = True
+    needs_params = True
+
+    weight_decay: Hyperparameter
+    downhill: bool = static(default=False)
+    cautious: bool = static(default=False)
+
+    def scalars(self, count: Count) -> Scalars:
+        weight_decay = self.weight_decay.at(count)
+        return -weight_decay if self.downhill else weight_decay
+
+    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
+        decayed = g + scalars * param
+        if not self.cautious:
+            return decayed
+        agreement = jnp.real(g * jnp.conj(param))
+        # Behind the learning rate u has been turned downhill.
+        agree = agreement <= 0 if self.downhill else agreement >= 0
+        return jnp.where(agree, decayed, g)
+
+    def cautious_decay(self) -> "AddDecayedWeights":
+        return dataclasses.replace(self, cautious=True)
+
+
+@frozen_pytree
+class ScaleByLearningRate(Rule):
+    """-α·u, or α·u where the sign is not to be flipped."""
+
+    elementwise = True
+
+    learning_rate: Hyperparameter
+    flip_sign: bool = static(default=True)
+
+    def scalars(self, count: Count) -> Scalars:
+        learning_rate = self.learning_rate.at(count)
+        return -learning_rate if self.flip_sign else learning_rate
+
+    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
+        return scalars * g

@@ -1,0 +1,224 @@
+"""Other moments than Adam's, other directions, and other rules without slots."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jax import Array
+
+from adam_jax._types import Count, Leaf, Number, Scalars
+from adam_jax.rules.adam import CorrectedMoment
+from adam_jax.rules.arithmetic import DecayRate, abs_squared, bounded, safe_divide, safe_sqrt
+from adam_jax.rules.base import Average, Direction, Moment, Renewed, Rule, Slots
+from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.slots import Slot
+
+
+@frozen_pytree
+class Newest(Moment):
+    """The gradient itself: no average, nothing remembered."""
+
+    slots = ()
+
+    def scalars(self, count: Count) -> Scalars:
+        return ()
+
+    def read(self, g: Array, new: Slots, scalars: Scalars) -> Array:
+        return g
+
+
+@frozen_pytree
+class RunningMax(Moment):
+    """The largest value that another statistic was ever read with: nu_max ← max(nu_max, read).
+
+    Attributes:
+      inner: the statistic; its `bias_correction` says whether it is debiased before the maximum.
+      correct_max: the rate by whose 1 - b^t the maximum is divided as it is read; None for none.
+    """
+
+    inner: CorrectedMoment
+    correct_max: DecayRate | None = None
+
+    @property
+    def statistic(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return f"largest {'corrected ' * self.inner.bias_correction}average of squares"
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        read = (dataclasses.replace(slot, maximum=True) for slot in self.inner.slots)
+        return (*read, Slot("nu_max", magnitude=True, rate=1.0, maximum=True))
+
+    def scalars(self, count: Count) -> Scalars:
+        after = () if self.correct_max is None else self.correct_max.debiasing(count)
+        return self.inner.scalars(count), after
+
+    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Renewed:
+        if slot == "nu_max":
+            return jnp.maximum(old["nu_max"], self.inner.read(g, new, scalars[0]))
+        return self.inner.renewed(slot, g, old, new, scalars[0])
+
+    def read(self, g: Array, new: Slots, scalars: Scalars) -> Array:
+        return new["nu_max"] if self.correct_max is None else new["nu_max"] * scalars[1]
+
+
+@frozen_pytree
+class DecayingMax(Moment):
+    """The largest |g| + eps, forgotten at the rate b: nu ← max(b·nu, |g| + eps)."""
+
+    statistic = "largest gradient"
+
+    rate: DecayRate
+    eps: Number
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return (Slot("nu", magnitude=True, rate=self.rate.complement, maximum=True),)
+
+    def scalars(self, count: Count) -> Scalars:
+        return ()
+
+    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
+        decayed = old["nu"] - self.rate.complement * old["nu"]
+        return jnp.maximum(decayed, jnp.abs(g) + self.eps)
+
+    def read(self, g: Array, new: Slots, scalars: Scalars) -> Array:
+        return new["nu"]
+
+
+@frozen_pytree
+class EmaOfSurprise(CorrectedMoment):
+    """The average of |g - mu|², with mu as the first moment has just renewed it, plus a constant.
+
+    Attributes:
+      eps: added to the average in every step, and left in it.
+    """
+
+    eps: Number = 0.0
+
+    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Average:
+        # Through the average, whose weight of a new term is 1-b: eps / (1-b) comes out as eps.
+        surprise = abs_squared(bounded(g - new["mu"], times=4))
+        return Average(self.rate, surprise + self.eps / self.rate.complement)
+
+
+@frozen_pytree
+class YogiSquares(CorrectedMoment):
+    """|g|² followed in steps of its own size: nu ← nu - (1-b)·sign(nu - |g|²)·|g|²."""
+
+    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
+        # Selected last: XLA fuses a product into a sum, but not through a sign in every loop.
+        x, square = old["nu"], abs_squared(g)
+        step = self.rate.complement * square
+        return jnp.where(square > x, x + step, jnp.where(square < x, x - step, x))
+
+
+class Quotient(Direction):
+    """A direction that divides the gradient as it divides the first moment, by no root plus ε.
+
+    Attributes:
+      squared: the second moment is a square.
+    """
+
+    squared: bool = True
+
+    def scalars(self, count: Count) -> Scalars:
+        return ()
+
+    def normalised(self, g: Array, second: Array, scalars: Scalars) -> Array:
+        return self.combine(g, second, scalars)
+
+    def eps_dominates(self, second: Array, scalars: Scalars) -> None:
+        return None
+
+    def replaced(self, make: Callable[[bool], Direction]) -> Direction:
+        return make(self.squared)
+
+
+@frozen_pytree
+class Ratio(Quotient):
+    """first / second, for a second moment that is a size and not its square; 0 where both are 0."""
+
+    squared = False
+
+    def combine(self, first: Array, second: Array, scalars: Scalars) -> Array:
+        return safe_divide(first, second)
+
+
+@frozen_pytree
+class Atan2(Quotient):
+    """a·atan2(first, b·√second): like first / √second where that is small, and never above a·π/2.
+
+    Everett et al. 2024, section 4.3 (Adam-atan2): no ε, and the same update for any scale of the
+    gradient, down to the smallest numbers.
+
+    Attributes:
+      a: the factor outside.
+      b: the factor of the root.
+      squared: second is a square; False where it is a size, of which no root is taken.
+    """
+
+    a: Number
+    b: Number
+    squared: bool = static(default=True)
+
+    def combine(self, first: Array, second: Array, scalars: Scalars) -> Array:
+        root = self.b * (safe_sqrt(second) if self.squared else second)
+        if not jnp.iscomplexobj(first):
+            return self.a * _safe_atan2(first, root)
+        # A complex number has a size and a direction; the size is what is divided.
+        size = safe_sqrt(abs_squared(first))
+        return self.a * _safe_atan2(size, root) * (first / jnp.where(size > 0, size, 1))
+
+
+def _safe_atan2(y: Array, x: Array) -> Array:
+    """atan2 with the derivative 0 instead of NaN where both are 0."""
+    both_zero = (y == 0) & (x == 0)
+    return jnp.arctan2(y, jnp.where(both_zero, 1, x))
+
+
+@frozen_pytree
+class Identity(Rule):
+    """u: a stage that Optax's chain has, and that does nothing."""
+
+    elementwise = True
+
+    def scalars(self, count: Count) -> Scalars:
+        return ()
+
+    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
+        return g
+
+
+@frozen_pytree
+class ScaleByTrustRatio(Rule):
+    """u·‖θ‖/‖u‖ per leaf; u where one of the two norms is zero (You et al. 2020, algorithm 2)."""
+
+    needs_params = True
+
+    def scalars(self, count: Count) -> Scalars:
+        return ()
+
+    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
+        params, updates = jnp.sum(abs_squared(param)), jnp.sum(abs_squared(g))
+        moves = (params > 0) & (updates > 0)
+        ratio = jnp.sqrt(jnp.where(moves, params, 1)) / jnp.sqrt(jnp.where(moves, updates, 1))
+        return ratio * g
+
+
+@frozen_pytree
+class CorrectBias(Rule):
+    """u·√(1 - b2^t) / (1 - b1^t): both bias corrections as one number.
+
+    Kingma & Ba 2015, section 2, last paragraph.
+    """
+
+    elementwise = True
+
+    b1: DecayRate
+    b2: DecayRate
+
+    def scalars(self, count: Count) -> Scalars:
+        return jnp.sqrt(self.b2.correction(count)) / self.b1.correction(count)
+
+    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
+        return scalars * g
