@@ -7,16 +7,10 @@ import numpy as np
 import optax
 
 from adam_jax._types import AnyTransformation, Named, Params, PyTree, State
-from adam_jax.convert.entries import as_numpy, check_real, matched_slots, whole_steps
-from adam_jax.convert.moments import Moments, Target
+from adam_jax.convert.entries import as_numpy, matched, whole_steps
+from adam_jax.convert.moments import Target
 from adam_jax.convert.names import Names, layouts
-from adam_jax.convert.twins import (
-    check_kinds,
-    check_momentum_product,
-    check_twin,
-    is_maximum,
-    member_rules,
-)
+from adam_jax.convert.twins import check_momentum_product, is_maximum, twin_rules
 
 KINDS = (optax.ScaleByAdamState, optax.ScaleByAmsgradState, optax.ScaleByLionState)
 U_PRODUCT = "u_product"
@@ -51,29 +45,29 @@ def from_keras(
         weights and a gradient accumulator are too many: convert without them, where none is in the
         making); a `tx` that keeps something else.
     """
-    target, rules = Target(params, tx), member_rules(tx)
-    check_kinds("Keras", target.kinds.values(), KINDS)
-    if optax.ScaleByLionState not in target.kinds.values():
-        check_twin("Keras", rules)
-    check_real(params)
+    target = Target(params, tx)
+    rules = twin_rules("Keras", params, tx, target.kinds.values(), KINDS)
     found = _by_name(variables)
-    steps = _iterations(found)
+    steps = whole_steps("the 'iteration' in variables", found.pop("iteration", 0))
+    if (product := found.pop(U_PRODUCT, None)) is not None:
+        check_momentum_product("variables", product, rules, steps)
+    maximum = is_maximum(rules, any(name.endswith("_norm") for name in found))
+    name_of = {
+        "mu": "momentum",
+        "nu": "norm" if maximum else "velocity",
+        "nu_max": "velocity_hat",
+    }
     layout = layouts(target.shapes, names, separator="/")
-    maximum = is_maximum(rules) or (not rules and any(key.endswith("_norm") for key in found))
-    keys = {
-        (path, slot): f"{layout[path].name.replace('/', '_')}_{_slot(slot, maximum)}"
+    wanted = {
+        (path, slot): (
+            f"{layout[path].name.replace('/', '_')}_{name_of[slot]}",
+            layout[path],
+            target.shapes[path],
+        )
         for path, slot in target.kinds
     }
-    if (product := found.pop(U_PRODUCT, None)) is not None:
-        check_momentum_product("variables", float(as_numpy(product)), rules, steps)
-    slots = matched_slots("variables", found, keys, layout, target.shapes)
-    return target.filled(Moments(slots, dict.fromkeys((path for path, _ in keys), steps)))
-
-
-def _slot(slot: str, maximum: bool) -> str:
-    """Keras's name of a slot."""
-    nu = "norm" if maximum else "velocity"
-    return {"mu": "momentum", "nu": nu, "nu_max": "velocity_hat"}[slot]
+    slots = matched("variables", found, wanted)
+    return target.filled(slots, dict.fromkeys(target.shapes, steps))
 
 
 def _by_name(variables: PyTree) -> Named:
@@ -105,7 +99,3 @@ def _is_numbered(path: str) -> bool:
     """`variable`, `variable_1`, ...: what Keras calls what nobody has named."""
     name, _, number = path.partition("_")
     return name == "variable" and (not number or number.isdigit())
-
-
-def _iterations(found: Named) -> int:
-    return whole_steps("the 'iteration' in variables", as_numpy(found.pop("iteration", 0)))

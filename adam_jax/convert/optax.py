@@ -5,7 +5,7 @@ import numpy as np
 
 from adam_jax._types import AnyTransformation, Leaf, Params, PyTree, State
 from adam_jax.convert.entries import complain
-from adam_jax.convert.moments import Moments, Target, left_behind, read
+from adam_jax.convert.moments import Target, left_behind, read
 from adam_jax.convert.names import listed
 from adam_jax.engine.leafwise import on_host
 
@@ -62,7 +62,7 @@ def from_optax(state: State, params: Params, tx: AnyTransformation) -> State:
             f"state must be that of the same member as tx, got {listed(k.__name__ for k in wrong)}"
             f" for {listed({k.__name__ for k in target.kinds.values()})}."
         )
-    return target.filled(Moments(moments.slots, moments.counts))
+    return target.filled(moments.slots, moments.counts)
 
 
 def to_optax(state: State, params: Params, tx: AnyTransformation) -> State:
