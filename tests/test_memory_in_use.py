@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import adam_jax
 from adam_jax import adamw
 from adam_jax.inspect import bytes_per_parameter, live_bytes, report
-from adam_jax.inspect.planned import Plan
+from adam_jax.inspect.memory import Plan
 from tests.test_benchmarks import run
 
 pytestmark = pytest.mark.bits
