@@ -8,10 +8,10 @@ import numpy as np
 import optax
 
 from adam_jax._types import AnyTransformation, Named, Params, State
-from adam_jax.convert.entries import as_numpy, matched
+from adam_jax.convert.entries import as_numpy
 from adam_jax.convert.moments import Target
-from adam_jax.convert.names import Names, layouts, listed
-from adam_jax.convert.pytorch import entries_of, steps_of
+from adam_jax.convert.names import Names, listed
+from adam_jax.convert.pytorch import entries_of, resumed
 from adam_jax.convert.twins import twin_rules
 from adam_jax.family.ademamix import ScaleByAdemamixState
 
@@ -50,21 +50,13 @@ def from_bitsandbytes(
     """
     target = Target(params, tx)
     kinds = target.kinds.values()
-    twin_rules("bitsandbytes", params, tx, kinds, KINDS)
-    entries = entries_of(state_dict, order)
-    found = {}
-    for name, entry in entries.items():
-        for slot, part in _slots({**entry, **entry.get(WRAPPED, {})}, kinds).items():
-            key = f"{name}/{slot}"
-            found[key] = _decoded(key, part)
-    layout = layouts(target.shapes, names)
-    wanted = {
-        (path, slot): (f"{layout[path].name}/{slot}", layout[path], target.shapes[path])
-        for path, slot in target.kinds
-    }
-    slots = matched("state_dict", found, wanted)
-    steps = {path: steps_of(path, entries[layout[path].name]) for path, _ in slots}
-    return target.filled(slots, steps)
+    rules = twin_rules("bitsandbytes", params, tx, kinds, KINDS)
+    entries = {}
+    for name, entry in entries_of(state_dict, order).items():
+        parts = _slots({**entry, **entry.get(WRAPPED, {})}, kinds)
+        slots = {slot: _decoded(f"{name}/{slot}", part) for slot, part in parts.items()}
+        entries[name] = {"step": entry.get("step", 0), **slots}
+    return resumed(target, rules, entries, names, {slot: slot for _, slot in target.kinds})
 
 
 def _slots(entry: Named, kinds: Collection[type]) -> dict[str, Named]:

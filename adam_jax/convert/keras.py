@@ -1,5 +1,6 @@
 """States of Keras 3's optimizers, from their variables."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -52,11 +53,8 @@ def from_keras(
     if (product := found.pop(U_PRODUCT, None)) is not None:
         check_momentum_product("variables", product, rules, steps)
     maximum = is_maximum(rules, any(name.endswith("_norm") for name in found))
-    name_of = {
-        "mu": "momentum",
-        "nu": "norm" if maximum else "velocity",
-        "nu_max": "velocity_hat",
-    }
+    nu = "norm" if maximum else "velocity"
+    name_of = {"mu": "momentum", "nu": nu, "nu_max": "velocity_hat"}
     layout = layouts(target.shapes, names, separator="/")
     wanted = {
         (path, slot): (
@@ -88,14 +86,9 @@ def _by_name(variables: PyTree) -> Named:
         variables = {v.path: v for v in variables}
     found = {path.rpartition("/")[2]: v for path, v in variables.items()}
     found.pop("learning_rate", None)
-    # Nadam's product of momenta has no name of its own, and no optimizer's in front.
-    nameless = [path for path in variables if _is_numbered(path)]
+    # Nadam's product of momenta has no name of its own, and no optimizer's in front: Keras calls
+    # what nobody has named `variable`, `variable_1`, ...
+    nameless = [path for path in variables if re.fullmatch(r"variable(_\d+)?", path)]
     if len(nameless) == 1 and not np.ndim(as_numpy(variables[nameless[0]])):
         found[U_PRODUCT] = found.pop(nameless[0])
     return found
-
-
-def _is_numbered(path: str) -> bool:
-    """`variable`, `variable_1`, ...: what Keras calls what nobody has named."""
-    name, _, number = path.partition("_")
-    return name == "variable" and (not number or number.isdigit())

@@ -6,8 +6,7 @@ of the parameters, a gradient in the middle of accumulation) is nobody else's, a
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from adam_jax.convert.entries import placed_like
 from adam_jax.convert.names import listed
 from adam_jax.engine.leafwise import decoded, fetched
 from adam_jax.engine.masks import leaves_below
-from adam_jax.engine.states import described, found, is_state, states_in
+from adam_jax.engine.states import described, found, is_known, is_state, states_in
 from adam_jax.engine.trees import is_stored, leaf_paths
 from adam_jax.engine.unrounded import arithmetic_dtype
 from adam_jax.formats.base import Format
@@ -159,20 +158,23 @@ def left_behind(state: State) -> list[str]:
     return leaf_paths(map_states(strip, state), none_is_leaf=False)
 
 
-def map_states(f: Function, state: State, wanted: Callable[[Any], bool] = is_state) -> State:
-    """f of every state that is wanted, at any depth, after the states inside of it.
+def map_states(f: Function, state: State) -> State:
+    """f of every state that is known or has such inside, at any depth, the inner before the outer.
 
     Raises:
       ValueError: nothing is known of one.
     """
 
-    def walk(x: Leaf) -> Leaf:
-        if not wanted(x):
-            return x
-        fields = described(x).inner
-        return f(x._replace(**{name: map_states(f, getattr(x, name), wanted) for name in fields}))
+    def is_wanted(x: Leaf) -> bool:
+        # Not a NamedTuple of the user's, such as parameters beside the state.
+        return is_state(x) and bool(found(x, is_known))
 
-    return jax.tree.map(walk, state, is_leaf=wanted)
+    def walk(x: Leaf) -> Leaf:
+        if not is_wanted(x):
+            return x
+        return f(x._replace(**{n: map_states(f, getattr(x, n)) for n in described(x).inner}))
+
+    return jax.tree.map(walk, state, is_leaf=is_wanted)
 
 
 def _stored(member: State, params: Params) -> dict[Key, Stored]:

@@ -17,6 +17,7 @@ from adam_jax.convert.twins import (
     twin_rules,
 )
 from adam_jax.engine.trees import leaf_paths
+from adam_jax.rules.base import Rule
 
 KINDS = (optax.ScaleByAdamState, optax.ScaleByAmsgradState)
 SCALARS = ("step", "mu_product")
@@ -60,26 +61,8 @@ def from_torch(
     target = Target(params, tx)
     rules = twin_rules("PyTorch", params, tx, target.kinds.values(), KINDS)
     theirs = entries_of(state_dict, order)
-    found = {
-        f"{name}/{slot}": x
-        for name, entry in theirs.items()
-        for slot, x in entry.items()
-        if slot not in SCALARS
-    }
-    name_of = _slots(is_maximum(rules, any("exp_inf" in entry for entry in theirs.values())))
-    layout = layouts(target.shapes, names)
-    wanted = {
-        (path, slot): (f"{layout[path].name}/{name_of[slot]}", layout[path], target.shapes[path])
-        for path, slot in target.kinds
-    }
-    slots = matched("state_dict", found, wanted)
-    steps = {}
-    for path, _ in slots:
-        entry = theirs[layout[path].name]
-        steps[path] = steps_of(path, entry)
-        if "mu_product" in entry:
-            check_momentum_product("state_dict", entry["mu_product"], rules, steps[path])
-    return target.filled(slots, steps)
+    maximum = is_maximum(rules, any("exp_inf" in entry for entry in theirs.values()))
+    return resumed(target, rules, theirs, names, _slots(maximum))
 
 
 def to_torch(
@@ -115,8 +98,7 @@ def to_torch(
     order = order_of(state_dict, order)
     layout = layouts(leaf_paths(params), names)
     paths = {layout[path].name: path for path, _ in moments.slots}
-    frozen = {x.name for x in layout.values()} - paths.keys()
-    complain("params", set(order) - paths.keys() - frozen, paths.keys() - set(order))
+    complain("params", set(order) - {x.name for x in layout.values()}, paths.keys() - set(order))
     name_of, new = _slots(is_maximum(rules, False)), {}
     for index, name in enumerate(order):
         if name not in paths:
@@ -167,6 +149,35 @@ def order_of(state_dict: Mapping[str, Any], order: Sequence[str] | None) -> list
     return list(order)
 
 
+def resumed(
+    target: Target,
+    rules: list[Rule],
+    entries: Mapping[str, Mapping[str, Any]],
+    names: Names | None,
+    name_of: Mapping[str, str],
+) -> State:
+    """The state that goes on with entries of a state_dict; `name_of` has their word for a slot."""
+    found = {
+        f"{name}/{slot}": x
+        for name, entry in entries.items()
+        for slot, x in entry.items()
+        if slot not in SCALARS
+    }
+    layout = layouts(target.shapes, names)
+    wanted = {
+        (path, slot): (f"{layout[path].name}/{name_of[slot]}", layout[path], target.shapes[path])
+        for path, slot in target.kinds
+    }
+    slots = matched("state_dict", found, wanted)
+    steps = {}
+    for path, _ in slots:
+        entry = entries[layout[path].name]
+        steps[path] = whole_steps(f"the step of {path!r}", entry.get("step", 0))
+        if "mu_product" in entry:
+            check_momentum_product("state_dict", entry["mu_product"], rules, steps[path])
+    return target.filled(slots, steps)
+
+
 def entries_of(
     state_dict: Mapping[str, Any], order: Sequence[str] | None
 ) -> dict[str, Mapping[str, Any]]:
@@ -185,8 +196,3 @@ def entries_of(
     unknown = [str(key) for key in entries if key not in range(len(order))]
     complain("state_dict", (), unknown)
     return {order[index]: entry for index, entry in entries.items()}
-
-
-def steps_of(path: str, entry: Mapping[str, Any]) -> int:
-    """The steps that a parameter has taken."""
-    return whole_steps(f"the step of {path!r}", entry.get("step", 0))

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from adam_jax._types import Leaf, PyTree, State, Stored
+from adam_jax._types import PyTree, State, Stored
 from adam_jax.convert.moments import map_states
 from adam_jax.engine.leafwise import fetched, on_host
 from adam_jax.engine.states import described, found, is_known, is_state
@@ -57,23 +57,14 @@ def convert_state(state: State, *, mu_dtype: SlotDType = None, nu_dtype: SlotDTy
             **{s.name: _stored(getattr(x, s.name), specs[s.magnitude], s) for s in slots}
         )
 
-    if not found(state, _has_moments):
+    if not found(state, lambda x: is_known(x) and bool(described(x).slots)):
         for x in found(state, is_state):
             described(x)
         raise ValueError(
             f"state must have the moments of a member of Adam's family in it, got"
             f" {jax.tree.structure(state)}: pass what init or update returned."
         )
-    return map_states(convert, state, _has_states)
-
-
-def _has_moments(x: Leaf) -> bool:
-    return is_known(x) and bool(described(x).slots)
-
-
-def _has_states(x: Leaf) -> bool:
-    """Not so a NamedTuple of the user's, such as parameters beside the state."""
-    return is_state(x) and bool(found(x, is_known))
+    return map_states(convert, state)
 
 
 def _stored(tree: PyTree, spec: SlotDType, slot: Slot) -> PyTree:
@@ -101,4 +92,4 @@ def _stored(tree: PyTree, spec: SlotDType, slot: Slot) -> PyTree:
 
     leaves, treedef = jax.tree.flatten(tree, is_leaf=is_stored)
     paths = leaf_paths(treedef.unflatten(range(len(leaves))), none_is_leaf=False)
-    return treedef.unflatten([convert(*each) for each in zip(paths, leaves, strict=True)])
+    return treedef.unflatten(map(convert, paths, leaves))

@@ -25,17 +25,10 @@ def twin_rules(
 ) -> list[Rule]:
     """The rules in a transformation that remember something; none where they cannot be seen.
 
-    Args:
-      library: the other one.
-      params: the parameters.
-      tx: the transformation.
-      kinds: the types of the states of its members.
-      allowed: those that the other library has something for.
-
     Raises:
-      ValueError: it has nothing for one of them, a second moment means something else there (the
-        message says what to write instead), or a parameter is complex: other libraries keep other
-        squares then.
+      ValueError: not all `kinds` of states are `allowed`, those that the library has something for;
+        a second moment means something else there (the message says what to write instead); a
+        parameter is complex: other libraries keep other squares then.
     """
     wrong = {kind.__name__ for kind in kinds} - {kind.__name__ for kind in allowed}
     if wrong:

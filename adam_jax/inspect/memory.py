@@ -218,7 +218,7 @@ class Plan(NamedTuple):
         group_of = telemetry(optax.identity(), patterns=patterns).body.group  # The same convention.
         names = [group_of(path) for path in leaf_paths(self.params, none_is_leaf=False)]
         leaves, treedef = jax.tree.flatten(self.params)
-        sums = collections.defaultdict(lambda: np.zeros(4, np.int64))
+        sums: dict[str, Any] = collections.defaultdict(lambda: np.zeros(4, np.int64))
         for p, g, name in zip(leaves, treedef.flatten_up_to(self.grads), names, strict=True):
             sums[name] += [p.size, bytes_of(p), 0 if g is None else bytes_of(g), 0]
         for stored, i in owners(self.state, self.params):
@@ -226,7 +226,8 @@ class Plan(NamedTuple):
             sums[SHARED if i is None else names[i]] += [0, 0, 0, of_state]
         order = sorted(sums, key=lambda name: (name == SHARED, name))
         groups = {name: Bytes(*sums[name].tolist()) for name in order}
-        return Bytes(*np.sum(list(sums.values()), axis=0).tolist(), groups, self.lost)
+        every = np.sum(list(sums.values()), axis=0).tolist()
+        return Bytes(*every, groups=groups, lost_codes=self.lost)
 
 
 def _described(argument: str, tree: PyTree) -> Any:
@@ -265,14 +266,13 @@ def _check_gradients(params: Params, grads: Updates) -> None:
 
 def _state(params: Params, tx: optax.GradientTransformation) -> PyTree:
     """Sharded as `tx.init` outside of jit makes it of such parameters."""
-    shardings = [x.sharding for x in jax.tree.leaves(params)]
-    meshes = {sharding.mesh for sharding in shardings if sharding is not None}
+    meshes = {x.sharding.mesh for x in jax.tree.leaves(params) if x.sharding is not None}
     if len(meshes) != 1:
         return jax.eval_shape(tx.init, params)
     # Only on a mesh whose axes are explicit do arrays have shardings while they are traced.
     [mesh] = meshes
     explicit = (jax.sharding.AxisType.Explicit,) * len(mesh.axis_names)
-    described = jax.sharding.AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=explicit)
+    described = mesh.abstract_mesh.update(axis_types=explicit)
     with jax.sharding.use_abstract_mesh(described):
         state = jax.eval_shape(tx.init, _on(described, params))
     return _on(mesh, state)
@@ -283,14 +283,14 @@ def _on(mesh: PyTree, tree: PyTree) -> PyTree:
 
     def moved(x: Leaf) -> Leaf:
         sharding = x.sharding and jax.sharding.NamedSharding(mesh, x.sharding.spec)
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        return x.update(sharding=sharding)
 
     return jax.tree.map(moved, tree)
 
 
 def _lost_codes(params: Params, tx: optax.GradientTransformation, state: State) -> tuple[str, ...]:
     """The parameters that would have codes if nothing were split, and have none in this state."""
-    params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
+    params = jax.tree.map(lambda p: p.update(sharding=None), params)
     whole = jax.eval_shape(without_sharding(tx).init, params)
     paths = leaf_paths(params, none_is_leaf=False)
     flat = jax.tree.leaves_with_path(state, is_leaf=is_stored)
