@@ -4,7 +4,6 @@ Every conversion goes through here. What is not moments or a count of optimizer 
 of the parameters, a gradient in the middle of accumulation) is nobody else's, and starts anew.
 """
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 
@@ -19,6 +18,7 @@ from adam_jax.convert.names import listed
 from adam_jax.engine.leafwise import decoded, fetched
 from adam_jax.engine.masks import leaves_below
 from adam_jax.engine.states import described, found, is_known, is_state, states_in
+from adam_jax.engine.transformation import body_of
 from adam_jax.engine.trees import is_stored, leaf_paths
 from adam_jax.engine.unrounded import arithmetic_dtype
 from adam_jax.formats.base import Format
@@ -30,21 +30,6 @@ Key = tuple[str, str]
 """The path of a parameter, and a slot of its: `("layers/0/kernel", "mu")`."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Moments:
-    """The moments of every parameter that has some.
-
-    Attributes:
-      slots: what is stored, in its format.
-      counts: optimizer steps, by the path of the parameter.
-      kinds: the types of the states that they are from.
-    """
-
-    slots: Mapping[Key, Stored]
-    counts: Mapping[str, int]
-    kinds: set[type]
-
-
 class Target:
     """The state that a transformation begins with, and which moments it has places for.
 
@@ -54,10 +39,7 @@ class Target:
     """
 
     def __init__(self, params: Params, tx: AnyTransformation) -> None:
-        if not hasattr(tx, "init"):
-            raise ValueError(
-                f"tx must be the transformation that goes on, such as adamw(1e-3), got {tx!r}."
-            )
+        body_of("tx", tx)
         self.params, self.tx, self.initial = params, tx, tx.init(params)
         self.state = unpack_state(self.initial, params)
         self.kinds: dict[Key, type] = {}
@@ -80,8 +62,8 @@ class Target:
         """The state with these moments, which are those that there are places for.
 
         Args:
-          slots: what is stored, in its format; or a NumPy array.
-          counts: optimizer steps, by the path of the parameter.
+          slots: as from `read`; or NumPy arrays.
+          counts: as from `read`.
         """
         latest = max(counts.values())
 
@@ -114,16 +96,18 @@ def members(state: State) -> list[State]:
     return [x for x in states_in(state) if described(x).slots]
 
 
-def read(state: State, params: Params) -> Moments:
+def read(state: State, params: Params) -> tuple[dict[Key, Stored], dict[str, int]]:
     """The moments in a state of this package or of Optax.
+
+    Returns:
+      What is stored, in its format; and optimizer steps, by the path of the parameter.
 
     Raises:
       ValueError: there are none, or counts that are not one number.
     """
     slots: dict[Key, Stored] = {}
     counts: dict[str, int] = {}
-    own = members(unpack_state(state, params))
-    for member in own:
+    for member in members(unpack_state(state, params)):
         fields = described(member)
         if not fields.counts:
             raise ValueError(
@@ -144,7 +128,7 @@ def read(state: State, params: Params) -> Moments:
             f"state must have the moments of a member of Adam's family in it, got"
             f" {jax.tree.structure(state)}: pass what init or update returned."
         )
-    return Moments(slots, counts, set(map(type, own)))
+    return slots, counts
 
 
 def left_behind(state: State) -> list[str]:
@@ -209,16 +193,17 @@ def _is_masked(x: Leaf) -> bool:
 
 def _encoded(x: Leaf, like: PyTree) -> Leaf:
     """What is to be stored, in the form of `like`: as it is, if that is its form already."""
-    x, fmt = fetched(x), format_of(like)
+    fmt = format_of(like)
     if isinstance(x, np.ndarray) or format_of(x) != fmt:
         x = _encode(fmt, jnp.asarray(x) if isinstance(x, np.ndarray) else dense(x))
-    return jax.tree.map(placed_like, x, like)
+    return jax.tree.map(placed_like, fetched(x), like)
 
 
 def dense(stored: Stored) -> jax.Array:
     """What is stored, as one number per element, at least float32."""
     is_array = isinstance(format_of(stored), Dense)
-    return _decode(stored, arithmetic_dtype(stored) if is_array else jnp.result_type(float))
+    dtype = arithmetic_dtype(stored) if is_array else jnp.result_type(float)
+    return _decode(fetched(stored), dtype)
 
 
 # One program for each shape, where they would be one for each operation.

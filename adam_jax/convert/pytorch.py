@@ -8,7 +8,7 @@ import optax
 
 from adam_jax._types import AnyTransformation, Named, Params, State
 from adam_jax.convert.entries import as_theirs, complain, matched, whole_steps
-from adam_jax.convert.moments import Target, dense, read
+from adam_jax.convert.moments import Target, dense, members, read
 from adam_jax.convert.names import Names, layouts, listed
 from adam_jax.convert.twins import (
     check_momentum_product,
@@ -93,24 +93,24 @@ def to_torch(
     Raises:
       ValueError: a parameter that the other side does not have, listed; what `from_torch` refuses.
     """
-    moments = read(state, params)
-    rules = twin_rules("PyTorch", params, tx, moments.kinds, KINDS)
+    slots, counts = read(state, params)
+    rules = twin_rules("PyTorch", params, tx, map(type, members(state)), KINDS)
     order = order_of(state_dict, order)
     layout = layouts(leaf_paths(params), names)
-    paths = {layout[path].name: path for path, _ in moments.slots}
+    paths = {layout[path].name: path for path, _ in slots}
     complain("params", set(order) - {x.name for x in layout.values()}, paths.keys() - set(order))
     name_of, new = _slots(is_maximum(rules, False)), {}
     for index, name in enumerate(order):
         if name not in paths:
             continue
         path = paths[name]
-        steps = moments.counts[path]
+        steps = counts[path]
         new[index] = {"step": np.array(steps, np.float32)}
         if (product := momentum_product(rules, steps)) is not None:
             new[index]["mu_product"] = np.array(product, np.float32)
         for slot, theirs in name_of.items():
-            if (path, slot) in moments.slots:
-                x = dense(moments.slots[path, slot])
+            if (path, slot) in slots:
+                x = dense(slots[path, slot])
                 new[index][theirs] = as_theirs(layout[path], path, x)
     return {**state_dict, "state": new}
 
@@ -170,7 +170,7 @@ def resumed(
     }
     slots = matched("state_dict", found, wanted)
     steps = {}
-    for path, _ in slots:
+    for path in dict.fromkeys(path for path, _ in slots):
         entry = entries[layout[path].name]
         steps[path] = whole_steps(f"the step of {path!r}", entry.get("step", 0))
         if "mu_product" in entry:

@@ -3,7 +3,7 @@
 import collections
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.core
@@ -58,7 +58,7 @@ def bytes_per_parameter(
       (shared)          0                                            8 B
       all       4,194,304        2.00       2.00   4.06   8.06  33.82 MB
     """
-    return Plan.of(params, tx, grads).bytes(patterns)
+    return _bytes(*planned(params, tx, grads), tx, patterns)
 
 
 def report(
@@ -101,7 +101,7 @@ def report(
     """
     if args is not None and step is None:
         raise ValueError(f"args must come with the step that takes them, got {args!r}: pass step=.")
-    plan = Plan.of(params, tx, grads)
+    params, grads, state = planned(params, tx, grads)
 
     def own_step(params: Params, state: State, grads: Updates) -> PyTree:
         return transformation.step(tx, grads, state, params)
@@ -111,11 +111,11 @@ def report(
     with warnings.catch_warnings():
         # What the report has as results.
         warnings.filterwarnings("ignore", "Some donated buffers were not usable")
-        given = (plan.grads,) if args is None else args
-        compiled = jitted.lower(plan.params, plan.state, *given).compile()
+        given = (grads,) if args is None else args
+        compiled = jitted.lower(params, state, *given).compile()
     memory: Any = compiled.memory_analysis()
     return Report(
-        model=plan.bytes(patterns),
+        model=_bytes(params, grads, state, tx, patterns),
         platform=jax.default_backend(),
         arguments=memory.argument_size_in_bytes,
         results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
@@ -174,60 +174,55 @@ def live_bytes(*trees: PyTree) -> LiveBytes:
     return LiveBytes(per_device.total(), dict(per_device))
 
 
-class Plan(NamedTuple):
-    """What a run will hold: trees of `jax.ShapeDtypeStruct`s, sharded where a mesh has them.
+def planned(
+    params: Params, tx: optax.GradientTransformation, grads: Updates
+) -> tuple[Params, Updates, State]:
+    """What a run will hold: `jax.ShapeDtypeStruct`s, sharded where a mesh has them.
 
-    Attributes:
+    Args:
       params: the parameters.
-      grads: a tree like them, with None for a leaf that has none.
-      state: of the optimizer.
-      lost: as in `Bytes`.
+      tx: the transformation.
+      grads: the gradients; None for those that are like their parameters.
+
+    Raises:
+      ValueError: they do not fit together.
     """
+    transformation.body_of("tx", tx)
+    params = _described("params", params)
+    if not jax.tree.leaves(params):
+        raise ValueError(
+            f"params must have arrays or jax.ShapeDtypeStructs in it, got {params!r}: pass the"
+            f" parameters, or jax.eval_shape(model.init, ...)."
+        )
+    if grads is None:
+        grads = jax.tree.map(lambda p: p if jnp.issubdtype(p.dtype, jnp.inexact) else None, params)
+    else:
+        grads = _described("grads", grads)
+        _check_gradients(params, grads)
+    return params, grads, _state(params, tx)
 
-    params: Params
-    grads: Updates
-    state: State
-    lost: tuple[str, ...]
 
-    @classmethod
-    def of(cls, params: Params, tx: optax.GradientTransformation, grads: Updates) -> "Plan":
-        """That of these parameters; without `grads`, gradients are like their parameters.
-
-        Raises:
-          ValueError: they do not fit together.
-        """
-        transformation.body_of("tx", tx)
-        params = _described("params", params)
-        if not jax.tree.leaves(params):
-            raise ValueError(
-                f"params must have arrays or jax.ShapeDtypeStructs in it, got {params!r}: pass the"
-                f" parameters, or jax.eval_shape(model.init, ...)."
-            )
-        if grads is None:
-            grads = jax.tree.map(
-                lambda p: p if jnp.issubdtype(p.dtype, jnp.inexact) else None, params
-            )
-        else:
-            grads = _described("grads", grads)
-            _check_gradients(params, grads)
-        state = _state(params, tx)
-        return cls(params, grads, state, _lost_codes(params, tx, state))
-
-    def bytes(self, patterns: Mapping[str, str] | None) -> Bytes:
-        """All of it, by group."""
-        group_of = telemetry(optax.identity(), patterns=patterns).body.group  # The same convention.
-        names = [group_of(path) for path in leaf_paths(self.params, none_is_leaf=False)]
-        leaves, treedef = jax.tree.flatten(self.params)
-        sums: dict[str, Any] = collections.defaultdict(lambda: np.zeros(4, np.int64))
-        for p, g, name in zip(leaves, treedef.flatten_up_to(self.grads), names, strict=True):
-            sums[name] += [p.size, bytes_of(p), 0 if g is None else bytes_of(g), 0]
-        for stored, i in owners(self.state, self.params):
-            of_state = sum(map(bytes_of, jax.tree.leaves(stored)))
-            sums[SHARED if i is None else names[i]] += [0, 0, 0, of_state]
-        order = sorted(sums, key=lambda name: (name == SHARED, name))
-        groups = {name: Bytes(*sums[name].tolist()) for name in order}
-        every = np.sum(list(sums.values()), axis=0).tolist()
-        return Bytes(*every, groups=groups, lost_codes=self.lost)
+def _bytes(
+    params: Params,
+    grads: Updates,
+    state: State,
+    tx: optax.GradientTransformation,
+    patterns: Mapping[str, str] | None,
+) -> Bytes:
+    """Those of what is planned, by group."""
+    group_of = telemetry(optax.identity(), patterns=patterns).body.group  # The same convention.
+    names = [group_of(path) for path in leaf_paths(params, none_is_leaf=False)]
+    leaves, treedef = jax.tree.flatten(params)
+    sums: dict[str, Any] = collections.defaultdict(lambda: np.zeros(4, np.int64))
+    for p, g, name in zip(leaves, treedef.flatten_up_to(grads), names, strict=True):
+        sums[name] += [p.size, bytes_of(p), 0 if g is None else bytes_of(g), 0]
+    for stored, i in owners(state, params):
+        of_state = sum(map(bytes_of, jax.tree.leaves(stored)))
+        sums[SHARED if i is None else names[i]] += [0, 0, 0, of_state]
+    order = sorted(sums, key=lambda name: (name == SHARED, name))
+    groups = {name: Bytes(*sums[name].tolist()) for name in order}
+    every = np.sum(list(sums.values()), axis=0).tolist()
+    return Bytes(*every, groups=groups, lost_codes=_lost_codes(params, tx, state))
 
 
 def _described(argument: str, tree: PyTree) -> Any:
