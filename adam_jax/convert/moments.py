@@ -194,8 +194,8 @@ def _is_masked(x: Leaf) -> bool:
 def _encoded(x: Leaf, like: PyTree) -> Leaf:
     """What is to be stored, in the form of `like`: as it is, if that is its form already."""
     fmt = format_of(like)
-    if isinstance(x, np.ndarray) or format_of(x) != fmt:
-        x = _encode(fmt, jnp.asarray(x) if isinstance(x, np.ndarray) else dense(x))
+    if format_of(x) != fmt:
+        x = _encode(fmt, dense(x))
     return jax.tree.map(placed_like, fetched(x), like)
 
 
