@@ -172,12 +172,15 @@ def _stored(member: State, params: Params) -> dict[Key, Stored]:
     for slot in described(member).slots:
         tree = getattr(member, slot)
         kept, prefix = jax.tree.flatten(tree, is_leaf=lambda x: is_stored(x) or _is_masked(x))
+        own = leaf_paths(prefix.unflatten(range(len(kept))), none_is_leaf=False)
         try:
             below = list(leaves_below(prefix, whole, absent=range(whole.num_leaves)))
-            for x, indices in zip(kept, below, strict=True):
-                if not _is_masked(x):
-                    [i] = indices
-                    stored[paths[i], slot] = x
+            for x, path, indices in zip(kept, own, below, strict=True):
+                if _is_masked(x):
+                    continue
+                if [paths[i] for i in indices] != [path]:
+                    raise ValueError
+                stored[path, slot] = x
         except ValueError:
             given, kept = sorted(paths), sorted(leaf_paths(tree, none_is_leaf=False))
             raise ValueError(
