@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import adam_jax
 from adam_jax import adamw
 from adam_jax.inspect import bytes_per_parameter, live_bytes, report
-from adam_jax.inspect.planned import Plan
+from adam_jax.inspect.memory import planned
 from tests.test_benchmarks import run
 
 pytestmark = pytest.mark.bits
@@ -89,7 +89,7 @@ def test_sharded(spec):
     assert sorted(live.per_device) == sorted(map(str, jax.devices()))
     assert sorted(live.per_device.values()) == [each] * 7 + [each + 4]
     for x, real in zip(
-        *map(jax.tree.leaves, (Plan.of(described, int8, None).state, state)), strict=True
+        *map(jax.tree.leaves, (planned(described, int8, None)[2], state)), strict=True
     ):
         assert not x.ndim or real.sharding.is_equivalent_to(x.sharding, x.ndim)
     # XLA's own sum, for one device.

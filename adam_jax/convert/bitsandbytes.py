@@ -1,18 +1,18 @@
 """States of bitsandbytes, of 8 and 32 bits: codes are decoded to float32."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import optax
 
 from adam_jax._types import AnyTransformation, Named, Params, State
-from adam_jax.convert.entries import as_numpy, check_real, matched_slots
-from adam_jax.convert.moments import Moments, Target
-from adam_jax.convert.names import Names, layouts, listed
-from adam_jax.convert.pytorch import entries_of, order_of, steps_of
-from adam_jax.convert.twins import check_kinds, check_twin, member_rules
+from adam_jax.convert.entries import as_numpy
+from adam_jax.convert.moments import Target
+from adam_jax.convert.names import Names, listed
+from adam_jax.convert.pytorch import entries_of, resumed
+from adam_jax.convert.twins import twin_rules
 from adam_jax.family.ademamix import ScaleByAdemamixState
 
 KINDS = (optax.ScaleByAdamState, optax.ScaleByLionState, ScaleByAdemamixState)
@@ -48,45 +48,28 @@ def from_bitsandbytes(
       ValueError: as `from_torch`; also for codes without a map, or whose scales fit neither blocks
         of 256 nor of 2048.
     """
-    target, rules = Target(params, tx), member_rules(tx)
-    check_kinds("bitsandbytes", target.kinds.values(), KINDS)
-    if optax.ScaleByAdamState in target.kinds.values():
-        check_twin("bitsandbytes", rules)
-    check_real(params)
-    order = order_of("state_dict", state_dict, order)
-    entries = {order[i]: _unwrapped(e) for i, e in entries_of(state_dict, order).items()}
-    layout = layouts(target.shapes, names)
-    found = {}
-    for name, entry in entries.items():
-        for slot, part in _slots(entry, target.kinds.values()).items():
-            key = f"{name}/{slot}"
-            found[key] = _decoded(key, part)
-    keys = {(path, slot): f"{layout[path].name}/{slot}" for path, slot in target.kinds}
-    slots = matched_slots("state_dict", found, keys, layout, target.shapes)
-    steps = {path: steps_of(path, entries[layout[path].name]) for path, _ in keys}
-    return target.filled(Moments(slots, steps))
+    target = Target(params, tx)
+    kinds = target.kinds.values()
+    rules = twin_rules("bitsandbytes", params, tx, kinds, KINDS)
+    entries = {}
+    for name, entry in entries_of(state_dict, order).items():
+        parts = _slots({**entry, **entry.get(WRAPPED, {})}, kinds)
+        slots = {slot: _decoded(f"{name}/{slot}", part) for slot, part in parts.items()}
+        entries[name] = {"step": entry.get("step", 0), **slots}
+    return resumed(target, rules, entries, names, {slot: slot for _, slot in target.kinds})
 
 
-def _unwrapped(entry: Mapping[str, Any]) -> Named:
-    inside = entry.get(WRAPPED, {})
-    return {name: x for name, x in entry.items() if name != WRAPPED} | dict(inside)
-
-
-def _slots(entry: Named, kinds: Any) -> dict[str, Named]:
+def _slots(entry: Named, kinds: Collection[type]) -> dict[str, Named]:
     """By our name of each slot, its part of the entry: `state`, and for codes `absmax`, `qmap`."""
-    parts = {
-        i: {
-            n: as_numpy(entry[f"{n}{i}"]) for n in ("state", "absmax", "qmap") if f"{n}{i}" in entry
-        }
-        for i in (1, 2)
-        if f"state{i}" in entry
-    }
-    if ScaleByAdemamixState not in kinds:
-        return {{1: "mu", 2: "nu"}[i]: part for i, part in parts.items()}
-    slots = {"nu": parts[2]} if 2 in parts else {}
-    if 1 in parts:  # Both averages in one array, one after the other.
-        for j, slot in enumerate(("m1", "m2")):
-            slots[slot] = {n: x if n == "qmap" else x[j] for n, x in parts[1].items()}
+    slots = {}
+    for i, slot in ((1, "mu"), (2, "nu")):
+        names = [name for name in ("state", "absmax", "qmap") if f"{name}{i}" in entry]
+        if "state" in names:
+            slots[slot] = {name: as_numpy(entry[f"{name}{i}"]) for name in names}
+    if ScaleByAdemamixState in kinds and "mu" in slots:
+        both = slots.pop("mu")  # Both averages in one array, one after the other.
+        for i, slot in enumerate(("m1", "m2")):
+            slots[slot] = {name: x if name == "qmap" else x[i] for name, x in both.items()}
     return slots
 
 

@@ -1,61 +1,41 @@
 """Named arrays of other libraries: what is wanted, what is there, and what is wrong with it."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adam_jax._types import Leaf, Params, PyTree, State
+from adam_jax._types import Leaf, Named, Params, PyTree, State
 from adam_jax.convert.names import SPLIT_FIRST, Layout, Names, layouts, listed
 from adam_jax.engine.trees import leaf_paths
 from adam_jax.formats.blockwise import sharding_of
 
-
-class Wanted(NamedTuple):
-    """One array that is looked for among another library's.
-
-    Attributes:
-      layout: its parameter's.
-      shape: our parameter's.
-    """
-
-    layout: Layout
-    shape: tuple[int, ...]
+Wanted: TypeAlias = tuple[str, Layout, tuple[int, ...]]
+"""The name of an array in another library, the layout of its parameter, and our shape of that."""
 
 
 def matched(
-    argument: str, found: Mapping[str, Any], wanted: Mapping[str, Wanted]
-) -> dict[str, np.ndarray]:
-    """The arrays that are wanted, as they lie here, under the same keys.
+    argument: str, found: Mapping[str, Any], wanted: Mapping[Any, Wanted]
+) -> dict[Any, np.ndarray]:
+    """The arrays that are wanted, as they lie here, under the keys of `wanted`.
 
     Raises:
       ValueError: some are missing, others too many, or of a wrong shape; the message lists them.
     """
     arrays, misshapen = {}, []
-    for key in wanted.keys() & found.keys():
-        layout, shape = wanted[key]
-        x = as_numpy(found[key])
+    names = {name for name, _, _ in wanted.values()}
+    for key, (name, layout, shape) in wanted.items():
+        if name not in found:
+            continue
+        x = as_numpy(found[name])
         try:
             arrays[key] = layout.ours(x, shape)
         except ValueError:
-            misshapen.append(f"{key} {x.shape} for {shape}")
-    complain(argument, wanted.keys() - found.keys(), found.keys() - wanted.keys(), misshapen)
+            misshapen.append(f"{name} {x.shape} for {shape}")
+    complain(argument, names - found.keys(), found.keys() - names, misshapen)
     return arrays
-
-
-def matched_slots(
-    argument: str,
-    found: Mapping[str, Any],
-    keys: Mapping[tuple[str, str], str],
-    layout: Mapping[str, Layout],
-    shapes: Mapping[str, tuple[int, ...]],
-) -> dict[tuple[str, str], np.ndarray]:
-    """`matched`, by the path of a parameter and its slot, of which `keys` has the name there."""
-    wanted = {key: Wanted(layout[path], shapes[path]) for (path, _), key in keys.items()}
-    arrays = matched(argument, found, wanted)
-    return {pair: arrays[key] for pair, key in keys.items()}
 
 
 def complain(
@@ -73,15 +53,9 @@ def complain(
         )
 
 
-def check_real(params: Params) -> None:
-    """Raises an error where a parameter is complex: other libraries keep other squares then."""
-    paths = leaf_paths(params, none_is_leaf=False)
-    leaves = zip(paths, jax.tree.leaves(params), strict=True)
-    if complex_ones := [path for path, p in leaves if np.iscomplexobj(p)]:
-        raise ValueError(
-            f"params must be real to be converted, got complex {listed(complex_ones)}: elsewhere"
-            f" the squares of real and imaginary parts are kept apart, here they are one."
-        )
+def by_path(params: Params) -> Named:
+    """The parameters by their paths."""
+    return dict(zip(leaf_paths(params, none_is_leaf=False), jax.tree.leaves(params), strict=True))
 
 
 def as_numpy(x: Leaf) -> np.ndarray:
@@ -93,12 +67,13 @@ def as_numpy(x: Leaf) -> np.ndarray:
     return np.asarray(x)
 
 
-def whole_steps(argument: str, steps: np.ndarray) -> int:
+def whole_steps(argument: str, steps: Leaf) -> int:
     """Steps taken; of more than int32 has the largest, where the counts of this package stop.
 
     Raises:
       ValueError: it is no whole number above 0.
     """
+    steps = as_numpy(steps)
     valid = steps.ndim == 0 and steps.dtype.kind in "iuf" and np.isfinite(steps)
     if not valid or steps < 1 or steps != np.floor(steps):
         raise ValueError(
@@ -133,17 +108,12 @@ def params_from_named(
     Raises:
       ValueError: an array is missing, too many or misshapen; the message lists them.
     """
-    leaves, treedef = jax.tree.flatten(params)
-    paths = leaf_paths(params, none_is_leaf=False)
-    layout = layouts(paths, names, separator)
-    pairs = zip(paths, leaves, strict=True)
-    wanted = {layout[path].name: Wanted(layout[path], np.shape(p)) for path, p in pairs}
+    leaves = by_path(params)
+    layout = layouts(leaves, names, separator)
+    wanted = {path: (layout[path].name, layout[path], np.shape(p)) for path, p in leaves.items()}
     values = matched("arrays", arrays, wanted)
-    new = [
-        placed_like(jnp.asarray(values[layout[path].name], p.dtype), p)
-        for path, p in zip(paths, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(treedef, new)
+    new = [placed_like(jnp.asarray(values[path], p.dtype), p) for path, p in leaves.items()]
+    return jax.tree.unflatten(jax.tree.structure(params), new)
 
 
 def params_to_named(
@@ -154,10 +124,9 @@ def params_to_named(
     For PyTorch: `model.load_state_dict({k: torch.as_tensor(x) for k, x in named.items()})`. What
     has 16 bits is float32 there, since NumPy has no bfloat16; PyTorch rounds it back.
     """
-    paths = leaf_paths(params, none_is_leaf=False)
-    layout = layouts(paths, names, separator)
-    leaves = zip(paths, jax.tree.leaves(params), strict=True)
-    return {layout[path].name: as_theirs(layout[path], path, x) for path, x in leaves}
+    leaves = by_path(params)
+    layout = layouts(leaves, names, separator)
+    return {layout[path].name: as_theirs(layout[path], path, x) for path, x in leaves.items()}
 
 
 def as_theirs(layout: Layout, path: str, x: Leaf) -> np.ndarray:

@@ -27,8 +27,9 @@ def register_with_flax() -> None:
     from flax import serialization
 
     def to_state_dict(x: Leaf) -> Named:
-        parts = {name: _written(part) for name, part in _parts(x).items()}
-        return {name: serialization.to_state_dict(part) for name, part in parts.items()}
+        return {
+            name: serialization.to_state_dict(_written(part)) for name, part in _parts(x).items()
+        }
 
     def from_state_dict(x: Leaf, state: State) -> Leaf:
         parts = _parts(x)
@@ -40,7 +41,9 @@ def register_with_flax() -> None:
         )
 
     def read(name: str, like: PyTree, state: State) -> State:
-        new = _read(like, serialization.from_state_dict(_written(like), state, name))
+        new = serialization.from_state_dict(_written(like), state, name)
+        if _is_int4(like):
+            new = jnp.asarray(new, jnp.int4)
         if hasattr(like, "dtype") and _described(new) != _described(like):
             path = f"{serialization.current_path()}/{name}"
             raise ValueError(_mismatch(path, _described(like), _described(new)))
@@ -78,7 +81,3 @@ def _is_int4(x: Leaf) -> bool:
 def _written(x: Leaf) -> Leaf:
     """Codes of 4 bits as those of 8: NumPy, and so msgpack, has no name for the others."""
     return x.astype(jnp.int8) if _is_int4(x) else x
-
-
-def _read(like: PyTree, x: Leaf) -> PyTree:
-    return jnp.asarray(x, jnp.int4) if _is_int4(like) else x

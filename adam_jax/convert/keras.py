@@ -1,5 +1,6 @@
 """States of Keras 3's optimizers, from their variables."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -7,16 +8,10 @@ import numpy as np
 import optax
 
 from adam_jax._types import AnyTransformation, Named, Params, PyTree, State
-from adam_jax.convert.entries import as_numpy, check_real, matched_slots, whole_steps
-from adam_jax.convert.moments import Moments, Target
+from adam_jax.convert.entries import as_numpy, matched, whole_steps
+from adam_jax.convert.moments import Target
 from adam_jax.convert.names import Names, layouts
-from adam_jax.convert.twins import (
-    check_kinds,
-    check_momentum_product,
-    check_twin,
-    is_maximum,
-    member_rules,
-)
+from adam_jax.convert.twins import check_momentum_product, is_maximum, twin_rules
 
 KINDS = (optax.ScaleByAdamState, optax.ScaleByAmsgradState, optax.ScaleByLionState)
 U_PRODUCT = "u_product"
@@ -51,29 +46,26 @@ def from_keras(
         weights and a gradient accumulator are too many: convert without them, where none is in the
         making); a `tx` that keeps something else.
     """
-    target, rules = Target(params, tx), member_rules(tx)
-    check_kinds("Keras", target.kinds.values(), KINDS)
-    if optax.ScaleByLionState not in target.kinds.values():
-        check_twin("Keras", rules)
-    check_real(params)
+    target = Target(params, tx)
+    rules = twin_rules("Keras", params, tx, target.kinds.values(), KINDS)
     found = _by_name(variables)
-    steps = _iterations(found)
+    steps = whole_steps("the 'iteration' in variables", found.pop("iteration", 0))
+    if (product := found.pop(U_PRODUCT, None)) is not None:
+        check_momentum_product("variables", product, rules, steps)
+    maximum = is_maximum(rules, any(name.endswith("_norm") for name in found))
+    nu = "norm" if maximum else "velocity"
+    name_of = {"mu": "momentum", "nu": nu, "nu_max": "velocity_hat"}
     layout = layouts(target.shapes, names, separator="/")
-    maximum = is_maximum(rules) or (not rules and any(key.endswith("_norm") for key in found))
-    keys = {
-        (path, slot): f"{layout[path].name.replace('/', '_')}_{_slot(slot, maximum)}"
+    wanted = {
+        (path, slot): (
+            f"{layout[path].name.replace('/', '_')}_{name_of[slot]}",
+            layout[path],
+            target.shapes[path],
+        )
         for path, slot in target.kinds
     }
-    if (product := found.pop(U_PRODUCT, None)) is not None:
-        check_momentum_product("variables", float(as_numpy(product)), rules, steps)
-    slots = matched_slots("variables", found, keys, layout, target.shapes)
-    return target.filled(Moments(slots, dict.fromkeys((path for path, _ in keys), steps)))
-
-
-def _slot(slot: str, maximum: bool) -> str:
-    """Keras's name of a slot."""
-    nu = "norm" if maximum else "velocity"
-    return {"mu": "momentum", "nu": nu, "nu_max": "velocity_hat"}[slot]
+    slots = matched("variables", found, wanted)
+    return target.filled(slots, dict.fromkeys(target.shapes, steps))
 
 
 def _by_name(variables: PyTree) -> Named:
@@ -94,18 +86,9 @@ def _by_name(variables: PyTree) -> Named:
         variables = {v.path: v for v in variables}
     found = {path.rpartition("/")[2]: v for path, v in variables.items()}
     found.pop("learning_rate", None)
-    # Nadam's product of momenta has no name of its own, and no optimizer's in front.
-    nameless = [path for path in variables if _is_numbered(path)]
+    # Nadam's product of momenta has no name of its own, and no optimizer's in front: Keras calls
+    # what nobody has named `variable`, `variable_1`, ...
+    nameless = [path for path in variables if re.fullmatch(r"variable(_\d+)?", path)]
     if len(nameless) == 1 and not np.ndim(as_numpy(variables[nameless[0]])):
         found[U_PRODUCT] = found.pop(nameless[0])
     return found
-
-
-def _is_numbered(path: str) -> bool:
-    """`variable`, `variable_1`, ...: what Keras calls what nobody has named."""
-    name, _, number = path.partition("_")
-    return name == "variable" and (not number or number.isdigit())
-
-
-def _iterations(found: Named) -> int:
-    return whole_steps("the 'iteration' in variables", as_numpy(found.pop("iteration", 0)))

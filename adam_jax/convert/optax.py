@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 
-from adam_jax._types import AnyTransformation, Leaf, Params, PyTree, State
+from adam_jax._types import AnyTransformation, Params, PyTree, State
 from adam_jax.convert.entries import complain
-from adam_jax.convert.moments import Moments, Target, left_behind, read
+from adam_jax.convert.moments import Target, left_behind, members, read
 from adam_jax.convert.names import listed
 from adam_jax.engine.leafwise import on_host
 
@@ -46,23 +46,25 @@ def from_optax(state: State, params: Params, tx: AnyTransformation) -> State:
         pairs = zip(jax.tree.leaves(state), jax.tree.leaves(target.initial), strict=True)
         if all(on_host(x) == on_host(like) for x, like in pairs):
             return state
-        return jax.tree.map(_in_memory_of, state, target.initial)
+        return jax.tree.map(
+            lambda x, like: jax.device_put(x, jax.typeof(like).memory_space), state, target.initial
+        )
+    slots, counts = read(state, params)
     if lost := left_behind(state):
         raise ValueError(
             f"state must have nothing but moments and counts to be moved to another tree, got"
             f" {listed(lost)}: convert behind an optimizer step, and pass the part with the moments"
             f" alone, optax.tree.get(state, 'ScaleByAdamState')."
         )
-    moments = read(state, params)
-    wanted, found = ({"/".join(key) for key in x} for x in (target.kinds, moments.slots))
+    wanted, found = ({"/".join(key) for key in x} for x in (target.kinds, slots))
     complain("state", wanted - found, found - wanted)
-    wrong = moments.kinds - set(target.kinds.values())
+    wrong = set(map(type, members(state))) - set(target.kinds.values())
     if wrong:
         raise ValueError(
             f"state must be that of the same member as tx, got {listed(k.__name__ for k in wrong)}"
             f" for {listed({k.__name__ for k in target.kinds.values()})}."
         )
-    return target.filled(Moments(moments.slots, moments.counts))
+    return target.filled(slots, counts)
 
 
 def to_optax(state: State, params: Params, tx: AnyTransformation) -> State:
@@ -77,10 +79,6 @@ def to_optax(state: State, params: Params, tx: AnyTransformation) -> State:
       ValueError: as `from_optax`.
     """
     return from_optax(state, params, tx)
-
-
-def _in_memory_of(x: Leaf, like: PyTree) -> Leaf:
-    return jax.device_put(x, jax.typeof(like).memory_space)
 
 
 def _described(tree: PyTree) -> PyTree:

@@ -7,25 +7,17 @@ import numpy as np
 import optax
 
 from adam_jax._types import AnyTransformation, Named, Params, State
-from adam_jax.convert.entries import (
-    as_numpy,
-    as_theirs,
-    check_real,
-    complain,
-    matched_slots,
-    whole_steps,
-)
-from adam_jax.convert.moments import Moments, Target, dense, read
+from adam_jax.convert.entries import as_theirs, complain, matched, whole_steps
+from adam_jax.convert.moments import Target, dense, members, read
 from adam_jax.convert.names import Names, layouts, listed
 from adam_jax.convert.twins import (
-    check_kinds,
     check_momentum_product,
-    check_twin,
     is_maximum,
-    member_rules,
     momentum_product,
+    twin_rules,
 )
 from adam_jax.engine.trees import leaf_paths
+from adam_jax.rules.base import Rule
 
 KINDS = (optax.ScaleByAdamState, optax.ScaleByAmsgradState)
 SCALARS = ("step", "mu_product")
@@ -66,31 +58,11 @@ def from_torch(
         within one member (PyTorch has one per parameter); complex parameters, whose squares
         PyTorch keeps apart; a `tx` that keeps something else.
     """
-    target, rules = Target(params, tx), member_rules(tx)
-    check_kinds("PyTorch", target.kinds.values(), KINDS)
-    check_twin("PyTorch", rules)
-    order = order_of("state_dict", state_dict, order)
-    theirs = {order[i]: entry for i, entry in entries_of(state_dict, order).items()}
-    found = {
-        f"{name}/{slot}": x
-        for name, entry in theirs.items()
-        for slot, x in entry.items()
-        if slot not in SCALARS
-    }
-    maximum = is_maximum(rules) or (not rules and any("exp_inf" in e for e in theirs.values()))
-    layout = layouts(target.shapes, names)
-    keys = {
-        (path, slot): f"{layout[path].name}/{_slot(slot, maximum)}" for path, slot in target.kinds
-    }
-    check_real(params)
-    slots = matched_slots("state_dict", found, keys, layout, target.shapes)
-    entries = {path: theirs[layout[path].name] for path, _ in keys}
-    steps = {path: steps_of(path, entry) for path, entry in entries.items()}
-    for path, entry in entries.items():
-        if "mu_product" in entry:
-            product = float(as_numpy(entry["mu_product"]))
-            check_momentum_product("state_dict", product, rules, steps[path])
-    return target.filled(Moments(slots, steps))
+    target = Target(params, tx)
+    rules = twin_rules("PyTorch", params, tx, target.kinds.values(), KINDS)
+    theirs = entries_of(state_dict, order)
+    maximum = is_maximum(rules, any("exp_inf" in entry for entry in theirs.values()))
+    return resumed(target, rules, theirs, names, _slots(maximum))
 
 
 def to_torch(
@@ -121,47 +93,41 @@ def to_torch(
     Raises:
       ValueError: a parameter that the other side does not have, listed; what `from_torch` refuses.
     """
-    rules, moments = member_rules(tx), read(state, params)
-    check_kinds("PyTorch", moments.kinds, KINDS)
-    check_twin("PyTorch", rules)
-    check_real(params)
-    order = order_of("state_dict", state_dict, order)
+    slots, counts = read(state, params)
+    rules = twin_rules("PyTorch", params, tx, map(type, members(state)), KINDS)
+    order = order_of(state_dict, order)
     layout = layouts(leaf_paths(params), names)
-    paths = {layout[path].name: path for path, _ in moments.slots}
-    frozen = {x.name for x in layout.values()} - paths.keys()
-    complain("params", set(order) - paths.keys() - frozen, paths.keys() - set(order))
-    slots = [slot for slot in ("mu", "nu", "nu_max") if any(s == slot for _, s in moments.slots)]
-    maximum, new = is_maximum(rules), {}
+    paths = {layout[path].name: path for path, _ in slots}
+    complain("params", set(order) - {x.name for x in layout.values()}, paths.keys() - set(order))
+    name_of, new = _slots(is_maximum(rules, False)), {}
     for index, name in enumerate(order):
         if name not in paths:
             continue
         path = paths[name]
-        steps = moments.counts[path]
+        steps = counts[path]
         new[index] = {"step": np.array(steps, np.float32)}
         if (product := momentum_product(rules, steps)) is not None:
             new[index]["mu_product"] = np.array(product, np.float32)
-        for slot in slots:
-            new[index][_slot(slot, maximum)] = as_theirs(
-                layout[path], path, dense(moments.slots[path, slot])
-            )
+        for slot, theirs in name_of.items():
+            if (path, slot) in slots:
+                x = dense(slots[path, slot])
+                new[index][theirs] = as_theirs(layout[path], path, x)
     return {**state_dict, "state": new}
 
 
-def _slot(slot: str, maximum: bool) -> str:
-    """PyTorch's name of a slot."""
+def _slots(maximum: bool) -> dict[str, str]:
+    """PyTorch's name of each slot."""
     nu = "exp_inf" if maximum else "exp_avg_sq"
-    return {"mu": "exp_avg", "nu": nu, "nu_max": "max_exp_avg_sq"}[slot]
+    return {"mu": "exp_avg", "nu": nu, "nu_max": "max_exp_avg_sq"}
 
 
-def order_of(
-    argument: str, state_dict: Mapping[str, Any], order: Sequence[str] | None
-) -> list[str]:
+def order_of(state_dict: Mapping[str, Any], order: Sequence[str] | None) -> list[str]:
     """The name of each of PyTorch's indices."""
     is_mapping = isinstance(state_dict, Mapping)
     if not is_mapping or not {"state", "param_groups"} <= state_dict.keys():
         got = listed(map(str, state_dict)) or "nothing" if is_mapping else type(state_dict).__name__
         raise ValueError(
-            f"{argument} must be that of an optimizer, with 'state' and 'param_groups', got"
+            f"state_dict must be that of an optimizer, with 'state' and 'param_groups', got"
             f" {got}: write optimizer.state_dict()."
         )
     groups = state_dict["param_groups"]
@@ -170,25 +136,57 @@ def order_of(
         order = [name for group in groups for name in group.get("param_names", ())]
         if len(order) != count:
             raise ValueError(
-                f"order must be given, since {argument} has numbers and no names: write"
-                f" [name for name, _ in model.named_parameters()]."
+                "order must be given, since state_dict has numbers and no names: write"
+                " [name for name, _ in model.named_parameters()]."
             )
     if len(order) != count or len(set(order)) != count:
         raise ValueError(
-            f"order must have a name for each of the {count} parameters of {argument}, got"
+            f"order must have a name for each of the {count} parameters of state_dict, got"
             f" {len(order)}: write [name for name, _ in model.named_parameters()]."
         )
     if [index for group in groups for index in group["params"]] != list(range(count)):
-        raise ValueError(f"{argument} must number its parameters from 0, as state_dict() does.")
+        raise ValueError("state_dict must number its parameters from 0, as state_dict() does.")
     return list(order)
 
 
-def entries_of(state_dict: Mapping[str, Any], order: list[str]) -> dict[int, Mapping[str, Any]]:
-    """The entries of a state_dict, by number.
+def resumed(
+    target: Target,
+    rules: list[Rule],
+    entries: Mapping[str, Mapping[str, Any]],
+    names: Names | None,
+    name_of: Mapping[str, str],
+) -> State:
+    """The state that goes on with entries of a state_dict; `name_of` has their word for a slot."""
+    found = {
+        f"{name}/{slot}": x
+        for name, entry in entries.items()
+        for slot, x in entry.items()
+        if slot not in SCALARS
+    }
+    layout = layouts(target.shapes, names)
+    wanted = {
+        (path, slot): (f"{layout[path].name}/{name_of[slot]}", layout[path], target.shapes[path])
+        for path, slot in target.kinds
+    }
+    slots = matched("state_dict", found, wanted)
+    steps = {}
+    for path in dict.fromkeys(path for path, _ in slots):
+        entry = entries[layout[path].name]
+        steps[path] = whole_steps(f"the step of {path!r}", entry.get("step", 0))
+        if "mu_product" in entry:
+            check_momentum_product("state_dict", entry["mu_product"], rules, steps[path])
+    return target.filled(slots, steps)
+
+
+def entries_of(
+    state_dict: Mapping[str, Any], order: Sequence[str] | None
+) -> dict[str, Mapping[str, Any]]:
+    """The entries of a state_dict, by the names of their parameters.
 
     Raises:
       ValueError: there are none, or some without a parameter.
     """
+    order = order_of(state_dict, order)
     entries = state_dict["state"]
     if not entries:
         raise ValueError(
@@ -197,9 +195,4 @@ def entries_of(state_dict: Mapping[str, Any], order: list[str]) -> dict[int, Map
         )
     unknown = [str(key) for key in entries if key not in range(len(order))]
     complain("state_dict", (), unknown)
-    return dict(entries)
-
-
-def steps_of(path: str, entry: Mapping[str, Any]) -> int:
-    """The steps that a parameter has taken."""
-    return whole_steps(f"the step of {path!r}", as_numpy(entry.get("step", 0)))
+    return {order[index]: entry for index, entry in entries.items()}

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from adam_jax._types import Leaf, PyTree, State, Stored
+from adam_jax._types import PyTree, State, Stored
+from adam_jax.convert.moments import map_states
 from adam_jax.engine.leafwise import fetched, on_host
 from adam_jax.engine.states import described, found, is_known, is_state
 from adam_jax.engine.trees import is_stored, leaf_paths
@@ -49,31 +50,21 @@ def convert_state(state: State, *, mu_dtype: SlotDType = None, nu_dtype: SlotDTy
         False: check_slot_dtype("mu_dtype", mu_dtype),
         True: check_magnitude_dtype("nu_dtype", nu_dtype),
     }
-    members = []
 
-    def convert(x: Leaf) -> Leaf:
-        # A NamedTuple of the user's, such as parameters beside the state.
-        if not is_state(x) or not (is_known(x) or found(tuple(x), is_known)):
-            return x
-        fields = described(x)
-        if fields.slots:
-            members.append(x)
-        slots = [Slot(name, magnitude) for name, magnitude in fields.slots.items()]
-        new = {s.name: _stored(getattr(x, s.name), specs[s.magnitude], s) for s in slots}
-        return x._replace(**new, **{name: walk(getattr(x, name)) for name in fields.inner})
+    def convert(x: State) -> State:
+        slots = [Slot(name, magnitude) for name, magnitude in described(x).slots.items()]
+        return x._replace(
+            **{s.name: _stored(getattr(x, s.name), specs[s.magnitude], s) for s in slots}
+        )
 
-    def walk(x: Leaf) -> Leaf:
-        return jax.tree.map(convert, x, is_leaf=is_state)
-
-    state = walk(state)
-    if not members:
+    if not found(state, lambda x: is_known(x) and bool(described(x).slots)):
         for x in found(state, is_state):
             described(x)
         raise ValueError(
             f"state must have the moments of a member of Adam's family in it, got"
             f" {jax.tree.structure(state)}: pass what init or update returned."
         )
-    return state
+    return map_states(convert, state)
 
 
 def _stored(tree: PyTree, spec: SlotDType, slot: Slot) -> PyTree:
@@ -101,4 +92,4 @@ def _stored(tree: PyTree, spec: SlotDType, slot: Slot) -> PyTree:
 
     leaves, treedef = jax.tree.flatten(tree, is_leaf=is_stored)
     paths = leaf_paths(treedef.unflatten(range(len(leaves))), none_is_leaf=False)
-    return treedef.unflatten([convert(*each) for each in zip(paths, leaves, strict=True)])
+    return treedef.unflatten(map(convert, paths, leaves))

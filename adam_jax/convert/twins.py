@@ -5,25 +5,30 @@ do, where they can be seen: not through the closures of Optax (`optax.chain`, `o
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
-from adam_jax._types import AnyTransformation, State
+from adam_jax._types import AnyTransformation, Leaf, Params
+from adam_jax.convert.entries import as_numpy, by_path
+from adam_jax.convert.names import listed
 from adam_jax.modify.hyperparams import expanded
-from adam_jax.rules.base import rules_in
+from adam_jax.rules.base import Rule, rules_in
+from adam_jax.rules.moments import DecayingMax, EmaOfSquares, RunningMax
 
 
-def member_rules(tx: AnyTransformation) -> list[State]:
-    """The rules in a transformation that remember something; none where they cannot be seen."""
-    return [rule for rule in rules_in(expanded(tx)) if rule.slots]
-
-
-def check_kinds(library: str, kinds: Iterable[type], allowed: tuple[type, ...]) -> None:
-    """Checks that the states are of types that another library has something for.
+def twin_rules(
+    library: str,
+    params: Params,
+    tx: AnyTransformation,
+    kinds: Iterable[type],
+    allowed: tuple[type, ...],
+) -> list[Rule]:
+    """The rules in a transformation that remember something; none where they cannot be seen.
 
     Raises:
-      ValueError: they are not.
+      ValueError: not all `kinds` of states are `allowed`, those that the library has something for;
+        a second moment means something else there (the message says what to write instead); a
+        parameter is complex: other libraries keep other squares then.
     """
     wrong = {kind.__name__ for kind in kinds} - {kind.__name__ for kind in allowed}
     if wrong:
@@ -31,39 +36,37 @@ def check_kinds(library: str, kinds: Iterable[type], allowed: tuple[type, ...]) 
             f"tx must have a twin in {library}, whose states are like"
             f" {', '.join(kind.__name__ for kind in allowed)}, got {', '.join(sorted(wrong))}."
         )
-
-
-def check_twin(library: str, rules: Iterable[Any]) -> None:
-    """Checks that each second moment is one that the other library has, and means the same there.
-
-    Raises:
-      ValueError: it is not; the message says what to write instead.
-    """
+    rules = [rule for rule in rules_in(expanded(tx)) if rule.slots]
     for rule in rules:
         second = getattr(rule, "second", None)
-        statistic = getattr(second, "statistic", None)
-        if statistic == "largest corrected average of squares":
+        if isinstance(second, RunningMax) and second.inner.bias_correction:
             raise ValueError(
                 f"tx must be amsgrad(..., max_before_correction=True), got one whose maximum is"
                 f" that of the corrected nu, as in Optax: {library} keeps the uncorrected one."
             )
-        if statistic is None:
+        like_adam = {"mu", "nu"} <= {slot.name for slot in rule.slots}
+        if like_adam and not isinstance(second, EmaOfSquares | RunningMax | DecayingMax):
             name = type(rule if second is None else second).__name__
             raise ValueError(
                 f"tx must be adam, amsgrad, nadam, radam, adamax, lamb or the like, got the rule"
                 f" {name}, which {library} does not have."
             )
+    if complex_ones := [path for path, p in by_path(params).items() if np.iscomplexobj(p)]:
+        raise ValueError(
+            f"params must be real to be converted, got complex {listed(complex_ones)}: elsewhere"
+            f" the squares of real and imaginary parts are kept apart, here they are one."
+        )
+    return rules
 
 
-def is_maximum(rules: Iterable[Any]) -> bool:
-    """Whether nu is the largest gradient, as AdaMax has it."""
-    return any(
-        getattr(getattr(rule, "second", None), "statistic", None) == "largest gradient"
-        for rule in rules
-    )
+def is_maximum(rules: list[Rule], unseen: bool) -> bool:
+    """Whether nu is the largest gradient, as AdaMax has it; `unseen` where there are no rules."""
+    if not rules:
+        return unseen
+    return any(isinstance(getattr(rule, "second", None), DecayingMax) for rule in rules)
 
 
-def momentum_product(rules: Iterable[Any], steps: int) -> float | None:
+def momentum_product(rules: list[Rule], steps: int) -> float | None:
     """Π of NAdam's momenta after so many steps, which other libraries keep; None for others.
 
     Dozat 2016, section 3.1: the momentum of step t is b·(1 - 0.96^(tψ) / 2).
@@ -79,21 +82,21 @@ def momentum_product(rules: Iterable[Any], steps: int) -> float | None:
     return float(np.prod(b * (1 - 0.5 * 0.96**powers)))
 
 
-def check_momentum_product(argument: str, found: float, rules: Iterable[Any], steps: int) -> None:
+def check_momentum_product(argument: str, found: Leaf, rules: list[Rule], steps: int) -> None:
     """Checks that a run of NAdam had the momenta that it will have here.
 
     Raises:
       ValueError: it had others, or `tx` is not NAdam with a schedule of momenta.
     """
-    rules = list(rules)
-    expected = momentum_product(rules, steps)
     if not rules:
         return
+    expected = momentum_product(rules, steps)
     if expected is None:
         raise ValueError(
             f"tx must be nadam(..., momentum_decay=...) to go on with {argument}, which has the"
             f" product of NAdam's momenta: PyTorch's momentum_decay is 0.004, Keras's 1.0."
         )
+    found = float(as_numpy(found))
     # In float32, rounded at each step, and 0 after a thousand.
     if not np.isclose(found, expected, rtol=1e-3, atol=1e-30):
         raise ValueError(

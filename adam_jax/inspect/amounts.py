@@ -123,17 +123,12 @@ def bytes_of(x: Leaf) -> int:
     """Of an array or its description, where two codes of 4 bits are one byte, as in memory."""
     known = isinstance(x.dtype, np.dtype)  # Not so the dtypes of random keys.
     bits = jax.dtypes.itemsize_bits(x.dtype) if known else 8 * x.dtype.itemsize
-    return -(-int(np.prod(x.shape)) * bits // 8)
+    return -(-x.size * bits // 8)
 
 
-def _readable(n: float) -> str:
-    if n < 1000:
-        return f"{n} B"
-    for unit in ("kB", "MB", "GB"):
-        n /= 1000
-        if n < 1000:
-            return f"{n:.2f} {unit}"
-    return f"{n / 1000:.2f} TB"
+def _readable(n: int) -> str:
+    power = min((len(str(n)) - 1) // 3, 4)
+    return f"{n / 1000**power:.2f} {'kMGT'[power - 1]}B" if power else f"{n} B"
 
 
 def _table(rows: list[list[str]]) -> str:

@@ -1,5 +1,6 @@
 """What parameters, gradients and state take: before anything is allocated, and live."""
 
+import collections
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,12 +8,16 @@ from typing import Any
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from adam_jax._types import Function, Params, PyTree, State, Updates
+from adam_jax._types import Function, Leaf, Params, PyTree, State, Updates
 from adam_jax.engine import transformation
-from adam_jax.inspect.amounts import Bytes, LiveBytes, Report, bytes_of
-from adam_jax.inspect.planned import Plan
+from adam_jax.engine.states import owners
+from adam_jax.engine.trees import is_stored, leaf_paths
+from adam_jax.inspect.amounts import SHARED, Bytes, LiveBytes, Report, bytes_of
+from adam_jax.sharding.shard import without_sharding
+from adam_jax.wrap.telemetry import telemetry
 
 
 def bytes_per_parameter(
@@ -53,7 +58,7 @@ def bytes_per_parameter(
       (shared)          0                                            8 B
       all       4,194,304        2.00       2.00   4.06   8.06  33.82 MB
     """
-    return Plan.of(params, tx, grads).bytes(patterns)
+    return _bytes(*planned(params, tx, grads), tx, patterns)
 
 
 def report(
@@ -96,7 +101,7 @@ def report(
     """
     if args is not None and step is None:
         raise ValueError(f"args must come with the step that takes them, got {args!r}: pass step=.")
-    plan = Plan.of(params, tx, grads)
+    params, grads, state = planned(params, tx, grads)
 
     def own_step(params: Params, state: State, grads: Updates) -> PyTree:
         return transformation.step(tx, grads, state, params)
@@ -106,11 +111,11 @@ def report(
     with warnings.catch_warnings():
         # What the report has as results.
         warnings.filterwarnings("ignore", "Some donated buffers were not usable")
-        given = (plan.grads,) if args is None else args
-        compiled = jitted.lower(plan.params, plan.state, *given).compile()
+        given = (grads,) if args is None else args
+        compiled = jitted.lower(params, state, *given).compile()
     memory: Any = compiled.memory_analysis()
     return Report(
-        model=plan.bytes(patterns),
+        model=_bytes(params, grads, state, tx, patterns),
         platform=jax.default_backend(),
         arguments=memory.argument_size_in_bytes,
         results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
@@ -163,7 +168,132 @@ def live_bytes(*trees: PyTree) -> LiveBytes:
                 place = f"{shard.device}, {kind}" if kind not in (None, own) else str(shard.device)
                 buffer = place, shard.data.unsafe_buffer_pointer()
                 buffers[buffer] = max(n, buffers.get(buffer, 0))
-    per_device: dict[str, int] = {}
+    per_device = collections.Counter()
     for (place, _), n in buffers.items():
-        per_device[place] = per_device.get(place, 0) + n
-    return LiveBytes(sum(per_device.values()), per_device)
+        per_device[place] += n
+    return LiveBytes(per_device.total(), dict(per_device))
+
+
+def planned(
+    params: Params, tx: optax.GradientTransformation, grads: Updates
+) -> tuple[Params, Updates, State]:
+    """What a run will hold: `jax.ShapeDtypeStruct`s, sharded where a mesh has them.
+
+    Args:
+      params: the parameters.
+      tx: the transformation.
+      grads: the gradients; None for those that are like their parameters.
+
+    Raises:
+      ValueError: they do not fit together.
+    """
+    transformation.body_of("tx", tx)
+    params = _described("params", params)
+    if not jax.tree.leaves(params):
+        raise ValueError(
+            f"params must have arrays or jax.ShapeDtypeStructs in it, got {params!r}: pass the"
+            f" parameters, or jax.eval_shape(model.init, ...)."
+        )
+    if grads is None:
+        grads = jax.tree.map(lambda p: p if jnp.issubdtype(p.dtype, jnp.inexact) else None, params)
+    else:
+        grads = _described("grads", grads)
+        _check_gradients(params, grads)
+    return params, grads, _state(params, tx)
+
+
+def _bytes(
+    params: Params,
+    grads: Updates,
+    state: State,
+    tx: optax.GradientTransformation,
+    patterns: Mapping[str, str] | None,
+) -> Bytes:
+    """Those of what is planned, by group."""
+    group_of = telemetry(optax.identity(), patterns=patterns).body.group  # The same convention.
+    names = [group_of(path) for path in leaf_paths(params, none_is_leaf=False)]
+    leaves, treedef = jax.tree.flatten(params)
+    sums: dict[str, Any] = collections.defaultdict(lambda: np.zeros(4, np.int64))
+    for p, g, name in zip(leaves, treedef.flatten_up_to(grads), names, strict=True):
+        sums[name] += [p.size, bytes_of(p), 0 if g is None else bytes_of(g), 0]
+    for stored, i in owners(state, params):
+        of_state = sum(map(bytes_of, jax.tree.leaves(stored)))
+        sums[SHARED if i is None else names[i]] += [0, 0, 0, of_state]
+    order = sorted(sums, key=lambda name: (name == SHARED, name))
+    groups = {name: Bytes(*sums[name].tolist()) for name in order}
+    every = np.sum(list(sums.values()), axis=0).tolist()
+    return Bytes(*every, groups=groups, lost_codes=_lost_codes(params, tx, state))
+
+
+def _described(argument: str, tree: PyTree) -> Any:
+    leaves = jax.tree.leaves(tree)
+    for path, x in zip(leaf_paths(tree, none_is_leaf=False), leaves, strict=True):
+        if not hasattr(x, "dtype") and not isinstance(x, int | float | complex):
+            raise ValueError(
+                f"{argument} must be a tree of arrays or jax.ShapeDtypeStructs, got"
+                f" {type(x).__name__} at {path!r}: put None there."
+            )
+
+    def described(x: Leaf, seen: Any) -> Leaf:
+        sharding = getattr(x, "sharding", None)  # That of a single device is nobody's choice.
+        sharding = sharding if isinstance(sharding, jax.sharding.NamedSharding) else None
+        return jax.ShapeDtypeStruct(seen.shape, seen.dtype, sharding=sharding)
+
+    return jax.tree.map(described, tree, jax.eval_shape(lambda t: t, tree))
+
+
+def _check_gradients(params: Params, grads: Updates) -> None:
+    leaves, treedef = jax.tree.flatten(params)
+    try:
+        own = treedef.flatten_up_to(grads)
+    except ValueError:
+        raise ValueError(
+            f"grads must be a tree like params, with None for a leaf that has no gradient, got"
+            f" {jax.tree.structure(grads)} for {treedef}."
+        ) from None
+    for path, p, g in zip(leaf_paths(params, none_is_leaf=False), leaves, own, strict=True):
+        if g is not None and getattr(g, "shape", None) != p.shape:
+            raise ValueError(
+                f"grads must be like params, got {g} for the shape {p.shape} at {path!r}: pass the"
+                f" gradients of these parameters."
+            )
+
+
+def _state(params: Params, tx: optax.GradientTransformation) -> PyTree:
+    """Sharded as `tx.init` outside of jit makes it of such parameters."""
+    meshes = {x.sharding.mesh for x in jax.tree.leaves(params) if x.sharding is not None}
+    if len(meshes) != 1:
+        return jax.eval_shape(tx.init, params)
+    # Only on a mesh whose axes are explicit do arrays have shardings while they are traced.
+    [mesh] = meshes
+    explicit = (jax.sharding.AxisType.Explicit,) * len(mesh.axis_names)
+    described = mesh.abstract_mesh.update(axis_types=explicit)
+    with jax.sharding.use_abstract_mesh(described):
+        state = jax.eval_shape(tx.init, _on(described, params))
+    return _on(mesh, state)
+
+
+def _on(mesh: PyTree, tree: PyTree) -> PyTree:
+    """The same shardings on another mesh with the same axes."""
+
+    def moved(x: Leaf) -> Leaf:
+        sharding = x.sharding and jax.sharding.NamedSharding(mesh, x.sharding.spec)
+        return x.update(sharding=sharding)
+
+    return jax.tree.map(moved, tree)
+
+
+def _lost_codes(params: Params, tx: optax.GradientTransformation, state: State) -> tuple[str, ...]:
+    """The parameters that would have codes if nothing were split, and have none in this state."""
+    params = jax.tree.map(lambda p: p.update(sharding=None), params)
+    whole = jax.eval_shape(without_sharding(tx).init, params)
+    paths = leaf_paths(params, none_is_leaf=False)
+    flat = jax.tree.leaves_with_path(state, is_leaf=is_stored)
+    kept = {keys: x for (keys, _), x in zip(flat, owners(state, params), strict=True)}
+    lost = {}
+    for keys, coded in jax.tree.leaves_with_path(whole, is_leaf=is_stored):
+        # Buffers of small leaves, which have no codes, depend on the devices as well.
+        stored, i = kept.get(keys, (coded, None))
+        if is_stored(coded) and not is_stored(stored):
+            lost[jax.tree_util.keystr(keys) if i is None else paths[i]] = None
+    return tuple(lost)

@@ -212,19 +212,17 @@ def _models(record: Record) -> list[Record]:
     """One record for each model: under vmap a record has lists of the numbers of all."""
     if not isinstance(record["step"], list):
         return [record]
-    shape, steps = np.shape(record["step"]), np.ravel(record["step"]).tolist()
-
-    def of(i: int) -> Record:
-        groups = record.get("groups", {}) if steps[i] else {}  # Not measured yet.
+    shape, models = np.shape(record["step"]), []
+    for i, step in enumerate(np.ravel(record["step"]).tolist()):
+        groups = record.get("groups", {}) if step else {}  # Not measured yet.
         numbers = {
             group: {
                 name: np.broadcast_to(x, shape).flat[i].item() for name, x in statistics.items()
             }
             for group, statistics in groups.items()
         }
-        return {"step": steps[i], "groups": numbers}
-
-    return [of(i) for i in range(len(steps))]
+        models.append({"step": step, "groups": numbers})
+    return models
 
 
 def _record(line: bytes) -> Named | None:
