@@ -137,7 +137,6 @@ class EmaOfSquares(Ema):
 
     slot = "nu"
     magnitude = True
-    statistic = "average of squares"
 
 
 @frozen_pytree

@@ -153,14 +153,11 @@ class Moment(abc.ABC):
     Attributes:
       slots: a tuple of `Slot`: the accumulators of this statistic.
       averaged: it is read as one average.
-      statistic: its name, by which conversions know what other libraries keep as well; None for a
-        member's own.
       momentum_decay: ψ of NAdam's schedule of momenta; None without one.
     """
 
     slots: PyTree
     averaged: bool = False
-    statistic: str | None = None
     momentum_decay: Number = None
 
     @abc.abstractmethod

@@ -40,10 +40,6 @@ class RunningMax(Moment):
     correct_max: DecayRate | None = None
 
     @property
-    def statistic(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return f"largest {'corrected ' * self.inner.bias_correction}average of squares"
-
-    @property
     def slots(self) -> tuple[Slot, ...]:
         read = (dataclasses.replace(slot, maximum=True) for slot in self.inner.slots)
         return (*read, Slot("nu_max", magnitude=True, rate=1.0, maximum=True))
@@ -64,8 +60,6 @@ class RunningMax(Moment):
 @frozen_pytree
 class DecayingMax(Moment):
     """The largest |g| + eps, forgotten at the rate b: nu ← max(b·nu, |g| + eps)."""
-
-    statistic = "largest gradient"
 
     rate: DecayRate
     eps: Number
