@@ -12,8 +12,8 @@ from adam_jax._types import AnyTransformation, Leaf, Params
 from adam_jax.convert.entries import as_numpy, by_path
 from adam_jax.convert.names import listed
 from adam_jax.modify.hyperparams import expanded
-from adam_jax.rules.base import Rule, rules_in
 from adam_jax.rules.adam import EmaOfSquares
+from adam_jax.rules.base import Rule, rules_in
 from adam_jax.rules.variants import DecayingMax, RunningMax
 
 

@@ -63,7 +63,7 @@ def leaf_step(
     program: Program,
     steps: Steps,
     leaf: LeafArrays,
-    ok: jax.Array | None,
+    taken: jax.Array | None,
     tile: Positions | None = None,
 ) -> Stepped:
     """Runs the rules on one leaf, in float32 or wider from the first to the last.
@@ -72,13 +72,13 @@ def leaf_step(
       program: what shapes it.
       steps: the rules, with their scalars.
       leaf: its arrays.
-      ok: whether the step is taken; None for yes.
+      taken: whether the step is taken; None for yes.
       tile: where the elements lie, if the arrays are those of a tile of a leaf, in a kernel.
     """
     # Every dtype is converted by hand below. A complex leaf still mixes complex and real arrays
     # (mu / √nu), for which strict promotion has no spelling.
     with jax.numpy_dtype_promotion("standard"), without_calls():
-        result, slots, _ = _ruled(program, steps, leaf, ok)
+        result, slots, _ = _ruled(program, steps, leaf, taken)
         measures = _map_formats(_measure, program.formats, slots)
         if tile is None and any(
             isinstance(f, MeasuredFormat) for fs in program.formats for f in fs
@@ -90,11 +90,11 @@ def leaf_step(
             # result, and would be stored.
             stored, measures = computed_again((leaf.stored, measures))
             leaf = leaf._replace(stored=stored)
-            result, slots, _ = _ruled(program, steps, leaf, ok)
+            result, slots, _ = _ruled(program, steps, leaf, taken)
         averages = _map_formats(lambda *_: None, program.formats)
         if any(isinstance(f, LinearFormat) for fs in program.formats for f in fs):
             # Of gradients that are not bounded: of bounded ones XLA:GPU would store the squares.
-            averages = _ruled(program, steps, leaf, ok, bound=lambda g: g)[2]
+            averages = _ruled(program, steps, leaf, taken, bound=lambda g: g)[2]
         where = tile or jnp.shape(leaf.g)
         numbers = itertools.count()
 
@@ -111,10 +111,10 @@ def leaf_step(
             else:
                 stored = fmt.encode(x, drawn)
             # What is stored already may be rounded otherwise now, or not be what it is decoded to.
-            return chosen(ok, stored, old) if fmt.rounds else stored
+            return chosen(taken, stored, old) if fmt.rounds else stored
 
         if isinstance(leaf.param, Split):
-            new = chosen(ok, leaf.param.renewed(result, where), leaf.param)
+            new = chosen(taken, leaf.param.renewed(result, where), leaf.param)
             result = leaf.param.landed(new, program.apply)
         else:
             result = jax.lax.convert_element_type(result, program.dtype)
@@ -136,7 +136,7 @@ def _ruled(
     program: Program,
     steps: Steps,
     leaf: LeafArrays,
-    ok: jax.Array | None,
+    taken: jax.Array | None,
     bound: Callable[[jax.Array], jax.Array] = bounded,
 ) -> tuple[jax.Array, tuple[tuple[jax.Array, ...], ...], tuple[tuple[Average | None, ...], ...]]:
     """The update or the new parameter; the slots, not yet in their formats; which are averages."""
@@ -145,8 +145,8 @@ def _ruled(
     steps = jax.tree.map(lambda x: jax.lax.convert_element_type(x, real), steps)
     u = jax.lax.convert_element_type(completed(leaf.g, leaf.pending), arithmetic)
     # Here as well: else XLA:CPU would share g² with whoever measured the gradient to say whether it
-    # is ok, and store it for that (12 times the cost of the measurement).
-    u = chosen(ok, u, 0)
+    # is taken, and store it for that (12 times the cost of the measurement).
+    u = chosen(taken, u, 0)
     p = leaf.param.joined() if isinstance(leaf.param, Split) else leaf.param
     p = None if p is None else jax.lax.convert_element_type(p, arithmetic)
     slots, averages = [], []
@@ -167,15 +167,15 @@ def _ruled(
                 x = jnp.where(jnp.isfinite(u), x, jnp.nan)
             # The update is made of this, and not of x: XLA:CPU would compute the parameter from the
             # old accumulator a second time, and keep a copy of it for that.
-            new[slot.name] = chosen(ok, x, old[slot.name])
+            new[slot.name] = chosen(taken, x, old[slot.name])
             its_averages.append(average)
         slots.append(tuple(new.values()))
         averages.append(tuple(its_averages))
         u = rule.update(g, old, new, scalars, p)
     if p is None or not (program.apply or isinstance(leaf.param, Split)):
-        result = chosen(ok, u, 0)
+        result = chosen(taken, u, 0)
     else:
-        result = chosen(ok, p + u, p)
+        result = chosen(taken, p + u, p)
     return result, tuple(slots), tuple(averages)
 
 

@@ -47,7 +47,9 @@ def test_where_xla_would_partition_the_kernel_there_is_none():
     parts = PartitionSpec("x")
 
     def mapped(axes):
-        return jax.shard_map(lambda x: chosen(x, N)["y"], mesh=mesh, in_specs=parts, out_specs=parts, axis_names=axes)
+        return jax.shard_map(
+            lambda x: chosen(x, N)["y"], mesh=mesh, in_specs=parts, out_specs=parts, axis_names=axes
+        )
 
     assert multiplications(mapped({"x", "y"}), "tpu", X) == 2
     with jax.sharding.use_abstract_mesh(mesh):
