@@ -10,7 +10,7 @@ from adam_jax._types import Leaf, Number, Params, Result, State, Updates
 from adam_jax.engine.call import Body, Call
 from adam_jax.engine.leafwise import global_norm
 from adam_jax.engine.transformation import Transformation
-from adam_jax.engine.unrounded import applied, promoted, unrounded
+from adam_jax.engine.unrounded import applied, unrounded
 from adam_jax.formats.dtypes import moves
 from adam_jax.rules.pytrees import frozen_pytree
 from adam_jax.validation import check_number
@@ -34,20 +34,18 @@ class ClipByGlobalNorm(Body):
         # two factors, as 1 / norm may be less than float32's smallest number.
         limit = jnp.asarray(self.max_norm, norm.value.dtype)
         passes = (norm.value <= jnp.maximum(limit, 0) / norm.unit) | (limit == jnp.inf)
-        factor = jnp.where(passes, norm.unit, limit / norm.value)
+        factors = 1 / norm.unit, jnp.where(passes, norm.unit, limit / norm.value)
 
         def clip(g: Leaf) -> Leaf:
-            return scaled(scaled(g, 1 / norm.unit), factor) if moves(g) else g
+            if not moves(g):
+                return g
+            real = jnp.finfo(g.dtype).dtype
+            first, second = (jax.lax.convert_element_type(x, real) for x in factors)
+            with jax.numpy_dtype_promotion("standard"):  # A complex gradient times a real number.
+                return g * first * second
 
         clipped = call.or_zeros(jax.tree.map(clip, unrounded(updates)))
         return (applied(clipped.tree, params) if call.apply else clipped), state
-
-
-def scaled(g: Leaf, factor: jax.Array) -> jax.Array:
-    """g·factor in the dtype of arithmetic."""
-    g = promoted(g)
-    with jax.numpy_dtype_promotion("standard"):  # A complex gradient times a real number.
-        return g * jax.lax.convert_element_type(factor, jnp.finfo(g.dtype).dtype)
 
 
 def clip_by_global_norm(max_norm: jax.typing.ArrayLike) -> Transformation:
