@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax._types import DType, Leaf, Number, Params, PyTree, Result, State, Updates
+from adam_jax._types import DType, Leaf, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import Body, Call, check_state
 from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation
@@ -20,7 +20,6 @@ from adam_jax.engine.trees import (
     unflatten_stored,
 )
 from adam_jax.engine.unrounded import Unrounded, applied, dtypes_of, rounded, unrounded, values
-from adam_jax.formats.dtypes import leaf_dtype
 from adam_jax.formats.noise import WEIGHTS, salt_of, salted
 from adam_jax.formats.weights import Compensated, Residual, RoundedStochastically, WeightFormat
 from adam_jax.rules.pytrees import frozen_pytree, static
@@ -76,7 +75,7 @@ class Weights(Body):
         for i, (g, p) in enumerate(zip(leaves, stored, strict=True)):
             if g is None:
                 continue
-            rest = _or_none(rests[i])
+            rest = None if isinstance(rests[i], optax.MaskedNode) else rests[i]
             try:
                 self.form.check(p, rest)
             except ValueError as error:
@@ -90,26 +89,19 @@ class Weights(Body):
         result, inner_state = self.inner.run(grads, state.inner_state, master, call)
         moved = result if call.apply else applied(rounded(result), master)
         moved, results = (treedef.flatten_up_to(x) for x in (moved, values(result)))
+        wanted = list(dtypes_of(result))
         salt = salt_of(WEIGHTS, self.seed, state.count)
         for i in ours:
-            p, dtype = stored[i], jnp.dtype(leaf_dtype(stored[i]))
-            q, rest = _split(self.form, dtype, moved[i], salted(salt, i))
-            q, rest = call.taken((q, rest), (p, rests[i] if rest is not None else None))
+            p = stored[i]
+            q, rest = _split(self.form, p.dtype, moved[i], salted(salt, i))
+            rest = rests[i] if rest is None else rest  # A form without one keeps the empty node.
+            q, rests[i] = call.taken((q, rest), (p, rests[i]))
             results[i] = q if call.apply else difference(q, p)
-            rests[i] = rests[i] if rest is None else rest
+            wanted[i] = dtypes[i]
         rest_tree = unflatten_slot(treedef, updates, rests)
         new = WeightsState(call.counted(state.count), rest_tree, inner_state)
         made = treedef.unflatten(results)
-        if call.apply:
-            return made, new
-        wanted = list(dtypes_of(result))
-        for i in ours:
-            wanted[i] = dtypes[i]
-        return Unrounded(made, tuple(wanted)), new
-
-
-def _or_none(rest: Leaf) -> Leaf:
-    return None if isinstance(rest, optax.MaskedNode) else rest
+        return (made if call.apply else Unrounded(made, tuple(wanted))), new
 
 
 # Traced once for each shape, not for each leaf.
@@ -127,18 +119,6 @@ def difference(q: jax.Array, p: Leaf) -> jax.Array:
     """q - p in float32: the update with which `optax.apply_updates` lands on q."""
     q, p = (jax.lax.convert_element_type(x, jnp.float32) for x in (q, p))
     return q - p
-
-
-def check_seed(seed: Number) -> int:
-    """Returns the seed as an int of 32 bits.
-
-    Raises:
-      ValueError: it is none.
-    """
-    seed = check_integer("seed", seed, 0, instead="any number up to 2³²-1")
-    if seed >= 2**32:
-        raise ValueError(f"seed must be below 2³², got {seed}: write seed % 2**32.")
-    return seed
 
 
 def stochastic_rounding(inner: optax.GradientTransformation, seed: int = 0) -> Transformation:
@@ -172,7 +152,10 @@ def stochastic_rounding(inner: optax.GradientTransformation, seed: int = 0) -> T
       >>> import adam_jax, jax.numpy as jnp
       >>> tx = stochastic_rounding(adam_jax.adamw(1e-5, mu_dtype=jnp.int8, nu_dtype=jnp.int8))
     """
-    return _around(inner, RoundedStochastically(), check_seed(seed))
+    seed = check_integer("seed", seed, 0, instead="any number up to 2³²-1")
+    if seed >= 2**32:
+        raise ValueError(f"seed must be below 2³², got {seed}: write seed % 2**32.")
+    return _around(inner, RoundedStochastically(), seed)
 
 
 def kahan_summation(inner: optax.GradientTransformation) -> Transformation:
