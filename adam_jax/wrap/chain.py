@@ -38,8 +38,7 @@ class Chain(Body):
         for i, (body, s) in enumerate(zip(self.bodies, state, strict=True)):
             its_call = call._replace(apply=call.apply and i == last)
             updates, s = body.run(unrounded(updates), s, params, its_call)
-            if not its_call.apply:
-                updates = as_wide_as(updates, params)
+            updates = as_wide_as(updates, params)
             states.append(s)
         return updates, tuple(states)
 
