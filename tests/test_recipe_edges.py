@@ -61,6 +61,13 @@ def test_the_average_is_of_the_parameters_that_update_makes():
         jax.tree.map(np.testing.assert_array_equal, state[1].ema, wide)
 
 
+def test_the_average_of_float16_has_its_smallest_numbers():
+    tx = chain(adam_jax.scale_by_learning_rate(0.0), adam_jax.ema_params(0.9))
+    params = jnp.asarray([6e-8, -3e-7, 1e-4, 65504], jnp.float16)
+    _, state = jax.jit(stepper(tx, "step"))(params, tx.init(params), params)
+    np.testing.assert_array_equal(state[1].ema, params.astype(jnp.float32))
+
+
 def test_a_gradient_that_is_there_in_some_micro_steps():
     tx = accumulate(adam_jax.scale_by_learning_rate(1.0), 2)
     for through in ("step", "update"):

@@ -1,12 +1,10 @@
 """Functions that make an optimizer from hyperparameters, as arguments of other functions."""
 
 import dataclasses
-import inspect
 
 import optax
 
-from adam_jax._types import Function, Named
-from adam_jax.validation import bind_arguments
+from adam_jax._types import Function
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +18,8 @@ class Factory:
     factory: Function
 
     def __post_init__(self) -> None:
-        vars(self).update(__name__=name_of(self.factory), __doc__=self.factory.__doc__)
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self.factory)
+        made = self.factory
+        vars(self).update(__name__=name_of(made), __doc__=made.__doc__, __wrapped__=made)
 
 
 def name_of(factory: Function) -> str:
@@ -44,8 +39,3 @@ def check_factory(factory: Function, caller: str) -> None:
             f"factory must be a function that makes an optimizer, got {type(factory).__name__}:"
             f" write {caller}, adamw without its arguments."
         )
-
-
-def check_arguments(factory: Function, arguments: Named) -> None:
-    """Raises the TypeError of an argument that the function does not know."""
-    bind_arguments(name_of(factory), inspect.signature(factory), (), arguments, partial=True)

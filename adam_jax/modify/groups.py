@@ -1,10 +1,9 @@
 """Groups of parameters with numbers of their own, in one pass and with one step count."""
 
-import contextlib
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,9 +17,9 @@ from adam_jax.engine.transformation import Transformation, body_of
 from adam_jax.engine.trees import leaf_paths
 from adam_jax.engine.unrounded import raw
 from adam_jax.formats.dtypes import moves
-from adam_jax.modify.factory import check_arguments, check_factory
+from adam_jax.modify.factory import check_factory, name_of
 from adam_jax.rules.pytrees import frozen_pytree, static
-from adam_jax.validation import check_expression
+from adam_jax.validation import bind_arguments, check_expression
 
 
 @frozen_pytree
@@ -59,26 +58,26 @@ class Groups(Body):
         Raises:
           ValueError: a leaf that moves has none; or, with `check`, an expression has no leaf.
         """
-        compiled = [(re.compile(expression), pipeline) for expression, pipeline in self.expressions]
         labels, won, unmatched = [], set(), []
         for path, moved in zip(paths, moving, strict=True):
-            found = next((i for i, (e, _) in enumerate(compiled) if e.fullmatch(path)), None)
+            matching = (i for i, (e, _) in enumerate(self.expressions) if re.fullmatch(e, path))
+            found = next(matching, None)
             won.add(found)
             if found is None and self.default is None and moved:
                 unmatched.append(path)
-            labels.append(self.default if found is None else compiled[found][1])
+            labels.append(self.default if found is None else self.expressions[found][1])
         if unmatched:
             raise ValueError(
                 f"every leaf must match an expression, got none for {unmatched}: add one, or give"
                 f" the arguments of all other leaves as keywords, groups(adamw, ..., "
                 f"learning_rate=1e-3)."
             )
-        for i, (expression, _) in enumerate(compiled):
+        for i, (expression, _) in enumerate(self.expressions):
             if check and i not in won:
-                taken = any(expression.fullmatch(path) for path in paths)
+                taken = any(re.fullmatch(expression, path) for path in paths)
                 why = "only leaves that expressions before it took" if taken else "nothing"
                 raise ValueError(
-                    f"the expression {expression.pattern!r} matches {why}: it must match the whole"
+                    f"the expression {expression!r} matches {why}: it must match the whole"
                     f" path of a leaf, as one of {paths}."
                 )
         return labels
@@ -127,7 +126,8 @@ def groups(
     Differs from PyTorch (parameter groups) in: leaves are chosen by their path.
     """
     check_factory(factory, 'groups(adamw, {".*bias": {"weight_decay": 0.0}}, learning_rate=1e-3)')
-    check_arguments(factory, defaults)
+    signature = inspect.signature(factory)
+    bind_arguments(name_of(factory), signature, (), defaults, partial=True)
     if not isinstance(expressions, Mapping):
         raise ValueError(
             f"expressions must be a dict from regular expressions to arguments, got"
@@ -136,7 +136,7 @@ def groups(
     pipelines, labelled = [], []
     for expression, overrides in expressions.items():
         check_expression("each key of expressions", expression)
-        with _named(expression):
+        try:
             if overrides is None:
                 labelled.append((expression, None))
                 continue
@@ -147,9 +147,11 @@ def groups(
                 )
             labelled.append((expression, len(pipelines)))
             pipelines.append(_pipeline(factory, {**defaults, **overrides}))
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"the expression {expression!r}: {error}") from None
     default = None
     try:
-        inspect.signature(factory).bind(**defaults)
+        signature.bind(**defaults)
     except TypeError:
         pass  # Arguments are missing: there is no default group, and every leaf must match.
     else:
@@ -157,25 +159,15 @@ def groups(
         pipelines.append(_pipeline(factory, defaults))
     if not pipelines:
         raise ValueError("expressions must leave a leaf that moves: write optax.set_to_zero().")
-    for pipeline, (expression, _) in zip(
-        pipelines, [g for g in labelled if g[1] is not None], strict=False
-    ):
-        if _kept(pipeline) != _kept(pipelines[-1]):
+    kept = list(map(_kept, pipelines))
+    for expression, i in labelled:
+        if i is not None and kept[i] != kept[-1]:
             raise ValueError(
-                f"groups must keep the same state, got {_kept(pipeline)} for {expression!r} and"
-                f" {_kept(pipelines[-1])} elsewhere: give every group the same flags, and the same"
-                f" arguments that are None."
+                f"groups must keep the same state, got {kept[i]} for {expression!r} and {kept[-1]}"
+                f" elsewhere: give every group the same flags, and the same arguments that are"
+                f" None."
             )
     return Transformation.around(Groups(_with_one_count(pipelines), tuple(labelled), default))
-
-
-@contextlib.contextmanager
-def _named(expression: str) -> Iterator[None]:
-    """Says which expression an error is about."""
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"the expression {expression!r}: {error}") from None
 
 
 def _pipeline(factory: Callable[..., Transformation], arguments: Named) -> Pipeline:
@@ -192,7 +184,7 @@ def _pipeline(factory: Callable[..., Transformation], arguments: Named) -> Pipel
 
 def _with_one_count(pipelines: list[Pipeline]) -> tuple[Pipeline, ...]:
     """Stages without slots count for themselves only where no stage beside them has any."""
-    alone = not any(stage.rule.slots for stage in pipelines[0].stages)
+    alone = pipelines[0].member is None
     state_types = []
     for alike in zip(*(pipeline.stages for pipeline in pipelines), strict=True):
         counting = [stage.state_type for stage in alike if stage.counts]

@@ -24,7 +24,7 @@ from adam_jax._types import (
     State,
     Updates,
 )
-from adam_jax.engine.call import Body, Call, check_state
+from adam_jax.engine.call import Body, Call, check_state, chosen
 from adam_jax.engine.masks import FrozenTree
 from adam_jax.engine.transformation import Transformation, body_of
 from adam_jax.modify.factory import Factory, check_factory, name_of
@@ -87,8 +87,7 @@ class WithHyperparams(Body):
         state = state._replace(hyperparams=numbers)
         body = body_of(name_of(self.factory), self.inner(state))
         result, inner = body.run(updates, state.inner_state, params, call)
-        count: Count = call.counted(state.count)
-        return result, state._replace(count=count, inner_state=inner)
+        return result, state._replace(count=call.counted(state.count), inner_state=inner)
 
     def scheduled(self, count: Count) -> dict[str, jax.Array]:
         """What the schedules say for this step."""
@@ -108,15 +107,9 @@ class WithHyperparams(Body):
             # Of a schedule's value, or a number put there by hand, the float32 is all there is.
             rate = DecayRate.of_array(b, side)
             if exact_key(name) in state.exact:
-                exact = state.exact[exact_key(name)]
-                same = b == exact.rate
-                complement = _with_tangent(exact.complement, rate.complement)
-                log = _with_tangent(exact.log, rate.log)
-                rate = DecayRate(
-                    jnp.where(same, complement, rate.complement),
-                    jnp.where(same, log, rate.log),
-                    side,
-                )
+                known = state.exact[exact_key(name)]
+                exact = DecayRate(known.complement, known.log, side)
+                rate = chosen(b == known.rate, jax.tree.map(_with_tangent, exact, rate), rate)
             arguments[name] = rate
         fixed = {k: x.tree if isinstance(x, FrozenTree) else x for k, x in self.fixed}
         return self.factory(**arguments, **fixed)
@@ -153,7 +146,10 @@ class HyperparamsFactory(Factory):
         bound = bind_arguments(name_of(self.factory), signature, args, kwargs)
         bound.apply_defaults()
         known = _parameters(self.factory)
-        arguments = _flat_arguments(signature, bound.arguments)
+        arguments = bound.arguments
+        for name, p in signature.parameters.items():
+            if p.kind == p.VAR_KEYWORD:
+                arguments |= arguments.pop(name)
         numbers: Named = {}
         schedules: Named = {}
         fixed: Named = {}
@@ -167,7 +163,7 @@ class HyperparamsFactory(Factory):
         self.factory(**{**arguments, **numbers, **dict.fromkeys(schedules, 0.0)})  # Checks them.
         sides = {
             name: None
-            if name in schedules or _is_traced(numbers[name])
+            if name in schedules or isinstance(numbers[name], jax.core.Tracer)
             else bool(numbers[name] >= 0.5)
             for name, p in known.items()
             if _is_decay_rate(p.annotation) and (name in numbers or name in schedules)
@@ -229,20 +225,9 @@ def _parameters(factory: Function) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(factory, eval_str=True).parameters
 
 
-def _flat_arguments(signature: inspect.Signature, arguments: Named) -> Named:
-    """By name, those of a `**kwargs` among the others."""
-    flat = {}
-    for name, value in arguments.items():
-        variadic = signature.parameters[name].kind == inspect.Parameter.VAR_KEYWORD
-        flat |= value if variadic else {name: value}
-    return flat
-
-
 def _is_number(value: Leaf) -> bool:
-    if isinstance(value, (bool, np.bool_)):
-        return False
-    is_array = isinstance(value, (np.ndarray, np.number, jax.Array))
-    return isinstance(value, (int, float)) or (is_array and np.size(value) == 1)
+    kinds = (int, float, np.number, np.ndarray, jax.Array)
+    return isinstance(value, kinds) and not isinstance(value, bool) and np.size(value) == 1
 
 
 def _is_scheduled(parameter: inspect.Parameter) -> bool:
@@ -255,10 +240,6 @@ def _is_scheduled(parameter: inspect.Parameter) -> bool:
     if default is None:
         return annotation == jax.typing.ArrayLike | None
     return default is inspect.Parameter.empty or _is_number(default)
-
-
-def _is_traced(value: Leaf) -> bool:
-    return isinstance(value, jax.core.Tracer)
 
 
 def _is_decay_rate(annotation: Any) -> bool:

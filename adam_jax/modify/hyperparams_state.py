@@ -108,27 +108,24 @@ def set_hyperparams(state: State, **numbers: PyTree) -> State:
         is infinite, NaN or negative (a learning rate, a weight decay and l2 may be negative), an
         array that does not fit.
     """
-    known = _only(state).hyperparams
-    unknown = sorted(set(numbers) - set(known))
+    node = _only(state)
+    values, exact = dict(node.hyperparams), dict(node.exact)
+    unknown = sorted(set(numbers) - set(values))
     if unknown:
-        raise ValueError(f"{unknown} must be among the state's hyperparameters, {sorted(known)}.")
-
-    def renew(node: PyTree) -> PyTree:
-        if not isinstance(node, HyperparamsState):
-            return node
-        values, exact = dict(node.hyperparams), dict(node.exact)
-        for name, x in numbers.items():
-            shape = np.shape(jax.tree.leaves(values[name])[0])
-            is_rate = exact_key(name) in exact
-            values[name] = _fitted(name, _checked(name, x, 1.0 if is_rate else math.inf), shape)
-            if is_rate:
-                rate = exact_rate(name, x)
-                exact[exact_key(name)] = ExactRate(*(_fitted(name, part, shape) for part in rate))
-        new = node._replace(hyperparams=values, exact=exact)
-        # The leaves of an nnx optimizer's state are variables, whose values these are.
-        return jax.tree.unflatten(jax.tree.structure(node), jax.tree.leaves(new))
-
-    return jax.tree.map(renew, state, is_leaf=_is_hyperparams_state)
+        raise ValueError(f"{unknown} must be among the state's hyperparameters, {sorted(values)}.")
+    for name, x in numbers.items():
+        shape = np.shape(jax.tree.leaves(values[name])[0])
+        is_rate = exact_key(name) in exact
+        values[name] = _fitted(name, _checked(name, x, 1.0 if is_rate else math.inf), shape)
+        if is_rate:
+            rate = exact_rate(name, x)
+            exact[exact_key(name)] = ExactRate(*(_fitted(name, part, shape) for part in rate))
+    leaves = jax.tree.leaves(node._replace(hyperparams=values, exact=exact))
+    # The leaves of an nnx optimizer's state are variables, whose values these are.
+    new = jax.tree.unflatten(jax.tree.structure(node), leaves)
+    return jax.tree.map(
+        lambda x: new if _is_hyperparams_state(x) else x, state, is_leaf=_is_hyperparams_state
+    )
 
 
 SIGNED = ("learning_rate", "weight_decay", "l2")

@@ -217,24 +217,21 @@ def _member(pipeline: Pipeline) -> int:
     return pipeline.member
 
 
-def _with_rule(pipeline: Pipeline, index: int, rule: Rule) -> Pipeline:
-    stage = pipeline.stages[index].with_rule(rule)
-    return dataclasses.replace(
-        pipeline, stages=(*pipeline.stages[:index], stage, *pipeline.stages[index + 1 :])
-    )
+def _changed(pipeline: Pipeline, index: int, change: Callable[[Any], Rule]) -> Pipeline:
+    stages = list(pipeline.stages)
+    stages[index] = stages[index].with_rule(change(stages[index].rule))
+    return dataclasses.replace(pipeline, stages=tuple(stages))
 
 
 def _around(change: Callable[[Any], Rule]) -> Callable[[Pipeline], Pipeline]:
     """Changes the rule of the member."""
-    return lambda pipeline: _with_rule(
-        pipeline, _member(pipeline), change(pipeline.stages[_member(pipeline)].rule)
-    )
+    return lambda pipeline: _changed(pipeline, _member(pipeline), change)
 
 
 def _with_cautious_decay(pipeline: Pipeline) -> Pipeline:
     for i in range(_member(pipeline) + 1, len(pipeline.stages)):
         try:
-            return _with_rule(pipeline, i, pipeline.stages[i].rule.cautious_decay())
+            return _changed(pipeline, i, lambda rule: rule.cautious_decay())
         except ValueError:
             continue
     raise ValueError("tx must have decoupled weight decay, as cautious_weight_decay(adamw(...)).")

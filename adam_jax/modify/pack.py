@@ -19,7 +19,7 @@ from adam_jax.engine.trees import leaf_paths
 from adam_jax.engine.unrounded import Unrounded, dtypes_of, unrounded, values
 from adam_jax.formats.base import Format, SlotPolicy
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
-from adam_jax.formats.dtypes import leaf_dtype, wider_dtype
+from adam_jax.formats.dtypes import leaf_dtype, moves, wider_dtype
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.validation import check_integer
 from adam_jax.xla.offsets import offsets
@@ -46,22 +46,23 @@ class Packed:
 def packed(tree: PyTree, bins: Bins) -> Packed:
     """Puts a tree into this form."""
     leaves, treedef = jax.tree.flatten(tree, is_leaf=lambda x: x is None)
-    last = max((i for bin in bins for i in bin), default=-1)
+    inside = [i for bin in bins for i in bin]
+    last = max(inside, default=-1)
     if last >= len(leaves):
         raise ValueError(
             f"the state must be of these parameters, got one of {last + 1} leaves or more, packed,"
             f" for the {len(leaves)} at {leaf_paths(tree)}: was init called with them?"
         )
-    missing = [i for bin in bins for i in bin if leaves[i] is None]
+    missing = [i for i in inside if leaves[i] is None]
     if missing:
         raise ValueError(
             f"at {leaf_paths(tree)[missing[0]]!r}, the gradient is None: a leaf that shares a"
             f" buffer needs one. Pass zeros, or put optax.masked around pack_small_leaves."
         )
     small = tuple(_concatenated([leaves[i] for i in bin]) for bin in bins)
-    inside = {i for bin in bins for i in bin}
-    large = [optax.MaskedNode() if i in inside else x for i, x in enumerate(leaves)]
-    return Packed(small, jax.tree.unflatten(treedef, large), bins)
+    for i in inside:
+        leaves[i] = optax.MaskedNode()
+    return Packed(small, jax.tree.unflatten(treedef, leaves), bins)
 
 
 def unpacked(tree: Packed, like: PyTree) -> PyTree:
@@ -108,10 +109,16 @@ class PackSmallLeaves(Body):
 
     def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """One optimizer step: the gradients into buffers, the updates out of them."""
-        if not jax.tree.leaves(updates) and not found(state, is_packed):
+        packed_trees = found(state, is_packed)
+        if not packed_trees and not jax.tree.leaves(updates):
             return self.alone.run(updates, state, params, call)
+        if not packed_trees:
+            raise ValueError(
+                f"the state must be that of pack_small_leaves, got {type(state).__name__}: call"
+                f" init of this transformation, or pack_state with a state of the member alone."
+            )
+        bins = packed_trees[0].bins
         head_state, tail_state = self.split(state)
-        bins = _bins_of(state)
         theta = None
         if params is not None and any(stage.rule.needs_params for stage in self.head.stages):
             theta = packed(params, bins)
@@ -143,36 +150,18 @@ def _bins(params: Params, below: int) -> Bins:
     """Leaves of one dtype and one placement share a buffer; what is partitioned stays alone."""
     bins: dict[Any, list[int]] = {}
     for i, p in enumerate(jax.tree.leaves(params, is_leaf=lambda x: x is None)):
-        if p is None or np.size(p) >= below or _is_partitioned(p):
+        if p is None or not moves(p) or np.size(p) >= below or _is_partitioned(p):
             continue
-        try:
-            dtype = leaf_dtype(p)
-        except TypeError:
-            continue  # It keeps no state.
-        placement = None if _is_traced(p) else jnp.asarray(p).sharding
-        bins.setdefault((dtype, placement), []).append(i)
+        placement = None if isinstance(p, jax.core.Tracer) else jnp.asarray(p).sharding
+        bins.setdefault((leaf_dtype(p), placement), []).append(i)
     return tuple(tuple(bin) for bin in bins.values() if len(bin) > 1)
 
 
 def _is_partitioned(p: Leaf) -> bool:
     """What is known of it: of a tracer, only what is part of its type."""
-    if _is_traced(p):
+    if isinstance(p, jax.core.Tracer):
         return any(axis is not None for axis in jax.typeof(p).sharding.spec)
     return isinstance(p, jax.Array) and not p.sharding.is_fully_replicated
-
-
-def _bins_of(state: State) -> Bins:
-    packed_trees = found(state, is_packed)
-    if not packed_trees:
-        raise ValueError(
-            f"the state must be that of pack_small_leaves, got {type(state).__name__}: call init of"
-            f" this transformation, or pack_state with a state of the member alone."
-        )
-    return packed_trees[0].bins
-
-
-def _is_traced(x: Leaf) -> bool:
-    return isinstance(x, jax.core.Tracer)
 
 
 def is_packed(x: Leaf) -> bool:
@@ -206,14 +195,16 @@ def pack_small_leaves(inner: optax.GradientTransformation, below: int = 65536) -
     below = check_integer("below", below, 0, instead="0 packs nothing, 65536 is usual")
     try:
         body = body_of("inner", inner).pipeline()
-        member = _last_with_slots(body)
+        if body.member is None:
+            raise NoPipeline("a pipeline without accumulators")
     except ValueError as error:
         got = error if isinstance(inner, Transformation) else type(inner).__name__
         raise ValueError(
             f"inner must be a member of adam_jax, such as adamw(1e-3), got {got}: put"
             f" pack_small_leaves innermost, and chain, accumulate, ... around it."
         ) from None
-    stages = body.stages[: member + 1]
+    behind = body.member + 1
+    stages = body.stages[:behind]
     whole = [type(x.rule).__name__ for x in stages if not x.rule.elementwise or x.mask]
     if whole:
         raise ValueError(
@@ -227,14 +218,8 @@ def pack_small_leaves(inner: optax.GradientTransformation, below: int = 65536) -
             " leave pack_small_leaves out, under int8 and the like small leaves are float32."
         )
     head = dataclasses.replace(body, stages=stages)
-    tail = Pipeline(body.stages[member + 1 :], chained=True)
+    tail = Pipeline(body.stages[behind:], chained=True)
     return Transformation.around(PackSmallLeaves(head, tail, below))
-
-
-def _last_with_slots(body: Pipeline) -> int:
-    if body.member is None:
-        raise NoPipeline("a pipeline without accumulators")
-    return body.member
 
 
 def unpack_state(state: State, params: Params) -> State:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import optax
 
@@ -115,9 +114,7 @@ class Accumulate(Body):
         def step(acc: PyTree, params: Params, inner_state: State) -> Result:
             grads = Unrounded(map_leaves(read, updates, acc), dtypes)
             result, inner_state = self.inner.run(grads, inner_state, params, inner_call)
-            if not call.apply:
-                result = as_wide_as(made(result), params)
-            return result, inner_state
+            return as_wide_as(made(result), params), inner_state
 
         if call.apply:
 
@@ -127,7 +124,9 @@ class Accumulate(Body):
             carry = (acc, params, state.inner_opt_state)
             acc, result, inner_state = if_due(due, whole, carry)
         else:
-            result, acc, inner_state = conditional_updates(step, due, acc, updates, params, state)
+            result, acc, inner_state = conditional_updates(
+                step, due, acc, params, state.inner_opt_state
+            )
         mini_step = jnp.where(last, 0, state.mini_step + 1)
         mini_step, weight = call.taken((mini_step, weight), (state.mini_step, state.weight))
         done = call.only_if(due).counted(state.gradient_step)
@@ -173,12 +172,7 @@ def _arithmetic(g: Leaf, acc: PyTree) -> DType:
 
 
 def conditional_updates(
-    step: Function,
-    due: jax.Array,
-    acc: PyTree,
-    updates: Updates,
-    params: Params,
-    state: AccumulateState,
+    step: Function, due: jax.Array, acc: PyTree, params: Params, inner_state: State
 ) -> tuple[Any, Any, Any]:
     """The optimizer step, if it is due: updates or zeros, the accumulator, the inner state.
 
@@ -186,13 +180,7 @@ def conditional_updates(
     of their own they would be memory that is asked for at every micro-step: page faults, on CPU
     twice the time of all the rest.
     """
-    if not isinstance(due, jax.core.Tracer) and due:
-        result, inner_state = step(acc, params, state.inner_opt_state)
-        return result, acc, inner_state
-    shapes, _ = jax.eval_shape(step, acc, params, state.inner_opt_state)
-    if not isinstance(due, jax.core.Tracer):
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return zeros, acc, state.inner_opt_state
+    shapes, _ = jax.eval_shape(step, acc, params, inner_state)
     u = shapes.raw if isinstance(shapes, Unrounded) else shapes
     described = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (u, acc)]
     fits = described[0] == described[1]
@@ -203,7 +191,7 @@ def conditional_updates(
         result, inner_state = step(held if fits else acc, params, inner_state)
         return values(result), inner_state
 
-    held, inner_state = if_due(due, taken, (held, state.inner_opt_state))
+    held, inner_state = if_due(due, taken, (held, inner_state))
     result = jax.tree.map(lambda x: jnp.where(due, x, 0), held)
     result = jax.tree.structure(shapes).unflatten(jax.tree.leaves(result))
     return result, held if fits else acc, inner_state

@@ -45,8 +45,7 @@ class Chain(Body):
             its_call = call._replace(apply=call.apply and i == last)
             theirs = params if body.joins and i == last else joined(params)
             updates, s = body.run(unrounded(updates), s, theirs, its_call)
-            if not its_call.apply:
-                updates = as_wide_as(updates, params)
+            updates = as_wide_as(updates, theirs)
             states.append(s)
         return updates, tuple(states)
 

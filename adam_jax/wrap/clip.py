@@ -33,9 +33,9 @@ class ClipByGlobalNorm(Body):
         # two factors, as 1 / norm may be less than float32's smallest number.
         limit = jnp.asarray(self.max_norm, norm.value.dtype)
         passes = (norm.value <= jnp.maximum(limit, 0) / norm.unit) | (limit == jnp.inf)
-        factor = jnp.where(passes, norm.unit, limit / norm.value)
+        factors = 1 / norm.unit, jnp.where(passes, norm.unit, limit / norm.value)
 
-        clipped = call.or_zeros(unrounded(updates).then(1 / norm.unit, factor))
+        clipped = call.or_zeros(unrounded(updates).then(*factors))
         return (applied(clipped.tree, params) if call.apply else clipped), state
 
 

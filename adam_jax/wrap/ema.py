@@ -13,6 +13,7 @@ from adam_jax.engine.transformation import Transformation
 from adam_jax.engine.unrounded import applied, promoted, rounded, values
 from adam_jax.formats.dtypes import leaf_dtype, moves
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_nearest_dtype, resolve
+from adam_jax.formats.rounding import rounded_to_nearest
 from adam_jax.rules.arithmetic import DecayRate, DecayRateLike
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.slots import Slot
@@ -64,33 +65,21 @@ class EmaParams(Body):
             # The corrected average moves by (1-b)/(1-bᵗ): it needs no correction when it is read.
             weight = weight * self.rate.debiasing(state.count)
 
-        def average(old: PyTree, p: Leaf) -> PyTree:
+        def average(p: Leaf, old: PyTree) -> PyTree:
             if not moves(p):  # As it is, so that the average is a model.
                 return call.taken(jnp.copy(p), old)
-            x = promoted(p)
+            x, dtype = promoted(p), leaf_dtype(p)
+            if x.dtype != dtype:
+                # For good: XLA:GPU would average what the parameters were before their rounding.
+                x = rounded_to_nearest(x, dtype)
             real = jnp.finfo(x.dtype).dtype
             before = decoded(old, x.dtype)
             with jax.numpy_dtype_promotion("standard"):  # Complex and real numbers mix.
                 after = before + jax.lax.convert_element_type(weight, real) * (x - before)
             return stored_like(old, call.taken(after, before))
 
-        ema = jax.tree.map(lambda p, old: average(old, p), _rounded(moved), state.ema)
+        ema = jax.tree.map(average, moved, state.ema)
         return (moved if call.apply else updates), EmaParamsState(call.counted(state.count), ema)
-
-
-def _rounded(params: Params) -> PyTree:
-    """Rounded for good: XLA:GPU would average what the parameters were before their rounding."""
-
-    def fix(p: Leaf) -> Leaf:
-        if not moves(p):
-            return p
-        dtype = leaf_dtype(p)
-        if not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits >= 32:
-            return p
-        info = jnp.finfo(dtype)
-        return jax.lax.reduce_precision(promoted(p), info.nexp, info.nmant)
-
-    return jax.tree.map(fix, params)
 
 
 def ema_params(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax._types import Leaf, Number, Params, PyTree, Result, State, Updates
+from adam_jax._types import Leaf, Number, Params, Result, State, Updates
 from adam_jax.engine.call import Body, Call, check_state
 from adam_jax.engine.leafwise import Norm, global_norm
 from adam_jax.engine.states import found, register
@@ -87,31 +87,25 @@ class SkipNonfinite(Body):
         good = jnp.isfinite(norm.value)
         if value is not None:
             good &= jnp.isfinite(check_scalar("value", value, instead="pass the mean loss"))
-        spikes: PyTree = ()
+        own = {}
         if isinstance(state, SkipState):
-            good, spikes = self.without_spikes(good, norm, value, state.spikes)
+            good, own["spikes"] = self.without_spikes(good, norm, value, state.spikes)
         its_call = call.only_if(good)
         result, inner_state = self.inner.run(updates, state.inner_state, params, its_call)
         bad = call.only_if(~good)
-        count = jnp.where(good, 0, bad.counted(state.notfinite_count))
-        before = (state.notfinite_count, state.last_finite, state.total_notfinite)
-        before = (*before, getattr(state, "spikes", ()))
-        counters = (count, good, bad.counted(state.total_notfinite), spikes)
-        counters = call.taken(counters, before)
+        own["notfinite_count"] = jnp.where(good, 0, bad.counted(state.notfinite_count))
+        own["last_finite"] = good
+        own["total_notfinite"] = bad.counted(state.total_notfinite)
+        own = call.taken(own, {name: getattr(state, name) for name in own})
         if self.warn:
+            count = own["notfinite_count"]
             # Once for each time that the limit is passed.
-            passed = (counters[0] == self.max_consecutive + 1) & (
-                counters[0] != state.notfinite_count
-            )
+            passed = (count == self.max_consecutive + 1) & (count != state.notfinite_count)
             if isinstance(passed, jax.core.Tracer):
-                jax.lax.cond(passed, self.call_back, lambda count: None, counters[0])
+                jax.lax.cond(passed, self.call_back, lambda count: None, count)
             elif passed:
-                _warn(int(counters[0]))
-        count, good, total, spikes = counters
-        new = (count, good, total, inner_state)
-        if isinstance(state, SkipState):
-            return result, SkipState(*new, spikes)
-        return result, optax.ApplyIfFiniteState(*new)
+                _warn(int(count))
+        return result, state._replace(inner_state=inner_state, **own)
 
     def without_spikes(
         self, good: jax.Array, norm: Norm, value: Leaf, spikes: SpikeWindow
@@ -120,25 +114,23 @@ class SkipNonfinite(Body):
         finite, where = good, spikes.seen % self.window
         # An infinite one in the window would make NaN of its mean.
         size = jnp.minimum(norm.value * norm.unit, jnp.finfo(jnp.float32).max)
-        judged = [(size, spikes.norms)] + ([] if value is None else [(value, spikes.values)])
+        new = {"norms": size} if value is None else {"norms": size, "values": value}
         enough = spikes.seen >= self.window // 2
         filled = jnp.minimum(spikes.seen, self.window).astype(jnp.float32)
         present = jnp.arange(self.window) < spikes.seen
-        written = []
-        for x, seen in judged:
-            x = jnp.asarray(x, jnp.float32)
+        for name, x in new.items():
+            x, seen = jnp.asarray(x, jnp.float32), getattr(spikes, name)
             mean = jnp.sum(seen) / jnp.maximum(filled, 1)
             squares = jnp.where(present, (seen - mean) ** 2, 0)
             deviation = jnp.sqrt(jnp.sum(squares) / jnp.maximum(filled - 1, 1))
             # Of equal numbers it is zero, and their mean is not quite one of them.
             deviation = jnp.maximum(deviation, 1e-6 * jnp.abs(mean))
             good &= ~(enough & (x > mean + self.spike_sigmas * deviation))
-            written.append(jnp.where(finite, seen.at[where].set(x), seen))
-        values = written[1] if value is not None else spikes.values
+            new[name] = jnp.where(finite, seen.at[where].set(x), seen)
         seen = jnp.where(finite, spikes.seen + 1, spikes.seen)
         # Never overflows, and keeps its place in the ring.
         seen = jnp.where(seen >= 2 * self.window, seen - self.window, seen)
-        return good, SpikeWindow(seen, written[0], values)
+        return good, spikes._replace(seen=seen, **new)
 
     def call_back(self, count: jax.Array) -> None:
         """Warns on the host, from inside the program."""

@@ -64,7 +64,6 @@ class Telemetry(Body):
     def init(self, params: Params) -> TelemetryState:
         """Nothing measured yet: zeros, which `measured` does not show."""
         inner_state = self.inner.init(params)
-        params = _moving(params)
         known = jax.eval_shape(lambda s: _eps_dominates(self.inner, s, params), inner_state)
         groups = {}
         for group, leaves in self.members(params, known):
@@ -88,12 +87,17 @@ class Telemetry(Body):
         due = (count % self.every == 0) & (count != state.count)
 
         def measured(carry: PyTree) -> PyTree:
-            # A second time: the updates as one more result would be memory in every step.
-            updates, inner_state, params, nothing = carry
+            *given, nothing = carry
             # Not to be differentiated: XLA's reduction of several arrays has no transpose.
-            fixed = jax.lax.stop_gradient((updates, inner_state, params))
-            groups = self.measure(*fixed, call._replace(apply=False)) or nothing
-            return *kept_apart((updates, inner_state, params)), groups
+            updates, inner_state, params = jax.lax.stop_gradient(given)
+            # A second time: the updates as one more result would be memory in every step.
+            its_call = call._replace(apply=False)
+            u, inner_state = self.inner.run(unrounded(updates), inner_state, params, its_call)
+            g, u = values(updates), values(u)
+            small = _eps_dominates(self.inner, inner_state, params)
+            members = self.members(params, g, u, applied(u, params), small)
+            groups = {name: _statistics(leaves) for name, leaves in members}
+            return *kept_apart(given), groups or nothing
 
         # The step goes on with what the measurement hands on: else XLA, free to step first, would
         # keep a copy of all that it measures.
@@ -103,23 +107,12 @@ class Telemetry(Body):
         step = jnp.where(due, count, state.step)
         return result, TelemetryState(count, step, groups, inner_state)
 
-    def measure(
-        self, updates: Updates, inner_state: State, params: Params, call: Call
-    ) -> dict[str, dict[str, jax.Array]]:
-        """The statistics of this step, by group and by name."""
-        u, new_state = self.inner.run(unrounded(updates), inner_state, params, call)
-        params, u = _moving(params), values(u)
-        moved = applied(u, params)
-        small = _eps_dominates(self.inner, new_state, params)
-        trees = (values(updates), u, params, moved, small)
-        return {name: _statistics(leaves) for name, leaves in self.members(*trees)}
-
-    def members(self, *trees: PyTree) -> list[tuple[str, list[tuple[Leaf, ...]]]]:
-        """The leaves of each group, from every tree; what has no parameter is in none."""
+    def members(self, params: Params, *trees: PyTree) -> list[tuple[str, list[tuple[Leaf, ...]]]]:
+        """The leaves of each group, from every tree; integers, booleans and keys are in none."""
         members: dict[str, list[tuple[Leaf, ...]]] = {}
-        columns = [jax.tree.leaves(tree, is_leaf=lambda x: x is None) for tree in trees]
-        for path, leaf in zip(leaf_paths(trees[0]), zip(*columns, strict=True), strict=True):
-            if any(x is not None for x in leaf):
+        columns = [jax.tree.leaves(tree, is_leaf=lambda x: x is None) for tree in (params, *trees)]
+        for path, leaf in zip(leaf_paths(params), zip(*columns, strict=True), strict=True):
+            if leaf[0] is not None and moves(leaf[0]):
                 members.setdefault(self.group(path), []).append(leaf)
         return sorted(members.items())
 
@@ -128,13 +121,6 @@ class Telemetry(Body):
         if self.patterns is None:
             return path.split("/")[0]
         return next((name for name, e in self.patterns if re.fullmatch(e, path)), "other")
-
-
-def _moving(params: Params) -> PyTree:
-    """The parameters that have statistics: not the integers, booleans and keys."""
-    if all(map(moves, jax.tree.leaves(params))):
-        return params
-    return jax.tree.map(lambda p: p if moves(p) else None, params)
 
 
 def _statistics(leaves: list[tuple[Leaf, ...]]) -> dict[str, jax.Array]:
@@ -158,7 +144,7 @@ def _statistics(leaves: list[tuple[Leaf, ...]]) -> dict[str, jax.Array]:
 
 def _sums_over_devices(leaf: tuple[Leaf, ...]) -> list[Leaf]:
     """The size of a leaf and its sums, over all devices that have a part of it."""
-    mesh, size = jax.typeof(leaf[2]).sharding.mesh, np.size(leaf[2])
+    mesh, size = jax.typeof(leaf[0]).sharding.mesh, np.size(leaf[0])
     sums: PyTree = _sums
     if mesh.explicit_axes:  # Where they are automatic, XLA may sum by rows that lie anywhere.
         replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -171,7 +157,7 @@ def _sums_over_devices(leaf: tuple[Leaf, ...]) -> list[Leaf]:
     return [size * jax.lax.axis_size(names), *jax.lax.psum(sums(*as_varying(leaf, axes)), names)]
 
 
-def _sums(g: Leaf, u: Leaf, p: Leaf, moved: Leaf, small: Leaf) -> list[jax.Array]:
+def _sums(p: Leaf, g: Leaf, u: Leaf, moved: Leaf, small: Leaf) -> list[jax.Array]:
     """All sums over one leaf by one reduction: by one each, XLA would store what they share."""
     if g is None:  # Left alone; its group is there all the same.
         g = u = jnp.zeros_like(p)
@@ -222,14 +208,13 @@ def _eps_dominates(body: Body, state: State, params: Params) -> list[Leaf]:
     rules = member_rules_in(body)
     kept = found(state, _keeps_nu)
     leaves, treedef = jax.tree.flatten(params, is_leaf=lambda x: x is None)
-    nothing = [None] * len(leaves)
     if len(rules) != 1 or len(kept) != 1:
-        return nothing
+        return [None] * len(leaves)
     [rule], [member] = rules, kept
     scalars = rule.scalars(getattr(member, described(member).counts[0]) - 1)
 
     def known(p: Leaf, nu: Leaf) -> Leaf:
-        if p is None or isinstance(nu, optax.MaskedNode):
+        if p is None or not moves(p) or isinstance(nu, optax.MaskedNode):
             return None
         nu = decoded(fetched(nu), jnp.finfo(arithmetic_dtype(p)).dtype)
         return rule.eps_dominates({"nu": nu}, scalars)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax._types import Leaf, Number, Params, PyTree, Result, State, Updates
+from adam_jax._types import Leaf, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import Body, Call, check_state
 from adam_jax.engine.split import SplitParams, SplitResult
 from adam_jax.engine.states import register
@@ -90,7 +90,7 @@ class Weights(Body):
         for i, (g, p) in enumerate(zip(leaves, stored, strict=True)):
             if g is None:
                 continue
-            rest = _or_none(rests[i])
+            rest = None if isinstance(rests[i], optax.MaskedNode) else rests[i]
             try:
                 self.form.check(p, rest)
             except ValueError as error:
@@ -127,25 +127,9 @@ def _landed(
     return SplitResult(made if call.apply else Unrounded(made, dtypes_of(result)), rests)
 
 
-def _or_none(rest: Leaf) -> Leaf:
-    return None if isinstance(rest, optax.MaskedNode) else rest
-
-
 @jax.jit  # Traced once for each shape, not for each leaf.
 def _renewed(p: Split, x: jax.Array) -> Split:
     return p.renewed(x, p.shape)
-
-
-def check_seed(seed: Number) -> int:
-    """Returns the seed as an int of 32 bits.
-
-    Raises:
-      ValueError: it is none.
-    """
-    seed = check_integer("seed", seed, 0, instead="any number up to 2³²-1")
-    if seed >= 2**32:
-        raise ValueError(f"seed must be below 2³², got {seed}: write seed % 2**32.")
-    return seed
 
 
 def stochastic_rounding(inner: optax.GradientTransformation, seed: int = 0) -> Transformation:
@@ -179,7 +163,10 @@ def stochastic_rounding(inner: optax.GradientTransformation, seed: int = 0) -> T
       >>> import adam_jax, jax.numpy as jnp
       >>> tx = stochastic_rounding(adam_jax.adamw(1e-5, mu_dtype=jnp.int8, nu_dtype=jnp.int8))
     """
-    return _around(inner, RoundedStochastically(), check_seed(seed))
+    seed = check_integer("seed", seed, 0, instead="any number up to 2³²-1")
+    if seed >= 2**32:
+        raise ValueError(f"seed must be below 2³², got {seed}: write seed % 2**32.")
+    return _around(inner, RoundedStochastically(), seed)
 
 
 def kahan_summation(inner: optax.GradientTransformation) -> Transformation:
