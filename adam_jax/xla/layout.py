@@ -1,9 +1,9 @@
 """In which order XLA:TPU keeps the axes of an array in memory.
 
-A kernel reads its operands row by row. XLA:TPU, with jax 0.10.2 and libtpu 0.0.52, keeps the arguments and results
-of a program in the order that wastes least of its tiles of 8 x 128 elements: (1024, 16, 64) with
-its first axis along the 128. An operand in another order is copied: 144 bytes per parameter in a
-step of 8-bit moments, and not 16.
+A kernel reads its operands row by row. XLA:TPU, with jax 0.10.2 and libtpu 0.0.52, keeps the
+arguments and results of a program in the order that wastes least of its tiles of 8 x 128 elements:
+(1024, 16, 64) with its first axis along the 128. An operand in another order is copied: 144 bytes
+per parameter in a step of 8-bit moments, and not 16.
 
 Delete it when tests/xla/test_layout.py finds all arguments in the order of their axes.
 """
