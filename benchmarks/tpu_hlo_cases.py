@@ -117,6 +117,10 @@ def _cases() -> dict[str, Case]:
         "cautious, 8-bit moments": Case(adam_jax.cautious(eight), CODES_BY_XLA),
         "lamb, 8-bit moments": Case(adam_jax.lamb(1e-3, **EIGHT), CODES_BY_XLA),
     }
+    cautious = adam_jax.cautious(adam_jax.adamw(1e-3))
+    for bits, bounds in ((16, RESIDUAL_16_BY_XLA), (8, RESIDUAL_8_BY_XLA)):
+        tx = adam_jax.master_residual(cautious, bits)
+        cases[f"bf16 weights, residual {bits}, cautious"] = Case(tx, bounds, "bfloat16")
     for member in ("nadamw", "adabelief", "radamw", "adamaxw", "yogi", "ademamix", "lion"):
         formats = {"mu_dtype": jnp.int8} if member == "lion" else EIGHT
         tx = getattr(adam_jax, member)(1e-3, **formats)
@@ -169,7 +173,7 @@ def failures(row: Row, bounds: Bounds) -> list[str]:
         at_most("HBM B/p", round(bounds.of_floor * least, 2))
     at_most("HBM B/p", bounds.bytes)
     at_most("temporary B/p", bounds.temporary)
-    if row["leaves"] == 1 and bounds.passes is not None:
+    if row["leaves"] == 1 and bounds.passes is not None and "fusions" in row:
         at_most("passes", bounds.passes + bounds.reads, row["fusions"] + row["kernels"])
         for name in BARE:
             at_most(name, 0)

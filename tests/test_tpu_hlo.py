@@ -12,7 +12,6 @@ import pytest
 from benchmarks import tpu_hlo, tpu_hlo_machine, tpu_hlo_plot
 from benchmarks.tpu_hlo_bundles import Length, length
 from benchmarks.tpu_hlo_cases import CASES, CODES_BY_XLA, DENSE, FREE, ONE_PASS, leaf, transformer
-from benchmarks.tpu_hlo_cases import failures as failures_of
 from benchmarks.tpu_hlo_gate import rows
 from benchmarks.tpu_hlo_program import HBM, Buffer, buffers, operations
 from benchmarks.tpu_hlo_rows import counted
@@ -197,14 +196,14 @@ GOOD = {
     ],
 )
 def test_what_does_not_hold_is_said(change, bounds, message):
-    assert failures_of(GOOD | change, bounds) == ([message] if message else [])
+    assert failures(GOOD | change, bounds) == ([message] if message else [])
 
 
 def test_gradients_that_are_read_once_more_have_their_own_bytes():
     case = "bf16 weights, residual 16, 8-bit moments"
     row = GOOD | {"case": case, "floor B/p": 14.125, "HBM B/p": 16.6}
     bounds = ONE_PASS._replace(reads=1)
-    assert failures_of(row, bounds) == ["HBM B/p 16.6 > 16.45"]
+    assert failures(row, bounds) == ["HBM B/p 16.6 > 16.45"]
 
 
 def test_every_case_has_bounds_and_the_gate_has_cases_that_are_there():
