@@ -14,7 +14,7 @@ import adam_jax
 from adam_jax import sharding
 from benchmarks import scale
 from benchmarks.tpu_hlo_cases import BASE, CASES, CODES_BY_XLA, Row, failures, leaf
-from benchmarks.tpu_hlo_machine import placed, size_in_bytes, tpus
+from benchmarks.tpu_hlo_machine import USUAL, placed, size_in_bytes, tpus
 from benchmarks.tpu_hlo_rows import counted, measure
 
 SQUARE, HEADS = (8192, 8192), (1024, 16, 64)
@@ -25,6 +25,7 @@ ON_V5E = (
     "bf16 moments",
     "factored nu",
     "stochastic bf16 moments",
+    EIGHT,
     "4-bit moments",
     "8-bit moments, update",
     "clip, skip, 8-bit moments",
@@ -39,11 +40,10 @@ ON_OTHERS = (BASE, EIGHT, "bf16 weights, residual 16, 8-bit moments")
 
 def rows() -> Iterator[tuple[str, tuple[int, ...], bool, str]]:
     """Generation, shape, whether the kernel's instructions are counted, and the case."""
-    yield from (("v5e", SQUARE, False, name) for name in ON_V5E)
-    yield "v5e", SQUARE, True, EIGHT
-    yield "v5e", HEADS, False, EIGHT
-    yield from (("v6e", SQUARE, False, name) for name in ON_OTHERS)
-    yield from (("v5p", SQUARE, False, name) for name in ON_OTHERS)
+    for generation in USUAL:
+        for name in ON_V5E if generation == "v5e" else ON_OTHERS:
+            yield generation, SQUARE, name == EIGHT, name
+    yield "v5e", HEADS, True, EIGHT
 
 
 def sharded(mapped: bool, *axes: str | None) -> list[str]:
