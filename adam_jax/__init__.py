@@ -38,6 +38,7 @@ from adam_jax.modify.modifiers import (
     clip_update_rms,
     grokfast,
     nesterov,
+    with_kernel,
 )
 from adam_jax.modify.pack import Packed, pack_small_leaves, pack_state, unpack_state
 from adam_jax.rules.arithmetic import DecayRateLike
@@ -135,5 +136,6 @@ __all__ = [
     "telemetry",
     "unpack_state",
     "with_hyperparams",
+    "with_kernel",
     "yogi",
 ]

@@ -1,5 +1,6 @@
 """Leaves that share a program, and how many of them are lowered as one."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Iterator
@@ -11,7 +12,6 @@ import jax.core
 from adam_jax.engine.call import Call
 from adam_jax.engine.leaf_step import LeafArrays, Program, Stepped, Steps, leaf_step
 from adam_jax.engine.pallas import Kernel
-from adam_jax.engine.plan import plan_of
 from adam_jax.engine.scalars import Structures, Values, rule_of
 from adam_jax.xla.tpu import on_tpus
 from adam_jax.xla.turns import alone, first_turn, in_turn, turn_after
@@ -105,8 +105,9 @@ def chunk_step(
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _step(program: Program, steps: Steps, leaf: LeafArrays, taken: jax.Array | None) -> Stepped:
     """`leaf_step` by XLA, or by a kernel on TPUs."""
-    plan = plan_of(program, steps, leaf)
-    if isinstance(plan, str):
+    if isinstance(program.plan, str):
         return leaf_step(program, steps, leaf, taken)
-    kernel = Kernel(program, plan, jax.tree.structure((steps, leaf, taken)))
-    return on_tpus(functools.partial(leaf_step, program), kernel, steps, leaf, taken)
+    kernel = Kernel(program, program.plan, jax.tree.structure((steps, leaf, taken)))
+    elsewhere = dataclasses.replace(kernel, interpret=True) if program.plan.everywhere else None
+    step = functools.partial(leaf_step, program)
+    return on_tpus(step, kernel, elsewhere, steps, leaf, taken)

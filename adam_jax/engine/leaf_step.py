@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from adam_jax._types import DType, Function, Leaf, PyTree, Scalars, Stored
+from adam_jax.engine.plan import Plan
 from adam_jax.engine.trees import chosen
 from adam_jax.engine.unrounded import Pending, completed
 from adam_jax.formats.base import Format, LinearFormat, MeasuredFormat
@@ -45,11 +46,13 @@ class Program(NamedTuple):
       formats: per rule, one format per slot.
       dtype: of the result, the only place where the update is rounded; a `Split` has its own.
       apply: return the new parameter, θ + u, instead of the update u.
+      plan: how a kernel goes through the leaf; a string says why none does.
     """
 
     formats: tuple[tuple[Format, ...], ...]
     dtype: DType
     apply: bool
+    plan: Plan | str
 
 
 Steps = tuple[tuple[Rule, Scalars], ...]

@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from adam_jax._types import Leaf, PyTree
+from adam_jax._types import DType, Leaf, PyTree
 from adam_jax.engine.leaf_step import LeafArrays, Program, leaf_step
 from adam_jax.engine.plan import Plan
 from adam_jax.formats.base import MeasuredFormat
@@ -42,12 +42,14 @@ class Kernel:
         """Runs it."""
         shape = self._leaf(args).g.shape
         arrays = [i for i, x in enumerate(args) if x.ndim]
-        # What is stored is renewed in place, and the parameter. The gradient may be in use.
-        renewed, result = self._renewed(args)
-        results = [result, *(args[i] for i in renewed[1:] if i is not None)]
-        aliases = {2 + arrays.index(i): k for k, i in enumerate(renewed) if i is not None}
+        renewed, dtype = self._renewed(args)
+        places = [args[i] for i in renewed]
+        dtypes = [dtype, *(x.dtype for x in places[1:])]
+        aliases = {
+            2 + arrays.index(i): k for k, i in enumerate(renewed) if args[i].dtype == dtypes[k]
+        }
         views = [_View(self.plan, args[i].shape != shape) for i in arrays]
-        out_views = [_View(self.plan, x.shape != shape) for x in results]
+        out_views = [_View(self.plan, x.shape != shape) for x in places]
         physical = tuple(shape[axis] for axis in self.plan.order)
         grid = (*physical[:-2], *map(pl.cdiv, physical[-2:], self.plan.vmem))
         outputs = pl.pallas_call(
@@ -57,7 +59,7 @@ class Kernel:
             grid=grid,
             in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM)] * 2 + [v.spec(grid) for v in views],
             out_specs=[view.spec(grid) for view in out_views],
-            out_shape=[view.placed(x) for view, x in zip(out_views, results, strict=True)],
+            out_shape=[v.placed(x, d) for v, x, d in zip(out_views, places, dtypes, strict=True)],
             input_output_aliases=aliases,
             scratch_shapes=[pltpu.VMEM(v.vmem[::-1], jnp.float32) for v in views if v.turned],
             interpret=self.interpret,
@@ -74,17 +76,16 @@ class Kernel:
     def _leaf(self, args: Sequence[PyTree]) -> LeafArrays:
         return self.structure.unflatten(args)[1]
 
-    def _renewed(self, args: Sequence[Leaf]) -> tuple[list[int | None], jax.ShapeDtypeStruct]:
-        """Of each result, the argument whose place it takes, None for a new one; the first."""
+    def _renewed(self, args: Sequence[Leaf]) -> tuple[list[int], DType]:
+        """Of each result, the argument whose place it takes; the dtype of the first."""
         leaf, at = self._leaf(args), self._leaf(range(len(args)))
-        dtype, param, rest = self.program.dtype, at.param, None
+        dtype, param, rests = self.program.dtype, at.param, []
         if isinstance(leaf.param, Split):
             dtype = leaf.param.stored.dtype if self.program.apply else leaf.param.dtype
-            param, rest = at.param.stored, at.param.rest
-        in_place = self.program.apply and args[param].dtype == dtype
-        rests = [] if rest is None else [rest]
-        renewed = [param if in_place else None, *rests, *jax.tree.leaves(at.stored)]
-        return renewed, jax.ShapeDtypeStruct(leaf.g.shape, dtype)
+            param, rests = at.param.stored, jax.tree.leaves(at.param.rest)
+        # The update takes the place of the gradient, which is of no use behind it.
+        first = param if self.program.apply else at.g
+        return [first, *rests, *jax.tree.leaves(at.stored)], dtype
 
     def _body(
         self,
@@ -108,12 +109,13 @@ class Kernel:
         own = iter(scratch)
         tiles = [next(own) if v.turned else x for v, x in zip(out_views, written, strict=True)]
         program = self._program_of_tiles()
+        point = [pl.program_id(axis) for axis in range(len(shape))]  # Not known inside of loops.
 
         def step(row: Leaf, column: Leaf) -> None:
             arrays = (x[v.tile(row, column)] for v, x in zip(views, read, strict=True))
             numbers = iter(scalars)
             flat = [next(arrays) if ndim else next(numbers) for ndim, _ in args]
-            where = self._positions(shape, row, column)
+            where = self._positions(shape, point, row, column)
             steps, leaf, taken = self.structure.unflatten(flat)
             stepped = leaf_step(program, steps, leaf, taken, where)
             results = jax.tree.leaves(stepped)
@@ -133,16 +135,18 @@ class Kernel:
         )
         return self.program._replace(formats=formats)
 
-    def _positions(self, shape: tuple[int, ...], row: Leaf, column: Leaf) -> Positions:
+    def _positions(
+        self, shape: tuple[int, ...], point: list[jax.Array], row: Leaf, column: Leaf
+    ) -> Positions:
         """Where the elements of a tile lie in the leaf."""
         steps = [np.uint32(strides(shape)[axis] % 2**32) for axis in self.plan.order]
         index = jnp.zeros(self.plan.tile, jnp.uint32)
-        for axis, step in enumerate(steps[:-2]):
-            index = index + _uint32(pl.program_id(axis)) * step
-        for axis, (start, step) in enumerate(zip((row, column), steps[-2:], strict=True)):
-            first = pl.program_id(len(steps) - 2 + axis) * self.plan.vmem[axis] + start
+        for i, step in zip(point[:-2], steps[:-2], strict=True):
+            index = index + _uint32(i) * step
+        for axis, start in enumerate((row, column)):
+            first = point[axis - 2] * self.plan.vmem[axis] + start
             along = jax.lax.broadcasted_iota(jnp.uint32, self.plan.tile, axis)
-            index = index + (along + _uint32(first)) * step
+            index = index + (along + _uint32(first)) * steps[axis - 2]
         return Positions(index, sum(strides(shape)))
 
 
@@ -200,9 +204,11 @@ class _View:
         """The array as it lies in memory: nothing is moved."""
         return jnp.transpose(x, self.order())
 
-    def placed(self, x: Leaf) -> jax.ShapeDtypeStruct:
-        """Its shape and dtype, seen like this."""
-        return jax.ShapeDtypeStruct(tuple(x.shape[axis] for axis in self.order()), x.dtype)
+    def placed(self, x: Leaf, dtype: DType) -> jax.ShapeDtypeStruct:
+        """What is written in its place, seen like this."""
+        shape = tuple(x.shape[axis] for axis in self.order())
+        varying = jax.typeof(x).manual_axis_type
+        return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=varying)
 
     def back(self, x: jax.Array) -> jax.Array:
         """The opposite of `seen`."""

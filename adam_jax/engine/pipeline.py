@@ -17,6 +17,7 @@ from adam_jax._types import Count, Leaf, Named, Params, PyTree, Result, State, U
 from adam_jax.engine.call import PASS_ON, Body, Call
 from adam_jax.engine.leaf_program import LeafGroup, run
 from adam_jax.engine.leaf_step import LeafArrays, Program
+from adam_jax.engine.plan import note, plan_of
 from adam_jax.engine.scalars import shared
 from adam_jax.engine.split import SplitParams, SplitResult, joined, stored_params
 from adam_jax.engine.stage import Stage
@@ -56,12 +57,14 @@ class Pipeline(Body):
       stages: in the order in which they run.
       chained: the state is a tuple with one entry per stage, as `optax.chain` keeps it; False, for
         a single stage, is that stage's state itself.
+      kernel: see `with_kernel`.
     """
 
     joins = True
 
     stages: tuple[Stage, ...]
     chained: bool = static()
+    kernel: str = static(default="auto")
 
     @property
     def member(self) -> int | None:
@@ -214,10 +217,19 @@ def run_pipelines(
         arrays[i] = LeafArrays(g, pending, old, p, salt)
         alike.setdefault(group, []).append(i)
 
-    groups = [
-        LeafGroup(Program(formats, dtype, apply), (label, used), [arrays[i] for i in indices])
-        for (label, used, formats, dtype, *_), indices in alike.items()
-    ]
+    groups = []
+    for (label, used, formats, dtype, *_), indices in alike.items():
+        its = [arrays[i] for i in indices]
+        plan = plan_of(
+            [rules[label][k] for k in used],
+            [fmt for slots in formats for fmt in slots if fmt is not None],
+            np.shape(its[0].g),
+            jax.tree.leaves(its[0]),
+            isinstance(its[0].param, Split) and its[0].param.rest is not None,
+            pipelines[label].kernel,
+        )
+        note(updates, indices, plan)
+        groups.append(LeafGroup(Program(formats, dtype, apply, plan), (label, used), its))
     for (_, used, *_), indices, stepped in zip(
         alike, alike.values(), run(groups, structures, numbers, call), strict=True
     ):

@@ -1,14 +1,18 @@
 """How a Pallas kernel goes through a leaf on a TPU, or why XLA makes the program."""
 
+import contextlib
 import math
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from adam_jax.engine.leaf_step import LeafArrays, Program, Steps
+from adam_jax._types import Updates
+from adam_jax.engine.trees import leaf_paths
 from adam_jax.formats.base import Format, MeasuredFormat
-from adam_jax.formats.weights import Split
+from adam_jax.rules.base import Rule
 from adam_jax.xla.layout import order_on_tpus
 
 LANES = 128
@@ -30,52 +34,66 @@ class Plan(NamedTuple):
       along: the axis of a tile, -1 or -2, that is one block of a format; None if there are none.
       vmem: rows and columns that lie in VMEM at a time.
       tile: rows and columns that are stepped at a time.
+      everywhere: on other platforms too, interpreted.
     """
 
     order: tuple[int, ...]
     along: int | None
     vmem: tuple[int, int]
     tile: tuple[int, int]
+    everywhere: bool = False
 
 
-def plan_of(program: Program, steps: Steps, leaf: LeafArrays) -> Plan | str:
-    """The plan of a leaf, or why it has none, as the end of a sentence."""
-    formats = [fmt for fs in program.formats for fmt in fs]
-    fused = not any(isinstance(fmt, MeasuredFormat) or fmt.stochastic for fmt in formats)
-    if fused and (not isinstance(leaf.param, Split) or leaf.param.rest is None):
+def plan_of(
+    rules: Sequence[Rule],
+    formats: Sequence[Format],
+    shape: tuple[int, ...],
+    arrays: Sequence[jax.Array],
+    split: bool,
+    kernel: str,
+) -> Plan | str:
+    """How a kernel goes through a leaf, or why none does, as the end of a sentence.
+
+    Args:
+      rules: that the leaf runs.
+      formats: of all its slots.
+      shape: of the leaf.
+      arrays: all that is read of it.
+      split: the weights are joined with what belongs to them.
+      kernel: see `with_kernel`.
+    """
+    if kernel == "xla":
+        return "the transformation asks for XLA"
+    fused = not (split or any(isinstance(f, MeasuredFormat) or f.stochastic for f in formats))
+    if fused and kernel == "auto":
         return "XLA steps it in one pass"
-    shape = jnp.shape(leaf.g)
-    return _refused(program, steps, leaf, formats) or _planned(shape, formats, _bytes(leaf))
+    size = 2 * sum(jnp.dtype(x.dtype).itemsize for x in arrays if jnp.shape(x) == shape)
+    plan = _refused(rules, formats, shape, arrays) or _planned(shape, formats, size)
+    return plan if isinstance(plan, str) else plan._replace(everywhere=kernel == "pallas")
 
 
-def _refused(program: Program, steps: Steps, leaf: LeafArrays, formats: list[Format]) -> str | None:
-    """Why no kernel can step this leaf, whatever its shape, or is worth it."""
-    whole = [type(rule).__name__ for rule, _ in steps if not rule.elementwise]
+def _refused(
+    rules: Sequence[Rule],
+    formats: Sequence[Format],
+    shape: tuple[int, ...],
+    arrays: Sequence[jax.Array],
+) -> str | None:
+    """Why no kernel can step this leaf, wherever it lies in memory, or is worth it."""
+    whole = [type(rule).__name__ for rule in rules if not rule.elementwise]
     whole += [type(fmt).__name__ for fmt in formats if fmt.block is None]
     if whole:
         return f"{whole[0]} sees whole leaves"
-    arrays = [x for x in jax.tree.leaves(leaf) if jnp.ndim(x)]
-    unknown = {jnp.dtype(x.dtype).name for x in arrays} | {jnp.dtype(program.dtype).name}
-    if unknown := sorted(unknown - DTYPES):
-        return f"Mosaic has no {unknown[0]}"
-    if jnp.result_type(float) != jnp.float32 or any(jnp.ndim(x) for x in jax.tree.leaves(steps)):
-        return "its scalars are not float32 numbers"
-    shape = jnp.shape(leaf.g)
+    names = {jnp.dtype(x.dtype).name for x in arrays if jnp.ndim(x)}
+    if unknown := sorted(names - DTYPES):
+        return f"kernels know no {unknown[0]}"
+    if jnp.result_type(float) != jnp.float32 or any(map(jnp.ndim, jax.tree.leaves(rules))):
+        return "its hyperparameters are not single numbers of 32 bits"
     if len(shape) < 2 or math.prod(shape) < SMALLEST:
         return f"it is a vector, or has less than {SMALLEST} elements"
     return None
 
 
-def _bytes(leaf: LeafArrays) -> float:
-    """Read and written, per element, at most."""
-    shape = jnp.shape(leaf.g)
-    read = [x.dtype for x in jax.tree.leaves(leaf) if jnp.shape(x) == shape]
-    written = jax.tree.leaves((leaf.stored, leaf.param))
-    written = [x.dtype for x in written if jnp.shape(x) == shape]
-    return sum(jnp.dtype(d).itemsize for d in (*read, *written, jnp.float32))
-
-
-def _planned(shape: tuple[int, ...], formats: list[Format], size: float) -> Plan | str:
+def _planned(shape: tuple[int, ...], formats: Sequence[Format], size: float) -> Plan | str:
     """The largest parts, up to those of which larger ones are no faster, that fit into VMEM."""
     order = order_on_tpus(shape)
     rows, columns = (shape[axis] for axis in order[-2:])
@@ -100,6 +118,27 @@ def _planned(shape: tuple[int, ...], formats: list[Format], size: float) -> Plan
         wide = columns if columns < LANES else _largest((512, 256, LANES), columns, rows, most)
         return Plan(order, -2, (rows, wide), (block, min(wide, LANES))) if wide else TOO_LARGE
     return "its blocks lie along neither of the axes that are in a register"
+
+
+_noted: ContextVar[dict[str, Plan | str] | None] = ContextVar("plans", default=None)
+
+
+@contextlib.contextmanager
+def plans_noted() -> Iterator[dict[str, Plan | str]]:
+    """The plans of all leaves that are stepped inside of it, by their paths; for reports."""
+    found: dict[str, Plan | str] = {}
+    token = _noted.set(found)
+    try:
+        yield found
+    finally:
+        _noted.reset(token)
+
+
+def note(updates: Updates, indices: Sequence[int], plan: Plan | str) -> None:
+    """The plan of these leaves of the updates, for who asks."""
+    if (found := _noted.get()) is not None:
+        paths = leaf_paths(updates)
+        found |= {paths[i]: plan for i in indices}
 
 
 TOO_LARGE = "what has to be in VMEM at a time is too large"

@@ -218,7 +218,7 @@ def pack_small_leaves(inner: optax.GradientTransformation, below: int = 65536) -
             " leave pack_small_leaves out, under int8 and the like small leaves are float32."
         )
     head = dataclasses.replace(body, stages=stages)
-    tail = Pipeline(body.stages[behind:], chained=True)
+    tail = dataclasses.replace(body, stages=body.stages[behind:], chained=True)
     return Transformation.around(PackSmallLeaves(head, tail, below))
 
 

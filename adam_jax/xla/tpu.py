@@ -22,7 +22,9 @@ from jax.interpreters import ad, batching, mlir
 from adam_jax._types import Function, Leaf, PyTree
 
 
-def on_tpus(f: Callable[..., Any], kernel: Function, *args: PyTree) -> Any:
+def on_tpus(
+    f: Callable[..., Any], kernel: Function, elsewhere: Function | None, *args: PyTree
+) -> Any:
     """`f(*args)`; on TPUs what `kernel` makes of the leaves of `args`, the leaves of the same tree.
 
     Derivatives and `vmap` are those of `f`.
@@ -30,10 +32,13 @@ def on_tpus(f: Callable[..., Any], kernel: Function, *args: PyTree) -> Any:
     Args:
       f: of arrays in its arguments alone.
       kernel: the same arithmetic, hashable.
+      elsewhere: another one, for other platforms; None for `f`.
       *args: pytrees of arrays.
     """
     closed, out = jax.make_jaxpr(f, return_shape=True)(*args)
-    leaves = _on_tpus.bind(*jax.tree.leaves(args), otherwise=closed, kernel=kernel)
+    leaves = _on_tpus.bind(
+        *jax.tree.leaves(args), otherwise=closed, kernel=kernel, elsewhere=elsewhere
+    )
     return jax.tree.unflatten(jax.tree.structure(out), leaves)
 
 
@@ -41,34 +46,35 @@ _on_tpus = Primitive("on_tpus")
 _on_tpus.multiple_results = True
 
 
-def _otherwise(*args: Leaf, otherwise: ClosedJaxpr, kernel: Function) -> Sequence[Leaf]:
-    del kernel
+def _otherwise(*args: Leaf, otherwise: ClosedJaxpr, **_: Any) -> Sequence[Leaf]:
     return jaxpr_as_fun(otherwise)(*args)
 
 
-def _kernel(*args: Leaf, otherwise: ClosedJaxpr, kernel: Function) -> Sequence[Leaf]:
-    del otherwise
+def _kernel(*args: Leaf, kernel: Function, **_: Any) -> Sequence[Leaf]:
     return kernel(*args)
 
 
+def _elsewhere(*args: Leaf, otherwise: ClosedJaxpr, elsewhere: Function, **_: Any) -> Any:
+    return jaxpr_as_fun(otherwise)(*args) if elsewhere is None else elsewhere(*args)
+
+
 def _jvp(
-    primals: Sequence[Leaf], tangents: Sequence[Leaf], *, otherwise: ClosedJaxpr, kernel: Function
+    primals: Sequence[Leaf], tangents: Sequence[Leaf], *, otherwise: ClosedJaxpr, **_: Any
 ) -> tuple[Sequence[Leaf], Sequence[Leaf]]:
-    del kernel
     tangents = tuple(ad.instantiate_zeros(t) for t in tangents)
     return jax.jvp(jaxpr_as_fun(otherwise), tuple(primals), tangents)
 
 
 def _batched(
-    args: Sequence[Leaf], axes: Sequence[Any], *, otherwise: ClosedJaxpr, kernel: Function
+    args: Sequence[Leaf], axes: Sequence[Any], *, otherwise: ClosedJaxpr, **_: Any
 ) -> tuple[Sequence[Leaf], Sequence[int]]:
-    del kernel
     results = jax.vmap(jaxpr_as_fun(otherwise), in_axes=tuple(axes))(*args)
     return results, [0] * len(results)
 
 
 _lower_otherwise = mlir.lower_fun(_otherwise, multiple_results=True)
 _lower_kernel = mlir.lower_fun(_kernel, multiple_results=True)
+_lower_elsewhere = mlir.lower_fun(_elsewhere, multiple_results=True)
 
 
 def _lower_on_tpu(ctx: mlir.LoweringRuleContext, *args: Any, **params: Any) -> Any:
@@ -83,9 +89,9 @@ def _each_its_own(context: mlir.AxisContext) -> bool:
     return isinstance(context, mlir.ShardingContext) and context.num_devices == 1
 
 
-_on_tpus.def_impl(_otherwise)
-_on_tpus.def_abstract_eval(lambda *_, otherwise, kernel: otherwise.out_avals)
+_on_tpus.def_impl(_elsewhere)
+_on_tpus.def_abstract_eval(lambda *_, otherwise, **__: otherwise.out_avals)
 ad.primitive_jvps[_on_tpus] = _jvp
 batching.primitive_batchers[_on_tpus] = _batched
-mlir.register_lowering(_on_tpus, _lower_otherwise)
+mlir.register_lowering(_on_tpus, _lower_elsewhere)
 mlir.register_lowering(_on_tpus, _lower_on_tpu, platform="tpu")
