@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 
 from adam_jax._types import Count, Params, PyTree, Result, State, Updates
 from adam_jax.engine.trees import chosen
@@ -27,11 +28,13 @@ class Call(NamedTuple):
       apply: return the new parameters and not the updates.
       ok: boolean scalar: whether the step is taken; None for yes.
       extra_args: of `update`, such as `value=`.
+      shardings: how leaves lie on several devices, by their paths, where that is known.
     """
 
     apply: bool
     ok: jax.Array | None = None
     extra_args: Mapping[str, Any] = {}
+    shardings: Mapping[str, NamedSharding] = {}
 
     def only_if(self, condition: jax.Array) -> "Call":
         """The same call, of a step that is taken only if this boolean scalar is true as well."""

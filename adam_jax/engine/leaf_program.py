@@ -11,9 +11,9 @@ import jax.core
 
 from adam_jax.engine.call import Call
 from adam_jax.engine.leaf_step import LeafArrays, Program, Stepped, Steps, leaf_step
-from adam_jax.engine.pallas import Kernel
+from adam_jax.engine.pallas import Kernel, KernelOfParts
 from adam_jax.engine.scalars import Structures, Values, rule_of
-from adam_jax.xla.tpu import on_tpus
+from adam_jax.xla.tpu import Kernels, on_tpus
 from adam_jax.xla.turns import alone, first_turn, in_turn, turn_after
 
 
@@ -108,6 +108,11 @@ def _step(program: Program, steps: Steps, leaf: LeafArrays, taken: jax.Array | N
     if isinstance(program.plan, str):
         return leaf_step(program, steps, leaf, taken)
     kernel = Kernel(program, program.plan, jax.tree.structure((steps, leaf, taken)))
-    elsewhere = dataclasses.replace(kernel, interpret=True) if program.plan.everywhere else None
+    interpreted = dataclasses.replace(kernel, interpret=True) if program.plan.everywhere else None
+    parts = None
+    if program.parts is not None:
+        plan, sharding = program.parts
+        whole = dataclasses.replace(kernel, plan=plan, whole=leaf.g.shape)
+        parts = KernelOfParts(whole, sharding)
     step = functools.partial(leaf_step, program)
-    return on_tpus(step, kernel, elsewhere, steps, leaf, taken)
+    return on_tpus(step, Kernels(kernel, parts, interpreted), steps, leaf, taken)

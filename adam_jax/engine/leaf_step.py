@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from adam_jax._types import DType, Function, Leaf, PyTree, Scalars, Stored
 from adam_jax.engine.plan import Plan
@@ -47,12 +48,15 @@ class Program(NamedTuple):
       dtype: of the result, the only place where the update is rounded; a `Split` has its own.
       apply: return the new parameter, θ + u, instead of the update u.
       plan: how a kernel goes through the leaf; a string says why none does.
+      parts: how one goes through what each of several devices has of it, and what that is; None if
+        none does, or if it is not known.
     """
 
     formats: tuple[tuple[Format, ...], ...]
     dtype: DType
     apply: bool
     plan: Plan | str
+    parts: tuple[Plan, NamedSharding] | None = None
 
 
 Steps = tuple[tuple[Rule, Scalars], ...]

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import NamedSharding, PartitionSpec
 
 from adam_jax._types import DType, Leaf, PyTree
 from adam_jax.engine.leaf_step import LeafArrays, Program, leaf_step
@@ -31,18 +32,21 @@ class Kernel:
       plan: how it goes through the leaf.
       structure: of these arguments, the program left out.
       interpret: make a program of XLA's of it, on any platform.
+      whole: the shape of the leaf of which these arrays are a part; None if they are all of it.
+        Where the part begins in it is one more argument, uint32, the last.
     """
 
     program: Program
     plan: Plan
     structure: Any
     interpret: bool = False
+    whole: tuple[int, ...] | None = None
 
     def __call__(self, *args: Leaf) -> Sequence[jax.Array]:
         """Runs it."""
         shape = self._leaf(args).g.shape
         arrays = [i for i, x in enumerate(args) if x.ndim]
-        renewed, dtype = self._renewed(args)
+        renewed, dtype = self.renewed(args)
         places = [args[i] for i in renewed]
         dtypes = [dtype, *(x.dtype for x in places[1:])]
         aliases = {
@@ -74,9 +78,9 @@ class Kernel:
         return [view.back(x) for view, x in zip(out_views, outputs, strict=True)]
 
     def _leaf(self, args: Sequence[PyTree]) -> LeafArrays:
-        return self.structure.unflatten(args)[1]
+        return self.structure.unflatten(args[: self.structure.num_leaves])[1]
 
-    def _renewed(self, args: Sequence[Leaf]) -> tuple[list[int], DType]:
+    def renewed(self, args: Sequence[Leaf]) -> tuple[list[int], DType]:
         """Of each result, the argument whose place it takes; the dtype of the first."""
         leaf, at = self._leaf(args), self._leaf(range(len(args)))
         dtype, param, rests = self.program.dtype, at.param, []
@@ -115,7 +119,8 @@ class Kernel:
             arrays = (x[v.tile(row, column)] for v, x in zip(views, read, strict=True))
             numbers = iter(scalars)
             flat = [next(arrays) if ndim else next(numbers) for ndim, _ in args]
-            where = self._positions(shape, point, row, column)
+            begin = jnp.uint32(0) if self.whole is None else flat.pop()
+            where = self._positions(self.whole or shape, begin, point, row, column)
             steps, leaf, taken = self.structure.unflatten(flat)
             stepped = leaf_step(program, steps, leaf, taken, where)
             results = jax.tree.leaves(stepped)
@@ -136,11 +141,16 @@ class Kernel:
         return self.program._replace(formats=formats)
 
     def _positions(
-        self, shape: tuple[int, ...], point: list[jax.Array], row: Leaf, column: Leaf
+        self,
+        shape: tuple[int, ...],
+        begin: jax.Array,
+        point: list[jax.Array],
+        row: Leaf,
+        column: Leaf,
     ) -> Positions:
         """Where the elements of a tile lie in the leaf."""
         steps = [np.uint32(strides(shape)[axis] % 2**32) for axis in self.plan.order]
-        index = jnp.zeros(self.plan.tile, jnp.uint32)
+        index = jnp.full(self.plan.tile, begin)
         for i, step in zip(point[:-2], steps[:-2], strict=True):
             index = index + _uint32(i) * step
         for axis, start in enumerate((row, column)):
@@ -148,6 +158,43 @@ class Kernel:
             along = jax.lax.broadcasted_iota(jnp.uint32, self.plan.tile, axis)
             index = index + (along + _uint32(first)) * steps[axis - 2]
         return Positions(index, sum(strides(shape)))
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelOfParts:
+    """A kernel for each of several devices, of what it has of the leaf; nothing is sent.
+
+    Attributes:
+      kernel: for the arrays of one device.
+      sharding: of the leaf.
+    """
+
+    kernel: Kernel
+    sharding: NamedSharding
+
+    def __call__(self, *args: Leaf) -> Sequence[jax.Array]:
+        """Runs them."""
+        specs = [self.sharding.spec if x.ndim else PartitionSpec() for x in args]
+        shape = self.kernel.whole or ()
+        axes = [*self.sharding.spec, *[None] * (len(shape) - len(self.sharding.spec))]
+
+        def of_part(*args: Leaf) -> tuple[jax.Array, ...]:
+            begin = jnp.uint32(0)
+            part = self.sharding.shard_shape(shape)
+            for axis, size, stride in zip(axes, part, strides(shape), strict=True):
+                if axis is not None:
+                    first = _uint32(jax.lax.axis_index(axis))
+                    begin = begin + first * np.uint32(size * stride % 2**32)
+            return tuple(self.kernel(*args, begin))
+
+        results = len(self.kernel.renewed(args)[0])
+        return jax.shard_map(
+            of_part,
+            mesh=self.sharding.mesh,
+            in_specs=tuple(specs),
+            out_specs=(self.sharding.spec,) * results,
+            check_vma=False,
+        )(*args)
 
 
 @dataclasses.dataclass(frozen=True)

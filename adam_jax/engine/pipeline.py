@@ -17,7 +17,7 @@ from adam_jax._types import Count, Leaf, Named, Params, PyTree, Result, State, U
 from adam_jax.engine.call import PASS_ON, Body, Call
 from adam_jax.engine.leaf_program import LeafGroup, run
 from adam_jax.engine.leaf_step import LeafArrays, Program
-from adam_jax.engine.plan import note, plan_of
+from adam_jax.engine.plan import note, plans_of, sharding_of
 from adam_jax.engine.scalars import shared
 from adam_jax.engine.split import SplitParams, SplitResult, joined, stored_params
 from adam_jax.engine.stage import Stage
@@ -189,6 +189,7 @@ def run_pipelines(
     alike: dict[Any, list[int]] = {}
     arrays: dict[int, LeafArrays] = {}
     results: list[Any] = list(param_leaves) if apply else list(leaves)
+    paths = leaf_paths(updates) if call.shardings else []
     for i, (g, p, label) in enumerate(zip(leaves, param_leaves, labels, strict=True)):
         if g is None:
             continue
@@ -207,7 +208,9 @@ def run_pipelines(
             dtype = leaf_dtype(p) if apply else update_dtype(g_dtype, p)
             # A parameter that nobody reads is no part of the program.
             p = p if needed or isinstance(p, Split) else None
-            group = (label, used, formats, dtype, np.shape(g), g_dtype, jax.tree.structure(p))
+            lies = sharding_of(g, call.shardings.get(paths[i]) if paths else None)
+            kind = (np.shape(g), g_dtype, jax.tree.structure(p))
+            group = (label, used, formats, dtype, lies, *kind)
             if group not in alike:
                 for k, its in zip(used, formats, strict=True):
                     stages[k].check_formats(its)
@@ -218,18 +221,17 @@ def run_pipelines(
         alike.setdefault(group, []).append(i)
 
     groups = []
-    for (label, used, formats, dtype, *_), indices in alike.items():
+    for (label, used, formats, dtype, lies, *_), indices in alike.items():
         its = [arrays[i] for i in indices]
-        plan = plan_of(
+        plan, parts = plans_of(
             [rules[label][k] for k in used],
             [fmt for slots in formats for fmt in slots if fmt is not None],
-            np.shape(its[0].g),
-            jax.tree.leaves(its[0]),
-            isinstance(its[0].param, Split) and its[0].param.rest is not None,
+            its[0],
             pipelines[label].kernel,
+            lies,
         )
         note(updates, indices, plan)
-        groups.append(LeafGroup(Program(formats, dtype, apply, plan), (label, used), its))
+        groups.append(LeafGroup(Program(formats, dtype, apply, plan, parts), (label, used), its))
     for (_, used, *_), indices, stepped in zip(
         alike, alike.values(), run(groups, structures, numbers, call), strict=True
     ):

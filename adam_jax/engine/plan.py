@@ -7,11 +7,15 @@ from contextvars import ContextVar
 from typing import NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
 
-from adam_jax._types import Updates
+from adam_jax._types import Leaf, PyTree, Updates
 from adam_jax.engine.trees import leaf_paths
 from adam_jax.formats.base import Format, MeasuredFormat
+from adam_jax.formats.weights import Split
 from adam_jax.rules.base import Rule
 from adam_jax.xla.layout import order_on_tpus
 
@@ -44,32 +48,45 @@ class Plan(NamedTuple):
     everywhere: bool = False
 
 
-def plan_of(
+def plans_of(
     rules: Sequence[Rule],
     formats: Sequence[Format],
-    shape: tuple[int, ...],
-    arrays: Sequence[jax.Array],
-    split: bool,
+    leaf: PyTree,
     kernel: str,
-) -> Plan | str:
-    """How a kernel goes through a leaf, or why none does, as the end of a sentence.
+    sharding: NamedSharding | None,
+) -> tuple[Plan | str, tuple[Plan, NamedSharding] | None]:
+    """How a kernel goes through a leaf, or why none does; and through what each device has of it.
 
     Args:
       rules: that the leaf runs.
       formats: of all its slots.
-      shape: of the leaf.
-      arrays: all that is read of it.
-      split: the weights are joined with what belongs to them.
+      leaf: its arrays, the gradient in `g` and the parameter in `param`.
       kernel: see `with_kernel`.
+      sharding: how it lies on several devices; None if that is not known.
     """
-    if kernel == "xla":
-        return "the transformation asks for XLA"
-    fused = not (split or any(isinstance(f, MeasuredFormat) or f.stochastic for f in formats))
-    if fused and kernel == "auto":
-        return "XLA steps it in one pass"
+    rests = isinstance(leaf.param, Split) and leaf.param.rest is not None
+    fused = not (rests or any(isinstance(f, MeasuredFormat) or f.stochastic for f in formats))
+    if kernel == "xla" or (fused and kernel == "auto"):
+        return ("XLA steps it in one pass" if fused else "the transformation asks for XLA"), None
+    shape, arrays = np.shape(leaf.g), jax.tree.leaves(leaf)
     size = 2 * sum(jnp.dtype(x.dtype).itemsize for x in arrays if jnp.shape(x) == shape)
-    plan = _refused(rules, formats, shape, arrays) or _planned(shape, formats, size)
-    return plan if isinstance(plan, str) else plan._replace(everywhere=kernel == "pallas")
+
+    def plan_of(part: tuple[int, ...]) -> Plan | str:
+        plan = _refused(rules, formats, part, arrays) or _planned(part, formats, size)
+        return plan if isinstance(plan, str) else plan._replace(everywhere=kernel == "pallas")
+
+    if sharding is None:
+        return plan_of(shape), None
+    part = plan_of(sharding.shard_shape(shape))
+    return plan_of(shape), ((part, sharding) if isinstance(part, Plan) else None)
+
+
+def sharding_of(g: Leaf, told: NamedSharding | None) -> NamedSharding | None:
+    """How a gradient lies on several devices, if its axes are explicit or somebody tells."""
+    sharding = jax.typeof(g).sharding if isinstance(g, jax.core.Tracer) else None
+    if sharding is not None and not sharding.mesh.empty and sharding.mesh.are_all_axes_explicit:
+        told = NamedSharding(sharding.mesh, sharding.spec)
+    return told
 
 
 def _refused(
@@ -102,6 +119,8 @@ def _planned(shape: tuple[int, ...], formats: Sequence[Format], size: float) -> 
     if len(blocks) > 1:
         return f"it has blocks of {' and '.join(map(str, sorted(blocks)))} elements"
     block = blocks.pop() if blocks else None
+    if block is not None and shape[-1] % block:
+        return "a block lies on two devices"
     most = VMEM / (2 * size)
     if block is None:
         wide = min(1024, _multiple(columns, LANES))

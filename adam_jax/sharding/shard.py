@@ -68,7 +68,10 @@ class Sharded(Body):
             theirs = placement.place(theirs, own(params))
         if not partly and not _is_traced(state):  # XLA sees for itself where its own is to end.
             state = _moved(placement, state, where)
-        result, new = self.inner.run(split, state, theirs, call)
+        paths = leaf_paths(known, none_is_leaf=False)
+        shardings = dict(zip(paths, map(placement.sharding, specs), strict=True))
+        its_call = call._replace(shardings=shardings)
+        result, new = self.inner.run(split, state, theirs, its_call)
         new = new if partly else _moved(placement, new, where)
         return map_tree(lambda tree: placement.place(tree, placement.of_params(tree)), result), new
 

@@ -104,7 +104,7 @@ class Accumulate(Body):
             check_scalar("the result of every", every, instead="return a number of micro-steps")
         last = call.holds(state.mini_step + 1 >= every)
         due = last & (weight > 0)  # Gradients that all weigh nothing have no average.
-        inner_call = Call(call.apply, None, extra_args)
+        inner_call = Call(call.apply, None, extra_args, call.shardings)
 
         def read(g: Leaf, x: Leaf) -> Leaf:
             if g is None or format_of(x) is None:

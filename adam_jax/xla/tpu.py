@@ -13,7 +13,7 @@ Delete it when tests/xla/test_tpu.py finds that XLA's own program passes no more
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
@@ -22,23 +22,32 @@ from jax.interpreters import ad, batching, mlir
 from adam_jax._types import Function, Leaf, PyTree
 
 
-def on_tpus(
-    f: Callable[..., Any], kernel: Function, elsewhere: Function | None, *args: PyTree
-) -> Any:
-    """`f(*args)`; on TPUs what `kernel` makes of the leaves of `args`, the leaves of the same tree.
+class Kernels(NamedTuple):
+    """Functions of the leaves of the arguments that return those of the result; hashable.
+
+    Attributes:
+      alone: for TPUs of which each runs its own program.
+      parts: for a program of several TPUs; None for XLA's.
+      elsewhere: for other platforms; None for XLA's.
+    """
+
+    alone: Function
+    parts: Function | None = None
+    elsewhere: Function | None = None
+
+
+def on_tpus(f: Callable[..., Any], kernels: Kernels, *args: PyTree) -> Any:
+    """`f(*args)`; on TPUs by kernels of the same arithmetic.
 
     Derivatives and `vmap` are those of `f`.
 
     Args:
       f: of arrays in its arguments alone.
-      kernel: the same arithmetic, hashable.
-      elsewhere: another one, for other platforms; None for `f`.
+      kernels: of `args`.
       *args: pytrees of arrays.
     """
     closed, out = jax.make_jaxpr(f, return_shape=True)(*args)
-    leaves = _on_tpus.bind(
-        *jax.tree.leaves(args), otherwise=closed, kernel=kernel, elsewhere=elsewhere
-    )
+    leaves = _on_tpus.bind(*jax.tree.leaves(args), otherwise=closed, kernels=kernels)
     return jax.tree.unflatten(jax.tree.structure(out), leaves)
 
 
@@ -46,16 +55,25 @@ _on_tpus = Primitive("on_tpus")
 _on_tpus.multiple_results = True
 
 
-def _otherwise(*args: Leaf, otherwise: ClosedJaxpr, **_: Any) -> Sequence[Leaf]:
-    return jaxpr_as_fun(otherwise)(*args)
+def _lowered(choose: Callable[[Any, Kernels], Function | None]) -> Callable[..., Any]:
+    """A lowering rule: by one of the kernels, or None of them, for the context."""
+
+    def rule(
+        ctx: mlir.LoweringRuleContext, *args: Any, otherwise: ClosedJaxpr, kernels: Kernels
+    ) -> Any:
+        chosen = choose(ctx.module_context.axis_context, kernels)
+        f = jaxpr_as_fun(otherwise) if chosen is None else chosen
+        return mlir.lower_fun(f, multiple_results=True)(ctx, *args)
+
+    return rule
 
 
-def _kernel(*args: Leaf, kernel: Function, **_: Any) -> Sequence[Leaf]:
-    return kernel(*args)
-
-
-def _elsewhere(*args: Leaf, otherwise: ClosedJaxpr, elsewhere: Function, **_: Any) -> Any:
-    return jaxpr_as_fun(otherwise)(*args) if elsewhere is None else elsewhere(*args)
+def _of_tpus(context: mlir.AxisContext, kernels: Kernels) -> Function | None:
+    if isinstance(context, mlir.SPMDAxisContext):
+        every = context.manual_axes == frozenset(context.mesh.axis_names)
+        return kernels.alone if every else None
+    alone = isinstance(context, mlir.ShardingContext) and context.num_devices == 1
+    return kernels.alone if alone else kernels.parts
 
 
 def _jvp(
@@ -72,26 +90,13 @@ def _batched(
     return results, [0] * len(results)
 
 
-_lower_otherwise = mlir.lower_fun(_otherwise, multiple_results=True)
-_lower_kernel = mlir.lower_fun(_kernel, multiple_results=True)
-_lower_elsewhere = mlir.lower_fun(_elsewhere, multiple_results=True)
+def _evaluated(*args: Leaf, otherwise: ClosedJaxpr, kernels: Kernels) -> Sequence[Leaf]:
+    return (kernels.elsewhere or jaxpr_as_fun(otherwise))(*args)
 
 
-def _lower_on_tpu(ctx: mlir.LoweringRuleContext, *args: Any, **params: Any) -> Any:
-    lower = _lower_kernel if _each_its_own(ctx.module_context.axis_context) else _lower_otherwise
-    return lower(ctx, *args, **params)
-
-
-def _each_its_own(context: mlir.AxisContext) -> bool:
-    """Whether each device runs its own program, which XLA does not partition."""
-    if isinstance(context, mlir.SPMDAxisContext):
-        return context.manual_axes == frozenset(context.mesh.axis_names)
-    return isinstance(context, mlir.ShardingContext) and context.num_devices == 1
-
-
-_on_tpus.def_impl(_elsewhere)
+_on_tpus.def_impl(_evaluated)
 _on_tpus.def_abstract_eval(lambda *_, otherwise, **__: otherwise.out_avals)
 ad.primitive_jvps[_on_tpus] = _jvp
 batching.primitive_batchers[_on_tpus] = _batched
-mlir.register_lowering(_on_tpus, _lower_elsewhere)
-mlir.register_lowering(_on_tpus, _lower_on_tpu, platform="tpu")
+mlir.register_lowering(_on_tpus, _lowered(lambda _, kernels: kernels.elsewhere))
+mlir.register_lowering(_on_tpus, _lowered(_of_tpus), platform="tpu")

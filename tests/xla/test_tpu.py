@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import adam_jax
-from adam_jax.xla.tpu import on_tpus
+from adam_jax.xla.tpu import Kernels, on_tpus
 
 
 def squared(x, n):
@@ -21,7 +21,7 @@ def kernel(*args):
     return [x * x * x + n]
 
 
-chosen = functools.partial(on_tpus, squared, kernel, None)
+chosen = functools.partial(on_tpus, squared, Kernels(kernel))
 X, N = jnp.arange(4.0), jnp.float32(1)
 
 
