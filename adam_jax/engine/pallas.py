@@ -23,6 +23,10 @@ from adam_jax.formats.noise import Positions, strides
 from adam_jax.formats.weights import Split
 
 
+# Traced once for all tiles of this shape, of whatever leaf.
+_step_tile = functools.partial(jax.jit, static_argnums=0, inline=True)(leaf_step)
+
+
 @dataclasses.dataclass(frozen=True)
 class Kernel:
     """Makes of the leaves of the arguments of `leaf_step` those of its result.
@@ -122,7 +126,7 @@ class Kernel:
             begin = jnp.uint32(0) if self.whole is None else flat.pop()
             where = self._positions(self.whole or shape, begin, point, row, column)
             steps, leaf, taken = self.structure.unflatten(flat)
-            stepped = leaf_step(program, steps, leaf, taken, where)
+            stepped = _step_tile(program, steps, leaf, taken, where)
             results = jax.tree.leaves(stepped)
             for view, x, result in zip(out_views, tiles, results, strict=True):
                 x[view.tile(row, column)] = result
@@ -138,7 +142,7 @@ class Kernel:
             tuple(f.of_tiles(along) if isinstance(f, MeasuredFormat) else f for f in fs)
             for fs in self.program.formats
         )
-        return self.program._replace(formats=formats)
+        return self.program._replace(formats=formats, plan="", parts=None)
 
     def _positions(
         self,
@@ -157,7 +161,7 @@ class Kernel:
             first = point[axis - 2] * self.plan.vmem[axis] + start
             along = jax.lax.broadcasted_iota(jnp.uint32, self.plan.tile, axis)
             index = index + (along + _uint32(first)) * steps[axis - 2]
-        return Positions(index, sum(strides(shape)))
+        return Positions(index, jnp.uint32(sum(strides(shape)) % 2**32))
 
 
 @dataclasses.dataclass(frozen=True)

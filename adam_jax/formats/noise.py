@@ -69,11 +69,11 @@ class Positions(NamedTuple):
 
     Attributes:
       at: uint32, row by row in the larger array.
-      diagonal: how much further one along every axis is.
+      diagonal: uint32, how much further one along every axis is.
     """
 
     at: jax.Array
-    diagonal: int
+    diagonal: jax.Array
 
 
 def bits_of_moments(where: tuple[int, ...] | Positions, salt: Salt, slot: int) -> jax.Array:
@@ -103,7 +103,7 @@ def random_bits(
         that XLA:GPU finds nothing that leaves share.
     """
     if isinstance(where, Positions):
-        index = where.at + jnp.uint32(first) * np.uint32(where.diagonal % 2**32)
+        index = where.at + jnp.uint32(first) * where.diagonal
         return mixed(index ^ salt)
     index = jnp.zeros(where, jnp.uint32)
     for axis, stride in reversed(list(enumerate(strides(where)))):
