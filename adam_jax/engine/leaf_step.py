@@ -20,6 +20,7 @@ from adam_jax.rules.arithmetic import bounded
 from adam_jax.rules.base import Average, Rule
 from adam_jax.xla.barrier import computed_again
 from adam_jax.xla.calls import without_calls
+from adam_jax.xla.maxima import InBlocks, largest
 
 
 class LeafArrays(NamedTuple):
@@ -86,7 +87,7 @@ def leaf_step(
     # (mu / √nu), for which strict promotion has no spelling.
     with jax.numpy_dtype_promotion("standard"), without_calls():
         result, slots, _ = _ruled(program, steps, leaf, taken)
-        measures = _map_formats(_measure, program.formats, slots)
+        measures = _measures(program.formats, slots)
         if tile is None and any(
             isinstance(f, MeasuredFormat) for fs in program.formats for f in fs
         ):
@@ -129,8 +130,15 @@ def leaf_step(
         return result, _map_formats(encoded, program.formats, *columns)
 
 
-def _measure(fmt: Format, x: jax.Array) -> Stored:
-    return fmt.measure(x) if isinstance(fmt, MeasuredFormat) else None
+def _measures(formats: tuple[tuple[Format, ...], ...], slots: PyTree) -> PyTree:
+    """What the formats that measure know of their slots, of all by one reduction; else None."""
+
+    def measured(fmt: Format, x: jax.Array) -> InBlocks | None:
+        return fmt.measured(x) if isinstance(fmt, MeasuredFormat) else None
+
+    wanted = _map_formats(measured, formats, slots)
+    wanted, structure = jax.tree.flatten(wanted, is_leaf=lambda x: isinstance(x, InBlocks))
+    return jax.tree.unflatten(structure, largest(wanted))
 
 
 def _map_formats(f: Function, formats: tuple[tuple[Format, ...], ...], *columns: PyTree) -> PyTree:

@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from adam_jax._types import DType, Function, Leaf, PyTree, Stored
 from adam_jax.slots import Slot
+from adam_jax.xla.maxima import InBlocks, largest
 
 READ_AS_SAVED = (
     "read it into what init of the transformation that saved it makes, and convert that with"
@@ -97,14 +98,14 @@ class Format(abc.ABC):
 
 
 class MeasuredFormat(Format):
-    """A format that measures the whole array before it codes any of it."""
+    """A format that wants the largest magnitude in each block before it codes any of them."""
 
     @abc.abstractmethod
-    def measure(self, x: jax.Array) -> PyTree:
-        """What `code` wants to know of the whole array."""
+    def measured(self, x: jax.Array) -> InBlocks:
+        """What `largest` is to measure: the slots of a leaf together."""
 
     @abc.abstractmethod
-    def code(self, x: jax.Array, noise: jax.Array | None, measure: PyTree) -> PyTree:
+    def code(self, x: jax.Array, noise: jax.Array | None, measure: jax.Array) -> PyTree:
         """`encode`, of an array whose measure is known."""
 
     @abc.abstractmethod
@@ -112,7 +113,8 @@ class MeasuredFormat(Format):
         """The same, of tiles with one block along this axis each time; measures keep the axis."""
 
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> PyTree:
-        return self.code(x, noise, self.measure(x))
+        [measure] = largest([self.measured(x)])
+        return self.code(x, noise, measure)
 
 
 class LinearFormat(Format):

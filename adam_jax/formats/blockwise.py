@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from adam_jax._types import DType, Leaf, PyTree
+from adam_jax._types import DType, Function, Leaf, PyTree
 from adam_jax.formats.base import READ_AS_SAVED, MeasuredFormat, Refusal
 from adam_jax.formats.codecs import Codec
 from adam_jax.formats.dtypes import in_range
 from adam_jax.slots import Slot
-from adam_jax.xla.maxima import largest, magnitudes
+from adam_jax.xla.maxima import InBlocks, each_by_its_block
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -120,24 +120,24 @@ class Blockwise(MeasuredFormat):
     def _scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (*shape[:-1], shape[-1] // self.block)
 
-    def measure(self, x: jax.Array) -> jax.Array:
-        """The largest magnitude in each block."""
-        x = as_float32(x)
-        if self.along is not None:
-            return jnp.max(magnitudes(x), axis=self.along, keepdims=True)
-        return largest(x, self._blocks)
+    def measured(self, x: jax.Array) -> InBlocks:
+        return InBlocks(as_float32(x), self.block, self.along)
 
     def code(self, x: jax.Array, noise: jax.Array | None, measure: jax.Array) -> Blocks:
-        blocks = self._blocks(as_float32(x))
-        shares = blocks / self._for_blocks(jnp.maximum(measure, SMALLEST))
-        codes = self.codec.code(shares, None if noise is None else self._blocks(noise))
+        def coded(scale: jax.Array, x: jax.Array, noise: jax.Array | None = None) -> jax.Array:
+            return self.codec.code(x / scale, noise)
+
+        arrays = [as_float32(x)] if noise is None else [as_float32(x), noise]
+        codes = self._each(coded, jnp.maximum(measure, SMALLEST), *arrays)
         # What is stored of a tile is part of what is stored of the array.
         whole = self if self.along is None else dataclasses.replace(self, along=None)
-        return Blocks(jnp.reshape(codes, x.shape), measure, whole)
+        return Blocks(codes, measure, whole)
 
     def decode(self, stored: Blocks, dtype: DType) -> jax.Array:
-        shares = self.codec.value(self._blocks(stored.codes))
-        x = jnp.reshape(shares * self._for_blocks(stored.scale), stored.codes.shape)
+        def decoded(scale: jax.Array, codes: jax.Array) -> jax.Array:
+            return self.codec.value(codes) * scale
+
+        x = self._each(decoded, stored.scale, stored.codes)
         return jax.lax.convert_element_type(x, dtype)
 
     def of_tiles(self, along: int) -> "Blockwise":
@@ -151,13 +151,11 @@ class Blockwise(MeasuredFormat):
             sharding = NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
         return jax.tree.map(lambda _: sharding, stored)
 
-    def _for_blocks(self, scale: jax.Array) -> jax.Array:
-        return scale[..., None] if self.along is None else scale
-
-    def _blocks(self, x: jax.Array) -> jax.Array:
+    def _each(self, f: Function, scale: jax.Array, *arrays: jax.Array) -> jax.Array:
+        """f of the scale of each element's block, and of the element."""
         if self.along is not None:
-            return x
-        return jnp.reshape(x, (*x.shape[:-1], x.shape[-1] // self.block, self.block))
+            return f(scale, *arrays)
+        return each_by_its_block(f, self.block, scale, *arrays)
 
 
 def as_float32(x: jax.Array) -> jax.Array:

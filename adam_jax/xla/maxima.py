@@ -14,36 +14,92 @@ Delete it when tests/xla/test_maxima.py finds that a maximum keeps its NaNs: `el
 enough, if the bytes there stay and the rows of 8 bits in benchmarks/step.py too.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adam_jax._types import Function
+from adam_jax.xla.tiles import fits, largest_in_tiles, spread
+
 LANES = 16
 
 
-def largest(x: jax.Array, blocks: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """The largest magnitude in each block, infinite where there is a NaN.
+class InBlocks(NamedTuple):
+    """An array of which the largest magnitude in each block is wanted.
 
-    Args:
+    Attributes:
       x: float32.
-      blocks: reshapes it so that the last axis goes through a block.
+      block: elements along the last axis.
+      along: of a tile in a kernel, the axis that is one block each time, and is kept; else None.
     """
 
+    x: jax.Array
+    block: int
+    along: int | None = None
+
+
+def largest(arrays: Sequence[InBlocks]) -> list[jax.Array]:
+    """The largest magnitudes in the blocks of arrays of one shape; infinite where there is a NaN.
+
+    On TPUs by one reduction, if the blocks fit its tiles.
+    """
+    if any(of.along is not None for of in arrays):
+        return [jnp.max(magnitudes(x), axis=along, keepdims=True) for x, _, along in arrays]
+    blocks = [of.block for of in arrays]
+
     # Other orders of these lines store each moment twice too.
-    def on_cpu(x: jax.Array) -> jax.Array:
-        missing = jnp.isnan(jnp.sum(blocks(x), axis=-1))
-        sizes = blocks(jnp.abs(x))
+    def on_cpu(x: jax.Array, block: int) -> jax.Array:
+        missing = jnp.isnan(jnp.sum(in_blocks(x, block), axis=-1))
+        sizes = in_blocks(jnp.abs(x), block)
         if sizes.shape[-1] % LANES == 0:
             lanes = (*sizes.shape[:-1], sizes.shape[-1] // LANES, LANES)
             sizes = jnp.max(jnp.reshape(sizes, lanes), axis=-2)
         return jnp.where(missing, np.float32(np.inf), jnp.max(sizes, axis=-1))
 
-    def elsewhere(x: jax.Array) -> jax.Array:
-        return jnp.max(blocks(magnitudes(x)), axis=-1)
+    def elsewhere(x: jax.Array, block: int) -> jax.Array:
+        return jnp.max(in_blocks(magnitudes(x), block), axis=-1)
 
-    return jax.lax.platform_dependent(x, cpu=on_cpu, default=elsewhere)
+    def in_tiles(*xs: jax.Array) -> list[jax.Array]:
+        return largest_in_tiles([magnitudes(x) for x in xs], blocks)
+
+    xs = [of.x for of in arrays]
+    tiled = {"tpu": in_tiles} if xs and all(map(fits, xs, blocks)) else {}
+    return jax.lax.platform_dependent(
+        *xs,
+        cpu=lambda *xs: list(map(on_cpu, xs, blocks)),
+        default=lambda *xs: list(map(elsewhere, xs, blocks)),
+        **tiled,
+    )
+
+
+def each_by_its_block(f: Function, block: int, scale: jax.Array, *arrays: jax.Array) -> jax.Array:
+    """`f` of a number for each block, and of the elements of arrays.
+
+    Args:
+      f: elementwise.
+      block: elements along the last axis.
+      scale: the numbers.
+      *arrays: of one shape, which is that of the result.
+    """
+
+    def in_all(scale: jax.Array, *arrays: jax.Array) -> jax.Array:
+        y = f(scale[..., None], *(in_blocks(x, block) for x in arrays))
+        return jnp.reshape(y, arrays[0].shape)
+
+    def in_tiles(scale: jax.Array, *arrays: jax.Array) -> jax.Array:
+        return f(spread(scale, block), *arrays)
+
+    if not fits(arrays[0], block):
+        return in_all(scale, *arrays)
+    return jax.lax.platform_dependent(scale, *arrays, tpu=in_tiles, default=in_all)
+
+
+def in_blocks(x: jax.Array, block: int) -> jax.Array:
+    """The last axis as two, the last of which goes through a block."""
+    return jnp.reshape(x, (*x.shape[:-1], x.shape[-1] // block, block))
 
 
 def magnitudes(x: jax.Array) -> jax.Array:
