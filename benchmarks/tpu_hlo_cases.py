@@ -114,6 +114,7 @@ def _cases() -> dict[str, Case]:
         "clip, skip, 8-bit moments": Case(adam_jax.skip_nonfinite(clipped), looking_once),
         "adamw, update": Case(adam_jax.adamw(1e-3), DENSE, apply=False),
         "8-bit moments, update": Case(eight, ONE_PASS, apply=False),
+        "8-bit moments, b2=0.95": Case(adam_jax.adamw(1e-3, b2=0.95, **EIGHT), ONE_PASS),
         "cautious, 8-bit moments": Case(adam_jax.cautious(eight), CODES_BY_XLA),
         "lamb, 8-bit moments": Case(adam_jax.lamb(1e-3, **EIGHT), CODES_BY_XLA),
     }

@@ -22,7 +22,6 @@ from adam_jax.formats.base import MeasuredFormat
 from adam_jax.formats.noise import Positions, strides
 from adam_jax.formats.weights import Split
 
-
 # Traced once for all tiles of this shape, of whatever leaf.
 _step_tile = functools.partial(jax.jit, static_argnums=0, inline=True)(leaf_step)
 

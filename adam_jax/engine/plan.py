@@ -97,7 +97,7 @@ def _refused(
 ) -> str | None:
     """Why no kernel can step this leaf, wherever it lies in memory, or is worth it."""
     whole = [type(rule).__name__ for rule in rules if not rule.elementwise]
-    whole += [type(fmt).__name__ for fmt in formats if fmt.block is None]
+    whole += [type(fmt).__name__ for fmt in formats if fmt.unit is None]
     if whole:
         return f"{whole[0]} sees whole leaves"
     names = {jnp.dtype(x.dtype).name for x in arrays if jnp.ndim(x)}
@@ -115,7 +115,7 @@ def _planned(shape: tuple[int, ...], formats: Sequence[Format], size: float) -> 
     order = order_on_tpus(shape)
     rows, columns = (shape[axis] for axis in order[-2:])
     along = order.index(len(shape) - 1) - len(shape)
-    blocks = {fmt.block for fmt in formats if fmt.block is not None} - {1}
+    blocks = {fmt.unit for fmt in formats if fmt.unit is not None} - {1}
     if len(blocks) > 1:
         return f"it has blocks of {' and '.join(map(str, sorted(blocks)))} elements"
     block = blocks.pop() if blocks else None

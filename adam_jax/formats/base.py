@@ -48,7 +48,7 @@ class Format(abc.ABC):
     stochastic: bool = False
     """Whether `encode` rounds by noise; without noise it rounds to the nearest."""
 
-    block: int | None = None
+    unit: int | None = None
     """Elements along the last axis that are stored together; None for the whole array."""
 
     @property

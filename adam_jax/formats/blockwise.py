@@ -80,7 +80,7 @@ class Blockwise(MeasuredFormat):
     """
 
     codec: Codec
-    block: int  # pyright: ignore[reportIncompatibleVariableOverride]
+    block: int
     stochastic: bool = False
     along: int | None = None
 
@@ -91,6 +91,10 @@ class Blockwise(MeasuredFormat):
         Not for how they were rounded: stochastically rounded codes are read as others.
         """
         return f"{self.codec.form}_block{self.block}"
+
+    @property
+    def unit(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.block
 
     @property
     def rounds(self) -> bool:

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -40,14 +41,19 @@ class Codec(abc.ABC):
         """The float32 numbers of codes."""
 
 
-def nearest_integer(x: jax.Array, less: int = 0) -> jax.Array:
-    """The nearest whole numbers, |x| < 2²², as int32, less a constant; anything for a NaN.
+def nearest_integer(x: jax.Array) -> jax.Array:
+    """The nearest whole numbers, |x| < 2²², as the lower bits of int32; anything for a NaN.
 
     Beside 1.5·2²³ float32 numbers are 1 apart, and their lower bits count. XLA:CPU's own conversion
     looks for NaN and for what is out of range, which takes a fifth of the time of coding.
     """
-    bits = jax.lax.bitcast_convert_type(x + np.float32(1.5 * 2**23), jnp.int32)
-    return bits - (np.float32(1.5 * 2**23).view(np.int32) + np.int32(less))
+    return jax.lax.bitcast_convert_type(x + np.float32(1.5 * 2**23), jnp.int32)
+
+
+def _with_sign(size: jax.Array, y: jax.Array) -> jax.Array:
+    """A float32 number that is not negative with the sign of another, in two operations."""
+    bits, sign = (jax.lax.bitcast_convert_type(x, jnp.uint32) for x in (size, y))
+    return jax.lax.bitcast_convert_type(bits | (sign & np.uint32(1 << 31)), jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +106,10 @@ class Power(Codec):
         level = root * np.float32(self.steps)
         level = level if noise is None else self._either(level, noise)
         if self.signed:
-            code = nearest_integer(jnp.copysign(level, y))
+            code = nearest_integer(_with_sign(level, y))
         else:
-            code = nearest_integer(jnp.maximum(level, 1), less=1 + self._lowest)
+            code = nearest_integer(jnp.maximum(level, 1)) - (1 + self._lowest)
+        # The upper bits, those of 1.5·2²³, are dropped.
         return jax.lax.convert_element_type(code, self.dtype)
 
     def _either(self, level: jax.Array, noise: jax.Array) -> jax.Array:
@@ -112,15 +119,18 @@ class Power(Codec):
         (1 - (k/y)ᵖ) / (1 - (k/h)ᵖ) if unsigned, 1 for k = 0. Differences are products, as y ≈ k.
         """
         below = jnp.floor(level)
-        x, low, high = level, below, below + 1
-        part, whole = x - low, jnp.ones_like(x)
+        above = below + 1
+        x, low, high = level, below, above
+        part, sums = x - low, []
         # A half of p for 4 bits, as yᵖ is the number that is stored.
         for _ in range(self._squarings - (not self.signed and self.bits == 4)):
-            part, whole = part * (x + low), whole * (high + low)
+            part = part * (x + low)
+            sums.append(high + low)
             x, low, high = x * x, low * low, high * high
+        whole = functools.reduce(jnp.multiply, sums) if sums else jnp.ones_like(x)
         if not self.signed:
             part, whole = part * high, whole * x
-        return jnp.where(in_unit_interval(noise) * whole < part, below + 1, below)
+        return jnp.where(in_unit_interval(noise) * whole < part, above, below)
 
     def value(self, code: jax.Array) -> jax.Array:
         level = jax.lax.convert_element_type(code, jnp.float32)

@@ -22,7 +22,7 @@ class Dense(Format):
     """
 
     dtype: np.dtype
-    block = 1
+    unit = 1
 
     @property
     def rounds(self) -> bool:

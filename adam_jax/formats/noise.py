@@ -80,7 +80,8 @@ def bits_of_moments(where: tuple[int, ...] | Positions, salt: Salt, slot: int) -
     """Random bits for the slots of one leaf, 16 for each; one hash is enough for two slots."""
     number, which = divmod(slot, 2)
     bits = random_bits(where, salted(salt.leaf, part=number), first=salt.leaf)
-    return (bits << np.uint32(16 * which)) + salt.turned
+    bits = bits << np.uint32(16) if which else bits
+    return bits + salt.turned
 
 
 def salted(salt: jax.Array, leaf: int = 0, part: int = 0) -> jax.Array:
@@ -119,4 +120,6 @@ def strides(shape: tuple[int, ...]) -> list[int]:
 
 def in_unit_interval(bits: jax.Array) -> jax.Array:
     """The upper 16 random bits as float32 numbers in [0, 1), multiples of 2⁻¹⁶."""
-    return jax.lax.convert_element_type(bits >> np.uint32(16), jnp.float32) * np.float32(2**-16)
+    # By int32, which TPUs convert in one operation.
+    upper = jax.lax.convert_element_type(bits >> np.uint32(16), jnp.int32)
+    return jax.lax.convert_element_type(upper, jnp.float32) * np.float32(2**-16)

@@ -42,7 +42,7 @@ class Stochastic(Format):
 
     dtype: np.dtype
     stochastic = True
-    block = 1
+    unit = 1
 
     @property
     def rounds(self) -> bool:
