@@ -111,7 +111,9 @@ class Power(Codec):
         With h = k+1, the one above has the probability (yᵖ - kᵖ) / (hᵖ - kᵖ) if signed, and
         (1 - (k/y)ᵖ) / (1 - (k/h)ᵖ) if unsigned, 1 for k = 0. Differences are products, as y ≈ k.
         """
-        below = jnp.floor(level)
+        # Below the last one at most: on TPUs, where division is an approximation, the share of a
+        # block's largest may be more than 1, and the code above would be another number.
+        below = jnp.minimum(jnp.floor(level), self.steps - 1)
         x, low, high = level, below, below + 1
         part, whole = x - low, jnp.ones_like(x)
         # A half of p for 4 bits, as yᵖ is the number that is stored.
