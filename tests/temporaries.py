@@ -10,7 +10,9 @@ import jax
 import adam_jax
 
 EIGHT_BITS = """
-import jax, jax.numpy as jnp, numpy as np, adam_jax, adam_jax.formats.blockwise as blockwise
+import jax, jax.numpy as jnp, adam_jax
+from adam_jax.engine import leaf_step
+from adam_jax.xla import maxima
 {first}
 tx = adam_jax.adamw(1e-3, mu_dtype=jnp.int8, nu_dtype=jnp.int8)
 params = [jax.ShapeDtypeStruct((64, 1024), jnp.float32)] * 12

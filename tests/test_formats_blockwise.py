@@ -45,6 +45,16 @@ def test_each_code_is_the_code_of_its_number_and_numbers_rise(codec):
     np.testing.assert_array_equal(again, values)
 
 
+@pytest.mark.parametrize("noise", [None, 0, 2**16 - 1])
+@every_codec
+def test_a_share_that_is_a_little_more_than_one_has_the_last_code(codec, noise):
+    shares = jnp.float32(1) + jnp.asarray([0, 2**-23, 2**-22], jnp.float32)
+    shares = jnp.concatenate([shares, -shares]) if codec.signed else shares
+    noise = None if noise is None else jnp.full_like(shares, noise << 16, jnp.uint32)
+    numbers = codec.value(codec.code(shares, noise))
+    np.testing.assert_array_equal(numbers, np.sign(shares))
+
+
 def naive(codec, x, block):
     """The formulas of the two codes in float64, block by block, element by element."""
     result = np.empty(x.shape)

@@ -104,11 +104,16 @@ class Power(Codec):
         for _ in range(self._squarings):
             root = jnp.sqrt(root)
         level = root * np.float32(self.steps)
-        level = level if noise is None else self._either(level, noise)
+        # The last one at most: on TPUs, where division is an approximation, the share of a block's
+        # largest may be more than 1, and the code above the last would be another number.
+        last = np.float32(self.steps)
+        if noise is not None:
+            level = self._either(level, noise)
         if self.signed:
+            level = level if noise is None else jnp.minimum(level, last)
             code = nearest_integer(_with_sign(level, y))
         else:
-            code = nearest_integer(jnp.maximum(level, 1)) - (1 + self._lowest)
+            code = nearest_integer(jnp.clip(level, 1, last)) - (1 + self._lowest)
         # The upper bits, those of 1.5·2²³, are dropped.
         return jax.lax.convert_element_type(code, self.dtype)
 

@@ -16,6 +16,7 @@ import numpy as np
 from adam_jax._types import DType, Leaf
 from adam_jax.formats.noise import Positions, random_bits
 from adam_jax.formats.rounding import rounded_stochastically, rounded_to_nearest
+from adam_jax.xla.barrier import stored_on_tpus
 
 
 class WeightFormat(abc.ABC):
@@ -160,13 +161,15 @@ class Residual(WeightFormat):
         upper = (bits + half) >> np.uint32(self.bits)
         lower = bits - (upper << np.uint32(self.bits))
         lower = jax.lax.bitcast_convert_type(lower, jnp.int32)
-        rest = jax.lax.convert_element_type(lower, self.rest_dtype(x))
-        upper = jax.lax.convert_element_type(upper, jnp.uint16)
-        p = jax.lax.bitcast_convert_type(upper, jnp.bfloat16)
+        p = jax.lax.bitcast_convert_type(upper << np.uint32(16), jnp.float32)
         # Past the largest number, infinite or NaN: the rest would make another number of it.
-        finite = (_size(upper) < INFINITE) & jnp.isfinite(x)
-        nearest = jax.lax.convert_element_type(x, jnp.bfloat16)
-        return jnp.where(finite, p, nearest), jnp.where(finite, rest, jnp.zeros_like(rest))
+        finite = jnp.isfinite(p) & jnp.isfinite(x)
+        # Chosen before they are narrowed: of a choice of 16 bits XLA:TPU makes a pass of its own.
+        p, rest = jnp.where(finite, p, x), jnp.where(finite, lower, 0)
+        return (
+            jax.lax.convert_element_type(p, jnp.bfloat16),
+            jax.lax.convert_element_type(rest, self.rest_dtype(x)),
+        )
 
 
 @jax.tree_util.register_dataclass
@@ -209,6 +212,9 @@ class Split:
         """
         noise = random_bits(where, self.salt) if self.form.stochastic else None
         stored, rest = self.form.split(x, self.stored.dtype, noise)
+        if rest is not None and not isinstance(where, Positions):
+            # Else, of weights and rests of 8 bits, XLA:TPU would compute both passes from moments.
+            stored, _ = self.form.split(stored_on_tpus(x), self.stored.dtype, noise)
         return dataclasses.replace(self, stored=stored, rest=rest)
 
     def landed(self, new: "Split", apply: bool) -> "Landed":

@@ -5,15 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adam_jax.xla.maxima import largest
+from adam_jax.xla.maxima import InBlocks, largest
 from tests import temporaries
 
 # As elsewhere than on a CPU.
 BY_ELEMENT = """
-def largest(x, blocks):
-    sizes = jnp.where(jnp.isnan(x), np.float32(np.inf), jnp.abs(x))
-    return jnp.max(blocks(sizes), axis=-1)
-blockwise.largest = largest
+def largest(arrays):
+    return [jnp.max(maxima.in_blocks(maxima.magnitudes(x), n), axis=-1) for x, n, _ in arrays]
+leaf_step.largest = largest
 """
 
 
@@ -27,7 +26,7 @@ def rows_with(number, size):
 @pytest.mark.parametrize("size", [40, 128])
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, -100.0])
 def test_the_largest_magnitude_is_found_at_each_place(size, number):
-    found = jax.jit(lambda x: largest(x, lambda x: x))(rows_with(number, size))
+    [found] = jax.jit(lambda x: largest([InBlocks(x, size)]))(rows_with(number, size))
     np.testing.assert_array_equal(found, 100.0 if number == -100 else np.inf)
 
 
