@@ -88,5 +88,5 @@ def test_xla_passes_moments_through_memory(monkeypatch):
     assert through_hbm() < 16.5
     monkeypatch.setattr("adam_jax.engine.leaf_program.plan_of", lambda *_: "it is a test")
     jax.clear_caches()
-    assert through_hbm() > 30, "adam_jax/xla/tpu.py can go"
+    assert through_hbm() > 20, "adam_jax/xla/tpu.py can go"
     jax.clear_caches()
