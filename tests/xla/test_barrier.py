@@ -38,3 +38,27 @@ def test_xla_stores_what_two_kernels_share(monkeypatch):
     without_barriers(monkeypatch)
     more = temporaries.of_step(tx, params, compiled_by)
     assert more > 4, "computed_again of adam_jax/xla/barrier.py can go"
+
+
+@pytest.mark.usefixtures("tpu_compiler")
+def test_xla_makes_weights_and_rests_from_moments_twice(monkeypatch):
+    from benchmarks.tpu_hlo_machine import compile_for_tpu
+    from benchmarks.tpu_hlo_program import operations
+
+    monkeypatch.setattr("adam_jax.engine.leaf_program.plan_of", lambda *_: "it is a test")
+    tx = adam_jax.master_residual(adam_jax.adamw(1e-3), 8)
+    params = jax.ShapeDtypeStruct((8192, 8192), jnp.bfloat16)
+    state = jax.eval_shape(tx.init, params)
+
+    def through_hbm():
+        def step(params, state, grads):
+            return adam_jax.step(tx, grads, state, params)
+
+        jax.clear_caches()
+        program = compile_for_tpu("v5e", step, params, state, params, donate=(0, 1))
+        return sum(op.hbm for op in operations(program.as_text())) / params.size
+
+    assert through_hbm() < 32.5
+    monkeypatch.setattr("adam_jax.formats.weights.stored_on_tpus", lambda x: x)
+    assert through_hbm() > 34, "stored_on_tpus of adam_jax/xla/barrier.py can go"
+    jax.clear_caches()
