@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from adam_jax._types import DType, Function, Leaf, PyTree
 from adam_jax.formats.base import READ_AS_SAVED, MeasuredFormat, Refusal
-from adam_jax.formats.codecs import Codec, nearest_by_bits, nearest_integer
+from adam_jax.formats.codecs import Codec
 from adam_jax.formats.dtypes import in_range
 from adam_jax.slots import Slot
 from adam_jax.xla.maxima import InBlocks, each_by_its_block
@@ -128,10 +128,8 @@ class Blockwise(MeasuredFormat):
         return InBlocks(as_float32(x), self.block, self.along)
 
     def code(self, x: jax.Array, noise: jax.Array | None, measure: jax.Array) -> Blocks:
-        nearest = nearest_integer if self.along is None else nearest_by_bits
-
         def coded(scale: jax.Array, x: jax.Array, noise: jax.Array | None = None) -> jax.Array:
-            return self.codec.code(x / scale, noise, nearest)
+            return self.codec.code(x / scale, noise)
 
         arrays = [as_float32(x)] if noise is None else [as_float32(x), noise]
         codes = self._each(coded, jnp.maximum(measure, SMALLEST), *arrays)

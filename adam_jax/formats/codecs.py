@@ -8,35 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adam_jax._types import DType, Function, PyTree
+from adam_jax._types import DType, PyTree
 from adam_jax.formats.noise import in_unit_interval
-
-BESIDE = np.float32(1.5 * 2**23)
-"""Around it float32 numbers are 1 apart, and their lower bits count."""
-
-
-def nearest_by_bits(x: jax.Array, less: int = 0) -> jax.Array:
-    """The nearest whole numbers, |x| < 2²², as int32, less a constant; anything for a NaN.
-
-    XLA:CPU's own conversion looks for NaN and for what is out of range, which takes a fifth of the
-    time of coding.
-    """
-    bits = jax.lax.bitcast_convert_type(x + BESIDE, jnp.int32)
-    return bits - (BESIDE.view(np.int32) + np.int32(less))
-
-
-def nearest_integer(x: jax.Array, less: int = 0) -> jax.Array:
-    """`nearest_by_bits`, but on TPUs by a conversion.
-
-    XLA:TPU fuses no bits of numbers with what else is made of a moment: a step passes 34 bytes per
-    parameter, and with the conversion 26.
-    """
-
-    def by_conversion(x: jax.Array) -> jax.Array:
-        return jax.lax.convert_element_type((x + BESIDE) - (BESIDE + np.float32(less)), jnp.int32)
-
-    by_bits = functools.partial(nearest_by_bits, less=less)
-    return jax.lax.platform_dependent(x, tpu=by_conversion, default=by_bits)
 
 
 class Codec(abc.ABC):
@@ -54,16 +27,13 @@ class Codec(abc.ABC):
         """A word for what the codes mean: those of one form are read alike."""
 
     @abc.abstractmethod
-    def code(
-        self, y: jax.Array, noise: jax.Array | None, nearest: Function = nearest_integer
-    ) -> jax.Array:
+    def code(self, y: jax.Array, noise: jax.Array | None) -> jax.Array:
         """The codes of float32 numbers in [-1, 1].
 
         Args:
           y: the numbers.
           noise: 16 random bits each, the upper ones, which choose one of the two codes beside a
             number; None for the nearest code.
-          nearest: rounds; `nearest_by_bits` in kernels, which have no choice of platforms.
         """
 
     @abc.abstractmethod
@@ -71,7 +41,6 @@ class Codec(abc.ABC):
         """The float32 numbers of codes."""
 
 
-<<<<<<< HEAD
 def nearest_integer(x: jax.Array) -> jax.Array:
     """The nearest whole numbers, |x| < 2²², as the lower bits of int32; anything for a NaN.
 
@@ -87,8 +56,6 @@ def _with_sign(size: jax.Array, y: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(bits | (sign & np.uint32(1 << 31)), jnp.float32)
 
 
-=======
->>>>>>> 89fc635
 @dataclasses.dataclass(frozen=True)
 class Power(Codec):
     """Steps that are equal in y^(1/power): close together where y is small.
@@ -132,9 +99,7 @@ class Power(Codec):
     # As few operations as can be: with a few more XLA:GPU finds it cheaper to store the float32
     # moment in one kernel and read it in another than to compute it in both.
 
-    def code(
-        self, y: jax.Array, noise: jax.Array | None, nearest: Function = nearest_integer
-    ) -> jax.Array:
+    def code(self, y: jax.Array, noise: jax.Array | None) -> jax.Array:
         root = jnp.abs(y) if self.signed else y
         for _ in range(self._squarings):
             root = jnp.sqrt(root)
@@ -145,17 +110,11 @@ class Power(Codec):
         if noise is not None:
             level = self._either(level, noise)
         if self.signed:
-<<<<<<< HEAD
             level = level if noise is None else jnp.minimum(level, last)
             code = nearest_integer(_with_sign(level, y))
         else:
             code = nearest_integer(jnp.clip(level, 1, last)) - (1 + self._lowest)
         # The upper bits, those of 1.5·2²³, are dropped.
-=======
-            code = nearest(jnp.copysign(level, y))
-        else:
-            code = nearest(jnp.maximum(level, 1), less=1 + self._lowest)
->>>>>>> 89fc635
         return jax.lax.convert_element_type(code, self.dtype)
 
     def _either(self, level: jax.Array, noise: jax.Array) -> jax.Array:

@@ -4,7 +4,7 @@ XLA:TPU, with jax 0.10.2 and libtpu 0.0.52, fuses neither a reduction over the l
 (R, C/128, 128) nor a broadcast along it. A step of 8-bit moments of a leaf of 8192 x 8192 passes
 116 bytes per parameter through HBM and has 16 of temporaries. It does fuse both in an array of
 tiles (R/8, C/128, 8, 128), as which an array of (R, C) lies in memory, if all moments are reduced
-at once: 26 bytes, and 1.5 of temporaries, which are scales.
+at once: 34 bytes, and 1.6 of temporaries, which are scales.
 
 Rows that are no multiple of 8 XLA does not fuse in any form: (50257, 768) passes 69 bytes as it is,
 103 when it is padded, and 111 when the last row is apart.
