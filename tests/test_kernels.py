@@ -1,6 +1,5 @@
 """Pallas kernels: the bits of XLA's programs, which leaf has one, and what is done to programs."""
 
-import os
 import re
 import subprocess
 import sys
@@ -17,7 +16,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import adam_jax
 from adam_jax.engine.plan import TOO_LARGE, Plan, plans_noted
 from tests import kernel_cases
-from tests.compilation import IN_A_HURRY
 from tests.kernels import gradients, same_bits
 
 EIGHT_BITS = adam_jax.adamw(1e-2, mu_dtype=jnp.int8, nu_dtype=jnp.int8)
@@ -52,12 +50,12 @@ def same(a, b):
         assert same_bits(np.asarray(x), np.asarray(y))
 
 
+@pytest.mark.bits
 def test_a_kernel_has_the_bits_of_xlas_program():
     """20 steps of each member, modifier, storage, form of weights and shape: tests/kernels.py."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.kernels", "--each"],
         cwd=Path(__file__).parent.parent,
-        env=os.environ | IN_A_HURRY,
         capture_output=True,
         text=True,
     )
