@@ -25,10 +25,10 @@ SHAPES = {
 STORED: dict[str, tuple[Any, Any]] = {
     "float32": (jnp.float32, jnp.float32),
     "bfloat16": (jnp.bfloat16, jnp.bfloat16),
-    "stochastic bfloat16": (adam_jax.stochastic(jnp.bfloat16),) * 2,
+    "stochastic bfloat16": (adam_jax.stochastic(jnp.bfloat16), adam_jax.stochastic(jnp.bfloat16)),
     "int8": (jnp.int8, jnp.int8),
-    "int8, nearest": (adam_jax.Quantized(stochastic=False),) * 2,
-    "int8, stochastic": (adam_jax.Quantized(stochastic=True),) * 2,
+    "int8, nearest": (adam_jax.Quantized(stochastic=False), adam_jax.Quantized(stochastic=False)),
+    "int8, stochastic": (adam_jax.Quantized(stochastic=True), adam_jax.Quantized(stochastic=True)),
     "int4": (jnp.int4, jnp.int4),
 }
 FEWER: dict[str, tuple[Any, Any]] = {
