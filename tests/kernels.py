@@ -81,9 +81,12 @@ def run(case: Case, kernel: str) -> tuple[list[list[np.ndarray]], list[str], dic
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    """Of the same dtype and shape too."""
-    same = a.dtype == b.dtype and a.shape == b.shape
-    return same and np.array_equal(np.ravel(a).view(np.uint8), np.ravel(b).view(np.uint8))
+    """Of the same dtype and shape too; NaN is NaN, whose sign is that of either operand."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    if jnp.issubdtype(a.dtype, jnp.floating):
+        a, b = (np.where(np.isnan(x), np.asarray(np.nan, x.dtype), x) for x in (a, b))
+    return np.array_equal(np.ravel(a).view(np.uint8), np.ravel(b).view(np.uint8))
 
 
 def differences(case: Case) -> list[str]:
