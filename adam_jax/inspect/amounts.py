@@ -1,5 +1,6 @@
 """Amounts of memory: what they are of, and how they are printed."""
 
+import collections
 import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -80,6 +81,7 @@ class Report:
       results: bytes of results that do not lie in the memory of donated arguments. More than a
         pointer for each array is a copy (see `adam_jax.step`).
       temporaries: bytes that are there while the step runs.
+      on_tpus: of each leaf that is stepped, by its path: "one kernel", or "XLA: ..." with why.
     """
 
     model: Bytes
@@ -87,6 +89,7 @@ class Report:
     arguments: int
     results: int
     temporaries: int
+    on_tpus: dict[str, str]
 
     @property
     def peak(self) -> int:
@@ -98,7 +101,10 @@ class Report:
         for name in ("arguments", "results", "temporaries", "peak"):
             value = getattr(self, name)
             rows.append([name, f"{value / max(self.model.size, 1):.2f}", _readable(value)])
-        return f"{self.model}\n\na step, on each device ({self.platform})\n{_table(rows)}"
+        tables = f"{self.model}\n\na step, on each device ({self.platform})\n{_table(rows)}"
+        ways = collections.Counter(self.on_tpus.values())
+        leaves = [["", "leaves"], *([way, str(n)] for way, n in ways.most_common())]
+        return f"{tables}\n\nstepped on TPUs by\n{_table(leaves)}" if ways else tables
 
 
 class LiveBytes(NamedTuple):

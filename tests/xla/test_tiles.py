@@ -82,7 +82,7 @@ def test_xla_fuses_no_blocks_in_other_forms(monkeypatch):
         return hbm / params.size, program.memory_analysis().temp_size_in_bytes / params.size
 
     hbm, temporary = measured()
-    assert hbm < 38 and temporary < 2.2
+    assert hbm < 46 and temporary < 2.2
     monkeypatch.setattr("adam_jax.xla.maxima.fits", lambda *_: False)
     jax.clear_caches()
     hbm, temporary = measured()
