@@ -1,0 +1,242 @@
+"""What the kernels are compared on: members x storage x weights x shapes; see tests/kernels.py."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import adam_jax
+from tests.catalogue import MEMBERS
+from tests.record import SMALL_BLOCKS, VARIANTS, schedule
+
+SHAPES = {
+    "ragged rows and columns": (264, 1152),
+    "three axes, turned": (1024, 16, 64),
+    "three axes, turned, ragged": (640, 4, 64),
+    "turned, ragged": (520, 200),
+    "a leading axis": (3, 40, 640),
+    "few rows": (72, 1024),
+}
+STORED: dict[str, tuple[Any, Any]] = {
+    "float32": (jnp.float32, jnp.float32),
+    "bfloat16": (jnp.bfloat16, jnp.bfloat16),
+    "stochastic bfloat16": (adam_jax.stochastic(jnp.bfloat16), adam_jax.stochastic(jnp.bfloat16)),
+    "int8": (jnp.int8, jnp.int8),
+    "int8, nearest": (adam_jax.Quantized(stochastic=False), adam_jax.Quantized(stochastic=False)),
+    "int8, stochastic": (adam_jax.Quantized(stochastic=True), adam_jax.Quantized(stochastic=True)),
+    "int4": (jnp.int4, jnp.int4),
+}
+FEWER: dict[str, tuple[Any, Any]] = {
+    "int8 and bfloat16": (jnp.int8, jnp.bfloat16),
+    "float32 and int8": (jnp.float32, jnp.int8),
+    "int4 and stochastic bfloat16": (jnp.int4, adam_jax.stochastic(jnp.bfloat16)),
+}
+# What is around the transformation, and the dtype of the parameters.
+WEIGHTS: dict[str, tuple[Callable[[Any], Any], Any]] = {
+    "float32": (lambda tx: tx, jnp.float32),
+    "bfloat16": (lambda tx: tx, jnp.bfloat16),
+    "stochastic rounding": (adam_jax.stochastic_rounding, jnp.bfloat16),
+    "Kahan": (adam_jax.kahan_summation, jnp.bfloat16),
+    "residual 16": (adam_jax.master_residual, jnp.bfloat16),
+    "residual 8": (lambda tx: adam_jax.master_residual(tx, 8), jnp.bfloat16),
+}
+MODIFIERS: dict[str, Callable[..., Any]] = {
+    "atan2": lambda tx, _: adam_jax.atan2(tx),
+    "nesterov": lambda tx, _: adam_jax.nesterov(tx),
+    "cautious_weight_decay": lambda tx, _: adam_jax.cautious_weight_decay(tx),
+    "grokfast": lambda tx, mu: adam_jax.grokfast(tx, slow_dtype=mu),
+}
+
+# Of the alias that `with_kernel` changes.
+FACTORIES: dict[str, Callable[..., Any]] = {
+    "groups": lambda make, **given: adam_jax.groups(
+        make, {"bias": {"b1": 0.5}}, learning_rate=schedule, **given
+    ),
+    "frozen": lambda make, **given: adam_jax.groups(
+        make, {"bias": None}, learning_rate=1e-2, **given
+    ),
+    "with_hyperparams": lambda make, **given: adam_jax.with_hyperparams(make)(schedule, **given),
+}
+
+
+def recipe(tx: Any) -> Any:
+    """What is around a transformation in most cases."""
+    return adam_jax.skip_nonfinite(adam_jax.chain(adam_jax.clip_by_global_norm(1.0), tx))
+
+
+WRAPPERS: dict[str, Callable[[Any], Any]] = {
+    "nothing": lambda tx: tx,
+    "skip": adam_jax.skip_nonfinite,
+    "clip": lambda tx: adam_jax.chain(adam_jax.clip_by_global_norm(1.0), tx),
+    "clip of Optax": lambda tx: optax.chain(optax.clip_by_global_norm(1.0), tx),
+    "accumulate": lambda tx: adam_jax.accumulate(recipe(tx), 2),
+    "accumulate int8": lambda tx: adam_jax.accumulate(recipe(tx), 3, dtype=SMALL_BLOCKS),
+    "accumulate inside": lambda tx: recipe(adam_jax.accumulate(tx, 2)),
+    "ema": lambda tx: recipe(adam_jax.chain(tx, adam_jax.ema_params(0.9))),
+    "telemetry": lambda tx: adam_jax.telemetry(recipe(tx), 3),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One transformation on one leaf.
+
+    Attributes:
+      name: what it is made of.
+      make: makes the transformation, of what `with_kernel` is told.
+      shape: of the leaf.
+      dtype: of the parameters.
+      of_grads: of the gradients.
+      update: by `update`, and not by `step`.
+    """
+
+    name: str
+    make: Callable[[str], Any]
+    shape: tuple[int, ...]
+    dtype: Any
+    of_grads: Any
+    update: bool
+
+
+def case(
+    name: str,
+    make: Callable[..., Any],
+    stored: str,
+    *,
+    weights: str = "float32",
+    shape: str = "ragged rows and columns",
+    update: bool = False,
+    modifier: str | None = None,
+    around: Callable[[Any], Any] = recipe,
+    of_grads: Any = None,
+) -> Case:
+    """A case by the names of its parts; `make` is a member's alias without its learning rate."""
+    mu, nu = (STORED | FEWER)[stored]
+    wrap, dtype = WEIGHTS[weights]
+
+    def made(kernel: str, nu: Any = nu) -> Any:
+        if name in FACTORIES:
+            adamw = adam_jax.with_kernel(adam_jax.adamw, kernel)
+            return around(wrap(FACTORIES[name](adamw, mu_dtype=mu, nu_dtype=nu)))
+        tx = make(1e-2, mu, nu)
+        tx = tx if modifier is None else MODIFIERS[modifier](tx, mu)
+        return around(wrap(adam_jax.with_kernel(tx, kernel)))
+
+    def allowed(kernel: str) -> Any:
+        """Four bits of nu are refused where a maximum is taken of it."""
+        try:
+            tx = made(kernel)
+            jax.eval_shape(tx.init, {"kernel": jnp.zeros(SHAPES[shape]), "bias": jnp.zeros(3)})
+        except ValueError as error:
+            if "4 bits" not in str(error):
+                raise
+            tx = made(kernel, jnp.int8)
+        return tx
+
+    of_grads = of_grads or dtype
+    words = [
+        f"{modifier}({name})" if modifier else name,
+        *(f"moments {stored}", f"weights {weights}", shape),
+        *(f"gradients {jnp.dtype(of_grads).name}",) * (of_grads != dtype),
+        *("update",) * update,
+    ]
+    return Case(", ".join(words), allowed, SHAPES[shape], dtype, of_grads, update)
+
+
+def members() -> dict[str, Callable[..., Any]]:
+    """Every elementwise member, of a learning rate, and how mu and nu are stored."""
+    return {
+        m.name: lambda rate, mu, nu, m=m: m.alias(rate, **m.stored(mu, nu))
+        for m in MEMBERS
+        if m.elementwise
+    }
+
+
+def variants() -> dict[str, Callable[..., Any]]:
+    """Others of their aliases' arguments, likewise; and those that `FACTORIES` make."""
+    known = ("adam nesterov", "adam eps_hat", "adan change", "amsgrad max first")
+    makes = {name: make for name, make in VARIANTS.items() if name not in known}
+    for name in ("nadamw", "radamw", "amsgradw", "adamaxw"):
+        makes[name] = functools.partial(getattr(adam_jax, name), weight_decay=0.1)
+    makes["schedule"] = lambda _, **given: adam_jax.adamw(schedule, **given)
+    made = {
+        name: lambda rate, mu, nu, make=make: make(rate, mu_dtype=mu, nu_dtype=nu)
+        for name, make in makes.items()
+    }
+    lion = {
+        f"lion {mode}": lambda rate, mu, _, mode=mode: adam_jax.lion(rate, mode=mode, mu_dtype=mu)
+        for mode in ("smooth", "refined")
+    }
+    free = {"schedule_free": lambda r, _, nu: adam_jax.schedule_free_adamw(r, nu_dtype=nu)}
+    return made | lion | free | FACTORIES
+
+
+def fits(modifier: str, name: str) -> bool:
+    """Whether the member can be modified so."""
+    try:
+        MODIFIERS[modifier](members()[name](1e-2, jnp.float32, jnp.float32), jnp.float32)
+    except ValueError:
+        return False
+    return True
+
+
+def cases() -> Iterator[Case]:
+    """All of them: products of what matters most, and of the rest one after the other."""
+    ways, forms = itertools.cycle((False, True, True, False)), itertools.cycle(WEIGHTS)
+    shapes = itertools.cycle([name for name in SHAPES if name != "three axes, turned"])
+    makes, product = members(), itertools.product
+
+    def others() -> dict[str, Any]:
+        return {"shape": next(shapes), "update": next(ways)}
+
+    for stored, weights, shape in product(STORED, WEIGHTS, SHAPES):
+        given = {"weights": weights, "shape": shape, "update": next(ways)}
+        yield case("adamw", makes["adamw"], stored, **given)
+    for name, stored, weights in product(makes, STORED, WEIGHTS):
+        yield case(name, makes[name], stored, weights=weights, **others())
+    for (name, make), stored in product(variants().items(), STORED):
+        yield case(name, make, stored, weights=next(forms), **others())
+    for modifier, name in product(MODIFIERS, makes):
+        for stored in ("float32", "int8", "int4") if fits(modifier, name) else ():
+            given = {"modifier": modifier, "weights": next(forms)}
+            yield case(name, makes[name], stored, **given, **others())
+    for stored, shape in product(FEWER, SHAPES):
+        given = {"weights": next(forms), "shape": shape, "update": next(ways)}
+        yield case("adamw", makes["adamw"], stored, **given)
+    for wrapper, name in product(WRAPPERS, ("adamw", "amsgrad", "adan", "lion", "ademamix")):
+        for stored in ("float32", "int8"):
+            given = {"weights": next(forms), "around": WRAPPERS[wrapper]}
+            yield case(f"{name} in {wrapper}", makes[name], stored, **given, **others())
+    for stored, weights in product(STORED, WEIGHTS):
+        other = jnp.bfloat16 if WEIGHTS[weights][1] == jnp.float32 else jnp.float32
+        given = {"weights": weights, "of_grads": other}
+        yield case("adamw", makes["adamw"], stored, **given, **others())
+
+
+def each_once() -> Iterator[Case]:
+    """Each member, modifier, storage, form of weights and shape in one at least."""
+    ways, forms = itertools.cycle((False, True, True, False)), itertools.cycle(WEIGHTS)
+    large = ("ragged rows and columns", "three axes, turned")
+    shapes = itertools.cycle([name for name in SHAPES if name not in large])
+    stored = itertools.cycle(["int8", *STORED])
+    makes = members()
+
+    def others() -> dict[str, Any]:
+        return {"weights": next(forms), "shape": next(shapes), "update": next(ways)}
+
+    for shape in large:
+        yield case("adamw", makes["adamw"], "int8", weights="residual 16", shape=shape)
+    for name, make in makes.items():
+        yield case(name, make, next(stored), **others())
+    for modifier, name in zip(MODIFIERS, ("adamw", "amsgrad", "adamw", "lion"), strict=True):
+        yield case(name, makes[name], next(stored), modifier=modifier, **others())
+    for name in ("adam l2", "radamw", "adamw masked", "groups", "with_hyperparams"):
+        yield case(name, variants()[name], next(stored), **others())
+    for wrapper in ("nothing", "accumulate", "accumulate inside"):
+        given = {"around": WRAPPERS[wrapper], "of_grads": jnp.bfloat16}
+        yield case(f"adamw in {wrapper}", makes["adamw"], "int8", **given, **others())
