@@ -147,8 +147,8 @@ def shard_state(
       ValueError: the mesh has no such axis; `tx` is offloaded; in `init`, parameters that lie
         elsewhere than `specs` says.
 
-    XLA:GPU makes one reduce-scatter of an all-reduce of which each device keeps a part. XLA:TPU does
-    on 8 chips, and on 16 sends 1.5 times the bytes, as XLA:CPU always does.
+    XLA:GPU makes one reduce-scatter of an all-reduce of which each device keeps a part. XLA:TPU
+    does so on 8 chips, and on 16 sends 1.5 times the bytes, as XLA:CPU always does.
 
     Differs from PyTorch (`ZeroRedundancyOptimizer`) in: each parameter is split, not dealt out
     whole; DeepSpeed's stage 1 splits likewise.
