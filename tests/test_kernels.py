@@ -116,7 +116,7 @@ COARSE = adam_jax.Quantized(block=64)
             "float32",
             "the transformation asks for XLA",
         ),
-        (adam_jax.adamw(1e-2), SHAPE, "float32", "XLA steps it in one pass"),
+        (adam_jax.adamw(1e-2), SHAPE, "float32", "in one pass"),
         (adam_jax.cautious(EIGHT_BITS), SHAPE, "float32", "Cautious sees whole leaves"),
         (
             adam_jax.clip_update_rms(EIGHT_BITS),

@@ -210,12 +210,15 @@ def test_the_tables():
     params = {"encoder": jnp.ones((1000, 1000)), "b": jnp.ones(5)}
     found = report(params, adamw(1e-3))
     lines = str(found).splitlines()
-    model, step = lines[1:6], lines[8:]
+    model, step, leaves = lines[1:6], lines[8:13], lines[14:]
     assert lines[0] == "bytes per parameter" and lines[6:8] == ["", "a step, on each device (cpu)"]
     assert str(found.model) == "\n".join(lines[:6])
     assert model[2].split() == "encoder 1,000,000 4.00 4.00 8.00 16.00 16.00 MB".split()
     assert model[3].split() == "(shared) 0 4 B".split()
     assert [line.split()[0] for line in step[1:]] == ["arguments", "results", "temporaries", "peak"]
+    assert leaves[0] == "stepped on TPUs by"
+    assert leaves[2].split() == "XLA: in one pass 2".split()
+    assert found.on_tpus.keys() == {"encoder", "b"}
     assert step[1].split()[1:] == ["16.00", "16.00", "MB"]
     assert len({len(line) for line in model}) == len({len(line) for line in step}) == 1
 

@@ -67,7 +67,7 @@ def plans_of(
     rests = isinstance(leaf.param, Split) and leaf.param.rest is not None
     fused = not (rests or any(isinstance(f, MeasuredFormat) or f.stochastic for f in formats))
     if kernel == "xla" or (fused and kernel == "auto"):
-        return ("XLA steps it in one pass" if fused else "the transformation asks for XLA"), None
+        return ("in one pass" if fused else "the transformation asks for XLA"), None
     shape, arrays = np.shape(leaf.g), jax.tree.leaves(leaf)
     size = 2 * sum(jnp.dtype(x.dtype).itemsize for x in arrays if jnp.shape(x) == shape)
 
