@@ -54,3 +54,23 @@ def of_step(tx, params, compiled_by):
     jax.clear_caches()  # Of programs traced before a test replaced something.
     compiled = compiled_by(step, params, jax.eval_shape(tx.init, params), params)
     return compiled.memory_analysis().temp_size_in_bytes / sum(p.size for p in params)
+
+
+def on_v5e(tx, params):
+    """Bytes per parameter of `adam_jax.step` on a TPU: through HBM, and of temporaries.
+
+    Args:
+      tx: the transformation.
+      params: a `jax.ShapeDtypeStruct`.
+    """
+    from benchmarks.tpu_hlo_machine import compile_for_tpu
+    from benchmarks.tpu_hlo_program import operations
+
+    programs = []
+
+    def compiled_by(step, *args):
+        programs.append(compile_for_tpu("v5e", step, *args, donate=(0, 1)))
+        return programs[-1]
+
+    temporary = of_step(tx, [params], compiled_by)
+    return sum(op.hbm for op in operations(programs[-1].as_text())) / params.size, temporary

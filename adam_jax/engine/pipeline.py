@@ -17,7 +17,7 @@ from adam_jax._types import Count, Leaf, Named, Params, PyTree, Result, State, U
 from adam_jax.engine.call import PASS_ON, Body, Call
 from adam_jax.engine.leaf_program import LeafGroup, run
 from adam_jax.engine.leaf_step import LeafArrays, Program
-from adam_jax.engine.plan import note, plans_of, sharding_of
+from adam_jax.engine.plan import explicit_sharding, note, plans_of
 from adam_jax.engine.scalars import shared
 from adam_jax.engine.split import SplitParams, SplitResult, joined, stored_params
 from adam_jax.engine.stage import Stage
@@ -32,6 +32,7 @@ from adam_jax.engine.trees import (
 from adam_jax.engine.unrounded import (
     Unrounded,
     arithmetic_dtype,
+    as_wide_as,
     dtypes_of,
     raw,
     update_dtype,
@@ -208,7 +209,7 @@ def run_pipelines(
             dtype = leaf_dtype(p) if apply else update_dtype(g_dtype, p)
             # A parameter that nobody reads is no part of the program.
             p = p if needed or isinstance(p, Split) else None
-            lies = sharding_of(g, call.shardings.get(paths[i]) if paths else None)
+            lies = explicit_sharding(g) or (call.shardings.get(paths[i]) if paths else None)
             kind = (np.shape(g), g_dtype, jax.tree.structure(p))
             group = (label, used, formats, dtype, lies, *kind)
             if group not in alike:
@@ -252,8 +253,7 @@ def run_pipelines(
         results[i], rests[i] = results[i]
     result = jax.tree.unflatten(treedef, results)
     if later and not apply:
-        pairs = zip(dtypes, param_leaves, strict=True)
-        result = Unrounded(result, tuple(update_dtype(d, p) for d, p in pairs))
+        result = as_wide_as(Unrounded(result, dtypes), stored_params(params))
     result = SplitResult(result, rests) if isinstance(params, SplitParams) else result
     return result, pipelines[0].join(new_states)
 

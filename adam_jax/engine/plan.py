@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding
 from adam_jax._types import Leaf, PyTree, Updates
 from adam_jax.engine.trees import leaf_paths
 from adam_jax.formats.base import Format, MeasuredFormat
+from adam_jax.formats.blockwise import sharding_of
 from adam_jax.formats.weights import Split
 from adam_jax.rules.base import Rule
 from adam_jax.xla.layout import order_on_tpus
@@ -81,12 +82,12 @@ def plans_of(
     return plan_of(shape), ((part, sharding) if isinstance(part, Plan) else None)
 
 
-def sharding_of(g: Leaf, told: NamedSharding | None) -> NamedSharding | None:
-    """How a gradient lies on several devices, if its axes are explicit or somebody tells."""
-    sharding = jax.typeof(g).sharding if isinstance(g, jax.core.Tracer) else None
-    if sharding is not None and not sharding.mesh.empty and sharding.mesh.are_all_axes_explicit:
-        told = NamedSharding(sharding.mesh, sharding.spec)
-    return told
+def explicit_sharding(g: Leaf) -> NamedSharding | None:
+    """How a gradient lies on several devices, if the axes of its mesh are explicit."""
+    sharding = sharding_of(g) if isinstance(g, jax.core.Tracer) else None
+    if sharding is None or sharding.mesh.empty:
+        return None
+    return NamedSharding(sharding.mesh, sharding.spec)
 
 
 def _refused(

@@ -4,6 +4,7 @@ Joined before it, float32 weights would be stored: 8 bytes per parameter, where 
 """
 
 import dataclasses
+import functools
 
 import jax
 
@@ -25,8 +26,9 @@ class SplitParams:
     treedef: PyTree
     weights: dict[int, Split]
 
+    @functools.cached_property
     def joined(self) -> Params:
-        """The parameters, all weights joined."""
+        """The parameters, all weights joined; once for all that read them."""
         leaves = self.treedef.flatten_up_to(self.params)
         for i, split in _joined(self.weights).items():
             leaves[i] = split
@@ -51,7 +53,7 @@ class SplitResult:
 
 def joined(params: Params) -> Params:
     """The parameters, all weights joined."""
-    return params.joined() if isinstance(params, SplitParams) else params
+    return params.joined if isinstance(params, SplitParams) else params
 
 
 def stored_params(params: Params) -> Params:

@@ -103,7 +103,7 @@ class Weights(Body):
         if self.inner.joins:
             stepped, inner_state = self.inner.run(grads, state.inner_state, theirs, call)
         else:
-            theirs = theirs.joined()
+            theirs = theirs.joined
             result, inner_state = self.inner.run(grads, state.inner_state, theirs, call)
             moved = result if call.apply else applied(rounded(result), theirs)
             stepped = _landed(weights, treedef, moved, result, call)

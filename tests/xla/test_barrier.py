@@ -42,22 +42,10 @@ def test_xla_stores_what_two_kernels_share(monkeypatch):
 
 @pytest.mark.usefixtures("tpu_compiler")
 def test_xla_makes_weights_and_rests_from_moments_twice(monkeypatch):
-    from benchmarks.tpu_hlo_machine import compile_for_tpu
-    from benchmarks.tpu_hlo_program import operations
-
     tx = adam_jax.master_residual(adam_jax.with_kernel(adam_jax.adamw(1e-3), "xla"), 8)
     params = jax.ShapeDtypeStruct((8192, 8192), jnp.bfloat16)
-    state = jax.eval_shape(tx.init, params)
-
-    def through_hbm():
-        def step(params, state, grads):
-            return adam_jax.step(tx, grads, state, params)
-
-        jax.clear_caches()
-        program = compile_for_tpu("v5e", step, params, state, params, donate=(0, 1))
-        return sum(op.hbm for op in operations(program.as_text())) / params.size
-
-    assert through_hbm() < 32.5
+    assert temporaries.on_v5e(tx, params)[0] < 32.5
     monkeypatch.setattr("adam_jax.formats.weights.stored_on_tpus", lambda x: x)
-    assert through_hbm() > 34, "stored_on_tpus of adam_jax/xla/barrier.py can go"
+    hbm, _ = temporaries.on_v5e(tx, params)
     jax.clear_caches()
+    assert hbm > 34, "stored_on_tpus of adam_jax/xla/barrier.py can go"

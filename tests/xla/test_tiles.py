@@ -9,6 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import adam_jax
 from adam_jax.xla import tiles
 from adam_jax.xla.maxima import InBlocks, in_blocks, largest, magnitudes
+from tests import temporaries
 
 EIGHT = adam_jax.adamw(1e-3, mu_dtype=jnp.int8, nu_dtype=jnp.int8)
 
@@ -66,25 +67,11 @@ def test_it_has_derivatives_and_can_be_mapped():
 
 @pytest.mark.usefixtures("tpu_compiler")
 def test_xla_fuses_no_blocks_in_other_forms(monkeypatch):
-    from benchmarks.tpu_hlo_machine import compile_for_tpu
-    from benchmarks.tpu_hlo_program import operations
-
     tx = adam_jax.lamb(1e-3, mu_dtype=jnp.int8, nu_dtype=jnp.int8)
     params = jax.ShapeDtypeStruct((8192, 8192), jnp.float32)
-    state = jax.eval_shape(tx.init, params)
-
-    def measured():
-        def step(params, state, grads):
-            return adam_jax.step(tx, grads, state, params)
-
-        program = compile_for_tpu("v5e", step, params, state, params, donate=(0, 1))
-        hbm = sum(op.hbm for op in operations(program.as_text()))
-        return hbm / params.size, program.memory_analysis().temp_size_in_bytes / params.size
-
-    hbm, temporary = measured()
+    hbm, temporary = temporaries.on_v5e(tx, params)
     assert hbm < 46 and temporary < 2.2
     monkeypatch.setattr("adam_jax.xla.maxima.fits", lambda *_: False)
-    jax.clear_caches()
-    hbm, temporary = measured()
+    hbm, temporary = temporaries.on_v5e(tx, params)
     jax.clear_caches()
     assert hbm > 60 and temporary > 6, "adam_jax/xla/tiles.py can go"

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 
 import adam_jax
 from adam_jax.xla.tpu import Kernels, on_tpus
+from tests import temporaries
 
 
 def squared(x, n):
@@ -71,20 +72,8 @@ def test_derivatives_and_vmap_are_those_of_the_function():
 
 @pytest.mark.usefixtures("tpu_compiler")
 def test_xla_passes_moments_through_memory():
-    from benchmarks.tpu_hlo_machine import compile_for_tpu
-    from benchmarks.tpu_hlo_program import operations
-
     tx = adam_jax.adamw(1e-3, mu_dtype=jnp.int8, nu_dtype=jnp.int8)
     params = jax.ShapeDtypeStruct((8192, 8192), jnp.float32)
-    state = jax.eval_shape(tx.init, params)
-
-    def through_hbm():
-        def step(params, state, grads):
-            return adam_jax.step(tx, grads, state, params)
-
-        program = compile_for_tpu("v5e", step, params, state, params, donate=(0, 1))
-        return sum(op.hbm for op in operations(program.as_text())) / params.size
-
-    assert through_hbm() < 16.5
-    tx = adam_jax.with_kernel(tx, "xla")
-    assert through_hbm() > 20, "adam_jax/xla/tpu.py can go"
+    assert temporaries.on_v5e(tx, params)[0] < 16.5
+    by_xla = adam_jax.with_kernel(tx, "xla")
+    assert temporaries.on_v5e(by_xla, params)[0] > 20, "adam_jax/xla/tpu.py can go"
