@@ -1,6 +1,6 @@
 """Adam and its family for JAX, as Optax transformations."""
 
-from adam_jax import convert, inspect, schedules, sharding
+from adam_jax import convert, inspect, schedules, sharding, transfer
 from adam_jax.convert.stored import convert_state
 from adam_jax.engine.compose import scale_by_learning_rate
 from adam_jax.engine.transformation import Transformation, step
@@ -134,6 +134,7 @@ __all__ = [
     "stochastic",
     "stochastic_rounding",
     "telemetry",
+    "transfer",
     "unpack_state",
     "with_hyperparams",
     "with_kernel",

@@ -33,6 +33,10 @@ LAYERS: dict[str, tuple[set[str], str]] = {
         {"family", "engine", "xla", "rules", "formats", "slots", "validation"},
         "edits of our own pipelines: modifiers, groups, hyperparameters in the state, packing",
     ),
+    "transfer": (
+        {"modify", "engine", "rules", "formats", "validation"},
+        "numbers for a model, a batch or a run that grows: muP, CompleteP, scaling rules",
+    ),
     "wrap": (
         {"modify", "engine", "xla", "rules", "formats", "slots", "validation"},
         "around any Optax transformation: accumulate, chain, clip, ema, skip, telemetry, weights",
@@ -48,7 +52,7 @@ LAYERS: dict[str, tuple[set[str], str]] = {
     "inspect": ({"sharding", "wrap", "modify", "engine"}, "bytes, planned and live; records"),
     "__init__": (
         {"convert", "engine", "family", "formats", "inspect", "modify", "rules", "schedules"}
-        | {"sharding", "wrap"},
+        | {"sharding", "transfer", "wrap"},
         "the public page",
     ),
 }
@@ -71,7 +75,7 @@ EXAMPLES: dict[str, list[tuple[str, str, str]]] = {
     "modifier": [
         ("adam_jax/rules/modifiers.py", "class Cautious(", "        return"),
         ("adam_jax/modify/modifiers.py", "def cautious(", "def"),
-        ("adam_jax/modify/modifiers.py", "    return _modified(cautious, tx", "    return"),
+        ("adam_jax/modify/modifiers.py", "    return modified(cautious, tx", "    return"),
         ("tests/test_modifiers.py", '    "cautious": adam_jax', "    "),
     ],
     "format": [

@@ -15,6 +15,7 @@ import optax
 
 from adam_jax._types import Count, Leaf, Named, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import PASS_ON, Body, Call
+from adam_jax.engine.leaf_factors import LeafFactors, by_factors
 from adam_jax.engine.leaf_program import LeafGroup, run
 from adam_jax.engine.leaf_step import LeafArrays, Program
 from adam_jax.engine.plan import explicit_sharding, note, plans_of
@@ -59,6 +60,7 @@ class Pipeline(Body):
       chained: the state is a tuple with one entry per stage, as `optax.chain` keeps it; False, for
         a single stage, is that stage's state itself.
       kernel: see `with_kernel`.
+      factors: of each leaf, by its path; None if all leaves have the same numbers.
     """
 
     joins = True
@@ -66,6 +68,7 @@ class Pipeline(Body):
     stages: tuple[Stage, ...]
     chained: bool = static()
     kernel: str = static(default="auto")
+    factors: LeafFactors | None = static(default=None)
 
     @property
     def member(self) -> int | None:
@@ -115,6 +118,8 @@ def init_pipelines(pipelines: tuple[Pipeline, ...], labels: Labels, params: Para
     """The state that all share; `labels` are those of the parameters, None leaves left out."""
     leaves = jax.tree.leaves(params)
     paths = leaf_paths(params, none_is_leaf=False)
+    if any(pipeline.factors for pipeline in pipelines):
+        pipelines, labels = by_factors(pipelines, labels, paths)
     states = []
     for k, stage in enumerate(pipelines[0].stages):
         fields: Named = {name: jnp.zeros([], jnp.int32) for name in stage.counts}
@@ -158,6 +163,8 @@ def run_pipelines(
     if isinstance(updates, Unrounded):
         updates, pending = updates.raw, updates.pending
     leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
+    if any(pipeline.factors for pipeline in pipelines):
+        pipelines, labels = by_factors(pipelines, labels, leaf_paths(updates))
     counts = [
         getattr(s, stage.counts[0]) if stage.counts else None
         for stage, s in zip(stages, states, strict=True)

@@ -26,6 +26,7 @@ from adam_jax.rules.arithmetic import (
 from adam_jax.rules.base import Direction, IrregularRule, Slots
 from adam_jax.rules.hyperparameters import Hyperparameter, Schedule
 from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.rules.units import Unit, in_units_of
 from adam_jax.rules.variants import Quotient
 from adam_jax.slots import Slot
 from adam_jax.validation import check_number, check_scalar
@@ -44,7 +45,7 @@ class FlooredRoot(Quotient):
     Infinity would do, were it not that its derivative is NaN.
     """
 
-    eps: Number
+    eps: Number = in_units_of(Unit.GRADIENT)
 
     def combine(self, first: Array, second: Array, scalars: Scalars) -> Array:
         divisor = jnp.maximum(safe_sqrt(second), self.eps)

@@ -48,7 +48,7 @@ def cautious(tx: Modifiable) -> Modifiable:
     Reference: Liang et al. 2024, Cautious Optimizers (https://arxiv.org/abs/2411.16085),
     algorithm 1, with the mean that its authors' code has.
     """
-    return _modified(cautious, tx, _around(Cautious))
+    return modified(cautious, tx, _around(Cautious))
 
 
 def cautious_weight_decay(tx: Modifiable) -> Modifiable:
@@ -64,7 +64,7 @@ def cautious_weight_decay(tx: Modifiable) -> Modifiable:
     Reference: Chen et al. 2025, Cautious Weight Decay (https://arxiv.org/abs/2510.12402),
     algorithm 1.
     """
-    return _modified(cautious_weight_decay, tx, _with_cautious_decay)
+    return modified(cautious_weight_decay, tx, _with_cautious_decay)
 
 
 def clip_update_rms(tx: Modifiable, threshold: jax.typing.ArrayLike = 1.0) -> Modifiable:
@@ -87,7 +87,7 @@ def clip_update_rms(tx: Modifiable, threshold: jax.typing.ArrayLike = 1.0) -> Mo
     threshold = check_number("threshold", threshold, 1e-30, instead="the usual value is 1.0")
 
     change = functools.partial(ClipUpdateRms, threshold=threshold)
-    return _modified(clip_update_rms, tx, _around(change), threshold=threshold)
+    return modified(clip_update_rms, tx, _around(change), threshold=threshold)
 
 
 def atan2(
@@ -114,7 +114,7 @@ def atan2(
     def change(rule: Rule) -> Rule:
         return rule.with_direction(lambda squared: Atan2(a, b, squared))
 
-    return _modified(atan2, tx, _around(change), a=a, b=b)
+    return modified(atan2, tx, _around(change), a=a, b=b)
 
 
 def nesterov(tx: Modifiable) -> Modifiable:
@@ -129,7 +129,7 @@ def nesterov(tx: Modifiable) -> Modifiable:
     Reference: Dozat 2016, Incorporating Nesterov Momentum into Adam, algorithm 2.
     """
 
-    return _modified(nesterov, tx, _around(lambda rule: rule.looking_ahead()))
+    return modified(nesterov, tx, _around(lambda rule: rule.looking_ahead()))
 
 
 class GrokfastState(NamedTuple):
@@ -168,7 +168,7 @@ def grokfast(
     rule = AmplifySlowGradients(DecayRate.of("decay", decay), factor)
     stage = Stage(rule, GrokfastState, (check_slot_dtype("slow_dtype", slow_dtype),))
     settings = {"decay": decay, "factor": factor, "slow_dtype": slow_dtype}
-    return _modified(
+    return modified(
         grokfast,
         tx,
         lambda x: dataclasses.replace(x, stages=(stage, *x.stages), chained=True),
@@ -203,7 +203,7 @@ def with_kernel(tx: Modifiable, kernel: str = "auto") -> Modifiable:
             f"kernel must be 'auto', 'xla' or 'pallas', got {kernel!r}: 'auto' is the faster one."
         )
     edit = functools.partial(dataclasses.replace, kernel=kernel)
-    return _modified(with_kernel, tx, edit, kernel=kernel)
+    return modified(with_kernel, tx, edit, kernel=kernel)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,12 +223,20 @@ class ModifiedFactory(Factory):
         return self.modifier(self.factory(*args, **kwargs), **dict(self.settings))
 
 
-def _modified(
+def modified(
     modifier: Function,
     tx: AnyTransformation,
     edit: Callable[[Pipeline], Pipeline],
     **settings: Leaf,
 ) -> Any:
+    """A transformation with its pipeline edited, or a function that makes one.
+
+    Args:
+      modifier: the function that was called: `modifier(tx, **settings)`.
+      tx: its first argument.
+      edit: of the pipeline.
+      **settings: its other arguments.
+    """
     if callable(tx) and not isinstance(tx, optax.GradientTransformation):
         return ModifiedFactory(tx, modifier, tuple((k, as_number(x)) for k, x in settings.items()))
     body = body_of("tx", tx)

@@ -20,6 +20,7 @@ from adam_jax.rules.arithmetic import DecayRate, abs_squared, safe_divide, safe_
 from adam_jax.rules.base import Average, Direction, MemberRule, Moment, Renewed, Rule, Slots
 from adam_jax.rules.hyperparameters import Hyperparameter
 from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.rules.units import Unit, in_units_of
 from adam_jax.slots import Slot
 from adam_jax.validation import check_number
 
@@ -196,9 +197,9 @@ class Root(Direction):
       rate: b of the second moment; None where that is not corrected, or there is no eps_hat.
     """
 
-    eps: Number
-    eps_root: Number = None
-    eps_hat: Number = 0.0
+    eps: Number = in_units_of(Unit.GRADIENT)
+    eps_root: Number = in_units_of(Unit.GRADIENT_SQUARED, default=None)
+    eps_hat: Number = in_units_of(Unit.GRADIENT, default=0.0)
     rate: DecayRate | None = None
 
     @classmethod
@@ -255,7 +256,7 @@ class AddDecayedWeights(Rule):
     elementwise = True
     needs_params = True
 
-    weight_decay: Hyperparameter
+    weight_decay: Hyperparameter = in_units_of(Unit.WEIGHT_DECAY)
     downhill: bool = static(default=False)
     cautious: bool = static(default=False)
 
@@ -282,7 +283,7 @@ class ScaleByLearningRate(Rule):
 
     elementwise = True
 
-    learning_rate: Hyperparameter
+    learning_rate: Hyperparameter = in_units_of(Unit.LEARNING_RATE)
     flip_sign: bool = static(default=True)
 
     def scalars(self, count: Count) -> Scalars:

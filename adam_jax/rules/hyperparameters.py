@@ -51,6 +51,17 @@ class Scheduled(Hyperparameter):
         )
 
 
+@frozen_pytree
+class Scaled(Hyperparameter):
+    """A hyperparameter times a factor."""
+
+    inner: Hyperparameter
+    factor: float = static()
+
+    def at(self, count: Count) -> Number:
+        return self.inner.at(count) * self.factor
+
+
 def hyperparameter(argument: str, x: Leaf, low: float = 0.0, *, instead: str) -> Hyperparameter:
     """From what a user writes, a number ≥ low or a schedule."""
     if isinstance(x, Hyperparameter):

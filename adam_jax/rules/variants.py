@@ -11,6 +11,7 @@ from adam_jax.rules.adam import CorrectedMoment
 from adam_jax.rules.arithmetic import DecayRate, abs_squared, bounded, safe_divide, safe_sqrt
 from adam_jax.rules.base import Average, Direction, Moment, Renewed, Rule, Slots
 from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.rules.units import Unit, in_units_of
 from adam_jax.slots import Slot
 
 
@@ -62,7 +63,7 @@ class DecayingMax(Moment):
     """The largest |g| + eps, forgotten at the rate b: nu ← max(b·nu, |g| + eps)."""
 
     rate: DecayRate
-    eps: Number
+    eps: Number = in_units_of(Unit.GRADIENT)
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -87,7 +88,7 @@ class EmaOfSurprise(CorrectedMoment):
       eps: added to the average in every step, and left in it.
     """
 
-    eps: Number = 0.0
+    eps: Number = in_units_of(Unit.GRADIENT_SQUARED, default=0.0)
 
     def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Average:
         # Through the average, whose weight of a new term is 1-b: eps / (1-b) comes out as eps.

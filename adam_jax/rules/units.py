@@ -1,0 +1,55 @@
+"""Units of a rule's numbers: what a number is multiplied by when the scale of a leaf changes."""
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from adam_jax._types import Leaf
+from adam_jax.rules.hyperparameters import Hyperparameter, Scaled
+
+T = TypeVar("T")
+
+
+class Unit(enum.Enum):
+    """The unit of a number."""
+
+    GRADIENT = "gradient"
+    GRADIENT_SQUARED = "gradient squared"
+    LEARNING_RATE = "learning rate"
+    WEIGHT_DECAY = "weight decay"
+
+
+def in_units_of(unit: Unit, **kwargs: Leaf) -> Any:
+    """A field of a `frozen_pytree` whose number has this unit."""
+    return dataclasses.field(metadata={"unit": unit}, **kwargs)
+
+
+def units_of(x: Leaf) -> set[Unit]:
+    """The units of all numbers of a rule, of the moments and directions in it too."""
+    if not dataclasses.is_dataclass(x):
+        return set()
+    found = {f.metadata["unit"] for f in dataclasses.fields(x) if "unit" in f.metadata}
+    return found.union(*(units_of(getattr(x, f.name)) for f in dataclasses.fields(x)))
+
+
+def rescaled(x: T, factors: Mapping[Unit, float]) -> T:
+    """A rule with each number that has a unit multiplied by the factor of this unit."""
+    if not dataclasses.is_dataclass(x) or isinstance(x, type):
+        return x
+    changes = {}
+    for f in dataclasses.fields(x):
+        old = getattr(x, f.name)
+        if "unit" in f.metadata:
+            new = _times(old, factors.get(f.metadata["unit"], 1.0))
+        else:
+            new = rescaled(old, factors)
+        if new is not old:
+            changes[f.name] = new
+    return dataclasses.replace(x, **changes) if changes else x
+
+
+def _times(number: Leaf, factor: float) -> Leaf:
+    if number is None or factor == 1.0:
+        return number
+    return Scaled(number, factor) if isinstance(number, Hyperparameter) else number * factor

@@ -1,0 +1,65 @@
+"""The factors that a parametrization puts into the forward pass of a model."""
+
+import math
+
+from adam_jax.validation import check_number
+
+
+def output_factor(width: float, base_width: float) -> float:
+    """What a model multiplies the result of its output layer by: base_width / width.
+
+    For tied embeddings too. `logits = output_factor(width, 256) * (x @ kernel) + bias`.
+
+    Args:
+      width: the number of inputs of the output layer, > 0.
+      base_width: that of the base model, > 0.
+
+    Raises:
+      ValueError: a number that is not positive.
+
+    Reference: Yang et al. 2022, table 8 (multiplier of output weights).
+    """
+    return _positive("base_width", base_width) / _positive("width", width)
+
+
+def attention_scale(head_size: float, base_head_size: float) -> float:
+    """What a model multiplies the scores of attention by: √base_head_size / head_size.
+
+    The usual 1/√head_size in the base model. If wider models have more heads of one size it is that
+    everywhere.
+
+    Args:
+      head_size: numbers in the queries and keys of one head, > 0.
+      base_head_size: those of the base model, > 0.
+
+    Raises:
+      ValueError: a number that is not positive.
+
+    Reference: Yang et al. 2022, definition 4.1.
+    """
+    return math.sqrt(_positive("base_head_size", base_head_size)) / _positive(
+        "head_size", head_size
+    )
+
+
+def residual_factor(depth: float, base_depth: float, alpha: float = 1.0) -> float:
+    """What a model multiplies the result of each residual block by: (base_depth / depth)^alpha.
+
+    `x = x + residual_factor(layers, 2) * block(norm(x))`.
+
+    Args:
+      depth: residual blocks of the model, > 0.
+      base_depth: those of the base model, > 0.
+      alpha: 1/2 to 1; 1 is CompleteP. As in `mup`.
+
+    Raises:
+      ValueError: a number outside its range.
+
+    Reference: Dey et al. 2025, table 1.
+    """
+    alpha = check_number("alpha", alpha, 0.5, 1.0, closed=True, instead="1.0 is CompleteP")
+    return (_positive("base_depth", base_depth) / _positive("depth", depth)) ** alpha
+
+
+def _positive(argument: str, value: float) -> float:
+    return float(check_number(argument, value, 1e-30, instead="write how many there are"))

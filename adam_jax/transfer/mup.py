@@ -1,0 +1,163 @@
+"""Numbers of a wider and deeper model from those of a small one: muP and CompleteP.
+
+Yang et al. 2022, Tensor Programs V, https://arxiv.org/abs/2203.03466
+Everett et al. 2024, Scaling Exponents Across Parameterizations and Optimizers,
+https://arxiv.org/abs/2407.05872
+Dey et al. 2025, Don't be lazy: CompleteP enables compute-efficient deep transformers,
+https://arxiv.org/abs/2505.01618
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from adam_jax._types import Leaf, Params, PyTree
+from adam_jax.engine.leaf_factors import Factors, LeafFactors, check_scalable
+from adam_jax.engine.pipeline import Pipeline
+from adam_jax.engine.trees import leaf_paths
+from adam_jax.formats.dtypes import leaf_dtype, moves, wider_dtype
+from adam_jax.modify.modifiers import Modifiable, modified
+from adam_jax.rules.arithmetic import abs_squared
+from adam_jax.transfer.growth import Growth, growths
+from adam_jax.validation import check_number
+
+
+def mup(
+    tx: Modifiable,
+    base: PyTree,
+    params: Params,
+    *,
+    layers: str | None = None,
+    alpha: float = 1.0,
+    outputs_last: bool = True,
+) -> Modifiable:
+    r"""Trains a large model with the hyperparameters of a small one (muP, CompleteP).
+
+    A leaf whose input axes are n times as long as in the base model, whose output axes are m times
+    as long, and of whose layer there are d times as many, has
+
+        learning rate   α·d^(alpha-1) / n    n = 1 unless m grows too
+        ε               ε·d^(-alpha) / m     m: the width, for an output layer n
+        weight decay    λ·n                  so that α·λ is that of the base model
+
+    Which axes grow is read from the two trees of shapes: no layer is labelled by hand. The rest of
+    the parametrization is the model's: `mup_init` for the initial values, and three factors in the
+    forward pass, `output_factor`, `attention_scale` and `residual_factor`. `mup_table` shows them
+    all. Where nothing grows every factor is 1.
+
+    Args:
+      tx: a transformation of this package with a learning rate, or a function that makes one, such
+        as `adamw`.
+      base: the parameters of the small model whose hyperparameters are known, or their shapes,
+        `jax.eval_shape(init)`. Of layers that are leaves of their own (`blocks/3/kernel`) it may
+        have fewer.
+      params: those of the model to train, or their shapes.
+      layers: a regular expression for the whole paths of leaves whose first axis is that of layers
+        (`jax.lax.scan` over blocks); None for none.
+      alpha: the exponent of the residual factor, 1/2 to 1. 1 is CompleteP.
+      outputs_last: kernels are [inputs, outputs], as in Flax and Haiku; False for [outputs,
+        inputs], as in Equinox and PyTorch. It matters only where the two grow differently.
+
+    Returns:
+      The transformation, or a function with the arguments of `tx`. The state is the member's own.
+      `groups(mup(adamw, base, params), ...)` and `with_hyperparams(mup(adamw, base, params))` have
+      the factors too.
+
+    Raises:
+      ValueError: here, for trees that do not fit together, for `l2`, and for an update that depends
+        on the size of the parameters (`lamb`); in `init` and `update`, for other parameters.
+
+    Example:
+      >>> import adam_jax, jax, jax.numpy as jnp
+      >>> def init(width):
+      ...     return {"in": jnp.ones((784, width)), "mid": jnp.ones((width, width))}
+      >>> base = jax.eval_shape(lambda: init(64))
+      >>> params = init(256)
+      >>> tx = adam_jax.transfer.mup(adam_jax.adamw, base, params)(learning_rate=1e-2, eps=0.0)
+      >>> grads = jax.tree.map(jnp.ones_like, params)
+      >>> updates, _ = tx.update(grads, tx.init(params), params)
+      >>> print(updates["in"][0, 0].round(4), updates["mid"][0, 0].round(4))
+      -0.01 -0.0025
+
+    Differs from Microsoft's `mup` (`MuAdamW`) in: ε has a factor; axes are those of JAX; the model
+    applies its factors itself.
+
+    Reference: Yang et al. 2022, table 8, for the learning rate; Everett et al. 2024, section 4, for
+    ε; Dey et al. 2025, table 1, for depth, weight decay and ε.
+    """
+    alpha = check_number("alpha", alpha, 0.5, 1.0, closed=True, instead="1.0 is CompleteP")
+    its = growths(base, params, layers, outputs_last)
+    return with_leaf_factors(tx, tuple((g.path, factors_of(g, alpha)) for g in its))
+
+
+def factors_of(growth: Growth, alpha: float) -> Factors:
+    """What the numbers of a leaf are multiplied by."""
+    depth, inputs = growth.depth or 1.0, growth.hidden_inputs
+    return Factors(depth ** (alpha - 1) / inputs, depth**-alpha / growth.width, inputs)
+
+
+def with_leaf_factors(tx: Modifiable, factors: LeafFactors) -> Modifiable:
+    """Multiplies the numbers of each leaf by factors of its own."""
+
+    def edit(pipeline: Pipeline) -> Pipeline:
+        check_scalable(pipeline)
+        return dataclasses.replace(pipeline, factors=factors)
+
+    return modified(with_leaf_factors, tx, edit, factors=factors)
+
+
+def mup_init(
+    params: Params, base: Params, *, layers: str | None = None, outputs_last: bool = True
+) -> Params:
+    """Scales initial values so that their size at this width follows from that of the base model.
+
+        hidden:                                  RMS(θ) = RMS(θ_base) / √n
+        input, output, bias, norm, embedding:    RMS(θ) = RMS(θ_base)
+
+    n is the growth of the input axes. Any initializer will do, whatever it makes of the width: each
+    leaf is multiplied by the factor that gives it this root mean square. Zeros stay zeros, and ones
+    stay ones.
+
+    Args:
+      params: initial values of the model.
+      base: initial values of the base model, arrays; of several layers the first counts.
+      layers: see `mup`.
+      outputs_last: see `mup`.
+
+    Returns:
+      The scaled values, with the dtypes of `params`.
+
+    Raises:
+      ValueError: trees that do not fit together, or `base` has shapes and no values.
+
+    Differs from Microsoft's `mup` (`set_base_shapes`) in: that multiplies output layers by √n and
+    leaves hidden ones as they are, which is the same for initializers of variance 1 / inputs; the
+    sizes are measured here, and of small leaves exact to 1/√(2·size) only.
+
+    Reference: Yang et al. 2022, table 8.
+    """
+    values = dict(zip(leaf_paths(base, none_is_leaf=False), jax.tree.leaves(base), strict=True))
+    for path, value in values.items():
+        if isinstance(value, jax.ShapeDtypeStruct):
+            raise ValueError(
+                f"base must have initial values, got the shape {value.shape} at {path!r}:"
+                f" initialize the base model."
+            )
+    leaves, treedef = jax.tree.flatten(params)
+    scaled = []
+    for leaf, growth in zip(leaves, growths(base, params, layers, outputs_last), strict=True):
+        if not moves(leaf):
+            scaled.append(leaf)
+            continue
+        now, in_base = _rms(leaf), _rms(values[growth.base_path])
+        wanted = in_base / math.sqrt(growth.hidden_inputs)
+        factor = jnp.where((now > 0) & (wanted > 0), wanted / jnp.where(now > 0, now, 1), 1)
+        scaled.append((jnp.asarray(leaf, factor.dtype) * factor).astype(leaf_dtype(leaf)))
+    return jax.tree.unflatten(treedef, scaled)
+
+
+def _rms(x: Leaf) -> jax.Array:
+    wide = jnp.asarray(x, wider_dtype(leaf_dtype(x), jnp.dtype(jnp.float32)))
+    return jnp.sqrt(jnp.mean(abs_squared(wide)))
