@@ -1,0 +1,198 @@
+"""Numbers of a run with larger batches: the square root scaling rule.
+
+Malladi et al. 2022, On the SDEs and Scaling Rules for Adaptive Gradient Algorithms,
+https://arxiv.org/abs/2205.10287
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+from adam_jax._types import Leaf, Named
+from adam_jax.modify.factory import Factory, check_factory, name_of
+from adam_jax.rules.arithmetic import DecayRate
+from adam_jax.rules.hyperparameters import Schedule
+from adam_jax.validation import as_scalar, bind_arguments, check_number, same_kind
+
+_DECAY_RATES = ("b1", "b2", "b3", "decay")
+# The powers of the factor: ε is compared with √nu, which falls as 1/√k; l2 belongs to the loss,
+# whatever the batch; alpha and threshold are ratios.
+_POWERS = {
+    "learning_rate": 0.5,
+    "weight_decay": 0.5,
+    "eps": -0.5,
+    "eps_hat": -0.5,
+    "eps_root": -1.0,
+    "alpha": 0.0,
+    "l2": 0.0,
+    "threshold": 0.0,
+}
+# The noise of a batch enters these updates in another way: by a sign (lion), a trust ratio (lamb),
+# the difference from the last gradient (adan) or from mu (adabelief). b1 of schedule_free_adamw is
+# not a decay rate.
+_WITHOUT_RULE = (
+    *("adabelief", "adan", "lamb", "lion"),
+    *("scale_by_adan", "scale_by_belief", "scale_by_lion", "schedule_free_adamw"),
+)
+_NUMBERS = (int, float, np.number, np.ndarray, jax.Array)
+
+
+def scale_batch(factory: Callable[..., Any], factor: float) -> "ScaledBatch":
+    """Trains with batches k times as large and the hyperparameters of the small ones.
+
+    After the same number of examples the loss is that of the run with small batches.
+
+        learning rate   α_t → √k·α_kt
+        decay rates     1-b → k·(1-b)      b1, b2, b3, and the decay of ema_params
+        ε               ε → ε/√k           eps, eps_hat; eps_root, of the unit ε², is divided by k
+        weight decay    λ_t → √k·λ_kt      so that α·λ per example stays; with scale_decay=False,
+                                           k·λ_kt
+
+    t counts optimizer steps. A schedule is called with k·t, a floating-point number, so that it
+    ends after the same number of examples. alpha, l2 and threshold stay as they are, but for the
+    steps of their schedules.
+
+    The rule holds while noise is most of the gradient of a batch, so that √nu falls as 1/√k: below
+    the critical batch size. Beyond it, the learning rate that it gives is too large. b1 becomes 0
+    at k = 1/(1-b1), where the rule ends. k < 1 is for smaller batches.
+
+    Args:
+      factory: `adamw`, another function of this package or of Optax that makes a transformation
+        from numbers, or a modifier of one.
+      factor: k, the new batch size over the old one, > 0.
+
+    Returns:
+      A function with the arguments of `factory`: the hyperparameters for the old batch size. It
+      scales defaults too. Its method `hyperparameters` takes the same arguments, and returns all of
+      them for the new batch size, as a dict.
+
+    Raises:
+      ValueError: here, for a member for which the rule does not hold (`lion`, `lamb`, `adan`,
+        `adabelief`, `schedule_free_adamw`), and for a factory that does not name its arguments;
+        when it is called, for a decay rate that would be negative, and for a number without a rule
+        (`momentum_decay`).
+
+    Example:
+      >>> import adam_jax
+      >>> large = adam_jax.transfer.scale_batch(adam_jax.adamw, 4)
+      >>> tx = large(learning_rate=3e-4, b2=0.98)
+      >>> numbers = large.hyperparameters(learning_rate=3e-4, b2=0.98)
+      >>> print([round(numbers[name], 9) for name in ("learning_rate", "b1", "b2", "eps")])
+      [0.0006, 0.6, 0.92, 5e-09]
+
+    `groups(scale_batch(adamw, 4), ...)` and `mup(scale_batch(adamw, 4), ...)` scale the numbers of
+    every leaf. `scale_batch(with_hyperparams(adamw), 4)` keeps the scaled numbers in the state, and
+    `with_hyperparams(scale_batch(adamw, 4))` those for the old batch size. The decay of `grokfast`
+    is not scaled.
+
+    Reference: Malladi et al. 2022, section 5, for Adam and RMSprop. AMSGrad, NAdam, RAdam, ADOPT,
+    AdEMAMix and Yogi follow by the same units. Adamax does approximately, since the maximum over
+    fewer batches is smaller, and so does `atan2`, since mu/√nu is larger with a smaller b1.
+    """
+    check_factory(factory, "scale_batch(adamw, 4)(learning_rate=1e-3)")
+    inner = inspect.unwrap(factory)
+    if (name := name_of(inner)) in _WITHOUT_RULE:
+        raise ValueError(
+            f"factory must be a member that divides an average of the gradient by the root of one"
+            f" of its square, got {name}, for which the rule does not hold: write adamw, or tune"
+            f" {name} for the new batch size."
+        )
+    kinds = {p.kind for p in inspect.signature(factory).parameters.values()}
+    unnamed = kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    if unnamed or (isinstance(inner, functools.partial) and inner.args):
+        raise ValueError(
+            f"factory must name all its arguments, got {name_of(factory)}, which hides some from"
+            f" the rule: write groups(scale_batch(adamw, 4), ...), and keywords in"
+            f" functools.partial(adamw, learning_rate=1e-3)."
+        )
+    instead = "write the new batch size over the old one"
+    return ScaledBatch(factory, float(check_number("factor", factor, 1e-30, instead=instead)))
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaledBatch(Factory):
+    """A function that makes the same transformation for larger batches.
+
+    Attributes:
+      factor: how much larger.
+    """
+
+    factor: float
+
+    def __call__(self, *args: Leaf, **kwargs: Leaf) -> Any:
+        """The transformation, from the numbers for the small batch."""
+        return self.factory(**self.hyperparameters(*args, **kwargs))
+
+    def hyperparameters(self, *args: Leaf, **kwargs: Leaf) -> dict[str, Any]:
+        """All arguments for the large batch by name, those left out too."""
+        signature = inspect.signature(self.factory)
+        bound = bind_arguments(name_of(self.factory), signature, args, kwargs)
+        bound.apply_defaults()
+        return {name: self._scaled(name, x, bound.arguments) for name, x in bound.arguments.items()}
+
+    def _scaled(self, name: str, x: Leaf, arguments: Named) -> Any:
+        is_number = isinstance(x, _NUMBERS) and jnp.result_type(x) != jnp.bool_
+        if name not in _DECAY_RATES and name not in _POWERS:
+            if not is_number:
+                return x
+            known = ", ".join((*_DECAY_RATES, *_POWERS))
+            raise ValueError(
+                f"{name} has no rule for other batch sizes, got {x!r}: scale the numbers of"
+                f" {name_of(self.factory)} yourself, or leave it out. There is a rule for {known}."
+            )
+        power = None if name in _DECAY_RATES else _POWERS[name]
+        if name == "weight_decay" and arguments.get("scale_decay") is False:
+            power = 1.0
+        if self.factor == 1.0:
+            return x
+        if callable(x):
+            return ScaledSchedule(cast(Schedule, x), self.factor, power)
+        if not is_number and not isinstance(x, DecayRate):
+            return x
+        return self._rate(name, x) if power is None else as_scalar(x) * self.factor**power
+
+    def _rate(self, name: str, b: Leaf) -> Any:
+        if isinstance(b, DecayRate):  # Of with_hyperparams.
+            complement = jnp.minimum(self.factor * b.complement, 1)
+            return DecayRate(complement, jnp.log1p(-complement))
+        b = check_number(name, b, 0.0, 1.0, closed=True, instead="usual rates are 0.9 to 0.9999")
+        if isinstance(b, jax.core.Tracer):
+            return 1 - self.factor * (1 - b)
+        complement = self.factor * (1.0 - float(b))
+        if complement > 1 + 1e-9:  # 100·(1 - 0.99) is more than 1 by its rounding.
+            raise ValueError(
+                f"factor must be at most {1 / (1.0 - float(b)):g}, where {name} = {float(b):g}"
+                f" becomes 0, got {self.factor:g}: take smaller batches, or another {name}."
+            )
+        return same_kind(max(1.0 - complement, 0.0), b)
+
+
+# A class, not a closure: equal schedules then make equal transformations.
+@dataclasses.dataclass(frozen=True)
+class ScaledSchedule:
+    """A schedule for batches `factor` times as large.
+
+    Attributes:
+      schedule: for the small batches.
+      factor: k.
+      power: the number is multiplied by k to it; None for a decay rate.
+    """
+
+    schedule: Schedule
+    factor: float
+    power: float | None
+
+    def __call__(self, count: jax.typing.ArrayLike) -> jax.Array:
+        """The number after so many optimizer steps with large batches."""
+        dtype = jnp.result_type(float)
+        small = jnp.asarray(self.schedule(jnp.asarray(count, dtype) * self.factor), dtype)
+        if self.power is None:
+            return jnp.maximum(1 - self.factor * (1 - small), 0)
+        return small * self.factor**self.power

@@ -1,0 +1,53 @@
+"""The law behind `scale_batch`: after the same number of examples the loss is the same."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import adam_jax
+from adam_jax.transfer import scale_batch
+
+# The noise of one example is 30 where the gradient is at most about 1: in batches of 8 it is still
+# most of the gradient. ε is a third of √nu, and weights decay as fast as the loss moves them.
+NOISE, EXAMPLES = 30.0, 4096
+SETTINGS = {"learning_rate": 0.03, "eps": 10.0, "weight_decay": 0.03}
+
+
+def scaled_numbers(factor):
+    scaled = scale_batch(adam_jax.adamw, factor).hyperparameters(**SETTINGS)
+    return {name: x for name, x in scaled.items() if type(x) is float}
+
+
+@functools.cache
+def losses(batch_size, **settings):
+    """Early, in the middle and at the end, each the mean over 64 parameters and 200 seeds."""
+    tx, steps = adam_jax.adamw(**settings), EXAMPLES // batch_size
+
+    def body(carry, key):
+        params, state = carry
+        noise = jax.random.normal(key, params.shape) * (NOISE / np.sqrt(batch_size))
+        params, state = adam_jax.step(tx, params + noise, state, params)
+        return (params, state), jnp.mean(params**2)
+
+    def run(key):
+        params = jnp.ones(64)
+        return jax.lax.scan(body, (params, tx.init(params)), jax.random.split(key, steps))[1]
+
+    keys = jax.random.split(jax.random.key(batch_size), 200)
+    by_step = np.asarray(jnp.mean(jax.jit(jax.vmap(run))(keys), axis=0))
+    return by_step[[steps // 8 - 1, steps // 2 - 1, steps - 1]]
+
+
+@pytest.mark.parametrize("factor", [2, 8])
+def test_after_the_same_examples_the_loss_is_the_same(factor):
+    scaled = scaled_numbers(factor)
+    np.testing.assert_allclose(losses(factor, **scaled), losses(1, **SETTINGS), rtol=0.04)
+
+
+@pytest.mark.parametrize("left_out", [("learning_rate",), ("eps",), ("weight_decay",), SETTINGS])
+def test_and_without_the_rule_for_any_of_the_numbers_it_is_not(left_out):
+    scaled = scaled_numbers(8) | {name: SETTINGS[name] for name in left_out}
+    assert np.max(np.abs(losses(8, **scaled) / losses(1, **SETTINGS) - 1)) > 0.2
