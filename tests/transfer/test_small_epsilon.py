@@ -1,0 +1,96 @@
+"""An ε of 1e-18, as for wide and deep models, and gradients down to 1e-17.
+
+A gradient of 1e-17 adds (1-b2)·g² = 1e-37 to nu. The least normal number of float32 is 1.2e-38, to
+which belongs a gradient of 3.4e-18, for b2 = 0.999: of smaller ones nu may be zero.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adam_jax.transfer import mup
+from tests.catalogue import MEMBERS
+
+EPS, STEPS, SIZE = 1e-18, 8, 8192  # Smaller leaves stay float32 where int8 is asked for.
+DIVIDING = [member for member in MEMBERS if member.has("eps") and member.elementwise]
+every_dividing = pytest.mark.parametrize("member", DIVIDING, ids=lambda member: member.name)
+every_size = pytest.mark.parametrize("size", [1e-12, 1e-15, 1e-17])
+every_form = pytest.mark.parametrize("form", [None, jnp.int8], ids=["float32", "int8"])
+
+
+def gradients(member, size):
+    if member.name.startswith(("adabelief", "adan")):
+        size *= 10  # Their nu is of differences, which are smaller than the gradients.
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0.5, 2.0, (STEPS, SIZE)) * rng.choice([-1.0, 1.0], (STEPS, SIZE))
+    return (size * x).astype(np.float32)
+
+
+def settings(member):
+    others = {"eps_root": 0.0, "initial_accumulator_value": 0.0}
+    return {"eps": EPS} | {name: x for name, x in others.items() if member.has(name)}
+
+
+@jax.jit
+def run(tx, gs):
+    def body(state, g):
+        u, state = tx.update(g, state, jnp.ones_like(g))
+        return state, u
+
+    return jax.lax.scan(body, tx.init(jnp.ones_like(gs[0])), gs)[1]
+
+
+def stored(member, form):
+    return {} if form is None else member.stored(form, form)
+
+
+def exact(member, gs, factor=1.0):
+    numbers = member.ours | settings(member)
+    numbers |= {name: numbers[name] * factor for name in ("eps", "eps_hat") if name in numbers}
+    return np.stack(list(member.naive(gs.astype(np.float64), **numbers)))
+
+
+def assert_same(updates, expected, form=None):
+    assert updates.dtype == np.float32 and np.isfinite(updates).all()
+    updates, sizes = np.asarray(updates), np.abs(expected)
+    largest = np.max(sizes, axis=1, keepdims=True)
+    if form is None:
+        # Where mu cancels, an update is as exact as its terms.
+        assert np.all(np.abs(updates - expected) <= 1e-4 * sizes + 1e-5 * largest)
+    else:
+        large = (sizes > largest / 4) & (sizes > 0)
+        assert np.mean(large) > 0.4
+        np.testing.assert_allclose(updates[large], expected[large], rtol=0.3)
+
+
+@every_form
+@every_size
+@every_dividing
+def test_updates_equal_the_naive_version(member, size, form):
+    gs = gradients(member, size)
+    tx = member.direction(**settings(member), **stored(member, form))
+    assert_same(run(tx, gs), exact(member, gs), form)
+
+
+@every_form
+@every_dividing
+def test_the_factor_of_a_width_of_16_makes_it_smaller_still(member, form):
+    gs, narrow, wide = gradients(member, 1e-17), (8, 4), (128, 64)
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (narrow, wide)]
+    decay = {"weight_decay": 0.0} if member.has("weight_decay") else {}
+    given = settings(member) | stored(member, form) | decay
+    tx = mup(member.factory, *shapes)(learning_rate=-16.0, **given)  # -1 is what is left of it.
+    updates = run(tx, gs.reshape(STEPS, *wide)).reshape(STEPS, SIZE)
+    assert_same(updates, exact(member, gs, 1 / 16), form)
+    if form is None and member.name != "adopt":  # Its ε does nothing under √nu.
+        with pytest.raises(AssertionError):
+            assert_same(updates, exact(member, gs))
+
+
+@every_dividing
+def test_squares_that_are_zero_leave_the_update_finite_and_bounded(member):
+    gs = gradients(member, 1e-18)
+    updates = np.asarray(run(member.direction(**settings(member)), gs))
+    assert np.isfinite(updates).all()
+    assert np.max(np.abs(updates)) <= 4.0
