@@ -16,20 +16,20 @@ NOISE, EXAMPLES = 30.0, 4096
 SETTINGS = {"learning_rate": 0.03, "eps": 10.0, "weight_decay": 0.03}
 
 
-def scaled_numbers(factor):
-    scaled = scale_batch(adam_jax.adamw, factor).hyperparameters(**SETTINGS)
+def scaled_numbers(factor, **settings):
+    scaled = scale_batch(adam_jax.adamw, factor).hyperparameters(**settings)
     return {name: x for name, x in scaled.items() if type(x) is float}
 
 
 @functools.cache
-def losses(batch_size, **settings):
+def losses(batch_size, noise=NOISE, **settings):
     """Early, in the middle and at the end, each the mean over 64 parameters and 200 seeds."""
     tx, steps = adam_jax.adamw(**settings), EXAMPLES // batch_size
 
     def body(carry, key):
         params, state = carry
-        noise = jax.random.normal(key, params.shape) * (NOISE / np.sqrt(batch_size))
-        params, state = adam_jax.step(tx, params + noise, state, params)
+        g = params + jax.random.normal(key, params.shape) * (noise / np.sqrt(batch_size))
+        params, state = adam_jax.step(tx, g, state, params)
         return (params, state), jnp.mean(params**2)
 
     def run(key):
@@ -43,11 +43,19 @@ def losses(batch_size, **settings):
 
 @pytest.mark.parametrize("factor", [2, 8])
 def test_after_the_same_examples_the_loss_is_the_same(factor):
-    scaled = scaled_numbers(factor)
+    scaled = scaled_numbers(factor, **SETTINGS)
     np.testing.assert_allclose(losses(factor, **scaled), losses(1, **SETTINGS), rtol=0.04)
 
 
 @pytest.mark.parametrize("left_out", [("learning_rate",), ("eps",), ("weight_decay",), SETTINGS])
 def test_and_without_the_rule_for_any_of_the_numbers_it_is_not(left_out):
-    scaled = scaled_numbers(8) | {name: SETTINGS[name] for name in left_out}
+    scaled = scaled_numbers(8, **SETTINGS) | {name: SETTINGS[name] for name in left_out}
     assert np.max(np.abs(losses(8, **scaled) / losses(1, **SETTINGS) - 1)) > 0.2
+
+
+@pytest.mark.parametrize(("noise", "low", "high"), [(10.0, 0.96, 1.06), (2.0, 1.3, 3.0)])
+def test_the_rule_ends_where_noise_is_no_longer_most_of_the_gradient(noise, low, high):
+    settings = {"learning_rate": 1e-3 * noise}
+    scaled = scaled_numbers(8, **settings)
+    ratios = losses(8, noise, **scaled) / losses(1, noise, **settings)
+    assert np.all((low < ratios) & (ratios < high))
