@@ -13,7 +13,9 @@ from adam_jax.validation import check_number
 
 
 def half_life_of_decay_rate(decay_rate: float, batch_size: float = 1.0) -> float:
-    """After how much data half of an average is newer: B·log ½ / log b.
+    """The half-life of an average in examples, tokens or steps: B·log ½ / log b.
+
+    Half of the weight of the average is on gradients newer than that.
 
     Args:
       decay_rate: b, per optimizer step, 0 ≤ b < 1.
@@ -35,8 +37,8 @@ def half_life_of_decay_rate(decay_rate: float, batch_size: float = 1.0) -> float
 def decay_rate_of_half_life(half_life: float, batch_size: float = 1.0) -> float:
     """The decay rate of an average with this half-life: b = 2^(-B / half-life).
 
-    Of two batch sizes the larger has b^k, for k times the batch; `scale_batch` has 1 - k·(1-b),
-    which is the same to first order in k·(1-b), and is zero where this is still 1/e.
+    For a batch k times as large that is b^k. `scale_batch` has 1 - k·(1-b), which is the same to
+    first order in k·(1-b).
 
     Args:
       half_life: in the unit of `batch_size`, > 0.
@@ -46,7 +48,7 @@ def decay_rate_of_half_life(half_life: float, batch_size: float = 1.0) -> float:
       b, per optimizer step.
 
     Raises:
-      ValueError: a number outside its range, or a half-life of so many steps that b is 1.
+      ValueError: a number outside its range, or a half-life so long that b is rounded to 1.
 
     Example:
       >>> from adam_jax.transfer import decay_rate_of_half_life, half_life_of_decay_rate
@@ -60,8 +62,8 @@ def decay_rate_of_half_life(half_life: float, batch_size: float = 1.0) -> float:
     b = math.exp2(-1 / steps)
     if b == 1.0:
         raise ValueError(
-            f"half_life must be at most 6e15 optimizer steps, got {steps:g}: a decay rate that"
-            f" differs from 1 by less is none."
+            f"half_life must be at most 1e16 optimizer steps, got {steps:g}, for which the decay"
+            f" rate is rounded to 1: write the half-life in the unit of batch_size."
         )
     return b
 
@@ -69,10 +71,10 @@ def decay_rate_of_half_life(half_life: float, batch_size: float = 1.0) -> float:
 def time_scale_of_weight_decay(
     weight_decay: float, learning_rate: float, batch_size: float = 1.0
 ) -> float:
-    """Over how much data AdamW averages its updates: τ = B / (α·λ).
+    """The time scale over which AdamW averages its updates: τ = B / (α·λ).
 
-    Decoupled weight decay makes of the weights an exponential moving average of the updates, in
-    which those of a time scale ago count 1/e.
+    With decoupled weight decay the weights are an exponential moving average of updates. An update
+    made τ ago has 1/e of its first weight.
 
     Args:
       weight_decay: λ, > 0, which the learning rate multiplies.
@@ -95,11 +97,11 @@ def time_scale_of_weight_decay(
 def weight_decay_of_time_scale(
     time_scale: float, learning_rate: float, batch_size: float = 1.0
 ) -> float:
-    """The weight decay with which AdamW averages its updates over so much data: λ = B / (α·τ).
+    """The weight decay that gives AdamW this time scale: λ = B / (α·τ).
 
-    Keep τ, in examples or tokens, where the batch or the learning rate changes. For another length
-    of the run Wang & Aitchison 2024 keep its share of the run; Bergsma et al. 2025 find that the
-    best share falls as a power of the tokens per parameter.
+    Keep τ, in examples or tokens, where the batch or the learning rate changes. For more data Wang
+    & Aitchison 2024 keep τ in epochs. For one epoch over D tokens Bergsma et al. 2025 find that the
+    best τ/D falls as a power of the tokens per parameter.
 
     Args:
       time_scale: τ, > 0, in the unit of `batch_size`.
