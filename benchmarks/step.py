@@ -87,6 +87,12 @@ def everything() -> optax.GradientTransformation:
     return adam_jax.accumulate(adam_jax.telemetry(inner, every=100), GROUP)
 
 
+def by_kinds(leaves: Leaves) -> Peer:
+    """muP's, for a base model of which every third leaf is as large, a half, and a quarter."""
+    base = [jax.ShapeDtypeStruct((x.size >> i % 3,), x.dtype) for i, x in enumerate(leaves)]
+    return by_update(adam_jax.transfer.mup(adamw(), base, leaves))(leaves)
+
+
 def recipe() -> list[Case]:
     """Plain AdamW is the base: what the surroundings cost."""
     theirs = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
@@ -105,6 +111,7 @@ def recipe() -> list[Case]:
         Case("accumulate 4", by_update(accumulate), {PLAIN: 1.3}),
         Case("accumulate 4; step", by_step(accumulate), {PLAIN: 0.75}, 0.1),
         Case("optax: MultiSteps 4", by_update(multi), free),
+        Case("muP, three kinds of leaves", by_kinds, {PLAIN: 1.03}, 0.1),
         Case("average; step", by_step(adam_jax.chain(adamw(), average)), free),
         Case(
             "clip, average, skip, telemetry, accumulate 4; step",

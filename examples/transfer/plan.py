@@ -1,0 +1,177 @@
+"""Which models are trained, of which sizes, at which learning rates, and how long that takes."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import adam_jax
+from adam_jax import transfer
+from examples.mnist import data
+from examples.mnist.preprocessing import augment
+from examples.text import corpus
+from examples.transfer.models import CONTEXT
+from examples.transfer.train import Data, Run
+
+SCALES = ("standard", "scaled")
+
+
+def rates(first: float, count: int) -> tuple[float, ...]:
+    """Learning rates, each √2 times the one before."""
+    return tuple(float(first * 2 ** (i / 2)) for i in range(count))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A model in several sizes, each at a grid of learning rates in both parametrizations.
+
+    Attributes:
+      model: as in `Run`.
+      sizes: the first is the base size.
+      standard: learning rates of the standard parametrization; its best falls as models grow.
+      scaled: those of muP or CompleteP.
+      seeds: how many.
+      steps: of the optimizer.
+      batch_size: as in `Run`.
+      seconds: of one run of each size, on two cores.
+    """
+
+    model: str
+    sizes: tuple[int, ...]
+    standard: tuple[float, ...]
+    scaled: tuple[float, ...]
+    seeds: int
+    steps: int
+    batch_size: int
+    seconds: tuple[float, ...]
+
+    def run(self, size: int, scale: str, vocabulary: int) -> Run:
+        """What one piece trains; small models side by side, which keeps both cores busy."""
+        return Run(
+            self.model,
+            size,
+            self.sizes[0],
+            scale == "scaled",
+            self.steps,
+            self.batch_size,
+            together=6 if self.seconds[self.sizes.index(size)] < 2.5 else 1,
+            vocabulary=vocabulary,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """The transformer of one width, trained on the same number of windows in batches of any size.
+
+    Attributes:
+      sizes: windows of text in a batch; the first is that whose hyperparameters are known.
+      windows: of text that each run sees.
+      width: of the model.
+      numbers: the hyperparameters for batches of the first size.
+      seeds: how many.
+      seconds: of one run of each size, on two cores.
+    """
+
+    sizes: tuple[int, ...]
+    windows: int
+    width: int
+    numbers: tuple[tuple[str, float], ...]
+    seeds: int
+    seconds: float
+
+    def run(self, size: int, rule: bool, vocabulary: int) -> tuple[Run, float]:
+        """What one piece trains, and its learning rate."""
+        numbers = dict(self.numbers)
+        if rule:
+            factor = size / self.sizes[0]
+            numbers = dict(transfer.scale_batch(adam_jax.adam, factor).hyperparameters(**numbers))
+        rate = float(numbers.pop("learning_rate"))
+        given = {name: float(numbers[name]) for name in ("b1", "b2", "eps")}
+        return Run(
+            "text",
+            self.width,
+            self.width,
+            scaled=False,
+            steps=self.windows // size,
+            batch_size=size,
+            factory=functools.partial(adam_jax.adam, **given),
+            together=3,
+            vocabulary=vocabulary,
+        ), rate
+
+
+WIDTHS = Sweep(
+    "mlp",
+    (64, 128, 256, 512, 1024),
+    standard=rates(5e-4, 14),
+    scaled=rates(4e-3, 9),
+    seeds=3,
+    steps=200,
+    batch_size=128,
+    seconds=(0.5, 0.8, 1.5, 4.0, 12.0),
+)
+TEXT = Sweep(
+    "text",
+    (32, 64, 128, 256),
+    standard=rates(2e-3, 10),
+    scaled=rates(5.66e-3, 8),
+    seeds=3,
+    steps=200,
+    batch_size=16,
+    seconds=(1.0, 1.7, 3.3, 9.0),
+)
+DEPTHS = Sweep(
+    "residual",
+    (2, 4, 8, 16, 32),
+    standard=rates(1e-3, 12),
+    scaled=rates(4e-3, 9),
+    seeds=6,
+    steps=200,
+    batch_size=128,
+    seconds=(0.4, 0.5, 0.8, 1.2, 2.2),
+)
+BATCHES = Batches(
+    (16, 32, 64, 128, 256, 512),
+    windows=25600,
+    width=64,
+    numbers=(("learning_rate", 0.01), ("b1", 0.97), ("b2", 0.9985), ("eps", 1e-8)),
+    seeds=3,
+    seconds=14.0,
+)
+FAST = (
+    Sweep("mlp", (16, 32), rates(4e-3, 2), rates(4e-3, 2), 1, 10, 32, (0.1, 0.1)),
+    Sweep("text", (8, 16), rates(4e-3, 2), rates(4e-3, 2), 1, 4, 4, (0.1, 0.1)),
+    Sweep("residual", (2, 4), rates(4e-3, 2), rates(4e-3, 2), 1, 10, 32, (0.1, 0.1)),
+    Batches((4, 8), 32, 8, BATCHES.numbers, 1, 0.1),
+)
+
+
+def digits(folder: Any, fast: bool) -> Data:
+    """Digits shifted and turned at random, four times each: none is seen twice in a run."""
+    found = data.load(folder)
+    train = _distorted(found.train_images, found.train_labels, 1 if fast else 4, seed=1)
+    return Data(*train, _distorted(found.test_images, found.test_labels, 1 if fast else 5, seed=2))
+
+
+def _distorted(
+    images: np.ndarray, labels: np.ndarray, times: int, seed: int
+) -> tuple[jax.Array, jax.Array]:
+    @jax.jit
+    def once(key: jax.Array) -> jax.Array:
+        pixels = jnp.asarray(images, jnp.float32)[..., None] / 255
+        return augment(key, pixels).reshape(len(images), -1)
+
+    keys = jax.random.split(jax.random.key(seed), times)
+    return jnp.concatenate(list(map(once, keys))), jnp.tile(jnp.asarray(labels, jnp.int32), times)
+
+
+def text() -> tuple[Data, int]:
+    """The reference of the Python language, and how many different characters it has."""
+    found = corpus.load()
+    held_out = found.validation[: len(found.validation) // (CONTEXT + 1) * (CONTEXT + 1)]
+    windows = jnp.asarray(held_out).reshape(-1, CONTEXT + 1)[:1024]
+    train = jnp.asarray(found.train)
+    return Data(train, train, (windows[:, :-1], windows[:, 1:])), len(found.vocabulary)

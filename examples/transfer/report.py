@@ -1,0 +1,191 @@
+"""What the study found: tables, sentences and pictures."""
+
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from examples.study import Study
+from examples.transfer.plan import SCALES, Batches, Sweep
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+
+Found = dict[str, dict[str, Any]]
+MODELS = {"mlp": "MLP on digits", "text": "transformer on text", "residual": "residual MLP"}
+NAMES = {"mlp": "muP", "text": "muP", "residual": "CompleteP"}
+
+
+def name(part: Sweep | Batches, size: int, scale: Any) -> str:
+    """Of a piece."""
+    if isinstance(part, Batches):
+        return f"batches of {size}, {'scaled' if scale else 'same numbers'}"
+    return f"{part.model} {size}, {scale}"
+
+
+def curve(part: Sweep, size: int, scale: str, found: Found) -> tuple[np.ndarray, np.ndarray]:
+    """Learning rates, and the mean held-out loss over the seeds; infinite where one is NaN."""
+    result = found[name(part, size, scale)]
+    loss = np.asarray(result["held_out"], float).mean(axis=1)
+    return np.asarray(result["rates"]), np.where(np.isnan(loss), np.inf, loss)
+
+
+def row(part: Sweep, size: int, scale: str, found: Found) -> dict[str, float]:
+    """The best learning rate, how far it moved, and what the base model's costs instead of it."""
+    rates, loss = curve(part, size, scale, found)
+    base_rates, base_loss = curve(part, part.sizes[0], scale, found)
+    best, rate = int(loss.argmin()), base_rates[base_loss.argmin()]
+    with_base = float(loss[np.abs(np.log(rates / rate)).argmin()])
+    return {
+        "rate": float(rates[best]),
+        "moved": round(float(np.log2(rates[best] / rate) * 2)),
+        "loss": float(loss[best]),
+        "excess": with_base / float(loss[best]) - 1,
+    }
+
+
+def write(work: Study, parts: tuple[Any, ...], found: Found) -> None:
+    """Prints and writes all of it."""
+    sweeps = [part for part in parts if isinstance(part, Sweep)]
+    rows = []
+    for part in sweeps:
+        for scale in SCALES:
+            for size in part.sizes:
+                r = row(part, size, scale, found)
+                kind = NAMES[part.model] if scale == "scaled" else "standard"
+                rows.append(
+                    (
+                        MODELS[part.model],
+                        kind,
+                        size,
+                        f"{r['rate']:.2g}",
+                        f"{r['moved']:+d}",
+                        f"{r['loss']:.4f}",
+                        f"{r['excess']:+.1%}",
+                    )
+                )
+    columns = (
+        "model",
+        "parametrization",
+        "size",
+        "best learning rate",
+        "grid points from the smallest's",
+        "held-out loss",
+        "with the smallest's rate",
+    )
+    work.say(work.table(columns, rows, "table"))
+    [batches] = [part for part in parts if isinstance(part, Batches)]
+    columns = ("windows in a batch", "steps", "scaled", "same numbers")
+    work.say(work.table(columns, batch_rows(batches, found), "batches"))
+    widths = [part for part in sweeps if part.model != "residual"]
+    sweep_picture(widths, found, "width", work.folder / "widths.png")
+    sweep_picture(
+        [part for part in sweeps if part.model == "residual"],
+        found,
+        "depth",
+        work.folder / "depths.png",
+    )
+    batch_picture(batches, found, work.folder / "batches.png")
+    work.say(f"{work.folder}/widths.png, depths.png, batches.png")
+
+
+def batch_rows(part: Batches, found: Found) -> list[tuple[str, ...]]:
+    """Loss by batch size after the same number of windows, and how far above the smallest's."""
+
+    def loss(size: int, rule: bool) -> float:
+        return float(np.mean(np.asarray(found[name(part, size, rule)]["held_out"], float)))
+
+    first = loss(part.sizes[0], True)
+    return [
+        (
+            str(size),
+            str(part.windows // size),
+            *(f"{loss(size, r):.4f} ({loss(size, r) / first - 1:+.1%})" for r in (True, False)),
+        )
+        for size in part.sizes
+    ]
+
+
+def sweep_picture(sweeps: list[Sweep], found: Found, what: str, path: Any) -> None:
+    """Loss by learning rate, a line for each size: standard on the left, scaled on the right."""
+    figure, axes = plt.subplots(
+        len(sweeps), 2, figsize=(11, 4.3 * len(sweeps)), layout="constrained", squeeze=False
+    )
+    for part, panels in zip(sweeps, axes, strict=True):
+        every = [curve(part, size, scale, found) for size in part.sizes for scale in SCALES]
+        lowest = min(loss.min() for _, loss in every)
+        best_of_base = curve(part, part.sizes[0], "scaled", found)[1].min()
+        highest = best_of_base + 1.2 * (best_of_base - lowest) + 0.1 * lowest
+        low, high = min(r[0] for r, _ in every), max(r[-1] for r, _ in every)
+        for scale, axis in zip(SCALES, panels, strict=True):
+            colours = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(part.sizes)))
+            for size, colour in zip(part.sizes, colours, strict=True):
+                rates, loss = curve(part, size, scale, found)
+                best = int(loss.argmin())
+                shown = np.where(loss <= highest, loss, np.nan)
+                axis.plot(rates, shown, color=colour, lw=1.8)
+                axis.plot(rates[best], loss[best], "o", color=colour, ms=9, mec="white", zorder=3)
+                axis.annotate(
+                    str(size),
+                    (rates[best], loss[best]),
+                    xytext=(0, -15),
+                    textcoords="offset points",
+                    ha="center",
+                    color=colour,
+                    fontweight="bold",
+                )
+            moved = int(row(part, part.sizes[-1], scale, found)["moved"])
+            axis.set_title(_title(part, scale, moved, what), fontsize=11)
+            axis.set(
+                xscale="log",
+                xlim=(low / 1.1, high * 1.1),
+                ylim=(lowest - 0.12 * (highest - lowest), highest),
+                xlabel="learning rate",
+            )
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.grid(alpha=0.25, which="major")
+        panels[0].set_ylabel(f"held-out loss of the {MODELS[part.model]} (nats)")
+    figure.suptitle(f"Dots: the best learning rate of each {what} (the numbers)", fontsize=10)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _title(part: Sweep, scale: str, moved: int, what: str) -> str:
+    kind = NAMES[part.model] if scale == "scaled" else "Standard"
+    ends = f"from {what} {part.sizes[0]} to {part.sizes[-1]}"
+    factor = 2 ** (abs(moved) / 2)
+    if abs(moved) <= 1:
+        return f"{kind}: the best rate stays, {ends}"
+    direction = "falls" if moved < 0 else "grows"
+    return f"{kind}: the best rate {direction} {factor:.1f}-fold, {ends}"
+
+
+def batch_picture(part: Batches, found: Found, path: Any) -> None:
+    """Loss by batch size, with the rule and without."""
+    figure, axis = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
+    for rule, colour, text in (
+        (True, "#0072b2", "learning rate, b1, b2 and ε scaled with the batch"),
+        (False, "#d55e00", "the same numbers for all"),
+    ):
+        loss = [np.asarray(found[name(part, size, rule)]["held_out"], float) for size in part.sizes]
+        mean = np.array([x.mean() for x in loss])
+        axis.plot(part.sizes, mean, "o-", color=colour, lw=1.8)
+        axis.annotate(
+            text,
+            (part.sizes[-2], mean[-2]),
+            xytext=(-10, 8),
+            textcoords="offset points",
+            ha="right",
+            color=colour,
+        )
+        if rule:
+            axis.axhspan(mean[0] * 0.98, mean[0] * 1.02, color=colour, alpha=0.12, lw=0)
+            axis.annotate("±2 %", (part.sizes[0], mean[0] * 0.98), va="top", color=colour)
+    axis.set(xscale="log", xlabel="windows of text in a batch", ylabel="held-out loss (nats)")
+    axis.set_xticks(part.sizes, [str(size) for size in part.sizes])
+    axis.minorticks_off()
+    axis.set_title(f"The same {part.windows:,} windows, in batches of any size", fontsize=11)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,107 @@
+"""transfer in its fast setting, end to end; the rules it trains by, and what it says."""
+
+import csv
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from examples.study import StudyError
+from examples.transfer import __main__ as transfer
+from examples.transfer import plan, report
+from examples.transfer.train import Data, Run, losses
+
+
+def read(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_fast_setting_end_to_end(tmp_path, capsys):
+    transfer.main(["--fast", "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "16 pieces; on two cores about" in said
+    rows = read(tmp_path / "table.csv")
+    assert {row["parametrization"] for row in rows} == {"standard", "muP", "CompleteP"}
+    assert len(rows) == 12 and all(float(row["held-out loss"]) > 0 for row in rows)
+    batches = read(tmp_path / "batches.csv")
+    assert [row["windows in a batch"] for row in batches] == ["4", "8"]
+    assert batches[0]["scaled"] == batches[0]["same numbers"] != batches[1]["scaled"]
+    for name in ("widths.png", "depths.png", "batches.png"):
+        with Image.open(tmp_path / name) as image:
+            assert image.width > 700 and len(set(image.convert("L").tobytes())) > 20
+    transfer.main(["--fast", "--out", str(tmp_path)])
+    assert "16 of 16 pieces were done before" in capsys.readouterr().out
+    with pytest.raises(StudyError, match="other settings"):
+        transfer.main(["--fast", "--seed", "1", "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("model", ["mlp", "text", "residual"])
+def test_at_the_base_size_both_parametrizations_are_one(model):
+    standard = Run(model, 8, 8, False, 3, 4, vocabulary=9)
+    scaled = dataclasses.replace(standard, scaled=True)
+    key = jax.random.key(0)
+    x = jnp.ones((2, 5), jnp.int32) if model == "text" else jnp.ones((2, 784))
+    np.testing.assert_array_equal(*(run.build(8, key)(x) for run in (standard, scaled)))
+    params = standard.initial(key)
+    grads = jax.tree.map(jnp.ones_like, params)
+    updates = []
+    for run in (standard, scaled):
+        tx = run.optimizer(params, jnp.float32(1e-2))
+        updates.append(tx.update(grads, tx.init(params), params)[0])
+    jax.tree.map(np.testing.assert_array_equal, *updates)
+
+
+def test_a_wide_model_has_its_factors():
+    run = Run("mlp", 32, 8, True, 3, 4)
+    params = run.initial(jax.random.key(0))
+    assert run.build(32, jax.random.key(0)).output_factor == 1 / 4
+    tx = run.optimizer(params, jnp.float32(1e-2))
+    grads = jax.tree.map(jnp.ones_like, params)
+    _, state = tx.update(grads, tx.init(params), params)
+    updates = nnx.to_pure_dict(tx.update(grads, state, params)[0])
+    ratio = updates["hidden"][1]["kernel"][0, 0] / updates["hidden"][0]["kernel"][0, 0]
+    np.testing.assert_allclose(ratio, 1 / 4, rtol=1e-5)
+
+
+def test_losses_are_those_of_each_rate_and_seed_alone():
+    images = jax.random.uniform(jax.random.key(0), (40, 784))
+    labels = jnp.arange(40, dtype=jnp.int32) % 10
+    data = Data(images, labels, (images, labels))
+    run = Run("mlp", 8, 8, False, 20, 8)
+    together = losses(dataclasses.replace(run, together=4), data, [1e-3, 1e-2], [0, 1])
+    alone = losses(run, data, [1e-2], [1])
+    assert together["held_out"].shape == (2, 2)
+    np.testing.assert_allclose(together["held_out"][1, 1], alone["held_out"][0, 0], rtol=1e-4)
+    assert together["held_out"][1].mean() < together["held_out"][0].mean() < np.log(10) * 1.1
+
+
+def test_how_far_the_best_rate_moved_is_counted_in_points_of_the_grid():
+    part = dataclasses.replace(plan.FAST[0], standard=plan.rates(1e-3, 4), seeds=1)
+    of = {16: [3.0, 2.0, 2.5, float("nan")], 32: [1.5, 1.8, 2.0, 9.0]}
+    found = {
+        report.name(part, size, "standard"): {
+            "rates": list(part.standard),
+            "held_out": [[x] for x in loss],
+        }
+        for size, loss in of.items()
+    }
+    row = report.row(part, 32, "standard", found)
+    assert row["moved"] == -1 and row["rate"] == pytest.approx(1e-3)
+    assert row["excess"] == pytest.approx(1.8 / 1.5 - 1)
+
+
+def test_the_batch_rule_is_that_of_the_library():
+    part = plan.BATCHES
+    run, rate = part.run(64, True, 9)
+    assert run.steps == part.windows // 64
+    assert rate == pytest.approx(0.02)
+    assert run.factory.keywords["b1"] == pytest.approx(1 - 4 * 0.03)
+    assert run.factory.keywords["b2"] == pytest.approx(1 - 4 * 0.0015)
+    assert run.factory.keywords["eps"] == pytest.approx(5e-9)
+    same, rate = part.run(64, False, 9)
+    assert rate == 0.01 and same.factory.keywords["b1"] == 0.97
