@@ -8,16 +8,18 @@ from flax import nnx
 from adam_jax.transfer import attention_scale, mup_init, output_factor
 
 FEATURES, CLASSES, DEPTH = 32, 10, 4
-MLP_BASE, TRANSFORMER_BASE = 64, 32
+BASE = 64
+_BASE_KEY = jax.random.key(1000)
 
 _inputs = jax.random.normal(jax.random.key(100), (64, FEATURES))
 _classes = jax.random.randint(jax.random.key(101), (64,), 0, CLASSES)
 
 
 def mlp_init(width, key, std=None):
-    """Kernels of four hidden layers and an output layer, that one ten times smaller than usual.
+    """Kernels of four hidden layers and an output layer.
 
-    Random logits shrink as 1/√width under muP, and the gradients of all layers with them a little.
+    The last one is ten times smaller than usual: under muP random logits shrink as 1/√width, and
+    the gradients of all layers depend on them.
     """
     sizes = {f"hidden{i}": (width, width) for i in range(1, DEPTH + 1)}
     sizes["hidden1"] = FEATURES, width
@@ -31,9 +33,11 @@ def mlp_init(width, key, std=None):
 
 def mlp(width, key, std=None, scaled=True, factor=True):
     """Parameters and loss for `coordinate_check`; `scaled` and `factor` are muP's two."""
-    params = mlp_init(width, key, std)
-    if scaled:
-        params = mup_init(params, mlp_init(MLP_BASE, jax.random.key(1000), std))
+
+    @jax.jit  # One compilation instead of one for each random array.
+    def init(key):
+        params = mlp_init(width, key, std)
+        return mup_init(params, mlp_init(BASE, _BASE_KEY, std)) if scaled else params
 
     def loss(params):
         x, activations = _inputs, {}
@@ -41,11 +45,11 @@ def mlp(width, key, std=None, scaled=True, factor=True):
             x = activations[f"hidden{i}"] = jax.nn.relu(x @ params[f"hidden{i}"])
         logits = x @ params["logits"]
         if factor:
-            logits = output_factor(width, MLP_BASE) * logits
+            logits = output_factor(width, BASE) * logits
         of_batch = optax.softmax_cross_entropy_with_integer_labels(logits, _classes)
         return jnp.mean(of_batch), activations | {"logits": logits}
 
-    return params, loss
+    return init(key), loss
 
 
 VOCABULARY, CONTEXT, LAYERS, HEADS = 16, 16, 2, 2
@@ -70,9 +74,7 @@ class Block(nnx.Module):
         joint = self.queries_keys_values(self.norm_attention(x))
         joint = joint.reshape(batch, length, 3 * HEADS, width // HEADS)
         queries, keys, values = jnp.split(joint, 3, axis=2)
-        read = jax.nn.dot_product_attention(
-            queries, keys, values, is_causal=True, scale=self.scale
-        )
+        read = jax.nn.dot_product_attention(queries, keys, values, is_causal=True, scale=self.scale)
         attended = self.project(read.reshape(batch, length, width))
         self.sow(nnx.Intermediate, "attention", attended)
         x = x + attended
@@ -85,7 +87,7 @@ class Transformer(nnx.Module):
     """Token numbers to logits; heads grow with the width."""
 
     def __init__(self, width, standard, rngs):
-        base = width if standard else TRANSFORMER_BASE
+        base = width if standard else BASE
         self.factor = output_factor(width, base)
         scale = attention_scale(width / HEADS, base / HEADS)
         self.tokens = nnx.Embed(VOCABULARY, width, embedding_init=_small, rngs=rngs)
@@ -103,23 +105,24 @@ class Transformer(nnx.Module):
         return self.factor * self.out(x)
 
 
-def transformer_params(width, key=None, standard=False):
-    """The parameters as an nnx.State, and what `nnx.merge` needs with them."""
-    key = jax.random.key(1000) if key is None else key
-    graph, params = nnx.split(Transformer(width, standard, nnx.Rngs(params=key)), nnx.Param)
-    return params, graph
+def transformer_init(width, key, standard=False):
+    """What `nnx.merge` needs, and the parameters as an nnx.State."""
+    return nnx.split(Transformer(width, standard, nnx.Rngs(params=key)), nnx.Param)
 
 
 def transformer(width, key, standard=False):
-    """Parameters and loss for `coordinate_check`: what layers sow, and the logits."""
-    params, graph = transformer_params(width, key, standard)
-    if not standard:
-        params = mup_init(params, transformer_params(TRANSFORMER_BASE)[0])
+    """Parameters and loss for `coordinate_check`: logits, and what layers sow."""
+    graph, _ = nnx.eval_shape(lambda: transformer_init(width, key, standard))
+
+    @jax.jit
+    def init(key):
+        _, params = transformer_init(width, key, standard)
+        return params if standard else mup_init(params, transformer_init(BASE, _BASE_KEY)[1])
 
     def loss(params):
-        model = nnx.merge(graph, params)
-        logits = model(_text[:, :-1])
+        forward = nnx.capture(nnx.merge(graph, params), nnx.Intermediate)
+        logits, sown = forward(_text[:, :-1])
         of_batch = optax.softmax_cross_entropy_with_integer_labels(logits, _text[:, 1:])
-        return jnp.mean(of_batch), {"logits": logits, "sown": nnx.pop(model, nnx.Intermediate)}
+        return jnp.mean(of_batch), {"logits": logits, "sown": sown}
 
-    return params, loss
+    return init(key), loss
