@@ -1,7 +1,10 @@
 """Two models of any width that show their activations: a plain MLP, and a transformer in NNX."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -15,29 +18,32 @@ _inputs = jax.random.normal(jax.random.key(100), (64, FEATURES))
 _classes = jax.random.randint(jax.random.key(101), (64,), 0, CLASSES)
 
 
+def normal(key, size, std):
+    """Drawn by NumPy: JAX would compile a program for each shape."""
+    seed = np.asarray(jax.random.key_data(key))
+    return jnp.asarray(np.random.default_rng(seed).normal(scale=std, size=size), jnp.float32)
+
+
 def mlp_init(width, key, std=None):
     """Kernels of four hidden layers and an output layer.
 
     The last one is ten times smaller than usual: under muP random logits shrink as 1/√width, and
     the gradients of all layers depend on them.
     """
-    sizes = {f"hidden{i}": (width, width) for i in range(1, DEPTH + 1)}
-    sizes["hidden1"] = FEATURES, width
-    params = {
-        name: jax.random.normal(one, size) * (std or (2 / size[0]) ** 0.5)
-        for one, (name, size) in zip(jax.random.split(key, len(sizes)), sizes.items(), strict=True)
-    }
-    logits = jax.random.normal(jax.random.fold_in(key, 1), (width, CLASSES))
-    return params | {"logits": logits * 0.1 * (2 / width) ** 0.5}
+    params, inputs = {}, FEATURES
+    for i in range(1, DEPTH + 1):
+        usual = (2 / inputs) ** 0.5
+        params[f"hidden{i}"] = normal(jax.random.fold_in(key, i), (inputs, width), std or usual)
+        inputs = width
+    usual = (2 / width) ** 0.5
+    return params | {"logits": normal(key, (width, CLASSES), 0.1 * usual)}
 
 
 def mlp(width, key, std=None, scaled=True, factor=True):
     """Parameters and loss for `coordinate_check`; `scaled` and `factor` are muP's two."""
-
-    @jax.jit  # One compilation instead of one for each random array.
-    def init(key):
-        params = mlp_init(width, key, std)
-        return mup_init(params, mlp_init(BASE, _BASE_KEY, std)) if scaled else params
+    params = mlp_init(width, key, std)
+    if scaled:
+        params = mup_init(params, mlp_init(BASE, _BASE_KEY, std))
 
     def loss(params):
         x, activations = _inputs, {}
@@ -49,12 +55,11 @@ def mlp(width, key, std=None, scaled=True, factor=True):
         of_batch = optax.softmax_cross_entropy_with_integer_labels(logits, _classes)
         return jnp.mean(of_batch), activations | {"logits": logits}
 
-    return init(key), loss
+    return params, loss
 
 
 VOCABULARY, CONTEXT, LAYERS, HEADS = 16, 16, 2, 2
 _text = jax.random.randint(jax.random.key(102), (8, CONTEXT + 1), 0, VOCABULARY)
-_small = nnx.initializers.normal(0.02)
 
 
 class Block(nnx.Module):
@@ -64,10 +69,10 @@ class Block(nnx.Module):
         self.scale = scale
         self.norm_attention = nnx.LayerNorm(width, rngs=rngs)
         self.queries_keys_values = nnx.Linear(width, 3 * width, rngs=rngs)
-        self.project = nnx.Linear(width, width, kernel_init=_small, rngs=rngs)
+        self.project = nnx.Linear(width, width, rngs=rngs)
         self.norm_mlp = nnx.LayerNorm(width, rngs=rngs)
         self.up = nnx.Linear(width, 4 * width, rngs=rngs)
-        self.down = nnx.Linear(4 * width, width, kernel_init=_small, rngs=rngs)
+        self.down = nnx.Linear(4 * width, width, rngs=rngs)
 
     def __call__(self, x):
         batch, length, width = x.shape
@@ -90,11 +95,11 @@ class Transformer(nnx.Module):
         base = width if standard else BASE
         self.factor = output_factor(width, base)
         scale = attention_scale(width / HEADS, base / HEADS)
-        self.tokens = nnx.Embed(VOCABULARY, width, embedding_init=_small, rngs=rngs)
-        self.positions = nnx.Embed(CONTEXT, width, embedding_init=_small, rngs=rngs)
+        self.tokens = nnx.Embed(VOCABULARY, width, rngs=rngs)
+        self.positions = nnx.Embed(CONTEXT, width, rngs=rngs)
         self.blocks = nnx.List([Block(width, scale, rngs) for _ in range(LAYERS)])
         self.norm = nnx.LayerNorm(width, rngs=rngs)
-        self.out = nnx.Linear(width, VOCABULARY, use_bias=False, kernel_init=_small, rngs=rngs)
+        self.out = nnx.Linear(width, VOCABULARY, use_bias=False, rngs=rngs)
 
     def __call__(self, tokens):
         x = self.tokens(tokens) + self.positions(jnp.arange(tokens.shape[1]))
@@ -105,19 +110,34 @@ class Transformer(nnx.Module):
         return self.factor * self.out(x)
 
 
+@functools.cache
+def _transformer_shapes(width, standard):
+    model = nnx.eval_shape(lambda: Transformer(width, standard, nnx.Rngs(0)))
+    return nnx.split(model, nnx.Param)
+
+
 def transformer_init(width, key, standard=False):
-    """What `nnx.merge` needs, and the parameters as an nnx.State."""
-    return nnx.split(Transformer(width, standard, nnx.Rngs(params=key)), nnx.Param)
+    """The parameters as an nnx.State."""
+    _, shapes = _transformer_shapes(width, standard)
+    flat, treedef = jax.tree_util.tree_flatten_with_path(shapes)
+    leaves = []
+    for i, (path, leaf) in enumerate(flat):
+        name = jax.tree_util.keystr(path)
+        if "scale" in name or "bias" in name:
+            leaves.append(jnp.full(leaf.shape, float("scale" in name)))
+            continue
+        fan_in = "queries" in name or "'up'" in name
+        std = leaf.shape[0] ** -0.5 if fan_in else 0.02
+        leaves.append(normal(jax.random.fold_in(key, i), leaf.shape, std))
+    return treedef.unflatten(leaves)
 
 
 def transformer(width, key, standard=False):
     """Parameters and loss for `coordinate_check`: logits, and what layers sow."""
-    graph, _ = nnx.eval_shape(lambda: transformer_init(width, key, standard))
-
-    @jax.jit
-    def init(key):
-        _, params = transformer_init(width, key, standard)
-        return params if standard else mup_init(params, transformer_init(BASE, _BASE_KEY)[1])
+    graph, _ = _transformer_shapes(width, standard)
+    params = transformer_init(width, key, standard)
+    if not standard:
+        params = mup_init(params, transformer_init(BASE, _BASE_KEY))
 
     def loss(params):
         forward = nnx.capture(nnx.merge(graph, params), nnx.Intermediate)
@@ -125,4 +145,4 @@ def transformer(width, key, standard=False):
         of_batch = optax.softmax_cross_entropy_with_integer_labels(logits, _text[:, 1:])
         return jnp.mean(of_batch), {"logits": logits, "sown": sown}
 
-    return init(key), loss
+    return params, loss

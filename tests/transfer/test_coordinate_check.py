@@ -22,7 +22,7 @@ HIDDEN = ["hidden1", "hidden2", "hidden3", "hidden4"]
 
 
 def with_mup(init, learning_rate):
-    base = jax.eval_shape(init)
+    base = init()
     return lambda params: mup(adam_jax.adamw, base, params)(learning_rate)
 
 
@@ -65,8 +65,7 @@ def test_a_mistake_is_found_by_name(mistake, wrong):
 
 def test_a_transformer_in_nnx():
     learning_rate = 2e-3
-    init = lambda: models.transformer_init(models.BASE, jax.random.key(0))[1]  # noqa: E731
-    tx = with_mup(init, learning_rate)
+    tx = with_mup(lambda: models.transformer_init(models.BASE, jax.random.key(0)), learning_rate)
     check = coordinate_check(models.transformer, [64, 128, 512], tx)
     assert {"logits", "sown/blocks/1/mlp/0", "sown/features/0"} <= {*check.names}
     assert check.ok, str(check)
