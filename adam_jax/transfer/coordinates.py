@@ -166,21 +166,21 @@ def coordinate_check(
 
         RMS(x_t) ≈ constant, RMS(x_t - x_0) ≈ constant    slopes against the width are 0
 
-    A forgotten factor shows as a slope of about ±1/2 or ±1 in the activation behind it, and often
-    in those after that one.
+    A forgotten factor shows as a slope of about ±1/2 or ±1 in the activation after it, and often in
+    the following ones.
 
-    Slopes of up to ±0.1 come from narrow models themselves, and more at widths below 64. Random
-    logits shrink as 1/√width under muP, and blur the changes of all layers: initialize the output
-    layer with small values or with 0 (appendix D.2). Train with a learning rate at which the loss
-    falls slowly: gradients of a batch that is fitted after two steps say little.
+    Three other causes of a slope: widths below 64 (up to ±0.1); random initial logits, which shrink
+    as 1/√width under muP and change the gradients of all layers, so initialize the output layer
+    with small values or 0 (appendix D.2); a learning rate that fits the batch within the few steps.
 
     Args:
-      make_model: of a width and a key, `jax.random.key(seed)`: the parameters, and a function of
-        parameters that returns the loss on one fixed batch and a pytree of activations, such as a
-        dict by the name of the layer. None among them is left out; so should be what no trained
-        parameter reaches. All seeds of a width use the function that the first seed returned.
+      make_model: a function of a width and a key, `jax.random.key(seed)`, that returns the
+        parameters and their loss. `loss(params)` returns the loss on one fixed batch and a pytree
+        of activations, such as a dict by layer; None is left out. Leave out activations that no
+        trained parameter reaches, such as the input. All seeds of a width share the first one's
+        loss and optimizer.
       widths: two or more, ascending; a factor of 8 or more between the first and the last.
-      make_optimizer: of the parameters: any Optax transformation, such as
+      make_optimizer: a function of the parameters that returns any Optax transformation, such as
         `lambda params: mup(adamw, base, params)(1e-2)`.
       steps: optimizer steps, on the same batch, ≥ 1.
       seeds: models of each width, ≥ 1.
@@ -190,7 +190,7 @@ def coordinate_check(
       The sizes, with slopes, verdicts, a table (`print`) and a picture (`plot`).
 
     Raises:
-      ValueError: an argument out of range; activations that have not the same names at all widths.
+      ValueError: an argument out of range; no activations; other names at another width.
 
     Example:
       >>> import adam_jax, jax, jax.numpy as jnp
@@ -199,6 +199,7 @@ def coordinate_check(
       ...     sizes = {"in": (8, width), "mid": (width, width), "out": (width, 8)}
       ...     return {name: jax.random.normal(key, size) / 3 for name, size in sizes.items()}
       >>> base = init(32, jax.random.key(0))
+      >>> base["out"] *= 0.1  # mup_init makes the initial logits small at every width.
       >>> def make_model(width, key):
       ...     def loss(params):
       ...         x = jax.nn.relu(jnp.eye(8) @ params["in"])
@@ -210,13 +211,14 @@ def coordinate_check(
       >>> print(coordinate_check(make_model, [32, 128, 512], tx).summary)
       All sizes hold from width 32 to 512.
 
-    With Flax NNX, `graph, params = nnx.split(model)`, and the loss starts with
-    `nnx.merge(graph, params)`. Intermediates that layers `sow` are a pytree of activations, too:
-    `nnx.pop(model, nnx.Intermediate)`, with names that end in `/0`.
+    With Flax NNX, `graph, params = nnx.split(model)`; the loss calls `nnx.merge(graph, params)`.
+    What the model returns beside its output, or `sow`s, is a pytree of activations.
+    `nnx.capture(model, nnx.Intermediate, method_outputs=nnx.Intermediate)(x)` returns the output of
+    the model and a pytree of the outputs of all modules.
 
-    Differs from Microsoft's `mup.coord_check` in: that measures mean absolute values of the outputs
-    of all modules, draws them and leaves the verdict to the reader; this one measures RMS, of the
-    change too, fits slopes and names what is wrong.
+    Differs from Microsoft's `mup.coord_check` in: that draws the mean absolute values of the
+    outputs of all modules, and leaves the verdict to the reader; this one measures the RMS, also of
+    the change, fits slopes and names the activations that are wrong.
 
     Reference: Yang et al. 2022, appendix D.1 (coordinate checking); figure 5 has the change since
     initialization.
@@ -226,7 +228,7 @@ def coordinate_check(
     seeds = check_integer("seeds", seeds, 1, instead="3 is usual")
     tolerance = float(check_number("tolerance", tolerance, instead="0.1 is usual"))
     names: list[str] = []
-    sizes = []
+    sizes = []  # [widths, seeds, steps + 1, 2, names]
     for width in checked:
         its_names, its_sizes = _measured(make_model, width, make_optimizer, steps, seeds)
         names = names or its_names
@@ -238,7 +240,6 @@ def coordinate_check(
             )
         sizes.append(its_sizes)
     with np.errstate(divide="ignore", invalid="ignore"):  # 0 stays 0, NaN is a verdict.
-        # [widths, seeds, steps + 1, 2, names]
         rms, change = np.moveaxis(np.exp(np.mean(np.log(sizes), axis=1)), (2, 1), (0, 1))
     return CoordinateCheck(checked, tuple(names), rms, change, tolerance)
 

@@ -36,10 +36,13 @@ def draw(check: "CoordinateCheck") -> "Figure":
         ) from error
     steps = len(check.rms) - 1
     after = f"after {steps} optimizer step{'s' if steps > 1 else ''}"
-    title = textwrap.fill(f"Coordinate check. {check.summary}", 100, break_long_words=False)
+    width = 9.5 + 0.13 * max(map(len, check.names))
+    title = textwrap.fill(
+        f"Coordinate check. {check.summary}", int(9 * width), break_long_words=False
+    )
     inside = max(3.0, len(check.names) * _LINE_HEIGHT / 72)
     height = inside + 1.25 + 0.22 * title.count("\n")
-    figure = Figure(figsize=(10.5, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)  # pyright: ignore
     figure.suptitle(
         title.replace("$", r"\$"),

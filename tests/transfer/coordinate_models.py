@@ -58,7 +58,7 @@ def mlp(width, key, std=None, scaled=True, factor=True):
     return params, loss
 
 
-VOCABULARY, CONTEXT, LAYERS, HEADS = 16, 16, 2, 2
+VOCABULARY, CONTEXT, LAYERS, HEADS = 16, 16, 1, 2
 _text = jax.random.randint(jax.random.key(102), (8, CONTEXT + 1), 0, VOCABULARY)
 
 
@@ -83,9 +83,9 @@ class Block(nnx.Module):
         attended = self.project(read.reshape(batch, length, width))
         self.sow(nnx.Intermediate, "attention", attended)
         x = x + attended
-        up = self.down(nnx.gelu(self.up(self.norm_mlp(x))))
-        self.sow(nnx.Intermediate, "mlp", up)
-        return x + up
+        processed = self.down(nnx.gelu(self.up(self.norm_mlp(x))))
+        self.sow(nnx.Intermediate, "mlp", processed)
+        return x + processed
 
 
 class Transformer(nnx.Module):

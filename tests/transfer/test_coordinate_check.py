@@ -67,13 +67,13 @@ def test_a_transformer_in_nnx():
     learning_rate = 2e-3
     tx = with_mup(lambda: models.transformer_init(models.BASE, jax.random.key(0)), learning_rate)
     check = coordinate_check(models.transformer, [64, 128, 512], tx)
-    assert {"logits", "sown/blocks/1/mlp/0", "sown/features/0"} <= {*check.names}
+    assert {"logits", "sown/blocks/0/mlp/0", "sown/features/0"} <= {*check.names}
     assert check.ok, str(check)
 
     standard = functools.partial(models.transformer, standard=True)
     plain = adam_jax.adamw(learning_rate)
     check = coordinate_check(standard, [64, 256], lambda params: plain, seeds=1)
-    for name in ("logits", "sown/blocks/0/attention/0", "sown/blocks/1/mlp/0"):
+    for name in ("logits", "sown/blocks/0/attention/0", "sown/blocks/0/mlp/0"):
         assert check.verdicts[name] == "grows with width"
 
 
