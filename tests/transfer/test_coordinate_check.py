@@ -21,14 +21,13 @@ WIDTHS = 64, 128, 256, 512
 HIDDEN = ["hidden1", "hidden2", "hidden3", "hidden4"]
 
 
-def with_mup(init, learning_rate):
-    base = init()
+def with_mup(base, learning_rate):
     return lambda params: mup(adam_jax.adamw, base, params)(learning_rate)
 
 
 @functools.cache
 def checked_mlp(with_plain_adamw=False, **kwargs):
-    tx = with_mup(lambda: models.mlp_init(models.BASE, jax.random.key(0)), 1e-3)
+    tx = with_mup(models.mlp_init(models.BASE, jax.random.key(0)), 1e-3)
     if with_plain_adamw:
         tx = lambda params: adam_jax.adamw(1e-3)  # noqa: E731
     make_model = functools.partial(models.mlp, **kwargs)
@@ -65,7 +64,7 @@ def test_a_mistake_is_found_by_name(mistake, wrong):
 
 def test_a_transformer_in_nnx():
     learning_rate = 2e-3
-    tx = with_mup(lambda: models.transformer_init(models.BASE, jax.random.key(0)), learning_rate)
+    tx = with_mup(models.transformer_init(models.BASE, jax.random.key(0)), learning_rate)
     check = coordinate_check(models.transformer, [64, 128, 512], tx)
     assert {"logits", "sown/blocks/0/mlp/0", "sown/features/0"} <= {*check.names}
     assert check.ok, str(check)
