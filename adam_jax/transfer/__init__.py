@@ -14,9 +14,9 @@ from adam_jax.transfer.time_scales import (
 __all__ = [
     "CoordinateCheck",
     "attention_scale",
+    "coordinate_check",
     "decay_rate_of_half_life",
     "half_life_of_decay_rate",
-    "coordinate_check",
     "mup",
     "mup_init",
     "output_factor",
