@@ -17,7 +17,12 @@ FILES = sorted(ROOT.rglob("*.py"))
 WITHOUT_OPTAX = {"validation", "slots", "xla", "rules", "formats"}
 # What a file may import besides, where it needs it: in a function, or for type checkers alone.
 # Nothing but jax and optax is there when the package is imported.
-IN_FUNCTIONS = {"inspect/records.py": {"matplotlib"}, "convert/flax.py": {"flax"}}
+IN_FUNCTIONS = {
+    "inspect/records.py": {"matplotlib"},
+    "transfer/coordinates.py": {"matplotlib"},
+    "transfer/coordinates_plot.py": {"matplotlib"},
+    "convert/flax.py": {"flax"},
+}
 
 
 def layer(path: Path) -> str:

@@ -1,6 +1,7 @@
 """Hyperparameters that hold when the model, the batch or the run grows."""
 
 from adam_jax.transfer.batch import scale_batch
+from adam_jax.transfer.coordinates import CoordinateCheck, coordinate_check
 from adam_jax.transfer.factors import attention_scale, output_factor, residual_factor
 from adam_jax.transfer.mup import mup, mup_init
 from adam_jax.transfer.time_scales import (
@@ -11,7 +12,9 @@ from adam_jax.transfer.time_scales import (
 )
 
 __all__ = [
+    "CoordinateCheck",
     "attention_scale",
+    "coordinate_check",
     "decay_rate_of_half_life",
     "half_life_of_decay_rate",
     "mup",

@@ -1,0 +1,308 @@
+"""Whether the activations of a model keep their size as it grows wider, measured.
+
+Yang et al. 2022, Tensor Programs V, https://arxiv.org/abs/2203.03466
+"""
+
+import dataclasses
+import operator
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adam_jax._types import Leaf, Params, PyTree
+from adam_jax.engine.transformation import step
+from adam_jax.engine.trees import leaf_paths
+from adam_jax.formats.dtypes import wider_dtype
+from adam_jax.transfer.coordinates_plot import draw
+from adam_jax.validation import check_integer, check_number
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Loss = Callable[[Params], tuple[Leaf, PyTree]]
+"""The loss of the parameters on one batch, and the activations of the model."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CoordinateCheck:
+    """The size of each activation by width; printed, it is a table with a verdict.
+
+    Sizes are root mean squares over all elements, and geometric means over seeds.
+
+    Attributes:
+      widths: the widths, ascending.
+      names: the paths of the activations.
+      rms: the RMS of each activation, float64 [steps + 1, widths, names]. Row 0 is before the first
+        step.
+      change: the RMS of what each activation differs by from its value before the first step, with
+        the shape of `rms`. Row 0 is 0.
+      tolerance: the largest slope that counts as none.
+    """
+
+    widths: tuple[int, ...]
+    names: tuple[str, ...]
+    rms: np.ndarray
+    change: np.ndarray
+    tolerance: float
+
+    @property
+    def slopes(self) -> dict[str, float]:
+        """The slope of log RMS against log width after the last step, by least squares.
+
+        0 where the size does not depend on the width, 1 where it is proportional to it; NaN where
+        it is 0 or not finite at a width.
+        """
+        return self._slopes(self.rms[-1])
+
+    @property
+    def change_slopes(self) -> dict[str, float]:
+        """The slope of the change."""
+        return self._slopes(self.change[-1])
+
+    @property
+    def verdicts(self) -> dict[str, str]:
+        """What is wrong with each activation, or "ok". The first that applies:
+
+        - "not finite": a size is NaN or infinite, in any step, at any width.
+        - "does not move": the change after the last step is exactly 0 at one width or more. No
+          trained parameter reaches the activation, or its updates are lost to rounding.
+        - "grows with width": the slope of the RMS or that of its change is > tolerance.
+        - "vanishes with width": the slope of the change is < -tolerance. The RMS itself may shrink:
+          under muP the logits before the first step are proportional to 1/√width.
+        """
+        slopes, change_slopes = self.slopes, self.change_slopes
+        found = {}
+        for i, name in enumerate(self.names):
+            sizes = self.rms[:, :, i], self.change[:, :, i]
+            if not np.isfinite(sizes).all():
+                found[name] = "not finite"
+            elif not self.change[-1, :, i].all():
+                found[name] = "does not move"
+            elif slopes[name] > self.tolerance or change_slopes[name] > self.tolerance:
+                found[name] = "grows with width"
+            elif change_slopes[name] < -self.tolerance:
+                found[name] = "vanishes with width"
+            else:
+                found[name] = "ok"
+        return found
+
+    @property
+    def ok(self) -> bool:
+        """Whether all verdicts are "ok"."""
+        return set(self.verdicts.values()) == {"ok"}
+
+    @property
+    def summary(self) -> str:
+        """Which activations are wrong, by verdict; or that all sizes hold."""
+        wrong: dict[str, list[str]] = {}
+        for name, verdict in self.verdicts.items():
+            if verdict != "ok":
+                wrong.setdefault(verdict.capitalize(), []).append(name)
+        if not wrong:
+            return f"All sizes hold from width {self.widths[0]} to {self.widths[-1]}."
+        return " ".join(f"{verdict}: {', '.join(names)}." for verdict, names in wrong.items())
+
+    def __str__(self) -> str:
+        first, last = self.widths[0], self.widths[-1]
+        rows = [
+            ["activation", f"RMS at {first}", f"at {last}", "slope", "slope of change", "verdict"]
+        ]
+        slopes, change_slopes = self.slopes, self.change_slopes
+        for i, (name, verdict) in enumerate(self.verdicts.items()):
+            sizes = (f"{self.rms[-1, k, i]:.3g}" for k in (0, -1))
+            both = (
+                "none" if np.isnan(slope) else f"{slope:+.2f}"
+                for slope in (slopes[name], change_slopes[name])
+            )
+            rows.append([name, *sizes, *both, verdict])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = []
+        for row in rows:
+            cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+            cells[0], cells[-1] = row[0].ljust(widths[0]), row[-1]
+            lines.append("  ".join(cells))
+        return "\n".join([*lines, self.summary])
+
+    def plot(self) -> "Figure":
+        """Draws size and change against width, one line for each activation.
+
+        Lines end in their names. Those of activations that are wrong are red, and thick in the
+        panel that shows why. Axes are logarithmic, and sizes span at least as many decades as
+        widths: noise stays flat. A size that is 0 or not finite is a gap.
+
+        Returns:
+          A matplotlib figure, which a notebook shows and `figure.savefig(path)` writes. pyplot does
+          not know it, so that there is nothing to close.
+
+        Raises:
+          ModuleNotFoundError: matplotlib is not installed.
+        """
+        return draw(self)
+
+    def _slopes(self, sizes: np.ndarray) -> dict[str, float]:
+        x = np.log(self.widths)
+        x = x - np.mean(x)
+        usable = np.where(np.isfinite(sizes) & (sizes > 0), sizes, np.nan)
+        slopes = x @ np.log(usable) / (x @ x)
+        return dict(zip(self.names, slopes.tolist(), strict=True))
+
+
+def coordinate_check(
+    make_model: Callable[[int, jax.Array], tuple[Params, Loss]],
+    widths: Sequence[int],
+    make_optimizer: Callable[[Params], optax.GradientTransformation],
+    *,
+    steps: int = 4,
+    seeds: int = 3,
+    tolerance: float = 0.1,
+) -> CoordinateCheck:
+    """Trains a model for a few steps at several widths, and measures how activations grow.
+
+    Under muP each activation changes by as much in a wide model as in a narrow one:
+
+        RMS(x_t) ≈ constant, RMS(x_t - x_0) ≈ constant    slopes against the width are 0
+
+    A forgotten factor shows as a slope of about ±1/2 or ±1 in the activation after it, and often in
+    the following ones.
+
+    Three other causes of a slope: widths below 64 (up to ±0.1); random initial logits, which shrink
+    as 1/√width under muP and change the gradients of all layers, so initialize the output layer
+    with small values or 0 (appendix D.2); a learning rate that fits the batch within the few steps.
+
+    Args:
+      make_model: a function of a width and a key, `jax.random.key(seed)`, that returns the
+        parameters and their loss. `loss(params)` returns the loss on one fixed batch and a pytree
+        of activations, such as a dict by layer; None is left out. Leave out activations that no
+        trained parameter reaches, such as the input. All seeds of a width share the first one's
+        loss and optimizer.
+      widths: two or more, ascending; a factor of 8 or more between the first and the last.
+      make_optimizer: a function of the parameters that returns any Optax transformation, such as
+        `lambda params: mup(adamw, base, params)(1e-2)`.
+      steps: optimizer steps, on the same batch, ≥ 1.
+      seeds: models of each width, ≥ 1.
+      tolerance: the largest slope that counts as none, ≥ 0.
+
+    Returns:
+      The sizes, with slopes, verdicts, a table (`print`) and a picture (`plot`).
+
+    Raises:
+      ValueError: an argument out of range; no activations; other names at another width.
+
+    Example:
+      >>> import adam_jax, jax, jax.numpy as jnp
+      >>> from adam_jax.transfer import coordinate_check, mup, mup_init, output_factor
+      >>> def init(width, key):
+      ...     sizes = {"in": (8, width), "mid": (width, width), "out": (width, 8)}
+      ...     return {name: jax.random.normal(key, size) / 3 for name, size in sizes.items()}
+      >>> base = init(32, jax.random.key(0))
+      >>> base["out"] *= 0.1  # mup_init makes the initial logits small at every width.
+      >>> def make_model(width, key):
+      ...     def loss(params):
+      ...         x = jax.nn.relu(jnp.eye(8) @ params["in"])
+      ...         h = jax.nn.relu(x @ params["mid"])
+      ...         logits = output_factor(width, 32) * (h @ params["out"])
+      ...         return jnp.mean((logits - jnp.eye(8)) ** 2), {"x": x, "h": h, "logits": logits}
+      ...     return mup_init(init(width, key), base), loss
+      >>> tx = lambda params: mup(adam_jax.adamw, base, params)(1e-2)
+      >>> print(coordinate_check(make_model, [32, 128, 512], tx).summary)
+      All sizes hold from width 32 to 512.
+
+    With Flax NNX, `graph, params = nnx.split(model)`; the loss calls `nnx.merge(graph, params)`.
+    What the model returns beside its output, or `sow`s, is a pytree of activations.
+    `nnx.capture(model, nnx.Intermediate, method_outputs=nnx.Intermediate)(x)` returns the output of
+    the model and a pytree of the outputs of all modules.
+
+    Differs from Microsoft's `mup.coord_check` in: that draws the mean absolute values of the
+    outputs of all modules, and leaves the verdict to the reader; this one measures the RMS, also of
+    the change, fits slopes and names the activations that are wrong.
+
+    Reference: Yang et al. 2022, appendix D.1 (coordinate checking); figure 5 has the change since
+    initialization.
+    """
+    checked = _check_widths(widths)
+    steps = check_integer("steps", steps, 1, instead="4 is usual")
+    seeds = check_integer("seeds", seeds, 1, instead="3 is usual")
+    tolerance = float(check_number("tolerance", tolerance, instead="0.1 is usual"))
+    names: list[str] = []
+    sizes = []  # [widths, seeds, steps + 1, 2, names]
+    for width in checked:
+        its_names, its_sizes = _measured(make_model, width, make_optimizer, steps, seeds)
+        names = names or its_names
+        if its_names != names:
+            missing, new = sorted({*names} - {*its_names}), sorted({*its_names} - {*names})
+            raise ValueError(
+                f"make_model must return activations of the same names at every width: width"
+                f" {width} lacks {missing} and has {new} besides those of width {checked[0]}."
+            )
+        sizes.append(its_sizes)
+    with np.errstate(divide="ignore", invalid="ignore"):  # 0 stays 0, NaN is a verdict.
+        rms, change = np.moveaxis(np.exp(np.mean(np.log(sizes), axis=1)), (2, 1), (0, 1))
+    return CoordinateCheck(checked, tuple(names), rms, change, tolerance)
+
+
+def _check_widths(widths: Sequence[int]) -> tuple[int, ...]:
+    try:
+        checked = tuple(operator.index(width) for width in widths)
+    except TypeError:
+        checked = ()
+    if len(checked) < 2 or checked[0] < 1 or list(checked) != sorted(set(checked)):
+        raise ValueError(
+            f"widths must be two or more positive integers, ascending, got {widths!r}: write"
+            f" [64, 128, 256, 512], say."
+        )
+    return checked
+
+
+def _measured(
+    make_model: Callable[..., Any],
+    width: int,
+    make_optimizer: Callable[..., Any],
+    steps: int,
+    seeds: int,
+) -> tuple[list[str], np.ndarray]:
+    """The names of the activations, and their sizes [seeds, steps + 1, 2, names]."""
+    models = (make_model(width, jax.random.key(seed)) for seed in range(seeds))
+    first, loss = next(models)
+    tx = make_optimizer(first)
+
+    @jax.jit
+    def advance(params: Params, state: PyTree) -> tuple[Params, PyTree, PyTree]:
+        (_, activations), grads = jax.value_and_grad(loss, has_aux=True, allow_int=True)(params)
+        return *step(tx, grads, state, params), activations
+
+    names: list[str] = []
+    found = []
+    for seed in range(seeds):
+        params = first if seed == 0 else next(models)[0]
+        state, start, sizes = tx.init(params), None, []
+        for _ in range(steps + 1):
+            params, state, activations = advance(params, state)
+            names = leaf_paths(activations, none_is_leaf=False)
+            if not names:
+                raise ValueError("make_model must return a loss with activations, got none.")
+            leaves = jax.tree.leaves(activations)
+            start = leaves if start is None else start
+            sizes.append(_sizes(leaves, start))
+        found.append(sizes)
+    return names, np.asarray(jax.device_get(found), np.float64)
+
+
+@jax.jit
+def _sizes(leaves: list[jax.Array], start: list[jax.Array]) -> jax.Array:
+    """[2, names]: the RMS of activations, and of how they differ from the first ones."""
+    wide = [x.astype(wider_dtype(x.dtype, jnp.dtype(jnp.float32))) for x in leaves]
+    before = [x.astype(y.dtype) for x, y in zip(start, wide, strict=True)]
+    change = [y - x for x, y in zip(before, wide, strict=True)]
+    return jnp.stack([jnp.stack([_rms(x) for x in side]) for side in (wide, change)])
+
+
+def _rms(x: jax.Array) -> jax.Array:
+    """The root mean square, also where a square is out of range: a change may be tiny."""
+    sizes = jnp.abs(x)
+    unit = jnp.max(sizes)
+    unit = jnp.where(unit > 0, unit, 1)
+    return (unit * jnp.sqrt(jnp.mean((sizes / unit) ** 2))).astype(jnp.float32)

@@ -1,0 +1,316 @@
+"""Sizes by width: they hold under muP, and each planted mistake is found by name."""
+
+import dataclasses
+import functools
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+import adam_jax
+from adam_jax.transfer import CoordinateCheck, coordinate_check, mup
+from tests.transfer import coordinate_models as models
+
+WIDTHS = 64, 128, 256, 512
+HIDDEN = ["hidden1", "hidden2", "hidden3", "hidden4"]
+
+
+def with_mup(base, learning_rate):
+    return lambda params: mup(adam_jax.adamw, base, params)(learning_rate)
+
+
+@functools.cache
+def checked_mlp(with_plain_adamw=False, **kwargs):
+    tx = with_mup(models.mlp_init(models.BASE, jax.random.key(0)), 1e-3)
+    if with_plain_adamw:
+        tx = lambda params: adam_jax.adamw(1e-3)  # noqa: E731
+    make_model = functools.partial(models.mlp, **kwargs)
+    return coordinate_check(make_model, WIDTHS, tx, steps=3, seeds=5)
+
+
+def test_sizes_of_an_mlp_hold_under_mup():
+    check = checked_mlp()
+    assert check.widths == WIDTHS and list(check.names) == [*HIDDEN, "logits"]
+    assert check.rms.shape == check.change.shape == (4, 4, 5)
+    slopes = [of[name] for of in (check.slopes, check.change_slopes) for name in HIDDEN]
+    assert max(map(abs, slopes)) <= 0.1
+    assert abs(check.change_slopes["logits"]) <= 0.1
+    assert check.ok, str(check)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "wrong"),
+    [
+        ({"factor": False}, ["logits"]),
+        ({"with_plain_adamw": True}, ["hidden2", "hidden3", "hidden4", "logits"]),
+        ({"scaled": False, "std": 0.1}, ["hidden2", "hidden3", "hidden4", "logits"]),
+    ],
+    ids=["no output factor", "plain adamw", "initial values"],
+)
+def test_a_mistake_is_found_by_name(mistake, wrong):
+    check = checked_mlp(**mistake)
+    expected = {name: "grows with width" if name in wrong else "ok" for name in check.names}
+    assert check.verdicts == expected, str(check)
+    assert not check.ok and check.summary == f"Grows with width: {', '.join(wrong)}."
+    # By a clear margin, in what the mistake is in.
+    assert max(check.slopes[wrong[0]], check.change_slopes[wrong[0]]) > 0.4
+
+
+def test_a_transformer_in_nnx():
+    learning_rate = 2e-3
+    tx = with_mup(models.transformer_init(models.BASE, jax.random.key(0)), learning_rate)
+    check = coordinate_check(models.transformer, [64, 128, 512], tx)
+    assert {"logits", "sown/blocks/0/mlp/0", "sown/features/0"} <= {*check.names}
+    assert check.ok, str(check)
+
+    standard = functools.partial(models.transformer, standard=True)
+    plain = adam_jax.adamw(learning_rate)
+    check = coordinate_check(standard, [64, 256], lambda params: plain, seeds=1)
+    for name in ("logits", "sown/blocks/0/attention/0", "sown/blocks/0/mlp/0"):
+        assert check.verdicts[name] == "grows with width"
+
+
+class Small(nnx.Module):
+    """One hidden layer."""
+
+    def __init__(self, width, rngs):
+        self.hidden = nnx.Linear(3, width, rngs=rngs)
+        self.out = nnx.Linear(width, 1, rngs=rngs)
+
+    def __call__(self, x):
+        hidden = self.hidden(x)
+        return self.out(jnp.tanh(hidden)), hidden
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_activations_of_nnx_returned_or_captured(captured):
+    def make_model(width, key):
+        graph, params = nnx.split(Small(width, nnx.Rngs(params=key)))
+
+        def loss(params):
+            model, kind = nnx.merge(graph, params), nnx.Intermediate
+            (out, hidden), outputs = nnx.capture(model, kind, method_outputs=kind)(jnp.eye(3))
+            return jnp.mean((out - 1) ** 2), outputs if captured else {"hidden": hidden}
+
+        return params, loss
+
+    check = coordinate_check(make_model, [4, 8], lambda _: adam_jax.adamw(1e-2), steps=2, seeds=1)
+    names = ("__call__/0/0", "__call__/0/1", "hidden/__call__/0", "out/__call__/0")
+    assert check.names == (names if captured else ("hidden",))
+    params, _ = make_model(8, jax.random.key(0))
+    kernel = np.asarray(params["hidden"]["kernel"][...])  # The bias is 0.
+    found = check.rms[0, 1, [i for i, name in enumerate(check.names) if "hidden" in name]]
+    np.testing.assert_allclose(found, np.sqrt(np.mean(kernel**2)), rtol=1e-6)
+
+
+def linear(width, key):
+    """w ← w - 2·lr·w in each step; activations of several dtypes, and a None."""
+
+    def loss(w):
+        half = w.astype(jnp.bfloat16)
+        return jnp.sum(w**2), {"w": w, "none": None, "half": half, "complex": jax.lax.complex(w, w)}
+
+    return jax.random.normal(key, (width,)), loss
+
+
+def test_sizes_are_those_of_numpy():
+    check = coordinate_check(linear, [2, 5, 9], lambda _: optax.sgd(0.25), steps=2, seeds=3)
+    assert check.names == ("complex", "half", "w")
+    for i, width in enumerate(check.widths):
+        w = [np.asarray(jax.random.normal(jax.random.key(k), (width,)), float) for k in range(3)]
+        size = np.exp(np.mean([np.log(np.sqrt(np.mean(x**2))) for x in w]))
+        for name, unit, rtol in (("w", 1, 1e-6), ("complex", 2**0.5, 1e-6), ("half", 1, 1e-2)):
+            k = check.names.index(name)
+            expected = size * np.array([[1, 0.5, 0.25], [0, 0.5, 0.75]]) * unit
+            measured = check.rms[:, i, k], check.change[:, i, k]
+            np.testing.assert_allclose(measured, expected, rtol)
+
+
+def test_a_width_is_compiled_once():
+    traced = []
+
+    def make_model(width, key):
+        w, of_w = linear(width, key)
+
+        def loss(params):
+            traced.append(width)
+            return of_w(params["w"])
+
+        return {"w": w, "table": jnp.arange(3)}, loss  # An integer is left as it is.
+
+    coordinate_check(make_model, [2, 4], lambda _: adam_jax.adamw(1e-2), steps=3, seeds=3)
+    assert traced == [2, 4]
+
+
+@pytest.mark.parametrize(("learning_rate", "change"), [(1e-30, 1e-30), (1e30, 1e30), (0, 0)])
+def test_changes_whose_squares_are_out_of_range(learning_rate, change):
+    def make_model(width, key):
+        return jnp.zeros(width), lambda params: (jnp.sum(params), params)
+
+    sgd = optax.sgd(learning_rate)
+    check = coordinate_check(make_model, [2, 4], lambda _: sgd, steps=1)
+    np.testing.assert_allclose(check.change[1], change, rtol=1e-6)
+    assert check.verdicts == {"(the whole tree)": "ok" if change else "does not move"}
+
+
+def of_powers(power=0.0, change_power=0.0, widths=(10, 100, 1000), **kwargs):
+    """A check whose sizes are powers of the width."""
+    widths_ = np.asarray(widths, float)
+    rms = np.stack([widths_**power * 3] * 3)[..., None]
+    change = np.stack([0 * widths_, widths_**change_power, widths_**change_power * 2])[..., None]
+    return dataclasses.replace(CoordinateCheck(widths, ("x",), rms, change, 0.1), **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("power", "change_power", "verdict"),
+    [
+        (0.0, 0.0, "ok"),
+        (-0.5, 0.0, "ok"),  # Logits of muP.
+        (0.09, -0.09, "ok"),
+        (0.11, 0.0, "grows with width"),
+        (0.0, 0.5, "grows with width"),
+        (-0.5, 0.5, "grows with width"),
+        (0.0, -0.5, "vanishes with width"),
+        (1.0, -0.5, "grows with width"),
+    ],
+)
+def test_verdicts_of_slopes(power, change_power, verdict):
+    check = of_powers(power, change_power)
+    assert check.slopes == {"x": pytest.approx(power, abs=1e-12)}
+    assert check.change_slopes == {"x": pytest.approx(change_power, abs=1e-12)}
+    assert check.verdicts == {"x": verdict} and check.ok is (verdict == "ok")
+    assert of_powers(power, change_power, tolerance=2.0).ok
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("at", [(0, 0, 0), (2, 1, 0)])
+def test_a_size_that_is_not_finite(value, at):
+    check = of_powers(power=1.0)
+    check.rms[at] = value
+    assert check.verdicts == {"x": "not finite"}
+    assert check.summary == "Not finite: x."
+    assert np.isnan(check.slopes["x"]) == (at[0] == 2)
+    check.plot().draw_without_rendering()
+
+
+def test_a_model_that_diverges_is_not_finite():
+    make_model = lambda width, key: (jnp.ones(width), lambda p: (jnp.sum(p**3), p))  # noqa: E731
+    check = coordinate_check(make_model, [2, 4], lambda _: optax.sgd(1e9), steps=4)
+    assert set(check.verdicts.values()) == {"not finite"}
+
+
+def test_what_does_not_move():
+    check = of_powers()
+    check.change[2, 1] = 0
+    assert check.verdicts == {"x": "does not move"} and not check.ok
+    assert np.isnan(check.change_slopes["x"])
+    assert str(check).splitlines()[1].split() == [
+        "x",
+        "3",
+        "3",
+        "+0.00",
+        "none",
+        *"does not move".split(),
+    ]
+
+
+def test_the_table():
+    check = checked_mlp(factor=False)
+    heading, *rows, summary = str(check).splitlines()
+    assert heading.split("  ")[0] == "activation" and heading.endswith("slope of change  verdict")
+    assert "RMS at 64" in heading and "at 512" in heading
+    assert [row.split()[0] for row in rows] == [*HIDDEN, "logits"]
+    assert rows[-1].endswith(f"{check.change_slopes['logits']:+.2f}  grows with width")
+    assert summary == "Grows with width: logits."
+    assert str(checked_mlp()).endswith("\nAll sizes hold from width 64 to 512.")
+
+
+def test_the_picture():
+    check = checked_mlp(factor=False)
+    figure = check.plot()
+    assert type(figure) is Figure and not figure.legends
+    assert figure.get_suptitle() == "Coordinate check. Grows with width: logits."
+    size, change = figure.axes
+    for axes, sizes, slopes in (
+        (size, check.rms, check.slopes),
+        (change, check.change, check.change_slopes),
+    ):
+        assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+        assert list(axes.get_xticks()) == list(WIDTHS)
+        for line, values in zip(axes.get_lines(), sizes[-1].T, strict=True):
+            np.testing.assert_array_equal(line.get_xdata(), WIDTHS)
+            np.testing.assert_array_equal(line.get_ydata(), values)
+        *right, wrong = axes.get_lines()
+        assert wrong.get_color() not in {line.get_color() for line in right}
+        assert wrong.get_linewidth() > 2 * max(line.get_linewidth() for line in right)
+        labels = [text.get_text() for text in axes.texts]
+        assert labels == [*HIDDEN, f"logits ∝ width^{slopes['logits']:.2f}"]
+    assert "flat is right" in change.get_title(loc="left")
+    title = checked_mlp().plot().get_suptitle()
+    assert title == "Coordinate check. All sizes hold from width 64 to 512."
+
+
+@pytest.mark.parametrize("many", [1, 2, 40])
+def test_labels_are_apart_and_inside(many):
+    one = of_powers()
+    names = tuple(f"$layer/{i}" for i in range(many))
+    sizes = [np.repeat(x, many, axis=-1) for x in (one.rms, one.change)]
+    figure = CoordinateCheck(one.widths, names, *sizes, 0.1).plot()
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        boxes = sorted(
+            (Text.get_window_extent(text) for text in axes.texts), key=lambda box: box.y0
+        )
+        assert len(boxes) == many
+        assert all(a.y1 <= b.y0 + 1 for a, b in zip(boxes, boxes[1:], strict=False))
+        assert figure.bbox.y0 <= boxes[0].y0 and boxes[-1].y1 <= figure.bbox.y1
+
+
+def test_a_picture_without_sizes_and_one_for_notebooks():
+    check = of_powers()
+    check.rms[:] = np.nan
+    figure = check.plot()
+    assert [text.get_text() for text in figure.axes[0].texts] == ["x: nan"]
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_matplotlib_is_asked_for_where_it_is_needed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'adam_jax\[inspect\]'"):
+        of_powers().plot()
+
+
+@pytest.mark.parametrize("widths", [[], [64], [64, 64], [128, 64], [0, 64], [64.0, 128], "64", 64])
+def test_wrong_widths(widths):
+    with pytest.raises(ValueError, match=r"widths must be two or more .*: write \[64, 128,"):
+        coordinate_check(linear, widths, lambda _: optax.sgd(1.0))
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("steps", 0), ("steps", 1.5), ("seeds", 0), ("seeds", True), ("tolerance", -0.1)],
+)
+def test_other_wrong_arguments(argument, value):
+    with pytest.raises(ValueError, match=f"^{argument} must be .* is usual"):
+        coordinate_check(linear, [2, 4], lambda _: optax.sgd(1.0), **{argument: value})
+
+
+def test_activations_must_have_names_that_stay():
+    def make_model(width, key):
+        return jnp.ones(width), lambda p: (jnp.sum(p), {"x": p, f"width{width}": p})
+
+    message = r"width 4 lacks \['width2'\] and has \['width4'\] besides those of width 2"
+    with pytest.raises(ValueError, match=message):
+        coordinate_check(make_model, [2, 4], lambda _: optax.sgd(1.0))
+
+
+def test_there_must_be_activations():
+    make_model = lambda width, key: (jnp.ones(width), lambda p: (jnp.sum(p), {}))  # noqa: E731
+    with pytest.raises(ValueError, match="loss with activations, got none"):
+        coordinate_check(make_model, [2, 4], lambda _: optax.sgd(1.0))
