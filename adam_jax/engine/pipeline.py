@@ -15,7 +15,7 @@ import optax
 
 from adam_jax._types import Count, Leaf, Named, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import PASS_ON, Body, Call
-from adam_jax.engine.leaf_factors import LeafFactors, by_factors
+from adam_jax.engine.leaf_factors import Factors, LeafFactors, by_factors
 from adam_jax.engine.leaf_program import LeafGroup, run
 from adam_jax.engine.leaf_step import LeafArrays, Program
 from adam_jax.engine.plan import explicit_sharding, note, plans_of
@@ -112,6 +112,12 @@ class Pipeline(Body):
         """The opposite of `split`."""
         wrapped = tuple(stage.wrap(s) for stage, s in zip(self.stages, states, strict=True))
         return wrapped if self.chained else wrapped[0]
+
+
+def factors_in(body: Body) -> dict[str, Factors]:
+    """The factors of each leaf, by its path, of the pipelines in a body."""
+    found = jax.tree.leaves(body, is_leaf=lambda x: isinstance(x, Pipeline))
+    return dict(item for x in found if isinstance(x, Pipeline) for item in x.factors or ())
 
 
 def init_pipelines(pipelines: tuple[Pipeline, ...], labels: Labels, params: Params) -> PyTree:

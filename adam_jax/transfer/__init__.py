@@ -9,13 +9,17 @@ from adam_jax.transfer.time_scales import (
     time_scale_of_weight_decay,
     weight_decay_of_time_scale,
 )
+from adam_jax.transfer.table import MupRow, MupTable, mup_table
 
 __all__ = [
+    "MupRow",
+    "MupTable",
     "attention_scale",
     "decay_rate_of_half_life",
     "half_life_of_decay_rate",
     "mup",
     "mup_init",
+    "mup_table",
     "output_factor",
     "residual_factor",
     "scale_batch",

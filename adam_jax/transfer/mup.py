@@ -55,10 +55,14 @@ def mup(
         have fewer.
       params: those of the model to train, or their shapes.
       layers: a regular expression for the whole paths of leaves whose first axis is that of layers
-        (`jax.lax.scan` over blocks); None for none.
+        (`jax.lax.scan` over blocks). None for none: such an axis is an error then, if it grows and
+        can be told from those of kernels. Not so a single kernel without other leaves beside it
+        whose layers grow by the product of two other axes, [8, 32, 32] for [2, 16, 16], nor layers
+        that have one leaf of one axis. `""` leaves this check out.
       alpha: the exponent of the residual factor, 1/2 to 1. 1 is CompleteP.
       outputs_last: kernels are [inputs, outputs], as in Flax and Haiku; False for [outputs,
-        inputs], as in Equinox and PyTorch. It matters only where the two grow differently.
+        inputs], as in Equinox and PyTorch. It matters only where the two grow differently; an
+        embedding has the role of an output then, and the same factors.
 
     Returns:
       The transformation, or a function with the arguments of `tx`. The state is the member's own.
@@ -66,8 +70,9 @@ def mup(
       the factors too.
 
     Raises:
-      ValueError: here, for trees that do not fit together, for `l2`, and for an update that depends
-        on the size of the parameters (`lamb`); in `init` and `update`, for other parameters.
+      ValueError: here, or where the transformation is made, for trees that do not fit together, for
+        `l2`, for an update that depends on the size of the parameters (`lamb`), and for `mup` of
+        `mup`; in `init` and `update`, for other parameters.
 
     Example:
       >>> import adam_jax, jax, jax.numpy as jnp
@@ -105,7 +110,7 @@ def with_leaf_factors(tx: Modifiable, factors: LeafFactors) -> Modifiable:
         check_scalable(pipeline)
         return dataclasses.replace(pipeline, factors=factors)
 
-    return modified(with_leaf_factors, tx, edit, factors=factors)
+    return modified(with_leaf_factors, tx, edit, "mup", factors=factors)
 
 
 def mup_init(
