@@ -184,14 +184,17 @@ def _grows_like_layers(leaves: Sequence[Pair]) -> bool:
     ranks = [len(its) for its in axes]
     if max(ranks) < 3:
         return False
-    kernels = [its for its in axes if len(its) > 2]
-    if any(sum(x != 1 for x in its) > 2 and not is_balanced(its) for its in kernels):
+    kernels = [its for its in axes if len(its) > 2 and sum(x != 1 for x in its) > 2]
+    if any(not is_balanced(its) for its in kernels):
         return True
     if len(leaves) == 1 or min(ranks) < 2:
         return False
-    vectors = [its for its in axes if len(its) == 2]
-    unlike = any(its[1] != 1 and not is_balanced(its) for its in vectors)
-    return unlike or all(its.count(1) == len(its) - 1 for its in axes)
+    if all(its.count(1) == len(its) - 1 for its in axes):
+        return True
+    # [8, 32, 32] for [2, 16, 16]: a kernel of attention, were it not for [8, 32] beside it.
+    vectors = [its for its in axes if len(its) == 2 and its[1] != 1]
+    first_balances = all(math.isclose(its[0] ** 2, math.prod(its)) for its in kernels)
+    return first_balances and not all(map(is_balanced, vectors))
 
 
 def _without_ones(x: Pair) -> list[float]:

@@ -148,7 +148,7 @@ def _hints(
                 tied.setdefault(_output_factor(g), []).append(f"`{path}`")
         for factor, paths in tied.items():
             which = paths[0] if len(paths) == 1 else f"one of {', '.join(paths)}"
-            yield f"No leaf is an output: if {which} makes the logits too, multiply them by {factor}."
+            yield f"No leaf is an output. If {which} makes the logits, multiply them by {factor}."
     for layers in deeper:
         exponent = "" if alpha == 1 else f", {alpha:g}"
         factor = readable((layers[1] / layers[0]) ** alpha)

@@ -1,0 +1,312 @@
+"""What is read from two trees of shapes: roles, growth, layers."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+
+from adam_jax.transfer.growth import growths
+
+
+def shape(*axes):
+    return jax.ShapeDtypeStruct(axes, jnp.float32)
+
+
+def roles(base, params, **kwargs):
+    """Role and growth of inputs and outputs of each leaf, by its path."""
+    return {
+        g.path: (g.role, round(g.fan_in, 9), round(g.fan_out, 9))
+        for g in growths(base, params, **kwargs)
+    }
+
+
+FIXED = ("fixed", 1, 1)
+HIDDEN, INPUT, OUTPUT, VECTOR = (
+    ("hidden", 4, 4),
+    ("input", 1, 4),
+    ("output", 4, 1),
+    ("vector", 1, 4),
+)
+
+
+class NnxPerceptron(nnx.Module):
+    def __init__(self, width):
+        rngs = nnx.Rngs(0)
+        self.first = nnx.Linear(5, width, rngs=rngs)
+        self.middle = nnx.Linear(width, width, rngs=rngs)
+        self.norm = nnx.LayerNorm(width, rngs=rngs)
+        self.last = nnx.Linear(width, 3, rngs=rngs)
+
+
+PERCEPTRON = {
+    "first/kernel": INPUT,
+    "first/bias": VECTOR,
+    "middle/kernel": HIDDEN,
+    "middle/bias": VECTOR,
+    "norm/scale": VECTOR,
+    "norm/bias": VECTOR,
+    "last/kernel": OUTPUT,
+    "last/bias": FIXED,
+}
+
+
+def test_perceptron_of_nnx():
+    base, params = (nnx.state(NnxPerceptron(width), nnx.Param) for width in (4, 16))
+    assert roles(base, params) == PERCEPTRON
+    assert roles(nnx.to_pure_dict(base), params) == PERCEPTRON
+    shapes = nnx.eval_shape(lambda: NnxPerceptron(4))
+    assert roles(nnx.state(shapes, nnx.Param), params) == PERCEPTRON
+
+
+class LinenPerceptron(linen.Module):
+    width: int
+
+    @linen.compact
+    def __call__(self, x):
+        x = linen.Dense(self.width)(x)
+        x = linen.LayerNorm()(linen.Dense(self.width)(x))
+        return linen.Dense(3)(x)
+
+
+def test_perceptron_of_linen():
+    x, key = jnp.ones((1, 5)), jax.random.key(0)
+    base = jax.eval_shape(LinenPerceptron(4).init, key, x)
+    params = LinenPerceptron(16).init(key, x)
+    assert roles(base["params"], params["params"]) == {
+        "Dense_0/kernel": INPUT,
+        "Dense_0/bias": VECTOR,
+        "Dense_1/kernel": HIDDEN,
+        "Dense_1/bias": VECTOR,
+        "LayerNorm_0/scale": VECTOR,
+        "LayerNorm_0/bias": VECTOR,
+        "Dense_2/kernel": OUTPUT,
+        "Dense_2/bias": FIXED,
+    }
+
+
+def test_convolutions():
+    def init(width):
+        return {
+            "first": shape(3, 3, 1, width),
+            "hidden": shape(3, 3, width, 2 * width),
+            "depthwise": shape(3, 3, 1, width),
+            "one_axis": shape(3, width, width),
+        }
+
+    assert roles(init(4), init(16)) == {
+        "first": INPUT,
+        "hidden": HIDDEN,
+        "depthwise": INPUT,
+        "one_axis": HIDDEN,
+    }
+
+
+def test_convolutions_with_outputs_first():
+    def init(width):
+        return {"in": {"weight": shape(width, 3, 3, 3), "bias": shape(width, 1, 1)},
+                "mid": {"weight": shape(2 * width, width, 3, 3)}}  # fmt: skip
+
+    its = roles(init(4), init(16), outputs_last=False)
+    assert its == {"in/weight": INPUT, "in/bias": INPUT, "mid/weight": HIDDEN}
+
+
+def attention(heads, size):
+    features = heads * size
+    module = nnx.MultiHeadAttention(heads, features, decode=False, rngs=nnx.Rngs(0))
+    einsum = {"[heads, features, size]": shape(heads, features, size), "b": shape(heads, size)}
+    return {"flax": nnx.to_pure_dict(nnx.state(module, nnx.Param)), "einsum": einsum}
+
+
+@pytest.mark.parametrize("grown", [(8, 4), (2, 16), (4, 8)])
+def test_attention_grows_by_heads_by_their_size_or_by_both(grown):
+    its = roles(attention(2, 4), attention(*grown))
+    assert its.pop("einsum/b")[0] != "fixed"
+    expected = {"einsum/[heads, features, size]": HIDDEN, "flax/out/bias": VECTOR}
+    for name in ("query", "key", "value", "out"):
+        expected[f"flax/{name}/kernel"] = HIDDEN
+        expected.setdefault(f"flax/{name}/bias", VECTOR)
+    assert its == expected
+
+
+def test_features_that_grow_by_more_than_either_part_of_the_heads():
+    its = roles(attention(2, 4), attention(4, 16))
+    kernels = {k: x for k, x in its.items() if not k.endswith("/b")}
+    assert kernels["flax/query/kernel"] == kernels["flax/out/kernel"] == ("hidden", 8, 8)
+    assert kernels["einsum/[heads, features, size]"] == ("hidden", 8, 8)
+    assert kernels["flax/query/bias"] == ("vector", 1, 8)
+
+
+def test_embeddings_and_experts_that_do_not_grow_in_number():
+    def init(width):
+        return {"embedding": shape(50, width), "positions": shape(1, 9, width),
+                "experts": shape(6, width, 2 * width), "fused": shape(3, width, 2, width // 2),
+                "readout": shape(width, 50)}  # fmt: skip
+
+    assert roles(init(4), init(16)) == {
+        "embedding": INPUT,
+        "positions": INPUT,
+        "experts": HIDDEN,
+        "fused": HIDDEN,
+        "readout": OUTPUT,
+    }
+
+
+def test_outputs_first_where_the_sides_grow_differently():
+    def init(n, m):
+        return {"weight": shape(8 * m, 8 * n), "first": shape(8 * m, 3), "last": shape(3, 8 * n)}
+
+    assert roles(init(1, 1), init(4, 2), outputs_last=False) == {
+        "weight": ("hidden", 4, 2),
+        "first": ("input", 1, 2),
+        "last": OUTPUT,
+    }
+    assert roles(init(1, 1), init(4, 2))["weight"] == ("hidden", 2, 4)
+
+
+@pytest.mark.parametrize("name", ["blocks/{}/{}", "Block_{}/Dense_{}", "blocks/{}/layers/{}"])
+def test_a_block_that_base_lacks_has_the_shape_of_its_first(name):
+    """Also with two numbers in a path, of which one counts blocks."""
+
+    def init(count, width):
+        its = {}
+        for i in range(count):
+            its[name.format(i, 0)] = shape(width, 4 * width)
+            its[name.format(i, 1)] = shape(4 * width, width)
+        return its
+
+    found = growths(init(2, 8), init(6, 32))
+    assert all(g.role == "hidden" and g.layers == (6, 2) and g.depth == 3 for g in found)
+    bases = {g.path: g.base_path for g in found}
+    assert bases[name.format(5, 1)] == name.format(0, 1)
+    assert bases[name.format(1, 1)] == name.format(1, 1)
+    assert all(g.depth == 1 for g in growths(init(2, 8), init(2, 32)))
+    assert [g.depth for g in growths(init(4, 8), init(1, 32))] == [1 / 4] * 2
+
+
+class Blocks(nnx.Module):
+    def __init__(self, count, width):
+        rngs = nnx.Rngs(0)
+        self.blocks = nnx.List([nnx.Linear(width, width, rngs=rngs) for _ in range(count)])
+
+
+def test_a_list_of_nnx():
+    base, params = (nnx.state(Blocks(*its), nnx.Param) for its in ((2, 4), (3, 16)))
+    found = {g.path: g for g in growths(base, params)}
+    assert found["blocks/2/kernel"].layers == (3, 2)
+    assert found["blocks/2/kernel"].role == "hidden"
+    assert found["blocks/2/bias"].role == "vector"
+
+
+def test_layers_of_different_shapes_must_be_as_many():
+    def init(*widths):
+        return {f"Dense_{i}": shape(n, m) for i, (n, m) in enumerate(itertools.pairwise(widths))}
+
+    with pytest.raises(ValueError, match="^base must have as many layers as params, or layers of"):
+        growths(init(5, 8, 8, 3), init(5, 32, 32, 32, 3))
+
+
+def stacked(count, width):
+    return {
+        "embedding": shape(50, width),
+        "blocks": {
+            "dense": {"kernel": shape(count, width, width), "bias": shape(count, width)},
+            "norm": {"scale": shape(count, width)},
+        },
+        "head": shape(width, 50),
+    }
+
+
+def test_stacked_layers():
+    wider = roles(stacked(2, 4), stacked(2, 16))
+    assert wider["blocks/dense/kernel"] == HIDDEN and wider["blocks/norm/scale"] == INPUT
+    found = {g.path: g for g in growths(stacked(2, 4), stacked(8, 16), layers="blocks/.*")}
+    kernel, bias = found["blocks/dense/kernel"], found["blocks/dense/bias"]
+    assert kernel.role == "hidden" and kernel.layers == (8, 2) and kernel.fan_in == 4
+    assert bias.role == "vector" and bias.depth == 4 and bias.width == 4
+    assert found["head"].layers is None
+
+
+@pytest.mark.parametrize("grown", [(8, 4), (8, 16), (8, 32), (32, 16), (4, 8), (8, 8)])
+def test_stacked_layers_that_grow_in_number_must_be_named(grown):
+    """Also where their number grows as the width does, or by its square."""
+    with pytest.raises(ValueError, match="^layers must say which .* Write layers='blocks/.*'"):
+        growths(stacked(2, 4), stacked(*grown))
+    assert growths(stacked(2, 4), stacked(*grown), layers="")
+    assert growths(stacked(2, 4), stacked(*grown), layers="blocks/.*")
+
+
+def test_one_stacked_kernel_alone_must_be_named_too():
+    with pytest.raises(ValueError, match=r"'w.1' has 16 there and 2 in base"):
+        growths({"w.1": shape(2, 4, 4)}, {"w.1": shape(16, 16, 16)})
+
+
+def test_a_stacked_kernel_that_looks_like_one_of_attention_cannot_be_recognised():
+    """Four times as many layers of twice the width, and no other leaf."""
+    [g] = growths({"w": shape(2, 4, 4)}, {"w": shape(8, 8, 8)})
+    assert (g.fan_in, g.fan_out) == (4, 4)
+
+
+@pytest.mark.parametrize("outputs_last", [True, False])
+@pytest.mark.parametrize(
+    "init",
+    [
+        lambda n: {"kernel": shape(4 * n, 4 * n), "bias": shape(4 * n)},
+        lambda n: {"gate": shape(4 * n, 8 * n), "up": shape(4 * n, 8 * n)},
+        lambda n: {"weight": shape(4 * n, 3, 3, 3), "bias": shape(4 * n, 1, 1)},
+        lambda n: {k: shape(4 * n, 2 * n, 2) for k in "qkv"},
+        lambda n: {"q": shape(2 * n, 4 * n, 2), "out": shape(2 * n, 2, 4 * n)},
+        lambda n: {"q": shape(2 * n, 4 * n, 2), "b": shape(2 * n, 2)},
+        lambda n: {"q": shape(4 * n, 2 * n, 2), "k": shape(4 * n, 1, 2), "head": shape(4 * n, 9)},
+        lambda n: {"ih": shape(4 * n, 4 * n), "hh": shape(4 * n, 4 * n)},
+        lambda n: {"experts": shape(3, 4 * n, 4 * n), "router": shape(4 * n, 3)},
+    ],
+)
+def test_no_kernel_is_taken_for_layers(init, outputs_last):
+    assert growths(init(1), init(4), outputs_last=outputs_last)
+    if "out" in init(1):
+        assert roles(init(1), init(4), outputs_last=outputs_last)["out"] == HIDDEN
+
+
+def test_an_expression_that_leaves_out_a_leaf_with_the_axis_is_refused():
+    with pytest.raises(ValueError, match="does not match 'blocks/dense/bias' with the shape"):
+        growths(stacked(2, 4), stacked(8, 16), layers="blocks/.*kernel")
+    with pytest.raises(ValueError, match="^layers must match the whole path of a leaf, got 'blo'"):
+        growths(stacked(2, 4), stacked(8, 16), layers="blo")
+    with pytest.raises(ValueError, match="^layers must be a regular expression"):
+        growths(stacked(2, 4), stacked(8, 16), layers="(")
+    with pytest.raises(ValueError, match="^layers must match leaves with an axis of layers"):
+        growths({"s": shape()}, {"s": shape()}, layers="s")
+
+
+def test_integers_none_scalars_and_tracers():
+    def init(width):
+        return {
+            "w": jnp.ones((width, width)),
+            "n": jnp.zeros([], jnp.int32),
+            "none": None,
+            "x": 1.0,
+        }
+
+    base, seen = jax.eval_shape(lambda: init(4)), {}
+
+    @jax.jit
+    def step(params):
+        seen.update(roles(base, params))
+        return params
+
+    step(init(16))
+    assert seen == {"w": HIDDEN, "n": FIXED, "x": FIXED}
+    assert roles(init(4), jax.tree.map(np.asarray, init(16))) == seen
+
+
+def test_trees_that_do_not_fit_say_where():
+    base = {"a": shape(4)}
+    with pytest.raises(ValueError, match="got nothing at 'b', which is .* base has .'a'"):
+        growths(base, {"b": shape(4)})
+    with pytest.raises(ValueError, match=r"got the shape \(4,\) at 'a', which is \(4, 4\)"):
+        growths(base, {"a": shape(4, 4)})
+    # What base has besides is not needed.
+    assert roles(base | {"b": shape(3)}, {"a": shape(16)}) == {"a": VECTOR}
