@@ -170,7 +170,8 @@ def run_pipelines(
         updates, pending = updates.raw, updates.pending
     leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
     if any(pipeline.factors for pipeline in pipelines):
-        pipelines, labels = by_factors(pipelines, labels, leaf_paths(updates))
+        moving = [None if g is None else k for g, k in zip(leaves, labels, strict=True)]
+        pipelines, labels = by_factors(pipelines, moving, leaf_paths(updates))
     counts = [
         getattr(s, stage.counts[0]) if stage.counts else None
         for stage, s in zip(stages, states, strict=True)
