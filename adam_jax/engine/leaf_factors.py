@@ -52,11 +52,14 @@ def check_scalable(pipeline: "Pipeline") -> None:
         raise ValueError("tx must have a learning rate, as adamw(1e-3) has: write the alias.")
     for k, (stage, its) in enumerate(zip(pipeline.stages, units, strict=True)):
         if Unit.WEIGHT_DECAY in its and k < (pipeline.member or 0):
-            raise ValueError("l2 has no factor for a wider model: write adamw and weight_decay.")
+            raise ValueError(
+                "l2 must be None, as it has no factor for a wider model: write adamw and"
+                " weight_decay."
+            )
         if stage.rule.needs_params and Unit.WEIGHT_DECAY not in its:
             raise ValueError(
-                f"the update must not depend on the size of the parameter, and that of"
-                f" {type(stage.rule).__name__} does: write adamw for lamb."
+                f"tx must have an update that does not depend on the parameter's size, got"
+                f" {type(stage.rule).__name__}: write adamw for lamb."
             )
 
 

@@ -139,7 +139,7 @@ def _hints(
         yield "Initial values: transfer.mup_init(params, base)."
     outputs = [(path, g) for path, g in wider if g.role == "output"]
     for path, g in outputs:
-        unless = "" if outputs_last or len(g.shape) != 2 else ", unless it is an embedding"
+        unless = "" if outputs_last or len(g.shape) != 2 else ", unless it is an embedding,"
         yield f"Multiply the output of `{path}`{unless} by {_output_factor(g)}."
     if not outputs:
         tied: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""`mup` in programs: as an argument, under vmap, in a file, made inside, in an optimizer of Flax."""
+"""`mup` in programs: as an argument, under vmap, in a file, made inside, with Flax."""
 
 import functools
 
