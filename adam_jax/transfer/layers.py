@@ -4,7 +4,7 @@ import itertools
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 Shape = tuple[int, ...]
@@ -39,12 +39,13 @@ def pairs(shapes: Mapping[str, Shape], base_shapes: Mapping[str, Shape]) -> list
     Raises:
       ValueError: a leaf has none, or one of another rank; layers differ that are to be alike.
     """
-    kinds, base_kinds = _by_numbers(shapes), _by_numbers(base_shapes)
+    numbered = _numbered({**base_shapes, **shapes})
+    kinds, base_kinds = _by_numbers(shapes, numbered), _by_numbers(base_shapes, numbered)
     found = []
     for path, shape in shapes.items():
-        kind = without_numbers(path)
+        kind = without_numbers(numbered[path])
         ours, theirs = kinds[kind], base_kinds.get(kind, {})
-        base_path = _counterpart(_numbers(path), theirs)
+        base_path = _counterpart(_numbers(numbered[path]), theirs)
         base_shape = base_shapes.get(base_path or "", ())
         if base_path is None or len(base_shape) != len(shape):
             there = "nothing" if base_path is None else f"the shape {base_shape}"
@@ -53,7 +54,7 @@ def pairs(shapes: Mapping[str, Shape], base_shapes: Mapping[str, Shape]) -> list
                 f" {shape} in params; base has {list(base_shapes)}."
             )
         layers = None
-        if kind != path:
+        if kind != numbered[path]:
             layers = _layers(list(ours), list(theirs), lambda n, of=theirs: base_shapes[of[n]])
             if layers is None:
                 raise ValueError(
@@ -78,11 +79,28 @@ def _numbers(path: str) -> Numbers:
     return tuple(_NUMBER.findall(path))
 
 
-def _by_numbers(paths: Mapping[str, Shape]) -> dict[str, dict[Numbers, str]]:
+def _numbered(paths: Iterable[str]) -> dict[str, str]:
+    """Paths with a number for the first of Haiku's modules: `block`, `block_1`, `block_2`."""
+    known = {path[: m.end()] for path in paths for m in re.finditer(r"[^/]+", path)}
+    first = {q[:-2] for q in known if q.endswith("_1")} & known
+    first = {q for q in first if f"{q}_0" not in known}
+
+    def numbered(path: str) -> str:
+        ends = [m.end() for m in re.finditer(r"[^/]+", path)]
+        parts = [path[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        return "".join(
+            part + "_0" * (path[:end] in first) for part, end in zip(parts, ends, strict=True)
+        )
+
+    return {path: numbered(path) for path in paths}
+
+
+def _by_numbers(paths: Iterable[str], numbered: Mapping[str, str]) -> dict[str, dict[Numbers, str]]:
     """The paths of each kind of leaf, by the numbers in them."""
     found: dict[str, dict[Numbers, str]] = {}
     for path in paths:
-        found.setdefault(without_numbers(path), {})[_numbers(path)] = path
+        kind = without_numbers(numbered[path])
+        found.setdefault(kind, {})[_numbers(numbered[path])] = path
     return found
 
 
