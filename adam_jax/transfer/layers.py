@@ -133,8 +133,8 @@ def _layers(
 
 
 def growth_by_axis(shape: Shape, base_shape: Shape) -> list[float]:
-    """By how much each axis is longer."""
-    return [1.0 if n == m else n / max(m, 1) for n, m in zip(shape, base_shape, strict=True)]
+    """By how much each axis is longer; one of length 0 counts as 1."""
+    return [max(n, 1) / max(m, 1) for n, m in zip(shape, base_shape, strict=True)]
 
 
 def is_balanced(axes: Sequence[float]) -> bool:

@@ -109,7 +109,7 @@ def mup_table(
         kind = without_numbers(g.path)
         alike.setdefault(dataclasses.replace(g, path=kind, base_path=kind), []).append(g)
     rows = tuple(_row(its, alpha) for its in alike.values())
-    hints = _hints(list(zip(rows, alike, strict=True)), alpha, outputs_last)
+    hints = _hints(list(zip(rows, alike, strict=True)), layers, alpha, outputs_last)
     return MupTable(rows, tuple(hints))
 
 
@@ -127,7 +127,7 @@ def _common(paths: Iterable[str]) -> str:
 
 
 def _hints(
-    rows: Sequence[tuple[MupRow, Growth]], alpha: float, outputs_last: bool
+    rows: Sequence[tuple[MupRow, Growth]], layers: str | None, alpha: float, outputs_last: bool
 ) -> Iterator[str]:
     """Sentences about what is the model's part."""
     wider = [(row.path, g) for row, g in rows if row.role != "fixed"]
@@ -136,7 +136,9 @@ def _hints(
         yield "Nothing grows: every factor is 1."
         return
     if wider:
-        yield "Initial values: transfer.mup_init(params, base)."
+        where = "" if layers is None else f", layers={layers!r}"
+        order = "" if outputs_last else ", outputs_last=False"
+        yield f"Initial values: transfer.mup_init(params, base{where}{order})."
     outputs = [(path, g) for path, g in wider if g.role == "output"]
     for path, g in outputs:
         unless = "" if outputs_last or len(g.shape) != 2 else ", unless it is an embedding,"
@@ -149,10 +151,10 @@ def _hints(
         for factor, paths in tied.items():
             which = paths[0] if len(paths) == 1 else f"one of {', '.join(paths)}"
             yield f"No leaf is an output. If {which} makes the logits, multiply them by {factor}."
-    for layers in deeper:
+    for own, base in deeper:
         exponent = "" if alpha == 1 else f", {alpha:g}"
-        factor = readable((layers[1] / layers[0]) ** alpha)
-        call = f"transfer.residual_factor({layers[0]}, {layers[1]}{exponent})"
+        factor = readable((base / own) ** alpha)
+        call = f"transfer.residual_factor({own}, {base}{exponent})"
         yield f"Multiply the output of each residual block by {factor}: {call}."
     if wider:
         yield "Scores of attention: times transfer.attention_scale(head_size, base_head_size)."

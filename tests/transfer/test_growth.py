@@ -185,6 +185,16 @@ def test_integers_none_scalars_and_tracers():
     assert roles(init(4), jax.tree.map(np.asarray, init(16))) == seen
 
 
+def test_an_axis_of_length_0_counts_as_1():
+    assert roles({"a": shape(0, 4)}, {"a": shape(0, 16)}) == {"a": INPUT}
+    assert roles({"a": shape(0, 4)}, {"a": shape(4, 16)}) == {"a": HIDDEN}
+
+
+def test_more_heads_of_a_smaller_size_are_the_same_width():
+    base, params = ({"q": shape(64, n, 64 // n), "b": shape(n, 64 // n)} for n in (4, 16))
+    assert roles(base, params)["q"] == FIXED
+
+
 def test_trees_that_do_not_fit_say_where():
     base = {"a": shape(4)}
     with pytest.raises(ValueError, match="got nothing at 'b', which is .* base has .'a'"):

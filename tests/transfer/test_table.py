@@ -117,6 +117,7 @@ def test_stacked_layers_are_one_row():
     table = mup_table(init(2, 4), init(32, 16), layers="blocks/.*")
     assert [(row.role, row.count) for row in table.rows] == [("vector", 1), ("hidden", 1)]
     assert "transfer.residual_factor(32, 2)" in table.hints[-2]
+    assert "transfer.mup_init(params, base, layers='blocks/.*')" in table.hints[0]
     assert not any("logits" in hint for hint in table.hints)
     with pytest.raises(ValueError, match="^layers must say"):
         mup_table(init(2, 4), init(32, 16))
