@@ -22,7 +22,7 @@ test: setup
 
 test-peers: setup
 	$(BIN)/python -m pip install --quiet --group peers
-	$(BIN)/python -m pytest -n auto tests/test_torch.py tests/test_keras.py \
+	$(BIN)/python -m pytest -n auto tests/test_torch.py tests/test_keras.py tests/test_mup_torch.py \
 		tests/test_migrating_torch.py tests/test_migrating_keras.py tests/test_pages.py \
 		tests/test_interchange.py tests/test_interchange_torch.py tests/test_saved_states.py \
 		tests/test_docs_interchange.py tests/test_array_numbers.py

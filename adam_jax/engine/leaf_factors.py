@@ -25,6 +25,15 @@ class Factors(NamedTuple):
     eps: float = 1.0
     weight_decay: float = 1.0
 
+    def by_unit(self) -> dict[Unit, float]:
+        """What numbers of each unit are multiplied by."""
+        return {
+            Unit.LEARNING_RATE: self.learning_rate,
+            Unit.GRADIENT: self.eps,
+            Unit.GRADIENT_SQUARED: self.eps**2,
+            Unit.WEIGHT_DECAY: self.weight_decay,
+        }
+
 
 LeafFactors = tuple[tuple[str, Factors], ...]
 """The factors of each leaf, by its path."""
@@ -36,16 +45,21 @@ def check_scalable(pipeline: "Pipeline") -> None:
     Raises:
       ValueError: one has none.
     """
+    if pipeline.factors:
+        raise ValueError("tx must not have factors already: write mup once, with the base model.")
     units = [units_of(stage.rule) for stage in pipeline.stages]
     if not any(Unit.LEARNING_RATE in its for its in units):
         raise ValueError("tx must have a learning rate, as adamw(1e-3) has: write the alias.")
     for k, (stage, its) in enumerate(zip(pipeline.stages, units, strict=True)):
         if Unit.WEIGHT_DECAY in its and k < (pipeline.member or 0):
-            raise ValueError("l2 has no factor for a wider model: write adamw and weight_decay.")
+            raise ValueError(
+                "l2 must be None, as it has no factor for a wider model: write adamw and"
+                " weight_decay."
+            )
         if stage.rule.needs_params and Unit.WEIGHT_DECAY not in its:
             raise ValueError(
-                f"the update must not depend on the size of the parameter, and that of"
-                f" {type(stage.rule).__name__} does: write adamw for lamb."
+                f"tx must have an update that does not depend on the parameter's size, got"
+                f" {type(stage.rule).__name__}: write adamw for lamb."
             )
 
 
@@ -85,12 +99,7 @@ def by_factors(
 
 def _with_factors(pipeline: "Pipeline", factors: Factors) -> "Pipeline":
     """The pipeline with its numbers multiplied."""
-    units = {
-        Unit.LEARNING_RATE: factors.learning_rate,
-        Unit.GRADIENT: factors.eps,
-        Unit.GRADIENT_SQUARED: factors.eps**2,
-        Unit.WEIGHT_DECAY: factors.weight_decay,
-    }
+    units = factors.by_unit()
     stages: list[Leaf] = []
     for stage in pipeline.stages:
         stages.append(stage.with_rule(rescaled(stage.rule, units)))

@@ -15,7 +15,7 @@ import optax
 
 from adam_jax._types import Count, Leaf, Named, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import PASS_ON, Body, Call
-from adam_jax.engine.leaf_factors import LeafFactors, by_factors
+from adam_jax.engine.leaf_factors import Factors, LeafFactors, by_factors
 from adam_jax.engine.leaf_program import LeafGroup, run
 from adam_jax.engine.leaf_step import LeafArrays, Program
 from adam_jax.engine.plan import explicit_sharding, note, plans_of
@@ -114,6 +114,12 @@ class Pipeline(Body):
         return wrapped if self.chained else wrapped[0]
 
 
+def factors_in(body: Body) -> dict[str, Factors]:
+    """The factors of each leaf, by its path, of the pipelines in a body."""
+    found = jax.tree.leaves(body, is_leaf=lambda x: isinstance(x, Pipeline))
+    return dict(item for x in found if isinstance(x, Pipeline) for item in x.factors or ())
+
+
 def init_pipelines(pipelines: tuple[Pipeline, ...], labels: Labels, params: Params) -> PyTree:
     """The state that all share; `labels` are those of the parameters, None leaves left out."""
     leaves = jax.tree.leaves(params)
@@ -164,7 +170,8 @@ def run_pipelines(
         updates, pending = updates.raw, updates.pending
     leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
     if any(pipeline.factors for pipeline in pipelines):
-        pipelines, labels = by_factors(pipelines, labels, leaf_paths(updates))
+        moving = [None if g is None else k for g, k in zip(leaves, labels, strict=True)]
+        pipelines, labels = by_factors(pipelines, moving, leaf_paths(updates))
     counts = [
         getattr(s, stage.counts[0]) if stage.counts else None
         for stage, s in zip(stages, states, strict=True)

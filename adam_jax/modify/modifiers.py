@@ -227,6 +227,7 @@ def modified(
     modifier: Function,
     tx: AnyTransformation,
     edit: Callable[[Pipeline], Pipeline],
+    called: str | None = None,
     **settings: Leaf,
 ) -> Any:
     """A transformation with its pipeline edited, or a function that makes one.
@@ -235,6 +236,7 @@ def modified(
       modifier: the function that was called: `modifier(tx, **settings)`.
       tx: its first argument.
       edit: of the pipeline.
+      called: the name that users know the modifier by; None if it is its own.
       **settings: its other arguments.
     """
     if callable(tx) and not isinstance(tx, optax.GradientTransformation):
@@ -243,7 +245,7 @@ def modified(
     try:
         return Transformation.around(body.edited(edit))
     except NoPipeline:
-        name, got = modifier.__name__, body if isinstance(tx, Transformation) else tx
+        name, got = called or modifier.__name__, body if isinstance(tx, Transformation) else tx
         raise ValueError(
             f"tx must be a member of adam_jax, got {type(got).__name__}: write {name}(adamw(...)),"
             f" groups({name}(adamw), ...), with_hyperparams({name}(adamw)), and chain around that."

@@ -176,7 +176,8 @@ def pack_small_leaves(inner: optax.GradientTransformation, below: int = 65536) -
 
     Args:
       inner: a member of this package, such as `adamw(...)`, modified or not. What looks at a leaf
-        as a whole before it is remembered (`cautious`, `clip_update_rms`) cannot be packed.
+        as a whole before it is remembered (`cautious`, `clip_update_rms`) cannot be packed, nor can
+        `transfer.mup(...)`, which has other numbers for other leaves.
       below: elements; a leaf with fewer is packed with those of its dtype and device placement. A
         leaf that is partitioned over devices stays by itself; so call `init` outside jit, which
         does not know before it is compiled (but for meshes with explicit axes).
@@ -203,6 +204,11 @@ def pack_small_leaves(inner: optax.GradientTransformation, below: int = 65536) -
             f"inner must be a member of adam_jax, such as adamw(1e-3), got {got}: put"
             f" pack_small_leaves innermost, and chain, accumulate, ... around it."
         ) from None
+    if body.factors:
+        raise ValueError(
+            "inner must have the same numbers for all leaves of a buffer, got mup(...): leave"
+            " pack_small_leaves out."
+        )
     behind = body.member + 1
     stages = body.stages[:behind]
     whole = [type(x.rule).__name__ for x in stages if not x.rule.elementwise or x.mask]

@@ -1,19 +1,21 @@
 """How much larger each leaf of a model is than the same leaf of a smaller one."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from adam_jax._types import Params, PyTree
 from adam_jax.engine.trees import leaf_paths
+from adam_jax.transfer.layers import check_layers, growth_by_axis, is_balanced, pairs
 from adam_jax.validation import check_expression
 
 
-class Growth(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Growth:
     """How a leaf differs from that of the base model.
 
     Attributes:
@@ -23,7 +25,9 @@ class Growth(NamedTuple):
       base_shape: its shape.
       fan_in: by how much its input axes are larger, together; 1.0 for a vector.
       fan_out: by how much its output axes are larger, together.
-      depth: by how much the model has more of its layer; None for a leaf of no layer.
+      layers: how many layers of its kind there are, and in the base model; None for a leaf of no
+        layer.
+      is_vector: it has outputs only and one of them for each unit, as a bias has.
     """
 
     path: str
@@ -32,7 +36,13 @@ class Growth(NamedTuple):
     base_shape: tuple[int, ...]
     fan_in: float
     fan_out: float
-    depth: float | None
+    layers: tuple[int, int] | None
+    is_vector: bool
+
+    @property
+    def depth(self) -> float | None:
+        """By how much the model has more of its layer; None for a leaf of no layer."""
+        return None if self.layers is None else self.layers[0] / self.layers[1]
 
     @property
     def role(self) -> str:
@@ -44,7 +54,7 @@ class Growth(NamedTuple):
         if self.fan_in != 1:
             return "hidden" if self.fan_out != 1 else "output"
         if self.fan_out != 1:
-            return "vector" if len(self.shape) == 1 else "input"
+            return "vector" if self.is_vector else "input"
         return "fixed"
 
     @property
@@ -67,71 +77,80 @@ def growths(
       base: the parameters of the smaller model, or their shapes.
       params: those of the model, or their shapes.
       layers: an expression for the paths of leaves whose first axis is that of layers; None for
-        none. Layers that are leaves of their own need none.
+        none, "" for none unchecked. Layers that are leaves of their own need none.
       outputs_last: kernels are [inputs, outputs]; False for [outputs, inputs].
 
     Raises:
-      ValueError: a leaf has no counterpart, or one of another rank; an expression matches nothing.
+      ValueError: a leaf has no counterpart, or one of another rank; an expression matches nothing;
+        an axis looks like one of layers and no expression was given.
     """
-    paths, leaves = leaf_paths(params, none_is_leaf=False), jax.tree.leaves(params)
-    its_paths = leaf_paths(base, none_is_leaf=False)
-    base_shapes = dict(zip(its_paths, map(np.shape, jax.tree.leaves(base)), strict=True))
-    if layers is not None:
+    found = pairs(_shapes(params), _shapes(base))
+    if layers:
         check_expression("layers", layers)
-        if not any(re.fullmatch(layers, path) for path in paths):
+        if not any(re.fullmatch(layers, x.path) for x in found):
             raise ValueError(
-                f"layers must match the whole path of a leaf, got {layers!r} for {paths}."
+                f"layers must match the whole path of a leaf, got {layers!r} for"
+                f" {[x.path for x in found]}."
             )
-    of_base, of_params = _by_layer(its_paths), _by_layer(paths)
-    found = []
-    for path, leaf in zip(paths, leaves, strict=True):
-        kind, shape = _without_numbers(path), np.shape(leaf)
-        alike = of_base.get(kind, [])
-        base_path = path if path in base_shapes else alike[0] if alike else None
-        base_shape = None if base_path is None else base_shapes[base_path]
-        if base_path is None or base_shape is None or len(base_shape) != len(shape):
-            there = "nothing" if base_shape is None else f"the shape {base_shape}"
-            raise ValueError(
-                f"base must be a smaller model of the same kind, got {there} at {path!r}, which is"
-                f" {shape} in params; base has {its_paths}."
-            )
-        depth = len(of_params[kind]) / len(alike) if kind != path else None
-        if depth not in (None, 1) and len({base_shapes[other] for other in alike}) > 1:
-            raise ValueError(
-                f"base must have as many layers as params, or layers of one shape, got"
-                f" {[base_shapes[other] for other in alike]} for the {len(of_params[kind])} leaves"
-                f" like {path!r}."
-            )
-        own, other = shape, base_shape
-        if layers is not None and re.fullmatch(layers, path):
-            depth, own, other = shape[0] / base_shape[0], shape[1:], base_shape[1:]
-        fans = _fans([n / m for n, m in zip(own, other, strict=True)], outputs_last)
-        found.append(Growth(path, shape, base_path, base_shape, *fans, depth))
-    return found
+    if layers != "":
+        check_layers(found, layers)
+    leaves = []
+    for x in found:
+        layered = bool(layers and re.fullmatch(layers, x.path))
+        own, other, count = x.shape, x.base_shape, x.layers
+        if layered:
+            if not own or 0 in (own[0], other[0]):
+                raise ValueError(
+                    f"layers must match leaves with an axis of layers, got {layers!r} for"
+                    f" {x.path!r} with the shape {own}, and {other} in base."
+                )
+            count, own, other = (own[0], other[0]), own[1:], other[1:]
+        axes = growth_by_axis(own, other)
+        fans = _fans(axes, outputs_last)
+        leaves.append((own, axes, Growth(*x[:4], *fans, count, len(axes) < 2)))
+    beside: dict[str, list[_Leaf]] = {}
+    for leaf in leaves:
+        beside.setdefault(_parent(leaf[2].path), []).append(leaf)
+    return [_as_bias(leaf, beside[_parent(leaf[2].path)], outputs_last) for leaf in leaves]
 
 
-def _without_numbers(path: str) -> str:
-    """`blocks/3/kernel` and `Block_3/kernel` as those of any layer: `blocks/#/kernel`."""
-    return re.sub(r"\d+(?=/|$)", "#", path)
+_Leaf = tuple[tuple[int, ...], list[float], Growth]
+"""The shape without an axis of layers, the growth of its axes, and what is made of them."""
 
 
-def _by_layer(paths: Sequence[str]) -> dict[str, list[str]]:
-    """The paths of all layers of one kind, by the path without numbers."""
-    found: dict[str, list[str]] = {}
-    for path in paths:
-        found.setdefault(_without_numbers(path), []).append(path)
-    return found
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _as_bias(leaf: _Leaf, beside: Sequence[_Leaf], outputs_last: bool) -> Growth:
+    """A bias of several axes, [heads, size], as a vector: its axes are the outputs of a kernel."""
+    shape, axes, growth = leaf
+    size, rank = math.prod(axes), len(axes)
+    for its_shape, its_axes, its in beside:
+        side = slice(-rank, None) if outputs_last else slice(0, rank)
+        outputs = 1 < rank < len(its_axes) and (its_shape[side], its_axes[side]) == (shape, axes)
+        if outputs and math.isclose(size, its.fan_out):
+            return dataclasses.replace(growth, fan_in=1.0, fan_out=size, is_vector=True)
+    return growth
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    paths = leaf_paths(tree, none_is_leaf=False)
+    return dict(zip(paths, map(np.shape, jax.tree.leaves(tree)), strict=True))
 
 
 def _fans(axes: Sequence[float], outputs_last: bool) -> tuple[float, float]:
     """The growth of the input axes and of the output axes of a leaf.
 
-    A leaf with one axis has outputs only. Of one with more than two, the inputs end where both
-    sides grow alike, as those of a layer do: [features, heads, size] and [heads, size, features]
-    are told apart by that.
+    A leaf with one axis has outputs only. Of one with more than two, both sides grow alike if they
+    can, as those of a layer do: [features, heads, size], [heads, size, features] and [heads,
+    features, size] have the same. Else the inputs end where they are most alike.
     """
     if len(axes) < 2:
         return 1.0, math.prod(axes)
+    if len(axes) > 2 and is_balanced(axes):
+        if sum(x != 1 for x in axes) > 1:
+            return math.sqrt(math.prod(axes)), math.sqrt(math.prod(axes))
 
     def unlike(split: int) -> float:
         return abs(math.log(math.prod(axes[:split])) - math.log(math.prod(axes[split:])))

@@ -49,16 +49,21 @@ def mup(
 
     Args:
       tx: a transformation of this package with a learning rate, or a function that makes one, such
-        as `adamw`.
+        as `adamw`. The first steps of `radam`, which divides by nothing yet, and the start of
+        Yogi's accumulators have no factor.
       base: the parameters of the small model whose hyperparameters are known, or their shapes,
-        `jax.eval_shape(init)`. Of layers that are leaves of their own (`blocks/3/kernel`) it may
-        have fewer.
+        `jax.eval_shape(init)`. It may have fewer layers, which are told by the numbers in their
+        paths (`blocks/3/kernel`, `Block_3/kernel`).
       params: those of the model to train, or their shapes.
-      layers: a regular expression for the whole paths of leaves whose first axis is that of layers
-        (`jax.lax.scan` over blocks); None for none.
+      layers: a regular expression for the whole paths of leaves whose first axis counts layers
+        (`jax.lax.scan` over blocks); None for none. With None, such an axis that grows is an error
+        where it is recognised: all leaves of a subtree share it, and one of them grows unlike any
+        kernel. A kernel with no other leaf in its subtree is not recognised if it grows as those of
+        attention may, [8, 32, 32] for [2, 16, 16]: look at `mup_table`. `""` turns the check off.
       alpha: the exponent of the residual factor, 1/2 to 1. 1 is CompleteP.
       outputs_last: kernels are [inputs, outputs], as in Flax and Haiku; False for [outputs,
-        inputs], as in Equinox and PyTorch. It matters only where the two grow differently.
+        inputs], as in Equinox and PyTorch. It matters only where the two grow differently; an
+        embedding has the role of an output then, and the same factors.
 
     Returns:
       The transformation, or a function with the arguments of `tx`. The state is the member's own.
@@ -66,8 +71,9 @@ def mup(
       the factors too.
 
     Raises:
-      ValueError: here, for trees that do not fit together, for `l2`, and for an update that depends
-        on the size of the parameters (`lamb`); in `init` and `update`, for other parameters.
+      ValueError: here, or where the transformation is made, for trees that do not fit together, for
+        `l2`, for an update that depends on the size of the parameters (`lamb`), and for `mup` of
+        `mup`; in `init` and `update`, for other parameters.
 
     Example:
       >>> import adam_jax, jax, jax.numpy as jnp
@@ -105,7 +111,7 @@ def with_leaf_factors(tx: Modifiable, factors: LeafFactors) -> Modifiable:
         check_scalable(pipeline)
         return dataclasses.replace(pipeline, factors=factors)
 
-    return modified(with_leaf_factors, tx, edit, factors=factors)
+    return modified(with_leaf_factors, tx, edit, "mup", factors=factors)
 
 
 def mup_init(

@@ -13,6 +13,7 @@ import optax
 from adam_jax._types import Leaf, Named, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import Body, Call, check_state
 from adam_jax.engine.leafwise import decoded, fetched
+from adam_jax.engine.pipeline import factors_in
 from adam_jax.engine.states import described, found, is_known, register
 from adam_jax.engine.transformation import Transformation
 from adam_jax.engine.trees import align_slot, leaf_paths
@@ -22,6 +23,7 @@ from adam_jax.modify.pack import unpack_state
 from adam_jax.rules.arithmetic import abs_squared
 from adam_jax.rules.base import member_rules_in
 from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.rules.units import rescaled
 from adam_jax.validation import check_expression, check_integer
 from adam_jax.wrap.chain import inner_body
 from adam_jax.xla.barrier import as_varying, kept_apart, varying
@@ -211,15 +213,18 @@ def _eps_dominates(body: Body, state: State, params: Params) -> list[Leaf]:
     if len(rules) != 1 or len(kept) != 1:
         return [None] * len(leaves)
     [rule], [member] = rules, kept
-    scalars = rule.scalars(getattr(member, described(member).counts[0]) - 1)
+    count = getattr(member, described(member).counts[0]) - 1
+    factors = factors_in(body)
 
-    def known(p: Leaf, nu: Leaf) -> Leaf:
+    def known(p: Leaf, nu: Leaf, path: str) -> Leaf:
         if p is None or not moves(p) or isinstance(nu, optax.MaskedNode):
             return None
         nu = decoded(fetched(nu), jnp.finfo(arithmetic_dtype(p)).dtype)
-        return rule.eps_dominates({"nu": nu}, scalars)
+        its = rescaled(rule, factors[path].by_unit()) if path in factors else rule
+        return its.eps_dominates({"nu": nu}, its.scalars(count))
 
-    return list(map(known, leaves, align_slot(treedef, params, member.nu)))
+    slots = align_slot(treedef, params, member.nu)
+    return list(map(known, leaves, slots, leaf_paths(params)))
 
 
 def _keeps_nu(x: Leaf) -> bool:

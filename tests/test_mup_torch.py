@@ -1,0 +1,287 @@
+"""The numbers of Microsoft's `mup` 1.0 for the same models, and the same training.
+
+The factors of learning rate and weight decay, the factor of the output and the sizes of the initial
+values are the same. The two differ in:
+
+- ε, which `MuAdamW` leaves as it is and `transfer.mup` divides by the growth of the width;
+- initial values: `set_base_shapes` multiplies those of PyTorch's initializers, whose variance is
+  1 / inputs; `mup_init` takes those of any initializer, and makes their size the base model's;
+- a readout that shares the weights of an embedding (`MuSharedReadout`): `set_base_shapes`
+  multiplies them by √n as those of any readout, and so the inputs of the model, which `mup_init`
+  keeps. Its bias has the wrong length, so that it works with `bias=False` only;
+- the model: attention's 1/d, and depth, are not in the package.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import adam_jax
+from adam_jax.transfer import attention_scale, mup_init, mup_table, output_factor
+from adam_jax.transfer import mup as our_mup
+
+torch = pytest.importorskip("torch", reason="PyTorch is in a group of its own: make test-peers")
+microsoft = pytest.importorskip("mup", reason="mup is in a group of its own: make test-peers")
+
+INPUTS, CLASSES, TOKENS, LENGTH, HEADS, BATCH = 12, 7, 11, 6, 2, 16
+BASE, WIDTH = 16, 64
+
+
+class Mlp(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.first = torch.nn.Linear(INPUTS, width)
+        self.middle = torch.nn.Linear(width, width // 2)
+        self.readout = microsoft.MuReadout(width // 2, CLASSES)
+
+    def forward(self, x):
+        return self.readout(torch.tanh(self.middle(torch.tanh(self.first(x)))))
+
+
+class Transformer(torch.nn.Module):
+    """One block; the output layer is its own, or the embedding."""
+
+    def __init__(self, width, tied):
+        super().__init__()
+        linear = functools.partial(torch.nn.Linear, bias=False)
+        self.embedding = torch.nn.Embedding(TOKENS, width)
+        self.norm = torch.nn.LayerNorm(width)
+        self.query, self.key, self.value = (linear(width, width) for _ in range(3))
+        self.out = torch.nn.Linear(width, width)
+        self.norm_2 = torch.nn.LayerNorm(width)
+        self.up = torch.nn.Linear(width, 4 * width)
+        self.down = torch.nn.Linear(4 * width, width)
+        self.last_norm = torch.nn.LayerNorm(width)
+        if tied:
+            self.readout = microsoft.MuSharedReadout(self.embedding.weight, bias=False)
+        else:
+            self.readout = microsoft.MuReadout(width, TOKENS)
+        self.size = width // HEADS
+
+    def forward(self, tokens):
+        def heads(x):
+            return x.reshape(BATCH, LENGTH, HEADS, self.size).transpose(1, 2)
+
+        x = self.embedding(tokens)
+        y = self.norm(x)
+        q, k, v = (heads(layer(y)) for layer in (self.query, self.key, self.value))
+        scores = q @ k.transpose(-1, -2) * attention_scale(self.size, BASE // HEADS)
+        y = (torch.softmax(scores, -1) @ v).transpose(1, 2).reshape(x.shape)
+        x = x + self.out(y)
+        x = x + self.down(torch.nn.functional.gelu(self.up(self.norm_2(x))))
+        return self.readout(self.last_norm(x))
+
+
+def dense(layer, x):
+    return x @ layer["weight"] + layer.get("bias", 0)
+
+
+def our_mlp(params, x, factor):
+    x = jnp.tanh(dense(params["first"], x))
+    x = jnp.tanh(dense(params["middle"], x))
+    return factor * (x @ params["readout"]["weight"]) + params["readout"]["bias"]
+
+
+def our_transformer(params, tokens, factor):
+    def heads(x):
+        return x.reshape(BATCH, LENGTH, HEADS, -1).transpose(0, 2, 1, 3)
+
+    def norm(layer, x):
+        x = x - jnp.mean(x, -1, keepdims=True)
+        x = x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-5)
+        return x * layer["weight"] + layer["bias"]
+
+    embedding = params["embedding"]["weight"]
+    x = embedding[tokens]
+    y = norm(params["norm"], x)
+    q, k, v = (heads(dense(params[name], y)) for name in ("query", "key", "value"))
+    size = q.shape[-1]
+    scores = q @ k.transpose(0, 1, 3, 2) * attention_scale(size, BASE // HEADS)
+    y = (jax.nn.softmax(scores) @ v).transpose(0, 2, 1, 3).reshape(x.shape)
+    x = x + dense(params["out"], y)
+    y = jax.nn.gelu(dense(params["up"], norm(params["norm_2"], x)), approximate=False)
+    x = norm(params["last_norm"], x + dense(params["down"], y))
+    if "readout" not in params:
+        return factor * (x @ embedding.T)
+    return factor * (x @ params["readout"]["weight"]) + params["readout"]["bias"]
+
+
+MODELS = {
+    "mlp": (Mlp, our_mlp),
+    "transformer": (functools.partial(Transformer, tied=False), our_transformer),
+    "tied": (functools.partial(Transformer, tied=True), our_transformer),
+}
+every_model = pytest.mark.parametrize("name", MODELS)
+
+
+def made(name, seed=0, scaled=True):
+    """The model, with base shapes."""
+    make, _ = MODELS[name]
+    torch.manual_seed(seed)
+    model = make(WIDTH)
+    delta = make(2 * BASE)
+    microsoft.set_base_shapes(model, make(BASE), delta=delta, rescale_params=scaled)
+    return model
+
+
+def as_tree(named, transposed=True):
+    """Arrays by the names of PyTorch, as nested dictionaries; kernels [inputs, outputs]."""
+    tree = {}
+    for name, p in named:
+        *parents, last = name.split(".")
+        below = functools.reduce(lambda t, key: t.setdefault(key, {}), parents, tree)
+        x = np.asarray(p.detach())
+        is_kernel = x.ndim == 2 and not name.startswith("embedding")
+        below[last] = jnp.asarray(x.T if is_kernel and transposed else x)
+    return tree
+
+
+def trees(name, transposed=True, scaled=True):
+    """The parameters of the base model and of the model."""
+    base, _ = MODELS[name]
+    torch.manual_seed(1)
+    model = made(name, scaled=scaled)
+    its = (base(BASE), model)
+    return [as_tree(x.named_parameters(), transposed) for x in its]
+
+
+def numbers_of(name, **kwargs):
+    """Learning rate and weight decay of each parameter in MuAdamW's groups."""
+    model = made(name)
+    names = {id(p): key.replace(".", "/") for key, p in model.named_parameters()}
+    optimizer = microsoft.MuAdamW(model.parameters(), **kwargs)
+    return {
+        names[id(p)]: (group["lr"], group["weight_decay"], group["eps"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+
+
+@every_model
+@pytest.mark.parametrize("transposed", [True, False], ids=["inputs first", "outputs first"])
+def test_learning_rate_and_weight_decay_of_each_leaf(name, transposed):
+    theirs = numbers_of(name, lr=1e-2, weight_decay=0.5, eps=1e-8)
+    table = mup_table(*trees(name, transposed), outputs_last=transposed)
+    ours = {
+        row.path: (1e-2 * row.learning_rate, 0.5 * row.weight_decay, 1e-8) for row in table.rows
+    }
+    assert ours.keys() == theirs.keys()
+    for path, expected in theirs.items():
+        assert ours[path] == pytest.approx(expected), path
+    hidden = [row.path for row in table.rows if row.role == "hidden"]
+    assert len(hidden) == (1 if name == "mlp" else 6)
+    # The difference: ε.
+    assert {row.eps for row in table.rows if row.role == "hidden"} == {BASE / WIDTH}
+
+
+@every_model
+def test_the_factor_of_the_output(name):
+    readout = made(name).readout
+    width = WIDTH // 2 if name == "mlp" else WIDTH
+    assert output_factor(width, width * BASE // WIDTH) == 1 / readout.width_mult()
+    hints = " ".join(mup_table(*trees(name)).hints)
+    assert f"1/4: transfer.output_factor({width}, {width // 4})" in hints
+    assert ("No leaf is an output" in hints) == (name == "tied")
+
+
+def test_sides_that_grow_differently():
+    theirs = microsoft.shape.zip_infshapes({"w": (8, 8)}, {"w": (16, 32)})["w"]
+    ours = mup_table({"w": np.ones((8, 8))}, {"w": np.ones((16, 32))}, outputs_last=False)
+    assert ours.rows[0].learning_rate == 1 / theirs.width_mult() == 1 / 4
+
+
+def deviations(tree):
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): float(jnp.sqrt(jnp.mean(x**2)))
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+@every_model
+def test_sizes_of_initial_values(name):
+    base, params = trees(name, scaled=False)
+    ours = deviations(mup_init(params, base))
+    theirs = deviations(trees(name)[1])
+    sizes = {row.path: math.prod(row.base_shape) for row in mup_table(base, params).rows}
+    for path, size in ours.items():
+        other = theirs[path]
+        if name == "tied" and path == "embedding/weight":
+            other /= math.sqrt(WIDTH / BASE)  # See above.
+        # Of so many numbers a size is known to 1/√(2·number); both are drawn.
+        assert size == pytest.approx(other, rel=5 / math.sqrt(2 * sizes[path])), path
+
+
+def data(name):
+    rng = np.random.default_rng(0)
+    if name == "mlp":
+        labels = rng.integers(0, CLASSES, (BATCH,))
+        return rng.standard_normal((BATCH, INPUTS)), labels
+    tokens = rng.integers(0, TOKENS, (BATCH, LENGTH))
+    return tokens, np.roll(tokens, 1, axis=1)
+
+
+def torch_losses(name, dtype, steps, **kwargs):
+    model = made(name).to(dtype)
+    start = as_tree(model.named_parameters())
+    optimizer = microsoft.MuAdamW(model.parameters(), **kwargs)
+    x, labels = (torch.tensor(a) for a in data(name))
+    x = x.to(dtype) if x.is_floating_point() else x
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        logits = model(x)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten())
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return start, losses
+
+
+def our_losses(name, base, start, steps, learning_rate, **kwargs):
+    _, forward = MODELS[name]
+    width = WIDTH // 2 if name == "mlp" else WIDTH
+    factor = output_factor(width, width * BASE // WIDTH)
+    tx = our_mup(adam_jax.adamw, base, start)(learning_rate, **kwargs)
+    x, labels = data(name)
+    dtype = jax.tree.leaves(start)[0].dtype
+    x = jnp.asarray(x, dtype if name == "mlp" else jnp.int32)
+    labels = jnp.asarray(labels, jnp.int32)
+
+    def loss(params):
+        log_probabilities = jax.nn.log_softmax(forward(params, x, factor))
+        return -jnp.mean(jnp.take_along_axis(log_probabilities, labels[..., None], -1))
+
+    @jax.jit
+    def step(params, state):
+        value, grads = jax.value_and_grad(loss)(params)
+        return value, *adam_jax.step(tx, grads, state, params)
+
+    params, state, losses = start, tx.init(start), []
+    for _ in range(steps):
+        value, params, state = step(params, state)
+        losses.append(float(value))
+    return losses
+
+
+@every_model
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_the_same_training(name, precision, record_property):
+    """From the same values the same losses, with weight decay, in step."""
+    with jax.enable_x64(precision == "float64"):
+        numbers = {"weight_decay": 0.3, "eps": 1e-18}
+        dtype = getattr(torch, precision)
+        start, theirs = torch_losses(name, dtype, 20, lr=3e-3, **numbers)
+        ours = our_losses(name, trees(name)[0], start, 20, 3e-3, **numbers)
+        without = our_losses(name, start, start, 20, 3e-3, **numbers)
+    tolerance = 1e-5 if precision == "float32" else 1e-13
+    np.testing.assert_allclose(ours, theirs, rtol=tolerance)
+    assert theirs[-1] < 0.9 * theirs[0]
+    assert not np.allclose(without, theirs, rtol=1e-2)
+    largest = np.max(np.abs(np.array(ours) / theirs - 1))
+    record_property(
+        "printed", f"largest difference of losses, mup, {name} {precision}: {largest:.1e}"
+    )

@@ -1,0 +1,139 @@
+"""Layers: leaves of their own, and a first axis, which is an error where it grows unannounced."""
+
+import itertools
+
+import pytest
+from flax import nnx
+
+from adam_jax.transfer.growth import growths
+from tests.transfer.test_growth import HIDDEN, INPUT, roles, shape
+
+
+@pytest.mark.parametrize("name", ["blocks/{}/{}", "Block_{}/Dense_{}", "blocks/{}/layers/{}"])
+def test_a_block_that_base_lacks_has_the_shape_of_its_first(name):
+    """Also with two numbers in a path, of which one counts blocks."""
+
+    def init(count, width):
+        its = {}
+        for i in range(count):
+            its[name.format(i, 0)] = shape(width, 4 * width)
+            its[name.format(i, 1)] = shape(4 * width, width)
+        return its
+
+    found = growths(init(2, 8), init(6, 32))
+    assert all(g.role == "hidden" and g.layers == (6, 2) and g.depth == 3 for g in found)
+    bases = {g.path: g.base_path for g in found}
+    assert bases[name.format(5, 1)] == name.format(0, 1)
+    assert bases[name.format(1, 1)] == name.format(1, 1)
+    assert all(g.depth == 1 for g in growths(init(2, 8), init(2, 32)))
+    assert [g.depth for g in growths(init(4, 8), init(1, 32))] == [1 / 4] * 2
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_first_module_of_haiku_has_no_number(count):
+    def init(count, width):
+        names = ["net/block", *(f"net/block_{i}" for i in range(1, count))]
+        its = {f"{name}/~/linear": {"w": shape(width, 4 * width)} for name in names}
+        its |= {f"{name}/~/linear_1": {"w": shape(4 * width, width)} for name in names}
+        return its | {"linear": {"w": shape(width, 3)}}
+
+    found = {g.path: g for g in growths(init(count, 4), init(6, 16))}
+    blocks = [g for path, g in found.items() if path.startswith("net")]
+    assert len(blocks) == 12 and {g.depth for g in blocks} == {6 / count}
+    assert found["net/block_5/~/linear_1/w"].base_path == "net/block/~/linear_1/w"
+    assert found["linear/w"].depth is None and found["linear/w"].role == "output"
+
+
+class Blocks(nnx.Module):
+    def __init__(self, count, width):
+        rngs = nnx.Rngs(0)
+        self.blocks = nnx.List([nnx.Linear(width, width, rngs=rngs) for _ in range(count)])
+
+
+def test_a_list_of_nnx():
+    base, params = (nnx.state(Blocks(*its), nnx.Param) for its in ((2, 4), (3, 16)))
+    found = {g.path: g for g in growths(base, params)}
+    assert found["blocks/2/kernel"].layers == (3, 2)
+    assert found["blocks/2/kernel"].role == "hidden"
+    assert found["blocks/2/bias"].role == "vector"
+
+
+def test_layers_of_different_shapes_must_be_as_many():
+    def init(*widths):
+        return {f"Dense_{i}": shape(n, m) for i, (n, m) in enumerate(itertools.pairwise(widths))}
+
+    with pytest.raises(ValueError, match="^base must have as many layers as params, or layers of"):
+        growths(init(5, 8, 8, 3), init(5, 32, 32, 32, 3))
+
+
+def stacked(count, width):
+    return {
+        "embedding": shape(50, width),
+        "blocks": {
+            "dense": {"kernel": shape(count, width, width), "bias": shape(count, width)},
+            "norm": {"scale": shape(count, width)},
+        },
+        "head": shape(width, 50),
+    }
+
+
+def test_stacked_layers():
+    wider = roles(stacked(2, 4), stacked(2, 16))
+    assert wider["blocks/dense/kernel"] == HIDDEN and wider["blocks/norm/scale"] == INPUT
+    found = {g.path: g for g in growths(stacked(2, 4), stacked(8, 16), layers="blocks/.*")}
+    kernel, bias = found["blocks/dense/kernel"], found["blocks/dense/bias"]
+    assert kernel.role == "hidden" and kernel.layers == (8, 2) and kernel.fan_in == 4
+    assert bias.role == "vector" and bias.depth == 4 and bias.width == 4
+    assert found["head"].layers is None
+
+
+@pytest.mark.parametrize("grown", [(8, 4), (8, 16), (8, 32), (32, 16), (4, 8), (8, 8)])
+def test_stacked_layers_that_grow_in_number_must_be_named(grown):
+    """Also where their number grows as the width does, or by its square."""
+    with pytest.raises(ValueError, match="^layers must say which .* Write layers='blocks/.*'"):
+        growths(stacked(2, 4), stacked(*grown))
+    assert growths(stacked(2, 4), stacked(*grown), layers="")
+    assert growths(stacked(2, 4), stacked(*grown), layers="blocks/.*")
+
+
+def test_one_stacked_kernel_alone_must_be_named_too():
+    with pytest.raises(ValueError, match=r"'w.1' has 16 there and 2 in base"):
+        growths({"w.1": shape(2, 4, 4)}, {"w.1": shape(16, 16, 16)})
+
+
+def test_a_stacked_kernel_that_looks_like_one_of_attention_cannot_be_recognised():
+    """Four times as many layers of twice the width, and no other leaf."""
+    [g] = growths({"w": shape(2, 4, 4)}, {"w": shape(8, 8, 8)})
+    assert (g.fan_in, g.fan_out) == (4, 4)
+
+
+@pytest.mark.parametrize("outputs_last", [True, False])
+@pytest.mark.parametrize(
+    "init",
+    [
+        lambda n: {"kernel": shape(4 * n, 4 * n), "bias": shape(4 * n)},
+        lambda n: {"gate": shape(4 * n, 8 * n), "up": shape(4 * n, 8 * n)},
+        lambda n: {"weight": shape(4 * n, 3, 3, 3), "bias": shape(4 * n, 1, 1)},
+        lambda n: {k: shape(4 * n, 2 * n, 2) for k in "qkv"},
+        lambda n: {"q": shape(2 * n, 4 * n, 2), "out": shape(2 * n, 2, 4 * n)},
+        lambda n: {"q": shape(2 * n, 4 * n, 2), "b": shape(2 * n, 2)},
+        lambda n: {"q": shape(4 * n, 2 * n, 2), "k": shape(4 * n, 1, 2), "head": shape(4 * n, 9)},
+        lambda n: {"ih": shape(4 * n, 4 * n), "hh": shape(4 * n, 4 * n)},
+        lambda n: {"experts": shape(3, 4 * n, 4 * n), "router": shape(4 * n, 3)},
+    ],
+)
+def test_no_kernel_is_taken_for_layers(init, outputs_last):
+    assert growths(init(1), init(4), outputs_last=outputs_last)
+    if "out" in init(1):
+        assert roles(init(1), init(4), outputs_last=outputs_last)["out"] == HIDDEN
+
+
+def test_an_expression_that_leaves_out_a_leaf_with_the_axis_is_refused():
+    with pytest.raises(ValueError, match="does not match 'blocks/dense/bias' with the shape"):
+        growths(stacked(2, 4), stacked(8, 16), layers="blocks/.*kernel")
+    with pytest.raises(ValueError, match="^layers must match the whole path of a leaf, got 'blo'"):
+        growths(stacked(2, 4), stacked(8, 16), layers="blo")
+    with pytest.raises(ValueError, match="^layers must be a regular expression"):
+        growths(stacked(2, 4), stacked(8, 16), layers="(")
+    with pytest.raises(ValueError, match="^layers must match leaves with an axis of layers"):
+        growths({"s": shape()}, {"s": shape()}, layers="s")

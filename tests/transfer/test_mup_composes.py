@@ -1,0 +1,233 @@
+"""What is around a member is around `mup` of it: wrappers, storage, devices, files, programs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from flax import serialization
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import adam_jax
+from adam_jax import sharding
+from adam_jax.engine.leaf_factors import Factors
+from adam_jax.transfer import mup
+from tests.transfer.test_mup import ADAMW, ALPHA, BASE, FACTORS, PARAMS, leaf_of, numbers
+
+adamw = mup(adam_jax.adamw, BASE, PARAMS, alpha=ALPHA)
+LABELS = {
+    "in": "in",
+    "blocks": [{"kernel": "blocks/0/kernel", "bias": "blocks/0/bias"} for _ in PARAMS["blocks"]],
+    "out": {"kernel": "out/kernel", "bias": "out/bias"},
+}
+
+
+def partitioned(**given):
+    """What `adamw` is, written by hand."""
+    txs = {k: adam_jax.adamw(**numbers(ADAMW, f, **given)) for k, f in FACTORS.items()}
+    return optax.partition(txs, LABELS)
+
+
+def schedule(count):
+    return 1e-2 * 0.5 ** jnp.asarray(count, jnp.float32)
+
+
+def gradients(params, t):
+    return jax.tree.map(lambda p: 1e-2 * jnp.sin(3 * p + t), params)
+
+
+def stepped(tx, params, count=4, state=None, start=0):
+    state = tx.init(params) if state is None else state
+    step = jax.jit(functools.partial(adam_jax.step, tx))
+    for t in range(start, start + count):
+        params, state = step(gradients(params, t), state, params)
+    return params, state
+
+
+def assert_close(ours, theirs, rtol=1e-6):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(
+            np.asarray(a, np.float64), np.asarray(b, np.float64), rtol=rtol, atol=1e-7
+        )
+
+
+def assert_equal(ours, theirs):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+AROUND = {
+    "alone": lambda tx: tx,
+    "chain, clip": lambda tx: adam_jax.chain(adam_jax.clip_by_global_norm(0.05), tx),
+    "optax.chain": lambda tx: optax.chain(optax.scale(2.0), tx),
+    "everything": lambda tx: adam_jax.accumulate(
+        adam_jax.telemetry(
+            adam_jax.skip_nonfinite(
+                adam_jax.chain(adam_jax.clip_by_global_norm(0.05), tx, adam_jax.ema_params(0.9))
+            ),
+            every=1,
+        ),
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("around", AROUND.values(), ids=AROUND)
+def test_wrappers(around):
+    given = {"learning_rate": schedule, "weight_decay": 0.1, "eps": 1e-3}
+    ours, state = stepped(around(adamw(**given)), PARAMS, 6)
+    theirs, other = stepped(around(partitioned(**given)), PARAMS, 6)
+    assert_close(ours, theirs)
+    if around is AROUND["everything"]:
+        [ema], [expected] = (optax.tree.get_all_with_path(s, "ema") for s in (state, other))
+        assert_close(ema[1], expected[1])
+
+
+def test_groups_have_the_factors_on_top_of_their_own_numbers():
+    tx = adam_jax.groups(
+        adamw,
+        {".*bias": {"weight_decay": 0.0, "learning_rate": 2e-2}, "in": None},
+        learning_rate=1e-2,
+        weight_decay=0.1,
+    )
+    ours, _ = stepped(tx, PARAMS)
+    for path, factors in FACTORS.items():
+        own = {"weight_decay": 0.0, "learning_rate": 2e-2} if "bias" in path else {}
+        its = numbers(ADAMW, factors, **({"weight_decay": 0.1} | own))
+        alone, _ = stepped(adam_jax.adamw(**its), [leaf_of(PARAMS, path)])
+        expected = leaf_of(PARAMS, path) if path == "in" else alone[0]
+        np.testing.assert_allclose(leaf_of(ours, path), expected, rtol=1e-6, err_msg=path)
+
+
+def test_hyperparameters_in_the_state_are_those_of_the_base_model():
+    tx = adam_jax.with_hyperparams(adamw)(learning_rate=1.0, weight_decay=0.1)
+    state = adam_jax.set_hyperparams(tx.init(PARAMS), learning_rate=1e-2)
+    assert state.hyperparams["weight_decay"] == np.float32(0.1)
+    ours, state = stepped(tx, PARAMS, state=state)
+    theirs, _ = stepped(adamw(1e-2, weight_decay=0.1), PARAMS)
+    assert_close(ours, theirs)
+    scheduled = adam_jax.with_hyperparams(adamw)(learning_rate=schedule)
+    assert_close(stepped(scheduled, PARAMS)[0], stepped(adamw(schedule), PARAMS)[0])
+    grouped = functools.partial(adam_jax.groups, adamw, {".*bias": {"weight_decay": 0.0}})
+    ours, _ = stepped(adam_jax.with_hyperparams(grouped)(learning_rate=1e-2), PARAMS)
+    assert_close(ours, stepped(grouped(learning_rate=1e-2), PARAMS)[0])
+
+
+STORAGE = {
+    "float32": {},
+    "bfloat16": {"mu_dtype": jnp.bfloat16},
+    "int8": {"mu_dtype": jnp.int8, "nu_dtype": jnp.int8},
+    "int4": {"mu_dtype": jnp.int4, "nu_dtype": jnp.int4},
+    "stochastic": {"nu_dtype": adam_jax.stochastic(jnp.bfloat16)},
+    "factored": {"nu_dtype": adam_jax.Factored()},
+}
+
+
+@pytest.mark.parametrize("storage", STORAGE.values(), ids=STORAGE)
+def test_moments_are_stored_as_without_and_updates_are_multiples(storage):
+    """Without ε and decay the factor of the learning rate is all that is left."""
+    base, params = ({"k": jnp.ones((n, n)), "b": jnp.ones(n)} for n in (32, 128))
+    plain = adam_jax.adam(1e-2, eps=0.0, **storage)
+    tx = mup(plain, base, params)
+    state = other = tx.init(params)
+    for t in range(3):
+        keys = jax.random.split(jax.random.key(t))
+        grads = {"k": jax.random.normal(keys[0], (128, 128)), "b": jax.random.normal(keys[1], 128)}
+        u, state = jax.jit(tx.update)(grads, state, params)
+        v, other = jax.jit(plain.update)(grads, other, params)
+        assert_equal(u, {"k": v["k"] / 4, "b": v["b"]})
+    assert_equal(state, other)
+
+
+def test_weights_of_16_bits_with_a_residual():
+    params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
+    ours, _ = stepped(adam_jax.master_residual(adamw(1e-2)), params)
+    theirs, _ = stepped(adam_jax.master_residual(partitioned(learning_rate=1e-2)), params)
+    wide, _ = stepped(adamw(1e-2), jax.tree.map(lambda p: p.astype(jnp.float32), params))
+    assert_close(ours, theirs, rtol=2**-7)
+    assert_close(ours, wide, rtol=2**-7)
+
+
+def on(count):
+    return Mesh(np.array(jax.devices()[:count]), ("data",))
+
+
+@pytest.mark.parametrize("kwargs", [{}, STORAGE["int8"]], ids=["float32", "int8"])
+def test_a_state_split_over_8_devices(kwargs):
+    base, params = ({"k": jnp.ones((n, n)), "b": jnp.ones(n)} for n in (32, 256))
+    tx = mup(adam_jax.adamw(1e-2, eps=1e-3, **kwargs), base, params)
+    whole, state = stepped(tx, params)
+    copied = jax.device_put(params, NamedSharding(on(8), PartitionSpec()))
+    split = sharding.shard_state(tx, on(8))
+    ours, own = stepped(split, copied)
+    assert_close(ours, whole)
+    assert len(jax.tree.leaves(own)[1].addressable_shards) == 8
+    assert jax.tree.structure(own) == jax.tree.structure(state)
+
+
+def test_a_part_of_a_leaf_inside_shard_map_has_the_factors_of_the_whole():
+    base, params = ({"k": jnp.ones((n, n)), "b": jnp.ones(n)} for n in (2, 16))
+    tx = mup(adam_jax.adamw(1e-2), base, params)
+    split = {"k": PartitionSpec("data"), "b": PartitionSpec("data")}
+
+    @functools.partial(jax.shard_map, mesh=on(8), in_specs=(split, split), out_specs=split)
+    def step(grads, params):
+        return adam_jax.step(tx, grads, tx.init(params), params)[0]
+
+    grads = gradients(params, 0)
+    assert_close(jax.jit(step)(grads, params), adam_jax.step(tx, grads, tx.init(params), params)[0])
+
+
+def test_a_run_goes_on_from_a_checkpoint(tmp_path):
+    """The state is the member's own, so that a run may also go on with or without `mup`."""
+    tx = adamw(1e-2, weight_decay=0.1)
+    whole, _ = stepped(tx, PARAMS, 4)
+    params, state = stepped(tx, PARAMS, 2)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "checkpoint", (params, state))
+    with ocp.StandardCheckpointer() as checkpointer:
+        like = jax.eval_shape(lambda: (PARAMS, adam_jax.adamw(1e-2).init(PARAMS)))
+        restored = checkpointer.restore(tmp_path / "checkpoint", like)
+    assert_equal(stepped(tx, restored[0], 2, restored[1], start=2)[0], whole)
+    read = serialization.from_bytes(tx.init(PARAMS), serialization.to_bytes(state))
+    assert_equal(stepped(tx, params, 2, read, start=2)[0], whole)
+
+
+def test_telemetry_measures_with_the_epsilon_of_each_leaf():
+    """Between ε/4 and ε: above that of the wider leaf, below that of the other one."""
+    base, params = ({"wide": jnp.ones(n), "other": jnp.ones(3)} for n in (4, 16))
+    tx = adam_jax.telemetry(mup(adam_jax.adamw(1e-2, eps=1e-3), base, params), every=1)
+    grads = jax.tree.map(lambda p: jnp.full_like(p, 5e-4), params)
+    _, state = adam_jax.step(tx, grads, tx.init(params), params)
+    groups = adam_jax.measured(state)["groups"]
+    shares = {name: its["eps_dominates"] for name, its in groups.items()}
+    assert shares == {"wide": 0.0, "other": 1.0}
+
+
+def test_leaves_that_are_none_integers_or_masked():
+    base, params = (
+        {"w": jnp.ones((n, n)), "n": jnp.zeros([], jnp.int32), "none": None, "kept": jnp.ones(3)}
+        for n in (4, 16)
+    )
+    tx = optax.masked(mup(adam_jax.adamw(1e-2), base, params), {"w": True, "n": False,
+                      "none": None, "kept": False})  # fmt: skip
+    grads = {"w": jnp.ones((16, 16)), "n": None, "none": None, "kept": jnp.zeros(3)}
+    plain = mup(adam_jax.adamw(1e-2), base, params)
+    for its in (tx, plain):
+        updates, _ = its.update(grads, its.init(params), params)
+        np.testing.assert_allclose(updates["w"], -2.5e-3 * (1 + 4e-4), rtol=1e-5)
+        assert updates["n"] is None and updates["none"] is None
+
+
+def test_one_factor_of_each_kind_is_exact():
+    """The factors of the test file are those that the formulas of `mup` give."""
+    from adam_jax.transfer.growth import growths
+    from adam_jax.transfer.mup import factors_of
+
+    found = {g.path: factors_of(g, ALPHA) for g in growths(BASE, PARAMS)}
+    assert {path: found[path] for path in FACTORS} == FACTORS
+    assert found["blocks/3/kernel"] == FACTORS["blocks/0/kernel"] == Factors(1 / 8, 1 / 8, 4.0)
