@@ -40,7 +40,7 @@ def mup(
 
         learning rate   α·d^(alpha-1) / n    n = 1 unless m grows too
         ε               ε·d^(-alpha) / m     m: the width, for an output layer n
-        weight decay    λ·n                  so that α·λ is that of the base model
+        weight decay    λ·n                  so that α·λ does not depend on the width
 
     Which axes grow is read from the two trees of shapes: no layer is labelled by hand. The rest of
     the parametrization is the model's: `mup_init` for the initial values, and three factors in the
