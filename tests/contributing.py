@@ -13,6 +13,7 @@ PAGE = ROOT / "CONTRIBUTING.md"
 LAYERS: dict[str, tuple[set[str], str]] = {
     "_types": (set(), "the types of what passes through"),
     "validation": (set(), "errors for numbers"),
+    "columns": (set(), "text in columns, for what is printed"),
     "slots": (set(), "an accumulator: its name, and what rules and formats know of it"),
     "xla": (set(), "what XLA has to be told: a file per habit, its figure, its test"),
     "rules": (
@@ -34,7 +35,7 @@ LAYERS: dict[str, tuple[set[str], str]] = {
         "edits of our own pipelines: modifiers, groups, hyperparameters in the state, packing",
     ),
     "transfer": (
-        {"modify", "engine", "rules", "formats", "validation"},
+        {"modify", "engine", "rules", "formats", "columns", "validation"},
         "numbers for a model, a batch or a run that grows: muP, CompleteP, scaling rules",
     ),
     "wrap": (
@@ -49,7 +50,10 @@ LAYERS: dict[str, tuple[set[str], str]] = {
         {"wrap", "modify", "family", "engine", "rules", "formats", "slots"},
         "states in other forms, and from and to other libraries",
     ),
-    "inspect": ({"sharding", "wrap", "modify", "engine"}, "bytes, planned and live; records"),
+    "inspect": (
+        {"sharding", "wrap", "modify", "engine", "columns"},
+        "bytes, planned and live; records",
+    ),
     "__init__": (
         {"convert", "engine", "family", "formats", "inspect", "modify", "rules", "schedules"}
         | {"sharding", "transfer", "wrap"},

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from adam_jax._types import Leaf
+from adam_jax.columns import aligned
 
 SHARED = "(shared)"
 """The group of what is no parameter's: counts, hyperparameters, buffers of several leaves."""
@@ -63,7 +64,7 @@ class Bytes:
         for name, x in (*self.groups.items(), ("all", self)):
             parts = [f"{part:.2f}" if x.size else "" for part in x.per_parameter]
             rows.append([name, f"{x.size:,}", *parts, _readable(x.total)])
-        text = f"bytes per parameter\n{_table(rows)}"
+        text = f"bytes per parameter\n{aligned(rows)}"
         if self.lost_codes:
             paths = ", ".join(self.lost_codes)
             text += f"\nfloat32, as no block of codes fits into a device's part: {paths}"
@@ -101,10 +102,10 @@ class Report:
         for name in ("arguments", "results", "temporaries", "peak"):
             value = getattr(self, name)
             rows.append([name, f"{value / max(self.model.size, 1):.2f}", _readable(value)])
-        tables = f"{self.model}\n\na step, on each device ({self.platform})\n{_table(rows)}"
+        tables = f"{self.model}\n\na step, on each device ({self.platform})\n{aligned(rows)}"
         ways = collections.Counter(self.on_tpus.values())
         leaves = [["", "leaves"], *([way, str(n)] for way, n in ways.most_common())]
-        return f"{tables}\n\nstepped on TPUs by\n{_table(leaves)}" if ways else tables
+        return f"{tables}\n\nstepped on TPUs by\n{aligned(leaves)}" if ways else tables
 
 
 class LiveBytes(NamedTuple):
@@ -135,13 +136,3 @@ def bytes_of(x: Leaf) -> int:
 def _readable(n: int) -> str:
     power = min((len(str(n)) - 1) // 3, 4)
     return f"{n / 1000**power:.2f} {'kMGT'[power - 1]}B" if power else f"{n} B"
-
-
-def _table(rows: list[list[str]]) -> str:
-    """The first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *others in rows:
-        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *cells]))
-    return "\n".join(lines)

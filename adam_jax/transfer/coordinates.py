@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from adam_jax._types import Leaf, Params, PyTree
+from adam_jax.columns import aligned
 from adam_jax.engine.transformation import step
 from adam_jax.engine.trees import leaf_paths
 from adam_jax.formats.dtypes import wider_dtype
@@ -119,13 +120,7 @@ class CoordinateCheck:
                 for slope in (slopes[name], change_slopes[name])
             )
             rows.append([name, *sizes, *both, verdict])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = []
-        for row in rows:
-            cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-            cells[0], cells[-1] = row[0].ljust(widths[0]), row[-1]
-            lines.append("  ".join(cells))
-        return "\n".join([*lines, self.summary])
+        return f"{aligned(rows, left=(0, -1))}\n{self.summary}"
 
     def plot(self) -> "Figure":
         """Draws size and change against width, one line for each activation.

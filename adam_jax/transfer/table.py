@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 
 from adam_jax._types import Params, PyTree
+from adam_jax.columns import aligned
 from adam_jax.transfer.growth import Growth, growths
 from adam_jax.transfer.layers import without_numbers
 from adam_jax.transfer.mup import factors_of
@@ -61,7 +62,7 @@ class MupTable:
             numbers = (row.learning_rate, row.eps, row.weight_decay, row.initial_rms)
             shapes = [str(list(row.base_shape)), str(list(row.shape))]
             lines.append([name, *shapes, row.role, *map(readable, numbers)])
-        return "\n".join(["factors", _aligned(lines), "", *self.hints])
+        return "\n".join(["factors", aligned(lines), "", *self.hints])
 
 
 def mup_table(
@@ -176,13 +177,3 @@ def readable(x: float) -> str:
             above = f"{root}{n}" if n != 1 else "1"
             return above if m == 1 else f"{above}/{root}{m}"
     return f"{x:.4g}"
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    """The first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rows = []
-    for first, *others in lines:
-        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        rows.append("  ".join([first.ljust(widths[0]), *cells]))
-    return "\n".join(rows)
