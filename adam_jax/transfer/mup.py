@@ -90,8 +90,8 @@ def mup(
     Differs from Microsoft's `mup` (`MuAdamW`) in: ε has a factor; axes are those of JAX; the model
     applies its factors itself.
 
-    Reference: Yang et al. 2022, table 8, for the learning rate; Everett et al. 2024, section 4, for
-    ε; Dey et al. 2025, table 1, for depth, weight decay and ε.
+    Reference: Yang et al. 2022, table 8, for the learning rate; Dey et al. 2025, table 1, for
+    depth, weight decay and ε; Everett et al. 2024 for an ε that falls with each layer's gradient.
     """
     alpha = check_number("alpha", alpha, 0.5, 1.0, closed=True, instead="1.0 is CompleteP")
     its = growths(base, params, layers, outputs_last)
