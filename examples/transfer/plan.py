@@ -116,22 +116,22 @@ WIDTHS = Sweep(
 TEXT = Sweep(
     "text",
     (32, 64, 128, 256),
-    standard=rates(2e-3, 10),
-    scaled=rates(5.66e-3, 8),
+    standard=rates(2e-3, 11),
+    scaled=rates(8e-3, 8),
     seeds=3,
     steps=200,
-    batch_size=16,
-    seconds=(1.0, 1.7, 3.3, 9.0),
+    batch_size=32,
+    seconds=(1.0, 2.0, 4.0, 11.0),
 )
 DEPTHS = Sweep(
     "residual",
     (2, 4, 8, 16, 32),
     standard=rates(1e-3, 12),
     scaled=rates(4e-3, 9),
-    seeds=6,
+    seeds=24,
     steps=200,
     batch_size=128,
-    seconds=(0.4, 0.5, 0.8, 1.2, 2.2),
+    seconds=(0.1, 0.15, 0.2, 0.4, 0.7),
 )
 BATCHES = Batches(
     (16, 32, 64, 128, 256, 512),

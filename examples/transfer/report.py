@@ -118,37 +118,56 @@ def sweep_picture(sweeps: list[Sweep], found: Found, what: str, path: Any) -> No
         best_of_base = curve(part, part.sizes[0], "scaled", found)[1].min()
         highest = best_of_base + 1.2 * (best_of_base - lowest) + 0.1 * lowest
         low, high = min(r[0] for r, _ in every), max(r[-1] for r, _ in every)
+        top, bottom = highest, lowest - 0.05 * (highest - lowest)
         for scale, axis in zip(SCALES, panels, strict=True):
             colours = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(part.sizes)))
+            starts = []
             for size, colour in zip(part.sizes, colours, strict=True):
                 rates, loss = curve(part, size, scale, found)
                 best = int(loss.argmin())
                 shown = np.where(loss <= highest, loss, np.nan)
                 axis.plot(rates, shown, color=colour, lw=1.8)
                 axis.plot(rates[best], loss[best], "o", color=colour, ms=9, mec="white", zorder=3)
+                first = int(np.flatnonzero(loss <= highest)[0])
+                starts.append((rates[first], (loss[first] - bottom) / (top - bottom)))
+                if size == part.sizes[0]:
+                    axis.axvline(rates[best], color="0.6", lw=1, ls="--", zorder=0)
+            places = _apart([y for _, y in starts], 0.05)
+            for size, colour, (x, _), y in zip(part.sizes, colours, starts, places, strict=True):
                 axis.annotate(
-                    str(size),
-                    (rates[best], loss[best]),
-                    xytext=(0, -15),
-                    textcoords="offset points",
-                    ha="center",
+                    f"{size} ",
+                    (x, bottom + y * (top - bottom)),
+                    ha="right",
+                    va="center",
                     color=colour,
                     fontweight="bold",
                 )
             moved = int(row(part, part.sizes[-1], scale, found)["moved"])
             axis.set_title(_title(part, scale, moved, what), fontsize=11)
-            axis.set(
-                xscale="log",
-                xlim=(low / 1.1, high * 1.1),
-                ylim=(lowest - 0.12 * (highest - lowest), highest),
-                xlabel="learning rate",
-            )
+            axis.set(xscale="log", xlabel="learning rate")
+            axis.set(xlim=(low / 1.7, high * 1.1), ylim=(bottom, top))
+            round_rates = [m * 10.0**k for k in range(-5, 1) for m in (1, 2, 5)]
+            ticks = [x for x in round_rates if low <= x <= high]
+            axis.set_xticks(ticks, [f"{x:g}" for x in ticks])
+            axis.minorticks_off()
             axis.spines[["top", "right"]].set_visible(False)
-            axis.grid(alpha=0.25, which="major")
+            axis.grid(alpha=0.25)
         panels[0].set_ylabel(f"held-out loss of the {MODELS[part.model]} (nats)")
-    figure.suptitle(f"Dots: the best learning rate of each {what} (the numbers)", fontsize=10)
+    figure.suptitle(
+        f"A line for each {what}; dots: its best learning rate; dashed: that of the smallest",
+        fontsize=10,
+    )
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _apart(places: list[float], gap: float) -> list[float]:
+    """The same places, moved up where two are nearer than a gap."""
+    moved = np.array(places)
+    order = np.argsort(moved)
+    for below, above in zip(order, order[1:], strict=False):
+        moved[above] = max(moved[above], moved[below] + gap)
+    return moved.tolist()
 
 
 def _title(part: Sweep, scale: str, moved: int, what: str) -> str:
@@ -164,19 +183,19 @@ def _title(part: Sweep, scale: str, moved: int, what: str) -> str:
 def batch_picture(part: Batches, found: Found, path: Any) -> None:
     """Loss by batch size, with the rule and without."""
     figure, axis = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
-    for rule, colour, text in (
-        (True, "#0072b2", "learning rate, b1, b2 and ε scaled with the batch"),
-        (False, "#d55e00", "the same numbers for all"),
-    ):
+    scaled, same = "learning rate, b1, b2 and ε\nscaled with the batch", "the same numbers for all"
+    for rule, colour, text in ((True, "#0072b2", scaled), (False, "#d55e00", same)):
         loss = [np.asarray(found[name(part, size, rule)]["held_out"], float) for size in part.sizes]
         mean = np.array([x.mean() for x in loss])
         axis.plot(part.sizes, mean, "o-", color=colour, lw=1.8)
+        middle = len(part.sizes) // 2
         axis.annotate(
             text,
-            (part.sizes[-2], mean[-2]),
-            xytext=(-10, 8),
+            (part.sizes[middle], mean[middle]),
+            xytext=(14, -2) if rule else (-12, 8),
             textcoords="offset points",
-            ha="right",
+            ha="left" if rule else "right",
+            va="top" if rule else "bottom",
             color=colour,
         )
         if rule:
