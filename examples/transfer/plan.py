@@ -143,7 +143,6 @@ BATCHES = Batches(
 )
 FAST = (
     Sweep("mlp", (16, 32), rates(4e-3, 2), rates(4e-3, 2), 1, 10, 32, (0.1, 0.1)),
-    Sweep("text", (8, 16), rates(4e-3, 2), rates(4e-3, 2), 1, 4, 4, (0.1, 0.1)),
     Sweep("residual", (2, 4), rates(4e-3, 2), rates(4e-3, 2), 1, 10, 32, (0.1, 0.1)),
     Batches((4, 8), 32, 8, BATCHES.numbers, 1, 0.1),
 )
