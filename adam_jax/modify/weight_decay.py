@@ -34,10 +34,10 @@ def corrected_weight_decay(tx: Modifiable, peak_learning_rate: jax.typing.ArrayL
         λ_t ← λ_t·α_t/α_max
 
     For weights that a normalization follows, so that the loss does not depend on their norm. A step
-    adds about α_t²·‖u‖² to ‖θ‖², since u is orthogonal to θ, and decay subtracts 2·α_t·λ·‖θ‖². With
-    a constant λ the norm settles near √(α_t/2λ)·‖u‖ and falls with α_t; the gradient, which is
-    inverse to the norm, grows near the end of training. Corrected, the norm stays near
-    √(α_max/2λ)·‖u‖.
+    adds about α_t²·‖u‖² to ‖θ‖², since u is nearly orthogonal to θ, and decay subtracts
+    2·α_t·λ·‖θ‖². With a constant λ the norm settles near √(α_t/2λ)·‖u‖ and falls with α_t; the
+    gradient, which is inverse to the norm, grows near the end of training. Corrected, the norm
+    stays near √(α_max/2λ)·‖u‖.
 
     Args:
       tx: a transformation of this package with decoupled weight decay and a learning rate that
