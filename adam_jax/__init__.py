@@ -34,13 +34,14 @@ from adam_jax.modify.modifiers import (
     GrokfastState,
     atan2,
     cautious,
-    cautious_weight_decay,
     clip_update_rms,
+    grams,
     grokfast,
     nesterov,
     with_kernel,
 )
 from adam_jax.modify.pack import Packed, pack_small_leaves, pack_state, unpack_state
+from adam_jax.modify.weight_decay import cautious_weight_decay, corrected_weight_decay
 from adam_jax.rules.arithmetic import DecayRateLike
 from adam_jax.wrap.accumulate import AccumulateState, accumulate
 from adam_jax.wrap.chain import chain
@@ -93,8 +94,10 @@ __all__ = [
     "clip_update_rms",
     "convert",
     "convert_state",
+    "corrected_weight_decay",
     "decay_mask",
     "ema_params",
+    "grams",
     "grokfast",
     "groups",
     "hyperparams",

@@ -17,7 +17,7 @@ LAYERS: dict[str, tuple[set[str], str]] = {
     "slots": (set(), "an accumulator: its name, and what rules and formats know of it"),
     "xla": (set(), "what XLA has to be told: a file per habit, its figure, its test"),
     "rules": (
-        {"slots", "validation"},
+        {"slots", "xla", "validation"},
         "arithmetic on arrays: moments, directions, what modifiers put around them",
     ),
     "formats": ({"slots", "xla", "validation"}, "how one slot of one leaf is stored"),

@@ -49,8 +49,11 @@ MODIFIERS: dict[str, Callable[..., Any]] = {
     "atan2": lambda tx, _: adam_jax.atan2(tx),
     "nesterov": lambda tx, _: adam_jax.nesterov(tx),
     "cautious_weight_decay": lambda tx, _: adam_jax.cautious_weight_decay(tx),
+    "grams": lambda tx, _: adam_jax.grams(tx),
     "grokfast": lambda tx, mu: adam_jax.grokfast(tx, slow_dtype=mu),
 }
+# For each modifier the member that it is on in `each_once`.
+MODIFIED = ("adamw", "amsgrad", "adamw", "adan", "lion")
 
 # Of the alias that `with_kernel` changes.
 FACTORIES: dict[str, Callable[..., Any]] = {
@@ -233,7 +236,7 @@ def each_once() -> Iterator[Case]:
         yield case("adamw", makes["adamw"], "int8", weights="residual 16", shape=shape)
     for name, make in makes.items():
         yield case(name, make, next(stored), **others())
-    for modifier, name in zip(MODIFIERS, ("adamw", "amsgrad", "adamw", "lion"), strict=True):
+    for modifier, name in zip(MODIFIERS, MODIFIED, strict=True):
         yield case(name, makes[name], next(stored), modifier=modifier, **others())
     for name in ("adam l2", "radamw", "adamw masked", "groups", "with_hyperparams"):
         yield case(name, variants()[name], next(stored), **others())

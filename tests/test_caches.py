@@ -44,6 +44,7 @@ WRAPPERS = {
     "ademamix": lambda schedule: adam_jax.ademamix(schedule, b3=schedule, alpha=schedule),
     "schedule_free": around(lambda tx: adam_jax.schedule_free_adamw(1e-3, weight_decay=0.1)),
     "cautious": around(adam_jax.cautious),
+    "corrected decay": around(adam_jax.corrected_weight_decay, peak_learning_rate=1e-3),
     "grokfast": around(adam_jax.grokfast),
     "int8": lambda schedule: adamw(schedule, mu_dtype=jnp.int8, nu_dtype=jnp.int8),
     "stochastic": lambda schedule: adamw(schedule, nu_dtype=adam_jax.stochastic(jnp.bfloat16)),

@@ -1,5 +1,6 @@
 """Modifiers: each by the property that its paper is about, on every member that can take it."""
 
+import functools
 import pickle
 
 import chex
@@ -20,6 +21,10 @@ MODIFIERS = {
     "atan2": adam_jax.atan2,
     "nesterov": adam_jax.nesterov,
     "cautious_weight_decay": adam_jax.cautious_weight_decay,
+    "corrected_weight_decay": functools.partial(
+        adam_jax.corrected_weight_decay, peak_learning_rate=0.2
+    ),
+    "grams": adam_jax.grams,
 }
 
 
@@ -29,6 +34,7 @@ def modifiable(name):
         "atan2": lambda m: m.divides,
         "nesterov": lambda m: m.plain_average,
         "cautious_weight_decay": lambda m: m.has("weight_decay"),
+        "corrected_weight_decay": lambda m: m.has("weight_decay"),
     }
     return [m for m in MEMBERS if allowed.get(name, lambda m: True)(m)]
 
@@ -90,6 +96,36 @@ def test_cautious_on_a_scalar_keeps_its_step():
     tx = adam_jax.cautious(adam_jax.adam(0.1))
     u, _ = tx.update(jnp.array(3.0), tx.init(jnp.array(1.0)))
     assert u == pytest.approx(-0.1)
+
+
+@every_member
+def test_grams_has_the_size_of_the_update_and_the_sign_of_the_gradient(member):
+    gs = gradients(20, 40, seed=11)[:, 0]
+    gs[5:8, :10] = 0
+    raw, u = (run(tx, gs) for tx in (member.direction(), adam_jax.grams(member.direction())))
+    np.testing.assert_allclose(u, np.sign(gs) * np.abs(raw), rtol=1e-6)
+    assert (np.sign(raw) != np.sign(gs)).any()
+
+
+def test_grams_of_adamw_is_the_papers(x64):
+    """Cao et al. 2024: θ - α·(sign(g)·|mû / (√nû + ε)| + λ·θ), in numpy."""
+    gs = gradients(12, 30, seed=16)[:, 0].astype(np.float64)
+    params = np.linspace(-2.0, 2.0, 30)
+    tx = adam_jax.grams(adam_jax.adamw(0.1, weight_decay=0.3))
+    m = v = 0.0
+    for t, (g, u) in enumerate(zip(gs, run(tx, gs, jnp.asarray(params)), strict=True), start=1):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        size = np.abs(m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8))
+        np.testing.assert_allclose(u, -0.1 * (np.sign(g) * size + 0.3 * params), rtol=1e-9)
+
+
+def test_grams_of_complex_numbers_has_the_direction_of_the_gradient():
+    gs = np.array([[1 + 1j, 3j, -2.0], [1 - 1j, 1.0, 0.0]], np.complex64)
+    raw, u = (
+        run(tx, gs) for tx in (adam_jax.scale_by_adam(), adam_jax.grams(adam_jax.scale_by_adam()))
+    )
+    direction = gs / np.where(gs == 0, 1, np.abs(gs))
+    np.testing.assert_allclose(u, direction * np.abs(raw), rtol=1e-6)
 
 
 @pytest.mark.parametrize("scaled", [True, False])

@@ -43,6 +43,10 @@ MEMBERS = {
     "lion": lambda: adam_jax.lion(1e-2),
     "scale_by_adam": adam_jax.scale_by_adam,
     "grokfast": lambda: adam_jax.grokfast(adamw(1e-2)),
+    "grams": lambda: adam_jax.grams(adamw(1e-2)),
+    "corrected decay": lambda: adam_jax.corrected_weight_decay(
+        adamw(schedule, weight_decay=0.1), peak_learning_rate=1e-2
+    ),
     "cautious decay": lambda: adam_jax.cautious_weight_decay(adamw(1e-2, weight_decay=0.1)),
     "not decayed times the rate": lambda: adamw(1e-2, weight_decay=0.1, scale_decay=False),
 }

@@ -28,6 +28,7 @@ from adam_jax.rules.modifiers import (
     AmplifySlowGradients,
     Cautious,
     ClipUpdateRms,
+    Grams,
 )
 from adam_jax.rules.variants import Atan2
 from adam_jax.validation import as_number, check_number
@@ -51,20 +52,21 @@ def cautious(tx: Modifiable) -> Modifiable:
     return modified(cautious, tx, _around(Cautious))
 
 
-def cautious_weight_decay(tx: Modifiable) -> Modifiable:
-    """Decays only the weights that the update moves towards zero too: λ·1[u·θ ≥ 0]·θ.
+def grams(tx: Modifiable) -> Modifiable:
+    """Moves every element against the newest gradient, as far as the member would: |u|·sign(g).
+
+    The average of the gradient decides the size of the update alone. Where g is 0 so is the update.
+    For complex numbers sign(g) is g / |g|. Around `lion` the average has no effect, and the update
+    is sign(g).
 
     Args:
-      tx: a transformation of this package with decoupled weight decay, or a function that makes
-        one.
+      tx: a transformation of this package, or a function that makes one.
 
-    Raises:
-      ValueError: nothing decays there.
-
-    Reference: Chen et al. 2025, Cautious Weight Decay (https://arxiv.org/abs/2510.12402),
-    algorithm 1.
+    Reference: Cao et al. 2024, Grams: Gradient Descent with Adaptive Momentum Scaling
+    (https://arxiv.org/abs/2412.17107). Differs from the authors' code in: ε is the member's own;
+    theirs is `eps_hat` of `adamw`.
     """
-    return modified(cautious_weight_decay, tx, _with_cautious_decay)
+    return modified(grams, tx, _around(Grams))
 
 
 def clip_update_rms(tx: Modifiable, threshold: jax.typing.ArrayLike = 1.0) -> Modifiable:
@@ -252,7 +254,7 @@ def modified(
         ) from None
 
 
-def _member(pipeline: Pipeline) -> int:
+def member_of(pipeline: Pipeline) -> int:
     """Where the member is."""
     if pipeline.member is None:
         rules = ", ".join(type(stage.rule).__name__ for stage in pipeline.stages)
@@ -260,7 +262,8 @@ def _member(pipeline: Pipeline) -> int:
     return pipeline.member
 
 
-def _changed(pipeline: Pipeline, index: int, change: Callable[[Any], Rule]) -> Pipeline:
+def changed(pipeline: Pipeline, index: int, change: Callable[[Any], Rule]) -> Pipeline:
+    """The pipeline with another rule in one stage, which keeps the same slots."""
     stages = list(pipeline.stages)
     stages[index] = stages[index].with_rule(change(stages[index].rule))
     return dataclasses.replace(pipeline, stages=tuple(stages))
@@ -268,13 +271,4 @@ def _changed(pipeline: Pipeline, index: int, change: Callable[[Any], Rule]) -> P
 
 def _around(change: Callable[[Any], Rule]) -> Callable[[Pipeline], Pipeline]:
     """Changes the rule of the member."""
-    return lambda pipeline: _changed(pipeline, _member(pipeline), change)
-
-
-def _with_cautious_decay(pipeline: Pipeline) -> Pipeline:
-    for i in range(_member(pipeline) + 1, len(pipeline.stages)):
-        try:
-            return _changed(pipeline, i, lambda rule: rule.cautious_decay())
-        except ValueError:
-            continue
-    raise ValueError("tx must have decoupled weight decay, as cautious_weight_decay(adamw(...)).")
+    return lambda pipeline: changed(pipeline, member_of(pipeline), change)

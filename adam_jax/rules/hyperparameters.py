@@ -1,15 +1,18 @@
 """The numbers of a member as a user writes them: for the whole run, or for each step."""
 
 import abc
+import functools
 from collections.abc import Callable
 from typing import Annotated, TypeAlias, cast
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from adam_jax._types import Count, Leaf, Number
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.validation import check_number, check_scalar
+from adam_jax.xla.barrier import kept_apart
 
 Schedule = Callable[[Array], jax.typing.ArrayLike]
 
@@ -60,6 +63,33 @@ class Scaled(Hyperparameter):
 
     def at(self, count: Count) -> Number:
         return self.inner.at(count) * self.factor
+
+
+@frozen_pytree
+class Relative(Hyperparameter):
+    """A hyperparameter times another one in units of its peak.
+
+    Attributes:
+      inner: the hyperparameter.
+      other: the other one.
+      peak: its largest value.
+    """
+
+    inner: Hyperparameter
+    other: Hyperparameter
+    peak: Number
+
+    def at(self, count: Count) -> Number:
+        return _relative(self.inner.at(count), self.other.at(count), self.peak)
+
+
+# As one program where it is not part of another: arrays may have other dtypes than schedules.
+@functools.partial(jax.jit, inline=True)
+def _relative(number: Leaf, other: Leaf, peak: Leaf) -> Array:
+    dtype = jnp.result_type(float)
+    number, other, peak = (jax.lax.convert_element_type(x, dtype) for x in (number, other, peak))
+    # By a constant XLA would not divide: it multiplies by 1 / peak, which has other bits.
+    return number * (other / kept_apart(peak))
 
 
 def hyperparameter(argument: str, x: Leaf, low: float = 0.0, *, instead: str) -> Hyperparameter:

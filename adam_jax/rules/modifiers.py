@@ -11,6 +11,7 @@ from adam_jax.rules.arithmetic import DecayRate, abs_squared, after_first, safe_
 from adam_jax.rules.base import Direction, MemberRule, Renewed, Rule, Slots
 from adam_jax.rules.pytrees import frozen_pytree
 from adam_jax.slots import Slot
+from adam_jax.xla.sign import sign
 
 
 @frozen_pytree
@@ -67,6 +68,18 @@ class Cautious(ModifiedRule):
 
 # As in the authors' code: their algorithm's d / (count + 1) halves the step of a scalar.
 LEAST_SHARE = 1e-3
+
+
+@frozen_pytree
+class Grams(ModifiedRule):
+    """The size of u and the sign of g."""
+
+    @property
+    def elementwise(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.elementwise
+
+    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
+        return sign(g) * jnp.abs(self.inner.update(g, old, new, scalars, param))
 
 
 @frozen_pytree

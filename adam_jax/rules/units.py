@@ -2,7 +2,7 @@
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from adam_jax._types import Leaf
@@ -25,28 +25,38 @@ def in_units_of(unit: Unit, **kwargs: Leaf) -> Any:
     return dataclasses.field(metadata={"unit": unit}, **kwargs)
 
 
-def units_of(x: Leaf) -> set[Unit]:
-    """The units of all numbers of a rule, of the moments and directions in it too."""
+def numbers_of(x: Leaf) -> list[tuple[Unit, Leaf]]:
+    """All numbers of a rule that have a unit, those of the moments and directions in it too."""
     if not dataclasses.is_dataclass(x):
-        return set()
-    found = {f.metadata["unit"] for f in dataclasses.fields(x) if "unit" in f.metadata}
-    return found.union(*(units_of(getattr(x, f.name)) for f in dataclasses.fields(x)))
+        return []
+    found = []
+    for f in dataclasses.fields(x):
+        value = getattr(x, f.name)
+        found += [(f.metadata["unit"], value)] if "unit" in f.metadata else numbers_of(value)
+    return found
 
 
-def rescaled(x: T, factors: Mapping[Unit, float]) -> T:
-    """A rule with each number that has a unit multiplied by the factor of this unit."""
+def units_of(x: Leaf) -> set[Unit]:
+    """The units of all numbers of a rule."""
+    return {unit for unit, _ in numbers_of(x)}
+
+
+def with_numbers(x: T, change: Callable[[Unit, Leaf], Leaf]) -> T:
+    """A rule with other numbers in the place of those that have a unit."""
     if not dataclasses.is_dataclass(x) or isinstance(x, type):
         return x
     changes = {}
     for f in dataclasses.fields(x):
         old = getattr(x, f.name)
-        if "unit" in f.metadata:
-            new = _times(old, factors.get(f.metadata["unit"], 1.0))
-        else:
-            new = rescaled(old, factors)
+        new = change(f.metadata["unit"], old) if "unit" in f.metadata else with_numbers(old, change)
         if new is not old:
             changes[f.name] = new
     return dataclasses.replace(x, **changes) if changes else x
+
+
+def rescaled(x: T, factors: Mapping[Unit, float]) -> T:
+    """A rule with each number that has a unit multiplied by the factor of this unit."""
+    return with_numbers(x, lambda unit, number: _times(number, factors.get(unit, 1.0)))
 
 
 def _times(number: Leaf, factor: float) -> Leaf:
