@@ -139,8 +139,8 @@ def test_traced_numbers_and_programs_have_the_same_bits():
         tx = corrected_weight_decay(adam_jax.adamw(cosine, weight_decay=LAMBDA), peak)
         return tx.body.stages[1].rule.weight_decay.at(count)
 
+    count = jnp.asarray(5)
     for peak in peaks:
-        count = jnp.asarray(5)
         exact = number(count, float(peak))
         assert jax.jit(lambda count, p=float(peak): number(count, p))(count) == exact
         assert jax.jit(number)(count, peak) == exact
