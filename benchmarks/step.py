@@ -90,7 +90,7 @@ def everything() -> optax.GradientTransformation:
 def by_kinds(leaves: Leaves) -> Peer:
     """muP's, for a base model of which every third leaf is as large, a half, and a quarter."""
     base = [jax.ShapeDtypeStruct((x.size >> i % 3,), x.dtype) for i, x in enumerate(leaves)]
-    return by_update(adam_jax.transfer.mup(adamw(), base, leaves))(leaves)
+    return by_update(adam_jax.transfer.mup(adam_jax.adamw, base, leaves)(1e-3))(leaves)
 
 
 def recipe() -> list[Case]:
