@@ -123,6 +123,8 @@ def scale_by_laprop(
         `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats) or a gradient
         unlike the state.
 
+    Optax lacks it.
+
     Reference: Ziyin, Wang & Ueda 2020, algorithm 1; eps is that of the authors' code.
     """
     rates = DecayRate.of("b1", b1), DecayRate.of("b2", b2)
@@ -179,6 +181,7 @@ def laprop(
         `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
         unlike the state, or missing `params` with `l2`.
 
+    Optax lacks it.
     Differs from the authors' PyTorch code (and `timm`) in: with a schedule, that weighs each
     divided gradient in mu by the learning rate of its step; the paper does not. A constant learning
     rate makes no difference.
@@ -243,6 +246,7 @@ def lapropw(
         `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
         unlike the state, or missing `params`.
 
+    Optax lacks it.
     Differs from the authors' PyTorch code (and `timm`) in: with a schedule, that weighs each
     divided gradient in mu by the learning rate of its step; the paper does not. A constant learning
     rate makes no difference.

@@ -158,6 +158,7 @@ def scale_by_mars(
         `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats) or a gradient
         unlike the state.
 
+    Optax lacks it.
     Differs from the authors' PyTorch code in: that compares the first gradient with zero, the paper
     with itself.
 
@@ -242,6 +243,7 @@ def mars_adamw(
       >>> print(sorted(tx.init({"kernel": 1.0, "bias": 0.0})[0].g))
       ['bias', 'kernel']
 
+    Optax lacks it.
     Differs from the authors' PyTorch code in: that compares the first gradient with zero, the paper
     with itself; it runs AdamW on all but matrices, see the example.
     Differs from `timm` in: that does not clip the first gradient.
