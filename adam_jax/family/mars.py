@@ -97,20 +97,15 @@ class Mars(MemberRule):
 
 
 def _corrected(g: Array, old: Slots, scalars: Scalars) -> Array:
+    """c̃."""
     _, weight, _ = scalars
-    c = bounded(g + weight * (g - old["g"]), times=4)
-    norm = _norm(c)
+    g = bounded(g)  # The leaf program passes it as it is where it forms means of averages.
+    c = g + weight * (g - old["g"])
+    # In a unit in which no sum of squares is infinite; those of numbers far below 1 may be zero.
+    unit = 2.0 ** (jnp.finfo(c.dtype).maxexp * 3 // 10)
+    norm = safe_sqrt(jnp.sum(abs_squared(c * (1 / unit)))) * unit
     # Where it is NaN, c passes as it is: NaN stays in its own element.
     return c * (1 / jnp.where(norm > 1, norm, 1))
-
-
-def _norm(x: Array) -> Array:
-    """‖x‖, without overflow in squares of `bounded` numbers, however many they are.
-
-    Exact where it is near 1 or larger: the squares of smaller numbers may be zero.
-    """
-    unit = 2.0 ** (jnp.finfo(x.dtype).maxexp * 3 // 10)
-    return safe_sqrt(jnp.sum(abs_squared(x * (1 / unit)))) * unit
 
 
 def scale_by_mars(
