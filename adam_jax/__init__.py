@@ -18,7 +18,9 @@ from adam_jax.family.ademamix import ademamix, scale_by_ademamix
 from adam_jax.family.adopt import adopt, scale_by_adopt
 from adam_jax.family.amsgrad import amsgrad, amsgradw, scale_by_amsgrad
 from adam_jax.family.lamb import lamb
+from adam_jax.family.laprop import ScaleByLapropState, laprop, lapropw, scale_by_laprop
 from adam_jax.family.lion import lion, scale_by_lion
+from adam_jax.family.mars import ScaleByMarsState, mars_adamw, scale_by_mars
 from adam_jax.family.nadam import nadam, nadamw, scale_by_nadam
 from adam_jax.family.radam import radam, radamw, scale_by_radam
 from adam_jax.family.schedule_free import schedule_free_adamw
@@ -69,6 +71,8 @@ __all__ = [
     "Packed",
     "Quantized",
     "ScaleByBiasCorrectionState",
+    "ScaleByLapropState",
+    "ScaleByMarsState",
     "SkipState",
     "Skipped",
     "TelemetryState",
@@ -104,7 +108,10 @@ __all__ = [
     "inspect",
     "kahan_summation",
     "lamb",
+    "laprop",
+    "lapropw",
     "lion",
+    "mars_adamw",
     "master_residual",
     "measured",
     "nadam",
@@ -122,8 +129,10 @@ __all__ = [
     "scale_by_amsgrad",
     "scale_by_belief",
     "scale_by_bias_correction",
+    "scale_by_laprop",
     "scale_by_learning_rate",
     "scale_by_lion",
+    "scale_by_mars",
     "scale_by_nadam",
     "scale_by_radam",
     "scale_by_yogi",

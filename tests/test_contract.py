@@ -128,7 +128,7 @@ def test_map_params_finds_the_slots(member):
 
 class Variants(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True, with_device=True, without_device=True)
-    @parameterized.named_parameters(*((m.name, m) for m in MEMBERS if not m.ours))
+    @parameterized.named_parameters(*((m.name, m) for m in MEMBERS if m.has_twin))
     def test_update_is_the_same_with_and_without_jit(self, member):
         tx = member.alias(1e-2)
         params = tree()

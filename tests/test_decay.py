@@ -8,7 +8,7 @@ import adam_jax
 from tests.test_arithmetic import gradients, run
 
 PLAIN = {"adamw": "adam", "nadamw": "nadam", "amsgradw": "amsgrad", "radamw": "radam"}
-PLAIN |= {"adamaxw": "adamax"}
+PLAIN |= {"adamaxw": "adamax", "lapropw": "laprop"}
 every_pair = pytest.mark.parametrize("name", PLAIN)
 
 

@@ -22,7 +22,7 @@ STATIC = ("clip_value_fn", "warmup_steps")
 def pairs():
     """Each alias and each scale_by_* that both have."""
     for member in MEMBERS:
-        if not member.ours:
+        if member.has_twin:
             yield member.name, member.factory, member.twin.factory
     pieces = dict.fromkeys(member.scale_by for member in MEMBERS)
     for name in (*pieces, "schedule_free_adamw"):
@@ -71,7 +71,7 @@ def test_a_checkpoint_of_either_goes_on_in_the_other(ours, theirs, standard_prom
         assert jax.tree.structure(kept) == jax.tree.structure(expected_state)
 
 
-@pytest.mark.parametrize("member", [m for m in MEMBERS if not m.ours], ids=lambda m: m.name)
+@pytest.mark.parametrize("member", [m for m in MEMBERS if m.has_twin], ids=lambda m: m.name)
 def test_with_a_schedule_likewise(member, standard_promotion):
     schedule = optax.linear_schedule(0.1, 0.01, 5)
     factories = member.factory, member.twin.factory

@@ -35,11 +35,11 @@ _POWERS = {
     "threshold": 0.0,
 }
 # The noise of a batch enters these updates in another way: by a sign (lion), a trust ratio (lamb),
-# the difference from the last gradient (adan) or from mu (adabelief). b1 of schedule_free_adamw is
-# not a decay rate.
+# the difference from the last gradient (adan, mars_adamw) or from mu (adabelief). b1 of
+# schedule_free_adamw is not a decay rate.
 _WITHOUT_RULE = (
-    *("adabelief", "adan", "lamb", "lion"),
-    *("scale_by_adan", "scale_by_belief", "scale_by_lion", "schedule_free_adamw"),
+    *("adabelief", "adan", "lamb", "lion", "mars_adamw", "schedule_free_adamw"),
+    *("scale_by_adan", "scale_by_belief", "scale_by_lion", "scale_by_mars"),
 )
 _NUMBERS = (int, float, np.number, np.ndarray, jax.Array)
 
@@ -77,9 +77,9 @@ def scale_batch(factory: Callable[..., Any], factor: float) -> "ScaledBatch":
 
     Raises:
       ValueError: here, for a member for which the rule does not hold (`lion`, `lamb`, `adan`,
-        `adabelief`, `schedule_free_adamw`), and for a factory that does not name its arguments;
-        when it is called, for a decay rate that would be negative, and for a number without a rule
-        (`momentum_decay`).
+        `mars_adamw`, `adabelief`, `schedule_free_adamw`), and for a factory that does not name its
+        arguments; when it is called, for a decay rate that would be negative, and for a number
+        without a rule (`momentum_decay`).
 
     Example:
       >>> import adam_jax
@@ -95,8 +95,8 @@ def scale_batch(factory: Callable[..., Any], factor: float) -> "ScaledBatch":
     is not scaled.
 
     Reference: Malladi et al. 2022, section 5, for Adam and RMSprop. AMSGrad, NAdam, RAdam, ADOPT,
-    AdEMAMix and Yogi follow by the same units. Adamax does approximately, since the maximum over
-    fewer batches is smaller, and so does `atan2`, since mu/√nu is larger with a smaller b1.
+    LaProp, AdEMAMix and Yogi follow by the same units. Adamax does approximately, since the maximum
+    over fewer batches is smaller, and so does `atan2`, since mu/√nu is larger with a smaller b1.
     """
     check_factory(factory, "scale_batch(adamw, 4)(learning_rate=1e-3)")
     inner = inspect.unwrap(factory)

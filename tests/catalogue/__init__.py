@@ -24,6 +24,7 @@ class Member:
       oracle: the naive version of the direction.
       keywords: given to alias, direction, twins and naive version.
       ours: keywords that Optax has not.
+      in_optax: whether Optax has the member.
       slots: the fields of the state, besides counts.
       needs_params: weights decay, or norms are compared.
       first_update_is_zero: there is nothing to compare the first gradient with.
@@ -43,6 +44,7 @@ class Member:
     oracle: Callable[..., Any]
     keywords: dict[str, Any] = dataclasses.field(default_factory=dict)
     ours: dict[str, Any] = dataclasses.field(default_factory=dict)
+    in_optax: bool = True
     slots: tuple[str, ...] = ("mu", "nu")
     needs_params: bool = False
     first_update_is_zero: bool = False
@@ -93,9 +95,14 @@ class Member:
         return {name: 0.0 for name in ("eps", "eps_root", "eps_hat") if self.has(name)}
 
     @property
+    def has_twin(self) -> bool:
+        """Whether Optax has the member, and all keywords of the row."""
+        return self.in_optax and not self.ours
+
+    @property
     def twin(self) -> "Twin":
         """Optax's member."""
-        assert not self.ours
+        assert self.has_twin
         scale_by = "scale_by_adam" if self.scale_by == "scale_by_nadam" else self.scale_by
         direction = getattr(optax, scale_by, None) or getattr(contrib, scale_by)
         name = self.name.split("-")[0]
@@ -214,6 +221,19 @@ MEMBERS = (
         reads_the_old=True,
         may_be_one=("b1", "b2"),
     ),
+    Member("laprop", "scale_by_laprop", oracles.laprop, in_optax=False),
+    Member("lapropw", "scale_by_laprop", oracles.laprop, in_optax=False, needs_params=True),
+    Member(
+        "mars_adamw",
+        *("scale_by_mars", oracles.mars),
+        in_optax=False,
+        slots=("mu", "nu", "g"),
+        needs_params=True,
+        scale_invariant=False,
+        elementwise=False,
+        bounded=True,
+        reads_the_old=True,
+    ),
     Member(
         "ademamix",
         *("scale_by_ademamix", oracles.ademamix),
@@ -244,5 +264,5 @@ every_elementwise = pytest.mark.parametrize(
     "member", [m for m in MEMBERS if m.elementwise], ids=lambda member: member.name
 )
 every_twin = pytest.mark.parametrize(
-    "member", [m for m in MEMBERS if not m.ours], ids=lambda member: member.name
+    "member", [m for m in MEMBERS if m.has_twin], ids=lambda member: member.name
 )

@@ -1,0 +1,260 @@
+"""LaProp: Ziyin, Wang & Ueda 2020, LaProp: Separating Momentum and Adaptivity in Adam.
+
+https://arxiv.org/abs/2002.04839
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import optax
+from jax import Array
+from jax.typing import ArrayLike
+
+from adam_jax._types import Count, Leaf, Scalars, Updates
+from adam_jax.engine.compose import Decay, optimizer
+from adam_jax.engine.masks import MaskLike
+from adam_jax.engine.transformation import Transformation, scale_by_rule
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
+from adam_jax.rules.adam import Ema, EmaOfSquares, Root
+from adam_jax.rules.arithmetic import DecayRate, DecayRateLike
+from adam_jax.rules.base import Direction, MemberRule, Moment, Renewed, Slots
+from adam_jax.rules.hyperparameters import Schedule
+from adam_jax.rules.pytrees import frozen_pytree
+from adam_jax.slots import Slot
+
+
+class ScaleByLapropState(NamedTuple):
+    """State of `scale_by_laprop`; mu is in units of the update, not of the gradient.
+
+    Attributes:
+      count: optimizer steps completed, int32.
+      mu: the averages of the divided gradients, a tree like the parameters.
+      nu: the averages of |g|², likewise.
+    """
+
+    count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    mu: Updates
+    nu: Updates
+
+
+@frozen_pytree
+class Laprop(MemberRule):
+    """The average of gradients, each divided by the root of the squares up to it.
+
+    Attributes:
+      first: the running statistic of the divided gradient.
+      second: that of the square of the gradient, renewed before the first.
+      direction: how a gradient is divided.
+    """
+
+    elementwise = True
+
+    first: Moment
+    second: Moment
+    direction: Direction
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return (*self.second.slots, *self.first.slots)
+
+    def scalars(self, count: Count) -> Scalars:
+        return self.first.scalars(count), self.second.scalars(count), self.direction.scalars(count)
+
+    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Renewed:
+        if slot == "nu":
+            return self.second.renewed(slot, g, old, new, scalars[1])
+        x = self.normalised(g, old, new, scalars)
+        return self.first.renewed(slot, x, old, new, scalars[0])
+
+    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
+        return self.first.read(self.normalised(g, old, new, scalars), new, scalars[0])
+
+    def normalised(self, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
+        return self.direction.normalised(g, self.second.read(g, new, scalars[1]), scalars[2])
+
+    def eps_dominates(self, new: Slots, scalars: Scalars) -> Array | None:
+        second = self.second.read(new["nu"], new, scalars[1])
+        return self.direction.eps_dominates(second, scalars[2])
+
+    def with_direction(self, make: Callable[[bool], Direction]) -> "Laprop":
+        return dataclasses.replace(self, direction=self.direction.replaced(make))
+
+    def looking_ahead(self) -> "Laprop":
+        return dataclasses.replace(self, first=self.first.looking_ahead())
+
+
+def scale_by_laprop(
+    b1: DecayRateLike = 0.9,
+    b2: DecayRateLike = 0.999,
+    eps: ArrayLike = 1e-15,
+    *,
+    mu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    nu_dtype: SlotDType = AT_LEAST_FLOAT32,
+) -> Transformation:
+    """Divides each gradient by the root of the squares up to it, and then averages.
+
+        nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
+        mu ← b1·mu + (1-b1)·g / (√nû + eps)
+        u  = mu / (1 - b1ᵗ)
+
+    Adam divides the average; here the average is of what is divided already, so that |u| is at most
+    1/√(1-b2) whatever b1 is.
+
+    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
+    parameter and state; only the update is rounded.
+
+    Args:
+      b1: decay rate of the average of divided gradients, per optimizer step, 0 ≤ b1 < 1. It may be
+        larger than b2.
+      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
+      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
+        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
+        default is the parameter's dtype, at least float32.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
+        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
+
+    Returns:
+      A transformation whose state is `ScaleByLapropState(count, mu, nu)`.
+
+    Raises:
+      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats) or a gradient
+        unlike the state.
+
+    Optax lacks it.
+
+    Reference: Ziyin, Wang & Ueda 2020, algorithm 1; eps is that of the authors' code.
+    """
+    rates = DecayRate.of("b1", b1), DecayRate.of("b2", b2)
+    rule = Laprop(Ema(rates[0]), EmaOfSquares(rates[1]), Root.of(eps))
+    return scale_by_rule(rule, ScaleByLapropState, mu_dtype, nu_dtype)
+
+
+def laprop(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: DecayRateLike = 0.9,
+    b2: DecayRateLike = 0.999,
+    eps: ArrayLike = 1e-15,
+    *,
+    mu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    nu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    l2: ArrayLike | Schedule | None = None,
+) -> Transformation:
+    """LaProp: Adam that divides each gradient first, and then averages.
+
+        nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
+        mu ← b1·mu + (1-b1)·g / (√nû + eps)
+        u  = mu / (1 - b1ᵗ)
+        θ  ← θ - α_t·u
+
+    Adam divides the average; here the average is of what is divided already, so that |u| is at most
+    1/√(1-b2) whatever b1 is.
+
+    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
+    parameter and state; only the update is rounded.
+
+    Args:
+      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
+        number of optimizer steps completed so far (0 at the first).
+      b1: decay rate of the average of divided gradients, per optimizer step, 0 ≤ b1 < 1. It may be
+        larger than b2.
+      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
+      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
+        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
+        default is the parameter's dtype, at least float32.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
+        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
+      l2: λ₂, coupled weight decay, per optimizer step: a number, or a function of the optimizer
+        steps completed so far. λ₂·θ is added to the gradient before the moments, as by
+        `weight_decay` of PyTorch's Adam. None leaves it out, and its entry in the state.
+
+    Returns:
+      A transformation whose state is a tuple: `ScaleByLapropState(count, mu, nu)`, then an entry
+      for the learning rate, empty or the count of a schedule. With `l2`, an entry for it comes
+      first, and `update` needs `params`.
+
+    Raises:
+      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
+        unlike the state, or missing `params` with `l2`.
+
+    Optax lacks it.
+    Differs from the authors' PyTorch code (and `timm`) in: with a schedule, that weighs each
+    divided gradient in mu by the learning rate of its step; the paper does not. A constant learning
+    rate makes no difference.
+
+    Reference: Ziyin, Wang & Ueda 2020, algorithm 1; eps is that of the authors' code.
+    """
+    scaled = scale_by_laprop(b1, b2, eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
+    return optimizer(scaled, learning_rate, l2=l2)
+
+
+def lapropw(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: DecayRateLike = 0.9,
+    b2: DecayRateLike = 0.999,
+    eps: ArrayLike = 1e-15,
+    weight_decay: ArrayLike | Schedule = 1e-4,
+    mask: MaskLike = None,
+    *,
+    mu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    nu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    scale_decay: bool = True,
+) -> Transformation:
+    """LaProp with decoupled weight decay.
+
+        nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
+        mu ← b1·mu + (1-b1)·g / (√nû + eps)
+        u  = mu / (1 - b1ᵗ)
+        θ  ← θ - α_t·(u + λ_t·θ)
+
+    Adam divides the average; here the average is of what is divided already, so that |u| is at most
+    1/√(1-b2) whatever b1 is.
+
+    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
+    parameter and state; only the update is rounded.
+
+    Args:
+      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
+        number of optimizer steps completed so far (0 at the first).
+      b1: decay rate of the average of divided gradients, per optimizer step, 0 ≤ b1 < 1. It may be
+        larger than b2.
+      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
+      weight_decay: λ, decoupled weight decay, per optimizer step: a number (below 0 weights grow;
+        0.0 turns it off), or a function of the optimizer steps completed so far.
+      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of it, or a
+        function from the parameters to one, such as `decay_mask`. None decays all leaves.
+      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
+        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
+        default is the parameter's dtype, at least float32.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
+        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
+      scale_decay: False subtracts λ_t·θ itself, not α_t·λ_t·θ (fully decoupled). Its entry in the
+        state is then the last.
+
+    Returns:
+      A transformation whose state is a tuple: `ScaleByLapropState(count, mu, nu)`, then one entry
+      for weight decay and one for the learning rate, each empty or the count of a schedule.
+      `update` needs `params`.
+
+    Raises:
+      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
+        unlike the state, or missing `params`.
+
+    Optax lacks it.
+    Differs from the authors' PyTorch code (and `timm`) in: with a schedule, that weighs each
+    divided gradient in mu by the learning rate of its step; the paper does not. A constant learning
+    rate makes no difference.
+    Its weight decay is that of `scale_decay=False`, and acts after the step; that of
+    `timm` is multiplied by α_t.
+
+    Reference: Ziyin, Wang & Ueda 2020, algorithm 1; eps is that of the authors' code. Loshchilov &
+    Hutter 2019, algorithm 2, for the decay.
+    """
+    scaled = scale_by_laprop(b1, b2, eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
+    return optimizer(scaled, learning_rate, decay=Decay(weight_decay, mask, scale_decay))

@@ -1,0 +1,250 @@
+"""MARS: Yuan et al. 2024, Unleashing the Power of Variance Reduction for Training Large Models.
+
+https://arxiv.org/abs/2411.10438
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.typing import ArrayLike
+
+from adam_jax._types import Count, Leaf, Number, Scalars, Updates
+from adam_jax.engine.compose import Decay, optimizer
+from adam_jax.engine.masks import MaskLike
+from adam_jax.engine.transformation import Transformation, scale_by_rule
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
+from adam_jax.rules.adam import Ema, EmaOfSquares, MomentRule, Root
+from adam_jax.rules.arithmetic import (
+    DecayRate,
+    DecayRateLike,
+    abs_squared,
+    after_first,
+    bounded,
+    safe_sqrt,
+)
+from adam_jax.rules.base import Direction, MemberRule, Renewed, Slots
+from adam_jax.rules.hyperparameters import Schedule
+from adam_jax.rules.pytrees import frozen_pytree
+from adam_jax.slots import Slot
+from adam_jax.validation import check_number
+
+
+class ScaleByMarsState(NamedTuple):
+    """State of `scale_by_mars`.
+
+    Attributes:
+      count: optimizer steps completed, int32.
+      mu: the averages of c̃, a tree like the parameters.
+      nu: the averages of |c̃|², likewise.
+      g: the last gradients, likewise.
+    """
+
+    count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    mu: Updates
+    nu: Updates
+    g: Updates
+
+
+@frozen_pytree
+class Mars(MemberRule):
+    """A member whose gradient is corrected by its change, and clipped to the norm 1.
+
+    Attributes:
+      inner: the rule of the member.
+      b1: decay rate of its first moment.
+      gamma: the scale of the correction.
+    """
+
+    inner: MomentRule
+    b1: DecayRate
+    gamma: Number
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return (*self.inner.slots, Slot("g"))
+
+    def scalars(self, count: Count) -> Scalars:
+        # Nothing to compare the first gradient with.
+        later = after_first(count)
+        weight = later * self.gamma * (1 - self.b1.complement) / self.b1.complement
+        return later, weight, self.inner.scalars(count)
+
+    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Renewed:
+        later, _, of_inner = scalars
+        if slot == "g":
+            # Always g: what may be the old gradient XLA:CPU writes in its place, else beside it.
+            return jnp.where(later >= 0, g, old["g"])
+        return self.inner.renewed(slot, _corrected(g, old, scalars), old, new, of_inner)
+
+    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
+        return self.inner.update(_corrected(g, old, scalars), old, new, scalars[2], param)
+
+    def normalised(self, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
+        return self.inner.normalised(_corrected(g, old, scalars), old, new, scalars[2])
+
+    def eps_dominates(self, new: Slots, scalars: Scalars) -> Array | None:
+        return self.inner.eps_dominates(new, scalars[2])
+
+    def with_direction(self, make: Callable[[bool], Direction]) -> "Mars":
+        return dataclasses.replace(self, inner=self.inner.with_direction(make))
+
+    def looking_ahead(self) -> "Mars":
+        return dataclasses.replace(self, inner=self.inner.looking_ahead())
+
+
+def _corrected(g: Array, old: Slots, scalars: Scalars) -> Array:
+    """c̃."""
+    _, weight, _ = scalars
+    g = bounded(g)  # The leaf program passes it as it is where it forms means of averages.
+    c = g + weight * (g - old["g"])
+    # In a unit in which no sum of squares is infinite; those of numbers far below 1 may be zero.
+    unit = 2.0 ** (jnp.finfo(c.dtype).maxexp * 3 // 10)
+    norm = safe_sqrt(jnp.sum(abs_squared(c * (1 / unit)))) * unit
+    # Where it is NaN, c passes as it is: NaN stays in its own element.
+    return c * (1 / jnp.where(norm > 1, norm, 1))
+
+
+def scale_by_mars(
+    b1: DecayRateLike = 0.95,
+    b2: DecayRateLike = 0.99,
+    eps: ArrayLike = 1e-8,
+    gamma: ArrayLike = 0.025,
+    *,
+    mu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    nu_dtype: SlotDType = AT_LEAST_FLOAT32,
+) -> Transformation:
+    """Adam on a gradient that is corrected by its change since the last batch, and clipped.
+
+        c  = g + gamma·b1/(1-b1)·(g - g_old)      g_old = g in the first step
+        c̃  = c / max(1, ‖c‖)                      the norm is that of the leaf
+        mu ← b1·mu + (1-b1)·c̃                     mû = mu / (1 - b1ᵗ)
+        nu ← b2·nu + (1-b2)·|c̃|²                  nû = nu / (1 - b2ᵗ)
+        u  = mû / (√nû + eps)
+
+    The norm sees the whole leaf: `pack_small_leaves` refuses the member, kernels leave it to XLA,
+    and a leaf on several devices costs a sum over them. Inside `jax.shard_map` the norm is that of
+    each part.
+
+    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
+    parameter and state; only the update is rounded.
+
+    Args:
+      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
+      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
+      eps: ε, added outside the root, in units of the clipped gradient, of which a leaf has at most
+        the norm 1; ≥ 0.
+      gamma: γ ≥ 0, the scale of the correction: with 1, and without the clipping, mu is the
+        recursive momentum of STORM; 0 is Adam of clipped gradients.
+      mu_dtype: storage of mu and the last gradient: a floating-point dtype of at least 16 bits,
+        `jnp.int8`, `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the
+        parameter's dtype; the default is the parameter's dtype, at least float32.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
+        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
+
+    Returns:
+      A transformation whose state is `ScaleByMarsState(count, mu, nu, g)`.
+
+    Raises:
+      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats) or a gradient
+        unlike the state.
+
+    Optax lacks it.
+    Differs from the authors' PyTorch code in: that compares the first gradient with zero, the paper
+    with itself.
+
+    Reference: Yuan et al. 2024, MARS-AdamW with the gradient of the last batch in the place of a
+    second one of this batch (MARS-approx); nu averages |c̃|² as in the authors' code.
+    """
+    rate = DecayRate.of("b1", b1)
+    gamma = check_number("gamma", gamma, instead="the usual value is 0.025; 0.0 is no correction")
+    inner = MomentRule(Ema(rate), EmaOfSquares(DecayRate.of("b2", b2)), Root.of(eps))
+    return scale_by_rule(Mars(inner, rate, gamma), ScaleByMarsState, mu_dtype, nu_dtype)
+
+
+def mars_adamw(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: DecayRateLike = 0.95,
+    b2: DecayRateLike = 0.99,
+    eps: ArrayLike = 1e-8,
+    gamma: ArrayLike = 0.025,
+    weight_decay: ArrayLike | Schedule = 0.0,
+    mask: MaskLike = None,
+    *,
+    mu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    nu_dtype: SlotDType = AT_LEAST_FLOAT32,
+    scale_decay: bool = True,
+) -> Transformation:
+    """MARS-AdamW: AdamW on a variance-reduced gradient.
+
+        c  = g + gamma·b1/(1-b1)·(g - g_old)      g_old = g in the first step
+        c̃  = c / max(1, ‖c‖)                      the norm is that of the leaf
+        mu ← b1·mu + (1-b1)·c̃                     mû = mu / (1 - b1ᵗ)
+        nu ← b2·nu + (1-b2)·|c̃|²                  nû = nu / (1 - b2ᵗ)
+        u  = mû / (√nû + eps)
+        θ  ← θ - α_t·(u + λ_t·θ)
+
+    The norm sees the whole leaf: `pack_small_leaves` refuses the member, kernels leave it to XLA,
+    and a leaf on several devices costs a sum over them. Inside `jax.shard_map` the norm is that of
+    each part.
+
+    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
+    parameter and state; only the update is rounded.
+
+    Args:
+      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
+        number of optimizer steps completed so far (0 at the first).
+      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
+      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
+      eps: ε, added outside the root, in units of the clipped gradient, of which a leaf has at most
+        the norm 1; ≥ 0.
+      gamma: γ ≥ 0, the scale of the correction: with 1, and without the clipping, mu is the
+        recursive momentum of STORM; 0 is Adam of clipped gradients.
+      weight_decay: λ, decoupled weight decay, per optimizer step: a number (below 0 weights grow;
+        0.0 turns it off), or a function of the optimizer steps completed so far.
+      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of it, or a
+        function from the parameters to one, such as `decay_mask`. None decays all leaves.
+      mu_dtype: storage of mu and the last gradient: a floating-point dtype of at least 16 bits,
+        `jnp.int8`, `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the
+        parameter's dtype; the default is the parameter's dtype, at least float32.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
+        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
+      scale_decay: False subtracts λ_t·θ itself, not α_t·λ_t·θ (fully decoupled). Its entry in the
+        state is then the last.
+
+    Returns:
+      A transformation whose state is a tuple: `ScaleByMarsState(count, mu, nu, g)`, then one entry
+      for weight decay and one for the learning rate, each empty or the count of a schedule.
+      `update` needs `params`.
+
+    Raises:
+      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
+        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
+        unlike the state, or missing `params`.
+
+    Example:
+      The authors step all but matrices without the correction, with numbers of their own
+      (`optimize_1d=False`). Here they are still clipped.
+
+      >>> import adam_jax
+      >>> one_dimensional = dict(gamma=0.0, b1=0.9, b2=0.95, weight_decay=0.1)
+      >>> tx = adam_jax.groups(
+      ...     adam_jax.mars_adamw, {r".*(bias|scale)": one_dimensional}, learning_rate=3e-3
+      ... )
+      >>> print(sorted(tx.init({"kernel": 1.0, "bias": 0.0})[0].g))
+      ['bias', 'kernel']
+
+    Optax lacks it.
+    Differs from the authors' PyTorch code in: that compares the first gradient with zero, the paper
+    with itself; it runs AdamW on all but matrices, see the example.
+    Differs from `timm` in: that does not clip the first gradient.
+
+    Reference: Yuan et al. 2024, MARS-AdamW with the gradient of the last batch in the place of a
+    second one of this batch (MARS-approx); nu averages |c̃|² as in the authors' code.
+    """
+    scaled = scale_by_mars(b1, b2, eps, gamma, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
+    return optimizer(scaled, learning_rate, decay=Decay(weight_decay, mask, scale_decay))
