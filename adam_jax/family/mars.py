@@ -56,7 +56,7 @@ class Mars(MemberRule):
     Attributes:
       inner: the rule of the member.
       b1: decay rate of its first moment.
-      gamma: the scale of the correction.
+      gamma: the weight of the change, over that of exact variance reduction.
     """
 
     inner: MomentRule
@@ -137,8 +137,8 @@ def scale_by_mars(
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
       eps: ε, added outside the root, in units of the clipped gradient, of which a leaf has at most
         the norm 1; ≥ 0.
-      gamma: γ ≥ 0, the scale of the correction: with 1, and without the clipping, mu is the
-        recursive momentum of STORM; 0 is Adam of clipped gradients.
+      gamma: γ ≥ 0, the weight of the gradient's change over that of exact variance reduction. 0 is
+        Adam of clipped gradients.
       mu_dtype: storage of mu and the last gradient: a floating-point dtype of at least 16 bits,
         `jnp.int8`, `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the
         parameter's dtype; the default is the parameter's dtype, at least float32.
@@ -202,8 +202,8 @@ def mars_adamw(
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
       eps: ε, added outside the root, in units of the clipped gradient, of which a leaf has at most
         the norm 1; ≥ 0.
-      gamma: γ ≥ 0, the scale of the correction: with 1, and without the clipping, mu is the
-        recursive momentum of STORM; 0 is Adam of clipped gradients.
+      gamma: γ ≥ 0, the weight of the gradient's change over that of exact variance reduction. 0 is
+        Adam of clipped gradients.
       weight_decay: λ, decoupled weight decay, per optimizer step: a number (below 0 weights grow;
         0.0 turns it off), or a function of the optimizer steps completed so far.
       mask: the leaves that decay: a tree of booleans like the parameters, a prefix of it, or a

@@ -1,6 +1,6 @@
-"""Eighteen optimizers on three models of handwritten digits, each at its best learning rate.
+"""Sixteen optimizers on three models of handwritten digits, each at its best learning rate.
 
-Optax's SGD, momentum, Nesterov, Adagrad, Adadelta and RMSprop, and twelve members of Adam's family;
+Optax's SGD, momentum, Nesterov, Adagrad, Adadelta and RMSprop, and ten members of Adam's family;
 softmax regression, an MLP and a small CNN. Each optimizer gets five learning rates, half a decade
 apart, and three seeds: fifteen runs, trained as one program (`jax.vmap`, compiled once). The rate
 is chosen on digits held out from training, everything else is measured on the test digits.
@@ -41,8 +41,6 @@ OPTIMIZERS: dict[str, tuple[Make, float]] = {
     "yogi": (adam_jax.yogi, 1e-2),
     "adan": (adam_jax.adan, 3e-3),
     "lion": (adam_jax.lion, 1e-3),
-    "laprop": (adam_jax.laprop, 3e-3),
-    "mars_adamw": (adam_jax.mars_adamw, 3e-3),
 }
 FACTORS = 10.0 ** np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
 SEEDS, BATCH, HELD_OUT = 3, 64, 1000

@@ -108,9 +108,9 @@ def verdict(results: Results) -> str:
     return "\n".join(lines)
 
 
-# Optax's in dashes; colours that the colour-blind can tell apart, up to twelve each.
+# Optax's in dashes; colours that the colour-blind can tell apart, ten each.
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
-COLOURS += ("#000000", "#ee8866", "#44bb99", "#332288", "#999933")
+COLOURS += ("#000000", "#ee8866", "#44bb99")
 OPTAX = ("sgd", "momentum", "nesterov", "adagrad", "adadelta", "rmsprop")
 
 
