@@ -43,7 +43,7 @@ def test_a_leaf_on_several_devices_has_one_norm():
     tx = adam_jax.scale_by_mars()
 
     def stepped(put):
-        state = tx.init(put(jnp.zeros(64)))
+        u, state = None, tx.init(put(jnp.zeros(64)))
         for g in gs:
             u, state = jax.jit(tx.update)(put(g), state)
         return u
