@@ -128,10 +128,10 @@ DEPTHS = Sweep(
     (2, 4, 8, 16, 32),
     standard=rates(1e-3, 12),
     scaled=rates(4e-3, 9),
-    seeds=24,
-    steps=200,
+    seeds=12,
+    steps=250,
     batch_size=128,
-    seconds=(0.1, 0.15, 0.2, 0.4, 0.7),
+    seconds=(0.15, 0.2, 0.3, 0.5, 0.9),
 )
 BATCHES = Batches(
     (16, 32, 64, 128, 256, 512),
