@@ -141,6 +141,7 @@ def sweep_picture(sweeps: list[Sweep], found: Found, what: str, path: Any) -> No
                     va="center",
                     color=colour,
                     fontweight="bold",
+                    annotation_clip=False,
                 )
             moved = int(row(part, part.sizes[-1], scale, found)["moved"])
             axis.set_title(_title(part, scale, moved, what), fontsize=11)
