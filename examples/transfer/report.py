@@ -132,7 +132,7 @@ def sweep_picture(sweeps: list[Sweep], found: Found, what: str, path: Any) -> No
                 starts.append((rates[first], (loss[first] - bottom) / (top - bottom)))
                 if size == part.sizes[0]:
                     axis.axvline(rates[best], color="0.6", lw=1, ls="--", zorder=0)
-            places = _apart([y for _, y in starts], 0.05)
+            places = _apart(starts, 0.05)
             for size, colour, (x, _), y in zip(part.sizes, colours, starts, places, strict=True):
                 axis.annotate(
                     f"{size} ",
@@ -141,7 +141,6 @@ def sweep_picture(sweeps: list[Sweep], found: Found, what: str, path: Any) -> No
                     va="center",
                     color=colour,
                     fontweight="bold",
-                    annotation_clip=False,
                 )
             moved = int(row(part, part.sizes[-1], scale, found)["moved"])
             axis.set_title(_title(part, scale, moved, what), fontsize=11)
@@ -162,13 +161,14 @@ def sweep_picture(sweeps: list[Sweep], found: Found, what: str, path: Any) -> No
     plt.close(figure)
 
 
-def _apart(places: list[float], gap: float) -> list[float]:
-    """The same places, moved up where two are nearer than a gap."""
-    moved = np.array(places)
-    order = np.argsort(moved)
+def _apart(places: list[tuple[float, float]], gap: float) -> list[float]:
+    """The heights of places, moved up where two at one x are nearer than a gap."""
+    heights = [y for _, y in places]
+    order = sorted(range(len(places)), key=lambda i: places[i])
     for below, above in zip(order, order[1:], strict=False):
-        moved[above] = max(moved[above], moved[below] + gap)
-    return moved.tolist()
+        if places[below][0] == places[above][0]:
+            heights[above] = max(heights[above], heights[below] + gap)
+    return heights
 
 
 def _title(part: Sweep, scale: str, moved: int, what: str) -> str:
