@@ -71,6 +71,15 @@ def check_number(
     return value if isinstance(value, _ARRAYS) else number
 
 
+def check_positive(argument: str, value: Leaf) -> float:
+    """Checks that `value` is a number above 0, of which there is no usual one.
+
+    Raises:
+      ValueError: it is not.
+    """
+    return float(check_number(argument, value, 1e-30, instead="write a number above zero"))
+
+
 def as_scalar(value: Leaf) -> Leaf:
     """An array of one number, of any shape, as a scalar; all else as it is."""
     if isinstance(value, np.ndarray) and value.size == 1:

@@ -2,7 +2,7 @@
 
 import math
 
-from adam_jax.validation import check_number
+from adam_jax.validation import check_number, check_positive
 
 
 def output_factor(width: float, base_width: float) -> float:
@@ -19,7 +19,7 @@ def output_factor(width: float, base_width: float) -> float:
 
     Reference: Yang et al. 2022, table 8 (multiplier of output weights).
     """
-    return _positive("base_width", base_width) / _positive("width", width)
+    return check_positive("base_width", base_width) / check_positive("width", width)
 
 
 def attention_scale(head_size: float, base_head_size: float) -> float:
@@ -37,7 +37,7 @@ def attention_scale(head_size: float, base_head_size: float) -> float:
 
     Reference: Yang et al. 2022, definition 4.1.
     """
-    return math.sqrt(_positive("base_head_size", base_head_size)) / _positive(
+    return math.sqrt(check_positive("base_head_size", base_head_size)) / check_positive(
         "head_size", head_size
     )
 
@@ -58,8 +58,4 @@ def residual_factor(depth: float, base_depth: float, alpha: float = 1.0) -> floa
     Reference: Dey et al. 2025, table 1.
     """
     alpha = check_number("alpha", alpha, 0.5, 1.0, closed=True, instead="1.0 is CompleteP")
-    return (_positive("base_depth", base_depth) / _positive("depth", depth)) ** alpha
-
-
-def _positive(argument: str, value: float) -> float:
-    return float(check_number(argument, value, 1e-30, instead="write how many there are"))
+    return (check_positive("base_depth", base_depth) / check_positive("depth", depth)) ** alpha

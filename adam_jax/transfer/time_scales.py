@@ -9,7 +9,7 @@ https://arxiv.org/abs/2505.13738
 
 import math
 
-from adam_jax.validation import check_number
+from adam_jax.validation import check_number, check_positive
 
 
 def half_life_of_decay_rate(decay_rate: float, batch_size: float = 1.0) -> float:
@@ -31,7 +31,9 @@ def half_life_of_decay_rate(decay_rate: float, batch_size: float = 1.0) -> float
     """
     instead = "usual rates are 0.9 to 0.9999"
     b = float(check_number("decay_rate", decay_rate, 0.0, 1.0, instead=instead))
-    return _positive("batch_size", batch_size) * (math.log(0.5) / math.log(b) if b > 0 else 0.0)
+    return check_positive("batch_size", batch_size) * (
+        math.log(0.5) / math.log(b) if b > 0 else 0.0
+    )
 
 
 def decay_rate_of_half_life(half_life: float, batch_size: float = 1.0) -> float:
@@ -58,7 +60,7 @@ def decay_rate_of_half_life(half_life: float, batch_size: float = 1.0) -> float:
 
     Reference: Marek et al. 2025.
     """
-    steps = _positive("half_life", half_life) / _positive("batch_size", batch_size)
+    steps = check_positive("half_life", half_life) / check_positive("batch_size", batch_size)
     b = math.exp2(-1 / steps)
     if b == 1.0:
         raise ValueError(
@@ -90,8 +92,10 @@ def time_scale_of_weight_decay(
     Reference: Wang & Aitchison 2024 (τ_iter = 1/(α·λ)); Bergsma et al. 2025 (τ_EMA = B/(α·λ·D), for
     a run of D tokens).
     """
-    rate = _positive("learning_rate", learning_rate) * _positive("weight_decay", weight_decay)
-    return _positive("batch_size", batch_size) / rate
+    rate = check_positive("learning_rate", learning_rate) * check_positive(
+        "weight_decay", weight_decay
+    )
+    return check_positive("batch_size", batch_size) / rate
 
 
 def weight_decay_of_time_scale(
@@ -122,9 +126,6 @@ def weight_decay_of_time_scale(
 
     Reference: Wang & Aitchison 2024; Bergsma et al. 2025.
     """
-    rate = _positive("learning_rate", learning_rate) * _positive("time_scale", time_scale)
-    return _positive("batch_size", batch_size) / rate
-
-
-def _positive(argument: str, value: float) -> float:
-    return float(check_number(argument, value, 1e-30, instead="write a number above zero"))
+    rate = check_positive("learning_rate", learning_rate)
+    rate *= check_positive("time_scale", time_scale)
+    return check_positive("batch_size", batch_size) / rate
