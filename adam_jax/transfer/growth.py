@@ -149,8 +149,8 @@ def _fans(axes: Sequence[float], outputs_last: bool) -> tuple[float, float]:
     if len(axes) < 2:
         return 1.0, math.prod(axes)
     if len(axes) > 2 and is_balanced(axes):
-        if sum(x != 1 for x in axes) > 1:
-            return math.sqrt(math.prod(axes)), math.sqrt(math.prod(axes))
+        side = math.sqrt(math.prod(axes))
+        return side, side
 
     def unlike(split: int) -> float:
         return abs(math.log(math.prod(axes[:split])) - math.log(math.prod(axes[split:])))

@@ -81,18 +81,20 @@ def _numbers(path: str) -> Numbers:
 
 def _numbered(paths: Iterable[str]) -> dict[str, str]:
     """Paths with a number for the first of Haiku's modules: `block`, `block_1`, `block_2`."""
-    known = {path[: m.end()] for path in paths for m in re.finditer(r"[^/]+", path)}
+    known = {prefix for path in paths for prefix in _prefixes(path)}
     first = {q[:-2] for q in known if q.endswith("_1")} & known
     first = {q for q in first if f"{q}_0" not in known}
 
     def numbered(path: str) -> str:
-        ends = [m.end() for m in re.finditer(r"[^/]+", path)]
-        parts = [path[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-        return "".join(
-            part + "_0" * (path[:end] in first) for part, end in zip(parts, ends, strict=True)
-        )
+        parts = zip(path.split("/"), _prefixes(path), strict=True)
+        return "/".join(part + "_0" * (prefix in first) for part, prefix in parts)
 
     return {path: numbered(path) for path in paths}
+
+
+def _prefixes(path: str) -> list[str]:
+    """`a`, `a/b` and `a/b/c` of `a/b/c`."""
+    return list(itertools.accumulate(path.split("/"), "{}/{}".format))
 
 
 def _by_numbers(paths: Iterable[str], numbered: Mapping[str, str]) -> dict[str, dict[Numbers, str]]:
@@ -177,9 +179,8 @@ def _subtrees(found: Sequence[Pair]) -> list[tuple[str, list[Pair]]]:
     """The subtrees whose leaves share a first axis, and single leaves, by their paths."""
     below: dict[str, list[Pair]] = {}
     for x in found:
-        parts = x.path.split("/")
-        for k in range(len(parts) + 1):
-            below.setdefault("/".join(parts[:k]), []).append(x)
+        for prefix in ["", *_prefixes(x.path)]:
+            below.setdefault(prefix, []).append(x)
     shared = [
         (prefix, leaves)
         for prefix, leaves in below.items()

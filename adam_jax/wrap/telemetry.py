@@ -1,5 +1,6 @@
 """What a step does to each group of parameters, measured inside the step, every so often."""
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -10,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax._types import Leaf, Named, Params, PyTree, Result, State, Updates
+from adam_jax._types import Leaf, Named, Params, PyTree, Result, Scalars, State, Updates
 from adam_jax.engine.call import Body, Call, check_state
+from adam_jax.engine.leaf_factors import Factors
 from adam_jax.engine.leafwise import decoded, fetched
 from adam_jax.engine.pipeline import factors_in
 from adam_jax.engine.states import described, found, is_known, register
@@ -21,7 +23,7 @@ from adam_jax.engine.unrounded import applied, arithmetic_dtype, promoted, unrou
 from adam_jax.formats.dtypes import moves
 from adam_jax.modify.pack import unpack_state
 from adam_jax.rules.arithmetic import abs_squared
-from adam_jax.rules.base import member_rules_in
+from adam_jax.rules.base import MemberRule, member_rules_in
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.rules.units import rescaled
 from adam_jax.validation import check_expression, check_integer
@@ -216,12 +218,17 @@ def _eps_dominates(body: Body, state: State, params: Params) -> list[Leaf]:
     count = getattr(member, described(member).counts[0]) - 1
     factors = factors_in(body)
 
+    @functools.cache
+    def with_scalars(its: Factors) -> tuple[MemberRule, Scalars]:
+        scaled = rescaled(rule, its.by_unit())
+        return scaled, scaled.scalars(count)
+
     def known(p: Leaf, nu: Leaf, path: str) -> Leaf:
         if p is None or not moves(p) or isinstance(nu, optax.MaskedNode):
             return None
         nu = decoded(fetched(nu), jnp.finfo(arithmetic_dtype(p)).dtype)
-        its = rescaled(rule, factors[path].by_unit()) if path in factors else rule
-        return its.eps_dominates({"nu": nu}, its.scalars(count))
+        its, scalars = with_scalars(factors.get(path, Factors()))
+        return its.eps_dominates({"nu": nu}, scalars)
 
     slots = align_slot(treedef, params, member.nu)
     return list(map(known, leaves, slots, leaf_paths(params)))

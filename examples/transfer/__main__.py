@@ -11,51 +11,32 @@ two cores; stopped at any moment, the same command goes on.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 from examples import study
 from examples.study import Piece, Study
 from examples.transfer import plan, report
-from examples.transfer.plan import SCALES, Batches, Sweep
-from examples.transfer.train import Data, losses
+from examples.transfer.train import Data, Run, losses
 
 
 def pieces(parts: tuple[Any, ...], datas: dict[str, tuple[Data, int]], seed: int) -> list[Piece]:
     """The whole work: a piece for each size and parametrization."""
     made = []
     for part in parts:
-        scales = (True, False) if isinstance(part, Batches) else SCALES
+        data, vocabulary = datas[part.model]
         for size in part.sizes:
-            for scale in scales:
-                piece = functools.partial(_piece, part, size, scale, datas, seed)
-                made.append(
-                    Piece(report.name(part, size, scale), piece, _seconds(part, size, scale))
-                )
+            for scale in part.scales:
+                run, rates = part.run(size, scale, vocabulary)
+                seeds = range(seed, seed + part.seeds)
+                compute = functools.partial(_compute, run, data, rates, seeds)
+                name, cost = report.name(part, size, scale), part.cost(size, scale)
+                made.append(Piece(name, compute, cost))
     return made
 
 
-def _seconds(part: Sweep | Batches, size: int, scale: Any) -> float:
-    if isinstance(part, Batches):
-        return part.seconds * part.seeds
-    runs = len(getattr(part, scale)) * part.seeds
-    return runs * part.seconds[part.sizes.index(size)]
-
-
-def _piece(
-    part: Sweep | Batches,
-    size: int,
-    scale: Any,
-    datas: dict[str, tuple[Data, int]],
-    seed: int,
-) -> study.Result:
-    data, vocabulary = datas["text" if isinstance(part, Batches) else part.model]
-    seeds = range(seed, seed + part.seeds)
-    if isinstance(part, Batches):
-        run, rate = part.run(size, scale, vocabulary)
-        return {"rates": [rate], **losses(run, data, [rate], seeds)}
-    its_rates = getattr(part, scale)
-    run = part.run(size, scale, vocabulary)
-    return {"rates": its_rates, **losses(run, data, its_rates, seeds)}
+def _compute(run: Run, data: Data, rates: Sequence[float], seeds: Sequence[int]) -> study.Result:
+    return {"rates": rates, **losses(run, data, rates, seeds)}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import adam_jax
 from adam_jax import transfer
 from examples.mnist import data
-from examples.mnist.preprocessing import augment
+from examples.mnist.preprocessing import augment, normalise
 from examples.text import corpus
 from examples.transfer.models import CONTEXT
 from examples.transfer.train import Data, Run
@@ -48,9 +48,18 @@ class Sweep:
     batch_size: int
     seconds: tuple[float, ...]
 
-    def run(self, size: int, scale: str, vocabulary: int) -> Run:
-        """What one piece trains; small models side by side, which keeps both cores busy."""
-        return Run(
+    scales = SCALES
+
+    def cost(self, size: int, scale: str) -> float:
+        """Seconds of a piece."""
+        return len(getattr(self, scale)) * self.seeds * self.seconds[self.sizes.index(size)]
+
+    def run(self, size: int, scale: str, vocabulary: int) -> tuple[Run, tuple[float, ...]]:
+        """What one piece trains, and at which learning rates.
+
+        Small models are trained side by side, which keeps both cores busy.
+        """
+        run = Run(
             self.model,
             size,
             self.sizes[0],
@@ -60,6 +69,7 @@ class Sweep:
             together=6 if self.seconds[self.sizes.index(size)] < 2.5 else 1,
             vocabulary=vocabulary,
         )
+        return run, getattr(self, scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +92,15 @@ class Batches:
     seeds: int
     seconds: float
 
-    def run(self, size: int, rule: bool, vocabulary: int) -> tuple[Run, float]:
-        """What one piece trains, and its learning rate."""
+    model = "text"
+    scales = (True, False)
+
+    def cost(self, size: int, rule: bool) -> float:
+        """Seconds of a piece."""
+        return self.seconds * self.seeds
+
+    def run(self, size: int, rule: bool, vocabulary: int) -> tuple[Run, tuple[float, ...]]:
+        """What one piece trains, and at which learning rate."""
         numbers = dict(self.numbers)
         if rule:
             factor = size / self.sizes[0]
@@ -100,7 +117,7 @@ class Batches:
             factory=functools.partial(adam_jax.adam, **given),
             together=3,
             vocabulary=vocabulary,
-        ), rate
+        ), (rate,)
 
 
 WIDTHS = Sweep(
@@ -160,8 +177,7 @@ def _distorted(
 ) -> tuple[jax.Array, jax.Array]:
     @jax.jit
     def once(key: jax.Array) -> jax.Array:
-        pixels = jnp.asarray(images, jnp.float32)[..., None] / 255
-        return augment(key, pixels).reshape(len(images), -1)
+        return augment(key, normalise(images)).reshape(len(images), -1)
 
     keys = jax.random.split(jax.random.key(seed), times)
     return jnp.concatenate(list(map(once, keys))), jnp.tile(jnp.asarray(labels, jnp.int32), times)

@@ -92,19 +92,21 @@ def write(work: Study, parts: tuple[Any, ...], found: Found) -> None:
 
 def batch_rows(part: Batches, found: Found) -> list[tuple[str, ...]]:
     """Loss by batch size after the same number of windows, and how far above the smallest's."""
-
-    def loss(size: int, rule: bool) -> float:
-        return float(np.mean(np.asarray(found[name(part, size, rule)]["held_out"], float)))
-
-    first = loss(part.sizes[0], True)
+    by_rule = [batch_losses(part, rule, found) for rule in part.scales]
+    first = by_rule[0][0]
     return [
         (
             str(size),
             str(part.windows // size),
-            *(f"{loss(size, r):.4f} ({loss(size, r) / first - 1:+.1%})" for r in (True, False)),
+            *(f"{loss:.4f} ({loss / first - 1:+.1%})" for loss in losses),
         )
-        for size in part.sizes
+        for size, *losses in zip(part.sizes, *by_rule, strict=True)
     ]
+
+
+def batch_losses(part: Batches, rule: bool, found: Found) -> list[float]:
+    """The mean held-out loss over the seeds, for each batch size."""
+    return [float(np.mean(found[name(part, size, rule)]["held_out"])) for size in part.sizes]
 
 
 def sweep_picture(sweeps: list[Sweep], found: Found, what: str, path: Any) -> None:
@@ -186,8 +188,7 @@ def batch_picture(part: Batches, found: Found, path: Any) -> None:
     figure, axis = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
     scaled, same = "learning rate, b1, b2 and ε\nscaled with the batch", "the same numbers for all"
     for rule, colour, text in ((True, "#0072b2", scaled), (False, "#d55e00", same)):
-        loss = [np.asarray(found[name(part, size, rule)]["held_out"], float) for size in part.sizes]
-        mean = np.array([x.mean() for x in loss])
+        mean = batch_losses(part, rule, found)
         axis.plot(part.sizes, mean, "o-", color=colour, lw=1.8)
         middle = len(part.sizes) // 2
         axis.annotate(

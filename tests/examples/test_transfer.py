@@ -97,10 +97,10 @@ def test_how_far_the_best_rate_moved_is_counted_in_points_of_the_grid():
 
 def test_the_batch_rule_is_that_of_the_library():
     part = plan.BATCHES
-    run, rate = part.run(64, True, 9)
+    run, [rate] = part.run(64, True, 9)
     assert run.steps == part.windows // 64
     assert rate == pytest.approx(0.02)
     numbers = {"b1": 1 - 4 * 0.03, "b2": 1 - 4 * 0.0015, "eps": 5e-9}
     assert vars(run)["factory"].keywords == pytest.approx(numbers)
-    same, rate = part.run(64, False, 9)
+    same, [rate] = part.run(64, False, 9)
     assert rate == 0.01 and vars(same)["factory"].keywords["b1"] == 0.97
