@@ -32,6 +32,7 @@ from adam_jax.formats.quantized import Quantized
 from adam_jax.modify.groups import decay_mask, groups
 from adam_jax.modify.hyperparams import with_hyperparams
 from adam_jax.modify.hyperparams_state import HyperparamsState, hyperparams, set_hyperparams
+from adam_jax.modify.layers import with_layers
 from adam_jax.modify.modifiers import (
     GrokfastState,
     atan2,
@@ -150,5 +151,6 @@ __all__ = [
     "unpack_state",
     "with_hyperparams",
     "with_kernel",
+    "with_layers",
     "yogi",
 ]

@@ -257,3 +257,36 @@ def test_each_device_has_its_kernel_inside_shard_map(spec):
     sharded = jax.ShapeDtypeStruct(params.shape, params.dtype, sharding=NamedSharding(mesh, parts))
     assert NAME not in lowered(local, "tpu", sharded, sharded)
     assert NAME not in lowered(mapped, "cpu", params, params)
+
+
+STACKED = {
+    "8 bits": (lambda tx: tx, jnp.float32, {"w": 1}, (3, 128, 512)),
+    "two axes": (lambda tx: tx, jnp.float32, {"w": 2}, (2, 3, 64, 512)),
+    "residual 8": (
+        lambda tx: adam_jax.master_residual(tx, 8),
+        jnp.bfloat16,
+        {"w": 1},
+        (3, 64, 512),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STACKED)
+def test_a_kernel_rounds_each_layer_by_its_own_bits(name):
+    wrapper, dtype, layers, shape = STACKED[name]
+    params, grads = jax.random.normal(jax.random.key(0), (2, *shape)).astype(dtype)
+    after = []
+    for kernel in ("pallas", "xla"):
+        tx = adam_jax.with_layers(wrapper(adam_jax.with_kernel(EIGHT_BITS, kernel)), layers)
+        tree = {"a": jnp.ones(3, dtype), "w": params}
+        with plans_noted() as plans:
+            after.append(jax.jit(step(tx))({"a": tree["a"], "w": grads}, tx.init(tree), tree))
+        assert isinstance(plans["w"], Plan) == (kernel == "pallas")
+    same(*after)
+
+
+def test_a_kernel_is_not_for_layers_in_one_register():
+    codes = adam_jax.Quantized(min_size=1)
+    tx = adam_jax.with_layers(adam_jax.adamw(1e-2, mu_dtype=codes, nu_dtype=codes), {".*": 2})
+    assert plan(tx, (4, 128, 512)) == "a register holds several layers"
+    assert isinstance(plan(tx, (4, 4, 128, 512)), Plan)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from adam_jax._types import PyTree, State, Stored
 from adam_jax.convert.moments import map_states
+from adam_jax.engine.layers import Layers, LayersLike, one_layer
 from adam_jax.engine.leafwise import fetched, on_host
 from adam_jax.engine.states import described, found, is_known, is_state
 from adam_jax.engine.trees import is_stored, leaf_paths
@@ -20,7 +21,13 @@ from adam_jax.modify.pack import is_packed
 from adam_jax.slots import Slot
 
 
-def convert_state(state: State, *, mu_dtype: SlotDType = None, nu_dtype: SlotDType = None) -> State:
+def convert_state(
+    state: State,
+    *,
+    mu_dtype: SlotDType = None,
+    nu_dtype: SlotDType = None,
+    layers: LayersLike | None = None,
+) -> State:
     """The same state with its moments stored otherwise: in the middle of a run, or from Optax.
 
     Args:
@@ -29,6 +36,8 @@ def convert_state(state: State, *, mu_dtype: SlotDType = None, nu_dtype: SlotDTy
       mu_dtype: how averages of gradients are stored from now on, as in `scale_by_adam`; None leaves
         them as they are.
       nu_dtype: how averages of squares are stored, likewise.
+      layers: which leaves hold several layers, as `with_layers` was told; None for none. What is
+        factored or has codes is then chosen by the shape of one layer.
 
     Returns:
       A state that the same transformation goes on with: the state says how it is stored, not the
@@ -51,10 +60,12 @@ def convert_state(state: State, *, mu_dtype: SlotDType = None, nu_dtype: SlotDTy
         True: check_magnitude_dtype("nu_dtype", nu_dtype),
     }
 
+    known = Layers() if layers is None else Layers.of(layers)
+
     def convert(x: State) -> State:
         slots = [Slot(name, magnitude) for name, magnitude in described(x).slots.items()]
         return x._replace(
-            **{s.name: _stored(getattr(x, s.name), specs[s.magnitude], s) for s in slots}
+            **{s.name: _stored(getattr(x, s.name), specs[s.magnitude], s, known) for s in slots}
         )
 
     if not found(state, lambda x: is_known(x) and bool(described(x).slots)):
@@ -67,7 +78,7 @@ def convert_state(state: State, *, mu_dtype: SlotDType = None, nu_dtype: SlotDTy
     return map_states(convert, state)
 
 
-def _stored(tree: PyTree, spec: SlotDType, slot: Slot) -> PyTree:
+def _stored(tree: PyTree, spec: SlotDType, slot: Slot, layers: Layers) -> PyTree:
     """One accumulator of all leaves in another form."""
     if spec is None:
         return tree
@@ -85,7 +96,8 @@ def _stored(tree: PyTree, spec: SlotDType, slot: Slot) -> PyTree:
         offloaded = any(map(on_host, jax.tree.leaves(stored)))
         x = fmt.decode(fetched(stored), jnp.finfo(dtype).dtype if slot.magnitude else dtype)
         try:
-            new = resolve(spec, x, slot, path).encode(x)
+            layer = one_layer(x, layers.axes(path))
+            new = resolve(spec, layer, slot, path).encode(x)
         except ValueError as error:
             raise ValueError(f"at {path!r}, {error}") from None
         return jax.device_put(new, jax.memory.Space.Host) if offloaded else new

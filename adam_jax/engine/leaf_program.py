@@ -10,6 +10,7 @@ import jax
 import jax.core
 
 from adam_jax.engine.call import Call
+from adam_jax.engine.layers import over_layers
 from adam_jax.engine.leaf_step import LeafArrays, Program, Stepped, Steps, leaf_step
 from adam_jax.engine.pallas import Kernel, KernelOfParts
 from adam_jax.engine.scalars import Structures, Values, rule_of
@@ -105,8 +106,9 @@ def chunk_step(
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _step(program: Program, steps: Steps, leaf: LeafArrays, taken: jax.Array | None) -> Stepped:
     """`leaf_step` by XLA, or by a kernel on TPUs."""
+    step = functools.partial(_by_layer if program.layers else leaf_step, program)
     if isinstance(program.plan, str):
-        return leaf_step(program, steps, leaf, taken)
+        return step(steps, leaf, taken)
     kernel = Kernel(program, program.plan, jax.tree.structure((steps, leaf, taken)))
     interpreted = dataclasses.replace(kernel, interpret=True) if program.plan.everywhere else None
     parts = None
@@ -114,5 +116,13 @@ def _step(program: Program, steps: Steps, leaf: LeafArrays, taken: jax.Array | N
         plan, sharding = program.parts
         whole = dataclasses.replace(kernel, plan=plan, whole=leaf.g.shape)
         parts = KernelOfParts(whole, sharding)
-    step = functools.partial(leaf_step, program)
     return on_tpus(step, Kernels(kernel, parts, interpreted), steps, leaf, taken)
+
+
+def _by_layer(program: Program, steps: Steps, leaf: LeafArrays, taken: jax.Array | None) -> Stepped:
+    """`leaf_step` on each layer of a leaf."""
+
+    def step(number: jax.Array, layer: LeafArrays) -> Stepped:
+        return leaf_step(program, steps, layer.further(number), taken)
+
+    return over_layers(step, program.layers, program.stride, leaf)

@@ -40,6 +40,14 @@ class LeafArrays(NamedTuple):
     param: Leaf
     salt: PyTree
 
+    def further(self, number: jax.Array) -> "LeafArrays":
+        """With the random bits of the leaf which comes so many leaves later; uint32."""
+        split = isinstance(self.param, Split)
+        return self._replace(
+            param=self.param.further(number) if split else self.param,
+            salt=None if self.salt is None else self.salt.further(number),
+        )
+
 
 class Program(NamedTuple):
     """What shapes the program of a leaf, besides its arrays and its rules.
@@ -51,6 +59,8 @@ class Program(NamedTuple):
       plan: how a kernel goes through the leaf; a string says why none does.
       parts: how one goes through what each of several devices has of it, and what that is; None if
         none does, or if it is not known.
+      layers: how many axes of layers the leaf has, each layer a tensor of its own.
+      stride: how many leaves later the next layer comes, for its random bits.
     """
 
     formats: tuple[tuple[Format, ...], ...]
@@ -58,6 +68,8 @@ class Program(NamedTuple):
     apply: bool
     plan: Plan | str
     parts: tuple[Plan, NamedSharding] | None = None
+    layers: int = 0
+    stride: int = 0
 
 
 Steps = tuple[tuple[Rule, Scalars], ...]

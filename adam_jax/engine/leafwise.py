@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adam_jax._types import DType, Function, Leaf, Number, PyTree, Stored, Updates
+from adam_jax.engine.layers import Layers, Stack, layer_by_layer
 from adam_jax.engine.trees import align_slot, leaf_paths, unflatten_slot
 from adam_jax.engine.unrounded import promoted, values
 from adam_jax.formats.base import Format
@@ -77,23 +78,31 @@ class Norm(NamedTuple):
     unit: jax.Array
 
 
-def global_norm(updates: Updates) -> Norm:
-    """‖x‖ of all leaves together.
+def global_norm(updates: Updates, layers: Layers) -> Norm:
+    """‖x‖ of all leaves together; layers are summed in the order of leaves of their own.
 
     Written once: two that ask for the norm of the same gradients share one pass over them.
     """
-    leaves = [promoted(x) for x in jax.tree.leaves(values(updates)) if moves(x)]
+    tree = values(updates)
+    every = jax.tree.leaves(tree, is_leaf=lambda x: x is None)
+    stacks = layers.stacks(leaf_paths(tree) if layers else [], every)
+    leaves = [
+        (promoted(x), its)
+        for x, its in zip(every, stacks, strict=True)
+        if x is not None and moves(x)
+    ]
     with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.finfo(jnp.result_type(jnp.float32, *leaves)).dtype
-    return _norm(dtype, leaves)
+        dtype = jnp.finfo(jnp.result_type(jnp.float32, *(x for x, _ in leaves))).dtype
+    return _norm(dtype, tuple(its for _, its in leaves), [x for x, _ in leaves])
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _norm(dtype: DType, leaves: list[jax.Array]) -> Norm:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _norm(dtype: DType, stacks: tuple[Stack, ...], leaves: list[jax.Array]) -> Norm:
     # A norm of 2⁴⁰ elements that are the largest number has a square in units of this.
     unit = 2.0 ** (int(jnp.finfo(dtype).maxexp) * 2 // 3)
 
     def on_cpu(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+        leaves = layer_by_layer(leaves, stacks)
         sums = [jnp.sum(abs_squared(x)) for x in leaves]
         squared = _total(sums, dtype)
         return squared, jax.lax.cond(squared < jnp.inf, _first, _in_units, squared, sums, leaves)

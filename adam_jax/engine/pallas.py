@@ -16,6 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import NamedSharding, PartitionSpec
 
 from adam_jax._types import DType, Leaf, PyTree
+from adam_jax.engine.kernel_numbers import packed, unpacked
 from adam_jax.engine.leaf_step import LeafArrays, Program, leaf_step
 from adam_jax.engine.plan import Plan
 from adam_jax.formats.base import MeasuredFormat
@@ -75,7 +76,7 @@ class Kernel:
                 dimension_semantics=("parallel",) * len(grid), vmem_limit_bytes=48 * 2**20
             ),
         )(
-            *_packed([x for x in args if not x.ndim]),
+            *packed([x for x in args if not x.ndim]),
             *(view.seen(args[i]) for view, i in zip(views, arrays, strict=True)),
         )
         return [view.back(x) for view, x in zip(out_views, outputs, strict=True)]
@@ -103,7 +104,7 @@ class Kernel:
         *refs: Any,
     ) -> None:
         """Steps the tiles of what lies in VMEM."""
-        scalars = _unpacked(refs[0], refs[1], [dtype for ndim, dtype in args if not ndim])
+        scalars = unpacked(refs[0], refs[1], [dtype for ndim, dtype in args if not ndim])
         read = refs[2 : 2 + len(views)]
         written = refs[2 + len(views) : 2 + len(views) + len(out_views)]
         # Scales that lie along the rows of VMEM, in tiles along their columns.
@@ -125,6 +126,8 @@ class Kernel:
             begin = jnp.uint32(0) if self.whole is None else flat.pop()
             where = self._positions(self.whole or shape, begin, point, row, column)
             steps, leaf, taken = self.structure.unflatten(flat)
+            if self.program.layers:
+                leaf = leaf.further(self._layer(shape, point) * np.uint32(self.program.stride))
             stepped = _step_tile(program, steps, leaf, taken, where)
             results = jax.tree.leaves(stepped)
             for view, x, result in zip(out_views, tiles, results, strict=True):
@@ -141,7 +144,15 @@ class Kernel:
             tuple(f.of_tiles(along) if isinstance(f, MeasuredFormat) else f for f in fs)
             for fs in self.program.formats
         )
-        return self.program._replace(formats=formats, plan="", parts=None)
+        return self.program._replace(formats=formats, plan="", parts=None, layers=0, stride=0)
+
+    def _layer(self, shape: tuple[int, ...], point: list[jax.Array]) -> jax.Array:
+        """The number of the layer that lies in VMEM, in row-major order."""
+        steps = strides(shape[: self.program.layers])
+        at = dict(zip(self.plan.order, point, strict=True))
+        return sum(
+            (_uint32(at[axis]) * np.uint32(step) for axis, step in enumerate(steps)), jnp.uint32(0)
+        )
 
     def _positions(
         self,
@@ -151,8 +162,10 @@ class Kernel:
         row: Leaf,
         column: Leaf,
     ) -> Positions:
-        """Where the elements of a tile lie in the leaf."""
-        steps = [np.uint32(strides(shape)[axis] % 2**32) for axis in self.plan.order]
+        """Where the elements of a tile lie in the leaf, or in their layer of it."""
+        layers = self.program.layers
+        by_axis = [0] * layers + strides(shape[layers:])
+        steps = [np.uint32(by_axis[axis] % 2**32) for axis in self.plan.order]
         index = jnp.full(self.plan.tile, begin)
         for i, step in zip(point[:-2], steps[:-2], strict=True):
             index = index + _uint32(i) * step
@@ -160,7 +173,7 @@ class Kernel:
             first = point[axis - 2] * self.plan.vmem[axis] + start
             along = jax.lax.broadcasted_iota(jnp.uint32, self.plan.tile, axis)
             index = index + (along + _uint32(first)) * steps[axis - 2]
-        return Positions(index, jnp.uint32(sum(strides(shape)) % 2**32))
+        return Positions(index, jnp.uint32(sum(by_axis) % 2**32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,33 +297,6 @@ def _for_tiles(plan: Plan, step: Any) -> None:
         along(0, None)
     else:
         jax.lax.fori_loop(0, turns, along, None)
-
-
-def _packed(scalars: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """The numbers with a fraction, and the others, as two vectors that are never empty."""
-    floats, integers = [jnp.zeros([], jnp.float32)], [jnp.zeros([], jnp.int32)]
-    for x in scalars:
-        if x.dtype == jnp.float32:
-            floats.append(x)
-        elif x.dtype == jnp.uint32:
-            integers.append(jax.lax.bitcast_convert_type(x, jnp.int32))
-        else:
-            integers.append(jax.lax.convert_element_type(x, jnp.int32))
-    return jnp.stack(floats), jnp.stack(integers)
-
-
-def _unpacked(floats: Any, integers: Any, dtypes: list[Any]) -> list[jax.Array]:
-    """The opposite, of two references."""
-    scalars, of_float, of_integer = [], 0, 0
-    for dtype in dtypes:
-        if dtype == jnp.float32:
-            of_float += 1
-            scalars.append(floats[of_float])
-            continue
-        of_integer += 1
-        x = integers[of_integer]
-        scalars.append(x != 0 if dtype == jnp.bool_ else jax.lax.convert_element_type(x, dtype))
-    return scalars
 
 
 def _uint32(x: Leaf) -> jax.Array:

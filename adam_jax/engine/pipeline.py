@@ -15,6 +15,7 @@ import optax
 
 from adam_jax._types import Count, Leaf, Named, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import PASS_ON, Body, Call
+from adam_jax.engine.layers import Layers
 from adam_jax.engine.leaf_factors import Factors, LeafFactors, by_factors
 from adam_jax.engine.leaf_program import LeafGroup, run
 from adam_jax.engine.leaf_step import LeafArrays, Program
@@ -61,6 +62,7 @@ class Pipeline(Body):
         a single stage, is that stage's state itself.
       kernel: see `with_kernel`.
       factors: of each leaf, by its path; None if all leaves have the same numbers.
+      layers: which leaves hold several layers.
     """
 
     joins = True
@@ -69,6 +71,7 @@ class Pipeline(Body):
     chained: bool = static()
     kernel: str = static(default="auto")
     factors: LeafFactors | None = static(default=None)
+    layers: Layers = static(default=Layers())
 
     @property
     def member(self) -> int | None:
@@ -124,8 +127,11 @@ def init_pipelines(pipelines: tuple[Pipeline, ...], labels: Labels, params: Para
     """The state that all share; `labels` are those of the parameters, None leaves left out."""
     leaves = jax.tree.leaves(params)
     paths = leaf_paths(params, none_is_leaf=False)
+    layers = pipelines[0].layers
+    layers.check(params)
     if any(pipeline.factors for pipeline in pipelines):
         pipelines, labels = by_factors(pipelines, labels, paths)
+    axes = list(map(layers.axes, paths))
     states = []
     for k, stage in enumerate(pipelines[0].stages):
         fields: Named = {name: jnp.zeros([], jnp.int32) for name in stage.counts}
@@ -136,7 +142,7 @@ def init_pipelines(pipelines: tuple[Pipeline, ...], labels: Labels, params: Para
                     stored.append(optax.MaskedNode())
                     continue
                 try:
-                    stored.append(pipelines[label].stages[k].start(p, j, paths[i]))
+                    stored.append(pipelines[label].stages[k].start(p, j, paths[i], axes[i]))
                 except ValueError as error:
                     raise ValueError(f"at {paths[i]!r}, {error}") from None
             fields[slot.name] = unflatten_stored(params, stored)
@@ -163,7 +169,7 @@ def run_pipelines(
       call: its extra arguments are for others in a chain, to all of which Optax passes them.
     """
     apply = call.apply
-    stages, states = pipelines[0].stages, pipelines[0].split(state)
+    stages, states, layers = pipelines[0].stages, pipelines[0].split(state), pipelines[0].layers
     later = isinstance(updates, Unrounded)
     dtypes, pending = dtypes_of(updates), ()
     if isinstance(updates, Unrounded):
@@ -194,7 +200,8 @@ def run_pipelines(
     param_leaves = [weights.get(i, p) for i, p in enumerate(param_leaves)]
     masks = [
         [
-            stage.mask and stage.mask.flatten(joined(params), treedef, param_leaves)
+            stage.mask
+            and stage.mask.flatten(layers.one_of_each(joined(params)), treedef, param_leaves)
             for stage in pipeline.stages
         ]
         for pipeline in pipelines
@@ -204,7 +211,8 @@ def run_pipelines(
     alike: dict[Any, list[int]] = {}
     arrays: dict[int, LeafArrays] = {}
     results: list[Any] = list(param_leaves) if apply else list(leaves)
-    paths = leaf_paths(updates) if call.shardings else []
+    paths = leaf_paths(updates) if call.shardings or layers else []
+    stacks = layers.stacks(paths, leaves)
     for i, (g, p, label) in enumerate(zip(leaves, param_leaves, labels, strict=True)):
         if g is None:
             continue
@@ -224,19 +232,20 @@ def run_pipelines(
             # A parameter that nobody reads is no part of the program.
             p = p if needed or isinstance(p, Split) else None
             lies = explicit_sharding(g) or (call.shardings.get(paths[i]) if paths else None)
-            kind = (np.shape(g), g_dtype, jax.tree.structure(p))
+            axes, first_layer, stride = stacks[i]
+            kind = (axes, stride, np.shape(g), g_dtype, jax.tree.structure(p))
             group = (label, used, formats, dtype, lies, *kind)
             if group not in alike:
                 for k, its in zip(used, formats, strict=True):
                     stages[k].check_formats(its)
         except (TypeError, ValueError) as error:
             raise ValueError(f"at {leaf_paths(updates)[i]!r}, {error}") from None
-        salt = _salt(formats, first, i)
+        salt = _salt(formats, first, first_layer)
         arrays[i] = LeafArrays(g, pending, old, p, salt)
         alike.setdefault(group, []).append(i)
 
     groups = []
-    for (label, used, formats, dtype, lies, *_), indices in alike.items():
+    for (label, used, formats, dtype, lies, axes, stride, *_), indices in alike.items():
         its = [arrays[i] for i in indices]
         plan, parts = plans_of(
             [rules[label][k] for k in used],
@@ -244,9 +253,11 @@ def run_pipelines(
             its[0],
             pipelines[label].kernel,
             lies,
+            axes,
         )
         note(updates, indices, plan)
-        groups.append(LeafGroup(Program(formats, dtype, apply, plan, parts), (label, used), its))
+        program = Program(formats, dtype, apply, plan, parts, axes, stride)
+        groups.append(LeafGroup(program, (label, used), its))
     for (_, used, *_), indices, stepped in zip(
         alike, alike.values(), run(groups, structures, numbers, call), strict=True
     ):

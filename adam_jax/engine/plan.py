@@ -55,6 +55,7 @@ def plans_of(
     leaf: PyTree,
     kernel: str,
     sharding: NamedSharding | None,
+    layers: int,
 ) -> tuple[Plan | str, tuple[Plan, NamedSharding] | None]:
     """How a kernel goes through a leaf, or why none does; and through what each device has of it.
 
@@ -64,6 +65,7 @@ def plans_of(
       leaf: its arrays, the gradient in `g` and the parameter in `param`.
       kernel: see `with_kernel`.
       sharding: how it lies on several devices; None if that is not known.
+      layers: how many axes of layers it has.
     """
     rests = isinstance(leaf.param, Split) and leaf.param.rest is not None
     fused = not (rests or any(isinstance(f, MeasuredFormat) or f.stochastic for f in formats))
@@ -73,12 +75,14 @@ def plans_of(
     size = 2 * sum(jnp.dtype(x.dtype).itemsize for x in arrays if jnp.shape(x) == shape)
 
     def plan_of(part: tuple[int, ...]) -> Plan | str:
-        plan = _refused(rules, formats, part, arrays) or _planned(part, formats, size)
+        plan = _refused(rules, formats, part, arrays) or _planned(part, formats, size, layers)
         return plan if isinstance(plan, str) else plan._replace(everywhere=kernel == "pallas")
 
     if sharding is None:
         return plan_of(shape), None
     part = plan_of(sharding.shard_shape(shape))
+    if any(sharding.spec[:layers]):
+        part = "its layers lie on several devices"
     return plan_of(shape), ((part, sharding) if isinstance(part, Plan) else None)
 
 
@@ -111,9 +115,13 @@ def _refused(
     return None
 
 
-def _planned(shape: tuple[int, ...], formats: Sequence[Format], size: float) -> Plan | str:
+def _planned(
+    shape: tuple[int, ...], formats: Sequence[Format], size: float, layers: int
+) -> Plan | str:
     """The largest parts, up to those of which larger ones are no faster, that fit into VMEM."""
     order = order_on_tpus(shape)
+    if min(order[-2:]) < layers:
+        return "a register holds several layers"
     rows, columns = (shape[axis] for axis in order[-2:])
     along = order.index(len(shape) - 1) - len(shape)
     blocks = {fmt.unit for fmt in formats if fmt.unit is not None} - {1}

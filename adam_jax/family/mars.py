@@ -21,16 +21,17 @@ from adam_jax.rules.adam import Ema, EmaOfSquares, MomentRule, Root
 from adam_jax.rules.arithmetic import (
     DecayRate,
     DecayRateLike,
-    abs_squared,
     after_first,
     bounded,
     safe_sqrt,
+    sum_of_squares,
 )
 from adam_jax.rules.base import Direction, MemberRule, Renewed, Slots
 from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.rules.pytrees import frozen_pytree
 from adam_jax.slots import Slot
 from adam_jax.validation import check_number
+from adam_jax.xla.products import no_product
 
 
 class ScaleByMarsState(NamedTuple):
@@ -100,12 +101,12 @@ def _corrected(g: Array, old: Slots, scalars: Scalars) -> Array:
     """c̃."""
     _, weight, _ = scalars
     g = bounded(g)  # The leaf program passes it as it is where it forms means of averages.
-    c = g + weight * (g - old["g"])
+    c = g + weight * (g - no_product(old["g"]))
     # In a unit in which no sum of squares is infinite; those of numbers far below 1 may be zero.
     unit = 2.0 ** (jnp.finfo(c.dtype).maxexp * 3 // 10)
-    norm = safe_sqrt(jnp.sum(abs_squared(c * (1 / unit)))) * unit
+    norm = safe_sqrt(sum_of_squares(c * (1 / unit))) * unit
     # Where it is NaN, c passes as it is: NaN stays in its own element.
-    return c * (1 / jnp.where(norm > 1, norm, 1))
+    return no_product(c * (1 / jnp.where(norm > 1, norm, 1)))
 
 
 def scale_by_mars(

@@ -195,5 +195,7 @@ def sharding_of(param: Leaf) -> Leaf:
     if isinstance(param, jax.core.Tracer):
         sharding = jax.typeof(param).sharding
         return sharding if sharding.mesh.are_all_axes_explicit else None
+    if isinstance(param, jax.ShapeDtypeStruct):
+        return param.sharding
     # One that may still go anywhere does not bind what belongs to it.
     return param.sharding if getattr(param, "committed", False) else None

@@ -14,6 +14,7 @@ from adam_jax.formats.blockwise import filled, sharding_of
 from adam_jax.formats.dense import AT_LEAST_FLOAT32, Dense
 from adam_jax.slots import Slot
 from adam_jax.validation import check_integer
+from adam_jax.xla.sums import summed
 
 
 @jax.tree_util.register_dataclass
@@ -120,7 +121,7 @@ def _mean(x: jax.Array, axis: int) -> jax.Array:
     Terms and their sum may be infinite: for each operation before the sum XLA:GPU would store the
     squares.
     """
-    return jnp.minimum(jnp.mean(x, axis), float(jnp.finfo(x.dtype).max) / 64)
+    return jnp.minimum(summed(x, axis) / x.shape[axis], float(jnp.finfo(x.dtype).max) / 64)
 
 
 def _without(axis: int, sharding: NamedSharding, ndim: int) -> NamedSharding:

@@ -32,6 +32,10 @@ GOLDEN = np.uint32(0x9E3779B9)
 """2³² times the golden ratio's fraction: of all multiples modulo one its are spread most evenly."""
 
 
+LEAVES = np.uint32(0x85EBCA6B)
+"""How far apart the salts of two leaves are that follow each other."""
+
+
 def salt_of(what: np.uint32, seed: int, count: jax.typing.ArrayLike) -> jax.Array:
     """The salt of one optimizer step, uint32."""
     count = jax.lax.convert_element_type(count, jnp.uint32)
@@ -54,10 +58,15 @@ class Salt(NamedTuple):
     leaf: jax.Array
     turned: jax.Array
 
+    def further(self, number: jax.Array) -> "Salt":
+        """That of the leaf which comes so many leaves later; uint32."""
+        own = number * LEAVES
+        return Salt(self.leaf + own, self.turned + own * GOLDEN)
+
 
 def salt_of_moments(count: jax.typing.ArrayLike, leaf: int) -> Salt:
     """For the moments of a leaf, `count` steps after the first."""
-    own = np.uint32((int(MOMENTS) + leaf * 0x85EBCA6B) % 2**32)
+    own = np.uint32((int(MOMENTS) + leaf * int(LEAVES)) % 2**32)
     # Turned from another start: XLA:GPU fuses the kernels of leaves that share a number, up to 18
     # of them, and stores their moments for that.
     count = jax.lax.bitcast_convert_type(jnp.asarray(count, jnp.int32), jnp.uint32)
@@ -86,7 +95,7 @@ def bits_of_moments(where: tuple[int, ...] | Positions, salt: Salt, slot: int) -
 
 def salted(salt: jax.Array, leaf: int = 0, part: int = 0) -> jax.Array:
     """The salt of a leaf, or of a part of it. `random_bits` mixes it, for each element."""
-    return salt + np.uint32((leaf * 0x85EBCA6B + part * 0xC2B2AE35) % 2**32)
+    return salt + np.uint32((leaf * int(LEAVES) + part * 0xC2B2AE35) % 2**32)
 
 
 def random_bits(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adam_jax._types import DType, Leaf
-from adam_jax.formats.noise import Positions, random_bits
+from adam_jax.formats.noise import LEAVES, Positions, random_bits
 from adam_jax.formats.rounding import rounded_stochastically, rounded_to_nearest
 from adam_jax.xla.barrier import stored_on_tpus
 
@@ -198,6 +198,10 @@ class Split:
     def dtype(self) -> np.dtype:
         """Of the weights, joined."""
         return np.dtype(np.float32)
+
+    def further(self, number: jax.Array) -> "Split":
+        """With the salt of the leaf which comes so many leaves later; uint32."""
+        return dataclasses.replace(self, salt=self.salt + number * LEAVES)
 
     def joined(self) -> jax.Array:
         """The weights."""

@@ -83,6 +83,8 @@ class Report:
         pointer for each array is a copy (see `adam_jax.step`).
       temporaries: bytes that are there while the step runs.
       on_tpus: of each leaf that is stepped, by its path: "one kernel", or "XLA: ..." with why.
+      undeclared: subtrees whose leaves look as if they held several layers, of which `with_layers`
+        was told nothing, and how many layers.
     """
 
     model: Bytes
@@ -91,6 +93,7 @@ class Report:
     results: int
     temporaries: int
     on_tpus: dict[str, str]
+    undeclared: dict[str, int]
 
     @property
     def peak(self) -> int:
@@ -105,7 +108,13 @@ class Report:
         tables = f"{self.model}\n\na step, on each device ({self.platform})\n{aligned(rows)}"
         ways = collections.Counter(self.on_tpus.values())
         leaves = [["", "leaves"], *([way, str(n)] for way, n in ways.most_common())]
-        return f"{tables}\n\nstepped on TPUs by\n{aligned(leaves)}" if ways else tables
+        text = f"{tables}\n\nstepped on TPUs by\n{aligned(leaves)}" if ways else tables
+        for prefix, count in self.undeclared.items():
+            text += (
+                f"\n\nall leaves below {prefix!r} have {count} along their first axis: if these are"
+                f" layers, write with_layers(tx, {f'{prefix}/.*' if prefix else '.*'!r})"
+            )
+        return text
 
 
 class LiveBytes(NamedTuple):

@@ -13,10 +13,12 @@ import optax
 
 from adam_jax._types import Function, Leaf, Params, PyTree, State, Updates
 from adam_jax.engine import transformation
+from adam_jax.engine.layers import looks_stacked
 from adam_jax.engine.plan import plans_noted
 from adam_jax.engine.states import owners
 from adam_jax.engine.trees import is_stored, leaf_paths
 from adam_jax.inspect.amounts import SHARED, Bytes, LiveBytes, Report, bytes_of
+from adam_jax.modify.layers import layers_of
 from adam_jax.sharding.shard import without_sharding
 from adam_jax.wrap.telemetry import telemetry
 
@@ -127,6 +129,7 @@ def report(
             path: f"XLA: {plan}" if isinstance(plan, str) else "one kernel"
             for path, plan in plans.items()
         },
+        undeclared={} if layers_of(tx) else looks_stacked(params),
     )
 
 

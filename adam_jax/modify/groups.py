@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import optax
 
 from adam_jax._types import Leaf, Named, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import Body, Call, NoPipeline
+from adam_jax.engine.layers import looks_stacked
 from adam_jax.engine.pipeline import Pipeline, init_pipelines, run_pipelines
 from adam_jax.engine.transformation import Transformation, body_of
 from adam_jax.engine.trees import leaf_paths
@@ -217,9 +219,18 @@ def decay_mask(params: Params) -> PyTree:
     mask=decay_mask)`.
 
     Args:
-      params: the parameters.
+      params: the parameters. As a `mask` of a transformation that `with_layers` was told of layers,
+        this sees the shape of one layer.
 
     Returns:
-      A tree of booleans like them.
+      A tree of booleans like them. Warns where leaves look like several layers in one.
     """
+    for prefix, count in looks_stacked(params).items():
+        expression = f"{prefix}/.*" if prefix else ".*"
+        warnings.warn(
+            f"every leaf below {prefix!r} has {count} along its first axis: if these are layers,"
+            f" biases and scales look like matrices here, and decay. Write"
+            f" with_layers(adamw(..., mask=decay_mask), {expression!r}).",
+            stacklevel=2,
+        )
     return jax.tree.map(lambda p: np.ndim(p) > 1, params)

@@ -25,6 +25,7 @@ from adam_jax._types import (
     Updates,
 )
 from adam_jax.engine.call import Body, Call, check_state, chosen
+from adam_jax.engine.layers import Layers
 from adam_jax.engine.masks import FrozenTree
 from adam_jax.engine.transformation import Transformation, body_of
 from adam_jax.modify.factory import Factory, check_factory, name_of
@@ -35,6 +36,7 @@ from adam_jax.modify.hyperparams_state import (
     exact_key,
     exact_rate,
 )
+from adam_jax.modify.layers import layers_of, with_layers
 from adam_jax.rules.arithmetic import DecayRate, DecayRateLike
 from adam_jax.rules.hyperparameters import FixedNumber
 from adam_jax.rules.pytrees import frozen_pytree, static
@@ -88,6 +90,15 @@ class WithHyperparams(Body):
         body = body_of(name_of(self.factory), self.inner(state))
         result, inner = body.run(updates, state.inner_state, params, call)
         return result, state._replace(count=call.counted(state.count), inner_state=inner)
+
+    @property
+    def layers(self) -> Layers:
+        """Those that the factory was told of."""
+        return layers_of(self.factory)
+
+    def with_layers(self, layers: Layers) -> "WithHyperparams":
+        """With a factory that makes such members."""
+        return dataclasses.replace(self, factory=with_layers(self.factory, layers))
 
     def scheduled(self, count: Count) -> dict[str, jax.Array]:
         """What the schedules say for this step."""

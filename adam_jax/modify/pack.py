@@ -12,6 +12,7 @@ import optax
 
 from adam_jax._types import Leaf, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import Body, Call, NoPipeline
+from adam_jax.engine.layers import Layers
 from adam_jax.engine.pipeline import Pipeline
 from adam_jax.engine.states import found
 from adam_jax.engine.transformation import Transformation, body_of
@@ -129,6 +130,10 @@ class PackSmallLeaves(Body):
         u, tail_state = self.tail.run(u, tail_state, params, call)
         return u, self.join(head_state, tail_state)
 
+    def with_layers(self, layers: Layers) -> "PackSmallLeaves":
+        """What is packed treats each element by itself; masks behind it see single layers."""
+        return dataclasses.replace(self, tail=dataclasses.replace(self.tail, layers=layers))
+
     @property
     def alone(self) -> Pipeline:
         """The member without buffers."""
@@ -223,7 +228,7 @@ def pack_small_leaves(inner: optax.GradientTransformation, below: int = 65536) -
             "inner must store its moments in dtypes to be packed, got a policy by size or path:"
             " leave pack_small_leaves out, under int8 and the like small leaves are float32."
         )
-    head = dataclasses.replace(body, stages=stages)
+    head = dataclasses.replace(body, stages=stages, layers=Layers())
     tail = dataclasses.replace(body, stages=body.stages[behind:], chained=True)
     return Transformation.around(PackSmallLeaves(head, tail, below))
 

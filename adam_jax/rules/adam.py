@@ -23,6 +23,7 @@ from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.rules.units import Unit, in_units_of
 from adam_jax.slots import Slot
 from adam_jax.validation import check_number
+from adam_jax.xla.products import no_product
 
 
 @frozen_pytree
@@ -265,7 +266,7 @@ class AddDecayedWeights(Rule):
         return -weight_decay if self.downhill else weight_decay
 
     def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
-        decayed = g + scalars * param
+        decayed = no_product(g) + scalars * param
         if not self.cautious:
             return decayed
         agreement = jnp.real(g * jnp.conj(param))

@@ -11,6 +11,7 @@ from jax import Array
 from adam_jax._types import Count, Number, PyTree, Result
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.validation import check_number, same_kind
+from adam_jax.xla.sums import summed
 
 
 @frozen_pytree
@@ -127,6 +128,11 @@ def abs_squared(g: Array) -> Array:
     if jnp.iscomplexobj(g):
         return jnp.real(g) * jnp.real(g) + jnp.imag(g) * jnp.imag(g)
     return g * g
+
+
+def sum_of_squares(x: Array) -> Array:
+    """Σ|x|² of a leaf, or of a layer of one."""
+    return summed(abs_squared(x))
 
 
 def bounded(g: Array, times: float = 1.0) -> Array:

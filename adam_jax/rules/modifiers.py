@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from adam_jax._types import Count, Leaf, Number, PyTree, Scalars
-from adam_jax.rules.arithmetic import DecayRate, abs_squared, after_first, safe_sqrt
+from adam_jax.rules.arithmetic import DecayRate, after_first, safe_sqrt, sum_of_squares
 from adam_jax.rules.base import Direction, MemberRule, Renewed, Rule, Slots
 from adam_jax.rules.pytrees import frozen_pytree
 from adam_jax.slots import Slot
@@ -63,7 +63,7 @@ class Cautious(ModifiedRule):
         u = self.inner.update(g, old, new, scalars, param)
         aligned = jnp.real(u * jnp.conj(g)) > 0
         share = jnp.sum(aligned, dtype=jnp.real(u).dtype) / max(u.size, 1)
-        return jnp.where(aligned, u / jnp.maximum(share, LEAST_SHARE), 0)
+        return jnp.where(aligned, u * (1 / jnp.maximum(share, LEAST_SHARE)), 0)
 
 
 # As in the authors' code: their algorithm's d / (count + 1) halves the step of a scalar.
@@ -91,7 +91,7 @@ class ClipUpdateRms(ModifiedRule):
     def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
         u = self.inner.update(g, old, new, scalars, param)
         measured = self.inner.normalised(g, old, new, scalars)
-        rms = safe_sqrt(jnp.sum(abs_squared(measured)) / max(u.size, 1))
+        rms = safe_sqrt(sum_of_squares(measured) / max(u.size, 1))
         return u * (1 / jnp.maximum(1, rms / self.threshold))
 
 

@@ -8,11 +8,19 @@ from jax import Array
 
 from adam_jax._types import Count, Leaf, Number, Scalars
 from adam_jax.rules.adam import CorrectedMoment
-from adam_jax.rules.arithmetic import DecayRate, abs_squared, bounded, safe_divide, safe_sqrt
+from adam_jax.rules.arithmetic import (
+    DecayRate,
+    abs_squared,
+    bounded,
+    safe_divide,
+    safe_sqrt,
+    sum_of_squares,
+)
 from adam_jax.rules.base import Average, Direction, Moment, Renewed, Rule, Slots
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.rules.units import Unit, in_units_of
 from adam_jax.slots import Slot
+from adam_jax.xla.products import no_product
 
 
 @frozen_pytree
@@ -194,9 +202,11 @@ class ScaleByTrustRatio(Rule):
         return ()
 
     def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
-        params, updates = jnp.sum(abs_squared(param)), jnp.sum(abs_squared(g))
+        params, updates = sum_of_squares(param), sum_of_squares(g)
         moves = (params > 0) & (updates > 0)
-        ratio = jnp.sqrt(jnp.where(moves, params, 1)) / jnp.sqrt(jnp.where(moves, updates, 1))
+        # Else XLA:CPU multiplies by rsqrt, which of several numbers has other bits than of one.
+        norm = no_product(jnp.sqrt(jnp.where(moves, updates, 1)))
+        ratio = jnp.sqrt(jnp.where(moves, params, 1)) / norm
         return ratio * g
 
 

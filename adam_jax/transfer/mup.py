@@ -18,6 +18,7 @@ from adam_jax.engine.leaf_factors import Factors, LeafFactors, check_scalable
 from adam_jax.engine.pipeline import Pipeline
 from adam_jax.engine.trees import leaf_paths
 from adam_jax.formats.dtypes import leaf_dtype, moves, wider_dtype
+from adam_jax.modify.layers import layers_of
 from adam_jax.modify.modifiers import Modifiable, modified
 from adam_jax.rules.arithmetic import abs_squared
 from adam_jax.transfer.growth import Growth, growths
@@ -56,8 +57,9 @@ def mup(
         paths (`blocks/3/kernel`, `Block_3/kernel`).
       params: those of the model to train, or their shapes.
       layers: a regular expression for the whole paths of leaves whose first axis counts layers
-        (`jax.lax.scan` over blocks); None for none. With None, such an axis that grows is an error
-        where it is recognised: all leaves of a subtree share it, and one of them grows unlike any
+        (`jax.lax.scan` over blocks); None for those that `with_layers` told `tx` of, if any:
+        `mup(with_layers(adamw, "blocks/.*"), base, params)`. Else such an axis that grows is an
+        error where it is recognised: all leaves of a subtree share it, one of them grows unlike any
         kernel. A kernel with no other leaf in its subtree is not recognised if it grows as those of
         attention may, [8, 32, 32] for [2, 16, 16]: look at `mup_table`. `""` turns the check off.
       alpha: the exponent of the residual factor, 1/2 to 1. 1 is CompleteP.
@@ -94,6 +96,7 @@ def mup(
     depth, weight decay and ε; Everett et al. 2024 for an ε that falls with each layer's gradient.
     """
     alpha = check_number("alpha", alpha, 0.5, 1.0, closed=True, instead="1.0 is CompleteP")
+    layers = layers_of(tx).expression if layers is None else layers
     its = growths(base, params, layers, outputs_last)
     return with_leaf_factors(tx, tuple((g.path, factors_of(g, alpha)) for g in its))
 

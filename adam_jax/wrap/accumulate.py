@@ -10,10 +10,11 @@ import optax
 
 from adam_jax._types import DType, Function, Leaf, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import Body, Call, check_state
+from adam_jax.engine.layers import Layers, one_layer
 from adam_jax.engine.leafwise import decoded, map_leaves, stored_like
 from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation
-from adam_jax.engine.trees import unflatten_stored
+from adam_jax.engine.trees import leaf_paths, unflatten_stored
 from adam_jax.engine.unrounded import (
     Unrounded,
     arithmetic_dtype,
@@ -75,17 +76,20 @@ class Accumulate(Body):
     inner: Body
     every: int | Callable[[jax.Array], jax.Array] = static()
     dtype: SlotDType = static()
+    layers: Layers = static(default=Layers())
 
     def init(self, params: Params) -> AccumulateState:
         """An empty accumulator."""
 
-        def start(p: Leaf) -> Leaf:
+        def start(p: Leaf, path: str) -> Leaf:
             if not moves(p):
                 return optax.MaskedNode()
-            return resolve(self.dtype, p, Slot("acc_grads")).init(jnp.asarray(p), 0.0)
+            layer = one_layer(p, self.layers.axes(path))
+            return resolve(self.dtype, layer, Slot("acc_grads")).init(jnp.asarray(p), 0.0)
 
         inner_state = self.inner.init(params)  # First: its error has the path of a leaf.
-        grads = unflatten_stored(params, list(map(start, jax.tree.leaves(params))))
+        paths = leaf_paths(params, none_is_leaf=False)
+        grads = unflatten_stored(params, list(map(start, jax.tree.leaves(params), paths)))
         steps = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)
         return AccumulateState(*steps, inner_state, grads, jnp.zeros([], jnp.float32))
 

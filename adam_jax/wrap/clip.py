@@ -8,10 +8,11 @@ import optax
 
 from adam_jax._types import Number, Params, Result, State, Updates
 from adam_jax.engine.call import Body, Call
+from adam_jax.engine.layers import Layers
 from adam_jax.engine.leafwise import global_norm
 from adam_jax.engine.transformation import Transformation
 from adam_jax.engine.unrounded import applied, unrounded
-from adam_jax.rules.pytrees import frozen_pytree
+from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.validation import check_number
 
 
@@ -20,6 +21,7 @@ class ClipByGlobalNorm(Body):
     """The body of `clip_by_global_norm`."""
 
     max_norm: Number
+    layers: Layers = static(default=Layers())
 
     def init(self, params: Params) -> optax.EmptyState:
         """Nothing to remember."""
@@ -28,7 +30,7 @@ class ClipByGlobalNorm(Body):
 
     def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """Multiplies every leaf by the same factor."""
-        norm = global_norm(updates)
+        norm = global_norm(updates, self.layers)
         # Multiplied, since for a division XLA:CPU stores the clipped gradient before it goes on; by
         # two factors, as 1 / norm may be less than float32's smallest number.
         limit = jnp.asarray(self.max_norm, norm.value.dtype)

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 
 from adam_jax._types import Leaf, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import Body, Call, check_state
+from adam_jax.engine.layers import Layers, one_layer
 from adam_jax.engine.leafwise import decoded, stored_like
 from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation
+from adam_jax.engine.trees import leaf_paths
 from adam_jax.engine.unrounded import applied, promoted, rounded, values
 from adam_jax.formats.dtypes import leaf_dtype, moves
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_nearest_dtype, resolve
@@ -37,18 +39,21 @@ class EmaParams(Body):
     rate: DecayRate
     debias: bool = static()
     dtype: SlotDType = static()
+    layers: Layers = static(default=Layers())
 
     def init(self, params: Params) -> EmaParamsState:
         """The parameters themselves."""
 
-        def start(p: Leaf) -> Leaf:
+        def start(p: Leaf, path: str) -> Leaf:
             if not moves(p):
                 return jnp.copy(p)
-            fmt = resolve(self.dtype, p, Slot("ema"))
+            fmt = resolve(self.dtype, one_layer(p, self.layers.axes(path)), Slot("ema"))
             # A copy: params and state are both donated to the step.
             return fmt.encode(jnp.array(promoted(p), copy=True))
 
-        return EmaParamsState(jnp.zeros([], jnp.int32), jax.tree.map(start, params))
+        leaves, treedef = jax.tree.flatten(params)
+        started = map(start, leaves, leaf_paths(params, none_is_leaf=False))
+        return EmaParamsState(jnp.zeros([], jnp.int32), treedef.unflatten(started))
 
     def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """Passes the updates on, and averages what they make of the parameters."""

@@ -11,6 +11,7 @@ import optax
 
 from adam_jax._types import Leaf, Number, Params, Result, State, Updates
 from adam_jax.engine.call import Body, Call, check_state
+from adam_jax.engine.layers import Layers
 from adam_jax.engine.leafwise import Norm, global_norm
 from adam_jax.engine.states import found, register
 from adam_jax.engine.transformation import Transformation
@@ -62,6 +63,7 @@ class SkipNonfinite(Body):
     max_consecutive: int = static()
     window: int = static()
     warn: bool = static()
+    layers: Layers = static(default=Layers())
 
     @property
     def joins(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -82,7 +84,7 @@ class SkipNonfinite(Body):
         expected = optax.ApplyIfFiniteState if self.spike_sigmas is None else SkipState
         check_state(state, expected, f"of type {expected.__name__}")
         # Not by isfinite of each element: this sum is the one that clipping needs as well.
-        norm = global_norm(updates)
+        norm = global_norm(updates, self.layers)
         value = call.extra_args.get("value")
         good = jnp.isfinite(norm.value)
         if value is not None:

@@ -13,22 +13,23 @@ import optax
 
 from adam_jax._types import Leaf, Named, Params, PyTree, Result, Scalars, State, Updates
 from adam_jax.engine.call import Body, Call, check_state
+from adam_jax.engine.layers import Layers
 from adam_jax.engine.leaf_factors import Factors
 from adam_jax.engine.leafwise import decoded, fetched
 from adam_jax.engine.pipeline import factors_in
 from adam_jax.engine.states import described, found, is_known, register
 from adam_jax.engine.transformation import Transformation
 from adam_jax.engine.trees import align_slot, leaf_paths
-from adam_jax.engine.unrounded import applied, arithmetic_dtype, promoted, unrounded, values
+from adam_jax.engine.unrounded import applied, arithmetic_dtype, unrounded, values
 from adam_jax.formats.dtypes import moves
 from adam_jax.modify.pack import unpack_state
-from adam_jax.rules.arithmetic import abs_squared
 from adam_jax.rules.base import MemberRule, member_rules_in
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.rules.units import rescaled
 from adam_jax.validation import check_expression, check_integer
 from adam_jax.wrap.chain import inner_body
-from adam_jax.xla.barrier import as_varying, kept_apart, varying
+from adam_jax.wrap.statistics import NAMES, statistics
+from adam_jax.xla.barrier import kept_apart
 from adam_jax.xla.once import if_due
 
 
@@ -64,15 +65,18 @@ class Telemetry(Body):
     inner: Body
     every: int = static()
     patterns: tuple[tuple[str, str], ...] | None = static()
+    by_layer: bool = static(default=False)
+    layers: Layers = static(default=Layers())
 
     def init(self, params: Params) -> TelemetryState:
         """Nothing measured yet: zeros, which `measured` does not show."""
         inner_state = self.inner.init(params)
         known = jax.eval_shape(lambda s: _eps_dominates(self.inner, s, params), inner_state)
         groups = {}
-        for group, leaves in self.members(params, known):
+        for (group, count), leaves in self.members(params, known):
             names = NAMES if all(x is not None for *_, x in leaves) else NAMES[:-1]
-            groups[group] = {name: jnp.zeros([], jnp.float32) for name in names}
+            for its in self.names(group, count):
+                groups[its] = {name: jnp.zeros([], jnp.float32) for name in names}
         # optax.tree.map_params asks for the state of a tree without leaves, and takes one leaf of
         # that for all that is in its place elsewhere.
         groups = groups or jnp.zeros([], jnp.float32)
@@ -99,8 +103,11 @@ class Telemetry(Body):
             u, inner_state = self.inner.run(unrounded(updates), inner_state, params, its_call)
             g, u = values(updates), values(u)
             small = _eps_dominates(self.inner, inner_state, params)
-            members = self.members(params, g, u, applied(u, params), small)
-            groups = {name: _statistics(leaves) for name, leaves in members}
+            groups = {}
+            for (group, count), leaves in self.members(params, g, u, applied(u, params), small):
+                its = statistics(leaves, count)
+                for k, name in enumerate(self.names(group, count)):
+                    groups[name] = its if count is None else {n: x[k] for n, x in its.items()}
             return *kept_apart(given), groups or nothing
 
         # The step goes on with what the measurement hands on: else XLA, free to step first, would
@@ -111,96 +118,32 @@ class Telemetry(Body):
         step = jnp.where(due, count, state.step)
         return result, TelemetryState(count, step, groups, inner_state)
 
-    def members(self, params: Params, *trees: PyTree) -> list[tuple[str, list[tuple[Leaf, ...]]]]:
-        """The leaves of each group, from every tree; integers, booleans and keys are in none."""
-        members: dict[str, list[tuple[Leaf, ...]]] = {}
+    def members(
+        self, params: Params, *trees: PyTree
+    ) -> list[tuple[tuple[str, int | None], list[tuple[Leaf, ...]]]]:
+        """The leaves of each group, from every tree; integers, booleans and keys are in none.
+
+        Leaves that are measured layer by layer are a group for each number of layers, which comes
+        behind its name; None for others.
+        """
+        members: dict[tuple[str, int | None], list[tuple[Leaf, ...]]] = {}
         columns = [jax.tree.leaves(tree, is_leaf=lambda x: x is None) for tree in (params, *trees)]
         for path, leaf in zip(leaf_paths(params), zip(*columns, strict=True), strict=True):
             if leaf[0] is not None and moves(leaf[0]):
-                members.setdefault(self.group(path), []).append(leaf)
-        return sorted(members.items())
+                axes = self.layers.axes(path) if self.by_layer else 0
+                count = math.prod(np.shape(leaf[0])[:axes]) if axes else None
+                members.setdefault((self.group(path), count), []).append(leaf)
+        return sorted(members.items(), key=lambda item: (item[0][0], item[0][1] or 0))
+
+    def names(self, group: str, count: int | None) -> list[str]:
+        """Those under which a group is measured: one for each layer, or the group's own."""
+        return [group] if count is None else [f"{group}/{k}" for k in range(count)]
 
     def group(self, path: str) -> str:
         """The name of the first expression that matches the path of a leaf, or how it begins."""
         if self.patterns is None:
             return path.split("/")[0]
         return next((name for name, e in self.patterns if re.fullmatch(e, path)), "other")
-
-
-def _statistics(leaves: list[tuple[Leaf, ...]]) -> dict[str, jax.Array]:
-    sums = [sum(column) for column in zip(*map(_sums_over_devices, leaves), strict=True)]
-    size, *sums = (jnp.asarray(x, jnp.float32) for x in sums)
-    quarter, uu, pp, gu, moving, lost, small = sums
-    size = jnp.maximum(size, 1)
-    values = {
-        "gradient_rms": 2 * jnp.sqrt(quarter / size),
-        "update_rms": jnp.sqrt(uu / size),
-        "parameter_rms": jnp.sqrt(pp / size),
-        "update_to_parameter": _ratio(jnp.sqrt(uu), jnp.sqrt(pp)),
-        # Of two roots: the product of two squares of small gradients is no float32.
-        "cosine": _ratio(_ratio(gu, 2 * jnp.sqrt(quarter)), jnp.sqrt(uu)),
-        "lost_to_rounding": _ratio(lost, moving),
-    }
-    if all(known is not None for *_, known in leaves):
-        values["eps_dominates"] = small / size
-    return values
-
-
-def _sums_over_devices(leaf: tuple[Leaf, ...]) -> list[Leaf]:
-    """The size of a leaf and its sums, over all devices that have a part of it."""
-    mesh, size = jax.typeof(leaf[0]).sharding.mesh, np.size(leaf[0])
-    sums: PyTree = _sums
-    if mesh.explicit_axes:  # Where they are automatic, XLA may sum by rows that lie anywhere.
-        replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        axes = mesh.explicit_axes
-        sums = jax.sharding.auto_axes(_sums, axes=axes, out_sharding=replicated)
-    if not (axes := varying(leaf)):
-        return [size, *sums(*leaf)]
-    # Inside `shard_map`; what is the same everywhere counts as often as what is not.
-    names = tuple(sorted(axes))
-    return [size * jax.lax.axis_size(names), *jax.lax.psum(sums(*as_varying(leaf, axes)), names)]
-
-
-def _sums(p: Leaf, g: Leaf, u: Leaf, moved: Leaf, small: Leaf) -> list[jax.Array]:
-    """All sums over one leaf by one reduction: by one each, XLA would store what they share."""
-    if g is None:  # Left alone; its group is there all the same.
-        g = u = jnp.zeros_like(p)
-    # Again: the step inside has derivatives of its own, with respect to its numbers.
-    g, u, p, moved = jax.lax.stop_gradient((g, u, p, moved))
-    moving = u != 0
-    lost = moving & (moved == p)
-    g, u, p = (jnp.ravel(promoted(x)) for x in (g, u, p))
-    small = jnp.zeros(g.shape, bool) if small is None else jnp.ravel(small)
-    # Not g² itself, which XLA:CPU would share with clipping, and store.
-    terms = [abs_squared(g / 2), abs_squared(u), abs_squared(p), jnp.real(jnp.conj(g) * u)]
-    flags = [jnp.ravel(x) for x in (moving, lost)] + [small]
-    terms = [jax.lax.convert_element_type(x, jnp.float32) for x in [*terms, *flags]]
-    # By rows: added up one by one, float32 stands still at 2²⁴ equal terms.
-    rows = math.gcd(g.size, ROWS)
-    terms = [jnp.reshape(x, (rows, -1)) for x in terms]
-    zeros = [np.float32(0)] * len(terms)
-    return [jnp.sum(x) for x in jax.lax.reduce(terms, zeros, _added, (1,))]
-
-
-# Not a lambda: outside a program each would be compiled anew.
-def _added(xs: PyTree, ys: PyTree) -> list[jax.Array]:
-    return [x + y for x, y in zip(xs, ys, strict=True)]
-
-
-ROWS = 4096
-NAMES = (
-    "gradient_rms",
-    "update_rms",
-    "parameter_rms",
-    "update_to_parameter",
-    "cosine",
-    "lost_to_rounding",
-    "eps_dominates",
-)
-
-
-def _ratio(x: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.where(y == 0, 0, x / jnp.where(y == 0, 1, y))
 
 
 def _eps_dominates(body: Body, state: State, params: Params) -> list[Leaf]:
@@ -242,6 +185,8 @@ def telemetry(
     inner: optax.GradientTransformation,
     every: int = 100,
     patterns: Mapping[str, str] | None = None,
+    *,
+    by_layer: bool = False,
 ) -> Transformation:
     """Measures what steps do to each group of parameters, inside the program, every so often.
 
@@ -257,6 +202,8 @@ def telemetry(
       patterns: names and regular expressions, matched with the whole path of a leaf (see `groups`),
         the first match before the others; what matches none is "other". None groups leaves by the
         first key of their path.
+      by_layer: measures each layer of leaves that hold several, of which `with_layers` around this
+        knows, as a group of its own: `blocks/0`, `blocks/1`, ...
 
     Returns:
       A transformation with the state `TelemetryState`, which `measured(state)` reads. The steps are
@@ -281,7 +228,7 @@ def telemetry(
     for name, expression in (patterns or {}).items():
         check_expression(f"patterns[{name!r}]", expression)
     ordered = None if patterns is None else tuple(patterns.items())
-    return Transformation.around(Telemetry(inner_body("inner", inner), every, ordered))
+    return Transformation.around(Telemetry(inner_body("inner", inner), every, ordered, by_layer))
 
 
 def measured(state: State) -> Named:

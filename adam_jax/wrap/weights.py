@@ -1,6 +1,7 @@
 """Weights of 16 bits without a float32 copy: what rounding loses is kept, or left to chance."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import optax
 
 from adam_jax._types import Leaf, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import Body, Call, check_state
+from adam_jax.engine.layers import Layers, Stack, over_layers
 from adam_jax.engine.split import SplitParams, SplitResult
 from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation
@@ -66,6 +68,7 @@ class Weights(Body):
     inner: Body
     form: WeightFormat = static()
     seed: int = static(default=0)
+    layers: Layers = static(default=Layers())
 
     def init(self, params: Params) -> WeightsState:
         """Nothing lost yet."""
@@ -87,6 +90,7 @@ class Weights(Body):
         rests = align_slot(treedef, given.raw, state.rest)
         weights: dict[int, Split] = {}
         salt = salt_of(WEIGHTS, self.seed, state.count)
+        stacks = self.layers.stacks(leaf_paths(given.raw) if self.layers else [], leaves)
         for i, (g, p) in enumerate(zip(leaves, stored, strict=True)):
             if g is None:
                 continue
@@ -96,7 +100,7 @@ class Weights(Body):
             except ValueError as error:
                 raise ValueError(f"at {leaf_paths(given.raw)[i]!r}, {error}") from None
             if self.form.applies(p):
-                weights[i] = Split(p, rest, salted(salt, i), self.form)
+                weights[i] = Split(p, rest, salted(salt, stacks[i].first), self.form)
                 dtypes[i] = jnp.dtype(jnp.float32)  # For the inner transformation all is float32.
         grads = dataclasses.replace(given, dtypes=tuple(dtypes))
         theirs = SplitParams(params, treedef, weights)
@@ -106,7 +110,7 @@ class Weights(Body):
             theirs = theirs.joined
             result, inner_state = self.inner.run(grads, state.inner_state, theirs, call)
             moved = result if call.apply else applied(rounded(result), theirs)
-            stepped = _landed(weights, treedef, moved, result, call)
+            stepped = _landed(weights, stacks, treedef, moved, result, call)
         for i, rest in stepped.rests.items():
             rests[i] = rests[i] if rest is None else rest
         rest_tree = unflatten_slot(treedef, given.raw, rests)
@@ -115,21 +119,32 @@ class Weights(Body):
 
 
 def _landed(
-    weights: dict[int, Split], treedef: PyTree, moved: PyTree, result: Updates, call: Call
+    weights: dict[int, Split],
+    stacks: list[Stack],
+    treedef: PyTree,
+    moved: PyTree,
+    result: Updates,
+    call: Call,
 ) -> SplitResult:
     """The weights after a step that moved them, joined."""
     moved, results = treedef.flatten_up_to(moved), treedef.flatten_up_to(values(result))
     rests = {}
     for i, p in weights.items():
-        landed = p.landed(call.taken(_renewed(p, moved[i]), p), call.apply)
+        landed = p.landed(
+            call.taken(_renewed(p, moved[i], stacks[i].axes, stacks[i].stride), p), call.apply
+        )
         results[i], rests[i] = landed
     made = treedef.unflatten(results)
     return SplitResult(made if call.apply else Unrounded(made, dtypes_of(result)), rests)
 
 
-@jax.jit  # Traced once for each shape, not for each leaf.
-def _renewed(p: Split, x: jax.Array) -> Split:
-    return p.renewed(x, p.shape)
+# Traced once for each shape, not for each leaf.
+@functools.partial(jax.jit, static_argnames=("axes", "stride"))
+def _renewed(p: Split, x: jax.Array, axes: int, stride: int) -> Split:
+    def one_layer(number: jax.Array, p: Split, x: jax.Array) -> Split:
+        return p.further(number).renewed(x, p.shape)
+
+    return over_layers(one_layer, axes, stride, p, x) if axes else p.renewed(x, p.shape)
 
 
 def stochastic_rounding(inner: optax.GradientTransformation, seed: int = 0) -> Transformation:

@@ -1,0 +1,43 @@
+"""A product that is rounded before it is added."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adam_jax.xla.products import no_product
+
+PROGRAM = """
+import jax, jax.numpy as jnp, numpy as np
+from adam_jax.xla.products import no_product
+
+draw = np.random.default_rng(0)
+a, b, c = (jnp.asarray(x, jnp.float32) for x in draw.standard_normal((3, 4096)))
+exact = np.asarray(a) * np.asarray(b) + np.asarray(c)
+contracted = jax.jit(lambda a, b, c: a * b + c)(a, b, c)
+rounded = jax.jit(lambda a, b, c: no_product(a * b) + c)(a, b, c)
+print(int(np.sum(np.asarray(contracted) != exact)), int(np.sum(np.asarray(rounded) != exact)))
+"""
+
+
+def test_it_is_rounded_and_without_it_not_always():
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
+    without, with_it = map(int, done.stdout.split())
+    assert with_it == 0
+    # A processor without the instruction has nothing to contract.
+    assert without > 0 or "fma" not in open("/proc/cpuinfo").read()
+
+
+def test_it_is_the_number_itself():
+    x = jnp.asarray([-jnp.inf, -2, -0.0, 0.0, 1e-37, jnp.inf, jnp.nan], jnp.float32)
+    np.testing.assert_array_equal(no_product(x), x)
+    z = jax.lax.complex(x[1:-2], x[1:-2])
+    np.testing.assert_array_equal(jax.jit(jax.vmap(no_product))(z), z)
+    assert jax.grad(lambda x: no_product(x) * 3)(2.0) == 3
+
+
+def test_elsewhere_it_is_nothing():
+    text = jax.jit(no_product).trace(jnp.ones(3)).lower(lowering_platforms=("tpu",)).as_text()
+    assert "select" not in text
