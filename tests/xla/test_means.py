@@ -1,11 +1,15 @@
 """Means of what is not in memory: the numbers, the NaNs, and that XLA would store it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import adam_jax
 from adam_jax.xla.means import mean
+from tests.temporaries import of_step, on_v5e
 
 # On 8 devices 3 and 40 are not summed in groups.
 AXES = [((128, 3), (-2,)), ((3, 128), (-1,)), ((40, 3), (-2,)), ((256, 2, 3), (-3, -1))]
@@ -60,3 +64,27 @@ def test_xla_stores_what_a_mean_is_of(axes):
     assert temporaries(lambda x: mean(x, axes)) < 0.5
     stored = temporaries(lambda x: jnp.mean(x, axes, keepdims=True))
     assert stored > 3.5, "adam_jax/xla/means.py can perhaps go"
+
+
+@pytest.mark.usefixtures("h200_compiler")
+def test_xla_for_gpus_stores_what_a_mean_of_columns_is_of(monkeypatch):
+    from benchmarks.gpu_hlo import compile_for_h200
+
+    def compiled_by(step, *args):
+        return compile_for_h200(step, *args, donate=(0, 1))
+
+    params = [jax.ShapeDtypeStruct((1024, 1024), jnp.float32)]
+    tx = adam_jax.adamw(1e-3, nu_dtype=adam_jax.BlockMeans(0))
+    assert of_step(tx, params, compiled_by) < 0.5
+    as_it_is = functools.partial(jnp.mean, keepdims=True)
+    monkeypatch.setattr("adam_jax.formats.block_means.mean", as_it_is)
+    stored = of_step(tx, params, compiled_by)
+    assert stored > 3.5, "XLA:GPU needs no groups in adam_jax/xla/means.py"
+
+
+@pytest.mark.usefixtures("tpu_compiler")
+@pytest.mark.parametrize("axes", [(-1,), (-2,)])
+def test_xla_for_tpus_stores_nothing(axes):
+    tx = adam_jax.adamw(1e-3, nu_dtype=adam_jax.BlockMeans(axes))
+    passed, stored = on_v5e(tx, jax.ShapeDtypeStruct((8192, 8192), jnp.float32))
+    assert passed < 24.1 and stored < 0.01
