@@ -25,6 +25,8 @@ from adam_jax.family.nadam import nadam, nadamw, scale_by_nadam
 from adam_jax.family.radam import radam, radamw, scale_by_radam
 from adam_jax.family.schedule_free import schedule_free_adamw
 from adam_jax.family.yogi import scale_by_yogi, yogi
+from adam_jax.formats.adam_mini import AdamMini
+from adam_jax.formats.block_means import BlockMeans
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.formats.factored import Factored
 from adam_jax.formats.policy import by_path, stochastic
@@ -64,6 +66,8 @@ __version__ = "0.1.0"
 __all__ = [
     "AT_LEAST_FLOAT32",
     "AccumulateState",
+    "AdamMini",
+    "BlockMeans",
     "DecayRateLike",
     "EmaParamsState",
     "Factored",

@@ -167,6 +167,11 @@ CASES = {
         adam_jax.telemetry(adam_jax.adamw(1e-3)), step=adam_jax.step
     ),
     "adam_jax: everything, step": Case(EVERYTHING, step=adam_jax.step),
+    "Adam-mini": Case(adam_jax.adamw(1e-3, nu_dtype=adam_jax.BlockMeans(0)), step=adam_jax.step),
+    "Adam-mini, 8-bit mu": Case(
+        adam_jax.adamw(1e-3, mu_dtype=jnp.int8, nu_dtype=adam_jax.BlockMeans(0)),
+        step=adam_jax.step,
+    ),
     "adam_jax.step, bf16": Case(adam_jax.adamw(1e-3), dtype="bfloat16", step=adam_jax.step),
 }
 

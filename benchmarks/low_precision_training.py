@@ -39,11 +39,12 @@ SMALL = 1 / 20  # Of the usual learning rate.
 
 
 class Case(NamedTuple):
-    """How moments and weights are stored."""
+    """How moments and weights are stored; nu as the moments, where it is not said."""
 
     moments: Any = jnp.float32
     weights: Any = jnp.float32
     around: Callable[[Any], Any] = lambda tx: tx
+    nu: Any = None
 
 
 BF16 = functools.partial(Case, weights=jnp.bfloat16)
@@ -54,6 +55,8 @@ USUAL = {
     "bfloat16 weights, master_residual(16)": BF16(around=adam_jax.master_residual),
     "8-bit moments": Case(jnp.int8),
     "4-bit moments": Case(jnp.int4),
+    "Adam-mini": Case(nu=adam_jax.AdamMini()),
+    "Adam-mini, 8-bit mu": Case(jnp.int8, nu=adam_jax.AdamMini()),
     "8-bit moments, bfloat16 weights, master_residual(8)": BF16(jnp.int8, around=residual8),
     "8-bit moments, bfloat16 weights, stochastic_rounding": BF16(
         jnp.int8, around=adam_jax.stochastic_rounding
@@ -76,7 +79,7 @@ def optimizer(task: Task, case: Case, rate: Any) -> Any:
         lambda step: rate * part(jnp.asarray(step, jnp.float32)),
         b2=task.b2,
         mu_dtype=case.moments,
-        nu_dtype=case.moments,
+        nu_dtype=case.moments if case.nu is None else case.nu,
         weight_decay=0.1,
         mask=adam_jax.decay_mask,
     )

@@ -1,6 +1,6 @@
 """Bytes per parameter of parameters, gradients and state, as predicted and as they are.
 
-python -m benchmarks.memory [--size 100_000_000] [--json FILE]
+python -m benchmarks.memory [--size 100_000_000] [--only WORD] [--json FILE]
 
 Each case has a process to itself. It allocates a transformer's parameters, gradients of their dtype
 and the state, and takes two jitted, donated steps. "live" is what the buffers of the three take
@@ -52,8 +52,14 @@ def adamw(codes: Any = None) -> optax.GradientTransformation:
     )
 
 
+def adam_mini(**mu: Any) -> optax.GradientTransformation:
+    return adam_jax.adamw(1e-3, nu_dtype=adam_jax.AdamMini(), **mu)
+
+
 CASES = {
     "float32": Case("float32", adamw, 16.0),
+    "float32, Adam-mini": Case("float32", adam_mini, 12.1),
+    "float32, Adam-mini, mu of 8 bits": Case("float32", lambda: adam_mini(mu_dtype=jnp.int8), 9.1),
     "bfloat16, residual of 16 bits, moments of 8": Case(
         "bfloat16", lambda: adam_jax.master_residual(adamw(jnp.int8)), 8.1
     ),
@@ -182,17 +188,21 @@ def main() -> None:
     arguments.add_argument(
         "--size", metavar="N", type=positive, default=100_000_000, help="parameters"
     )
+    arguments.add_argument("--only", metavar="WORD", default="", help="cases with it in their name")
     arguments.add_argument("--json", metavar="FILE", type=Path, help="the rows go there too")
     arguments.add_argument("--case", choices=CASES, help="this one alone, here, as JSON")
     args = arguments.parse_args()
     if args.size < SMALLEST:
         arguments.error(f"--size must be at least {SMALLEST}, got {args.size}")
+    names = [name for name in CASES if args.only in name]
+    if not names:
+        arguments.error(f"--only must be in the name of a case, got {args.only!r}: {list(CASES)}")
     if args.case:
         print(json.dumps(measure(CASES[args.case], args.size), allow_nan=False))
         return
     machine = describe("jax", "jaxlib", "optax")
     print(f"{machine}\n", flush=True)
-    rows = [in_own_process(name, args.size) for name in CASES]
+    rows = [in_own_process(name, args.size) for name in names]
     print(f"AdamW, {rows[0]['size']:,} parameters: bytes per parameter\n\n{markdown(rows)}")
     if args.json:
         command = shlex.join(["python", "-m", "benchmarks.memory", *sys.argv[1:]])

@@ -83,8 +83,10 @@ def _bounds(name: str) -> Bounds:
     """Of a case of `benchmarks.gpu_hlo`."""
     if any(word in name for word in ("accumulate", "telemetry", "everything")):
         return FREE
-    if "factored" in name:
+    if "factored" in name or name == "Adam-mini, 8-bit mu":
         return CODES_BY_XLA
+    if name == "Adam-mini":
+        return DENSE._replace(reads=1)
     stored = ("8-bit", "4-bit", "stochastic bf16", "Kahan", "residual")
     bounds = ONE_PASS if any(word in name for word in stored) else DENSE
     return bounds._replace(reads=1) if "clip" in name or "skip" in name else bounds

@@ -22,6 +22,7 @@ EIGHT = "8-bit moments"
 ON_V5E = (
     BASE,
     "adam_jax: clip, skip, adamw",
+    "Adam-mini",
     "bf16 moments",
     "factored nu",
     "stochastic bf16 moments",

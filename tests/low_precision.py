@@ -20,6 +20,8 @@ MOMENTS = {
     "bfloat16": (jnp.bfloat16, jnp.bfloat16),
     "stochastic int8": (adam_jax.stochastic(jnp.int8), adam_jax.stochastic(jnp.int8)),
     "stochastic int4": (adam_jax.stochastic(jnp.int4), adam_jax.stochastic(jnp.int4)),
+    "block means": (jnp.float32, adam_jax.BlockMeans(0)),
+    "int8, block means": (jnp.int8, adam_jax.BlockMeans(0)),
     "stochastic 16 bits": (adam_jax.stochastic(jnp.float16), adam_jax.stochastic(jnp.bfloat16)),
 }
 WEIGHTS = {

@@ -105,6 +105,7 @@ CODES = {"mu_dtype": jnp.int8, "nu_dtype": jnp.int8}
 AROUND = {
     "8 bits": adamw(1e-2, **CODES),
     "factored": adamw(1e-2, nu_dtype=adam_jax.Factored(32, 32)),
+    "block means": adamw(1e-2, nu_dtype=adam_jax.AdamMini()),
     "masked decay": adamw(1e-2, mask=adam_jax.decay_mask),
     "groups": adam_jax.groups(adamw, {"a/.*|b": {"b2": 0.9}}, learning_rate=1e-2),
     "no default group": adam_jax.groups(adamw, {"a/.*|b": {"learning_rate": 1e-2}}),

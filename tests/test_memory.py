@@ -18,6 +18,7 @@ FORMATS = {
     "bfloat16": dict(mu_dtype=jnp.bfloat16, nu_dtype=stochastic(jnp.bfloat16)),
     "stochastic int8": dict(mu_dtype=stochastic(jnp.int8), nu_dtype=stochastic(jnp.int4)),
     "factored": dict(mu_dtype=jnp.int8, nu_dtype=adam_jax.Factored()),
+    "block means": dict(mu_dtype=jnp.int8, nu_dtype=adam_jax.AdamMini()),
     **{name: dict(mu_dtype=codes, nu_dtype=codes) for name, codes in CODES.items()},
 }
 int8 = adamw(1e-3, **FORMATS["int8"])

@@ -17,6 +17,7 @@ FORMS = {
     "int4": (adam_jax.Quantized("int4", min_size=1), adam_jax.Quantized("int4", min_size=1)),
     "bfloat16": (adam_jax.stochastic(jnp.bfloat16), adam_jax.stochastic(jnp.bfloat16)),
     "Factored": (jnp.float32, adam_jax.Factored(1, 1)),
+    "BlockMeans": (jnp.float32, adam_jax.BlockMeans(0)),
 }
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -51,8 +52,9 @@ def first_elements(member, leaves):
 @every_member
 @pytest.mark.parametrize("form", FORMS)
 def test_updates_are_those_of_the_algorithm(member, form):
-    if form == "Factored" and not member.has("nu_dtype"):
-        pytest.skip("no second moment to factor")
+    means = form in ("Factored", "BlockMeans")
+    if means and not member.has("nu_dtype"):
+        pytest.skip("no second moment to take means of")
     tx = member.direction(**member.stored(*FORMS[form]))
     if form == "int4" and member.scale_by in ("scale_by_amsgrad", "scale_by_adamax"):
         with pytest.raises(ValueError, match="write jnp.int8"):
@@ -69,7 +71,7 @@ def test_updates_are_those_of_the_algorithm(member, form):
         exact = first_elements(member, np.asarray(leaves, np.float64))
         # RAdam's first updates are the average of gradients itself, and so have their bound.
         representable = np.abs(exact) < 2e18
-        if form == "Factored" and member.scale_by in ("scale_by_belief", "scale_by_adan"):
+        if means and member.scale_by in ("scale_by_belief", "scale_by_adan"):
             # Means are at most 5e36; clipped gradients have larger squared differences.
             largest = np.maximum.accumulate(np.abs(np.asarray(gs, np.float64)), axis=1)
             representable &= largest < 8e17
@@ -156,7 +158,7 @@ def test_an_average_of_micro_batches_of_opposite_sign():
         np.testing.assert_allclose(u, [expected], rtol=1e-6)
 
 
-@pytest.mark.parametrize("form", ["float32", "int8", "Factored"])
+@pytest.mark.parametrize("form", ["float32", "int8", "Factored", "BlockMeans"])
 def test_random_sizes_through_step(form):
     rng = np.random.default_rng(0)
     sizes = 10.0 ** rng.uniform(-37, 38.5, (STEPS, 64, SIDE)) * rng.choice(

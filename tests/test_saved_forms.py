@@ -27,6 +27,8 @@ FORMS = {
     "int4": small(jnp.int4),
     "blocks of 64": small(adam_jax.Quantized("int8", 64)),
     "Factored": adamw(1e-2, nu_dtype=adam_jax.Factored(32, 32)),
+    "means of columns": adamw(1e-2, nu_dtype=adam_jax.BlockMeans(0)),
+    "means of rows": adamw(1e-2, nu_dtype=adam_jax.BlockMeans(1)),
     "stochastic bfloat16": small(adam_jax.stochastic(jnp.bfloat16)),
     "amsgradw": adam_jax.amsgradw(1e-2),
 }
@@ -67,6 +69,9 @@ UNLIKE = [
     ("int8", "float32"),
     ("int8", "Factored"),
     ("float32", "Factored"),
+    ("float32", "means of columns"),
+    ("Factored", "means of columns"),
+    ("means of rows", "means of columns"),
     ("float32", "amsgradw"),
 ]
 PAIRS = UNLIKE + [pair[::-1] for pair in UNLIKE]

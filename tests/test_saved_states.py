@@ -42,6 +42,7 @@ STATES = {
     "4 bits": small(jnp.int4),
     "stochastic": small(adam_jax.stochastic(jnp.bfloat16)),
     "factored": adamw(1e-2, nu_dtype=adam_jax.Factored(32, 32)),
+    "block means": adamw(1e-2, nu_dtype=adam_jax.AdamMini()),
     "packed": adam_jax.pack_small_leaves(adamw(1e-2), below=1000),
     "MultiSteps": optax.MultiSteps(small(jnp.int8), 2).gradient_transformation(),
     "inject_hyperparams": optax.inject_hyperparams(adamw, hyperparam_dtype=jnp.float32)(schedule),

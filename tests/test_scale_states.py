@@ -18,6 +18,7 @@ FORMS = {
     "4 bits": {"mu_dtype": jnp.int4, "nu_dtype": jnp.int4},
     "stochastic": {"mu_dtype": stochastic(jnp.bfloat16), "nu_dtype": stochastic(jnp.int8)},
     "factored": {"nu_dtype": adam_jax.Factored()},
+    "block means": {"nu_dtype": adam_jax.BlockMeans(0)},
     "float32": {"mu_dtype": jnp.float32, "nu_dtype": jnp.float32},
 }
 SHAPES = {"in": (256, 512), "out": (512, 64), "bias": (64,)}

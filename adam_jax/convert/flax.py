@@ -8,16 +8,19 @@ import numpy as np
 
 from adam_jax._types import Leaf, Named, PyTree, State
 from adam_jax.formats.base import READ_AS_SAVED
+from adam_jax.formats.block_means import Means
 from adam_jax.formats.blockwise import Blocks
 from adam_jax.formats.factored import Factors
 from adam_jax.formats.rounding import Rounded
 from adam_jax.modify.pack import Packed
 
-CONTAINERS = (Blocks, Factors, Rounded, Packed)
+CONTAINERS = (Blocks, Factors, Means, Rounded, Packed)
 
 
 def register_with_flax() -> None:
-    """Lets `flax.serialization` write moments of 8 and 4 bits, rounded, factored and packed ones.
+    """Lets `flax.serialization` write moments that are stored in containers of this package.
+
+    Those are moments of 8 and 4 bits, stochastically rounded, factored, packed, and block means.
 
     Once in a program, before `flax.serialization.to_bytes`, `from_bytes` and what is built on them
     (`flax.training.checkpoints`). Orbax needs nothing of the kind. A state is restored into one

@@ -13,11 +13,11 @@ from adam_jax._types import DType, Function, Leaf, PyTree, Scalars, Stored
 from adam_jax.engine.plan import Plan
 from adam_jax.engine.trees import chosen
 from adam_jax.engine.unrounded import Pending, completed
-from adam_jax.formats.base import Format, LinearFormat, MeasuredFormat
+from adam_jax.formats.base import Format, LinearFormat, MeasuredFormat, ReducedFormat
 from adam_jax.formats.noise import Positions, bits_of_moments
 from adam_jax.formats.weights import Landed, Split
 from adam_jax.rules.arithmetic import bounded
-from adam_jax.rules.base import Average, Rule
+from adam_jax.rules.base import Average, Renewed, Rule
 from adam_jax.xla.barrier import computed_again
 from adam_jax.xla.calls import without_calls
 from adam_jax.xla.maxima import InBlocks, largest
@@ -179,19 +179,16 @@ def _ruled(
     slots, averages = [], []
     for (rule, scalars), stored, formats in zip(steps, leaf.stored, program.formats, strict=True):
         old = {
-            slot.name: fmt.decode(x, real if slot.magnitude else arithmetic)
+            slot.name: _read(fmt, x, real if slot.magnitude else arithmetic)
             for slot, fmt, x in zip(rule.slots, formats, stored, strict=True)
         }
         g = bound(u) if rule.slots else u
         new: dict[str, jax.Array] = {}
         its_averages = []
-        for slot in rule.slots:
+        for slot, fmt in zip(rule.slots, formats, strict=True):
             x = rule.renewed(slot.name, g, old, new, scalars)
             average = x if isinstance(x, Average) else None
-            if isinstance(x, Average):
-                x = x.rate.average(old[slot.name], x.term)
-            if slot.name == _watched(rule):
-                x = jnp.where(jnp.isfinite(u), x, jnp.nan)
+            x = _formed(fmt, x, old[slot.name], u if slot.name == _watched(rule) else None)
             # The update is made of this, and not of x: XLA:CPU would compute the parameter from the
             # old accumulator a second time, and keep a copy of it for that.
             new[slot.name] = chosen(taken, x, old[slot.name])
@@ -204,6 +201,24 @@ def _ruled(
     else:
         result = chosen(taken, p + u, p)
     return result, tuple(slots), tuple(averages)
+
+
+def _read(fmt: Format, stored: Stored, dtype: DType) -> jax.Array:
+    """A slot as rules read it; what is reduced has the size 1 along reduced axes."""
+    return (fmt.reduced if isinstance(fmt, ReducedFormat) else fmt.decode)(stored, dtype)
+
+
+def _formed(fmt: Format, x: Renewed, old: jax.Array, watch: jax.Array | None) -> jax.Array:
+    """A renewed slot as rules read it; NaN where what it is to watch is not finite."""
+
+    def shown(x: jax.Array) -> jax.Array:
+        return x if watch is None else jnp.where(jnp.isfinite(watch), x, jnp.nan)
+
+    if isinstance(fmt, ReducedFormat):
+        if isinstance(x, Average):  # Reduced first: an average of elements is never formed.
+            return x.rate.average(old, fmt.reduce(shown(x.term)))
+        return fmt.reduce(shown(x))
+    return shown(x.rate.average(old, x.term) if isinstance(x, Average) else x)
 
 
 def _watched(rule: Rule) -> str:

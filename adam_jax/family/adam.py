@@ -54,8 +54,9 @@ def scale_by_adam(
         default is the parameter's dtype, at least float32.
       nesterov: True reads mu one step ahead: b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ) in place of
         mû (Dozat 2016).
-      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
-        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
+        nu stands still.
       eps_hat: ε̂ of section 2 of Kingma & Ba, added to the root of the uncorrected nu, in units of
         the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Write eps=0.0 with it. None leaves
         it out, also out of the numbers of `with_hyperparams` and `optax.inject_hyperparams`.
@@ -132,8 +133,9 @@ def adam(
         default is the parameter's dtype, at least float32.
       nesterov: True reads mu one step ahead: b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ) in place of
         mû (Dozat 2016).
-      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
-        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
+        nu stands still.
       eps_hat: ε̂ of section 2 of Kingma & Ba, added to the root of the uncorrected nu, in units of
         the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Write eps=0.0 with it. None leaves
         it out, also out of the numbers of `with_hyperparams` and `optax.inject_hyperparams`.
@@ -226,8 +228,9 @@ def adamw(
         function from the parameters to one, such as `decay_mask`. None decays all leaves.
       nesterov: True reads mu one step ahead: b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ) in place of
         mû (Dozat 2016).
-      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
-        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
+        nu stands still.
       eps_hat: ε̂ of section 2 of Kingma & Ba, added to the root of the uncorrected nu, in units of
         the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Write eps=0.0 with it. None leaves
         it out, also out of the numbers of `with_hyperparams` and `optax.inject_hyperparams`.

@@ -40,9 +40,9 @@ def scale_by_adamax(
       mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
         `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
         default is the parameter's dtype, at least float32.
-      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16, not
-        `jnp.int4`. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu does not
-        decay.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16, not `jnp.int4`. In bfloat16 write `stochastic(jnp.bfloat16)`:
+        rounded to nearest, nu does not decay.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
@@ -91,9 +91,9 @@ def adamax(
       mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
         `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
         default is the parameter's dtype, at least float32.
-      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16, not
-        `jnp.int4`. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu does not
-        decay.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16, not `jnp.int4`. In bfloat16 write `stochastic(jnp.bfloat16)`:
+        rounded to nearest, nu does not decay.
       l2: λ₂, coupled weight decay, per optimizer step: a number, or a function of the optimizer
         steps completed so far. λ₂·θ is added to the gradient before the moments, as by
         `weight_decay` of PyTorch's Adam. None leaves it out, and its entry in the state.
@@ -153,9 +153,9 @@ def adamaxw(
       mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
         `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
         default is the parameter's dtype, at least float32.
-      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16, not
-        `jnp.int4`. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu does not
-        decay.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16, not `jnp.int4`. In bfloat16 write `stochastic(jnp.bfloat16)`:
+        rounded to nearest, nu does not decay.
       scale_decay: False subtracts λ_t·θ itself, not α_t·λ_t·θ (fully decoupled). Its entry in the
         state is then the last.
 

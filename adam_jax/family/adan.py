@@ -104,8 +104,9 @@ def scale_by_adan(
       mu_dtype: storage of m, v and the last gradient: a floating-point dtype of at least 16 bits,
         `jnp.int8`, `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the
         parameter's dtype; the default is the parameter's dtype, at least float32.
-      nu_dtype: storage of n: one of the forms of mu_dtype, or `Factored()`; not float16. In
-        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, n stands still.
+      nu_dtype: storage of n: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
+        n stands still.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdanState(m, v, n, g, t)`.
@@ -173,8 +174,9 @@ def adan(
       mu_dtype: storage of m, v and the last gradient: a floating-point dtype of at least 16 bits,
         `jnp.int8`, `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the
         parameter's dtype; the default is the parameter's dtype, at least float32.
-      nu_dtype: storage of n: one of the forms of mu_dtype, or `Factored()`; not float16. In
-        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, n stands still.
+      nu_dtype: storage of n: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
+        n stands still.
       scale_decay: False subtracts λ_t·θ itself, not α_t·λ_t·θ (fully decoupled). Its entry in the
         state is then the last.
 

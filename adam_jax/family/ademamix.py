@@ -100,8 +100,9 @@ def scale_by_ademamix(
       mu_dtype: storage of m1 and m2: a floating-point dtype of at least 16 bits, `jnp.int8`,
         `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
         dtype; the default is the parameter's dtype, at least float32.
-      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
-        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
+        nu stands still.
 
     Returns:
       A transformation whose state is Optax's `ScaleByAdemamixState(count, count_m2, m1, m2, nu)`.
@@ -179,8 +180,9 @@ def ademamix(
         0.0 turns it off), or a function of the optimizer steps completed so far.
       mask: the leaves that decay: a tree of booleans like the parameters, a prefix of it, or a
         function from the parameters to one, such as `decay_mask`. None decays all leaves.
-      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
-        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
+        nu stands still.
       scale_decay: False subtracts λ_t·θ itself, not α_t·λ_t·θ (fully decoupled). Its entry in the
         state is then the last.
 

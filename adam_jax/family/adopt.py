@@ -161,8 +161,9 @@ def scale_by_adopt(
       use_clipping: False leaves x unclipped.
       clip_value_fn: a function from the number of optimizer steps completed so far to the bound on
         |x|; by default its fourth root.
-      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
-        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
+        nu stands still.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
@@ -221,8 +222,9 @@ def adopt(
       use_clipping: False leaves x unclipped.
       clip_value_fn: a function from the number of optimizer steps completed so far to the bound on
         |x|; by default its fourth root.
-      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
-        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
+        nu stands still.
       l2: λ₂, coupled weight decay, per optimizer step: a number, or a function of the optimizer
         steps completed so far. λ₂·θ is added to the gradient before the moments, as by
         `weight_decay` of PyTorch's Adam. None leaves it out, and its entry in the state.

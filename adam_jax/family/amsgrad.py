@@ -51,9 +51,9 @@ def scale_by_amsgrad(
       bias_correction_nu: False takes the maximum of nu uncorrected, as the paper does.
       max_before_correction: True: nu_max ← max(nu_max, nu), divided by 1 - b2ᵗ when it is read, as
         in PyTorch and Keras. A large first gradient then weighs for a while, not for ever.
-      nu_dtype: storage of nu and nu_max: one of the forms of mu_dtype, or `Factored()`; not
-        float16, not `jnp.int4`. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
-        nu stands still.
+      nu_dtype: storage of nu and nu_max: one of the forms of mu_dtype, `Factored()`,
+        `BlockMeans(axes)` or `AdamMini()`; not float16, not `jnp.int4`. In bfloat16 write
+        `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
       eps_hat: ε̂ of section 2 of Kingma & Ba, added to the root of the uncorrected nu, in units of
         the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Write eps=0.0 with it. None leaves
         it out, also out of the numbers of `with_hyperparams` and `optax.inject_hyperparams`.
@@ -124,9 +124,9 @@ def amsgrad(
       bias_correction_nu: False takes the maximum of nu uncorrected, as the paper does.
       max_before_correction: True: nu_max ← max(nu_max, nu), divided by 1 - b2ᵗ when it is read, as
         in PyTorch and Keras. A large first gradient then weighs for a while, not for ever.
-      nu_dtype: storage of nu and nu_max: one of the forms of mu_dtype, or `Factored()`; not
-        float16, not `jnp.int4`. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
-        nu stands still.
+      nu_dtype: storage of nu and nu_max: one of the forms of mu_dtype, `Factored()`,
+        `BlockMeans(axes)` or `AdamMini()`; not float16, not `jnp.int4`. In bfloat16 write
+        `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
       eps_hat: ε̂ of section 2 of Kingma & Ba, added to the root of the uncorrected nu, in units of
         the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Write eps=0.0 with it. None leaves
         it out, also out of the numbers of `with_hyperparams` and `optax.inject_hyperparams`.
@@ -205,9 +205,9 @@ def amsgradw(
         function from the parameters to one, such as `decay_mask`. None decays all leaves.
       max_before_correction: True: nu_max ← max(nu_max, nu), divided by 1 - b2ᵗ when it is read, as
         in PyTorch and Keras. A large first gradient then weighs for a while, not for ever.
-      nu_dtype: storage of nu and nu_max: one of the forms of mu_dtype, or `Factored()`; not
-        float16, not `jnp.int4`. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
-        nu stands still.
+      nu_dtype: storage of nu and nu_max: one of the forms of mu_dtype, `Factored()`,
+        `BlockMeans(axes)` or `AdamMini()`; not float16, not `jnp.int4`. In bfloat16 write
+        `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
       eps_hat: ε̂ of section 2 of Kingma & Ba, added to the root of the uncorrected nu, in units of
         the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Write eps=0.0 with it. None leaves
         it out, also out of the numbers of `with_hyperparams` and `optax.inject_hyperparams`.

@@ -94,8 +94,9 @@ def scale_by_nadam(
       momentum_decay: ψ ≥ 0, per optimizer step: the momentum of step t is b1·(1 - 0.96^(tψ) / 2),
         which grows from b1/2 to b1. PyTorch has 0.004, Keras 1.0. None keeps b1 throughout, as
         Optax does.
-      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
-        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
+        nu stands still.
       eps_hat: ε̂ of section 2 of Kingma & Ba, added to the root of the uncorrected nu, in units of
         the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Write eps=0.0 with it. None leaves
         it out, also out of the numbers of `with_hyperparams` and `optax.inject_hyperparams`.
@@ -166,8 +167,9 @@ def nadam(
       momentum_decay: ψ ≥ 0, per optimizer step: the momentum of step t is b1·(1 - 0.96^(tψ) / 2),
         which grows from b1/2 to b1. PyTorch has 0.004, Keras 1.0. None keeps b1 throughout, as
         Optax does.
-      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
-        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
+        nu stands still.
       eps_hat: ε̂ of section 2 of Kingma & Ba, added to the root of the uncorrected nu, in units of
         the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Write eps=0.0 with it. None leaves
         it out, also out of the numbers of `with_hyperparams` and `optax.inject_hyperparams`.
@@ -248,8 +250,9 @@ def nadamw(
       momentum_decay: ψ ≥ 0, per optimizer step: the momentum of step t is b1·(1 - 0.96^(tψ) / 2),
         which grows from b1/2 to b1. PyTorch has 0.004, Keras 1.0. None keeps b1 throughout, as
         Optax does.
-      nu_dtype: storage of nu: one of the forms of mu_dtype, or `Factored()`; not float16. In
-        bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
+      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
+        nu stands still.
       eps_hat: ε̂ of section 2 of Kingma & Ba, added to the root of the uncorrected nu, in units of
         the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Write eps=0.0 with it. None leaves
         it out, also out of the numbers of `with_hyperparams` and `optax.inject_hyperparams`.

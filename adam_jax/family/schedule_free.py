@@ -119,9 +119,10 @@ def schedule_free_adamw(
         during a run.
       state_dtype: dtype of z; None for the parameters' own.
       nu_dtype: storage of nu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
-        `Quantized`, `Factored()`, `stochastic(dtype)` or `by_path({...})`; not float16. None is the
-        parameter's dtype; the default is the parameter's dtype, at least float32. In bfloat16 write
-        `stochastic(jnp.bfloat16)`: rounded to nearest, nu stands still.
+        `Quantized`, `Factored()`, `BlockMeans(axes)`, `AdamMini()`, `stochastic(dtype)` or
+        `by_path({...})`; not float16. None is the parameter's dtype; the default is the parameter's
+        dtype, at least float32. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
+        nu stands still.
 
     Returns:
       A transformation whose state is Optax's `ScheduleFreeState` around that of AdamW without mu.

@@ -125,6 +125,22 @@ class LinearFormat(Format):
         """`encode(average(decode(stored), term))`, without forming that average."""
 
 
+class ReducedFormat(Format):
+    """A format that keeps a linear reduction of the array, which rules read in the array's place.
+
+    It is part of the algorithm: the step that renews a slot reads it as it is stored, as the next
+    step does. A reduction broadcasts to the array, and the reduction of one is itself.
+    """
+
+    @abc.abstractmethod
+    def reduce(self, x: jax.Array) -> jax.Array:
+        """The reduction of `x`, with the size 1 along reduced axes; `encode(x)` stores it."""
+
+    @abc.abstractmethod
+    def reduced(self, stored: Stored, dtype: DType) -> jax.Array:
+        """The reduction that is stored, in the dtype that arithmetic wants."""
+
+
 def sharded_alike(stored: Stored, shape: tuple[int, ...], sharding: NamedSharding) -> Stored:
     """`Format.shardings` of most formats: arrays of that shape so, others replicated."""
     replicated = NamedSharding(sharding.mesh, PartitionSpec())

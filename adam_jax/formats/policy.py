@@ -40,7 +40,8 @@ def check_slot_dtype(argument: str, dtype: SlotDType) -> SlotDType:
         return dtype
     allowed = (
         "float32, bfloat16, float64 (or a complex dtype), int8, int4, float16 for mu, or"
-        " stochastic(...), by_path(...), Quantized(...), Factored() for nu"
+        " stochastic(...), by_path(...), Quantized(...), or for nu Factored(), BlockMeans(axes),"
+        " AdamMini()"
     )
     instead = "None keeps the parameter's dtype, leaving the argument out at least float32"
     try:

@@ -124,6 +124,7 @@ STORAGE = {
     "int4": {"mu_dtype": jnp.int4, "nu_dtype": jnp.int4},
     "stochastic": {"nu_dtype": adam_jax.stochastic(jnp.bfloat16)},
     "factored": {"nu_dtype": adam_jax.Factored()},
+    "block means": {"nu_dtype": adam_jax.AdamMini()},
 }
 
 

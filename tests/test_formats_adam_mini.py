@@ -1,0 +1,175 @@
+"""Adam-mini's partition of a transformer: by paths, of Flax, and of kernels with outputs first."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import adam_jax
+from adam_jax.formats.block_means import Means
+
+HEADS, WIDTH = 4, 24
+
+
+class Block(nnx.Module):
+    """A decoder of one layer."""
+
+    def __init__(self, rngs):
+        self.tokens = nnx.Embed(50, WIDTH, rngs=rngs)
+        self.norm = nnx.LayerNorm(WIDTH, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(HEADS, WIDTH, decode=False, rngs=rngs)
+        self.up = nnx.Linear(WIDTH, 4 * WIDTH, rngs=rngs)
+        self.image = nnx.Conv(3, 8, kernel_size=(5, 5), rngs=rngs)
+        self.head = nnx.Linear(WIDTH, 50, rngs=rngs)
+
+
+def shapes(params, policy=None):
+    """Of what nu stores for each leaf, by path; None for elementwise second moments."""
+    tx = adam_jax.scale_by_adam(nu_dtype=policy or adam_jax.AdamMini())
+    nu = jax.eval_shape(tx.init, params).nu
+    flat = jax.tree.leaves_with_path(nu, is_leaf=lambda x: isinstance(x, Means))
+    names = {jax.tree_util.keystr(k, simple=True, separator="/"): x for k, x in flat}
+    return {
+        name.removesuffix("/value"): x.means.shape if isinstance(x, Means) else None
+        for name, x in names.items()
+    }
+
+
+def arrays(**of):
+    return {name: jnp.ones(shape) for name, shape in of.items()}
+
+
+def test_a_transformer_of_flax():
+    head_dim = WIDTH // HEADS
+    assert shapes(nnx.to_pure_dict(nnx.state(Block(nnx.Rngs(0)), nnx.Param))) == {
+        "tokens/embedding": (50, 1),
+        "norm/scale": (1,),
+        "norm/bias": None,
+        "attention/query/kernel": (1, HEADS, 1),
+        "attention/query/bias": None,
+        "attention/key/kernel": (1, HEADS, 1),
+        "attention/key/bias": None,
+        "attention/value/kernel": (1, HEADS, head_dim),
+        "attention/value/bias": None,
+        "attention/out/kernel": (1, 1, WIDTH),
+        "attention/out/bias": None,
+        "up/kernel": (1, 4 * WIDTH),
+        "up/bias": None,
+        "image/kernel": (1, 1, 1, 8),
+        "image/bias": None,
+        "head/kernel": (1, 50),
+        "head/bias": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "stored"),
+    [
+        ("layers/0/q_proj/w", (24, 4, 6), (1, 4, 1)),
+        ("WQ", (24, 4, 6), (1, 4, 1)),
+        ("keys/kernel", (24, 4, 6), (1, 1, 6)),  # None of attention's.
+        ("query/kernel", (24, 24), (1, 24)),
+        ("query/kernel", (24, 2, 3, 6), (1, 2, 3, 1)),  # Groups of heads.
+        ("v_proj/kernel", (24, 4, 6), (1, 4, 6)),
+        ("wte", (50, 24), (50, 1)),
+        ("position_embeddings", (50, 24), (50, 1)),
+        ("embed/weight", (50, 24), (50, 1)),
+        ("patch_embed/kernel", (4, 4, 3, 24), (1, 1, 1, 24)),
+        ("norm/scale", (24,), (1,)),
+        ("query/bias", (4, 6), None),
+        ("temperature", (), None),
+    ],
+)
+def test_names(path, shape, stored):
+    *above, last = path.split("/")
+    tree = arrays(**{last: shape})
+    for key in reversed(above):
+        tree = {key: tree}
+    assert list(shapes(tree).values()) == [stored]
+
+
+def test_outputs_first():
+    policy = adam_jax.AdamMini(outputs_last=False)
+    params = arrays(
+        mlp=(96, 24), conv=(8, 3, 5, 5), query=(4, 6, 24), value=(4, 6, 24), embedding=(50, 24)
+    )
+    assert shapes(params, policy) == {
+        "mlp": (96, 1),
+        "conv": (8, 1, 1, 1),
+        "query": (4, 1, 1),
+        "value": (4, 6, 1),
+        "embedding": (50, 1),
+    }
+
+
+def test_stacked_layers_have_blocks_of_their_own():
+    policy = adam_jax.AdamMini(layers="blocks/.*")
+    block = arrays(query=(3, 24, 4, 6), up=(3, 24, 96), scale=(3, 24), bias=(3, 96))
+    found = shapes({"blocks": block, "head": jnp.ones((24, 50))}, policy)
+    assert found == {
+        "blocks/query": (3, 1, 4, 1),
+        "blocks/up": (3, 1, 96),
+        "blocks/scale": (3, 1),
+        "blocks/bias": None,
+        "head": (1, 50),
+    }
+    # As `vmap` would do it, over layers with the names of one.
+    tx = adam_jax.scale_by_adam(nu_dtype=adam_jax.AdamMini())
+    mapped = jax.vmap(tx.init)(block).nu
+    for name, x in block.items():
+        means = mapped[name].means.shape if isinstance(mapped[name], Means) else None
+        assert means == found[f"blocks/{name}"], (name, x.shape)
+
+
+def test_expressions_are_the_user_s():
+    policy = adam_jax.AdamMini(query_key=".*qkv", value="", embedding="table", bias="")
+    params = arrays(qkv=(24, 3, 4, 6), table=(50, 24), value=(24, 4, 6), bias=(24,))
+    assert shapes(params, policy) == {
+        "qkv": (1, 3, 4, 1),
+        "table": (50, 1),
+        "value": (1, 1, 6),
+        "bias": (1,),
+    }
+
+
+@pytest.mark.parametrize("argument", ["query_key", "value", "embedding", "bias", "layers"])
+def test_errors(argument):
+    with pytest.raises(ValueError, match=rf"{argument} must be a regular expression, got '\('"):
+        adam_jax.AdamMini(**{argument: "("})
+    with pytest.raises(ValueError, match="at 'w', mu_dtype must not be one mean per block"):
+        adam_jax.adamw(1e-3, mu_dtype=adam_jax.AdamMini()).init(arrays(w=(4, 6)))
+
+
+def test_compares_by_value_and_goes_into_by_path():
+    assert adam_jax.AdamMini() == adam_jax.AdamMini() != adam_jax.AdamMini(outputs_last=False)
+    assert hash(adam_jax.AdamMini()) == hash(adam_jax.AdamMini()) and not callable(
+        adam_jax.AdamMini()
+    )
+    policy = adam_jax.by_path({"head": jnp.float32}, adam_jax.AdamMini())
+    assert shapes(arrays(head=(24, 50), up=(24, 96)), policy) == {"head": None, "up": (1, 96)}
+
+
+def test_attention_trains():
+    """The updates of one head have one scale, and the loss falls as with Adam."""
+    model = nnx.MultiHeadAttention(HEADS, WIDTH, decode=False, rngs=nnx.Rngs(0))
+    graph, start = nnx.split(model)
+    x = jax.random.normal(jax.random.key(0), (8, 10, WIDTH))
+
+    def loss(params):
+        return jnp.mean((nnx.merge(graph, params)(x) - jnp.flip(x, axis=1)) ** 2)
+
+    def trained(tx):
+        def step(carry, _):
+            params, state = carry
+            value, grads = jax.value_and_grad(loss)(params)
+            return adam_jax.step(tx, grads, state, params), value
+
+        carry = start, tx.init(start)
+        return jax.jit(lambda c: jax.lax.scan(step, c, length=100))(carry)
+
+    (_, state), ours = trained(adam_jax.adamw(1e-2, nu_dtype=adam_jax.AdamMini()))
+    _, theirs = trained(adam_jax.adamw(1e-2))
+    assert ours[-1] < 0.7 * ours[0] and ours[-1] < theirs[-1] + 0.1 * theirs[0]
+    kernel = state[0].nu["query"]["kernel"]
+    assert kernel.means.shape == (1, HEADS, 1) and np.all(kernel.means > 0)
