@@ -13,10 +13,12 @@ import numpy as np
 
 import adam_jax
 from tests.catalogue import MEMBERS
-from tests.record import STORED, WRAPPERS
+from tests.record import STORED as FORMATS
+from tests.record import WRAPPERS
 
 LAYERS, STEPS = 5, 4
 SHAPES = {"bias": (17,), "kernel": (33, 17), "out": (64, 32), "scale": ()}
+STORED = FORMATS | {"block means": {"nu": adam_jax.AdamMini()}}
 MODIFIERS: dict[str, Callable[[Any], Any]] = {
     "cautious": adam_jax.cautious,
     "cautious_weight_decay": adam_jax.cautious_weight_decay,

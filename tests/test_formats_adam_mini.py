@@ -104,22 +104,14 @@ def test_outputs_first():
 
 
 def test_stacked_layers_have_blocks_of_their_own():
-    policy = adam_jax.AdamMini(layers="blocks/.*")
     block = arrays(query=(3, 24, 4, 6), up=(3, 24, 96), scale=(3, 24), bias=(3, 96))
-    found = shapes({"blocks": block, "head": jnp.ones((24, 50))}, policy)
-    assert found == {
-        "blocks/query": (3, 1, 4, 1),
-        "blocks/up": (3, 1, 96),
-        "blocks/scale": (3, 1),
-        "blocks/bias": None,
-        "head": (1, 50),
-    }
-    # As `vmap` would do it, over layers with the names of one.
     tx = adam_jax.scale_by_adam(nu_dtype=adam_jax.AdamMini())
+    stacked = adam_jax.with_layers(tx, "blocks/.*").init({"blocks": block, "w": jnp.ones((24, 50))})
+    found = {name: x.means.shape for name, x in stacked.nu["blocks"].items() if name != "bias"}
+    assert found == {"query": (3, 1, 4, 1), "up": (3, 1, 96), "scale": (3, 1)}
+    assert (stacked.nu["blocks"]["bias"].shape, stacked.nu["w"].means.shape) == ((3, 96), (1, 50))
     mapped = jax.vmap(tx.init)(block).nu
-    for name, x in block.items():
-        means = mapped[name].means.shape if isinstance(mapped[name], Means) else None
-        assert means == found[f"blocks/{name}"], (name, x.shape)
+    assert jax.tree.map(jnp.shape, mapped) == jax.tree.map(jnp.shape, stacked.nu["blocks"])
 
 
 def test_expressions_are_the_user_s():
@@ -133,7 +125,7 @@ def test_expressions_are_the_user_s():
     }
 
 
-@pytest.mark.parametrize("argument", ["query_key", "value", "embedding", "bias", "layers"])
+@pytest.mark.parametrize("argument", ["query_key", "value", "embedding", "bias"])
 def test_errors(argument):
     with pytest.raises(ValueError, match=rf"{argument} must be a regular expression, got '\('"):
         adam_jax.AdamMini(**{argument: "("})

@@ -19,7 +19,7 @@ CASES = {name: (make, dtype) for name, make, dtype in cases()}
 SELECTED = (
     *("adamw, float32", "adamw, int8", "adamw, factored", "adan, bfloat16", "mars_adamw, int4"),
     *("lamb, cautious", "adamw, clip_update_rms", "lamb, chain", "adamw, stochastic_rounding"),
-    *("lamb, recipe", "adamw, accumulate int8", "lamb, grams"),
+    *("lamb, recipe", "adamw, accumulate int8", "lamb, grams", "adamw, block means"),
 )
 
 

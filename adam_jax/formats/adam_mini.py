@@ -31,15 +31,14 @@ class AdamMini(SlotPolicy):
     [inputs, 3, heads, head_dim] matches `query_key` if you say so. For a model that is no
     transformer the paper has one second moment for each leaf, `BlockMeans(None)`.
 
-    Expressions are matched with the whole path of a leaf, as in `by_path`.
+    Expressions are matched with the whole path of a leaf, as in `by_path`. Of stacked layers each
+    has its own blocks, if `with_layers` knows of them.
 
     Attributes:
       query_key: for kernels of queries and keys.
       value: for kernels of values.
       embedding: for tables of tokens and positions; the last axis is the width.
       bias: for leaves whose second moments stay elementwise.
-      layers: for leaves whose first axis is that of stacked layers, each with its own blocks; None
-        if there are none.
       outputs_last: kernels are [inputs, outputs], as in Flax and Haiku; False for [outputs,
         inputs], as in Equinox and PyTorch, where queries, keys and values are [heads, head_dim,
         inputs].
@@ -66,13 +65,11 @@ class AdamMini(SlotPolicy):
     value: str = r"(?i)(.*/)?(value(_proj)?|v_proj|wv)(/\w+)?"
     embedding: str = r"(?i)(.*/)?[^/]*(embed|embd|wte|wpe)[^/]*(/w|/weight)?"
     bias: str = r"(?i)(.*/)?(\w*bias|b)"
-    layers: str | None = None
     outputs_last: bool = True
 
     def __post_init__(self) -> None:
-        for argument in ("query_key", "value", "embedding", "bias", "layers"):
-            if (expression := getattr(self, argument)) is not None:
-                check_expression(argument, expression)
+        for argument in ("query_key", "value", "embedding", "bias"):
+            check_expression(argument, getattr(self, argument))
 
     def resolve(self, param: Leaf, slot: Slot, path: str) -> Format:
         return BlockMeans(self._axes(path, np.ndim(param))).resolve(param, slot, path)
@@ -80,12 +77,11 @@ class AdamMini(SlotPolicy):
     def _axes(self, path: str, rank: int) -> tuple[int, ...]:
         """The axes of a block, counted from the last."""
 
-        def matches(expression: str | None) -> bool:
-            return expression is not None and re.fullmatch(expression, path) is not None
+        def matches(expression: str) -> bool:
+            return re.fullmatch(expression, path) is not None
 
         if matches(self.bias):
             return ()
-        rank -= matches(self.layers)
         every = tuple(range(-rank, 0))
         if rank < 2:
             return every
