@@ -22,6 +22,7 @@ from adam_jax.rules.base import Direction, MemberRule, Moment, Renewed, Slots
 from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.rules.pytrees import frozen_pytree
 from adam_jax.slots import Slot
+from adam_jax.xla.products import no_product
 
 
 class ScaleByLapropState(NamedTuple):
@@ -68,7 +69,8 @@ class Laprop(MemberRule):
         return self.first.renewed(slot, x, old, new, scalars[0])
 
     def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
-        return self.first.read(self.normalised(g, old, new, scalars), new, scalars[0])
+        update = self.first.read(self.normalised(g, old, new, scalars), new, scalars[0])
+        return no_product(update)
 
     def normalised(self, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
         return self.direction.normalised(g, self.second.read(g, new, scalars[1]), scalars[2])

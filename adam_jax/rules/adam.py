@@ -266,7 +266,8 @@ class AddDecayedWeights(Rule):
         return -weight_decay if self.downhill else weight_decay
 
     def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
-        decayed = no_product(g) + scalars * param
+        # Behind the learning rate u is a product already.
+        decayed = (no_product(g) if self.downhill else g) + scalars * param
         if not self.cautious:
             return decayed
         agreement = jnp.real(g * jnp.conj(param))

@@ -11,6 +11,7 @@ from adam_jax.rules.arithmetic import DecayRate, after_first, safe_sqrt, sum_of_
 from adam_jax.rules.base import Direction, MemberRule, Renewed, Rule, Slots
 from adam_jax.rules.pytrees import frozen_pytree
 from adam_jax.slots import Slot
+from adam_jax.xla.products import no_product
 from adam_jax.xla.sign import sign
 
 
@@ -79,7 +80,7 @@ class Grams(ModifiedRule):
         return self.inner.elementwise
 
     def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
-        return sign(g) * jnp.abs(self.inner.update(g, old, new, scalars, param))
+        return no_product(sign(g) * jnp.abs(self.inner.update(g, old, new, scalars, param)))
 
 
 @frozen_pytree
@@ -92,7 +93,7 @@ class ClipUpdateRms(ModifiedRule):
         u = self.inner.update(g, old, new, scalars, param)
         measured = self.inner.normalised(g, old, new, scalars)
         rms = safe_sqrt(sum_of_squares(measured) / max(u.size, 1))
-        return u * (1 / jnp.maximum(1, rms / self.threshold))
+        return no_product(u * (1 / jnp.maximum(1, rms / self.threshold)))
 
 
 @frozen_pytree
