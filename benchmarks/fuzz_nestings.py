@@ -62,6 +62,7 @@ def members(draw: Any) -> Node:
     numbers = (("b1", draw(b1)), ("b2", draw(st.sampled_from([0.9, 0.99]))))
     form = draw(st.sampled_from(["float32"] * 5 + sorted(FORMATS)))
     whole = {"cautious", "clip"} & set(modifiers) or form not in ("float32", "bfloat16")
+    whole = whole or not kind.elementwise
     grouped, hyperparams = draw(flag), draw(flag)
     return Member(
         name,

@@ -15,6 +15,7 @@ from tests.catalogue import oracles
 Arrays = dict[str, Any]
 """By path: a float64 array, or None for a leaf that is left alone."""
 RATE = 0.1  # Of all but the groups that have another one.
+PEAK = 0.2  # Of the corrected weight decay, so that a constant rate is corrected too.
 
 
 def falling(count: Any) -> Any:
@@ -31,30 +32,38 @@ class Kind:
       decays: its alias has decoupled weight decay; otherwise `l2`.
       modifiers: those it takes that the plain version can tell.
       keywords: of alias and oracle.
+      elementwise: its direction treats each element by itself, so that it can be packed.
     """
 
     oracle: Callable[..., Iterator[Any]]
     decays: bool
     modifiers: str
     keywords: dict[str, Any] = dataclasses.field(default_factory=dict)
+    elementwise: bool = True
 
 
 MEMBERS = {
-    "adam": Kind(oracles.adam, False, "cautious nesterov atan2 clip grokfast"),
-    "adamw": Kind(oracles.adam, True, "cautious nesterov atan2 clip grokfast"),
-    "nadam": Kind(oracles.nadam, False, "cautious atan2 grokfast"),
-    "amsgrad": Kind(oracles.amsgrad, False, "cautious atan2 clip grokfast"),
-    "amsgradw": Kind(oracles.amsgrad, True, "cautious clip"),
+    "adam": Kind(oracles.adam, False, "cautious nesterov atan2 clip grokfast grams"),
+    "adamw": Kind(oracles.adam, True, "cautious nesterov atan2 clip grokfast grams corrected"),
+    "nadam": Kind(oracles.nadam, False, "cautious atan2 grokfast grams"),
+    "amsgrad": Kind(oracles.amsgrad, False, "cautious atan2 clip grokfast grams"),
+    "amsgradw": Kind(oracles.amsgrad, True, "cautious clip corrected"),
     "adamax": Kind(oracles.adamax, False, "cautious clip"),
-    "adamaxw": Kind(oracles.adamax, True, "cautious clip grokfast"),
+    "adamaxw": Kind(oracles.adamax, True, "cautious clip grokfast grams corrected"),
     "radam": Kind(oracles.radam, False, "cautious nesterov"),
     "adabelief": Kind(oracles.belief, False, "cautious nesterov"),
     "yogi": Kind(oracles.yogi, False, "cautious"),
-    "adan": Kind(oracles.adan, True, "cautious grokfast", {"eps_root": 1e-8}),
-    "lion": Kind(oracles.lion, True, "cautious"),
-    "adopt": Kind(oracles.adopt, False, "cautious nesterov grokfast"),
-    "ademamix": Kind(oracles.ademamix, True, "cautious grokfast", {"alpha": 5.0}),
-    "lamb": Kind(oracles.adam, True, "cautious nesterov", {"eps": 1e-6}),
+    "adan": Kind(oracles.adan, True, "cautious grokfast grams corrected", {"eps_root": 1e-8}),
+    "lion": Kind(oracles.lion, True, "cautious corrected"),
+    "adopt": Kind(oracles.adopt, False, "cautious nesterov grokfast grams"),
+    "laprop": Kind(oracles.laprop, False, "cautious nesterov grokfast grams"),
+    "lapropw": Kind(oracles.laprop, True, "cautious nesterov grokfast grams corrected"),
+    "ademamix": Kind(oracles.ademamix, True, "cautious grokfast grams corrected", {"alpha": 5.0}),
+    "mars_adamw": Kind(
+        *(oracles.mars, True, "cautious nesterov atan2 grokfast grams corrected"),
+        elementwise=False,
+    ),
+    "lamb": Kind(oracles.adam, True, "cautious nesterov grams corrected", {"eps": 1e-6}),
 }
 
 
@@ -97,15 +106,16 @@ class Member(Plain):
             its = 0.03 if member.groups and path.endswith("b") else rate
             frozen = member.groups and path == "layer/s"
             updates[path] = (
-                x if x is None else 0 * x if frozen else -its * self.leaf(path, x, params)
+                x if x is None else 0 * x if frozen else -its * self.leaf(path, x, params, its)
             )
         self.count += 1
         return updates
 
-    def leaf(self, path: str, g: Any, params: Arrays) -> Any:
+    def leaf(self, path: str, g: Any, params: Arrays, rate: float) -> Any:
         """What the learning rate is multiplied with."""
         member, kind, p = self.member, MEMBERS[self.member.name], params[path]
         decay = 0.0 if member.decay is None or (member.masked and p.ndim < 2) else member.decay
+        decay *= rate / PEAK if "corrected" in member.modifiers else 1.0
         if "grokfast" in member.modifiers:
             slow = self.slow.get(path, g)
             self.slow[path] = slow + 0.1 * (g - slow)
@@ -117,9 +127,12 @@ class Member(Plain):
         if "clip" in member.modifiers:
             rms = np.sqrt(np.mean(self.direction(path, b1=0.0) ** 2))
             u = u / max(1.0, rms / 0.5)
-        if "cautious" in member.modifiers:
-            along = u * g > 0
-            u = np.where(along, u / max(np.mean(along), 1e-3), 0.0)
+        for modifier in member.modifiers:  # The first one is inside.
+            if modifier == "cautious":
+                along = u * g > 0
+                u = np.where(along, u / max(np.mean(along), 1e-3), 0.0)
+            elif modifier == "grams":
+                u = np.abs(u) * np.sign(g)
         if kind.decays:
             u = u + decay * p
         if member.name == "lamb":

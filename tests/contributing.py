@@ -3,8 +3,9 @@
 python -m tests.contributing    writes them
 """
 
-import re
 from pathlib import Path
+
+from examples.pages import replaced
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "CONTRIBUTING.md"
@@ -121,13 +122,7 @@ def diff(kind: str) -> str:
 def written(page: str) -> str:
     """The page with its parts made anew."""
     parts = {"layers": table(), **{kind: diff(kind) for kind in EXAMPLES}}
-    for name, part in parts.items():
-        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-        pattern = re.escape(begin) + ".*?" + re.escape(end)
-        made = f"{begin}{part}\n{end}"
-        page, found = re.subn(pattern, lambda _, made=made: made, page, flags=re.DOTALL)
-        assert found == 1, name
-    return page
+    return replaced(page, {name: f"\n{part}\n" for name, part in parts.items()})
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ STORED = {
 ALIASES = (
     *("adam", "adamw", "nadam", "nadamw", "amsgrad", "amsgradw", "adamax", "adamaxw", "radam"),
     *("radamw", "adabelief", "yogi", "adan", "adopt", "ademamix", "lion", "lamb"),
-    "schedule_free_adamw",
+    *("schedule_free_adamw", "laprop", "lapropw", "mars_adamw"),
 )
 VARIANTS: dict[str, Callable[..., Any]] = {
     "adam l2": functools.partial(adam_jax.adam, l2=0.1),
@@ -54,7 +54,18 @@ VARIANTS: dict[str, Callable[..., Any]] = {
     "amsgrad max first": functools.partial(adam_jax.amsgrad, max_before_correction=True),
     "adan change": functools.partial(adam_jax.adan, change_weight=0.92),
 }
-MODIFIERS = ("cautious", "cautious_weight_decay", "clip_update_rms", "atan2", "nesterov")
+MODIFIERS: dict[str, Callable[..., Any]] = {
+    "cautious": adam_jax.cautious,
+    "cautious_weight_decay": adam_jax.cautious_weight_decay,
+    "corrected_weight_decay": functools.partial(
+        adam_jax.corrected_weight_decay, peak_learning_rate=2e-2
+    ),
+    "clip_update_rms": adam_jax.clip_update_rms,
+    "atan2": adam_jax.atan2,
+    "nesterov": adam_jax.nesterov,
+    "grokfast": adam_jax.grokfast,
+    "grams": adam_jax.grams,
+}
 IN_WRAPPERS = ("adamw", "amsgrad", "adan", "lion", "ademamix")
 WRAPPERS: dict[str, Callable[[Any], Any]] = {
     "chain": lambda tx: adam_jax.chain(adam_jax.clip_by_global_norm(0.5), tx),
@@ -100,11 +111,8 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
         given = dtypes(make, stored)
         if stored == "float32" or given:
             yield f"{name}, {stored}", functools.partial(make, 1e-2, **given)
-    for name, make in makes.items():
-        for modifier in MODIFIERS:
-            change = getattr(adam_jax, modifier)
-            yield f"{modifier}({name})", functools.partial(lambda f, g: f(g(1e-2)), change, make)
-        yield f"grokfast({name})", functools.partial(lambda g: adam_jax.grokfast(g(1e-2)), make)
+    for (name, make), (modifier, change) in itertools.product(makes.items(), MODIFIERS.items()):
+        yield f"{modifier}({name})", functools.partial(lambda f, g: f(g(1e-2)), change, make)
     for name, stored in itertools.product(IN_WRAPPERS, ("float32", "int8")):
         make = getattr(adam_jax, name)
         given = dtypes(make, stored)

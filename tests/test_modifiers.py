@@ -33,8 +33,8 @@ def modifiable(name):
     allowed = {
         "atan2": lambda m: m.divides,
         "nesterov": lambda m: m.plain_average,
-        "cautious_weight_decay": lambda m: m.has("weight_decay"),
-        "corrected_weight_decay": lambda m: m.has("weight_decay"),
+        "cautious_weight_decay": lambda m: m.decays,
+        "corrected_weight_decay": lambda m: m.decays,
     }
     return [m for m in MEMBERS if allowed.get(name, lambda m: True)(m)]
 

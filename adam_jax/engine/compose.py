@@ -28,6 +28,28 @@ class Decay(NamedTuple):
     mask: MaskLike = None
     scaled: bool = True
 
+    @classmethod
+    def of(
+        cls,
+        weight_decay: ArrayLike | Schedule,
+        mask: MaskLike,
+        weight_decay_mask: MaskLike,
+        scaled: bool,
+    ) -> "Decay":
+        """From an alias's arguments, of which two are the mask.
+
+        Optax's aliases have it under one name or the other, by version and by member.
+
+        Raises:
+          ValueError: a mask under both names.
+        """
+        if mask is not None and weight_decay_mask is not None:
+            raise ValueError(
+                "mask and weight_decay_mask are two names of one argument, got both: write mask"
+                " alone."
+            )
+        return cls(weight_decay, weight_decay_mask if mask is None else mask, scaled)
+
 
 def optimizer(
     scaled: Transformation,

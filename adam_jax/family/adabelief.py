@@ -6,7 +6,8 @@ https://arxiv.org/abs/2010.07468
 import optax
 from jax.typing import ArrayLike
 
-from adam_jax.engine.compose import optimizer
+from adam_jax.engine.compose import Decay, optimizer
+from adam_jax.engine.masks import MaskLike
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.rules.adam import Ema, MomentRule, NesterovEma, Root
@@ -81,13 +82,15 @@ def adabelief(
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
     l2: ArrayLike | Schedule | None = None,
+    weight_decay: ArrayLike | Schedule | None = None,
+    weight_decay_mask: MaskLike = None,
 ) -> Transformation:
     """AdaBelief: divides the averaged gradient by how far gradients stray from it.
 
         mu ← b1·mu + (1-b1)·g                           mû = mu / (1 - b1ᵗ)
         nu ← b2·nu + (1-b2)·|g - mu|² + eps_root        nû = nu / (1 - b2ᵗ)
         u  = mû / (√nû + eps)
-        θ  ← θ - α_t·u
+        θ  ← θ - α_t·u, with weight_decay θ - α_t·(u + λ_t·θ)
 
     Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
     parameter and state; only the update is rounded.
@@ -111,22 +114,31 @@ def adabelief(
       l2: λ₂, coupled weight decay, per optimizer step: a number, or a function of the optimizer
         steps completed so far. λ₂·θ is added to the gradient before the moments, as by
         `weight_decay` of PyTorch's Adam. None leaves it out, and its entry in the state.
+      weight_decay: λ, decoupled weight decay, per optimizer step: a number (below 0 weights grow),
+        or a function of the optimizer steps completed so far. α_t·λ_t·θ is subtracted too. None
+        leaves it out, and its entry in the state.
+      weight_decay_mask: the leaves that decay by `weight_decay`: a tree of booleans like the
+        parameters, a prefix of it, or a function from the parameters to one, such as `decay_mask`.
+        None decays all leaves.
 
     Returns:
       A transformation whose state is a tuple: `optax.ScaleByBeliefState(count, mu, nu)`, then an
       entry for the learning rate, empty or the count of a schedule. It is the state of Optax's
-      `adabelief`. With `l2`, an entry for it comes first, and `update` needs `params`.
+      `adabelief`. With `l2`, an entry for it comes first, with `weight_decay` one before the
+      learning rate's; with either, `update` needs `params`.
 
     Raises:
       ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
         `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
-        unlike the state, or missing `params` with `l2`.
+        unlike the state, or missing `params` with weight decay.
 
     Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
-    parameters are float32; nu of a complex gradient is real.
+    parameters are float32; nu of a complex gradient is real; Optax has `weight_decay` on its
+    main branch alone (0.2.9.dev), also by position.
 
     Reference: Zhuang et al. 2020, algorithm 2, where the two ε are one number.
     """
     positional = (b1, b2, eps, eps_root)
     scaled = scale_by_belief(*positional, nesterov=nesterov, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
-    return optimizer(scaled, learning_rate, l2=l2)
+    decay = None if weight_decay is None else Decay(weight_decay, weight_decay_mask)
+    return optimizer(scaled, learning_rate, l2=l2, decay=decay)

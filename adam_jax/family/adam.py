@@ -196,6 +196,7 @@ def adamw(
     weight_decay: ArrayLike | Schedule = 1e-4,
     mask: MaskLike = None,
     *,
+    weight_decay_mask: MaskLike = None,
     nesterov: bool = False,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
     eps_hat: ArrayLike | None = None,
@@ -226,6 +227,7 @@ def adamw(
         0.0 turns it off), or a function of the optimizer steps completed so far.
       mask: the leaves that decay: a tree of booleans like the parameters, a prefix of it, or a
         function from the parameters to one, such as `decay_mask`. None decays all leaves.
+      weight_decay_mask: `mask` by its newer name in Optax; give one of the two.
       nesterov: True reads mu one step ahead: b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ) in place of
         mû (Dozat 2016).
       nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
@@ -271,7 +273,8 @@ def adamw(
         eps_hat=eps_hat,
         bias_correction=bias_correction,
     )
-    return optimizer(scaled, learning_rate, decay=Decay(weight_decay, mask, scale_decay))
+    decay = Decay.of(weight_decay, mask, weight_decay_mask, scale_decay)
+    return optimizer(scaled, learning_rate, decay=decay)
 
 
 class ScaleByBiasCorrectionState(NamedTuple):

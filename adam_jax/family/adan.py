@@ -139,6 +139,7 @@ def adan(
     weight_decay: ArrayLike | Schedule = 0.0,
     mask: MaskLike = None,
     *,
+    weight_decay_mask: MaskLike = None,
     change_weight: ArrayLike | None = None,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
@@ -169,6 +170,7 @@ def adan(
         0.0 turns it off), or a function of the optimizer steps completed so far.
       mask: the leaves that decay: a tree of booleans like the parameters, a prefix of it, or a
         function from the parameters to one, such as `decay_mask`. None decays all leaves.
+      weight_decay_mask: `mask` by its newer name in Optax; give one of the two.
       change_weight: w ≥ 0, the weight of the gradient's change. None is 1-b2, as in Optax. The
         paper's is its 1-β2, which is b2 here: 0.92.
       mu_dtype: storage of m, v and the last gradient: a floating-point dtype of at least 16 bits,
@@ -200,4 +202,5 @@ def adan(
     scaled = scale_by_adan(
         *positional, change_weight=change_weight, mu_dtype=mu_dtype, nu_dtype=nu_dtype
     )
-    return optimizer(scaled, learning_rate, decay=Decay(weight_decay, mask, scale_decay))
+    decay = Decay.of(weight_decay, mask, weight_decay_mask, scale_decay)
+    return optimizer(scaled, learning_rate, decay=decay)

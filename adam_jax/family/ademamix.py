@@ -149,6 +149,7 @@ def ademamix(
     weight_decay: ArrayLike | Schedule = 0.0,
     mask: MaskLike = None,
     *,
+    weight_decay_mask: MaskLike = None,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
     scale_decay: bool = True,
 ) -> Transformation:
@@ -180,6 +181,7 @@ def ademamix(
         0.0 turns it off), or a function of the optimizer steps completed so far.
       mask: the leaves that decay: a tree of booleans like the parameters, a prefix of it, or a
         function from the parameters to one, such as `decay_mask`. None decays all leaves.
+      weight_decay_mask: `mask` by its newer name in Optax; give one of the two.
       nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
         `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
         nu stands still.
@@ -203,4 +205,5 @@ def ademamix(
     Reference: Pagliardini et al. 2024, algorithm 1.
     """
     scaled = scale_by_ademamix(b1, b2, b3, alpha, eps, eps_root, mu_dtype, nu_dtype=nu_dtype)
-    return optimizer(scaled, learning_rate, decay=Decay(weight_decay, mask, scale_decay))
+    decay = Decay.of(weight_decay, mask, weight_decay_mask, scale_decay)
+    return optimizer(scaled, learning_rate, decay=decay)

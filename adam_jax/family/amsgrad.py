@@ -171,6 +171,7 @@ def amsgradw(
     weight_decay: ArrayLike | Schedule = 1e-4,
     mask: MaskLike = None,
     *,
+    weight_decay_mask: MaskLike = None,
     max_before_correction: bool = False,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
     eps_hat: ArrayLike | None = None,
@@ -203,6 +204,7 @@ def amsgradw(
         0.0 turns it off), or a function of the optimizer steps completed so far.
       mask: the leaves that decay: a tree of booleans like the parameters, a prefix of it, or a
         function from the parameters to one, such as `decay_mask`. None decays all leaves.
+      weight_decay_mask: `mask` by its newer name in Optax; give one of the two.
       max_before_correction: True: nu_max ← max(nu_max, nu), divided by 1 - b2ᵗ when it is read, as
         in PyTorch and Keras. A large first gradient then weighs for a while, not for ever.
       nu_dtype: storage of nu and nu_max: one of the forms of mu_dtype, `Factored()`,
@@ -236,4 +238,5 @@ def amsgradw(
     scaled = scale_by_amsgrad(
         *positional, max_before_correction=max_before_correction, nu_dtype=nu_dtype, eps_hat=eps_hat
     )
-    return optimizer(scaled, learning_rate, decay=Decay(weight_decay, mask, scale_decay))
+    decay = Decay.of(weight_decay, mask, weight_decay_mask, scale_decay)
+    return optimizer(scaled, learning_rate, decay=decay)

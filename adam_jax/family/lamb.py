@@ -30,6 +30,7 @@ def lamb(
     weight_decay: ArrayLike | Schedule = 0.0,
     mask: MaskLike = None,
     *,
+    weight_decay_mask: MaskLike = None,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
     scale_decay: bool = True,
@@ -55,6 +56,7 @@ def lamb(
         0.0 turns it off), or a function of the optimizer steps completed so far.
       mask: the leaves that decay: a tree of booleans like the parameters, a prefix of it, or a
         function from the parameters to one, such as `decay_mask`. None decays all leaves.
+      weight_decay_mask: `mask` by its newer name in Optax; give one of the two.
       mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
         `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
         default is the parameter's dtype, at least float32.
@@ -82,5 +84,5 @@ def lamb(
     Reference: You et al. 2020, algorithm 2.
     """
     scaled = scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nu_dtype=nu_dtype)
-    decay = Decay(weight_decay, mask, scale_decay)
+    decay = Decay.of(weight_decay, mask, weight_decay_mask, scale_decay)
     return optimizer(scaled, learning_rate, decay=decay, before_learning_rate=(TRUST_RATIO,))

@@ -112,6 +112,7 @@ def lion(
     weight_decay: ArrayLike | Schedule = 1e-3,
     mask: MaskLike = None,
     *,
+    weight_decay_mask: MaskLike = None,
     mode: str = "hard",
     smooth_beta: ArrayLike | None = None,
     scale_decay: bool = True,
@@ -138,6 +139,7 @@ def lion(
         0.0 turns it off), or a function of the optimizer steps completed so far.
       mask: the leaves that decay: a tree of booleans like the parameters, a prefix of it, or a
         function from the parameters to one, such as `decay_mask`. None decays all leaves.
+      weight_decay_mask: `mask` by its newer name in Optax; give one of the two.
       mode: what becomes of x = b1·mu + (1-b1)·g: "hard", its sign; "smooth", tanh(smooth_beta·x);
         "refined", x where |x| < 1, else its sign.
       smooth_beta: the factor in "smooth", ≥ 0, per unit of the gradient. None is 1.0, and the
@@ -162,4 +164,5 @@ def lion(
     Reference: Chen et al. 2023, algorithm 2.
     """
     scaled = scale_by_lion(b1, b2, mu_dtype, mode=mode, smooth_beta=smooth_beta)
-    return optimizer(scaled, learning_rate, decay=Decay(weight_decay, mask, scale_decay))
+    decay = Decay.of(weight_decay, mask, weight_decay_mask, scale_decay)
+    return optimizer(scaled, learning_rate, decay=decay)

@@ -177,6 +177,7 @@ def mars_adamw(
     weight_decay: ArrayLike | Schedule = 0.0,
     mask: MaskLike = None,
     *,
+    weight_decay_mask: MaskLike = None,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
     scale_decay: bool = True,
@@ -210,6 +211,7 @@ def mars_adamw(
         0.0 turns it off), or a function of the optimizer steps completed so far.
       mask: the leaves that decay: a tree of booleans like the parameters, a prefix of it, or a
         function from the parameters to one, such as `decay_mask`. None decays all leaves.
+      weight_decay_mask: `mask` by its newer name in Optax; give one of the two.
       mu_dtype: storage of mu and the last gradient: a floating-point dtype of at least 16 bits,
         `jnp.int8`, `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the
         parameter's dtype; the default is the parameter's dtype, at least float32.
@@ -250,4 +252,5 @@ def mars_adamw(
     second one of this batch (MARS-approx); nu averages |c̃|² as in the authors' code.
     """
     scaled = scale_by_mars(b1, b2, eps, gamma, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
-    return optimizer(scaled, learning_rate, decay=Decay(weight_decay, mask, scale_decay))
+    decay = Decay.of(weight_decay, mask, weight_decay_mask, scale_decay)
+    return optimizer(scaled, learning_rate, decay=decay)

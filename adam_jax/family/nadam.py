@@ -216,6 +216,7 @@ def nadamw(
     weight_decay: ArrayLike | Schedule = 1e-4,
     mask: MaskLike = None,
     *,
+    weight_decay_mask: MaskLike = None,
     nesterov: bool = True,
     momentum_decay: ArrayLike | None = None,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
@@ -246,6 +247,7 @@ def nadamw(
         0.0 turns it off), or a function of the optimizer steps completed so far.
       mask: the leaves that decay: a tree of booleans like the parameters, a prefix of it, or a
         function from the parameters to one, such as `decay_mask`. None decays all leaves.
+      weight_decay_mask: `mask` by its newer name in Optax; give one of the two.
       nesterov: False is Adam: n = mû = mu / (1 - b1ᵗ).
       momentum_decay: ψ ≥ 0, per optimizer step: the momentum of step t is b1·(1 - 0.96^(tψ) / 2),
         which grows from b1/2 to b1. PyTorch has 0.004, Keras 1.0. None keeps b1 throughout, as
@@ -288,4 +290,5 @@ def nadamw(
         nu_dtype=nu_dtype,
         eps_hat=eps_hat,
     )
-    return optimizer(scaled, learning_rate, decay=Decay(weight_decay, mask, scale_decay))
+    decay = Decay.of(weight_decay, mask, weight_decay_mask, scale_decay)
+    return optimizer(scaled, learning_rate, decay=decay)

@@ -234,6 +234,7 @@ def radamw(
     weight_decay: ArrayLike | Schedule = 1e-4,
     mask: MaskLike = None,
     *,
+    weight_decay_mask: MaskLike = None,
     nesterov: bool = False,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
@@ -265,6 +266,7 @@ def radamw(
         0.0 turns it off), or a function of the optimizer steps completed so far.
       mask: the leaves that decay: a tree of booleans like the parameters, a prefix of it, or a
         function from the parameters to one, such as `decay_mask`. None decays all leaves.
+      weight_decay_mask: `mask` by its newer name in Optax; give one of the two.
       nesterov: True reads mu one step ahead: b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ) in place of
         mû (Dozat 2016).
       mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
@@ -299,4 +301,5 @@ def radamw(
     scaled = scale_by_radam(
         *positional, nesterov=nesterov, mu_dtype=mu_dtype, nu_dtype=nu_dtype, eps_hat=eps_hat
     )
-    return optimizer(scaled, learning_rate, decay=Decay(weight_decay, mask, scale_decay))
+    decay = Decay.of(weight_decay, mask, weight_decay_mask, scale_decay)
+    return optimizer(scaled, learning_rate, decay=decay)

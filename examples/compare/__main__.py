@@ -1,47 +1,30 @@
-"""Sixteen optimizers on three models of handwritten digits, each at its best learning rate.
+"""Optimizers on three models of handwritten digits, each at its best learning rate.
 
-Optax's SGD, momentum, Nesterov, Adagrad, Adadelta and RMSprop, and ten members of Adam's family;
-softmax regression, an MLP and a small CNN. Each optimizer gets five learning rates, half a decade
-apart, and three seeds: fifteen runs, trained as one program (`jax.vmap`, compiled once). The rate
-is chosen on digits held out from training, everything else is measured on the test digits.
+Optax's SGD, momentum, Nesterov, Adagrad, Adadelta and RMSprop, and members of Adam's family, as
+`optimizers.py` lists them; softmax regression, an MLP and a small CNN. Each optimizer gets five
+learning rates, half a decade apart, and three seeds: fifteen runs, trained as one program
+(`jax.vmap`, compiled once). The rate is chosen on digits held out from training, everything else is
+measured on the test digits.
 
-Writes OUT/table.md, table.csv and curves.png.
+Writes OUT/table.md, table.csv, figures.json and curves.png. With --publish, which takes the whole
+study, figures and picture go into the documentation too, and the pages that cite them are renewed.
 """
 
 import functools
+import shutil
 import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-import adam_jax
 from examples import study
-from examples.compare.report import figure, table, verdict
+from examples.compare import figures, pages, report
+from examples.compare.optimizers import OPTIMIZERS
 from examples.mnist import data, population
-from examples.mnist.population import Make, Split
+from examples.mnist.population import Split
 
-# The optimizer and the middle of its grid of learning rates.
-OPTIMIZERS: dict[str, tuple[Make, float]] = {
-    "sgd": (optax.sgd, 0.3),
-    "momentum": (functools.partial(optax.sgd, momentum=0.9), 0.03),
-    "nesterov": (functools.partial(optax.sgd, momentum=0.9, nesterov=True), 0.03),
-    "adagrad": (optax.adagrad, 0.1),
-    "adadelta": (optax.adadelta, 3.0),
-    "rmsprop": (optax.rmsprop, 3e-3),
-    "adam": (adam_jax.adam, 3e-3),
-    "adamw": (adam_jax.adamw, 3e-3),
-    "nadam": (adam_jax.nadam, 3e-3),
-    "amsgrad": (adam_jax.amsgrad, 3e-3),
-    "adamax": (adam_jax.adamax, 1e-2),
-    "radam": (adam_jax.radam, 1e-2),
-    "adabelief": (adam_jax.adabelief, 3e-3),
-    "yogi": (adam_jax.yogi, 1e-2),
-    "adan": (adam_jax.adan, 3e-3),
-    "lion": (adam_jax.lion, 1e-3),
-}
 FACTORS = 10.0 ** np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
 SEEDS, BATCH, HELD_OUT = 3, 64, 1000
 STEPS = {"softmax": 500, "mlp": 500, "small-cnn": 150}
@@ -112,12 +95,22 @@ def seeds(seed: int) -> jax.Array:
     return jax.random.split(jax.random.key(seed), SEEDS)
 
 
+def piece_name(model: str, optimizer: str) -> str:
+    """Of a piece: another one for another grid."""
+    return f"{model} {optimizer} around {OPTIMIZERS[optimizer][1]:g}"
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs what is missing of the comparison, then writes table and picture."""
     parser = study.arguments("examples.compare", __doc__)
     parser.add_argument("--models", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
+    parser.add_argument("--publish", action="store_true", help="renew the documentation")
     options = parser.parse_args(argv)
+    whole = ("fast", "seed", "data_dir", "models", "optimizers")
+    partly = [name for name in whole if getattr(options, name) != parser.get_default(name)]
+    if options.publish and partly:
+        parser.error(f"--publish takes the whole study: leave --{partly[0].replace('_', '-')} out")
     steps = {model: 2 * CHUNK if options.fast else STEPS[model] for model in options.models}
     digits = data.load(options.data_dir)
     splits = population.split(digits, HELD_OUT)
@@ -134,18 +127,24 @@ def main(argv: list[str] | None = None) -> None:
             return measure(model, optimizer, params(model), splits, steps[model], options.seed)
 
         cost = {"softmax": 3.0, "mlp": 7.0, "small-cnn": 25.0}[model]  # Seconds, about.
-        return study.Piece(f"{model} {optimizer}", compute, cost)
+        return study.Piece(piece_name(model, optimizer), compute, cost)
 
     found = work.run([piece(m, o) for m in options.models for o in options.optimizers])
     results = {
-        model: {optimizer: found[f"{model} {optimizer}"] for optimizer in options.optimizers}
+        model: {name: found[piece_name(model, name)] for name in options.optimizers}
         for model in options.models
     }
-    print(table(work, results))
-    print(verdict(results))
-    figure(results, CHUNK, options.out / "curves.png")
-    seconds = sum(work.seconds.values())
-    print(f"{options.out}/table.md, table.csv, curves.png; {seconds:.0f} s of work")
+    seconds = sum(work.seconds[name] for name in found)
+    written = figures.figures(results, seconds)
+    figures.write(options.out / "figures.json", written)
+    report.picture(results, written["models"], CHUNK, options.out / "curves.png")
+    print(report.table(work, results, written["models"]))
+    print(pages.verdict(written))
+    print(f"{options.out}/table.md, table.csv, figures.json, curves.png; {seconds:.0f} s of work")
+    if options.publish:
+        figures.write(pages.FIGURES, written)
+        shutil.copyfile(options.out / "curves.png", pages.PICTURE)
+        pages.write(written)
 
 
 if __name__ == "__main__":

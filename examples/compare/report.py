@@ -1,4 +1,4 @@
-"""The comparison's table, its picture, and what can be said of it in words."""
+"""The comparison's table and its picture."""
 
 from pathlib import Path
 from typing import Any
@@ -6,160 +6,171 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from examples.compare import figures
+from examples.compare.figures import WINDOW, Models, Results, Row, best_rate, running_loss
+from examples.compare.optimizers import OPTAX
+from examples.labels import apart
 from examples.study import Result, Study
 
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt  # noqa: E402
-
-Results = dict[str, dict[str, Result]]
-"""By model, by optimizer: what `measure` returned."""
-
-WINDOW = 25
-"""Steps over which a training loss is averaged before it is compared with the target."""
+from matplotlib.axes import Axes  # noqa: E402
 
 
-def best_rate(result: Result) -> int:
-    """The index of the learning rate with the least held-out loss, over the seeds."""
-    loss = np.asarray(result["validation_loss"], float).mean(axis=1)
-    return int(np.where(np.isfinite(loss), loss, np.inf).argmin())
-
-
-def running_loss(result: Result) -> np.ndarray:
-    """The training loss at the best rate, a running mean: [seeds, steps - WINDOW + 1]."""
-    losses = np.asarray(result["step_loss"], float)[best_rate(result)]
-    window = np.ones(WINDOW) / WINDOW
-    return np.stack([np.convolve(loss, window, mode="valid") for loss in losses])
-
-
-def target(results: dict[str, Result]) -> float:
-    """The loss to reach: where plain SGD ends, the mean of its seeds; else the worst last loss."""
-    ends = {name: float(running_loss(result)[:, -1].mean()) for name, result in results.items()}
-    return ends.get("sgd", max(ends.values()))
-
-
-def steps_to(result: Result, loss: float) -> float:
-    """Optimizer steps until the running loss is there, the median of the seeds; infinity if not."""
-    reached = running_loss(result) <= loss
-    first = [int(r.argmax()) + WINDOW if r.any() else np.inf for r in reached]
-    return float(np.median(first))
-
-
-def accuracies(result: Result) -> np.ndarray:
-    """Test accuracy of each seed at the best rate."""
-    return np.asarray(result["test_accuracy"])[best_rate(result)]
-
-
-def ranked(results: dict[str, Result]) -> list[str]:
-    """The optimizers, the most accurate first."""
-    return sorted(results, key=lambda name: -accuracies(results[name]).mean())
-
-
-def table(work: Study, results: Results) -> str:
+def table(work: Study, results: Results, models: Models) -> str:
     """Writes and returns the table: a row for each model and optimizer, the best first."""
     columns = ["model", "optimizer", "learning rate", "test accuracy", "lowest", "highest"]
     columns += ["test loss", "train loss", "steps to target", "seconds to target"]
-    rows: list[list[Any]] = []
-    for model, by_name in results.items():
-        loss = target(by_name)
-        for name in ranked(by_name):
-            result = by_name[name]
-            best, accuracy = best_rate(result), accuracies(result)
-            steps = steps_to(result, loss)
-            edge = best in (0, len(result["rates"]) - 1)
-            rows.append(
+    cells: list[list[Any]] = []
+    for model, rows in models.items():
+        for name in figures.ranked(rows):
+            result, row = results[model][name], rows[name]
+            best, steps = best_rate(result), row["steps"]
+            rate = f"{result['rates'][best]:.2g}{' (edge)' if row['edge'] else ''}"
+            cells.append(
                 [
-                    *(model, name, f"{result['rates'][best]:.2g}{' (edge)' if edge else ''}"),
-                    *(f"{x:.4f}" for x in (accuracy.mean(), accuracy.min(), accuracy.max())),
+                    *(model, name, rate),
+                    *(f"{x:.4f}" for x in (row["accuracy"], row["lowest"], row["highest"])),
                     f"{np.mean(result['test_loss'][best]):.4f}",
                     f"{running_loss(result)[:, -1].mean():.4f}",
                     f"{steps:.0f}" if np.isfinite(steps) else "-",
                     f"{steps * result['step_seconds']:.3f}" if np.isfinite(steps) else "-",
                 ]
             )
-    return work.table(columns, rows, "table")
+    return work.table(columns, cells, "table")
 
 
-def verdict(results: Results) -> str:
-    """Who won, from whom its seeds cannot tell it; where Adam does not win, it says so."""
-    lines = []
-    for model, by_name in results.items():
-        order = ranked(by_name)
-        loss = target(by_name)
-        fastest = min(order, key=lambda name: steps_to(by_name[name], loss))
-        first = accuracies(by_name[order[0]])
-        lines.append(
-            f"{model}: {order[0]} is the most accurate ({first.mean():.4f}), and {fastest} the"
-            f" first at the training loss {loss:.3f},"
-            f" after {steps_to(by_name[fastest], loss):.0f} steps."
-        )
-        alike = [n for n in order[1:] if accuracies(by_name[n]).max() >= first.min()]
-        lines.append(
-            f"  The range of its seeds ({first.min():.4f} to {first.max():.4f}) overlaps those of"
-            f" {len(alike)} of the {len(order) - 1} others: three seeds do not tell them apart."
-        )
-        if "adam" in by_name and order[0] != "adam":
-            ours = accuracies(by_name["adam"])
-            apart = "among" if "adam" in alike else "not among"
-            lines.append(
-                f"  Adam does not win: place {order.index('adam') + 1} of {len(order)},"
-                f" {ours.mean():.4f} ({ours.min():.4f} to {ours.max():.4f}), {apart} those."
-            )
-    return "\n".join(lines)
+# Those that a reader looks for have a colour and a label, the others are grey: no eye tells twenty
+# colours apart. Okabe and Ito's, which are told apart with every kind of colour vision.
+ROLES = {
+    "adam": "#0072b2",
+    "sgd": "#000000",
+    "the most accurate": "#d55e00",
+    "the first at the target": "#009e73",
+    "the last": "#cc79a7",
+}
+GREY = "#b8b8b8"
+LABEL = 0.06  # The height of a label, as a part of the panel's.
 
 
-# Optax's in dashes; colours that the colour-blind can tell apart, ten each.
-COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
-COLOURS += ("#000000", "#ee8866", "#44bb99")
-OPTAX = ("sgd", "momentum", "nesterov", "adagrad", "adadelta", "rmsprop")
+def colours(rows: dict[str, Row]) -> dict[str, str]:
+    """The colours of the optimizers that have one; of two roles the first in the list counts."""
+    first, last = figures.ranked(rows)[0], figures.ranked(rows)[-1]
+    inside = {
+        "adam": "adam",
+        "sgd": "sgd",
+        "the most accurate": first,
+        "the first at the target": figures.fastest(rows),
+        "the last": last,
+    }
+    found: dict[str, str] = {}
+    for role, name in inside.items():
+        if name in rows:
+            found.setdefault(name, ROLES[role])
+    return found
 
 
-def figure(results: Results, chunk: int, path: Path) -> None:
-    """A row a model: training loss and held-out accuracy by step, and the test accuracies."""
-    rows = len(results)
-    picture, axes = plt.subplots(
-        rows, 3, figsize=(17, 4.2 * rows), layout="constrained", squeeze=False
+def picture(results: Results, models: Models, chunk: int, path: Path) -> None:
+    """A row a model: training loss and held-out accuracy by step, and the test accuracies.
+
+    Args:
+      results: of all models.
+      models: their figures.
+      chunk: optimizer steps between two measurements of the held-out accuracy.
+      path: of the PNG.
+    """
+    height = 1.3 + 0.17 * max(map(len, models.values()))
+    drawing, axes = plt.subplots(
+        *(len(models), 3),
+        figsize=(15, max(3.6, height) * len(models)),
+        layout="constrained",
+        squeeze=False,
     )
-    for (model, by_name), (left, middle, right) in zip(results.items(), axes, strict=True):
-        styles = {name: style_of(name, by_name) for name in by_name}
-        for name, result in by_name.items():
-            loss, style = running_loss(result), styles[name]
-            steps = np.arange(WINDOW, WINDOW + loss.shape[1])
-            left.plot(steps, loss.mean(axis=0), label=name, **style)
-            if name in ("adam", "sgd"):
-                left.fill_between(
-                    steps, loss.min(axis=0), loss.max(axis=0), color=style["color"], alpha=0.2
-                )
-            accuracy = np.asarray(result["accuracy"])[best_rate(result)]
-            seen = chunk * np.arange(1, accuracy.shape[1] + 1)
-            middle.plot(seen, accuracy.mean(axis=0), **style)
-        left.axhline(target(by_name), color="black", linewidth=0.6, linestyle=":")
-        left.set(xlabel="optimizer steps", ylabel="training loss (nats)", title=model)
+    for (model, rows), (left, middle, right) in zip(models.items(), axes, strict=True):
+        own, by_name = colours(rows), results[model]
+        losses = {name: running_loss(result) for name, result in by_name.items()}
+        accuracies = {name: held_out(result) for name, result in by_name.items()}
+        for panel, curves, start, every in (
+            (left, losses, WINDOW, 1),
+            (middle, accuracies, chunk, chunk),
+        ):
+            for name, curve in curves.items():
+                x = start + every * np.arange(curve.shape[1])
+                panel.plot(x, curve.mean(axis=0), **style(name, own))
+            panel.set(xlabel="optimizer steps")
+        left.axhline(figures.target(by_name), color="black", linewidth=0.6, linestyle=":")
         left.set_yscale("log")
-        ends = [np.asarray(r["accuracy"])[best_rate(r), :, -1].mean() for r in by_name.values()]
-        middle.set(xlabel="optimizer steps", ylabel="held-out accuracy", title=model)
+        left.set(ylabel="training loss (nats)", title=model)
+        ends = [curve[:, -1].mean() for curve in accuracies.values()]
         middle.set_ylim(max(0.0, min(ends) - 0.08), None)
-        for y, name in enumerate(reversed(ranked(by_name))):
-            seeds = accuracies(by_name[name])
-            style = styles[name] | {"linewidth": 2.5}
-            right.plot([seeds.min(), seeds.max()], [y, y], **style)
-            right.plot(seeds.mean(), y, "o", color=style["color"])
-        right.set_yticks(range(len(by_name)), reversed(ranked(by_name)))
+        middle.set(ylabel="held-out accuracy", title=model)
+        label_ends(left, losses, own, upwards=True)
+        label_ends(middle, accuracies, own, upwards=False)
+        intervals(right, rows, own)
         right.set(xlabel="test accuracy: mean and range of the seeds", title=model)
-        for axis in (left, middle, right):
-            axis.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    picture.legend(handles, labels, loc="outside lower center", ncols=8, frameon=False)
-    picture.suptitle(
-        "Each optimizer at its best learning rate, mean of three seeds (bands: the range of sgd and"
-        " adam). Dashed: Optax's. Dotted: the target, where SGD ends."
+        for panel in (left, middle, right):
+            panel.spines[["top", "right"]].set_visible(False)
+    drawing.suptitle(
+        "Each optimizer at its best learning rate, mean of three seeds. Blue: adam; black: sgd; of"
+        " each model orange: the most accurate, green: the first at the target, pink: the last."
+        "\nDashed or hollow: Optax's. Dotted: the target, where sgd ends. Shaded: the seeds of the"
+        " most accurate.",
+        fontsize=10,
     )
-    picture.savefig(path, dpi=100)
-    plt.close(picture)
+    drawing.savefig(path, dpi=100)
+    plt.close(drawing)
 
 
-def style_of(name: str, by_name: dict[str, Result]) -> dict[str, Any]:
-    """A colour of its own among Optax's, or among ours; Optax's are dashed."""
-    alike = [n for n in by_name if (n in OPTAX) == (name in OPTAX)]
-    dashed = "--" if name in OPTAX else "-"
-    return {"color": COLOURS[alike.index(name)], "linestyle": dashed, "linewidth": 1.4}
+def held_out(result: Result) -> np.ndarray:
+    """The held-out accuracy at the best rate: [seeds, chunks]."""
+    return np.asarray(result["accuracy"], float)[best_rate(result)]
+
+
+def style(name: str, own: dict[str, str]) -> dict[str, Any]:
+    """Of a line; those with a colour are in front."""
+    front = name in own
+    return {
+        "color": own.get(name, GREY),
+        "linestyle": "--" if name in OPTAX else "-",
+        "linewidth": 1.8 if front else 0.9,
+        "zorder": 3 if front else 2,
+    }
+
+
+def label_ends(
+    panel: Axes, curves: dict[str, np.ndarray], own: dict[str, str], upwards: bool
+) -> None:
+    """The names of the coloured lines at their last points, moved apart in one direction."""
+    ends = {name: curves[name][:, -1].mean() for name in own}
+    to_panel = panel.transScale + panel.transLimits
+    heights = [float(to_panel.transform((1.0, y))[1]) for y in ends.values()]
+    sign = 1 if upwards else -1
+    places = [sign * y for y in apart([(0.0, sign * y) for y in heights], LABEL)]
+    for name, y in zip(ends, places, strict=True):
+        panel.annotate(
+            f" {name}",
+            (1.0, y),
+            xycoords="axes fraction",
+            va="center",
+            color=own[name],
+            fontsize=9,
+            annotation_clip=False,
+        )
+    panel.margins(x=0)
+
+
+def intervals(panel: Axes, rows: dict[str, Row], own: dict[str, str]) -> None:
+    """Mean and range of the seeds' test accuracies, the most accurate optimizer on top."""
+    names = figures.ranked(rows)[::-1]
+    best = rows[names[-1]]
+    panel.axvspan(best["lowest"], best["highest"], color="#eeeeee", zorder=0)
+    for y, name in enumerate(names):
+        row, colour = rows[name], own.get(name, "#777777")
+        panel.plot([row["lowest"], row["highest"]], [y, y], color=colour, linewidth=1.8)
+        inside = "white" if name in OPTAX else colour
+        panel.plot(row["accuracy"], y, "o", markersize=5, color=colour, markerfacecolor=inside)
+    panel.set_yticks(range(len(names)), names, fontsize=8)
+    panel.set_ylim(-0.7, len(names) - 0.3)
+    for label, name in zip(panel.get_yticklabels(), names, strict=True):
+        label.set_color(own.get(name, "#333333"))

@@ -5,6 +5,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from examples.labels import apart
 from examples.study import Study
 from examples.transfer.plan import SCALES, Batches, Sweep
 
@@ -134,7 +135,7 @@ def sweep_picture(sweeps: list[Sweep], found: Found, what: str, path: Any) -> No
                 starts.append((rates[first], (loss[first] - bottom) / (top - bottom)))
                 if size == part.sizes[0]:
                     axis.axvline(rates[best], color="0.6", lw=1, ls="--", zorder=0)
-            places = _apart(starts, 0.05)
+            places = apart(starts, 0.05)
             for size, colour, (x, _), y in zip(part.sizes, colours, starts, places, strict=True):
                 axis.annotate(
                     f"{size} ",
@@ -161,16 +162,6 @@ def sweep_picture(sweeps: list[Sweep], found: Found, what: str, path: Any) -> No
     )
     figure.savefig(path, dpi=110)
     plt.close(figure)
-
-
-def _apart(places: list[tuple[float, float]], gap: float) -> list[float]:
-    """The heights of places, moved up where two at one x are nearer than a gap."""
-    heights = [y for _, y in places]
-    order = sorted(range(len(places)), key=lambda i: places[i])
-    for below, above in zip(order, order[1:], strict=False):
-        if places[below][0] == places[above][0]:
-            heights[above] = max(heights[above], heights[below] + gap)
-    return heights
 
 
 def _title(part: Sweep, scale: str, moved: int, what: str) -> str:

@@ -85,6 +85,12 @@ class Member:
         """Whether the alias has an argument of this name."""
         return argument in inspect.signature(self.function).parameters
 
+    @property
+    def decays(self) -> bool:
+        """Whether the alias has decoupled weight decay by default, if only with λ = 0."""
+        parameter = inspect.signature(self.function).parameters.get("weight_decay")
+        return parameter is not None and parameter.default is not None
+
     def stored(self, mu: Any, nu: Any) -> dict[str, Any]:
         """The arguments that store moments like that."""
         return {k: x for k, x in (("mu_dtype", mu), ("nu_dtype", nu)) if self.has(k)}

@@ -9,7 +9,7 @@ from PIL import Image
 
 from examples import preprocessing, study
 from examples.compare import __main__ as compare
-from examples.compare import report
+from examples.compare import figures
 from examples.tune import __main__ as tune
 from examples.tune import search
 
@@ -34,36 +34,19 @@ def test_compare(tmp_path, capsys):
     # Adam is at SGD's last loss before SGD is.
     assert float(rows["adam"]["steps to target"]) < float(rows["sgd"]["steps to target"])
     pieces = study.Study(tmp_path, json.loads((tmp_path / "settings.json").read_text())).done
-    losses = np.asarray(pieces["softmax adam"]["step_loss"])
+    adam = pieces[compare.piece_name("softmax", "adam")]
+    losses = np.asarray(adam["step_loss"])
     assert losses.shape == (5, 3, 50)
-    best = losses[report.best_rate(pieces["softmax adam"])]
+    best = losses[figures.best_rate(adam)]
     assert best[:, -10:].mean() < 0.6 * best[:, :5].mean()
     assert is_a_picture(tmp_path / "curves.png")
+    written = figures.read(tmp_path / "figures.json")["models"]["softmax"]
+    assert {name: round(row["accuracy"], 4) for name, row in written.items()} == accuracy
     # Another optimizer is added to what is there; the winner is named.
     capsys.readouterr()
     compare.main([*options, "--optimizers", "sgd", "adam", "lion"])
     printed = capsys.readouterr().out
     assert "2 of 3 pieces were done before" in printed and "is the most accurate" in printed
-
-
-def found(accuracy, loss):
-    grid = {"rates": [0.1], "validation_loss": [[0.1] * 3], "test_loss": [[0.1] * 3]}
-    return {**grid, "test_accuracy": [accuracy], "step_loss": [[loss] * 3], "step_seconds": 0.1}
-
-
-def test_compare_says_where_adam_does_not_win():
-    slow, fast = list(np.linspace(2.0, 1.0, 60)), list(np.linspace(2.0, 0.5, 60))
-    results = {"sgd": found([0.9, 0.91, 0.92], slow), "adam": found([0.8, 0.85, 0.89], fast)}
-    said = report.verdict({"mlp": results})
-    assert "sgd is the most accurate (0.9100), and adam the first" in said
-    assert "overlaps those of 0 of the 1 others" in said
-    assert "Adam does not win: place 2 of 2" in said and "not among those" in said
-    results["adam"] = found([0.8, 0.85, 0.9], fast)
-    said = report.verdict({"mlp": results})
-    assert "overlaps those of 1 of the 1 others" in said and "), among those" in said
-    results["adam"] = found([0.91, 0.95, 0.99], fast)
-    said = report.verdict({"mlp": results})
-    assert "does not win" not in said and "overlaps those of 1 of the 1" in said
 
 
 def test_what_is_tested_is_the_best_of_the_last_rung(tmp_path, monkeypatch):

@@ -43,8 +43,9 @@ def test_each_number_has_its_power_of_the_factor():
         "weight_decay": 0.2,
     }
     assert numbers(scaled) == pytest.approx(expected, rel=1e-12)
-    others = {"mu_dtype", "nu_dtype", "mask", "nesterov", "bias_correction", "scale_decay"}
-    assert scaled.keys() == expected.keys() | others
+    others = {"mu_dtype", "nu_dtype", "mask", "weight_decay_mask"}
+    flags = {"nesterov", "bias_correction", "scale_decay"}
+    assert scaled.keys() == expected.keys() | others | flags
 
 
 def test_flags_and_masks_pass_through():
