@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from adam_jax._types import Function, Leaf, Params, PyTree
@@ -119,12 +120,15 @@ class Layers:
     def check(self, params: Params) -> None:
         """Checks that every expression matches a leaf, and every leaf has its axes.
 
+        Where leaves are masked, an expression may be for those.
+
         Raises:
           ValueError: one does not.
         """
         paths = leaf_paths(params, none_is_leaf=False)
+        nodes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
         for expression, _ in self.expressions:
-            if paths and not any(re.fullmatch(expression, path) for path in paths):
+            if paths and len(nodes) == len(paths) and not self._matches(expression, paths):
                 raise ValueError(
                     f"layers must match the whole path of a leaf, got {expression!r} for {paths}."
                 )
@@ -167,6 +171,9 @@ class Layers:
             shapes = (np.shape(leaves[i])[:axes] for i in indices if leaves[i] is not None)
             first += stride * max(map(math.prod, shapes), default=1)
         return found
+
+    def _matches(self, expression: str, paths: Sequence[str]) -> bool:
+        return any(re.fullmatch(expression, path) for path in paths)
 
     def _matching(self, path: str) -> int | None:
         matches = (k for k, (e, _) in enumerate(self.expressions) if re.fullmatch(e, path))
