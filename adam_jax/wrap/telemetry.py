@@ -13,6 +13,7 @@ import optax
 
 from adam_jax._types import Leaf, Named, Params, PyTree, Result, Scalars, State, Updates
 from adam_jax.engine.call import Body, Call, check_state
+from adam_jax.engine.chain import inner_body
 from adam_jax.engine.leaf_factors import Factors
 from adam_jax.engine.leafwise import decoded, fetched
 from adam_jax.engine.pipeline import factors_in
@@ -27,7 +28,6 @@ from adam_jax.rules.base import MemberRule, member_rules_in
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.rules.units import rescaled
 from adam_jax.validation import check_expression, check_integer
-from adam_jax.wrap.chain import inner_body
 from adam_jax.xla.barrier import as_varying, kept_apart, varying
 from adam_jax.xla.once import if_due
 
