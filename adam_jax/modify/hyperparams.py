@@ -35,6 +35,7 @@ from adam_jax.modify.hyperparams_state import (
     exact_key,
     exact_rate,
 )
+from adam_jax.modify.partition import factories_in, open_parameters
 from adam_jax.rules.arithmetic import DecayRate, DecayRateLike
 from adam_jax.rules.hyperparameters import FixedNumber
 from adam_jax.rules.pytrees import frozen_pytree, static
@@ -218,10 +219,22 @@ def with_hyperparams(
 
 
 def _parameters(factory: Function) -> Mapping[str, inspect.Parameter]:
-    """The parameters of the member that the factory makes: those of groups are its factory's."""
+    """The parameters of the member that the factory makes: those of groups are its factory's.
+
+    Of several factories, one that takes no `DecayRate` decides that none gets one.
+    """
     if isinstance(factory, functools.partial) and factory.func is groups:
         bound = inspect.signature(groups).bind_partial(*factory.args, **factory.keywords)
         factory = bound.arguments.get("factory", groups)
+        if isinstance(factory, Mapping):
+            known: dict[str, inspect.Parameter] = {}
+            for parameters in map(open_parameters, factories_in(factory)):
+                known |= {
+                    name: p
+                    for name, p in parameters.items()
+                    if name not in known or _is_decay_rate(known[name].annotation)
+                }
+            return known
     return inspect.signature(factory, eval_str=True).parameters
 
 
