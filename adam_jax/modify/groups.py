@@ -195,8 +195,8 @@ def _pipeline(factory: Callable[..., Transformation], arguments: Named) -> Pipel
         return body_of("factory's result", tx).pipeline()
     except NoPipeline as error:
         raise ValueError(
-            f"factory must make a member of adam_jax, got {error}: for others there is"
-            f" optax.partition; with_hyperparams goes around,"
+            f"factory must make a member of adam_jax, got {error}: other optimizers go into a dict"
+            f" as they are, groups({{expression: optimizer, ...}}); with_hyperparams goes around,"
             f" with_hyperparams(functools.partial(groups, adamw, {{...}}))(learning_rate=1e-3)."
         ) from None
 

@@ -188,10 +188,12 @@ def with_hyperparams(
     Args:
       factory: `adamw`, any other alias or scale_by_* of this package, a modifier of one
         (`cautious(adamw)`), groups (`functools.partial(groups, adamw, {...})`: of the numbers for
-        all leaves those that are given, not those of single groups), or any function from numbers
-        to an Optax transformation. Of such a function an argument annotated `int` stays a Python
-        number, and one annotated `adam_jax.DecayRateLike` is passed on to a member as exactly as it
-        was given; without that, all there is of a decay rate is its float32.
+        all leaves those that are given, not those of single groups;
+        `functools.partial(groups, {".*kernel": optax.contrib.muon, ".*": adamw})`: one count and
+        one schedule for all optimizers), or any function from numbers to an Optax transformation.
+        Of such a function an argument annotated `int` stays a Python number, and one annotated
+        `adam_jax.DecayRateLike` is passed on to a member as exactly as it was given; without that,
+        all there is of a decay rate is its float32.
 
     Returns:
       A function with the arguments of `factory`. What it makes has a `HyperparamsState`, and the

@@ -15,6 +15,7 @@ from adam_jax._types import (
     Leaf,
     Named,
     Params,
+    PyTree,
     Result,
     State,
     Updates,
@@ -84,21 +85,16 @@ class Partition(Body):
         stored = align_params(treedef, stored_params(params), needed, call.apply)
         results, dtypes = list(stored if call.apply else leaves), list(dtypes_of(updates))
         rests, states, later = {}, [], isinstance(updates, Unrounded)
-        moving = [g is not None for g in leaves]
         # A None that is one among the parameters too is one in each part, as in its state.
         nones = [i for i, g in enumerate(leaves) if g is None and stored[i] is None]
-        for part in self.parts(leaf_paths(tree), moving):
+        for part in self.parts(leaf_paths(tree), [g is not None for g in leaves]):
             part = part._replace(indices=sorted({*part.indices, *nones}))
-            grads = unflatten_slot(treedef, tree, part.only(leaves))
-            theirs = None if params is None else unflatten_slot(treedef, tree, part.only(stored))
-            if isinstance(params, SplitParams):
-                weights = {k: params.weights.get(i) for k, i in enumerate(part.indices)}
-                weights = {k: split for k, split in weights.items() if split is not None}
-                its_treedef = jax.tree.structure(grads, is_leaf=lambda x: x is None)
-                theirs = SplitParams(theirs, its_treedef, weights)
-            if isinstance(updates, Unrounded):
-                own = tuple(updates.dtypes[i] for i in part.indices)
-                grads = dataclasses.replace(updates, raw=grads, dtypes=own)
+            grads = _updates_of(part, updates, unflatten_slot(treedef, tree, part.only(leaves)))
+            theirs = None
+            if params is not None:
+                its_treedef = jax.tree.structure(raw(grads), is_leaf=lambda x: x is None)
+                theirs = unflatten_slot(treedef, tree, part.only(stored))
+                theirs = _params_of(part, params, theirs, its_treedef)
             inner_state = state.inner_states[part.expression].inner_state
             result, inner_state = run_split(part.body, grads, inner_state, theirs, call)
             states.append((part, inner_state))
@@ -163,6 +159,22 @@ class Frozen(Body):
         frozen = [None] * len(jax.tree.leaves(raw(updates), is_leaf=lambda x: x is None))
         result, _ = run_pipelines((Pipeline((), True),), frozen, updates, (), params, call)
         return result, state
+
+
+def _updates_of(part: Part, updates: Updates, own: PyTree) -> Updates:
+    """The updates of its leaves, as wide as they are; `own` is the tree of them alone."""
+    if not isinstance(updates, Unrounded):
+        return own
+    dtypes = tuple(updates.dtypes[i] for i in part.indices)
+    return dataclasses.replace(updates, raw=own, dtypes=dtypes)
+
+
+def _params_of(part: Part, params: Params, own: PyTree, treedef: PyTree) -> Params:
+    """The parameters of its leaves, not joined yet if they are not; `own` as in `_updates_of`."""
+    if not isinstance(params, SplitParams):
+        return own
+    weights = ((k, params.weights.get(i)) for k, i in enumerate(part.indices))
+    return SplitParams(own, treedef, {k: split for k, split in weights if split is not None})
 
 
 def _joined(states: Any) -> optax.PartitionState:
