@@ -162,7 +162,7 @@ def low_precision() -> list[Case]:
 
 def groups(build: Callable[..., Any], even: Any, odd: Any, most: float | None) -> list[Case]:
     """An optimizer for each half of the leaves; `most` as `temporary_target` of a `Case`."""
-    entries = {r"\d*[02468]": even, ".*": odd}
+    entries: dict[Any, Any] = {r"\d*[02468]": even, ".*": odd}
     by_optax = optax.partition(entries, lambda ps: [[*entries][i % 2] for i in range(len(ps))])
     ours, base = adam_jax.groups(entries), {PARTITION: 1.02}
     return [
