@@ -76,7 +76,7 @@ class Member(Node):
             keywords |= {"mask": adam_jax.decay_mask} if self.masked else {}
         elif self.decay:
             keywords["l2"] = self.decay
-        factory = getattr(adam_jax, self.name)
+        factory: Any = getattr(adam_jax, self.name)
         for modifier in self.modifiers:
             factory = MODIFIERS[modifier](factory)
         if self.groups and self.apart:
