@@ -131,6 +131,20 @@ def test_converting_leaves_others_alone():
     chex.assert_trees_all_close(actual, expected, rtol=0, atol=5e-2)
 
 
+def test_map_params_goes_through():
+    tx, seen = ours(), []
+
+    def mapped(x):
+        seen.append(x.shape)
+        return x + 1.0
+
+    state = optax.tree.map_params(tx, mapped, tx.init(PARAMS))
+    assert seen.count((8, 4)) == 1 and seen.count((4,)) == 2 and seen.count((64, 128)) == 2
+    adam = state.inner_states[REST].inner_state[0]
+    assert (adam.nu["a"]["bias"] == 1).all() and adam.count == 0
+    assert adam.nu["a"]["kernel"] == optax.MaskedNode()
+
+
 def test_bytes_of_every_optimizer_are_counted():
     of_state = adam_jax.inspect.bytes_per_parameter(PARAMS, ours())
     assert of_state.groups["a"].state == 4 * 64 * 128 + 8 * 128

@@ -196,7 +196,8 @@ def partitioned(entries: Mapping[str, Entry], arguments: Named) -> Transformatio
         try:
             bodies.append(_body(entry, arguments))
         except (ValueError, TypeError) as error:
-            raise type(error)(f"the expression {expression!r}: {error}") from None
+            kind = TypeError if isinstance(error, TypeError) else ValueError  # JAX has others.
+            raise kind(f"the expression {expression!r}: {error}") from error
     if all(isinstance(body, Frozen) for body in bodies):
         raise ValueError("expressions must leave a leaf that moves: write optax.set_to_zero().")
     if arguments and not factories_in(entries):

@@ -1,7 +1,7 @@
 """Optimizers compared on the character transformer, each at its best learning rate.
 
 Members of Adam's family, modified ones, and Muon on the matrices of the blocks with AdamW on the
-rest. All have the same schedule (a warmup and a cosine), clipping, weight decay and b2. Each is
+rest. All have the same schedule (a warmup and a cosine), clipping, weight decay, b1 and b2. Each is
 tuned alike: learning rates a factor of 2 apart, on one seed; while the best is the first or the
 last of them, one more beyond it. Then three other seeds at the best rate. Rates are chosen on the
 first half of the held-out text, and what is reported is the loss on the second.
@@ -35,7 +35,7 @@ Make = Callable[[optax.Schedule, Rate], optax.GradientTransformation]
 FACTOR, RATES, BEYOND, SEEDS = 2.0, 5, 6, 3
 """Between two rates; rates to begin with; at most so many more; seeds at the best."""
 
-SHARED: dict[str, Any] = {"b2": 0.99}
+SHARED: dict[str, Any] = {"b1": 0.9, "b2": 0.99}
 DECAY: dict[str, Any] = {"weight_decay": 0.1, "mask": adam_jax.decay_mask}
 
 
@@ -66,7 +66,7 @@ OPTIMIZERS: dict[str, tuple[Make, float]] = {
     "adam": (plain(adam_jax.adam), 4e-3),
     "adamw": (plain(adam_jax.adamw, **DECAY), 4e-3),
     "lapropw": (plain(adam_jax.lapropw, **DECAY), 4e-3),
-    "mars_adamw": (plain(adam_jax.mars_adamw, **DECAY), 1.6e-2),
+    "mars_adamw": (plain(adam_jax.mars_adamw, **DECAY), 4e-3),
     "grams(adamw)": (plain(adam_jax.grams(adam_jax.adamw), **DECAY), 4e-3),
     "cautious(adamw)": (plain(adam_jax.cautious(adam_jax.adamw), **DECAY), 4e-3),
     "corrected_weight_decay(adamw)": (corrected, 4e-3),
