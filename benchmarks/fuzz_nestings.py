@@ -37,7 +37,7 @@ from examples.options import positive, seed
 
 TREES: list[dict[str, tuple[int, ...]]] = [
     {"b": (64,), "layer/s": (), "layer/w": (4, 8), "w": (8, 64)},
-    {"layer/b": (3,), "layer/s": (8, 32)},
+    {"layer/b": (3,), "layer/s": (8, 32), "layer/w": (5,)},
 ]
 AROUND = (
     *("clip", "optax clip", "optax norm", "decay", "ema", "chain", "scale", "skip", "optax skip"),
@@ -72,6 +72,7 @@ def members(draw: Any) -> Node:
         scheduled=draw(flag),
         masked=kind.decays and draw(flag),
         groups=grouped,
+        apart=grouped and draw(flag),
         hyperparams=hyperparams,
         packed=not (whole or grouped or hyperparams) and draw(flag),
         format=form,

@@ -62,6 +62,7 @@ class Member(Node):
     scheduled: bool = False
     masked: bool = False
     groups: bool = False
+    apart: bool = False  # Groups with an optimizer each.
     hyperparams: bool = False
     packed: bool = False
     format: str = "float32"
@@ -77,10 +78,13 @@ class Member(Node):
             keywords |= {"mask": adam_jax.decay_mask} if self.masked else {}
         elif self.decay:
             keywords["l2"] = self.decay
-        factory = getattr(adam_jax, self.name)
+        factory: Any = getattr(adam_jax, self.name)
         for modifier in self.modifiers:
             factory = MODIFIERS[modifier](factory)
-        if self.groups:
+        if self.groups and self.apart:
+            others = {e: k and functools.partial(factory, **k) for e, k in GROUPS.items()}
+            factory = functools.partial(adam_jax.groups, others | {".*": factory})
+        elif self.groups:
             factory = functools.partial(adam_jax.groups, factory, GROUPS)
         if self.hyperparams:
             factory = adam_jax.with_hyperparams(factory)

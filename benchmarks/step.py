@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,7 @@ from benchmarks.tables import Row, as_json, markdown
 from examples import strict_json
 from examples.options import positive
 
+PARTITION = "optax.partition of the same"
 OPTAX, PLAIN, TORCH = "optax.adamw", "adam_jax.adamw", "torch fused AdamW"
 COPY, COPY_BYTES = "x + 1, 8 B/p", 8
 FLOOR, FLOOR_BYTES = "28 B/p at that rate", 28  # Parameter, two moments: in and out; gradient: in.
@@ -159,6 +160,22 @@ def low_precision() -> list[Case]:
     ]
 
 
+def groups(build: Callable[..., Any], even: Any, odd: Any, most: float | None) -> list[Case]:
+    """An optimizer for each half of the leaves; `most` as `temporary_target` of a `Case`."""
+    entries: dict[Any, Any] = {r"\d*[02468]": even, ".*": odd}
+    by_optax = optax.partition(entries, lambda ps: [[*entries][i % 2] for i in range(len(ps))])
+    ours, base = adam_jax.groups(entries), {PARTITION: 1.02}
+    return [
+        Case(PARTITION, build(by_update(by_optax))),
+        Case("groups", build(by_update(ours)), base),
+        Case("groups; step", build(by_step(ours)), base, most),
+    ]
+
+
+def of_matrices(build: Callable[[Leaves], Peer]) -> Callable[[Leaves], Peer]:
+    return lambda leaves: build([x.reshape(500, -1) for x in leaves])
+
+
 def packed() -> list[Case]:
     tx, bases = adam_jax.pack_small_leaves(adamw()), {OPTAX: 0.65, TORCH: 1.0}
     return [Case("packed", by_update(tx), bases), Case("packed; step", by_step(tx), bases)]
@@ -166,13 +183,15 @@ def packed() -> list[Case]:
 
 def on_cpu(fast: bool) -> list[Suite]:
     if fast:
-        leaves, size, few, small = 2, 1_000, 2, 6
+        leaves, size, few, small = 2, 2_000, 2, 6
     else:
         leaves, size, few, small = 20, 1_000_000, 30, 500
-    copy = Case(COPY, copying)
+    copy, muon, amsgrad = Case(COPY, copying), optax.contrib.muon(1e-2), adam_jax.amsgrad(1e-3)
     return [
         _suite(leaves, size, [copy, *recipe()], "recipe"),
         _suite(leaves, size, [copy, *low_precision()], "low precision"),
+        _suite(leaves, size, groups(lambda b: b, adamw(), amsgrad, 0.1), "adamw and amsgrad"),
+        _suite(4, size // 4, groups(of_matrices, muon, adamw(), None), "Muon and adamw"),
         _suite(1, few * size, [copy, *plain()]),
         _suite(few, size, [copy, *plain()]),
         _suite(small, 2_000, [*plain(), *packed()]),  # No copy: so few bytes stay in the caches.

@@ -8,8 +8,8 @@ import pytest
 
 import adam_jax
 from adam_jax import accumulate, adamw, chain, clip_by_global_norm, skip_nonfinite, telemetry
+from adam_jax.engine.chain import Chain, inner_body
 from adam_jax.engine.transformation import OptaxBody
-from adam_jax.wrap.chain import Chain, inner_body
 from tests.recipes import stepper
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

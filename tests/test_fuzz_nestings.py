@@ -27,10 +27,10 @@ def test_pairs():
 
 
 def test_a_wrong_step_is_noticed(monkeypatch):
-    check_nesting(Case(Wrap("clip", ADAM), TREES[1], 0, ""), jit=False)
+    check_nesting(Case(Wrap("clip", ADAM), TREES[1], 1, ""), jit=False)
     monkeypatch.setitem(plain.MEMBERS, "adam", plain.MEMBERS["adamax"])
     with pytest.raises(AssertionError, match="step and the plain version"):
-        check_nesting(Case(Wrap("clip", ADAM), TREES[1], 0, ""), jit=False)
+        check_nesting(Case(Wrap("clip", ADAM), TREES[1], 1, ""), jit=False)
 
 
 def test_a_state_taken_wrongly_is_noticed(monkeypatch):

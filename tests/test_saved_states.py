@@ -50,8 +50,14 @@ STATES = {
         adam_jax.telemetry(adam_jax.pack_small_leaves(adamw(schedule), below=1000), every=2), 2
     ),
     "residual": adam_jax.master_residual(small(jnp.int8), bits=8),
+    "groups": adam_jax.groups({".*kernel": optax.contrib.muon(1e-2), ".*": small(jnp.int8)}),
 }
-BY_ORBAX = ("adamw", "MultiSteps", "around packed")  # More in test_low_precision_states.py.
+BY_ORBAX = (
+    "adamw",
+    "MultiSteps",
+    "around packed",
+    "groups",
+)  # More in test_low_precision_states.py.
 
 
 def by_orbax(tree, like, folder):
@@ -125,7 +131,7 @@ def nnx_pair(name):
     return model, nnx.Optimizer(model, STATES[name], wrt=nnx.Param)
 
 
-@pytest.mark.parametrize("name", ["8 bits", "inject_hyperparams"])
+@pytest.mark.parametrize("name", ["8 bits", "inject_hyperparams", "groups"])
 def test_nnx_optimizer(name, tmp_path):
     pair, again = nnx_pair(name), nnx_pair(name)
     for _ in range(3):

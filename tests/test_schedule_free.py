@@ -147,5 +147,5 @@ def test_errors(arguments, message):
 
 
 def test_groups_say_that_they_are_not_for_it():
-    with pytest.raises(ValueError, match="got ScheduleFree: .*optax.partition"):
+    with pytest.raises(ValueError, match="got ScheduleFree: .*groups"):
         adam_jax.groups(adam_jax.schedule_free_adamw, {"a": {"b2": 0.9}}, learning_rate=0.1)

@@ -93,7 +93,8 @@ class Target:
 
 def members(state: State) -> list[State]:
     """The states with moments in a state, at any depth."""
-    return [x for x in states_in(state) if described(x).slots]
+    states = ((x, [getattr(x, name) for name in described(x).slots]) for x in states_in(state))
+    return [x for x, slots in states if jax.tree.leaves(slots)]
 
 
 def read(state: State, params: Params) -> tuple[dict[Key, Stored], dict[str, int]]:

@@ -8,7 +8,10 @@ import functools
 
 import jax
 
-from adam_jax._types import Leaf, Params, PyTree, Updates
+from adam_jax._types import Leaf, Params, PyTree, Result, State, Updates
+from adam_jax.engine.call import Body, Call
+from adam_jax.engine.layers import over_layers
+from adam_jax.engine.unrounded import Unrounded, applied, dtypes_of, rounded, values
 from adam_jax.formats.weights import Split
 
 
@@ -59,3 +62,43 @@ def joined(params: Params) -> Params:
 def stored_params(params: Params) -> Params:
     """The parameters as they are stored."""
     return params.params if isinstance(params, SplitParams) else params
+
+
+def run_split(body: Body, updates: Updates, state: State, params: Params, call: Call) -> Result:
+    """A body's step on parameters that may be `SplitParams`: one that does not join them is helped.
+
+    Args:
+      body: of any transformation.
+      updates: the gradients.
+      state: its own.
+      params: the parameters.
+      call: what is asked.
+
+    Returns:
+      What the body does, in a `SplitResult` for `SplitParams`; its new state.
+    """
+    if body.joins or not isinstance(params, SplitParams):
+        return body.run(updates, state, params, call)
+    result, new = body.run(updates, state, params.joined, call)
+    moved = result if call.apply else applied(rounded(result), params.joined)
+    return _landed(params, moved, result, call), new
+
+
+def _landed(params: SplitParams, moved: PyTree, result: Updates, call: Call) -> SplitResult:
+    """The weights after a step that moved them, joined."""
+    moved = params.treedef.flatten_up_to(moved)
+    results = params.treedef.flatten_up_to(values(result))
+    rests = {}
+    for i, p in params.weights.items():
+        landed = p.landed(call.taken(_renewed(p, moved[i]), p), call.apply)
+        results[i], rests[i] = landed
+    made = params.treedef.unflatten(results)
+    return SplitResult(made if call.apply else Unrounded(made, dtypes_of(result)), rests)
+
+
+@jax.jit  # Traced once for each shape, not for each leaf.
+def _renewed(p: Split, x: jax.Array) -> Split:
+    def one_layer(number: jax.Array, p: Split, x: jax.Array) -> Split:
+        return p.further(number).renewed(x, p.shape)
+
+    return over_layers(one_layer, p.layers, p.stride, p, x) if p.layers else p.renewed(x, p.shape)

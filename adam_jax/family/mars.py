@@ -232,16 +232,14 @@ def mars_adamw(
         unlike the state, or missing `params`.
 
     Example:
-      The authors step all but matrices without the correction, with numbers of their own
-      (`optimize_1d=False`). Here they are still clipped.
+      The authors step all but matrices by AdamW (`optimize_1d=False`).
 
       >>> import adam_jax
-      >>> one_dimensional = dict(gamma=0.0, b1=0.9, b2=0.95, weight_decay=0.1)
-      >>> tx = adam_jax.groups(
-      ...     adam_jax.mars_adamw, {r".*(bias|scale)": one_dimensional}, learning_rate=3e-3
-      ... )
-      >>> print(sorted(tx.init({"kernel": 1.0, "bias": 0.0})[0].g))
-      ['bias', 'kernel']
+      >>> adamw = adam_jax.adamw(3e-3, b2=0.95, weight_decay=0.1)
+      >>> tx = adam_jax.groups({r".*(bias|scale)": adamw, ".*": adam_jax.mars_adamw(3e-3)})
+      >>> state = tx.init({"kernel": 1.0, "bias": 0.0})
+      >>> print(state.inner_states[".*"].inner_state[0].g)
+      {'bias': MaskedNode(), 'kernel': Array(0., dtype=float32)}
 
     Optax lacks it.
     Differs from the authors' PyTorch code in: that compares the first gradient with zero, the paper

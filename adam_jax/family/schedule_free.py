@@ -126,7 +126,8 @@ def schedule_free_adamw(
 
     Returns:
       A transformation whose state is Optax's `ScheduleFreeState` around that of AdamW without mu.
-      `update` needs `params`, every parameter needs a gradient, and `groups` does not take it.
+      `update` needs `params`, every parameter needs a gradient, and `groups` takes it as one of
+      several optimizers only.
 
     Raises:
       ValueError: here, for a number outside its range, a dtype that cannot store a moment, or

@@ -182,12 +182,16 @@ class Split:
       rest: what belongs to it; None if the form keeps nothing.
       salt: uint32, of this leaf and this step.
       form: which joins them.
+      layers: how many axes of layers the leaf has.
+      stride: how many leaves later the next layer comes, for its salt.
     """
 
     stored: jax.Array
     rest: jax.Array | None
     salt: jax.Array
     form: WeightFormat = dataclasses.field(metadata={"static": True})
+    layers: int = dataclasses.field(default=0, metadata={"static": True})
+    stride: int = dataclasses.field(default=0, metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,8 +1,7 @@
-"""Groups of parameters with numbers of their own, in one pass and with one step count."""
+"""Groups of parameters with numbers of their own, in one pass, or with optimizers of their own."""
 
 import dataclasses
 import inspect
-import re
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,7 +18,9 @@ from adam_jax.engine.transformation import Transformation, body_of
 from adam_jax.engine.trees import leaf_paths
 from adam_jax.engine.unrounded import raw
 from adam_jax.formats.dtypes import moves
+from adam_jax.modify.expressions import first_matches
 from adam_jax.modify.factory import check_factory, name_of
+from adam_jax.modify.partition import Entry, partitioned
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.validation import bind_arguments, check_expression
 
@@ -60,73 +61,91 @@ class Groups(Body):
         Raises:
           ValueError: a leaf that moves has none; or, with `check`, an expression has no leaf.
         """
-        labels, won, unmatched = [], set(), []
-        for path, moved in zip(paths, moving, strict=True):
-            matching = (i for i, (e, _) in enumerate(self.expressions) if re.fullmatch(e, path))
-            found = next(matching, None)
-            won.add(found)
-            if found is None and self.default is None and moved:
-                unmatched.append(path)
-            labels.append(self.default if found is None else self.expressions[found][1])
-        if unmatched:
-            raise ValueError(
-                f"every leaf must match an expression, got none for {unmatched}: add one, or give"
-                f" the arguments of all other leaves as keywords, groups(adamw, ..., "
-                f"learning_rate=1e-3)."
-            )
-        for i, (expression, _) in enumerate(self.expressions):
-            if check and i not in won:
-                taken = any(re.fullmatch(expression, path) for path in paths)
-                why = "only leaves that expressions before it took" if taken else "nothing"
-                raise ValueError(
-                    f"the expression {expression!r} matches {why}: it must match the whole"
-                    f" path of a leaf, as one of {paths}."
-                )
-        return labels
+        instead = (
+            "add one, or give the arguments of all other leaves as keywords, groups(adamw, ...,"
+            " learning_rate=1e-3)"
+        )
+        found = first_matches(
+            [expression for expression, _ in self.expressions],
+            paths,
+            moving,
+            check=check,
+            instead=instead if self.default is None else None,
+        )
+        return [self.default if i is None else self.expressions[i][1] for i in found]
 
 
 def groups(
-    factory: Callable[..., Transformation],
-    expressions: Mapping[str, Mapping[str, Any] | None],
+    factory: Callable[..., Transformation] | Mapping[str, Entry],
+    expressions: Mapping[str, Mapping[str, Any] | None] | None = None,
     **defaults: Leaf,
 ) -> Transformation:
-    r"""One member with other hyperparameters for some leaves, in one pass over all of them.
+    r"""Groups of leaves, chosen by their paths: other hyperparameters, or other optimizers.
+
+    `groups(adamw, {".*bias": dict(weight_decay=0.0)}, learning_rate=1e-3)` is one member with other
+    hyperparameters for some leaves, in one pass over all of them and with one count.
+    `groups({".*/kernel": optax.contrib.muon(0.02), ".*": adamw(1e-3)})` is an optimizer for each
+    group, of this package or any other.
+
+    A path is the dict keys, attributes and indices down to the leaf, joined by slashes:
+    `layers/0/kernel`. A leaf belongs to the first expression that matches its whole path.
 
     Args:
-      factory: `adamw`, or any other alias or scale_by_* of this package, or a modifier of one.
-      expressions: regular expressions and what holds for the leaves whose whole path matches, the
-        first match before the others: arguments of `factory`, added to `defaults`; or None, which
-        freezes them: no state, an update of zero. A path is the dict keys, attributes and indices
-        down to the leaf, joined by slashes: `layers/0/kernel`.
-      **defaults: arguments of `factory`, for all leaves.
+      factory: `adamw`, or any other alias or scale_by_* of this package, or a modifier of one. Or,
+        for several optimizers, a dict: regular expressions, and the optimizer of the leaves that
+        match; None freezes them; a function that makes an optimizer is called with `defaults`, and
+        a `functools.partial` keeps its own arguments.
+      expressions: of one member, regular expressions and what holds for the leaves that match:
+        arguments of `factory`, added to `defaults`; or None, which freezes them: no state, an
+        update of zero. Left out where the first argument is a dict.
+      **defaults: arguments of `factory`, for all leaves; with several optimizers, of each of them
+        that is a function.
 
     Returns:
-      A transformation with the member's own state. The schedules of all groups are functions of
-      the one count in it, and keep none of their own.
+      A transformation. Of one member it has the member's own state, and the schedules of all groups
+      are functions of the one count in it. Of several optimizers it has the `optax.PartitionState`
+      that `optax.partition` keeps for labels that are the expressions, each optimizer with counts
+      of its own; `with_hyperparams(functools.partial(groups, {...}))(learning_rate=schedule)` keeps
+      one count for all, and one schedule. Members of this package step their leaves in one pass.
 
     Raises:
-      TypeError: an argument that `factory` has not.
-      ValueError: here, for a wrong expression or groups that keep different states; in `init`, for
-        an expression that matches nothing (or only what others have taken), and for leaves without
-        a match where `defaults` are not enough to make the member. The message lists the paths.
+      TypeError: an argument that `factory`, or one of several, has not.
+      ValueError: here, for a wrong expression or groups of one member that keep different states;
+        in `init`, for an expression that matches nothing (or only what others have taken), and for
+        leaves without a match, unless `defaults` are enough to make the member. The message lists
+        the paths.
 
     Example:
-      >>> import adam_jax, jax.numpy as jnp
+      >>> import adam_jax, functools, jax.numpy as jnp, optax
       >>> tx = adam_jax.groups(
       ...     adam_jax.adamw,
       ...     {"frozen": None, r".*bias|norm/.*": dict(weight_decay=0.0), r"head/.*": dict(b2=0.9)},
       ...     learning_rate=1e-3,
       ... )
-      >>> params = {"head": {"kernel": jnp.ones(2), "bias": jnp.ones(1)}, "norm": {"scale": 1.0},
-      ...           "frozen": jnp.ones(3)}
-      >>> state = tx.init(params)
-      >>> print(state[0].mu["frozen"])
+      >>> head = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(1)}
+      >>> params = {"head": head, "norm": {"scale": 1.0}, "frozen": jnp.ones(3)}
+      >>> print(tx.init(params)[0].mu["frozen"])
       MaskedNode()
+      >>> tx = adam_jax.groups(
+      ...     {"frozen": None, r".*/kernel": functools.partial(optax.sgd, momentum=0.9),
+      ...      ".*": adam_jax.adamw},
+      ...     learning_rate=1e-3,
+      ... )
+      >>> print(*tx.init(params).inner_states)
+      frozen .*/kernel .*
 
-    Differs from Optax (`partition`) in: one pass, one count, and the member's own state, where that
-    has one masked transformation and one count per group.
+    Differs from Optax (`partition`) in: labels are expressions; `step`; of one member one pass, one
+    count and the member's own state, where that has one masked transformation and one count per
+    group; frozen leaves are not moved, where `optax.set_to_zero` adds zeros.
     Differs from PyTorch (parameter groups) in: leaves are chosen by their path.
     """
+    if isinstance(factory, Mapping):
+        if expressions is not None:
+            raise ValueError(
+                f"expressions must be left out where the first argument is a dict, got"
+                f" {expressions!r}: write functools.partial(adamw, ...) in that dict."
+            )
+        return partitioned(factory, defaults)
     check_factory(factory, 'groups(adamw, {".*bias": {"weight_decay": 0.0}}, learning_rate=1e-3)')
     signature = inspect.signature(factory)
     bind_arguments(name_of(factory), signature, (), defaults, partial=True)
@@ -178,8 +197,8 @@ def _pipeline(factory: Callable[..., Transformation], arguments: Named) -> Pipel
         return body_of("factory's result", tx).pipeline()
     except NoPipeline as error:
         raise ValueError(
-            f"factory must make a member of adam_jax, got {error}: for others there is"
-            f" optax.partition; with_hyperparams goes around,"
+            f"factory must make a member of adam_jax, got {error}: other optimizers go into a dict"
+            f" as they are, groups({{expression: optimizer, ...}}); with_hyperparams goes around,"
             f" with_hyperparams(functools.partial(groups, adamw, {{...}}))(learning_rate=1e-3)."
         ) from None
 

@@ -37,6 +37,7 @@ from adam_jax.modify.hyperparams_state import (
     exact_rate,
 )
 from adam_jax.modify.layers import layers_of, with_layers
+from adam_jax.modify.partition import factories_in, open_parameters
 from adam_jax.rules.arithmetic import DecayRate, DecayRateLike
 from adam_jax.rules.hyperparameters import FixedNumber
 from adam_jax.rules.pytrees import frozen_pytree, static
@@ -198,10 +199,12 @@ def with_hyperparams(
     Args:
       factory: `adamw`, any other alias or scale_by_* of this package, a modifier of one
         (`cautious(adamw)`), groups (`functools.partial(groups, adamw, {...})`: of the numbers for
-        all leaves those that are given, not those of single groups), or any function from numbers
-        to an Optax transformation. Of such a function an argument annotated `int` stays a Python
-        number, and one annotated `adam_jax.DecayRateLike` is passed on to a member as exactly as it
-        was given; without that, all there is of a decay rate is its float32.
+        all leaves those that are given, not those of single groups;
+        `functools.partial(groups, {".*kernel": optax.contrib.muon, ".*": adamw})`: one count and
+        one schedule for all optimizers), or any function from numbers to an Optax transformation.
+        Of such a function an argument annotated `int` stays a Python number, and one annotated
+        `adam_jax.DecayRateLike` is passed on to a member as exactly as it was given; without that,
+        all there is of a decay rate is its float32.
 
     Returns:
       A function with the arguments of `factory`. What it makes has a `HyperparamsState`, and the
@@ -229,10 +232,22 @@ def with_hyperparams(
 
 
 def _parameters(factory: Function) -> Mapping[str, inspect.Parameter]:
-    """The parameters of the member that the factory makes: those of groups are its factory's."""
+    """The parameters of the member that the factory makes: those of groups are its factory's.
+
+    Of several factories, one that takes no `DecayRate` decides that none gets one.
+    """
     if isinstance(factory, functools.partial) and factory.func is groups:
         bound = inspect.signature(groups).bind_partial(*factory.args, **factory.keywords)
         factory = bound.arguments.get("factory", groups)
+        if isinstance(factory, Mapping):
+            known: dict[str, inspect.Parameter] = {}
+            for parameters in map(open_parameters, factories_in(factory)):
+                known |= {
+                    name: p
+                    for name, p in parameters.items()
+                    if name not in known or _is_decay_rate(known[name].annotation)
+                }
+            return known
     return inspect.signature(factory, eval_str=True).parameters
 
 

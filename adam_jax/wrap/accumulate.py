@@ -10,6 +10,7 @@ import optax
 
 from adam_jax._types import DType, Function, Leaf, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import Body, Call, check_state
+from adam_jax.engine.chain import inner_body
 from adam_jax.engine.layers import Layers, one_layer
 from adam_jax.engine.leafwise import decoded, map_leaves, stored_like
 from adam_jax.engine.states import register
@@ -34,7 +35,6 @@ from adam_jax.formats.policy import (
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.slots import Slot
 from adam_jax.validation import check_integer, check_scalar
-from adam_jax.wrap.chain import inner_body
 from adam_jax.xla.barrier import kept_apart
 from adam_jax.xla.once import if_due
 

@@ -11,13 +11,13 @@ import optax
 
 from adam_jax._types import Leaf, Number, Params, Result, State, Updates
 from adam_jax.engine.call import Body, Call, check_state
+from adam_jax.engine.chain import inner_body
 from adam_jax.engine.layers import Layers
 from adam_jax.engine.leafwise import Norm, global_norm
 from adam_jax.engine.states import found, register
 from adam_jax.engine.transformation import Transformation
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.validation import check_integer, check_number, check_scalar
-from adam_jax.wrap.chain import inner_body
 
 
 class SpikeWindow(NamedTuple):

@@ -1,6 +1,5 @@
 """What a step does to each group of parameters, measured inside the step, every so often."""
 
-import functools
 import math
 import re
 from collections.abc import Mapping
@@ -11,23 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax._types import Leaf, Named, Params, PyTree, Result, Scalars, State, Updates
+from adam_jax._types import Leaf, Named, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import Body, Call, check_state
+from adam_jax.engine.chain import inner_body
 from adam_jax.engine.layers import Layers
-from adam_jax.engine.leaf_factors import Factors
-from adam_jax.engine.leafwise import decoded, fetched
-from adam_jax.engine.pipeline import factors_in
-from adam_jax.engine.states import described, found, is_known, register
+from adam_jax.engine.states import found, register
 from adam_jax.engine.transformation import Transformation
-from adam_jax.engine.trees import align_slot, leaf_paths
-from adam_jax.engine.unrounded import applied, arithmetic_dtype, unrounded, values
+from adam_jax.engine.trees import leaf_paths
+from adam_jax.engine.unrounded import applied, unrounded, values
 from adam_jax.formats.dtypes import moves
-from adam_jax.modify.pack import unpack_state
-from adam_jax.rules.base import MemberRule, member_rules_in
 from adam_jax.rules.pytrees import frozen_pytree, static
-from adam_jax.rules.units import rescaled
 from adam_jax.validation import check_expression, check_integer
-from adam_jax.wrap.chain import inner_body
+from adam_jax.wrap.eps_dominates import eps_dominates
 from adam_jax.wrap.statistics import NAMES, statistics
 from adam_jax.xla.barrier import kept_apart
 from adam_jax.xla.once import if_due
@@ -71,7 +65,7 @@ class Telemetry(Body):
     def init(self, params: Params) -> TelemetryState:
         """Nothing measured yet: zeros, which `measured` does not show."""
         inner_state = self.inner.init(params)
-        known = jax.eval_shape(lambda s: _eps_dominates(self.inner, s, params), inner_state)
+        known = jax.eval_shape(lambda s: eps_dominates(self.inner, s, params), inner_state)
         groups = {}
         for (group, count), leaves in self.members(params, known):
             names = NAMES if all(x is not None for *_, x in leaves) else NAMES[:-1]
@@ -102,7 +96,7 @@ class Telemetry(Body):
             its_call = call._replace(apply=False)
             u, inner_state = self.inner.run(unrounded(updates), inner_state, params, its_call)
             g, u = values(updates), values(u)
-            small = _eps_dominates(self.inner, inner_state, params)
+            small = eps_dominates(self.inner, inner_state, params)
             groups = {}
             for (group, count), leaves in self.members(params, g, u, applied(u, params), small):
                 its = statistics(leaves, count)
@@ -146,41 +140,6 @@ class Telemetry(Body):
         return next((name for name, e in self.patterns if re.fullmatch(e, path)), "other")
 
 
-def _eps_dominates(body: Body, state: State, params: Params) -> list[Leaf]:
-    """For each parameter where √nû is not above ε; None where there is no such thing.
-
-    Known for one member whose second moment is an average of squares, divided by as Adam does.
-    """
-    state = unpack_state(state, params)
-    rules = member_rules_in(body)
-    kept = found(state, _keeps_nu)
-    leaves, treedef = jax.tree.flatten(params, is_leaf=lambda x: x is None)
-    if len(rules) != 1 or len(kept) != 1:
-        return [None] * len(leaves)
-    [rule], [member] = rules, kept
-    count = getattr(member, described(member).counts[0]) - 1
-    factors = factors_in(body)
-
-    @functools.cache
-    def with_scalars(its: Factors) -> tuple[MemberRule, Scalars]:
-        scaled = rescaled(rule, its.by_unit())
-        return scaled, scaled.scalars(count)
-
-    def known(p: Leaf, nu: Leaf, path: str) -> Leaf:
-        if p is None or not moves(p) or isinstance(nu, optax.MaskedNode):
-            return None
-        nu = decoded(fetched(nu), jnp.finfo(arithmetic_dtype(p)).dtype)
-        its, scalars = with_scalars(factors.get(path, Factors()))
-        return its.eps_dominates({"nu": nu}, scalars)
-
-    slots = align_slot(treedef, params, member.nu)
-    return list(map(known, leaves, slots, leaf_paths(params)))
-
-
-def _keeps_nu(x: Leaf) -> bool:
-    return is_known(x) and "nu" in described(x).slots and bool(described(x).counts)
-
-
 def telemetry(
     inner: optax.GradientTransformation,
     every: int = 100,
@@ -197,7 +156,7 @@ def telemetry(
 
     Args:
       inner: any Optax transformation. `eps_dominates` is there if it is, or has inside, one member
-        of this package that divides by √nû + ε.
+        of this package that divides by √nû + ε; of several in `groups`, for the leaves of each.
       every: optimizer steps; measured in steps `every`, 2·`every`, ...
       patterns: names and regular expressions, matched with the whole path of a leaf (see `groups`),
         the first match before the others; what matches none is "other". None groups leaves by the

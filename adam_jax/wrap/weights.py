@@ -1,7 +1,6 @@
 """Weights of 16 bits without a float32 copy: what rounding loses is kept, or left to chance."""
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -9,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax._types import Leaf, Params, PyTree, Result, State, Updates
+from adam_jax._types import Leaf, Params, Result, State, Updates
 from adam_jax.engine.call import Body, Call, check_state
-from adam_jax.engine.layers import Layers, Stack, over_layers
-from adam_jax.engine.split import SplitParams, SplitResult
+from adam_jax.engine.chain import inner_body
+from adam_jax.engine.layers import Layers
+from adam_jax.engine.split import SplitParams, run_split
 from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation
 from adam_jax.engine.trees import (
@@ -22,14 +22,7 @@ from adam_jax.engine.trees import (
     unflatten_slot,
     unflatten_stored,
 )
-from adam_jax.engine.unrounded import (
-    Unrounded,
-    applied,
-    dtypes_of,
-    rounded,
-    unrounded,
-    values,
-)
+from adam_jax.engine.unrounded import dtypes_of, unrounded
 from adam_jax.formats.noise import WEIGHTS, salt_of, salted
 from adam_jax.formats.weights import (
     Compensated,
@@ -40,7 +33,6 @@ from adam_jax.formats.weights import (
 )
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.validation import check_integer
-from adam_jax.wrap.chain import inner_body
 
 
 class WeightsState(NamedTuple):
@@ -100,51 +92,17 @@ class Weights(Body):
             except ValueError as error:
                 raise ValueError(f"at {leaf_paths(given.raw)[i]!r}, {error}") from None
             if self.form.applies(p):
-                weights[i] = Split(p, rest, salted(salt, stacks[i].first), self.form)
+                axes, first, stride = stacks[i]
+                weights[i] = Split(p, rest, salted(salt, first), self.form, axes, stride)
                 dtypes[i] = jnp.dtype(jnp.float32)  # For the inner transformation all is float32.
         grads = dataclasses.replace(given, dtypes=tuple(dtypes))
         theirs = SplitParams(params, treedef, weights)
-        if self.inner.joins:
-            stepped, inner_state = self.inner.run(grads, state.inner_state, theirs, call)
-        else:
-            theirs = theirs.joined
-            result, inner_state = self.inner.run(grads, state.inner_state, theirs, call)
-            moved = result if call.apply else applied(rounded(result), theirs)
-            stepped = _landed(weights, stacks, treedef, moved, result, call)
+        stepped, inner_state = run_split(self.inner, grads, state.inner_state, theirs, call)
         for i, rest in stepped.rests.items():
             rests[i] = rests[i] if rest is None else rest
         rest_tree = unflatten_slot(treedef, given.raw, rests)
         new = WeightsState(call.counted(state.count), rest_tree, inner_state)
         return stepped.result, new
-
-
-def _landed(
-    weights: dict[int, Split],
-    stacks: list[Stack],
-    treedef: PyTree,
-    moved: PyTree,
-    result: Updates,
-    call: Call,
-) -> SplitResult:
-    """The weights after a step that moved them, joined."""
-    moved, results = treedef.flatten_up_to(moved), treedef.flatten_up_to(values(result))
-    rests = {}
-    for i, p in weights.items():
-        landed = p.landed(
-            call.taken(_renewed(p, moved[i], stacks[i].axes, stacks[i].stride), p), call.apply
-        )
-        results[i], rests[i] = landed
-    made = treedef.unflatten(results)
-    return SplitResult(made if call.apply else Unrounded(made, dtypes_of(result)), rests)
-
-
-# Traced once for each shape, not for each leaf.
-@functools.partial(jax.jit, static_argnames=("axes", "stride"))
-def _renewed(p: Split, x: jax.Array, axes: int, stride: int) -> Split:
-    def one_layer(number: jax.Array, p: Split, x: jax.Array) -> Split:
-        return p.further(number).renewed(x, p.shape)
-
-    return over_layers(one_layer, axes, stride, p, x) if axes else p.renewed(x, p.shape)
 
 
 def stochastic_rounding(inner: optax.GradientTransformation, seed: int = 0) -> Transformation:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 import json
 from pathlib import Path
@@ -36,8 +35,8 @@ class Run:
         """Opens a run, or begins it. Raises StudyError if settings or text differ from before."""
         if len(text.validation) <= config.context:
             raise StudyError(f"context {config.context} is longer than the validation text")
-        digest = hashlib.sha256(text.train.tobytes() + text.validation.tobytes()).hexdigest()
-        settings = dataclasses.asdict(config) | {"vocabulary": text.vocabulary, "text": digest[:16]}
+        settings = dataclasses.asdict(config)
+        settings |= {"vocabulary": text.vocabulary, "text": text.digest}
         self.study, self.config, self.text = Study(folder, settings), config, text
         self.checkpoints = _checkpoints(folder)
         self.graph, self.state = build(config, text.vocabulary)

@@ -6,6 +6,7 @@ from its last checkpoint ends with the same bits as one that was not.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -63,18 +64,22 @@ class TrainState(NamedTuple):
     step: jax.Array  # int32, optimizer steps completed
 
 
-def build(config: Config, vocabulary: str) -> tuple[Any, TrainState]:
-    """The model without its parameters, and the state at step 0."""
-    model = Transformer(
-        len(vocabulary),
+def model(config: Config, vocabulary: int, seed: int | jax.Array) -> Transformer:
+    """The model with its first parameters, for so many different characters."""
+    return Transformer(
+        vocabulary,
         config.context,
         config.width,
         config.layers,
         config.heads,
         jnp.dtype(config.dtype),
-        nnx.Rngs(config.seed),
+        nnx.Rngs(seed),
     )
-    graph, params = nnx.split(model)
+
+
+def build(config: Config, vocabulary: str) -> tuple[Any, TrainState]:
+    """The model without its parameters, and the state at step 0."""
+    graph, params = nnx.split(model(config, len(vocabulary), config.seed))
     state = TrainState(params, optimizer(config).init(params), jnp.zeros([], jnp.int32))
     # Bound to a device as what a checkpoint holds: else the steps compile again after a restore.
     return graph, jax.device_put(state, jax.devices()[0])
@@ -127,7 +132,15 @@ def train_steps(
     Returns:
       The new state, and the loss of each batch, float32 [count].
     """
-    tx, key = optimizer(config), jax.random.key(config.seed)
+    key = jax.random.key(config.seed)
+    one_step = step_of(optimizer(config), text, graph, config, key)
+    return jax.lax.scan(one_step, state, length=count)
+
+
+def step_of(
+    tx: optax.GradientTransformation, text: jax.Array, graph: Any, config: Config, key: jax.Array
+) -> Callable[[TrainState, None], tuple[TrainState, jax.Array]]:
+    """One step on windows that the key and the step's number draw; returns the batch's loss too."""
 
     def one_step(state: TrainState, _: None) -> tuple[TrainState, jax.Array]:
         step_key = jax.random.fold_in(key, state.step)
@@ -140,7 +153,7 @@ def train_steps(
         params, opt_state = adam_jax.step(tx, grads, state.opt_state, state.params)
         return TrainState(params, opt_state, state.step + 1), loss
 
-    return jax.lax.scan(one_step, state, length=count)
+    return one_step
 
 
 @functools.partial(jax.jit, static_argnames=("stride", "graph", "config"))

@@ -1,0 +1,222 @@
+"""Optimizers compared on the character transformer, each at its best learning rate.
+
+Members of Adam's family, modified ones, and Muon on the matrices of the blocks with AdamW on the
+rest. All have the same schedule (a warmup and a cosine), clipping, weight decay, b1 and b2. Each is
+tuned alike: learning rates a factor of 2 apart, on one seed; while the best is the first or the
+last of them, one more beyond it. Then three other seeds at the best rate. Rates are chosen on the
+first half of the held-out text, and what is reported is the loss on the second.
+
+Writes OUT/table.md, table.csv, results.json and curves.png; with --write also the table and the
+picture of the documentation. Stopped at any moment, the same command goes on.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import adam_jax
+from examples import study
+from examples.study import Piece, Result, Study
+from examples.text import compare_report, corpus
+from examples.text.corpus import Corpus
+from examples.text.train import Config, TrainState, model, schedule, step_of, validate
+
+Rate = jax.Array
+Make = Callable[[optax.Schedule, Rate], optax.GradientTransformation]
+"""From the schedule of learning rates and the largest of them to an optimizer."""
+
+FACTOR, RATES, BEYOND, SEEDS = 2.0, 5, 6, 3
+"""Between two rates; rates to begin with; at most so many more; seeds at the best."""
+
+SHARED: dict[str, Any] = {"b1": 0.9, "b2": 0.99}
+DECAY: dict[str, Any] = {"weight_decay": 0.1, "mask": adam_jax.decay_mask}
+
+
+def plain(factory: Callable[..., optax.GradientTransformation], **numbers: Any) -> Make:
+    """A member with the numbers that all share, and some of its own."""
+    return lambda rates, _: factory(rates, **(SHARED | numbers))
+
+
+def corrected(rates: optax.Schedule, peak: Rate) -> optax.GradientTransformation:
+    """AdamW whose decay falls as the square of the learning rate does."""
+    return adam_jax.corrected_weight_decay(adam_jax.adamw(rates, **SHARED, **DECAY), peak)
+
+
+def muon_and_adamw(rates: optax.Schedule, _: Rate) -> optax.GradientTransformation:
+    """Muon on the matrices of the blocks; AdamW on embeddings, output layer and vectors."""
+    muon = optax.contrib.muon(
+        rates,
+        weight_decay=DECAY["weight_decay"],
+        consistent_rms=0.2,  # As large as AdamW's updates, so that both have one learning rate.
+        muon_weight_dimension_numbers=optax.contrib.MuonDimensionNumbers(),
+    )
+    rest = adam_jax.adamw(rates, **SHARED, **DECAY)
+    return adam_jax.groups({r"blocks/.*/kernel": muon, ".*": rest})
+
+
+# Each with the middle of its grid of learning rates.
+OPTIMIZERS: dict[str, tuple[Make, float]] = {
+    "adam": (plain(adam_jax.adam), 4e-3),
+    "adamw": (plain(adam_jax.adamw, **DECAY), 4e-3),
+    "adamw, AdamMini()": (plain(adam_jax.adamw, **DECAY, nu_dtype=adam_jax.AdamMini()), 4e-3),
+    "lapropw": (plain(adam_jax.lapropw, **DECAY), 4e-3),
+    "mars_adamw": (plain(adam_jax.mars_adamw, **DECAY), 4e-3),
+    "grams(adamw)": (plain(adam_jax.grams(adam_jax.adamw), **DECAY), 4e-3),
+    "cautious(adamw)": (plain(adam_jax.cautious(adam_jax.adamw), **DECAY), 4e-3),
+    "corrected_weight_decay(adamw)": (corrected, 4e-3),
+    "Muon and adamw": (muon_and_adamw, 1.6e-2),
+}
+FULL = Config(steps=600, batch_size=32, context=64, width=64, layers=2)
+FAST = Config(steps=30, batch_size=8, context=16, width=16, layers=1, heads=2)
+
+
+def optimizer(name: str, config: Config, rate: Rate) -> optax.GradientTransformation:
+    """On clipped gradients, with the schedule of `examples.text` up to this rate."""
+    shape = schedule(dataclasses.replace(config, learning_rate=1.0))
+    make, _ = OPTIMIZERS[name]
+    tx = make(lambda step: rate * shape(step), rate)
+    return adam_jax.chain(adam_jax.clip_by_global_norm(1.0), tx)
+
+
+@functools.partial(jax.jit, static_argnames=("name", "config", "vocabulary"))
+def trained(
+    rate: Rate,
+    seed: jax.Array,
+    text: jax.Array,
+    held_out: Sequence[jax.Array],
+    *,
+    name: str,
+    config: Config,
+    vocabulary: int,
+) -> tuple[jax.Array, list[jax.Array]]:
+    """One run: the loss of each batch, and the losses on the held-out texts after it."""
+    initial, batches = jax.random.split(jax.random.key(seed))
+    graph, params = nnx.split(model(config, vocabulary, initial))
+    tx = optimizer(name, config, rate)
+    state = TrainState(params, tx.init(params), jnp.zeros([], jnp.int32))
+    one_step = step_of(tx, text, graph, config, batches)
+    state, losses = jax.lax.scan(one_step, state, length=config.steps)
+    judge = functools.partial(validate, stride=config.context, graph=graph, config=config)
+    return losses, [judge(state.params, part).mean() for part in held_out]
+
+
+class Comparison:
+    """The runs of a study, each a piece of it."""
+
+    def __init__(self, work: Study, config: Config, text: Corpus):
+        """Nothing is trained yet."""
+        self.work, self.config, self.vocabulary = work, config, len(text.vocabulary)
+        half = len(text.validation) // 2
+        parts = (text.validation[:half], text.validation[half:])
+        self.text, self.held_out = jnp.asarray(text.train), [jnp.asarray(x) for x in parts]
+
+    def run(self, wanted: Sequence[tuple[str, float, int]]) -> list[Result]:
+        """What came of optimizers at learning rates and with seeds."""
+        names = [f"{name}, rate {rate:.3g}, seed {seed}" for name, rate, seed in wanted]
+        work = [functools.partial(self.compute, *each) for each in wanted]
+        return list(self.work.run(map(Piece, names, work)).values())
+
+    def compute(self, name: str, rate: float, seed: int) -> Result:
+        """One run."""
+        losses, (chosen_by, reported) = trained(
+            jnp.float32(rate),
+            jnp.uint32(seed),
+            self.text,
+            self.held_out,
+            name=name,
+            config=self.config,
+            vocabulary=self.vocabulary,
+        )
+        return {
+            "rate": rate,
+            "seed": seed,
+            "chosen_by": float(chosen_by),
+            "loss": float(reported),
+            "train_losses": np.asarray(losses, np.float64).round(4),
+        }
+
+    def tuned(self, names: Sequence[str], seed: int) -> dict[str, list[Result]]:
+        """The runs of each grid, by rising rate; all optimizers in turns, a rate further each."""
+        grids = {name: first_grid(OPTIMIZERS[name][1]) for name in names}
+        while True:
+            wanted = [(name, rate, seed) for name in names for rate in grids[name]]
+            found = self.run(wanted)
+            results = {
+                name: sorted(
+                    (r for (n, *_), r in zip(wanted, found, strict=True) if n == name),
+                    key=lambda r: r["rate"],
+                )
+                for name in names
+            }
+            more = {name: further(runs) for name, runs in results.items()}
+            if not any(more.values()):
+                return results
+            for name, rates in more.items():
+                grids[name] = [*grids[name], *rates]
+
+    def bytes_of_state(self, name: str) -> float:
+        """Per parameter."""
+
+        def init() -> Any:
+            return nnx.split(model(self.config, self.vocabulary, 0))[1]
+
+        tx = optimizer(name, self.config, jnp.float32(1e-3))
+        params = jax.eval_shape(init)
+        return adam_jax.inspect.bytes_per_parameter(params, tx).per_parameter.state
+
+
+def first_grid(middle: float) -> list[float]:
+    """The rates to begin with."""
+    return [middle * FACTOR**i for i in range(-(RATES // 2), RATES - RATES // 2)]
+
+
+def further(runs: list[Result]) -> list[float]:
+    """The rate beyond a best one at the edge of those that there are; none if it is inside."""
+    if len(runs) >= RATES + BEYOND:
+        return []
+    best = compare_report.best(runs)
+    if best == 0:
+        return [runs[0]["rate"] / FACTOR]
+    return [runs[-1]["rate"] * FACTOR] if best == len(runs) - 1 else []
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs what is missing of the comparison, then writes table and picture."""
+    parser = study.arguments("examples.text.compare", __doc__, digits=False)
+    parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
+    parser.add_argument(
+        "--write", action="store_true", help="the table and the picture of the documentation too"
+    )
+    options = parser.parse_args(argv)
+    config, text = FAST if options.fast else FULL, corpus.load()
+    config = dataclasses.replace(config, seed=options.seed)
+    settings = dataclasses.asdict(config) | {"text": text.digest}
+    del settings["learning_rate"]  # Each run has its own.
+    work = Study(options.out, settings)
+    comparison, names = Comparison(work, config, text), options.optimizers
+    grids = comparison.tuned(names, options.seed)
+    rates = {name: grids[name][compare_report.best(grids[name])]["rate"] for name in names}
+    seeds = range(options.seed + 1, options.seed + 1 + SEEDS)
+    wanted = [(name, rates[name], seed) for name in names for seed in seeds]
+    found = comparison.run(wanted)
+    results = {
+        name: {
+            "rate": rates[name],
+            "bytes_of_state": comparison.bytes_of_state(name),
+            "grid": grids[name],
+            "seeds": found[i * SEEDS : (i + 1) * SEEDS],
+        }
+        for i, name in enumerate(names)
+    }
+    compare_report.write(work, results, options.write)
+
+
+if __name__ == "__main__":
+    study.command(main)

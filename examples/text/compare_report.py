@@ -1,0 +1,158 @@
+"""What the comparison found: its table, its figures, its picture, and what the pages say of it."""
+
+import itertools
+import re
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from examples import strict_json
+from examples.study import Result, Study
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+
+Results = dict[str, Result]
+"""By optimizer: its best rate, bytes of state, and the runs of its grid and of its seeds."""
+
+ROOT = Path(__file__).parents[2]
+PICTURE = ROOT / "docs" / "text-compare.png"
+PAGES = {
+    ROOT / "examples" / "README.md": "../docs/text-compare.png",
+    ROOT / "docs" / "choosing.md": "text-compare.png",
+}
+"""Pages that show it, and where the picture is from there."""
+COLOURS = ("#000000", "#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#777777")
+"""Okabe and Ito's, which are told apart with every kind of colour vision, and grey."""
+WINDOW = 25
+"""Steps over which a training loss is averaged before it is drawn."""
+
+
+def best(runs: list[Result]) -> int:
+    """The index of the run with the least loss on the text that rates are chosen by."""
+    losses = np.asarray([run["chosen_by"] for run in runs], float)
+    return int(np.where(np.isfinite(losses), losses, np.inf).argmin())
+
+
+def losses(result: Result) -> np.ndarray:
+    """The loss of each seed at the best rate."""
+    return np.asarray([run["loss"] for run in result["seeds"]], float)
+
+
+def ranked(results: Results) -> list[str]:
+    """The optimizers, the least loss first."""
+    return sorted(results, key=lambda name: losses(results[name]).mean())
+
+
+def write(work: Study, results: Results, pages: bool) -> None:
+    """Prints and writes all of it; the parts of the documentation if `pages`."""
+    columns = ("optimizer", "held-out loss", "lowest", "highest", "learning rate", "state, B/p")
+    text = work.table(columns, rows(results), "table")
+    said = verdict(work, results)
+    figures = {"settings": strict_json.loads((work.folder / "settings.json").read_text())}
+    figures |= {"seconds": round(sum(work.seconds.values())), "results": results}
+    (work.folder / "results.json").write_text(strict_json.dumps(figures, indent=1) + "\n")
+    figure(results, work.folder / "curves.png")
+    work.say(f"{text}\n{said}\n{work.folder}/table.md, table.csv, results.json, curves.png")
+    if pages:
+        PICTURE.write_bytes((work.folder / "curves.png").read_bytes())
+        alt = "training loss, held-out loss by learning rate, and the losses of three seeds"
+        for page, picture in PAGES.items():
+            part = f"{text}\n{said}\n![{alt}]({picture})\n"
+            page.write_text(written(page.read_text(), part))
+        work.say(f"{PICTURE}, {', '.join(map(str, PAGES))}")
+
+
+def rows(results: Results) -> list[tuple[str, ...]]:
+    """A row for each optimizer, the best first; a rate at the edge of its grid is marked."""
+    made = []
+    for name in ranked(results):
+        result, loss = results[name], losses(results[name])
+        edge = best(result["grid"]) in (0, len(result["grid"]) - 1)
+        made.append(
+            (
+                f"`{name}`",
+                *(f"{x:.3f}" for x in (loss.mean(), loss.min(), loss.max())),
+                f"{result['rate']:.2g}{' (edge)' if edge else ''}",
+                f"{result['bytes_of_state']:.2f}",
+            )
+        )
+    return made
+
+
+def verdict(work: Study, results: Results) -> str:
+    """Who is first, and whom three seeds do not tell from it."""
+    order = ranked(results)
+    first = losses(results[order[0]])
+    alike = [name for name in order[1:] if losses(results[name]).min() <= first.max()]
+    runs = sum(len(result["grid"]) + len(result["seeds"]) for result in results.values())
+    said = [
+        f"Nats a character; {runs} runs, {sum(work.seconds.values()) / 60:.0f} minutes.",
+        f"The least loss is that of `{order[0]}`, {first.mean():.3f} ({first.min():.3f} to"
+        f" {first.max():.3f}).",
+        f"Its range overlaps those of {_listed(alike)}: three seeds do not tell them apart."
+        if alike
+        else "No other optimizer's range overlaps its own.",
+    ]
+    if "adamw" in order[1:]:
+        behind = losses(results["adamw"]).mean() - first.mean()
+        said.append(f"`adamw` is in place {order.index('adamw') + 1}, {behind:.3f} nats behind.")
+    return "\n".join(said) + "\n"
+
+
+def _listed(names: list[str]) -> str:
+    quoted = [f"`{name}`" for name in names]
+    return " and ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
+
+
+def written(page: str, part: str) -> str:
+    """A page with this between its two marks."""
+    begin, end = "<!-- comparison on text -->\n", "<!-- end of comparison on text -->"
+    pattern, whole = f"{begin}.*?{end}", f"{begin}{part}{end}"
+    made, found = re.subn(pattern, lambda _: whole, page, flags=re.DOTALL)
+    if found != 1:
+        raise ValueError(f"the page must have {begin.strip()} and {end} once, got {found}.")
+    return made
+
+
+def smoothed(losses: list[float]) -> np.ndarray:
+    """A running mean, [steps - WINDOW + 1]."""
+    return np.convolve(np.asarray(losses, float), np.ones(WINDOW) / WINDOW, mode="valid")
+
+
+def figure(results: Results, path: Path) -> None:
+    """Training loss by step, the loss by learning rate, and the losses of the seeds."""
+    picture, (left, middle, right) = plt.subplots(1, 3, figsize=(17, 5), layout="constrained")
+    order = ranked(results)
+    curves = {
+        name: np.mean([smoothed(run["train_losses"]) for run in result["seeds"]], axis=0)
+        for name, result in results.items()
+    }
+    for name, colour in zip(results, itertools.cycle(COLOURS)):
+        result, style = results[name], {"color": colour, "linewidth": 1.4}
+        left.plot(np.arange(WINDOW, WINDOW + len(curves[name])), curves[name], label=name, **style)
+        grid = [(run["rate"], run["chosen_by"]) for run in result["grid"]]
+        middle.plot(*zip(*grid, strict=True), **style)
+        middle.plot(*grid[best(result["grid"])], "o", color=colour)
+        y, seeds = len(order) - 1 - order.index(name), losses(result)
+        right.plot([seeds.min(), seeds.max()], [y, y], color=colour, linewidth=2.5)
+        right.plot(seeds.mean(), y, "o", color=colour)
+    ends = [result["grid"][best(result["grid"])]["chosen_by"] for result in results.values()]
+    middle.set_ylim(min(ends) - 0.02, max(ends) + 0.3)  # Above are those that hardly learn.
+    left.set_ylim(top=max(curve[len(curve) // 8] for curve in curves.values()))
+    left.set(xlabel="optimizer steps", ylabel="training loss (nats a character)")
+    middle.set(xscale="log", xlabel="learning rate", ylabel="held-out loss, first half")
+    right.set_yticks(range(len(order)), reversed(order))
+    right.set(xlabel="held-out loss, second half: mean and range of the seeds")
+    for axis in (left, middle, right):
+        axis.spines[["top", "right"]].set_visible(False)
+    handles, labels = left.get_legend_handles_labels()
+    picture.legend(handles, labels, loc="outside lower center", ncols=8, frameon=False)
+    picture.suptitle(
+        "A character transformer, each optimizer at its best learning rate (dots), mean of three"
+        " seeds."
+    )
+    picture.savefig(path, dpi=100)
+    plt.close(picture)
