@@ -146,7 +146,7 @@ def test_the_benchmark_runs(tmp_path):
     results = tmp_path / "results.json"
     printed = run("memory", "--size", "500_000", "--json", str(results))
     found = json.loads(results.read_text())
-    assert {"machine", "command"} <= set(found) and len(found["rows"]) == 5
+    assert {"machine", "command"} <= set(found) and len(found["rows"]) == 7
     for row in found["rows"]:
         assert f"| {row['case']} |" in printed
         assert row["predicted"] == row["live"] == row["all_live"]

@@ -209,7 +209,7 @@ def _read(fmt: Format, stored: Stored, dtype: DType) -> jax.Array:
 
 
 def _formed(fmt: Format, x: Renewed, old: jax.Array, watch: jax.Array | None) -> jax.Array:
-    """A renewed slot as rules read it; NaN where what it is to watch is not finite."""
+    """A renewed slot as rules read it; NaN where `watch` is not finite."""
 
     def shown(x: jax.Array) -> jax.Array:
         return x if watch is None else jnp.where(jnp.isfinite(watch), x, jnp.nan)

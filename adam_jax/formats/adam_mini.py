@@ -26,10 +26,10 @@ class AdamMini(SlotPolicy):
         biases                                   element
         other vectors, as the scale of a norm    leaf
 
-    Two matrices have no axis of heads: query and key [inputs, heads·head_dim] have one second
-    moment for each output neuron, which is finer. A kernel that holds query, key and value as
-    [inputs, 3, heads, head_dim] matches `query_key` if you say so. For a model that is no
-    transformer the paper has one second moment for each leaf, `BlockMeans(None)`.
+    A query or key kernel without an axis of heads, [inputs, heads·head_dim], has one second moment
+    for each output neuron, which is finer. For a kernel of query, key and value in one, [inputs, 3,
+    heads, head_dim], write a `query_key` that matches it. For a model that is no transformer the
+    paper has one second moment for each leaf, `BlockMeans(None)`.
 
     Expressions are matched with the whole path of a leaf, as in `by_path`. Of stacked layers each
     has its own blocks, if `with_layers` knows of them.

@@ -50,6 +50,7 @@ def mean(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
         return jnp.where(missing, jnp.nan, sums * (sums.size / x.size))
 
     as_it_is = functools.partial(_as_it_is, axes=axes)
+    # XLA:GPU fuses means along the last axis as they are.
     on_gpu = as_it_is if -1 in axes else in_groups
     return jax.lax.platform_dependent(x, cpu=in_groups, cuda=on_gpu, rocm=on_gpu, default=as_it_is)
 
