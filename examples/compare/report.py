@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.ticker
 import numpy as np
 
 from examples.compare import figures
@@ -108,6 +109,7 @@ def picture(results: Results, models: Models, chunk: int, path: Path) -> None:
         label_ends(left, losses, own, upwards=True)
         label_ends(middle, accuracies, own, upwards=False)
         intervals(right, rows, own)
+        right.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
         right.set(xlabel="test accuracy: mean and range of the seeds", title=model)
         for panel in (left, middle, right):
             panel.spines[["top", "right"]].set_visible(False)
