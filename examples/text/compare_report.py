@@ -25,6 +25,7 @@ PAGES = {
 }
 """Pages that show it, and where the picture is from there."""
 COLOURS = ("#000000", "#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#777777")
+COLOURS += ("#882255",)
 """Okabe and Ito's, which are told apart with every kind of colour vision, and grey."""
 WINDOW = 25
 """Steps over which a training loss is averaged before it is drawn."""
