@@ -45,7 +45,8 @@ def test_either_name_makes_the_same_updates(name, mask):
     decays = mask is not False
     np.testing.assert_array_equal(masked["w"], (whole if decays else none)["w"])
     np.testing.assert_array_equal(masked["b"], none["b"])
-    assert not np.array_equal(whole["b"], none["b"])
+    if name != "lamb":  # Of equal numbers the norms take the size away.
+        assert not np.array_equal(whole["b"], none["b"])
 
 
 @pytest.mark.parametrize("name", ALIASES)

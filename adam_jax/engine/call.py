@@ -1,7 +1,6 @@
 """What a transformation of this package is inside: a body that answers calls."""
 
 import abc
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,8 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 
-from adam_jax._types import Count, Leaf, Params, PyTree, Result, State, Updates
-from adam_jax.engine.layers import Layers
+from adam_jax._types import Count, Params, PyTree, Result, State, Updates
 from adam_jax.engine.trees import chosen
 from adam_jax.engine.unrounded import Unrounded
 
@@ -133,18 +131,6 @@ class Body(abc.ABC):
           NoPipeline: always; the caller says what to write instead.
         """
         raise NoPipeline(type(self).__name__)
-
-    def with_layers(self, layers: Layers) -> "Body":
-        """The same body, and the bodies in it, for parameters of which some hold several layers."""
-
-        def inside(x: Leaf) -> Leaf:
-            return x.with_layers(layers) if isinstance(x, Body) else x
-
-        made: Any = jax.tree.map(
-            inside, self, is_leaf=lambda x: isinstance(x, Body) and x is not self
-        )
-        known = any(field.name == "layers" for field in dataclasses.fields(made))
-        return dataclasses.replace(made, layers=layers) if known else made
 
     def edited(self, edit: "Callable[[Pipeline], Pipeline]") -> "Body":
         """The same body with its pipeline edited; others refuse.

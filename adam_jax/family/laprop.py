@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from adam_jax._types import Count, Leaf, Scalars, Updates
 from adam_jax.engine.compose import Decay, optimizer
 from adam_jax.engine.masks import MaskLike
+from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.rules.adam import Ema, EmaOfSquares, Root
@@ -37,6 +38,9 @@ class ScaleByLapropState(NamedTuple):
     count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
     mu: Updates
     nu: Updates
+
+
+register(ScaleByLapropState, slots={"mu": False, "nu": True}, counts=["count"])
 
 
 @frozen_pytree

@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from adam_jax._types import Count, Leaf, Number, Scalars, Updates
 from adam_jax.engine.compose import Decay, optimizer
 from adam_jax.engine.masks import MaskLike
+from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation, scale_by_rule
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.rules.adam import Ema, EmaOfSquares, MomentRule, Root
@@ -48,6 +49,9 @@ class ScaleByMarsState(NamedTuple):
     mu: Updates
     nu: Updates
     g: Updates
+
+
+register(ScaleByMarsState, slots={"mu": False, "nu": True, "g": False}, counts=["count"])
 
 
 @frozen_pytree

@@ -97,7 +97,7 @@ class WithHyperparams(Body):
         """Those that the factory was told of."""
         return layers_of(self.factory)
 
-    def with_layers(self, layers: Layers) -> "WithHyperparams":
+    def told_of(self, layers: Layers) -> "WithHyperparams":
         """With a factory that makes such members."""
         return dataclasses.replace(self, factory=with_layers(self.factory, layers))
 

@@ -1,11 +1,13 @@
 """Layers that are one leaf: said once, for a whole transformation."""
 
+import dataclasses
 from typing import Any
 
 import jax
 import optax
 
 from adam_jax._types import Function
+from adam_jax.engine.call import Body
 from adam_jax.engine.layers import Layers, LayersLike
 from adam_jax.engine.optax_body import is_foreign
 from adam_jax.engine.transformation import Transformation, body_of
@@ -66,4 +68,17 @@ def with_layers(tx: Function | Transformation, layers: LayersLike | Layers) -> A
             f"tx must be a transformation of adam_jax, got {type(tx).__name__}: write"
             f" with_layers(adam_jax.chain(...), layers) for optax.chain(...)."
         )
-    return Transformation.around(body.with_layers(known))
+    return Transformation.around(_told(body, known))
+
+
+def _told(body: Any, layers: Layers) -> Any:
+    """A body, and the bodies in it, that know of layers; or say what becomes of them."""
+    if own := getattr(body, "told_of", None):
+        return own(layers)
+    made = jax.tree.map(
+        lambda x: _told(x, layers) if isinstance(x, Body) else x,
+        body,
+        is_leaf=lambda x: isinstance(x, Body) and x is not body,
+    )
+    known = any(field.name == "layers" for field in dataclasses.fields(made))
+    return dataclasses.replace(made, layers=layers) if known else made

@@ -130,7 +130,7 @@ class PackSmallLeaves(Body):
         u, tail_state = self.tail.run(u, tail_state, params, call)
         return u, self.join(head_state, tail_state)
 
-    def with_layers(self, layers: Layers) -> "PackSmallLeaves":
+    def told_of(self, layers: Layers) -> "PackSmallLeaves":
         """What is packed treats each element by itself; masks behind it see single layers."""
         return dataclasses.replace(self, tail=dataclasses.replace(self.tail, layers=layers))
 

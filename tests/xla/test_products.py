@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ def test_it_is_rounded_and_without_it_not_always():
     without, with_it = map(int, done.stdout.split())
     assert with_it == 0
     # A processor without the instruction has nothing to contract.
-    assert without > 0 or "fma" not in open("/proc/cpuinfo").read()
+    assert without > 0 or "fma" not in Path("/proc/cpuinfo").read_text()
 
 
 def test_it_is_the_number_itself():
