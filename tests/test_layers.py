@@ -16,12 +16,20 @@ from tests.layer_cases import SHAPES, cases, differences, separate, stacked, ste
 CASES = {name: (make, dtype) for name, make, dtype in cases()}
 # One of each way to keep a state and to look at a leaf; the others: python -m tests.layer_cases.
 SELECTED = (
-    *("adamw, float32", "adamw, bfloat16", "adam, int8", "adan, bfloat16", "mars_adamw, float32"),
+    *(
+        "adamw, float32",
+        "adamw, bfloat16",
+        "adamw, int8",
+        "adan, bfloat16",
+        "adamw, factored",
+        "mars_adamw, int4",
+    ),
     *("lamb, cautious", "adamw, clip_update_rms", "lamb, chain", "adamw, stochastic_rounding"),
     *("lamb, recipe", "adamw, accumulate int8", "lamb, grams", "adamw, block means"),
 )
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("name", SELECTED)
 def test_each_layer_is_stepped_as_a_leaf_bit_for_bit(name):
     make, dtype = CASES[name]

@@ -21,6 +21,7 @@ from adam_jax.rules.base import Average, Renewed, Rule
 from adam_jax.xla.barrier import computed_again
 from adam_jax.xla.calls import without_calls
 from adam_jax.xla.maxima import InBlocks, largest
+from adam_jax.xla.products import no_product
 
 
 class LeafArrays(NamedTuple):
@@ -199,7 +200,8 @@ def _ruled(
     if p is None or not (program.apply or isinstance(leaf.param, Split)):
         result = chosen(taken, u, 0)
     else:
-        result = chosen(taken, p + u, p)
+        # The update is a product: the sum is rounded as that of `update` and `apply_updates`.
+        result = chosen(taken, p + no_product(u), p)
     return result, tuple(slots), tuple(averages)
 
 

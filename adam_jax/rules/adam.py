@@ -239,7 +239,10 @@ class Root(Direction):
 
     def root(self, second: Array) -> Array:
         """√(second + eps_root)."""
-        return safe_sqrt(second if self.eps_root is None else second + self.eps_root)
+        if self.eps_root is None:
+            return safe_sqrt(second)
+        # The bias correction is a product, which XLA:CPU contracts with the sum in some loops.
+        return safe_sqrt(no_product(second) + self.eps_root)
 
 
 @frozen_pytree
@@ -266,8 +269,8 @@ class AddDecayedWeights(Rule):
         return -weight_decay if self.downhill else weight_decay
 
     def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
-        # Behind the learning rate u is a product already.
-        decayed = (no_product(g) if self.downhill else g) + scalars * param
+        # Either may be a product, and XLA:CPU contracts the one or the other with the sum.
+        decayed = no_product(g) + no_product(scalars * param)
         if not self.cautious:
             return decayed
         agreement = jnp.real(g * jnp.conj(param))

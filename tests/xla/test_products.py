@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from adam_jax.xla.products import no_product
 
@@ -23,6 +24,7 @@ print(int(np.sum(np.asarray(contracted) != exact)), int(np.sum(np.asarray(rounde
 """
 
 
+@pytest.mark.bits
 def test_it_is_rounded_and_without_it_not_always():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
     without, with_it = map(int, done.stdout.split())
