@@ -10,7 +10,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import adam_jax
@@ -120,10 +120,20 @@ def test_on_a_mesh_with_explicit_axes():
 
 def test_a_block_lies_on_one_device():
     """512 columns on 8 devices are 64 for each."""
-    sharding = NamedSharding(mesh_of(), P(None, "data"))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    sharding = NamedSharding(mesh, P(None, "data"))
     params = jax.device_put(jnp.ones((16, 512)), sharding)
     nu = adam_jax.scale_by_adam(nu_dtype=jnp.int8).init(params).nu
     assert nu.format.block == 64 and nu.scale.sharding.is_equivalent_to(sharding, 2)
+
+
+def test_blocks_do_not_depend_on_where_an_array_lies_by_chance():
+    """Under jit automatic axes tell nothing of that: the state would be another one there."""
+    params = jax.device_put(jnp.ones((16, 512)), NamedSharding(mesh_of(), P(None, "data")))
+    init = adam_jax.scale_by_adam(nu_dtype=jnp.int8).init
+    nu = init(params).nu
+    assert nu.codes.sharding.spec == P(None, "data") and nu.format.block == 128
+    assert jax.tree.structure(init(params)) == jax.tree.structure(jax.eval_shape(init, params))
 
 
 def as_target(x, mesh):

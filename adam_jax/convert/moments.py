@@ -15,11 +15,12 @@ import optax
 from adam_jax._types import AnyTransformation, Function, Leaf, Params, PyTree, State, Stored
 from adam_jax.convert.entries import placed_like
 from adam_jax.convert.names import listed
+from adam_jax.engine.boxes import unboxed
 from adam_jax.engine.leafwise import decoded, fetched
 from adam_jax.engine.masks import leaves_below
 from adam_jax.engine.states import described, found, is_known, is_state, states_in
 from adam_jax.engine.transformation import body_of
-from adam_jax.engine.trees import is_stored, leaf_paths
+from adam_jax.engine.trees import is_stored, leaf_paths, unflatten_slot
 from adam_jax.engine.unrounded import arithmetic_dtype
 from adam_jax.formats.base import Format
 from adam_jax.formats.dense import Dense
@@ -81,8 +82,7 @@ class Target:
             new = {name: jnp.full_like(getattr(x, name), steps) for name in fields.counts}
             for slot in fields.slots:
                 own = [_encoded(slots[key], old) for key, old in stored.items() if key[1] == slot]
-                treedef = jax.tree.structure(getattr(x, slot), is_leaf=is_stored)
-                new[slot] = treedef.unflatten(own)
+                new[slot] = unflatten_slot(getattr(x, slot), own)
             return x._replace(**new)
 
         state = map_states(fill, self.state)
@@ -181,7 +181,7 @@ def _stored(member: State, params: Params) -> dict[Key, Stored]:
                     continue
                 if [paths[i] for i in indices] != [path]:
                     raise ValueError
-                stored[path, slot] = x
+                stored[path, slot] = unboxed(x)
         except ValueError:
             given, kept = sorted(paths), sorted(leaf_paths(tree, none_is_leaf=False))
             raise ValueError(

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from adam_jax._types import PyTree, State, Stored
+from adam_jax._types import Leaf, PyTree, State, Stored
 from adam_jax.convert.moments import map_states
+from adam_jax.engine.boxes import boxed, is_box, unboxed
 from adam_jax.engine.layers import Layers, LayersLike, one_layer
 from adam_jax.engine.leafwise import fetched, on_host
 from adam_jax.engine.states import described, found, is_known, is_state
@@ -102,6 +103,11 @@ def _stored(tree: PyTree, spec: SlotDType, slot: Slot, layers: Layers) -> PyTree
             raise ValueError(f"at {path!r}, {error}") from None
         return jax.device_put(new, jax.memory.Space.Host) if offloaded else new
 
-    leaves, treedef = jax.tree.flatten(tree, is_leaf=is_stored)
+    def in_its_box(path: str, x: Leaf) -> Leaf:
+        [box, *_] = [b for b in jax.tree.leaves(x, is_leaf=is_box) if is_box(b)] or [None]
+        new = convert(path, unboxed(x))
+        return new if box is None else boxed(box, new)
+
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=lambda x: is_stored(x) or is_box(x))
     paths = leaf_paths(treedef.unflatten(range(len(leaves))), none_is_leaf=False)
-    return treedef.unflatten(map(convert, paths, leaves))
+    return treedef.unflatten(map(in_its_box, paths, leaves))

@@ -14,8 +14,9 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from adam_jax._types import Function, Leaf, Params, PyTree
+from adam_jax.engine.boxes import boxes_of, sharding_by_names
 from adam_jax.engine.trees import leaf_paths
-from adam_jax.formats.blockwise import sharding_of
+from adam_jax.formats.blockwise import sharding_by_type
 from adam_jax.validation import check_expression, check_integer
 from adam_jax.xla.sums import LAYERS
 
@@ -115,7 +116,8 @@ class Layers:
 
     def axes(self, path: str) -> int:
         """How many axes of layers the leaf with this path has."""
-        return next((n for e, n in self.expressions if re.fullmatch(e, path)), 0)
+        matching = self._matching(path)
+        return 0 if matching is None else self.expressions[matching][1]
 
     def check(self, params: Params) -> None:
         """Checks that every expression matches a leaf, and every leaf has its axes.
@@ -128,7 +130,11 @@ class Layers:
         paths = leaf_paths(params, none_is_leaf=False)
         nodes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
         for expression, _ in self.expressions:
-            if paths and len(nodes) == len(paths) and not self._matches(expression, paths):
+            if (
+                paths
+                and len(nodes) == len(paths)
+                and not any(re.fullmatch(expression, path) for path in paths)
+            ):
                 raise ValueError(
                     f"layers must match the whole path of a leaf, got {expression!r} for {paths}."
                 )
@@ -138,6 +144,17 @@ class Layers:
                     f"layers must match leaves with an axis of layers, got {self.axes(path)} for"
                     f" {path!r} with the shape {np.shape(p)}."
                 )
+
+    def single(self, params: Params) -> list[Leaf]:
+        """One layer of each leaf, with the sharding that its type or the names of its box say.
+
+        The storage of a leaf is chosen by this: see `sharding_by_type`.
+        """
+        columns = jax.tree.leaves(params), leaf_paths(params, none_is_leaf=False), boxes_of(params)
+        return [
+            one_layer(p, self.axes(path), None if box is None else sharding_by_names(box))
+            for p, path, box in zip(*columns, strict=True)
+        ]
 
     def one_of_each(self, params: Params) -> PyTree:
         """The tree with one layer, as its shape and dtype, in the place of a leaf of several."""
@@ -171,9 +188,6 @@ class Layers:
             shapes = (np.shape(leaves[i])[:axes] for i in indices if leaves[i] is not None)
             first += stride * max(map(math.prod, shapes), default=1)
         return found
-
-    def _matches(self, expression: str, paths: Sequence[str]) -> bool:
-        return any(re.fullmatch(expression, path) for path in paths)
 
     def _matching(self, path: str) -> int | None:
         matches = (k for k, (e, _) in enumerate(self.expressions) if re.fullmatch(e, path))
@@ -212,11 +226,17 @@ def layer_by_layer(leaves: Sequence[jax.Array], stacks: Sequence[Stack]) -> list
     return [numbered[number] for number in sorted(numbered)]
 
 
-def one_layer(p: Leaf, axes: int) -> Leaf:
-    """The shape, dtype and sharding of one layer of a leaf; the leaf itself if it has no axes."""
-    if not axes:
+def one_layer(p: Leaf, axes: int, sharding: NamedSharding | None = None) -> Leaf:
+    """The shape, dtype and sharding of one layer of a leaf; the leaf itself if it has no axes.
+
+    Args:
+      p: the leaf.
+      axes: how many axes of layers it has.
+      sharding: of the leaf, where its type does not say it.
+    """
+    if not axes and sharding is None:
         return p
-    sharding = sharding_of(p)
-    if isinstance(sharding, NamedSharding):
+    sharding = sharding or sharding_by_type(p)
+    if sharding is not None:
         sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[axes:]))
     return jax.ShapeDtypeStruct(np.shape(p)[axes:], jnp.result_type(p), sharding=sharding)

@@ -12,7 +12,7 @@ import numpy as np
 
 from adam_jax._types import DType, Function, Leaf, Number, PyTree, Stored, Updates
 from adam_jax.engine.layers import Layers, Stack, layer_by_layer
-from adam_jax.engine.trees import align_slot, leaf_paths, unflatten_slot
+from adam_jax.engine.trees import align_slot, leaf_paths
 from adam_jax.engine.unrounded import promoted, values
 from adam_jax.formats.base import Format
 from adam_jax.formats.dtypes import moves
@@ -20,7 +20,7 @@ from adam_jax.formats.policy import format_of
 from adam_jax.rules.arithmetic import abs_squared
 
 
-def map_leaves(f: Function, updates: Updates, slots: PyTree) -> PyTree:
+def map_leaves(f: Function, updates: Updates, slots: PyTree) -> list[Leaf]:
     """f of each leaf of the updates, None or not, and what a state keeps for it.
 
     Raises:
@@ -33,7 +33,7 @@ def map_leaves(f: Function, updates: Updates, slots: PyTree) -> PyTree:
             results.append(f(leaf, kept))
         except ValueError as error:
             raise ValueError(f"at {leaf_paths(updates)[i]!r}, {error}") from None
-    return unflatten_slot(treedef, updates, results)
+    return results
 
 
 def decoded(stored: Stored, dtype: DType) -> jax.Array:

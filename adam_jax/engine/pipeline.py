@@ -131,7 +131,7 @@ def init_pipelines(pipelines: tuple[Pipeline, ...], labels: Labels, params: Para
     layers.check(params)
     if any(pipeline.factors for pipeline in pipelines):
         pipelines, labels = by_factors(pipelines, labels, paths)
-    axes = list(map(layers.axes, paths))
+    single = layers.single(params)
     states = []
     for k, stage in enumerate(pipelines[0].stages):
         fields: Named = {name: jnp.zeros([], jnp.int32) for name in stage.counts}
@@ -142,7 +142,7 @@ def init_pipelines(pipelines: tuple[Pipeline, ...], labels: Labels, params: Para
                     stored.append(optax.MaskedNode())
                     continue
                 try:
-                    stored.append(pipelines[label].stages[k].start(p, j, paths[i], axes[i]))
+                    stored.append(pipelines[label].stages[k].start(p, j, paths[i], single[i]))
                 except ValueError as error:
                     raise ValueError(f"at {paths[i]!r}, {error}") from None
             fields[slot.name] = unflatten_stored(params, stored)
@@ -271,7 +271,7 @@ def run_pipelines(
     for stage, s, slots in zip(stages, states, stored, strict=True):
         fields = {name: call.counted(getattr(s, name)) for name in stage.counts}
         for slot, xs in zip(stage.rule.slots, slots, strict=True):
-            fields[slot.name] = unflatten_slot(treedef, updates, xs)
+            fields[slot.name] = unflatten_slot(getattr(s, slot.name), xs)
         new_states.append(stage.state_type(**fields))
     rests = {}
     for i in weights:

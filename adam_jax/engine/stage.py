@@ -10,7 +10,6 @@ import optax
 
 from adam_jax._types import Leaf, State
 from adam_jax.engine.call import PASS_ON, in_words
-from adam_jax.engine.layers import one_layer
 from adam_jax.engine.masks import Mask
 from adam_jax.engine.states import register
 from adam_jax.formats.base import Format
@@ -50,15 +49,15 @@ class Stage:
         slots = {slot.name: slot.magnitude for slot in self.rule.slots}
         register(self.state_type, slots=slots, counts=self.counts)
 
-    def start(self, param: Leaf, index: int, path: str, axes: int) -> Leaf:
-        """What one slot of one leaf, with so many axes of layers, stores before the first step.
+    def start(self, param: Leaf, index: int, path: str, layer: Leaf) -> Leaf:
+        """What one slot of one leaf stores before the first step, by how one layer of it is stored.
 
         Raises:
           ValueError: no slot can belong to this parameter, or not so; the caller knows its path.
         """
         slot = self.rule.slots[index]
         try:
-            fmt = resolve(self.dtypes[index], one_layer(param, axes), slot, path)
+            fmt = resolve(self.dtypes[index], layer, slot, path)
         except TypeError as error:
             raise ValueError(
                 f"the parameter has dtype {error}: Adam moves floating-point numbers only. Leave"

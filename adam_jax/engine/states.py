@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from adam_jax._types import Leaf, Params, PyTree, State, Stored
+from adam_jax.engine.boxes import unboxed
 from adam_jax.engine.trees import Keys, is_stored, own_keys, owner_of
 from adam_jax.formats.policy import format_of
 
@@ -167,7 +168,8 @@ def owners(state: State, params: Params) -> list[tuple[Leaf, int | None]]:
         )
         for below, x in flat:
             if not is_known(x):
-                yield x, owner((*above, *below), x)
+                stored = unboxed(x)
+                yield stored, owner((*above, *below), stored)
                 continue
             fields = _KNOWN[type(x)]
             for name in x._fields:

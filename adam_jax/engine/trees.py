@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adam_jax._types import Leaf, Params, PyTree, Stored, Updates
+from adam_jax.engine.boxes import boxed, is_box, unboxed
 from adam_jax.formats.base import READ_AS_SAVED, Format
 from adam_jax.formats.dtypes import leaf_dtype, moves
 
@@ -14,16 +15,16 @@ from adam_jax.formats.dtypes import leaf_dtype, moves
 def align_slot(treedef: PyTree, updates: Updates, slot_tree: PyTree) -> list[Leaf]:
     """What one slot holds for each leaf of the updates."""
     try:
-        return treedef.flatten_up_to(slot_tree)
+        slots = treedef.flatten_up_to(slot_tree)
     except ValueError:
-        pass
-    try:
-        return _in_place_of_variables(updates, slot_tree)
-    except ValueError:
-        raise ValueError(
-            f"the updates must have the structure of the state:"
-            f" {_first_difference(updates, slot_tree)}. Was init called with these parameters?"
-        ) from None
+        try:
+            slots = _in_place_of_boxes(updates, slot_tree)
+        except ValueError:
+            raise ValueError(
+                f"the updates must have the structure of the state:"
+                f" {_first_difference(updates, slot_tree)}. Was init called with these parameters?"
+            ) from None
+    return [x if isinstance(x, jax.Array) else unboxed(x) for x in slots]
 
 
 def align_params(treedef: PyTree, params: Params, needed: bool, apply: bool) -> list[Leaf]:
@@ -89,7 +90,7 @@ def check_leaf(g: Leaf, p: Leaf, stored: Stored, formats: PyTree) -> Leaf:
 def leaf_paths(tree: PyTree, none_is_leaf: bool = True) -> list[str]:
     """The path of every leaf as users write it, its keys joined by slashes: `layers/0/kernel`.
 
-    An nnx variable has its array in an attribute `value`, which is left out: `nnx.Optimizer` calls
+    Flax's boxes have their array in an attribute `value`, which is left out: `nnx.Optimizer` calls
     `init` with variables and `update` with bare arrays.
 
     Args:
@@ -100,13 +101,11 @@ def leaf_paths(tree: PyTree, none_is_leaf: bool = True) -> list[str]:
     def is_none(x: Leaf) -> bool:
         return none_is_leaf and x is None
 
-    flat, _ = jax.tree_util.tree_flatten_with_path(
-        tree, is_leaf=lambda x: is_none(x) or _is_nnx_variable(x)
-    )
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: is_none(x) or is_box(x))
     paths = []
     for path, leaf in flat:
         inside = [()]
-        if _is_nnx_variable(leaf):
+        if is_box(leaf):
             below, _ = jax.tree_util.tree_flatten_with_path(leaf, is_leaf=is_none)
             inside = [keys[1:] for keys, _ in below]
         paths += [path + keys for keys in inside]
@@ -114,34 +113,32 @@ def leaf_paths(tree: PyTree, none_is_leaf: bool = True) -> list[str]:
     return [name or "(the whole tree)" for name in names]
 
 
-def _in_place_of_variables(updates: Updates, slot_tree: PyTree) -> list[Leaf]:
-    """`align_slot`, where `unflatten_stored` has put something in the place of an nnx variable."""
-    leaves, treedef = jax.tree.flatten(updates, is_leaf=_is_none_or_variable)
+def _in_place_of_boxes(updates: Updates, slot_tree: PyTree) -> list[Leaf]:
+    """`align_slot`, where `unflatten_stored` has put several arrays in the place of a box."""
+    leaves, treedef = jax.tree.flatten(updates, is_leaf=_is_none_or_box)
     slots = []
     for own, stored in zip(leaves, treedef.flatten_up_to(slot_tree), strict=True):
         inside = jax.tree.structure(own, is_leaf=lambda x: x is None)
-        slots += inside.flatten_up_to(stored) if _is_nnx_variable(stored) else [stored]
+        slots += inside.flatten_up_to(stored) if is_box(stored) else [stored]
     return slots
 
 
-def _is_none_or_variable(x: Leaf) -> bool:
-    return x is None or _is_nnx_variable(x)
+def _is_none_or_box(x: Leaf) -> bool:
+    return x is None or is_box(x)
 
 
-def unflatten_slot(treedef: PyTree, updates: Updates, stored: list[Leaf]) -> PyTree:
-    """The opposite of `align_slot`, with the structure that `unflatten_stored` gave the slot."""
-    if all(x is None or hasattr(x, "dtype") for x in stored):
-        return treedef.unflatten(stored)
-    return unflatten_stored(updates, stored, none_is_leaf=True)
+def unflatten_slot(slot_tree: PyTree, stored: list[Leaf]) -> PyTree:
+    """The opposite of `align_slot`: what is stored now, in the structure that the slot had."""
+    return jax.tree.structure(slot_tree).unflatten(jax.tree.leaves(stored))
 
 
 def unflatten_stored(params: Params, stored: list[Leaf], none_is_leaf: bool = False) -> PyTree:
     """A tree like the parameters, of what is stored for each of them.
 
-    An nnx variable holds one array. What is stored in more of them, or in none, takes the place of
-    the variable: `nnx.Optimizer` would put a dictionary in the place of what is inside it.
+    A box holds one array. What is stored in several has a box for each, see `boxed`, and what is
+    stored in none takes the box's place.
     """
-    is_leaf = _is_none_or_variable if none_is_leaf else _is_nnx_variable
+    is_leaf = _is_none_or_box if none_is_leaf else is_box
     leaves, treedef = jax.tree.flatten(params, is_leaf=is_leaf)
     rest = iter(stored)
     slots = []
@@ -149,16 +146,11 @@ def unflatten_stored(params: Params, stored: list[Leaf], none_is_leaf: bool = Fa
         inside, around = jax.tree.flatten(leaf, is_leaf=lambda x: none_is_leaf and x is None)
         own = [next(rest) for _ in inside]
         one = len(own) == 1 and own[0] is not None and not hasattr(own[0], "dtype")
-        slots.append(own[0] if one else around.unflatten(own))
+        if one:
+            slots.append(boxed(leaf, own[0]) if is_box(leaf) else own[0])
+        else:
+            slots.append(around.unflatten(own))
     return treedef.unflatten(slots)
-
-
-def _is_nnx_variable(x: Leaf) -> bool:
-    """By name: this package does not import Flax."""
-    if isinstance(x, jax.Array):  # Most are, and names take long to compare.
-        return False
-    names = ((c.__module__, c.__name__) for c in type(x).__mro__)
-    return any(m.startswith("flax.nnx") and n == "Variable" for m, n in names)
 
 
 def _first_difference(updates: Updates, reference: PyTree) -> str:
@@ -188,7 +180,7 @@ def is_stored(x: Leaf) -> bool:
 def own_keys(keys: Keys) -> set[Keys]:
     """The paths that a state may keep something under for the parameter with this one.
 
-    An nnx variable has its array in `value`; what is several arrays takes its place.
+    A box has its array in `value`; what is several arrays is in its place, with boxes below.
     """
     return {keys, keys[:-1] if keys[-1:] == (_VALUE,) else keys}
 

@@ -108,6 +108,8 @@ class Blockwise(MeasuredFormat):
         code = self.codec.code(jnp.sign(jnp.asarray(start, jnp.float32)), None)
         codes = jnp.full_like(param, code, dtype=self.codec.dtype)
         shape, sharding = self._scale_shape(param.shape), sharding_of(param)
+        if isinstance(sharding, NamedSharding) and not _divides(sharding, shape):
+            sharding = _last_axis_whole(sharding, len(shape))
         return Blocks(codes, filled(shape, jnp.abs(start), jnp.float32, param, sharding), self)
 
     def shape(self, stored: Blocks) -> tuple[int, ...]:
@@ -151,8 +153,7 @@ class Blockwise(MeasuredFormat):
         # The last axis is split only where whole blocks lie on each device.
         shape = self.shape(stored)
         if sharding.shard_shape(shape)[-1] % self.block:
-            spec = PartitionSpec(*sharding.spec[: len(shape) - 1])
-            sharding = NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
+            sharding = _last_axis_whole(sharding, len(shape))
         return jax.tree.map(lambda _: sharding, stored)
 
     def _each(self, f: Function, scale: jax.Array, *arrays: jax.Array) -> jax.Array:
@@ -190,12 +191,38 @@ def check_real(param: Leaf, magnitude: bool) -> None:
         )
 
 
+def _divides(sharding: NamedSharding, shape: tuple[int, ...]) -> bool:
+    """Whether the last axis of an array can be split like that."""
+    size = (*shape[:-1], shape[-1])
+    try:
+        sharding.shard_shape(size)
+    except ValueError:
+        return False
+    return True
+
+
+def _last_axis_whole(sharding: NamedSharding, ndim: int) -> NamedSharding:
+    spec = PartitionSpec(*sharding.spec[: ndim - 1])
+    return NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
+
+
+def sharding_by_type(param: Leaf) -> NamedSharding | None:
+    """How the type of a parameter says it is split; None if it does not.
+
+    What is stored depends on this alone, and so is the same under `jax.jit`, `jax.eval_shape` and
+    outside: on automatic axes only concrete arrays tell where they are.
+    """
+    if isinstance(param, jax.ShapeDtypeStruct):
+        return param.sharding if isinstance(param.sharding, NamedSharding) else None
+    if not isinstance(param, jax.Array):
+        return None
+    sharding = jax.typeof(param).sharding
+    return sharding if sharding.mesh.are_all_axes_explicit else None
+
+
 def sharding_of(param: Leaf) -> Leaf:
     """What lies on the same devices as a parameter is to be made with; None where JAX finds it."""
-    if isinstance(param, jax.core.Tracer):
-        sharding = jax.typeof(param).sharding
-        return sharding if sharding.mesh.are_all_axes_explicit else None
-    if isinstance(param, jax.ShapeDtypeStruct):
-        return param.sharding
+    if isinstance(param, jax.core.Tracer | jax.ShapeDtypeStruct):
+        return sharding_by_type(param)
     # One that may still go anywhere does not bind what belongs to it.
     return param.sharding if getattr(param, "committed", False) else None

@@ -3,12 +3,11 @@
 import dataclasses
 import math
 
-import jax
 import numpy as np
 
 from adam_jax._types import Leaf
 from adam_jax.formats.base import Format, SlotPolicy
-from adam_jax.formats.blockwise import Blockwise, check_real, sharding_of
+from adam_jax.formats.blockwise import Blockwise, check_real, sharding_by_type
 from adam_jax.formats.codecs import Power
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.slots import Slot
@@ -28,8 +27,8 @@ class Quantized(SlotPolicy):
     Attributes:
       codes: "int8" or "int4". Four bits are refused for nu of AMSGrad and Adamax: the largest of
         many coarsely rounded values is too large.
-      block: elements per scale, at most. Of the last axis (of what one device has of it) the
-        largest divisor up to this is taken.
+      block: elements per scale, at most. Of the last axis the largest divisor up to this is taken;
+        where the type says how the axis is split over devices, of one device's part of it.
       stochastic: round stochastically (see `Power`), and not to the nearest code. None does so
         where moments rounded to the nearest code would stand still: for second moments whose decay
         rate is above 0.969 (8 bits) or 0.5 (4 bits), or not known when the state is made, as under
@@ -91,7 +90,5 @@ def fitting_block(size: int, largest: int = Quantized.block) -> int | None:
 
 def _last_axis(param: Leaf) -> int:
     """How long the last axis is on each device that has a part of the parameter."""
-    sharding, shape = sharding_of(param), np.shape(param)
-    if isinstance(sharding, jax.sharding.NamedSharding):
-        return sharding.shard_shape(shape)[-1]
-    return shape[-1]
+    sharding, shape = sharding_by_type(param), np.shape(param)
+    return shape[-1] if sharding is None else sharding.shard_shape(shape)[-1]

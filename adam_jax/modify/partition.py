@@ -25,7 +25,7 @@ from adam_jax.engine.chain import inner_body
 from adam_jax.engine.pipeline import Pipeline, run_pipelines
 from adam_jax.engine.split import SplitParams, SplitResult, run_split, stored_params
 from adam_jax.engine.transformation import Transformation
-from adam_jax.engine.trees import align_params, leaf_paths, unflatten_slot, unflatten_stored
+from adam_jax.engine.trees import align_params, leaf_paths, unflatten_stored
 from adam_jax.engine.unrounded import Unrounded, as_wide_as, dtypes_of, made, raw
 from adam_jax.formats.dtypes import moves
 from adam_jax.modify.expressions import first_matches
@@ -89,11 +89,11 @@ class Partition(Body):
         nones = [i for i, g in enumerate(leaves) if g is None and stored[i] is None]
         for part in self.parts(leaf_paths(tree), [g is not None for g in leaves]):
             part = part._replace(indices=sorted({*part.indices, *nones}))
-            grads = _updates_of(part, updates, unflatten_slot(treedef, tree, part.only(leaves)))
+            grads = _updates_of(part, updates, unflatten_stored(tree, part.only(leaves), True))
             theirs = None
             if params is not None:
                 its_treedef = jax.tree.structure(raw(grads), is_leaf=lambda x: x is None)
-                theirs = unflatten_slot(treedef, tree, part.only(stored))
+                theirs = unflatten_stored(tree, part.only(stored), True)
                 theirs = _params_of(part, params, theirs, its_treedef)
             inner_state = state.inner_states[part.expression].inner_state
             result, inner_state = run_split(part.body, grads, inner_state, theirs, call)

@@ -28,14 +28,17 @@ class Sharded(Body):
     def init(self, params: Params) -> State:
         """The inner state, each device with its own part of it from the start."""
         self.check(params)
-        split = self.placement.place(params, self.placement.of_state(params))
-        state = self.explicit_init(split) if _is_traced(split) else self.inner.init(split)
+        if not _is_traced(params) and not _all_explicit(params):
+            state = jax.jit(self.init)(params)
+        else:
+            split = self.placement.place(params, self.placement.of_state(params))
+            state = self.explicit_init(split)
         return _moved(self.placement, state, self.placement.of_stored(state, params)[0])
 
     def explicit_init(self, params: Params) -> PyTree:
-        """`init` of tracers: of automatic axes they do not tell, and blocks depend on it."""
+        """`init` of parameters whose types say how they are split: blocks depend on it."""
         leaves, treedef = jax.tree.flatten(params)
-        if all(jax.typeof(x).sharding.mesh.are_all_axes_explicit for x in leaves):
+        if _all_explicit(params):
             return self.inner.init(params)
         mesh = self.placement.mesh
         explicit = (AxisType.Explicit,) * len(mesh.axis_names)
@@ -104,6 +107,10 @@ class Sharded(Body):
                     f" which is {found.spec} on {dict(found.mesh.shape)}: write"
                     f" specs=jax.tree.map(lambda p: p.sharding.spec, params)."
                 )
+
+
+def _all_explicit(tree: PyTree) -> bool:
+    return all(jax.typeof(x).sharding.mesh.are_all_axes_explicit for x in jax.tree.leaves(tree))
 
 
 def _is_traced(tree: PyTree) -> bool:

@@ -11,11 +11,11 @@ import optax
 from adam_jax._types import DType, Function, Leaf, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import Body, Call, check_state
 from adam_jax.engine.chain import inner_body
-from adam_jax.engine.layers import Layers, one_layer
+from adam_jax.engine.layers import Layers
 from adam_jax.engine.leafwise import decoded, map_leaves, stored_like
 from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation
-from adam_jax.engine.trees import leaf_paths, unflatten_stored
+from adam_jax.engine.trees import unflatten_slot, unflatten_stored
 from adam_jax.engine.unrounded import (
     Unrounded,
     arithmetic_dtype,
@@ -81,15 +81,14 @@ class Accumulate(Body):
     def init(self, params: Params) -> AccumulateState:
         """An empty accumulator."""
 
-        def start(p: Leaf, path: str) -> Leaf:
+        def start(p: Leaf, layer: Leaf) -> Leaf:
             if not moves(p):
                 return optax.MaskedNode()
-            layer = one_layer(p, self.layers.axes(path))
             return resolve(self.dtype, layer, Slot("acc_grads")).init(jnp.asarray(p), 0.0)
 
         inner_state = self.inner.init(params)  # First: its error has the path of a leaf.
-        paths = leaf_paths(params, none_is_leaf=False)
-        grads = unflatten_stored(params, list(map(start, jax.tree.leaves(params), paths)))
+        started = map(start, jax.tree.leaves(params), self.layers.single(params))
+        grads = unflatten_stored(params, list(started))
         steps = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)
         return AccumulateState(*steps, inner_state, grads, jnp.zeros([], jnp.float32))
 
@@ -116,7 +115,9 @@ class Accumulate(Body):
             return decoded(x, _arithmetic(g, x))
 
         def step(acc: PyTree, params: Params, inner_state: State) -> Result:
-            grads = Unrounded(map_leaves(read, updates, acc), dtypes)
+            _, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
+            grads = treedef.unflatten(map_leaves(read, updates, acc))
+            grads = Unrounded(grads, dtypes)
             result, inner_state = self.inner.run(grads, inner_state, params, inner_call)
             return as_wide_as(made(result), params), inner_state
 
@@ -166,7 +167,7 @@ def averaged(
         # A batch without weight may well have a gradient of 0/0.
         return stored_like(acc, jnp.where(new > 0, moved, old))
 
-    return map_leaves(average, updates, state.acc_grads)
+    return unflatten_slot(state.acc_grads, map_leaves(average, updates, state.acc_grads))
 
 
 def _arithmetic(g: Leaf, acc: PyTree) -> DType:

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 from adam_jax._types import Leaf, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import Body, Call, check_state
-from adam_jax.engine.layers import Layers, one_layer
-from adam_jax.engine.leafwise import decoded, stored_like
+from adam_jax.engine.layers import Layers
+from adam_jax.engine.leafwise import decoded, map_leaves, stored_like
 from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation
-from adam_jax.engine.trees import leaf_paths
+from adam_jax.engine.trees import unflatten_slot, unflatten_stored
 from adam_jax.engine.unrounded import applied, promoted, rounded, values
 from adam_jax.formats.dtypes import leaf_dtype, moves
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_nearest_dtype, resolve
@@ -44,16 +44,16 @@ class EmaParams(Body):
     def init(self, params: Params) -> EmaParamsState:
         """The parameters themselves."""
 
-        def start(p: Leaf, path: str) -> Leaf:
+        def start(p: Leaf, layer: Leaf) -> Leaf:
             if not moves(p):
                 return jnp.copy(p)
-            fmt = resolve(self.dtype, one_layer(p, self.layers.axes(path)), Slot("ema"))
+            fmt = resolve(self.dtype, layer, Slot("ema"))
             # A copy: params and state are both donated to the step.
             return fmt.encode(jnp.array(promoted(p), copy=True))
 
-        leaves, treedef = jax.tree.flatten(params)
-        started = map(start, leaves, leaf_paths(params, none_is_leaf=False))
-        return EmaParamsState(jnp.zeros([], jnp.int32), treedef.unflatten(started))
+        started = map(start, jax.tree.leaves(params), self.layers.single(params))
+        ema = unflatten_stored(params, list(started))
+        return EmaParamsState(jnp.zeros([], jnp.int32), ema)
 
     def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """Passes the updates on, and averages what they make of the parameters."""
@@ -71,6 +71,8 @@ class EmaParams(Body):
             weight = weight * self.rate.debiasing(state.count)
 
         def average(p: Leaf, old: PyTree) -> PyTree:
+            if p is None:
+                return old
             if not moves(p):  # As it is, so that the average is a model.
                 return call.taken(jnp.copy(p), old)
             x, dtype = promoted(p), leaf_dtype(p)
@@ -83,7 +85,7 @@ class EmaParams(Body):
                 after = before + jax.lax.convert_element_type(weight, real) * (x - before)
             return stored_like(old, call.taken(after, before))
 
-        ema = jax.tree.map(average, moved, state.ema)
+        ema = unflatten_slot(state.ema, map_leaves(average, moved, state.ema))
         return (moved if call.apply else updates), EmaParamsState(call.counted(state.count), ema)
 
 

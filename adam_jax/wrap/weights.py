@@ -100,7 +100,7 @@ class Weights(Body):
         stepped, inner_state = run_split(self.inner, grads, state.inner_state, theirs, call)
         for i, rest in stepped.rests.items():
             rests[i] = rests[i] if rest is None else rest
-        rest_tree = unflatten_slot(treedef, given.raw, rests)
+        rest_tree = unflatten_slot(state.rest, rests)
         new = WeightsState(call.counted(state.count), rest_tree, inner_state)
         return stepped.result, new
 
