@@ -10,6 +10,7 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
+from flax.linen import spmd
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -135,7 +136,7 @@ def test_a_linen_state_is_placed_by_metadata_alone(stored):
 
     with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
         abstract = jax.eval_shape(init, jax.random.key(0))
-        shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(abstract), mesh, rules)
+        shardings = spmd.logical_to_mesh_sharding(nn.get_partition_spec(abstract), mesh, rules)
         state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
         assert jax.tree.structure(state) == jax.tree.structure(abstract)
         params, state = nn.meta.unbox(state)
