@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cycler import cycler
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis, XAxis
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
@@ -25,6 +26,7 @@ from matplotlib.ticker import (
 )
 
 from adam_jax.pictures import (
+    AXIS,
     BLACK,
     BLUE,
     GREEN,
@@ -42,12 +44,27 @@ from adam_jax.pictures import (
 
 __all__ = ["BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "PALETTE", "PINK", "SKY", "TEXT"]
 __all__ += ["VERMILION", "integers", "label_ends", "legend", "line_style", "number", "panels"]
-__all__ += ["plain", "save", "sequence"]
+__all__ += ["NOTEBOOK", "plain", "save", "sequence", "tidy"]
 
 # By the decades that a logarithmic axis spans, where in each of them the ticks are; fewer below,
 # where numbers stand side by side.
 UPRIGHT = ((1.2, (1.0, 2.0, 3.0, 5.0)), (2.2, (1.0, 2.0, 5.0)), (3.2, (1.0, 3.0)))
 ACROSS = ((0.8, (1.0, 2.0, 3.0, 5.0)), (1.3, (1.0, 2.0, 5.0)), (3.2, (1.0, 3.0)))
+# For `plt.rcParams |= NOTEBOOK`: notebooks draw with pyplot.
+NOTEBOOK = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": AXIS,
+    "axes.prop_cycle": cycler(color=PALETTE),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 90,
+    "legend.frameon": False,
+    "xtick.color": AXIS,
+    "xtick.labelcolor": BLACK,
+    "ytick.color": AXIS,
+    "ytick.labelcolor": BLACK,
+}
 LABEL = 9.0  # Font size of labels in the picture, in points.
 
 
@@ -127,26 +144,33 @@ def save(figure: Figure, path: Path, title: str | None = None, dpi: int = 110) -
     """Gives the axes plain numbers, titles the figure, and writes it as PNG."""
     if title is not None:
         figure.suptitle(title)
+    tidy(figure)
+    figure.savefig(path, dpi=dpi)
+
+
+def tidy(figure: Figure) -> None:
+    """Plain numbers on all axes, within their limits as they are now."""
     for axes in figure.axes:
         for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
             _number(axis, limits)
-    figure.savefig(path, dpi=dpi)
 
 
 def _number(axis: Axis, limits: tuple[float, float]) -> None:
     """Plain numbers on one axis; ticks that were chosen by hand stay."""
+    spacing = ACROSS if isinstance(axis, XAxis) else UPRIGHT
     if axis.get_scale() == "log" and isinstance(axis.get_major_locator(), LogLocator):
         low, high = (math.log10(x) for x in sorted(limits))
-        decades, ticks = high - low, ACROSS if axis.axis_name == "x" else UPRIGHT
+        decades = high - low
+        # Not 0.001 beside 10⁻⁴: an axis that has powers of ten has nothing else.
+        powers = decades > 2.2 and not -3.5 < low < high < 4.5
         if decades < 0.6:
             axis.set_major_locator(MaxNLocator(5))
         else:
-            subs = next((subs for most, subs in ticks if decades < most), (1.0,))
-            axis.set_major_locator(LogLocator(subs=subs, numticks=12))
-        if decades < ticks[-1][0]:
+            subs = next((subs for most, subs in spacing if decades < most), (1.0,))
+            axis.set_major_locator(LogLocator(subs=(1.0,) if powers else subs, numticks=12))
+        if decades < spacing[-1][0] and not powers:
             axis.set_minor_locator(NullLocator())
-        # Not 0.001 beside 10⁻⁴: an axis that has powers of ten has nothing else.
-        if decades > ticks[-1][0] and not -3.5 < low < high < 4.5:
+        if powers:
             axis.set_major_formatter(LogFormatterMathtext())
         else:
             axis.set_major_formatter(FuncFormatter(lambda x, _: number(x)))

@@ -70,7 +70,7 @@ def predictions(images: np.ndarray, labels: np.ndarray, p: np.ndarray, path: Pat
         " the first ones, with the probability of the predicted digit",
         f"Wrong: {len(wrong):,}; the most confident mistakes",
     )
-    halves = figure.subfigures(2, 1, hspace=0.03)
+    halves = figure.subfigures(2, 1, squeeze=False, hspace=0.03)[:, 0]
     for half, title, chosen in zip(halves, titles, (right, wrong), strict=True):
         half.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
         cells = list(half.subplots(rows, columns).flat)

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,7 @@ def loss_curves(
         )
     losses.set(ylabel="cross-entropy (nats per character)", title=title)
     style.legend(losses, loc="upper center")
-    bits = losses.secondary_yaxis("right", (lambda x: x / math.log(2), lambda x: x * math.log(2)))
+    bits = losses.secondary_yaxis("right", (_bits, _nats))
     bits.set_ylabel("bits per character")
     bits.spines["right"].set_color(losses.spines["left"].get_edgecolor())
     rate.plot(steps, rates, color=style.BLACK)
@@ -89,6 +90,14 @@ def context_curves(transformer: list[float], ngrams: list[float], title: str, pa
     )
     style.legend(axis)
     style.save(figure, path)
+
+
+def _bits(nats: Any) -> Any:
+    return nats / math.log(2)
+
+
+def _nats(bits: Any) -> Any:
+    return bits * math.log(2)
 
 
 def _octaves(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
