@@ -162,7 +162,7 @@ def _number(axis: Axis, limits: tuple[float, float]) -> None:
         low, high = (math.log10(x) for x in sorted(limits))
         decades = high - low
         # Not 0.001 beside 10⁻⁴: an axis that has powers of ten has nothing else.
-        powers = decades > 2.2 and not -3.5 < low < high < 4.5
+        powers = decades > 1.5 and not -3.5 < low < high < 4.5
         if decades < 0.6:
             axis.set_major_locator(MaxNLocator(5))
         else:

@@ -87,7 +87,7 @@ def correction(results: Mapping[str, Result], title: str, path: Path) -> None:
 
 def draw_losses(axis: Axes, result: Result, name: str, colour: str, top: float) -> None:
     """The first epoch dashed, the last solid, with a cross at the top where it is beyond that."""
-    rates, costs = 10 ** np.array(result["log10_rates"]), np.array(result["costs"], float)
+    rates, costs = 10.0 ** np.array(result["log10_rates"]), np.array(result["costs"], float)
     for epoch, dashes, alpha in ((0, "--", 0.6), (costs.shape[1] - 1, "-", 1.0)):
         loss = np.nan_to_num(costs[:, epoch], nan=np.inf)
         seen = loss <= top

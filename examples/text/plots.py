@@ -1,6 +1,7 @@
 """Two pictures of a run: how the loss fell, and what a longer context is worth."""
 
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,8 @@ def context_curves(transformer: list[float], ngrams: list[float], title: str, pa
     axis.set(
         xlabel="characters seen before the predicted one",
         ylabel="validation loss (nats per character)",
-        title=title,
     )
+    axis.set_title(textwrap.fill(title, 100), fontsize=10)
     style.legend(axis)
     style.save(figure, path)
 

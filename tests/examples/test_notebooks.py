@@ -166,7 +166,7 @@ def test_runs_from_top_to_bottom(name, tmp_path):
     assert len(shown) == pictures
     for picture in shown:
         pixels = matplotlib.image.imread(io.BytesIO(base64.b64decode(picture)))
-        assert pixels.shape[0] > 200 and pixels.shape[1] > 400
+        assert pixels.shape[0] > 150 and pixels.shape[1] > 350
         assert 0.01 < (pixels[..., :3].min(axis=2) < 0.9).mean() < 0.9
 
     *_, last = [out.text for out in outputs if out.get("name") == "stdout"]
