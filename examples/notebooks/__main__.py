@@ -14,7 +14,6 @@ import io
 import os
 import re
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ def digest(notebook: Any) -> str:
     return hashlib.sha256("\0".join(code).encode()).hexdigest()
 
 
-def execute(notebook: Any, folder: Path, scratch: Path, environment: Mapping[str, str]) -> None:
+def execute(notebook: Any, folder: Path, scratch: Path, environment: dict[str, str]) -> None:
     """Fills in the outputs.
 
     Args:
