@@ -32,6 +32,7 @@ import adam_jax
 from benchmarks.low_precision import Columns, Row, bytes_per_parameter, table, write_json
 from benchmarks.low_precision_tasks import Task, cast, digits_task, first_weights, text_task
 from benchmarks.machine import describe
+from examples import style
 from examples.options import positive
 
 LAST = 15  # Batches whose mean is a run's loss.
@@ -235,25 +236,24 @@ COLUMNS: Columns = [
 
 
 def draw(tables: dict[str, list[Row]], path: Path) -> None:
-    """Running means of the losses, less float32's of the same seed; in grey, float32's seeds."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5 * len(tables) / 2, 8.0), layout="constrained")
-    panels = figure.subplots(2, len(tables) // 2, squeeze=False)
-    for axes, (title, rows) in zip(panels.T.flat, tables.items(), strict=True):
+    """Running means of the losses, less float32's of the same seed; grey: range of float32's."""
+    columns = len(tables) // 2
+    figure, panels = style.panels(2, columns, width=7.0, height=4.2)
+    by_column = [panels[row * columns + i] for i in range(columns) for row in range(2)]
+    for axes, (title, rows) in zip(by_column, tables.items(), strict=True):
         means = [
             np.stack([np.convolve(c, np.ones(LAST) / LAST, "valid") for c in row["curves"]])
             for row in rows
         ]
         steps = np.arange(LAST, LAST + means[0].shape[1])
         middle = means[0].mean(0)
-        axes.fill_between(steps, means[0].min(0) - middle, means[0].max(0) - middle, color="0.9")
-        for row, curves in zip(rows[1:], means[1:], strict=True):
-            axes.plot(steps, (curves - means[0]).mean(0), label=row["case"], linewidth=1.2)
+        axes.fill_between(steps, means[0].min(0) - middle, means[0].max(0) - middle, color="0.87")
+        for i, (row, curves) in enumerate(zip(rows[1:], means[1:], strict=True)):
+            axes.plot(steps, (curves - means[0]).mean(0), label=row["case"], **style.line_style(i))
         axes.set_title(title, loc="left", fontsize=9)
-        axes.set(xlabel="step", ylabel="loss - float32's")
-        axes.legend(fontsize=7, frameon=False)
-    figure.savefig(path, dpi=130)
+        axes.set(xlabel="optimizer step", ylabel="training loss − that of float32 (nats)")
+        style.legend(axes, fontsize=8)
+    style.save(figure, path)
 
 
 def main() -> None:

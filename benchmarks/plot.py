@@ -16,10 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from examples import strict_json
+from examples import strict_json, style
 
-# Told apart with every kind of colour vision.
-OURS, OTHERS, MISSED, TARGET = "#4477aa", "#bbbbbb", "#ee6677", "#222222"
+OURS, OTHERS, MISSED, TARGET = style.BLUE, style.GREY, style.VERMILION, style.BLACK
 OTHER_LIBRARIES = ("optax", "torch", "flashoptim")
 KEY = {
     "adam_jax": Patch(color=OURS),
@@ -85,7 +84,7 @@ def chart(results: dict[str, Any]) -> Figure:
         grid = part.subplots(len(column), 1, squeeze=False, height_ratios=height)
         for axes, title in zip(grid[:, 0], column, strict=True):
             draw(axes, title, panels[title])
-        grid[-1, 0].set_xlabel("ratio of medians: less is faster", fontsize=8)
+        grid[-1, 0].set_xlabel("ratio of median times (lower is faster)", fontsize=8)
     figure.suptitle(results["machine"], fontsize=8, color="#555555")
     entries = dict(handles=list(KEY.values()), labels=list(KEY), ncols=5 if len(columns) > 1 else 3)
     figure.legend(**entries, loc="outside lower center", fontsize=8, frameon=False)

@@ -12,19 +12,15 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
+from matplotlib.figure import Figure
 
 import adam_jax
 from examples import study
 from examples.mnist import data, population
 from examples.mnist.population import Prepare, Split
 from examples.mnist.preprocessing import augment, normalise
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402
 
 SEEDS, BATCH, HELD_OUT, LEARNING_RATE = 3, 64, 1000, 1e-3
 EPOCHS = {"mlp": 30, "small-cnn": 12}
@@ -105,14 +101,16 @@ def picture(images: np.ndarray, seed: int, path: Path) -> None:
     """Twelve digits: as they are, and three times shifted and turned."""
     keys = jax.random.split(jax.random.key(seed), 3)
     rows = [normalise(images)] + [shifted_and_turned(key, jnp.asarray(images)) for key in keys]
-    figure, axes = plt.subplots(len(rows), len(images), figsize=(12, 4.4), layout="constrained")
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    axes = figure.subplots(len(rows), len(images), squeeze=False)
     for row, digits in zip(axes, rows, strict=True):
         for axis, digit in zip(row, np.asarray(digits)[..., 0], strict=True):
             axis.imshow(digit, cmap="gray_r", vmin=0, vmax=1)
             axis.axis("off")
-    figure.suptitle("Above: as they are. Below: shifted by up to 2 pixels, turned by up to 10°.")
+    figure.suptitle(
+        "First row: originals. Others: shifted by up to 2 pixels and rotated by up to 10°."
+    )
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def main(argv: list[str] | None = None) -> None:

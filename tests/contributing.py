@@ -15,6 +15,7 @@ LAYERS: dict[str, tuple[set[str], str]] = {
     "_types": (set(), "the types of what passes through"),
     "validation": (set(), "errors for numbers"),
     "columns": (set(), "text in columns, for what is printed"),
+    "pictures": (set(), "colours, axes and labels, for what is drawn"),
     "slots": (set(), "an accumulator: its name, and what rules and formats know of it"),
     "xla": (set(), "what XLA has to be told: a file per habit, its figure, its test"),
     "rules": (
@@ -36,7 +37,7 @@ LAYERS: dict[str, tuple[set[str], str]] = {
         "edits of our own pipelines: modifiers, groups, hyperparameters in the state, packing",
     ),
     "transfer": (
-        {"modify", "engine", "rules", "formats", "columns", "validation"},
+        {"modify", "engine", "rules", "formats", "columns", "pictures", "validation"},
         "numbers for a model, a batch or a run that grows: muP, CompleteP, scaling rules",
     ),
     "wrap": (
@@ -52,7 +53,7 @@ LAYERS: dict[str, tuple[set[str], str]] = {
         "states in other forms, and from and to other libraries",
     ),
     "inspect": (
-        {"sharding", "wrap", "modify", "engine", "columns"},
+        {"sharding", "wrap", "modify", "engine", "columns", "pictures"},
         "bytes, planned and live; records",
     ),
     "__init__": (

@@ -19,6 +19,7 @@ WITHOUT_OPTAX = {"validation", "slots", "xla", "rules", "formats"}
 # Nothing but jax and optax is there when the package is imported.
 IN_FUNCTIONS = {
     "inspect/records.py": {"matplotlib"},
+    "pictures.py": {"matplotlib"},
     "transfer/coordinates.py": {"matplotlib"},
     "transfer/coordinates_plot.py": {"matplotlib"},
     "convert/flax.py": {"flax"},

@@ -3,8 +3,6 @@
 A record is what it returns: {"step": 1200, "groups": {"encoder": {"gradient_rms": 1e-3, ...}, ...}}
 """
 
-import functools
-import io
 import itertools
 import json
 import math
@@ -16,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import numpy as np
 
 from adam_jax._types import Leaf, Named
+from adam_jax.pictures import line_style, plain, show_in_notebooks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,9 +32,6 @@ _PANELS = {
     "lost_to_rounding": ("Updates lost to rounding", "share of non-zero updates", "share"),
 }
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-# Paul Tol's "bright", and black: told apart with every kind of colour vision. Then dashed, dotted.
-_COLOURS = ("#4477aa", "#ee6677", "#228833", "#aa3377", "#ccbb44", "#66ccee", "#222222")
-_DASHES = ("-", "--", ":", "-.")
 
 
 def append_json_line(path: str | os.PathLike[str], record: Record) -> bool:
@@ -193,10 +189,9 @@ def plot(
         axes[i].set_xlabel("step" if i + columns >= len(metrics) else "", fontsize=9)
     for empty in axes[len(metrics) :]:
         empty.remove()
-    lines = [Line2D([], [], **_style(i)) for i in range(len(groups))]
+    lines = [Line2D([], [], linewidth=1.4, **line_style(i)) for i in range(len(groups))]
     figure.legend(lines, labels, loc="outside upper left", ncols=per_row, frameon=False, fontsize=9)
-    # Without pyplot nobody tells IPython how a figure is shown.
-    figure._repr_png_ = functools.partial(_png, figure)  # pyright: ignore[reportAttributeAccessIssue]
+    show_in_notebooks(figure)
     return figure
 
 
@@ -255,11 +250,6 @@ def _last_lines(file: IO[bytes]) -> tuple[bytes, bytes]:
         block *= 2
 
 
-def _style(i: int) -> Named:
-    dash = _DASHES[i // len(_COLOURS) % len(_DASHES)]
-    return {"color": _COLOURS[i % len(_COLOURS)], "linestyle": dash, "linewidth": 1.4}
-
-
 def _draw(axes: "Axes", name: str, timelines: list[list[Record]], groups: list[str]) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
@@ -275,7 +265,8 @@ def _draw(axes: "Axes", name: str, timelines: list[list[Record]], groups: list[s
         seen = [False, *(not math.isnan(y) for y in values), False]
         alone = [b and not (a or c) for a, b, c in zip(seen, seen[1:], seen[2:], strict=False)]
         empty = empty and not any(seen)
-        axes.plot(steps, values, **_style(i), marker="o", markersize=3.5, markevery=alone)
+        dots = {"marker": "o", "markersize": 3.5, "markevery": alone}
+        axes.plot(steps, values, linewidth=1.4, **line_style(i), **dots)
     if empty:
         axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", color="#666666")
     elif kind == "log":
@@ -291,13 +282,5 @@ def _draw(axes: "Axes", name: str, timelines: list[list[Record]], groups: list[s
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_title(title, loc="left", fontsize=10)
     axes.set_ylabel(unit, fontsize=9)
-    axes.tick_params(which="both", labelsize=8, color="#bbbbbb")
-    axes.grid(color="#e8e8e8", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#bbbbbb")
-
-
-def _png(figure: "Figure") -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
-    return file.getvalue()
+    axes.tick_params(which="both", labelsize=8)
+    plain(axes)

@@ -1,12 +1,12 @@
 """The picture of a coordinate check."""
 
-import functools
-import io
 import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from adam_jax.pictures import TEXT, VERMILION, apart, plain, show_in_notebooks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,9 +14,8 @@ if TYPE_CHECKING:
 
     from adam_jax.transfer.coordinates import CoordinateCheck
 
-# Vermilion, of Okabe and Ito's colours, stands out from greys and blues with every kind of colour
-# vision, and in print by its width.
-_WRONG = "#d55e00"
+# Vermilion stands out from greys and blues with every kind of colour vision, and in print by the
+# width of its lines.
 _RIGHT = ("#6b87a3", "#93a3ad", "#7d8c7c", "#a29bb5")
 _HEADING: Any = {"loc": "left", "fontsize": 10, "color": "#333333"}
 _LINE_HEIGHT = 11.5  # Points from one label to the next.
@@ -50,7 +49,7 @@ def draw(check: "CoordinateCheck") -> "Figure":
         ha="left",
         fontsize=11.5,
         fontweight="bold",
-        color="#333333" if check.ok else _WRONG,
+        color="#333333" if check.ok else VERMILION,
     )
     left, right = figure.subplots(1, 2)
     _draw_panel(left, check, check.rms[-1], check.slopes, -math.inf, inside)
@@ -59,8 +58,7 @@ def draw(check: "CoordinateCheck") -> "Figure":
     right.set_title(f"Change {after}: flat is right", **_HEADING)
     left.set_ylabel("RMS of each activation", fontsize=9)
     right.set_ylabel("RMS of the difference from before the first step", fontsize=9)
-    # Without pyplot nobody tells IPython how a figure is shown.
-    figure._repr_png_ = functools.partial(_png, figure)  # pyright: ignore[reportAttributeAccessIssue]
+    show_in_notebooks(figure)
     return figure
 
 
@@ -87,11 +85,11 @@ def _draw_panel(
     drawn = np.where(np.isfinite(sizes) & (sizes > 0), sizes, np.nan)  # [widths, names]
     low, high = _limits(drawn, check.widths)
     ends = np.log(np.where(np.isnan(drawn[-1]), low, drawn[-1]) / low) / math.log(high / low)
-    places = _apart(ends, _LINE_HEIGHT / (72 * inside))
+    places = apart(ends, _LINE_HEIGHT / (72 * inside))
     for i, (name, verdict) in enumerate(check.verdicts.items()):
         wrong = verdict != "ok"
         seen = wrong and not least <= slopes[name] <= check.tolerance
-        color = _WRONG if wrong else _RIGHT[i % len(_RIGHT)]
+        color = VERMILION if wrong else _RIGHT[i % len(_RIGHT)]
         axes.plot(
             check.widths,
             drawn[:, i],
@@ -117,7 +115,7 @@ def _draw_panel(
             va="center",
             fontsize=8.5,
             fontweight="bold" if seen else "normal",
-            color=_WRONG if wrong else "#444444",
+            color=VERMILION if wrong else TEXT,
             arrowprops={
                 "arrowstyle": "-",
                 "color": color,
@@ -136,11 +134,8 @@ def _draw_panel(
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
     axes.set_xlabel("width", fontsize=9)
-    axes.tick_params(labelsize=8, color="#bbbbbb")
-    axes.grid(color="#ececec", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#bbbbbb")
+    axes.tick_params(labelsize=8)
+    plain(axes)
 
 
 def _limits(drawn: np.ndarray, widths: tuple[int, ...]) -> tuple[float, float]:
@@ -150,29 +145,3 @@ def _limits(drawn: np.ndarray, widths: tuple[int, ...]) -> tuple[float, float]:
     low, high = np.log10(np.nanmin(drawn)), np.log10(np.nanmax(drawn))
     more = max(0.1 * (high - low), 0.05, (math.log10(widths[-1] / widths[0]) - high + low) / 2)
     return float(10 ** (low - more)), float(10 ** (high + more))
-
-
-def _apart(ends: np.ndarray, gap: float) -> np.ndarray:
-    """Places from 0 to 1 near the ends, in their order, a gap or more from each other.
-
-    The nearest ones by least squares: neighbours that are too close become one group.
-    """
-    order = np.argsort(ends, kind="stable")
-    groups: list[tuple[float, int]] = []
-    for i, end in enumerate(ends[order]):
-        mean, size = float(end) - i * gap, 1
-        while groups and groups[-1][0] > mean:
-            before, many = groups.pop()
-            mean, size = (before * many + mean * size) / (many + size), many + size
-        groups.append((mean, size))
-    shifts = np.repeat([mean for mean, _ in groups], [size for _, size in groups])
-    places = np.empty_like(ends)
-    last = 1 - (len(ends) - 1) * gap
-    places[order] = np.clip(shifts, min(0, last), last) + np.arange(len(ends)) * gap
-    return places
-
-
-def _png(figure: "Figure") -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
-    return file.getvalue()

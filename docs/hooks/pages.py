@@ -21,6 +21,7 @@ ELSEWHERE = {
     "examples.md": "examples/README.md",
     "serving.md": "examples/mnist/README.md",
 }
+NOTEBOOKS = ROOT / "examples" / "notebooks"
 LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<path>[^)#:\s]+)(?P<anchor>#[^)\s]*)?\)")
 # Of code in a table, what has no blank in it and is short stays on one line.
 WORD = re.compile(r"<code>(?=[^<\s]{1,30}</code>)")
@@ -46,8 +47,12 @@ def on_page_content(html: str, **kwargs: Any) -> str:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Turns the links of one page."""
+    if page.file.abs_src_path is None:  # Made by another hook, with the links of the site.
+        return markdown
     folder = Path(page.file.abs_src_path).parent
     uris = {Path(file.abs_src_path): file.src_uri for file in files if file.abs_src_path}
+    # The pages that notebooks.py makes; they have no file of their own.
+    uris |= {path: f"notebooks/{path.stem}.md" for path in NOTEBOOKS.glob("*.ipynb")}
     here = posixpath.dirname(page.file.src_uri)
 
     def turned(link: re.Match[str]) -> str:

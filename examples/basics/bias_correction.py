@@ -15,6 +15,7 @@ import optax
 from flax import nnx
 
 import adam_jax
+from examples import style
 from examples.basics import page
 from examples.mnist import data
 from examples.mnist.models import MLP
@@ -24,7 +25,7 @@ from examples.study import Result
 STEPS, B1, B2 = 100, 0.9, 0.999
 MEAN, DEVIATION = 0.3, 1.0  # of the gradients, in the first experiment
 RATES = np.geomspace(1e-4, 1e-1, 10).astype(np.float32)
-KINDS = {"with": page.BLUE, "without": page.RED}
+KINDS = {"with": style.BLUE, "without": style.VERMILION}
 
 
 def averages(gradients: jax.Array) -> Result:
@@ -148,11 +149,11 @@ def picture(result: Result, path: Path) -> None:
     figure, (mu, nu, size, digits) = page.panels(2, 2)
     t = np.arange(1, STEPS + 1)
     for axis, name, truth in ((mu, "mu", MEAN), (nu, "nu", MEAN**2 + DEVIATION**2)):
-        axis.axhline(truth, color="black", linestyle=":", label="truth")
-        axis.plot(t, result[f"{name}_hat"], color=page.BLUE, label=f"{name}-hat, corrected")
-        axis.plot(t, result[name], color=page.RED, label=f"{name}, as it is")
+        axis.axhline(truth, color="black", linestyle=":", label="true moment")
+        axis.plot(t, result[f"{name}_hat"], color=style.BLUE, label=f"{name}-hat, corrected")
+        axis.plot(t, result[name], color=style.VERMILION, label=f"{name}, uncorrected")
         axis.set(xlabel="step", ylim=(0, 1.2 * truth))
-        page.legend(axis)
+        style.legend(axis)
     mu.set(ylabel="average of g (mean of 4,096)")
     nu.set(ylabel="average of g² (mean of 4,096)")
     for kind, colour in KINDS.items():
@@ -161,11 +162,11 @@ def picture(result: Result, path: Path) -> None:
         digits.loglog(result["rates"], losses, "o-", color=colour, label=f"{kind} bias correction")
     formula = np.array(result["size_with"]) * too_long()
     size.semilogy(t, formula, "k:", label=r"with, times $(1-b_1^t)/\sqrt{1-b_2^t}$")
-    size.set(xlabel="step", ylabel="RMS of the update, in learning rates")
+    size.set(xlabel="step", ylabel="RMS of the update / learning rate")
     digits.set(xlabel="learning rate", ylabel=f"loss after {STEPS} steps (nats)")
-    digits.set_title("an MLP on handwritten digits", fontsize=10)
+    digits.set_title("MLP on handwritten digits", fontsize=10)
     for axis in (size, digits):
-        page.legend(axis)
+        style.legend(axis)
     ratio = result["ratio"]
     title = (
         f"Without bias correction the first steps are {min(ratio):.1f} to {max(ratio):.1f} times"

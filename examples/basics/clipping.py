@@ -16,13 +16,15 @@ import optax
 from flax import nnx
 
 import adam_jax
+from examples import style
 from examples.basics import page
 from examples.mnist import data
 from examples.mnist.preprocessing import normalise
 from examples.study import Result
 
 ROWS, UNITS, CLIP = 28, 48, 1.0
-GAINS = {1.0: page.BLUE, 1.5: page.GREEN, 2.0: page.RED}  # of the recurrent weights at the start
+# Of the recurrent weights at the start.
+GAINS = {1.0: style.BLUE, 1.5: style.GREEN, 2.0: style.VERMILION}
 TRAINED = 2.0
 RATES = {"SGD": np.geomspace(1e-6, 1.0, 7), "Adam": np.geomspace(1e-4, 1e-1, 7)}
 CONSTRUCTORS = {"SGD": optax.sgd, "Adam": adam_jax.adam}
@@ -163,31 +165,31 @@ def picture(result: Result, path: Path) -> None:
         rows.semilogy(
             np.arange(1, ROWS + 1), values, "o-", markersize=3, color=colour, label=f"gain {gain:g}"
         )
-    rows.set(xlabel="row of the image", ylabel="norm of the gradient by the state")
+    rows.set(xlabel="row of the image", ylabel="gradient norm at the state")
     rows.set_title("before training", fontsize=10)
-    for name, colour in (("SGD", page.YELLOW), ("Adam", page.BLUE)):
-        for clip, style in ((False, "--"), (True, "-")):
+    for name, colour in (("SGD", style.ORANGE), ("Adam", style.BLUE)):
+        for clip, dashes in ((False, "--"), (True, "-")):
             run, last = result[label(name, clip)], last_losses(result[label(name, clip)])
             best = int(last.argmin())
             text = f"{label(name, clip)}, {RATES[name][best]:.2g}"
-            norms.semilogy(run["norms"][best], style, color=colour, linewidth=1, label=text)
-            losses.semilogy(run["losses"][best], style, color=colour, linewidth=1, label=text)
+            norms.semilogy(run["norms"][best], dashes, color=colour, linewidth=1, label=text)
+            losses.semilogy(run["losses"][best], dashes, color=colour, linewidth=1, label=text)
             by_rate.loglog(
                 RATES[name],
                 np.where(np.isfinite(last), last, np.nan),
-                f"o{style}",
+                f"o{dashes}",
                 color=colour,
                 label=label(name, clip),
             )
     norms.axhline(CLIP, color="black", linestyle=":")
-    norms.set(xlabel="step", ylabel="norm of the gradient, before clipping")
+    norms.set(xlabel="step", ylabel="gradient norm before clipping")
     losses.set(xlabel="step", ylabel="cross-entropy (nats)")
-    by_rate.set(xlabel="learning rate", ylabel="loss at the end (nats)")
-    norms.set_title(f"training from gain {TRAINED:g}, each at its best rate", fontsize=10)
+    by_rate.set(xlabel="learning rate", ylabel="final cross-entropy (nats)")
+    norms.set_title(f"training from gain {TRAINED:g}, each at its best learning rate", fontsize=10)
     losses.set_title("the same runs", fontsize=10)
-    by_rate.set_title("a missing point: the loss became infinite or NaN", fontsize=10)
+    by_rate.set_title("no point where the loss became infinite or NaN", fontsize=10)
     for axis in (rows, losses, by_rate):
-        page.legend(axis)
+        style.legend(axis)
     page.save(
-        figure, "A recurrent network's gradients vanish or explode; clipping tames them", path
+        figure, "A recurrent network's gradients vanish or explode; clipping bounds them", path
     )

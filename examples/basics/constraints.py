@@ -19,6 +19,7 @@ from matplotlib.patches import Rectangle
 from scipy.optimize import lsq_linear
 
 import adam_jax
+from examples import style
 from examples.basics import page
 from examples.study import Result
 
@@ -27,7 +28,7 @@ A = np.array([[2.0, -2.0], [0.5, 0.5]])
 B = A @ np.array([2.2, 0.3])
 START, LOWER, UPPER = (0.2, 0.9), -1.0, 1.0
 SCALES = np.array([0.01, 0.1, 1.0, 10.0], np.float32)  # of the gradient's noise
-COLOURS = (page.CYAN, page.BLUE, page.PURPLE, page.RED)
+COLOURS = style.sequence(len(SCALES))
 RATE, DECAY = 1e-3, 1.0
 
 
@@ -128,18 +129,23 @@ def picture(result: Result, path: Path) -> None:
     u, v = np.linspace(-1.5, 3.0, 200), np.linspace(-1.5, 3.0, 200)
     residuals = np.einsum("ij,jvu->ivu", A, np.stack(np.meshgrid(u, v))) - B[:, None, None]
     page.contours(box, u, v, (residuals**2).sum(axis=0) / 2, 0.03)
-    box.add_patch(Rectangle((-1, -1), 2, 2, color=page.YELLOW, alpha=0.25))
-    for name, colour, label in (("free", page.BLUE, "Adam"), ("boxed", page.RED, "projected")):
+    box.add_patch(Rectangle((-1, -1), 2, 2, color=style.GREY, alpha=0.35))
+    for name, colour, label in (
+        ("free", style.BLUE, "unconstrained"),
+        ("boxed", style.VERMILION, "projected after each step"),
+    ):
         way = np.array([START, *result[name]])
         box.plot(*way.T, color=colour, label=label)
     once = np.clip(result["free"][-1], LOWER, UPPER)
     box.plot(*START, "o", color="black", label="start")
-    box.plot(*result["solution"], "*", color=page.RED, markersize=14, label="minimum in the box")
-    box.plot(*once, "X", color=page.BLUE, markersize=9, label="projected at the end only")
+    box.plot(
+        *result["solution"], "*", color=style.VERMILION, markersize=14, label="minimum in the box"
+    )
+    box.plot(*once, "X", color=style.BLUE, markersize=9, label="projected once, at the end")
     box.set(xlabel=r"$\theta_1$", ylabel=r"$\theta_2$", aspect="equal")
-    box.set_title("a box, in yellow", fontsize=10)
-    page.legend(box, loc="upper left")
-    titles = {"L2": "L2: adam(l2=1)", "decoupled": "decoupled: adamw(weight_decay=1)"}
+    box.set_title("Adam with a box constraint (grey)", fontsize=10)
+    style.legend(box, loc="upper left")
+    titles = {"L2": "L2 penalty: adam(l2=1)", "decoupled": "decoupled decay: adamw(weight_decay=1)"}
     for axis, (name, title) in zip((l2, decoupled), titles.items(), strict=True):
         values = np.array(result[name])
         for i, colour in enumerate(COLOURS):
@@ -148,8 +154,10 @@ def picture(result: Result, path: Path) -> None:
         axis.plot(
             (1 - RATE * DECAY) ** np.arange(len(values)), "k:", label=r"$(1-\alpha\lambda)^t$"
         )
-        axis.set(xlabel="step", ylabel="what is left of a parameter", ylim=(-0.05, 1.05))
+        axis.set(xlabel="step", ylabel="parameter (initially 1)", ylim=(-0.05, 1.05))
         axis.set_title(title, fontsize=10)
-    page.legend(l2, title="size of the gradient")
-    title = "A box is a projection after each step; decay is not the same as a penalty"
+    style.legend(l2, title="gradient scale")
+    title = (
+        "A box constraint, and two forms of weight decay on parameters whose gradients are noise"
+    )
     page.save(figure, title, path)

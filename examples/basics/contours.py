@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 import adam_jax
+from examples import style
 from examples.basics import page
 from examples.study import Result
 
@@ -26,7 +27,9 @@ OPTIMIZERS: dict[str, Callable[[jax.Array], optax.GradientTransformation]] = {
     "RMSprop": optax.rmsprop,
     "Adam": adam_jax.adam,
 }
-COLOURS = dict(zip(OPTIMIZERS, (page.YELLOW, page.GREEN, page.BLUE, page.RED), strict=True))
+COLOURS = dict(
+    zip(OPTIMIZERS, (style.BLACK, style.GREEN, style.BLUE, style.VERMILION), strict=True)
+)
 
 
 def rosenbrock(p: jax.Array) -> jax.Array:
@@ -68,7 +71,7 @@ def path_of(function: Function, tx: optax.GradientTransformation, steps: int) ->
 
 
 def arrivals(paths: np.ndarray, minimum: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Steps until each path is within NEAR for the first time, and for good; NaN if it never is.
+    """Steps until each path is within NEAR: first, and from then on to the end; NaN if never.
 
     Args:
       paths: [rates, steps + 1, 2].
@@ -95,16 +98,16 @@ def compute(setting: page.Setting) -> Result:
                 return path_of(function, constructor(rate), steps)
 
             paths = np.array(jax.jit(jax.vmap(at))(jnp.asarray(RATES)))
-            first, for_good = arrivals(paths, function.minimum)
+            first, settled = arrivals(paths, function.minimum)
             distances = np.linalg.norm(paths[:, -1] - np.array(function.minimum), axis=1)
             # If none arrives, the one that ends nearest is drawn.
-            best = np.nanargmin(distances if np.isnan(for_good).all() else for_good)
-            shown = steps if np.isnan(for_good[best]) else int(for_good[best])
+            best = np.nanargmin(distances if np.isnan(settled).all() else settled)
+            shown = steps if np.isnan(settled[best]) else int(settled[best])
             result[name][optimizer] = {
                 "rate": RATES[best],
-                "steps": for_good[best],
+                "steps": settled[best],
                 "first": first,
-                "for_good": for_good,
+                "settled": settled,
                 "path": paths[best, : shown + 1][:: max(1, shown // 1000)],
             }
     return result
@@ -124,7 +127,7 @@ def findings(result: Result) -> list[str]:
         )
         arrived, stayed = (
             {k: int(np.isfinite(np.array(run[which])).sum()) for k, run in runs.items()}
-            for which in ("first", "for_good")
+            for which in ("first", "settled")
         )
         counts = ", ".join(f"{k} {arrived[k]} ({stayed[k]})" for k in runs)
         lines.append(
@@ -138,8 +141,13 @@ def findings(result: Result) -> list[str]:
 
 
 def number(steps: float) -> str:
-    """Steps, or never."""
-    return "never" if np.isnan(steps) else f"{steps:,.0f}"
+    """Steps, or that there are none."""
+    return "not reached" if np.isnan(steps) else f"{steps:,.0f}"
+
+
+def in_steps(steps: float) -> str:
+    """For a legend."""
+    return "not reached" if np.isnan(steps) else f"{number(steps)} steps"
 
 
 def picture(result: Result, path: Path) -> None:
@@ -152,16 +160,18 @@ def picture(result: Result, path: Path) -> None:
         page.contours(contours, u, v, values, 1e-2)
         for optimizer, colour in COLOURS.items():
             run = result[name][optimizer]
-            label = f"{optimizer}, rate {run['rate']:.2g}: {number(run['steps'])} steps"
-            contours.plot(*np.array(run["path"]).T, color=colour, linewidth=1.3, label=label)
+            label = f"{optimizer}, rate {run['rate']:.2g}: {in_steps(run['steps'])}"
+            contours.plot(*np.array(run["path"]).T, color=colour, linewidth=1.6, label=label)
             by_rate.loglog(RATES, run["first"], ":", color=colour)
-            by_rate.loglog(RATES, run["for_good"], "o-", markersize=3, color=colour)
+            by_rate.loglog(RATES, run["settled"], "o-", markersize=3, color=colour, label=optimizer)
         contours.plot(*function.start, "o", color="black")
         contours.plot(*function.minimum, "*", color="black", markersize=13)
         contours.set(xlabel="x", ylabel="y", xlim=function.window[0], ylim=function.window[1])
-        contours.set_title(f"{name}, log-spaced contours; dot: start, star: minimum", fontsize=10)
-        page.legend(contours, loc="lower left" if name == "Rosenbrock" else "upper right")
-        by_rate.set(xlabel="learning rate", ylabel=f"steps to within {NEAR}")
+        contours.set_title(f"{name}; dot: start, star: minimum", fontsize=10)
+        corner = "lower left" if name == "Rosenbrock" else "upper right"
+        style.legend(contours, loc=corner, fontsize=8, labelspacing=0.25)
+        by_rate.set(xlabel="learning rate", ylabel=f"steps to within {NEAR} of the minimum")
         by_rate.set_xlim(RATES[0] / 1.5, RATES[-1] * 1.5)
-        by_rate.set_title("dotted: for the first time; dots: for good", fontsize=10)
-    page.save(figure, "Each optimizer at its best constant learning rate of 33", path)
+        by_rate.set_title("dotted: first arrival; solid: stays from this step on", fontsize=10)
+        style.legend(by_rate)
+    page.save(figure, "Above: each optimizer at the best of 33 constant learning rates", path)

@@ -15,12 +15,13 @@ import numpy as np
 import optax
 
 import adam_jax
+from examples import style
 from examples.basics import page
 from examples.study import Result
 
 ROWS, COLUMNS, BATCH = 512, 20, 16
 RATES = np.geomspace(1e-3, 1e-1, 9).astype(np.float32)
-SHOWN = {4: page.BLUE, 8: page.RED}  # of the rates: 0.01 and 0.1
+SHOWN = {4: style.BLUE, 8: style.VERMILION}  # of the rates: 0.01 and 0.1
 
 
 def compute(setting: page.Setting) -> Result:
@@ -102,23 +103,23 @@ def picture(result: Result, path: Path) -> None:
     figure, (batches, everything, by_rate) = page.panels(3)
     for axis, kind in ((batches, "batches"), (everything, "all rows")):
         for i, colour in SHOWN.items():
-            for schedule, style in (("constant", "-"), ("cosine", "--")):
+            for schedule, dashes in (("constant", "-"), ("cosine", "--")):
                 distances = result[f"{schedule}, {kind}"][i]
                 steps = np.arange(len(distances)) * result["stride"]
                 label = f"{RATES[i]:.2g}, {schedule}"
-                axis.semilogy(steps, distances, style, color=colour, linewidth=1, label=label)
-        axis.set(xlabel="step", ylabel="distance to the solution, relative")
+                axis.semilogy(steps, distances, dashes, color=colour, linewidth=1, label=label)
+        axis.set(xlabel="step", ylabel="relative distance to the solution")
     batches.set_title(f"batches of {BATCH} rows", fontsize=10)
     everything.set_title(f"all {ROWS} rows at each step", fontsize=10)
-    page.legend(everything, title="learning rate", loc="upper right")
-    for kind, colour in (("batches", page.BLUE), ("all rows", page.RED)):
-        for schedule, style in (("constant", "o-"), ("cosine", "o--")):
+    style.legend(everything, title="learning rate", loc="upper right")
+    for kind, colour in (("batches", style.BLUE), ("all rows", style.VERMILION)):
+        for schedule, dashes in (("constant", "o-"), ("cosine", "o--")):
             name = f"{schedule}, {kind}"
-            by_rate.loglog(RATES, ends(result, name), style, color=colour, label=name)
-    by_rate.set(xlabel="learning rate", ylabel="distance at the end, relative")
+            by_rate.loglog(RATES, ends(result, name), dashes, color=colour, label=name)
+    by_rate.set(xlabel="learning rate", ylabel="final relative distance")
     by_rate.set_ylim(top=3)
-    page.legend(by_rate, loc="upper left", ncols=2)
-    by_rate.set_title("where each rate ends", fontsize=10)
+    style.legend(by_rate, loc="upper left", ncols=2)
+    by_rate.set_title("final distance by learning rate", fontsize=10)
     constant, cosine = (ends(result, f"{name}, batches").min() for name in ("constant", "cosine"))
     title = f"On batches the best constant rate ends {constant / cosine:.1f} times as far"
     page.save(figure, f"{title} from the least-squares solution as the best decaying one", path)

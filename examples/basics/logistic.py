@@ -14,11 +14,12 @@ import numpy as np
 import optax
 
 import adam_jax
+from examples import style
 from examples.basics import page
 from examples.mnist.preprocessing import normalise
 from examples.study import Result
 
-COLOURS = {"SGD": page.YELLOW, "Adam": page.BLUE, "AdamW": page.RED}
+COLOURS = {"SGD": style.BLACK, "Adam": style.BLUE, "AdamW": style.VERMILION}
 RARE = 0.002  # mean ink of a pixel, of 1
 
 
@@ -130,7 +131,7 @@ def picture(result: Result, path: Path) -> None:
         test.loglog(steps, run["test_loss"], color=colour, label=label)
     for axis, part in ((train, "training"), (test, "test")):
         axis.set(xlabel="step", ylabel=f"cross-entropy (nats), {part} digits")
-        page.legend(axis)
+        style.legend(axis)
     shown = ink.imshow(np.array(result["ink"]).reshape(28, 28), cmap="gray_r")
     figure.colorbar(shown, ax=ink, fraction=0.046)
     ink.set(xticks=[], yticks=[])
@@ -140,6 +141,7 @@ def picture(result: Result, path: Path) -> None:
         page.image(axis, np.array(result[name]["weights"]).reshape(28, 28), f"weights by {name}")
     ratios = ", ".join(f"{name} {result[name]['rare_to_common']:.2g}" for name in COLOURS)
     title = (
-        f"A 3 (blue) or an 8 (red)? Weights of pixels with hardly any ink, beside others: {ratios}"
+        "Weights for 3 (blue) or 8 (red); size on pixels with hardly any ink relative to the"
+        f" others: {ratios}"
     )
     page.save(figure, title, path)

@@ -16,6 +16,7 @@ from jax.flatten_util import ravel_pytree
 from matplotlib.patches import Circle
 
 import adam_jax
+from examples import style
 from examples.basics import page
 from examples.study import Result
 
@@ -141,8 +142,10 @@ def picture(result: Result, path: Path) -> None:
     shown = where.contourf(side, side, p, np.linspace(0, 1, 11), cmap="RdBu_r", alpha=0.6)
     figure.colorbar(shown, ax=where, label="probability of inside")
     where.add_patch(Circle((0, 0), RADIUS, fill=False, linestyle="--"))
-    where.plot(*points[inside].T, "o", color=page.RED, markeredgecolor="white", label="inside")
-    where.plot(*points[~inside].T, "s", color=page.BLUE, markeredgecolor="white", label="outside")
+    where.plot(
+        *points[inside].T, "o", color=style.VERMILION, markeredgecolor="white", label="inside"
+    )
+    where.plot(*points[~inside].T, "s", color=style.BLUE, markeredgecolor="white", label="outside")
     theta = np.array(result["theta"])
     biases, weights = theta[-1, :3], theta[-1, 3:9].reshape(2, 3)
     x, y = np.meshgrid(side, side)
@@ -150,30 +153,32 @@ def picture(result: Result, path: Path) -> None:
         unit = biases[j] + x * weights[0, j] + y * weights[1, j]
         where.contour(x, y, unit, [0.0], colors="black", linewidths=1)
     where.set(xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
-    where.set_title("lines: where a hidden unit is 0; dashed: the truth", fontsize=10)
+    where.set_title("solid: zeros of the hidden units; dashed: true boundary", fontsize=10)
 
-    losses.loglog(steps + 1, result["loss"], color=page.BLUE)
+    losses.loglog(steps + 1, result["loss"], color=style.BLUE)
     losses.set(xlabel="step", ylabel="cross-entropy (nats)")
-    losses.set_title("the loss", fontsize=10)
+    losses.set_title("training loss", fontsize=10)
 
     ends = list(itertools.accumulate(LAYERS.values(), initial=0))
-    colours = (page.CYAN, page.BLUE, page.YELLOW, page.RED)
+    colours = (style.SKY, style.BLUE, style.GREEN, style.VERMILION)
     for (name, count), begin, colour in zip(LAYERS.items(), ends[:-1], colours, strict=True):
         lines = theta[:, begin : begin + count]
         drawn = parameters.plot(np.arange(len(theta)) * result["stride"], lines, color=colour)
         drawn[0].set_label(name)
     parameters.set(xlabel="step", ylabel="parameter")
     parameters.set_title("the 13 parameters", fontsize=10)
-    page.legend(parameters)
+    style.legend(parameters)
 
     losses_there = np.array(result["plane_loss"])
     page.contours(plane, result["u"], result["v"], losses_there, losses_there.min())
     way = np.array(result["on_plane"])
-    plane.plot(*way.T, color=page.RED)
+    plane.plot(*way.T, color=style.VERMILION)
     plane.plot(*way[0], "o", color="black", label="start")
     plane.plot(*way[-1], "*", color="black", markersize=12, label="end")
-    plane.set(xlabel="first principal axis", ylabel="second")
-    plane.set_title(f"the way in the plane with {result['in_plane']:.1%} of it", fontsize=10)
-    page.legend(plane)
+    plane.set(xlabel="first principal axis", ylabel="second principal axis")
+    plane.set_title(
+        f"trajectory, principal plane ({result['in_plane']:.1%} of its variance)", fontsize=10
+    )
+    style.legend(plane)
     title = f"A 2-3-1 network learns a disc: 13 parameters, {len(steps) - 1:,} steps of Adam"
     page.save(figure, title, path)

@@ -5,24 +5,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
-import matplotlib
 import numpy as np
 
+from examples import style
 from examples.mnist.data import Digits
 from examples.study import Result
-
-matplotlib.use("Agg")  # Files only: no window system is needed.
-
-import matplotlib.pyplot as plt  # noqa: E402
-
-BLUE, RED, GREEN, YELLOW, CYAN, PURPLE = (
-    "#4477aa",
-    "#ee6677",
-    "#228833",
-    "#ccbb44",
-    "#66ccee",
-    "#aa3377",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,26 +59,18 @@ def claim(holds: bool | np.bool_, text: str) -> str:
 
 def panels(columns: int, rows: int = 1, height: float = 3.8) -> tuple[Any, list[Any]]:
     """A figure and its axes, row by row."""
-    size = (4.4 * columns, height * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
-    for axis in axes.flat:
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, list(axes.flat)
+    return style.panels(rows, columns, height=height)
 
 
 def contours(axis: Any, x: np.ndarray, y: np.ndarray, values: np.ndarray, lowest: float) -> None:
     """Contour lines of values [y, x] > 0, equally spaced in their logarithm, from `lowest` up."""
     levels = np.geomspace(lowest, values.max(), 24)
+    axis.grid(False)
     axis.contour(x, y, values, levels, norm="log", cmap="Greys_r", linewidths=0.6, alpha=0.6)
 
 
-def legend(axis: Any, **options: Any) -> None:
-    """A legend without a frame, readable on top of lines."""
-    axis.legend(**{"fontsize": 8, "facecolor": "white", "edgecolor": "none"} | options)
-
-
 def image(axis: Any, pixels: np.ndarray, title: str) -> None:
-    """Weights [28, 28] as an image: blue pulls down, red pulls up, white does nothing."""
+    """Weights [28, 28] as an image: blue is negative, red positive, white 0."""
     largest = np.abs(pixels).max()
     shown = axis.imshow(pixels, cmap="RdBu_r", vmin=-largest, vmax=largest)
     axis.figure.colorbar(shown, ax=axis, fraction=0.046)
@@ -102,6 +81,4 @@ def image(axis: Any, pixels: np.ndarray, title: str) -> None:
 
 def save(figure: Any, title: str, path: Path) -> None:
     """Titles the figure and writes it as PNG."""
-    figure.suptitle(title)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    style.save(figure, path, title)

@@ -3,20 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import matplotlib.ticker
 import numpy as np
+from matplotlib.axes import Axes
 
+from examples import style
 from examples.compare import figures
 from examples.compare.figures import WINDOW, Models, Results, Row, best_rate, running_loss
 from examples.compare.optimizers import OPTAX
-from examples.labels import apart
 from examples.study import Result, Study
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
 
 
 def table(work: Study, results: Results, models: Models) -> str:
@@ -43,16 +38,14 @@ def table(work: Study, results: Results, models: Models) -> str:
 
 
 # Those that a reader looks for have a colour and a label, the others are grey: no eye tells twenty
-# colours apart. Okabe and Ito's, which are told apart with every kind of colour vision.
+# colours apart.
 ROLES = {
-    "adam": "#0072b2",
-    "sgd": "#000000",
-    "the most accurate": "#d55e00",
-    "the first at the target": "#009e73",
-    "the last": "#cc79a7",
+    "adam": style.BLUE,
+    "sgd": style.BLACK,
+    "the most accurate": style.VERMILION,
+    "the first at the target": style.GREEN,
+    "the last": style.PINK,
 }
-GREY = "#b8b8b8"
-LABEL = 0.06  # The height of a label, as a part of the panel's.
 
 
 def colours(rows: dict[str, Row]) -> dict[str, str]:
@@ -81,14 +74,11 @@ def picture(results: Results, models: Models, chunk: int, path: Path) -> None:
       chunk: optimizer steps between two measurements of the held-out accuracy.
       path: of the PNG.
     """
-    height = 1.3 + 0.17 * max(map(len, models.values()))
-    drawing, axes = plt.subplots(
-        *(len(models), 3),
-        figsize=(15, max(3.6, height) * len(models)),
-        layout="constrained",
-        squeeze=False,
-    )
-    for (model, rows), (left, middle, right) in zip(models.items(), axes, strict=True):
+    height = max(3.6, 1.3 + 0.17 * max(map(len, models.values())))
+    drawing, axes = style.panels(len(models), 3, width=4.5, height=height)
+    rows_of_axes = zip(axes[::3], axes[1::3], axes[2::3], strict=True)
+    labels: list[tuple[Axes, dict[str, np.ndarray], dict[str, str]]] = []
+    for (model, rows), (left, middle, right) in zip(models.items(), rows_of_axes, strict=True):
         own, by_name = colours(rows), results[model]
         losses = {name: running_loss(result) for name, result in by_name.items()}
         accuracies = {name: held_out(result) for name, result in by_name.items()}
@@ -98,30 +88,31 @@ def picture(results: Results, models: Models, chunk: int, path: Path) -> None:
         ):
             for name, curve in curves.items():
                 x = start + every * np.arange(curve.shape[1])
-                panel.plot(x, curve.mean(axis=0), **style(name, own))
+                panel.plot(x, curve.mean(axis=0), **look(name, own))
             panel.set(xlabel="optimizer steps")
-        left.axhline(figures.target(by_name), color="black", linewidth=0.6, linestyle=":")
+            panel.margins(x=0)
+            labels.append((panel, curves, own))
+        left.axhline(figures.target(by_name), color=style.BLACK, linewidth=0.8, linestyle=":")
         left.set_yscale("log")
-        left.set(ylabel="training loss (nats)", title=model)
+        left.set(ylabel=f"training loss (nats), mean of {WINDOW} batches", title=model)
         ends = [curve[:, -1].mean() for curve in accuracies.values()]
         middle.set_ylim(max(0.0, min(ends) - 0.08), None)
         middle.set(ylabel="held-out accuracy", title=model)
-        label_ends(left, losses, own, upwards=True)
-        label_ends(middle, accuracies, own, upwards=False)
         intervals(right, rows, own)
         right.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
-        right.set(xlabel="test accuracy: mean and range of the seeds", title=model)
-        for panel in (left, middle, right):
-            panel.spines[["top", "right"]].set_visible(False)
+        right.set(xlabel="test accuracy", title=f"{model}: mean and range, 3 seeds")
+        right.title.set_fontsize(10)
     drawing.suptitle(
-        "Each optimizer at its best learning rate, mean of three seeds. Blue: adam; black: sgd; of"
-        " each model orange: the most accurate, green: the first at the target, pink: the last."
-        "\nDashed or hollow: Optax's. Dotted: the target, where sgd ends. Shaded: the seeds of the"
-        " most accurate.",
+        "Each optimizer at its best learning rate, mean of three seeds. Blue: adam; black: sgd."
+        "\nOn each model, vermilion: most accurate; green: first at the target; pink: least"
+        " accurate; grey: the others. Dashed lines, hollow dots: Optax's."
+        "\nDotted: the target, sgd's final training loss. Shaded: range of the most accurate.",
         fontsize=10,
     )
-    drawing.savefig(path, dpi=100)
-    plt.close(drawing)
+    for panel, curves, own in labels:
+        ends = {name: (float(curves[name][:, -1].mean()), own[name]) for name in own}
+        style.label_ends(panel, ends)
+    style.save(drawing, path, dpi=100)
 
 
 def held_out(result: Result) -> np.ndarray:
@@ -129,37 +120,15 @@ def held_out(result: Result) -> np.ndarray:
     return np.asarray(result["accuracy"], float)[best_rate(result)]
 
 
-def style(name: str, own: dict[str, str]) -> dict[str, Any]:
+def look(name: str, own: dict[str, str]) -> dict[str, Any]:
     """Of a line; those with a colour are in front."""
     front = name in own
     return {
-        "color": own.get(name, GREY),
+        "color": own.get(name, style.GREY),
         "linestyle": "--" if name in OPTAX else "-",
         "linewidth": 1.8 if front else 0.9,
         "zorder": 3 if front else 2,
     }
-
-
-def label_ends(
-    panel: Axes, curves: dict[str, np.ndarray], own: dict[str, str], upwards: bool
-) -> None:
-    """The names of the coloured lines at their last points, moved apart in one direction."""
-    ends = {name: curves[name][:, -1].mean() for name in own}
-    to_panel = panel.transScale + panel.transLimits
-    heights = [float(to_panel.transform((1.0, y))[1]) for y in ends.values()]
-    sign = 1 if upwards else -1
-    places = [sign * y for y in apart([(0.0, sign * y) for y in heights], LABEL)]
-    for name, y in zip(ends, places, strict=True):
-        panel.annotate(
-            f" {name}",
-            (1.0, y),
-            xycoords="axes fraction",
-            va="center",
-            color=own[name],
-            fontsize=9,
-            annotation_clip=False,
-        )
-    panel.margins(x=0)
 
 
 def intervals(panel: Axes, rows: dict[str, Row], own: dict[str, str]) -> None:
@@ -167,6 +136,7 @@ def intervals(panel: Axes, rows: dict[str, Row], own: dict[str, str]) -> None:
     names = figures.ranked(rows)[::-1]
     best = rows[names[-1]]
     panel.axvspan(best["lowest"], best["highest"], color="#eeeeee", zorder=0)
+    panel.grid(False)
     for y, name in enumerate(names):
         row, colour = rows[name], own.get(name, "#777777")
         panel.plot([row["lowest"], row["highest"]], [y, y], color=colour, linewidth=1.8)

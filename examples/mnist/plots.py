@@ -1,71 +1,85 @@
-"""Two pictures of a run: how it went, and what the model says to digits it has not seen."""
+"""Two pictures of a run: the training curves, and predictions for digits that it has not seen."""
 
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-TRAIN, TEST, WRONG = "#4477aa", "#ee6677", "#cc3311"
+from examples import style
+
+COLOURS = {"train": style.BLUE, "test": style.VERMILION}
+MARKERS = {"train": "o", "test": "s"}
+FEW = 30  # Epochs; with more, markers would touch.
 
 
 def curves(metrics: list[dict[str, float]], title: str, path: Path) -> None:
     """Loss, accuracy and learning rate by epoch."""
+    figure, (losses, accuracies, rates) = style.panels(1, 3, width=4.0, height=3.6)
     epochs = [entry["epoch"] for entry in metrics]
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    axes = figure.subplots(1, 3)
-    marker = "o" if len(epochs) < 30 else ""
-    for axis, quantity in zip(axes, ("loss", "accuracy"), strict=False):
-        for part, colour in (("train", TRAIN), ("test", TEST)):
+    few = len(epochs) < FEW
+    for axes, quantity in ((losses, "loss"), (accuracies, "accuracy")):
+        for part, colour in COLOURS.items():
             values = [entry[f"{part}_{quantity}"] for entry in metrics]
-            axis.plot(epochs, values, color=colour, marker=marker, label=part)
-        axis.set(xlabel="epoch", ylabel=quantity)
-        axis.legend(frameon=False)
-    axes[0].set_yscale("log")
-    axes[0].set_ylabel("cross-entropy (nats)")
-    last = metrics[-1]["test_accuracy"]
-    axes[1].annotate(
-        f"{last:.4f}", (epochs[-1], last), (0, -14), textcoords="offset points", ha="right"
+            marker = MARKERS[part] if few else ""
+            axes.plot(epochs, values, color=colour, marker=marker, label=part)
+            if len(epochs) == 1:
+                _note(axes, epochs[0], values[0], colour)
+        style.legend(axes)
+    losses.set_ylabel("cross-entropy (nats)")
+    if len(epochs) > 1:
+        losses.set_yscale("log")
+    else:
+        losses.set_ylim(0, None)
+    accuracies.set_ylabel("accuracy")
+    accuracies.margins(y=0.15)
+    if len(epochs) > 1:
+        _note(accuracies, epochs[-1], metrics[-1]["test_accuracy"], COLOURS["test"], (0, -14))
+    learning_rates = [entry["learning_rate"] for entry in metrics]
+    rates.plot(epochs, learning_rates, color=style.BLACK, marker="o" if few else "")
+    rates.set(ylabel="learning rate at the end of the epoch", ylim=(0, None))
+    if not any(learning_rates):
+        rates.set_ylim(0, 1)  # A schedule that ends in its first epoch has no height.
+    for axes in (losses, accuracies, rates):
+        axes.set(xlabel="epoch", xlim=(0, 1.05 * epochs[-1]))
+        style.integers(axes.xaxis)
+    style.save(figure, path, title, dpi=120)
+
+
+def _note(
+    axes: Axes, x: float, y: float, colour: str, offset: tuple[float, float] = (-8, 0)
+) -> None:
+    va = "center" if offset[1] == 0 else "baseline"
+    axes.annotate(
+        f"{y:.4f}", (x, y), offset, textcoords="offset points", ha="right", va=va, color=colour
     )
-    axes[2].plot(
-        epochs, [entry["learning_rate"] for entry in metrics], color="black", marker=marker
-    )
-    axes[2].set(xlabel="epoch", ylabel="learning rate, end of epoch", ylim=(0, None))
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-    figure.suptitle(title)
-    figure.savefig(path, dpi=120)
 
 
 def predictions(images: np.ndarray, labels: np.ndarray, p: np.ndarray, path: Path) -> None:
-    """A grid of digits with what the model takes them for; wrong ones in red, with the truth.
+    """Above, the first correct predictions; below, the most confident mistakes.
 
-    The lower half are mistakes, the most confident first, as far as there are any. The upper half
-    are the first digits of the set that are not shown below.
+    Above a digit: the prediction and its probability; where it is wrong, the true digit too.
     """
-    rows, columns = 6, 12
+    rows, columns = 3, 12
+    figure = Figure(figsize=(12, 7.8), layout="constrained")
     guesses = p.argmax(axis=1)
-    wrong = np.flatnonzero(guesses != labels)
-    wrong = wrong[np.argsort(-p[wrong].max(axis=1))][: rows * columns // 2]
-    usual = np.setdiff1d(np.arange(len(labels)), wrong)[: rows * columns // 2]
-    figure = Figure(figsize=(12, 7.4), layout="constrained")
-    axes = figure.subplots(rows, columns)
-    cells = list(axes.flat)
-    for cell in cells:
-        cell.axis("off")
-    half = len(cells) // 2
-    for cell, i in [
-        *zip(cells[:half], usual, strict=False),
-        *zip(cells[half:], wrong, strict=False),
-    ]:
-        right = guesses[i] == labels[i]
-        cell.imshow(images[i], cmap="gray_r", vmin=0, vmax=255)
-        text = f"{guesses[i]}" if right else f"{guesses[i]}, not {labels[i]}"
-        cell.set_title(f"{text}\n{p[i].max():.0%}", fontsize=9, color="black" if right else WRONG)
-    accuracy = (guesses == labels).mean()
-    errors = int((guesses != labels).sum())
-    figure.suptitle(
-        f"{len(labels):,} digits, {errors} wrong (accuracy {accuracy:.4f})."
-        f" Above: the first of the others. Below, in red: the most confident mistakes."
+    right, wrong = np.flatnonzero(guesses == labels), np.flatnonzero(guesses != labels)
+    wrong = wrong[np.argsort(-p[wrong].max(axis=1))]
+    titles = (
+        f"Correct: {len(right):,} of {len(labels):,} (accuracy {len(right) / len(labels):.4f});"
+        " the first ones, with the probability of the predicted digit",
+        f"Wrong: {len(wrong):,}; the most confident mistakes",
     )
+    halves = figure.subfigures(2, 1, squeeze=False, hspace=0.03)[:, 0]
+    for half, title, chosen in zip(halves, titles, (right, wrong), strict=True):
+        half.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
+        cells = list(half.subplots(rows, columns).flat)
+        for cell in cells:
+            cell.axis("off")
+        for cell, i in zip(cells, chosen, strict=False):
+            mistake = guesses[i] != labels[i]
+            cell.imshow(images[i], cmap="gray_r", vmin=0, vmax=255)
+            text = f"{guesses[i]}, not {labels[i]}" if mistake else f"{guesses[i]}"
+            colour = style.VERMILION if mistake else style.BLACK
+            cell.set_title(f"{text}\n{p[i].max():.0%}", fontsize=9, color=colour)
     figure.savefig(path, dpi=110)

@@ -3,41 +3,27 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 
-matplotlib.use("Agg")  # Files only: no window system is needed.
-
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.ticker import LogLocator  # noqa: E402
-
-from examples.paper import counterexample, vae  # noqa: E402
-from examples.paper.race import best  # noqa: E402
-from examples.study import Result  # noqa: E402
+from examples import style
+from examples.paper import counterexample, vae
+from examples.paper.race import best
+from examples.study import Result
 
 COLOURS = {
-    "Adam": "#ee6677",
-    "SGD Nesterov": "#4477aa",
-    "SGD Nesterov 0.9": "#4477aa",
-    "SGD Nesterov 0.99": "#66ccee",
-    "AdaGrad α/√t": "#ccbb44",
-    "AdaGrad": "#228833",
-    "RMSProp": "#aa3377",
-    "AdaDelta": "#66ccee",
-    "AMSGrad": "#4477aa",
-    "corrected": "#ee6677",
-    "uncorrected": "#4477aa",
+    "Adam": style.VERMILION,
+    "SGD Nesterov": style.BLUE,
+    "SGD Nesterov 0.9": style.BLUE,
+    "SGD Nesterov 0.99": style.SKY,
+    "AdaGrad α/√t": style.BLACK,
+    "AdaGrad": style.GREEN,
+    "RMSProp": style.PINK,
+    "AdaDelta": style.SKY,
+    "AMSGrad": style.BLUE,
+    "corrected": style.VERMILION,
+    "uncorrected": style.BLUE,
 }
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Writes a picture, without the frames' upper and right lines."""
-    for axis in figure.axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def race(results: Mapping[str, Result], title: str, path: Path) -> None:
@@ -48,7 +34,7 @@ def race(results: Mapping[str, Result], title: str, path: Path) -> None:
       title: says what one sees.
       path: of the picture.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure, (left, right) = style.panels(1, 2, width=5.5, height=4.2)
     for name, result in results.items():
         run, colour = best(result), COLOURS[name]
         epochs = np.arange(1, len(run.costs) + 1)
@@ -58,19 +44,16 @@ def race(results: Mapping[str, Result], title: str, path: Path) -> None:
         right.plot(run.rate, run.costs[-1], color=colour, marker="*", markersize=14)
     lasts = np.concatenate([np.array(r["costs"], float)[:, -1] for r in results.values()])
     left.set(xlabel="epoch", ylabel="training cost (nats)", yscale="log")
-    left.xaxis.get_major_locator().set_params(integer=True)
+    style.integers(left.xaxis)
     left.set_title("each at its best learning rate", fontsize=10)
-    left.legend(frameon=False, title="learning rate")
+    style.legend(left, title="learning rate")
     # What diverged leaves the picture upwards.
     ylim = (np.nanmin(lasts) / 1.2, min(np.nanmax(lasts) * 1.2, np.log(10) * 1.5))
     right.set(xscale="log", yscale="log", ylim=ylim)
-    right.set(xlabel="learning rate", ylabel="cost in the last epoch (nats)")
-    right.set_title("all learning rates; the star is the best", fontsize=10)
-    for axis in (left, right):
-        label_logs(axis)
+    right.set(xlabel="learning rate", ylabel="training cost in the last epoch (nats)")
+    right.set_title("by learning rate; star: the best", fontsize=10)
     winner = min(results, key=lambda name: best(results[name]).costs[-1])
-    figure.suptitle(f"{title}: {winner} ends lowest")
-    save(figure, path)
+    style.save(figure, path, f"{title}: {winner} ends lowest")
 
 
 def correction(results: Mapping[str, Result], title: str, path: Path) -> None:
@@ -81,47 +64,38 @@ def correction(results: Mapping[str, Result], title: str, path: Path) -> None:
       title: says what one sees.
       path: of the picture.
     """
-    figure, axes = plt.subplots(
-        len(vae.B1), len(vae.B2), figsize=(11, 6.4), layout="constrained", sharex=True, sharey=True
+    figure, axes = style.panels(
+        len(vae.B1), len(vae.B2), width=3.7, height=3.2, sharex=True, sharey=True
     )
     costs = np.array([result["costs"] for result in results.values()], float)
     lowest, highest = np.nanmin(costs), np.nanmax(costs[:, 0, 0])  # Of the smallest step size.
     top = highest * 1.1
-    for axis, panel in zip(axes.flat, vae.PANELS, strict=True):
+    for axis, panel in zip(axes, vae.PANELS, strict=True):
         for name in vae.OPTIMIZERS:
             result, colour = results[f"{name} {panel}"], COLOURS[name]
             draw_losses(axis, result, name, colour, top)
         axis.set_title(panel.replace(" ", ", "), fontsize=10)
         axis.set(yscale="log", ylim=(lowest * 0.9, top * 1.1))
-        label_logs(axis)
-    for axis in axes[-1]:
-        axis.set_xlabel("log10 of the step size")
-    for axis in axes[:, 0]:
+    for axis in axes[-len(vae.B2) :]:
+        axis.set_xlabel("step size")
+    for axis in axes[:: len(vae.B2)]:
         axis.set_ylabel("loss (nats per digit)")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
+    handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-    figure.suptitle(title)
-    save(figure, path)
-
-
-def label_logs(axis: Axes) -> None:
-    """Plain numbers on a logarithmic axis that spans a decade or two."""
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter("")
+    style.save(figure, path, title)
 
 
 def draw_losses(axis: Axes, result: Result, name: str, colour: str, top: float) -> None:
     """The first epoch dashed, the last solid, with a cross at the top where it is beyond that."""
-    rates, costs = np.array(result["log10_rates"]), np.array(result["costs"], float)
-    for epoch, style, alpha in ((0, "--", 0.6), (costs.shape[1] - 1, "-", 1.0)):
+    rates, costs = 10.0 ** np.array(result["log10_rates"]), np.array(result["costs"], float)
+    for epoch, dashes, alpha in ((0, "--", 0.6), (costs.shape[1] - 1, "-", 1.0)):
         loss = np.nan_to_num(costs[:, epoch], nan=np.inf)
         seen = loss <= top
         label = f"{name}, epoch {epoch + 1}"
         line = np.where(seen, loss, np.nan)
-        axis.plot(rates, line, style, color=colour, alpha=alpha, marker=".", label=label)
-    offset = 0.05 if name == "corrected" else -0.05  # Side by side where both diverged.
-    axis.plot(rates[~seen] + offset, np.full((~seen).sum(), top), "x", color=colour)
+        axis.loglog(rates, line, dashes, color=colour, alpha=alpha, marker=".", label=label)
+    offset = 1.12 if name == "corrected" else 1 / 1.12  # Side by side where both diverged.
+    axis.plot(rates[~seen] * offset, np.full((~seen).sum(), top), "x", color=colour)
 
 
 def regret(results: Mapping[str, Result], title: str, path: Path) -> None:
@@ -132,11 +106,10 @@ def regret(results: Mapping[str, Result], title: str, path: Path) -> None:
       title: says what one sees.
       path: of the picture.
     """
-    figure, axes = plt.subplots(
-        2, len(counterexample.PROBLEMS), figsize=(11, 5.8), layout="constrained", sharex=True
-    )
-    for (above, below), (name, problem) in zip(
-        axes.T, counterexample.PROBLEMS.items(), strict=True
+    count = len(counterexample.PROBLEMS)
+    figure, axes = style.panels(2, count, width=3.7, height=2.9, sharex=True)
+    for above, below, (name, problem) in zip(
+        axes[:count], axes[count:], counterexample.PROBLEMS.items(), strict=True
     ):
         for optimizer in counterexample.OPTIMIZERS:
             result, colour = results[f"{name} {optimizer}"], COLOURS[optimizer]
@@ -148,14 +121,15 @@ def regret(results: Mapping[str, Result], title: str, path: Path) -> None:
                     )
                 axis.plot(result["steps"], values.mean(0), color=colour, label=optimizer)
         rare = "p = 0.01" if problem.period is None else f"every {problem.period} steps"
-        above.set_title(f"{name}: {problem.large:g}x ({rare}), else {problem.small:g}x", fontsize=9)
+        above.set_title(
+            f"{name}: loss {problem.large:g}x ({rare}), else {problem.small:g}x", fontsize=9
+        )
         if problem.period is None:
-            below.set_title("line: mean of the seeds; band: all of them", fontsize=9)
+            below.set_title("line: mean; band: range of the seeds", fontsize=9)
         above.set(ylim=(-1.1, 1.1), xscale="log")
         below.set_xlabel("step t")
-        below.axhline(0, color="black", lw=0.6)
-    axes[0, 0].set_ylabel("x, mean of the last steps")
-    axes[1, 0].set_ylabel("average regret, next to x = -1")
-    axes[0, 0].legend(frameon=False)
-    figure.suptitle(title)
-    save(figure, path)
+        below.axhline(0, color=style.BLACK, lw=0.6)
+    axes[0].set_ylabel("x, mean over recent steps")
+    axes[count].set_ylabel("average regret relative to x = −1")
+    style.legend(axes[0])
+    style.save(figure, path, title)

@@ -1,18 +1,12 @@
 """What the comparison found: its table, its figures, its picture, and what the pages say of it."""
 
-import itertools
 import re
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 
-from examples import strict_json
+from examples import strict_json, style
 from examples.study import Result, Study
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402
 
 Results = dict[str, Result]
 """By optimizer: its best rate, bytes of state, and the runs of its grid and of its seeds."""
@@ -24,9 +18,6 @@ PAGES = {
     ROOT / "docs" / "choosing.md": "text-compare.png",
 }
 """Pages that show it, and where the picture is from there."""
-COLOURS = ("#000000", "#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#777777")
-COLOURS += ("#882255",)
-"""Okabe and Ito's, which are told apart with every kind of colour vision, and grey."""
 WINDOW = 25
 """Steps over which a training loss is averaged before it is drawn."""
 
@@ -125,35 +116,43 @@ def smoothed(losses: list[float]) -> np.ndarray:
 
 def figure(results: Results, path: Path) -> None:
     """Training loss by step, the loss by learning rate, and the losses of the seeds."""
-    picture, (left, middle, right) = plt.subplots(1, 3, figsize=(17, 5), layout="constrained")
+    picture, (left, middle, right) = style.panels(1, 3, width=4.7, height=4.6)
     order = ranked(results)
+    # By rank: lines next to each other differ in colour, the last ones in their dashes too.
+    looks = {name: style.line_style(i) for i, name in enumerate(order)}
     curves = {
         name: np.mean([smoothed(run["train_losses"]) for run in result["seeds"]], axis=0)
         for name, result in results.items()
     }
-    for name, colour in zip(results, itertools.cycle(COLOURS)):
-        result, style = results[name], {"color": colour, "linewidth": 1.4}
-        left.plot(np.arange(WINDOW, WINDOW + len(curves[name])), curves[name], label=name, **style)
+    for name, result in results.items():
+        look = looks[name]
+        left.plot(np.arange(WINDOW, WINDOW + len(curves[name])), curves[name], **look)
         grid = [(run["rate"], run["chosen_by"]) for run in result["grid"]]
-        middle.plot(*zip(*grid, strict=True), **style)
-        middle.plot(*grid[best(result["grid"])], "o", color=colour)
+        middle.plot(*zip(*grid, strict=True), **look)
+        dot = {"color": look["color"], "marker": "o"}
+        if look["linestyle"] != "-":
+            dot["markerfacecolor"] = "white"
+        middle.plot(*grid[best(result["grid"])], **dot)
         y, seeds = len(order) - 1 - order.index(name), losses(result)
-        right.plot([seeds.min(), seeds.max()], [y, y], color=colour, linewidth=2.5)
-        right.plot(seeds.mean(), y, "o", color=colour)
+        right.plot([seeds.min(), seeds.max()], [y, y], linewidth=2.5, **look)
+        right.plot(seeds.mean(), y, **dot)
     ends = [result["grid"][best(result["grid"])]["chosen_by"] for result in results.values()]
     middle.set_ylim(min(ends) - 0.02, max(ends) + 0.3)  # Above are those that hardly learn.
     left.set_ylim(top=max(curve[len(curve) // 8] for curve in curves.values()))
-    left.set(xlabel="optimizer steps", ylabel="training loss (nats a character)")
-    middle.set(xscale="log", xlabel="learning rate", ylabel="held-out loss, first half")
+    left.margins(x=0)
+    left.set(xlabel="optimizer steps", ylabel="training loss (nats per character)")
+    middle.set(xscale="log", xlabel="learning rate")
+    middle.set_ylabel("held-out loss (nats per character)")
     right.set_yticks(range(len(order)), reversed(order))
-    right.set(xlabel="held-out loss, second half: mean and range of the seeds")
-    for axis in (left, middle, right):
-        axis.spines[["top", "right"]].set_visible(False)
-    handles, labels = left.get_legend_handles_labels()
-    picture.legend(handles, labels, loc="outside lower center", ncols=8, frameon=False)
-    picture.suptitle(
-        "A character transformer, each optimizer at its best learning rate (dots), mean of three"
-        " seeds."
+    for label, name in zip(right.get_yticklabels(), reversed(order), strict=True):
+        label.set_color(looks[name]["color"])
+    right.tick_params(axis="y", labelsize=8)
+    right.set(xlabel="held-out loss (nats per character)")
+    left.set_title("each at its best learning rate", fontsize=10)
+    middle.set_title("first half of the held-out text; dot: lowest", fontsize=10)
+    right.set_title("second half: mean and range of three seeds", fontsize=10)
+    picture.suptitle("Character transformer: optimizers, each tuned over the learning rate")
+    style.label_ends(
+        left, {name: (float(curves[name][-1]), looks[name]["color"]) for name in order}, 8
     )
-    picture.savefig(path, dpi=100)
-    plt.close(picture)
+    style.save(picture, path, dpi=115)

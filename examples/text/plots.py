@@ -1,18 +1,16 @@
 """Two pictures of a run: how the loss fell, and what a longer context is worth."""
 
 import math
+import textwrap
 from pathlib import Path
+from typing import Any
 
-import matplotlib
 import numpy as np
 
+from examples import style
 from examples.study import Result
 
-matplotlib.use("Agg")  # Files only: no window system is needed.
-
-import matplotlib.pyplot as plt  # noqa: E402
-
-TRAIN, VALIDATION, YARDSTICK = "#4477aa", "#ee6677", "#555555"
+TRAIN, VALIDATION, YARDSTICK = style.BLUE, style.VERMILION, style.TEXT
 
 
 def loss_curves(
@@ -27,12 +25,12 @@ def loss_curves(
       title: of the picture.
       path: where to.
     """
-    figure, (losses, rate) = plt.subplots(
-        2, 1, figsize=(8, 6.4), height_ratios=(4, 1), sharex=True, layout="constrained"
+    figure, (losses, rate) = style.panels(
+        2, 1, width=8, height=3.2, height_ratios=(4, 1), sharex=True
     )
     steps = np.arange(1, len(rates) + 1)
     train = np.concatenate([stretch["train_losses"] for stretch in stretches])
-    losses.plot(steps, train, color=TRAIN, linewidth=0.8, label="training, each batch")
+    losses.plot(steps, train, color=TRAIN, linewidth=0.8, label="training batch")
     losses.plot(
         [stretch["step"] for stretch in stretches],
         [stretch["validation_loss"] for stretch in stretches],
@@ -53,16 +51,14 @@ def loss_curves(
             va="bottom",
             color=YARDSTICK,
         )
-    losses.set(ylabel="cross-entropy (nats a character)", title=title)
-    losses.legend(frameon=False, loc="upper center")
-    bits = losses.secondary_yaxis("right", (lambda x: x / math.log(2), lambda x: x * math.log(2)))
-    bits.set_ylabel("bits a character")
-    rate.plot(steps, rates, color="black")
+    losses.set(ylabel="cross-entropy (nats per character)", title=title)
+    style.legend(losses, loc="upper center")
+    bits = losses.secondary_yaxis("right", (_bits, _nats))
+    bits.set_ylabel("bits per character")
+    bits.spines["right"].set_color(losses.spines["left"].get_edgecolor())
+    rate.plot(steps, rates, color=style.BLACK)
     rate.set(xlabel="step", ylabel="learning rate", ylim=(0, None), xlim=(0, len(rates) + 1))
-    losses.spines["top"].set_visible(False)
-    rate.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    style.save(figure, path)
 
 
 def context_curves(transformer: list[float], ngrams: list[float], title: str, path: Path) -> None:
@@ -74,7 +70,7 @@ def context_curves(transformer: list[float], ngrams: list[float], title: str, pa
       title: of the picture.
       path: where to.
     """
-    figure, axis = plt.subplots(figsize=(8, 4.6), layout="constrained")
+    figure, (axis,) = style.panels(1, 1, width=8, height=4.6)
     seen, means = _octaves(np.asarray(transformer))
     axis.plot(seen, means, color=VALIDATION, marker="o", markersize=4, label="transformer")
     axis.plot(
@@ -83,19 +79,26 @@ def context_curves(transformer: list[float], ngrams: list[float], title: str, pa
         color=TRAIN,
         marker="s",
         markersize=4,
-        label="n-grams, Witten-Bell",
+        label="n-grams (Witten-Bell)",
     )
     axis.set_xscale("log", base=2)
-    axis.xaxis.set_major_formatter("{x:.0f}")
+    powers = 2 ** np.arange(int(np.log2(len(transformer))) + 1)
+    axis.set_xticks(powers, map(str, powers))
     axis.set(
         xlabel="characters seen before the predicted one",
-        ylabel="validation loss (nats a character)",
-        title=title,
+        ylabel="validation loss (nats per character)",
     )
-    axis.legend(frameon=False)
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    axis.set_title(textwrap.fill(title, 100), fontsize=10)
+    style.legend(axis)
+    style.save(figure, path)
+
+
+def _bits(nats: Any) -> Any:
+    return nats / math.log(2)
+
+
+def _nats(bits: Any) -> Any:
+    return bits * math.log(2)
 
 
 def _octaves(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

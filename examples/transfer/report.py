@@ -2,16 +2,12 @@
 
 from typing import Any
 
-import matplotlib
 import numpy as np
 
-from examples.labels import apart
+from adam_jax.pictures import apart
+from examples import style
 from examples.study import Study
 from examples.transfer.plan import SCALES, Batches, Sweep
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402
 
 Found = dict[str, dict[str, Any]]
 MODELS = {"mlp": "MLP on digits", "text": "transformer on text", "residual": "residual MLP"}
@@ -112,10 +108,8 @@ def batch_losses(part: Batches, rule: bool, found: Found) -> list[float]:
 
 def sweep_picture(sweeps: list[Sweep], found: Found, what: str, path: Any) -> None:
     """Loss by learning rate, a line for each size: standard on the left, scaled on the right."""
-    figure, axes = plt.subplots(
-        len(sweeps), 2, figsize=(11, 4.3 * len(sweeps)), layout="constrained", squeeze=False
-    )
-    for part, panels in zip(sweeps, axes, strict=True):
+    figure, axes = style.panels(len(sweeps), 2, width=5.5, height=4.3)
+    for part, *panels in zip(sweeps, axes[::2], axes[1::2], strict=True):
         every = [curve(part, size, scale, found) for size in part.sizes for scale in SCALES]
         lowest = min(loss.min() for _, loss in every)
         best_of_base = curve(part, part.sizes[0], "scaled", found)[1].min()
@@ -123,7 +117,7 @@ def sweep_picture(sweeps: list[Sweep], found: Found, what: str, path: Any) -> No
         low, high = min(r[0] for r, _ in every), max(r[-1] for r, _ in every)
         top, bottom = highest, lowest - 0.05 * (highest - lowest)
         for scale, axis in zip(SCALES, panels, strict=True):
-            colours = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(part.sizes)))
+            colours = style.sequence(len(part.sizes))
             starts = []
             for size, colour in zip(part.sizes, colours, strict=True):
                 rates, loss = curve(part, size, scale, found)
@@ -134,9 +128,11 @@ def sweep_picture(sweeps: list[Sweep], found: Found, what: str, path: Any) -> No
                 first = int(np.flatnonzero(loss <= highest)[0])
                 starts.append((rates[first], (loss[first] - bottom) / (top - bottom)))
                 if size == part.sizes[0]:
-                    axis.axvline(rates[best], color="0.6", lw=1, ls="--", zorder=0)
-            places = apart(starts, 0.05)
-            for size, colour, (x, _), y in zip(part.sizes, colours, starts, places, strict=True):
+                    axis.axvline(rates[best], color=style.GREY, lw=1, ls="--", zorder=0)
+            xs, places = np.array(starts).T
+            for x in set(xs):  # Labels at one learning rate must not overlap.
+                places[xs == x] = apart(places[xs == x], 0.05)
+            for size, colour, x, y in zip(part.sizes, colours, xs, places, strict=True):
                 axis.annotate(
                     f"{size} ",
                     (x, bottom + y * (top - bottom)),
@@ -153,15 +149,13 @@ def sweep_picture(sweeps: list[Sweep], found: Found, what: str, path: Any) -> No
             ticks = [x for x in round_rates if low <= x <= high]
             axis.set_xticks(ticks, [f"{x:g}" for x in ticks])
             axis.minorticks_off()
-            axis.spines[["top", "right"]].set_visible(False)
-            axis.grid(alpha=0.25)
         panels[0].set_ylabel(f"held-out loss of the {MODELS[part.model]} (nats)")
     figure.suptitle(
-        f"A line for each {what}; dots: its best learning rate; dashed: that of the smallest",
+        f"A line for each {what}; dots: the best learning rates; dashed: the best one of the"
+        f" smallest {what}",
         fontsize=10,
     )
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    style.save(figure, path)
 
 
 def _title(part: Sweep, scale: str, moved: int, what: str) -> str:
@@ -176,9 +170,12 @@ def _title(part: Sweep, scale: str, moved: int, what: str) -> str:
 
 def batch_picture(part: Batches, found: Found, path: Any) -> None:
     """Loss by batch size, with the rule and without."""
-    figure, axis = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
-    scaled, same = "learning rate, b1, b2 and ε\nscaled with the batch", "the same numbers for all"
-    for rule, colour, text in ((True, "#0072b2", scaled), (False, "#d55e00", same)):
+    figure, (axis,) = style.panels(1, 1, width=7.5, height=4.6)
+    scaled, same = (
+        "learning rate, b1, b2 and ε\nscaled with the batch size",
+        "hyperparameters unchanged",
+    )
+    for rule, colour, text in ((True, style.BLUE, scaled), (False, style.VERMILION, same)):
         mean = batch_losses(part, rule, found)
         axis.plot(part.sizes, mean, "o-", color=colour, lw=1.8)
         middle = len(part.sizes) // 2
@@ -194,10 +191,8 @@ def batch_picture(part: Batches, found: Found, path: Any) -> None:
         if rule:
             axis.axhspan(mean[0] * 0.98, mean[0] * 1.02, color=colour, alpha=0.12, lw=0)
             axis.annotate("±2 %", (part.sizes[0], mean[0] * 0.98), va="top", color=colour)
-    axis.set(xscale="log", xlabel="windows of text in a batch", ylabel="held-out loss (nats)")
+    axis.set(xscale="log", xlabel="batch size (windows of text)", ylabel="held-out loss (nats)")
     axis.set_xticks(part.sizes, [str(size) for size in part.sizes])
     axis.minorticks_off()
-    axis.set_title(f"The same {part.windows:,} windows, in batches of any size", fontsize=11)
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    axis.set_title(f"Training on {part.windows:,} windows at each batch size", fontsize=11)
+    style.save(figure, path)

@@ -4,19 +4,16 @@ import csv
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib.colors import LogNorm
 
+from examples import style
 from examples.mnist.population import Numbers
 from examples.study import Study
 from examples.tune.search import Rung, described, write_best
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.colors import LogNorm  # noqa: E402
-
-COLOURS = ("#bbbbbb", "#66ccee", "#4477aa", "#ee6677", "#aa3377")
+COLOURS = (style.GREY, style.SKY, style.BLUE, style.VERMILION, style.BLACK)
+MARKERS = "osD^v"
 
 
 def halving(
@@ -69,34 +66,35 @@ def picture(
     path: Path,
 ) -> None:
     """The members' losses by learning rate and by the steps they got; the heat map beside it."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.8), layout="constrained")
+    figure, (left, right) = style.panels(1, 2, width=6.5, height=4.8)
     for k, rung in enumerate(rungs):
         here = [m for m in reached if rung.steps in reached[m]]
         left.scatter(
             [by_member[m]["learning_rate"] for m in here],
             [reached[m][rung.steps] for m in here],
             color=COLOURS[k % len(COLOURS)],
+            marker=MARKERS[k % len(MARKERS)],
             s=14 + 12 * k,
-            label=f"{rung.members} for {rung.steps} steps",
+            zorder=2 + k,
+            label=f"{rung.members} trials, {rung.steps:,} steps",
         )
     left.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="held-out loss (nats)")
     best = min(loss for losses in reached.values() for loss in losses.values())
     left.set_ylim(best / 1.2, 5)
-    left.set_title("Successive halving: the better third is trained three times as long")
-    left.legend(frameon=False)
-    left.spines[["top", "right"]].set_visible(False)
+    left.set_title("Successive halving: the best third trains three times as long", fontsize=11)
+    style.legend(left)
     heat_map(figure, right, heat)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    style.save(figure, path)
 
 
 def heat_map(figure: Any, axis: Any, heat: dict[str, Any]) -> None:
     """Held-out loss by learning rate and b2, the numbers in the cells."""
     loss = np.asarray(heat["validation_loss"])
     shown = np.minimum(loss, 3.0)
+    axis.grid(False)
     image = axis.imshow(shown, norm=LogNorm(), cmap="cividis_r", origin="lower", aspect="auto")
-    axis.set_xticks(range(len(heat["rates"])), [f"{x:.1e}" for x in heat["rates"]], rotation=45)
-    axis.set_yticks(range(len(heat["b2"])), [f"{x:.5g}" for x in heat["b2"]])
+    axis.set_xticks(range(len(heat["rates"])), [f"{x:.2g}" for x in heat["rates"]])
+    axis.set_yticks(range(len(heat["b2"])), [f"{x:.4g}" for x in heat["b2"]])
     best = np.unravel_index(loss.argmin(), loss.shape)
     for (i, j), value in np.ndenumerate(loss):
         bold = "bold" if (i, j) == best else "normal"
@@ -105,5 +103,12 @@ def heat_map(figure: Any, axis: Any, heat: dict[str, Any]) -> None:
         colour = "white" if dark else "black"
         axis.text(j, i, text, ha="center", va="center", fontsize=8, color=colour, weight=bold)
     axis.set(xlabel="learning rate", ylabel="b2")
-    axis.set_title(f"Held-out loss after {heat['steps']} steps, the rest as in the best")
-    figure.colorbar(image, ax=axis, label="nats")
+    axis.set_title(
+        "Held-out loss, other hyperparameters as in the best; lowest in bold", fontsize=11
+    )
+    ticks = [
+        x for x in (0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3) if shown.min() <= x <= shown.max()
+    ]
+    bar = figure.colorbar(image, ax=axis, label=f"held-out loss after {heat['steps']} steps (nats)")
+    bar.set_ticks(ticks, labels=[f"{x:g}" for x in ticks], minor=False)
+    bar.minorticks_off()

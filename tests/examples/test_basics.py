@@ -101,12 +101,12 @@ def test_paths_arrive_where_they_say(results):
     assert results["contours"]["Rosenbrock"]["momentum"]["steps"] < 1000
 
 
-def test_arrivals_counts_steps_for_the_first_time_and_for_good():
+def test_arrivals_counts_steps_for_the_first_arrival_and_to_stay():
     near, far, lost = (1.0, 1.0), (2.0, 1.0), (math.nan, 1.0)
     paths = [[far, near, far, near], [near] * 4, [far, near, near, far], [far, far, lost, lost]]
-    first, for_good = contours.arrivals(np.array(paths), (1.0, 1.0))
+    first, settled = contours.arrivals(np.array(paths), (1.0, 1.0))
     np.testing.assert_array_equal(first, [1, 0, 1, np.nan])
-    np.testing.assert_array_equal(for_good, [3, 0, np.nan, np.nan])
+    np.testing.assert_array_equal(settled, [3, 0, np.nan, np.nan])
 
 
 def test_bias_correction_is_the_formulas_factor(results):

@@ -1,0 +1,1 @@
+"""Notebooks, committed with their outputs."""

@@ -1,0 +1,137 @@
+"""The look of pictures: colours for every reader, plain numbers, labels that do not overlap."""
+
+import itertools
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from examples import style
+
+# Machado, Oliveira & Fernandes 2009, severity 1: what a reader without one kind of cone sees, of
+# linear RGB.
+VISION = {
+    "usual": np.eye(3),
+    "protanopia": np.array(
+        [
+            [0.152286, 1.052583, -0.204868],
+            [0.114503, 0.786281, 0.099216],
+            [-0.003882, -0.048116, 1.051998],
+        ]
+    ),
+    "deuteranopia": np.array(
+        [
+            [0.367322, 0.860646, -0.227968],
+            [0.280085, 0.672501, 0.047413],
+            [-0.011820, 0.042940, 0.968881],
+        ]
+    ),
+}
+TO_XYZ = np.array(
+    [
+        [0.4124564, 0.3575761, 0.1804375],
+        [0.2126729, 0.7151522, 0.072175],
+        [0.0193339, 0.119192, 0.9503041],
+    ]
+)
+WHITE = np.array([0.95047, 1.0, 1.08883])
+
+
+def lab(colour, vision):
+    """CIELAB of a colour as it is seen."""
+    rgb = np.array(to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    xyz = TO_XYZ @ np.clip(VISION[vision] @ linear, 0, 1) / WHITE
+    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+def least_distance(colours, vision):
+    pairs = itertools.combinations([lab(colour, vision) for colour in colours], 2)
+    return min(np.linalg.norm(a - b) for a, b in pairs)
+
+
+def test_the_conversion_is_that_of_the_definition():
+    np.testing.assert_allclose(lab("#ffffff", "usual"), [100, 0, 0], atol=1e-2)
+    np.testing.assert_allclose(lab("#ff0000", "usual"), [53.24, 80.09, 67.20], atol=0.02)
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_colours_are_told_apart(vision):
+    """2.3 is just noticeable side by side; thin lines far apart need several times that."""
+    assert least_distance([*style.PALETTE, "#ffffff"], vision) > 15
+
+
+def test_the_measure_finds_a_pair_that_is_not():
+    assert least_distance(["#d62728", "#2ca02c"], "usual") > 100
+    assert least_distance(["#b03030", "#5c6020"], "deuteranopia") < 15
+
+
+def test_no_two_of_many_lines_look_alike():
+    styles = [tuple(style.line_style(i).values()) for i in range(28)]
+    assert len(style.PALETTE) <= 8 and len(set(styles)) == len(styles)
+
+
+def lightness(colours):
+    return [lab(colour, "usual")[0] for colour in colours]
+
+
+def test_a_sequence_is_in_order_in_grey_too():
+    assert (np.diff(lightness(style.sequence(6))) > 5).all()
+
+
+@pytest.mark.parametrize(
+    "x, text",
+    [
+        (0.0, "0"),
+        (1.0, "1"),
+        (0.002, "0.002"),
+        (0.1 + 0.2, "0.3"),
+        (-0.5, "−0.5"),
+        (20_000, "20,000"),
+        (1e-5, "$10^{-5}$"),
+        (1e-3 * 1e-3, "$10^{-6}$"),
+        (5e-6, r"$5\cdot10^{-6}$"),
+        (1e7, "$10^{7}$"),
+    ],
+)
+def test_numbers_are_plain(x, text):
+    assert style.number(x) == text
+
+
+@pytest.mark.parametrize("low, high", [(0.96, 1.04), (1e-4, 1.0), (0.2, 0.35), (0.05, 3.0)])
+def test_a_logarithmic_axis_has_two_ticks_or_more_and_no_factor(tmp_path, low, high):
+    figure, (axes,) = style.panels(1, 1)
+    axes.semilogy([1, 2], [low, high])
+    style.save(figure, tmp_path / "picture.png")
+    figure.draw_without_rendering()
+    inside = [y for y in axes.get_yticks() if axes.get_ylim()[0] <= y <= axes.get_ylim()[1]]
+    texts = [label.get_text() for label in axes.get_yticklabels()]
+    assert 2 <= len(inside) <= 12 and not any("e-" in text or "times" in text for text in texts)
+    assert axes.yaxis.get_offset_text().get_text() == ""
+
+
+def test_a_linear_axis_has_no_factor_or_offset(tmp_path):
+    figure, (axes,) = style.panels(1, 1)
+    axes.plot([1, 2], [1e-3, 1.0001e-3])
+    style.save(figure, tmp_path / "picture.png")
+    figure.draw_without_rendering()
+    assert axes.yaxis.get_offset_text().get_text() == ""
+    assert axes.get_yticklabels()[0].get_text().startswith("0.00")
+
+
+def test_labels_at_the_ends_do_not_overlap(tmp_path):
+    figure, (axes,) = style.panels(1, 1)
+    ends = {f"line {i}": (1.0 + 1e-3 * i, style.PALETTE[i % 7]) for i in range(12)}
+    for y, colour in ends.values():
+        axes.plot([0, 1], [0, y], color=colour)
+    axes.margins(x=0)
+    style.label_ends(axes, ends)
+    style.save(figure, tmp_path / "picture.png")
+    figure.draw_without_rendering()
+    boxes = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)
+    assert len(boxes) == 12
+    for below, above in itertools.pairwise(boxes):
+        assert above.y0 > below.y0 + 0.8 * below.height
+    assert isinstance(figure, Figure) and boxes[-1].x1 <= figure.bbox.width
