@@ -18,13 +18,16 @@ from flax import nnx
 import adam_jax
 from adam_jax import schedules
 from examples.mnist import data, distributed, evaluate, plots, preprocessing
+from examples.mnist.config import Config
 from examples.mnist.models import MODELS
 from examples.mnist.progress import Progress
-from examples.mnist.runs import Config, Run
+from examples.mnist.runs import Run
 
 MEMBERS = ("adabelief", "adam", "adamax", "adamaxw", "adamw", "adan", "ademamix", "adopt")
 MEMBERS += ("amsgrad", "amsgradw", "lamb", "lion", "nadam", "nadamw", "radam", "radamw", "yogi")
 OPTIMIZERS = {name: getattr(adam_jax, name) for name in MEMBERS}
+# What the family is compared with, under the names of `examples.compare`.
+OPTIMIZERS |= {"sgd": optax.sgd, "momentum": functools.partial(optax.sgd, momentum=0.9)}
 
 # By name: the learning rate of the first step (after the warmup) and the number of steps.
 SCHEDULES: dict[str, Callable[[float, int], Any]] = {
@@ -35,12 +38,16 @@ SCHEDULES: dict[str, Callable[[float, int], Any]] = {
         rate, steps // 20, steps - steps // 20 - steps // 5, steps // 5
     ),
 }
+ENDING = ("cosine", "warmup-stable-decay")  # Those that depend on the number of steps.
 
 # The most optimizer steps per dispatch. A step of the dense models takes less time than its
 # dispatch: under one scan they are 3 times faster. The CNN needs 160 MB, for which XLA:CPU asks the
 # system anew at each dispatch: page faults are 50 of its 144 ms at batch 64. Under one scan a step
 # takes 94 ms, with convolutions as matrix products: XLA:CPU's own are slow in a scan.
 STEPS_PER_DISPATCH = {"softmax": 50, "mlp": 50, "small-cnn": 50, "cnn": 10}
+# Dispatches that the device has before it while the host waits for an older one: enough that it
+# never idles, few enough that what is shown is near what is finished.
+IN_FLIGHT = 2
 
 
 class TrainState(NamedTuple):
