@@ -4,9 +4,10 @@ Everything random is a function of the seed and the step: the order of an epoch,
 batch. So a run that is killed and resumed ends with the same bits as one that was not.
 """
 
+import collections
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -143,23 +144,22 @@ def train(
     labels = devices.copied(digits.train_labels.astype(np.int32))
     order_key, jitter_key = jax.random.split(jax.random.key(config.seed))
     per_epoch = len(data.batches(order_key, len(images), config.batch_size))
-    graph, state, tx, schedule = build(config, config.epochs * per_epoch, devices)
     jitter_key = devices.copied(jitter_key)
     first = run.epochs_saved
-    if first:
-        state = run.restore(state)
-    metrics = run.metrics()
-    stride = steps_per_dispatch(config.model, per_epoch)
-    train_seconds = 0.0
-
-    speaks = distributed.speaks()
-    with Progress(config.epochs, per_epoch, config.batch_size, quiet=not speaks) as progress:
+    train_seconds, speaks = 0.0, distributed.speaks()
+    with Progress(config, first, per_epoch, quiet=not speaks) as progress:
+        graph, state, tx, schedule = build(config, config.epochs * per_epoch, devices)
+        if first:
+            state = run.restore(state)
+        metrics = run.metrics()
+        stride = steps_per_dispatch(config.model, per_epoch)
         for epoch in range(first, config.epochs):
             start = time.perf_counter()
             order = data.batches(
                 jax.random.fold_in(order_key, epoch), len(images), config.batch_size
             )
-            measured = []
+            dispatched: collections.deque[Any] = collections.deque()
+            measured: list[Any] = []
             for i in range(0, per_epoch, stride):
                 rows = devices.copied(order[i : i + stride])
                 state, batch_metrics = train_steps(
@@ -173,11 +173,13 @@ def train(
                     jitter=config.augment,
                     placement=devices.batch,
                 )
-                measured.append(batch_metrics)
-                progress.steps(epoch, len(rows), *batch_metrics)
+                dispatched.append(batch_metrics)
+                measured += _finished(dispatched, progress, IN_FLIGHT)
+            measured += _finished(dispatched, progress, 0)
             loss, accuracy = (np.concatenate(parts) for parts in zip(*measured, strict=True))
             seconds = time.perf_counter() - start
             train_seconds += seconds
+            progress.doing("testing")
             entry = {
                 "epoch": epoch + 1,
                 "step": (epoch + 1) * per_epoch,
@@ -194,10 +196,11 @@ def train(
                 run.write_metrics(metrics)
             run.save(epoch + 1, state)
             progress.epoch(entry, per_epoch * config.batch_size / seconds)
+        progress.doing("writing the last checkpoint and the pictures")
+        run.close()
+        if speaks:
+            _draw(run, metrics, graph, devices.own(state.params), digits)
 
-    run.close()
-    if speaks:
-        _draw(run, metrics, graph, devices.own(state.params), digits)
     steps = (config.epochs - first) * per_epoch
     return {
         "test_accuracy": metrics[-1]["test_accuracy"],
@@ -206,6 +209,14 @@ def train(
         "steps_per_second": round(steps / train_seconds, 2) if steps else 0.0,
         "run": str(run.folder),
     }
+
+
+def _finished(dispatched: Any, progress: Progress, in_flight: int) -> Iterator[Any]:
+    """Waits for the oldest dispatches until so many are left; yields what each measured."""
+    while len(dispatched) > in_flight:
+        loss, accuracy = map(np.asarray, dispatched.popleft())
+        progress.finished(len(loss), float(loss[-1]), float(accuracy[-1]))
+        yield loss, accuracy
 
 
 def _draw(run: Run, metrics: Any, graph: Any, params: Any, digits: data.Digits) -> None:
