@@ -35,9 +35,10 @@ class Progress:
             disable=quiet or not self.console.is_terminal,
             transient=True,
         )
-        shown = {"epoch": min(first + 1, self.epochs), "epochs": self.epochs}
-        shown |= {"measured": "", "now": "compiling"}
-        self.task = self.bar.add_task("", total=steps, **shown)
+        epoch = min(first + 1, self.epochs)
+        self.task = self.bar.add_task(
+            "", total=steps, epoch=epoch, epochs=self.epochs, measured="", now="compiling"
+        )
 
     def __enter__(self) -> "Progress":
         left = self.epochs - self.current

@@ -23,18 +23,18 @@ process_id = number(int, "a whole number of at least 0", lambda n: n >= 0)
 
 # The settings of a run as options; `add_commands` adds the defaults.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "model": {"choices": MODELS, "help": "the network"},
-    "optimizer": {
+    "--model": {"choices": MODELS, "help": "the network"},
+    "--optimizer": {
         "choices": OPTIMIZERS,
         "help": "sgd and momentum (SGD with momentum 0.9) are Optax's, as baselines;"
         " they want a --learning-rate near 0.3 and 0.03",
     },
-    "learning_rate": {"type": rate, "metavar": "RATE", "help": "the highest of the schedule"},
-    "schedule": {"choices": SCHEDULES, "help": "of the learning rate"},
-    "epochs": {"type": positive, "metavar": "N", "help": "passes over the training digits"},
-    "batch_size": {"type": positive, "metavar": "N", "help": "digits per step"},
-    "seed": {"type": seed, "metavar": "N", "help": "of parameters, order and --augment"},
-    "augment": {"action": "store_true", "help": "shift and turn the digits at random"},
+    "--learning-rate": {"type": rate, "metavar": "RATE", "help": "the highest of the schedule"},
+    "--schedule": {"choices": SCHEDULES, "help": "of the learning rate"},
+    "--epochs": {"type": positive, "metavar": "N", "help": "passes over the training digits"},
+    "--batch-size": {"type": positive, "metavar": "N", "help": "digits per step"},
+    "--seed": {"type": seed, "metavar": "N", "help": "of parameters, order and --augment"},
+    "--augment": {"action": "store_true", "help": "shift and turn the digits at random"},
 }
 
 
@@ -54,12 +54,12 @@ def add_commands(commands: Any) -> None:
     )
 
     t = commands.add_parser("train", parents=[digits], help="train a model")
-    for name, keywords in OPTIONS.items():
-        value = getattr(default, name)
+    for option, keywords in OPTIONS.items():
+        value = getattr(default, option.strip("-").replace("-", "_"))
         about = f"{keywords['help']} (default: {'off' if value is False else value})"
         # None if the command does not name it: a run that goes on has its own.
         more = {**keywords, "default": None, "help": about}
-        t.add_argument(f"--{name.replace('_', '-')}", **more)
+        t.add_argument(option, **more)
     t.add_argument(
         "--out",
         type=Path,
