@@ -14,15 +14,15 @@ from examples.study import clock
 class Progress:
     """Shows the steps that have finished, their loss, and the time left of the whole training.
 
-    The time left has the steps at the pace of those finished, without the first dispatch of an
-    epoch, which waits for the compiler, and what comes after the steps of each epoch.
+    The time left is that of the steps, at the pace of those finished, and of the test after each
+    epoch. The first dispatch of an epoch is not counted, as it may wait for the compiler.
     """
 
     def __init__(self, config: Config, first: int, steps: int, quiet: bool = False):
         self.epochs, self.steps, self.batch_size = config.epochs, steps, config.batch_size
         self.current, self.done = first, 0  # Epochs, and steps of this one.
         self.paced, self.pace_seconds = 0, 0.0  # Steps that were timed, and their time.
-        self.besides = 0.0  # Seconds of the last epoch after its steps.
+        self.besides, self.tested = 0.0, False  # Seconds of the last epoch after its steps.
         self.since: float | None = None  # When the last steps of this epoch finished.
         self.console = Console(highlight=False, quiet=quiet)
         self.bar = RichProgress(
@@ -72,17 +72,19 @@ class Progress:
             self.pace_seconds += now - self.since
         self.since = now
         self.done += count
-        text, left = f"loss {loss:.4f}  accuracy {accuracy:.4f}  ", ""
+        text = f"loss {loss:.4f}  accuracy {accuracy:.4f}  "
         if self.paced:
             text += f"{self.paced * self.batch_size / self.pace_seconds:,.0f} digits/s  "
-            left = f"about {clock(self.seconds_left())} left"
-        self.bar.update(self.task, completed=self.done, measured=text, now=left)
+        self.bar.update(self.task, completed=self.done, measured=text, now=self.left())
 
-    def seconds_left(self) -> float:
-        """Of all epochs; there must be a pace."""
+    def left(self) -> str:
+        """The time left of all epochs in words; empty while there is no pace to tell it from."""
+        if not self.paced:
+            return ""
         epochs = self.epochs - self.current
         steps = epochs * self.steps - self.done
-        return steps * self.pace_seconds / self.paced + epochs * self.besides
+        seconds = steps * self.pace_seconds / self.paced + epochs * self.besides
+        return f"about {clock(seconds)} left"
 
     def epoch(self, entry: dict[str, float], rate: float) -> None:
         """Prints the line of an epoch; the next begins."""
@@ -93,8 +95,10 @@ class Progress:
             f"  {rate:,.0f} digits/s  {entry['seconds']:.1f} s",
             soft_wrap=True,
         )
-        if self.since is not None:
+        # The first test compiles: what it took says nothing of those to come.
+        if self.since is not None and self.tested:
             self.besides = time.perf_counter() - self.since
+        self.tested = True
         self.current, self.done, self.since = self.current + 1, 0, None
         if self.current < self.epochs:
-            self.bar.update(self.task, completed=0, epoch=self.current + 1)
+            self.bar.update(self.task, completed=0, epoch=self.current + 1, now=self.left())
