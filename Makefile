@@ -5,6 +5,9 @@ BIN := .venv/bin
 # longest files are among the first.
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
+# pip, with one line that says how far it is.
+INSTALL := $(BIN)/python -m tests.install
+
 # Else every worker compiles pytest's plugins and the tests anew, which takes seconds of each.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -14,6 +17,13 @@ mnist: setup
 	rm -rf runs/make-mnist
 	$(BIN)/python -m examples.mnist train --model cnn --optimizer adam --learning-rate 1e-3 \
 		--schedule cosine --epochs 4 --batch-size 64 --seed 0 --out runs/make-mnist
+	@echo
+	@echo "The digits it read, and the curves: runs/make-mnist/predictions.png, curves.png. Next:"
+	@echo "  source .venv/bin/activate"
+	@echo "  python -m examples.mnist predict runs/make-mnist examples/mnist/digit.png"
+	@echo "  python -m examples.mnist train --resume --epochs 6 --stretch --out runs/make-mnist"
+	@echo "  python -m examples.mnist export runs/make-mnist"
+	@echo "  python -m examples.mnist serve runs/make-mnist/model.stablehlo    # a page to draw on"
 
 test: setup
 	$(PYTEST) -m "not bits"
@@ -21,7 +31,8 @@ test: setup
 	$(BIN)/python -m tests.newest_python
 
 test-peers: setup
-	$(BIN)/python -m pip install --quiet --group peers
+	@echo "Installing PyTorch, Keras and the other peers into .venv: gigabytes."
+	@$(INSTALL) --group peers
 	$(BIN)/python -m pytest -n auto tests/test_torch.py tests/test_keras.py tests/test_mup_torch.py \
 		tests/test_migrating_torch.py tests/test_migrating_keras.py tests/test_pages.py \
 		tests/test_interchange.py tests/test_interchange_torch.py tests/test_saved_states.py \
@@ -52,19 +63,23 @@ setup: .venv/installed
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --group test --editable .
+	@echo "Installing JAX, Flax and what the examples and tests need into .venv:"
+	@echo "about 300 MB to download, 1.1 GB on disk, one to five minutes, once."
+	@$(INSTALL) --group test --editable .
 	touch $@
 
 # Each in a folder of its own: JAX would take what is in .venv for a TPU's or a GPU's back end.
 .compilers/installed: .venv/installed
 	rm -rf .compilers
-	$(BIN)/python -m pip install --quiet --no-deps --target .compilers/tpu --group tpu-compiler
-	$(BIN)/python -m pip install --quiet --no-deps --target .compilers/cuda \
+	@echo "Installing the compilers of TPUs and of the H200 into .compilers: about 500 MB."
+	@$(INSTALL) --no-deps --target .compilers/tpu --group tpu-compiler
+	@$(INSTALL) --no-deps --target .compilers/cuda \
 		jax-cuda12-pjrt==$$($(BIN)/python -c "import jaxlib; print(jaxlib.__version__)")
 	touch $@
 
 .venv/linters: .venv/installed
-	$(BIN)/python -m pip install --quiet --group lint --group docs
+	@echo "Installing ruff, pyright and MkDocs into .venv: about 100 MB, a minute, once."
+	@$(INSTALL) --group lint --group docs
 	touch $@
 
 clean:

@@ -1,6 +1,7 @@
 """What the tests read of the documentation: its pages, their tables, code blocks and commands."""
 
 import re
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +55,25 @@ def samples(page: Path) -> list[tuple[str, str | None]]:
     pattern = r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?"
     found = re.findall(pattern, page.read_text(), re.DOTALL | re.MULTILINE)
     return [(code, printed or None) for code, printed in found]
+
+
+def installed_before_samples(page: Path) -> list[set[str]]:
+    """For each Python block, the distributions that the page has said to install by then."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = {
+        name: {re.match(r"[\w-]+", line)[0] for line in lines}
+        for name, lines in project["optional-dependencies"].items()
+    }
+    pattern = r"^```python\n.*?^```|pip install ([^\n`]*)"
+    before, found = [], set()
+    for match in re.finditer(pattern, page.read_text(), re.DOTALL | re.MULTILINE):
+        if match[1] is None:
+            before.append(set(found))
+            continue
+        for names in re.findall(r"\.\[([a-z,]+)\]", match[1]):
+            found |= set().union(*(extras[name] for name in names.split(",")))
+        found |= set(re.findall(r"(?<![\w.\[-])[a-z][\w-]*", match[1].partition("#")[0]))
+    return before
 
 
 def commands(page: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """The documentation: its code runs and prints what stands behind it, its commands exist."""
 
+import builtins
 import contextlib
 import importlib.util
 import inspect
@@ -12,13 +13,37 @@ import numpy as np
 import pytest
 
 import adam_jax
-from tests.pages import DOCS, PAGES, ROOT, commands, name_of, samples
+from tests.pages import (
+    DOCS,
+    PAGES,
+    ROOT,
+    commands,
+    installed_before_samples,
+    name_of,
+    samples,
+)
 
 README = ROOT / "README.md"
 WITH_SAMPLES = [page for page in PAGES if samples(page) and page != README]
 WITH_COMMANDS = [page for page in PAGES if commands(page)]
 
 
+# Not among the requirements, and the distribution that each is in: a page says what to install.
+OPTIONAL = {
+    "PIL": "pillow",
+    "bitsandbytes": "bitsandbytes",
+    "flatbuffers": "flatbuffers",
+    "flax": "flax",
+    "keras": "keras",
+    "matplotlib": "matplotlib",
+    "optuna": "optuna",
+    "orbax": "orbax-checkpoint",
+    "rich": "rich",
+    "sklearn": "scikit-learn",
+    "tensorboardX": "tensorboardX",
+    "torch": "torch",
+    "tornado": "tornado",
+}
 PEERS = ("torch", "keras", "bitsandbytes")  # In a dependency group of their own.
 
 
@@ -28,14 +53,54 @@ def lacking(code):
     return [name for name in PEERS if name in imported and not importlib.util.find_spec(name)]
 
 
+@contextlib.contextmanager
+def only(there):
+    """An optional library is there for samples and this package if its distribution is named."""
+    real = builtins.__import__
+
+    def checked(name, globals=None, locals=None, fromlist=(), level=0):
+        importer = (globals or {}).get("__name__", "builtins")
+        distribution = OPTIONAL.get(name.partition(".")[0]) if level == 0 else None
+        if importer.startswith(("builtins", "adam_jax", "examples")) and distribution:
+            assert distribution in there, f"{name}: the page does not say to install it before"
+        return real(name, globals, locals, fromlist, level)
+
+    builtins.__import__ = checked
+    try:
+        yield
+    finally:
+        builtins.__import__ = real
+
+
+def test_a_library_that_no_page_says_to_install_is_noticed():
+    names = {}
+    with only({"flax"}):
+        exec("from flax import nnx", names)
+        with pytest.raises(AssertionError, match="matplotlib.figure: the page does not say"):
+            exec("import matplotlib.figure", names)
+        with pytest.raises(AssertionError, match="matplotlib.figure"):
+            adam_jax.inspect.plot([])
+
+
+def test_what_a_page_says_to_install(tmp_path):
+    page = tmp_path / "page.md"
+    sample = "```python\nimport x\n```\n"
+    text = f'{sample}`pip install flax`\n{sample}```sh\npip install -e ".[inspect]"  # rich\n```\n'
+    page.write_text(text + sample)
+    none, one, more = installed_before_samples(page)
+    assert (none, one) == (set(), {"flax"})
+    assert more >= {"flax", "matplotlib", "tensorboardX"} and "rich" not in more
+
+
 def run(page):
     """Runs the blocks of a page in one namespace, and returns what each printed and should have."""
     names, printed, expected = {}, [], []
-    for code, output in samples(page):
+    installed = installed_before_samples(page)
+    for (code, output), there in zip(samples(page), installed, strict=True):
         if lacking(code):
             continue
         stream = io.StringIO()
-        with contextlib.redirect_stdout(stream):
+        with contextlib.redirect_stdout(stream), only(there):
             exec(compile(code, str(page), "exec"), names)
         if output is not None:
             printed.append(stream.getvalue())

@@ -29,14 +29,25 @@ def add_commands(commands: Any) -> None:
 
     x = commands.add_parser("export", help="write a run's model to one file that runs without it")
     x.add_argument("run", type=Path, metavar="RUN")
-    x.add_argument("file", type=Path, metavar="FILE")
+    x.add_argument(
+        "file",
+        type=Path,
+        nargs="?",
+        metavar="FILE",
+        help="what to write (default: RUN/model.stablehlo)",
+    )
     x.set_defaults(call=_export)
 
     s = commands.add_parser("serve", help="answer over HTTP what digits a model sees")
     s.add_argument("model", type=Path, metavar="RUN|FILE", help="a run, or what export wrote")
-    s.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     s.add_argument(
-        "--port", type=whole(0, 65535), default=8000, help="0: any that is free (%(default)s)"
+        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
+    )
+    s.add_argument(
+        "--port",
+        type=whole(0, 65535),
+        default=8000,
+        help="0: any that is free (default: %(default)s)",
     )
     s.add_argument(
         "--batch-sizes",
@@ -50,7 +61,7 @@ def add_commands(commands: Any) -> None:
         type=seconds,
         default=10.0,
         metavar="SECONDS",
-        help="for a request's headers, and again for its body and answer (%(default)s)",
+        help="for a request's headers, and again for its body and answer (default: %(default)s)",
     )
     s.set_defaults(call=_serve)
 
@@ -111,11 +122,12 @@ def _from_run(folder: Path) -> tuple[list[str], Any]:
 def _export(arguments: argparse.Namespace) -> int:
     from examples.mnist import export
 
-    if arguments.file.is_dir():
-        raise UserError(f"{arguments.file} is a folder; name a file in it")
+    file = arguments.file or arguments.run / "model.stablehlo"
+    if file.is_dir():
+        raise UserError(f"{file} is a folder; name a file in it")
     with _extra("export"):
-        size = export.write(export.of_run(_run(arguments.run)), arguments.file)
-    print(f"{arguments.file}: {size:,} bytes, for {' and '.join(export.PLATFORMS)}")
+        size = export.write(export.of_run(_run(arguments.run)), file)
+    print(f"{file}: {size:,} bytes, for {' and '.join(export.PLATFORMS)}")
     return 0
 
 

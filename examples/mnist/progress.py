@@ -3,35 +3,52 @@
 import time
 from types import TracebackType
 
-import jax
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as RichProgress
+
+from examples.mnist.config import Config
+from examples.study import clock
 
 
 class Progress:
-    """Shows loss, accuracy and digits per second of the last batches, several times a second."""
+    """Shows the steps that have finished, their loss, and the time left of the whole training.
 
-    def __init__(self, epochs: int, steps: int, batch_size: int, quiet: bool = False):
-        self.epochs, self.batch_size = epochs, batch_size
+    The time left is that of the steps, at the pace of those finished, and of the test after each
+    epoch. The first dispatch of an epoch is not counted, as it may wait for the compiler.
+    """
+
+    def __init__(self, config: Config, first: int, steps: int, quiet: bool = False):
+        self.epochs, self.steps, self.batch_size = config.epochs, steps, config.batch_size
+        self.current, self.done = first, 0  # Epochs, and steps of this one.
+        self.paced, self.pace_seconds = 0, 0.0  # Steps that were timed, and their time.
+        self.besides, self.tested = 0.0, False  # Seconds of the last epoch after its steps.
+        self.since: float | None = None  # When the last steps of this epoch finished.
         self.console = Console(highlight=False, quiet=quiet)
         self.bar = RichProgress(
+            SpinnerColumn("line"),
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.4f}"),
-            TextColumn("{task.fields[rate]:,.0f} digits/s"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[measured]}{task.fields[now]}"),
             console=self.console,
             disable=quiet or not self.console.is_terminal,
             transient=True,
         )
-        shown = {"epoch": 1, "epochs": epochs, "loss": 0.0, "accuracy": 0.0, "rate": 0.0}
-        self.task = self.bar.add_task("", total=steps, **shown)
-        self.current, self.done = -1, 0
-        self.since = self.read = time.perf_counter()  # The epoch's start; the last reading.
+        epoch = min(first + 1, self.epochs)
+        self.task = self.bar.add_task(
+            "", total=steps, epoch=epoch, epochs=self.epochs, measured="", now="compiling"
+        )
 
     def __enter__(self) -> "Progress":
+        left = self.epochs - self.current
+        if left:
+            went_on = f"from epoch {self.current + 1} on, " if self.current else ""
+            self.console.print(
+                f"training: {went_on}{left} x {self.steps} steps of {self.batch_size} digits;"
+                f" the first step compiles, which takes seconds",
+                soft_wrap=True,
+            )
         self.bar.start()
         return self
 
@@ -43,25 +60,34 @@ class Progress:
     ) -> None:
         self.bar.stop()
 
-    def steps(self, epoch: int, count: int, loss: jax.Array, accuracy: jax.Array) -> None:
-        """Says that `count` more steps were dispatched, and what they measured."""
-        if self.bar.disable:
-            return
-        if epoch != self.current:
-            self.current, self.done = epoch, 0
-            self.bar.reset(self.task)
-            self.bar.update(self.task, epoch=epoch + 1)
+    def doing(self, what: str) -> None:
+        """Says what is done that is not a step."""
+        self.bar.update(self.task, now=what)
+
+    def finished(self, count: int, loss: float, accuracy: float) -> None:
+        """Says that `count` more steps have finished, and what the last of them measured."""
+        now = time.perf_counter()
+        if self.since is not None:
+            self.paced += count
+            self.pace_seconds += now - self.since
+        self.since = now
         self.done += count
-        self.bar.advance(self.task, count)
-        # Reading a number waits for the device: only as often as a person can see.
-        if time.perf_counter() - self.read > 0.2:
-            last = float(loss[-1]), float(accuracy[-1])
-            self.read = time.perf_counter()
-            rate = self.done * self.batch_size / (self.read - self.since)
-            self.bar.update(self.task, loss=last[0], accuracy=last[1], rate=rate)
+        text = f"loss {loss:.4f}  accuracy {accuracy:.4f}  "
+        if self.paced:
+            text += f"{self.paced * self.batch_size / self.pace_seconds:,.0f} digits/s  "
+        self.bar.update(self.task, completed=self.done, measured=text, now=self.left())
+
+    def left(self) -> str:
+        """The time left of all epochs in words; empty while there is no pace to tell it from."""
+        if not self.paced:
+            return ""
+        epochs = self.epochs - self.current
+        steps = epochs * self.steps - self.done
+        seconds = steps * self.pace_seconds / self.paced + epochs * self.besides
+        return f"about {clock(seconds)} left"
 
     def epoch(self, entry: dict[str, float], rate: float) -> None:
-        """Prints the line of an epoch."""
+        """Prints the line of an epoch; the next begins."""
         self.console.print(
             f"epoch {entry['epoch']}/{self.epochs}"
             f"  train loss {entry['train_loss']:.4f} accuracy {entry['train_accuracy']:.4f}"
@@ -69,4 +95,10 @@ class Progress:
             f"  {rate:,.0f} digits/s  {entry['seconds']:.1f} s",
             soft_wrap=True,
         )
-        self.since = time.perf_counter()
+        # The first test compiles: what it took says nothing of those to come.
+        if self.since is not None and self.tested:
+            self.besides = time.perf_counter() - self.since
+        self.tested = True
+        self.current, self.done, self.since = self.current + 1, 0, None
+        if self.current < self.epochs:
+            self.bar.update(self.task, completed=0, epoch=self.current + 1, now=self.left())

@@ -7,19 +7,18 @@ RUN/checkpoints/N/   the training state after N epochs (Orbax), the last two
 RUN/checkpoints/N/b2sums     the checksums of its files, as `b2sum --check b2sums` reads them
 RUN/checkpoints/N.corrupt/   one that did not have them any more, set aside when N was saved again
 RUN/curves.png, RUN/predictions.png
+RUN/model.stablehlo  the model as one file, once `export` has written it
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import itertools
-import json
 import logging
 import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,9 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
 from examples import strict_json
-from examples.mnist import distributed
+from examples.mnist import config, distributed
+from examples.mnist.config import Config, to_json
 from examples.mnist.errors import UserError
-from examples.mnist.models import MODELS
 from examples.study import write_whole
 
 # A line of metrics.jsonl: each a number.
@@ -43,40 +42,17 @@ class RunError(UserError):
     """One line for the user about a run's folder."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """The settings of a run; all that its result depends on, besides the digits."""
-
-    model: str = "cnn"
-    optimizer: str = "adam"
-    learning_rate: float = 1e-3
-    schedule: str = "constant"
-    epochs: int = 4
-    batch_size: int = 64
-    seed: int = 0
-    augment: bool = False
-    data_dir: str | None = None
-
-
-def _config(text: str) -> Config:
-    """Settings from their JSON. Raises ValueError, TypeError or RecursionError at any other."""
-    from examples.mnist.train import OPTIMIZERS, SCHEDULES  # It imports this file.
-
-    config = Config(**json.loads(text))
-    allowed: dict[str, Callable[[Any], bool]] = {
-        "model": MODELS.__contains__,
-        "optimizer": OPTIMIZERS.__contains__,
-        "schedule": SCHEDULES.__contains__,
-        "learning_rate": lambda rate: 0 <= rate < float("inf"),
-        **dict.fromkeys(("epochs", "batch_size"), lambda count: count >= 1),
-        "seed": lambda seed: abs(seed) < 2**63,
-    }
-    for field in dataclasses.fields(Config):
-        value: Any = getattr(config, field.name)
-        right = isinstance(value, field.type)  # type: ignore[arg-type]
-        if not (right and allowed.get(field.name, lambda _: True)(value)):
-            raise ValueError(f"{field.name} is {str(value)[:80]!r}")
-    return config
+def settings(folder: Path) -> Config:
+    """The settings of the run in a folder. Raises RunError if there are none."""
+    path = folder / "config.json"
+    try:
+        return config.from_json(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise RunError(
+            f"{folder} holds no run (no config.json); train one with --out {folder}"
+        ) from None
+    except (OSError, TypeError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} cannot be read ({error}); expected a run's settings") from error
 
 
 def _checksums(checkpoint: Path) -> bytes:
@@ -190,22 +166,18 @@ class Run:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         with _writing(folder / "config.json"):
             (folder / "metrics.jsonl").write_text("")
-            text = json.dumps(dataclasses.asdict(config), indent=1, allow_nan=False) + "\n"
-            write_whole(folder / "config.json", text)
+            write_whole(folder / "config.json", to_json(config))
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
         """A run of before. Raises RunError if there is none."""
-        path = folder / "config.json"
-        try:
-            config = _config(path.read_text("utf-8"))
-        except FileNotFoundError:
-            raise RunError(
-                f"{folder} holds no run (no config.json); train one with --out {folder}"
-            ) from None
-        except (OSError, TypeError, ValueError, RecursionError) as error:
-            raise RunError(f"{path} cannot be read ({error}); expected a run's settings") from error
-        return cls(folder, config)
+        return cls(folder, settings(folder))
+
+    @staticmethod
+    def extend(folder: Path, config: Config) -> None:
+        """Replaces a run's settings by those with more epochs; all else stays."""
+        with _writing(folder / "config.json"):
+            write_whole(folder / "config.json", to_json(config))
 
     @property
     def epochs_saved(self) -> int:

@@ -2,8 +2,8 @@
 
 import argparse
 import contextlib
-import dataclasses
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,31 @@ import jax
 
 from examples import strict_json
 from examples.lock import locked
-from examples.mnist import data, distributed, evaluate
+from examples.mnist import data, distributed, evaluate, runs
+from examples.mnist.config import Config, resumed
 from examples.mnist.models import MODELS
-from examples.mnist.runs import Config, Run, RunError
+from examples.mnist.runs import Run, RunError
 from examples.mnist.train import OPTIMIZERS, SCHEDULES, train, trained
 from examples.options import number, positive, rate, whole
 
 seed = number(int, "a whole number of 64 bits", lambda n: -(2**63) <= n < 2**63)
 process_id = number(int, "a whole number of at least 0", lambda n: n >= 0)
+
+# The settings of a run as options; `add_commands` adds the defaults.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--model": {"choices": MODELS, "help": "the network"},
+    "--optimizer": {
+        "choices": OPTIMIZERS,
+        "help": "sgd and momentum (SGD with momentum 0.9) are Optax's, as baselines;"
+        " they want a --learning-rate near 0.3 and 0.03",
+    },
+    "--learning-rate": {"type": rate, "metavar": "RATE", "help": "the highest of the schedule"},
+    "--schedule": {"choices": SCHEDULES, "help": "of the learning rate"},
+    "--epochs": {"type": positive, "metavar": "N", "help": "passes over the training digits"},
+    "--batch-size": {"type": positive, "metavar": "N", "help": "digits per step"},
+    "--seed": {"type": seed, "metavar": "N", "help": "of parameters, order and --augment"},
+    "--augment": {"action": "store_true", "help": "shift and turn the digits at random"},
+}
 
 
 def add_commands(commands: Any) -> None:
@@ -32,27 +49,42 @@ def add_commands(commands: Any) -> None:
         " (default: the 8,000 + 2,000 digits that come with this example)",
     )
     digits.add_argument("--download", action="store_true", help="fetch MNIST into --data-dir first")
-    digits.add_argument("--mirror", default=data.DEFAULT_MIRROR, help="where from (%(default)s)")
+    digits.add_argument(
+        "--mirror", default=data.DEFAULT_MIRROR, help="where from (default: %(default)s)"
+    )
 
     t = commands.add_parser("train", parents=[digits], help="train a model")
-    t.add_argument("--model", choices=MODELS, default=default.model)
-    t.add_argument("--optimizer", choices=OPTIMIZERS, default=default.optimizer)
-    t.add_argument("--learning-rate", type=rate, default=default.learning_rate)
-    t.add_argument("--schedule", choices=SCHEDULES, default=default.schedule)
-    t.add_argument("--epochs", type=positive, default=default.epochs)
-    t.add_argument("--batch-size", type=positive, default=default.batch_size)
-    t.add_argument("--seed", type=seed, default=default.seed)
-    t.add_argument("--augment", action="store_true", help="shift and turn the digits at random")
+    for option, keywords in OPTIONS.items():
+        value = getattr(default, option.strip("-").replace("-", "_"))
+        about = f"{keywords['help']} (default: {'off' if value is False else value})"
+        # None if the command does not name it: a run that goes on has its own.
+        more = {**keywords, "default": None, "help": about}
+        t.add_argument(option, **more)
     t.add_argument(
-        "--out", type=Path, default=Path("runs/mnist"), help="folder of the run (%(default)s)"
+        "--out",
+        type=Path,
+        default=Path("runs/mnist"),
+        help="folder of the run (default: %(default)s)",
     )
-    t.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    t.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the last checkpoint in --out, with the run's own settings;"
+        " more --epochs than it has extend it",
+    )
+    t.add_argument(
+        "--stretch",
+        action="store_true",
+        help="with --resume and more --epochs: spread a cosine or warmup-stable-decay schedule over"
+        " all of them; the learning rate goes up again",
+    )
     t.add_argument(
         "--processes",
         type=_processes,
         default=1,
-        help="train in so many processes, started on this machine unless --process-id says which"
-        " of them this is; auto: as SLURM, GKE or a TPU pod says",
+        metavar="N",
+        help="train in so many processes (default: %(default)s), started on this machine unless"
+        " --process-id says which of them this is; auto: as SLURM, GKE or a TPU pod says",
     )
     t.add_argument("--process-id", type=process_id, help="which of the processes this is, from 0")
     t.add_argument(
@@ -90,6 +122,15 @@ def _digits(arguments: argparse.Namespace, data_dir: str | None) -> data.Digits:
     return data.load(folder)
 
 
+def settings(arguments: argparse.Namespace) -> Config:
+    """Those of the command; where it resumes a run, the run's own, checked against them."""
+    named = {field.name: getattr(arguments, field.name, None) for field in fields(Config)}
+    given = {name: value for name, value in named.items() if value is not None}
+    if arguments.resume and (arguments.out / "config.json").exists():
+        return resumed(runs.settings(arguments.out), given, arguments.stretch, arguments.out)
+    return Config(**given)
+
+
 def _train(arguments: argparse.Namespace) -> int:
     several = arguments.processes != 1
     if several and not distributed.is_worker():
@@ -98,8 +139,9 @@ def _train(arguments: argparse.Namespace) -> int:
             Run.check_new(arguments.out)
         command = ["-m", "examples.mnist", *sys.argv[1:]]
         return distributed.launch(arguments.processes, arguments.process_id, command)
-    names = [field.name for field in dataclasses.fields(Config)]
-    config = Config(**{name: getattr(arguments, name) for name in names})
+    if arguments.stretch and not arguments.resume:
+        raise RunError("--stretch is for a run that goes on; add --resume")
+    config = settings(arguments)
     if several:
         distributed.join(arguments.processes, arguments.process_id, arguments.coordinator)
     devices = distributed.Devices.of_all_processes() if several else distributed.ONE
@@ -111,16 +153,15 @@ def _train(arguments: argparse.Namespace) -> int:
     with locked(arguments.out) if distributed.speaks() else contextlib.nullcontext():
         begun = (arguments.out / "config.json").exists()
         distributed.wait_for_all("looked for a run")
-        if not (arguments.resume and begun) and distributed.speaks():
-            Run.prepare(arguments.out, config)
+        if distributed.speaks():
+            if not (arguments.resume and begun):
+                Run.prepare(arguments.out, config)
+            elif config.epochs > runs.settings(arguments.out).epochs:
+                Run.extend(arguments.out, config)
         distributed.wait_for_all("made a run")
         run = Run.open(arguments.out)
-        differing = [name for name in names if getattr(run.config, name) != getattr(config, name)]
-        if differing:
-            raise RunError(
-                f"{arguments.out} was trained with other settings ({', '.join(differing)});"
-                f" resume with the same, or choose another --out"
-            )
+        if run.config != config:
+            raise RunError(f"{arguments.out} was changed meanwhile; give the command again")
         summary = train(run, digits, devices)
     if distributed.speaks():
         print(strict_json.dumps(summary))

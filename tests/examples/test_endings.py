@@ -85,6 +85,7 @@ def test_ctrl_c_where_nothing_is_imported_any_more_says_how_to_go_on(tmp_path):
         process_group=0,
     )
     with process:
+        assert process.stdout.readline().startswith("training: 9999 x 16 steps")
         assert process.stdout.readline().startswith("epoch 1/9999")
         os.killpg(process.pid, signal.SIGINT)
         assert process.stderr.read() == GOES_ON

@@ -13,8 +13,9 @@ from jax.sharding import AxisType, Mesh
 from benchmarks import reliability_faults as faults
 from examples.mnist import data, distributed
 from examples.mnist.__main__ import parser
-from examples.mnist.runs import Config, Run
+from examples.mnist.runs import Run
 from examples.mnist.train import train
+from examples.mnist.training import settings
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 EPOCHS = 3
@@ -51,8 +52,7 @@ def interrupted(options, tmp_path_factory):
 def trained_here(options, folder, out, devices):
     """The bits and the metrics of a run in this process."""
     arguments = parser("train").parse_args(["train", *options])
-    config = Config(**{name: getattr(arguments, name) for name in Config.__dataclass_fields__})
-    Run.prepare(out, config)
+    Run.prepare(out, settings(arguments))
     train(Run.open(out), data.load(folder), devices)
     return faults.result(out)
 
@@ -65,7 +65,8 @@ def test_when_one_dies_all_stop_with_one_line(interrupted):
 
 
 def test_one_of_them_speaks(interrupted):
-    *epochs, summary = interrupted.stdout.splitlines()
+    header, *epochs, summary = interrupted.stdout.splitlines()
+    assert header.startswith("training: ")
     numbers = [int(re.match(r"epoch (\d)/3 ", line)[1]) for line in epochs]
     assert numbers == list(range(interrupted.left + 1, EPOCHS + 1))
     assert json.loads(summary)["run"] == str(interrupted.out)
