@@ -28,7 +28,7 @@ import numpy as np
 import optax
 
 import adam_jax
-from adam_jax.engine.plan import Plan, plans_noted
+from adam_jax.engine.plan import Plan, steps_noted
 from tests.kernel_cases import Case, cases, each_once
 
 WITHOUT_FMA = "--xla_cpu_max_isa=AVX"
@@ -71,13 +71,13 @@ def run(case: Case, kernel: str) -> tuple[list[list[np.ndarray]], list[str], dic
     tx = case.make(kernel)
     state, step, after = tx.init(params), program(tx, case.update), []
     paths: list[str] = []
-    with plans_noted() as plans, jax.numpy_dtype_promotion("standard"):
+    with steps_noted() as steps, jax.numpy_dtype_promotion("standard"):
         for grads in gradients(case.shape, case.of_grads):
             updates, params, state = step(grads, state, params)
             flat, _ = jax.tree_util.tree_flatten_with_path((updates, params, state))
             paths = [jax.tree_util.keystr(path) for path, _ in flat]
             after.append([np.asarray(x) for _, x in flat])
-    return after, paths, plans
+    return after, paths, {path: noted.plan for path, noted in steps.items()}
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
@@ -92,7 +92,7 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
 def differences(case: Case) -> list[str]:
     """What is not the same, in words: of the first step where anything is not."""
     (ours, paths, plans), (theirs, _, without) = (run(case, k) for k in ("pallas", "xla"))
-    if not isinstance(plans["kernel"], Plan):
+    if not isinstance(plans["kernel"].plan, Plan):
         return [f"{case.name}: no kernel, {plans['kernel']}"]
     if not all(isinstance(x, str) for x in (plans.get("bias", ""), *without.values())):
         return [f"{case.name}: kernels where there should be none"]

@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import adam_jax
-from adam_jax.engine.plan import TOO_LARGE, Plan, plans_noted
+from adam_jax.engine.plan import TOO_LARGE, Plan, steps_noted
 from tests import kernel_cases
 from tests.kernels import gradients, same_bits
 
@@ -34,10 +34,10 @@ def arguments(tx, shape=SHAPE):
 
 def plan(tx, shape, dtype=jnp.float32):
     params = jax.ShapeDtypeStruct(shape, dtype)
-    with plans_noted() as plans:
+    with steps_noted() as steps:
         jax.eval_shape(step(tx), params, jax.eval_shape(tx.init, params), params)
-    (found,) = plans.values()
-    return found
+    (found,) = steps.values()
+    return found.plan
 
 
 def lowered(f, platform, *args, **options):
@@ -279,9 +279,9 @@ def test_a_kernel_rounds_each_layer_by_its_own_bits(name):
     for kernel in ("pallas", "xla"):
         tx = adam_jax.with_layers(wrapper(adam_jax.with_kernel(EIGHT_BITS, kernel)), layers)
         tree = {"a": jnp.ones(3, dtype), "w": params}
-        with plans_noted() as plans:
+        with steps_noted() as steps:
             after.append(jax.jit(step(tx))({"a": tree["a"], "w": grads}, tx.init(tree), tree))
-        assert isinstance(plans["w"], Plan) == (kernel == "pallas")
+        assert isinstance(steps["w"].plan, Plan) == (kernel == "pallas")
     same(*after)
 
 

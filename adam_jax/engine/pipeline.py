@@ -19,7 +19,7 @@ from adam_jax.engine.layers import Layers
 from adam_jax.engine.leaf_factors import Factors, LeafFactors, by_factors
 from adam_jax.engine.leaf_program import LeafGroup, run
 from adam_jax.engine.leaf_step import LeafArrays, Program
-from adam_jax.engine.plan import explicit_sharding, note, plans_of
+from adam_jax.engine.plan import Noted, explicit_sharding, note, plans_of
 from adam_jax.engine.scalars import shared
 from adam_jax.engine.split import SplitParams, SplitResult, joined, stored_params
 from adam_jax.engine.stage import Stage
@@ -247,15 +247,16 @@ def run_pipelines(
     groups = []
     for (label, used, formats, dtype, lies, axes, stride, *_), indices in alike.items():
         its = [arrays[i] for i in indices]
+        its_rules = [rules[label][k] for k in used]
         plan, parts = plans_of(
-            [rules[label][k] for k in used],
+            its_rules,
             [fmt for slots in formats for fmt in slots if fmt is not None],
             its[0],
             pipelines[label].kernel,
             lies,
             axes,
         )
-        note(updates, indices, plan)
+        note(updates, indices, Noted(plan, its_rules, formats))
         program = Program(formats, dtype, apply, plan, parts, axes, stride)
         groups.append(LeafGroup(program, (label, used), its))
     for (_, used, *_), indices, stepped in zip(

@@ -148,13 +148,32 @@ def _planned(
     return "its blocks lie along neither of the axes that are in a register"
 
 
-_noted: ContextVar[dict[str, Plan | str] | None] = ContextVar("plans", default=None)
+class Noted(NamedTuple):
+    """How a leaf is stepped.
+
+    Attributes:
+      plan: of its kernel on TPUs, or why it has none.
+      rules: that act on it, in their order.
+      formats: of each rule's slots.
+    """
+
+    plan: Plan | str
+    rules: Sequence[Rule]
+    formats: Sequence[Sequence[Format | None]]
+
+    @property
+    def way(self) -> str:
+        """In words, how it is stepped on TPUs."""
+        return f"XLA: {self.plan}" if isinstance(self.plan, str) else "one kernel"
+
+
+_noted: ContextVar[dict[str, Noted] | None] = ContextVar("steps", default=None)
 
 
 @contextlib.contextmanager
-def plans_noted() -> Iterator[dict[str, Plan | str]]:
-    """The plans of all leaves that are stepped inside of it, by their paths; for reports."""
-    found: dict[str, Plan | str] = {}
+def steps_noted() -> Iterator[dict[str, Noted]]:
+    """How each leaf is stepped inside of it, by their paths; for reports."""
+    found: dict[str, Noted] = {}
     token = _noted.set(found)
     try:
         yield found
@@ -162,11 +181,11 @@ def plans_noted() -> Iterator[dict[str, Plan | str]]:
         _noted.reset(token)
 
 
-def note(updates: Updates, indices: Sequence[int], plan: Plan | str) -> None:
-    """The plan of these leaves of the updates, for who asks."""
+def note(updates: Updates, indices: Sequence[int], noted: Noted) -> None:
+    """How these leaves of the updates are stepped, for who asks."""
     if (found := _noted.get()) is not None:
         paths = leaf_paths(updates)
-        found |= {paths[i]: plan for i in indices}
+        found |= {paths[i]: noted for i in indices}
 
 
 TOO_LARGE = "what has to be in VMEM at a time is too large"

@@ -1,5 +1,6 @@
 """Lining the other trees up with the leaves of the updates, and saying where one does not fit."""
 
+import re
 from collections.abc import Mapping
 
 import jax
@@ -111,6 +112,11 @@ def leaf_paths(tree: PyTree, none_is_leaf: bool = True) -> list[str]:
         paths += [path + keys for keys in inside]
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
     return [name or "(the whole tree)" for name in names]
+
+
+def without_numbers(path: str) -> str:
+    """`blocks/3/kernel` and `Block_3/kernel` as those of any layer: `blocks/#/kernel`."""
+    return re.sub(r"\d+(?=/|$)", "#", path)
 
 
 def _in_place_of_boxes(updates: Updates, slot_tree: PyTree) -> list[Leaf]:

@@ -1,5 +1,6 @@
 """What a run measured, and what it takes of memory, planned and live."""
 
+from adam_jax.inspect.advice import Advice, LeafAdvice, advise
 from adam_jax.inspect.amounts import Bytes, LiveBytes, PerParameter, Report
 from adam_jax.inspect.memory import bytes_per_parameter, live_bytes, report
 from adam_jax.inspect.records import (
@@ -11,11 +12,14 @@ from adam_jax.inspect.records import (
 )
 
 __all__ = [
+    "Advice",
     "Bytes",
+    "LeafAdvice",
     "LiveBytes",
     "PerParameter",
     "Record",
     "Report",
+    "advise",
     "append_json_line",
     "bytes_per_parameter",
     "live_bytes",

@@ -109,12 +109,18 @@ class Report:
         ways = collections.Counter(self.on_tpus.values())
         leaves = [["", "leaves"], *([way, str(n)] for way, n in ways.most_common())]
         text = f"{tables}\n\nstepped on TPUs by\n{aligned(leaves)}" if ways else tables
-        for prefix, count in self.undeclared.items():
-            text += (
-                f"\n\nall leaves below {prefix!r} have {count} along their first axis: if these are"
-                f" layers, write with_layers(tx, {f'{prefix}/.*' if prefix else '.*'!r})"
-            )
+        for found in self.undeclared.items():
+            text += f"\n\n{undeclared_layers(*found)}"
         return text
+
+
+def undeclared_layers(prefix: str, count: int) -> str:
+    """What to say of a subtree whose leaves look as if they held so many layers."""
+    expression = f"{prefix}/.*" if prefix else ".*"
+    return (
+        f"all leaves below {prefix!r} have {count} along their first axis: if these are layers,"
+        f" write with_layers(tx, {expression!r})"
+    )
 
 
 class LiveBytes(NamedTuple):

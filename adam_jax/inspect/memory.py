@@ -14,12 +14,12 @@ import optax
 from adam_jax._types import Function, Leaf, Params, PyTree, State, Updates
 from adam_jax.engine import transformation
 from adam_jax.engine.layers import looks_stacked
-from adam_jax.engine.plan import plans_noted
+from adam_jax.engine.plan import Noted, steps_noted
 from adam_jax.engine.states import owners
 from adam_jax.engine.trees import is_stored, leaf_paths
 from adam_jax.inspect.amounts import SHARED, Bytes, LiveBytes, Report, bytes_of
 from adam_jax.modify.layers import layers_of
-from adam_jax.sharding.shard import without_sharding
+from adam_jax.sharding.shard import like_params, without_sharding
 from adam_jax.wrap.telemetry import telemetry
 
 
@@ -116,7 +116,7 @@ def report(
         # What the report has as results.
         warnings.filterwarnings("ignore", "Some donated buffers were not usable")
         given = (grads,) if args is None else args
-        with plans_noted() as plans:
+        with steps_noted() as steps:
             compiled = jitted.lower(params, state, *given).compile()
     memory: Any = compiled.memory_analysis()
     return Report(
@@ -125,12 +125,18 @@ def report(
         arguments=memory.argument_size_in_bytes,
         results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
-        on_tpus={
-            path: f"XLA: {plan}" if isinstance(plan, str) else "one kernel"
-            for path, plan in plans.items()
-        },
+        on_tpus={path: noted.way for path, noted in steps.items()},
         undeclared={} if layers_of(tx) else looks_stacked(params),
     )
+
+
+def stepped_on(
+    params: Params, tx: optax.GradientTransformation, grads: Updates, state: State
+) -> dict[str, Noted]:
+    """How each leaf would be stepped, by its path, of what is `planned`."""
+    with steps_noted() as steps:
+        jax.eval_shape(lambda *xs: transformation.step(tx, *xs), grads, state, params)
+    return steps
 
 
 def live_bytes(*trees: PyTree) -> LiveBytes:
@@ -276,6 +282,9 @@ def _state(params: Params, tx: optax.GradientTransformation) -> PyTree:
         return jax.eval_shape(tx.init, params)
     # Only on a mesh whose axes are explicit do arrays have shardings while they are traced.
     [mesh] = meshes
+    if not mesh.are_all_axes_explicit and without_sharding(tx) == tx:
+        state = jax.eval_shape(tx.init, params)
+        return jax.tree.map(lambda x, s: x.update(sharding=s), state, like_params(state, params))
     explicit = (jax.sharding.AxisType.Explicit,) * len(mesh.axis_names)
     described = mesh.abstract_mesh.update(axis_types=explicit)
     with jax.sharding.use_abstract_mesh(described):

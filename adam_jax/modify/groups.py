@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 
-from adam_jax._types import Leaf, Named, Params, PyTree, Result, State, Updates
+from adam_jax._types import AnyTransformation, Leaf, Named, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import Body, Call, NoPipeline
 from adam_jax.engine.layers import looks_stacked
 from adam_jax.engine.pipeline import Pipeline, init_pipelines, run_pipelines
@@ -20,7 +20,7 @@ from adam_jax.engine.unrounded import raw
 from adam_jax.formats.dtypes import moves
 from adam_jax.modify.expressions import first_matches
 from adam_jax.modify.factory import check_factory, name_of
-from adam_jax.modify.partition import Entry, partitioned
+from adam_jax.modify.partition import Entry, Partition, partitioned
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.validation import bind_arguments, check_expression
 
@@ -73,6 +73,17 @@ class Groups(Body):
             instead=instead if self.default is None else None,
         )
         return [self.default if i is None else self.expressions[i][1] for i in found]
+
+
+def expressions_in(tx: AnyTransformation) -> list[str]:
+    """The expressions of `groups` in a transformation, those of frozen leaves too."""
+    found = jax.tree.leaves(tx, is_leaf=lambda x: isinstance(x, Groups | Partition))
+    return [
+        e if isinstance(e, str) else e[0]
+        for x in found
+        if isinstance(x, Groups | Partition)
+        for e in x.expressions
+    ]
 
 
 def groups(

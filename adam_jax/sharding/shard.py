@@ -10,6 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from adam_jax._types import AnyTransformation, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import Body, Call
+from adam_jax.engine.masks import FrozenTree
 from adam_jax.engine.transformation import Transformation, body_of
 from adam_jax.engine.trees import leaf_paths
 from adam_jax.engine.unrounded import map_tree, values
@@ -178,6 +179,20 @@ def without_sharding(tx: AnyTransformation) -> PyTree:
         tx,
         is_leaf=lambda x: isinstance(x, Sharded),
     )
+
+
+def like_params(state: State, params: Params) -> PyTree:
+    """Where each array of a state lies that lies as its parameter does; counts lie on all devices.
+
+    Args:
+      state: of these parameters.
+      params: `jax.ShapeDtypeStruct`s of them, all with shardings on one mesh.
+    """
+    shardings = jax.tree.map(lambda p: p.sharding, params)
+    [mesh, *_] = (s.mesh for s in jax.tree.leaves(shardings))
+    specs = FrozenTree.of(jax.tree.map(lambda s: s.spec, shardings))
+    where, _ = Placement(mesh, (), specs, 0).of_stored(state, params)
+    return jax.tree.structure(state).unflatten(where)
 
 
 def state_shardings(

@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from adam_jax.engine.trees import without_numbers
+
 Shape = tuple[int, ...]
 
 
@@ -64,11 +66,6 @@ def pairs(shapes: Mapping[str, Shape], base_shapes: Mapping[str, Shape]) -> list
                 )
         found.append(Pair(path, shape, base_path, base_shape, layers))
     return found
-
-
-def without_numbers(path: str) -> str:
-    """`blocks/3/kernel` and `Block_3/kernel` as those of any layer: `blocks/#/kernel`."""
-    return _NUMBER.sub("#", path)
 
 
 _NUMBER = re.compile(r"\d+(?=/|$)")

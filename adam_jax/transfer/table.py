@@ -8,8 +8,8 @@ from fractions import Fraction
 
 from adam_jax._types import Params, PyTree
 from adam_jax.columns import aligned
+from adam_jax.engine.trees import without_numbers
 from adam_jax.transfer.growth import Growth, growths
-from adam_jax.transfer.layers import without_numbers
 from adam_jax.transfer.mup import factors_of
 from adam_jax.validation import check_number
 

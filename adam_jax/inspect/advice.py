@@ -1,0 +1,272 @@
+"""What a transformation does with each leaf, in a table, and what looks like a mistake."""
+
+import collections
+import dataclasses
+import itertools
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+
+from adam_jax._types import Function, Leaf, Params, State
+from adam_jax.columns import aligned
+from adam_jax.engine.plan import Noted
+from adam_jax.engine.states import described, owners, states_in
+from adam_jax.engine.trees import leaf_paths, without_numbers
+from adam_jax.formats.base import Format
+from adam_jax.formats.blockwise import Blockwise
+from adam_jax.formats.dense import Dense
+from adam_jax.formats.policy import format_of
+from adam_jax.inspect.amounts import undeclared_layers
+from adam_jax.inspect.memory import Report, planned, report, stepped_on
+from adam_jax.modify.groups import expressions_in
+from adam_jax.rules.adam import AddDecayedWeights, Root
+from adam_jax.rules.base import Rule
+
+
+class LeafAdvice(NamedTuple):
+    """What happens to one leaf.
+
+    Attributes:
+      path: as in `groups` and `by_path`.
+      shape: of the parameter.
+      dtype: of the parameter.
+      state: bytes of the state per element of the parameter.
+      storage: of each accumulator, by its name.
+      kernel: how it is stepped on TPUs: "one kernel", or "XLA: ..." with why; "" if it is not
+        stepped by this package.
+      decay: λ; "scheduled" if it is no plain number; "" for none.
+      group: the expression of `groups` that it matches; "" without groups, or if none matches.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    state: float
+    storage: dict[str, str]
+    kernel: str
+    decay: str
+    group: str
+
+    @property
+    def stored(self) -> str:
+        """The storage of all accumulators in a few words."""
+        if len(set(self.storage.values())) == 1:
+            return next(iter(self.storage.values()))
+        return ", ".join(f"{name} {how}" for name, how in self.storage.items())
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Advice:
+    """What `advise` found; printed, it is a table, and a sentence for each warning.
+
+    Attributes:
+      leaves: of the parameters.
+      report: see `inspect.report`.
+      warnings: each says what to write instead.
+    """
+
+    leaves: tuple[LeafAdvice, ...]
+    report: Report
+    warnings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        alike = collections.Counter(
+            (without_numbers(x.path), *x[1:3], f"{x.state:.2f}", x.stored, *x[5:])
+            for x in self.leaves
+        )
+        columns = ["leaf", "leaves", "shape", "dtype", "state B/p", "stored as", "on TPUs", "decay"]
+        rows = [[*columns, "group"]]
+        for (path, shape, dtype, state, stored, kernel, decay, group), count in alike.items():
+            cells = [path, str(count), "x".join(map(str, shape)) or "scalar", dtype, state, stored]
+            rows.append([*cells, kernel, decay, group])
+        used = [i for i, column in enumerate(zip(*rows[1:], strict=True)) if any(column)]
+        left = [i for i, k in enumerate(used) if k not in (1, 4)]
+        table = aligned([[row[i] for i in used] for row in rows], left)
+        found = "".join(f"\n\nWarning: {warning}" for warning in self.warnings)
+        return f"{table}\n\n{self.report}{found}"
+
+    __repr__ = __str__
+
+
+def advise(
+    params: Params,
+    tx: optax.GradientTransformation,
+    *,
+    step: Function | None = None,
+    args: Sequence[Any] | None = None,
+) -> Advice:
+    """What happens to each leaf of a model, what it costs, and what looks like a mistake.
+
+    Nothing is allocated or run. Leaves whose paths differ by numbers alone share a row.
+
+    Args:
+      params: the parameters, or `jax.ShapeDtypeStruct`s of them.
+      tx: any Optax transformation; storage, kernels and decay are known of those of this package.
+      step: the run's, `step(params, state, *args)`, as in `report`; if given, arrays that it does
+        not return in the memory of donated ones are a warning.
+      args: the other arguments of `step`; if left out, the gradients.
+
+    Returns:
+      An `Advice` to print; a notebook shows it as text.
+
+    Raises:
+      ValueError: as in `report`.
+
+    Example:
+      >>> import adam_jax, jax, jax.numpy as jnp
+      >>> params = {"kernel": jnp.ones((256, 256)), "bias": jnp.ones(256)}
+      >>> advice = adam_jax.inspect.advise(params, adam_jax.adamw(1e-3, weight_decay=0.1))
+      >>> print(advice.warnings[0][:55])
+      1 vectors, such as 'bias', have weight decay: biases an
+    """
+    its_report = report(params, tx, step=step, args=args)
+    undeclared = its_report.undeclared
+    its_report = dataclasses.replace(its_report, undeclared={})
+    params, grads, state = planned(params, tx, None)
+    noted = stepped_on(params, tx, grads, state)
+    paths = leaf_paths(params, none_is_leaf=False)
+    kept: list[dict[str, Format]] = [{} for _ in paths]
+    for name, stored, i in _slots(state, params):
+        if i is not None and (fmt := format_of(stored)) is not None:
+            kept[i][name] = fmt
+    expressions = expressions_in(tx)
+    leaves = []
+    of_state = [0] * len(paths)
+    for stored, i in owners(state, params):
+        if i is not None:
+            of_state[i] += sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(stored))
+    for path, p, formats, size in zip(paths, jax.tree.leaves(params), kept, of_state, strict=True):
+        own = noted.get(path)
+        group = next((e for e in expressions if re.fullmatch(e, path)), "")
+        leaves.append(
+            LeafAdvice(
+                path,
+                p.shape,
+                str(p.dtype),
+                size / max(p.size, 1),
+                {name: _in_words(fmt) for name, fmt in formats.items()},
+                "" if own is None else own.way,
+                "" if own is None else _decay(own.rules),
+                group,
+            )
+        )
+    found = [
+        *itertools.starmap(undeclared_layers, undeclared.items()),
+        *_standing_still(noted),
+        *_large_eps(noted),
+        *_across_devices(paths, jax.tree.leaves(params), kept),
+        *_decayed_vectors(leaves),
+        *_copies(its_report, step),
+    ]
+    return Advice(tuple(leaves), its_report, tuple(found))
+
+
+def _slots(state: State, params: Params) -> list[tuple[str, Leaf, int | None]]:
+    return [
+        (name, stored, i)
+        for x in states_in(state)
+        for name in described(x).slots
+        for stored, i in owners(getattr(x, name), params)
+    ]
+
+
+def _in_words(fmt: Format) -> str:
+    if isinstance(fmt, Dense):
+        return str(fmt.dtype)
+    how = ", stochastic" if fmt.stochastic else ""
+    if isinstance(fmt, Blockwise):
+        return f"{fmt.codec.dtype.name} in blocks of {fmt.block}{how}"
+    return f"{type(fmt).__name__}{how}"
+
+
+def _decay(rules: Sequence[Rule]) -> str:
+    decays = [x.weight_decay for rule in rules for x in _nested(rule, AddDecayedWeights)]
+    known = [_plain(x) for x in decays]
+    return (
+        ""
+        if all(x == 0 for x in known)
+        else ", ".join("scheduled" if x is None else f"{x:g}" for x in known if x != 0)
+    )
+
+
+def _plain(x: Any) -> float | None:
+    """A hyperparameter as a number; None if it depends on the step, or is an array under jit."""
+    x = getattr(x, "value", x)
+    return float(x) if isinstance(x, int | float) else None
+
+
+def _nested(rule: Any, kind: type) -> list[Any]:
+    found = jax.tree.leaves(rule, is_leaf=lambda x: isinstance(x, kind))
+    return [x for x in found if isinstance(x, kind)]
+
+
+def _standing_still(noted: dict[str, Noted]) -> list[str]:
+    still: dict[tuple[str, str, float], int] = collections.Counter()
+    for own in noted.values():
+        for rule, formats in zip(own.rules, own.formats, strict=True):
+            for slot, fmt in zip(rule.slots, formats, strict=True):
+                if not (slot.magnitude and isinstance(fmt, Dense) and type(slot.rate) is float):
+                    continue
+                if fmt.rounds and slot.rate < float(jnp.finfo(fmt.dtype).eps) / 4:
+                    still[slot.name, str(fmt.dtype), slot.rate] += 1
+    return [
+        f"{name} of {count} leaves is {dtype}, rounded to nearest, and stands still: a step renews"
+        f" {rate:.1g} of it, and half a place is {float(jnp.finfo(dtype).eps) / 4:.1g}. Write"
+        f" nu_dtype=adam_jax.stochastic(jnp.bfloat16) or jnp.int8."
+        for (name, dtype, rate), count in still.items()
+    ]
+
+
+def _large_eps(noted: dict[str, Noted]) -> list[str]:
+    roots = [x for own in noted.values() for rule in own.rules for x in _nested(rule, Root)]
+    large = sorted({eps for x in roots if (eps := _plain(x.eps)) is not None and eps >= 1e-4})
+    return [
+        f"eps is {eps:g}: updates of gradients with a root mean square below it shrink. Measure"
+        f" that with adam_jax.telemetry (eps_dominates), or write 1e-8."
+        for eps in large
+    ]
+
+
+def _across_devices(
+    paths: Sequence[str], leaves: Sequence[Leaf], kept: Sequence[dict[str, Format]]
+) -> list[str]:
+    across = []
+    for path, p, formats in zip(paths, leaves, kept, strict=True):
+        blocks = [fmt.block for fmt in formats.values() if isinstance(fmt, Blockwise)]
+        if blocks and isinstance(p.sharding, NamedSharding):
+            part = p.sharding.shard_shape(p.shape)[-1]
+            if any(part % block for block in blocks):
+                across.append((path, part))
+    if not across:
+        return []
+    path, part = across[0]
+    return [
+        f"blocks of codes of {len(across)} leaves, such as {path!r}, lie across devices, {part}"
+        f" elements of whose last axis are on each: a step sends them. Use explicit axes of the"
+        f" mesh, adam_jax.sharding.shard_state(tx, mesh, specs=...), or Quantized(block=...)."
+    ]
+
+
+def _decayed_vectors(leaves: Sequence[LeafAdvice]) -> list[str]:
+    vectors = [x.path for x in leaves if x.decay and len(x.shape) < 2]
+    if not vectors or len(vectors) == len(leaves):
+        return []
+    return [
+        f"{len(vectors)} vectors, such as {vectors[0]!r}, have weight decay: biases and scales of"
+        f" norms usually have none. Write mask=adam_jax.decay_mask."
+    ]
+
+
+def _copies(found: Report, step: Function | None) -> list[str]:
+    pointers = 64 * 1024
+    if step is None or found.results <= max(pointers, found.arguments // 100):
+        return []
+    return [
+        f"{found.results:,} bytes of the step's results are new memory: donate parameters and state"
+        f" (donate_argnums), and return them first and in this order."
+    ]
