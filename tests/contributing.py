@@ -10,9 +10,10 @@ from examples.pages import replaced
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "CONTRIBUTING.md"
 
-# Each layer may import itself, `_types` and those named; what it holds.
+# Each layer may import itself, `_types`, `_compat` and those named; what it holds.
 LAYERS: dict[str, tuple[set[str], str]] = {
     "_types": (set(), "the types of what passes through"),
+    "_compat": (set(), "what differs between versions of JAX"),
     "validation": (set(), "errors for numbers"),
     "columns": (set(), "text in columns, for what is printed"),
     "pictures": (set(), "colours, axes and labels, for what is drawn"),

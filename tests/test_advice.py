@@ -19,7 +19,7 @@ PARAMS = {"blocks": [BLOCK] * 3, "embed": jax.ShapeDtypeStruct((1000, 512), jnp.
 def test_each_leaf_by_its_storage_kernel_decay_and_group():
     tx = adam_jax.groups(
         functools.partial(adam_jax.adamw, 1e-3, weight_decay=0.1),
-        {"embed": {"weight_decay": 0.0}, ".*bias": {"weight_decay": lambda count: jnp.float32(0.1)}},
+        {"embed": {"weight_decay": 0.0}, ".*bias": {"weight_decay": optax.constant_schedule(0.1)}},
         mu_dtype=jnp.int8,
         nu_dtype=adam_jax.Factored(),
     )

@@ -1,6 +1,7 @@
 """Parameters in Flax's boxes: the state has the names of their axes, however it is stored."""
 
 import functools
+import inspect
 import itertools
 
 import jax
@@ -104,6 +105,10 @@ def test_codes_and_scales_are_variables_with_the_names_of_the_parameter():
     assert {factors.rows.get_value(), factors.columns.get_value()} == {P(None), P("data")}
 
 
+@pytest.mark.skipif(
+    "kernel_metadata" not in inspect.signature(nnx.Linear).parameters,
+    reason="this Flax has no metadata for the state alone",
+)
 def test_the_state_alone_is_split_by_metadata_of_its_own():
     """ZeRO-1: `optimizer_sharding` is for the state; the parameter is whole on each device."""
     with jax.set_mesh(mesh_of(8)):
@@ -218,3 +223,12 @@ def test_the_abstract_state_is_that_of_init(mesh, named):
     for other in (real, compiled):
         assert jax.tree.structure(other) == jax.tree.structure(abstract)
         assert jax.tree.map(np.shape, other) == jax.tree.map(np.shape, abstract)
+
+
+def test_blocks_do_not_depend_on_where_an_array_lies_by_chance():
+    """Under jit automatic axes tell nothing of that: the state would be another one there."""
+    params = jax.device_put(jnp.ones((16, 512)), NamedSharding(mesh_of(8), P(None, "data")))
+    init = adam_jax.scale_by_adam(nu_dtype=jnp.int8).init
+    nu = init(params).nu
+    assert nu.codes.sharding.spec == P(None, "data") and nu.format.block == 128
+    assert jax.tree.structure(init(params)) == jax.tree.structure(jax.eval_shape(init, params))

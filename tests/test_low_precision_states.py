@@ -127,15 +127,6 @@ def test_a_block_lies_on_one_device():
     assert nu.format.block == 64 and nu.scale.sharding.is_equivalent_to(sharding, 2)
 
 
-def test_blocks_do_not_depend_on_where_an_array_lies_by_chance():
-    """Under jit automatic axes tell nothing of that: the state would be another one there."""
-    params = jax.device_put(jnp.ones((16, 512)), NamedSharding(mesh_of(), P(None, "data")))
-    init = adam_jax.scale_by_adam(nu_dtype=jnp.int8).init
-    nu = init(params).nu
-    assert nu.codes.sharding.spec == P(None, "data") and nu.format.block == 128
-    assert jax.tree.structure(init(params)) == jax.tree.structure(jax.eval_shape(init, params))
-
-
 def as_target(x, mesh):
     """Where it lies; what lies anywhere, as a count of steps, on all devices."""
     placed = isinstance(x.sharding, NamedSharding)

@@ -15,6 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import NamedSharding, PartitionSpec
 
+from adam_jax._compat import described_like
 from adam_jax._types import DType, Leaf, PyTree
 from adam_jax.engine.kernel_numbers import packed, unpacked
 from adam_jax.engine.leaf_step import LeafArrays, Program, leaf_step
@@ -270,8 +271,7 @@ class _View:
     def placed(self, x: Leaf, dtype: DType) -> jax.ShapeDtypeStruct:
         """What is written in its place, seen like this."""
         shape = tuple(x.shape[axis] for axis in self.order())
-        varying = jax.typeof(x).manual_axis_type
-        return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=varying)
+        return described_like(x, shape, dtype)
 
     def back(self, x: jax.Array) -> jax.Array:
         """The opposite of `seen`."""

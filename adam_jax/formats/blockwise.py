@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from adam_jax._compat import cast_to_varying, varying_axes
 from adam_jax._types import DType, Function, Leaf, PyTree
 from adam_jax.formats.base import READ_AS_SAVED, MeasuredFormat, Refusal
 from adam_jax.formats.codecs import Codec
@@ -173,8 +174,8 @@ def filled(
 ) -> jax.Array:
     """What belongs to a parameter, all x; inside `shard_map` each device's own, as its part is."""
     scale = jnp.full(shape, x, dtype, device=sharding)
-    axes = tuple(jax.typeof(param).manual_axis_type.varying)
-    return jax.lax.pcast(scale, axes, to="varying") if axes else scale
+    axes = tuple(varying_axes(param))
+    return cast_to_varying(scale, axes) if axes else scale
 
 
 def check_real(param: Leaf, magnitude: bool) -> None:

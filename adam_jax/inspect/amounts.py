@@ -5,9 +5,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
+from adam_jax._compat import itemsize_bits
 from adam_jax._types import Leaf
 from adam_jax.columns import aligned
 
@@ -144,7 +144,7 @@ class LiveBytes(NamedTuple):
 def bytes_of(x: Leaf) -> int:
     """Of an array or its description, where two codes of 4 bits are one byte, as in memory."""
     known = isinstance(x.dtype, np.dtype)  # Not so the dtypes of random keys.
-    bits = jax.dtypes.itemsize_bits(x.dtype) if known else 8 * x.dtype.itemsize
+    bits = itemsize_bits(x.dtype) if known else 8 * x.dtype.itemsize
     return -(-x.size * bits // 8)
 
 

@@ -20,13 +20,13 @@ from typing import Any
 
 import jax
 
+from adam_jax._compat import cast_to_varying, varying_axes
 from adam_jax._types import Leaf, PyTree, Result
 
 
 def varying(tree: PyTree) -> frozenset[str]:
     """The axes of `shard_map` along which any of these arrays differs from device to device."""
-    types = (jax.typeof(x).manual_axis_type for x in jax.tree.leaves(tree))
-    return frozenset().union(*(t.varying for t in types))
+    return frozenset().union(*map(varying_axes, jax.tree.leaves(tree)))
 
 
 def as_varying(tree: PyTree, axes: frozenset[str]) -> PyTree:
@@ -34,7 +34,7 @@ def as_varying(tree: PyTree, axes: frozenset[str]) -> PyTree:
 
     def cast(x: Leaf) -> Leaf:
         missing = tuple(sorted(axes - varying(x)))
-        return jax.lax.pcast(x, missing, to="varying") if missing else x
+        return cast_to_varying(x, missing) if missing else x
 
     return jax.tree.map(cast, tree) if axes else tree
 

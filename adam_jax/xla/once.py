@@ -17,6 +17,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 
+from adam_jax._compat import varying_axes
 from adam_jax._types import Function, Leaf, PyTree, Result
 from adam_jax.xla.barrier import as_varying, varying
 
@@ -46,9 +47,9 @@ def _as_returned(f: Callable[[Any], Any], carry: PyTree) -> Any:
         returned = jax.tree.leaves(jax.make_jaxpr(f)(carry).out_avals)
         leaves, treedef = jax.tree.flatten(carry)
         pairs = list(zip(leaves, returned, strict=True))
-        if all(aval.manual_axis_type.varying <= varying(x) for x, aval in pairs):
+        if all(varying_axes(aval) <= varying(x) for x, aval in pairs):
             break
-        cast = [as_varying(x, aval.manual_axis_type.varying) for x, aval in pairs]
+        cast = [as_varying(x, varying_axes(aval)) for x, aval in pairs]
         carry = treedef.unflatten(cast)
     return carry
 

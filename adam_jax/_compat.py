@@ -1,0 +1,43 @@
+"""What differs between the versions of JAX that this package runs on, 0.8.0 to the newest."""
+
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+
+
+def varying_axes(x: Any) -> frozenset[str]:
+    """The axes of `shard_map` along which an array, or one of this type, may differ."""
+    aval: Any = x if isinstance(x, jax.core.ShapedArray) else jax.typeof(x)
+    return frozenset(aval.manual_axis_type.varying if _is_new(aval) else aval.vma)
+
+
+def cast_to_varying(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """The same array, of a type that says that it may differ along these axes."""
+    if hasattr(jax.lax, "pcast"):
+        return jax.lax.pcast(x, axes, to="varying")
+    return getattr(jax.lax, "pvary")(x, axes)  # noqa: B009
+
+
+def described_like(
+    x: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
+) -> jax.ShapeDtypeStruct:
+    """Another shape and dtype, differing along the axes of `shard_map` along which x does."""
+    aval: Any = jax.typeof(x)
+    kind: dict[str, Any]
+    kind = {"manual_axis_type": aval.manual_axis_type} if _is_new(aval) else {"vma": aval.vma}
+    return jax.ShapeDtypeStruct(shape, dtype, **kind)
+
+
+def itemsize_bits(dtype: jax.typing.DTypeLike) -> int:
+    """The bits of an element: 4 for int4."""
+    if hasattr(jax.dtypes, "itemsize_bits"):
+        return jax.dtypes.itemsize_bits(dtype)
+    kind = jnp.dtype(dtype)
+    return int(kind.name[-1]) if kind.name in ("int4", "uint4") else 8 * kind.itemsize
+
+
+def _is_new(aval: Any) -> bool:
+    """Whether a type has more than the set of axes, which older ones have as `vma`."""
+    return hasattr(aval, "manual_axis_type")
