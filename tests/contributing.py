@@ -54,7 +54,7 @@ LAYERS: dict[str, tuple[set[str], str]] = {
         "states in other forms, and from and to other libraries",
     ),
     "inspect": (
-        {"sharding", "wrap", "modify", "engine", "columns", "pictures"},
+        {"sharding", "wrap", "modify", "engine", "rules", "formats", "columns", "pictures"},
         "bytes, planned and live; records",
     ),
     "__init__": (
