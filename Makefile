@@ -28,7 +28,7 @@ mnist: setup
 test: setup
 	$(PYTEST) -m "not bits"
 	$(PYTEST) -m bits $$(grep -rl --include="test_*.py" mark.bits tests | sort)
-	$(BIN)/python -m tests.newest_python
+	$(BIN)/python -m tests.versions
 
 test-peers: setup
 	@echo "Installing PyTorch, Keras and the other peers into .venv: gigabytes."
@@ -83,4 +83,4 @@ setup: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-newest .compilers runs build dist
+	rm -rf .venv .venv-oldest .venv-newest .compilers runs build dist

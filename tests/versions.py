@@ -1,0 +1,112 @@
+"""Runs the smoke tests on the oldest versions of JAX and Optax, and on the newest Python found.
+
+    python -m tests.versions [oldest] [newest]
+
+Each in a virtual environment of its own. The oldest versions are those of the dependency group
+`oldest`, on this Python. The newest Python gets the newest JAX; the suite's own environment may be
+held at an older one.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+OLDEST, NEWEST = ROOT / ".venv-oldest", ROOT / ".venv-newest"
+# Besides the tests that are marked: what depends most on the versions.
+ALSO_ON_THE_OLDEST = ["tests/test_boxes.py", "tests/test_scale.py", "tests/test_recipe.py"]
+
+
+def interpreters() -> list[tuple[tuple[int, int], list[str], dict[str, str]]]:
+    """Version, command and environment of every Python that starts, oldest first."""
+    candidates: list[tuple[str, dict[str, str]]] = [("python3", {})]
+    candidates += [(f"python3.{minor}", {}) for minor in range(11, 30)]
+    if pyenv := shutil.which("pyenv"):
+        listed = subprocess.run([pyenv, "versions", "--bare"], capture_output=True, text=True)
+        candidates += [("python3", {"PYENV_VERSION": name}) for name in listed.stdout.split()]
+    found = []
+    for name, extra in candidates:
+        if (command := shutil.which(name)) is None:
+            continue
+        environment = {**os.environ, **extra}
+        code = "import sys, venv; print(*sys.version_info[:2])"
+        done = subprocess.run(
+            [command, "-c", code], capture_output=True, text=True, env=environment
+        )
+        if done.returncode == 0:
+            major, minor = map(int, done.stdout.split())
+            found.append(((major, minor), [command], environment))
+    return sorted(found, key=lambda entry: entry[0])
+
+
+def files() -> list[str]:
+    """The test files that have smoke tests: to import the others takes longer than those run."""
+    found = sorted((ROOT / "tests").rglob("test_*.py"))
+    return [str(path.relative_to(ROOT)) for path in found if _is_smoke(path)]
+
+
+def _is_smoke(path: Path) -> bool:
+    return "pytest.mark.smoke" in path.read_text()
+
+
+def made(venv: Path, command: list[str], environment: dict[str, str], group: str) -> bool:
+    """Whether a virtual environment could be made with this package and a dependency group."""
+    shutil.rmtree(venv, ignore_errors=True)
+    subprocess.run([*command, "-m", "venv", venv], env=environment, check=True)
+    pip = [venv / "bin" / "python", "-m", "pip", "install", "--quiet"]
+    subprocess.run([*pip, "--upgrade", "pip"], check=True)
+    # Not compiled: of most packages little is imported.
+    install = [*pip, "--no-compile", "--group", group, "--editable", "."]
+    if subprocess.run(install, cwd=ROOT).returncode:
+        return False
+    show = "import jax, optax, sys; print('smoke tests on Python', sys.version.split()[0],"
+    show += " 'jax', jax.__version__, 'optax', optax.__version__, flush=True)"
+    subprocess.run([venv / "bin" / "python", "-c", show], check=True)
+    return True
+
+
+def tested(venv: Path, *arguments: str) -> int:
+    """The exit status of pytest in a virtual environment."""
+    pytest = [venv / "bin" / "python", "-m", "pytest", "-n", "auto", "--dist", "loadfile"]
+    return subprocess.run([*pytest, *arguments], cwd=ROOT).returncode
+
+
+def oldest() -> int:
+    """The exit status of the smoke tests of the library on the oldest versions."""
+    if not made(OLDEST, [sys.executable], dict(os.environ), "oldest"):
+        return 1
+    # Examples and pages need newer versions of Flax.
+    smoke = [name for name in files() if "examples" not in name and "test_pages" not in name]
+    # JAX and Flax of that time warn of each other.
+    quiet = ("-W", "ignore::DeprecationWarning")
+    status = tested(OLDEST, *quiet, "-m", "smoke", *smoke)
+    return status or tested(OLDEST, *quiet, "-m", "not bits", *ALSO_ON_THE_OLDEST)
+
+
+def newest() -> int:
+    """The exit status of the smoke tests; 0, saying why, where there is nothing new."""
+    # Newest first: the newest of all may be too new for JAX's wheels.
+    newer = [entry for entry in reversed(interpreters()) if entry[0] > sys.version_info[:2]]
+    if not newer:
+        print(
+            f"smoke tests on a newer Python: skipped, none newer than {sys.version.split()[0]} here"
+        )
+        return 0
+    for (major, minor), command, environment in newer:
+        if made(NEWEST, command, environment, "smoke"):
+            return tested(NEWEST, "-m", "smoke", *files())
+        print(f"smoke tests on Python {major}.{minor}: its packages cannot be installed")
+    print("smoke tests on a newer Python: skipped, JAX cannot be installed on any that is here")
+    return 0
+
+
+def main() -> int:
+    """Returns the first exit status that is not 0."""
+    chosen = sys.argv[1:] or ["oldest", "newest"]
+    return next((status for name in chosen if (status := globals()[name]())), 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
