@@ -29,13 +29,13 @@ PROJECTS = (
     Project(
         "dynamax",
         "1.0.3",
-        # Not dynamax/utils/test_optimize.py: its 30,000 uncompiled steps take minutes.
         (
             "dynamax/parameters_test.py",
+            "dynamax/utils/test_optimize.py",  # 30,000 uncompiled steps.
             "dynamax/hidden_markov_model/models/test_models.py",
             "dynamax/linear_gaussian_ssm/models_test.py",
         ),
-        options=("-k", "test_sgd or parameter"),
+        options=("-k", "test_sgd or run_sgd or parameter"),
     ),
     Project("flowjax", "19.1.2", ("tests/test_train",), ("beartype", "numpyro")),
     Project("numpyro", "0.22.0", ("test/test_optimizers.py",)),
