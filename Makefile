@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m tests.install
 # Else every worker compiles pytest's plugins and the tests anew, which takes seconds of each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: mnist test test-peers test-compilers lint docs docs-serve setup clean
+.PHONY: mnist test test-peers test-compilers test-downstream lint docs docs-serve setup clean
 
 mnist: setup
 	rm -rf runs/make-mnist
@@ -45,6 +45,10 @@ test-compilers: export JAX_CUDA_PJRT = $(CURDIR)/.compilers/cuda
 test-compilers: .compilers/installed
 	$(BIN)/python -m benchmarks.tpu_hlo --gate
 	$(PYTEST) $$(grep -rlE --include="test_*.py" "(h200|tpu)_compiler" tests | sort)
+
+# Other projects' optimizer tests, with our names in Optax's place; each has an environment of its own.
+test-downstream: setup
+	$(BIN)/python -m tests.downstream
 
 lint: .venv/linters docs
 	$(BIN)/ruff check .
@@ -83,4 +87,4 @@ setup: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest .compilers runs build dist
+	rm -rf .venv .venv-oldest .venv-newest .compilers .downstream runs build dist

@@ -1,0 +1,1 @@
+"""Other projects' own tests, with our names in the place of Optax's."""

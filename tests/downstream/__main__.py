@@ -1,0 +1,144 @@
+"""Runs the optimizer tests of other projects, with Optax as it is and with our names in its place.
+
+python -m tests.downstream
+python -m tests.downstream numpyro flax --table build/downstream.md
+
+Each project gets a virtual environment and its source distribution in a folder below .downstream,
+which later runs use again; adam_jax is installed anew every time. Needs the package index.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.compilation import IN_A_HURRY
+from tests.downstream.projects import PINS, PROJECTS, Project
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / ".downstream"
+PLUGIN = Path(__file__).parent / "plugin" / "names_replaced.py"
+COLUMNS = ("project", "version", "tests", "call ours")
+COLUMNS += ("pass with Optax", "pass with ours", "fail with ours only")
+
+
+def source(project: Project) -> Path:
+    """The unpacked source distribution; downloads it if it is not there."""
+    place = FOLDER / project.name / project.version
+    if not place.exists():
+        downloads = FOLDER / project.name / "downloads"
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--no-binary", ":all:", "--dest", str(downloads)]
+        subprocess.run([*command, f"{project.name}=={project.version}"], check=True)
+        [archive] = downloads.glob("*.tar.gz")
+        with tarfile.open(archive) as file:
+            file.extractall(downloads, filter="data")
+        [unpacked] = [path for path in downloads.iterdir() if path.is_dir()]
+        unpacked.rename(place)
+        shutil.rmtree(downloads)
+    return place
+
+
+def environment(project: Project, place: Path) -> Path:
+    """The Python of an environment with the project, what its tests need, and this adam_jax."""
+    folder = place.with_name(f"{project.version}-environment")
+    python, complete = folder / "bin" / "python", folder / "complete"
+    if not complete.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+        install(python, *PINS, *project.needs, str(place))
+        complete.touch()
+    # Not editable: that would put this package's `tests` before the project's.
+    install(python, "--no-deps", "--force-reinstall", str(ROOT))
+    return python
+
+
+def install(python: Path, *requirements: str) -> None:
+    """Calls pip."""
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *requirements], check=True)
+
+
+def run(project: Project, place: Path, python: Path, ours: bool) -> dict[str, Any]:
+    """Runs the project's tests; what the plugin reports, and the seconds they took."""
+    name = "ours" if ours else "optax"
+    report, log = (place.with_name(f"{name}.{end}") for end in ("json", "log"))
+    report.unlink(missing_ok=True)
+    command = [python, "-m", "pytest", "-p", PLUGIN.stem, "-p", "no:cacheprovider", "-q"]
+    # Named: pytest would also look for settings in the folders above, and find this package's.
+    settings_file = "pytest.ini" if (place / "pytest.ini").exists() else "pyproject.toml"
+    command += ["-c", settings_file]
+    settings = {"DOWNSTREAM_OURS": str(int(ours)), "DOWNSTREAM_REPORT": str(report)}
+    settings |= {"PYTHONPATH": str(PLUGIN.parent), "JAX_PLATFORMS": "cpu"}
+    start = time.perf_counter()
+    with log.open("w") as output:
+        subprocess.run(
+            [*command, *project.options, *project.tests],
+            cwd=place,
+            env=os.environ | IN_A_HURRY | settings,  # Else they compile most of the time.
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    if not report.exists():
+        raise RuntimeError(f"no test of {project.name} ran, see {log}:\n{log.read_text()[-2000:]}")
+    return json.loads(report.read_text()) | {"seconds": time.perf_counter() - start}
+
+
+def passed(report: dict[str, Any]) -> set[str]:
+    """The tests that passed."""
+    return {test for test, outcome in report["outcomes"].items() if outcome == "passed"}
+
+
+def compare(project: Project) -> tuple[dict[str, Any], list[str]]:
+    """A row of the table, and the tests that do not pass with ours only."""
+    place = source(project)
+    python = environment(project, place)
+    theirs, ours = (run(project, place, python, ours) for ours in (False, True))
+    assert {"adam", "adamw", "chain", "scale_by_adam"} <= set(ours["names"])
+    worse = sorted(passed(theirs) - passed(ours))
+    print(f"{project.name}: {theirs['seconds']:.0f} s and {ours['seconds']:.0f} s", flush=True)
+    return {
+        "project": project.name,
+        "version": project.version,
+        "tests": len(theirs["outcomes"]),
+        "call ours": len(ours["with_ours"]),
+        "pass with Optax": len(passed(theirs)),
+        "pass with ours": len(passed(ours)),
+        "fail with ours only": len(worse),
+    }, worse
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """In Markdown."""
+    lines = [COLUMNS, ["---"] * len(COLUMNS)]
+    lines += [[str(row[name]) for name in COLUMNS] for row in rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def main() -> int:
+    """Runs the projects one after another; 1 if a test passes with Optax only."""
+    names = [project.name for project in PROJECTS]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("projects", nargs="*", metavar="project", help=f"of {', '.join(names)}")
+    parser.add_argument("--table", type=Path, help="where the table is written, in Markdown")
+    chosen = parser.parse_args()
+    if unknown := set(chosen.projects) - set(names):
+        parser.error(f"no project is called {', '.join(sorted(unknown))}: write {', '.join(names)}")
+    rows, failures = [], []
+    for project in PROJECTS:
+        if not chosen.projects or project.name in chosen.projects:
+            row, worse = compare(project)
+            rows.append(row)
+            failures += [f"{project.name}: {test}" for test in worse]
+    print(table(rows), *failures, sep="\n")
+    if chosen.table:
+        chosen.table.write_text(table(rows) + "\n")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
