@@ -1,12 +1,14 @@
 """Runs the smoke tests on the oldest versions of JAX and Optax, and on the newest Python found.
 
     python -m tests.versions [oldest] [newest]
+    python -m tests.versions --here oldest|smoke
 
 Each in a virtual environment of its own. The oldest versions are those of the dependency group
 `oldest`, on this Python. The newest Python gets the newest JAX; the suite's own environment may be
 held at an older one.
 """
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -67,26 +69,35 @@ def made(venv: Path, command: list[str], environment: dict[str, str], group: str
     return True
 
 
-def tested(venv: Path, *arguments: str) -> int:
-    """The exit status of pytest in a virtual environment."""
-    pytest = [venv / "bin" / "python", "-m", "pytest", "-n", "auto", "--dist", "loadfile"]
+def tested(python: str | Path, *arguments: str) -> int:
+    """The exit status of pytest."""
+    pytest = [python, "-m", "pytest", "-n", "auto", "--dist", "loadfile"]
     return subprocess.run([*pytest, *arguments], cwd=ROOT).returncode
 
 
-def oldest() -> int:
-    """The exit status of the smoke tests of the library on the oldest versions."""
-    if not made(OLDEST, [sys.executable], dict(os.environ), "oldest"):
-        return 1
+def of_the_oldest(python: str | Path) -> int:
+    """The exit status of the smoke tests of the library, and of what depends most on versions."""
     # Examples and pages need newer versions of Flax.
     smoke = [name for name in files() if "examples" not in name and "test_pages" not in name]
     # JAX and Flax of that time warn of each other.
     quiet = ("-W", "ignore::DeprecationWarning")
-    status = tested(OLDEST, *quiet, "-m", "smoke", *smoke)
-    return status or tested(OLDEST, *quiet, "-m", "not bits", *ALSO_ON_THE_OLDEST)
+    status = tested(python, *quiet, "-m", "smoke", *smoke)
+    return status or tested(python, *quiet, "-m", "not bits", *ALSO_ON_THE_OLDEST)
+
+
+def of_all(python: str | Path) -> int:
+    """The exit status of all smoke tests."""
+    return tested(python, "-m", "smoke", *files())
+
+
+def oldest() -> int:
+    """The exit status on the oldest versions."""
+    made_it = made(OLDEST, [sys.executable], dict(os.environ), "oldest")
+    return of_the_oldest(OLDEST / "bin" / "python") if made_it else 1
 
 
 def newest() -> int:
-    """The exit status of the smoke tests; 0, saying why, where there is nothing new."""
+    """The exit status on the newest Python; 0, saying why, where there is nothing new."""
     # Newest first: the newest of all may be too new for JAX's wheels.
     newer = [entry for entry in reversed(interpreters()) if entry[0] > sys.version_info[:2]]
     if not newer:
@@ -96,7 +107,7 @@ def newest() -> int:
         return 0
     for (major, minor), command, environment in newer:
         if made(NEWEST, command, environment, "smoke"):
-            return tested(NEWEST, "-m", "smoke", *files())
+            return of_all(NEWEST / "bin" / "python")
         print(f"smoke tests on Python {major}.{minor}: its packages cannot be installed")
     print("smoke tests on a newer Python: skipped, JAX cannot be installed on any that is here")
     return 0
@@ -104,8 +115,19 @@ def newest() -> int:
 
 def main() -> int:
     """Returns the first exit status that is not 0."""
-    chosen = sys.argv[1:] or ["oldest", "newest"]
-    return next((status for name in chosen if (status := globals()[name]())), 0)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("which", nargs="*", help="oldest, newest; both if left out")
+    parser.add_argument(
+        "--here",
+        choices=["oldest", "smoke"],
+        help="the tests of that dependency group in this environment, where it is installed",
+    )
+    arguments = parser.parse_args()
+    if arguments.here:
+        return {"oldest": of_the_oldest, "smoke": of_all}[arguments.here](sys.executable)
+    ways = {"oldest": oldest, "newest": newest}
+    chosen = [ways[name] for name in arguments.which or ways]
+    return next((status for way in chosen if (status := way())), 0)
 
 
 if __name__ == "__main__":
