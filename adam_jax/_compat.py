@@ -6,6 +6,9 @@ import jax
 import jax.core
 import jax.numpy as jnp
 
+KERNELS = jax.__version_info__ >= (0, 10)
+"""Before 0.10 Pallas lowers no casts of 8-bit codes for TPUs."""
+
 
 def varying_axes(x: Any) -> frozenset[str]:
     """The axes of `shard_map` along which an array, or one of this type, may differ."""

@@ -18,7 +18,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 OLDEST, NEWEST = ROOT / ".venv-oldest", ROOT / ".venv-newest"
 # Besides the tests that are marked: what depends most on the versions.
-ALSO_ON_THE_OLDEST = ["tests/test_boxes.py", "tests/test_scale.py", "tests/test_recipe.py"]
+ALSO_ON_THE_OLDEST = [
+    *("tests/test_boxes.py", "tests/test_pack.py", "tests/test_weights.py", "tests/test_groups.py"),
+    *("tests/test_hyperparams.py", "tests/test_convert_optax.py"),
+]
 
 
 def interpreters() -> list[tuple[tuple[int, int], list[str], dict[str, str]]]:

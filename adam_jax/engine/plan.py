@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from adam_jax._compat import KERNELS
 from adam_jax._types import Leaf, PyTree, Updates
 from adam_jax.engine.trees import leaf_paths
 from adam_jax.formats.base import Format, MeasuredFormat
@@ -101,6 +102,8 @@ def _refused(
     arrays: Sequence[jax.Array],
 ) -> str | None:
     """Why no kernel can step this leaf, wherever it lies in memory, or is worth it."""
+    if not KERNELS:
+        return "the kernels need jax 0.10"
     whole = [type(rule).__name__ for rule in rules if not rule.elementwise]
     whole += [type(fmt).__name__ for fmt in formats if fmt.unit is None]
     if whole:

@@ -186,11 +186,11 @@ def like_params(state: State, params: Params) -> PyTree:
 
     Args:
       state: of these parameters.
-      params: `jax.ShapeDtypeStruct`s of them, all with shardings on one mesh.
+      params: `jax.ShapeDtypeStruct`s of them, with shardings on one mesh, or none for a whole copy.
     """
-    shardings = jax.tree.map(lambda p: p.sharding, params)
-    [mesh, *_] = (s.mesh for s in jax.tree.leaves(shardings))
-    specs = FrozenTree.of(jax.tree.map(lambda s: s.spec, shardings))
+    [mesh, *_] = (p.sharding.mesh for p in jax.tree.leaves(params) if p.sharding)
+    whole = PartitionSpec()
+    specs = FrozenTree.of(jax.tree.map(lambda p: p.sharding.spec if p.sharding else whole, params))
     where, _ = Placement(mesh, (), specs, 0).of_stored(state, params)
     return jax.tree.structure(state).unflatten(where)
 
