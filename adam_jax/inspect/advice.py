@@ -121,8 +121,8 @@ def advise(
       >>> import adam_jax, jax, jax.numpy as jnp
       >>> params = {"kernel": jnp.ones((256, 256)), "bias": jnp.ones(256)}
       >>> advice = adam_jax.inspect.advise(params, adam_jax.adamw(1e-3, weight_decay=0.1))
-      >>> print(advice.warnings[0][:55])
-      1 vectors, such as 'bias', have weight decay: biases an
+      >>> print(advice.warnings[0][:34])
+      the vector 'bias' has weight decay
     """
     its_report = report(params, tx, step=step, args=args)
     undeclared = its_report.undeclared
@@ -256,9 +256,11 @@ def _decayed_vectors(leaves: Sequence[LeafAdvice]) -> list[str]:
     vectors = [x.path for x in leaves if x.decay and len(x.shape) < 2]
     if not vectors or len(vectors) == len(leaves):
         return []
+    several = f"{len(vectors)} vectors, such as {vectors[0]!r}, have"
+    which = several if len(vectors) > 1 else f"the vector {vectors[0]!r} has"
     return [
-        f"{len(vectors)} vectors, such as {vectors[0]!r}, have weight decay: biases and scales of"
-        f" norms usually have none. Write mask=adam_jax.decay_mask."
+        f"{which} weight decay: biases and scales of norms usually have none. Write"
+        f" mask=adam_jax.decay_mask."
     ]
 
 

@@ -1,0 +1,311 @@
+"""Mutations: single lines of `adam_jax` made wrong, each of which tests must find.
+
+python -m tests.mutations               runs all of them; 15 minutes on a core
+python -m tests.mutations clip ema      runs those whose name or file contains one of these
+
+Each is made in a copy of the package, and the tests named beside it run there until one fails. They
+are part of `make test`. A line that no longer stands in its file is an error.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+
+class Mutation(NamedTuple):
+    """A line of a file, one that is wrong, and tests of which one must fail.
+
+    Attributes:
+      name: the mistake.
+      file: below `adam_jax`.
+      old: part of a line, which stands once in the file.
+      new: in its place.
+      tests: files below `tests`, separated by blanks.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTATIONS = [
+    Mutation(
+        "the sign of the update",
+        "rules/adam.py",
+        "return -learning_rate if self.flip_sign else learning_rate",
+        "return learning_rate",
+        "test_values.py",
+    ),
+    Mutation(
+        "the sign of weight decay behind the learning rate",
+        "rules/adam.py",
+        "return -weight_decay if self.downhill else weight_decay",
+        "return weight_decay",
+        "test_decay.py test_values.py",
+    ),
+    Mutation(
+        "no bias correction",
+        "rules/arithmetic.py",
+        "return 1 / self.correction(count)",
+        "return jnp.ones_like(self.correction(count))",
+        "test_values.py",
+    ),
+    Mutation(
+        "a step count off by one",
+        "rules/arithmetic.py",
+        "+ (1 + ahead)",
+        "+ (2 + ahead)",
+        "test_arithmetic.py test_values.py",
+    ),
+    Mutation(
+        "the rate in the place of its complement",
+        "rules/arithmetic.py",
+        "return old + self.complement * no_product(new - old)",
+        "return new + self.complement * no_product(old - new)",
+        "test_arithmetic.py",
+    ),
+    Mutation(
+        "eps inside the root",
+        "rules/adam.py",
+        "return safe_divide(first, self.root(second) + scalars)",
+        "return safe_divide(first, self.root(second + scalars))",
+        "test_values.py",
+    ),
+    Mutation(
+        "eps_root left out",
+        "rules/adam.py",
+        "return safe_sqrt(no_product(second) + self.eps_root)",
+        "return safe_sqrt(no_product(second))",
+        "test_values.py test_optax_suite.py",
+    ),
+    Mutation(
+        "nu without a square",
+        "rules/adam.py",
+        "return Average(self.rate, abs_squared(g) if self.magnitude else g)",
+        "return Average(self.rate, jnp.abs(g) if self.magnitude else g)",
+        "test_values.py",
+    ),
+    Mutation(
+        "accumulators of a refused step",
+        "engine/leaf_step.py",
+        "new[slot.name] = chosen(taken, x, old[slot.name])",
+        "new[slot.name] = x",
+        "test_skip.py",
+    ),
+    Mutation(
+        "parameters of a refused step",
+        "engine/leaf_step.py",
+        "result = chosen(taken, p + no_product(u), p)",
+        "result = p + no_product(u)",
+        "test_skip.py",
+    ),
+    Mutation(
+        "codes of a refused step",
+        "engine/leaf_step.py",
+        "return chosen(taken, stored, old) if fmt.rounds else stored",
+        "return stored",
+        "test_skip.py test_low_precision_states.py test_properties.py",
+    ),
+    Mutation(
+        "the count of a refused step",
+        "engine/call.py",
+        "return condition if self.ok is None else condition & self.ok",
+        "return condition",
+        "test_skip.py test_recipe.py",
+    ),
+    Mutation(
+        "codes without their scale",
+        "formats/blockwise.py",
+        "return self.codec.value(codes) * scale",
+        "return self.codec.value(codes)",
+        "test_formats_blockwise.py",
+    ),
+    Mutation(
+        "a swapped scale",
+        "formats/blockwise.py",
+        "return self.codec.code(x / scale, noise)",
+        "return self.codec.code(x * scale, noise)",
+        "test_formats_blockwise.py",
+    ),
+    Mutation(
+        "codes of 4 bits off by one",
+        "formats/codecs.py",
+        "level + (1 + self._lowest)",
+        "level + self._lowest",
+        "test_formats_blockwise.py test_formats.py",
+    ),
+    Mutation(
+        "means over the wrong axis",
+        "formats/factored.py",
+        "return Factors(_mean(x, self.column_axis), _mean(x, self.row_axis), self)",
+        "return Factors(_mean(x, self.row_axis), _mean(x, self.column_axis), self)",
+        "test_formats_factored.py",
+    ),
+    Mutation(
+        "one leaf's noise for all",
+        "formats/noise.py",
+        "own = np.uint32((int(MOMENTS) + leaf * int(LEAVES)) % 2**32)",
+        "own = np.uint32(int(MOMENTS) % 2**32)",
+        "test_formats.py test_low_precision_states.py test_layers.py test_record.py",
+    ),
+    Mutation(
+        "a residual with the other sign",
+        "formats/weights.py",
+        "lower = bits - (upper << np.uint32(self.bits))",
+        "lower = (upper << np.uint32(self.bits)) - bits",
+        "test_weights.py",
+    ),
+    Mutation(
+        "the maximum of AMSGrad left out",
+        "rules/variants.py",
+        'return jnp.maximum(old["nu_max"], self.inner.read(g, new, scalars[0]))',
+        "return self.inner.read(g, new, scalars[0])",
+        "test_values.py",
+    ),
+    Mutation(
+        "surprise around the old mean",
+        "rules/variants.py",
+        'surprise = abs_squared(bounded(g - new["mu"], times=4))',
+        'surprise = abs_squared(bounded(g - old["mu"], times=4))',
+        "test_values.py",
+    ),
+    Mutation(
+        "the trust ratio upside down",
+        "rules/variants.py",
+        "return ratio * g",
+        "return g / ratio",
+        "test_values.py",
+    ),
+    Mutation(
+        "Lion's two rates swapped",
+        "family/lion.py",
+        'x = self.b1.average(old["mu"], g)',
+        'x = self.b2.average(old["mu"], g)',
+        "test_values.py",
+    ),
+    Mutation(
+        "MARS compares with the first gradient",
+        "family/mars.py",
+        'return jnp.where(later >= 0, g, old["g"])',
+        'return jnp.where(later > 0, old["g"], g)',
+        "test_values.py test_mars.py",
+    ),
+    Mutation(
+        "clipping squares the factor",
+        "wrap/clip.py",
+        "limit / norm.value)",
+        "limit / norm.value / norm.value)",
+        "test_recipe.py test_recipe_edges.py",
+    ),
+    Mutation(
+        "half of a micro-batch's weight",
+        "wrap/accumulate.py",
+        "moved = old + (2 * part / whole)",
+        "moved = old + (part / whole)",
+        "test_recipe.py",
+    ),
+    Mutation(
+        "the average of parameters is not corrected",
+        "wrap/ema.py",
+        "weight = weight * self.rate.debiasing(state.count)",
+        "weight = weight * 1",
+        "test_recipe.py test_recipe_edges.py",
+    ),
+    Mutation(
+        "decay one step early",
+        "schedules.py",
+        "left = self.warmup_steps + self.stable_steps + self.decay_steps - t",
+        "left = self.warmup_steps + self.stable_steps + self.decay_steps - t - 1",
+        "test_schedules.py",
+    ),
+    Mutation(
+        "the first group's numbers for all",
+        "modify/groups.py",
+        "return [self.default if i is None else self.expressions[i][1] for i in found]",
+        "return [self.default if i is None else self.expressions[0][1] for i in found]",
+        "test_groups.py",
+    ),
+    Mutation(
+        "layers share their numbers",
+        "engine/layers.py",
+        "found += [Stack(axes, first + k, stride) for k in range(stride)]",
+        "found += [Stack(axes, first, stride) for k in range(stride)]",
+        "test_layers.py test_formats_block_means.py",
+    ),
+    Mutation(
+        "muP grows the rate",
+        "transfer/mup.py",
+        "return Factors(depth ** (alpha - 1) / inputs,",
+        "return Factors(depth ** (alpha - 1) * inputs,",
+        "transfer",
+    ),
+    Mutation(
+        "the state split along the wrong axis",
+        "sharding/placement.py",
+        "for i in sorted(range(len(shape)), key=rank):",
+        "for i in sorted(range(len(shape)), key=rank, reverse=True):",
+        "test_scale.py test_scale_states.py",
+    ),
+    Mutation(
+        "PyTorch's step count off by one",
+        "convert/pytorch.py",
+        '"step": np.array(steps, np.float32)',
+        '"step": np.array(steps + 1, np.float32)',
+        "test_convert_torch.py",
+    ),
+]
+
+
+def mutated(mutation: Mutation, folder: Path) -> None:
+    """Copies the package and its tests to a folder, with the line changed."""
+    for name in ("adam_jax", "tests", "examples", "benchmarks", "docs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        shutil.copy(ROOT / name, folder / name)
+    path = folder / "adam_jax" / mutation.file
+    text = path.read_text()
+    if text.count(mutation.old) != 1:
+        raise ValueError(f"{mutation.file} must have {mutation.old!r} once.")
+    path.write_text(text.replace(mutation.old, mutation.new))
+
+
+def found(mutation: Mutation) -> str:
+    """The test that fails; empty if none does."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        mutated(mutation, folder)
+        tests = [f"tests/{test}" for test in mutation.tests.split()]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", *tests]
+        environment = {**os.environ, "PYTHONPATH": name, "JAX_PLATFORMS": "cpu"}
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        failed = [line for line in done.stdout.splitlines() if line.startswith("____")]
+        if done.returncode == 1:
+            return failed[0].strip("_ ") if failed else "a test"
+        if done.returncode:
+            raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        return ""
+
+
+def main() -> int:
+    """Prints what finds each mutation; returns 1 if one is not found."""
+    wanted = sys.argv[1:]
+    chosen = [m for m in MUTATIONS if not wanted or any(w in m.name + m.file for w in wanted)]
+    missed = 0
+    for mutation in chosen:
+        test = found(mutation)
+        missed += not test
+        print(f"{mutation.file}: {mutation.name}: {test or 'NOT FOUND'}", flush=True)
+    print(f"{len(chosen) - missed} of {len(chosen)} found")
+    return bool(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
