@@ -164,4 +164,4 @@ def test_attention_trains():
     _, theirs = trained(adam_jax.adamw(1e-2))
     assert ours[-1] < 0.7 * ours[0] and ours[-1] < theirs[-1] + 0.1 * theirs[0]
     kernel = state[0].nu["query"]["kernel"]
-    assert kernel.means.shape == (1, HEADS, 1) and np.all(kernel.means > 0)
+    assert kernel.means.shape == (1, HEADS, 1) and np.all(kernel.means.get_value() > 0)

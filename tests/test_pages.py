@@ -177,7 +177,9 @@ def test_commands_name_what_there_is(page):
         for extras in re.findall(r"\[([a-z,]+)\]", command if "pip install" in command else ""):
             assert set(extras.split(",")) <= set(project["project"]["optional-dependencies"])
             checked += 1
-    assert checked or page.name == "index.md"
+    # Of a page that only says what to install, the samples are run with that and nothing else.
+    installs = ("git ", "cd ", "python3 -m venv", "source ", "pip ")
+    assert checked or all(command.startswith(installs) for command in commands(page))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
