@@ -135,8 +135,8 @@ def test_parameters_that_lose_their_codes_are_named():
     assert adam_jax.inspect.bytes_per_parameter(shapes, member).lost_codes == ()
     # Also where the parameters themselves are split, if their type says so.
     explicit = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
-    for mesh, lost in ((mesh, ()), (explicit, ("embed",))):
-        on = NamedSharding(mesh, P(None, "data"))
+    for its, lost in ((mesh, ()), (explicit, ("embed",))):
+        on = NamedSharding(its, P(None, "data"))
         shapes["embed"] = jax.ShapeDtypeStruct((1257, 64), jnp.float32, sharding=on)
         assert adam_jax.inspect.bytes_per_parameter(shapes, member).lost_codes == lost
 
