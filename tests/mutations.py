@@ -68,8 +68,8 @@ MUTATIONS = [
     Mutation(
         "the rate in the place of its complement",
         "rules/arithmetic.py",
-        "return old + self.complement * no_product(new - old)",
-        "return new + self.complement * no_product(old - new)",
+        "return old + no_product(self.complement * (new - old))",
+        "return new + no_product(self.complement * (old - new))",
         "test_arithmetic.py",
     ),
     Mutation(
@@ -103,8 +103,8 @@ MUTATIONS = [
     Mutation(
         "parameters of a refused step",
         "engine/leaf_step.py",
-        "result = chosen(taken, p + no_product(u), p)",
-        "result = p + no_product(u)",
+        "result = chosen(taken, p + u, p)",
+        "result = p + u",
         "test_skip.py",
     ),
     Mutation(

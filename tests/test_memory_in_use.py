@@ -72,7 +72,7 @@ def test_a_step_that_does_not_read_its_gradients():
 @pytest.mark.parametrize("spec", [("d", None), (None, "d"), ()], ids=["rows", "columns", "copies"])
 def test_sharded(spec):
     """Of 512 columns each of 8 devices has 64, and blocks of that length."""
-    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))
     sharding = NamedSharding(mesh, PartitionSpec(*spec))
     params = {"w": jax.device_put(jnp.ones((128, 512)), sharding)}
     grads, state = params, int8.init(params)

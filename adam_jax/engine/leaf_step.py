@@ -197,11 +197,12 @@ def _ruled(
         slots.append(tuple(new.values()))
         averages.append(tuple(its_averages))
         u = rule.update(g, old, new, scalars, p)
+    # Behind the learning rate a product, which XLA:CPU would contract with the parameter or not.
+    u = no_product(u)
     if p is None or not (program.apply or isinstance(leaf.param, Split)):
         result = chosen(taken, u, 0)
     else:
-        # The update is a product: the sum is rounded as that of `update` and `apply_updates`.
-        result = chosen(taken, p + no_product(u), p)
+        result = chosen(taken, p + u, p)
     return result, tuple(slots), tuple(averages)
 
 

@@ -68,16 +68,16 @@ class DecayRate:
         increment is under half a place of `old`: 3e-5 short of a constant term, for b = 0.999. The
         second form is `new` for b = 0, which old + (new - old) is not.
 
-        `new` and `old` may be products: a square, a code times its scale. Which of them XLA:CPU
-        would contract with the sum depends on the loop, and so on a leaf's layers and devices.
+        The increment is rounded before it is added. XLA:CPU would contract it with the sum in some
+        loops and not in others: the bits would depend on a leaf's layers and devices.
         """
         if self.mostly_old is None:
             mostly_old = self.complement <= 0.5
             sides = (DecayRate(self.complement, self.log, side) for side in (True, False))
             return jnp.where(mostly_old, *(rate.average(old, new) for rate in sides))
         if self.mostly_old:
-            return old + self.complement * no_product(new - old)
-        return new + (1 - self.complement) * no_product(old - new)
+            return old + no_product(self.complement * (new - old))
+        return new + no_product((1 - self.complement) * (old - new))
 
     def correction(self, count: Count, ahead: int = 0, log_factor: Number = 0.0) -> Array:
         """1 - c·b^t with t = count + 1 + ahead; log_factor is log c, for the momenta of NAdam.
