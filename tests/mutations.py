@@ -68,8 +68,8 @@ MUTATIONS = [
     Mutation(
         "the rate in the place of its complement",
         "rules/arithmetic.py",
-        "return old + no_product(self.complement * (new - old))",
-        "return new + no_product(self.complement * (old - new))",
+        "return old + self.complement * (new - old)",
+        "return new + self.complement * (old - new)",
         "test_arithmetic.py",
     ),
     Mutation(

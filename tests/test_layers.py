@@ -22,7 +22,7 @@ SELECTED = (
         "adamw, int8",
         "adan, bfloat16",
         "adamw, factored",
-        "mars_adamw, int4",
+        "mars_adamw, float32",
     ),
     *("lamb, cautious", "adamw, clip_update_rms", "lamb, chain", "adamw, stochastic_rounding"),
     *("lamb, recipe", "adamw, accumulate int8", "lamb, grams", "adamw, block means"),

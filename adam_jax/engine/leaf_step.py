@@ -21,7 +21,6 @@ from adam_jax.rules.base import Average, Renewed, Rule
 from adam_jax.xla.barrier import computed_again
 from adam_jax.xla.calls import without_calls
 from adam_jax.xla.maxima import InBlocks, largest
-from adam_jax.xla.products import no_product
 
 
 class LeafArrays(NamedTuple):
@@ -197,8 +196,6 @@ def _ruled(
         slots.append(tuple(new.values()))
         averages.append(tuple(its_averages))
         u = rule.update(g, old, new, scalars, p)
-    # Behind the learning rate a product, which XLA:CPU would contract with the parameter or not.
-    u = no_product(u)
     if p is None or not (program.apply or isinstance(leaf.param, Split)):
         result = chosen(taken, u, 0)
     else:

@@ -11,7 +11,6 @@ from jax import Array
 from adam_jax._types import Count, Number, PyTree, Result
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.validation import check_number, same_kind
-from adam_jax.xla.products import no_product
 from adam_jax.xla.sums import summed
 
 
@@ -67,17 +66,14 @@ class DecayRate:
         puts an average of varying terms 6e-6 off (b = 0.999). Both forms stop moving where an
         increment is under half a place of `old`: 3e-5 short of a constant term, for b = 0.999. The
         second form is `new` for b = 0, which old + (new - old) is not.
-
-        The increment is rounded before it is added. XLA:CPU would contract it with the sum in some
-        loops and not in others: the bits would depend on a leaf's layers and devices.
         """
         if self.mostly_old is None:
             mostly_old = self.complement <= 0.5
             sides = (DecayRate(self.complement, self.log, side) for side in (True, False))
             return jnp.where(mostly_old, *(rate.average(old, new) for rate in sides))
         if self.mostly_old:
-            return old + no_product(self.complement * (new - old))
-        return new + no_product((1 - self.complement) * (old - new))
+            return old + self.complement * (new - old)
+        return new + (1 - self.complement) * (old - new)
 
     def correction(self, count: Count, ahead: int = 0, log_factor: Number = 0.0) -> Array:
         """1 - c·b^t with t = count + 1 + ahead; log_factor is log c, for the momenta of NAdam.

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 
+@jax.custom_jvp
 def no_product(x: jax.Array) -> jax.Array:
     """The same numbers, which XLA:CPU does not know to be a product."""
     return jax.lax.platform_dependent(x, cpu=_chosen, default=_as_it_is)
@@ -23,3 +24,11 @@ def _chosen(x: jax.Array) -> jax.Array:
 
 def _as_it_is(x: jax.Array) -> jax.Array:
     return x
+
+
+@no_product.defjvp
+def _no_product_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    # Of the choice itself the derivative at 0 would be that of a constant.
+    return no_product(*primals), tangents[0]

@@ -39,6 +39,7 @@ def test_it_is_the_number_itself():
     z = jax.lax.complex(x[1:-2], x[1:-2])
     np.testing.assert_array_equal(jax.jit(jax.vmap(no_product))(z), z)
     assert jax.grad(lambda x: no_product(x) * 3)(2.0) == 3
+    assert jax.grad(lambda x: no_product(x) * 3)(0.0) == 3
 
 
 def test_elsewhere_it_is_nothing():
