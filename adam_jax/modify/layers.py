@@ -42,8 +42,8 @@ def with_layers(tx: Function | Transformation, layers: LayersLike | Layers) -> A
 
     Returns:
       The same transformation, with the same state. Its numbers are those of separate leaves that
-      follow each other layer by layer: on CPUs bit for bit, but for MARS with 4-bit moments, where XLA
-      contracts a product and a sum in one of the two programs; elsewhere sums may differ in the
+      follow each other layer by layer: on CPUs bit for bit, but for MARS with 4-bit moments, where
+      XLA contracts a product and a sum in one of the two programs; elsewhere sums may differ in the
       last place. The statistics of `telemetry` agree to rounding.
 
     Raises:
