@@ -7,7 +7,6 @@ Boxes are known by the names of their types. This package imports Flax only wher
 """
 
 import importlib
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from adam_jax._types import Leaf, Params, Stored
+from adam_jax.formats.blockwise import divides
 from adam_jax.formats.policy import format_of
 
 _NNX_NAMES = ("optimizer_sharding", "out_sharding", "sharding_names", "sharding")
@@ -83,13 +83,11 @@ def sharding_by_names(box: Leaf) -> NamedSharding | None:
     if names is None or mesh is None or mesh.empty:
         return None
     spec = _mesh_axes(box, names)
-    known = all(axis in mesh.axis_names for part in spec for axis in _axes(part))
+    known = all(axis in mesh.axis_names for part in spec for axis in axes_in(part))
     if not known or len(spec) > len(shape):
         return None
-    sizes = (math.prod(mesh.shape[axis] for axis in _axes(part)) for part in spec)
-    if any(n % size for n, size in zip(shape, sizes)):  # noqa: B905 - a spec may be shorter
-        return None
-    return NamedSharding(mesh, spec)
+    sharding = NamedSharding(mesh, spec)
+    return sharding if divides(sharding, shape) else None
 
 
 def _inside(box: Leaf) -> Leaf:
@@ -142,7 +140,8 @@ def _mesh_axes(box: Leaf, names: Sequence[Any]) -> PartitionSpec:
     return PartitionSpec(*(rules.get(name, name) for name in names))
 
 
-def _axes(part: Any) -> tuple[str, ...]:
+def axes_in(part: Any) -> tuple[str, ...]:
+    """The axes of the mesh in one entry of a `PartitionSpec`."""
     return () if part is None else (part,) if isinstance(part, str) else tuple(part)
 
 

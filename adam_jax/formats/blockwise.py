@@ -109,7 +109,7 @@ class Blockwise(MeasuredFormat):
         code = self.codec.code(jnp.sign(jnp.asarray(start, jnp.float32)), None)
         codes = jnp.full_like(param, code, dtype=self.codec.dtype)
         shape, sharding = self._scale_shape(param.shape), sharding_of(param)
-        if isinstance(sharding, NamedSharding) and not _divides(sharding, shape):
+        if isinstance(sharding, NamedSharding) and not divides(sharding, shape):
             sharding = _last_axis_whole(sharding, len(shape))
         return Blocks(codes, filled(shape, jnp.abs(start), jnp.float32, param, sharding), self)
 
@@ -192,8 +192,8 @@ def check_real(param: Leaf, magnitude: bool) -> None:
         )
 
 
-def _divides(sharding: NamedSharding, shape: tuple[int, ...]) -> bool:
-    """Whether the last axis of an array can be split like that."""
+def divides(sharding: NamedSharding, shape: tuple[int, ...]) -> bool:
+    """Whether every axis of an array can be split like that."""
     size = (*shape[:-1], shape[-1])
     try:
         sharding.shard_shape(size)

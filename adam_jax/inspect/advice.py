@@ -15,13 +15,13 @@ from jax.sharding import NamedSharding
 from adam_jax._types import Function, Leaf, Params, State
 from adam_jax.columns import aligned
 from adam_jax.engine.plan import Noted
-from adam_jax.engine.states import described, owners, states_in
+from adam_jax.engine.states import described, found, owners, states_in
 from adam_jax.engine.trees import leaf_paths, without_numbers
 from adam_jax.formats.base import Format
 from adam_jax.formats.blockwise import Blockwise
 from adam_jax.formats.dense import Dense
 from adam_jax.formats.policy import format_of
-from adam_jax.inspect.amounts import undeclared_layers
+from adam_jax.inspect.amounts import bytes_of, undeclared_layers
 from adam_jax.inspect.memory import Report, planned, report, stepped_on
 from adam_jax.modify.groups import expressions_in
 from adam_jax.rules.adam import AddDecayedWeights, Root
@@ -139,7 +139,7 @@ def advise(
     of_state = [0] * len(paths)
     for stored, i in owners(state, params):
         if i is not None:
-            of_state[i] += sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(stored))
+            of_state[i] += sum(map(bytes_of, jax.tree.leaves(stored)))
     for path, p, formats, size in zip(paths, jax.tree.leaves(params), kept, of_state, strict=True):
         own = noted.get(path)
         group = next((e for e in expressions if re.fullmatch(e, path)), "")
@@ -155,7 +155,7 @@ def advise(
                 group,
             )
         )
-    found = [
+    warned = [
         *itertools.starmap(undeclared_layers, undeclared.items()),
         *_standing_still(noted),
         *_large_eps(noted),
@@ -163,7 +163,7 @@ def advise(
         *_decayed_vectors(leaves),
         *_copies(its_report, step),
     ]
-    return Advice(tuple(leaves), its_report, tuple(found))
+    return Advice(tuple(leaves), its_report, tuple(warned))
 
 
 def _slots(state: State, params: Params) -> list[tuple[str, Leaf, int | None]]:
@@ -201,8 +201,7 @@ def _plain(x: Any) -> float | None:
 
 
 def _nested(rule: Any, kind: type) -> list[Any]:
-    found = jax.tree.leaves(rule, is_leaf=lambda x: isinstance(x, kind))
-    return [x for x in found if isinstance(x, kind)]
+    return found(rule, lambda x: isinstance(x, kind))
 
 
 def _standing_still(noted: dict[str, Noted]) -> list[str]:

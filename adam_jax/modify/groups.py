@@ -14,6 +14,7 @@ from adam_jax._types import AnyTransformation, Leaf, Named, Params, PyTree, Resu
 from adam_jax.engine.call import Body, Call, NoPipeline
 from adam_jax.engine.layers import looks_stacked
 from adam_jax.engine.pipeline import Pipeline, init_pipelines, run_pipelines
+from adam_jax.engine.states import found
 from adam_jax.engine.transformation import Transformation, body_of
 from adam_jax.engine.trees import leaf_paths
 from adam_jax.engine.unrounded import raw
@@ -77,13 +78,8 @@ class Groups(Body):
 
 def expressions_in(tx: AnyTransformation) -> list[str]:
     """The expressions of `groups` in a transformation, those of frozen leaves too."""
-    found = jax.tree.leaves(tx, is_leaf=lambda x: isinstance(x, Groups | Partition))
-    return [
-        e if isinstance(e, str) else e[0]
-        for x in found
-        if isinstance(x, Groups | Partition)
-        for e in x.expressions
-    ]
+    bodies = found(tx, lambda x: isinstance(x, Groups | Partition))
+    return [e if isinstance(e, str) else e[0] for x in bodies for e in x.expressions]
 
 
 def groups(

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from adam_jax._types import Leaf, Params, PyTree, State
+from adam_jax.engine.boxes import axes_in
 from adam_jax.engine.masks import FrozenTree
 from adam_jax.engine.states import owners
 from adam_jax.formats.dtypes import moves
@@ -48,7 +49,7 @@ class Placement:
             raise ValueError(
                 f"mesh must be a jax.sharding.Mesh, got {mesh!r}: jax.make_mesh makes one."
             )
-        axes = _names(axis)
+        axes = axes_in(axis)
         missing = [name for name in axes if name not in mesh.axis_names]
         if missing or not axes:
             raise ValueError(
@@ -87,7 +88,7 @@ class Placement:
         The last only behind all others if no block would fit into a part of it.
         """
         parts = [*spec, *[None] * (len(shape) - len(spec))]
-        names = [_names(part) for part in parts]
+        names = [axes_in(part) for part in parts]
         ways, taken = self.devices(self.axes), {*itertools.chain(*names)}
         if ways == 1 or math.prod(shape) < self.min_size or taken & {*self.axes}:
             return spec
@@ -150,7 +151,3 @@ class Placement:
             whole = (s.spec for x, s in zip(arrays, own, strict=True) if np.shape(x) == shape)
             specs[i] = next((spec for spec in whole if spec != told[i]), specs[i])
         return where, specs
-
-
-def _names(part: Leaf) -> tuple[str, ...]:
-    return () if part is None else (part,) if isinstance(part, str) else tuple(part)

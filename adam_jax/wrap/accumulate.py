@@ -115,7 +115,7 @@ class Accumulate(Body):
             return decoded(x, _arithmetic(g, x))
 
         def step(acc: PyTree, params: Params, inner_state: State) -> Result:
-            _, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
+            treedef = jax.tree.structure(updates, is_leaf=lambda x: x is None)
             grads = treedef.unflatten(map_leaves(read, updates, acc))
             grads = Unrounded(grads, dtypes)
             result, inner_state = self.inner.run(grads, inner_state, params, inner_call)
