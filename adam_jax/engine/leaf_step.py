@@ -21,6 +21,7 @@ from adam_jax.rules.base import Average, Renewed, Rule
 from adam_jax.xla.barrier import computed_again
 from adam_jax.xla.calls import without_calls
 from adam_jax.xla.maxima import InBlocks, largest
+from adam_jax.xla.products import no_product
 
 
 class LeafArrays(NamedTuple):
@@ -218,7 +219,8 @@ def _formed(fmt: Format, x: Renewed, old: jax.Array, watch: jax.Array | None) ->
         if isinstance(x, Average):  # Reduced first: an average of elements is never formed.
             return x.rate.average(old, fmt.reduce(shown(x.term)))
         return fmt.reduce(shown(x))
-    return shown(x.rate.average(old, x.term) if isinstance(x, Average) else x)
+    # XLA:CPU computes an average once for its codes and once for the update, each in its own way.
+    return shown(no_product(x.rate.average(old, x.term)) if isinstance(x, Average) else x)
 
 
 def _watched(rule: Rule) -> str:
