@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m tests.install
 # Else every worker compiles pytest's plugins and the tests anew, which takes seconds of each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: mnist test test-peers test-compilers test-downstream lint docs docs-serve setup clean
+.PHONY: mnist test test-all test-peers test-compilers test-downstream lint docs docs-serve setup clean
 
 mnist: setup
 	rm -rf runs/make-mnist
@@ -25,18 +25,26 @@ mnist: setup
 	@echo "  python -m examples.mnist export runs/make-mnist"
 	@echo "  python -m examples.mnist serve runs/make-mnist/model.stablehlo    # a page to draw on"
 
+# What depends on how XLA rounds runs in a second process, with XLA's usual optimizations.
+BITS = $$(grep -rl --include="test_*.py" mark.bits tests | sort)
+
 test: setup
+	$(PYTEST) -m "not slow and not bits"
+	$(PYTEST) -m "bits and not slow" $(BITS)
+
+# All tests: also the examples end to end, the server, faults, studies, the oldest and the newest
+# versions, the compilers of TPUs and GPUs, and the libraries that members are compared with.
+test-all: setup test-compilers
 	$(PYTEST) -m "not bits"
-	$(PYTEST) -m bits $$(grep -rl --include="test_*.py" mark.bits tests | sort)
+	$(PYTEST) -m bits $(BITS)
 	$(BIN)/python -m tests.versions
+	$(MAKE) test-peers
 
 test-peers: setup
 	@echo "Installing PyTorch, Keras and the other peers into .venv: gigabytes."
 	@$(INSTALL) --group peers
-	$(BIN)/python -m pytest -n auto tests/test_torch.py tests/test_keras.py tests/test_mup_torch.py \
-		tests/test_migrating_torch.py tests/test_migrating_keras.py tests/test_pages.py \
-		tests/test_interchange.py tests/test_interchange_torch.py tests/test_saved_states.py \
-		tests/test_docs_interchange.py tests/test_array_numbers.py
+	$(BIN)/python -m pytest -n auto tests/peers tests/docs/test_pages.py tests/docs/test_interchange.py \
+		tests/convert/test_interchange.py tests/convert/test_saved_states.py tests/family/test_array_numbers.py
 
 # Programs for a TPU and for an H200, compiled without one: the TPU's bounds, and the tests that are
 # skipped where a compiler is not installed.

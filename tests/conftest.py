@@ -7,7 +7,7 @@ import gc  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-from tests.compilation import FASTER  # noqa: E402
+from tests.catalogue.compilation import FASTER  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)  # Of this process alone, for the tests of sharding.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -15,7 +15,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 def pytest_configure(config):
     # What is about bits runs with what users have; so does all of it under plain pytest.
-    if config.option.markexpr == "not bits":
+    if "not bits" in config.option.markexpr:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FASTER}"
         jax.config.update("jax_disable_most_optimizations", True)
         # The processes that tests start are compared with this one, to the last bit.

@@ -83,11 +83,11 @@ EXAMPLES: dict[str, list[tuple[str, str, str]]] = {
         ("adam_jax/rules/modifiers.py", "class Cautious(", "        return"),
         ("adam_jax/modify/modifiers.py", "def cautious(", "def"),
         ("adam_jax/modify/modifiers.py", "    return modified(cautious, tx", "    return"),
-        ("tests/test_modifiers.py", '    "cautious": adam_jax', "    "),
+        ("tests/catalogue/modifiers.py", '    "cautious": adam_jax', "    "),
     ],
     "format": [
         ("adam_jax/formats/rounding.py", "class Rounded:", "        return sharded_alike("),
-        ("tests/low_precision.py", '    "stochastic 16 bits"', "    "),
+        ("tests/catalogue/low_precision.py", '    "stochastic 16 bits"', "    "),
     ],
     "wrapper": [
         ("adam_jax/wrap/clip.py", "class ClipByGlobalNorm(", "        return (applied("),

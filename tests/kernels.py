@@ -2,7 +2,7 @@
 
 python -m tests.kernels                a third of the cases, drawn at random
 python -m tests.kernels --all          all of them, which takes an hour
-python -m tests.kernels --each         each part in one of 30, as tests/test_kernels.py does
+python -m tests.kernels --each         each part in one of 30, as tests/engine/test_pallas.py does
 python -m tests.kernels --only WORD    those with the word in their names
 
 Each case takes 20 steps, of which two are refused where it is inside `skip_nonfinite`. Beside the
@@ -29,7 +29,7 @@ import optax
 
 import adam_jax
 from adam_jax.engine.plan import Plan, steps_noted
-from tests.kernel_cases import Case, cases, each_once
+from tests.catalogue.kernel_cases import Case, cases, each_once
 
 WITHOUT_FMA = "--xla_cpu_max_isa=AVX"
 STEPS, REFUSED = 20, {4: np.nan, 11: np.inf}

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parents[1]
+from tests.package import ROOT, without_the_package
 
 
 class Mutation(NamedTuple):
@@ -42,182 +42,182 @@ MUTATIONS = [
         "rules/adam.py",
         "return -learning_rate if self.flip_sign else learning_rate",
         "return learning_rate",
-        "test_arithmetic.py",
+        "rules/test_arithmetic.py",
     ),
     Mutation(
         "the sign of weight decay behind the learning rate",
         "rules/adam.py",
         "return -weight_decay if self.downhill else weight_decay",
         "return weight_decay",
-        "test_decay.py test_arithmetic.py",
+        "family/test_decay.py rules/test_arithmetic.py",
     ),
     Mutation(
         "no bias correction",
         "rules/arithmetic.py",
         "return 1 / self.correction(count)",
         "return jnp.ones_like(self.correction(count))",
-        "test_arithmetic.py",
+        "rules/test_arithmetic.py",
     ),
     Mutation(
         "a step count off by one",
         "rules/arithmetic.py",
         "+ (1 + ahead)",
         "+ (2 + ahead)",
-        "test_arithmetic.py",
+        "rules/test_arithmetic.py",
     ),
     Mutation(
         "the rate in the place of its complement",
         "rules/arithmetic.py",
         "return old + self.complement * (new - old)",
         "return new + self.complement * (old - new)",
-        "test_arithmetic.py",
+        "rules/test_arithmetic.py",
     ),
     Mutation(
         "eps inside the root",
         "rules/adam.py",
         "return safe_divide(first, self.root(second) + scalars)",
         "return safe_divide(first, self.root(second + scalars))",
-        "test_arithmetic.py",
+        "rules/test_arithmetic.py",
     ),
     Mutation(
         "eps_root left out",
         "rules/adam.py",
         "return safe_sqrt(no_product(second) + self.eps_root)",
         "return safe_sqrt(no_product(second))",
-        "test_arithmetic.py",
+        "rules/test_arithmetic.py",
     ),
     Mutation(
         "nu without a square",
         "rules/adam.py",
         "return Average(self.rate, abs_squared(g) if self.magnitude else g)",
         "return Average(self.rate, jnp.abs(g) if self.magnitude else g)",
-        "test_arithmetic.py",
+        "rules/test_arithmetic.py",
     ),
     Mutation(
         "accumulators of a refused step",
         "engine/leaf_step.py",
         "new[slot.name] = chosen(taken, x, old[slot.name])",
         "new[slot.name] = x",
-        "test_skip.py",
+        "engine/test_refused_steps.py wrap/test_skip.py",
     ),
     Mutation(
         "parameters of a refused step",
         "engine/leaf_step.py",
         "result = chosen(taken, p + u, p)",
         "result = p + u",
-        "test_skip.py",
+        "engine/test_refused_steps.py wrap/test_skip.py",
     ),
     Mutation(
         "codes of a refused step",
         "engine/leaf_step.py",
         "return chosen(taken, stored, old) if fmt.rounds else stored",
         "return stored",
-        "test_skip.py test_low_precision_states.py test_properties.py",
+        "engine/test_refused_steps.py",
     ),
     Mutation(
         "the count of a refused step",
         "engine/call.py",
         "return condition if self.ok is None else condition & self.ok",
         "return condition",
-        "test_skip.py test_recipe.py",
+        "engine/test_refused_steps.py wrap/test_skip.py wrap/test_chain.py",
     ),
     Mutation(
         "codes without their scale",
         "formats/blockwise.py",
         "return self.codec.value(codes) * scale",
         "return self.codec.value(codes)",
-        "test_formats_blockwise.py",
+        "formats/test_blockwise.py",
     ),
     Mutation(
         "a swapped scale",
         "formats/blockwise.py",
         "return self.codec.code(x / scale, noise)",
         "return self.codec.code(x * scale, noise)",
-        "test_formats_blockwise.py",
+        "formats/test_blockwise.py",
     ),
     Mutation(
         "codes of 4 bits off by one",
         "formats/codecs.py",
         "level + (1 + self._lowest)",
         "level + self._lowest",
-        "test_formats_blockwise.py test_formats.py",
+        "formats/test_blockwise.py formats/test_base.py",
     ),
     Mutation(
         "means over the wrong axis",
         "formats/factored.py",
         "return Factors(_mean(x, self.column_axis), _mean(x, self.row_axis), self)",
         "return Factors(_mean(x, self.row_axis), _mean(x, self.column_axis), self)",
-        "test_formats_factored.py",
+        "formats/test_factored.py",
     ),
     Mutation(
         "one leaf's noise for all",
         "formats/noise.py",
         "own = np.uint32((int(MOMENTS) + leaf * int(LEAVES)) % 2**32)",
         "own = np.uint32(int(MOMENTS) % 2**32)",
-        "test_formats.py test_low_precision_states.py test_layers.py test_record.py",
+        "formats/test_base.py formats/test_states.py engine/test_layers.py",
     ),
     Mutation(
         "a residual with the other sign",
         "formats/weights.py",
         "lower = bits - (upper << np.uint32(self.bits))",
         "lower = (upper << np.uint32(self.bits)) - bits",
-        "test_weights.py",
+        "wrap/test_weights.py",
     ),
     Mutation(
         "the maximum of AMSGrad left out",
         "rules/variants.py",
         'return jnp.maximum(old["nu_max"], self.inner.read(g, new, scalars[0]))',
         "return self.inner.read(g, new, scalars[0])",
-        "test_arithmetic.py",
+        "rules/test_arithmetic.py",
     ),
     Mutation(
         "surprise around the old mean",
         "rules/variants.py",
         'surprise = abs_squared(bounded(g - new["mu"], times=4))',
         'surprise = abs_squared(bounded(g - old["mu"], times=4))',
-        "test_arithmetic.py",
+        "rules/test_arithmetic.py",
     ),
     Mutation(
         "the trust ratio upside down",
         "rules/variants.py",
         "return ratio * g",
         "return g / ratio",
-        "test_arithmetic.py",
+        "rules/test_arithmetic.py",
     ),
     Mutation(
         "Lion's two rates swapped",
         "family/lion.py",
         'x = self.b1.average(old["mu"], g)',
         'x = self.b2.average(old["mu"], g)',
-        "test_arithmetic.py",
+        "rules/test_arithmetic.py",
     ),
     Mutation(
         "MARS compares with the first gradient",
         "family/mars.py",
         'return jnp.where(later >= 0, g, old["g"])',
         'return jnp.where(later > 0, old["g"], g)',
-        "test_mars.py test_arithmetic.py",
+        "family/test_mars.py rules/test_arithmetic.py",
     ),
     Mutation(
         "clipping squares the factor",
         "wrap/clip.py",
         "limit / norm.value)",
         "limit / norm.value / norm.value)",
-        "test_recipe.py test_recipe_edges.py",
+        "wrap/test_chain.py wrap/test_clip.py",
     ),
     Mutation(
         "half of a micro-batch's weight",
         "wrap/accumulate.py",
         "moved = old + (2 * part / whole)",
         "moved = old + (part / whole)",
-        "test_recipe.py",
+        "wrap/test_chain.py",
     ),
     Mutation(
         "the average of parameters is not corrected",
         "wrap/ema.py",
         "weight = weight * self.rate.debiasing(state.count)",
         "weight = weight * 1",
-        "test_recipe.py test_recipe_edges.py",
+        "wrap/test_chain.py wrap/test_clip.py",
     ),
     Mutation(
         "decay one step early",
@@ -231,14 +231,14 @@ MUTATIONS = [
         "modify/groups.py",
         "return [self.default if i is None else self.expressions[i][1] for i in found]",
         "return [self.default if i is None else self.expressions[0][1] for i in found]",
-        "test_groups.py",
+        "modify/test_groups.py",
     ),
     Mutation(
         "layers share their numbers",
         "engine/layers.py",
         "found += [Stack(axes, first + k, stride) for k in range(stride)]",
         "found += [Stack(axes, first, stride) for k in range(stride)]",
-        "test_layers.py test_formats_block_means.py",
+        "engine/test_layers.py formats/test_block_means.py",
     ),
     Mutation(
         "muP grows the rate",
@@ -252,24 +252,22 @@ MUTATIONS = [
         "sharding/placement.py",
         "for i in sorted(range(len(shape)), key=rank):",
         "for i in sorted(range(len(shape)), key=rank, reverse=True):",
-        "test_scale.py test_scale_states.py",
+        "sharding/test_shard.py sharding/test_shard_states.py",
     ),
     Mutation(
         "PyTorch's step count off by one",
         "convert/pytorch.py",
         '"step": np.array(steps, np.float32)',
         '"step": np.array(steps + 1, np.float32)',
-        "test_convert_torch.py",
+        "convert/test_pytorch.py",
     ),
 ]
 
 
 def mutated(mutation: Mutation, folder: Path) -> None:
     """Copies the package and its tests to a folder, with the line changed."""
-    for name in ("adam_jax", "tests", "examples", "benchmarks", "docs"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
-        shutil.copy(ROOT / name, folder / name)
+    without_the_package(folder)
+    shutil.copytree(ROOT / "adam_jax", folder / "adam_jax")
     path = folder / "adam_jax" / mutation.file
     text = path.read_text()
     if text.count(mutation.old) != 1:

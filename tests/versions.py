@@ -1,11 +1,11 @@
-"""Runs the smoke tests on the oldest versions of JAX and Optax, and on the newest Python found.
+"""Runs the smoke tests of the built package on the oldest and newest versions of JAX and Optax.
 
     python -m tests.versions [oldest] [newest]
     python -m tests.versions --here oldest|smoke
 
-Each in a virtual environment of its own. The oldest versions are those of the dependency group
-`oldest`, on this Python. The newest Python gets the newest JAX; the suite's own environment may be
-held at an older one.
+Each runs in an empty virtual environment, from a folder without the source of the package: the
+oldest versions are those of the dependency group `oldest`, on this Python, with the wheel; the
+newest Python found gets the newest JAX, with the sdist.
 """
 
 import argparse
@@ -13,14 +13,17 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from tests.package import ROOT, built, without_the_package
+
 OLDEST, NEWEST = ROOT / ".venv-oldest", ROOT / ".venv-newest"
 # Besides the tests that are marked: what depends most on the versions.
 ALSO_ON_THE_OLDEST = [
-    *("tests/test_boxes.py", "tests/test_pack.py", "tests/test_weights.py", "tests/test_groups.py"),
-    *("tests/test_hyperparams.py", "tests/test_convert_optax.py"),
+    *("tests/engine/test_boxes.py", "tests/modify/test_pack.py", "tests/wrap/test_weights.py"),
+    *("tests/modify/test_groups.py", "tests/modify/test_hyperparams.py"),
+    "tests/convert/test_optax.py",
 ]
 
 
@@ -56,14 +59,17 @@ def _is_smoke(path: Path) -> bool:
     return "pytest.mark.smoke" in path.read_text()
 
 
-def made(venv: Path, command: list[str], environment: dict[str, str], group: str) -> bool:
-    """Whether a virtual environment could be made with this package and a dependency group."""
+def made(
+    venv: Path, command: list[str], environment: dict[str, str], group: str, package: Path
+) -> bool:
+    """Whether a virtual environment could be made with the built package and a dependency group."""
     shutil.rmtree(venv, ignore_errors=True)
     subprocess.run([*command, "-m", "venv", venv], env=environment, check=True)
     pip = [venv / "bin" / "python", "-m", "pip", "install", "--quiet"]
     subprocess.run([*pip, "--upgrade", "pip"], check=True)
     # Not compiled: of most packages little is imported.
-    install = [*pip, "--no-compile", "--group", group, "--editable", "."]
+    extras = "" if group == "oldest" else "[examples]"
+    install = [*pip, "--no-compile", "--group", group, f"{package}{extras}"]
     if subprocess.run(install, cwd=ROOT).returncode:
         return False
     show = "import jax, optax, sys; print('smoke tests on Python', sys.version.split()[0],"
@@ -72,48 +78,42 @@ def made(venv: Path, command: list[str], environment: dict[str, str], group: str
     return True
 
 
-def tested(python: str | Path, *arguments: str) -> int:
+def tested(python: str | Path, *arguments: str, folder: Path = ROOT) -> int:
     """The exit status of pytest."""
     pytest = [python, "-m", "pytest", "-n", "auto", "--dist", "loadfile"]
-    return subprocess.run([*pytest, *arguments], cwd=ROOT).returncode
+    return subprocess.run([*pytest, *arguments], cwd=folder).returncode
 
 
-def of_the_oldest(python: str | Path) -> int:
+def of_the_oldest(python: str | Path, folder: Path = ROOT) -> int:
     """The exit status of the smoke tests of the library, and of what depends most on versions."""
     # Examples and pages need newer versions of Flax.
     smoke = [name for name in files() if "examples" not in name and "test_pages" not in name]
     # JAX and Flax of that time warn of each other.
     quiet = ("-W", "ignore::DeprecationWarning")
-    status = tested(python, *quiet, "-m", "smoke", *smoke)
-    return status or tested(python, *quiet, "-m", "not bits", *ALSO_ON_THE_OLDEST)
+    status = tested(python, *quiet, "-m", "smoke", *smoke, folder=folder)
+    also = ("-m", "not bits and not slow", *ALSO_ON_THE_OLDEST)
+    return status or tested(python, *quiet, *also, folder=folder)
 
 
-def of_all(python: str | Path) -> int:
+def of_all(python: str | Path, folder: Path = ROOT) -> int:
     """The exit status of all smoke tests."""
-    return tested(python, "-m", "smoke", *files())
+    return tested(python, "-m", "smoke", *files(), folder=folder)
 
 
-def oldest() -> int:
+def oldest(wheel: Path, sdist: Path, folder: Path) -> int:
     """The exit status on the oldest versions."""
-    made_it = made(OLDEST, [sys.executable], dict(os.environ), "oldest")
-    return of_the_oldest(OLDEST / "bin" / "python") if made_it else 1
+    made_it = made(OLDEST, [sys.executable], dict(os.environ), "oldest", wheel)
+    return of_the_oldest(OLDEST / "bin" / "python", folder) if made_it else 1
 
 
-def newest() -> int:
-    """The exit status on the newest Python; 0, saying why, where there is nothing new."""
+def newest(wheel: Path, sdist: Path, folder: Path) -> int:
+    """The exit status on the newest Python for which JAX can be installed."""
     # Newest first: the newest of all may be too new for JAX's wheels.
-    newer = [entry for entry in reversed(interpreters()) if entry[0] > sys.version_info[:2]]
-    if not newer:
-        print(
-            f"smoke tests on a newer Python: skipped, none newer than {sys.version.split()[0]} here"
-        )
-        return 0
-    for (major, minor), command, environment in newer:
-        if made(NEWEST, command, environment, "smoke"):
-            return of_all(NEWEST / "bin" / "python")
+    for (major, minor), command, environment in reversed(interpreters()):
+        if made(NEWEST, command, environment, "smoke", sdist):
+            return of_all(NEWEST / "bin" / "python", folder)
         print(f"smoke tests on Python {major}.{minor}: its packages cannot be installed")
-    print("smoke tests on a newer Python: skipped, JAX cannot be installed on any that is here")
-    return 0
+    return 1
 
 
 def main() -> int:
@@ -129,8 +129,11 @@ def main() -> int:
     if arguments.here:
         return {"oldest": of_the_oldest, "smoke": of_all}[arguments.here](sys.executable)
     ways = {"oldest": oldest, "newest": newest}
-    chosen = [ways[name] for name in arguments.which or ways]
-    return next((status for way in chosen if (status := way())), 0)
+    with tempfile.TemporaryDirectory() as name:
+        wheel, sdist = built(Path(name))
+        folder = without_the_package(Path(name) / "tests")
+        chosen = [ways[which] for which in arguments.which or ways]
+        return next((status for way in chosen if (status := way(wheel, sdist, folder))), 0)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optax
@@ -266,6 +266,16 @@ KINDS_OF_STATE = ("adamw", "amsgrad", "adan", "lion", "ademamix")
 every_kind_of_state = pytest.mark.parametrize(
     "member", [m for m in MEMBERS if m.name in KINDS_OF_STATE], ids=lambda member: member.name
 )
+
+
+def slowly(members: Sequence[Member]) -> pytest.MarkDecorator:
+    """Members as parameters; `make test` leaves out those whose state is like another's."""
+    slow = pytest.mark.slow
+    wanted = [m if m.name in KINDS_OF_STATE else pytest.param(m, marks=slow) for m in members]
+    return pytest.mark.parametrize("member", wanted, ids=lambda member: member.name)
+
+
+every_member_slowly = slowly(MEMBERS)
 every_elementwise = pytest.mark.parametrize(
     "member", [m for m in MEMBERS if m.elementwise], ids=lambda member: member.name
 )

@@ -245,3 +245,11 @@ def lamb(
         trust = size_p / size_u if size_p > 0 and size_u > 0 else 1.0
         params = params - learning_rate * trust * u
         yield params
+
+
+def nadam_product(steps, b1, decay):
+    """The product of NAdam's momenta up to a step: `mu_product` in PyTorch."""
+    out = 1.0
+    for t in range(1, steps + 1):
+        out *= b1 * (1 - 0.5 * 0.96 ** (t * decay))
+    return out

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.compilation import IN_A_HURRY
+from tests.catalogue.compilation import IN_A_HURRY
 from tests.downstream.projects import PINS, PROJECTS, Project
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from examples.mnist import export
 from examples.mnist.models import MODELS
-from tests.examples.test_mnist_command import ROOT, command, environment
+from tests.examples.processes import ROOT, command, environment
 
 
 def untrained(name="softmax"):

@@ -12,6 +12,8 @@ from examples.basics import __main__ as basics
 from examples.basics import constraints, contours
 from examples.mnist import data
 
+pytestmark = pytest.mark.slow
+
 PAGES = list(basics.PAGES)
 
 

@@ -13,10 +13,10 @@ import pytest
 from examples import study
 from examples.mnist import __main__ as mnist
 from examples.mnist import distributed
+from tests.examples.processes import DIGIT, ROOT, command, environment, in_this_process, small_data
 from tests.examples.serving import ask, even, png, served
-from tests.examples.test_mnist_command import ROOT, command, environment, small_data
-from tests.examples.test_serve import in_this_process
-from tests.examples.test_serve_limits import DIGIT
+
+pytestmark = pytest.mark.slow
 
 
 def interrupted_at_import(name, words, time=1):

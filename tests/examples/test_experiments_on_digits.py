@@ -13,6 +13,8 @@ from examples.compare import figures
 from examples.tune import __main__ as tune
 from examples.tune import search
 
+pytestmark = pytest.mark.slow
+
 
 def read(path):
     with path.open() as file:

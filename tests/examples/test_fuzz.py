@@ -18,6 +18,8 @@ from benchmarks import reliability_fuzz as fuzz
 from examples.mnist import data
 from examples.mnist.runs import Run, RunError
 
+pytestmark = pytest.mark.slow
+
 quick = settings(max_examples=200, deadline=None, database=None)
 fields = st.one_of(st.sampled_from(fuzz.HEADERS), st.integers(0, 2**32 - 1))
 

@@ -9,6 +9,8 @@ import pytest
 from examples.gradient_release import __main__ as command
 from examples.gradient_release import training
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.usefixtures("standard_promotion")
 def test_the_parameters_are_those_of_the_usual_step():

@@ -18,8 +18,9 @@ from benchmarks import reliability_faults as faults
 from examples import study
 from examples.lock import locked
 from examples.mnist.errors import UserError
-from tests.examples.test_mnist_command import ROOT, environment, run
-from tests.examples.test_serve import in_this_process
+from tests.examples.processes import ROOT, environment, in_this_process, run
+
+pytestmark = pytest.mark.slow
 
 EPOCHS = 4
 

@@ -9,35 +9,13 @@ import re
 import struct
 import subprocess
 import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.reliability_faults import write_digits
 from examples.mnist import data
 from examples.mnist.__main__ import main
-from tests.compilation import IN_A_HURRY
-
-ROOT = Path(__file__).parents[2]
-
-
-def environment():
-    """Compiled quickly, which takes longer than these runs."""
-    return os.environ | IN_A_HURRY
-
-
-def command(*arguments):
-    return [sys.executable, "-W", "error", "-m", "examples.mnist", *map(str, arguments)]
-
-
-def run(*arguments, status=0):
-    done = subprocess.run(
-        command(*arguments), cwd=ROOT, env=environment(), capture_output=True, text=True
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    return done
+from tests.examples.processes import ROOT, command, environment, run, small_data
 
 
 @pytest.fixture(scope="module")
@@ -133,26 +111,6 @@ def test_predict_reads_pictures_and_idx(trained, tmp_path):
         assert match, line
         right += int(match[1]) == label
     assert right >= 15
-
-
-def params_of(out):
-    """The bytes of a finished run's parameters, in the checkpoint's own order."""
-    import jax
-
-    from examples.mnist.runs import Run
-    from examples.mnist.train import trained as load_trained
-
-    finished = Run.open(out)
-    _, params = load_trained(finished)
-    assert finished.epochs_saved == finished.config.epochs
-    finished.close()
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params)]
-
-
-def small_data(folder, train=512, test=64):
-    """The four files with few digits."""
-    write_digits(folder, train, test)
-    return folder
 
 
 def test_what_the_user_can_mend_is_one_line(trained, tmp_path, monkeypatch, capsys):

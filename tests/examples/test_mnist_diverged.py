@@ -7,9 +7,9 @@ import re
 import pytest
 
 from examples.mnist.runs import Run
-from tests.examples.test_mnist_command import ROOT, small_data
-from tests.examples.test_serve import in_this_process
-from tests.test_strict_json import strict
+from tests.examples.processes import ROOT, in_this_process, small_data, strict
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

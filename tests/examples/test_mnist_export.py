@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from examples.mnist import data, evaluate, export, exported, pictures
+from tests.examples.processes import ROOT, environment
 from tests.examples.serving import png, untrained, write_untrained
-from tests.examples.test_mnist_command import ROOT, environment
 
 
 @pytest.fixture(scope="module")

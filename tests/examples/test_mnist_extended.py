@@ -12,7 +12,9 @@ import pytest
 from examples.mnist import runs
 from examples.mnist.__main__ import main
 from examples.mnist.config import Config
-from tests.examples.test_mnist_command import params_of, small_data
+from tests.examples.processes import params_of, small_data
+
+pytestmark = pytest.mark.slow
 
 BATCHES = 512 // 64  # an epoch
 

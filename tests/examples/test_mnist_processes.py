@@ -17,7 +17,7 @@ from examples.mnist.runs import Run
 from examples.mnist.train import train
 from examples.mnist.training import settings
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("standard_promotion")]
 EPOCHS = 3
 
 

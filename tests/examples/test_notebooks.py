@@ -10,7 +10,9 @@ import nbformat
 import pytest
 
 from examples.notebooks.__main__ import DIGEST, FOLDER, NAMES, ROOT, clean, digest, execute, read
-from tests.compilation import IN_A_HURRY
+from tests.catalogue.compilation import IN_A_HURRY
+
+pytestmark = pytest.mark.slow
 
 # As they are stored.
 

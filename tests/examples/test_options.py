@@ -10,7 +10,7 @@ import pytest
 
 from examples import options
 from examples.mnist.__main__ import parser
-from tests.examples.test_mnist_command import ROOT
+from tests.examples.processes import ROOT
 
 # An option, a value of another kind, one out of its range, and the range in words.
 RATE, COUNT = "a number in [0, inf)", "a whole number of at least 1"

@@ -16,6 +16,8 @@ from examples.paper.__main__ import FIGURES, main
 from examples.paper.training import Digits, train
 from examples.study import StudyError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):

@@ -20,7 +20,7 @@ from examples.mnist import data
 from examples.mnist.runs import Config, Run, RunError
 from examples.mnist.train import train
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("standard_promotion")]
 
 
 @pytest.fixture(scope="module")

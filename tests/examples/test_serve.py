@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from examples.mnist import data, evaluate, exported, pictures
-from examples.mnist.__main__ import main
 from examples.mnist.runs import Run
 from examples.mnist.train import trained
+from tests.examples.processes import ROOT, environment, in_this_process
 from tests.examples.serving import (
     address_of,
     ask,
@@ -29,17 +29,8 @@ from tests.examples.serving import (
     read_answer,
     serving,
 )
-from tests.examples.test_mnist_command import ROOT, environment
 
-
-def in_this_process(*arguments):
-    """The exit status of a command."""
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        jax.numpy_dtype_promotion("standard"),  # Orbax wants it.
-    ):
-        patch.setattr(sys, "argv", ["examples.mnist", *map(str, arguments)])
-        return main()
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,8 @@ import pytest
 
 from examples.mnist.serve.batching import Batcher, Overloaded
 
+pytestmark = pytest.mark.slow
+
 
 def test_nothing_is_computed_for_those_whose_time_is_over():
     computed, begun, go = [], threading.Semaphore(0), threading.Semaphore(0)

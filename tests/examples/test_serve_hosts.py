@@ -7,6 +7,8 @@ import pytest
 
 from tests.examples.serving import address_of, answer_of, connect, even, served
 
+pytestmark = pytest.mark.slow
+
 FOREIGN = "evil.example"
 
 

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from examples.mnist import data
 from examples.mnist.serve import bodies
 from examples.mnist.serve.server import MAX_CONNECTIONS, MAX_READ
+from tests.examples.processes import DIGIT
 from tests.examples.serving import (
     address_of,
     ask,
@@ -29,7 +29,8 @@ from tests.examples.serving import (
     write_untrained,
 )
 
-DIGIT = data.load().test_images[0]
+pytestmark = pytest.mark.slow
+
 SECONDS = 1.5  # of the server's requests
 
 

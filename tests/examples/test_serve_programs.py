@@ -4,8 +4,12 @@ import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from examples.mnist import data
 from tests.examples.serving import ask, even, png, served
+
+pytestmark = pytest.mark.slow
 
 DIGIT = data.load().test_images[0]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from examples import study
-from tests.examples.test_mnist_command import ROOT, environment
+from tests.examples.processes import ROOT, environment
 
 
 def counting(calls, name, result):

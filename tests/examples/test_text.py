@@ -17,6 +17,8 @@ from examples.text.run import trained
 from examples.text.sample import generate
 from examples.text.train import FAST, Config, build, schedule, train_steps
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 
 

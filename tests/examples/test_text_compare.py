@@ -13,6 +13,8 @@ from examples.study import Study
 from examples.text import compare, compare_report
 from examples.text.compare import FACTOR, FAST, OPTIMIZERS, RATES, first_grid, further
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_each_optimizer_moves_matrices_and_vectors(name, standard_promotion):

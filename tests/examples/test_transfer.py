@@ -15,6 +15,8 @@ from examples.transfer import __main__ as transfer
 from examples.transfer import plan, report
 from examples.transfer.train import Data, Run, losses
 
+pytestmark = pytest.mark.slow
+
 
 def read(path):
     with path.open() as file:

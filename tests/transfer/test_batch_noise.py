@@ -10,6 +10,8 @@ import pytest
 import adam_jax
 from adam_jax.transfer import scale_batch
 
+pytestmark = pytest.mark.slow
+
 # The noise of one example is 30 where the gradient is at most about 1: in batches of 8 it is still
 # most of the gradient. ε is a third of √nu, and weights decay as fast as the loss moves them.
 NOISE, EXAMPLES = 30.0, 4096

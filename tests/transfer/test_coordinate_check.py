@@ -17,6 +17,8 @@ import adam_jax
 from adam_jax.transfer import CoordinateCheck, coordinate_check, mup
 from tests.transfer import coordinate_models as models
 
+pytestmark = pytest.mark.slow
+
 WIDTHS = 64, 128, 256, 512
 HIDDEN = ["hidden1", "hidden2", "hidden3", "hidden4"]
 

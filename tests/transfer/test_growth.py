@@ -7,27 +7,9 @@ import pytest
 from flax import linen, nnx
 
 from adam_jax.transfer.growth import growths
-
-
-def shape(*axes):
-    return jax.ShapeDtypeStruct(axes, jnp.float32)
-
-
-def roles(base, params, **kwargs):
-    """Role and growth of inputs and outputs of each leaf, by its path."""
-    return {
-        g.path: (g.role, round(g.fan_in, 9), round(g.fan_out, 9))
-        for g in growths(base, params, **kwargs)
-    }
-
+from tests.transfer.shapes import HIDDEN, INPUT, OUTPUT, VECTOR, roles, shape
 
 FIXED = ("fixed", 1, 1)
-HIDDEN, INPUT, OUTPUT, VECTOR = (
-    ("hidden", 4, 4),
-    ("input", 1, 4),
-    ("output", 4, 1),
-    ("vector", 1, 4),
-)
 
 
 class NnxPerceptron(nnx.Module):

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from adam_jax.transfer.growth import growths
-from tests.transfer.test_growth import HIDDEN, INPUT, roles, shape
+from tests.transfer.shapes import HIDDEN, INPUT, roles, shape
 
 
 @pytest.mark.parametrize("name", ["blocks/{}/{}", "Block_{}/Dense_{}", "blocks/{}/layers/{}"])

@@ -13,64 +13,11 @@ import adam_jax
 from adam_jax.engine.leaf_factors import Factors
 from adam_jax.transfer import mup, mup_init
 from adam_jax.transfer.mup import with_leaf_factors
-from tests.catalogue import MEMBERS, Member
+from tests.catalogue import MEMBERS, Member, slowly
+from tests.transfer.blocks import ADAMW, ALPHA, BASE, FACTORS, PARAMS, leaf_of, model, numbers
 
 MUP_MEMBERS = [m for m in MEMBERS if m.name != "lamb"]
-every_member = pytest.mark.parametrize("member", MUP_MEMBERS, ids=lambda m: m.name)
-ALPHA = 0.5
-
-
-def model(width, count, seed=0):
-    """Leaves of all roles, in `count` blocks and outside of them."""
-    rng = np.random.default_rng(seed)
-
-    def draw(*shape):
-        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
-
-    block = lambda: {"kernel": draw(width, width), "bias": draw(width)}  # noqa: E731
-    return {
-        "in": draw(5, width),
-        "blocks": [block() for _ in range(count)],
-        "out": {"kernel": draw(width, 3), "bias": draw(3)},
-    }
-
-
-BASE, PARAMS = model(4, 1), model(16, 4)
-# Width times 4, depth times 4, alpha = 1/2: learning rate, epsilon, weight decay.
-FACTORS = {
-    "in": Factors(1.0, 1 / 4, 1.0),
-    "blocks/0/kernel": Factors(1 / 8, 1 / 8, 4.0),
-    "blocks/0/bias": Factors(1 / 2, 1 / 8, 1.0),
-    "out/kernel": Factors(1.0, 1 / 4, 1.0),
-    "out/bias": Factors(1.0, 1.0, 1.0),
-}
-
-
-def leaf_of(tree, path):
-    for key in path.split("/"):
-        tree = tree[int(key)] if isinstance(tree, list) else tree[key]
-    return tree
-
-
-def numbers(member, factors, **given):
-    """The arguments of a member, multiplied by the factors of a leaf."""
-    signature = inspect.signature(member.function).parameters
-    defaults = {k: p.default for k, p in signature.items() if p.default is not p.empty}
-    its = defaults | {"learning_rate": 1e-2} | member.keywords | member.ours | given
-    by_name = {
-        "learning_rate": factors.learning_rate,
-        "eps": factors.eps,
-        "eps_hat": factors.eps,
-        "eps_root": factors.eps**2,
-        "weight_decay": factors.weight_decay if its.get("scale_decay", True) else 1.0,
-    }
-
-    def times(x, factor):
-        if x is None:
-            return None
-        return (lambda count: x(count) * factor) if callable(x) else x * factor
-
-    return {k: times(x, by_name[k]) if k in by_name else x for k, x in its.items()}
+every_member = slowly(MUP_MEMBERS)
 
 
 def steps(tx, params, count=3):
@@ -116,9 +63,6 @@ def test_numbers_of_a_leaf(member):
     given = {"eps": 1e-3} if member.has("eps") else {}
     tx = mup(member.factory, BASE, PARAMS, alpha=ALPHA)(schedule, **given)
     check_each_leaf(member, tx, learning_rate=schedule, **given)
-
-
-ADAMW = Member("adamw", "scale_by_adam", None)
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,23 @@ import adam_jax
 from adam_jax import sharding
 from adam_jax.engine.leaf_factors import Factors
 from adam_jax.transfer import mup
-from tests.transfer.test_mup import ADAMW, ALPHA, BASE, FACTORS, PARAMS, leaf_of, numbers
+from tests.transfer.blocks import (
+    ADAMW,
+    ALPHA,
+    AROUND,
+    BASE,
+    FACTORS,
+    PARAMS,
+    adamw,
+    assert_close,
+    assert_equal,
+    gradients,
+    leaf_of,
+    numbers,
+    schedule,
+    stepped,
+)
 
-adamw = mup(adam_jax.adamw, BASE, PARAMS, alpha=ALPHA)
 LABELS = {
     "in": "in",
     "blocks": [{"kernel": "blocks/0/kernel", "bias": "blocks/0/bias"} for _ in PARAMS["blocks"]],
@@ -29,51 +43,6 @@ def partitioned(**given):
     """What `adamw` is, written by hand."""
     txs = {k: adam_jax.adamw(**numbers(ADAMW, f, **given)) for k, f in FACTORS.items()}
     return optax.partition(txs, LABELS)
-
-
-def schedule(count):
-    return 1e-2 * 0.5 ** jnp.asarray(count, jnp.float32)
-
-
-def gradients(params, t):
-    return jax.tree.map(lambda p: 1e-2 * jnp.sin(3 * p + t), params)
-
-
-def stepped(tx, params, count=4, state=None, start=0):
-    state = tx.init(params) if state is None else state
-    step = jax.jit(functools.partial(adam_jax.step, tx))
-    for t in range(start, start + count):
-        params, state = step(gradients(params, t), state, params)
-    return params, state
-
-
-def assert_close(ours, theirs, rtol=1e-6):
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(
-            np.asarray(a, np.float64), np.asarray(b, np.float64), rtol=rtol, atol=1e-7
-        )
-
-
-def assert_equal(ours, theirs):
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-
-
-AROUND = {
-    "alone": lambda tx: tx,
-    "chain, clip": lambda tx: adam_jax.chain(adam_jax.clip_by_global_norm(0.05), tx),
-    "optax.chain": lambda tx: optax.chain(optax.scale(2.0), tx),
-    "everything": lambda tx: adam_jax.accumulate(
-        adam_jax.telemetry(
-            adam_jax.skip_nonfinite(
-                adam_jax.chain(adam_jax.clip_by_global_norm(0.05), tx, adam_jax.ema_params(0.9))
-            ),
-            every=1,
-        ),
-        2,
-    ),
-}
 
 
 @pytest.mark.parametrize("around", AROUND.values(), ids=AROUND)

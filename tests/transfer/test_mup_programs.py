@@ -8,9 +8,11 @@ from flax import nnx
 
 import adam_jax
 from adam_jax.transfer import mup
-from tests.transfer.test_mup import ALPHA, BASE, PARAMS
-from tests.transfer.test_mup_composes import (
+from tests.transfer.blocks import (
+    ALPHA,
     AROUND,
+    BASE,
+    PARAMS,
     adamw,
     assert_close,
     assert_equal,

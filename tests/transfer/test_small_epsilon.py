@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from adam_jax.transfer import mup
-from tests.catalogue import MEMBERS
+from tests.catalogue import MEMBERS, slowly
 
 EPS, STEPS, SIZE = 1e-18, 8, 8192  # Smaller leaves stay float32 where int8 is asked for.
 DIVIDING = [member for member in MEMBERS if member.has("eps") and member.elementwise]
-every_dividing = pytest.mark.parametrize("member", DIVIDING, ids=lambda member: member.name)
+every_dividing = slowly(DIVIDING)
 every_size = pytest.mark.parametrize("size", [1e-12, 1e-15, 1e-17])
 every_form = pytest.mark.parametrize("form", [None, jnp.int8], ids=["float32", "int8"])
 

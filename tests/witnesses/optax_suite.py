@@ -17,7 +17,7 @@ from optax import contrib
 from optax._src import test_utils
 
 import adam_jax
-from tests.compilation import FASTER
+from tests.catalogue.compilation import FASTER
 
 ALIASES = ("adam", "adamw", "nadam", "nadamw", "amsgrad", "adamax", "adamaxw", "radam", "adabelief")
 ALIASES += ("yogi", "adan", "lion", "lamb")

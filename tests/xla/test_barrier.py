@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import adam_jax
-from tests import temporaries
+from tests.catalogue import temporaries
 
 
 def without_barriers(monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from adam_jax.xla.maxima import InBlocks, largest
-from tests import temporaries
+from tests.catalogue import temporaries
 
 # As elsewhere than on a CPU.
 BY_ELEMENT = """

@@ -9,7 +9,7 @@ import pytest
 
 import adam_jax
 from adam_jax.xla.means import mean
-from tests.temporaries import of_step, on_v5e
+from tests.catalogue.temporaries import of_step, on_v5e
 
 # On 8 devices 3 and 40 are not summed in groups.
 AXES = [((128, 3), (-2,)), ((3, 128), (-1,)), ((40, 3), (-2,)), ((256, 2, 3), (-3, -1))]

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import adam_jax
 from adam_jax.xla import tiles
 from adam_jax.xla.maxima import InBlocks, in_blocks, largest, magnitudes
-from tests import temporaries
+from tests.catalogue import temporaries
 
 EIGHT = adam_jax.adamw(1e-3, mu_dtype=jnp.int8, nu_dtype=jnp.int8)
 

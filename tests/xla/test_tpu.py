@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 
 import adam_jax
 from adam_jax.xla.tpu import Kernels, on_tpus
-from tests import temporaries
+from tests.catalogue import temporaries
 
 
 def squared(x, n):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests import temporaries
+from tests.catalogue import temporaries
 
 
 @pytest.mark.bits

@@ -1,0 +1,44 @@
+"""Random gradients, updates of many steps, and the distance between two results."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+
+def gradients(steps, size, seed=0):
+    """float32[steps, 3, size]: one row per kind of gradient."""
+    rng = np.random.default_rng(seed)
+    g = rng.normal(size=(steps, 3, size))
+    g[:, 1] += 1.0
+    g[:, 2] *= 10.0 ** rng.uniform(-8, 8, size)
+    return g.astype(np.float32)
+
+
+def run(tx, gs, params=None):
+    """The updates of all steps, as one scan; the state's dtypes may not change for it to run."""
+    state = tx.init(jnp.zeros(gs.shape[1:], gs.dtype) if params is None else params)
+
+    def body(state, g):
+        u, state = tx.update(g, state, params)
+        return state, u
+
+    return jax.jit(lambda s, g: jax.lax.scan(body, s, g)[1])(state, gs)
+
+
+def run_optax(tx, gs, params=None):
+    """The same for Optax's own code, which needs JAX's default promotion."""
+    with jax.numpy_dtype_promotion("standard"):
+        return run(tx, gs, params)
+
+
+def ulps(u, exact):
+    """Distance from the exact result, in units of its last float32 place."""
+    return np.abs(np.asarray(u, np.float64) - exact) / np.spacing(np.abs(exact).astype(np.float32))
+
+
+def raised(call):
+    with pytest.raises(ValueError) as error:
+        call()
+    assert "\n" not in str(error.value)
+    return str(error.value)

@@ -1,0 +1,76 @@
+"""Bytes of temporaries that XLA asks for, of steps that it has only compiled."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+
+import adam_jax
+
+EIGHT_BITS = """
+import jax, jax.numpy as jnp, adam_jax
+from adam_jax.engine import leaf_step
+from adam_jax.xla import maxima
+{first}
+tx = adam_jax.adamw(1e-3, mu_dtype=jnp.int8, nu_dtype=jnp.int8)
+params = [jax.ShapeDtypeStruct((64, 1024), jnp.float32)] * 12
+step = jax.jit(lambda p, s, g: adam_jax.step(tx, g, s, p), donate_argnums=(0, 1))
+compiled = step.lower(params, jax.eval_shape(tx.init, params), params).compile()
+print(compiled.memory_analysis().temp_size_in_bytes / (12 * 64 * 1024))
+"""
+
+
+def of_eight_bits(devices: int, first: str = "") -> float:
+    """Bytes per parameter of AdamW with moments of 8 bits, in a process with so many CPU devices.
+
+    Args:
+      devices: the tests' own process has eight.
+      first: what is to be run before; it may replace functions.
+    """
+    root = Path(__file__).parents[2]
+    environment = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    command = [sys.executable, "-c", EIGHT_BITS.format(first=first)]
+    done = subprocess.run(
+        command, cwd=root, env=os.environ | environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout)
+
+
+def of_step(tx, params, compiled_by):
+    """Bytes per parameter of `adam_jax.step`, parameters and state donated.
+
+    Args:
+      tx: the transformation.
+      params: a list of `jax.ShapeDtypeStruct`.
+      compiled_by: of a function and its arguments makes the compiled program.
+    """
+
+    def step(params, state, grads):
+        return adam_jax.step(tx, grads, state, params)
+
+    jax.clear_caches()  # Of programs traced before a test replaced something.
+    compiled = compiled_by(step, params, jax.eval_shape(tx.init, params), params)
+    return compiled.memory_analysis().temp_size_in_bytes / sum(p.size for p in params)
+
+
+def on_v5e(tx, params):
+    """Bytes per parameter of `adam_jax.step` on a TPU: through HBM, and of temporaries.
+
+    Args:
+      tx: the transformation.
+      params: a `jax.ShapeDtypeStruct`.
+    """
+    from benchmarks.tpu_hlo_machine import compile_for_tpu
+    from benchmarks.tpu_hlo_program import operations
+
+    programs = []
+
+    def compiled_by(step, *args):
+        programs.append(compile_for_tpu("v5e", step, *args, donate=(0, 1)))
+        return programs[-1]
+
+    temporary = of_step(tx, [params], compiled_by)
+    return sum(op.hbm for op in operations(programs[-1].as_text())) / params.size, temporary

@@ -1,0 +1,129 @@
+"""States from Optax's trees into ours and back."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from optax import contrib
+
+import adam_jax
+from adam_jax import convert
+from tests.catalogue.runs import raised
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+PARAMS = {"w": jnp.ones((64, 80)), "deep": {"b": jnp.ones(3), "s": jnp.ones(())}}
+
+
+def schedule(count):
+    return 1e-2 / (1 + count)
+
+
+def stepped(tx, steps=3):
+    """A state with something in it."""
+    state = tx.init(PARAMS)
+    for t in range(steps):
+        grads = jax.tree.map(lambda p, t=t: jnp.full_like(p, 0.1 + t), PARAMS)
+        _, state = tx.update(grads, state, PARAMS)
+    return state
+
+
+TWINS = {
+    "adamw": (optax.adamw(schedule, weight_decay=0.1), adam_jax.adamw(schedule, weight_decay=0.1)),
+    "amsgrad": (optax.amsgrad(1e-2), adam_jax.amsgrad(1e-2)),
+    "adan": (optax.adan(1e-2), adam_jax.adan(1e-2)),
+    "lion": (optax.lion(1e-2), adam_jax.lion(1e-2)),
+    "ademamix": (contrib.ademamix(1e-2), adam_jax.ademamix(1e-2)),
+    "adabelief": (optax.adabelief(1e-2), adam_jax.adabelief(1e-2)),
+}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_where_the_trees_agree_it_is_the_state_itself(name):
+    theirs, ours = TWINS[name]
+    state = stepped(theirs)
+    assert convert.from_optax(state, PARAMS, ours) is state
+    assert convert.to_optax(state, PARAMS, theirs) is state
+
+
+LABELS = {"w": "a", "deep": "b"}
+
+
+def partitioned(one, other):
+    return optax.partition({"a": one, "b": other}, LABELS)
+
+
+THEIRS, OURS = optax.adamw(schedule), adam_jax.adamw(schedule)
+CLIP = adam_jax.clip_by_global_norm(1.0)
+TREES = {
+    "MultiSteps": (optax.MultiSteps(THEIRS, 1), adam_jax.accumulate(OURS, 1)),
+    "inject_hyperparams": (
+        optax.inject_hyperparams(optax.adamw)(schedule),
+        adam_jax.with_hyperparams(adam_jax.adamw)(schedule),
+    ),
+    "partition": (
+        partitioned(THEIRS, THEIRS),
+        adam_jax.groups(adam_jax.adamw, {"w": {"b2": 0.9}}, learning_rate=schedule),
+    ),
+    "chain": (optax.chain(optax.clip(1.0), THEIRS), adam_jax.chain(CLIP, CLIP, OURS)),
+    "finite": (optax.apply_if_finite(THEIRS, 3), OURS),
+    "packed": (THEIRS, adam_jax.pack_small_leaves(OURS, below=100)),
+    "telemetry": (THEIRS, adam_jax.telemetry(OURS)),
+    "residual": (THEIRS, adam_jax.master_residual(OURS)),
+}
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_there_and_back_is_the_same(name):
+    theirs, ours = TREES[name]
+    state = stepped(theirs)
+    there = convert.from_optax(state, PARAMS, ours)
+    assert jax.tree.structure(there) == jax.tree.structure(ours.init(PARAMS))
+    back = convert.to_optax(there, PARAMS, theirs)
+    assert jax.tree.structure(back) == jax.tree.structure(state)
+    own = ("acc_grads", "hyperparams['learning_rate']")  # Of a step that is past.
+    for (path, x), y in zip(
+        jax.tree_util.tree_flatten_with_path(back)[0], jax.tree.leaves(state), strict=True
+    ):
+        key = jax.tree_util.keystr(path)
+        if not any(word in key for word in own):
+            np.testing.assert_array_equal(x, y, err_msg=key)
+
+
+def test_into_8_bits_and_bitwise_between_equal_forms():
+    small = adam_jax.adamw(1e-2, mu_dtype=jnp.int8, nu_dtype=jnp.int8)
+    state = stepped(adam_jax.chain(small))
+    moved = convert.from_optax(state, PARAMS, adam_jax.chain(CLIP, small))[1]
+    jax.tree.map(np.testing.assert_array_equal, moved, state[0])
+    wide = convert.to_optax(state, PARAMS, optax.adamw(1e-2))
+    assert wide[0].mu["w"].dtype == jnp.float32
+    again = convert.from_optax(wide, PARAMS, small)
+    jax.tree.map(np.testing.assert_array_equal, again, state[0])
+
+
+def test_what_would_be_lost_is_an_error():
+    plain = adam_jax.adamw(1e-2)
+    average = adam_jax.chain(plain, adam_jax.ema_params(0.9))
+    text = raised(lambda: convert.from_optax(stepped(average), PARAMS, adam_jax.chain(CLIP, plain)))
+    assert "'1/ema/w'" in text and "'1/ema/deep/b'" in text
+    half = stepped(optax.MultiSteps(optax.adamw(1e-2), 2))
+    text = raised(lambda: convert.from_optax(half, PARAMS, adam_jax.accumulate(plain, 2)))
+    assert "acc_grads/w" in text and "behind an optimizer step" in text
+    masked = optax.masked(optax.adamw(1e-2), {"w": True, "deep": False})
+    text = raised(lambda: convert.from_optax(stepped(masked), PARAMS, plain))
+    assert "missing: 'deep/b/mu', 'deep/b/nu', 'deep/s/mu'" in text
+    text = raised(lambda: convert.to_optax(stepped(plain), PARAMS, masked))
+    assert "extra: 'deep/b/mu'" in text
+    text = raised(lambda: convert.from_optax(stepped(optax.sgd(1e-2)), PARAMS, plain))
+    assert "moments" in text
+    text = raised(lambda: convert.from_optax(stepped(plain), PARAMS, adam_jax.adabelief(1e-2)))
+    assert "ScaleByBeliefState" in text and "ScaleByAdamState" in text
+    late = partitioned(optax.adamw(1e-2), optax.adamw(1e-2))
+    state = stepped(late)
+    moved = jax.tree.map(lambda x: x + 1 if x.dtype == jnp.int32 else x, state.inner_states["a"])
+    state = state._replace(inner_states=state.inner_states | {"a": moved})
+    text = raised(lambda: convert.from_optax(state, PARAMS, plain))
+    assert "'w: 4'" in text and "'deep/b: 3'" in text
+    kept = convert.from_optax(state, PARAMS, optax.chain(late))[0].inner_states
+    assert [int(kept[k].inner_state[0].count) for k in "ab"] == [4, 3]

@@ -1,0 +1,35 @@
+"""States that each released version saved are read by this one, and continue with equal steps."""
+
+import jax
+import numpy as np
+import pytest
+from flax import serialization
+
+import adam_jax
+from tests import saved
+
+FILES = sorted(saved.FOLDER.rglob("*.msgpack"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_saved_state_is_read_and_continues(path):
+    adam_jax.convert.register_with_flax()
+    tx, params = saved.transformations()[path.stem], saved.parameters(path.stem)
+    state = tx.init(params)
+    like = {"params": params, "state": state, "grads": params, "after": params}
+    read = serialization.from_bytes(like, path.read_bytes())
+    assert jax.tree.structure(read["state"]) == jax.tree.structure(state)
+    assert any(np.any(x != y) for x, y in zip(*map(jax.tree.leaves, (read["state"], state))))  # noqa: B905
+    after, _ = saved.stepped(tx, read["grads"], read["state"], read["params"])
+    for ours, theirs in zip(jax.tree.leaves(after), jax.tree.leaves(read["after"]), strict=True):
+        assert ours.dtype == theirs.dtype
+        ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+        np.testing.assert_allclose(
+            ours, theirs, rtol=1e-6 if after["bias"].dtype != "bfloat16" else 1e-2
+        )
+
+
+def test_this_version_has_its_files():
+    """Written by `python -m tests.saved`, once for each version."""
+    names = {path.stem for path in FILES if path.parent.name == adam_jax.__version__}
+    assert names == set(saved.transformations())

@@ -1,0 +1,305 @@
+"""docs/migrating/optax.md: each row of its tables, compared with both signatures and run."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adam_jax
+from tests.catalogue.pages import DOCS, code, codes, table
+
+PAGE = DOCS / "migrating" / "optax.md"
+ADAMW = table(PAGE, "## Every argument of `optax.adamw`")
+OTHERS = table(PAGE, "## The other members")
+REQUIRED = inspect.Parameter.empty
+VALUES = {"AT_LEAST_FLOAT32": adam_jax.AT_LEAST_FLOAT32, "required": REQUIRED, "...": "a function"}
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")  # Optax needs it.
+
+PARAMS = {"w": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3), "b": jnp.array([0.5, -0.25, 2.0])}
+# Of each argument a value that is not the default, and that both libraries take.
+GIVEN = {
+    "learning_rate": lambda count: 0.1 / (1 + count),
+    "b1": 0.7,
+    "b2": 0.9,
+    "b3": 0.95,
+    "alpha": 3.0,
+    "eps": 1e-2,
+    "eps_root": 1e-3,
+    "mu_dtype": jnp.bfloat16,
+    "weight_decay": 0.3,
+    "mask": {"w": True, "b": False},
+    "nesterov": True,
+    "bias_correction_mu": False,
+    "bias_correction_nu": False,
+    "threshold": 4.5,
+    "use_clipping": False,
+    "clip_value_fn": lambda step: 0.3 + 0 * step,
+    "warmup_steps": 3,
+    "weight_lr_power": 1.0,
+    "state_dtype": jnp.float32,
+}
+
+
+def value(text):
+    return VALUES[text] if text in VALUES else eval(text, {})
+
+
+def shown(default):
+    return "a function" if callable(default) and default is not REQUIRED else default
+
+
+def defaults(f):
+    """Names and defaults, a function for any function."""
+    return {p.name: shown(p.default) for p in inspect.signature(f).parameters.values()}
+
+
+def optax_member(name):
+    module = optax.contrib if name.startswith("contrib.") else optax
+    return getattr(module, name.removeprefix("contrib."))
+
+
+def arguments(cell):
+    """`b1=0.9`, `mask=None` as a dictionary."""
+    parts = [text.partition("=") for text in codes(cell)]
+    return {name: value(text or "required") for name, _, text in parts}
+
+
+def path(tx, params, steps=6, scale=1.0):
+    """The parameters after some steps with gradients of various sizes."""
+    rng = np.random.default_rng(0)
+    state, found, update = tx.init(params), [], jax.jit(tx.update)
+    for _ in range(steps):
+        grads = jax.tree.map(
+            lambda p: jnp.asarray(scale * rng.normal(size=p.shape), p.dtype), params
+        )
+        updates, state = update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        found.append(np.concatenate([np.ravel(np.float32(x)) for x in jax.tree.leaves(params)]))
+    return np.stack(found)
+
+
+def same(ours, theirs, tolerance=2e-5):
+    np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+def test_every_argument_of_adamw_is_there_with_its_defaults():
+    theirs, ours = defaults(optax.adamw), defaults(adam_jax.adamw)
+    assert [code(row["argument"]) for row in ADAMW] == list(theirs)
+    for row in ADAMW:
+        name = code(row["argument"])
+        assert value(row["default in Optax"].strip("`")) == theirs[name], name
+        assert value(row["default here"].strip("`")) == ours[name], name
+        assert row["what it is here"].startswith("the same"), name
+
+
+def test_every_argument_of_the_other_members_is_there_with_its_defaults():
+    members = {"adamw"} | {code(row["Optax"]).removeprefix("contrib.") for row in OTHERS}
+    aliases = {name for name in adam_jax.__all__ if next_parameter(name) == "learning_rate"}
+    aliases = {name for name in aliases if hasattr(optax, name) or hasattr(optax.contrib, name)}
+    assert members == aliases - {"scale_by_learning_rate"}
+    for row in OTHERS:
+        name = code(row["Optax"])
+        listed = arguments(row["its arguments and their defaults"])
+        assert list(listed) == [n for n in defaults(optax_member(name))]
+        assert listed == defaults(optax_member(name)), name
+        ours = defaults(getattr(adam_jax, name.removeprefix("contrib.")))
+        expected = listed | arguments(row["other defaults here"])
+        assert {n: ours[n] for n in listed} == expected, name
+
+
+def next_parameter(name):
+    f = getattr(adam_jax, name)
+    return next(iter(inspect.signature(f).parameters), None) if inspect.isfunction(f) else None
+
+
+# Those that hide another, or round, are given alone.
+ALONE = ("mu_dtype", "use_clipping", "warmup_steps")
+CASES = [
+    pytest.param(name, given, id=f"{name}-{'-'.join(given)}")
+    for name in ["adamw", *(code(row["Optax"]) for row in OTHERS)]
+    for known in [list(defaults(optax_member(name)))]
+    for given in [[n for n in known if n not in ALONE], *([n] for n in ALONE if n in known)]
+]
+
+
+@pytest.mark.parametrize(("name", "given"), CASES)
+def test_the_arguments_do_what_they_do_in_optax(name, given):
+    numbers = {"learning_rate": 0.1} | {argument: GIVEN[argument] for argument in given}
+    theirs = optax_member(name)(**numbers)
+    ours = getattr(adam_jax, name.removeprefix("contrib."))(**numbers)
+    # bfloat16 averages: Optax's terms are rounded before they are added, ours behind.
+    tolerance = 2e-2 if "mu_dtype" in given else 2e-5
+    same(path(ours, PARAMS), path(theirs, PARAMS), tolerance)
+
+
+def test_the_pieces_have_optax_arguments_in_its_order():
+    pieces = [n for n in adam_jax.__all__ if n.startswith("scale_by_") and hasattr(optax, n)]
+    assert len(pieces) >= 8
+    for name in pieces:
+        theirs, ours = defaults(getattr(optax, name)), defaults(getattr(adam_jax, name))
+        for argument, default in theirs.items():
+            assert argument == "mu_dtype" or ours[argument] == default, (name, argument)
+        positional = [
+            p.name
+            for p in inspect.signature(getattr(optax, name)).parameters.values()
+            if p.kind == p.POSITIONAL_OR_KEYWORD
+        ]
+        assert list(ours)[: len(positional)] == positional, name
+
+
+def test_all_that_members_take_besides_is_listed():
+    besides = {}
+    for row in [*OTHERS, {"Optax": "`adamw`"}]:
+        name = code(row["Optax"])
+        ours = inspect.signature(getattr(adam_jax, name.removeprefix("contrib."))).parameters
+        for argument in ours.keys() - defaults(optax_member(name)).keys():
+            assert ours[argument].kind == inspect.Parameter.KEYWORD_ONLY, (name, argument)
+            besides.setdefault(argument, set()).add(ours[argument].default)
+    rows = table(PAGE, "## What they take besides")
+    listed = {code(row["argument"]): {value(code(row["default"]))} for row in rows}
+    assert listed == besides
+
+
+@pytest.mark.parametrize(
+    "row", table(PAGE, "## What goes around them"), ids=lambda row: row["Optax"][:40]
+)
+def test_what_goes_around_makes_the_same_steps(row):
+    names = {"o": optax, "a": adam_jax}
+    ours, theirs = (eval(code(row[column]), names) for column in ("here", "Optax"))
+    theirs = theirs if hasattr(theirs, "update") else theirs.gradient_transformation()
+    same(path(ours, PARAMS, steps=8), path(theirs, PARAMS, steps=8))
+
+
+def dtypes(state):
+    return [x.dtype for x in jax.tree.leaves(state)]
+
+
+def moments(library, params):
+    return dtypes(library.adamw(1e-3).init(params)[0].mu)
+
+
+BFLOAT16 = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
+
+
+def bfloat16_parameters():
+    assert set(moments(optax, BFLOAT16)) == {np.dtype(jnp.bfloat16)}
+    assert set(moments(adam_jax, BFLOAT16)) == {np.dtype(np.float32)}
+
+
+def zero_gradient():
+    params = {"w": jnp.ones(3, jnp.float16)}
+    assert np.isnan(path(optax.adam(1e-3), params, 1, scale=0.0)).all()
+    assert (path(adam_jax.adam(1e-3), params, 1, scale=0.0) == 1).all()
+
+
+def state_in_float16():
+    params = {"w": jnp.ones(3, jnp.float16)}
+    state = optax.adam(1e-3).init(params)
+    assert state[0].nu["w"].dtype == jnp.float16
+    with pytest.raises(ValueError, match="convert_state"):
+        adam_jax.adam(1e-3).update(params, state, params)
+
+
+def wider_gradients():
+    def changes(library):
+        tx = library.adamw(1e-3)
+        state = tx.init(BFLOAT16)
+        return dtypes(state) != dtypes(tx.update(PARAMS, state, BFLOAT16)[1])
+
+    assert (changes(optax), changes(adam_jax)) == (True, False)
+
+
+def hyperparameters_in_the_state():
+    assert np.isnan(path(optax.inject_hyperparams(optax.adamw)(1e-3), BFLOAT16)).any()
+    ours = path(adam_jax.with_hyperparams(adam_jax.adamw)(1e-3), BFLOAT16)
+    np.testing.assert_array_equal(ours, path(adam_jax.adamw(1e-3), BFLOAT16))
+
+
+def b2_of_one():
+    assert np.isnan(path(optax.adamw(1e-3, b2=1.0), PARAMS)).any()
+    with pytest.raises(ValueError, match="b2 must be in"):
+        adam_jax.adamw(1e-3, b2=1.0)
+
+
+def integers_among_the_parameters():
+    params = {"w": jnp.ones(2), "n": jnp.arange(2)}
+    grads = {"w": jnp.ones(2), "n": None}
+    new, state = adam_jax.step(
+        adam_jax.adamw(1e-3), grads, adam_jax.adamw(1e-3).init(params), params
+    )
+    np.testing.assert_array_equal(new["n"], params["n"])
+    assert isinstance(state[0].mu["n"], optax.MaskedNode)
+    assert optax.adamw(1e-3).init(params)[0].mu["n"].dtype == jnp.int32
+    with pytest.raises(ValueError, match="'n'"):
+        real = {"w": jnp.ones(2), "n": jnp.ones(2)}
+        adam_jax.step(adam_jax.adamw(1e-3), real, adam_jax.adamw(1e-3).init(params), params)
+
+
+def the_same_numbers():
+    assert optax.adamw(1e-3) != optax.adamw(1e-3)
+    assert adam_jax.adamw(1e-3) == adam_jax.adamw(1e-3)
+    assert hash(adam_jax.adamw(1e-3)) == hash(adam_jax.adamw(1e-3))
+
+
+def another_learning_rate():
+    compiled = []
+
+    @jax.jit
+    def one_step(tx, grads, state, params):
+        compiled.append(1)
+        return tx.update(grads, state, params)
+
+    for rate in (1e-3, 1e-2):
+        tx = adam_jax.adamw(rate)
+        one_step(tx, PARAMS, tx.init(PARAMS), PARAMS)
+    assert len(compiled) == 1
+    with pytest.raises(TypeError):
+        tx = optax.adamw(1e-3)
+        one_step(tx, PARAMS, tx.init(PARAMS), PARAMS)
+
+
+DIFFERENCES = {
+    "bfloat16 parameters": bfloat16_parameters,
+    "float16 parameters, a gradient of zero": zero_gradient,
+    "float16 parameters, a state of Optax's": state_in_float16,
+    "gradients wider than the parameters": wider_gradients,
+    "hyperparameters in the state, bfloat16 parameters": hyperparameters_in_the_state,
+    "`b2=1.0`": b2_of_one,
+    "integers, booleans, random keys among the parameters": integers_among_the_parameters,
+    "two optimizers with the same numbers": the_same_numbers,
+    "another learning rate, the transformation an argument of jit": another_learning_rate,
+}
+
+
+@pytest.mark.parametrize("case", DIFFERENCES)
+def test_where_the_results_differ(case):
+    DIFFERENCES[case]()
+
+
+def test_no_difference_is_claimed_that_is_not_tested():
+    assert [row["case"] for row in table(PAGE, "## Where the results differ")] == list(DIFFERENCES)
+
+
+def test_a_mask_that_is_a_function_is_asked_about_the_parameters():
+    """The row of `mask`: Optax asks about the updates, which may have other dtypes."""
+    asked = []
+
+    def mask(tree):
+        asked.append(jax.tree.leaves(tree)[0].dtype)
+        return jax.tree.map(lambda x: True, tree)
+
+    for library, seen in ((optax, jnp.float32), (adam_jax, jnp.bfloat16)):
+        tx = library.adamw(1e-3, mask=mask)
+        state = tx.init(BFLOAT16)
+        asked.clear()
+        tx.update(PARAMS, state, BFLOAT16)
+        assert set(asked) == {np.dtype(seen)}, library
+
+
+def test_mu_dtype_none_is_the_dtype_of_the_parameter():
+    mu = adam_jax.adamw(1e-3, mu_dtype=None).init(BFLOAT16)[0].mu
+    assert set(dtypes(mu)) == {np.dtype(jnp.bfloat16)}

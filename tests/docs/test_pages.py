@@ -1,0 +1,222 @@
+"""The documentation: its code runs and prints what stands behind it, its commands exist."""
+
+import builtins
+import contextlib
+import importlib.util
+import inspect
+import io
+import re
+import tomllib
+
+import matplotlib
+import numpy as np
+import pytest
+
+import adam_jax
+from tests.catalogue.pages import (
+    DOCS,
+    PAGES,
+    ROOT,
+    commands,
+    installed_before_samples,
+    name_of,
+    samples,
+)
+
+README = ROOT / "README.md"
+WITH_SAMPLES = [page for page in PAGES if samples(page) and page != README]
+WITH_COMMANDS = [page for page in PAGES if commands(page)]
+
+
+# Not among the requirements, and the distribution that each is in: a page says what to install.
+OPTIONAL = {
+    "PIL": "pillow",
+    "bitsandbytes": "bitsandbytes",
+    "flatbuffers": "flatbuffers",
+    "flax": "flax",
+    "keras": "keras",
+    "matplotlib": "matplotlib",
+    "optuna": "optuna",
+    "orbax": "orbax-checkpoint",
+    "rich": "rich",
+    "sklearn": "scikit-learn",
+    "tensorboardX": "tensorboardX",
+    "torch": "torch",
+    "tornado": "tornado",
+}
+PEERS = ("torch", "keras", "bitsandbytes")  # In a dependency group of their own.
+
+
+def lacking(code):
+    """The peers that a sample imports and that are not there."""
+    imported = re.findall(r"\w+", " ".join(re.findall(r"^import (.*)$", code, re.MULTILINE)))
+    return [name for name in PEERS if name in imported and not importlib.util.find_spec(name)]
+
+
+@contextlib.contextmanager
+def only(there):
+    """An optional library is there for samples and this package if its distribution is named."""
+    real = builtins.__import__
+
+    def checked(name, globals=None, locals=None, fromlist=(), level=0):
+        importer = (globals or {}).get("__name__", "builtins")
+        distribution = OPTIONAL.get(name.partition(".")[0]) if level == 0 else None
+        if importer.startswith(("builtins", "adam_jax", "examples")) and distribution:
+            assert distribution in there, f"{name}: the page does not say to install it before"
+        return real(name, globals, locals, fromlist, level)
+
+    builtins.__import__ = checked
+    try:
+        yield
+    finally:
+        builtins.__import__ = real
+
+
+def test_a_library_that_no_page_says_to_install_is_noticed():
+    names = {}
+    with only({"flax"}):
+        exec("from flax import nnx", names)
+        with pytest.raises(AssertionError, match="matplotlib.figure: the page does not say"):
+            exec("import matplotlib.figure", names)
+        with pytest.raises(AssertionError, match="matplotlib.figure"):
+            adam_jax.inspect.plot([])
+
+
+def test_what_a_page_says_to_install(tmp_path):
+    page = tmp_path / "page.md"
+    sample = "```python\nimport x\n```\n"
+    text = f'{sample}`pip install flax`\n{sample}```sh\npip install -e ".[inspect]"  # rich\n```\n'
+    page.write_text(text + sample)
+    none, one, more = installed_before_samples(page)
+    assert (none, one) == (set(), {"flax"})
+    assert more >= {"flax", "matplotlib", "tensorboardX"} and "rich" not in more
+
+
+def run(page):
+    """Runs the blocks of a page in one namespace, and returns what each printed and should have."""
+    names, printed, expected = {}, [], []
+    installed = installed_before_samples(page)
+    for (code, output), there in zip(samples(page), installed, strict=True):
+        if lacking(code):
+            continue
+        stream = io.StringIO()
+        with contextlib.redirect_stdout(stream), only(there):
+            exec(compile(code, str(page), "exec"), names)
+        if output is not None:
+            printed.append(stream.getvalue())
+            expected.append(output)
+    return names, printed, expected
+
+
+@pytest.mark.parametrize("page", WITH_SAMPLES, ids=name_of)
+def test_the_samples_run_and_print_what_stands_behind_them(
+    page, tmp_path, monkeypatch, standard_promotion
+):
+    monkeypatch.chdir(tmp_path)  # Some write files.
+    matplotlib.use("agg")
+    _, printed, expected = run(page)
+    assert printed == expected
+    if missing := {name for code, _ in samples(page) for name in lacking(code)}:
+        pytest.skip(f"some samples need {', '.join(sorted(missing))}: make test-peers")
+
+
+@pytest.mark.parametrize("page", WITH_SAMPLES, ids=name_of)
+def test_the_lines_of_samples_fit_beside_the_navigation(page):
+    lines = [line for code, _ in samples(page) for line in code.splitlines()]
+    assert [line for line in lines if len(line) > 84] == []
+
+
+def test_every_page_of_the_guide_has_a_sample_but_those_of_measurements():
+    guide = {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
+    guide = {name for name in guide if not name.startswith("api/")}
+    without = guide - {page.relative_to(DOCS).as_posix() for page in WITH_SAMPLES}
+    assert without == {"reliability.md", "migrating/keras.md"}
+
+
+@pytest.mark.smoke
+def test_the_sample_of_the_readme_finds_the_parameters():
+    names, _, _ = run(README)
+    np.testing.assert_allclose(names["params"]["w"], [1.0, -2.0, 0.5], atol=0.02)
+    np.testing.assert_allclose(names["params"]["b"], 4.0, atol=0.02)
+
+
+def sources(module):
+    """The sources of a command: of all its package, and of what the examples share."""
+    path = ROOT / module.replace(".", "/")
+    files = [path.with_suffix(".py")] if path.with_suffix(".py").exists() else path.rglob("*.py")
+    return "".join(file.read_text() for file in [*files, ROOT / "examples" / "study.py"])
+
+
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=name_of)
+def test_commands_name_what_there_is(page):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    checked = 0
+    for command in commands(page):
+        if module := re.search(r"python -m ([\w.]+)(.*)", command):
+            name, rest = module.groups()
+            if name == "pytest":
+                command = f"pytest{rest}"
+            elif name != "pip":
+                assert importlib.util.find_spec(name), command
+                if importlib.util.find_spec(name).submodule_search_locations:
+                    assert importlib.util.find_spec(f"{name}.__main__"), command
+                source = sources(name)
+                subcommand = re.match(r" ([a-z-]+)\b", rest)
+                named = re.findall(r"--[\w-]+", rest) + ([subcommand[1]] if subcommand else [])
+                for word in named:
+                    assert f'"{word}"' in source or f'"{word.strip("-")}"' in source, command
+                checked += 1
+        if command.startswith("pytest"):
+            paths = re.findall(r"\S+\.py", command)
+            assert paths and all((ROOT / path).exists() for path in paths), command
+            checked += 1
+        elif command.startswith("make "):
+            assert set(command.split()[1:]) <= set(targets), command
+            checked += 1
+        for extras in re.findall(r"\[([a-z,]+)\]", command if "pip install" in command else ""):
+            assert set(extras.split(",")) <= set(project["project"]["optional-dependencies"])
+            checked += 1
+    # Of a page that only says what to install, the samples are run with that and nothing else.
+    installs = ("git ", "cd ", "python3 -m venv", "source ", "pip ")
+    assert checked or all(command.startswith(installs) for command in commands(page))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_relative_links_lead_somewhere(page):
+    """In the repository; `mkdocs build --strict` looks after the site."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for path, _, anchor in re.findall(r"\]\(((?!http)[^)#\s]*)(#([^)\s]*))?\)", text):
+        target = page.parent / path if path else page
+        assert target.exists(), path
+        if anchor and not anchor.startswith("adam_jax."):  # Those are made of docstrings.
+            assert anchor in anchors(target.read_text()), f"{path}#{anchor}"
+
+
+def anchors(text):
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {
+        re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings
+    }
+
+
+def test_the_reference_has_every_public_name():
+    text = "".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
+    documented = re.findall(r"^::: (\S+)$", text, re.MULTILINE)
+    # A function that has the name of its module.
+    documented = [re.sub(r"\.(\w+)\.\1$", r".\1", name) for name in documented]
+    modules = [name for name in adam_jax.__all__ if inspect.ismodule(getattr(adam_jax, name))]
+    assert {"sharding", "inspect", "schedules"} <= set(modules)
+    public = {f"adam_jax.{name}" for name in adam_jax.__all__ if name not in modules}
+    for module in modules:
+        public |= {f"adam_jax.{module}.{name}" for name in getattr(adam_jax, module).__all__}
+    assert sorted(documented) == sorted(public)
+
+
+def test_no_page_asks_another_host_for_anything():
+    """Links may lead away; pictures, scripts and styles may not."""
+    settings = (ROOT / "mkdocs.yml").read_text()
+    assert "font: false" in settings and "http" not in settings
+    for page in PAGES:
+        assert not re.search(r"!\[[^\]]*\]\(http|<(img|script|link|iframe)\b", page.read_text())
+    assert "http" not in (DOCS / "site.css").read_text().replace("http://www.w3.org", "")

@@ -1,0 +1,287 @@
+"""What Optax, JAX and Flax expect of a transformation."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from absl.testing import parameterized
+from jax.sharding import NamedSharding, PartitionSpec
+
+import adam_jax
+from tests.catalogue import (
+    MEMBERS,
+    every_elementwise,
+    every_kind_of_state,
+    every_twin,
+)
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+every_wrapper = pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tx: optax.chain(optax.clip(1.0), tx, optax.scale(1.0)),
+        lambda tx: optax.masked(tx, {"a": True, "b": [False, True]}),
+        lambda tx: optax.multi_transform(
+            {"ours": tx, "sgd": optax.sgd(0.1)}, {"a": "ours", "b": ["sgd", "ours"]}
+        ),
+        lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
+        lambda tx: optax.apply_if_finite(tx, 3),
+    ],
+    ids=["chain", "masked", "multi_transform", "MultiSteps", "apply_if_finite"],
+)
+
+
+def tree():
+    return {"a": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4), "b": [jnp.ones(5), jnp.array(2.0)]}
+
+
+def quadratic(params):
+    return sum(jnp.sum((x - 0.5) ** 2) for x in jax.tree.leaves(params))
+
+
+@every_kind_of_state
+@every_wrapper
+def test_inside_optax_wrappers(member, wrap):
+    """Ours inside a wrapper moves the parameters as Optax's own does inside the same wrapper."""
+    results = []
+    for alias in (member.alias, member.twin.alias):
+        tx = wrap(alias(1e-2))
+        params = tree()
+        state = tx.init(params)
+        for _ in range(4):
+            updates, state = jax.jit(tx.update)(jax.grad(quadratic)(params), state, params)
+            params = optax.apply_updates(params, updates)
+        results.append((params, jax.tree.structure(state)))
+    (ours, our_state), (theirs, their_state) = results
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert our_state == their_state
+
+
+@every_kind_of_state
+def test_lookahead(member):
+    tx = optax.lookahead(member.alias(1e-2), sync_period=2, slow_step_size=0.5)
+    params = optax.LookaheadParams.init_synced(tree())
+    state = tx.init(params)
+    updates, state = tx.update(jax.grad(quadratic)(params.fast), state, params)
+    moved = optax.apply_updates(params, updates)
+    assert quadratic(moved.fast) < quadratic(params.fast)
+
+
+@every_kind_of_state
+def test_injected_hyperparams(member):
+    """A rate, a beta and a schedule in the state, changed there, do what they do in Optax's."""
+    results = []
+    for alias in (member.factory, member.twin.factory):
+        tx = optax.inject_hyperparams(alias)(learning_rate=lambda count: 1e-2 / (count + 1), b1=0.8)
+        params = tree()
+        state = tx.init(params)
+        for b2 in (0.99, 0.95):
+            state.hyperparams["b2"] = jnp.asarray(b2)
+            updates, state = jax.jit(tx.update)(jax.grad(quadratic)(params), state, params)
+            params = optax.apply_updates(params, updates)
+        results.append(params)
+    chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-6)
+
+
+@every_twin
+@pytest.mark.smoke
+def test_state_is_optaxs_own_and_moves_both_ways(member):
+    """A checkpoint of either goes on in the other."""
+    ours, theirs = (alias(1e-2) for alias in (member.alias, member.twin.alias))
+    params = tree()
+    grads = jax.grad(quadratic)(params)
+    states = [tx.init(params) for tx in (ours, theirs)]
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+    for first, second in ((ours, theirs), (theirs, ours)):
+        _, state = first.update(grads, first.init(params), params)
+        crossed, _ = second.update(grads, state, params)
+        straight, _ = first.update(grads, state, params)
+        chex.assert_trees_all_close(crossed, straight, rtol=2e-5)
+    chex.assert_trees_all_equal_shapes_and_dtypes(states[0], states[1])
+
+
+@every_twin
+def test_scheduled_state_is_optaxs_own(member):
+    keywords = {}
+    if member.needs_params:
+        keywords = {"weight_decay": lambda count: 0.1, "mask": {"a": True, "b": False}}
+    ours, theirs = (a(lambda count: 1e-2, **keywords) for a in (member.alias, member.twin.alias))
+    params = tree()
+    chex.assert_trees_all_equal_structs(ours.init(params), theirs.init(params))
+    _, state = ours.update(params, ours.init(params), params)
+    chex.assert_trees_all_equal_structs(state, theirs.init(params))
+
+
+@every_kind_of_state
+def test_map_params_finds_the_slots(member):
+    tx = member.alias(1e-2)
+    state = optax.tree.map_params(tx, lambda x: x + 1.0, tx.init(tree()))
+    start = member.moments(tx.init(tree()))
+    for slot, moment in member.moments(state).items():
+        chex.assert_trees_all_equal(moment, jax.tree.map(lambda x: x + 1.0, start[slot]))
+    assert all(count == 0 for count in member.counts(state))
+
+
+class Variants(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True, with_device=True, without_device=True)
+    @parameterized.named_parameters(*((m.name, m) for m in MEMBERS if m.has_twin))
+    def test_update_is_the_same_with_and_without_jit(self, member):
+        tx = member.alias(1e-2)
+        params = tree()
+        grads = jax.grad(quadratic)(params)
+        updates, state = self.variant(tx.update)(grads, tx.init(params), params)
+        expected, _ = member.twin.alias(1e-2).update(
+            grads, member.twin.alias(1e-2).init(params), params
+        )
+        chex.assert_trees_all_close(updates, expected, rtol=1e-5)
+        self.assertEqual({int(count) for count in member.counts(state)}, {1})
+
+
+@every_kind_of_state
+def test_vmap_over_models_equals_one_after_the_other(member):
+    tx = member.alias(1e-2)
+    stacked = jnp.linspace(-1.0, 1.0, 20).reshape(4, 5)
+
+    def train(params):
+        state = tx.init(params)
+        for _ in range(3):
+            updates, state = tx.update(jax.grad(quadratic)(params), state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    one_by_one = np.stack([jax.jit(train)(p) for p in stacked])
+    np.testing.assert_allclose(jax.jit(jax.vmap(train))(stacked), one_by_one, rtol=1e-6)
+
+
+@every_elementwise
+def test_donation_leaves_nothing_behind(member):
+    """One step in place: no temporaries beyond scalars, every array aliased with its successor.
+
+    A member that reads an accumulator after renewing it keeps a copy of one leaf's, as in Optax.
+    """
+    tx = member.alias(1e-2)
+    params = jnp.ones(100_000)
+    state = tx.init(params)
+
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
+    memory = compiled.memory_analysis()
+    assert memory.temp_size_in_bytes < (member.reads_the_old + 0.01) * params.nbytes
+    assert memory.alias_size_in_bytes >= (1 + len(member.slots)) * params.nbytes
+
+
+@every_kind_of_state
+def test_sharded_like_the_parameters(member):
+    """8 devices: the state lies where the parameters lie, and the step moves nothing."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    params = jax.device_put(jnp.linspace(-1.0, 1.0, 64).reshape(16, 4), sharding)
+    tx = member.alias(1e-2)
+    state = tx.init(params)
+    for moment in member.moments(state).values():
+        assert moment.sharding.is_equivalent_to(sharding, 2)
+    compiled = jax.jit(tx.update).lower(params, state, params).compile()
+    moving = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+    assert [word for word in moving if word in compiled.as_text()] == []
+    updates, state = jax.jit(tx.update)(params, state, params)
+    assert updates.sharding.is_equivalent_to(sharding, 2)
+    host = np.asarray(params)
+    alone = jax.jit(tx.update)(host, tx.init(host), host)[0]
+    np.testing.assert_array_equal(updates, alone)
+
+
+@every_kind_of_state
+def test_shard_map(member):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    tx = member.direction()
+    params = jnp.linspace(-1.0, 1.0, 8 * 4096).reshape(8 * 32, 128)  # Enough for codes on each.
+    spec = PartitionSpec("data")
+
+    def local(g):
+        return tx.update(g, tx.init(g))[0]
+
+    sharded = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec))(params)
+    np.testing.assert_allclose(sharded, local(params), rtol=1e-6, atol=1e-9)
+
+
+@every_kind_of_state
+def test_flax_linen_train_state(member):
+    from flax.training.train_state import TrainState
+
+    tx = member.alias(1e-2)
+    state = TrainState.create(apply_fn=lambda: None, params=tree(), tx=tx)
+    train = jax.jit(lambda s: s.apply_gradients(grads=jax.grad(quadratic)(s.params)))
+    assert quadratic(train(train(state)).params) < quadratic(state.params)
+
+
+@every_kind_of_state
+def test_flax_nnx_optimizer_traces_equal_optimizers_once(member):
+    from flax import nnx
+
+    traces = []
+
+    @nnx.jit
+    def train(model, optimizer, x):
+        traces.append(1)
+        loss, grads = nnx.value_and_grad(lambda m: jnp.mean(m(x) ** 2))(model)
+        optimizer.update(model, grads)
+        return loss
+
+    losses = []
+    for _ in range(2):
+        model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+        tx = member.alias(1e-2)
+        optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+        losses.append([float(train(model, optimizer, jnp.ones((4, 3)))) for _ in range(3)])
+    assert losses[0] == losses[1] == sorted(losses[0], reverse=True)
+    assert len(traces) == 1
+
+
+@every_kind_of_state
+def test_unknown_extra_arguments_are_ignored(member):
+    tx = member.alias(1e-2)
+    params = tree()
+    updates, _ = tx.update(params, tx.init(params), params, value=1.0, anything=None)
+    expected, _ = tx.update(params, tx.init(params), params)
+    chex.assert_trees_all_equal(updates, expected)
+    assert isinstance(tx, optax.GradientTransformationExtraArgs)
+
+
+@every_kind_of_state
+def test_a_callable_mask_and_a_leaf_that_is_none(member):
+    if not member.needs_params:
+        masked = optax.masked(member.alias(1e-2), lambda p: {"a": True, "n": None})
+    else:
+        masked = member.alias(1e-2, mask=lambda p: jax.tree.map(lambda x: x.ndim > 1, p))
+    params = {"a": jnp.ones((2, 2)), "n": None}
+    _, state = masked.update(params, masked.init(params), params)
+    updates, _ = masked.update(params, state, params)
+    assert updates["n"] is None and (updates["a"] < 0).all()
+
+
+@every_twin
+def test_signature_extends_optaxs(member):
+    """Optax's names in Optax's order; ours behind them, keyword-only."""
+    import inspect
+
+    for ours, theirs in (
+        (member.function, member.twin.optax_alias),
+        (getattr(adam_jax, member.scale_by), member.twin.optax_direction),
+    ):
+        our, their = (inspect.signature(f).parameters for f in (ours, theirs))
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        positional = [name for name, p in their.items() if p.kind != keyword]
+        assert list(our)[: len(positional)] == positional
+        assert all(our[name].kind == keyword for name in list(our)[len(positional) :])
+        assert set(their) <= set(our)
+        for name, parameter in their.items():
+            # None as mu_dtype means the same, the default does not: see the docstring. Optax's
+            # lambda is our fourth_root, and its scale_by_adam our scale_by_nadam too.
+            own = name == "mu_dtype" or callable(parameter.default) or name in member.twin.nesterov
+            assert own or our[name].default == parameter.default, name

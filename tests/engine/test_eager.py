@@ -1,0 +1,97 @@
+"""A step without `jit` costs no more than Optax's, and is the step with it."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from optax import contrib
+
+import adam_jax
+from tests.catalogue import every_member
+from tests.catalogue.recipes import stepper
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+COSINE = optax.cosine_decay_schedule(1e-3, 1000)
+PAIRS = {
+    "adam": (adam_jax.adam(1e-3), optax.adam(1e-3)),
+    "adamw": (adam_jax.adamw(1e-3), optax.adamw(1e-3)),
+    "adamw, schedule": (adam_jax.adamw(COSINE), optax.adamw(COSINE)),
+    "amsgrad": (adam_jax.amsgrad(1e-3), optax.amsgrad(1e-3)),
+    "adopt": (adam_jax.adopt(1e-3), contrib.adopt(1e-3)),
+    "radam": (adam_jax.radam(1e-3), optax.radam(1e-3)),
+    "nadam": (adam_jax.nadam(1e-3), optax.nadam(1e-3)),
+    "nadam, decay": (adam_jax.nadam(1e-3, momentum_decay=0.004), optax.nadam(1e-3)),
+}
+
+
+def calls(step, *args):
+    """Functions called by one call, in Python and C: as good as its time, and never noisy."""
+    for _ in range(3):
+        step(*args)
+    count = 0
+
+    def counted(frame, event, arg):
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(counted)
+    try:
+        step(*args)
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize("through", ["step", "update"])
+@pytest.mark.parametrize("leaves", [1, 6, 50])
+@pytest.mark.parametrize("name", PAIRS)
+def test_an_eager_step_costs_no_more_than_optaxs(name, leaves, through):
+    params = {str(i): jnp.ones(10) for i in range(leaves)}
+    ours, theirs = (
+        calls(stepper(tx, through), params, tx.init(params), params) for tx in PAIRS[name]
+    )
+    assert ours <= theirs
+
+
+@every_member
+def test_an_eager_step_is_the_compiled_one(member):
+    tx = member.alias(COSINE)
+    params = {"w": jnp.linspace(-2.0, 2.0, 10), "b": jnp.ones(3)}
+    step = stepper(tx, "step")
+    eager, compiled = ((params, tx.init(params)) for _ in range(2))
+    for _ in range(4):
+        eager = step(*eager, eager[0])
+        compiled = jax.jit(step)(*compiled, compiled[0])
+    assert jax.tree.structure(eager) == jax.tree.structure(compiled)
+    for a, e in zip(jax.tree.leaves(eager), jax.tree.leaves(compiled), strict=True):
+        assert (a.dtype, a.weak_type) == (e.dtype, e.weak_type)
+        np.testing.assert_allclose(a, e, rtol=2e-6, atol=1e-9)
+
+
+def test_leaves_may_lie_on_different_devices():
+    tx, devices = adam_jax.adamw(COSINE), jax.devices()[:2]
+    params = {str(i): jax.device_put(jnp.ones(3), d) for i, d in enumerate(devices)}
+    state, updates = tx.init(params), {}
+    for _ in range(2):
+        params, state = adam_jax.step(tx, params, state, params)
+        updates, state = tx.update(params, state, params)
+    for tree in (params, updates, state[0].mu):
+        assert [x.devices() for x in tree.values()] == [{d} for d in devices]
+
+
+def test_derivatives_of_an_eager_step():
+    """In the learning rate and the gradient, as of the compiled step."""
+    params = jnp.linspace(-1.0, 1.0, 5)
+
+    def loss(rate, scale):
+        tx = adam_jax.accumulate(adam_jax.adamw(rate), 2)
+        state, moved = tx.init(params), params
+        for i in range(2):
+            moved, state = adam_jax.step(tx, scale * params + i, state, moved)
+        return jnp.sum(moved**2)
+
+    expected = jax.jit(jax.grad(loss, (0, 1)))(0.1, 0.5)
+    np.testing.assert_allclose(jax.grad(loss, (0, 1))(0.1, 0.5), expected, rtol=1e-5, atol=1e-7)

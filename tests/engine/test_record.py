@@ -1,0 +1,41 @@
+"""States and parameters are those on record: a move of code changes no bit."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from tests import record
+
+EVERY = 8  # Of the cases; all by `python -m tests.record --check`.
+
+
+@pytest.fixture(scope="module")
+def on_record():
+    return record.read(record.RECORD)
+
+
+def test_the_record_has_all_cases(on_record):
+    assert {name for name, _ in record.cases()} <= {
+        name.rsplit(", ", 1)[0] for name in on_record
+    } | {name.rsplit(", ", 2)[0] for name in on_record}
+    assert len(on_record) > 900
+
+
+@pytest.mark.slow
+@pytest.mark.bits
+@pytest.mark.parametrize("first", range(2))
+def test_states_and_parameters_are_those_on_record(on_record, first):
+    made = list(itertools.islice(record.outcomes(slice(first * EVERY // 2, None, EVERY)), None))
+    assert len(made) > 50
+    assert [x for name, *now in made for x in record.differences(name, on_record[name], now)] == []
+
+
+def test_a_difference_is_seen(on_record):
+    name = "adamw, int8, float32"
+    tree, params, codes = on_record[name]
+    moved = params + np.spacing(params) * 4
+    assert record.differences(name, on_record[name], (tree, params, codes)) == []
+    assert record.differences(name, on_record[name], (tree, moved, codes)) != []
+    assert record.differences(name, on_record[name], (tree, params, codes + 1)) != []
+    assert record.differences(name, on_record[name], (tree[1:], params, codes)) != []

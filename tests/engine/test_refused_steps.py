@@ -1,0 +1,31 @@
+"""A refused step changes nothing but counters: members x storage x wrappers.
+
+Each pair is in a case here; all combinations by `python -m tests.refused`.
+"""
+
+import pytest
+
+from tests import refused
+
+CASES = [
+    pytest.param(
+        case, id=case.name, marks=[] if case.member.name == "adamw" else [pytest.mark.slow]
+    )
+    for case in refused.pairs()
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_refused_step_changes_nothing(case):
+    assert refused.changed(case) == []
+
+
+def test_each_pair_is_in_a_case():
+    found = refused.pairs()
+    for kept in (lambda case: case.stored, lambda case: case.wrapper):
+        wanted = {(case.member.name, kept(case)) for case in refused.cases()}
+        assert wanted == {(case.member.name, kept(case)) for case in found}
+
+
+def test_a_step_that_is_taken_changes_parameters():
+    assert all(refused.moved(case) for case in refused.pairs() if case.member.name == "adamw")

@@ -1,0 +1,59 @@
+"""Weight decay: coupled, decoupled, fully decoupled; and the aliases that have it."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import adam_jax
+from tests.catalogue.runs import gradients, run
+
+PLAIN = {"adamw": "adam", "nadamw": "nadam", "amsgradw": "amsgrad", "radamw": "radam"}
+PLAIN |= {"adamaxw": "adamax", "lapropw": "laprop"}
+every_pair = pytest.mark.parametrize("name", PLAIN)
+
+
+@every_pair
+@pytest.mark.parametrize("decay", [0.3, lambda count: 0.3 / (count.astype(float) + 1)])
+def test_decoupled_decay_is_multiplied_by_the_learning_rate(name, decay, x64):
+    gs = gradients(5, 10, seed=21).astype(np.float64)
+    params = jnp.linspace(-2.0, 2.0, 30).reshape(3, 10)
+    plain = run(getattr(adam_jax, PLAIN[name])(0.1), gs, params)
+    decayed = run(getattr(adam_jax, name)(0.1, weight_decay=decay), gs, params)
+    for t in range(5):
+        now = 0.3 / (t + 1) if callable(decay) else decay
+        np.testing.assert_allclose(decayed[t], plain[t] - 0.1 * now * params, rtol=1e-12)
+
+
+@every_pair
+@pytest.mark.parametrize("decay", [0.3, lambda count: 0.3 / (count.astype(float) + 1)])
+def test_fully_decoupled_decay_is_not(name, decay, x64):
+    gs = gradients(5, 10, seed=22).astype(np.float64)
+    params = jnp.linspace(-2.0, 2.0, 30).reshape(3, 10)
+    rate = adam_jax.schedules.inverse_sqrt_schedule(0.1)
+    plain = run(getattr(adam_jax, PLAIN[name])(rate), gs, params)
+    tx = getattr(adam_jax, name)(rate, weight_decay=decay, scale_decay=False)
+    for t, u in enumerate(run(tx, gs, params)):
+        now = 0.3 / (t + 1) if callable(decay) else decay
+        np.testing.assert_allclose(u, plain[t] - now * params, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", [*PLAIN.values(), "adabelief", "yogi", "adopt"])
+def test_coupled_decay_is_in_the_gradient(name, x64):
+    gs = gradients(5, 10, seed=23).astype(np.float64)[:, :2]
+    params = jnp.linspace(-2.0, 2.0, 20).reshape(2, 10)
+    alias = getattr(adam_jax, name)
+    exact = run(alias(0.1), gs + 0.3 * np.asarray(params))
+    np.testing.assert_allclose(run(alias(0.1, l2=0.3), gs, params), exact, rtol=1e-9)
+    scheduled = alias(0.1, l2=lambda count: jnp.asarray(0.3))
+    np.testing.assert_allclose(run(scheduled, gs, params), exact, rtol=1e-9)
+    with pytest.raises(ValueError, match=r"tx\.update\(grads, state, params\)"):
+        alias(0.1, l2=0.3).update(params, alias(0.1, l2=0.3).init(params))
+
+
+def test_without_a_learning_rate_decay_points_uphill_like_the_update():
+    """Optax's None: the updates are turned downhill by something further down the chain."""
+    params = jnp.array([2.0, -1.0])
+    for scaled in (True, False):
+        tx = adam_jax.adamw(None, weight_decay=0.5, scale_decay=scaled)
+        updates, _ = tx.update(params, tx.init(params), params)
+        np.testing.assert_allclose(updates, jnp.sign(params) + 0.5 * params, rtol=1e-6)

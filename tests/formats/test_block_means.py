@@ -1,0 +1,245 @@
+"""One second moment per block: every member against its paper's formulas with the mean in them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+import adam_jax
+from adam_jax.formats.block_means import Means, MeansOverAxes
+from adam_jax.formats.dense import Dense
+from adam_jax.formats.policy import format_of
+from adam_jax.slots import Slot
+from tests.catalogue import MEMBERS, oracles
+from tests.catalogue.runs import run, ulps
+from tests.catalogue.second_moments import (
+    every_member_with_nu,
+    fit,
+    gradients,
+    magnitudes,
+    naive,
+)
+
+FLOAT32 = np.dtype(np.float32)
+# Shapes, and the axes of a block; 5 is not summed in groups.
+BLOCKS = [((8, 6), 0), ((8, 6), 1), ((8, 6), None), ((48, 5), (0,)), ((3, 4, 32), (0, -1))]
+BLOCKS += [((2, 3, 4, 5), (0, 1, 2)), ((7,), 0), ((5, 1, 3), -3)]
+every_block = pytest.mark.parametrize(("shape", "axes"), BLOCKS)
+NU = Slot("nu", magnitude=True)
+
+
+def form(shape, axes):
+    return adam_jax.BlockMeans(axes).resolve(jnp.zeros(shape), NU, "")
+
+
+@every_block
+def test_an_element_is_the_mean_of_its_block(shape, axes):
+    fmt, x = form(shape, axes), magnitudes(shape)
+    stored = jax.jit(fmt.encode)(x)
+    assert fmt.shape(stored) == shape and stored.means.dtype == jnp.float32
+    decoded = fmt.decode(stored, jnp.float32)
+    np.testing.assert_allclose(decoded, naive(x.astype(np.float64), axes), rtol=1e-6)
+    again = jax.jit(fmt.encode)(decoded)
+    np.testing.assert_allclose(again.means, stored.means, rtol=1e-6)
+    # A reduction of a reduction changes no bit.
+    np.testing.assert_array_equal(fmt.encode(stored.means).means, stored.means)
+
+
+@every_block
+def test_the_start(shape, axes):
+    fmt, param = form(shape, axes), jnp.zeros(shape, jnp.bfloat16)
+    for start in np.float32([0.0, 0.1]):
+        stored = fmt.init(param, start)
+        like = jax.eval_shape(fmt.encode, param.astype(jnp.float32))
+        assert jax.tree.structure(stored) == jax.tree.structure(like)
+        assert (stored.means.shape, stored.means.dtype) == (like.means.shape, like.means.dtype)
+        np.testing.assert_array_equal(fmt.decode(stored, jnp.float32), np.full(shape, start))
+
+
+matrices = arrays(np.float32, (16, 6), elements=st.floats(0, 2.0**20, width=32))
+encode = jax.jit(MeansOverAxes((-2,), (16,), FLOAT32).encode)
+
+
+@settings(deadline=None, max_examples=50)
+@given(x=matrices, power=st.integers(-40, 20))
+def test_laws(x, power):
+    x = np.where(x < 1e-6, np.float32(0), x)
+    means = np.asarray(encode(x).means)
+    np.testing.assert_array_equal(means == 0, np.max(x, axis=0, keepdims=True) == 0)
+    np.testing.assert_array_equal(encode(x * np.float32(2.0**power)).means, means * 2.0**power)
+    # The blocks are independent of each other, and of the order within.
+    np.testing.assert_array_equal(encode(x[:, ::-1]).means, means[:, ::-1])
+    np.testing.assert_allclose(encode(x[::-1]).means, means, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.complex128])
+@every_member_with_nu
+def test_float64_updates_equal_the_naive_version(member, dtype, x64, monkeypatch):
+    """All blocks at once, as the leaves of a tree."""
+    gs = {f"leaf_{k}": gradients(shape, dtype=dtype) for k, (shape, _) in enumerate(BLOCKS)}
+    blocks = {f"leaf_{k}": adam_jax.BlockMeans(axes) for k, (_, axes) in enumerate(BLOCKS)}
+    params = jax.tree.map(lambda g: jnp.zeros(g.shape[1:], g.dtype), gs)
+    us = run(member.direction(nu_dtype=adam_jax.by_path(blocks)), gs, params)
+    for (_, axes), g, u in zip(BLOCKS, gs.values(), us.values(), strict=True):
+        monkeypatch.setattr(oracles, "stored", lambda v, axes=axes: naive(v, axes))
+        assert u.dtype == dtype
+        np.testing.assert_allclose(u, np.stack(list(member.naive(g))), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.bits
+@every_member_with_nu
+def test_float32_updates_equal_the_naive_version(member, monkeypatch):
+    monkeypatch.setattr(oracles, "stored", lambda v: naive(v, 0))
+    gs = gradients((48, 5), steps=100)
+    exact = np.stack(list(member.naive(gs.astype(np.float64))))
+    u = run(member.direction(nu_dtype=adam_jax.BlockMeans(0)), gs)
+    # Adamax forgets nothing within 100 steps, and rounds all that it remembers in each of them.
+    assert np.median(ulps(u, exact)) <= 8.0
+    assert (np.abs(u - exact) <= 4e-6 * np.maximum(1, np.abs(exact).max(0))).all()
+
+
+def test_adamw_is_algorithm_1(x64):
+    """Weight decay and the learning rate included, and two leaves."""
+    rate, b1, b2, eps, decay = 1e-2, 0.9, 0.95, 1e-8, 0.1
+    tx = adam_jax.adamw(rate, b1, b2, eps, weight_decay=decay, nu_dtype=adam_jax.BlockMeans(None))
+    grads = {name: gradients(shape, 30, float) for name, shape in (("w", (4, 3)), ("b", (3,)))}
+    ours = jax.tree.map(lambda g: jnp.ones(g.shape[1:]), grads)
+    state = tx.init(ours)
+    step = jax.jit(lambda g, s, p: adam_jax.step(tx, g, s, p))
+    theirs = {name: (np.ones(g.shape[1:]), 0.0, 0.0) for name, g in grads.items()}
+    for t in range(1, 31):
+        g = {name: x[t - 1] for name, x in grads.items()}
+        ours, state = step(g, state, ours)
+        for name, (p, m, v) in theirs.items():
+            p = p - rate * decay * p
+            m = (1 - b1) * g[name] + b1 * m
+            v = (1 - b2) * np.mean(g[name] * g[name]) + b2 * v
+            p = p - rate * m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
+            theirs[name] = p, m, v
+            np.testing.assert_allclose(ours[name], p, rtol=1e-9)
+            np.testing.assert_allclose(state[0].nu[name].means, v, rtol=1e-9)
+
+
+def test_a_maximum_of_means_stays_to_the_last_bit():
+    """It is taken of the means; the mean of equal numbers is not that number in float32."""
+    tx = adam_jax.scale_by_amsgrad(nu_dtype=adam_jax.BlockMeans(0))
+    g = magnitudes((37, 5))
+    _, state = tx.update(g, tx.init(jnp.zeros_like(g)))
+    largest = state.nu_max.means
+    for _ in range(30):
+        _, state = jax.jit(tx.update)(jnp.zeros_like(g), state)
+    np.testing.assert_array_equal(state.nu_max.means, largest)
+    assert np.all(state.nu.means < largest)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["adam", "amsgrad", "adamax", "yogi", "adabelief"])
+def test_what_is_not_finite_makes_its_block_nan(name, bad):
+    [member] = [m for m in MEMBERS if m.name == name]
+    tx = member.direction(nu_dtype=adam_jax.BlockMeans(0))
+    g = jnp.ones((32, 4)).at[3, 2].set(bad)
+    u, state = jax.jit(tx.update)(g, tx.init(jnp.zeros_like(g)))
+    expected = np.broadcast_to(np.arange(4) == 2, (32, 4))
+    np.testing.assert_array_equal(np.isnan(u), expected)
+    np.testing.assert_array_equal(np.isnan(state.nu.means), expected[:1])
+
+
+@every_member_with_nu
+def test_a_refused_step_leaves_all_as_it_was(member):
+    tx = adam_jax.skip_nonfinite(member.alias(1e-2, nu_dtype=adam_jax.BlockMeans(0)))
+    params = jnp.ones((32, 4))
+    step = jax.jit(lambda g, s, p: adam_jax.step(tx, g, s, p))
+    before, state = step(jnp.asarray(gradients((32, 4))[0]), tx.init(params), params)
+    after, refused = step(before.at[3, 2].set(jnp.nan), state, before)
+    assert adam_jax.skipped(refused).total == 1
+    np.testing.assert_array_equal(after, before)
+    member_state, same = (member.moments(x.inner_state) for x in (state, refused))
+    jax.tree.map(np.testing.assert_array_equal, member_state, same)
+
+
+def test_overflow_is_the_largest_square():
+    tx = adam_jax.scale_by_adam(nu_dtype=adam_jax.BlockMeans(None))
+    for size in (1e15, 1e20, 3e38):
+        g = jnp.full((64, 64), size, jnp.float32)
+        u, state = jax.jit(tx.update)(g, tx.init(g))
+        assert np.all(np.isfinite(state.nu.means))
+        np.testing.assert_allclose(u, 1, rtol=1e-5)
+
+
+@every_member_with_nu
+def test_every_member_with_a_nu_trains(member):
+    (losses, state), (plain, _) = (
+        fit(member.alias(3e-2, **dtype)) for dtype in ({"nu_dtype": adam_jax.BlockMeans(0)}, {})
+    )
+    assert sum(isinstance(getattr(state[0], slot), Means) for slot in member.slots) >= 1
+    assert plain[-1] < 0.1 * plain[0]
+    assert losses[-1] < 2.5 * plain[-1] + 1e-3 * plain[0]
+
+
+def test_which_leaves_have_blocks(x64):
+    params = {
+        "kernel": jnp.ones((4, 6), jnp.bfloat16),
+        "double": jnp.ones((4, 6), jnp.float64),
+        "complex": jnp.ones((4, 6), jnp.complex64),
+        "row": jnp.ones((1, 6)),
+        "empty": jnp.ones((0, 6)),
+    }
+    policy = adam_jax.by_path({"other.*": jnp.bfloat16}, adam_jax.BlockMeans(-2))
+    params["other"] = jnp.ones((4, 6), jnp.float32)
+    nu = adam_jax.scale_by_adam(nu_dtype=policy).init(params).nu
+    float64 = np.dtype(np.float64)
+    assert {name: format_of(x) for name, x in nu.items()} == {
+        "kernel": MeansOverAxes((-2,), (4,), FLOAT32),
+        "double": MeansOverAxes((-2,), (4,), float64),
+        "complex": MeansOverAxes((-2,), (4,), FLOAT32),
+        "row": Dense(float64),
+        "empty": Dense(float64),
+        "other": Dense(np.dtype(jnp.bfloat16)),
+    }
+    assert nu["double"].means.dtype == float64 and nu["kernel"].means.shape == (1, 6)
+    assert form((), None) == form((), ()) == Dense(float64)
+    assert form((4, 6, 2), (0, -3, 2)) == MeansOverAxes((-3, -1), (4, 2), float64)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: adam_jax.BlockMeans(1.5), ["axes", "1.5", "write 0"]),
+        (lambda: adam_jax.BlockMeans((0, True)), ["axes", "(0, True)"]),
+        (
+            lambda: adam_jax.adamw(1e-3, nu_dtype=adam_jax.BlockMeans(1)).init({"b": jnp.ones(4)}),
+            ["'b'", "axes", "got 1", "(4,)", "by_path"],
+        ),
+        (
+            lambda: adam_jax.adamw(1e-3, mu_dtype=adam_jax.BlockMeans(0)).init({"b": jnp.ones(4)}),
+            ["'b'", "mu_dtype must not be one mean per block", "nu_dtype=adam_jax.BlockMeans"],
+        ),
+    ],
+)
+def test_errors(make, words):
+    with pytest.raises(ValueError) as error:
+        make()
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_a_state_with_other_blocks_is_an_error_with_its_path():
+    params = {"w": jnp.ones((4, 6))}
+    ours, other = (adam_jax.adam(1e-3, nu_dtype=adam_jax.BlockMeans(axes)) for axes in (0, 1))
+    state = ours.init(params)
+    mixed = jax.tree.unflatten(jax.tree.structure(state), jax.tree.leaves(other.init(params)))
+    with pytest.raises(ValueError, match=r"at 'w', the state has means of shape \(4, 1\)"):
+        ours.update(params, mixed, params)
+    with pytest.raises(ValueError, match=r"shape \(5, 6\) and the state \(4, 6\)"):
+        ours.update({"w": jnp.ones((5, 6))}, state, params)
+
+
+def test_compares_by_value_and_is_not_callable():
+    one, other = adam_jax.BlockMeans(0), adam_jax.BlockMeans(1)
+    assert adam_jax.adam(1e-3, nu_dtype=one) == adam_jax.adam(
+        1e-3, nu_dtype=adam_jax.BlockMeans([0])
+    )
+    assert one != other and hash(one) == hash(adam_jax.BlockMeans((0,))) and not callable(one)
+    assert hash(form((6, 4), 0)) == hash(form((6, 4), -2)) and form((6, 4), 0) != form((6, 4), 1)

@@ -1,0 +1,194 @@
+"""One second moment per block: sharded, mapped, converted, saved, measured, and inside all else."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import adam_jax
+from adam_jax.formats.block_means import Means
+from tests.catalogue import temporaries
+from tests.catalogue.modifiers import MODIFIERS
+from tests.catalogue.second_moments import every_member_with_nu, gradients, magnitudes, naive
+
+ROWS, COLUMNS, LEAF = (adam_jax.BlockMeans(axes) for axes in (1, 0, None))
+SIZES = {ROWS: 64, COLUMNS: 72, LEAF: 1}
+every_policy = pytest.mark.parametrize("policy", SIZES, ids=["rows", "columns", "leaf"])
+
+
+def stepped(tx, grads, params, state=None):
+    """After two steps."""
+    state = tx.init(params) if state is None else state
+    step = jax.jit(lambda g, s, p: adam_jax.step(tx, g, s, p))
+    for g in (grads, jax.tree.map(jnp.sin, grads)):
+        params, state = step(g, state, params)
+    return params, state
+
+
+def assert_close(x, y, rtol=1e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol), x, y)
+
+
+@every_policy
+def test_vmap_and_donation(policy):
+    tx = adam_jax.adamw(1e-2, nu_dtype=policy)
+    update = jax.jit(lambda p, s: adam_jax.step(tx, jnp.sin(p), s, p), donate_argnums=(0, 1))
+    params = magnitudes((2, 64, 72))
+    start = jax.vmap(lambda p: (p, tx.init(p)))(params)
+    nu = start[1][0].nu
+    assert nu.means.size == 2 * SIZES[policy] and nu.format.shape(nu) == (2, 64, 72)
+    after, state = jax.vmap(update)(*jax.vmap(update)(*start))
+    for i in range(2):
+        alone, its = update(*update(jnp.asarray(params[i]), tx.init(jnp.asarray(params[i]))))
+        assert_close((after[i], state[0].nu.means[i]), (alone, its[0].nu.means))
+    memory = update.lower(params[0], tx.init(jnp.asarray(params[0]))).compile().memory_analysis()
+    assert memory is not None
+    assert memory.alias_size_in_bytes >= 4 * (2 * 64 * 72 + SIZES[policy])
+
+
+@pytest.mark.parametrize("kind", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
+@pytest.mark.parametrize("spec", [P("data", None), P(None, "data")], ids=["rows", "columns"])
+@every_policy
+def test_sharded_only_means_are_sent(policy, spec, kind):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    tx = adam_jax.adamw(1e-2, nu_dtype=policy)
+    host = magnitudes((256, 384))
+    update = jax.jit(lambda params, state: adam_jax.step(tx, params, state, params))
+    alone = update(*update(host, tx.init(jnp.asarray(host))))
+    with jax.set_mesh(mesh):
+        params = jax.device_put(host, NamedSharding(mesh, spec))
+        start = params, tx.init(params)
+        after = update(*update(*start))
+        text = update.lower(*start).compile().as_text()
+    assert_close(after, alone)
+    for x, y in zip(jax.tree.leaves(after), jax.tree.leaves(start), strict=True):
+        assert x.ndim == 0 or x.sharding.is_equivalent_to(y.sharding, x.ndim)
+    split = spec[0] if policy == ROWS else spec[1] if policy == COLUMNS else None
+    assert ("data" in start[1][0].nu.means.sharding.spec) == (split is not None)
+    moving = ("all-gather", "all-to-all", "collective-permute", "reduce-scatter")
+    assert [word for word in moving if word in text] == []
+    assert ("all-reduce" in text) == (split is None)
+
+
+def test_inside_shard_map_along_the_blocks():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    tx = adam_jax.adamw(1e-2, nu_dtype=ROWS)
+    params = magnitudes((64, 72))
+    alone = stepped(tx, jnp.sin(params), jnp.asarray(params))
+
+    def steps(params):
+        return stepped(tx, jnp.sin(params), params)
+
+    specs = jax.tree.map(lambda x: P("data") if x.ndim else P(), alone)
+    mapped = jax.shard_map(steps, mesh=mesh, in_specs=P("data"), out_specs=specs)
+    assert_close(jax.jit(mapped)(params), alone)
+
+
+@pytest.mark.bits
+@every_member_with_nu
+def test_no_temporary_of_a_leaf_s_size(member):
+    params = [jax.ShapeDtypeStruct((256, 1024), jnp.float32)]
+
+    def compiled_by(step, *args):
+        return jax.jit(step, donate_argnums=(0, 1)).lower(*args).compile()
+
+    of_blocks, of_elements = (
+        temporaries.of_step(member.alias(1e-2, nu_dtype=dtype), params, compiled_by)
+        for dtype in (COLUMNS, jnp.float32)
+    )
+    assert of_blocks < of_elements + 0.5
+
+
+def test_a_state_is_converted_there_and_back():
+    params, grads = jnp.ones((64, 72)), jnp.asarray(gradients((64, 72))[0])
+    plain, ours = adam_jax.amsgradw(1e-2), adam_jax.amsgradw(1e-2, nu_dtype=COLUMNS)
+    moved, state = stepped(plain, grads, params)
+    converted = adam_jax.convert_state(state, nu_dtype=COLUMNS)
+    for name in ("nu", "nu_max"):
+        x, mean = getattr(state[0], name), getattr(converted[0], name)
+        assert isinstance(mean, Means) and mean.format == getattr(ours.init(params)[0], name).format
+        np.testing.assert_allclose(mean.means, np.mean(x, 0, keepdims=True), rtol=1e-6)
+    # The transformation goes on as its state is.
+    assert_close(stepped(plain, grads, moved, converted), stepped(ours, grads, moved, converted))
+    back = adam_jax.convert_state(converted, nu_dtype=jnp.float32)
+    np.testing.assert_allclose(back[0].nu, naive(np.asarray(state[0].nu), 0), rtol=1e-6)
+
+
+def test_bytes_and_telemetry():
+    params = {"w": jnp.ones((64, 72)), "b": jnp.ones(72)}
+    tx = adam_jax.adamw(1e-2, eps=1.0, nu_dtype=adam_jax.by_path({"w": COLUMNS}))
+    planned = adam_jax.inspect.bytes_per_parameter(params, tx)
+    assert planned.groups["w"].state == 4 * (64 * 72 + 72)
+    assert planned.state == adam_jax.inspect.live_bytes(tx.init(params)).total
+    # Columns with a mean square below and above ε² = 1, with elements on the other side.
+    columns = np.where(np.arange(72) < 18, 0.1, 2.0) * np.linspace(0.1, 1.9, 64)[:, None]
+    grads = {"w": jnp.asarray(columns, jnp.float32), "b": jnp.full(72, 10.0)}
+    measuring = adam_jax.telemetry(tx, every=1)
+    _, state = measuring.update(grads, measuring.init(params), params)
+    assert adam_jax.measured(state)["groups"]["w"]["eps_dominates"] == 18 / 72
+
+
+PARAMS = {"a": jnp.ones((32, 16)), "c": jnp.ones((32, 16)), "b": jnp.ones(16)}
+GRADS = {name: jnp.asarray(gradients(x.shape)[0]) for name, x in PARAMS.items()}
+BY_PATH = adam_jax.by_path({"[ac]": COLUMNS})
+
+
+def test_groups_and_hyperparameters_in_the_state():
+    plain = functools.partial(adam_jax.adamw, nu_dtype=BY_PATH)
+    expected = stepped(plain(1e-2), GRADS, PARAMS)[0]
+    with_rates = adam_jax.with_hyperparams(plain)(learning_rate=1e-2)
+    assert_close(stepped(with_rates, GRADS, PARAMS)[0], expected)
+    tx = adam_jax.groups(plain, {"c": {"b2": 0.5}, "b": None}, learning_rate=1e-2)
+    ours = stepped(tx, GRADS, PARAMS)[0]
+    assert_close(ours["a"], expected["a"])
+    assert_close(ours["c"], stepped(plain(1e-2, b2=0.5), GRADS, PARAMS)[0]["c"])
+    np.testing.assert_array_equal(ours["b"], PARAMS["b"])
+
+
+def test_schedule_free_trains_on_the_means():
+    ours, state = stepped(adam_jax.schedule_free_adamw(1e-2, nu_dtype=COLUMNS), GRADS, PARAMS)
+    assert sum(isinstance(x, Means) for x in jax.tree.leaves(state, is_leaf=_is_means)) == 3
+    # With equal gradients in a block there is nothing lost.
+    equal = jax.tree.map(lambda g: jnp.broadcast_to(g[:1], g.shape), GRADS)
+    del equal["b"]
+    params = {name: PARAMS[name] for name in equal}
+    for make in (adam_jax.schedule_free_adamw, adam_jax.adamw, adam_jax.lamb):
+        blocks, elements = (make(1e-2, nu_dtype=dtype) for dtype in (COLUMNS, jnp.float32))
+        assert_close(stepped(blocks, equal, params)[0], stepped(elements, equal, params)[0])
+
+
+def _is_means(x):
+    return isinstance(x, Means)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODIFIERS)
+def test_modifiers_read_the_means(name):
+    """Where the gradients in a block are equal, the steps are those of float32 moments."""
+    equal = jax.tree.map(lambda g: jnp.broadcast_to(g[:1], g.shape), GRADS)
+    for make in (adam_jax.adamw, adam_jax.lapropw, adam_jax.amsgradw):
+        blocks, elements = (
+            MODIFIERS[name](make(0.1, nu_dtype=dtype)) for dtype in (BY_PATH, jnp.float32)
+        )
+        expected = stepped(elements, equal, PARAMS)[0]
+        assert_close(stepped(blocks, equal, PARAMS)[0], expected)
+
+
+@every_member_with_nu
+def test_derivatives_are_finite_also_at_zero_gradients(member):
+    params = jnp.concatenate([jnp.ones((16, 2)), jnp.zeros((16, 2))], axis=1)
+
+    def loss(rate, params):
+        tx = member.alias(rate, nu_dtype=COLUMNS)
+        state = tx.init(params)
+        for _ in range(2):
+            updates, state = tx.update(2 * params, state, params)
+            params = params + updates
+        return jnp.sum(params**2)
+
+    of_rate, of_params = jax.jit(jax.grad(loss, argnums=(0, 1)))(0.1, params)
+    assert of_rate < 0 and np.all(np.isfinite(of_params))

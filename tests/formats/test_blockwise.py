@@ -1,0 +1,306 @@
+"""Codes of 8 and 4 bits: what must hold of each codec, and of blocks."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import adam_jax
+from adam_jax.formats.blockwise import Blockwise
+from adam_jax.formats.codecs import Power
+from adam_jax.formats.dense import Dense
+from adam_jax.formats.noise import GOLDEN, WEIGHTS, random_bits, salt_of, salt_of_moments
+from adam_jax.formats.rounding import rounded_stochastically
+from tests.catalogue.low_precision import CODECS, every_codec
+
+SIGNED = {name: c for name, c in CODECS.items() if c.signed}
+every_signed = pytest.mark.parametrize("codec", SIGNED.values(), ids=SIGNED)
+
+
+def numbers(codec, shape=(6, 256), seed=0):
+    """Blocks of numbers of many sizes, such as the codec is for."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=shape) * 10.0 ** rng.integers(-6, 6, (*shape[:-1], 1))
+    return np.asarray(x if codec in SIGNED.values() else x * x, np.float32)
+
+
+def all_codes(codec):
+    """Every code, in the order of its number."""
+    if codec.signed:
+        return jnp.arange(-codec.steps, codec.steps + 1).astype(codec.dtype)
+    low = -8 if codec.bits == 4 else 0
+    return jnp.arange(low, low + codec.steps).astype(codec.dtype)
+
+
+@pytest.mark.bits
+@every_codec
+def test_each_code_is_the_code_of_its_number_and_numbers_rise(codec):
+    codes = all_codes(codec)
+    values = np.asarray(codec.value(codes))
+    assert np.all(np.diff(values) > 0)
+    assert values[-1] == 1.0
+    again = np.asarray(codec.value(codec.code(jnp.asarray(values), None)))
+    np.testing.assert_array_equal(again, values)
+
+
+@pytest.mark.parametrize("noise", [None, 0, 2**16 - 1])
+@every_codec
+def test_a_share_that_is_a_little_more_than_one_has_the_last_code(codec, noise):
+    shares = jnp.float32(1) + jnp.asarray([0, 2**-23, 2**-22], jnp.float32)
+    shares = jnp.concatenate([shares, -shares]) if codec.signed else shares
+    noise = None if noise is None else jnp.full_like(shares, noise << 16, jnp.uint32)
+    numbers = codec.value(codec.code(shares, noise))
+    np.testing.assert_array_equal(numbers, np.sign(shares))
+
+
+def naive(codec, x, block):
+    """The formulas of the two codes in float64, block by block, element by element."""
+    result = np.empty(x.shape)
+    for row, start in itertools.product(range(x.shape[0]), range(0, x.shape[1], block)):
+        part = np.asarray(x[row, start : start + block], np.float64)
+        scale = np.abs(part).max()
+        for i, value in enumerate(part):
+            root = (abs(value) / scale) ** (1 / codec.power)
+            if codec.signed:
+                code = np.rint(codec.steps * root) / codec.steps
+                decoded = np.sign(value) * code**codec.power
+            else:
+                code = np.clip(np.rint(codec.steps * root) - 1, 0, codec.steps - 1)
+                decoded = ((code + 1) / codec.steps) ** codec.power
+            result[row, start + i] = decoded * scale
+    return result
+
+
+@pytest.mark.bits
+@pytest.mark.parametrize("name", ["int8 mu", "int8 nu", "int4 mu", "int4 nu", "linear int8"])
+def test_against_the_formula_in_float64(name):
+    codec, x = CODECS[name], numbers(CODECS[name])
+    fmt = Blockwise(codec, 128)
+    stored = jax.jit(fmt.encode)(x)
+    assert stored.codes.shape == x.shape and stored.codes.dtype == codec.dtype
+    assert stored.scale.shape == (6, 2) and stored.scale.dtype == jnp.float32
+    decoded, expected = np.asarray(fmt.decode(stored, jnp.float32)), naive(codec, x, 128)
+    # A number in the middle of two codes may go either way by a rounding of the root.
+    off = ~np.isclose(decoded, expected, rtol=1e-6, atol=0)
+    assert off.mean() < 2e-3
+
+
+@pytest.mark.bits
+@every_codec
+def test_decoding_and_encoding_again_changes_nothing(codec):
+    fmt = Blockwise(codec, 64)
+    stored = fmt.encode(jnp.asarray(numbers(codec)))
+    again = fmt.encode(fmt.decode(stored, jnp.float32))
+    np.testing.assert_array_equal(as_numbers(again.codes), as_numbers(stored.codes))
+    np.testing.assert_array_equal(again.scale, stored.scale)
+
+
+def as_numbers(codes):
+    return np.asarray(codes.astype(jnp.float32))
+
+
+@pytest.mark.bits
+@every_codec
+def test_a_power_of_two_in_front_is_the_scale_s(codec):
+    fmt, x = Blockwise(codec, 64), numbers(codec)
+    plain, scaled = fmt.encode(jnp.asarray(x)), fmt.encode(jnp.asarray(x * 2.0**-7))
+    np.testing.assert_array_equal(as_numbers(plain.codes), as_numbers(scaled.codes))
+    np.testing.assert_array_equal(np.asarray(plain.scale) * 2.0**-7, scaled.scale)
+
+
+@pytest.mark.bits
+@every_codec
+def test_blocks_do_not_know_of_each_other(codec):
+    fmt, x = Blockwise(codec, 64), numbers(codec)
+    order = np.random.default_rng(1).permutation(4)
+    moved = x.reshape(6, 4, 64)[:, order].reshape(6, 256)
+    codes = as_numbers(fmt.encode(jnp.asarray(x)).codes).reshape(6, 4, 64)[:, order]
+    other = as_numbers(fmt.encode(jnp.asarray(moved)).codes).reshape(6, 4, 64)
+    np.testing.assert_array_equal(codes, other)
+
+
+@pytest.mark.bits
+@every_signed
+def test_signs_are_kept_and_zero_is_zero(codec):
+    fmt, x = Blockwise(codec, 64), numbers(codec)
+    x[0, :64], x[1, 3] = 0.0, 0.0
+    decoded = np.asarray(fmt.decode(fmt.encode(jnp.asarray(x)), jnp.float32))
+    assert np.all(decoded * x >= 0)
+    assert np.all(decoded[0, :64] == 0) and decoded[1, 3] == 0
+    np.testing.assert_array_equal(decoded, -np.asarray(fmt.decode(fmt.encode(-x), jnp.float32)))
+
+
+@pytest.mark.parametrize("name", ["int8 nu", "int4 nu"])
+def test_a_second_moment_is_zero_in_a_block_of_zeros_only(name):
+    fmt, x = Blockwise(CODECS[name], 64), np.zeros((1, 128), np.float32)
+    x[0, 70] = 3.0
+    decoded = np.asarray(fmt.decode(fmt.encode(x), jnp.float32))
+    assert np.all(decoded[0, :64] == 0) and np.all(decoded[0, 64:] > 0) and decoded[0, 70] == 3.0
+    assert decoded[0, 64] <= 3.0 * (2.4e-10 if "8" in name else 1.6e-5)
+
+
+@every_codec
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_shows_in_its_block_alone(codec, bad):
+    """Wherever it is: XLA:CPU's maximum loses some NaNs."""
+    fmt = Blockwise(codec, 64)
+    encode = jax.jit(fmt.encode)
+    for block, position in itertools.product((0, 9, 23), (0, 3, 17, 63)):
+        x = numbers(codec).reshape(-1, 64)
+        x[block, position] = bad
+        decoded = np.asarray(fmt.decode(encode(x.reshape(6, 256)), jnp.float32)).reshape(-1, 64)
+        assert not np.any(np.isfinite(decoded[block])), position
+        assert np.all(np.isfinite(np.delete(decoded, block, axis=0)))
+
+
+# By its power, what a code keeps the mean of: updates are divided by the root of nu.
+KEPT = {"int8 mu": 1, "int4 mu": 1, "linear int8": 1, "int8 nu": -1, "int4 nu": -0.5}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_stochastic_codes_keep_a_mean(name):
+    codec, power = CODECS[name], KEPT[name]
+    fmt = Blockwise(codec, 128, stochastic=True)
+    x = numbers(codec, (1, 128))
+    if not codec.signed:  # Below the smallest number there is none to go down to.
+        x = np.maximum(x, x.max() * 1e-3)
+
+    def read(x):
+        return np.sign(x) * np.abs(x) ** power
+
+    def one(salt):
+        return fmt.decode(fmt.encode(x, random_bits(x.shape, salt)), jnp.float32)
+
+    draws = np.asarray(
+        jax.vmap(one)(jnp.arange(4096, dtype=jnp.uint32) * np.uint32(2654435761)), np.float64
+    )
+    nearest = read(np.asarray(fmt.decode(fmt.encode(x), jnp.float32), np.float64))
+    draws, exact = read(draws), read(np.asarray(x, np.float64))
+    spread = draws.std(axis=0) / 64
+    assert np.all(np.abs(draws.mean(axis=0) - exact) <= 5 * spread + 1e-6 * np.abs(exact).max())
+    assert np.abs(nearest - exact).max() > 5 * spread.max()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_stochastic_rounding_to_16_bits(dtype):
+    """One of the two numbers beside it, with the right mean; what is representable stays."""
+    rng = np.random.default_rng(0)
+    x = np.asarray(rng.normal(size=64) * 10.0 ** rng.integers(-8, 4, 64), np.float32)
+    if dtype == jnp.float16:
+        x = np.clip(x, -6e4, 6e4)
+
+    def one(salt):
+        return rounded_stochastically(jnp.asarray(x), jnp.dtype(dtype), random_bits((64,), salt))
+
+    draws = jax.vmap(one)(salts(8192))
+    exact = np.asarray(draws.astype(jnp.float32), np.float64)
+    below, above = exact.min(axis=0), exact.max(axis=0)
+    assert np.all((below <= x) & (x <= above))
+    assert np.all([len(np.unique(column)) <= 2 for column in exact.T])
+    spread = exact.std(axis=0) / np.sqrt(8192)
+    assert np.all(np.abs(exact.mean(axis=0) - x) <= 5 * spread + (above - below) * 2**-10)
+    special = jnp.asarray([0.0, -0.0, jnp.inf, -jnp.inf, 1.5, -(2.0**-14), 2.0**-24], jnp.float32)
+    noise = random_bits((7,), jnp.uint32(7)) | np.uint32(0xFFFF0000)
+    kept = rounded_stochastically(special, jnp.dtype(dtype), noise).astype(jnp.float32)
+    np.testing.assert_array_equal(kept, special)
+    all_ones = jax.lax.bitcast_convert_type(jnp.uint32(0x7FFFFFFF), jnp.float32)  # A GPU's NaN.
+    nans = jnp.stack([all_ones, jnp.float32(np.nan)])
+    assert jnp.isnan(rounded_stochastically(nans, jnp.dtype(dtype), noise[:2])).all()
+
+
+def salts(count):
+    return jnp.arange(count, dtype=jnp.uint32) * np.uint32(2654435761)
+
+
+def test_the_bits_of_moments_are_spread_evenly_over_the_steps_of_an_element():
+    first = np.asarray(random_bits((64,), salt_of_moments(0, leaf=0).leaf))
+    turned = [np.asarray(salt_of_moments(count, leaf=0).turned) for count in range(100)]
+    with np.errstate(over="ignore"):
+        bits = np.sort(first[:, None] + np.stack(turned), axis=1) / 2.0**32
+    gaps = np.diff(bits, axis=1, prepend=bits[:, -1:] - 1)
+    assert gaps.max() < 0.02  # Of independent numbers about 0.05, for one element or another 0.1.
+    start, end = (int(salt_of_moments(count, leaf=0).turned) for count in (0, 2**31 - 1))
+    assert (end - start) % 2**32 == (2**31 - 1) * int(GOLDEN) % 2**32
+
+
+def test_noise_is_even_and_each_step_and_leaf_has_its_own():
+    one = np.asarray(random_bits((1000, 128), salt_of(WEIGHTS, 0, 5)), np.float64) / 2**32
+    assert abs(one.mean() - 0.5) < 3e-3 and abs(one.std() - 12**-0.5) < 3e-3
+    others = [salt_of(WEIGHTS, 0, 6), salt_of(WEIGHTS, 1, 5)]
+    others += [salt_of_moments(5, leaf).leaf for leaf in range(2)]
+    for other in others:
+        noise = np.asarray(random_bits((1000, 128), other), np.float64) / 2**32
+        assert abs(np.corrcoef(one.ravel(), noise.ravel())[0, 1]) < 0.02
+    assert abs(np.corrcoef(one.ravel()[:-1], one.ravel()[1:])[0, 1]) < 0.02
+    whole, part = random_bits((16, 8), jnp.uint32(3)), random_bits((2, 8), jnp.uint32(3))
+    np.testing.assert_array_equal(whole[:2], part)  # By the index, whatever the shape's end.
+
+
+def test_which_leaves_are_quantised():
+    params = {
+        "kernel": jnp.ones((64, 384)),
+        "narrow": jnp.ones((512, 80)),
+        "prime": jnp.ones((64, 127)),
+        "odd": jnp.ones((512, 62, 2)),
+        "bias": jnp.ones(4095),
+        "scalar": jnp.ones(()),
+    }
+    state = adam_jax.scale_by_adam(mu_dtype=jnp.int8, nu_dtype=jnp.int4).init(params)
+    blocks = {
+        name: getattr(getattr(x, "format", None), "block", None) for name, x in state.nu.items()
+    }
+    assert blocks == {
+        "kernel": 128, "narrow": 80, "prime": 127, "odd": None, "bias": None, "scalar": None
+    }  # fmt: skip
+    assert state.mu["kernel"].codes.dtype == jnp.int8
+    assert state.nu["kernel"].codes.dtype == jnp.int4
+    assert state.mu["bias"].dtype == state.nu["odd"].dtype == jnp.float32
+
+
+def test_by_path():
+    policy = adam_jax.by_path(
+        {"embed/.*": jnp.float32, ".*/kernel": jnp.int8}, default=jnp.bfloat16
+    )
+    leaf = jnp.ones((64, 128))
+    params = {"embed": {"kernel": leaf}, "head": {"kernel": leaf, "other": leaf}}
+    nu = adam_jax.scale_by_adam(nu_dtype=policy).init(params).nu
+    assert nu["embed"]["kernel"].dtype == jnp.float32
+    assert nu["head"]["kernel"].codes.dtype == jnp.uint8
+    assert nu["head"]["other"].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: adam_jax.Quantized("int3"), ["codes", "'int3'", "int8"]),
+        (lambda: adam_jax.Quantized(block=16), ["block", "16", "128"]),
+        (lambda: adam_jax.Quantized("float8_e5m2"), ["codes", "float8_e5m2", "int8"]),
+        (lambda: adam_jax.adamw(1e-3, nu_dtype=jnp.float8_e5m2), ["nu_dtype", "jnp.int8"]),
+        (lambda: adam_jax.stochastic(jnp.float32), ["dtype", "float32", "bfloat16"]),
+        (lambda: adam_jax.by_path({"(": jnp.int8}), ["choices", "'('"]),
+        (lambda: adam_jax.by_path({"a": jnp.int16}), ["choices['a']", "int16"]),
+        (
+            lambda: adam_jax.pack_small_leaves(adam_jax.adamw(1e-3, mu_dtype=jnp.int8)),
+            ["inner", "pack_small_leaves"],
+        ),
+        (
+            lambda: adam_jax.adamw(1e-3, mu_dtype=jnp.int8).init({"w": jnp.ones((64, 64), "c8")}),
+            ["'w'", "complex64", "mu_dtype"],
+        ),
+    ],
+)
+def test_errors(make, words):
+    with pytest.raises(ValueError) as error:
+        make()
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_forms_compare_by_value_and_are_not_callable():
+    """`optax.inject_hyperparams` takes what is callable for a schedule."""
+    assert adam_jax.Quantized() == adam_jax.Quantized("int8")
+    assert adam_jax.adamw(1e-3, mu_dtype=jnp.int8) == adam_jax.adamw(1e-3, mu_dtype="int8")
+    for form in (adam_jax.Quantized(), Power(2, signed=True), Blockwise(Power(2, signed=True), 64)):
+        assert not callable(form) and hash(form)
+    assert Dense(np.dtype(np.float32)).stochastic is False

@@ -1,0 +1,285 @@
+"""Second moments as means of rows and columns: against Adafactor, naively written, and Optax's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import adam_jax
+from adam_jax.formats.dense import Dense
+from adam_jax.formats.factored import Factors, RowsAndColumns
+from adam_jax.formats.policy import format_of
+from adam_jax.rules.arithmetic import DecayRate
+from adam_jax.slots import Slot
+from tests.catalogue import MEMBERS, slowly
+from tests.catalogue.second_moments import fit, magnitudes
+
+# Each with the two axes that are factored: the largest.
+SHAPES = {(6, 4): (-2, -1), (4, 6): (-2, -1), (3, 5, 4): (-2, -1), (7, 2, 5): (-3, -1)}
+SHAPES |= {(5, 6, 2, 3): (-4, -3), (4, 4, 4): (-2, -1), (5, 4, 5): (-3, -1)}
+every_shape = pytest.mark.parametrize("shape", SHAPES)
+SMALL = adam_jax.Factored(min_dim_size=2, min_size=1)
+FLOAT32 = np.dtype(np.float32)
+
+
+def form(shape):
+    return RowsAndColumns(*SHAPES[shape], FLOAT32)
+
+
+def naive(x, axes):
+    """The outer product of the means over the mean of all, matrix by matrix."""
+    row, column = axes
+    matrices = np.moveaxis(np.asarray(x, np.float64), axes, (-2, -1))
+    result = np.zeros_like(matrices)
+    for index in np.ndindex(matrices.shape[:-2]):
+        matrix = matrices[index]
+        if matrix.any():
+            outer = np.outer(matrix.mean(axis=1), matrix.mean(axis=0))
+            result[index] = outer / matrix.mean()
+    return np.moveaxis(result, (-2, -1), (row, column))
+
+
+@every_shape
+def test_against_the_outer_product(shape):
+    fmt, x = form(shape), magnitudes(shape)
+    assert SMALL.resolve(x, Slot("nu", magnitude=True), "") == fmt
+    stored = jax.jit(fmt.encode)(x)
+    assert fmt.shape(stored) == shape
+    assert stored.rows.dtype == stored.columns.dtype == jnp.float32
+    decoded = fmt.decode(stored, jnp.float32)
+    np.testing.assert_allclose(decoded, naive(x, SHAPES[shape]), rtol=1e-5)
+    # Of what is an outer product nothing is lost.
+    again = jax.jit(fmt.encode)(decoded)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), again, stored)
+    np.testing.assert_allclose(fmt.decode(again, jnp.float32), decoded, rtol=1e-5)
+
+
+matrices = arrays(np.float32, (5, 7), elements=st.floats(0, 2.0**20, width=32))
+encode = jax.jit(RowsAndColumns(-2, -1, FLOAT32).encode)
+decode = jax.jit(lambda stored: stored.format.decode(stored, jnp.float32))
+
+
+@settings(deadline=None, max_examples=50)
+@given(x=matrices, power=st.integers(-40, 20))
+def test_laws(x, power):
+    x = np.where(x < 1e-6, np.float32(0), x)
+    decoded = np.asarray(decode(encode(x)))
+    assert np.all(decoded >= 0)
+    np.testing.assert_array_equal(decoded == 0, naive(x, (-2, -1)) == 0)
+    np.testing.assert_allclose(decoded.mean(), x.mean(), rtol=1e-5)
+    scaled = decode(encode(x * np.float32(2.0**power)))
+    np.testing.assert_array_equal(scaled, decoded * np.float32(2.0**power))
+    flipped = decode(encode(x[::-1, ::-1]))
+    np.testing.assert_allclose(flipped, decoded[::-1, ::-1], rtol=1e-5)
+
+
+def gradients(shape, steps=12):
+    rng = np.random.default_rng(1)
+    scale = 10.0 ** rng.integers(-2, 2, shape)
+    return (rng.normal(size=(steps, *shape)) * scale).astype(np.float32)
+
+
+def factors_after(grads, b2, policy=SMALL):
+    tx = adam_jax.scale_by_adam(b2=b2, nu_dtype=policy)
+    state = tx.init(jnp.asarray(grads[0]))
+    for g in grads:
+        _, state = jax.jit(tx.update)(g, state)
+    return state.nu
+
+
+@every_shape
+@pytest.mark.parametrize("b2", [0.999, 0.3])
+def test_the_means_are_adafactor_s(shape, b2):
+    """Algorithm 4 without ε₁, and a constant rate: each mean is averaged by itself."""
+    row, column = SHAPES[shape]
+    grads, rows, columns = gradients(shape), 0.0, 0.0
+    for g in grads.astype(np.float64):
+        rows = b2 * rows + (1 - b2) * (g * g).mean(axis=column)
+        columns = b2 * columns + (1 - b2) * (g * g).mean(axis=row)
+    stored = factors_after(grads, b2)
+    np.testing.assert_allclose(stored.rows, rows, rtol=1e-5)
+    np.testing.assert_allclose(stored.columns, columns, rtol=1e-5)
+
+
+@every_shape
+def test_the_means_and_the_axes_are_optax_s(shape, standard_promotion):
+    b2, grads = 0.9, gradients(shape)
+    tx = optax.scale_by_factored_rms(
+        min_dim_size_to_factor=2, epsilon=0.0, decay_rate_fn=lambda step, rate: b2
+    )
+    updates, state = None, tx.init(jnp.asarray(grads[0]))
+    for g in grads:
+        updates, state = tx.update(jnp.asarray(g), state, g)
+    stored = factors_after(grads, b2)
+    # Optax's rows are the means over the larger axis, whichever comes first.
+    row, column = SHAPES[shape]
+    swapped = shape[row] > shape[column]
+    rows, columns = (state.v_col, state.v_row) if swapped else (state.v_row, state.v_col)
+    np.testing.assert_allclose(stored.rows, rows, rtol=1e-5)
+    np.testing.assert_allclose(stored.columns, columns, rtol=1e-5)
+    root = np.sqrt(stored.format.decode(stored, jnp.float32))
+    np.testing.assert_allclose(updates, grads[-1] / root, rtol=1e-4)
+
+
+@every_shape
+@pytest.mark.parametrize("b2", [0.3, 0.999])
+def test_an_average_is_stored_as_that_of_its_means(shape, b2):
+    fmt, rate = form(shape), DecayRate.of("b2", b2)
+    stored, term = fmt.encode(magnitudes(shape)), magnitudes(shape, seed=1)
+    expected = fmt.encode(rate.average(fmt.decode(stored, jnp.float32), term))
+    found = fmt.averaged(stored, term, rate.average)
+    np.testing.assert_allclose(found.rows, expected.rows, rtol=1e-5)
+    np.testing.assert_allclose(found.columns, expected.columns, rtol=1e-5)
+
+
+def test_a_step_is_of_the_gradient_before_it_is_factored():
+    """Where Adafactor has the product of the new means, there is b2·v + (1-b2)·g²."""
+    b1, b2, eps, grads = 0.9, 0.99, 1e-8, gradients((6, 4)).astype(np.float64)
+    tx = adam_jax.scale_by_adam(b1, b2, eps, nu_dtype=SMALL)
+    state, m, v = tx.init(jnp.zeros((6, 4))), 0.0, np.zeros((6, 4))
+    for t, g in enumerate(grads, start=1):
+        update, state = jax.jit(tx.update)(jnp.asarray(g, jnp.float32), state)
+        m = b1 * m + (1 - b1) * g
+        new = b2 * v + (1 - b2) * g * g
+        expected = m / (1 - b1**t) / (np.sqrt(new / (1 - b2**t)) + eps)
+        np.testing.assert_allclose(update, expected, rtol=2e-5)
+        v = naive(new, (-2, -1))
+
+
+def test_zeros_small_numbers_and_what_is_not_finite():
+    x = magnitudes((4, 5))
+    x[1], x[:, 2] = 0.0, 0.0
+    decoded = np.asarray(decode(encode(x)))
+    np.testing.assert_array_equal(decoded == 0, naive(x, (-2, -1)) == 0)
+    np.testing.assert_array_equal(decode(encode(np.zeros((4, 5), np.float32))), np.zeros((4, 5)))
+    tiny = np.maximum(magnitudes((4, 5)), 1e-3) * np.float32(1e-30)
+    np.testing.assert_allclose(decode(encode(tiny)), naive(tiny, (-2, -1)), rtol=1e-5)
+    x[3, 3] = np.nan
+    assert np.all(np.isnan(decode(encode(x))))
+    x[3, 3] = np.inf
+    seen = decode(encode(x))
+    assert np.all(np.isfinite(seen)) and seen[3, 3] > 1e36
+    tx, zeros = adam_jax.adamw(1e-2, nu_dtype=SMALL), jnp.zeros((4, 5))
+    updates, _ = jax.jit(tx.update)(zeros, tx.init(zeros), zeros)
+    np.testing.assert_array_equal(updates, zeros)
+
+
+@every_shape
+def test_the_start(shape):
+    fmt, param = form(shape), jnp.zeros(shape, jnp.bfloat16)
+    for start in np.float32([0.0, 0.1]):
+        stored = fmt.init(param, start)
+        like = jax.eval_shape(fmt.encode, param)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), stored) == jax.tree.map(
+            lambda x: (x.shape, x.dtype), like
+        )
+        np.testing.assert_allclose(fmt.decode(stored, jnp.float32), np.full(shape, start), 1e-6)
+
+
+def test_which_leaves_are_factored(x64):
+    params = {
+        "kernel": jnp.ones((128, 300), jnp.bfloat16),
+        "convolution": jnp.ones((3, 3, 128, 256), jnp.float32),
+        "double": jnp.ones((200, 128), jnp.float64),
+        "complex": jnp.ones((128, 128), jnp.complex64),
+        "narrow": jnp.ones((127, 5000), jnp.float32),
+        "bias": jnp.ones(5000, jnp.bfloat16),
+        "number": jnp.ones((), jnp.float32),
+    }
+    nu = adam_jax.scale_by_adam(nu_dtype=adam_jax.Factored()).init(params).nu
+    forms = {name: format_of(x) for name, x in nu.items()}
+    float64 = np.dtype(np.float64)
+    assert forms == dict.fromkeys(params, Dense(FLOAT32)) | {
+        "kernel": RowsAndColumns(-2, -1, FLOAT32),
+        "convolution": RowsAndColumns(-2, -1, FLOAT32),
+        "double": RowsAndColumns(-2, -1, float64),
+        "complex": RowsAndColumns(-2, -1, FLOAT32),
+    }
+    assert nu["convolution"].rows.shape == (3, 3, 128)
+    assert nu["convolution"].columns.shape == (3, 3, 256)
+    assert nu["double"].rows.dtype == nu["double"].columns.dtype == float64
+    many = adam_jax.scale_by_adam(nu_dtype=adam_jax.Factored(min_size=10**6)).init(params).nu
+    assert not any(isinstance(x, Factors) for x in many.values())
+
+
+FACTORED = [m for m in MEMBERS if m.has("nu_dtype")]
+
+
+@slowly(FACTORED)
+def test_every_member_with_a_nu_trains_as_in_float32(member):
+    policy = adam_jax.Factored(min_dim_size=64)
+    (losses, state), (plain, _) = (
+        fit(member.alias(3e-2, **dtype)) for dtype in ({"nu_dtype": policy}, {})
+    )
+    assert sum(isinstance(getattr(state[0], slot), Factors) for slot in member.slots) >= 1
+    assert plain[-1] < 0.1 * plain[0]
+    assert losses[-1] < 1.5 * plain[-1] + 1e-3 * plain[0]
+
+
+def test_vmap_and_donation():
+    tx = adam_jax.adamw(1e-2, nu_dtype=SMALL)
+    update = jax.jit(lambda p, s: adam_jax.step(tx, jnp.sin(p), s, p), donate_argnums=(0, 1))
+    params = magnitudes((2, 30, 40))
+    start = jax.vmap(lambda p: (p, tx.init(p)))(params)
+    nu = start[1][0].nu
+    assert nu.rows.shape == (2, 30) and nu.columns.shape == (2, 40)
+    assert nu.format.shape(nu) == (2, 30, 40)
+    after, state = jax.vmap(update)(*jax.vmap(update)(*start))
+    for i in range(2):
+        alone, its = update(*update(jnp.asarray(params[i]), tx.init(jnp.asarray(params[i]))))
+        np.testing.assert_allclose(after[i], alone, rtol=1e-5)
+        np.testing.assert_allclose(state[0].nu.rows[i], its[0].nu.rows, rtol=1e-5)
+    memory = update.lower(params[0], tx.init(jnp.asarray(params[0]))).compile().memory_analysis()
+    assert memory is not None and memory.alias_size_in_bytes >= 4 * (2 * 1200 + 70)
+
+
+@pytest.mark.parametrize("kind", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
+@pytest.mark.parametrize("spec", [P("data", None), P(None, "data")], ids=["rows", "columns"])
+def test_sharded_only_means_are_sent(kind, spec):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    tx = adam_jax.adamw(1e-2, nu_dtype=SMALL)
+    host = magnitudes((64, 72))
+    update = jax.jit(lambda params, state: adam_jax.step(tx, params, state, params))
+    alone = update(*update(host, tx.init(jnp.asarray(host))))
+    with jax.set_mesh(mesh):
+        params = jax.device_put(host, NamedSharding(mesh, spec))
+        start = params, tx.init(params)
+        assert start[1][0].nu.rows.sharding.spec == P(spec[0])
+        assert start[1][0].nu.columns.sharding.spec == P(spec[1])
+        after = update(*update(*start))
+        text = update.lower(*start).compile().as_text()
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), after, alone)
+    for x, y in zip(jax.tree.leaves(after), jax.tree.leaves(start), strict=True):
+        assert x.ndim == 0 or x.sharding.is_equivalent_to(y.sharding, x.ndim)
+    moving = ("all-gather", "all-to-all", "collective-permute", "reduce-scatter")
+    assert [word for word in moving if word in text] == [] and "all-reduce" in text
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: adam_jax.Factored(0), ["min_dim_size", "0", "128"]),
+        (lambda: adam_jax.Factored(min_size=1.5), ["min_size", "1.5", "4096"]),
+        (
+            lambda: adam_jax.adamw(1e-3, mu_dtype=SMALL).init({"w": jnp.ones((4, 4))}),
+            ["'w'", "mu_dtype cannot be factored", "nu_dtype=adam_jax.Factored()"],
+        ),
+    ],
+)
+def test_errors(make, words):
+    with pytest.raises(ValueError) as error:
+        make()
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_compares_by_value_and_is_not_callable():
+    one, other = adam_jax.Factored(), adam_jax.Factored(min_dim_size=64)
+    assert adam_jax.adam(1e-3, nu_dtype=one) == adam_jax.adam(1e-3, nu_dtype=adam_jax.Factored())
+    assert one != other and not callable(one) and not callable(form((6, 4)))
+    assert hash(one) == hash(adam_jax.Factored()) and hash(form((6, 4))) == hash(form((4, 6)))

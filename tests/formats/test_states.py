@@ -1,0 +1,317 @@
+"""States of low precision in the life of a run: sharded, converted, saved, exported, in Flax."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import adam_jax
+from tests.catalogue.low_precision import gradients
+
+SPECS = {"columns": P(None, "data"), "rows": P("data", None), "bias": P()}
+
+
+def params_of(dtype=jnp.bfloat16):
+    shapes = {"columns": (16, 1024), "rows": (64, 128), "bias": (100,)}
+    keys = jax.random.split(jax.random.key(0), 3)
+    return {
+        name: jax.random.normal(key, shapes[name], jnp.float32).astype(dtype)
+        for name, key in zip(shapes, keys, strict=True)
+    }
+
+
+def mesh_of(kind=jax.sharding.AxisType.Auto, devices=8):
+    return jax.make_mesh((devices,), ("data",), axis_types=(kind,))
+
+
+def shardings(mesh):
+    return {name: NamedSharding(mesh, spec) for name, spec in SPECS.items()}
+
+
+@functools.cache
+def step_of(tx):
+    return jax.jit(lambda params, state, grads: adam_jax.step(tx, grads, state, params))
+
+
+def run(tx, place, turns=3):
+    params = place(params_of())
+    state = tx.init(params)
+    step = step_of(tx)
+    placed = jax.tree.map(lambda x: x.sharding, state)
+    for turn in range(turns):
+        params, state = step(params, state, place(gradients(turn, params_of())))
+    return params, state, placed
+
+
+@functools.cache
+def on_8_devices(tx):
+    """The same for all who only read it."""
+    return run(tx, lambda tree: jax.device_put(tree, shardings(mesh_of())))
+
+
+def in_float32(x):
+    """Codes too, exactly; numpy compares no int4."""
+    return np.asarray(x.astype(jnp.float32))
+
+
+FORMS = {
+    "8 bits": adam_jax.adamw(1e-3, mu_dtype=jnp.int8, nu_dtype=jnp.int8),
+    "4 and 8 bits, residual": adam_jax.master_residual(
+        adam_jax.adamw(1e-3, mu_dtype=jnp.int4, nu_dtype=jnp.int8), 8
+    ),
+    "stochastic 16 bits, Kahan": adam_jax.kahan_summation(
+        adam_jax.adamw(
+            1e-3,
+            mu_dtype=adam_jax.stochastic(jnp.float16),
+            nu_dtype=adam_jax.stochastic(jnp.bfloat16),
+        )
+    ),
+    "stochastic codes and weights": adam_jax.stochastic_rounding(
+        adam_jax.adamw(
+            1e-3, mu_dtype=adam_jax.stochastic(jnp.int8), nu_dtype=adam_jax.stochastic(jnp.int4)
+        )
+    ),
+    "by path": adam_jax.amsgrad(1e-3, nu_dtype=adam_jax.by_path({"rows": jnp.int8})),
+}
+every_form = pytest.mark.parametrize("tx", FORMS.values(), ids=FORMS)
+# These three have every dtype and container of the five: what only stores them hangs on no more.
+DIFFERENT = {name: FORMS[name] for name in FORMS if name not in ("8 bits", "by path")}
+every_kind_of_form = pytest.mark.parametrize("tx", DIFFERENT.values(), ids=DIFFERENT)
+
+
+@pytest.mark.slow
+@pytest.mark.bits
+@every_form
+def test_sharded_the_bits_are_those_of_one_device_and_nothing_is_sent(tx):
+    alone = run(tx, lambda tree: jax.device_put(tree, jax.devices()[0]))
+    params, state, placed = on_8_devices(tx)
+    for x, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(placed), strict=True):
+        assert x.ndim == 0 or x.sharding.is_equivalent_to(sharding, x.ndim)
+    as_bytes = (jax.tree.map(in_float32, t) for t in ((params, state), alone[:2]))
+    jax.tree.map(np.testing.assert_array_equal, *as_bytes)
+    text = step_of(tx).lower(params, state, params).compile().as_text()
+    moving = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+    assert [word for word in moving if re.search(rf"{word}(-start)?\(", text)] == []
+
+
+def test_on_a_mesh_with_explicit_axes():
+    with jax.set_mesh(mesh_of(jax.sharding.AxisType.Explicit)):
+        mesh = jax.sharding.get_mesh()
+        params = jax.device_put(params_of(), shardings(mesh))
+        tx = adam_jax.master_residual(adam_jax.adamw(1e-3, mu_dtype=jnp.int8, nu_dtype=jnp.int8))
+        for init in (tx.init, jax.jit(tx.init)):
+            state = init(params)
+            mu = state.inner_state[0].mu["columns"]
+            assert mu.codes.sharding.spec == mu.scale.sharding.spec == SPECS["columns"]
+            assert mu.scale.shape == (16, 8)
+            grads = jax.device_put(gradients(0, params_of()), shardings(mesh))
+            after, new = step_of(tx)(params, state, grads)
+            assert jax.tree.map(jax.typeof, (after, new)) == jax.tree.map(
+                jax.typeof, (params, state)
+            )
+
+
+def test_a_block_lies_on_one_device():
+    """512 columns on 8 devices are 64 for each."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    sharding = NamedSharding(mesh, P(None, "data"))
+    params = jax.device_put(jnp.ones((16, 512)), sharding)
+    nu = adam_jax.scale_by_adam(nu_dtype=jnp.int8).init(params).nu
+    assert nu.format.block == 64 and nu.scale.sharding.is_equivalent_to(sharding, 2)
+
+
+def as_target(x, mesh):
+    """Where it lies; what lies anywhere, as a count of steps, on all devices."""
+    placed = isinstance(x.sharding, NamedSharding)
+    sharding = x.sharding if placed else NamedSharding(mesh, P())
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+@pytest.mark.bits
+@every_kind_of_form
+def test_orbax_restores_the_bits_also_onto_other_devices(tx, tmp_path):
+    params, state, _ = on_8_devices(tx)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "step", (params, state))
+        checkpointer.wait_until_finished()
+        for devices in (1, 4):
+            placed = shardings(mesh_of(devices=devices))
+            like = jax.device_put(params_of(), placed)
+            target = jax.tree.map(
+                lambda x, mesh=placed["bias"].mesh: as_target(x, mesh), (like, tx.init(like))
+            )
+            restored = checkpointer.restore(tmp_path / "step", target)
+            assert jax.tree.structure(restored) == jax.tree.structure((params, state))
+            bits = (jax.tree.map(in_float32, t) for t in (restored, (params, state)))
+            jax.tree.map(np.testing.assert_array_equal, *bits)
+            assert restored[0]["rows"].sharding.num_devices == devices
+        # From the last of them, the run goes on as it does on 8.
+        after, _ = step_of(tx)(*restored, gradients(9, restored[0]))
+        grads = jax.device_put(gradients(9, params), shardings(mesh_of()))
+        expected, _ = step_of(tx)(params, state, grads)
+        np.testing.assert_array_equal(in_float32(after["rows"]), in_float32(expected["rows"]))
+
+
+@pytest.mark.bits
+@every_kind_of_form
+def test_the_step_exported_for_three_platforms_has_the_same_bits(tx):
+    params = params_of()
+    start, treedef = jax.tree.flatten((params, tx.init(params)))
+
+    @jax.jit
+    def step(leaves, grads):
+        params, state = jax.tree.unflatten(treedef, leaves)
+        return jax.tree.leaves(adam_jax.step(tx, grads, state, params))
+
+    exported = jax.export.export(step, platforms=("cpu", "cuda", "tpu"))(start, params)
+    read = jax.export.deserialize(exported.serialize())
+    ours = direct = start
+    for turn in range(2):
+        grads = gradients(turn, params)
+        ours, direct = read.call(ours, grads), step(direct, grads)
+    for mine, other in zip(ours, direct, strict=True):
+        assert mine.dtype == other.dtype
+        np.testing.assert_array_equal(in_float32(mine), in_float32(other))
+
+
+@every_kind_of_form
+def test_nnx_optimizer(tx):
+    """Whose state keeps arrays in variables, and knows no other containers inside them."""
+    model = nnx.Linear(128, 64, rngs=nnx.Rngs(0), param_dtype=jnp.bfloat16, dtype=jnp.float32)
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer):
+        def loss(model):
+            return jnp.mean((model(jnp.ones((4, 128))) - 1) ** 2)
+
+        value, grads = nnx.value_and_grad(loss)(model)
+        with jax.numpy_dtype_promotion("standard"):
+            optimizer.update(model, grads)
+        return value
+
+    losses = [step(model, optimizer) for _ in range(30)]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@every_kind_of_form
+def test_nnx_state_of_variables(tx):
+    """As nnx.split gives it: parameters in variables, and what is stored in their place."""
+    model = nnx.Linear(128, 64, rngs=nnx.Rngs(0), param_dtype=jnp.bfloat16)
+    _, params = nnx.split(model)
+    state = tx.init(params)
+    updates, new = jax.jit(tx.update)(params, state, params)
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
+    after, again = step_of(tx)(params, new, params)
+    assert jax.tree.structure((after, again)) == jax.tree.structure((params, state))
+    pure = nnx.to_pure_dict(params)
+    expected, _ = step_of(tx)(pure, jax.jit(tx.update)(pure, tx.init(pure), pure)[1], pure)
+    np.testing.assert_array_equal(in_float32(after["kernel"][...]), in_float32(expected["kernel"]))
+
+
+@pytest.mark.slow
+@pytest.mark.bits
+@every_form
+def test_under_vmap_the_bits_are_those_of_one(tx):
+    params = jax.tree.map(lambda p: jnp.stack([p, p, p]), params_of())
+    states = jax.jit(jax.vmap(tx.init))(params)
+    grads = gradients(0, params)
+    after, states = jax.jit(jax.vmap(step_of(tx)))(params, states, grads)
+    one, its = jax.tree.map(lambda x: x[1], (params, grads))
+    expected, _ = step_of(tx)(one, tx.init(one), its)
+    np.testing.assert_array_equal(in_float32(after["rows"][1]), in_float32(expected["rows"]))
+
+
+@every_kind_of_form
+def test_optax_around(tx):
+    alone = params_of()
+    doubled = optax.tree.map_params(tx, lambda x: x + x, tx.init(alone))
+    assert jax.tree.structure(doubled) == jax.tree.structure(tx.init(alone))
+    multi = optax.MultiSteps(tx, 2)
+    with jax.numpy_dtype_promotion("standard"):
+        _, state = jax.jit(multi.update)(alone, multi.init(alone), alone)
+    assert int(state.mini_step) == 1
+
+
+CONVERSIONS = {"8 bits": jnp.int8, "4 bits": jnp.int4, "16 bits": jnp.bfloat16}
+
+
+@pytest.mark.parametrize("dtype", CONVERSIONS.values(), ids=CONVERSIONS)
+def test_conversion_in_the_middle_of_a_run(dtype):
+    tx = adam_jax.chain(adam_jax.clip_by_global_norm(1.0), adam_jax.adamw(1e-3))
+    params, state, _ = on_8_devices(tx)
+    small = adam_jax.convert_state(state, mu_dtype=dtype, nu_dtype=dtype)
+    like = adam_jax.adamw(1e-3, mu_dtype=dtype, nu_dtype=dtype).init(params)
+    assert jax.tree.structure(small[1]) == jax.tree.structure(like)
+    for x, y in zip(jax.tree.leaves(small[1]), jax.tree.leaves(like), strict=True):
+        assert x.dtype == y.dtype and (
+            x.ndim == 0 or x.sharding.is_equivalent_to(y.sharding, x.ndim)
+        )
+    error = {jnp.int8: 0.05, jnp.int4: 0.5, jnp.bfloat16: 0.01}[dtype]
+    grads = jax.tree.map(in_float32, gradients(9, params))
+    exact, _ = jax.jit(tx.update)(grads, state, params)
+    updates, new = jax.jit(tx.update)(grads, small, params)
+    assert jax.tree.structure(new) == jax.tree.structure(small)
+    away = np.linalg.norm(updates["rows"] - exact["rows"])
+    assert 0 < away < error * np.linalg.norm(exact["rows"])
+    back = adam_jax.convert_state(small, mu_dtype=jnp.float32, nu_dtype=jnp.float32)
+    assert jax.tree.structure(back) == jax.tree.structure(state)
+    mu, expected = back[1][0].mu["rows"], state[1][0].mu["rows"]
+    assert np.linalg.norm(mu - expected) < error * np.linalg.norm(expected)
+
+
+def test_conversion_of_optax_s_state_and_of_one_moment():
+    params = params_of(jnp.float32)
+    state = optax.adamw(1e-3).init(params)
+    converted = adam_jax.convert_state(state, nu_dtype=jnp.int8)
+    assert converted[0].mu["rows"].dtype == jnp.float32
+    assert converted[0].nu["rows"].codes.dtype == jnp.uint8
+    adam_jax.step(adam_jax.adamw(1e-3), params, converted, params)
+
+
+def test_conversion_by_path_knows_the_paths_of_init():
+    """Also those of nnx variables, and of a tree that is one array."""
+    dense = adam_jax.adamw(1e-3)
+    for path, params in (
+        ("w", nnx.state(nnx.Dict(w=nnx.Param(jnp.ones((64, 128)))))),
+        ("(the whole tree)", jnp.ones((64, 128))),
+        ("w", {"a": None, "b": jnp.ones((64, 128)), "w": jnp.ones((64, 128))}),
+    ):
+        form = adam_jax.by_path({re.escape(path): jnp.int8}, default=jnp.float32)
+        expected = adam_jax.adamw(1e-3, mu_dtype=form).init(params)
+        found = adam_jax.convert_state(dense.init(params), mu_dtype=form)
+        dtypes, wanted = ([x.dtype for x in jax.tree.leaves(s)] for s in (found, expected))
+        assert dtypes == wanted and jnp.int8 in wanted
+
+
+def test_conversion_of_schedule_free():
+    params = params_of(jnp.float32)
+    made, small = (adam_jax.schedule_free_adamw(1e-3, nu_dtype=d) for d in (None, jnp.int8))
+    found = adam_jax.convert_state(made.init(params), nu_dtype=jnp.int8)
+    assert jax.tree.structure(found) == jax.tree.structure(small.init(params))
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (optax.sgd(0.1).init(params_of()), ["state", "moments"]),
+        (
+            adam_jax.pack_small_leaves(adam_jax.adamw(1e-3)).init(params_of()),
+            ["packed", "unpack_state"],
+        ),
+        (adam_jax.adam(1e-3).init({"w": jnp.ones((64, 128), complex)}), ["'w'", "imaginary"]),
+    ],
+)
+def test_conversion_errors(state, words):
+    with pytest.raises(ValueError) as error:
+        adam_jax.convert_state(state, mu_dtype=jnp.int8)
+    assert all(word in str(error.value) for word in words), error.value

@@ -1,0 +1,156 @@
+"""What a step takes besides, on each device, and what arrays that live really occupy."""
+
+import gc
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+import adam_jax
+from adam_jax import adamw
+from adam_jax.inspect import bytes_per_parameter, live_bytes, report
+from adam_jax.inspect.memory import planned
+from tests.catalogue.scripts import run
+
+pytestmark = pytest.mark.bits
+
+int8 = adamw(1e-3, mu_dtype=jnp.int8, nu_dtype=jnp.int8)
+
+
+def test_nothing_is_allocated():
+    """16 TB, which no machine of ours has; nor anything small."""
+    params = {"w": jax.ShapeDtypeStruct((2**20, 2**20), jnp.float32)}
+    before = {id(x) for x in jax.live_arrays()}
+    assert bytes_per_parameter(params, int8).parameters == 4 * 2**40
+    found = report(params, adamw(1e-3))
+    assert found.model.per_parameter.total == pytest.approx(16)
+    assert found.temporaries < 1000
+    assert {id(x) for x in jax.live_arrays()} <= before
+
+
+def test_a_report_of_a_step_of_the_run():
+    n = 1000
+    params = {"w": jax.ShapeDtypeStruct((n, n), jnp.float32)}
+    tx = adamw(1e-3)
+
+    def train_step(params, state, x):
+        def loss(p):
+            return jnp.sum(jnp.tanh(jnp.tanh(x @ p["w"]) @ p["w"]))
+
+        value, grads = jax.value_and_grad(loss)(params)
+        return *adam_jax.step(tx, grads, state, params), value * jnp.ones(1234)
+
+    batch = jnp.ones((2 * n, n))
+    found = report(params, tx, step=jax.jit(train_step), args=(batch,))
+    assert found.arguments == 12 * n * n + 4 + batch.nbytes
+    assert found.temporaries >= batch.nbytes > report(params, tx).temporaries
+    assert 4 * 1234 <= found.results <= 4 * 1234 + 8 * 8
+
+
+def test_what_fits_in_nothing_donated_is_a_result():
+    """Moments that come back shorter: JAX's warning of them is a number here."""
+    params, tx = {"w": jax.ShapeDtypeStruct((100, 100), jnp.float32)}, adamw(1e-3)
+
+    def step(params, state, grads):
+        params, state = adam_jax.step(tx, grads, state, params)
+        return params, jax.tree.map(lambda x: x[:50] if x.ndim else x, state)
+
+    assert report(params, tx).results < 100 < 2 * 4 * 5_000
+    assert 2 * 4 * 5_000 <= report(params, tx, step=step).results <= 2 * 4 * 5_000 + 100
+
+
+def test_a_step_that_does_not_read_its_gradients():
+    params = {"w": jax.ShapeDtypeStruct((100, 100), jnp.float32)}
+    found = report(params, adamw(1e-3), step=lambda params, state, grads: (params, state))
+    assert found.arguments == found.model.total
+
+
+@pytest.mark.parametrize("spec", [("d", None), (None, "d"), ()], ids=["rows", "columns", "copies"])
+def test_sharded(spec):
+    """Of 512 columns each of 8 devices has 64, and blocks of that length."""
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))
+    sharding = NamedSharding(mesh, PartitionSpec(*spec))
+    params = {"w": jax.device_put(jnp.ones((128, 512)), sharding)}
+    grads, state = params, int8.init(params)
+    predicted = bytes_per_parameter(params, int8)
+    n, block = 128 * 512, 64 if spec == (None, "d") else 128
+    assert predicted.groups["w"].state == 2 * n + 2 * 4 * n // block
+    described = {"w": jax.ShapeDtypeStruct((128, 512), jnp.float32, sharding=sharding)}
+    assert bytes_per_parameter(described, int8) == predicted
+    # On each device, and the count on one of them. (The gradients are the parameters here.)
+    w, copies = predicted.groups["w"], 1 if spec else 8
+    each = copies * (w.total - w.gradients) // 8
+    live = live_bytes(params, state)
+    assert live.largest == each + 4 and live.total == 8 * each + 4
+    assert sorted(live.per_device) == sorted(map(str, jax.devices()))
+    assert sorted(live.per_device.values()) == [each] * 7 + [each + 4]
+    for x, real in zip(
+        *map(jax.tree.leaves, (planned(described, int8, None)[2], state)), strict=True
+    ):
+        assert not x.ndim or real.sharding.is_equivalent_to(x.sharding, x.ndim)
+    # XLA's own sum, for one device.
+    assert report(described, int8, grads=grads).arguments == copies * w.total // 8 + 4
+
+
+def test_every_buffer_counts_once():
+    x = jnp.ones((8, 128))
+    same = jax.device_put(x, x.sharding)  # Another array, with the same buffer.
+    assert same is not x and same.unsafe_buffer_pointer() == x.unsafe_buffer_pointer()
+    assert live_bytes({"a": x, "b": (x, None)}, [same]).total == x.nbytes
+    assert live_bytes(x, x + 1).total == 2 * x.nbytes
+    shards = [shard.data for shard in x.addressable_shards]
+    assert live_bytes(x, shards).total == x.nbytes
+
+
+def test_what_counts_and_what_does_not():
+    assert live_bytes(jnp.ones(7, jnp.int4)).total == 4
+    assert live_bytes(jnp.ones((), bool), jnp.ones(3, jnp.complex64)).total == 1 + 3 * 8
+    assert live_bytes(jax.random.split(jax.random.key(0), 3)).total == 3 * 2 * 4
+    assert live_bytes(jnp.ones((0, 5)), np.ones(100), 1.0, "text").total == 0
+    x = jnp.ones(100)
+    jax.jit(lambda x: x + 1, donate_argnums=0)(x)
+    assert x.is_deleted() and live_bytes(x) == (0, {}) and live_bytes(x).largest == 0
+
+
+def test_all_that_is_alive():
+    gc.collect()  # What other tests have left in cycles.
+    before = live_bytes().total
+    x = jnp.ones((100, 128))
+    assert live_bytes().total == before + x.nbytes
+    del x
+    assert live_bytes().total == before
+
+
+def test_memory_of_the_host_is_told_apart():
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[1])
+    kinds = [memory.kind for memory in jax.devices()[1].addressable_memories()]
+    other = next(kind for kind in kinds if kind != sharding.memory_kind)
+    x = jax.device_put(jnp.ones(100), sharding.with_memory_kind(other))
+    y = jax.device_put(jnp.ones(50), sharding)
+    name = str(jax.devices()[1])
+    assert live_bytes(x, y).per_device == {f"{name}, {other}": 400, name: 200}
+
+
+def test_no_arrays_to_count():
+    with pytest.raises(ValueError, match="trees must have JAX arrays in them, got .*: pass params"):
+        live_bytes({"a": None}, np.ones(3))
+    with pytest.raises(ValueError, match="got tracers, .*: call live_bytes outside of jit"):
+        jax.jit(lambda x: live_bytes(x).total)(jnp.ones(3))
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs(tmp_path):
+    results = tmp_path / "results.json"
+    printed = run("memory", "--size", "500_000", "--json", str(results))
+    found = json.loads(results.read_text())
+    assert {"machine", "command"} <= set(found) and len(found["rows"]) == 7
+    for row in found["rows"]:
+        assert f"| {row['case']} |" in printed
+        assert row["predicted"] == row["live"] == row["all_live"]
+        assert row["live"] == row["parameters"] + row["gradients"] + row["state"]
+        assert math.floor(100 * row["live"] / row["size"]) / 100 <= row["target"]
+        assert row["held"] > 0.5 * row["live"]

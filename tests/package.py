@@ -1,0 +1,34 @@
+"""The wheel and the sdist of this package, and a folder with all of the repository but its source.
+
+python -m tests.package FOLDER    builds both
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("tests", "examples", "benchmarks", "docs")
+FILES = ("pyproject.toml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile")
+
+
+def built(folder: Path) -> tuple[Path, Path]:
+    """Builds the wheel and the sdist; returns their paths."""
+    build = [sys.executable, "-m", "hatchling", "build", "--directory", str(folder)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    [wheel], [sdist] = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    return wheel, sdist
+
+
+def without_the_package(folder: Path) -> Path:
+    """Copies tests and what they need to a folder: `adam_jax` is then the installed one."""
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in FILES:
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+if __name__ == "__main__":
+    print(*built(Path(sys.argv[1])), sep="\n")

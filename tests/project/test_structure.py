@@ -1,0 +1,148 @@
+"""The shape of the package: imports point one way, files are short, the public page is the page."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import adam_jax
+from tests import contributing
+
+ROOT = Path(adam_jax.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+# Optax is known from the engine upwards.
+WITHOUT_OPTAX = {"validation", "slots", "xla", "rules", "formats"}
+# What a file may import besides, where it needs it: in a function, or for type checkers alone.
+# Nothing but jax and optax is there when the package is imported.
+IN_FUNCTIONS = {
+    "inspect/records.py": {"matplotlib"},
+    "pictures.py": {"matplotlib"},
+    "transfer/coordinates.py": {"matplotlib"},
+    "transfer/coordinates_plot.py": {"matplotlib"},
+    "convert/flax.py": {"flax"},
+}
+
+
+def layer(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported(path: Path):
+    """Each name that is imported, and whether that happens later than the file's own import."""
+    tree = ast.parse(path.read_text())
+    later = {inner for node in ast.walk(tree) if is_later(node) for inner in ast.walk(node)}
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            names = [f"{base}.{a.name}" for a in node.names] if base == "adam_jax" else [base]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        yield from ((name, node in later) for name in names)
+
+
+def is_later(node: ast.AST) -> bool:
+    if isinstance(node, ast.If):
+        return ast.unparse(node.test) == "TYPE_CHECKING" and not node.orelse
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down_the_list(path):
+    own = layer(path)
+    assert own in contributing.LAYERS, f"{own} has no place in the order of imports"
+    besides = IN_FUNCTIONS.get(str(path.relative_to(ROOT)), set())
+    for name, later in imported(path):
+        top, *rest = name.split(".")
+        if top == "adam_jax":
+            allowed = contributing.LAYERS[own][0] | {own, "_types", "_compat"}
+            assert rest[0] in allowed, f"{own} imports {name}"
+        elif top in besides:
+            assert later, f"{path.name} imports {name} outside of its functions"
+        else:
+            assert top in sys.stdlib_module_names | {"jax", "optax", "numpy"}, name
+            assert top != "optax" or own not in WITHOUT_OPTAX, f"{own} imports optax"
+
+
+@pytest.mark.parametrize("folder", ["adam_jax", "examples", "benchmarks", "tests"])
+def test_files_are_short(folder):
+    lengths = {p: len(p.read_text().splitlines()) for p in (ROOT.parent / folder).rglob("*.py")}
+    assert lengths
+    assert {str(p): n for p, n in lengths.items() if n > 320} == {}
+
+
+# Tests of more than one folder of the package, and what tests share.
+OTHER_TESTS = {"benchmarks", "docs", "examples", "peers", "project"}
+SHARED = {"catalogue", "downstream", "typing", "witnesses"}
+
+
+def test_tests_have_the_folders_of_the_package():
+    tests = ROOT.parent / "tests"
+    with_tests = {path.parent.name for path in tests.rglob("test_*.py") if path.parent != tests}
+    packages = {path.parent.name for path in ROOT.rglob("*.py") if path.parent != ROOT}
+    assert with_tests == packages | OTHER_TESTS
+    folders = {path.parent.name for path in tests.glob("*/*.py")}
+    assert folders == with_tests | SHARED
+
+
+def test_no_test_imports_another():
+    for path in (ROOT.parent / "tests").rglob("*.py"):
+        assert not re.search(r"^\s*from tests\S*\btest_\w+ import", path.read_text(), re.M), path
+
+
+def test_each_habit_of_xla_has_its_test_and_its_end():
+    habits = [p for p in (ROOT / "xla").glob("*.py") if p.stem != "__init__"]
+    tests = ROOT.parent / "tests" / "xla"
+    assert {f"test_{p.name}" for p in habits} == {p.name for p in tests.glob("*.py")}
+    for path in habits:
+        header = ast.get_docstring(ast.parse(path.read_text())) or ""
+        assert re.search(r"jax 0\.\d+", header), path.name
+        assert re.search(rf"Delete .*tests/xla/test_{path.name}", header, re.DOTALL), path.name
+
+
+def test_a_regular_member_is_one_short_file():
+    """Regular: made of moments and directions that are there, without a rule of its own."""
+    files = [p for p in (ROOT / "family").glob("*.py") if p.stem not in ("__init__", "adam")]
+    regular = [p for p in files if "@frozen_pytree" not in p.read_text()]
+    assert {"adamax", "amsgrad", "adabelief", "yogi", "lamb"} <= {p.stem for p in regular}
+    lengths = {p.stem: lines_of_code(p) for p in regular}
+    assert max(lengths.values()) <= 90, lengths
+
+
+def lines_of_code(path: Path) -> int:
+    """Docstrings apart: an alias explains every argument in its own."""
+    text = path.read_text()
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    nodes = [n for n in ast.walk(ast.parse(text)) if isinstance(n, documented)]
+    strings = [n.body[0] for n in nodes if ast.get_docstring(n)]
+    return len(text.splitlines()) - sum(s.end_lineno - s.lineno + 1 for s in strings)
+
+
+def test_the_layers_and_the_diffs_of_contributing_are_those_of_the_code():
+    """By `python -m tests.contributing`."""
+    page = contributing.PAGE.read_text()
+    assert contributing.written(page) == page
+    assert len(re.findall(r"^\+class ", page, re.MULTILINE)) >= 4
+
+
+def test_the_public_page_is_sorted_and_complete():
+    names = adam_jax.__all__
+    assert sorted(names) == list(names)
+    assert all(getattr(adam_jax, name).__doc__ for name in names)
+
+
+@pytest.mark.smoke
+def test_importing_starts_no_backend_and_changes_no_setting():
+    code = (
+        "import jax; before = dict(jax.config.values)\n"
+        "import adam_jax\n"
+        "adam_jax.adamw(1e-3, weight_decay=lambda count: 0.1)\n"
+        "from jax._src import xla_bridge\n"
+        "assert not xla_bridge._backends, xla_bridge._backends\n"
+        "assert {k: jax.config.values[k] for k in before} == before\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

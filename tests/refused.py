@@ -1,0 +1,109 @@
+"""Refused steps of members x storage x wrappers: nothing changes but the counters of the refusal.
+
+python -m tests.refused    runs all combinations; 20 minutes on a core
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import adam_jax
+from tests.catalogue import MEMBERS, Member
+from tests.layer_cases import REFUSES_4_BITS, STORED
+from tests.record import WRAPPERS
+
+AROUND: dict[str, Callable[[Any], Any]] = {
+    "alone": lambda tx: tx,
+    **{name: wrap for name, wrap in WRAPPERS.items() if name != "frozen"},
+    "pack_small_leaves": lambda tx: adam_jax.pack_small_leaves(tx, below=8),
+    "with_layers": lambda tx: adam_jax.with_layers(tx, "layers"),
+    "offload": adam_jax.sharding.offload,
+}
+OF_16_BITS = ("stochastic_rounding", "kahan_summation", "master_residual", "recipe")
+
+
+class Case(NamedTuple):
+    """A member, the storage of its moments and the wrapper around it, by their names."""
+
+    member: Member
+    stored: str
+    wrapper: str
+
+    @property
+    def name(self) -> str:
+        """Of the case."""
+        return f"{self.member.name}, {self.stored}, {self.wrapper}"
+
+
+def allowed(case: Case) -> bool:
+    """Whether the parts of a case take each other."""
+    if case.stored == "int4 nu" and case.member.name in REFUSES_4_BITS:
+        return False
+    # One buffer of several leaves has neither means nor norms of one leaf.
+    packable = case.member.elementwise and case.stored == "float32"
+    return packable or case.wrapper != "pack_small_leaves"
+
+
+def cases() -> Iterator[Case]:
+    """All of them."""
+    return filter(allowed, itertools.starmap(Case, itertools.product(MEMBERS, STORED, AROUND)))
+
+
+def pairs() -> list[Case]:
+    """As few as have each member with each storage and with each wrapper."""
+    stored, found = list(STORED), []
+    for k, (member, (i, wrapper)) in enumerate(itertools.product(MEMBERS, enumerate(AROUND))):
+        turned = (stored[(k + i + j) % len(stored)] for j in range(len(stored)))
+        tried = (Case(member, form, wrapper) for form in turned)
+        found += [case for case in tried if allowed(case)][:1]
+    known = {(case.member.name, case.stored) for case in found}
+    missing = [case for case in cases() if case.wrapper == "chain"]
+    return found + [case for case in missing if (case.member.name, case.stored) not in known]
+
+
+def changed(case: Case) -> list[str]:
+    """The paths of parameters and state that a refused step changes: none, if all is well."""
+    dtypes = STORED[case.stored]
+    stored = case.member.stored(dtypes.get("mu"), dtypes.get("nu"))
+    tx = adam_jax.skip_nonfinite(AROUND[case.wrapper](case.member.alias(1e-2, **stored)))
+    dtype = jnp.bfloat16 if case.wrapper.startswith(OF_16_BITS) else jnp.float32
+    random = np.random.default_rng(0)
+    shapes = {"kernel": (8, 32), "bias": (3,), "layers": (2, 4, 8)}
+    params = {k: jnp.asarray(random.normal(size=s), dtype) for k, s in shapes.items()}
+    state = tx.init(params)
+    step = jax.jit(lambda g, s, p: adam_jax.step(tx, g, s, p))
+    with jax.numpy_dtype_promotion("standard"):  # Optax's own code runs in some wrappers.
+        params, state = step(jax.tree.map(jnp.cos, params), state, params)
+        bad = params | {"kernel": params["kernel"].at[0, 5].set(jnp.nan)}
+        new_params, new_state = step(bad, state, params)
+    assert int(new_state.total_notfinite) == int(state.total_notfinite) + 1
+    before, after = (params, state.inner_state), (new_params, new_state.inner_state)
+    flat, treedef = jax.tree.flatten_with_path(before)
+    assert treedef == jax.tree.structure(after)
+    return [
+        jax.tree_util.keystr(path)
+        for (path, x), y in zip(flat, jax.tree.leaves(after), strict=True)
+        if np.asarray(x).tobytes() != np.asarray(y).tobytes()
+    ]
+
+
+def moved(case: Case) -> bool:
+    """Whether a step that is taken changes the parameters: the check above can fail."""
+    tx = adam_jax.skip_nonfinite(AROUND[case.wrapper](case.member.alias(1e-2)))
+    params = {"kernel": jnp.ones((8, 32)), "bias": jnp.ones(3), "layers": jnp.ones((2, 4, 8))}
+    state = tx.init(params)
+    after = params
+    for _ in range(4):
+        updates, state = tx.update(params, state, after)
+        after = optax.apply_updates(after, updates)
+    return bool(jnp.any(after["kernel"] != params["kernel"]))
+
+
+if __name__ == "__main__":
+    for case in cases():
+        print(f"{case.name}: {changed(case) or 'nothing'}", flush=True)

@@ -1,0 +1,158 @@
+"""Every member against the naive float64 version from its paper, and against Optax."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adam_jax
+from tests.catalogue import every_member, every_twin, oracles
+from tests.catalogue.runs import gradients, run, run_optax, ulps
+
+STEPS, SIZE = 10_000, 600
+KINDS = ("normal", "biased", "scales from 1e-8 to 1e8")
+
+
+@pytest.mark.slow
+@pytest.mark.bits
+@pytest.mark.smoke
+def test_adam_stays_within_4_ulp_of_the_paper(record_property):
+    gs = gradients(STEPS, SIZE)
+    exact = np.stack(list(oracles.adam(gs.astype(np.float64))))
+    ours = ulps(run(adam_jax.scale_by_adam(), gs), exact)
+    theirs = ulps(run_optax(optax.scale_by_adam(), gs), exact)
+    for kind, a, b in zip(KINDS, ours.swapaxes(0, 1), theirs.swapaxes(0, 1), strict=True):
+        medians = f"adam_jax {np.median(a):5.2f}   optax {np.median(b):6.2f}"
+        record_property("printed", f"median error over {STEPS} steps, in ulp: {kind:24} {medians}")
+        assert np.median(a) <= 4.0
+    assert np.median(ours) < np.median(theirs)
+
+
+@pytest.mark.bits
+@every_member
+def test_float32_updates_equal_the_naive_version(member):
+    gs = gradients(200, 50, seed=1)
+    exact = np.stack(list(member.naive(gs.astype(np.float64))))
+    u = run(member.direction(), gs)
+    assert np.median(ulps(u, exact)) <= 4.0
+    # RAdam's first updates are not normalised: what counts as zero grows with them.
+    assert (np.abs(u - exact) <= 2e-6 * np.maximum(1, np.abs(exact).max(0))).all()
+
+
+@every_member
+def test_float64_updates_equal_the_naive_version(member, x64):
+    gs = gradients(200, 50, seed=2).astype(np.float64)
+    exact = np.stack(list(member.naive(gs)))
+    u = run(member.direction(), gs)
+    assert u.dtype == np.float64
+    np.testing.assert_allclose(u, exact, rtol=1e-12, atol=1e-13)
+
+
+ARGUMENTS = (
+    *({"b1": 0.0}, {"b2": 0.0}, {"b1": 0.5, "b2": 0.9}, {"b3": 0.9}, {"eps": 0.1}),
+    *({"eps_root": 1e-3}, {"bias_correction_mu": False, "bias_correction_nu": False}),
+    *({"nesterov": True}, {"threshold": 8.0}, {"eps_hat": 1e-2}, {"mode": "refined"}),
+    *({"mode": "smooth", "smooth_beta": 2.0}, {"use_clipping": False}, {"alpha": 2.0}),
+    {"initial_accumulator_value": 0.1},
+)
+
+
+@every_member
+def test_arguments_mean_what_the_paper_says(member, x64):
+    gs = gradients(30, 20, seed=3).astype(np.float64)
+    scale_by = getattr(adam_jax, member.scale_by)
+    ours, theirs = (inspect.signature(f).parameters.keys() for f in (scale_by, member.oracle))
+    tried = [a for a in ARGUMENTS if set(a) <= ours & theirs]
+    assert len(tried) >= 3
+    for arguments in tried:
+        arguments = {**member.keywords, **member.ours, **arguments}
+        exact = np.stack(list(member.oracle(gs, **arguments)))
+        u = run(scale_by(**arguments), gs)
+        np.testing.assert_allclose(u, exact, rtol=1e-11, atol=1e-13, err_msg=str(arguments))
+
+
+@every_member
+def test_a_rate_traced_from_the_start_in_double_precision(member, x64):
+    gs = gradients(30, 20, seed=3).astype(np.float64)
+    traced = jax.jit(lambda b1: run(member.direction(b1), gs))
+    for b1 in (0.0, 0.4, 0.9):
+        exact = np.stack(list(member.naive(gs, b1=b1)))
+        np.testing.assert_allclose(traced(b1), exact, rtol=1e-11)
+
+
+def test_amsgrad_without_bias_correction_is_the_paper(x64):
+    gs = gradients(100, 20, seed=4).astype(np.float64)
+    exact = np.stack(list(oracles.amsgrad(gs, bias_correction_mu=False, bias_correction_nu=False)))
+    tx = adam_jax.scale_by_amsgrad(bias_correction_mu=False, bias_correction_nu=False)
+    np.testing.assert_allclose(run(tx, gs), exact, rtol=1e-11)
+
+
+@every_twin
+def test_whole_alias_equals_optax(member, x64):
+    """In double precision: in single, Optax's own rounding (of RAdam's ρ, say) is up to 1e-2."""
+    gs = gradients(100, 50, seed=5).astype(np.float64)
+    params = jnp.ones(gs.shape[1:])
+    # Not one of Optax's schedules: those do not trace under strict promotion.
+    schedule = adam_jax.schedules.inverse_sqrt_schedule(1e-2)
+    for learning_rate in (1e-2, schedule):
+        ours = run(member.alias(learning_rate), gs, params)
+        theirs = run_optax(member.twin.alias(learning_rate), gs, params)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-14)
+
+
+def test_adamw_decays_the_weights_of_the_mask(x64):
+    params = {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([3.0])}
+    zero = jax.tree.map(jnp.zeros_like, params)
+    tx = adam_jax.adamw(0.1, weight_decay=0.5, mask={"kernel": True, "bias": False})
+    u, _ = tx.update(zero, tx.init(params), params)
+    np.testing.assert_allclose(u["kernel"], [-0.05, 0.1], rtol=1e-15)
+    np.testing.assert_array_equal(u["bias"], [0.0])
+
+
+def test_the_pieces_chained_by_hand_equal_the_fused_form_without_epsilon(x64):
+    gs = gradients(50, 20, seed=6).astype(np.float64)
+    pieces = optax.chain(
+        adam_jax.scale_by_adam(0.8, 0.95, eps=0.0, bias_correction=False),
+        adam_jax.scale_by_bias_correction(0.8, 0.95),
+        adam_jax.scale_by_learning_rate(adam_jax.schedules.inverse_sqrt_schedule(0.1)),
+    )
+    fused = adam_jax.adam(adam_jax.schedules.inverse_sqrt_schedule(0.1), 0.8, 0.95, eps=0.0)
+    np.testing.assert_allclose(run(pieces, gs), run(fused, gs), rtol=1e-12)
+
+
+def test_the_pieces_compute_epsilon_hat(x64):
+    """With an epsilon they are the paper's second form: ε beside √nu, before the correction."""
+    gs = gradients(50, 20, seed=7).astype(np.float64)[:, :2]
+    pieces = optax.chain(
+        adam_jax.scale_by_adam(eps=1e-3, bias_correction=False),
+        adam_jax.scale_by_bias_correction(),
+    )
+    m = v = 0.0
+    for t, (g, u) in enumerate(zip(gs, run(pieces, gs), strict=True), start=1):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        step_size = np.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+        np.testing.assert_allclose(u, step_size * m / (np.sqrt(v) + 1e-3), rtol=1e-10)
+    fused = run(adam_jax.scale_by_adam(eps=1e-3), gs)
+    assert np.abs(fused / run(pieces, gs) - 1).max() > 1e-3
+
+
+@every_member
+def test_the_count_saturates_without_harm(member):
+    tx = member.direction()
+    last = jnp.array(2**31 - 1, jnp.int32)
+    start = tx.init(jnp.ones(3))
+    counts = {name: last for name in start._fields if name not in member.slots}
+    u, state = tx.update(jnp.ones(3), start._replace(**counts))
+    assert member.counts(state) == [last] * len(counts)
+    assert np.isfinite(u).all() and (u != 0).all()
+
+
+def test_lamb_compares_norms_that_are_far_apart():
+    """‖θ‖² / ‖u‖² overflows where ‖θ‖ / ‖u‖ does not."""
+    params, grads = jnp.full(1000, 10.0), jnp.full(1000, 1.5e-25)
+    tx = adam_jax.lamb(1e-3)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    np.testing.assert_allclose(updates, -1e-2, rtol=1e-5)

@@ -1,0 +1,97 @@
+"""States as a version of this package saved them: each later version reads them and continues.
+
+python -m tests.saved    writes those of this version, to tests/convert/saved/VERSION
+
+Files of a released version are never written again. Each holds the parameters and the state after
+three optimizer steps, the gradients of the fourth, and the parameters after it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import serialization
+
+import adam_jax
+
+FOLDER = Path(__file__).parent / "convert" / "saved"
+INT8 = adam_jax.Quantized(min_size=1, block=32)
+INT4 = adam_jax.Quantized("int4", min_size=1, block=32)
+STEPS = 3
+
+
+def schedule(count: Any) -> Any:
+    """A learning rate that needs a count in the state."""
+    return 1e-2 / (1 + jnp.asarray(count, jnp.float32))
+
+
+def transformations() -> dict[str, Any]:
+    """By the names of their files."""
+    a = adam_jax
+    adamw = a.adamw(schedule, weight_decay=0.1)
+    int8 = a.adamw(1e-2, mu_dtype=INT8, nu_dtype=INT8)
+    recipe = a.chain(a.clip_by_global_norm(1.0), adamw, a.ema_params(0.9))
+    found = {
+        name: getattr(a, name)(1e-2)
+        for name in (
+            *("adam", "nadam", "amsgrad", "adamax", "radam", "adabelief", "yogi", "adan", "adopt"),
+            *("ademamix", "laprop", "mars_adamw", "lion", "lamb", "schedule_free_adamw"),
+        )
+    }
+    return found | {
+        "adamw": adamw,
+        "int8": int8,
+        "int4": a.adamw(1e-2, mu_dtype=INT4, nu_dtype=INT4),
+        "stochastic": a.adamw(1e-2, nu_dtype=a.stochastic(jnp.bfloat16)),
+        "factored": a.adamw(1e-2, nu_dtype=a.Factored(1, 1)),
+        "block_means": a.adamw(1e-2, nu_dtype=a.BlockMeans(0)),
+        "accumulate": a.accumulate(adamw, 2),
+        "skip_nonfinite": a.skip_nonfinite(int8, spike_sigmas=6.0, window=8),
+        "recipe": a.accumulate(a.telemetry(a.skip_nonfinite(recipe), 2), 2),
+        "hyperparams": a.with_hyperparams(a.adamw)(schedule, b1=0.8),
+        "groups": a.groups(a.adamw, {"bias": {"weight_decay": 0.0}}, learning_rate=1e-2),
+        "partition": a.groups({"kernel": int8, ".*": a.lion(1e-3)}),
+        "packed": a.pack_small_leaves(adamw, below=8),
+        "grokfast": a.grokfast(adamw),
+        "master_residual": a.master_residual(int8),
+        "kahan_summation": a.kahan_summation(adamw),
+    }
+
+
+def parameters(name: str) -> dict[str, jax.Array]:
+    """A kernel and a bias."""
+    dtype = jnp.bfloat16 if name in ("master_residual", "kahan_summation") else jnp.float32
+    kernel = np.sin(np.arange(128.0)).reshape(2, 64)
+    return {"kernel": jnp.asarray(kernel, dtype), "bias": jnp.asarray([1.0, -2.0, 3.0], dtype)}
+
+
+def gradients(params: Any, t: int) -> Any:
+    """Of one optimizer step."""
+    return jax.tree.map(lambda p: (jnp.cos(3 * p) + t).astype(p.dtype), params)
+
+
+def stepped(tx: Any, grads: Any, state: Any, params: Any) -> Any:
+    """Parameters and state after one step."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jax.jit(lambda *args: adam_jax.step(tx, *args))(grads, state, params)
+
+
+def write(folder: Path) -> None:
+    """Writes one file for each transformation."""
+    folder.mkdir(parents=True)
+    adam_jax.convert.register_with_flax()
+    for name, tx in transformations().items():
+        params = parameters(name)
+        state = tx.init(params)
+        for t in range(STEPS):
+            params, state = stepped(tx, gradients(params, t), state, params)
+        grads = gradients(params, STEPS)
+        after, _ = stepped(tx, grads, state, params)
+        tree = {"params": params, "state": state, "grads": grads, "after": after}
+        (folder / f"{name}.msgpack").write_bytes(serialization.to_bytes(tree))
+
+
+if __name__ == "__main__":
+    write(FOLDER / adam_jax.__version__)

@@ -1,0 +1,252 @@
+"""Nested wrappers equal their plain composition: a loop in Python around the member alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+import adam_jax
+from adam_jax import (
+    accumulate,
+    adamw,
+    chain,
+    clip_by_global_norm,
+    ema_params,
+    skip_nonfinite,
+    telemetry,
+)
+from tests.catalogue.recipes import (
+    RECIPES,
+    assert_close,
+    average,
+    gradients,
+    looped,
+    member,
+    naive,
+    parameters,
+    scanned,
+    stepper,
+)
+
+
+@pytest.mark.parametrize("through", ["step", "update"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_its_plain_composition(name, through):
+    make, settings = RECIPES[name]
+    params = parameters()
+    stacked = gradients(params, bad=settings.get("skips", False))
+    expected = naive(params, stacked, **settings)
+    actual, state = looped(make(), params, stacked, through)
+    assert_close(actual, expected.params)
+    assert np.all(np.isfinite(np.asarray(actual["w"])))
+    if "ema" in settings:
+        assert_close(average(state), expected.ema[1])
+
+
+@pytest.mark.parametrize("name", ["clip, skip", "accumulate", "ema", "everything"])
+def test_scan_and_vmap_are_the_loop(name):
+    make, settings = RECIPES[name]
+    params, tx = parameters(), make()
+    streams = [gradients(params, seed=s, bad=settings.get("skips", False)) for s in (1, 2)]
+    loops = [looped(tx, params, g)[0] for g in streams]
+    both = jax.tree.map(lambda *g: jnp.stack(g), *streams)
+    together, _ = jax.vmap(lambda g: scanned(tx, params, g))(both)
+    for i, alone in enumerate(loops):
+        assert_close(scanned(tx, params, streams[i])[0], alone)
+        assert_close(jax.tree.map(lambda x, i=i: x[i], together), alone)
+
+
+@pytest.mark.bits
+def test_on_8_devices_everything_is_as_on_one():
+    make, settings = RECIPES["everything"]
+    params = parameters()
+    stacked = gradients(params)
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def shard(x, steps=0):
+        axes = [None] * steps + ["x"] + [None] * (x.ndim - steps - 1)
+        return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))
+
+    actual, state = looped(
+        make(), jax.tree.map(shard, params), jax.tree.map(lambda x: shard(x, 1), stacked)
+    )
+    assert_close(actual, naive(params, stacked, **settings).params)
+    for tree in (actual, state.acc_grads, average(state)):
+        assert {x.sharding.spec[0] for x in jax.tree.leaves(tree)} == {"x"}
+
+
+@pytest.mark.bits
+@pytest.mark.parametrize("name", ["clip, skip", "everything"])
+def test_bfloat16_gradients_are_rounded_nowhere(name):
+    make, settings = RECIPES[name]
+    params = parameters()
+    stacked = gradients(params, jnp.bfloat16)
+    expected = naive(params, stacked, **settings)
+    assert_close(looped(make(), params, stacked, "update")[0], expected.params)
+
+
+@pytest.mark.bits
+def test_bfloat16_parameters_step_once_rounded_and_ema_averages_what_they_were():
+    make, settings = RECIPES["everything"]
+    params = parameters(jnp.bfloat16)
+    stacked = gradients(params, jnp.bfloat16)
+    expected = naive(params, stacked, **settings)
+    actual, state = looped(make(), params, stacked)
+    assert actual["w"].dtype == jnp.bfloat16
+    assert_close(actual, expected.params, 1e-2)
+    assert average(state)["w"].dtype == jnp.float32
+    assert_close(average(state), expected.ema[1], 1e-2)
+
+
+def test_a_none_gradient_leaves_its_parameter_alone():
+    make, _ = RECIPES["everything"]
+    tx = make()
+    params = parameters()
+    grads = dict(parameters(), b=None)
+    state = tx.init(params)
+    moved, updates = params, None
+    for _ in range(4):
+        updates, state = tx.update(grads, state, moved)
+    assert updates["b"] is None and np.any(updates["w"])
+    moved, state = adam_jax.step(
+        chain(clip_by_global_norm(1.0), member()),
+        grads,
+        chain(clip_by_global_norm(1.0), member()).init(params),
+        params,
+    )
+    np.testing.assert_array_equal(moved["b"], params["b"])
+    assert np.any(moved["w"] != params["w"])
+
+
+@pytest.mark.bits
+@pytest.mark.parametrize(
+    ("name", "through"),
+    [(n, t) for n in ("clip, skip", "accumulate", "accumulate, skip") for t in ("step", "update")]
+    # Through update the average is made of updates that a branch returns, and XLA copies.
+    + [("everything", "step")],
+)
+def test_nothing_of_the_size_of_a_leaf_is_temporary(name, through):
+    tx = RECIPES[name][0]()
+    params = {"w": jnp.ones(10_000), "b": jnp.ones(10_000), "deep": {"k": jnp.ones(10_000)}}
+    step = jax.jit(stepper(tx, through), donate_argnums=(0, 1))
+    compiled = step.lower(params, tx.init(params), params).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.1 * 30_000
+
+
+def test_a_chain_is_optaxs():
+    ours = chain(clip_by_global_norm(1.0), adamw(1e-3), ema_params(0.9))
+    params = parameters()
+    theirs = optax.chain(clip_by_global_norm(1.0), adamw(1e-3), ema_params(0.9))
+    assert jax.tree.structure(ours.init(params)) == jax.tree.structure(theirs.init(params))
+    assert ours == chain(clip_by_global_norm(1.0), adamw(1e-3), ema_params(0.9))
+    assert hash(ours) != hash(chain(clip_by_global_norm(2.0), adamw(1e-3), ema_params(0.9)))
+    compiled = jax.jit(lambda tx, g, s, p: adam_jax.step(tx, g, s, p))
+    for rate in (1e-3, 2e-3):
+        tx = chain(clip_by_global_norm(1.0), adamw(rate))
+        compiled(tx, params, tx.init(params), params)
+    assert compiled._cache_size() == 1
+
+
+def test_hyperparameters_in_the_state_of_a_recipe():
+    def recipe(learning_rate, max_norm):
+        return skip_nonfinite(chain(clip_by_global_norm(max_norm), adamw(learning_rate)))
+
+    tx = accumulate(adam_jax.with_hyperparams(recipe)(1e-3, 1.0), 2)
+    params = parameters()
+    stacked = gradients(params)
+    state = adam_jax.set_hyperparams(tx.init(params), learning_rate=1e-2)
+    assert adam_jax.hyperparams(state)["max_norm"] == 1.0
+    other = accumulate(recipe(1e-2, 1.0), 2)
+    actual, expected = params, params
+    plain = other.init(params)
+    steps = [jax.jit(stepper(t, "step")) for t in (tx, other)]
+    for i in range(10):
+        grads = jax.tree.map(lambda g, i=i: g[i], stacked)
+        actual, state = steps[0](actual, state, grads)
+        expected, plain = steps[1](expected, plain, grads)
+    assert_close(actual, expected)
+    assert np.any(actual["w"] != params["w"])
+
+
+@pytest.mark.parametrize("through", ["step", "update"])
+def test_derivatives_pass_through_a_recipe(through):
+    """With respect to the learning rate, forwards and backwards, as of the plain member."""
+    grads = [parameters(), jax.tree.map(jnp.cos, parameters())]
+    both = jax.tree.map(lambda a, b: (a + b) / 2, *grads)
+
+    def loss(rate, make, grads):
+        tx, params = make(rate), parameters()
+        state, step = tx.init(params), stepper(tx, through)
+        for g in grads:
+            params, state = step(params, state, g)
+        return sum(jnp.sum(p**2) for p in jax.tree.leaves(params))
+
+    expected = jax.jit(jax.grad(loss), static_argnums=1)(0.1, adamw, [both])
+    args = (lambda rate: accumulate(skip_nonfinite(adamw(rate)), 2), grads)
+    np.testing.assert_allclose(
+        jax.jit(jax.grad(loss), static_argnums=1)(0.1, *args), expected, rtol=1e-5
+    )
+    forwards = jax.jit(lambda rate: jax.jvp(lambda r: loss(r, *args), (rate,), (1.0,))[1])(0.1)
+    np.testing.assert_allclose(forwards, expected, rtol=1e-5)
+
+
+def test_python_numbers_are_parameters_too():
+    tx = accumulate(skip_nonfinite(chain(adamw(0.1), ema_params(0.9))), 2)
+    params, state = {"x": 1.0}, tx.init({"x": 1.0})
+    for _ in range(2):
+        params, state = jax.jit(stepper(tx, "step"))(params, state, {"x": 0.5})
+    np.testing.assert_allclose(params["x"], 0.9, rtol=1e-4)
+    np.testing.assert_allclose(average(state)["x"], params["x"])
+
+
+def described(tree):
+    return jax.tree.map(lambda x: (jnp.shape(x), x.dtype), tree)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda inner: accumulate(inner, 2),
+        lambda inner: chain(clip_by_global_norm(1.0), skip_nonfinite(inner)),
+        lambda inner: accumulate(telemetry(skip_nonfinite(chain(inner)), 1), 2),
+        lambda inner: telemetry(inner, 1),
+    ],
+)
+@pytest.mark.parametrize("inner", [optax.adamw(1e-2), optax.sgd(1e-2, momentum=0.9)])
+def test_another_transformation_gets_the_dtypes_it_would_get_in_optax(
+    make, inner, standard_promotion
+):
+    """Its state has the parameters' dtype and keeps it, as scan asks of it."""
+    params, tx = parameters(jnp.bfloat16), make(inner)
+    for through in ("step", "update"):
+        step = jax.jit(stepper(tx, through))
+        moved, state = params, tx.init(params)
+        for _ in range(4):
+            moved, state = step(moved, state, params)
+        assert described(state) == described(tx.init(params))
+        assert described(moved) == described(params)
+        assert np.any(moved["w"] != params["w"])
+
+
+def test_an_update_is_not_rounded_on_its_way_to_another(standard_promotion):
+    params = parameters()
+    grads = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+    links = (adam_jax.scale_by_adam(), optax.add_decayed_weights(0.1), optax.scale(1 / 3))
+    ours, theirs = chain(*links), optax.chain(*links)
+    actual, _ = ours.update(grads, ours.init(params), params)
+    expected, _ = theirs.update(grads, theirs.init(params), params)
+    assert described(actual) == described(expected)
+    assert_close(actual, expected)
+
+
+def test_complex_leaves():
+    params = {"z": jnp.ones(3, jnp.complex64), "x": jnp.ones(2)}
+    inner = chain(clip_by_global_norm(0.5), adamw(1e-2), adam_jax.ema_params(0.9))
+    tx = accumulate(telemetry(skip_nonfinite(inner), 1), 2)
+    moved, state = params, tx.init(params)
+    for _ in range(4):
+        moved, state = jax.jit(stepper(tx, "step"))(moved, state, params)
+    assert moved["z"].dtype == jnp.complex64 and np.all(np.real(moved["z"]) < 1)
+    assert adam_jax.measured(state)["groups"]["z"]["cosine"] == pytest.approx(-1, abs=1e-3)

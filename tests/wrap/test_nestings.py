@@ -1,0 +1,56 @@
+"""Nestings and pairs drawn at random: a few of those of `benchmarks.fuzz_nestings`."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import adam_jax
+from benchmarks import nestings_plain as plain
+from benchmarks.fuzz_nestings import TREES, Found, fuzz
+from benchmarks.nestings import Member, Wrap
+from benchmarks.nestings_cases import Case, check_nesting, check_pair
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("standard_promotion")]
+ADAM = Member("adam")
+
+
+def test_nestings():
+    found = Found()
+    fuzz(25, 0, False, found, derandomize=True)
+    assert found["nestings"] == found["eager"] + found["under jit"] >= 25
+
+
+def test_pairs():
+    found = Found()
+    fuzz(40, 0, True, found, derandomize=True)
+    assert found["a ValueError"] > 0 and found["the same state"] > 0
+
+
+def test_a_wrong_step_is_noticed(monkeypatch):
+    check_nesting(Case(Wrap("clip", ADAM), TREES[1], 1, ""), jit=False)
+    monkeypatch.setitem(plain.MEMBERS, "adam", plain.MEMBERS["adamax"])
+    with pytest.raises(AssertionError, match="step and the plain version"):
+        check_nesting(Case(Wrap("clip", ADAM), TREES[1], 1, ""), jit=False)
+
+
+def test_a_state_taken_wrongly_is_noticed(monkeypatch):
+    case = Case(ADAM, TREES[1], 0, "", steps=1)
+    assert check_pair(case, ADAM, TREES[1]) == "the same state"
+    assert check_pair(case, Member("lion"), TREES[1]) == "a ValueError"
+    step = adam_jax.step
+
+    def widened(tx, grads, state, params):
+        params, state = step(tx, grads, state, params)
+        return params, jax.tree.map(lambda x: jnp.stack([x]), state)
+
+    case = Case(ADAM, TREES[1], 0, "", steps=0)
+    monkeypatch.setattr(adam_jax, "step", widened)
+    with pytest.raises(AssertionError, match="the state changes"):
+        check_pair(case, ADAM, TREES[1])
+
+    def broken(tx, grads, state, params):
+        raise KeyError("mu")
+
+    monkeypatch.setattr(adam_jax, "step", broken)
+    with pytest.raises(AssertionError, match="not a ValueError"):
+        check_pair(case, ADAM, TREES[1])

@@ -1,0 +1,202 @@
+"""What counts as a bad step, and what is left of it: the counters, and a warning."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adam_jax
+from adam_jax import adamw, skip_nonfinite, skipped
+
+PARAMS = {"w": jnp.ones(4), "b": jnp.zeros(())}
+
+
+def grads(x):
+    return {"w": jnp.full(4, x, jnp.float32), "b": jnp.asarray(x, jnp.float32)}
+
+
+@pytest.mark.bits
+def test_the_counters_and_the_state_are_optaxs(standard_promotion):
+    ours = skip_nonfinite(adamw(1e-2), max_consecutive=3)
+    theirs = optax.apply_if_finite(adamw(1e-2), max_consecutive_errors=3)
+    state, reference = ours.init(PARAMS), theirs.init(PARAMS)
+    params, expected = PARAMS, PARAMS
+    for x in (1.0, np.nan, np.inf, 2.0, np.nan, -np.inf, np.nan, 1.0):
+        params, state = adam_jax.step(ours, grads(x), state, params)
+        expected, reference = adam_jax.step(theirs, grads(x), reference, expected)
+        jax.tree.map(np.testing.assert_array_equal, (params, state), (expected, reference))
+    assert jax.tree.structure(state) == jax.tree.structure(reference)
+    # A state of Optax's goes on.
+    updates, _ = ours.update(grads(1.0), reference, expected)
+    assert np.all(np.isfinite(updates["w"]))
+
+
+@pytest.mark.parametrize("through", ["step", "update"])
+def test_nothing_is_lost_after_the_limit(through):
+    tx = skip_nonfinite(adamw(1e-2), max_consecutive=3)
+
+    def step(params, state):
+        if through == "step":
+            return adam_jax.step(tx, grads(np.nan), state, params)
+        updates, state = tx.update(grads(np.nan), state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = tx.init(PARAMS)
+    params, state = adam_jax.step(tx, grads(1.0), state, PARAMS)
+    before = jax.tree.map(np.asarray, (params, state.inner_state))
+    for _ in range(3):
+        params, state = jax.jit(step)(params, state)
+    assert skipped(state, 3) == (3, 3)
+    params, state = jax.jit(step)(params, state)
+    with pytest.warns(UserWarning, match="4 optimizer steps in a row were skipped"):
+        assert skipped({"deep": [state]}, 3) == (4, 4)
+    jax.tree.map(np.testing.assert_array_equal, (params, state.inner_state), before)
+    _, state = adam_jax.step(tx, grads(1.0), state, params)
+    assert skipped(state) == (0, 4)
+
+
+def test_a_warning_from_inside_the_program():
+    tx = skip_nonfinite(adamw(1e-2), max_consecutive=2, warn=True)
+
+    @jax.jit
+    def run(state, bad):
+        return jax.lax.scan(lambda s, x: (tx.update(grads(x), s, PARAMS)[1], None), state, bad)[0]
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        jax.block_until_ready(run(tx.init(PARAMS), jnp.array([np.nan, np.nan, 1.0, np.nan])))
+        jax.effects_barrier()
+        assert caught == []
+        bad = jnp.array([1.0, *[np.nan] * 7, 1.0, *[np.nan] * 3])
+        state = run(tx.init(PARAMS), bad)
+        jax.effects_barrier()
+    assert ["3 optimizer steps in a row" in str(w.message) for w in caught] == [True, True]
+    assert skipped(state) == (3, 10)
+
+
+def test_of_several_models_each_is_skipped_alone():
+    tx = skip_nonfinite(adamw(1e-2), max_consecutive=1)
+    many = jax.tree.map(lambda x: jnp.stack([x, x]), PARAMS)
+    both = jax.tree.map(lambda a, b: jnp.stack([a, b]), grads(1.0), grads(np.nan))
+    state = jax.vmap(tx.init)(many)
+    for _ in range(2):
+        many, state = jax.vmap(lambda g, s, p: adam_jax.step(tx, g, s, p))(both, state, many)
+    with pytest.warns(UserWarning, match="2 optimizer steps in a row"):
+        np.testing.assert_array_equal(skipped(state, 1).total, [0, 2])
+    assert np.all(many["w"][0] < 1) and np.all(many["w"][1] == 1)
+
+
+def test_a_loss_that_is_not_finite_is_enough():
+    tx = skip_nonfinite(adamw(1e-2))
+    params, state = adam_jax.step(tx, grads(1.0), tx.init(PARAMS), PARAMS, value=jnp.nan)
+    np.testing.assert_array_equal(params["w"], PARAMS["w"])
+    assert skipped(state) == (1, 1)
+
+
+@pytest.mark.parametrize("watched", ["norm", "value"])
+def test_spikes_are_what_a_window_says(watched):
+    """Against numpy: mean and deviation of the last finite steps, from the half-full window on."""
+    window, sigmas = 8, 5.0
+    draw = np.random.default_rng(0)
+    series = 5 + draw.standard_normal(40)
+    series[[2, 15]] = 60  # the first comes before the window is half full
+    series[20], series[30:] = np.nan, series[30:] + 40  # a new level
+    tx = skip_nonfinite(adamw(1e-2), spike_sigmas=sigmas, window=window)
+    assert tx == skip_nonfinite(adamw(1e-2), spike_sigmas=sigmas, window=window)
+
+    def at(x):
+        return (grads(x / np.sqrt(5)), 1.0) if watched == "norm" else (grads(1.0), x)
+
+    step = jax.jit(lambda g, s, value: tx.update(g, s, PARAMS, value=value)[1])
+    state, seen, expected, actual = tx.init(PARAMS), [], [], []
+    for x in series:
+        state = step(at(x)[0], state, jnp.asarray(at(x)[1], jnp.float32))
+        actual.append(bool(state.last_finite))
+        last = np.array(seen[-window:])
+        spike = len(seen) >= window // 2 and x > last.mean() + sigmas * last.std(ddof=1)
+        expected.append(bool(np.isfinite(x) and not spike))
+        seen += [x] if np.isfinite(x) else []
+    assert actual == expected
+    assert not any(expected[i] for i in (15, 20, 30))
+    assert expected[2] and all(expected[-4:])
+    assert skipped(state).total == expected.count(False)
+
+
+def test_a_first_window_of_equal_norms_is_no_spike():
+    tx = skip_nonfinite(adamw(1e-2), spike_sigmas=6.0, window=4)
+    state = tx.init(PARAMS)
+    for _ in range(6):
+        _, state = tx.update(grads(1.0), state, PARAMS)
+    assert skipped(state) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: skip_nonfinite(adamw(1e-3), -1), "max_consecutive must be an integer ≥ 0"),
+        (lambda: skip_nonfinite(adamw(1e-3), spike_sigmas=-1), "spike_sigmas must be in"),
+        (lambda: skip_nonfinite(adamw(1e-3), window=3), "window must be an integer ≥ 4"),
+        (lambda: skip_nonfinite(adamw), "inner must be an Optax transformation"),
+        (lambda: skipped(adamw(1e-3).init(PARAMS)), "state must have one skip_nonfinite"),
+        (lambda: adam_jax.clip_by_global_norm("1.0"), "max_norm must be a number in"),
+        (lambda: adam_jax.clip_by_global_norm(np.nan), "max_norm must be in"),
+        (lambda: adam_jax.accumulate(adamw(1e-3), 0), "every must be an integer ≥ 1"),
+        (lambda: adam_jax.accumulate(adamw(1e-3), 2.5), "every must be an integer ≥ 1"),
+        (lambda: adam_jax.ema_params(1.0), "decay must be in"),
+        (lambda: adam_jax.chain(adamw(1e-3), adamw), "must be an Optax transformation"),
+    ],
+)
+def test_errors_when_built(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("tx", "message"),
+    [
+        (skip_nonfinite(adamw(1e-3)), "must be of type ApplyIfFiniteState"),
+        (skip_nonfinite(adamw(1e-3), spike_sigmas=6.0), "must be of type SkipState"),
+        (adam_jax.accumulate(adamw(1e-3), 2), "must be an AccumulateState"),
+        (adam_jax.ema_params(0.9), "must be an EmaParamsState"),
+        (adam_jax.chain(adamw(1e-3), adamw(1e-3)), "must be a tuple of 2"),
+    ],
+)
+def test_another_state(tx, message):
+    with pytest.raises(ValueError, match=message):
+        tx.update(grads(1.0), adamw(1e-3).init(PARAMS), PARAMS)
+
+
+def test_other_errors_in_a_step():
+    tx = adam_jax.accumulate(adamw(1e-3), 2)
+    with pytest.raises(ValueError, match="the state has 'b', the updates do not"):
+        tx.update({"w": PARAMS["w"]}, tx.init(PARAMS), PARAMS)
+    with pytest.raises(ValueError, match="weight must be a scalar"):
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS, weight=jnp.ones(2))
+    tx = adam_jax.ema_params(0.9)
+    with pytest.raises(ValueError, match="params must be given"):
+        tx.update(PARAMS, tx.init(PARAMS))
+
+
+def test_multi_steps_without_its_method(standard_promotion):
+    """`optax.chain` takes `optax.MultiSteps` as it is: an object with `init` and `update`."""
+    params = {"w": jnp.ones(3)}
+    steps = optax.MultiSteps(optax.adamw(1e-1), 2)
+    for tx in (adam_jax.skip_nonfinite(steps), adam_jax.chain(steps)):
+        reference = optax.chain(steps)
+        state, theirs = tx.init(params), reference.init(params)
+        for _ in range(3):
+            updates, state = tx.update(params, state, params)
+            expected, theirs = reference.update(params, theirs, params)
+            np.testing.assert_allclose(updates["w"], expected["w"])
+    assert adam_jax.chain(steps) == adam_jax.chain(steps)
+    with pytest.raises(ValueError, match="must be an Optax transformation"):
+        adam_jax.skip_nonfinite(optax.MultiSteps)
+
+
+def test_a_loss_must_be_a_scalar():
+    tx = skip_nonfinite(adamw(1e-3))
+    with pytest.raises(ValueError, match="value must be a scalar"):
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS, value=jnp.ones(2))

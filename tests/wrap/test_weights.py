@@ -1,0 +1,298 @@
+"""bfloat16 weights without a float32 copy: what is lost, what is kept, what is exact."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adam_jax
+from adam_jax.formats.noise import WEIGHTS, random_bits, salt_of, salt_of_moments, salted
+from adam_jax.formats.weights import Residual, RoundedStochastically
+from tests.catalogue.low_precision import every_form_of_weights, gradients
+
+every_way = pytest.mark.parametrize("apply", ["step", "update"])
+
+
+def params_of(dtype=jnp.bfloat16):
+    w = jax.random.normal(jax.random.key(0), (48, 32)) / 8
+    # As float32, but numbers that bfloat16 has; and a leaf that is float32 in both.
+    w = w.astype(jnp.bfloat16).astype(dtype)
+    return {"w": w, "b": jnp.zeros(32, dtype), "norm": jnp.ones(32, jnp.float32)}
+
+
+def train(tx, params, apply="step", turns=100):
+    """As users do it: `adam_jax.step`, or `update` and `optax.apply_updates`."""
+
+    @jax.jit
+    def step(params, state, grads):
+        if apply == "step":
+            return adam_jax.step(tx, grads, state, params)
+        updates, state = tx.update(grads, state, params)
+        with jax.numpy_dtype_promotion("standard"):
+            return optax.apply_updates(params, updates), state
+
+    state = tx.init(params)
+    for turn in range(turns):
+        params, state = step(params, state, gradients(turn, params))
+    return params, state
+
+
+SCHEDULE = optax.linear_schedule(1e-3, 1e-5, 100)
+MASK = {"w": True, "b": False, "norm": False}
+INNER = {
+    "adamw": adam_jax.adamw(1e-3, weight_decay=0.1),
+    "clip, adamw": adam_jax.chain(adam_jax.clip_by_global_norm(1.0), adam_jax.adamw(1e-3)),
+    "schedule": adam_jax.adamw(SCHEDULE, weight_decay=0.1, mask=MASK),
+    "8-bit lion": adam_jax.lion(1e-4, mu_dtype=jnp.int8),
+    "optax.sgd": optax.sgd(1e-3, momentum=0.9),
+}
+
+
+@pytest.mark.bits
+@every_way
+@pytest.mark.parametrize("inner", INNER.values(), ids=INNER)
+def test_16_bits_of_residual_are_float32_bit_for_bit(inner, apply):
+    """Weight decay, clipping, schedules and masks too: what is inside sees the float32 weights."""
+    expected, _ = train(inner, params_of(jnp.float32), apply)
+    params, state = train(adam_jax.master_residual(inner), params_of(), apply)
+    for name in ("w", "b"):
+        assert params[name].dtype == jnp.bfloat16 and state.rest[name].dtype == jnp.int16
+        joined = Residual(16).join(params[name], state.rest[name])
+        np.testing.assert_array_equal(joined, expected[name])
+    np.testing.assert_array_equal(params["norm"], expected["norm"])
+
+
+@every_way
+@every_form_of_weights
+def test_small_updates_add_up(wrap, apply):
+    """One way, by 1/50 of what bfloat16 numbers are apart: the nearest does not move at all."""
+
+    def step(u, params, state, tx):
+        updates = jax.tree.map(lambda p: jnp.full_like(p, u), params)
+        if apply == "step":
+            return adam_jax.step(tx, updates, state, params)
+        updates, state = tx.update(updates, state, params)
+        with jax.numpy_dtype_promotion("standard"):
+            return optax.apply_updates(params, updates), state
+
+    start = {"w": jnp.ones((64, 64), jnp.bfloat16)}
+    results = {}
+    for name, tx in {"nearest": optax.identity(), "ours": wrap(optax.identity())}.items():
+        run = jax.jit(lambda params, state, tx=tx: step(2.0**-7 / 50, params, state, tx))
+        params, state = start, tx.init(start)
+        for _ in range(100):
+            params, state = run(params, state)
+        results[name] = np.mean(params["w"].astype(jnp.float32))
+    assert results["nearest"] == 1.0
+    assert results["ours"] == pytest.approx(1 + 2 * 2.0**-7, rel=2.0**-10)
+
+
+@pytest.mark.bits
+@every_form_of_weights
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_splitting_and_joining_again_changes_nothing(wrap, dtype):
+    form = wrap(optax.identity()).body.form
+    bits = np.arange(2**16, dtype=np.uint16)
+    p = jax.lax.bitcast_convert_type(jnp.asarray(bits), dtype)
+    if not form.applies(p):
+        pytest.skip("for bfloat16 alone")
+    finite = np.array(jnp.isfinite(p))
+    rng = np.random.default_rng(0)
+    kept = form.rest_dtype(p)
+    rest = None if kept is None else jnp.zeros_like(p, kept)
+    if isinstance(form, Residual):
+        limit = 2 ** (form.bits - 1)
+        rest = jnp.asarray(rng.integers(-limit, limit, 2**16), rest.dtype)
+        finite &= np.abs(np.asarray(p, np.float32)) < 3e38
+    split, kept = jax.jit(form.split, static_argnums=1)(form.join(p, rest), dtype, jnp.uint32(1))
+    as_bits = jax.lax.bitcast_convert_type(split, jnp.uint16)
+    # Zeros lose their sign where -0 + 0 is 0, and rests that `split` never leaves beside them.
+    same = finite & np.asarray(p != 0)
+    assert same.sum() > 60_000
+    np.testing.assert_array_equal(np.asarray(as_bits)[same], bits[same])
+    if rest is not None:
+        np.testing.assert_array_equal(np.asarray(kept)[same], np.asarray(rest)[same])
+    joined = np.asarray(form.join(split, kept))
+    special = ~np.isfinite(np.asarray(p, np.float32))
+    np.testing.assert_array_equal(joined[special], np.asarray(p, np.float32)[special])
+
+
+@pytest.mark.bits
+def test_the_exact_parts_of_a_float32():
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2**32, 200_000, dtype=np.uint64).astype(np.uint32)
+    x = bits.view(np.float32)
+    x = x[np.isfinite(x) & (np.abs(x) <= np.float32(jnp.finfo(jnp.bfloat16).max))]
+    for form, error in ((Residual(16), 0.0), (Residual(8), 2.0**-15)):
+        p, rest = form.split(jnp.asarray(x), jnp.bfloat16, jnp.uint32(0))
+        joined = np.asarray(form.join(p, rest), np.float64)
+        normal = np.abs(x) >= np.finfo(np.float32).tiny
+        assert np.max(np.abs(joined / x.astype(np.float64) - 1)[normal]) <= error
+        away = np.abs(np.asarray(p, np.float64)[normal] / x.astype(np.float64)[normal] - 1)
+        assert away.max() <= 2.0**-8 + error
+    np.testing.assert_array_equal(x, Residual(16).join(*Residual(16).split(x, jnp.bfloat16, None)))
+
+
+@every_form_of_weights
+def test_a_step_not_taken_changes_nothing(wrap):
+    tx = adam_jax.skip_nonfinite(wrap(adam_jax.adamw(1e-3)))
+    params, state = train(tx, params_of(), turns=3)
+    bad = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), params)
+    after, new = jax.jit(lambda: adam_jax.step(tx, bad, state, params))()
+    jax.tree.map(np.testing.assert_array_equal, after, params)
+    jax.tree.map(np.testing.assert_array_equal, new.inner_state, state.inner_state)
+
+
+@every_form_of_weights
+def test_micro_steps_leave_the_weights_alone(wrap):
+    tx = adam_jax.accumulate(wrap(adam_jax.adamw(1e-3)), every=3)
+    params, state = params_of(), tx.init(params_of())
+    step = jax.jit(lambda p, s, g: adam_jax.step(tx, g, s, p))
+    for turn in range(2):
+        after, state = step(params, state, gradients(turn, params))
+        jax.tree.map(np.testing.assert_array_equal, after, params)
+    after, state = step(params, state, gradients(2, params))
+    assert int(state.inner_opt_state.count) == 1 and np.any(after["w"] != params["w"])
+
+
+@every_form_of_weights
+def test_no_gradient_no_change(wrap):
+    tx = wrap(adam_jax.adamw(1e-2))
+    params = params_of()
+    grads = gradients(0, params) | {"b": None}
+    after, state = adam_jax.step(tx, grads, tx.init(params), params)
+    np.testing.assert_array_equal(after["b"], params["b"])
+    updates, _ = tx.update(grads, tx.init(params), params)
+    assert updates["b"] is None and updates["w"].dtype == jnp.float32
+    assert np.any(after["w"] != params["w"]) and int(state.count) == 1
+
+
+def test_rounding_is_the_seed_s_and_the_step_s():
+    inner = adam_jax.adamw(1e-4)
+    runs = [train(adam_jax.stochastic_rounding(inner, seed), params_of())[0] for seed in (0, 0, 1)]
+    jax.tree.map(np.testing.assert_array_equal, runs[0], runs[1])
+    assert np.mean(np.asarray(runs[0]["w"]) != np.asarray(runs[2]["w"])) > 0.1
+
+
+@pytest.mark.bits
+def test_a_run_goes_on_after_a_resume_with_the_same_bits():
+    tx = adam_jax.stochastic_rounding(
+        adam_jax.adamw(1e-3, mu_dtype=jnp.int8, nu_dtype=adam_jax.stochastic(jnp.int8))
+    )
+    step = jax.jit(lambda p, s, g: adam_jax.step(tx, g, s, p))
+    params = {"w": jnp.ones((64, 128), jnp.bfloat16)}
+    state = tx.init(params)
+    kept = None
+    for turn in range(8):
+        if turn == 4:
+            kept = jax.device_get((params, state))
+        params, state = step(params, state, gradients(turn, params))
+    again = jax.tree.map(jnp.asarray, kept)
+    for turn in range(4, 8):
+        again = step(*again, gradients(turn, again[0]))
+    jax.tree.map(np.testing.assert_array_equal, again, (params, state))
+
+
+PLAIN = optax.identity()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: adam_jax.master_residual(adam_jax.adamw(1e-3), bits=12), ["bits", "12", "16"]),
+        (lambda: adam_jax.stochastic_rounding(adam_jax.adamw(1e-3), -1), ["seed", "-1"]),
+        (lambda: adam_jax.stochastic_rounding(adam_jax.adamw(1e-3), 2**32), ["seed", "2³²"]),
+        (lambda: adam_jax.kahan_summation(1e-3), ["inner", "adamw"]),
+        (lambda: adam_jax.ema_params(0.9, dtype=adam_jax.stochastic(jnp.int8)), ["dtype", "form"]),
+        (lambda: adam_jax.accumulate(optax.sgd(1.0), 2, dtype=adam_jax.by_path({})), ["dtype"]),
+        (lambda: update_without_params(), ["params", "None"]),
+        (lambda: update_with_another_state(), ["WeightsState", "init"]),
+        (lambda: adam_jax.master_residual(PLAIN, bits=16.0), ["bits", "16.0"]),
+        (lambda: update_of(adam_jax.master_residual(PLAIN, 8)), ["'b'", "int16", "int8", "init"]),
+        (lambda: update_of(adam_jax.kahan_summation(PLAIN)), ["'b'", "int16", "bfloat16"]),
+        (lambda: update_of(change=lambda p: p.astype(jnp.float32)), ["'b'", "int16", "nothing"]),
+        (lambda: update_of(change=lambda p: p[..., :2]), ["'b'", "(2,)", "init"]),
+    ],
+)
+def test_errors(make, words):
+    with pytest.raises(ValueError) as error:
+        make()
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def update_of(other=None, change=lambda p: p):
+    """A state with 16 bits of residual, in another transformation or with other weights."""
+    tx = adam_jax.master_residual(PLAIN)
+    params = jax.tree.map(change, params_of())
+    (other or tx).update(params, tx.init(params_of()), params)
+
+
+def update_without_params():
+    tx = adam_jax.kahan_summation(adam_jax.adamw(1e-3))
+    tx.update(params_of(), tx.init(params_of()))
+
+
+def update_with_another_state():
+    tx = adam_jax.kahan_summation(adam_jax.adamw(1e-3))
+    tx.update(params_of(), adam_jax.adamw(1e-3).init(params_of()), params_of())
+
+
+def test_weights_that_are_wide_already_cost_nothing():
+    params = {"w": jnp.ones((8, 8)), "half": jnp.ones(8, jnp.float16)}
+    for wrap, rests in ((adam_jax.master_residual, 0), (adam_jax.kahan_summation, 1)):
+        state = wrap(adam_jax.adamw(1e-3)).init(params)
+        assert len(jax.tree.leaves(state.rest)) == rests
+    assert RoundedStochastically().applies(params["half"])
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_weights_set_to_zero_from_outside_are_zero(bits):
+    """Pruned, or kept from being negative: what the state has of them counts for nothing."""
+    form = Residual(bits)
+    limit = 2 ** (bits - 1)
+    rest = jnp.arange(-limit, limit).astype(form.rest_dtype(None))
+    for zero in (0.0, -0.0):
+        joined = form.join(jnp.full(rest.shape, zero, jnp.bfloat16), rest)
+        assert np.all(np.isfinite(joined)) and np.abs(joined).max() < 1e-38
+    for infinite in (np.inf, -np.inf):
+        joined = form.join(jnp.full(rest.shape, infinite, jnp.bfloat16), rest)
+        np.testing.assert_array_equal(joined, np.full(rest.shape, infinite))
+    kept = optax.keep_params_nonnegative()
+    tx = optax.chain(adam_jax.master_residual(optax.sgd(0.1), bits), kept)
+    with jax.numpy_dtype_promotion("standard"):
+        params, _ = train(tx, params_of(), apply="update", turns=20)
+    assert all(np.all(np.isfinite(p)) for p in jax.tree.leaves(params))
+
+
+def test_weights_and_moments_are_not_rounded_by_the_same_bits():
+    leaves = range(3)
+    salts = [salted(salt_of(WEIGHTS, 0, 3), leaf, part) for leaf in leaves for part in range(2)]
+    salts += [
+        salted(salt_of_moments(3, leaf).leaf, part=part) for leaf in leaves for part in range(2)
+    ]
+    noise = np.stack([np.asarray(random_bits((4096,), salt), np.float64) for salt in salts])
+    correlations = np.corrcoef(noise) - np.eye(len(salts))
+    assert np.abs(correlations).max() < 0.08
+
+
+@every_way
+@every_form_of_weights
+def test_leaves_that_have_no_gradient_are_left_to_what_is_inside(wrap, apply):
+    params = {"n": jnp.arange(3), "w": jnp.ones((8, 8), jnp.bfloat16)}
+    tx = wrap(optax.masked(optax.sgd(0.5), {"n": False, "w": True}))
+    after, _ = train(tx, params, apply, turns=1)
+    assert after["n"].dtype == params["n"].dtype
+
+
+@pytest.mark.bits
+def test_eight_bits_do_not_stand_still():
+    """By a 200,000th of the weight, where 24 bits are a 65,536th apart."""
+    tx = adam_jax.master_residual(optax.identity(), bits=8)
+    params = jnp.ones((64, 64), jnp.bfloat16)
+    run = jax.jit(lambda carry: adam_jax.step(tx, jnp.full((64, 64), 5e-6), carry[1], carry[0]))
+    carry = params, tx.init(params)
+    for _ in range(200):
+        carry = run(carry)
+    masters = Residual(8).join(carry[0], carry[1].rest)
+    assert float(masters.mean()) == pytest.approx(1.001, abs=2e-5)
