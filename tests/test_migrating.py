@@ -93,7 +93,7 @@ def test_every_argument_of_adamw_is_there_with_its_defaults():
         name = code(row["argument"])
         assert value(row["default in Optax"].strip("`")) == theirs[name], name
         assert value(row["default here"].strip("`")) == ours[name], name
-        assert row["what it is here"].startswith("the same"), name
+        assert row["meaning here"].startswith("the same"), name
 
 
 def test_every_argument_of_the_other_members_is_there_with_its_defaults():
