@@ -12,26 +12,26 @@ PAGE = ROOT / "CONTRIBUTING.md"
 
 # Each layer may import itself, `_types`, `_compat` and those named; what it holds.
 LAYERS: dict[str, tuple[set[str], str]] = {
-    "_types": (set(), "the types of what passes through"),
-    "_compat": (set(), "what differs between versions of JAX"),
-    "validation": (set(), "errors for numbers"),
-    "columns": (set(), "text in columns, for what is printed"),
-    "pictures": (set(), "colours, axes and labels, for what is drawn"),
-    "slots": (set(), "an accumulator: its name, and what rules and formats know of it"),
-    "xla": (set(), "what XLA has to be told: a file per habit, its figure, its test"),
+    "_types": (set(), "type aliases for arguments and results"),
+    "_compat": (set(), "differences between versions of JAX"),
+    "validation": (set(), "checks of numeric arguments, and their errors"),
+    "columns": (set(), "text in columns, for printed tables"),
+    "pictures": (set(), "colours, axes and labels, for plots"),
+    "slots": (set(), "an accumulator: its name, and its properties for rules and formats"),
+    "xla": (set(), "workarounds for XLA: one file per habit, with its figure and its test"),
     "rules": (
         {"slots", "xla", "validation"},
-        "arithmetic on arrays: moments, directions, what modifiers put around them",
+        "arithmetic on arrays: moments, directions, and the modifiers that wrap them",
     ),
-    "formats": ({"slots", "xla", "validation"}, "how one slot of one leaf is stored"),
+    "formats": ({"slots", "xla", "validation"}, "storage of one slot of one leaf"),
     "engine": (
         {"rules", "formats", "slots", "xla", "validation"},
-        "the program of a leaf, where rules and formats meet; trees, states, pipelines, `step`",
+        "the program of a leaf, from rules and formats; trees, states, pipelines, `step`",
     ),
     "schedules": ({"validation"}, "learning-rate schedules that Optax lacks"),
     "family": (
         {"engine", "rules", "formats", "slots", "xla", "validation"},
-        "one file per paper: its `scale_by_*`, its aliases, its rule if that is like no other",
+        "one file per paper: its `scale_by_*`, its aliases, its rule if it needs one of its own",
     ),
     "modify": (
         {"family", "engine", "xla", "rules", "formats", "slots", "validation"},
@@ -39,28 +39,28 @@ LAYERS: dict[str, tuple[set[str], str]] = {
     ),
     "transfer": (
         {"modify", "engine", "rules", "formats", "columns", "pictures", "validation"},
-        "numbers for a model, a batch or a run that grows: muP, CompleteP, scaling rules",
+        "hyperparameters for larger models, batches and runs: muP, CompleteP, scaling rules",
     ),
     "wrap": (
         {"modify", "engine", "xla", "rules", "formats", "slots", "validation"},
-        "around any Optax transformation: accumulate, chain, clip, ema, skip, telemetry, weights",
+        "wrappers of any transformation: accumulate, chain, clip, ema, skip, telemetry, weights",
     ),
     "sharding": (
         {"engine", "rules", "formats", "slots", "validation"},
-        "the state split over devices, or in the memory of the host",
+        "the state sharded over devices, or in host memory",
     ),
     "convert": (
         {"wrap", "modify", "family", "engine", "rules", "formats", "slots"},
-        "states in other forms, and from and to other libraries",
+        "states in other formats, and from and to other libraries",
     ),
     "inspect": (
         {"sharding", "wrap", "modify", "engine", "rules", "formats", "columns", "pictures"},
-        "bytes, planned and live; records",
+        "memory, predicted and measured; records",
     ),
     "__init__": (
         {"convert", "engine", "family", "formats", "inspect", "modify", "rules", "schedules"}
         | {"sharding", "transfer", "wrap"},
-        "the public page",
+        "the public names",
     ),
 }
 

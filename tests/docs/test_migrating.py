@@ -93,7 +93,7 @@ def test_every_argument_of_adamw_is_there_with_its_defaults():
         name = code(row["argument"])
         assert value(row["default in Optax"].strip("`")) == theirs[name], name
         assert value(row["default here"].strip("`")) == ours[name], name
-        assert row["what it is here"].startswith("the same"), name
+        assert row["meaning here"].startswith("the same"), name
 
 
 def test_every_argument_of_the_other_members_is_there_with_its_defaults():
@@ -159,13 +159,13 @@ def test_all_that_members_take_besides_is_listed():
         for argument in ours.keys() - defaults(optax_member(name)).keys():
             assert ours[argument].kind == inspect.Parameter.KEYWORD_ONLY, (name, argument)
             besides.setdefault(argument, set()).add(ours[argument].default)
-    rows = table(PAGE, "## What they take besides")
+    rows = table(PAGE, "## Arguments that Optax lacks")
     listed = {code(row["argument"]): {value(code(row["default"]))} for row in rows}
     assert listed == besides
 
 
 @pytest.mark.parametrize(
-    "row", table(PAGE, "## What goes around them"), ids=lambda row: row["Optax"][:40]
+    "row", table(PAGE, "## Wrappers and combinators"), ids=lambda row: row["Optax"][:40]
 )
 def test_what_goes_around_makes_the_same_steps(row):
     names = {"o": optax, "a": adam_jax}
