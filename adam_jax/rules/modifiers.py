@@ -58,7 +58,7 @@ class ModifiedRule(MemberRule):
 
 @frozen_pytree
 class Cautious(ModifiedRule):
-    """u where it has the sign of g, scaled up by the share of such elements; 0 elsewhere."""
+    """u where it has the sign of g, divided by the share of such elements; 0 elsewhere."""
 
     def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
         u = self.inner.update(g, old, new, scalars, param)

@@ -182,7 +182,7 @@ def _safe_atan2(y: Array, x: Array) -> Array:
 
 @frozen_pytree
 class Identity(Rule):
-    """Returns u: a stage that Optax's chain has, without effect."""
+    """The identity: a stage that Optax's chain has."""
 
     elementwise = True
 
@@ -205,8 +205,7 @@ class ScaleByTrustRatio(Rule):
     def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
         params, updates = sum_of_squares(param), sum_of_squares(g)
         moves = (params > 0) & (updates > 0)
-        # Otherwise XLA:CPU multiplies by rsqrt, whose vectorized form has other bits than its
-        # scalar form.
+        # Otherwise XLA:CPU multiplies by rsqrt, whose bits differ between one number and several.
         norm = no_product(jnp.sqrt(jnp.where(moves, updates, 1)))
         ratio = jnp.sqrt(jnp.where(moves, params, 1)) / norm
         return ratio * g
