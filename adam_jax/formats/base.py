@@ -144,9 +144,7 @@ class ReducedFormat(Format):
 
 
 def sharded_alike(stored: Stored, shape: tuple[int, ...], sharding: NamedSharding) -> Stored:
-    """`Format.shardings` of most formats: arrays of that shape share its sharding, others
-    replicate.
-    """
+    """`Format.shardings` of most formats: shards arrays of that shape alike, replicates others."""
     replicated = NamedSharding(sharding.mesh, PartitionSpec())
     return jax.tree.map(lambda x: sharding if np.shape(x) == shape else replicated, stored)
 

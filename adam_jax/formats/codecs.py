@@ -151,8 +151,7 @@ class Power(Codec):
 
     @property
     def _lowest(self) -> int:
-        """The lowest 4-bit code, negated. Codes are int4, because Orbax does not save uint4 arrays.
-        """
+        """The lowest 4-bit code, negated. Codes are int4: Orbax does not save uint4 arrays."""
         return 8 if self.bits == 4 else 0
 
     @property

@@ -117,8 +117,8 @@ def check_nearest_dtype(argument: str, dtype: SlotDType) -> SlotDType:
 def stochastic(dtype: DType) -> Format | SlotPolicy:
     """Stochastic rounding: for `mu_dtype=` and `nu_dtype=`.
 
-    An average in bfloat16 with the rate 0.999, rounded to nearest, ends 10 % off, and does not
-    decay when it should. With stochastic rounding it does. `jnp.int8` and `jnp.int4` use it by
+    An average in bfloat16 with the rate 0.999, rounded to nearest, ends 10 % off, and one that
+    should fall stops changing. Stochastic rounding avoids both. `jnp.int8` and `jnp.int4` use it by
     default where a second moment needs it: see `Quantized`.
 
     The random bits are a hash of the element's index, the leaf and the slot, shifted by the golden
