@@ -19,8 +19,7 @@ from adam_jax.formats.blockwise import divides
 from adam_jax.formats.policy import format_of
 
 _NNX_NAMES = ("optimizer_sharding", "out_sharding", "sharding_names", "sharding")
-"""Variable metadata with axis names: for the state only, and from newer and older versions of Flax.
-"""
+"""Variable metadata with axis names: for the state only, and of newer and older Flax versions."""
 
 
 def is_box(x: Leaf) -> bool:

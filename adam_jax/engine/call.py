@@ -55,8 +55,7 @@ class Call(NamedTuple):
         return jax.tree.map(lambda u: chosen(self.ok, u, 0), updates)
 
     def counted(self, count: Count) -> Count:
-        """The count plus one if the step is taken; saturates at the largest integer, as in Optax.
-        """
+        """The count plus one if the step is taken; it saturates at the largest integer."""
         return _counted(count, self.ok)
 
 

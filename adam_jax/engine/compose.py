@@ -1,5 +1,4 @@
-"""The parts that an alias adds to its `scale_by_*`, in the same pass: weight decay, learning rate.
-"""
+"""The parts that an alias adds to its `scale_by_*` in the same pass: decay and learning rate."""
 
 import math
 from typing import NamedTuple
@@ -46,8 +45,8 @@ class Decay(NamedTuple):
         """
         if mask is not None and weight_decay_mask is not None:
             raise ValueError(
-                "mask and weight_decay_mask are two names of one argument, got both: write only"
-                " mask."
+                "mask and weight_decay_mask are two names of one argument, got both: write mask"
+                " alone."
             )
         return cls(weight_decay, weight_decay_mask if mask is None else mask, scaled)
 

@@ -27,9 +27,7 @@ class OfBody:
 
     @property
     def __wrapped__(self) -> PyTree:
-        """For code that inspects functions (chex, for example): `inspect` finds signature and
-        source here.
-        """
+        """For code that inspects functions, such as chex: `inspect` finds the signature here."""
         return self.__call__  # pyright: ignore[reportAttributeAccessIssue]
 
     def tree_flatten(self) -> tuple[tuple[Body], None]:

@@ -21,8 +21,7 @@ from adam_jax.validation import check_expression, check_integer
 from adam_jax.xla.sums import LAYERS
 
 LayersLike: TypeAlias = str | Mapping[str, int]
-"""A regular expression for leaves with one layer axis, or a dict from expressions to axis counts.
-"""
+"""A regular expression for leaves with one layer axis, or a dict from expressions to counts."""
 
 
 def looks_stacked(params: Params) -> dict[str, int]:
@@ -57,7 +56,7 @@ def _share_layers(shapes: Sequence[tuple[int, ...]]) -> bool:
 class Stack(NamedTuple):
     """The layers of a leaf, numbered as if each were a separate leaf.
 
-    The layers of leaves that follow each other are numbered layer by layer, as in a list of layers.
+    Consecutive leaves are numbered layer by layer, as in a list of layers.
 
     Attributes:
       axes: the number of layer axes of the leaf.
