@@ -118,8 +118,8 @@ def adabelief(
         the weights), or a schedule. α_t·λ_t·θ is also subtracted. None omits it and its entry in
         the state.
       weight_decay_mask: the leaves that decay by `weight_decay`: a tree of booleans like the
-        parameters, a prefix of such a tree, or a function from the parameters to one, such as
-        `decay_mask`. None decays all leaves.
+        parameters, a prefix of one, or a function from the parameters to one, such as `decay_mask`.
+        None decays all leaves.
 
     Returns:
       A transformation whose state is a tuple: `optax.ScaleByBeliefState(count, mu, nu)`, then an

@@ -59,7 +59,7 @@ def scale_by_adam(
         nearest, nu stops changing.
       eps_hat: ε̂ of Kingma & Ba, section 2, added to the root of the uncorrected nu, in units of
         the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Use it with eps=0.0. None omits it,
-        and `with_hyperparams` and `optax.inject_hyperparams` then have no such number.
+        also from `with_hyperparams` and `optax.inject_hyperparams`.
       bias_correction: False reads mu and nu uncorrected: mû = mu, nû = nu.
 
     Returns:
@@ -138,7 +138,7 @@ def adam(
         nearest, nu stops changing.
       eps_hat: ε̂ of Kingma & Ba, section 2, added to the root of the uncorrected nu, in units of
         the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Use it with eps=0.0. None omits it,
-        and `with_hyperparams` and `optax.inject_hyperparams` then have no such number.
+        also from `with_hyperparams` and `optax.inject_hyperparams`.
       bias_correction: False reads mu and nu uncorrected: mû = mu, nû = nu.
       l2: λ₂, coupled weight decay, per optimizer step: a number, or a schedule. λ₂·θ is added to
         the gradient before the moments, like `weight_decay` in PyTorch's Adam. None omits it and
@@ -225,8 +225,8 @@ def adamw(
         dtype. The default is the parameter's dtype, but at least float32.
       weight_decay: λ, decoupled weight decay, per optimizer step: a number (0.0 turns it off;
         negative values grow the weights), or a schedule.
-      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of such a tree,
-        or a function from the parameters to one, such as `decay_mask`. None decays all leaves.
+      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of one, or a
+        function from the parameters to one, such as `decay_mask`. None decays all leaves.
       weight_decay_mask: Optax's newer name for `mask`; pass only one of the two.
       nesterov: True looks one step ahead: mû becomes b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ)
         (Dozat 2016).
@@ -235,7 +235,7 @@ def adamw(
         nearest, nu stops changing.
       eps_hat: ε̂ of Kingma & Ba, section 2, added to the root of the uncorrected nu, in units of
         the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Use it with eps=0.0. None omits it,
-        and `with_hyperparams` and `optax.inject_hyperparams` then have no such number.
+        also from `with_hyperparams` and `optax.inject_hyperparams`.
       bias_correction: False reads mu and nu uncorrected: mû = mu, nû = nu.
       scale_decay: False subtracts λ_t·θ instead of α_t·λ_t·θ (fully decoupled). The decay's entry
         in the state is then the last.

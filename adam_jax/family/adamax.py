@@ -54,7 +54,7 @@ def scale_by_adamax(
 
     Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
     16-bit parameters are float32; nu of a complex gradient is real.
-    Differs from Keras in: it adds ε to nu on reading, and not to |g|.
+    Differs from Keras in: it adds ε to nu when reading it, not to |g|.
 
     Reference: Kingma & Ba 2015, section 7.1, algorithm 2, which has no ε.
     """
@@ -111,7 +111,7 @@ def adamax(
     Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
     16-bit parameters are float32; nu of a complex gradient is real.
     Differs from PyTorch in: its `weight_decay` is `l2`.
-    Differs from Keras in: it adds ε to nu on reading, and not to |g|.
+    Differs from Keras in: it adds ε to nu when reading it, not to |g|.
 
     Reference: Kingma & Ba 2015, section 7.1, algorithm 2, which has no ε.
     """
@@ -149,8 +149,8 @@ def adamaxw(
       eps: added to |g|, in units of the gradient; ≥ 0.
       weight_decay: λ, decoupled weight decay, per optimizer step: a number (0.0 turns it off;
         negative values grow the weights), or a schedule.
-      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of such a tree,
-        or a function from the parameters to one, such as `decay_mask`. None decays all leaves.
+      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of one, or a
+        function from the parameters to one, such as `decay_mask`. None decays all leaves.
       weight_decay_mask: Optax's newer name for `mask`; pass only one of the two.
       mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
         `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
@@ -174,7 +174,7 @@ def adamaxw(
     Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
     16-bit parameters are float32; nu of a complex gradient is real; a callable `mask` gets the
     parameters in `update` too.
-    Differs from Keras in: it adds ε to nu on reading, and not to |g|.
+    Differs from Keras in: it adds ε to nu when reading it, not to |g|.
 
     Reference: Kingma & Ba 2015, section 7.1, algorithm 2, which has no ε; Loshchilov & Hutter 2019,
     algorithm 2.

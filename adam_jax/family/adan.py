@@ -169,8 +169,8 @@ def adan(
       eps_root: added inside the root, in units of the gradient squared; ≥ 0.
       weight_decay: λ, decoupled weight decay, per optimizer step: a number (0.0 turns it off;
         negative values grow the weights), or a schedule.
-      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of such a tree,
-        or a function from the parameters to one, such as `decay_mask`. None decays all leaves.
+      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of one, or a
+        function from the parameters to one, such as `decay_mask`. None decays all leaves.
       weight_decay_mask: Optax's newer name for `mask`; pass only one of the two.
       change_weight: w ≥ 0, the weight of the gradient's change. None means 1-b2, as in Optax. The
         paper uses its 1-β2, which is b2 here: 0.92.

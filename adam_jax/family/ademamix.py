@@ -179,8 +179,8 @@ def ademamix(
         dtype. The default is the parameter's dtype, but at least float32.
       weight_decay: λ, decoupled weight decay, per optimizer step: a number (0.0 turns it off;
         negative values grow the weights), or a schedule.
-      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of such a tree,
-        or a function from the parameters to one, such as `decay_mask`. None decays all leaves.
+      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of one, or a
+        function from the parameters to one, such as `decay_mask`. None decays all leaves.
       weight_decay_mask: Optax's newer name for `mask`; pass only one of the two.
       nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
         `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to

@@ -57,7 +57,7 @@ def scale_by_amsgrad(
         `stochastic(jnp.bfloat16)`: rounded to nearest, nu stops changing.
       eps_hat: ε̂ of Kingma & Ba, section 2, added to the root of the uncorrected nu, in units of
         the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Use it with eps=0.0. None omits it,
-        and `with_hyperparams` and `optax.inject_hyperparams` then have no such number.
+        also from `with_hyperparams` and `optax.inject_hyperparams`.
 
     Returns:
       A transformation whose state is `optax.ScaleByAmsgradState(count, mu, nu, nu_max)`.
@@ -131,7 +131,7 @@ def amsgrad(
         `stochastic(jnp.bfloat16)`: rounded to nearest, nu stops changing.
       eps_hat: ε̂ of Kingma & Ba, section 2, added to the root of the uncorrected nu, in units of
         the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Use it with eps=0.0. None omits it,
-        and `with_hyperparams` and `optax.inject_hyperparams` then have no such number.
+        also from `with_hyperparams` and `optax.inject_hyperparams`.
       l2: λ₂, coupled weight decay, per optimizer step: a number, or a schedule. λ₂·θ is added to
         the gradient before the moments, like `weight_decay` in PyTorch's Adam. None omits it and
         its entry in the state.
@@ -204,8 +204,8 @@ def amsgradw(
       bias_correction_nu: False takes the maximum of nu uncorrected, as the paper does.
       weight_decay: λ, decoupled weight decay, per optimizer step: a number (0.0 turns it off;
         negative values grow the weights), or a schedule.
-      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of such a tree,
-        or a function from the parameters to one, such as `decay_mask`. None decays all leaves.
+      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of one, or a
+        function from the parameters to one, such as `decay_mask`. None decays all leaves.
       weight_decay_mask: Optax's newer name for `mask`; pass only one of the two.
       max_before_correction: True: nu_max ← max(nu_max, nu), divided by 1 - b2ᵗ when it is read, as
         in PyTorch and Keras. The weight of a large first gradient then fades, instead of lasting
@@ -215,7 +215,7 @@ def amsgradw(
         `stochastic(jnp.bfloat16)`: rounded to nearest, nu stops changing.
       eps_hat: ε̂ of Kingma & Ba, section 2, added to the root of the uncorrected nu, in units of
         the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Use it with eps=0.0. None omits it,
-        and `with_hyperparams` and `optax.inject_hyperparams` then have no such number.
+        also from `with_hyperparams` and `optax.inject_hyperparams`.
       scale_decay: False subtracts λ_t·θ instead of α_t·λ_t·θ (fully decoupled). The decay's entry
         in the state is then the last.
 

@@ -137,8 +137,8 @@ def lion(
         dtype. The default is the parameter's dtype, but at least float32.
       weight_decay: λ, decoupled weight decay, per optimizer step: a number (0.0 turns it off;
         negative values grow the weights), or a schedule.
-      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of such a tree,
-        or a function from the parameters to one, such as `decay_mask`. None decays all leaves.
+      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of one, or a
+        function from the parameters to one, such as `decay_mask`. None decays all leaves.
       weight_decay_mask: Optax's newer name for `mask`; pass only one of the two.
       mode: how x = b1·mu + (1-b1)·g becomes the update: "hard", its sign; "smooth",
         tanh(smooth_beta·x); "refined", x where |x| < 1, else its sign.

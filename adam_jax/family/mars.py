@@ -214,8 +214,8 @@ def mars_adamw(
         Adam on clipped gradients.
       weight_decay: λ, decoupled weight decay, per optimizer step: a number (0.0 turns it off;
         negative values grow the weights), or a schedule.
-      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of such a tree,
-        or a function from the parameters to one, such as `decay_mask`. None decays all leaves.
+      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of one, or a
+        function from the parameters to one, such as `decay_mask`. None decays all leaves.
       weight_decay_mask: Optax's newer name for `mask`; pass only one of the two.
       mu_dtype: storage format of mu and the last gradient: a floating-point dtype of at least 16
         bits, `jnp.int8`, `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None
@@ -249,7 +249,7 @@ def mars_adamw(
     Optax lacks it.
     Differs from the authors' PyTorch code in: that code compares the first gradient with zero, the
     paper with itself; it runs AdamW on all but matrices, see the example.
-    Differs from `timm` in: that does not clip the first gradient.
+    Differs from `timm` in: it does not clip the first gradient.
 
     Reference: Yuan et al. 2024, MARS-AdamW with the previous batch's gradient instead of a second
     gradient on this batch (MARS-approx); nu averages |c̃|² as in the authors' code.

@@ -99,7 +99,7 @@ def scale_by_nadam(
         nearest, nu stops changing.
       eps_hat: ε̂ of Kingma & Ba, section 2, added to the root of the uncorrected nu, in units of
         the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Use it with eps=0.0. None omits it,
-        and `with_hyperparams` and `optax.inject_hyperparams` then have no such number.
+        also from `with_hyperparams` and `optax.inject_hyperparams`.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
@@ -171,7 +171,7 @@ def nadam(
         nearest, nu stops changing.
       eps_hat: ε̂ of Kingma & Ba, section 2, added to the root of the uncorrected nu, in units of
         the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Use it with eps=0.0. None omits it,
-        and `with_hyperparams` and `optax.inject_hyperparams` then have no such number.
+        also from `with_hyperparams` and `optax.inject_hyperparams`.
       l2: λ₂, coupled weight decay, per optimizer step: a number, or a schedule. λ₂·θ is added to
         the gradient before the moments, like `weight_decay` in PyTorch's Adam. None omits it and
         its entry in the state.
@@ -245,8 +245,8 @@ def nadamw(
         dtype. The default is the parameter's dtype, but at least float32.
       weight_decay: λ, decoupled weight decay, per optimizer step: a number (0.0 turns it off;
         negative values grow the weights), or a schedule.
-      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of such a tree,
-        or a function from the parameters to one, such as `decay_mask`. None decays all leaves.
+      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of one, or a
+        function from the parameters to one, such as `decay_mask`. None decays all leaves.
       weight_decay_mask: Optax's newer name for `mask`; pass only one of the two.
       nesterov: False is Adam: n = mû = mu / (1 - b1ᵗ).
       momentum_decay: ψ ≥ 0, per optimizer step: the momentum of step t is b1·(1 - 0.96^(tψ) / 2),
@@ -257,7 +257,7 @@ def nadamw(
         nearest, nu stops changing.
       eps_hat: ε̂ of Kingma & Ba, section 2, added to the root of the uncorrected nu, in units of
         the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Use it with eps=0.0. None omits it,
-        and `with_hyperparams` and `optax.inject_hyperparams` then have no such number.
+        also from `with_hyperparams` and `optax.inject_hyperparams`.
       scale_decay: False subtracts λ_t·θ instead of α_t·λ_t·θ (fully decoupled). The decay's entry
         in the state is then the last.
 

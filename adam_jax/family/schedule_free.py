@@ -101,8 +101,8 @@ def schedule_free_adamw(
         c_t = w_t / (w_1 + … + w_t),  w_t = max(α_1, …, α_t)^weight_lr_power
 
     The parameters are y; evaluate at x, `optax.contrib.schedule_free_eval_params(state, params)`.
-    The step of z is computed in float32 (float64 for float64 leaves). Optax computes x and z, in
-    the parameters' dtype.
+    The step of z is computed in float32 (float64 for float64 leaves). Optax's wrapper then computes
+    x and z in the parameters' dtype.
 
     Args:
       learning_rate: α, per optimizer step: a number ≥ 0, or a schedule, a function of the number of

@@ -123,7 +123,7 @@ class MeansOverAxes(ReducedFormat):
         return tuple(changed)
 
     def _whole_blocks(self, sharding: NamedSharding, ndim: int) -> NamedSharding:
-        """How the means of an array are sharded: as it is, and replicated along their blocks."""
+        """The sharding of the means of an array: the array's own, replicated along each block."""
         names = [*sharding.spec, *[None] * (ndim - len(sharding.spec))]
         for axis in self.axes:
             names[axis] = None
