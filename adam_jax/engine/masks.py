@@ -104,7 +104,7 @@ def check_booleans(mask: PyTree) -> None:
         if isinstance(flag, jax.core.Tracer):
             raise ValueError(
                 f"mask must be known when the step is compiled, got a traced value at {path!r}:"
-                f" compute it from paths, shapes and dtypes, not from the parameters' values."
+                f" make it of paths, shapes and dtypes, not of the parameters' values."
             )
         is_scalar = isinstance(flag, (bool, *_ARRAYS)) and np.ndim(flag) == 0
         if not is_scalar or getattr(flag, "dtype", np.bool_) != np.bool_:
