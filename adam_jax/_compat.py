@@ -1,4 +1,4 @@
-"""What differs between the versions of JAX that this package runs on, 0.8.0 to the newest."""
+"""Differences between the versions of JAX that this package supports, 0.8.0 to the newest."""
 
 from typing import Any
 
@@ -7,17 +7,17 @@ import jax.core
 import jax.numpy as jnp
 
 KERNELS = jax.__version_info__ >= (0, 10)
-"""Before 0.10 Pallas lowers no casts of 8-bit codes for TPUs."""
+"""Before 0.10 Pallas does not lower casts of 8-bit codes on TPUs."""
 
 
 def varying_axes(x: Any) -> frozenset[str]:
-    """The axes of `shard_map` along which an array, or one of this type, may differ."""
+    """The axes of `shard_map` along which an array, or an array of this type, may vary."""
     aval: Any = x if isinstance(x, jax.core.ShapedArray) else jax.typeof(x)
     return frozenset(aval.manual_axis_type.varying if _is_new(aval) else aval.vma)
 
 
 def cast_to_varying(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """The same array, of a type that says that it may differ along these axes."""
+    """The same array, with a type that varies along these axes."""
     if hasattr(jax.lax, "pcast"):
         return jax.lax.pcast(x, axes, to="varying")
     return getattr(jax.lax, "pvary")(x, axes)  # noqa: B009
@@ -26,7 +26,7 @@ def cast_to_varying(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
 def described_like(
     x: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
 ) -> jax.ShapeDtypeStruct:
-    """Another shape and dtype, differing along the axes of `shard_map` along which x does."""
+    """Another shape and dtype, varying along the same axes of `shard_map` as x."""
     aval: Any = jax.typeof(x)
     kind: dict[str, Any]
     kind = {"manual_axis_type": aval.manual_axis_type} if _is_new(aval) else {"vma": aval.vma}
@@ -34,7 +34,7 @@ def described_like(
 
 
 def itemsize_bits(dtype: jax.typing.DTypeLike) -> int:
-    """The bits of an element: 4 for int4."""
+    """The bits per element: 4 for int4."""
     if hasattr(jax.dtypes, "itemsize_bits"):
         return jax.dtypes.itemsize_bits(dtype)
     kind = jnp.dtype(dtype)
@@ -42,5 +42,5 @@ def itemsize_bits(dtype: jax.typing.DTypeLike) -> int:
 
 
 def _is_new(aval: Any) -> bool:
-    """Whether a type has more than the set of axes, which older ones have as `vma`."""
+    """Whether a type has `manual_axis_type`; older ones have only a set of axes, `vma`."""
     return hasattr(aval, "manual_axis_type")

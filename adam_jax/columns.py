@@ -1,12 +1,12 @@
-"""Text in columns, for what is printed."""
+"""Text in aligned columns, for printing."""
 
 from collections.abc import Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
-    """Rows of cells as lines; the columns `left` are aligned to the left, the others to the right.
+    """Formats rows of cells as lines; the columns in `left` are left-aligned, others right-aligned.
 
-    Lines do not end in blanks.
+    Lines have no trailing spaces.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     left = [i % len(widths) for i in left]

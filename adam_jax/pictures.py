@@ -1,4 +1,4 @@
-"""What pictures share: colours, line styles, plain axes, labels that do not overlap."""
+"""Shared plot style: colours, line styles, plain axes, labels that do not overlap."""
 
 import functools
 import io
@@ -20,13 +20,13 @@ TEXT, GREY, AXIS, GRID = "#444444", "#b0b0b0", "#999999", "#ececec"
 
 
 def line_style(i: int) -> dict[str, Any]:
-    """Colour and dashes of line number i: all colours solid, then all dashed, and so on."""
+    """Colour and dashes of line number i: first all colours solid, then all dashed, and so on."""
     dashes = DASHES[i // len(PALETTE) % len(DASHES)]
     return {"color": PALETTE[i % len(PALETTE)], "linestyle": dashes}
 
 
 def plain(axes: "Axes", grid: bool = True) -> None:
-    """Light axes on the left and below, and a light grid behind the lines."""
+    """Light axes on the left and at the bottom, and a light grid behind the lines."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(AXIS)
     axes.tick_params(which="both", color=AXIS)
@@ -35,9 +35,9 @@ def plain(axes: "Axes", grid: bool = True) -> None:
 
 
 def apart(ends: np.ndarray, gap: float) -> np.ndarray:
-    """Places from 0 to 1 near the ends, in their order, at least a gap from each other.
+    """Positions from 0 to 1, near the ends and in their order, at least `gap` apart.
 
-    The nearest ones by least squares: neighbours that are too close become one group.
+    The least-squares solution: neighbours that are too close are merged into one group.
     """
     order = np.argsort(ends, kind="stable")
     groups: list[tuple[float, int]] = []
@@ -55,7 +55,7 @@ def apart(ends: np.ndarray, gap: float) -> np.ndarray:
 
 
 def show_in_notebooks(figure: "Figure") -> None:
-    """Lets IPython show a figure that pyplot does not know."""
+    """Lets IPython show a figure that pyplot does not manage."""
     figure._repr_png_ = functools.partial(_png, figure)  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -1,4 +1,4 @@
-"""Learning rates as functions of the optimizer steps completed: two that Optax lacks."""
+"""Learning rate schedules that Optax lacks, as functions of the completed optimizer steps."""
 
 import dataclasses
 import math
@@ -41,18 +41,19 @@ def warmup_stable_decay_schedule(
     init_value: float = 0.0,
     end_value: float = 0.0,
 ) -> optax.Schedule:
-    """Rises linearly, stays, and falls linearly: the trapezoid, also called WSD.
+    """Linear warmup, constant plateau, linear decay: the trapezoid, also called WSD.
 
     Args:
       peak_value: the learning rate of the plateau.
       warmup_steps: optimizer steps from `init_value` to `peak_value`; ≥ 0.
       stable_steps: optimizer steps at `peak_value`; ≥ 0.
-      decay_steps: optimizer steps from `peak_value` to `end_value`; ≥ 0. After these it stays.
+      decay_steps: optimizer steps from `peak_value` to `end_value`; ≥ 0. The rate then stays there.
       init_value: the learning rate of the first step of the warmup.
       end_value: the learning rate after the decay.
 
     Raises:
-      ValueError: a number that is infinite or NaN, or a negative number of steps.
+      ValueError: a learning rate or number of steps is infinite or NaN, or a number of steps is
+        negative.
 
     Example:
       >>> schedule = warmup_stable_decay_schedule(1.0, 2, 3, 4)
@@ -73,7 +74,7 @@ def warmup_stable_decay_schedule(
     )
 
 
-# Classes, not closures: equal schedules then make equal transformations.
+# Classes, not closures, so that equal schedules make equal transformations.
 @dataclasses.dataclass(frozen=True)
 class _InverseSqrt:
     init_value: float

@@ -1,4 +1,4 @@
-"""The accumulators of a rule: what rules and formats both know of them."""
+"""The accumulators of a rule, as both rules and formats see them."""
 
 import dataclasses
 
@@ -10,12 +10,12 @@ class Slot:
     """One named accumulator with the parameter's shape.
 
     Attributes:
-      name: its field in the state, and so its key in a checkpoint: public, never renamed.
-      magnitude: it holds |·|² or |·|, real and never negative, also where the parameter is complex.
+      name: its field in the state, and therefore its key in a checkpoint: public, never renamed.
+      magnitude: it holds |·|² or |·|: real and never negative, even for a complex parameter.
       start: the value that every element has before the first step; a number or a tracer.
-      rate: of an average, the weight of a new term in each step, 1 - b: a format chooses by it how
-        to round. A tracer or an array is a rate that may change, as None is.
-      maximum: a maximum over the steps is taken of it, which coarse codes make too large.
+      rate: for an average, the weight of a new term in each step, 1 - b; formats choose their
+        rounding by it. None, a tracer or an array means that the rate may change.
+      maximum: the algorithm takes its maximum over the steps; coarse codes would bias that upward.
     """
 
     name: str

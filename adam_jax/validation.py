@@ -1,8 +1,8 @@
-"""Errors that say which argument, which value, which values are allowed, and what to write instead.
+"""Errors that name the argument, its value, the allowed values, and what to write instead.
 
-Python and NumPy numbers and concrete JAX scalars are checked where a transformation is built.
-A tracer has no value yet, so it passes: the same constructors serve inside `jit`, `vmap` and
-`grad`, where a number is one of many or still unknown.
+Python numbers, NumPy numbers and concrete JAX scalars are checked when a transformation is built. A
+tracer has no value yet and passes unchecked, so the same constructors work inside `jit`, `vmap` and
+`grad`.
 """
 
 import inspect
@@ -33,19 +33,19 @@ def check_number(
     """Checks that `value` is one number with low ≤ value < high.
 
     A Python number is returned as a float, so that 0 and 0.0 make equal transformations. An array
-    stays an array, as it does in Optax: who tells arrays from numbers (`equinox.filter_jit`) traces
-    it, and another value is the same program. An array of one number in any shape is a scalar.
+    stays an array, as in Optax: `equinox.filter_jit`, for example, then traces it, and a new value
+    does not recompile. An array of one number, of any shape, counts as a scalar.
 
     Args:
       argument: the name of the argument, as the caller wrote it.
-      value: the number; of a tracer only the shape is read.
-      low: the smallest number allowed, itself included unless it is infinite.
-      high: where the allowed numbers end, itself excluded unless `closed`.
+      value: the number; only the shape of a tracer is read.
+      low: the smallest allowed number, inclusive unless it is infinite.
+      high: the upper bound, exclusive unless `closed`.
       closed: high is allowed.
       instead: what to write instead, one clause.
 
     Raises:
-      ValueError: it is not, in one sentence with all of the above.
+      ValueError: the value is not allowed; one sentence with all of the above.
     """
     interval = f"{'(' if math.isinf(low) else '['}{low:g}, {high:g}{']' if closed else ')'}"
     if not isinstance(value, _NUMBERS) or isinstance(value, bool):
@@ -65,14 +65,14 @@ def check_number(
     dtype = jnp.result_type(float)
     if (largest := float(jnp.finfo(dtype).max)) < abs(number) < math.inf:
         raise ValueError(
-            f"{argument} must be at most {largest:.3g}, the largest number of {dtype.name}, in"
-            f" which it is kept, got {number!r}: {instead}."
+            f"{argument} must be at most {largest:.3g}, the largest number of {dtype.name},"
+            f" got {number!r}: {instead}."
         )
     return value if isinstance(value, _ARRAYS) else number
 
 
 def check_positive(argument: str, value: Leaf) -> float:
-    """Checks that `value` is a number above 0, of which there is no usual one.
+    """Checks that `value` is a number above 0, for arguments without a usual value.
 
     Raises:
       ValueError: it is not.
@@ -81,23 +81,23 @@ def check_positive(argument: str, value: Leaf) -> float:
 
 
 def as_scalar(value: Leaf) -> Leaf:
-    """An array of one number, of any shape, as a scalar; all else as it is."""
+    """An array of one number, of any shape, as a scalar; anything else unchanged."""
     if isinstance(value, np.ndarray) and value.size == 1:
-        return value.reshape(())[()]  # A NumPy scalar, which nobody can write into.
+        return value.reshape(())[()]  # A NumPy scalar, which is immutable.
     if not isinstance(value, jax.Array) or value.shape == () or value.size != 1:
         return value
-    with jax.ensure_compile_time_eval():  # Where a function is being traced this is not.
+    with jax.ensure_compile_time_eval():  # Concrete even while a function is traced.
         return value.reshape(())
 
 
 def as_number(value: Leaf) -> Leaf:
-    """A concrete array of one number as Python's, which hashes; all else as it is."""
+    """A concrete array of one number as a hashable Python number; anything else unchanged."""
     concrete = isinstance(value, _ARRAYS) and not isinstance(value, jax.core.Tracer)
     return np.asarray(value).item() if concrete else value
 
 
 def same_kind(number: float, given: PyTree) -> Any:
-    """A number computed from a concrete `given` one: an array where that is an array."""
+    """A number computed from a concrete `given` number: an array if `given` is an array."""
     if isinstance(given, jax.Array):
         with jax.ensure_compile_time_eval():
             return jnp.asarray(number, jnp.result_type(float))
@@ -105,7 +105,7 @@ def same_kind(number: float, given: PyTree) -> Any:
 
 
 def _without_quotes(value: Leaf) -> str | None:
-    """What to write instead of a number in quotes; None for all else."""
+    """What to write instead of a number in quotes; None for other values."""
     try:
         float(value if isinstance(value, str) else "")
     except ValueError:
@@ -117,7 +117,7 @@ def check_scalar(argument: str, value: Leaf, *, instead: str) -> Any:
     """Checks that `value`, traced or not, is one real number; booleans are 0 and 1.
 
     Returns:
-      The number; an array of one, of any shape, as a scalar.
+      The number; an array of one number, of any shape, as a scalar.
 
     Raises:
       ValueError: it is not.
@@ -143,7 +143,7 @@ def bind_arguments(
     """Binds arguments to a signature; with `partial` some may be missing.
 
     Raises:
-      TypeError: they do not fit; the message lists those that there are.
+      TypeError: the arguments do not fit the signature; the message lists its parameters.
     """
     try:
         return (signature.bind_partial if partial else signature.bind)(*args, **kwargs)
@@ -153,7 +153,7 @@ def bind_arguments(
 
 
 def check_integer(argument: str, value: Leaf, low: int, *, instead: str) -> int:
-    """Checks that `value` is an integer ≥ low; returns it as Python's.
+    """Checks that `value` is an integer ≥ low, and returns it as a Python int.
 
     Raises:
       ValueError: it is not.
@@ -164,7 +164,7 @@ def check_integer(argument: str, value: Leaf, low: int, *, instead: str) -> int:
 
 
 def check_expression(argument: str, value: Leaf) -> str:
-    """Checks that `value` is a regular expression: it is to match the whole path of a leaf.
+    """Checks that `value` is a regular expression, for matching the whole path of a leaf.
 
     Raises:
       ValueError: it is not.

@@ -1,9 +1,9 @@
-"""Flax's boxes: NNX variables and Linen's `Partitioned`, an array each with names for its axes.
+"""Flax's boxes: NNX variables and Linen's `Partitioned`, each an array with names for its axes.
 
-A state keeps what it stores for such a leaf in boxes too, one for each array: whoever places the
-parameters by their names places the state by them as well.
+The state of such a leaf is also stored in boxes, one per array. Code that places parameters by
+their axis names then places the state in the same way.
 
-Boxes are known by the names of their types. This package imports Flax only where a leaf is one.
+Boxes are recognized by the names of their types, so Flax is imported only if a leaf is a box.
 """
 
 import importlib
@@ -19,16 +19,16 @@ from adam_jax.formats.blockwise import divides
 from adam_jax.formats.policy import format_of
 
 _NNX_NAMES = ("optimizer_sharding", "out_sharding", "sharding_names", "sharding")
-"""Metadata of a variable that name its axes: for the state alone, and by newer and older Flax."""
+"""Variable metadata with axis names: for the state only, and of newer and older Flax versions."""
 
 
 def is_box(x: Leaf) -> bool:
-    """Whether this is a variable of NNX, or one of Linen's boxes."""
+    """Whether this is an NNX variable or a Linen box."""
     return not isinstance(x, jax.Array) and (_is_variable(x) or _is_linen(x))
 
 
 def unboxed(stored: Stored) -> Stored:
-    """What a format stores, without the boxes around its arrays."""
+    """The stored form, without the boxes around its arrays."""
     leaves, treedef = jax.tree.flatten(stored, is_leaf=is_box)
     if not any(map(is_box, leaves)):
         return stored
@@ -36,7 +36,7 @@ def unboxed(stored: Stored) -> Stored:
 
 
 def boxed(box: Leaf, stored: Stored) -> Stored:
-    """What a format stores for a leaf in a box, each array in one with the names of its axes."""
+    """The stored form of a leaf in a box: each array in a box with the names of its axes."""
     fmt = format_of(stored)
     if fmt is None:
         return stored
@@ -47,7 +47,7 @@ def boxed(box: Leaf, stored: Stored) -> Stored:
     parts = [1] * len(shape)
     if told is not None:
         parts = [n // m for n, m in zip(shape, told.shard_shape(shape), strict=True)]
-    # A mesh with an axis for each of the leaf's: the format says which of them each array keeps.
+    # A mesh with one axis per axis of the leaf: the format reports which axes each array keeps.
     axes = tuple(f"axis {i}" for i in range(len(shape)))
     mesh = AbstractMesh(tuple(parts), axes)
     kept = fmt.shardings(stored, NamedSharding(mesh, PartitionSpec(*axes)))
@@ -66,7 +66,7 @@ def boxed(box: Leaf, stored: Stored) -> Stored:
 
 
 def boxes_of(params: Params) -> list[Leaf]:
-    """For each leaf the box that it is in; None if it is in none."""
+    """The box of each leaf; None for a leaf without one."""
     found = []
     for x in jax.tree.leaves(params, is_leaf=is_box):
         found += [x if is_box(x) else None] * len(jax.tree.leaves(x))
@@ -74,9 +74,9 @@ def boxes_of(params: Params) -> list[Leaf]:
 
 
 def sharding_by_names(box: Leaf) -> NamedSharding | None:
-    """Where the names of a box say that its array lies; None if nothing says it.
+    """The sharding given by the axis names of a box; None if they give none.
 
-    The mesh is the box's own or the one of `jax.set_mesh`.
+    The mesh is the box's own, or that of `jax.set_mesh`.
     """
     names, mesh = _names(box), _mesh(box)
     shape = np.shape(_inside(box))
@@ -106,7 +106,7 @@ def _names(box: Leaf) -> Sequence[Any] | None:
 
 
 def _with(box: Leaf, x: jax.Array, names: Sequence[Any] | None) -> Leaf:
-    """A box like this one; with its own names, where none are given."""
+    """A box like this one around x; with the old names if none are given."""
     if _is_linen(box):
         return box.replace_boxed(x) if names is None else box.replace(value=x, names=tuple(names))
     own: dict[str, Any] = {}
@@ -129,7 +129,7 @@ def _mesh(box: Leaf) -> Any:
 
 
 def _mesh_axes(box: Leaf, names: Sequence[Any]) -> PartitionSpec:
-    """The axes of the mesh for names that may be logical, by Flax's rules for them."""
+    """The mesh axes for names that may be logical, by Flax's rules."""
     if _is_linen(box):
         if not hasattr(box, "rules"):
             return PartitionSpec(*names)
@@ -141,7 +141,7 @@ def _mesh_axes(box: Leaf, names: Sequence[Any]) -> PartitionSpec:
 
 
 def axes_in(part: Any) -> tuple[str, ...]:
-    """The axes of the mesh in one entry of a `PartitionSpec`."""
+    """The mesh axes in one entry of a `PartitionSpec`."""
     return () if part is None else (part,) if isinstance(part, str) else tuple(part)
 
 

@@ -1,4 +1,4 @@
-"""What a transformation of this package is inside: a body that answers calls."""
+"""The inside of a transformation of this package: a body that answers calls."""
 
 import abc
 import functools
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 class Call(NamedTuple):
-    """What is asked of one step.
+    """The options of one step.
 
-    A step that is not taken changes nothing, whatever the gradient is: the state stays as it is,
-    updates are zero. Wrappers ask the methods; the leaf program and `OptaxBody` alone read `ok`.
+    A skipped step changes nothing, for any gradient: the state is unchanged and updates are zero.
+    Wrappers use the methods; only the leaf program and `OptaxBody` read `ok`.
 
     Attributes:
-      apply: return the new parameters and not the updates.
-      ok: boolean scalar: whether the step is taken; None for yes.
-      extra_args: of `update`, such as `value=`.
-      shardings: how leaves lie on several devices, by their paths, where that is known.
+      apply: return the new parameters instead of the updates.
+      ok: boolean scalar, whether the step is taken; None for True.
+      extra_args: those of `update`, such as `value=`.
+      shardings: of the leaves, by path, where known.
     """
 
     apply: bool
@@ -37,7 +37,7 @@ class Call(NamedTuple):
     shardings: Mapping[str, NamedSharding] = {}
 
     def only_if(self, condition: jax.Array) -> "Call":
-        """The same call, of a step that is taken only if this boolean scalar is true as well."""
+        """The same call, skipped unless this boolean scalar is also true."""
         return self._replace(ok=self.holds(condition))
 
     def holds(self, condition: jax.Array) -> jax.Array:
@@ -45,22 +45,22 @@ class Call(NamedTuple):
         return condition if self.ok is None else condition & self.ok
 
     def taken(self, new: PyTree, old: PyTree) -> PyTree:
-        """A tree of arrays if the step is taken, else another one."""
+        """`new` if the step is taken, else `old`: trees of arrays."""
         return chosen(self.ok, new, old)
 
     def or_zeros(self, updates: Updates) -> Updates:
-        """Updates if the step is taken, else zeros."""
+        """The updates if the step is taken, else zeros."""
         if isinstance(updates, Unrounded):
             return updates.then(self.ok)
         return jax.tree.map(lambda u: chosen(self.ok, u, 0), updates)
 
     def counted(self, count: Count) -> Count:
-        """One more, if the step is taken; saturates at the largest integer, as in Optax."""
+        """The count plus one if the step is taken; it saturates at the largest integer."""
         return _counted(count, self.ok)
 
 
-# As one program where it is not part of another: five operations on a number, of which each takes
-# as long as the step of a small leaf.
+# One program when called outside of a program: its five operations on a scalar would each take as
+# long as the step of a small leaf.
 @functools.partial(jax.jit, inline=True)
 def _counted(count: Count, ok: jax.Array | None) -> Count:
     one_more: Any = optax.safe_increment(count)
@@ -71,36 +71,37 @@ PASS_ON = (
     "pass on what init or the last step of this transformation returned, in the order"
     " tx.update(grads, state, params) or adam_jax.step(tx, grads, state, params)."
 )
-"""What to write instead of a wrong state, which may be one of the other arguments."""
+"""What to pass instead of a wrong state, which may be another argument in the wrong place."""
 
 
 def in_words(kind: type) -> str:
-    """The type of a state in an error, with its article and its fields."""
+    """A state type for error messages, with its article and fields."""
     fields = getattr(kind, "_fields", ())
     article = "an" if kind.__name__[0] in "AEIOaeio" else "a"
     return f"{article} {kind.__name__}" + (f"({', '.join(fields)})" if fields else "")
 
 
 def check_state(state: State, kind: type, described: str) -> None:
-    """Checks that a state is what `init` of this transformation returns.
+    """Checks that a state has the type that `init` of this transformation returns.
 
     Raises:
-      ValueError: it is not; `described` is the kind with its article.
+      ValueError: it has not; `described` is the type with its article.
     """
     if not isinstance(state, kind):
         raise ValueError(f"the state must be {described}, got {type(state).__name__}: {PASS_ON}")
 
 
 class NoPipeline(ValueError):
-    """A body is no member of this package, nor around one that can be edited."""
+    """A body is not a member of this package, nor a wrapper of one that can be edited."""
 
 
 class Body(abc.ABC):
-    """What a `Transformation` does: a `frozen_pytree`, so that it compares by value and traces.
+    """The implementation of a `Transformation`: a `frozen_pytree`, so it compares by value and
+    traces.
 
     Attributes:
       takes: the names of the extra arguments that it reads.
-      joins: its step takes `SplitParams` too, and returns a `SplitResult` then.
+      joins: whether its step accepts `SplitParams`, and then returns a `SplitResult`.
     """
 
     takes: tuple[str, ...] = ()
@@ -115,27 +116,27 @@ class Body(abc.ABC):
         """One step.
 
         Args:
-          updates: the gradients, a tree of arrays and None, or one that is `Unrounded`.
-          state: what `init` or the last step returned.
+          updates: the gradients: a tree of arrays and None, or an `Unrounded`.
+          state: the result of `init` or of the last step.
           params: the parameters, or None.
-          call: what is asked.
+          call: the options of this step.
 
         Returns:
-          The updates, a tree like that of the gradients, or the new parameters; the new state.
+          The updates, a tree like the gradients, or the new parameters; and the new state.
         """
 
     def pipeline(self) -> "Pipeline":
-        """The pipeline of a member, for who edits or groups it; others refuse.
+        """The pipeline of a member, for editing or grouping; other bodies refuse.
 
         Raises:
-          NoPipeline: always; the caller says what to write instead.
+          NoPipeline: always; the caller adds what to write instead.
         """
         raise NoPipeline(type(self).__name__)
 
     def edited(self, edit: "Callable[[Pipeline], Pipeline]") -> "Body":
-        """The same body with its pipeline edited; others refuse.
+        """The same body with its pipeline edited; other bodies refuse.
 
         Raises:
-          NoPipeline: always; the caller says what to write instead.
+          NoPipeline: always; the caller adds what to write instead.
         """
         raise NoPipeline(type(self).__name__)

@@ -1,4 +1,4 @@
-"""The body of a chain, and bodies of what users pass to wrappers."""
+"""The body of a chain, and the bodies of transformations that users pass to wrappers."""
 
 from adam_jax._types import (
     AnyTransformation,
@@ -24,7 +24,7 @@ class Chain(Body):
 
     @property
     def joins(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """If the last does."""
+        """Whether the last body does."""
         return self.bodies[-1].joins
 
     def init(self, params: Params) -> tuple[Leaf, ...]:
@@ -32,7 +32,7 @@ class Chain(Body):
         return tuple(body.init(params) for body in self.bodies)
 
     def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
-        """One step of each; the last applies."""
+        """One step of each body; the last one applies."""
         if not isinstance(state, tuple) or len(state) != len(self.bodies):
             raise ValueError(
                 f"the state must be a tuple of {len(self.bodies)}, got {type(state).__name__}:"
@@ -49,11 +49,12 @@ class Chain(Body):
 
 
 def inner_body(argument: str, tx: AnyTransformation) -> Body:
-    """`body_of` for wrappers, in which an `optax.chain` with members of this package is a `Chain`.
+    """`body_of` for wrappers: an `optax.chain` that contains members of this package becomes a
+    `Chain`.
 
-    A wrapper skips the step of a `Chain` without a copy of anything. Optax's chain is a pair of
-    closures, which `parts_of` recognises; one that it does not is like any transformation: correct,
-    not as cheap.
+    A wrapper skips the step of a `Chain` without copies. Optax's chain is a pair of closures, which
+    `parts_of` recognizes. One that it does not recognize is treated as any other transformation:
+    correct, but less cheap.
 
     Raises:
       ValueError: see `body_of`.

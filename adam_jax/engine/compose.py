@@ -1,4 +1,4 @@
-"""What an alias adds to its `scale_by_*`: weight decay and the learning rate, on the same pass."""
+"""The parts that an alias adds to its `scale_by_*` in the same pass: decay and learning rate."""
 
 import math
 from typing import NamedTuple
@@ -16,12 +16,12 @@ from adam_jax.rules.variants import Identity
 
 
 class Decay(NamedTuple):
-    """Decoupled weight decay, as an alias is asked for it.
+    """Decoupled weight decay, from the arguments of an alias.
 
     Attributes:
-      weight_decay: λ, per optimizer step: a number or a function of the optimizer steps completed.
+      weight_decay: λ, per optimizer step: a number, or a function of the completed optimizer steps.
       mask: the leaves that decay; None for all.
-      scaled: the decay is multiplied by the learning rate.
+      scaled: whether the decay is multiplied by the learning rate.
     """
 
     weight_decay: ArrayLike | Schedule
@@ -36,12 +36,12 @@ class Decay(NamedTuple):
         weight_decay_mask: MaskLike,
         scaled: bool,
     ) -> "Decay":
-        """From an alias's arguments, of which two are the mask.
+        """Takes an alias's arguments, two of which are names of the mask.
 
-        Optax's aliases have it under one name or the other, by version and by member.
+        Optax's aliases use one name or the other, depending on version and member.
 
         Raises:
-          ValueError: a mask under both names.
+          ValueError: both names are given.
         """
         if mask is not None and weight_decay_mask is not None:
             raise ValueError(
@@ -62,16 +62,16 @@ def optimizer(
     """The whole optimizer of a member: its `scale_by_*`, weight decay and the learning rate.
 
     Args:
-      scaled: what the `scale_by_*` returned.
-      learning_rate: α; None leaves the updates as they are.
+      scaled: the result of the `scale_by_*`.
+      learning_rate: α; None leaves the updates unchanged.
       l2: λ₂ of coupled weight decay, before the member; None for none.
-      decay: decoupled weight decay, behind the member; None for none.
+      decay: decoupled weight decay, after the member; None for none.
       before_learning_rate: stages between weight decay and the learning rate.
     """
     coupled = [] if l2 is None else [weight_decay_stage("l2", l2)]
     behind = [*before_learning_rate, learning_rate_stage(learning_rate)]
     if decay is not None:
-        # Without a learning rate nothing is turned downhill, and the decay not either.
+        # Without a learning rate the sign is not flipped, and neither is that of the decay.
         downhill = not decay.scaled and learning_rate is not None
         stage = weight_decay_stage("weight_decay", decay.weight_decay, decay.mask, downhill)
         behind = [stage, *behind] if decay.scaled else [*behind, stage]
@@ -81,12 +81,12 @@ def optimizer(
 def scale_by_learning_rate(
     learning_rate: optax.ScalarOrSchedule | None = None, *, flip_sign: bool = True
 ) -> Transformation:
-    """Multiplies the updates by the learning rate, and turns them downhill: u ← -α_t·u.
+    """Multiplies the updates by the learning rate and flips their sign: u ← -α_t·u.
 
     Args:
-      learning_rate: α, per optimizer step: a number, below 0 for ascent, or a function of the
-        number of optimizer steps completed so far (0 at the first). None leaves the updates as
-        they are.
+      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
+        function of the number of completed optimizer steps (0 at the first). None leaves the
+        updates unchanged.
       flip_sign: False keeps the sign.
 
     Returns:
@@ -95,8 +95,8 @@ def scale_by_learning_rate(
     Raises:
       ValueError: a learning rate that is infinite, NaN, or not one number.
 
-    Differs from Optax in: the product is formed in float32. Optax rounds a scheduled learning rate
-    to the leaf's dtype first, which in bfloat16 makes 1e-3 into 9.9945e-4.
+    Differs from Optax in: the product is computed in float32. Optax first rounds a scheduled
+    learning rate to the leaf's dtype, which turns 1e-3 into 9.9945e-4 in bfloat16.
     """
     return Transformation.of(learning_rate_stage(learning_rate, flip_sign), chained=False)
 
@@ -118,13 +118,13 @@ def weight_decay_stage(
     mask: MaskLike = None,
     downhill: bool = False,
 ) -> Stage:
-    """The stage that adds λθ, on the leaves that the mask names.
+    """The stage that adds λθ on the leaves in the mask.
 
     Args:
       argument: the name of `weight_decay`, as the caller wrote it.
-      weight_decay: λ, per optimizer step; below 0 weights grow.
+      weight_decay: λ, per optimizer step; negative values grow the weights.
       mask: the leaves that decay; None for all.
-      downhill: it stands behind the learning rate.
+      downhill: the stage comes after the learning rate.
     """
     wrapped = None if mask is None else Mask.of(mask)
     decay = hyperparameter(argument, weight_decay, -math.inf, instead="0.0 turns it off")

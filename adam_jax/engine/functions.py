@@ -1,4 +1,4 @@
-"""`init` and `update` of a transformation: functions that compare by value, pickle, and trace."""
+"""`init` and `update` as functions that compare by value, pickle and trace."""
 
 import difflib
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ class OfBody:
     """`init` or `update`: a function that pickles, and a pytree of the body's numbers.
 
     Attributes:
-      body: what it calls.
+      body: the body that it calls.
     """
 
     def __init__(self, body: Body) -> None:
@@ -27,7 +27,7 @@ class OfBody:
 
     @property
     def __wrapped__(self) -> PyTree:
-        """For who reads functions (chex, say): `inspect` finds signature and source there."""
+        """For code that inspects functions, such as chex: `inspect` finds the signature here."""
         return self.__call__  # pyright: ignore[reportAttributeAccessIssue]
 
     def tree_flatten(self) -> tuple[tuple[Body], None]:
@@ -36,7 +36,7 @@ class OfBody:
 
     @classmethod
     def tree_unflatten(cls, aux: None, children: tuple[Body]) -> Any:
-        """The opposite of `tree_flatten`."""
+        """The inverse of `tree_flatten`."""
         del aux
         return cls(*children)
 
@@ -62,12 +62,12 @@ class Update(OfBody):
 
 
 def _check_extra_args(body: Body, extra_args: Mapping[str, Any]) -> None:
-    """Checks that no extra argument is a misspelt one of a body in here.
+    """Checks that no extra argument is a misspelt argument of a body in this transformation.
 
-    Others are for other transformations: Optax passes all of them to all.
+    Unknown arguments may belong to other transformations: Optax passes all of them to all.
 
     Raises:
-      TypeError: one is nearly the name of an argument that some body takes and that is missing.
+      TypeError: one is close to the name of an argument that some body takes and that is missing.
     """
     if not extra_args:
         return
@@ -88,10 +88,10 @@ def _check_extra_args(body: Body, extra_args: Mapping[str, Any]) -> None:
 
 
 def run_body(body: Body, updates: Updates, state: State, params: Params, call: Call) -> Result:
-    """A body's step, in which every gradient is a floating-point number or None.
+    """A body's step, with floating-point gradients or None only.
 
-    Those of integers, booleans and keys (float0, as `jax.grad` returns, or integers) are None
-    inside; outside their updates are zeros that `optax.apply_updates` can add.
+    Gradients of integers, booleans and keys (float0 from `jax.grad`, or integers) are None inside.
+    Outside, their updates are zeros that `optax.apply_updates` can add.
     """
     _check_extra_args(body, call.extra_args)
     leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
@@ -116,7 +116,7 @@ def run_body(body: Body, updates: Updates, state: State, params: Params, call: C
 
 
 def _zeros_of_integers(leaves: list[Leaf], params: list[Leaf]) -> dict[int, Any]:
-    """By the number of each gradient of an integer, boolean or key, the update of it."""
+    """The updates of integers, booleans and keys, by the index of the gradient."""
     return {
         i: zeros_for(g, p)
         for i, (g, p) in enumerate(zip(leaves, params, strict=True))
@@ -125,24 +125,24 @@ def _zeros_of_integers(leaves: list[Leaf], params: list[Leaf]) -> dict[int, Any]
 
 
 def _check_memory(state: State) -> None:
-    """Says what is wrong where JAX could not compute with a state in the memory of the host.
+    """Explains an error that JAX raised because the state is in host memory.
 
-    Looked for when it has failed, so that no other step waits for it.
+    It runs only after a failure, so it costs nothing in other steps.
 
     Raises:
-      ValueError: some of the state is there; the message has the first path.
+      ValueError: some of the state is in host memory; the message has the first path.
     """
     for path, x in zip(leaf_paths(state, none_is_leaf=False), jax.tree.leaves(state), strict=True):
         if jax.typeof(x).memory_space == jax.memory.Space.Host:
             raise ValueError(
-                f"at {path!r}, the state is in the memory of the host, where nothing can be"
-                f" computed with it: step with sharding.offload(tx), whose state it was, or move it"
-                f" to the device first, jax.device_put(state, jax.memory.Space.Device)."
+                f"at {path!r}, the state is in host memory, which JAX cannot compute with: step"
+                f" with sharding.offload(tx), which made it, or move it to the device first,"
+                f" jax.device_put(state, jax.memory.Space.Device)."
             ) from None
 
 
 def zeros_for(g: Leaf, p: Leaf) -> Leaf:
-    """The update of what does not move; None for a key, to which nothing can be added."""
+    """The update of a leaf that does not move; None for a key, to which nothing can be added."""
     if p is None:  # Booleans add to every integer.
         return jnp.zeros(g.shape, bool if g.dtype == jax.dtypes.float0 else g.dtype)
     is_key = jnp.issubdtype(p.dtype, jax.dtypes.prng_key)

@@ -1,4 +1,4 @@
-"""The numbers of a kernel, which lie in scalar memory as two vectors."""
+"""The numbers of a kernel, passed as two vectors in scalar memory."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def packed(scalars: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """The numbers with a fraction, and the others, as two vectors that are never empty."""
+    """The floating-point numbers and the others as two vectors, which are never empty."""
     floats, integers = [jnp.zeros([], jnp.float32)], [jnp.zeros([], jnp.int32)]
     for x in scalars:
         if x.dtype == jnp.float32:
@@ -20,7 +20,7 @@ def packed(scalars: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
 
 
 def unpacked(floats: Any, integers: Any, dtypes: list[Any]) -> list[jax.Array]:
-    """The opposite, of two references."""
+    """The inverse of `packed`, on two references."""
     scalars, of_float, of_integer = [], 0, 0
     for dtype in dtypes:
         if dtype == jnp.float32:

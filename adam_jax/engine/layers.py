@@ -1,4 +1,4 @@
-"""Leaves that hold several layers, each a tensor of its own, along their first axes."""
+"""Leaves that stack several layers along their first axes; each layer counts as a tensor."""
 
 import dataclasses
 import itertools
@@ -21,14 +21,14 @@ from adam_jax.validation import check_expression, check_integer
 from adam_jax.xla.sums import LAYERS
 
 LayersLike: TypeAlias = str | Mapping[str, int]
-"""A regular expression for leaves with one axis of layers, or expressions with their numbers."""
+"""A regular expression for leaves with one layer axis, or a dict from expressions to counts."""
 
 
 def looks_stacked(params: Params) -> dict[str, int]:
-    """The subtrees whose leaves look as if they held several layers, and how many they would.
+    """Subtrees whose leaves look like stacked layers, with the number of layers.
 
-    All leaves share their first axis, and one of them has behind it the axes with which another
-    begins or ends, as a bias or a scale has those of its kernel: [12, 64] and [12, 64, 256].
+    All leaves share their first axis, and the other axes of one leaf begin or end those of another,
+    as a bias or scale does with its kernel: [12, 64] and [12, 64, 256].
     """
     below: dict[str, list[tuple[int, ...]]] = {}
     for path, p in zip(
@@ -54,14 +54,14 @@ def _share_layers(shapes: Sequence[tuple[int, ...]]) -> bool:
 
 
 class Stack(NamedTuple):
-    """Which layers a leaf holds, numbered as if each were a leaf of its own.
+    """The layers of a leaf, numbered as if each were a separate leaf.
 
-    The layers of leaves that follow each other are numbered layer by layer, as in a list of layers.
+    Consecutive leaves are numbered layer by layer, as in a list of layers.
 
     Attributes:
-      axes: how many axes of layers the leaf has.
-      first: the number of its first layer; of a leaf without such axes, its own.
-      stride: how much larger the number of the next layer is.
+      axes: the number of layer axes of the leaf.
+      first: the number of its first layer; without layer axes, its own.
+      stride: the difference between the numbers of two consecutive layers.
     """
 
     axes: int
@@ -71,17 +71,18 @@ class Stack(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-    """Which leaves have axes of layers.
+    """Which leaves have layer axes.
 
     Attributes:
-      expressions: with how many such axes a leaf has whose whole path matches; the first counts.
+      expressions: each with the number of layer axes of leaves whose whole path matches; the first
+        match applies.
     """
 
     expressions: tuple[tuple[str, int], ...] = ()
 
     @classmethod
     def of(cls, layers: LayersLike) -> "Layers":
-        """Checks what the user wrote."""
+        """Checks the user's setting."""
         if isinstance(layers, str):
             layers = {layers: 1}
         if not isinstance(layers, Mapping):
@@ -102,10 +103,10 @@ class Layers:
 
     @property
     def expression(self) -> str | None:
-        """One expression for all leaves with an axis of layers; None if there are none.
+        """One expression for all leaves with a layer axis; None if there are none.
 
         Raises:
-          ValueError: some have several axes.
+          ValueError: some leaves have several layer axes.
         """
         if any(axes > 1 for _, axes in self.expressions):
             raise ValueError(
@@ -115,17 +116,17 @@ class Layers:
         return "|".join(f"(?:{e})" for e, _ in self.expressions) or None
 
     def axes(self, path: str) -> int:
-        """How many axes of layers the leaf with this path has."""
+        """The number of layer axes of the leaf with this path."""
         matching = self._matching(path)
         return 0 if matching is None else self.expressions[matching][1]
 
     def check(self, params: Params) -> None:
-        """Checks that every expression matches a leaf, and every leaf has its axes.
+        """Checks that every expression matches a leaf, and that the leaf has the axes.
 
-        Where leaves are masked, an expression may be for those.
+        With masked leaves, an expression may match only those.
 
         Raises:
-          ValueError: one does not.
+          ValueError: an expression fails.
         """
         paths = leaf_paths(params, none_is_leaf=False)
         nodes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
@@ -146,9 +147,9 @@ class Layers:
                 )
 
     def single(self, params: Params) -> list[Leaf]:
-        """One layer of each leaf, with the sharding that its type or the names of its box say.
+        """One layer of each leaf, with the sharding from its type or from the names of its box.
 
-        The storage of a leaf is chosen by this: see `sharding_by_type`.
+        The storage of a leaf depends on this: see `sharding_by_type`.
         """
         columns = jax.tree.leaves(params), leaf_paths(params, none_is_leaf=False), boxes_of(params)
         return [
@@ -157,7 +158,7 @@ class Layers:
         ]
 
     def one_of_each(self, params: Params) -> PyTree:
-        """The tree with one layer, as its shape and dtype, in the place of a leaf of several."""
+        """The tree with every stacked leaf replaced by the shape and dtype of one layer."""
         if not self:
             return params
         leaves, treedef = jax.tree.flatten(params)
@@ -166,7 +167,7 @@ class Layers:
         return treedef.unflatten([one_layer(p, n) for p, n in pairs])
 
     def stacks(self, paths: Sequence[str], leaves: Sequence[Leaf]) -> list[Stack]:
-        """Which layers each leaf holds; a None has the layers of those beside it.
+        """The layers of each leaf; a None has those of the leaves beside it.
 
         Args:
           paths: of the leaves.
@@ -195,13 +196,14 @@ class Layers:
 
 
 def over_layers(f: Function, axes: int, stride: int, *trees: PyTree) -> PyTree:
-    """f of each layer of some leaves, at once: their arrays have its axes, their scalars have none.
+    """Maps f over the layers of some leaves: arrays have the layer axes, scalars do not.
 
     Args:
-      f: of how many leaves later the layer comes than the first, uint32, and of trees of one layer.
-      axes: how many axes of layers the arrays have, the first ones.
-      stride: how many leaves later the next layer comes.
-      *trees: of arrays.
+      f: a function of uint32, the distance in leaves from the first layer, and of trees of one
+        layer.
+      axes: the number of layer axes of the arrays, which come first.
+      stride: the distance in leaves between two consecutive layers.
+      *trees: trees of arrays.
     """
     shape = next(x.shape[:axes] for x in jax.tree.leaves(trees) if x.ndim)
     numbers = jnp.arange(math.prod(shape), dtype=jnp.uint32) * np.uint32(stride)
@@ -215,7 +217,7 @@ def over_layers(f: Function, axes: int, stride: int, *trees: PyTree) -> PyTree:
 
 
 def layer_by_layer(leaves: Sequence[jax.Array], stacks: Sequence[Stack]) -> list[jax.Array]:
-    """Every layer as an array of its own, in the order of their numbers."""
+    """Every layer as a separate array, in the order of their numbers."""
     numbered: dict[int, jax.Array] = {}
     for x, (axes, first, stride) in zip(leaves, stacks, strict=True):
         if axes:
@@ -227,12 +229,12 @@ def layer_by_layer(leaves: Sequence[jax.Array], stacks: Sequence[Stack]) -> list
 
 
 def one_layer(p: Leaf, axes: int, sharding: NamedSharding | None = None) -> Leaf:
-    """The shape, dtype and sharding of one layer of a leaf; the leaf itself if it has no axes.
+    """The shape, dtype and sharding of one layer of a leaf; the leaf itself without layer axes.
 
     Args:
       p: the leaf.
-      axes: how many axes of layers it has.
-      sharding: of the leaf, where its type does not say it.
+      axes: its number of layer axes.
+      sharding: of the leaf, if its type has none.
     """
     if not axes and sharding is None:
         return p

@@ -1,4 +1,4 @@
-"""Numbers of a pipeline that differ from leaf to leaf by a factor."""
+"""Factors by which a pipeline's numbers differ from leaf to leaf."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,9 +16,10 @@ class Factors(NamedTuple):
 
     Attributes:
       learning_rate: of the learning rate.
-      eps: of every ε in units of the gradient; its square, of every ε in units of the square.
-      weight_decay: of decoupled weight decay that the learning rate multiplies. Decay that it does
-        not multiply has no factor.
+      eps: of every ε in units of the gradient; its square for every ε in units of the gradient
+        squared.
+      weight_decay: of decoupled weight decay that is multiplied by the learning rate. Other weight
+        decay has no factor.
     """
 
     learning_rate: float = 1.0
@@ -26,7 +27,7 @@ class Factors(NamedTuple):
     weight_decay: float = 1.0
 
     def by_unit(self) -> dict[Unit, float]:
-        """What numbers of each unit are multiplied by."""
+        """The factor for numbers of each unit."""
         return {
             Unit.LEARNING_RATE: self.learning_rate,
             Unit.GRADIENT: self.eps,
@@ -36,7 +37,7 @@ class Factors(NamedTuple):
 
 
 LeafFactors = tuple[tuple[str, Factors], ...]
-"""The factors of each leaf, by its path."""
+"""The factors of each leaf, by path."""
 
 
 def check_scalable(pipeline: "Pipeline") -> None:
@@ -66,11 +67,11 @@ def check_scalable(pipeline: "Pipeline") -> None:
 def by_factors(
     pipelines: "tuple[Pipeline, ...]", labels: Sequence[int | None], paths: Sequence[str]
 ) -> "tuple[tuple[Pipeline, ...], list[int | None]]":
-    """Pipelines without factors, one for each that leaves of a pipeline have; the new labels.
+    """Pipelines without factors, one per distinct set of factors of a pipeline; and new labels.
 
     Args:
       pipelines: with or without factors.
-      labels: for each leaf the index of its pipeline; None for a frozen leaf.
+      labels: the index of each leaf's pipeline; None for a frozen leaf.
       paths: of the leaves.
 
     Raises:
@@ -98,11 +99,11 @@ def by_factors(
 
 
 def _with_factors(pipeline: "Pipeline", factors: Factors) -> "Pipeline":
-    """The pipeline with its numbers multiplied."""
+    """The pipeline with its numbers multiplied by the factors."""
     units = factors.by_unit()
     stages: list[Leaf] = []
     for stage in pipeline.stages:
         stages.append(stage.with_rule(rescaled(stage.rule, units)))
         if Unit.LEARNING_RATE in units_of(stage.rule):
-            units[Unit.WEIGHT_DECAY] = 1.0  # Nothing behind is multiplied by the learning rate.
+            units[Unit.WEIGHT_DECAY] = 1.0  # Later decay is not multiplied by the learning rate.
     return dataclasses.replace(pipeline, stages=tuple(stages), factors=None)

@@ -1,4 +1,4 @@
-"""Leaves that share a program, and how many of them are lowered as one."""
+"""Leaves that share a program, and how many are lowered together."""
 
 import dataclasses
 import functools
@@ -22,8 +22,8 @@ class LeafGroup(NamedTuple):
     """Leaves that share a program.
 
     Attributes:
-      program: what shapes it.
-      steps: which of the pipelines of rules it runs, and which rules of it.
+      program: the static description of the step.
+      steps: the pipeline of rules that it runs, and which of its rules.
       leaves: their arrays.
     """
 
@@ -37,10 +37,10 @@ def run(
 ) -> list[list[Stepped]]:
     """Steps the leaves of every group; each program is traced once.
 
-    Inside a jit, chunks of leaves are one call each, which XLA inlines: n leaves of a group are
-    about √n / 2 programs of a leaf to lower, and 2√n calls. Groups of which there are as many, as
-    in the layers of a transformer, share their calls. Outside, each leaf is a dispatch of its own,
-    since leaves may lie on different devices.
+    Inside a jit, each chunk of leaves is one call, which XLA inlines: n leaves of a group need
+    about √n / 2 lowered programs of a leaf, and 2√n calls. Groups of equal size, such as the layers
+    of a transformer, share their calls. Outside a jit, each leaf is dispatched separately, because
+    leaves may be on different devices.
     """
     results: list[list[Stepped]] = [[] for _ in groups]
     rounded = any(f.rounds for group in groups for fs in group.program.formats for f in fs)
@@ -56,7 +56,7 @@ def run(
 
 
 def _chunks(groups: list[LeafGroup]) -> Iterator[tuple[list[int], slice]]:
-    """Which groups take a call together, and which of their leaves; in the order of the leaves."""
+    """Which groups share a call, and which of their leaves; in the order of the leaves."""
     tracing = _is_traced(groups)
     together: dict[int, list[int]] = {}
     for k, group in enumerate(groups):
@@ -74,9 +74,9 @@ def _is_traced(groups: list[LeafGroup]) -> bool:
 
 
 def _chunk_size(count: int, groups: int) -> int:
-    """About √(count / groups) / 2, and a divisor of count if there is one that near.
+    """About √(count / groups) / 2, preferably a near divisor of count.
 
-    Half, as a program more to lower takes about four times as long as a call more.
+    Half, because lowering another program takes about four times as long as another call.
     """
     size = max(math.isqrt(count // (4 * groups)), 1)
     return next((d for d in range(size, size // 2, -1) if count % d == 0), size)
@@ -91,7 +91,7 @@ def chunk_step(
     taken: jax.Array | None,
     turn: jax.Array | None,
 ) -> tuple[list[list[Stepped]], jax.Array | None]:
-    """`leaf_step` on leaves of some groups; with a turn, one after the other (see turns.py)."""
+    """`leaf_step` on leaves of some groups; with a turn, one after another (see turns.py)."""
     results = []
     for (program, (pipeline, used)), its in zip(programs, leaves, strict=True):
         its_steps = tuple(rule_of(structures[pipeline][k], *values[pipeline][k]) for k in used)

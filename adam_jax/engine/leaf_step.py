@@ -1,4 +1,4 @@
-"""The arithmetic of one leaf: its rules, one after the other, and what its slots are stored as."""
+"""The arithmetic of one leaf: its rules in sequence, and the storage of its slots."""
 
 import functools
 import itertools
@@ -29,10 +29,10 @@ class LeafArrays(NamedTuple):
 
     Attributes:
       g: the gradient.
-      pending: what is to be done to it first.
-      stored: per rule, its slots as their formats keep them.
-      param: the parameter, or a `Split`; None if no rule reads it and it is not to be changed.
-      salt: of the leaf and the step, for formats that round stochastically; None if none.
+      pending: the operations to apply to it first.
+      stored: per rule, the stored forms of its slots.
+      param: the parameter, or a `Split`; None if no rule reads it and it is not updated here.
+      salt: of the leaf and the step, for formats that round stochastically; None otherwise.
     """
 
     g: Leaf
@@ -42,7 +42,7 @@ class LeafArrays(NamedTuple):
     salt: PyTree
 
     def further(self, number: jax.Array) -> "LeafArrays":
-        """With the random bits of the leaf which comes so many leaves later; uint32."""
+        """The same with the random bits of the leaf that comes `number` (uint32) leaves later."""
         split = isinstance(self.param, Split)
         return self._replace(
             param=self.param.further(number) if split else self.param,
@@ -51,17 +51,17 @@ class LeafArrays(NamedTuple):
 
 
 class Program(NamedTuple):
-    """What shapes the program of a leaf, besides its arrays and its rules.
+    """The static part of the program of a leaf, besides its arrays and rules.
 
     Attributes:
       formats: per rule, one format per slot.
-      dtype: of the result, the only place where the update is rounded; a `Split` has its own.
+      dtype: of the result, where the update is rounded for the only time; a `Split` has its own.
       apply: return the new parameter, θ + u, instead of the update u.
-      plan: how a kernel goes through the leaf; a string says why none does.
-      parts: how one goes through what each of several devices has of it, and what that is; None if
-        none does, or if it is not known.
-      layers: how many axes of layers the leaf has, each layer a tensor of its own.
-      stride: how many leaves later the next layer comes, for its random bits.
+      plan: how a kernel traverses the leaf, or as a string the reason why none does.
+      parts: how a kernel traverses each device's part of the leaf, and the sharding; None if none
+        does, or if the sharding is unknown.
+      layers: the number of layer axes; each layer counts as a tensor.
+      stride: the distance in leaves to the next layer, for its random bits.
     """
 
     formats: tuple[tuple[Format, ...], ...]
@@ -74,7 +74,7 @@ class Program(NamedTuple):
 
 
 Steps = tuple[tuple[Rule, Scalars], ...]
-"""Each rule that a leaf runs, in their order, with its scalars of this optimizer step."""
+"""The rules that a leaf runs, in order, each with its scalars of this optimizer step."""
 
 Stepped = tuple[jax.Array | Landed, tuple[tuple[Leaf, ...], ...]]
 """The update or the new parameter, and the new stored slots."""
@@ -87,34 +87,34 @@ def leaf_step(
     taken: jax.Array | None,
     tile: Positions | None = None,
 ) -> Stepped:
-    """Runs the rules on one leaf, in float32 or wider from the first to the last.
+    """Runs the rules on one leaf, entirely in float32 or wider.
 
     Args:
-      program: what shapes it.
+      program: the static description of the step.
       steps: the rules, with their scalars.
       leaf: its arrays.
       taken: whether the step is taken; None for yes.
-      tile: where the elements lie, if the arrays are those of a tile of a leaf, in a kernel.
+      tile: the positions of the elements, if the arrays are a tile of a leaf in a kernel.
     """
-    # Every dtype is converted by hand below. A complex leaf still mixes complex and real arrays
-    # (mu / √nu), for which strict promotion has no spelling.
+    # Every dtype is converted explicitly below. A complex leaf still mixes complex and real arrays
+    # (mu / √nu), which strict promotion cannot express.
     with jax.numpy_dtype_promotion("standard"), without_calls():
         result, slots, _ = _ruled(program, steps, leaf, taken)
         measures = _measures(program.formats, slots)
         if tile is None and any(
             isinstance(f, MeasuredFormat) for fs in program.formats for f in fs
         ):
-            # Computed again behind this: else XLA:GPU would store the float32 moments, 8 bytes per
-            # parameter, and not compute twice what is measured in one kernel and coded in another.
-            # The measures go through it too: else, of large leaves, it would code one moment while
-            # it measures the other, a kernel more. A parameter or a gradient does not: it may be a
-            # result, and would be stored.
+            # Recomputed after this barrier: otherwise XLA:GPU would store the float32 moments, 8
+            # bytes per parameter, instead of computing them in both the measuring and the encoding
+            # kernel. The measures also pass the barrier: otherwise, for large leaves, it would
+            # encode one moment while it measures the other, which takes another kernel. Parameters
+            # and gradients do not pass it: they may be results, and would be stored.
             stored, measures = computed_again((leaf.stored, measures))
             leaf = leaf._replace(stored=stored)
             result, slots, _ = _ruled(program, steps, leaf, taken)
         averages = _map_formats(lambda *_: None, program.formats)
         if any(isinstance(f, LinearFormat) for fs in program.formats for f in fs):
-            # Of gradients that are not bounded: of bounded ones XLA:GPU would store the squares.
+            # From unbounded gradients: XLA:GPU would store the squares of bounded ones.
             averages = _ruled(program, steps, leaf, taken, bound=lambda g: g)[2]
         where = tile or jnp.shape(leaf.g)
         numbers = itertools.count()
@@ -131,7 +131,7 @@ def leaf_step(
                 stored = fmt.code(x, drawn, measure)
             else:
                 stored = fmt.encode(x, drawn)
-            # What is stored already may be rounded otherwise now, or not be what it is decoded to.
+            # Re-encoding might round differently, or not reproduce the stored form.
             return chosen(taken, stored, old) if fmt.rounds else stored
 
         if isinstance(leaf.param, Split):
@@ -144,7 +144,7 @@ def leaf_step(
 
 
 def _measures(formats: tuple[tuple[Format, ...], ...], slots: PyTree) -> PyTree:
-    """What the formats that measure know of their slots, of all by one reduction; else None."""
+    """The measures of all slots with a measuring format, by one reduction; None for others."""
 
     def measured(fmt: Format, x: jax.Array) -> InBlocks | None:
         return fmt.measured(x) if isinstance(fmt, MeasuredFormat) else None
@@ -155,7 +155,7 @@ def _measures(formats: tuple[tuple[Format, ...], ...], slots: PyTree) -> PyTree:
 
 
 def _map_formats(f: Function, formats: tuple[tuple[Format, ...], ...], *columns: PyTree) -> PyTree:
-    """f of each format and what belongs to it, rule by rule and slot by slot."""
+    """f of each format and its entries in the columns, rule by rule and slot by slot."""
     rules = zip(formats, *columns, strict=True)
     return tuple(tuple(f(*entry) for entry in zip(*rule, strict=True)) for rule in rules)
 
@@ -167,13 +167,13 @@ def _ruled(
     taken: jax.Array | None,
     bound: Callable[[jax.Array], jax.Array] = bounded,
 ) -> tuple[jax.Array, tuple[tuple[jax.Array, ...], ...], tuple[tuple[Average | None, ...], ...]]:
-    """The update or the new parameter; the slots, not yet in their formats; which are averages."""
+    """The update or new parameter; the slots before encoding; and which of them are averages."""
     arithmetic = _arithmetic_dtype(leaf)
     real = jnp.finfo(arithmetic).dtype
     steps = jax.tree.map(lambda x: jax.lax.convert_element_type(x, real), steps)
     u = jax.lax.convert_element_type(completed(leaf.g, leaf.pending), arithmetic)
-    # Here as well: else XLA:CPU would share g² with whoever measured the gradient to say whether it
-    # is taken, and store it for that (12 times the cost of the measurement).
+    # Also here: otherwise XLA:CPU would share g² with the code that measured the gradient to decide
+    # whether the step is taken, and store it for that (12 times the cost of the measurement).
     u = chosen(taken, u, 0)
     p = leaf.param.joined() if isinstance(leaf.param, Split) else leaf.param
     p = None if p is None else jax.lax.convert_element_type(p, arithmetic)
@@ -190,8 +190,8 @@ def _ruled(
             x = rule.renewed(slot.name, g, old, new, scalars)
             average = x if isinstance(x, Average) else None
             x = _formed(fmt, x, old[slot.name], u if slot.name == _watched(rule) else None)
-            # The update is made of this, and not of x: XLA:CPU would compute the parameter from the
-            # old accumulator a second time, and keep a copy of it for that.
+            # The update uses this selected value, not x. Otherwise XLA:CPU would recompute the
+            # parameter from the old accumulator, and keep a copy of it for that.
             new[slot.name] = chosen(taken, x, old[slot.name])
             its_averages.append(average)
         slots.append(tuple(new.values()))
@@ -205,18 +205,18 @@ def _ruled(
 
 
 def _read(fmt: Format, stored: Stored, dtype: DType) -> jax.Array:
-    """A slot as rules read it; what is reduced has the size 1 along reduced axes."""
+    """A slot as rules read it; a reduced one has size 1 along reduced axes."""
     return (fmt.reduced if isinstance(fmt, ReducedFormat) else fmt.decode)(stored, dtype)
 
 
 def _formed(fmt: Format, x: Renewed, old: jax.Array, watch: jax.Array | None) -> jax.Array:
-    """A renewed slot as rules read it; NaN where `watch` is not finite."""
+    """An updated slot as rules read it; NaN where `watch` is not finite."""
 
     def shown(x: jax.Array) -> jax.Array:
         return x if watch is None else jnp.where(jnp.isfinite(watch), x, jnp.nan)
 
     if isinstance(fmt, ReducedFormat):
-        if isinstance(x, Average):  # Reduced first: an average of elements is never formed.
+        if isinstance(x, Average):  # Reduced first: no elementwise average is materialized.
             return x.rate.average(old, fmt.reduce(shown(x.term)))
         return fmt.reduce(shown(x))
     # XLA:CPU computes an average once for its codes and once for the update, each in its own way.
@@ -224,22 +224,22 @@ def _formed(fmt: Format, x: Renewed, old: jax.Array, watch: jax.Array | None) ->
 
 
 def _watched(rule: Rule) -> str:
-    """The accumulator that shows an infinite gradient, which elsewhere is clipped.
+    """The accumulator in which an infinite gradient stays visible; elsewhere it is clipped.
 
-    One alone, which its update is divided by if there is such: a selection that several loops share
-    would be stored by XLA:CPU.
+    Only one, preferably the divisor of the update: XLA:CPU would store a select that several loops
+    share.
     """
     return next((slot for slot in rule.slots if slot.magnitude), rule.slots[0]).name
 
 
 def _arithmetic_dtype(leaf: LeafArrays) -> DType:
-    """float32, or wider where an array of this leaf is; complex if the gradient is."""
+    """float32, or the widest dtype of this leaf's arrays; complex if the gradient is."""
     arrays = [
         x
         for x in jax.tree.leaves(leaf._replace(pending=()))
         if jnp.issubdtype(x.dtype, jnp.inexact)
     ]
-    # Codes of 8 bits are narrower, and do not promote to anything.
+    # 8-bit codes are narrower, and do not promote.
     dtypes = [jnp.finfo(x.dtype).dtype for x in arrays if x.dtype.itemsize > 1]
     dtype = functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
     return jnp.promote_types(dtype, jnp.complex64) if jnp.iscomplexobj(leaf.g) else dtype

@@ -1,6 +1,6 @@
-"""What wrappers do to a whole tree, leaf by leaf: decode, store, fetch, measure.
+"""Operations of wrappers on a whole tree, leaf by leaf: decode, encode, fetch, measure.
 
-A None is a leaf that is left alone, as everywhere in this package.
+A None is a leaf that is skipped, as everywhere in this package.
 """
 
 import functools
@@ -21,10 +21,10 @@ from adam_jax.rules.arithmetic import abs_squared
 
 
 def map_leaves(f: Function, updates: Updates, slots: PyTree) -> list[Leaf]:
-    """f of each leaf of the updates, None or not, and what a state keeps for it.
+    """f of each leaf of the updates, None included, and of its entry in a state.
 
     Raises:
-      ValueError: the trees differ, or f's own; the message has the first path.
+      ValueError: the trees differ, or f raises it; the message has the first path.
     """
     leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
     results = []
@@ -37,17 +37,17 @@ def map_leaves(f: Function, updates: Updates, slots: PyTree) -> list[Leaf]:
 
 
 def decoded(stored: Stored, dtype: DType) -> jax.Array:
-    """What is stored, as arithmetic wants it."""
+    """The stored array, in a dtype of arithmetic."""
     return _format(stored).decode(stored, dtype)
 
 
 def stored_like(stored: Stored, x: jax.Array) -> Stored:
-    """Another array in the form of what is stored."""
+    """Another array, in the same stored form."""
     return _format(stored).encode(x)
 
 
 def fetched(tree: PyTree) -> PyTree:
-    """The same arrays in the memory of the device, those too that `offload` keeps on the host."""
+    """The same arrays in device memory, including those that `offload` keeps on the host."""
 
     def fetch(x: Leaf) -> Leaf:
         return jax.device_put(x, jax.memory.Space.Device) if on_host(x) else x
@@ -56,7 +56,7 @@ def fetched(tree: PyTree) -> PyTree:
 
 
 def on_host(x: Leaf) -> bool:
-    """Whether an array is in the memory of the host, where nothing can be computed with it."""
+    """Whether an array is in host memory, where JAX cannot compute with it."""
     return jax.typeof(x).memory_space == jax.memory.Space.Host
 
 
@@ -70,8 +70,8 @@ class Norm(NamedTuple):
     """A norm as value·unit, both scalars in the dtype of arithmetic.
 
     Attributes:
-      value: the norm in units; infinite only if an element is, NaN if an element is.
-      unit: 1, or a power of two where the sum of squares overflows: a norm above 1.8e19.
+      value: the norm in units; infinite only if an element is infinite, NaN if one is NaN.
+      unit: 1, or a power of two if the sum of squares overflows (a norm above 1.8e19).
     """
 
     value: jax.Array
@@ -79,9 +79,9 @@ class Norm(NamedTuple):
 
 
 def global_norm(updates: Updates, layers: Layers) -> Norm:
-    """‖x‖ of all leaves together; layers are summed in the order of leaves of their own.
+    """‖x‖ over all leaves; layers are summed in the order of separate leaves.
 
-    Written once: two that ask for the norm of the same gradients share one pass over them.
+    Shared code, so that two norms of the same gradients share one pass over them.
     """
     tree = values(updates)
     every = jax.tree.leaves(tree, is_leaf=lambda x: x is None)
@@ -98,7 +98,7 @@ def global_norm(updates: Updates, layers: Layers) -> Norm:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _norm(dtype: DType, stacks: tuple[Stack, ...], leaves: list[jax.Array]) -> Norm:
-    # A norm of 2⁴⁰ elements that are the largest number has a square in units of this.
+    # In this unit, even 2⁴⁰ elements of the largest number have a finite squared norm.
     unit = 2.0 ** (int(jnp.finfo(dtype).maxexp) * 2 // 3)
 
     def on_cpu(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -108,12 +108,13 @@ def _norm(dtype: DType, stacks: tuple[Stack, ...], leaves: list[jax.Array]) -> N
         return squared, jax.lax.cond(squared < jnp.inf, _first, _in_units, squared, sums, leaves)
 
     def _in_units(_: jax.Array, sums: list[jax.Array], leaves: list[jax.Array]) -> jax.Array:
-        # A factor for each, and no constant: else XLA:CPU stores it as an array of a leaf's size.
+        # A computed factor for each leaf: XLA:CPU would store a constant as an array of the leaf's
+        # size.
         pairs = zip(leaves, sums, strict=True)
         scaled = (_times(x, jnp.where(s < 0, 1.0, 1 / unit)) for x, s in pairs)
         return _total([jnp.sum(abs_squared(x)) for x in scaled], dtype)
 
-    # Elsewhere a branch would wait for the host: both sums, by one reduction.
+    # On other platforms a branch would wait for the host: compute both sums by one reduction.
     def elsewhere(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
         both = [_two_sums(abs_squared(x), abs_squared(_times(x, 1 / unit))) for x in leaves]
         return _total([a for a, _ in both], dtype), _total([b for _, b in both], dtype)

@@ -12,15 +12,15 @@ from adam_jax._types import Leaf, Params, PyTree
 from adam_jax.engine.trees import leaf_paths
 
 MaskLike: TypeAlias = Any
-"""A tree of booleans like the parameters, a prefix of it, a function from them to one, or None."""
+"""A tree of booleans like the parameters, a prefix of one, a function from them to one, or None."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FrozenTree:
-    """A tree of settings, made comparable and hashable.
+    """A tree of settings in comparable and hashable form.
 
     Attributes:
-      leaves: its leaves; arrays of one number as that number.
+      leaves: its leaves; an array of one number becomes that number.
       treedef: its structure.
     """
 
@@ -35,13 +35,13 @@ class FrozenTree:
         if shapes:
             raise ValueError(
                 f"a setting must be made of numbers, strings and functions, got an array of shape"
-                f" {shapes[0]}: arrays do not compare. Make it inside the function."
+                f" {shapes[0]}: arrays do not compare. Create it inside the function."
             )
         return cls(tuple(x.item() if isinstance(x, _ARRAYS) else x for x in leaves), treedef)
 
     @property
     def tree(self) -> PyTree:
-        """The tree, its containers made anew."""
+        """The tree, in new containers."""
         return jax.tree.unflatten(self.treedef, self.leaves)
 
 
@@ -52,10 +52,10 @@ _ARRAYS = (np.ndarray, np.generic, jax.Array)
 class Mask:
     """Which leaves a stage acts on, as Optax writes it: a tree of booleans or a callable.
 
-    A prefix of the parameters' tree will do; a callable is its own single leaf.
+    A prefix of the parameters' tree also works. A callable is a single leaf.
 
     Attributes:
-      frozen: what the user wrote.
+      frozen: the user's setting.
     """
 
     frozen: FrozenTree
@@ -69,16 +69,16 @@ class Mask:
         return cls(made)
 
     def flatten(self, params: Params, tree: PyTree, param_leaves: list[Leaf]) -> list[bool]:
-        """One boolean per leaf of `tree`, whose leaves have the parameters `param_leaves`.
+        """One boolean per leaf of `tree`, whose parameters are `param_leaves`.
 
-        A callable is always asked about the parameters; Optax asks it about the updates in update.
+        A callable always gets the parameters; in update, Optax passes it the updates.
         """
         mask = self.frozen.tree
         if len(self.frozen.leaves) == 1 and callable(mask):
             mask = mask(params)
             check_booleans(mask)
         given, prefix = jax.tree.flatten(mask)
-        # The mask of a tree with a None in it has nothing there.
+        # A mask has no leaf where the tree has a None.
         absent = {i for i, p in enumerate(param_leaves) if p is None}
         try:
             below = list(leaves_below(prefix, tree, absent))
@@ -95,10 +95,10 @@ class Mask:
 
 
 def check_booleans(mask: PyTree) -> None:
-    """Checks that each leaf of a mask is a boolean, Python's, NumPy's or an array of one.
+    """Checks that each leaf of a mask is a boolean: Python's, NumPy's, or an array of one.
 
     Raises:
-      ValueError: one is something else, which Python would call true as often as not.
+      ValueError: a leaf is not a boolean; many such values are truthy.
     """
     for path, flag in zip(leaf_paths(mask, none_is_leaf=False), jax.tree.leaves(mask), strict=True):
         if isinstance(flag, jax.core.Tracer):
@@ -118,19 +118,19 @@ def check_booleans(mask: PyTree) -> None:
 def leaves_below(
     prefix: PyTree, tree: PyTree, absent: Collection[int] = (), start: int = 0
 ) -> Iterator[range]:
-    """The numbers of the leaves of `tree` that are below each leaf of `prefix`.
+    """The indices of the leaves of `tree` below each leaf of `prefix`.
 
-    By the structures alone: a node of the user's own may refuse to hold numbers or flags in the
-    place of its arrays.
+    It uses only the structures: a user's node may refuse to hold numbers or flags instead of
+    arrays.
 
     Args:
-      prefix: the structure of a tree that ends earlier, or nowhere earlier.
+      prefix: the structure of a tree that is a prefix of `tree`, or equal to it.
       tree: the whole structure.
-      absent: the leaves of `tree` in whose place the prefix may have a None, which is no leaf.
-      start: the number of the first leaf.
+      absent: the leaves of `tree` for which the prefix may have a None, which is not a leaf.
+      start: the index of the first leaf.
 
     Raises:
-      ValueError: it is no prefix.
+      ValueError: it is not a prefix.
     """
     kind = prefix.node_data()
     if kind is None:
@@ -140,7 +140,7 @@ def leaves_below(
     elif prefix != _NONE or tree.node_data() is not None or start not in absent:
         own, others = prefix.children(), tree.children()
         if kind != tree.node_data() or len(own) != len(others):
-            raise ValueError(f"{prefix} is no prefix of {tree}.")
+            raise ValueError(f"{prefix} is not a prefix of {tree}.")
         for child, other in zip(own, others, strict=True):
             yield from leaves_below(child, other, absent, start)
             start += other.num_leaves

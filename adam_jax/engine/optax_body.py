@@ -1,4 +1,4 @@
-"""Transformations that are not of this package, as bodies."""
+"""Transformations of other libraries, as bodies."""
 
 import dataclasses
 import inspect
@@ -31,7 +31,7 @@ from adam_jax.xla.once import if_due
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class OptaxBody(Body):
-    """The body of a transformation that is not of this package."""
+    """The body of a transformation of another library."""
 
     tx: optax.GradientTransformation
 
@@ -56,7 +56,7 @@ class OptaxBody(Body):
     def with_integers(
         self, leaves: list[Leaf], updates: Updates, state: State, params: Params, call: Call
     ) -> Result:
-        """Its step, with zeros in the place of None for integers: Optax keeps a state for them."""
+        """Its step, with zeros instead of None for integers: Optax keeps a state for them."""
         treedef = jax.tree.structure(updates, is_leaf=lambda x: x is None)
         stored = align_params(treedef, params, needed=False, apply=call.apply)
         pairs = zip(leaves, stored, strict=True)
@@ -69,7 +69,7 @@ class OptaxBody(Body):
         return treedef.unflatten(results), new
 
     def own_step(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
-        """Its own, if it is to be taken."""
+        """Its step, if it is to be taken."""
 
         def taken(updates: Updates, params: Params, state: State) -> Result:
             if call.apply:
@@ -89,7 +89,7 @@ def stepped(
     params: Params,
     extra_args: Mapping[str, Leaf],
 ) -> Result:
-    """The step of a transformation that has one; else its update, and Optax's apply_updates."""
+    """The transformation's own `step`, if it has one; else its update and Optax's apply_updates."""
     if (fused := getattr(tx, "step", None)) is not None:
         return fused(grads, state, params, **extra_args)
     updates, state = optax.with_extra_args_support(tx).update(grads, state, params, **extra_args)
@@ -103,45 +103,45 @@ def taken_if(
     params: Params,
     state: State,
 ) -> Result:
-    """A step of another's transformation, taken where `call.ok`.
+    """The step of another library's transformation, taken where `call.ok`.
 
-    The members of this package do without: they choose each array in the loop that writes it.
+    Members of this package do not need it: they select each array in the loop that writes it.
 
     Args:
       call: with an `ok`.
-      step: from the three that follow to the result and the new state.
+      step: maps updates, params and state to the result and the new state.
       updates: the gradients.
-      params: the parameters; the result where the step is not taken, if `call.apply`.
-      state: the state before.
+      params: the parameters; the result of a skipped step if `call.apply`.
+      state: the previous state.
     """
     if not isinstance(call.ok, jax.core.Tracer) and call.ok:
         return step(updates, params, state)
-    step = jax.jit(step, inline=True)  # Traced once for all that follows.
+    step = jax.jit(step, inline=True)  # Traced once for all uses below.
     made = jax.eval_shape(step, updates, params, state)
     nothing = params if call.apply else jax.tree.map(jnp.zeros_like, made[0])
     old = nothing, state
     if not isinstance(call.ok, jax.core.Tracer):
         return old
     if not any(x.ndim for x in jax.tree.leaves(made[1])) or jax.eval_shape(lambda: old) != made:
-        # Without arrays in the state XLA fuses the choice into the next operation, and stores
-        # nothing. And a state that changes its dtypes can be returned by no loop and no branch.
+        # Without arrays in the state, XLA fuses the select into the next operation and stores
+        # nothing. A state that changes its dtypes cannot be returned from a loop or a branch.
         return chosen(call.ok, step(updates, params, state), old)
     if not call.apply:
         return jax.lax.cond(call.ok, lambda: step(updates, params, state), lambda: old)
-    # In place; a branch copies its operands. Without the barrier XLA computes what depends on the
-    # gradient alone ahead of the loop, and stores it.
+    # In place; a branch copies its operands. Without the barrier, XLA hoists everything that
+    # depends only on the gradient out of the loop, and stores it.
     return if_due(call.ok, lambda old: step(*kept_apart((updates, *old))), old)
 
 
 def is_foreign(body: Body) -> bool:
-    """Whether a body is another library's transformation."""
+    """Whether a body is a transformation of another library."""
     return isinstance(body, OptaxBody)
 
 
 def parts_of(body: Body) -> list[tuple[Function, Function]]:
-    """`init` and `update` of each transformation in an `optax.chain`; none of another body.
+    """`init` and `update` of each transformation in an `optax.chain`; empty for another body.
 
-    Optax's chain is a pair of closures: they are recognised by their code, and the parts are the
+    Optax's chain is a pair of closures. They are recognized by their code, and the parts are the
     contents of their cells.
     """
     if not isinstance(body, OptaxBody):
@@ -154,6 +154,6 @@ _OPTAX_CHAIN = optax.chain(optax.identity())
 
 
 def _held(f: Function, like: Function) -> list[Leaf]:
-    """The contents of a function's closure, if it has the same code as `like`; else nothing."""
+    """The contents of a function's closure, if it has the same code as `like`; else empty."""
     code = getattr(f, "__code__", None)
     return [cell.cell_contents for cell in f.__closure__ or ()] if code is like.__code__ else []  # pyright: ignore[reportFunctionMemberAccess]

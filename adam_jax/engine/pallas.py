@@ -1,6 +1,6 @@
-"""The program of a leaf as one Pallas kernel for TPUs, in which each array goes through HBM once.
+"""The program of a leaf as one Pallas TPU kernel, which moves each array through HBM once.
 
-Its body is `leaf_step` on one tile after the other: the arithmetic is that of XLA's program.
+The kernel runs `leaf_step` on one tile after another, with the same arithmetic as XLA's program.
 """
 
 import dataclasses
@@ -24,21 +24,21 @@ from adam_jax.formats.base import MeasuredFormat
 from adam_jax.formats.noise import Positions, strides
 from adam_jax.formats.weights import Split
 
-# Traced once for all tiles of this shape, of whatever leaf.
+# Traced once for all tiles of this shape, of any leaf.
 _step_tile = functools.partial(jax.jit, static_argnums=0, inline=True)(leaf_step)
 
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """Makes of the leaves of the arguments of `leaf_step` those of its result.
+    """Maps the leaves of `leaf_step`'s arguments to the leaves of its result.
 
     Attributes:
-      program: what shapes it, besides the plan.
-      plan: how it goes through the leaf.
-      structure: of these arguments, the program left out.
-      interpret: make a program of XLA's of it, on any platform.
-      whole: the shape of the leaf of which these arrays are a part; None if they are all of it.
-        Where the part begins in it is one more argument, uint32, the last.
+      program: the static description of the step, without the plan.
+      plan: how the kernel traverses the leaf.
+      structure: of these arguments, without the program.
+      interpret: compile it as an XLA program, on any platform.
+      whole: the shape of the leaf if these arrays are a part of it, whose offset, uint32, is then
+        the last argument; else None.
     """
 
     program: Program
@@ -48,7 +48,7 @@ class Kernel:
     whole: tuple[int, ...] | None = None
 
     def __call__(self, *args: Leaf) -> Sequence[jax.Array]:
-        """Runs it."""
+        """Runs the kernel."""
         shape = self._leaf(args).g.shape
         arrays = [i for i, x in enumerate(args) if x.ndim]
         renewed, dtype = self.renewed(args)
@@ -86,13 +86,13 @@ class Kernel:
         return self.structure.unflatten(args[: self.structure.num_leaves])[1]
 
     def renewed(self, args: Sequence[Leaf]) -> tuple[list[int], DType]:
-        """Of each result, the argument whose place it takes; the dtype of the first."""
+        """The argument that each result replaces; and the dtype of the first result."""
         leaf, at = self._leaf(args), self._leaf(range(len(args)))
         dtype, param, rests = self.program.dtype, at.param, []
         if isinstance(leaf.param, Split):
             dtype = leaf.param.stored.dtype if self.program.apply else leaf.param.dtype
             param, rests = at.param.stored, jax.tree.leaves(at.param.rest)
-        # The update takes the place of the gradient, which is of no use behind it.
+        # The update replaces the gradient, which is not needed afterwards.
         first = param if self.program.apply else at.g
         return [first, *rests, *jax.tree.leaves(at.stored)], dtype
 
@@ -104,11 +104,11 @@ class Kernel:
         out_views: "list[_View]",
         *refs: Any,
     ) -> None:
-        """Steps the tiles of what lies in VMEM."""
+        """Steps the tiles of the block in VMEM."""
         scalars = unpacked(refs[0], refs[1], [dtype for ndim, dtype in args if not ndim])
         read = refs[2 : 2 + len(views)]
         written = refs[2 + len(views) : 2 + len(views) + len(out_views)]
-        # Scales that lie along the rows of VMEM, in tiles along their columns.
+        # Scales along the rows of VMEM; in tiles they run along the columns.
         scratch = refs[2 + len(views) + len(out_views) :]
         turned = [x for view, x in zip(views, read, strict=True) if view.turned]
         for columns, rows in zip(scratch, turned, strict=True):
@@ -118,7 +118,7 @@ class Kernel:
         own = iter(scratch)
         tiles = [next(own) if v.turned else x for v, x in zip(out_views, written, strict=True)]
         program = self._program_of_tiles()
-        point = [pl.program_id(axis) for axis in range(len(shape))]  # Not known inside of loops.
+        point = [pl.program_id(axis) for axis in range(len(shape))]  # Unavailable inside loops.
 
         def step(row: Leaf, column: Leaf) -> None:
             arrays = (x[v.tile(row, column)] for v, x in zip(views, read, strict=True))
@@ -140,7 +140,7 @@ class Kernel:
             rows[...] = columns[...].T
 
     def _program_of_tiles(self) -> Program:
-        along = self.plan.along or 0  # Without blocks no format asks.
+        along = self.plan.along or 0  # Unused without blocks.
         formats = tuple(
             tuple(f.of_tiles(along) if isinstance(f, MeasuredFormat) else f for f in fs)
             for fs in self.program.formats
@@ -148,7 +148,7 @@ class Kernel:
         return self.program._replace(formats=formats, plan="", parts=None, layers=0, stride=0)
 
     def _layer(self, shape: tuple[int, ...], point: list[jax.Array]) -> jax.Array:
-        """The number of the layer that lies in VMEM, in row-major order."""
+        """The row-major index of the layer in VMEM."""
         steps = strides(shape[: self.program.layers])
         at = dict(zip(self.plan.order, point, strict=True))
         return sum(
@@ -163,7 +163,7 @@ class Kernel:
         row: Leaf,
         column: Leaf,
     ) -> Positions:
-        """Where the elements of a tile lie in the leaf, or in their layer of it."""
+        """The positions of a tile's elements in the leaf, or in their layer."""
         layers = self.program.layers
         by_axis = [0] * layers + strides(shape[layers:])
         steps = [np.uint32(by_axis[axis] % 2**32) for axis in self.plan.order]
@@ -179,7 +179,7 @@ class Kernel:
 
 @dataclasses.dataclass(frozen=True)
 class KernelOfParts:
-    """A kernel for each of several devices, of what it has of the leaf; nothing is sent.
+    """A kernel for each of several devices, on its part of the leaf, without communication.
 
     Attributes:
       kernel: for the arrays of one device.
@@ -190,7 +190,7 @@ class KernelOfParts:
     sharding: NamedSharding
 
     def __call__(self, *args: Leaf) -> Sequence[jax.Array]:
-        """Runs them."""
+        """Runs the kernels."""
         specs = [self.sharding.spec if x.ndim else PartitionSpec() for x in args]
         shape = self.kernel.whole or ()
         axes = [*self.sharding.spec, *[None] * (len(shape) - len(self.sharding.spec))]
@@ -216,11 +216,11 @@ class KernelOfParts:
 
 @dataclasses.dataclass(frozen=True)
 class _View:
-    """How a kernel sees an array of the leaf, or the scales of its blocks.
+    """How a kernel views an array of the leaf, or the scales of its blocks.
 
     Attributes:
       plan: of the leaf.
-      scales: it has one element for each block.
+      scales: whether it has one element per block.
     """
 
     plan: Plan
@@ -228,12 +228,12 @@ class _View:
 
     @property
     def turned(self) -> bool:
-        """Whether rows and columns are exchanged: a few columns fill an eighth of a register."""
+        """Whether rows and columns are swapped: a few columns fill only an eighth of a register."""
         return self.scales and self.plan.along == -1
 
     @property
     def vmem(self) -> tuple[int, int]:
-        """Rows and columns that lie in VMEM at a time."""
+        """Rows and columns of one block in VMEM."""
         rows, columns = self.plan.vmem
         if not self.scales:
             return rows, columns
@@ -242,7 +242,7 @@ class _View:
         return rows // self.plan.tile[0], columns
 
     def spec(self, grid: tuple[int, ...]) -> pl.BlockSpec:
-        """Which part of it lies in VMEM at each point of the grid."""
+        """The block in VMEM at each point of the grid."""
         others = len(grid) - 2
 
         def index(*point: Leaf) -> tuple[Leaf, ...]:
@@ -252,7 +252,7 @@ class _View:
         return pl.BlockSpec((None,) * others + self.vmem, index)
 
     def tile(self, row: Leaf, column: Leaf) -> tuple[Any, Any]:
-        """Which part of what lies in VMEM, or of scratch memory, belongs to a tile."""
+        """The part of a block in VMEM, or of scratch memory, that belongs to a tile."""
         rows, columns = self.plan.tile
         if self.turned:
             return pl.ds(row, rows), pl.ds(column // columns, 1)
@@ -265,23 +265,23 @@ class _View:
         return (*others, last, second) if self.turned else (*others, second, last)
 
     def seen(self, x: jax.Array) -> jax.Array:
-        """The array as it lies in memory: nothing is moved."""
+        """The array in its memory layout: nothing is moved."""
         return jnp.transpose(x, self.order())
 
     def placed(self, x: Leaf, dtype: DType) -> jax.ShapeDtypeStruct:
-        """What is written in its place, seen like this."""
+        """The shape and dtype of the result that replaces x, in this view."""
         shape = tuple(x.shape[axis] for axis in self.order())
         return described_like(x, shape, dtype)
 
     def back(self, x: jax.Array) -> jax.Array:
-        """The opposite of `seen`."""
+        """The inverse of `seen`."""
         return jnp.transpose(x, np.argsort(self.order()).tolist())
 
 
 def _for_tiles(plan: Plan, step: Any) -> None:
     """Calls `step` with the first row and column of each tile.
 
-    A loop along the axis without blocks, in which those along the other axis follow each other.
+    It loops along the axis without blocks; tiles along the other axis are unrolled.
     """
     inner = 0 if plan.along == -2 else 1
     outer = 1 - inner

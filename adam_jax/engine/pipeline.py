@@ -1,8 +1,8 @@
-"""One pass over the leaves of a tree, in which each runs through a pipeline of stages.
+"""One pass over the leaves of a tree, in which each leaf runs through a pipeline of stages.
 
-Step counts, trees, None leaves, masks and groups are known here (and in trees.py, which lines
-trees up), and nowhere below. `adamw` is one pipeline of three stages, all leaves in it; `groups` is
-several pipelines of one shape, each with its own numbers, and a leaf in one of them or in none.
+Step counts, trees, None leaves, masks and groups are handled here (and in trees.py, which aligns
+trees), not in lower layers. `adamw` is one pipeline of three stages for all leaves. `groups` is
+several pipelines of equal structure, each with its own numbers; a leaf is in one of them or none.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,23 +46,23 @@ from adam_jax.formats.weights import Split
 from adam_jax.rules.pytrees import frozen_pytree, static
 
 Labels = Sequence[int | None]
-"""For each leaf the index of its pipeline; None for a leaf that is frozen: no state, a zero update.
+"""The index of each leaf's pipeline; None for a frozen leaf, with no state and a zero update.
 
-Nor has a leaf a state that is no floating-point number; its gradient is None.
+A leaf that is not floating-point also has no state; its gradient is None.
 """
 
 
 @frozen_pytree
 class Pipeline(Body):
-    """Stages that run one after the other on each leaf.
+    """Stages that run in sequence on each leaf.
 
     Attributes:
       stages: in the order in which they run.
       chained: the state is a tuple with one entry per stage, as `optax.chain` keeps it; False, for
         a single stage, is that stage's state itself.
       kernel: see `with_kernel`.
-      factors: of each leaf, by its path; None if all leaves have the same numbers.
-      layers: which leaves hold several layers.
+      factors: of each leaf, by path; None if all leaves have the same numbers.
+      layers: which leaves stack several layers.
     """
 
     joins = True
@@ -75,7 +75,7 @@ class Pipeline(Body):
 
     @property
     def member(self) -> int | None:
-        """The index of the last stage that remembers something; None if none does."""
+        """The index of the last stage with slots; None if none has any."""
         return max((i for i, stage in enumerate(self.stages) if stage.rule.slots), default=None)
 
     def init(self, params: Params) -> State:
@@ -92,7 +92,7 @@ class Pipeline(Body):
         return self
 
     def edited(self, edit: Callable[["Pipeline"], "Pipeline"]) -> "Pipeline":
-        """The same, edited."""
+        """The same body, edited."""
         return edit(self)
 
     def split(self, state: State) -> tuple[Leaf, ...]:
@@ -112,19 +112,19 @@ class Pipeline(Body):
         )
 
     def join(self, states: list[Leaf]) -> PyTree:
-        """The opposite of `split`."""
+        """The inverse of `split`."""
         wrapped = tuple(stage.wrap(s) for stage, s in zip(self.stages, states, strict=True))
         return wrapped if self.chained else wrapped[0]
 
 
 def factors_in(body: Body) -> dict[str, Factors]:
-    """The factors of each leaf, by its path, of the pipelines in a body."""
+    """The factors of each leaf, by path, from the pipelines in a body."""
     found = jax.tree.leaves(body, is_leaf=lambda x: isinstance(x, Pipeline))
     return dict(item for x in found if isinstance(x, Pipeline) for item in x.factors or ())
 
 
 def init_pipelines(pipelines: tuple[Pipeline, ...], labels: Labels, params: Params) -> PyTree:
-    """The state that all share; `labels` are those of the parameters, None leaves left out."""
+    """The shared state; `labels` are those of the parameters, without None leaves."""
     leaves = jax.tree.leaves(params)
     paths = leaf_paths(params, none_is_leaf=False)
     layers = pipelines[0].layers
@@ -161,12 +161,12 @@ def run_pipelines(
     """One optimizer step on every leaf; returns the updates, or the new parameters.
 
     Args:
-      pipelines: with the same stages but for numbers.
-      labels: those of the updates, with an entry for each None leaf too.
+      pipelines: with the same stages, except for numbers.
+      labels: those of the updates, with an entry for each None leaf.
       updates: the gradients.
-      state: what `init_pipelines` or the last step returned.
+      state: the result of `init_pipelines` or of the last step.
       params: the parameters; None if no rule reads them.
-      call: its extra arguments are for others in a chain, to all of which Optax passes them.
+      call: the options of the step. Extra arguments are for others in a chain, as in Optax.
     """
     apply = call.apply
     stages, states, layers = pipelines[0].stages, pipelines[0].split(state), pipelines[0].layers
@@ -182,12 +182,12 @@ def run_pipelines(
         getattr(s, stage.counts[0]) if stage.counts else None
         for stage, s in zip(stages, states, strict=True)
     ]
-    # A schedule of a stage without a count of its own, in a group, reads the member's.
+    # In a group, a schedule of a stage without its own count reads the member's count.
     first = next((count for count in counts if count is not None), None)
     counts = [first if count is None else count for count in counts]
     rules = [[stage.rule for stage in pipeline.stages] for pipeline in pipelines]
     structures, numbers = shared(rules, counts, leaves)
-    # For each stage, for each of its slots, what is stored for each leaf; renewed in place.
+    # Per stage, slot and leaf: the stored form; updated in place.
     stored = [
         [align_slot(treedef, updates, getattr(s, slot.name)) for slot in stage.rule.slots]
         for stage, s in zip(stages, states, strict=True)
@@ -207,7 +207,7 @@ def run_pipelines(
         for pipeline in pipelines
     ]
 
-    # Leaves that share a program: the pipeline, the stages, the formats, the dtypes and the shape.
+    # Leaves share a program if pipeline, stages, formats, dtypes and shape are equal.
     alike: dict[Any, list[int]] = {}
     arrays: dict[int, LeafArrays] = {}
     results: list[Any] = list(param_leaves) if apply else list(leaves)
@@ -223,13 +223,13 @@ def run_pipelines(
         old = tuple(tuple(slot[i] for slot in stored[k]) for k in used)
         formats = tuple(tuple(map(format_of, slots)) for slots in old)
         if not moves(g) and {fmt for slots in formats for fmt in slots} == {None}:
-            results[i] = _unmoved(g, p, apply)  # As that of an integer should be.
+            results[i] = _unmoved(g, p, apply)  # As an integer's gradient should be.
             continue
         try:
             g_dtype = check_leaf(g, p, old, formats)
             g_dtype = arithmetic_dtype(g) if later else g_dtype
             dtype = leaf_dtype(p) if apply else update_dtype(g_dtype, p)
-            # A parameter that nobody reads is no part of the program.
+            # An unused parameter is not part of the program.
             p = p if needed or isinstance(p, Split) else None
             lies = explicit_sharding(g) or (call.shardings.get(paths[i]) if paths else None)
             axes, first_layer, stride = stacks[i]
@@ -295,11 +295,11 @@ def _described(state: State) -> str:
 
 
 def _salt(formats: PyTree, count: Count, index: int) -> Salt | None:
-    """What makes the random bits of a leaf in a step its own; None where none are needed."""
+    """The salt of a leaf's random bits in a step; None if no format needs one."""
     if not any(fmt is not None and fmt.stochastic for slots in formats for fmt in slots):
         return None
     if count is None:
         raise ValueError(
-            "its state has no step count, which stochastic rounding needs: store it otherwise."
+            "its state has no step count, which stochastic rounding needs: use another format."
         )
     return salt_of_moments(count, index)

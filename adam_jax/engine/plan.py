@@ -1,4 +1,4 @@
-"""How a Pallas kernel goes through a leaf on a TPU, or why XLA makes the program."""
+"""How a Pallas kernel traverses a leaf on a TPU, or why XLA runs the leaf."""
 
 import contextlib
 import math
@@ -23,24 +23,24 @@ from adam_jax.xla.layout import order_on_tpus
 
 LANES = 128
 SMALLEST = 2**16
-"""Elements of a leaf below which a kernel saves nothing that can be measured."""
+"""A kernel saves nothing measurable on leaves with fewer elements."""
 
 DTYPES = {"float32", "bfloat16", "int4", "int8", "uint8", "int16"}
-"""Of arrays that kernels read and write."""
+"""Dtypes of the arrays that kernels read and write."""
 
 VMEM = 12 * 2**20
-"""Bytes for the blocks that are read and written, and for the next ones."""
+"""Bytes for the blocks that are read and written, and for the prefetched next blocks."""
 
 
 class Plan(NamedTuple):
-    """How a kernel goes through a leaf.
+    """How a kernel traverses a leaf.
 
     Attributes:
-      order: the axes of the leaf as they lie in memory: the last one along the lanes of a register.
-      along: the axis of a tile, -1 or -2, that is one block of a format; None if there are none.
-      vmem: rows and columns that lie in VMEM at a time.
-      tile: rows and columns that are stepped at a time.
-      everywhere: on other platforms too, interpreted.
+      order: the axes of the leaf in memory order; the last one is along the lanes of a register.
+      along: the axis of a tile, -1 or -2, that is one block of a format; None without blocks.
+      vmem: rows and columns of one block in VMEM.
+      tile: rows and columns that are stepped at once.
+      everywhere: also on other platforms, interpreted.
     """
 
     order: tuple[int, ...]
@@ -58,15 +58,15 @@ def plans_of(
     sharding: NamedSharding | None,
     layers: int,
 ) -> tuple[Plan | str, tuple[Plan, NamedSharding] | None]:
-    """How a kernel goes through a leaf, or why none does; and through what each device has of it.
+    """How a kernel traverses a leaf, or why none does; and how it traverses each device's part.
 
     Args:
       rules: that the leaf runs.
       formats: of all its slots.
       leaf: its arrays, the gradient in `g` and the parameter in `param`.
       kernel: see `with_kernel`.
-      sharding: how it lies on several devices; None if that is not known.
-      layers: how many axes of layers it has.
+      sharding: of the leaf; None if unknown.
+      layers: its number of layer axes.
     """
     rests = isinstance(leaf.param, Split) and leaf.param.rest is not None
     fused = not (rests or any(isinstance(f, MeasuredFormat) or f.stochastic for f in formats))
@@ -88,7 +88,7 @@ def plans_of(
 
 
 def explicit_sharding(g: Leaf) -> NamedSharding | None:
-    """How a gradient lies on several devices, if the axes of its mesh are explicit."""
+    """The sharding of a gradient, if the axes of its mesh are explicit."""
     sharding = sharding_of(g) if isinstance(g, jax.core.Tracer) else None
     if sharding is None or sharding.mesh.empty:
         return None
@@ -101,7 +101,7 @@ def _refused(
     shape: tuple[int, ...],
     arrays: Sequence[jax.Array],
 ) -> str | None:
-    """Why no kernel can step this leaf, wherever it lies in memory, or is worth it."""
+    """Why no kernel can step this leaf in any memory layout, or why it is not worthwhile."""
     if not KERNELS:
         return "the kernels need jax 0.10"
     whole = [type(rule).__name__ for rule in rules if not rule.elementwise]
@@ -121,7 +121,7 @@ def _refused(
 def _planned(
     shape: tuple[int, ...], formats: Sequence[Format], size: float, layers: int
 ) -> Plan | str:
-    """The largest parts, up to those of which larger ones are no faster, that fit into VMEM."""
+    """The largest blocks that fit into VMEM, up to the size beyond which they are no faster."""
     order = order_on_tpus(shape)
     if min(order[-2:]) < layers:
         return "a register holds several layers"
@@ -155,8 +155,8 @@ class Noted(NamedTuple):
     """How a leaf is stepped.
 
     Attributes:
-      plan: of its kernel on TPUs, or why it has none.
-      rules: that act on it, in their order.
+      plan: of its TPU kernel, or the reason why it has none.
+      rules: those that act on it, in order.
       formats: of each rule's slots.
     """
 
@@ -166,7 +166,7 @@ class Noted(NamedTuple):
 
     @property
     def way(self) -> str:
-        """In words, how it is stepped on TPUs."""
+        """A description of how it is stepped on TPUs."""
         return f"XLA: {self.plan}" if isinstance(self.plan, str) else "one kernel"
 
 
@@ -175,7 +175,7 @@ _noted: ContextVar[dict[str, Noted] | None] = ContextVar("steps", default=None)
 
 @contextlib.contextmanager
 def steps_noted() -> Iterator[dict[str, Noted]]:
-    """How each leaf is stepped inside of it, by their paths; for reports."""
+    """Records, by path, how each leaf is stepped inside the context; for reports."""
     found: dict[str, Noted] = {}
     token = _noted.set(found)
     try:
@@ -185,13 +185,13 @@ def steps_noted() -> Iterator[dict[str, Noted]]:
 
 
 def note(updates: Updates, indices: Sequence[int], noted: Noted) -> None:
-    """How these leaves of the updates are stepped, for who asks."""
+    """Records how these leaves of the updates are stepped."""
     if (found := _noted.get()) is not None:
         paths = leaf_paths(updates)
         found |= {paths[i]: noted for i in indices}
 
 
-TOO_LARGE = "what has to be in VMEM at a time is too large"
+TOO_LARGE = "the blocks needed in VMEM at once are too large"
 
 
 def _largest(sizes: tuple[int, ...], limit: int, other: int, most: float) -> int:

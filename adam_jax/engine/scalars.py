@@ -1,8 +1,8 @@
-"""What the leaves of a step share: the numbers of the rules, and their scalars of this step.
+"""Values shared by the leaves of a step: the rules' numbers, and their scalars of this step.
 
-The leaf program gets the rules without their hyperparameters: a leaf needs only the scalars made of
-them. JAX keeps the pytree structures of what it has compiled. With a schedule in them, the schedule
-would never be freed, and each new one would compile every leaf anew.
+The leaf program gets the rules without their hyperparameters, because a leaf needs only the scalars
+computed from them. JAX caches the pytree structures of compiled functions. If these contained
+schedules, a schedule would never be freed, and a new one would recompile every leaf.
 """
 
 import functools
@@ -24,7 +24,7 @@ Values: TypeAlias = tuple[tuple[tuple[PyTree, PyTree], ...], ...]
 
 
 def as_arrays(numbers: PyTree) -> PyTree:
-    """The same pytree, each number an array: as constants they are lowered anew for every call."""
+    """The same pytree with numbers as arrays: constants would be lowered again for every call."""
     dtype = jnp.result_type(float)
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, dtype), numbers)
 
@@ -37,14 +37,14 @@ def rule_of(structure: PyTree, numbers: PyTree, scalars: Scalars) -> tuple[Rule,
 def shared(
     rules: list[list[Rule]], counts: list[Leaf], others: list[Leaf]
 ) -> tuple[Structures, Values]:
-    """The rules and their scalars, made from numbers of the arithmetic's precision.
+    """The rules and their scalars, computed from numbers in the precision of arithmetic.
 
-    So they have the same bits whether the numbers are traced or not. Outside a program all scalars
-    are one compiled program, which all schedules share.
+    They then have the same bits whether the numbers are traced or not. Outside a program, all
+    scalars are computed by one compiled program, which all schedules share.
 
     Args:
       rules: by pipeline and stage.
-      counts: of each stage, the optimizer steps completed; None where there is no count.
+      counts: of each stage, the completed optimizer steps; None if there is no count.
       others: the gradients. If one is traced, this is part of a larger program.
     """
     flat = [
@@ -55,7 +55,7 @@ def shared(
     numbers = tuple(tuple(tuple(leaves) for leaves, _ in pipeline) for pipeline in flat)
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((numbers, counts, others))):
         return structures, _values(structures, numbers, tuple(counts))
-    # Schedules are called here: called inside, each would need a program of its own.
+    # Schedules are called outside of `_values`; inside, each would need its own program.
     now = tuple(
         tuple(
             tuple(Constant(x.at(count)) if _is_hyperparameter(x) else x for x in leaves)

@@ -1,6 +1,6 @@
-"""Parameters on their way to the loop that joins weights of 16 bits with what belongs to them.
+"""Parameters whose 16-bit weights are joined with their rests only in the loop that reads them.
 
-Joined before it, float32 weights would be stored: 8 bytes per parameter, where a kernel steps them.
+Joined before that loop, float32 weights would be stored: 8 bytes per parameter in a kernel's step.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ from adam_jax.formats.weights import Split
 
 @dataclasses.dataclass(frozen=True)
 class SplitParams:
-    """Parameters of which some weights are not joined yet.
+    """Parameters of which some weights are not yet joined.
 
     Attributes:
       params: as they are stored.
       treedef: of the updates.
-      weights: by the number of the leaf.
+      weights: by the index of the leaf.
     """
 
     params: Params
@@ -31,7 +31,7 @@ class SplitParams:
 
     @functools.cached_property
     def joined(self) -> Params:
-        """The parameters, all weights joined; once for all that read them."""
+        """The parameters with all weights joined; computed once for all readers."""
         leaves = self.treedef.flatten_up_to(self.params)
         for i, split in _joined(self.weights).items():
             leaves[i] = split
@@ -43,11 +43,11 @@ _joined = jax.jit(lambda weights: {i: split.joined() for i, split in weights.ite
 
 @dataclasses.dataclass(frozen=True)
 class SplitResult:
-    """What a step returns for `SplitParams`.
+    """The result of a step on `SplitParams`.
 
     Attributes:
-      result: the new parameters as they are stored, or the updates, which may be `Unrounded`.
-      rests: what belongs to the new weights, by the number of the leaf.
+      result: the new stored parameters, or the updates, which may be `Unrounded`.
+      rests: the rests of the new weights, by the index of the leaf.
     """
 
     result: Updates
@@ -55,7 +55,7 @@ class SplitResult:
 
 
 def joined(params: Params) -> Params:
-    """The parameters, all weights joined."""
+    """The parameters with all weights joined."""
     return params.joined if isinstance(params, SplitParams) else params
 
 
@@ -65,17 +65,17 @@ def stored_params(params: Params) -> Params:
 
 
 def run_split(body: Body, updates: Updates, state: State, params: Params, call: Call) -> Result:
-    """A body's step on parameters that may be `SplitParams`: one that does not join them is helped.
+    """A body's step on parameters that may be `SplitParams`, even if the body cannot join them.
 
     Args:
       body: of any transformation.
       updates: the gradients.
-      state: its own.
+      state: of the body.
       params: the parameters.
-      call: what is asked.
+      call: the options of the step.
 
     Returns:
-      What the body does, in a `SplitResult` for `SplitParams`; its new state.
+      The body's result, in a `SplitResult` for `SplitParams`; and its new state.
     """
     if body.joins or not isinstance(params, SplitParams):
         return body.run(updates, state, params, call)
@@ -85,7 +85,7 @@ def run_split(body: Body, updates: Updates, state: State, params: Params, call: 
 
 
 def _landed(params: SplitParams, moved: PyTree, result: Updates, call: Call) -> SplitResult:
-    """The weights after a step that moved them, joined."""
+    """The weights after a step on joined weights, split again."""
     moved = params.treedef.flatten_up_to(moved)
     results = params.treedef.flatten_up_to(values(result))
     rests = {}
@@ -96,7 +96,7 @@ def _landed(params: SplitParams, moved: PyTree, result: Updates, call: Call) -> 
     return SplitResult(made if call.apply else Unrounded(made, dtypes_of(result)), rests)
 
 
-@jax.jit  # Traced once for each shape, not for each leaf.
+@jax.jit  # Traced once per shape, not per leaf.
 def _renewed(p: Split, x: jax.Array) -> Split:
     def one_layer(number: jax.Array, p: Split, x: jax.Array) -> Split:
         return p.further(number).renewed(x, p.shape)

@@ -1,4 +1,4 @@
-"""A rule and where its memory lies: the state that Optax would keep for it."""
+"""A rule and the state that Optax would keep for it."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ from adam_jax.rules.pytrees import frozen_pytree, static
 
 @frozen_pytree
 class Stage:
-    """One rule and where its memory lies.
+    """One rule and the layout of its state.
 
     Attributes:
-      rule: what happens to each leaf.
-      state_type: the NamedTuple of the state: the rule's slots, and besides them step counts.
-      dtypes: what the user asked for, one entry per slot.
+      rule: the operation on each leaf.
+      state_type: the NamedTuple of the state: the rule's slots, plus step counts.
+      dtypes: the user's settings, one per slot.
       mask: the leaves that the rule acts on; None for all. Only for rules without slots.
     """
 
@@ -44,16 +44,17 @@ class Stage:
         """Registers the type of the state; see `StateFields`.
 
         Raises:
-          ValueError: a stage of another kind keeps a state of this type.
+          ValueError: a stage of another kind already uses this type.
         """
         slots = {slot.name: slot.magnitude for slot in self.rule.slots}
         register(self.state_type, slots=slots, counts=self.counts)
 
     def start(self, param: Leaf, index: int, path: str, layer: Leaf) -> Leaf:
-        """What one slot of one leaf stores before the first step, by how one layer of it is stored.
+        """The initial stored form of one slot of one leaf; its format is chosen for one layer.
 
         Raises:
-          ValueError: no slot can belong to this parameter, or not so; the caller knows its path.
+          ValueError: the parameter cannot have this slot, or not in this format; the caller adds
+            the path.
         """
         slot = self.rule.slots[index]
         try:
@@ -69,29 +70,29 @@ class Stage:
     def check_formats(self, formats: Sequence[Format | None]) -> None:
         """Checks how a state stores one leaf: Optax keeps nu of a float16 parameter in float16.
 
-        A state may also be from `convert_state`, or from an older release.
+        A state may also come from `convert_state`, or from an older release.
 
         Raises:
-          ValueError: not so that it can go on; the caller knows the path.
+          ValueError: a run cannot continue from it; the caller adds the path.
         """
         for slot, fmt in zip(self.rule.slots, formats, strict=True):
             if fmt is not None:
                 check_still_fits(slot, fmt)
 
     def wrap(self, state: State) -> State:
-        """The state as `optax.masked` would keep it, where there is a mask."""
+        """The state as `optax.masked` would keep it, if there is a mask."""
         return state if self.mask is None else optax.MaskedState(inner_state=state)
 
     def unwrap(self, state: State, where: str) -> State:
-        """The state inside; says what is wrong with one that `init` did not make.
+        """The inner state; raises an error for a state that `init` did not make.
 
         Args:
           state: of this stage.
-          where: its place in the whole state, with which an error begins.
+          where: its place in the whole state, with which error messages begin.
         """
         state = state if self.mask is None else getattr(state, "inner_state", state)
-        # By its type: one with other slots besides would lose them, and AdaBelief's have the same
-        # names as Adam's. For a stage that keeps nothing, all that is empty is one: Optax does not
+        # Checked by type: a type with more slots would lose them, and AdaBelief's slots have the
+        # same names as Adam's. A stage without state accepts anything empty, because Optax does not
         # look at it.
         empty = not self.state_type._fields and not jax.tree.leaves(state)
         if not empty and not isinstance(state, self.state_type):
@@ -103,5 +104,5 @@ class Stage:
         return state
 
     def with_rule(self, rule: Rule) -> "Stage":
-        """The same memory under another rule, which keeps the same slots."""
+        """The same state under another rule with the same slots."""
         return dataclasses.replace(self, rule=rule)

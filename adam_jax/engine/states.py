@@ -1,7 +1,7 @@
-"""What each state holds: conversions, byte counts, sharding and readers of states ask here.
+"""The contents of each state type, for conversions, byte counts, sharding and readers of states.
 
-A state is a NamedTuple. Its type is described once, next to its definition. The state of a stage
-is described when a transformation is built of it: the rule knows its slots.
+A state is a NamedTuple. Its type is described once, next to its definition. The state of a stage is
+described when a transformation is built from it, because the rule knows its slots.
 """
 
 import dataclasses
@@ -20,15 +20,15 @@ from adam_jax.formats.policy import format_of
 
 @dataclasses.dataclass(frozen=True)
 class StateFields:
-    """What the fields of a state hold. Each field is in one of the first four.
+    """The contents of a state's fields. Each field is in one of the first four attributes.
 
     Attributes:
       slots: accumulators, trees like the parameters, and whether each is a magnitude.
       counts: numbers of optimizer steps.
       inner: states of other transformations, in any container.
-      own: of this transformation alone; a conversion starts it anew.
-      own_matters: whether a conversion that leaves `own` behind loses something, and is refused:
-        True, False, or the name of a field that is not 0 while it does.
+      own: belong to this transformation alone; a conversion resets them.
+      own_matters: whether a conversion that drops `own` loses information and is refused: True,
+        False, or the name of a field that is nonzero while it does.
     """
 
     slots: Mapping[str, bool] = dataclasses.field(default_factory=dict)
@@ -38,7 +38,7 @@ class StateFields:
     own_matters: bool | str = True
 
     def matters(self, state: State) -> bool:
-        """Whether the `own` fields of this state may not be left behind."""
+        """Whether the `own` fields of this state must not be dropped."""
         when = self.own_matters
         return bool(np.any(getattr(state, when))) if isinstance(when, str) else when
 
@@ -55,18 +55,18 @@ def register(
     own: Sequence[str] = (),
     own_matters: bool | str = True,
 ) -> None:
-    """Describes a state, as `StateFields` does. Doing so again changes nothing.
+    """Describes a state type, as `StateFields` does. Repeating a description changes nothing.
 
     Args:
       state_type: a NamedTuple.
       slots: field names, and whether they are magnitudes, whose storage follows `nu_dtype`.
-      counts: field names, as are the others.
+      counts: field names; the following arguments too.
       inner: see `StateFields`.
       own: see `StateFields`.
       own_matters: see `StateFields`.
 
     Raises:
-      ValueError: a field that is described twice or not at all; another description of the type.
+      ValueError: a field is described twice or not at all, or the type has another description.
     """
     slots = slots or {}
     named, names = [*slots, *counts, *inner, *own], list(state_type._fields)
@@ -88,7 +88,7 @@ def register(
 
 
 def is_state(x: Leaf) -> bool:
-    """Whether this is a NamedTuple, as the state of every transformation is."""
+    """Whether this is a NamedTuple, like the state of every transformation."""
     return isinstance(x, tuple) and hasattr(x, "_fields")
 
 
@@ -98,13 +98,13 @@ def is_known(x: Leaf) -> bool:
 
 
 def described(state: State) -> StateFields:
-    """What the fields of a state hold.
+    """The contents of a state's fields.
 
-    Optax has some hundred states, and few of them are described here. In the others, fields with
-    a described state inside are `inner`, and the rest is `own` and matters.
+    Optax has some hundred state types, and few are described here. In the others, fields that
+    contain a described state are `inner`, and the rest is `own` and matters.
 
     Raises:
-      ValueError: nothing is known of its type, and there are arrays in it.
+      ValueError: its type is unknown, and it contains arrays.
     """
     kind = type(state)
     if kind in _KNOWN:
@@ -124,10 +124,10 @@ def described(state: State) -> StateFields:
 
 
 def states_in(state: State) -> Iterator[State]:
-    """Every state in this one, at any depth, the outer before the inner.
+    """Every state in this one, at any depth, outer states before inner ones.
 
     Raises:
-      ValueError: nothing is known of one.
+      ValueError: the type of a state is unknown.
     """
     for x in found(state, is_state):
         yield x
@@ -136,15 +136,15 @@ def states_in(state: State) -> Iterator[State]:
 
 
 def found(tree: PyTree, wanted: Callable[[Any], bool]) -> list[Leaf]:
-    """What is wanted in a tree, at any depth; not what is inside of that."""
+    """Everything in a tree that matches, at any depth, without looking inside matches."""
     return [x for x in jax.tree.leaves(tree, is_leaf=wanted) if wanted(x)]
 
 
 def owners(state: State, params: Params) -> list[tuple[Leaf, int | None]]:
-    """Each leaf of a state, and the index of the parameter that it belongs to; None if shared.
+    """Each leaf of a state, with the index of the parameter that it belongs to; None if shared.
 
-    A leaf is what a format stores, which may be several arrays. Counts are shared. In all other
-    fields a leaf belongs to the parameter whose path is in the leaf's own (see `owner_of`).
+    A leaf is one stored form, which may have several arrays. Counts are shared. In all other fields
+    a leaf belongs to the parameter whose path is part of the leaf's path (see `owner_of`).
 
     Args:
       state: of any transformation.
@@ -177,13 +177,14 @@ def owners(state: State, params: Params) -> list[tuple[Leaf, int | None]]:
                 if name in fields.counts:
                     yield from ((leaf, None) for leaf in jax.tree.leaves(inside))
                 else:
-                    # A key above, such as the index of a stage, is no part of a parameter's path.
+                    # Keys above, such as the index of a stage, are not part of a parameter's path.
                     yield from walk(inside, (key,))
 
     return list(walk(state, ()))
 
 
-# Optax's own, also those of our members: a state may come from Optax before any member is built.
+# Optax's own types, also used by our members: a state may come from Optax before any member is
+# built.
 _ADAM = {"mu": False, "nu": True}
 register(optax.ScaleByAdamState, slots=_ADAM, counts=["count"])
 register(optax.ScaleByBeliefState, slots=_ADAM, counts=["count"])
@@ -192,7 +193,7 @@ register(optax.ScaleByLionState, slots={"mu": False}, counts=["count"])
 register(
     optax.ScaleByAdanState, slots={"m": False, "v": False, "n": True, "g": False}, counts=["t"]
 )
-# Optax exports what makes these two, not their types.
+# Optax exports functions that make these two, but not their types.
 WeightDecaySchedule: Any = type(
     jax.eval_shape(optax.add_decayed_weights(lambda count: 0.0).init, ())
 )

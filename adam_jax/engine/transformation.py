@@ -1,4 +1,4 @@
-"""From a pipeline of stages to an Optax transformation, with update and apply in one."""
+"""Builds an Optax transformation from a pipeline of stages, with update and apply fused."""
 
 from typing import Any
 
@@ -25,12 +25,12 @@ from adam_jax.rules.base import Rule
 
 
 def body_of(argument: str, tx: AnyTransformation) -> Body:
-    """The body of a transformation, this package's or another's, to build others around.
+    """The body of any transformation, this package's or another's, for building wrappers.
 
-    As in Optax, any object with an `init` and an `update` is one.
+    As in Optax, any object with `init` and `update` is a transformation.
 
     Raises:
-      ValueError: it is not a transformation; `argument` is what the caller calls it.
+      ValueError: it is not a transformation; `argument` is the caller's name for it.
     """
     if isinstance(tx, Transformation):
         return tx.body
@@ -41,7 +41,7 @@ def body_of(argument: str, tx: AnyTransformation) -> Body:
         raise ValueError(
             f"{argument} must be an Optax transformation, got {tx!r}: write adamw(1e-3), say."
         )
-    # As Optax takes it; the functions compare and hash where the object may not.
+    # As Optax accepts it; the two functions compare and hash even if the object does not.
     return OptaxBody(optax.GradientTransformation(*pair))
 
 
@@ -53,30 +53,30 @@ def whole(init: Function, update: Function) -> optax.GradientTransformation:
 
 @jax.tree_util.register_pytree_node_class
 class Transformation(optax.GradientTransformationExtraArgs):
-    """An Optax transformation with `step`, update and apply in one.
+    """An Optax transformation with `step`, which fuses update and apply.
 
-    It is a value: equal rules and numbers make equal transformations (Optax's closures never are),
-    so it can be a static argument without retracing. It is a pytree as well: as a jit argument its
-    numbers are traced, so that another learning rate does not retrace either.
+    It is a value: equal rules and numbers make equal transformations (Optax's closures never are
+    equal), so it can be a static argument without retracing. It is also a pytree: as a jit argument
+    its numbers are traced, so another learning rate does not retrace either.
     """
 
     __slots__ = ()
 
     @classmethod
     def of(cls, *stages: Stage, chained: bool = True) -> "Transformation":
-        """Joins stages, applied in this order; `chained` as in `Pipeline`."""
+        """Joins stages in the order in which they apply; `chained` as in `Pipeline`."""
         for stage in stages:
             stage.describe()
         return cls.around(Pipeline(stages, chained))
 
     @classmethod
     def around(cls, body: Body) -> "Transformation":
-        """Puts `init` and `update` around a body."""
+        """Builds `init` and `update` from a body."""
         return cls(Init(body), Update(body))
 
     @property
     def body(self) -> PyTree:
-        """What is behind `init` and `update`."""
+        """The body that `init` and `update` call."""
         return self.update.body  # pyright: ignore[reportAttributeAccessIssue]
 
     def step(self, grads: Updates, state: State, params: Params, **extra_args: Leaf) -> Result:
@@ -101,7 +101,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
 
     @classmethod
     def tree_unflatten(cls, aux: None, children: tuple[Body]) -> "Transformation":
-        """The opposite of `tree_flatten`."""
+        """The inverse of `tree_flatten`."""
         del aux
         return cls.around(*children)
 
@@ -109,13 +109,13 @@ class Transformation(optax.GradientTransformationExtraArgs):
 def scale_by_rule(
     rule: Rule, state_type: Any, mu_dtype: SlotDType, nu_dtype: SlotDType
 ) -> Transformation:
-    """Lifts a rule to a transformation.
+    """Makes a transformation of a rule.
 
     Args:
-      rule: what happens to one array.
-      state_type: a NamedTuple of the rule's slots and, besides them, step counts.
-      mu_dtype: how the slots with a sign are stored.
-      nu_dtype: how magnitudes are stored, if the rule has any.
+      rule: the operation on one array.
+      state_type: a NamedTuple of the rule's slots, plus step counts.
+      mu_dtype: storage of slots with a sign.
+      nu_dtype: storage of magnitudes, if the rule has any.
     """
     mu_dtype = check_slot_dtype("mu_dtype", mu_dtype)
     nu_dtype = check_magnitude_dtype("nu_dtype", nu_dtype)
@@ -132,32 +132,32 @@ def step(
 ) -> Result:
     """One optimizer step: the new parameters and the new state.
 
-    For any Optax transformation this is `tx.update` and then `optax.apply_updates`. A
-    transformation with a `step` of its own, as all of ours have, does both in one pass over each
-    leaf, and adds the update to the parameter before anything is rounded to a 16-bit dtype. A None
-    among the gradients of ours leaves its parameter and its state alone. Integers, booleans and
-    keys among the parameters keep no state and stay as they are: their gradient is None, float0 or
-    an integer. (`schedule_free_adamw` is
-    Optax's code around ours: there it is Optax that adds, and every gradient must be there.)
+    For any Optax transformation this is `tx.update` followed by `optax.apply_updates`. A
+    transformation with its own `step`, as all of ours have, does both in one pass over each leaf,
+    and adds the update to the parameter before anything is rounded to a 16-bit dtype. In ours, a
+    None gradient leaves its parameter and its state unchanged. Integers, booleans and keys among
+    the parameters have no state and stay unchanged; their gradient is None, float0 or an integer.
+    (`schedule_free_adamw` is Optax's code around ours: there Optax adds the update, and every
+    gradient is required.)
 
-    Under a jit that donates them, parameters and state should be arguments in the order in which
-    they are returned: JAX pairs donated buffers with results of the same shape in that order, and
-    the moments would be copied to where the parameters were (in float32, 44 bytes per parameter
-    instead of 28 on a GPU).
+    Under a jit that donates them, pass parameters and state in the order in which they are
+    returned. JAX pairs donated buffers with results of the same shape in order, and would otherwise
+    copy the moments to the parameters' buffers (in float32 on a GPU, 44 bytes per parameter instead
+    of 28).
 
     Args:
       tx: any Optax transformation.
       grads: a tree like `params`.
-      state: what `tx.init` or the last step returned.
-      params: the parameters, in any floating-point dtype, which they keep.
+      state: the result of `tx.init` or of the last step.
+      params: the parameters, in any floating-point dtype, which is kept.
       **extra_args: passed on to transformations that take them, such as `value=`.
 
     Returns:
       `(params, state)`.
 
     Raises:
-      TypeError: `tx` is no transformation; an extra argument that one of ours takes is misspelt.
-      ValueError: a tree, a shape or a dtype that does not fit the state; the message has the path.
+      TypeError: `tx` is not a transformation; an extra argument of ours is misspelt.
+      ValueError: a tree, a shape or a dtype does not match the state; the message has the path.
     """
     if not hasattr(tx, "init") or not hasattr(tx, "update"):
         raise TypeError(

@@ -1,4 +1,4 @@
-"""Lining the other trees up with the leaves of the updates, and saying where one does not fit."""
+"""Aligns other trees with the leaves of the updates, and reports where one does not match."""
 
 import re
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from adam_jax.formats.dtypes import leaf_dtype, moves
 
 
 def align_slot(treedef: PyTree, updates: Updates, slot_tree: PyTree) -> list[Leaf]:
-    """What one slot holds for each leaf of the updates."""
+    """The entry of one slot for each leaf of the updates."""
     try:
         slots = treedef.flatten_up_to(slot_tree)
     except ValueError:
@@ -29,7 +29,7 @@ def align_slot(treedef: PyTree, updates: Updates, slot_tree: PyTree) -> list[Lea
 
 
 def align_params(treedef: PyTree, params: Params, needed: bool, apply: bool) -> list[Leaf]:
-    """The parameter of each leaf of the updates, or a None for each where nobody needs them."""
+    """The parameter of each leaf of the updates, or None for all leaves if none is needed."""
     nobody = [None] * treedef.num_leaves
     if params is None and needed and treedef.num_leaves:
         why = "step moves them" if apply else "this transformation reads them"
@@ -39,7 +39,7 @@ def align_params(treedef: PyTree, params: Params, needed: bool, apply: bool) -> 
     try:
         return nobody if params is None else treedef.flatten_up_to(params)
     except ValueError:
-        if not needed:  # Optax does not look at them then.
+        if not needed:  # Optax ignores them in this case.
             return nobody
         raise ValueError(
             f"params must have the structure of the updates, got"
@@ -51,8 +51,7 @@ def check_leaf(g: Leaf, p: Leaf, stored: Stored, formats: PyTree) -> Leaf:
     """Returns the gradient's dtype.
 
     Raises:
-      ValueError: the leaf's gradient, state and parameter do not belong together; the caller knows
-        its path.
+      ValueError: the leaf's gradient, state and parameter do not match; the caller adds the path.
     """
     try:
         dtype = leaf_dtype(g)
@@ -89,14 +88,14 @@ def check_leaf(g: Leaf, p: Leaf, stored: Stored, formats: PyTree) -> Leaf:
 
 
 def leaf_paths(tree: PyTree, none_is_leaf: bool = True) -> list[str]:
-    """The path of every leaf as users write it, its keys joined by slashes: `layers/0/kernel`.
+    """The path of every leaf as users write it, keys joined by slashes: `layers/0/kernel`.
 
-    Flax's boxes have their array in an attribute `value`, which is left out: `nnx.Optimizer` calls
-    `init` with variables and `update` with bare arrays.
+    The attribute `value`, in which Flax's boxes hold their array, is left out: `nnx.Optimizer`
+    calls `init` with variables and `update` with plain arrays.
 
     Args:
       tree: the parameters, or a tree like them.
-      none_is_leaf: count a None as a leaf.
+      none_is_leaf: whether None counts as a leaf.
     """
 
     def is_none(x: Leaf) -> bool:
@@ -115,12 +114,12 @@ def leaf_paths(tree: PyTree, none_is_leaf: bool = True) -> list[str]:
 
 
 def without_numbers(path: str) -> str:
-    """`blocks/3/kernel` and `Block_3/kernel` as those of any layer: `blocks/#/kernel`."""
+    """`blocks/3/kernel` and `Block_3/kernel` as the paths of any layer: `blocks/#/kernel`."""
     return re.sub(r"\d+(?=/|$)", "#", path)
 
 
 def _in_place_of_boxes(updates: Updates, slot_tree: PyTree) -> list[Leaf]:
-    """`align_slot`, where `unflatten_stored` has put several arrays in the place of a box."""
+    """`align_slot`, where `unflatten_stored` replaced a box by several arrays."""
     leaves, treedef = jax.tree.flatten(updates, is_leaf=_is_none_or_box)
     slots = []
     for own, stored in zip(leaves, treedef.flatten_up_to(slot_tree), strict=True):
@@ -134,15 +133,15 @@ def _is_none_or_box(x: Leaf) -> bool:
 
 
 def unflatten_slot(slot_tree: PyTree, stored: list[Leaf]) -> PyTree:
-    """The opposite of `align_slot`: what is stored now, in the structure that the slot had."""
+    """The inverse of `align_slot`: the current stored forms, in the structure of the slot."""
     return jax.tree.structure(slot_tree).unflatten(jax.tree.leaves(stored))
 
 
 def unflatten_stored(params: Params, stored: list[Leaf], none_is_leaf: bool = False) -> PyTree:
-    """A tree like the parameters, of what is stored for each of them.
+    """A tree like the parameters, with the stored form of each.
 
-    A box holds one array. What is stored in several has a box for each, see `boxed`, and what is
-    stored in none takes the box's place.
+    A box holds one array. A stored form of several arrays has a box for each, see `boxed`. One
+    without a box replaces the box.
     """
     is_leaf = _is_none_or_box if none_is_leaf else is_box
     leaves, treedef = jax.tree.flatten(params, is_leaf=is_leaf)
@@ -160,7 +159,7 @@ def unflatten_stored(params: Params, stored: list[Leaf], none_is_leaf: bool = Fa
 
 
 def _first_difference(updates: Updates, reference: PyTree) -> str:
-    """Where two trees part first, in words: the path that one of them has and the other lacks."""
+    """The first difference of two trees, in words: a path that only one of them has."""
     ours, theirs = leaf_paths(updates), leaf_paths(reference)
     missing = next((p for p in theirs if p not in set(ours)), None)
     if missing is not None:
@@ -179,14 +178,15 @@ Keys = tuple[Leaf, ...]
 
 
 def is_stored(x: Leaf) -> bool:
-    """Whether this is what a format stores in more than an array."""
+    """Whether this is a stored form other than a plain array."""
     return isinstance(getattr(x, "format", None), Format)
 
 
 def own_keys(keys: Keys) -> set[Keys]:
-    """The paths that a state may keep something under for the parameter with this one.
+    """The paths under which a state may store something for the parameter with this path.
 
-    A box has its array in `value`; what is several arrays is in its place, with boxes below.
+    A box holds its array in `value`. A stored form of several arrays replaces it, with boxes
+    inside.
     """
     return {keys, keys[:-1] if keys[-1:] == (_VALUE,) else keys}
 
@@ -197,10 +197,10 @@ _VALUE = jax.tree_util.GetAttrKey("value")
 def owner_of(
     keys: Keys, shape: tuple[int, ...], shapes: Mapping[Keys, tuple[int, ...]]
 ) -> Keys | None:
-    """The parameter that an array of the state belongs to: one whose path is in the array's.
+    """The parameter that an array of the state belongs to: its path is part of the array's path.
 
-    Of several the one with the array's shape, then the one nearest to the end, then the longest. A
-    scalar belongs to a scalar, if to any: counts and statistics are nobody's.
+    Of several candidates it takes the one with the array's shape, then the one nearest to the end,
+    then the longest. A scalar belongs only to a scalar: counts and statistics have no owner.
 
     Args:
       keys: the path of the array in the state.
@@ -209,7 +209,7 @@ def owner_of(
     """
     whole = (keys[start:] for start in range(len(keys)))
     if (own := next((k for k in whole if shapes.get(k) == shape), None)) is not None:
-        return own  # Nothing behind it, as nearly always; below, too, it would be the first.
+        return own  # Nothing follows it, as in nearly all cases; it would also be first below.
     found = []
     for end in range(len(keys) + 1):
         behind = keys[end:]
@@ -218,14 +218,14 @@ def owner_of(
             own = keys[start:end]
             if own not in shapes or (not shape and (shapes[own] or not one_array)):
                 continue
-            if own and start == 0 and behind:  # The number of a stage in a chain, not of a leaf.
+            if own and start == 0 and behind:  # The index of a stage in a chain, not of a leaf.
                 continue
             found.append((shapes[own] == shape, end, len(own), own))
     return max(found, key=lambda x: x[:3])[-1] if found else None
 
 
 def chosen(condition: jax.Array | None, new: PyTree, old: PyTree) -> PyTree:
-    """Everything from `new` or everything from `old`, by one boolean scalar; None is true."""
+    """All of `new` or all of `old`, selected by one boolean scalar; None counts as true."""
     if condition is None:
         return new
     return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)

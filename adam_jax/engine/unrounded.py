@@ -1,8 +1,8 @@
-"""Gradients and updates between transformations: in the dtype of arithmetic, not yet rounded.
+"""Gradients and updates between transformations, in the dtype of arithmetic and not yet rounded.
 
-A clipped bfloat16 gradient is not rounded before it reaches Adam. But somebody's own transformation
-gets the dtypes that it would get in `optax.chain`, since its state may have them, and so do users:
-the dtypes travel with the gradients.
+A clipped bfloat16 gradient is not rounded before it reaches Adam. A transformation of another
+library gets the dtypes that it would get in `optax.chain`, because its state may depend on them,
+and so do users. So the dtypes travel with the gradients.
 """
 
 import dataclasses
@@ -17,22 +17,22 @@ from adam_jax.formats.dtypes import leaf_dtype, moves, wider_dtype
 from adam_jax.rules.pytrees import frozen_pytree, static
 
 Pending: TypeAlias = tuple[jax.Array, ...]
-"""What is still to be done to each element of a gradient, in this order.
+"""Pending operations on each element of a gradient, in this order.
 
-Real scalars multiply it, boolean ones make it zero where they are false. It is left to the loop
-that reads the gradient: a kernel does not fuse with the loop before it, which would store the
+Real scalars multiply it; boolean scalars make it zero where they are false. The loop that reads the
+gradient applies them. A kernel does not fuse with the loop before it, which would store the
 gradient, 8 bytes per parameter.
 """
 
 
 @frozen_pytree
 class Unrounded:
-    """Updates in the dtype of arithmetic, with the dtypes that they are to have.
+    """Updates in the dtype of arithmetic, with the dtypes that they will be rounded to.
 
     Attributes:
-      raw: a tree of arrays and None, of which they are made; it may have other dtypes.
-      dtypes: of each leaf, None among them; None for one that is not to be rounded.
-      pending: how they are made.
+      raw: a tree of arrays and None, before the pending operations; it may have other dtypes.
+      dtypes: of each leaf, None leaves included; None for a leaf that is not rounded.
+      pending: the operations to apply.
     """
 
     raw: PyTree
@@ -45,13 +45,13 @@ class Unrounded:
         return jax.tree.map(lambda x: completed(x, self.pending), self.raw)
 
     def then(self, *scalars: jax.Array | None) -> "Unrounded":
-        """With more to be done; None for nothing."""
+        """With more pending operations; None adds nothing."""
         more = tuple(x for x in scalars if x is not None)
         return dataclasses.replace(self, pending=self.pending + more)
 
 
 def completed(x: Leaf, pending: Pending) -> Leaf:
-    """An array in the dtype of arithmetic, with all that is pending done to it."""
+    """An array in the dtype of arithmetic, with all pending operations applied."""
     x = promoted(x)
     if not moves(x):
         return x
@@ -65,31 +65,31 @@ def completed(x: Leaf, pending: Pending) -> Leaf:
 
 
 def values(updates: Updates) -> PyTree:
-    """The tree of arrays, in the dtypes that they have."""
+    """The tree of arrays, in their current dtypes."""
     return updates.tree if isinstance(updates, Unrounded) else updates
 
 
 def raw(updates: Updates) -> PyTree:
-    """The tree of arrays of which the updates are made."""
+    """The tree of arrays before the pending operations."""
     return updates.raw if isinstance(updates, Unrounded) else updates
 
 
 def dtypes_of(updates: Updates) -> tuple[DType | None, ...]:
-    """The dtypes that updates are to have."""
+    """The dtypes that updates will be rounded to."""
     if isinstance(updates, Unrounded):
         return updates.dtypes
 
     def dtype_of(u: Leaf) -> DType | None:
         try:
             return None if u is None else leaf_dtype(u)
-        except (TypeError, ValueError):  # Who reads it says so, with its path.
+        except (TypeError, ValueError):  # The reader raises an error with its path.
             return None
 
     return tuple(dtype_of(u) for u in jax.tree.leaves(updates, is_leaf=lambda x: x is None))
 
 
 def unrounded(updates: Updates) -> Unrounded:
-    """The same updates in the dtype of arithmetic, each with the dtype that it is to have."""
+    """The same updates in the dtype of arithmetic, with the dtypes that they will be rounded to."""
     if isinstance(updates, Unrounded):
         return updates
     return Unrounded(updates, dtypes_of(updates))
@@ -101,7 +101,7 @@ def made(updates: Updates) -> Updates:
 
 
 def rounded(updates: Updates) -> PyTree:
-    """Arrays of the dtypes that they are to have."""
+    """Arrays in the dtypes that they are rounded to."""
     if not isinstance(updates, Unrounded):
         return updates
     leaves, treedef = jax.tree.flatten(updates.tree, is_leaf=lambda x: x is None)
@@ -112,14 +112,14 @@ def rounded(updates: Updates) -> PyTree:
 
 
 def map_tree(f: Function, updates: Updates) -> Updates:
-    """f of the tree of arrays, which returns one for the same dtypes."""
+    """f of the tree of arrays; f returns a tree for the same dtypes."""
     if isinstance(updates, Unrounded):
         return dataclasses.replace(updates, raw=f(updates.raw))
     return f(updates)
 
 
 def as_wide_as(updates: Updates, params: Params) -> Updates:
-    """Updates whose dtypes are the parameters' where those are wider: Adam's are so."""
+    """Updates with the parameters' dtypes where those are wider, as Adam's updates have."""
     if not isinstance(updates, Unrounded):
         return updates
     treedef = jax.tree.structure(updates.raw, is_leaf=lambda x: x is None)
@@ -134,7 +134,7 @@ def update_dtype(dtype: DType | None, p: Leaf) -> DType | None:
 
 
 def promoted(x: Leaf) -> Leaf:
-    """An array in the dtype of arithmetic; what is no number is left to those that say so."""
+    """An array in the dtype of arithmetic; values that are not numbers are left to later checks."""
     try:
         dtype = arithmetic_dtype(x) if moves(x) else None
         if dtype in (None, getattr(x, "dtype", None)):
@@ -145,7 +145,7 @@ def promoted(x: Leaf) -> Leaf:
 
 
 def arithmetic_dtype(x: Leaf) -> DType:
-    """float32, or the array's own dtype where that is wider."""
+    """float32, or the array's own dtype if that is wider."""
     return wider_dtype(leaf_dtype(x), jnp.dtype(jnp.float32))
 
 

@@ -1,1 +1,1 @@
-"""The members: each file is one paper, its rule, its scale_by_* and its aliases."""
+"""The members: one file per paper, with its rule, its scale_by_* and its aliases."""

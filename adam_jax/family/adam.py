@@ -40,33 +40,33 @@ def scale_by_adam(
         nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
         u  = mû / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
 
-    Everything is computed in float32 (float64 for float64 leaves), whatever the dtypes of the
-    gradient, the parameter and the state; only u is rounded, to the gradient's dtype (or the
-    parameter's, if that is given and wider).
+    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
+    parameter and state. Only u is rounded: to the gradient's dtype, or to the parameter's if that
+    is given and wider.
 
     Args:
       b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
       eps: ε of the paper's algorithm 1, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0.
-      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
-        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
-        default is the parameter's dtype, at least float32.
-      nesterov: True reads mu one step ahead: b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ) in place of
-        mû (Dozat 2016).
-      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
-        nu stands still.
-      eps_hat: ε̂ of section 2 of Kingma & Ba, added to the root of the uncorrected nu, in units of
-        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Write eps=0.0 with it. None leaves
-        it out, also out of the numbers of `with_hyperparams` and `optax.inject_hyperparams`.
+      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
+        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
+        dtype. The default is the parameter's dtype, but at least float32.
+      nesterov: True looks one step ahead: mû becomes b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ)
+        (Dozat 2016).
+      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
+        nearest, nu stops changing.
+      eps_hat: ε̂ of Kingma & Ba, section 2, added to the root of the uncorrected nu, in units of
+        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Use it with eps=0.0. None omits it,
+        also from `with_hyperparams` and `optax.inject_hyperparams`.
       bias_correction: False reads mu and nu uncorrected: mû = mu, nû = nu.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
 
     Example:
-      The first step of Adam has the size 1 whatever the gradient's scale:
+      Adam's first step has size 1 at any scale of the gradient:
 
       >>> import jax.numpy as jnp
       >>> tx = scale_by_adam()
@@ -76,14 +76,14 @@ def scale_by_adam(
       [ 1.  1. -1.]
 
     Raises:
-      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
-        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats) or a gradient
-        unlike the state.
+      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
+        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats) or a gradient
+        that does not match the state.
 
-    Differs from Optax in: the averages are formed as old + (1-b)(new - old) and the corrections by
-    expm1, with 1-b from float64, so that the result stays within a few ulp of the exact algorithm
-    (Optax: 76 to 81); nu is real for complex gradients; 16-bit parameters get float32 moments.
-    Differs from PyTorch in: |g|² of a complex gradient is shared by its two parts.
+    Differs from Optax in: averages are computed as old + (1-b)(new - old) and bias corrections with
+    expm1, with 1-b from float64, so results stay within a few ulp of the exact algorithm (Optax: 76
+    to 81); nu is real for complex gradients; 16-bit parameters get float32 moments.
+    Differs from PyTorch in: the two parts of a complex gradient share one |g|².
 
     Reference: Kingma & Ba 2015, algorithm 1.
     """
@@ -118,39 +118,39 @@ def adam(
         u  = mû / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
         θ  ← θ - α_t·u
 
-    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
-    parameter and state; only the update is rounded.
+    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
+    parameter and state. Only the update is rounded.
 
     Args:
-      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
-        number of optimizer steps completed so far (0 at the first).
+      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
+        function of the number of completed optimizer steps (0 at the first).
       b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
       eps: ε of the paper's algorithm 1, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0.
-      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
-        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
-        default is the parameter's dtype, at least float32.
-      nesterov: True reads mu one step ahead: b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ) in place of
-        mû (Dozat 2016).
-      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
-        nu stands still.
-      eps_hat: ε̂ of section 2 of Kingma & Ba, added to the root of the uncorrected nu, in units of
-        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Write eps=0.0 with it. None leaves
-        it out, also out of the numbers of `with_hyperparams` and `optax.inject_hyperparams`.
+      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
+        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
+        dtype. The default is the parameter's dtype, but at least float32.
+      nesterov: True looks one step ahead: mû becomes b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ)
+        (Dozat 2016).
+      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
+        nearest, nu stops changing.
+      eps_hat: ε̂ of Kingma & Ba, section 2, added to the root of the uncorrected nu, in units of
+        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Use it with eps=0.0. None omits it,
+        also from `with_hyperparams` and `optax.inject_hyperparams`.
       bias_correction: False reads mu and nu uncorrected: mû = mu, nû = nu.
-      l2: λ₂, coupled weight decay, per optimizer step: a number, or a function of the optimizer
-        steps completed so far. λ₂·θ is added to the gradient before the moments, as by
-        `weight_decay` of PyTorch's Adam. None leaves it out, and its entry in the state.
+      l2: λ₂, coupled weight decay, per optimizer step: a number, or a schedule. λ₂·θ is added to
+        the gradient before the moments, like `weight_decay` in PyTorch's Adam. None omits it and
+        its entry in the state.
 
     Returns:
       A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then an
-      entry for the learning rate, empty or the count of a schedule. It is the state of Optax's
-      `adam`. With `l2`, an entry for it comes first, and `update` needs `params`.
+      entry for the learning rate: empty, or the count of a schedule. Optax's `adam` has the same
+      state. With `l2`, its entry comes first, and `update` needs `params`.
 
     Example:
-      `step` is `update` and `optax.apply_updates`:
+      `step` combines `update` and `optax.apply_updates`:
 
       >>> import adam_jax, jax, jax.numpy as jnp
       >>> tx = adam_jax.adam(learning_rate=0.1)
@@ -163,15 +163,15 @@ def adam(
       [1. 1.]
 
     Raises:
-      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
-        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
-        unlike the state, or missing `params` with `l2`.
+      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
+        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats), a gradient that
+        does not match the state, or missing `params` with `l2`.
 
-    Differs from Optax in: the averages are formed as old + (1-b)(new - old) and the corrections by
-    expm1, with 1-b from float64, so that the result stays within a few ulp of the exact algorithm
-    (Optax: 76 to 81); nu is real for complex gradients; 16-bit parameters get float32 moments.
-    Differs from PyTorch in: |g|² of a complex gradient is shared by its two parts; its
-    `weight_decay` is `l2`.
+    Differs from Optax in: averages are computed as old + (1-b)(new - old) and bias corrections with
+    expm1, with 1-b from float64, so results stay within a few ulp of the exact algorithm (Optax: 76
+    to 81); nu is real for complex gradients; 16-bit parameters get float32 moments.
+    Differs from PyTorch in: the two parts of a complex gradient share one |g|²; its `weight_decay`
+    is `l2`.
 
     Reference: Kingma & Ba 2015, algorithm 1.
     """
@@ -210,40 +210,40 @@ def adamw(
         u  = mû / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
         θ  ← θ - α_t·(u + λ_t·θ)
 
-    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
-    parameter and state; only the update is rounded.
+    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
+    parameter and state. Only the update is rounded.
 
     Args:
-      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
-        number of optimizer steps completed so far (0 at the first).
+      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
+        function of the number of completed optimizer steps (0 at the first).
       b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
       eps: ε of the paper's algorithm 1, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0.
-      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
-        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
-        default is the parameter's dtype, at least float32.
-      weight_decay: λ, decoupled weight decay, per optimizer step: a number (below 0 weights grow;
-        0.0 turns it off), or a function of the optimizer steps completed so far.
-      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of it, or a
+      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
+        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
+        dtype. The default is the parameter's dtype, but at least float32.
+      weight_decay: λ, decoupled weight decay, per optimizer step: a number (0.0 turns it off;
+        negative values grow the weights), or a schedule.
+      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of one, or a
         function from the parameters to one, such as `decay_mask`. None decays all leaves.
-      weight_decay_mask: `mask` by its newer name in Optax; give one of the two.
-      nesterov: True reads mu one step ahead: b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ) in place of
-        mû (Dozat 2016).
-      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
-        nu stands still.
-      eps_hat: ε̂ of section 2 of Kingma & Ba, added to the root of the uncorrected nu, in units of
-        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Write eps=0.0 with it. None leaves
-        it out, also out of the numbers of `with_hyperparams` and `optax.inject_hyperparams`.
+      weight_decay_mask: Optax's newer name for `mask`; pass only one of the two.
+      nesterov: True looks one step ahead: mû becomes b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ)
+        (Dozat 2016).
+      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
+        nearest, nu stops changing.
+      eps_hat: ε̂ of Kingma & Ba, section 2, added to the root of the uncorrected nu, in units of
+        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Use it with eps=0.0. None omits it,
+        also from `with_hyperparams` and `optax.inject_hyperparams`.
       bias_correction: False reads mu and nu uncorrected: mû = mu, nû = nu.
-      scale_decay: False subtracts λ_t·θ itself, not α_t·λ_t·θ (fully decoupled). Its entry in the
-        state is then the last.
+      scale_decay: False subtracts λ_t·θ instead of α_t·λ_t·θ (fully decoupled). The decay's entry
+        in the state is then the last.
 
     Returns:
       A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then one
-      entry for weight decay and one for the learning rate, each empty or the count of a schedule.
-      It is the state of Optax's `adamw`. `update` needs `params`.
+      entry for weight decay and one for the learning rate: each is empty, or the count of a
+      schedule. Optax's `adamw` has the same state. `update` needs `params`.
 
     Example:
       Vectors and scalars do not decay:
@@ -252,16 +252,16 @@ def adamw(
       >>> tx = adam_jax.adamw(1e-3, weight_decay=0.1, mask=adam_jax.decay_mask)
 
     Raises:
-      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
-        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
-        unlike the state, or missing `params`.
+      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
+        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats), a gradient that
+        does not match the state, or missing `params`.
 
-    Differs from Optax in: the averages are formed as old + (1-b)(new - old) and the corrections by
-    expm1, with 1-b from float64, so that the result stays within a few ulp of the exact algorithm
-    (Optax: 76 to 81); nu is real for complex gradients; 16-bit parameters get float32 moments; a
-    callable `mask` gets the parameters in `update` too.
-    Differs from PyTorch in: |g|² of a complex gradient is shared by its two parts; its `AdamW`
-    decays θ before the step, which is the same but for rounding, by 1e-2 unless told otherwise.
+    Differs from Optax in: averages are computed as old + (1-b)(new - old) and bias corrections with
+    expm1, with 1-b from float64, so results stay within a few ulp of the exact algorithm (Optax: 76
+    to 81); nu is real for complex gradients; 16-bit parameters get float32 moments; a callable
+    `mask` gets the parameters in `update` too.
+    Differs from PyTorch in: the two parts of a complex gradient share one |g|²; its `AdamW` decays
+    θ before the step, which is the same up to rounding, and its default is 1e-2.
 
     Reference: Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019, algorithm 2.
     """
@@ -278,7 +278,7 @@ def adamw(
 
 
 class ScaleByBiasCorrectionState(NamedTuple):
-    """State of `scale_by_bias_correction`: the optimizer steps completed, int32."""
+    """State of `scale_by_bias_correction`: the number of completed optimizer steps, int32."""
 
     count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
@@ -289,8 +289,8 @@ register(ScaleByBiasCorrectionState, counts=["count"])
 def scale_by_bias_correction(b1: DecayRateLike = 0.9, b2: DecayRateLike = 0.999) -> Transformation:
     """Applies both bias corrections as one number: u ← u·√(1 - b2ᵗ) / (1 - b1ᵗ).
 
-    After `scale_by_adam(b1, b2, eps, bias_correction=False)` this is the more efficient form that
-    the paper names at the end of its section 2: `scale_by_adam(b1, b2, eps=0.0, eps_hat=eps)`.
+    Chained after `scale_by_adam(b1, b2, eps, bias_correction=False)`, it gives the more efficient
+    form at the end of the paper's section 2: `scale_by_adam(b1, b2, eps=0.0, eps_hat=eps)`.
 
     Args:
       b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
@@ -300,7 +300,7 @@ def scale_by_bias_correction(b1: DecayRateLike = 0.9, b2: DecayRateLike = 0.999)
       A transformation whose state is the step count.
 
     Raises:
-      ValueError: a decay rate outside its range.
+      ValueError: a decay rate is out of range.
 
     Reference: Kingma & Ba 2015, section 2, last paragraph. Keras and TensorFlow compute this form.
     """

@@ -25,36 +25,36 @@ def scale_by_adamax(
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
 ) -> Transformation:
-    """Divides the averaged gradient by the largest one in memory.
+    """Divides the averaged gradient by a decaying maximum of gradient magnitudes.
 
         mu ← b1·mu + (1-b1)·g            mû = mu / (1 - b1ᵗ)
         nu ← max(b2·nu, |g| + eps)       u  = mû / nu
 
-    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
-    parameter and state; only the update is rounded.
+    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
+    parameter and state. Only the update is rounded.
 
     Args:
       b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
       b2: decay rate of the largest gradient, per optimizer step, 0 ≤ b2 < 1.
       eps: added to |g|, in units of the gradient; ≥ 0.
-      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
-        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
-        default is the parameter's dtype, at least float32.
-      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16, not `jnp.int4`. In bfloat16 write `stochastic(jnp.bfloat16)`:
+      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
+        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
+        dtype. The default is the parameter's dtype, but at least float32.
+      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16, not `jnp.int4`. For bfloat16 write `stochastic(jnp.bfloat16)`:
         rounded to nearest, nu does not decay.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
 
     Raises:
-      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
-        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats) or a gradient
-        unlike the state.
+      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
+        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats) or a gradient
+        that does not match the state.
 
-    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
-    parameters are float32; nu of a complex gradient is real.
-    Differs from Keras in: it adds ε to nu where it is read.
+    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
+    16-bit parameters are float32; nu of a complex gradient is real.
+    Differs from Keras in: it adds ε to nu when reading it, not to |g|.
 
     Reference: Kingma & Ba 2015, section 7.1, algorithm 2, which has no ε.
     """
@@ -73,45 +73,45 @@ def adamax(
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
     l2: ArrayLike | Schedule | None = None,
 ) -> Transformation:
-    """Adamax: Adam with the infinity norm in the place of the averaged square.
+    """Adamax: Adam with the infinity norm instead of the averaged square.
 
         mu ← b1·mu + (1-b1)·g            mû = mu / (1 - b1ᵗ)
         nu ← max(b2·nu, |g| + eps)       u  = mû / nu
         θ  ← θ - α_t·u
 
-    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
-    parameter and state; only the update is rounded.
+    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
+    parameter and state. Only the update is rounded.
 
     Args:
-      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
-        number of optimizer steps completed so far (0 at the first).
+      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
+        function of the number of completed optimizer steps (0 at the first).
       b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
       b2: decay rate of the largest gradient, per optimizer step, 0 ≤ b2 < 1.
       eps: added to |g|, in units of the gradient; ≥ 0.
-      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
-        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
-        default is the parameter's dtype, at least float32.
-      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16, not `jnp.int4`. In bfloat16 write `stochastic(jnp.bfloat16)`:
+      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
+        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
+        dtype. The default is the parameter's dtype, but at least float32.
+      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16, not `jnp.int4`. For bfloat16 write `stochastic(jnp.bfloat16)`:
         rounded to nearest, nu does not decay.
-      l2: λ₂, coupled weight decay, per optimizer step: a number, or a function of the optimizer
-        steps completed so far. λ₂·θ is added to the gradient before the moments, as by
-        `weight_decay` of PyTorch's Adam. None leaves it out, and its entry in the state.
+      l2: λ₂, coupled weight decay, per optimizer step: a number, or a schedule. λ₂·θ is added to
+        the gradient before the moments, like `weight_decay` in PyTorch's Adam. None omits it and
+        its entry in the state.
 
     Returns:
       A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then an
-      entry for the learning rate, empty or the count of a schedule. It is the state of Optax's
-      `adamax`. With `l2`, an entry for it comes first, and `update` needs `params`.
+      entry for the learning rate: empty, or the count of a schedule. Optax's `adamax` has the same
+      state. With `l2`, its entry comes first, and `update` needs `params`.
 
     Raises:
-      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
-        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
-        unlike the state, or missing `params` with `l2`.
+      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
+        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats), a gradient that
+        does not match the state, or missing `params` with `l2`.
 
-    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
-    parameters are float32; nu of a complex gradient is real.
+    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
+    16-bit parameters are float32; nu of a complex gradient is real.
     Differs from PyTorch in: its `weight_decay` is `l2`.
-    Differs from Keras in: it adds ε to nu where it is read.
+    Differs from Keras in: it adds ε to nu when reading it, not to |g|.
 
     Reference: Kingma & Ba 2015, section 7.1, algorithm 2, which has no ε.
     """
@@ -138,43 +138,43 @@ def adamaxw(
         nu ← max(b2·nu, |g| + eps)       u  = mû / nu
         θ  ← θ - α_t·(u + λ_t·θ)
 
-    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
-    parameter and state; only the update is rounded.
+    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
+    parameter and state. Only the update is rounded.
 
     Args:
-      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
-        number of optimizer steps completed so far (0 at the first).
+      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
+        function of the number of completed optimizer steps (0 at the first).
       b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
       b2: decay rate of the largest gradient, per optimizer step, 0 ≤ b2 < 1.
       eps: added to |g|, in units of the gradient; ≥ 0.
-      weight_decay: λ, decoupled weight decay, per optimizer step: a number (below 0 weights grow;
-        0.0 turns it off), or a function of the optimizer steps completed so far.
-      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of it, or a
+      weight_decay: λ, decoupled weight decay, per optimizer step: a number (0.0 turns it off;
+        negative values grow the weights), or a schedule.
+      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of one, or a
         function from the parameters to one, such as `decay_mask`. None decays all leaves.
-      weight_decay_mask: `mask` by its newer name in Optax; give one of the two.
-      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
-        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
-        default is the parameter's dtype, at least float32.
-      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16, not `jnp.int4`. In bfloat16 write `stochastic(jnp.bfloat16)`:
+      weight_decay_mask: Optax's newer name for `mask`; pass only one of the two.
+      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
+        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
+        dtype. The default is the parameter's dtype, but at least float32.
+      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16, not `jnp.int4`. For bfloat16 write `stochastic(jnp.bfloat16)`:
         rounded to nearest, nu does not decay.
-      scale_decay: False subtracts λ_t·θ itself, not α_t·λ_t·θ (fully decoupled). Its entry in the
-        state is then the last.
+      scale_decay: False subtracts λ_t·θ instead of α_t·λ_t·θ (fully decoupled). The decay's entry
+        in the state is then the last.
 
     Returns:
       A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then one
-      entry for weight decay and one for the learning rate, each empty or the count of a schedule.
-      It is the state of Optax's `adamaxw`. `update` needs `params`.
+      entry for weight decay and one for the learning rate: each is empty, or the count of a
+      schedule. Optax's `adamaxw` has the same state. `update` needs `params`.
 
     Raises:
-      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
-        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
-        unlike the state, or missing `params`.
+      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
+        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats), a gradient that
+        does not match the state, or missing `params`.
 
-    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
-    parameters are float32; nu of a complex gradient is real; a callable `mask` gets the parameters
-    in `update` too.
-    Differs from Keras in: it adds ε to nu where it is read.
+    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
+    16-bit parameters are float32; nu of a complex gradient is real; a callable `mask` gets the
+    parameters in `update` too.
+    Differs from Keras in: it adds ε to nu when reading it, not to |g|.
 
     Reference: Kingma & Ba 2015, section 7.1, algorithm 2, which has no ε; Loshchilov & Hutter 2019,
     algorithm 2.

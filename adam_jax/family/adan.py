@@ -27,7 +27,7 @@ from adam_jax.validation import check_number
 
 @frozen_pytree
 class Adan(IrregularRule):
-    """Averages of the gradient, of its change, and of the square of the gradient looked ahead."""
+    """Averages of the gradient, of its change, and of the squared look-ahead gradient."""
 
     elementwise = True
 
@@ -52,11 +52,12 @@ class Adan(IrregularRule):
     def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Renewed:
         _, _, later, weight, _ = scalars
         if slot == "g":
-            # Always g: what may be the old gradient XLA:CPU writes in its place, else beside it.
+            # Always g. The select lets XLA:CPU write it over the old gradient, and not to a new
+            # buffer.
             return jnp.where(later >= 0, g, old["g"])
         if slot == "m":
             return Average(self.b1, g)
-        change = later * (g - old["g"])  # Nothing to compare the first gradient with.
+        change = later * (g - old["g"])  # The first gradient has no predecessor.
         if slot == "v":
             return Average(self.b2, change)
         return Average(self.b3, abs_squared(bounded(g + weight * change, times=4)))
@@ -81,7 +82,7 @@ def scale_by_adan(
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
 ) -> Transformation:
-    """Nesterov momentum from the change of the gradient, not from a gradient elsewhere.
+    """Nesterov momentum from the gradient's change, without a gradient at another point.
 
         m ← b1·m + (1-b1)·g              v ← b2·v + (1-b2)·(g - g_old)
         n ← b3·n + (1-b3)·|g + w·(g - g_old)|²
@@ -89,35 +90,35 @@ def scale_by_adan(
 
     A hat is the bias correction: m̂ = m / (1 - b1ᵗ), likewise v̂ by b2 and n̂ by b3.
 
-    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
-    parameter and state; only the update is rounded.
+    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
+    parameter and state. Only the update is rounded.
 
     Args:
-      b1: decay rate of the gradient's average, per optimizer step, 0 ≤ b1 < 1; one minus the
-        paper's β1, as b2 and b3.
+      b1: decay rate of the gradient's average, per optimizer step, 0 ≤ b1 < 1. The paper's β1 is
+        1-b1, and likewise for b2 and b3.
       b2: decay rate of the average of the gradient's change, per optimizer step, 0 ≤ b2 < 1.
       b3: decay rate of the average of squares, per optimizer step, 0 ≤ b3 < 1.
       eps: ε, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0.
-      change_weight: w ≥ 0, the weight of the gradient's change. None is 1-b2, as in Optax. The
-        paper's is its 1-β2, which is b2 here: 0.92.
-      mu_dtype: storage of m, v and the last gradient: a floating-point dtype of at least 16 bits,
-        `jnp.int8`, `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the
-        parameter's dtype; the default is the parameter's dtype, at least float32.
-      nu_dtype: storage of n: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
-        n stands still.
+      change_weight: w ≥ 0, the weight of the gradient's change. None means 1-b2, as in Optax. The
+        paper uses its 1-β2, which is b2 here: 0.92.
+      mu_dtype: storage format of m, v and the last gradient: a floating-point dtype of at least 16
+        bits, `jnp.int8`, `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None
+        is the parameter's dtype. The default is the parameter's dtype, but at least float32.
+      nu_dtype: storage format of n: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
+        nearest, n stops changing.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdanState(m, v, n, g, t)`.
 
     Raises:
-      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
-        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats) or a gradient
-        unlike the state.
+      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
+        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats) or a gradient
+        that does not match the state.
 
-    Differs from Optax in: rounding, within a few ulp of the exact algorithm; averages of 16-bit
-    parameters are float32; n of a complex gradient is real.
+    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; averages of
+    16-bit parameters are float32; n of a complex gradient is real.
 
     Reference: Xie et al. 2022, algorithm 1.
     """
@@ -145,7 +146,7 @@ def adan(
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
     scale_decay: bool = True,
 ) -> Transformation:
-    """Adan: Nesterov momentum from the change of the gradient.
+    """Adan: Adam with Nesterov momentum from the change of the gradient.
 
         m ← b1·m + (1-b1)·g              v ← b2·v + (1-b2)·(g - g_old)
         n ← b3·n + (1-b3)·|g + w·(g - g_old)|²
@@ -154,47 +155,47 @@ def adan(
 
     A hat is the bias correction: m̂ = m / (1 - b1ᵗ), likewise v̂ by b2 and n̂ by b3.
 
-    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
-    parameter and state; only the update is rounded.
+    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
+    parameter and state. Only the update is rounded.
 
     Args:
-      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
-        number of optimizer steps completed so far (0 at the first).
-      b1: decay rate of the gradient's average, per optimizer step, 0 ≤ b1 < 1; one minus the
-        paper's β1, as b2 and b3.
+      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
+        function of the number of completed optimizer steps (0 at the first).
+      b1: decay rate of the gradient's average, per optimizer step, 0 ≤ b1 < 1. The paper's β1 is
+        1-b1, and likewise for b2 and b3.
       b2: decay rate of the average of the gradient's change, per optimizer step, 0 ≤ b2 < 1.
       b3: decay rate of the average of squares, per optimizer step, 0 ≤ b3 < 1.
       eps: ε, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0.
-      weight_decay: λ, decoupled weight decay, per optimizer step: a number (below 0 weights grow;
-        0.0 turns it off), or a function of the optimizer steps completed so far.
-      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of it, or a
+      weight_decay: λ, decoupled weight decay, per optimizer step: a number (0.0 turns it off;
+        negative values grow the weights), or a schedule.
+      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of one, or a
         function from the parameters to one, such as `decay_mask`. None decays all leaves.
-      weight_decay_mask: `mask` by its newer name in Optax; give one of the two.
-      change_weight: w ≥ 0, the weight of the gradient's change. None is 1-b2, as in Optax. The
-        paper's is its 1-β2, which is b2 here: 0.92.
-      mu_dtype: storage of m, v and the last gradient: a floating-point dtype of at least 16 bits,
-        `jnp.int8`, `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the
-        parameter's dtype; the default is the parameter's dtype, at least float32.
-      nu_dtype: storage of n: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
-        n stands still.
-      scale_decay: False subtracts λ_t·θ itself, not α_t·λ_t·θ (fully decoupled). Its entry in the
-        state is then the last.
+      weight_decay_mask: Optax's newer name for `mask`; pass only one of the two.
+      change_weight: w ≥ 0, the weight of the gradient's change. None means 1-b2, as in Optax. The
+        paper uses its 1-β2, which is b2 here: 0.92.
+      mu_dtype: storage format of m, v and the last gradient: a floating-point dtype of at least 16
+        bits, `jnp.int8`, `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None
+        is the parameter's dtype. The default is the parameter's dtype, but at least float32.
+      nu_dtype: storage format of n: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
+        nearest, n stops changing.
+      scale_decay: False subtracts λ_t·θ instead of α_t·λ_t·θ (fully decoupled). The decay's entry
+        in the state is then the last.
 
     Returns:
       A transformation whose state is a tuple: `optax.ScaleByAdanState(m, v, n, g, t)`, then one
-      entry for weight decay and one for the learning rate, each empty or the count of a schedule.
-      It is the state of Optax's `adan`. `update` needs `params`.
+      entry for weight decay and one for the learning rate: each is empty, or the count of a
+      schedule. Optax's `adan` has the same state. `update` needs `params`.
 
     Raises:
-      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
-        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
-        unlike the state, or missing `params`.
+      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
+        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats), a gradient that
+        does not match the state, or missing `params`.
 
-    Differs from Optax in: rounding, within a few ulp of the exact algorithm; averages of 16-bit
-    parameters are float32; n of a complex gradient is real; a callable `mask` gets the parameters
-    in `update` too.
+    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; averages of
+    16-bit parameters are float32; n of a complex gradient is real; a callable `mask` gets the
+    parameters in `update` too.
 
     Reference: Xie et al. 2022, algorithm 1, whose decay is proximal: θ ← (θ - α·u) / (1 + λ·α).
     """

@@ -31,7 +31,7 @@ from adam_jax.slots import Slot
 
 @frozen_pytree
 class ScheduledRate(Hyperparameter):
-    """A decay rate that is a function of the optimizer steps completed."""
+    """A decay rate that is a function of the completed optimizer steps."""
 
     rate: Scheduled
 
@@ -41,7 +41,7 @@ class ScheduledRate(Hyperparameter):
 
 @frozen_pytree
 class TwoEmas(Moment):
-    """A fast average, bias-corrected, plus alpha times a slow one as it is."""
+    """A fast bias-corrected average plus alpha times a slow uncorrected one."""
 
     fast: DecayRate
     slow: Hyperparameter
@@ -79,41 +79,41 @@ def scale_by_ademamix(
     *,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
 ) -> Transformation:
-    """Adam with a second, slow average of the gradient beside the first.
+    """Adam with a second, slow average of the gradient.
 
         m1 ← b1·m1 + (1-b1)·g            m̂1 = m1 / (1 - b1ᵗ)
         m2 ← b3·m2 + (1-b3)·g            nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
         u  = (m̂1 + alpha·m2) / (√(nû + eps_root) + eps)
 
-    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
-    parameter and state; only the update is rounded.
+    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
+    parameter and state. Only the update is rounded.
 
     Args:
       b1: decay rate of the fast average m1, per optimizer step, 0 ≤ b1 < 1.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
       b3: decay rate of the slow average m2, per optimizer step, 0 ≤ b3 ≤ 1: a number, or a function
-        of the optimizer steps completed so far.
-      alpha: weight of the slow average, ≥ 0: a number, or a function of the optimizer steps
-        completed so far. The paper warms up alpha and b3.
+        of the number of completed optimizer steps.
+      alpha: weight of the slow average, ≥ 0: a number, or a function of the number of completed
+        optimizer steps. The paper warms up alpha and b3.
       eps: ε, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0.
-      mu_dtype: storage of m1 and m2: a floating-point dtype of at least 16 bits, `jnp.int8`,
+      mu_dtype: storage format of m1 and m2: a floating-point dtype of at least 16 bits, `jnp.int8`,
         `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype; the default is the parameter's dtype, at least float32.
-      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
-        nu stands still.
+        dtype. The default is the parameter's dtype, but at least float32.
+      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
+        nearest, nu stops changing.
 
     Returns:
       A transformation whose state is Optax's `ScaleByAdemamixState(count, count_m2, m1, m2, nu)`.
 
     Raises:
-      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
-        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats) or a gradient
-        unlike the state.
+      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
+        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats) or a gradient
+        that does not match the state.
 
-    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
-    parameters are float32; nu of a complex gradient is real.
+    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
+    16-bit parameters are float32; nu of a complex gradient is real.
 
     Reference: Pagliardini et al. 2024, algorithm 1.
     """
@@ -128,7 +128,7 @@ def scale_by_ademamix(
     return scale_by_rule(rule, ScaleByAdemamixState, mu_dtype, nu_dtype)
 
 
-# Optax exports the function that keeps this state, not its type.
+# Optax exports the function that makes this state, but not its type.
 ScaleByAdemamixState = type(jax.eval_shape(contrib.scale_by_ademamix().init, ()))
 register(
     ScaleByAdemamixState,
@@ -153,54 +153,54 @@ def ademamix(
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
     scale_decay: bool = True,
 ) -> Transformation:
-    """AdEMAMix: Adam with a second, slow average of the gradient beside the first.
+    """AdEMAMix: Adam with a second, slow average of the gradient.
 
         m1 ← b1·m1 + (1-b1)·g            m̂1 = m1 / (1 - b1ᵗ)
         m2 ← b3·m2 + (1-b3)·g            nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
         u  = (m̂1 + alpha·m2) / (√(nû + eps_root) + eps)
         θ  ← θ - α_t·(u + λ_t·θ)
 
-    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
-    parameter and state; only the update is rounded.
+    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
+    parameter and state. Only the update is rounded.
 
     Args:
-      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
-        number of optimizer steps completed so far (0 at the first).
+      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
+        function of the number of completed optimizer steps (0 at the first).
       b1: decay rate of the fast average m1, per optimizer step, 0 ≤ b1 < 1.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
       b3: decay rate of the slow average m2, per optimizer step, 0 ≤ b3 ≤ 1: a number, or a function
-        of the optimizer steps completed so far.
-      alpha: weight of the slow average, ≥ 0: a number, or a function of the optimizer steps
-        completed so far. The paper warms up alpha and b3.
+        of the number of completed optimizer steps.
+      alpha: weight of the slow average, ≥ 0: a number, or a function of the number of completed
+        optimizer steps. The paper warms up alpha and b3.
       eps: ε, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0.
-      mu_dtype: storage of m1 and m2: a floating-point dtype of at least 16 bits, `jnp.int8`,
+      mu_dtype: storage format of m1 and m2: a floating-point dtype of at least 16 bits, `jnp.int8`,
         `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype; the default is the parameter's dtype, at least float32.
-      weight_decay: λ, decoupled weight decay, per optimizer step: a number (below 0 weights grow;
-        0.0 turns it off), or a function of the optimizer steps completed so far.
-      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of it, or a
+        dtype. The default is the parameter's dtype, but at least float32.
+      weight_decay: λ, decoupled weight decay, per optimizer step: a number (0.0 turns it off;
+        negative values grow the weights), or a schedule.
+      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of one, or a
         function from the parameters to one, such as `decay_mask`. None decays all leaves.
-      weight_decay_mask: `mask` by its newer name in Optax; give one of the two.
-      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
-        nu stands still.
-      scale_decay: False subtracts λ_t·θ itself, not α_t·λ_t·θ (fully decoupled). Its entry in the
-        state is then the last.
+      weight_decay_mask: Optax's newer name for `mask`; pass only one of the two.
+      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
+        nearest, nu stops changing.
+      scale_decay: False subtracts λ_t·θ instead of α_t·λ_t·θ (fully decoupled). The decay's entry
+        in the state is then the last.
 
     Returns:
       A transformation whose state is a tuple: Optax's `ScaleByAdemamixState(count, count_m2, m1,
-      m2, nu)`, then one entry for weight decay and one for the learning rate, each empty or the
-      count of a schedule. It is the state of Optax's `contrib.ademamix`. `update` needs `params`.
+      m2, nu)`, then one entry for weight decay and one for the learning rate: each is empty, or the
+      count of a schedule. Optax's `contrib.ademamix` has the same state. `update` needs `params`.
 
     Raises:
-      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
-        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
-        unlike the state, or missing `params`.
+      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
+        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats), a gradient that
+        does not match the state, or missing `params`.
 
-    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
-    parameters are float32; nu of a complex gradient is real; a callable `mask` gets the parameters
-    in `update` too.
+    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
+    16-bit parameters are float32; nu of a complex gradient is real; a callable `mask` gets the
+    parameters in `update` too.
 
     Reference: Pagliardini et al. 2024, algorithm 1.
     """

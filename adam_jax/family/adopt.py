@@ -40,9 +40,9 @@ def fourth_root(count: Array) -> Array:
 
 @frozen_pytree
 class FlooredRoot(Quotient):
-    """first / max(√second, eps); where that is first / 0, a number that any bound cuts.
+    """first / max(√second, eps); a huge number that any bound clips, where that is first / 0.
 
-    Infinity would do, were it not that its derivative is NaN.
+    Infinity would also be clipped, but its derivative is NaN.
     """
 
     eps: Number = in_units_of(Unit.GRADIENT)
@@ -50,19 +50,19 @@ class FlooredRoot(Quotient):
     def combine(self, first: Array, second: Array, scalars: Scalars) -> Array:
         divisor = jnp.maximum(safe_sqrt(second), self.eps)
         quotient = safe_divide(first, divisor)
-        if not jnp.iscomplexobj(first):  # For the smallest ε, g / ε may be past the largest number.
+        if not jnp.iscomplexobj(first):  # g / ε may overflow for the smallest ε.
             finite = jnp.isfinite(first)
             quotient = jnp.where(finite, jnp.clip(quotient, -HUGE, HUGE), quotient)
         return jnp.where(divisor == 0, HUGE * sign(first), quotient)
 
 
 HUGE = 1e18
-"""Its square is a float32."""
+"""Its square is finite in float32."""
 
 
 @frozen_pytree
 class ClipBound(Hyperparameter):
-    """The bound on a normalised gradient, a function of the number of steps completed."""
+    """The bound on a normalised gradient, a function of the completed steps."""
 
     function: Callable[[Array], Array] = static()
 
@@ -74,7 +74,7 @@ class ClipBound(Hyperparameter):
 
 @frozen_pytree
 class Adopt(IrregularRule):
-    """The average of gradients, each divided by the root of the squares before it."""
+    """The average of gradients, each divided by the root of the previous second moment."""
 
     elementwise = True
 
@@ -94,7 +94,7 @@ class Adopt(IrregularRule):
         return after_first(count), bound, self.direction.scalars(count)
 
     def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
-        # The first gradient only starts nu: there is nothing before it to divide it by.
+        # The first gradient only initializes nu: no earlier nu exists to divide it by.
         later = scalars[0]
         if slot == "nu":
             square = abs_squared(g)
@@ -108,7 +108,7 @@ class Adopt(IrregularRule):
         return self.b1.average(new["mu"], self.divided(g, old, scalars))
 
     def divided(self, g: Array, old: Slots, scalars: Scalars) -> Array:
-        """The gradient divided by the root of the squares before it, and bounded."""
+        """The gradient divided by the root of the previous second moment, then clipped."""
         later, bound, direction = scalars
         x = jnp.where(later > 0, self.direction.combine(g, old["nu"], direction), 0)
         return x if bound is None else _clip(x, bound)
@@ -140,41 +140,41 @@ def scale_by_adopt(
     clip_value_fn: Callable[[Array], Array] = fourth_root,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
 ) -> Transformation:
-    """Divides each gradient by the root of the squares before it, and then averages.
+    """Divides each gradient by the root of the previous second moment, then averages.
 
         x  = clip(g / max(√nu, eps), ±clip_value_fn(t-1))      nu ← b2·nu + (1-b2)·|g|²
         mu ← b1·mu + (1-b1)·x                                  u  = mu
 
     In the first step nu ← |g|² and u = 0. There is no bias correction.
 
-    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
-    parameter and state; only the update is rounded.
+    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
+    parameter and state. Only the update is rounded.
 
     Args:
       b1: decay rate of the average of x, per optimizer step, 0 ≤ b1 ≤ 1; 1 takes no step.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 ≤ 1.
-      eps: the least divisor, in units of the gradient; ≥ 0.
-      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
-        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
-        default is the parameter's dtype, at least float32.
+      eps: lower bound of the divisor, in units of the gradient; ≥ 0.
+      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
+        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
+        dtype. The default is the parameter's dtype, but at least float32.
       nesterov: True reads mu one step ahead: u = b1·mu + (1-b1)·x.
       use_clipping: False leaves x unclipped.
-      clip_value_fn: a function from the number of optimizer steps completed so far to the bound on
-        |x|; by default its fourth root.
-      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
-        nu stands still.
+      clip_value_fn: a function from the number of completed optimizer steps to the bound on |x|; by
+        default its fourth root.
+      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
+        nearest, nu stops changing.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
 
     Raises:
-      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
-        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats) or a gradient
-        unlike the state.
+      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
+        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats) or a gradient
+        that does not match the state.
 
-    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
-    parameters are float32; nu of a complex gradient is real.
+    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
+    16-bit parameters are float32; nu of a complex gradient is real.
 
     Reference: Taniguchi et al. 2024, algorithm 2, and its appendix on clipping.
     """
@@ -198,7 +198,7 @@ def adopt(
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
     l2: ArrayLike | Schedule | None = None,
 ) -> Transformation:
-    """ADOPT: divides each gradient by the root of the squares before it, and then averages.
+    """ADOPT: divides each gradient by the root of the previous second moment, then averages.
 
         x  = clip(g / max(√nu, eps), ±clip_value_fn(t-1))      nu ← b2·nu + (1-b2)·|g|²
         mu ← b1·mu + (1-b1)·x                                  u  = mu
@@ -206,41 +206,41 @@ def adopt(
 
     In the first step nu ← |g|² and u = 0. There is no bias correction.
 
-    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
-    parameter and state; only the update is rounded.
+    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
+    parameter and state. Only the update is rounded.
 
     Args:
-      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
-        number of optimizer steps completed so far (0 at the first).
+      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
+        function of the number of completed optimizer steps (0 at the first).
       b1: decay rate of the average of x, per optimizer step, 0 ≤ b1 ≤ 1; 1 takes no step.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 ≤ 1.
-      eps: the least divisor, in units of the gradient; ≥ 0.
-      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
-        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
-        default is the parameter's dtype, at least float32.
+      eps: lower bound of the divisor, in units of the gradient; ≥ 0.
+      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
+        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
+        dtype. The default is the parameter's dtype, but at least float32.
       nesterov: True reads mu one step ahead: u = b1·mu + (1-b1)·x.
       use_clipping: False leaves x unclipped.
-      clip_value_fn: a function from the number of optimizer steps completed so far to the bound on
-        |x|; by default its fourth root.
-      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
-        nu stands still.
-      l2: λ₂, coupled weight decay, per optimizer step: a number, or a function of the optimizer
-        steps completed so far. λ₂·θ is added to the gradient before the moments, as by
-        `weight_decay` of PyTorch's Adam. None leaves it out, and its entry in the state.
+      clip_value_fn: a function from the number of completed optimizer steps to the bound on |x|; by
+        default its fourth root.
+      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
+        nearest, nu stops changing.
+      l2: λ₂, coupled weight decay, per optimizer step: a number, or a schedule. λ₂·θ is added to
+        the gradient before the moments, like `weight_decay` in PyTorch's Adam. None omits it and
+        its entry in the state.
 
     Returns:
       A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then an
-      entry for the learning rate, empty or the count of a schedule. It is the state of Optax's
-      `contrib.adopt`. With `l2`, an entry for it comes first, and `update` needs `params`.
+      entry for the learning rate: empty, or the count of a schedule. Optax's `contrib.adopt` has
+      the same state. With `l2`, its entry comes first, and `update` needs `params`.
 
     Raises:
-      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
-        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
-        unlike the state, or missing `params` with `l2`.
+      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
+        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats), a gradient that
+        does not match the state, or missing `params` with `l2`.
 
-    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
-    parameters are float32; nu of a complex gradient is real.
+    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
+    16-bit parameters are float32; nu of a complex gradient is real.
 
     Reference: Taniguchi et al. 2024, algorithm 2, and its appendix on clipping.
     """

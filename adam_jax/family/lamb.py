@@ -16,8 +16,8 @@ from adam_jax.rules.arithmetic import DecayRateLike
 from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.rules.variants import ScaleByTrustRatio
 
-# Optax's trust ratio is a closure and a pass of its own over update and parameter; as a stage it
-# compares by value and runs where the update is.
+# Optax's trust ratio is a closure, and a separate pass over update and parameter. A stage compares
+# by value and runs in the pass that computes the update.
 TRUST_RATIO = Stage(ScaleByTrustRatio(), optax.EmptyState)
 
 
@@ -35,50 +35,50 @@ def lamb(
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
     scale_decay: bool = True,
 ) -> Transformation:
-    """LAMB: Adam, each leaf's update rescaled to the norm of the leaf.
+    """LAMB: Adam with each leaf's update rescaled to the norm of the leaf.
 
         mu ← b1·mu + (1-b1)·g            mû = mu / (1 - b1ᵗ)
         nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
         u  = mû / (√(nû + eps_root) + eps) + λ_t·θ
         θ  ← θ - α_t·u·‖θ‖ / ‖u‖         for each leaf; θ - α_t·u if one of the norms is 0
 
-    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
-    parameter and state; only the update is rounded.
+    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
+    parameter and state. Only the update is rounded.
 
     Args:
-      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
-        number of optimizer steps completed so far (0 at the first).
+      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
+        function of the number of completed optimizer steps (0 at the first).
       b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
       eps: ε, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0.
-      weight_decay: λ, decoupled weight decay, per optimizer step: a number (below 0 weights grow;
-        0.0 turns it off), or a function of the optimizer steps completed so far.
-      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of it, or a
+      weight_decay: λ, decoupled weight decay, per optimizer step: a number (0.0 turns it off;
+        negative values grow the weights), or a schedule.
+      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of one, or a
         function from the parameters to one, such as `decay_mask`. None decays all leaves.
-      weight_decay_mask: `mask` by its newer name in Optax; give one of the two.
-      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
-        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
-        default is the parameter's dtype, at least float32.
-      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
-        nu stands still.
-      scale_decay: False takes λ_t·θ out of u and subtracts it from θ as it is, unscaled by α_t and
-        the norms (fully decoupled). Its entry in the state is then the last.
+      weight_decay_mask: Optax's newer name for `mask`; pass only one of the two.
+      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
+        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
+        dtype. The default is the parameter's dtype, but at least float32.
+      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
+        nearest, nu stops changing.
+      scale_decay: False removes λ_t·θ from u and subtracts it from θ directly, not scaled by α_t
+        and the norms (fully decoupled). The decay's entry in the state is then the last.
 
     Returns:
       A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then three
-      entries, for weight decay, the norms and the learning rate, each empty or the count of a
-      schedule. It is the state of Optax's `lamb`. `update` needs `params`.
+      entries, for weight decay, the norms and the learning rate: each is empty, or the count of a
+      schedule. Optax's `lamb` has the same state. `update` needs `params`.
 
     Raises:
-      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
-        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
-        unlike the state, or missing `params`.
+      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
+        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats), a gradient that
+        does not match the state, or missing `params`.
 
-    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
-    parameters are float32; nu of a complex gradient is real; a callable `mask` gets the parameters
-    in `update` too.
+    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
+    16-bit parameters are float32; nu of a complex gradient is real; a callable `mask` gets the
+    parameters in `update` too.
     Differs from Keras in: it decays θ before the step, and rescales the update without λ_t·θ.
 
     Reference: You et al. 2020, algorithm 2.

@@ -32,7 +32,7 @@ class ScaleByLapropState(NamedTuple):
     Attributes:
       count: optimizer steps completed, int32.
       mu: the averages of the divided gradients, a tree like the parameters.
-      nu: the averages of |g|², likewise.
+      nu: the averages of |g|², a tree like the parameters.
     """
 
     count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -45,11 +45,11 @@ register(ScaleByLapropState, slots={"mu": False, "nu": True}, counts=["count"])
 
 @frozen_pytree
 class Laprop(MemberRule):
-    """The average of gradients, each divided by the root of the squares up to it.
+    """The average of gradients, each divided by the root of the current second moment.
 
     Attributes:
       first: the running statistic of the divided gradient.
-      second: that of the square of the gradient, renewed before the first.
+      second: the running statistic of the squared gradient, updated before the first.
       direction: how a gradient is divided.
     """
 
@@ -98,41 +98,41 @@ def scale_by_laprop(
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
 ) -> Transformation:
-    """Divides each gradient by the root of the squares up to it, and then averages.
+    """Divides each gradient by the root of the current second moment, then averages.
 
         nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
         mu ← b1·mu + (1-b1)·g / (√nû + eps)
         u  = mu / (1 - b1ᵗ)
 
-    Adam divides the average; here the average is of what is divided already, so that |u| is at most
-    1/√(1-b2) whatever b1 is.
+    Adam divides the average. LaProp averages divided gradients, so |u| is at most 1/√(1-b2) for any
+    b1.
 
-    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
-    parameter and state; only the update is rounded.
+    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
+    parameter and state. Only the update is rounded.
 
     Args:
       b1: decay rate of the average of divided gradients, per optimizer step, 0 ≤ b1 < 1. It may be
         larger than b2.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
       eps: ε, added outside the root, in units of the gradient; ≥ 0.
-      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
-        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
-        default is the parameter's dtype, at least float32.
-      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
-        nu stands still.
+      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
+        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
+        dtype. The default is the parameter's dtype, but at least float32.
+      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
+        nearest, nu stops changing.
 
     Returns:
       A transformation whose state is `ScaleByLapropState(count, mu, nu)`.
 
     Raises:
-      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
-        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats) or a gradient
-        unlike the state.
+      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
+        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats) or a gradient
+        that does not match the state.
 
     Optax lacks it.
 
-    Reference: Ziyin, Wang & Ueda 2020, algorithm 1; eps is that of the authors' code.
+    Reference: Ziyin, Wang & Ueda 2020, algorithm 1; eps is from the authors' code.
     """
     rates = DecayRate.of("b1", b1), DecayRate.of("b2", b2)
     rule = Laprop(Ema(rates[0]), EmaOfSquares(rates[1]), Root.of(eps))
@@ -156,45 +156,45 @@ def laprop(
         u  = mu / (1 - b1ᵗ)
         θ  ← θ - α_t·u
 
-    Adam divides the average; here the average is of what is divided already, so that |u| is at most
-    1/√(1-b2) whatever b1 is.
+    Adam divides the average. LaProp averages divided gradients, so |u| is at most 1/√(1-b2) for any
+    b1.
 
-    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
-    parameter and state; only the update is rounded.
+    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
+    parameter and state. Only the update is rounded.
 
     Args:
-      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
-        number of optimizer steps completed so far (0 at the first).
+      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
+        function of the number of completed optimizer steps (0 at the first).
       b1: decay rate of the average of divided gradients, per optimizer step, 0 ≤ b1 < 1. It may be
         larger than b2.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
       eps: ε, added outside the root, in units of the gradient; ≥ 0.
-      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
-        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
-        default is the parameter's dtype, at least float32.
-      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
-        nu stands still.
-      l2: λ₂, coupled weight decay, per optimizer step: a number, or a function of the optimizer
-        steps completed so far. λ₂·θ is added to the gradient before the moments, as by
-        `weight_decay` of PyTorch's Adam. None leaves it out, and its entry in the state.
+      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
+        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
+        dtype. The default is the parameter's dtype, but at least float32.
+      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
+        nearest, nu stops changing.
+      l2: λ₂, coupled weight decay, per optimizer step: a number, or a schedule. λ₂·θ is added to
+        the gradient before the moments, like `weight_decay` in PyTorch's Adam. None omits it and
+        its entry in the state.
 
     Returns:
       A transformation whose state is a tuple: `ScaleByLapropState(count, mu, nu)`, then an entry
-      for the learning rate, empty or the count of a schedule. With `l2`, an entry for it comes
-      first, and `update` needs `params`.
+      for the learning rate: empty, or the count of a schedule. With `l2`, its entry comes first,
+      and `update` needs `params`.
 
     Raises:
-      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
-        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
-        unlike the state, or missing `params` with `l2`.
+      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
+        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats), a gradient that
+        does not match the state, or missing `params` with `l2`.
 
     Optax lacks it.
-    Differs from the authors' PyTorch code (and `timm`) in: with a schedule, that weighs each
-    divided gradient in mu by the learning rate of its step; the paper does not. A constant learning
-    rate makes no difference.
+    Differs from the authors' PyTorch code (and `timm`) in: with a schedule, that code weights each
+    divided gradient in mu by the learning rate of its step; the paper does not. With a constant
+    learning rate both are the same.
 
-    Reference: Ziyin, Wang & Ueda 2020, algorithm 1; eps is that of the authors' code.
+    Reference: Ziyin, Wang & Ueda 2020, algorithm 1; eps is from the authors' code.
     """
     scaled = scale_by_laprop(b1, b2, eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
     return optimizer(scaled, learning_rate, l2=l2)
@@ -220,51 +220,50 @@ def lapropw(
         u  = mu / (1 - b1ᵗ)
         θ  ← θ - α_t·(u + λ_t·θ)
 
-    Adam divides the average; here the average is of what is divided already, so that |u| is at most
-    1/√(1-b2) whatever b1 is.
+    Adam divides the average. LaProp averages divided gradients, so |u| is at most 1/√(1-b2) for any
+    b1.
 
-    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
-    parameter and state; only the update is rounded.
+    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
+    parameter and state. Only the update is rounded.
 
     Args:
-      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
-        number of optimizer steps completed so far (0 at the first).
+      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
+        function of the number of completed optimizer steps (0 at the first).
       b1: decay rate of the average of divided gradients, per optimizer step, 0 ≤ b1 < 1. It may be
         larger than b2.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
       eps: ε, added outside the root, in units of the gradient; ≥ 0.
-      weight_decay: λ, decoupled weight decay, per optimizer step: a number (below 0 weights grow;
-        0.0 turns it off), or a function of the optimizer steps completed so far.
-      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of it, or a
+      weight_decay: λ, decoupled weight decay, per optimizer step: a number (0.0 turns it off;
+        negative values grow the weights), or a schedule.
+      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of one, or a
         function from the parameters to one, such as `decay_mask`. None decays all leaves.
-      weight_decay_mask: `mask` by its newer name in Optax; give one of the two.
-      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
-        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
-        default is the parameter's dtype, at least float32.
-      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
-        nu stands still.
-      scale_decay: False subtracts λ_t·θ itself, not α_t·λ_t·θ (fully decoupled). Its entry in the
-        state is then the last.
+      weight_decay_mask: Optax's newer name for `mask`; pass only one of the two.
+      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
+        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
+        dtype. The default is the parameter's dtype, but at least float32.
+      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
+        nearest, nu stops changing.
+      scale_decay: False subtracts λ_t·θ instead of α_t·λ_t·θ (fully decoupled). The decay's entry
+        in the state is then the last.
 
     Returns:
       A transformation whose state is a tuple: `ScaleByLapropState(count, mu, nu)`, then one entry
-      for weight decay and one for the learning rate, each empty or the count of a schedule.
+      for weight decay and one for the learning rate: each is empty, or the count of a schedule.
       `update` needs `params`.
 
     Raises:
-      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
-        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
-        unlike the state, or missing `params`.
+      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
+        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats), a gradient that
+        does not match the state, or missing `params`.
 
     Optax lacks it.
-    Differs from the authors' PyTorch code (and `timm`) in: with a schedule, that weighs each
-    divided gradient in mu by the learning rate of its step; the paper does not. A constant learning
-    rate makes no difference.
-    Its weight decay is that of `scale_decay=False`, and acts after the step; that of
-    `timm` is multiplied by α_t.
+    Differs from the authors' PyTorch code (and `timm`) in: with a schedule, that code weights each
+    divided gradient in mu by the learning rate of its step; the paper does not. With a constant
+    learning rate both are the same. Its weight decay is that of `scale_decay=False` and applies
+    after the step; `timm` multiplies its own by α_t.
 
-    Reference: Ziyin, Wang & Ueda 2020, algorithm 1; eps is that of the authors' code. Loshchilov &
+    Reference: Ziyin, Wang & Ueda 2020, algorithm 1; eps is from the authors' code. Loshchilov &
     Hutter 2019, algorithm 2, for the decay.
     """
     scaled = scale_by_laprop(b1, b2, eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype)

@@ -41,8 +41,8 @@ class ScaleByMarsState(NamedTuple):
     Attributes:
       count: optimizer steps completed, int32.
       mu: the averages of c̃, a tree like the parameters.
-      nu: the averages of |c̃|², likewise.
-      g: the last gradients, likewise.
+      nu: the averages of |c̃|², a tree like the parameters.
+      g: the last gradients, a tree like the parameters.
     """
 
     count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -56,12 +56,12 @@ register(ScaleByMarsState, slots={"mu": False, "nu": True, "g": False}, counts=[
 
 @frozen_pytree
 class Mars(MemberRule):
-    """A member whose gradient is corrected by its change, and clipped to the norm 1.
+    """A member on a gradient that is corrected by its change and clipped to norm 1.
 
     Attributes:
       inner: the rule of the member.
       b1: decay rate of its first moment.
-      gamma: the weight of the change, over that of exact variance reduction.
+      gamma: the weight of the change, relative to exact variance reduction.
     """
 
     inner: MomentRule
@@ -73,7 +73,7 @@ class Mars(MemberRule):
         return (*self.inner.slots, Slot("g"))
 
     def scalars(self, count: Count) -> Scalars:
-        # Nothing to compare the first gradient with.
+        # The first gradient has no predecessor.
         later = after_first(count)
         weight = later * self.gamma * (1 - self.b1.complement) / self.b1.complement
         return later, weight, self.inner.scalars(count)
@@ -81,7 +81,8 @@ class Mars(MemberRule):
     def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Renewed:
         later, _, of_inner = scalars
         if slot == "g":
-            # Always g: what may be the old gradient XLA:CPU writes in its place, else beside it.
+            # Always g. The select lets XLA:CPU write it over the old gradient, and not to a new
+            # buffer.
             return jnp.where(later >= 0, g, old["g"])
         return self.inner.renewed(slot, _corrected(g, old, scalars), old, new, of_inner)
 
@@ -102,14 +103,14 @@ class Mars(MemberRule):
 
 
 def _corrected(g: Array, old: Slots, scalars: Scalars) -> Array:
-    """c̃."""
+    """The corrected and clipped gradient, c̃."""
     _, weight, _ = scalars
-    g = bounded(g)  # The leaf program passes it as it is where it forms means of averages.
+    g = bounded(g)  # The leaf program passes it unclipped where it forms means of averages.
     c = g + weight * (g - no_product(old["g"]))
-    # In a unit in which no sum of squares is infinite; those of numbers far below 1 may be zero.
+    # Scaled so that no sum of squares overflows. Sums of numbers far below 1 may become zero.
     unit = 2.0 ** (jnp.finfo(c.dtype).maxexp * 3 // 10)
     norm = safe_sqrt(sum_of_squares(c * (1 / unit))) * unit
-    # Where it is NaN, c passes as it is: NaN stays in its own element.
+    # If the norm is NaN, c stays unscaled, so that NaN stays in its own element.
     return no_product(c * (1 / jnp.where(norm > 1, norm, 1)))
 
 
@@ -122,7 +123,7 @@ def scale_by_mars(
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
 ) -> Transformation:
-    """Adam on a gradient that is corrected by its change since the last batch, and clipped.
+    """Adam on a clipped gradient that is corrected by its change since the last batch.
 
         c  = g + gamma·b1/(1-b1)·(g - g_old)      g_old = g in the first step
         c̃  = c / max(1, ‖c‖)                      the norm is that of the leaf
@@ -130,41 +131,41 @@ def scale_by_mars(
         nu ← b2·nu + (1-b2)·|c̃|²                  nû = nu / (1 - b2ᵗ)
         u  = mû / (√nû + eps)
 
-    The norm sees the whole leaf: `pack_small_leaves` refuses the member, kernels leave it to XLA,
-    and a leaf on several devices costs a sum over them. Inside `jax.shard_map` the norm is that of
-    each part.
+    The norm is taken over the whole leaf. So `pack_small_leaves` refuses this member, XLA runs it
+    instead of a kernel, and a leaf sharded over devices needs an all-reduce. Inside `jax.shard_map`
+    each part has its own norm.
 
-    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
-    parameter and state; only the update is rounded.
+    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
+    parameter and state. Only the update is rounded.
 
     Args:
       b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε, added outside the root, in units of the clipped gradient, of which a leaf has at most
-        the norm 1; ≥ 0.
-      gamma: γ ≥ 0, the weight of the gradient's change over that of exact variance reduction. 0 is
-        Adam of clipped gradients.
-      mu_dtype: storage of mu and the last gradient: a floating-point dtype of at least 16 bits,
-        `jnp.int8`, `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the
-        parameter's dtype; the default is the parameter's dtype, at least float32.
-      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
-        nu stands still.
+      eps: ε, added outside the root, in units of the clipped gradient, whose norm per leaf is at
+        most 1; ≥ 0.
+      gamma: γ ≥ 0, the weight of the gradient's change relative to exact variance reduction. 0 is
+        Adam on clipped gradients.
+      mu_dtype: storage format of mu and the last gradient: a floating-point dtype of at least 16
+        bits, `jnp.int8`, `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None
+        is the parameter's dtype. The default is the parameter's dtype, but at least float32.
+      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
+        nearest, nu stops changing.
 
     Returns:
       A transformation whose state is `ScaleByMarsState(count, mu, nu, g)`.
 
     Raises:
-      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
-        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats) or a gradient
-        unlike the state.
+      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
+        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats) or a gradient
+        that does not match the state.
 
     Optax lacks it.
-    Differs from the authors' PyTorch code in: that compares the first gradient with zero, the paper
-    with itself.
+    Differs from the authors' PyTorch code in: that code compares the first gradient with zero, the
+    paper with itself.
 
-    Reference: Yuan et al. 2024, MARS-AdamW with the gradient of the last batch in the place of a
-    second one of this batch (MARS-approx); nu averages |c̃|² as in the authors' code.
+    Reference: Yuan et al. 2024, MARS-AdamW with the previous batch's gradient instead of a second
+    gradient on this batch (MARS-approx); nu averages |c̃|² as in the authors' code.
     """
     rate = DecayRate.of("b1", b1)
     gamma = check_number("gamma", gamma, instead="the usual value is 0.025; 0.0 is no correction")
@@ -195,48 +196,48 @@ def mars_adamw(
         u  = mû / (√nû + eps)
         θ  ← θ - α_t·(u + λ_t·θ)
 
-    The norm sees the whole leaf: `pack_small_leaves` refuses the member, kernels leave it to XLA,
-    and a leaf on several devices costs a sum over them. Inside `jax.shard_map` the norm is that of
-    each part.
+    The norm is taken over the whole leaf. So `pack_small_leaves` refuses this member, XLA runs it
+    instead of a kernel, and a leaf sharded over devices needs an all-reduce. Inside `jax.shard_map`
+    each part has its own norm.
 
-    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
-    parameter and state; only the update is rounded.
+    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
+    parameter and state. Only the update is rounded.
 
     Args:
-      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
-        number of optimizer steps completed so far (0 at the first).
+      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
+        function of the number of completed optimizer steps (0 at the first).
       b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε, added outside the root, in units of the clipped gradient, of which a leaf has at most
-        the norm 1; ≥ 0.
-      gamma: γ ≥ 0, the weight of the gradient's change over that of exact variance reduction. 0 is
-        Adam of clipped gradients.
-      weight_decay: λ, decoupled weight decay, per optimizer step: a number (below 0 weights grow;
-        0.0 turns it off), or a function of the optimizer steps completed so far.
-      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of it, or a
+      eps: ε, added outside the root, in units of the clipped gradient, whose norm per leaf is at
+        most 1; ≥ 0.
+      gamma: γ ≥ 0, the weight of the gradient's change relative to exact variance reduction. 0 is
+        Adam on clipped gradients.
+      weight_decay: λ, decoupled weight decay, per optimizer step: a number (0.0 turns it off;
+        negative values grow the weights), or a schedule.
+      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of one, or a
         function from the parameters to one, such as `decay_mask`. None decays all leaves.
-      weight_decay_mask: `mask` by its newer name in Optax; give one of the two.
-      mu_dtype: storage of mu and the last gradient: a floating-point dtype of at least 16 bits,
-        `jnp.int8`, `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the
-        parameter's dtype; the default is the parameter's dtype, at least float32.
-      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
-        nu stands still.
-      scale_decay: False subtracts λ_t·θ itself, not α_t·λ_t·θ (fully decoupled). Its entry in the
-        state is then the last.
+      weight_decay_mask: Optax's newer name for `mask`; pass only one of the two.
+      mu_dtype: storage format of mu and the last gradient: a floating-point dtype of at least 16
+        bits, `jnp.int8`, `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None
+        is the parameter's dtype. The default is the parameter's dtype, but at least float32.
+      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
+        nearest, nu stops changing.
+      scale_decay: False subtracts λ_t·θ instead of α_t·λ_t·θ (fully decoupled). The decay's entry
+        in the state is then the last.
 
     Returns:
       A transformation whose state is a tuple: `ScaleByMarsState(count, mu, nu, g)`, then one entry
-      for weight decay and one for the learning rate, each empty or the count of a schedule.
+      for weight decay and one for the learning rate: each is empty, or the count of a schedule.
       `update` needs `params`.
 
     Raises:
-      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
-        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
-        unlike the state, or missing `params`.
+      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
+        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats), a gradient that
+        does not match the state, or missing `params`.
 
     Example:
-      The authors step all but matrices by AdamW (`optimize_1d=False`).
+      The authors use AdamW for all leaves but matrices (`optimize_1d=False`):
 
       >>> import adam_jax
       >>> adamw = adam_jax.adamw(3e-3, b2=0.95, weight_decay=0.1)
@@ -246,12 +247,12 @@ def mars_adamw(
       {'bias': MaskedNode(), 'kernel': Array(0., dtype=float32)}
 
     Optax lacks it.
-    Differs from the authors' PyTorch code in: that compares the first gradient with zero, the paper
-    with itself; it runs AdamW on all but matrices, see the example.
-    Differs from `timm` in: that does not clip the first gradient.
+    Differs from the authors' PyTorch code in: that code compares the first gradient with zero, the
+    paper with itself; it runs AdamW on all but matrices, see the example.
+    Differs from `timm` in: it does not clip the first gradient.
 
-    Reference: Yuan et al. 2024, MARS-AdamW with the gradient of the last batch in the place of a
-    second one of this batch (MARS-approx); nu averages |c̃|² as in the authors' code.
+    Reference: Yuan et al. 2024, MARS-AdamW with the previous batch's gradient instead of a second
+    gradient on this batch (MARS-approx); nu averages |c̃|² as in the authors' code.
     """
     scaled = scale_by_mars(b1, b2, eps, gamma, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
     decay = Decay.of(weight_decay, mask, weight_decay_mask, scale_decay)

@@ -23,7 +23,7 @@ from adam_jax.rules.pytrees import frozen_pytree
 from adam_jax.validation import check_number
 
 TERMS = 56
-"""Of the series below: 2⁻⁵⁶ is under float64's last place."""
+"""Terms of the series below: 2⁻⁵⁶ is below the resolution of float64."""
 
 
 @frozen_pytree
@@ -31,8 +31,8 @@ class ScheduledNesterovEma(AheadEma):
     """mu read one step ahead, with the momentum b_t = b·(1 - 0.96^(tψ) / 2) (Dozat, section 3.1).
 
     mu_{t+1}·b_{t+1} / (1 - Π_{t+1}) + g·(1 - b_t) / (1 - Π_t), with Π_t = b_1·b_2 ··· b_t. PyTorch
-    keeps Π_t in its state. Here it is summed from t alone, so the state is Adam's:
-    log Π_t = t·log b - Σ_j 2⁻ʲ/j·(r^j + r^2j + ··· + r^tj), with r = 0.96^ψ.
+    keeps Π_t in its state. Here it is computed from t alone, so the state is Adam's: log Π_t =
+    t·log b - Σ_j 2⁻ʲ/j·(r^j + r^2j + ··· + r^tj), with r = 0.96^ψ.
     """
 
     momentum_decay: Number
@@ -48,10 +48,10 @@ class ScheduledNesterovEma(AheadEma):
         def one_minus_product(ahead: int) -> Any:
             t = t_now + ahead
             step = jnp.where(log_r == 0, -1, j * log_r)  # ψ = 0: the sum has t equal terms
-            # Both at once: on its own XLA would compute one while it compiles, with other bits.
+            # In one array: XLA would constant-fold the second alone, with different bits.
             of_t, of_1 = jnp.expm1(jnp.stack([t * step, step]))
             terms = (1 + of_1) * of_t / of_1
-            # t, with the derivative in ψ that the terms have there.
+            # The limit t of the terms, with their derivative in ψ.
             at_0 = t + j * log_r * (t * (t + 1) / 2)
             sums = jnp.where(log_r == 0, at_0, terms)
             return self.ema.rate.correction(count, ahead, -jnp.sum(sums * 0.5**j / j))
@@ -73,47 +73,46 @@ def scale_by_nadam(
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
     eps_hat: ArrayLike | None = None,
 ) -> Transformation:
-    """Adam that reads its average one step ahead.
+    """Adam with Nesterov momentum: it reads the average one step ahead.
 
         mu ← b1·mu + (1-b1)·g            nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
         n  = b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ)
         u  = n / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
 
-    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
-    parameter and state; only the update is rounded.
+    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
+    parameter and state. Only the update is rounded.
 
     Args:
       b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
       eps: ε, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0.
-      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
-        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
-        default is the parameter's dtype, at least float32.
+      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
+        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
+        dtype. The default is the parameter's dtype, but at least float32.
       nesterov: False is Adam: n = mû = mu / (1 - b1ᵗ).
       momentum_decay: ψ ≥ 0, per optimizer step: the momentum of step t is b1·(1 - 0.96^(tψ) / 2),
         which grows from b1/2 to b1. PyTorch has 0.004, Keras 1.0. None keeps b1 throughout, as
         Optax does.
-      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
-        nu stands still.
-      eps_hat: ε̂ of section 2 of Kingma & Ba, added to the root of the uncorrected nu, in units of
-        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Write eps=0.0 with it. None leaves
-        it out, also out of the numbers of `with_hyperparams` and `optax.inject_hyperparams`.
+      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
+        nearest, nu stops changing.
+      eps_hat: ε̂ of Kingma & Ba, section 2, added to the root of the uncorrected nu, in units of
+        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Use it with eps=0.0. None omits it,
+        also from `with_hyperparams` and `optax.inject_hyperparams`.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
 
     Raises:
-      ValueError: here, for a number outside its range or a dtype that cannot store a moment, or
-        momentum_decay with nesterov=False; in `init` and `update`, for a leaf whose dtype has no
-        arithmetic (8-bit floats) or a gradient unlike the state.
+      ValueError: on construction, for a number out of range or a dtype that cannot store a moment,
+        or momentum_decay with nesterov=False; in `init` and `update`, for a leaf dtype without
+        arithmetic (8-bit floats) or a gradient that does not match the state.
 
-    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
-    parameters are float32; nu of a complex gradient is real.
-    Differs from PyTorch in: |g|² of a complex gradient is shared by its two parts; it has
-    momentum_decay=0.004, and keeps in its state the product of the momenta, here computed from the
-    count.
+    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
+    16-bit parameters are float32; nu of a complex gradient is real.
+    Differs from PyTorch in: the two parts of a complex gradient share one |g|²; it has
+    momentum_decay=0.004, and stores the product of the momenta, computed here from the count.
 
     Reference: Dozat 2016, algorithm 2; section 3.1 for `momentum_decay`.
     """
@@ -143,55 +142,56 @@ def nadam(
     eps_hat: ArrayLike | None = None,
     l2: ArrayLike | Schedule | None = None,
 ) -> Transformation:
-    """NAdam: Adam that reads its average one step ahead (Nesterov).
+    """NAdam: Adam with Nesterov momentum, which reads the average one step ahead.
 
         mu ← b1·mu + (1-b1)·g            nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
         n  = b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ)
         u  = n / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
         θ  ← θ - α_t·u
 
-    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
-    parameter and state; only the update is rounded.
+    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
+    parameter and state. Only the update is rounded.
 
     Args:
-      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
-        number of optimizer steps completed so far (0 at the first).
+      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
+        function of the number of completed optimizer steps (0 at the first).
       b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
       eps: ε, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0.
-      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
-        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
-        default is the parameter's dtype, at least float32.
+      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
+        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
+        dtype. The default is the parameter's dtype, but at least float32.
       nesterov: False is Adam: n = mû = mu / (1 - b1ᵗ).
       momentum_decay: ψ ≥ 0, per optimizer step: the momentum of step t is b1·(1 - 0.96^(tψ) / 2),
         which grows from b1/2 to b1. PyTorch has 0.004, Keras 1.0. None keeps b1 throughout, as
         Optax does.
-      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
-        nu stands still.
-      eps_hat: ε̂ of section 2 of Kingma & Ba, added to the root of the uncorrected nu, in units of
-        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Write eps=0.0 with it. None leaves
-        it out, also out of the numbers of `with_hyperparams` and `optax.inject_hyperparams`.
-      l2: λ₂, coupled weight decay, per optimizer step: a number, or a function of the optimizer
-        steps completed so far. λ₂·θ is added to the gradient before the moments, as by
-        `weight_decay` of PyTorch's Adam. None leaves it out, and its entry in the state.
+      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
+        nearest, nu stops changing.
+      eps_hat: ε̂ of Kingma & Ba, section 2, added to the root of the uncorrected nu, in units of
+        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Use it with eps=0.0. None omits it,
+        also from `with_hyperparams` and `optax.inject_hyperparams`.
+      l2: λ₂, coupled weight decay, per optimizer step: a number, or a schedule. λ₂·θ is added to
+        the gradient before the moments, like `weight_decay` in PyTorch's Adam. None omits it and
+        its entry in the state.
 
     Returns:
       A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then an
-      entry for the learning rate, empty or the count of a schedule. It is the state of Optax's
-      `nadam`. With `l2`, an entry for it comes first, and `update` needs `params`.
+      entry for the learning rate: empty, or the count of a schedule. Optax's `nadam` has the same
+      state. With `l2`, its entry comes first, and `update` needs `params`.
 
     Raises:
-      ValueError: here, for a number outside its range or a dtype that cannot store a moment, or
-        momentum_decay with nesterov=False; in `init` and `update`, for a leaf whose dtype has no
-        arithmetic (8-bit floats), a gradient unlike the state, or missing `params` with `l2`.
+      ValueError: on construction, for a number out of range or a dtype that cannot store a moment,
+        or momentum_decay with nesterov=False; in `init` and `update`, for a leaf dtype without
+        arithmetic (8-bit floats), a gradient that does not match the state, or missing `params`
+        with `l2`.
 
-    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
-    parameters are float32; nu of a complex gradient is real.
-    Differs from PyTorch in: |g|² of a complex gradient is shared by its two parts; it has
-    momentum_decay=0.004, and keeps in its state the product of the momenta, here computed from the
-    count; its `weight_decay` is `l2`.
+    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
+    16-bit parameters are float32; nu of a complex gradient is real.
+    Differs from PyTorch in: the two parts of a complex gradient share one |g|²; it has
+    momentum_decay=0.004, and stores the product of the momenta, computed here from the count; its
+    `weight_decay` is `l2`.
 
     Reference: Dozat 2016, algorithm 2; section 3.1 for `momentum_decay`.
     """
@@ -230,54 +230,53 @@ def nadamw(
         u  = n / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
         θ  ← θ - α_t·(u + λ_t·θ)
 
-    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
-    parameter and state; only the update is rounded.
+    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
+    parameter and state. Only the update is rounded.
 
     Args:
-      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
-        number of optimizer steps completed so far (0 at the first).
+      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
+        function of the number of completed optimizer steps (0 at the first).
       b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
       eps: ε, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0.
-      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
-        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
-        default is the parameter's dtype, at least float32.
-      weight_decay: λ, decoupled weight decay, per optimizer step: a number (below 0 weights grow;
-        0.0 turns it off), or a function of the optimizer steps completed so far.
-      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of it, or a
+      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
+        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
+        dtype. The default is the parameter's dtype, but at least float32.
+      weight_decay: λ, decoupled weight decay, per optimizer step: a number (0.0 turns it off;
+        negative values grow the weights), or a schedule.
+      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of one, or a
         function from the parameters to one, such as `decay_mask`. None decays all leaves.
-      weight_decay_mask: `mask` by its newer name in Optax; give one of the two.
+      weight_decay_mask: Optax's newer name for `mask`; pass only one of the two.
       nesterov: False is Adam: n = mû = mu / (1 - b1ᵗ).
       momentum_decay: ψ ≥ 0, per optimizer step: the momentum of step t is b1·(1 - 0.96^(tψ) / 2),
         which grows from b1/2 to b1. PyTorch has 0.004, Keras 1.0. None keeps b1 throughout, as
         Optax does.
-      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
-        nu stands still.
-      eps_hat: ε̂ of section 2 of Kingma & Ba, added to the root of the uncorrected nu, in units of
-        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Write eps=0.0 with it. None leaves
-        it out, also out of the numbers of `with_hyperparams` and `optax.inject_hyperparams`.
-      scale_decay: False subtracts λ_t·θ itself, not α_t·λ_t·θ (fully decoupled). Its entry in the
-        state is then the last.
+      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
+        nearest, nu stops changing.
+      eps_hat: ε̂ of Kingma & Ba, section 2, added to the root of the uncorrected nu, in units of
+        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Use it with eps=0.0. None omits it,
+        also from `with_hyperparams` and `optax.inject_hyperparams`.
+      scale_decay: False subtracts λ_t·θ instead of α_t·λ_t·θ (fully decoupled). The decay's entry
+        in the state is then the last.
 
     Returns:
       A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then one
-      entry for weight decay and one for the learning rate, each empty or the count of a schedule.
-      It is the state of Optax's `nadamw`. `update` needs `params`.
+      entry for weight decay and one for the learning rate: each is empty, or the count of a
+      schedule. Optax's `nadamw` has the same state. `update` needs `params`.
 
     Raises:
-      ValueError: here, for a number outside its range or a dtype that cannot store a moment, or
-        momentum_decay with nesterov=False; in `init` and `update`, for a leaf whose dtype has no
-        arithmetic (8-bit floats), a gradient unlike the state, or missing `params`.
+      ValueError: on construction, for a number out of range or a dtype that cannot store a moment,
+        or momentum_decay with nesterov=False; in `init` and `update`, for a leaf dtype without
+        arithmetic (8-bit floats), a gradient that does not match the state, or missing `params`.
 
-    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
-    parameters are float32; nu of a complex gradient is real; a callable `mask` gets the parameters
-    in `update` too.
-    Differs from PyTorch in: |g|² of a complex gradient is shared by its two parts; it has
-    momentum_decay=0.004, and keeps in its state the product of the momenta, here computed from the
-    count; its `NAdam(decoupled_weight_decay=True)` decays θ before the step, which is the same but
-    for rounding.
+    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
+    16-bit parameters are float32; nu of a complex gradient is real; a callable `mask` gets the
+    parameters in `update` too.
+    Differs from PyTorch in: the two parts of a complex gradient share one |g|²; it has
+    momentum_decay=0.004, and stores the product of the momenta, computed here from the count; its
+    `NAdam(decoupled_weight_decay=True)` decays θ before the step, which is the same up to rounding.
 
     Reference: Dozat 2016, algorithm 2; section 3.1 for `momentum_decay`; Loshchilov & Hutter 2019,
     algorithm 2.

@@ -26,12 +26,12 @@ from adam_jax.validation import check_number
 
 @frozen_pytree
 class Rectified(Direction):
-    """r·direction once the average of squares is long enough to be trusted, until then `first`.
+    """r·direction once the average of squares is long enough; `first` until then.
 
     Attributes:
       direction: Adam's.
       rate: b of the second moment.
-      threshold: the length of its average, in steps, from which on it is used.
+      threshold: the length of that average, in steps, from which it is used.
     """
 
     direction: Direction
@@ -41,8 +41,8 @@ class Rectified(Direction):
     def scalars(self, count: Count) -> Scalars:
         t = jnp.asarray(count, jnp.result_type(float)) + 1
         x = jnp.asarray(-self.rate.log, t.dtype)
-        # The paper's ρ - 2t·bᵗ / (1 - bᵗ) loses 4 of float32's 7 digits while it is small.
-        # Both at once: on its own XLA would compute the second while it compiles, with other bits.
+        # The paper's ρ - 2t·bᵗ / (1 - bᵗ) loses 4 of float32's 7 digits while it is small. Both in
+        # one array: XLA would constant-fold the second alone, with different bits.
         of_t, of_1 = _residue(jnp.stack([t * x, x]))
         length = 1 + 2 * (t * of_t - of_1)
         limit = 2 / self.rate.complement - 1
@@ -54,7 +54,7 @@ class Rectified(Direction):
 
     def combine(self, first: Array, second: Array, scalars: Scalars) -> Array:
         r, inner = scalars
-        # A NaN in the second moment shows, also where that is not used yet.
+        # A NaN in the second moment propagates even while the moment is unused.
         alone = jnp.where(jnp.isnan(second), second, first)
         return jnp.where(r > 0, r * self.direction.combine(first, second, inner), alone)
 
@@ -68,7 +68,7 @@ class Rectified(Direction):
         return dataclasses.replace(self, direction=self.direction.replaced(make))
 
 
-# B₂ₖ/(2k)! of the Bernoulli numbers, from k = 10 down to 1, the signs turned.
+# -B₂ₖ/(2k)! with the Bernoulli numbers, from k = 10 down to 1.
 _SERIES = (
     *(2.174868698558062e-16, -8.586062056277845e-15, 3.3896802963225827e-13),
     *(-1.3382536530684679e-11, 5.284190138687493e-10, -2.08767569878681e-08),
@@ -77,11 +77,11 @@ _SERIES = (
 
 
 def _residue(z: Array) -> Array:
-    """1/z - 1/(eᶻ - 1) for z > 0, where the two cancel as z → 0: its series for z < 1."""
+    """1/z - 1/(eᶻ - 1) for z > 0; for z < 1, where the two cancel, by its series."""
     small = jnp.minimum(z, 1)
     series = 0.5 + small * jnp.polyval(jnp.asarray(_SERIES, z.dtype), small * small)
     large = jnp.maximum(z, 1)
-    # From 40 on the second term is under half a place of the first, and its derivative ∞/∞.
+    # From 40 on, the second term is below half an ulp of the first, and its derivative is ∞/∞.
     return jnp.where(z < 1, series, 1 / large - 1 / jnp.expm1(jnp.minimum(large, 40)))
 
 
@@ -103,42 +103,42 @@ def scale_by_radam(
         r_t = √((ρ_t-4)·(ρ_t-2)·ρ / ((ρ-4)·(ρ-2)·ρ_t))
         u   = r_t·mû / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))  for ρ_t ≥ threshold, else mû
 
-    mu, nu, mû and nû are those of Adam: averages of g and |g|², and the two bias-corrected.
+    mu and nu are Adam's averages of g and |g|²; mû and nû are these with bias correction.
 
-    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
-    parameter and state; only the update is rounded.
+    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
+    parameter and state. Only the update is rounded.
 
     Args:
       b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
       eps: ε, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0.
-      threshold: the least ρ_t, the number of gradients that nu averages, at which nu is used, in
+      threshold: nu is used once ρ_t, the number of gradients that it averages, reaches this many
         optimizer steps; ≥ 4, usually 5.
-      nesterov: True reads mu one step ahead: b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ) in place of
-        mû (Dozat 2016).
-      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
-        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
-        default is the parameter's dtype, at least float32.
-      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
-        nu stands still.
-      eps_hat: ε̂ of section 2 of Kingma & Ba, added to the root of the uncorrected nu, in units of
-        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Write eps=0.0 with it. None leaves
-        it out, also out of the numbers of `with_hyperparams` and `optax.inject_hyperparams`.
+      nesterov: True looks one step ahead: mû becomes b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ)
+        (Dozat 2016).
+      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
+        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
+        dtype. The default is the parameter's dtype, but at least float32.
+      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
+        nearest, nu stops changing.
+      eps_hat: ε̂ of Kingma & Ba, section 2, added to the root of the uncorrected nu, in units of
+        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Use it with eps=0.0. None omits it,
+        also from `with_hyperparams` and `optax.inject_hyperparams`.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
 
     Raises:
-      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
-        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats) or a gradient
-        unlike the state.
+      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
+        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats) or a gradient
+        that does not match the state.
 
-    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
-    parameters are float32; nu of a complex gradient is real.
-    Differs from PyTorch in: it adds ε to the uncorrected root: write eps=0.0, eps_hat=1e-8; |g|² of
-    a complex gradient is shared by its two parts.
+    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
+    16-bit parameters are float32; nu of a complex gradient is real.
+    Differs from PyTorch in: it adds ε to the uncorrected root (write eps=0.0, eps_hat=1e-8); the
+    two parts of a complex gradient share one |g|².
 
     Reference: Liu et al. 2020, algorithm 2.
     """
@@ -171,49 +171,49 @@ def radam(
         u   = r_t·mû / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))  for ρ_t ≥ threshold, else mû
         θ   ← θ - α_t·u
 
-    mu, nu, mû and nû are those of Adam: averages of g and |g|², and the two bias-corrected.
+    mu and nu are Adam's averages of g and |g|²; mû and nû are these with bias correction.
 
-    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
-    parameter and state; only the update is rounded.
+    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
+    parameter and state. Only the update is rounded.
 
     Args:
-      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
-        number of optimizer steps completed so far (0 at the first).
+      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
+        function of the number of completed optimizer steps (0 at the first).
       b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
       eps: ε, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0.
-      threshold: the least ρ_t, the number of gradients that nu averages, at which nu is used, in
+      threshold: nu is used once ρ_t, the number of gradients that it averages, reaches this many
         optimizer steps; ≥ 4, usually 5.
-      nesterov: True reads mu one step ahead: b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ) in place of
-        mû (Dozat 2016).
-      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
-        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
-        default is the parameter's dtype, at least float32.
-      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
-        nu stands still.
-      eps_hat: ε̂ of section 2 of Kingma & Ba, added to the root of the uncorrected nu, in units of
-        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Write eps=0.0 with it. None leaves
-        it out, also out of the numbers of `with_hyperparams` and `optax.inject_hyperparams`.
-      l2: λ₂, coupled weight decay, per optimizer step: a number, or a function of the optimizer
-        steps completed so far. λ₂·θ is added to the gradient before the moments, as by
-        `weight_decay` of PyTorch's Adam. None leaves it out, and its entry in the state.
+      nesterov: True looks one step ahead: mû becomes b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ)
+        (Dozat 2016).
+      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
+        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
+        dtype. The default is the parameter's dtype, but at least float32.
+      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
+        nearest, nu stops changing.
+      eps_hat: ε̂ of Kingma & Ba, section 2, added to the root of the uncorrected nu, in units of
+        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Use it with eps=0.0. None omits it,
+        also from `with_hyperparams` and `optax.inject_hyperparams`.
+      l2: λ₂, coupled weight decay, per optimizer step: a number, or a schedule. λ₂·θ is added to
+        the gradient before the moments, like `weight_decay` in PyTorch's Adam. None omits it and
+        its entry in the state.
 
     Returns:
       A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then an
-      entry for the learning rate, empty or the count of a schedule. It is the state of Optax's
-      `radam`. With `l2`, an entry for it comes first, and `update` needs `params`.
+      entry for the learning rate: empty, or the count of a schedule. Optax's `radam` has the same
+      state. With `l2`, its entry comes first, and `update` needs `params`.
 
     Raises:
-      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
-        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
-        unlike the state, or missing `params` with `l2`.
+      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
+        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats), a gradient that
+        does not match the state, or missing `params` with `l2`.
 
-    Differs from Optax in: rounding, within a few ulp of the exact algorithm; moments of 16-bit
-    parameters are float32; nu of a complex gradient is real.
-    Differs from PyTorch in: it adds ε to the uncorrected root: write eps=0.0, eps_hat=1e-8; |g|² of
-    a complex gradient is shared by its two parts; its `weight_decay` is `l2`.
+    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
+    16-bit parameters are float32; nu of a complex gradient is real.
+    Differs from PyTorch in: it adds ε to the uncorrected root (write eps=0.0, eps_hat=1e-8); the
+    two parts of a complex gradient share one |g|²; its `weight_decay` is `l2`.
 
     Reference: Liu et al. 2020, algorithm 2.
     """
@@ -248,52 +248,52 @@ def radamw(
         u   = r_t·mû / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))  for ρ_t ≥ threshold, else mû
         θ   ← θ - α_t·(u + λ_t·θ)
 
-    mu, nu, mû and nû are those of Adam: averages of g and |g|², and the two bias-corrected.
+    mu and nu are Adam's averages of g and |g|²; mû and nû are these with bias correction.
 
-    Arithmetic is in float32 (float64 for float64 leaves), whatever the dtypes of gradient,
-    parameter and state; only the update is rounded.
+    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
+    parameter and state. Only the update is rounded.
 
     Args:
-      learning_rate: α, per optimizer step: a number (below 0 for ascent), or a function of the
-        number of optimizer steps completed so far (0 at the first).
+      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
+        function of the number of completed optimizer steps (0 at the first).
       b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
       eps: ε, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0.
-      threshold: the least ρ_t, the number of gradients that nu averages, at which nu is used, in
+      threshold: nu is used once ρ_t, the number of gradients that it averages, reaches this many
         optimizer steps; ≥ 4, usually 5.
-      weight_decay: λ, decoupled weight decay, per optimizer step: a number (below 0 weights grow;
-        0.0 turns it off), or a function of the optimizer steps completed so far.
-      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of it, or a
+      weight_decay: λ, decoupled weight decay, per optimizer step: a number (0.0 turns it off;
+        negative values grow the weights), or a schedule.
+      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of one, or a
         function from the parameters to one, such as `decay_mask`. None decays all leaves.
-      weight_decay_mask: `mask` by its newer name in Optax; give one of the two.
-      nesterov: True reads mu one step ahead: b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ) in place of
-        mû (Dozat 2016).
-      mu_dtype: storage of mu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
-        `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's dtype; the
-        default is the parameter's dtype, at least float32.
-      nu_dtype: storage of nu: one of the forms of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
-        nu stands still.
-      eps_hat: ε̂ of section 2 of Kingma & Ba, added to the root of the uncorrected nu, in units of
-        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Write eps=0.0 with it. None leaves
-        it out, also out of the numbers of `with_hyperparams` and `optax.inject_hyperparams`.
-      scale_decay: False subtracts λ_t·θ itself, not α_t·λ_t·θ (fully decoupled). Its entry in the
-        state is then the last.
+      weight_decay_mask: Optax's newer name for `mask`; pass only one of the two.
+      nesterov: True looks one step ahead: mû becomes b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ)
+        (Dozat 2016).
+      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
+        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
+        dtype. The default is the parameter's dtype, but at least float32.
+      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
+        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
+        nearest, nu stops changing.
+      eps_hat: ε̂ of Kingma & Ba, section 2, added to the root of the uncorrected nu, in units of
+        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Use it with eps=0.0. None omits it,
+        also from `with_hyperparams` and `optax.inject_hyperparams`.
+      scale_decay: False subtracts λ_t·θ instead of α_t·λ_t·θ (fully decoupled). The decay's entry
+        in the state is then the last.
 
     Returns:
       A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then one
-      entry for weight decay and one for the learning rate, each empty or the count of a schedule.
-      `update` needs `params`.
+      entry for weight decay and one for the learning rate: each is empty, or the count of a
+      schedule. `update` needs `params`.
 
     Raises:
-      ValueError: here, for a number outside its range or a dtype that cannot store a moment; in
-        `init` and `update`, for a leaf whose dtype has no arithmetic (8-bit floats), a gradient
-        unlike the state, or missing `params`.
+      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
+        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats), a gradient that
+        does not match the state, or missing `params`.
 
     Optax has no such alias.
-    Differs from PyTorch in: it adds ε to the uncorrected root: write eps=0.0, eps_hat=1e-8; |g|² of
-    a complex gradient is shared by its two parts; it is `RAdam(decoupled_weight_decay=True)`.
+    Differs from PyTorch in: it adds ε to the uncorrected root (write eps=0.0, eps_hat=1e-8); the
+    two parts of a complex gradient share one |g|²; it is `RAdam(decoupled_weight_decay=True)`.
 
     Reference: Liu et al. 2020, algorithm 2; Loshchilov & Hutter 2019, algorithm 2.
     """

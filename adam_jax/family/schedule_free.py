@@ -26,10 +26,10 @@ from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.rules.variants import Newest
 from adam_jax.validation import as_number, check_number
 
-# Optax exports the function that keeps this state, not its type.
+# Optax exports the function that makes this state, but not its type.
 RMS_STATE = type(jax.eval_shape(optax.scale_by_rms(bias_correction=True).init, ()))
 register(RMS_STATE, slots={"nu": True}, counts=["count"])
-# The steps are its own: they weigh z, which begins anew.
+# step_count belongs to the wrapper: it weights z, which a new state starts anew.
 register(
     contrib.ScheduleFreeState,
     inner=["base_optimizer_state"],
@@ -40,7 +40,7 @@ register(
 
 @frozen_pytree
 class WarmedUp(Hyperparameter):
-    """A learning rate that grows from 0 to its value in so many steps."""
+    """A learning rate that grows from 0 to its value over the given steps."""
 
     value: Leaf
     steps: int = static()
@@ -51,7 +51,7 @@ class WarmedUp(Hyperparameter):
 
 @frozen_pytree
 class ScheduleFree(Body):
-    """Optax's wrapper, its numbers beside it: a closure would neither compare nor pickle."""
+    """Optax's wrapper, with its arguments as fields; a closure neither compares nor pickles."""
 
     inner: Pipeline
     learning_rate: Hyperparameter
@@ -63,7 +63,7 @@ class ScheduleFree(Body):
     def wrapped(self) -> optax.GradientTransformationExtraArgs:
         """Optax's own transformation."""
         inner = Transformation.around(self.inner)
-        # As a function, also if it is constant: only then does Optax keep the state's dtypes.
+        # A function even if it is constant: only then does Optax keep the state's dtypes.
         numbers = (self.learning_rate.at, self.b1, self.weight_lr_power)
         return contrib.schedule_free(inner, *numbers, self.state_dtype)
 
@@ -101,39 +101,39 @@ def schedule_free_adamw(
         c_t = w_t / (w_1 + … + w_t),  w_t = max(α_1, …, α_t)^weight_lr_power
 
     The parameters are y; evaluate at x, `optax.contrib.schedule_free_eval_params(state, params)`.
-    The step of z is computed in float32 (float64 for float64 leaves). Optax computes x and z, in
-    the parameters' dtype.
+    The step of z is computed in float32 (float64 for float64 leaves). Optax's wrapper then computes
+    x and z in the parameters' dtype.
 
     Args:
-      learning_rate: α, per optimizer step: a number ≥ 0, or a function of the number of optimizer
-        steps completed so far (0 at the first).
-      warmup_steps: the learning rate grows from 0 to α in that many optimizer steps; None or 0 for
+      learning_rate: α, per optimizer step: a number ≥ 0, or a schedule, a function of the number of
+        completed optimizer steps (0 at the first).
+      warmup_steps: the learning rate grows from 0 to α in this many optimizer steps. None or 0 is
         no warm-up.
-      b1: weight of x in y, 0 < b1 < 1, at least 1e-6. Fixed during a run: x is computed from y and
-        z by it.
+      b1: weight of x in y, 0 < b1 < 1, at least 1e-6. Fixed during a run, because x is recovered
+        from y and z with it.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
       eps: ε, added outside the root, in units of the gradient; ≥ 0.
-      weight_decay: λ, decoupled weight decay at y, per optimizer step: a number (below 0 weights
-        grow; 0.0 turns it off), or a function of the optimizer steps completed so far.
-      weight_lr_power: the power of the largest learning rate so far that weighs z in x; ≥ 0. Fixed
-        during a run.
+      weight_decay: λ, decoupled weight decay at y, per optimizer step: a number (0.0 turns it off;
+        negative values grow the weights), or a schedule.
+      weight_lr_power: z is weighted in x by this power of the largest learning rate so far; ≥ 0.
+        Fixed during a run.
       state_dtype: dtype of z; None for the parameters' own.
-      nu_dtype: storage of nu: a floating-point dtype of at least 16 bits, `jnp.int8`, `jnp.int4`, a
-        `Quantized`, `Factored()`, `BlockMeans(axes)`, `AdamMini()`, `stochastic(dtype)` or
-        `by_path({...})`; not float16. None is the parameter's dtype; the default is the parameter's
-        dtype, at least float32. In bfloat16 write `stochastic(jnp.bfloat16)`: rounded to nearest,
-        nu stands still.
+      nu_dtype: storage format of nu: a floating-point dtype of at least 16 bits, `jnp.int8`,
+        `jnp.int4`, a `Quantized`, `Factored()`, `BlockMeans(axes)`, `AdamMini()`,
+        `stochastic(dtype)` or `by_path({...})`; not float16. None is the parameter's dtype. The
+        default is the parameter's dtype, but at least float32. For bfloat16 write
+        `stochastic(jnp.bfloat16)`: rounded to nearest, nu stops changing.
 
     Returns:
       A transformation whose state is Optax's `ScheduleFreeState` around that of AdamW without mu.
-      `update` needs `params`, every parameter needs a gradient, and `groups` takes it as one of
-      several optimizers only.
+      `update` needs `params`, and every parameter needs a gradient. `groups` accepts it only as one
+      of several optimizers.
 
     Raises:
-      ValueError: here, for a number outside its range, a dtype that cannot store a moment, or
+      ValueError: on construction, for a number out of range, a dtype that cannot store a moment, or
         warm-up to a learning rate that is itself a schedule; in `init` and `update`, for a leaf
-        whose dtype has no arithmetic (8-bit floats), a gradient unlike the state, or missing
-        `params`.
+        dtype without arithmetic (8-bit floats), a gradient that does not match the state, or
+        missing `params`.
 
     Differs from Optax in: warmup_steps=0 is no warm-up (in Optax the learning rate stays 0); nu of
     16-bit parameters is float32.
@@ -154,7 +154,7 @@ def schedule_free_adamw(
         rate: Number = WarmedUp(value, int(warmup_steps))
     else:
         rate = hyperparameter("learning_rate", learning_rate, instead="the usual value is 0.0025")
-    # Adam with b1 = 0, which need not store mu.
+    # Adam with b1 = 0, which needs no stored mu.
     rule = MomentRule(Newest(), EmaOfSquares(DecayRate.of("b2", b2)), Root.of(eps))
     scaled = scale_by_rule(rule, RMS_STATE, None, nu_dtype)
     inner = optimizer(scaled, rate, decay=Decay(weight_decay))

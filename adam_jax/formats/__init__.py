@@ -1,1 +1,1 @@
-"""How one slot of one leaf is stored. Knows JAX, and nothing of rules."""
+"""How one slot of one leaf is stored. Imports JAX, and knows nothing of rules."""

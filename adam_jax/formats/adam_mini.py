@@ -26,25 +26,25 @@ class AdamMini(SlotPolicy):
         biases                                   element
         other vectors, as the scale of a norm    leaf
 
-    A query or key kernel without an axis of heads, [inputs, heads·head_dim], has one second moment
-    for each output neuron, which is finer. For a kernel of query, key and value in one, [inputs, 3,
-    heads, head_dim], write a `query_key` that matches it. For a model that is no transformer the
-    paper has one second moment for each leaf, `BlockMeans(None)`.
+    A query or key kernel without a head axis, [inputs, heads·head_dim], gets one second moment for
+    each output neuron, which is finer. For a fused query-key-value kernel, [inputs, 3, heads,
+    head_dim], write a `query_key` that matches it. For a model that is not a transformer, the paper
+    uses one second moment for each leaf, `BlockMeans(None)`.
 
-    Expressions are matched with the whole path of a leaf, as in `by_path`. Of stacked layers each
-    has its own blocks, if `with_layers` knows of them.
+    Expressions must match the whole path of a leaf, as in `by_path`. Each layer of a stacked leaf
+    has its own blocks, if `with_layers` declares it.
 
     Attributes:
       query_key: for kernels of queries and keys.
       value: for kernels of values.
       embedding: for tables of tokens and positions; the last axis is the width.
-      bias: for leaves whose second moments stay elementwise.
+      bias: for leaves that keep elementwise second moments.
       outputs_last: kernels are [inputs, outputs], as in Flax and Haiku; False for [outputs,
         inputs], as in Equinox and PyTorch, where queries, keys and values are [heads, head_dim,
         inputs].
 
     Raises:
-      ValueError: an expression that is none; in `init`, as `mu_dtype`: see `BlockMeans`.
+      ValueError: an invalid regular expression; in `init`, use as `mu_dtype`: see `BlockMeans`.
 
     Example:
       >>> import adam_jax, jax.numpy as jnp
@@ -55,8 +55,8 @@ class AdamMini(SlotPolicy):
       (1, 8, 1) (1, 1024)
 
     Differs from the authors' `Adam_mini` (version 1.1.1) in: heads are an axis of the kernel, not
-    numbers to pass; the table of positions has one second moment for each position, and a kernel
-    that no expression matches one for each output neuron, where theirs have one for the leaf.
+    numbers to pass; the position table has one second moment for each position; a kernel that no
+    expression matches has one for each output neuron, where theirs has one for the leaf.
 
     Reference: Zhang et al. 2024, Adam-mini, algorithms 1 and 3, https://arxiv.org/abs/2406.16793
     """

@@ -1,4 +1,4 @@
-"""How one accumulator of one leaf is stored between steps, behind two verbs."""
+"""Storage of one accumulator of one leaf between steps, behind two verbs."""
 
 import abc
 from typing import NamedTuple
@@ -15,16 +15,16 @@ READ_AS_SAVED = (
     "read it into what init of the transformation that saved it makes, and convert that with"
     " adam_jax.convert_state."
 )
-"""What to do with a checkpoint of another form than the state that it is read into."""
+"""What to do with a checkpoint whose form differs from that of the state."""
 
 
 class Refusal(NamedTuple):
     """Why a slot cannot be stored in some format.
 
     Attributes:
-      why: of a format, the end of "must not be ...".
-      instead: a dtype to write in its place.
-      besides: another one, the end of the sentence; empty if there is none.
+      why: the end of the sentence "must not be ...", about a format.
+      instead: the dtype to write instead.
+      besides: an alternative, the end of the sentence; empty if there is none.
     """
 
     why: str
@@ -35,18 +35,18 @@ class Refusal(NamedTuple):
 class Format(abc.ABC):
     """A way to store one array: `decode(encode(x))` is `x`, to the format's precision.
 
-    A format is a frozen dataclass of static, comparable fields: it shapes the program. It is never
-    callable, since `optax.inject_hyperparams` takes every callable argument for a schedule.
+    A format is a frozen dataclass of static, comparable fields, because it shapes the program. It
+    is never callable: `optax.inject_hyperparams` takes every callable argument for a schedule.
 
-    What is stored is an array, or a pytree of arrays whose attribute `format` is the format.
+    The stored form is an array, or a pytree of arrays whose attribute `format` is the format.
 
-    Invariants, which the tests hold every format to:
-      * what `encode` returns has the structure, shapes and dtypes of what `init` returned;
+    Invariants, tested for every format:
+      * `encode` returns the structure, shapes and dtypes that `init` returned;
       * `shape(stored)` is the shape of the array that was encoded.
     """
 
     stochastic: bool = False
-    """Whether `encode` rounds by noise; without noise it rounds to the nearest."""
+    """Whether `encode` rounds stochastically; without noise it rounds to nearest."""
 
     unit: int | None = None
     """Elements along the last axis that are stored together; None for the whole array."""
@@ -54,13 +54,14 @@ class Format(abc.ABC):
     @property
     @abc.abstractmethod
     def rounds(self) -> bool:
-        """Whether what is stored is less than the array in the dtype of arithmetic."""
+        """Whether the stored form has less precision than the array in the dtype of arithmetic."""
 
     @abc.abstractmethod
     def refuses(self, slot: Slot) -> Refusal | None:
-        """Why this slot cannot be stored like this; None if it can.
+        """Why this slot cannot be stored in this format; None if it can.
 
-        For a format without the range of magnitudes, or too coarse for the maximum over many steps.
+        A format refuses if it lacks the range for magnitudes, or is too coarse for a maximum over
+        many steps.
         """
 
     @abc.abstractmethod
@@ -73,24 +74,24 @@ class Format(abc.ABC):
 
         Args:
           x: the array.
-          noise: 16 random bits each, the upper ones, if the format is `stochastic`.
+          noise: if the format is `stochastic`, 16 random bits per element, in the upper half.
         """
 
     @abc.abstractmethod
     def decode(self, stored: Stored, dtype: DType) -> jax.Array:
-        """The array, in the dtype that arithmetic wants."""
+        """The array, in the dtype of arithmetic."""
 
     @abc.abstractmethod
     def shape(self, stored: Stored) -> tuple[int, ...]:
-        """The shape of the array that `stored` stands for.
+        """The shape of the array that `stored` represents.
 
         Raises:
-          ValueError: its arrays are not of this format; the caller knows the path.
+          ValueError: its arrays are not of this format; the caller adds the path.
         """
 
     @abc.abstractmethod
     def shardings(self, stored: Stored, sharding: NamedSharding) -> Stored:
-        """How the arrays of `stored` are sharded where the array they stand for is to be so.
+        """The shardings of the arrays in `stored`, given the sharding of the array it represents.
 
         Returns:
           A tree like `stored`, of shardings; see `sharded_alike`.
@@ -98,19 +99,19 @@ class Format(abc.ABC):
 
 
 class MeasuredFormat(Format):
-    """A format that wants the largest magnitude in each block before it codes any of them."""
+    """A format that needs the largest magnitude of every block before it encodes any element."""
 
     @abc.abstractmethod
     def measured(self, x: jax.Array) -> InBlocks:
-        """What `largest` is to measure: the slots of a leaf together."""
+        """The input of `largest`, which measures all slots of a leaf together."""
 
     @abc.abstractmethod
     def code(self, x: jax.Array, noise: jax.Array | None, measure: jax.Array) -> PyTree:
-        """`encode`, of an array whose measure is known."""
+        """`encode` with a known measure."""
 
     @abc.abstractmethod
     def of_tiles(self, along: int) -> "MeasuredFormat":
-        """The same, of tiles with one block along this axis each time; measures keep the axis."""
+        """The same format for tiles whose axis `along` is one block; measures keep that axis."""
 
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> PyTree:
         [measure] = largest([self.measured(x)])
@@ -118,37 +119,38 @@ class MeasuredFormat(Format):
 
 
 class LinearFormat(Format):
-    """A format whose `encode` is linear: of an average it is the average of what is stored."""
+    """A format with a linear `encode`: encoding an average equals averaging the stored forms."""
 
     @abc.abstractmethod
     def averaged(self, stored: Stored, term: jax.Array, average: Function) -> Stored:
-        """`encode(average(decode(stored), term))`, without forming that average."""
+        """`encode(average(decode(stored), term))`, without materializing that average."""
 
 
 class ReducedFormat(Format):
-    """A format that keeps a linear reduction of the array, which rules read in the array's place.
+    """A format that stores a linear reduction of the array, which rules read instead of the array.
 
-    It is part of the algorithm: the step that renews a slot reads it as it is stored, as the next
-    step does. A reduction broadcasts to the array, and the reduction of one is itself.
+    The reduction is part of the algorithm: the step that updates a slot already reads the stored
+    form, as the next step does. A reduction broadcasts to the array, and reducing it again changes
+    nothing.
     """
 
     @abc.abstractmethod
     def reduce(self, x: jax.Array) -> jax.Array:
-        """The reduction of `x`, with the size 1 along reduced axes; `encode(x)` stores it."""
+        """The reduction of `x`, with size 1 along reduced axes; `encode(x)` stores it."""
 
     @abc.abstractmethod
     def reduced(self, stored: Stored, dtype: DType) -> jax.Array:
-        """The reduction that is stored, in the dtype that arithmetic wants."""
+        """The stored reduction, in the dtype of arithmetic."""
 
 
 def sharded_alike(stored: Stored, shape: tuple[int, ...], sharding: NamedSharding) -> Stored:
-    """`Format.shardings` of most formats: arrays of that shape so, others replicated."""
+    """`Format.shardings` of most formats: shards arrays of that shape alike, replicates others."""
     replicated = NamedSharding(sharding.mesh, PartitionSpec())
     return jax.tree.map(lambda x: sharding if np.shape(x) == shape else replicated, stored)
 
 
 class SlotPolicy(abc.ABC):
-    """Chooses the format of a slot, leaf by leaf. A frozen dataclass, and never callable."""
+    """Chooses the format of a slot, leaf by leaf. A frozen dataclass, never callable."""
 
     @abc.abstractmethod
     def resolve(self, param: Leaf, slot: Slot, path: str) -> Format:
@@ -156,6 +158,6 @@ class SlotPolicy(abc.ABC):
 
         Args:
           param: the leaf's parameter.
-          slot: what it holds.
+          slot: the accumulator.
           path: of the leaf, its keys joined by slashes.
         """

@@ -1,4 +1,4 @@
-"""A second moment as one mean for each block of a leaf."""
+"""A second moment stored as one mean per block of a leaf."""
 
 import dataclasses
 import math
@@ -19,21 +19,21 @@ from adam_jax.xla.means import mean
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True)
 class Means:
-    """What `MeansOverAxes` stores.
+    """The stored form of `MeansOverAxes`.
 
-    The key of the means names their axes, `means_over_-2`, as that of codes in `Blocks` does: means
-    over others are not restored in their place.
+    The key of the means names their axes, `means_over_-2`, like the key of the codes in `Blocks`.
+    So a checkpoint with means over other axes is not restored into them.
 
     Attributes:
-      means: one number per block: the leaf's shape, with 1 for each axis of a block.
-      format: which says what these axes are.
+      means: one number per block: the leaf's shape, with 1 along each axis of a block.
+      format: names the axes.
     """
 
     means: jax.Array
     format: "MeansOverAxes"
 
     def tree_flatten_with_keys(self) -> tuple[tuple[PyTree], "MeansOverAxes"]:
-        """As a pytree, it is its array, with the name of the form."""
+        """As a pytree, it is its array, keyed by the name of the form."""
         axes = "_".join(map(str, self.format.axes))
         return ((jax.tree_util.GetAttrKey(f"means_over_{axes}"), self.means),), self.format
 
@@ -52,13 +52,13 @@ SIGNS_CANCEL = Refusal(
 
 @dataclasses.dataclass(frozen=True)
 class MeansOverAxes(ReducedFormat):
-    """Every element of a block is the mean of the block.
+    """Every element of a block is represented by the mean of the block.
 
-    Rules read the means, also in the step that renews them: with v ← b·v + (1-b)·g², all elements
-    of a block are divided by b·v + (1-b)·mean(g²), and no average of elements is ever formed.
+    Rules read the means, even in the step that updates them. With v ← b·v + (1-b)·g², all elements
+    of a block are divided by b·v + (1-b)·mean(g²), and no elementwise average is ever formed.
 
-    A NaN or an infinite gradient makes its whole block NaN, which is seen; `skip_nonfinite` keeps
-    it out.
+    A NaN or infinite gradient makes its whole block NaN, so it stays visible. `skip_nonfinite`
+    skips such a step.
 
     Attributes:
       axes: of a block, counted from the last, -1; in ascending order.
@@ -77,7 +77,7 @@ class MeansOverAxes(ReducedFormat):
     def refuses(self, slot: Slot) -> Refusal | None:
         return None if slot.magnitude else SIGNS_CANCEL
 
-    # Axes are counted from the last, since `vmap` and stacked layers put axes in front.
+    # Axes are counted from the last, because `vmap` and stacked layers add axes in front.
 
     def init(self, param: jax.Array, start: float) -> Means:
         sharding = sharding_of(param)
@@ -89,7 +89,7 @@ class MeansOverAxes(ReducedFormat):
     def reduce(self, x: jax.Array) -> jax.Array:
         if all(x.shape[axis] == 1 for axis in self.axes):
             return x
-        # The sum of many large squares may be infinite: at most the largest square.
+        # The sum of many large squares may overflow: limit it to the largest square.
         return jnp.minimum(mean(x, self.axes), float(jnp.finfo(x.dtype).max) / 64)
 
     def reduced(self, stored: Means, dtype: DType) -> jax.Array:
@@ -123,7 +123,7 @@ class MeansOverAxes(ReducedFormat):
         return tuple(changed)
 
     def _whole_blocks(self, sharding: NamedSharding, ndim: int) -> NamedSharding:
-        """How the means of an array are sharded: as it is, and replicated along their blocks."""
+        """The sharding of the means of an array: the array's own, replicated along each block."""
         names = [*sharding.spec, *[None] * (ndim - len(sharding.spec))]
         for axis in self.axes:
             names[axis] = None
@@ -133,28 +133,28 @@ class MeansOverAxes(ReducedFormat):
 
 @dataclasses.dataclass(frozen=True)
 class BlockMeans(SlotPolicy):
-    """One second moment for each block of a leaf, and not one for each element: Adam-mini.
+    """One second moment for each block of a leaf instead of each element: Adam-mini.
 
         v_B ← b2·v_B + (1-b2)·mean(|gᵢ|², i in B)       uᵢ = m̂ᵢ / (√v̂_B + ε)
 
-    For `nu_dtype=`. A block is all elements that differ only in their index along `axes`; the other
-    axes count the blocks. State is 4 bytes per block, so that Adam has 4 bytes per parameter with
-    mu in float32, and about 1 with `mu_dtype=jnp.int8`.
+    For `nu_dtype=`. A block contains all elements that differ only in their index along `axes`; the
+    other axes index the blocks. The state is 4 bytes per block, so Adam takes 4 bytes per parameter
+    with mu in float32, and about 1 with `mu_dtype=jnp.int8`.
 
-    The update reads the mean as it is stored. Where nu is no average of squares, its mean over the
-    block is taken: of the maximum in Adamax and of `nu_max` in AMSGrad, of the differences in
-    AdaBelief, of the steps in Yogi.
+    The update reads the stored mean. If nu is not an average of squares, the mean over the block is
+    taken of the maximum (Adamax, `nu_max` in AMSGrad), of the differences (AdaBelief) or of the
+    steps (Yogi).
 
-    All elements of a block have one learning rate: those with smaller gradients than the rest of
-    the block move less than Adam would move them. `AdamMini` chooses blocks for a transformer.
+    All elements of a block share one learning rate, so those with smaller gradients than the rest
+    of the block move less than in Adam. `AdamMini` chooses blocks for a transformer.
 
     Attributes:
-      axes: an axis of the leaf, or several, over which the mean is taken: 0 is the inputs of a Flax
+      axes: the axis or axes of the leaf over which the mean is taken. 0 is the inputs of a Flax
         kernel [inputs, outputs]; negative numbers count from the last. None is all axes, one number
-        for the leaf. A leaf with blocks of one element stays as by default.
+        per leaf. A leaf whose blocks have one element keeps the default storage.
 
     Raises:
-      ValueError: `axes` that are no integers; in `init`, a leaf without such an axis, or as
+      ValueError: `axes` are not integers; in `init`, a leaf has no such axis, or it is used as
         `mu_dtype`, where numbers of both signs would cancel.
 
     Example:

@@ -20,16 +20,16 @@ from adam_jax.xla.maxima import InBlocks, each_by_its_block
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """What `Blockwise` stores.
+    """The stored form of `Blockwise`.
 
-    The key of the codes names their form, `codes_int8_power2_block128`: libraries that save a state
-    by the paths of its arrays save no more of `format`, and read codes of another form as numbers
-    of this one.
+    The key of the codes names their form, `codes_int8_power2_block128`. Libraries that save a state
+    by the paths of its arrays save nothing else of `format`, and would otherwise read codes of
+    another form as numbers of this one.
 
     Attributes:
       codes: with the parameter's shape, and so its sharding.
       scale: float32, one number per block: the largest magnitude in it.
-      format: which says how to read them.
+      format: how to read them.
     """
 
     codes: jax.Array
@@ -59,25 +59,25 @@ FOUR_BITS_ARE_COARSE = Refusal(
 
 
 SMALLEST = float(np.finfo(np.float32).tiny)
-"""A block whose largest is smaller is one of zeros."""
+"""A block with a smaller largest magnitude counts as zeros."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Blockwise(MeasuredFormat):
-    """Each block is divided by its largest magnitude, and a codec makes codes of the shares.
+    """Each block is divided by its largest magnitude, and a codec encodes the quotients.
 
-    Blocks lie on the last axis, so that none straddles the heads of attention or the devices that a
-    leaf is sharded over; a flattened leaf's would cost an all-gather in every step.
+    Blocks run along the last axis, so none straddles attention heads or the devices that a leaf is
+    sharded over. Blocks of a flattened leaf would cost an all-gather in every step.
 
-    The scale is float32: as bfloat16 it would stand still, as that does (see `AT_LEAST_FLOAT32`).
-    A block of zeros has the scale 0, and is decoded to zeros. A NaN or an infinity leaves no finite
-    number in its block, which is seen; `skip_nonfinite` keeps it out.
+    The scale is float32; in bfloat16 it would stop changing (see `AT_LEAST_FLOAT32`). A block of
+    zeros has scale 0 and decodes to zeros. A NaN or infinity leaves no finite number in its block,
+    so it stays visible. `skip_nonfinite` skips such a step.
 
     Attributes:
-      codec: from a share to its code.
+      codec: encodes the quotients.
       block: elements that share a scale; divides the last axis.
-      stochastic: round to either of the two codes beside a number, so that the mean is right.
-      along: of a tile, which of its axes is one block each time; None for a whole array.
+      stochastic: round to one of the two neighbouring codes, unbiased.
+      along: for a tile, the axis that is one block; None for a whole array.
     """
 
     codec: Codec
@@ -87,9 +87,9 @@ class Blockwise(MeasuredFormat):
 
     @property
     def form(self) -> str:
-        """A word for what codes and scales mean, which is saved with them.
+        """A name for the meaning of codes and scales, which is saved with them.
 
-        Not for how they were rounded: stochastically rounded codes are read as others.
+        It does not include the rounding: stochastically rounded codes decode like all others.
         """
         return f"{self.codec.form}_block{self.block}"
 
@@ -136,7 +136,7 @@ class Blockwise(MeasuredFormat):
 
         arrays = [as_float32(x)] if noise is None else [as_float32(x), noise]
         codes = self._each(coded, jnp.maximum(measure, SMALLEST), *arrays)
-        # What is stored of a tile is part of what is stored of the array.
+        # The stored form of a tile is part of the stored form of the array.
         whole = self if self.along is None else dataclasses.replace(self, along=None)
         return Blocks(codes, measure, whole)
 
@@ -151,14 +151,14 @@ class Blockwise(MeasuredFormat):
         return dataclasses.replace(self, along=along)
 
     def shardings(self, stored: Blocks, sharding: NamedSharding) -> PyTree:
-        # The last axis is split only where whole blocks lie on each device.
+        # Shard the last axis only if every device gets whole blocks.
         shape = self.shape(stored)
         if sharding.shard_shape(shape)[-1] % self.block:
             sharding = _last_axis_whole(sharding, len(shape))
         return jax.tree.map(lambda _: sharding, stored)
 
     def _each(self, f: Function, scale: jax.Array, *arrays: jax.Array) -> jax.Array:
-        """f of the scale of each element's block, and of the element."""
+        """f of the scale of each element's block and the element."""
         if self.along is not None:
             return f(scale, *arrays)
         return each_by_its_block(f, self.block, scale, *arrays)
@@ -172,17 +172,17 @@ def as_float32(x: jax.Array) -> jax.Array:
 def filled(
     shape: tuple[int, ...], x: Leaf, dtype: DType, param: jax.Array, sharding: Leaf
 ) -> jax.Array:
-    """What belongs to a parameter, all x; inside `shard_map` each device's own, as its part is."""
+    """An array for a parameter, filled with x; inside `shard_map`, each device's part of it."""
     scale = jnp.full(shape, x, dtype, device=sharding)
     axes = tuple(varying_axes(param))
     return cast_to_varying(scale, axes) if axes else scale
 
 
 def check_real(param: Leaf, magnitude: bool) -> None:
-    """Checks that a slot of this parameter has codes: it is real, or its magnitudes are wanted.
+    """Checks that a slot of this parameter can be encoded: the parameter or the slot is real.
 
     Raises:
-      ValueError: it has none.
+      ValueError: it cannot.
     """
     dtype = getattr(param, "dtype", np.dtype(np.float32))
     if jnp.issubdtype(dtype, jnp.complexfloating) and not magnitude:
@@ -193,7 +193,7 @@ def check_real(param: Leaf, magnitude: bool) -> None:
 
 
 def divides(sharding: NamedSharding, shape: tuple[int, ...]) -> bool:
-    """Whether every axis of an array can be split like that."""
+    """Whether every axis of an array can be split by this sharding."""
     size = (*shape[:-1], shape[-1])
     try:
         sharding.shard_shape(size)
@@ -208,10 +208,10 @@ def _last_axis_whole(sharding: NamedSharding, ndim: int) -> NamedSharding:
 
 
 def sharding_by_type(param: Leaf) -> NamedSharding | None:
-    """How the type of a parameter says it is split; None if it does not.
+    """The sharding in the type of a parameter; None if the type has none.
 
-    What is stored depends on this alone, and so is the same under `jax.jit`, `jax.eval_shape` and
-    outside: on automatic axes only concrete arrays tell where they are.
+    The storage depends only on this, so it is the same under `jax.jit`, `jax.eval_shape` and
+    outside: on automatic axes only concrete arrays know their placement.
     """
     if isinstance(param, jax.ShapeDtypeStruct):
         return param.sharding if isinstance(param.sharding, NamedSharding) else None
@@ -222,8 +222,8 @@ def sharding_by_type(param: Leaf) -> NamedSharding | None:
 
 
 def sharding_of(param: Leaf) -> Leaf:
-    """What lies on the same devices as a parameter is to be made with; None where JAX finds it."""
+    """The sharding for arrays on the same devices as a parameter; None if JAX is to choose."""
     if isinstance(param, jax.core.Tracer | jax.ShapeDtypeStruct):
         return sharding_by_type(param)
-    # One that may still go anywhere does not bind what belongs to it.
+    # An uncommitted parameter does not constrain its slots.
     return param.sharding if getattr(param, "committed", False) else None

@@ -17,8 +17,8 @@ from adam_jax.slots import Slot
 class Dense(Format):
     """Each element rounded to the nearest number of `dtype`.
 
-    The update is computed from the unrounded array: encoding is the last thing that happens to it,
-    so there is no `x.astype(low).astype(high)` for XLA:GPU to delete.
+    The update is computed from the unrounded array. Encoding is the last operation, so there is no
+    `x.astype(low).astype(high)` for XLA:GPU to delete.
     """
 
     dtype: np.dtype
@@ -44,7 +44,7 @@ class Dense(Format):
         return jax.lax.convert_element_type(in_range(x, self.dtype), self.dtype)
 
     def decode(self, stored: jax.Array, dtype: DType) -> jax.Array:
-        # Optax stores the squares of complex gradients in a complex array; its checkpoints do too.
+        # Optax and its checkpoints store the squares of complex gradients in a complex array.
         if jnp.iscomplexobj(stored) and not jnp.issubdtype(dtype, jnp.complexfloating):
             stored = jnp.real(stored)
         return jax.lax.convert_element_type(stored, dtype)
@@ -83,8 +83,9 @@ class AtLeastFloat32(SlotPolicy):
 
 
 AT_LEAST_FLOAT32 = AtLeastFloat32()
-"""The parameter's own dtype, or float32 where that has 16 bits: the default of every slot.
+"""The parameter's own dtype, or float32 for 16-bit parameters: the default of every slot.
 
-bfloat16 keeps 8 bits: an average that moves by 0.1 % of its value a step stands still in it.
-float16 has no numbers under 6e-8, the square of a gradient of 2e-4: no magnitude is stored in it.
+bfloat16 has 8 significant bits: an average that moves by 0.1 % of its value per step stops
+changing. float16 has no numbers under 6e-8, the square of a gradient of 2e-4, so it stores no
+magnitudes.
 """

@@ -1,4 +1,4 @@
-"""The dtype that a leaf has, and the wider of two."""
+"""The dtype of a leaf, and the wider of two dtypes."""
 
 import functools
 
@@ -9,20 +9,20 @@ from adam_jax._types import DType, Leaf
 
 
 def moves(x: Leaf) -> bool:
-    """Whether this is a parameter that steps move, or the gradient of one; so is a Python number.
+    """Whether this is a parameter that steps move, or its gradient; Python numbers are.
 
-    Integers, booleans and keys are not: they have no gradient (float0 at most) and keep no state.
+    Integers, booleans and keys are not: they have no gradient (at most float0) and no state.
     """
     dtype = getattr(x, "dtype", None)
     return dtype is None or _is_inexact(dtype)
 
 
 def leaf_dtype(param: Leaf) -> Leaf:
-    """The floating-point dtype of a leaf; a Python number, an int too, has JAX's default one.
+    """The floating-point dtype of a leaf; JAX's default one for a Python number, even an int.
 
     Raises:
-      TypeError: the leaf is an array of integers or booleans (the caller knows its path).
-      ValueError: it has floating-point numbers of 8 or 4 bits, which have no arithmetic.
+      TypeError: the leaf is an array of integers or booleans (the caller adds its path).
+      ValueError: the leaf has 8-bit or 4-bit floats, which have no arithmetic.
     """
     dtype = getattr(param, "dtype", None)
     if dtype is None:
@@ -40,14 +40,14 @@ def leaf_dtype(param: Leaf) -> Leaf:
     return dtype
 
 
-# Asked for every leaf while tracing; the lattice of dtypes answers in 10 us.
+# Called for every leaf while tracing; JAX's dtype lattice takes 10 us.
 _is_inexact = functools.cache(lambda dtype: jnp.issubdtype(dtype, jnp.inexact))
 
 
 def in_range(x: jax.Array, dtype: DType) -> jax.Array:
-    """x, its finite elements clipped to the range of another dtype; complex numbers as they are.
+    """x, its finite elements clipped to the range of another dtype; complex x is unchanged.
 
-    An average forgets a number that was clipped at its rate, and infinity never.
+    An average forgets a clipped number at its rate, but never forgets infinity.
     """
     if jnp.iscomplexobj(x) or jnp.issubdtype(dtype, jnp.complexfloating):
         return x
@@ -59,6 +59,6 @@ def in_range(x: jax.Array, dtype: DType) -> jax.Array:
 
 @functools.cache
 def wider_dtype(first: Leaf, second: Leaf) -> Leaf:
-    """The dtype that holds the numbers of both, also where strict promotion would refuse to say."""
+    """The dtype that holds the numbers of both, even where strict promotion refuses."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.promote_types(first, second)

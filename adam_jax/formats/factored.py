@@ -1,4 +1,4 @@
-"""A second moment as the means of its rows and of its columns."""
+"""A second moment stored as the means of its rows and of its columns."""
 
 import dataclasses
 import math
@@ -20,12 +20,12 @@ from adam_jax.xla.sums import summed
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Factors:
-    """What `RowsAndColumns` stores.
+    """The stored form of `RowsAndColumns`.
 
     Attributes:
       rows: the mean of each row: the leaf's shape without the axis of columns.
       columns: the mean of each column: the leaf's shape without the axis of rows.
-      format: which says which axes these are.
+      format: names the two axes.
     """
 
     rows: jax.Array
@@ -37,21 +37,20 @@ class Factors:
 class RowsAndColumns(LinearFormat):
     """vᵢⱼ ≈ rᵢ·cⱼ / mean(r), with r the means of the rows and c those of the columns.
 
-    Of all products of a row and a column it is the nearest to a matrix that is nowhere negative, by
-    the generalised Kullback-Leibler divergence. Its own means are r and c again, so that decoding
-    and encoding changes nothing, and that an average of matrices has the averages of their means:
-    with v ← b·v + (1-b)·g², r and c are those that Adafactor keeps.
+    Of all outer products it is the nearest to a given nonnegative matrix, in the generalised
+    Kullback-Leibler divergence. Its own row and column means are r and c again, so decoding and
+    encoding changes nothing, and an average of matrices has the averages of their means. With v ←
+    b·v + (1-b)·g², r and c are those that Adafactor keeps.
 
-    One element that is large beside all others raises mean(r), and lowers with it every vᵢⱼ outside
-    of its row and column.
+    One element much larger than all others raises mean(r), which lowers every vᵢⱼ outside of its
+    row and column.
 
-    A row of zeros is decoded to zeros. A NaN makes the whole matrix NaN. An infinite gradient makes
-    an update of NaN in its step, and is stored as the largest square. `skip_nonfinite` keeps both
-    out.
+    A row of zeros decodes to zeros. A NaN makes the whole matrix NaN. An infinite gradient makes
+    NaN updates in its step, and is stored as the largest square. `skip_nonfinite` skips such steps.
 
     Attributes:
-      row_axis: along which rows follow each other, counted from the last, -1; the earlier one.
-      column_axis: the other one. What lies on other axes are matrices of their own.
+      row_axis: the axis that indexes rows, counted from the last, -1; the earlier of the two.
+      column_axis: the other one. The remaining axes index separate matrices.
       dtype: of both means, float32 or wider.
     """
 
@@ -66,7 +65,7 @@ class RowsAndColumns(LinearFormat):
     def refuses(self, slot: Slot) -> Refusal | None:
         return None
 
-    # From the last, since `vmap` and stacked layers put axes in front of those that are known here.
+    # Counted from the last, because `vmap` and stacked layers add axes in front.
 
     def init(self, param: jax.Array, start: float) -> Factors:
         def means(axis: int) -> jax.Array:
@@ -84,8 +83,9 @@ class RowsAndColumns(LinearFormat):
         return Factors(_mean(x, self.column_axis), _mean(x, self.row_axis), self)
 
     def averaged(self, stored: Factors, term: jax.Array, average: Function) -> Factors:
-        # XLA:GPU would store the average, 4 bytes per parameter of one leaf at a time: it fuses no
-        # broadcast of the columns' means into their own reduction, in a pass of its own neither.
+        # XLA:GPU would store the average, 4 bytes per parameter of one leaf at a time. It does not
+        # fuse the broadcast of the column means into their own reduction, not even in a separate
+        # pass.
         new = self.encode(term)
         rows, columns = (
             jax.lax.convert_element_type(average(old, x), self.dtype)
@@ -94,13 +94,13 @@ class RowsAndColumns(LinearFormat):
         return Factors(rows, columns, self)
 
     def decode(self, stored: Factors, dtype: DType) -> jax.Array:
-        # The axis of rows, where there are no columns after it.
+        # The axis of rows once the axis of columns is gone.
         mean = jnp.expand_dims(_mean(stored.rows, self.row_axis + 1), self.row_axis + 1)
-        # Divided first: the squares of small gradients have no product in float32.
+        # Divided first: products of the squares of small gradients underflow in float32.
         shares = stored.rows / jnp.where(mean == 0, 1, mean)
         columns = jnp.expand_dims(stored.columns, self.row_axis)
         products = jnp.expand_dims(shares, self.column_axis) * columns
-        # A product may be larger than all of the matrix that it is an approximation of.
+        # A product may exceed every element of the matrix that it approximates.
         products = jnp.minimum(products, jnp.finfo(products.dtype).max / 4)
         return jax.lax.convert_element_type(products, dtype)
 
@@ -116,16 +116,16 @@ class RowsAndColumns(LinearFormat):
 
 
 def _mean(x: jax.Array, axis: int) -> jax.Array:
-    """The mean along an axis, at most the square of the largest gradient that is not clipped.
+    """The mean along an axis, at most the square of the largest unclipped gradient.
 
-    Terms and their sum may be infinite: for each operation before the sum XLA:GPU would store the
-    squares.
+    Terms and their sum may be infinite: before the sum, XLA:GPU would store the squares for each
+    extra operation.
     """
     return jnp.minimum(summed(x, axis) / x.shape[axis], float(jnp.finfo(x.dtype).max) / 64)
 
 
 def _without(axis: int, sharding: NamedSharding, ndim: int) -> NamedSharding:
-    """How to shard what has all axes of an array but one, so that it lies as the array does."""
+    """The sharding of an array that lacks one axis of another, on the same devices."""
     names = [*sharding.spec, *[None] * (ndim - len(sharding.spec))]
     del names[axis]
     return NamedSharding(sharding.mesh, PartitionSpec(*names), memory_kind=sharding.memory_kind)
@@ -138,21 +138,22 @@ class Factored(SlotPolicy):
         r ← b2·r + (1-b2)·mean_j(gᵢⱼ²)
         c ← b2·c + (1-b2)·mean_i(gᵢⱼ²)       vᵢⱼ = rᵢ·cⱼ / mean(r)
 
-    For `nu_dtype=`. The two largest axes are factored, as in `optax.scale_by_factored_rms`; a leaf
-    without two of `min_dim_size`, or with fewer elements than `min_size`, stays float32. Where nu
-    is no average of squares but a maximum (AdaMax, `nu_max` in AMSGrad), only its means are kept.
+    For `nu_dtype=`. The two largest axes are factored, as in `optax.scale_by_factored_rms`. A leaf
+    without two axes of `min_dim_size`, or with fewer elements than `min_size`, stays float32. If nu
+    is a maximum and not an average of squares (AdaMax, `nu_max` in AMSGrad), only its means are
+    kept.
 
-    Differs from Adafactor in: r and c are the same, but a step is computed from b2·v + (1-b2)·g²
-    before that is factored: a gradient unlike its row and its column counts in its own step. Decay
-    rates, ε, bias correction and clipping are those of the member. A spike in one element makes vᵢⱼ
-    too small elsewhere, as in Adafactor: put `clip_by_global_norm` before the member.
+    Differs from Adafactor in: r and c are the same, but a step reads b2·v + (1-b2)·g² before
+    factoring it, so a gradient unlike its row and its column counts in its own step. Decay rates,
+    ε, bias correction and clipping are those of the member. A spike in one element makes vᵢⱼ too
+    small elsewhere, as in Adafactor: put `clip_by_global_norm` before the member.
 
     Attributes:
-      min_dim_size: both axes have at least this size.
+      min_dim_size: least size of both axes.
       min_size: leaves with fewer elements stay float32.
 
     Raises:
-      ValueError: in `init`, as `mu_dtype`: an average with both signs has no such factors.
+      ValueError: in `init`, use as `mu_dtype`: an average with both signs has no such factors.
 
     Example:
       >>> import adam_jax, jax.numpy as jnp
@@ -176,14 +177,14 @@ class Factored(SlotPolicy):
     def resolve(self, param: Leaf, slot: Slot, path: str) -> Format:
         if not slot.magnitude:
             raise ValueError(
-                "Factored() is for averages of squares, and this slot has both signs, so that the"
-                " means of its rows say nothing about its elements: mu_dtype cannot be factored,"
-                " write nu_dtype=adam_jax.Factored()."
+                "Factored() is for averages of squares, and this slot has both signs, so the means"
+                " of its rows say nothing about its elements: mu_dtype cannot be factored, write"
+                " nu_dtype=adam_jax.Factored()."
             )
         dense = AT_LEAST_FLOAT32.resolve(param, slot, path)
         assert isinstance(dense, Dense)
         shape = np.shape(param)
-        # Of equal axes the later ones, as in Optax.
+        # Among equal axes the later ones, as in Optax.
         largest = np.argsort(shape, kind="stable")[-2:].tolist()
         small = len(largest) < 2 or math.prod(shape) < self.min_size
         if small or shape[largest[0]] < self.min_dim_size:

@@ -1,4 +1,4 @@
-"""Which format a slot of a leaf gets, from what the user wrote for `mu_dtype=` and `nu_dtype=`."""
+"""Resolves the user's `mu_dtype=` and `nu_dtype=` to the format of each slot of each leaf."""
 
 import dataclasses
 import re
@@ -21,20 +21,20 @@ from adam_jax.validation import check_expression
 SlotDType: TypeAlias = Any
 """A dtype, a `Format`, a `SlotPolicy`, or None, the parameter's own dtype (as in Optax).
 
-float16 is for slots with a sign only, also where it is the parameter's.
+float16 is only for slots with a sign, even if the parameter is float16.
 
 `jnp.int8` and `jnp.int4` are codes with a scale per block: see `Quantized`. nu of AMSGrad and
-Adamax is not stored in four bits.
+Adamax cannot be stored in four bits.
 """
 
 QUANTIZED = {jnp.dtype(codes): Quantized(codes) for codes in ("int8", "int4")}
 
 
 def check_slot_dtype(argument: str, dtype: SlotDType) -> SlotDType:
-    """Returns what the user wrote in the one form that compares and hashes by value.
+    """Normalizes the user's setting to the form that compares and hashes by value.
 
     Raises:
-      ValueError: nothing can be stored like that.
+      ValueError: the setting is not a storage format.
     """
     if dtype is None or isinstance(dtype, Format | SlotPolicy):
         return dtype
@@ -62,7 +62,7 @@ def check_slot_dtype(argument: str, dtype: SlotDType) -> SlotDType:
 
 
 def check_magnitude_dtype(argument: str, dtype: SlotDType) -> SlotDType:
-    """`check_slot_dtype`, for what is never negative.
+    """`check_slot_dtype`, for values that are never negative.
 
     Raises:
       ValueError: also for float16.
@@ -75,7 +75,7 @@ def check_magnitude_dtype(argument: str, dtype: SlotDType) -> SlotDType:
 
 
 def check_fits(slot: Slot, fmt: Format, argument: str) -> None:
-    """Checks that a slot may be stored as the user's setting says.
+    """Checks that a slot may be stored in the format that the user asked for.
 
     Raises:
       ValueError: it may not.
@@ -87,20 +87,20 @@ def check_fits(slot: Slot, fmt: Format, argument: str) -> None:
 
 
 def check_still_fits(slot: Slot, fmt: Format) -> None:
-    """Checks that a slot may be stored as a state has it: from Optax, or from an older release.
+    """Checks that a slot may be stored as a given state has it, from Optax or an older release.
 
     Raises:
-      ValueError: it may not; the caller knows the path.
+      ValueError: it may not; the caller adds the path.
     """
     if refusal := fmt.refuses(slot):
         raise ValueError(
-            f"the state has {slot.name} in {refusal.why}: go on with"
+            f"the state has {slot.name} in {refusal.why}: convert it with"
             f" adam_jax.convert_state(state, {_argument(slot)}={refusal.instead})."
         )
 
 
 def check_nearest_dtype(argument: str, dtype: SlotDType) -> SlotDType:
-    """`check_slot_dtype`, for what has neither random bits nor paths of leaves.
+    """`check_slot_dtype`, where there are neither random bits nor paths of leaves.
 
     Raises:
       ValueError: also for stochastic rounding and policies by path.
@@ -117,17 +117,17 @@ def check_nearest_dtype(argument: str, dtype: SlotDType) -> SlotDType:
 def stochastic(dtype: DType) -> Format | SlotPolicy:
     """Stochastic rounding: for `mu_dtype=` and `nu_dtype=`.
 
-    In bfloat16 an average with the rate 0.999, rounded to the nearest, ends 10 % off (and one that
-    should fall stands still); rounded stochastically it does not. `jnp.int8` and `jnp.int4` are so
-    rounded by default where a second moment needs it: see `Quantized`.
+    An average in bfloat16 with the rate 0.999, rounded to nearest, ends 10 % off, and one that
+    should fall stops changing. Stochastic rounding avoids both. `jnp.int8` and `jnp.int4` use it by
+    default where a second moment needs it: see `Quantized`.
 
-    The random bits are a hash of the element's index, the leaf and the slot, turned on in each step
-    by the golden ratio: the same after a resume, and on any number of devices; see
+    The random bits are a hash of the element's index, the leaf and the slot, shifted by the golden
+    ratio in each step. They are the same after a resume and on any number of devices; see
     `stochastic_rounding`.
 
     Args:
-      dtype: bfloat16, int8, int4, or float16, which is for mu only: its smallest number, 6e-8, is
-        the square of a gradient of 2e-4.
+      dtype: bfloat16, int8, int4, or float16 for mu only: its smallest number, 6e-8, is the square
+        of a gradient of 2e-4.
 
     Raises:
       ValueError: another dtype.
@@ -160,15 +160,15 @@ class ByPath(SlotPolicy):
 
 
 def by_path(choices: Mapping[str, SlotDType], default: SlotDType = AT_LEAST_FLOAT32) -> SlotPolicy:
-    """How a slot is stored, by the path of the leaf: for `mu_dtype=` and `nu_dtype=`.
+    """Chooses the storage of a slot by the path of the leaf: for `mu_dtype=` and `nu_dtype=`.
 
     Args:
-      choices: dtypes, formats or policies by regular expressions, matched with the whole path
-        (`layers/0/kernel`); the first match counts.
-      default: for leaves that none matches.
+      choices: dtypes, formats or policies, by regular expressions that must match the whole path
+        (`layers/0/kernel`); the first match applies.
+      default: for leaves that match none.
 
     Raises:
-      ValueError: an expression that is none, or a dtype that cannot store a moment.
+      ValueError: an invalid regular expression, or a dtype that cannot store a moment.
 
     Example:
       >>> import adam_jax, jax.numpy as jnp
@@ -185,13 +185,13 @@ def resolve(spec: SlotDType, param: Leaf, slot: Slot, path: str = "") -> Format:
     """The format of one slot of one leaf.
 
     Args:
-      spec: what the user asked for, checked.
+      spec: the user's setting, checked.
       param: the leaf's parameter.
-      slot: what it holds.
+      slot: the accumulator.
       path: of the leaf.
 
     Raises:
-      ValueError: the slot cannot be stored like that; the caller knows the path.
+      ValueError: the slot cannot be stored in that format; the caller adds the path.
     """
     fmt = _resolved(spec, param, slot, path)
     own = " (None is the parameter's own dtype)" if spec is None else ""
@@ -214,13 +214,13 @@ def _resolved(spec: SlotDType, param: Leaf, slot: Slot, path: str) -> Format:
 
 
 def format_of(stored: Stored) -> Format | None:
-    """The format that a slot is stored in, read from what is stored; None for an empty slot.
+    """The format of a stored slot, read from its stored form; None for an empty slot.
 
-    The state says it, not the user's setting: so its dtypes never change from one step to the next,
-    also in a state that came from an Optax checkpoint. An array is dense; what is more than that
-    has its format as the attribute `format`.
+    The state determines the format, not the user's setting. So dtypes never change between steps,
+    even in a state from an Optax checkpoint. A plain array is dense; any other form has its format
+    as the attribute `format`.
     """
-    if isinstance(stored, jax.Array):  # Most are, and a tracer takes long to say what it lacks.
+    if isinstance(stored, jax.Array):  # Most are, and a failed getattr on a tracer is slow.
         return Dense(stored.dtype)
     if isinstance(own := getattr(stored, "format", None), Format):
         return own

@@ -1,4 +1,4 @@
-"""Which leaves are stored block by block, and how."""
+"""Which leaves are stored in blocks of codes, and how."""
 
 import dataclasses
 import math
@@ -20,18 +20,18 @@ SMALLEST_BLOCK = 32
 class Quantized(SlotPolicy):
     """Codes of 8 or 4 bits with a float32 scale per block: 1.03 or 0.53 bytes per parameter.
 
-    What `mu_dtype=` and `nu_dtype=` make of `jnp.int8` and `jnp.int4`; see `Blockwise` for how,
-    `Power` for the codes. Leaves with fewer than `min_size` elements, or whose last axis no block
-    of 32 or more divides, stay float32.
+    `mu_dtype=` and `nu_dtype=` convert `jnp.int8` and `jnp.int4` to this. `Blockwise` describes the
+    storage, `Power` the codes. Leaves with fewer than `min_size` elements, or whose last axis has
+    no divisor of 32 or more for a block, stay float32.
 
     Attributes:
-      codes: "int8" or "int4". Four bits are refused for nu of AMSGrad and Adamax: the largest of
-        many coarsely rounded values is too large.
-      block: elements per scale, at most. Of the last axis the largest divisor up to this is taken;
-        where the type says how the axis is split over devices, of one device's part of it.
-      stochastic: round stochastically (see `Power`), and not to the nearest code. None does so
-        where moments rounded to the nearest code would stand still: for second moments whose decay
-        rate is above 0.969 (8 bits) or 0.5 (4 bits), or not known when the state is made, as under
+      codes: "int8" or "int4". Four bits are refused for nu of AMSGrad and Adamax, because the
+        maximum of many coarsely rounded values is too large.
+      block: largest number of elements per scale. The block is the largest divisor of the last axis
+        up to this; if the type has a sharding, of one device's part of that axis.
+      stochastic: round stochastically (see `Power`), not to the nearest code. None does so where
+        moments rounded to nearest would stop changing: for second moments whose decay rate is above
+        0.969 (8 bits) or 0.5 (4 bits), or unknown when the state is made, as under
         `with_hyperparams`; for first moments whose rate is above 0.992.
       min_size: leaves with fewer elements stay float32.
     """
@@ -70,12 +70,13 @@ class Quantized(SlotPolicy):
 
 
 def _resolved(codec: Power, rate: float | None) -> bool:
-    """Whether an average with this weight of a new term moves if it is rounded to the nearest.
+    """Whether an average with this weight of a new term still moves when rounded to nearest.
 
-    Without gradients it falls by `rate` of itself a step, and must fall by half the distance of two
-    codes: power / (2·level) of itself, at the level of a code out of `steps`. Asked of a second
-    moment down to a quarter of the levels: with 8 bits, gradients that are a sixteenth of the
-    largest in the block. A first moment is moved by gradients many times as large as itself.
+    Without gradients it falls by the fraction `rate` per step. It must fall by half the distance of
+    two codes, which is the fraction power / (2·level), at the level of a code out of `steps`. A
+    second moment must do so down to a quarter of the levels: with 8 bits, for gradients that are a
+    sixteenth of the block's largest. A first moment is moved by gradients many times as large as
+    itself.
     """
     if codec.signed:
         return rate is None or rate >= 1 / 128
@@ -89,6 +90,6 @@ def fitting_block(size: int, largest: int = Quantized.block) -> int | None:
 
 
 def _last_axis(param: Leaf) -> int:
-    """How long the last axis is on each device that has a part of the parameter."""
+    """The length of the last axis on each device that holds a part of the parameter."""
     sharding, shape = sharding_by_type(param), np.shape(param)
     return shape[-1] if sharding is None else sharding.shard_shape(shape)[-1]

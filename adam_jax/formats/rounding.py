@@ -1,7 +1,7 @@
 """Stochastic rounding to 16 bits: up or down, so that the mean is the number itself.
 
-An average that moves by 0.1 % a step stands still in bfloat16, whose numbers are 0.4 to 0.8 %
-apart, if it is rounded to the nearest. Rounded like this it moves by one of them now and then.
+bfloat16 numbers are 0.4 to 0.8 % apart. An average that moves by 0.1 % per step stops changing if
+it is rounded to nearest. Rounded stochastically, it moves by one bfloat16 number now and then.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ from adam_jax.slots import Slot
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rounded:
-    """What `Stochastic` stores.
+    """The stored form of `Stochastic`.
 
     Attributes:
       values: bfloat16 or float16, with the parameter's shape.
-      format: which says how they are rounded.
+      format: how they are rounded.
     """
 
     values: jax.Array
@@ -76,28 +76,28 @@ class Stochastic(Format):
 
 
 def rounded_stochastically(x: jax.Array, dtype: np.dtype, noise: jax.Array) -> jax.Array:
-    """float32 to one of the two numbers of `dtype` beside it, which 16 random bits each choose.
+    """float32 to one of the two neighbouring numbers of `dtype`, chosen by 16 random bits each.
 
-    What `dtype` has a number for is that number, and NaN stays NaN.
+    Numbers that `dtype` can represent are unchanged, and NaN stays NaN.
     """
     if dtype == jnp.bfloat16:
-        # In integers: XLA:GPU deletes roundings there and back, and the upper half is the number.
-        # The lower half is dropped as float32: of numbers of 16 bits that are made otherwise, or
-        # chosen from, XLA:TPU makes a pass of its own, 28 bytes per parameter and not 20.
+        # In integers: XLA:GPU deletes roundings to and fro, and the upper half of the bits is the
+        # number. The lower half is dropped in float32: for 16-bit numbers that are made otherwise,
+        # or selected from, XLA:TPU adds a pass, 28 bytes per parameter instead of 20.
         bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
         upper = (bits + (noise >> np.uint32(16))) & np.uint32(0xFFFF0000)
         rounded = jax.lax.bitcast_convert_type(upper, jnp.float32)
     else:
         rounded = _to_float16(x, noise)
-    # An NVIDIA GPU's own NaN has all bits set, to which nothing can be added.
+    # The NaN of an NVIDIA GPU has all bits set, so adding to it would wrap.
     rounded = jnp.where(jnp.isnan(x), np.float32(np.nan), rounded)
     return jax.lax.convert_element_type(rounded, dtype)
 
 
 def rounded_to_nearest(x: jax.Array, dtype: np.dtype) -> jax.Array:
-    """The nearest number of bfloat16 or float16, as float32.
+    """Rounds to the nearest bfloat16 or float16, as float32.
 
-    Not as `x.astype(dtype).astype(float32)`, which XLA:GPU takes for x.
+    Not `x.astype(dtype).astype(float32)`, which XLA:GPU simplifies to x.
     """
     if dtype == jnp.bfloat16:
         # In integers: kernels have no reduce_precision.
@@ -108,14 +108,14 @@ def rounded_to_nearest(x: jax.Array, dtype: np.dtype) -> jax.Array:
         return jnp.where(jnp.isnan(x), x, nearest)
     distance = _distance(x)
     rounded = jnp.round(x / distance) * distance
-    past = jnp.abs(x) >= np.float32(65520)  # Half a distance past the largest number, 65504.
+    past = jnp.abs(x) >= np.float32(65520)  # Half a step past the largest number, 65504.
     return jnp.where(past, jnp.sign(x) * np.float32(np.inf), rounded)
 
 
 def _distance(x: jax.Array) -> jax.Array:
-    """How far apart the numbers of float16 are around x, a power of two.
+    """The distance between float16 numbers around x, a power of two.
 
-    It has 10 bits behind the leading one, and below 2⁻¹⁴ a fixed distance of 2⁻²⁴.
+    float16 has 10 bits after the leading one, and a fixed distance of 2⁻²⁴ below 2⁻¹⁴.
     """
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     power = jax.lax.bitcast_convert_type(bits & np.uint32(0x7F800000), jnp.float32)
@@ -123,7 +123,7 @@ def _distance(x: jax.Array) -> jax.Array:
 
 
 def _to_float16(x: jax.Array, noise: jax.Array) -> jax.Array:
-    """A float32 that float16 has, but for numbers past its largest."""
+    """A float32 that float16 can represent, except for numbers past its largest."""
     distance = _distance(x)
     part = jax.lax.convert_element_type(noise >> np.uint32(19), jnp.float32) * np.float32(2**-13)
     below = jnp.floor(x / distance + part) * distance

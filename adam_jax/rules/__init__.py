@@ -1,1 +1,1 @@
-"""What happens to one array in one step. Knows JAX, and nothing of trees or storage."""
+"""Arithmetic on one array in one step. Imports JAX, and knows nothing of trees or storage."""

@@ -1,12 +1,12 @@
-"""AdamW on one array: two moments, the direction made of them, weight decay, the learning rate.
+"""AdamW on one array: two moments, the direction computed from them, weight decay, learning rate.
 
-Adam is `MomentRule(Ema(b1), EmaOfSquares(b2), Root(eps))`: two running statistics, read with their
-bias corrected, and a direction made of the two (Kingma & Ba 2015, algorithm 1). Other members put
-another moment or direction in the place of one of these (`variants.py`): AMSGrad is the same with
-`RunningMax(EmaOfSquares(b2))` as the second moment.
+Adam is `MomentRule(Ema(b1), EmaOfSquares(b2), Root(eps))`: two running statistics, read with bias
+correction, and a direction computed from them (Kingma & Ba 2015, algorithm 1). Other members
+replace one of the moments or the direction (`variants.py`). AMSGrad, for example, has
+`RunningMax(EmaOfSquares(b2))` as its second moment.
 
-Decoupled weight decay and the learning rate are rules without slots: they turn one array into
-another. AdamW is therefore the three rules one after the other, on one leaf, in one pass.
+Decoupled weight decay and the learning rate are rules without slots: they map one array to another.
+AdamW is therefore three rules in sequence on one leaf, in one pass.
 """
 
 import dataclasses
@@ -28,11 +28,11 @@ from adam_jax.xla.products import no_product
 
 @frozen_pytree
 class MomentRule(MemberRule):
-    """A member of the regular family, as data: two moments and the direction made of them.
+    """A member of the regular family, as data: two moments and the direction computed from them.
 
     Attributes:
       first: the running statistic of the gradient.
-      second: the running statistic of its magnitude; it may read the first's new slots.
+      second: the running statistic of its magnitude; it may read the new slots of `first`.
       direction: how the two become an update.
     """
 
@@ -47,7 +47,7 @@ class MomentRule(MemberRule):
         names = [slot.name for part in parts for slot in getattr(part, "slots", ())]
         if len(set(names)) != len(names):
             raise ValueError(
-                f"first and second keep slots of one name: {names}; give each its own."
+                f"first and second have slots of the same name: {names}; rename one of them."
             )
 
     @property
@@ -78,7 +78,7 @@ class MomentRule(MemberRule):
 
     def with_direction(self, make: Callable[[bool], Direction]) -> "MomentRule":
         second = self.second
-        if hasattr(second, "eps"):  # Adamax and AdaBelief have theirs in the accumulator.
+        if hasattr(second, "eps"):  # Adamax and AdaBelief add ε to the accumulator.
             second = dataclasses.replace(second, eps=0.0)  # pyright: ignore[reportArgumentType]
         return MomentRule(self.first, second, self.direction.replaced(make))
 
@@ -92,10 +92,10 @@ class CorrectedMoment(Moment):
 
     Attributes:
       slot: its name.
-      magnitude: it is never negative; see `Slot`.
+      magnitude: whether it is never negative; see `Slot`.
       rate: b.
-      bias_correction: False reads x as it is.
-      start: what x is before the first step.
+      bias_correction: False reads x uncorrected.
+      start: the initial value of x.
     """
 
     averaged = True
@@ -121,7 +121,7 @@ class CorrectedMoment(Moment):
 
 @frozen_pytree
 class Ema(CorrectedMoment):
-    """The average of the gradient, mu ← mu + (1-b)(g - mu); a magnitude is one of |g|²."""
+    """The average of the gradient, mu ← mu + (1-b)(g - mu); of |g|² if it is a magnitude."""
 
     slot = "mu"
     magnitude = False
@@ -143,10 +143,10 @@ class EmaOfSquares(Ema):
 
 @frozen_pytree
 class AheadEma(Moment):
-    """The average of the gradient, read one step ahead as (g + r·mu)·s, with r and s of the step.
+    """The average of the gradient, read one step ahead as (g + r·mu)·s, with r and s per step.
 
-    Of a sum of two products XLA contracts one into a fused multiply-add, and which one depends on
-    the loop around it: on 8 devices it would have other bits than on 1.
+    In a sum of two products, XLA contracts one product into a fused multiply-add, and the
+    surrounding loop determines which. The bits on 8 devices would then differ from those on 1.
 
     Attributes:
       ema: the average.
@@ -172,7 +172,7 @@ class AheadEma(Moment):
 class NesterovEma(AheadEma):
     """mu read as b·mu / (1 - b^(t+1)) + (1-b)·g / (1 - b^t).
 
-    Dozat 2016, algorithm 2, with one constant b instead of its schedule of them, as in Optax.
+    Dozat 2016, algorithm 2, with a constant b instead of its schedule, as in Optax.
     """
 
     def scalars(self, count: Count) -> Scalars:
@@ -190,12 +190,12 @@ class Root(Direction):
     Kingma & Ba 2015, algorithm 1, for eps_root = eps_hat = 0.
 
     Attributes:
-      eps: ε of the paper, beside √nû.
-      eps_root: Optax's second ε, inside the root; None for none, which XLA need not find out for
-        each leaf.
-      eps_hat: ε̂ of the paper's section 2 (Keras, TensorFlow), beside the root of the *uncorrected*
-        moment: √nu + ε̂ is √(1 - b^t) times √nû + ε̂ / √(1 - b^t).
-      rate: b of the second moment; None where that is not corrected, or there is no eps_hat.
+      eps: ε of the paper, added to √nû.
+      eps_root: Optax's second ε, inside the root; None omits it, so that XLA need not simplify it
+        away in each leaf.
+      eps_hat: ε̂ of the paper's section 2 (Keras, TensorFlow), added to the root of the
+        *uncorrected* moment: √nu + ε̂ is √(1 - b^t) times √nû + ε̂ / √(1 - b^t).
+      rate: b of the second moment; None without bias correction or without eps_hat.
     """
 
     eps: Number = in_units_of(Unit.GRADIENT)
@@ -211,7 +211,7 @@ class Root(Direction):
         eps_hat: Number = None,
         rate: DecayRate | None = None,
     ) -> "Root":
-        """Checks that all are finite and not negative; an eps_hat of None is none."""
+        """Checks that all numbers are finite and not negative. eps_hat=None omits ε̂."""
         eps = check_number("eps", eps, instead="the usual value is 1e-8")
         eps_root = check_number("eps_root", eps_root, instead="0.0 leaves it out")
         eps_hat = 0.0 if eps_hat is None else eps_hat
@@ -241,20 +241,20 @@ class Root(Direction):
         """√(second + eps_root)."""
         if self.eps_root is None:
             return safe_sqrt(second)
-        # The bias correction is a product, which XLA:CPU contracts with the sum in some loops.
+        # The bias correction is a product, which XLA:CPU would contract with the sum in some loops.
         return safe_sqrt(no_product(second) + self.eps_root)
 
 
 @frozen_pytree
 class AddDecayedWeights(Rule):
-    """u + λ·θ: weight decay, decoupled where u is an update, L2 where it is the gradient still.
+    """u + λ·θ: decoupled weight decay if u is an update, L2 if u is still the gradient.
 
     Loshchilov & Hutter 2019, algorithm 2, lines 12 and 6.
 
     Attributes:
       weight_decay: λ.
-      downhill: u - λ·θ instead, for an update that the learning rate has turned already.
-      cautious: only where u and θ point the same way; elsewhere u.
+      downhill: u - λ·θ instead, for an update after the learning rate, which has the opposite sign.
+      cautious: decay only where u and θ have the same sign; u elsewhere.
     """
 
     elementwise = True
@@ -269,12 +269,12 @@ class AddDecayedWeights(Rule):
         return -weight_decay if self.downhill else weight_decay
 
     def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
-        # Either may be a product, and XLA:CPU contracts the one or the other with the sum.
+        # Either may be a product, and XLA:CPU contracts one of them with the sum.
         decayed = no_product(g) + no_product(scalars * param)
         if not self.cautious:
             return decayed
         agreement = jnp.real(g * jnp.conj(param))
-        # Behind the learning rate u has been turned downhill.
+        # After the learning rate, u has the opposite sign.
         agree = agreement <= 0 if self.downhill else agreement >= 0
         return jnp.where(agree, decayed, g)
 
@@ -284,7 +284,7 @@ class AddDecayedWeights(Rule):
 
 @frozen_pytree
 class ScaleByLearningRate(Rule):
-    """-α·u, or α·u where the sign is not to be flipped."""
+    """-α·u, or α·u if the sign is kept."""
 
     elementwise = True
 

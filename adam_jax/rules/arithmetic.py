@@ -1,4 +1,4 @@
-"""Decay rates, squares, roots and quotients: no digit, range or derivative is lost in them."""
+"""Decay rates, squares, roots and quotients, without loss of digits, range or derivatives."""
 
 import math
 from typing import Annotated, Any, TypeAlias
@@ -18,16 +18,16 @@ from adam_jax.xla.sums import summed
 class DecayRate:
     """The decay rate b of an exponential moving average, as the two numbers that arithmetic needs.
 
-    float32(0.999) and 1 - float32(0.999) are off by 1e-8 and 1e-5 of their values: a rate near one
-    does not survive a rounding, its complement and its logarithm do. Both are computed here from
-    the Python number, in float64, and only then rounded. This also holds when the rate becomes a
-    traced argument: the pytree's leaves are these two, not b.
+    float32(0.999) and 1 - float32(0.999) have relative errors of 1e-8 and 1e-5. Rounding destroys a
+    rate near one, but not its complement and its logarithm. Both are computed here from the Python
+    number, in float64, and only then rounded. This also holds when the rate becomes a traced
+    argument, because the pytree's leaves are these two numbers, not b.
 
     Attributes:
       complement: 1 - b.
       log: log b; minus infinity for b = 0.
-      mostly_old: b ≥ 0.5, which picks the form of `average`; None for a rate that is traced when
-        the transformation is built, and that pays for both forms.
+      mostly_old: b ≥ 0.5, which selects the form of `average`; None for a rate that is traced when
+        the transformation is built, which needs both forms.
     """
 
     complement: Number
@@ -36,12 +36,13 @@ class DecayRate:
 
     @classmethod
     def of(cls, argument: str, b: Number, closed: bool = False) -> "DecayRate":
-        """Checks 0 ≤ b < 1 and splits it; `closed` allows 1, for an average read as it is.
+        """Checks 0 ≤ b < 1 and splits b; `closed` allows 1, for an average read without bias
+        correction.
 
-        A traced rate is split in its own dtype, in which it is rounded already: float32(0.999) puts
-        1.3e-5 into every increment, bfloat16(0.999) is one. Trace the transformation instead, or
-        pass a rate that is split already, as `with_hyperparams` does. A concrete array is split
-        from the float64 of what it holds, into two arrays.
+        A traced rate is split in its own dtype, after rounding: float32(0.999) adds a relative
+        error of 1.3e-5 to every increment, and bfloat16(0.999) is one. Trace the transformation
+        instead, or pass a rate that is already split, as `with_hyperparams` does. A concrete array
+        is split in float64, into two arrays.
         """
         if isinstance(b, cls):
             return b
@@ -56,16 +57,16 @@ class DecayRate:
 
     @classmethod
     def of_array(cls, b: Array, mostly_old: bool | None = None) -> "DecayRate":
-        """Splits a rate that is rounded already."""
+        """Splits a rate that is already rounded."""
         return cls(1 - b, safe_log(b), mostly_old)
 
     def average(self, old: Array, new: Array) -> Array:
         """One step of the average: old + (1-b)(new - old), or for b < 0.5 new + b(old - new).
 
-        b·old + (1-b)·new is the same on paper. In float32 its two weights do not add to one, which
-        puts an average of varying terms 6e-6 off (b = 0.999). Both forms stop moving where an
-        increment is under half a place of `old`: 3e-5 short of a constant term, for b = 0.999. The
-        second form is `new` for b = 0, which old + (new - old) is not.
+        b·old + (1-b)·new is mathematically equal, but its two weights do not add to one in float32.
+        An average of varying terms is then off by 6e-6 (b = 0.999). Both forms stop moving when an
+        increment is below half an ulp of `old`: 3e-5 short of a constant term, for b = 0.999. The
+        second form returns `new` for b = 0; old + (new - old) does not.
         """
         if self.mostly_old is None:
             mostly_old = self.complement <= 0.5
@@ -78,18 +79,18 @@ class DecayRate:
     def correction(self, count: Count, ahead: int = 0, log_factor: Number = 0.0) -> Array:
         """1 - c·b^t with t = count + 1 + ahead; log_factor is log c, for the momenta of NAdam.
 
-        With c = 1 it is what an average of t terms sums to that started at zero. As
-        -expm1(t log b): 1 - b**t loses five digits to cancellation in the first steps.
+        With c = 1 it is the sum of the weights in an average of t terms that started at zero. It is
+        computed as -expm1(t log b): 1 - b**t loses five digits to cancellation in the first steps.
         """
-        # t as a floating-point number: the count saturates at the largest int32, and may not wrap.
+        # t is floating-point: the count saturates at the largest int32 and must not wrap.
         t = jnp.asarray(count, jnp.result_type(float)) + (1 + ahead)
         return _one_minus_power(t, self.complement, self.log, log_factor)
 
     def debiasing(self, count: Count) -> Array:
         """1 / (1 - b^t), the factor that corrects such an average.
 
-        A factor, and not a divisor: XLA makes one of the other as it likes, so that a leaf alone in
-        its tree would get other bits than the same leaf beside another.
+        A factor, not a divisor: XLA converts division to multiplication in some programs, so the
+        same leaf would get different bits alone and beside another leaf.
         """
         return 1 / self.correction(count)
 
@@ -98,7 +99,8 @@ class DecayRate:
 def _one_minus_power(t: Array, complement: Number, log: Number, log_factor: Number) -> Array:
     """1 - c·b^t, differentiable in b through the complement alone, also where b = 0.
 
-    There log b is minus infinity, and by way of it the derivative, which is -c at t = 1, is NaN.
+    There log b is minus infinity. The derivative through it is NaN; the correct value at t = 1 is
+    -c.
     """
     del complement
     return -jnp.expm1(t * log + log_factor)
@@ -109,42 +111,42 @@ def _one_minus_power_jvp(primals: PyTree, tangents: PyTree) -> tuple[Array, Arra
     t, complement, log, log_factor = primals
     _, d_complement, _, d_log_factor = tangents
     result = _one_minus_power(t, complement, log, log_factor)
-    # b^(t-1), which is 1 at t = 1 for b = 0 too: no 0·∞.
+    # b^(t-1), which is 1 at t = 1 even for b = 0: no 0·∞.
     power = jnp.exp((t - 1) * jnp.maximum(log, jnp.finfo(t.dtype).min) + log_factor)
     return result, t * power * d_complement - (1 - result) * d_log_factor
 
 
 DecayRateLike: TypeAlias = Annotated[jax.typing.ArrayLike, DecayRate]
-"""The type of an argument that becomes a `DecayRate`; `with_hyperparams` finds them by it."""
+"""The type of an argument that becomes a `DecayRate`; `with_hyperparams` identifies them by it."""
 
 
 def after_first(count: Count) -> Array:
-    """0 in the first optimizer step and 1 in all others, as the arithmetic's number."""
+    """0 in the first optimizer step and 1 in all others, as a floating-point number."""
     return jnp.minimum(jnp.asarray(count, jnp.result_type(float)), 1)
 
 
 def abs_squared(g: Array) -> Array:
-    """|g|², real also for complex g; g·g where g is real, so that its gradient at zero is zero."""
+    """|g|², real even for complex g; g·g for real g, so that its gradient at zero is zero."""
     if jnp.iscomplexobj(g):
         return jnp.real(g) * jnp.real(g) + jnp.imag(g) * jnp.imag(g)
     return g * g
 
 
 def sum_of_squares(x: Array) -> Array:
-    """Σ|x|² of a leaf, or of a layer of one."""
+    """Σ|x|² of a leaf, or of one layer of it."""
     return summed(abs_squared(x))
 
 
 def bounded(g: Array, times: float = 1.0) -> Array:
-    """g, clipped so that |g|² is well inside of float32: to ±2.3e18·times. NaN stays NaN.
+    """g, clipped so that |g|² does not overflow in float32: to ±2.3e18·times. NaN stays NaN.
 
-    Averages of such gradients, of their squares and of their differences are finite, and forget a
-    large gradient at the rates of the averages. Adam's updates depend on ratios of gradients: they
-    are unchanged while all that is clipped is equally large. (The leaf program shows an infinite
-    gradient.)
+    Averages of clipped gradients, of their squares and of their differences are finite, and forget
+    a large gradient at the rates of the averages. Adam's updates depend on ratios of gradients, so
+    they are unchanged while all clipped gradients are equally large. (The leaf program makes an
+    infinite gradient visible.)
 
     Args:
-      g: a gradient, real or complex; a difference of such, which may be `times` as large.
+      g: a real or complex gradient, or a difference of gradients, up to `times` as large.
       times: up to 4, whose square is a quarter of the largest number.
     """
     if jnp.iscomplexobj(g):
@@ -154,7 +156,7 @@ def bounded(g: Array, times: float = 1.0) -> Array:
 
 
 def _clipped(x: Array, times: float) -> Array:
-    # A quarter, as averages are divided by 1 - b^t, and formats multiply by reciprocals.
+    # A quarter, because averages are divided by 1 - b^t and formats multiply by reciprocals.
     limit = times / 8 * float(jnp.finfo(x.dtype).max) ** 0.5
     return jnp.clip(x, -limit, limit)
 
@@ -173,19 +175,19 @@ def _safe_log_jvp(primals: PyTree, tangents: PyTree) -> tuple[Array, Array]:
 
 @jax.custom_jvp
 def safe_divide(x: Array, y: Array) -> Array:
-    """x / y for y ≥ 0; 0, and the derivative 0, where y is 0.
+    """x / y for y ≥ 0; 0, with derivative 0, where y is 0.
 
-    So it is where every ε is zero and all gradients were, or so small that float32 has no square of
-    them (under 1e-19).
+    y is 0 where every ε is zero and all gradients were zero, or so small (under 1e-19) that their
+    squares underflow in float32.
     """
-    # And not "not y > 0": NaN stays visible. The quotient there is NaN or infinite, and dropped: as
-    # this has a derivative of its own, nothing flows back through it.
+    # Not "not y > 0", so that NaN stays visible. The quotient at y = 0 is NaN or infinite and is
+    # dropped. No derivative flows through it, because this function defines its own.
     return jnp.where(y == 0, 0, x / y)
 
 
 @safe_divide.defjvp
 def _safe_divide_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> Result:
-    # Not by way of 1/y², which is infinite from y = 1e-20 down, and then NaN times an x of 0.
+    # Not through 1/y², which is infinite for y ≤ 1e-20 and makes NaN times an x of 0.
     (x, y), (dx, dy) = primals, tangents
     quotient, zero = safe_divide(x, y), y == 0
     return quotient, jnp.where(zero, 0, (dx - quotient * dy) / jnp.where(zero, 1, y))
@@ -195,9 +197,9 @@ def _safe_divide_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> Res
 def safe_sqrt(x: Array) -> Array:
     """√x, with the derivative 0 instead of infinity at 0.
 
-    A gradient of zero makes nu zero; differentiating through the step (to learn a learning rate,
-    say) would then multiply that infinity by zero. As a derivative of its own and not as a select
-    around the argument: that costs every step, and a quarter more compile time.
+    A zero gradient makes nu zero. Differentiating through the step (for example to learn a learning
+    rate) would then multiply infinity by zero. It is a custom derivative, because a select around
+    the argument would run in every step, and takes a quarter more compile time.
     """
     return jnp.sqrt(x)
 

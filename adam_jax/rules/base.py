@@ -1,7 +1,7 @@
-"""What happens to one float32 array in one optimizer step: the rule, and the slots it keeps.
+"""One float32 array in one optimizer step: the rule, and the slots it keeps.
 
 The arithmetic of every member is written once, in this folder, in float32 (float64 for float64
-leaves), and knows nothing about pytrees, storage, masks or where the step count lives.
+leaves). It knows nothing of pytrees, storage, masks or where the step count is kept.
 """
 
 import abc
@@ -16,13 +16,13 @@ from adam_jax.rules.arithmetic import DecayRate
 
 
 class Average(NamedTuple):
-    """The average of what a slot holds and a new term.
+    """The average of a slot's value and a new term.
 
-    Said, and not computed, by `Rule.renewed`: a format that stores averages of arrays as averages
-    of something smaller never forms the array.
+    `Rule.renewed` returns it uncomputed. A format that stores averages of arrays as averages of
+    something smaller then never materializes the array.
 
     Attributes:
-      rate: of the average.
+      rate: the decay rate of the average.
       term: the new term, an array like the leaf.
     """
 
@@ -31,23 +31,23 @@ class Average(NamedTuple):
 
 
 Renewed: TypeAlias = Array | Average
-"""What a slot becomes in a step: an array, or said to be an average."""
+"""The new value of a slot: an array, or a declared average."""
 
 Slots: TypeAlias = Mapping[str, Array]
 """The accumulators of one leaf by name, in the dtype of arithmetic."""
 
 
 class Rule(abc.ABC):
-    """How one float32 array of updates becomes another, and what is remembered for the next step.
+    """How one float32 array of updates becomes another, and which slots are kept for the next step.
 
-    A rule is a `frozen_pytree`: its numbers are leaves, so that changing one does not retrace; what
-    shapes the program (a flag, a schedule, the side of 0.5 that a decay rate is on) is static. Its
-    methods are pure functions of arrays.
+    A rule is a `frozen_pytree`: its numbers are leaves, so changing one does not retrace.
+    Everything that shapes the program (a flag, a schedule, the side of 0.5 that a decay rate is on)
+    is static. Its methods are pure functions of arrays.
 
     Attributes:
       slots: a tuple of `Slot`: the accumulators, in the order of the state's fields.
-      elementwise: each element is treated by itself, so that leaves may share a buffer. A rule says
-        so; else it may look at the whole leaf.
+      elementwise: each element is updated independently, so leaves may share a buffer. A rule must
+        declare it; otherwise it may read the whole leaf.
       needs_params: `update` reads the parameter.
     """
 
@@ -60,28 +60,28 @@ class Rule(abc.ABC):
         """The scalars of this optimizer step, computed once and shared by all leaves.
 
         Args:
-          count: int32 scalar, the optimizer steps completed before this one (t - 1 in papers);
-            None where the state has no count.
+          count: int32 scalar, the number of completed optimizer steps (t - 1 in papers); None if
+            the state has no count.
         """
 
     def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Renewed:
-        """One accumulator after this step; a rule without slots is not asked.
+        """One accumulator after this step; never called for a rule without slots.
 
         Args:
           slot: its name.
-          g: the gradient, or what the rule before this one made of it; `bounded`.
-          old: all accumulators as the last step left them.
-          new: those before this one, in the order of `slots`, as they will be stored.
-          scalars: what `scalars` returned, in the leaf's dtype.
+          g: the gradient, or the output of the previous rule; `bounded`.
+          old: all accumulators after the previous step.
+          new: the accumulators before this one in the order of `slots`, as they will be stored.
+          scalars: the result of `scalars`, in the leaf's dtype.
         """
         raise KeyError(slot)
 
     @abc.abstractmethod
     def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
-        """The update of one leaf, from all accumulators as they will be stored.
+        """The update of one leaf, computed from all accumulators as they will be stored.
 
         Args:
-          g: as for `renewed`; as it is if there are no slots.
+          g: as for `renewed`, but not bounded if there are no slots.
           old: likewise.
           new: all accumulators.
           scalars: likewise.
@@ -89,28 +89,28 @@ class Rule(abc.ABC):
         """
 
     def with_direction(self, make: "Callable[[bool], Direction]") -> "Rule":
-        """The same accumulators, divided in another way, and without any ε.
+        """The same accumulators with another division and no ε.
 
         Args:
-          make: from whether the second moment is a square to the direction.
+          make: maps "the second moment is a square" to the direction.
         """
         raise ValueError(f"tx must divide by a root, and {type(self).__name__} does not.")
 
     def looking_ahead(self) -> "Rule":
-        """The same accumulators, the average of the gradient read one step ahead."""
+        """The same accumulators; the average of the gradient is read one step ahead."""
         raise ValueError(_reads_otherwise(self))
 
     def cautious_decay(self) -> "Rule":
-        """Weight decay where update and parameter point the same way; other rules refuse."""
-        raise ValueError(f"{type(self).__name__} does not make weights decay.")
+        """Weight decay only where update and parameter have the same sign; other rules refuse."""
+        raise ValueError(f"{type(self).__name__} does not decay weights.")
 
 
 class MemberRule(Rule):
-    """The rule of a member of the family: what modifiers and telemetry ask of it."""
+    """The rule of a member of the family, with the methods that modifiers and telemetry use."""
 
     @abc.abstractmethod
     def normalised(self, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
-        """The gradient divided as the update divides its average."""
+        """The gradient, divided in the way the update divides its average."""
 
     @abc.abstractmethod
     def eps_dominates(self, new: Slots, scalars: Scalars) -> Array | None:
@@ -125,7 +125,7 @@ class IrregularRule(MemberRule):
         return self.update(g, old, new, scalars, None)
 
     def eps_dominates(self, new: Slots, scalars: Scalars) -> None:
-        """None: it divides no average by √nû + ε."""
+        """None: no average is divided by √nû + ε."""
         return None
 
 
@@ -136,7 +136,7 @@ def rules_in(tree: PyTree) -> "list[Rule]":
 
 
 def member_rules_in(tree: PyTree) -> "list[MemberRule]":
-    """Those of members, with what modifiers put around them."""
+    """All rules of members in a pytree, with the modifiers around them."""
     return [rule for rule in rules_in(tree) if isinstance(rule, MemberRule)]
 
 
@@ -148,11 +148,11 @@ def _reads_otherwise(x: Leaf) -> str:
 
 
 class Moment(abc.ABC):
-    """How one running statistic is renewed, and how it is read (usually bias-corrected).
+    """How one running statistic is updated and read (usually with bias correction).
 
     Attributes:
       slots: a tuple of `Slot`: the accumulators of this statistic.
-      averaged: it is read as one average.
+      averaged: whether it is read as one average.
       momentum_decay: ψ of NAdam's schedule of momenta; None without one.
     """
 
@@ -167,21 +167,21 @@ class Moment(abc.ABC):
     def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Renewed:
         """One accumulator after this step; see `Rule.renewed`.
 
-        `new` holds the first moment's too, for the second.
+        For the second moment, `new` also holds the slots of the first.
         """
         raise KeyError(slot)
 
     @abc.abstractmethod
     def read(self, g: Array, new: Slots, scalars: Scalars) -> Array:
-        """The statistic as it is read in this step."""
+        """The value of the statistic in this step."""
 
     def looking_ahead(self) -> "Moment":
-        """The same average read one step ahead; others refuse."""
+        """The same average, read one step ahead; other moments refuse."""
         raise ValueError(_reads_otherwise(self))
 
 
 class Direction(abc.ABC):
-    """How the two moments, as read, become an update."""
+    """How an update is computed from the two moments, as read."""
 
     @abc.abstractmethod
     def scalars(self, count: Count) -> Scalars:
@@ -193,12 +193,12 @@ class Direction(abc.ABC):
 
     @abc.abstractmethod
     def normalised(self, g: Array, second: Array, scalars: Scalars) -> Array:
-        """The gradient divided by what `combine` divides the first moment by."""
+        """The gradient divided by the divisor that `combine` applies to the first moment."""
 
     @abc.abstractmethod
     def eps_dominates(self, second: Array, scalars: Scalars) -> Array | None:
-        """Where √second ≤ ε; None where no such ε is added to a root."""
+        """Where √second ≤ ε; None if no ε is added to a root."""
 
     @abc.abstractmethod
     def replaced(self, make: "Callable[[bool], Direction]") -> "Direction":
-        """Another direction in the place of this one; see `MemberRule.with_direction`."""
+        """Another direction instead of this one; see `MemberRule.with_direction`."""

@@ -1,4 +1,4 @@
-"""The numbers of a member as a user writes them: for the whole run, or for each step."""
+"""A member's numbers as users write them: constant for the run, or a schedule."""
 
 import abc
 import functools
@@ -17,20 +17,20 @@ from adam_jax.xla.barrier import kept_apart
 Schedule = Callable[[Array], jax.typing.ArrayLike]
 
 FixedNumber: TypeAlias = Annotated[float, "fixed"]
-"""The type of a number that may not change during a run; `with_hyperparams` leaves it alone."""
+"""The type of a number that must not change during a run; `with_hyperparams` skips it."""
 
 
 class Hyperparameter(abc.ABC):
-    """A number, for the whole run or for each step."""
+    """A number that is constant, or depends on the step."""
 
     @abc.abstractmethod
     def at(self, count: Count) -> Number:
-        """The number after so many completed optimizer steps (0, 1, 2, …)."""
+        """The number after `count` completed optimizer steps (0, 1, 2, …)."""
 
 
 @frozen_pytree
 class Constant(Hyperparameter):
-    """A hyperparameter that is one number for the whole run."""
+    """A hyperparameter that is constant during the run."""
 
     value: Leaf
 
@@ -41,7 +41,7 @@ class Constant(Hyperparameter):
 
 @frozen_pytree
 class Scheduled(Hyperparameter):
-    """A hyperparameter that is a function of the optimizer steps completed so far."""
+    """A hyperparameter that is a function of the completed optimizer steps."""
 
     schedule: Schedule = static()
 
@@ -67,7 +67,7 @@ class Scaled(Hyperparameter):
 
 @frozen_pytree
 class Relative(Hyperparameter):
-    """A hyperparameter times another one in units of its peak.
+    """A hyperparameter times another one, relative to the peak of that one.
 
     Attributes:
       inner: the hyperparameter.
@@ -83,17 +83,17 @@ class Relative(Hyperparameter):
         return _relative(self.inner.at(count), self.other.at(count), self.peak)
 
 
-# As one program where it is not part of another: arrays may have other dtypes than schedules.
+# One program when called outside of a program: arrays may have other dtypes than schedules.
 @functools.partial(jax.jit, inline=True)
 def _relative(number: Leaf, other: Leaf, peak: Leaf) -> Array:
     dtype = jnp.result_type(float)
     number, other, peak = (jax.lax.convert_element_type(x, dtype) for x in (number, other, peak))
-    # By a constant XLA would not divide: it multiplies by 1 / peak, which has other bits.
+    # XLA replaces division by a constant with multiplication by 1 / peak, which has other bits.
     return number * (other / kept_apart(peak))
 
 
 def hyperparameter(argument: str, x: Leaf, low: float = 0.0, *, instead: str) -> Hyperparameter:
-    """From what a user writes, a number ≥ low or a schedule."""
+    """Converts a number ≥ low or a schedule, as the user writes it."""
     if isinstance(x, Hyperparameter):
         return x
     if callable(x):

@@ -1,4 +1,4 @@
-"""Rules around a member's rule: they change its update, and keep its slots as they are."""
+"""Rules that wrap a member's rule: they change its update and keep its slots."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from adam_jax.xla.sign import sign
 
 @frozen_pytree
 class ModifiedRule(MemberRule):
-    """A member's rule with another update, made from a whole leaf; all else is the member's."""
+    """A member's rule with a different update, computed from the whole leaf."""
 
     inner: MemberRule
 
@@ -58,7 +58,7 @@ class ModifiedRule(MemberRule):
 
 @frozen_pytree
 class Cautious(ModifiedRule):
-    """u where it points along g, larger by the share of the elements that do; else 0."""
+    """u where it has the sign of g, divided by the share of such elements; 0 elsewhere."""
 
     def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
         u = self.inner.update(g, old, new, scalars, param)
@@ -67,13 +67,13 @@ class Cautious(ModifiedRule):
         return jnp.where(aligned, u * (1 / jnp.maximum(share, LEAST_SHARE)), 0)
 
 
-# As in the authors' code: their algorithm's d / (count + 1) halves the step of a scalar.
+# As in the authors' code. Their algorithm's d / (count + 1) would halve the step of a scalar.
 LEAST_SHARE = 1e-3
 
 
 @frozen_pytree
 class Grams(ModifiedRule):
-    """The size of u and the sign of g."""
+    """The magnitude of u with the sign of g."""
 
     @property
     def elementwise(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -85,7 +85,7 @@ class Grams(ModifiedRule):
 
 @frozen_pytree
 class ClipUpdateRms(ModifiedRule):
-    """u / max(1, RMS / threshold), the RMS that of the gradient divided as u is."""
+    """u / max(1, RMS / threshold), with the RMS of the gradient divided as u is."""
 
     threshold: Number
 
@@ -98,7 +98,7 @@ class ClipUpdateRms(ModifiedRule):
 
 @frozen_pytree
 class AmplifySlowGradients(Rule):
-    """g + factor·slow, with slow an average of g that starts at the first one."""
+    """g + factor·slow; slow is an average of g that starts at the first gradient."""
 
     elementwise = True
 

@@ -1,4 +1,4 @@
-"""Classes that are values and pytrees at once: what rules, stages and bodies are made of."""
+"""Classes that are both values and pytrees: the base of rules, stages and bodies."""
 
 import dataclasses
 from typing import Any, dataclass_transform
@@ -14,13 +14,12 @@ from adam_jax._types import Leaf, PyTree
 def frozen_pytree(cls: type[Any]) -> Any:
     """A frozen dataclass that is a pytree: its numbers are leaves, its `static` fields are not.
 
-    Not by `jax.tree_util.register_dataclass`: to JAX (0.10 to 0.12) two such classes are one
-    structure where their static fields are equal, and one rule ran the other's compiled program
-    when their hashes fell together: now and then Yogi's steps were Adam's.
+    It does not use `jax.tree_util.register_dataclass`. JAX (0.10 to 0.12) treats two such classes
+    as one structure if their static fields are equal. When their hashes collided, one rule ran the
+    other's compiled program, and Yogi's steps were occasionally Adam's.
 
-    Two are equal if their structures are, and all of their numbers: 0.5 and float32(0.5) too, and
-    arrays of many numbers, whose == is not one boolean. Traced numbers equal themselves alone, and
-    do not hash.
+    Two values are equal if their structures and all their numbers are: 0.5 equals float32(0.5), and
+    arrays are compared by value. Traced numbers equal only themselves, and are not hashable.
     """
 
     def equal(x: Leaf, other: object) -> Leaf:
@@ -51,7 +50,7 @@ def frozen_pytree(cls: type[Any]) -> Any:
 
 
 def _value(x: Leaf, of_tracer: Any) -> tuple[Leaf, ...]:
-    """What is compared and hashed of a pytree."""
+    """The key by which a pytree is compared and hashed."""
 
     def of_leaf(leaf: Leaf) -> Leaf:
         if isinstance(leaf, jax.core.Tracer):

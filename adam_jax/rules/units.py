@@ -1,4 +1,4 @@
-"""Units of a rule's numbers: what a number is multiplied by when the scale of a leaf changes."""
+"""Units of a rule's numbers: their scale factors when the scale of a leaf changes."""
 
 import dataclasses
 import enum
@@ -26,7 +26,7 @@ def in_units_of(unit: Unit, **kwargs: Leaf) -> Any:
 
 
 def numbers_of(x: Leaf) -> list[tuple[Unit, Leaf]]:
-    """All numbers of a rule that have a unit, those of the moments and directions in it too."""
+    """All numbers of a rule that have a unit, including those of its moments and directions."""
     if not dataclasses.is_dataclass(x):
         return []
     found = []
@@ -42,7 +42,7 @@ def units_of(x: Leaf) -> set[Unit]:
 
 
 def with_numbers(x: T, change: Callable[[Unit, Leaf], Leaf]) -> T:
-    """A rule with other numbers in the place of those that have a unit."""
+    """A rule in which `change` replaces every number that has a unit."""
     if not dataclasses.is_dataclass(x) or isinstance(x, type):
         return x
     changes = {}
@@ -55,7 +55,7 @@ def with_numbers(x: T, change: Callable[[Unit, Leaf], Leaf]) -> T:
 
 
 def rescaled(x: T, factors: Mapping[Unit, float]) -> T:
-    """A rule with each number that has a unit multiplied by the factor of this unit."""
+    """A rule in which each number with a unit is multiplied by the factor of that unit."""
     return with_numbers(x, lambda unit, number: _times(number, factors.get(unit, 1.0)))
 
 

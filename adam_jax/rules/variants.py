@@ -1,4 +1,4 @@
-"""Other moments than Adam's, other directions, and other rules without slots."""
+"""Moments and directions other than Adam's, and other rules without slots."""
 
 import dataclasses
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from adam_jax.xla.products import no_product
 
 @frozen_pytree
 class Newest(Moment):
-    """The gradient itself: no average, nothing remembered."""
+    """The gradient itself, without an average or a slot."""
 
     slots = ()
 
@@ -38,11 +38,12 @@ class Newest(Moment):
 
 @frozen_pytree
 class RunningMax(Moment):
-    """The largest value that another statistic was ever read with: nu_max ← max(nu_max, read).
+    """The running maximum of another statistic as read: nu_max ← max(nu_max, read).
 
     Attributes:
-      inner: the statistic; its `bias_correction` says whether it is debiased before the maximum.
-      correct_max: the rate by whose 1 - b^t the maximum is divided as it is read; None for none.
+      inner: the statistic; its `bias_correction` decides whether it is corrected before the
+        maximum.
+      correct_max: the rate b whose 1 - b^t divides the maximum on reading; None for no correction.
     """
 
     inner: CorrectedMoment
@@ -68,7 +69,7 @@ class RunningMax(Moment):
 
 @frozen_pytree
 class DecayingMax(Moment):
-    """The largest |g| + eps, forgotten at the rate b: nu ← max(b·nu, |g| + eps)."""
+    """A maximum of |g| + eps that decays at the rate b: nu ← max(b·nu, |g| + eps)."""
 
     rate: DecayRate
     eps: Number = in_units_of(Unit.GRADIENT)
@@ -90,36 +91,36 @@ class DecayingMax(Moment):
 
 @frozen_pytree
 class EmaOfSurprise(CorrectedMoment):
-    """The average of |g - mu|², with mu as the first moment has just renewed it, plus a constant.
+    """The average of |g - mu|² plus a constant, with mu already updated in this step.
 
     Attributes:
-      eps: added to the average in every step, and left in it.
+      eps: added to the average in every step; it accumulates.
     """
 
     eps: Number = in_units_of(Unit.GRADIENT_SQUARED, default=0.0)
 
     def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Average:
-        # Through the average, whose weight of a new term is 1-b: eps / (1-b) comes out as eps.
+        # The average weights a new term by 1-b, so eps / (1-b) adds exactly eps.
         surprise = abs_squared(bounded(g - new["mu"], times=4))
         return Average(self.rate, surprise + self.eps / self.rate.complement)
 
 
 @frozen_pytree
 class YogiSquares(CorrectedMoment):
-    """|g|² followed in steps of its own size: nu ← nu - (1-b)·sign(nu - |g|²)·|g|²."""
+    """Moves toward |g|² by steps of (1-b)·|g|²: nu ← nu - (1-b)·sign(nu - |g|²)·|g|²."""
 
     def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
-        # Selected last: XLA fuses a product into a sum, but not through a sign in every loop.
+        # The select is last: XLA fuses a product into a sum, but not through a sign in every loop.
         x, square = old["nu"], abs_squared(g)
         step = self.rate.complement * square
         return jnp.where(square > x, x + step, jnp.where(square < x, x - step, x))
 
 
 class Quotient(Direction):
-    """A direction that divides the gradient as it divides the first moment, by no root plus ε.
+    """A direction that divides gradient and first moment alike, without ε added to a root.
 
     Attributes:
-      squared: the second moment is a square.
+      squared: whether the second moment is a square.
     """
 
     squared: bool = True
@@ -139,7 +140,7 @@ class Quotient(Direction):
 
 @frozen_pytree
 class Ratio(Quotient):
-    """first / second, for a second moment that is a size and not its square; 0 where both are 0."""
+    """first / second, for a second moment that is a magnitude, not a square; 0 where both are 0."""
 
     squared = False
 
@@ -149,15 +150,15 @@ class Ratio(Quotient):
 
 @frozen_pytree
 class Atan2(Quotient):
-    """a·atan2(first, b·√second): like first / √second where that is small, and never above a·π/2.
+    """a·atan2(first, b·√second): close to first / √second where that is small, at most a·π/2.
 
-    Everett et al. 2024, section 4.3 (Adam-atan2): no ε, and the same update for any scale of the
-    gradient, down to the smallest numbers.
+    Everett et al. 2024, section 4.3 (Adam-atan2): no ε, and the update does not depend on the scale
+    of the gradient, down to the smallest numbers.
 
     Attributes:
       a: the factor outside.
       b: the factor of the root.
-      squared: second is a square; False where it is a size, of which no root is taken.
+      squared: second is a square; False if it is a magnitude, whose root is not taken.
     """
 
     a: Number
@@ -168,20 +169,20 @@ class Atan2(Quotient):
         root = self.b * (safe_sqrt(second) if self.squared else second)
         if not jnp.iscomplexobj(first):
             return self.a * _safe_atan2(first, root)
-        # A complex number has a size and a direction; the size is what is divided.
+        # Only the magnitude of a complex number is divided; its direction is kept.
         size = safe_sqrt(abs_squared(first))
         return self.a * _safe_atan2(size, root) * (first / jnp.where(size > 0, size, 1))
 
 
 def _safe_atan2(y: Array, x: Array) -> Array:
-    """atan2 with the derivative 0 instead of NaN where both are 0."""
+    """atan2 with derivative 0 instead of NaN where both are 0."""
     both_zero = (y == 0) & (x == 0)
     return jnp.arctan2(y, jnp.where(both_zero, 1, x))
 
 
 @frozen_pytree
 class Identity(Rule):
-    """u: a stage that Optax's chain has, and that does nothing."""
+    """The identity: a stage that Optax's chain has."""
 
     elementwise = True
 
@@ -204,7 +205,7 @@ class ScaleByTrustRatio(Rule):
     def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
         params, updates = sum_of_squares(param), sum_of_squares(g)
         moves = (params > 0) & (updates > 0)
-        # Else XLA:CPU multiplies by rsqrt, which of several numbers has other bits than of one.
+        # Otherwise XLA:CPU multiplies by rsqrt, whose bits differ between one number and several.
         norm = no_product(jnp.sqrt(jnp.where(moves, updates, 1)))
         ratio = jnp.sqrt(jnp.where(moves, params, 1)) / norm
         return ratio * g
@@ -212,7 +213,7 @@ class ScaleByTrustRatio(Rule):
 
 @frozen_pytree
 class CorrectBias(Rule):
-    """u·√(1 - b2^t) / (1 - b1^t): both bias corrections as one number.
+    """u·√(1 - b2^t) / (1 - b1^t): both bias corrections as one factor.
 
     Kingma & Ba 2015, section 2, last paragraph.
     """

@@ -1,1 +1,1 @@
-"""What XLA has to be told: a file per habit, with the symptom and its figure."""
+"""Workarounds for XLA: one file per compiler behaviour, with its symptom and measured cost."""

@@ -1,19 +1,19 @@
-"""Barriers: XLA must not find out that two arrays are the same.
+"""Optimization barriers that hide from XLA that two arrays are equal.
 
-What it does otherwise, in jax 0.10.2:
+Without them, in jax 0.10.2:
 
-  * XLA:GPU computes once what a moment of 8 bits is measured by in one kernel and made codes of in
-    another. For that it stores the float32 moments: 8 bytes of temporaries per parameter of a leaf
-    of 4096 x 4096, and with `computed_again` 0.13.
-  * What the body of a loop passes on unchanged, XLA computes with ahead of the loop, and keeps the
-    results: telemetry around AdamW is 13.8 bytes of temporaries per parameter of small leaves on a
-    CPU, and with `kept_apart` 1.8.
-  * XLA:TPU (libtpu 0.0.52) makes weights of 16 bits and their rests of 8 in two passes, both from
+  * XLA:GPU measures the scale of an 8-bit moment in one kernel and encodes it in another. It stores
+    the shared float32 moments in between: 8 bytes of temporaries per parameter of a leaf of 4096 x
+    4096. With `computed_again` it is 0.13.
+  * XLA hoists computations on loop-invariant values out of the loop, and keeps the results. On a
+    CPU, telemetry around AdamW takes 13.8 bytes of temporaries per parameter of small leaves, and
+    1.8 with `kept_apart`.
+  * XLA:TPU (libtpu 0.0.52) computes 16-bit weights and their 8-bit rests in two passes, both from
     the moments: 37 bytes per parameter of a leaf of 8192 x 8192, and a copy of the rests. With
-    `stored_on_tpus` it stores the float32 weights between the two: 32, and no copy.
+    `stored_on_tpus` it stores the float32 weights between the passes: 32 bytes, and no copy.
 
-Delete one of them when its test in tests/xla/test_barrier.py finds that a program without barriers
-takes no more temporaries, or passes no more bytes.
+Delete a function when its test in tests/xla/test_barrier.py finds that a program without the
+barrier takes no more temporaries, or moves no more bytes.
 """
 
 from typing import Any
@@ -25,12 +25,12 @@ from adam_jax._types import Leaf, PyTree, Result
 
 
 def varying(tree: PyTree) -> frozenset[str]:
-    """The axes of `shard_map` along which any of these arrays differs from device to device."""
+    """The axes of `shard_map` along which any of these arrays varies between devices."""
     return frozenset().union(*map(varying_axes, jax.tree.leaves(tree)))
 
 
 def as_varying(tree: PyTree, axes: frozenset[str]) -> PyTree:
-    """The same arrays, of a type that says that they may differ along these axes too."""
+    """The same arrays, with types that also vary along these axes."""
 
     def cast(x: Leaf) -> Leaf:
         missing = tuple(sorted(axes - varying(x)))
@@ -41,9 +41,9 @@ def as_varying(tree: PyTree, axes: frozenset[str]) -> PyTree:
 
 @jax.custom_jvp
 def kept_apart(tree: PyTree) -> PyTree:
-    """The same arrays, without XLA's knowing that they are the same."""
+    """The same arrays, behind a barrier that hides from XLA that they are the same."""
     leaves, treedef = jax.tree.flatten(tree)
-    # A barrier makes arrays alike that do not differ along the same axes.
+    # A barrier gives all its arrays the same varying axes: group them by their axes.
     together: dict[frozenset[str], list[int]] = {}
     for i, x in enumerate(leaves):
         together.setdefault(varying(x), []).append(i)
@@ -56,16 +56,16 @@ def kept_apart(tree: PyTree) -> PyTree:
 
 @kept_apart.defjvp
 def _kept_apart_jvp(primals: tuple[Any], tangents: tuple[Any]) -> Result:
-    # jax 0.12 cannot transpose a barrier over arrays of which some have no derivative.
+    # jax 0.12 cannot transpose a barrier if some of its arrays have no derivative.
     return kept_apart(*primals), tangents[0]
 
 
 def computed_again(tree: PyTree) -> PyTree:
-    """`kept_apart`, but on CPUs: what XLA:CPU would otherwise compute twice it does not fuse."""
-    tree = as_varying(tree, varying(tree))  # Of the type that the barrier may return.
+    """`kept_apart`, except on CPUs: XLA:CPU does not fuse a computation that it would duplicate."""
+    tree = as_varying(tree, varying(tree))  # The barrier may return this type.
     return jax.lax.platform_dependent(tree, cpu=lambda x: x, default=kept_apart)
 
 
 def stored_on_tpus(x: jax.Array) -> jax.Array:
-    """`kept_apart` on TPUs: there an array in memory, which one pass makes and another reads."""
+    """`kept_apart` on TPUs: one pass writes the array to memory, and another reads it."""
     return jax.lax.platform_dependent(x, tpu=kept_apart, default=lambda x: x)

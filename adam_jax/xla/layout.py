@@ -1,9 +1,9 @@
-"""In which order XLA:TPU keeps the axes of an array in memory.
+"""The order in which XLA:TPU stores the axes of an array.
 
-A kernel reads its operands row by row. XLA:TPU, with jax 0.10.2 and libtpu 0.0.52, keeps the
-arguments and results of a program in the order that wastes least of its tiles of 8 x 128 elements:
-(1024, 16, 64) with its first axis along the 128. An operand in another order is copied: 144 bytes
-per parameter in a step of 8-bit moments, and not 16.
+A kernel reads its operands row by row. With jax 0.10.2 and libtpu 0.0.52, XLA:TPU stores a
+program's arguments and results in the axis order that wastes the least of its tiles of 8 x 128
+elements: (1024, 16, 64) with its first axis along the 128. An operand in another order is copied. A
+step of 8-bit moments then moves 144 bytes per parameter instead of 16.
 
 Delete it when tests/xla/test_layout.py finds all arguments in the order of their axes.
 """
@@ -12,10 +12,10 @@ import math
 
 
 def order_on_tpus(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The axes, the one along the 128 last and the one along the 8 before it.
+    """The axes in storage order: last the one along the 128, before it the one along the 8.
 
     Args:
-      shape: of two axes or more.
+      shape: two axes or more.
     """
     axes = range(len(shape))
 

@@ -1,17 +1,17 @@
-"""The largest magnitude in each block: on CPUs with every NaN, and by vector instructions.
+"""The largest magnitude in each block; on CPUs it keeps NaNs and is vectorized.
 
-What XLA:CPU does otherwise, in jax 0.10.2:
+XLA:CPU, in jax 0.10.2:
 
   * Its maximum along a last axis of 64 elements or more loses NaNs. A sum keeps them.
-  * If NaNs are looked for element by element, it stores each moment of 8 bits twice: 1.9 bytes of
-    temporaries per parameter and not 1.0, and a step of 5.1 times AdamW's time and not 2.7.
-  * It reduces the last axis by one element at a time, and other axes by many: blocks turned into
-    `LANES` columns save a third of the time of a step.
+  * If every element is tested for NaN, it stores each 8-bit moment twice: 1.9 instead of 1.0 bytes
+    of temporaries per parameter, and a step takes 5.1 instead of 2.7 times AdamW's time.
+  * It reduces the last axis one element at a time, and other axes many at a time. Reshaping blocks
+    into `LANES` columns saves a third of the time of a step.
 
-XLA:GPU has none of these habits, and would make four kernels more of the sum.
+XLA:GPU behaves in none of these ways, and would launch four more kernels for the sum.
 
-Delete it when tests/xla/test_maxima.py finds that a maximum keeps its NaNs: `elsewhere` is then
-enough, if the bytes there stay and the rows of 8 bits in benchmarks/step.py too.
+Delete it when tests/xla/test_maxima.py finds that a maximum keeps its NaNs. `elsewhere` is then
+enough, if its bytes and the 8-bit rows in benchmarks/step.py stay the same.
 """
 
 from collections.abc import Sequence
@@ -28,12 +28,12 @@ LANES = 16
 
 
 class InBlocks(NamedTuple):
-    """An array of which the largest magnitude in each block is wanted.
+    """An array whose largest magnitude in each block is needed.
 
     Attributes:
       x: float32.
       block: elements along the last axis.
-      along: of a tile in a kernel, the axis that is one block each time, and is kept; else None.
+      along: in a kernel's tile, the axis that holds one block at a time, and is kept; else None.
     """
 
     x: jax.Array
@@ -42,15 +42,15 @@ class InBlocks(NamedTuple):
 
 
 def largest(arrays: Sequence[InBlocks]) -> list[jax.Array]:
-    """The largest magnitudes in the blocks of arrays of one shape; infinite where there is a NaN.
+    """The largest magnitude in each block of arrays of one shape; infinite where there is a NaN.
 
-    On TPUs by one reduction, if the blocks fit its tiles.
+    On TPUs this is one reduction, if the blocks fit the tiles.
     """
     if any(of.along is not None for of in arrays):
         return [jnp.max(magnitudes(x), axis=along, keepdims=True) for x, _, along in arrays]
     blocks = [of.block for of in arrays]
 
-    # Other orders of these lines store each moment twice too.
+    # Other orders of these lines also store each moment twice.
     def on_cpu(x: jax.Array, block: int) -> jax.Array:
         missing = jnp.isnan(jnp.sum(in_blocks(x, block), axis=-1))
         sizes = in_blocks(jnp.abs(x), block)
@@ -76,13 +76,13 @@ def largest(arrays: Sequence[InBlocks]) -> list[jax.Array]:
 
 
 def each_by_its_block(f: Function, block: int, scale: jax.Array, *arrays: jax.Array) -> jax.Array:
-    """`f` of a number for each block, and of the elements of arrays.
+    """`f` of one number per block and of the elements of arrays.
 
     Args:
       f: elementwise.
       block: elements along the last axis.
-      scale: the numbers.
-      *arrays: of one shape, which is that of the result.
+      scale: one number per block.
+      *arrays: all of one shape, the shape of the result.
     """
 
     def in_all(scale: jax.Array, *arrays: jax.Array) -> jax.Array:
@@ -98,10 +98,10 @@ def each_by_its_block(f: Function, block: int, scale: jax.Array, *arrays: jax.Ar
 
 
 def in_blocks(x: jax.Array, block: int) -> jax.Array:
-    """The last axis as two, the last of which goes through a block."""
+    """The last axis split in two; the new last axis runs through a block."""
     return jnp.reshape(x, (*x.shape[:-1], x.shape[-1] // block, block))
 
 
 def magnitudes(x: jax.Array) -> jax.Array:
-    """|x|, infinite where it is NaN, as a maximum may lose it."""
+    """|x|, infinite where x is NaN, because a maximum may lose a NaN."""
     return jnp.where(jnp.isnan(x), np.float32(np.inf), jnp.abs(x))

@@ -1,16 +1,15 @@
-"""Means over axes of what is not in memory: on CPUs and GPUs without storing it.
+"""Means over axes of arrays that are not in memory; on CPUs and GPUs without storing them.
 
-What XLA does otherwise, in jax 0.10.2, with the squares of a gradient that is clipped first:
+Without it, in jax 0.10.2, for the squares of a gradient that is clipped first:
 
-  * XLA:CPU hands sums over axes to a library, YNNPACK, which reads its operand from memory: 4 bytes
-    of temporaries per parameter of a leaf, and 17 ms and not 3 for one of 2048 x 4096.
-  * XLA:GPU stores them for the means of columns: 4 bytes of temporaries per parameter, and a step
-    of AdamW passes 32 bytes and not 24.6.
+  * XLA:CPU calls a library, YNNPACK, for sums over axes. It reads its operand from memory: 4 bytes
+    of temporaries per parameter of a leaf, and 17 ms instead of 3 for one of 2048 x 4096.
+  * XLA:GPU stores the squares for the means of columns: 4 bytes of temporaries per parameter, and a
+    step of AdamW moves 32 bytes instead of 24.6.
 
-A reduction of two arrays at once both of them fuse with what makes the arrays, and 16 elements of
-it are code without branches. So sums of 16 elements come first, 0.3 bytes of temporaries per
-parameter, and beside them whether one is NaN. That is read, as XLA deletes what nobody reads.
-XLA:TPU fuses the mean as it is.
+Both fuse a reduction of two arrays with their producers, and unroll a reduction of 16 elements. So
+groups of 16 elements are reduced first, to a sum and a flag for NaN: 0.3 bytes of temporaries per
+parameter. The flag has to be used, because XLA deletes unused results. XLA:TPU fuses a plain mean.
 
 Delete it when tests/xla/test_means.py finds that a mean takes no temporaries: `jnp.mean` is then
 enough.
@@ -30,7 +29,7 @@ AT_A_TIME = 16
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def mean(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """The mean over some axes, which are kept with the size 1.
+    """The mean over some axes, which are kept with size 1.
 
     Args:
       x: a real array.
@@ -50,7 +49,7 @@ def mean(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
         return jnp.where(missing, jnp.nan, sums * (sums.size / x.size))
 
     as_it_is = functools.partial(_as_it_is, axes=axes)
-    # XLA:GPU fuses means along the last axis as they are.
+    # XLA:GPU fuses plain means along the last axis.
     on_gpu = as_it_is if -1 in axes else in_groups
     return jax.lax.platform_dependent(x, cpu=in_groups, cuda=on_gpu, rocm=on_gpu, default=as_it_is)
 
@@ -65,7 +64,7 @@ def _as_it_is(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 
 
 def _group(size: int) -> int:
-    """How many elements of an axis are summed first; of one that is split, all on one device."""
+    """How many elements of an axis are summed first; all of them on one device if it is sharded."""
     devices = jax.device_count()
     divides = (n for n in range(AT_A_TIME, 1, -1) if size % (n * devices) == 0)
     return next(divides, 1)

@@ -1,9 +1,9 @@
-"""Where the parts of a buffer begin, unknown to XLA:CPU.
+"""The offsets of the parts of a buffer, hidden from XLA:CPU.
 
-XLA:CPU compiles one loop for many that are equal, but not if they read at other constant offsets.
-In jax 0.10.2, 500 leaves of one buffer took 10 s to compile, and 1 s with these.
+XLA:CPU compiles equal loops once, but not if they read at different constant offsets. A program
+with 500 leaves in one buffer took 10 s to compile in jax 0.10.2, and 1 s with these offsets.
 
-Delete it when tests/xla/test_offsets.py finds that constants make no larger program: the offsets
+Delete it when tests/xla/test_offsets.py finds that constants make no larger program. The offsets
 can then be `np.cumsum`, as they are outside of programs.
 """
 
@@ -15,18 +15,19 @@ import numpy as np
 from adam_jax._types import Leaf
 
 SHARING = 16
-"""Parts with one base: as many loops are compiled, and so many fewer bases handed about."""
+"""Parts per base. So many loops are compiled, and the program passes so many fewer bases."""
 
 
 def offsets(sizes: list[int], buffer: jax.Array) -> list[Leaf]:
-    """Where each part begins: as a base, one for several parts, and its distance from that.
+    """Where each part begins: a base shared by several parts, plus its distance from the base.
 
-    On CPUs the bases might be others, if the buffer began with more than infinity. Elsewhere a
-    branch waits for the host, and so is not used.
+    On CPUs a condition that is never true (the buffer's first element exceeds infinity) would
+    change the bases, so XLA cannot fold them. Other platforms use constants: there a branch waits
+    for the host.
 
     Args:
-      sizes: of the parts, which follow each other.
-      buffer: what they are parts of.
+      sizes: of the parts, in order, without gaps.
+      buffer: the array that holds the parts.
     """
     starts = list(np.cumsum([0, *sizes[:-1]], dtype=np.int32))
     if not isinstance(buffer, jax.core.Tracer) or not buffer.size:

@@ -1,9 +1,9 @@
-"""Something that is done to arrays in place, or not at all: a loop of one turn or none.
+"""A conditional update in place: a loop of one turn or none.
 
-What a loop carries is renewed in place on every platform. What a conditional returns XLA:GPU copies
-into it and out again: in jax 0.10.2, 48 bytes per parameter in every micro-step for the parameters
-and moments of Adam, and 12 of temporaries. (In the whole step of `accumulate`, compiled for an
-H200: 7 kernels for each leaf and 64 bytes per parameter; with the loop 2 kernels.)
+Every platform updates a loop's carry in place. XLA:GPU copies a conditional's results in and out:
+in jax 0.10.2, 48 bytes per parameter in every micro-step for the parameters and moments of Adam,
+and 12 of temporaries. (In the whole step of `accumulate`, compiled for an H200: 7 kernels per leaf
+and 64 bytes per parameter; 2 kernels with the loop.)
 
 Delete it when tests/xla/test_once.py finds that a conditional makes no copies, and write
 `jax.lax.cond`.
@@ -23,15 +23,16 @@ from adam_jax.xla.barrier import as_varying, varying
 
 
 def if_due(due: jax.Array, f: Callable[[Any], Any], carry: PyTree) -> PyTree:
-    """f(carry) if due, else carry: `lax.cond`, but nothing is copied.
+    """f(carry) if due, else carry: `lax.cond` without copies.
 
-    Outside a program, where it is known what is due, it is an `if`: a loop made for this one call
-    would be compiled for it, and kept.
+    Outside a program, where `due` is known, it is a Python `if`: a loop would be compiled and
+    cached for this one call.
 
     Args:
       due: boolean scalar.
-      f: returns a tree like its argument. What it passes on unchanged must not be used in it, or
-        XLA computes with it ahead of the loop, and keeps the results: see `kept_apart`.
+      f: returns a tree like its argument. It must not compute with values that it returns
+        unchanged: XLA hoists that computation out of the loop and keeps the results. See
+        `kept_apart`.
       carry: arrays.
     """
     if not isinstance(due, jax.core.Tracer):
@@ -42,7 +43,7 @@ def if_due(due: jax.Array, f: Callable[[Any], Any], carry: PyTree) -> PyTree:
 
 
 def _as_returned(f: Callable[[Any], Any], carry: PyTree) -> Any:
-    """What a loop carries, of the types that f returns: inside `shard_map` those name axes."""
+    """The carry with the types that f returns: inside `shard_map` types name axes."""
     while jax.sharding.get_abstract_mesh().manual_axes:
         returned = jax.tree.leaves(jax.make_jaxpr(f)(carry).out_avals)
         leaves, treedef = jax.tree.flatten(carry)
@@ -55,7 +56,7 @@ def _as_returned(f: Callable[[Any], Any], carry: PyTree) -> Any:
 
 
 def _closed(f: Callable[[Any], Any], carry: PyTree) -> tuple[Function, list[Leaf]]:
-    """f with all arrays as arguments; `jax.closure_convert` would keep f and what it holds."""
+    """f with all arrays as arguments; `jax.closure_convert` would keep f and its closure alive."""
     closed, out = jax.make_jaxpr(f, return_shape=True)(carry)
     jaxpr, structure = closed.jaxpr, jax.tree.structure(out)
 
@@ -75,7 +76,7 @@ def _if_due(f: Function, due: jax.Array, carry: PyTree, *numbers: PyTree) -> Fun
 
 @_if_due.defjvp
 def _if_due_jvp(f: Function, primals: PyTree, tangents: PyTree) -> Result:
-    """By the conditional: a loop of unknown length cannot be differentiated backwards."""
+    """Differentiates the conditional: a loop of unknown length has no reverse mode."""
 
     def conditional(due: jax.Array, carry: PyTree, *numbers: PyTree) -> PyTree:
         return jax.lax.cond(due, lambda c: f(c, *numbers), lambda c: c, carry)

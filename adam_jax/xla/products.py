@@ -1,8 +1,8 @@
-"""Products that are to be rounded before they are added to something.
+"""Products that are rounded before they are added to something.
 
-XLA:CPU, in jax 0.10.2, contracts a product and a sum, and of a sum of two products either of the
-two, by the loop around it: twelve layers at once have other bits than each alone. A choice between
-two numbers is no product.
+XLA:CPU, in jax 0.10.2, contracts a product and a sum into a fused multiply-add. In a sum of two
+products it picks one of them, depending on the surrounding loop: twelve layers together get other
+bits than each layer alone. A select between two numbers is not contracted.
 
 Delete it when tests/xla/test_products.py finds the same bits without it.
 """
@@ -13,11 +13,11 @@ import jax.numpy as jnp
 
 @jax.custom_jvp
 def no_product(x: jax.Array) -> jax.Array:
-    """The same numbers, which XLA:CPU does not know to be a product."""
+    """The same numbers, in a form that XLA:CPU does not contract with a sum."""
     return jax.lax.platform_dependent(x, cpu=_chosen, default=_as_it_is)
 
 
-# Functions with names, which JAX traces once for each shape: a lambda takes 7 ms for each call.
+# Named functions, because JAX traces them once per shape. A lambda takes 7 ms per call.
 def _chosen(x: jax.Array) -> jax.Array:
     return jnp.where(x == 0, jnp.zeros_like(x), x)
 
@@ -30,5 +30,5 @@ def _as_it_is(x: jax.Array) -> jax.Array:
 def _no_product_jvp(
     primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    # Of the choice itself the derivative at 0 would be that of a constant.
+    # The select itself has a wrong derivative at 0: that of a constant.
     return no_product(*primals), tangents[0]

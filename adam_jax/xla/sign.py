@@ -1,7 +1,7 @@
-"""The sign of a number, for kernels that are compiled where there is no TPU.
+"""The sign of a number, for kernels that are lowered on a machine without a TPU.
 
-In jax 0.10.2 Mosaic's sign asks on which TPU JAX runs, and on a CPU raises an error: for
-`jax.export`, and for compilation ahead of time.
+In jax 0.10.2 Mosaic's sign queries the TPU that JAX runs on. On a CPU it raises an error, which
+breaks `jax.export` and ahead-of-time compilation.
 
 Delete it when tests/xla/test_sign.py finds that a kernel with `jnp.sign` is lowered on a CPU.
 """
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 
 def sign(x: jax.Array) -> jax.Array:
-    """`jnp.sign`: of a zero and of a NaN it is that number."""
+    """`jnp.sign`: returns zeros and NaNs unchanged."""
     if jnp.iscomplexobj(x):
         return jnp.sign(x)
     one = jnp.ones_like(x)

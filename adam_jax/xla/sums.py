@@ -1,9 +1,9 @@
-"""Sums over one layer, for leaves that hold several.
+"""Per-layer sums, for leaves that hold several layers.
 
-On CPUs, in jax 0.10.2, the sums over twelve layers of 33 x 17 numbers have other bits than those
-over each of them alone: XLA:CPU adds in another order. Sliced out and summed one by one they have
-the same, so that a leaf of several layers is stepped as its layers alone would be. On accelerators
-all of them are one reduction.
+On CPUs, in jax 0.10.2, sums over twelve layers of 33 x 17 numbers differ in their bits from the sum
+over each layer alone, because XLA:CPU adds in another order. Sums of slices, taken one by one, have
+the same bits, so a leaf of several layers is stepped exactly as its layers alone. On accelerators
+all sums are one reduction.
 
 Delete it when tests/xla/test_sums.py finds the same bits without it.
 """
@@ -21,7 +21,7 @@ LAYERS = "layers"
 
 
 def summed(x: jax.Array, axis: int | None = None) -> jax.Array:
-    """`jnp.sum`; in a step that is mapped over `LAYERS`, with the bits of each layer alone."""
+    """`jnp.sum`; in a step mapped over `LAYERS`, bitwise equal to the sum of each layer alone."""
     return _by_layer(axis)(x) if _in_layers() else jnp.sum(no_product(x), axis)
 
 

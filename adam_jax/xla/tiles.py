@@ -1,15 +1,15 @@
-"""Blocks of 128 elements in the tiles of XLA:TPU, 8 x 128, so that they are fused.
+"""Blocks of 128 elements in the tiles of XLA:TPU, 8 x 128, so that it fuses them.
 
-XLA:TPU, with jax 0.10.2 and libtpu 0.0.52, fuses neither a reduction over the last axis of
-(R, C/128, 128) nor a broadcast along it. A step of 8-bit moments of a leaf of 8192 x 8192 passes
-116 bytes per parameter through HBM and has 16 of temporaries. It does fuse both in an array of
-tiles (R/8, C/128, 8, 128), as which an array of (R, C) lies in memory, if all moments are reduced
-at once: 34 bytes, and 1.6 of temporaries, which are scales.
+With jax 0.10.2 and libtpu 0.0.52, XLA:TPU fuses neither a reduction over the last axis of (R,
+C/128, 128) nor a broadcast along it. A step of 8-bit moments of a leaf of 8192 x 8192 then moves
+116 bytes per parameter through HBM and takes 16 of temporaries. XLA:TPU fuses both in an array of
+tiles (R/8, C/128, 8, 128), the memory layout of an (R, C) array, if one reduction covers all
+moments: 34 bytes, and 1.6 of temporaries, which are scales.
 
-Rows that are no multiple of 8 XLA does not fuse in any form: (50257, 768) passes 69 bytes as it is,
-103 when it is padded, and 111 when the last row is apart.
+If the number of rows is no multiple of 8, XLA fuses no form of it: (50257, 768) moves 69 bytes
+unchanged, 103 padded, and 111 with the last row separate.
 
-Delete it when tests/xla/test_tiles.py finds that a step passes no more bytes without it.
+Delete it when tests/xla/test_tiles.py finds that a step moves no more bytes without it.
 """
 
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ ROWS, LANES = 8, 128
 
 
 def fits(x: jax.Array, block: int) -> bool:
-    """Whether blocks of so many elements along the last axis are parts of rows of tiles."""
-    # An array that is split along an axis of an explicit mesh has to have whole tiles everywhere.
+    """Whether blocks of this size along the last axis are parts of rows of tiles."""
+    # An array sharded along an axis of an explicit mesh needs whole tiles on every device.
     sharding = jax.typeof(x).sharding
     shape = sharding.shard_shape(x.shape) if sharding.mesh.are_all_axes_explicit else x.shape
     whole = len(shape) > 1 and shape[-2] % ROWS == 0 and shape[-1] % block == 0
@@ -34,8 +34,8 @@ def largest_in_tiles(arrays: Sequence[jax.Array], blocks: Sequence[int]) -> list
     """The largest number in each block of each array, by one reduction.
 
     Args:
-      arrays: of one shape, which `fits`; not negative.
-      blocks: of each, elements along the last axis.
+      arrays: all of one shape, which `fits`; no negative numbers.
+      blocks: for each array, the elements along the last axis.
     """
     tiles = tuple(_tiles(x) for x in arrays)
     zeros = (np.float32(0),) * len(tiles)
@@ -48,10 +48,10 @@ def _maxima(x: Sequence[jax.Array], y: Sequence[jax.Array]) -> tuple[jax.Array, 
 
 
 def spread(scale: jax.Array, block: int) -> jax.Array:
-    """Each number as often as its block has elements.
+    """Repeats each block's number once per element of the block.
 
     Args:
-      scale: a number for each block of an array that `fits`.
+      scale: one number per block of an array that `fits`.
       block: elements along the last axis.
     """
     parts = block // LANES
@@ -66,14 +66,14 @@ def spread(scale: jax.Array, block: int) -> jax.Array:
 def _tiles(x: jax.Array) -> jax.Array:
     """(..., R, C) as (..., R/8, C/128, 8, 128)."""
     *others, rows, columns = x.shape
-    # One axis after the other: of an explicit mesh JAX does not know where both would be.
+    # One axis at a time: on an explicit mesh JAX cannot shard the result of splitting both.
     x = jnp.reshape(x, (*others, rows, columns // LANES, LANES))
     x = jnp.reshape(x, (*others, rows // ROWS, ROWS, columns // LANES, LANES))
     return jnp.swapaxes(x, -2, -3)
 
 
 def _blocks(x: jax.Array, parts: int) -> jax.Array:
-    """(..., R/8, C/128, 8) as (..., R, C/128), and of so many neighbours the largest."""
+    """(..., R/8, C/128, 8) as (..., R, C/128), reduced to the maximum of `parts` neighbours."""
     x = jnp.swapaxes(x, -1, -2)
     *others, tiles, rows, columns = x.shape
     x = jnp.reshape(x, (*others, tiles * rows, columns))

@@ -1,14 +1,14 @@
-"""Another program on TPUs, where each device runs its own.
+"""A different program on TPUs, where each device runs its own.
 
-What XLA:TPU does otherwise, with jax 0.10.2 and libtpu 0.0.52: it measures moments of 8 bits in one
-pass and codes them in another. They pass 34 bytes per parameter through HBM (116 without tiles.py),
-where a Pallas kernel passes 16.1.
+With jax 0.10.2 and libtpu 0.0.52, XLA:TPU measures 8-bit moments in one pass and encodes them in
+another. That moves 34 bytes per parameter through HBM (116 without tiles.py). A Pallas kernel moves
+16.1.
 
-The choice is made while a program is lowered: for which platform it is, and for how many devices,
-is not known while it is traced. XLA cannot partition a kernel, so one runs where a program has one
-device, and inside `shard_map` over all axes.
+The choice is made during lowering, because tracing does not know the platform and the number of
+devices. XLA cannot partition a kernel, so kernels run in programs for one device, and inside a
+`shard_map` over all axes.
 
-Delete it when tests/xla/test_tpu.py finds that XLA's own program passes no more bytes.
+Delete it when tests/xla/test_tpu.py finds that XLA's own program moves no more bytes.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,12 +22,12 @@ from adam_jax._types import Function, Leaf, PyTree
 
 
 class Kernels(NamedTuple):
-    """Functions of the leaves of the arguments that return those of the result; hashable.
+    """Functions from the leaves of the arguments to the leaves of the result; hashable.
 
     Attributes:
-      alone: for TPUs of which each runs its own program.
-      parts: for a program of several TPUs; None for XLA's.
-      elsewhere: for other platforms; None for XLA's.
+      alone: for TPUs that each run their own program.
+      parts: for a program of several TPUs; None for XLA's own.
+      elsewhere: for other platforms; None for XLA's own.
     """
 
     alone: Function
@@ -36,13 +36,13 @@ class Kernels(NamedTuple):
 
 
 def on_tpus(f: Callable[..., Any], kernels: Kernels, *args: PyTree) -> Any:
-    """`f(*args)`; on TPUs by kernels of the same arithmetic.
+    """`f(*args)`; on TPUs by kernels with the same arithmetic.
 
     Derivatives and `vmap` are those of `f`.
 
     Args:
-      f: of arrays in its arguments alone.
-      kernels: of `args`.
+      f: a function of the arrays in its arguments only.
+      kernels: functions of `args`.
       *args: pytrees of arrays.
     """
     closed, out = jax.make_jaxpr(f, return_shape=True)(*args)
@@ -55,7 +55,7 @@ _on_tpus.multiple_results = True
 
 
 def _lowered(choose: Callable[[Any, Kernels], Function | None]) -> Callable[..., Any]:
-    """A lowering rule: by one of the kernels, or None of them, for the context."""
+    """A lowering rule that uses the kernel chosen for the context, or `f` if that is None."""
 
     def rule(
         ctx: mlir.LoweringRuleContext, *args: Any, otherwise: ClosedJaxpr, kernels: Kernels

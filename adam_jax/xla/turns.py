@@ -1,12 +1,12 @@
-"""One leaf after the other, on CPUs: so that all use the same temporary memory.
+"""Steps one leaf after another on CPUs, so that all leaves share temporary memory.
 
-XLA:CPU starts all leaves at once, and keeps what each stores in between: in jax 0.10.2, for moments
-of 8 bits the float32 moments, 8 bytes of temporaries per parameter, whose page faults take most of
-the step. 20 leaves took 5.3 times the time of float32 moments; one after the other they take 1
-byte per parameter and 1.8 to 2.9 times the time.
+XLA:CPU starts all leaves at once, and keeps the intermediates of each. In jax 0.10.2, for 8-bit
+moments, these are the float32 moments: 8 bytes of temporaries per parameter, and their page faults
+take most of the step. 20 leaves took 5.3 times the time of float32 moments. One after another they
+take 1 byte per parameter and 1.8 to 2.9 times the time.
 
-XLA:CPU orders by data alone, and drops barriers before it does. So each leaf's gradient is made to
-depend on the results of the leaf before.
+XLA:CPU orders only by data dependencies, and drops barriers before scheduling. So each leaf's
+gradient is made to depend on the results of the previous leaf.
 
 Delete it when tests/xla/test_turns.py finds no more temporaries on two devices, where leaves take
 no turns, than on one.
@@ -18,7 +18,8 @@ import numpy as np
 
 from adam_jax._types import PyTree
 
-# Of a NaN that no arithmetic makes. Were it in a weight, the next leaf's gradient would be zero.
+# The bits of a NaN that no arithmetic produces. If a weight held it, the next leaf's gradient would
+# be zero.
 NEVER = np.int32(0x7FEDCBA9)
 
 
@@ -28,17 +29,17 @@ def alone() -> bool:
 
 
 def first_turn() -> jax.Array:
-    """The turn of the first leaf: 0, as all turns, but that is not known when compiling."""
+    """The turn of the first leaf: 0, as all turns, but unknown to the compiler."""
     return jnp.zeros([], jnp.int32)
 
 
 def in_turn(turn: jax.Array, g: jax.Array) -> jax.Array:
-    """The gradient, when it is its turn."""
+    """The gradient, available once its turn has come."""
     return jnp.where(turn == 0, g, jnp.zeros_like(g))
 
 
 def turn_after(turn: jax.Array, results: PyTree) -> jax.Array:
-    """The turn of the next leaf, on CPUs; elsewhere nobody waits."""
+    """The turn of the next leaf on CPUs; other platforms do not wait."""
     arrays = [x for x in jax.tree.leaves(results) if x.size and x.ndim]
 
     def wait(turn: jax.Array, *firsts: jax.Array) -> jax.Array:
