@@ -281,7 +281,7 @@ def found(mutation: Mutation) -> str:
         folder = Path(name)
         mutated(mutation, folder)
         tests = [f"tests/{test}" for test in mutation.tests.split()]
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", *tests]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", *tests]
         environment = {**os.environ, "PYTHONPATH": name, "JAX_PLATFORMS": "cpu"}
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         failed = [line for line in done.stdout.splitlines() if line.startswith("____")]
