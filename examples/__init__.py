@@ -38,7 +38,7 @@ def interrupted() -> int:
 
 
 # Imports take seconds. A KeyboardInterrupt during them prints a traceback, or becomes another
-# error: in NumPy an ImportError. Nothing is lost yet, so the process just exits. Until `python -m` has
-# found the program, "-m" is in sys.argv; other programs handle interrupts themselves.
+# error: in NumPy an ImportError. Nothing is lost yet, so the process just exits. Until `python -m`
+# has found the program, "-m" is in sys.argv; other programs handle interrupts themselves.
 if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _interrupted)

@@ -136,8 +136,7 @@ def findings(result: Result) -> list[str]:
     lines = [
         page.claim(
             low < 1e-3 and high > 1e2,
-            f"the gradient at the first row, relative to the last, vanishes and explodes:"
-            f" {listed}",
+            f"the gradient at the first row, relative to the last, vanishes and explodes: {listed}",
         )
     ]
     norms = np.array(result["SGD, clipped"]["norms"], float)

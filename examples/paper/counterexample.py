@@ -1,9 +1,9 @@
 """A convex problem in one dimension on which Adam converges to the worst point (Reddi et al. 2018).
 
 Costs f_t(x) = g_t·x on [-1, 1]: a rare large gradient, and many small ones of the opposite sign
-with a slightly smaller sum, so x = -1 is optimal. Adam divides the large gradient by a root that this
-gradient has just increased, and the small ones by a root that has forgotten it, so together the
-small ones move x further. AMSGrad never forgets.
+with a slightly smaller sum, so x = -1 is optimal. Adam divides the large gradient by a root that
+this gradient has just increased, and the small ones by a root that has forgotten it, so together
+the small ones move x further. AMSGrad never forgets.
 """
 
 import dataclasses

@@ -47,7 +47,7 @@ def race(results: Mapping[str, Result], title: str, path: Path) -> None:
     style.integers(left.xaxis)
     left.set_title("each at its best learning rate", fontsize=10)
     style.legend(left, title="learning rate")
-        # Diverged runs leave the plot at the top.
+    # Diverged runs leave the plot at the top.
     ylim = (np.nanmin(lasts) / 1.2, min(np.nanmax(lasts) * 1.2, np.log(10) * 1.5))
     right.set(xscale="log", yscale="log", ylim=ylim)
     right.set(xlabel="learning rate", ylabel="training cost in the last epoch (nats)")
