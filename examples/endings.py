@@ -9,4 +9,4 @@ def memory_ended(error: BaseException) -> str | None:
     if not (isinstance(error, MemoryError) or (on_device and "RESOURCE_EXHAUSTED" in str(error))):
         return None
     reason = " ".join(str(error).split())[:200]
-    return f"memory ended{f' ({reason})' if reason else ''}"
+    return f"out of memory{f' ({reason})' if reason else ''}"

@@ -213,8 +213,8 @@ def command(main: Callable[[], None]) -> None:
     except Exception as error:
         if not (ended := memory_ended(error)):
             raise
-        print(f"error: {ended}; free some, then the same command goes on", file=sys.stderr)
+        print(f"error: {ended}; free some, then run the same command again", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; run the same command again to resume", file=sys.stderr)
         sys.exit(examples.interrupted())

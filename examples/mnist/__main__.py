@@ -14,7 +14,7 @@ from examples.mnist.errors import UserError
 
 # Advice after running out of memory.
 ADVICE = {
-    "train": ", then go on with --resume; or train with a smaller --batch-size in another --out",
+    "train": ", then continue with --resume; or train with a smaller --batch-size in another --out",
     "serve": ", or take smaller --batch-sizes",
 }
 
@@ -60,7 +60,7 @@ def main() -> int:
         distributed.report(text)
         return 1
     except KeyboardInterrupt:
-        resumed = "; the same command with --resume goes on"
+        resumed = "; run the same command with --resume to continue"
         distributed.report(f"interrupted{resumed if arguments.command == 'train' else ''}")
         return examples.interrupted()
 

@@ -96,8 +96,8 @@ def resumed(before: Config, given: Mapping[str, Any], stretch: bool, folder: obj
         raise UserError(
             f"{folder} has a {before.schedule} schedule that ends with epoch {before.epochs};"
             f" add --stretch to spread it over {epochs} epochs (after epoch {before.epochs} the"
-            f" learning rate is then {float(schedule(1000 * before.epochs)):.3g}), or train anew"
-            f" with another --out"
+            f" learning rate is then {float(schedule(1000 * before.epochs)):.3g}), or start"
+            f" a new run with another --out"
         )
     earlier = (*before.earlier_epochs, before.epochs)
     return dataclasses.replace(before, epochs=epochs, earlier_epochs=earlier)

@@ -186,7 +186,7 @@ def download(
       DataError: if the mirror fails or has other bytes, or the directory cannot be written.
     """
     if not mirror.startswith(("http://", "https://")):  # urllib would read file:// and data: too.
-        raise _error(mirror, "is no mirror", "an address", "write http://... or https://...")
+        raise _error(mirror, "is not a mirror", "an address", "write http://... or https://...")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, checksum in checksums.items():

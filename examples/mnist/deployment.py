@@ -100,7 +100,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         found = np.exp(log_probabilities(digits))
         if np.isnan(found).any():
             raise UserError(
-                f"the model says NaN of {path}; train it again, with a lower --learning-rate"
+                f"the model predicts NaN for {path}; train it again with a lower --learning-rate"
             )
         for i, p in enumerate(found):
             name = f"{path}[{i}]" if len(digits) > 1 else f"{path}"

@@ -208,7 +208,7 @@ def _watched(running: list[subprocess.Popen[bytes]], first: int, said: int) -> i
         ended = f"signal {-status}" if status < 0 else f"exit status {status}"
         print(
             f"error: process {first + i} ended ({ended}) and training stopped; start all processes"
-            f" again with --resume to go on from the last checkpoint",
+            f" again with --resume to continue from the last checkpoint",
             file=sys.stderr,
         )
     return int(bool(texts or failed))

@@ -37,8 +37,7 @@ def open_picture(
         return Image.open(file, formats=formats)
     except UnidentifiedImageError as error:
         raise data.DataError(
-            f"{name} is not a picture (its first bytes are of no kind that is known);"
-            f" expected {expected}"
+            f"{name} is not a picture (its first bytes match no known format); expected {expected}"
         ) from error
     except MemoryError:
         raise

@@ -102,7 +102,7 @@ def _writing(path: Path) -> Iterator[None]:
         free = shutil.disk_usage(path.parent).free / 1e6
         raise RunError(
             f"{path} cannot be written ({reason}; {free:.1f} MB are free there);"
-            f" mend that or make room, then go on with --resume"
+            f" fix that or free space, then continue with --resume"
         ) from error
 
 
@@ -154,7 +154,7 @@ class Run:
         """Raises RunError if the folder already holds a run."""
         if (folder / "config.json").exists():
             raise RunError(
-                f"{folder} holds a run already; go on with --resume, or choose another --out"
+                f"{folder} already holds a run; continue it with --resume, or choose another --out"
             )
 
     @staticmethod
@@ -194,7 +194,7 @@ class Run:
                 names = ", ".join(map(str, paths))
                 fault = f"{names} cannot be read: the bytes are not those that were saved"
                 if not readable:
-                    raise RunError(f"{fault}; put back a copy, or train anew with another --out")
+                    raise RunError(f"{fault}; restore a copy, or train again with another --out")
                 if distributed.speaks():
                     print(f"{fault}; using that of epoch {readable} instead", file=sys.stderr)
             self._readable = readable
@@ -275,7 +275,7 @@ class Run:
             if not (numbers and entry["epoch"] == epoch):
                 raise RunError(
                     f"{path} has no metrics of epoch {epoch} in line {epoch};"
-                    f" put back a copy, or train anew with another --out"
+                    f" restore a copy, or train again with another --out"
                 )
         return entries
 

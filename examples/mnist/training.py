@@ -140,7 +140,7 @@ def _train(arguments: argparse.Namespace) -> int:
         command = ["-m", "examples.mnist", *sys.argv[1:]]
         return distributed.launch(arguments.processes, arguments.process_id, command)
     if arguments.stretch and not arguments.resume:
-        raise RunError("--stretch is for a run that goes on; add --resume")
+        raise RunError("--stretch requires --resume; add it")
     config = settings(arguments)
     if several:
         distributed.join(arguments.processes, arguments.process_id, arguments.coordinator)

@@ -141,6 +141,6 @@ def trained(folder: Path) -> tuple[Any, Any, Config, str]:
     checkpoints = _checkpoints(folder)
     step = checkpoints.latest_step()
     if step is None:
-        raise StudyError(f"{folder} has no checkpoint yet; go on training with --out {folder}")
+        raise StudyError(f"{folder} has no checkpoint yet; continue training with --out {folder}")
     graph, state = build(config, vocabulary)
     return graph, restore(checkpoints, step, state).params, config, vocabulary

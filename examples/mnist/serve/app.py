@@ -165,7 +165,7 @@ class Predict(Handler):
         except Exception as error:
             if not memory_ended(error):
                 raise
-            raise Refused(503, "memory ended; try again later") from error
+            raise Refused(503, "out of memory; try again later") from error
         self.write_json({"predictions": [self.prediction(each) for each in found]})
 
     def prediction(self, probabilities: np.ndarray) -> dict[str, object]:

@@ -70,7 +70,7 @@ async def digits_of(body: bytes, content_type: str, decoders: Executor) -> np.nd
     elif body.lstrip()[:1] == b"[":
         return pixels(body)
     else:
-        raise Refused(415, f"the body is none of what is read here; {EXPECTED}")
+        raise Refused(415, f"the body has an unknown format; {EXPECTED}")
     names = ["the picture"] if len(files) == 1 else [f"picture {i}" for i in range(len(files))]
     try:
         return np.stack([await _digit(*each, decoders) for each in zip(files, names, strict=True)])

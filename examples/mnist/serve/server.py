@@ -68,7 +68,7 @@ def compiled(classifier: Classifier, sizes: Sequence[int]) -> tuple[Program, lis
     for size in sizes:
         images = np.zeros((size, *classifier.metadata["input_shape"][1:]), np.uint8)
         if np.isnan(program(images)).any():
-            raise UserError("the model says NaN; train it again, with a lower --learning-rate")
+            raise UserError("the model predicts NaN; train it again with a lower --learning-rate")
         begun = time.perf_counter()
         program(images)
         seconds = min(seconds, (time.perf_counter() - begun) / size)
