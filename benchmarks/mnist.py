@@ -1,4 +1,4 @@
-"""A training step of the MNIST example's models beside the same models in PyTorch.
+"""Times a training step of the MNIST example's models and of the same models in PyTorch.
 
     python -m benchmarks.mnist [--fast]
 

@@ -203,7 +203,7 @@ def check_pair(case: Case, second: Node, tree: dict[str, Any]) -> str:
         assert isinstance(error, ValueError | TypeError), f"not a ValueError: {error!r}"
         assert last == "adam_jax", f"an error of {last}: {error!r}"
         told = ("at '", "at state[", "the state must", "the structure of the state")
-        assert any(x in str(error) for x in told), f"it does not say where: {error}"
+        assert any(x in str(error) for x in told), f"the error names no place: {error}"
         return "a ValueError"
     if not ours(second) and form(state) != form(tx.init(params)):
         return "taken by Optax, which does not look"

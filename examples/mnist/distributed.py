@@ -41,7 +41,7 @@ class Devices:
     """The placement of the arrays of a training run.
 
     Attributes:
-      mesh: all devices of all processes, along the axis "data"; None for one device alone.
+      mesh: all devices of all processes, along the axis "data"; None for a single device.
     """
 
     mesh: Mesh | None = None
@@ -157,8 +157,8 @@ def report(text: str) -> None:
 def launch(processes: int | str, process_id: int | None, command: Sequence[str]) -> int:
     """Runs a command in processes that train, and supervises them; returns the exit status.
 
-    When one fails all are ended, because the others would wait for it for ever. Processes on other
-    machines end after some seconds without a heartbeat, and their own supervisors report it.
+    When one fails all are ended, because the others would wait for it. Processes on other machines
+    end after some seconds without a heartbeat, and their own supervisors report it.
 
     Args:
       processes: the number of processes; "auto" if the cluster knows it.

@@ -131,7 +131,7 @@ def train(
     Args:
       run: the output; metrics and a checkpoint are written after each epoch, pictures at the end.
       digits: the data.
-      devices: one, or those of several processes, all of which call this.
+      devices: one, or those of several processes; each process calls this.
 
     Returns:
       The summary that the command prints as its last line.

@@ -101,7 +101,7 @@ def train_epoch(
       digits: the training set.
       order: int32 [steps, batch], the digits of each batch.
       key: of the epoch's noise.
-      loss: what is minimised.
+      loss: the objective.
       optimizer: makes the transformation of one run from its settings.
 
     Returns:
