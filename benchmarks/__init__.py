@@ -1,1 +1,1 @@
-"""Scripts that measure, and RESULTS.md, what they printed on which machine."""
+"""Benchmark scripts, and RESULTS.md with their results and the machine they ran on."""

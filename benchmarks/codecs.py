@@ -1,8 +1,8 @@
-"""How other libraries store Adam's moments: their codes, written anew from their sources.
+"""Codecs of other libraries for Adam's moments, rewritten from their sources.
 
-Each is a `Format`, so that `adam_jax.scale_by_adam` computes with it as with its own: what differs
-between two rows of a table is the storage alone. Unlike the package's formats they cut the
-flattened tensor into blocks. Independent of `adam_jax.formats`' own codecs, on purpose.
+Each is a `Format` for `adam_jax.scale_by_adam`, so rows of a table differ only in the storage.
+Unlike the package's formats they divide the flattened tensor into blocks. They are deliberately
+independent of the codecs in `adam_jax.formats`.
 """
 
 import abc
@@ -24,7 +24,7 @@ BITSANDBYTES, FLASH, TORCHAO = "bitsandbytes 8-bit", "FlashOptim 8-bit", "torcha
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Codes:
-    """What is stored: codes with the parameter's shape, and a scale for each block."""
+    """A stored array: codes with the parameter's shape, and a scale per block."""
 
     codes: jax.Array
     scale: jax.Array
@@ -46,11 +46,11 @@ class FlatBlocks(Format):
         """The opposite."""
 
     def init(self, param: jax.Array, start: float) -> Codes:
-        """The stored form of an array that is `start` everywhere."""
+        """The stored form of an array filled with `start`."""
         return self.encode(jnp.full_like(param, start, dtype=jnp.float32))
 
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Codes:
-        """The stored form; all peers here round to the nearest."""
+        """The stored form; all peers here round to nearest."""
         codes, scale = self.split(self._blocks(x.astype(jnp.float32)))
         return Codes(jnp.ravel(codes)[: x.size].reshape(x.shape), scale[:, 0], self)
 
@@ -73,7 +73,7 @@ class FlatBlocks(Format):
         return True
 
     def refuses(self, slot: Slot) -> None:
-        """No slot: what each does with all of them is compared."""
+        """Refuses no slot: the peers' codecs are compared on all of them."""
         return None
 
     def _blocks(self, x: jax.Array) -> jax.Array:
@@ -89,10 +89,10 @@ def _edges(parts: int) -> np.ndarray:
 
 
 def dynamic_map(signed: bool, exponents: int = 7, bits: int = 8) -> np.ndarray:
-    """The numbers that the codes of bitsandbytes stand for, sorted: float32 [2**bits].
+    """The values of bitsandbytes' codes, sorted: float32 [2**bits].
 
-    `create_dynamic_map` of its functional.py. A decade each for the exponents; the larger ones are
-    cut into more parts, whose middles are the numbers. Then 0 and 1, but no -1.
+    `create_dynamic_map` of its functional.py. Each exponent is a decade; larger ones are divided
+    into more parts, whose middles are the values. Then 0 and 1 are added, but not -1.
     """
     numbers = [np.zeros(1), np.ones(1)]
     for i in range(exponents):
@@ -107,11 +107,11 @@ def dynamic_map(signed: bool, exponents: int = 7, bits: int = 8) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Table(FlatBlocks):
-    """A code is the place of the nearest number of a table; halves go to the even place.
+    """A code is the index of the nearest number in a table; ties go to the even index.
 
     Attributes:
       numbers: the table, sorted, 2**bits of them.
-      keep_sign: no negative number becomes zero, as in bitsandbytes' kernel.
+      keep_sign: negative numbers never become zero, as in bitsandbytes' kernel.
     """
 
     numbers: tuple[float, ...]
@@ -130,7 +130,7 @@ class Table(FlatBlocks):
         middles = (numbers[:-1] + numbers[1:]) / 2
         code = jnp.zeros(y.shape, jnp.int32)
         step = len(self.numbers) // 2
-        while step:  # How many of the middles lie below y.
+        while step:  # Counts the middles below y.
             code = jnp.where(y > middles[code + step - 1], code + step, code)
             step //= 2
         last = len(middles) - 1
@@ -156,7 +156,7 @@ class Flash(FlatBlocks):
     signed: bool
 
     def split(self, blocks: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The codes and the scales; the division is by the scale before it is rounded."""
+        """The codes and the scales; divides by the scale before the scale is rounded."""
         x = blocks if self.signed else jnp.sqrt(blocks)
         scale = jnp.maximum(jnp.max(jnp.abs(x), axis=1, keepdims=True), np.float32(1e-12))
         y = x / scale
@@ -177,14 +177,14 @@ def _table(block: int, numbers: np.ndarray, keep_sign: bool = False) -> Table:
 
 @functools.cache
 def peers() -> dict[str, tuple[Format, Format]]:
-    """By name: how mu and nu are stored."""
+    """By name: the formats of mu and nu."""
     return {
         BITSANDBYTES: (
             _table(256, dynamic_map(True), keep_sign=True),
             _table(256, dynamic_map(False)),
         ),
         FLASH: (Flash(32, True), Flash(32, False)),
-        # Of nu there is no zero, and the steps are equal (thu-ml/low-bit-optimizers' "power-1").
+        # nu has no zero, and equal steps (thu-ml/low-bit-optimizers' "power-1").
         TORCHAO: (
             _table(128, dynamic_map(True, 3, 4)),
             _table(128, np.linspace(0, 1, 17, dtype=np.float32)[1:]),

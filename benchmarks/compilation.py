@@ -1,4 +1,4 @@
-"""What it takes to trace, lower and compile an optimizer step on trees of many leaves."""
+"""The time to trace, lower and compile an optimizer step on trees with many leaves."""
 
 import gc
 import random
@@ -21,12 +21,12 @@ PEERS = {
 }
 BASE, *OURS = PEERS
 INIT = adam_jax.adamw(1e-3).init  # Optax's state is the same.
-# How much of Optax's time is allowed.
+# The allowed share of Optax's time.
 TARGETS = {"trace": None, "lower": None, "trace + lower": 0.25, "compile": None, "all": 0.8}
 
 
 class Tree(NamedTuple):
-    """Parameters to compile a step for; large ones take few rounds."""
+    """Parameters of a compiled step; large trees take few rounds."""
 
     title: str
     params: Any
@@ -66,10 +66,10 @@ def trees(fast: bool) -> list[Tree]:
 
 
 def stages(step: Step, params: Any, compiles: bool) -> dict[str, float]:
-    """Seconds of each stage, from nothing."""
+    """Seconds of each stage, from cleared caches."""
     state = jax.eval_shape(INIT, params)
     jax.clear_caches()
-    gc.collect()  # What the peer before left behind is not this one's to clean up.
+    gc.collect()  # Garbage of the previous peer must not be collected during this one.
     marks = [time.perf_counter()]
     traced = jax.jit(step, donate_argnums=(0, 1)).trace(params, state, params)
     marks.append(time.perf_counter())
@@ -84,10 +84,10 @@ def stages(step: Step, params: Any, compiles: bool) -> dict[str, float]:
 
 
 def measure(tree: Tree, rounds: int) -> list[Row]:
-    """The rows of one tree, the peers taking turns as in `interleaved`.
+    """The rows of one tree; the peers alternate as in `interleaved`.
 
-    Tracing has rounds of its own: behind a compilation, whose memory is being given back, it takes
-    up to half as long again, and not the same for both.
+    Tracing has separate rounds: right after a compilation, whose memory is being freed, it takes up
+    to half as long again, and not the same for both peers.
     """
     seconds = {stage: {name: [] for name in PEERS} for stage in TARGETS}
     for compiles in (False, True):

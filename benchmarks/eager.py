@@ -1,12 +1,12 @@
-"""What steps without `jit` cost, and what remains of them and of a sweep of schedules.
+"""The cost of steps without `jit`, and the memory that they and a sweep of schedules retain.
 
 python -m benchmarks.eager [--fast] [--only WORD]
 
-The first table is the time of one uncompiled update beside Optax's, the least of many that take
-turns, since dispatching has no other noise than delays. The second is 1,000 uncompiled steps of
-every wrapper: programs compiled after the first few steps, and by how much the process has grown.
-The third is a sweep: each of 100 schedules makes an optimizer of which a step is compiled and
-dropped; what stays of that, per schedule.
+The first table is the time of one uncompiled update relative to Optax's: the minimum of many
+alternating runs, since the only noise of dispatch is delays. The second is 1,000 uncompiled steps
+of every wrapper: programs compiled after the first few steps, and the growth of the process. The
+third is a sweep: each of 100 schedules makes an optimizer, and one step is compiled and dropped;
+the figure is the memory retained per schedule.
 """
 
 import argparse
@@ -94,7 +94,7 @@ def resident() -> float:
 
 
 def updates(leaves: int, rounds: int) -> list[Row]:
-    """Times of one `update`, of parameters in so many arrays."""
+    """Times of one `update` with parameters in that many arrays."""
     rows, params = [], parameters(leaves)
     for name, (theirs, ours, rate) in PAIRS.items():
 
@@ -110,7 +110,7 @@ def updates(leaves: int, rounds: int) -> list[Row]:
 
 
 def steps(make: Callable[[], Any], count: int) -> tuple[int, float, float]:
-    """Programs compiled and MB grown in so many uncompiled steps, and milliseconds of each."""
+    """Programs compiled, MB grown, and milliseconds per step, for that many uncompiled steps."""
     tx, grads = make(), parameters(3, jnp.bfloat16)
     state, params, step = tx.init(grads), grads, update(tx)
     compiled, before, start = [], 0.0, 0.0
@@ -130,7 +130,7 @@ def steps(make: Callable[[], Any], count: int) -> tuple[int, float, float]:
 
 
 def sweep(alias: Any, count: int) -> float:
-    """MB that stay of each of so many schedules."""
+    """MB retained per schedule."""
     grads = parameters(3)
     before = 0.0
     for i in range(-5, count):
@@ -145,7 +145,7 @@ def sweep(alias: Any, count: int) -> float:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--fast", action="store_true", help="few steps: shows that it runs")
+    arguments.add_argument("--fast", action="store_true", help="few steps, to try it out")
     arguments.add_argument(
         "--only", metavar="WORD", default="", help="wrappers with it in the name"
     )

@@ -4,15 +4,15 @@ python -m benchmarks.fuzz_nestings [--examples N] [--seed N] [--only PART] [--fa
 
 A nesting is a member with modifiers, groups, hyperparameters in the state and a format, or one of
 Optax's, in up to three wrappers, ours or Optax's (`benchmarks.nestings`). It takes a few steps with
-random gradients by `update` and by `step`, one in ten under jit as well, those split over devices
-under jit alone. They agree with each other, with the plain version in float64
-(`benchmarks.nestings_plain`) where moments are float32, and the state keeps its structure, shapes
-and dtypes.
+random gradients by `update` and by `step`, one in ten also under jit; nestings on several devices
+run only under jit. Both must agree with each other and, where moments are float32, with the plain
+version in float64 (`benchmarks.nestings_plain`). The state must keep its structure, shapes and
+dtypes.
 
-A pair is the state of one nesting and another nesting, most of them alike but for one thing. A step
-either leaves a state of the same structure and finite parameters, or it is a ValueError or a
-TypeError that says what is wrong and where; where Optax takes a state, or says so, it is counted.
-hypothesis makes what fails as small as it can.
+A pair is the state of one nesting and another nesting, most of them equal except for one property.
+A step must either leave a state of the same structure and finite parameters, or raise a ValueError
+or TypeError that names the problem and the place. Pairs that Optax accepts, or rejects itself, are
+counted. hypothesis shrinks failures.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def members(draw: Any) -> Node:
     possible = kind.modifiers.split()
     modifiers = draw(st.lists(st.sampled_from(possible), max_size=2, unique=True))
     if {"atan2", "clip"} <= set(modifiers):
-        modifiers = ["atan2"]  # Measured by a quotient that the plain version has not.
+        modifiers = ["atan2"]  # Measured by a quotient that the plain version lacks.
     b1 = st.sampled_from([0.5, 0.9])
     numbers = (("b1", draw(b1)), ("b2", draw(st.sampled_from([0.9, 0.99]))))
     form = draw(st.sampled_from(["float32"] * 5 + sorted(FORMATS)))
@@ -92,7 +92,7 @@ def nestings(draw: Any) -> Node:
 
 
 def skips(node: Node) -> bool:
-    """Whether what is not finite reaches nothing that remembers, or only what forgets it."""
+    """Whether non-finite values reach no memory, or only one that forgets them."""
     kinds = [getattr(x, "kind", "") for x in node.nodes()]
     first = next((i for i, k in enumerate(kinds) if k in ("skip", "optax skip")), None)
     return first is not None and "optax steps" not in kinds[:first]
@@ -100,7 +100,7 @@ def skips(node: Node) -> bool:
 
 @st.composite
 def pairs(draw: Any) -> tuple[Node, Node]:
-    """A nesting whose state it is, and another that is to go on with it."""
+    """A nesting that makes the state, and another that continues with it."""
     first = draw(nestings())
     how = draw(st.sampled_from(["any", "around", "inside", "swapped", "format", "member"]))
     if how == "around":
@@ -108,7 +108,7 @@ def pairs(draw: Any) -> tuple[Node, Node]:
     if how == "inside" and isinstance(first, Wrap):
         return first, first.inner
     if how == "swapped" and isinstance(first, Wrap) and isinstance(inner := first.inner, Wrap):
-        if first.kind != "offload":  # Which is outside, always.
+        if first.kind != "offload":  # `offload` is always outermost.
             return first, Wrap(inner.kind, Wrap(first.kind, inner.inner, first.by), inner.by)
     if how in ("format", "member"):
         other = draw(members())
@@ -128,7 +128,7 @@ Found = collections.Counter
 
 
 def fuzz(examples: int, seed: int, pairwise: bool, found: Found, derandomize: bool = False) -> None:
-    """Draws and checks that many; raises at the smallest that fails."""
+    """Draws and checks that many; raises the smallest failure."""
 
     def nesting(data: Any) -> None:
         node = data.draw(nestings(), "nesting")
@@ -168,7 +168,7 @@ def fuzz(examples: int, seed: int, pairwise: bool, found: Found, derandomize: bo
 
 
 def told(error: BaseException) -> str:
-    """What failed, as small as it can be, and where."""
+    """The smallest failure, and its place."""
     notes = [note for note in getattr(error, "__notes__", []) if not note.startswith("You can")]
     where = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(where.filename).name}:{where.lineno}"
@@ -176,7 +176,7 @@ def told(error: BaseException) -> str:
 
 
 def campaign(name: str, examples: int, seed: int, findings: list[str]) -> dict[str, int]:
-    """Draws that many by the hundred, as what fails ends a hundred; returns what became of them."""
+    """Draws that many in hundreds, as a failure ends its hundred; returns the outcomes."""
     found, start = Found(), time.perf_counter()
     for chunk in range(0, examples, 100):
         try:
@@ -192,7 +192,7 @@ def campaign(name: str, examples: int, seed: int, findings: list[str]) -> dict[s
 
 
 def main() -> None:
-    """Prints what was found; the exit status is 1 if anything was."""
+    """Prints the findings; the exit status is 1 if there are any."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

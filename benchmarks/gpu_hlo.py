@@ -1,9 +1,9 @@
-"""What XLA makes of an optimizer step on an NVIDIA H200, found without a GPU: nothing is run.
+"""Compiles optimizer steps for an NVIDIA H200 without a GPU, and analyses them; runs nothing.
 
 python -m benchmarks.gpu_hlo [--pjrt FOLDER] [--only WORD] [--side N] [--json FILE]
 
 FOLDER (or JAX_CUDA_PJRT) has the compiler, `pip install --no-deps --target FOLDER jax-cuda12-pjrt`;
-without it this Python's packages are searched. Only this file uses JAX's private interfaces.
+otherwise this Python's packages are searched. Only this file uses JAX's private interfaces.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import adam_jax
 from examples import strict_json
 from examples.options import positive
 
-# The card as a text proto. Fewer fields give other fusions; one that jaxlib 0.10.2 lacks, an error.
+# The card as a text proto. Missing fields change fusions; fields unknown to jaxlib 0.10.2 fail.
 H200 = """platform_name: "CUDA" device_description_str: "NVIDIA H200 141GB HBM3e"
 dnn_version_info { major: 9 minor: 10 } gpu_device_info { cuda_compute_capability { major: 9 }
 core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98 memory_bandwidth: 4800000000000
@@ -36,12 +36,12 @@ threads_per_block_limit: 1024 threads_per_core_limit: 2048 shared_memory_per_blo
 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472 registers_per_core_limit: 65536
 registers_per_block_limit: 65536 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
 block_dim_limit_z: 65535 }"""
-SIDE = 1024  # Of the square leaves of the table; XLA fuses otherwise from 4096 on.
-SMALL = 64 * 1024  # Bytes that a kernel moves: below it is little more than its launch.
+SIDE = 1024  # Of the square leaves of the table; XLA fuses differently from 4096 on.
+SMALL = 64 * 1024  # Bytes that a kernel moves: a smaller one is little more than its launch.
 
 
 def plugin() -> Path:
-    """The compiler's library, of jaxlib's own version: another may compile otherwise."""
+    """The compiler's library of jaxlib's own version: another may compile differently."""
     folder, version = os.environ.get("JAX_CUDA_PJRT"), metadata.version("jaxlib")
     path, name = [folder] if folder else sys.path, "jax-cuda12-pjrt"
     for wheel in metadata.distributions(name=name, path=path):
@@ -55,8 +55,8 @@ def plugin() -> Path:
 
 @functools.cache
 def h200s(count: int = 1) -> list[Any]:
-    """So many cards of one machine, to compile for."""
-    jax.devices("cpu")  # Makes JAX load the plugins that are installed, this one perhaps too.
+    """That many cards of one machine, as compilation targets."""
+    jax.devices("cpu")  # Makes JAX load the installed plugins, perhaps including this one.
     if not _jax.pjrt_plugin_loaded("cuda"):
         xla_bridge.register_plugin("cuda", library_path=str(plugin()), priority=0)
     machine = topologies.get_topology_desc(
@@ -72,11 +72,11 @@ def compile_for_h200(f: Any, *args: Any, donate: tuple[int, ...] = ()) -> jax.st
 
 
 class Launch(NamedTuple):
-    """One operation that makes the GPU do something."""
+    """One operation that launches work on the GPU."""
 
     opcode: str
     bytes: int  # Of operands and results.
-    inside: str  # "conditional", "while", or "" where it runs once in every call.
+    inside: str  # "conditional", "while", or "" if it runs once in every call.
 
 
 NOT_LAUNCHED = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
@@ -86,18 +86,18 @@ CALLED = re.compile(r"(?:to_apply|condition|body|\w+_computations?)=\{?((?:%[\w.
 
 
 def _bytes(shape: str) -> int:
-    """Of shapes like `f32[8,128]{1,0}` in a text; `pred` is the dtype without a number."""
+    """Bytes of shapes like `f32[8,128]{1,0}` in a text; `pred` is the dtype without a number."""
     found = re.findall(r"\b[a-z]+(\d*)\w*\[([\d,]*)\]", shape)
     return sum(math.prod(map(int, s.split(",") if s else ())) * int(b or 8) // 8 for b, s in found)
 
 
 def launches(compiled: jax.stages.Compiled) -> list[Launch]:
-    """The kernels, copies and library calls of one call of a program, from its optimised HLO.
+    """The kernels, copies and library calls of one call of a program, from its optimized HLO.
 
-    XLA makes a fusion of all it generates a kernel for, and leaves bare what it has other means
-    for: custom calls, copies, sorts. So each operation counts that is not known to be free, but
-    none within a fusion; of a conditional the branch with most, of a loop one turn, of an
-    asynchronous pair the start. Command buffers, which make launches cheaper, do not show in HLO.
+    XLA makes a fusion of everything it generates a kernel for, and leaves other operations bare:
+    custom calls, copies, sorts. So every operation counts that is not known to be free, except
+    inside a fusion. Of a conditional the largest branch counts, of a loop one iteration, of an
+    asynchronous pair the start. HLO does not show command buffers, which make launches cheaper.
     """
     lines, computations = [], {}
     for line in (compiled.as_text() or "").splitlines():
@@ -123,7 +123,7 @@ def launches(compiled: jax.stages.Compiled) -> list[Launch]:
 
 
 def kernels(compiled: jax.stages.Compiled) -> int:
-    """How many launches one call of a program is."""
+    """The number of launches of one call of a program."""
     return len(launches(compiled))
 
 
@@ -133,7 +133,7 @@ def update_and_apply(tx: Any, grads: Any, state: Any, params: Any) -> tuple[Any,
 
 
 class Case(NamedTuple):
-    """A row of the table: `step(tx, grads, state, params)` on so many leaves."""
+    """A row of the table: `step(tx, grads, state, params)` on that many leaves."""
 
     tx: optax.GradientTransformation
     leaves: int = 24
@@ -177,7 +177,7 @@ CASES = {
 
 
 def _low_precision() -> dict[str, Case]:
-    """Stored forms of moments under float32 weights, of weights under float32 moments, and both."""
+    """Formats of moments with float32 weights, of weights with float32 moments, and both."""
     moments = {
         "8-bit": jnp.int8,
         "4-bit": jnp.int4,
@@ -205,20 +205,20 @@ def _low_precision() -> dict[str, Case]:
 
 
 CASES |= _low_precision()
-# What a program of low precision may not have in it, or must.
+# Operations that a low-precision program must not have, or must have.
 LOOKUPS = ("gather", "sort", "while", "dynamic-slice")
 SPLITS = ("shift-right-logical", "reduce-precision")
 
 
 def _bits(dtype: Any) -> int:
-    """Of an element; two of 4 bits share a byte."""
+    """Bytes of an element; two of 4 bits share a byte."""
     return 4 if dtype.name in ("int4", "uint4") else 8 * dtype.itemsize
 
 
 def measure(case: Case, side: int = SIDE) -> dict[str, float]:
-    """A row: what one step launches, keeps and moves; bytes are per parameter (B/p)."""
+    """A row: the launches, memory and traffic of one step; bytes are per parameter (B/p)."""
 
-    # Parameters first, as in the results: JAX pairs donated buffers with results in this order.
+    # Parameters first, as in the results: JAX pairs donated buffers with results in order.
     def step(params: Any, state: Any, grads: Any) -> Any:
         return case.step(case.tx, grads, state, params)
 
@@ -227,10 +227,10 @@ def measure(case: Case, side: int = SIDE) -> dict[str, float]:
     args = (params, jax.eval_shape(case.tx.init, params), params)
     compiled = compile_for_h200(step, *args, donate=(0, 1))
     found, memory = launches(compiled), compiled.memory_analysis()
-    # `compiled.cost_analysis()` is None here; the CPU's client counts for any program.
+    # `compiled.cost_analysis()` is None here; the CPU's client analyses any program.
     [module] = compiled.runtime_executable().hlo_modules()  # pyright: ignore
     costs = _jax.hlo_module_cost_analysis(jax.devices("cpu")[0].client, module)
-    # The floor: all that goes in is read once, all that comes out is written once.
+    # The floor: each input is read once, each output is written once.
     ends = jax.tree.leaves((args, jax.eval_shape(step, *args)))
     text = compiled.as_text() or ""
     return {
@@ -249,14 +249,14 @@ def measure(case: Case, side: int = SIDE) -> dict[str, float]:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--pjrt", metavar="FOLDER", help="where the wheel was installed to")
+    arguments.add_argument("--pjrt", metavar="FOLDER", help="the folder with the wheel")
     arguments.add_argument("--only", metavar="WORD", default="", help="cases with it in their name")
     arguments.add_argument(
         "--side", metavar="N", type=positive, default=SIDE, help="leaves are N x N"
     )
     arguments.add_argument("--json", metavar="FILE", type=Path, help="the table goes there too")
     args = arguments.parse_args()
-    jax.config.update("jax_platforms", "cpu")  # A GPU that is there stays out of it.
+    jax.config.update("jax_platforms", "cpu")  # Do not use a GPU of this machine.
     os.environ["JAX_CUDA_PJRT"] = args.pjrt or os.environ.get("JAX_CUDA_PJRT", "")
     try:
         plugin()

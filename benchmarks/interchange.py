@@ -1,4 +1,4 @@
-"""Runs that begin in one library and go on in another: how far apart they are 20 steps later.
+"""Runs that begin in one library and continue in another: their difference 20 steps later.
 
 python -m benchmarks.interchange [--only WORD] [--json FILE]
 """
@@ -18,15 +18,15 @@ BEFORE, AFTER = 30, 20
 
 
 class Difference(NamedTuple):
-    """Of the parameters, at most, as a share of the distance that they move meanwhile.
+    """Largest differences of the parameters, as a share of the distance that they move meanwhile.
 
     Attributes:
-      way: from where to where.
+      way: the direction of the conversion.
       name: of the optimizer.
       once: after one step, in float32.
       float32: in 20 steps.
-      float64: in 20 steps; None where there is none.
-      new_state: in 20 steps in float32, with a new state in place of the converted one.
+      float64: in 20 steps; None if it was not measured.
+      new_state: in 20 steps in float32, with a new state instead of the converted one.
     """
 
     way: str
@@ -38,7 +38,7 @@ class Difference(NamedTuple):
 
 
 def differences(conversion: Conversion, *converted: bool) -> list[tuple[float, float]]:
-    """Of runs that go on with the converted state (or with a new one), from the one that began."""
+    """Distances of runs with the converted state (or a new one) from the original run."""
     grads = gradients(BEFORE + AFTER, conversion.decades)
     run = conversion.begin(start())
     for g in grads[:BEFORE]:
@@ -47,7 +47,7 @@ def differences(conversion: Conversion, *converted: bool) -> list[tuple[float, f
 
 
 def measure(conversion: Conversion) -> Difference:
-    """In float32 and float64, and with a new state in place of the converted one."""
+    """In float32 and float64, and with a new state instead of the converted one."""
     (once, single), (_, new) = differences(conversion, True, False)
     double = None
     if conversion.double:

@@ -1,4 +1,4 @@
-"""The conversions that `benchmarks.interchange` measures: each library's optimizers, and ours."""
+"""The conversions that `benchmarks.interchange` measures: optimizers of each library and ours."""
 
 import importlib
 from collections.abc import Callable, Iterable
@@ -18,12 +18,12 @@ class Conversion(NamedTuple):
     """One way from one library to another.
 
     Attributes:
-      way: from where to where.
+      way: the direction of the conversion.
       name: of the optimizer there, and here.
-      begin: makes the run that begins, at some parameters.
-      go_on: from that run to the one that goes on; False: with a new state.
-      double: whether it can be done in float64.
-      decades: over which the gradients of one leaf are spread; fewer where moments have 8 bits.
+      begin: makes the original run from some parameters.
+      go_on: makes the continued run from the original; False: with a new state.
+      double: whether float64 is possible.
+      decades: the range of the gradients of one leaf; smaller for 8-bit moments.
     """
 
     way: str
@@ -42,7 +42,7 @@ LATE = {"max_before_correction": True}
 TORCH: list[tuple[str, dict[str, Any], Callable[..., Any], dict[str, Any]]] = [
     ("Adam", {}, adam_jax.adam, {}),
     ("Adam", {"weight_decay": 0.1}, adam_jax.adam, {"l2": 0.1}),
-    # An uncorrected nu grows for 1 / (1 - b2) steps, and its maximum must not be itself.
+    # An uncorrected nu grows for 1 / (1 - b2) steps, so its maximum would be nu itself.
     ("Adam", {"amsgrad": True, "betas": (0.9, 0.8)}, adam_jax.amsgrad, LATE | {"b2": 0.8}),
     ("AdamW", {"weight_decay": 0.1}, adam_jax.adamw, {"weight_decay": 0.1}),
     (

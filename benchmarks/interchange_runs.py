@@ -35,7 +35,7 @@ def start() -> dict[str, np.ndarray]:
 
 
 def gradients(count: int, decades: float) -> list[dict[str, np.ndarray]]:
-    """Of a size of its own for each parameter, over so many decades, which drifts: nu matters."""
+    """Gradients with a size per parameter, spread over decades, that drifts, so that nu matters."""
     rng, half = np.random.default_rng(1), decades / 2
     sizes = {path: 10.0 ** rng.uniform(-half, half, shape) for path, shape in SHAPES.items()}
     drift = np.exp(rng.normal(size=count).cumsum() / 4)
@@ -46,7 +46,7 @@ def gradients(count: int, decades: float) -> list[dict[str, np.ndarray]]:
 
 
 def nested(arrays: Arrays) -> Any:
-    """The tree of the paths, for ours."""
+    """The nested tree of the paths, for our optimizers."""
     tree: dict[str, Any] = {}
     for path, x in arrays.items():
         *above, last = path.split("/")
@@ -68,7 +68,7 @@ STEP = jax.jit(
 
 
 class InJax:
-    """A run of any Optax transformation; every step of `accumulate` and the like is a micro-step.
+    """A run of any Optax transformation; with `accumulate` and the like, steps are micro-steps.
 
     Attributes:
       every: micro-steps per step, each with the same gradient.
@@ -89,7 +89,7 @@ class InJax:
 
 
 class InTorch:
-    """A run of an optimizer of PyTorch, or one with its interface."""
+    """A run of an optimizer of PyTorch, or of one with its interface."""
 
     def __init__(self, make: Any, arrays: Arrays, layouts: Any = None) -> None:
         import torch  # pyright: ignore[reportMissingImports]
@@ -120,7 +120,7 @@ class InTorch:
         }
 
     def load(self, state_dict: Any) -> None:
-        """Goes on with another state."""
+        """Continues with another state."""
         tensors = jax.tree.map(self.torch.as_tensor, state_dict["state"])
         self.optimizer.load_state_dict(state_dict | {"state": tensors})
 
@@ -156,10 +156,10 @@ def moved(before: Arrays, after: Arrays) -> float:
 def apart(
     first: Any, others: list[Any], grads: list[dict[str, np.ndarray]]
 ) -> list[tuple[float, float]]:
-    """How far other runs come apart from the first, at most.
+    """The largest distance of other runs from the first.
 
     Returns:
-      For each, a pair: after one step, as a share of how far that moves; in all of them together.
+      For each, a pair: after one step, as a share of the distance moved; and over all steps.
     """
     before, once, distance = first.params(), [], 0.0
     largest = [moved(before, other.params()) for other in others]

@@ -1,15 +1,15 @@
-"""What moments of few bits do to Adam's updates, beside the codes of other libraries.
+"""Errors of Adam's updates with low-precision moments, compared with codecs of other libraries.
 
 python -m benchmarks.low_precision [--fast] [--json FILE]
 
 First on real gradients: those of the character transformer of `examples.text`, along a run of AdamW
-in float32. Each form of (mu, nu) gets the same gradients, and is stored and read in every step.
+in float32. Each format of (mu, nu) gets the same gradients, and is written and read in every step.
 Then a long run on synthetic gradients. The error of an update u = m̂ / (√v̂ + ε) is
-‖u - u'‖ / ‖u'‖ per leaf, u' the one of float32 moments. The peers are `benchmarks.codecs`. Last,
-which power the 4-bit codes of `adam_jax.formats.codecs.Power` should have.
+‖u - u'‖ / ‖u'‖ per leaf, where u' is that of float32 moments. The peers are in `benchmarks.codecs`.
+The last table compares powers for the 4-bit codes of `adam_jax.formats.codecs.Power`.
 
 "Fallen" is the root mean square of the updates, relative to u', of coordinates whose gradients are
-a tenth since step 1000: under 1 where nu does not follow.
+a tenth since step 1000: below 1 if nu does not follow.
 """
 
 import argparse
@@ -34,37 +34,37 @@ from benchmarks.machine import describe
 from examples import strict_json
 
 Form = tuple[Any, Any]
-"""How mu and nu are stored: `mu_dtype` and `nu_dtype`."""
+"""The formats of mu and nu: `mu_dtype` and `nu_dtype`."""
 FLOAT32: Form = (jnp.float32, jnp.float32)
 Row = dict[str, Any]
 Columns = list[tuple[str, str, Callable[[Any], str]]]
 
 BLOCK = 128
 INT8 = "adam_jax int8"
-# Of the mean error with b2 = .95, where bitsandbytes has 4.0 % but for the embedding; and of the
-# largest update beside float32's: FlashOptim has a zero among its codes of nu, and no bound.
+# Limit of the mean error with b2 = .95, where bitsandbytes has 4.0 % without the embedding; and of
+# the largest update relative to float32's: FlashOptim has a zero among its codes of nu: no bound.
 MEAN_TARGET, LARGEST_TARGET = 0.021, 1.3
 B2S = {"95": 0.95, "999": 0.999}
 SHAPE = (128, 128)  # Of the synthetic gradients.
-# By powers of two, so that nothing but what the format does differs.
+# Powers of two, so that only the format makes a difference.
 SMALL, LARGE = 2.0**-20, 2.0**20
 
 
 class Sizes(NamedTuple):
-    """How much of all there is."""
+    """The size of all runs."""
 
     steps: int  # With real gradients;
-    first: int  # the first that is measured,
-    leaves: int | None  # and of how many leaves, at most.
+    first: int  # the first measured step,
+    leaves: int | None  # and the largest number of leaves.
     long: int  # Steps of the long run.
-    fall: int  # When gradients fall in it.
+    fall: int  # The step at which gradients fall in it.
 
 
 FULL, FAST = Sizes(120, 40, None, 2500, 1000), Sizes(12, 4, 1, 30, 10)
 
 
 def forms(fast: bool) -> dict[str, Form]:
-    """Ours and theirs."""
+    """Our formats and the peers'."""
     stochastic = adam_jax.stochastic
     ours: dict[str, Any] = {
         "float32": jnp.float32,
@@ -82,7 +82,7 @@ def forms(fast: bool) -> dict[str, Form]:
 
 
 def powers(fast: bool) -> dict[str, Form]:
-    """4 bits of mu, of nu, and of both."""
+    """Powers for 4 bits of mu, of nu, and of both."""
 
     def stored(power: int | None, signed: bool) -> tuple[str, Any]:
         if power is None:
@@ -100,7 +100,7 @@ def adam(form: Form, b2: Any = 0.999, eps: float = 1e-8) -> Any:
 
 
 def bytes_per_parameter(stored: Any, params: Any) -> float:
-    """Of what is stored: codes of 4 bits are half a byte."""
+    """Bytes of a stored array: codes of 4 bits are half a byte."""
 
     def bits(x: Any) -> int:
         of = jnp.iinfo if jnp.issubdtype(x.dtype, jnp.integer) else jnp.finfo
@@ -111,10 +111,10 @@ def bytes_per_parameter(stored: Any, params: Any) -> float:
 
 
 def real_gradients(task: Task, steps: int) -> dict[str, jax.Array]:
-    """By path, of every leaf that all forms store in few bits: float32 [steps, *shape].
+    """By path, for every leaf that all formats quantize: float32 [steps, *shape].
 
-    That leaves out vectors, and the output layer: no block divides its 103 characters, and
-    `Quantized` keeps it in float32.
+    That excludes vectors, and the output layer: no block divides its 103 characters, so `Quantized`
+    keeps it in float32.
     """
     tx, key = adam_jax.adamw(task.learning_rate), jax.random.key(0)
 
@@ -134,7 +134,7 @@ def update_error(name: str, form: Form, grads: dict[str, jax.Array], first: int)
     """A row of the first table: over the steps from `first` on, and over the leaves."""
     params = {path: jnp.zeros(g.shape[1:]) for path, g in grads.items()}
 
-    # A number that is known when the state is made: by it `jnp.int8` chooses how to round nu.
+    # A concrete number: `jnp.int8` uses it to choose how to round nu.
     @functools.partial(jax.jit, static_argnums=1)
     def run(grads: dict[str, jax.Array], b2: float) -> Any:
         tx, exact = adam(form, b2), adam(FLOAT32, b2)
@@ -161,7 +161,7 @@ def update_error(name: str, form: Form, grads: dict[str, jax.Array], first: int)
 
 
 class Ended(NamedTuple):
-    """What a long run comes to, one number for each of the runs that were made together."""
+    """Results of a long run, one number for each of the simultaneous runs."""
 
     error: jax.Array  # Of the last update.
     largest: jax.Array  # |u| of all steps,
@@ -172,7 +172,7 @@ class Ended(NamedTuple):
 
 
 def long_runs(form: Form, steps: int, cases: list[tuple[float, float, int, int]]) -> Ended:
-    """For each (sigma, factor, fall, seed): normal gradients, of log-normal sizes times a factor.
+    """For each (sigma, factor, fall, seed): normal gradients with log-normal sizes times a factor.
 
     From step `fall` on every other coordinate has a tenth of its gradient. eps is 0.
     """
@@ -215,7 +215,7 @@ def long_row(name: str, form: Form, sizes: Sizes) -> Row:
     cases += [(0.5, 1.0, sizes.fall, 0), (1.0, 1.0, never, 1), (1.0, 1.0, never, 2)]
     ended = long_runs(form, sizes.long, cases)
     errors = ended.error.tolist()[:4]
-    seeds = jnp.array([1, 5, 6])  # Where sigma is 1.
+    seeds = jnp.array([1, 5, 6])  # For sigma = 1.
     return {
         "form": name,
         **dict(zip(("sigma_half", "sigma_one", "small", "large"), errors, strict=True)),
@@ -276,7 +276,7 @@ def write_json(path: Path, module: str, machine: str, tables: dict[str, list[Row
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--fast", action="store_true", help="few steps: shows that it runs")
+    arguments.add_argument("--fast", action="store_true", help="few steps, to try it out")
     arguments.add_argument("--json", metavar="FILE", type=Path, help="the rows go there too")
     args = arguments.parse_args()
     sizes, machine = FAST if args.fast else FULL, describe("jax", "jaxlib")

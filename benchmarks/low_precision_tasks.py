@@ -1,6 +1,6 @@
-"""What the benchmarks of low precision train: the examples' models and data, by seed and step.
+"""The tasks of the low-precision benchmarks: the examples' models and data, by seed and step.
 
-A task has all but the optimizer. Everything random is a function of the seed and the step.
+A task has everything except the optimizer. All randomness is a function of the seed and the step.
 """
 
 import dataclasses
@@ -25,16 +25,16 @@ Weights = dict[str, jax.Array]
 
 
 class Task(NamedTuple):
-    """What is trained; all but the optimizer."""
+    """A training task, without the optimizer."""
 
     name: str
     steps: int
     learning_rate: float
     b2: float
-    weights: Callable[[int], Weights]  # Of a seed, float32.
-    batch: Callable[[jax.Array, jax.Array], Any]  # Of a key and a step.
+    weights: Callable[[int], Weights]  # From a seed; float32.
+    batch: Callable[[jax.Array, jax.Array], Any]  # From a key and a step.
     loss: Callable[[Weights, Any], jax.Array]
-    held_out: Callable[[Weights], dict[str, float]]  # Of float32 weights: loss and accuracy.
+    held_out: Callable[[Weights], dict[str, float]]  # From float32 weights: loss and accuracy.
 
 
 def flat(params: Any) -> Weights:
@@ -43,7 +43,7 @@ def flat(params: Any) -> Weights:
 
 
 def unflat(params: Any) -> Callable[[Weights], Any]:
-    """The opposite, for models like this one."""
+    """The inverse, for models like this one."""
     paths, treedef = leaf_paths(params), jax.tree.structure(params)
     return lambda weights: treedef.unflatten([weights[path] for path in paths])
 
@@ -119,5 +119,5 @@ def cast(weights: Weights, dtype: Any) -> Weights:
 
 
 def first_weights(task: Task, seed: int) -> Weights:
-    """Float32 numbers that bfloat16 has."""
+    """Float32 numbers that bfloat16 represents."""
     return cast(cast(task.weights(seed), jnp.bfloat16), jnp.float32)

@@ -1,19 +1,19 @@
-"""Training with moments and weights of few bits, beside float32: do the losses differ?
+"""Training with low-precision moments and weights, compared with float32: do the losses differ?
 
 python -m benchmarks.low_precision_training [--fast] [--seeds 3] [--model text|cnn|all]
     [--data-dir DIR] [--json FILE] [--plot PNG]
 
 The character transformer of `examples.text` and the CNN of `examples.mnist`, by AdamW on clipped
-gradients. Only the optimizer differs between the cases of a model: all begin with the same weights,
-numbers of bfloat16, and see the same batches; the model computes in float32, with the weights as
-they are stored, and its gradients are float32. Then the same with a twentieth of the learning rate,
-where updates are small beside the distance of bfloat16 numbers.
+gradients. Only the optimizer differs between the cases of a model. All start with the same weights,
+which bfloat16 represents, and see the same batches. The model computes in float32 from the stored
+weights, and gradients are float32. Then the same with a twentieth of the learning rate, where
+updates are small relative to the spacing of bfloat16 numbers.
 
-The loss is the mean of the last 15 batches'; "within" says whether the mean over the seeds lies
-between float32's least and largest. "Unmoved" is the share of the weights, and of what is kept
-beside them, that a step leaves as they were: to the nearest those updates are lost, by stochastic
-rounding the others make up for it. Last, whether `master_residual(16)` is training in float32, bit
-for bit.
+The loss is the mean over the last 15 batches. "within" tells whether the mean over the seeds is
+between float32's least and largest. "Unmoved" is the share of the weights, including the bits kept
+in the state, that a step does not change: rounding to nearest loses those updates, stochastic
+rounding compensates for them with others. The last check is whether `master_residual(16)` equals
+training in float32, bit for bit.
 """
 
 import argparse
@@ -35,12 +35,12 @@ from benchmarks.machine import describe
 from examples import style
 from examples.options import positive
 
-LAST = 15  # Batches whose mean is a run's loss.
+LAST = 15  # Batches averaged for a run's loss.
 SMALL = 1 / 20  # Of the usual learning rate.
 
 
 class Case(NamedTuple):
-    """How moments and weights are stored; nu as the moments, where it is not said."""
+    """The formats of moments and weights; nu has the moments' format by default."""
 
     moments: Any = jnp.float32
     weights: Any = jnp.float32
@@ -74,7 +74,7 @@ SLOW = {
 
 
 def optimizer(task: Task, case: Case, rate: Any) -> Any:
-    """A tenth of the steps up to the rate, then a cosine down to a tenth of it."""
+    """Linear warmup over a tenth of the steps, then a cosine down to a tenth of the rate."""
     part = optax.warmup_cosine_decay_schedule(0.0, 1.0, task.steps // 10, task.steps, 0.1)
     adamw = adam_jax.adamw(
         lambda step: rate * part(jnp.asarray(step, jnp.float32)),
@@ -88,7 +88,7 @@ def optimizer(task: Task, case: Case, rate: Any) -> Any:
 
 
 def unmoved(before: Any, after: Any) -> jax.Array:
-    """The share of the weights that are what they were, with what the optimizer keeps of them."""
+    """The share of unchanged weights, including the bits kept by the optimizer."""
 
     def arrays(weights: Any, state: Any) -> list[Any]:
         rest = jax.tree.leaves(getattr(state, "rest", None))
@@ -101,7 +101,7 @@ def unmoved(before: Any, after: Any) -> jax.Array:
 
 @functools.cache
 def program(task: Task, case: Case) -> Callable[..., Any]:
-    """A whole run of given weights, key and learning rate: what is left, and the losses."""
+    """A run with given weights, key and learning rate: the final weights, and the losses."""
 
     @jax.jit
     def run(weights: Any, key: jax.Array, rate: jax.Array) -> Any:
@@ -144,7 +144,7 @@ def train(task: Task, case: Case, rate: float, seeds: int) -> list[Row]:
 
 
 def summary(name: str, runs: list[Row], exact: list[Row]) -> Row:
-    """A row of a table; `exact` are float32's runs. A NaN stays one, and is not within."""
+    """A row of a table; `exact` are float32's runs. NaN stays NaN, and is not within."""
 
     def mean(key: str) -> float | None:
         return None if runs[0][key] is None else statistics.fmean(r[key] for r in runs)
@@ -171,7 +171,7 @@ def measure(task: Task, cases: dict[str, Case], rate: float, seeds: int) -> list
 
 @jax.jit
 def rounded(weights: Any) -> Any:
-    """To the nearest bfloat16, halves away from zero, as `master_residual` has it; float32."""
+    """Rounded to the nearest bfloat16, ties away from zero, as in `master_residual`; float32."""
 
     def leaf(w: jax.Array) -> jax.Array:
         bits = jax.lax.bitcast_convert_type(w, jnp.uint32)
@@ -182,16 +182,16 @@ def rounded(weights: Any) -> Any:
 
 
 def joined(p: jax.Array, rest: jax.Array) -> jax.Array:
-    """The bits of the float32 weight that bfloat16 and 16 bits stand for, uint32."""
+    """The bits of the float32 weight given by bfloat16 and 16 more bits, uint32."""
     upper = jax.lax.bitcast_convert_type(p, jnp.uint16).astype(jnp.uint32) << np.uint32(16)
     return upper + jax.lax.bitcast_convert_type(rest.astype(jnp.int32), jnp.uint32)
 
 
 def equal_bits(task: Task, steps: int) -> list[int]:
-    """How many weights are float32's, bit for bit, after each step of two runs.
+    """The number of weights equal to float32's, bit for bit, after each step of two runs.
 
-    One in float32, whose gradients are those of its weights rounded; one of `master_residual(16)`.
-    The two steps are programs of their own: else XLA could compute in one what is in both.
+    One run is in float32, with gradients of its rounded weights; one is `master_residual(16)`. The
+    two steps are separate programs; otherwise XLA could share their common computations.
     """
     txs = [optimizer(task, USUAL[FLOAT32], task.learning_rate)]
     txs += [adam_jax.master_residual(txs[0])]
@@ -200,7 +200,7 @@ def equal_bits(task: Task, steps: int) -> list[int]:
     key = jax.random.key(0)
     w = first_weights(task, 0)
     p = cast(w, jnp.bfloat16)
-    # Bound to a device as the weights are: else the second steps compile again.
+    # Committed to a device like the weights; otherwise the second step recompiles.
     state, rest = jax.device_put((txs[0].init(w), txs[1].init(p)), jax.devices()[0])
 
     @jax.jit
@@ -236,7 +236,7 @@ COLUMNS: Columns = [
 
 
 def draw(tables: dict[str, list[Row]], path: Path) -> None:
-    """Running means of the losses, less float32's of the same seed; grey: range of float32's."""
+    """Running means of the losses minus float32's with the same seed; grey: float32's range."""
     columns = len(tables) // 2
     figure, panels = style.panels(2, columns, width=7.0, height=4.2)
     by_column = [panels[row * columns + i] for i in range(columns) for row in range(2)]
@@ -258,12 +258,12 @@ def draw(tables: dict[str, list[Row]], path: Path) -> None:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--fast", action="store_true", help="short: shows that it runs")
+    arguments.add_argument("--fast", action="store_true", help="a short version, to try it out")
     arguments.add_argument("--seeds", metavar="N", type=positive, default=3)
     arguments.add_argument("--model", choices=("text", "cnn", "all"), default="all")
     arguments.add_argument("--data-dir", metavar="DIR", type=Path, help="MNIST's four files")
     arguments.add_argument("--json", metavar="FILE", type=Path, help="the rows go there too")
-    arguments.add_argument("--plot", metavar="PNG", type=Path, help="the losses, drawn")
+    arguments.add_argument("--plot", metavar="PNG", type=Path, help="plot the losses")
     args = arguments.parse_args()
     machine = describe("jax", "jaxlib", "flax")
     print(f"{machine}\n", flush=True)

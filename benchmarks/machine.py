@@ -1,4 +1,4 @@
-"""The machine and the versions behind a table, and the medians of interleaved runs."""
+"""The machine and the versions of a table, and the medians of interleaved runs."""
 
 import os
 import platform
@@ -21,12 +21,12 @@ def describe(*packages: str) -> str:
 def interleaved(
     peers: Mapping[str, Callable[[], object]], rounds: int, pause: float = 0.0
 ) -> dict[str, list[float]]:
-    """Seconds of each call, the peers taking turns: what slows the machine slows all of them.
+    """Seconds of each call; the peers alternate, so a slowdown of the machine affects all.
 
-    In an order drawn anew for each round: what one peer leaves in the caches favours each of the
-    others as often. (To turn the order round favours the first and the last, which then run twice
-    in a row: 10 % for two that were the same program.) `pause`, in seconds, goes before each call,
-    for threads of the peer before that go on spinning.
+    The order is drawn anew for each round, so the cache contents that one peer leaves favour each
+    of the others equally often. (Reversing the order favours the first and the last peer, which
+    then run twice in a row: 10 % for two copies of one program.) Each call waits for `pause`
+    seconds first, for threads of the previous peer that still spin.
     """
     for run in peers.values():  # Compiles, and touches the memory.
         run()

@@ -1,12 +1,12 @@
-"""Bytes per parameter of parameters, gradients and state, as predicted and as they are.
+"""Predicted and measured bytes per parameter of parameters, gradients and state.
 
 python -m benchmarks.memory [--size 100_000_000] [--only WORD] [--json FILE]
 
-Each case has a process to itself. It allocates a transformer's parameters, gradients of their dtype
-and the state, and takes two jitted, donated steps. "live" is what the buffers of the three take
-then; a prediction that is not the same to the byte is an error. "held" is by how much the process
-has grown since before they were allocated (its resident memory; on a GPU, what JAX's allocator has
-given away), "temporaries" are those of a step.
+Each case runs in its own process. It allocates a transformer's parameters, gradients of their dtype
+and the state, and takes two jitted, donated steps. "live" is the size of the three's buffers then;
+a prediction that differs by a byte is an error. "held" is the growth of the process since before
+the allocation (its resident memory; on a GPU, the memory in use in JAX's allocator); "temporaries"
+are those of a step.
 """
 
 import argparse
@@ -37,7 +37,7 @@ SMALLEST = 500_000
 
 
 class Case(NamedTuple):
-    """A way to store everything, and what it may take at most, in bytes per parameter."""
+    """Formats of weights and moments, and their limit in bytes per parameter."""
 
     dtype: str  # Of the parameters and the gradients.
     build: Callable[[], optax.GradientTransformation]
@@ -106,17 +106,17 @@ def transformer(size: int, dtype: str) -> Any:
 
 
 def held() -> int:
-    """Bytes that JAX has on its device, or, on CPU, that this process has in memory (Linux)."""
+    """Bytes in use on JAX's device or, on CPU, resident in this process (Linux)."""
     if (stats := jax.devices()[0].memory_stats()) is not None:
         return stats["bytes_in_use"]
-    # glibc keeps what compilers and steps have freed, for the next that asks.
+    # Return the memory that compilers and steps have freed; glibc would keep it.
     ctypes.CDLL(None).malloc_trim(0)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def settled() -> int:
-    """What is held when it shrinks no more: results are there before temporaries are freed."""
+    """The memory when it shrinks no more: results are ready before temporaries are freed."""
     last = math.inf
     while (now := held()) < last:
         last = now
@@ -139,7 +139,7 @@ def measure(case: Case, size: int) -> dict[str, Any]:
     def step(params: Any, state: Any, grads: Any) -> Any:
         return adam_jax.step(tx, grads, state, params)
 
-    # All that is to be compiled: compilers leave memory behind.
+    # Compile everything before measuring, because compilers leave memory behind.
     started = jax.jit(start).lower().compile()
     jitted = jax.jit(step, donate_argnums=(0, 1))
     stepped = jitted.lower(*jax.eval_shape(start)).compile()
@@ -177,7 +177,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 def in_own_process(name: str, size: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.memory", "--size", str(size), "--case", name]
-    # glibc does not give back all that was freed in the heaps that XLA's threads have.
+    # glibc does not return all freed memory in the heaps of XLA's threads.
     environment = os.environ | {"MALLOC_ARENA_MAX": "1"}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return {"case": name, **json.loads(done.stdout)}
@@ -190,7 +190,7 @@ def main() -> None:
     )
     arguments.add_argument("--only", metavar="WORD", default="", help="cases with it in their name")
     arguments.add_argument("--json", metavar="FILE", type=Path, help="the rows go there too")
-    arguments.add_argument("--case", choices=CASES, help="this one alone, here, as JSON")
+    arguments.add_argument("--case", choices=CASES, help="only this case, in this process, as JSON")
     args = arguments.parse_args()
     if args.size < SMALLEST:
         arguments.error(f"--size must be at least {SMALLEST}, got {args.size}")

@@ -1,9 +1,9 @@
-"""A training step of the MNIST example's models beside the same models in PyTorch.
+"""Times a training step of the MNIST example's models and of the same models in PyTorch.
 
     python -m benchmarks.mnist [--fast]
 
-Both train as their users would: the example's own train_steps (several steps a dispatch, batches
-gathered on the device), and PyTorch's eager loop with fused Adam, its batches gathered too.
+Both train as their users would: the example's own train_steps (several steps per dispatch, batches
+gathered on the device), and PyTorch's eager loop with fused Adam, which also gathers its batches.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from examples.mnist.train import STEPS_PER_DISPATCH, build, train_steps
 
 
 def in_jax(digits: data.Digits, model: str, batch: int) -> tuple[Callable[[], None], int]:
-    """A function that takes several steps, and how many."""
+    """A function that takes several steps, and their number."""
     images = jax.device_put(digits.train_images)
     labels = jax.device_put(digits.train_labels.astype(np.int32))
     key = jax.random.key(0)
@@ -73,7 +73,7 @@ def in_torch(digits: data.Digits, model: str, batch: int, steps: int) -> Callabl
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--fast", action="store_true", help="few rounds: shows that it runs")
+    arguments.add_argument("--fast", action="store_true", help="few rounds, to try it out")
     fast = arguments.parse_args().fast
     print(describe("jax", "flax", "torch"))
     digits = data.load()

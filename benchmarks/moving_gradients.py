@@ -1,11 +1,12 @@
-"""Updates where gradients grow or fall while their second moment is stored in codes.
+"""Updates while gradients grow or fall and their second moment is quantized.
 
 python -m benchmarks.moving_gradients [--fast] [--json FILE]
 
 Normal gradients in blocks of 128. From step w on, half of the elements of each block have `factor`
-times the gradient, w the length of the average, 2 / (1 - b2), at most 3,000; w steps later the root
-mean square of the updates of these elements, over 20 steps, beside that of float32 moments. Of each
-member the decay rate of its second moment is set; mu is float32, and with `jnp.int8` coded too.
+times the gradient; w is the length of the average, 2 / (1 - b2), at most 3,000. The figure is the
+root mean square of the updates of these elements w steps later, over 20 steps, relative to that of
+float32 moments. Only the decay rate of the second moment is set per member; mu is float32, and also
+quantized to `jnp.int8`.
 """
 
 import argparse
@@ -35,12 +36,12 @@ MEMBERS = (
     *("adam", "nadam", "amsgrad", "adamax", "radam"),
     *("belief", "yogi", "adan", "adopt", "ademamix"),
 )
-OF_A_MAXIMUM = ("amsgrad", "adamax")  # Not in 4 bits, which they refuse.
-BOUND = 0.1  # Of the deviation from float32.
+OF_A_MAXIMUM = ("amsgrad", "adamax")  # They refuse 4 bits.
+BOUND = 0.1  # On the deviation from float32.
 
 
 def direction(member: str, b2: float, form: tuple[Any, Any] | None) -> Any:
-    """The member's scale_by_*, with this rate of its second moment."""
+    """The member's scale_by_*, with this decay rate of its second moment."""
     make: Callable[..., Any] = getattr(adam_jax, f"scale_by_{member}")
     rate = "b3" if member == "adan" else "b2"
     dtypes = {} if form is None else {"nu_dtype": form[1]}
@@ -51,7 +52,7 @@ def direction(member: str, b2: float, form: tuple[Any, Any] | None) -> Any:
 
 
 def root_mean_squares(tx: Any, window: int, factors: jax.Array) -> jax.Array:
-    """Of the updates of the elements that changed, for each factor."""
+    """The RMS of updates of the elements that changed, for each factor."""
     changed = jnp.arange(BLOCK) < BLOCK // 2
 
     def run(factor: jax.Array) -> jax.Array:
@@ -68,7 +69,7 @@ def root_mean_squares(tx: Any, window: int, factors: jax.Array) -> jax.Array:
 
 
 def rows(members: tuple[str, ...], rates: tuple[float, ...], forms: list[str]) -> list[dict]:
-    """A row for each member and form: the ratio to float32 that is farthest from 1, by rate."""
+    """A row for each member and format: the ratio to float32 farthest from 1, by rate."""
     found = []
     for member in members:
         ratios: dict[str, dict[float, float]] = {form: {} for form in forms}

@@ -1,4 +1,4 @@
-"""Descriptions of nested transformations: each builds itself, and its plain float64 version."""
+"""Descriptions of nested transformations: each builds itself and its plain float64 version."""
 
 import abc
 import dataclasses
@@ -31,7 +31,7 @@ MODIFIERS = {
     "grams": adam_jax.grams,
     "corrected": functools.partial(adam_jax.corrected_weight_decay, peak_learning_rate=plain.PEAK),
 }
-# The second group is frozen; the numbers of the others.
+# The second group is frozen; these are the hyperparameters of the others.
 GROUPS: dict[str, Any] = {"layer/s": None, ".*b": {"learning_rate": 0.03}}
 
 
@@ -47,13 +47,13 @@ class Node(abc.ABC):
         """Its float64 version."""
 
     def nodes(self) -> list["Node"]:
-        """This one and all inside."""
+        """This one and all inner ones."""
         return [self]
 
 
 @dataclasses.dataclass(frozen=True)
 class Member(Node):
-    """One of ours, modified, in groups, with hyperparameters in the state, packed."""
+    """One of our members: modified, in groups, with hyperparameters in the state, packed."""
 
     name: str
     decay: float | None = None
@@ -62,7 +62,7 @@ class Member(Node):
     scheduled: bool = False
     masked: bool = False
     groups: bool = False
-    apart: bool = False  # Groups with an optimizer each.
+    apart: bool = False  # A separate optimizer per group.
     hyperparams: bool = False
     packed: bool = False
     format: str = "float32"
@@ -112,7 +112,7 @@ class Optaxs(Node):
         }[self.name]()
 
     def plain(self) -> plain.Plain:
-        """That of ours; momentum is an average without its 1 - b."""
+        """The version of our member; momentum is an average without its factor 1 - b."""
         if self.name == "sgd":
             return plain.Momentum()
         decay = 0.1 if plain.MEMBERS[self.name].decays else None
@@ -121,14 +121,14 @@ class Optaxs(Node):
 
 @dataclasses.dataclass(frozen=True)
 class Wrap(Node):
-    """Something around another, or in a chain with it."""
+    """A wrapper around another transformation, or a stage in a chain with it."""
 
     kind: str
     inner: Node
     by: str = "ours"  # Whose chain.
 
     def nodes(self) -> list[Node]:
-        """This one and all inside."""
+        """This one and all inner ones."""
         return [self, *self.inner.nodes()]
 
     def build(self) -> Any:
@@ -161,5 +161,5 @@ class Wrap(Node):
 
 @functools.cache
 def mesh() -> Any:
-    """Of eight devices."""
+    """A mesh of eight devices."""
     return jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))

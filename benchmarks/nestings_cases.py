@@ -1,4 +1,4 @@
-"""What is said of a nesting, and of a pair of a state and a nesting, and how it is checked."""
+"""Properties of a nesting, and of a pair of a state and a nesting, and their checks."""
 
 import os
 import traceback
@@ -16,22 +16,22 @@ from benchmarks.nestings import Node, Optaxs
 
 
 def ours(node: Node) -> bool:
-    """Whether Optax has no part in it."""
+    """Whether it contains nothing from Optax."""
     *around, last = node.nodes()
     kinds = " ".join(getattr(x, "kind", "") + getattr(x, "by", "") for x in around)
     return not (isinstance(last, Optaxs) or "optax" in kinds or "decay" in kinds)
 
 
 def has(node: Node, *kinds: str) -> bool:
-    """Whether one of these wrappers is in it."""
+    """Whether it contains one of these wrappers."""
     return any(getattr(x, "kind", "") in kinds for x in node.nodes())
 
 
 def compiled_if(jit: bool, step: Any) -> Any:
-    """A step as one program, which it must be on several devices.
+    """A step as one program, as several devices require.
 
-    Of one operation each, XLA:CPU runs several at a time on threads that wait for each other: with
-    few cores they may do so for ever.
+    With one program per operation, XLA:CPU runs several at a time on threads that wait for each
+    other; with few cores they may deadlock.
     """
     return jax.jit(step) if jit else step
 
@@ -61,7 +61,7 @@ class Case:
             self.grads.append(g | ({self.left_alone: None} if self.left_alone else {}))
 
     def as_tree(self, flat: dict[str, Any], integer: Any) -> Any:
-        """The nested tree, with an integer in it where there is one."""
+        """The nested tree, including an integer leaf if it has one."""
         tree: Any = {"n": integer} if self.integer else {}
         for path, x in flat.items():
             *above, last = path.split("/")
@@ -94,7 +94,7 @@ class Case:
         return params, before, state
 
     def expected(self) -> tuple[dict[str, Any], Any]:
-        """By the plain version: parameters, and the version itself."""
+        """The result of the plain version: parameters, and the version itself."""
         version = self.node.plain()
         params = {k: np.asarray(p, np.float64) for k, p in self.params.items()}
         with np.errstate(all="ignore"):
@@ -106,7 +106,7 @@ class Case:
 
 
 def applied(params: Any, updates: Any) -> Any:
-    """optax.apply_updates, which does not take None for a leaf that is there."""
+    """optax.apply_updates, which does not accept None for an existing leaf."""
     leaves, treedef = jax.tree.flatten(params)
     updates = treedef.flatten_up_to(updates)
     moved = [
@@ -122,7 +122,7 @@ def form(tree: Any) -> Any:
 
 
 def flat(tree: Any) -> dict[str, np.ndarray]:
-    """By path, the integer left out."""
+    """By path, without the integer."""
     pairs = jax.tree_util.tree_flatten_with_path(tree)[0]
     paths = ("/".join(key.key for key in path) for path, _ in pairs)
     return {path: np.asarray(x) for path, (_, x) in zip(paths, pairs, strict=True) if path != "n"}
@@ -137,7 +137,7 @@ def close(found: Any, expected: Any, tolerance: float, what: str) -> None:
 
 
 def check_nesting(case: Case, jit: bool) -> None:
-    """All that is said of a nesting above."""
+    """All properties of a nesting."""
     node = case.node
     coded = any(getattr(x, "format", "float32") != "float32" for x in node.nodes())
     updated, before, after = case.run("update")
@@ -184,14 +184,14 @@ def whose(error: BaseException) -> tuple[str, str]:
 
 
 def check_pair(case: Case, second: Node, tree: dict[str, Any]) -> str:
-    """Steps the state of a nesting by another; returns what became of it."""
+    """Steps with another nesting's state; returns the outcome."""
     tx = second.build()
     params, _, state = case.run("step")
     other = Case(second, tree, 1, "")
     params = params if tree == case.tree else other.as_tree(other.params, None)
     grads = other.as_tree(other.grads[0], None)
     try:
-        if has(second, "accumulate"):  # Traced, all of it: a micro-step does not look further.
+        if has(second, "accumulate"):  # Fully traced, because a micro-step checks no further.
             jax.eval_shape(lambda *args: adam_jax.step(tx, *args), grads, state, params)
         split = has(second, "shard") or has(case.node, "shard")
         step = compiled_if(split, lambda *args: adam_jax.step(tx, *args))
@@ -203,7 +203,7 @@ def check_pair(case: Case, second: Node, tree: dict[str, Any]) -> str:
         assert isinstance(error, ValueError | TypeError), f"not a ValueError: {error!r}"
         assert last == "adam_jax", f"an error of {last}: {error!r}"
         told = ("at '", "at state[", "the state must", "the structure of the state")
-        assert any(x in str(error) for x in told), f"it does not say where: {error}"
+        assert any(x in str(error) for x in told), f"the error names no place: {error}"
         return "a ValueError"
     if not ours(second) and form(state) != form(tx.init(params)):
         return "taken by Optax, which does not look"
@@ -218,9 +218,9 @@ def check_pair(case: Case, second: Node, tree: dict[str, Any]) -> str:
 
 
 def skeleton(state: Any) -> Any:
-    """The structure of a state, whatever its moments are stored as, and what is empty is made of.
+    """The structure of a state, regardless of the formats of its moments and the types of empties.
 
-    Which leaves share a buffer is where they lie, and is part of the state that is there.
+    It includes which leaves share a buffer, as that is part of the given state.
     """
 
     def whole(x: Any) -> bool:

@@ -1,6 +1,6 @@
-"""Plain float64 versions of transformations and of what goes around them, with loops in Python.
+"""Plain float64 versions of transformations and their wrappers, with Python loops.
 
-They are objects that remember what they have seen, and are not touched by a step that is skipped.
+They are objects that remember all gradients, and a skipped step does not change them.
 The directions are the naive ones of `tests.catalogue.oracles`, run over all gradients so far.
 """
 
@@ -13,8 +13,8 @@ import numpy as np
 from tests.catalogue import oracles
 
 Arrays = dict[str, Any]
-"""By path: a float64 array, or None for a leaf that is left alone."""
-RATE = 0.1  # Of all but the groups that have another one.
+"""By path: a float64 array, or None for an unchanged leaf."""
+RATE = 0.1  # Except for groups that have another one.
 PEAK = 0.2  # Of the corrected weight decay, so that a constant rate is corrected too.
 
 
@@ -25,14 +25,14 @@ def falling(count: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What is known of a member.
+    """Properties of a member.
 
     Attributes:
       oracle: its direction.
       decays: its alias has decoupled weight decay; otherwise `l2`.
-      modifiers: those it takes that the plain version can tell.
+      modifiers: the supported modifiers that the plain version implements.
       keywords: of alias and oracle.
-      elementwise: its direction treats each element by itself, so that it can be packed.
+      elementwise: its direction is elementwise, so it can be packed.
     """
 
     oracle: Callable[..., Iterator[Any]]
@@ -68,12 +68,12 @@ MEMBERS = {
 
 
 def each(f: Callable[..., Any], first: Arrays, *others: Arrays) -> Arrays:
-    """f of each leaf that is there."""
+    """f of each leaf that is not None."""
     return {k: None if x is None else f(x, *(y[k] for y in others)) for k, x in first.items()}
 
 
 class Plain:
-    """A step in float64; this one does what is inside."""
+    """A step in float64; this one only calls the inner version."""
 
     def __init__(self, inner: Any = None) -> None:
         self.inner = inner
@@ -83,7 +83,7 @@ class Plain:
         return self.inner.step(self.before(g, params), params, weight)
 
     def before(self, g: Arrays, params: Arrays) -> Arrays:
-        """What the one inside gets."""
+        """The input of the inner version."""
         del params
         return g
 
@@ -112,7 +112,7 @@ class Member(Plain):
         return updates
 
     def leaf(self, path: str, g: Any, params: Arrays, rate: float) -> Any:
-        """What the learning rate is multiplied with."""
+        """The factor of the learning rate."""
         member, kind, p = self.member, MEMBERS[self.member.name], params[path]
         decay = 0.0 if member.decay is None or (member.masked and p.ndim < 2) else member.decay
         decay *= rate / PEAK if "corrected" in member.modifiers else 1.0
@@ -127,7 +127,7 @@ class Member(Plain):
         if "clip" in member.modifiers:
             rms = np.sqrt(np.mean(self.direction(path, b1=0.0) ** 2))
             u = u / max(1.0, rms / 0.5)
-        for modifier in member.modifiers:  # The first one is inside.
+        for modifier in member.modifiers:  # The first one is the innermost.
             if modifier == "cautious":
                 along = u * g > 0
                 u = np.where(along, u / max(np.mean(along), 1e-3), 0.0)
@@ -141,7 +141,7 @@ class Member(Plain):
         return u
 
     def direction(self, path: str, **numbers: float) -> Any:
-        """The naive one: over all gradients."""
+        """The naive direction, over all gradients."""
         member, kind = self.member, MEMBERS[self.member.name]
         numbers = kind.keywords | dict(member.numbers) | numbers
         if "nesterov" in member.modifiers:
@@ -166,7 +166,7 @@ class Momentum(Plain):
 
 
 class Clip(Plain):
-    """By the norm of everything."""
+    """Clips by the norm over all leaves."""
 
     def before(self, g: Arrays, params: Arrays) -> Arrays:
         norm = np.sqrt(sum(np.sum(x**2) for x in g.values() if x is not None))
@@ -188,14 +188,14 @@ class Decay(Plain):
 
 
 class Halved(Plain):
-    """A link behind."""
+    """A later stage of a chain."""
 
     def step(self, g: Arrays, params: Arrays, weight: float) -> Arrays:
         return each(lambda u: 0.5 * u, self.inner.step(g, params, weight))
 
 
 class Average(Plain):
-    """Of the parameters."""
+    """An average of the parameters."""
 
     steps, ema = 0, None
 
@@ -209,7 +209,7 @@ class Average(Plain):
 
 
 class Skip(Plain):
-    """No step at all where something is not finite."""
+    """Skips steps with non-finite values."""
 
     def step(self, g: Arrays, params: Arrays, weight: float) -> Arrays:
         if all(x is None or np.isfinite(x).all() for x in g.values()):
@@ -218,7 +218,7 @@ class Skip(Plain):
 
 
 class Every(Plain):
-    """Two gradients for a step, each with its weight."""
+    """Two gradients per step, each with its weight."""
 
     weighted = True
 
@@ -234,7 +234,7 @@ class Every(Plain):
         self.kept = []
         if v + w == 0:
             return each(np.zeros_like, g)
-        taken = [(a, b) for a, b in ((v, x), (w, y)) if a]  # 0 times NaN is nothing.
+        taken = [(a, b) for a, b in ((v, x), (w, y)) if a]  # Avoids 0 times NaN.
         mean = each(
             lambda *z: sum(a * b for (a, _), b in zip(taken, z, strict=True)) / (v + w),
             *(b for _, b in taken),
@@ -243,7 +243,7 @@ class Every(Plain):
 
 
 class EveryOfOptax(Every):
-    """optax.MultiSteps knows no weights."""
+    """optax.MultiSteps has no weights."""
 
     weighted = False
 

@@ -1,4 +1,4 @@
-"""What `benchmarks.step` times: runs of a few optimizer steps in JAX and PyTorch."""
+"""The peers of `benchmarks.step`: runs of a few optimizer steps in JAX and PyTorch."""
 
 import importlib
 import math
@@ -12,8 +12,8 @@ import optax
 
 import adam_jax
 
-# One run is a whole group of micro-steps for every peer: of those that accumulate, a median over
-# single ones would hide the optimizer step.
+# One run is a whole group of micro-steps for every peer. With accumulation, a median over single
+# micro-steps would hide the optimizer step.
 GROUP = 4
 
 Leaves = list[jax.Array]
@@ -21,14 +21,14 @@ Step = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
 class Peer(NamedTuple):
-    """Something that is timed: `run()` takes `steps(grads)` steps."""
+    """A timed peer: `run()` takes `steps(grads)` steps."""
 
     run: Callable[[], object]
-    temporary: int | None = None  # Bytes that XLA asks for besides arguments and results.
+    temporary: int | None = None  # Bytes that XLA allocates besides arguments and results.
 
 
 class Missing(Exception):
-    """What a peer needs is not there; its rows are left out."""
+    """A requirement of a peer is missing; its rows are skipped."""
 
 
 def on_gpu() -> bool:
@@ -36,7 +36,7 @@ def on_gpu() -> bool:
 
 
 def update(tx: optax.GradientTransformation) -> Step:
-    """One step as Optax's users write it."""
+    """One step as users of Optax write it."""
 
     def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
         updates, state = tx.update(grads, state, params)
@@ -51,18 +51,18 @@ def whole(tx: optax.GradientTransformation) -> Step:
 
 
 def in_jax(init: Callable[[Any], Any], step: Step, grads: Leaves, count: int) -> Peer:
-    """So many calls of a compiled step, parameters and state donated; parameters of 0.5."""
+    """Repeated calls of a compiled step with donated parameters and state; parameters are 0.5."""
     params = [jnp.full_like(g, 0.5) for g in grads]
     held = [params, init(params)]
-    # Parameters first, as in the results: XLA pairs donated buffers with results in this order.
+    # Parameters first, as in the results: XLA pairs donated buffers with results in order.
     jitted = jax.jit(step, donate_argnums=(0, 1))
     memory = jitted.lower(*held, grads).compile().memory_analysis()
 
     def run() -> None:
         for _ in range(count):
-            # Not what `compile` returns, which takes twice as long to hand 2,000 arrays over.
+            # Not the result of `compile`, whose calls take twice as long with 2,000 arrays.
             held[:] = jitted(*held, grads)
-        # Once, as training loops do not wait for each step either.
+        # Wait only once, as training loops do not wait for each step either.
         jax.block_until_ready(held)
 
     return Peer(run, memory.temp_size_in_bytes if memory else None)
@@ -80,7 +80,7 @@ def by_step(tx: Any, dtype: Any = jnp.float32) -> Callable[[Leaves], Peer]:
 
 
 def copying(grads: Leaves) -> Peer:
-    """As many elements in one array, read and written once: the bandwidth there is."""
+    """One array with as many elements, read and written once: the available bandwidth."""
     size = sum(g.size for g in grads)
     return in_jax(lambda _: jnp.zeros(size), lambda p, x, g: (p, x + 1), [], steps(grads))
 
@@ -120,7 +120,7 @@ def in_flashoptim(grads: Leaves) -> Peer:
 
 
 def steps(grads: Leaves) -> int:
-    """In one run: more where they are short, since the first finds cold caches and idle threads."""
+    """Steps in one run: more if they are short, since the first has cold caches, idle threads."""
     return GROUP if parameters(grads) >= 10_000_000 else 5 * GROUP
 
 

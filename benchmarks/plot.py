@@ -1,9 +1,9 @@
-"""A chart of what `benchmarks.step` measured.
+"""Plots the results of `benchmarks.step`.
 
 python -m benchmarks.plot FILE.json OUT.png
 
-Bars are ratios of medians, each to the base that its panel or label names; a line across a bar is
-what the ratio may be at most. Needs matplotlib.
+Bars are ratios of medians, each to the base named in its panel or label; a line across a bar is the
+largest allowed ratio. Needs matplotlib.
 """
 
 import argparse
@@ -28,7 +28,7 @@ KEY = {
     "base": Line2D([], [], color=TARGET, linewidth=0.8, linestyle=":"),
 }
 BAR = 0.3  # Inches.
-HEADING = 2.2  # Of a panel, in bars.
+HEADING = 2.2  # Height of a panel's heading, in bars.
 
 
 def colour(row: dict[str, Any]) -> str:
@@ -51,7 +51,7 @@ def draw(axes: Axes, title: str, rows: list[dict[str, Any]]) -> None:
         target, right = row["target"], row["ratio"]
         if target:
             axes.plot([target] * 2, [place - 0.45, place + 0.45], color=TARGET, linewidth=2.5)
-            # The figure stays clear of the mark, where that is further right.
+            # Keep the number clear of the mark, if that is further right.
             right = max(right, target)
         text = f"{row['ratio']:.2f}" + (f"  (≤ {target:g})" if target else "")
         behind = {"facecolor": "white", "edgecolor": "none", "pad": 1}

@@ -1,12 +1,12 @@
-"""Sixteen digit classifiers trained as one program, beside the same sixteen one after the other.
+"""Sixteen digit classifiers trained as one program, and the same sixteen one after the other.
 
 python -m benchmarks.population [--fast]
 
-Each is an MLP of 784-128-10 with a learning rate of its own, on batches of 32 of the shipped
-digits, the same for all. The one program is `jax.vmap` over the learning rates, which live in the
-state (`with_hyperparams`); one after the other is the same training, compiled once for all rates,
+Each is an MLP of 784-128-10 with a learning rate of its own, on batches of 32 of the included
+digits, the same for all. "together" is `jax.vmap` over the learning rates, which are in the state
+(`with_hyperparams`). "one by one" is the same training in sequence, compiled once for all rates;
 and, as it is usually written, with the rate as a constant in sixteen programs. The last line counts
-compilations when sixteen transformations with other rates are arguments of one jitted function.
+compilations when sixteen transformations with different rates are arguments of one jitted function.
 """
 
 import argparse
@@ -28,7 +28,7 @@ Params = dict[str, jax.Array]
 
 
 def initial() -> Params:
-    """The parameters before training: He-normal weights."""
+    """The initial parameters: He-normal weights."""
     first, second = jax.random.split(jax.random.key(0))
     return {
         "w1": jax.random.normal(first, (784, 128)) * (2 / 784) ** 0.5,
@@ -60,7 +60,7 @@ def train(tx: Any, images: jax.Array, labels: jax.Array) -> Params:
 
 
 def cold_start(run: Callable[[], object]) -> float:
-    """Seconds of one call with its compilation."""
+    """Seconds of one call including compilation."""
     jax.clear_caches()
     start = time.perf_counter()
     run()
@@ -70,7 +70,7 @@ def cold_start(run: Callable[[], object]) -> float:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument(
-        "--fast", action="store_true", help="fewer, and short: shows that it runs"
+        "--fast", action="store_true", help="fewer and shorter runs, to try it out"
     )
     fast = arguments.parse_args().fast
     digits = load()

@@ -1,13 +1,13 @@
-"""What a training survives: processes that are killed, disks that are full, checkpoints that rot.
+"""Faults that a training survives: killed processes, full disks, corrupted checkpoints.
 
 python -m benchmarks.reliability [--times 30] [--epochs 12] [--only REGEX] [--seed 0] [--fast]
 
-Each fault befalls a real process of `python -m examples.mnist train`, a small one of 12 epochs. It
-is survived if the same command with --resume then ends with the state (parameters, moments, counts)
-and the metrics, to the last bit, of a training that nothing befell. Then, in this process: two
-million optimizer steps, counts that are full, and inputs that nobody would write on purpose.
+Each fault is injected into a real process of `python -m examples.mnist train`, a small one of 12
+epochs. It is survived if the same command with --resume then ends with the same state (parameters,
+moments, counts) and metrics, to the last bit, as an undisturbed training. Then, in this process:
+two million optimizer steps, counts at their maximum, and malformed inputs.
 
---only chooses the faults in whose name the expression is found; --fast takes one folder through one
+--only selects the faults whose name matches the expression; --fast takes one folder through one
 fault of each kind, and little of the rest.
 """
 
@@ -33,7 +33,7 @@ from examples.options import positive, seed
 Fault = Callable[[faults.Training, Path, random.Random], str]
 Row = tuple[str, int, int, str]
 
-# By name; the kills can befall one training in turn, and they leave one that is to be resumed.
+# By name. Kills can hit one training repeatedly, and the training can be resumed after them.
 KILLS: dict[str, Fault] = {
     "kill -9 while it starts": faults.killed_at_start,
     "kill -9 at any moment of training": faults.killed,
@@ -49,9 +49,9 @@ FAULTS: dict[str, Fault] = INTERRUPTIONS | {
 
 
 def trial(names: Sequence[str], training: faults.Training, out: Path, rng: random.Random) -> dict:
-    """Takes one training through faults in turn and to its end; returns how, by the fault's name.
+    """Injects faults into one training in turn, runs it to its end; returns how, by fault.
 
-    A fault that comes when all is over comes again, to a new training.
+    A fault that comes after the end of the training is repeated on a new one.
     """
     for _ in range(20):
         shutil.rmtree(out, ignore_errors=True)
@@ -66,13 +66,13 @@ def trial(names: Sequence[str], training: faults.Training, out: Path, rng: rando
 
 
 def counted(how: Sequence[str]) -> str:
-    """Texts, with how often each came."""
+    """Texts, with the number of occurrences of each."""
     counts = collections.Counter(how).most_common()
     return "; ".join(f"{text} ({n})" if len(how) > 1 else text for text, n in counts)
 
 
 def chains(names: Sequence[str], together: bool) -> Iterator[list[str]]:
-    """What befalls one training: each fault alone, or kills in turn, as their starts take long."""
+    """The faults of one training: each fault alone, or several kills, as their starts take long."""
     kills = [name for name in names if name in KILLS]
     if together and kills:
         yield kills
@@ -80,7 +80,7 @@ def chains(names: Sequence[str], together: bool) -> Iterator[list[str]]:
 
 
 def befallen(a: argparse.Namespace, processes: int, folder: Path) -> Iterator[Row]:
-    """The faults of processes. One that is not survived is printed, and the others go on."""
+    """The faults of processes. A fault that is not survived is printed; the others continue."""
     several = ", two processes" if processes > 1 else ""
     names = [name for name in FAULTS if re.search(a.only, name + several)]
     if not names:
@@ -106,7 +106,7 @@ def befallen(a: argparse.Namespace, processes: int, folder: Path) -> Iterator[Ro
 
 
 def checks(fast: bool, seed: int, folder: Path) -> dict[str, tuple[int, Callable[[], str]]]:
-    """What is tried in this process, by name, and how often; it returns how it was survived."""
+    """The tests in this process, by name, with their counts; each returns how it was survived."""
     found: dict[str, tuple[int, Callable[[], str]]] = {}
     count = 20_000 if fast else 2_000_000
     for name, (tx, dtype) in steps.optimizers().items():
@@ -122,7 +122,7 @@ def checks(fast: bool, seed: int, folder: Path) -> dict[str, tuple[int, Callable
 
 
 def say(text: str) -> None:
-    """Progress, beside the table."""
+    """Progress, separate from the table."""
     print(text, file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What can happen to a training: each fault befalls a process of the example of MNIST."""
+"""Faults of a training: each is injected into a process of the MNIST example."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ from examples.mnist.train import build
 
 ROOT = Path(__file__).parents[1]
 
-# A process that limits itself: to fork this one for it could lock it up.
+# A process that limits itself: forking this one for it could deadlock.
 LIMITED = """
 import resource, runpy, sys
 limit = int(sys.argv.pop(1))
@@ -30,19 +30,19 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 runpy.run_module("examples.mnist", run_name="__main__")
 """
 
-# What XLA logs about a connection that broke: a line with the time, and lines that go on from it.
+# XLA's log of a broken connection: a line with the time, and continuation lines.
 LOGGED = r"([EFW]\d{4} .*\n)?"
 
-BOUND = 60  # seconds in which all must end when one was killed, on a machine with much else to do
+BOUND = 60  # seconds in which all must end after a kill, on a heavily loaded machine
 
 
 class Passed(Exception):
-    """The fault came too late: the training had ended."""
+    """The fault came too late: the training had already ended."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """One that nothing befell: what all others must end with.
+    """An undisturbed training: the expected result of all others.
 
     Attributes:
       out: its folder.
@@ -62,7 +62,7 @@ class Training:
 
     @property
     def epochs(self) -> int:
-        """How many it has."""
+        """The number of epochs."""
         return len(self.metrics)
 
 
@@ -80,7 +80,7 @@ def write_digits(folder: Path, train: int, test: int) -> None:
 
 
 def command(options: list[str], out: Path) -> dict[str, Any]:
-    """The arguments of subprocess: begins the training, or goes on with it."""
+    """The arguments of subprocess: starts the training, or resumes it."""
     environment = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"} | os.environ
     line = [sys.executable, "-m", "examples.mnist", "train", *options, "--out", str(out)]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
@@ -88,7 +88,7 @@ def command(options: list[str], out: Path) -> dict[str, Any]:
 
 
 def begin(options: list[str], out: Path) -> "subprocess.Popen[str]":
-    """Begins a training, or goes on with it; its output can be read."""
+    """Starts a training, or resumes it; its output can be read."""
     arguments: dict[str, Any] = {**command(options, out), "stdout": subprocess.PIPE}
     return subprocess.Popen(**arguments)
 
@@ -111,7 +111,7 @@ def result(out: Path) -> tuple[list[bytes], list[dict[str, float]]]:
 
 
 def undisturbed(folder: Path, epochs: int, digits: int, processes: int = 1) -> Training:
-    """Trains once, for the result and for the time that it takes."""
+    """Trains once, for the result and the time."""
     write_digits(folder, digits, 256)
     options = ["--model", "mlp" if processes == 1 else "softmax", "--batch-size", "32"]
     options += ["--epochs", str(epochs), "--processes", str(processes)]
@@ -126,7 +126,7 @@ def undisturbed(folder: Path, epochs: int, digits: int, processes: int = 1) -> T
 
 
 def resumed(training: Training, out: Path) -> str:
-    """Trains to the end and compares every bit; returns what was said on stderr."""
+    """Trains to the end and compares every bit; returns the text on stderr."""
     done = subprocess.run(**command(training.options, out))
     if done.returncode:
         raise AssertionError(f"could not be resumed: {done.stderr}")
@@ -137,22 +137,22 @@ def resumed(training: Training, out: Path) -> str:
 
 
 def saved(out: Path) -> int:
-    """Epochs in the last checkpoint that has its name."""
+    """Epochs of the last checkpoint that has its final name."""
     names = [path.name for path in (out / "checkpoints").glob("*")]
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def partial(out: Path) -> bool:
-    """Whether a checkpoint is there that does not have its name yet."""
+    """Whether there is a checkpoint without its final name yet."""
     return any((out / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
 
 
 def kill(process: "subprocess.Popen[str]", rng: random.Random) -> str:
-    """Kills the process that trains, or one of several; returns what was said when all ended.
+    """Kills the process that trains, or one of several; returns the messages after all have ended.
 
     Raises:
-      Passed: it had ended.
-      AssertionError: the others went on, or did not say in one line what to do.
+      Passed: it had already ended.
+      AssertionError: the others continued, or did not report in one line what to do.
     """
     trains = subprocess.run(
         ["pgrep", "--parent", str(process.pid)], capture_output=True, text=True
@@ -203,8 +203,8 @@ def killed(training: Training, out: Path, rng: random.Random) -> str:
 
 
 def killed_in_checkpoint(training: Training, out: Path, rng: random.Random) -> str:
-    """Kills up to 50 ms, which is what it takes, after a checkpoint was begun."""
-    if saved(out) == training.epochs:  # A kill before this one came after the last.
+    """Kills up to 50 ms, the time of a write, after the start of a checkpoint."""
+    if saved(out) == training.epochs:  # An earlier kill came after the last one.
         raise Passed
     epochs = rng.randint(saved(out) + 1, training.epochs)
     with begin(training.options, out) as process:
@@ -243,7 +243,7 @@ def _refused(stderr: str, returncode: int, besides: str = "") -> str:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[None]:
-    """A file system of that many bytes; PermissionError where mounting is not permitted."""
+    """A file system of that many bytes; PermissionError if mounting is not permitted."""
     folder.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     try:
@@ -259,7 +259,7 @@ def small_disk(folder: Path, size: int) -> Iterator[None]:
 
 
 def full_disk(training: Training, out: Path, rng: random.Random) -> str:
-    """Trains on a disk that is too small, makes room, and resumes."""
+    """Trains on a disk that is too small, frees space, and resumes."""
     files = (path for path in training.out.rglob("*") if path.is_file())
     needed = sum(path.stat().st_size for path in files)
     with small_disk(out, rng.randint(1 << 16, int(0.9 * needed))):
@@ -272,8 +272,8 @@ def full_disk(training: Training, out: Path, rng: random.Random) -> str:
 
 
 def file_limit(training: Training, out: Path, rng: random.Random) -> str:
-    """Trains where no file may grow beyond a size (RLIMIT_FSIZE): writes fail as on a full disk."""
-    limit = round(2 ** rng.uniform(6, 18))  # 64 bytes to 256 KB; the largest has more.
+    """Trains with a limit on file sizes (RLIMIT_FSIZE): writes fail as on a full disk."""
+    limit = round(2 ** rng.uniform(6, 18))  # 64 bytes to 256 KB; the largest file is larger.
     before, fault = saved(out), command(training.options, out)
     fault["args"][1:3] = ["-c", LIMITED, str(limit)]
     done = subprocess.run(**fault)

@@ -1,4 +1,4 @@
-"""Inputs that nobody would write on purpose: bytes for the IDX reader, damage to a checkpoint."""
+"""Malformed inputs: bytes for the IDX reader, damage to a checkpoint."""
 
 import collections
 import gzip
@@ -22,7 +22,7 @@ HEADERS = (0, 1, 2, 10, 27, 28, 29, 2049, 2051, 10**6, 10**6 + 1, 2**31 - 1, 2**
 
 
 def idx(rng: random.Random) -> tuple[bytes, str]:
-    """Bytes near those of an IDX file, and the end of the file's name."""
+    """Bytes similar to an IDX file, and the end of the file's name."""
     count = rng.randint(0, 3)
     if rng.random() < 0.5:
         content = struct.pack(">4I", 2051, count, 28, 28) + rng.randbytes(count * 784)
@@ -42,7 +42,7 @@ def idx(rng: random.Random) -> tuple[bytes, str]:
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
-    """As it is, or with a byte changed, a piece lost or put in, or the end cut off."""
+    """Unchanged, or with a byte changed, a piece removed or inserted, or the end cut off."""
     at, how = rng.randint(0, len(content)), rng.randrange(5)
     if how == 1 and at < len(content):
         return content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
@@ -54,9 +54,9 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
 
 
 def read_idx(path: Path) -> bool:
-    """Whether both readers answer with digits or a DataError; any other exception goes through.
+    """Whether both readers return digits or raise a DataError; other exceptions propagate.
 
-    True where one of them read digits.
+    True if one of them read digits.
     """
     read = False
     for reader, sides in ((data.read_images, (28, 28)), (data.read_labels, ())):
@@ -71,7 +71,7 @@ def read_idx(path: Path) -> bool:
 
 
 def fuzz_idx(folder: Path, times: int, seed: int) -> str:
-    """Reads that many inputs; returns what became of them. Raises at any but the right error."""
+    """Reads that many inputs; returns the outcomes. Raises at any but the right error."""
     rng, digits, start = random.Random(seed), 0, time.perf_counter()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for i in range(times):
@@ -91,9 +91,9 @@ def fuzz_idx(folder: Path, times: int, seed: int) -> str:
 
 
 def damage(folder: Path, rng: random.Random) -> str:
-    """Damages one file under a folder; returns how, and which one."""
+    """Damages one file in a folder; returns the kind of damage and the file."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    # Half the time any file is as likely, half the time any byte.
+    # Half of the time all files are equally likely, half of the time all bytes.
     sizes = [path.stat().st_size for path in files]
     path = rng.choices(files, None if rng.random() < 0.5 else sizes)[0]
     content, how = path.read_bytes(), rng.choice(["a bit", "cut", "zeroed", "deleted"])
@@ -116,7 +116,7 @@ def leaves(state: Any) -> list[bytes]:
 
 
 def two_checkpoints(folder: Path, **settings: Any) -> tuple[Any, list[list[bytes]]]:
-    """A run of two epochs in an instant: a state like those that it saved, and their bits."""
+    """A fake run of two epochs: a state like those it saved, and their bits."""
     Run.prepare(folder, Config(model="softmax", **settings))
     run = Run.open(folder)
     _, like, _, _ = build(run.config, steps=1)
@@ -136,7 +136,7 @@ def two_checkpoints(folder: Path, **settings: Any) -> tuple[Any, list[list[bytes
 
 
 def reopened(folder: Path, like: Any) -> tuple[int, list[bytes]]:
-    """The epochs and the bits that a run goes on from."""
+    """The epochs and the bits that a run resumes from."""
     run = Run.open(folder)
     try:
         epochs = run.epochs_saved
@@ -147,7 +147,7 @@ def reopened(folder: Path, like: Any) -> tuple[int, list[bytes]]:
 
 
 def fuzz_checkpoints(folder: Path, times: int, seed: int) -> str:
-    """Damages a run's last checkpoint that often; returns what was restored instead."""
+    """Damages a run's last checkpoint that many times; returns what was restored instead."""
     rng, found = random.Random(seed), collections.Counter()
     like, bits = two_checkpoints(folder / "good")
     start = time.perf_counter()
@@ -167,7 +167,7 @@ def fuzz_checkpoints(folder: Path, times: int, seed: int) -> str:
 
 
 def fuzz_texts(folder: Path, times: int, seed: int) -> str:
-    """Damages config.json and metrics.jsonl; each is read, or is a RunError."""
+    """Damages config.json and metrics.jsonl; each is read, or raises a RunError."""
     rng, refused = random.Random(seed), 0
     two_checkpoints(folder / "texts")
     good = {name: (folder / "texts" / name).read_bytes() for name in TEXTS}

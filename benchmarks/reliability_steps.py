@@ -1,4 +1,4 @@
-"""Two million steps: whether anything drifts, leaks, or changes type when the count is full."""
+"""Two million steps: checks for drift, leaks, and type changes at the maximum count."""
 
 import dataclasses
 import functools
@@ -13,8 +13,8 @@ import optax
 import adam_jax
 from adam_jax.formats.blockwise import Blocks, Blockwise
 
-SIZE = 4096  # Moments of smaller arrays stay float32 whatever type is asked for.
-MOST = 2**31 - 1  # What an int32 can count to.
+SIZE = 4096  # Moments of smaller arrays stay float32 for every requested type.
+MOST = 2**31 - 1  # The maximum of an int32 count.
 
 
 def optimizers() -> dict[str, tuple[Any, Any]]:
@@ -31,7 +31,7 @@ def optimizers() -> dict[str, tuple[Any, Any]]:
 
 
 def target() -> jax.Array:
-    """The optimum of the loss, in numbers that bfloat16 has."""
+    """The optimum of the loss, in numbers that bfloat16 represents."""
     return jax.random.normal(jax.random.key(0), (SIZE,)).astype(jnp.bfloat16).astype(jnp.float32)
 
 
@@ -53,7 +53,7 @@ def run(tx: Any, params: Any, state: Any, steps: int) -> tuple[Any, Any]:
 
 
 def resident() -> float:
-    """MiB of this process that are in memory."""
+    """Resident memory of this process, MiB."""
     status = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1024
 
@@ -64,10 +64,10 @@ def types(tree: Any) -> Any:
 
 
 def many(tx: Any, dtype: Any, steps: int, chunks: int = 20) -> str:
-    """Trains that long; returns the loss and the memory after the first chunk and at the end.
+    """Trains for that long; returns loss and memory after the first chunk and at the end.
 
     Raises:
-      AssertionError: if a type changed, something is not finite, or the loss has left the optimum.
+      AssertionError: if a type changed, a value is not finite, or the loss has left the optimum.
     """
     params = {"w": jnp.zeros(SIZE, dtype)}
     state = tx.init(params)
@@ -89,7 +89,7 @@ def many(tx: Any, dtype: Any, steps: int, chunks: int = 20) -> str:
 
 
 def nearest(state: Any) -> Any:
-    """The same state, its codes rounded to the nearest."""
+    """The same state with its codes rounded to nearest."""
 
     def change(x: Any) -> Any:
         if not isinstance(x, Blocks) or not isinstance(x.format, Blockwise):
@@ -100,11 +100,11 @@ def nearest(state: Any) -> Any:
 
 
 def saturated(tx: Any, dtype: Any) -> str:
-    """Steps past the largest count.
+    """Steps beyond the largest count.
 
-    Moments are rounded to the nearest: the bits of stochastic rounding follow the count. Where
-    1 - b**count is 1 in float32 the update no longer depends on it: a state whose count is full
-    must take the very steps of one whose count is a billion.
+    Moments are rounded to nearest, because the bits of stochastic rounding depend on the count.
+    Where 1 - b**count is 1 in float32 the update no longer depends on the count: a state with the
+    maximum count must take exactly the steps of one with a count of a billion.
 
     Raises:
       AssertionError: if it does not, or the count overflows.

@@ -1,13 +1,13 @@
-"""What `adam_jax.sharding` saves and sends: measured on 8 devices, compiled for 8 H200s, on paper.
+"""Memory and communication of `adam_jax.sharding`: measured, compiled for 8 H200s, calculated.
 
 python -m benchmarks.scale [--only devices|wire|offload|paper] [--json FILE]
 
 devices: 8 simulated on this machine; bytes of state on each after three steps, and the largest
-difference from the same steps with the state whole.
-wire, offload: compiled for H200s, which needs what `benchmarks.gpu_hlo` needs (JAX_CUDA_PJRT).
-paper: parameters and gradients of 2 bytes on each device, over which only the state is split.
+difference from the same steps with a replicated state.
+wire, offload: compiled for H200s, with the requirements of `benchmarks.gpu_hlo` (JAX_CUDA_PJRT).
+paper: calculated, with parameters and gradients of 2 bytes replicated and only the state sharded.
 
-A ring sends (n-1)/n of an array from each device to reduce-scatter or to all-gather it, and twice
+In a ring each device sends (n-1)/n of an array to reduce-scatter or to all-gather it, and twice
 that to all-reduce it.
 """
 
@@ -48,13 +48,13 @@ WIDTH = {"f32": 4, "bf16": 2, "s8": 1, "u8": 1, "s16": 2, "s32": 4, "u32": 4}
 
 
 def shapes(dtype: str, width: int = 1024) -> dict[str, jax.ShapeDtypeStruct]:
-    """Of two layers of a perceptron: 8 million parameters at the usual width."""
+    """Parameters of a perceptron of two layers: 8 million at the usual width."""
     sides = {"in": (width, 4 * width), "bias": (4 * width,), "out": (4 * width, width)}
     return {name: jax.ShapeDtypeStruct(side, dtype) for name, side in sides.items()}
 
 
 def loss(params: Any, x: jax.Array) -> jax.Array:
-    """Of the perceptron, with nothing to learn."""
+    """The perceptron's loss on constant data."""
     y = jax.nn.relu(x @ params["in"] + params["bias"]) @ params["out"]
     return jnp.mean(y.astype(jnp.float32) ** 2)
 
@@ -69,7 +69,7 @@ def train_step(tx: optax.GradientTransformation) -> Callable[..., Any]:
 
 
 def on_the_wire(collective: str, size: float, devices: int) -> float:
-    """Bytes that each device sends around a ring for an array of so many bytes."""
+    """Bytes that each device sends around a ring for an array of that many bytes."""
     times = 2 if collective == "all-reduce" else 1
     return times * size * (devices - 1) / devices
 
@@ -80,7 +80,7 @@ def sent(program: str, devices: int) -> dict[str, float]:
     for result, kind in COLLECTIVE.findall(program):
         arrays = re.findall(r"\b([a-z]+\d+)\[([\d,]*)\]", result)
         sizes = [WIDTH[d] * math.prod(map(int, filter(None, s.split(",")))) for d, s in arrays]
-        # What starts names its operands too: of those and the results, the whole arrays.
+        # Start operations also list their operands: use the whole arrays among these and results.
         whole = sum(sizes)
         if kind in ("all-gather", "reduce-scatter"):
             started = len({*sizes}) > 1 and result.startswith("(")
@@ -91,7 +91,7 @@ def sent(program: str, devices: int) -> dict[str, float]:
 
 
 def devices() -> Iterator[Row]:
-    """Bytes on each of 8 simulated devices, and what comes of the steps."""
+    """Bytes on each of 8 simulated devices, and the results of the steps."""
     mesh = jax.make_mesh((COUNT,), ("data",), axis_types=(AxisType.Auto,))
     copied, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
     for name, (dtype, build) in STATES.items():
@@ -198,7 +198,7 @@ def offload() -> Iterator[Row]:
 
 
 def paper() -> Iterator[Row]:
-    """Gigabytes on each device, and through its wires in a step, for large models."""
+    """Gigabytes on each device, and sent by each in a step, for large models."""
     bytes_of_state = {"float32 moments and master": 12.0, "8 bits, residual of 8": 3.0625}
     for billions in (7, 70):
         for name, state in bytes_of_state.items():
@@ -223,7 +223,7 @@ TABLES = {"devices": devices, "wire": wire, "offload": offload, "paper": paper}
 
 
 def main() -> None:
-    """Prints the tables that can be had here."""
+    """Prints the tables that this machine can produce."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--only", choices=TABLES)
     arguments.add_argument("--json", metavar="FILE", type=Path, help="the tables go there too")

@@ -2,10 +2,10 @@
 
     python -m benchmarks.serve [--models cnn mlp] [--clients 1 64 200] [--seconds 5] [--fast]
 
-For each model (untrained: its time is the same) the real server is started twice, as it is and
-with `--batch-sizes 1`, and both are asked in turn, in an order drawn anew for each round, by a
-process of its own. Each client posts the PNG of one digit, waits for the answer, and posts again.
-All share the cores of the machine.
+For each model (untrained, which does not affect the time) the real server is started twice, as it
+is and with `--batch-sizes 1`. A separate process sends requests to both, in an order drawn anew for
+each round. Each client posts the PNG of one digit, waits for the answer, and repeats. All share the
+cores of the machine.
 """
 
 import argparse
@@ -34,8 +34,8 @@ from examples.options import above_0, positive
 class WideMLP(nnx.Module):
     """784-4096-4096-10, as in Srivastava et al. 2014 (Dropout, table 2): 20 million weights.
 
-    One digit alone has to read all 80 MB of them, 32 digits read them once. The models that the
-    example trains fit the cache.
+    A single digit reads all 80 MB of them; 32 digits read them once. The models that the example
+    trains fit the cache.
     """
 
     def __init__(self, rngs: nnx.Rngs):
@@ -71,13 +71,13 @@ def server(model: Path, options: list[str]) -> Iterator[tuple[int, int]]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Of a process, so far."""
+    """CPU time of a process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / 100
 
 
 def peak_megabytes(pid: int) -> float:
-    """Resident memory of a process at its most."""
+    """Peak resident memory of a process."""
     status = Path(f"/proc/{pid}/status").read_text()
     return next(int(x.split()[1]) for x in status.splitlines() if x.startswith("VmHWM")) / 1024
 
@@ -92,7 +92,7 @@ def request() -> bytes:
 
 
 def measure(port: int, clients: int, duration: float) -> list[float]:
-    """Seconds of each request that so many clients send for so long, from a process of its own."""
+    """Seconds of each request, for that many clients and seconds, from a separate process."""
     command = [sys.executable, "-m", "benchmarks.serve_load", *map(str, (port, clients, duration))]
     done = subprocess.run(command, input=request(), stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout)
@@ -109,7 +109,7 @@ def rows(folder: Path, model: str, clients: list[int], duration: float, rounds: 
             for turn in range(rounds):
                 for mode in random.Random(turn).sample(list(MODES), len(MODES)):
                     pid, port = servers[mode]
-                    measure(port, count, 0.5)  # Until all is warm again.
+                    measure(port, count, 0.5)  # Warms up again.
                     before = cpu_seconds(pid)
                     seconds = measure(port, count, duration)
                     cpu = 1000 * (cpu_seconds(pid) - before) / len(seconds)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.serve_load PORT CLIENTS SECONDS < REQUEST
 
-Prints the seconds that each request took, as JSON.
+Prints the seconds of each request as JSON.
 """
 
 import asyncio
@@ -12,9 +12,9 @@ import time
 
 
 class Client(asyncio.Protocol):
-    """One connection that asks again as soon as it has an answer.
+    """One connection that sends the next request as soon as it has an answer.
 
-    A protocol and not a pair of streams: it takes a tenth of the time of what it measures.
+    A protocol instead of a pair of streams, because it takes a tenth of the measured time.
     """
 
     def __init__(self, request: bytes, seconds: list[float], until: float):
@@ -23,7 +23,7 @@ class Client(asyncio.Protocol):
         self.received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Asks for the first time."""
+        """Sends the first request."""
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         self.ask()
@@ -48,7 +48,7 @@ class Client(asyncio.Protocol):
             self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The end; one that comes too early is an error."""
+        """The end of the connection; raises an error if it comes too early."""
         if exc or self.received or time.perf_counter() < self.until:
             self.over.set_exception(exc or ConnectionError(f"cut off: {self.received!r}"))
         else:
@@ -56,7 +56,7 @@ class Client(asyncio.Protocol):
 
 
 async def load(request: bytes, port: int, clients: int, duration: float) -> list[float]:
-    """Seconds of each request that so many clients send for so long."""
+    """Seconds of each request, for that many clients and that many seconds."""
     loop = asyncio.get_running_loop()
     seconds: list[float] = []
     until = time.perf_counter() + duration
@@ -69,7 +69,7 @@ async def load(request: bytes, port: int, clients: int, duration: float) -> list
 
 
 def main() -> None:
-    """Reads the bytes of the request, sends them again and again, and prints the times."""
+    """Reads the bytes of the request, sends them repeatedly, and prints the times."""
     port, clients, seconds = sys.argv[1:]
     request = sys.stdin.buffer.read()
     found = asyncio.run(load(request, int(port), int(clients), float(seconds)))

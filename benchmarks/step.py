@@ -1,12 +1,11 @@
-"""A step of AdamW and of what surrounds it beside Optax, PyTorch and flashoptim-jax.
+"""Times a step of AdamW and its wrappers against Optax, PyTorch and flashoptim-jax.
 
 python -m benchmarks.step [--fast] [--json FILE] [--only WORD] [--rounds N]
 
-Milliseconds and temporary memory of a step (`--only step`), and what it takes to trace, lower and
-compile it (`--only compile`); WORD is looked for in the tables' titles. Each ratio is one of
-medians within this run; the steps of a run are dispatched without waiting for each, as in a
-training loop. Torch and flashoptim-jax are left out where they are not installed. On a GPU the
-steps have other sizes.
+Measures milliseconds and temporary memory of a step (`--only step`), and the time to trace, lower
+and compile it (`--only compile`); WORD is searched in the tables' titles. Each ratio compares
+medians within this run. The steps of a run are dispatched without waiting, as in a training loop.
+Torch and flashoptim-jax are skipped if they are not installed. On a GPU the steps have other sizes.
 """
 
 import argparse
@@ -52,13 +51,13 @@ OPTAX, PLAIN, TORCH = "optax.adamw", "adam_jax.adamw", "torch fused AdamW"
 COPY, COPY_BYTES = "x + 1, 8 B/p", 8
 FLOOR, FLOOR_BYTES = "28 B/p at that rate", 28  # Parameter, two moments: in and out; gradient: in.
 # PyTorch's OpenMP threads spin after each call: 11 ms of a core's time on an AMD EPYC of two cores,
-# which the next peer would lack. JAX's threads burn nothing. After this pause all cores are free.
+# which would slow the next peer. JAX's threads do not spin. After this pause all cores are idle.
 PAUSE = 0.03
 PACKAGES = ("jax", "jaxlib", "optax", "torch", "flashoptim-jax")
 
 
 class Case(NamedTuple):
-    """A peer, what it is compared with, and what the ratio may be at most."""
+    """A peer, its bases, and the largest allowed ratios."""
 
     name: str
     build: Callable[[Leaves], Peer]
@@ -89,13 +88,13 @@ def everything() -> optax.GradientTransformation:
 
 
 def by_kinds(leaves: Leaves) -> Peer:
-    """muP's, for a base model of which every third leaf is as large, a half, and a quarter."""
+    """muP; the base model's leaves have, in turn, the same, half and a quarter of the size."""
     base = [jax.ShapeDtypeStruct((x.size >> i % 3,), x.dtype) for i, x in enumerate(leaves)]
     return by_update(adam_jax.transfer.mup(adam_jax.adamw, base, leaves)(1e-3))(leaves)
 
 
 def recipe() -> list[Case]:
-    """Plain AdamW is the base: what the surroundings cost."""
+    """Plain AdamW is the base, so the ratios are the cost of the wrappers."""
     theirs = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
     skip, average = adam_jax.skip_nonfinite(clipped()), adam_jax.ema_params(0.999)
     accumulate = adam_jax.accumulate(adamw(), GROUP)
@@ -133,7 +132,7 @@ def plain() -> list[Case]:
 
 
 def low_precision() -> list[Case]:
-    """Moments, and bfloat16 weights with gradients like them; float32 AdamW is the base."""
+    """Moments, and bfloat16 weights with gradients of their dtype; float32 AdamW is the base."""
     moments = {
         "8-bit": jnp.int8,
         "4-bit": jnp.int4,
@@ -161,7 +160,7 @@ def low_precision() -> list[Case]:
 
 
 def groups(build: Callable[..., Any], even: Any, odd: Any, most: float | None) -> list[Case]:
-    """An optimizer for each half of the leaves; `most` as `temporary_target` of a `Case`."""
+    """One optimizer per half of the leaves; `most` is the `temporary_target` of a `Case`."""
     entries: dict[Any, Any] = {r"\d*[02468]": even, ".*": odd}
     by_optax = optax.partition(entries, lambda ps: [[*entries][i % 2] for i in range(len(ps))])
     ours, base = adam_jax.groups(entries), {PARTITION: 1.02}
@@ -194,7 +193,7 @@ def on_cpu(fast: bool) -> list[Suite]:
         _suite(4, size // 4, groups(of_matrices, muon, adamw(), None), "Muon and adamw"),
         _suite(1, few * size, [copy, *plain()]),
         _suite(few, size, [copy, *plain()]),
-        _suite(small, 2_000, [*plain(), *packed()]),  # No copy: so few bytes stay in the caches.
+        _suite(small, 2_000, [*plain(), *packed()]),  # No copy: these few bytes stay in the caches.
     ]
 
 
@@ -212,7 +211,7 @@ def _suite(leaves: int, size: int, cases: list[Case], note: str = "") -> Suite:
 
 
 def built(suite: Suite, grads: Leaves) -> dict[str, Peer]:
-    """The peers that are installed; a line for each that is not."""
+    """The installed peers; prints a line for each missing one."""
     peers = {}
     for case in suite.cases:
         try:
@@ -223,7 +222,7 @@ def built(suite: Suite, grads: Leaves) -> dict[str, Peer]:
 
 
 def measure(suite: Suite, rounds: int) -> list[Row]:
-    """The rows of a table; nothing of what was timed outlives it."""
+    """The rows of a table; the timed arrays are freed at the end."""
     grads = [jnp.full(suite.size, 0.01) for _ in range(suite.leaves)]
     peers = built(suite, grads)
     runs = {name: peer.run for name, peer in peers.items()}
@@ -254,7 +253,7 @@ def beside(row: Row, base: str, median: float, target: float | None) -> Row:
 def steps(suite: Suite, rounds: int) -> list[Row]:
     try:
         return measure(suite, rounds)
-    except RuntimeError as error:  # JAX's and PyTorch's errors of a GPU that is too small.
+    except RuntimeError as error:  # JAX's and PyTorch's errors when a GPU's memory is too small.
         if "memory" not in str(error).lower():
             raise
         print(f"{suite.title} left out: {str(error).splitlines()[0]}\n")
@@ -273,7 +272,7 @@ def versions() -> dict[str, str]:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--fast", action="store_true", help="small sizes: shows that it runs")
+    arguments.add_argument("--fast", action="store_true", help="small sizes, to try it out")
     arguments.add_argument("--json", metavar="FILE", type=Path, help="the rows go there too")
     arguments.add_argument("--only", metavar="WORD", default="", help="tables with it in the title")
     arguments.add_argument(
@@ -281,7 +280,7 @@ def main() -> None:
     )
     args = arguments.parse_args()
     rounds = args.rounds or (2 if args.fast else 24)
-    # PyTorch needs room beside JAX on a GPU; read when JAX looks for its devices.
+    # PyTorch needs memory next to JAX on a GPU; JAX reads this when it looks for its devices.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     machine = describe(*versions())
     if on_gpu():

@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A median, and how it compares with the base's."""
+    """A median, and its ratio to the base's."""
 
     table: str
     case: str
@@ -19,7 +19,7 @@ class Row:
     target: float | None = None  # Of the ratio, at most.
     temporary: float | None = None  # Bytes per parameter.
     temporary_target: float | None = None
-    share: float | None = None  # Of the copy bandwidth, were the step 28 bytes per parameter.
+    share: float | None = None  # Of the copy bandwidth, if the step were 28 bytes per parameter.
 
 
 Column = tuple[str, str, str]

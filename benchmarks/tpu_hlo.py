@@ -1,12 +1,12 @@
-"""What XLA makes of an optimizer step on TPUs, found without one: nothing is run.
+"""Compiles optimizer steps for TPUs without having one, and analyses the programs; runs nothing.
 
 python -m benchmarks.tpu_hlo [--generation v5e] [--only WORD] [--side N | --shape 1024,16,64 |
                              --tree] [--bundles] [--json FILE] [--libtpu FOLDER]
 python -m benchmarks.tpu_hlo --gate | --compile-time | --training-step
 
 Each case is a step of one leaf, or with --tree of a transformer of 24 layers. FOLDER has the
-compiler, `pip install --no-deps --target FOLDER libtpu==0.0.52`; without it JAX's own search
-decides. `benchmarks.tpu_hlo_plot` draws what --json writes.
+compiler, `pip install --no-deps --target FOLDER libtpu==0.0.52`; without it JAX's own search is
+used. `benchmarks.tpu_hlo_plot` plots the output of --json.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from benchmarks.tpu_hlo_rows import COLUMNS, measure
 from examples import strict_json
 from examples.options import positive
 
-SIDE = 8192  # Of a smaller leaf much stays in VMEM, where neither bytes nor temporaries count.
+SIDE = 8192  # A smaller leaf stays largely in VMEM, where bytes and temporaries do not count.
 
 
 def shape_of(text: str) -> tuple[int, ...]:
@@ -39,7 +39,7 @@ def shape_of(text: str) -> tuple[int, ...]:
 
 
 def rows(args: argparse.Namespace) -> list[Row]:
-    """The table, printed as it grows."""
+    """The table, printed row by row."""
     shape = None if args.tree else args.shape or (args.side,) * 2
     params = leaf(shape) if shape else transformer()
     found: list[Row] = []
@@ -66,12 +66,12 @@ def main() -> None:
     arguments = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    arguments.add_argument("--libtpu", metavar="FOLDER", help="where the wheel was installed to")
+    arguments.add_argument("--libtpu", metavar="FOLDER", help="the folder with the wheel")
     arguments.add_argument(
         "--generation",
         action="append",
         choices=list(GENERATIONS),
-        help=f"of TPUs, may be repeated; {', '.join(USUAL)} if left out",
+        help=f"of TPUs, may be repeated; default: {', '.join(USUAL)}",
     )
     arguments.add_argument("--only", metavar="WORD", default="", help="cases with it in their name")
     what = arguments.add_mutually_exclusive_group()
@@ -84,15 +84,15 @@ def main() -> None:
     arguments.add_argument("--json", metavar="FILE", type=Path, help="the table goes there too")
     instead = arguments.add_mutually_exclusive_group()
     for name, text in (
-        ("--gate", "check a few rows in two minutes: status 1 if one does not hold"),
-        ("--compile-time", "seconds that 300 leaves take, beside Optax"),
+        ("--gate", "check a few rows in two minutes; exit status 1 if one fails"),
+        ("--compile-time", "seconds to compile 300 leaves, compared with Optax"),
         ("--training-step", "peak memory of a transformer's whole step"),
     ):
         instead.add_argument(name, action="store_true", help=text)
     args = arguments.parse_args()
     if args.tree and args.bundles:
         arguments.error("--bundles is of one leaf: leave out --tree")
-    jax.config.update("jax_platforms", "cpu")  # A TPU that is there stays out of it.
+    jax.config.update("jax_platforms", "cpu")  # Do not use a TPU of this machine.
     try:
         use_libtpu_of(args.libtpu)
     except ModuleNotFoundError as missing:

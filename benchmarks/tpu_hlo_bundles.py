@@ -1,9 +1,9 @@
-"""How long the kernels of a step are, from the instructions that the TPU's compiler writes down.
+"""The length of a step's kernels, from the instruction dump of the TPU's compiler.
 
 python -m benchmarks.tpu_hlo_bundles GENERATION CASE SHAPE
 
-Prints JSON; for `benchmarks.tpu_hlo --bundles`, as the compiler reads the option only when it is
-loaded. It writes 30 MB or more for every kernel, in a folder that is gone afterwards.
+Prints JSON. `benchmarks.tpu_hlo --bundles` runs it as a process, because the compiler reads the
+option only when it is loaded. It writes 30 MB or more per kernel, to a temporary folder.
 """
 
 import json
@@ -24,7 +24,7 @@ EXIT = re.compile(r"scmp\.\w+\.\w+\.totalorder %\w+, (\d+) /\* loop exit test")
 
 
 class Loop:
-    """A loop's own bundles, without those of the loops in it."""
+    """A loop's own bundles, without those of inner loops."""
 
     def __init__(self, depth: int) -> None:
         self.depth, self.bundles = depth, 0
@@ -33,21 +33,21 @@ class Loop:
 
     @property
     def known_turns(self) -> int:
-        """How often it turns.
+        """The number of iterations.
 
         Raises:
-          ValueError: the program does not say it.
+          ValueError: the program does not contain it.
         """
         if self.turns is None:
             raise ValueError("the length of a loop is not in the program")
         return self.turns
 
     def total(self) -> int:
-        """Bundles of all its turns."""
+        """Bundles of all iterations."""
         return self.known_turns * (self.bundles + sum(loop.total() for loop in self.inside))
 
     def innermost(self, turns: int = 1) -> list[tuple[int, int]]:
-        """Bundles of the loops without a loop in them, and how often they turn."""
+        """Bundles of the loops without an inner loop, and their iterations."""
         turns *= self.known_turns
         if not self.inside:
             return [(self.bundles, turns)]
@@ -55,10 +55,10 @@ class Loop:
 
 
 class Length(NamedTuple):
-    """Of a kernel's program on one core.
+    """The length of a kernel's program on one core.
 
     Attributes:
-      total: bundles in all, which is cycles if no transfer is waited for.
+      total: bundles in all: the cycles, if no transfer is waited for.
       inner: those of the innermost loops.
     """
 
@@ -67,19 +67,19 @@ class Length(NamedTuple):
 
 
 def length(text: str) -> Length:
-    """Of a file `*final_bundles.txt`: a bundle a line, loops marked by `LB:` and so many `>`."""
+    """Parses `*final_bundles.txt`: a bundle per line, loops marked by `LB:` and a number of `>`."""
     root = Loop(0)
     root.turns, open_loops = 1, [root]
     for line in text.splitlines():
         if not (bundle := BUNDLE.match(line)):
             continue
         label, depth, rest = bundle[1], len(bundle[2]), bundle[3]
-        if rest.lstrip().startswith("{}"):  # A bundle of waiting is not marked.
+        if rest.lstrip().startswith("{}"):  # A bundle that waits is not marked.
             depth = open_loops[-1].depth
         while open_loops[-1].depth > depth or (label == "LB" and open_loops[-1].depth == depth):
             open_loops.pop()
         if open_loops[-1].depth < depth:
-            # Bundles of the loop around it may stand among a loop's own.
+            # Bundles of the outer loop may be among those of an inner loop.
             if label == "LB" or not open_loops[-1].inside:
                 open_loops[-1].inside.append(Loop(depth))
             open_loops.append(open_loops[-1].inside[-1])
@@ -87,20 +87,20 @@ def length(text: str) -> Length:
         if end := EXIT.search(rest):
             open_loops[-1].turns = int(end[1])
     for loop in root.inside:
-        # The pipeline of transfers turns once more at each end, and skips what is inside.
+        # The pipeline of transfers iterates once more at each end, and skips the inside.
         loop.turns = loop.known_turns - (2 if loop.known_turns > 2 else 0)
     inner = sum(bundles * turns for bundles, turns in root.innermost())
     return Length(root.total(), inner if root.inside else root.bundles)
 
 
 def of_kernels(folder: Path) -> list[Length]:
-    """Of all kernels that were written down there."""
+    """The sum over all kernels in that folder."""
     files = folder.glob(f"*{KERNEL}*final_bundles.txt")
     return [length(f.read_text()) for f in files if "schedule-analysis" not in f.name]
 
 
 def measured(generation: str, case: str, shape: tuple[int, ...]) -> dict[str, float]:
-    """The kernels of a case that has some, compiled by a process of its own.
+    """The kernels of a case that has some, compiled in a separate process.
 
     Returns:
       bundles: of the innermost loops for each 8 x 128 parameters.

@@ -1,4 +1,4 @@
-"""The optimizers that `benchmarks.tpu_hlo` compiles, and what is allowed of each."""
+"""The optimizers that `benchmarks.tpu_hlo` compiles, and the bounds of each."""
 
 from typing import Any, NamedTuple
 
@@ -14,14 +14,14 @@ Row = dict[str, Any]
 
 
 class Bounds(NamedTuple):
-    """What one leaf of 8192 x 8192 may cost, at most; None: nothing is asked.
+    """The allowed cost of one leaf of 8192 x 8192; None: no bound.
 
     Attributes:
       of_floor: bytes through HBM, as a multiple of the floor.
-      reads: of the gradients besides: a norm has to be known before the step.
-      bytes: bytes through HBM per parameter, where they are no multiple of the floor.
+      reads: additional reads of the gradients: a norm has to be known before the step.
+      bytes: bytes through HBM per parameter, if they are no multiple of the floor.
       temporary: bytes per parameter.
-      passes: fusions and kernels per leaf, besides those of `reads`.
+      passes: fusions and kernels per leaf, in addition to those of `reads`.
       bundles: of a kernel's inner loop, per 8 x 128 parameters, by generation.
     """
 
@@ -33,7 +33,7 @@ class Bounds(NamedTuple):
     bundles: dict[str, int] = {}
 
     def words(self, generation: str) -> str:
-        """As they stand in a table."""
+        """The text of the bounds in a table."""
         reads = f" of the floor and {self.reads} read more" if self.reads else " of the floor"
         parts = [
             self.of_floor and f"{self.of_floor:g}{reads}",
@@ -48,13 +48,13 @@ class Bounds(NamedTuple):
 DENSE = Bounds(1.01, temporary=0.01, passes=1)
 # The kernel, or one fusion where XLA makes one.
 ONE_PASS = Bounds(1.02, temporary=0.1, passes=1, bundles={"v5e": 44, "v6e": 30})
-# Of rules that are not elementwise, which XLA has to compile.
+# For rules that are not elementwise, which XLA has to compile.
 CODES_BY_XLA = Bounds(bytes=36, temporary=2.2, passes=6)
 RESIDUAL_16_BY_XLA = Bounds(bytes=34, temporary=4.01, passes=2)
 RESIDUAL_8_BY_XLA = Bounds(bytes=36, temporary=4.01, passes=2)
 FREE = Bounds()
 
-# Operations that XLA did not fuse, of which there is to be none.
+# Operations that XLA did not fuse; none are allowed.
 BARE = {
     "copies": {"copy"},
     "reduces": {"reduce"},
@@ -68,9 +68,9 @@ class Case(NamedTuple):
 
     Attributes:
       tx: the optimizer.
-      bounds: what is allowed.
+      bounds: the allowed costs.
       dtype: of parameters and gradients.
-      apply: `adam_jax.step`; else `tx.update`, whose updates take the place of the gradients.
+      apply: `adam_jax.step`; else `tx.update`, whose updates replace the gradients.
     """
 
     tx: Any
@@ -80,7 +80,7 @@ class Case(NamedTuple):
 
 
 def _bounds(name: str) -> Bounds:
-    """Of a case of `benchmarks.gpu_hlo`."""
+    """The bounds of a case of `benchmarks.gpu_hlo`."""
     if any(word in name for word in ("accumulate", "telemetry", "everything")):
         return FREE
     if "factored" in name or name == "Adam-mini, 8-bit mu":
@@ -92,13 +92,13 @@ def _bounds(name: str) -> Bounds:
     return bounds._replace(reads=1) if "clip" in name or "skip" in name else bounds
 
 
-BASE = "adam_jax.adamw"  # In float32: nothing may take longer.
+BASE = "adam_jax.adamw"  # In float32: no case may take longer.
 EIGHT = {"mu_dtype": jnp.int8, "nu_dtype": jnp.int8}
 FOUR = {"mu_dtype": jnp.int4, "nu_dtype": jnp.int4}
 
 
 def _cases() -> dict[str, Case]:
-    # One leaf is one leaf here.
+    # All cases here have one leaf, so "one leaf" cases would be duplicates.
     shared = {name: case for name, case in gpu_hlo.CASES.items() if not name.endswith("one leaf")}
     cases = {name: Case(case.tx, _bounds(name), dtype=case.dtype) for name, case in shared.items()}
     eight = adam_jax.adamw(1e-3, **EIGHT)
@@ -162,7 +162,7 @@ def of_dtype(tree: Any, dtype: str) -> Any:
 
 
 def failures(row: Row, bounds: Bounds) -> list[str]:
-    """What does not hold, in words; of a tree only its bytes are judged."""
+    """The violated bounds, in words; of a tree only the bytes are checked."""
     found = []
 
     def at_most(name: str, limit: float | None, value: float | None = None) -> None:

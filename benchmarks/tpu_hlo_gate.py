@@ -1,4 +1,4 @@
-"""The rows of `benchmarks.tpu_hlo` that have to hold, in two minutes."""
+"""The rows of `benchmarks.tpu_hlo` that must hold, checked in two minutes."""
 
 import math
 import re
@@ -48,11 +48,11 @@ def rows() -> Iterator[tuple[str, tuple[int, ...], bool, str]]:
 
 
 def sharded(mapped: bool, *axes: str | None) -> list[str]:
-    """What does not hold of one leaf of 8-bit moments, split over the 8 devices of v5e:2x4.
+    """The violated bounds of one leaf of 8-bit moments, split over the 8 devices of v5e:2x4.
 
     Args:
-      mapped: in a `shard_map`; else it is XLA that splits, and that compiles all.
-      *axes: of the mesh, for each of the leaf's.
+      mapped: in a `shard_map`; otherwise XLA splits and compiles everything.
+      *axes: of the mesh, one for each of the leaf's.
     """
     case, mesh = CASES[EIGHT], Mesh(np.array(tpus("v5e:2x4")), ("data",))
     params = leaf(SQUARE)
@@ -93,14 +93,14 @@ def sharded(mapped: bool, *axes: str | None) -> list[str]:
 
 def sent(text: str, devices: int) -> float:
     """Bytes that each device sends around a ring."""
-    # XLA for TPUs makes a fusion of a reduce-scatter, and writes an all-reduce into it.
+    # XLA for TPUs turns a reduce-scatter into a fusion with an all-reduce inside.
     fused = "".join(re.findall(r"^%all-reduce-scatter\S* \(.*?^\}", text, re.MULTILINE | re.DOTALL))
     both = (sum(scale.sent(part, devices).values()) for part in (text, fused))
     return next(both) - next(both) / 2
 
 
 def split_state() -> list[str]:
-    """What does not hold of a step of 8-bit moments on v5e:2x4 whose state is split."""
+    """The violated bounds of a step of 8-bit moments on v5e:2x4 with a sharded state."""
     mesh = Mesh(np.array(tpus("v5e:2x4")), ("data",))
     copied, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
     params, tx = placed(scale.shapes("float32"), copied), CASES[EIGHT].tx
@@ -124,7 +124,7 @@ def split_state() -> list[str]:
 
 
 def checks() -> Iterator[tuple[str, Callable[[], list[str]]]]:
-    """What is looked at, in words, and what of it does not hold."""
+    """The checks: their names, and functions that return the violated bounds."""
     bases: dict[Any, Row] = {}
 
     def missed(generation: str, shape: tuple[int, ...], counts: bool, name: str) -> list[str]:
@@ -145,7 +145,7 @@ def checks() -> Iterator[tuple[str, Callable[[], list[str]]]]:
     yield f"v5e:2x4, shard_state, {EIGHT}", split_state
 
 
-# Rows that are not there yet: so far from the bound, and no further, is not a failure.
+# Known failures: a row this far from its bound, and no further, is accepted.
 KNOWN = {
     f"v5e, 8192 x 8192, {EIGHT}": {"bundles": 45.5},
     f"v6e, 8192 x 8192, {EIGHT}": {"bundles": 31.2},
@@ -155,19 +155,19 @@ KNOWN = {
 
 
 def is_known(words: str, missed: str) -> bool:
-    """Whether a row misses a bound by no more than it did: "bundles 45.3 > 44"."""
+    """Whether a row misses a bound by no more than before: "bundles 45.3 > 44"."""
     name, _, rest = missed.partition(" ")
     limit = KNOWN.get(words, {}).get(name)
     return limit is not None and float(rest.split()[0]) <= limit
 
 
 def run() -> int:
-    """Prints a line for each row. Returns 1 if one does not hold that is not known."""
+    """Prints a line for each row. Returns 1 if there is an unknown failure."""
     start, held, known = time.perf_counter(), [], []
     for words, look in checks():
         try:
             found = look()
-        except Exception as error:  # Every line is wanted, whatever fails.
+        except Exception as error:  # Print every line, whatever fails.
             found = [f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"]
         held.append(not found)
         known.append(all(is_known(words, missed) for missed in found))

@@ -1,4 +1,4 @@
-"""TPUs to compile for, on a machine without one. Nothing can be run."""
+"""TPU targets for compilation on a machine without TPUs. Nothing can be run."""
 
 import functools
 import importlib.util
@@ -11,23 +11,23 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
-LIBTPU = "0.0.52"  # As in pyproject.toml: it compiles for what jax 0.10.2 lowers.
+LIBTPU = "0.0.52"  # As in pyproject.toml: it compiles what jax 0.10.2 lowers.
 
 
 class Generation(NamedTuple):
-    """A TPU, as Google Cloud's documentation has it.
+    """A TPU, from Google Cloud's documentation.
 
-    The clocks are those that give the documented peak for as many matrix units; Ironwood's is not
-    known. Where JAX sees two devices on a chip, each has half of the bandwidth.
+    The clocks are those that give the documented peak for the number of matrix units; Ironwood's is
+    unknown. If JAX sees two devices on a chip, each has half of the bandwidth.
     """
 
     topology: str
     bandwidth: float  # Bytes per second and chip.
     clock: float | None  # Hz.
-    devices: int = 1  # Of a chip.
+    devices: int = 1  # Per chip.
 
     def cycles(self, number: float) -> float | None:
-        """As long as so many bytes take through HBM, at best."""
+        """The minimum time to transfer that many bytes through HBM."""
         return self.clock and number * self.clock / (self.bandwidth / self.devices)
 
 
@@ -55,7 +55,7 @@ def library() -> Path:
 
 
 def use_libtpu_of(folder: str | None) -> Path:
-    """Finds the compiler, in a folder that pip installed it to or where JAX looks for it."""
+    """Finds the compiler, in a folder that pip installed it to or in JAX's search path."""
     if folder:
         os.environ["TPU_LIBRARY_PATH"] = str(Path(folder).absolute() / "libtpu" / "libtpu.so")
     return library()
@@ -70,7 +70,7 @@ def libtpu_version() -> str:
 def tpus(topology: str) -> Any:
     """The devices of a generation's smallest machine, or of a topology such as v5e:2x4."""
     library()
-    # Else it asks the cloud what machine this is, and stops where another process uses it.
+    # Otherwise it asks the cloud for the machine, and stops if another process uses it.
     os.environ["TPU_SKIP_MDS_QUERY"] = os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -80,7 +80,7 @@ def tpus(topology: str) -> Any:
 
 
 def placed(tree: Any, sharding: Any) -> Any:
-    """Arrays without values; `sharding` is one for all, or a tree of them."""
+    """Arrays without values; `sharding` is one for all, or a tree."""
     if isinstance(sharding, jax.sharding.Sharding):
         sharding = jax.tree.map(lambda _: sharding, tree)
     return jax.tree.map(
@@ -97,7 +97,7 @@ def compile_for_tpu(
 
 
 def bits(dtype: Any) -> int:
-    """Of an element; two of 4 bits share a byte."""
+    """Bytes of an element; two of 4 bits share a byte."""
     return 4 if dtype.name in ("int4", "uint4") else 8 * dtype.itemsize
 
 

@@ -1,9 +1,9 @@
-"""A chart of what `benchmarks.tpu_hlo --json` wrote: bytes per parameter, a panel per generation.
+"""Plots the output of `benchmarks.tpu_hlo --json`: bytes per parameter, a panel per generation.
 
 python -m benchmarks.tpu_hlo_plot FILE.json OUT.png
 
-Bars are bytes through HBM; a line across a bar is the floor, all that has to be read and written.
-Needs matplotlib.
+Bars are bytes through HBM; a line across a bar is the floor, all bytes that must be read or
+written. Needs matplotlib.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def colour(row: dict[str, Any]) -> str:
 
 
 def draw(axes: Axes, generation: str, cases: list[str], rows: dict[str, dict[str, Any]]) -> None:
-    """A panel: the cases from top to bottom; one that is not known has no bar."""
+    """A panel with the cases from top to bottom; an unknown case has no bar."""
     end = max(row["HBM B/p"] for row in rows.values())
     for place, case in enumerate(cases):
         if case not in rows:

@@ -1,6 +1,6 @@
-"""The operations of a program that XLA compiled for a TPU, and the bytes each moves through HBM.
+"""The operations of a program that XLA compiled for a TPU, and their bytes through HBM.
 
-`cost_analysis` does not have them: it has nothing on custom calls, and counts VMEM as memory.
+`cost_analysis` is not enough: it ignores custom calls, and counts VMEM as memory.
 """
 
 import math
@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 HBM, FLAGS = 0, 2  # Numbers of memory spaces: S(1) is VMEM; a layout without one is in HBM.
 SMALL = 64 * 1024  # Bytes through HBM, and
-SHORT = 5_000  # cycles: an operation below both is little more than its start.
+SHORT = 5_000  # cycles: an operation below both is little more than its launch.
 
 
 class Buffer(NamedTuple):
     """An array in a program."""
 
-    bytes: int  # With what its tiles are padded by.
+    bytes: int  # Including the padding of its tiles.
     space: int
 
 
@@ -24,18 +24,18 @@ class Op(NamedTuple):
 
     name: str
     opcode: str
-    hbm: int  # Bytes of operands and results there.
-    cycles: int | None  # As XLA estimates; None of a custom call.
+    hbm: int  # Bytes of operands and results in HBM.
+    cycles: int | None  # XLA's estimate; None for a custom call.
     target: str  # Of a custom call.
 
     @property
     def big(self) -> bool:
-        """Whether it is more than its start."""
+        """Whether it is more than its launch."""
         return self.hbm > SMALL or (self.cycles or 0) > SHORT
 
     @property
     def kernel(self) -> bool:
-        """Whether it is one of Pallas."""
+        """Whether it is a Pallas kernel."""
         return self.target == "tpu_custom_call"
 
 
@@ -52,11 +52,11 @@ def _ints(text: str | None) -> list[int]:
 
 
 def buffers(shape: str) -> list[Buffer]:
-    """Of a text like `(f32[8,100]{1,0:T(8,128)S(1)}, u32[]{:S(2)})`."""
+    """Parses a text like `(f32[8,100]{1,0:T(8,128)S(1)}, u32[]{:S(2)})`."""
     found = []
     for bits, dims, minor_to_major, layout in ARRAY.findall(shape):
         sizes, tile = _ints(dims), re.search(r"T\(([\d,]+)\)", layout)
-        # The last number of a tile is of the axis that is named first.
+        # The last number of a tile is for the axis that is named first.
         for axis, size in zip(
             _ints(minor_to_major), reversed(_ints(tile and tile[1])), strict=False
         ):
@@ -78,10 +78,10 @@ def _through_hbm(opcode: str, results: list[Buffer], operands: list[Buffer]) -> 
 
 
 def operations(text: str) -> list[Op]:
-    """What takes time in one call of an optimised program, and is not in a fusion.
+    """The operations that take time in one call of an optimized program, outside of fusions.
 
-    Of a conditional the branch that moves most counts, a loop as often as it is known to turn, of
-    an asynchronous pair the start.
+    Of a conditional the branch that moves most counts, of a loop all its known iterations, of an
+    asynchronous pair the start.
     """
     lines, computations = [], {}
     for line in text.splitlines():

@@ -19,7 +19,7 @@ PREFETCHES = {"copy-start", "slice-start"}
 def compiled(generation: str, case: Case, params: Any) -> jax.stages.Compiled:
     """One step, or one update."""
 
-    # JAX pairs donated buffers with results in their order.
+    # JAX pairs donated buffers with results in order.
     def step(params: Any, state: Any, grads: Any) -> Any:
         return adam_jax.step(case.tx, grads, state, params)
 
@@ -33,7 +33,7 @@ def compiled(generation: str, case: Case, params: Any) -> jax.stages.Compiled:
 
 
 def counted(text: str) -> Row:
-    """The operations of a program that are not small, by kind, and bytes and cycles of all."""
+    """The large operations of a program by kind, and the bytes and cycles of all operations."""
     found = operations(text)
     big = [op for op in found if op.big and op.opcode not in PREFETCHES]
     kinds = {"fusions": sum(op.opcode == "fusion" for op in big)}
@@ -62,14 +62,14 @@ def measure(
     size = sum(x.size for x in leaves)
     program = compiled(generation, case, params)
     memory: Any = program.memory_analysis()
-    # All that goes in is read once, all that comes out is written once.
+    # The floor: each input is read once, each output is written once.
     floor = size_in_bytes((params, state, params, params, state)) / size
     row: Row = {"generation": generation, "case": name, "leaves": len(leaves), "floor B/p": floor}
     temporary = memory.temp_size_in_bytes / size
     try:
         found = counted(program.as_text() or "")
     except jax.errors.JaxRuntimeError:
-        # Of some programs for v7x; its stack is on stderr.
+        # For some programs on v7x; its stack is on stderr.
         row["temporary B/p"] = temporary
         return row | {"verdict": "; ".join(["XLA cannot print it", *failures(row, case.bounds)])}
     hbm, cycles = found.pop("HBM") / size, 1e3 * found.pop("cycles") / size
@@ -87,7 +87,7 @@ def measure(
     if name == BASE:
         row["of float32"] = 1.0
     elif base and known:
-        # Bytes take their time whatever the estimate of a kernel leaves out.
+        # Bytes take their time even if the estimate of a kernel omits them.
         both = ("cycles e-3/p", "HBM B/p")
         row["of float32"] = max(row[column] / base[column] for column in both)
     words = case.bounds.words(generation)

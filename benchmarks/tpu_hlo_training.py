@@ -1,4 +1,4 @@
-"""For `benchmarks.tpu_hlo`: the time that many leaves take, the memory of a whole training step."""
+"""For `benchmarks.tpu_hlo`: the compile time of many leaves, the memory of a training step."""
 
 import time
 from typing import Any
@@ -13,7 +13,7 @@ from benchmarks.tpu_hlo_cases import EIGHT, Row, transformer
 from benchmarks.tpu_hlo_machine import compile_for_tpu
 
 GENERATION = "v5e"
-LAYERS, BATCH, LENGTH = 24, 4, 256  # Few tokens: it is the optimizer's memory that is looked for.
+LAYERS, BATCH, LENGTH = 24, 4, 256  # Few tokens, because only the optimizer's memory matters.
 TARGET = 1.5  # Of Optax's seconds, at most.
 SAVED = 5.5  # B/p, at least.
 OPTIMIZERS = {
@@ -32,7 +32,7 @@ def many_leaves(each: int = 15) -> Any:
 
 
 def compile_time(params: Any = None, rounds: int = 3) -> list[Row]:
-    """Seconds of trace, lowering and compilation: the least of some rounds, in turns."""
+    """Seconds of tracing, lowering and compilation: the minimum of some alternating rounds."""
     params = params or many_leaves()
 
     def seconds(tx: Any, params: Any) -> tuple[float, float]:
@@ -46,7 +46,7 @@ def compile_time(params: Any = None, rounds: int = 3) -> list[Row]:
         return time.perf_counter() - start, time.process_time() - on_cores
 
     for tx in OPTIMIZERS.values():
-        seconds(tx, [array(1024, 1024)])  # What loads on first use is not counted.
+        seconds(tx, [array(1024, 1024)])  # Excludes what is loaded on first use.
     took: dict[str, list[tuple[float, float]]] = {name: [] for name in OPTIMIZERS}
     for _ in range(rounds):
         for name, tx in OPTIMIZERS.items():
@@ -83,10 +83,10 @@ def _layer(x: Any, p: Any) -> Any:
 
 
 def loss(params: Any, tokens: Any) -> Any:
-    """Of the next word; layers are unrolled, each a subtree of its own, and computed again.
+    """Loss of the next word; layers are unrolled with separate leaves, and rematerialized.
 
-    No layer shares a leaf with another, as they would under `jax.lax.scan`: so all orientations of
-    the kernel are in it, and XLA may step a leaf as soon as its gradient is there.
+    Layers share no leaves, as they would under `jax.lax.scan`. So all orientations of the kernels
+    occur, and XLA may step a leaf as soon as its gradient is computed.
     """
     x = params["tokens"][tokens[:, :-1]]
     for i in range(sum(name.startswith("layer_") for name in params)):

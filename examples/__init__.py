@@ -1,4 +1,4 @@
-"""Programs that show the library at work; each folder is one of them."""
+"""Programs that use the library; each folder is one of them."""
 
 import _thread
 import os
@@ -13,15 +13,15 @@ def _interrupted(number: int, frame: object) -> None:
 
 
 def raise_interrupts() -> None:
-    """From here on ctrl-C is a KeyboardInterrupt: the program says itself how it goes on."""
+    """From here on ctrl-C raises KeyboardInterrupt, so the program can say how to resume."""
     if signal.getsignal(signal.SIGINT) is _interrupted:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.unraisablehook = _raise_again
 
 
 def _raise_again(ignored: "sys.UnraisableHookArgs") -> None:
-    # Python ignores what a callback of its garbage collector raises, and JAX has such a callback:
-    # a ctrl-C that comes in it would be lost. The callback is over by the time the timer ends.
+    # Python ignores exceptions in callbacks of its garbage collector, and JAX has such a callback:
+    # a ctrl-C in it would be lost. The callback has returned by the time the timer fires.
     if isinstance(ignored.exc_value, KeyboardInterrupt):
         threading.Timer(0.01, _thread.interrupt_main).start()
     else:
@@ -30,15 +30,15 @@ def _raise_again(ignored: "sys.UnraisableHookArgs") -> None:
 
 def interrupted() -> int:
     """The exit status of a program that a KeyboardInterrupt ended."""
-    # Where the interrupt went through `exec` of a string, as in the making of a dataclass, Python
-    # notes it as not handled, and dies of SIGINT at the end of `python -m`. Another `exec` takes
-    # the note back.
+    # If the interrupt passed through `exec` of a string, as when a dataclass is created, Python
+    # marks it as unhandled and dies of SIGINT at the end of `python -m`. Another `exec` clears
+    # the mark.
     exec("")
     return 130
 
 
-# Imports take seconds. A KeyboardInterrupt in them is a traceback, or whatever the module that it
-# comes to makes of it: NumPy an ImportError. Nothing is lost yet, so the process just ends.
-# `python -m` has "-m" here until it has found the program; other programs see to it themselves.
+# Imports take seconds. A KeyboardInterrupt during them prints a traceback, or becomes another
+# error: in NumPy an ImportError. Nothing is lost yet, so the process just exits. Until `python -m`
+# has found the program, "-m" is in sys.argv; other programs handle interrupts themselves.
 if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _interrupted)

@@ -1,7 +1,7 @@
-"""One program at a time in a folder: a lock, which the system takes back from one that dies.
+"""A lock that admits one program to a folder; the system releases it if the program dies.
 
-It is flock's. Over NFS it also holds between machines, unless the folder is mounted with `nolock`
-or `local_lock`. Where a file system has no locks a line on stderr says so, and the program goes on.
+The lock is flock's. Over NFS it also holds between machines, unless the folder is mounted with
+`nolock` or `local_lock`. On a file system without locks the program warns on stderr and continues.
 """
 
 import contextlib
@@ -17,14 +17,14 @@ from examples.mnist.errors import UserError
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Makes the folder and holds FOLDER/lock, which says who does; who only reads needs no lock.
+    """Creates the folder and holds FOLDER/lock, which names the holder; readers need no lock.
 
     Raises:
       UserError: another program holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "lock"
-    # NFS locks a file for writing only for who may write to it.
+    # NFS locks a file for writing only for users who may write to it.
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if _taken(file, path):
@@ -34,7 +34,7 @@ def locked(folder: Path) -> Iterator[None]:
                 f" wait until it ends, end it, or choose another --out"
             )
         since = time.strftime("%Y-%m-%d %H:%M:%S %z")
-        # Of a full disk the program itself says more.
+        # If the disk is full, the program itself reports it in more detail.
         with contextlib.suppress(OSError):
             os.ftruncate(file, 0)
             os.write(

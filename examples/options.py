@@ -1,4 +1,4 @@
-"""Types of command-line options: a number in a range, or one line that says which range."""
+"""Types of command-line options: numbers in a range, with errors that name the range."""
 
 import argparse
 from collections.abc import Callable
@@ -10,7 +10,7 @@ N = TypeVar("N", int, float)
 def number(kind: type[N], allowed: str, within: Callable[[N], bool]) -> Callable[[str], N]:
     """The type of an option.
 
-    Where a type raises ValueError, argparse shows the name of the function instead of a reason.
+    If a type raises ValueError, argparse shows the name of the function and no reason.
 
     Args:
       kind: int or float.

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 
 
 def replaced(page: str, parts: Mapping[str, str]) -> str:
-    """The page with each part between `<!-- NAME -->` and `<!-- end of NAME -->` in its place.
+    """The page with each part inserted between `<!-- NAME -->` and `<!-- end of NAME -->`.
 
-    A part may be some words of a line, or lines, which begin and end with a line break. A line must
-    not begin with the comment of words: Markdown takes all of it for HTML.
+    A part is words within a line, or whole lines that begin and end with a line break. No line may
+    begin with the comment of an inline part: Markdown treats such a line as HTML.
 
     Raises:
-      ValueError: a part that is not on the page exactly once.
+      ValueError: a part that does not occur on the page exactly once.
     """
     for name, part in parts.items():
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"

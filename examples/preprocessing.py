@@ -1,10 +1,10 @@
-"""What preprocessing is worth: test accuracy with and without it, three seeds each.
+"""Test accuracy with different preprocessing, three seeds each.
 
-Pixels as bytes, from 0 to 1, standardised to mean 0 and variance 1, and from 0 to 1 with every
-training batch shifted by up to 2 pixels and turned by up to 10 degrees; by Adam with a cosine
-schedule on an MLP and a small CNN.
+Pixels are bytes, scaled to 0 to 1, standardized to mean 0 and variance 1, or scaled to 0 to 1 with
+every training batch shifted by up to 2 pixels and rotated by up to 10 degrees. An MLP and a small
+CNN are trained by Adam with a cosine schedule.
 
-Writes OUT/table.md, table.csv and digits.png, some digits as the model sees them.
+Writes OUT/table.md, table.csv and digits.png, which shows preprocessed digits.
 """
 
 import functools
@@ -45,7 +45,7 @@ def shifted_and_turned(key: jax.Array, images: jax.Array) -> jax.Array:
     return augment(key, normalise(images))
 
 
-# By name: what training sees, and what the test digits get.
+# By name: the preprocessing of training digits, and of test digits.
 WAYS: dict[str, tuple[Prepare, Prepare]] = {
     "bytes, 0 to 255": (as_bytes, as_bytes),
     "0 to 1": (population.as_they_are, population.as_they_are),
@@ -114,7 +114,7 @@ def picture(images: np.ndarray, seed: int, path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs what is missing of the measurement, then writes table and picture."""
+    """Runs the missing measurements, then writes table and picture."""
     parser = study.arguments("examples.preprocessing", __doc__)
     parser.add_argument("--models", nargs="+", choices=EPOCHS, default=list(EPOCHS))
     options = parser.parse_args(argv)
@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> None:
             np.asarray(found[f"{model}, {way}"]["test_accuracy"])
             for way in ("0 to 1", "0 to 1, shifted and turned")
         )
-        # Two standard errors of an accuracy on so many test digits, besides the seeds' range.
+        # Two standard errors of an accuracy on that many test digits, in addition to the range.
         noise = 2 * np.sqrt(plain.mean() * (1 - plain.mean()) / len(parts[2].labels))
         clear = moved.min() > plain.max() and moved.mean() > plain.mean() + noise
         verb = "helps" if clear else "does not clearly help"

@@ -1,9 +1,9 @@
-"""JSON that every reader takes, for numbers of which some may not be finite.
+"""JSON that every reader accepts, even with NaN and infinities.
 
-Python writes `NaN` and `Infinity`, which JSON does not have: JavaScript, jq and most databases
-refuse the whole file. Here they are the texts "NaN", "Infinity" and "-Infinity", as in protobuf's
-JSON and in the lines of `adam_jax.inspect.append_json_line`, and are read as the numbers. null
-would lose which of them it was.
+Python writes `NaN` and `Infinity`, which are not JSON: JavaScript, jq and most databases refuse the
+whole file. Here they are written as the strings "NaN", "Infinity" and "-Infinity" and read back as
+numbers, as in protobuf's JSON and in the lines of `adam_jax.inspect.append_json_line`. null would
+lose which of the three it was.
 """
 
 import json
@@ -23,7 +23,7 @@ def dumps(
 
 
 def loads(text: str | bytes) -> Any:
-    """The value of a text that `dumps` or `json.dumps` wrote; a text of the three is a number."""
+    """The value of a text from `dumps` or `json.dumps`; the three strings become numbers."""
     return _numbers(json.loads(text))
 
 

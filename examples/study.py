@@ -1,11 +1,11 @@
-"""What the experiments share: work in pieces that survive an interruption, progress, tables.
+"""Shared parts of the experiments: resumable work in pieces, progress, tables.
 
-An experiment is a list of pieces. Each is computed once and written to OUT/pieces.jsonl, so that a
-study that is stopped at any moment goes on with the first piece that is missing. What it leaves:
+An experiment is a list of pieces. Each is computed once and written to OUT/pieces.jsonl, so an
+interrupted study resumes with the first missing piece. The files of a study:
 
-OUT/settings.json   what its results depend on
-OUT/pieces.jsonl    one line a piece: its name, its seconds, its result
-OUT/table.md, OUT/table.csv, and pictures
+OUT/settings.json   the settings that its results depend on
+OUT/pieces.jsonl    one line per piece: its name, its seconds, its result
+OUT/table.md, OUT/table.csv, and plots
 """
 
 import argparse
@@ -31,11 +31,11 @@ from examples.mnist.errors import UserError
 from examples.options import seed
 
 Result = dict[str, Any]
-"""What a piece found: numbers, texts, lists of them; arrays become lists."""
+"""The result of a piece: numbers, texts, lists of them; arrays become lists."""
 
 
 class StudyError(ValueError):
-    """One line for the user."""
+    """An error that the user sees as one line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Piece:
     """A part of the work.
 
     Attributes:
-      name: unlike those of all other pieces.
+      name: unique among the pieces.
       compute: returns the result.
-      cost: how long it takes beside the others, for the estimate of the time left.
+      cost: its time relative to the others, for the estimate of the time left.
     """
 
     name: str
@@ -54,14 +54,14 @@ class Piece:
 
 
 class Study:
-    """A folder with the pieces that are done."""
+    """A folder with the finished pieces."""
 
     def __init__(self, folder: Path, settings: Result):
-        """Opens a study, or begins it.
+        """Opens a study, or creates it.
 
         Raises:
-          StudyError: it was begun with other settings.
-          UserError: another process works on it.
+          StudyError: it was created with other settings.
+          UserError: another process is using it.
         """
         self.folder, self.console = folder, Console(highlight=False)
         path, settings = folder / "settings.json", json.loads(json.dumps(settings))
@@ -89,18 +89,18 @@ class Study:
         path = self.folder / "pieces.jsonl"
         text = path.read_text() if path.exists() else ""
         whole, _, torn = text.rpartition("\n")
-        if torn:  # Killed while it wrote: that piece is computed again.
+        if torn:  # Killed during a write: that piece is computed again.
             write_whole(path, whole and whole + "\n")
         return [strict_json.loads(line) for line in whole.splitlines()]
 
     def run(self, pieces: Iterable[Piece]) -> dict[str, Result]:
-        """Computes the pieces that are missing, in order; returns the results of all.
+        """Computes the missing pieces in order; returns the results of all pieces.
 
-        A terminal shows a bar with the time left, from the costs and the seconds so far; elsewhere
-        each piece is a line. Raises UserError if another process works on the study.
+        A terminal shows a progress bar with the time left, estimated from costs and elapsed time.
+        Elsewhere each piece prints a line. Raises UserError if another process uses the study.
         """
         with locked(self.folder):
-            self._load()  # Another process may have gone on with it since it was opened.
+            self._load()  # Another process may have added pieces since the study was opened.
             return self._run(list(pieces))
 
     def _run(self, pieces: list[Piece]) -> dict[str, Result]:
@@ -148,7 +148,7 @@ class Study:
         self.done[name], self.seconds[name] = strict_json.loads(text)["result"], seconds
 
     def say(self, text: str) -> None:
-        """Prints a line that a terminal may wrap and nothing else does."""
+        """Prints a line that only a terminal may wrap."""
         self.console.print(text, soft_wrap=True, markup=False)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], name: str) -> str:
@@ -167,19 +167,19 @@ def plain(x: Any) -> Any:
 
 
 def clock(seconds: float) -> str:
-    """A duration as a person says it."""
+    """A duration rounded for people."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def write_whole(path: Path, text: str) -> None:
-    """The file appears, or is replaced, with all of the text in it, also under a kill."""
+    """Writes or replaces the file atomically: a kill leaves the old or the whole new text."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text)
     partial.replace(path)
 
 
 def arguments(module: str, doc: str | None, digits: bool = True) -> argparse.ArgumentParser:
-    """The options that all experiments have: --out, --fast, --seed, and --data-dir."""
+    """The options common to all experiments: --out, --fast, --seed, and --data-dir."""
     name = module.removeprefix("examples.")
     parser = argparse.ArgumentParser(
         prog=f"python -m {module}",
@@ -189,20 +189,20 @@ def arguments(module: str, doc: str | None, digits: bool = True) -> argparse.Arg
     parser.add_argument(
         "--out", type=Path, default=Path("runs") / name, help="folder of the results (%(default)s)"
     )
-    parser.add_argument("--fast", action="store_true", help="a small version: shows that it runs")
+    parser.add_argument("--fast", action="store_true", help="a small version, to try it out")
     parser.add_argument("--seed", type=seed, default=0)
     if digits:
         parser.add_argument(
             "--data-dir",
             type=Path,
             help="folder of the four IDX files of MNIST"
-            " (default: the 8,000 + 2,000 digits that come with the examples)",
+            " (default: the included 8,000 + 2,000 digits)",
         )
     return parser
 
 
 def command(main: Callable[[], None]) -> None:
-    """Runs an experiment; what the user can mend is one line on stderr and the exit status 1."""
+    """Runs an experiment; reports user errors as one line on stderr, with exit status 1."""
     logging.getLogger("jax").setLevel(logging.ERROR)
     examples.raise_interrupts()
     try:
@@ -213,8 +213,8 @@ def command(main: Callable[[], None]) -> None:
     except Exception as error:
         if not (ended := memory_ended(error)):
             raise
-        print(f"error: {ended}; free some, then the same command goes on", file=sys.stderr)
+        print(f"error: {ended}; free some, then run the same command again", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; run the same command again to resume", file=sys.stderr)
         sys.exit(examples.interrupted())

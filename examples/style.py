@@ -1,7 +1,7 @@
-"""The look of all pictures of the examples and the benchmarks.
+"""The style of all plots of the examples and the benchmarks.
 
-The colours are those of `adam_jax.pictures`. A picture begins with `panels` and ends with `save`,
-which gives every axis plain numbers. No pyplot: there is no window, and no figure to close.
+The colours are those of `adam_jax.pictures`. A plot begins with `panels` and ends with `save`,
+which formats every axis with plain numbers. pyplot is not used: no window, no figure to close.
 """
 
 import math
@@ -46,8 +46,8 @@ __all__ = ["BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "PALETTE", "PINK", "SKY",
 __all__ += ["VERMILION", "integers", "label_ends", "legend", "line_style", "number", "panels"]
 __all__ += ["NOTEBOOK", "plain", "save", "sequence", "tidy"]
 
-# By the decades that a logarithmic axis spans, where in each of them the ticks are; fewer below,
-# where numbers stand side by side.
+# Ticks within a decade, by the number of decades that a logarithmic axis spans; fewer on the
+# x axis, where labels are side by side.
 UPRIGHT = ((1.2, (1.0, 2.0, 3.0, 5.0)), (2.2, (1.0, 2.0, 5.0)), (3.2, (1.0, 3.0)))
 ACROSS = ((0.8, (1.0, 2.0, 3.0, 5.0)), (1.3, (1.0, 2.0, 5.0)), (3.2, (1.0, 3.0)))
 # For `plt.rcParams |= NOTEBOOK`: notebooks draw with pyplot.
@@ -71,7 +71,7 @@ LABEL = 9.0  # Font size of labels in the picture, in points.
 def panels(
     rows: int, columns: int, width: float = 4.4, height: float = 3.8, **options: Any
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with rows of panels, each of that size in inches; the panels row by row."""
+    """A figure with rows of panels, each of that size in inches; returns the panels row by row."""
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, **options)
     for axes in grid.flat:
@@ -80,7 +80,7 @@ def panels(
 
 
 def sequence(count: int) -> list[str]:
-    """Colours from dark to light for sizes in their order, which shades of grey keep."""
+    """Colours from dark to light for ordered sizes; they keep their order in greyscale."""
     return [to_hex(c) for c in colormaps["viridis"](np.linspace(0, 0.85, count))]
 
 
@@ -91,9 +91,9 @@ def legend(axes: Axes, **options: Any) -> None:
 
 
 def label_ends(axes: Axes, ends: Mapping[str, tuple[float, str]], fontsize: float = LABEL) -> None:
-    """Writes names to the right of the lines' last points, in place of a legend.
+    """Writes names to the right of the lines' last points, instead of a legend.
 
-    Call it when the limits and the size of the panel are what they will be.
+    Call it when the limits and the size of the panel are final.
 
     Args:
       axes: of the panel; the lines must end at its right edge.
@@ -102,7 +102,7 @@ def label_ends(axes: Axes, ends: Mapping[str, tuple[float, str]], fontsize: floa
     """
     figure = axes.get_figure(root=True)
     assert figure is not None
-    figure.draw_without_rendering()  # Before it there is no layout, and so no height.
+    figure.draw_without_rendering()  # Computes the layout, and so the panel's height.
     inches = axes.get_window_extent().height / figure.dpi
     transform = axes.transScale + axes.transLimits
     right = axes.get_xlim()[1]
@@ -141,7 +141,7 @@ def number(x: float) -> str:
 
 
 def save(figure: Figure, path: Path, title: str | None = None, dpi: int = 110) -> None:
-    """Gives the axes plain numbers, titles the figure, and writes it as PNG."""
+    """Formats the axes with plain numbers, sets the title, and writes a PNG."""
     if title is not None:
         figure.suptitle(title)
     tidy(figure)
@@ -149,19 +149,19 @@ def save(figure: Figure, path: Path, title: str | None = None, dpi: int = 110) -
 
 
 def tidy(figure: Figure) -> None:
-    """Plain numbers on all axes, within their limits as they are now."""
+    """Plain numbers on all axes, for their current limits."""
     for axes in figure.axes:
         for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
             _number(axis, limits)
 
 
 def _number(axis: Axis, limits: tuple[float, float]) -> None:
-    """Plain numbers on one axis; ticks that were chosen by hand stay."""
+    """Plain numbers on one axis; explicitly chosen ticks stay."""
     spacing = ACROSS if isinstance(axis, XAxis) else UPRIGHT
     if axis.get_scale() == "log" and isinstance(axis.get_major_locator(), LogLocator):
         low, high = (math.log10(x) for x in sorted(limits))
         decades = high - low
-        # Not 0.001 beside 10⁻⁴: an axis that has powers of ten has nothing else.
+        # Do not mix 0.001 and 10⁻⁴: an axis with powers of ten has only these.
         powers = decades > 1.5 and not -3.5 < low < high < 4.5
         if decades < 0.6:
             axis.set_major_locator(MaxNLocator(5))

@@ -1,12 +1,12 @@
-"""Small experiments with Adam, each a page: a picture and a few lines of findings.
+"""Small experiments with Adam, each a page: a plot and a few lines of findings.
 
-network          the parameters of a 2-3-1 network on their way
-logistic         a 3 or an 8? What Adam's weights look like beside SGD's
-least-squares    how near to the exact solution, with constant and decaying learning rates
-constraints      a box around the parameters; L2 beside decoupled weight decay
+network          the parameters of a 2-3-1 network during training
+logistic         a 3 or an 8? Adam's weights next to SGD's
+least-squares    distance to the exact solution, with constant and decaying learning rates
+constraints      a box around the parameters; L2 against decoupled weight decay
 contours         paths of Adam, RMSprop and SGD on Rosenbrock's and Beale's functions
-bias-correction  what it does to the first 100 steps
-clipping         gradients that vanish and explode, and clip_by_global_norm
+bias-correction  its effect on the first 100 steps
+clipping         vanishing and exploding gradients, and clip_by_global_norm
 """
 
 from examples.basics import (
@@ -34,7 +34,7 @@ PAGES: dict[str, Page] = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Computes the pages that are missing, writes their pictures, says what was found."""
+    """Computes the missing pages, writes their plots, prints the findings."""
     parser = arguments("examples.basics", __doc__)
     parser.add_argument(
         "page", nargs="?", choices=list(PAGES), metavar="PAGE", help="one of the above; else all"

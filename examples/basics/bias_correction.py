@@ -1,8 +1,8 @@
-"""What bias correction does to the first 100 steps.
+"""The effect of bias correction on the first 100 steps.
 
-Both averages start at 0 and remember it: after t steps mu is E[g]·(1 - b1ᵗ), nu is E[g²]·(1 - b2ᵗ).
-Divided by these factors they are right from the first step on. Without, the step is too long by
-(1 - b1ᵗ) / √(1 - b2ᵗ): nu, whose memory is longer, lacks more.
+Both averages start at 0: after t steps mu is E[g]·(1 - b1ᵗ) and nu is E[g²]·(1 - b2ᵗ). Divided by
+these factors they are unbiased from the first step on. Without the correction the step is too long
+by (1 - b1ᵗ) / √(1 - b2ᵗ), because nu has the longer memory and is further below its true value.
 """
 
 from pathlib import Path
@@ -29,7 +29,7 @@ KINDS = {"with": style.BLUE, "without": style.VERMILION}
 
 
 def averages(gradients: jax.Array) -> Result:
-    """The averages and the update by step, as means over many copies.
+    """The averages and the update by step, averaged over many copies.
 
     Args:
       gradients: of known mean and deviation, [steps, copies].
@@ -99,7 +99,7 @@ def compute(setting: page.Setting) -> Result:
 
 
 def too_long() -> np.ndarray:
-    """The factor by which the uncorrected step is too long, by the formula: [steps]."""
+    """The factor by which the uncorrected step is too long, from the formula: [steps]."""
     t = np.arange(1, STEPS + 1)
     return (1 - B1**t) / np.sqrt(1 - B2**t)
 
@@ -111,7 +111,7 @@ def last_losses(result: Result, kind: str) -> np.ndarray:
 
 
 def findings(result: Result) -> list[str]:
-    """How far off the averages are; how long the steps; what it costs on digits."""
+    """The error of the averages, the length of the steps, and the loss on digits."""
     second = MEAN**2 + DEVIATION**2
     nu_hat_error = np.abs(np.array(result["nu_hat"]) / second - 1).max()
     ratio = np.array(result["ratio"])
@@ -145,7 +145,7 @@ def findings(result: Result) -> list[str]:
 
 
 def picture(result: Result, path: Path) -> None:
-    """The averages against the truth; the size of the step; the loss on digits by rate."""
+    """The averages against the exact values; the size of the step; the loss on digits by rate."""
     figure, (mu, nu, size, digits) = page.panels(2, 2)
     t = np.arange(1, STEPS + 1)
     for axis, name, truth in ((mu, "mu", MEAN), (nu, "nu", MEAN**2 + DEVIATION**2)):

@@ -1,9 +1,9 @@
-"""Gradients that vanish and explode, in a recurrent network that reads digits row by row.
+"""Vanishing and exploding gradients in a recurrent network that reads digits row by row.
 
-The state passes through the same recurrent weights 28 times; each passage back multiplies the
-gradient by them. Weights that shrink make the first rows' gradient vanish, weights that stretch
-make it explode. `optax.clip_by_global_norm` shortens what is too long; it cannot bring back what
-has vanished.
+The state passes through the same recurrent weights 28 times, and each backward pass multiplies the
+gradient by them. Weights that shrink the state make the first rows' gradient vanish; weights that
+stretch it make the gradient explode. `optax.clip_by_global_norm` bounds the norm of the gradient;
+it cannot restore a vanished gradient.
 """
 
 import functools
@@ -23,7 +23,7 @@ from examples.mnist.preprocessing import normalise
 from examples.study import Result
 
 ROWS, UNITS, CLIP = 28, 48, 1.0
-# Of the recurrent weights at the start.
+# Gain of the initial recurrent weights.
 GAINS = {1.0: style.BLUE, 1.5: style.GREEN, 2.0: style.VERMILION}
 TRAINED = 2.0
 RATES = {"SGD": np.geomspace(1e-6, 1.0, 7), "Adam": np.geomspace(1e-4, 1e-1, 7)}
@@ -35,7 +35,7 @@ class RowReader(nnx.Module):
 
     def __init__(self, gain: float | jax.Array, rngs: nnx.Rngs):
         recurrent = nnx.initializers.normal(gain / UNITS**0.5)
-        # Without a bias, rows without ink leave the state at 0, where relu passes no gradient.
+        # Without a bias, rows without ink keep the state at 0, where relu has no gradient.
         bias = nnx.initializers.normal(0.1)
         self.read = nnx.Linear(ROWS, UNITS, bias_init=bias, rngs=rngs)
         self.recur = nnx.Linear(UNITS, UNITS, use_bias=False, kernel_init=recurrent, rngs=rngs)
@@ -46,7 +46,7 @@ class RowReader(nnx.Module):
 
         Args:
           images: [batch, 28, 28].
-          nudges: added to the state after each row, [28, batch, units]: 0, to differentiate by.
+          nudges: zeros added to the state after each row, [28, batch, units], to differentiate by.
         """
         rows = self.read(images).swapaxes(0, 1)  # [28, batch, units]
 
@@ -65,7 +65,7 @@ def loss_of(params, nudges: jax.Array, graph, images: jax.Array, labels: jax.Arr
 
 
 def train(tx, graph, params, images: jax.Array, labels: jax.Array, order: jax.Array):
-    """The loss and the gradient's norm before it is clipped, [steps] each."""
+    """The loss and the gradient's norm before clipping, [steps] each."""
 
     def one_step(carry, batch):
         params, state = carry
@@ -88,7 +88,7 @@ def compute(setting: page.Setting) -> Result:
 
     @jax.jit
     def start(gain: float, images: jax.Array, labels: jax.Array):
-        """The first parameters, and the norm of the gradient by the state after each row, [28]."""
+        """The initial parameters, and the gradient's norm at the state after each row, [28]."""
         params = nnx.state(RowReader(gain, nnx.Rngs(setting.key)))
         nudges = jnp.zeros((ROWS, len(images), UNITS))
         grads = jax.grad(loss_of, argnums=1)(params, nudges, graph, images, labels)
@@ -98,7 +98,7 @@ def compute(setting: page.Setting) -> Result:
     @functools.partial(jax.vmap, in_axes=(None, None, 0, None, None, None))  # all learning rates
     @functools.partial(
         jax.vmap, in_axes=(None, 0, None, None, None, None)
-    )  # clipped, and not: at infinity
+    )  # with clipping, and without: at infinity
     def runs(constructor, max_norm: jax.Array, rate: jax.Array, params, images, labels):
         tx = optax.chain(optax.clip_by_global_norm(max_norm), constructor(rate))
         return train(tx, graph, params, images, labels, order)
@@ -117,7 +117,7 @@ def compute(setting: page.Setting) -> Result:
 
 
 def label(name: str, clip: bool) -> str:
-    """As in the legend."""
+    """The name in the legend."""
     return f"{name}, clipped" if clip else name
 
 
@@ -129,15 +129,14 @@ def last_losses(run: Result) -> np.ndarray:
 
 
 def findings(result: Result) -> list[str]:
-    """How the gradient changes over the rows; what clipping does for SGD and for Adam."""
+    """How the gradient changes over the rows; the effect of clipping on SGD and on Adam."""
     change = {gain: norms[0] / norms[-1] for gain, norms in result["by_row"].items()}
     low, _, high = change.values()
     listed = ", ".join(f"{value:.1e} at gain {gain}" for gain, value in change.items())
     lines = [
         page.claim(
             low < 1e-3 and high > 1e2,
-            f"the gradient at the first row, beside that at the last, vanishes and explodes:"
-            f" {listed}",
+            f"the gradient at the first row, relative to the last, vanishes and explodes: {listed}",
         )
     ]
     norms = np.array(result["SGD, clipped"]["norms"], float)
@@ -150,7 +149,7 @@ def findings(result: Result) -> list[str]:
         lines.append(
             page.claim(
                 clipped.min() < 0.95 * plain.min(),
-                f"{name} learns better clipped, each at its best learning rate: loss"
+                f"{name} reaches a lower loss with clipping, each at its best learning rate: loss"
                 f" {clipped.min():.3f}, against {plain.min():.3f} without",
             )
         )

@@ -1,12 +1,12 @@
-"""A box around the parameters, and two ways to pull them to 0.
+"""A box constraint, and two ways to decay parameters.
 
-Box: after each step the parameters are projected on the box. Adam's step has another length in each
-coordinate, and a box treats each coordinate alone, so the two do not get in each other's way: the
-path slides along the wall to the minimum inside. Projecting the unconstrained minimum, once, ends
-somewhere else.
+Box: each step is projected on the box. Adam scales each coordinate of its step separately, and a
+box constrains each coordinate separately, so the two do not interfere: the path slides along the
+wall to the minimum inside the box. Projecting the unconstrained minimum once ends elsewhere.
 
-Decay: L2 adds λ·θ to the gradient, which Adam then divides by the gradient's size: parameters with
-large gradients hardly decay. Decoupled decay (AdamW) shrinks all by the same factor.
+Decay: L2 adds λ·θ to the gradient, which Adam then divides by the gradient's size, so parameters
+with large gradients hardly decay. Decoupled weight decay (AdamW) shrinks all parameters by the same
+factor.
 """
 
 from pathlib import Path
@@ -53,7 +53,7 @@ def boxed_path(box: bool, steps: int) -> jax.Array:
 
 
 def decayed(tx: optax.GradientTransformation, noise: jax.Array) -> jax.Array:
-    """Parameters that start at 1 and have nothing to learn: their gradient is noise.
+    """Parameters that start at 1 and whose gradient is pure noise.
 
     Args:
       tx: the optimizer, with one kind of decay.
@@ -79,7 +79,7 @@ def compute(setting: page.Setting) -> Result:
     return {
         "free": jax.jit(boxed_path, static_argnums=(0, 1))(False, steps),
         "boxed": jax.jit(boxed_path, static_argnums=(0, 1))(True, steps),
-        # By an active-set method, not by descent.
+        # Solved by an active-set method, not by descent.
         "solution": lsq_linear(A, B, (LOWER, UPPER), method="bvls").x,
         "L2": jax.jit(lambda g: decayed(adam_jax.adam(RATE, l2=DECAY), g))(noise),
         "decoupled": jax.jit(lambda g: decayed(adam_jax.adamw(RATE, weight_decay=DECAY), g))(noise),
@@ -92,7 +92,7 @@ def listed(values: np.ndarray) -> str:
 
 
 def findings(result: Result) -> list[str]:
-    """Where the paths end; how much is left of a parameter by the noise of its gradient."""
+    """The ends of the paths; how far parameters decay, by the noise of their gradient."""
     solution, boxed = np.array(result["solution"]), np.array(result["boxed"][-1])
     once = np.clip(result["free"][-1], LOWER, UPPER)
     steps = len(result["L2"])
@@ -112,19 +112,19 @@ def findings(result: Result) -> list[str]:
         ),
         page.claim(
             left[0] < expected < left[-1],
-            f"L2 decays most what has small gradients: after {steps} steps there is left"
-            f" {listed(left)} for gradients of size {scales}",
+            f"L2 decays parameters with small gradients most: after {steps} steps"
+            f" {listed(left)} remain for gradients of size {scales}",
         ),
         page.claim(
             bool(np.allclose(left_decoupled, expected, atol=0.03)),
-            f"decoupled decay treats all alike: {listed(left_decoupled)};"
+            f"decoupled decay treats all parameters alike: {listed(left_decoupled)};"
             f" (1 - α·λ)^{steps} = {expected:.2f}",
         ),
     ]
 
 
 def picture(result: Result, path: Path) -> None:
-    """The two paths on the contours; what is left of a parameter by step, for each decay."""
+    """The two paths on the contours; the remaining parameter by step, for each decay."""
     figure, (box, l2, decoupled) = page.panels(3)
     u, v = np.linspace(-1.5, 3.0, 200), np.linspace(-1.5, 3.0, 200)
     residuals = np.einsum("ij,jvu->ivu", A, np.stack(np.meshgrid(u, v))) - B[:, None, None]
@@ -149,7 +149,7 @@ def picture(result: Result, path: Path) -> None:
     for axis, (name, title) in zip((l2, decoupled), titles.items(), strict=True):
         values = np.array(result[name])
         for i, colour in enumerate(COLOURS):
-            # Each thinner than the one below it, which it may cover.
+            # Each line is thinner than the one below it, which it may cover.
             axis.plot(values[:, i], color=colour, linewidth=8 - 2 * i, label=f"{SCALES[i]:g}")
         axis.plot(
             (1 - RATE * DECAY) ** np.arange(len(values)), "k:", label=r"$(1-\alpha\lambda)^t$"

@@ -1,8 +1,8 @@
 """Paths of Adam, RMSprop, SGD and momentum on Rosenbrock's and Beale's functions.
 
-Each has the learning rate that is best for it: 33 rates are tried at once under `jax.vmap`, and the
-one counts that needs the fewest steps until it stays near the minimum. Many of Adam's rates arrive
-and leave again: see the page least-squares for the reason.
+Each optimizer gets its best learning rate. 33 rates are tried at once under `jax.vmap`; the best
+one needs the fewest steps until it stays near the minimum. Many of Adam's rates arrive and leave
+again; the page least-squares explains why.
 """
 
 from collections.abc import Callable
@@ -33,19 +33,19 @@ COLOURS = dict(
 
 
 def rosenbrock(p: jax.Array) -> jax.Array:
-    """A curved valley, steep across and nearly flat along: (1 - x)² + 100·(y - x²)²."""
+    """A curved valley, steep across and nearly flat along its floor: (1 - x)² + 100·(y - x²)²."""
     x, y = p
     return (1 - x) ** 2 + 100 * (y - x**2) ** 2
 
 
 def beale(p: jax.Array) -> jax.Array:
-    """A plain between four steep walls, a flat valley in it."""
+    """A plain between four steep walls, with a flat valley."""
     x, y = p
     return (1.5 - x + x * y) ** 2 + (2.25 - x + x * y**2) ** 2 + (2.625 - x + x * y**3) ** 2
 
 
 class Function(NamedTuple):
-    """A function of two numbers, where to start, where its minimum is, what to draw."""
+    """A function of two numbers, its start, its minimum, and the plotted range."""
 
     of: Callable[[jax.Array], jax.Array]
     start: tuple[float, float]
@@ -71,11 +71,11 @@ def path_of(function: Function, tx: optax.GradientTransformation, steps: int) ->
 
 
 def arrivals(paths: np.ndarray, minimum: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Steps until each path is within NEAR: first, and from then on to the end; NaN if never.
+    """Steps until each path is first within NEAR, and until it stays there; NaN if never.
 
     Args:
       paths: [rates, steps + 1, 2].
-      minimum: where they should go.
+      minimum: the target of the paths.
 
     Returns:
       The two numbers of steps, [rates] each.
@@ -87,7 +87,7 @@ def arrivals(paths: np.ndarray, minimum: tuple[float, float]) -> tuple[np.ndarra
 
 
 def compute(setting: page.Setting) -> Result:
-    """The path at the best rate of each optimizer on each function, and where all rates arrive."""
+    """The path at the best rate of each optimizer on each function; the arrivals of all rates."""
     steps = 2_000 if setting.fast else 20_000
     result: Result = {"most": steps}
     for name, function in FUNCTIONS.items():
@@ -100,7 +100,7 @@ def compute(setting: page.Setting) -> Result:
             paths = np.array(jax.jit(jax.vmap(at))(jnp.asarray(RATES)))
             first, settled = arrivals(paths, function.minimum)
             distances = np.linalg.norm(paths[:, -1] - np.array(function.minimum), axis=1)
-            # If none arrives, the one that ends nearest is drawn.
+            # If no rate arrives, plot the path that ends nearest.
             best = np.nanargmin(distances if np.isnan(settled).all() else settled)
             shown = steps if np.isnan(settled[best]) else int(settled[best])
             result[name][optimizer] = {
@@ -114,7 +114,7 @@ def compute(setting: page.Setting) -> Result:
 
 
 def findings(result: Result) -> list[str]:
-    """Who is there first, who with the most rates, who leaves again."""
+    """Which optimizer arrives first, which with the most rates, which ones leave again."""
     lines = []
     for name in FUNCTIONS:
         runs = result[name]
@@ -141,17 +141,17 @@ def findings(result: Result) -> list[str]:
 
 
 def number(steps: float) -> str:
-    """Steps, or that there are none."""
+    """The number of steps, or that there is none."""
     return "not reached" if np.isnan(steps) else f"{steps:,.0f}"
 
 
 def in_steps(steps: float) -> str:
-    """For a legend."""
+    """The legend's text."""
     return "not reached" if np.isnan(steps) else f"{number(steps)} steps"
 
 
 def picture(result: Result, path: Path) -> None:
-    """Above, the paths on the contours; below, steps to arrive by learning rate."""
+    """Above, the paths on the contours; below, steps to arrival by learning rate."""
     figure, axes = page.panels(2, 2, height=4.4)
     for i, (name, function) in enumerate(FUNCTIONS.items()):
         contours, by_rate = axes[i], axes[2 + i]

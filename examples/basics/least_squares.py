@@ -1,10 +1,10 @@
-"""Linear least squares: how near Adam comes to the exact solution.
+"""Linear least squares: the distance of Adam's iterates to the exact solution.
 
-Adam's step is about as long as the learning rate however small the gradient is. With a constant
-rate on mini-batches it therefore ends by wandering about the solution at a distance that the rate
-decides; only a rate that goes to 0 brings it there. On all rows at once there is no noise, and it
-gets there, but does not stay: the gradient is near 0, nu forgets the time when it was not, and
-dividing by so small a root makes the next steps too long.
+Adam's step is about as long as the learning rate, however small the gradient is. On mini-batches a
+constant rate therefore ends in a random walk around the solution, at a distance that the rate
+determines; only a rate that decays to 0 converges. On all rows at once there is no noise, and Adam
+reaches the solution but does not stay. The gradient is near 0 there, nu forgets the earlier larger
+gradients, and dividing by so small a root makes the next steps too long.
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ def compute(setting: page.Setting) -> Result:
     """The distance to the solution by step, [rates, steps], of each schedule and kind of batch."""
     steps = 500 if setting.fast else 10_000
     rng = np.random.default_rng(setting.seed)
-    # Columns of sizes 1 to 1/5: some directions are steeper than others.
+    # Columns of sizes 1 to 1/5, so some directions are steeper than others.
     table = rng.standard_normal((ROWS, COLUMNS)) * np.geomspace(1, 0.2, COLUMNS)
     targets = table @ rng.standard_normal(COLUMNS) + 0.5 * rng.standard_normal(ROWS)
     x, y = jnp.float32(table), jnp.float32(targets)
@@ -65,41 +65,41 @@ def compute(setting: page.Setting) -> Result:
 
 
 def ends(result: Result, name: str) -> np.ndarray:
-    """The distance at the end, [rates]: the root mean square of the last 2 % of the steps."""
+    """The final distance, [rates]: the root mean square of the last 2 % of the steps."""
     distances = np.array(result[name])
     return np.sqrt((distances[:, -max(1, distances.shape[1] // 50) :] ** 2).mean(axis=1))
 
 
 def findings(result: Result) -> list[str]:
-    """The floors of a constant rate, their order in the rate, and what decay does."""
+    """The final distances of constant rates, how they scale with the rate, the effect of decay."""
     constant, cosine = ends(result, "constant, batches"), ends(result, "cosine, batches")
     exact, exact_decayed = ends(result, "constant, all rows"), ends(result, "cosine, all rows")
     best = int(constant.argmin())
-    high = RATES >= 0.009  # The smaller ones may still be on their way.
+    high = RATES >= 0.009  # Smaller rates may not have arrived yet.
     order = np.polyfit(np.log(RATES[high]), np.log(constant[high]), 1)[0]
     return [
         page.claim(
             0.4 < order < 0.7,
-            "on batches, a constant rate stays at a distance like that of a random walk, as the"
-            f" root of the rate: {constant[high][0]:.2g} at 0.01, {constant[-1]:.2g} at 0.1,"
+            "on batches, a constant rate keeps a distance like that of a random walk, the root of"
+            f" the rate: {constant[high][0]:.2g} at 0.01, {constant[-1]:.2g} at 0.1,"
             f" the power {order:.2f}",
         ),
         page.claim(
             cosine.min() < constant.min(),
-            f"a decaying rate ends nearer than any constant one: {cosine.min():.2g}, from"
-            f" {RATES[cosine.argmin()]:.2g} down to 0; the best constant one, {RATES[best]:.2g},"
-            f" at {constant.min():.2g}",
+            f"a decaying rate ends nearer than any constant rate: {cosine.min():.2g}, from"
+            f" {RATES[cosine.argmin()]:.2g} down to 0; the best constant rate, {RATES[best]:.2g},"
+            f" ends at {constant.min():.2g}",
         ),
         page.claim(
             exact[-1] > 3 * exact_decayed[-1],
-            "without the noise of batches too: the constant rate 0.1 ends at"
+            "the same holds without the noise of batches: the constant rate 0.1 ends at"
             f" {exact[-1]:.1g}, the decaying one at {exact_decayed[-1]:.1g}",
         ),
     ]
 
 
 def picture(result: Result, path: Path) -> None:
-    """Distances by step on batches and on all rows; where they end, by rate."""
+    """Distances by step on batches and on all rows; final distances by rate."""
     figure, (batches, everything, by_rate) = page.panels(3)
     for axis, kind in ((batches, "batches"), (everything, "all rows")):
         for i, colour in SHOWN.items():

@@ -1,8 +1,8 @@
 """Logistic regression on real digits: is it a 3 or an 8?
 
-The model is one weight a pixel and a bias, so that what it learned is an image. Adam divides each
-pixel's gradient by its size, so that a pixel which hardly ever has ink moves as fast as one in the
-middle; SGD hardly moves it. Decoupled weight decay shrinks all weights alike.
+The model has one weight per pixel and a bias, so its weights are an image. Adam divides each
+pixel's gradient by its size, so a pixel that rarely has ink moves as fast as one in the middle; SGD
+hardly moves it. Decoupled weight decay shrinks all weights alike.
 """
 
 import functools
@@ -31,11 +31,11 @@ def threes_and_eights(images: np.ndarray, labels: np.ndarray) -> tuple[jax.Array
 
 
 def compute(setting: page.Setting) -> Result:
-    """Trains on all the 3s and 8s at once, by three optimizers."""
+    """Trains on all the 3s and 8s at once, with three optimizers."""
     steps, digits = (60 if setting.fast else 1500), setting.digits
     x, y = threes_and_eights(digits.train_images, digits.train_labels)
     x_test, y_test = threes_and_eights(digits.test_images, digits.test_labels)
-    # The curvature of the loss is at most that of mean(x²)/4: SGD descends for sure up to 1/L.
+    # The curvature of the loss is at most that of mean(x²)/4: SGD always descends at rates to 1/L.
     curvature = jnp.linalg.eigvalsh(x.T @ x / len(x))[-1] / 4
     optimizers = {
         "SGD": optax.sgd(float(1 / curvature)),
@@ -84,7 +84,7 @@ def compute(setting: page.Setting) -> Result:
 
 
 def findings(result: Result) -> list[str]:
-    """Who is fast, who overfits, and what the rare pixels got."""
+    """Which optimizer is fast, which overfits, and the weights of the rare pixels."""
     sgd, adam, adamw = (result[name] for name in COLOURS)
     ink, weights = np.array(result["ink"]), np.array(adam["weights"])
     steps = len(sgd["train_loss"])
@@ -96,7 +96,7 @@ def findings(result: Result) -> list[str]:
         f" test accuracy after {steps} steps: {accuracies}",
         page.claim(
             adam["train_loss"][-1] < sgd["train_loss"][-1],
-            f"Adam needs {sooner} steps for the training loss that SGD has after {steps}",
+            f"Adam needs {sooner} steps to reach the training loss of SGD after {steps}",
         ),
         page.claim(
             adam["test_loss"][-1] > 1.02 * adam["test_loss"][best],
@@ -109,13 +109,13 @@ def findings(result: Result) -> list[str]:
         ),
         page.claim(
             adam["rare_to_common"] > 3 * sgd["rare_to_common"],
-            "Adam gives pixels with hardly any ink weights"
+            "Adam's weights of pixels with hardly any ink are"
             f" {adam['rare_to_common']:.2f} times as large as the others,"
-            f" SGD {sgd['rare_to_common']:.3f} times, AdamW {adamw['rare_to_common']:.2f} times",
+            f" SGD's {sgd['rare_to_common']:.3f} times, AdamW's {adamw['rare_to_common']:.2f}",
         ),
         page.claim(
             bool((weights[ink == 0] == 0).all()),
-            f"the {int((ink == 0).sum())} pixels that no digit has ink in keep the weight 0",
+            f"the {int((ink == 0).sum())} pixels without ink in any digit keep the weight 0",
         ),
     ]
 

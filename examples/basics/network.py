@@ -1,7 +1,7 @@
-"""A 2-3-1 network on 100 random points: every parameter on its way.
+"""A 2-3-1 network on 100 random points: the path of every parameter.
 
 Is a point inside a disc? Three hidden tanh units are three lines in the plane, enough for a rounded
-triangle around the disc: 2·3 + 3 + 3·1 + 1 = 13 parameters, few enough to draw them all.
+triangle around the disc. The network has 2·3 + 3 + 3·1 + 1 = 13 parameters, few enough to plot all.
 """
 
 import itertools
@@ -38,7 +38,7 @@ class Network(nnx.Module):
 
 
 def compute(setting: page.Setting) -> Result:
-    """Trains from many starts at once; keeps the way of the first."""
+    """Trains from many starts at once; keeps the path of the first."""
     steps, starts = (300, 8) if setting.fast else (3000, 64)
     rng = np.random.default_rng(setting.seed)
     points = rng.uniform(-1, 1, (100, 2)).astype(np.float32)
@@ -68,7 +68,7 @@ def compute(setting: page.Setting) -> Result:
     way, stride = np.array(thetas[0]), max(1, steps // 300)
     end = way[-1]
 
-    # The plane through the end that the way lies in, as nearly as any plane does.
+    # The plane through the end point that is closest to the path.
     _, spread, axes = np.linalg.svd(way - end, full_matrices=False)
     on_plane = (way - end) @ axes[:2].T
     low, high = on_plane.min(axis=0), on_plane.max(axis=0)
@@ -98,7 +98,7 @@ def compute(setting: page.Setting) -> Result:
 
 
 def findings(result: Result) -> list[str]:
-    """The loss, the size of a step, the starts that got stuck."""
+    """The loss, the size of a step, and the starts that got stuck."""
     loss, final = result["loss"], np.array(result["final_losses"])
     first = np.array(result["first_move"])
     best, bound = final.min(), (1 - 0.9) / (1 - 0.999) ** 0.5
@@ -107,7 +107,7 @@ def findings(result: Result) -> list[str]:
         page.claim(
             loss[-1] < loss[0] / 4,
             f"the loss falls to less than a quarter: {loss[0]:.3f} to {loss[-1]:.3f} nats,"
-            f" {result['accuracy']:.0%} of the points right",
+            f" {result['accuracy']:.0%} of the points classified correctly",
         ),
         page.claim(
             bool(np.allclose(first, LEARNING_RATE, rtol=1e-3)),
@@ -116,13 +116,13 @@ def findings(result: Result) -> list[str]:
         ),
         page.claim(
             result["largest_move"] < bound * LEARNING_RATE,
-            "no later step moves one by more than the paper's bound (section 2.1),"
+            "no later step moves a parameter by more than the paper's bound (section 2.1),"
             f" (1 - b1) / √(1 - b2) = {bound:.2f} times the learning rate:"
             f" {result['largest_move'] / LEARNING_RATE:.2f} times at most",
         ),
         page.claim(
             result["in_plane"] > 0.9,
-            f"the way is nearly flat: a plane holds {result['in_plane']:.1%} of its variation",
+            f"the path is nearly flat: a plane holds {result['in_plane']:.1%} of its variation",
         ),
         page.claim(
             stuck > 0,
@@ -133,7 +133,7 @@ def findings(result: Result) -> list[str]:
 
 
 def picture(result: Result, path: Path) -> None:
-    """What it learned; the loss; each parameter; the way seen from above."""
+    """The learned function; the loss; each parameter; the path in its principal plane."""
     figure, (where, losses, parameters, plane) = page.panels(2, 2)
     steps = np.arange(len(result["loss"]))
     points, inside = np.array(result["points"]), np.array(result["inside"]) > 0.5

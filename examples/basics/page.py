@@ -1,4 +1,4 @@
-"""What the pages share: what a page is, how it says what it found, how its picture looks."""
+"""Shared parts of the pages: the interface of a page, its findings, the look of its plot."""
 
 import dataclasses
 from pathlib import Path
@@ -14,10 +14,10 @@ from examples.study import Result
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What a page's results depend on.
+    """The inputs that a page's results depend on.
 
     Attributes:
-      seed: everything random comes from it.
+      seed: of all random numbers.
       digits: the handwritten digits.
       fast: fewer steps, to show that it runs.
     """
@@ -28,7 +28,7 @@ class Setting:
 
     @property
     def key(self) -> jax.Array:
-        """For what is drawn in JAX: a model's first parameters, the order of the digits."""
+        """The key for JAX: a model's initial parameters, the order of the digits."""
         return jax.random.key(self.seed)
 
     def normal(self, *shape: int) -> np.ndarray:
@@ -44,7 +44,7 @@ class Page(Protocol):
         ...
 
     def findings(self, result: Result, /) -> list[str]:
-        """What the numbers say: a claim a line, and whether it held."""
+        """The findings: one claim per line, and whether it held."""
         ...
 
     def picture(self, result: Result, path: Path, /) -> None:
@@ -53,7 +53,7 @@ class Page(Protocol):
 
 
 def claim(holds: bool | np.bool_, text: str) -> str:
-    """A line of findings: the claim, with its numbers, and whether this run bears it out."""
+    """A line of findings: the claim with its numbers, and whether this run supports it."""
     return f"{'holds' if holds else 'DOES NOT HOLD'}: {text}"
 
 

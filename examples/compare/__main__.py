@@ -1,13 +1,13 @@
 """Optimizers on three models of handwritten digits, each at its best learning rate.
 
 Optax's SGD, momentum, Nesterov, Adagrad, Adadelta and RMSprop, and members of Adam's family, as
-`optimizers.py` lists them; softmax regression, an MLP and a small CNN. Each optimizer gets five
+listed in `optimizers.py`, on softmax regression, an MLP and a small CNN. Each optimizer gets five
 learning rates, half a decade apart, and three seeds: fifteen runs, trained as one program
-(`jax.vmap`, compiled once). The rate is chosen on digits held out from training, everything else is
+(`jax.vmap`, compiled once). The rate is chosen on digits held out from training; everything else is
 measured on the test digits.
 
-Writes OUT/table.md, table.csv, figures.json and curves.png. With --publish, which takes the whole
-study, figures and picture go into the documentation too, and the pages that cite them are renewed.
+Writes OUT/table.md, table.csv, figures.json and curves.png. --publish requires the whole study and
+also updates the documentation: figures, picture, and the pages that cite them.
 """
 
 import functools
@@ -29,7 +29,7 @@ FACTORS = 10.0 ** np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
 SEEDS, BATCH, HELD_OUT = 3, 64, 1000
 STEPS = {"softmax": 500, "mlp": 500, "small-cnn": 150}
 CHUNK = 25
-"""Optimizer steps of a dispatch; the held-out digits are looked at after each."""
+"""Optimizer steps of a dispatch; the held-out accuracy is measured after each dispatch."""
 
 
 def measure(
@@ -45,15 +45,15 @@ def measure(
     Args:
       model: of `MODELS`.
       optimizer: of `OPTIMIZERS`.
-      params: of all runs before the first step, rates by seeds as one axis.
+      params: of all runs before the first step; rates by seeds are one axis.
       splits: training, held-out and test digits.
       steps: optimizer steps.
-      seed: of starts and batches.
+      seed: of initial parameters and batches.
 
     Returns:
       For each run, rates by seeds: `rates` [5], `accuracy` (held-out) [5, 3, chunks], `step_loss`
-      [5, 3, steps], `validation_loss`, `test_loss`, `test_accuracy` [5, 3]; and `step_seconds`, a
-      run's share of the time of one step of all.
+      [5, 3, steps], `validation_loss`, `test_loss`, `test_accuracy` [5, 3]; and `step_seconds`, the
+      share of one run in the time of a joint step.
     """
     make, middle = OPTIMIZERS[optimizer]
     train, validation, test = splits
@@ -85,27 +85,27 @@ def measure(
         "test_accuracy": np.asarray(test_accuracy),
     }
     grids = {name: x.reshape(*shape, *x.shape[1:]).round(5) for name, x in result.items()}
-    # The first chunk was compiled.
+    # The first chunk includes compilation.
     step_seconds = float(np.median(seconds[1:] or seconds)) / CHUNK / members
     return {"rates": rates, "step_seconds": step_seconds, **grids}
 
 
 def seeds(seed: int) -> jax.Array:
-    """One key for each seed of a rate: the same starts and batches for all rates."""
+    """One key per seed: all rates share initial parameters and batches."""
     return jax.random.split(jax.random.key(seed), SEEDS)
 
 
 def piece_name(model: str, optimizer: str) -> str:
-    """Of a piece: another one for another grid."""
+    """The name of a piece; another grid gives another name."""
     return f"{model} {optimizer} around {OPTIMIZERS[optimizer][1]:g}"
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs what is missing of the comparison, then writes table and picture."""
+    """Runs the missing part of the comparison, then writes table and picture."""
     parser = study.arguments("examples.compare", __doc__)
     parser.add_argument("--models", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
-    parser.add_argument("--publish", action="store_true", help="renew the documentation")
+    parser.add_argument("--publish", action="store_true", help="update the documentation")
     options = parser.parse_args(argv)
     whole = ("fast", "seed", "data_dir", "models", "optimizers")
     partly = [name for name in whole if getattr(options, name) != parser.get_default(name)]

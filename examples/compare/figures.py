@@ -1,4 +1,4 @@
-"""The comparison's figures: what tables, pages and pictures say of the runs of an optimizer."""
+"""The figures of the comparison that tables, pages and pictures show."""
 
 from pathlib import Path
 from typing import Any, TypedDict
@@ -9,20 +9,20 @@ from examples import strict_json
 from examples.study import Result
 
 Results = dict[str, dict[str, Result]]
-"""By model, by optimizer: what `measure` returned."""
+"""By model and optimizer: the result of `measure`."""
 
 WINDOW = 25
 """Steps over which a training loss is averaged before it is compared with the target."""
 
 
 class Row(TypedDict):
-    """Of one optimizer on one model, at its best learning rate.
+    """The figures of one optimizer on one model, at its best learning rate.
 
     Attributes:
-      accuracy: on the test digits, the mean of the seeds.
-      lowest: of the seeds' accuracies.
-      highest: likewise.
-      steps: optimizer steps to the target; infinite where it is not reached.
+      accuracy: on the test digits, the mean over the seeds.
+      lowest: the lowest accuracy of a seed.
+      highest: the highest.
+      steps: optimizer steps to the target; infinite if it is not reached.
       edge: the best rate is at the end of its grid.
     """
 
@@ -38,10 +38,10 @@ Models = dict[str, dict[str, Row]]
 
 
 class Figures(TypedDict):
-    """What is written to figures.json.
+    """The content of figures.json.
 
     Attributes:
-      seconds: of work, all together.
+      seconds: of work in total.
       models: the rows by model and optimizer.
     """
 
@@ -50,7 +50,7 @@ class Figures(TypedDict):
 
 
 def best_rate(result: Result) -> int:
-    """The index of the learning rate with the least held-out loss, over the seeds."""
+    """The index of the learning rate with the lowest held-out loss, over the seeds."""
     loss = np.asarray(result["validation_loss"], float).mean(axis=1)
     return int(np.where(np.isfinite(loss), loss, np.inf).argmin())
 
@@ -63,20 +63,20 @@ def running_loss(result: Result) -> np.ndarray:
 
 
 def target(results: dict[str, Result]) -> float:
-    """The loss to reach: where plain SGD ends, the mean of its seeds; else the worst last loss."""
+    """The target loss: plain SGD's final loss, mean of its seeds; else the worst final loss."""
     ends = {name: float(running_loss(result)[:, -1].mean()) for name, result in results.items()}
     return ends.get("sgd", max(ends.values()))
 
 
 def steps_to(result: Result, loss: float) -> float:
-    """Optimizer steps until the running loss is there, the median of the seeds; infinity if not."""
+    """Steps until the running loss reaches the target, median of the seeds; infinity if never."""
     reached = running_loss(result) <= loss
     first = [int(r.argmax()) + WINDOW if r.any() else np.inf for r in reached]
     return float(np.median(first))
 
 
 def row(result: Result, loss: float) -> Row:
-    """The figures of one optimizer on one model whose target is that loss."""
+    """The figures of one optimizer on one model, for that target loss."""
     best = best_rate(result)
     accuracies = np.asarray(result["test_accuracy"], float)[best]
     mean, lowest, highest = (round(float(f(accuracies)), 5) for f in (np.mean, np.min, np.max))
@@ -104,18 +104,18 @@ def ranked(rows: dict[str, Row]) -> list[str]:
 
 
 def fastest(rows: dict[str, Row]) -> str:
-    """The optimizer that is the first at the target."""
+    """The optimizer that reaches the target first."""
     return min(ranked(rows), key=lambda name: rows[name]["steps"])
 
 
 def alike(rows: dict[str, Row]) -> list[str]:
-    """The optimizers with a seed that is as accurate as one of the most accurate optimizer's."""
+    """The optimizers with a seed at least as accurate as the best optimizer's worst seed."""
     first, *others = ranked(rows)
     return [name for name in others if rows[name]["highest"] >= rows[first]["lowest"]]
 
 
 def write(path: Path, found: Figures) -> None:
-    """A row a line, so that a difference can be read."""
+    """Writes one row per line, so that diffs are readable."""
     lines = []
     for model, rows in found["models"].items():
         each = (f"   {strict_json.dumps(n)}: {strict_json.dumps(r)}" for n, r in rows.items())
@@ -125,6 +125,6 @@ def write(path: Path, found: Figures) -> None:
 
 
 def read(path: Path) -> Figures:
-    """What `write` wrote."""
+    """Reads the file of `write`."""
     found: Any = strict_json.loads(path.read_text())
     return found

@@ -1,4 +1,4 @@
-"""The optimizers of the comparison. One more is a line here and `examples.compare --publish`."""
+"""The optimizers of the comparison. To add one, add a line; then `examples.compare --publish`."""
 
 import functools
 
@@ -18,7 +18,7 @@ OPTAX: dict[str, Entry] = {
     "adadelta": (optax.adadelta, 3.0),
     "rmsprop": (optax.rmsprop, 3e-3),
 }
-# Not corrected_weight_decay: with a learning rate that is constant it changes nothing.
+# Without corrected_weight_decay: at a constant learning rate it has no effect.
 OURS: dict[str, Entry] = {
     "adam": (adam_jax.adam, 3e-3),
     "adamw": (adam_jax.adamw, 3e-3),

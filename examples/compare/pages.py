@@ -1,6 +1,6 @@
-"""What docs/choosing.md and examples/README.md say of the comparison, made of figures.json.
+"""Writes the comparison's results from figures.json to docs/choosing.md and examples/README.md.
 
-python -m examples.compare.pages    writes it
+python -m examples.compare.pages
 """
 
 import statistics
@@ -19,7 +19,7 @@ ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth".sp
 
 
 def parts(figures: Figures) -> dict[Path, dict[str, str]]:
-    """By page: what stands in it, by name."""
+    """By page and name: the text between the page's comments."""
     models = figures["models"]
     count = str(len(next(iter(models.values()))))
     places = [f"{place('adam', rows)} on {MODELS[model]}" for model, rows in models.items()]
@@ -50,7 +50,7 @@ def parts(figures: Figures) -> dict[Path, dict[str, str]]:
 
 
 def table(figures: Figures) -> str:
-    """Accuracy and steps of all, by their mean accuracy; of each model the best one is bold."""
+    """Accuracy and steps of all, sorted by mean accuracy; the best of each model is bold."""
     models = figures["models"]
     names = list(next(iter(models.values())))
     mean = {n: statistics.mean(rows[n]["accuracy"] for rows in models.values()) for n in names}
@@ -68,12 +68,12 @@ def table(figures: Figures) -> str:
 
 
 def of_a_seed(accuracy: float) -> str:
-    """One seed's, on 2,000 digits: in steps of 0.0005."""
+    """The accuracy of one seed on 2,000 digits: in steps of 0.0005."""
     return f"{accuracy:.4f}".removesuffix("0")
 
 
 def verdict(figures: Figures) -> str:
-    """A paragraph for each model: the most accurate, the first at the target, Adam, the last."""
+    """A paragraph per model: the most accurate, the first at the target, Adam, the last."""
     lines = []
     for model, rows in figures["models"].items():
         first, *others = ranked(rows)
@@ -94,7 +94,7 @@ def verdict(figures: Figures) -> str:
 
 
 def place(name: str, rows: dict[str, Row]) -> str:
-    """Its place by accuracy, in words."""
+    """Its rank by accuracy, in words."""
     number = ranked(rows).index(name) + 1
     if 1 < number == len(rows):
         return "last"
@@ -105,7 +105,7 @@ def place(name: str, rows: dict[str, Row]) -> str:
 
 
 def behind_the_first(name: str, rows: dict[str, Row]) -> float:
-    """How much less accurate than the most accurate one."""
+    """How much less accurate it is than the most accurate one."""
     return rows[ranked(rows)[0]]["accuracy"] - rows[name]["accuracy"]
 
 
@@ -120,7 +120,7 @@ def steps(row: Row) -> str:
 
 
 def times(name: str, other: str, models: Models) -> str:
-    """The steps of one to the target, over those of another: the least and the largest ratio."""
+    """Steps to the target relative to another optimizer's: the smallest and the largest ratio."""
     ratios = [rows[name]["steps"] / rows[other]["steps"] for rows in models.values()]
     return f"{min(ratios):.1f} to {max(ratios):.1f} times"
 

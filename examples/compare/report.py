@@ -15,7 +15,7 @@ from examples.study import Result, Study
 
 
 def table(work: Study, results: Results, models: Models) -> str:
-    """Writes and returns the table: a row for each model and optimizer, the best first."""
+    """Writes and returns the table: a row per model and optimizer, the best first."""
     columns = ["model", "optimizer", "learning rate", "test accuracy", "lowest", "highest"]
     columns += ["test loss", "train loss", "steps to target", "seconds to target"]
     cells: list[list[Any]] = []
@@ -37,8 +37,8 @@ def table(work: Study, results: Results, models: Models) -> str:
     return work.table(columns, cells, "table")
 
 
-# Those that a reader looks for have a colour and a label, the others are grey: no eye tells twenty
-# colours apart.
+# Optimizers that readers look for have a colour and a label. The others are grey, because twenty
+# colours cannot be told apart.
 ROLES = {
     "adam": style.BLUE,
     "sgd": style.BLACK,
@@ -49,7 +49,7 @@ ROLES = {
 
 
 def colours(rows: dict[str, Row]) -> dict[str, str]:
-    """The colours of the optimizers that have one; of two roles the first in the list counts."""
+    """The colours of the highlighted optimizers; of two roles the first in the list wins."""
     first, last = figures.ranked(rows)[0], figures.ranked(rows)[-1]
     inside = {
         "adam": "adam",
@@ -66,7 +66,7 @@ def colours(rows: dict[str, Row]) -> dict[str, str]:
 
 
 def picture(results: Results, models: Models, chunk: int, path: Path) -> None:
-    """A row a model: training loss and held-out accuracy by step, and the test accuracies.
+    """A row per model: training loss and held-out accuracy by step, and the test accuracies.
 
     Args:
       results: of all models.
@@ -121,7 +121,7 @@ def held_out(result: Result) -> np.ndarray:
 
 
 def look(name: str, own: dict[str, str]) -> dict[str, Any]:
-    """Of a line; those with a colour are in front."""
+    """The style of a line; lines with a colour are in front."""
     front = name in own
     return {
         "color": own.get(name, style.GREY),

@@ -1,1 +1,1 @@
-"""Each layer's parameters are updated inside the backward pass: no gradient outlives its layer."""
+"""Updates each layer's parameters inside the backward pass: no gradient outlives its layer."""

@@ -2,9 +2,9 @@
 
 python -m examples.gradient_release [--layers 8] [--steps 20]
 
-Residual layers fill in the lower half of digits of which they see the upper half. Both steps start
-from the same parameters; the table has the bytes per parameter that each compiled step takes on
-this machine's device, and, where its compiler is installed (see benchmarks/gpu_hlo.py), on an H200.
+Residual layers predict the lower half of digits from the upper half. Both steps start from the same
+parameters. The table has the bytes per parameter of each compiled step on this machine's device,
+and on an H200 if its compiler is installed (see benchmarks/gpu_hlo.py).
 """
 
 import argparse
@@ -39,7 +39,7 @@ def batches(count: int) -> tuple[np.ndarray, np.ndarray]:
 def bytes_per_parameter(
     compile_step: Callable[..., Any], layers: int, width: int
 ) -> dict[str, tuple[float, float]]:
-    """Of each step: parameters and state, and the most that it needs besides."""
+    """Of each step: bytes per parameter of parameters and state, and of the temporaries."""
     init = functools.partial(training.init, TX, layers, width)
     state = jax.eval_shape(init, jax.random.key(0))
     x = jax.ShapeDtypeStruct((BATCH, width), jnp.float32)
@@ -52,12 +52,12 @@ def bytes_per_parameter(
 
 
 def compile_here(f: Any, *args: Any) -> Any:
-    """For this machine's device, the state donated."""
+    """Compiled for this machine's device, with a donated state."""
     return jax.jit(f, donate_argnums=0).lower(*args).compile()
 
 
 def compilers() -> dict[str, Callable[..., Any]]:
-    """Where a step can be compiled for."""
+    """The targets that a step can be compiled for."""
     found: dict[str, Callable[..., Any]] = {jax.devices()[0].device_kind: compile_here}
     try:
         from benchmarks.gpu_hlo import compile_for_h200, plugin
@@ -71,7 +71,7 @@ def compilers() -> dict[str, Callable[..., Any]]:
 
 
 def main() -> None:
-    """Trains both ways, and prints losses, differences and memory."""
+    """Trains both ways; prints losses, differences and memory."""
     arguments = argparse.ArgumentParser(prog="python -m examples.gradient_release")
     arguments.add_argument("--layers", type=positive, default=8)
     arguments.add_argument("--steps", type=positive, default=20)

@@ -1,8 +1,8 @@
-"""Two train steps of one model: with all gradients at once, and with each layer's by itself.
+"""Two train steps of one model: with all gradients at once, and with one layer's at a time.
 
 The layers are one stack of arrays, `[layers, ...]`, and so is their optimizer state. The backward
-pass goes through them from the last to the first in a loop that carries parameters and state, and
-writes each layer's in place. It is made of `jax.vjp` and `jax.lax.fori_loop` alone.
+pass loops over them from the last to the first, carries parameters and state, and updates each
+layer's in place. It uses only `jax.vjp` and `jax.lax.fori_loop`.
 """
 
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ Params = dict[str, jax.Array]
 
 
 class TrainState(NamedTuple):
-    """What a step changes: stacks over the layers."""
+    """The variables of a step: stacks over the layers."""
 
     params: Params
     opt_state: Any
@@ -35,7 +35,7 @@ def loss(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def init(tx: optax.GradientTransformation, layers: int, width: int, key: jax.Array) -> TrainState:
-    """Parameters, and a state of its own for each layer."""
+    """Parameters, and a separate state for each layer."""
     keys = jax.random.split(key, 2)
     hidden = 4 * width
     params = {
@@ -64,7 +64,7 @@ def released_step(
 ) -> tuple[TrainState, jax.Array]:
     """The same step, one layer after the other.
 
-    What needs all gradients at once, such as clipping by their norm, is not to be had here.
+    Anything that needs all gradients at once, such as clipping by their norm, is not possible here.
     """
     layers = len(state.params["scale"])
     last, inputs = jax.lax.scan(lambda x, p: (layer(p, x), x), x, state.params)

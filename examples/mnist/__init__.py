@@ -1,1 +1,1 @@
-"""The main job: a small Flax NNX model on real handwritten digits, trained with Adam."""
+"""The main example: a small Flax NNX model on real handwritten digits, trained with Adam."""

@@ -12,19 +12,19 @@ from examples.endings import memory_ended
 from examples.mnist import deployment, distributed
 from examples.mnist.errors import UserError
 
-# What to do where memory ended.
+# Advice after running out of memory.
 ADVICE = {
-    "train": ", then go on with --resume; or train with a smaller --batch-size in another --out",
+    "train": ", then continue with --resume; or train with a smaller --batch-size in another --out",
     "serve": ", or take smaller --batch-sizes",
 }
 
 
 def parser(command: str) -> argparse.ArgumentParser:
-    """The arguments of one command, or of all where it is none of those of a trained model."""
+    """The arguments of one command; of all commands unless it uses a trained model."""
     top = argparse.ArgumentParser(prog="python -m examples.mnist", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
     if command not in deployment.COMMANDS:
-        # These need Flax, which an exported model does without.
+        # These import Flax, which an exported model does not need.
         from examples.mnist import training
 
         training.add_commands(commands)
@@ -33,9 +33,9 @@ def parser(command: str) -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Runs one command; what the user can mend is one line on stderr and the exit status 1.
+    """Runs one command; reports user errors as one line on stderr, with exit status 1.
 
-    ctrl-C is one line and 130.
+    ctrl-C prints one line and exits with 130.
     """
     logging.getLogger("jax").setLevel(logging.ERROR)
     arguments = parser(sys.argv[1] if len(sys.argv) > 1 else "").parse_args()
@@ -52,15 +52,15 @@ def main() -> int:
             return 1
         if not distributed.is_worker():
             raise
-        # Each of several would print a traceback, and most of them only that one of them died.
+        # Otherwise each process prints a traceback, and most only report that another one died.
         reason, text = " ".join(str(error).split())[:200], traceback.format_exc()
-        # Of a connection that broke JAX raises a JaxRuntimeError, or a ValueError of Gloo's.
+        # For a broken connection JAX raises a JaxRuntimeError, or a ValueError from Gloo.
         if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in reason:
             text = f"error: a process lost the others ({reason}); start all again with --resume"
         distributed.report(text)
         return 1
     except KeyboardInterrupt:
-        resumed = "; the same command with --resume goes on"
+        resumed = "; run the same command with --resume to continue"
         distributed.report(f"interrupted{resumed if arguments.command == 'train' else ''}")
         return examples.interrupted()
 

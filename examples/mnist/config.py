@@ -1,4 +1,4 @@
-"""The settings of a training run: their defaults, their JSON, and how a run gets more epochs."""
+"""The settings of a training run: defaults, JSON, and extension to more epochs."""
 
 import dataclasses
 import json
@@ -11,11 +11,11 @@ from examples.mnist.models import MODELS
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The settings of a run; all that its result depends on, besides the digits.
+    """The settings of a run: everything except the digits that its result depends on.
 
     Attributes:
-      earlier_epochs: the numbers of epochs over which the schedule was spread before it was
-        stretched over `epochs`. Empty for a run whose schedule never changed.
+      earlier_epochs: the numbers of epochs that the schedule covered before it was stretched to
+        `epochs`. Empty if the schedule was never stretched.
     """
 
     model: str = "cnn"
@@ -36,7 +36,7 @@ def to_json(config: Config) -> str:
 
 
 def from_json(text: str) -> Config:
-    """Settings from their JSON. Raises ValueError, TypeError or RecursionError at any other."""
+    """Settings from their JSON. Raises ValueError, TypeError or RecursionError for other text."""
     from examples.mnist.train import OPTIMIZERS, SCHEDULES  # It imports this file.
 
     config = Config(**json.loads(text))
@@ -60,13 +60,13 @@ def from_json(text: str) -> Config:
 
 
 def resumed(before: Config, given: Mapping[str, Any], stretch: bool, folder: object) -> Config:
-    """The settings with which a run goes on: its own, with more epochs if the command says so.
+    """The settings of a resumed run: its own, with more epochs if the command asks for them.
 
     Args:
       before: the settings of the run.
-      given: what the command names; the rest is the run's.
-      stretch: spread a schedule that ends with the run over the new number of epochs.
-      folder: of the run, for the errors.
+      given: the settings named in the command; the others are the run's.
+      stretch: stretch a schedule that ends with the run to the new number of epochs.
+      folder: of the run, for error messages.
 
     Raises:
       UserError: a setting differs, the epochs are fewer, or the schedule would have to be
@@ -91,13 +91,13 @@ def resumed(before: Config, given: Mapping[str, Any], stretch: bool, folder: obj
     if before.schedule not in ENDING:
         return dataclasses.replace(before, epochs=epochs)
     if not stretch:
-        # In thousandths of an epoch: how many steps one has is not known here.
+        # In thousandths of an epoch, because the number of steps per epoch is unknown here.
         schedule = SCHEDULES[before.schedule](before.learning_rate, 1000 * epochs)
         raise UserError(
             f"{folder} has a {before.schedule} schedule that ends with epoch {before.epochs};"
             f" add --stretch to spread it over {epochs} epochs (after epoch {before.epochs} the"
-            f" learning rate is then {float(schedule(1000 * before.epochs)):.3g}), or train anew"
-            f" with another --out"
+            f" learning rate is then {float(schedule(1000 * before.epochs)):.3g}), or start"
+            f" a new run with another --out"
         )
     earlier = (*before.earlier_epochs, before.epochs)
     return dataclasses.replace(before, epochs=epochs, earlier_epochs=earlier)

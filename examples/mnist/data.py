@@ -1,7 +1,7 @@
 """MNIST from IDX files to batches: read, fetch, shuffle.
 
 An IDX file is a header (a magic number, the count, the further sides: four bytes each, big-endian)
-and one byte per element. What a file or a server says is checked before it is believed.
+and one byte per element. All claims of a file or a server are checked before they are used.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ CHECKSUMS: Mapping[str, str] = {
 
 
 class DataError(UserError):
-    """One line for the user: where, what was found, what was expected, what to do."""
+    """One line for the user: the place, what was found, what was expected, what to do."""
 
 
 def _error(where: object, found: str, expected: str, advice: str = "fetch it again") -> DataError:
@@ -51,7 +51,7 @@ def _error(where: object, found: str, expected: str, advice: str = "fetch it aga
 
 @dataclasses.dataclass(frozen=True)
 class Digits:
-    """Two sets: images uint8 [count, 28, 28], 0 to 255; as many labels uint8 [count], 0 to 9."""
+    """Two sets: images uint8 [count, 28, 28], 0 to 255; matching labels uint8 [count], 0 to 9."""
 
     train_images: np.ndarray
     train_labels: np.ndarray
@@ -60,7 +60,7 @@ class Digits:
 
 
 def _read(stream: BinaryIO, limit: int) -> bytearray:
-    """The stream's first bytes, `limit` at most; in pieces, as `read(limit)` would allocate it."""
+    """At most `limit` bytes, read in pieces because `read(limit)` would allocate all of them."""
     body = bytearray()
     while piece := stream.read(min(1 << 20, limit - len(body))):
         body += piece
@@ -69,12 +69,12 @@ def _read(stream: BinaryIO, limit: int) -> bytearray:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    """The uncompressed bytes of a file, plain or .gz; what goes wrong inside is a DataError."""
+    """The uncompressed bytes of a file, plain or .gz; errors inside become DataErrors."""
     try:
-        # Opening a pipe would wait for its writer for ever, so nothing but a file is opened.
+        # Opening a pipe would wait for its writer for ever, so only regular files are opened.
         if not path.is_file():
             raise _error(path, "is not a file" if path.exists() else "is missing", "an IDX file")
-        # By name, not by content: a broken first byte then says what is broken.
+        # By name, not by content: with a broken first byte the error still names the problem.
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
             yield cast(BinaryIO, stream)
     except (OSError, EOFError, zlib.error) as error:
@@ -96,7 +96,7 @@ def _read_idx(path: Path, magic: int, sides: tuple[int, ...]) -> np.ndarray:
         if not 1 <= count <= MAX_COUNT:
             raise _error(path, f"claims to hold {count} digits", f"1 to {MAX_COUNT}")
         size = count * math.prod(sides)
-        # The one byte beyond shows trailing bytes, and makes gzip check its sum at the end.
+        # Reading one byte more detects trailing bytes, and makes gzip verify its checksum.
         body = _read(stream, size + 1)
     if len(body) != size:
         found = "more bytes" if len(body) > size else f"only {len(body)} bytes"
@@ -108,13 +108,13 @@ def read_images(path: Path) -> np.ndarray:
     """Images of an IDX file, plain or .gz: uint8 [count, 28, 28], 0 (paper) to 255 (ink).
 
     Raises:
-      DataError: if the file is missing, broken, or not what its header says.
+      DataError: if the file is missing, broken, or contradicts its header.
     """
     return _read_idx(path, 2051, (SIDE, SIDE))
 
 
 def read_labels(path: Path) -> np.ndarray:
-    """Labels of an IDX file: uint8 [count], 0 to 9; raises as `read_images`, and at one over 9."""
+    """Labels of an IDX file: uint8 [count], 0 to 9; raises as `read_images`, and for labels > 9."""
     labels = _read_idx(path, 2049, ())
     if labels.max() > 9:
         raise _error(path, f"holds the label {labels.max()}", "0 to 9", "use a set of digits")
@@ -122,15 +122,15 @@ def read_labels(path: Path) -> np.ndarray:
 
 
 def _find(directory: Path, name: str) -> Path | None:
-    """The file of that name, else its .gz; os.path, since Path.is_file raises where it may not."""
+    """The file of that name, else its .gz; Path.is_file would raise without permission."""
     paths = (directory / name, directory / f"{name}.gz")
     return next((path for path in paths if os.path.isfile(path)), None)
 
 
 def load(directory: Path | None = None) -> Digits:
-    """Digits of a directory that holds the four files of MNIST, plain or .gz (plain goes first).
+    """Digits of a directory with the four files of MNIST, plain or .gz (plain files come first).
 
-    None is the 8,000 + 2,000 digits that come with this example.
+    None is the 8,000 + 2,000 digits included in this example.
 
     Raises:
       DataError: if a file is missing or broken, or images and labels differ in number.
@@ -159,10 +159,10 @@ def _has_checksum(path: Path, checksum: str) -> bool:
 def _fetch(url: str, timeout: float) -> bytearray:
     try:
         with urllib.request.urlopen(url, timeout=timeout) as response:
-            return _read(response, MAX_BYTES)  # What is longer ends here, and fails its checksum.
+            return _read(response, MAX_BYTES)  # A longer file is cut here, and fails its checksum.
     except (OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, urllib.error.HTTPError):
-            error.close()  # It is the response, too, and holds the socket.
+            error.close()  # The error is also the response, and holds the socket.
         raise _error(url, f"could not be fetched ({error})", "a file", OTHER_MIRROR) from error
 
 
@@ -172,12 +172,12 @@ def download(
     checksums: Mapping[str, str] = CHECKSUMS,
     timeout: float = 30.0,
 ) -> None:
-    """Fetches MNIST, 11 MB, as four .gz files; those already there are kept if right, or replaced.
+    """Downloads MNIST, 11 MB, as four .gz files; keeps correct files and replaces the others.
 
-    A file appears under its name only once it is complete and its checksum is right.
+    A file appears under its name only when it is complete and its checksum is correct.
 
     Args:
-      directory: where to; made if it is missing.
+      directory: the target; created if it is missing.
       mirror: address of the folder of the .gz files, http or https.
       checksums: SHA-256 of the uncompressed bytes, by name without .gz.
       timeout: seconds to wait for each answer of the mirror.
@@ -186,7 +186,7 @@ def download(
       DataError: if the mirror fails or has other bytes, or the directory cannot be written.
     """
     if not mirror.startswith(("http://", "https://")):  # urllib would read file:// and data: too.
-        raise _error(mirror, "is no mirror", "an address", "write http://... or https://...")
+        raise _error(mirror, "is not a mirror", "an address", "write http://... or https://...")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, checksum in checksums.items():
@@ -194,10 +194,10 @@ def download(
             if present and _has_checksum(present, checksum):
                 continue
             if present and present.suffix != ".gz":
-                # `load` would read it in place of the .gz, and it is not ours to remove.
+                # `load` would read it instead of the .gz, and deleting it is up to the user.
                 raise _error(present, "holds other bytes", "MNIST's", "remove it first")
             url = f"{mirror.rstrip('/')}/{name}.gz"
-            # In the same directory, so that the move stays within one disk and thus is atomic.
+            # In the same directory: a move within one file system is atomic.
             with tempfile.TemporaryDirectory(prefix=".download-", dir=directory) as temporary:
                 part = Path(temporary) / f"{name}.gz"
                 part.write_bytes(_fetch(url, timeout))
@@ -214,7 +214,7 @@ def download(
 def batches(key: jax.Array, count: int, batch_size: int) -> jax.Array:
     """The order of one epoch: int32 [steps, batch_size], a row of distinct indices for each batch.
 
-    A last batch that would not be full is dropped: all have the one shape that is compiled.
+    A last batch that is not full is dropped: all batches have the one compiled shape.
 
     Raises:
       DataError: if not 1 ≤ batch_size ≤ count.

@@ -1,4 +1,4 @@
-"""The commands that use a trained model: predict, export, serve; Flax is imported for runs."""
+"""The commands that use a trained model: predict, export, serve; Flax is imported only for runs."""
 
 import argparse
 import contextlib
@@ -21,7 +21,7 @@ seconds = number(float, "a number in (0, 3600]", lambda x: 0 < x <= 3600)
 
 def add_commands(commands: Any) -> None:
     """Their arguments, and the function of each as the attribute `call`."""
-    p = commands.add_parser("predict", help="what digits a model sees in images")
+    p = commands.add_parser("predict", help="classify the digits in images")
     p.usage = "%(prog)s (RUN | --exported FILE) IMAGE [IMAGE ...]"
     p.add_argument("--exported", type=Path, metavar="FILE", help="the model, instead of a run")
     p.add_argument("paths", type=Path, nargs="+", metavar="IMAGE", help="PNG or IDX")
@@ -38,8 +38,8 @@ def add_commands(commands: Any) -> None:
     )
     x.set_defaults(call=_export)
 
-    s = commands.add_parser("serve", help="answer over HTTP what digits a model sees")
-    s.add_argument("model", type=Path, metavar="RUN|FILE", help="a run, or what export wrote")
+    s = commands.add_parser("serve", help="classify digits over HTTP")
+    s.add_argument("model", type=Path, metavar="RUN|FILE", help="a run, or a file from export")
     s.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
     )
@@ -47,14 +47,14 @@ def add_commands(commands: Any) -> None:
         "--port",
         type=whole(0, 65535),
         default=8000,
-        help="0: any that is free (default: %(default)s)",
+        help="0: any free port (default: %(default)s)",
     )
     s.add_argument(
         "--batch-sizes",
         type=whole(1, 1024),
         nargs="+",
         metavar="N",
-        help="compiled at start, 1 always; 1 alone: no batching (default: 1 2 4 8 16 32)",
+        help="compiled at start, always with 1; only 1: no batching (default: 1 2 4 8 16 32)",
     )
     s.add_argument(
         "--timeout",
@@ -68,7 +68,7 @@ def add_commands(commands: Any) -> None:
 
 @contextlib.contextmanager
 def _extra(command: str) -> Iterator[None]:
-    """What is not installed is one line."""
+    """Reports a missing package in one line."""
     try:
         yield
     except ModuleNotFoundError as missing:
@@ -100,7 +100,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         found = np.exp(log_probabilities(digits))
         if np.isnan(found).any():
             raise UserError(
-                f"the model says NaN of {path}; train it again, with a lower --learning-rate"
+                f"the model predicts NaN for {path}; train it again with a lower --learning-rate"
             )
         for i, p in enumerate(found):
             name = f"{path}[{i}]" if len(digits) > 1 else f"{path}"

@@ -1,8 +1,8 @@
-"""Several processes that train one model: who they are, where arrays lie, who speaks for them.
+"""Several processes that train one model: their ids, the placement of arrays, their messages.
 
-`--processes 2` alone starts them on this machine. On a cluster each is started there, with
+`--processes 2` alone starts them on this machine. On a cluster each is started on its host, with
 `--processes`, `--process-id` and `--coordinator HOST:PORT`, the address of process 0; or with
-`--processes auto` under SLURM, on GKE and on TPU pods, where JAX finds all three by itself.
+`--processes auto` under SLURM, on GKE and on TPU pods, where JAX detects all three.
 """
 
 import dataclasses
@@ -25,39 +25,39 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from adam_jax import sharding
 
-DEVICES = 4  # of each process that is started on this machine, if it has no others than CPUs
-HEARTBEAT = 10  # seconds without a sign of life after which a process counts as dead
-# In the environment of a process that trains: two pipes to the one that watches over it. The first
-# ends when that one does; the second takes what went wrong.
+DEVICES = 4  # of each process started on this machine, if it has only CPUs
+HEARTBEAT = 10  # seconds without a heartbeat after which a process counts as dead
+# In the environment of a process that trains: two pipes to its supervisor. The first ends when the
+# supervisor does; the second takes error messages.
 WORKER = "EXAMPLES_MNIST_WATCHED_BY"
 
 
 class ProcessError(RuntimeError):
-    """One line for the user about processes that did not come, or went."""
+    """One line for the user about processes that did not start, or died."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """Where the arrays of a training run lie.
+    """The placement of the arrays of a training run.
 
     Attributes:
-      mesh: all devices of all processes, along the axis "data"; None for one device alone.
+      mesh: all devices of all processes, along the axis "data"; None for a single device.
     """
 
     mesh: Mesh | None = None
 
     @classmethod
     def of_all_processes(cls) -> "Devices":
-        """Once each process has joined."""
+        """The placement, after each process has joined."""
         return cls(jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,)))
 
     @property
     def batch(self) -> NamedSharding | None:
-        """Where a batch lies: each device has a part of the digits."""
+        """The sharding of a batch: each device has a part of the digits."""
         return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec("data"))
 
     def copied(self, tree: Any) -> Any:
-        """The same arrays on every device."""
+        """Replicates the arrays on every device."""
         if self.mesh is None:
             return jax.device_put(tree)
         sharding = NamedSharding(self.mesh, PartitionSpec())
@@ -70,11 +70,11 @@ class Devices:
         return jax.tree.map(copy, tree)
 
     def own(self, tree: Any) -> Any:
-        """This process' own copy of arrays that all have."""
+        """This process's own copy of replicated arrays."""
         return tree if self.mesh is None else jax.tree.map(lambda x: x.addressable_data(0), tree)
 
     def optimizer(self, tx: optax.GradientTransformation) -> optax.GradientTransformation:
-        """The optimizer with its state split over the devices (ZeRO-1)."""
+        """The optimizer with its state sharded over the devices (ZeRO-1)."""
         return tx if self.mesh is None else sharding.shard_state(tx, self.mesh)
 
     def check(self, batch_size: int) -> None:
@@ -91,12 +91,12 @@ ONE = Devices()
 
 
 def speaks() -> bool:
-    """Whether this process writes files and prints: the first does."""
+    """Whether this process writes files and prints; only the first does."""
     return jax.process_index() == 0
 
 
 def wait_for_all(what: str) -> None:
-    """Returns once every process has come here."""
+    """Waits until every process has reached this point."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
@@ -108,7 +108,7 @@ def join(processes: int | str, process_id: int | None, coordinator: str | None) 
       ProcessError: the others cannot be reached.
     """
     threading.Thread(target=_end_with_the_watcher, daemon=True).start()
-    # Gloo writes a line to standard output for each of its connections. Python keeps its own.
+    # Gloo prints a line to standard output for each connection; this keeps Python's own output.
     ours = os.dup(1)
     sys.stdout = open(ours, "w", buffering=1)  # noqa: SIM115
     with open(os.devnull, "w") as nowhere:
@@ -132,7 +132,7 @@ def join(processes: int | str, process_id: int | None, coordinator: str | None) 
 
 
 def is_worker() -> bool:
-    """Whether this process trains, and is not one that watches over those that do."""
+    """Whether this process trains, and does not supervise the ones that do."""
     return WORKER in os.environ
 
 
@@ -147,23 +147,23 @@ def _end_with_the_watcher() -> None:
 
 
 def report(text: str) -> None:
-    """Says on stderr what went wrong; of several processes that do, the first is heard."""
+    """Reports an error on stderr; if several processes report one, only the first is printed."""
     if is_worker():
-        os.write(_pipes()[1], text.encode()[-4000:] + b"\0")  # Of up to 4096 bytes none is torn.
+        os.write(_pipes()[1], text.encode()[-4000:] + b"\0")  # Writes of up to 4096 are atomic.
     else:
         print(text, file=sys.stderr)
 
 
 def launch(processes: int | str, process_id: int | None, command: Sequence[str]) -> int:
-    """Runs a command in processes that train, and watches over them; returns the exit status.
+    """Runs a command in processes that train, and supervises them; returns the exit status.
 
-    When one fails all end: what the others would wait for will not come. Those on other machines
-    end when they have not heard from it for some seconds, and their own watchers say so.
+    When one fails all are ended, because the others would wait for it. Processes on other machines
+    end after some seconds without a heartbeat, and their own supervisors report it.
 
     Args:
-      processes: how many; "auto" if the cluster knows.
+      processes: the number of processes; "auto" if the cluster knows it.
       process_id: the only one to start here; None for all of them, unless the cluster knows.
-      command: of Python, for a process; `--process-id` and `--coordinator` are added for all.
+      command: Python's arguments for a process; adds `--process-id` and `--coordinator` for all.
     """
     commands, environment = [list(command)], {**os.environ, "PYTHONUNBUFFERED": "1"}
     if process_id is None and processes != "auto":
@@ -172,11 +172,11 @@ def launch(processes: int | str, process_id: int | None, command: Sequence[str])
             told = ["--coordinator", f"127.0.0.1:{free.getsockname()[1]}", "--process-id"]
         commands = [[*command, *told, str(i)] for i in range(int(processes))]
         environment.setdefault("JAX_NUM_CPU_DEVICES", str(DEVICES))
-    # The other end of the one is closed when this process ends, however it does.
+    # The other end of the first pipe closes when this process ends for any reason.
     alive, _ = os.pipe()
     said, wrong = os.pipe()
     environment[WORKER] = f"{alive} {wrong}"
-    # A terminal sends ctrl-C to all of them. This process alone takes it, and ends the others.
+    # A terminal sends ctrl-C to all processes. Only this one handles it, and ends the others.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # They inherit it.
     running = [
         subprocess.Popen([sys.executable, *c], env=environment, pass_fds=[alive, wrong])
@@ -199,7 +199,7 @@ def _watched(running: list[subprocess.Popen[bytes]], first: int, said: int) -> i
             break
     failed = [(i, p.returncode) for i, p in enumerate(running) if p.poll()]
     texts = os.read(said, 1 << 16).split(b"\0") if select.select([said], [], [], 0)[0] else []
-    # One that was killed said nothing, and the others only that they lost it.
+    # A killed process reports nothing, and the others only that they lost it.
     killed = [(i, status) for i, status in failed if status == -signal.SIGKILL]
     if texts and not killed:
         print(texts[0].decode(errors="replace"), file=sys.stderr)
@@ -208,7 +208,7 @@ def _watched(running: list[subprocess.Popen[bytes]], first: int, said: int) -> i
         ended = f"signal {-status}" if status < 0 else f"exit status {status}"
         print(
             f"error: process {first + i} ended ({ended}) and training stopped; start all processes"
-            f" again with --resume to go on from the last checkpoint",
+            f" again with --resume to continue from the last checkpoint",
             file=sys.stderr,
         )
     return int(bool(texts or failed))

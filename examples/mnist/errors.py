@@ -1,5 +1,5 @@
-"""What goes wrong in a way that the user can mend."""
+"""Errors that the user can fix."""
 
 
 class UserError(ValueError):
-    """One line for the user: where, what was found, what to do."""
+    """One line for the user: the place, what was found, what to do."""

@@ -1,4 +1,4 @@
-"""How good a model is, and what it sees: loss, accuracy, probabilities."""
+"""The quality of a model and its predictions: loss, accuracy, probabilities."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def log_probabilities(graph: Any, params: Any, images: np.ndarray) -> np.ndarray
 
 
 def evaluate(graph: Any, params: Any, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Mean cross-entropy in nats, and the share of digits whose most probable class is right."""
+    """Mean cross-entropy in nats, and the share of correctly classified digits."""
     log_p = log_probabilities(graph, params, images)
     loss = -log_p[np.arange(len(labels)), labels].mean()
     right = log_p.argmax(axis=1) == labels

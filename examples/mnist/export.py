@@ -1,4 +1,4 @@
-"""From a run's last checkpoint to one file: batch-polymorphic, weights inside, for cpu and cuda."""
+"""Writes a run's last checkpoint to one file: any batch size, weights inside, for cpu and cuda."""
 
 import os
 from pathlib import Path
@@ -18,14 +18,14 @@ PLATFORMS = ("cpu", "cuda")
 
 
 def classifier(name: str, graph: Any, params: Any) -> exported.Classifier:
-    """A model, from bytes to log-probabilities.
+    """The function of a model from bytes to log-probabilities.
 
-    Convolutions are the backend's own, on the CPU too: where nothing is trained they take two
-    thirds of the time of matrix products for one digit and a third for 32. Products have float32's
-    precision on every platform; CUDA's default would round their factors to TF32.
+    Convolutions are the backend's own, on the CPU too. Without training they take two thirds of the
+    time of matrix products for one digit and a third for 32. Products have float32 precision on
+    every platform; CUDA's default would round their factors to TF32.
 
     Args:
-      name: what kind of model it is, for people to read.
+      name: the kind of model, for people to read.
       graph: the model without its parameters.
       params: its parameters.
     """
@@ -50,7 +50,7 @@ def of_run(run: Run) -> exported.Classifier:
 
 
 def write(model: exported.Classifier, path: Path) -> int:
-    """Writes the file, all of it or nothing; returns its size in bytes."""
+    """Writes the file atomically; returns its size in bytes."""
     content = model.to_bytes()
     partial = path.with_name(f"{path.name}.partial")
     try:

@@ -1,13 +1,13 @@
-"""A trained model as one file, that runs without Flax and without the model's code.
+"""A trained model as one file that runs without Flax and without the model's code.
 
-The file is a zip archive of two members, neither compressed: `metadata.json`, what goes in and what
-comes out, and `program.jax_export`, the program with its weights, StableHLO as `jax.export` writes
-it. A zip because any tool opens it and each member has a CRC-32; one file because a program without
-its preprocessing and labels gives numbers that mean nothing.
+The file is a zip archive of two uncompressed members: `metadata.json`, the inputs and outputs, and
+`program.jax_export`, the program with its weights, StableHLO as `jax.export` writes it. It is a zip
+because any tool opens it and each member has a CRC-32. It is one file because a program without its
+preprocessing and labels is useless.
 
 Reading one unpickles nothing and runs no Python code. Sizes are checked before anything is read.
-A program that calls anything outside of StableHLO is refused; what is left can compute for as long,
-and take as much memory, as it likes: load files from people you trust with that.
+A program with calls outside StableHLO is refused. The file is still a program, without a limit on
+its time and memory: load only files that you trust.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ class ExportError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """A program and what it is for.
+    """A program and its description.
 
     Attributes:
       program: uint8 [batch, 28, 28] to log-probabilities float32 [batch, classes].
@@ -76,7 +76,7 @@ def describe(model: str, program: jax.export.Exported, labels: list[str]) -> dic
     """The metadata of a program.
 
     Args:
-      model: what kind of model it is, for people to read.
+      model: the kind of model, for people to read.
       program: see `Classifier`.
       labels: the name of each class.
     """
@@ -97,7 +97,7 @@ def load(path: Path) -> Classifier:
     """Reads a file that `python -m examples.mnist export` wrote.
 
     Raises:
-      ExportError: if it is no such file, or damaged, or wants what this version does not have.
+      ExportError: if it is another file, damaged, or requires features that this version lacks.
     """
     try:
         members = _members(path)
@@ -108,8 +108,8 @@ def load(path: Path) -> Classifier:
     except OSError as error:
         raise ExportError(f"{path} cannot be read ({error.strerror})") from error
     except (ModuleNotFoundError, MemoryError):
-        raise  # It is not the file that lacks something.
-    except Exception as error:  # Readers of damaged bytes raise everything from KeyError upwards.
+        raise  # The file is not the cause.
+    except Exception as error:  # Damaged bytes can raise anything from KeyError upwards.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ExportError(
             f"{path} is not an exported model ({reason});"

@@ -40,7 +40,7 @@ class MLP(nnx.Module):
 
 
 class SmallCNN(nnx.Module):
-    """Twice a 3x3 convolution and a 2x2 maximum, then a dense layer: for hundreds of runs."""
+    """Two 3x3 convolutions, each with 2x2 max pooling, then a dense layer: for hundreds of runs."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.conv1 = Conv3x3(1, 8, rngs)
@@ -55,7 +55,7 @@ class SmallCNN(nnx.Module):
 
 
 class CNN(nnx.Module):
-    """Twice two 3x3 convolutions and a 2x2 maximum, then two dense layers."""
+    """Two pairs of 3x3 convolutions with 2x2 max pooling, then two dense layers."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.conv1 = Conv3x3(1, 32, rngs)
@@ -77,13 +77,13 @@ class CNN(nnx.Module):
 class Conv3x3(nnx.Module):
     """A 3x3 convolution that keeps height and width; on a CPU as one matrix product.
 
-    XLA:CPU's convolution is 1.1 (batch 64) to 1.4 times (batch 128) slower than the product in
-    training, and inside `lax.scan` or under `vmap` over the weights about 9 times. Elsewhere, and
-    where nothing is trained, the library's own convolution wins. Both have the same kernel,
+    In training, XLA:CPU's convolution is 1.1 (batch 64) to 1.4 times (batch 128) slower than the
+    product, and inside `lax.scan` or under `vmap` over the weights about 9 times. On other devices,
+    and without training, the library's own convolution is faster. Both have the same kernel,
     [3, 3, in, out].
 
     Attributes:
-      convolve: how; `examples.mnist.export` takes the library's.
+      convolve: the implementation; `examples.mnist.export` takes the library's.
     """
 
     def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs):
@@ -98,7 +98,7 @@ class Conv3x3(nnx.Module):
 
 
 def convolve_by_library(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The backend's own convolution, zeros around the image."""
+    """The backend's own convolution with zero padding."""
     layout = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
 
@@ -115,8 +115,8 @@ def convolve_by_matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def max_pool(x: jax.Array) -> jax.Array:
     """The maximum of each 2x2 block: [batch, height, width, c] to [batch, height/2, width/2, c].
 
-    By reshape: the gradient of a window reduction is a select-and-scatter, which makes the whole
-    step of the CNN 1.4 to 1.8 times slower on a CPU.
+    Implemented by reshape: the gradient of a window reduction is a select-and-scatter, which makes
+    the whole step of the CNN 1.4 to 1.8 times slower on a CPU.
     """
     batch, height, width, channels = x.shape
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))

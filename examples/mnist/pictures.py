@@ -1,4 +1,4 @@
-"""From a picture of a digit, of any size, to what MNIST's own digits are like."""
+"""Converts a picture of a digit, of any size, to the format of MNIST's digits."""
 
 from pathlib import Path
 from typing import BinaryIO
@@ -8,7 +8,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from examples.mnist import data
 
-# What `digit_of` does, in the words that a file with an exported model repeats.
+# What `digit_of` does; the metadata of an exported model repeats these words.
 PREPROCESSING = {
     "side": data.SIDE,
     "box": 20,
@@ -22,27 +22,26 @@ SMALLEST = 5  # pixels along the longer side of a digit; the smallest fonts have
 def open_picture(
     file: Path | BinaryIO, name: object, formats: tuple[str, ...] | None = None
 ) -> Image.Image:
-    """A picture whose header has been read, and whose pixels have not.
+    """A picture whose header has been read, but not its pixels.
 
     Args:
       file: the picture.
-      name: what an error calls it.
-      formats: Pillow's names of those allowed; None is all that it knows.
+      name: the name in errors.
+      formats: Pillow's names of the allowed formats; None allows all.
 
     Raises:
-      DataError: if it is none.
+      DataError: if it is not such a picture.
     """
     expected = "PNG, JPEG or IDX" if formats is None else " or ".join(formats)
     try:
         return Image.open(file, formats=formats)
     except UnidentifiedImageError as error:
         raise data.DataError(
-            f"{name} is not a picture (its first bytes are of no kind that is known);"
-            f" expected {expected}"
+            f"{name} is not a picture (its first bytes match no known format); expected {expected}"
         ) from error
     except MemoryError:
         raise
-    except Exception as error:  # Whatever a decoder makes of bytes from anywhere.
+    except Exception as error:  # Decoders raise anything for arbitrary bytes.
         if isinstance(error, OSError) and error.errno:
             raise data.DataError(f"{name} cannot be read ({error.strerror})") from error
         raise _no_picture(name, error) from error
@@ -51,9 +50,9 @@ def open_picture(
 def digit_of(picture: Image.Image, name: object) -> np.ndarray:
     """The digit that a picture shows, uint8 [28, 28], light on dark.
 
-    The picture is made grey, turned to light on dark if its border is light, cut to the ink, scaled
-    so that its longer side is 20 pixels, and placed with its centre of mass in the middle of 28x28:
-    what was done to MNIST's own digits (LeCun et al. 1998, section III.A).
+    The picture is converted to grey, inverted to light on dark if its border is light, cropped to
+    the ink, scaled to a longer side of 20 pixels, and placed with its centre of mass in the middle
+    of 28x28, like MNIST's own digits (LeCun et al. 1998, section III.A).
 
     Raises:
       DataError: if it cannot be decoded, or is blank.
@@ -66,7 +65,7 @@ def digit_of(picture: Image.Image, name: object) -> np.ndarray:
         raise _no_picture(name, error) from error
     if grey.shape == (data.SIDE, data.SIDE) and grey[[0, -1]].mean() < FAINTEST_INK:
         check_ink(grey, name)
-        return grey  # One of MNIST's own: as it is.
+        return grey  # One of MNIST's own digits stays unchanged.
     border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     return _centred(255 - grey if border.mean() > 127 else grey, name)
 
@@ -74,7 +73,7 @@ def digit_of(picture: Image.Image, name: object) -> np.ndarray:
 def shows_a_digit(ink: np.ndarray) -> bool:
     """Whether an image, uint8 [height, width], is not blank.
 
-    Paper of one grey, noise on it, and specks are.
+    Paper of one grey, noise on it, and specks count as blank.
     """
     rows, columns = _inked(ink)
     contrast = int(ink.max()) - int(ink.min())
@@ -90,11 +89,11 @@ def check_ink(ink: np.ndarray, name: object) -> None:
 def read_digits(path: Path) -> np.ndarray:
     """Digits of a picture (PNG, JPEG, ...) or an IDX file, uint8 [count, 28, 28], light on dark.
 
-    An IDX file is known by its name, as MNIST's are: ...-ubyte or ....idx, plain or .gz. A picture
-    is one digit.
+    An IDX file is recognized by its name, like MNIST's: ...-ubyte or ....idx, plain or .gz. A
+    picture is one digit.
 
     Raises:
-      DataError: if the file is no picture and no IDX file, or a digit is blank.
+      DataError: if the file is neither a picture nor an IDX file, or a digit is blank.
     """
     if path.name.removesuffix(".gz").endswith(("-ubyte", ".idx")):
         images = data.read_images(path)
@@ -115,7 +114,7 @@ def _no_picture(name: object, error: Exception) -> data.DataError:
 
 
 def _grey(picture: Image.Image) -> np.ndarray:
-    # As it is to be seen: cameras store it as the sensor lies.
+    # Upright: cameras store it in the sensor's orientation.
     if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16"):
@@ -124,7 +123,7 @@ def _grey(picture: Image.Image) -> np.ndarray:
         raise ValueError(f"pixels of mode {picture.mode}; expected 8 or 16 bits")
     if picture.mode == "L" and "transparency" not in picture.info:
         return np.asarray(picture)
-    # Transparent paper is white paper, not black.
+    # Transparent paper counts as white, not black.
     rgba = picture.convert("RGBA")
     paper = Image.new("RGBA", rgba.size, "white")
     return np.asarray(Image.alpha_composite(paper, rgba).convert("L"))
@@ -145,7 +144,7 @@ def _centred(ink: np.ndarray, name: object) -> np.ndarray:
     small = np.asarray(
         Image.fromarray(box).resize((width, height), Image.Resampling.LANCZOS), np.float64
     )
-    if not (weight := small.sum()):  # Dots, of which nothing is left at this size.
+    if not (weight := small.sum()):  # Dots that vanish at this size.
         raise _blank(name)
     top, left = (
         int(np.clip(round(13.5 - (small.sum(1 - axis) * np.arange(n)).sum() / weight), 0, 28 - n))

@@ -1,4 +1,4 @@
-"""Two pictures of a run: the training curves, and predictions for digits that it has not seen."""
+"""Two plots of a run: the training curves, and predictions for test digits."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def curves(metrics: list[dict[str, float]], title: str, path: Path) -> None:
     rates.plot(epochs, learning_rates, color=style.BLACK, marker="o" if few else "")
     rates.set(ylabel="learning rate at the end of the epoch", ylim=(0, None))
     if not any(learning_rates):
-        rates.set_ylim(0, 1)  # A schedule that ends in its first epoch has no height.
+        rates.set_ylim(0, 1)  # A schedule that ends in its first epoch is 0 everywhere.
     for axes in (losses, accuracies, rates):
         axes.set(xlabel="epoch", xlim=(0, 1.05 * epochs[-1]))
         style.integers(axes.xaxis)
@@ -58,7 +58,7 @@ def _note(
 def predictions(images: np.ndarray, labels: np.ndarray, p: np.ndarray, path: Path) -> None:
     """Above, the first correct predictions; below, the most confident mistakes.
 
-    Above a digit: the prediction and its probability; where it is wrong, the true digit too.
+    The title of a digit is the prediction and its probability; if it is wrong, also the true digit.
     """
     rows, columns = 3, 12
     figure = Figure(figsize=(12, 7.8), layout="constrained")

@@ -1,7 +1,7 @@
 """Many classifiers of digits trained as one program: `jax.vmap` over seeds and hyperparameters.
 
-Member i has its own start, its own order of batches and its own numbers, all functions of its key.
-What is compiled is one program per optimizer, model and size of the population.
+Member i has its own initial parameters, order of batches and hyperparameters, all functions of its
+key. One program is compiled per optimizer, model and size of the population.
 """
 
 import functools
@@ -23,18 +23,18 @@ Numbers = dict[str, jax.Array]
 """Hyperparameters by name, float32 [members] each."""
 
 Make = Callable[..., optax.GradientTransformation]
-"""From one member's numbers, as keywords, to its optimizer."""
+"""Maps one member's hyperparameters, as keywords, to its optimizer."""
 
 
 class Members(NamedTuple):
-    """What changes in training; the first axis of every array is the member."""
+    """The variables of training; the first axis of every array is the member."""
 
     params: Any
     opt_state: Any
 
 
 class Split(NamedTuple):
-    """Digits as the device holds them: images uint8 [count, 28, 28], labels int32 [count]."""
+    """Digits on the device: images uint8 [count, 28, 28], labels int32 [count]."""
 
     images: jax.Array
     labels: jax.Array
@@ -75,12 +75,12 @@ def orders(keys: jax.Array, count: int, batch_size: int, steps: int) -> jax.Arra
 
 @functools.partial(jax.jit, static_argnames=("model",))
 def initial(keys: jax.Array, *, model: str) -> Any:
-    """The parameters of each member before its first step."""
+    """The initial parameters of each member."""
     return jax.vmap(lambda key: nnx.state(MODELS[model](nnx.Rngs(key)), nnx.Param))(keys)
 
 
 def start(params: Any, numbers: Numbers, make: Make) -> Members:
-    """The members before their first step; the parameters are copied, `advance` overwrites them."""
+    """The initial members; the parameters are copied, because `advance` donates them."""
     opt_state = jax.vmap(lambda own, p: make(**own).init(p))(numbers, params)
     return Members(jax.tree.map(jnp.copy, params), opt_state)
 
@@ -102,14 +102,14 @@ def advance(
     """Takes one optimizer step for each batch of `order`.
 
     Args:
-      members: is overwritten.
+      members: donated.
       numbers: as in `start`.
       order: int32 [members, steps, batch].
       train: the digits.
-      key: of what is random in `prepare`; another one for other steps.
+      key: for the randomness of `prepare`; pass another key for other steps.
       model: of `MODELS`.
       make: makes the optimizer.
-      prepare: from a key and a batch of digits, uint8 [batch, 28, 28], to what the model sees.
+      prepare: maps a key and a batch of digits, uint8 [batch, 28, 28], to the model's input.
 
     Returns:
       The members, and the loss of each batch, float32 [members, steps].
@@ -151,5 +151,5 @@ def evaluate(
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, digits.labels).mean()
         return loss, (logits.argmax(axis=1) == digits.labels).astype(jnp.float32).mean()
 
-    # One after the other: all together would need the memory of all.
+    # One member after the other: all together would need the memory of all.
     return jax.lax.map(of_member, params)

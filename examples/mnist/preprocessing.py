@@ -1,6 +1,6 @@
-"""What is done to digits before a model sees them: scaled, and for training shifted and turned.
+"""Preprocessing of digits: scaling, and for training random shifts and rotations.
 
-`python -m examples.preprocessing` measures what it is worth.
+`python -m examples.preprocessing` measures their effect.
 """
 
 import math
@@ -16,11 +16,11 @@ def normalise(images: jax.typing.ArrayLike) -> jax.Array:
 
 
 def shift_and_rotate(image: jax.Array, shift: jax.Array, angle: jax.Array) -> jax.Array:
-    """One image, float32 [28, 28], rotated about its centre and then shifted; outside is paper, 0.
+    """One image, float32 [28, 28], rotated about its centre, then shifted; the outside is paper, 0.
 
     The shift is float32 [2], in pixels down and right; the angle is in radians, from down to right.
-    Pixel p of the result reads R(-angle)·(p - centre - shift) + centre by one bilinear
-    interpolation: one for the rotation and one for the shift would blur the strokes twice.
+    Pixel p of the result reads R(-angle)·(p - centre - shift) + centre with a single bilinear
+    interpolation. Interpolating separately for rotation and shift would blur the strokes twice.
     """
     side = len(image)
     centre = (side - 1) / 2
@@ -32,7 +32,7 @@ def shift_and_rotate(image: jax.Array, shift: jax.Array, angle: jax.Array) -> ja
 
 
 def augment(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Images float32 [batch, 28, 28, 1] each shifted by up to ±2 pixels, turned by up to ±10°."""
+    """Images float32 [batch, 28, 28, 1], each shifted by up to ±2 pixels, rotated by up to ±10°."""
     shift_key, angle_key = jax.random.split(key)
     shifts = jax.random.uniform(shift_key, (len(images), 2), jnp.float32, -2, 2)
     angles = math.radians(10) * jax.random.uniform(angle_key, (len(images),), jnp.float32, -1, 1)

@@ -1,4 +1,4 @@
-"""How far the training is: a bar in a terminal, a line an epoch elsewhere."""
+"""The progress of training: a bar in a terminal, a line per epoch elsewhere."""
 
 import time
 from types import TracebackType
@@ -12,16 +12,16 @@ from examples.study import clock
 
 
 class Progress:
-    """Shows the steps that have finished, their loss, and the time left of the whole training.
+    """Shows the finished steps, their loss, and the remaining time of the whole training.
 
-    The time left is that of the steps, at the pace of those finished, and of the test after each
-    epoch. The first dispatch of an epoch is not counted, as it may wait for the compiler.
+    The remaining time is that of the steps, at the pace of the finished ones, plus the test after
+    each epoch. The first dispatch of an epoch is not timed, as it may include compilation.
     """
 
     def __init__(self, config: Config, first: int, steps: int, quiet: bool = False):
         self.epochs, self.steps, self.batch_size = config.epochs, steps, config.batch_size
-        self.current, self.done = first, 0  # Epochs, and steps of this one.
-        self.paced, self.pace_seconds = 0, 0.0  # Steps that were timed, and their time.
+        self.current, self.done = first, 0  # Epochs, and steps of the current one.
+        self.paced, self.pace_seconds = 0, 0.0  # Timed steps, and their time.
         self.besides, self.tested = 0.0, False  # Seconds of the last epoch after its steps.
         self.since: float | None = None  # When the last steps of this epoch finished.
         self.console = Console(highlight=False, quiet=quiet)
@@ -61,11 +61,11 @@ class Progress:
         self.bar.stop()
 
     def doing(self, what: str) -> None:
-        """Says what is done that is not a step."""
+        """Shows work other than steps."""
         self.bar.update(self.task, now=what)
 
     def finished(self, count: int, loss: float, accuracy: float) -> None:
-        """Says that `count` more steps have finished, and what the last of them measured."""
+        """Reports `count` more finished steps and the measurements of the last one."""
         now = time.perf_counter()
         if self.since is not None:
             self.paced += count
@@ -78,7 +78,7 @@ class Progress:
         self.bar.update(self.task, completed=self.done, measured=text, now=self.left())
 
     def left(self) -> str:
-        """The time left of all epochs in words; empty while there is no pace to tell it from."""
+        """The remaining time of all epochs in words; empty while the pace is unknown."""
         if not self.paced:
             return ""
         epochs = self.epochs - self.current
@@ -87,7 +87,7 @@ class Progress:
         return f"about {clock(seconds)} left"
 
     def epoch(self, entry: dict[str, float], rate: float) -> None:
-        """Prints the line of an epoch; the next begins."""
+        """Prints the line of an epoch and begins the next."""
         self.console.print(
             f"epoch {entry['epoch']}/{self.epochs}"
             f"  train loss {entry['train_loss']:.4f} accuracy {entry['train_accuracy']:.4f}"
@@ -95,7 +95,7 @@ class Progress:
             f"  {rate:,.0f} digits/s  {entry['seconds']:.1f} s",
             soft_wrap=True,
         )
-        # The first test compiles: what it took says nothing of those to come.
+        # The first test includes compilation, so its time says nothing about later tests.
         if self.since is not None and self.tested:
             self.besides = time.perf_counter() - self.since
         self.tested = True

@@ -1,13 +1,13 @@
-"""What a training run leaves on disk: its settings, its metrics, its checkpoints.
+"""The files of a training run: its settings, its metrics, its checkpoints.
 
-RUN/lock             held while the run is trained; says by whom (examples/lock.py)
+RUN/lock             held while the run is trained; names the holder (examples/lock.py)
 RUN/config.json      the settings
-RUN/metrics.jsonl    one line an epoch; a loss that is NaN is the text "NaN" (strict_json.py)
+RUN/metrics.jsonl    one line per epoch; a NaN loss is the string "NaN" (strict_json.py)
 RUN/checkpoints/N/   the training state after N epochs (Orbax), the last two
 RUN/checkpoints/N/b2sums     the checksums of its files, as `b2sum --check b2sums` reads them
-RUN/checkpoints/N.corrupt/   one that did not have them any more, set aside when N was saved again
+RUN/checkpoints/N.corrupt/   a checkpoint with wrong checksums, moved when N was saved again
 RUN/curves.png, RUN/predictions.png
-RUN/model.stablehlo  the model as one file, once `export` has written it
+RUN/model.stablehlo  the model as one file, after `export`
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from examples.mnist.config import Config, to_json
 from examples.mnist.errors import UserError
 from examples.study import write_whole
 
-# A line of metrics.jsonl: each a number.
+# The numbers in a line of metrics.jsonl.
 QUANTITIES = {"epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy"}
 QUANTITIES |= {"learning_rate", "seconds"}
 WRITING = 60  # seconds that a checkpoint may take to write
@@ -58,7 +58,7 @@ def settings(folder: Path) -> Config:
 def _checksums(checkpoint: Path) -> bytes:
     """BLAKE2b of each file of the state, a line each.
 
-    Files beside the state, with which Orbax marks the checkpoint complete, hold a time alone.
+    Files outside the state, with which Orbax marks the checkpoint complete, hold only a time.
     """
     lines = []
     for path in sorted(p for p in (checkpoint / "default").rglob("*") if not p.is_dir()):
@@ -69,7 +69,7 @@ def _checksums(checkpoint: Path) -> bytes:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint's bytes are those that were saved."""
+    """Whether a checkpoint has the bytes that were saved."""
     try:
         written = (checkpoint / "b2sums").read_bytes()
         return bool(written) and written == _checksums(checkpoint)
@@ -78,9 +78,9 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def _of_the_disk(error: BaseException | None) -> str | None:
-    """What the system said when a file could not be written; None if that is not what went wrong.
+    """The system's message if a file could not be written; None for other errors.
 
-    TensorStore, which writes for Orbax, raises a ValueError with the system's number in its text.
+    TensorStore, which writes for Orbax, raises a ValueError with the system's error number.
     """
     while error is not None:
         if isinstance(error, OSError):
@@ -93,7 +93,7 @@ def _of_the_disk(error: BaseException | None) -> str | None:
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """What the disk refuses inside is a RunError."""
+    """Turns errors of the disk into RunErrors."""
     try:
         yield
     except Exception as error:
@@ -102,7 +102,7 @@ def _writing(path: Path) -> Iterator[None]:
         free = shutil.disk_usage(path.parent).free / 1e6
         raise RunError(
             f"{path} cannot be written ({reason}; {free:.1f} MB are free there);"
-            f" mend that or make room, then go on with --resume"
+            f" fix that or free space, then continue with --resume"
         ) from error
 
 
@@ -110,10 +110,10 @@ _report = sys.unraisablehook
 
 
 def _report_once(unraisable: Any) -> None:
-    """Drops what adds nothing to the exception that is raised when a checkpoint is not written.
+    """Drops redundant messages when a checkpoint cannot be written.
 
-    Orbax closes its loop at the first array that fails, and each of the others then fails to report
-    to it.
+    Orbax closes its loop at the first array that fails; each other array then fails to report to
+    it.
     """
     if str(unraisable.exc_value) != "Event loop is closed":
         _report(unraisable)
@@ -122,25 +122,25 @@ def _report_once(unraisable: Any) -> None:
 class Run:
     """A folder with one run in it.
 
-    Checkpoints are written in the background and appear under their name once they are complete,
-    checksums included: a run that is killed while it writes one goes on from the one before, and
-    so does a run whose last one does not have its checksums any more.
+    Checkpoints are written in the background and appear under their name when they are complete,
+    including checksums. A run that is killed during a write resumes from the previous checkpoint,
+    and so does a run whose last checkpoint no longer matches its checksums.
     """
 
     def __init__(self, folder: Path, config: Config):
         self.folder, self.config = folder, config
         self._directory = (folder / "checkpoints").absolute()
-        self._saving = 0  # The epochs of the checkpoint that is being written.
-        self._readable: int | None = None  # Not looked for yet.
+        self._saving = 0  # The epochs of the checkpoint being written.
+        self._readable: int | None = None  # Not determined yet.
         self._unreadable: list[int] = []
-        # One line says what went wrong. Orbax would add a traceback from each thread concerned.
-        absl_logging.set_verbosity(absl_logging.FATAL)  # And each file that it writes.
+        # One line reports the error. Orbax would add a traceback for each thread involved.
+        absl_logging.set_verbosity(absl_logging.FATAL)  # And a line for each file it writes.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         sys.unraisablehook = _report_once
         background = ocp.options.AsyncOptions(
-            # Where one process cannot write, the others wait for it: Orbax would for 20 minutes.
+            # If one process cannot write, the others wait for it: with Orbax for 20 minutes.
             timeout_secs=WRITING,
-            # Called when all of a state's files are written and the name is still temporary.
+            # Called when all files of a state are written and the name is still temporary.
             post_finalization_callback=self._write_checksums,
         )
         with _writing(self._directory):
@@ -154,15 +154,15 @@ class Run:
         """Raises RunError if the folder already holds a run."""
         if (folder / "config.json").exists():
             raise RunError(
-                f"{folder} holds a run already; go on with --resume, or choose another --out"
+                f"{folder} already holds a run; continue it with --resume, or choose another --out"
             )
 
     @staticmethod
     def prepare(folder: Path, config: Config) -> None:
-        """Makes the folder of a new run; of several processes one does, and all then open it."""
+        """Creates the folder of a new run; one process does, then all open it."""
         Run.check_new(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        # A run that was killed before it wrote its settings has nothing to go on from.
+        # A run that was killed before it wrote its settings has nothing to resume.
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         with _writing(folder / "config.json"):
             (folder / "metrics.jsonl").write_text("")
@@ -170,20 +170,20 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
-        """A run of before. Raises RunError if there is none."""
+        """An existing run. Raises RunError if there is none."""
         return cls(folder, settings(folder))
 
     @staticmethod
     def extend(folder: Path, config: Config) -> None:
-        """Replaces a run's settings by those with more epochs; all else stays."""
+        """Replaces a run's settings by those with more epochs; everything else stays."""
         with _writing(folder / "config.json"):
             write_whole(folder / "config.json", to_json(config))
 
     @property
     def epochs_saved(self) -> int:
-        """Epochs completed in the last checkpoint that can be read; 0 if there never was one.
+        """Epochs completed in the last readable checkpoint; 0 if there never was one.
 
-        Says on stderr if that is not the last. Raises RunError if none of them can be read.
+        Warns on stderr if that is not the last one. Raises RunError if none is readable.
         """
         if self._readable is None:
             self._wait()
@@ -194,14 +194,14 @@ class Run:
                 names = ", ".join(map(str, paths))
                 fault = f"{names} cannot be read: the bytes are not those that were saved"
                 if not readable:
-                    raise RunError(f"{fault}; put back a copy, or train anew with another --out")
+                    raise RunError(f"{fault}; restore a copy, or train again with another --out")
                 if distributed.speaks():
                     print(f"{fault}; using that of epoch {readable} instead", file=sys.stderr)
             self._readable = readable
         return self._readable
 
     def _look(self) -> tuple[list[int], int]:
-        """The epochs of all checkpoints, the last first; the last that can be read, or 0."""
+        """The epochs of all checkpoints, last first; the last readable one, or 0."""
         before: list[int] = []
         while True:
             self._checkpoints.reload()
@@ -211,10 +211,10 @@ class Run:
             readable = next((n for n in steps if _is_whole(self._directory / str(n))), 0)
             if readable:
                 return steps, readable
-            before = steps  # Were they bad, or did a training take them away meanwhile?
+            before = steps  # Were they bad, or did a training delete them meanwhile?
 
     def save(self, epochs: int, state: Any) -> None:
-        """Writes a checkpoint in the background. Raises RunError if the last had no room."""
+        """Writes a checkpoint in the background. Raises RunError if the previous one failed."""
         self._wait()
         with _writing(self._directory):
             self._set_aside()
@@ -230,7 +230,7 @@ class Run:
         return self._checkpoints.restore(epochs, args=ocp.args.StandardRestore(abstract))
 
     def close(self) -> None:
-        """Waits for the last checkpoint to be whole. Raises RunError if the disk is full."""
+        """Waits until the last checkpoint is complete. Raises RunError if the disk is full."""
         with _writing(self._directory):
             self._checkpoints.close()
 
@@ -257,12 +257,12 @@ class Run:
         (folder / "b2sums").write_bytes(_checksums(folder))
 
     def metrics(self) -> list[dict[str, float]]:
-        """One entry an epoch, up to the last readable checkpoint.
+        """One entry per epoch, up to the last readable checkpoint.
 
-        A line after that is of an epoch that will be run again, a torn one of a kill while writing.
+        Later lines belong to epochs that will run again; a torn line is from a kill during a write.
 
         Raises:
-          RunError: if one of the others is not what was written.
+          RunError: if one of the other lines is not as written.
         """
         path, epochs = self.folder / "metrics.jsonl", self.epochs_saved
         entries: list[Any] = []
@@ -275,12 +275,12 @@ class Run:
             if not (numbers and entry["epoch"] == epoch):
                 raise RunError(
                     f"{path} has no metrics of epoch {epoch} in line {epoch};"
-                    f" put back a copy, or train anew with another --out"
+                    f" restore a copy, or train again with another --out"
                 )
         return entries
 
     def write_metrics(self, metrics: list[dict[str, float]]) -> None:
-        """Rewrites the lines, all of them or none. Raises RunError if the disk is full."""
+        """Rewrites the lines atomically. Raises RunError if the disk is full."""
         text = "".join(strict_json.dumps(entry) + "\n" for entry in metrics)
         with _writing(self.folder / "metrics.jsonl"):
             write_whole(self.folder / "metrics.jsonl", text)

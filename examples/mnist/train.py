@@ -1,7 +1,7 @@
-"""The training loop: one jitted function that takes several optimizer steps, and the epochs around.
+"""The training loop: a jitted function for several optimizer steps, and the loop over epochs.
 
-Everything random is a function of the seed and the step: the order of an epoch, the jitter of a
-batch. So a run that is killed and resumed ends with the same bits as one that was not.
+All randomness is a function of the seed and the step: the order of an epoch, the augmentation of a
+batch. So a run that is killed and resumed ends with the same bits as an uninterrupted run.
 """
 
 import collections
@@ -27,10 +27,10 @@ from examples.mnist.runs import Run
 MEMBERS = ("adabelief", "adam", "adamax", "adamaxw", "adamw", "adan", "ademamix", "adopt")
 MEMBERS += ("amsgrad", "amsgradw", "lamb", "lion", "nadam", "nadamw", "radam", "radamw", "yogi")
 OPTIMIZERS = {name: getattr(adam_jax, name) for name in MEMBERS}
-# What the family is compared with, under the names of `examples.compare`.
+# Baselines, under the names of `examples.compare`.
 OPTIMIZERS |= {"sgd": optax.sgd, "momentum": functools.partial(optax.sgd, momentum=0.9)}
 
-# By name: the learning rate of the first step (after the warmup) and the number of steps.
+# By name: functions of the peak learning rate (after the warmup) and the number of steps.
 SCHEDULES: dict[str, Callable[[float, int], Any]] = {
     "constant": lambda rate, steps: optax.constant_schedule(rate),
     "cosine": lambda rate, steps: optax.cosine_decay_schedule(rate, steps),
@@ -39,17 +39,17 @@ SCHEDULES: dict[str, Callable[[float, int], Any]] = {
         rate, steps // 20, steps - steps // 20 - steps // 5, steps // 5
     ),
 }
-ENDING = ("cosine", "warmup-stable-decay")  # Those that depend on the number of steps.
+ENDING = ("cosine", "warmup-stable-decay")  # Schedules that depend on the number of steps.
 
 # The most optimizer steps per dispatch. A step of the dense models takes less time than its
-# dispatch: under one scan they are 3 times faster. The CNN needs 160 MB, for which XLA:CPU asks the
-# system anew at each dispatch: page faults are 50 of its 144 ms at batch 64. Under one scan a step
-# takes 94 ms, with convolutions as matrix products: XLA:CPU's own are slow in a scan.
+# dispatch: under one scan they are 3 times faster. The CNN needs 160 MB, which XLA:CPU allocates
+# anew at each dispatch: page faults are 50 of its 144 ms at batch 64. Under one scan a step takes
+# 94 ms, with convolutions as matrix products: XLA:CPU's own convolutions are slow in a scan.
 STEPS_PER_DISPATCH = {"softmax": 50, "mlp": 50, "small-cnn": 50, "cnn": 10}
 
 
 class TrainState(NamedTuple):
-    """What changes in training, and is saved."""
+    """The variables of training, which are saved."""
 
     params: Any
     opt_state: Any
@@ -74,15 +74,15 @@ def train_steps(
     """Takes one optimizer step for each row of `order`.
 
     Args:
-      state: is overwritten.
+      state: is donated.
       images: all images, uint8 [count, 28, 28].
       labels: all labels, int32 [count].
       order: int32 [steps, batch], the digits of each batch.
-      key: of the whole run's jitter; each step derives its own.
+      key: for the augmentation of the whole run; each step derives its own.
       graph: the model without its parameters.
       tx: the optimizer.
       jitter: augment the batches.
-      placement: of each batch, on several devices.
+      placement: the sharding of each batch, on several devices.
 
     Returns:
       The new state, and the loss and the accuracy of each batch, float32 [steps] each.
@@ -107,7 +107,7 @@ def train_steps(
 
 
 def steps_per_dispatch(model: str, per_epoch: int) -> int:
-    """A divisor of the epoch's steps if there is one near the most: a rest would compile again."""
+    """A divisor of the epoch's steps near the most, if there is one: a remainder recompiles."""
     most = STEPS_PER_DISPATCH[model]
     return max((n for n in range(most // 2, most + 1) if per_epoch % n == 0), default=most)
 
@@ -129,9 +129,9 @@ def train(
     """Trains to the end of the run's epochs, from its last checkpoint if it has one.
 
     Args:
-      run: where to; metrics and a checkpoint are written after each epoch, pictures at the end.
+      run: the output; metrics and a checkpoint are written after each epoch, pictures at the end.
       digits: the data.
-      devices: one, or those of several processes, each of which calls this.
+      devices: one, or those of several processes; each process calls this.
 
     Returns:
       The summary that the command prints as its last line.
@@ -209,10 +209,10 @@ def train(
 
 
 def _finished(dispatched: Any, progress: Progress, wait: bool) -> Iterator[Any]:
-    """Yields what each of the dispatches that have finished measured; of all, if it is to wait.
+    """Yields the measurements of each finished dispatch; of all dispatches, if it has to wait.
 
-    The device has the whole epoch before it. To bound what is in flight costs a fifth of the speed
-    of the dense models where other programs want the processors too.
+    The whole epoch is dispatched in advance. Limiting the dispatches in flight costs a fifth of the
+    speed of the dense models when other programs compete for the processors.
     """
     while dispatched and (wait or dispatched[0][0].is_ready()):
         loss, accuracy = map(np.asarray, dispatched.popleft())

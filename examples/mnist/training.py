@@ -29,7 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "sgd and momentum (SGD with momentum 0.9) are Optax's, as baselines;"
         " they want a --learning-rate near 0.3 and 0.03",
     },
-    "--learning-rate": {"type": rate, "metavar": "RATE", "help": "the highest of the schedule"},
+    "--learning-rate": {"type": rate, "metavar": "RATE", "help": "the peak of the schedule"},
     "--schedule": {"choices": SCHEDULES, "help": "of the learning rate"},
     "--epochs": {"type": positive, "metavar": "N", "help": "passes over the training digits"},
     "--batch-size": {"type": positive, "metavar": "N", "help": "digits per step"},
@@ -46,7 +46,7 @@ def add_commands(commands: Any) -> None:
     digits.add_argument(
         "--data-dir",
         help="folder of the four IDX files of MNIST, plain or .gz"
-        " (default: the 8,000 + 2,000 digits that come with this example)",
+        " (default: the 8,000 + 2,000 digits included in this example)",
     )
     digits.add_argument("--download", action="store_true", help="fetch MNIST into --data-dir first")
     digits.add_argument(
@@ -57,7 +57,7 @@ def add_commands(commands: Any) -> None:
     for option, keywords in OPTIONS.items():
         value = getattr(default, option.strip("-").replace("-", "_"))
         about = f"{keywords['help']} (default: {'off' if value is False else value})"
-        # None if the command does not name it: a run that goes on has its own.
+        # None if the command omits it: a resumed run has its own.
         more = {**keywords, "default": None, "help": about}
         t.add_argument(option, **more)
     t.add_argument(
@@ -69,24 +69,24 @@ def add_commands(commands: Any) -> None:
     t.add_argument(
         "--resume",
         action="store_true",
-        help="go on from the last checkpoint in --out, with the run's own settings;"
+        help="resume from the last checkpoint in --out, with the run's own settings;"
         " more --epochs than it has extend it",
     )
     t.add_argument(
         "--stretch",
         action="store_true",
-        help="with --resume and more --epochs: spread a cosine or warmup-stable-decay schedule over"
-        " all of them; the learning rate goes up again",
+        help="with --resume and more --epochs: stretch a cosine or warmup-stable-decay schedule to"
+        " all of them; the learning rate rises again",
     )
     t.add_argument(
         "--processes",
         type=_processes,
         default=1,
         metavar="N",
-        help="train in so many processes (default: %(default)s), started on this machine unless"
-        " --process-id says which of them this is; auto: as SLURM, GKE or a TPU pod says",
+        help="train in this many processes (default: %(default)s), started on this machine unless"
+        " --process-id selects one; auto: detected from SLURM, GKE or a TPU pod",
     )
-    t.add_argument("--process-id", type=process_id, help="which of the processes this is, from 0")
+    t.add_argument("--process-id", type=process_id, help="the id of this process, from 0")
     t.add_argument(
         "--coordinator", type=_address, metavar="HOST:PORT", help="an address of process 0"
     )
@@ -123,7 +123,7 @@ def _digits(arguments: argparse.Namespace, data_dir: str | None) -> data.Digits:
 
 
 def settings(arguments: argparse.Namespace) -> Config:
-    """Those of the command; where it resumes a run, the run's own, checked against them."""
+    """The command's settings; for a resumed run the run's own, checked against them."""
     named = {field.name: getattr(arguments, field.name, None) for field in fields(Config)}
     given = {name: value for name, value in named.items() if value is not None}
     if arguments.resume and (arguments.out / "config.json").exists():
@@ -134,22 +134,22 @@ def settings(arguments: argparse.Namespace) -> Config:
 def _train(arguments: argparse.Namespace) -> int:
     several = arguments.processes != 1
     if several and not distributed.is_worker():
-        # Devices are left to the processes that train: a GPU's memory goes to whom asks first.
+        # Leave the devices to the processes that train: the first one takes a GPU's memory.
         if arguments.process_id in (None, 0) and not arguments.resume:
             Run.check_new(arguments.out)
         command = ["-m", "examples.mnist", *sys.argv[1:]]
         return distributed.launch(arguments.processes, arguments.process_id, command)
     if arguments.stretch and not arguments.resume:
-        raise RunError("--stretch is for a run that goes on; add --resume")
+        raise RunError("--stretch requires --resume; add it")
     config = settings(arguments)
     if several:
         distributed.join(arguments.processes, arguments.process_id, arguments.coordinator)
     devices = distributed.Devices.of_all_processes() if several else distributed.ONE
     digits = _digits(arguments, config.data_dir)
-    # Before a folder is made: is there a batch at all?
+    # Before creating a folder: is there at least one batch?
     data.batches(jax.random.key(0), len(digits.train_images), config.batch_size)
     devices.check(config.batch_size)
-    # Of several processes the first holds it: all end when it does, and it when another does.
+    # The first process holds the lock: all end when it does, and it ends when another does.
     with locked(arguments.out) if distributed.speaks() else contextlib.nullcontext():
         begun = (arguments.out / "config.json").exists()
         distributed.wait_for_all("looked for a run")

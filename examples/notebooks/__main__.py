@@ -1,9 +1,9 @@
-"""Executes the notebooks and stores their outputs, which repository pages and the site show.
+"""Executes the notebooks and stores their outputs, which the repository and the site show.
 
-python -m examples.notebooks [NAME ...]    e.g. 3-tuning; all by default
+python -m examples.notebooks [NAME ...]    e.g. 3-tuning; default: all
 
-Needs nbclient and ipykernel, of the dependency group `test`. Run it after each change of a
-notebook: a test compares the digest of the code that was executed with the code in the file.
+Needs nbclient and ipykernel from the dependency group `test`. Run it after each change of a
+notebook: a test compares the digest of the executed code with that of the code in the file.
 """
 
 import argparse
@@ -28,12 +28,12 @@ FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 DIGEST = "executed_sources"
-"""In a notebook's metadata: the SHA-256 of the code that its outputs come from."""
+"""The metadata key for the SHA-256 of the code that produced the outputs."""
 PROGRESS = re.compile(r"<progress\b")
 
 
 class ThisInterpreter(KernelSpecManager):
-    """Knows one kernel: ipykernel in this interpreter, whatever else is installed."""
+    """Knows one kernel: ipykernel in this interpreter, regardless of other installed kernels."""
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
         """The specification of this interpreter's kernel."""
@@ -42,7 +42,7 @@ class ThisInterpreter(KernelSpecManager):
 
 
 def read(name: str) -> Any:
-    """A notebook of this folder."""
+    """Reads a notebook of this folder."""
     return nbformat.read(FOLDER / f"{name}.ipynb", as_version=nbformat.NO_CONVERT)
 
 
@@ -59,13 +59,13 @@ def execute(notebook: Any, folder: Path, scratch: Path, environment: dict[str, s
       notebook: is changed in place.
       folder: the kernel's working directory.
       scratch: a folder for the files of the connection.
-      environment: variables of the kernel, besides those of this process.
+      environment: variables of the kernel, in addition to those of this process.
 
     Raises:
       CellExecutionError: a cell raises.
     """
     own = {
-        # Nothing is read from or written to the user's home.
+        # The kernel neither reads from nor writes to the user's home.
         "IPYTHONDIR": str(scratch / "ipython"),
         "JUPYTER_PLATFORM_DIRS": "1",
     }
@@ -77,12 +77,12 @@ def execute(notebook: Any, folder: Path, scratch: Path, environment: dict[str, s
     client = NotebookClient(
         notebook, km=manager, timeout=300, resources={"metadata": {"path": str(folder)}}
     )
-    # The client leaves the kernel of another's manager running, and its sockets open.
+    # With an external kernel manager, the client leaves kernel and sockets open.
     asyncio.run(client.async_execute(env=os.environ | own | environment, cleanup_kc=True))
 
 
 def clean(notebook: Any) -> None:
-    """Removes what a reader does not need: times of cells, progress bars, colours of edges."""
+    """Removes parts that readers do not need: times of cells, progress bars, colours of edges."""
     for cell in notebook.cells:
         cell.metadata = nbformat.NotebookNode()
         if cell.cell_type == "code":
@@ -100,7 +100,7 @@ def clean(notebook: Any) -> None:
 
 
 def _smaller(png: str) -> str:
-    """About a third of the bytes: 256 colours, as edges of lines have thousands."""
+    """Reduces the image to 256 colours, a third of the bytes: anti-aliasing uses thousands."""
     with Image.open(io.BytesIO(base64.b64decode(png))) as picture:
         file = io.BytesIO()
         picture.convert("RGB").quantize(256, kmeans=3).save(file, "PNG", optimize=True)

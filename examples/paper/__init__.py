@@ -1,1 +1,1 @@
-"""Kingma & Ba 2015, "Adam", reproduced in small, and the counterexample of Reddi et al. 2018."""
+"""A small reproduction of Kingma & Ba 2015, "Adam", and of Reddi et al. 2018's counterexample."""

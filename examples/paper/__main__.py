@@ -1,7 +1,7 @@
-"""Adam's paper on two cores: figures 1, 2 and 4, and the counterexample of AMSGrad's.
+"""Adam's paper on two cores: figures 1, 2 and 4, and the counterexample of the AMSGrad paper.
 
-Each figure is computed anew in small, and each statement about it is judged by this run: the table
-of claims says which held. Kingma & Ba 2015, https://arxiv.org/abs/1412.6980; Reddi, Kale & Kumar
+Each figure is recomputed at a small scale, and this run decides each claim about it: the table of
+claims shows which held. Kingma & Ba 2015, https://arxiv.org/abs/1412.6980; Reddi, Kale & Kumar
 2018, https://arxiv.org/abs/1904.09237.
 """
 
@@ -28,7 +28,7 @@ PICTURES = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Computes the figures, draws them, and judges the claims."""
+    """Computes the figures, plots them, and decides the claims."""
     parser = arguments("examples.paper", __doc__)
     parser.add_argument("--only", choices=FIGURES, help="one figure (default: all)")
     options = parser.parse_args(argv)
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
 
     found = []
     for name in chosen:
-        # By the names of the pieces, which begin with the figure's.
+        # By the names of the pieces, which start with the name of the figure.
         own = {p.name.removeprefix(f"{name} "): results[p.name] for p in pieces[name]}
         title = FIGURES[name].title(scales[name])
         PICTURES[name](own, title, options.out / f"{name}.png")

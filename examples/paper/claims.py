@@ -1,4 +1,4 @@
-"""What a paper says, and whether this run says so too."""
+"""A claim of a paper, and whether this run supports it."""
 
 from typing import NamedTuple
 
@@ -7,9 +7,9 @@ class Claim(NamedTuple):
     """One row of the table.
 
     Attributes:
-      claim: the paper's statement, and in brackets how it is decided here.
+      claim: the paper's statement, and in brackets the criterion used here.
       source: paper and section.
-      held: whether it is so in this run.
+      held: whether it holds in this run.
       figures: the numbers that decided it.
     """
 

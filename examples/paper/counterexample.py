@@ -1,9 +1,9 @@
-"""A convex problem in one dimension on which Adam goes to the worst point (Reddi et al. 2018).
+"""A convex problem in one dimension on which Adam converges to the worst point (Reddi et al. 2018).
 
-Costs f_t(x) = g_t·x on [-1, 1]: a rare large gradient, and many small ones of the other sign that
-together weigh a little less, so that x = -1 is the best. Adam divides the large gradient by a root
-that it has just made large itself, and the small ones by a root that has forgotten it: together the
-small ones move x further. AMSGrad never forgets.
+Costs f_t(x) = g_t·x on [-1, 1]: a rare large gradient, and many small ones of the opposite sign
+with a slightly smaller sum, so x = -1 is optimal. Adam divides the large gradient by a root that
+this gradient has just increased, and the small ones by a root that has forgotten it, so together
+the small ones move x further. AMSGrad never forgets.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ from examples.study import Piece, Result
 
 OPTIMIZERS = {
     "Adam": adam_jax.adam,
-    # Algorithm 2 has no bias correction. With it, the first gradient of 1010 would be nu_max for
-    # ever, and AMSGrad ten times slower.
+    # Algorithm 2 has no bias correction. With it, nu_max would stay at the first gradient of 1010,
+    # and AMSGrad would be ten times slower.
     "AMSGrad": functools.partial(
         adam_jax.amsgrad, bias_correction_mu=False, bias_correction_nu=False
     ),
@@ -32,12 +32,12 @@ OPTIMIZERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Gradients of the costs, and the settings for them; step sizes are α/√t.
+    """Gradients of the costs, and the hyperparameters for them; step sizes are α/√t.
 
     Attributes:
       large: the rare gradient.
       small: the others.
-      period: one gradient in so many steps is large; None: each is, with probability 0.01.
+      period: one gradient per period is large; None: each is large with probability 0.01.
       b1: decay rate of mu.
       b2: decay rate of nu.
       rate: α.
@@ -53,7 +53,7 @@ class Problem:
     source: str
 
     def gradients(self, first: jax.Array, steps: int, key: jax.Array) -> jax.Array:
-        """Of so many steps after the first ones: float32 [steps]."""
+        """The gradients of the given number of steps after the first ones: float32 [steps]."""
         if self.period is None:
             large = jax.random.bernoulli(key, 0.01, (steps,))
         else:
@@ -61,7 +61,7 @@ class Problem:
         return jnp.where(large, self.large, self.small)
 
     def regret(self, g: jax.Array, x: jax.Array) -> jax.Array:
-        """Cost of x beside that of -1, the best fixed point; if g is random, what is expected."""
+        """Cost of x relative to -1, the best fixed point; expected cost if g is random."""
         if self.period is None:
             g = jnp.full_like(g, 0.01 * self.large + 0.99 * self.small)
         return g * (x + 1)
@@ -82,7 +82,7 @@ class Scale:
 
     chunks: int
     seeds: int = 8  # of the stochastic problem
-    points: int = 200  # that are kept of each curve
+    points: int = 200  # kept of each curve
 
 
 CHUNK = 3030  # steps; whole periods of all problems, so that their means show the trend
@@ -93,8 +93,8 @@ def play(problem: Problem, optimizer: str, scale: Scale, seed: int) -> Result:
     """Plays the game once for each seed, from x = 0.
 
     Returns:
-      At `steps`, equally far apart on a logarithmic axis: `x`, the mean over the last CHUNK steps,
-      and `regret`, that of all steps so far on average; both [seeds, points].
+      At `steps`, equally spaced on a logarithmic axis: `x`, the mean over the last CHUNK steps,
+      and `regret`, the average over all steps so far; both [seeds, points].
     """
     schedule = adam_jax.schedules.inverse_sqrt_schedule(problem.rate)
     tx = OPTIMIZERS[optimizer](schedule, b1=problem.b1, b2=problem.b2)
@@ -136,7 +136,7 @@ def play_chunks(
 
 
 def pieces(digits: data.Digits, scale: Scale, seed: int) -> list[Piece]:
-    """One for each problem and optimizer; there are no digits in it."""
+    """A piece for each problem and optimizer; none uses the digits."""
     del digits
     return [
         Piece(
@@ -150,14 +150,14 @@ def pieces(digits: data.Digits, scale: Scale, seed: int) -> list[Piece]:
 
 
 def title(scale: Scale) -> str:
-    """Of the picture."""
+    """The title of the plot."""
     return (
         f"Adam and AMSGrad on the counterexamples of Reddi et al., {scale.chunks * CHUNK:,} steps"
     )
 
 
 def claims(results: dict[str, Result]) -> list[Claim]:
-    """What the paper says about the results, which are by problem and optimizer."""
+    """The paper's claims, decided by the results by problem and optimizer."""
     found = []
     for name, problem in PROBLEMS.items():
         adam, amsgrad = (results[f"{name} {optimizer}"] for optimizer in OPTIMIZERS)
@@ -188,7 +188,7 @@ def claims(results: dict[str, Result]) -> list[Claim]:
 
 
 def mean_regret(result: Result, i: int) -> tuple[float, float]:
-    """The average regret at point i and at the last, mean of the seeds."""
+    """The average regret at point i and at the last point, mean over the seeds."""
     regret = np.mean(result["regret"], axis=0)
     return float(regret[i]), float(regret[-1])
 

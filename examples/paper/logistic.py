@@ -1,7 +1,7 @@
 """Figure 1, left: logistic regression, a convex problem, with step sizes α/√t.
 
-Section 6.1: L2-regularised multi-class logistic regression on the pixels, batches of 128. The paper
-does not give the strength of the regularisation; it is 1e-4 here.
+Section 6.1: L2-regularized multi-class logistic regression on the pixels, batches of 128. The paper
+does not give the regularization strength; it is 1e-4 here.
 """
 
 import functools
@@ -48,7 +48,7 @@ def adagrad(learning_rate: Any) -> optax.GradientTransformation:
 
 
 def adagrad_decayed(learning_rate: Any) -> optax.GradientTransformation:
-    """AdaGrad whose step sizes, which fall like 1/√t by themselves, are divided by √t again."""
+    """AdaGrad with its step sizes, which already decay like 1/√t, divided by √t again."""
     return adagrad(decayed(learning_rate))
 
 
@@ -62,7 +62,7 @@ ENTRANTS = {
     "Adam": Entrant(adam, grid(-3, 0)),
     **{name: Entrant(sgd, grid(-2, 1)) for name, sgd in SGD.items()},
     "AdaGrad": Entrant(adagrad, grid(-3, 0)),
-    # Section 6.1 does not say whether AdaGrad's step size decays too.
+    # Section 6.1 does not say whether AdaGrad's step size also decays.
     "AdaGrad α/√t": Entrant(adagrad_decayed, grid(-2, 1)),
 }
 
@@ -76,26 +76,26 @@ def loss(params: dict[str, jax.Array], batch: Digits, key: jax.Array) -> jax.Arr
 
 
 def model() -> tuple[Loss, Any]:
-    """The loss and the first parameters: zeros, as the problem is convex."""
+    """The loss and the initial parameters: zeros, as the problem is convex."""
     return loss, {"w": jnp.zeros((784, 10)), "b": jnp.zeros(10)}
 
 
 def pieces(digits: data.Digits, scale: Scale, seed: int) -> list[Piece]:
-    """One for each optimizer."""
+    """A piece for each optimizer."""
     return race.pieces("figure1", ENTRANTS, model, digits, scale, seed, cost=4)
 
 
 def title(scale: Scale) -> str:
-    """Of the picture."""
+    """The title of the plot."""
     return (
         f"Figure 1: logistic regression on {scale.digits:,} digits, batches of {scale.batch_size}"
     )
 
 
 def claims(results: dict[str, Result]) -> list[Claim]:
-    """What section 6.1 says about the results, which are by optimizer."""
+    """The claims of section 6.1, decided by the results by optimizer."""
     bests = {name: best(result) for name, result in results.items()}
-    sgd = min(SGD, key=lambda name: bests[name].costs[-1])  # Momentum is searched over, too.
+    sgd = min(SGD, key=lambda name: bests[name].costs[-1])  # Momentum is tuned, too.
     apart = bests["Adam"].costs[-1] / bests[sgd].costs[-1] - 1
     return [
         Claim(

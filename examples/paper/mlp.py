@@ -1,7 +1,7 @@
-"""Figure 2: a network with two hidden layers, ReLU and dropout, not convex and noisy.
+"""Figure 2: a network with two hidden layers, ReLU and dropout: non-convex and noisy.
 
-1000 units in each hidden layer, as in section 6.2; fewer digits, for two CPU cores. Dropout
-is 0.5 of the hidden units, which the paper does not state.
+1000 units in each hidden layer, as in section 6.2; fewer digits, for two CPU cores. Dropout of the
+hidden units is 0.5, which the paper does not state.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ def adagrad(learning_rate: Any) -> optax.GradientTransformation:
 
 
 def adadelta(learning_rate: Any) -> optax.GradientTransformation:
-    """AdaDelta with the decay of its paper, which has no learning rate: it is 1 there."""
+    """AdaDelta with the decay of its paper, which has no learning rate: it is 1."""
     return optax.adadelta(learning_rate, rho=0.95)
 
 
@@ -79,7 +79,7 @@ class MLP(nnx.Module):
 
 
 def model(width: int, seed: int) -> tuple[Loss, Any]:
-    """The loss, cross-entropy in nats with dropout, and the first parameters."""
+    """The loss, cross-entropy in nats with dropout, and the initial parameters."""
     graph, params = nnx.split(MLP(width, nnx.Rngs(seed)))
 
     def loss(params: Any, batch: Digits, key: jax.Array) -> jax.Array:
@@ -90,13 +90,13 @@ def model(width: int, seed: int) -> tuple[Loss, Any]:
 
 
 def pieces(digits: data.Digits, scale: Scale, seed: int) -> list[Piece]:
-    """One for each optimizer."""
+    """A piece for each optimizer."""
     build = functools.partial(model, scale.width, seed)
     return race.pieces("figure2", ENTRANTS, build, digits, scale, seed, cost=30)
 
 
 def title(scale: Scale) -> str:
-    """Of the picture."""
+    """The title of the plot."""
     return (
         f"Figure 2: 784-{scale.width}-{scale.width}-10 with dropout on {scale.digits:,} digits"
         f" (the paper: 1000 units, 60,000 digits)"
@@ -104,7 +104,7 @@ def title(scale: Scale) -> str:
 
 
 def claims(results: dict[str, Result]) -> list[Claim]:
-    """What section 6.2 says about the results, which are by optimizer."""
+    """The claims of section 6.2, decided by the results by optimizer."""
     bests = {name: best(result) for name, result in results.items()}
     others = {name: run for name, run in bests.items() if name != "Adam"}
     second = min(others, key=lambda name: others[name].costs[-1])

@@ -27,11 +27,11 @@ COLOURS = {
 
 
 def race(results: Mapping[str, Result], title: str, path: Path) -> None:
-    """Left the best runs by epoch, right the last cost by learning rate.
+    """Left, the best runs by epoch; right, the last cost by learning rate.
 
     Args:
       results: by optimizer: {"rates": [runs], "costs": [runs, epochs]}.
-      title: says what one sees.
+      title: the finding of the plot.
       path: of the picture.
     """
     figure, (left, right) = style.panels(1, 2, width=5.5, height=4.2)
@@ -47,7 +47,7 @@ def race(results: Mapping[str, Result], title: str, path: Path) -> None:
     style.integers(left.xaxis)
     left.set_title("each at its best learning rate", fontsize=10)
     style.legend(left, title="learning rate")
-    # What diverged leaves the picture upwards.
+    # Diverged runs leave the plot at the top.
     ylim = (np.nanmin(lasts) / 1.2, min(np.nanmax(lasts) * 1.2, np.log(10) * 1.5))
     right.set(xscale="log", yscale="log", ylim=ylim)
     right.set(xlabel="learning rate", ylabel="training cost in the last epoch (nats)")
@@ -57,11 +57,11 @@ def race(results: Mapping[str, Result], title: str, path: Path) -> None:
 
 
 def correction(results: Mapping[str, Result], title: str, path: Path) -> None:
-    """Loss over step size with and without bias correction: a row for each b1, a column for b2.
+    """Loss over step size with and without bias correction: a row per b1, a column per b2.
 
     Args:
       results: by optimizer and panel: {"log10_rates": [runs], "costs": [runs, epochs]}.
-      title: says what one sees.
+      title: the finding of the plot.
       path: of the picture.
     """
     figure, axes = style.panels(
@@ -86,7 +86,7 @@ def correction(results: Mapping[str, Result], title: str, path: Path) -> None:
 
 
 def draw_losses(axis: Axes, result: Result, name: str, colour: str, top: float) -> None:
-    """The first epoch dashed, the last solid, with a cross at the top where it is beyond that."""
+    """First epoch dashed, last epoch solid; crosses at the top mark values beyond the plot."""
     rates, costs = 10.0 ** np.array(result["log10_rates"]), np.array(result["costs"], float)
     for epoch, dashes, alpha in ((0, "--", 0.6), (costs.shape[1] - 1, "-", 1.0)):
         loss = np.nan_to_num(costs[:, epoch], nan=np.inf)
@@ -99,11 +99,11 @@ def draw_losses(axis: Axes, result: Result, name: str, colour: str, top: float) 
 
 
 def regret(results: Mapping[str, Result], title: str, path: Path) -> None:
-    """Above x, below the average regret, over the steps; a column for each problem.
+    """Above x, below the average regret, over the steps; a column per problem.
 
     Args:
-      results: by problem and optimizer: what `counterexample.play` returns.
-      title: says what one sees.
+      results: by problem and optimizer, from `counterexample.play`.
+      title: the finding of the plot.
       path: of the picture.
     """
     count = len(counterexample.PROBLEMS)

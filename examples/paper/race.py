@@ -1,4 +1,4 @@
-"""A race of optimizers: each over a grid of learning rates, and judged by its best."""
+"""Compares optimizers: each has a grid of learning rates and is judged by its best."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ class Scale:
     Attributes:
       digits: of the training set.
       epochs: passes through it.
-      rates: learning rates of each optimizer, from the middle of its grid.
+      rates: learning rates per optimizer, from the middle of its grid.
       batch_size: as in the paper.
     """
 
@@ -30,13 +30,13 @@ class Scale:
 
 
 class Entrant(NamedTuple):
-    """An optimizer of an argument `learning_rate`, which may be traced, and its rising grid."""
+    """An optimizer with an argument `learning_rate`, which may be traced, and its rising grid."""
 
     optimizer: Optimizer
     rates: tuple[float, ...]
 
     def middle(self, count: int) -> tuple[float, ...]:
-        """So many rates of the grid, around its middle."""
+        """That many rates from the middle of the grid."""
         first = (len(self.rates) - count) // 2
         return self.rates[first : first + count]
 
@@ -50,12 +50,12 @@ def pieces(
     seed: int,
     cost: float,
 ) -> list[Piece]:
-    """A piece for each optimizer, which trains with all its learning rates at the same time.
+    """A piece per optimizer, which trains with all its learning rates at once.
 
     Args:
-      figure: begins the name of each piece.
+      figure: the start of each piece's name.
       entrants: by name.
-      model: returns the loss and the first parameters, the same for all.
+      model: returns the loss and the initial parameters, the same for all.
       digits: the data.
       scale: how much is computed.
       seed: of the order of the digits and of the noise, the same for all.
@@ -89,7 +89,7 @@ class Best(NamedTuple):
     Attributes:
       rate: its learning rate.
       costs: its training cost, float64 [epochs].
-      inside: the grid goes on in both directions; otherwise a better rate may lie outside.
+      inside: the grid extends to both sides; otherwise a better rate may lie outside.
     """
 
     rate: float
@@ -98,7 +98,7 @@ class Best(NamedTuple):
 
 
 def best(result: Result) -> Best:
-    """Picks from {"rates": [runs], "costs": [runs, epochs]}; a run that diverged counts as last."""
+    """Picks from {"rates": [runs], "costs": [runs, epochs]}; diverged runs rank last."""
     costs = np.array(result["costs"], float)
     i = int(np.nan_to_num(costs[:, -1], nan=np.inf).argmin())
     return Best(result["rates"][i], costs[i], 0 < i < len(costs) - 1)

@@ -1,4 +1,4 @@
-"""Many runs of one optimizer at once: the same digits, noise and first weights, other settings."""
+"""Many runs of one optimizer at once: same digits, noise and initial weights, other settings."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -14,10 +14,10 @@ from examples.mnist import data
 from examples.mnist.preprocessing import normalise
 
 Loss = Callable[[Any, Any, jax.Array], jax.Array]
-"""Of the parameters, a batch (arrays [batch, ...]) and a key for noise: the cost, a scalar."""
+"""Maps the parameters, a batch (arrays [batch, ...]) and a noise key to the cost, a scalar."""
 
 Optimizer = Callable[..., optax.GradientTransformation]
-"""Of the settings, by name: numbers that may be traced."""
+"""Settings by name: numbers that may be traced."""
 
 
 class Digits(NamedTuple):
@@ -45,11 +45,11 @@ def train(
     batch_size: int,
     seed: int,
 ) -> np.ndarray:
-    """Trains once for each entry of the settings, all at the same time.
+    """Trains once for each entry of the settings, all at once.
 
     Args:
-      loss: what is minimised.
-      params: where all runs begin.
+      loss: the objective.
+      params: the initial parameters of all runs.
       optimizer: makes the transformation of one run from its settings.
       settings: arrays float32 [runs], by the name of the optimizer's argument.
       digits: the training set.
@@ -58,8 +58,8 @@ def train(
       seed: of the order of the digits and of the noise, the same in all runs.
 
     Returns:
-      The training cost, the mean over the batches of an epoch: float32 [runs, epochs]. NaN or
-      infinite from where a run diverged.
+      The training cost, averaged over the batches of an epoch: float32 [runs, epochs]. NaN or
+      infinite once a run has diverged.
     """
     settings = {name: jnp.asarray(values, jnp.float32) for name, values in settings.items()}
     state = begin(params, settings, optimizer=optimizer)
@@ -71,7 +71,7 @@ def train(
         state, cost = train_epoch(
             state, settings, digits, order, key, loss=loss, optimizer=optimizer
         )
-        # Fetched, so that the epoch is over: a ctrl-C waits for one dispatch at most.
+        # Fetching waits for the epoch, so a ctrl-C waits for one dispatch at most.
         costs.append(np.asarray(cost))
     return np.stack(costs, axis=1)
 
@@ -96,16 +96,16 @@ def train_epoch(
     """One epoch of all runs in one dispatch.
 
     Args:
-      state: parameters and optimizer state, each leaf [runs, ...]; is overwritten.
+      state: parameters and optimizer state, each leaf [runs, ...]; it is donated.
       settings: arrays [runs].
       digits: the training set.
       order: int32 [steps, batch], the digits of each batch.
       key: of the epoch's noise.
-      loss: what is minimised.
+      loss: the objective.
       optimizer: makes the transformation of one run from its settings.
 
     Returns:
-      The new state, and the cost of each run, float32 [runs], the mean over the epoch.
+      The new state, and the cost of each run averaged over the epoch, float32 [runs].
     """
 
     def one_run(state: Any, settings: dict[str, jax.Array]) -> tuple[Any, jax.Array]:
@@ -119,7 +119,7 @@ def train_epoch(
             params, opt_state = adam_jax.step(tx, grads, opt_state, params)
             return (params, opt_state), cost
 
-        # Keys and rows are no run's own, so vmap leaves one dropout mask and one batch for all.
+        # Keys and rows have no run axis, so vmap shares one dropout mask and one batch.
         state, costs = jax.lax.scan(one_step, state, (order, jax.random.split(key, len(order))))
         return state, costs.mean()
 

@@ -1,9 +1,9 @@
-"""Figure 4: what the bias correction does, in a variational autoencoder (section 6.4).
+"""Figure 4: the effect of bias correction in a variational autoencoder (section 6.4).
 
-500 softplus units between the pixels and a Gaussian latent variable of 50 dimensions, on both ways,
-for each step size of a grid, b1 and b2, with the correction and without it. nu starts at zero, so
-for the first 1 / (1 - b2) steps √nu without the correction is √(1 - b2ᵗ) of what it estimates. The
-first step is (1 - b1) / √(1 - b2) times that with the correction: at most 100 times here.
+500 softplus units in the encoder and in the decoder, a Gaussian latent variable of 50 dimensions;
+for each step size of a grid, b1 and b2, with and without the correction. nu starts at zero, so for
+the first 1 / (1 - b2) steps the uncorrected √nu is √(1 - b2ᵗ) of the value it estimates. The first
+uncorrected step is (1 - b1) / √(1 - b2) times the corrected one: at most 100 times here.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ SOURCE = "Kingma & Ba 2015, section 6.4, figure 4"
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """How much is computed; log10_rates are those of the step sizes."""
+    """How much is computed; log10_rates are log10 of the step sizes."""
 
     digits: int
     epochs: int
@@ -46,7 +46,7 @@ FAST = Scale(1000, 4, hidden=32, latent=8, log10_rates=(-4, -3, -2))
 
 
 class VAE(nnx.Module):
-    """Pixels to a Gaussian over latent variables, and a sample of it back to pixels."""
+    """Maps pixels to a Gaussian over latent variables, and a sample of it back to pixels."""
 
     def __init__(self, hidden: int, latent: int, rngs: nnx.Rngs):
         self.encoder = nnx.Linear(784, hidden, rngs=rngs)
@@ -58,7 +58,7 @@ class VAE(nnx.Module):
     def __call__(self, pixels: jax.Array, key: jax.Array) -> jax.Array:
         """The negative evidence lower bound of each digit in nats, float32 [batch].
 
-        The pixels, 0 to 1, are the probabilities of ink; the key is that of the sample.
+        The pixels, 0 to 1, are the probabilities of ink; the key is for the sample.
         """
         h = jax.nn.softplus(self.encoder(pixels))
         mean, log_variance = self.mean(h), self.log_variance(h)
@@ -70,7 +70,7 @@ class VAE(nnx.Module):
 
 
 def model(hidden: int, latent: int, seed: int) -> tuple[Loss, Any]:
-    """The loss, the bound's mean over a batch in nats, and the first parameters."""
+    """The loss, the mean of the bound over a batch in nats, and the initial parameters."""
     graph, params = nnx.split(VAE(hidden, latent, nnx.Rngs(seed)))
 
     def loss(params: Any, batch: Digits, key: jax.Array) -> jax.Array:
@@ -93,7 +93,7 @@ PANELS = [panel(b1, b2) for b1, b2 in itertools.product(B1, B2)]
 
 
 def pieces(digits: data.Digits, scale: Scale, seed: int) -> list[Piece]:
-    """One for each panel and optimizer: the whole grid of step sizes at the same time."""
+    """A piece per panel and optimizer: the whole grid of step sizes at once."""
     # One loss function, so that all panels share two compiled programs.
     loss, params = model(scale.hidden, scale.latent, seed)
 
@@ -123,7 +123,7 @@ def pieces(digits: data.Digits, scale: Scale, seed: int) -> list[Piece]:
 
 
 def title(scale: Scale) -> str:
-    """Of the picture."""
+    """The title of the plot."""
     return (
         f"Figure 4: bias correction in a variational autoencoder, {scale.hidden} units,"
         f" {scale.latent} latent variables, {scale.digits:,} digits; crosses: off the scale"
@@ -136,13 +136,13 @@ def last_costs(result: Result) -> np.ndarray:
 
 
 def claims(results: dict[str, Result]) -> list[Claim]:
-    """What section 6.4 says about the results, which are by optimizer and panel."""
+    """The claims of section 6.4, decided by the results by optimizer and panel."""
     ends = {name: last_costs(result) for name, result in results.items()}
     rates = results[f"corrected {PANELS[0]}"]["log10_rates"]
     with_, without = (np.stack([ends[f"{o} {p}"] for p in PANELS]) for o in OPTIMIZERS)
     best_with, best_without = with_.min(axis=1), without.min(axis=1)
 
-    # b2 = 0.9999, at the step size that is the best with the correction, and above.
+    # b2 = 0.9999, from the best corrected step size upwards.
     near_1 = [i for i, name in enumerate(PANELS) if name.endswith(f"b2={max(B2):g}")]
     larger = [(i, j) for i in near_1 for j in range(int(with_[i].argmin()), len(rates))]
     finite = [(i, j) for i, j in larger if np.isfinite(with_[i, j])]
@@ -151,7 +151,7 @@ def claims(results: dict[str, Result]) -> list[Claim]:
 
     # 1 % of the cost: a margin for the noise of one seed.
     best_no_worse = best_with <= 1.01 * best_without
-    told = np.isfinite(with_) | np.isfinite(without)  # Not where both diverged.
+    told = np.isfinite(with_) | np.isfinite(without)  # Except where both diverged.
     lost = told & (with_ > 1.01 * without)
     lost_at = [f"{lost[:, j].sum()} of {told[:, j].sum()} at 1e{r:g}" for j, r in enumerate(rates)]
     winner = min(ends, key=lambda name: ends[name].min())

@@ -1,8 +1,8 @@
-"""Trains a character-level transformer on the reference of the Python language; writes with it.
+"""Trains a character-level transformer on the Python language reference, and samples from it.
 
 The text is that of Python's own `help()`: chapters of the language reference (Copyright Python
-Software Foundation, PSF licence version 2), about 340,000 characters, a little different in each
-version of Python. The last 10 % of them are held out.
+Software Foundation, PSF licence version 2), about 340,000 characters. It differs slightly between
+versions of Python. The last 10 % are held out.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True)
 
-    # It brings a -h of its own.
+    # argparse adds its own -h.
     shared = study.arguments("examples.text", None, digits=False)
     t = commands.add_parser("train", parents=[shared], conflict_handler="resolve")
     for name, kind in (
@@ -55,12 +55,12 @@ def parser() -> argparse.ArgumentParser:
         "--dtype",
         choices=("float32", "bfloat16"),
         default=argparse.SUPPRESS,
-        help="of parameters and computation; the moments are float32 (default float32)",
+        help="of parameters and computation; the moments are always float32 (default float32)",
     )
 
-    s = commands.add_parser("sample", help="write with a trained model")
+    s = commands.add_parser("sample", help="generate text with a trained model")
     s.add_argument("run", type=Path, metavar="RUN")
-    s.add_argument("--prompt", default="The ", help="what the text begins with")
+    s.add_argument("--prompt", default="The ", help="the start of the text")
     s.add_argument("--length", type=positive, default=400, help="characters (%(default)s)")
     s.add_argument("--temperature", type=above_0, default=0.8, help="(%(default)s)")
     s.add_argument("--seed", type=seed, default=0)
@@ -127,12 +127,12 @@ def _nats_and_bits(nats: float) -> tuple[str, str]:
 
 
 def _beside(loss: float, other: float, digits: int = 3) -> str:
-    """How a loss stands to another, in words."""
+    """The difference of a loss to another, in words."""
     return f"{abs(loss - other):.{digits}f} {'below' if loss < other else 'above (NOT below)'}"
 
 
 def _write_samples(path: Path, stretches: list[study.Result], at_end: study.Result) -> None:
-    """What the model wrote after each stretch of training, and at the end at each temperature."""
+    """Samples of the model after each stretch of training, and at the end at each temperature."""
     texts = [
         (f"After {stretch['step']} steps, {stretch['validation_loss']:.3f} nats", stretch["sample"])
         for stretch in stretches

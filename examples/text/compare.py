@@ -1,13 +1,13 @@
 """Optimizers compared on the character transformer, each at its best learning rate.
 
-Members of Adam's family, modified ones, and Muon on the matrices of the blocks with AdamW on the
-rest. All have the same schedule (a warmup and a cosine), clipping, weight decay, b1 and b2. Each is
-tuned alike: learning rates a factor of 2 apart, on one seed; while the best is the first or the
-last of them, one more beyond it. Then three other seeds at the best rate. Rates are chosen on the
-first half of the held-out text, and what is reported is the loss on the second.
+Members of Adam's family, modified members, and Muon on the matrices of the blocks with AdamW on the
+rest. All have the same schedule (warmup and cosine), clipping, weight decay, b1 and b2. All are
+tuned in the same way: learning rates a factor of 2 apart, on one seed; while the best rate is at
+the edge of the grid, the grid is extended by one. Then three other seeds run at the best rate.
+Rates are chosen on the first half of the held-out text; the reported loss is on the second half.
 
 Writes OUT/table.md, table.csv, results.json and curves.png; with --write also the table and the
-picture of the documentation. Stopped at any moment, the same command goes on.
+picture of the documentation. After an interruption, the same command resumes.
 """
 
 import dataclasses
@@ -30,22 +30,22 @@ from examples.text.train import Config, TrainState, model, schedule, step_of, va
 
 Rate = jax.Array
 Make = Callable[[optax.Schedule, Rate], optax.GradientTransformation]
-"""From the schedule of learning rates and the largest of them to an optimizer."""
+"""Maps the schedule of learning rates and its peak to an optimizer."""
 
 FACTOR, RATES, BEYOND, SEEDS = 2.0, 5, 6, 3
-"""Between two rates; rates to begin with; at most so many more; seeds at the best."""
+"""Ratio of neighbouring rates; initial rates; most additional rates; seeds at the best rate."""
 
 SHARED: dict[str, Any] = {"b1": 0.9, "b2": 0.99}
 DECAY: dict[str, Any] = {"weight_decay": 0.1, "mask": adam_jax.decay_mask}
 
 
 def plain(factory: Callable[..., optax.GradientTransformation], **numbers: Any) -> Make:
-    """A member with the numbers that all share, and some of its own."""
+    """A member with the shared hyperparameters and some of its own."""
     return lambda rates, _: factory(rates, **(SHARED | numbers))
 
 
 def corrected(rates: optax.Schedule, peak: Rate) -> optax.GradientTransformation:
-    """AdamW whose decay falls as the square of the learning rate does."""
+    """AdamW whose decay is proportional to the square of the learning rate."""
     return adam_jax.corrected_weight_decay(adam_jax.adamw(rates, **SHARED, **DECAY), peak)
 
 
@@ -54,14 +54,14 @@ def muon_and_adamw(rates: optax.Schedule, _: Rate) -> optax.GradientTransformati
     muon = optax.contrib.muon(
         rates,
         weight_decay=DECAY["weight_decay"],
-        consistent_rms=0.2,  # As large as AdamW's updates, so that both have one learning rate.
+        consistent_rms=0.2,  # The size of AdamW's updates, so that both share a learning rate.
         muon_weight_dimension_numbers=optax.contrib.MuonDimensionNumbers(),
     )
     rest = adam_jax.adamw(rates, **SHARED, **DECAY)
     return adam_jax.groups({r"blocks/.*/kernel": muon, ".*": rest})
 
 
-# Each with the middle of its grid of learning rates.
+# Each with the middle of its learning rate grid.
 OPTIMIZERS: dict[str, tuple[Make, float]] = {
     "adam": (plain(adam_jax.adam), 4e-3),
     "adamw": (plain(adam_jax.adamw, **DECAY), 4e-3),
@@ -96,7 +96,7 @@ def trained(
     config: Config,
     vocabulary: int,
 ) -> tuple[jax.Array, list[jax.Array]]:
-    """One run: the loss of each batch, and the losses on the held-out texts after it."""
+    """One run: the loss of each batch, and the final losses on the held-out texts."""
     initial, batches = jax.random.split(jax.random.key(seed))
     graph, params = nnx.split(model(config, vocabulary, initial))
     tx = optimizer(name, config, rate)
@@ -108,17 +108,17 @@ def trained(
 
 
 class Comparison:
-    """The runs of a study, each a piece of it."""
+    """The runs of a study; each run is a piece."""
 
     def __init__(self, work: Study, config: Config, text: Corpus):
-        """Nothing is trained yet."""
+        """Starts without any run."""
         self.work, self.config, self.vocabulary = work, config, len(text.vocabulary)
         half = len(text.validation) // 2
         parts = (text.validation[:half], text.validation[half:])
         self.text, self.held_out = jnp.asarray(text.train), [jnp.asarray(x) for x in parts]
 
     def run(self, wanted: Sequence[tuple[str, float, int]]) -> list[Result]:
-        """What came of optimizers at learning rates and with seeds."""
+        """The results for optimizers, learning rates and seeds."""
         names = [f"{name}, rate {rate:.3g}, seed {seed}" for name, rate, seed in wanted]
         work = [functools.partial(self.compute, *each) for each in wanted]
         return list(self.work.run(map(Piece, names, work)).values())
@@ -143,7 +143,7 @@ class Comparison:
         }
 
     def tuned(self, names: Sequence[str], seed: int) -> dict[str, list[Result]]:
-        """The runs of each grid, by rising rate; all optimizers in turns, a rate further each."""
+        """The runs of each grid, by rising rate; all optimizers advance one rate at a time."""
         grids = {name: first_grid(OPTIMIZERS[name][1]) for name in names}
         while True:
             wanted = [(name, rate, seed) for name in names for rate in grids[name]]
@@ -173,12 +173,12 @@ class Comparison:
 
 
 def first_grid(middle: float) -> list[float]:
-    """The rates to begin with."""
+    """The initial rates of the grid."""
     return [middle * FACTOR**i for i in range(-(RATES // 2), RATES - RATES // 2)]
 
 
 def further(runs: list[Result]) -> list[float]:
-    """The rate beyond a best one at the edge of those that there are; none if it is inside."""
+    """The next rate beyond a best rate at the edge of the grid; none if it is inside."""
     if len(runs) >= RATES + BEYOND:
         return []
     best = compare_report.best(runs)
@@ -188,11 +188,11 @@ def further(runs: list[Result]) -> list[float]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs what is missing of the comparison, then writes table and picture."""
+    """Runs the missing part of the comparison, then writes table and picture."""
     parser = study.arguments("examples.text.compare", __doc__, digits=False)
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
     parser.add_argument(
-        "--write", action="store_true", help="the table and the picture of the documentation too"
+        "--write", action="store_true", help="also write the documentation's table and picture"
     )
     options = parser.parse_args(argv)
     config, text = FAST if options.fast else FULL, corpus.load()

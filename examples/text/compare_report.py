@@ -1,4 +1,4 @@
-"""What the comparison found: its table, its figures, its picture, and what the pages say of it."""
+"""The results of the comparison: its table, figures, picture, and the text for the pages."""
 
 import re
 from pathlib import Path
@@ -17,13 +17,13 @@ PAGES = {
     ROOT / "examples" / "README.md": "../docs/text-compare.png",
     ROOT / "docs" / "choosing.md": "text-compare.png",
 }
-"""Pages that show it, and where the picture is from there."""
+"""Pages that show it, and the path of the picture relative to each."""
 WINDOW = 25
-"""Steps over which a training loss is averaged before it is drawn."""
+"""Steps over which a training loss is averaged for the plot."""
 
 
 def best(runs: list[Result]) -> int:
-    """The index of the run with the least loss on the text that rates are chosen by."""
+    """The index of the run with the lowest loss on the text used for choosing rates."""
     losses = np.asarray([run["chosen_by"] for run in runs], float)
     return int(np.where(np.isfinite(losses), losses, np.inf).argmin())
 
@@ -34,12 +34,12 @@ def losses(result: Result) -> np.ndarray:
 
 
 def ranked(results: Results) -> list[str]:
-    """The optimizers, the least loss first."""
+    """The optimizers, the lowest loss first."""
     return sorted(results, key=lambda name: losses(results[name]).mean())
 
 
 def write(work: Study, results: Results, pages: bool) -> None:
-    """Prints and writes all of it; the parts of the documentation if `pages`."""
+    """Prints and writes all results; also the parts of the documentation if `pages`."""
     columns = ("optimizer", "held-out loss", "lowest", "highest", "learning rate", "state, B/p")
     text = work.table(columns, rows(results), "table")
     said = verdict(work, results)
@@ -75,7 +75,7 @@ def rows(results: Results) -> list[tuple[str, ...]]:
 
 
 def verdict(work: Study, results: Results) -> str:
-    """Who is first, and whom three seeds do not tell from it."""
+    """The best optimizer, and those that three seeds cannot distinguish from it."""
     order = ranked(results)
     first = losses(results[order[0]])
     alike = [name for name in order[1:] if losses(results[name]).min() <= first.max()]
@@ -100,7 +100,7 @@ def _listed(names: list[str]) -> str:
 
 
 def written(page: str, part: str) -> str:
-    """A page with this between its two marks."""
+    """A page with this text between its two marks."""
     begin, end = "<!-- comparison on text -->\n", "<!-- end of comparison on text -->"
     pattern, whole = f"{begin}.*?{end}", f"{begin}{part}{end}"
     made, found = re.subn(pattern, lambda _: whole, page, flags=re.DOTALL)
@@ -118,7 +118,7 @@ def figure(results: Results, path: Path) -> None:
     """Training loss by step, the loss by learning rate, and the losses of the seeds."""
     picture, (left, middle, right) = style.panels(1, 3, width=4.7, height=4.6)
     order = ranked(results)
-    # By rank: lines next to each other differ in colour, the last ones in their dashes too.
+    # By rank: neighbouring lines differ in colour, the last ones also in their dashes.
     looks = {name: style.line_style(i) for i, name in enumerate(order)}
     curves = {
         name: np.mean([smoothed(run["train_losses"]) for run in result["seeds"]], axis=0)
@@ -137,7 +137,7 @@ def figure(results: Results, path: Path) -> None:
         right.plot([seeds.min(), seeds.max()], [y, y], linewidth=2.5, **look)
         right.plot(seeds.mean(), y, **dot)
     ends = [result["grid"][best(result["grid"])]["chosen_by"] for result in results.values()]
-    middle.set_ylim(min(ends) - 0.02, max(ends) + 0.3)  # Above are those that hardly learn.
+    middle.set_ylim(min(ends) - 0.02, max(ends) + 0.3)  # Above: runs that hardly learn.
     left.set_ylim(top=max(curve[len(curve) // 8] for curve in curves.values()))
     left.margins(x=0)
     left.set(xlabel="optimizer steps", ylabel="training loss (nats per character)")

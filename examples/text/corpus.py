@@ -1,11 +1,10 @@
-"""The text: the Python language reference, as it comes with every Python for `help()`.
+"""The text: the Python language reference, which every Python includes for `help()`.
 
 `pydoc_data.topics` holds its chapters by name (Copyright Python Software Foundation; PSF licence
-version 2). Chapters repeat each other's paragraphs, a fifth of the text in Python 3.11: each is
-kept where it stands first, or the held-out part would largely be text that was trained on. Tables
-are left out: they are spaces for the most part, and the more of them stand in the last chapters.
-
-The text differs a little between versions of Python, and so do the losses.
+version 2). Chapters repeat each other's paragraphs, a fifth of the text in Python 3.11. Each
+paragraph is kept only once, at its first place; otherwise the held-out part would largely be text
+that was trained on. Tables are removed: they are mostly spaces, and more frequent in the last
+chapters. The text differs slightly between versions of Python, and so do the losses.
 """
 
 import dataclasses
@@ -22,7 +21,7 @@ class Corpus:
     """A text as numbers.
 
     Attributes:
-      vocabulary: the characters, sorted; a character's place is its number.
+      vocabulary: the characters, sorted; the number of a character is its index.
       train: the first 90 % of the characters, int32 [count].
       validation: the last 10 %.
     """
@@ -33,7 +32,7 @@ class Corpus:
 
     @property
     def digest(self) -> str:
-        """What tells this text from another."""
+        """Identifies this text."""
         return hashlib.sha256(self.train.tobytes() + self.validation.tobytes()).hexdigest()[:16]
 
 
@@ -47,7 +46,7 @@ def text() -> str:
 
 
 def load() -> Corpus:
-    """The text, split. The vocabulary is that of both parts."""
+    """The text, split. The vocabulary covers both parts."""
     whole = text()
     vocabulary = "".join(sorted(set(whole)))
     tokens = encode(whole, vocabulary)
@@ -56,7 +55,7 @@ def load() -> Corpus:
 
 
 def encode(text: str, vocabulary: str) -> np.ndarray:
-    """Numbers of the characters, int32 [len(text)]. Raises StudyError at one that has none."""
+    """Numbers of the characters, int32 [len(text)]. Raises StudyError for unknown characters."""
     unknown = sorted(set(text) - set(vocabulary))
     if unknown:
         raise StudyError(
@@ -73,20 +72,21 @@ def decode(tokens: np.ndarray, vocabulary: str) -> str:
 
 
 def ngram_losses(corpus: Corpus, order: int) -> list[float]:
-    """Validation losses in nats a character of the models that see 0, 1, ... order - 1 characters.
+    """Validation losses, nats per character, of models with contexts of 0, 1, ... order - 1.
 
-    Each counts what followed its context h in training, and mixes that with the next shorter model,
-    the more so the more kinds of characters followed (Witten & Bell 1991):
+    Each model counts the characters that followed a context h in training, and mixes these counts
+    with the next shorter model. The shorter model's weight grows with the number of kinds of
+    characters that followed (Witten & Bell 1991):
 
     p(c | h) = (count(h, c) + kinds(h)·p(c | h without its first)) / (count(h) + kinds(h))
 
-    The shortest is mixed with 1 / (size of the vocabulary). A context that training did not have
-    leaves the prediction to the shorter model.
+    The shortest model is mixed with 1 / (size of the vocabulary). For a context that did not occur
+    in training, the shorter model predicts alone.
     """
     size, seen = len(corpus.vocabulary), len(corpus.train)
     text = np.concatenate([corpus.train, corpus.validation])
     p = np.full(len(text), 1 / size)
-    context = np.zeros(len(text), np.int64)  # Of each character: the number of what precedes it.
+    context = np.zeros(len(text), np.int64)  # For each character: the number of its context.
     losses = []
     for _ in range(order):
         grams, gram = np.unique(context * size + text, return_inverse=True)
@@ -96,7 +96,7 @@ def ngram_losses(corpus: Corpus, order: int) -> list[float]:
         mixed = (count[gram] + kinds * p) / np.maximum(total + kinds, 1)
         p = np.where(total > 0, mixed, p)
         losses.append(-float(np.log(p[seen:]).mean()))
-        # One character more: what precedes a character is the gram that ends just before it. The
-        # text is taken for a circle, which the very first characters alone can tell.
+        # One character more: the context of a character is the gram that ends just before it. The
+        # text is treated as circular, which affects only the very first characters.
         context = np.roll(gram, 1)
     return losses

@@ -12,8 +12,8 @@ small = nnx.initializers.normal(0.02)
 class Transformer(nnx.Module):
     """Token numbers int32 [batch, length ≤ context] to logits float32 [batch, length, vocabulary].
 
-    Parameters are stored in `dtype`, and all is computed in it, but for what the layers themselves
-    do in float32 (the statistics of LayerNorm, the softmax of attention) and for the logits.
+    Parameters are stored in `dtype`, and so is all computation, except for the logits and for the
+    parts that the layers do in float32 (the statistics of LayerNorm, the softmax of attention).
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Transformer(nnx.Module):
         self.out = nnx.Linear(width, vocabulary, kernel_init=small, rngs=rngs, **types)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Logits of the character after each of the tokens, from it and those before it."""
+        """Logits of the character after each token, given it and those before it."""
         x = self.tokens(tokens) + self.positions(jnp.arange(tokens.shape[1]))
         for block in self.blocks:
             x = block(x)
@@ -59,7 +59,7 @@ class Block(nnx.Module):
         return x + self.down(nnx.gelu(self.up(self.norm_mlp(x))))
 
     def attention(self, x: jax.Array) -> jax.Array:
-        """Each character reads from itself and from those before it."""
+        """Causal attention: each character attends to itself and to those before it."""
         batch, length, width = x.shape
         joint = self.queries_keys_values(x).reshape(batch, length, 3 * self.heads, -1)
         queries, keys, values = jnp.split(joint, 3, axis=2)  # [batch, length, heads, width / heads]

@@ -1,4 +1,4 @@
-"""Two pictures of a run: how the loss fell, and what a longer context is worth."""
+"""Two plots of a run: the loss by step, and the benefit of a longer context."""
 
 import math
 import textwrap
@@ -16,14 +16,14 @@ TRAIN, VALIDATION, YARDSTICK = style.BLUE, style.VERMILION, style.TEXT
 def loss_curves(
     stretches: list[Result], yardsticks: dict[str, float], rates: np.ndarray, title: str, path: Path
 ) -> None:
-    """Losses by step, beside models that count; below, the learning rate.
+    """Losses by step, with n-gram models for comparison; below, the learning rate.
 
     Args:
       stretches: of training, each with step, train_losses and validation_loss.
-      yardsticks: losses by the name of the model.
+      yardsticks: losses by model name.
       rates: the learning rate of each step.
-      title: of the picture.
-      path: where to.
+      title: of the plot.
+      path: of the PNG.
     """
     figure, (losses, rate) = style.panels(
         2, 1, width=8, height=3.2, height_ratios=(4, 1), sharex=True
@@ -62,13 +62,13 @@ def loss_curves(
 
 
 def context_curves(transformer: list[float], ngrams: list[float], title: str, path: Path) -> None:
-    """Validation loss by the number of characters that a model sees before the one it predicts.
+    """Validation loss by the number of characters before the predicted one.
 
     Args:
       transformer: losses with 1, 2, ... characters seen.
       ngrams: losses with 0, 1, 2, ... characters seen.
-      title: of the picture.
-      path: where to.
+      title: of the plot.
+      path: of the PNG.
     """
     figure, (axis,) = style.panels(1, 1, width=8, height=4.6)
     seen, means = _octaves(np.asarray(transformer))
@@ -102,7 +102,7 @@ def _nats(bits: Any) -> Any:
 
 
 def _octaves(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means over quarters of octaves: the loss at one place is noisy."""
+    """Means over quarters of octaves, because single losses are noisy."""
     edges = np.unique((2 ** np.arange(0, np.log2(len(losses) + 1) + 0.25, 0.25)).astype(int))
     edges = np.append(edges[edges < len(losses)], len(losses) + 1)
     parts = [np.arange(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]

@@ -1,4 +1,4 @@
-"""A training run on disk: pieces of training with a checkpoint after each, and what came of it."""
+"""A training run on disk: pieces of training, a checkpoint after each, and the results."""
 
 import dataclasses
 import functools
@@ -19,20 +19,20 @@ from examples.text.sample import generate
 from examples.text.train import Config, TrainState, build, train_steps, validate
 
 STRIDE = 50  # Steps in one dispatch, between two validations.
-ORDERS = 8  # Characters that the longest n-gram model has, the predicted one among them.
-OPENING = "The "  # What the samples of a run go on from.
-TEMPERATURES = (0.5, 0.8, 1.0)  # Of the samples at the end; those on the way have the middle one.
+ORDERS = 8  # Characters of the longest n-gram model, including the predicted one.
+OPENING = "The "  # The prompt of a run's samples.
+TEMPERATURES = (0.5, 0.8, 1.0)  # Of the final samples; earlier samples use the middle one.
 
 
 class Run:
     """A study whose pieces are stretches of training, with checkpoints between them.
 
-    FOLDER/checkpoints/N/   the training state after N steps (Orbax), the last two: a piece whose
-                            checkpoint is whole may not be written yet, and is then computed again
+    FOLDER/checkpoints/N/   the training state after N steps (Orbax), the last two. If a checkpoint
+                            has no piece yet, the piece is computed again.
     """
 
     def __init__(self, folder: Path, config: Config, text: Corpus):
-        """Opens a run, or begins it. Raises StudyError if settings or text differ from before."""
+        """Opens or creates a run. Raises StudyError if settings or text have changed."""
         if len(text.validation) <= config.context:
             raise StudyError(f"context {config.context} is longer than the validation text")
         settings = dataclasses.asdict(config)
@@ -40,10 +40,10 @@ class Run:
         self.study, self.config, self.text = Study(folder, settings), config, text
         self.checkpoints = _checkpoints(folder)
         self.graph, self.state = build(config, text.vocabulary)
-        self.done = 0  # The steps that the state has behind it.
+        self.done = 0  # The number of steps in the state.
 
     def train(self) -> list[Result]:
-        """Trains to the end, from where it stopped; what it found, by stretches of training."""
+        """Resumes training to the end; returns the results by stretches of training."""
         ends = [*range(0, self.config.steps, STRIDE), self.config.steps]
         pieces = [
             Piece(f"step {end}", functools.partial(self._advance, begin, end), cost=end - begin)
@@ -52,7 +52,7 @@ class Run:
         return list(self.study.run(pieces).values())
 
     def judge(self) -> Result:
-        """What the trained model is worth: its loss by characters seen, the n-grams', samples."""
+        """Evaluates the trained model: its loss by characters seen, n-grams, samples."""
         pieces = [
             Piece("n-grams", lambda: {"losses": corpus.ngram_losses(self.text, ORDERS)}),
             Piece("context", self._by_context),
@@ -66,7 +66,7 @@ class Run:
         }
 
     def _reach(self, step: int) -> None:
-        """Takes the state of a checkpoint unless it is at hand."""
+        """Restores a checkpoint unless its state is already loaded."""
         if self.done != step:
             self.state, self.done = restore(self.checkpoints, step, self.state), step
 
@@ -121,13 +121,13 @@ def _checkpoints(folder: Path) -> ocp.CheckpointManager:
 
 
 def restore(checkpoints: ocp.CheckpointManager, step: int, like: TrainState) -> TrainState:
-    """The state after a step, with the types and the devices of `like`."""
+    """Restores the state after a step, with the types and the devices of `like`."""
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     return cast(TrainState, checkpoints.restore(step, args=ocp.args.StandardRestore(abstract)))
 
 
 def trained(folder: Path) -> tuple[Any, Any, Config, str]:
-    """Of a run, as far as it came: the graph, the parameters, the settings, the vocabulary.
+    """Of a run so far: the graph, the parameters, the settings, the vocabulary.
 
     Raises StudyError if there is no run, or no checkpoint in it.
     """
@@ -141,6 +141,6 @@ def trained(folder: Path) -> tuple[Any, Any, Config, str]:
     checkpoints = _checkpoints(folder)
     step = checkpoints.latest_step()
     if step is None:
-        raise StudyError(f"{folder} has no checkpoint yet; go on training with --out {folder}")
+        raise StudyError(f"{folder} has no checkpoint yet; continue training with --out {folder}")
     graph, state = build(config, vocabulary)
     return graph, restore(checkpoints, step, state).params, config, vocabulary

@@ -1,4 +1,4 @@
-"""Writing with a trained model, one character after the other."""
+"""Generates text with a trained model, one character at a time."""
 
 import functools
 from typing import Any
@@ -18,19 +18,19 @@ def generate(
     context: int,
     key: jax.Array,
 ) -> np.ndarray:
-    """Characters int32 [length] that go on from a prompt int32 [at least 1], which is not repeated.
+    """Characters int32 [length] that continue a prompt int32 [at least 1], without the prompt.
 
     Args:
       graph: the model without its parameters.
       params: the parameters.
-      prompt: what the text begins with; the model sees the last `context` characters of it.
-      length: characters to write.
-      temperature: the logits are divided by it; near 0, the most probable character each time.
+      prompt: the start of the text; the model sees its last `context` characters.
+      length: number of characters to generate.
+      temperature: divides the logits; near 0, the most probable character is always taken.
       context: of the model.
-      key: the same key writes the same text.
+      key: the same key gives the same text.
     """
     prompt = prompt[-context:]
-    # Room for a whole window: what stands behind the character to read from is not seen by it.
+    # Space for a whole window: attention is causal, so later positions have no effect.
     text = np.zeros(max(len(prompt) + length, context), np.int32)
     text[: len(prompt)] = prompt
     places = jnp.arange(len(prompt), len(prompt) + length)

@@ -1,7 +1,7 @@
 """The settings, the optimizer, the training step and the validation loss.
 
-Everything random is a function of the seed and the step. So a run that is interrupted and goes on
-from its last checkpoint ends with the same bits as one that was not.
+All randomness is a function of the seed and the step. So a run that is interrupted and resumed from
+its last checkpoint ends with the same bits as an uninterrupted run.
 """
 
 import dataclasses
@@ -21,20 +21,20 @@ from examples.text.model import Transformer
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The settings of a run; all that its result depends on, besides the text.
+    """The settings of a run: everything except the text that its result depends on.
 
     Attributes:
       steps: of the optimizer.
       batch_size: windows of text in a step.
-      context: characters that the model sees at most, and is trained on in each window.
-      width: numbers that stand for a character inside the model; a multiple of heads.
+      context: the most characters that the model sees, and the length of training windows.
+      width: features per character inside the model; a multiple of heads.
       layers: blocks of the model.
       heads: of attention, in each block.
-      learning_rate: the highest, after the warmup.
+      learning_rate: the peak, after the warmup.
       weight_decay: of the matrices; vectors do not decay.
       dtype: of the parameters and of the computation, float32 or bfloat16. The optimizer's moments
-        are float32 with both.
-      seed: of the first parameters, the batches and the samples.
+        are always float32.
+      seed: of the initial parameters, the batches and the samples.
     """
 
     steps: int = 1000
@@ -57,7 +57,7 @@ FAST = Config(steps=500, batch_size=16, context=16, width=64, layers=1, learning
 
 
 class TrainState(NamedTuple):
-    """What changes in training, and is saved."""
+    """The variables of training, which are saved."""
 
     params: Any
     opt_state: Any
@@ -65,7 +65,7 @@ class TrainState(NamedTuple):
 
 
 def model(config: Config, vocabulary: int, seed: int | jax.Array) -> Transformer:
-    """The model with its first parameters, for so many different characters."""
+    """The model with its initial parameters, for a vocabulary of that size."""
     return Transformer(
         vocabulary,
         config.context,
@@ -81,12 +81,12 @@ def build(config: Config, vocabulary: str) -> tuple[Any, TrainState]:
     """The model without its parameters, and the state at step 0."""
     graph, params = nnx.split(model(config, len(vocabulary), config.seed))
     state = TrainState(params, optimizer(config).init(params), jnp.zeros([], jnp.int32))
-    # Bound to a device as what a checkpoint holds: else the steps compile again after a restore.
+    # Committed to a device like a restored checkpoint; otherwise a restore recompiles the steps.
     return graph, jax.device_put(state, jax.devices()[0])
 
 
 def schedule(config: Config) -> optax.Schedule:
-    """A tenth of the steps up to the learning rate, then a cosine down to a tenth of it."""
+    """Linear warmup over a tenth of the steps, then a cosine down to a tenth of the rate."""
     cosine = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
@@ -94,7 +94,7 @@ def schedule(config: Config) -> optax.Schedule:
         decay_steps=config.steps,
         end_value=config.learning_rate / 10,
     )
-    # Of an integer step it mixes integers with floats, which strict dtype promotion refuses.
+    # With an integer step it mixes integers and floats, which strict dtype promotion refuses.
     return lambda step: cosine(jnp.asarray(step, jnp.float32))
 
 
@@ -107,7 +107,7 @@ def optimizer(config: Config) -> optax.GradientTransformation:
 
 
 def cross_entropy(graph: Any, params: Any, windows: jax.Array) -> jax.Array:
-    """In nats, float32 [batch, context]: of each character of the windows but their first.
+    """In nats, float32 [batch, context]: for each character of the windows except the first.
 
     The windows are int32 [batch, context + 1].
     """
@@ -115,15 +115,15 @@ def cross_entropy(graph: Any, params: Any, windows: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, 1:])
 
 
-# The optimizer is made inside, from the settings: two runs with the same ones compile once.
+# The optimizer is made inside, from the settings: runs with equal settings compile once.
 @functools.partial(jax.jit, static_argnames=("count", "graph", "config"), donate_argnames="state")
 def train_steps(
     state: TrainState, text: jax.Array, *, count: int, graph: Any, config: Config
 ) -> tuple[TrainState, jax.Array]:
-    """Takes `count` optimizer steps in one dispatch: on a CPU 1.5 times faster than one by one.
+    """Takes `count` optimizer steps per dispatch: on a CPU 1.5 times faster than one at a time.
 
     Args:
-      state: is overwritten.
+      state: is donated.
       text: int32 [characters]; each step draws its windows from it.
       count: optimizer steps.
       graph: the model without its parameters.
@@ -140,7 +140,7 @@ def train_steps(
 def step_of(
     tx: optax.GradientTransformation, text: jax.Array, graph: Any, config: Config, key: jax.Array
 ) -> Callable[[TrainState, None], tuple[TrainState, jax.Array]]:
-    """One step on windows that the key and the step's number draw; returns the batch's loss too."""
+    """One step on windows drawn from the key and the step number; also returns the batch's loss."""
 
     def one_step(state: TrainState, _: None) -> tuple[TrainState, jax.Array]:
         step_key = jax.random.fold_in(key, state.step)
@@ -160,8 +160,8 @@ def step_of(
 def validate(params: Any, text: jax.Array, *, stride: int, graph: Any, config: Config) -> jax.Array:
     """Mean cross-entropy of a text by the number of characters seen, in nats, float32 [context].
 
-    Entry i is of the characters before which the model saw i + 1 others. The windows begin `stride`
-    characters apart; those that fill no batch at the end of the text are left out.
+    Entry i is for characters after i + 1 visible characters. The windows begin `stride` characters
+    apart; windows that do not fill a batch at the end of the text are dropped.
     """
     windows = (len(text) - 1 - config.context) // stride + 1
     size = min(config.batch_size, windows)

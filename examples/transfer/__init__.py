@@ -1,1 +1,1 @@
-"""Hyperparameters of a small model, for a wide one, a deep one and other batches."""
+"""Hyperparameters of a small model, used for a wide one, a deep one and other batch sizes."""

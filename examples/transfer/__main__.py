@@ -1,12 +1,12 @@
 """Do the hyperparameters of a small model hold for a wide one, a deep one, and larger batches?
 
-An MLP on digits (widths 64 to 1,024) and a transformer on characters (32 to 256) are trained at a
+An MLP on digits (widths 64 to 1,024) and a transformer on characters (32 to 256) are trained over a
 grid of learning rates in the standard parametrization and in muP; a residual MLP (2 to 32 blocks)
-in the standard one and in CompleteP; the transformer with batches of 16 to 512 windows, its
-hyperparameters scaled with the batch and left alone. `adam_jax.transfer` makes the numbers.
+in the standard one and in CompleteP. The transformer is also trained with batches of 16 to 512
+windows, with hyperparameters scaled or unchanged. `adam_jax.transfer` computes the hyperparameters.
 
-Writes OUT/widths.png, depths.png, batches.png, table.md and a CSV file of each. Under an hour on
-two cores; stopped at any moment, the same command goes on.
+Writes OUT/widths.png, depths.png, batches.png, table.md and a CSV file of each. Takes under an hour
+on two cores; after an interruption, the same command resumes.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from examples.transfer.train import Data, Run, losses
 
 
 def pieces(parts: tuple[Any, ...], datas: dict[str, tuple[Data, int]], seed: int) -> list[Piece]:
-    """The whole work: a piece for each size and parametrization."""
+    """All work: a piece for each size and parametrization."""
     made = []
     for part in parts:
         data, vocabulary = datas[part.model]

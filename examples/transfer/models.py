@@ -1,7 +1,7 @@
-"""Three models in Flax NNX whose width or depth can grow, each with the factors that this asks for.
+"""Three models in Flax NNX with variable width or depth, each with the factors for growing it.
 
-A factor of 1 is the standard parametrization. `adam_jax.transfer` has the factors of muP and of
-CompleteP for a size and a base size; at the base size all of them are 1, but for the scale of
+A factor of 1 is the standard parametrization. `adam_jax.transfer` computes the factors of muP and
+CompleteP from a size and a base size. At the base size they are 1, except for the scale of
 attention, which is the usual 1/√(size of a head).
 """
 
@@ -55,7 +55,7 @@ class ResidualMlp(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """Two layers behind a LayerNorm."""
+    """Two layers after a LayerNorm."""
 
     def __init__(self, width: int, rngs: nnx.Rngs):
         self.norm = nnx.LayerNorm(width, rngs=rngs)
@@ -63,7 +63,7 @@ class ResidualBlock(nnx.Module):
         self.down = nnx.Linear(width, width, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """What is added to x."""
+        """The increment of x."""
         return self.down(nnx.relu(self.up(self.norm(x))))
 
 
@@ -81,7 +81,7 @@ class Transformer(nnx.Module):
         self.output_factor = transfer.output_factor(width, base_width)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Logits of the character after each."""
+        """Logits of the next character at each position."""
         x = self.tokens(tokens) + self.positions(jnp.arange(tokens.shape[1]))
         for block in self.blocks:
             x = block(x)
@@ -89,7 +89,7 @@ class Transformer(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention of four heads, then two layers: [batch, length, width]."""
+    """Attention with four heads, then two layers: [batch, length, width]."""
 
     def __init__(self, width: int, scale: float, rngs: nnx.Rngs):
         self.norm_attention = nnx.LayerNorm(width, rngs=rngs)
@@ -106,7 +106,7 @@ class Block(nnx.Module):
         return x + self.down(nnx.gelu(self.up(self.norm_mlp(x))))
 
     def attention(self, x: jax.Array) -> jax.Array:
-        """Each character reads from itself and from those before it."""
+        """Causal attention: each character attends to itself and to those before it."""
         batch, length, width = x.shape
         joint = self.queries_keys_values(x).reshape(batch, length, 3 * HEADS, -1)
         queries, keys, values = jnp.split(joint, 3, axis=2)

@@ -1,4 +1,4 @@
-"""Which models are trained, of which sizes, at which learning rates, and how long that takes."""
+"""The models to train, their sizes and learning rates, and the expected time."""
 
 import dataclasses
 import functools
@@ -26,14 +26,14 @@ def rates(first: float, count: int) -> tuple[float, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A model in several sizes, each at a grid of learning rates in both parametrizations.
+    """A model in several sizes, each with a grid of learning rates in both parametrizations.
 
     Attributes:
       model: as in `Run`.
       sizes: the first is the base size.
-      standard: learning rates of the standard parametrization; its best falls as models grow.
+      standard: learning rates of the standard parametrization; the best rate falls with size.
       scaled: those of muP or CompleteP.
-      seeds: how many.
+      seeds: the number of seeds.
       steps: of the optimizer.
       batch_size: as in `Run`.
       seconds: of one run of each size, on two cores.
@@ -51,13 +51,13 @@ class Sweep:
     scales = SCALES
 
     def cost(self, size: int, scale: str) -> float:
-        """Seconds of a piece."""
+        """The estimated seconds of a piece."""
         return len(getattr(self, scale)) * self.seeds * self.seconds[self.sizes.index(size)]
 
     def run(self, size: int, scale: str, vocabulary: int) -> tuple[Run, tuple[float, ...]]:
-        """What one piece trains, and at which learning rates.
+        """The run of one piece, and its learning rates.
 
-        Small models are trained side by side, which keeps both cores busy.
+        Small models are trained in parallel, which keeps both cores busy.
         """
         run = Run(
             self.model,
@@ -74,14 +74,14 @@ class Sweep:
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-    """The transformer of one width, trained on the same number of windows in batches of any size.
+    """The transformer of one width, trained on the same number of windows at any batch size.
 
     Attributes:
-      sizes: windows of text in a batch; the first is that whose hyperparameters are known.
-      windows: of text that each run sees.
+      sizes: windows of text in a batch; the hyperparameters of the first size are known.
+      windows: of text per run.
       width: of the model.
-      numbers: the hyperparameters for batches of the first size.
-      seeds: how many.
+      numbers: the hyperparameters for the first batch size.
+      seeds: the number of seeds.
       seconds: of one run of each size, on two cores.
     """
 
@@ -96,11 +96,11 @@ class Batches:
     scales = (True, False)
 
     def cost(self, size: int, rule: bool) -> float:
-        """Seconds of a piece."""
+        """The estimated seconds of a piece."""
         return self.seconds * self.seeds
 
     def run(self, size: int, rule: bool, vocabulary: int) -> tuple[Run, tuple[float, ...]]:
-        """What one piece trains, and at which learning rate."""
+        """The run of one piece, and its learning rate."""
         numbers = dict(self.numbers)
         if rule:
             factor = size / self.sizes[0]
@@ -166,7 +166,7 @@ FAST = (
 
 
 def digits(folder: Any, fast: bool) -> Data:
-    """Digits shifted and turned at random, four times each: none is seen twice in a run."""
+    """Digits randomly shifted and rotated, four times each: none repeats in a run."""
     found = data.load(folder)
     train = _distorted(found.train_images, found.train_labels, 1 if fast else 4, seed=1)
     return Data(*train, _distorted(found.test_images, found.test_labels, 1 if fast else 5, seed=2))
@@ -184,7 +184,7 @@ def _distorted(
 
 
 def text() -> tuple[Data, int]:
-    """The reference of the Python language, and how many different characters it has."""
+    """The Python language reference, and the number of its distinct characters."""
     found = corpus.load()
     held_out = found.validation[: len(found.validation) // (CONTEXT + 1) * (CONTEXT + 1)]
     windows = jnp.asarray(held_out).reshape(-1, CONTEXT + 1)[:1024]

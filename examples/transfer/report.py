@@ -1,4 +1,4 @@
-"""What the study found: tables, sentences and pictures."""
+"""The results of the study: tables, sentences and plots."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ NAMES = {"mlp": "muP", "text": "muP", "residual": "CompleteP"}
 
 
 def name(part: Sweep | Batches, size: int, scale: Any) -> str:
-    """Of a piece."""
+    """The name of a piece."""
     if isinstance(part, Batches):
         return f"batches of {size}, {'scaled' if scale else 'same numbers'}"
     return f"{part.model} {size}, {scale}"
@@ -29,7 +29,7 @@ def curve(part: Sweep, size: int, scale: str, found: Found) -> tuple[np.ndarray,
 
 
 def row(part: Sweep, size: int, scale: str, found: Found) -> dict[str, float]:
-    """The best learning rate, how far it moved, and what the base model's costs instead of it."""
+    """The best rate, how far it moved, and the loss with the base model's rate instead."""
     rates, loss = curve(part, size, scale, found)
     base_rates, base_loss = curve(part, part.sizes[0], scale, found)
     best, rate = int(loss.argmin()), base_rates[base_loss.argmin()]
@@ -43,7 +43,7 @@ def row(part: Sweep, size: int, scale: str, found: Found) -> dict[str, float]:
 
 
 def write(work: Study, parts: tuple[Any, ...], found: Found) -> None:
-    """Prints and writes all of it."""
+    """Prints and writes all results."""
     sweeps = [part for part in parts if isinstance(part, Sweep)]
     rows = []
     for part in sweeps:
@@ -88,7 +88,7 @@ def write(work: Study, parts: tuple[Any, ...], found: Found) -> None:
 
 
 def batch_rows(part: Batches, found: Found) -> list[tuple[str, ...]]:
-    """Loss by batch size after the same number of windows, and how far above the smallest's."""
+    """Loss by batch size after the same number of windows, and relative to the smallest batch."""
     by_rule = [batch_losses(part, rule, found) for rule in part.scales]
     first = by_rule[0][0]
     return [
@@ -107,7 +107,7 @@ def batch_losses(part: Batches, rule: bool, found: Found) -> list[float]:
 
 
 def sweep_picture(sweeps: list[Sweep], found: Found, what: str, path: Any) -> None:
-    """Loss by learning rate, a line for each size: standard on the left, scaled on the right."""
+    """Loss by learning rate, a line per size: standard on the left, scaled on the right."""
     figure, axes = style.panels(len(sweeps), 2, width=5.5, height=4.3)
     for part, *panels in zip(sweeps, axes[::2], axes[1::2], strict=True):
         every = [curve(part, size, scale, found) for size in part.sizes for scale in SCALES]
@@ -169,7 +169,7 @@ def _title(part: Sweep, scale: str, moved: int, what: str) -> str:
 
 
 def batch_picture(part: Batches, found: Found, path: Any) -> None:
-    """Loss by batch size, with the rule and without."""
+    """Loss by batch size, with and without the scaling rule."""
     figure, (axis,) = style.panels(1, 1, width=7.5, height=4.6)
     scaled, same = (
         "learning rate, b1, b2 and ε\nscaled with the batch size",

@@ -21,11 +21,11 @@ Batch = tuple[jax.Array, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What a model is trained on.
+    """The data of a model.
 
     Attributes:
-      inputs: of training: digits float32 [count, 784], or one text int32 [characters].
-      labels: int32 [count]; of a text the characters themselves.
+      inputs: training inputs: digits float32 [count, 784], or one text int32 [characters].
+      labels: int32 [count]; for a text the characters themselves.
       held_out: inputs and labels as in a batch.
     """
 
@@ -36,7 +36,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What one program trains; all that its results depend on, besides the data.
+    """The configuration of one program: everything except the data that its results depend on.
 
     Attributes:
       model: "mlp" or "text", which grow wider, or "residual", which grows deeper.
@@ -45,8 +45,8 @@ class Run:
       scaled: muP, or CompleteP for "residual"; else the standard parametrization.
       steps: of the optimizer.
       batch_size: digits, or windows of text.
-      factory: what makes the optimizer from a learning rate.
-      together: runs that are trained side by side.
+      factory: makes the optimizer from a learning rate.
+      together: the number of runs trained in parallel.
       vocabulary: characters of the text.
     """
 
@@ -71,7 +71,7 @@ class Run:
         return Transformer(self.vocabulary, size, base, rngs)
 
     def initial(self, key: jax.Array) -> Any:
-        """The parameters before the first step."""
+        """The initial parameters."""
         params = nnx.state(self.build(self.size, key), nnx.Param)
         if not self.scaled:
             return params
@@ -82,7 +82,7 @@ class Run:
         return nnx.state(self.build(self.base_size, key), nnx.Param)
 
     def optimizer(self, params: Any, learning_rate: jax.Array) -> optax.GradientTransformation:
-        """With a linear warmup over a tenth of the steps, then a line down to 0."""
+        """With a linear warmup over a tenth of the steps, then a linear decay to 0."""
 
         def schedule(count: jax.Array) -> jax.Array:
             done = jnp.asarray(count, jnp.float32) / self.steps
@@ -96,7 +96,7 @@ class Run:
         return factory(schedule)
 
     def orders(self, key: jax.Array, count: int) -> jax.Array:
-        """Int32 [steps, batch_size]: digits in epochs, or where windows of the text begin."""
+        """Int32 [steps, batch_size]: digits in epochs, or the start positions of text windows."""
         shape = (self.steps, self.batch_size)
         if self.model == "text":
             return jax.random.randint(key, shape, 0, count - CONTEXT)

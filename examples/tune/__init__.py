@@ -1,1 +1,1 @@
-"""Hyperparameters of AdamW searched for: `python -m examples.tune`."""
+"""Search for the hyperparameters of AdamW: `python -m examples.tune`."""

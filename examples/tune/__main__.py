@@ -1,9 +1,9 @@
 """Searches AdamW's learning rate, b1, b2, ε, weight decay and schedule for a model of digits.
 
 A random population is trained at once under `jax.vmap`, and the worst two thirds are dropped three
-times (successive halving); a grid of learning rates by b2 around the best is the heat map. With
+times (successive halving). The heat map is a grid of learning rates and b2 around the best. With
 `--driver optuna` the same search space is an Optuna study (TPE and its successive-halving pruner)
-in OUT/optuna.db, one trial after the other through one compiled program.
+in OUT/optuna.db, with sequential trials through one compiled program.
 
 Writes OUT/runs.csv, best.json, search.png (and table.md).
 """
@@ -26,14 +26,14 @@ RATES, DECAYS = 9, 7
 
 
 def ladder(model: str, fast: bool) -> list[Rung]:
-    """How many members are trained for how long."""
+    """The number of members and their training steps, by rung."""
     if fast:
         return search.rungs(9, 10, 30)
     return search.rungs(243, 40, 1080) if model != "small-cnn" else search.rungs(27, 20, 180)
 
 
 def grid(best: dict[str, float], fast: bool) -> tuple[np.ndarray, np.ndarray, dict]:
-    """The heat map's axes, and its members' numbers: `best` with other learning rates and b2."""
+    """The axes and hyperparameters of the heat map: `best` with other learning rates and b2."""
     rates = best["learning_rate"] * np.logspace(-1, 1, 3 if fast else RATES)
     complements = np.logspace(-4, -1, 2 if fast else DECAYS)
     pairs = np.array([(rate, c) for c in complements for rate in rates])
@@ -46,7 +46,7 @@ def grid(best: dict[str, float], fast: bool) -> tuple[np.ndarray, np.ndarray, di
 def heat_map(
     model: str, best: dict[str, float], steps: int, seed: int, fast: bool, parts: tuple[Split, ...]
 ) -> study.Result:
-    """Held-out loss by b2 and learning rate, [b2, rates]; all from the same start and batches."""
+    """Held-out loss by b2 and learning rate, [b2, rates]; same initial parameters and batches."""
     train, validation, _ = parts
     rates, decays, numbers = grid(best, fast)
     members = len(rates) * len(decays)
@@ -93,7 +93,7 @@ def halve(options: argparse.Namespace, parts: tuple[Split, ...]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs what is missing of the search, then writes its results."""
+    """Runs the missing part of the search, then writes its results."""
     parser = study.arguments("examples.tune", __doc__)
     parser.add_argument("--model", choices=("softmax", "mlp", "small-cnn"), default="mlp")
     parser.add_argument("--driver", choices=("halving", "optuna"), default="halving")

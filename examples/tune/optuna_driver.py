@@ -1,4 +1,4 @@
-"""The same search as an Optuna study: one trial after the other, through one compiled program."""
+"""The same search as an Optuna study: sequential trials through one compiled program."""
 
 import argparse
 import csv
@@ -23,17 +23,17 @@ from examples.tune.search import BATCH, RANGES, SCHEDULES, Horizon, Rung, descri
 
 
 def tune(options: argparse.Namespace, ladder: list[Rung], parts: tuple[Split, ...]) -> None:
-    """Runs trials until the study has as many as asked for; a study of before goes on.
+    """Runs trials until the study has the requested number; continues an existing study.
 
     Args:
       options: of the command.
-      ladder: a trial may be pruned where a rung of it ends.
+      ladder: a trial may be pruned at the end of each rung.
       parts: training, held-out and test digits.
     """
     train, validation, test = parts
     settings = {"driver": "optuna", "model": options.model, "seed": options.seed}
     settings |= {"data_dir": str(options.data_dir), "steps": [rung.steps for rung in ladder]}
-    Study(options.out, settings)  # Says so where the folder is that of another search.
+    Study(options.out, settings)  # Raises an error if the folder holds another search.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     console = Console(highlight=False)
     trials = options.trials or (4 if options.fast else 60)
@@ -73,12 +73,12 @@ def tune(options: argparse.Namespace, ladder: list[Rung], parts: tuple[Split, ..
         direction="minimize",
         pruner=optuna.pruners.SuccessiveHalvingPruner(ends[0], 3),
     )
-    # A trial that was interrupted counts as failed, and is not one of those asked for.
+    # An interrupted trial counts as failed, and not towards the requested number.
     whole = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     finished = done.get_trials(states=whole)
     if finished:
         console.print(f"{len(finished)} of {trials} trials were done before")
-    # The sampler's own state is not in the file: a study that goes on has another seed.
+    # The sampler's state is not in the file, so a resumed study has another seed.
     done.sampler = optuna.samplers.TPESampler(seed=options.seed + len(finished))
     columns = (TextColumn("trial"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     terminal = console.is_terminal

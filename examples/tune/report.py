@@ -1,4 +1,4 @@
-"""What the search found, as a table and a picture."""
+"""The results of the search, as a table and a plot."""
 
 import csv
 from pathlib import Path
@@ -19,7 +19,7 @@ MARKERS = "osD^v"
 def halving(
     work: Study, rungs: list[Rung], numbers: Numbers, found: dict[str, Any], winner: int
 ) -> None:
-    """Prints the best, writes runs.csv, best.json, table.md and search.png."""
+    """Prints the best member, writes runs.csv, best.json, table.md and search.png."""
     reached: dict[int, dict[int, float]] = {}  # By member, by steps: the held-out loss.
     for k, rung in enumerate(rungs):
         result = found[f"rung {k}"]
@@ -65,7 +65,7 @@ def picture(
     heat: dict[str, Any],
     path: Path,
 ) -> None:
-    """The members' losses by learning rate and by the steps they got; the heat map beside it."""
+    """The members' losses by learning rate and number of steps; the heat map next to it."""
     figure, (left, right) = style.panels(1, 2, width=6.5, height=4.8)
     for k, rung in enumerate(rungs):
         here = [m for m in reached if rung.steps in reached[m]]
@@ -88,7 +88,7 @@ def picture(
 
 
 def heat_map(figure: Any, axis: Any, heat: dict[str, Any]) -> None:
-    """Held-out loss by learning rate and b2, the numbers in the cells."""
+    """Held-out loss by learning rate and b2, with numbers in the cells."""
     loss = np.asarray(heat["validation_loss"])
     shown = np.minimum(loss, 3.0)
     axis.grid(False)

@@ -1,8 +1,8 @@
-"""Random search with successive halving: a population that trains at once, and loses its worst.
+"""Random search with successive halving: a population is trained at once, and the worst dropped.
 
 Jamieson & Talwalkar 2016 (https://arxiv.org/abs/1502.07943), algorithm 1: of n members, all trained
-for r steps, the third with the least loss on held-out digits goes on to 3r steps, and so on. The
-members go on where they are, with their states; nothing is trained twice.
+for r steps, the third with the lowest loss on held-out digits continues to 3r steps, and so on.
+Members continue from their states; nothing is trained twice.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from examples.mnist.population import Members, Numbers, Split
 SCHEDULES = ("constant", "cosine", "warmup-cosine", "inverse-sqrt")
 BATCH, HELD_OUT = 64, 1000
 
-# Of each hyperparameter the least and the largest value, in whose logarithm the search is uniform;
-# of decay rates 1 - b, which is 1 / the steps that an average remembers.
+# The range of each hyperparameter; the search is uniform in its logarithm. For decay rates it is
+# 1 - b, the inverse of the steps that an average remembers.
 RANGES = {
     "learning_rate": (1e-4, 1e-1),
     "one_minus_b1": (0.01, 0.5),
@@ -53,7 +53,7 @@ def make_adamw(
     weight_decay: jax.Array,
     schedule: jax.Array,
 ) -> adam_jax.Transformation:
-    """AdamW with traced numbers, one of them the index of its schedule over `horizon` steps."""
+    """AdamW with traced hyperparameters, among them the index of its schedule over `horizon`."""
 
     def rate(count: jax.typing.ArrayLike) -> jax.Array:
         t = jnp.asarray(count, jnp.float32)
@@ -75,7 +75,7 @@ def make_adamw(
 
 @dataclasses.dataclass(frozen=True)
 class Horizon:
-    """`make_adamw` for so many steps; equal ones share a compiled program."""
+    """`make_adamw` for that many steps; equal ones share a compiled program."""
 
     steps: int
 
@@ -86,7 +86,7 @@ class Horizon:
 
 @dataclasses.dataclass(frozen=True)
 class Rung:
-    """A part of the search: so many members, trained up to so many steps."""
+    """A rung of the search: the number of members, and the steps they are trained to."""
 
     members: int
     steps: int
@@ -101,7 +101,7 @@ def rungs(members: int, least: int, most: int) -> list[Rung]:
 
 
 class Halving:
-    """The search's state between rungs, which a study that goes on reads from a file."""
+    """The search's state between rungs, which a resumed study reads from a file."""
 
     def __init__(self, folder: Path, model: str, seed: int, ladder: list[Rung], train: Split):
         self.folder, self.model, self.ladder, self.train = folder, model, ladder, train
@@ -111,7 +111,7 @@ class Halving:
         self.orders = population.orders(self.keys, len(train.labels), BATCH, ladder[-1].steps)
 
     def pieces(self, validation: Split) -> list[study.Piece]:
-        """One piece a rung."""
+        """One piece per rung."""
 
         def piece(k: int) -> study.Piece:
             before = self.ladder[k - 1].steps if k else 0
@@ -121,7 +121,7 @@ class Halving:
         return [piece(k) for k in range(len(self.ladder))]
 
     def climb(self, k: int, before: int, validation: Split) -> study.Result:
-        """Trains the members of rung k from `before` to its steps; returns who and how well.
+        """Trains the members of rung k from `before` to its steps; returns the survivors.
 
         Returns:
           `members`, their indices in the first population, and `validation_loss` of each; the file
@@ -152,7 +152,7 @@ class Halving:
         return everyone, population.start(params, self.numbers, self.horizon)
 
     def write(self, k: int, chosen: np.ndarray, members: Members) -> None:
-        """Keeps the survivors of rung k; the file is whole or not there."""
+        """Saves the survivors of rung k; the file is written atomically."""
         partial = self.folder / f"rung-{k}.partial.npz"
         np.savez(partial, *map(np.asarray, jax.tree.leaves(members)), chosen=chosen)
         partial.replace(self.folder / f"rung-{k}.npz")
@@ -166,7 +166,7 @@ class Halving:
 
 
 def described(numbers: dict[str, Any]) -> dict[str, Any]:
-    """One member's numbers as arguments of `adamw`, and the name of its schedule."""
+    """One member's hyperparameters as arguments of `adamw`, and the name of its schedule."""
     readable = {name: float(x) for name, x in numbers.items() if name != "schedule"}
     return {
         "learning_rate": readable["learning_rate"],
@@ -179,5 +179,5 @@ def described(numbers: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_best(folder: Path, best: dict[str, Any]) -> None:
-    """Saves the winner."""
+    """Saves the best member."""
     study.write_whole(folder / "best.json", strict_json.dumps(best, indent=1) + "\n")

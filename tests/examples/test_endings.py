@@ -64,7 +64,7 @@ def test_ctrl_c_during_imports_is_one_line(name, words):
     assert interrupted_at_import(name, words) == ("interrupted\n", 130)
 
 
-GOES_ON = "interrupted; the same command with --resume goes on\n"
+GOES_ON = "interrupted; run the same command with --resume to continue\n"
 
 
 def test_ctrl_c_during_the_imports_of_one_of_several_is_one_line(tmp_path):
@@ -93,14 +93,14 @@ def test_ctrl_c_where_nothing_is_imported_any_more_says_how_to_go_on(tmp_path):
 
 
 PROGRAMS = {
-    "study": ("from examples import study\nstudy.command(run)", "goes on from here"),
+    "study": ("from examples import study\nstudy.command(run)", "again to resume"),
     "mnist": (
         "import sys\nfrom types import SimpleNamespace as Space\n"
         "from examples.mnist import __main__\n"
         "arguments = Space(command='train', call=lambda _: run())\n"
         "__main__.parser = lambda _: Space(parse_args=lambda: arguments)\n"
         "sys.exit(__main__.main())",
-        "with --resume goes on",
+        "with --resume to continue",
     ),
 }
 IN_EXEC = """
@@ -138,7 +138,7 @@ def test_ctrl_c_is_one_line_and_130_wherever_python_is(program, run, tmp_path):
         capture_output=True,
         text=True,
     )
-    assert re.fullmatch(f"interrupted; the same command {said}\n", ended.stderr)
+    assert re.fullmatch(f"interrupted; run the same command {said}\n", ended.stderr)
     assert ended.returncode == 130
 
 
@@ -164,13 +164,13 @@ def test_memory_that_ends_is_one_line(ended, monkeypatch, capsys, tmp_path):
     options = ["--model", "softmax", "--out", tmp_path / "run"]
     assert in_this_process("train", *options) == 1
     said = capsys.readouterr().err
-    assert re.fullmatch(r"error: memory ended( \(.*\))?; free some, .*--batch-size.*\n", said)
+    assert re.fullmatch(r"error: out of memory( \(.*\))?; free some, .*--batch-size.*\n", said)
 
     monkeypatch.setattr(sys, "argv", ["study"])
     with pytest.raises(SystemExit, match="1"):
         study.command(ended)
     said = capsys.readouterr().err
-    assert re.fullmatch(r"error: memory ended( \(.*\))?; free some.*\n", said)
+    assert re.fullmatch(r"error: out of memory( \(.*\))?; free some.*\n", said)
 
 
 def test_memory_that_ends_in_one_of_several_is_not_a_lost_process(monkeypatch):
@@ -180,7 +180,7 @@ def test_memory_that_ends_in_one_of_several_is_not_a_lost_process(monkeypatch):
     arguments = SimpleNamespace(command="train", call=lambda _: of_xla())
     monkeypatch.setattr(mnist, "parser", lambda _: SimpleNamespace(parse_args=lambda: arguments))
     assert mnist.main() == 1
-    assert "memory ended" in said[0] and "lost" not in said[0]
+    assert "out of memory" in said[0] and "lost" not in said[0]
 
 
 @pytest.mark.parametrize("ended", [of_xla, of_python])
@@ -188,7 +188,7 @@ def test_memory_that_ends_in_the_server_is_a_503(ended):
     programs = iter([lambda images: ended(), even, even])
     with served(lambda images: next(programs)(images)) as address:
         status, content = ask(address, png(DIGIT))
-        assert (status, content) == (503, {"error": "memory ended; try again later"})
+        assert (status, content) == (503, {"error": "out of memory; try again later"})
         assert ask(address, png(DIGIT))[0] == 200
 
 

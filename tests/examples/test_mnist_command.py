@@ -120,7 +120,7 @@ def test_what_the_user_can_mend_is_one_line(trained, tmp_path, monkeypatch, caps
     text.write_text("no picture")
     cases = [
         (["evaluate", tmp_path], "holds no run"),
-        (["train", "--out", out], "holds a run already"),
+        (["train", "--out", out], "already holds a run"),
         (["train", "--out", out, "--resume", "--seed", 7], "seed"),
         (["train", "--out", tmp_path / "new", "--batch-size", 9000], "batch_size"),
         (["train", "--out", tmp_path / "new", "--data-dir", tmp_path], "lacks"),

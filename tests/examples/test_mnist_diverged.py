@@ -55,7 +55,7 @@ def test_its_model_is_not_believed(out, tmp_path, capsys):
     ):
         assert in_this_process(*command) == 1
         said = capsys.readouterr().err
-        assert re.fullmatch(r"error: the model says NaN.* train it again, with a lower .*\n", said)
+        assert re.fullmatch(r"error: the model predicts NaN.* train it again with a .*\n", said)
 
 
 def test_an_answer_of_the_server_is_strict_json():

@@ -183,7 +183,7 @@ def test_a_mirror_is_on_the_web_even_where_a_file_would_do(tmp_path):
     fill(served)
     with pytest.raises(data.DataError) as error:
         data.download(directory, served.as_uri(), CHECKSUMS)
-    one_line(error, "is no mirror", "write http")
+    one_line(error, "is not a mirror", "write http")
     assert not directory.exists()
 
 

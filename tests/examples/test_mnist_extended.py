@@ -85,8 +85,8 @@ def test_what_does_not_fit_the_run_is_one_line(train, tmp_path):
     for options, words in (
         (["--resume", "--epochs", 1], "a run of 2 epochs; --epochs must be at least that, got 1"),
         (["--resume", "--epochs", 3, "--optimizer", "sgd"], "other settings (optimizer)"),
-        (["--epochs", 3], "holds a run already; go on with --resume"),
-        (["--epochs", 3, "--stretch"], "--stretch is for a run that goes on; add --resume"),
+        (["--epochs", 3], "already holds a run; continue it with --resume"),
+        (["--epochs", 3, "--stretch"], "--stretch requires --resume; add it"),
     ):
         said = train(*options, "--out", out, status=1)
         assert said.startswith("error: ") and said.count("\n") == 1 and words in said

@@ -113,7 +113,7 @@ def test_no_readable_checkpoint_is_one_line(finished, copy, capsys):
             RunError, match=r"checkpoints/2, .*checkpoints/1 cannot be read"
         ) as error:
             ask()
-        assert "\n" not in str(error.value) and "put back a copy" in str(error.value)
+        assert "\n" not in str(error.value) and "restore a copy" in str(error.value)
     run.close()
     assert capsys.readouterr().err == ""
 
@@ -182,7 +182,7 @@ def refused(done, folder, reason):
     assert done.returncode == 1, done.stderr
     line = rf"error: {re.escape(str(folder))}\S* cannot be written \({reason}; [\d.]+ MB are free "
     assert re.fullmatch(
-        line + r"there\); mend that or make room, then go on with --resume\n", done.stderr
+        line + r"there\); fix that or free space, then continue with --resume\n", done.stderr
     )
 
 

@@ -80,7 +80,7 @@ PNG_HEAD = png(DIGIT)[:33]
 FORM = {"Content-Type": "multipart/form-data; boundary=x"}
 PART = b'--x\r\ncontent-disposition: form-data; name="f"; filename="f"\r\n\r\n%s\r\n'
 BAD = {
-    "nothing": (b"", 415, "none of what is read here"),
+    "nothing": (b"", 415, "unknown format"),
     "text": (b"seven", 415, "expected a PNG"),
     "a GIF": (png(DIGIT, "GIF"), 415, "expected a PNG"),
     "the start of a PNG": (b"\x89PNG\r\n\x1a\n", 400, "not a picture"),

@@ -81,5 +81,5 @@ def test_an_interruption_is_one_line_and_leaves_what_was_done(tmp_path):
         [sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True
     )
     assert done.returncode == 130
-    assert done.stderr == "interrupted; the same command goes on from here\n"
+    assert done.stderr == "interrupted; run the same command again to resume\n"
     assert study.Study(tmp_path, {}).done == {"first": {"x": 1}}

@@ -16,7 +16,7 @@ from examples.mnist.serve.batching import Batcher, Overloaded
 from examples.mnist.serve.bodies import MAX_BODY, Refused
 
 PAGE = Path(__file__).parent / "page.html"
-# The page has all it needs in itself, and may ask nobody but this server.
+# The page is self-contained, and may connect only to this server.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline';"
 POLICY += " connect-src 'self'; img-src data:; frame-ancestors 'none'"
 PAGE_HEADERS = {
@@ -49,7 +49,7 @@ class Digits(Application):
         self.active: set[RequestHandler] = set()
         self.stopping = False
         self.decoders = ThreadPoolExecutor(1, "pictures")
-        # "</" would end the script in which the labels stand.
+        # "</" would end the script element that contains the labels.
         text = json.dumps(labels).replace("</", "<\\/")
         self.page = PAGE.read_text("utf-8").replace("LABELS", text)
 
@@ -57,7 +57,7 @@ class Digits(Application):
 # Otherwise Tornado keeps the whole body and parses forms itself, with other limits.
 @stream_request_body
 class Handler(RequestHandler):
-    """Base of all addresses: keeps a bounded body, answers errors with one line of JSON."""
+    """Base of all addresses: keeps a limited body, answers errors with one line of JSON."""
 
     application: Digits
 
@@ -74,7 +74,7 @@ class Handler(RequestHandler):
         self.clear_header("Server")
 
     def data_received(self, chunk: bytes) -> None:
-        """Drops bytes beyond the bound; they are read so that the client sees the 413."""
+        """Drops bytes beyond the limit; they are read so that the client sees the 413."""
         if len(self.body) <= MAX_BODY:
             self.body += chunk
 
@@ -165,7 +165,7 @@ class Predict(Handler):
         except Exception as error:
             if not memory_ended(error):
                 raise
-            raise Refused(503, "memory ended; try again later") from error
+            raise Refused(503, "out of memory; try again later") from error
         self.write_json({"predictions": [self.prediction(each) for each in found]})
 
     def prediction(self, probabilities: np.ndarray) -> dict[str, object]:

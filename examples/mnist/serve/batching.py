@@ -1,7 +1,8 @@
-"""Dynamic batching: what is waiting is computed together, in one of a few compiled sizes.
+"""Dynamic batching: waiting requests are computed together, in one of a few compiled sizes.
 
-A thread of its own takes whatever waits as soon as it is free. So a lone request waits for nobody,
-and under load the requests that came during one batch are the next one: no delay to choose.
+A separate thread takes all waiting requests as soon as it is free. So a single request never waits
+for others, and under load the requests that arrive during a batch form the next one. There is no
+delay to configure.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ Program = Callable[[np.ndarray], np.ndarray]
 
 
 class Overloaded(Exception):
-    """As much is waiting as may wait."""
+    """The limit of waiting images is reached."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -26,25 +27,25 @@ class _Request:
     images: np.ndarray
     answer: asyncio.Future[np.ndarray]
     parts: list[np.ndarray] = dataclasses.field(default_factory=list)
-    taken: int = 0  # images that are in a batch, or were
+    taken: int = 0  # images already in a batch
 
 
 class Batcher:
-    """Probabilities of digits, many requests at once.
+    """Probabilities of digits for many concurrent requests.
 
-    All methods belong to one event loop. Every image that is accepted gets an answer, unless
-    whoever waits for it is cancelled.
+    All methods belong to one event loop. Every accepted image gets an answer, unless its request is
+    cancelled.
     """
 
     def __init__(self, program: Program, sizes: Sequence[int], most_waiting: int):
         """Starts the thread.
 
         Args:
-          program: is called in that thread, with these sizes alone.
-          sizes: of the batches; 1 must be among them.
-          most_waiting: images that may wait or be computed at a time; a request that finds none
-            may have more. With more than can be computed in the time of a request, those are
-            computed whose time is just over.
+          program: is called in that thread, only with these sizes.
+          sizes: of the batches; must include 1.
+          most_waiting: images that may wait or be computed at a time; a request that finds none may
+            have more. If it exceeds what the time of a request allows, the server spends its time
+            on requests that have just expired.
         """
         if 1 not in sizes:
             raise ValueError(f"batch sizes are {sizes}; expected 1 among them; add it")
@@ -60,7 +61,7 @@ class Batcher:
         """Probabilities float32 [count, classes] of images uint8 [count, 28, 28].
 
         Raises:
-          Overloaded: if these images would be more than may wait.
+          Overloaded: if these images would exceed the limit.
         """
         if self._waiting and self._waiting + len(images) > self._most_waiting:
             raise Overloaded
@@ -73,7 +74,7 @@ class Batcher:
             self._waiting -= len(images)
 
     async def close(self) -> None:
-        """Waits for what was accepted to be computed, then ends the thread."""
+        """Waits until all accepted images are computed, then ends the thread."""
         self._requests.put(None)
         await asyncio.to_thread(self._thread.join)
 
@@ -82,23 +83,23 @@ class Batcher:
         open_ = True
         while open_ or pending:
             open_ = self._gather(pending) and open_
-            # Drops requests that nobody waits for: under overload they would take all the time.
+            # Drops expired requests: under overload they would take all the time.
             pending = deque(r for r in pending if not r.answer.done())
             if not (waiting := sum(len(r.images) - r.taken for r in pending)):
                 continue
-            # A full batch of a smaller size before a large one with empty places: on a CPU the time
-            # of a batch is proportional to its size.
+            # A full batch of a smaller size is better than a padded large one: on a CPU the time of
+            # a batch is proportional to its size.
             size = next(size for size in self._sizes if size <= waiting)
             taken = _take(pending, size)
             try:
                 found = self._program(np.concatenate([images for _, images in taken]))
-            except Exception as error:  # Each request is told.
+            except Exception as error:  # Passed to each request.
                 self._loop.call_soon_threadsafe(_fail, [r for r, _ in taken], error)
             else:
                 self._loop.call_soon_threadsafe(_deliver, taken, found)
 
     def _gather(self, pending: deque[_Request]) -> bool:
-        """Adds what has come, or waits for it if there is nothing; False once closed."""
+        """Adds new requests, and waits for one if there are none; False once closed."""
         try:
             while request := self._requests.get(block=not pending):
                 pending.append(request)
@@ -108,7 +109,7 @@ class Batcher:
 
 
 def _take(pending: deque[_Request], size: int) -> list[tuple[_Request, np.ndarray]]:
-    """The next `size` images, with the request that each part of them is from."""
+    """The next `size` images, each part with its request."""
     taken = []
     while size:
         request = pending[0]

@@ -1,7 +1,7 @@
 """From the body of a request to digits: PNG, JPEG, JSON, or several pictures in a form.
 
-What a body says of itself is checked before it is decoded: a few bytes can unpack to gigabytes, or
-take minutes. Its kind is read from its first bytes: `curl --data-binary` names a wrong one.
+A body's own claims are checked before it is decoded: a few bytes can unpack to gigabytes, or take
+minutes. Its kind is detected from its first bytes, because `curl --data-binary` sends a wrong one.
 """
 
 import asyncio
@@ -27,16 +27,16 @@ from examples.mnist import data, pictures
 MAX_BODY = 1 << 20  # bytes
 MAX_DIGITS = 64  # in one request
 MAX_SIDE = 4096  # pixels
-MAX_PIXELS = 1 << 22  # 4 MB of grey, 16 MB while colours and transparency are looked at
+MAX_PIXELS = 1 << 22  # 4 MB of grey, 16 MB while colours and transparency are converted
 MAX_SCANS = 32  # of a progressive JPEG, which has about ten; each is a pass over all pixels
 MAX_PARTS = 100  # of a file besides its pixels; each may unpack to a megabyte
-SMALL = 1 << 14  # pixels, bytes: decoded in less time than another thread takes to be called
+SMALL = 1 << 14  # pixels, bytes: decoding takes less time than calling another thread
 
 FORMATS = ("PNG", "JPEG")
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 EXPECTED = "expected a PNG, a JPEG, a form of several, or a JSON array [28][28] or [count][28][28]"
 
-# The empty part before the first boundary counts too.
+# The empty part before the first boundary is counted too.
 FORMS = ParseBodyConfig(multipart=ParseMultipartConfig(max_parts=MAX_DIGITS + 1))
 
 
@@ -58,10 +58,10 @@ async def digits_of(body: bytes, content_type: str, decoders: Executor) -> np.nd
     Args:
       body: of at most MAX_BODY bytes.
       content_type: the header; only a form's matters.
-      decoders: for large pictures; has as many threads as may be decoded at a time.
+      decoders: for large pictures; its number of threads limits concurrent decoding.
 
     Raises:
-      Refused: if it holds no digit, or more than is allowed of anything.
+      Refused: if it holds no digit, or exceeds a limit.
     """
     if content_type.lower().startswith("multipart/form-data"):
         files = _files(body, content_type)
@@ -70,12 +70,12 @@ async def digits_of(body: bytes, content_type: str, decoders: Executor) -> np.nd
     elif body.lstrip()[:1] == b"[":
         return pixels(body)
     else:
-        raise Refused(415, f"the body is none of what is read here; {EXPECTED}")
+        raise Refused(415, f"the body has an unknown format; {EXPECTED}")
     names = ["the picture"] if len(files) == 1 else [f"picture {i}" for i in range(len(files))]
     try:
         return np.stack([await _digit(*each, decoders) for each in zip(files, names, strict=True)])
     except data.DataError as error:
-        bomb = isinstance(error.__cause__, BOMBS)  # Pillow counts before we do.
+        bomb = isinstance(error.__cause__, BOMBS)  # Pillow checks before this file does.
         raise Refused(413 if bomb else 400, str(error)) from error
 
 
@@ -90,7 +90,7 @@ def pixels(body: bytes) -> np.ndarray:
         images = found if isinstance(found[0][0], list) else [found]
         if len(images) > MAX_DIGITS:
             raise Refused(413, f"{len(images)} digits; expected 1 to {MAX_DIGITS}; send fewer")
-        # `bytes` wants integers from 0 to 255 and nothing else; of a list, not of an integer.
+        # `bytes` accepts only integers from 0 to 255; for a list, not for an integer.
         rows = [bytes(row) for image in images for row in image if isinstance(row, list)]
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -129,7 +129,7 @@ def _opened(content: bytes, name: str) -> Image.Image:
 
 
 def _parts(content: bytes) -> Iterator[bytes]:
-    """The kinds of a PNG's chunks, without those of pixels; of a JPEG's segments before pixels."""
+    """The kinds of a PNG's chunks, without pixel chunks; of a JPEG's segments before the pixels."""
     if content.startswith(b"\x89PNG"):
         at = 8
         while at < len(content):
@@ -141,7 +141,7 @@ def _parts(content: bytes) -> Iterator[bytes]:
         at = 2
         while content[at : at + 1] == b"\xff" and (kind := content[at + 1 : at + 2]) != b"\xda":
             yield kind
-            # Before a kind there may be any number of bytes 255.
+            # Any number of bytes 255 may precede a kind.
             at += 1 if kind == b"\xff" else 2 + int.from_bytes(content[at + 2 : at + 4])
 
 
@@ -153,7 +153,7 @@ def _check(picture: Image.Image, content: bytes, name: str) -> None:
             f"{name} has {width} x {height} pixels; expected sides up to {MAX_SIDE} and"
             f" {MAX_PIXELS:,} pixels; make it smaller",
         )
-    # In a JPEG's data a byte 255 is followed by a 0, so these two bytes are where a scan begins.
+    # In a JPEG's data a byte 255 is followed by a 0, so these two bytes mark the start of a scan.
     if picture.format == "JPEG" and (scans := content.count(b"\xff\xda")) > MAX_SCANS:
         raise Refused(
             413, f"{name} has {scans} scans; expected up to {MAX_SCANS}; save it as a plain JPEG"
@@ -171,6 +171,6 @@ def _files(body: bytes, content_type: str) -> list[bytes]:
     if texts or not files:
         raise Refused(400, f"the form has a text, or no file; {EXPECTED}")
     if len(files) > 1 and max(map(len, files.values())) > 1:
-        # The parser groups files by name, so the order of the files would be lost.
+        # The parser groups files by name, which would lose their order.
         raise Refused(400, "the form's files have several names; give all the same")
     return [file["body"] for each in files.values() for file in each]

@@ -1,4 +1,4 @@
-"""From a model to a process that serves it until it is told to stop."""
+"""Loads a model and serves it in a process until it is stopped."""
 
 import asyncio
 import gc
@@ -25,7 +25,7 @@ from examples.mnist.serve.batching import Batcher, Program
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 MAX_HEADERS = 1 << 14  # bytes
-MAX_READ = 1 << 24  # bytes of a body; above MAX_BODY they are not kept
+MAX_READ = 1 << 24  # bytes of a body; bytes above MAX_BODY are dropped
 MAX_CONNECTIONS = 256
 MAX_WAITING = 512  # digits that wait or are computed
 
@@ -33,7 +33,7 @@ MAX_WAITING = 512  # digits that wait or are computed
 class Server(HTTPServer):
     """Tornado's server with a bound on the number of connections.
 
-    Its settings bound the rest. Tornado documents both methods for subclasses to override.
+    Its settings limit the rest. Tornado documents both methods for subclasses to override.
     """
 
     connections = 0
@@ -57,7 +57,7 @@ def compiled(classifier: Classifier, sizes: Sequence[int]) -> tuple[Program, lis
 
     Raises UserError if the probabilities are NaN.
     """
-    # Called through `jit` a program takes 20 µs less than as the executable itself.
+    # A call through `jit` takes 20 µs less than one of the compiled executable.
     call = jax.jit(classifier.program.call)
 
     def program(images: np.ndarray) -> np.ndarray:
@@ -68,7 +68,7 @@ def compiled(classifier: Classifier, sizes: Sequence[int]) -> tuple[Program, lis
     for size in sizes:
         images = np.zeros((size, *classifier.metadata["input_shape"][1:]), np.uint8)
         if np.isnan(program(images)).any():
-            raise UserError("the model says NaN; train it again, with a lower --learning-rate")
+            raise UserError("the model predicts NaN; train it again with a lower --learning-rate")
         begun = time.perf_counter()
         program(images)
         seconds = min(seconds, (time.perf_counter() - begun) / size)
@@ -76,7 +76,7 @@ def compiled(classifier: Classifier, sizes: Sequence[int]) -> tuple[Program, lis
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket; port 0 is any that is free. Raises UserError if the address cannot be had."""
+    """A socket; port 0 is any free port. Raises UserError if the address is not available."""
     try:
         family, *_, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -91,9 +91,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def bound_sending(listener: socket.socket, seconds: float) -> None:
-    """Lets the system close connections whose clients take nothing of an answer for so long.
+    """Lets the system close connections whose clients do not read their answer for that long.
 
-    Linux alone can. Elsewhere they stay, and count among MAX_CONNECTIONS.
+    Only Linux supports this. Elsewhere they stay open, and count towards MAX_CONNECTIONS.
     """
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * seconds))
@@ -108,10 +108,10 @@ async def answer(
     seconds: float,
     stop: asyncio.Event,
 ) -> None:
-    """Answers requests until `stop`, then those whose headers were read before.
+    """Answers requests until `stop`, then finishes those whose headers were read before.
 
     Args:
-      listener: is closed.
+      listener: this function closes it.
       labels: the name of each class.
       program: see `Batcher`, as `sizes` and `most_waiting`.
       sizes: of the batches.
@@ -147,22 +147,22 @@ async def answer(
 def serve(
     classifier: Classifier, host: str, port: int, sizes: Sequence[int], seconds: float
 ) -> None:
-    """Serves until SIGTERM or SIGINT; then answers what it has accepted, within its time.
+    """Serves until SIGTERM or SIGINT; then answers the accepted requests within their time limit.
 
-    Prints one line, with the address, once it can be asked.
+    Prints one line with the address when the server is ready.
 
     Args:
       classifier: the model.
-      host: where to listen.
-      port: 0 is any that is free.
+      host: the address to listen on.
+      port: 0 is any free port.
       sizes: batch sizes to compile; 1 is always among them.
       seconds: see `answer`.
 
     Raises:
-      UserError: if the address cannot be had.
+      UserError: if the address is not available.
     """
     with listen(host, port) as listener:
-        # Tornado warns of every malformed request; clients must not fill the log.
+        # Tornado warns about every malformed request; clients must not fill the log.
         logging.getLogger("tornado.general").setLevel(logging.ERROR)
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         signal.signal(signal.SIGTERM, _stop)
@@ -178,7 +178,7 @@ def serve(
             print(f"serving {classifier.metadata['model']} on http://{shown}:{number}", flush=True)
             await answer(listener, classifier.labels, program, sizes, most, seconds, stop)
 
-        gc.freeze()  # What lives for ever need not be looked at again.
+        gc.freeze()  # Permanent objects need no further collection.
         asyncio.run(until_signalled())
 
 
