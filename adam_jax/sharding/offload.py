@@ -94,7 +94,7 @@ def offload(
     """
     if to != "pinned_host":
         raise ValueError(
-            f"to must be 'pinned_host', got {to!r}: devices can read only that host memory."
+            f"to must be 'pinned_host', got {to!r}: it is the host memory that a device reads."
         )
     where = check_expression("where", where)
     return Transformation.around(Offloaded(body_of("tx", tx), to, where))
