@@ -214,8 +214,8 @@ def _standing_still(noted: dict[str, Noted]) -> list[str]:
                 if fmt.rounds and slot.rate < float(jnp.finfo(fmt.dtype).eps) / 4:
                     still[slot.name, str(fmt.dtype), slot.rate] += 1
     return [
-        f"{name} of {count} leaves is {dtype}, rounded to nearest, and stops changing: a step renews"
-        f" {rate:.1g} of it, less than half a unit in the last place,"
+        f"{name} of {count} leaves is {dtype}, rounded to nearest, and stops changing: a step"
+        f" renews {rate:.1g} of it, less than half a unit in the last place,"
         f" {float(jnp.finfo(dtype).eps) / 4:.1g}. Write"
         f" nu_dtype=adam_jax.stochastic(jnp.bfloat16) or jnp.int8."
         for (name, dtype, rate), count in still.items()
