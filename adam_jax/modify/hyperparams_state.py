@@ -145,7 +145,7 @@ def _fitted(name: str, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return jnp.broadcast_to(as_scalar(x), shape)
     except ValueError:
         raise ValueError(
-            f"{name} must be one number, or have its shape in the state, {shape}, got"
+            f"{name} must be one number, or have the shape {shape} as in the state, got"
             f" shape {x.shape}."
         ) from None
 
@@ -158,7 +158,7 @@ def _only(state: State) -> HyperparamsState:
     nodes = found(state, _is_hyperparams_state)
     if len(nodes) != 1:
         what = "build the transformation as adam_jax.with_hyperparams(adamw)(learning_rate=...)"
-        what = "pass one part of the state, such as state[1]" if nodes else what
+        what = "pass the part of the state that you mean, such as state[1]" if nodes else what
         raise ValueError(
             f"the state must have one set of hyperparameters, got {len(nodes)}: {what}."
         )

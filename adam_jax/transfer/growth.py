@@ -64,7 +64,7 @@ class Growth:
 
     @property
     def width(self) -> float:
-        """The growth of the units whose gradient the leaf receives; for an output, of its inputs."""
+        """The growth of the layer whose gradient the leaf has; for an output, of its inputs."""
         return self.fan_in if self.role == "output" else self.fan_out
 
 
