@@ -38,7 +38,7 @@ def first_matches(
     for i, expression in enumerate(expressions):
         if check and i not in found:
             taken = any(re.fullmatch(expression, path) for path in paths)
-            why = "only leaves that earlier expressions match" if taken else "nothing"
+            why = "only leaves that expressions before it took" if taken else "nothing"
             raise ValueError(
                 f"the expression {expression!r} matches {why}: it must match the whole"
                 f" path of a leaf, such as one of {paths}."

@@ -219,7 +219,7 @@ def pack_small_leaves(inner: optax.GradientTransformation, below: int = 65536) -
     whole = [type(x.rule).__name__ for x in stages if not x.rule.elementwise or x.mask]
     if whole:
         raise ValueError(
-            f"inner must be elementwise to be packed, got {whole[0]}: pack the member"
+            f"inner must treat each element by itself to be packed, got {whole[0]}: pack the member"
             f" without it, or leave pack_small_leaves out."
         )
     policies = [d for stage in stages for d in stage.dtypes if isinstance(d, SlotPolicy | Format)]
