@@ -203,7 +203,7 @@ def conditional_updates(
 
 
 def _weight(weight: jax.typing.ArrayLike) -> jax.Array:
-    instead = "pass the micro-batch's number of tokens, for example, or omit it for 1"
+    instead = "pass the micro-batch's number of tokens, for example, or leave it out for 1"
     weight = check_scalar("weight", weight, instead=instead)
     weight = jnp.asarray(weight, jnp.float32)
     return jnp.where(weight > 0, weight, 0)  # NaN, from 0/0 tokens, counts as 0 too.
