@@ -207,7 +207,7 @@ def pack_small_leaves(inner: optax.GradientTransformation, below: int = 65536) -
         got = error if isinstance(inner, Transformation) else type(inner).__name__
         raise ValueError(
             f"inner must be a member of adam_jax, such as adamw(1e-3), got {got}: put"
-            f" pack_small_leaves innermost, inside chain, accumulate, ..."
+            f" pack_small_leaves innermost, and chain, accumulate, ... around it."
         ) from None
     if body.factors:
         raise ValueError(

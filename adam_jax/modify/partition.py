@@ -204,7 +204,7 @@ def partitioned(entries: Mapping[str, Entry], arguments: Named) -> Transformatio
     if arguments and not factories_in(entries):
         raise ValueError(
             f"{sorted(arguments)} must be arguments of functions that make an optimizer, got only"
-            f" optimizers: write adamw instead of adamw(1e-3)."
+            f" optimizers: write adamw where adamw(1e-3) is."
         )
     return Transformation.around(Partition(tuple(bodies), tuple(entries)))
 
