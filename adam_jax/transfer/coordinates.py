@@ -296,7 +296,7 @@ def _sizes(leaves: list[jax.Array], start: list[jax.Array]) -> jax.Array:
 
 
 def _rms(x: jax.Array) -> jax.Array:
-    """The root mean square, scaled so that squares of tiny changes do not underflow."""
+    """The root mean square, scaled so that squares stay in range: a change may be tiny."""
     sizes = jnp.abs(x)
     unit = jnp.max(sizes)
     unit = jnp.where(unit > 0, unit, 1)
