@@ -1,10 +1,10 @@
-"""Runs that begin in one library and go on in another, and states in other forms.
+"""Converts optimizer states, so that a run can start in one library and continue in another.
 
     state = convert.from_torch(optimizer.state_dict(), params, tx, names=names)
 
-Nothing here opens a file, and nothing is unpickled: the arguments are what is loaded already, by
+Nothing here opens a file or unpickles: the arguments are already loaded, by
 `torch.load(file, weights_only=True)`, safetensors, `numpy.load` or Orbax. No other library is
-imported either; arrays go by way of NumPy.
+imported; arrays pass through NumPy.
 """
 
 from adam_jax.convert.bitsandbytes import from_bitsandbytes

@@ -1,4 +1,4 @@
-"""States of bitsandbytes, of 8 and 32 bits: codes are decoded to float32."""
+"""8-bit and 32-bit states of bitsandbytes; codes are decoded to float32."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -17,9 +17,9 @@ from adam_jax.family.ademamix import ScaleByAdemamixState
 
 KINDS = (optax.ScaleByAdamState, optax.ScaleByLionState, ScaleByAdemamixState)
 WRAPPED = "__bnb_optimizer_quant_state__"
-"""Below this `state_dict()` keeps everything but the step; older versions do not."""
+"""The key under which `state_dict()` has everything but the step; older versions lack it."""
 BLOCKS = (256, 2048)
-"""Elements of the flattened array that share a scale: today, and before 0.44."""
+"""Elements of the flattened array that share a scale: now, and before 0.44."""
 
 
 def from_bitsandbytes(
@@ -30,23 +30,23 @@ def from_bitsandbytes(
     names: Names | None = None,
     order: Sequence[str] | None = None,
 ) -> State:
-    """A state of `tx` that goes on where an optimizer of bitsandbytes stopped.
+    """A state of `tx` that continues the run of a bitsandbytes optimizer.
 
     Args:
       state_dict: `optimizer.state_dict()` of Adam, AdamW, Lamb, Lion or AdEMAMix, of 8 or 32 bits.
-      params: our parameters.
-      tx: what goes on. 8-bit moments are decoded to float32 and stored as `tx` stores them: without
-        loss in float32, rounded again in `jnp.int8`. Weight decay is decoupled in bitsandbytes, in
-        Adam too: write `adamw`.
+      params: the parameters in JAX.
+      tx: the transformation that continues. 8-bit moments are decoded to float32 and stored as `tx`
+        stores them: lossless in float32, rounded again in `jnp.int8`. Weight decay is decoupled in
+        bitsandbytes, in Adam too: write `adamw`.
       names: as in `from_torch`.
       order: as in `from_torch`.
 
     Returns:
-      The state, as `from_torch` makes it.
+      The state, as in `from_torch`.
 
     Raises:
-      ValueError: as `from_torch`; also for codes without a map, or whose scales fit neither blocks
-        of 256 nor of 2048.
+      ValueError: as in `from_torch`; also for codes without a map, or with scales that fit neither
+        blocks of 256 nor of 2048.
     """
     target = Target(params, tx)
     kinds = target.kinds.values()
@@ -60,21 +60,21 @@ def from_bitsandbytes(
 
 
 def _slots(entry: Named, kinds: Collection[type]) -> dict[str, Named]:
-    """By our name of each slot, its part of the entry: `state`, and for codes `absmax`, `qmap`."""
+    """The part of an entry for each of our slots: `state`, and for codes `absmax`, `qmap`."""
     slots = {}
     for i, slot in ((1, "mu"), (2, "nu")):
         names = [name for name in ("state", "absmax", "qmap") if f"{name}{i}" in entry]
         if "state" in names:
             slots[slot] = {name: as_numpy(entry[f"{name}{i}"]) for name in names}
     if ScaleByAdemamixState in kinds and "mu" in slots:
-        both = slots.pop("mu")  # Both averages in one array, one after the other.
+        both = slots.pop("mu")  # Both averages, stacked in one array.
         for i, slot in enumerate(("m1", "m2")):
             slots[slot] = {name: x if name == "qmap" else x[i] for name, x in both.items()}
     return slots
 
 
 def _decoded(key: str, part: Named) -> np.ndarray:
-    """The array. A code is an index into the map, whose numbers are in units of the scale."""
+    """The decoded array. A code indexes the map, whose numbers are in units of the scale."""
     state = part["state"]
     if state.dtype != np.uint8:
         return state

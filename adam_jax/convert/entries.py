@@ -1,4 +1,4 @@
-"""Named arrays of other libraries: what is wanted, what is there, and what is wrong with it."""
+"""Matches the named arrays of other libraries with the wanted ones and reports mismatches."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
@@ -13,16 +13,16 @@ from adam_jax.engine.trees import leaf_paths
 from adam_jax.formats.blockwise import sharding_of
 
 Wanted: TypeAlias = tuple[str, Layout, tuple[int, ...]]
-"""The name of an array in another library, the layout of its parameter, and our shape of that."""
+"""The name of an array in another library, and the layout and our shape of its parameter."""
 
 
 def matched(
     argument: str, found: Mapping[str, Any], wanted: Mapping[Any, Wanted]
 ) -> dict[Any, np.ndarray]:
-    """The arrays that are wanted, as they lie here, under the keys of `wanted`.
+    """The wanted arrays in our layout, under the keys of `wanted`.
 
     Raises:
-      ValueError: some are missing, others too many, or of a wrong shape; the message lists them.
+      ValueError: arrays are missing, extra or misshapen; the message lists them.
     """
     arrays, misshapen = {}, []
     names = {name for name, _, _ in wanted.values()}
@@ -41,15 +41,15 @@ def matched(
 def complain(
     argument: str, missing: Iterable[str], extra: Iterable[str], misshapen: Iterable[str] = ()
 ) -> None:
-    """Raises the error about entries that do not fit, if there are any."""
+    """Raises an error that lists the entries that do not fit, if there are any."""
     kinds = {"missing": missing, "extra": extra, "misshapen": misshapen}
     wrong = [f"{kind}: {listed(sorted(keys))}" for kind, keys in kinds.items() if keys]
     if wrong:
         fused = any("in_proj_" in key for key in (*extra, *misshapen))
         raise ValueError(
             f"{argument} must have one entry of the right shape for each slot of each parameter:"
-            f" {'; '.join(wrong)}. Write names={{path: name or Layout}} for what is called, or"
-            f" lies, otherwise{f'; {SPLIT_FIRST}' if fused else '.'}"
+            f" {'; '.join(wrong)}. Write names={{path: name or Layout}} for entries with another"
+            f" name or layout{f'; {SPLIT_FIRST}' if fused else '.'}"
         )
 
 
@@ -59,19 +59,19 @@ def by_path(params: Params) -> Named:
 
 
 def as_numpy(x: Leaf) -> np.ndarray:
-    """An array of NumPy, JAX, Keras or PyTorch, without importing any of the last three."""
-    for detached in ("detach", "cpu"):  # A tensor that has a gradient, or lies on a GPU.
+    """Converts an array of NumPy, JAX, Keras or PyTorch without importing the last three."""
+    for detached in ("detach", "cpu"):  # For tensors with a gradient or on a GPU.
         x = getattr(x, detached)() if hasattr(x, detached) else x
-    if str(getattr(x, "dtype", "")) == "torch.bfloat16":  # For which NumPy has no dtype.
+    if str(getattr(x, "dtype", "")) == "torch.bfloat16":  # NumPy has no such dtype.
         x = x.float()
     return np.asarray(x)
 
 
 def whole_steps(argument: str, steps: Leaf) -> int:
-    """Steps taken; of more than int32 has the largest, where the counts of this package stop.
+    """Steps taken, at most the largest int32, where the counts of this package stop.
 
     Raises:
-      ValueError: it is no whole number above 0.
+      ValueError: it is not a whole number above 0.
     """
     steps = as_numpy(steps)
     valid = steps.ndim == 0 and steps.dtype.kind in "iuf" and np.isfinite(steps)
@@ -84,7 +84,7 @@ def whole_steps(argument: str, steps: Leaf) -> int:
 
 
 def placed_like(x: Leaf, like: PyTree) -> jax.Array:
-    """An array on the devices of another, if those are settled."""
+    """An array on the devices of another, if that has a known sharding."""
     sharding = sharding_of(like)
     return jnp.asarray(x) if sharding is None else jax.device_put(x, sharding)
 
@@ -96,17 +96,17 @@ def params_from_named(
 
     Args:
       arrays: `dict(model.named_parameters())` of PyTorch, `{v.path: v for v in
-        model.trainable_variables}` of Keras (with `separator="/"`), or the same from a file: what
-        NumPy, JAX or PyTorch can make an array of.
-      params: the tree that is wanted, with its shapes and dtypes.
-      names: see `from_torch`.
-      separator: between the keys of a path, for leaves that `names` does not name.
+        model.trainable_variables}` of Keras (with `separator="/"`), or the same from a file; any
+        values that NumPy, JAX or PyTorch can make arrays of.
+      params: the wanted tree, with its shapes and dtypes.
+      names: as in `from_torch`.
+      separator: between the keys of a path, for leaves that are not in `names`.
 
     Returns:
       A tree like `params`.
 
     Raises:
-      ValueError: an array is missing, too many or misshapen; the message lists them.
+      ValueError: arrays are missing, extra or misshapen; the message lists them.
     """
     leaves = by_path(params)
     layout = layouts(leaves, names, separator)
@@ -119,10 +119,10 @@ def params_from_named(
 def params_to_named(
     params: Params, *, names: Names | None = None, separator: str = "."
 ) -> dict[str, np.ndarray]:
-    """The opposite of `params_from_named`: NumPy arrays by the other library's names.
+    """The inverse of `params_from_named`: NumPy arrays by the other library's names.
 
-    For PyTorch: `model.load_state_dict({k: torch.as_tensor(x) for k, x in named.items()})`. What
-    has 16 bits is float32 there, since NumPy has no bfloat16; PyTorch rounds it back.
+    For PyTorch: `model.load_state_dict({k: torch.as_tensor(x) for k, x in named.items()})`. 16-bit
+    parameters become float32, since NumPy has no bfloat16; PyTorch rounds them back.
     """
     leaves = by_path(params)
     layout = layouts(leaves, names, separator)
@@ -130,10 +130,10 @@ def params_to_named(
 
 
 def as_theirs(layout: Layout, path: str, x: Leaf) -> np.ndarray:
-    """Our array as theirs: a copy, at least float32.
+    """Our array in their layout: a copy, at least float32.
 
     Raises:
-      ValueError: it does not fit the layout; the message has the path.
+      ValueError: it does not fit the layout; the message names its path.
     """
     x = np.asarray(x)
     try:

@@ -1,4 +1,4 @@
-"""What `flax.serialization` must be told of to write every state of this package."""
+"""Registers containers with `flax.serialization`, so that it can write every state."""
 
 from typing import Any
 
@@ -20,12 +20,13 @@ CONTAINERS = (Blocks, Factors, Means, Rounded, Packed)
 def register_with_flax() -> None:
     """Lets `flax.serialization` write moments that are stored in containers of this package.
 
-    Those are moments of 8 and 4 bits, stochastically rounded, factored, packed, and block means.
+    The containers hold 8-bit and 4-bit, stochastically rounded, factored and packed moments, and
+    block means.
 
-    Once in a program, before `flax.serialization.to_bytes`, `from_bytes` and what is built on them
-    (`flax.training.checkpoints`). Orbax needs nothing of the kind. A state is restored into one
-    that `tx.init` made. What is stored otherwise than in there is an error with its path, also
-    codes of another dtype, power or block.
+    Call it once per program, before `flax.serialization.to_bytes`, `from_bytes` and functions built
+    on them (`flax.training.checkpoints`). Orbax does not need it. Restore a state into one that
+    `tx.init` made. A moment that is stored differently there, including codes of another dtype,
+    power or block, raises an error that names its path.
     """
     from flax import serialization
 
@@ -59,7 +60,7 @@ def register_with_flax() -> None:
 
 
 def _parts(x: Leaf) -> Named:
-    """What is right inside a container, by the names that Orbax has for it too."""
+    """The direct parts of a container, by the names that Orbax uses too."""
     flat, _ = jax.tree_util.tree_flatten_with_path(x, is_leaf=lambda y: y is not x)
     return {jax.tree_util.keystr(path, simple=True): part for path, part in flat}
 
@@ -82,5 +83,5 @@ def _is_int4(x: Leaf) -> bool:
 
 
 def _written(x: Leaf) -> Leaf:
-    """Codes of 4 bits as those of 8: NumPy, and so msgpack, has no name for the others."""
+    """4-bit codes as 8-bit codes: NumPy, and thus msgpack, has no name for int4."""
     return x.astype(jnp.int8) if _is_int4(x) else x

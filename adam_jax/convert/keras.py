@@ -24,27 +24,27 @@ def from_keras(
     *,
     names: Names | None = None,
 ) -> State:
-    """A state of `tx` that goes on where an optimizer of Keras 3 stopped.
+    """A state of `tx` that continues the run of a Keras 3 optimizer.
 
     Args:
       variables: `optimizer.variables` of Adam, AdamW, Nadam, Adamax, Lion or Lamb, with or without
-        amsgrad; or `{v.path: v for v in optimizer.variables}`, as an .npz file of them has it. They
-        are found by their paths, `adam/sequential_dense_kernel_momentum`; the learning rate among
-        them is not read.
-      params: our parameters, such as `params_from_named` makes of those of the model.
-      tx: what goes on. docs/migrating/keras.md says which arguments make the two equal; `amsgrad`
-        needs `max_before_correction=True`, `nadam` `momentum_decay=1.0`.
-      names: by the path of a leaf, `dense/kernel`, the path of its variable in Keras, as in
-        `model.trainable_variables`: `sequential/dense/kernel`. A leaf that is not named has the
-        same path. Kernels lie as in Flax.
+        amsgrad; or `{v.path: v for v in optimizer.variables}`, as stored in an .npz file. They are
+        found by path, `adam/sequential_dense_kernel_momentum`; the learning rate among them is not
+        read.
+      params: the parameters in JAX, such as `params_from_named` makes of the model's.
+      tx: the transformation that continues. docs/migrating/keras.md lists the arguments that make
+        the two equal; `amsgrad` needs `max_before_correction=True`, `nadam` `momentum_decay=1.0`.
+      names: maps the path of a leaf, `dense/kernel`, to the path of its variable in Keras, as in
+        `model.trainable_variables`: `sequential/dense/kernel`. A leaf that is not in `names` has
+        the same path there. Kernels have the layout of Flax.
 
     Returns:
-      The state, as `from_torch` makes it; its counts are the optimizer's `iterations`.
+      The state, as in `from_torch`; its counts are the optimizer's `iterations`.
 
     Raises:
-      ValueError: variables that are missing, too many or misshapen, listed (an average of the
-        weights and a gradient accumulator are too many: convert without them, where none is in the
-        making); a `tx` that keeps something else.
+      ValueError: missing, extra or misshapen variables, listed (an average of the weights and a
+        gradient accumulator are extra: convert without them, and not in the middle of an
+        accumulation); a `tx` with other slots.
     """
     target = Target(params, tx)
     rules = twin_rules("Keras", params, tx, target.kinds.values(), KINDS)
@@ -69,7 +69,7 @@ def from_keras(
 
 
 def _by_name(variables: PyTree) -> Named:
-    """The variables by their path without the optimizer's name in front; no learning rate."""
+    """The variables by their path without the optimizer's name, except the learning rate."""
     if not isinstance(variables, Mapping):
         if not isinstance(variables, Iterable):
             raise ValueError(
@@ -86,8 +86,8 @@ def _by_name(variables: PyTree) -> Named:
         variables = {v.path: v for v in variables}
     found = {path.rpartition("/")[2]: v for path, v in variables.items()}
     found.pop("learning_rate", None)
-    # Nadam's product of momenta has no name of its own, and no optimizer's in front: Keras calls
-    # what nobody has named `variable`, `variable_1`, ...
+    # Nadam's product of momenta has neither a name nor the optimizer's prefix: Keras calls unnamed
+    # variables `variable`, `variable_1`, ...
     nameless = [path for path in variables if re.fullmatch(r"variable(_\d+)?", path)]
     if len(nameless) == 1 and not np.ndim(as_numpy(variables[nameless[0]])):
         found[U_PRODUCT] = found.pop(nameless[0])

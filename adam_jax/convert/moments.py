@@ -1,7 +1,7 @@
-"""The moments in a state, by the path of their parameter: read out of one tree, put into another.
+"""Reads the moments of one state by parameter path and writes them into another.
 
-Every conversion goes through here. What is not moments or a count of optimizer steps (an average
-of the parameters, a gradient in the middle of accumulation) is nobody else's, and starts anew.
+Every conversion uses this module. Only moments and counts of optimizer steps are transferred.
+Anything else (an average of the parameters, a partly accumulated gradient) restarts.
 """
 
 import functools
@@ -28,11 +28,11 @@ from adam_jax.formats.policy import format_of
 from adam_jax.modify.pack import is_packed, pack_state, unpack_state
 
 Key = tuple[str, str]
-"""The path of a parameter, and a slot of its: `("layers/0/kernel", "mu")`."""
+"""The path of a parameter and one of its slots: `("layers/0/kernel", "mu")`."""
 
 
 class Target:
-    """The state that a transformation begins with, and which moments it has places for.
+    """The initial state of a transformation, and the moments that it can hold.
 
     Attributes:
       kinds: the type of the member's state, for each path and slot.
@@ -60,7 +60,7 @@ class Target:
         self.shapes = dict(zip(leaf_paths(params), map(np.shape, leaves), strict=True))
 
     def filled(self, slots: Mapping[Key, Stored], counts: Mapping[str, int]) -> State:
-        """The state with these moments, which are those that there are places for.
+        """The state with these moments, which must be exactly those that it holds.
 
         Args:
           slots: as from `read`; or NumPy arrays.
@@ -75,8 +75,8 @@ class Target:
                 few = [f"{path}: {count}" for path, count in sorted(taken.items())]
                 raise ValueError(
                     f"the parameters of one {type(x).__name__} must have taken the same number of"
-                    f" steps, got {listed(few)}: put those that began later into a transformation"
-                    f" of their own, optax.partition."
+                    f" steps, got {listed(few)}: give those that started later a separate"
+                    f" transformation, by optax.partition."
                 )
             steps = max(taken.values(), default=latest)
             new = {name: jnp.full_like(getattr(x, name), steps) for name in fields.counts}
@@ -101,10 +101,10 @@ def read(state: State, params: Params) -> tuple[dict[Key, Stored], dict[str, int
     """The moments in a state of this package or of Optax.
 
     Returns:
-      What is stored, in its format; and optimizer steps, by the path of the parameter.
+      The stored moments, in their formats; and optimizer steps by parameter path.
 
     Raises:
-      ValueError: there are none, or counts that are not one number.
+      ValueError: there are no moments, or a count is not a scalar.
     """
     slots: dict[Key, Stored] = {}
     counts: dict[str, int] = {}
@@ -118,7 +118,7 @@ def read(state: State, params: Params) -> tuple[dict[Key, Stored], dict[str, int
         count = getattr(member, fields.counts[0])
         if np.ndim(count):
             raise ValueError(
-                f"state must be that of one run, got counts of shape {np.shape(count)}: take one"
+                f"state must be that of one run, got counts of shape {np.shape(count)}: select one"
                 f" of a population, jax.tree.map(lambda x: x[i], state)."
             )
         stored = _stored(member, params)
@@ -144,14 +144,14 @@ def left_behind(state: State) -> list[str]:
 
 
 def map_states(f: Function, state: State) -> State:
-    """f of every state that is known or has such inside, at any depth, the inner before the outer.
+    """Applies f to every known state and to states around one, at any depth, inner ones first.
 
     Raises:
-      ValueError: nothing is known of one.
+      ValueError: such a state has an unknown type.
     """
 
     def is_wanted(x: Leaf) -> bool:
-        # Not a NamedTuple of the user's, such as parameters beside the state.
+        # Excludes the user's NamedTuples, such as parameters beside the state.
         return is_state(x) and bool(found(x, is_known))
 
     def walk(x: Leaf) -> Leaf:
@@ -163,10 +163,10 @@ def map_states(f: Function, state: State) -> State:
 
 
 def _stored(member: State, params: Params) -> dict[Key, Stored]:
-    """What a state keeps for each parameter that is its, slot by slot in the order of the leaves.
+    """The stored moments of each parameter of a state, slot by slot in the order of the leaves.
 
-    `optax.MaskedNode`, where it keeps nothing, may stand for a whole subtree of the parameters, as
-    the labels of `optax.partition` do.
+    An `optax.MaskedNode` may replace a whole subtree of parameters without moments, as the labels
+    of `optax.partition` do.
     """
     whole, paths = jax.tree.structure(params, is_leaf=lambda x: x is None), leaf_paths(params)
     stored = {}
@@ -196,7 +196,7 @@ def _is_masked(x: Leaf) -> bool:
 
 
 def _encoded(x: Leaf, like: PyTree) -> Leaf:
-    """What is to be stored, in the form of `like`: as it is, if that is its form already."""
+    """Encodes x in the format of `like`; unchanged if it has that format already."""
     fmt = format_of(like)
     if format_of(x) != fmt:
         x = _encode(fmt, dense(x))
@@ -204,13 +204,13 @@ def _encoded(x: Leaf, like: PyTree) -> Leaf:
 
 
 def dense(stored: Stored) -> jax.Array:
-    """What is stored, as one number per element, at least float32."""
+    """Decodes a stored array to one number per element, at least float32."""
     is_array = isinstance(format_of(stored), Dense)
     dtype = arithmetic_dtype(stored) if is_array else jnp.result_type(float)
     return _decode(fetched(stored), dtype)
 
 
-# One program for each shape, where they would be one for each operation.
+# Under jit there is one program per shape, not one per operation.
 _decode = jax.jit(decoded, static_argnums=1)
 
 

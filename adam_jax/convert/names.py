@@ -1,4 +1,4 @@
-"""Which entry of another library belongs to which leaf, and how its array lies there."""
+"""Maps leaves to the entries of another library, and their arrays to its layouts."""
 
 import dataclasses
 import math
@@ -10,25 +10,25 @@ import numpy as np
 from adam_jax._types import PyTree
 
 SHOWN = 12
-"""Of each kind of mistake, so many paths are listed before they are counted."""
+"""The number of paths listed for each kind of mistake; the rest are counted."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The name of a parameter in another library, and how its array lies there.
+    """The name of a parameter in another library, and the layout of its array there.
 
-    Theirs becomes ours like this: `theirs.reshape(split).transpose(axes).reshape(ours.shape)`.
+    Their array becomes ours by `theirs.reshape(split).transpose(axes).reshape(ours.shape)`.
 
     Attributes:
       name: of the parameter there: `layers.0.weight`.
-      axes: in our order, the axes of theirs, as in `numpy.transpose`; None for the same order.
-      split: for each axis of theirs, the sizes that it is split into before the axes are moved, and
-        -1 for one that is left whole. `(-1, (C, H, W))` with the axes `(2, 3, 1, 0)` is a linear
-        layer behind the flattened output of a convolution, which is C, H, W in PyTorch and H, W, C
-        in Flax; `((heads, size), -1)` with `(2, 0, 1)` is a projection of attention. None for none.
+      axes: their axes in our order, as in `numpy.transpose`; None for the same order.
+      split: for each of their axes, the sizes it is split into before the transpose, and -1 for an
+        axis that stays whole. `(-1, (C, H, W))` with the axes `(2, 3, 1, 0)` is a linear layer
+        after the flattened output of a convolution, which is C, H, W in PyTorch and H, W, C in
+        Flax; `((heads, size), -1)` with `(2, 0, 1)` is a projection of attention. None splits none.
 
     Raises:
-      ValueError: more than one -1 beside axes that are split, which leaves their sizes open.
+      ValueError: `split` has more than one -1, which leaves sizes undetermined.
     """
 
     name: str
@@ -38,15 +38,15 @@ class Layout:
     def __post_init__(self) -> None:
         if self.split is not None and self.split.count(-1) > 1:
             raise ValueError(
-                f"split must have one -1 at most, got {self.split!r} for {self.name!r}: write the"
+                f"split must have at most one -1, got {self.split!r} for {self.name!r}: write the"
                 f" sizes of the other axes."
             )
 
     def ours(self, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """Their array as ours, which has this shape.
+        """Their array in our layout, with this shape.
 
         Raises:
-          ValueError: it cannot be.
+          ValueError: the shapes do not fit.
         """
         if self.split is not None:
             sizes = [
@@ -65,10 +65,10 @@ class Layout:
         return np.array(x, order="C")
 
     def theirs(self, x: np.ndarray) -> np.ndarray:
-        """Our array as theirs.
+        """Our array in their layout.
 
         Raises:
-          ValueError: it cannot be.
+          ValueError: the shapes do not fit.
         """
         parts = None if self.split is None else [np.atleast_1d(p).tolist() for p in self.split]
         axes = range(x.ndim) if self.axes is None else self.axes
@@ -85,7 +85,7 @@ class Layout:
 
 
 Names: TypeAlias = Mapping[str, str | Layout]
-"""By the path of a leaf of ours: the name there, or a `Layout`, where it lies otherwise."""
+"""Maps the path of a leaf to its name there, or to a `Layout` if its array has another layout."""
 
 
 def linear(
@@ -96,12 +96,12 @@ def linear(
     Args:
       ours: the path of a Flax `Dense` or `nnx.Linear`: "Dense_0".
       theirs: the path of the `torch.nn.Linear`: "classifier.0".
-      bias: whether there is one.
+      bias: whether the layer has one.
       flattened: (C, H, W), if its input is the flattened output of a convolution of that shape:
         Flax flattens it in the order H, W, C.
 
     Returns:
-      A dictionary for `names=`; join several by `|`.
+      A dictionary for `names=`; join several with `|`.
     """
     if flattened is None:
         return _layer(ours, theirs, (1, 0), None, bias)
@@ -114,9 +114,9 @@ def conv(ours: str, theirs: str, *, dims: int = 2, bias: bool = True) -> dict[st
     Args:
       ours: the path of a Flax `Conv`: "Conv_0".
       theirs: the path of the `torch.nn.Conv1d`, `Conv2d` or `Conv3d`. (Not of a transposed
-        convolution, whose window Flax also turns round.)
+        convolution, whose window Flax also flips.)
       dims: of the window.
-      bias: whether there is one.
+      bias: whether the layer has one.
 
     Returns:
       A dictionary for `names=`.
@@ -136,7 +136,7 @@ def layouts(paths: Iterable[str], names: Names | None, separator: str = ".") -> 
     """The layout of every leaf: that in `names`, or its path with another separator.
 
     Raises:
-      ValueError: `names` has paths that are none, or the same name for two leaves.
+      ValueError: `names` has unknown paths, or the same name for two leaves.
     """
     paths, names = list(paths), names or {}
     unknown = sorted(set(names) - set(paths))
@@ -165,7 +165,7 @@ SPLIT_FIRST = (
 
 
 def listed(keys: Iterable[str]) -> str:
-    """The keys, the first of many, and how many more there are."""
+    """The first keys, and how many more there are."""
     keys = list(keys)
     more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
     return ", ".join(map(repr, keys[:SHOWN])) + more

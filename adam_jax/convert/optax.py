@@ -1,4 +1,4 @@
-"""States from Optax and to Optax: the same arrays, in another tree where the trees differ."""
+"""Converts states from and to Optax: the same arrays, in another tree if the trees differ."""
 
 from collections.abc import Mapping
 
@@ -15,29 +15,30 @@ from adam_jax.engine.states import found
 
 
 def from_optax(state: State, params: Params, tx: AnyTransformation) -> State:
-    """A state of `tx` that goes on where another transformation stopped: Optax's, or one of ours.
+    """A state of `tx` that continues the run of another transformation, Optax's or one of ours.
 
-    Where the trees agree, as those of an alias and its twin in Optax do, it is `state` itself,
-    moved to or from the memory of the host if only one of the two is offloaded. Else
-    the moments are looked for in `state`, at any depth, and put where `tx` keeps them, in the form
-    in which it stores them: from `optax.MultiSteps` to `accumulate`, from `optax.partition` to
-    `groups`, from `optax.inject_hyperparams` to `with_hyperparams`, from float32 to 8 bits. Between
-    `optax.partition` and `groups` of several optimizers with the same labels, parts that keep the
-    same (Muon's, say) are moved as they are.
+    If the trees agree, as those of an alias and its twin in Optax do, it is `state` itself, moved
+    to or from host memory if only one of the two is offloaded. Otherwise the moments are found in
+    `state`, at any depth, and placed where `tx` keeps them, in the formats of `tx`: from
+    `optax.MultiSteps` to `accumulate`, from `optax.partition` to `groups`, from
+    `optax.inject_hyperparams` to `with_hyperparams`, from float32 to 8 bits. Between
+    `optax.partition` and `groups` of several optimizers with the same labels, parts with the same
+    state (such as Muon's) are moved unchanged.
 
     Args:
       state: what `init` or `update` of the other transformation returned.
       params: the parameters.
-      tx: what goes on.
+      tx: the transformation that continues.
 
     Returns:
-      The state, with the moments bit for bit where both store them alike, and every count of
-      optimizer steps, those of schedules too, at that of the moments. Hyperparameters in the state
-      are those of `tx`. What `tx` keeps besides (an average of the parameters) begins anew.
+      The state. The moments are equal bit for bit if both store them alike. Every count of
+      optimizer steps, including those of schedules, is that of the moments. Hyperparameters in the
+      state are those of `tx`. Anything else that `tx` keeps (an average of the parameters)
+      restarts.
 
     Raises:
       ValueError: moments that only one of the two has, listed by path; arrays in `state` that would
-        be lost, such as an average of the parameters or gradients in the middle of accumulation.
+        be lost, such as an average of the parameters or partly accumulated gradients.
 
     Example:
       >>> import adam_jax, jax.numpy as jnp, optax
@@ -55,8 +56,8 @@ def from_optax(state: State, params: Params, tx: AnyTransformation) -> State:
     if lost := left_behind(_with_parts(state, dict.fromkeys(alike))):
         raise ValueError(
             f"state must have nothing but moments and counts to be moved to another tree, got"
-            f" {listed(lost)}: convert behind an optimizer step, and pass the part with the moments"
-            f" alone, optax.tree.get(state, 'ScaleByAdamState')."
+            f" {listed(lost)}: convert after an optimizer step, and pass only the part with the"
+            f" moments, optax.tree.get(state, 'ScaleByAdamState')."
         )
     wanted, given = ({"/".join(key) for key in x} for x in (target.kinds, slots))
     complain("state", wanted - given, given - wanted)
@@ -70,21 +71,21 @@ def from_optax(state: State, params: Params, tx: AnyTransformation) -> State:
 
 
 def to_optax(state: State, params: Params, tx: AnyTransformation) -> State:
-    """A state of Optax's `tx` that goes on where one of this package stopped; see `from_optax`.
+    """A state of Optax's `tx` that continues a run of this package; see `from_optax`.
 
     Args:
       state: of a transformation of this package.
       params: the parameters.
-      tx: Optax's, whose `init` says how the moments are stored: 8-bit ones are decoded.
+      tx: Optax's, whose `init` determines how the moments are stored: 8-bit ones are decoded.
 
     Raises:
-      ValueError: as `from_optax`.
+      ValueError: as in `from_optax`.
     """
     return from_optax(state, params, tx)
 
 
 def _moved(state: State, like: PyTree) -> State:
-    """The state where `like` is: on the device, or in the memory of the host."""
+    """The state in the memory of `like`: the device's or the host's."""
     pairs = zip(jax.tree.leaves(state), jax.tree.leaves(like), strict=True)
     if all(on_host(x) == on_host(y) for x, y in pairs):
         return state
@@ -92,7 +93,7 @@ def _moved(state: State, like: PyTree) -> State:
 
 
 def _alike(state: State, initial: State) -> dict[str, State]:
-    """By label the parts of an `optax.partition` whose trees agree: no moments are looked for."""
+    """The parts of an `optax.partition` whose trees agree, by label; they are moved unchanged."""
     both = [found(x, _is_partition) for x in (state, initial)]
     if any(len(partitions) != 1 for partitions in both):
         return {}
@@ -105,7 +106,7 @@ def _alike(state: State, initial: State) -> dict[str, State]:
 
 
 def _with_parts(state: State, parts: Mapping[str, State]) -> State:
-    """The state, with other parts in the `optax.partition` in it."""
+    """The state with parts of its `optax.partition` replaced."""
 
     def replaced(x: Leaf) -> Leaf:
         return optax.PartitionState({**x.inner_states, **parts}) if _is_partition(x) else x

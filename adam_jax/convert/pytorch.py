@@ -31,32 +31,32 @@ def from_torch(
     names: Names | None = None,
     order: Sequence[str] | None = None,
 ) -> State:
-    """A state of `tx` that goes on where an optimizer of PyTorch stopped.
+    """A state of `tx` that continues the run of a PyTorch optimizer.
 
     Args:
       state_dict: `optimizer.state_dict()` of Adam, AdamW, NAdam, RAdam or Adamax, with or without
-        amsgrad, or what `torch.load(file, weights_only=True)` made of one. Tensors of any device
-        and dtype, or NumPy arrays. Steps past 2³¹-1 count as so many, where counts here stop.
-      params: our parameters, such as `params_from_named` makes of those of the model.
-      tx: what goes on: a member, or transformations around it. docs/migrating/pytorch.md says
-        which arguments make the two equal; `amsgrad` needs `max_before_correction=True`, `nadam`
-        `momentum_decay=`.
-      names: by the path of a leaf, `layers/0/kernel`, its name in PyTorch, or a `Layout` where its
-        array lies otherwise: see `linear` and `conv`. A leaf that is not named has its path with
-        dots, `layers.0.kernel`.
-      order: the names in the order in which the optimizer was given the parameters, group after
-        group: `[name for name, _ in model.named_parameters()]` for `model.parameters()`. Not needed
-        where it was given `model.named_parameters()`, whose names are in `state_dict`.
+        amsgrad, or one loaded by `torch.load(file, weights_only=True)`. It holds tensors of any
+        device and dtype, or NumPy arrays. Steps are capped at 2³¹-1, where counts here stop.
+      params: the parameters in JAX, such as `params_from_named` makes of the model's.
+      tx: the transformation that continues: a member, or transformations around it.
+        docs/migrating/pytorch.md lists the arguments that make the two equal; `amsgrad` needs
+        `max_before_correction=True`, `nadam` `momentum_decay=`.
+      names: maps the path of a leaf, `layers/0/kernel`, to its name in PyTorch, or to a `Layout` if
+        its array has another layout: see `linear` and `conv`. A leaf that is not in `names` has its
+        path with dots, `layers.0.kernel`.
+      order: the names in the order in which the optimizer got the parameters, group after group:
+        `[name for name, _ in model.named_parameters()]` for `model.parameters()`. Not needed if it
+        got `model.named_parameters()`, whose names are in `state_dict`.
 
     Returns:
-      The state, with the moments as `tx` stores them, and every count of optimizer steps, those of
-      schedules too, at PyTorch's step. What is in it besides (an average of the parameters, say)
-      begins anew.
+      The state, with the moments as `tx` stores them. Every count of optimizer steps, including
+      those of schedules, is PyTorch's step. Anything else in it (such as an average of the
+      parameters) restarts.
 
     Raises:
-      ValueError: entries that are missing, too many or misshapen, listed; counts that differ
-        within one member (PyTorch has one per parameter); complex parameters, whose squares
-        PyTorch keeps apart; a `tx` that keeps something else.
+      ValueError: missing, extra or misshapen entries, listed; counts that differ within one member
+        (PyTorch has one per parameter); complex parameters, for which PyTorch squares real and
+        imaginary parts separately; a `tx` with other slots.
     """
     target = Target(params, tx)
     rules = twin_rules("PyTorch", params, tx, target.kinds.values(), KINDS)
@@ -74,24 +74,24 @@ def to_torch(
     names: Names | None = None,
     order: Sequence[str] | None = None,
 ) -> Named:
-    """A `state_dict` with which an optimizer of PyTorch goes on where `state` stopped.
+    """A `state_dict` with which a PyTorch optimizer continues the run of `state`.
 
     Args:
-      state: of `tx`, or of transformations around it; or Optax's twin of it.
+      state: of `tx`, of transformations around it, or of its twin in Optax.
       params: the parameters.
-      tx: the transformation, or the member in it: it says what nu is.
-      state_dict: `optimizer.state_dict()` of the optimizer that is to go on, new or not, whose
-        `param_groups` are kept as they are: hyperparameters are PyTorch's own affair.
+      tx: the transformation, or the member in it; it determines what nu is.
+      state_dict: `optimizer.state_dict()` of the optimizer that continues, new or not. Its
+        `param_groups`, and thus the hyperparameters, stay unchanged.
       names: as in `from_torch`.
       order: as in `from_torch`.
 
     Returns:
-      `state_dict` with `state` of NumPy arrays, float32 or wider. PyTorch wants tensors:
+      `state_dict` with NumPy arrays in `state`, float32 or wider. PyTorch needs tensors:
       `new["state"] = jax.tree.map(torch.as_tensor, new["state"])`, then
       `optimizer.load_state_dict(new)`.
 
     Raises:
-      ValueError: a parameter that the other side does not have, listed; what `from_torch` refuses.
+      ValueError: parameters that the other side lacks, listed; anything that `from_torch` rejects.
     """
     slots, counts = read(state, params)
     rules = twin_rules("PyTorch", params, tx, map(type, members(state)), KINDS)
@@ -156,7 +156,7 @@ def resumed(
     names: Names | None,
     name_of: Mapping[str, str],
 ) -> State:
-    """The state that goes on with entries of a state_dict; `name_of` has their word for a slot."""
+    """The state that continues from entries of a state_dict; `name_of` has their names of slots."""
     found = {
         f"{name}/{slot}": x
         for name, entry in entries.items()
@@ -184,7 +184,7 @@ def entries_of(
     """The entries of a state_dict, by the names of their parameters.
 
     Raises:
-      ValueError: there are none, or some without a parameter.
+      ValueError: there are no entries, or some without a parameter.
     """
     order = order_of(state_dict, order)
     entries = state_dict["state"]

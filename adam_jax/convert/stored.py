@@ -1,4 +1,4 @@
-"""Optimizer states from one form into another."""
+"""Converts the moments of a state between storage formats."""
 
 import jax
 import jax.numpy as jnp
@@ -29,25 +29,25 @@ def convert_state(
     nu_dtype: SlotDType = None,
     layers: LayersLike | None = None,
 ) -> State:
-    """The same state with its moments stored otherwise: in the middle of a run, or from Optax.
+    """Stores the moments of a state in other formats: in the middle of a run, or from Optax.
 
     Args:
-      state: of a member of this package, or of its twin in Optax, or of transformations around
-        them, at any depth.
-      mu_dtype: how averages of gradients are stored from now on, as in `scale_by_adam`; None leaves
-        them as they are.
-      nu_dtype: how averages of squares are stored, likewise.
-      layers: which leaves hold several layers, as `with_layers` was told; None for none. What is
-        factored or has codes is then chosen by the shape of one layer.
+      state: of a member of this package, of its twin in Optax, or of transformations around them,
+        at any depth.
+      mu_dtype: the new format of averages of gradients, as in `scale_by_adam`; None leaves them
+        unchanged.
+      nu_dtype: the new format of averages of squares, likewise.
+      layers: the stacked leaves, as in `with_layers`; None for none. Factors and codes are then
+        chosen by the shape of one layer.
 
     Returns:
-      A state that the same transformation goes on with: the state says how it is stored, not the
-      transformation, whose `mu_dtype` is for `init` alone. Moments are decoded to float32 and
-      rounded to the nearest of the new form, leaf by leaf.
+      A state with which the same transformation continues. The state determines how moments are
+      stored; the transformation's `mu_dtype` applies only to `init`. Moments are decoded to float32
+      and rounded to nearest in the new format, leaf by leaf.
 
     Raises:
-      ValueError: a dtype that cannot store a moment; a state without moments, or with packed ones,
-        or of a type of which nothing is known.
+      ValueError: a dtype that cannot store a moment; a state without moments, with packed ones, or
+        of an unknown type.
 
     Example:
       >>> import adam_jax, jax.numpy as jnp
@@ -80,7 +80,7 @@ def convert_state(
 
 
 def _stored(tree: PyTree, spec: SlotDType, slot: Slot, layers: Layers) -> PyTree:
-    """One accumulator of all leaves in another form."""
+    """One accumulator of all leaves in another format."""
     if spec is None:
         return tree
     if found(tree, is_packed):

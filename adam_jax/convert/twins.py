@@ -1,7 +1,7 @@
-"""Whether a member of this package keeps what its namesake in another library keeps.
+"""Checks that a member of this package keeps the same slots as its twin in another library.
 
-A state does not say it: AdaMax and Adam have the same fields. The rules inside a transformation
-do, where they can be seen: not through the closures of Optax (`optax.chain`, `optax.masked`).
+The state does not tell: AdaMax and Adam have the same fields. The rules inside a transformation do,
+but they are not visible through the closures of Optax (`optax.chain`, `optax.masked`).
 """
 
 from collections.abc import Iterable
@@ -24,12 +24,12 @@ def twin_rules(
     kinds: Iterable[type],
     allowed: tuple[type, ...],
 ) -> list[Rule]:
-    """The rules in a transformation that remember something; none where they cannot be seen.
+    """The rules with slots in a transformation; empty if they are not visible.
 
     Raises:
-      ValueError: not all `kinds` of states are `allowed`, those that the library has something for;
+      ValueError: not all `kinds` of states are `allowed`, those with an equivalent in the library;
         a second moment means something else there (the message says what to write instead); a
-        parameter is complex: other libraries keep other squares then.
+        parameter is complex, for which other libraries keep other squares.
     """
     wrong = {kind.__name__ for kind in kinds} - {kind.__name__ for kind in allowed}
     if wrong:
@@ -49,26 +49,26 @@ def twin_rules(
         if like_adam and not isinstance(second, EmaOfSquares | RunningMax | DecayingMax):
             name = type(rule if second is None else second).__name__
             raise ValueError(
-                f"tx must be adam, amsgrad, nadam, radam, adamax, lamb or the like, got the rule"
+                f"tx must be adam, amsgrad, nadam, radam, adamax, lamb or similar, got the rule"
                 f" {name}, which {library} does not have."
             )
     if complex_ones := [path for path, p in by_path(params).items() if np.iscomplexobj(p)]:
         raise ValueError(
-            f"params must be real to be converted, got complex {listed(complex_ones)}: elsewhere"
-            f" the squares of real and imaginary parts are kept apart, here they are one."
+            f"params must be real to be converted, got complex {listed(complex_ones)}: other"
+            f" libraries keep separate squares of real and imaginary parts, this one their sum."
         )
     return rules
 
 
 def is_maximum(rules: list[Rule], unseen: bool) -> bool:
-    """Whether nu is the largest gradient, as AdaMax has it; `unseen` where there are no rules."""
+    """Whether nu is the largest gradient, as in AdaMax; `unseen` if there are no rules."""
     if not rules:
         return unseen
     return any(isinstance(getattr(rule, "second", None), DecayingMax) for rule in rules)
 
 
 def momentum_product(rules: list[Rule], steps: int) -> float | None:
-    """Π of NAdam's momenta after so many steps, which other libraries keep; None for others.
+    """The product of NAdam's momenta after `steps`, which other libraries keep; None for others.
 
     Dozat 2016, section 3.1: the momentum of step t is b·(1 - 0.96^(tψ) / 2).
     """
@@ -76,7 +76,7 @@ def momentum_product(rules: list[Rule], steps: int) -> float | None:
     scheduled = [x for x in firsts if x is not None and x.momentum_decay is not None]
     if not scheduled:
         return None
-    # After a million steps it is 0, or moves no more.
+    # After a million steps it is 0 or constant.
     powers = np.arange(1, min(steps, 10**6) + 1, dtype=np.float64)
     powers *= float(scheduled[0].momentum_decay)
     b = 1.0 - float(scheduled[0].ema.rate.complement)
@@ -84,7 +84,7 @@ def momentum_product(rules: list[Rule], steps: int) -> float | None:
 
 
 def check_momentum_product(argument: str, found: Leaf, rules: list[Rule], steps: int) -> None:
-    """Checks that a run of NAdam had the momenta that it will have here.
+    """Checks that a run of NAdam had the same momenta as here.
 
     Raises:
       ValueError: it had others, or `tx` is not NAdam with a schedule of momenta.
@@ -94,11 +94,11 @@ def check_momentum_product(argument: str, found: Leaf, rules: list[Rule], steps:
     expected = momentum_product(rules, steps)
     if expected is None:
         raise ValueError(
-            f"tx must be nadam(..., momentum_decay=...) to go on with {argument}, which has the"
+            f"tx must be nadam(..., momentum_decay=...) to continue {argument}, which has the"
             f" product of NAdam's momenta: PyTorch's momentum_decay is 0.004, Keras's 1.0."
         )
     found = float(as_numpy(found))
-    # In float32, rounded at each step, and 0 after a thousand.
+    # A float32 product, rounded at each step and 0 after a thousand.
     if not np.isclose(found, expected, rtol=1e-3, atol=1e-30):
         raise ValueError(
             f"tx must have b1 and momentum_decay of the run in {argument}: after {steps} steps the"

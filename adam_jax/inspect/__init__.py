@@ -1,4 +1,4 @@
-"""What a run measured, and what it takes of memory, planned and live."""
+"""Measurements of a run, and its memory, predicted and live."""
 
 from adam_jax.inspect.advice import Advice, LeafAdvice, advise
 from adam_jax.inspect.amounts import Bytes, LiveBytes, PerParameter, Report

@@ -1,4 +1,4 @@
-"""What a transformation does with each leaf, in a table, and what looks like a mistake."""
+"""A table of what a transformation does with each leaf, and warnings about likely mistakes."""
 
 import collections
 import dataclasses
@@ -29,7 +29,7 @@ from adam_jax.rules.base import Rule
 
 
 class LeafAdvice(NamedTuple):
-    """What happens to one leaf.
+    """What a transformation does with one leaf.
 
     Attributes:
       path: as in `groups` and `by_path`.
@@ -37,9 +37,9 @@ class LeafAdvice(NamedTuple):
       dtype: of the parameter.
       state: bytes of the state per element of the parameter.
       storage: of each accumulator, by its name.
-      kernel: how it is stepped on TPUs: "one kernel", or "XLA: ..." with why; "" if it is not
-        stepped by this package.
-      decay: λ; "scheduled" if it is no plain number; "" for none.
+      kernel: how it is stepped on TPUs: "one kernel", or "XLA: ..." with the reason; "" if it is
+        not stepped by this package.
+      decay: λ; "scheduled" if it is not a plain number; "" for none.
       group: the expression of `groups` that it matches; "" without groups, or if none matches.
     """
 
@@ -62,7 +62,7 @@ class LeafAdvice(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Advice:
-    """What `advise` found; printed, it is a table, and a sentence for each warning.
+    """The result of `advise`; it prints as a table and a sentence for each warning.
 
     Attributes:
       leaves: of the parameters.
@@ -100,16 +100,16 @@ def advise(
     step: Function | None = None,
     args: Sequence[Any] | None = None,
 ) -> Advice:
-    """What happens to each leaf of a model, what it costs, and what looks like a mistake.
+    """Shows what happens to each leaf of a model, what it costs, and likely mistakes.
 
-    Nothing is allocated or run. Leaves whose paths differ by numbers alone share a row.
+    Nothing is allocated or run. Leaves whose paths differ only in numbers share a row.
 
     Args:
       params: the parameters, or `jax.ShapeDtypeStruct`s of them.
-      tx: any Optax transformation; storage, kernels and decay are known of those of this package.
-      step: the run's, `step(params, state, *args)`, as in `report`; if given, arrays that it does
-        not return in the memory of donated ones are a warning.
-      args: the other arguments of `step`; if left out, the gradients.
+      tx: any Optax transformation; storage, kernels and decay are shown for those of this package.
+      step: the run's step, `step(params, state, *args)`, as in `report`. With it, results that do
+        not reuse the memory of donated arrays cause a warning.
+      args: the other arguments of `step`; by default the gradients.
 
     Returns:
       An `Advice` to print; a notebook shows it as text.
@@ -214,8 +214,9 @@ def _standing_still(noted: dict[str, Noted]) -> list[str]:
                 if fmt.rounds and slot.rate < float(jnp.finfo(fmt.dtype).eps) / 4:
                     still[slot.name, str(fmt.dtype), slot.rate] += 1
     return [
-        f"{name} of {count} leaves is {dtype}, rounded to nearest, and stands still: a step renews"
-        f" {rate:.1g} of it, and half a place is {float(jnp.finfo(dtype).eps) / 4:.1g}. Write"
+        f"{name} of {count} leaves is {dtype}, rounded to nearest, and stops changing: a step"
+        f" renews {rate:.1g} of it, less than half a unit in the last place,"
+        f" {float(jnp.finfo(dtype).eps) / 4:.1g}. Write"
         f" nu_dtype=adam_jax.stochastic(jnp.bfloat16) or jnp.int8."
         for (name, dtype, rate), count in still.items()
     ]
@@ -245,8 +246,8 @@ def _across_devices(
         return []
     path, part = across[0]
     return [
-        f"blocks of codes of {len(across)} leaves, such as {path!r}, lie across devices, {part}"
-        f" elements of whose last axis are on each: a step sends them. Use explicit axes of the"
+        f"blocks of codes of {len(across)} leaves, such as {path!r}, span devices, with {part}"
+        f" elements of the last axis on each: a step sends the blocks. Use explicit axes of the"
         f" mesh, adam_jax.sharding.shard_state(tx, mesh, specs=...), or Quantized(block=...)."
     ]
 

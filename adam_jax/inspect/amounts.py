@@ -1,4 +1,4 @@
-"""Amounts of memory: what they are of, and how they are printed."""
+"""Amounts of memory and their printed tables."""
 
 import collections
 import dataclasses
@@ -12,7 +12,7 @@ from adam_jax._types import Leaf
 from adam_jax.columns import aligned
 
 SHARED = "(shared)"
-"""The group of what is no parameter's: counts, hyperparameters, buffers of several leaves."""
+"""The group of arrays without a parameter: counts, hyperparameters, buffers of several leaves."""
 
 
 class PerParameter(NamedTuple):
@@ -26,19 +26,19 @@ class PerParameter(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Bytes:
-    """What a model takes, or a group of its leaves; printed, it is a table.
+    """The memory of a model, or of a group of its leaves; it prints as a table.
 
-    Of one copy: what is replicated over devices counts once.
+    Arrays that are replicated over devices count once.
 
     Attributes:
       size: elements of the parameters.
       parameters: bytes of the parameters.
       gradients: bytes of the gradients.
       state: bytes of the optimizer's state.
-      groups: the same of each group, by name, which add up to this. What is in the state and no
-        parameter's is in "(shared)".
-      lost_codes: paths of parameters whose moments stay float32 where codes were asked for, as no
-        block of 32 or more fits into the part of them that one device has.
+      groups: the same for each group, by name; they add up to this. Arrays of the state that belong
+        to no parameter are in "(shared)".
+      lost_codes: paths of parameters whose moments stay float32 although codes were requested,
+        since no block of 32 or more fits into one device's part of them.
     """
 
     size: int
@@ -55,7 +55,7 @@ class Bytes:
 
     @property
     def per_parameter(self) -> PerParameter:
-        """Each of them, and all, by the elements; 0 where there are none."""
+        """Each of them and their total, per element; 0 if there are no elements."""
         parts = (self.parameters, self.gradients, self.state, self.total)
         return PerParameter(*(part / self.size if self.size else 0.0 for part in parts))
 
@@ -73,18 +73,18 @@ class Bytes:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a model takes, and a step; printed, it is two tables.
+    """The memory of a model and of one step; it prints as two tables.
 
     Attributes:
       model: parameters, gradients, state.
-      platform: that the step is compiled for, "cpu", "gpu" or "tpu".
-      arguments: bytes of what the step is given, on each device, as what follows.
-      results: bytes of results that do not lie in the memory of donated arguments. More than a
+      platform: the step is compiled for it: "cpu", "gpu" or "tpu".
+      arguments: bytes of the step's arguments. These and the following are on each device.
+      results: bytes of results that do not reuse the memory of donated arguments. More than a
         pointer for each array is a copy (see `adam_jax.step`).
-      temporaries: bytes that are there while the step runs.
-      on_tpus: of each leaf that is stepped, by its path: "one kernel", or "XLA: ..." with why.
-      undeclared: subtrees whose leaves look as if they held several layers, of which `with_layers`
-        was told nothing, and how many layers.
+      temporaries: bytes that are allocated only while the step runs.
+      on_tpus: for each leaf that is stepped, by path: "one kernel", or "XLA: ..." with the reason.
+      undeclared: subtrees whose leaves look like stacked layers that `with_layers` did not declare,
+        and their number of layers.
     """
 
     model: Bytes
@@ -115,21 +115,21 @@ class Report:
 
 
 def undeclared_layers(prefix: str, count: int) -> str:
-    """What to say of a subtree whose leaves look as if they held so many layers."""
+    """The warning about a subtree whose leaves look like `count` stacked layers."""
     expression = f"{prefix}/.*" if prefix else ".*"
     return (
-        f"all leaves below {prefix!r} have {count} along their first axis: if these are layers,"
-        f" write with_layers(tx, {expression!r})"
+        f"all leaves below {prefix!r} have a first axis of size {count}: if these are stacked"
+        f" layers, write with_layers(tx, {expression!r})"
     )
 
 
 class LiveBytes(NamedTuple):
-    """What arrays occupy.
+    """The memory that arrays occupy.
 
     Attributes:
       total: bytes on all devices of this process.
-      per_device: bytes on each, by its name. Memory that is not the device's own, such as
-        "pinned_host", is a row of its own.
+      per_device: bytes on each device, by name. Memory other than the device's own, such as
+        "pinned_host", has a separate entry.
     """
 
     total: int
@@ -137,13 +137,13 @@ class LiveBytes(NamedTuple):
 
     @property
     def largest(self) -> int:
-        """Bytes on the device that has most."""
+        """Bytes on the device that holds the most."""
         return max(self.per_device.values(), default=0)
 
 
 def bytes_of(x: Leaf) -> int:
-    """Of an array or its description, where two codes of 4 bits are one byte, as in memory."""
-    known = isinstance(x.dtype, np.dtype)  # Not so the dtypes of random keys.
+    """Bytes of an array or its description; two 4-bit codes are one byte, as in memory."""
+    known = isinstance(x.dtype, np.dtype)  # Dtypes of random keys are not.
     bits = itemsize_bits(x.dtype) if known else 8 * x.dtype.itemsize
     return -(-x.size * bits // 8)
 

@@ -1,4 +1,4 @@
-"""What parameters, gradients and state take: before anything is allocated, and live."""
+"""Bytes of parameters, gradients and state: predicted before any allocation, and live."""
 
 import collections
 import warnings
@@ -30,24 +30,24 @@ def bytes_per_parameter(
     grads: Updates = None,
     patterns: Mapping[str, str] | None = None,
 ) -> Bytes:
-    """What parameters, gradients and state will take, by group; nothing is allocated.
+    """Predicts the bytes of parameters, gradients and state, by group; nothing is allocated.
 
     Args:
       params: arrays, or `jax.ShapeDtypeStruct`s of them, as from `jax.eval_shape(model.init, ...)`.
-        With a `NamedSharding`, if the run's have one: how long blocks are can depend on it.
+        Include the `NamedSharding`s of the run, if any: the length of blocks can depend on them.
       tx: any Optax transformation.
-      grads: a tree like `params`, of either, with None for a leaf that has no gradient. If left
-        out, gradients have the dtypes of the parameters, and integers have none.
-      patterns: names and regular expressions, matched with the whole path of a leaf, the first
-        match before the others; what matches none is "other". None groups leaves by the first key
-        of their path. As in `telemetry`.
+      grads: a tree like `params`, of arrays or structs, with None for a leaf that has no gradient.
+        By default gradients have the dtypes of the parameters, and integers have none.
+      patterns: names and regular expressions that match the whole path of a leaf, as in
+        `telemetry`. The first match wins; leaves without a match are "other". None groups leaves by
+        the first key of their path.
 
     Returns:
-      Bytes, all and by group. What the state has at a parameter's path, whatever stands before and
-      behind it (`mu/head/kernel/codes`), belongs to this parameter.
+      Bytes, in total and by group. An array of the state whose path contains that of a parameter,
+      with any prefix and suffix (`mu/head/kernel/codes`), belongs to this parameter.
 
     Raises:
-      ValueError: no arrays in `params`, `grads` unlike them, a `tx` or `patterns` that are none.
+      ValueError: no arrays in `params`, `grads` unlike them, an invalid `tx` or `patterns`.
 
     Example:
       >>> import adam_jax, jax, jax.numpy as jnp
@@ -73,25 +73,25 @@ def report(
     step: Function | None = None,
     args: Sequence[Any] | None = None,
 ) -> Report:
-    """`bytes_per_parameter`, and what a step takes besides: compiled, not run, nothing allocated.
+    """Reports `bytes_per_parameter` and the memory of a step, which is compiled but not run.
 
-    Parameters and state are donated to the step, and returned in this order.
+    Nothing is allocated. Parameters and state are donated to the step, and returned in this order.
 
     Args:
       params: as in `bytes_per_parameter`, as are `tx`, `grads` and `patterns`.
       tx: any Optax transformation.
       grads: the gradients.
       patterns: names and regular expressions.
-      step: the run's, `step(params, state, *args)`, which returns the new parameters, the new state
-        and anything else; what is temporary then includes the activations. If left out,
+      step: the run's step, `step(params, state, *args)`, which returns the new parameters, the new
+        state and anything else. Temporaries then include the activations. By default
         `adam_jax.step` alone.
-      args: the other arguments of `step`, such as a batch: arrays or `jax.ShapeDtypeStruct`s. If
-        left out, the gradients.
+      args: the other arguments of `step`, such as a batch: arrays or `jax.ShapeDtypeStruct`s. By
+        default the gradients.
 
     Returns:
-      A report to print. What is temporary is so on the platform of this process: XLA:CPU stores
-      some of what XLA:GPU computes twice. Which leaves a kernel steps on TPUs it says for any
-      platform (see `with_kernel`).
+      A report to print. Temporaries are those of the platform of this process: XLA:CPU stores some
+      arrays that XLA:GPU computes twice. On any platform the report shows which leaves a kernel
+      steps on TPUs (see `with_kernel`).
 
     Raises:
       ValueError: as in `bytes_per_parameter`; `args` without a `step`.
@@ -110,10 +110,10 @@ def report(
     def own_step(params: Params, state: State, grads: Updates) -> PyTree:
         return transformation.step(tx, grads, state, params)
 
-    # What a step does not read is in memory all the same.
+    # Arguments that the step does not read occupy memory too.
     jitted = jax.jit(step or own_step, donate_argnums=(0, 1), keep_unused=True)
     with warnings.catch_warnings():
-        # What the report has as results.
+        # The report shows these as results.
         warnings.filterwarnings("ignore", "Some donated buffers were not usable")
         given = (grads,) if args is None else args
         with steps_noted() as steps:
@@ -133,27 +133,27 @@ def report(
 def stepped_on(
     params: Params, tx: optax.GradientTransformation, grads: Updates, state: State
 ) -> dict[str, Noted]:
-    """How each leaf would be stepped, by its path, of what is `planned`."""
+    """How each leaf of a `planned` run would be stepped, by path."""
     with steps_noted() as steps:
         jax.eval_shape(lambda *xs: transformation.step(tx, *xs), grads, state, params)
     return steps
 
 
 def live_bytes(*trees: PyTree) -> LiveBytes:
-    """What the arrays of these trees really occupy, on the devices of this process.
+    """The bytes that the arrays of these trees occupy on the devices of this process.
 
-    An array that is there twice, or has its buffer in common with another, counts once; one that
-    was donated, not at all. Two codes of 4 bits are one byte (`.nbytes` says two). What lies on no
-    device, as NumPy's arrays, does not count.
+    An array that occurs twice, or shares its buffer with another, counts once. A donated array does
+    not count, nor does an array that is on no device, such as NumPy's. Two 4-bit codes are one byte
+    (`.nbytes` says two).
 
     Args:
-      *trees: parameters, gradients, a state; if left out, all arrays that are alive.
+      *trees: parameters, gradients, a state; by default all live arrays.
 
     Returns:
-      Bytes, of all devices and of each. What is replicated is on each device.
+      Bytes, of all devices and of each. Replicated arrays are on each device.
 
     Raises:
-      ValueError: no JAX arrays in `trees`; inside of jit.
+      ValueError: no JAX arrays in `trees`; a call inside jit.
 
     Example:
       >>> import adam_jax, jax.numpy as jnp
@@ -193,12 +193,12 @@ def live_bytes(*trees: PyTree) -> LiveBytes:
 def planned(
     params: Params, tx: optax.GradientTransformation, grads: Updates
 ) -> tuple[Params, Updates, State]:
-    """What a run will hold: `jax.ShapeDtypeStruct`s, sharded where a mesh has them.
+    """Describes a run's arrays by `jax.ShapeDtypeStruct`s, with shardings if they are on a mesh.
 
     Args:
       params: the parameters.
       tx: the transformation.
-      grads: the gradients; None for those that are like their parameters.
+      grads: the gradients; None if they are like their parameters.
 
     Raises:
       ValueError: they do not fit together.
@@ -225,7 +225,7 @@ def _bytes(
     tx: optax.GradientTransformation,
     patterns: Mapping[str, str] | None,
 ) -> Bytes:
-    """Those of what is planned, by group."""
+    """The bytes of a planned run, by group."""
     group_of = telemetry(optax.identity(), patterns=patterns).body.group  # The same convention.
     names = [group_of(path) for path in leaf_paths(params, none_is_leaf=False)]
     leaves, treedef = jax.tree.flatten(params)
@@ -251,7 +251,7 @@ def _described(argument: str, tree: PyTree) -> Any:
             )
 
     def described(x: Leaf, seen: Any) -> Leaf:
-        sharding = getattr(x, "sharding", None)  # That of a single device is nobody's choice.
+        sharding = getattr(x, "sharding", None)  # One of a single device is only JAX's default.
         sharding = sharding if isinstance(sharding, jax.sharding.NamedSharding) else None
         return jax.ShapeDtypeStruct(seen.shape, seen.dtype, sharding=sharding)
 
@@ -276,11 +276,11 @@ def _check_gradients(params: Params, grads: Updates) -> None:
 
 
 def _state(params: Params, tx: optax.GradientTransformation) -> PyTree:
-    """Sharded as `tx.init` outside of jit makes it of such parameters."""
+    """The state, sharded as `tx.init` makes it outside jit for such parameters."""
     meshes = {x.sharding.mesh for x in jax.tree.leaves(params) if x.sharding is not None}
     if len(meshes) != 1:
         return jax.eval_shape(tx.init, params)
-    # Only on a mesh whose axes are explicit do arrays have shardings while they are traced.
+    # Traced arrays have shardings only on a mesh with explicit axes.
     [mesh] = meshes
     if not mesh.are_all_axes_explicit and without_sharding(tx) == tx:
         state = jax.eval_shape(tx.init, params)
@@ -303,7 +303,7 @@ def _on(mesh: PyTree, tree: PyTree) -> PyTree:
 
 
 def _lost_codes(params: Params, tx: optax.GradientTransformation, state: State) -> tuple[str, ...]:
-    """The parameters that would have codes if nothing were split, and have none in this state."""
+    """The parameters that have no codes in this state, but would if nothing were split."""
     params = jax.tree.map(lambda p: p.update(sharding=None), params)
     whole = jax.eval_shape(without_sharding(tx).init, params)
     paths = leaf_paths(params, none_is_leaf=False)
@@ -311,7 +311,7 @@ def _lost_codes(params: Params, tx: optax.GradientTransformation, state: State) 
     kept = {keys: x for (keys, _), x in zip(flat, owners(state, params), strict=True)}
     lost = {}
     for keys, coded in jax.tree.leaves_with_path(whole, is_leaf=is_stored):
-        # Buffers of small leaves, which have no codes, depend on the devices as well.
+        # Buffers of small leaves, which have no codes, also depend on the devices.
         stored, i = kept.get(keys, (coded, None))
         if is_stored(coded) and not is_stored(stored):
             lost[jax.tree_util.keystr(keys) if i is None else paths[i]] = None

@@ -1,6 +1,6 @@
-"""What `adam_jax.measured(state)` says over time: in a file, in TensorBoard, in one picture.
+"""Records of `adam_jax.measured(state)` over time: in a file, in TensorBoard, in one picture.
 
-A record is what it returns: {"step": 1200, "groups": {"encoder": {"gradient_rms": 1e-3, ...}, ...}}
+A record is its result: {"step": 1200, "groups": {"encoder": {"gradient_rms": 1e-3, ...}, ...}}
 """
 
 import itertools
@@ -35,26 +35,26 @@ _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def append_json_line(path: str | os.PathLike[str], record: Record) -> bool:
-    """Appends a record to a JSON-lines file, unless it is the one that was appended last.
+    """Appends a record to a JSON-lines file, unless it was the last one appended.
 
-    Made to be called in every step: the record stays the same between measurements, and a file
-    whose last step is the record's is left alone. A process that is killed while it writes leaves
-    half a line at most, which `read_json_lines` skips and the next call replaces.
+    Call it in every step: the record stays the same between measurements, and a file that ends with
+    the record's step is left unchanged. A process that is killed while it writes leaves at most
+    half a line, which `read_json_lines` skips and the next call replaces.
 
-    Each line is strict JSON, which has no NaN and no infinities: they are written as the texts
-    "NaN", "Infinity" and "-Infinity", as in protobuf's JSON. `read_json_lines` reads them as the
-    floats that they were; JavaScript's `Number(...)` and Python's `float(...)` do, too.
+    Each line is strict JSON, which has no NaN and no infinities: they are written as the strings
+    "NaN", "Infinity" and "-Infinity", as in protobuf's JSON. `read_json_lines` restores the floats,
+    as do JavaScript's `Number(...)` and Python's `float(...)`.
 
     Args:
-      path: the file; it is created, with its folder, where it is missing. One process writes it.
-      record: from `adam_jax.measured(state)`, with any other entries beside: numbers, NumPy and JAX
-        scalars among them, texts, lists and dicts of them.
+      path: the file; it is created, with its folder, if it is missing. One process writes it.
+      record: from `adam_jax.measured(state)`, with any other entries: numbers, including NumPy and
+        JAX scalars, strings, lists and dicts of them.
 
     Returns:
-      Whether it was written: the moment to write the record elsewhere, too.
+      Whether the record was written. If so, it is new and can also be written elsewhere.
 
     Raises:
-      ValueError: the record has no step, or the file holds something else than records.
+      ValueError: the record has no step, or the file holds anything other than records.
     """
     if "step" not in record:
         raise ValueError(
@@ -67,7 +67,7 @@ def append_json_line(path: str | os.PathLike[str], record: Record) -> bool:
         whole, rest = _last_lines(file)
         last = _record(rest) or _record(whole)
         begun = not whole and line.startswith(rest[: len(b'{"step": ')])
-        if not last and not begun:  # Nothing is cut off a file that is not ours.
+        if not last and not begun:  # Never truncates a file of another origin.
             raise ValueError(
                 f"path must be a new file or one that append_json_line wrote, got {str(path)!r},"
                 f" which ends in {(rest or whole)[-60:]!r}: write to another file."
@@ -84,9 +84,9 @@ def append_json_line(path: str | os.PathLike[str], record: Record) -> bool:
 def read_json_lines(path: str | os.PathLike[str]) -> list[Named]:
     """The records of a file that `append_json_line` wrote, in its order.
 
-    The texts "NaN", "Infinity" and "-Infinity" are read as floats, wherever they stand; so are the
-    bare words, which adam_jax 0.1.0 wrote. Half a line at the end, of a process that was killed or
-    is just writing, is skipped.
+    The strings "NaN", "Infinity" and "-Infinity" are read as floats anywhere, as are the bare words
+    that adam_jax 0.1.0 wrote. An incomplete last line, of a process that was killed or is still
+    writing, is skipped.
 
     Raises:
       ValueError: another line is not a record.
@@ -104,14 +104,14 @@ def read_json_lines(path: str | os.PathLike[str]) -> list[Named]:
 def write_tensorboard(writer: Leaf, record: Record) -> None:
     """Writes a record as TensorBoard's scalars `group/statistic`, at the record's step.
 
-    Each call writes; between measurements the record stays the same, and where
-    `append_json_line` returns True it is new. NaN and infinities are written as they are.
+    Each call writes. The record stays the same between measurements; it is new when
+    `append_json_line` returns True. NaN and infinities are written unchanged.
 
     Args:
-      writer: has `add_scalar(tag, value, step)`, as the `SummaryWriter` of tensorboardX and that of
-        PyTorch. Characters that a tag cannot have become `_` there.
-      record: from `adam_jax.measured(state)`; of several models under vmap, their number is the end
-        of the tag, `group/statistic/3`.
+      writer: has `add_scalar(tag, value, step)`, like the `SummaryWriter` of tensorboardX or
+        PyTorch, which replaces characters that are invalid in a tag by `_`.
+      record: from `adam_jax.measured(state)`. For several models under vmap the tag ends in the
+        model's index, `group/statistic/3`.
     """
     models = _models(record)
     for i, model in enumerate(models):
@@ -128,9 +128,9 @@ def plot(
     """Draws a panel for each statistic, with a line for each group.
 
     Sizes and their ratio have a logarithmic axis. A line has a gap where its group or its statistic
-    is missing, where it is NaN or infinite, and on a logarithmic axis where it is 0. Where steps
-    repeat, as in a run that goes on from a checkpoint, the records written later are drawn. Of
-    several models under vmap each has a line of its own, in the colour of the group.
+    is missing, where it is NaN or infinite, and on a logarithmic axis where it is 0. If steps
+    repeat, as in a run resumed from a checkpoint, the later records are drawn. Each of several
+    models under vmap has its own line, in the colour of the group.
 
     Args:
       records: records from `adam_jax.measured(state)`, one or more, or the path of a file that
@@ -138,8 +138,8 @@ def plot(
       metrics: names of the statistics to draw, in this order; None draws all that were measured.
 
     Returns:
-      A matplotlib figure, which a notebook shows and `figure.savefig(path)` writes. pyplot does not
-      know it, so that there is nothing to close.
+      A matplotlib figure, which a notebook shows and `figure.savefig(path)` writes. It is not
+      registered with pyplot and need not be closed.
 
     Raises:
       ValueError: there are no measurements, or no such statistic.
@@ -204,7 +204,7 @@ def _strict(entries: Record) -> str:
 
 
 def _models(record: Record) -> list[Record]:
-    """One record for each model: under vmap a record has lists of the numbers of all."""
+    """One record per model; under vmap a record holds lists with a number per model."""
     if not isinstance(record["step"], list):
         return [record]
     shape, models = np.shape(record["step"]), []
@@ -229,7 +229,7 @@ def _record(line: bytes) -> Named | None:
 
 
 def _with_floats(value: Leaf) -> Leaf:
-    """A value from JSON, with the numbers that JSON does not have."""
+    """A value from JSON, with NaN and infinities restored."""
     if isinstance(value, dict):
         return {key: _with_floats(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -238,7 +238,7 @@ def _with_floats(value: Leaf) -> Leaf:
 
 
 def _last_lines(file: IO[bytes]) -> tuple[bytes, bytes]:
-    """The last line that ends, and what comes after it; reads no more than the end of the file."""
+    """The last complete line and the text after it; reads only the end of the file."""
     size, block = file.seek(0, os.SEEK_END), 1 << 16
     while True:
         start = max(0, size - block)
@@ -261,7 +261,7 @@ def _draw(axes: "Axes", name: str, timelines: list[list[Record]], groups: list[s
         ends |= {*steps[:1], *steps[-1:]}
         values = [record["groups"].get(group, {}).get(name, math.nan) for record in timeline]
         values = [y if low < y < math.inf else math.nan for y in values]
-        # A dot where the gaps on both sides would leave nothing to see.
+        # A point with gaps on both sides is drawn as a dot, since it has no line.
         seen = [False, *(not math.isnan(y) for y in values), False]
         alone = [b and not (a or c) for a, b, c in zip(seen, seen[1:], seen[2:], strict=False)]
         empty = empty and not any(seen)

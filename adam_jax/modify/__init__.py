@@ -1,1 +1,1 @@
-"""Edits of pipelines of this package: modifiers, groups, hyperparameters, packing."""
+"""Transformations that edit pipelines: modifiers, groups, hyperparameters, packing."""

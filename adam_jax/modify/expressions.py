@@ -1,4 +1,4 @@
-"""Leaves chosen by regular expressions that match the whole of their paths."""
+"""Selects leaves by regular expressions that match their whole paths."""
 
 import re
 from collections.abc import Sequence
@@ -12,17 +12,18 @@ def first_matches(
     check: bool,
     instead: str | None,
 ) -> list[int | None]:
-    """For each leaf the index of the first expression that matches its path; None where none does.
+    """The index of the first expression that matches each leaf's path, or None.
 
     Args:
-      expressions: the first match goes before the others.
-      paths: of the leaves.
-      moving: whether steps move the leaf; one that they do not need not match.
-      check: each expression must be the first for some leaf.
-      instead: what to write where a leaf that moves matches none; None if it need not.
+      expressions: regular expressions, in order of precedence.
+      paths: the path of each leaf.
+      moving: whether a step updates each leaf; a leaf that is not updated need not match.
+      check: require each expression to be the first match of some leaf.
+      instead: what the error tells the user to write if an updated leaf matches nothing. None
+        allows unmatched leaves.
 
     Raises:
-      ValueError: see `check` and `instead`; the message lists the paths.
+      ValueError: `check` or `instead` is violated; the message lists the paths.
     """
     found = []
     for path in paths:
@@ -40,6 +41,6 @@ def first_matches(
             why = "only leaves that expressions before it took" if taken else "nothing"
             raise ValueError(
                 f"the expression {expression!r} matches {why}: it must match the whole"
-                f" path of a leaf, as one of {paths}."
+                f" path of a leaf, such as one of {paths}."
             )
     return found

@@ -1,4 +1,4 @@
-"""Functions that make an optimizer from hyperparameters, as arguments of other functions."""
+"""Factories: functions that make an optimizer from hyperparameters, passed as arguments."""
 
 import dataclasses
 
@@ -9,10 +9,10 @@ from adam_jax._types import Function
 
 @dataclasses.dataclass(frozen=True)
 class Factory:
-    """A function made of another; it compares and pickles by value, which a closure does not.
+    """Wraps a function. Unlike a closure, it compares and pickles by value.
 
     Attributes:
-      factory: the function inside, whose name, signature and documentation it has.
+      factory: the wrapped function; its name, signature and docstring are kept.
     """
 
     factory: Function
@@ -23,16 +23,16 @@ class Factory:
 
 
 def name_of(factory: Function) -> str:
-    """What a reader calls it: `adamw`, also where its arguments are partly given."""
+    """The name for messages: `adamw`, also for a `functools.partial` of it."""
     factory = getattr(factory, "func", factory)
     return getattr(factory, "__name__", type(factory).__name__)
 
 
 def check_factory(factory: Function, caller: str) -> None:
-    """Says what to write where somebody passes the optimizer, and not the function that makes it.
+    """Rejects an optimizer passed where the function that makes it is expected.
 
     Raises:
-      ValueError: `factory` is no function.
+      ValueError: `factory` is not a function.
     """
     if isinstance(factory, optax.GradientTransformation) or not callable(factory):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Groups of parameters with numbers of their own, in one pass, or with optimizers of their own."""
+"""Parameter groups: hyperparameters per group, in one pass, or an optimizer per group."""
 
 import dataclasses
 import inspect
@@ -31,9 +31,9 @@ class Groups(Body):
     """The body of `groups`.
 
     Attributes:
-      pipelines: one per group that moves; the last is the default's, if there is one.
-      expressions: with the index of their pipeline, or None for frozen.
-      default: the index of the pipeline of unmatched leaves; None if there is none.
+      pipelines: one per group that is not frozen; the default group's, if any, is the last.
+      expressions: each with the index of its pipeline, or None if its leaves are frozen.
+      default: the index of the pipeline for unmatched leaves; None if there is none.
     """
 
     joins = True
@@ -43,14 +43,14 @@ class Groups(Body):
     default: int | None = static()
 
     def init(self, params: Params) -> State:
-        """The state before the first step: the member's own, with nothing for frozen leaves."""
+        """The member's initial state; frozen leaves have none."""
         paths = leaf_paths(params, none_is_leaf=False)
         moving = list(map(moves, jax.tree.leaves(params)))
-        # optax.tree.map_params asks for the state of a tree without leaves.
+        # optax.tree.map_params calls init with a tree without leaves.
         return init_pipelines(self.pipelines, self.labels(paths, moving, check=bool(paths)), params)
 
     def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
-        """One optimizer step, each leaf with the numbers of its group."""
+        """One optimizer step; each leaf uses the hyperparameters of its group."""
         tree = raw(updates)
         leaves = jax.tree.leaves(tree, is_leaf=lambda x: x is None)
         labels = self.labels(leaf_paths(tree), [g is not None for g in leaves], check=False)
@@ -60,10 +60,10 @@ class Groups(Body):
         """The pipeline of each leaf: that of the first expression that matches its whole path.
 
         Raises:
-          ValueError: a leaf that moves has none; or, with `check`, an expression has no leaf.
+          ValueError: an updated leaf matches none; or, with `check`, an expression has no leaf.
         """
         instead = (
-            "add one, or give the arguments of all other leaves as keywords, groups(adamw, ...,"
+            "add one, or pass the arguments for all other leaves as keywords, groups(adamw, ...,"
             " learning_rate=1e-3)"
         )
         found = first_matches(
@@ -77,7 +77,7 @@ class Groups(Body):
 
 
 def expressions_in(tx: AnyTransformation) -> list[str]:
-    """The expressions of `groups` in a transformation, those of frozen leaves too."""
+    """The expressions of `groups` in a transformation, including those of frozen leaves."""
     bodies = found(tx, lambda x: isinstance(x, Groups | Partition))
     return [e if isinstance(e, str) else e[0] for x in bodies for e in x.expressions]
 
@@ -87,40 +87,40 @@ def groups(
     expressions: Mapping[str, Mapping[str, Any] | None] | None = None,
     **defaults: Leaf,
 ) -> Transformation:
-    r"""Groups of leaves, chosen by their paths: other hyperparameters, or other optimizers.
+    r"""Selects leaves by path and gives each group its own hyperparameters or its own optimizer.
 
-    `groups(adamw, {".*bias": dict(weight_decay=0.0)}, learning_rate=1e-3)` is one member with other
-    hyperparameters for some leaves, in one pass over all of them and with one count.
-    `groups({".*/kernel": optax.contrib.muon(0.02), ".*": adamw(1e-3)})` is an optimizer for each
-    group, of this package or any other.
+    `groups(adamw, {".*bias": dict(weight_decay=0.0)}, learning_rate=1e-3)` is one member with
+    different hyperparameters for some leaves. It steps all leaves in one pass and keeps one count.
+    `groups({".*/kernel": optax.contrib.muon(0.02), ".*": adamw(1e-3)})` uses one optimizer per
+    group, from this package or any other.
 
-    A path is the dict keys, attributes and indices down to the leaf, joined by slashes:
-    `layers/0/kernel`. A leaf belongs to the first expression that matches its whole path.
+    A path joins the dict keys, attributes and indices of a leaf with slashes: `layers/0/kernel`. A
+    leaf belongs to the first expression that matches its whole path.
 
     Args:
-      factory: `adamw`, or any other alias or scale_by_* of this package, or a modifier of one. Or,
-        for several optimizers, a dict: regular expressions, and the optimizer of the leaves that
-        match; None freezes them; a function that makes an optimizer is called with `defaults`, and
-        a `functools.partial` keeps its own arguments.
-      expressions: of one member, regular expressions and what holds for the leaves that match:
-        arguments of `factory`, added to `defaults`; or None, which freezes them: no state, an
-        update of zero. Left out where the first argument is a dict.
-      **defaults: arguments of `factory`, for all leaves; with several optimizers, of each of them
-        that is a function.
+      factory: `adamw`, any other alias or scale_by_* of this package, or a modifier of one. For
+        several optimizers, a dict from regular expressions to the optimizer of the matching leaves.
+        None freezes them. A function that makes an optimizer is called with `defaults`; a
+        `functools.partial` keeps its own arguments.
+      expressions: for one member, a dict from regular expressions to arguments of `factory` for the
+        matching leaves, which override `defaults`. None freezes the leaves: no state, an update of
+        zero. Omitted if the first argument is a dict.
+      **defaults: arguments of `factory` for all leaves; with several optimizers, arguments of each
+        one that is a function.
 
     Returns:
-      A transformation. Of one member it has the member's own state, and the schedules of all groups
-      are functions of the one count in it. Of several optimizers it has the `optax.PartitionState`
-      that `optax.partition` keeps for labels that are the expressions, each optimizer with counts
-      of its own; `with_hyperparams(functools.partial(groups, {...}))(learning_rate=schedule)` keeps
-      one count for all, and one schedule. Members of this package step their leaves in one pass.
+      A transformation. For one member it has the member's own state, and the schedules of all
+      groups read its one count. For several optimizers it has the `optax.PartitionState` that
+      `optax.partition` keeps with the expressions as labels, and each optimizer keeps its own
+      counts. `with_hyperparams(functools.partial(groups, {...}))(learning_rate=schedule)` keeps one
+      count and one schedule for all. Members of this package step their leaves in one pass.
 
     Raises:
-      TypeError: an argument that `factory`, or one of several, has not.
-      ValueError: here, for a wrong expression or groups of one member that keep different states;
-        in `init`, for an expression that matches nothing (or only what others have taken), and for
-        leaves without a match, unless `defaults` are enough to make the member. The message lists
-        the paths.
+      TypeError: an argument that `factory`, or one of several, does not take.
+      ValueError: in this call, an invalid expression, or groups of one member that keep different
+        states; in `init`, an expression that matches nothing or only leaves that earlier ones
+        match, or leaves without a match, unless `defaults` suffice to make the member. The message
+        lists the paths.
 
     Example:
       >>> import adam_jax, functools, jax.numpy as jnp, optax
@@ -141,10 +141,11 @@ def groups(
       >>> print(*tx.init(params).inner_states)
       frozen .*/kernel .*
 
-    Differs from Optax (`partition`) in: labels are expressions; `step`; of one member one pass, one
-    count and the member's own state, where that has one masked transformation and one count per
-    group; frozen leaves are not moved, where `optax.set_to_zero` adds zeros.
-    Differs from PyTorch (parameter groups) in: leaves are chosen by their path.
+    Differs from Optax (`partition`) in: labels are expressions; `step` is supported; one member
+    takes one pass and keeps one count and its own state, where `partition` has a masked
+    transformation and a count per group; frozen leaves stay untouched, where `optax.set_to_zero`
+    adds zeros.
+    Differs from PyTorch (parameter groups) in: leaves are selected by path.
     """
     if isinstance(factory, Mapping):
         if expressions is not None:
@@ -192,8 +193,8 @@ def groups(
         if i is not None and kept[i] != kept[-1]:
             raise ValueError(
                 f"groups must keep the same state, got {kept[i]} for {expression!r} and {kept[-1]}"
-                f" elsewhere: give every group the same flags, and the same arguments that are"
-                f" None."
+                f" elsewhere: give every group the same flags, and leave the same arguments None"
+                f" in each."
             )
     return Transformation.around(Groups(_with_one_count(pipelines), tuple(labelled), default))
 
@@ -204,14 +205,14 @@ def _pipeline(factory: Callable[..., Transformation], arguments: Named) -> Pipel
         return body_of("factory's result", tx).pipeline()
     except NoPipeline as error:
         raise ValueError(
-            f"factory must make a member of adam_jax, got {error}: other optimizers go into a dict"
-            f" as they are, groups({{expression: optimizer, ...}}); with_hyperparams goes around,"
+            f"factory must make a member of adam_jax, got {error}: pass other optimizers in a dict,"
+            f" groups({{expression: optimizer, ...}}), and put with_hyperparams outermost,"
             f" with_hyperparams(functools.partial(groups, adamw, {{...}}))(learning_rate=1e-3)."
         ) from None
 
 
 def _with_one_count(pipelines: list[Pipeline]) -> tuple[Pipeline, ...]:
-    """Stages without slots count for themselves only where no stage beside them has any."""
+    """Lets stages without slots keep a count only in pipelines where no stage has slots."""
     alone = pipelines[0].member is None
     state_types = []
     for alike in zip(*(pipeline.stages for pipeline in pipelines), strict=True):
@@ -229,7 +230,7 @@ def _with_one_count(pipelines: list[Pipeline]) -> tuple[Pipeline, ...]:
 
 
 def _kept(pipeline: Pipeline) -> list[str]:
-    """What tells two groups' states apart, of each stage; schedules' counts are not kept."""
+    """A description of each stage's state, to compare groups; counts of schedules are left out."""
     return [
         f"{stage.state_type.__name__}({', '.join(slot.name for slot in stage.rule.slots)})"
         if stage.rule.slots
@@ -239,23 +240,22 @@ def _kept(pipeline: Pipeline) -> list[str]:
 
 
 def decay_mask(params: Params) -> PyTree:
-    """The usual answer to which weights decay: matrices and larger, not vectors and scalars.
+    """The usual weight decay mask: matrices and larger tensors decay, vectors and scalars do not.
 
-    So biases and the scales of normalisation layers stay as they are. `adamw(1e-3,
-    mask=decay_mask)`.
+    It excludes biases and the scales of normalization layers: `adamw(1e-3, mask=decay_mask)`.
 
     Args:
-      params: the parameters. As a `mask` of a transformation that `with_layers` was told of layers,
-        this sees the shape of one layer.
+      params: the parameters. As the `mask` of a transformation inside `with_layers`, this function
+        sees the shape of one layer.
 
     Returns:
-      A tree of booleans like them. Warns where leaves look like several layers in one.
+      A tree of booleans with the structure of `params`. Warns if leaves look like stacked layers.
     """
     for prefix, count in looks_stacked(params).items():
         expression = f"{prefix}/.*" if prefix else ".*"
         warnings.warn(
-            f"every leaf below {prefix!r} has {count} along its first axis: if these are layers,"
-            f" biases and scales look like matrices here, and decay. Write"
+            f"every leaf below {prefix!r} has a first axis of size {count}: if these are stacked"
+            f" layers, their biases and scales look like matrices here and decay. Write"
             f" with_layers(adamw(..., mask=decay_mask), {expression!r}).",
             stacklevel=2,
         )

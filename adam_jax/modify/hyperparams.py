@@ -1,4 +1,4 @@
-"""Hyperparameters in the state: readable, changeable and scheduled without another compilation."""
+"""Hyperparameters in the state: read, changed and scheduled without recompilation."""
 
 import dataclasses
 import functools
@@ -50,10 +50,10 @@ class WithHyperparams(Body):
 
     Attributes:
       numbers: the hyperparameters before the first step.
-      factory: what makes the transformation from them.
-      schedules: those that are functions of the step.
+      factory: makes the transformation from them.
+      schedules: the hyperparameters that are functions of the step.
       fixed: the other arguments: dtypes, flags, masks, counts of steps.
-      sides: of each decay rate the side of 0.5 it is on, which picks the form of its average.
+      sides: for each decay rate, its side of 0.5, which selects the form of its average.
     """
 
     numbers: Named
@@ -63,7 +63,7 @@ class WithHyperparams(Body):
     sides: tuple[tuple[str, bool | None], ...] = static()
 
     def init(self, params: Params) -> HyperparamsState:
-        """The numbers, and the member's state before the first step."""
+        """The hyperparameters and the member's initial state."""
         count = jnp.zeros([], jnp.int32)
         numbers = {name: as_float(x) for name, x in self.numbers.items()}
         exact = {
@@ -75,7 +75,7 @@ class WithHyperparams(Body):
         return state._replace(inner_state=self.inner(state).init(params))
 
     def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
-        """One step of the member that the state's numbers make."""
+        """One step of the member made from the state's numbers."""
         check_state(state, HyperparamsState, "a HyperparamsState")
         known = {*self.numbers, *dict(self.schedules)}
         if state.hyperparams.keys() != known:
@@ -94,15 +94,15 @@ class WithHyperparams(Body):
 
     @property
     def layers(self) -> Layers:
-        """Those that the factory was told of."""
+        """The layers declared to the factory."""
         return layers_of(self.factory)
 
     def told_of(self, layers: Layers) -> "WithHyperparams":
-        """With a factory that makes such members."""
+        """A copy whose factory makes members with these layers."""
         return dataclasses.replace(self, factory=with_layers(self.factory, layers))
 
     def scheduled(self, count: Count) -> dict[str, jax.Array]:
-        """What the schedules say for this step."""
+        """The schedules' values for this step."""
         instead = "return one number, the same for all leaves"
         return {
             name: as_float(
@@ -112,11 +112,11 @@ class WithHyperparams(Body):
         }
 
     def inner(self, state: HyperparamsState) -> Any:
-        """The member with the state's numbers."""
+        """The member made from the state's numbers."""
         arguments: Named = dict(state.hyperparams)
         for name, side in self.sides:
             b = state.hyperparams[name]
-            # Of a schedule's value, or a number put there by hand, the float32 is all there is.
+            # A schedule's value, or a number assigned directly, is known only in float32.
             rate = DecayRate.of_array(b, side)
             if exact_key(name) in state.exact:
                 known = state.exact[exact_key(name)]
@@ -128,7 +128,7 @@ class WithHyperparams(Body):
 
 
 def expanded(tx: AnyTransformation) -> PyTree:
-    """The transformation that the numbers make, in the place of each `with_hyperparams` in it."""
+    """Replaces each `with_hyperparams` in a transformation by the member that its numbers make."""
 
     def expand(x: Leaf) -> Leaf:
         return expanded(x.inner(x.init(()))) if isinstance(x, WithHyperparams) else x
@@ -138,7 +138,7 @@ def expanded(tx: AnyTransformation) -> PyTree:
 
 @jax.custom_jvp
 def _with_tangent(value: jax.Array, source: jax.Array) -> jax.Array:
-    """A more exact value of `source`, which is what it is differentiated by."""
+    """A more exact value of `source`, with the derivative of `source`."""
     del source
     return value
 
@@ -150,7 +150,7 @@ def _with_tangent_jvp(primals: PyTree, tangents: PyTree) -> tuple[jax.Array, jax
 
 @dataclasses.dataclass(frozen=True)
 class HyperparamsFactory(Factory):
-    """What `with_hyperparams` returns."""
+    """The function that `with_hyperparams` returns."""
 
     def __call__(self, *args: Leaf, **kwargs: Leaf) -> Transformation:
         """The transformation with its numbers in the state."""
@@ -189,29 +189,29 @@ def with_hyperparams(
 ) -> Callable[..., Transformation]:
     """Keeps the numbers of a member in its state, where they can be read, changed and scheduled.
 
-    `with_hyperparams(adamw)(learning_rate=1e-3, b2=0.99)` steps as `adamw(...)` with the same
-    arguments does, bit for bit. Every numeric argument, given or by default, is in
-    `state.hyperparams`, in float32 (float64 under x64); one whose default is None, as that of
-    `eps_hat`, if it is given. Another number there needs no other compilation:
-    `set_hyperparams(state, learning_rate=3e-4)`. An argument that Optax documents as a
-    number may be a schedule here, a function of the optimizer steps completed.
+    `with_hyperparams(adamw)(learning_rate=1e-3, b2=0.99)` matches `adamw(...)` with the same
+    arguments bit for bit. `state.hyperparams` holds every numeric argument, passed or default, in
+    float32 (float64 under x64). An argument whose default is None, such as `eps_hat`, is there only
+    if it is passed. `set_hyperparams(state, learning_rate=3e-4)` changes a number without
+    recompiling. An argument that Optax documents as a number may also be a schedule, a function of
+    the optimizer steps completed.
 
     Args:
       factory: `adamw`, any other alias or scale_by_* of this package, a modifier of one
-        (`cautious(adamw)`), groups (`functools.partial(groups, adamw, {...})`: of the numbers for
-        all leaves those that are given, not those of single groups;
-        `functools.partial(groups, {".*kernel": optax.contrib.muon, ".*": adamw})`: one count and
-        one schedule for all optimizers), or any function from numbers to an Optax transformation.
-        Of such a function an argument annotated `int` stays a Python number, and one annotated
-        `adam_jax.DecayRateLike` is passed on to a member as exactly as it was given; without that,
-        all there is of a decay rate is its float32.
+        (`cautious(adamw)`), groups, or any function from numbers to an Optax transformation.
+        For `functools.partial(groups, adamw, {...})` the state holds the numbers passed for all
+        leaves, not those of single groups. For
+        `functools.partial(groups, {".*kernel": optax.contrib.muon, ".*": adamw})` all optimizers
+        share one count and one schedule. In another function an argument annotated `int` stays a
+        Python number. One annotated `adam_jax.DecayRateLike` reaches a member at full precision;
+        without that annotation a decay rate is known only in float32.
 
     Returns:
-      A function with the arguments of `factory`. What it makes has a `HyperparamsState`, and the
-      state of the member inside it.
+      A function with the arguments of `factory`. The transformation it makes has a
+      `HyperparamsState` with the member's state inside.
 
     Raises:
-      ValueError: numbers that the factory would refuse, when the transformation is made.
+      ValueError: numbers that the factory rejects, when the transformation is made.
 
     Example:
       >>> import adam_jax, jax.numpy as jnp
@@ -222,19 +222,19 @@ def with_hyperparams(
       >>> print(adam_jax.hyperparams(state)["learning_rate"], params)
       0.5 [0.5 0.5 0.5]
 
-    Differs from Optax (`inject_hyperparams`) in: decay rates keep 1 - b and log b beside b, so that
-    nothing is lost (there a float32 0.999 puts 1.3e-5 into every increment of nu, and a bfloat16
-    one, with bfloat16 parameters, is 1 and makes NaN); numbers never take the parameters' dtype;
-    a callable is a schedule only where a number could stand.
+    Differs from Optax (`inject_hyperparams`) in: decay rates keep 1 - b and log b beside b, so no
+    precision is lost (in Optax a float32 0.999 puts an error of 1.3e-5 into every increment of nu,
+    and a bfloat16 one, with bfloat16 parameters, rounds to 1 and makes NaN); numbers never take the
+    parameters' dtype; a callable is a schedule only for an argument that accepts a number.
     """
     check_factory(factory, "with_hyperparams(adamw)(learning_rate=1e-3)")
     return HyperparamsFactory(factory)
 
 
 def _parameters(factory: Function) -> Mapping[str, inspect.Parameter]:
-    """The parameters of the member that the factory makes: those of groups are its factory's.
+    """The parameters of the member that the factory makes; for groups, those of the inner factory.
 
-    Of several factories, one that takes no `DecayRate` decides that none gets one.
+    If one of several factories does not take a `DecayRate`, none of them gets one.
     """
     if isinstance(factory, functools.partial) and factory.func is groups:
         bound = inspect.signature(groups).bind_partial(*factory.args, **factory.keywords)
@@ -257,10 +257,10 @@ def _is_number(value: Leaf) -> bool:
 
 
 def _is_scheduled(parameter: inspect.Parameter) -> bool:
-    """The argument is a number, and so may be one for each step.
+    """Whether the argument is a number, so that a schedule may replace it.
 
-    By its default; one of None by its type, where that has no functions in it, which the member
-    would take itself.
+    The default decides. If it is None, the annotation decides: if that allows functions, the member
+    takes them itself.
     """
     default, annotation = parameter.default, parameter.annotation
     if default is None:
@@ -274,7 +274,7 @@ def _is_decay_rate(annotation: Any) -> bool:
 
 
 def _is_fixed(value: Leaf, parameter: inspect.Parameter | None) -> bool:
-    """It counts something, such as the steps of a warm-up, or may not change during a run."""
+    """Whether it is a count, such as warm-up steps, or may not change during a run."""
     if parameter is None:
         return False
     options = {parameter.annotation, *getattr(parameter.annotation, "__args__", ())}

@@ -1,4 +1,4 @@
-"""The state that hyperparameters live in: how they are kept, read and changed."""
+"""The state of `with_hyperparams`: how hyperparameters are stored, read and changed."""
 
 import math
 from typing import Any, NamedTuple
@@ -15,10 +15,10 @@ from adam_jax.validation import as_scalar, check_number
 
 
 class ExactRate(NamedTuple):
-    """A decay rate b, and beside it 1 - b and log b, rounded from the Python number each.
+    """A decay rate b with 1 - b and log b, each rounded from the Python number.
 
     Attributes:
-      rate: b as it was set; where the state has another one, the other two are stale.
+      rate: b as it was set; if the state holds a different b, the other two are stale.
       complement: 1 - b.
       log: log b.
     """
@@ -32,10 +32,10 @@ class HyperparamsState(NamedTuple):
     """State of `with_hyperparams`.
 
     Attributes:
-      count: optimizer steps completed, int32, which schedules are functions of.
-      hyperparams: the numbers by their argument's name, float32; of a schedule its last value.
-      exact: what a float32 cannot hold of the decay rates among them, b2 under `exact_b2`:
-        `optax.tree.get(state, "b2")` is to find one number.
+      count: optimizer steps completed, int32; the argument of schedules.
+      hyperparams: the numbers by argument name, float32; for a schedule, its last value.
+      exact: the decay rates among them at full precision, b2 under `exact_b2`, so that
+        `optax.tree.get(state, "b2")` finds one number.
       inner_state: the member's own.
     """
 
@@ -55,15 +55,15 @@ register(
 
 
 def as_float(x: Leaf) -> jax.Array:
-    """float32, or float64 where that is JAX's default: never the dtype of a parameter.
+    """Converts to float32, or float64 where that is JAX's default, never to a parameter's dtype.
 
-    A copy: an array of the caller's would be donated with the state.
+    It copies: otherwise the caller's array would be donated with the state.
     """
     return jnp.array(x, jnp.result_type(float))
 
 
 def exact_rate(name: str, b: Number) -> ExactRate:
-    """Splits a rate, or each of an array of them, from its Python number if it has one."""
+    """Splits a rate, or each rate of an array, from its Python number if there is one."""
     if isinstance(b, jax.core.Tracer):
         rate = DecayRate.of_array(b)
         return ExactRate(as_float(b), as_float(rate.complement), as_float(rate.log))
@@ -74,39 +74,39 @@ def exact_rate(name: str, b: Number) -> ExactRate:
 
 
 def exact_key(name: str) -> str:
-    """Where the exact parts of this rate are; not under its name, which is taken."""
+    """The key of this rate's exact parts; the rate's own name is taken."""
     return f"exact_{name}"
 
 
 def hyperparams(state: State) -> dict[str, jax.Array]:
-    """The hyperparameters that a state has, by name: of a schedule the value of the last step.
+    """The hyperparameters in a state, by name; for a schedule, the value of the last step.
 
     Args:
-      state: of a transformation made by `with_hyperparams`, however deep inside others it is
-        (`optax.chain`, `MultiSteps`, a `TrainState`, an `nnx.Optimizer`'s state).
+      state: contains the state of `with_hyperparams`, nested at any depth (in `optax.chain`,
+        `MultiSteps`, a `TrainState`, an `nnx.Optimizer`'s state).
 
     Raises:
-      ValueError: there are none, or there are several sets of them.
+      ValueError: the state holds no hyperparameters, or several sets of them.
     """
     return dict(_only(state).hyperparams)
 
 
 def set_hyperparams(state: State, **numbers: PyTree) -> State:
-    """The same state with other hyperparameters; nothing is compiled again.
+    """The same state with new hyperparameters; nothing is recompiled.
 
-    `set_hyperparams(state, b2=0.95)` keeps 1 - 0.95 and log 0.95 to full precision;
-    `state.hyperparams["b2"] = jnp.float32(0.95)`, Optax's way, works too and is what it says.
+    `set_hyperparams(state, b2=0.95)` keeps 1 - 0.95 and log 0.95 at full precision. Optax's
+    `state.hyperparams["b2"] = jnp.float32(0.95)` works too, with the precision of float32.
 
     Args:
       state: as in `hyperparams`.
-      **numbers: the new values; for the state of a population (under `vmap`), one for all or one
-        for each. A number that a schedule sets is overwritten in the next step. A decay rate that
+      **numbers: the new values. For the state of a population (under `vmap`), one for all or one
+        for each. A number set by a schedule is overwritten in the next step. A decay rate that
         crosses 0.5 keeps the form of its average, which is as exact and may differ in the last bit.
 
     Raises:
       ValueError: a name that is not in the state, a decay rate outside [0, 1), another number that
         is infinite, NaN or negative (a learning rate, a weight decay and l2 may be negative), an
-        array that does not fit.
+        array whose shape does not fit.
     """
     node = _only(state)
     values, exact = dict(node.hyperparams), dict(node.exact)
@@ -121,7 +121,7 @@ def set_hyperparams(state: State, **numbers: PyTree) -> State:
             rate = exact_rate(name, x)
             exact[exact_key(name)] = ExactRate(*(_fitted(name, part, shape) for part in rate))
     leaves = jax.tree.leaves(node._replace(hyperparams=values, exact=exact))
-    # The leaves of an nnx optimizer's state are variables, whose values these are.
+    # The leaves of an nnx optimizer's state are variables; these are their values.
     new = jax.tree.unflatten(jax.tree.structure(node), leaves)
     return jax.tree.map(
         lambda x: new if _is_hyperparams_state(x) else x, state, is_leaf=_is_hyperparams_state
@@ -145,7 +145,7 @@ def _fitted(name: str, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return jnp.broadcast_to(as_scalar(x), shape)
     except ValueError:
         raise ValueError(
-            f"{name} must be one number, or have the shape {shape} that it has in the state, got"
+            f"{name} must be one number, or have the shape {shape} as in the state, got"
             f" shape {x.shape}."
         ) from None
 
@@ -158,7 +158,7 @@ def _only(state: State) -> HyperparamsState:
     nodes = found(state, _is_hyperparams_state)
     if len(nodes) != 1:
         what = "build the transformation as adam_jax.with_hyperparams(adamw)(learning_rate=...)"
-        what = "pass the part of the state that is meant, as state[1]" if nodes else what
+        what = "pass the part of the state that you mean, such as state[1]" if nodes else what
         raise ValueError(
             f"the state must have one set of hyperparameters, got {len(nodes)}: {what}."
         )

@@ -1,4 +1,4 @@
-"""Layers that are one leaf: said once, for a whole transformation."""
+"""Declares stacked layers, which share a leaf, once for a whole transformation."""
 
 import dataclasses
 from typing import Any
@@ -15,7 +15,7 @@ from adam_jax.modify.modifiers import ModifiedFactory
 
 
 def layers_of(tx: Any) -> Layers:
-    """What `with_layers` was told, of a transformation or of a function that makes one."""
+    """The layers that `with_layers` declared, of a transformation or a function that makes one."""
     if isinstance(tx, ModifiedFactory):
         return dict(tx.settings).get("layers") or layers_of(tx.factory)
     known = jax.tree.leaves(tx, is_leaf=lambda x: hasattr(x, "layers"))
@@ -23,32 +23,32 @@ def layers_of(tx: Any) -> Layers:
 
 
 def with_layers(tx: Function | Transformation, layers: LayersLike | Layers) -> Any:
-    r"""Steps each layer of a stacked leaf as a tensor of its own.
+    r"""Steps each layer of a stacked leaf as a separate tensor.
 
-    Layers under `jax.lax.scan` share one leaf with a leading axis, [layers, inputs, outputs]. To an
-    optimizer it is one tensor: norms, means and factors run over all layers, and a bias is a matrix
-    that decays. With this each layer is stepped as if it were a leaf: the norms of `lamb` and
-    `mars_adamw`, `cautious` and `clip_update_rms`; means of `Factored()`; the sizes by which
-    `jnp.int8` and the like choose what to quantize; random bits; a callable `mask`, which sees
-    the shape of one layer; `transfer.mup`; `telemetry(..., by_layer=True)`.
+    Layers under `jax.lax.scan` share one leaf with a leading axis, [layers, inputs, outputs]. An
+    optimizer sees one tensor: norms, means and factors run over all layers, and a bias is a matrix
+    that decays. `with_layers` steps each layer as if it were a leaf. This applies to the norms of
+    `lamb` and `mars_adamw`; `cautious` and `clip_update_rms`; means of `Factored()`; the sizes by
+    which `jnp.int8` and similar formats select leaves to quantize; random bits; a callable `mask`,
+    which sees the shape of one layer; `transfer.mup`; and `telemetry(..., by_layer=True)`.
 
     Args:
-      tx: a transformation of this package, to its outermost wrapper, or a function that makes one.
-        Inside of it, transformations of other libraries see whole leaves.
-      layers: a regular expression that matches the whole path of each leaf with an axis of layers,
-        its first; or a dict from expressions to how many such axes there are, the first match
-        before the others. A path is the dict keys, attributes and indices down to the leaf, joined
-        by slashes: `blocks/attention/kernel`.
+      tx: a transformation of this package, including its outermost wrapper, or a function that
+        makes one. Transformations of other libraries inside it see whole leaves.
+      layers: a regular expression that matches the whole path of each leaf whose first axis is
+        layers; or a dict from expressions to the number of such axes, where the first match wins. A
+        path joins the dict keys, attributes and indices of a leaf with slashes:
+        `blocks/attention/kernel`.
 
     Returns:
-      The same transformation, with the same state. Its numbers are those of separate leaves that
-      follow each other layer by layer: on CPUs bit for bit, but for MARS with 4-bit moments, where
-      XLA contracts a product and a sum in one of the two programs; elsewhere sums may differ in the
-      last place. The statistics of `telemetry` agree to rounding.
+      The same transformation, with the same state. Results equal those of separate leaves ordered
+      layer by layer: on CPUs bit for bit, except for MARS with 4-bit moments, where XLA contracts a
+      product and a sum in one of the two programs; elsewhere sums may differ in the last place. The
+      statistics of `telemetry` agree to rounding.
 
     Raises:
-      ValueError: here, for something else than expressions, or a `tx` of another library; in
-        `init`, for an expression that matches nothing, or a leaf without so many axes.
+      ValueError: in this call, `layers` is not made of expressions, or `tx` is of another library;
+        in `init`, an expression matches nothing, or a leaf has too few axes.
 
     Example:
       >>> import adam_jax, jax.numpy as jnp
@@ -57,8 +57,8 @@ def with_layers(tx: Function | Transformation, layers: LayersLike | Layers) -> A
       >>> tx = adam_jax.with_layers(tx, "blocks/.*")
       >>> state = tx.init(params)
 
-    Differs from Optax in: Optax has no such thing; there `jax.vmap` of the transformation over all
-    leaves is the nearest.
+    Differs from Optax in: Optax has no equivalent; the nearest is `jax.vmap` of the transformation
+    over all leaves.
     """
     known = layers if isinstance(layers, Layers) else Layers.of(layers)
     if callable(tx) and not isinstance(tx, optax.GradientTransformation):
@@ -73,7 +73,7 @@ def with_layers(tx: Function | Transformation, layers: LayersLike | Layers) -> A
 
 
 def _told(body: Any, layers: Layers) -> Any:
-    """A body, and the bodies in it, that know of layers; or say what becomes of them."""
+    """Declares layers to a body and the bodies inside it; `told_of` overrides how."""
     if own := getattr(body, "told_of", None):
         return own(layers)
     made = jax.tree.map(

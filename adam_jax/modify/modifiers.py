@@ -1,9 +1,9 @@
-"""Modifiers: other people's improvements of Adam, for any member.
+"""Modifiers: published improvements of Adam that apply to any member.
 
 Each takes a transformation of this package and returns one (`cautious(adamw(1e-3))`), or takes the
 function that makes it and returns such a function (`cautious(adamw)`), which `groups` and
-`with_hyperparams` accept. They can be stacked, and the state stays the member's own, but for
-`grokfast`, which has an average to remember.
+`with_hyperparams` accept. Modifiers can be stacked. The state stays the member's own, except for
+`grokfast`, which adds an average.
 """
 
 import dataclasses
@@ -37,27 +37,27 @@ Modifiable = TypeVar("Modifiable", bound=Function | Transformation)
 
 
 def cautious(tx: Modifiable) -> Modifiable:
-    """Leaves out the elements of the update that the newest gradient speaks against.
+    """Drops the elements of the update whose sign disagrees with the newest gradient.
 
         φ = 1[u·g > 0]       u ← φ·u / mean(φ)
 
-    mean(φ), of each leaf, counts as at least 1e-3.
+    mean(φ) is taken per leaf, and is at least 1e-3.
 
     Args:
       tx: a transformation of this package, or a function that makes one.
 
     Reference: Liang et al. 2024, Cautious Optimizers (https://arxiv.org/abs/2411.16085),
-    algorithm 1, with the mean that its authors' code has.
+    algorithm 1, with the mean of its authors' code.
     """
     return modified(cautious, tx, _around(Cautious))
 
 
 def grams(tx: Modifiable) -> Modifiable:
-    """Moves every element against the newest gradient, as far as the member would: |u|·sign(g).
+    """Combines the magnitude of the member's update with the newest gradient's sign: |u|·sign(g).
 
-    The average of the gradient decides the size of the update alone. Where g is 0 so is the update.
-    For complex numbers sign(g) is g / |g|. Around `lion` the average has no effect, and the update
-    is sign(g).
+    The average of the gradient determines only the magnitude. Where g is 0, the update is 0. For
+    complex numbers sign(g) is g / |g|. Around `lion` the average has no effect, and the update is
+    sign(g).
 
     Args:
       tx: a transformation of this package, or a function that makes one.
@@ -70,21 +70,21 @@ def grams(tx: Modifiable) -> Modifiable:
 
 
 def clip_update_rms(tx: Modifiable, threshold: jax.typing.ArrayLike = 1.0) -> Modifiable:
-    """Takes shorter steps where the gradient is larger than its own average expects.
+    """Shortens steps where the gradient is larger than its running average predicts.
 
         u ← u / max(1, RMS(g / (√nû + eps)) / threshold)
 
-    The RMS is that of each leaf. A member without a second moment of its gradient (lion, adan,
-    adopt) is measured by the RMS of u itself.
+    The RMS is taken per leaf. For a member without a second moment of its gradient (lion, adan,
+    adopt) it is the RMS of u itself.
 
     Args:
       tx: a transformation of this package, or a function that makes one.
-      threshold: the RMS up to which nothing changes, > 0.
+      threshold: the largest RMS that leaves the update unchanged, > 0.
 
     Reference: Wortsman et al. 2023, Stable and low-precision training for large-scale
     vision-language models (https://arxiv.org/abs/2304.13013), algorithm 2 (StableAdamW), after
-    Shazeer & Stern 2018, section 6. Differs from it in: weight decay is not made smaller as well;
-    the divisor is the member's own, where the paper has √max(nû, eps²) for any.
+    Shazeer & Stern 2018, section 6. Differs from it in: weight decay is not scaled down as well;
+    the divisor is the member's own, where the paper always has √max(nû, eps²).
     """
     threshold = check_number("threshold", threshold, 1e-30, instead="the usual value is 1.0")
 
@@ -95,17 +95,17 @@ def clip_update_rms(tx: Modifiable, threshold: jax.typing.ArrayLike = 1.0) -> Mo
 def atan2(
     tx: Modifiable, a: jax.typing.ArrayLike = 1.0, b: jax.typing.ArrayLike = 1.0
 ) -> Modifiable:
-    """Divides by an arc tangent, without any ε: u = a·atan2(mû, b·√nû).
+    """Replaces the division by an arc tangent, which needs no ε: u = a·atan2(mû, b·√nû).
 
-    The update is the same for any scale of the gradient, and at most a·π/2.
+    The update does not depend on the scale of the gradient, and is at most a·π/2.
 
     Args:
-      tx: a transformation of this package, or a function that makes one; its ε are left out.
-      a: the factor of the update, ≥ 0. 4/π makes its largest value 2, and its usual one 1.
+      tx: a transformation of this package, or a function that makes one; its ε are ignored.
+      a: the factor of the update, ≥ 0. 4/π makes its largest value 2 and its usual value 1.
       b: the factor of the root, > 0.
 
     Raises:
-      ValueError: nothing is divided there (lion).
+      ValueError: `tx` does not divide (lion).
 
     Reference: Everett et al. 2024, Scaling Exponents Across Parameterizations and Optimizers
     (https://arxiv.org/abs/2407.05872), section 4.3 (Adam-atan2).
@@ -120,13 +120,13 @@ def atan2(
 
 
 def nesterov(tx: Modifiable) -> Modifiable:
-    """Reads the average of the gradient one step ahead: b1·mu / (1-b1ᵗ⁺¹) + (1-b1)·g / (1-b1ᵗ).
+    """Looks ahead one step in the average of the gradient: b1·mu / (1-b1ᵗ⁺¹) + (1-b1)·g / (1-b1ᵗ).
 
     Args:
       tx: a transformation of this package, or a function that makes one.
 
     Raises:
-      ValueError: its average looks ahead already, or is not one of the gradient alone.
+      ValueError: the average looks ahead already, or is not an average of the gradient alone.
 
     Reference: Dozat 2016, Incorporating Nesterov Momentum into Adam, algorithm 2.
     """
@@ -135,7 +135,7 @@ def nesterov(tx: Modifiable) -> Modifiable:
 
 
 class GrokfastState(NamedTuple):
-    """State of `grokfast`: optimizer steps completed, and the slow gradient."""
+    """State of `grokfast`: optimizer steps completed and the slow gradient."""
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     slow: PyTree
@@ -150,17 +150,17 @@ def grokfast(
     factor: jax.typing.ArrayLike = 2.0,
     slow_dtype: SlotDType = AT_LEAST_FLOAT32,
 ) -> Modifiable:
-    """Amplifies the slow part of the gradient, before the member sees it.
+    """Amplifies the slow part of the gradient before the member sees it.
 
         slow ← decay·slow + (1-decay)·g       g ← g + factor·slow
 
-    slow starts at the first gradient. Its state is the first in the tuple of the stages' states.
+    The first gradient initializes slow. Its state is the first in the tuple of the stages' states.
 
     Args:
       tx: a transformation of this package, or a function that makes one.
       decay: α of the paper, per optimizer step, 0 ≤ decay < 1.
       factor: λ of the paper, ≥ 0.
-      slow_dtype: how slow is stored; see `scale_by_adam` on mu_dtype.
+      slow_dtype: how slow is stored; see `mu_dtype` of `scale_by_adam`.
 
     Reference: Lee et al. 2024, Grokfast (https://arxiv.org/abs/2405.20233), algorithm 2
     (Grokfast-EMA), started as in its authors' code.
@@ -179,17 +179,18 @@ def grokfast(
 
 
 def with_kernel(tx: Modifiable, kernel: str = "auto") -> Modifiable:
-    """Says who makes the program that steps a leaf: XLA, or one kernel for all of it.
+    """Selects how a leaf's step is compiled: by XLA, or as one kernel.
 
-    The arithmetic is the same. On TPUs a kernel moves each array through memory once, where XLA
-    stores what it computes in between: 16.1 bytes per parameter and not 33 to 117, for moments of
-    8 bits. `inspect.report` says of each leaf which it is, and why.
+    The arithmetic is the same. On TPUs a kernel reads and writes each array once, where XLA also
+    stores intermediate results: 16.1 bytes per parameter instead of 33 to 117 with 8-bit moments.
+    `inspect.report` shows which of the two steps each leaf, and why.
 
     Args:
       tx: a transformation of this package, or a function that makes one.
-      kernel: "auto": a kernel on TPUs for what XLA does not step in one pass: moments of 8 or 4
-        bits or rounded stochastically, weights with a rest. "xla": never. "pallas": for each leaf
-        that a kernel can step; on other platforms it is interpreted, for tests, which is slow.
+      kernel: "auto" uses a kernel on TPUs for leaves that XLA does not step in one pass: moments of
+        8 or 4 bits or rounded stochastically, weights with a rest. "xla" never uses one. "pallas"
+        uses one for each leaf that a kernel can step; on other platforms it runs in interpret mode,
+        which is slow and meant for tests.
 
     Returns:
       The same transformation, with the same state.
@@ -197,8 +198,8 @@ def with_kernel(tx: Modifiable, kernel: str = "auto") -> Modifiable:
     Raises:
       ValueError: another `kernel`; `tx` is not of this package.
 
-    A program for several devices has kernels inside `jax.shard_map` over all axes, and where
-    `sharding.shard_state` knows how the leaves lie; elsewhere XLA steps them.
+    A program for several devices uses kernels inside `jax.shard_map` over all axes, and where
+    `sharding.shard_state` knows the shardings of the leaves. Elsewhere XLA steps the leaves.
     """
     if kernel not in ("auto", "xla", "pallas"):
         raise ValueError(
@@ -213,7 +214,7 @@ class ModifiedFactory(Factory):
     """A function that makes a modified transformation.
 
     Attributes:
-      modifier: `cautious`, say.
+      modifier: the modifying function, such as `cautious`.
       settings: the modifier's own arguments.
     """
 
@@ -232,13 +233,13 @@ def modified(
     called: str | None = None,
     **settings: Leaf,
 ) -> Any:
-    """A transformation with its pipeline edited, or a function that makes one.
+    """Edits the pipeline of a transformation, or of what a function makes.
 
     Args:
       modifier: the function that was called: `modifier(tx, **settings)`.
       tx: its first argument.
-      edit: of the pipeline.
-      called: the name that users know the modifier by; None if it is its own.
+      edit: returns the edited pipeline.
+      called: the modifier's public name; None for the function's own name.
       **settings: its other arguments.
     """
     if callable(tx) and not isinstance(tx, optax.GradientTransformation):
@@ -250,12 +251,12 @@ def modified(
         name, got = called or modifier.__name__, body if isinstance(tx, Transformation) else tx
         raise ValueError(
             f"tx must be a member of adam_jax, got {type(got).__name__}: write {name}(adamw(...)),"
-            f" groups({name}(adamw), ...), with_hyperparams({name}(adamw)), and chain around that."
+            f" groups({name}(adamw), ...), with_hyperparams({name}(adamw)), with chain outermost."
         ) from None
 
 
 def member_of(pipeline: Pipeline) -> int:
-    """Where the member is."""
+    """The index of the member's stage."""
     if pipeline.member is None:
         rules = ", ".join(type(stage.rule).__name__ for stage in pipeline.stages)
         raise ValueError(f"tx must be a member with accumulators, as adamw(...) is, got {rules}.")
@@ -263,7 +264,7 @@ def member_of(pipeline: Pipeline) -> int:
 
 
 def changed(pipeline: Pipeline, index: int, change: Callable[[Any], Rule]) -> Pipeline:
-    """The pipeline with another rule in one stage, which keeps the same slots."""
+    """The pipeline with the rule of one stage replaced; its slots stay the same."""
     stages = list(pipeline.stages)
     stages[index] = stages[index].with_rule(change(stages[index].rule))
     return dataclasses.replace(pipeline, stages=tuple(stages))

@@ -1,4 +1,4 @@
-"""Small leaves in one buffer: a model of many biases and scales is then a few arrays to step."""
+"""Packs small leaves into buffers: many biases and scales then step as a few arrays."""
 
 import dataclasses
 import functools
@@ -34,9 +34,9 @@ class Packed:
     """A tree like the parameters, with the small leaves in buffers.
 
     Attributes:
-      small: a buffer per bin, its leaves one after the other.
-      large: the tree of the others, with `optax.MaskedNode()` in the place of each small one.
-      bins: which leaves are where.
+      small: one buffer per bin, the concatenation of its leaves.
+      large: the tree of the other leaves; each small one is replaced by `optax.MaskedNode()`.
+      bins: the leaves in each buffer.
     """
 
     small: tuple[Leaf, ...]
@@ -45,20 +45,20 @@ class Packed:
 
 
 def packed(tree: PyTree, bins: Bins) -> Packed:
-    """Puts a tree into this form."""
+    """Packs a tree."""
     leaves, treedef = jax.tree.flatten(tree, is_leaf=lambda x: x is None)
     inside = [i for bin in bins for i in bin]
     last = max(inside, default=-1)
     if last >= len(leaves):
         raise ValueError(
-            f"the state must be of these parameters, got one of {last + 1} leaves or more, packed,"
-            f" for the {len(leaves)} at {leaf_paths(tree)}: was init called with them?"
+            f"the state must be of these parameters, got a packed one of at least {last + 1} leaves"
+            f" for the {len(leaves)} at {leaf_paths(tree)}: call init with these parameters."
         )
     missing = [i for i in inside if leaves[i] is None]
     if missing:
         raise ValueError(
             f"at {leaf_paths(tree)[missing[0]]!r}, the gradient is None: a leaf that shares a"
-            f" buffer needs one. Pass zeros, or put optax.masked around pack_small_leaves."
+            f" buffer needs one. Pass zeros, or wrap pack_small_leaves in optax.masked."
         )
     small = tuple(_concatenated([leaves[i] for i in bin]) for bin in bins)
     for i in inside:
@@ -67,7 +67,7 @@ def packed(tree: PyTree, bins: Bins) -> Packed:
 
 
 def unpacked(tree: Packed, like: PyTree) -> PyTree:
-    """The tree again; `like` is one with the shapes, such as the parameters."""
+    """Unpacks a tree; `like` gives the shapes, as the parameters do."""
     shapes, treedef = jax.tree.flatten(like, is_leaf=lambda x: x is None)
     leaves = treedef.flatten_up_to(tree.large)
     for buffer, bin in zip(tree.small, tree.bins, strict=True):
@@ -90,10 +90,10 @@ class PackSmallLeaves(Body):
     """The body of `pack_small_leaves`.
 
     Attributes:
-      head: the stages up to the last that remembers something; they act on the buffers.
-      tail: what follows, decay and the learning rate, on each leaf: it reads the parameter, which
-        is in no buffer, and knows masks.
-      below: in elements.
+      head: the stages up to the last with slots; they act on the buffers.
+      tail: the stages after it, weight decay and learning rate; they act on each leaf, since they
+        read the parameters, which are not packed, and have masks.
+      below: leaves with fewer elements are packed.
     """
 
     head: Pipeline
@@ -101,15 +101,15 @@ class PackSmallLeaves(Body):
     below: int = static()
 
     def init(self, params: Params) -> State:
-        """The member's state, the small leaves of each slot in buffers."""
+        """The member's state, with the small leaves of each slot in buffers."""
         if not jax.tree.leaves(params):
-            # optax.tree.map_params asks for this, to find what is like the parameters: buffers too.
+            # optax.tree.map_params calls this to find parameter-like leaves, buffers included.
             return self.alone.init(params)
         head = self.head.init(packed(params, _bins(params, self.below)))
         return self.join(head, self.tail.init(params))
 
     def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
-        """One optimizer step: the gradients into buffers, the updates out of them."""
+        """One optimizer step: packs the gradients and unpacks the updates."""
         packed_trees = found(state, is_packed)
         if not packed_trees and not jax.tree.leaves(updates):
             return self.alone.run(updates, state, params, call)
@@ -131,7 +131,7 @@ class PackSmallLeaves(Body):
         return u, self.join(head_state, tail_state)
 
     def told_of(self, layers: Layers) -> "PackSmallLeaves":
-        """What is packed treats each element by itself; masks behind it see single layers."""
+        """Packed stages are elementwise; masks in the tail see single layers."""
         return dataclasses.replace(self, tail=dataclasses.replace(self.tail, layers=layers))
 
     @property
@@ -147,12 +147,12 @@ class PackSmallLeaves(Body):
         return state[:count], state[count:]
 
     def join(self, head: PyTree, tail: PyTree) -> PyTree:
-        """The opposite of `split`."""
+        """The inverse of `split`."""
         return (*head, *tail) if self.head.chained else head
 
 
 def _bins(params: Params, below: int) -> Bins:
-    """Leaves of one dtype and one placement share a buffer; what is partitioned stays alone."""
+    """Leaves of one dtype and one placement share a buffer; partitioned leaves stay separate."""
     bins: dict[Any, list[int]] = {}
     for i, p in enumerate(jax.tree.leaves(params, is_leaf=lambda x: x is None)):
         if p is None or not moves(p) or np.size(p) >= below or _is_partitioned(p):
@@ -163,7 +163,7 @@ def _bins(params: Params, below: int) -> Bins:
 
 
 def _is_partitioned(p: Leaf) -> bool:
-    """What is known of it: of a tracer, only what is part of its type."""
+    """Whether it is known to be partitioned; for a tracer only its type tells."""
     if isinstance(p, jax.core.Tracer):
         return any(axis is not None for axis in jax.typeof(p).sharding.spec)
     return isinstance(p, jax.Array) and not p.sharding.is_fully_replicated
@@ -177,24 +177,24 @@ def is_packed(x: Leaf) -> bool:
 def pack_small_leaves(inner: optax.GradientTransformation, below: int = 65536) -> Transformation:
     """Keeps the moments of small leaves in one buffer: hundreds of biases step as one array.
 
-    The parameters stay as they are, and the arithmetic is the same, bit for bit.
+    The parameters are not packed. The arithmetic is the same, bit for bit.
 
     Args:
-      inner: a member of this package, such as `adamw(...)`, modified or not. What looks at a leaf
-        as a whole before it is remembered (`cautious`, `clip_update_rms`) cannot be packed, nor can
-        `transfer.mup(...)`, which has other numbers for other leaves.
-      below: elements; a leaf with fewer is packed with those of its dtype and device placement. A
-        leaf that is partitioned over devices stays by itself; so call `init` outside jit, which
-        does not know before it is compiled (but for meshes with explicit axes).
+      inner: a member of this package, such as `adamw(...)`, modified or not. Modifiers that read
+        whole leaves (`cautious`, `clip_update_rms`) cannot be packed, nor can
+        `transfer.mup(...)`, whose numbers differ between leaves.
+      below: in elements; a smaller leaf is packed with those of its dtype and device placement. A
+        leaf partitioned over devices stays separate. Therefore call `init` outside jit, where
+        placement is unknown until compilation (except on meshes with explicit axes).
 
     Returns:
-      A transformation with the member's state, the trees in it `Packed`. Others go around it:
-      `accumulate(pack_small_leaves(adamw(1e-3)), 4)`. `unpack_state` makes the member's own state
-      of it, `pack_state` the other way round: for checkpoints, and for `optax.tree.map_params` with
-      other trees (alone it maps the buffers).
+      A transformation with the member's state, whose trees are `Packed`. Wrap it, not `inner`:
+      `accumulate(pack_small_leaves(adamw(1e-3)), 4)`. `unpack_state` converts it to the member's
+      own state and `pack_state` converts back: for checkpoints, and for `optax.tree.map_params`
+      with other trees (alone it maps the buffers).
 
     Raises:
-      ValueError: `inner` is something else; in a step, a packed leaf without a gradient.
+      ValueError: `inner` is not such a member; in a step, a packed leaf has no gradient.
 
     Differs from PyTorch (`foreach`, `fused`) in: the buffers are part of the state.
     """
@@ -220,13 +220,13 @@ def pack_small_leaves(inner: optax.GradientTransformation, below: int = 65536) -
     if whole:
         raise ValueError(
             f"inner must treat each element by itself to be packed, got {whole[0]}: pack the member"
-            f" without it, or leave it unpacked."
+            f" without it, or leave pack_small_leaves out."
         )
     policies = [d for stage in stages for d in stage.dtypes if isinstance(d, SlotPolicy | Format)]
     if any(policy != AT_LEAST_FLOAT32 for policy in policies):
         raise ValueError(
-            "inner must store its moments in dtypes to be packed, got a policy by size or path:"
-            " leave pack_small_leaves out, under int8 and the like small leaves are float32."
+            "inner must store its moments in plain dtypes to be packed, got a policy by size or"
+            " path: leave pack_small_leaves out. With int8 and similar, small leaves are float32."
         )
     head = dataclasses.replace(body, stages=stages, layers=Layers())
     tail = dataclasses.replace(body, stages=body.stages[behind:], chained=True)
@@ -248,15 +248,15 @@ def unpack_state(state: State, params: Params) -> State:
 
 
 def pack_state(tx: optax.GradientTransformation, state: State, params: Params) -> PyTree:
-    """The state of `tx`, in which there is a `pack_small_leaves`, from that of the same without.
+    """Packs the state of a transformation without `pack_small_leaves` for `tx`, which has it.
 
     Args:
-      tx: the transformation that is to go on.
+      tx: the transformation that continues the run.
       state: of the same transformation without `pack_small_leaves`.
-      params: the parameters, placed on devices as they will be.
+      params: the parameters, placed on devices as in that run.
 
     Raises:
-      ValueError: the state is one of another transformation.
+      ValueError: the state belongs to another transformation.
     """
     like, treedef = jax.tree.flatten(tx.init(params), is_leaf=is_packed)
     try:

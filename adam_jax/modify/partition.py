@@ -1,4 +1,4 @@
-"""Groups of parameters with an optimizer each: `optax.partition`, its labels by expressions."""
+"""Parameter groups with an optimizer each: `optax.partition` with expressions as labels."""
 
 import dataclasses
 import functools
@@ -34,16 +34,16 @@ from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.validation import bind_arguments, check_expression
 
 Entry: TypeAlias = AnyTransformation | Callable[..., AnyTransformation] | None
-"""What `groups` is given for an expression: a transformation, what makes one, or None."""
+"""The value of an expression in `groups`: a transformation, a function that makes one, or None."""
 
 
 class Part(NamedTuple):
     """The leaves of one expression.
 
     Attributes:
-      expression: which matches their paths.
-      body: what steps them.
-      indices: the numbers of the leaves.
+      expression: matches their paths.
+      body: steps them.
+      indices: their indices among the tree's leaves.
     """
 
     expression: str
@@ -51,7 +51,7 @@ class Part(NamedTuple):
     indices: list[int]
 
     def only(self, leaves: list[Leaf]) -> list[Leaf]:
-        """Its leaves, and a `MaskedNode` in the place of each other one."""
+        """Replaces each leaf of another part by a `MaskedNode`."""
         own = set(self.indices)
         return [x if i in own else optax.MaskedNode() for i, x in enumerate(leaves)]
 
@@ -62,7 +62,7 @@ class Partition(Body):
 
     Attributes:
       bodies: one for each expression.
-      expressions: the first match goes before the others.
+      expressions: in order of precedence.
     """
 
     joins = True
@@ -71,13 +71,13 @@ class Partition(Body):
     expressions: tuple[str, ...] = static()
 
     def init(self, params: Params) -> optax.PartitionState:
-        """Of each the state before the first step, on its own leaves."""
-        # optax.tree.map_params asks for the state of a tree without leaves.
+        """The initial state of each optimizer, on its own leaves."""
+        # optax.tree.map_params calls init with a tree without leaves.
         parts = self.of_params(params, check=bool(jax.tree.leaves(params)))
         return _joined((part, part.body.init(theirs)) for part, theirs in parts)
 
     def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
-        """One step of each on its own leaves."""
+        """One step of each optimizer on its own leaves."""
         self.check(state)
         tree = raw(updates)
         leaves, treedef = jax.tree.flatten(tree, is_leaf=lambda x: x is None)
@@ -85,7 +85,7 @@ class Partition(Body):
         stored = align_params(treedef, stored_params(params), needed, call.apply)
         results, dtypes = list(stored if call.apply else leaves), list(dtypes_of(updates))
         rests, states, later = {}, [], isinstance(updates, Unrounded)
-        # A None that is one among the parameters too is one in each part, as in its state.
+        # Where update and parameter are both None, each part has a None, as its state does.
         nones = [i for i, g in enumerate(leaves) if g is None and stored[i] is None]
         for part in self.parts(leaf_paths(tree), [g is not None for g in leaves]):
             part = part._replace(indices=sorted({*part.indices, *nones}))
@@ -114,7 +114,7 @@ class Partition(Body):
 
     def parts(self, paths: list[str], moving: list[bool], check: bool = False) -> list[Part]:
         """The leaves of each expression, given their paths; see `first_matches`."""
-        instead = 'add one for all others as the last, ".*": adamw(1e-3), or ".*": None'
+        instead = 'add a last one for all others, ".*": adamw(1e-3), or ".*": None'
         found = first_matches(self.expressions, paths, moving, check=check, instead=instead)
         return [
             Part(expression, body, [i for i, own in enumerate(found) if own == k])
@@ -122,7 +122,7 @@ class Partition(Body):
         ]
 
     def of_params(self, params: Params, check: bool = False) -> list[tuple[Part, Params]]:
-        """Each part, and the parameters with a `MaskedNode` in the place of all that is not its."""
+        """Each part with the parameters, where a `MaskedNode` replaces leaves of other parts."""
         leaves, paths = jax.tree.leaves(params), leaf_paths(params, none_is_leaf=False)
         parts = self.parts(paths, list(map(moves, leaves)), check)
         return [(part, unflatten_stored(params, part.only(leaves))) for part in parts]
@@ -145,24 +145,24 @@ class Partition(Body):
 
 @frozen_pytree
 class Frozen(Body):
-    """Leaves that nothing moves: no state, zeros as updates."""
+    """Frozen leaves: no state, zeros as updates."""
 
     joins = True
 
     def init(self, params: Params) -> optax.EmptyState:
-        """Nothing to remember."""
+        """The empty state."""
         del params
         return optax.EmptyState()
 
     def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
-        """The parameters as they are, or zeros."""
+        """The unchanged parameters, or zeros."""
         frozen = [None] * len(jax.tree.leaves(raw(updates), is_leaf=lambda x: x is None))
         result, _ = run_pipelines((Pipeline((), True),), frozen, updates, (), params, call)
         return result, state
 
 
 def _updates_of(part: Part, updates: Updates, own: PyTree) -> Updates:
-    """The updates of its leaves, as wide as they are; `own` is the tree of them alone."""
+    """The updates of a part, unrounded if they are; `own` is the tree of its leaves alone."""
     if not isinstance(updates, Unrounded):
         return own
     dtypes = tuple(updates.dtypes[i] for i in part.indices)
@@ -170,7 +170,7 @@ def _updates_of(part: Part, updates: Updates, own: PyTree) -> Updates:
 
 
 def _params_of(part: Part, params: Params, own: PyTree, treedef: PyTree) -> Params:
-    """The parameters of its leaves, not joined yet if they are not; `own` as in `_updates_of`."""
+    """The parameters of a part, split if they are; `own` as in `_updates_of`."""
     if not isinstance(params, SplitParams):
         return own
     weights = ((k, params.weights.get(i)) for k, i in enumerate(part.indices))
@@ -184,11 +184,11 @@ def _joined(states: Any) -> optax.PartitionState:
 
 
 def partitioned(entries: Mapping[str, Entry], arguments: Named) -> Transformation:
-    """The transformation of `groups` with several optimizers; see there.
+    """The transformation of `groups` with several optimizers.
 
     Args:
       entries: by expression.
-      arguments: of those that are functions.
+      arguments: passed to the entries that are functions.
     """
     bodies = []
     for expression, entry in entries.items():
@@ -196,25 +196,26 @@ def partitioned(entries: Mapping[str, Entry], arguments: Named) -> Transformatio
         try:
             bodies.append(_body(entry, arguments))
         except (ValueError, TypeError) as error:
-            kind = TypeError if isinstance(error, TypeError) else ValueError  # JAX has others.
+            # JAX raises subclasses of these.
+            kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"the expression {expression!r}: {error}") from error
     if all(isinstance(body, Frozen) for body in bodies):
         raise ValueError("expressions must leave a leaf that moves: write optax.set_to_zero().")
     if arguments and not factories_in(entries):
         raise ValueError(
-            f"{sorted(arguments)} must be arguments of functions that make an optimizer, got"
-            f" optimizers alone: write adamw where adamw(1e-3) is."
+            f"{sorted(arguments)} must be arguments of functions that make an optimizer, got only"
+            f" optimizers: write adamw where adamw(1e-3) is."
         )
     return Transformation.around(Partition(tuple(bodies), tuple(entries)))
 
 
 def factories_in(entries: Mapping[str, Entry]) -> list[Function]:
-    """Those of the entries that are functions."""
+    """The entries that are functions."""
     return [entry for entry in entries.values() if _is_factory(entry)]
 
 
 def open_parameters(factory: Function) -> dict[str, inspect.Parameter]:
-    """The parameters of a function; of a `functools.partial` those that it does not give."""
+    """The parameters of a function, without those that a `functools.partial` sets."""
     parameters = inspect.signature(factory, eval_str=True).parameters
     given = factory.keywords if isinstance(factory, functools.partial) else {}
     return {name: p for name, p in parameters.items() if name not in given}
@@ -231,7 +232,7 @@ def _body(entry: Entry, arguments: Named) -> Body:
         raise ValueError(
             f"must have an optimizer, a function that makes one, or None to freeze its leaves, got"
             f" the arguments {entry!r}: write functools.partial(adamw, ...); for one optimizer with"
-            f" other arguments in each group, groups(adamw, {{...}}, learning_rate=1e-3)."
+            f" different arguments per group, groups(adamw, {{...}}, learning_rate=1e-3)."
         )
     if not _is_factory(entry):
         return inner_body("the optimizer", entry)
@@ -241,7 +242,7 @@ def _body(entry: Entry, arguments: Named) -> Body:
 
 
 def _given(factory: Function, arguments: Named) -> Named:
-    """The arguments without those that a `functools.partial` has already."""
+    """The arguments without those that a `functools.partial` sets."""
     if not isinstance(factory, functools.partial):
         return arguments
     bound = inspect.signature(factory.func).bind_partial(*factory.args, **factory.keywords)

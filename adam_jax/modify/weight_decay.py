@@ -13,14 +13,14 @@ from adam_jax.validation import check_number
 
 
 def cautious_weight_decay(tx: Modifiable) -> Modifiable:
-    """Decays only the weights that the update moves towards zero too: λ·1[u·θ ≥ 0]·θ.
+    """Decays a weight only if the update moves it towards zero too: λ·1[u·θ ≥ 0]·θ.
 
     Args:
       tx: a transformation of this package with decoupled weight decay, or a function that makes
         one.
 
     Raises:
-      ValueError: nothing decays there.
+      ValueError: `tx` has no weight decay.
 
     Reference: Chen et al. 2025, Cautious Weight Decay (https://arxiv.org/abs/2510.12402),
     algorithm 1.
@@ -29,34 +29,34 @@ def cautious_weight_decay(tx: Modifiable) -> Modifiable:
 
 
 def corrected_weight_decay(tx: Modifiable, peak_learning_rate: jax.typing.ArrayLike) -> Modifiable:
-    r"""Keeps the norm of normalized layers where it is while the learning rate falls (AdamC).
+    r"""Keeps the norm of normalized layers constant while the learning rate falls (AdamC).
 
         λ_t ← λ_t·α_t/α_max
 
-    For weights that a normalization follows, so that the loss does not depend on their norm. A step
+    For weights followed by a normalization, so that the loss does not depend on their norm. A step
     adds about α_t²·‖u‖² to ‖θ‖², since u is nearly orthogonal to θ, and decay subtracts
-    2·α_t·λ·‖θ‖². With a constant λ the norm settles near √(α_t/2λ)·‖u‖ and falls with α_t; the
-    gradient, which is inverse to the norm, grows near the end of training. Corrected, the norm
-    stays near √(α_max/2λ)·‖u‖.
+    2·α_t·λ·‖θ‖². With a constant λ the norm settles near √(α_t/2λ)·‖u‖ and falls with α_t. The
+    gradient is inversely proportional to the norm, so it grows near the end of training. With the
+    correction the norm stays near √(α_max/2λ)·‖u‖.
 
     Args:
       tx: a transformation of this package with decoupled weight decay and a learning rate that
         multiplies it, or a function that makes one.
-      peak_learning_rate: α_max, the largest value of the learning rate that `tx` is given, > 0. In
-        `transfer.scale_batch(...)` it is that of the scaled schedule, in `transfer.mup(...)` that
-        of the schedule without factors.
+      peak_learning_rate: α_max, the largest learning rate of `tx`, > 0. For
+        `transfer.scale_batch(...)` it is the peak of the scaled schedule, for `transfer.mup(...)`
+        the peak of the schedule without factors.
 
     Returns:
-      The same transformation, with the same state. A learning rate that is always α_max leaves the
-      decay as it is.
+      The same transformation, with the same state. A constant learning rate of α_max leaves the
+      decay unchanged.
 
     Raises:
-      ValueError: nothing decays there; the learning rate does not multiply the decay
-        (scale_decay=False); a peak that is not positive.
+      ValueError: `tx` has no weight decay; the learning rate does not multiply the decay
+        (scale_decay=False); the peak is not positive.
 
     Example:
-      The paper leaves the output layer, which no normalization follows, with plain decay. `groups`
-      takes a function that says so:
+      The paper applies plain decay to the output layer, which no normalization follows. A function
+      passed to `groups` does the same:
 
       >>> import adam_jax, jax.numpy as jnp, optax
       >>> schedule = optax.cosine_decay_schedule(3e-3, 1000)
@@ -67,8 +67,8 @@ def corrected_weight_decay(tx: Modifiable, peak_learning_rate: jax.typing.ArrayL
       >>> params = {"head": {"kernel": jnp.ones(2)}, "block": {"kernel": jnp.ones(2)}}
       >>> state = tx.init(params)
 
-    Differs from timm (`corrected_weight_decay=True`) in: α_max is an argument. There it is the
-    learning rate with which the optimizer is made.
+    Differs from timm (`corrected_weight_decay=True`) in: α_max is an argument. In timm it is the
+    learning rate at which the optimizer is created.
 
     Reference: Defazio 2025, Why Gradients Rapidly Increase Near the End of Training
     (https://arxiv.org/abs/2506.02285).
@@ -84,7 +84,7 @@ def corrected_weight_decay(tx: Modifiable, peak_learning_rate: jax.typing.ArrayL
 
 
 def _decay_of(pipeline: Pipeline, modifier: str) -> int:
-    """Where decoupled weight decay is."""
+    """The index of the stage with decoupled weight decay."""
     for i in range(member_of(pipeline) + 1, len(pipeline.stages)):
         if Unit.WEIGHT_DECAY in units_of(pipeline.stages[i].rule):
             return i
@@ -102,7 +102,7 @@ def _corrected(pipeline: Pipeline, peak: Number) -> Pipeline:
     rates = [number for unit, number in numbers if unit is Unit.LEARNING_RATE]
     if not rates:
         raise ValueError(
-            "tx must have a learning rate that multiplies its weight decay: write the alias, as"
+            "tx must have a learning rate that multiplies its weight decay: use an alias such as"
             " adamw(1e-3), with scale_decay=True."
         )
 

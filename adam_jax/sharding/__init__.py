@@ -1,4 +1,4 @@
-"""Past one device: the optimizer's state split over devices, or kept in the host's memory."""
+"""Optimizer state beyond one device: sharded over devices, or offloaded to host memory."""
 
 from adam_jax.sharding.offload import offload
 from adam_jax.sharding.shard import shard_state, state_shardings

@@ -1,4 +1,4 @@
-"""The state in the memory of the host, which comes to the device leaf by leaf in each step."""
+"""Keeps the state in host memory; each step moves it to the device leaf by leaf."""
 
 import re
 
@@ -19,9 +19,9 @@ class Offloaded(Body):
     """The body of `offload`.
 
     Attributes:
-      inner: whose state it is.
-      to: the kind of the host's memory.
-      where: a regular expression that matches the whole path of what goes there.
+      inner: the transformation whose state is offloaded.
+      to: the kind of host memory.
+      where: a regular expression that matches the whole path of each offloaded array.
     """
 
     inner: Body
@@ -29,7 +29,7 @@ class Offloaded(Body):
     where: str = static()
 
     def init(self, params: Params) -> State:
-        """The inner state, a part of it in the memory of the host."""
+        """The inner state, with the selected arrays in host memory."""
         return self.stored(self.inner.init(params))
 
     def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
@@ -39,7 +39,7 @@ class Offloaded(Body):
         return result, self.stored(new)
 
     def stored(self, state: State) -> State:
-        """The state, with what belongs there in the memory of the host."""
+        """The state with the selected arrays in host memory."""
 
         def store(x: Leaf) -> Leaf:
             if isinstance(x, jax.core.Tracer):
@@ -49,13 +49,13 @@ class Offloaded(Body):
         return self.moved(state, store)
 
     def moved(self, state: State, move: Function) -> State:
-        """The state, with what the expression matches moved; numbers stay on the device."""
+        """The state with the selected arrays moved; scalars stay on the device."""
         leaves, treedef = jax.tree.flatten(state)
         pairs = zip(leaves, self.on_host(state), strict=True)
         return treedef.unflatten([move(x) if host else x for x, host in pairs])
 
     def on_host(self, state: State) -> list[bool]:
-        """Of each array of the state, whether it belongs in the memory of the host."""
+        """Whether each array of the state belongs in host memory."""
         paths = leaf_paths(state, none_is_leaf=False)
         matches = (re.fullmatch(self.where, path) is not None for path in paths)
         leaves = zip(jax.tree.leaves(state), matches, strict=True)
@@ -63,38 +63,38 @@ class Offloaded(Body):
 
 
 def offloaded(body: Body) -> Offloaded | None:
-    """The body, if it is one that `offload` made."""
+    """The body if `offload` made it, else None."""
     return body if isinstance(body, Offloaded) else None
 
 
 def offload(
     tx: optax.GradientTransformation, to: str = "pinned_host", where: str = r".*"
 ) -> Transformation:
-    r"""Keeps the state in the memory of the host, from where each step fetches it leaf by leaf.
+    r"""Keeps the state in host memory, from which each step fetches it leaf by leaf.
 
-    Bytes on the device are those of a few leaves. Each step sends the state both ways: 16 bytes per
-    parameter for float32 moments, 4 for those of 8 bits, which are the ones to keep there.
+    The device holds only a few leaves of the state at a time. Each step transfers the state both
+    ways: 16 bytes per parameter for float32 moments, 4 for 8-bit moments, which are preferable.
 
     Args:
       tx: any Optax transformation; the state is its own.
-      to: the kind of memory: pinned, which the device reads by itself. The other kind that devices
-        list, "unpinned_host", is not one that a compiled program puts its results in.
-      where: a regular expression that must match the whole path in the state of what goes there:
-        `r".*/nu/.*"`, or `r".*/embedding/.*"` for all that belongs to those parameters. Numbers,
-        such as the step count, stay on the device.
+      to: the kind of memory: pinned host memory, which the device reads by itself. Devices also
+        list "unpinned_host", but a compiled program cannot place its results there.
+      where: a regular expression that must match the whole path of an array in the state to offload
+        it: `r".*/nu/.*"`, or `r".*/embedding/.*"` for everything that belongs to those parameters.
+        Scalars, such as the step count, stay on the device.
 
     Returns:
-      A transformation to go around all others, `shard_state` too. Under jit the state has the types
-      of host memory going in and coming out, and may be donated.
+      A transformation to put around all others, including `shard_state`. Under jit the state has
+      host-memory types on input and on output, and may be donated.
 
     Raises:
-      ValueError: another kind of memory, or no regular expression.
+      ValueError: another kind of memory, or an invalid regular expression.
 
     Differs from PyTorch (DeepSpeed's ZeRO-Offload) in: the step itself runs on the device.
     """
     if to != "pinned_host":
         raise ValueError(
-            f"to must be 'pinned_host', got {to!r}: it is the memory of hosts that a device reads."
+            f"to must be 'pinned_host', got {to!r}: it is the host memory that a device reads."
         )
     where = check_expression("where", where)
     return Transformation.around(Offloaded(body_of("tx", tx), to, where))

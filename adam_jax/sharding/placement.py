@@ -1,7 +1,7 @@
-"""Where parameters lie, and where each array of a state belongs.
+"""The shardings of parameters and of each array of a state.
 
-What a state keeps for a parameter has the parameter's path in its own, and is split as that is: by
-the format it is stored in, so that nothing here knows what codes or factors are.
+An array of a state whose path contains a parameter's path is split like that parameter. The storage
+format does the splitting, so this module does not depend on codes or factors.
 """
 
 import itertools
@@ -28,13 +28,13 @@ MIN_SIZE = 4096
 
 @frozen_pytree
 class Placement:
-    """Where parameters lie, and where the state of each is to lie.
+    """How parameters are partitioned, and how the state of each one is split.
 
     Attributes:
       mesh: the devices.
-      axes: those of the mesh over which the state is split.
+      axes: the mesh axes over which the state is split.
       specs: of the parameters, a tree or the prefix of one; None if they are not partitioned.
-      min_size: in elements.
+      min_size: in elements; the state of smaller parameters is not split.
     """
 
     mesh: Mesh = static()
@@ -44,7 +44,7 @@ class Placement:
 
     @classmethod
     def of(cls, mesh: PyTree, axis: Any, specs: PyTree, min_size: Any) -> Self:
-        """Checks what the user wrote; see `shard_state`."""
+        """Checks the arguments of `shard_state`."""
         if not isinstance(mesh, Mesh):
             raise ValueError(
                 f"mesh must be a jax.sharding.Mesh, got {mesh!r}: jax.make_mesh makes one."
@@ -57,11 +57,11 @@ class Placement:
                 f" axis={mesh.axis_names[0]!r}."
             )
         frozen = None if specs is None else FrozenTree.of(specs)
-        min_size = check_integer("min_size", min_size, 0, instead="0 splits all that divides")
+        min_size = check_integer("min_size", min_size, 0, instead="0 splits all that divide")
         return cls(mesh, axes, frozen, min_size)
 
     def of_params(self, params: Params) -> list[PartitionSpec]:
-        """How each parameter is partitioned, None leaves left out."""
+        """The spec of each parameter; None leaves are left out."""
         if self.specs is None:
             return [PartitionSpec()] * len(jax.tree.leaves(params))
         try:
@@ -76,16 +76,16 @@ class Placement:
         return [spec for spec, count in pairs for _ in range(count)]
 
     def of_state(self, params: Params) -> list[PartitionSpec]:
-        """How the state of each parameter is partitioned."""
+        """The spec of each parameter's state."""
         specs = zip(self.of_params(params), jax.tree.leaves(params), strict=True)
-        # Nothing is computed of what does not move.
+        # Leaves that are not updated have no computation to split.
         return [self.split(spec, np.shape(p)) if moves(p) else spec for spec, p in specs]
 
     def split(self, spec: PartitionSpec, shape: tuple[int, ...]) -> PartitionSpec:
-        """Partitions one dimension more: the first that divides and is whole, else the first.
+        """Partitions one more dimension: the first divisible one, unpartitioned ones preferred.
 
-        The first, as blocks of codes lie along the last, and what is gathered is then contiguous.
-        The last only behind all others if no block would fit into a part of it.
+        The first, since blocks of codes run along the last, and gathered data is then contiguous.
+        The last dimension ranks after all others if no block fits into a part of it.
         """
         parts = [*spec, *[None] * (len(shape) - len(spec))]
         names = [axes_in(part) for part in parts]
@@ -105,21 +105,21 @@ class Placement:
         return spec
 
     def devices(self, axes: tuple[str, ...]) -> int:
-        """Along these axes of the mesh."""
+        """The number of devices along these mesh axes."""
         return math.prod(self.mesh.shape[name] for name in axes)
 
     def sharding(self, spec: PartitionSpec) -> NamedSharding:
-        """On this mesh."""
+        """The sharding of a spec on this mesh."""
         return NamedSharding(self.mesh, spec)
 
     def place(self, tree: PyTree, specs: list[PartitionSpec]) -> PyTree:
-        """Moves every leaf to where it belongs; None leaves stay."""
+        """Places every leaf by its spec; None leaves stay."""
         leaves, treedef = jax.tree.flatten(tree)
         placed = [self.move(x, spec) for x, spec in zip(leaves, specs, strict=True)]
         return treedef.unflatten(placed)
 
     def move(self, x: Leaf, spec: PartitionSpec) -> Leaf:
-        """Moves one array; under jit the compiler is told, and sends what is needed."""
+        """Places one array; under jit this is a sharding constraint for the compiler."""
         if not isinstance(x, jax.core.Tracer):
             return jax.device_put(x, self.sharding(spec))
         mesh = jax.typeof(x).sharding.mesh  # `inspect` describes automatic axes as explicit ones.
@@ -130,11 +130,11 @@ class Placement:
     def of_stored(
         self, state: State, params: Params
     ) -> tuple[list[NamedSharding], list[PartitionSpec]]:
-        """How a state lies, and with it the gradients and parameters of the step.
+        """The shardings of a state, and the specs of gradients and parameters in the step.
 
         Returns:
-          The sharding of each array of the state, and a spec for each parameter: the one of
-          `of_state`, or a coarser one where what is stored cannot be split like that.
+          The sharding of each array of the state, and a spec for each parameter: that of
+          `of_state`, or a coarser one if the stored arrays cannot be split that way.
         """
         specs, shapes = self.of_state(params), list(map(np.shape, jax.tree.leaves(params)))
         told = list(specs)

@@ -1,4 +1,4 @@
-"""ZeRO-1: the state is split over the devices that hold copies of the parameters."""
+"""ZeRO-1: splits the state over the devices that hold copies of the parameters."""
 
 import functools
 
@@ -27,7 +27,7 @@ class Sharded(Body):
     placement: Placement
 
     def init(self, params: Params) -> State:
-        """The inner state, each device with its own part of it from the start."""
+        """The inner state, split over the devices from the start."""
         self.check(params)
         if not _is_traced(params) and not _all_explicit(params):
             state = jax.jit(self.init)(params)
@@ -37,7 +37,7 @@ class Sharded(Body):
         return _moved(self.placement, state, self.placement.of_stored(state, params)[0])
 
     def explicit_init(self, params: Params) -> PyTree:
-        """`init` of parameters whose types say how they are split: blocks depend on it."""
+        """`init` with shardings in the types of the parameters, since blocks depend on them."""
         leaves, treedef = jax.tree.flatten(params)
         if _all_explicit(params):
             return self.inner.init(params)
@@ -55,22 +55,22 @@ class Sharded(Body):
             return jax.tree.map(lambda x: jax.sharding.reshard(x, untold), state)
 
     def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
-        """The inner step, each device on its own part of the gradients and the parameters."""
+        """The inner step; each device steps its own part of the gradients and parameters."""
         placement = self.placement
         leaves = jax.tree.leaves(values(updates), is_leaf=lambda x: x is None)
         missing = any(g is None for g in leaves)
         known = params if missing and params is not None else values(updates)
         where, specs = placement.of_stored(state, known)
-        # Where a gradient is None and params are not given, it is not known what belongs to it.
+        # If a gradient is None and params are not given, its part of the state is unknown.
         partly = missing and params is None
         own = functools.partial(self.specs_of, known, specs)
         split, theirs = map_tree(lambda tree: placement.place(tree, own(tree)), updates), params
         if params is not None:
-            # First as they are: else a loop around this would carry its own half of each step, and
-            # the parameters that come out of it would be split as well.
+            # First with their own specs: otherwise a loop around the step would carry only this
+            # device's part, and the parameters it returns would be split as well.
             theirs = placement.place(params, placement.of_params(params))
             theirs = placement.place(theirs, own(params))
-        if not partly and not _is_traced(state):  # XLA sees for itself where its own is to end.
+        if not partly and not _is_traced(state):  # Under jit XLA infers the state's sharding.
             state = _moved(placement, state, where)
         paths = leaf_paths(known, none_is_leaf=False)
         shardings = dict(zip(paths, map(placement.sharding, specs), strict=True))
@@ -82,18 +82,18 @@ class Sharded(Body):
     def specs_of(
         self, known: PyTree, specs: list[PartitionSpec], tree: PyTree
     ) -> list[PartitionSpec]:
-        """Those of a tree like `known`, whose leaves have these; some of its own may be missing."""
+        """The specs of a tree like `known`, whose leaves have `specs`; `tree` may lack some."""
         try:
             below = jax.tree.structure(known).flatten_up_to(tree)
-        except ValueError:  # What is inside says what is wrong, or does not read it.
+        except ValueError:  # The inner transformation reports the error, or does not read `tree`.
             return self.placement.of_state(tree)
         return [spec for spec, x in zip(specs, below, strict=True) for _ in jax.tree.leaves(x)]
 
     def check(self, params: Params) -> None:
-        """Checks that parameters lie where this was told they do, where that can be seen.
+        """Checks that parameters are partitioned as `specs` says, where that is visible.
 
         Raises:
-          ValueError: one does not; the message has its path.
+          ValueError: one is not; the message names its path.
         """
         specs = self.placement.of_params(params)
         for i, (p, spec) in enumerate(zip(jax.tree.leaves(params), specs, strict=True)):
@@ -132,41 +132,41 @@ def shard_state(
 ) -> Transformation:
     """Splits the state over the devices that hold copies of the parameters (ZeRO, stage 1).
 
-    Of n devices, each keeps 1/n of the state, and steps 1/n of every parameter: gradients are
-    reduce-scattered and new parameters all-gathered, by XLA, which sends as many bytes for that as
-    for the all-reduce of the gradients that it replaces.
+    Each of n devices keeps 1/n of the state and steps 1/n of every parameter. XLA reduce-scatters
+    the gradients and all-gathers the new parameters. Together these send as many bytes as the
+    all-reduce of the gradients that they replace.
 
     Args:
       tx: any Optax transformation; the state is its own, and so are checkpoints.
       mesh: the devices.
       axis: the axis of the mesh, or several, over which batches are split and parameters are not.
-      specs: how the parameters are partitioned already, over other axes (tensor parallelism) or
+      specs: how the parameters are already partitioned, over other axes (tensor parallelism) or
         this one (FSDP, which splits their state as well): a tree of `PartitionSpec`s like the
-        parameters, or a prefix of it. None: they are not.
-      min_size: elements; the state of smaller parameters is copied, not split.
+        parameters, or a prefix of it. None if they are not partitioned.
+      min_size: in elements; the state of smaller parameters is replicated, not split.
 
     Returns:
-      A transformation to go around all others. `init` outside jit places the state as it makes it:
-      no device ever has it whole. A state restored from a checkpoint goes where `state_shardings`
-      says, or simply into the step. A state stored otherwise than `init` would store it keeps its
-      form, and is split as far as that allows.
+      A transformation to put around all others. `init` outside jit shards the state as it creates
+      it: no device ever holds all of it. Restore a checkpoint with `state_shardings`, or pass the
+      restored state directly to the step. A state stored in another format than `init` would use
+      keeps its format and is split as far as that allows.
 
     Raises:
-      ValueError: the mesh has no such axis; `tx` is offloaded; in `init`, parameters that lie
-        elsewhere than `specs` says.
+      ValueError: the mesh has no such axis; `tx` is offloaded; in `init`, parameters that are
+        partitioned otherwise than `specs` says.
 
-    XLA:GPU makes one reduce-scatter of an all-reduce of which each device keeps a part. XLA:TPU
-    does so on 8 chips, and on 16 sends 1.5 times the bytes, as XLA:CPU always does.
+    When each device keeps only a part of an all-reduce, XLA:GPU replaces it by a reduce-scatter.
+    XLA:TPU does so on 8 chips; on 16 it sends 1.5 times the bytes, as XLA:CPU always does.
 
-    Differs from PyTorch (`ZeroRedundancyOptimizer`) in: each parameter is split, not dealt out
-    whole; DeepSpeed's stage 1 splits likewise.
+    Differs from PyTorch (`ZeroRedundancyOptimizer`) in: each parameter is split, not assigned whole
+    to one device; DeepSpeed's stage 1 also splits.
 
     Reference: Rajbhandari et al. 2020, section 5.1 (P_os). Xu et al. 2020, weight-update sharding.
     """
     body = body_of("tx", tx)
     if offloaded(body):
         raise ValueError(
-            "tx must not be offloaded, as the state would come back to the devices: write"
+            "tx must not be offloaded, since the state would return to the devices: write"
             " offload(shard_state(tx, mesh))."
         )
     return Transformation.around(Sharded(body, Placement.of(mesh, axis, specs, min_size)))
@@ -182,11 +182,11 @@ def without_sharding(tx: AnyTransformation) -> PyTree:
 
 
 def like_params(state: State, params: Params) -> PyTree:
-    """Where each array of a state lies that lies as its parameter does; counts lie on all devices.
+    """The shardings of a state that is partitioned like its parameters; counts are replicated.
 
     Args:
       state: of these parameters.
-      params: `jax.ShapeDtypeStruct`s of them, with shardings on one mesh, or none for a whole copy.
+      params: `jax.ShapeDtypeStruct`s of them, with shardings on one mesh, or none if replicated.
     """
     [mesh, *_] = (p.sharding.mesh for p in jax.tree.leaves(params) if p.sharding)
     whole = PartitionSpec()
@@ -204,16 +204,16 @@ def state_shardings(
     specs: PyTree = None,
     min_size: int = MIN_SIZE,
 ) -> PyTree:
-    """Where each array of the state lies under `shard_state`, for `jax.jit`, Orbax and others.
+    """The sharding of each array of the state under `shard_state`, for `jax.jit`, Orbax and others.
 
     Args:
-      tx: any Optax transformation, without `shard_state` or with it; with `offload` around it, the
-        shardings say what lies in the memory of the host.
+      tx: any Optax transformation, with or without `shard_state`. With `offload` around it the
+        shardings include the kind of memory.
       params: the parameters, or `jax.ShapeDtypeStruct`s of them.
-      mesh: as for `shard_state`, and so are the others.
-      axis: the same.
-      specs: the same.
-      min_size: the same.
+      mesh: as in `shard_state`.
+      axis: as in `shard_state`.
+      specs: as in `shard_state`.
+      min_size: as in `shard_state`.
 
     Returns:
       A tree of `NamedSharding`s like the state.
@@ -222,7 +222,7 @@ def state_shardings(
 
 
 def _shardings(placement: Placement, body: Body, params: Params) -> PyTree:
-    """Where the state lies, and in which memory, inside of `offload` and `shard_state`."""
+    """The state's shardings and kinds of memory, inside `offload` and `shard_state`."""
     if isinstance(body, Sharded):
         return _shardings(placement, body.inner, params)
     outer = offloaded(body)

@@ -1,4 +1,4 @@
-"""Hyperparameters that hold when the model, the batch or the run grows."""
+"""Transfers hyperparameters to larger models, batches and runs."""
 
 from adam_jax.transfer.batch import scale_batch
 from adam_jax.transfer.coordinates import CoordinateCheck, coordinate_check

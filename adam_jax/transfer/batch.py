@@ -1,4 +1,4 @@
-"""Numbers of a run with larger batches: the square root scaling rule.
+"""Hyperparameters for larger batches: the square root scaling rule.
 
 Malladi et al. 2022, On the SDEs and Scaling Rules for Adaptive Gradient Algorithms,
 https://arxiv.org/abs/2205.10287
@@ -22,8 +22,8 @@ from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.validation import as_scalar, bind_arguments, check_number, same_kind
 
 _DECAY_RATES = ("b1", "b2", "b3", "decay")
-# The powers of the factor: ε is compared with √nu, which falls as 1/√k; l2 belongs to the loss,
-# whatever the batch; alpha and threshold are ratios.
+# The powers of the factor: ε is compared with √nu, which falls as 1/√k; l2 belongs to the loss and
+# does not depend on the batch; alpha and threshold are ratios.
 _POWERS = {
     "learning_rate": 0.5,
     "weight_decay": 0.5,
@@ -34,7 +34,7 @@ _POWERS = {
     "l2": 0.0,
     "threshold": 0.0,
 }
-# The noise of a batch enters these updates in another way: by a sign (lion), a trust ratio (lamb),
+# The noise of a batch enters these updates differently: by a sign (lion), a trust ratio (lamb),
 # the difference from the last gradient (adan, mars_adamw) or from mu (adabelief). b1 of
 # schedule_free_adamw is not a decay rate.
 _WITHOUT_RULE = (
@@ -45,24 +45,23 @@ _NUMBERS = (int, float, np.number, np.ndarray, jax.Array)
 
 
 def scale_batch(factory: Callable[..., Any], factor: float) -> "ScaledBatch":
-    """Trains with batches k times as large and the hyperparameters of the small ones.
+    """Trains with batches k times as large from the hyperparameters for the small ones.
 
-    After the same number of examples the loss is that of the run with small batches.
+    After the same number of examples the loss matches that of the run with small batches.
 
         learning rate   α_t → √k·α_kt
         decay rates     1-b → k·(1-b)      b1, b2, b3, and the decay of ema_params
         ε               ε → ε/√k           eps, eps_hat; eps_root, of the unit ε², is divided by k
-        weight decay    λ_t → √k·λ_kt      so that α·λ per example stays; with scale_decay=False,
-                                           k·λ_kt
+        weight decay    λ_t → √k·λ_kt      keeps α·λ per example; with scale_decay=False, k·λ_kt
 
     t counts optimizer steps. A schedule is called with k·t, a floating-point number, so that it
-    ends after the same number of examples. alpha, l2 and threshold stay as they are, but for the
-    steps of their schedules.
+    ends after the same number of examples. alpha, l2 and threshold keep their values; only the
+    steps of their schedules are scaled.
 
-    The rule holds while noise is most of the gradient of a batch, so that √nu falls as 1/√k: below
-    the critical batch size. On a quadratic with noise and for k = 8 the loss stays within 5 % where
-    the noise of the larger batch is three times its mean gradient, and is up to 2.6 times as large
-    where it is 0.7 times. The rule ends at k = 1/(1-b1), where b1 is 0. k < 1 is for smaller
+    The rule holds below the critical batch size, where noise dominates the gradient of a batch and
+    √nu falls as 1/√k. On a quadratic with noise and for k = 8, the loss stays within 5 % if the
+    noise of the larger batch is three times its mean gradient. If it is 0.7 times, the loss is up
+    to 2.6 times as large. The rule ends at k = 1/(1-b1), where b1 becomes 0. k < 1 is for smaller
     batches.
 
     Args:
@@ -72,14 +71,14 @@ def scale_batch(factory: Callable[..., Any], factor: float) -> "ScaledBatch":
 
     Returns:
       A function with the arguments of `factory`: the hyperparameters for the old batch size. It
-      scales defaults too. Its method `hyperparameters` takes the same arguments, and returns all of
+      scales defaults too. Its method `hyperparameters` takes the same arguments and returns all of
       them for the new batch size, as a dict.
 
     Raises:
-      ValueError: here, for a member for which the rule does not hold (`lion`, `lamb`, `adan`,
-        `mars_adamw`, `adabelief`, `schedule_free_adamw`), and for a factory that does not name its
-        arguments; when it is called, for a decay rate that would be negative, and for a number
-        without a rule (`momentum_decay`).
+      ValueError: in this call, a member for which the rule does not hold (`lion`, `lamb`, `adan`,
+        `mars_adamw`, `adabelief`, `schedule_free_adamw`), or a factory that does not name its
+        arguments; in a call of the result, a decay rate that would be negative, or a number without
+        a rule (`momentum_decay`).
 
     Example:
       >>> import adam_jax
@@ -91,12 +90,13 @@ def scale_batch(factory: Callable[..., Any], factor: float) -> "ScaledBatch":
 
     `groups(scale_batch(adamw, 4), ...)` and `mup(scale_batch(adamw, 4), ...)` scale the numbers of
     every leaf. `scale_batch(with_hyperparams(adamw), 4)` keeps the scaled numbers in the state, and
-    `with_hyperparams(scale_batch(adamw, 4))` those for the old batch size. The decay of `grokfast`
-    is not scaled.
+    `with_hyperparams(scale_batch(adamw, 4))` keeps those for the old batch size. The decay of
+    `grokfast` is not scaled.
 
-    Reference: Malladi et al. 2022, section 5, for Adam and RMSprop. AMSGrad, NAdam, RAdam, ADOPT,
-    LaProp, AdEMAMix and Yogi follow by the same units. Adamax does approximately, since the maximum
-    over fewer batches is smaller, and so does `atan2`, since mu/√nu is larger with a smaller b1.
+    Reference: Malladi et al. 2022, section 5, for Adam and RMSprop. The rule for AMSGrad, NAdam,
+    RAdam, ADOPT, LaProp, AdEMAMix and Yogi follows from the same units. It is approximate for
+    Adamax, since the maximum over fewer batches is smaller, and for `atan2`, since mu/√nu is larger
+    with a smaller b1.
     """
     check_factory(factory, "scale_batch(adamw, 4)(learning_rate=1e-3)")
     inner = inspect.unwrap(factory)
@@ -123,7 +123,7 @@ class ScaledBatch(Factory):
     """A function that makes the same transformation for larger batches.
 
     Attributes:
-      factor: how much larger.
+      factor: k, the new batch size over the old one.
     """
 
     factor: float
@@ -133,7 +133,7 @@ class ScaledBatch(Factory):
         return self.factory(**self.hyperparameters(*args, **kwargs))
 
     def hyperparameters(self, *args: Leaf, **kwargs: Leaf) -> dict[str, Any]:
-        """All arguments for the large batch by name, those left out too."""
+        """All arguments for the large batch by name, including defaults."""
         signature = inspect.signature(self.factory)
         bound = bind_arguments(name_of(self.factory), signature, args, kwargs)
         bound.apply_defaults()
@@ -161,14 +161,14 @@ class ScaledBatch(Factory):
         return self._rate(name, x) if power is None else as_scalar(x) * self.factor**power
 
     def _rate(self, name: str, b: Leaf) -> Any:
-        if isinstance(b, DecayRate):  # Of with_hyperparams.
+        if isinstance(b, DecayRate):  # From with_hyperparams.
             complement = jnp.minimum(self.factor * b.complement, 1)
             return DecayRate(complement, jnp.log1p(-complement))
         b = check_number(name, b, 0.0, 1.0, closed=True, instead="usual rates are 0.9 to 0.9999")
         if isinstance(b, jax.core.Tracer):
             return 1 - self.factor * (1 - b)
         complement = self.factor * (1.0 - float(b))
-        if complement > 1 + 1e-9:  # 100·(1 - 0.99) is more than 1 by its rounding.
+        if complement > 1 + 1e-9:  # 100·(1 - 0.99) is above 1 by rounding.
             raise ValueError(
                 f"factor must be at most {1 / (1.0 - float(b)):g}, where {name} = {float(b):g}"
                 f" becomes 0, got {self.factor:g}: take smaller batches, or another {name}."
@@ -184,7 +184,7 @@ class ScaledSchedule:
     Attributes:
       schedule: for the small batches.
       factor: k.
-      power: the number is multiplied by k to it; None for a decay rate.
+      power: the number is multiplied by k to this power; None for a decay rate.
     """
 
     schedule: Schedule
@@ -192,7 +192,7 @@ class ScaledSchedule:
     power: float | None
 
     def __call__(self, count: jax.typing.ArrayLike) -> jax.Array:
-        """The number after so many optimizer steps with large batches."""
+        """The number after `count` optimizer steps with large batches."""
         dtype = jnp.result_type(float)
         small = jnp.asarray(self.schedule(jnp.asarray(count, dtype) * self.factor), dtype)
         if self.power is None:

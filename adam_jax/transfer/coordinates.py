@@ -1,4 +1,4 @@
-"""Whether the activations of a model keep their size as it grows wider, measured.
+"""Measures whether the activations of a model keep their size as it grows wider.
 
 Yang et al. 2022, Tensor Programs V, https://arxiv.org/abs/2203.03466
 """
@@ -30,7 +30,7 @@ Loss = Callable[[Params], tuple[Leaf, PyTree]]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CoordinateCheck:
-    """The size of each activation by width; printed, it is a table with a verdict.
+    """The size of each activation by width; it prints as a table with verdicts.
 
     Sizes are root mean squares over all elements, and geometric means over seeds.
 
@@ -39,8 +39,8 @@ class CoordinateCheck:
       names: the paths of the activations.
       rms: the RMS of each activation, float64 [steps + 1, widths, names]. Row 0 is before the first
         step.
-      change: the RMS of what each activation differs by from its value before the first step, with
-        the shape of `rms`. Row 0 is 0.
+      change: the RMS of each activation's change since before the first step, with the shape of
+        `rms`. Row 0 is 0.
       tolerance: the largest slope that counts as none.
     """
 
@@ -66,7 +66,7 @@ class CoordinateCheck:
 
     @property
     def verdicts(self) -> dict[str, str]:
-        """What is wrong with each activation, or "ok". The first that applies:
+        """The fault of each activation, or "ok". The first one that applies:
 
         - "not finite": a size is NaN or infinite, in any step, at any width.
         - "does not move": the change after the last step is exactly 0 at one width or more. No
@@ -125,13 +125,13 @@ class CoordinateCheck:
     def plot(self) -> "Figure":
         """Draws size and change against width, one line for each activation.
 
-        Lines end in their names. Those of activations that are wrong are red, and thick in the
-        panel that shows why. Axes are logarithmic, and sizes span at least as many decades as
-        widths: noise stays flat. A size that is 0 or not finite is a gap.
+        Each line is labelled at its end. Lines of wrong activations are red, and thick in the panel
+        that shows why. Axes are logarithmic, and sizes span at least as many decades as widths, so
+        noise looks flat. A size that is 0 or not finite leaves a gap.
 
         Returns:
-          A matplotlib figure, which a notebook shows and `figure.savefig(path)` writes. pyplot does
-          not know it, so that there is nothing to close.
+          A matplotlib figure, which a notebook shows and `figure.savefig(path)` writes. It is not
+          registered with pyplot and need not be closed.
 
         Raises:
           ModuleNotFoundError: matplotlib is not installed.
@@ -155,7 +155,7 @@ def coordinate_check(
     seeds: int = 3,
     tolerance: float = 0.1,
 ) -> CoordinateCheck:
-    """Trains a model for a few steps at several widths, and measures how activations grow.
+    """Trains a model for a few steps at several widths and measures how activations grow.
 
     Under muP each activation changes by as much in a wide model as in a narrow one:
 
@@ -171,7 +171,7 @@ def coordinate_check(
     Args:
       make_model: a function of a width and a key, `jax.random.key(seed)`, that returns the
         parameters and their loss. `loss(params)` returns the loss on one fixed batch and a pytree
-        of activations, such as a dict by layer; None is left out. Leave out activations that no
+        of activations, such as a dict by layer; None is ignored. Leave out activations that no
         trained parameter reaches, such as the input. All seeds of a width share the first one's
         loss and optimizer.
       widths: two or more, ascending; a factor of 8 or more between the first and the last.
@@ -185,7 +185,7 @@ def coordinate_check(
       The sizes, with slopes, verdicts, a table (`print`) and a picture (`plot`).
 
     Raises:
-      ValueError: an argument out of range; no activations; other names at another width.
+      ValueError: an argument out of range; no activations; names that differ between widths.
 
     Example:
       >>> import adam_jax, jax, jax.numpy as jnp
@@ -207,13 +207,13 @@ def coordinate_check(
       All sizes hold from width 32 to 512.
 
     With Flax NNX, `graph, params = nnx.split(model)`; the loss calls `nnx.merge(graph, params)`.
-    What the model returns beside its output, or `sow`s, is a pytree of activations.
+    Anything that the model returns beside its output, or `sow`s, is a pytree of activations.
     `nnx.capture(model, nnx.Intermediate, method_outputs=nnx.Intermediate)(x)` returns the output of
     the model and a pytree of the outputs of all modules.
 
-    Differs from Microsoft's `mup.coord_check` in: that draws the mean absolute values of the
-    outputs of all modules, and leaves the verdict to the reader; this one measures the RMS, also of
-    the change, fits slopes and names the activations that are wrong.
+    Differs from Microsoft's `mup.coord_check` in: that plots the mean absolute outputs of all
+    modules and leaves the verdict to the reader; this one measures the RMS, also of the change,
+    fits slopes and names the wrong activations.
 
     Reference: Yang et al. 2022, appendix D.1 (coordinate checking); figure 5 has the change since
     initialization.
@@ -247,7 +247,7 @@ def _check_widths(widths: Sequence[int]) -> tuple[int, ...]:
     if len(checked) < 2 or checked[0] < 1 or list(checked) != sorted(set(checked)):
         raise ValueError(
             f"widths must be two or more positive integers, ascending, got {widths!r}: write"
-            f" [64, 128, 256, 512], say."
+            f" [64, 128, 256, 512], for example."
         )
     return checked
 
@@ -288,7 +288,7 @@ def _measured(
 
 @jax.jit
 def _sizes(leaves: list[jax.Array], start: list[jax.Array]) -> jax.Array:
-    """[2, names]: the RMS of activations, and of how they differ from the first ones."""
+    """[2, names]: the RMS of activations, and of their change since the first ones."""
     wide = [x.astype(wider_dtype(x.dtype, jnp.dtype(jnp.float32))) for x in leaves]
     before = [x.astype(y.dtype) for x, y in zip(start, wide, strict=True)]
     change = [y - x for x, y in zip(before, wide, strict=True)]
@@ -296,7 +296,7 @@ def _sizes(leaves: list[jax.Array], start: list[jax.Array]) -> jax.Array:
 
 
 def _rms(x: jax.Array) -> jax.Array:
-    """The root mean square, also where a square is out of range: a change may be tiny."""
+    """The root mean square, scaled so that squares stay in range: a change may be tiny."""
     sizes = jnp.abs(x)
     unit = jnp.max(sizes)
     unit = jnp.where(unit > 0, unit, 1)

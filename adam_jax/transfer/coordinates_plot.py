@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from adam_jax.transfer.coordinates import CoordinateCheck
 
-# Vermilion stands out from greys and blues with every kind of colour vision, and in print by the
-# width of its lines.
+# Vermilion stands out from greys and blues for every kind of colour vision, and in print by its
+# line width.
 _RIGHT = ("#6b87a3", "#93a3ad", "#7d8c7c", "#a29bb5")
 _HEADING: Any = {"loc": "left", "fontsize": 10, "color": "#333333"}
 _LINE_HEIGHT = 11.5  # Points from one label to the next.
@@ -70,14 +70,15 @@ def _draw_panel(
     least: float,
     inside: float,
 ) -> None:
-    """Lines that end in their names.
+    """Draws lines that are labelled at their ends.
 
     Args:
       axes: of the panel.
-      check: the verdicts, by which lines are coloured.
-      sizes: to be drawn, [widths, names].
+      check: its verdicts determine the colours of lines.
+      sizes: the sizes to draw, [widths, names].
       slopes: of the sizes.
-      least: the least slope that is right here. Lines are thick where the fault is seen.
+      least: the smallest correct slope in this panel. Lines of wrong activations are thick if this
+        panel shows the fault.
       inside: inches from the bottom to the top of the axes.
     """
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
@@ -139,7 +140,7 @@ def _draw_panel(
 
 
 def _limits(drawn: np.ndarray, widths: tuple[int, ...]) -> tuple[float, float]:
-    """Of the sizes; at least as many decades as the widths, for noise to look like noise."""
+    """The limits of the sizes; at least as many decades as the widths, so that noise looks flat."""
     if np.isnan(drawn).all():
         return 0.1, 10.0
     low, high = np.log10(np.nanmin(drawn)), np.log10(np.nanmax(drawn))

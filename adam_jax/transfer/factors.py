@@ -1,4 +1,4 @@
-"""The factors that a parametrization puts into the forward pass of a model."""
+"""The factors of a parametrization in the forward pass of a model."""
 
 import math
 
@@ -6,9 +6,9 @@ from adam_jax.validation import check_number, check_positive
 
 
 def output_factor(width: float, base_width: float) -> float:
-    """What a model multiplies the result of its output layer by: base_width / width.
+    """The factor of the result of the output layer: base_width / width.
 
-    For tied embeddings too. `logits = output_factor(width, 256) * (x @ kernel) + bias`.
+    It applies to tied embeddings too. `logits = output_factor(width, 256) * (x @ kernel) + bias`.
 
     Args:
       width: the number of inputs of the output layer, > 0.
@@ -23,13 +23,13 @@ def output_factor(width: float, base_width: float) -> float:
 
 
 def attention_scale(head_size: float, base_head_size: float) -> float:
-    """What a model multiplies the scores of attention by: √base_head_size / head_size.
+    """The factor of the attention scores: √base_head_size / head_size.
 
-    The usual 1/√head_size in the base model. If wider models have more heads of one size it is that
-    everywhere.
+    In the base model it is the usual 1/√head_size. If wider models have more heads of the same
+    size, it is that in all of them.
 
     Args:
-      head_size: numbers in the queries and keys of one head, > 0.
+      head_size: the length of the queries and keys of one head, > 0.
       base_head_size: those of the base model, > 0.
 
     Raises:
@@ -43,7 +43,7 @@ def attention_scale(head_size: float, base_head_size: float) -> float:
 
 
 def residual_factor(depth: float, base_depth: float, alpha: float = 1.0) -> float:
-    """What a model multiplies the result of each residual block by: (base_depth / depth)^alpha.
+    """The factor of the result of each residual block: (base_depth / depth)^alpha.
 
     `x = x + residual_factor(layers, 2) * block(norm(x))`.
 

@@ -23,11 +23,11 @@ class Growth:
       shape: its own.
       base_path: of the base model's leaf.
       base_shape: its shape.
-      fan_in: by how much its input axes are larger, together; 1.0 for a vector.
-      fan_out: by how much its output axes are larger, together.
-      layers: how many layers of its kind there are, and in the base model; None for a leaf of no
-        layer.
-      is_vector: it has outputs only and one of them for each unit, as a bias has.
+      fan_in: the combined growth of its input axes; 1.0 for a vector.
+      fan_out: the combined growth of its output axes.
+      layers: the number of layers of its kind, and that of the base model; None for a leaf outside
+        layers.
+      is_vector: it has only outputs, one per unit, like a bias.
     """
 
     path: str
@@ -41,15 +41,15 @@ class Growth:
 
     @property
     def depth(self) -> float | None:
-        """By how much the model has more of its layer; None for a leaf of no layer."""
+        """The growth of the number of its layers; None for a leaf outside layers."""
         return None if self.layers is None else self.layers[0] / self.layers[1]
 
     @property
     def role(self) -> str:
-        """The part that the leaf has in a network that grows wider.
+        """The role of the leaf in a network that grows wider.
 
-        Yang et al. 2022 call hidden weights matrix-like, both sides grow, and those with one axis
-        that grows vector-like: input, output and vector.
+        Yang et al. 2022 call hidden weights, which grow on both sides, matrix-like. Weights with
+        one growing axis are vector-like: input, output and vector.
         """
         if self.fan_in != 1:
             return "hidden" if self.fan_out != 1 else "output"
@@ -64,7 +64,7 @@ class Growth:
 
     @property
     def width(self) -> float:
-        """By how much the layer is wider whose gradient the leaf has; of an output, its inputs."""
+        """The growth of the layer whose gradient the leaf has; for an output, of its inputs."""
         return self.fan_in if self.role == "output" else self.fan_out
 
 
@@ -77,12 +77,12 @@ def growths(
       base: the parameters of the smaller model, or their shapes.
       params: those of the model, or their shapes.
       layers: an expression for the paths of leaves whose first axis is that of layers; None for
-        none, "" for none unchecked. Layers that are leaves of their own need none.
+        none, "" for none without a check. Layers that are separate leaves need none.
       outputs_last: kernels are [inputs, outputs]; False for [outputs, inputs].
 
     Raises:
-      ValueError: a leaf has no counterpart, or one of another rank; an expression matches nothing;
-        an axis looks like one of layers and no expression was given.
+      ValueError: a leaf has no counterpart, or one of another rank; the expression matches nothing;
+        an axis looks like one of layers, and there is no expression.
     """
     found = pairs(_shapes(params), _shapes(base))
     if layers:
@@ -115,7 +115,7 @@ def growths(
 
 
 _Leaf = tuple[tuple[int, ...], list[float], Growth]
-"""The shape without an axis of layers, the growth of its axes, and what is made of them."""
+"""The shape without an axis of layers, the growth of its axes, and the result."""
 
 
 def _parent(path: str) -> str:
@@ -123,7 +123,7 @@ def _parent(path: str) -> str:
 
 
 def _as_bias(leaf: _Leaf, beside: Sequence[_Leaf], outputs_last: bool) -> Growth:
-    """A bias of several axes, [heads, size], as a vector: its axes are the outputs of a kernel."""
+    """Treats a bias of several axes, [heads, size], that are a kernel's outputs as a vector."""
     shape, axes, growth = leaf
     size, rank = math.prod(axes), len(axes)
     for its_shape, its_axes, its in beside:
@@ -142,9 +142,9 @@ def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
 def _fans(axes: Sequence[float], outputs_last: bool) -> tuple[float, float]:
     """The growth of the input axes and of the output axes of a leaf.
 
-    A leaf with one axis has outputs only. Of one with more than two, both sides grow alike if they
-    can, as those of a layer do: [features, heads, size], [heads, size, features] and [heads,
-    features, size] have the same. Else the inputs end where they are most alike.
+    A leaf with one axis has only outputs. With more than two axes, both sides grow equally if
+    possible, as in a layer: [features, heads, size], [heads, size, features] and [heads, features,
+    size] have the same growth. Otherwise the inputs end where both sides grow most alike.
     """
     if len(axes) < 2:
         return 1.0, math.prod(axes)
@@ -155,7 +155,7 @@ def _fans(axes: Sequence[float], outputs_last: bool) -> tuple[float, float]:
     def unlike(split: int) -> float:
         return abs(math.log(math.prod(axes[:split])) - math.log(math.prod(axes[split:])))
 
-    # Of equals that with most of the axes on the side of the inputs, as in a convolution.
+    # Ties go to the split with the most input axes, as in a convolution.
     order = range(len(axes) - 1, 0, -1) if outputs_last else range(1, len(axes))
     split = min(order, key=lambda k: round(unlike(k), 9))
     first, last = math.prod(axes[:split]), math.prod(axes[split:])

@@ -1,4 +1,4 @@
-"""Which leaves are of a layer, and of how many: by numbers in paths, or by a first axis."""
+"""Finds the leaves of layers and counts the layers: by numbers in paths, or by a first axis."""
 
 import itertools
 import math
@@ -13,14 +13,14 @@ Shape = tuple[int, ...]
 
 
 class Pair(NamedTuple):
-    """A leaf and that of the base model which it is compared with.
+    """A leaf and its counterpart in the base model.
 
     Attributes:
       path: of the leaf.
       shape: its own.
       base_path: of the base model's leaf.
       base_shape: its shape.
-      layers: how many layers of its kind there are, and in the base model; None for a leaf whose
+      layers: the number of layers of its kind, and that of the base model; None for a leaf whose
         path has no number.
     """
 
@@ -32,14 +32,14 @@ class Pair(NamedTuple):
 
 
 def pairs(shapes: Mapping[str, Shape], base_shapes: Mapping[str, Shape]) -> list[Pair]:
-    """Finds the counterpart of every leaf; a layer that the base model lacks has that of another.
+    """Finds the counterpart of every leaf; a layer that the base model lacks uses another layer's.
 
     Args:
       shapes: of the model, by path.
       base_shapes: of the base model, by path.
 
     Raises:
-      ValueError: a leaf has none, or one of another rank; layers differ that are to be alike.
+      ValueError: a leaf has none, or one of another rank; layers differ where they must be alike.
     """
     numbered = _numbered({**base_shapes, **shapes})
     kinds, base_kinds = _by_numbers(shapes, numbered), _by_numbers(base_shapes, numbered)
@@ -77,7 +77,7 @@ def _numbers(path: str) -> Numbers:
 
 
 def _numbered(paths: Iterable[str]) -> dict[str, str]:
-    """Paths with a number for the first of Haiku's modules: `block`, `block_1`, `block_2`."""
+    """Adds a number to the first of Haiku's modules: `block`, `block_1`, `block_2`."""
     known = {prefix for path in paths for prefix in _prefixes(path)}
     first = {q[:-2] for q in known if q.endswith("_1")} & known
     first = {q for q in first if f"{q}_0" not in known}
@@ -104,7 +104,7 @@ def _by_numbers(paths: Iterable[str], numbered: Mapping[str, str]) -> dict[str, 
 
 
 def _counterpart(numbers: Numbers, theirs: Mapping[Numbers, str]) -> str | None:
-    """The same path, or that with the first number in the place of each that base lacks."""
+    """The same path; base's first number replaces each number that base lacks."""
     if numbers in theirs or not theirs:
         return theirs.get(numbers)
     there = [list(dict.fromkeys(column)) for column in zip(*theirs, strict=True)]
@@ -115,7 +115,7 @@ def _counterpart(numbers: Numbers, theirs: Mapping[Numbers, str]) -> str | None:
 def _layers(
     ours: Sequence[Numbers], theirs: Sequence[Numbers], shape: Callable[[Numbers], Shape]
 ) -> tuple[int, int] | None:
-    """How many layers there are and in base; None if base's differ where there are others."""
+    """The number of layers, and base's; None if it changes and base's layers differ in shape."""
     columns = list(zip(zip(*ours, strict=True), zip(*theirs, strict=True), strict=True))
     grows = [set(own) != set(base) for own, base in columns]
     if not any(grows):
@@ -132,12 +132,12 @@ def _layers(
 
 
 def growth_by_axis(shape: Shape, base_shape: Shape) -> list[float]:
-    """By how much each axis is longer; one of length 0 counts as 1."""
+    """The growth of each axis; a length of 0 counts as 1."""
     return [max(n, 1) / max(m, 1) for n, m in zip(shape, base_shape, strict=True)]
 
 
 def is_balanced(axes: Sequence[float]) -> bool:
-    """Whether the axes that grow are two parts that grow alike, as the sides of a layer do."""
+    """Whether the growing axes form two parts of equal growth, as the sides of a layer do."""
     logs = [math.log(x) for x in axes if x != 1]
     if not logs:
         return True
@@ -148,14 +148,14 @@ def is_balanced(axes: Sequence[float]) -> bool:
 
 
 def check_layers(found: Sequence[Pair], layers: str | None) -> None:
-    """Checks that no leaf has a first axis of layers that grows and that `layers` does not match.
+    """Checks that `layers` matches every leaf with a growing first axis of layers.
 
-    Such an axis is recognised where all leaves of a subtree share it, in both models, and where one
-    of them grows like no kernel with inputs and outputs: [8, 64, 64] for [2, 16, 16]. Square
-    kernels with their biases, and kernels of attention, are none.
+    Such an axis is recognized if all leaves of a subtree share it, in both models, and one of them
+    grows unlike any kernel with inputs and outputs: [8, 64, 64] for [2, 16, 16]. Square kernels
+    with their biases, and kernels of attention, have no such axis.
 
     Raises:
-      ValueError: there is one.
+      ValueError: it does not match one.
     """
     if layers is None:
         for prefix, leaves in _subtrees(found):
@@ -207,14 +207,14 @@ def _grows_like_layers(leaves: Sequence[Pair]) -> bool:
         return False
     if all(its.count(1) == len(its) - 1 for its in axes):
         return True
-    # [8, 32, 32] for [2, 16, 16]: a kernel of attention, were it not for [8, 32] beside it.
+    # [8, 32, 32] for [2, 16, 16] is a kernel of attention, unless [8, 32] is beside it.
     vectors = [its for its in axes if len(its) == 2 and its[1] != 1]
     first_balances = all(math.isclose(its[0] ** 2, math.prod(its)) for its in kernels)
     return first_balances and not all(map(is_balanced, vectors))
 
 
 def _without_ones(x: Pair) -> list[float]:
-    """The growth of the axes, without those of length 1 at the end: biases of convolutions."""
+    """The growth of the axes, without trailing axes of length 1, as in biases of convolutions."""
     rank = max((k + 1 for k, n in enumerate(x.shape) if n != 1), default=0)
     return growth_by_axis(x.shape[:rank], x.base_shape[:rank])
 

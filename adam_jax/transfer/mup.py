@@ -1,4 +1,4 @@
-"""Numbers of a wider and deeper model from those of a small one: muP and CompleteP.
+"""Hyperparameters of a wider and deeper model from those of a small one: muP and CompleteP.
 
 Yang et al. 2022, Tensor Programs V, https://arxiv.org/abs/2203.03466
 Everett et al. 2024, Scaling Exponents Across Parameterizations and Optimizers,
@@ -36,46 +36,47 @@ def mup(
 ) -> Modifiable:
     r"""Trains a large model with the hyperparameters of a small one (muP, CompleteP).
 
-    A leaf whose input axes are n times as long as in the base model, whose output axes are m times
-    as long, and of whose layer there are d times as many, has
+    Let the input axes of a leaf be n times and its output axes m times as long as in the base
+    model, and let the model have d times as many layers of its kind. Its hyperparameters are
 
         learning rate   α·d^(alpha-1) / n    n = 1 unless m grows too
         ε               ε·d^(-alpha) / m     m: the width, for an output layer n
         weight decay    λ·n                  so that α·λ does not depend on the width
 
-    Which axes grow is read from the two trees of shapes: no layer is labelled by hand. The rest of
-    the parametrization is the model's: `mup_init` for the initial values, and three factors in the
-    forward pass, `output_factor`, `attention_scale` and `residual_factor`. `mup_table` shows them
-    all. Where nothing grows every factor is 1.
+    The two trees of shapes determine which axes grow; no layer needs a label. The model applies the
+    rest of the parametrization: `mup_init` for the initial values, and three factors in the forward
+    pass, `output_factor`, `attention_scale` and `residual_factor`. `mup_table` shows all of them.
+    If nothing grows, every factor is 1.
 
     Args:
       tx: a transformation of this package with a learning rate, or a function that makes one, such
-        as `adamw`. The first steps of `radam`, which divides by nothing yet, and the start of
+        as `adamw`. The first steps of `radam`, which do not divide yet, and the initial values of
         Yogi's accumulators have no factor.
       base: the parameters of the small model whose hyperparameters are known, or their shapes,
-        `jax.eval_shape(init)`. It may have fewer layers, which are told by the numbers in their
-        paths (`blocks/3/kernel`, `Block_3/kernel`).
+        `jax.eval_shape(init)`. It may have fewer layers, which are identified by the numbers in
+        their paths (`blocks/3/kernel`, `Block_3/kernel`).
       params: those of the model to train, or their shapes.
       layers: a regular expression for the whole paths of leaves whose first axis counts layers
-        (`jax.lax.scan` over blocks); None for those that `with_layers` told `tx` of, if any:
-        `mup(with_layers(adamw, "blocks/.*"), base, params)`. Else such an axis that grows is an
-        error where it is recognised: all leaves of a subtree share it, one of them grows unlike any
-        kernel. A kernel with no other leaf in its subtree is not recognised if it grows as those of
-        attention may, [8, 32, 32] for [2, 16, 16]: look at `mup_table`. `""` turns the check off.
+        (`jax.lax.scan` over blocks); None for those that `with_layers` declared to `tx`, if any:
+        `mup(with_layers(adamw, "blocks/.*"), base, params)`. Without either, such an axis is an
+        error if it grows and is recognized: all leaves of a subtree share it, and one of them grows
+        unlike any kernel. A kernel that is alone in its subtree is not recognized if it grows as an
+        attention kernel may, [8, 32, 32] for [2, 16, 16]: check `mup_table`. `""` turns the check
+        off.
       alpha: the exponent of the residual factor, 1/2 to 1. 1 is CompleteP.
       outputs_last: kernels are [inputs, outputs], as in Flax and Haiku; False for [outputs,
-        inputs], as in Equinox and PyTorch. It matters only where the two grow differently; an
-        embedding has the role of an output then, and the same factors.
+        inputs], as in Equinox and PyTorch. It matters only where the two grow differently. An
+        embedding then has the role of an output, and the same factors.
 
     Returns:
       The transformation, or a function with the arguments of `tx`. The state is the member's own.
-      `groups(mup(adamw, base, params), ...)` and `with_hyperparams(mup(adamw, base, params))` have
+      `groups(mup(adamw, base, params), ...)` and `with_hyperparams(mup(adamw, base, params))` apply
       the factors too.
 
     Raises:
-      ValueError: here, or where the transformation is made, for trees that do not fit together, for
-        `l2`, for an update that depends on the size of the parameters (`lamb`), and for `mup` of
-        `mup`; in `init` and `update`, for other parameters.
+      ValueError: in this call, or when the transformation is made, trees that do not match, `l2`,
+        an update that depends on the size of the parameters (`lamb`), or `mup` of `mup`; in `init`
+        and `update`, other parameters.
 
     Example:
       >>> import adam_jax, jax, jax.numpy as jnp
@@ -89,7 +90,7 @@ def mup(
       >>> print(updates["in"][0, 0].round(4), updates["mid"][0, 0].round(4))
       -0.01 -0.0025
 
-    Differs from Microsoft's `mup` (`MuAdamW`) in: ε has a factor; axes are those of JAX; the model
+    Differs from Microsoft's `mup` (`MuAdamW`) in: ε has a factor; axes follow JAX; the model
     applies its factors itself.
 
     Reference: Yang et al. 2022, table 8, for the learning rate; Dey et al. 2025, table 1, for
@@ -102,13 +103,13 @@ def mup(
 
 
 def factors_of(growth: Growth, alpha: float) -> Factors:
-    """What the numbers of a leaf are multiplied by."""
+    """The factors of a leaf's hyperparameters."""
     depth, inputs = growth.depth or 1.0, growth.hidden_inputs
     return Factors(depth ** (alpha - 1) / inputs, depth**-alpha / growth.width, inputs)
 
 
 def with_leaf_factors(tx: Modifiable, factors: LeafFactors) -> Modifiable:
-    """Multiplies the numbers of each leaf by factors of its own."""
+    """Multiplies the hyperparameters of each leaf by its own factors."""
 
     def edit(pipeline: Pipeline) -> Pipeline:
         check_scalable(pipeline)
@@ -120,30 +121,30 @@ def with_leaf_factors(tx: Modifiable, factors: LeafFactors) -> Modifiable:
 def mup_init(
     params: Params, base: Params, *, layers: str | None = None, outputs_last: bool = True
 ) -> Params:
-    """Scales initial values so that their size at this width follows from that of the base model.
+    """Scales initial values to the size that follows from the base model's.
 
         hidden:                                  RMS(θ) = RMS(θ_base) / √n
         input, output, bias, norm, embedding:    RMS(θ) = RMS(θ_base)
 
-    n is the growth of the input axes. Any initializer will do, whatever it makes of the width: each
+    n is the growth of the input axes. Any initializer works, however it depends on the width: each
     leaf is multiplied by the factor that gives it this root mean square. Zeros stay zeros, and ones
     stay ones.
 
     Args:
       params: initial values of the model.
-      base: initial values of the base model, arrays; of several layers the first counts.
-      layers: see `mup`.
-      outputs_last: see `mup`.
+      base: initial values of the base model, as arrays; of several layers the first is used.
+      layers: as in `mup`.
+      outputs_last: as in `mup`.
 
     Returns:
       The scaled values, with the dtypes of `params`.
 
     Raises:
-      ValueError: trees that do not fit together, or `base` has shapes and no values.
+      ValueError: trees that do not match, or `base` has shapes instead of values.
 
     Differs from Microsoft's `mup` (`set_base_shapes`) in: that multiplies output layers by √n and
-    leaves hidden ones as they are, which is the same for initializers of variance 1 / inputs; the
-    sizes are measured here, and of small leaves exact to 1/√(2·size) only.
+    leaves hidden ones unchanged, which is the same for initializers of variance 1 / inputs; sizes
+    are measured here, so those of small leaves are exact only to 1/√(2·size).
 
     Reference: Yang et al. 2022, table 8.
     """

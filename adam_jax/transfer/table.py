@@ -1,4 +1,4 @@
-"""What muP and CompleteP make of the numbers of each leaf, as a table."""
+"""A table of the factors of muP and CompleteP for each leaf."""
 
 import dataclasses
 import math
@@ -19,15 +19,15 @@ class MupRow:
     """One leaf, or the same leaf of several layers.
 
     Attributes:
-      path: of the leaf, "#" where layers have a number.
-      count: how many leaves the row is of.
+      path: of the leaf, with "#" for the number of a layer.
+      count: the number of leaves in the row.
       base_shape: the shape in the base model.
       shape: its own.
       role: "hidden" if both sides grow, "input" or "output" if one does, "vector" if it has one
         axis, which grows, "fixed" if nothing grows.
       learning_rate: the factor of the learning rate.
-      eps: that of ε.
-      weight_decay: that of decoupled weight decay.
+      eps: the factor of ε.
+      weight_decay: the factor of decoupled weight decay.
       initial_rms: the root mean square of the initial values, relative to the base model's.
     """
 
@@ -44,7 +44,7 @@ class MupRow:
 
 @dataclasses.dataclass(frozen=True)
 class MupTable:
-    """Roles and factors of all leaves; printed, it is a table, and sentences below it.
+    """Roles and factors of all leaves; it prints as a table followed by the hints.
 
     Attributes:
       rows: in the order of the leaves.
@@ -73,7 +73,7 @@ def mup_table(
     alpha: float = 1.0,
     outputs_last: bool = True,
 ) -> MupTable:
-    """Shows what `mup` does with each leaf, and what is left to the model, before any training.
+    """Shows, before any training, what `mup` does with each leaf and what is left to the model.
 
     Args:
       base: the parameters of the small model, or their shapes.
@@ -83,7 +83,7 @@ def mup_table(
       outputs_last: kernels are [inputs, outputs]; False for [outputs, inputs].
 
     Returns:
-      The table, to be printed, with the numbers in `rows`.
+      The table to print, with the numbers in `rows`.
 
     Raises:
       ValueError: as in `mup`.
@@ -122,7 +122,7 @@ def _row(its: Sequence[Growth], alpha: float) -> MupRow:
 
 
 def _common(paths: Iterable[str]) -> str:
-    """`Block_#/Dense_0/kernel` for those of all blocks: "#" where they differ."""
+    """The common path, with "#" where the paths differ: `Block_#/Dense_0/kernel`."""
     parts = [re.split(r"(\d+)(?=/|$)", path) for path in paths]
     return "".join(x[0] if len(set(x)) == 1 else "#" for x in zip(*parts, strict=True))
 
@@ -130,7 +130,7 @@ def _common(paths: Iterable[str]) -> str:
 def _hints(
     rows: Sequence[tuple[MupRow, Growth]], layers: str | None, alpha: float, outputs_last: bool
 ) -> Iterator[str]:
-    """Sentences about what is the model's part."""
+    """Sentences about what the model has to apply itself."""
     wider = [(row.path, g) for row, g in rows if row.role != "fixed"]
     deeper = dict.fromkeys(g.layers for _, g in rows if g.layers and g.depth != 1)
     if not wider and not deeper:
@@ -162,14 +162,14 @@ def _hints(
 
 
 def _output_factor(g: Growth) -> str:
-    """The factor of an output layer, and the call that makes it, of the axes that grow."""
+    """The factor of an output layer, and the call that returns it, from the growing axes."""
     axes = [(n, m) for n, m in zip(g.shape, g.base_shape, strict=True) if n != m]
     width, base_width = (math.prod(x[k] for x in axes) for k in (0, 1))
     return f"{readable(base_width / width)}: transfer.output_factor({width}, {base_width})"
 
 
 def readable(x: float) -> str:
-    """A factor as a fraction, or as one over a root, if it is one: 1/16, 3/2, 1/√2."""
+    """A factor as a fraction or as one over a root, if possible: 1/16, 3/2, 1/√2."""
     for root, y in (("", x), ("√", x**2)):
         larger = Fraction(max(y, 1 / y)).limit_denominator(100 if not root else 1)
         if math.isclose(larger, max(y, 1 / y), rel_tol=1e-9):

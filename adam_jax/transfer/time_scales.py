@@ -1,4 +1,4 @@
-"""Decay rates and weight decay by the data that they average over, in tokens or steps.
+"""Decay rates and weight decay from the data that they average over, in tokens or steps.
 
 Marek et al. 2025, Small Batch Size Training for Language Models, https://arxiv.org/abs/2507.07101
 Wang & Aitchison 2024, How to set AdamW's weight decay as you scale model and dataset size,
@@ -15,7 +15,7 @@ from adam_jax.validation import check_number, check_positive
 def half_life_of_decay_rate(decay_rate: float, batch_size: float = 1.0) -> float:
     """The half-life of an average in examples, tokens or steps: B·log ½ / log b.
 
-    Half of the weight of the average is on gradients newer than that.
+    Half of the weight of the average is on gradients newer than the half-life.
 
     Args:
       decay_rate: b, per optimizer step, 0 ≤ b < 1.
@@ -27,7 +27,7 @@ def half_life_of_decay_rate(decay_rate: float, batch_size: float = 1.0) -> float
     Raises:
       ValueError: a number outside its range.
 
-    Reference: Marek et al. 2025, who keep the half-life of nu in tokens where the batch changes.
+    Reference: Marek et al. 2025, who keep the half-life of nu in tokens when the batch changes.
     """
     instead = "usual rates are 0.9 to 0.9999"
     b = float(check_number("decay_rate", decay_rate, 0.0, 1.0, instead=instead))
@@ -39,7 +39,7 @@ def half_life_of_decay_rate(decay_rate: float, batch_size: float = 1.0) -> float
 def decay_rate_of_half_life(half_life: float, batch_size: float = 1.0) -> float:
     """The decay rate of an average with this half-life: b = 2^(-B / half-life).
 
-    For a batch k times as large that is b^k. `scale_batch` has 1 - k·(1-b), which is the same to
+    For a batch k times as large this is b^k. `scale_batch` uses 1 - k·(1-b), which is equal to
     first order in k·(1-b).
 
     Args:
@@ -76,11 +76,11 @@ def time_scale_of_weight_decay(
     """The time scale over which AdamW averages its updates: τ = B / (α·λ).
 
     With decoupled weight decay the weights are an exponential moving average of updates. An update
-    made τ ago has 1/e of its first weight.
+    made τ ago has 1/e of its initial weight.
 
     Args:
-      weight_decay: λ, > 0, which the learning rate multiplies.
-      learning_rate: α, > 0; of a schedule its peak.
+      weight_decay: λ, > 0, which is multiplied by the learning rate.
+      learning_rate: α, > 0; for a schedule, its peak.
       batch_size: B, > 0, in examples or tokens; 1 for a time scale in optimizer steps.
 
     Returns:
@@ -103,13 +103,13 @@ def weight_decay_of_time_scale(
 ) -> float:
     """The weight decay that gives AdamW this time scale: λ = B / (α·τ).
 
-    Keep τ, in examples or tokens, where the batch or the learning rate changes. For more data Wang
-    & Aitchison 2024 keep τ in epochs. For one epoch over D tokens Bergsma et al. 2025 find that the
+    Keep τ, in examples or tokens, when the batch or the learning rate changes. For more data Wang &
+    Aitchison 2024 keep τ in epochs. For one epoch over D tokens Bergsma et al. 2025 find that the
     best τ/D falls as a power of the tokens per parameter.
 
     Args:
       time_scale: τ, > 0, in the unit of `batch_size`.
-      learning_rate: α, > 0; of a schedule its peak.
+      learning_rate: α, > 0; for a schedule, its peak.
       batch_size: B, > 0, in examples or tokens; 1 for a time scale in optimizer steps.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Gradients of several micro-batches for one optimizer step."""
+"""Gradient accumulation: several micro-batches for one optimizer step."""
 
 import functools
 from collections.abc import Callable
@@ -45,9 +45,9 @@ class AccumulateState(NamedTuple):
     Attributes:
       mini_step: micro-steps since the last optimizer step.
       gradient_step: optimizer steps completed.
-      inner_opt_state: the state of what is inside.
+      inner_opt_state: the state of the inner transformation.
       acc_grads: the average of the gradients since the last optimizer step; while mini_step is 0,
-        what the step before has left there, which counts for nothing.
+        leftovers of the last step, which are ignored.
       weight: the sum of their weights.
     """
 
@@ -86,17 +86,17 @@ class Accumulate(Body):
                 return optax.MaskedNode()
             return resolve(self.dtype, layer, Slot("acc_grads")).init(jnp.asarray(p), 0.0)
 
-        inner_state = self.inner.init(params)  # First: its error has the path of a leaf.
+        inner_state = self.inner.init(params)  # First, since its errors name a leaf's path.
         started = map(start, jax.tree.leaves(params), self.layers.single(params))
         grads = unflatten_stored(params, list(started))
         steps = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)
         return AccumulateState(*steps, inner_state, grads, jnp.zeros([], jnp.float32))
 
     def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
-        """One micro-step; at the last of them, the optimizer step."""
+        """One micro-step; the last one takes the optimizer step."""
         check_state(state, AccumulateState, "an AccumulateState")
         extra_args = dict(call.extra_args)
-        # A micro-batch of weight 0 leaves the accumulator as it is.
+        # A micro-batch of weight 0 leaves the accumulator unchanged.
         new = call.or_zeros(_weight(extra_args.pop("weight", 1.0)))
         weight = jnp.where(state.mini_step == 0, 0, state.weight) + new
         dtypes, updates = dtypes_of(updates), values(updates)
@@ -106,7 +106,7 @@ class Accumulate(Body):
             every = every(state.gradient_step)
             check_scalar("the result of every", every, instead="return a number of micro-steps")
         last = call.holds(state.mini_step + 1 >= every)
-        due = last & (weight > 0)  # Gradients that all weigh nothing have no average.
+        due = last & (weight > 0)  # If all weights are 0, there is no average.
         inner_call = Call(call.apply, None, extra_args, call.shardings)
 
         def read(g: Leaf, x: Leaf) -> Leaf:
@@ -141,18 +141,18 @@ class Accumulate(Body):
 def averaged(
     updates: Updates, state: AccumulateState, new: jax.Array, weight: jax.Array
 ) -> Updates:
-    """The accumulator with another gradient in it, `new` of the weight of all."""
+    """Adds a gradient of weight `new` to the accumulator; `weight` is the sum including it."""
 
     def average(g: Leaf, acc: PyTree) -> Leaf:
-        if format_of(acc) is None:  # Of a None among the parameters, or an integer.
+        if format_of(acc) is None:  # The parameter is None or an integer.
             if g is not None and moves(g):
                 raise ValueError("the state is empty and the gradient is not: pass None instead.")
             return acc
         if not moves(g):
             raise ValueError(f"the gradient has dtype {g.dtype}, which has no average: pass None.")
         dtype = _arithmetic(g, acc)
-        # Emptied here, by a select, and not behind the optimizer step: a branch that returns zeros
-        # for the accumulator makes XLA keep two of them.
+        # Reset here, by a select, not after the optimizer step: if a branch returned zeros for the
+        # accumulator, XLA would keep two of them.
         old = jnp.where(state.mini_step == 0, 0, decoded(acc, dtype))
         if g is None:
             return stored_like(acc, old)
@@ -162,9 +162,9 @@ def averaged(
             for w in (new, jnp.where(weight > 0, weight, 1))
         )
         with jax.numpy_dtype_promotion("standard"):  # A complex gradient times a real share.
-            # By halves: the difference of two finite numbers may be none.
+            # Halved, since the difference of two finite numbers may overflow.
             moved = old + (2 * part / whole) * (x * 0.5 - old * 0.5)
-        # A batch without weight may well have a gradient of 0/0.
+        # A batch of weight 0 may have a gradient of 0/0.
         return stored_like(acc, jnp.where(new > 0, moved, old))
 
     return unflatten_slot(state.acc_grads, map_leaves(average, updates, state.acc_grads))
@@ -181,9 +181,9 @@ def conditional_updates(
 ) -> tuple[Any, Any, Any]:
     """The optimizer step, if it is due: updates or zeros, the accumulator, the inner state.
 
-    The updates lie in the accumulator's memory, which is of no use until it is emptied. As a result
-    of their own they would be memory that is asked for at every micro-step: page faults, on CPU
-    twice the time of all the rest.
+    The updates reuse the accumulator's memory, which is free until the reset. As a separate result
+    they would allocate memory at every micro-step. The page faults take twice the time of
+    everything else on CPU.
     """
     shapes, _ = jax.eval_shape(step, acc, params, inner_state)
     u = shapes.raw if isinstance(shapes, Unrounded) else shapes
@@ -203,10 +203,10 @@ def conditional_updates(
 
 
 def _weight(weight: jax.typing.ArrayLike) -> jax.Array:
-    instead = "pass the micro-batch's number of tokens, say, or leave it out for 1"
+    instead = "pass the micro-batch's number of tokens, for example, or leave it out for 1"
     weight = check_scalar("weight", weight, instead=instead)
     weight = jnp.asarray(weight, jnp.float32)
-    return jnp.where(weight > 0, weight, 0)  # NaN, of 0/0 tokens, weighs nothing either.
+    return jnp.where(weight > 0, weight, 0)  # NaN, from 0/0 tokens, counts as 0 too.
 
 
 def accumulate(
@@ -214,28 +214,28 @@ def accumulate(
     every: int | Callable[[jax.Array], jax.Array],
     dtype: SlotDType = AT_LEAST_FLOAT32,
 ) -> Transformation:
-    """Averages the gradients of several micro-batches, and takes one optimizer step with them.
+    """Averages the gradients of several micro-batches and takes one optimizer step with them.
 
-        ḡ = Σ wᵢ·gᵢ / Σ wᵢ, at the last of `every` micro-steps; nothing moves at the others
+        ḡ = Σ wᵢ·gᵢ / Σ wᵢ, at the last of `every` micro-steps; no update at the others
 
     Args:
-      inner: any Optax transformation. Its counts, so its schedules, count optimizer steps.
+      inner: any Optax transformation. Its counts, and thus its schedules, count optimizer steps.
       every: micro-steps per optimizer step, ≥ 1; or a function from the optimizer steps completed
         to that number.
-      dtype: how the accumulator is stored; float32 if left out, or a parameter's own if wider.
+      dtype: how the accumulator is stored; by default float32, or a parameter's dtype if wider.
 
     Returns:
-      A transformation with the state `AccumulateState`. `step` and `update` take `weight=`, that
-      of the micro-batch, ≥ 0 (its number of tokens, say; 1 if left out); other extra arguments of
-      the last micro-step reach `inner`. Where all weights are 0, no optimizer step is taken or
-      counted, and the next micro-step is the first of `every` again. Through `step` the parameters
-      are not touched at the other micro-steps; through `update` zeros are written and added.
+      A transformation with the state `AccumulateState`. `step` and `update` take `weight=`, the
+      micro-batch's weight ≥ 0, such as its number of tokens; the default is 1. Other extra
+      arguments of the last micro-step reach `inner`. If all weights are 0, no optimizer step is
+      taken or counted, and the next micro-step is again the first of `every`. At the other
+      micro-steps `step` does not touch the parameters; `update` returns zeros, which are added.
 
     Raises:
-      ValueError: `every` below 1, a weight that is no number or no scalar.
+      ValueError: `every` below 1, a weight that is not a number or not a scalar.
 
-    Differs from Optax (`MultiSteps`) in: the optimizer step runs once and not at every micro-step;
-    weights; `inner` gets the average as it is stored, not rounded to the gradient's dtype.
+    Differs from Optax (`MultiSteps`) in: the optimizer step runs once, not at every micro-step;
+    gradients have weights; `inner` gets the average as stored, not rounded to the gradient's dtype.
 
     Example:
       >>> import adam_jax, jax.numpy as jnp

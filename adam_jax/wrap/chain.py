@@ -1,4 +1,4 @@
-"""Transformations one after the other, with update and apply in one at their end."""
+"""Transformations in sequence; the last one fuses update and apply."""
 
 import optax
 
@@ -7,21 +7,21 @@ from adam_jax.engine.transformation import Transformation
 
 
 def chain(*txs: optax.GradientTransformation) -> Transformation:
-    """Transformations one after the other, as `optax.chain`, that keep `step`.
+    """Applies transformations in sequence, as `optax.chain` does, and keeps `step`.
 
     Args:
-      *txs: of this package or any other; the updates of one are the gradients of the next. None
-        at all leave the gradients as they are.
+      *txs: transformations of this package or any other; the updates of one are the gradients of
+        the next. An empty chain passes gradients through unchanged.
 
     Returns:
-      A transformation whose state is that of `optax.chain`, the tuple of theirs. It compares by
-      value, and its `step` is that of the last.
+      A transformation with the state of `optax.chain`, the tuple of the individual states. It
+      compares by value, and its `step` is that of the last transformation.
 
     Raises:
-      ValueError: one is not a transformation.
+      ValueError: an argument is not a transformation.
 
-    Differs from Optax in: between two of this package updates are float32 or wider, and are rounded
-    to the gradient's dtype (or the parameter's, if wider) behind the last one only.
+    Differs from Optax in: between two transformations of this package updates are float32 or wider.
+    Only after the last are they rounded to the gradient's dtype (or the parameter's, if wider).
 
     Example:
       >>> import adam_jax

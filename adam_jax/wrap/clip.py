@@ -1,4 +1,4 @@
-"""Clipping by the norm of the whole gradient."""
+"""Gradient clipping by the global norm."""
 
 import math
 
@@ -24,15 +24,15 @@ class ClipByGlobalNorm(Body):
     layers: Layers = static(default=Layers())
 
     def init(self, params: Params) -> optax.EmptyState:
-        """Nothing to remember."""
+        """The empty state."""
         del params
         return optax.EmptyState()
 
     def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """Multiplies every leaf by the same factor."""
         norm = global_norm(updates, self.layers)
-        # Multiplied, since for a division XLA:CPU stores the clipped gradient before it goes on; by
-        # two factors, as 1 / norm may be less than float32's smallest number.
+        # Multiply, since XLA:CPU would store the clipped gradient after a division. Use two
+        # factors, since 1 / norm may be less than float32's smallest number.
         limit = jnp.asarray(self.max_norm, norm.value.dtype)
         passes = (norm.value <= jnp.maximum(limit, 0) / norm.unit) | (limit == jnp.inf)
         factors = 1 / norm.unit, jnp.where(passes, norm.unit, limit / norm.value)
@@ -42,27 +42,27 @@ class ClipByGlobalNorm(Body):
 
 
 def clip_by_global_norm(max_norm: jax.typing.ArrayLike) -> Transformation:
-    """Shortens gradients whose norm, that of all leaves together, is above max_norm.
+    """Scales the gradient down to max_norm if its global norm, over all leaves, is larger.
 
         g ← g·min(1, max_norm / ‖g‖)
 
-    Put before Adam in a `chain` it costs one pass over the gradient, and no copy of it.
+    Before Adam in a `chain` it costs one pass over the gradient and no copy of it.
 
     Args:
-      max_norm: the largest norm that passes as it is, in units of the gradient. Infinity turns
-        clipping off, 0 makes every gradient zero, and below 0 they are turned around as well.
+      max_norm: the largest norm that passes unchanged, in units of the gradient. Infinity turns
+        clipping off, 0 makes every gradient zero, and a negative value also flips its sign.
 
     Returns:
-      A transformation without state, as Optax's. With a NaN in the gradient all of it is NaN; with
-      an infinity it is NaN there and 0 elsewhere: `skip_nonfinite` goes around. With an infinite
-      max_norm both stay where they are.
+      A transformation without state, as in Optax. A NaN in the gradient makes all of it NaN. An
+      infinity becomes NaN, and all other elements 0. To skip such steps, wrap the chain in
+      `skip_nonfinite`. With an infinite max_norm NaN and infinity pass through unchanged.
 
     Raises:
       ValueError: max_norm is NaN or not a number.
 
-    Differs from Optax in: the gradient is multiplied by the factor, and not divided by the norm;
-    where Optax makes NaN of all of it, a gradient of zero passes as it is for max_norm ≤ 0, and any
-    gradient for an infinite one.
+    Differs from Optax in: the gradient is multiplied by the factor, not divided by the norm; a zero
+    gradient passes unchanged for max_norm ≤ 0, and so does any gradient for an infinite max_norm,
+    where Optax makes all of it NaN.
     Differs from PyTorch (`clip_grad_norm_`) in: no 1e-6 is added to the norm.
 
     Reference: Pascanu et al. 2013, On the difficulty of training recurrent neural networks

@@ -1,4 +1,4 @@
-"""An average of the parameters, to evaluate with."""
+"""An exponential moving average of the parameters, for evaluation."""
 
 from typing import NamedTuple
 
@@ -22,13 +22,13 @@ from adam_jax.slots import Slot
 
 
 class EmaParamsState(NamedTuple):
-    """State of `ema_params`: optimizer steps completed, and the average of the parameters."""
+    """State of `ema_params`: optimizer steps completed and the average of the parameters."""
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     ema: PyTree
 
 
-# The count corrects the average, with which it begins anew.
+# The count belongs to the average, whose bias it corrects: both restart together.
 register(EmaParamsState, own=["count", "ema"], own_matters=True)
 
 
@@ -42,7 +42,7 @@ class EmaParams(Body):
     layers: Layers = static(default=Layers())
 
     def init(self, params: Params) -> EmaParamsState:
-        """The parameters themselves."""
+        """The initial average: the parameters."""
 
         def start(p: Leaf, layer: Leaf) -> Leaf:
             if not moves(p):
@@ -56,7 +56,7 @@ class EmaParams(Body):
         return EmaParamsState(jnp.zeros([], jnp.int32), ema)
 
     def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
-        """Passes the updates on, and averages what they make of the parameters."""
+        """Passes the updates on and averages the updated parameters."""
         check_state(state, EmaParamsState, "an EmaParamsState")
         if params is None:
             raise ValueError(
@@ -67,17 +67,17 @@ class EmaParams(Body):
         moved = applied(values(updates) if call.apply else rounded(updates), params)
         weight = self.rate.complement
         if self.debias:
-            # The corrected average moves by (1-b)/(1-bᵗ): it needs no correction when it is read.
+            # Updated by (1-b)/(1-bᵗ), the stored average needs no bias correction when read.
             weight = weight * self.rate.debiasing(state.count)
 
         def average(p: Leaf, old: PyTree) -> PyTree:
             if p is None:
                 return old
-            if not moves(p):  # As it is, so that the average is a model.
+            if not moves(p):  # Copied unchanged, so that the average is a complete model.
                 return call.taken(jnp.copy(p), old)
             x, dtype = promoted(p), leaf_dtype(p)
             if x.dtype != dtype:
-                # For good: XLA:GPU would average what the parameters were before their rounding.
+                # Forces the rounding: XLA:GPU would average the unrounded parameters.
                 x = rounded_to_nearest(x, dtype)
             real = jnp.finfo(x.dtype).dtype
             before = decoded(old, x.dtype)
@@ -92,26 +92,26 @@ class EmaParams(Body):
 def ema_params(
     decay: DecayRateLike, debias: bool = True, *, dtype: SlotDType = AT_LEAST_FLOAT32
 ) -> Transformation:
-    """Keeps an exponential moving average of the parameters; the last in a `chain`.
+    """Keeps an exponential moving average of the parameters; put it last in a `chain`.
 
         ema ← ema + (1-d)/(1-dᵗ)·(θ - ema)
 
     Args:
       decay: d, per optimizer step, 0 ≤ d < 1; usual values are 0.99 to 0.9999.
-      debias: False takes (1-d) as the weight from the first step on: the initial parameters then
-        fade away slowly. With True the average is that of the steps taken, and of them only.
-      dtype: how the average is stored; see `scale_by_adam` on mu_dtype.
+      debias: True averages only over the steps taken. False uses the weight (1-d) from the first
+        step on, so the initial parameters fade slowly.
+      dtype: how the average is stored; see `mu_dtype` of `scale_by_adam`.
 
     Returns:
-      A transformation that leaves the updates as they are; `optax.tree.get(state, "ema")` is the
-      average, ready to use: it is corrected as it is stored, and has the newest integers, booleans
-      and keys. `update` needs params.
+      A transformation that leaves the updates unchanged. `optax.tree.get(state, "ema")` is the
+      average, ready to use: it is stored with bias correction, and has the newest integers,
+      booleans and keys. `update` needs params.
 
     Raises:
       ValueError: a decay outside [0, 1); params missing in `update`.
 
-    Differs from Optax in: `optax.ema` averages updates; it, and PyTorch's `AveragedModel`, correct
-    or copy when they are read.
+    Differs from Optax in: `optax.ema` averages updates; it and PyTorch's `AveragedModel` correct or
+    copy the average when it is read.
 
     Reference: Polyak & Juditsky 1992; Kingma & Ba 2015, section 7.2.
 

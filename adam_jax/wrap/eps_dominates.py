@@ -1,4 +1,4 @@
-"""Where ε is what an update is divided by."""
+"""Finds the elements where ε dominates the divisor of the update."""
 
 import functools
 
@@ -22,10 +22,10 @@ from adam_jax.rules.units import rescaled
 
 
 def eps_dominates(body: Body, state: State, params: Params) -> list[Leaf]:
-    """For each parameter where √nû is not above ε; None where there is no such thing.
+    """For each parameter, the elements with √nû ≤ ε; None where this is not defined.
 
-    Known for one member whose second moment is an average of squares, divided by as Adam does; and
-    for each of those in `groups`.
+    It is defined for a single member that divides by an average of squares as Adam does, and for
+    each such member in `groups`.
     """
     leaves, treedef = jax.tree.flatten(params, is_leaf=lambda x: x is None)
     partitions = found(body, lambda x: isinstance(x, Partition))

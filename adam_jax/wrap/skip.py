@@ -1,4 +1,4 @@
-"""Leaving out the optimizer steps whose gradient or loss cannot be right."""
+"""Skips optimizer steps whose gradient or loss is not finite or is a spike."""
 
 import warnings
 from typing import NamedTuple
@@ -21,11 +21,11 @@ from adam_jax.validation import check_integer, check_number, check_scalar
 
 
 class SpikeWindow(NamedTuple):
-    """What spikes are judged by.
+    """The recent steps that spikes are compared with.
 
     Attributes:
       seen: int32 scalar, the finite norms seen so far; the next is written at seen % window.
-      norms: the last gradient norms; 0 where there was none yet.
+      norms: the last gradient norms; 0 where there is none yet.
       values: the losses of the same steps, where `value=` is passed.
     """
 
@@ -35,7 +35,7 @@ class SpikeWindow(NamedTuple):
 
 
 class SkipState(NamedTuple):
-    """State of `skip_nonfinite(..., spike_sigmas=)`: `optax.ApplyIfFiniteState`, and the window."""
+    """State of `skip_nonfinite(..., spike_sigmas=)`: `optax.ApplyIfFiniteState` and the window."""
 
     notfinite_count: jax.Array
     last_finite: jax.Array
@@ -67,11 +67,11 @@ class SkipNonfinite(Body):
 
     @property
     def joins(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """If what is inside does."""
+        """Whether the inner transformation does."""
         return self.inner.joins
 
     def init(self, params: Params) -> State:
-        """Optax's state, and the window if spikes are looked for."""
+        """Optax's state, with the window if spikes are detected."""
         zero = jnp.zeros([], jnp.int32)
         fields = (zero, jnp.asarray(True), jnp.zeros([], jnp.int32), self.inner.init(params))
         if self.spike_sigmas is None:
@@ -80,10 +80,10 @@ class SkipNonfinite(Body):
         return SkipState(*fields, SpikeWindow(jnp.zeros([], jnp.int32), *none))
 
     def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
-        """One step of what is inside, or none."""
+        """One step of the inner transformation, or none."""
         expected = optax.ApplyIfFiniteState if self.spike_sigmas is None else SkipState
         check_state(state, expected, f"of type {expected.__name__}")
-        # Not by isfinite of each element: this sum is the one that clipping needs as well.
+        # Clipping needs the same sum, so this is cheaper than isfinite of each element.
         norm = global_norm(updates, self.layers)
         value = call.extra_args.get("value")
         good = jnp.isfinite(norm.value)
@@ -101,7 +101,7 @@ class SkipNonfinite(Body):
         own = call.taken(own, {name: getattr(state, name) for name in own})
         if self.warn:
             count = own["notfinite_count"]
-            # Once for each time that the limit is passed.
+            # Once each time the limit is exceeded.
             passed = (count == self.max_consecutive + 1) & (count != state.notfinite_count)
             if isinstance(passed, jax.core.Tracer):
                 jax.lax.cond(passed, self.call_back, lambda count: None, count)
@@ -112,9 +112,9 @@ class SkipNonfinite(Body):
     def without_spikes(
         self, good: jax.Array, norm: Norm, value: Leaf, spikes: SpikeWindow
     ) -> tuple[jax.Array, SpikeWindow]:
-        """Whether this step is none, and the window with it in; only finite ones are written."""
+        """Whether this step is not a spike, and the new window, to which only finite steps go."""
         finite, where = good, spikes.seen % self.window
-        # An infinite one in the window would make NaN of its mean.
+        # Bounded, since an infinite norm would make the window's mean NaN.
         size = jnp.minimum(norm.value * norm.unit, jnp.finfo(jnp.float32).max)
         new = {"norms": size} if value is None else {"norms": size, "values": value}
         enough = spikes.seen >= self.window // 2
@@ -125,18 +125,18 @@ class SkipNonfinite(Body):
             mean = jnp.sum(seen) / jnp.maximum(filled, 1)
             squares = jnp.where(present, (seen - mean) ** 2, 0)
             deviation = jnp.sqrt(jnp.sum(squares) / jnp.maximum(filled - 1, 1))
-            # Of equal numbers it is zero, and their mean is not quite one of them.
+            # It is zero for equal numbers, and their mean is off by rounding.
             deviation = jnp.maximum(deviation, 1e-6 * jnp.abs(mean))
             good &= ~(enough & (x > mean + self.spike_sigmas * deviation))
             new[name] = jnp.where(finite, seen.at[where].set(x), seen)
         seen = jnp.where(finite, spikes.seen + 1, spikes.seen)
-        # Never overflows, and keeps its place in the ring.
+        # Prevents overflow and keeps the position in the ring.
         seen = jnp.where(seen >= 2 * self.window, seen - self.window, seen)
         return good, spikes._replace(seen=seen, **new)
 
     def call_back(self, count: jax.Array) -> None:
         """Warns on the host, from inside the program."""
-        # vmap turns the condition into a select, and calls for every model.
+        # vmap turns the condition into a select, which calls this for every model.
         jax.debug.callback(
             lambda n: _warn(int(n)) if n == self.max_consecutive + 1 else None, count
         )
@@ -158,35 +158,35 @@ def skip_nonfinite(
     window: int = 128,
     warn: bool = False,
 ) -> Transformation:
-    """Leaves out the steps whose gradient or loss is NaN, infinite, or on request a spike.
+    """Skips steps whose gradient or loss is NaN or infinite or, optionally, a spike.
 
         (θ, state) ← inner's if ‖g‖ is finite, else (θ, state)
 
-    A skipped step changes nothing but the counters: no moment, no count of a schedule, no weight
-    decay. Nothing is applied after the limit either; `skipped(state)` reads the counters and warns.
+    A skipped step changes only the counters: no moment, no schedule count, no weight decay. Bad
+    steps are skipped after the limit too; `skipped(state)` reads the counters and warns.
 
     Args:
-      inner: any Optax transformation. An `optax.chain` with members of this package in it counts as
-        `chain`. Through `update` another's step costs what it does in `apply_if_finite`; through
-        `step` it is taken in place.
-      max_consecutive: skipped steps in a row after which something must be wrong: the limit.
-      spike_sigmas: also skips where ‖g‖, or the loss if it is passed as `value=`, is above the mean
-        of the last `window` plus so many of their standard deviations; 6 is usual. None does not.
-        Spikes are written into the window, so that a new level is accepted after a while. Pass
-        `value=` in every step or in none.
-      window: finite steps that spikes are judged by; once it is half full.
-      warn: warns from inside the compiled program as soon as the limit is passed. That is a call
-        back to Python, with which a program can be neither exported nor kept in JAX's persistent
-        compilation cache, and which costs 5 % of a step on CPU even if it is never made.
+      inner: any Optax transformation. An `optax.chain` that contains members of this package is
+        treated as `chain`. With another library's transformation `update` costs the same as in
+        `apply_if_finite`, and `step` updates in place.
+      max_consecutive: the limit: with more consecutive skipped steps, something must be wrong.
+      spike_sigmas: also skips steps where ‖g‖, or the loss passed as `value=`, exceeds the mean of
+        the last `window` values by this many of their standard deviations; 6 is usual. None skips
+        no spikes. Spikes enter the window, so a new level is accepted after a while. Pass `value=`
+        in every step or in none.
+      window: finite steps that spikes are compared with; detection starts when it is half full.
+      warn: warns from inside the compiled program as soon as the limit is exceeded. The program
+        then contains a callback to Python, can be neither exported nor kept in JAX's persistent
+        compilation cache, and costs 5 % of a step on CPU even if the callback never runs.
 
     Returns:
-      A transformation with Optax's `ApplyIfFiniteState`; with spikes `SkipState`, that and a window
-      of two numbers per step. `update` and `step` take `value=`, the loss.
+      A transformation with Optax's `ApplyIfFiniteState`; with `spike_sigmas` a `SkipState`, which
+      adds a window of two numbers per step. `update` and `step` take `value=`, the loss.
 
     Raises:
       ValueError: an argument outside its range.
 
-    Differs from Optax (`apply_if_finite`) in: after the limit the bad gradient is not let in.
+    Differs from Optax (`apply_if_finite`) in: after the limit bad gradients are still skipped.
 
     Reference: OLMo's `SkipStepOptimizer` and MaxText's `skip_step_on_spikes` for the window of 128
     and its first half, in which nothing counts as a spike.
@@ -194,38 +194,38 @@ def skip_nonfinite(
     check_integer("max_consecutive", max_consecutive, 0, instead="the usual value is 10")
     check_integer("window", window, 4, instead="the usual value is 128")
     if spike_sigmas is not None:
-        instead = "the usual value is 6.0; None looks for no spikes"
+        instead = "the usual value is 6.0; None detects no spikes"
         spike_sigmas = check_number("spike_sigmas", spike_sigmas, instead=instead)
     body = inner_body("inner", inner)
     return Transformation.around(SkipNonfinite(body, spike_sigmas, max_consecutive, window, warn))
 
 
 class Skipped(NamedTuple):
-    """The counters of `skip_nonfinite`: steps skipped in a row until now, and in the whole run."""
+    """The counters of `skip_nonfinite`: steps skipped in a row up to now, and in the whole run."""
 
     consecutive: int
     total: int
 
 
 def skipped(state: State, max_consecutive: int = 10) -> Skipped:
-    """The counters in the state of `skip_nonfinite`, from wherever it is inside `state`.
+    """The counters of `skip_nonfinite`, whose state may be nested anywhere in `state`.
 
     Args:
       state: an optimizer state, not traced.
       max_consecutive: warns if more steps than these were skipped in a row.
 
     Returns:
-      `Skipped(consecutive, total)`; of several models under vmap, arrays of them.
+      `Skipped(consecutive, total)`; for several models under vmap, arrays.
 
     Raises:
-      ValueError: no `skip_nonfinite` in there.
+      ValueError: `state` does not contain exactly one `skip_nonfinite`.
     """
     kinds = (optax.ApplyIfFiniteState, SkipState)
     states = found(state, lambda x: isinstance(x, kinds))
     if len(states) != 1:
         raise ValueError(
             f"state must have one skip_nonfinite in it, got {len(states)}: pass the state of"
-            f" skip_nonfinite(...), or one around it."
+            f" skip_nonfinite(...), or of a transformation around it."
         )
     counters = [np.asarray(x) for x in (states[0].notfinite_count, states[0].total_notfinite)]
     consecutive, total = (x if x.ndim else int(x) for x in counters)

@@ -1,4 +1,4 @@
-"""Statistics of a group of leaves in one step, by one reduction of each leaf."""
+"""Statistics of a group of leaves in one step, with one reduction per leaf."""
 
 import functools
 import math
@@ -14,7 +14,7 @@ from adam_jax.xla.barrier import as_varying, varying
 
 
 def statistics(leaves: list[tuple[Leaf, ...]], count: int | None) -> dict[str, jax.Array]:
-    """The statistics of a group; of each layer, in an array, if there is a count of them."""
+    """The statistics of a group; with a `count` of layers, arrays with a value per layer."""
     measured = (_sums_over_devices(leaf, count) for leaf in leaves)
     sums = [sum(column) for column in zip(*measured, strict=True)]
     size, *sums = (jnp.asarray(x, jnp.float32) for x in sums)
@@ -25,7 +25,7 @@ def statistics(leaves: list[tuple[Leaf, ...]], count: int | None) -> dict[str, j
         "update_rms": jnp.sqrt(uu / size),
         "parameter_rms": jnp.sqrt(pp / size),
         "update_to_parameter": _ratio(jnp.sqrt(uu), jnp.sqrt(pp)),
-        # Of two roots: the product of two squares of small gradients is no float32.
+        # By two roots in turn: the product of two small squares may underflow float32.
         "cosine": _ratio(_ratio(gu, 2 * jnp.sqrt(quarter)), jnp.sqrt(uu)),
         "lost_to_rounding": _ratio(lost, moving),
     }
@@ -35,16 +35,16 @@ def statistics(leaves: list[tuple[Leaf, ...]], count: int | None) -> dict[str, j
 
 
 def _sums_over_devices(leaf: tuple[Leaf, ...], count: int | None) -> list[Leaf]:
-    """The size of a leaf and its sums, over all devices that have a part of it."""
+    """The size of a leaf and its sums, over all devices that hold a part of it."""
     mesh, size = jax.typeof(leaf[0]).sharding.mesh, np.size(leaf[0]) // (count or 1)
     sums: PyTree = _sums if count is None else functools.partial(_sums_by_layer, count)
-    if mesh.explicit_axes:  # Where they are automatic, XLA may sum by rows that lie anywhere.
+    if mesh.explicit_axes:  # With automatic axes XLA may place the rows of a sum anywhere.
         replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         axes = mesh.explicit_axes
         sums = jax.sharding.auto_axes(sums, axes=axes, out_sharding=replicated)
     if not (axes := varying(leaf)):
         return [size, *sums(*leaf)]
-    # Inside `shard_map`; what is the same everywhere counts as often as what is not.
+    # Inside `shard_map`: replicated values are counted once per device, like varying ones.
     names = tuple(sorted(axes))
     return [size * jax.lax.axis_size(names), *jax.lax.psum(sums(*as_varying(leaf, axes)), names)]
 
@@ -56,27 +56,27 @@ def _sums_by_layer(count: int, *leaf: Leaf) -> list[jax.Array]:
 
 
 def _sums(p: Leaf, g: Leaf, u: Leaf, moved: Leaf, small: Leaf) -> list[jax.Array]:
-    """All sums over one leaf by one reduction: by one each, XLA would store what they share."""
-    if g is None:  # Left alone; its group is there all the same.
+    """All sums over one leaf in one reduction; with several, XLA would store shared terms."""
+    if g is None:  # No update, but the leaf still counts in its group.
         g = u = jnp.zeros_like(p)
-    # Again: the step inside has derivatives of its own, with respect to its numbers.
+    # Once more: the inner step also has derivatives with respect to its own numbers.
     g, u, p, moved = jax.lax.stop_gradient((g, u, p, moved))
     moving = u != 0
     lost = moving & (moved == p)
     g, u, p = (jnp.ravel(promoted(x)) for x in (g, u, p))
     small = jnp.zeros(g.shape, bool) if small is None else jnp.ravel(small)
-    # Not g² itself, which XLA:CPU would share with clipping, and store.
+    # Not g² itself, which XLA:CPU would share with clipping and store.
     terms = [abs_squared(g / 2), abs_squared(u), abs_squared(p), jnp.real(jnp.conj(g) * u)]
     flags = [jnp.ravel(x) for x in (moving, lost)] + [small]
     terms = [jax.lax.convert_element_type(x, jnp.float32) for x in [*terms, *flags]]
-    # By rows: added up one by one, float32 stands still at 2²⁴ equal terms.
+    # By rows: a sequential sum in float32 stops growing at 2²⁴ equal terms.
     rows = math.gcd(g.size, ROWS)
     terms = [jnp.reshape(x, (rows, -1)) for x in terms]
     zeros = [np.float32(0)] * len(terms)
     return [jnp.sum(x) for x in jax.lax.reduce(terms, zeros, _added, (1,))]
 
 
-# Not a lambda: outside a program each would be compiled anew.
+# Not a lambda: outside jit each new one would be compiled again.
 def _added(xs: PyTree, ys: PyTree) -> list[jax.Array]:
     return [x + y for x, y in zip(xs, ys, strict=True)]
 

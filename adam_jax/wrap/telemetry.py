@@ -1,4 +1,4 @@
-"""What a step does to each group of parameters, measured inside the step, every so often."""
+"""Statistics of what a step does to each group of parameters, measured periodically inside it."""
 
 import math
 import re
@@ -32,9 +32,9 @@ class TelemetryState(NamedTuple):
 
     Attributes:
       count: optimizer steps completed.
-      step: the one that was measured last, counted from 1; 0 before the first.
-      groups: float32 scalars, by group and by name; a zero where there are no parameters.
-      inner_state: the state of what is inside.
+      step: the last measured step, counted from 1; 0 before the first measurement.
+      groups: float32 scalars, by group and by name; a zero if there are no parameters.
+      inner_state: the state of the inner transformation.
     """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -63,7 +63,7 @@ class Telemetry(Body):
     layers: Layers = static(default=Layers())
 
     def init(self, params: Params) -> TelemetryState:
-        """Nothing measured yet: zeros, which `measured` does not show."""
+        """Zeros before the first measurement, which `measured` does not show."""
         inner_state = self.inner.init(params)
         known = jax.eval_shape(lambda s: eps_dominates(self.inner, s, params), inner_state)
         groups = {}
@@ -71,14 +71,14 @@ class Telemetry(Body):
             names = NAMES if all(x is not None for *_, x in leaves) else NAMES[:-1]
             for its in self.names(group, count):
                 groups[its] = {name: jnp.zeros([], jnp.float32) for name in names}
-        # optax.tree.map_params asks for the state of a tree without leaves, and takes one leaf of
-        # that for all that is in its place elsewhere.
+        # optax.tree.map_params calls init with a tree without leaves. One leaf in that state
+        # stands for the whole subtree of other states.
         groups = groups or jnp.zeros([], jnp.float32)
         zero = jnp.zeros([], jnp.int32)
         return TelemetryState(zero, jnp.zeros([], jnp.int32), groups, inner_state)
 
     def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
-        """One step, and now and then what it does."""
+        """One step, with a measurement if one is due."""
         check_state(state, TelemetryState, "a TelemetryState")
         if params is None:
             raise ValueError(
@@ -90,9 +90,9 @@ class Telemetry(Body):
 
         def measured(carry: PyTree) -> PyTree:
             *given, nothing = carry
-            # Not to be differentiated: XLA's reduction of several arrays has no transpose.
+            # Excluded from differentiation: XLA's reduction of several arrays has no transpose.
             updates, inner_state, params = jax.lax.stop_gradient(given)
-            # A second time: the updates as one more result would be memory in every step.
+            # Runs the step a second time: returning the updates would cost memory in every step.
             its_call = call._replace(apply=False)
             u, inner_state = self.inner.run(unrounded(updates), inner_state, params, its_call)
             g, u = values(updates), values(u)
@@ -104,8 +104,8 @@ class Telemetry(Body):
                     groups[name] = its if count is None else {n: x[k] for n, x in its.items()}
             return *kept_apart(given), groups or nothing
 
-        # The step goes on with what the measurement hands on: else XLA, free to step first, would
-        # keep a copy of all that it measures.
+        # The step uses the measurement's outputs. Otherwise XLA could step first and would keep a
+        # copy of all measured arrays.
         carry = (updates, state.inner_state, params, state.groups)
         updates, inner_state, params, groups = if_due(due, measured, carry)
         result, inner_state = self.inner.run(updates, inner_state, params, call)
@@ -117,8 +117,8 @@ class Telemetry(Body):
     ) -> list[tuple[tuple[str, int | None], list[tuple[Leaf, ...]]]]:
         """The leaves of each group, from every tree; integers, booleans and keys are in none.
 
-        Leaves that are measured layer by layer are a group for each number of layers, which comes
-        behind its name; None for others.
+        A group's key is its name and its number of layers, which is None unless its leaves are
+        measured layer by layer.
         """
         members: dict[tuple[str, int | None], list[tuple[Leaf, ...]]] = {}
         columns = [jax.tree.leaves(tree, is_leaf=lambda x: x is None) for tree in (params, *trees)]
@@ -130,11 +130,11 @@ class Telemetry(Body):
         return sorted(members.items(), key=lambda item: (item[0][0], item[0][1] or 0))
 
     def names(self, group: str, count: int | None) -> list[str]:
-        """Those under which a group is measured: one for each layer, or the group's own."""
+        """The names under which a group is measured: one per layer, or the group's own."""
         return [group] if count is None else [f"{group}/{k}" for k in range(count)]
 
     def group(self, path: str) -> str:
-        """The name of the first expression that matches the path of a leaf, or how it begins."""
+        """The name of the first expression that matches a leaf's path, or the path's first key."""
         if self.patterns is None:
             return path.split("/")[0]
         return next((name for name, e in self.patterns if re.fullmatch(e, path)), "other")
@@ -147,33 +147,33 @@ def telemetry(
     *,
     by_layer: bool = False,
 ) -> Transformation:
-    """Measures what steps do to each group of parameters, inside the program, every so often.
+    """Measures periodically, inside the program, what a step does to each group of parameters.
 
     Per group: `gradient_rms`, `update_rms` and `parameter_rms`; `update_to_parameter`, the ratio of
     their norms (1e-3 is healthy); `cosine` of update and gradient (-1 is downhill);
-    `eps_dominates`, the share of elements with √nû ≤ ε; `lost_to_rounding`, the share of elements
-    that an update does not move, because their dtype has no number that near.
+    `eps_dominates`, the share of elements with √nû ≤ ε; `lost_to_rounding`, the share of nonzero
+    updates that leave their element unchanged after rounding to its dtype.
 
     Args:
-      inner: any Optax transformation. `eps_dominates` is there if it is, or has inside, one member
-        of this package that divides by √nû + ε; of several in `groups`, for the leaves of each.
-      every: optimizer steps; measured in steps `every`, 2·`every`, ...
-      patterns: names and regular expressions, matched with the whole path of a leaf (see `groups`),
-        the first match before the others; what matches none is "other". None groups leaves by the
-        first key of their path.
-      by_layer: measures each layer of leaves that hold several, of which `with_layers` around this
-        knows, as a group of its own: `blocks/0`, `blocks/1`, ...
+      inner: any Optax transformation. `eps_dominates` is measured if `inner` is or contains one
+        member of this package that divides by √nû + ε, or several in `groups`.
+      every: optimizer steps between measurements, which are in steps `every`, 2·`every`, ...
+      patterns: names and regular expressions that match the whole path of a leaf (see `groups`).
+        The first match wins; leaves without a match are "other". None groups leaves by the first
+        key of their path.
+      by_layer: measures each layer of stacked leaves, as declared by `with_layers` around this, as
+        a separate group: `blocks/0`, `blocks/1`, ...
 
     Returns:
       A transformation with the state `TelemetryState`, which `measured(state)` reads. The steps are
       those of `inner`. The names of the groups are part of the state's structure. In the other
-      steps the cost is a branch not taken; inside `accumulate` it measures optimizer steps. Inside
+      steps the cost is a branch not taken. Inside `accumulate` it measures optimizer steps. Inside
       `shard_map` the statistics are those of the whole leaves, the same on all devices. Integers,
-      booleans and keys have none.
+      booleans and keys are not measured.
       `update` needs params.
 
     Raises:
-      ValueError: `every` below 1, an expression that is none, params missing in `update`.
+      ValueError: `every` below 1, an invalid expression, params missing in `update`.
 
     Example:
       >>> import adam_jax, jax.numpy as jnp
@@ -191,21 +191,21 @@ def telemetry(
 
 
 def measured(state: State) -> Named:
-    """What `telemetry` measured last, from wherever its state is inside `state`.
+    """The last measurement of `telemetry`, whose state may be nested anywhere in `state`.
 
     Returns:
-      `{"step": 200, "groups": {"head": {"gradient_rms": 0.01, ...}}}` of Python numbers (lists of
-      them under vmap). Before the first measurement the step is 0 and there are no groups.
+      `{"step": 200, "groups": {"head": {"gradient_rms": 0.01, ...}}}` with Python numbers (lists
+      under vmap). Before the first measurement the step is 0 and there are no groups.
       `adam_jax.inspect` writes and plots such records.
 
     Raises:
-      ValueError: no `telemetry` in there.
+      ValueError: `state` does not contain exactly one `telemetry`.
     """
     states = found(state, lambda x: isinstance(x, TelemetryState))
     if len(states) != 1:
         raise ValueError(
             f"state must have one telemetry in it, got {len(states)}: pass the state of"
-            f" telemetry(...), or one around it."
+            f" telemetry(...), or of a transformation around it."
         )
     step = np.asarray(states[0].step).tolist()
     groups = jax.tree.map(lambda x: np.asarray(x).tolist(), states[0].groups)

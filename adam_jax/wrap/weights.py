@@ -1,4 +1,4 @@
-"""Weights of 16 bits without a float32 copy: what rounding loses is kept, or left to chance."""
+"""16-bit weights without a float32 copy: rounding errors are stored, or rounding is stochastic."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -40,9 +40,9 @@ class WeightsState(NamedTuple):
 
     Attributes:
       count: steps taken.
-      rest: what the weights lack, a tree like the parameters; `optax.MaskedNode` for leaves that
-        lack nothing.
-      inner_state: the state of what is inside.
+      rest: the lower bits or rounding errors of the weights, a tree like the parameters;
+        `optax.MaskedNode` for leaves without any.
+      inner_state: the state of the inner transformation.
     """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -55,7 +55,7 @@ register(WeightsState, counts=["count"], inner=["inner_state"], own=["rest"], ow
 
 @frozen_pytree
 class Weights(Body):
-    """The body of the three: what is inside sees float32 weights."""
+    """The body of all three; the inner transformation sees float32 weights."""
 
     inner: Body
     form: WeightFormat = static()
@@ -63,7 +63,7 @@ class Weights(Body):
     layers: Layers = static(default=Layers())
 
     def init(self, params: Params) -> WeightsState:
-        """Nothing lost yet."""
+        """Rests of zero, and the inner state."""
 
         def rest(p: Leaf) -> Leaf:
             dtype = self.form.rest_dtype(p) if self.form.applies(p) else None
@@ -74,7 +74,7 @@ class Weights(Body):
         return WeightsState(jnp.zeros([], jnp.int32), rests, inner_state)
 
     def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
-        """One step of what is inside on the joined weights, taken apart again."""
+        """One inner step on the joined weights, which are then split again."""
         check_state(state, WeightsState, "a WeightsState")
         given, dtypes = unrounded(updates), list(dtypes_of(updates))
         leaves, treedef = jax.tree.flatten(given.raw, is_leaf=lambda x: x is None)
@@ -94,7 +94,7 @@ class Weights(Body):
             if self.form.applies(p):
                 axes, first, stride = stacks[i]
                 weights[i] = Split(p, rest, salted(salt, first), self.form, axes, stride)
-                dtypes[i] = jnp.dtype(jnp.float32)  # For the inner transformation all is float32.
+                dtypes[i] = jnp.dtype(jnp.float32)  # The inner transformation sees only float32.
         grads = dataclasses.replace(given, dtypes=tuple(dtypes))
         theirs = SplitParams(params, treedef, weights)
         stepped, inner_state = run_split(self.inner, grads, state.inner_state, theirs, call)
@@ -106,28 +106,28 @@ class Weights(Body):
 
 
 def stochastic_rounding(inner: optax.GradientTransformation, seed: int = 0) -> Transformation:
-    """bfloat16 or float16 weights that small updates move: by chance, so that the mean is right.
+    """Rounds bfloat16 or float16 weights stochastically, so that small updates act on average.
 
-        θ' = θ + u in float32,  θ ← one of the two numbers beside θ', the nearer the likelier
+        θ' = θ + u in float32,  θ ← one of the two neighbors of θ', the nearer one more likely
 
     Costs no memory. The random bits are a hash of the seed, the step, the leaf and the element's
-    index: the same after a resume, and on any number of devices. (Inside `shard_map` and `vmap`
-    each device and each model counts from 0, and they share the bits.)
+    index, so they are the same after a resume and on any number of devices. (Inside `shard_map` and
+    `vmap` each device and each model counts from 0, so they share the bits.)
 
     Args:
       inner: any Optax transformation, which sees float32 weights and gradients.
       seed: of the random bits, 0 to 2³²-1.
 
     Returns:
-      A transformation with the state `WeightsState`. Weights that are float32 already are none of
-      its business. Its updates are float32: `optax.apply_updates` lands on the rounded weights, as
-      long as no weight becomes 2¹⁵ times smaller in one step; `adam_jax.step` always does.
+      A transformation with the state `WeightsState`. float32 weights pass through unchanged. Its
+      updates are float32: `optax.apply_updates` yields exactly the rounded weights, as long as no
+      weight becomes 2¹⁵ times smaller in one step; `adam_jax.step` always does.
 
     Raises:
-      ValueError: a seed out of its range; in `update`, params missing.
+      ValueError: a seed out of range; in `update`, params missing.
 
-    Differs from PyTorch in: torchao's `bf16_stochastic_round` has a generator, whose state a
-    checkpoint does not have.
+    Differs from PyTorch in: torchao's `bf16_stochastic_round` draws from a generator whose state is
+    not in a checkpoint.
 
     Reference: Gupta et al. 2015, https://arxiv.org/abs/1502.02551; Zamirai et al. 2020,
     https://arxiv.org/abs/2010.06192.
@@ -143,18 +143,18 @@ def stochastic_rounding(inner: optax.GradientTransformation, seed: int = 0) -> T
 
 
 def kahan_summation(inner: optax.GradientTransformation) -> Transformation:
-    """bfloat16 or float16 weights, and what rounding lost of them in a second array of their dtype.
+    """Keeps the rounding errors of bfloat16 or float16 weights in a second array of their dtype.
 
         θ' = θ + c + u in float32,  θ ← θ' rounded,  c ← θ' - θ rounded
 
-    2 bytes per parameter for 16 bits of mantissa. `master_residual` has all 24 of float32 for the
-    same 2 bytes; this one is for float16, and for checkpoints of others.
+    It adds 2 bytes per parameter and gives 16 bits of mantissa. `master_residual` gives all 24 of
+    float32 for the same 2 bytes. Use this one for float16, and for checkpoints of other libraries.
 
     Args:
       inner: any Optax transformation, which sees float32 weights, θ + c, and float32 gradients.
 
     Returns:
-      A transformation with the state `WeightsState`, c in its `rest`. For its updates see
+      A transformation with the state `WeightsState`, with c in its `rest`. Updates are as in
       `stochastic_rounding`.
 
     Raises:
@@ -166,12 +166,12 @@ def kahan_summation(inner: optax.GradientTransformation) -> Transformation:
 
 
 def master_residual(inner: optax.GradientTransformation, bits: int = 16) -> Transformation:
-    """bfloat16 weights, and the lower bits of the float32 weights that they stand for.
+    """Keeps bfloat16 weights and, in the state, the lower bits of the float32 weights they round.
 
-    With 16 bits the two are the float32 weights, bit for bit: training goes as in float32 with
-    gradients of bfloat16 weights, for 4 bytes per parameter where a float32 copy beside bfloat16
-    weights takes 6. With 8 bits they are floating-point numbers of 24 bits, 3 bytes, rounded by
-    chance as in `stochastic_rounding`, 256 times finer.
+    With 16 bits the two equal the float32 weights bit for bit. Training then runs as in float32
+    with gradients of bfloat16 weights, at 4 bytes per parameter, where bfloat16 weights and a
+    float32 copy take 6. With 8 bits they are 24-bit floating-point numbers of 3 bytes, rounded
+    stochastically as in `stochastic_rounding`, but 256 times finer.
 
     Args:
       inner: any Optax transformation, which sees the float32 weights (so weight decay is exact too)
@@ -179,15 +179,15 @@ def master_residual(inner: optax.GradientTransformation, bits: int = 16) -> Tran
       bits: 16 or 8.
 
     Returns:
-      A transformation with the state `WeightsState`, the bits in its `rest`. float16 weights have
-      other exponents than float32 and are left alone, as float32 ones are. For its updates see
-      `stochastic_rounding`.
+      A transformation with the state `WeightsState`, with the bits in its `rest`. float16 weights,
+      whose exponents differ from those of float32, and float32 weights pass through unchanged.
+      Updates are as in `stochastic_rounding`.
 
     Raises:
       ValueError: other bits; in `update`, params missing.
 
-    Differs from PyTorch in: Transformer Engine's `store_param_remainders` is the same split; halves
-    go away from zero here, up there.
+    Differs from PyTorch in: Transformer Engine's `store_param_remainders` is the same split, but
+    rounds ties up; here they are rounded away from zero.
 
     Reference: Zamirai et al. 2020, https://arxiv.org/abs/2010.06192, for the lower bits; for 8 of
     them FlashOptim (2026), https://arxiv.org/abs/2602.23349.

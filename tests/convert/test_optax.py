@@ -109,7 +109,7 @@ def test_what_would_be_lost_is_an_error():
     assert "'1/ema/w'" in text and "'1/ema/deep/b'" in text
     half = stepped(optax.MultiSteps(optax.adamw(1e-2), 2))
     text = raised(lambda: convert.from_optax(half, PARAMS, adam_jax.accumulate(plain, 2)))
-    assert "acc_grads/w" in text and "behind an optimizer step" in text
+    assert "acc_grads/w" in text and "after an optimizer step" in text
     masked = optax.masked(optax.adamw(1e-2), {"w": True, "deep": False})
     text = raised(lambda: convert.from_optax(stepped(masked), PARAMS, plain))
     assert "missing: 'deep/b/mu', 'deep/b/nu', 'deep/s/mu'" in text
