@@ -41,6 +41,7 @@ def agree(conversion, record_property):
 OPTAX = ("adamw`", "amsgrad", "MultiSteps", "inject", "partition", "packed", "8 bits")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conversion", conversions("optax", OPTAX))
 def test_optax(conversion, record_property):
     once, whole = agree(conversion, record_property)

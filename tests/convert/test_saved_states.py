@@ -104,6 +104,7 @@ def moving(state):
     return state.params, state.opt_state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STATES)
 def test_linen_train_state(name, tmp_path):
     states = [train_state(name)]

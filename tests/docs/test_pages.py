@@ -108,7 +108,18 @@ def run(page):
     return names, printed, expected
 
 
-@pytest.mark.parametrize("page", WITH_SAMPLES, ids=name_of)
+# `make test` runs the samples that a new user sees first.
+FIRST = ("README.md", "docs/index.md")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[] if name_of(page) in FIRST else [pytest.mark.slow])
+        for page in WITH_SAMPLES
+    ],
+    ids=name_of,
+)
 def test_the_samples_run_and_print_what_stands_behind_them(
     page, tmp_path, monkeypatch, standard_promotion
 ):

@@ -100,7 +100,10 @@ def parameters():
 
 
 @every_wrapper
-@pytest.mark.parametrize(("jitted", "through"), [(True, "step"), (False, "update")])
+@pytest.mark.parametrize(
+    ("jitted", "through"),
+    [(True, "step"), pytest.param(False, "update", marks=pytest.mark.slow)],
+)
 def test_a_schedule_is_freed_with_its_optimizer(make, jitted, through, standard_promotion):
     schedule = Schedule()
     freed = weakref.ref(schedule)

@@ -15,6 +15,7 @@ from tests.catalogue import (
     every_elementwise,
     every_kind_of_state,
     every_twin,
+    one_kind_of_state,
 )
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -42,7 +43,7 @@ def quadratic(params):
     return sum(jnp.sum((x - 0.5) ** 2) for x in jax.tree.leaves(params))
 
 
-@every_kind_of_state
+@one_kind_of_state
 @every_wrapper
 def test_inside_optax_wrappers(member, wrap):
     """Ours inside a wrapper moves the parameters as Optax's own does inside the same wrapper."""

@@ -10,7 +10,7 @@ import pytest
 from optax import contrib
 
 import adam_jax
-from tests.catalogue import every_member
+from tests.catalogue import every_member_slowly
 from tests.catalogue.recipes import stepper
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -56,7 +56,7 @@ def test_an_eager_step_costs_no_more_than_optaxs(name, leaves, through):
     assert ours <= theirs
 
 
-@every_member
+@every_member_slowly
 def test_an_eager_step_is_the_compiled_one(member):
     tx = member.alias(COSINE)
     params = {"w": jnp.linspace(-2.0, 2.0, 10), "b": jnp.ones(3)}

@@ -175,6 +175,7 @@ def test_statistics_are_of_what_moves():
     assert set(adam_jax.measured(check(AROUND["telemetry"]))["groups"]) == {"a", "b"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize("member", [adamw(1e-2), AROUND["everything"]], ids=["adamw", "everything"])
 def test_split_over_devices(member, axis_type):

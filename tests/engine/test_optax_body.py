@@ -56,6 +56,7 @@ def test_an_optax_chain_of_ours_is_ours(wrapper, nested):
     assert made[0] == made[1]
 
 
+@pytest.mark.slow
 @pytest.mark.bits
 @every_form
 @every_wrapper
@@ -124,6 +125,7 @@ def trained(tx, through, params, compiled, steps=6):
     return params, state
 
 
+@pytest.mark.slow
 @every_form
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("inner", OTHERS.values(), ids=OTHERS)

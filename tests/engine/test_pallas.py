@@ -272,6 +272,7 @@ STACKED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STACKED)
 def test_a_kernel_rounds_each_layer_by_its_own_bits(name):
     wrapper, dtype, layers, shape = STACKED[name]

@@ -11,7 +11,7 @@ import pytest
 
 import adam_jax
 from adam_jax.rules.pytrees import frozen_pytree
-from tests.catalogue import every_member
+from tests.catalogue import every_member, every_member_slowly
 
 
 def test_three_adams_trace_once():
@@ -65,7 +65,7 @@ def test_copies(member):
 
 
 @pytest.mark.bits
-@every_member
+@every_member_slowly
 def test_a_traced_number_is_as_exact_as_a_constant(member):
     """1-b and log b are the leaves, computed in float64 before anything is rounded.
 

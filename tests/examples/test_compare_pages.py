@@ -111,6 +111,7 @@ def test_a_part_must_be_on_the_page_once():
             replaced(wrong, {"x": "new"})
 
 
+@pytest.mark.slow
 def test_the_whole_study_is_published(tmp_path, monkeypatch, capsys):
     def measured(model, optimizer, params, splits, steps, seed):
         best = 0.9 + 0.0005 * list(OPTIMIZERS).index(optimizer)

@@ -42,6 +42,7 @@ def test_train_learns_and_leaves_a_run(trained):
             assert image.width > width and len(set(image.convert("L").tobytes())) > 20
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_a_bar(tmp_path):
     """Of augmented training on a data dir with another optimizer and schedule."""
     ours, theirs = pty.openpty()
@@ -113,6 +114,7 @@ def test_predict_reads_pictures_and_idx(trained, tmp_path):
     assert right >= 15
 
 
+@pytest.mark.slow
 def test_what_the_user_can_mend_is_one_line(trained, tmp_path, monkeypatch, capsys):
     out, _ = trained
     blank, text = tmp_path / "blank.png", tmp_path / "text.png"

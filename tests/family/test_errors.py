@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import adam_jax
-from tests.catalogue import MEMBERS, every_kind_of_state, every_member
+from tests.catalogue import MEMBERS, every_kind_of_state, every_member, every_member_slowly
 
 NAN, INF = float("nan"), float("inf")
 
@@ -84,7 +84,7 @@ def test_numbers_elsewhere(make):
         make()
 
 
-@every_member
+@every_member_slowly
 def test_legal_edges_are_accepted(member):
     for edge in ("learning_rate", "b1", "b2", "b3", "eps", "eps_root", "eps_hat", "alpha"):
         if member.has(edge):

@@ -3,13 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import adam_jax
-from tests.catalogue import MEMBERS, every_elementwise, every_member
+from tests.catalogue import MEMBERS, every_elementwise, every_member_slowly, slowly
 
 search = settings(max_examples=15, derandomize=True, deadline=None, database=None)
 
@@ -28,9 +27,7 @@ params_and_gradients = float32(1 + STEPS, SIZE).map(lambda x: (x[0], x[1:]))
 
 
 def having(holds):
-    return pytest.mark.parametrize(
-        "member", [m for m in MEMBERS if holds(m)], ids=lambda member: member.name
-    )
+    return slowly([m for m in MEMBERS if holds(m)])
 
 
 def updates(tx, params, gs, like=None):
@@ -67,7 +64,7 @@ def test_the_opposite_gradients_give_the_opposite_updates(member, drawn):
     np.testing.assert_array_equal(run(tx, -params, -gs), -run(tx, params, gs))
 
 
-@every_member
+@every_member_slowly
 @search
 @given(params_and_gradients, st.permutations(range(SIZE)))
 def test_permuted_and_reshaped_gradients_give_permuted_and_reshaped_updates(member, drawn, order):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adam_jax.formats.base import Format, sharded_alike
-from tests.catalogue import every_member
+from tests.catalogue import every_member_slowly
 
 
 @jax.tree_util.register_dataclass
@@ -50,7 +50,7 @@ class SplitBits(Format):
         return sharded_alike(stored, self.shape(stored), sharding)
 
 
-@every_member
+@every_member_slowly
 def test_a_format_of_two_arrays_carries_any_slot(member):
     plain = member.alias(1e-2)
     split = member.alias(1e-2, **member.stored(SplitBits(), SplitBits()))

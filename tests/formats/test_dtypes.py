@@ -74,7 +74,7 @@ def test_a_bfloat16_state_reads_the_unrounded_moments(member):
         chex.assert_trees_all_equal(getattr(state, slot), x.astype(jnp.bfloat16))
 
 
-@every_member
+@every_member_slowly
 def test_bfloat16_gradients_of_float32_parameters_lose_nothing_more(member):
     params, grads = jnp.array([1.0, 2.0, 3.0]), jnp.array([0.3, -0.7, 1.1], jnp.bfloat16)
     tx = member.alias(1e-3)

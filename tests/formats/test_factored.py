@@ -107,6 +107,7 @@ def test_the_means_are_adafactor_s(shape, b2):
     np.testing.assert_allclose(stored.columns, columns, rtol=1e-5)
 
 
+@pytest.mark.slow
 @every_shape
 def test_the_means_and_the_axes_are_optax_s(shape, standard_promotion):
     b2, grads = 0.9, gradients(shape)

@@ -135,6 +135,7 @@ def as_target(x, mesh):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
+@pytest.mark.slow
 @pytest.mark.bits
 @every_kind_of_form
 def test_orbax_restores_the_bits_also_onto_other_devices(tx, tmp_path):
@@ -160,6 +161,7 @@ def test_orbax_restores_the_bits_also_onto_other_devices(tx, tmp_path):
         np.testing.assert_array_equal(in_float32(after["rows"]), in_float32(expected["rows"]))
 
 
+@pytest.mark.slow
 @pytest.mark.bits
 @every_kind_of_form
 def test_the_step_exported_for_three_platforms_has_the_same_bits(tx):

@@ -13,7 +13,7 @@ import pytest
 
 import adam_jax
 from adam_jax.engine.trees import leaf_paths
-from tests.catalogue import every_kind_of_state
+from tests.catalogue import one_kind_of_state
 
 PARAMS = {
     "head": {"kernel": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4), "bias": jnp.ones(4)},
@@ -46,7 +46,7 @@ def run(tx, params, step=False):
     return params, state
 
 
-@every_kind_of_state
+@one_kind_of_state
 def test_groups_do_what_a_transformation_each_does(member):
     tx = adam_jax.groups(member.factory, GROUPS, learning_rate=1e-2)
     apart = optax.partition(

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import adam_jax
-from tests.catalogue import every_kind_of_state, every_member_slowly
+from tests.catalogue import every_kind_of_state, every_member_slowly, one_kind_of_state
 
 PARAMS = {"w": jnp.linspace(-2.0, 2.0, 999), "b": jnp.ones(3)}
 grads_of = functools.partial(jax.tree.map, lambda p: jnp.sin(3 * p))
@@ -55,7 +55,7 @@ def test_the_same_bits_as_the_static_run(member):
 
 
 @pytest.mark.bits
-@every_kind_of_state
+@one_kind_of_state
 def test_the_same_bits_with_rates_on_either_side_of_a_half(member):
     """And in a program of one update: that it is in a loop or not hangs on no member."""
     same_bits(member, train, b1=0.3, b2=0.97)

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import adam_jax
-from tests.catalogue import KINDS_OF_STATE, MEMBERS, every_member, oracles
+from tests.catalogue import KINDS_OF_STATE, MEMBERS, every_member_slowly, oracles
 from tests.catalogue.modifiers import MODIFIERS
 from tests.catalogue.runs import gradients, run
 
@@ -82,7 +82,7 @@ def test_members_that_cannot_be_modified_say_why(member, name):
         MODIFIERS[name](member.alias(0.1))
 
 
-@every_member
+@every_member_slowly
 def test_cautious_updates_never_point_against_the_gradient(member):
     gs = gradients(20, 40, seed=11)[:, 0]
     plain, tx = member.direction(), adam_jax.cautious(member.direction())
@@ -99,7 +99,7 @@ def test_cautious_on_a_scalar_keeps_its_step():
     assert u == pytest.approx(-0.1)
 
 
-@every_member
+@every_member_slowly
 def test_grams_has_the_size_of_the_update_and_the_sign_of_the_gradient(member):
     gs = gradients(20, 40, seed=11)[:, 0]
     gs[5:8, :10] = 0

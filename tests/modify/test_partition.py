@@ -114,6 +114,7 @@ WRAPPERS = {
 }
 
 
+@pytest.mark.slow
 @every_form
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
 def test_wrappers_take_it_as_they_take_optax_partition(wrap, through):

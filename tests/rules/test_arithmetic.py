@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import adam_jax
-from tests.catalogue import every_member, every_twin, oracles
+from tests.catalogue import every_member, every_member_slowly, every_twin, oracles
 from tests.catalogue.runs import gradients, run, run_optax, ulps
 
 STEPS, SIZE = 10_000, 600
@@ -60,7 +60,7 @@ ARGUMENTS = (
 )
 
 
-@every_member
+@every_member_slowly
 def test_arguments_mean_what_the_paper_says(member, x64):
     gs = gradients(30, 20, seed=3).astype(np.float64)
     scale_by = getattr(adam_jax, member.scale_by)

@@ -60,6 +60,7 @@ def test_right_where_a_number_is_zero(member, x64):
     chex.assert_tree_all_finite(value_and_grad(at_zero))
 
 
+@pytest.mark.slow
 @every_kind_of_state
 def test_no_nan_on_the_way(member):
     numbers = {name: 0.0 for name in EDGES if member.has(name) and name != "momentum_decay"}

@@ -100,7 +100,7 @@ def test_moments_forget_a_large_gradient_at_their_rate(member):
 
 
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
-@every_member
+@every_member_slowly
 def test_what_is_not_finite_still_shows(member, bad):
     if member.hides_infinity:
         pytest.skip("by its nature")

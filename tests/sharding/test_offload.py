@@ -96,6 +96,7 @@ def test_offload_errors():
         sharding.offload(adam_jax.adam(1e-3), where="(")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit", [True, False], ids=["jit", "eager"])
 @pytest.mark.parametrize("dtype", [jnp.int8, jnp.bfloat16, adam_jax.stochastic(jnp.bfloat16)])
 def test_a_converted_state_stays_on_the_host_and_goes_on(dtype, jit):

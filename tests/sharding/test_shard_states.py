@@ -82,6 +82,7 @@ def test_a_state_of_float32_goes_on_where_codes_were_asked_for(member, mesh):
     assert_split(state, member, params, mesh)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SMALLER_BLOCKS, ids=str)
 @pytest.mark.parametrize("jit", [True, False], ids=["jit", "eager"])
 def test_the_codes_of_one_device_on_eight(shape, jit, mesh):

@@ -45,6 +45,7 @@ def partitioned(**given):
     return optax.partition(txs, LABELS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("around", AROUND.values(), ids=AROUND)
 def test_wrappers(around):
     given = {"learning_rate": schedule, "weight_decay": 0.1, "eps": 1e-3}

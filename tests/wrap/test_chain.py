@@ -58,6 +58,7 @@ def test_scan_and_vmap_are_the_loop(name):
         assert_close(jax.tree.map(lambda x, i=i: x[i], together), alone)
 
 
+@pytest.mark.slow
 @pytest.mark.bits
 def test_on_8_devices_everything_is_as_on_one():
     make, settings = RECIPES["everything"]

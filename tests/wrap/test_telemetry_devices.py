@@ -39,6 +39,7 @@ def assert_same(record, reference):
         assert record["groups"][name] == pytest.approx(group, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [P("data"), P(None, "data"), P(("data", "model"))], ids=str)
 @pytest.mark.parametrize("around", [lambda tx: tx, lambda tx: adam_jax.accumulate(tx, 1)])
 def test_explicit_axes(spec, around):
@@ -96,6 +97,7 @@ MIXED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tx", MIXED.values(), ids=list(MIXED))
 def test_gradients_of_each_device_onto_a_state_of_all(tx):
     """Each device goes its own way from a common start, as without `shard_map` alone."""

@@ -47,11 +47,14 @@ INNER = {
     "8-bit lion": adam_jax.lion(1e-4, mu_dtype=jnp.int8),
     "optax.sgd": optax.sgd(1e-3, momentum=0.9),
 }
+FIRST_QUICKLY = [
+    pytest.param(tx, marks=[pytest.mark.slow] if i else []) for i, tx in enumerate(INNER.values())
+]
 
 
 @pytest.mark.bits
 @every_way
-@pytest.mark.parametrize("inner", INNER.values(), ids=INNER)
+@pytest.mark.parametrize("inner", FIRST_QUICKLY, ids=INNER)
 def test_16_bits_of_residual_are_float32_bit_for_bit(inner, apply):
     """Weight decay, clipping, schedules and masks too: what is inside sees the float32 weights."""
     expected, _ = train(inner, params_of(jnp.float32), apply)

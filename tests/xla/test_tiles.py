@@ -51,6 +51,7 @@ def test_on_explicit_meshes_it_is_lowered(shape, spec):
         step.trace(params, state, params).lower(lowering_platforms=("tpu",))
 
 
+@pytest.mark.slow
 def test_it_has_derivatives_and_can_be_mapped():
     def total(x):
         [scale] = tiles.largest_in_tiles([x * x], [128])
