@@ -1,4 +1,4 @@
-"""The parts of CONTRIBUTING.md that are made of the code: the table of layers, and four diffs.
+"""The parts of CONTRIBUTING.md that are made of the code: two tables, and four diffs.
 
 python -m tests.contributing    writes them
 """
@@ -6,6 +6,7 @@ python -m tests.contributing    writes them
 from pathlib import Path
 
 from examples.pages import replaced
+from tests.mutations import MUTATIONS
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "CONTRIBUTING.md"
@@ -107,6 +108,12 @@ def table() -> str:
     return "\n".join(("| layer | holds |", "|---|---|", *rows))
 
 
+def mutations() -> str:
+    """The bugs that tests must find, with the files of those tests."""
+    rows = (f"| {m.name} | `{m.file}` | `{m.tests}` |" for m in MUTATIONS)
+    return "\n".join(("| bug | in `adam_jax/` | found in `tests/` |", "|---|---|---|", *rows))
+
+
 def diff(kind: str) -> str:
     """What was added for the smallest one of a kind."""
     lines, last = ["```diff"], None
@@ -123,7 +130,7 @@ def diff(kind: str) -> str:
 
 def written(page: str) -> str:
     """The page with its parts made anew."""
-    parts = {"layers": table(), **{kind: diff(kind) for kind in EXAMPLES}}
+    parts = {"layers": table(), "mutations": mutations(), **{kind: diff(kind) for kind in EXAMPLES}}
     return replaced(page, {name: f"\n{part}\n" for name, part in parts.items()})
 
 
