@@ -51,7 +51,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def samples(page: Path) -> list[tuple[str, str | None]]:
-    """The Python blocks, each with its expected output: the text block after it, if there is one."""
+    """The Python blocks, each with its expected output: the text block after it, or None."""
     pattern = r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?"
     found = re.findall(pattern, page.read_text(), re.DOTALL | re.MULTILINE)
     return [(code, printed or None) for code, printed in found]

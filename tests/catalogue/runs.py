@@ -16,7 +16,7 @@ def gradients(steps, size, seed=0):
 
 
 def run(tx, gs, params=None):
-    """The updates of all steps, computed by one scan, which requires the state's dtypes to be constant."""
+    """The updates of all steps, by one scan, which requires constant dtypes of the state."""
     state = tx.init(jnp.zeros(gs.shape[1:], gs.dtype) if params is None else params)
 
     def body(state, g):

@@ -1,4 +1,4 @@
-"""This version reads the states that each released version saved, and continues with the same steps."""
+"""This version reads the states that each released version saved, and takes the same steps."""
 
 import jax
 import numpy as np

@@ -92,7 +92,7 @@ def restored_and_stepped(saved, source, target):
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
 def test_flax(saved, source, target):
-    """An error when read; codes in place of an array, which Flax does not check, fail in the step."""
+    """Fails when read; codes in place of an array, which Flax does not check, fail in the step."""
     with pytest.raises(ValueError) as error:
         restored_and_stepped(saved, source, target)
     assert re.search(r"at '(\./0/(mu|nu)/)?w'|nu_max", str(error.value)), error.value
