@@ -152,7 +152,7 @@ def case(
 
 
 def members() -> dict[str, Callable[..., Any]]:
-    """Every elementwise member, as a function of the learning rate, and its storage of mu and nu."""
+    """Every elementwise member, as a function of its learning rate and its storage of mu and nu."""
     return {
         m.name: lambda rate, mu, nu, m=m: m.alias(rate, **m.stored(mu, nu))
         for m in MEMBERS

@@ -42,7 +42,7 @@ def adam(gradients, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, nesterov=False, ep
 
 
 def nadam(gradients, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, momentum_decay=None):
-    """Dozat 2016, algorithm 2, with b1 scheduled in m̂ only, as PyTorch; None: constant, as Optax."""
+    """Dozat 2016, algorithm 2, b1 scheduled in m̂ only, as PyTorch; None: constant, as Optax."""
     if momentum_decay is None:
         yield from adam(gradients, b1, b2, eps, eps_root, nesterov=True)
         return
