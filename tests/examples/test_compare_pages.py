@@ -1,4 +1,4 @@
-"""What the documentation says of the comparison is what figures.json says."""
+"""The documentation's text about the comparison matches figures.json."""
 
 import re
 
@@ -16,7 +16,7 @@ every_page = pytest.mark.parametrize("page", pages.parts(PUBLISHED), ids=lambda 
 
 @every_page
 def test_the_pages_say_what_the_figures_say(page):
-    """By `python -m examples.compare.pages`."""
+    """Run `python -m examples.compare.pages` to update the pages."""
     text = page.read_text()
     assert replaced(text, pages.parts(PUBLISHED)[page]) == text
     assert set(re.findall("<!-- (compare-.*?) -->", text)) == pages.parts(PUBLISHED)[page].keys()
@@ -24,13 +24,13 @@ def test_the_pages_say_what_the_figures_say(page):
 
 @every_page
 def test_words_of_a_line_are_not_taken_for_html(page):
-    """Markdown takes a line that begins with a comment for HTML, whatever follows."""
+    """Markdown treats a line that starts with a comment as HTML, including the text after it."""
     lines = [line for line in page.read_text().splitlines() if line.startswith("<!--")]
     assert [line for line in lines if not re.fullmatch("<!-- [^>]* -->", line)] == []
 
 
 def test_every_optimizer_has_its_figures_on_every_model():
-    """By `python -m examples.compare --publish`."""
+    """Run `python -m examples.compare --publish` to update figures.json."""
     assert set(PUBLISHED["models"]) == set(compare.STEPS) == set(pages.MODELS)
     for rows in PUBLISHED["models"].values():
         assert list(rows) == list(OPTIMIZERS)
@@ -70,7 +70,7 @@ def test_the_figures_are_those_of_the_best_rate():
     assert found["seconds"] == 13
     assert (sgd["accuracy"], sgd["lowest"], sgd["highest"]) == (0.91, 0.9, 0.92)
     assert adam["accuracy"] == 0.85 and not adam["edge"]
-    # The target is the mean of SGD's last 25 losses, which fall by 1/59 a step: 1 + 12/59.
+    # The target is the mean of SGD's last 25 losses. They fall by 1/59 a step: 1 + 12/59.
     assert figures.target(results["mlp"]) == pytest.approx(1 + 12 / 59)
     assert sgd["steps"] == 60.0
     assert adam["steps"] == np.ceil((2.0 - 1 - 12 / 59) / (1.5 / 59) + 12 + 1)

@@ -1,4 +1,4 @@
-"""Optimizers compared on text: the fast setting end to end, how rates are found, what is said."""
+"""Optimizers compared on text: the fast setting end to end, the search of rates, the summary."""
 
 import csv
 
@@ -63,7 +63,7 @@ def test_the_fast_setting_end_to_end(tmp_path, capsys, monkeypatch, standard_pro
     for row in rows.values():
         assert float(row["lowest"]) <= float(row["held-out loss"]) <= float(row["highest"]) < 4.2
     results = strict_json.loads((tmp_path / "run" / "results.json").read_text())["results"]
-    # The same parameters and batches for all: the learning rate begins at 0.
+    # All share parameters and batches: the learning rate begins at 0.
     firsts = [[r["train_losses"][0] for r in x["grid"] + x["seeds"]] for x in results.values()]
     assert {losses[0] for losses in firsts} == set(np.ravel([x[:RATES] for x in firsts]))
     assert firsts[0][-3:] == firsts[1][-3:] and len(set(firsts[0][-3:])) == 3
