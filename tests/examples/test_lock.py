@@ -66,7 +66,7 @@ def halted(options, out):
 
 @pytest.fixture(scope="module")
 def second(digits, tmp_path_factory):
-    """The output of a second program during training, and the files after the first is killed."""
+    """Statuses and messages of other commands during training, and of one after the kill."""
     out = tmp_path_factory.mktemp("locked") / "run"
     options = ["--model", "softmax", "--epochs", str(EPOCHS), "--batch-size", "32"]
     options += ["--data-dir", str(digits)]

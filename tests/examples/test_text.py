@@ -127,7 +127,7 @@ def test_samples_go_on_from_the_prompt(finished, capsys):
 
 
 def test_a_cold_sample_is_the_most_probable_text(finished):
-    """Also past the context, where the window slides; compared with a forward pass per character."""
+    """Also past the context, where the window slides; against one forward pass per character."""
     graph, params, config, vocabulary = trained(finished)
     prompt, length = corpus.encode("The ", vocabulary), 60
     text = [*prompt, *generate(graph, params, prompt, length, 1e-6, config.context, KEY)]
