@@ -1,4 +1,4 @@
-"""The average of parameters is that of the parameters as they are stored."""
+"""The average of parameters is that of the stored parameters."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Arrays that XLA does not know to be the same take no memory twice."""
+"""A barrier against merging keeps XLA from storing equal arrays twice."""
 
 import jax
 import jax.numpy as jnp

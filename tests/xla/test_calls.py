@@ -1,4 +1,4 @@
-"""Functions of jnp are calls in a program, and not where they are told not to be."""
+"""jnp functions are calls in a lowered program, unless they are inlined."""
 
 import contextlib
 

@@ -1,4 +1,4 @@
-"""A kernel asks nobody which TPU it is compiled on."""
+"""A kernel's signature does not depend on the TPU that compiles it."""
 
 import jax
 import jax.numpy as jnp
