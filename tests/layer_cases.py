@@ -91,7 +91,7 @@ def modified(member: str, modifier: str) -> Any:
 
 
 def cases() -> Iterator[tuple[str, Callable[[], Any], Any]]:
-    """The name of each case, a function that makes its transformation, and the parameters' dtype."""
+    """The name of each case, the function that makes its transformation, and the params' dtype."""
     for member in MEMBERS:
         for storage, dtypes in STORED.items():
             if storage == "int4 nu" and member.name in REFUSES_4_BITS:

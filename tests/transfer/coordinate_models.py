@@ -40,7 +40,7 @@ def mlp_init(width, key, std=None):
 
 
 def mlp(width, key, std=None, scaled=True, factor=True):
-    """Parameters and loss for `coordinate_check`; `scaled` and `factor` switch muP's two changes."""
+    """Parameters and loss for `coordinate_check`; `scaled` and `factor` are muP's two changes."""
     params = mlp_init(width, key, std)
     if scaled:
         params = mup_init(params, mlp_init(BASE, _BASE_KEY, std))

@@ -53,7 +53,7 @@ INNER = {
 @every_way
 @pytest.mark.parametrize("inner", INNER.values(), ids=INNER)
 def test_16_bits_of_residual_are_float32_bit_for_bit(inner, apply):
-    """Also with weight decay, clipping, schedules and masks: the inner transformation sees float32."""
+    """Also with weight decay, clipping, schedules and masks: the inner member sees float32."""
     expected, _ = train(inner, params_of(jnp.float32), apply)
     params, state = train(adam_jax.master_residual(inner), params_of(), apply)
     for name in ("w", "b"):

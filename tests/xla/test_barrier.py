@@ -1,4 +1,4 @@
-"""A barrier against merging keeps XLA from storing equal arrays twice."""
+"""Optimization barriers: without them XLA stores shared values and computes ahead of loops."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""jnp functions are calls in a lowered program, unless they are inlined."""
+"""jnp functions are calls in a traced program, except inside `without_calls`."""
 
 import contextlib
 

@@ -1,4 +1,4 @@
-"""A kernel's signature does not depend on the TPU that compiles it."""
+"""`sign` has the values of jnp.sign, and lowers in a TPU kernel without a TPU."""
 
 import jax
 import jax.numpy as jnp
