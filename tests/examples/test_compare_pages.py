@@ -84,16 +84,16 @@ def test_the_verdict_says_where_adam_does_not_win():
         return pages.verdict({"seconds": 1, "models": {"mlp": rows | {"lion": row(0.5, 0.5, 0.5)}}})
 
     text = said(0.85, 0.8, 0.89)
-    assert "`sgd` is the most accurate, 0.9100; the seeds of 0 of the 2 others overlap" in text
-    assert "`adam` is the first at the target, after 40 steps" in text
-    assert "`adam` is second, 6.0 points behind; all its seeds are below." in text
+    assert "`sgd` is the most accurate, 0.9100; the seed ranges of 0 of the 2 others overlap" in text
+    assert "`adam` reaches the target first, after 40 steps" in text
+    assert "`adam` is second, 6.0 points behind; all its seeds are lower." in text
     assert "`lion` is last, 41.0 points behind." in text
     text = said(0.9099, 0.8, 0.9)
-    assert "the seeds of 1 of the 2 others" in text
-    assert "second, less than 0.1 points behind; its seeds overlap." in text
+    assert "the seed ranges of 1 of the 2 others overlap" in text
+    assert "second, less than 0.1 points behind; the ranges overlap." in text
     text = said(0.95, 0.92, 0.99)
     assert "`adam` is the most accurate" in text and "`adam` is second" not in text
-    assert "the seeds of 1 of the 2 others" in text
+    assert "the seed ranges of 1 of the 2 others overlap" in text
 
 
 def test_places_in_words():

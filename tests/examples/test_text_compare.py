@@ -81,7 +81,7 @@ def test_the_fast_setting_end_to_end(tmp_path, capsys, monkeypatch, standard_pro
         written = path.read_text()
         assert f"]({picture})" in written
         assert written.startswith("above\n") and written.endswith("below\n")
-        assert table in written and "The least loss is that of" in written and "old" not in written
+        assert table in written and "has the lowest loss, " in written and "old" not in written
     with Image.open(tmp_path / "shown.png") as picture:
         assert picture.width > 1000 and len(set(picture.convert("L").tobytes())) > 20
 
@@ -100,9 +100,9 @@ def test_what_is_said_of_the_first(tmp_path):
     work = Study(tmp_path, {})
     results = {"adamw": result(2.0, 2.1, 2.2), "lion": result(1.0, 1.1, 1.2)}
     said = compare_report.verdict(work, results)
-    assert "that of `lion`, 1.100 (1.000 to 1.200)" in said and "No other" in said
-    assert "`adamw` is in place 2, 1.000 nats behind" in said
+    assert "`lion` has the lowest loss, 1.100 (1.000 to 1.200)" in said and "no other" in said
+    assert "`adamw` has rank 2, 1.000 nats higher" in said
     results |= {"adam": result(1.2, 1.3, 1.4), "yogi": result(1.1, 1.5, 1.6)}
     said = compare_report.verdict(work, results)
-    assert "overlaps those of `adam` and `yogi`: three seeds do not tell them apart" in said
-    assert "`adamw` is in place 4" in said
+    assert "overlaps those of `adam` and `yogi`: three seeds cannot distinguish them" in said
+    assert "`adamw` has rank 4" in said

@@ -7,7 +7,7 @@ from tests.catalogue import temporaries
 
 @pytest.mark.bits
 def test_on_one_cpu_leaves_share_their_temporaries():
-    """8 bytes per parameter for two leaves at a time, not 12 for all; and each is stored once."""
+    """8 bytes per parameter for two of the 12 leaves at a time; each temporary is stored once."""
     assert temporaries.of_eight_bits(devices=1) < 1.8
 
 
