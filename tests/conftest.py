@@ -30,7 +30,7 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_compiled_programs():
-    """Clears JAX's caches after each file: 2,700 tests compile gigabytes and slow the GC."""
+    """Clears JAX's caches after each file: gigabytes of programs of 2,700 tests slow the GC."""
     yield
     jax.clear_caches()
     gc.collect()

@@ -1,4 +1,4 @@
-"""Naive float64 versions in NumPy, written from the papers; all tests of correctness use them.
+"""Naive float64 versions in NumPy, written from the papers: the reference of the numerical tests.
 
 Each takes the gradients of all steps, float64[T, ...] or complex, and yields the direction u of
 each step, to be multiplied by -α. Only lamb yields parameters. Arguments and defaults are those of

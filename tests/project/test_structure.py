@@ -74,7 +74,7 @@ def test_files_are_short(folder):
     assert {str(p): n for p, n in lengths.items() if n > 320} == {}
 
 
-# Test folders without a counterpart in the package, and folders that tests share.
+# Folders with tests of several folders of the package, and folders that tests share.
 OTHER_TESTS = {"benchmarks", "docs", "examples", "peers", "project"}
 SHARED = {"catalogue", "downstream", "typing", "witnesses"}
 

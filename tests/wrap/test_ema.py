@@ -1,4 +1,4 @@
-"""The average of parameters is that of the stored parameters."""
+"""`ema` averages the parameters as stored, after rounding to their dtype."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Means of arrays that are not in memory: values, NaNs, and XLA's storage of the array."""
+"""Means of computed arrays: values, NaNs, and that XLA alone would store the array."""
 
 import functools
 

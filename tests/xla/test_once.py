@@ -1,4 +1,4 @@
-"""Operations that run only now and then run in place."""
+"""`if_due`: operations that run only in some steps run in place."""
 
 import jax
 import jax.numpy as jnp
