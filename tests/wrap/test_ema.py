@@ -1,4 +1,4 @@
-"""`ema` averages the parameters as stored, after rounding to their dtype."""
+"""`ema_params` averages the parameters as stored, after rounding to their dtype."""
 
 import jax
 import jax.numpy as jnp
