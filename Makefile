@@ -1,14 +1,14 @@
-# `make mnist` and `make test` do all the set-up: they need only python3 (3.11 or newer) and make.
+# `make mnist` and `make test` set up everything; they need only python3 (3.11 or newer) and make.
 PYTHON ?= python3
 BIN := .venv/bin
-# A file is one worker's, which trains and compiles once what its tests share. In their order: the
-# longest files are among the first.
+# One worker runs all tests of a file, so shared training and compilation run once. Files keep their
+# order, in which the longest are among the first.
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-# pip, with one line that says how far it is.
+# pip, with a one-line progress display.
 INSTALL := $(BIN)/python -m tests.install
 
-# Else every worker compiles pytest's plugins and the tests anew, which takes seconds of each.
+# Otherwise every worker recompiles pytest's plugins and the tests, which takes seconds per worker.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: mnist test test-all test-peers test-compilers test-downstream lint docs docs-serve setup clean
@@ -25,15 +25,15 @@ mnist: setup
 	@echo "  python -m examples.mnist export runs/make-mnist"
 	@echo "  python -m examples.mnist serve runs/make-mnist/model.stablehlo    # a page to draw on"
 
-# What depends on how XLA rounds runs in a second process, with XLA's usual optimizations.
+# Tests that depend on XLA's rounding run in a second process, with XLA's usual optimizations.
 BITS = $$(grep -rl --include="test_*.py" mark.bits tests | sort)
 
 test: setup
 	$(PYTEST) -m "not slow and not bits"
 	$(PYTEST) -m "bits and not slow" $(BITS)
 
-# All tests: also the examples end to end, the server, faults, studies, the oldest and the newest
-# versions, the compilers of TPUs and GPUs, and the libraries that members are compared with.
+# All tests. They add the examples end to end, the server, faults, studies, the oldest and newest
+# versions, the compilers for TPUs and GPUs, and the libraries that members are compared with.
 test-all: setup test-compilers
 	$(PYTEST) -m "not bits"
 	$(PYTEST) -m bits $(BITS)
@@ -46,15 +46,15 @@ test-peers: setup
 	$(BIN)/python -m pytest -n auto tests/peers tests/docs/test_pages.py tests/docs/test_interchange.py \
 		tests/convert/test_interchange.py tests/convert/test_saved_states.py tests/family/test_array_numbers.py
 
-# Programs for a TPU and for an H200, compiled without one: the TPU's bounds, and the tests that are
-# skipped where a compiler is not installed.
+# Compiles programs for a TPU and an H200 without the devices. Checks the TPU's bounds, and runs the
+# tests that are skipped without the compilers.
 test-compilers: export TPU_LIBRARY_PATH = $(CURDIR)/.compilers/tpu/libtpu/libtpu.so
 test-compilers: export JAX_CUDA_PJRT = $(CURDIR)/.compilers/cuda
 test-compilers: .compilers/installed
 	$(BIN)/python -m benchmarks.tpu_hlo --gate
 	$(PYTEST) $$(grep -rlE --include="test_*.py" "(h200|tpu)_compiler" tests | sort)
 
-# Other projects' optimizer tests, with our names in Optax's place; each has an environment of its own.
+# Other projects' optimizer tests, with our functions in place of Optax's; one environment each.
 test-downstream: setup
 	$(BIN)/python -m tests.downstream
 
@@ -63,7 +63,7 @@ lint: .venv/linters docs
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# The variable silences an advertisement of another tool. Not --quiet: it hides warnings from --strict.
+# The variable silences an advertisement. --quiet would hide warnings from --strict.
 docs: .venv/linters
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
@@ -80,7 +80,7 @@ setup: .venv/installed
 	@$(INSTALL) --group test --editable .
 	touch $@
 
-# Each in a folder of its own: JAX would take what is in .venv for a TPU's or a GPU's back end.
+# In separate folders, because JAX would load the compilers in .venv as TPU and GPU back ends.
 .compilers/installed: .venv/installed
 	rm -rf .compilers
 	@echo "Installing the compilers of TPUs and of the H200 into .compilers: about 500 MB."

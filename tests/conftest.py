@@ -1,6 +1,6 @@
 import os
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # Also of the processes that tests start.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # Inherited by processes that tests start.
 
 import gc  # noqa: E402
 
@@ -9,28 +9,28 @@ import pytest  # noqa: E402
 
 from tests.catalogue.compilation import FASTER  # noqa: E402
 
-jax.config.update("jax_num_cpu_devices", 8)  # Of this process alone, for the tests of sharding.
+jax.config.update("jax_num_cpu_devices", 8)  # In this process only, for the sharding tests.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 def pytest_configure(config):
-    # What is about bits runs with what users have; so does all of it under plain pytest.
+    # Tests marked `bits` use XLA's usual optimizations; plain pytest uses them for all tests.
     if "not bits" in config.option.markexpr:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FASTER}"
         jax.config.update("jax_disable_most_optimizations", True)
-        # The processes that tests start are compared with this one, to the last bit.
+        # Processes that tests start must produce the bits of this one.
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 
 def pytest_collection_finish():
-    # What was imported stays; the collector went through it after each file, and often in between.
+    # Imported modules stay alive; freezing exempts them from garbage collection.
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_compiled_programs():
-    """After each file: the programs of 2,700 tests are gigabytes, and slow the collector down."""
+    """Clears JAX's caches after each file: gigabytes of programs of 2,700 tests slow the GC."""
     yield
     jax.clear_caches()
     gc.collect()
@@ -38,7 +38,7 @@ def forget_compiled_programs():
 
 @pytest.fixture
 def h200_compiler():
-    """Skips where no H200 can be compiled for."""
+    """Skips the test where no compiler for the H200 is installed."""
     from benchmarks import gpu_hlo
 
     try:
@@ -49,7 +49,7 @@ def h200_compiler():
 
 @pytest.fixture
 def tpu_compiler():
-    """Skips where no TPU can be compiled for."""
+    """Skips the test where no compiler for TPUs is installed."""
     from benchmarks import tpu_hlo_machine
 
     try:
@@ -60,20 +60,20 @@ def tpu_compiler():
 
 @pytest.fixture
 def x64():
-    """Double precision, for one test."""
+    """Enables double precision for one test."""
     with jax.enable_x64(True):
         yield
 
 
 @pytest.fixture
 def standard_promotion():
-    """JAX's default promotion, for the tests in which Optax's own code runs: it needs it."""
+    """Uses JAX's standard promotion, which Optax's own code needs."""
     with jax.numpy_dtype_promotion("standard"):
         yield
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Prints the figures that tests recorded, which pytest-xdist would swallow."""
+    """Prints the figures that tests recorded; pytest-xdist discards their output."""
     for report in terminalreporter.stats.get("passed", []):
         for name, text in report.user_properties:
             if name == "printed":

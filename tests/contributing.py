@@ -1,6 +1,6 @@
-"""The parts of CONTRIBUTING.md that are made of the code: two tables, and four diffs.
+"""Generates the parts of CONTRIBUTING.md made from code: two tables, and four diffs.
 
-python -m tests.contributing    writes them
+python -m tests.contributing    writes them to the page
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.mutations import MUTATIONS
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "CONTRIBUTING.md"
 
-# Each layer may import itself, `_types`, `_compat` and those named; what it holds.
+# Each layer may import itself, `_types`, `_compat` and the named layers. The text is its content.
 LAYERS: dict[str, tuple[set[str], str]] = {
     "_types": (set(), "type aliases for arguments and results"),
     "_compat": (set(), "differences between versions of JAX"),
@@ -65,7 +65,7 @@ LAYERS: dict[str, tuple[set[str], str]] = {
     ),
 }
 
-# The smallest of each kind: the files, and how the first and the last line begin.
+# The smallest example of each kind: files, and the beginnings of the first and last line shown.
 EXAMPLES: dict[str, list[tuple[str, str, str]]] = {
     "member": [
         ("adam_jax/family/adamax.py", "def scale_by_adamax(", ") -> Transformation:"),
@@ -103,7 +103,7 @@ EXAMPLES: dict[str, list[tuple[str, str, str]]] = {
 
 
 def table() -> str:
-    """The layers, in the order in which they import each other."""
+    """The layers as a table, in the order in which they import each other."""
     rows = (f"| `{name}` | {holds} |" for name, (_, holds) in LAYERS.items())
     return "\n".join(("| layer | holds |", "|---|---|", *rows))
 
@@ -115,7 +115,7 @@ def mutations() -> str:
 
 
 def diff(kind: str) -> str:
-    """What was added for the smallest one of a kind."""
+    """The lines that were added for the smallest example of a kind."""
     lines, last = ["```diff"], None
     for file, first, end in EXAMPLES[kind]:
         text = (ROOT / file).read_text().splitlines()
@@ -129,8 +129,8 @@ def diff(kind: str) -> str:
 
 
 def written(page: str) -> str:
-    """The page with its parts made anew."""
-    parts = {"layers": table(), "mutations": mutations(), **{kind: diff(kind) for kind in EXAMPLES}}
+    """The page with its generated parts replaced."""
+    parts = {"layers": table(), **{kind: diff(kind) for kind in EXAMPLES}}
     return replaced(page, {name: f"\n{part}\n" for name, part in parts.items()})
 
 

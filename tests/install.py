@@ -1,8 +1,8 @@
-"""`pip install`, with one line that says how far it is, for the Makefile.
+"""Runs `pip install` for the Makefile, with a one-line progress display.
 
     python -m tests.install --group test --editable .
 
-pip itself prints some hundred lines, or with --quiet none for minutes.
+pip prints some hundred lines, or none for minutes with --quiet.
 """
 
 import collections
@@ -20,7 +20,7 @@ EVERY = 15  # seconds between two lines where there is no terminal
 
 
 def states(lines: Iterable[str]) -> Iterator[str]:
-    """What pip is at, after each of its lines that says so."""
+    """Yields what pip is doing, after each line of its output that says so."""
     found, current = 0, ""
     for line in lines:
         if match := re.match(r"\s*Collecting ([\w.-]+)", line):
@@ -35,14 +35,14 @@ def states(lines: Iterable[str]) -> Iterator[str]:
 
 
 class Line:
-    """One line that is written over in a terminal; elsewhere a line now and then."""
+    """A line that is overwritten in a terminal; elsewhere it is printed again now and then."""
 
     def __init__(self) -> None:
         self.terminal, self.began = sys.stdout.isatty(), time.monotonic()
         self.last, self.state = self.began, "asking for the list of packages"
 
     def show(self, state: str | None = None) -> None:
-        """Says what pip is at, with the seconds so far."""
+        """Shows what pip is doing and the seconds so far."""
         self.state, now = state or self.state, time.monotonic()
         text = f"  {now - self.began:.0f} s  {self.state}"
         if self.terminal and now - self.last > 0.1:
@@ -54,13 +54,13 @@ class Line:
             self.last = now
 
     def end(self, text: str) -> None:
-        """Takes the line away, and says how it ended."""
+        """Clears the line and prints the outcome."""
         seconds = time.monotonic() - self.began
         print(f"{chr(13)}\x1b[K" * self.terminal + f"  {text} after {seconds:.0f} s", flush=True)
 
 
 def main(arguments: list[str]) -> int:
-    """Returns pip's exit status; what it said last is shown where that is not 0."""
+    """Runs pip and returns its exit status; if that is not 0, prints the end of its output."""
     command = [sys.executable, "-m", "pip", "install", "--progress-bar", "raw", *arguments]
     process = subprocess.Popen(
         command,
@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> int:
             try:
                 text = said.get(timeout=1)
             except queue.Empty:
-                shown.show()  # The seconds go on while pip is silent.
+                shown.show()  # Updates the seconds while pip is silent.
                 continue
             if text is None:
                 return

@@ -1,17 +1,17 @@
-"""Pallas kernels, interpreted, against XLA's programs: the same bits, over members x storage.
+"""Compares interpreted Pallas kernels with XLA's programs, bit for bit, over members x storage.
 
-python -m tests.kernels                a third of the cases, drawn at random
-python -m tests.kernels --all          all of them, which takes an hour
-python -m tests.kernels --each         each part in one of 30, as tests/engine/test_pallas.py does
-python -m tests.kernels --only WORD    those with the word in their names
+python -m tests.kernels                a random third of the cases
+python -m tests.kernels --all          all cases, which takes an hour
+python -m tests.kernels --each         30 cases that cover each part, as tests/engine/test_pallas.py
+python -m tests.kernels --only WORD    cases whose name contains WORD
 
-Each case takes 20 steps, of which two are refused where it is inside `skip_nonfinite`. Beside the
-leaf that a kernel steps lies a vector, which XLA steps. Everything is compared after each step: the
-parameters or the updates, codes, scales, rests and counts.
+Each case takes 20 steps; inside `skip_nonfinite`, two of them are rejected. The parameters are a
+leaf that a kernel steps and a vector that XLA steps. After each step everything is compared: the
+parameters or the updates, codes, scales, residuals and counts.
 
-Compiled for a processor that cannot multiply and add in one instruction: where XLA:CPU uses such
-ones depends on the loops that it makes. RAdam, and L2 of clipped gradients, have other bits in one
-program of XLA's than in another for that. --fma compiles for the processor that is there.
+Programs are compiled without fused multiply-add, because XLA:CPU's use of it depends on how it
+forms loops. With it, RAdam and L2 of clipped gradients have different bits in different programs.
+--fma compiles for the actual processor.
 """
 
 import argparse
@@ -37,7 +37,7 @@ STEPS, REFUSED = 20, {4: np.nan, 11: np.inf}
 
 @functools.cache
 def gradients(shape: tuple[int, ...], dtype: Any) -> list[dict[str, jax.Array]]:
-    """Of magnitudes from 1e-10 to 10, with zeros where a block is, and one too large to square."""
+    """Gradients from 1e-10 to 10, a block of zeros, and one whose square overflows."""
     drawn, of_steps = np.random.default_rng(0), []
     for t in range(STEPS):
         size = 10.0 ** drawn.uniform(-4, 1) * 10.0 ** drawn.uniform(-6, 0, size=shape)
@@ -51,7 +51,7 @@ def gradients(shape: tuple[int, ...], dtype: Any) -> list[dict[str, jax.Array]]:
 
 
 def program(tx: Any, update: bool) -> Callable[..., Any]:
-    """One step: of gradients, state and parameters to updates, parameters and state."""
+    """One step, from gradients, state and parameters to updates, parameters and state."""
     if not update:
         return jax.jit(lambda *args: ((), *adam_jax.step(tx, *args)))
     updated = jax.jit(tx.update)
@@ -64,7 +64,7 @@ def program(tx: Any, update: bool) -> Callable[..., Any]:
 
 
 def run(case: Case, kernel: str) -> tuple[list[list[np.ndarray]], list[str], dict[str, Any]]:
-    """All arrays after each step, their paths, and the plans of the leaves."""
+    """All arrays after each step, their paths, and the leaves' plans."""
     drawn = np.random.default_rng(1)
     shapes = {"kernel": case.shape, "bias": (3,)}
     params = {k: jnp.asarray(drawn.normal(size=s), case.dtype) for k, s in shapes.items()}
@@ -81,7 +81,7 @@ def run(case: Case, kernel: str) -> tuple[list[list[np.ndarray]], list[str], dic
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    """Of the same dtype and shape too; NaN is NaN, whose sign is that of either operand."""
+    """Whether bits, dtype and shape are equal; NaNs of either sign are equal."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     if jnp.issubdtype(a.dtype, jnp.floating):
@@ -90,7 +90,7 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def differences(case: Case) -> list[str]:
-    """What is not the same, in words: of the first step where anything is not."""
+    """Describes the differences at the first step that has any."""
     (ours, paths, plans), (theirs, _, without) = (run(case, k) for k in ("pallas", "xla"))
     if not isinstance(plans["kernel"], Plan):
         return [f"{case.name}: no kernel, {plans['kernel']}"]
@@ -115,7 +115,7 @@ def main() -> None:
     arguments.add_argument("--seed", type=int, default=0, help="of the third that is drawn")
     arguments.add_argument("--fma", action="store_true", help="compile for this processor")
     args = arguments.parse_args()
-    if not args.fma:  # Before the first array.
+    if not args.fma:  # Must precede the first array.
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {WITHOUT_FMA}"
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     chosen = [x for x in (each_once() if args.each else cases()) if args.only in x.name]

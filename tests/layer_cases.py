@@ -1,4 +1,4 @@
-"""Leaves that hold several layers, stepped beside the same layers as leaves of their own.
+"""Steps leaves that hold several layers, and compares them with a separate leaf per layer.
 
 python -m tests.layer_cases    runs every case: members x storage x modifiers x wrappers
 """
@@ -37,7 +37,7 @@ REFUSES_4_BITS = ("amsgrad", "amsgrad-max_first", "adamax")
 
 
 def separate(seed: int = 0, dtype: Any = jnp.float32) -> Any:
-    """A tree with a list of layers, and leaves of no layer before and behind it."""
+    """A tree with a list of layers, and leaves outside of layers before and after it."""
     draw = np.random.default_rng(seed)
 
     def array(shape: tuple[int, ...]) -> jax.Array:
@@ -49,12 +49,12 @@ def separate(seed: int = 0, dtype: Any = jnp.float32) -> Any:
 
 
 def stacked(tree: Any) -> Any:
-    """The same with one leaf for all layers of a kind."""
+    """The same tree with the layers of each kind stacked in one leaf."""
     return {**tree, "blocks": jax.tree.map(lambda *x: jnp.stack(x), *tree["blocks"])}
 
 
 def stepped(tx: Any, dtype: Any = jnp.float32) -> tuple[Any, Any]:
-    """The parameters after some steps: of layers as leaves, stacked, and of a stacked tree."""
+    """The parameters after some steps: layers as leaves, stacked; and a tree of stacked layers."""
     its = adam_jax.with_layers(tx, "blocks/.*")
     step = jax.jit(lambda g, s, p: adam_jax.step(tx, g, s, p))
     step_stacked = jax.jit(lambda g, s, p: adam_jax.step(its, g, s, p))
@@ -91,7 +91,7 @@ def modified(member: str, modifier: str) -> Any:
 
 
 def cases() -> Iterator[tuple[str, Callable[[], Any], Any]]:
-    """The name of each case, what makes its transformation, and the dtype of the parameters."""
+    """The name of each case, the function that makes its transformation, and the params' dtype."""
     for member in MEMBERS:
         for storage, dtypes in STORED.items():
             if storage == "int4 nu" and member.name in REFUSES_4_BITS:
@@ -105,7 +105,7 @@ def cases() -> Iterator[tuple[str, Callable[[], Any], Any]]:
             yield f"{member}, {modifier}", functools.partial(modified, member, modifier), None
     for member in WRAPPED:
         for name, wrapper in WRAPPERS.items():
-            # Another library's part sees whole leaves; the last freezes a path of its own.
+            # Optax's parts see whole leaves, and "frozen" freezes a fixed path.
             if "optax" in name or name == "frozen":
                 continue
             make = functools.partial(_wrapped, member, wrapper)

@@ -1,10 +1,10 @@
-"""Mutations: single lines of `adam_jax` made wrong, each of which tests must find.
+"""Mutation tests: wrong versions of single lines of `adam_jax`, each of which tests must detect.
 
-python -m tests.mutations               runs all of them; 15 minutes on a core
-python -m tests.mutations clip ema      runs those whose name or file contains one of these
+python -m tests.mutations               runs all mutations; 15 minutes on a core
+python -m tests.mutations clip ema      runs those whose name or file contains one of the words
 
-Each is made in a copy of the package, and the tests named beside it run there until one fails. They
-are part of `make test`. A line that no longer stands in its file is an error.
+Each mutation changes a copy of the package. Its tests, which are part of `make test`, run there
+until one fails. A line that is no longer in its file is an error.
 """
 
 import os
@@ -19,14 +19,14 @@ from tests.package import ROOT, without_the_package
 
 
 class Mutation(NamedTuple):
-    """A line of a file, one that is wrong, and tests of which one must fail.
+    """A line of a file, its wrong version, and the tests of which one must fail.
 
     Attributes:
       name: the mistake.
-      file: below `adam_jax`.
-      old: part of a line, which stands once in the file.
-      new: in its place.
-      tests: files below `tests`, separated by blanks.
+      file: path below `adam_jax`.
+      old: part of a line; must occur once in the file.
+      new: its replacement.
+      tests: files below `tests`, separated by spaces.
     """
 
     name: str
@@ -265,7 +265,7 @@ MUTATIONS = [
 
 
 def mutated(mutation: Mutation, folder: Path) -> None:
-    """Copies the package and its tests to a folder, with the line changed."""
+    """Copies the package and its tests to a folder and applies the mutation."""
     without_the_package(folder)
     shutil.copytree(ROOT / "adam_jax", folder / "adam_jax")
     path = folder / "adam_jax" / mutation.file
@@ -276,7 +276,7 @@ def mutated(mutation: Mutation, folder: Path) -> None:
 
 
 def found(mutation: Mutation) -> str:
-    """The test that fails; empty if none does."""
+    """The name of the failing test, or an empty string."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         mutated(mutation, folder)
@@ -293,7 +293,7 @@ def found(mutation: Mutation) -> str:
 
 
 def main() -> int:
-    """Prints what finds each mutation; returns 1 if one is not found."""
+    """Prints the test that detects each mutation; returns 1 if one is not detected."""
     wanted = sys.argv[1:]
     chosen = [m for m in MUTATIONS if not wanted or any(w in m.name + m.file for w in wanted)]
     missed = 0

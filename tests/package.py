@@ -1,6 +1,6 @@
-"""The wheel and the sdist of this package, and a folder with all of the repository but its source.
+"""Builds the wheel and the sdist, and copies the repository without its source to a folder.
 
-python -m tests.package FOLDER    builds both
+python -m tests.package FOLDER    builds wheel and sdist
 """
 
 import shutil
@@ -22,7 +22,7 @@ def built(folder: Path) -> tuple[Path, Path]:
 
 
 def without_the_package(folder: Path) -> Path:
-    """Copies tests and what they need to a folder: `adam_jax` is then the installed one."""
+    """Copies tests and their files to a folder where `adam_jax` is the installed package."""
     for name in FOLDERS:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in FILES:

@@ -1,12 +1,12 @@
-"""The engine's record: state trees, and parameters after 12 steps, of members x storage x wrappers.
+"""Records state trees, and parameters after 12 steps, of members x storage x wrappers.
 
 python -m tests.record              writes the record, tests/record.npz
 python -m tests.record --check      compares all cases with it
 python -m tests.record --large --file FILE [--check]    larger leaves, to compare two commits
 
-Every case is inside `skip_nonfinite`, and two of its steps are refused. Dense parameters are on
-record to 2 ulp, codes to one of 100,000 (in a small case: all). Write the file only where a result
-is meant to change, and say so in the changelog.
+Every case is inside `skip_nonfinite`, and two of its steps are rejected. Dense parameters must
+match to 2 ulp. One code of 100,000 may differ; in small cases, none may. Write the file only for
+an intended change of results, and document it in the changelog.
 """
 
 import argparse
@@ -98,14 +98,14 @@ def schedule(count: Any) -> Any:
 
 
 def dtypes(make: Callable[..., Any], stored: str) -> dict[str, Any]:
-    """The arguments that store moments like that, of those that the function has."""
+    """The arguments for these storage dtypes that the function accepts."""
     parameters = inspect.signature(make).parameters
     given = {f"{slot}_dtype": spec for slot, spec in STORED[stored].items()}
     return {name: spec for name, spec in given.items() if name in parameters}
 
 
 def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Names of all cases, and what makes the transformation of each."""
+    """The names of all cases, and a function that makes the transformation of each."""
     makes = {name: getattr(adam_jax, name) for name in ALIASES} | VARIANTS
     for (name, make), stored in itertools.product(makes.items(), STORED):
         given = dtypes(make, stored)
@@ -141,7 +141,7 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
 def run(
     make: Callable[[], Any], dtype: Any, shapes: dict[str, Any], update: bool, of_grads: Any = None
 ) -> Any:
-    """Parameters and state after the steps; the error where there is one."""
+    """Parameters and state after the steps, or the error."""
     random = np.random.default_rng(0)
     params = {k: jnp.asarray(random.normal(size=s), dtype) for k, s in shapes.items()}
     scales = 10.0 ** random.uniform(-2, 1, size=STEPS)
@@ -164,7 +164,7 @@ def run(
             if t in REFUSED:
                 grads["kernel"].flat[5] = REFUSED[t]
             grads = {k: jnp.asarray(g, of_grads or dtype) for k, g in grads.items()}
-            with jax.numpy_dtype_promotion("standard"):  # Some cases have Optax's own code in them.
+            with jax.numpy_dtype_promotion("standard"):  # For Optax's own code.
                 params, state = step(params, state, grads)
     except ValueError as error:
         return str(error)
@@ -184,7 +184,7 @@ Outcome = tuple[list[str] | str, np.ndarray, np.ndarray]
 def outcomes(
     which: slice = slice(None), shapes: dict[str, Any] = SHAPES
 ) -> Iterator[tuple[Any, ...]]:
-    """The name of each case, with dtype and way to step, and its outcome."""
+    """The name of each case, with its dtype and form of step, and its outcome."""
     for name, make in itertools.islice(cases(), which.start, which.stop, which.step):
         for dtype in (jnp.float32, jnp.bfloat16):
             for update in (False, True)[: 1 + name.endswith("(adamw, float32)")]:
@@ -198,7 +198,7 @@ def outcomes(
 
 
 def outcome(made: Any) -> Outcome:
-    """Of what `run` returned."""
+    """The outcome of a result of `run`."""
     if isinstance(made, str):
         return made, np.zeros(0, np.float32), np.zeros(0, np.int8)
     params, state = made
@@ -209,7 +209,7 @@ def outcome(made: Any) -> Outcome:
 
 
 def differences(name: str, before: Any, now: Any) -> list[str]:
-    """What is not as on record, in words."""
+    """Describes the differences from the record."""
     found = []
     if before[0] != now[0]:
         return [f"{name}: the tree was {before[0]}, is {now[0]}"]
@@ -224,7 +224,7 @@ def differences(name: str, before: Any, now: Any) -> list[str]:
 
 
 def write(file: Path, made: Iterator[tuple[Any, ...]]) -> None:
-    """All outcomes, in one file."""
+    """Writes all outcomes to one file."""
     trees, params, codes, sizes = {}, [], [], {}
     for name, tree, its_params, its_codes in made:
         trees[name], sizes[name] = tree, (its_params.size, its_codes.size)
@@ -235,7 +235,7 @@ def write(file: Path, made: Iterator[tuple[Any, ...]]) -> None:
 
 
 def read(file: Path) -> dict[str, Outcome]:
-    """The outcomes by name."""
+    """Reads the outcomes, by name."""
     with np.load(file) as arrays:
         text = json.loads(arrays["text"].tobytes())
         sizes = text["sizes"].values()

@@ -1,4 +1,4 @@
-"""Refused steps of members x storage x wrappers: nothing changes but the counters of the refusal.
+"""Rejected steps of members x storage x wrappers change only the counters of rejections.
 
 python -m tests.refused    runs all combinations; 20 minutes on a core
 """
@@ -28,7 +28,7 @@ OF_16_BITS = ("stochastic_rounding", "kahan_summation", "master_residual", "reci
 
 
 class Case(NamedTuple):
-    """A member, the storage of its moments and the wrapper around it, by their names."""
+    """The names of a member, of the storage of its moments and of the wrapper around it."""
 
     member: Member
     stored: str
@@ -36,26 +36,26 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the case."""
+        """The name of the case."""
         return f"{self.member.name}, {self.stored}, {self.wrapper}"
 
 
 def allowed(case: Case) -> bool:
-    """Whether the parts of a case take each other."""
+    """Whether the parts of a case can be combined."""
     if case.stored == "int4 nu" and case.member.name in REFUSES_4_BITS:
         return False
-    # One buffer of several leaves has neither means nor norms of one leaf.
+    # A buffer of several leaves has no means or norms of single leaves.
     packable = case.member.elementwise and case.stored == "float32"
     return packable or case.wrapper != "pack_small_leaves"
 
 
 def cases() -> Iterator[Case]:
-    """All of them."""
+    """All allowed combinations."""
     return filter(allowed, itertools.starmap(Case, itertools.product(MEMBERS, STORED, AROUND)))
 
 
 def pairs() -> list[Case]:
-    """As few as have each member with each storage and with each wrapper."""
+    """Few cases that combine each member with each storage and with each wrapper."""
     stored, found = list(STORED), []
     for k, (member, (i, wrapper)) in enumerate(itertools.product(MEMBERS, enumerate(AROUND))):
         turned = (stored[(k + i + j) % len(stored)] for j in range(len(stored)))
@@ -67,7 +67,7 @@ def pairs() -> list[Case]:
 
 
 def changed(case: Case) -> list[str]:
-    """The paths of parameters and state that a refused step changes: none, if all is well."""
+    """The paths in parameters and state that a rejected step changes; should be empty."""
     dtypes = STORED[case.stored]
     stored = case.member.stored(dtypes.get("mu"), dtypes.get("nu"))
     tx = adam_jax.skip_nonfinite(AROUND[case.wrapper](case.member.alias(1e-2, **stored)))
@@ -77,7 +77,7 @@ def changed(case: Case) -> list[str]:
     params = {k: jnp.asarray(random.normal(size=s), dtype) for k, s in shapes.items()}
     state = tx.init(params)
     step = jax.jit(lambda g, s, p: adam_jax.step(tx, g, s, p))
-    with jax.numpy_dtype_promotion("standard"):  # Optax's own code runs in some wrappers.
+    with jax.numpy_dtype_promotion("standard"):  # For Optax's own code.
         params, state = step(jax.tree.map(jnp.cos, params), state, params)
         bad = params | {"kernel": params["kernel"].at[0, 5].set(jnp.nan)}
         new_params, new_state = step(bad, state, params)
@@ -93,7 +93,7 @@ def changed(case: Case) -> list[str]:
 
 
 def moved(case: Case) -> bool:
-    """Whether a step that is taken changes the parameters: the check above can fail."""
+    """Whether an accepted step changes the parameters, to show that the check above can fail."""
     tx = adam_jax.skip_nonfinite(AROUND[case.wrapper](case.member.alias(1e-2)))
     params = {"kernel": jnp.ones((8, 32)), "bias": jnp.ones(3), "layers": jnp.ones((2, 4, 8))}
     state = tx.init(params)

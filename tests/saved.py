@@ -1,9 +1,9 @@
-"""States as a version of this package saved them: each later version reads them and continues.
+"""States saved by a version of this package, which each later version must read and continue.
 
-python -m tests.saved    writes those of this version, to tests/convert/saved/VERSION
+python -m tests.saved    writes the states of this version to tests/convert/saved/VERSION
 
-Files of a released version are never written again. Each holds the parameters and the state after
-three optimizer steps, the gradients of the fourth, and the parameters after it.
+Files of a released version are never rewritten. Each contains the parameters and the state after
+three optimizer steps, the gradients of the fourth step, and the parameters after it.
 """
 
 from pathlib import Path
@@ -23,12 +23,12 @@ STEPS = 3
 
 
 def schedule(count: Any) -> Any:
-    """A learning rate that needs a count in the state."""
+    """A learning rate schedule, which needs a count in the state."""
     return 1e-2 / (1 + jnp.asarray(count, jnp.float32))
 
 
 def transformations() -> dict[str, Any]:
-    """By the names of their files."""
+    """The transformations by file name."""
     a = adam_jax
     adamw = a.adamw(schedule, weight_decay=0.1)
     int8 = a.adamw(1e-2, mu_dtype=INT8, nu_dtype=INT8)
@@ -68,7 +68,7 @@ def parameters(name: str) -> dict[str, jax.Array]:
 
 
 def gradients(params: Any, t: int) -> Any:
-    """Of one optimizer step."""
+    """The gradients of one optimizer step."""
     return jax.tree.map(lambda p: (jnp.cos(3 * p) + t).astype(p.dtype), params)
 
 

@@ -3,9 +3,9 @@
     python -m tests.versions [oldest] [newest]
     python -m tests.versions --here oldest|smoke
 
-Each runs in an empty virtual environment, from a folder without the source of the package: the
-oldest versions are those of the dependency group `oldest`, on this Python, with the wheel; the
-newest Python found gets the newest JAX, with the sdist.
+Each run uses a new virtual environment and a folder without the package's source. The oldest
+versions are those of the dependency group `oldest`, on this Python, with the wheel. The newest
+Python found runs the newest JAX, with the sdist.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 from tests.package import ROOT, built, without_the_package
 
 OLDEST, NEWEST = ROOT / ".venv-oldest", ROOT / ".venv-newest"
-# Besides the tests that are marked: what depends most on the versions.
+# Unmarked tests that depend most on the versions.
 ALSO_ON_THE_OLDEST = [
     *("tests/engine/test_boxes.py", "tests/modify/test_pack.py", "tests/wrap/test_weights.py"),
     *("tests/modify/test_groups.py", "tests/modify/test_hyperparams.py"),
@@ -28,7 +28,7 @@ ALSO_ON_THE_OLDEST = [
 
 
 def interpreters() -> list[tuple[tuple[int, int], list[str], dict[str, str]]]:
-    """Version, command and environment of every Python that starts, oldest first."""
+    """Version, command and environment of every working Python, oldest first."""
     candidates: list[tuple[str, dict[str, str]]] = [("python3", {})]
     candidates += [(f"python3.{minor}", {}) for minor in range(11, 30)]
     if pyenv := shutil.which("pyenv"):
@@ -50,7 +50,7 @@ def interpreters() -> list[tuple[tuple[int, int], list[str], dict[str, str]]]:
 
 
 def files() -> list[str]:
-    """The test files that have smoke tests: to import the others takes longer than those run."""
+    """The files with smoke tests; importing the others takes longer than running the tests."""
     found = sorted((ROOT / "tests").rglob("test_*.py"))
     return [str(path.relative_to(ROOT)) for path in found if _is_smoke(path)]
 
@@ -62,12 +62,12 @@ def _is_smoke(path: Path) -> bool:
 def made(
     venv: Path, command: list[str], environment: dict[str, str], group: str, package: Path
 ) -> bool:
-    """Whether a virtual environment could be made with the built package and a dependency group."""
+    """Creates an environment with the built package and a dependency group; returns success."""
     shutil.rmtree(venv, ignore_errors=True)
     subprocess.run([*command, "-m", "venv", venv], env=environment, check=True)
     pip = [venv / "bin" / "python", "-m", "pip", "install", "--quiet"]
     subprocess.run([*pip, "--upgrade", "pip"], check=True)
-    # Not compiled: of most packages little is imported.
+    # Bytecode is not compiled in advance, because most modules are never imported.
     extras = "" if group == "oldest" else "[examples]"
     install = [*pip, "--no-compile", "--group", group, f"{package}{extras}"]
     if subprocess.run(install, cwd=ROOT).returncode:
@@ -79,16 +79,16 @@ def made(
 
 
 def tested(python: str | Path, *arguments: str, folder: Path = ROOT) -> int:
-    """The exit status of pytest."""
+    """Runs pytest; returns its exit status."""
     pytest = [python, "-m", "pytest", "-n", "auto", "--dist", "loadfile"]
     return subprocess.run([*pytest, *arguments], cwd=folder).returncode
 
 
 def of_the_oldest(python: str | Path, folder: Path = ROOT) -> int:
-    """The exit status of the smoke tests of the library, and of what depends most on versions."""
+    """The status of the library's smoke tests, and of the tests that depend most on versions."""
     # Examples and pages need newer versions of Flax.
     smoke = [name for name in files() if "examples" not in name and "test_pages" not in name]
-    # JAX and Flax of that time warn of each other.
+    # These versions of JAX and Flax raise deprecation warnings about each other.
     quiet = ("-W", "ignore::DeprecationWarning")
     status = tested(python, *quiet, "-m", "smoke", *smoke, folder=folder)
     also = ("-m", "not bits and not slow", *ALSO_ON_THE_OLDEST)
@@ -101,14 +101,14 @@ def of_all(python: str | Path, folder: Path = ROOT) -> int:
 
 
 def oldest(wheel: Path, sdist: Path, folder: Path) -> int:
-    """The exit status on the oldest versions."""
+    """Tests on the oldest versions; returns the exit status."""
     made_it = made(OLDEST, [sys.executable], dict(os.environ), "oldest", wheel)
     return of_the_oldest(OLDEST / "bin" / "python", folder) if made_it else 1
 
 
 def newest(wheel: Path, sdist: Path, folder: Path) -> int:
-    """The exit status on the newest Python for which JAX can be installed."""
-    # Newest first: the newest of all may be too new for JAX's wheels.
+    """Tests on the newest Python for which JAX can be installed; returns the exit status."""
+    # Newest first; the newest may be too new for JAX's wheels.
     for (major, minor), command, environment in reversed(interpreters()):
         if made(NEWEST, command, environment, "smoke", sdist):
             return of_all(NEWEST / "bin" / "python", folder)
@@ -117,7 +117,7 @@ def newest(wheel: Path, sdist: Path, folder: Path) -> int:
 
 
 def main() -> int:
-    """Returns the first exit status that is not 0."""
+    """Runs the chosen tests; returns the first exit status that is not 0."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("which", nargs="*", help="oldest, newest; both if left out")
     parser.add_argument(

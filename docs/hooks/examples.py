@@ -1,4 +1,4 @@
-"""Griffe extension: makes of our `Example:` the heading that griffe knows, `Examples:`."""
+"""Griffe extension: renames our heading `Example:` to the one that griffe knows, `Examples:`."""
 
 import re
 from typing import Any
@@ -7,10 +7,10 @@ import griffe
 
 
 class Examples(griffe.Extension):
-    """Renames the heading in every docstring that is read."""
+    """Renames the heading in every docstring."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
-        """Renames it in one."""
+        """Renames the heading in the docstring of one object."""
         if obj.docstring:
             value = obj.docstring.value
             obj.docstring.value = re.sub(r"^Example:$", "Examples:", value, flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""MkDocs hook: the notebooks as pages, with the outputs that are stored in them."""
+"""MkDocs hook: adds the notebooks as pages, with their stored outputs."""
 
 import base64
 import json
@@ -9,8 +9,8 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 NOTEBOOKS = Path(__file__).parents[2] / "examples" / "notebooks"
-ESCAPES = re.compile(r"\x1b\[[0-9;]*m")  # Colours of a terminal.
-LINK = re.compile(r"\]\(([\w-]+)\.ipynb\)")  # From one notebook to another.
+ESCAPES = re.compile(r"\x1b\[[0-9;]*m")  # Terminal colours
+LINK = re.compile(r"\]\(([\w-]+)\.ipynb\)")  # Links between notebooks
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -24,7 +24,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def page(notebook: dict[str, Any], name: str) -> tuple[str, dict[str, bytes]]:
-    """A notebook as Markdown, and its pictures by the names of their files."""
+    """A notebook as Markdown, and its pictures by file name."""
     parts: list[str] = []
     pictures: dict[str, bytes] = {}
     for cell in notebook["cells"]:

@@ -1,8 +1,8 @@
-"""MkDocs hook: pages of the site that are files elsewhere in the repository, and links to them.
+"""MkDocs hook: adds pages whose source is elsewhere in the repository, and rewrites links.
 
-Every link is written as it works in the repository. Here it is turned into one that works in the
-site: to the page which that file became, or into mere text if the file is no page. And code in
-tables is kept from being broken, for which Markdown has no word.
+Links in the sources work in the repository. This hook rewrites each one for the site: to the page
+made from its target, or to plain text if the target is not a page. It also keeps short code in
+tables on one line, which Markdown cannot express.
 """
 
 import importlib.util
@@ -23,14 +23,14 @@ ELSEWHERE = {
 }
 NOTEBOOKS = ROOT / "examples" / "notebooks"
 LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<path>[^)#:\s]+)(?P<anchor>#[^)\s]*)?\)")
-# Of code in a table, what has no blank in it and is short stays on one line.
+# Short code without spaces in a table stays on one line.
 WORD = re.compile(r"<code>(?=[^<\s]{1,30}</code>)")
 TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
-FONT = "fonts/STIXTwoMath-Regular.ttf"  # The one font on PyPI that can set MathML: ziamath's.
+FONT = "fonts/STIXTwoMath-Regular.ttf"  # From ziamath: the only font on PyPI for MathML.
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds the pages that are not in docs/, and the font of the formulas."""
+    """Adds the pages that are outside of docs/, and the font of the formulas."""
     for uri, path in ELSEWHERE.items():
         files.append(File.generated(config, uri, abs_src_path=str(ROOT / path)))
     ziamath = importlib.util.find_spec("ziamath")
@@ -41,17 +41,17 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_content(html: str, **kwargs: Any) -> str:
-    """Marks the code in tables that may not be broken."""
+    """Marks code in tables that must not wrap."""
     return TABLE.sub(lambda table: WORD.sub('<code class="word">', table[0]), html)
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Turns the links of one page."""
-    if page.file.abs_src_path is None:  # Made by another hook, with the links of the site.
+    """Rewrites the links of one page."""
+    if page.file.abs_src_path is None:  # Made by another hook, with links that work in the site.
         return markdown
     folder = Path(page.file.abs_src_path).parent
     uris = {Path(file.abs_src_path): file.src_uri for file in files if file.abs_src_path}
-    # The pages that notebooks.py makes; they have no file of their own.
+    # Pages made by notebooks.py, which have no file.
     uris |= {path: f"notebooks/{path.stem}.md" for path in NOTEBOOKS.glob("*.ipynb")}
     here = posixpath.dirname(page.file.src_uri)
 

@@ -73,18 +73,18 @@ def of_a_seed(accuracy: float) -> str:
 
 
 def verdict(figures: Figures) -> str:
-    """A paragraph per model: the most accurate, the first at the target, Adam, the last."""
+    """A list item per model: the most accurate, the first to reach the target, Adam, the last."""
     lines = []
     for model, rows in figures["models"].items():
         first, *others = ranked(rows)
         quick, near = fastest(rows), alike(rows)
         lines.append(
             f"- On {MODELS[model]} `{first}` is the most accurate, {rows[first]['accuracy']:.4f};"
-            f" the seeds of {len(near)} of the {len(others)} others overlap its own."
+            f" the seed ranges of {len(near)} of the {len(others)} others overlap its range."
         )
-        lines.append(f"  `{quick}` is the first at the target, after {steps(rows[quick])} steps.")
+        lines.append(f"  `{quick}` reaches the target first, after {steps(rows[quick])} steps.")
         if "adam" in others:
-            overlap = "its seeds overlap" if "adam" in near else "all its seeds are below"
+            overlap = "the ranges overlap" if "adam" in near else "all its seeds are lower"
             gap = points(behind_the_first("adam", rows))
             lines.append(f"  `adam` is {place('adam', rows)}, {gap} points behind; {overlap}.")
         if others and others[-1] != "adam":

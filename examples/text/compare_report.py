@@ -1,4 +1,4 @@
-"""The results of the comparison: its table, figures, picture, and the text for the pages."""
+"""Reports the comparison on text: the table, the figures, the plot, and the pages' text."""
 
 import re
 from pathlib import Path
@@ -81,16 +81,16 @@ def verdict(work: Study, results: Results) -> str:
     alike = [name for name in order[1:] if losses(results[name]).min() <= first.max()]
     runs = sum(len(result["grid"]) + len(result["seeds"]) for result in results.values())
     said = [
-        f"Nats a character; {runs} runs, {sum(work.seconds.values()) / 60:.0f} minutes.",
-        f"The least loss is that of `{order[0]}`, {first.mean():.3f} ({first.min():.3f} to"
+        f"Loss in nats per character; {runs} runs, {sum(work.seconds.values()) / 60:.0f} minutes.",
+        f"`{order[0]}` has the lowest loss, {first.mean():.3f} ({first.min():.3f} to"
         f" {first.max():.3f}).",
-        f"Its range overlaps those of {_listed(alike)}: three seeds do not tell them apart."
+        f"Its range overlaps those of {_listed(alike)}: three seeds cannot distinguish them."
         if alike
-        else "No other optimizer's range overlaps its own.",
+        else "Its range overlaps no other optimizer's range.",
     ]
     if "adamw" in order[1:]:
         behind = losses(results["adamw"]).mean() - first.mean()
-        said.append(f"`adamw` is in place {order.index('adamw') + 1}, {behind:.3f} nats behind.")
+        said.append(f"`adamw` has rank {order.index('adamw') + 1}, {behind:.3f} nats higher.")
     return "\n".join(said) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks of low precision run, and the peers' codes in them are the peers'."""
+"""The low-precision benchmarks run, and their codecs of other libraries match those libraries."""
 
 import math
 
@@ -19,7 +19,7 @@ def test_bitsandbytes_map():
     assert signed[signed > 0].min() == pytest.approx(5.5e-7)
     assert unsigned[unsigned > 0].min() == pytest.approx(3.25e-7)
     assert 1 in signed and -1 not in signed and 0 in signed and 0 in unsigned
-    # All but 0 and 1 come with both signs.
+    # All values except 0 and 1 occur with both signs.
     assert np.array_equal(np.sort(-signed[signed < 0]), signed[(signed > 0) & (signed < 1)])
 
 
@@ -35,7 +35,7 @@ def test_bitsandbytes_codes_are_the_nearest(signed, slot):
     np.testing.assert_array_equal(stored.scale, scale)
     shares = (blocks / scale[:, None]).ravel()[: x.size]
     nearest = np.abs(shares[:, None].astype(float) - dynamic_map(signed)).argmin(axis=1)
-    if signed:  # No number below zero becomes zero.
+    if signed:  # No negative number is quantized to zero.
         nearest -= (dynamic_map(True)[nearest] == 0) & (shares < 0)
     np.testing.assert_array_equal(np.ravel(stored.codes), nearest)
     np.testing.assert_array_equal(fmt.shape(stored), x.shape)
@@ -52,7 +52,7 @@ def test_flashoptim_codes():
     stored = mu.encode(jnp.asarray(y))
     assert stored.scale.shape == (2,) and stored.scale.dtype == jnp.float16
     np.testing.assert_array_equal(stored.codes, np.floor(127 * 2 * y / (1 + abs(y)) + 0.5))
-    # Has a zero, and scales that end at 65504.
+    # This codec has a zero, and its scales are at most 65504.
     small = nu.decode(nu.encode(jnp.array([1.0] * 31 + [1e-6])), jnp.float32)
     assert small[-1] == 0 and small[0] == 1
     assert not jnp.isfinite(nu.decode(nu.encode(jnp.full(32, 1e10)), jnp.float32)).any()
@@ -74,9 +74,9 @@ def test_update_errors(tmp_path):
     assert real[ours]["bytes"] == 2 + 8 / 128 and real[theirs]["bytes"] == 2 + 8 / 256
     assert real_powers[0]["bytes"] == 1 + 8 / 128
     assert 0 < real[ours]["mean_95"] < min(0.021, real[theirs]["mean_95"])
-    # 1.14 in the whole run, of 2,500 steps and not 30; the target is 1.3.
+    # The full run has 2,500 steps, not 30: 1.14 there. The target is 1.3.
     assert long[ours]["beside"] < 1.32 < long[theirs]["beside"] < long[flash]["beside"]
-    # Gradients times a power of two change nothing, but where scales are float16.
+    # Gradients scaled by a power of two change nothing, except where scales are float16.
     assert long[ours]["small"] == long[ours]["large"] == long[ours]["sigma_one"]
     assert math.isnan(long[flash]["large"]) and long[flash]["small"] != long[flash]["sigma_one"]
 

@@ -1,4 +1,4 @@
-"""The benchmarks run; what they measure is not tested."""
+"""`benchmarks.step` and its plot run; the measured times are not tested."""
 
 import json
 
@@ -22,7 +22,7 @@ def test_the_step_benchmark_runs_and_is_drawn(part, tmp_path):
     case = {"step": "accumulate 4; step", "compile": "trace + lower"}[part]
     (target,) = {row["target"] for row in rows if row["case"] == case}
     assert target == {"step": 0.75, "compile": 0.25}[part]
-    # Each base is a peer of the same run.
+    # Each base is a peer measured in the same run.
     compared = [row for row in rows if row["ratio"] is not None]
     assert all(abs(r["ratio"] * r["base_median"] / r["median"] - 1) < 1e-9 for r in compared)
     run("plot", str(results), str(picture))

@@ -1,4 +1,4 @@
-"""Steps compiled for TPUs: what is read from the programs, what is allowed, and that it is so."""
+"""Reading steps compiled for TPUs: layouts, loops, bytes, and the bounds that `--gate` enforces."""
 
 import json
 import subprocess
@@ -29,7 +29,7 @@ def run(*arguments, module="tpu_hlo"):
 @pytest.mark.parametrize(
     "shape, number",
     [
-        ("f32[8192,64]{1,0:T(8,128)}", 8192 * 128 * 4),  # The last axis is the one that is padded.
+        ("f32[8192,64]{1,0:T(8,128)}", 8192 * 128 * 4),  # Only the last axis is padded.
         ("f32[8192,64]{0,1:T(8,128)}", 8192 * 64 * 4),
         ("f32[1001,16,64]{0,2,1:T(8,128)}", 1024 * 16 * 64 * 4),
         ("s8[33,128]{1,0:T(32,128)(4,1)}", 64 * 128),
@@ -154,7 +154,7 @@ LOOPS = """
 
 
 def test_bundles_of_loops_are_taken_as_often_as_they_turn():
-    # The outer loop turns 34 times for 32 blocks.
+    # The outer loop has 34 iterations for 32 blocks.
     inner = 4 * 32 * 4
     assert length(LOOPS) == Length(total=2 + 32 * 3 + inner, inner=inner)
     assert length("     0   :  { %s0 = smov.u32 0 }\n") == Length(1, 1)
@@ -194,7 +194,7 @@ GOOD = {
         ({"bundles": 44.5}, ONE_PASS, "bundles 44.5 > 44"),
         ({"bundles": 44.5, "generation": "v5p"}, ONE_PASS, None),
         ({"of float32": 1.25}, ONE_PASS, "of float32 1.25 > 1"),
-        ({"of float32": 1.25, "generation": "v4"}, ONE_PASS, None),  # Only reported.
+        ({"of float32": 1.25, "generation": "v4"}, ONE_PASS, None),  # Reported, not enforced.
         ({"HBM B/p": 35.0, "fusions": 5}, CODES_BY_XLA, None),
         ({"HBM B/p": 37.0}, CODES_BY_XLA, "HBM B/p 37 > 36"),
         ({"leaves": 300, "fusions": 300}, ONE_PASS, None),

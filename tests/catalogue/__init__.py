@@ -1,4 +1,4 @@
-"""The members under test, as data: each property test is parametrised over this table."""
+"""The members under test, as data: each property test is parametrized over this table."""
 
 import dataclasses
 import functools
@@ -16,27 +16,27 @@ from tests.catalogue import oracles
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """One alias, its scale_by_*, the twins in Optax, the naive version from the paper.
+    """An alias, its scale_by_*, their counterparts in Optax and the naive version from the paper.
 
     Attributes:
-      name: of the test, and of the alias up to a hyphen.
-      scale_by: the name of its direction.
-      oracle: the naive version of the direction.
-      keywords: given to alias, direction, twins and naive version.
-      ours: keywords that Optax has not.
+      name: name of the test; the part before a hyphen is the alias.
+      scale_by: name of the member's direction.
+      oracle: naive version of the direction.
+      keywords: passed to alias, direction, Optax's counterparts and the naive version.
+      ours: keywords that Optax does not have.
       in_optax: whether Optax has the member.
-      slots: the fields of the state, besides counts.
-      needs_params: weights decay, or norms are compared.
-      first_update_is_zero: there is nothing to compare the first gradient with.
-      scale_invariant: with every ε at zero, c·g for g makes no difference.
-      elementwise: no element's update hangs on another element.
-      bounded: after zeros |u| ≤ max(1, (1-b1)/√(1-b2)), the paper's section 2.1.
-      starts_at_zero: accumulators do, so that a zero gradient gives a zero update.
-      reads_the_old: accumulators are read as they were before this step, too.
-      divides: by a root or a size, in whose place an arc tangent can stand.
-      plain_average: of the gradient, read as it is, so that it can be read one step ahead.
-      hides_infinity: an infinite gradient gives a finite update, by the member's nature.
-      may_be_one: decay rates by whose 1 - b nothing is divided.
+      slots: fields of the state other than counts.
+      needs_params: the update uses the parameters, for weight decay or norms.
+      first_update_is_zero: the first gradient only initializes the state.
+      scale_invariant: with every ε = 0, scaling all gradients by c does not change the updates.
+      elementwise: each element's update depends on that element alone.
+      bounded: |u| ≤ max(1, (1-b1)/√(1-b2)) after zero gradients, section 2.1 of the paper.
+      starts_at_zero: accumulators start at zero, so a zero gradient gives a zero update.
+      reads_the_old: the update also reads accumulators from before this step.
+      divides: the update divides by a root or a magnitude, which `atan2` can replace.
+      plain_average: mu is a plain average of gradients, so it can be read one step ahead.
+      hides_infinity: an infinite gradient gives a finite update, by the member's definition.
+      may_be_one: decay rates b for which nothing is divided by 1 - b.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Member:
 
     @property
     def factory(self) -> Callable[..., Any]:
-        """Our alias with the keywords in it, for what looks at its signature."""
+        """Our alias with the keywords bound, for code that inspects its signature."""
         return functools.partial(self.function, **self.keywords, **self.ours)
 
     def alias(self, *args: Any, **kwargs: Any) -> Any:
@@ -78,21 +78,21 @@ class Member:
         return scale_by(*args, **self.keywords, **self.ours, **kwargs)
 
     def naive(self, gradients: Any, **kwargs: Any) -> Any:
-        """The direction by numpy, in float64."""
+        """The direction in NumPy, in float64."""
         return self.oracle(gradients, **(self.keywords | self.ours | kwargs))
 
     def has(self, argument: str) -> bool:
-        """Whether the alias has an argument of this name."""
+        """Whether the alias has this argument."""
         return argument in inspect.signature(self.function).parameters
 
     @property
     def decays(self) -> bool:
-        """Whether the alias has decoupled weight decay by default, if only with λ = 0."""
+        """Whether the alias has decoupled weight decay, even if its default λ is 0."""
         parameter = inspect.signature(self.function).parameters.get("weight_decay")
         return parameter is not None and parameter.default is not None
 
     def stored(self, mu: Any, nu: Any) -> dict[str, Any]:
-        """The arguments that store moments like that."""
+        """The arguments that store the moments in these forms."""
         return {k: x for k, x in (("mu_dtype", mu), ("nu_dtype", nu)) if self.has(k)}
 
     @property
@@ -102,7 +102,7 @@ class Member:
 
     @property
     def has_twin(self) -> bool:
-        """Whether Optax has the member, and all keywords of the row."""
+        """Whether Optax has the member and all keywords of the row."""
         return self.in_optax and not self.ours
 
     @property
@@ -122,7 +122,7 @@ class Member:
         return {name: getattr(state, name) for name in self.slots}
 
     def counts(self, state: Any) -> list[Any]:
-        """The step counts beside the slots, likewise."""
+        """The step counts in that state, in order."""
         state = state if hasattr(state, self.slots[0]) else state[0]
         return [x for name, x in state._asdict().items() if name not in self.slots]
 
@@ -138,7 +138,7 @@ class Twin:
 
     @property
     def factory(self) -> Callable[..., Any]:
-        """Optax's alias with the keywords in it."""
+        """Optax's alias with the keywords bound."""
         return functools.partial(self.optax_alias, **self.keywords)
 
     def alias(self, *args: Any, **kwargs: Any) -> Any:
@@ -260,8 +260,8 @@ MEMBERS = (
 
 every_member = pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.name)
 
-# One for each way to keep a state, and each Optax's own: what is tested about wrappers hangs on
-# nothing else.
+# One member for each form of state, all of them also in Optax. Tests of wrappers depend on the
+# form of the state alone.
 KINDS_OF_STATE = ("adamw", "amsgrad", "adan", "lion", "ademamix")
 every_kind_of_state = pytest.mark.parametrize(
     "member", [m for m in MEMBERS if m.name in KINDS_OF_STATE], ids=lambda member: member.name

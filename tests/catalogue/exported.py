@@ -1,4 +1,4 @@
-"""Training that goes on from an exported step."""
+"""Training that continues from an exported step."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def train_from_the_file(member, dtype):
     x, y = jnp.linspace(-1.0, 1.0, 24, dtype=dtype).reshape(2, 4, 3)
 
     @jax.jit
-    def train(leaves, x, y):  # Of leaves: a NamedTuple in a file would have to be registered.
+    def train(leaves, x, y):  # Leaves: files need a NamedTuple registered.
         params, state = jax.tree.unflatten(treedef, leaves)
         grads = jax.grad(loss)(params, x, y)
         return jax.tree.leaves(adam_jax.step(tx, grads, state, params))

@@ -1,4 +1,4 @@
-"""What the kernels are compared on: members x storage x weights x shapes; see tests/kernels.py."""
+"""The cases of the kernel tests: members x storage x weights x shapes; see tests/kernels.py."""
 
 import dataclasses
 import functools
@@ -36,7 +36,7 @@ FEWER: dict[str, tuple[Any, Any]] = {
     "float32 and int8": (jnp.float32, jnp.int8),
     "int4 and stochastic bfloat16": (jnp.int4, adam_jax.stochastic(jnp.bfloat16)),
 }
-# What is around the transformation, and the dtype of the parameters.
+# The wrapper around the transformation, and the dtype of the parameters.
 WEIGHTS: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "float32": (lambda tx: tx, jnp.float32),
     "bfloat16": (lambda tx: tx, jnp.bfloat16),
@@ -52,10 +52,10 @@ MODIFIERS: dict[str, Callable[..., Any]] = {
     "grams": lambda tx, _: adam_jax.grams(tx),
     "grokfast": lambda tx, mu: adam_jax.grokfast(tx, slow_dtype=mu),
 }
-# For each modifier the member that it is on in `each_once`.
+# The member that each modifier is applied to in `each_once`.
 MODIFIED = ("adamw", "amsgrad", "adamw", "adan", "lion")
 
-# Of the alias that `with_kernel` changes.
+# Functions that make a transformation from the alias that `with_kernel` returns.
 FACTORIES: dict[str, Callable[..., Any]] = {
     "groups": lambda make, **given: adam_jax.groups(
         make, {"bias": {"b1": 0.5}}, learning_rate=schedule, **given
@@ -68,7 +68,7 @@ FACTORIES: dict[str, Callable[..., Any]] = {
 
 
 def recipe(tx: Any) -> Any:
-    """What is around a transformation in most cases."""
+    """The wrappers around the transformation in most cases."""
     return adam_jax.skip_nonfinite(adam_jax.chain(adam_jax.clip_by_global_norm(1.0), tx))
 
 
@@ -90,12 +90,12 @@ class Case:
     """One transformation on one leaf.
 
     Attributes:
-      name: what it is made of.
-      make: makes the transformation, of what `with_kernel` is told.
-      shape: of the leaf.
-      dtype: of the parameters.
-      of_grads: of the gradients.
-      update: by `update`, and not by `step`.
+      name: the names of its parts.
+      make: makes the transformation from the argument of `with_kernel`.
+      shape: shape of the leaf.
+      dtype: dtype of the parameters.
+      of_grads: dtype of the gradients.
+      update: steps by `update` instead of `step`.
     """
 
     name: str
@@ -118,7 +118,7 @@ def case(
     around: Callable[[Any], Any] = recipe,
     of_grads: Any = None,
 ) -> Case:
-    """A case by the names of its parts; `make` is a member's alias without its learning rate."""
+    """A case from the names of its parts; `make` is a member's alias without its learning rate."""
     mu, nu = (STORED | FEWER)[stored]
     wrap, dtype = WEIGHTS[weights]
 
@@ -131,7 +131,7 @@ def case(
         return around(wrap(adam_jax.with_kernel(tx, kernel)))
 
     def allowed(kernel: str) -> Any:
-        """Four bits of nu are refused where a maximum is taken of it."""
+        """4-bit nu is refused by members that take its maximum."""
         try:
             tx = made(kernel)
             jax.eval_shape(tx.init, {"kernel": jnp.zeros(SHAPES[shape]), "bias": jnp.zeros(3)})
@@ -152,7 +152,7 @@ def case(
 
 
 def members() -> dict[str, Callable[..., Any]]:
-    """Every elementwise member, of a learning rate, and how mu and nu are stored."""
+    """Every elementwise member, as a function of its learning rate and its storage of mu and nu."""
     return {
         m.name: lambda rate, mu, nu, m=m: m.alias(rate, **m.stored(mu, nu))
         for m in MEMBERS
@@ -161,7 +161,7 @@ def members() -> dict[str, Callable[..., Any]]:
 
 
 def variants() -> dict[str, Callable[..., Any]]:
-    """Others of their aliases' arguments, likewise; and those that `FACTORIES` make."""
+    """Other arguments of their aliases, in the same form; and the results of `FACTORIES`."""
     known = ("adam nesterov", "adam eps_hat", "adan change", "amsgrad max first")
     makes = {name: make for name, make in VARIANTS.items() if name not in known}
     for name in ("nadamw", "radamw", "amsgradw", "adamaxw"):
@@ -180,7 +180,7 @@ def variants() -> dict[str, Callable[..., Any]]:
 
 
 def fits(modifier: str, name: str) -> bool:
-    """Whether the member can be modified so."""
+    """Whether the member accepts the modifier."""
     try:
         MODIFIERS[modifier](members()[name](1e-2, jnp.float32, jnp.float32), jnp.float32)
     except ValueError:
@@ -189,7 +189,7 @@ def fits(modifier: str, name: str) -> bool:
 
 
 def cases() -> Iterator[Case]:
-    """All of them: products of what matters most, and of the rest one after the other."""
+    """All cases: full products of the main axes, the other axes one at a time."""
     ways, forms = itertools.cycle((False, True, True, False)), itertools.cycle(WEIGHTS)
     shapes = itertools.cycle([name for name in SHAPES if name != "three axes, turned"])
     makes, product = members(), itertools.product
@@ -222,7 +222,7 @@ def cases() -> Iterator[Case]:
 
 
 def each_once() -> Iterator[Case]:
-    """Each member, modifier, storage, form of weights and shape in one at least."""
+    """Cases that cover each member, modifier, storage, form of weights and shape at least once."""
     ways, forms = itertools.cycle((False, True, True, False)), itertools.cycle(WEIGHTS)
     large = ("ragged rows and columns", "three axes, turned")
     shapes = itertools.cycle([name for name in SHAPES if name not in large])

@@ -1,4 +1,4 @@
-"""The stored forms of moments and of weights, as data: the tests of low precision run over them."""
+"""The storage forms of moments and weights, as data: the low-precision tests run over them."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ CODECS = {
     "int4 nu": Power(4, signed=False, bits=4),
     "linear int8": Power(1, signed=True),
 }
-# mu and nu. float16 has no squares of small gradients.
+# mu and nu. float16 cannot represent squares of small gradients.
 MOMENTS = {
     "int8": (jnp.int8, jnp.int8),
     "int4": (jnp.int4, jnp.int4),
@@ -38,7 +38,7 @@ every_form_of_weights = pytest.mark.parametrize("wrap", WEIGHTS.values(), ids=WE
 
 def gradients(turn, params):
     def gradient(key, p):
-        # The same numbers whatever dtype the weights have.
+        # The same values for every dtype of the weights.
         g = jax.random.normal(jax.random.fold_in(key, turn), p.shape)
         return g.astype(jnp.bfloat16).astype(p.dtype)
 

@@ -1,4 +1,4 @@
-"""Tables of docs/migrating/ that list the arguments of another library's classes."""
+"""Reads the tables of docs/migrating/ that list the arguments of another library's classes."""
 
 import inspect
 
@@ -7,11 +7,11 @@ from tests.catalogue.pages import code, codes, table
 
 
 def check_arguments(page, classes):
-    """Compares the table with both sides' signatures: each argument in one row, each default right.
+    """Checks the table against both signatures: one row per argument, with the right defaults.
 
     Args:
-      page: whose section "Every argument" has the table.
-      classes: the other library's classes, and the name of each one's member here.
+      page: the page whose section "Every argument" contains the table.
+      classes: the other library's classes, each with the name of its member here.
     """
     rows = table(page, "## Every argument")
     library = next(column for column in rows[0] if column.startswith("default in "))
@@ -33,12 +33,12 @@ def check_arguments(page, classes):
 
 
 def number(cell):
-    """A default, as it is written in a cell."""
+    """A default as written in a table cell."""
     if cell == "required":
         return inspect.Parameter.empty
     return eval(cell.strip("`"), {}) if cell else None
 
 
 def pairs(page, library):
-    """The rows of "The same numbers": the other library's expression, and ours."""
+    """The rows of "The same numbers": the other library's expression and ours."""
     return [(code(row[library]), code(row["here"])) for row in table(page, "## The same numbers")]

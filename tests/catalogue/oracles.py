@@ -1,15 +1,15 @@
-"""Naive float64 versions, written from the papers in numpy, that judge everything else.
+"""Naive float64 versions in NumPy, written from the papers: the reference of the numerical tests.
 
 Each takes the gradients of all steps, float64[T, ...] or complex, and yields the direction u of
-each step, to be multiplied by -α; lamb alone yields parameters. The arguments and their defaults
-are those of Optax's scale_by_*. A complex g counts by |g|², in which both of its parts share.
+each step, to be multiplied by -α. Only lamb yields parameters. Arguments and defaults are those of
+Optax's scale_by_*. For a complex g, the second moment averages |g|², for both parts together.
 """
 
 import numpy as np
 
 
 def ratio(a, b):
-    """a / b, and 0 where both are 0."""
+    """a / b, or 0 where both are 0."""
     return a / np.where((a == 0) & (b == 0), 1.0, b)
 
 
@@ -19,12 +19,12 @@ def sign(x):
 
 
 def stored(v):
-    """A second moment as steps read it: as it is. A test may put another function here."""
+    """The second moment as steps read it. Tests of storage replace this function."""
     return v
 
 
 def first_moment(m, g, b1, t, nesterov):
-    """The EMA m after its bias correction; with nesterov, m̂ in Dozat 2016 for a constant b1."""
+    """The EMA m after bias correction; with nesterov, m̂ in Dozat 2016 for a constant b1."""
     if nesterov:
         return b1 * m / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t)
     return m / (1 - b1**t)
@@ -42,7 +42,7 @@ def adam(gradients, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, nesterov=False, ep
 
 
 def nadam(gradients, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, momentum_decay=None):
-    """Dozat 2016, algorithm 2, b1 scheduled in m̂ alone as PyTorch; None: constant, as Optax."""
+    """Dozat 2016, algorithm 2, b1 scheduled in m̂ only, as PyTorch; None: constant, as Optax."""
     if momentum_decay is None:
         yield from adam(gradients, b1, b2, eps, eps_root, nesterov=True)
         return
@@ -69,10 +69,10 @@ def amsgrad(
     max_before_correction=False,
     eps_hat=0.0,
 ):
-    """Reddi, Kale & Kumar 2018, algorithm 2, if both bias corrections, which are Optax's, are off.
+    """Reddi, Kale & Kumar 2018, algorithm 2; the two optional bias corrections are Optax's.
 
     Optax takes the maximum of the corrected v; with max_before_correction it is of v, as PyTorch.
-    ε̂ belongs to the uncorrected √v, and is divided by what √v is divided by.
+    ε̂ is added to the uncorrected √v, and is divided by the same correction as √v.
     """
     m = v = v_max = 0.0
     for t, g in enumerate(gradients, start=1):
@@ -89,7 +89,7 @@ def amsgrad(
 
 
 def adamax(gradients, b1=0.9, b2=0.999, eps=1e-8):
-    """Kingma & Ba 2015, algorithm 2; eps, which the paper lacks, is added to |g| as in Optax."""
+    """Kingma & Ba 2015, algorithm 2, with eps added to |g| as in Optax; the paper has no eps."""
     m = v = 0.0
     for t, g in enumerate(gradients, start=1):
         m = b1 * m + (1 - b1) * g
@@ -107,7 +107,7 @@ def radam(
     nesterov=False,
     eps_hat=0.0,
 ):
-    """Liu et al. 2020, algorithm 2; ρ >= threshold, where the paper has ρ > 4, and eps as Optax."""
+    """Liu et al. 2020, algorithm 2, with ρ >= threshold instead of ρ > 4, and eps as in Optax."""
     m = v = 0.0
     rho_inf = 2 / (1 - b2) - 1
     for t, g in enumerate(gradients, start=1):
@@ -133,7 +133,7 @@ def belief(gradients, b1=0.9, b2=0.999, eps=1e-16, eps_root=1e-16, nesterov=Fals
 
 
 def yogi(gradients, b1=0.9, b2=0.999, eps=1e-3, eps_root=0.0, initial_accumulator_value=1e-6):
-    """Zaheer et al. 2018, algorithm 2; the initial values and the bias corrections are Optax's."""
+    """Zaheer et al. 2018, algorithm 2, with Optax's initial values and bias corrections."""
     m = v = initial_accumulator_value
     for t, g in enumerate(gradients, start=1):
         m = b1 * m + (1 - b1) * g
@@ -142,9 +142,9 @@ def yogi(gradients, b1=0.9, b2=0.999, eps=1e-3, eps_root=0.0, initial_accumulato
 
 
 def adan(gradients, b1=0.98, b2=0.92, b3=0.99, eps=1e-8, eps_root=0.0, change_weight=None):
-    """Xie et al. 2022, algorithm 1, each b being 1 - the paper's β, with Optax's bias corrections.
+    """Xie et al. 2022, algorithm 1, with b = 1 - the paper's β and Optax's bias corrections.
 
-    Optax weighs the difference of gradients by 1 - b2 where the paper, and its code, have b2.
+    Optax weights the difference of gradients by 1 - b2; the paper and its code use b2.
     """
     weight = 1 - b2 if change_weight is None else change_weight
     m = v = n = 0.0
@@ -178,7 +178,7 @@ def lion(gradients, b1=0.9, b2=0.99, mode="hard", smooth_beta=1.0):
 def adopt(gradients, b1=0.9, b2=0.9999, eps=1e-6, nesterov=False, use_clipping=True):
     """Taniguchi et al. 2024, ADOPT, and with use_clipping clipped ADOPT; nesterov as Optax.
 
-    The first gradient only starts v. The clipping acts on the magnitude: t^(1/4) bounds |x|.
+    The first gradient only initializes v. Clipping acts on the magnitude: t^(1/4) bounds |x|.
     """
     m, v = np.zeros_like(gradients[0]), stored(np.abs(gradients[0]) ** 2)
     yield m
@@ -202,9 +202,9 @@ def laprop(gradients, b1=0.9, b2=0.999, eps=1e-15, nesterov=False):
 
 
 def mars(gradients, b1=0.95, b2=0.99, eps=1e-8, gamma=0.025, nesterov=False):
-    """Yuan et al. 2024, MARS-AdamW with the last gradient for one at the last parameters.
+    """Yuan et al. 2024, approximate MARS-AdamW: uses the gradient of the previous step.
 
-    One leaf. x_1 = x_0 as in the paper, so that nothing is added to the first gradient.
+    One leaf. x_1 = x_0 as in the paper, so nothing is added to the first gradient.
     """
     corrected, previous = [], gradients[0]
     for g in gradients:
@@ -235,9 +235,9 @@ def lamb(
     eps_root=0.0,
     weight_decay=0.0,
 ):
-    """You et al. 2020, algorithm 2, φ the identity: yields the parameters of one leaf, not u.
+    """You et al. 2020, algorithm 2, with φ the identity: yields the parameters of one leaf, not u.
 
-    The trust ratio is 1 where either norm is 0, as Optax.
+    The trust ratio is 1 where either norm is 0, as in Optax.
     """
     for u in adam(gradients, b1, b2, eps, eps_root):
         u = u + weight_decay * params

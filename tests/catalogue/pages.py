@@ -1,4 +1,4 @@
-"""What the tests read of the documentation: its pages, their tables, code blocks and commands."""
+"""Reads the documentation for tests: pages, tables, code blocks and commands."""
 
 import re
 import tomllib
@@ -20,7 +20,7 @@ def name_of(page: Path) -> str:
 
 
 def table(page: Path, heading: str) -> list[dict[str, str]]:
-    """The first table under a heading, row by row: cells by the names of their columns."""
+    """The first table under a heading, row by row: each row maps column names to cells."""
     section = f"\n{page.read_text()}".partition(f"\n{heading}\n")[2]
     assert section, f"{name_of(page)} has no {heading}"
     lines = re.split(r"^#+ ", section, flags=re.MULTILINE)[0].splitlines()
@@ -35,30 +35,30 @@ def table(page: Path, heading: str) -> list[dict[str, str]]:
 
 
 def codes(cell: str) -> list[str]:
-    """What stands between backticks."""
+    """The texts between backticks."""
     return re.findall(r"`([^`]+)`", cell)
 
 
 def code(cell: str) -> str:
-    """The one thing between backticks."""
+    """The only text between backticks."""
     [only] = codes(cell)
     return only
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """The fenced blocks of a language."""
+    """The fenced code blocks of a language."""
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
 def samples(page: Path) -> list[tuple[str, str | None]]:
-    """The Python blocks, and what each prints: the text block behind it, if there is one."""
+    """The Python blocks, each with its expected output: the text block after it, or None."""
     pattern = r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?"
     found = re.findall(pattern, page.read_text(), re.DOTALL | re.MULTILINE)
     return [(code, printed or None) for code, printed in found]
 
 
 def installed_before_samples(page: Path) -> list[set[str]]:
-    """For each Python block, the distributions that the page has said to install by then."""
+    """For each Python block, the distributions that the page installs before it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = {
         name: {re.match(r"[\w-]+", line)[0] for line in lines}
@@ -77,7 +77,7 @@ def installed_before_samples(page: Path) -> list[set[str]]:
 
 
 def commands(page: Path) -> list[str]:
-    """The shell commands: a line of an sh block each, or one between backticks in the text."""
+    """The shell commands: each line of an sh block, and commands between backticks in the text."""
     lines = [
         line.partition("#")[0].strip()
         for block in blocks(page, "sh")

@@ -1,4 +1,4 @@
-"""Recipes around Adam, and what they say as a loop in Python around the member alone."""
+"""Nested wrappers around Adam, each with a plain Python loop around the member as its reference."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def parameters(dtype=jnp.float32):
 
 
 def gradients(params, dtype=jnp.float32, seed=1, bad=True):
-    """[STEPS, ...] of each leaf: of all sizes, some NaN, some infinite."""
+    """Gradients [STEPS, ...] of each leaf: many magnitudes, some NaN, some infinite."""
     draw = np.random.default_rng(seed)
     size = 10 ** draw.uniform(-2, 1, STEPS)
 
@@ -61,7 +61,7 @@ PLAIN_STEP = jax.jit(lambda grads, state, params: adam_jax.step(member(), grads,
 
 
 class Naive:
-    """What the recipe says, one `if` after the other, in float32 around the plain member."""
+    """The same wrappers as plain `if`s in float32, around the member alone."""
 
     def __init__(self, params, every=1, max_norm=None, skips=False, ema=False):
         self.every, self.max_norm, self.skips = every, max_norm, skips

@@ -1,4 +1,4 @@
-"""Random gradients, updates of many steps, and the distance between two results."""
+"""Random gradients, the updates of many steps, and the distance between two results in ulp."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 
 
 def gradients(steps, size, seed=0):
-    """float32[steps, 3, size]: one row per kind of gradient."""
+    """float32[steps, 3, size]: one row for each kind of gradient."""
     rng = np.random.default_rng(seed)
     g = rng.normal(size=(steps, 3, size))
     g[:, 1] += 1.0
@@ -16,7 +16,7 @@ def gradients(steps, size, seed=0):
 
 
 def run(tx, gs, params=None):
-    """The updates of all steps, as one scan; the state's dtypes may not change for it to run."""
+    """The updates of all steps, by one scan, which requires constant dtypes of the state."""
     state = tx.init(jnp.zeros(gs.shape[1:], gs.dtype) if params is None else params)
 
     def body(state, g):
@@ -27,13 +27,13 @@ def run(tx, gs, params=None):
 
 
 def run_optax(tx, gs, params=None):
-    """The same for Optax's own code, which needs JAX's default promotion."""
+    """The same for Optax's own code, which needs JAX's standard promotion."""
     with jax.numpy_dtype_promotion("standard"):
         return run(tx, gs, params)
 
 
 def ulps(u, exact):
-    """Distance from the exact result, in units of its last float32 place."""
+    """The distance from the exact result, in float32 ulp."""
     return np.abs(np.asarray(u, np.float64) - exact) / np.spacing(np.abs(exact).astype(np.float32))
 
 

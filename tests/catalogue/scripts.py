@@ -1,4 +1,4 @@
-"""Benchmarks as processes of their own."""
+"""Runs benchmarks as separate processes."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def python(*arguments):
-    # Nothing that is measured here counts.
+    # Measured times are not used, so compilation may be fast and code slow.
     environment = os.environ | IN_A_HURRY
     command, root = [sys.executable, *arguments], ROOT
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=environment)
@@ -25,7 +25,7 @@ def run(name, *arguments):
 
 
 def tables(name, tmp_path, *arguments):
-    """What it prints, and its tables."""
+    """The output of a benchmark, and the tables in it."""
     environment = os.environ | IN_A_HURRY
     file = tmp_path / "results.json"
     command = [sys.executable, "-m", f"benchmarks.{name}", "--fast", "--json", str(file)]

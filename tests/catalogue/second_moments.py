@@ -1,4 +1,4 @@
-"""Second moments that are means of blocks: magnitudes, gradients, and the naive means."""
+"""Block-mean second moments under test: magnitudes, gradients, and naive means."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ every_member_with_nu = slowly(WITH_NU)
 
 
 def naive(x, axes):
-    """Every element is the mean of its block."""
+    """The mean of each element's block, at each element."""
     return np.broadcast_to(np.mean(x, axis=axes, keepdims=True), np.shape(x))
 
 
@@ -31,7 +31,7 @@ def gradients(shape, steps=20, dtype=np.float32):
 
 
 def fit(tx, turns=150):
-    """Least squares; scan sees to it that the state keeps its form."""
+    """Least squares; the scan requires that the state keeps its dtypes and shapes."""
     x = jax.random.normal(jax.random.key(0), (32, 64))
     goal = jax.random.normal(jax.random.key(1), (64, 80)) / 8
 

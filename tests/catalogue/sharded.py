@@ -1,4 +1,4 @@
-"""A model trained on several devices, and the transformations under test."""
+"""A small model trained on several devices, and the transformations that the sharding tests use."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Bytes of temporaries that XLA asks for, of steps that it has only compiled."""
+"""The bytes of temporaries that XLA allocates for a step, read from compiled programs."""
 
 import os
 import subprocess
@@ -23,11 +23,11 @@ print(compiled.memory_analysis().temp_size_in_bytes / (12 * 64 * 1024))
 
 
 def of_eight_bits(devices: int, first: str = "") -> float:
-    """Bytes per parameter of AdamW with moments of 8 bits, in a process with so many CPU devices.
+    """Bytes per parameter of AdamW with 8-bit moments, in a process with this many CPU devices.
 
     Args:
-      devices: the tests' own process has eight.
-      first: what is to be run before; it may replace functions.
+      devices: number of CPU devices; the process of the tests has eight.
+      first: code to run before; it may replace functions.
     """
     root = Path(__file__).parents[2]
     environment = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
@@ -40,24 +40,24 @@ def of_eight_bits(devices: int, first: str = "") -> float:
 
 
 def of_step(tx, params, compiled_by):
-    """Bytes per parameter of `adam_jax.step`, parameters and state donated.
+    """Bytes per parameter of `adam_jax.step`, with parameters and state donated.
 
     Args:
       tx: the transformation.
       params: a list of `jax.ShapeDtypeStruct`.
-      compiled_by: of a function and its arguments makes the compiled program.
+      compiled_by: compiles a function for its arguments.
     """
 
     def step(params, state, grads):
         return adam_jax.step(tx, grads, state, params)
 
-    jax.clear_caches()  # Of programs traced before a test replaced something.
+    jax.clear_caches()  # Discards programs that were traced before a test replaced a function.
     compiled = compiled_by(step, params, jax.eval_shape(tx.init, params), params)
     return compiled.memory_analysis().temp_size_in_bytes / sum(p.size for p in params)
 
 
 def on_v5e(tx, params):
-    """Bytes per parameter of `adam_jax.step` on a TPU: through HBM, and of temporaries.
+    """Bytes per parameter of `adam_jax.step` on a TPU: HBM traffic, and temporaries.
 
     Args:
       tx: the transformation.

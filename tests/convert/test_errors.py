@@ -1,6 +1,6 @@
-"""What is passed to the converters by mistake, and step counts past what a count here can say.
+"""Errors of the converters for wrong arguments, and step counts beyond the largest count.
 
-Without PyTorch or Keras: plain dictionaries, and objects with the attributes that are looked for.
+PyTorch and Keras are not needed: plain dictionaries and objects with their attributes replace them.
 """
 
 import jax
@@ -91,7 +91,7 @@ def test_steps_that_are_no_count(step):
 
 @pytest.mark.parametrize("step", [1e12, 10**12, 2**31, np.float32(2**31), LARGEST])
 def test_steps_past_the_largest_count_are_the_largest(step):
-    """Where counts here stop, and do not wrap: the bias corrections are 1."""
+    """Counts saturate and do not wrap: there the bias corrections are 1."""
     for state in (by_torch(state_dict(step)), by_keras(keras_variables(step))):
         assert int(state[0].count) == LARGEST
         updates, new = TX.update(PARAMS, state, PARAMS)
@@ -106,7 +106,7 @@ def test_the_largest_count_goes_to_pytorch_and_back():
 
 
 def test_momenta_of_many_steps():
-    """Their product is 0 after thousands; a list of all of them would not fit into any memory."""
+    """The product is 0 after thousands of steps; a list of all momenta would not fit in memory."""
     tx = adam_jax.nadam(2e-3, momentum_decay=0.004)
     state = state_dict(1e12, mu_product=0.0)
     assert int(convert.from_torch(state, PARAMS, tx, order=ORDER)[0].count) == LARGEST
@@ -120,7 +120,7 @@ FUSED = {"step": 3.0, "exp_avg": np.ones((12, 4)), "exp_avg_sq": np.ones((12, 4)
     "names", [None, {"q": "in_proj_weight"}, dict.fromkeys(ATTENTION, "in_proj_weight")]
 )
 def test_query_key_and_value_in_one(names):
-    """The recipe is a sample of docs/migrating/pytorch.md, which the tests of pages run."""
+    """The conversion is a sample of docs/migrating/pytorch.md, which the page tests run."""
     state = {"state": {0: FUSED}, "param_groups": [{"params": [0]}]}
     order = ["in_proj_weight"]
     arrays = {"in_proj_weight": np.ones((12, 4))}

@@ -1,6 +1,6 @@
-"""Runs that begin in one library and go on in another: 20 more steps, the same in both.
+"""Runs that start in one library and continue in another: 20 more steps are the same in both.
 
-The runs are those of `benchmarks.interchange`, in float64 where the other library has it.
+The runs are those of `benchmarks.interchange`, in float64 where the other library supports it.
 """
 
 import importlib.util
@@ -46,9 +46,9 @@ OPTAX = ("adamw`", "amsgrad", "MultiSteps", "inject", "partition", "packed", "8 
 def test_optax(conversion, record_property):
     once, whole = agree(conversion, record_property)
     if "8 bits" in conversion.name:
-        # To 8 bits rounds; from them does not, until 8 bits go on there.
+        # Quantizing to 8 bits rounds. Dequantizing is exact; later steps in 8 bits round again.
         assert once < (0.05 if conversion.way == "from Optax" else 1e-12) and whole < 0.1
-    elif "MultiSteps" in conversion.name:  # Optax's accumulator is float32, here too.
+    elif "MultiSteps" in conversion.name:  # Optax's accumulator is float32 even here.
         assert once < 1e-6 and whole < 1e-6
     else:
         assert once < 1e-12 and whole < 1e-12
@@ -72,12 +72,12 @@ def test_keras(conversion, record_property):
     assert once < 1e-11 and whole < 1e-11
 
 
-# The first step is made of the decoded codes; then bitsandbytes rounds its moments to codes again,
-# and the largest difference is that of the element where it matters most.
+# The first step uses the dequantized codes. Then bitsandbytes quantizes its moments again. The
+# largest difference is that of the most affected element.
 @pytest.mark.parametrize("conversion", conversions("bitsandbytes"))
 def test_bitsandbytes(conversion, record_property):
     once, whole = agree(conversion, record_property)
     assert once < (0.05 if "int8" in conversion.name else 1e-4)
-    # Lion's updates are signs: one that differs is a tenth of the way of 20 steps.
+    # Lion's updates are signs: one different sign is a tenth of the distance of 20 steps.
     bounds = {"32bit": 1e-3, "Lion": 0.25}
     assert whole < next((x for word, x in bounds.items() if word in conversion.name), 0.1)

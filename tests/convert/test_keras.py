@@ -1,4 +1,4 @@
-"""States in the shape of Keras's and bitsandbytes' ones, without either library."""
+"""Converting states shaped like Keras's and bitsandbytes', without either library."""
 
 import math
 
@@ -18,7 +18,7 @@ NAMES = {path: f"sequential/{path}" for path in ("dense/kernel", "dense/bias")}
 
 
 def variables(*slots, optimizer="adam", steps=7, **others):
-    """As `{v.path: v for v in optimizer.variables}`, of NumPy arrays."""
+    """NumPy arrays in the form `{v.path: v for v in optimizer.variables}`."""
     rng = np.random.default_rng(0)
     found = {f"{optimizer}/iteration": np.array(steps), f"{optimizer}/learning_rate": np.array(1.0)}
     for name, shape in (("kernel", (3, 2)), ("bias", (2,))):
@@ -105,7 +105,7 @@ def test_errors_of_keras_list_the_paths(name):
 
 
 def coded(x, signed, block=256):
-    """Codes, scales and map of an array, by a search in the map."""
+    """Codes, scales and map of an array, quantized by searching the map."""
     values = dynamic_map(signed)
     flat = np.pad(x.ravel(), (0, -x.size % block)).reshape(-1, block)
     scale = np.abs(flat).max(1).astype(np.float32)

@@ -1,4 +1,4 @@
-"""States from Optax's trees into ours and back."""
+"""Converting Optax's state trees to ours and back."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def schedule(count):
 
 
 def stepped(tx, steps=3):
-    """A state with something in it."""
+    """The state after some steps."""
     state = tx.init(PARAMS)
     for t in range(steps):
         grads = jax.tree.map(lambda p, t=t: jnp.full_like(p, 0.1 + t), PARAMS)
@@ -82,7 +82,7 @@ def test_there_and_back_is_the_same(name):
     assert jax.tree.structure(there) == jax.tree.structure(ours.init(PARAMS))
     back = convert.to_optax(there, PARAMS, theirs)
     assert jax.tree.structure(back) == jax.tree.structure(state)
-    own = ("acc_grads", "hyperparams['learning_rate']")  # Of a step that is past.
+    own = ("acc_grads", "hyperparams['learning_rate']")  # They belong to a completed step.
     for (path, x), y in zip(
         jax.tree_util.tree_flatten_with_path(back)[0], jax.tree.leaves(state), strict=True
     ):

@@ -1,4 +1,4 @@
-"""States in PyTorch's shape, without PyTorch: what goes in comes out, and what is wrong is said."""
+"""Converting states shaped like PyTorch's, without PyTorch: round trips and error messages."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ LATE = {"max_before_correction": True}
 
 
 def state_dict(*slots, step=7, names=True, **scalars):
-    """As `torch.optim.Optimizer.state_dict` makes it, of NumPy arrays."""
+    """NumPy arrays in the form of `torch.optim.Optimizer.state_dict`."""
     rng = np.random.default_rng(0)
     entries = {}
     for i, shape in enumerate(SHAPES.values()):
@@ -110,7 +110,7 @@ def test_the_moments_are_found_in_whatever_is_around(name):
     own = ("'ema'", "mini_step", "notfinite", ".step", ".weight")
     for path, x in counts:
         key = jax.tree_util.keystr(path)
-        average = name == "ours" and key.startswith("[2]")  # Of the parameters: it begins here.
+        average = name == "ours" and key.startswith("[2]")  # The average of parameters starts here.
         if x.dtype == jnp.int32 and not average and not any(word in key for word in own):
             assert int(x) == 7, key
     back = convert.to_torch(state, PARAMS, adam_jax.adamw(1e-3), saved, names=NAMES)

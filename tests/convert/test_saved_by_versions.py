@@ -1,4 +1,4 @@
-"""States that each released version saved are read by this one, and continue with equal steps."""
+"""This version reads the states that each released version saved, and takes the same steps."""
 
 import jax
 import numpy as np
@@ -30,6 +30,6 @@ def test_a_saved_state_is_read_and_continues(path):
 
 
 def test_this_version_has_its_files():
-    """Written by `python -m tests.saved`, once for each version."""
+    """Run `python -m tests.saved` once for each version."""
     names = {path.stem for path in FILES if path.parent.name == adam_jax.__version__}
     assert names == set(saved.transformations())

@@ -1,4 +1,4 @@
-"""A checkpoint of another form than its target is an error with the path, never other numbers."""
+"""Restoring a checkpoint into a target of another form is an error with the path."""
 
 import re
 
@@ -41,7 +41,7 @@ def registered():
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A state of each form, in Orbax's files and in Flax's bytes."""
+    """A state of each form, saved by Orbax and by Flax."""
     folder, written = tmp_path_factory.mktemp("saved"), {}
     with ocp.StandardCheckpointer() as checkpointer:
         for number, (name, tx) in enumerate(FORMS.items()):
@@ -92,7 +92,7 @@ def restored_and_stepped(saved, source, target):
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
 def test_flax(saved, source, target):
-    """On reading; codes in the place of an array, of which Flax does not ask us, in the step."""
+    """Fails when read; codes in place of an array, which Flax does not check, fail in the step."""
     with pytest.raises(ValueError) as error:
         restored_and_stepped(saved, source, target)
     assert re.search(r"at '(\./0/(mu|nu)/)?w'|nu_max", str(error.value)), error.value
@@ -108,7 +108,7 @@ def test_both_forms_are_in_the_message(saved):
 
 
 def test_codes_are_the_same_however_they_were_rounded(saved):
-    """So a run may go on with the other rounding."""
+    """A run may therefore continue with the other rounding."""
     tx = small(adam_jax.stochastic(jnp.int8))
     _, state = FORMS["int8"].update(GRADS, FORMS["int8"].init(PARAMS), PARAMS)
     for restored in (
@@ -122,7 +122,7 @@ def test_codes_are_the_same_however_they_were_rounded(saved):
 
 @pytest.mark.parametrize("target", ["int4", "blocks of 64"])
 def test_arrays_put_into_another_state_without_their_names(target):
-    """As by jax.tree.unflatten of arrays from an .npz file."""
+    """For example by jax.tree.unflatten, with arrays from an .npz file."""
     tx = FORMS[target]
     _, state = FORMS["int8"].update(GRADS, FORMS["int8"].init(PARAMS), PARAMS)
     mixed = jax.tree.unflatten(jax.tree.structure(tx.init(PARAMS)), jax.tree.leaves(state))
@@ -132,7 +132,7 @@ def test_arrays_put_into_another_state_without_their_names(target):
 
 @pytest.mark.parametrize("wrong", ["amsgrad", "adabelief", "lion", "adan", "ademamix"])
 def test_slots_of_another_member(wrong):
-    """A state of the right shape, given to the wrong transformation, names both."""
+    """A state of the right shape, passed to the wrong transformation: the error names both."""
     state = getattr(adam_jax, wrong)(1e-2).init(PARAMS)
     state = (state[0], optax.EmptyState(), state[-1])
     with pytest.raises(ValueError) as error:
@@ -166,7 +166,7 @@ def test_the_state_of_schedule_free():
 
 @pytest.mark.parametrize("nothing", [None, (), optax.EmptyState(), optax.MaskedNode()])
 def test_a_link_that_keeps_nothing_takes_all_that_is_empty(nothing):
-    """As in Optax, whose clips and scales are often called with None."""
+    """As in Optax, whose clips and scales are often called with None as state."""
     tx = adam_jax.scale_by_learning_rate(1e-2)
     assert jax.tree.leaves(tx.update(GRADS, nothing)[1]) == []
     with pytest.raises(ValueError, match="the state must be an EmptyState, got a dict"):

@@ -1,6 +1,6 @@
-"""Runs that are written to a file, read back, and go on: the bits of a run that never stopped.
+"""Runs that are saved, restored and continued have the bits of an uninterrupted run.
 
-With Orbax and with `flax.serialization`; through Linen's TrainState, nnx.Optimizer and Equinox.
+With Orbax and `flax.serialization`, through Linen's TrainState, nnx.Optimizer and Equinox.
 """
 
 import importlib.util
@@ -57,11 +57,11 @@ BY_ORBAX = (
     "MultiSteps",
     "around packed",
     "groups",
-)  # More in test_low_precision_states.py.
+)  # tests/formats/test_states.py has more.
 
 
 def by_orbax(tree, like, folder):
-    """Written, and read into the form of `like`."""
+    """Saves a state with Orbax and restores it into the structure of `like`."""
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder / "saved", tree)
         checkpointer.wait_until_finished()

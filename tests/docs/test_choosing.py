@@ -1,4 +1,4 @@
-"""The tables of docs/choosing.md are complete, and say what the members and modifiers do."""
+"""The tables of docs/choosing.md are complete and match the members and modifiers."""
 
 import inspect
 
@@ -22,7 +22,7 @@ ALIASES -= {"scale_by_learning_rate"}
 
 
 def decay_of(name):
-    """λ by default; None for a member that does not decay unless it is told to."""
+    """The default λ; None for a member without weight decay by default."""
     parameter = inspect.signature(getattr(adam_jax, name)).parameters.get("weight_decay")
     return None if parameter is None else parameter.default
 
@@ -46,7 +46,7 @@ def test_states_and_bytes_of_the_table_of_members(row):
 def test_members_that_decay_and_by_how_much():
     for row in MEMBERS:
         names = codes(row["member"])
-        # One number for all of them, or "`adamw`: `1e-4`", of that one.
+        # A number for all members of the row, or "`adamw`: `1e-4`" for one of them.
         only, _, shown = row["λ"].rpartition(": ")
         decaying = codes(only) or (names if shown else [])
         for name in names:

@@ -1,4 +1,4 @@
-"""`help(adam_jax.nadamw)` explains every argument, and sends nobody elsewhere."""
+"""`help(adam_jax.nadamw)` explains every argument, without references to other docstrings."""
 
 import inspect
 import re

@@ -1,4 +1,4 @@
-"""The table of docs/interchange.md is that of benchmarks/RESULTS.md."""
+"""The table of docs/interchange.md has the largest differences of benchmarks/RESULTS.md."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""docs/migrating/optax.md: each row of its tables, compared with both signatures and run."""
+"""docs/migrating/optax.md: each table row matches both signatures, and runs in both libraries."""
 
 import inspect
 
@@ -20,7 +20,7 @@ VALUES = {"AT_LEAST_FLOAT32": adam_jax.AT_LEAST_FLOAT32, "required": REQUIRED, "
 pytestmark = pytest.mark.usefixtures("standard_promotion")  # Optax needs it.
 
 PARAMS = {"w": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3), "b": jnp.array([0.5, -0.25, 2.0])}
-# Of each argument a value that is not the default, and that both libraries take.
+# For each argument a value that is not the default and that both libraries accept.
 GIVEN = {
     "learning_rate": lambda count: 0.1 / (1 + count),
     "b1": 0.7,
@@ -53,7 +53,7 @@ def shown(default):
 
 
 def defaults(f):
-    """Names and defaults, a function for any function."""
+    """Arguments and their defaults; functions are replaced by one placeholder."""
     return {p.name: shown(p.default) for p in inspect.signature(f).parameters.values()}
 
 
@@ -63,13 +63,13 @@ def optax_member(name):
 
 
 def arguments(cell):
-    """`b1=0.9`, `mask=None` as a dictionary."""
+    """Parses `b1=0.9`, `mask=None` into a dictionary."""
     parts = [text.partition("=") for text in codes(cell)]
     return {name: value(text or "required") for name, _, text in parts}
 
 
 def path(tx, params, steps=6, scale=1.0):
-    """The parameters after some steps with gradients of various sizes."""
+    """The parameters after some steps with gradients of various magnitudes."""
     rng = np.random.default_rng(0)
     state, found, update = tx.init(params), [], jax.jit(tx.update)
     for _ in range(steps):
@@ -116,7 +116,7 @@ def next_parameter(name):
     return next(iter(inspect.signature(f).parameters), None) if inspect.isfunction(f) else None
 
 
-# Those that hide another, or round, are given alone.
+# Arguments that hide another one, or that round, are tested alone.
 ALONE = ("mu_dtype", "use_clipping", "warmup_steps")
 CASES = [
     pytest.param(name, given, id=f"{name}-{'-'.join(given)}")
@@ -131,7 +131,7 @@ def test_the_arguments_do_what_they_do_in_optax(name, given):
     numbers = {"learning_rate": 0.1} | {argument: GIVEN[argument] for argument in given}
     theirs = optax_member(name)(**numbers)
     ours = getattr(adam_jax, name.removeprefix("contrib."))(**numbers)
-    # bfloat16 averages: Optax's terms are rounded before they are added, ours behind.
+    # bfloat16 averages: Optax rounds the terms before adding them, we round the sum.
     tolerance = 2e-2 if "mu_dtype" in given else 2e-5
     same(path(ours, PARAMS), path(theirs, PARAMS), tolerance)
 
@@ -285,7 +285,7 @@ def test_no_difference_is_claimed_that_is_not_tested():
 
 
 def test_a_mask_that_is_a_function_is_asked_about_the_parameters():
-    """The row of `mask`: Optax asks about the updates, which may have other dtypes."""
+    """The row of `mask`: Optax calls it with the updates, which may have other dtypes."""
     asked = []
 
     def mask(tree):

@@ -1,4 +1,4 @@
-"""docs/migrating/optax.md, "Where arguments are read differently": each row, in both libraries."""
+"""docs/migrating/optax.md, "Where arguments are read differently": both libraries run each row."""
 
 import re
 
@@ -79,7 +79,7 @@ DIFFERENT = {
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["written"])
 def test_what_is_written_does_what_the_row_says(row):
-    """The words behind the expression say about what; without any, it is refused here."""
+    """The words after the expression name the difference; without words, we raise an error."""
     words = re.sub(r"^`[^`]*`(, )?", "", row["written"])
     check = no_links if code(row["written"]) == "o.chain()" else DIFFERENT[words]
     check(row)

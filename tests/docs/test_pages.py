@@ -1,4 +1,4 @@
-"""The documentation: its code runs and prints what stands behind it, its commands exist."""
+"""The documentation: its code prints the expected output, its commands and links exist."""
 
 import builtins
 import contextlib
@@ -28,7 +28,7 @@ WITH_SAMPLES = [page for page in PAGES if samples(page) and page != README]
 WITH_COMMANDS = [page for page in PAGES if commands(page)]
 
 
-# Not among the requirements, and the distribution that each is in: a page says what to install.
+# Optional modules and their distributions: a page must say to install them.
 OPTIONAL = {
     "PIL": "pillow",
     "bitsandbytes": "bitsandbytes",
@@ -44,18 +44,18 @@ OPTIONAL = {
     "torch": "torch",
     "tornado": "tornado",
 }
-PEERS = ("torch", "keras", "bitsandbytes")  # In a dependency group of their own.
+PEERS = ("torch", "keras", "bitsandbytes")  # In a separate dependency group.
 
 
 def lacking(code):
-    """The peers that a sample imports and that are not there."""
+    """The peers that a sample imports and that are not installed."""
     imported = re.findall(r"\w+", " ".join(re.findall(r"^import (.*)$", code, re.MULTILINE)))
     return [name for name in PEERS if name in imported and not importlib.util.find_spec(name)]
 
 
 @contextlib.contextmanager
 def only(there):
-    """An optional library is there for samples and this package if its distribution is named."""
+    """Lets samples and this package import an optional library only if the page installs it."""
     real = builtins.__import__
 
     def checked(name, globals=None, locals=None, fromlist=(), level=0):
@@ -93,7 +93,7 @@ def test_what_a_page_says_to_install(tmp_path):
 
 
 def run(page):
-    """Runs the blocks of a page in one namespace, and returns what each printed and should have."""
+    """Runs the blocks of a page in one namespace; returns printed and expected output of each."""
     names, printed, expected = {}, [], []
     installed = installed_before_samples(page)
     for (code, output), there in zip(samples(page), installed, strict=True):
@@ -123,7 +123,7 @@ FIRST = ("README.md", "docs/index.md")
 def test_the_samples_run_and_print_what_stands_behind_them(
     page, tmp_path, monkeypatch, standard_promotion
 ):
-    monkeypatch.chdir(tmp_path)  # Some write files.
+    monkeypatch.chdir(tmp_path)  # Some samples write files.
     matplotlib.use("agg")
     _, printed, expected = run(page)
     assert printed == expected
@@ -152,7 +152,7 @@ def test_the_sample_of_the_readme_finds_the_parameters():
 
 
 def sources(module):
-    """The sources of a command: of all its package, and of what the examples share."""
+    """The source code of a command: its whole package, and examples/study.py."""
     path = ROOT / module.replace(".", "/")
     files = [path.with_suffix(".py")] if path.with_suffix(".py").exists() else path.rglob("*.py")
     return "".join(file.read_text() for file in [*files, ROOT / "examples" / "study.py"])
@@ -188,19 +188,19 @@ def test_commands_name_what_there_is(page):
         for extras in re.findall(r"\[([a-z,]+)\]", command if "pip install" in command else ""):
             assert set(extras.split(",")) <= set(project["project"]["optional-dependencies"])
             checked += 1
-    # Of a page that only says what to install, the samples are run with that and nothing else.
+    # On a page that only installs, the samples run with those distributions alone.
     installs = ("git ", "cd ", "python3 -m venv", "source ", "pip ")
     assert checked or all(command.startswith(installs) for command in commands(page))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_relative_links_lead_somewhere(page):
-    """In the repository; `mkdocs build --strict` looks after the site."""
+    """Links in the repository; `mkdocs build --strict` checks those of the site."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     for path, _, anchor in re.findall(r"\]\(((?!http)[^)#\s]*)(#([^)\s]*))?\)", text):
         target = page.parent / path if path else page
         assert target.exists(), path
-        if anchor and not anchor.startswith("adam_jax."):  # Those are made of docstrings.
+        if anchor and not anchor.startswith("adam_jax."):  # From docstrings.
             assert anchor in anchors(target.read_text()), f"{path}#{anchor}"
 
 
@@ -214,7 +214,7 @@ def anchors(text):
 def test_the_reference_has_every_public_name():
     text = "".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
     documented = re.findall(r"^::: (\S+)$", text, re.MULTILINE)
-    # A function that has the name of its module.
+    # Functions named like their module.
     documented = [re.sub(r"\.(\w+)\.\1$", r".\1", name) for name in documented]
     modules = [name for name in adam_jax.__all__ if inspect.ismodule(getattr(adam_jax, name))]
     assert {"sharding", "inspect", "schedules"} <= set(modules)
@@ -225,7 +225,7 @@ def test_the_reference_has_every_public_name():
 
 
 def test_no_page_asks_another_host_for_anything():
-    """Links may lead away; pictures, scripts and styles may not."""
+    """Links may lead to other hosts; pictures, scripts and styles may not."""
     settings = (ROOT / "mkdocs.yml").read_text()
     assert "font: false" in settings and "http" not in settings
     for page in PAGES:

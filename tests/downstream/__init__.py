@@ -1,1 +1,1 @@
-"""Other projects' own tests, with our names in the place of Optax's."""
+"""Other projects' own tests, run with our functions in place of Optax's."""

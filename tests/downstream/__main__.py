@@ -1,10 +1,10 @@
-"""Runs the optimizer tests of other projects, with Optax as it is and with our names in its place.
+"""Runs the optimizer tests of other projects, with Optax's functions and with ours in their place.
 
 python -m tests.downstream
 python -m tests.downstream numpyro flax --table build/downstream.md
 
-Each project gets a virtual environment and its source distribution in a folder below .downstream,
-which later runs use again; adam_jax is installed anew every time. Needs the package index.
+Each project gets a virtual environment and its source distribution in a folder below .downstream.
+Later runs reuse both; adam_jax is reinstalled every time. Needs access to the package index.
 """
 
 import argparse
@@ -29,7 +29,7 @@ COLUMNS += ("pass with Optax", "pass with ours", "fail with ours only")
 
 
 def source(project: Project) -> Path:
-    """The unpacked source distribution; downloads it if it is not there."""
+    """The unpacked source distribution, downloaded if it is missing."""
     place = FOLDER / project.name / project.version
     if not place.exists():
         downloads = FOLDER / project.name / "downloads"
@@ -46,30 +46,30 @@ def source(project: Project) -> Path:
 
 
 def environment(project: Project, place: Path) -> Path:
-    """The Python of an environment with the project, what its tests need, and this adam_jax."""
+    """The Python of an environment with the project, its test requirements and this adam_jax."""
     folder = place.with_name(f"{project.version}-environment")
     python, complete = folder / "bin" / "python", folder / "complete"
     if not complete.exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
         install(python, *PINS, *project.needs, str(place))
         complete.touch()
-    # Not editable: that would put this package's `tests` before the project's.
+    # Not editable, because this package's `tests` would then precede the project's.
     install(python, "--no-deps", "--force-reinstall", str(ROOT))
     return python
 
 
 def install(python: Path, *requirements: str) -> None:
-    """Calls pip."""
+    """Runs `pip install`."""
     subprocess.run([python, "-m", "pip", "install", "--quiet", *requirements], check=True)
 
 
 def run(project: Project, place: Path, python: Path, ours: bool) -> dict[str, Any]:
-    """Runs the project's tests; what the plugin reports, and the seconds they took."""
+    """Runs the project's tests; returns the plugin's report and the seconds they took."""
     name = "ours" if ours else "optax"
     report, log = (place.with_name(f"{name}.{end}") for end in ("json", "log"))
     report.unlink(missing_ok=True)
     command = [python, "-m", "pytest", "-p", PLUGIN.stem, "-p", "no:cacheprovider", "-q"]
-    # Named: pytest would also look for settings in the folders above, and find this package's.
+    # Explicit, because pytest would otherwise find this package's settings in a parent folder.
     settings_file = "pytest.ini" if (place / "pytest.ini").exists() else "pyproject.toml"
     command += ["-c", settings_file]
     settings = {"DOWNSTREAM_OURS": str(int(ours)), "DOWNSTREAM_REPORT": str(report)}
@@ -79,7 +79,7 @@ def run(project: Project, place: Path, python: Path, ours: bool) -> dict[str, An
         subprocess.run(
             [*command, *project.options, *project.tests],
             cwd=place,
-            env=os.environ | IN_A_HURRY | settings,  # Else they compile most of the time.
+            env=os.environ | IN_A_HURRY | settings,  # Otherwise most of the time is compilation.
             stdout=output,
             stderr=subprocess.STDOUT,
         )
@@ -94,7 +94,7 @@ def passed(report: dict[str, Any]) -> set[str]:
 
 
 def compare(project: Project) -> tuple[dict[str, Any], list[str]]:
-    """A row of the table, and the tests that do not pass with ours only."""
+    """A row of the table, and the tests that fail only with our functions."""
     place = source(project)
     python = environment(project, place)
     theirs, ours = (run(project, place, python, ours) for ours in (False, True))
@@ -113,14 +113,14 @@ def compare(project: Project) -> tuple[dict[str, Any], list[str]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """In Markdown."""
+    """The table in Markdown."""
     lines = [COLUMNS, ["---"] * len(COLUMNS)]
     lines += [[str(row[name]) for name in COLUMNS] for row in rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def main() -> int:
-    """Runs the projects one after another; 1 if a test passes with Optax only."""
+    """Runs the projects in turn; returns 1 if a test passes only with Optax."""
     names = [project.name for project in PROJECTS]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("projects", nargs="*", metavar="project", help=f"of {', '.join(names)}")

@@ -1,18 +1,18 @@
-"""Projects on Optax whose source distributions bring their tests, the smallest first."""
+"""Projects that use Optax and ship tests in their source distributions, the smallest first."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Project:
-    """A project, and which of its tests build or run an optimizer.
+    """A project, and its tests that build or run an optimizer.
 
     Attributes:
-      name: on the package index.
-      version: of the source distribution.
-      tests: files of it that use Optax, or call what does.
-      needs: what these tests import besides the project's own requirements.
-      options: for pytest.
+      name: name on the package index.
+      version: version of the source distribution.
+      tests: test files that use Optax, directly or indirectly.
+      needs: distributions that the tests import, other than the project's requirements.
+      options: options for pytest.
     """
 
     name: str
@@ -22,7 +22,7 @@ class Project:
     options: tuple[str, ...] = ()
 
 
-# Of all projects: what the figures in the documentation were measured with.
+# For all projects: the versions used for the figures in the documentation.
 PINS = ("jax==0.10.2", "jaxlib==0.10.2", "optax==0.2.8", "pytest>=9,<10")
 
 PROJECTS = (
@@ -31,7 +31,7 @@ PROJECTS = (
         "1.0.3",
         (
             "dynamax/parameters_test.py",
-            "dynamax/utils/test_optimize.py",  # 30,000 uncompiled steps.
+            "dynamax/utils/test_optimize.py",  # Takes 30,000 uncompiled steps.
             "dynamax/hidden_markov_model/models/test_models.py",
             "dynamax/linear_gaussian_ssm/models_test.py",
         ),

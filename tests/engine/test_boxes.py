@@ -1,4 +1,4 @@
-"""Parameters in Flax's boxes: the state has the names of their axes, however it is stored."""
+"""Parameters in Flax's metadata boxes: the state has their axis names, in every storage form."""
 
 import functools
 import itertools
@@ -37,7 +37,7 @@ def mesh_of(*sizes: int, kind: AxisType = AxisType.Auto) -> Mesh:
 
 
 class Block(nnx.Module):
-    """One of a transformer, its kernels split over `data`: FSDP by metadata."""
+    """A transformer block with its kernels sharded over `data`: FSDP by metadata."""
 
     def __init__(self, width: int, rngs: nnx.Rngs):
         init = nnx.initializers.lecun_normal()
@@ -55,7 +55,7 @@ class Block(nnx.Module):
 
 
 def share(arrays) -> float:
-    """Of the bytes of some arrays, the largest share that a device has."""
+    """The largest share of the bytes of some arrays on one device."""
     of_device: dict[int, int] = {}
     for x in arrays:
         for shard in x.addressable_shards:
@@ -113,7 +113,7 @@ def test_codes_and_scales_are_variables_with_the_names_of_the_parameter():
 
 @newer_names
 def test_the_state_alone_is_split_by_metadata_of_its_own():
-    """ZeRO-1: `optimizer_sharding` is for the state; the parameter is whole on each device."""
+    """ZeRO-1: `optimizer_sharding` shards the state; the parameter is replicated."""
     with jax.set_mesh(mesh_of(8)):
         metadata = {"optimizer_sharding": ("data", None)}
         linear = nnx.Linear(256, 512, rngs=nnx.Rngs(0), kernel_metadata=metadata)
@@ -148,7 +148,7 @@ def test_a_linen_state_is_placed_by_metadata_alone(stored):
         state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
         assert jax.tree.structure(state) == jax.tree.structure(abstract)
         params, state = nn.meta.unbox(state)
-        # Of `Factored` the means over the split axis lie on every device.
+        # With `Factored`, the means over the sharded axis are replicated.
         assert share(large(state)) <= (1.06 if "Factored" in repr(stored) else 1.05) / 8
         step = jax.jit(functools.partial(adam_jax.step, tx))
         _, after = step(params, state, params)
@@ -205,7 +205,7 @@ MESHES = {
 @pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
 @pytest.mark.parametrize("named", [False, True], ids=["bare", "named"])
 def test_the_abstract_state_is_that_of_init(mesh, named):
-    """50 shapes, split as far as they divide."""
+    """50 shapes, sharded as far as they are divisible."""
     make, sizes, kind = mesh
     mesh = make(*sizes, kind=kind)
     shapes = [*itertools.product((16, 320, 1376), SIZES), *((8, 40, n) for n in SIZES)]
@@ -233,7 +233,7 @@ def test_the_abstract_state_is_that_of_init(mesh, named):
 
 
 def test_blocks_do_not_depend_on_where_an_array_lies_by_chance():
-    """Under jit automatic axes tell nothing of that: the state would be another one there."""
+    """Under jit, automatic axes do not show the placement, so the state would differ there."""
     params = jax.device_put(jnp.ones((16, 512)), NamedSharding(mesh_of(8), P(None, "data")))
     init = adam_jax.scale_by_adam(nu_dtype=jnp.int8).init
     nu = init(params).nu

@@ -1,4 +1,4 @@
-"""Nothing outlives the optimizer that made it, and what runs without `jit` compiles once."""
+"""Nothing outlives the optimizer that made it, and repeated calls without `jit` compile once."""
 
 import gc
 import weakref
@@ -14,7 +14,7 @@ from adam_jax.sharding import offload, shard_state
 
 
 class Schedule:
-    """A schedule that can be watched."""
+    """A schedule that accepts weak references."""
 
     def __call__(self, count):
         return 1e-3 / (1 + jnp.asarray(count, jnp.float32))
@@ -117,7 +117,7 @@ def test_a_schedule_is_freed_with_its_optimizer(make, jitted, through, standard_
 
 @pytest.fixture
 def compilations():
-    """The programs compiled so far, one entry each."""
+    """The programs compiled so far, one entry per program."""
     found = []
 
     def listen(event, seconds, **kwargs):
@@ -126,7 +126,7 @@ def compilations():
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     jax.jit(lambda x: x + 1)(1.0)
-    assert len(found) == 1  # The event is still called so.
+    assert len(found) == 1  # JAX still uses this name for the event.
     yield found
     jax.monitoring.unregister_event_duration_listener(listen)
 
@@ -143,7 +143,7 @@ def test_eager_steps_compile_nothing_more(make, through, compilations, standard_
 
 
 def test_another_schedule_compiles_nothing(compilations):
-    """As in a notebook whose every step makes its optimizer."""
+    """As in a notebook in which every step builds its optimizer."""
     params = parameters()
     for factor in (1.0, 2.0, 3.0):
         warm = len(compilations)

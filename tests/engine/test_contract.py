@@ -1,4 +1,4 @@
-"""What Optax, JAX and Flax expect of a transformation."""
+"""The contract of a transformation that Optax, JAX and Flax rely on."""
 
 import chex
 import jax
@@ -46,7 +46,7 @@ def quadratic(params):
 @one_kind_of_state
 @every_wrapper
 def test_inside_optax_wrappers(member, wrap):
-    """Ours inside a wrapper moves the parameters as Optax's own does inside the same wrapper."""
+    """Our member in a wrapper moves the parameters as Optax's does in the same wrapper."""
     results = []
     for alias in (member.alias, member.twin.alias):
         tx = wrap(alias(1e-2))
@@ -73,7 +73,7 @@ def test_lookahead(member):
 
 @every_kind_of_state
 def test_injected_hyperparams(member):
-    """A rate, a beta and a schedule in the state, changed there, do what they do in Optax's."""
+    """Changing a rate, a beta or a schedule in the state has the same effect as in Optax."""
     results = []
     for alias in (member.factory, member.twin.factory):
         tx = optax.inject_hyperparams(alias)(learning_rate=lambda count: 1e-2 / (count + 1), b1=0.8)
@@ -90,7 +90,7 @@ def test_injected_hyperparams(member):
 @every_twin
 @pytest.mark.smoke
 def test_state_is_optaxs_own_and_moves_both_ways(member):
-    """A checkpoint of either goes on in the other."""
+    """A checkpoint of either library continues in the other."""
     ours, theirs = (alias(1e-2) for alias in (member.alias, member.twin.alias))
     params = tree()
     grads = jax.grad(quadratic)(params)
@@ -159,9 +159,9 @@ def test_vmap_over_models_equals_one_after_the_other(member):
 
 @every_elementwise
 def test_donation_leaves_nothing_behind(member):
-    """One step in place: no temporaries beyond scalars, every array aliased with its successor.
+    """A step is in place: no temporaries except scalars, every array aliased with its new value.
 
-    A member that reads an accumulator after renewing it keeps a copy of one leaf's, as in Optax.
+    A member that reads the old accumulator after its update copies that of one leaf, as in Optax.
     """
     tx = member.alias(1e-2)
     params = jnp.ones(100_000)
@@ -179,7 +179,7 @@ def test_donation_leaves_nothing_behind(member):
 
 @every_kind_of_state
 def test_sharded_like_the_parameters(member):
-    """8 devices: the state lies where the parameters lie, and the step moves nothing."""
+    """8 devices: the state is sharded like the parameters, and the step has no collectives."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     params = jax.device_put(jnp.linspace(-1.0, 1.0, 64).reshape(16, 4), sharding)
@@ -201,7 +201,7 @@ def test_sharded_like_the_parameters(member):
 def test_shard_map(member):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     tx = member.direction()
-    params = jnp.linspace(-1.0, 1.0, 8 * 4096).reshape(8 * 32, 128)  # Enough for codes on each.
+    params = jnp.linspace(-1.0, 1.0, 8 * 4096).reshape(8 * 32, 128)  # Each device has codes.
     spec = PartitionSpec("data")
 
     def local(g):
@@ -268,7 +268,7 @@ def test_a_callable_mask_and_a_leaf_that_is_none(member):
 
 @every_twin
 def test_signature_extends_optaxs(member):
-    """Optax's names in Optax's order; ours behind them, keyword-only."""
+    """Optax's arguments in Optax's order, followed by ours, keyword-only."""
     import inspect
 
     for ours, theirs in (
@@ -282,7 +282,7 @@ def test_signature_extends_optaxs(member):
         assert all(our[name].kind == keyword for name in list(our)[len(positional) :])
         assert set(their) <= set(our)
         for name, parameter in their.items():
-            # None as mu_dtype means the same, the default does not: see the docstring. Optax's
-            # lambda is our fourth_root, and its scale_by_adam our scale_by_nadam too.
+            # mu_dtype=None means the same in both; the defaults differ, see the docstring.
+            # Optax's lambda is our fourth_root, and its scale_by_adam is also our scale_by_nadam.
             own = name == "mu_dtype" or callable(parameter.default) or name in member.twin.nesterov
             assert own or our[name].default == parameter.default, name

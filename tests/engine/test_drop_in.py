@@ -1,4 +1,4 @@
-"""What takes Optax's transformations takes ours: others look at `init` and `update` too."""
+"""Code that takes Optax's transformations takes ours, even if it inspects `init` and `update`."""
 
 import copy
 import functools
@@ -45,7 +45,7 @@ def test_init_and_update_look_like_functions():
 
 
 def test_init_and_update_are_pytrees():
-    """Their numbers are traced where one of the two alone is an argument."""
+    """Their numbers are traced where either function is an argument."""
     traces = []
 
     @jax.jit
@@ -65,7 +65,7 @@ def test_init_and_update_are_pytrees():
 
 @struct.dataclass
 class Checked:
-    """A node that says no to anything but arrays of two dimensions, as users' own may."""
+    """A node that accepts only two-dimensional arrays, as a user's may."""
 
     kernel: Any
     scale: Any
@@ -88,7 +88,7 @@ def test_a_prefix_mask_above_a_node_that_validates_its_leaves(kernel):
 
 
 def test_a_prefix_mask_means_what_optax_makes_of_it(standard_promotion):
-    """In the order of the leaves, with containers of every kind, and Nones in both trees."""
+    """In leaf order, with containers of every kind and None in both trees."""
 
     class Pair(NamedTuple):
         first: Any

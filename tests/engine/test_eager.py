@@ -1,4 +1,4 @@
-"""A step without `jit` costs no more than Optax's, and is the step with it."""
+"""A step without `jit` makes no more calls than Optax's, and equals the compiled step."""
 
 import sys
 
@@ -28,7 +28,7 @@ PAIRS = {
 
 
 def calls(step, *args):
-    """Functions called by one call, in Python and C: as good as its time, and never noisy."""
+    """The number of Python and C calls of one step: proportional to its time, and deterministic."""
     for _ in range(3):
         step(*args)
     count = 0
@@ -83,7 +83,7 @@ def test_leaves_may_lie_on_different_devices():
 
 
 def test_derivatives_of_an_eager_step():
-    """In the learning rate and the gradient, as of the compiled step."""
+    """With respect to the learning rate and the gradient, as for the compiled step."""
     params = jnp.linspace(-1.0, 1.0, 5)
 
     def loss(rate, scale):

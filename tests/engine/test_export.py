@@ -1,4 +1,4 @@
-"""The training step as a file: exported here for platforms that are not here, and read again."""
+"""A training step is exported for other platforms, and read again."""
 
 import jax.numpy as jnp
 import pytest

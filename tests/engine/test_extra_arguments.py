@@ -1,4 +1,4 @@
-"""`weight=` and `value=`: what they may be, how they are spelt, and weights that are all zero."""
+"""`weight=` and `value=`: allowed values, misspelled names, and weights that are all zero."""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def test_a_weight_that_is_no_scalar():
 
 @pytest.mark.parametrize("weight", [1, 2.5, np.float64(3), np.int32(4), jnp.float32(2), True])
 def test_weights_that_are(weight):
-    """Of a single micro-batch it does not matter."""
+    """For a single micro-batch the weight has no effect."""
     tx = adam_jax.accumulate(adam_jax.adamw(0.1), 1)
     jax.tree.map(np.testing.assert_array_equal, stepped(tx, weight=weight), stepped(tx))
 
@@ -64,7 +64,7 @@ INNER = {
 @pytest.mark.parametrize("inner", INNER.values(), ids=INNER)
 @pytest.mark.parametrize("zero", [0.0, jnp.nan, -1.0])
 def test_no_step_where_all_weights_are_zero(inner, zero):
-    """Nor is one counted; the micro-steps begin again, and go on as if they had not been."""
+    """No step is taken or counted; the micro-steps start again."""
     with jax.numpy_dtype_promotion("standard"):
         tx = adam_jax.accumulate(inner, 2)
         before = tx.init(PARAMS)
@@ -122,14 +122,14 @@ def test_a_misspelt_argument(tx, wrong, right):
 @pytest.mark.parametrize(
     ("tx", "extra_args"),
     [
-        (adam_jax.adamw(0.1), {"wieght": 1.0, "vlaue": 2.0}),  # Neither is an argument of its.
+        (adam_jax.adamw(0.1), {"wieght": 1.0, "vlaue": 2.0}),  # Neither is an argument of `adamw`.
         (accumulating, {"value": 1.0, "grad": GRADS, "value_fn": None, "batch": 3}),
         (skipping, {"weight": 1.0, "value_fn": len, "loss": 1.0, "key": 0}),
         (skipping, {"value": 1.0, "values": 3.0}),
     ],
 )
 def test_arguments_of_others_are_passed_over(tx, extra_args):
-    """Optax's contract: each transformation of a chain gets all of them."""
+    """Optax's contract: each transformation of a chain receives all extra arguments."""
     jax.tree.map(np.testing.assert_array_equal, stepped(tx, **extra_args), stepped(tx))
 
 

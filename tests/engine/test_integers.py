@@ -1,4 +1,4 @@
-"""Integers, booleans and random keys among the parameters: no state, no step, no complaint."""
+"""Integers, booleans and random keys among the parameters: no state, no step and no error."""
 
 import functools
 from typing import Any
@@ -21,7 +21,7 @@ FIXED = ("table", "mask", "key")
 
 
 def parameters(dtype=jnp.float32):
-    """The embedding's table of tokens is large enough to be split, or quantized."""
+    """The integer table is large enough to be sharded or quantized."""
     return {
         "a": {"w": jnp.linspace(-1, 1, 64 * 128, dtype=dtype).reshape(64, 128)},
         "table": jnp.arange(64 * 128).reshape(64, 128),
@@ -36,7 +36,7 @@ def moving(tree):
 
 
 def gradients(params, kind):
-    """Of the others None, float0 as `jax.grad(..., allow_int=True)` has it, or zeros."""
+    """For the fixed leaves: None, float0 as from `jax.grad(..., allow_int=True)`, or zeros."""
     grads = {**params, **jax.tree.map(lambda p: jnp.cos(3 * p).astype(p.dtype), moving(params))}
     for name in FIXED:
         float0 = np.zeros(np.shape(params[name]), jax.dtypes.float0)
@@ -66,8 +66,8 @@ def stepped(tx, grads, state, params):
     return params, state
 
 
-def check(tx, kind=None, dtype=jnp.float32, jit=True):  # float0 is no argument of a jit.
-    """Four steps, which move the others as if they were alone."""
+def check(tx, kind=None, dtype=jnp.float32, jit=True):  # jit rejects float0.
+    """Four steps, which move the other leaves as if they were alone."""
     step = functools.partial(stepped, tx)
     step = jax.jit(step) if jit else step
     params = parameters(dtype)
@@ -93,7 +93,7 @@ def test_every_member_leaves_them_alone(member, kind):
     assert updates["key"] is None
     if kind is None:
         assert updates["table"] is updates["mask"] is None
-    else:  # What can be added.
+    else:  # Updates that can be added.
         del params["key"], updates["key"]
         moved = optax.apply_updates(params, updates)
         for name in ("table", "mask"):
@@ -221,7 +221,7 @@ def test_what_jax_grad_returns():
 @pytest.mark.parametrize("kind", [None, "float0", "zeros"])
 @pytest.mark.parametrize("inner", [optax.adamw(1e-2), adam_jax.schedule_free_adamw(1e-2)])
 def test_inside_of_ours_code_of_optax_moves_none(inner, kind):
-    """Optax's own would make 0, 0, 1 of 0, 1, 2: decayed, and rounded downwards."""
+    """Optax alone would turn 0, 1, 2 into 0, 0, 1: decayed, and truncated."""
     params, grads = parameters(), gradients(parameters(), kind)
     del params["key"], grads["key"], params["mask"], grads["mask"]
     tx = adam_jax.skip_nonfinite(inner)
@@ -236,7 +236,7 @@ def test_inside_of_ours_code_of_optax_moves_none(inner, kind):
 @pytest.mark.parametrize("kind", ["float0", "zeros"])
 @pytest.mark.parametrize("chain", [optax.chain, adam_jax.chain])
 def test_without_parameters(chain, kind):
-    """Where it is the state that says that a leaf keeps none."""
+    """The state alone records that a leaf has no moments."""
     params = {"w": jnp.ones(3), "table": jnp.arange(3)}
     grads = {name: g for name, g in gradients(parameters(), kind).items() if name == "table"}
     grads["w"] = params["w"]

@@ -1,4 +1,4 @@
-"""Leaves that hold several layers: each layer is stepped as a leaf of its own."""
+"""Leaves that hold several layers: each layer is stepped like a separate leaf."""
 
 import functools
 
@@ -14,7 +14,7 @@ from adam_jax.engine.layers import Layers
 from tests.layer_cases import SHAPES, cases, differences, separate, stacked, stepped
 
 CASES = {name: (make, dtype) for name, make, dtype in cases()}
-# One of each way to keep a state and to look at a leaf; the others: python -m tests.layer_cases.
+# One case for each form of state and each reduction; python -m tests.layer_cases runs all.
 SELECTED = (
     *(
         "adamw, float32",
@@ -241,7 +241,7 @@ def test_it_compares_by_value():
 
 
 class Block(nnx.Module):
-    """A block of a transformer, small."""
+    """A small transformer block."""
 
     def __init__(self, rngs):
         self.norm = nnx.LayerNorm(16, rngs=rngs)
@@ -256,7 +256,7 @@ class Block(nnx.Module):
 
 @pytest.mark.slow
 def test_a_transformer_of_twelve_layers_with_and_without_scan():
-    """Of the same gradients: those of a scan have other bits."""
+    """Both use the same gradients, because those of a scan have other bits."""
 
     @nnx.split_rngs(splits=12)
     @nnx.vmap

@@ -1,4 +1,4 @@
-"""Leaves that look as if they held several layers, of which nothing was said."""
+"""A warning for leaves that look as if they held several layers without `with_layers`."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""A mask is made of booleans: anything else is an error with its path, and not a true value."""
+"""Masks contain only booleans; any other leaf raises an error that names its path."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ PARAMS = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
 
 
 def decayed(mask):
-    """Which leaves decay, after a step without a gradient."""
+    """The leaves that decay in a step with zero gradients."""
     tx = adam_jax.adamw(1.0, weight_decay=0.5, mask=mask)
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
     updates, _ = tx.update(zeros, tx.init(PARAMS), PARAMS)

@@ -1,4 +1,4 @@
-"""Optax's own transformations inside this package's: as cheap as inside Optax's wrappers."""
+"""Optax's own transformations inside this package's wrappers are as cheap as inside Optax's."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ every_form = pytest.mark.parametrize("through", ["step", "update"])
 
 
 def temporary(tx, through):
-    """Bytes per parameter, with parameters and state donated."""
+    """Temporary bytes per parameter, with parameters and state donated."""
     params = {name: jnp.ones(SIZE // 3) for name in "abc"}
     step = jax.jit(stepper(tx, through), donate_argnums=(0, 1))
     compiled = step.lower(params, tx.init(params), params).compile()
@@ -45,7 +45,7 @@ every_wrapper = pytest.mark.parametrize("wrapper", WRAPPERS.values(), ids=WRAPPE
 @every_wrapper
 @pytest.mark.parametrize("nested", [False, True])
 def test_an_optax_chain_of_ours_is_ours(wrapper, nested):
-    """Were Optax to write its closures otherwise, this would say so."""
+    """Fails if Optax changes the closures that we recognize."""
     theirs, ours = optax_chain(), our_chain()
     if nested:
         theirs, ours = optax.chain(theirs, adamw(0.1)), chain(ours, adamw(0.1))
@@ -140,7 +140,7 @@ def test_the_steps_are_those_of_apply_if_finite(inner, through, compiled):
 
 @every_form
 def test_a_state_that_does_not_keep_its_dtypes_is_chosen(through):
-    """bfloat16 moments of Optax become float32 with the first float32 gradient."""
+    """Optax's bfloat16 moments become float32 with the first float32 gradient."""
     params = {"w": jnp.ones(4, jnp.bfloat16)}
     tx = skip_nonfinite(optax.adam(1e-3))
     step, state = jax.jit(stepper(tx, through)), tx.init(params)

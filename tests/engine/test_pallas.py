@@ -1,4 +1,4 @@
-"""Pallas kernels: the bits of XLA's programs, which leaf has one, and what is done to programs."""
+"""Pallas kernels have the bits of XLA's programs; the leaves that use one; the lowered programs."""
 
 import re
 import subprocess
@@ -209,7 +209,7 @@ def test_vmap_and_derivatives_are_those_of_xla():
 
 
 def leaves_step(tx):
-    """Of flat lists, since a NamedTuple in a file would have to be registered."""
+    """Takes flat lists, because a NamedTuple in an exported file must be registered."""
     grads, state, params = arguments(tx)
     leaves, treedef = jax.tree.flatten((grads, state, params))
     return leaves, jax.jit(lambda xs: jax.tree.leaves(step(tx)(*jax.tree.unflatten(treedef, xs))))
@@ -240,7 +240,7 @@ def test_arrays_that_are_given_away_are_stepped_in_place():
     donated = jax.jit(step(tx), donate_argnums=(1, 2))
     same(donated(grads, *jax.tree.map(jnp.copy, (state, params))), expected)
     text = lowered(step(tx), "tpu", grads, state, params, donate_argnums=(1, 2))
-    assert text.count("output_operand_alias<") == 5  # The weights, two times codes and scales.
+    assert text.count("output_operand_alias<") == 5  # The weights, and codes and scales twice.
 
 
 @pytest.mark.parametrize("spec", [("data",), (None, "data")], ids=["rows", "columns"])

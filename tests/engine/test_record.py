@@ -1,4 +1,4 @@
-"""States and parameters are those on record: a move of code changes no bit."""
+"""States and parameters equal the recorded ones, so that refactoring changes no bit."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import pytest
 
 from tests import record
 
-EVERY = 8  # Of the cases; all by `python -m tests.record --check`.
+EVERY = 8  # `python -m tests.record --check` checks all cases.
 
 
 @pytest.fixture(scope="module")

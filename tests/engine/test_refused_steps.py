@@ -1,6 +1,6 @@
-"""A refused step changes nothing but counters: members x storage x wrappers.
+"""A rejected step changes only counters: members x storage x wrappers.
 
-Each pair is in a case here; all combinations by `python -m tests.refused`.
+The cases cover each pair; `python -m tests.refused` runs all combinations.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""States describe themselves: a member and a wrapper defined here convert as the package's do."""
+"""States describe themselves: a member and a wrapper defined here convert like the package's."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ B2 = DecayRate.of("b2", 0.99)
 
 
 class ScaleByMineState(NamedTuple):
-    """Not in the order in which Adam's state has them, and the count has another name."""
+    """Its fields are in another order than Adam's, and the count has another name."""
 
     nu: Any
     steps: jax.Array
@@ -49,7 +49,7 @@ def scale_by_mine(**dtypes):
 
 
 class AroundState(NamedTuple):
-    """State of `around`: a count, the last gradient, and what is inside."""
+    """The state of `around`: a count, the last gradient and the inner state."""
 
     seen: jax.Array
     last: Any
@@ -61,7 +61,7 @@ states.register(AroundState, counts=["seen"], inner=["inside"], own=["last"], ow
 
 @frozen_pytree
 class Around(Body):
-    """Remembers the last gradient."""
+    """A wrapper that stores the last gradient."""
 
     inner: Any
 
@@ -106,7 +106,7 @@ def test_a_new_member_is_stored_otherwise_inside_of_a_new_wrapper():
     small = adam_jax.convert_state(state, mu_dtype=jnp.int8, nu_dtype=jnp.bfloat16)
     member = small.inside[0]
     assert member.mu["w"].codes.dtype == jnp.int8
-    assert member.nu["w"].dtype == jnp.bfloat16  # A magnitude: it follows nu_dtype.
+    assert member.nu["w"].dtype == jnp.bfloat16  # A magnitude, so nu_dtype applies.
     assert int(member.steps) == int(small.seen) == 3
     grads = jax.tree.map(jnp.ones_like, PARAMS)
     _, after = adam_jax.step(around(MINE), grads, small, PARAMS)
@@ -118,13 +118,13 @@ def test_bytes_are_those_of_the_parameters_groups():
     sizes = {"w": 64 * 128, "deep": 4}
     assert {name: found.groups[name].state for name in sizes} == {
         name: 12 * size
-        for name, size in sizes.items()  # mu, nu and the last gradient.
+        for name, size in sizes.items()  # mu, nu and the last gradient
     }
     assert found.groups["(shared)"].state == 8
 
 
 def test_counts_belong_to_no_parameter_also_where_a_path_looks_like_one():
-    """In a chain of a chain, a count is at [0][1].count; there is a scalar parameter at [1]."""
+    """In a nested chain a count is at [0][1].count, and there is a scalar parameter at [1]."""
     params = [jnp.ones(3), jnp.ones(())]
     tx = adam_jax.chain(adam_jax.chain(optax.identity(), adam_jax.adam(lambda count: 1e-2)))
     found = adam_jax.inspect.bytes_per_parameter(params, tx)
@@ -142,7 +142,7 @@ def test_a_new_state_is_split_over_devices():
 
 
 class ForgottenState(NamedTuple):
-    """Described nowhere."""
+    """A state class that is not registered."""
 
     seen: jax.Array
     inside: Any
@@ -171,7 +171,7 @@ def test_a_state_that_nobody_described_is_an_error_with_its_name():
         text = raised(convert_it)
         assert "ForgottenState(seen, inside)" in text
         assert "adam_jax.engine.states.register(ForgottenState, " in text
-    # Nothing else minds.
+    # Everything else accepts an unregistered state.
     assert adam_jax.inspect.bytes_per_parameter(PARAMS, unknown).state == 8 * (64 * 128 + 4) + 8
     assert adam_jax.skipped(stepped(forgetful(adam_jax.skip_nonfinite(adam)))).total == 0
 
@@ -184,7 +184,7 @@ def test_what_optax_keeps_besides_begins_anew_and_is_not_lost():
     assert int(there[2][0].count) == 3
     text = raised(lambda: convert.from_optax(stepped(tx), PARAMS, adam))
     assert "'0/trace/w'" in text
-    inside = optax.lookahead(adam, 5, 0.5)  # Known to nobody here, with a known state inside.
+    inside = optax.lookahead(adam, 5, 0.5)  # An unknown state with a known one inside.
     small = adam_jax.convert_state(
         inside.init(optax.LookaheadParams.init_synced(PARAMS)), mu_dtype=jnp.int8
     )
@@ -205,7 +205,7 @@ def test_a_state_restored_before_its_member_is_built():
 
 
 class Pair(NamedTuple):
-    """Parameters may be a NamedTuple as well."""
+    """Parameters in a NamedTuple."""
 
     w: Any
     b: Any
@@ -253,7 +253,7 @@ def test_the_states_of_this_package_are_known(name):
 
 @pytest.mark.smoke
 def test_they_are_known_before_anything_is_built():
-    """A state may be restored, or come from Optax, first."""
+    """A state may first be restored, or come from Optax."""
     code = (
         "import contextlib\n"
         "import adam_jax\n"

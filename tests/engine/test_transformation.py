@@ -67,9 +67,9 @@ def test_copies(member):
 @pytest.mark.bits
 @every_member_slowly
 def test_a_traced_number_is_as_exact_as_a_constant(member):
-    """1-b and log b are the leaves, computed in float64 before anything is rounded.
+    """1-b and log b are leaves, computed in float64 before rounding.
 
-    A traced float32 b2 itself would put 1.3e-5 into every increment of nu.
+    A traced float32 b2 would add a relative error of 1.3e-5 to every increment of nu.
     """
     params = jnp.linspace(-2.0, 2.0, 1000)
 
@@ -101,18 +101,18 @@ def test_a_population_under_vmap_equals_its_members(member):
 
 
 def test_one_shape_is_lowered_once_in_a_large_tree():
-    """As a chunk of √n / 2 leaves that is called 2√n times; all else would be for XLA to inline."""
+    """As a chunk of √n / 2 leaves, called 2√n times; XLA would have to inline anything else."""
     params = [jnp.ones((20, 10))] * 107
     tx = adam_jax.adamw(1e-3)
     text = jax.jit(tx.update).lower(params, tx.init(params), params).as_text()
     functions = re.findall(r"func.func private @(\w+)", text)
-    assert functions == ["chunk_step", "chunk_step_0", "_where"]  # Of 5 leaves, of 1; the count's.
+    assert functions == ["chunk_step", "chunk_step_0", "_where"]  # 5 leaves, 1 leaf, the count.
     assert text.count("call @chunk_step(") == 21 and text.count("call @chunk_step_0(") == 2
     assert text.count("stablehlo.sqrt") == 5 + 1
 
 
 def test_rules_of_the_same_fields_are_different_structures():
-    """To JAX dataclasses are not, and a program of the one might be run for the other."""
+    """JAX treats such dataclasses as equal, and could run the program of one for the other."""
     adam, yogi = adam_jax.scale_by_adam(), adam_jax.scale_by_yogi()
     assert jax.tree.structure(adam) != jax.tree.structure(yogi)
 

@@ -1,4 +1,4 @@
-"""The dtypes of updates between transformations, and trees whose nodes look at their leaves."""
+"""The dtypes of updates between transformations, and trees whose nodes check their leaves."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ BF16, F32 = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """A node as `flax.struct` makes them, that looks at its array."""
+    """A `flax.struct`-like node that checks its array."""
 
     kernel: jax.Array
 

@@ -1,4 +1,4 @@
-"""MNIST in small, and how its files can be wrong: shared by the tests of the example's data."""
+"""A small MNIST, and damaged copies of its files, shared by the data tests."""
 
 import gzip
 import hashlib
@@ -28,7 +28,7 @@ def corrupt(blob: bytes, position: int) -> bytes:
     return blob[:position] + bytes([blob[position] ^ 0xFF]) + blob[position + 1 :]
 
 
-# MNIST in small: three digits to train on, two to test on.
+# A small MNIST: three training digits and two test digits.
 SMALL = {
     "train-images-idx3-ubyte": images_bytes(3),
     "train-labels-idx1-ubyte": labels_bytes([5, 0, 4]),

@@ -1,4 +1,4 @@
-"""Commands of the examples, in processes of their own and in this one."""
+"""Runs the examples' commands, in separate processes and in this one."""
 
 import json
 import os
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def environment():
-    """Compiled quickly, which takes longer than these runs."""
+    """Settings that make compilation fast; these runs mostly compile."""
     return os.environ | IN_A_HURRY
 
 
@@ -36,7 +36,7 @@ def run(*arguments, status=0):
 
 
 def params_of(out):
-    """The bytes of a finished run's parameters, in the checkpoint's own order."""
+    """The bytes of a finished run's parameters, in the checkpoint's order."""
     import jax
 
     from examples.mnist.runs import Run
@@ -50,16 +50,16 @@ def params_of(out):
 
 
 def small_data(folder, train=512, test=64):
-    """The four files with few digits."""
+    """The four MNIST files with few digits."""
     write_digits(folder, train, test)
     return folder
 
 
 def in_this_process(*arguments):
-    """The exit status of a command."""
+    """Runs a command in this process; returns its exit status."""
     with (
         pytest.MonkeyPatch.context() as patch,
-        jax.numpy_dtype_promotion("standard"),  # Orbax wants it.
+        jax.numpy_dtype_promotion("standard"),  # Orbax needs it.
     ):
         patch.setattr(sys, "argv", ["examples.mnist", *map(str, arguments)])
         return main()
@@ -69,7 +69,7 @@ DIGIT = data.load().test_images[0]
 
 
 def strict(text):
-    """As RFC 8259 has it, and JavaScript and jq read it."""
+    """Parses JSON strictly, per RFC 8259, as JavaScript and jq do."""
 
     def refuse(word):
         raise AssertionError(f"{word} is no JSON")

@@ -1,4 +1,4 @@
-"""A model that takes no training, a server in a process of its own, and what a client says."""
+"""An untrained model, a server in its own process, and a client for it."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ from tests.examples.processes import ROOT, command, environment
 
 
 def untrained(name="softmax"):
-    """A model as it is before training: graph and parameters."""
+    """An untrained model: its graph and parameters."""
     return nnx.split(MODELS[name](nnx.Rngs(0)))
 
 
@@ -32,7 +32,7 @@ def write_untrained(path, name="softmax"):
 
 @contextlib.contextmanager
 def serving(*arguments):
-    """The process and its address."""
+    """The server's process and address."""
     process = subprocess.Popen(
         command("serve", *arguments, "--port", 0),
         cwd=ROOT,
@@ -58,7 +58,7 @@ def serving(*arguments):
 @contextlib.contextmanager
 def served(program, most_waiting=512, seconds=20.0):
     """The address of the same server in a thread, with any program."""
-    from examples.mnist.serve.server import answer, listen  # Of an extra that smoke tests lack.
+    from examples.mnist.serve.server import answer, listen  # Smoke tests lack this extra.
 
     loop, stop = asyncio.new_event_loop(), asyncio.Event()
     with listen("127.0.0.1", 0) as listener:
@@ -76,7 +76,7 @@ def even(images):
 
 
 def ask(address, body=None, path="/predict", method="POST", **headers):
-    """The status and the JSON of an answer; an error is one line."""
+    """The status and the JSON of an answer; asserts that an error is one line."""
     url = urlsplit(f"//{address}")
     with contextlib.closing(http.client.HTTPConnection(url.hostname, url.port)) as connection:
         connection.request(method, path, body, headers)
@@ -102,7 +102,7 @@ def connect(address):
 
 
 def read_answer(connection):
-    """Of a bare socket."""
+    """Reads an answer from a bare socket."""
     response = http.client.HTTPResponse(connection)
     response.begin()
     return answer_of(response)

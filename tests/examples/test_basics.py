@@ -1,4 +1,4 @@
-"""The pages of examples.basics, all run as `--fast` does, on the digits that come with them."""
+"""All pages of examples.basics, run with `--fast` on the bundled digits."""
 
 import math
 
@@ -19,16 +19,16 @@ PAGES = list(basics.PAGES)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What one run of all pages leaves."""
+    """The files that one run of all pages writes."""
     folder = tmp_path_factory.mktemp("basics")
-    with jax.numpy_dtype_promotion("standard"):  # Optax's schedules need it.
+    with jax.numpy_dtype_promotion("standard"):  # For Optax's schedules.
         basics.main(["--fast", "--out", str(folder)])
     return folder
 
 
 @pytest.fixture(scope="module")
 def results(folder):
-    """The results, by page, as a later command reads them."""
+    """The results by page, as a later command reads them."""
     lines = [strict_json.loads(line) for line in (folder / "pieces.jsonl").read_text().splitlines()]
     return {line["name"]: line["result"] for line in lines}
 
@@ -45,7 +45,7 @@ def test_every_page_is_computed_described_and_listed(folder, results):
 def test_the_picture_shows_something(folder, name):
     pixels = plt.imread(folder / f"{name}.png")
     assert min(pixels.shape[:2]) > 400
-    assert 0.02 < (pixels[..., :3].min(axis=-1) < 0.9).mean() < 0.7  # Neither blank nor full.
+    assert 0.02 < (pixels[..., :3].min(axis=-1) < 0.9).mean() < 0.7  # Neither blank nor filled.
 
 
 def test_the_network_learns_by_steps_of_the_learning_rate(results):
@@ -78,7 +78,7 @@ def test_the_projected_path_stays_in_the_box_and_ends_where_the_gradient_leaves_
     boxed = np.array(result["boxed"], np.float32)
     assert np.abs(boxed).max() <= 1.0
     np.testing.assert_allclose(boxed[-1], result["solution"], atol=1e-2)
-    # Karush, Kuhn and Tucker: across the wall the loss falls outwards, along it the slope is 0.
+    # KKT conditions: across the wall the loss decreases outwards, along it the slope is 0.
     gradient = np.array(jax.grad(constraints.loss_of)(boxed[-1]))
     assert boxed[-1, 0] == 1.0
     assert gradient[0] < -1
@@ -123,7 +123,7 @@ def test_gradients_vanish_and_explode_and_clipping_saves_sgd(results):
     result = results["clipping"]
     change = [norms[0] / norms[-1] for norms in result["by_row"].values()]
     assert change[0] < 1e-3 < change[1] < 10 < change[2]
-    # Both see the same first gradient; the largest rate throws the unclipped one out.
+    # Both have the same first gradient. At the largest rate the unclipped run diverges.
     plain, clipped = np.array(result["SGD"]["norms"]), np.array(result["SGD, clipped"]["norms"])
     np.testing.assert_allclose(plain[:, 0], clipped[:, 0], rtol=1e-5)
     assert not np.isfinite(result["SGD"]["losses"][-1][-1])
@@ -149,7 +149,7 @@ def test_one_page_alone_finds_the_same(folder, results, tmp_path, capsys, standa
     line = strict_json.loads((tmp_path / "pieces.jsonl").read_text())
     assert line["result"] == results["constraints"]
     assert not (tmp_path / "network.png").exists()
-    # Once more, nothing is computed again.
+    # A second run recomputes nothing.
     capsys.readouterr()
     basics.main(["constraints", "--fast", "--out", str(tmp_path)])
     assert "1 of 1 pieces were done before" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What the documentation says of the comparison is what figures.json says."""
+"""The documentation's text about the comparison matches figures.json."""
 
 import re
 
@@ -16,7 +16,7 @@ every_page = pytest.mark.parametrize("page", pages.parts(PUBLISHED), ids=lambda 
 
 @every_page
 def test_the_pages_say_what_the_figures_say(page):
-    """By `python -m examples.compare.pages`."""
+    """Run `python -m examples.compare.pages` to update the pages."""
     text = page.read_text()
     assert replaced(text, pages.parts(PUBLISHED)[page]) == text
     assert set(re.findall("<!-- (compare-.*?) -->", text)) == pages.parts(PUBLISHED)[page].keys()
@@ -24,13 +24,13 @@ def test_the_pages_say_what_the_figures_say(page):
 
 @every_page
 def test_words_of_a_line_are_not_taken_for_html(page):
-    """Markdown takes a line that begins with a comment for HTML, whatever follows."""
+    """Markdown treats a line that starts with a comment as HTML, including the text after it."""
     lines = [line for line in page.read_text().splitlines() if line.startswith("<!--")]
     assert [line for line in lines if not re.fullmatch("<!-- [^>]* -->", line)] == []
 
 
 def test_every_optimizer_has_its_figures_on_every_model():
-    """By `python -m examples.compare --publish`."""
+    """Run `python -m examples.compare --publish` to update figures.json."""
     assert set(PUBLISHED["models"]) == set(compare.STEPS) == set(pages.MODELS)
     for rows in PUBLISHED["models"].values():
         assert list(rows) == list(OPTIMIZERS)
@@ -70,7 +70,7 @@ def test_the_figures_are_those_of_the_best_rate():
     assert found["seconds"] == 13
     assert (sgd["accuracy"], sgd["lowest"], sgd["highest"]) == (0.91, 0.9, 0.92)
     assert adam["accuracy"] == 0.85 and not adam["edge"]
-    # The target is the mean of SGD's last 25 losses, which fall by 1/59 a step: 1 + 12/59.
+    # The target is the mean of SGD's last 25 losses. They fall by 1/59 a step: 1 + 12/59.
     assert figures.target(results["mlp"]) == pytest.approx(1 + 12 / 59)
     assert sgd["steps"] == 60.0
     assert adam["steps"] == np.ceil((2.0 - 1 - 12 / 59) / (1.5 / 59) + 12 + 1)
@@ -84,16 +84,16 @@ def test_the_verdict_says_where_adam_does_not_win():
         return pages.verdict({"seconds": 1, "models": {"mlp": rows | {"lion": row(0.5, 0.5, 0.5)}}})
 
     text = said(0.85, 0.8, 0.89)
-    assert "`sgd` is the most accurate, 0.9100; the seeds of 0 of the 2 others overlap" in text
-    assert "`adam` is the first at the target, after 40 steps" in text
-    assert "`adam` is second, 6.0 points behind; all its seeds are below." in text
+    assert "`sgd` is the most accurate, 0.9100; the seed ranges of 0 of the 2 others" in text
+    assert "`adam` reaches the target first, after 40 steps" in text
+    assert "`adam` is second, 6.0 points behind; all its seeds are lower." in text
     assert "`lion` is last, 41.0 points behind." in text
     text = said(0.9099, 0.8, 0.9)
-    assert "the seeds of 1 of the 2 others" in text
-    assert "second, less than 0.1 points behind; its seeds overlap." in text
+    assert "the seed ranges of 1 of the 2 others overlap" in text
+    assert "second, less than 0.1 points behind; the ranges overlap." in text
     text = said(0.95, 0.92, 0.99)
     assert "`adam` is the most accurate" in text and "`adam` is second" not in text
-    assert "the seeds of 1 of the 2 others" in text
+    assert "the seed ranges of 1 of the 2 others overlap" in text
 
 
 def test_places_in_words():

@@ -1,4 +1,4 @@
-"""Commands that cannot go on: one line on stderr and a status, also while they still import."""
+"""Commands that fail or are interrupted, even during import: one line on stderr and a status."""
 
 import os
 import re
@@ -20,12 +20,12 @@ pytestmark = pytest.mark.slow
 
 
 def interrupted_at_import(name, words, time=1):
-    """What a command says, and its status, when ctrl-C comes while it imports a module.
+    """The output and exit status of a command interrupted by ctrl-C while it imports a module.
 
     Args:
-      name: of the module.
-      words: of the command.
-      time: which of its processes imports the module, from 1.
+      name: name of the module.
+      words: the command's words.
+      time: which of the command's imports of the module, one per process, counted from 1.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", *words],
@@ -34,7 +34,7 @@ def interrupted_at_import(name, words, time=1):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        process_group=0,  # As a terminal does: all of them get the signal.
+        process_group=0,  # As in a terminal, all of its processes get the signal.
     )
     said, seen = [], 0
     with process:

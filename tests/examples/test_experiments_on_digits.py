@@ -1,4 +1,4 @@
-"""compare, tune and preprocessing in their fast settings, end to end."""
+"""examples.compare, tune and preprocessing in their fast settings, end to end."""
 
 import csv
 import json
@@ -33,7 +33,7 @@ def test_compare(tmp_path, capsys):
     accuracy = {name: float(row["test accuracy"]) for name, row in rows.items()}
     assert min(accuracy.values()) > 0.75
     assert all(float(r["lowest"]) <= float(r["test accuracy"]) for r in rows.values())
-    # Adam is at SGD's last loss before SGD is.
+    # Adam reaches SGD's final loss before SGD does.
     assert float(rows["adam"]["steps to target"]) < float(rows["sgd"]["steps to target"])
     pieces = study.Study(tmp_path, json.loads((tmp_path / "settings.json").read_text())).done
     adam = pieces[compare.piece_name("softmax", "adam")]
@@ -44,7 +44,7 @@ def test_compare(tmp_path, capsys):
     assert is_a_picture(tmp_path / "curves.png")
     written = figures.read(tmp_path / "figures.json")["models"]["softmax"]
     assert {name: round(row["accuracy"], 4) for name, row in written.items()} == accuracy
-    # Another optimizer is added to what is there; the winner is named.
+    # A further optimizer is added to the existing results, and the winner is named.
     capsys.readouterr()
     compare.main([*options, "--optimizers", "sgd", "adam", "lion"])
     printed = capsys.readouterr().out
@@ -52,7 +52,7 @@ def test_compare(tmp_path, capsys):
 
 
 def test_what_is_tested_is_the_best_of_the_last_rung(tmp_path, monkeypatch):
-    """Several survive the last rung; theirs are other test losses."""
+    """Several configurations survive the last rung, with different test losses."""
     monkeypatch.setattr(tune, "ladder", lambda model, fast: search.rungs(9, 10, 10))
     tune.main(["--fast", "--model", "softmax", "--out", str(tmp_path)])
     losses = {int(row["member"]): float(row["loss at 10"]) for row in read(tmp_path / "runs.csv")}
@@ -78,7 +78,7 @@ def test_halving_drops_the_worst_and_goes_on_where_it_stopped(tmp_path, monkeypa
     def stop(*_):
         raise KeyboardInterrupt
 
-    # Stopped before the second rung, the search reads the first one's survivors from the file.
+    # A search stopped before the second rung reads the survivors of the first from the file.
     with monkeypatch.context() as patch:
         patch.setattr(search.Halving, "read", stop)
         with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Files that nobody would write on purpose: read, or refused by the reader's own error."""
+"""Malformed files are read or rejected with the reader's own error."""
 
 import contextlib
 import dataclasses
@@ -30,9 +30,9 @@ def folder(tmp_path_factory):
 
 
 class Saved:
-    """A run with two checkpoints, a state like theirs, and their bits.
+    """A run with two checkpoints, a state of their structure, and their bits.
 
-    Not a tuple: Hypothesis would print all of it.
+    Not a tuple, because Hypothesis would print all of it.
     """
 
     def __init__(self, folder):
@@ -48,7 +48,7 @@ def saved(folder):
 
 @st.composite
 def files(draw):
-    """A header of likely numbers, a body that need not fit, packed or not, and then damaged."""
+    """A plausible header, a body that may not match it, optionally compressed and then damaged."""
     content = struct.pack(">4I", *(draw(fields) for _ in range(4)))[: draw(st.integers(0, 16))]
     content += draw(st.one_of(st.binary(max_size=40), st.sampled_from([bytes(784), bytes(1568)])))
     if draw(st.booleans()):
@@ -99,7 +99,7 @@ def test_a_bomb_is_unpacked_no_further_than_its_header_says(
     finally:
         tracemalloc.stop()
     claimed = size if 1 <= count <= data.MAX_COUNT else 0
-    # What there is, what is claimed: the less of both, with room for a buffer that grows.
+    # The smaller of actual and declared size, with room for a growing buffer.
     assert peak < (4 << 20) + 2.5 * min(claimed, members * (megabytes + 1) << 20)
 
 
@@ -131,7 +131,7 @@ def test_any_settings_are_a_run_or_a_run_error(saved, content):
     path.write_bytes(content)
     try:
         run = Run.open(saved.folder)
-        # What is accepted can be built; each model as well as the smallest.
+        # An accepted model can be built; the smallest stands for all of them.
         fuzz.build(dataclasses.replace(run.config, model="softmax"), steps=1)
         run.close()
     except RunError as error:

@@ -1,4 +1,4 @@
-"""Gradient release: the same steps, and on a GPU no array of all gradients."""
+"""Gradient release takes the same steps and, on a GPU, holds no array of all gradients."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Two programs and one folder: the second says who is there, and a kill leaves no lock."""
+"""A second program on a locked folder names the first, and a killed program leaves no lock."""
 
 import contextlib
 import errno
@@ -26,7 +26,7 @@ EPOCHS = 4
 
 
 def refused(folder, pid):
-    """What is said to a second program, as a pattern."""
+    """The error message of a second program, as a pattern."""
     folder, host = re.escape(str(folder)), re.escape(socket.gethostname())
     return (
         rf"error: {folder} is in use by process {pid} on {host} since"
@@ -36,7 +36,7 @@ def refused(folder, pid):
 
 
 def here(*arguments):
-    """The status of a command in this process, and what it says."""
+    """The exit status and the output of a command in this process."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = in_this_process(*arguments)
@@ -52,7 +52,7 @@ def digits(tmp_path_factory):
 
 @contextlib.contextmanager
 def halted(options, out):
-    """A training that stands still after its second epoch, and holds what it holds."""
+    """A training process that stops after its second epoch and keeps its lock."""
     process = faults.begin(options, out)
     try:
         ends = faults.epochs_of(process)
@@ -66,7 +66,7 @@ def halted(options, out):
 
 @pytest.fixture(scope="module")
 def second(digits, tmp_path_factory):
-    """What is said to others while one trains, and what is there when it was killed."""
+    """Statuses and messages of other commands during training, and of one after the kill."""
     out = tmp_path_factory.mktemp("locked") / "run"
     options = ["--model", "softmax", "--epochs", str(EPOCHS), "--batch-size", "32"]
     options += ["--data-dir", str(digits)]
@@ -113,7 +113,7 @@ def test_of_several_processes_the_first_holds_it(digits, tmp_path):
         assert re.fullmatch(refused(out, rf"({'|'.join(trains)})"), done.stderr), done.stderr
         process.kill()
         with (out / "lock").open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # Comes back when that one is dead.
+            fcntl.flock(file, fcntl.LOCK_EX)  # Blocks until that process is dead.
         process.communicate()
     with locked(out):
         assert (out / "lock").read_text().startswith(f"process {os.getpid()} on ")
@@ -163,7 +163,7 @@ def test_two_studies_in_one_folder_do_not_mix(tmp_path):
     with subprocess.Popen(**command, stdout=subprocess.PIPE) as first:
         while first.stdout.readline() != "halted\n":
             assert first.poll() is None
-        # Half a line, as of a piece that is just being written.
+        # Half a line, as of a piece that is still being written.
         with (tmp_path / "pieces.jsonl").open("a") as file:
             file.write('{"name": ')
         before = (tmp_path / "pieces.jsonl").read_bytes()

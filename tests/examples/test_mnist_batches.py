@@ -1,4 +1,4 @@
-"""The order of an epoch, and augmentation against float64 numpy."""
+"""The order of batches in an epoch, and augmentation against float64 NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ def sample(count: int) -> jax.Array:
 
 
 def moved(image: np.ndarray, shift: tuple[float, float], angle: float) -> np.ndarray:
-    """`shift_and_rotate`, pixel by pixel in float64."""
+    """`shift_and_rotate` in float64, pixel by pixel."""
 
     def at(row: int, column: int) -> float:
         return float(image[row, column]) if 0 <= row < 28 and 0 <= column < 28 else 0.0
@@ -97,7 +97,7 @@ def test_augment_keeps_shape_type_and_range():
     result = jax.jit(preprocessing.augment)(jax.random.key(0), images)
     assert result.shape == images.shape and result.dtype == jnp.float32
     assert result.min() >= 0 and result.max() <= 1 + 1e-6
-    # Digits stay on the page: the ink of an image neither vanishes nor grows.
+    # Digits stay inside the image: the sum of its pixels hardly changes.
     np.testing.assert_allclose(result.sum((1, 2, 3)), images.sum((1, 2, 3)), rtol=0.1)
 
 

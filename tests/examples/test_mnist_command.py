@@ -1,4 +1,4 @@
-"""The example as its users run it: commands, files, last lines, one-line errors, kills."""
+"""The MNIST example from the command line: files, final output, one-line errors, killed runs."""
 
 import contextlib
 import gzip
@@ -20,7 +20,7 @@ from tests.examples.processes import ROOT, command, environment, run, small_data
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of two epochs, its folder and its output."""
+    """A run of two epochs: its folder and its output."""
     out = tmp_path_factory.mktemp("trained") / "run"
     done = run("train", "--model", "mlp", "--epochs", 2, "--schedule", "cosine", "--out", out)
     return out, done.stdout
@@ -44,7 +44,7 @@ def test_train_learns_and_leaves_a_run(trained):
 
 @pytest.mark.slow
 def test_a_terminal_gets_a_bar(tmp_path):
-    """Of augmented training on a data dir with another optimizer and schedule."""
+    """Augmented training with --data-dir, another optimizer and another schedule."""
     ours, theirs = pty.openpty()
     options = ["--model", "softmax", "--optimizer", "adamw", "--augment", "--batch-size", 32]
     options += ["--schedule", "warmup-stable-decay", "--epochs", 3]
@@ -59,7 +59,7 @@ def test_a_terminal_gets_a_bar(tmp_path):
     )
     os.close(theirs)
     shown = b""
-    # Linux ends a terminal that nobody writes to any more with an error.
+    # On Linux, reading from a terminal without writers raises an error.
     with contextlib.suppress(OSError):
         while piece := os.read(ours, 4096):
             shown += piece
@@ -100,7 +100,7 @@ def test_predict_reads_pictures_and_idx(trained, tmp_path):
     idx.write_bytes(gzip.compress(header + digits.test_images[:2].tobytes()))
     for i in range(20):
         paths.append(tmp_path / f"{i}.png")
-        # As a scanner would see it: large, dark on light, off centre.
+        # Like a scan: large, dark on light, off centre.
         page = Image.new("L", (200, 160), 255)
         ink = Image.fromarray(255 - digits.test_images[i]).resize((112, 112))
         page.paste(ink, (60, 20))

@@ -1,4 +1,4 @@
-"""A run whose numbers are NaN: its files are JSON, it goes on, and its model is not believed."""
+"""A diverged run: its files are valid JSON, it resumes, and its model is rejected."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""MNIST's fetcher against a real server on 127.0.0.1."""
+"""MNIST's download, against a real server on 127.0.0.1."""
 
 import gzip
 import http.server
@@ -23,13 +23,13 @@ from tests.examples.mnist_files import (
 
 
 class Mirror(http.server.HTTPServer):
-    """A server of `files`; a bytes value is sent, an int is the status of an empty answer."""
+    """A server of `files`: a bytes value is the content, an int the status of an empty answer."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes | int] = dict(SERVED)
         self.asked: list[str] = []
-        self.promised = 0  # bytes that are announced and never come
+        self.promised = 0  # bytes that are announced and never sent
 
     @property
     def url(self) -> str:
@@ -93,7 +93,7 @@ def test_download_keeps_what_is_right_and_replaces_a_wrong_gz(tmp_path, mirror):
     assert (tmp_path / "t10k-labels-idx1-ubyte.gz").stat() == kept
     assert names(tmp_path) == set(SERVED) - {f"{plain.name}.gz"} | {plain.name}
     mirror.asked.clear()
-    # What is complete is not written to at all: it may be a shared folder that only can be read.
+    # A complete folder is not written to, because it may be shared and read-only.
     before = tmp_path.stat().st_mtime_ns
     data.download(tmp_path, mirror.url, CHECKSUMS)
     assert mirror.asked == [] and tmp_path.stat().st_mtime_ns == before

@@ -1,4 +1,4 @@
-"""A model as one file: the checkpoint's outputs, without Flax; and how files can be wrong."""
+"""An exported model has the checkpoint's outputs without Flax; damaged files are rejected."""
 
 import json
 import subprocess
@@ -91,7 +91,7 @@ def test_a_damaged_file_is_one_line_or_the_same_model(file, place, flip, cut):
         read = exported.load(damaged)
     except exported.ExportError as error:
         assert "\n" not in str(error)
-    else:  # The times and flags of a zip archive mean nothing here.
+    else:  # Times and flags of a zip archive are ignored.
         assert read.to_bytes() == file.read_bytes()
 
 
@@ -109,7 +109,7 @@ def test_a_file_of_another_kind_is_one_line(file, tmp_path):
     one_line(path, "No such file")
     path.write_text("no archive")
     one_line(path, "not a zip file", "export RUN")
-    # Gigabytes in few bytes are never unpacked, and not read either.
+    # A file that declares gigabytes is neither unpacked nor read.
     packed(path, metadata, bytes(1 << 22), compression=zipfile.ZIP_DEFLATED)
     one_line(path, "compressed")
     packed(path, bytes(1 << 17), program)
@@ -130,7 +130,7 @@ def test_a_file_of_another_kind_is_one_line(file, tmp_path):
 def test_a_program_that_is_not_a_classifier_is_one_line(file, tmp_path, kind):
     def program(x):
         flat = x.reshape(x.shape[0], -1).astype(jnp.float32)[:, :10]
-        # On a CPU this calls LAPACK.
+        # Calls LAPACK on a CPU.
         return flat @ jnp.linalg.eigh(flat[:1].T @ flat[:1])[1] if kind == "custom call" else flat
 
     sides = {"fixed batch": "4, 28, 28", "other sides": "b, 9, 9"}.get(kind, "b, 28, 28")

@@ -1,4 +1,4 @@
-"""A finished run of handwritten digits gets more epochs; the settings that a command leaves out."""
+"""Resuming a finished MNIST run with more epochs, and the settings that its command leaves out."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ BATCHES = 512 // 64  # an epoch
 
 @pytest.fixture
 def train(monkeypatch, capsys, digits, standard_promotion):
-    """Trains in this process; returns what was said on stderr."""
+    """Trains in this process; returns the text on stderr."""
 
     def call(*options, status=0):
         line = ["train", *options, "--data-dir", digits]
@@ -49,7 +49,7 @@ def test_more_epochs_end_with_the_bits_of_a_run_that_had_them_at_once(train, tmp
     train(*options, "--epochs", 3, "--out", at_once)
     train(*options, "--epochs", 1, "--out", extended)
     assert runs.settings(extended).epochs == 1
-    train("--resume", "--epochs", 3, "--out", extended)  # All else is the run's own.
+    train("--resume", "--epochs", 3, "--out", extended)  # Other settings: the run's.
     assert params_of(extended) == params_of(at_once)
     assert metrics(extended) == metrics(at_once)
     assert runs.settings(extended) == runs.settings(at_once)
@@ -61,7 +61,7 @@ def test_a_schedule_that_ends_with_the_run_is_stretched_on_request_alone(train, 
     before = {path: path.read_bytes() for path in out.glob("*.json*")}
     said = train("--resume", "--epochs", 4, "--out", out, status=1)
     assert "cosine schedule that ends with epoch 2" in said and "add --stretch" in said
-    assert "the learning rate is then 0.0005)" in said  # Half way down from 1e-3.
+    assert "the learning rate is then 0.0005)" in said  # Half of 1e-3.
     assert {path: path.read_bytes() for path in before} == before
 
     more = ["--resume", "--epochs", 4, "--stretch", "--out", out]
@@ -73,7 +73,7 @@ def test_a_schedule_that_ends_with_the_run_is_stretched_on_request_alone(train, 
     np.testing.assert_allclose(rates, expected, rtol=1e-6)
     assert runs.settings(out).earlier_epochs == (2,)
 
-    # The command of an extension that was killed is given again: there is nothing left to do.
+    # Repeating the command of a completed extension does nothing.
     after = metrics(out)
     train(*more)
     assert metrics(out) == after and runs.settings(out).earlier_epochs == (2,)
@@ -98,7 +98,7 @@ def test_the_settings_survive_their_json(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
     assert runs.settings(tmp_path) == config
     before = dataclasses.asdict(Config())
-    del before["earlier_epochs"]  # Of a run from before there was such a setting.
+    del before["earlier_epochs"]  # As in runs older than this setting.
     (tmp_path / "config.json").write_text(json.dumps(before))
     assert runs.settings(tmp_path) == Config()
     for wrong in ([0], ["a"], "4", 4):
@@ -120,7 +120,7 @@ def test_the_baselines_are_optax_s(train, tmp_path, name, rate):
 
 def test_help_says_every_default(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["examples.mnist", "train", "--help"])
-    monkeypatch.setenv("COLUMNS", "500")  # An option and what is said of it are a line.
+    monkeypatch.setenv("COLUMNS", "500")  # An option and its help fit on one line.
     with pytest.raises(SystemExit, match="0"):
         main()
     lines = capsys.readouterr().out.splitlines()

@@ -1,4 +1,4 @@
-"""MNIST's reader against good and bad files."""
+"""MNIST's reader, on valid and on damaged files."""
 
 import contextlib
 import gzip
@@ -41,7 +41,7 @@ def test_reads_what_was_written(tmp_path, packed):
 
 GOOD_IMAGES = images_bytes(2)
 PACKED_IMAGES = gzip.compress(GOOD_IMAGES, mtime=0)
-# Reader, file name, content, and a part of the message.
+# Reader, file name, content, and part of the error message.
 BAD = {
     "empty": (data.read_images, "f", b"", "ends after 0 bytes"),
     "empty gz": (data.read_images, "f.gz", b"", "ends after 0 bytes"),
@@ -140,7 +140,7 @@ def test_what_is_not_a_file_is_one_line(tmp_path, name):
 
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
-    """Bytes from nowhere, or a right file with a cut and a flipped byte, as it is or packed."""
+    """Random bytes, or a valid file with a cut and a flipped byte, plain or compressed."""
     blob = draw(st.sampled_from([GOOD_IMAGES, labels_bytes([1, 2, 3]), PACKED_IMAGES]))
     position = draw(st.integers(0, min(len(blob) - 1, 40)))
     blob = blob[:position] + draw(st.binary(min_size=0, max_size=9)) + blob[position + 1 :]
@@ -207,7 +207,7 @@ def test_the_shipped_digits_are_whole():
     assert digits.test_images.shape == (2_000, 28, 28)
     for labels in (digits.train_labels, digits.test_labels):
         assert set(labels.tolist()) == set(range(10))
-    # Where ink and paper are swapped, or pixels are not bytes, the mean says so (MNIST: 33.3).
+    # The mean shows inverted images and pixels that are not bytes (MNIST: 33.3).
     assert 32 < digits.train_images.mean() < 35
     assert digits.train_labels[:8].tolist() == [5, 0, 4, 1, 9, 2, 1, 3]
 

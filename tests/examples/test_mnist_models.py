@@ -1,4 +1,4 @@
-"""The example's models: sizes, and each hand-made layer against the library's."""
+"""The example's models: parameter counts, and each handwritten layer against the library's."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Pictures as cameras and other programs write them."""
+"""Reading pictures written by cameras and other programs."""
 
 import io
 import struct
@@ -12,7 +12,7 @@ from examples.mnist import data, pictures
 
 @pytest.fixture(scope="module")
 def drawn():
-    """A digit, dark on light and larger than MNIST's, and what is made of it."""
+    """A digit, dark on light and larger than MNIST's, and the image that the reader makes of it."""
     digit = Image.fromarray(255 - data.load().test_images[1]).resize((90, 120))
     paper = Image.new("L", (200, 260), 255)
     paper.paste(digit, (60, 70))
@@ -34,7 +34,7 @@ def test_sixteen_bits_are_as_eight(drawn):
 def test_a_picture_is_turned_as_it_is_to_be_seen(drawn):
     paper, expected = drawn
     exif = Image.Exif()
-    exif[0x0112] = 6  # Stored as the sensor lies: to be turned by a quarter.
+    exif[0x0112] = 6  # Stored in the sensor's orientation: rotate by 90°.
     found = stored(paper.transpose(Image.Transpose.ROTATE_90), exif=exif)
     np.testing.assert_array_equal(found, expected)
 

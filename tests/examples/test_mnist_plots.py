@@ -1,4 +1,4 @@
-"""The pictures of a run, by what is drawn in them."""
+"""The plots of a run, checked by the drawn data."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from examples.mnist import plots
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that are written, instead of their files."""
+    """Captures the figures instead of writing their files."""
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *args, **options: figures.append(self))
     return figures
@@ -51,7 +51,7 @@ def test_mistakes_are_below_and_nowhere_else(drawn, tmp_path):
     p = np.full((100, 10), 0.01)
     labels = np.arange(100) % 10
     guesses = np.where(np.arange(100) < 90, labels, (labels + 1) % 10)  # The last ten are wrong.
-    guesses[0] = 5  # And the first.
+    guesses[0] = 5  # The first is wrong too.
     p[np.arange(100), guesses] = np.linspace(0.6, 0.9, 100)
     plots.predictions(np.zeros((100, 28, 28), np.uint8), labels, p, tmp_path / "predictions.png")
     upper, lower = ([axes.title for axes in half.axes] for half in drawn[0].subfigs)

@@ -1,4 +1,4 @@
-"""Training in two processes, one of which dies: all stop, and resumed they end as if none had."""
+"""Training in two processes, one of which dies: all stop, and a resumed run has the same result."""
 
 import json
 import random
@@ -23,7 +23,7 @@ EPOCHS = 3
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Few digits."""
+    """A data folder with few digits."""
     folder = tmp_path_factory.mktemp("digits")
     faults.write_digits(folder, 512, 64)
     return folder
@@ -37,7 +37,7 @@ def options(folder):
 
 @pytest.fixture(scope="module")
 def interrupted(options, tmp_path_factory):
-    """A run of which one process was killed after the first epoch, and what was said."""
+    """A run with one process killed after the first epoch, and its output."""
     out, both = tmp_path_factory.mktemp("interrupted") / "run", [*options, "--processes", "2"]
     with faults.begin(both, out) as process:
         next(faults.epochs_of(process))
@@ -50,7 +50,7 @@ def interrupted(options, tmp_path_factory):
 
 
 def trained_here(options, folder, out, devices):
-    """The bits and the metrics of a run in this process."""
+    """The bits and the metrics of an uninterrupted run in this process."""
     arguments = parser("train").parse_args(["train", *options])
     Run.prepare(out, settings(arguments))
     train(Run.open(out), data.load(folder), devices)
@@ -58,7 +58,7 @@ def trained_here(options, folder, out, devices):
 
 
 def test_when_one_dies_all_stop_with_one_line(interrupted):
-    # Whichever is seen first: that one ended, or that the other lost it.
+    # Either may be seen first: one process ended, or the other lost its connection.
     said = r"^error: (process [01] ended \(signal 9\)|a process lost the others).*--resume"
     assert re.search(said, interrupted.stderr, re.MULTILINE)
     assert interrupted.left < EPOCHS

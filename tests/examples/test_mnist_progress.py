@@ -1,4 +1,4 @@
-"""The bar counts steps that have finished, and its time left is that of the whole training."""
+"""The progress bar counts completed steps and shows the time left of the whole training."""
 
 import collections
 
@@ -33,7 +33,7 @@ def shown(bar):
 def test_time_left_leaves_the_compiler_out_and_has_the_epochs_to_come(at):
     bar = Progress(Config(epochs=3, batch_size=64), first=0, steps=40)
     assert shown(bar) == (0, "compiling")
-    at(12)  # seconds, most of them the compiler's
+    at(12)  # seconds, mostly compilation
     bar.finished(10, 2.0, 0.25)
     assert shown(bar) == (10, "loss 2.0000  accuracy 0.2500")
     at(13)
@@ -42,7 +42,7 @@ def test_time_left_leaves_the_compiler_out_and_has_the_epochs_to_come(at):
     assert shown(bar) == (20, "loss 1.5000  accuracy 0.5000  640 digits/s  about 10 s left")
     at(15)
     bar.finished(20, 1.0, 0.75)
-    at(30)  # The first test compiles.
+    at(30)  # The first evaluation compiles.
     bar.epoch({"epoch": 1, "seconds": 15.0, **ENTRY}, 1.0)
     assert shown(bar)[0] == 0 and bar.bar.tasks[0].fields["epoch"] == 2
     assert bar.left() == "about 8 s left"  # 2 x 40 steps at 10 a second.
@@ -50,11 +50,11 @@ def test_time_left_leaves_the_compiler_out_and_has_the_epochs_to_come(at):
     bar.finished(40, 0.5, 1.0)
     at(43)
     bar.epoch({"epoch": 2, "seconds": 15.0, **ENTRY}, 1.0)
-    assert bar.left() == "about 7 s left"  # 40 steps, and a test of 3 seconds.
+    assert bar.left() == "about 7 s left"  # 40 steps, and an evaluation of 3 seconds.
 
 
 class Loss:
-    """As of ten steps that were dispatched."""
+    """The loss of ten dispatched steps."""
 
     def __init__(self, value, ready):
         self.value, self.ready = value, ready

@@ -1,4 +1,4 @@
-"""The notebooks: what is stored in them, and executed anew from top to bottom."""
+"""The notebooks: their stored outputs, and a run from top to bottom."""
 
 import base64
 import gc
@@ -14,7 +14,7 @@ from tests.catalogue.compilation import IN_A_HURRY
 
 pytestmark = pytest.mark.slow
 
-# As they are stored.
+# The stored files.
 
 
 def test_there_are_three():
@@ -32,7 +32,7 @@ def test_their_form_is_the_same_on_every_machine(name):
     ids = [cell.id for cell in notebook.cells]
     assert len(set(ids)) == len(ids)
     assert all(cell.metadata == {} for cell in notebook.cells)
-    # `python -m examples.notebooks` would leave the rest as it is.
+    # `python -m examples.notebooks` keeps the rest as it is.
     before = nbformat.writes(notebook)
     notebook.cells[0].metadata["scrolled"] = True
     clean(notebook)
@@ -42,7 +42,7 @@ def test_their_form_is_the_same_on_every_machine(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_are_of_the_code_beside_them(name):
-    """After a change of code: python -m examples.notebooks."""
+    """After a change of code, run python -m examples.notebooks."""
     notebook = read(name)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert notebook.metadata[DIGEST] == digest(notebook)
@@ -91,7 +91,7 @@ def test_cells_are_short_and_the_story_has_headings(name):
     assert len(headings) >= 5 and cells[0] is headings[0]
 
 
-# Executed.
+# Execution.
 
 
 def outputs_of(notebook):
@@ -102,8 +102,8 @@ def pictures_of(notebook):
     return [x.data["image/png"] for x in outputs_of(notebook) if "image/png" in x.get("data", {})]
 
 
-# By name: the folder that Jupyter was started in, optimizer steps, pictures, the test accuracy to
-# be reached, and what must hold in the kernel at the end.
+# By name: Jupyter's working folder, optimizer steps, pictures, the required test accuracy, and an
+# expression that must hold in the kernel at the end.
 RUNS = {
     "1-first-steps": (
         ROOT,
@@ -157,10 +157,10 @@ def test_runs_from_top_to_bottom(name, tmp_path):
     notebook = read(name)
     source = "\n".join(line.strip() for line in claims.strip().splitlines())
     notebook.cells.append(nbformat.v4.new_code_cell(source, id="claims"))
-    # Most of a short run is compilation.
+    # A short run is mostly compilation.
     environment = {"NOTEBOOK_STEPS": str(steps), "PYTHONPATH": str(ROOT), **IN_A_HURRY}
     execute(notebook, folder, tmp_path, environment)
-    gc.collect()  # What is open still is this test's failure, not that of one after it.
+    gc.collect()  # Unclosed resources fail this test, not a later one.
     outputs = outputs_of(notebook)
 
     assert not [out.text for out in outputs if out.get("name") == "stderr"]

@@ -1,4 +1,4 @@
-"""What a command says of an option that cannot be read: the option, the value, what is allowed."""
+"""Errors for invalid option values name the option, the value and the allowed range."""
 
 import argparse
 import importlib
@@ -12,7 +12,7 @@ from examples import options
 from examples.mnist.__main__ import parser
 from tests.examples.processes import ROOT
 
-# An option, a value of another kind, one out of its range, and the range in words.
+# An option, a value of the wrong type, a value out of range, and the range in words.
 RATE, COUNT = "a number in [0, inf)", "a whole number of at least 1"
 WRONG = {
     "mnist train": [
@@ -67,7 +67,7 @@ def test_a_wrong_value_is_said_with_what_is_allowed(
 
 
 def types_of(top):
-    """The types of all options of a parser and of its commands."""
+    """The types of all options of a parser and its subcommands."""
     for action in top._actions:
         if isinstance(action, argparse._SubParsersAction):
             for inner in action.choices.values():

@@ -1,4 +1,4 @@
-"""The experiment on Adam's paper: its fast version from end to end, and its parts by hand."""
+"""The experiments of Adam's paper: the fast version end to end, and its parts against formulas."""
 
 import csv
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """The folder that `--fast` leaves."""
+    """The folder that `--fast` writes."""
     folder = tmp_path_factory.mktemp("paper")
     main(["--fast", "--out", str(folder)])
     return folder
@@ -71,7 +71,7 @@ def test_without_correction_the_first_steps_of_a_slow_average_are_larger(results
         name: np.array(results[f"figure4 {name} b1=0.9 b2=0.9999"]["costs"])[0, -1]
         for name in vae.OPTIMIZERS
     }
-    # Far from the best step size, larger steps are faster.
+    # Far below the best step size, larger steps converge faster.
     assert smallest["uncorrected"] < 0.8 * smallest["corrected"]
 
 

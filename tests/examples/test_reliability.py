@@ -1,4 +1,4 @@
-"""Checkpoints that rot, disks that are full, and the study of what a training survives."""
+"""Corrupted checkpoints, full disks, and the reliability study."""
 
 import hashlib
 import os
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("standard_promotion")]
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run with checkpoints of epochs 1 and 2 of 4; a state like theirs, and their bits."""
+    """A run with checkpoints of epochs 1 and 2 of 4; a state of their structure, and their bits."""
     folder = tmp_path_factory.mktemp("finished")
     faults.write_digits(folder, 512, 64)
     with jax.numpy_dtype_promotion("standard"):
@@ -44,7 +44,7 @@ def largest(folder):
 
 
 def flip(folder):
-    """A bit in the middle of the parameters: what Orbax itself restores without a word."""
+    """Flips a bit in the middle of the parameters, which Orbax restores without an error."""
     content = bytearray(largest(folder).read_bytes())
     content[len(content) // 2] ^= 4
     largest(folder).write_bytes(content)
@@ -81,7 +81,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, finished, copy
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert str(copy / "checkpoints" / "2") in said and "that of epoch 1 instead" in said
-    # The training goes on, and saves under the same number.
+    # Training continues and saves under the same number.
     again = jax.tree.map(lambda x: x + jnp.ones([], x.dtype), run.restore(like))
     run.save(2, again)
     run.close()
@@ -123,7 +123,7 @@ def test_who_reads_a_run_that_is_trained_finds_its_last_checkpoint(finished, cop
     reads = Run.open(copy)
     trains = Run.open(copy)
     state = trains.restore(like)
-    for epochs in (3, 4):  # Which takes 1 and 2 away.
+    for epochs in (3, 4):  # Removes 1 and 2.
         trains.save(epochs, state)
     trains.close()
     assert reads.epochs_saved == 4
@@ -231,7 +231,7 @@ def test_the_study_prints_a_table(monkeypatch, capsys):
 
 
 def test_the_study_kills_and_resumes(tmp_path):
-    """Against a training in this process."""
+    """Compared with an uninterrupted training in this process."""
     settings = {"model": "softmax", "epochs": 2, "batch_size": 32, "data_dir": str(tmp_path)}
     faults.write_digits(tmp_path, 512, 64)
     Run.prepare(tmp_path / "whole", Config(**settings))

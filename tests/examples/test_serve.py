@@ -1,4 +1,4 @@
-"""From training to a server: digits in every form, many clients, a stop, and the page."""
+"""From training to the server: digits in every format, many clients, shutdown, and the page."""
 
 import asyncio
 import json
@@ -44,14 +44,14 @@ def trained_run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(trained_run):
-    """Its graph and parameters."""
+    """The run's graph and parameters."""
     with jax.numpy_dtype_promotion("standard"):
         return trained(Run.open(trained_run))
 
 
 @pytest.fixture(scope="module")
 def model(trained_run):
-    """The file that was exported from it."""
+    """The file exported from the run."""
     path = trained_run.parent / "model.stablehlo"
     assert in_this_process("export", trained_run, path) == 0
     return path
@@ -69,14 +69,14 @@ def digits():
 
 
 def scan(digit):
-    """As a scanner would see it: large, dark on light, off centre."""
+    """Like a scan: large, dark on light, off centre."""
     page = Image.new("RGB", (200, 160), "white")
     page.paste(Image.fromarray(255 - digit).resize((112, 112)), (60, 20))
     return np.asarray(page)
 
 
 def form(*files):
-    """The body of a form, and its header."""
+    """The body of a form and its header."""
     parts = [
         b'--line\r\ncontent-disposition: form-data; name="f"; filename="../../etc/passwd"\r\n\r\n'
         + file
@@ -87,7 +87,7 @@ def form(*files):
 
 
 def named(form):
-    """The same with another name for each file."""
+    """The same pictures under other file names."""
     body, headers = form
     for i in range(body.count(b'name="f"')):
         body = body.replace(b'name="f"', b'name="%d"' % i, 1)
@@ -178,7 +178,7 @@ def test_a_stop_answers_what_was_accepted_and_takes_nothing_more(model, digits):
         clients = [connect(address) for _ in range(4)]
         for client in clients:
             client.sendall(f"{head}expect: 100-continue\r\n\r\n".encode())
-            assert client.recv(100) == b"HTTP/1.1 100 (Continue)\r\n\r\n"  # It is accepted.
+            assert client.recv(100) == b"HTTP/1.1 100 (Continue)\r\n\r\n"  # The header is accepted.
         process.send_signal(signal.SIGTERM)
         with pytest.raises(ConnectionRefusedError):
             while True:
@@ -233,7 +233,7 @@ def test_the_benchmark_measures_both_ways():
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    """Chromium without a window."""
+    """Headless Chromium."""
     programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
     if None in programs:
         pytest.skip("no chromium with chromedriver: the page was not drawn on")
@@ -269,7 +269,7 @@ def shown(browser):
 
 
 def wait_for(browser, digit):
-    """Until the page shows it; what it shows then."""
+    """Waits until the page shows a text; returns the shown text."""
     end = time.monotonic() + 30
     while (found := shown(browser))[0] != digit:
         assert time.monotonic() < end, found
@@ -295,13 +295,13 @@ def test_the_page_shows_a_drawn_digit(address, browser, width):
     assert 99 < sum(shares.values()) < 101
     browser.find_element("id", "clear").click()
     wait_for(browser, "–")
-    # The same by keys alone.
+    # The same with the keyboard only.
     paper.send_keys(Keys.ARROW_UP * 4 + " " + Keys.ARROW_DOWN * 22)
     wait_for(browser, "1")
     paper.send_keys("c")
     _, bars = wait_for(browser, "–")
     assert {share for _, share in bars} == {""}
-    # Nothing is wider than the page, nothing was asked of anybody else, and nothing was refused.
+    # Nothing overflows the page, no other host got a request, and no request failed.
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     asked = browser.execute_script(
         "return performance.getEntriesByType('resource').map(entry => entry.name)"

@@ -1,4 +1,4 @@
-"""The batcher, without HTTP."""
+"""The server's batcher, without HTTP."""
 
 import asyncio
 import threading
@@ -30,12 +30,12 @@ def test_nothing_is_computed_for_those_whose_time_is_over():
             await asyncio.sleep(0)
         await asyncio.to_thread(begun.acquire)
         go.release()
-        await asyncio.to_thread(begun.acquire)  # The second: the thread has all that waits.
+        await asyncio.to_thread(begun.acquire)  # The second: the thread has all waiting digits.
         tasks[2].cancel()
         for _ in range(10):
             go.release()
         await asyncio.gather(*tasks, return_exceptions=True)
-        # Where none waits, a request may have more digits than may wait.
+        # With an empty queue, a request may exceed the queue's limit.
         assert len(await batcher.probabilities(images)) == 5
         await batcher.close()
 
@@ -60,7 +60,7 @@ def test_batches_have_compiled_sizes_and_each_gets_its_own():
         await asyncio.to_thread(begun.wait)
         parts = np.split(images[1:], [1, 3, 10, 11, 13])
         others = [asyncio.create_task(batcher.probabilities(part)) for part in parts]
-        await asyncio.sleep(0)  # They run until they wait.
+        await asyncio.sleep(0)  # They run until they block.
         with pytest.raises(Overloaded):
             await batcher.probabilities(images[:1])
         others[1].cancel()

@@ -1,4 +1,4 @@
-"""The host that a request names: no answer leads there."""
+"""The Host header of a request appears in no answer."""
 
 import http.client
 from contextlib import closing
@@ -33,7 +33,7 @@ def test_an_address_that_there_is_not_is_no_redirect(address, path, method):
 
 @pytest.mark.parametrize("path", ["/", "/healthz", "/predict", "http://evil.example/predict/"])
 def test_no_answer_repeats_the_host(address, path):
-    """Whatever the name under which the server is reached, it answers: it may be a proxy's."""
+    """The server answers under any name, because a proxy may use its own."""
     request = f"GET {path} HTTP/1.1\r\nhost: {FOREIGN}\r\nconnection: close\r\n\r\n"
     with connect(address) as client:
         client.sendall(request.encode())

@@ -1,4 +1,4 @@
-"""What the server refuses: malformed bodies, bombs, slow clients, too much at once."""
+"""The server rejects malformed bodies, decompression bombs, slow clients and too many requests."""
 
 import asyncio
 import contextlib
@@ -31,7 +31,7 @@ from tests.examples.serving import (
 
 pytestmark = pytest.mark.slow
 
-SECONDS = 1.5  # of the server's requests
+SECONDS = 1.5  # The server's limit for a request.
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 def address(server):
-    """Of the server; after the test it must still be well."""
+    """The server's address; after each test the server must still answer."""
     _, address = server
     yield address
     status, content = ask(address, png(DIGIT))
@@ -70,7 +70,7 @@ def jpeg_of_many_scans():
 
 
 def two_dots():
-    """Of which nothing is left when they are scaled to 20 pixels."""
+    """A picture that becomes empty when it is scaled to 20 pixels."""
     paper = np.full((2000, 2000), 255, np.uint8)
     paper[5, 5] = paper[1990, 1990] = 0
     return paper
@@ -148,14 +148,14 @@ def test_a_bad_body_is_one_line(address, name):
 
 
 def peak_memory(process):
-    """Bytes of the server's memory at its most."""
+    """The server's peak memory, in bytes."""
     with open(f"/proc/{process.pid}/status") as status:
         return 1024 * int(dict(line.split(":", 1) for line in status)["VmHWM"].split()[0])
 
 
 def test_bombs_cost_no_memory(server, address):
     process, _ = server
-    ask(address, png(np.zeros((2048, 2048), np.uint8)))  # The largest that is decoded.
+    ask(address, png(np.zeros((2048, 2048), np.uint8)))  # The largest size allowed.
     before = peak_memory(process)
     with ThreadPoolExecutor(8) as clients:
         asked = [body for name, (body, *_) in BAD.items() if " of " in name or "deep" in name]
@@ -179,7 +179,7 @@ def test_any_bytes_are_digits_or_refused(start, place, inserted, kind):
 
 
 def dribble(address, first, piece):
-    """What comes back, before the connection is closed, to a client that is never done."""
+    """The answer to a client that sends without end, until the server closes the connection."""
     said = b""
     with connect(address) as client, selectors.DefaultSelector() as selector:
         selector.register(client, selectors.EVENT_READ)
@@ -215,7 +215,7 @@ def test_what_is_too_large_to_read_is_refused_at_once(address):
     assert dribble(address, head, b"x").startswith(b"HTTP/1.1 400 ")
     chunk = b"%x\r\n%s\r\n" % (1 << 20, bytes(1 << 20))
     said = dribble(address, HEAD + b"transfer-encoding: chunked\r\n\r\n", chunk)
-    # A client that still sends may see the connection reset instead of the answer.
+    # A client that is still sending may see a reset connection instead of the answer.
     assert said == b"" or said.startswith(b"HTTP/1.1 400 ")
 
 
@@ -226,7 +226,7 @@ def test_a_client_that_reads_nothing_is_cut_off(address):
         client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n" * 1000)
         with pytest.raises((ConnectionResetError, BrokenPipeError)):
             while True:
-                selector.select(0.1)  # Of nothing: the time between two bytes.
+                selector.select(0.1)  # Watches no socket: the delay between two bytes.
                 client.sendall(b"G")
 
 
@@ -247,7 +247,7 @@ def test_a_client_that_reads_nothing_is_cut_off(address):
     ],
 )
 def test_broken_http_is_refused(address, head, status):
-    """With None the connection is closed without an answer."""
+    """None: the connection is closed without an answer."""
     with connect(address) as client:
         client.sendall(head)
         if status is None:
@@ -265,11 +265,11 @@ def is_served(address):
 
 def test_more_connections_than_are_served_are_closed(address):
     with contextlib.ExitStack() as held:
-        for n in range(8 * MAX_CONNECTIONS):  # On a busy machine the first may be closed by now.
+        for n in range(8 * MAX_CONNECTIONS):  # The first may already be closed.
             held.enter_context(connect(address))
             if n >= MAX_CONNECTIONS - 1 and not is_served(address):
                 break
         else:
             pytest.fail("all of them were served")
-    while not is_served(address):  # As soon as there is room.
+    while not is_served(address):  # Until a connection is free.
         pass

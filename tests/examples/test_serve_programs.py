@@ -1,4 +1,4 @@
-"""Programs that wait or fail, in the same server in a thread."""
+"""Slow and failing programs, in a server in a thread."""
 
 import json
 import threading
@@ -51,4 +51,4 @@ def test_a_failing_program_is_500_without_a_traceback(caplog):
 
     with served(fail) as address:
         assert ask(address, png(DIGIT)) == (500, {"error": "an error in the server"})
-    assert "RuntimeError: no device" in caplog.text  # For who runs it.
+    assert "RuntimeError: no device" in caplog.text  # For the operator.

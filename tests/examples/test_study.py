@@ -1,4 +1,4 @@
-"""What experiments share: pieces are computed once, also when the study is killed in between."""
+"""Experiments share a store of results: each piece is computed once, even after a kill."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The look of pictures: colours for every reader, plain numbers, labels that do not overlap."""
+"""The style of plots: colours for every kind of vision, plain numbers, labels without overlap."""
 
 import itertools
 
@@ -9,8 +9,7 @@ from matplotlib.figure import Figure
 
 from examples import style
 
-# Machado, Oliveira & Fernandes 2009, severity 1: what a reader without one kind of cone sees, of
-# linear RGB.
+# Machado, Oliveira & Fernandes 2009, severity 1: the linear RGB seen without one kind of cone.
 VISION = {
     "usual": np.eye(3),
     "protanopia": np.array(
@@ -39,7 +38,7 @@ WHITE = np.array([0.95047, 1.0, 1.08883])
 
 
 def lab(colour, vision):
-    """CIELAB of a colour as it is seen."""
+    """CIELAB of a colour as seen with this vision."""
     rgb = np.array(to_rgb(colour))
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     xyz = TO_XYZ @ np.clip(VISION[vision] @ linear, 0, 1) / WHITE
@@ -59,7 +58,7 @@ def test_the_conversion_is_that_of_the_definition():
 
 @pytest.mark.parametrize("vision", VISION)
 def test_colours_are_told_apart(vision):
-    """2.3 is just noticeable side by side; thin lines far apart need several times that."""
+    """2.3 is just noticeable side by side; thin lines far apart need several times as much."""
     assert least_distance([*style.PALETTE, "#ffffff"], vision) > 15
 
 

@@ -1,4 +1,4 @@
-"""The transformer on the reference of the Python language: text, counts, training, writing."""
+"""The character transformer: its text, n-gram losses, training and sampling."""
 
 import math
 
@@ -24,7 +24,7 @@ KEY = jax.random.key(0)
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A whole run of the fast setting: its folder."""
+    """The folder of a whole run of the fast setting."""
     out = tmp_path_factory.mktemp("text") / "run"
     main(["train", "--fast", "--out", str(out)])
     return out
@@ -49,7 +49,7 @@ def test_the_held_out_text_is_not_in_the_training_text():
 def test_ngram_losses_by_hand():
     text = corpus.Corpus("ab", np.array([0, 0, 1, 0, 0], np.int32), np.array([1, 0], np.int32))
     a, b = (4 + 2 * 1 / 2) / (5 + 2), (1 + 2 * 1 / 2) / (5 + 2)
-    # After an a came a, b, a, and an a around the circle; after a b an a.
+    # After a: a, b, a, and a again because the text wraps. After b: a.
     b_after_a, a_after_b = (1 + 2 * b) / (4 + 2), (1 + 1 * a) / (1 + 1)
     by_hand = [-math.log(a * b) / 2, -math.log(b_after_a * a_after_b) / 2]
     assert corpus.ngram_losses(text, 2) == pytest.approx(by_hand)
@@ -67,7 +67,7 @@ def test_it_learns_more_than_pairs_of_characters(finished, capsys):
     unigrams, bigrams, *_ = found["n-grams"]["losses"]
     assert last < bigrams < unigrams < math.log(103)
     assert found["step 50"]["validation_loss"] > last + 0.3
-    # Once more: nothing is left to train, and the claims are made from what is there.
+    # A second run trains nothing and draws its conclusions from the stored results.
     before = (finished / "pieces.jsonl").read_bytes()
     main(["train", "--fast", "--out", str(finished)])
     assert (finished / "pieces.jsonl").read_bytes() == before
@@ -87,7 +87,7 @@ def test_interrupted_it_ends_with_the_same_bits(finished, tmp_path, monkeypatch)
     out, save = tmp_path / "run", Study.save
 
     def interrupted(study, name, *rest):
-        if name == "step 150":  # Its checkpoint is whole, its line is not written.
+        if name == "step 150":  # The checkpoint is complete, its line is missing.
             raise KeyboardInterrupt
         save(study, name, *rest)
 
@@ -103,7 +103,7 @@ def test_interrupted_it_ends_with_the_same_bits(finished, tmp_path, monkeypatch)
 
 
 def test_bfloat16_is_stored_and_learns(standard_promotion):
-    """Flax's LayerNorm mixes bfloat16 and float32 itself, which strict promotion refuses."""
+    """Flax's LayerNorm mixes bfloat16 and float32, which strict promotion refuses."""
     text = corpus.load()
     config = Config(60, 4, 8, 16, layers=1, heads=1, learning_rate=1e-2, dtype="bfloat16")
     graph, state = build(config, text.vocabulary)
@@ -127,7 +127,7 @@ def test_samples_go_on_from_the_prompt(finished, capsys):
 
 
 def test_a_cold_sample_is_the_most_probable_text(finished):
-    """Past the context, too, where the window slides: against one forward pass a character."""
+    """Also past the context, where the window slides; against one forward pass per character."""
     graph, params, config, vocabulary = trained(finished)
     prompt, length = corpus.encode("The ", vocabulary), 60
     text = [*prompt, *generate(graph, params, prompt, length, 1e-6, config.context, KEY)]
@@ -137,9 +137,9 @@ def test_a_cold_sample_is_the_most_probable_text(finished):
         seen = text[max(0, place - config.context) : place]
         window[: len(seen)] = seen
         logits = logits_of(window)[len(seen) - 1]
-        # The most probable, but for what the order of sums may decide.
+        # The most probable character, up to the rounding of sums.
         assert float(logits[text[place]]) > float(logits.max()) - 1e-4
-    # What comes after a place changes nothing before it.
+    # Later characters do not change earlier outputs.
     window = np.asarray(text[: config.context], np.int32)
     other = window.copy()
     other[10] = (other[10] + 1) % len(vocabulary)

@@ -1,4 +1,4 @@
-"""Optimizers compared on text: the fast setting end to end, how rates are found, what is said."""
+"""Optimizers compared on text: the fast setting end to end, the search of rates, the summary."""
 
 import csv
 
@@ -63,7 +63,7 @@ def test_the_fast_setting_end_to_end(tmp_path, capsys, monkeypatch, standard_pro
     for row in rows.values():
         assert float(row["lowest"]) <= float(row["held-out loss"]) <= float(row["highest"]) < 4.2
     results = strict_json.loads((tmp_path / "run" / "results.json").read_text())["results"]
-    # The same parameters and batches for all: the learning rate begins at 0.
+    # All share parameters and batches: the learning rate begins at 0.
     firsts = [[r["train_losses"][0] for r in x["grid"] + x["seeds"]] for x in results.values()]
     assert {losses[0] for losses in firsts} == set(np.ravel([x[:RATES] for x in firsts]))
     assert firsts[0][-3:] == firsts[1][-3:] and len(set(firsts[0][-3:])) == 3
@@ -81,7 +81,7 @@ def test_the_fast_setting_end_to_end(tmp_path, capsys, monkeypatch, standard_pro
         written = path.read_text()
         assert f"]({picture})" in written
         assert written.startswith("above\n") and written.endswith("below\n")
-        assert table in written and "The least loss is that of" in written and "old" not in written
+        assert table in written and "has the lowest loss, " in written and "old" not in written
     with Image.open(tmp_path / "shown.png") as picture:
         assert picture.width > 1000 and len(set(picture.convert("L").tobytes())) > 20
 
@@ -100,9 +100,9 @@ def test_what_is_said_of_the_first(tmp_path):
     work = Study(tmp_path, {})
     results = {"adamw": result(2.0, 2.1, 2.2), "lion": result(1.0, 1.1, 1.2)}
     said = compare_report.verdict(work, results)
-    assert "that of `lion`, 1.100 (1.000 to 1.200)" in said and "No other" in said
-    assert "`adamw` is in place 2, 1.000 nats behind" in said
+    assert "`lion` has the lowest loss, 1.100 (1.000 to 1.200)" in said and "no other" in said
+    assert "`adamw` has rank 2, 1.000 nats higher" in said
     results |= {"adam": result(1.2, 1.3, 1.4), "yogi": result(1.1, 1.5, 1.6)}
     said = compare_report.verdict(work, results)
-    assert "overlaps those of `adam` and `yogi`: three seeds do not tell them apart" in said
-    assert "`adamw` is in place 4" in said
+    assert "overlaps those of `adam` and `yogi`: three seeds cannot distinguish them" in said
+    assert "`adamw` has rank 4" in said

@@ -1,4 +1,4 @@
-"""transfer in its fast setting, end to end; the rules it trains by, and what it says."""
+"""examples.transfer in its fast setting, end to end: the rules it trains by and its summary."""
 
 import csv
 import dataclasses

@@ -1,6 +1,6 @@
-"""A number given as an array is a leaf of the transformation that is an array, as it is in Optax.
+"""Numbers given as arrays are array leaves of the transformation, as in Optax.
 
-Equinox, and what is built on it, traces the arrays among the leaves and compares the rest.
+Equinox and libraries built on it trace the array leaves and compare the other leaves.
 """
 
 import copy
@@ -34,7 +34,7 @@ def trained(tx, steps=3):
 
 
 def surrounded(rate):
-    """The same number in everything that goes around a member."""
+    """The same number in every wrapper around a member."""
     yield adam_jax.adamw(rate)
     yield adam_jax.scale_by_learning_rate(rate)
     yield adam_jax.with_hyperparams(adam_jax.adamw)(rate)
@@ -70,7 +70,7 @@ def test_through_everything_that_goes_around_a_member(array):
 
 @pytest.mark.bits
 def test_the_same_bits_as_of_a_number():
-    """A float32 0.001 is what the arithmetic makes of the Python number."""
+    """The arithmetic turns the Python number into a float32 0.001 too."""
     for tx, other, plain in zip(
         *(surrounded(array(1e-3)) for array in (jnp.float32, np.float32, float)), strict=True
     ):
@@ -83,7 +83,7 @@ def test_the_same_bits_as_of_a_number():
 @either_library
 @every_member_slowly
 def test_every_number_as_an_array_gives_the_same_bits(member, array):
-    """With numbers that float32 has exactly, and 1 - b and log b from the float64 as ever."""
+    """For numbers exact in float32; 1 - b and log b are computed from the float64, as always."""
     numbers = {"learning_rate": 0.125, "b1": 0.875, "b2": 0.984375, "eps": 2.0**-20}
     numbers = {name: x for name, x in numbers.items() if member.has(name)}
     as_arrays = member.alias(**{name: array(x) for name, x in numbers.items()})
@@ -92,7 +92,7 @@ def test_every_number_as_an_array_gives_the_same_bits(member, array):
 
 
 def test_a_decay_rate_is_split_from_its_float64():
-    """1 - float32(0.999) is exact in float64; so is nothing that float32 makes of log b."""
+    """1 - float32(0.999) is exact in float64; log b in float32 is not."""
     b = np.float32(0.9995)
     for array in (b, jnp.asarray(b), np.asarray(b)):
         rate = adam_jax.scale_by_adam(b2=array).body.stages[0].rule.second.rate
@@ -119,7 +119,7 @@ def test_it_is_a_value():
 
 
 def test_the_transformations_of_a_population_compare():
-    """Many numbers in one leaf: their truth is ambiguous, their equality is not."""
+    """A leaf with many numbers has no truth value, but the transformations are comparable."""
     make = jax.vmap(lambda rate: adam_jax.with_hyperparams(adam_jax.adamw)(rate))
     one, same, other = make(jnp.ones(3)), make(jnp.ones(3)), make(jnp.array([1.0, 1.0, 2.0]))
     assert one == same and hash(one) == hash(same)
@@ -152,7 +152,7 @@ def test_another_array_needs_no_other_program():
 
 
 def test_inside_jit_a_concrete_array_stays_one():
-    """Made in a function that is being traced, of an array from outside of it."""
+    """A transformation built inside a traced function, from an array outside of it."""
     rate, b2 = jnp.float32(0.125), jnp.float32(0.96875)
 
     @jax.jit
@@ -168,7 +168,7 @@ def test_inside_jit_a_concrete_array_stays_one():
 
 @every_kind
 def test_settings_of_a_function_that_makes_a_transformation_compare(array):
-    """They are no leaves: the function is part of the structure of what is made with it."""
+    """They are not leaves: the factory is part of the structure of the transformation."""
     for modified in (
         lambda x: adam_jax.atan2(adam_jax.adamw, a=x),
         lambda x: adam_jax.grokfast(adam_jax.adamw, decay=x),
@@ -196,7 +196,7 @@ def test_the_range_of_an_array_is_checked(array):
 
 
 def chained(o, rate):
-    """Optimistix' and Equinox' test of this has the same chain, of Optax's Adam."""
+    """The chain that Optimistix' and Equinox' tests build with Optax's Adam."""
     later = optax.piecewise_constant_schedule(1, {200: 0.1})
     return optax.chain(o.adam(rate), optax.scale_by_schedule(later))
 

@@ -1,4 +1,4 @@
-"""Weight decay: coupled, decoupled, fully decoupled; and the aliases that have it."""
+"""Coupled, decoupled and fully decoupled weight decay, and the aliases that have it."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +51,7 @@ def test_coupled_decay_is_in_the_gradient(name, x64):
 
 
 def test_without_a_learning_rate_decay_points_uphill_like_the_update():
-    """Optax's None: the updates are turned downhill by something further down the chain."""
+    """Optax's None: a later transformation of the chain changes the sign of the updates."""
     params = jnp.array([2.0, -1.0])
     for scaled in (True, False):
         tx = adam_jax.adamw(None, weight_decay=0.5, scale_decay=scaled)

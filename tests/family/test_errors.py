@@ -1,4 +1,4 @@
-"""Errors say which argument, which value, what is allowed, and what to write instead."""
+"""Errors name the argument, the value and the allowed range, and say what to write instead."""
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ def refusal(member, argument, value):
 
 @pytest.mark.parametrize(("argument", "value", "interval"), WRONG)
 def test_each_rule_of_numbers_and_dtypes(argument, value, interval):
-    """Of the first member that has the argument: the next test asks all of them."""
+    """On the first member with the argument; the next test covers all members."""
     member = next(m for m in MEMBERS if m.has(argument))
     message = refusal(member, argument, value)
     assert message.startswith(argument) and interval in message and ": " in message
@@ -61,7 +61,7 @@ def test_each_rule_of_numbers_and_dtypes(argument, value, interval):
 
 @every_member
 def test_every_number_and_dtype_is_checked(member):
-    # A bound that is open for one member may be closed for another.
+    # A bound may be open for one member and closed for another.
     rows = {argument: value for argument, value, interval in WRONG if interval != "[0, 1)"}
     for argument, value in rows.items():
         if member.has(argument):
@@ -149,14 +149,14 @@ def test_a_state_of_something_else(member):
 
 
 def test_a_schedule_on_a_state_without_its_count():
-    """Every tuple has a method `count`, the empty state of a constant learning rate too."""
+    """Every tuple has a method `count`, including the empty state of a constant learning rate."""
     made, tx = adam_jax.adamw(1e-3), adam_jax.adamw(lambda count: 1e-3)
     state = adam_jax.step(made, PARAMS, made.init(PARAMS), PARAMS)[1]
     with pytest.raises(
         ValueError, match=r"ScaleByScheduleState\(count\), got an EmptyState.*from_optax"
     ):
         tx.update(PARAMS, state, PARAMS)
-    moved = adam_jax.convert.from_optax(state, PARAMS, tx)  # As the message says.
+    moved = adam_jax.convert.from_optax(state, PARAMS, tx)  # The message's advice.
     assert int(tx.update(PARAMS, moved, PARAMS)[1][-1].count) == 2
 
 

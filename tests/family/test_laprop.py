@@ -1,4 +1,4 @@
-"""LaProp divides before it averages: what follows for b1 = 0, and for b1 above b2."""
+"""LaProp divides before it averages: consequences for b1 = 0 and for b1 > b2."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +26,7 @@ def test_updates_are_bounded_where_b1_is_above_b2_and_adams_are_not():
 
 
 def test_a_schedule_does_not_weigh_the_gradients_in_mu():
-    """Unlike the authors' code; the update is the learning rate times that of the rate 1."""
+    """Unlike in the authors' code, the update is the learning rate times the update at rate 1."""
     gs = gradients(6, 10, seed=32)
     rate = lambda count: 0.5 ** jnp.asarray(count, jnp.float32)  # noqa: E731
     plain, scheduled = (run(adam_jax.laprop(x), gs) for x in (1.0, rate))

@@ -1,4 +1,4 @@
-"""MARS: the gradient's change, and a norm that sees a whole leaf."""
+"""MARS: the correction by the gradient's change, and clipping by the norm of a whole leaf."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from tests.catalogue.runs import gradients, run
 
 
 def test_without_the_correction_small_gradients_are_stepped_as_by_adamw(x64):
-    gs = 1e-3 * gradients(20, 10, seed=41).astype(np.float64)[:, :2]  # Of norms below 1.
+    gs = 1e-3 * gradients(20, 10, seed=41).astype(np.float64)[:, :2]  # Norms below 1.
     params = jnp.linspace(-1.0, 1.0, 20).reshape(2, 10)
     plain = run(adam_jax.adamw(0.1, 0.95, 0.99, weight_decay=0.3), gs, params)
     ours = run(adam_jax.mars_adamw(0.1, gamma=0.0, weight_decay=0.3), gs, params)

@@ -1,4 +1,4 @@
-"""Arguments that Optax allows: negative rates, rates of one, odd shapes, clipping turned off."""
+"""Arguments that Optax allows: negative rates, rates of one, unusual shapes, disabled clipping."""
 
 import types
 from typing import NamedTuple
@@ -89,7 +89,7 @@ def test_a_decay_rate_of_one_where_nothing_is_divided_by_its_complement(
 @pytest.mark.parametrize("shape", [(1,), (1, 1)])
 @every_kind_of_state
 def test_an_array_of_one_number_is_a_number(member, shape):
-    """Optax' update of a scalar parameter would have that shape; all else is as in Optax."""
+    """Optax's update of a scalar parameter would get shape (1,); all else equals Optax."""
     one = jnp.full(shape, 0.125)
     numbers = {
         "learning_rate": one,
@@ -125,14 +125,14 @@ def test_one_number_of_any_shape_from_schedules_and_in_the_state(shape):
 
 
 class Pair(NamedTuple):
-    """Not Optax's class, but the two functions."""
+    """A class of two functions that is not Optax's."""
 
     init: object
     update: object
 
 
 class Unhashable:
-    """An object with the two methods, and an equality that leaves it without a hash."""
+    """An object with both methods whose equality removes its hash."""
 
     def __eq__(self, other):
         return isinstance(other, Unhashable)
@@ -156,7 +156,7 @@ def test_any_init_and_update_are_a_transformation(standard_promotion):
         lambda tx: adam_jax.accumulate(tx, 2),
         lambda tx: adam_jax.with_hyperparams(lambda rate: tx)(0.1),
     ]
-    for make in makers:  # The last makes a function of its own each time.
+    for make in makers:  # The last makes a new function each time.
         expected = make(reference)
         for pair in pairs:
             tx = make(pair)
@@ -187,7 +187,7 @@ def test_an_empty_chain_is_the_identity():
 
 @every_kind_of_state
 def test_parameters_that_are_python_floats(member):
-    """Of which Optax's lamb has no norm."""
+    """Optax's lamb cannot take their norm."""
     tx, params, grads = member.alias(0.1), {"w": 2.0, "b": -1.0}, {"w": 0.5, "b": 3.0}
     arrays = jax.tree.map(jnp.asarray, (params, grads))
     state = tx.init(params)

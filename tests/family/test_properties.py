@@ -1,4 +1,4 @@
-"""What holds for any gradients: each property on every member that the catalogue says has it."""
+"""Properties for arbitrary gradients, on every member whose catalogue row claims them."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from tests.catalogue import MEMBERS, every_elementwise, every_member_slowly, slo
 
 search = settings(max_examples=15, derandomize=True, deadline=None, database=None)
 
-# Odd sizes: XLA's vectorised loops have a remainder, which may not have other bits.
+# Odd sizes: XLA's vectorized loops have a remainder, which must have the same bits.
 STEPS, SIZE = 4, 21
 SMALLEST, LARGEST = (float(np.float32(x)) for x in (1e-6, 1e6))
 sizes = st.floats(SMALLEST, LARGEST, width=32)
@@ -31,7 +31,7 @@ def having(holds):
 
 
 def updates(tx, params, gs, like=None):
-    """Of all steps, at fixed parameters; without them, the state is that of parameters like."""
+    """The updates of all steps at fixed parameters; `like` replaces them in `init`."""
 
     def body(state, g):
         u, state = tx.update(g, state, params)
@@ -73,8 +73,8 @@ def test_permuted_and_reshaped_gradients_give_permuted_and_reshaped_updates(memb
     u = run(tx, params, gs)
     permuted = run(tx, params[order], gs[:, order])
     reshaped = run(tx, params.reshape(3, 7), gs.reshape(STEPS, 3, 7)).reshape(STEPS, SIZE)
-    # Only sums over a leaf may be rounded in another order. Where mu cancels, an update is as exact
-    # as its terms.
+    # Only sums over a leaf may be rounded in another order. Where the terms of mu cancel, an update
+    # is as exact as they are.
     tol = 0 if member.elementwise else 1e-6
     np.testing.assert_allclose(permuted, u[:, order], rtol=tol, atol=tol)
     np.testing.assert_allclose(reshaped, u, rtol=tol, atol=tol)
@@ -121,11 +121,11 @@ def test_a_constant_gradient_gives_steps_of_size_one(member, g):
 
 
 # The bound of Kingma & Ba 2015, section 2.1, holds in their "most severe case", zeros and then a
-# spike. It is not the most severe: smaller gradients before the spike add to mu by their size, to
-# nu by their squares only. Those that grow by b2/b1 a step make the most of that.
+# spike. Smaller gradients before the spike are worse: they add to mu in proportion to their size,
+# but to nu in proportion to its square. Gradients that grow by b2/b1 a step are the worst case.
 
 LONG, WIDTH = 64, 5
-# b1 ≤ b2, of which the paper's own condition b1² < √b2 follows.
+# b1 ≤ b2 implies the paper's own condition b1² < √b2.
 rates = st.tuples(
     st.just(0.0) | st.floats(0.0, 1.0, width=32), st.floats(0.125, 0.9990234375, width=32)
 ).map(lambda drawn: (np.float32(drawn[0]) * np.float32(drawn[1]), np.float32(drawn[1])))
@@ -137,10 +137,10 @@ def papers_bound(b1, b2):
 
 
 def exact_bound(b1, b2):
-    """float64[LONG, 1]: the largest |u| of each step, by Cauchy and Schwarz.
+    """float64[LONG, 1]: the largest |u| of each step, by the Cauchy-Schwarz inequality.
 
-    Σ b1ᵏ·g_k ≤ √(Σ (b1²/b2)ᵏ · Σ b2ᵏ·g_k²), with g_k the gradient k steps ago; and of the largest
-    gradient instead of a sum of squares, Σ b1ᵏ·g_k ≤ Σ (b1/b2)ᵏ · max b2ᵏ·g_k.
+    Σ b1ᵏ·g_k ≤ √(Σ (b1²/b2)ᵏ · Σ b2ᵏ·g_k²), with g_k the gradient k steps ago. For the largest
+    gradient instead of a sum of squares: Σ b1ᵏ·g_k ≤ Σ (b1/b2)ᵏ · max b2ᵏ·g_k.
     """
     b1, b2 = float(b1), float(b2)
     k = np.arange(LONG)

@@ -37,7 +37,7 @@ def test_it_is_optaxs_wrapper_and_state(warmup, x64):
     theirs, their_average, their_state = train(
         contrib.schedule_free_adamw(*arguments, weight_decay=0.1), gs
     )
-    # Optax computes the learning rate of a warm-up in float32, under x64 too.
+    # Optax computes the learning rate of a warmup in float32, even under x64.
     rtol = 1e-9 if warmup is None else 1e-6
     np.testing.assert_allclose(ours, theirs, rtol=rtol)
     np.testing.assert_allclose(our_average, their_average, rtol=rtol)
@@ -47,7 +47,7 @@ def test_it_is_optaxs_wrapper_and_state(warmup, x64):
 
 
 def test_it_is_the_papers_algorithm(x64):
-    """Defazio et al. 2024, algorithm 1, in numpy; c_t = γ_t² / Σγ² of a constant γ is 1/t."""
+    """Defazio et al. 2024, algorithm 1, in NumPy; c_t = γ_t² / Σγ² is 1/t for a constant γ."""
     gs = gradients(30, 10, seed=25).astype(np.float64)
     b1, b2, rate, decay = 0.8, 0.97, 0.05, 0.1
     y = x = z = np.ones(gs.shape[1:])
@@ -102,7 +102,7 @@ def test_modifiers_and_hyperparameters(modifier):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_numbers_in_the_state_keep_its_dtypes_and_b1_stays_out(dtype):
-    """b1 and the power shape how x is computed from y: another one in mid-run would tear them."""
+    """x is computed from y with b1 and the power, so changing them in mid-run would corrupt x."""
     tx = adam_jax.with_hyperparams(adam_jax.schedule_free_adamw)(0.1, warmup_steps=2)
     params = jnp.ones(3, dtype)
     state = tx.init(params)

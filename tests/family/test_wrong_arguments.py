@@ -1,4 +1,4 @@
-"""Arguments that are taken for others, and what the error says to write instead."""
+"""Arguments in the wrong place or of the wrong type: the error says what to write instead."""
 
 import functools
 
@@ -36,7 +36,7 @@ RESULTS = {
     "an array": (lambda count: jnp.ones(3), "a scalar, got shape (3,)"),
     "complex": (lambda count: 1j, "a number, got 1j"),
 }
-# An array of the shape of a bias would be its learning rates one by one.
+# An array with the shape of a bias would act as a learning rate per element.
 SCHEDULED = {
     "rate": lambda f: adam_jax.adamw(f),
     "weight_decay": lambda f: adam_jax.adamw(1e-3, weight_decay=f),
@@ -158,7 +158,7 @@ def test_float64_has_it(x64):
 
 
 def test_an_eps_that_float32_has_not_is_zero():
-    """Which is a legal eps, with updates of 0 where the gradient is 0."""
+    """eps = 0 is allowed; updates are then 0 where the gradient is 0."""
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
     tx = adam_jax.adam(1e-3, eps=1e-60)
     for updates in (

@@ -1,4 +1,4 @@
-"""Adam-mini's partition of a transformer: by paths, of Flax, and of kernels with outputs first."""
+"""Adam-mini's partition of a transformer by path: Flax's names, and kernels with outputs first."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ HEADS, WIDTH = 4, 24
 
 
 class Block(nnx.Module):
-    """A decoder of one layer."""
+    """A decoder with one layer."""
 
     def __init__(self, rngs):
         self.tokens = nnx.Embed(50, WIDTH, rngs=rngs)
@@ -25,7 +25,7 @@ class Block(nnx.Module):
 
 
 def shapes(params, policy=None):
-    """Of what nu stores for each leaf, by path; None for elementwise second moments."""
+    """The shape that nu stores for each leaf, by path; None for elementwise second moments."""
     tx = adam_jax.scale_by_adam(nu_dtype=policy or adam_jax.AdamMini())
     nu = jax.eval_shape(tx.init, params).nu
     flat = jax.tree.leaves_with_path(nu, is_leaf=lambda x: isinstance(x, Means))
@@ -68,7 +68,7 @@ def test_a_transformer_of_flax():
     [
         ("layers/0/q_proj/w", (24, 4, 6), (1, 4, 1)),
         ("WQ", (24, 4, 6), (1, 4, 1)),
-        ("keys/kernel", (24, 4, 6), (1, 1, 6)),  # None of attention's.
+        ("keys/kernel", (24, 4, 6), (1, 1, 6)),  # Not attention's.
         ("query/kernel", (24, 24), (1, 24)),
         ("query/kernel", (24, 2, 3, 6), (1, 2, 3, 1)),  # Groups of heads.
         ("v_proj/kernel", (24, 4, 6), (1, 4, 6)),

@@ -1,4 +1,4 @@
-"""The seam between rules and formats: a format that no rule has heard of carries a slot."""
+"""The interface between rules and formats: a format unknown to every rule can store a slot."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from tests.catalogue import every_member_slowly
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Halves:
-    """A float32 array as two of 16 bits."""
+    """A float32 array as two 16-bit arrays."""
 
     high: jax.Array
     low: jax.Array
@@ -23,7 +23,7 @@ class Halves:
 
 @dataclasses.dataclass(frozen=True)
 class SplitBits(Format):
-    """The upper and the lower 16 bits of each float32, apart: two arrays, and nothing lost."""
+    """Stores the upper and lower 16 bits of each float32 in two arrays, without loss."""
 
     @property
     def rounds(self):

@@ -1,4 +1,4 @@
-"""One second moment per block: every member against its paper's formulas with the mean in them."""
+"""Block-mean second moments: every member against its paper's formulas with the mean inserted."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from tests.catalogue.second_moments import (
 )
 
 FLOAT32 = np.dtype(np.float32)
-# Shapes, and the axes of a block; 5 is not summed in groups.
+# Shapes, and the axes of a block. An axis of 5 is not summed in groups.
 BLOCKS = [((8, 6), 0), ((8, 6), 1), ((8, 6), None), ((48, 5), (0,)), ((3, 4, 32), (0, -1))]
 BLOCKS += [((2, 3, 4, 5), (0, 1, 2)), ((7,), 0), ((5, 1, 3), -3)]
 every_block = pytest.mark.parametrize(("shape", "axes"), BLOCKS)
@@ -44,7 +44,7 @@ def test_an_element_is_the_mean_of_its_block(shape, axes):
     np.testing.assert_allclose(decoded, naive(x.astype(np.float64), axes), rtol=1e-6)
     again = jax.jit(fmt.encode)(decoded)
     np.testing.assert_allclose(again.means, stored.means, rtol=1e-6)
-    # A reduction of a reduction changes no bit.
+    # Reducing twice changes no bit.
     np.testing.assert_array_equal(fmt.encode(stored.means).means, stored.means)
 
 
@@ -70,7 +70,7 @@ def test_laws(x, power):
     means = np.asarray(encode(x).means)
     np.testing.assert_array_equal(means == 0, np.max(x, axis=0, keepdims=True) == 0)
     np.testing.assert_array_equal(encode(x * np.float32(2.0**power)).means, means * 2.0**power)
-    # The blocks are independent of each other, and of the order within.
+    # Blocks are independent of each other, and of the order of their elements.
     np.testing.assert_array_equal(encode(x[:, ::-1]).means, means[:, ::-1])
     np.testing.assert_allclose(encode(x[::-1]).means, means, rtol=1e-6)
 
@@ -78,7 +78,7 @@ def test_laws(x, power):
 @pytest.mark.parametrize("dtype", [np.float64, np.complex128])
 @every_member_with_nu
 def test_float64_updates_equal_the_naive_version(member, dtype, x64, monkeypatch):
-    """All blocks at once, as the leaves of a tree."""
+    """All forms of blocks at once, as leaves of a tree."""
     gs = {f"leaf_{k}": gradients(shape, dtype=dtype) for k, (shape, _) in enumerate(BLOCKS)}
     blocks = {f"leaf_{k}": adam_jax.BlockMeans(axes) for k, (_, axes) in enumerate(BLOCKS)}
     params = jax.tree.map(lambda g: jnp.zeros(g.shape[1:], g.dtype), gs)
@@ -96,13 +96,13 @@ def test_float32_updates_equal_the_naive_version(member, monkeypatch):
     gs = gradients((48, 5), steps=100)
     exact = np.stack(list(member.naive(gs.astype(np.float64))))
     u = run(member.direction(nu_dtype=adam_jax.BlockMeans(0)), gs)
-    # Adamax forgets nothing within 100 steps, and rounds all that it remembers in each of them.
+    # Adamax keeps all of its history for 100 steps, and rounds it in each step.
     assert np.median(ulps(u, exact)) <= 8.0
     assert (np.abs(u - exact) <= 4e-6 * np.maximum(1, np.abs(exact).max(0))).all()
 
 
 def test_adamw_is_algorithm_1(x64):
-    """Weight decay and the learning rate included, and two leaves."""
+    """With weight decay, the learning rate and two leaves."""
     rate, b1, b2, eps, decay = 1e-2, 0.9, 0.95, 1e-8, 0.1
     tx = adam_jax.adamw(rate, b1, b2, eps, weight_decay=decay, nu_dtype=adam_jax.BlockMeans(None))
     grads = {name: gradients(shape, 30, float) for name, shape in (("w", (4, 3)), ("b", (3,)))}
@@ -124,7 +124,7 @@ def test_adamw_is_algorithm_1(x64):
 
 
 def test_a_maximum_of_means_stays_to_the_last_bit():
-    """It is taken of the means; the mean of equal numbers is not that number in float32."""
+    """A maximum over means: in float32, the mean of equal numbers can differ from them."""
     tx = adam_jax.scale_by_amsgrad(nu_dtype=adam_jax.BlockMeans(0))
     g = magnitudes((37, 5))
     _, state = tx.update(g, tx.init(jnp.zeros_like(g)))

@@ -1,4 +1,4 @@
-"""One second moment per block: sharded, mapped, converted, saved, measured, and inside all else."""
+"""States of block means: sharded, mapped, converted, saved, measured, and inside every wrapper."""
 
 import functools
 
@@ -21,7 +21,7 @@ every_policy = pytest.mark.parametrize("policy", SIZES, ids=["rows", "columns", 
 
 
 def stepped(tx, grads, params, state=None):
-    """After two steps."""
+    """Parameters and state after two steps."""
     state = tx.init(params) if state is None else state
     step = jax.jit(lambda g, s, p: adam_jax.step(tx, g, s, p))
     for g in (grads, jax.tree.map(jnp.sin, grads)):
@@ -112,7 +112,7 @@ def test_a_state_is_converted_there_and_back():
         x, mean = getattr(state[0], name), getattr(converted[0], name)
         assert isinstance(mean, Means) and mean.format == getattr(ours.init(params)[0], name).format
         np.testing.assert_allclose(mean.means, np.mean(x, 0, keepdims=True), rtol=1e-6)
-    # The transformation goes on as its state is.
+    # The transformation continues in the form of its state.
     assert_close(stepped(plain, grads, moved, converted), stepped(ours, grads, moved, converted))
     back = adam_jax.convert_state(converted, nu_dtype=jnp.float32)
     np.testing.assert_allclose(back[0].nu, naive(np.asarray(state[0].nu), 0), rtol=1e-6)
@@ -124,7 +124,7 @@ def test_bytes_and_telemetry():
     planned = adam_jax.inspect.bytes_per_parameter(params, tx)
     assert planned.groups["w"].state == 4 * (64 * 72 + 72)
     assert planned.state == adam_jax.inspect.live_bytes(tx.init(params)).total
-    # Columns with a mean square below and above ε² = 1, with elements on the other side.
+    # Columns with a mean square below or above ε² = 1, and with elements on the other side.
     columns = np.where(np.arange(72) < 18, 0.1, 2.0) * np.linspace(0.1, 1.9, 64)[:, None]
     grads = {"w": jnp.asarray(columns, jnp.float32), "b": jnp.full(72, 10.0)}
     measuring = adam_jax.telemetry(tx, every=1)
@@ -152,7 +152,7 @@ def test_groups_and_hyperparameters_in_the_state():
 def test_schedule_free_trains_on_the_means():
     ours, state = stepped(adam_jax.schedule_free_adamw(1e-2, nu_dtype=COLUMNS), GRADS, PARAMS)
     assert sum(isinstance(x, Means) for x in jax.tree.leaves(state, is_leaf=_is_means)) == 3
-    # With equal gradients in a block there is nothing lost.
+    # Equal gradients in a block lose nothing.
     equal = jax.tree.map(lambda g: jnp.broadcast_to(g[:1], g.shape), GRADS)
     del equal["b"]
     params = {name: PARAMS[name] for name in equal}
@@ -168,7 +168,7 @@ def _is_means(x):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODIFIERS)
 def test_modifiers_read_the_means(name):
-    """Where the gradients in a block are equal, the steps are those of float32 moments."""
+    """With equal gradients in each block, the steps are those of float32 moments."""
     equal = jax.tree.map(lambda g: jnp.broadcast_to(g[:1], g.shape), GRADS)
     for make in (adam_jax.adamw, adam_jax.lapropw, adam_jax.amsgradw):
         blocks, elements = (

@@ -1,4 +1,4 @@
-"""Codes of 8 and 4 bits: what must hold of each codec, and of blocks."""
+"""8-bit and 4-bit blockwise codes: properties of each codec and of blocks."""
 
 import itertools
 
@@ -20,14 +20,14 @@ every_signed = pytest.mark.parametrize("codec", SIGNED.values(), ids=SIGNED)
 
 
 def numbers(codec, shape=(6, 256), seed=0):
-    """Blocks of numbers of many sizes, such as the codec is for."""
+    """Blocks of numbers in the many magnitudes that the codec is made for."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=shape) * 10.0 ** rng.integers(-6, 6, (*shape[:-1], 1))
     return np.asarray(x if codec in SIGNED.values() else x * x, np.float32)
 
 
 def all_codes(codec):
-    """Every code, in the order of its number."""
+    """Every code, in numerical order."""
     if codec.signed:
         return jnp.arange(-codec.steps, codec.steps + 1).astype(codec.dtype)
     low = -8 if codec.bits == 4 else 0
@@ -56,7 +56,7 @@ def test_a_share_that_is_a_little_more_than_one_has_the_last_code(codec, noise):
 
 
 def naive(codec, x, block):
-    """The formulas of the two codes in float64, block by block, element by element."""
+    """The formulas of both codecs in float64, block by block and element by element."""
     result = np.empty(x.shape)
     for row, start in itertools.product(range(x.shape[0]), range(0, x.shape[1], block)):
         part = np.asarray(x[row, start : start + block], np.float64)
@@ -82,7 +82,7 @@ def test_against_the_formula_in_float64(name):
     assert stored.codes.shape == x.shape and stored.codes.dtype == codec.dtype
     assert stored.scale.shape == (6, 2) and stored.scale.dtype == jnp.float32
     decoded, expected = np.asarray(fmt.decode(stored, jnp.float32)), naive(codec, x, 128)
-    # A number in the middle of two codes may go either way by a rounding of the root.
+    # The rounding of the root decides for numbers halfway between two codes.
     off = ~np.isclose(decoded, expected, rtol=1e-6, atol=0)
     assert off.mean() < 2e-3
 
@@ -144,7 +144,7 @@ def test_a_second_moment_is_zero_in_a_block_of_zeros_only(name):
 @every_codec
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_is_not_finite_shows_in_its_block_alone(codec, bad):
-    """Wherever it is: XLA:CPU's maximum loses some NaNs."""
+    """At every position: XLA:CPU's maximum loses some NaNs."""
     fmt = Blockwise(codec, 64)
     encode = jax.jit(fmt.encode)
     for block, position in itertools.product((0, 9, 23), (0, 3, 17, 63)):
@@ -155,7 +155,7 @@ def test_what_is_not_finite_shows_in_its_block_alone(codec, bad):
         assert np.all(np.isfinite(np.delete(decoded, block, axis=0)))
 
 
-# By its power, what a code keeps the mean of: updates are divided by the root of nu.
+# The power of the numbers whose mean stochastic rounding preserves: updates divide by √nu.
 KEPT = {"int8 mu": 1, "int4 mu": 1, "linear int8": 1, "int8 nu": -1, "int4 nu": -0.5}
 
 
@@ -164,7 +164,7 @@ def test_stochastic_codes_keep_a_mean(name):
     codec, power = CODECS[name], KEPT[name]
     fmt = Blockwise(codec, 128, stochastic=True)
     x = numbers(codec, (1, 128))
-    if not codec.signed:  # Below the smallest number there is none to go down to.
+    if not codec.signed:  # The smallest number cannot be rounded down.
         x = np.maximum(x, x.max() * 1e-3)
 
     def read(x):
@@ -185,7 +185,7 @@ def test_stochastic_codes_keep_a_mean(name):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_stochastic_rounding_to_16_bits(dtype):
-    """One of the two numbers beside it, with the right mean; what is representable stays."""
+    """Rounds to one of two neighbours with the right mean; representable numbers do not change."""
     rng = np.random.default_rng(0)
     x = np.asarray(rng.normal(size=64) * 10.0 ** rng.integers(-8, 4, 64), np.float32)
     if dtype == jnp.float16:
@@ -220,7 +220,7 @@ def test_the_bits_of_moments_are_spread_evenly_over_the_steps_of_an_element():
     with np.errstate(over="ignore"):
         bits = np.sort(first[:, None] + np.stack(turned), axis=1) / 2.0**32
     gaps = np.diff(bits, axis=1, prepend=bits[:, -1:] - 1)
-    assert gaps.max() < 0.02  # Of independent numbers about 0.05, for one element or another 0.1.
+    assert gaps.max() < 0.02  # For independent numbers about 0.05, and 0.1 for some elements.
     start, end = (int(salt_of_moments(count, leaf=0).turned) for count in (0, 2**31 - 1))
     assert (end - start) % 2**32 == (2**31 - 1) * int(GOLDEN) % 2**32
 
@@ -235,7 +235,7 @@ def test_noise_is_even_and_each_step_and_leaf_has_its_own():
         assert abs(np.corrcoef(one.ravel(), noise.ravel())[0, 1]) < 0.02
     assert abs(np.corrcoef(one.ravel()[:-1], one.ravel()[1:])[0, 1]) < 0.02
     whole, part = random_bits((16, 8), jnp.uint32(3)), random_bits((2, 8), jnp.uint32(3))
-    np.testing.assert_array_equal(whole[:2], part)  # By the index, whatever the shape's end.
+    np.testing.assert_array_equal(whole[:2], part)  # Depends on the index alone.
 
 
 def test_which_leaves_are_quantised():
@@ -298,7 +298,7 @@ def test_errors(make, words):
 
 
 def test_forms_compare_by_value_and_are_not_callable():
-    """`optax.inject_hyperparams` takes what is callable for a schedule."""
+    """`optax.inject_hyperparams` treats callables as schedules."""
     assert adam_jax.Quantized() == adam_jax.Quantized("int8")
     assert adam_jax.adamw(1e-3, mu_dtype=jnp.int8) == adam_jax.adamw(1e-3, mu_dtype="int8")
     for form in (adam_jax.Quantized(), Power(2, signed=True), Blockwise(Power(2, signed=True), 64)):

@@ -1,4 +1,4 @@
-"""Storage: which dtype goes in, which comes out, and what is computed in between."""
+"""Storage dtypes: the dtypes of inputs and outputs, and of the arithmetic in between."""
 
 import chex
 import jax
@@ -61,8 +61,8 @@ def test_the_state_has_the_dtypes_asked_for_and_keeps_them(member, mu, nu):
 
 @every_member_slowly
 def test_a_bfloat16_state_reads_the_unrounded_moments(member):
-    """Storage is rounded after the update is computed: the first step is that of float32."""
-    # Accumulators that start at something else are rounded already.
+    """Moments are rounded after computing the update, so the first step equals that of float32."""
+    # Accumulators with another initial value are already rounded.
     start = {"initial_accumulator_value": 0.0} if member.has("initial_accumulator_value") else {}
     g = jnp.linspace(-1.0, 1.0, 101)
     low = member.direction(**member.stored(jnp.bfloat16, jnp.bfloat16), **start)
@@ -86,7 +86,7 @@ def test_bfloat16_gradients_of_float32_parameters_lose_nothing_more(member):
 
 @every_member
 def test_float16_survives_what_optax_does_not(member):
-    """eps = 1e-8 is zero in float16, and so is the square of a small gradient: 0/0."""
+    """In float16, eps = 1e-8 and the square of a small gradient are both zero: 0/0."""
     params = jnp.ones(3, jnp.float16)
     grads = jnp.array([0.0, 1e-3, 6e-8], jnp.float16)
     u, _ = (tx := member.direction()).update(grads, tx.init(params))
@@ -96,7 +96,7 @@ def test_float16_survives_what_optax_does_not(member):
 
 @every_member
 def test_a_number_is_not_rounded_to_the_dtype_of_a_leaf(member):
-    """α·u in bfloat16, α = 1e-3: rounding α first (9.9945e-4) gives other bits for many u."""
+    """α·u in bfloat16, α = 1e-3: rounding α first (9.9945e-4) gives different bits for many u."""
     g = jax.random.normal(jax.random.key(0), (1000,)).astype(jnp.bfloat16)
     by_rate = adam_jax.scale_by_learning_rate(lambda count: jnp.asarray(1e-3))
     ours, _ = by_rate.update(g, by_rate.init(g))
@@ -110,7 +110,7 @@ def test_a_number_is_not_rounded_to_the_dtype_of_a_leaf(member):
 
 @every_member_slowly
 def test_step_adds_before_it_rounds(member):
-    """bfloat16: the update rounded first, as optax.apply_updates must, can land one place off."""
+    """bfloat16: rounding the update first, as optax.apply_updates must, can be one ulp off."""
     params = jax.random.normal(jax.random.key(0), (4000,)).astype(jnp.bfloat16)
     grads = jax.random.normal(jax.random.key(1), (4000,)).astype(jnp.bfloat16)
     tx = member.alias(0.03)
@@ -118,7 +118,7 @@ def test_step_adds_before_it_rounds(member):
     stepped, state = adam_jax.step(tx, grads, before, params)
     wide = tx.update(grads.astype(jnp.float32), before, params)[0]
     exact = (params.astype(jnp.float32) + wide).astype(jnp.bfloat16)
-    # One or two of 4,000 fall the other way: the step multiplies and adds without rounding between.
+    # One or two of 4,000 differ: the step uses a fused multiply-add without intermediate rounding.
     assert (stepped != exact).sum() <= 4
     updates, same = tx.update(grads, before, params)
     rounded_twice = optax.apply_updates(params, updates)
@@ -237,7 +237,7 @@ def test_under_debug_nans(member):
 
 @every_member
 def test_a_complex_gradient_is_not_halved_in_silence(member):
-    """Optax drops the imaginary part of mu when mu_dtype is real."""
+    """Optax silently drops the imaginary part of mu for a real mu_dtype."""
     g = jnp.array([3.0 + 4.0j, -1.0j], jnp.complex64)
     tx = member.direction(mu_dtype=jnp.float32)
     with pytest.raises(ValueError, match="mu_dtype must be complex.*complex64"):
@@ -275,7 +275,7 @@ def test_dense_keeps_its_word(dtype):
 
 
 def test_gradients_whose_squares_are_zero_without_epsilon():
-    """float32 has no square of 1e-20: nu is 0, and there is nothing to divide by."""
+    """1e-20 squared is 0 in float32, so nu is 0 and the division is 0/0."""
     tx = adam_jax.adam(1e-3, eps=0.0)
     params = jnp.ones(2)
     updates, _ = tx.update(jnp.array([1e-20, 1e-3]), tx.init(params))

@@ -1,4 +1,4 @@
-"""Second moments as means of rows and columns: against Adafactor, naively written, and Optax's."""
+"""Second moments as means of rows and columns: against a naive Adafactor and Optax's."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from adam_jax.slots import Slot
 from tests.catalogue import MEMBERS, slowly
 from tests.catalogue.second_moments import fit, magnitudes
 
-# Each with the two axes that are factored: the largest.
+# Each shape with its two factored axes, the largest ones.
 SHAPES = {(6, 4): (-2, -1), (4, 6): (-2, -1), (3, 5, 4): (-2, -1), (7, 2, 5): (-3, -1)}
 SHAPES |= {(5, 6, 2, 3): (-4, -3), (4, 4, 4): (-2, -1), (5, 4, 5): (-3, -1)}
 every_shape = pytest.mark.parametrize("shape", SHAPES)
@@ -33,7 +33,7 @@ def form(shape):
 
 
 def naive(x, axes):
-    """The outer product of the means over the mean of all, matrix by matrix."""
+    """The outer product of the means, divided by the mean of all, for each matrix."""
     row, column = axes
     matrices = np.moveaxis(np.asarray(x, np.float64), axes, (-2, -1))
     result = np.zeros_like(matrices)
@@ -54,7 +54,7 @@ def test_against_the_outer_product(shape):
     assert stored.rows.dtype == stored.columns.dtype == jnp.float32
     decoded = fmt.decode(stored, jnp.float32)
     np.testing.assert_allclose(decoded, naive(x, SHAPES[shape]), rtol=1e-5)
-    # Of what is an outer product nothing is lost.
+    # An outer product is stored without loss.
     again = jax.jit(fmt.encode)(decoded)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), again, stored)
     np.testing.assert_allclose(fmt.decode(again, jnp.float32), decoded, rtol=1e-5)
@@ -96,7 +96,7 @@ def factors_after(grads, b2, policy=SMALL):
 @every_shape
 @pytest.mark.parametrize("b2", [0.999, 0.3])
 def test_the_means_are_adafactor_s(shape, b2):
-    """Algorithm 4 without ε₁, and a constant rate: each mean is averaged by itself."""
+    """Algorithm 4 without ε₁, at a constant rate: each mean is averaged separately."""
     row, column = SHAPES[shape]
     grads, rows, columns = gradients(shape), 0.0, 0.0
     for g in grads.astype(np.float64):
@@ -118,7 +118,7 @@ def test_the_means_and_the_axes_are_optax_s(shape, standard_promotion):
     for g in grads:
         updates, state = tx.update(jnp.asarray(g), state, g)
     stored = factors_after(grads, b2)
-    # Optax's rows are the means over the larger axis, whichever comes first.
+    # Optax's rows are the means over the larger axis, in either order.
     row, column = SHAPES[shape]
     swapped = shape[row] > shape[column]
     rows, columns = (state.v_col, state.v_row) if swapped else (state.v_row, state.v_col)
@@ -140,7 +140,7 @@ def test_an_average_is_stored_as_that_of_its_means(shape, b2):
 
 
 def test_a_step_is_of_the_gradient_before_it_is_factored():
-    """Where Adafactor has the product of the new means, there is b2·v + (1-b2)·g²."""
+    """Adafactor uses the product of the new means; here the step uses b2·v + (1-b2)·g²."""
     b1, b2, eps, grads = 0.9, 0.99, 1e-8, gradients((6, 4)).astype(np.float64)
     tx = adam_jax.scale_by_adam(b1, b2, eps, nu_dtype=SMALL)
     state, m, v = tx.init(jnp.zeros((6, 4))), 0.0, np.zeros((6, 4))

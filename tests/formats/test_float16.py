@@ -1,7 +1,8 @@
-"""float16 has no squares of ordinary gradients: it is refused wherever a magnitude would be in it.
+"""float16 is refused for magnitudes, because squares of ordinary gradients underflow in it.
 
-Amplitude 1e-3, nu in float16: Adam's largest update in 200 steps is 43,800 learning rates. Of 1e-5,
-AdaMax, whose nu is a size and no square, forgets no number below 3e-5; from 7e4 on it is infinite.
+With gradients of amplitude 1e-3 and nu in float16, Adam's largest update in 200 steps is 43,800
+learning rates. AdaMax stores magnitudes, not squares. At amplitude 1e-5 its nu does not decay,
+because no number below 3e-5 does; from 7e4 on it is infinite.
 """
 
 import jax
@@ -67,7 +68,7 @@ def test_an_optax_state_in_float16_says_how_to_go_on(name):
 
 
 def test_float16_averages_of_gradients_stay():
-    """Which have their range."""
+    """Averages fit into the range of float16."""
     for dtype in (jnp.float16, adam_jax.stochastic(jnp.float16), None):
         tx = adam_jax.adam(1e-2, mu_dtype=dtype)
         _, state = tx.update(HALF, tx.init(HALF), HALF)

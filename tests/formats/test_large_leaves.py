@@ -1,4 +1,4 @@
-"""Leaves of more than 2³¹ and 2³² elements: lowered, as no machine of the suite could hold them."""
+"""Leaves of more than 2³¹ and 2³² elements: lowered only, because they exceed test memory."""
 
 import math
 
@@ -52,7 +52,7 @@ def test_a_step_of_bfloat16_weights_is_lowered(weights, shape):
 @pytest.mark.bits
 @every_size
 def test_each_element_has_the_hash_of_its_own_index(shape):
-    """XLA computes the last elements alone: the array is never stored."""
+    """XLA computes only the last elements: the array is never stored."""
     last = jax.jit(lambda salt: random_bits(shape, salt)[-2:, -3:]).lower(np.uint32(7)).compile()
     assert last.memory_analysis().temp_size_in_bytes < 1e6
     rows, columns = shape

@@ -1,4 +1,4 @@
-"""Moments in few bits follow gradients that grow, fall, or are once large."""
+"""Quantized moments follow gradients that grow, shrink, or spike once."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("member", "b2"), [("adam", 0.99), ("adopt", 0.99), ("adam", 0.999)])
 def test_updates_are_those_of_float32(member, form, b2):
-    """Rounded to the nearest the first is 0.86, the third 0.34 to 1.4 times as large."""
+    """With nearest rounding, the first is 0.86 and the third 0.34 to 1.4 times as large."""
     window = 220 if b2 == 0.99 else 700
     exact, coded = (
         root_mean_squares(direction(member, b2, stored), window, jnp.array(FACTORS))
@@ -27,7 +27,7 @@ def test_updates_are_those_of_float32(member, form, b2):
 
 
 def test_rounded_to_the_nearest_they_are_not():
-    """Which the default was: the test above can fail."""
+    """Nearest rounding was the default: this shows that the test above can fail."""
     nearest = adam_jax.Quantized("int8", stochastic=False)
     tx = adam_jax.scale_by_adam(b2=0.999, nu_dtype=nearest)
     exact = root_mean_squares(direction("adam", 0.999, None), 700, jnp.array(FACTORS))
@@ -49,7 +49,7 @@ def test_where_rounding_is_stochastic():
     assert stochastic_slots(adam_jax.scale_by_ademamix(**int8)) == {"m2", "nu"}
     assert stochastic_slots(adam_jax.scale_by_adan(**int8)) == {"n"}
     assert stochastic_slots(adam_jax.scale_by_lion(mu_dtype=jnp.int8)) == set()
-    # Not known, or it may change.
+    # b2 is traced or may change.
     for b2 in (jnp.float32(0.9), np.float64(0.9)):
         assert stochastic_slots(adam_jax.scale_by_adam(b2=b2, **int8)) == {"nu"}
     made = adam_jax.with_hyperparams(adam_jax.scale_by_adam)(b2=0.9, **int8)
@@ -86,7 +86,7 @@ def test_the_script(tmp_path):
 
 
 def test_clipping_by_the_norm_keeps_a_spike_out_of_the_factors():
-    """As the docstring says: without it the updates beside the spike are thousands."""
+    """As documented: unclipped, updates in the spike's row and column are thousands."""
 
     def largest(tx):
         def step(state, t):

@@ -1,4 +1,4 @@
-"""States of low precision in the life of a run: sharded, converted, saved, exported, in Flax."""
+"""Low-precision states during a run: sharded, converted, saved, exported, and in Flax."""
 
 import functools
 import re
@@ -53,12 +53,12 @@ def run(tx, place, turns=3):
 
 @functools.cache
 def on_8_devices(tx):
-    """The same for all who only read it."""
+    """The same on 8 devices, shared by tests that only read it."""
     return run(tx, lambda tree: jax.device_put(tree, shardings(mesh_of())))
 
 
 def in_float32(x):
-    """Codes too, exactly; numpy compares no int4."""
+    """The state in float32, codes included, exactly; NumPy cannot compare int4."""
     return np.asarray(x.astype(jnp.float32))
 
 
@@ -82,7 +82,7 @@ FORMS = {
     "by path": adam_jax.amsgrad(1e-3, nu_dtype=adam_jax.by_path({"rows": jnp.int8})),
 }
 every_form = pytest.mark.parametrize("tx", FORMS.values(), ids=FORMS)
-# These three have every dtype and container of the five: what only stores them hangs on no more.
+# These three cover every dtype and container of the five, which is enough for tests of storage.
 DIFFERENT = {name: FORMS[name] for name in FORMS if name not in ("8 bits", "by path")}
 every_kind_of_form = pytest.mark.parametrize("tx", DIFFERENT.values(), ids=DIFFERENT)
 
@@ -120,7 +120,7 @@ def test_on_a_mesh_with_explicit_axes():
 
 
 def test_a_block_lies_on_one_device():
-    """512 columns on 8 devices are 64 for each."""
+    """512 columns on 8 devices are 64 for each device."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
     sharding = NamedSharding(mesh, P(None, "data"))
     params = jax.device_put(jnp.ones((16, 512)), sharding)
@@ -129,7 +129,7 @@ def test_a_block_lies_on_one_device():
 
 
 def as_target(x, mesh):
-    """Where it lies; what lies anywhere, as a count of steps, on all devices."""
+    """The restore target of an array: its sharding, or replicated for an array without a mesh."""
     placed = isinstance(x.sharding, NamedSharding)
     sharding = x.sharding if placed else NamedSharding(mesh, P())
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
@@ -154,7 +154,7 @@ def test_orbax_restores_the_bits_also_onto_other_devices(tx, tmp_path):
             bits = (jax.tree.map(in_float32, t) for t in (restored, (params, state)))
             jax.tree.map(np.testing.assert_array_equal, *bits)
             assert restored[0]["rows"].sharding.num_devices == devices
-        # From the last of them, the run goes on as it does on 8.
+        # After the last restore, the run continues as on 8 devices.
         after, _ = step_of(tx)(*restored, gradients(9, restored[0]))
         grads = jax.device_put(gradients(9, params), shardings(mesh_of()))
         expected, _ = step_of(tx)(params, state, grads)
@@ -186,7 +186,7 @@ def test_the_step_exported_for_three_platforms_has_the_same_bits(tx):
 
 @every_kind_of_form
 def test_nnx_optimizer(tx):
-    """Whose state keeps arrays in variables, and knows no other containers inside them."""
+    """Its state keeps arrays in variables, and does not support other containers inside them."""
     model = nnx.Linear(128, 64, rngs=nnx.Rngs(0), param_dtype=jnp.bfloat16, dtype=jnp.float32)
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
 
@@ -206,7 +206,7 @@ def test_nnx_optimizer(tx):
 
 @every_kind_of_form
 def test_nnx_state_of_variables(tx):
-    """As nnx.split gives it: parameters in variables, and what is stored in their place."""
+    """As returned by nnx.split: parameters in variables, with stored moments in their place."""
     model = nnx.Linear(128, 64, rngs=nnx.Rngs(0), param_dtype=jnp.bfloat16)
     _, params = nnx.split(model)
     state = tx.init(params)
@@ -281,7 +281,7 @@ def test_conversion_of_optax_s_state_and_of_one_moment():
 
 
 def test_conversion_by_path_knows_the_paths_of_init():
-    """Also those of nnx variables, and of a tree that is one array."""
+    """Including those of nnx variables, and of a tree that is a single array."""
     dense = adam_jax.adamw(1e-3)
     for path, params in (
         ("w", nnx.state(nnx.Dict(w=nnx.Param(jnp.ones((64, 128)))))),

@@ -1,4 +1,4 @@
-"""Members train with moments of few bits."""
+"""Members train with quantized and factored moments."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def test_adamw_trains_with_every_form(form):
 
 
 def assert_trains(tx):
-    """Least squares, in the same form from the first step to the last (scan sees to that)."""
+    """Least squares with a state of constant structure, which the scan requires."""
     x = jax.random.normal(jax.random.key(0), (32, 64))
     goal = jax.random.normal(jax.random.key(1), (64, 64)) / 8
 

@@ -1,4 +1,4 @@
-"""What `inspect.advise` says of each leaf, and of what looks like a mistake."""
+"""`inspect.advise`: its text for each leaf, and its warnings about likely mistakes."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Bytes before anything is allocated: those of the arrays that come, group by group."""
+"""Predicted bytes per parameter equal those of the allocated arrays, group by group."""
 
 from typing import Any, NamedTuple
 
@@ -45,7 +45,7 @@ EVERYTHING = {
 
 
 def parameters(dtype=jnp.bfloat16):
-    """Of 4257 codes of 4 bits in `odd` the last has half a byte to itself."""
+    """`odd` has 4257 4-bit codes; half of the last byte is unused."""
     return {
         "head": {"kernel": jnp.ones((64, 256), dtype), "odd": jnp.ones((33, 129), dtype)},
         "body": [jnp.ones(256, dtype), jnp.ones((), jnp.float32)],
@@ -92,10 +92,10 @@ def test_a_none_is_nothing(tx):
 
 @pytest.mark.parametrize("name", ["float32", "int8", "int4", "master_residual(8)"])
 def test_the_compiler_counts_the_same_bytes(name):
-    """XLA's own sum, of 4-bit codes too, which is not computed by this package."""
+    """XLA's own sum, including 4-bit codes; this package does not compute it."""
     found = report(shapes(parameters()), EVERYTHING[name])
     assert found.arguments == found.model.total
-    assert found.results <= 8 * 32  # Pointers.
+    assert found.results <= 8 * 32  # Pointers
     assert found.peak == found.arguments + found.results + found.temporaries
 
 
@@ -112,10 +112,10 @@ def test_the_compiler_counts_the_same_bytes(name):
     ],
 )
 def test_by_hand(tx, dtype, expected):
-    """Two scales of 4 bytes for 128 elements are 0.0625 bytes for each."""
+    """Two 4-byte scales for 128 elements add 0.0625 bytes per element."""
     found = bytes_per_parameter({"w": jax.ShapeDtypeStruct((64, 256), dtype)}, tx)
     assert found.groups["w"].per_parameter == (*expected, sum(expected))
-    assert found.groups["(shared)"].state <= 8  # The counts.
+    assert found.groups["(shared)"].state <= 8  # Counts
     assert found.groups["(shared)"].per_parameter == (0, 0, 0, 0)
 
 
@@ -138,7 +138,7 @@ def test_groups_by_first_key_and_by_expression():
     kernel, odd = 64 * 256, 33 * 129  # Blocks of 128 and of 43.
     of_kernel = (2 + 1 + 1) * kernel + 2 * 4 * kernel // 128
     of_odd = (2 + 1 + 1) * odd + 2 * 4 * odd // 43
-    of_body = (2 + 4 + 4) * 256 + (4 + 4)  # Too small for codes; the scalar is float32 already.
+    of_body = (2 + 4 + 4) * 256 + (4 + 4)  # Too small for codes; the scalar is float32.
     assert of_state(params, tx) == {"head": of_kernel + of_odd, "body": of_body, "(shared)": 8}
     by_expression = {"matrices": r"head/(kernel|odd)", "unused": "nothing", "late": "head/.*"}
     assert of_state(params, tx, patterns=by_expression) == {
@@ -150,7 +150,7 @@ def test_groups_by_first_key_and_by_expression():
 
 
 class Hostile(NamedTuple):
-    """Called like what is around them in a state."""
+    """A node with the field names of slots and containers in a state."""
 
     mu: Any
     codes: Any
@@ -175,7 +175,7 @@ def test_the_owner_is_found_whatever_it_is_called(params):
 
 
 def test_the_owner_in_states_of_other_shapes():
-    """Factored moments, a list for each leaf, an nnx variable, one array without a path."""
+    """Factored moments, a list for each leaf, an nnx variable, an array without a path."""
     params = {"w": jnp.ones((256, 512)), "b": jnp.ones(8)}
     state = of_state(params, optax.scale_by_factored_rms(min_dim_size_to_factor=32))
     assert state == {"w": 4 * (256 + 512 + 1), "b": 4 * (1 + 1 + 8), "(shared)": 4}
@@ -198,7 +198,7 @@ def test_what_is_nobodys_is_shared():
     params = {"b": jnp.ones(()), "w": jnp.ones((2, 3)), "v": jnp.ones(5)}
     telemetry = of_state(params, adam_jax.telemetry(adamw(1e-3)))
     assert telemetry == {"b": 8, "w": 48, "v": 40, "(shared)": 3 * 4 + 3 * 7 * 4}
-    # A stage's number is no leaf's, though its losses lie beside it.
+    # The index of a stage is not a leaf's, although the stage stores its losses under it.
     pair = (params["w"], params["v"])
     spikes = adam_jax.skip_nonfinite(adamw(1e-3), spike_sigmas=6)
     around = of_state(pair, optax.chain(optax.identity(), spikes))

@@ -1,4 +1,4 @@
-"""What a step takes besides, on each device, and what arrays that live really occupy."""
+"""The memory of a step beyond its arguments, per device, and the measured bytes of live arrays."""
 
 import gc
 import json
@@ -22,7 +22,7 @@ int8 = adamw(1e-3, mu_dtype=jnp.int8, nu_dtype=jnp.int8)
 
 
 def test_nothing_is_allocated():
-    """16 TB, which no machine of ours has; nor anything small."""
+    """16 TB, which no test machine has; small arrays are not allocated either."""
     params = {"w": jax.ShapeDtypeStruct((2**20, 2**20), jnp.float32)}
     before = {id(x) for x in jax.live_arrays()}
     assert bytes_per_parameter(params, int8).parameters == 4 * 2**40
@@ -52,7 +52,7 @@ def test_a_report_of_a_step_of_the_run():
 
 
 def test_what_fits_in_nothing_donated_is_a_result():
-    """Moments that come back shorter: JAX's warning of them is a number here."""
+    """Moments of another shape cannot reuse donated memory; JAX's warning becomes a figure."""
     params, tx = {"w": jax.ShapeDtypeStruct((100, 100), jnp.float32)}, adamw(1e-3)
 
     def step(params, state, grads):
@@ -71,7 +71,7 @@ def test_a_step_that_does_not_read_its_gradients():
 
 @pytest.mark.parametrize("spec", [("d", None), (None, "d"), ()], ids=["rows", "columns", "copies"])
 def test_sharded(spec):
-    """Of 512 columns each of 8 devices has 64, and blocks of that length."""
+    """512 columns on 8 devices are 64 for each, which is also the block length."""
     mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))
     sharding = NamedSharding(mesh, PartitionSpec(*spec))
     params = {"w": jax.device_put(jnp.ones((128, 512)), sharding)}
@@ -81,7 +81,7 @@ def test_sharded(spec):
     assert predicted.groups["w"].state == 2 * n + 2 * 4 * n // block
     described = {"w": jax.ShapeDtypeStruct((128, 512), jnp.float32, sharding=sharding)}
     assert bytes_per_parameter(described, int8) == predicted
-    # On each device, and the count on one of them. (The gradients are the parameters here.)
+    # The leaves on each device, and the count on one. The gradients are the parameters here.
     w, copies = predicted.groups["w"], 1 if spec else 8
     each = copies * (w.total - w.gradients) // 8
     live = live_bytes(params, state)
@@ -92,13 +92,13 @@ def test_sharded(spec):
         *map(jax.tree.leaves, (planned(described, int8, None)[2], state)), strict=True
     ):
         assert not x.ndim or real.sharding.is_equivalent_to(x.sharding, x.ndim)
-    # XLA's own sum, for one device.
+    # XLA's own sum for one device.
     assert report(described, int8, grads=grads).arguments == copies * w.total // 8 + 4
 
 
 def test_every_buffer_counts_once():
     x = jnp.ones((8, 128))
-    same = jax.device_put(x, x.sharding)  # Another array, with the same buffer.
+    same = jax.device_put(x, x.sharding)  # A new array with the same buffer.
     assert same is not x and same.unsafe_buffer_pointer() == x.unsafe_buffer_pointer()
     assert live_bytes({"a": x, "b": (x, None)}, [same]).total == x.nbytes
     assert live_bytes(x, x + 1).total == 2 * x.nbytes
@@ -117,7 +117,7 @@ def test_what_counts_and_what_does_not():
 
 
 def test_all_that_is_alive():
-    gc.collect()  # What other tests have left in cycles.
+    gc.collect()  # Cycles left by other tests.
     before = live_bytes().total
     x = jnp.ones((100, 128))
     assert live_bytes().total == before + x.nbytes

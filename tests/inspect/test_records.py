@@ -1,4 +1,4 @@
-"""Measurements over time: whole lines whatever happens, TensorBoard's own files, a picture."""
+"""Records of measurements: whole lines after any interruption, TensorBoard files, and plots."""
 
 import json
 import math
@@ -102,7 +102,7 @@ def test_killed_at_any_byte(path):
     first = whole.index(b"\n") + 1
     for kept in range(len(whole) + 1):
         path.write_bytes(whole[:kept])
-        # A line that lacks its newline alone is a record already.
+        # A line that lacks only its newline is a complete record.
         ends = [n for n in (first - 1, len(whole) - 1) if kept >= n]
         assert [r["step"] for r in inspect.read_json_lines(path)] == [1, 2][: len(ends)], kept
         again = record(1 + len(ends))
@@ -128,7 +128,7 @@ def test_only_the_end_of_a_long_file_is_read_and_long_lines_are_whole(path):
     for step in (1, 2, 2, 3):
         inspect.append_json_line(path, record(step, **wide))
     written(path, record(4), record(4))
-    path.write_bytes(path.read_bytes() + b"\n")  # By hand.
+    path.write_bytes(path.read_bytes() + b"\n")  # As by an editor.
     assert inspect.append_json_line(path, record(4)) is False
     assert [r["step"] for r in inspect.read_json_lines(path)] == [1, 2, 3, 4]
 
@@ -159,7 +159,7 @@ def test_a_record_has_a_step(path):
 
 
 def scalars(folder):
-    """TFRecords: length, its checksum, bytes, their checksum."""
+    """Reads TFRecords: length, checksum of the length, bytes, checksum of the bytes."""
     (file,) = folder.glob("events.out.tfevents.*")
     data, at = file.read_bytes(), 0
     while at < len(data):
@@ -241,7 +241,7 @@ def test_what_is_missing_is_a_gap_and_what_stands_alone_a_dot():
     np.testing.assert_equal(line("eps_dominates", 1).get_ydata(), [nan, *[0.02] * 4])
     assert line("gradient_rms", 0).get_markevery() == [True, False, False, False, False]
     assert not any(line("update_rms", 0).get_markevery())
-    # Also where the first steps are missing.
+    # Also if the first steps are missing.
     assert all(axes.get_xlim() == (1, 5) for axes in figure.axes)
     figure.draw_without_rendering()
 

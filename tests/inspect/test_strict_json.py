@@ -1,4 +1,4 @@
-"""Files of JSON hold no `NaN`, which strict readers refuse; what was not finite comes back."""
+"""JSON files contain no bare `NaN`, which strict parsers reject; non-finite numbers round-trip."""
 
 import json
 import math
@@ -75,11 +75,11 @@ def test_any_value_is_strict_json_and_comes_back(value):
             return [expected(each) for each in value]
         if isinstance(value, dict):
             return {key: expected(each) for key, each in value.items()}
-        # A text of one of the three words is read as the number.
+        # A string with one of the three words is read as the number.
         return float(value) if value in ("NaN", "Infinity", "-Infinity") else value
 
     np.testing.assert_equal(strict_json.loads(text), expected(value))
-    np.testing.assert_equal(strict_json.loads(json.dumps(value)), expected(value))  # As before.
+    np.testing.assert_equal(strict_json.loads(json.dumps(value)), expected(value))  # Old files.
 
 
 def test_arrays_are_lists_where_they_are_asked_to_be():
@@ -90,7 +90,7 @@ def test_arrays_are_lists_where_they_are_asked_to_be():
 
 
 def test_all_that_examples_and_benchmarks_write_is_strict():
-    """A plain `json.dump` elsewhere is of texts and integers, or refuses what is not finite."""
+    """A plain `json.dump` is allowed for strings and integers, or if it rejects other numbers."""
     from tests.examples.processes import ROOT
 
     files = [*(ROOT / "examples").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
@@ -102,7 +102,7 @@ def test_all_that_examples_and_benchmarks_write_is_strict():
     ]
     assert {path for path, _ in found} <= {
         "examples/strict_json.py",
-        "examples/study.py",  # Compares settings.
-        "examples/mnist/exported.py",  # Texts and integers.
-        "examples/mnist/serve/app.py",  # Labels.
+        "examples/study.py",  # Compares settings
+        "examples/mnist/exported.py",  # Strings and integers
+        "examples/mnist/serve/app.py",  # Labels
     }, found

@@ -25,12 +25,12 @@ def cosine(count):
 
 
 def corrected_by_hand(count):
-    """λ·α_t/α_max, for members without the modifier."""
+    """λ·α_t/α_max as a schedule, for members without the modifier."""
     return LAMBDA * cosine(count) / PEAK
 
 
 def steps(tx, params=PARAMS, count=STEPS):
-    """The parameters after some steps, and the state."""
+    """Parameters and state after some steps."""
 
     @jax.jit
     def step(params, state):
@@ -50,7 +50,7 @@ def check_same(tx, other, **how):
 
 
 def test_it_is_the_papers(x64):
-    """Defazio 2025: θ - α_t·mû / (√nû + ε) - α_t²/α_max·λ·θ, in numpy."""
+    """Defazio 2025: θ - α_t·mû / (√nû + ε) - α_t²/α_max·λ·θ, in NumPy."""
     gs = gradients(STEPS, 30, seed=31)[:, 0].astype(np.float64)
     tx = corrected_weight_decay(adam_jax.adamw(cosine, weight_decay=LAMBDA), PEAK)
     params = jnp.linspace(-2.0, 2.0, 30)
@@ -66,9 +66,9 @@ def test_it_is_the_papers(x64):
 
 
 def final_growth(tx, seed):
-    """How much the norm of a weight, and of its gradient, grows in the second half of a run.
+    """The growth of a weight's norm, and of its gradient's norm, in the second half of a run.
 
-    The loss depends on the direction of the weight alone, and its gradient there is noise.
+    The loss depends only on the direction of the weight, and its gradient there is noise.
     """
     size, noise = 256, jax.random.normal(jax.random.key(seed), (2000, 256))
     start = jnp.ones(size)
@@ -85,7 +85,7 @@ def final_growth(tx, seed):
 
 
 def falling(count):
-    """0.1 for 1,000 steps, then linearly to 0 in 1,000."""
+    """0.1 for 1,000 steps, then linear to 0 in 1,000 steps."""
     return PEAK * jnp.clip(2 - jnp.asarray(count, float) / 1000, 0, 1)
 
 
@@ -132,7 +132,7 @@ def test_a_learning_rate_at_its_peak_leaves_the_decay_as_it_is():
 
 
 def test_traced_numbers_and_programs_have_the_same_bits():
-    """Of the number itself: by a constant XLA would multiply with 1/α_max."""
+    """As for the number itself; XLA would multiply by the reciprocal of a constant α_max."""
     peaks = np.linspace(0.02, 0.13, 50, dtype=np.float32)
 
     def number(count, peak):
@@ -178,7 +178,7 @@ def test_hyperparameters_in_the_state():
 
 
 def adamc(learning_rate, weight_decay=LAMBDA, peak=PEAK):
-    """What the docstring writes: plain decay without a peak."""
+    """The docstring's sample; without a peak, plain decay."""
     tx = adam_jax.adamw(learning_rate, weight_decay=weight_decay)
     return corrected_weight_decay(tx, peak) if peak else tx
 

@@ -1,4 +1,4 @@
-"""Groups: other numbers for some leaves, in one pass and with one count; none for the frozen."""
+"""Groups: other hyperparameters for some leaves, in one pass with one count; frozen leaves."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Hyperparameters in the state: the same bits, no other compilation, readable from anywhere."""
+"""Hyperparameters in the state: the same bits, no recompilation, readable in any nesting."""
 
 import functools
 import pickle
@@ -18,7 +18,7 @@ grads_of = functools.partial(jax.tree.map, lambda p: jnp.sin(3 * p))
 
 
 def in_one_loop(tx, params):
-    """Where six steps end that are compiled together."""
+    """The parameters after six steps in one compiled loop."""
 
     def body(carry, _):
         params, state = carry
@@ -29,7 +29,7 @@ def in_one_loop(tx, params):
 
 
 def one_by_one(tx, params):
-    """Where updates end that are dispatched one at a time."""
+    """The parameters after updates that are dispatched one at a time."""
     state, update = tx.init(params), jax.jit(tx.update)
     for _ in range(3):
         updates, state = update(grads_of(params), state, params)
@@ -57,13 +57,13 @@ def test_the_same_bits_as_the_static_run(member):
 @pytest.mark.bits
 @one_kind_of_state
 def test_the_same_bits_with_rates_on_either_side_of_a_half(member):
-    """And in a program of one update: that it is in a loop or not hangs on no member."""
+    """Both in a loop and in a program of one update; the result depends on no member."""
     same_bits(member, train, b1=0.3, b2=0.97)
 
 
 @every_kind_of_state
 def test_bfloat16_parameters_keep_float32_numbers(member):
-    """Where optax.inject_hyperparams(optax.adamw) gives NaN: its b2 becomes bfloat16(0.999) = 1."""
+    """optax.inject_hyperparams(optax.adamw) gives NaN: its b2 becomes bfloat16(0.999) = 1."""
     params = jnp.array([1.0, -2.0, 3.0], jnp.bfloat16)
     tx = adam_jax.with_hyperparams(member.factory)(learning_rate=0.01)
     state = tx.init(params)
@@ -77,7 +77,7 @@ def test_bfloat16_parameters_keep_float32_numbers(member):
 
 
 def test_optax_gives_nan_there(standard_promotion):
-    """What the test above is about; it fails when Optax mends it, and the README with it."""
+    """The cause of the test above. This fails once Optax fixes it; then update the README too."""
     params = jnp.ones(3, jnp.bfloat16)
     tx = optax.inject_hyperparams(optax.adamw)(learning_rate=1e-3)
     updates, _ = tx.update(params, tx.init(params), params)
@@ -85,7 +85,7 @@ def test_optax_gives_nan_there(standard_promotion):
 
 
 def test_double_precision(x64):
-    """Numbers are then float64: a float32 0.999 would be off by 1e-8, and by more in 1 - b2."""
+    """The numbers are float64: a float32 0.999 is off by 1e-8, and 1 - b2 by more."""
     params = jnp.linspace(-1.0, 1.0, 11)
     tx = adam_jax.with_hyperparams(adam_jax.adamw)(1e-2)
     static = adam_jax.adamw(1e-2)
@@ -128,7 +128,7 @@ def test_a_rate_that_is_set_is_as_exact_as_one_from_the_start(b2):
         tx.update(PARAMS, changed)[0],
         (static := adam_jax.adam(0.1, b2=b2)).update(PARAMS, static.init(PARAMS))[0],
     )
-    # Optax's way: all there is of the rate is the float32.
+    # Assigned as in Optax, the rate is known in float32 only.
     assigned = tx.init(PARAMS)
     assigned.hyperparams["b2"] = jnp.float32(b2)
     chex.assert_trees_all_close(tx.update(PARAMS, assigned)[0], tx.update(PARAMS, changed)[0])
@@ -139,7 +139,7 @@ def test_a_rate_that_is_set_is_as_exact_as_one_from_the_start(b2):
 
 
 def test_an_array_that_is_set_stays_the_callers():
-    """The state is donated; an array of somebody else's in it would be deleted with it."""
+    """The state is donated; an array of the caller's in it would be deleted."""
     tx = adam_jax.with_hyperparams(adam_jax.adamw)(learning_rate=1e-3)
     rate = jnp.float32(0.5)
     state = adam_jax.set_hyperparams(tx.init(PARAMS), learning_rate=rate, b1=rate)
@@ -166,7 +166,7 @@ def test_optax_finds_one_number_of_a_name():
 
 
 def test_arguments_that_are_no_numbers():
-    """A mask that is a tree; a count of steps, which stays a Python integer; a pickled factory."""
+    """A mask that is a tree, a step count that stays a Python integer, and a pickled factory."""
     mask = {"w": True, "b": False}
     make = adam_jax.with_hyperparams(adam_jax.adamw)
     tx = make(0.1, weight_decay=0.5, mask=mask)

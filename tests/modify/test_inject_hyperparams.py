@@ -1,4 +1,4 @@
-"""Optax's inject_hyperparams around our members: its checkpoints are ours, and ours are its own."""
+"""Optax's inject_hyperparams around our members: checkpoints are interchangeable with its own."""
 
 import functools
 import inspect
@@ -15,12 +15,12 @@ from tests.catalogue import MEMBERS
 PARAMS = {"w": jnp.linspace(-2.0, 2.0, 6).reshape(3, 2), "b": jnp.ones(2)}
 GRADS = {name: jnp.sin(3 * p) for name, p in PARAMS.items()}
 
-# Optax's inject_hyperparams takes every callable for a schedule.
+# Optax's inject_hyperparams treats every callable as a schedule.
 STATIC = ("clip_value_fn", "warmup_steps")
 
 
 def pairs():
-    """Each alias and each scale_by_* that both have."""
+    """Each alias and each scale_by_* that both libraries have."""
     for member in MEMBERS:
         if member.has_twin:
             yield member.name, member.factory, member.twin.factory
@@ -61,7 +61,7 @@ def test_a_checkpoint_of_either_goes_on_in_the_other(ours, theirs, standard_prom
     chex.assert_trees_all_equal(states[0].hyperparams, states[1].hyperparams)
     for before, after in (txs, txs[::-1]):
         params, state = stepped(before, before.init(PARAMS), PARAMS, steps=2)
-        # As a checkpoint is restored: the leaves alone, into the other's own tree.
+        # Like restoring a checkpoint: only the leaves, in the other library's tree.
         restored = jax.tree.unflatten(
             jax.tree.structure(after.init(PARAMS)), jax.tree.leaves(state)
         )
@@ -80,7 +80,7 @@ def test_with_a_schedule_likewise(member, standard_promotion):
 
 
 def test_all_that_optax_has_not_is_none_or_a_flag():
-    """Else it would be a number of the state."""
+    """A number would be added to the state."""
     for name, ours, theirs in pairs():
         extra = inspect.signature(ours).parameters.keys() - inspect.signature(theirs).parameters
         for argument in extra:
@@ -119,13 +119,13 @@ def test_what_is_given_is_a_number_of_the_state_with_either_wrapper(standard_pro
 
 
 def test_an_argument_of_none_may_be_scheduled():
-    """It was a number by default once, and so could be a function of the step."""
+    """Its default was a number once, so a function of the step was allowed."""
     make = adam_jax.with_hyperparams(adam_jax.adam)
     tx = make(0.1, eps=0.0, eps_hat=lambda count: 10.0**-count)
     _, state = tx.update(PARAMS, tx.init(PARAMS))
     _, state = tx.update(PARAMS, state)
     assert float(adam_jax.hyperparams(state)["eps_hat"]) == pytest.approx(0.1)
-    # Coupled decay takes a function itself.
+    # Coupled decay accepts a function.
     tx = make(0.1, l2=lambda count: 0.5)
     assert "l2" not in tx.init(PARAMS).hyperparams
     static = adam_jax.adam(0.1, l2=0.5)

@@ -1,4 +1,4 @@
-"""Modifiers: each by the property that its paper is about, on every member that can take it."""
+"""Modifiers: the property that each paper is about, on every member that accepts the modifier."""
 
 import pickle
 
@@ -16,7 +16,7 @@ from tests.catalogue.runs import gradients, run
 
 
 def modifiable(name):
-    """The members that this modifier can be put on; the others say why they cannot be."""
+    """The members that accept this modifier; the others raise an error that says why."""
     allowed = {
         "atan2": lambda m: m.divides,
         "nesterov": lambda m: m.plain_average,
@@ -57,7 +57,7 @@ def test_on_every_member_with_the_members_own_state(member, name):
     chex.assert_trees_all_equal_structs(new, state)
     assert tx == modifier(member.alias(0.1)) != plain
     assert pickle.loads(pickle.dumps(tx)) == tx
-    # From the function that makes the member: the same transformation.
+    # Modifying the factory gives the same transformation.
     made = modifier(member.factory)(0.1)
     assert made == tx
 
@@ -109,7 +109,7 @@ def test_grams_has_the_size_of_the_update_and_the_sign_of_the_gradient(member):
 
 
 def test_grams_of_adamw_is_the_papers(x64):
-    """Cao et al. 2024: θ - α·(sign(g)·|mû / (√nû + ε)| + λ·θ), in numpy."""
+    """Cao et al. 2024: θ - α·(sign(g)·|mû / (√nû + ε)| + λ·θ), in NumPy."""
     gs = gradients(12, 30, seed=16)[:, 0].astype(np.float64)
     params = np.linspace(-2.0, 2.0, 30)
     tx = adam_jax.grams(adam_jax.adamw(0.1, weight_decay=0.3))
@@ -144,7 +144,7 @@ def test_cautious_weight_decay_only_where_the_update_shrinks_the_weight(scaled):
 
 
 def test_update_rms_is_that_of_stable_adamw(x64):
-    """Wortsman et al. 2023, algorithm 2, in numpy: α / max(1, RMS(g / max(√v, ε)))."""
+    """Wortsman et al. 2023, algorithm 2, in NumPy: α / max(1, RMS(g / max(√v, ε)))."""
     gs = gradients(60, 30, seed=12)[:, 0].astype(np.float64)
     gs[40] *= 1e3
     u = run(adam_jax.clip_update_rms(adam_jax.scale_by_adam(eps=1e-12)), gs)
@@ -162,7 +162,7 @@ def test_update_rms_is_that_of_stable_adamw(x64):
 
 
 def test_update_rms_of_radam_is_that_of_the_divided_gradient():
-    """Also while its nu is young, where u is the average itself."""
+    """Also in the first steps, where u is the average itself."""
     gs = gradients(3, 30, seed=12)[:, 0] * 100
     u = run(adam_jax.clip_update_rms(adam_jax.scale_by_radam(), threshold=0.5), gs)
     plain = run(adam_jax.scale_by_radam(), gs)
@@ -171,7 +171,7 @@ def test_update_rms_of_radam_is_that_of_the_divided_gradient():
 
 @pytest.mark.parametrize("member", [m for m in MEMBERS if m.divides], ids=lambda m: m.name)
 def test_atan2_needs_no_epsilon(member, x64):
-    """The same update whatever the gradient's scale, at most a·π/2, and near u where u is small."""
+    """Independent of the gradient's scale, at most a·π/2, and close to u where u is small."""
     gs = gradients(30, 20, seed=13)[:, 0].astype(np.float64)
     tx = adam_jax.atan2(member.direction(), a=2.0)
     u = np.asarray(run(tx, gs))
@@ -202,7 +202,7 @@ def test_nesterov_is_the_argument_of_that_name():
 
 
 def test_grokfast_is_a_filter_before_the_member(x64):
-    """Lee et al. 2024: g + λ·slow with slow an average that starts at the first gradient."""
+    """Lee et al. 2024: g + λ·slow, where the average slow starts at the first gradient."""
     gs = gradients(60, 20, seed=15).astype(np.float64)
     filtered, slow = [], gs[0]
     for g in gs:

@@ -1,4 +1,4 @@
-"""Small leaves in one buffer: the same bits as apart, in a state that converts both ways."""
+"""Small leaves packed in one buffer: the same bits as separate leaves; conversion both ways."""
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +65,7 @@ def test_packed_is_bit_for_bit_unpacked(name, through):
     )
     for (actual, state), expected in pairs:
         if name == "not decayed times the rate":
-            # u·α + λ·θ: XLA contracts one of the two products, and not the same in every loop.
+            # u·α + λ·θ: XLA fuses one of the two products into the sum; which one differs by loop.
             assert_close((actual, unpack_state(state, params)), expected)
             continue
         assert_same((actual, unpack_state(state, params)), expected)
@@ -85,7 +85,7 @@ def test_leaves_of_one_dtype_share_a_buffer():
     mu = tx.init(params)[0].mu
     assert {(x.shape, x.dtype.name) for x in mu.small} == {((4,), "float32"), ((5,), "bfloat16")}
     assert mu.large["large"].shape == (50,) and mu.large["a"] == optax.MaskedNode()
-    assert mu.large["one"].shape == (2,)  # Alone in its buffer: nothing is won.
+    assert mu.large["one"].shape == (2,)  # Alone in its buffer, so packing has no benefit.
     grads = jax.tree.map(jnp.ones_like, params)
     updates, state = tx.update(grads, tx.init(params), params)
     for actual, expected in ((updates, params), (state, tx.init(params))):

@@ -1,4 +1,4 @@
-"""Groups with an optimizer each: the steps of each alone, and of `optax.partition`."""
+"""Groups with separate optimizers: the steps of each alone, and of `optax.partition`."""
 
 import functools
 import pickle
@@ -290,20 +290,20 @@ def test_functions_get_the_arguments_of_all_but_what_they_have():
 
 
 def test_members_of_ours_in_a_chain_of_optaxs_are_stepped_in_one_pass():
-    """As in all wrappers."""
+    """As inside every other wrapper."""
     by_optax = optax.chain(adam_jax.clip_by_global_norm(1.0), adam_jax.adamw(1e-3))
     ours = adam_jax.chain(adam_jax.clip_by_global_norm(1.0), adam_jax.adamw(1e-3))
     assert adam_jax.groups({".*": by_optax}) == adam_jax.groups({".*": ours})
 
 
 def test_muon_orthogonalizes_all_that_it_gets():
-    """As in docs/recipes.md; without dimension numbers Muon has an Adam for stacked layers."""
+    """As in docs/recipes.md; without dimension numbers, Muon applies Adam to stacked layers."""
     axes = optax.contrib.MuonDimensionNumbers(-2, -1)
     kernels = optax.contrib.muon(1.0, muon_weight_dimension_numbers=axes)
     tx = adam_jax.groups({".*kernel": kernels, ".*": adam_jax.adamw(1e-3)})
     params = {"kernel": jax.random.normal(jax.random.key(0), (3, 8, 4)), "bias": jnp.ones((3, 4))}
     updates, state = tx.update(params, tx.init(params), params)
     own = state.inner_states[".*kernel"].inner_state.inner_states
-    assert [x.shape for x in jax.tree.leaves(own["adam"])] == [()]  # A count.
+    assert [x.shape for x in jax.tree.leaves(own["adam"])] == [()]  # Count
     sizes = jnp.linalg.svd(updates["kernel"], compute_uv=False)
     assert (sizes > 0.5).all() and (sizes < 1.5).all()

@@ -1,4 +1,4 @@
-"""Groups with an optimizer each: hyperparameters, telemetry, bytes, conversions of their state."""
+"""Groups with separate optimizers: hyperparameters, telemetry, bytes, conversion of their state."""
 
 import functools
 
@@ -92,7 +92,7 @@ def test_hyperparameters_are_read_and_set():
 @pytest.mark.bits
 @pytest.mark.parametrize("other", [adam_jax.nadamw, optax.nadamw])
 def test_decay_rates_are_exact_where_all_are_ours(other):
-    """A function of Optax takes numbers alone; then all that any of them gets is the float32."""
+    """An Optax function takes only float32 numbers, and then all groups get those."""
     entries = {KERNELS: other, REST: adam_jax.adamw}
     make = functools.partial(adam_jax.groups, entries)
     numbers = {"learning_rate": 1e-2, "b2": 0.999}
@@ -182,7 +182,7 @@ def test_other_labels_are_an_error_with_the_paths_that_would_be_lost():
 
 
 def test_moments_move_between_other_labels():
-    """Where all have moments, labels do not matter."""
+    """If all groups have moments, their labels do not matter."""
     names = {"a/.*": adam_jax.adamw(1e-2), ".*": adam_jax.adamw(1e-2)}
     params, state = train(adam_jax.groups(names), range(3))
     whole = adam_jax.convert.from_optax(state, PARAMS, adam_jax.adamw(1e-2))

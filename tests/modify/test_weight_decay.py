@@ -1,4 +1,4 @@
-"""`mask` and `weight_decay_mask`: one argument under both names that Optax has for it."""
+"""`mask` and `weight_decay_mask`: Optax's two names of one argument."""
 
 import functools
 import inspect
@@ -45,7 +45,7 @@ def test_either_name_makes_the_same_updates(name, mask):
     decays = mask is not False
     np.testing.assert_array_equal(masked["w"], (whole if decays else none)["w"])
     np.testing.assert_array_equal(masked["b"], none["b"])
-    if name != "lamb":  # Of equal numbers the norms take the size away.
+    if name != "lamb":  # The norm ratio removes the scale of equal numbers.
         assert not np.array_equal(whole["b"], none["b"])
 
 
@@ -63,7 +63,7 @@ AROUND = {
     "with_hyperparams": adam_jax.with_hyperparams,
     "cautious": adam_jax.cautious,
     "scale_batch": lambda f: adam_jax.transfer.scale_batch(f, 4),
-    # Optax takes a function for a schedule, under either name.
+    # Optax treats a function as a schedule, under either name.
     "inject_hyperparams": functools.partial(
         optax.inject_hyperparams, static_args=("mask", "weight_decay_mask")
     ),
@@ -89,7 +89,7 @@ def test_a_mask_is_no_number_of_the_state(standard_promotion):
 @pytest.mark.parametrize("decay", [0.3, lambda count: 0.3 / (1 + count)])
 @pytest.mark.parametrize("mask", [None, {"w": True, "b": False}])
 def test_adabelief_decays_as_in_optax(decay, mask, standard_promotion):
-    """On Optax's main branch (0.2.9.dev), where `adabelief` is this chain."""
+    """Like Optax's main branch (0.2.9.dev), whose `adabelief` is this chain."""
     ours = adam_jax.adabelief(0.1, weight_decay=decay, weight_decay_mask=mask)
     theirs = optax.chain(
         optax.scale_by_belief(),

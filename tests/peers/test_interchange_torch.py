@@ -1,4 +1,4 @@
-"""A convolutional network on real digits: trained in PyTorch, and on in Flax and back."""
+"""A convolutional network on real digits: trained in PyTorch, continued in Flax, and back."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Each member that Keras has, beside Keras's, and docs/migrating/keras.md."""
+"""Each member that Keras has, compared with Keras, and docs/migrating/keras.md."""
 
 import os
 
@@ -71,7 +71,7 @@ def test_every_argument_is_there_with_its_defaults():
 @pytest.mark.parametrize(("theirs", "ours"), pairs(PAGE, "Keras"), ids=lambda code: code)
 def test_the_pairs_of_the_page(theirs, ours):
     rng = np.random.default_rng(0)
-    steps = 16 if "accumulation" in theirs else 200  # Keras compiles each of these anew.
+    steps = 16 if "accumulation" in theirs else 200  # Keras recompiles each of these steps.
     gradients = rng.normal(size=(steps, 40)) * 10.0 ** rng.uniform(-3, 3, 40)
     optimizer = eval(theirs, {"k": keras.optimizers})
     variable = keras.Variable(np.ones(40), dtype="float64")

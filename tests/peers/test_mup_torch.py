@@ -1,15 +1,15 @@
-"""The numbers of Microsoft's `mup` 1.0 for the same models, and the same training.
+"""`transfer.mup` against Microsoft's `mup` 1.0: the factors, and training on the same models.
 
-The factors of learning rate and weight decay, the factor of the output and the sizes of the initial
-values are the same. The two differ in:
+The factors of the learning rate, weight decay and output are the same, and so are the sizes of the
+initial values. The two differ in:
 
-- ε, which `MuAdamW` leaves as it is and `transfer.mup` divides by the growth of the width;
+- ε, which `MuAdamW` does not change and `transfer.mup` divides by the growth of the width;
 - initial values: `set_base_shapes` multiplies those of PyTorch's initializers, whose variance is
-  1 / inputs; `mup_init` takes those of any initializer, and makes their size the base model's;
+  1 / inputs; `mup_init` scales those of any initializer to the size in the base model;
 - a readout that shares the weights of an embedding (`MuSharedReadout`): `set_base_shapes`
-  multiplies them by √n as those of any readout, and so the inputs of the model, which `mup_init`
-  keeps. Its bias has the wrong length, so that it works with `bias=False` only;
-- the model: attention's 1/d, and depth, are not in the package.
+  multiplies them by √n as in any readout, which scales the model's inputs too; `mup_init` does
+  not. Its bias has the wrong length, so it works only with `bias=False`;
+- the model: `mup` has neither attention's 1/d nor depth.
 """
 
 import functools
@@ -43,7 +43,7 @@ class Mlp(torch.nn.Module):
 
 
 class Transformer(torch.nn.Module):
-    """One block; the output layer is its own, or the embedding."""
+    """One block; the output layer is separate or tied to the embedding."""
 
     def __init__(self, width, tied):
         super().__init__()
@@ -119,7 +119,7 @@ every_model = pytest.mark.parametrize("name", MODELS)
 
 
 def made(name, seed=0, scaled=True):
-    """The model, with base shapes."""
+    """The model after `set_base_shapes`."""
     make, _ = MODELS[name]
     torch.manual_seed(seed)
     model = make(WIDTH)
@@ -129,7 +129,7 @@ def made(name, seed=0, scaled=True):
 
 
 def as_tree(named, transposed=True):
-    """Arrays by the names of PyTorch, as nested dictionaries; kernels [inputs, outputs]."""
+    """Arrays by PyTorch's names, as nested dictionaries; kernels are [inputs, outputs]."""
     tree = {}
     for name, p in named:
         *parents, last = name.split(".")
@@ -141,7 +141,7 @@ def as_tree(named, transposed=True):
 
 
 def trees(name, transposed=True, scaled=True):
-    """The parameters of the base model and of the model."""
+    """The parameters of the base model and of the wide model."""
     base, _ = MODELS[name]
     torch.manual_seed(1)
     model = made(name, scaled=scaled)
@@ -174,7 +174,7 @@ def test_learning_rate_and_weight_decay_of_each_leaf(name, transposed):
         assert ours[path] == pytest.approx(expected), path
     hidden = [row.path for row in table.rows if row.role == "hidden"]
     assert len(hidden) == (1 if name == "mlp" else 6)
-    # The difference: ε.
+    # ε differs.
     assert {row.eps for row in table.rows if row.role == "hidden"} == {BASE / WIDTH}
 
 
@@ -210,8 +210,8 @@ def test_sizes_of_initial_values(name):
     for path, size in ours.items():
         other = theirs[path]
         if name == "tied" and path == "embedding/weight":
-            other /= math.sqrt(WIDTH / BASE)  # See above.
-        # Of so many numbers a size is known to 1/√(2·number); both are drawn.
+            other /= math.sqrt(WIDTH / BASE)  # The tied readout's √n: see the module's docstring.
+        # The relative error of the size of n random numbers is 1/√(2·n); both sides are random.
         assert size == pytest.approx(other, rel=5 / math.sqrt(2 * sizes[path])), path
 
 
@@ -270,7 +270,7 @@ def our_losses(name, base, start, steps, learning_rate, **kwargs):
 @every_model
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_the_same_training(name, precision, record_property):
-    """From the same values the same losses, with weight decay, in step."""
+    """The same initial values and weight decay give the same losses, step by step."""
     with jax.enable_x64(precision == "float64"):
         numbers = {"weight_decay": 0.3, "eps": 1e-18}
         dtype = getattr(torch, precision)

@@ -1,6 +1,6 @@
-"""Each member that PyTorch has, beside PyTorch's, and docs/migrating/pytorch.md.
+"""Each member that PyTorch has, compared with PyTorch, and docs/migrating/pytorch.md.
 
-All in float64, where the two may differ by rounding alone. The largest differences are printed.
+All in float64, where the two differ only by rounding. The largest differences are printed.
 """
 
 import functools
@@ -29,7 +29,7 @@ SETTINGS = (
 
 @pytest.fixture(autouse=True)
 def double_precision(x64):
-    """PyTorch keeps the product of NAdam's momenta in the default dtype, not the parameter's."""
+    """PyTorch stores the product of NAdam's momenta in the default dtype, not the parameter's."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     yield
@@ -37,7 +37,7 @@ def double_precision(x64):
 
 
 def with_eps_hat(alias):
-    """PyTorch's RAdam adds its eps beside the root of the uncorrected moment."""
+    """PyTorch's RAdam adds eps to the root of the uncorrected moment."""
     return lambda rate, b1, b2, eps, **rest: alias(rate, b1, b2, 0.0, eps_hat=eps, **rest)
 
 
@@ -79,12 +79,12 @@ PAIRS = [
 
 
 def start_and_gradients():
-    """Forty parameters, and for each a random gradient per step, of sizes around 1e-3 to 1e3."""
+    """Forty parameters, each with a random gradient per step, of sizes around 1e-3 to 1e3."""
     rng = np.random.default_rng(0)
     params = {name: rng.normal(size=shape) for name, shape in SHAPES.items()}
     gradients = {}
     for name, shape in SHAPES.items():
-        # A size of its own for each parameter: where large gradients hide the small, eps is idle.
+        # A separate scale per parameter: if large gradients dominate small ones, eps has no effect.
         exponents = rng.uniform(-2, 2, shape) + rng.uniform(-1, 1, (STEPS, *shape))
         gradients[name] = rng.normal(size=(STEPS, *shape)) * 10.0**exponents
     return params, gradients
@@ -125,11 +125,11 @@ def compare(label, build, transformation, record_property):
     """Checks every parameter after every step, and prints the largest relative difference.
 
     Args:
-      label: what of PyTorch's it is.
-      build: from the parameters by name and a setting to what PyTorch steps in turn: an optimizer,
-        and a learning rate scheduler if there is one.
-      transformation: from a rate, b1, b2 and eps to ours.
-      record_property: the fixture.
+      label: the name of PyTorch's optimizer.
+      build: maps the parameters by name and a setting to the objects that PyTorch steps: an
+        optimizer and, if there is one, a learning rate scheduler.
+      transformation: maps learning rate, b1, b2 and eps to our transformation.
+      record_property: the pytest fixture.
     """
     largest, tiny = 0.0, np.finfo(np.float64).tiny
     for setting in SETTINGS:
@@ -204,7 +204,7 @@ def test_the_same_numbers(theirs, ours):
     np.testing.assert_allclose(our_path(tx), torch_path(build, None), rtol=1e-9, atol=tiny)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own, as it is imported.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Raised by PyTorch's import.
 def test_what_the_training_loop_names_is_there():
     for row in table(PAGE, "## The rest of a training loop"):
         for name in codes(row["PyTorch"]):

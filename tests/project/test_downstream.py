@@ -33,7 +33,7 @@ def test_that_fails():
 
 
 def report(folder, ours):
-    """What the plugin writes of a project of three tests."""
+    """The plugin's report on a project with three tests."""
     (folder / "test_project.py").write_text(OF_A_PROJECT)
     (folder / "pytest.ini").write_text("[pytest]\n")
     where = folder / "report.json"

@@ -1,4 +1,4 @@
-"""What `make setup` shows of pip."""
+"""The progress output of `make setup` for a fake pip."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Optax's own test files, with our members in place of theirs, in a process of their own."""
+"""Runs Optax's own test files with our members in place of Optax's, in a separate process."""
 
 import os
 import re
@@ -34,11 +34,10 @@ def test_optaxs_own_tests_pass_with_our_members(suite, record_property):
     plugin = "tests.witnesses.optax_suite"
     command = [sys.executable, "-m", "pytest", "-q", "-p", plugin, "--noconftest"]
     command += ["-p", "no:cacheprovider", "-rs"]
-    # L-BFGS is Optax's alone: no member of ours runs in its tests, which take half of the time.
+    # L-BFGS has no counterpart here, and its tests take half of the time.
     command += ["-k", "not LBFGS and not lbfgs", "-c", os.devnull, "--pyargs", *SUITES[suite]]
     root = Path(__file__).parents[2]
-    # Not the fake devices of this suite: Optax's files expect one.
-    # And they compile for minutes what runs for seconds.
+    # Optax's files expect one device. They compile for minutes and run for seconds.
     environment = os.environ | IN_A_HURRY
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     summary = done.stdout.strip().splitlines()[-1]

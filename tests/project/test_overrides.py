@@ -1,6 +1,6 @@
-"""A method is abstract or it is final: no class replaces what another of the package does.
+"""A method is either abstract or final: no class of the package overrides a concrete method.
 
-Whoever reads a method of a base class then knows what it does in all of them.
+A method of a base class therefore does the same in all subclasses.
 """
 
 import ast
@@ -12,12 +12,12 @@ import textwrap
 
 import adam_jax
 
-# Where it holds.
+# The packages that follow the rule.
 FINAL = ("adam_jax",)
 
 
 def classes():
-    """Every class of the package, where it is defined."""
+    """Every class of the package, listed in the module that defines it."""
     for module in pkgutil.walk_packages(adam_jax.__path__, "adam_jax."):
         for x in vars(importlib.import_module(module.name)).values():
             if inspect.isclass(x) and x.__module__ == module.name:
@@ -35,7 +35,7 @@ def function_of(x):
 
 
 def is_concrete(x):
-    """Not abstract, and does more than to raise an error."""
+    """Not abstract, and with a body that does more than raise an error."""
     if (f := function_of(x)) is None or getattr(f, "__isabstractmethod__", False):
         return False
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(f))).body
@@ -44,7 +44,7 @@ def is_concrete(x):
 
 
 def overridden(cls):
-    """The methods of other classes of the package in whose place this class has its own."""
+    """The methods with which this class overrides those of other classes of the package."""
     for name, own in vars(cls).items():
         for base in cls.__mro__[1:]:
             theirs = vars(base).get(name)
@@ -68,7 +68,7 @@ class Base:
         return 1
 
     def refused(self):
-        """It has none."""
+        """Overrides no method."""
         raise NotImplementedError
 
 

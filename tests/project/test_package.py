@@ -1,4 +1,4 @@
-"""The wheel and the sdist hold the package, its licence and its types, and nothing else."""
+"""The wheel and the sdist contain the package, its licence and its types, and nothing else."""
 
 import email
 import tarfile

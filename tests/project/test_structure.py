@@ -1,4 +1,4 @@
-"""The shape of the package: imports point one way, files are short, the public page is the page."""
+"""The structure of the package: direction of imports, length of files, and the public API page."""
 
 import ast
 import re
@@ -13,10 +13,10 @@ from tests import contributing
 
 ROOT = Path(adam_jax.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-# Optax is known from the engine upwards.
+# Only the engine and the layers above it may import Optax.
 WITHOUT_OPTAX = {"validation", "slots", "xla", "rules", "formats"}
-# What a file may import besides, where it needs it: in a function, or for type checkers alone.
-# Nothing but jax and optax is there when the package is imported.
+# Optional libraries that a file may import inside a function or for type checkers. Importing the
+# package requires only jax and optax.
 IN_FUNCTIONS = {
     "inspect/records.py": {"matplotlib"},
     "pictures.py": {"matplotlib"},
@@ -31,7 +31,7 @@ def layer(path: Path) -> str:
 
 
 def imported(path: Path):
-    """Each name that is imported, and whether that happens later than the file's own import."""
+    """Each imported name, and whether it is imported later than the file itself."""
     tree = ast.parse(path.read_text())
     later = {inner for node in ast.walk(tree) if is_later(node) for inner in ast.walk(node)}
     for node in ast.walk(tree):
@@ -74,7 +74,7 @@ def test_files_are_short(folder):
     assert {str(p): n for p, n in lengths.items() if n > 320} == {}
 
 
-# Tests of more than one folder of the package, and what tests share.
+# Folders with tests of several folders of the package, and folders that tests share.
 OTHER_TESTS = {"benchmarks", "docs", "examples", "peers", "project"}
 SHARED = {"catalogue", "downstream", "typing", "witnesses"}
 
@@ -104,7 +104,7 @@ def test_each_habit_of_xla_has_its_test_and_its_end():
 
 
 def test_a_regular_member_is_one_short_file():
-    """Regular: made of moments and directions that are there, without a rule of its own."""
+    """Regular members combine existing moments and directions, without a new rule."""
     files = [p for p in (ROOT / "family").glob("*.py") if p.stem not in ("__init__", "adam")]
     regular = [p for p in files if "@frozen_pytree" not in p.read_text()]
     assert {"adamax", "amsgrad", "adabelief", "yogi", "lamb"} <= {p.stem for p in regular}
@@ -113,7 +113,7 @@ def test_a_regular_member_is_one_short_file():
 
 
 def lines_of_code(path: Path) -> int:
-    """Docstrings apart: an alias explains every argument in its own."""
+    """Lines without docstrings, because an alias documents every argument."""
     text = path.read_text()
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
     nodes = [n for n in ast.walk(ast.parse(text)) if isinstance(n, documented)]
@@ -122,7 +122,7 @@ def lines_of_code(path: Path) -> int:
 
 
 def test_the_layers_and_the_diffs_of_contributing_are_those_of_the_code():
-    """By `python -m tests.contributing`."""
+    """Run `python -m tests.contributing` to update the page."""
     page = contributing.PAGE.read_text()
     assert contributing.written(page) == page
     assert len(re.findall(r"^\+class ", page, re.MULTILINE)) >= 4

@@ -38,7 +38,7 @@ def test_float32_updates_equal_the_naive_version(member):
     exact = np.stack(list(member.naive(gs.astype(np.float64))))
     u = run(member.direction(), gs)
     assert np.median(ulps(u, exact)) <= 4.0
-    # RAdam's first updates are not normalised: what counts as zero grows with them.
+    # RAdam's first updates are not normalized, so the tolerance at zero scales with them.
     assert (np.abs(u - exact) <= 2e-6 * np.maximum(1, np.abs(exact).max(0))).all()
 
 
@@ -92,10 +92,10 @@ def test_amsgrad_without_bias_correction_is_the_paper(x64):
 
 @every_twin
 def test_whole_alias_equals_optax(member, x64):
-    """In double precision: in single, Optax's own rounding (of RAdam's ρ, say) is up to 1e-2."""
+    """In double precision: in single precision Optax's rounding, as of RAdam's ρ, reaches 1e-2."""
     gs = gradients(100, 50, seed=5).astype(np.float64)
     params = jnp.ones(gs.shape[1:])
-    # Not one of Optax's schedules: those do not trace under strict promotion.
+    # Optax's schedules do not trace under strict promotion.
     schedule = adam_jax.schedules.inverse_sqrt_schedule(1e-2)
     for learning_rate in (1e-2, schedule):
         ours = run(member.alias(learning_rate), gs, params)
@@ -124,7 +124,7 @@ def test_the_pieces_chained_by_hand_equal_the_fused_form_without_epsilon(x64):
 
 
 def test_the_pieces_compute_epsilon_hat(x64):
-    """With an epsilon they are the paper's second form: ε beside √nu, before the correction."""
+    """The paper's second form: ε is added to √nu before the bias correction."""
     gs = gradients(50, 20, seed=7).astype(np.float64)[:, :2]
     pieces = optax.chain(
         adam_jax.scale_by_adam(eps=1e-3, bias_correction=False),

@@ -1,4 +1,4 @@
-"""Differentiating through optimizer steps: finite everywhere, and right."""
+"""Derivatives through optimizer steps are finite everywhere, and correct."""
 
 import functools
 
@@ -31,7 +31,7 @@ def test_finite_also_at_zero_gradients(member):
     derive = jax.jit(jax.grad(functools.partial(loss, member), argnums=(0, 1, 2)))
     derivatives = derive(0.1, numbers, PARAMS)
     chex.assert_tree_all_finite(derivatives)
-    assert derivatives[0] < 0  # A larger step would have gone further down.
+    assert derivatives[0] < 0  # A larger step reduces the loss more.
 
 
 EDGES = ("b1", "b2", "b3", "eps", "eps_root", "eps_hat", "momentum_decay", "alpha")
@@ -39,9 +39,9 @@ EDGES = ("b1", "b2", "b3", "eps", "eps_root", "eps_hat", "momentum_decay", "alph
 
 @every_member_slowly
 def test_right_where_a_number_is_zero(member, x64):
-    """b = 0 has the logarithm -∞, ε = 0 divides zero gradients by 0."""
+    """For b = 0, log b is -∞; for ε = 0, zero gradients give 0/0."""
     params = jax.tree.map(lambda x: x.astype(float), PARAMS)
-    # AdaBelief without momentum divides by ε alone.
+    # AdaBelief without momentum divides only by ε.
     base = {"eps_root": 0.5} if member.name == "adabelief" else {}
     usual = {"b1": 0.9, "b2": 0.999, "b3": 0.999, "eps": 1e-8, "eps_root": 0.0, "eps_hat": 0.0}
     usual |= {"momentum_decay": 0.01, "alpha": 5.0} | base
@@ -50,7 +50,7 @@ def test_right_where_a_number_is_zero(member, x64):
         numbers.pop("momentum_decay", None)
     value_and_grad = jax.jit(jax.value_and_grad(lambda n: loss(member, 0.1, n, params)))
     for name in set(numbers) - set(base):
-        # Three points on the one side: there are no numbers below zero.
+        # A one-sided difference of three points, because the numbers cannot be negative.
         (at_0, slopes), (at_1, _), (at_2, _) = (
             value_and_grad(numbers | {name: x}) for x in (0.0, 1e-5, 2e-5)
         )
@@ -79,7 +79,7 @@ def test_finite_after_many_steps_of_radam():
 
 
 def test_decay_rates_in_the_state_can_be_learnt(x64):
-    """Also where they are as they were set, and the exact ones beside them are what counts."""
+    """Also at their initial values, where the exact complements in the state are used."""
     params = jnp.array([1.0, -3.0])
 
     def loss(b1, b2):

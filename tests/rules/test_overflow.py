@@ -1,4 +1,4 @@
-"""Every finite gradient gives a finite update, and what a large one leaves behind is forgotten."""
+"""Every finite gradient gives a finite update, and the moments recover from a large one."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 def sequences():
-    """float64[STEPS] each: constant, of alternating sign, one large gradient among ones."""
+    """float64[STEPS] each: constant, of alternating sign, and ones with a single large gradient."""
     ones, signs = np.ones(STEPS), (-1.0) ** np.arange(STEPS)
     found = {}
     for size in (1e18, 1e20, 1e30, 3e38):
@@ -33,7 +33,7 @@ def sequences():
 
 
 def updates(tx, gs, params=None):
-    """float32[STEPS, ...], of gradients [STEPS, ...]; and the last state."""
+    """float32[STEPS, ...] for gradients [STEPS, ...], and the last state."""
     params = jnp.ones(gs.shape[1:], gs.dtype) if params is None else params
 
     def step(state, g):
@@ -60,7 +60,7 @@ def test_updates_are_those_of_the_algorithm(member, form):
         with pytest.raises(ValueError, match="write jnp.int8"):
             tx.init(jnp.ones((SIDE, SIDE)))
         return
-    # 16 bits cost an update a half of the distance of two numbers, for 24 steps.
+    # 16-bit storage adds an error of up to half a ulp in each of 24 steps.
     rtol = 0.03 if form == "bfloat16" else 0.01
     for dtype, its_own in ((jnp.float32, 0), (jnp.bfloat16, 2**-8)):
         gs = jnp.asarray(sequences().astype(np.float32)).astype(dtype)
@@ -69,17 +69,17 @@ def test_updates_are_those_of_the_algorithm(member, form):
         us = np.asarray(us, np.float64)
         assert np.isfinite(us).all()
         exact = first_elements(member, np.asarray(leaves, np.float64))
-        # RAdam's first updates are the average of gradients itself, and so have their bound.
+        # RAdam's first updates are the average of gradients, and have its range.
         representable = np.abs(exact) < 2e18
         if means and member.scale_by in ("scale_by_belief", "scale_by_adan"):
-            # Means are at most 5e36; clipped gradients have larger squared differences.
+            # Means are at most 5e36; squared differences of clipped gradients can be larger.
             largest = np.maximum.accumulate(np.abs(np.asarray(gs, np.float64)), axis=1)
             representable &= largest < 8e17
             assert representable.any()
         else:
             assert representable.mean() > (0.8 if member.name == "radam" else 0.999)
         size = np.abs(exact)
-        if form == "bfloat16":  # Of averages that were larger before.
+        if form == "bfloat16":  # Relative to the largest average so far.
             size = np.maximum.accumulate(np.where(representable, size, 0), axis=1)
         error = np.abs(us - exact)[representable]
         assert np.all(error <= (rtol + its_own) * size[representable] + 1e-12)
@@ -87,7 +87,7 @@ def test_updates_are_those_of_the_algorithm(member, form):
 
 @every_member
 def test_moments_forget_a_large_gradient_at_their_rate(member):
-    """As they would one of 1e15, whose square is a float32."""
+    """They forget it like a gradient of 1e15, whose square float32 can represent."""
     tx = member.direction()
     spikes = np.ones((2, 40), np.float32)
     spikes[:, SPIKE] = [1e15, 1e38]

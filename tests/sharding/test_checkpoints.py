@@ -1,4 +1,4 @@
-"""A state that was split over 8 devices goes on on any number of them, and in another form."""
+"""A state sharded over 8 devices is restored on any number of devices, and in another form."""
 
 import functools
 
@@ -40,7 +40,7 @@ def parameters(dtype):
 
 
 def gradients(params, step):
-    """The same whatever the devices: a sum over batches would be added up in another order."""
+    """The same for any number of devices; sums over batches would be added in another order."""
     leaves, treedef = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(step), len(leaves))
     drawn = [jax.random.normal(k, p.shape, p.dtype) for k, p in zip(keys, leaves, strict=True)]
@@ -49,7 +49,7 @@ def gradients(params, step):
 
 @functools.cache
 def step_of(tx):
-    """One for equal transformations, which is compiled once for each number of devices."""
+    """A compiled step, shared by equal transformations; compiled once per number of devices."""
     return jax.jit(functools.partial(adam_jax.step, tx))
 
 
@@ -83,7 +83,7 @@ def restored(like, shardings, folder):
 
 
 def int4_as_int8(tree):
-    """Orbax has no unsigned 4 bits."""
+    """Orbax does not support unsigned 4-bit integers."""
     return jax.tree.map(lambda x: x.astype(jnp.int8) if x.dtype == jnp.uint4 else x, tree)
 
 

@@ -1,4 +1,4 @@
-"""The state in the memory of the host: the same steps, fewer bytes on the device."""
+"""The state in host memory: the same steps, fewer bytes on the device."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The state split over devices: the same steps, fewer bytes on each."""
+"""The state sharded over devices: the same steps, fewer bytes on each device."""
 
 import math
 import re
@@ -36,7 +36,7 @@ def bytes_on_a_device(tree):
 
 
 def sent(program):
-    """By kind of collective, the elements that come out of it, or go into a reduce-scatter."""
+    """By kind of collective, the number of output elements, or of inputs for a reduce-scatter."""
     counts = {}
     for shapes, kind in COLLECTIVE.findall(program):
         sizes = [math.prod(map(int, s.split(","))) for s in re.findall(r"\[([\d,]+)\]", shapes)]
@@ -57,7 +57,7 @@ def test_as_data_parallel_in_an_eighth_of_the_bytes(name, mesh):
     x = jax.device_put(x, NamedSharding(mesh, P("data", None)))
     whole, whole_state, _ = trained(tx, params, x)
     split, state, program = trained(sharding.shard_state(tx, mesh), params, x)
-    # LAMB's norms and means are sums, which are added up in another order.
+    # The sums in LAMB's norms and in means are added in another order.
     rtol = 1e-5 if name in ("lamb", "factored", "block means") else 1e-6
     for ours, theirs in zip(jax.tree.leaves(split), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(
@@ -66,7 +66,7 @@ def test_as_data_parallel_in_an_eighth_of_the_bytes(name, mesh):
         assert ours.sharding.is_fully_replicated
     assert jax.tree.structure(state) == jax.tree.structure(whole_state)
     assert bytes_on_a_device(state) <= (1 / 8 + 0.05) * bytes_on_a_device(whole_state)
-    # XLA:CPU all-reduces the gradients; of what is sent besides, most are the new parameters.
+    # XLA:CPU all-reduces the gradients; most of the other traffic is the new parameters.
     size = sum(p.size for p in jax.tree.leaves(params))
     assert sent(program)["all-gather"] <= 1.01 * size
     assert not {"all-to-all", "collective-permute"} & set(sent(program))
@@ -168,7 +168,7 @@ def test_no_device_ever_holds_the_whole_state():
     params = {"w": jax.device_put(jnp.ones((1024, 1024)), NamedSharding(mesh, P()))}
     tx = sharding.shard_state(adam_jax.adam(1e-3), mesh)
     assert tx.init(params)[0].mu["w"].addressable_shards[0].data.shape == (128, 1024)
-    # Outside of jit `init` runs this program.
+    # `init` runs this program outside of jit.
     memory = jax.jit(tx.init).lower(params).compile().memory_analysis()
     parts = 2 * params["w"].nbytes / 8
     assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 1.01 * parts
@@ -206,7 +206,7 @@ def test_traced_numbers_and_equal_ones_share_no_shardings():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     shapes = jax.eval_shape(parameters)
     first = sharding.state_shardings(adam_jax.adamw(1e-2), shapes, mesh)
-    first[0].mu.clear()  # What one caller does to the tree is not seen by the next.
+    first[0].mu.clear()  # A caller's changes to the tree do not affect later calls.
     told = sharding.state_shardings(adam_jax.adamw(1e-2), shapes, mesh)
     assert set(told[0].mu) == {"in", "out", "bias"}
 

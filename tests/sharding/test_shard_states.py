@@ -1,4 +1,4 @@
-"""A split step goes on with the state that is there, however it is stored, wherever it is from."""
+"""A sharded step continues from a state of any storage form and origin."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ FORMS = {
     "float32": {"mu_dtype": jnp.float32, "nu_dtype": jnp.float32},
 }
 SHAPES = {"in": (256, 512), "out": (512, 64), "bias": (64,)}
-# Split over 8 devices along the last axis, as 8 divides no other: into blocks of 64, or of none.
+# 8 divides only the last axis. Sharded along it, blocks have 64 elements, or there are none.
 SMALLER_BLOCKS = [(100, 512), (1257, 64)]
 
 
@@ -42,7 +42,7 @@ def copied(tree, mesh):
 
 
 def stepped(tx, grads, state, params):
-    """Two steps: the second begins where the first has put the state."""
+    """Two steps; the second starts from the first one's placement of the state."""
     step = jax.jit(lambda *args: adam_jax.step(tx, *args))
     for _ in range(2):
         params, state = step(grads, state, params)
@@ -50,7 +50,7 @@ def stepped(tx, grads, state, params):
 
 
 def assert_split(state, tx, params, mesh):
-    """As `state_shardings` says for a transformation that stores its state so."""
+    """The placement equals `state_shardings` of a transformation with this storage."""
     told = sharding.state_shardings(tx, params, mesh)
     for x, where in zip(jax.tree.leaves(state), jax.tree.leaves(told), strict=True):
         assert x.sharding.is_equivalent_to(where, x.ndim)
@@ -61,7 +61,7 @@ def assert_split(state, tx, params, mesh):
 def test_a_converted_state(name, mesh):
     params, grads = (copied(drawn(SHAPES, seed), mesh) for seed in range(2))
     tx = sharding.shard_state(adamw(1e-2), mesh)
-    # From codes to float32; for all others the other way.
+    # From codes to float32; the other forms convert the other way.
     member = adamw(1e-2, **(CODES if name == "float32" else {}))
     whole = convert_state(member.init(params), **FORMS[name])
     expected, _ = stepped(adamw(1e-2), grads, whole, params)
@@ -86,7 +86,7 @@ def test_a_state_of_float32_goes_on_where_codes_were_asked_for(member, mesh):
 @pytest.mark.parametrize("shape", SMALLER_BLOCKS, ids=str)
 @pytest.mark.parametrize("jit", [True, False], ids=["jit", "eager"])
 def test_the_codes_of_one_device_on_eight(shape, jit, mesh):
-    """Whole blocks of 128 do not lie on each device: they are not split, and their leaf neither."""
+    """Devices would not hold whole blocks of 128: the codes are not sharded, nor is their leaf."""
     params, grads = (drawn({"w": shape}, seed) for seed in range(2))
     member = adamw(1e-2, **CODES)
     expected, one = stepped(member, grads, member.init(params), params)
@@ -116,7 +116,7 @@ def test_init_stores_the_same_inside_jit(shape, mesh):
 
 
 def test_an_axis_that_would_lose_the_codes_is_split_last():
-    """Of 64 columns 8 would lie on each device, and a block has at least 32."""
+    """Of 64 columns each device would get 8, but a block has at least 32."""
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     spec = P("model", None)
     params = {"w": jax.device_put(jnp.ones((1024, 64)), NamedSharding(mesh, spec))}
@@ -135,7 +135,7 @@ def test_parameters_that_lose_their_codes_are_named():
         assert planned.lost_codes == ("embed",)
         assert str(planned).endswith("fits into a device's part: embed")
     assert adam_jax.inspect.bytes_per_parameter(shapes, member).lost_codes == ()
-    # Also where the parameters themselves are split, if their type says so.
+    # Also for sharded parameters, if the sharding is part of their type.
     explicit = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
     for its, lost in ((mesh, ()), (explicit, ("embed",))):
         on = NamedSharding(its, P(None, "data"))
@@ -145,7 +145,7 @@ def test_parameters_that_lose_their_codes_are_named():
 
 @jax.tree_util.register_pytree_node_class
 class Checked:
-    """A node of the user's that takes nothing but arrays."""
+    """A user's node that accepts only arrays."""
 
     def __init__(self, w):
         assert isinstance(w, jax.Array | jax.ShapeDtypeStruct) or w is None, w
@@ -156,7 +156,7 @@ class Checked:
 
     @classmethod
     def tree_unflatten(cls, aux, children):
-        if type(children[0]) is object:  # As JAX itself does.
+        if type(children[0]) is object:  # As JAX does.
             return object.__new__(cls)
         return cls(*children)
 

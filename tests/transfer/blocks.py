@@ -1,4 +1,4 @@
-"""A model of blocks, its factors by `mup`, and steps along gradients that depend on it."""
+"""A model of blocks, its expected `mup` factors, and steps along gradients that depend on it."""
 
 import functools
 import inspect
@@ -17,7 +17,7 @@ ALPHA = 0.5
 
 
 def model(width, count, seed=0):
-    """Leaves of all roles, in `count` blocks and outside of them."""
+    """Leaves of all roles, inside and outside of `count` blocks."""
     rng = np.random.default_rng(seed)
 
     def draw(*shape):
@@ -49,7 +49,7 @@ def leaf_of(tree, path):
 
 
 def numbers(member, factors, **given):
-    """The arguments of a member, multiplied by the factors of a leaf."""
+    """The arguments of a member, multiplied by a leaf's factors."""
     signature = inspect.signature(member.function).parameters
     defaults = {k: p.default for k, p in signature.items() if p.default is not p.empty}
     its = defaults | {"learning_rate": 1e-2} | member.keywords | member.ours | given

@@ -1,4 +1,4 @@
-"""Two models of any width that show their activations: a plain MLP, and a transformer in NNX."""
+"""Two models of any width that expose their activations: an MLP, and a transformer in NNX."""
 
 import functools
 
@@ -19,7 +19,7 @@ _classes = jax.random.randint(jax.random.key(101), (64,), 0, CLASSES)
 
 
 def normal(key, size, std):
-    """Drawn by NumPy: JAX would compile a program for each shape."""
+    """Drawn by NumPy, because JAX would compile a program for each shape."""
     seed = np.asarray(jax.random.key_data(key))
     return jnp.asarray(np.random.default_rng(seed).normal(scale=std, size=size), jnp.float32)
 
@@ -27,8 +27,8 @@ def normal(key, size, std):
 def mlp_init(width, key, std=None):
     """Kernels of four hidden layers and an output layer.
 
-    The last one is ten times smaller than usual: under muP random logits shrink as 1/√width, and
-    the gradients of all layers depend on them.
+    The output layer is ten times smaller than usual: under muP, random logits shrink as 1/√width,
+    and the gradients of all layers depend on them.
     """
     params, inputs = {}, FEATURES
     for i in range(1, DEPTH + 1):
@@ -40,7 +40,7 @@ def mlp_init(width, key, std=None):
 
 
 def mlp(width, key, std=None, scaled=True, factor=True):
-    """Parameters and loss for `coordinate_check`; `scaled` and `factor` are muP's two."""
+    """Parameters and loss for `coordinate_check`; `scaled` and `factor` are muP's two changes."""
     params = mlp_init(width, key, std)
     if scaled:
         params = mup_init(params, mlp_init(BASE, _BASE_KEY, std))
@@ -89,7 +89,7 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Token numbers to logits; heads grow with the width."""
+    """Maps token ids to logits; the heads grow with the width."""
 
     def __init__(self, width, standard, rngs):
         base = width if standard else BASE
@@ -133,7 +133,7 @@ def transformer_init(width, key, standard=False):
 
 
 def transformer(width, key, standard=False):
-    """Parameters and loss for `coordinate_check`: logits, and what layers sow."""
+    """Parameters and loss for `coordinate_check`, with logits and sown activations."""
     graph, _ = _transformer_shapes(width, standard)
     params = transformer_init(width, key, standard)
     if not standard:

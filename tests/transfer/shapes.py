@@ -1,4 +1,4 @@
-"""Roles of leaves by their shapes."""
+"""The roles of leaves, derived from their shapes."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ def shape(*axes):
 
 
 def roles(base, params, **kwargs):
-    """Role and growth of inputs and outputs of each leaf, by its path."""
+    """The role, and the growth of inputs and outputs, of each leaf by path."""
     return {
         g.path: (g.role, round(g.fan_in, 9), round(g.fan_out, 9))
         for g in growths(base, params, **kwargs)

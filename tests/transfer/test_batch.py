@@ -1,4 +1,4 @@
-"""The numbers that `scale_batch` gives, and the run that they make."""
+"""The hyperparameters that `scale_batch` returns, and runs with them."""
 
 import copy
 import functools
@@ -35,7 +35,7 @@ def test_each_number_has_its_power_of_the_factor():
     scaled = scale_batch(adam_jax.adamw, 4).hyperparameters(**NUMBERS, eps_hat=1e-7, mask=None)
     expected = {
         "learning_rate": 6e-4,
-        "b1": 0.6,  # A default, as eps.
+        "b1": 0.6,  # A default, like eps.
         "b2": 0.92,
         "eps": 5e-9,
         "eps_root": 2.5e-13,
@@ -100,7 +100,7 @@ def test_the_complement_of_a_decay_rate_near_one_keeps_its_digits():
 
 
 def test_arrays_stay_arrays():
-    # equinox.filter_jit tells arrays, which it traces, from numbers.
+    # equinox.filter_jit traces arrays but not numbers.
     given = {"learning_rate": jnp.float32(0.1), "b1": jnp.float32(0.9), "b2": np.float32(0.98)}
     scaled = scale_batch(adam_jax.adamw, 4).hyperparameters(**given)
     assert [isinstance(scaled[name], jax.Array) for name in given] == [True, True, False]
@@ -129,11 +129,11 @@ def test_schedules_run_faster_and_higher(schedule):
 
 @every_schedule
 def test_the_sum_of_squared_steps_is_kept_per_example(schedule):
-    # The variance that the noise of these examples adds to a parameter.
+    # The variance that the gradient noise of these examples adds to a parameter.
     scaled = scale_batch(adam_jax.adamw, 4).hyperparameters(schedule)["learning_rate"]
     small = sum(float(schedule(jnp.float32(count))) ** 2 for count in range(40, 640))
     large = sum(float(scaled(count)) ** 2 for count in range(10, 160))
-    assert large == pytest.approx(small, rel=0.06)  # A sum by fewer terms.
+    assert large == pytest.approx(small, rel=0.06)  # A sum of fewer terms.
 
 
 def test_schedules_of_decay_rates_of_decay_and_of_ratios():

@@ -1,4 +1,4 @@
-"""The law behind `scale_batch`: after the same number of examples the loss is the same."""
+"""The law behind `scale_batch`: the loss after the same number of examples is the same."""
 
 import functools
 
@@ -12,8 +12,8 @@ from adam_jax.transfer import scale_batch
 
 pytestmark = pytest.mark.slow
 
-# The noise of one example is 30 where the gradient is at most about 1: in batches of 8 it is still
-# most of the gradient. ε is a third of √nu, and weights decay as fast as the loss moves them.
+# The noise of an example is 30, and the gradient at most about 1, so noise dominates the gradient
+# even in batches of 8. ε is a third of √nu, and weights decay as fast as the loss moves them.
 NOISE, EXAMPLES = 30.0, 4096
 SETTINGS = {"learning_rate": 0.03, "eps": 10.0, "weight_decay": 0.03}
 
@@ -25,7 +25,7 @@ def scaled_numbers(factor, **settings):
 
 @functools.cache
 def losses(batch_size, noise=NOISE, **settings):
-    """Early, in the middle and at the end, each the mean over 64 parameters and 200 seeds."""
+    """Early, middle and final losses, each the mean over 64 parameters and 200 seeds."""
     tx, steps = adam_jax.adamw(**settings), EXAMPLES // batch_size
 
     def body(carry, key):

@@ -1,4 +1,4 @@
-"""Sizes by width: they hold under muP, and each planted mistake is found by name."""
+"""`coordinate_check`: sizes are constant in the width under muP, and planted mistakes are named."""
 
 import dataclasses
 import functools
@@ -60,7 +60,7 @@ def test_a_mistake_is_found_by_name(mistake, wrong):
     expected = {name: "grows with width" if name in wrong else "ok" for name in check.names}
     assert check.verdicts == expected, str(check)
     assert not check.ok and check.summary == f"Grows with width: {', '.join(wrong)}."
-    # By a clear margin, in what the mistake is in.
+    # The layer with the mistake fails by a clear margin.
     assert max(check.slopes[wrong[0]], check.change_slopes[wrong[0]]) > 0.4
 
 
@@ -79,7 +79,7 @@ def test_a_transformer_in_nnx():
 
 
 class Small(nnx.Module):
-    """One hidden layer."""
+    """A model with one hidden layer."""
 
     def __init__(self, width, rngs):
         self.hidden = nnx.Linear(3, width, rngs=rngs)
@@ -144,7 +144,7 @@ def test_a_width_is_compiled_once():
             traced.append(width)
             return of_w(params["w"])
 
-        return {"w": w, "table": jnp.arange(3)}, loss  # An integer is left as it is.
+        return {"w": w, "table": jnp.arange(3)}, loss  # Integers do not change.
 
     coordinate_check(make_model, [2, 4], lambda _: adam_jax.adamw(1e-2), steps=3, seeds=3)
     assert traced == [2, 4]
@@ -162,7 +162,7 @@ def test_changes_whose_squares_are_out_of_range(learning_rate, change):
 
 
 def of_powers(power=0.0, change_power=0.0, widths=(10, 100, 1000), **kwargs):
-    """A check whose sizes are powers of the width."""
+    """A check with sizes that are powers of the width."""
     widths_ = np.asarray(widths, float)
     rms = np.stack([widths_**power * 3] * 3)[..., None]
     change = np.stack([0 * widths_, widths_**change_power, widths_**change_power * 2])[..., None]
@@ -173,7 +173,7 @@ def of_powers(power=0.0, change_power=0.0, widths=(10, 100, 1000), **kwargs):
     ("power", "change_power", "verdict"),
     [
         (0.0, 0.0, "ok"),
-        (-0.5, 0.0, "ok"),  # Logits of muP.
+        (-0.5, 0.0, "ok"),  # muP's logits
         (0.09, -0.09, "ok"),
         (0.11, 0.0, "grows with width"),
         (0.0, 0.5, "grows with width"),

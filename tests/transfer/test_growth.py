@@ -1,4 +1,4 @@
-"""What is read from two trees of shapes: roles, growth, layers."""
+"""Roles, growth and layers, derived from two trees of shapes."""
 
 import jax
 import jax.numpy as jnp
@@ -183,5 +183,5 @@ def test_trees_that_do_not_fit_say_where():
         growths(base, {"b": shape(4)})
     with pytest.raises(ValueError, match=r"got the shape \(4,\) at 'a', which is \(4, 4\)"):
         growths(base, {"a": shape(4, 4)})
-    # What base has besides is not needed.
+    # Leaves that only `base` has are ignored.
     assert roles(base | {"b": shape(3)}, {"a": shape(16)}) == {"a": VECTOR}

@@ -1,4 +1,4 @@
-"""Layers: leaves of their own, and a first axis, which is an error where it grows unannounced."""
+"""Layers as separate leaves or as a first axis, and the error if that axis grows undeclared."""
 
 import itertools
 
@@ -11,7 +11,7 @@ from tests.transfer.shapes import HIDDEN, INPUT, roles, shape
 
 @pytest.mark.parametrize("name", ["blocks/{}/{}", "Block_{}/Dense_{}", "blocks/{}/layers/{}"])
 def test_a_block_that_base_lacks_has_the_shape_of_its_first(name):
-    """Also with two numbers in a path, of which one counts blocks."""
+    """Also if a path has two numbers, of which one counts blocks."""
 
     def init(count, width):
         its = {}
@@ -89,7 +89,7 @@ def test_stacked_layers():
 
 @pytest.mark.parametrize("grown", [(8, 4), (8, 16), (8, 32), (32, 16), (4, 8), (8, 8)])
 def test_stacked_layers_that_grow_in_number_must_be_named(grown):
-    """Also where their number grows as the width does, or by its square."""
+    """Also if their number grows like the width or its square."""
     with pytest.raises(ValueError, match="^layers must say which .* Write layers='blocks/.*'"):
         growths(stacked(2, 4), stacked(*grown))
     assert growths(stacked(2, 4), stacked(*grown), layers="")
@@ -102,7 +102,7 @@ def test_one_stacked_kernel_alone_must_be_named_too():
 
 
 def test_a_stacked_kernel_that_looks_like_one_of_attention_cannot_be_recognised():
-    """Four times as many layers of twice the width, and no other leaf."""
+    """Four times as many layers, twice as wide, and no other leaf."""
     [g] = growths({"w": shape(2, 4, 4)}, {"w": shape(8, 8, 8)})
     assert (g.fan_in, g.fan_out) == (4, 4)
 

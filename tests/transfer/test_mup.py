@@ -1,4 +1,4 @@
-"""Each leaf is stepped as by the member alone, called with the numbers that belong to the leaf."""
+"""`mup` steps each leaf like the member alone with the leaf's own hyperparameters."""
 
 import inspect
 import pickle
@@ -21,7 +21,7 @@ every_member = slowly(MUP_MEMBERS)
 
 
 def steps(tx, params, count=3):
-    """The parameters after a few steps along gradients that depend on them."""
+    """The parameters after some steps along gradients that depend on them."""
     state, update = tx.init(params), jax.jit(tx.update)
     for t in range(count):
         grads = jax.tree.map(lambda p, t=t: 1e-3 * jnp.sin(3 * p + t), params)
@@ -31,7 +31,7 @@ def steps(tx, params, count=3):
 
 
 class Apart:
-    """One transformation for each entry of a dictionary, in one program."""
+    """A separate transformation for each dictionary entry, in one program."""
 
     def __init__(self, txs):
         self.txs = txs
@@ -45,7 +45,7 @@ class Apart:
 
 
 def check_each_leaf(member, tx, modify=lambda tx: tx, **given):
-    """Compares a transformation of the model with the member on each leaf alone."""
+    """Compares a transformation of the model with the member applied to each leaf alone."""
     together = steps(tx, PARAMS)
     txs = {k: modify(member.function(**numbers(member, f, **given))) for k, f in FACTORS.items()}
     alone = steps(Apart(txs), {path: leaf_of(PARAMS, path) for path in FACTORS})
@@ -115,7 +115,7 @@ def test_schedule_free():
     "member", [m for m in MUP_MEMBERS if m.scale_invariant], ids=lambda m: m.name
 )
 def test_every_epsilon_of_a_member_has_a_unit(member):
-    """A gradient 64 times as small with a factor of 1/64 is the same update."""
+    """A gradient divided by 64, with a factor of 1/64, gives the same update."""
     large = {k: 1e-4 for k in ("eps", "eps_root") if member.has(k)}
     tx = member.alias(1e-2, **large)
     factors = (("(the whole tree)", Factors(eps=1 / 64)),)
@@ -186,7 +186,7 @@ def rms(x):
 
 @pytest.mark.parametrize("scale", [lambda n: 1.0, lambda n: n**-0.5, lambda n: 1 / n])
 def test_initial_values_have_the_size_that_follows_from_the_base_models(scale):
-    """Whatever the initializer makes of the width."""
+    """For any scaling with the width by the initializer."""
 
     def init(width, count):
         its = jax.tree.map(lambda p: p * scale(width), model(width, count))
@@ -200,7 +200,7 @@ def test_initial_values_have_the_size_that_follows_from_the_base_models(scale):
     for k in range(3):
         kernel = scaled["blocks"][k]["kernel"]
         assert rms(kernel) == pytest.approx(rms(base["blocks"][0]["kernel"]) / 2, rel=1e-5)
-        # The same direction: a factor and no other draw.
+        # The same direction: scaled, not redrawn.
         ratio = kernel / params["blocks"][k]["kernel"]
         np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-5)
     assert (scaled["zeros"] == 0).all() and (scaled["n"] == params["n"]).all()

@@ -1,4 +1,4 @@
-"""What is around a member is around `mup` of it: wrappers, storage, devices, files, programs."""
+"""`mup` composes with wrappers, storage, sharding, checkpoints, export and compiled programs."""
 
 import functools
 
@@ -40,7 +40,7 @@ LABELS = {
 
 
 def partitioned(**given):
-    """What `adamw` is, written by hand."""
+    """`adamw` written out with `optax.partition`."""
     txs = {k: adam_jax.adamw(**numbers(ADAMW, f, **given)) for k, f in FACTORS.items()}
     return optax.partition(txs, LABELS)
 
@@ -100,7 +100,7 @@ STORAGE = {
 
 @pytest.mark.parametrize("storage", STORAGE.values(), ids=STORAGE)
 def test_moments_are_stored_as_without_and_updates_are_multiples(storage):
-    """Without ε and decay the factor of the learning rate is all that is left."""
+    """Without ε and weight decay, only the factor of the learning rate remains."""
     base, params = ({"k": jnp.ones((n, n)), "b": jnp.ones(n)} for n in (32, 128))
     plain = adam_jax.adam(1e-2, eps=0.0, **storage)
     tx = mup(plain, base, params)
@@ -154,7 +154,7 @@ def test_a_part_of_a_leaf_inside_shard_map_has_the_factors_of_the_whole():
 
 
 def test_a_run_goes_on_from_a_checkpoint(tmp_path):
-    """The state is the member's own, so that a run may also go on with or without `mup`."""
+    """The state is the member's, so a run may continue with or without `mup`."""
     tx = adamw(1e-2, weight_decay=0.1)
     whole, _ = stepped(tx, PARAMS, 4)
     params, state = stepped(tx, PARAMS, 2)
@@ -169,7 +169,7 @@ def test_a_run_goes_on_from_a_checkpoint(tmp_path):
 
 
 def test_telemetry_measures_with_the_epsilon_of_each_leaf():
-    """Between ε/4 and ε: above that of the wider leaf, below that of the other one."""
+    """Values between ε/4 and ε: above the wider leaf's ε, below the other leaf's."""
     base, params = ({"wide": jnp.ones(n), "other": jnp.ones(3)} for n in (4, 16))
     tx = adam_jax.telemetry(mup(adam_jax.adamw(1e-2, eps=1e-3), base, params), every=1)
     grads = jax.tree.map(lambda p: jnp.full_like(p, 5e-4), params)
@@ -195,7 +195,7 @@ def test_leaves_that_are_none_integers_or_masked():
 
 
 def test_one_factor_of_each_kind_is_exact():
-    """The factors of the test file are those that the formulas of `mup` give."""
+    """The expected factors of the tests equal the formulas of `mup`."""
     from adam_jax.transfer.growth import growths
     from adam_jax.transfer.mup import factors_of
 

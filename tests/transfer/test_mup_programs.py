@@ -1,4 +1,4 @@
-"""`mup` in programs: as an argument, under vmap, in a file, made inside, with Flax."""
+"""`mup` in compiled programs: as an argument, under vmap, exported, built inside jit, with Flax."""
 
 import functools
 

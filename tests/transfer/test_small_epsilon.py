@@ -1,7 +1,7 @@
-"""An ε of 1e-18, as for wide and deep models, and gradients down to 1e-17.
+"""An ε of 1e-18, as in wide and deep models, and gradients down to 1e-17.
 
-A gradient of 1e-17 adds (1-b2)·g² = 1e-37 to nu. The least normal number of float32 is 1.2e-38, to
-which belongs a gradient of 3.4e-18, for b2 = 0.999: of smaller ones nu may be zero.
+For b2 = 0.999, a gradient of 1e-17 adds (1-b2)·g² = 1e-37 to nu. The smallest normal float32
+number, 1.2e-38, corresponds to a gradient of 3.4e-18; smaller gradients may leave nu at zero.
 """
 
 import jax
@@ -12,7 +12,7 @@ import pytest
 from adam_jax.transfer import mup
 from tests.catalogue import MEMBERS, slowly
 
-EPS, STEPS, SIZE = 1e-18, 8, 8192  # Smaller leaves stay float32 where int8 is asked for.
+EPS, STEPS, SIZE = 1e-18, 8, 8192  # Smaller leaves stay float32 under int8.
 DIVIDING = [member for member in MEMBERS if member.has("eps") and member.elementwise]
 every_dividing = slowly(DIVIDING)
 every_size = pytest.mark.parametrize("size", [1e-12, 1e-15, 1e-17])
@@ -21,7 +21,7 @@ every_form = pytest.mark.parametrize("form", [None, jnp.int8], ids=["float32", "
 
 def gradients(member, size):
     if member.name.startswith(("adabelief", "adan")):
-        size *= 10  # Their nu is of differences, which are smaller than the gradients.
+        size *= 10  # Their nu averages differences, which are smaller.
     rng = np.random.default_rng(0)
     x = rng.uniform(0.5, 2.0, (STEPS, SIZE)) * rng.choice([-1.0, 1.0], (STEPS, SIZE))
     return (size * x).astype(np.float32)
@@ -56,7 +56,7 @@ def assert_same(updates, expected, form=None):
     updates, sizes = np.asarray(updates), np.abs(expected)
     largest = np.max(sizes, axis=1, keepdims=True)
     if form is None:
-        # Where mu cancels, an update is as exact as its terms.
+        # Where the terms of mu cancel, an update is as exact as they are.
         assert np.all(np.abs(updates - expected) <= 1e-4 * sizes + 1e-5 * largest)
     else:
         large = (sizes > largest / 4) & (sizes > 0)
@@ -80,10 +80,10 @@ def test_the_factor_of_a_width_of_16_makes_it_smaller_still(member, form):
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (narrow, wide)]
     decay = {"weight_decay": 0.0} if member.has("weight_decay") else {}
     given = settings(member) | stored(member, form) | decay
-    tx = mup(member.factory, *shapes)(learning_rate=-16.0, **given)  # -1 is what is left of it.
+    tx = mup(member.factory, *shapes)(learning_rate=-16.0, **given)  # Becomes -1.
     updates = run(tx, gs.reshape(STEPS, *wide)).reshape(STEPS, SIZE)
     assert_same(updates, exact(member, gs, 1 / 16), form)
-    if form is None and member.name != "adopt":  # Its ε does nothing under √nu.
+    if form is None and member.name != "adopt":  # Its ε has no effect under √nu.
         with pytest.raises(AssertionError):
             assert_same(updates, exact(member, gs))
 

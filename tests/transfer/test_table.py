@@ -1,4 +1,4 @@
-"""The table of what `mup` does, and what it says is left to the model."""
+"""The table that `mup` prints, and its notes about changes the model must make itself."""
 
 import math
 
@@ -38,7 +38,7 @@ blocks/#/norm/scale (32 of them)          [64]        [1024]  vector            
 def test_the_table_of_a_transformer():
     table = mup_table(transformer(64, 2), transformer(1024, 32))
     lines = str(table).splitlines()
-    # The columns are as wide as their longest entry, which is in a row further below.
+    # Columns are as wide as their longest entry, which is in a later row.
     assert [line.split() for line in lines[:4]] == [line.split() for line in TABLE.splitlines()]
     assert len(set(map(len, lines[1:10]))) == 1 and lines[10] == ""
     assert lines[11:] == [

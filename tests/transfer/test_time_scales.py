@@ -1,4 +1,4 @@
-"""Decay rates by half-life, weight decay by time scale, and back."""
+"""Decay rates from half-lives, weight decay from time scales, and the inverses."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def test_half_lives_by_hand():
     assert half_life_of_decay_rate(0.25, batch_size=64) == pytest.approx(32.0, rel=1e-15)
     assert half_life_of_decay_rate(0.0, batch_size=64) == 0.0
     assert decay_rate_of_half_life(2.0) == pytest.approx(0.5**0.5, rel=1e-15)
-    # Marek et al. 2025: what is 0.95 for 512 sequences is 0.9999 for one.
+    # Marek et al. 2025: 0.95 for 512 sequences corresponds to 0.9999 for one.
     half_life = half_life_of_decay_rate(0.95, batch_size=512)
     assert decay_rate_of_half_life(half_life) == pytest.approx(0.9999, abs=5e-7)
 
@@ -30,12 +30,12 @@ def test_half_lives_by_hand():
 def test_half_life_and_back(complement, batch_size):
     b = 1 - complement
     back = decay_rate_of_half_life(half_life_of_decay_rate(b, batch_size), batch_size)
-    # One place of a float near 1 is 1e-4 of the complement of 1 - 1e-12.
+    # Near 1, a ulp is 1e-4 of the complement of 1 - 1e-12.
     assert 1 - back == pytest.approx(1 - b, rel=1e-12, abs=2.3e-16)
 
 
 def test_half_lives_near_one_are_those_of_the_complement():
-    # log(1 - x) is -x - x²/2: no digit of 1 - b is lost.
+    # log(1 - x) = -x - x²/2: no digit of 1 - b is lost.
     b = 1 - 2.0**-40
     assert half_life_of_decay_rate(b) == pytest.approx(np.log(2) / (2.0**-40 + 2.0**-81), rel=1e-14)
 

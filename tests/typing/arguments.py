@@ -1,6 +1,6 @@
-"""Calls that pyright accepts, and calls that it refuses: `make lint` reads this, nothing runs it.
+"""Calls that pyright must accept or reject; checked by `make lint` and never executed.
 
-An error that pyright no longer finds leaves an `ignore` without use, which is an error here.
+If pyright no longer reports an error, its `ignore` is unused, which is an error here.
 """
 # pyright: reportArgumentType=error, reportCallIssue=error
 # pyright: reportUnnecessaryTypeIgnoreComment=error

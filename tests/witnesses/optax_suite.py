@@ -1,4 +1,4 @@
-"""A pytest plugin that puts our members in place of Optax's, for Optax's own test files.
+"""A pytest plugin that replaces Optax's members by ours in Optax's own test files.
 
 python -m pytest -p tests.witnesses.optax_suite --pyargs optax._src.alias_test
 """
@@ -28,7 +28,7 @@ MEMBERS = {optax: (*ALIASES, *DIRECTIONS, "scale_by_learning_rate"), contrib: CO
 
 
 class Version(str):
-    """Compares number by number: Optax's tests skip where "0.10.2" < "0.7.2", as strings are."""
+    """Compares versions as numbers; Optax's tests compare strings, where "0.10.2" < "0.7.2"."""
 
     def __lt__(self, other: str) -> bool:
         ours, theirs = ([int(n) for n in v.split(".")[:3]] for v in (self, other))
@@ -43,13 +43,13 @@ OURS = {name: getattr(adam_jax, name) for name in ORIGINALS}
 
 
 def pytest_configure() -> None:
-    """Replaces the members: before the test files are imported, whose tables hold them."""
+    """Replaces the members before the test files are imported, whose tables contain them."""
     jax.__version__ = Version(jax.__version__)
     replace(ORIGINALS, OURS)
 
 
 def replace(old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Puts other members in the places where these are."""
+    """Replaces the given functions by others wherever Optax exports them."""
     for place in [m for n, m in sys.modules.items() if n.partition(".")[0] == "optax"]:
         for name in old:
             if getattr(place, name, None) is old[name]:
@@ -57,21 +57,21 @@ def replace(old: dict[str, Any], new: dict[str, Any]) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the tests that name an optimizer that is not ours, and those that run twice."""
+    """Deselects tests of optimizers that we do not have, and duplicates."""
     left_out = [item for item in items if of_others(item) or is_a_double(item)]
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=left_out)
-    # sharding_test writes over the flags when it is imported; XLA has not read them yet.
+    # sharding_test overwrites the flags at import, before XLA reads them.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FASTER}"
 
 
 def parameters_of(item: pytest.Item) -> str:
-    """As absl writes them: opt_name='adam', wrapper_name=None, ..."""
+    """The parameters as absl formats them: opt_name='adam', wrapper_name=None, ..."""
     return str(getattr(item.function, "__x_params_repr__", ""))  # pyright: ignore
 
 
 def of_others(item: pytest.Item) -> bool:
-    """Whether the test's parameters or its name, as in sharding_test, say another optimizer."""
+    """Whether the test's parameters or name, as in sharding_test, contain another optimizer."""
     ours = "|".join(name for names in MEMBERS.values() for name in names)
     if "ShardingTest" in item.nodeid:
         return not re.search(f"_({ours})$", item.name)
@@ -80,10 +80,10 @@ def of_others(item: pytest.Item) -> bool:
 
 
 def is_a_double(item: pytest.Item) -> bool:
-    """Whether another test does the same.
+    """Whether another test is equivalent.
 
     Some of the wrappers' tests run without the wrapper, as alias_test does. A mu_dtype of float32
-    is what our Adam has without the argument.
+    is the default of our Adam.
     """
     parameters = parameters_of(item)
     wrapped = "wrapper_name" in parameters and "wrapper_name=None" not in parameters
@@ -93,7 +93,7 @@ def is_a_double(item: pytest.Item) -> bool:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Says what was under test, at the end: of a buffered log the beginning can be lost."""
+    """Names the tested members at the end, because the start of a long log may be cut."""
     replaced = [name for names in MEMBERS.values() for name in names]
     for module, names in MEMBERS.items():
         assert all(getattr(module, name) is getattr(adam_jax, name) for name in names)
@@ -101,14 +101,14 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     terminalreporter.write_line(told)
 
 
-# These hold Adam with b1 = 0 to Optax's own RMSProp within 1e-6. Both of Optax's are 7e-6 off the
-# exact result there, in the same direction; ours is not off, and so is 7e-6 from both.
+# These compare Adam with b1 = 0 with Optax's RMSProp to 1e-6. Optax's two results are both 7e-6
+# off the exact one, in the same direction. Ours is exact, and so 7e-6 off Optax's.
 TOLERANCE = {"test_rms_match_adam": 2e-5, "test_schedule_free_adamw": 2e-5}
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item):
-    """Runs the tests that compare with Optax's rounding error at a tolerance above it."""
+    """Raises the tolerance of tests that compare with Optax's own rounding error."""
     rtol = TOLERANCE.get(item.name)
     if rtol is None:
         return (yield)
@@ -122,7 +122,7 @@ def pytest_runtest_call(item: pytest.Item):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
-    """A test that is skipped with our members, and runs with Optax's own, has failed."""
+    """Fails a test that is skipped with our members but runs with Optax's."""
     report = yield
     if call.when == "call" and report.skipped and not skipped_with_optax(item):
         report.outcome, report.longrepr = "failed", f"{item.nodeid} is not skipped with Optax"
@@ -130,7 +130,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
 
 
 def skipped_with_optax(item: pytest.Item) -> bool:
-    """Runs the test again, with Optax's members back in their places."""
+    """Runs the test again with Optax's members restored; returns whether it is skipped."""
     test_case: Any = getattr(item.parent, "obj", None)
     result = unittest.TestResult()
     replace(OURS, ORIGINALS)

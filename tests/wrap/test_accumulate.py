@@ -1,4 +1,4 @@
-"""Accumulation: weights, micro-batches that are missing, and the dtype of the sum."""
+"""Gradient accumulation: weights, missing micro-batches, and the dtype of the sum."""
 
 import jax
 import jax.numpy as jnp
@@ -27,14 +27,14 @@ def test_weights_of_micro_batches():
     weights = np.random.default_rng(3).integers(0, 5, STEPS).astype(np.float32)
     weights[8:12] = [0, 0, 3, 0]
     expected = naive(params, stacked, weights, every=4)
-    # A batch without a token has a loss of 0/0.
+    # The loss of a batch without tokens is 0/0.
     stacked = jax.tree.map(lambda g: g.at[8].set(jnp.nan), stacked)
     actual, _ = looped(accumulate(member(), 4), params, stacked, weight=weights)
     assert_close(actual, expected.params)
 
 
 def test_accumulating_less_and_less_often():
-    """Every is a function of the optimizer steps: 1, 2, 3, 3, ..."""
+    """`every` is a function of the optimizer steps: 1, 2, 3, 3, ..."""
     params, tx = parameters(), accumulate(member(), lambda count: jnp.minimum(count + 1, 3))
     stacked = gradients(params, bad=False)
     run = Naive(params)
@@ -61,7 +61,7 @@ def test_a_micro_batch_can_be_skipped_alone():
 
 
 def test_an_accumulator_of_16_bits_does_not_round_the_update():
-    """Its memory cannot hold the update then."""
+    """The update is not stored in the accumulator's memory."""
     params = parameters()
     stacked = gradients(params, bad=False)
     tx = accumulate(member(), 2, dtype=jnp.bfloat16)

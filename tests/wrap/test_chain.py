@@ -1,4 +1,4 @@
-"""Nested wrappers equal their plain composition: a loop in Python around the member alone."""
+"""Nested wrappers equal their plain composition, a Python loop around the member alone."""
 
 import jax
 import jax.numpy as jnp
@@ -125,7 +125,7 @@ def test_a_none_gradient_leaves_its_parameter_alone():
 @pytest.mark.parametrize(
     ("name", "through"),
     [(n, t) for n in ("clip, skip", "accumulate", "accumulate, skip") for t in ("step", "update")]
-    # Through update the average is made of updates that a branch returns, and XLA copies.
+    # With `update`, XLA copies the updates that a branch returns to the average.
     + [("everything", "step")],
 )
 def test_nothing_of_the_size_of_a_leaf_is_temporary(name, through):
@@ -173,7 +173,7 @@ def test_hyperparameters_in_the_state_of_a_recipe():
 
 @pytest.mark.parametrize("through", ["step", "update"])
 def test_derivatives_pass_through_a_recipe(through):
-    """With respect to the learning rate, forwards and backwards, as of the plain member."""
+    """With respect to the learning rate, in forward and reverse mode, as for the member alone."""
     grads = [parameters(), jax.tree.map(jnp.cos, parameters())]
     both = jax.tree.map(lambda a, b: (a + b) / 2, *grads)
 
@@ -219,7 +219,7 @@ def described(tree):
 def test_another_transformation_gets_the_dtypes_it_would_get_in_optax(
     make, inner, standard_promotion
 ):
-    """Its state has the parameters' dtype and keeps it, as scan asks of it."""
+    """Its state keeps the parameters' dtype, as scan requires."""
     params, tx = parameters(jnp.bfloat16), make(inner)
     for through in ("step", "update"):
         step = jax.jit(stepper(tx, through))

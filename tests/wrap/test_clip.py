@@ -1,4 +1,4 @@
-"""Clipping by the global norm, beside Optax."""
+"""Clipping by the global norm, compared with Optax."""
 
 import chex
 import jax
@@ -27,7 +27,7 @@ def test_every_limit_of_the_norm_clips_as_optax(limit, standard_promotion):
 
 @pytest.mark.parametrize("limit", [0.0, -1.0, 1.0, np.inf])
 def test_a_gradient_of_zero_passes_every_limit(limit):
-    """Where Optax divides zero by zero, unless the limit is above 0."""
+    """For a limit of 0, Optax divides zero by zero."""
     tx = adam_jax.clip_by_global_norm(limit)
     zero = jax.tree.map(jnp.zeros_like, PARAMS)
     chex.assert_trees_all_equal(tx.update(zero, tx.init(PARAMS))[0], zero)

@@ -1,4 +1,4 @@
-"""The average of parameters is that of the parameters as they are stored."""
+"""`ema_params` averages the parameters as stored, after rounding to their dtype."""
 
 import jax
 import jax.numpy as jnp

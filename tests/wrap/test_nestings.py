@@ -1,4 +1,4 @@
-"""Nestings and pairs drawn at random: a few of those of `benchmarks.fuzz_nestings`."""
+"""Random nestings and pairs of wrappers: a sample of `benchmarks.fuzz_nestings`."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What counts as a bad step, and what is left of it: the counters, and a warning."""
+"""Skipped steps: the criteria, the unchanged state, the counters and the warning."""
 
 import warnings
 
@@ -29,7 +29,7 @@ def test_the_counters_and_the_state_are_optaxs(standard_promotion):
         expected, reference = adam_jax.step(theirs, grads(x), reference, expected)
         jax.tree.map(np.testing.assert_array_equal, (params, state), (expected, reference))
     assert jax.tree.structure(state) == jax.tree.structure(reference)
-    # A state of Optax's goes on.
+    # Optax's state continues.
     updates, _ = ours.update(grads(1.0), reference, expected)
     assert np.all(np.isfinite(updates["w"]))
 
@@ -98,7 +98,7 @@ def test_a_loss_that_is_not_finite_is_enough():
 
 @pytest.mark.parametrize("watched", ["norm", "value"])
 def test_spikes_are_what_a_window_says(watched):
-    """Against numpy: mean and deviation of the last finite steps, from the half-full window on."""
+    """Against NumPy: mean and deviation of the last finite steps, once the window is half full."""
     window, sigmas = 8, 5.0
     draw = np.random.default_rng(0)
     series = 5 + draw.standard_normal(40)
@@ -181,7 +181,7 @@ def test_other_errors_in_a_step():
 
 
 def test_multi_steps_without_its_method(standard_promotion):
-    """`optax.chain` takes `optax.MultiSteps` as it is: an object with `init` and `update`."""
+    """`optax.chain` accepts `optax.MultiSteps` itself: an object with `init` and `update`."""
     params = {"w": jnp.ones(3)}
     steps = optax.MultiSteps(optax.adamw(1e-1), 2)
     for tx in (adam_jax.skip_nonfinite(steps), adam_jax.chain(steps)):

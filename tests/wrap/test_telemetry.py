@@ -1,4 +1,4 @@
-"""What telemetry measures is what numpy says, and measuring changes no step."""
+"""Telemetry's measurements equal NumPy's, and measuring changes no step."""
 
 import jax
 import jax.numpy as jnp
@@ -146,7 +146,7 @@ def test_scan_vmap_and_gradients_that_are_not_there():
 
 
 def test_sums_of_many_equal_terms_do_not_stand_still():
-    """In float32 one by one they do, at 2^24."""
+    """Sequential float32 sums of ones stop at 2^24."""
     params = {"x": jnp.full(2**25, 0.25)}
     tx = telemetry(optax.sgd(1.0), 1)
     _, state = jax.jit(stepper(tx, "step"))(params, tx.init(params), params)
@@ -220,7 +220,7 @@ def test_derivatives_pass_by_telemetry():
 
 
 def test_telemetry_takes_no_step_to_begin_with():
-    """What needs an extra argument in its step needs none in init."""
+    """A step that requires an extra argument does not require it in `init`."""
     tx = telemetry(optax.chain(adamw(1e-3), contrib.reduce_on_plateau()), 1)
     with jax.debug_nans(True):
         state = tx.init({"w": jnp.ones(3)})

@@ -1,4 +1,4 @@
-"""Telemetry and other loops over several devices and models: explicit axes, shard_map, vmap."""
+"""Telemetry over several devices and models: explicit axes, shard_map and vmap."""
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,7 @@ def mesh_of_eight():
 
 
 def test_parts_of_parameters_inside_shard_map():
-    """FSDP by hand: the statistics are those of whole leaves, and the same on all devices."""
+    """Manual FSDP: the statistics are those of whole leaves, equal on all devices."""
     tx, params, parts = telemetry(adamw(1e-2), 1), parameters(), {"w": P("data"), "b": P()}
 
     def train(grads, params):
@@ -100,7 +100,7 @@ MIXED = {
 @pytest.mark.slow
 @pytest.mark.parametrize("tx", MIXED.values(), ids=list(MIXED))
 def test_gradients_of_each_device_onto_a_state_of_all(tx):
-    """Each device goes its own way from a common start, as without `shard_map` alone."""
+    """From a common start, the devices diverge as with `shard_map` alone."""
     params = parameters()
     grads = jax.tree.map(lambda g: jnp.stack([g * (i + 1) for i in range(8)]), gradients(params))
 
@@ -134,7 +134,7 @@ def test_a_line_for_each_model():
     for _ in range(4):
         states = step(jnp.array([1.0, 2.0, 4.0]), states)
         records.append(measured(states))
-    # One model whose steps were skipped until now has nothing to show.
+    # A model with only skipped steps so far has no data.
     records[0]["step"][2] = 0
     figure = adam_jax.inspect.plot(records, "gradient_rms")
     (axes,) = figure.axes

@@ -1,4 +1,4 @@
-"""bfloat16 weights without a float32 copy: what is lost, what is kept, what is exact."""
+"""bfloat16 weights without a float32 copy: stochastic rounding, Kahan summation and residuals."""
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,13 @@ every_way = pytest.mark.parametrize("apply", ["step", "update"])
 
 def params_of(dtype=jnp.bfloat16):
     w = jax.random.normal(jax.random.key(0), (48, 32)) / 8
-    # As float32, but numbers that bfloat16 has; and a leaf that is float32 in both.
+    # float32 values that bfloat16 can represent, and a leaf that is float32 in both cases.
     w = w.astype(jnp.bfloat16).astype(dtype)
     return {"w": w, "b": jnp.zeros(32, dtype), "norm": jnp.ones(32, jnp.float32)}
 
 
 def train(tx, params, apply="step", turns=100):
-    """As users do it: `adam_jax.step`, or `update` and `optax.apply_updates`."""
+    """Trains with `adam_jax.step`, or with `update` and `optax.apply_updates`."""
 
     @jax.jit
     def step(params, state, grads):
@@ -56,7 +56,7 @@ FIRST_QUICKLY = [
 @every_way
 @pytest.mark.parametrize("inner", FIRST_QUICKLY, ids=INNER)
 def test_16_bits_of_residual_are_float32_bit_for_bit(inner, apply):
-    """Weight decay, clipping, schedules and masks too: what is inside sees the float32 weights."""
+    """Also with weight decay, clipping, schedules and masks: the inner member sees float32."""
     expected, _ = train(inner, params_of(jnp.float32), apply)
     params, state = train(adam_jax.master_residual(inner), params_of(), apply)
     for name in ("w", "b"):
@@ -69,7 +69,7 @@ def test_16_bits_of_residual_are_float32_bit_for_bit(inner, apply):
 @every_way
 @every_form_of_weights
 def test_small_updates_add_up(wrap, apply):
-    """One way, by 1/50 of what bfloat16 numbers are apart: the nearest does not move at all."""
+    """Updates of 1/50 of a bfloat16 ulp, all of one sign: with nearest rounding nothing moves."""
 
     def step(u, params, state, tx):
         updates = jax.tree.map(lambda p: jnp.full_like(p, u), params)
@@ -110,7 +110,7 @@ def test_splitting_and_joining_again_changes_nothing(wrap, dtype):
         finite &= np.abs(np.asarray(p, np.float32)) < 3e38
     split, kept = jax.jit(form.split, static_argnums=1)(form.join(p, rest), dtype, jnp.uint32(1))
     as_bits = jax.lax.bitcast_convert_type(split, jnp.uint16)
-    # Zeros lose their sign where -0 + 0 is 0, and rests that `split` never leaves beside them.
+    # Zeros lose their sign in -0 + 0, and residuals that `split` never produces for them.
     same = finite & np.asarray(p != 0)
     assert same.sum() > 60_000
     np.testing.assert_array_equal(np.asarray(as_bits)[same], bits[same])
@@ -225,7 +225,7 @@ def test_errors(make, words):
 
 
 def update_of(other=None, change=lambda p: p):
-    """A state with 16 bits of residual, in another transformation or with other weights."""
+    """A state with a 16-bit residual, in another transformation or with other weights."""
     tx = adam_jax.master_residual(PLAIN)
     params = jax.tree.map(change, params_of())
     (other or tx).update(params, tx.init(params_of()), params)
@@ -251,7 +251,7 @@ def test_weights_that_are_wide_already_cost_nothing():
 
 @pytest.mark.parametrize("bits", [8, 16])
 def test_weights_set_to_zero_from_outside_are_zero(bits):
-    """Pruned, or kept from being negative: what the state has of them counts for nothing."""
+    """Pruned or clamped weights: their residuals in the state are ignored."""
     form = Residual(bits)
     limit = 2 ** (bits - 1)
     rest = jnp.arange(-limit, limit).astype(form.rest_dtype(None))
@@ -290,7 +290,7 @@ def test_leaves_that_have_no_gradient_are_left_to_what_is_inside(wrap, apply):
 
 @pytest.mark.bits
 def test_eight_bits_do_not_stand_still():
-    """By a 200,000th of the weight, where 24 bits are a 65,536th apart."""
+    """Steps of 1/200,000 of the weight, where 24-bit numbers are 1/65,536 apart."""
     tx = adam_jax.master_residual(optax.identity(), bits=8)
     params = jnp.ones((64, 64), jnp.bfloat16)
     run = jax.jit(lambda carry: adam_jax.step(tx, jnp.full((64, 64), 5e-6), carry[1], carry[0]))

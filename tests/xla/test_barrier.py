@@ -1,4 +1,4 @@
-"""Arrays that XLA does not know to be the same take no memory twice."""
+"""Optimization barriers: without them XLA stores shared values and computes ahead of loops."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Functions of jnp are calls in a program, and not where they are told not to be."""
+"""jnp functions are calls in a traced program, except inside `without_calls`."""
 
 import contextlib
 

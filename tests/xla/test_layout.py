@@ -1,4 +1,4 @@
-"""The order of axes in memory that XLA:TPU chooses is the one that kernels read."""
+"""XLA:TPU chooses the memory layout that the kernels read."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The largest of each block, whatever is in it, and the bytes that it costs."""
+"""The maximum of each block, with NaN and infinity, and its memory traffic."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 from adam_jax.xla.maxima import InBlocks, largest
 from tests.catalogue import temporaries
 
-# As elsewhere than on a CPU.
+# The program of other platforms than the CPU.
 BY_ELEMENT = """
 def largest(arrays):
     return [jnp.max(maxima.in_blocks(maxima.magnitudes(x), n), axis=-1) for x, n, _ in arrays]
@@ -17,7 +17,7 @@ leaf_step.largest = largest
 
 
 def rows_with(number, size):
-    """A row for each place that it may be at."""
+    """A row for each position of the value."""
     rows = np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)
     np.fill_diagonal(rows, number)
     return rows

@@ -1,4 +1,4 @@
-"""Means of what is not in memory: the numbers, the NaNs, and that XLA would store it."""
+"""Means of computed arrays: values, NaNs, and that XLA alone would store the array."""
 
 import functools
 
@@ -11,7 +11,7 @@ import adam_jax
 from adam_jax.xla.means import mean
 from tests.catalogue.temporaries import of_step, on_v5e
 
-# On 8 devices 3 and 40 are not summed in groups.
+# On 8 devices, axes of 3 and 40 are not summed in groups.
 AXES = [((128, 3), (-2,)), ((3, 128), (-1,)), ((40, 3), (-2,)), ((256, 2, 3), (-3, -1))]
 every_shape = pytest.mark.parametrize(("shape", "axes"), [*AXES, ((2, 384), (-2, -1))])
 

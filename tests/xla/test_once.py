@@ -1,4 +1,4 @@
-"""What is done now and then is done in place."""
+"""`if_due`: operations that run only in some steps run in place."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ def by_conditional(due, f, carry):
 
 
 def temporary(form, compiled_by):
-    """Bytes per element, with what is carried donated."""
+    """Temporary bytes per element, with the carry donated."""
 
     def step(due, carry):
         def f(carry):

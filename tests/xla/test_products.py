@@ -1,4 +1,4 @@
-"""A product that is rounded before it is added."""
+"""A product is rounded before it is added, without fused multiply-add."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ def test_it_is_rounded_and_without_it_not_always():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
     without, with_it = map(int, done.stdout.split())
     assert with_it == 0
-    # A processor without the instruction has nothing to contract.
+    # A processor without FMA has nothing to contract.
     assert without > 0 or "fma" not in Path("/proc/cpuinfo").read_text()
 
 

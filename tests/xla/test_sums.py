@@ -1,4 +1,4 @@
-"""Sums over the layers of a leaf have the bits of each layer's own."""
+"""Sums over the layers of a leaf have the bits of the sums of separate layers."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Blocks of 128 in the tiles of a TPU: the same numbers, and the bytes that they save."""
+"""Blocks of 128 in TPU tiles: the same values, and fewer bytes."""
 
 import jax
 import jax.numpy as jnp

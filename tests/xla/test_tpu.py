@@ -1,4 +1,4 @@
-"""Another program on TPUs: chosen where a program is lowered, by platform and devices."""
+"""Another program on TPUs: selected at lowering, by platform and devices."""
 
 import functools
 

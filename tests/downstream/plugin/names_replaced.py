@@ -1,6 +1,6 @@
-"""A pytest plugin: our names in the place of Optax's, and what became of each test, as JSON.
+"""A pytest plugin that replaces Optax's functions by ours and writes each test's outcome as JSON.
 
-It runs where only the project and adam_jax are installed, so it imports nothing of these tests.
+It runs where only the project and adam_jax are installed, so it cannot import from `tests`.
 """
 
 import functools
@@ -15,16 +15,16 @@ import optax
 import optax.contrib
 import pytest
 
-# Defaults, since this package's own pytest imports every module in search of doctests.
+# Defaults, because this package's own pytest imports every module to collect doctests.
 OURS = os.environ.get("DOWNSTREAM_OURS") == "1"
 REPORT = Path(os.environ.get("DOWNSTREAM_REPORT", os.devnull))
 outcomes: dict[str, str] = {}
-with_ours: set[str] = set()  # Tests in which one of our transformations was called.
+with_ours: set[str] = set()  # Tests that called one of our transformations.
 running = ""
 
 
 def replaced() -> dict[str, Any]:
-    """Puts each function that both libraries have in its public places in Optax."""
+    """Replaces each function that both libraries have, wherever Optax exports it."""
     import adam_jax
     from adam_jax.engine.functions import Init, Update
 
@@ -33,7 +33,7 @@ def replaced() -> dict[str, Any]:
     for name in adam_jax.__all__:
         ours = getattr(adam_jax, name)
         theirs = getattr(optax, name, getattr(optax.contrib, name, None))
-        # A function there may be a functools.partial, as nadam is.
+        # Optax's function may be a functools.partial, such as nadam.
         if not inspect.isfunction(ours) or isinstance(theirs, type) or not callable(theirs):
             continue
         for module in public:
@@ -46,7 +46,7 @@ def replaced() -> dict[str, Any]:
 
 
 def noted(call: Any) -> Any:
-    """A method that notes the test which calls it."""
+    """Wraps a method so that it records the test that calls it."""
 
     @functools.wraps(call)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -56,26 +56,26 @@ def noted(call: Any) -> Any:
     return method
 
 
-# When it is imported: before a conftest.py of the project does `from optax import adam`.
+# At import, before a conftest.py of the project runs `from optax import adam`.
 NAMES = replaced() if OURS else {}
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item):
-    """Remembers which test runs."""
+    """Records the running test."""
     global running
     running = item.nodeid
     return (yield)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Of set-up, call and tear-down, what is worse than a pass counts."""
+    """Records the worst outcome of set-up, call and tear-down."""
     if report.when == "call" or report.outcome != "passed":
         outcomes[report.nodeid] = report.outcome
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:
-    """A file that cannot be imported is a failure, not an absence."""
+    """Records a file that cannot be imported as a failure."""
     if report.failed:
         outcomes[report.nodeid] = "failed"
 
