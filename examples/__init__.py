@@ -23,9 +23,17 @@ def _raise_again(ignored: "sys.UnraisableHookArgs") -> None:
     # Python ignores exceptions in callbacks of its garbage collector, and JAX has such a callback:
     # a ctrl-C in it would be lost. The callback has returned by the time the timer fires.
     if isinstance(ignored.exc_value, KeyboardInterrupt):
-        threading.Timer(0.01, _thread.interrupt_main).start()
+        threading.Timer(0.01, _interrupt_main).start()
     else:
         sys.__unraisablehook__(ignored)
+
+
+def _interrupt_main() -> None:
+    # A signal also wakes a thread that waits for a lock; `interrupt_main` does not.
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    else:
+        _thread.interrupt_main()
 
 
 def interrupted() -> int:

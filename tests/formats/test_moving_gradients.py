@@ -15,9 +15,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("member", "b2"), [("adam", 0.99), ("adopt", 0.99), ("adam", 0.999)])
+@pytest.mark.parametrize(("member", "b2"), [("adopt", 0.99), ("adam", 0.999)])
 def test_updates_are_those_of_float32(member, form, b2):
-    """With nearest rounding, the first is 0.86 and the third 0.34 to 1.4 times as large."""
+    """With nearest rounding, the second is 0.34 to 1.4 times as large."""
     window = 220 if b2 == 0.99 else 700
     exact, coded = (
         root_mean_squares(direction(member, b2, stored), window, jnp.array(FACTORS))
