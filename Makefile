@@ -32,19 +32,18 @@ test: setup
 	$(PYTEST) -m "not slow and not bits"
 	$(PYTEST) -m "bits and not slow" $(BITS)
 
-# All tests. They add the examples end to end, the server, faults, studies, the oldest and newest
+# All tests. They add the examples end to end, the server, faults, studies, the oldest
 # versions, the compilers for TPUs and GPUs, and the libraries that members are compared with.
 test-all: setup test-compilers
 	$(PYTEST) -m "not bits"
 	$(PYTEST) -m bits $(BITS)
-	$(BIN)/python -m tests.versions
+	$(BIN)/python -m tests.versions oldest
 	$(MAKE) test-peers
 
 test-peers: setup
 	@echo "Installing PyTorch, Keras and the other peers into .venv: gigabytes."
 	@$(INSTALL) --group peers
-	$(BIN)/python -m pytest -n auto tests/peers tests/docs/test_pages.py tests/docs/test_interchange.py \
-		tests/convert/test_interchange.py tests/convert/test_saved_states.py tests/family/test_array_numbers.py
+	$(BIN)/python -m pytest -n auto -m peers tests/peers $$(grep -rl --include="test_*.py" mark.peers tests)
 
 # Compiles programs for a TPU and an H200 without the devices. Checks the TPU's bounds, and runs the
 # tests that are skipped without the compilers.

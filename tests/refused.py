@@ -21,7 +21,7 @@ AROUND: dict[str, Callable[[Any], Any]] = {
     "alone": lambda tx: tx,
     **{name: wrap for name, wrap in WRAPPERS.items() if name != "frozen"},
     "pack_small_leaves": lambda tx: adam_jax.pack_small_leaves(tx, below=8),
-    "with_layers": lambda tx: adam_jax.with_layers(tx, "layers"),
+    "with_layers": lambda tx: adam_jax.with_layers(tx, "kernel"),
     "offload": adam_jax.sharding.offload,
 }
 OF_16_BITS = ("stochastic_rounding", "kahan_summation", "master_residual", "recipe")
@@ -73,7 +73,7 @@ def changed(case: Case) -> list[str]:
     tx = adam_jax.skip_nonfinite(AROUND[case.wrapper](case.member.alias(1e-2, **stored)))
     dtype = jnp.bfloat16 if case.wrapper.startswith(OF_16_BITS) else jnp.float32
     random = np.random.default_rng(0)
-    shapes = {"kernel": (8, 32), "bias": (3,), "layers": (2, 4, 8)}
+    shapes = {"kernel": (8, 32), "bias": (3,)}
     params = {k: jnp.asarray(random.normal(size=s), dtype) for k, s in shapes.items()}
     state = tx.init(params)
     step = jax.jit(lambda g, s, p: adam_jax.step(tx, g, s, p))
@@ -95,7 +95,7 @@ def changed(case: Case) -> list[str]:
 def moved(case: Case) -> bool:
     """Whether an accepted step changes the parameters, to show that the check above can fail."""
     tx = adam_jax.skip_nonfinite(AROUND[case.wrapper](case.member.alias(1e-2)))
-    params = {"kernel": jnp.ones((8, 32)), "bias": jnp.ones(3), "layers": jnp.ones((2, 4, 8))}
+    params = {"kernel": jnp.ones((8, 32)), "bias": jnp.ones(3)}
     state = tx.init(params)
     after = params
     for _ in range(4):

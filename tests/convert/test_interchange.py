@@ -24,7 +24,8 @@ def conversions(library, words=("",)):
         return [pytest.param(None, id=library, marks=pytest.mark.skip(reason=reason))]
     found = [c for c in LIBRARIES[library]() if any(word in c.name for word in words)]
     assert len(found) >= 6
-    return [pytest.param(c, id=f"{c.way}, {c.name}".replace("`", "")) for c in found]
+    marks = [] if library == "optax" else [pytest.mark.peers]
+    return [pytest.param(c, id=f"{c.way}, {c.name}".replace("`", ""), marks=marks) for c in found]
 
 
 def agree(conversion, record_property):

@@ -145,6 +145,7 @@ def test_nnx_optimizer(name, tmp_path):
     same(nnx.state(again), nnx.state(pair))
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("name", ["packed", "MultiSteps"])
 def test_equinox(name, tmp_path):
     if not importlib.util.find_spec("equinox"):

@@ -108,16 +108,16 @@ def run(page):
     return names, printed, expected
 
 
-# `make test` runs the samples that a new user sees first.
-FIRST = ("README.md", "docs/index.md")
+def marks_of(page):
+    """`make test` runs the samples that a new user sees first."""
+    imported = any(f"import {name}" in code for code, _ in samples(page) for name in PEERS)
+    first = name_of(page) in ("README.md", "docs/index.md")
+    return [pytest.mark.peers] * imported + [pytest.mark.slow] * (not first)
 
 
 @pytest.mark.parametrize(
     "page",
-    [
-        pytest.param(page, marks=[] if name_of(page) in FIRST else [pytest.mark.slow])
-        for page in WITH_SAMPLES
-    ],
+    [pytest.param(page, marks=marks_of(page)) for page in WITH_SAMPLES],
     ids=name_of,
 )
 def test_the_samples_run_and_print_what_stands_behind_them(

@@ -264,6 +264,7 @@ def test_a_real_gradient_is_an_error(through):
                 tx.update(grads, state, params if through == "update" else None)
 
 
+@pytest.mark.peers
 def test_equinox_models():
     eqx = pytest.importorskip("equinox")
 

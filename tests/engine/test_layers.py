@@ -18,13 +18,12 @@ CASES = {name: (make, dtype) for name, make, dtype in cases()}
 SELECTED = (
     *(
         "adamw, float32",
-        "adamw, bfloat16",
         "adamw, int8",
         "adan, bfloat16",
         "adamw, factored",
         "mars_adamw, int4",
     ),
-    *("lamb, cautious", "adamw, clip_update_rms", "lamb, chain", "adamw, stochastic_rounding"),
+    *("lamb, cautious", "adamw, stochastic_rounding"),
     *("lamb, recipe", "adamw, accumulate int8", "lamb, grams", "adamw, block means"),
 )
 

@@ -42,10 +42,9 @@ def metrics(out):
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
-@pytest.mark.parametrize("schedule", ["constant", "inverse-sqrt"])
-def test_more_epochs_end_with_the_bits_of_a_run_that_had_them_at_once(train, tmp_path, schedule):
+def test_more_epochs_end_with_the_bits_of_a_run_that_had_them_at_once(train, tmp_path):
     at_once, extended = tmp_path / "at once", tmp_path / "extended"
-    options = ["--model", "softmax", "--schedule", schedule, "--augment"]
+    options = ["--model", "softmax", "--schedule", "inverse-sqrt", "--augment"]
     train(*options, "--epochs", 3, "--out", at_once)
     train(*options, "--epochs", 1, "--out", extended)
     assert runs.settings(extended).epochs == 1

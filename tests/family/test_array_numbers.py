@@ -201,6 +201,7 @@ def chained(o, rate):
     return optax.chain(o.adam(rate), optax.scale_by_schedule(later))
 
 
+@pytest.mark.peers
 def test_equinox_traces_an_array(standard_promotion):
     eqx, eqxi = (pytest.importorskip(name) for name in ("equinox", "equinox.internal"))
     first, second = (
@@ -216,6 +217,7 @@ def test_equinox_traces_an_array(standard_promotion):
     assert len(traces) == 2
 
 
+@pytest.mark.peers
 def test_optimistix_does_not_compile_again(standard_promotion):
     optx = pytest.importorskip("optimistix")
     calls = []

@@ -89,7 +89,7 @@ every_kind_of_form = pytest.mark.parametrize("tx", DIFFERENT.values(), ids=DIFFE
 
 @pytest.mark.slow
 @pytest.mark.bits
-@every_form
+@every_kind_of_form
 def test_sharded_the_bits_are_those_of_one_device_and_nothing_is_sent(tx):
     alone = run(tx, lambda tree: jax.device_put(tree, jax.devices()[0]))
     params, state, placed = on_8_devices(tx)
@@ -222,7 +222,7 @@ def test_nnx_state_of_variables(tx):
 
 @pytest.mark.slow
 @pytest.mark.bits
-@every_form
+@every_kind_of_form
 def test_under_vmap_the_bits_are_those_of_one(tx):
     params = jax.tree.map(lambda p: jnp.stack([p, p, p]), params_of())
     states = jax.jit(jax.vmap(tx.init))(params)
