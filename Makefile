@@ -29,8 +29,8 @@ mnist: setup
 BITS = $$(grep -rl --include="test_*.py" mark.bits tests | sort)
 
 test: setup
-	$(PYTEST) -m "not slow and not bits"
-	$(PYTEST) -m "bits and not slow" $(BITS)
+	$(PYTEST) -m "not slow and not bits and not peers"
+	$(PYTEST) -m "bits and not slow and not peers" $(BITS)
 
 # All tests. They add the examples end to end, the server, faults, studies, the oldest
 # versions, the compilers for TPUs and GPUs, and the libraries that members are compared with.

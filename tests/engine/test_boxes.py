@@ -28,7 +28,14 @@ newer_names = pytest.mark.skipif(
     not NEWER,
     reason="this Flax has other names for metadata",
 )
-every_storage = pytest.mark.parametrize("stored", STORED.values(), ids=STORED)
+every_storage = pytest.mark.parametrize(
+    "stored",
+    [
+        pytest.param(stored, marks=[] if name == "int8" else [pytest.mark.slow])
+        for name, stored in STORED.items()
+    ],
+    ids=STORED,
+)
 
 
 def mesh_of(*sizes: int, kind: AxisType = AxisType.Auto) -> Mesh:

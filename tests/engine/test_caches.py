@@ -75,7 +75,9 @@ WRAPPERS = {
     ),
 }
 every_wrapper = pytest.mark.parametrize("make", WRAPPERS.values(), ids=WRAPPERS)
-every_form = pytest.mark.parametrize("through", ["step", "update"])
+every_form = pytest.mark.parametrize(
+    "through", ["step", pytest.param("update", marks=pytest.mark.slow)]
+)
 
 
 def stepper(tx, through):

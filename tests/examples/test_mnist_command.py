@@ -75,6 +75,7 @@ def test_a_terminal_gets_a_bar(tmp_path):
     assert summary["run"] == str(tmp_path / "run") and summary["test_accuracy"] > 0.5
 
 
+@pytest.mark.slow
 def test_evaluate_repeats_the_training_runs_figures(trained):
     out, stdout = trained
     figures = json.loads(run("evaluate", out).stdout)

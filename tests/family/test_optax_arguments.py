@@ -26,6 +26,7 @@ def trained(tx, steps=3):
     return params
 
 
+@pytest.mark.slow
 @every_twin
 def test_a_negative_rate_goes_uphill_as_in_optax(member, standard_promotion):
     expected = trained(member.twin.alias(-1e-3))

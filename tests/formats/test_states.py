@@ -247,6 +247,7 @@ def test_optax_around(tx):
 CONVERSIONS = {"8 bits": jnp.int8, "4 bits": jnp.int4, "16 bits": jnp.bfloat16}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", CONVERSIONS.values(), ids=CONVERSIONS)
 def test_conversion_in_the_middle_of_a_run(dtype):
     tx = adam_jax.chain(adam_jax.clip_by_global_norm(1.0), adam_jax.adamw(1e-3))

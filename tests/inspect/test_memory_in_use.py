@@ -69,6 +69,7 @@ def test_a_step_that_does_not_read_its_gradients():
     assert found.arguments == found.model.total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [("d", None), (None, "d"), ()], ids=["rows", "columns", "copies"])
 def test_sharded(spec):
     """512 columns on 8 devices are 64 for each, which is also the block length."""

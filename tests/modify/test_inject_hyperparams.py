@@ -51,6 +51,7 @@ def stepped(tx, state, params, steps=1):
     return params, state
 
 
+@pytest.mark.slow
 @every_pair
 def test_a_checkpoint_of_either_goes_on_in_the_other(ours, theirs, standard_promotion):
     txs = injected(ours), injected(theirs)

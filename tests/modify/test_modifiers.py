@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import adam_jax
-from tests.catalogue import KINDS_OF_STATE, MEMBERS, every_member_slowly, oracles
+from tests.catalogue import KINDS_OF_STATE, MEMBERS, every_member_slowly, oracles, slowly
 from tests.catalogue.modifiers import MODIFIERS
 from tests.catalogue.runs import gradients, run
 
@@ -169,7 +169,7 @@ def test_update_rms_of_radam_is_that_of_the_divided_gradient():
     np.testing.assert_allclose(u[0], plain[0] * 0.5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("member", [m for m in MEMBERS if m.divides], ids=lambda m: m.name)
+@slowly([m for m in MEMBERS if m.divides])
 def test_atan2_needs_no_epsilon(member, x64):
     """Independent of the gradient's scale, at most a·π/2, and close to u where u is small."""
     gs = gradients(30, 20, seed=13)[:, 0].astype(np.float64)

@@ -113,6 +113,7 @@ def int4_as_int8_shapes(shapes):
     return jax.eval_shape(int4_as_int8, shapes)
 
 
+@pytest.mark.slow
 def test_packed_moments_go_on_unpacked_and_split(tmp_path):
     member = adam_jax.adamw(1e-2)
     packed = adam_jax.pack_small_leaves(member)
@@ -126,6 +127,7 @@ def test_packed_moments_go_on_unpacked_and_split(tmp_path):
     assert_equal(stepped(sharding.shard_state(member, on(8)), params, state, range(3, 6)), whole)
 
 
+@pytest.mark.slow
 def test_float32_moments_go_on_in_8_bits_and_split(tmp_path):
     params = parameters(jnp.float32)
     member, codes = adam_jax.adamw(1e-2), adam_jax.adamw(1e-2, **CODES)

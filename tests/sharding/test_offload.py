@@ -126,6 +126,7 @@ def test_from_optax_to_the_memory_of_the_one_that_goes_on(codes):
             assert kinds[0] == kinds[1]
 
 
+@pytest.mark.slow
 def test_measured_where_a_part_is_on_the_host():
     tx, params = adam_jax.telemetry(sharding.offload(adam_jax.adamw(1e-2)), 1), parameters()
     _, state = jax.jit(lambda g, s, p: adam_jax.step(tx, g, s, p))(params, tx.init(params), params)

@@ -65,6 +65,7 @@ def test_numbers_of_a_leaf(member):
     check_each_leaf(member, tx, learning_rate=schedule, **given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given",
     [

@@ -206,6 +206,7 @@ def described(tree):
     return jax.tree.map(lambda x: (jnp.shape(x), x.dtype), tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

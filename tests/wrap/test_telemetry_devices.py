@@ -57,6 +57,7 @@ def mesh_of_eight():
     return jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
 
 
+@pytest.mark.slow
 def test_parts_of_parameters_inside_shard_map():
     """Manual FSDP: the statistics are those of whole leaves, equal on all devices."""
     tx, params, parts = telemetry(adamw(1e-2), 1), parameters(), {"w": P("data"), "b": P()}

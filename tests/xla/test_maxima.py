@@ -36,6 +36,7 @@ def test_xla_loses_nans():
     assert not np.any(np.isnan(found)), "adam_jax/xla/maxima.py can perhaps go"
 
 
+@pytest.mark.slow
 @pytest.mark.bits
 def test_xla_stores_moments_twice_for_a_search_by_element():
     by_element = temporaries.of_eight_bits(devices=1, first=BY_ELEMENT)

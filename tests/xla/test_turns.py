@@ -5,6 +5,7 @@ import pytest
 from tests.catalogue import temporaries
 
 
+@pytest.mark.slow
 @pytest.mark.bits
 def test_on_one_cpu_leaves_share_their_temporaries():
     """8 bytes per parameter for two of the 12 leaves at a time; each temporary is stored once."""
