@@ -61,7 +61,9 @@ class Line:
 
 def main(arguments: list[str]) -> int:
     """Runs pip and returns its exit status; if that is not 0, prints the end of its output."""
-    command = [sys.executable, "-m", "pip", "install", "--progress-bar", "raw", *arguments]
+    # Without --no-compile, most of the time goes into bytecode of modules that nothing imports.
+    pip = [sys.executable, "-m", "pip", "install", "--progress-bar", "raw", "--no-compile"]
+    command = [*pip, *arguments]
     process = subprocess.Popen(
         command,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
