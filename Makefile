@@ -11,7 +11,8 @@ INSTALL := $(BIN)/python -m tests.install
 # Otherwise every worker recompiles pytest's plugins and the tests, which takes seconds per worker.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: mnist test test-all test-peers test-compilers test-downstream lint docs docs-serve setup clean
+.PHONY: mnist test test-all test-oldest test-peers test-compilers test-downstream \
+	lint docs docs-serve setup clean
 
 mnist: setup
 	rm -rf runs/make-mnist
@@ -27,6 +28,7 @@ mnist: setup
 
 # Tests that depend on XLA's rounding run in a second process, with XLA's usual optimizations.
 BITS = $$(grep -rl --include="test_*.py" mark.bits tests | sort)
+PEERS = tests/peers $$(grep -rl --include="test_*.py" mark.peers tests | sort)
 
 test: setup
 	$(PYTEST) -m "not slow and not bits and not peers"
@@ -34,16 +36,16 @@ test: setup
 
 # All tests. They add the examples end to end, the server, faults, studies, the oldest
 # versions, the compilers for TPUs and GPUs, and the libraries that members are compared with.
-test-all: setup test-compilers
-	$(PYTEST) -m "not bits"
-	$(PYTEST) -m bits $(BITS)
-	$(BIN)/python -m tests.versions oldest
-	$(MAKE) test-peers
+test-all: setup test-compilers test-oldest
+	$(PYTEST) -m "not bits and not peers"
+	$(MAKE) .venv/peers
+	$(PYTEST) -m "bits or peers" $$(printf "%s\n" $(BITS) $(PEERS) | sort -u)
 
-test-peers: setup
-	@echo "Installing PyTorch, Keras and the other peers into .venv: gigabytes."
-	@$(INSTALL) --group peers
-	$(BIN)/python -m pytest -n auto -m peers tests/peers $$(grep -rl --include="test_*.py" mark.peers tests)
+test-oldest: setup
+	$(BIN)/python -m tests.versions oldest
+
+test-peers: .venv/peers
+	$(PYTEST) -m peers $(PEERS)
 
 # Compiles programs for a TPU and an H200 without the devices. Checks the TPU's bounds, and runs the
 # tests that are skipped without the compilers.
@@ -86,6 +88,11 @@ setup: .venv/installed
 	@$(INSTALL) --no-deps --target .compilers/tpu --group tpu-compiler
 	@$(INSTALL) --no-deps --target .compilers/cuda \
 		jax-cuda12-pjrt==$$($(BIN)/python -c "import jaxlib; print(jaxlib.__version__)")
+	touch $@
+
+.venv/peers: .venv/installed
+	@echo "Installing PyTorch, Keras and the other peers into .venv: gigabytes."
+	@$(INSTALL) --group peers
 	touch $@
 
 .venv/linters: .venv/installed

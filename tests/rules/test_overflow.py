@@ -62,7 +62,9 @@ def test_updates_are_those_of_the_algorithm(member, form):
         return
     # 16-bit storage adds an error of up to half a ulp in each of 24 steps.
     rtol = 0.03 if form == "bfloat16" else 0.01
-    for dtype, its_own in ((jnp.float32, 0), (jnp.bfloat16, 2**-8)):
+    # The gradient is widened before a storage form is involved: bfloat16 with one form is enough.
+    dtypes = {jnp.float32: 0} | ({jnp.bfloat16: 2**-8} if form == "float32" else {})
+    for dtype, its_own in dtypes.items():
         gs = jnp.asarray(sequences().astype(np.float32)).astype(dtype)
         leaves = jnp.broadcast_to(gs[:, :, None, None], (*gs.shape, SIDE, SIDE))
         us = jax.jit(jax.vmap(lambda g: updates(tx, g)[0]))(leaves)[:, :, 0, 0]

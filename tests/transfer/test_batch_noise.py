@@ -25,7 +25,7 @@ def scaled_numbers(factor, **settings):
 
 @functools.cache
 def losses(batch_size, noise=NOISE, **settings):
-    """Early, middle and final losses, each the mean over 64 parameters and 200 seeds."""
+    """Early, middle and final losses, each the mean over 64 parameters and 100 seeds."""
     tx, steps = adam_jax.adamw(**settings), EXAMPLES // batch_size
 
     def body(carry, key):
@@ -38,7 +38,7 @@ def losses(batch_size, noise=NOISE, **settings):
         params = jnp.ones(64)
         return jax.lax.scan(body, (params, tx.init(params)), jax.random.split(key, steps))[1]
 
-    keys = jax.random.split(jax.random.key(batch_size), 200)
+    keys = jax.random.split(jax.random.key(batch_size), 100)
     by_step = np.asarray(jnp.mean(jax.jit(jax.vmap(run))(keys), axis=0))
     return by_step[[steps // 8 - 1, steps // 2 - 1, steps - 1]]
 
