@@ -3,7 +3,6 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # Inherited by processes that tests start.
 
 import gc  # noqa: E402
-import tempfile  # noqa: E402
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -14,21 +13,7 @@ jax.config.update("jax_num_cpu_devices", 8)  # In this process only, for the sha
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_traceback_in_locations_limit", 0)  # A twentieth of the time of tracing.
 
-# Workers, the processes that tests start, and files after the caches were cleared compile many
-# programs again. This saves a sixth of the time.
-CACHE = {
-    "jax_persistent_cache_min_compile_time_secs": 0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-}
-
-
 def pytest_configure(config):
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # Otherwise, a worker of pytest-xdist.
-        folder = tempfile.TemporaryDirectory(prefix="adam_jax-compiled-")
-        config.add_cleanup(folder.cleanup)
-        for name, value in (CACHE | {"jax_compilation_cache_dir": folder.name}).items():
-            jax.config.update(name, value)
-            os.environ[name.upper()] = str(value)
     # Tests marked `bits` use XLA's usual optimizations; plain pytest uses them for all tests.
     if "not bits" in config.option.markexpr:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FASTER}"

@@ -186,13 +186,6 @@ def refused(done, folder, reason):
     )
 
 
-@pytest.fixture
-def no_compilation_cache(monkeypatch):
-    """JAX warns when it cannot write its cache, which tests/conftest.py turns on."""
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-
-
-@pytest.mark.usefixtures("no_compilation_cache")
 def test_where_nothing_can_be_written_the_training_stops_and_can_be_resumed(finished, copy):
     original, like, bits = finished
     fault = faults.command([*map(str, options(original.parent))], copy)
@@ -206,7 +199,6 @@ def test_where_nothing_can_be_written_the_training_stops_and_can_be_resumed(fini
     run.close()
 
 
-@pytest.mark.usefixtures("no_compilation_cache")
 def test_a_full_disk_stops_the_training_and_leaves_the_last_checkpoint(finished, tmp_path):
     original, like, bits = finished
     used = sum(path.stat().st_size for path in original.rglob("*")) + (1 << 17)
