@@ -13,6 +13,7 @@ jax.config.update("jax_num_cpu_devices", 8)  # In this process only, for the sha
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_traceback_in_locations_limit", 0)  # A twentieth of the time of tracing.
 
+
 def pytest_configure(config):
     # Tests marked `bits` use XLA's usual optimizations; plain pytest uses them for all tests.
     if "not bits" in config.option.markexpr:
