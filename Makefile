@@ -39,7 +39,7 @@ test: setup
 test-all: setup test-compilers test-oldest
 	$(PYTEST) -m "not bits and not peers"
 	$(MAKE) .venv/peers
-	$(PYTEST) -m "bits or peers" $$(printf "%s\n" $(BITS) $(PEERS) | sort -u)
+	$(PYTEST) -m "bits or peers" $(BITS) $(PEERS)
 
 test-oldest: setup
 	$(BIN)/python -m tests.versions oldest
