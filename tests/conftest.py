@@ -3,6 +3,7 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # Inherited by processes that tests start.
 
 import gc  # noqa: E402
+import tempfile  # noqa: E402
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -15,12 +16,28 @@ jax.config.update("jax_traceback_in_locations_limit", 0)  # A twentieth of the t
 
 
 def pytest_configure(config):
+    # Workers share one cache of compiled programs. The processes that tests start have none: some
+    # of them are killed, or cannot write.
+    if hasattr(config, "workerinput"):
+        programs = config.workerinput["programs"]
+    else:
+        folder = tempfile.TemporaryDirectory(prefix="adam-jax-programs-")
+        config.add_cleanup(folder.cleanup)
+        programs = config.programs = folder.name
+    jax.config.update("jax_compilation_cache_dir", programs)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     # Tests marked `bits` use XLA's usual optimizations; plain pytest uses them for all tests.
     if "not bits" in config.option.markexpr:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FASTER}"
         jax.config.update("jax_disable_most_optimizations", True)
         # Processes that tests start must produce the bits of this one.
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    node.workerinput["programs"] = node.config.programs
 
 
 def pytest_collection_finish():
@@ -35,6 +52,7 @@ def forget_compiled_programs():
     yield
     jax.clear_caches()
     gc.collect()
+    gc.freeze()  # The next file's collections do not traverse the rest of this one's objects.
 
 
 @pytest.fixture

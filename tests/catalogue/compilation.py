@@ -10,4 +10,8 @@ if jax.__version_info__ >= (0, 11):
     FASTER = ""
 
 # For separate processes. These have one device: each of the eight in conftest.py needs threads.
-IN_A_HURRY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": FASTER}
+IN_A_HURRY = {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0",
+    "XLA_FLAGS": FASTER,
+}
