@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m tests.install
 # Otherwise every worker recompiles pytest's plugins and the tests, which takes seconds per worker.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: mnist test test-all test-oldest test-peers test-compilers test-downstream \
+.PHONY: mnist test test-all test-oldest test-peers test-compilers tpu-bounds test-downstream \
 	lint docs docs-serve setup clean
 
 mnist: setup
@@ -28,6 +28,9 @@ mnist: setup
 
 # Tests that depend on XLA's rounding run in a second process, with XLA's usual optimizations.
 BITS = $$(grep -rl --include="test_*.py" mark.bits tests | sort)
+COMPILED = $$(grep -rlE --include="test_*.py" "(h200|tpu)_compiler" tests | sort)
+COMPILERS = TPU_LIBRARY_PATH=$(CURDIR)/.compilers/tpu/libtpu/libtpu.so \
+	JAX_CUDA_PJRT=$(CURDIR)/.compilers/cuda
 PEERS = tests/peers $$(grep -rl --include="test_*.py" mark.peers tests | sort)
 
 test: setup
@@ -36,10 +39,10 @@ test: setup
 
 # All tests. They add the examples end to end, the server, faults, studies, the oldest
 # versions, the compilers for TPUs and GPUs, and the libraries that members are compared with.
-test-all: setup test-compilers test-oldest
-	$(PYTEST) -m "not bits and not peers"
+test-all: setup tpu-bounds test-oldest
+	$(PYTEST) -m "not bits and not peers and not compilers"
 	$(MAKE) .venv/peers
-	$(PYTEST) -m "bits or peers" $(BITS) $(PEERS)
+	$(COMPILERS) $(PYTEST) -m "bits or peers or compilers" $(COMPILED) $(BITS) $(PEERS)
 
 test-oldest: setup
 	$(BIN)/python -m tests.versions oldest
@@ -49,11 +52,11 @@ test-peers: .venv/peers
 
 # Compiles programs for a TPU and an H200 without the devices. Checks the TPU's bounds, and runs the
 # tests that are skipped without the compilers.
-test-compilers: export TPU_LIBRARY_PATH = $(CURDIR)/.compilers/tpu/libtpu/libtpu.so
-test-compilers: export JAX_CUDA_PJRT = $(CURDIR)/.compilers/cuda
-test-compilers: .compilers/installed
-	$(BIN)/python -m benchmarks.tpu_hlo --gate
-	$(PYTEST) $$(grep -rlE --include="test_*.py" "(h200|tpu)_compiler" tests | sort)
+test-compilers: tpu-bounds
+	$(COMPILERS) $(PYTEST) -m compilers $(COMPILED)
+
+tpu-bounds: .compilers/installed
+	$(COMPILERS) $(BIN)/python -m benchmarks.tpu_hlo --gate
 
 # Other projects' optimizer tests, with our functions in place of Optax's; one environment each.
 test-downstream: setup

@@ -40,6 +40,13 @@ def pytest_configure_node(node):
     node.workerinput["programs"] = node.config.programs
 
 
+@pytest.hookimpl(tryfirst=True)  # Before pytest selects by markers.
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if {"h200_compiler", "tpu_compiler"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("compilers")
+
+
 def pytest_collection_finish():
     # Imported modules stay alive; freezing exempts them from garbage collection.
     gc.collect()

@@ -4,6 +4,7 @@ python -m tests.refused    runs all combinations; 20 minutes on a core
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -55,15 +56,24 @@ def cases() -> Iterator[Case]:
 
 
 def pairs() -> list[Case]:
-    """Few cases that combine each member with each storage and with each wrapper."""
-    stored, found = list(STORED), []
-    for k, (member, (i, wrapper)) in enumerate(itertools.product(MEMBERS, enumerate(AROUND))):
-        turned = (stored[(k + i + j) % len(stored)] for j in range(len(stored)))
-        tried = (Case(member, form, wrapper) for form in turned)
-        found += [case for case in tried if allowed(case)][:1]
-    known = {(case.member.name, case.stored) for case in found}
-    missing = [case for case in cases() if case.wrapper == "chain"]
-    return found + [case for case in missing if (case.member.name, case.stored) not in known]
+    """Few cases that combine each storage with each member and each wrapper, adamw with all."""
+    found: list[Case] = []
+    used: Counter[tuple[str, str]] = Counter()
+
+    def add(possible: list[Case]) -> None:
+        """Adds the case whose wrapper was used least with its storage, then with its member."""
+        ways = [((x.stored, x.wrapper), (x.member.name, x.wrapper)) for x in possible]
+        k = min(range(len(ways)), key=lambda i: tuple(used[pair] for pair in ways[i]))
+        used.update(ways[k])
+        found.append(possible[k])
+
+    of_member_and_storage = itertools.groupby(cases(), lambda case: (case.member.name, case.stored))
+    for _, group in of_member_and_storage:
+        add(list(group))
+    for wrapper in AROUND:
+        if not used["adamw", wrapper]:
+            add([x for x in cases() if x.member.name == "adamw" and x.wrapper == wrapper])
+    return found
 
 
 def changed(case: Case) -> list[str]:

@@ -5,7 +5,7 @@ import pytest
 
 from tests import record
 
-EVERY = 8  # `python -m tests.record --check` checks all cases.
+EVERY = 12  # `python -m tests.record --check` checks all cases.
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """A rejected step changes only counters: members x storage x wrappers.
 
-The cases cover each pair; `python -m tests.refused` runs all combinations.
+The cases cover each pair of a storage and a member or a wrapper, and of AdamW and a wrapper;
+`python -m tests.refused` runs all combinations.
 """
 
 import pytest
@@ -22,9 +23,10 @@ def test_a_refused_step_changes_nothing(case):
 
 def test_each_pair_is_in_a_case():
     found = refused.pairs()
-    for kept in (lambda case: case.stored, lambda case: case.wrapper):
-        wanted = {(case.member.name, kept(case)) for case in refused.cases()}
-        assert wanted == {(case.member.name, kept(case)) for case in found}
+    for kept in (lambda case: case.member.name, lambda case: case.wrapper):
+        wanted = {(case.stored, kept(case)) for case in refused.cases()}
+        assert wanted == {(case.stored, kept(case)) for case in found}
+    assert {x.wrapper for x in found if x.member.name == "adamw"} == set(refused.AROUND)
 
 
 def test_a_step_that_is_taken_changes_parameters():
