@@ -5,7 +5,7 @@ python -m tests.refused    runs all combinations; 20 minutes on a core
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -57,23 +57,24 @@ def cases() -> Iterator[Case]:
 
 def pairs() -> list[Case]:
     """Few cases that combine each storage with each member and each wrapper, adamw with all."""
-    found: list[Case] = []
     used: Counter[tuple[str, str]] = Counter()
 
-    def add(possible: list[Case]) -> None:
-        """Adds the case whose wrapper was used least with its storage, then with its member."""
-        ways = [((x.stored, x.wrapper), (x.member.name, x.wrapper)) for x in possible]
-        k = min(range(len(ways)), key=lambda i: tuple(used[pair] for pair in ways[i]))
-        used.update(ways[k])
-        found.append(possible[k])
+    def least_used(possible: Iterable[Case]) -> Case:
+        """The case whose wrapper was used least with its storage, then with its member."""
+        case = min(
+            possible, key=lambda x: (used[x.stored, x.wrapper], used[x.member.name, x.wrapper])
+        )
+        used.update([(case.stored, case.wrapper), (case.member.name, case.wrapper)])
+        return case
 
-    of_member_and_storage = itertools.groupby(cases(), lambda case: (case.member.name, case.stored))
-    for _, group in of_member_and_storage:
-        add(list(group))
-    for wrapper in AROUND:
-        if not used["adamw", wrapper]:
-            add([x for x in cases() if x.member.name == "adamw" and x.wrapper == wrapper])
-    return found
+    groups = itertools.groupby(cases(), lambda case: (case.member.name, case.stored))
+    found = [least_used(group) for _, group in groups]
+    adamw = [case for case in cases() if case.member.name == "adamw"]
+    return found + [
+        least_used(case for case in adamw if case.wrapper == wrapper)
+        for wrapper in AROUND
+        if not used["adamw", wrapper]
+    ]
 
 
 def changed(case: Case) -> list[str]:

@@ -181,9 +181,9 @@ def test_a_stop_answers_what_was_accepted_and_takes_nothing_more(model, digits):
             client.sendall(f"{head}expect: 100-continue\r\n\r\n".encode())
             assert client.recv(100) == b"HTTP/1.1 100 (Continue)\r\n\r\n"  # The header is accepted.
         process.send_signal(signal.SIGTERM)
-        with pytest.raises(ConnectionRefusedError):  # Reset: the socket closed in the handshake.
+        with pytest.raises(ConnectionRefusedError):
             while True:
-                with contextlib.suppress(ConnectionResetError):
+                with contextlib.suppress(ConnectionResetError):  # It closed in the handshake.
                     connect(address).close()
         idle.sendall(f"{head}\r\n".encode() + body)
         assert read_answer(idle)[0] == 503
