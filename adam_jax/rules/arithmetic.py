@@ -181,8 +181,10 @@ def safe_divide(x: Array, y: Array) -> Array:
     squares underflow in float32.
     """
     # Not "not y > 0", so that NaN stays visible. The quotient at y = 0 is NaN or infinite and is
-    # dropped. No derivative flows through it, because this function defines its own.
-    return jnp.where(y == 0, 0, x / y)
+    # dropped. No derivative flows through it, because this function defines its own. The other arm
+    # is y and not 0, because LLVM would multiply a constant arm: see xla/products.py.
+    quotient = x / y
+    return jnp.where(y == 0, jax.lax.convert_element_type(y, quotient.dtype), quotient)
 
 
 @safe_divide.defjvp

@@ -1,5 +1,6 @@
 """A product is rounded before it is added, without fused multiply-add."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,30 @@ contracted = jax.jit(lambda a, b, c: a * b + c)(a, b, c)
 rounded = jax.jit(lambda a, b, c: no_product(a * b) + c)(a, b, c)
 print(int(np.sum(np.asarray(contracted) != exact)), int(np.sum(np.asarray(rounded) != exact)))
 """
+
+
+LEARNING_RATES = """
+import jax, jax.numpy as jnp, numpy as np
+import adam_jax
+
+g, params = (jnp.asarray(x, jnp.float32) for x in np.random.default_rng(0).normal(size=(2, 999)))
+
+def stepped(tx):
+    step = jax.jit(lambda g, s, p: adam_jax.step(tx, g, s, p)[0])
+    return np.asarray(step(g, tx.init(params), params))
+
+for make in (adam_jax.laprop, adam_jax.adamax):
+    static, argument = make(0.0123), adam_jax.with_hyperparams(make)(learning_rate=0.0123)
+    print(int(np.sum(stepped(static) != stepped(argument))))
+"""
+
+
+@pytest.mark.bits
+def test_constant_learning_rates_are_contracted_as_arguments_are_without_avx_512():
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_max_isa=AVX2"
+    command, environment = [sys.executable, "-c", LEARNING_RATES], os.environ | {"XLA_FLAGS": flags}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.stdout.split() == ["0", "0"], done.stderr
 
 
 @pytest.mark.bits
