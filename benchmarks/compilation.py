@@ -57,7 +57,7 @@ def transformer(layers: int, width: int = 64) -> Any:
 
 
 def trees(fast: bool) -> list[Tree]:
-    many, more, layers = (10, 20, 1) if fast else (500, 2_000, 24)
+    many, more, layers = (4, 8, 1) if fast else (500, 2_000, 24)
     return [
         Tree(f"compile, {many:,} leaves of 2,000", [array(2_000)] * many),
         Tree(f"compile, {more:,} leaves of 2,000", [array(2_000)] * more, rounds=5),

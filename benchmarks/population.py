@@ -77,7 +77,7 @@ def main() -> None:
     chosen = batches(jax.random.key(1), len(digits.train_labels), BATCH)[: 10 if fast else None]
     images = normalise(digits.train_images).reshape(-1, 784)[chosen]
     labels = jnp.asarray(digits.train_labels, jnp.int32)[chosen]
-    members = 4 if fast else 16
+    members = 2 if fast else 16
     rates = jnp.logspace(-4.5, -1.5, members)
 
     def with_rate(rate: jax.Array) -> Params:

@@ -5,7 +5,7 @@ python -m tests.refused    runs all combinations; 20 minutes on a core
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 import adam_jax
-from tests.catalogue import MEMBERS, Member
+from tests.catalogue import KINDS_OF_STATE, MEMBERS, Member
 from tests.layer_cases import REFUSES_4_BITS, STORED
 from tests.record import WRAPPERS
 
@@ -25,6 +25,8 @@ AROUND: dict[str, Callable[[Any], Any]] = {
     "with_layers": lambda tx: adam_jax.with_layers(tx, "kernel"),
     "offload": adam_jax.sharding.offload,
 }
+USUAL = ("float32", "bfloat16", "int8")
+Parts = frozenset[str]
 OF_16_BITS = ("stochastic_rounding", "kahan_summation", "master_residual", "recipe")
 
 
@@ -39,6 +41,11 @@ class Case(NamedTuple):
     def name(self) -> str:
         """The name of the case."""
         return f"{self.member.name}, {self.stored}, {self.wrapper}"
+
+    def combined(self) -> set[Parts]:
+        """Its parts and their pairs."""
+        names = (self.member.name, self.stored, self.wrapper)
+        return {frozenset(x) for n in (1, 2) for x in itertools.combinations(names, n)}
 
 
 def allowed(case: Case) -> bool:
@@ -55,26 +62,25 @@ def cases() -> Iterator[Case]:
     return filter(allowed, itertools.starmap(Case, itertools.product(MEMBERS, STORED, AROUND)))
 
 
-def pairs() -> list[Case]:
-    """Few cases that combine each storage with each member and each wrapper, adamw with all."""
-    used: Counter[tuple[str, str]] = Counter()
+def wanted() -> Iterator[Parts]:
+    """The combinations that `few` covers."""
+    yield from (frozenset({member.name}) for member in MEMBERS)
+    yield from map(frozenset, itertools.product(KINDS_OF_STATE, STORED))
+    yield from map(frozenset, itertools.product((*USUAL, "adamw"), AROUND))
 
-    def least_used(possible: Iterable[Case]) -> Case:
-        """The case whose wrapper was used least with its storage, then with its member."""
-        case = min(
-            possible, key=lambda x: (used[x.stored, x.wrapper], used[x.member.name, x.wrapper])
-        )
-        used.update([(case.stored, case.wrapper), (case.member.name, case.wrapper)])
-        return case
 
-    groups = itertools.groupby(cases(), lambda case: (case.member.name, case.stored))
-    found = [least_used(group) for _, group in groups]
-    adamw = [case for case in cases() if case.member.name == "adamw"]
-    return found + [
-        least_used(case for case in adamw if case.wrapper == wrapper)
-        for wrapper in AROUND
-        if not used["adamw", wrapper]
-    ]
+def few() -> list[Case]:
+    """Few cases: all members; each kind of state and storage; all wrappers with `USUAL` storage."""
+    every = [(case, case.combined()) for case in cases()]
+    used: Counter[Parts] = Counter()
+    found = []
+    for parts in wanted():
+        possible = [(case, its) for case, its in every if parts in its]
+        if possible and not used[parts]:
+            case, its = min(possible, key=lambda pair: sum(used[p] for p in pair[1]))
+            found.append(case)
+            used.update(its)
+    return found
 
 
 def changed(case: Case) -> list[str]:

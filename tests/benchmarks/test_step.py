@@ -44,8 +44,8 @@ def test_a_table_can_be_chosen_and_what_is_not_installed_is_left_out(tmp_path):
 
 def test_all_learning_rates_are_one_compilation():
     printed = run("population", "--fast")
-    assert "compilations for 4 learning rates: 1\n" in printed
-    assert "4 MLPs, 10 steps" in printed
+    assert "compilations for 2 learning rates: 1\n" in printed
+    assert "2 MLPs, 10 steps" in printed
 
 
 def test_eager_steps_compile_nothing_and_a_sweep_is_measured():
@@ -53,5 +53,9 @@ def test_eager_steps_compile_nothing_and_a_sweep_is_measured():
     lines = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")]
     wrappers = {cells[0]: cells[1] for cells in lines if len(cells) == 4}
     assert wrappers.pop("| wrapper") == "programs compiled"
-    assert len(wrappers) >= 20 and set(wrappers.values()) == {"---", "0"}
-    assert "| amsgrad |" in printed and "schedules, adam_jax.adamw:" in printed
+    assert len(wrappers) == 4 and set(wrappers.values()) == {"---", "0"}
+    assert (
+        "| radam |" not in printed
+        and "| adam |" in printed
+        and "schedules, adam_jax.adamw:" in printed
+    )

@@ -102,11 +102,16 @@ def parameters():
 
 
 @every_wrapper
-@pytest.mark.parametrize(
-    ("jitted", "through"),
-    [(True, "step"), pytest.param(False, "update", marks=pytest.mark.slow)],
-)
-def test_a_schedule_is_freed_with_its_optimizer(make, jitted, through, standard_promotion):
+def test_a_schedule_is_freed_with_its_optimizer(make, standard_promotion):
+    check_freed(make, True, "step")
+
+
+@pytest.mark.parametrize("name", ["adamw", "optax.chain", "groups", "offload", "everything"])
+def test_a_schedule_is_freed_after_eager_updates(name, standard_promotion):
+    check_freed(WRAPPERS[name], False, "update")
+
+
+def check_freed(make, jitted, through):
     schedule = Schedule()
     freed = weakref.ref(schedule)
     tx, params = make(schedule), parameters()

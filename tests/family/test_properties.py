@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import adam_jax
-from tests.catalogue import MEMBERS, every_elementwise, every_member_slowly, slowly
+from tests.catalogue import KINDS_OF_STATE, MEMBERS, every_kind_of_state, slowly
 
 search = settings(max_examples=15, derandomize=True, deadline=None, database=None)
 
@@ -64,7 +65,11 @@ def test_the_opposite_gradients_give_the_opposite_updates(member, drawn):
     np.testing.assert_array_equal(run(tx, -params, -gs), -run(tx, params, gs))
 
 
-@every_member_slowly
+@pytest.mark.parametrize(
+    "member",
+    [m for m in MEMBERS if m.name in KINDS_OF_STATE or not m.elementwise],
+    ids=lambda m: m.name,
+)
 @search
 @given(params_and_gradients, st.permutations(range(SIZE)))
 def test_permuted_and_reshaped_gradients_give_permuted_and_reshaped_updates(member, drawn, order):
@@ -80,7 +85,7 @@ def test_permuted_and_reshaped_gradients_give_permuted_and_reshaped_updates(memb
     np.testing.assert_allclose(reshaped, u, rtol=tol, atol=tol)
 
 
-@every_elementwise
+@every_kind_of_state
 @search
 @given(params_and_gradients)
 def test_one_leaf_or_two_makes_no_difference(member, drawn):

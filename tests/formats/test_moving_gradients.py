@@ -22,9 +22,11 @@ def exact(member, b2, window):
     return root_mean_squares(direction(member, b2, None), window, jnp.array(FACTORS))
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("member", "b2"), [("adopt", 0.99), ("adam", 0.999)])
-def test_updates_are_those_of_float32(member, form, b2):
+@pytest.mark.parametrize(
+    ("member", "b2", "form"),
+    [*(("adopt", 0.99, form) for form in FORMS), ("adam", 0.999, "int8"), ("adam", 0.999, "int4")],
+)
+def test_updates_are_those_of_float32(member, b2, form):
     """With nearest rounding, the second is 0.34 to 1.4 times as large."""
     window = 220 if b2 == 0.99 else 700
     coded = root_mean_squares(direction(member, b2, FORMS[form]), window, jnp.array(FACTORS))

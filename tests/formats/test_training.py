@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 import adam_jax
-from tests.catalogue import every_member_slowly
+from tests.catalogue import every_kind_of_state
 from tests.catalogue.low_precision import MOMENTS, every_form_of_moments
 
 
-@every_member_slowly
+@every_kind_of_state
 @pytest.mark.parametrize("name", ["int8", "stochastic int8"])
-def test_every_member_trains_with_codes(member, name):
+def test_every_kind_of_member_trains_with_codes(member, name):
     assert_trains(member.alias(3e-2, **member.stored(*MOMENTS[name])))
 
 

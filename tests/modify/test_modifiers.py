@@ -26,19 +26,14 @@ def modifiable(name):
     return [m for m in MEMBERS if allowed.get(name, lambda m: True)(m)]
 
 
-def pairs(accepted, slowly=False):
-    """Members and modifiers; slowly: `make test` leaves out states like another's."""
-    marks = {True: [pytest.mark.slow], False: []}
+def pairs(accepted, members=MEMBERS):
+    """Members and modifiers."""
     return pytest.mark.parametrize(
         ("member", "name"),
         [
-            pytest.param(
-                *(m, name),
-                id=f"{m.name}-{name}",
-                marks=marks[slowly and m.name not in KINDS_OF_STATE],
-            )
+            pytest.param(m, name, id=f"{m.name}-{name}")
             for name in MODIFIERS
-            for m in MEMBERS
+            for m in members
             if (m in modifiable(name)) == accepted
         ],
     )
@@ -62,8 +57,8 @@ def test_on_every_member_with_the_members_own_state(member, name):
     assert made == tx
 
 
-@pairs(accepted=True, slowly=True)
-def test_every_member_goes_downhill(member, name):
+@pairs(accepted=True, members=[m for m in MEMBERS if m.name in KINDS_OF_STATE])
+def test_every_kind_of_member_goes_downhill(member, name):
     tx = MODIFIERS[name](member.alias(0.1))
     start = params = {"w": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4), "b": jnp.array(2.0)}
     state = tx.init(params)

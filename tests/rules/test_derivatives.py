@@ -24,7 +24,7 @@ def loss(member, learning_rate, numbers, params):
     return jnp.sum(params["x"] ** 2) + jnp.sum(params["zero"] ** 2)
 
 
-@every_member_slowly
+@every_kind_of_state
 def test_finite_also_at_zero_gradients(member):
     numbers = {"b1": 0.9, "b2": 0.99, "b3": 0.999, "eps": 1e-8, "eps_root": 0.0}
     numbers = {name: x for name, x in numbers.items() if member.has(name)}

@@ -1,5 +1,6 @@
 """The state sharded over devices: the same steps, fewer bytes on each device."""
 
+import itertools
 import math
 import re
 
@@ -48,8 +49,14 @@ def dtype_for(name):
     return jnp.bfloat16 if "residual" in name else jnp.float32
 
 
+# Each transformation on one kind of axes, and two on both.
+KINDS = itertools.cycle([AxisType.Auto, AxisType.Explicit])
+ON_AXES = [*zip(TRANSFORMATIONS, KINDS, strict=False)]
+ON_AXES += [("adamw", AxisType.Explicit), ("8 bits", AxisType.Auto)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TRANSFORMATIONS)
+@pytest.mark.parametrize(("name", "mesh"), ON_AXES, indirect=["mesh"], ids=str)
 def test_as_data_parallel_in_an_eighth_of_the_bytes(name, mesh):
     tx, dtype = TRANSFORMATIONS[name], dtype_for(name)
     params = jax.device_put(parameters(dtype), NamedSharding(mesh, P()))

@@ -58,12 +58,13 @@ def assert_split(state, tx, params, mesh):
         assert x.sharding.is_equivalent_to(where, x.ndim)
 
 
-BOTH = itertools.product(("8 bits", "float32"), (AxisType.Auto, AxisType.Explicit))
-AUTOMATIC = ((name, AxisType.Auto) for name in FORMS if name not in ("8 bits", "float32"))
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "mesh"), [*BOTH, *AUTOMATIC], indirect=["mesh"], ids=str)
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [*zip(FORMS, itertools.cycle([AxisType.Auto, AxisType.Explicit]), strict=False)],
+    indirect=["mesh"],
+    ids=str,
+)
 def test_a_converted_state(name, mesh):
     params, grads = (copied(drawn(SHAPES, seed), mesh) for seed in range(2))
     tx = sharding.shard_state(adamw(1e-2), mesh)

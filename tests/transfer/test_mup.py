@@ -13,11 +13,14 @@ import adam_jax
 from adam_jax.engine.leaf_factors import Factors
 from adam_jax.transfer import mup, mup_init
 from adam_jax.transfer.mup import with_leaf_factors
-from tests.catalogue import MEMBERS, Member, slowly
+from tests.catalogue import KINDS_OF_STATE, MEMBERS, Member, slowly
 from tests.transfer.blocks import ADAMW, ALPHA, BASE, FACTORS, PARAMS, leaf_of, model, numbers
 
 MUP_MEMBERS = [m for m in MEMBERS if m.name != "lamb"]
 every_member = slowly(MUP_MEMBERS)
+every_kind = pytest.mark.parametrize(
+    "member", [m for m in MUP_MEMBERS if m.name in KINDS_OF_STATE], ids=lambda m: m.name
+)
 
 
 def steps(tx, params, count=3):
@@ -132,7 +135,7 @@ def test_every_epsilon_of_a_member_has_a_unit(member):
     assert (first != 0).all()
 
 
-@every_member
+@every_kind
 def test_a_model_that_does_not_grow_is_stepped_as_without(member):
     tx = mup(member.factory, PARAMS, PARAMS, alpha=ALPHA)(1e-2)
     plain = member.alias(1e-2)

@@ -10,13 +10,20 @@ import numpy as np
 import pytest
 
 from adam_jax.transfer import mup
-from tests.catalogue import MEMBERS, slowly
+from tests.catalogue import KINDS_OF_STATE, MEMBERS, slowly
 
 EPS, STEPS, SIZE = 1e-18, 8, 8192  # Smaller leaves stay float32 under int8.
 DIVIDING = [member for member in MEMBERS if member.has("eps") and member.elementwise]
 every_dividing = slowly(DIVIDING)
+IN_CODES = [m for m in DIVIDING if m.name in KINDS_OF_STATE]
+every_stored = pytest.mark.parametrize(
+    ("member", "form"),
+    [
+        *(pytest.param(m, None, id=m.name, marks=pytest.mark.slow) for m in DIVIDING),
+        *(pytest.param(m, jnp.int8, id=f"{m.name}-int8") for m in IN_CODES),
+    ],
+)
 every_size = pytest.mark.parametrize("size", [1e-12, 1e-15, 1e-17])
-every_form = pytest.mark.parametrize("form", [None, jnp.int8], ids=["float32", "int8"])
 
 
 def gradients(member, size):
@@ -64,17 +71,15 @@ def assert_same(updates, expected, form=None):
         np.testing.assert_allclose(updates[large], expected[large], rtol=0.3)
 
 
-@every_form
 @every_size
-@every_dividing
+@every_stored
 def test_updates_equal_the_naive_version(member, size, form):
     gs = gradients(member, size)
     tx = member.direction(**settings(member), **stored(member, form))
     assert_same(run(tx, gs), exact(member, gs), form)
 
 
-@every_form
-@every_dividing
+@every_stored
 def test_the_factor_of_a_width_of_16_makes_it_smaller_still(member, form):
     gs, narrow, wide = gradients(member, 1e-17), (8, 4), (128, 64)
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (narrow, wide)]
