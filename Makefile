@@ -39,10 +39,9 @@ test: setup
 
 # All tests. They add the examples end to end, the server, faults, studies, the oldest
 # versions, the compilers for TPUs and GPUs, and the libraries that members are compared with.
-test-all: setup tpu-bounds test-oldest
-	$(PYTEST) -m "not bits and not peers and not compilers"
-	$(MAKE) .venv/peers
-	$(COMPILERS) $(PYTEST) -m "bits or peers or compilers" $(COMPILED) $(BITS) $(PEERS)
+test-all: setup tpu-bounds test-oldest .venv/peers
+	$(PYTEST) -m "not bits and not compilers"
+	$(COMPILERS) $(PYTEST) -m "bits or compilers" $(COMPILED) $(BITS)
 
 test-oldest: setup
 	$(BIN)/python -m tests.versions oldest
@@ -97,6 +96,12 @@ setup: .venv/installed
 	@echo "Installing PyTorch, Keras and the other peers into .venv: gigabytes."
 	@$(INSTALL) --group peers
 	touch $@
+
+# `make lint test-all`: pip installs one group after the other, and pyright reads .venv after both.
+ifeq ($(filter lint test-all,$(MAKECMDGOALS)),lint test-all)
+lint: .venv/peers
+.venv/peers: .venv/linters
+endif
 
 .venv/linters: .venv/installed
 	@echo "Installing ruff, pyright and MkDocs into .venv: about 100 MB, a minute, once."

@@ -1,6 +1,6 @@
 """Compiles optimizer steps for an NVIDIA H200 without a GPU, and analyses them; runs nothing.
 
-python -m benchmarks.gpu_hlo [--pjrt FOLDER] [--only WORD] [--side N] [--json FILE]
+python -m benchmarks.gpu_hlo [--pjrt FOLDER] [--only WORD] [--side N] [--leaves N] [--json FILE]
 
 FOLDER (or JAX_CUDA_PJRT) has the compiler, `pip install --no-deps --target FOLDER jax-cuda12-pjrt`;
 otherwise this Python's packages are searched. Only this file uses JAX's private interfaces.
@@ -37,6 +37,7 @@ shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472 registers_p
 registers_per_block_limit: 65536 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
 block_dim_limit_z: 65535 }"""
 SIDE = 1024  # Of the square leaves of the table; XLA fuses differently from 4096 on.
+LEAVES = 24
 SMALL = 64 * 1024  # Bytes that a kernel moves: a smaller one is little more than its launch.
 
 
@@ -136,7 +137,7 @@ class Case(NamedTuple):
     """A row of the table: `step(tx, grads, state, params)` on that many leaves."""
 
     tx: optax.GradientTransformation
-    leaves: int = 24
+    leaves: int = LEAVES
     dtype: str = "float32"
     step: Any = update_and_apply
 
@@ -255,6 +256,9 @@ def main() -> None:
         "--side", metavar="N", type=positive, default=SIDE, help="leaves are N x N"
     )
     arguments.add_argument("--json", metavar="FILE", type=Path, help="the table goes there too")
+    arguments.add_argument(
+        "--leaves", metavar="N", type=positive, default=LEAVES, help="where there are several"
+    )
     args = arguments.parse_args()
     jax.config.update("jax_platforms", "cpu")  # Do not use a GPU of this machine.
     os.environ["JAX_CUDA_PJRT"] = args.pjrt or os.environ.get("JAX_CUDA_PJRT", "")
@@ -262,7 +266,11 @@ def main() -> None:
         plugin()
     except ModuleNotFoundError as missing:
         arguments.exit(2, f"{missing}\n")
-    rows = {name: measure(case, args.side) for name, case in CASES.items() if args.only in name}
+    rows = {
+        name: measure(case._replace(leaves=min(case.leaves, args.leaves)), args.side)
+        for name, case in CASES.items()
+        if args.only in name
+    }
     if args.json:
         args.json.write_text(strict_json.dumps(rows, indent=1) + "\n")
     print(", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "jaxlib", "optax")))

@@ -2,7 +2,7 @@
 
 python -m tests.kernels                a random third of the cases
 python -m tests.kernels --all          all cases, which takes an hour
-python -m tests.kernels --each         30 cases that cover each part, as tests/engine/test_pallas.py
+python -m tests.kernels --each         few cases that cover each part
 python -m tests.kernels --only WORD    cases whose name contains WORD
 
 Each case takes 20 steps; inside `skip_nonfinite`, two of them are rejected. The parameters are a

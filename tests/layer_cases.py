@@ -16,7 +16,7 @@ from tests.catalogue import MEMBERS
 from tests.record import STORED as FORMATS
 from tests.record import WRAPPERS
 
-LAYERS, STEPS = 5, 4
+LAYERS, STEPS = 4, 3
 SHAPES = {"bias": (17,), "kernel": (33, 17), "out": (64, 32), "scale": ()}
 STORED = FORMATS | {"block means": {"nu": adam_jax.AdamMini()}}
 MODIFIERS: dict[str, Callable[[Any], Any]] = {

@@ -52,8 +52,15 @@ MODIFIERS: dict[str, Callable[..., Any]] = {
     "grams": lambda tx, _: adam_jax.grams(tx),
     "grokfast": lambda tx, mu: adam_jax.grokfast(tx, slow_dtype=mu),
 }
-# The member that each modifier is applied to in `each_once`.
-MODIFIED = ("adamw", "amsgrad", "adamw", "adan", "lion")
+# The modifier, and the wrapper instead of `recipe`, of some members in `each_once`.
+MODIFIED = {
+    "yogi": "atan2",
+    "amsgrad": "nesterov",
+    "adamw": "cautious_weight_decay",
+    "adan-paper": "grams",
+    "lion": "grokfast",
+}
+WRAPPED = {"adam": "nothing", "nadam-decay": "accumulate", "lapropw": "accumulate inside"}
 
 # Functions that make a transformation from the alias that `with_kernel` returns.
 FACTORIES: dict[str, Callable[..., Any]] = {
@@ -235,11 +242,9 @@ def each_once() -> Iterator[Case]:
     for shape in large:
         yield case("adamw", makes["adamw"], "int8", weights="residual 16", shape=shape)
     for name, make in makes.items():
-        yield case(name, make, next(stored), **others())
-    for modifier, name in zip(MODIFIERS, MODIFIED, strict=True):
-        yield case(name, makes[name], next(stored), modifier=modifier, **others())
-    for name in ("adam l2", "radamw", "adamw masked", "groups", "with_hyperparams"):
+        given: dict[str, Any] = {"modifier": MODIFIED.get(name)}
+        if name in WRAPPED:
+            given |= {"around": WRAPPERS[WRAPPED[name]], "of_grads": jnp.bfloat16}
+        yield case(name, make, next(stored), **given, **others())
+    for name in ("adam l2", "groups", "with_hyperparams"):
         yield case(name, variants()[name], next(stored), **others())
-    for wrapper in ("nothing", "accumulate", "accumulate inside"):
-        given = {"around": WRAPPERS[wrapper], "of_grads": jnp.bfloat16}
-        yield case(f"adamw in {wrapper}", makes["adamw"], "int8", **given, **others())

@@ -3,12 +3,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import adam_jax
-from tests.catalogue import MEMBERS, slowly
+from tests.catalogue import KINDS_OF_STATE, MEMBERS, slowly
 
 WITH_NU = [m for m in MEMBERS if m.has("nu_dtype")]
 every_member_with_nu = slowly(WITH_NU)
+every_kind_with_nu = pytest.mark.parametrize(
+    "member", [m for m in WITH_NU if m.name in KINDS_OF_STATE], ids=lambda member: member.name
+)
 
 
 def naive(x, axes):

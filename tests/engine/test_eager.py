@@ -46,8 +46,9 @@ def calls(step, *args):
 
 
 @pytest.mark.parametrize("through", ["step", "update"])
-@pytest.mark.parametrize("leaves", [1, 6, 50])
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize(
+    ("name", "leaves"), [*((name, 6) for name in PAIRS), ("adamw", 1), ("adamw", 50)]
+)
 def test_an_eager_step_costs_no_more_than_optaxs(name, leaves, through):
     params = {str(i): jnp.ones(10) for i in range(leaves)}
     ours, theirs = (

@@ -11,7 +11,7 @@ import pytest
 
 import adam_jax
 from adam_jax.rules.pytrees import frozen_pytree
-from tests.catalogue import every_member, every_member_slowly
+from tests.catalogue import every_kind_of_state, every_member, every_member_slowly
 
 
 def test_three_adams_trace_once():
@@ -86,7 +86,7 @@ def test_a_traced_number_is_as_exact_as_a_constant(member):
 
 
 @pytest.mark.bits
-@every_member
+@every_kind_of_state
 def test_a_population_under_vmap_equals_its_members(member):
     params = jnp.linspace(-2.0, 2.0, 10)
     rates = jnp.array([1e-3, 1e-2, 0.1])

@@ -16,6 +16,7 @@ from adam_jax.slots import Slot
 from tests.catalogue import KINDS_OF_STATE, MEMBERS, oracles
 from tests.catalogue.runs import run, ulps
 from tests.catalogue.second_moments import (
+    every_kind_with_nu,
     every_member_with_nu,
     fit,
     gradients,
@@ -154,7 +155,7 @@ def test_what_is_not_finite_makes_its_block_nan(name, bad):
     np.testing.assert_array_equal(np.isnan(state.nu.means), expected[:1])
 
 
-@every_member_with_nu
+@every_kind_with_nu
 def test_a_refused_step_leaves_all_as_it_was(member):
     tx = adam_jax.skip_nonfinite(member.alias(1e-2, nu_dtype=adam_jax.BlockMeans(0)))
     params = jnp.ones((32, 4))
@@ -176,8 +177,8 @@ def test_overflow_is_the_largest_square():
         np.testing.assert_allclose(u, 1, rtol=1e-5)
 
 
-@every_member_with_nu
-def test_every_member_with_a_nu_trains(member):
+@every_kind_with_nu
+def test_every_kind_of_member_with_a_nu_trains(member):
     (losses, state), (plain, _) = (
         fit(member.alias(3e-2, **dtype)) for dtype in ({"nu_dtype": adam_jax.BlockMeans(0)}, {})
     )

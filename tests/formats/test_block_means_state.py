@@ -13,7 +13,7 @@ import adam_jax
 from adam_jax.formats.block_means import Means
 from tests.catalogue import temporaries
 from tests.catalogue.modifiers import MODIFIERS
-from tests.catalogue.second_moments import every_member_with_nu, gradients, magnitudes, naive
+from tests.catalogue.second_moments import every_kind_with_nu, gradients, magnitudes, naive
 
 ROWS, COLUMNS, LEAF = (adam_jax.BlockMeans(axes) for axes in (1, 0, None))
 SIZES = {ROWS: 64, COLUMNS: 72, LEAF: 1}
@@ -89,7 +89,7 @@ def test_inside_shard_map_along_the_blocks():
 
 
 @pytest.mark.bits
-@every_member_with_nu
+@every_kind_with_nu
 def test_no_temporary_of_a_leaf_s_size(member):
     params = [jax.ShapeDtypeStruct((256, 1024), jnp.float32)]
 
@@ -178,7 +178,7 @@ def test_modifiers_read_the_means(name):
         assert_close(stepped(blocks, equal, PARAMS)[0], expected)
 
 
-@every_member_with_nu
+@every_kind_with_nu
 def test_derivatives_are_finite_also_at_zero_gradients(member):
     params = jnp.concatenate([jnp.ones((16, 2)), jnp.zeros((16, 2))], axis=1)
 

@@ -108,7 +108,7 @@ def test_a_number_is_not_rounded_to_the_dtype_of_a_leaf(member):
     assert tx.update(g, tx.init(g), g)[0].dtype == jnp.bfloat16
 
 
-@every_member_slowly
+@every_kind_of_state
 def test_step_adds_before_it_rounds(member):
     """bfloat16: rounding the update first, as optax.apply_updates must, can be one ulp off."""
     params = jax.random.normal(jax.random.key(0), (4000,)).astype(jnp.bfloat16)
@@ -145,7 +145,7 @@ def test_step_of_another_librarys_transformation():
     assert (moved == 0.5).all()
 
 
-@every_member_slowly
+@every_kind_of_state
 def test_mixed_dtypes_in_one_tree(member, x64):
     params = {
         "f64": jnp.array([1.0, 2.0], jnp.float64),

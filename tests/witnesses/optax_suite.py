@@ -83,13 +83,14 @@ def is_a_double(item: pytest.Item) -> bool:
     """Whether another test is equivalent.
 
     Some of the wrappers' tests run without the wrapper, as alias_test does. A mu_dtype of float32
-    is the default of our Adam.
+    is the default of our Adam. Double precision is tested in float64_test.
     """
     parameters = parameters_of(item)
     wrapped = "wrapper_name" in parameters and "wrapper_name=None" not in parameters
     unused = item.name.startswith("test_state_shape_dtype") or "wrap=False" in parameters
     again = item.name.startswith("test_multi_steps_mixed_precision") and "mu_dtype" in parameters
-    return again or (wrapped and unused)
+    wider = "shard_stability" in item.name and re.search("float64|complex128", parameters)
+    return again or bool(wider) or (wrapped and unused)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
