@@ -43,10 +43,9 @@ def losses(batch_size, noise=NOISE, **settings):
     return by_step[[steps // 8 - 1, steps // 2 - 1, steps - 1]]
 
 
-@pytest.mark.parametrize("factor", [2, 8])
-def test_after_the_same_examples_the_loss_is_the_same(factor):
-    scaled = scaled_numbers(factor, **SETTINGS)
-    np.testing.assert_allclose(losses(factor, **scaled), losses(1, **SETTINGS), rtol=0.04)
+def test_after_the_same_examples_the_loss_is_the_same():
+    scaled = scaled_numbers(8, **SETTINGS)
+    np.testing.assert_allclose(losses(8, **scaled), losses(1, **SETTINGS), rtol=0.04)
 
 
 @pytest.mark.parametrize("left_out", [("learning_rate",), ("eps",), ("weight_decay",), SETTINGS])
