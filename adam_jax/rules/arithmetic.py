@@ -180,11 +180,9 @@ def safe_divide(x: Array, y: Array) -> Array:
     y is 0 where every ε is zero and all gradients were zero, or so small (under 1e-19) that their
     squares underflow in float32.
     """
-    # Not "not y > 0", so that NaN stays visible. The quotient at y = 0 is NaN or infinite and is
-    # dropped. No derivative flows through it, because this function defines its own. The other arm
-    # is y and not 0, because LLVM would multiply a constant arm: see xla/products.py.
-    quotient = x / y
-    return jnp.where(y == 0, jax.lax.convert_element_type(y, quotient.dtype), quotient)
+    # Not "not y > 0", so that NaN stays visible. The divisor is selected and not the quotient: LLVM
+    # would multiply a constant quotient by a constant learning rate, see xla/products.py.
+    return x / jnp.where(y == 0, jnp.inf, y)
 
 
 @safe_divide.defjvp
