@@ -11,6 +11,7 @@ from jax import Array
 from adam_jax._types import Count, Number, PyTree, Result
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.validation import check_number, same_kind
+from adam_jax.xla.products import own_zero
 from adam_jax.xla.sums import summed
 
 
@@ -180,9 +181,10 @@ def safe_divide(x: Array, y: Array) -> Array:
     y is 0 where every ε is zero and all gradients were zero, or so small (under 1e-19) that their
     squares underflow in float32.
     """
-    # Not "not y > 0", so that NaN stays visible. The divisor is selected and not the quotient: LLVM
-    # would multiply a constant quotient by a constant learning rate, see xla/products.py.
-    return x / jnp.where(y == 0, jnp.inf, y)
+    # Not "not y > 0", so that NaN stays visible. The quotient at y = 0 is NaN or infinite and is
+    # dropped. No derivative flows through it, because this function defines its own.
+    quotient = x / y
+    return jnp.where(y == 0, jax.lax.convert_element_type(own_zero(y), quotient.dtype), quotient)
 
 
 @safe_divide.defjvp
