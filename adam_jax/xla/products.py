@@ -28,6 +28,14 @@ def _as_it_is(x: jax.Array) -> jax.Array:
     return x
 
 
+@no_product.defjvp
+def _no_product_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    # The select itself has the derivative 0 at 0.
+    return no_product(*primals), tangents[0]
+
+
 def own_zero(x: jax.Array) -> jax.Array:
     """0 for the places where x is 0: there x itself on CPUs, and a constant elsewhere.
 
@@ -35,11 +43,3 @@ def own_zero(x: jax.Array) -> jax.Array:
     does not contract the sum of that select and the parameter; with a rate as an argument it does.
     """
     return jax.lax.platform_dependent(x, cpu=_as_it_is, default=jnp.zeros_like)
-
-
-@no_product.defjvp
-def _no_product_jvp(
-    primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    # The select itself has a wrong derivative at 0: that of a constant.
-    return no_product(*primals), tangents[0]

@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,8 @@ class Run:
         absl_logging.set_verbosity(absl_logging.FATAL)  # And a line for each file it writes.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         sys.unraisablehook = _report_once
+        # For each array that is not written after the first one fails.
+        warnings.filterwarnings("ignore", "coroutine .*write_fragment.*never awaited")
         background = ocp.options.AsyncOptions(
             # If one process cannot write, the others wait for it: with Orbax for 20 minutes.
             timeout_secs=WRITING,
