@@ -130,7 +130,8 @@ def diff(kind: str) -> str:
 
 def written(page: str) -> str:
     """The page with its generated parts replaced."""
-    parts = {"layers": table(), **{kind: diff(kind) for kind in EXAMPLES}}
+    parts = {"layers": table(), "mutations": mutations()}
+    parts |= {kind: diff(kind) for kind in EXAMPLES}
     return replaced(page, {name: f"\n{part}\n" for name, part in parts.items()})
 
 

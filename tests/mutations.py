@@ -261,6 +261,13 @@ MUTATIONS = [
         '"step": np.array(steps + 1, np.float32)',
         "convert/test_pytorch.py",
     ),
+    Mutation(
+        "a zero that LLVM multiplies by a constant",
+        "xla/products.py",
+        "cpu=_as_it_is, default=jnp.zeros_like",
+        "default=jnp.zeros_like",
+        "xla/test_products.py",
+    ),
 ]
 
 
