@@ -36,10 +36,14 @@ def _no_product_jvp(
     return no_product(*primals), tangents[0]
 
 
+def _zeros(x: jax.Array) -> jax.Array:
+    return jax.lax.full_like(x, 0)
+
+
 def own_zero(x: jax.Array) -> jax.Array:
     """0 for the places where x is 0: there x itself on CPUs, and a constant elsewhere.
 
     LLVM multiplies a select's constant arm by a constant learning rate. Without AVX-512, it then
     does not contract the sum of that select and the parameter; with a rate as an argument it does.
     """
-    return jax.lax.platform_dependent(x, cpu=_as_it_is, default=jnp.zeros_like)
+    return jax.lax.platform_dependent(x, cpu=_as_it_is, default=_zeros)
