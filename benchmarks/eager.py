@@ -96,7 +96,8 @@ def resident() -> float:
 def updates(leaves: int, rounds: int, names: list[str]) -> list[Row]:
     """Times of one `update` with parameters in that many arrays."""
     rows, params = [], parameters(leaves)
-    for name, (theirs, ours, rate) in ((name, PAIRS[name]) for name in names):
+    for name in names:
+        theirs, ours, rate = PAIRS[name]
 
         def run(tx: Any) -> Callable[[], object]:
             state = tx.init(params)

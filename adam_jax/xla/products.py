@@ -3,7 +3,7 @@
 XLA:CPU, in jax 0.10.2, contracts a product and a sum into a fused multiply-add. In a sum of two
 products it picks one of them, depending on the surrounding loop: twelve layers together get other
 bits than each layer alone. It may also compute an average twice, with other bits for its codes than
-for the update. A select between two numbers is not contracted.
+for the update. A select between two numbers is not contracted, but see `own_zero`.
 
 Delete it when tests/xla/test_products.py finds the same bits without it.
 """

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import optax
@@ -258,14 +258,19 @@ MEMBERS = (
     ),
 )
 
-every_member = pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.name)
-
 # One member for each form of state, all of them also in Optax. Tests of wrappers depend on the
 # form of the state alone.
 KINDS_OF_STATE = ("adamw", "amsgrad", "adan", "lion", "ademamix")
-every_kind_of_state = pytest.mark.parametrize(
-    "member", [m for m in MEMBERS if m.name in KINDS_OF_STATE], ids=lambda member: member.name
-)
+
+
+def of_each_kind(members: Sequence[Member]) -> list[Member]:
+    """The members among them that stand for a form of state."""
+    return [m for m in members if m.name in KINDS_OF_STATE]
+
+
+def every(members: Sequence[Member]) -> pytest.MarkDecorator:
+    """Members as parameters."""
+    return pytest.mark.parametrize("member", members, ids=lambda member: member.name)
 
 
 def slowly(
@@ -277,9 +282,20 @@ def slowly(
     return pytest.mark.parametrize("member", wanted, ids=lambda member: member.name)
 
 
+def slowly_with(
+    other: str, pairs: Iterable[tuple[Member, Any]], quick: Sequence[str] = KINDS_OF_STATE
+) -> pytest.MarkDecorator:
+    """As `slowly`, for pairs of a member and something else."""
+    wanted = [
+        pytest.param(m, x, id=f"{m.name}-{x}", marks=[] if m.name in quick else [pytest.mark.slow])
+        for m, x in pairs
+    ]
+    return pytest.mark.parametrize(("member", other), wanted)
+
+
+every_member = every(MEMBERS)
+every_kind_of_state = every(of_each_kind(MEMBERS))
 every_member_slowly = slowly(MEMBERS)
-one_kind_of_state = slowly([m for m in MEMBERS if m.name in KINDS_OF_STATE], quick=["adamw"])
+one_kind_of_state = slowly(of_each_kind(MEMBERS), quick=["adamw"])
 every_elementwise = slowly([m for m in MEMBERS if m.elementwise])
-every_twin = pytest.mark.parametrize(
-    "member", [m for m in MEMBERS if m.has_twin], ids=lambda member: member.name
-)
+every_twin = every([m for m in MEMBERS if m.has_twin])

@@ -3,16 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import adam_jax
-from tests.catalogue import KINDS_OF_STATE, MEMBERS, slowly
+from tests.catalogue import MEMBERS, every, of_each_kind, slowly
 
 WITH_NU = [m for m in MEMBERS if m.has("nu_dtype")]
 every_member_with_nu = slowly(WITH_NU)
-every_kind_with_nu = pytest.mark.parametrize(
-    "member", [m for m in WITH_NU if m.name in KINDS_OF_STATE], ids=lambda member: member.name
-)
+every_kind_with_nu = every(of_each_kind(WITH_NU))
 
 
 def naive(x, axes):

@@ -1,9 +1,13 @@
 """A small model trained on several devices, and the transformations that the sharding tests use."""
 
+import itertools
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from jax.sharding import AxisType
 
 import adam_jax
 
@@ -27,6 +31,13 @@ TRANSFORMATIONS = {
     "everything": EVERYTHING,
     "optax.adamw": optax.adamw(1e-2),
 }
+
+
+def on_alternating_axes(names: Iterable[str]) -> list[tuple[str, AxisType]]:
+    """Each name with one of the two kinds of axes, in turn."""
+    return list(zip(names, itertools.cycle([AxisType.Auto, AxisType.Explicit]), strict=False))
+
+
 every_transformation = pytest.mark.parametrize(
     "tx", TRANSFORMATIONS.values(), ids=list(TRANSFORMATIONS)
 )

@@ -11,11 +11,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import adam_jax
 from tests.catalogue import (
-    KINDS_OF_STATE,
     MEMBERS,
     every_elementwise,
     every_kind_of_state,
     every_twin,
+    of_each_kind,
+    slowly_with,
 )
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -39,16 +40,14 @@ def quadratic(params):
     return sum(jnp.sum((x - 0.5) ** 2) for x in jax.tree.leaves(params))
 
 
-@pytest.mark.parametrize(
-    ("member", "wrap"),
+@slowly_with(
+    "wrap",
     [
-        pytest.param(
-            m, w, id=f"{m.name}-{w}", marks=[] if m.name == "adamw" else [pytest.mark.slow]
-        )
-        for m in MEMBERS
-        for w in WRAPPERS
-        if m.name == "adamw" or (m.name in KINDS_OF_STATE and w == "multi_transform")
+        (m, wrap)
+        for m in of_each_kind(MEMBERS)
+        for wrap in (WRAPPERS if m.name == "adamw" else ["multi_transform"])
     ],
+    quick=["adamw"],
 )
 def test_inside_optax_wrappers(member, wrap):
     """Our member in a wrapper moves the parameters as Optax's does in the same wrapper."""

@@ -3,13 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import adam_jax
-from tests.catalogue import KINDS_OF_STATE, MEMBERS, every_kind_of_state, slowly
+from tests.catalogue import MEMBERS, every_kind_of_state, of_each_kind, slowly
 
 search = settings(max_examples=15, derandomize=True, deadline=None, database=None)
 
@@ -65,11 +64,7 @@ def test_the_opposite_gradients_give_the_opposite_updates(member, drawn):
     np.testing.assert_array_equal(run(tx, -params, -gs), -run(tx, params, gs))
 
 
-@pytest.mark.parametrize(
-    "member",
-    [m for m in MEMBERS if m.name in KINDS_OF_STATE or not m.elementwise],
-    ids=lambda m: m.name,
-)
+@slowly([*of_each_kind(MEMBERS), *(m for m in MEMBERS if not m.elementwise)])
 @search
 @given(params_and_gradients, st.permutations(range(SIZE)))
 def test_permuted_and_reshaped_gradients_give_permuted_and_reshaped_updates(member, drawn, order):

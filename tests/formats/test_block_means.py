@@ -13,9 +13,10 @@ from adam_jax.formats.block_means import Means, MeansOverAxes
 from adam_jax.formats.dense import Dense
 from adam_jax.formats.policy import format_of
 from adam_jax.slots import Slot
-from tests.catalogue import KINDS_OF_STATE, MEMBERS, oracles
+from tests.catalogue import MEMBERS, of_each_kind, oracles, slowly_with
 from tests.catalogue.runs import run, ulps
 from tests.catalogue.second_moments import (
+    WITH_NU,
     every_kind_with_nu,
     every_member_with_nu,
     fit,
@@ -76,14 +77,9 @@ def test_laws(x, power):
     np.testing.assert_allclose(encode(x[::-1]).means, means, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("member", "dtype"),
-    [
-        pytest.param(member, dtype, id=f"{member.name}-{np.dtype(dtype)}")
-        for member in MEMBERS
-        for dtype in (np.float64, np.complex128)
-        if member.has("nu_dtype") and (dtype == np.float64 or member.name in KINDS_OF_STATE)
-    ],
+@slowly_with(
+    "dtype",
+    [*((m, "float64") for m in WITH_NU), *((m, "complex128") for m in of_each_kind(WITH_NU))],
 )
 def test_float64_updates_equal_the_naive_version(member, dtype, x64, monkeypatch):
     """All forms of blocks at once, as leaves of a tree."""

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import adam_jax
-from tests.catalogue import KINDS_OF_STATE, MEMBERS, every_member_slowly, oracles, slowly
+from tests.catalogue import MEMBERS, every_member_slowly, of_each_kind, oracles, slowly
 from tests.catalogue.modifiers import MODIFIERS
 from tests.catalogue.runs import gradients, run
 
@@ -57,7 +57,7 @@ def test_on_every_member_with_the_members_own_state(member, name):
     assert made == tx
 
 
-@pairs(accepted=True, members=[m for m in MEMBERS if m.name in KINDS_OF_STATE])
+@pairs(accepted=True, members=of_each_kind(MEMBERS))
 def test_every_kind_of_member_goes_downhill(member, name):
     tx = MODIFIERS[name](member.alias(0.1))
     start = params = {"w": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4), "b": jnp.array(2.0)}

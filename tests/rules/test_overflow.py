@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import adam_jax
-from tests.catalogue import KINDS_OF_STATE, MEMBERS, every_member, every_member_slowly
+from tests.catalogue import MEMBERS, every_member, every_member_slowly, of_each_kind, slowly_with
 
 STEPS, SPIKE = 24, 3
 SIDE = 32
@@ -49,18 +49,12 @@ def first_elements(member, leaves):
     return np.stack([[u[0, 0] for u in member.naive(gs)] for gs in leaves])
 
 
-@pytest.mark.parametrize(
-    ("member", "form"),
+# A form sees the bounded terms of a rule, which differ between kinds of state alone.
+@slowly_with(
+    "form",
     [
-        pytest.param(
-            *(member, form),
-            id=f"{member.name}-{form}",
-            marks=[] if member.name in KINDS_OF_STATE else [pytest.mark.slow],
-        )
-        for member in MEMBERS
-        for form in FORMS
-        # A form sees the bounded terms of a rule, which differ between kinds of state alone.
-        if form == "float32" or member.name in KINDS_OF_STATE
+        *((m, "float32") for m in MEMBERS),
+        *((m, form) for m in of_each_kind(MEMBERS) for form in FORMS if form != "float32"),
     ],
 )
 def test_updates_are_those_of_the_algorithm(member, form):

@@ -1,6 +1,5 @@
 """The state sharded over devices: the same steps, fewer bytes on each device."""
 
-import itertools
 import math
 import re
 
@@ -16,6 +15,7 @@ from tests.catalogue.sharded import (
     TRANSFORMATIONS,
     every_transformation,
     loss,
+    on_alternating_axes,
     parameters,
     trained,
 )
@@ -50,8 +50,7 @@ def dtype_for(name):
 
 
 # Each transformation on one kind of axes, and two on both.
-KINDS = itertools.cycle([AxisType.Auto, AxisType.Explicit])
-ON_AXES = [*zip(TRANSFORMATIONS, KINDS, strict=False)]
+ON_AXES = [*on_alternating_axes(TRANSFORMATIONS)]
 ON_AXES += [("adamw", AxisType.Explicit), ("8 bits", AxisType.Auto)]
 
 

@@ -1,7 +1,5 @@
 """A sharded step continues from a state of any storage form and origin."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 import adam_jax
 from adam_jax import adamw, convert_state, sharding, stochastic
+from tests.catalogue.sharded import on_alternating_axes
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 CODES = {"mu_dtype": jnp.int8, "nu_dtype": jnp.int8}
@@ -59,12 +58,7 @@ def assert_split(state, tx, params, mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "mesh"),
-    [*zip(FORMS, itertools.cycle([AxisType.Auto, AxisType.Explicit]), strict=False)],
-    indirect=["mesh"],
-    ids=str,
-)
+@pytest.mark.parametrize(("name", "mesh"), on_alternating_axes(FORMS), indirect=["mesh"], ids=str)
 def test_a_converted_state(name, mesh):
     params, grads = (copied(drawn(SHAPES, seed), mesh) for seed in range(2))
     tx = sharding.shard_state(adamw(1e-2), mesh)

@@ -13,14 +13,12 @@ import adam_jax
 from adam_jax.engine.leaf_factors import Factors
 from adam_jax.transfer import mup, mup_init
 from adam_jax.transfer.mup import with_leaf_factors
-from tests.catalogue import KINDS_OF_STATE, MEMBERS, Member, slowly
+from tests.catalogue import MEMBERS, Member, every, of_each_kind, slowly
 from tests.transfer.blocks import ADAMW, ALPHA, BASE, FACTORS, PARAMS, leaf_of, model, numbers
 
 MUP_MEMBERS = [m for m in MEMBERS if m.name != "lamb"]
 every_member = slowly(MUP_MEMBERS)
-every_kind = pytest.mark.parametrize(
-    "member", [m for m in MUP_MEMBERS if m.name in KINDS_OF_STATE], ids=lambda m: m.name
-)
+every_kind = every(of_each_kind(MUP_MEMBERS))
 
 
 def steps(tx, params, count=3):
