@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
     digits = data.load(options.data_dir)
     parts = population.split(digits, HELD_OUT)
     per_epoch = len(parts[0].labels) // BATCH
-    steps = {m: 2 * CHUNK if options.fast else EPOCHS[m] * per_epoch for m in options.models}
+    steps = {m: CHUNK if options.fast else EPOCHS[m] * per_epoch for m in options.models}
     settings = {"seed": options.seed, "steps": steps, "data_dir": str(options.data_dir)}
     work = study.Study(options.out, settings)
 

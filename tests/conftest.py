@@ -8,11 +8,13 @@ import tempfile  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-from tests.catalogue.compilation import FASTER  # noqa: E402
+from tests.catalogue.compilation import FASTER, share_contexts  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)  # In this process only, for the sharding tests.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_traceback_in_locations_limit", 0)  # A twentieth of the time of tracing.
+share_contexts()
+gc.set_threshold(20_000, 20)  # 2 % of the time of all tests.
 
 
 def pytest_configure(config):
@@ -58,6 +60,7 @@ def forget_compiled_programs():
     """Clears JAX's caches after each file: gigabytes of programs of 2,700 tests slow the GC."""
     yield
     jax.clear_caches()
+    share_contexts()
     gc.collect()
     gc.freeze()  # The next file's collections do not traverse the rest of this one's objects.
 

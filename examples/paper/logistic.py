@@ -23,7 +23,7 @@ from examples.study import Piece, Result
 L2 = 1e-4
 SOURCE = "Kingma & Ba 2015, section 6.1, figure 1 left"
 FULL = Scale(digits=8000, epochs=45, rates=13)  # The paper: 45 epochs of 60,000 digits.
-FAST = Scale(digits=1024, epochs=8, rates=3)
+FAST = Scale(digits=512, epochs=8, rates=3)
 
 
 def decayed(learning_rate: Any) -> Any:

@@ -33,7 +33,7 @@ class Scale(race.Scale):
 
 # The paper: 200 epochs of 60,000 digits.
 FULL = Scale(digits=8000, epochs=12, rates=5, width=1000)
-FAST = Scale(digits=1024, epochs=8, rates=3, width=64)
+FAST = Scale(digits=512, epochs=8, rates=3, width=64)
 
 
 def sgd_nesterov(learning_rate: Any) -> optax.GradientTransformation:

@@ -53,7 +53,7 @@ class Config:
             raise StudyError(f"width {self.width} is not a multiple of heads {self.heads}")
 
 
-FAST = Config(steps=500, batch_size=16, context=16, width=64, layers=1, learning_rate=5e-3)
+FAST = Config(steps=300, batch_size=16, context=16, width=64, layers=1, learning_rate=5e-3)
 
 
 class TrainState(NamedTuple):

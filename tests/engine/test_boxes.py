@@ -236,12 +236,12 @@ def test_the_abstract_state_is_that_of_init(mesh, named):
         with jax.set_mesh(mesh):
             params[str(shape)] = nnx.Param(x, **{NAMES: tuple(names)}) if named else x
     tx = adam_jax.adamw(1e-3, mu_dtype=jnp.int8, nu_dtype=jnp.int4)
-    with jax.set_mesh(mesh):
-        abstract, real = jax.eval_shape(tx.init, params), tx.init(params)
-        compiled = jax.jit(tx.init)(params)
-    for other in (real, compiled):
-        assert jax.tree.structure(other) == jax.tree.structure(abstract)
-        assert [x.shape for x in jax.tree.leaves(other)] == [
+    few = dict(list(params.items())[::3])  # Without jit, each shape compiles programs of its own.
+    for init, chosen in ((jax.jit(tx.init), params), (tx.init, few)):
+        with jax.set_mesh(mesh):
+            abstract, real = jax.eval_shape(tx.init, chosen), init(chosen)
+        assert jax.tree.structure(real) == jax.tree.structure(abstract)
+        assert [x.shape for x in jax.tree.leaves(real)] == [
             x.shape for x in jax.tree.leaves(abstract)
         ]
 

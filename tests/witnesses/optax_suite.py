@@ -17,7 +17,7 @@ from optax import contrib
 from optax._src import test_utils
 
 import adam_jax
-from tests.catalogue.compilation import FASTER
+from tests.catalogue.compilation import FASTER, share_contexts
 
 ALIASES = ("adam", "adamw", "nadam", "nadamw", "amsgrad", "adamax", "adamaxw", "radam", "adabelief")
 ALIASES += ("yogi", "adan", "lion", "lamb")
@@ -45,6 +45,7 @@ OURS = {name: getattr(adam_jax, name) for name in ORIGINALS}
 def pytest_configure() -> None:
     """Replaces the members before the test files are imported, whose tables contain them."""
     jax.__version__ = Version(jax.__version__)
+    share_contexts()
     replace(ORIGINALS, OURS)
 
 
