@@ -18,7 +18,7 @@ from flax import nnx
 
 import adam_jax
 from adam_jax import schedules
-from examples.mnist import data, distributed, evaluate, plots, preprocessing
+from examples.mnist import data, distributed, evaluate, preprocessing
 from examples.mnist.config import Config
 from examples.mnist.models import MODELS
 from examples.mnist.progress import Progress
@@ -221,6 +221,8 @@ def _finished(dispatched: Any, progress: Progress, wait: bool) -> Iterator[Any]:
 
 
 def _draw(run: Run, metrics: Any, graph: Any, params: Any, digits: data.Digits) -> None:
+    from examples.mnist import plots  # Matplotlib, which `predict` and `serve` need not import.
+
     config = run.config
     title = f"{config.model}, {config.optimizer}, learning rate {config.learning_rate:g}"
     plots.curves(

@@ -27,11 +27,6 @@ COLLECTIVE = re.compile(
 )
 
 
-@pytest.fixture(params=[AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
-def mesh(request):
-    return jax.make_mesh((8,), ("data",), axis_types=(request.param,))
-
-
 def bytes_on_a_device(tree):
     return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
 

@@ -27,11 +27,6 @@ SHAPES = {"in": (256, 512), "out": (512, 64), "bias": (64,)}
 SMALLER_BLOCKS = [(100, 512), (1257, 64)]
 
 
-@pytest.fixture(params=[AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
-def mesh(request):
-    return jax.make_mesh((8,), ("data",), axis_types=(request.param,))
-
-
 def drawn(shapes, seed=0):
     keys = jax.random.split(jax.random.key(seed), len(shapes))
     pairs = zip(keys, shapes.items(), strict=True)
