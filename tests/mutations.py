@@ -8,6 +8,7 @@ until one fails. A line that is no longer in its file is an error.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -291,9 +292,9 @@ def found(mutation: Mutation) -> str:
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", *tests]
         environment = {**os.environ, "PYTHONPATH": name, "JAX_PLATFORMS": "cpu"}
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-        failed = [line for line in done.stdout.splitlines() if line.startswith("____")]
+        failed = re.findall(r"^_+ (test_.+) _+$", done.stdout, re.MULTILINE)
         if done.returncode == 1:
-            return failed[0].strip("_ ") if failed else "a test"
+            return failed[0] if failed else "a test"
         if done.returncode:
             raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout}{done.stderr}")
         return ""
