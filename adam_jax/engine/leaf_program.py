@@ -1,35 +1,37 @@
-"""Leaves that share a program, and how many are lowered together."""
+"""The program of a leaf: its rules in sequence, the storage of its slots, and its compilation.
+
+Leaves that share a program are lowered together, in chunks.
+"""
 
 import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.core
+import jax.numpy as jnp
 
+from adam_jax._types import DType, Function, Leaf, PyTree, Stored
 from adam_jax.engine.call import Call
 from adam_jax.engine.layers import over_layers
-from adam_jax.engine.leaf_step import LeafArrays, Program, Stepped, Steps, leaf_step
+from adam_jax.engine.leaf import LeafArrays, LeafGroup, Program, Stepped, Steps
 from adam_jax.engine.pallas import Kernel, KernelOfParts
 from adam_jax.engine.scalars import Structures, Values, rule_of
+from adam_jax.engine.trees import chosen
+from adam_jax.engine.unrounded import completed
+from adam_jax.formats.base import Format, LinearFormat, MeasuredFormat, ReducedFormat
+from adam_jax.formats.noise import Positions, bits_of_moments
+from adam_jax.formats.weights import Split
+from adam_jax.rules.arithmetic import bounded
+from adam_jax.rules.base import Average, Renewed, Rule
+from adam_jax.xla.barrier import computed_again
+from adam_jax.xla.calls import without_calls
+from adam_jax.xla.maxima import InBlocks, largest
+from adam_jax.xla.products import no_product
 from adam_jax.xla.tpu import Kernels, on_tpus
 from adam_jax.xla.turns import alone, first_turn, in_turn, turn_after
-
-
-class LeafGroup(NamedTuple):
-    """Leaves that share a program.
-
-    Attributes:
-      program: the static description of the step.
-      steps: the pipeline of rules that it runs, and which of its rules.
-      leaves: their arrays.
-    """
-
-    program: Program
-    steps: tuple[int, tuple[int, ...]]
-    leaves: list[LeafArrays]
 
 
 def run(
@@ -109,7 +111,7 @@ def _step(program: Program, steps: Steps, leaf: LeafArrays, taken: jax.Array | N
     step = functools.partial(_by_layer if program.layers else leaf_step, program)
     if isinstance(program.plan, str):
         return step(steps, leaf, taken)
-    kernel = Kernel(program, program.plan, jax.tree.structure((steps, leaf, taken)))
+    kernel = Kernel(_tile_step, program, program.plan, jax.tree.structure((steps, leaf, taken)))
     interpreted = dataclasses.replace(kernel, interpret=True) if program.plan.everywhere else None
     parts = None
     if program.parts is not None:
@@ -126,3 +128,172 @@ def _by_layer(program: Program, steps: Steps, leaf: LeafArrays, taken: jax.Array
         return leaf_step(program, steps, layer.further(number), taken)
 
     return over_layers(step, program.layers, program.stride, leaf)
+
+
+def leaf_step(
+    program: Program,
+    steps: Steps,
+    leaf: LeafArrays,
+    taken: jax.Array | None,
+    tile: Positions | None = None,
+) -> Stepped:
+    """Runs the rules on one leaf, entirely in float32 or wider.
+
+    Args:
+      program: the static description of the step.
+      steps: the rules, with their scalars.
+      leaf: its arrays.
+      taken: whether the step is taken; None for yes.
+      tile: the positions of the elements, if the arrays are a tile of a leaf in a kernel.
+    """
+    # Every dtype is converted explicitly below. A complex leaf still mixes complex and real arrays
+    # (mu / √nu), which strict promotion cannot express.
+    with jax.numpy_dtype_promotion("standard"), without_calls():
+        result, slots, _ = _ruled(program, steps, leaf, taken)
+        measures = _measures(program.formats, slots)
+        if tile is None and any(
+            isinstance(f, MeasuredFormat) for fs in program.formats for f in fs
+        ):
+            # Recomputed after this barrier: otherwise XLA:GPU would store the float32 moments, 8
+            # bytes per parameter, instead of computing them in both the measuring and the encoding
+            # kernel. The measures also pass the barrier: otherwise, for large leaves, it would
+            # encode one moment while it measures the other, which takes another kernel. Parameters
+            # and gradients do not pass it: they may be results, and would be stored.
+            stored, measures = computed_again((leaf.stored, measures))
+            leaf = leaf._replace(stored=stored)
+            result, slots, _ = _ruled(program, steps, leaf, taken)
+        averages = _map_formats(lambda *_: None, program.formats)
+        if any(isinstance(f, LinearFormat) for fs in program.formats for f in fs):
+            # From unbounded gradients: XLA:GPU would store the squares of bounded ones.
+            averages = _ruled(program, steps, leaf, taken, bound=lambda g: g)[2]
+        where = tile or jnp.shape(leaf.g)
+        numbers = itertools.count()
+
+        def encoded(
+            fmt: Format, x: jax.Array, measure: PyTree, average: Leaf, old: PyTree
+        ) -> Stored:
+            drawn = None
+            if fmt.stochastic:
+                drawn = bits_of_moments(where, leaf.salt, next(numbers))
+            if isinstance(fmt, LinearFormat) and average is not None:
+                stored = fmt.averaged(old, average.term, average.rate.average)
+            elif isinstance(fmt, MeasuredFormat):
+                stored = fmt.code(x, drawn, measure)
+            else:
+                stored = fmt.encode(x, drawn)
+            # Re-encoding might round differently, or not reproduce the stored form.
+            return chosen(taken, stored, old) if fmt.rounds else stored
+
+        if isinstance(leaf.param, Split):
+            new = chosen(taken, leaf.param.renewed(result, where), leaf.param)
+            result = leaf.param.landed(new, program.apply)
+        else:
+            result = jax.lax.convert_element_type(result, program.dtype)
+        columns = (slots, measures, averages, leaf.stored)
+        return result, _map_formats(encoded, program.formats, *columns)
+
+
+# Traced once for all tiles of one shape, of any leaf.
+_tile_step = functools.partial(jax.jit, static_argnums=0, inline=True)(leaf_step)
+
+
+def _measures(formats: tuple[tuple[Format, ...], ...], slots: PyTree) -> PyTree:
+    """The measures of all slots with a measuring format, by one reduction; None for others."""
+
+    def measured(fmt: Format, x: jax.Array) -> InBlocks | None:
+        return fmt.measured(x) if isinstance(fmt, MeasuredFormat) else None
+
+    wanted = _map_formats(measured, formats, slots)
+    wanted, structure = jax.tree.flatten(wanted, is_leaf=lambda x: isinstance(x, InBlocks))
+    return jax.tree.unflatten(structure, largest(wanted))
+
+
+def _map_formats(f: Function, formats: tuple[tuple[Format, ...], ...], *columns: PyTree) -> PyTree:
+    """f of each format and its entries in the columns, rule by rule and slot by slot."""
+    rules = zip(formats, *columns, strict=True)
+    return tuple(tuple(f(*entry) for entry in zip(*rule, strict=True)) for rule in rules)
+
+
+def _ruled(
+    program: Program,
+    steps: Steps,
+    leaf: LeafArrays,
+    taken: jax.Array | None,
+    bound: Callable[[jax.Array], jax.Array] = bounded,
+) -> tuple[jax.Array, tuple[tuple[jax.Array, ...], ...], tuple[tuple[Average | None, ...], ...]]:
+    """The update or new parameter; the slots before encoding; and which of them are averages."""
+    arithmetic = _arithmetic_dtype(leaf)
+    real = jnp.finfo(arithmetic).dtype
+    steps = jax.tree.map(lambda x: jax.lax.convert_element_type(x, real), steps)
+    u = jax.lax.convert_element_type(completed(leaf.g, leaf.pending), arithmetic)
+    # Also here: otherwise XLA:CPU would share g² with the code that measured the gradient to decide
+    # whether the step is taken, and store it for that (12 times the cost of the measurement).
+    u = chosen(taken, u, 0)
+    p = leaf.param.joined() if isinstance(leaf.param, Split) else leaf.param
+    p = None if p is None else jax.lax.convert_element_type(p, arithmetic)
+    slots, averages = [], []
+    for (rule, scalars), stored, formats in zip(steps, leaf.stored, program.formats, strict=True):
+        old = {
+            slot.name: _read(fmt, x, real if slot.magnitude else arithmetic)
+            for slot, fmt, x in zip(rule.slots, formats, stored, strict=True)
+        }
+        g = bound(u) if rule.slots else u
+        new: dict[str, jax.Array] = {}
+        its_averages = []
+        for slot, fmt in zip(rule.slots, formats, strict=True):
+            x = rule.renewed(slot.name, g, old, new, scalars)
+            average = x if isinstance(x, Average) else None
+            x = _formed(fmt, x, old[slot.name], u if slot.name == _watched(rule) else None)
+            # The update uses this selected value, not x. Otherwise XLA:CPU would recompute the
+            # parameter from the old accumulator, and keep a copy of it for that.
+            new[slot.name] = chosen(taken, x, old[slot.name])
+            its_averages.append(average)
+        slots.append(tuple(new.values()))
+        averages.append(tuple(its_averages))
+        u = rule.update(g, old, new, scalars, p)
+    if p is None or not (program.apply or isinstance(leaf.param, Split)):
+        result = chosen(taken, u, 0)
+    else:
+        result = chosen(taken, p + u, p)
+    return result, tuple(slots), tuple(averages)
+
+
+def _read(fmt: Format, stored: Stored, dtype: DType) -> jax.Array:
+    """A slot as rules read it; a reduced one has size 1 along reduced axes."""
+    return (fmt.reduced if isinstance(fmt, ReducedFormat) else fmt.decode)(stored, dtype)
+
+
+def _formed(fmt: Format, x: Renewed, old: jax.Array, watch: jax.Array | None) -> jax.Array:
+    """An updated slot as rules read it; NaN where `watch` is not finite."""
+
+    def shown(x: jax.Array) -> jax.Array:
+        return x if watch is None else jnp.where(jnp.isfinite(watch), x, jnp.nan)
+
+    if isinstance(fmt, ReducedFormat):
+        if isinstance(x, Average):  # Reduced first: no elementwise average is materialized.
+            return x.rate.average(old, fmt.reduce(shown(x.term)))
+        return fmt.reduce(shown(x))
+    # XLA:CPU computes an average once for its codes and once for the update, each in its own way.
+    return shown(no_product(x.rate.average(old, x.term)) if isinstance(x, Average) else x)
+
+
+def _watched(rule: Rule) -> str:
+    """The accumulator in which an infinite gradient stays visible; elsewhere it is clipped.
+
+    Only one, preferably the divisor of the update: XLA:CPU would store a select that several loops
+    share.
+    """
+    return next((slot for slot in rule.slots if slot.magnitude), rule.slots[0]).name
+
+
+def _arithmetic_dtype(leaf: LeafArrays) -> DType:
+    """float32, or the widest dtype of this leaf's arrays; complex if the gradient is."""
+    arrays = [
+        x
+        for x in jax.tree.leaves(leaf._replace(pending=()))
+        if jnp.issubdtype(x.dtype, jnp.inexact)
+    ]
+    # 8-bit codes are narrower, and do not promote.
+    dtypes = [jnp.finfo(x.dtype).dtype for x in arrays if x.dtype.itemsize > 1]
+    dtype = functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
+    return jnp.promote_types(dtype, jnp.complex64) if jnp.iscomplexobj(leaf.g) else dtype

@@ -1,11 +1,11 @@
 """The program of a leaf as one Pallas TPU kernel, which moves each array through HBM once.
 
-The kernel runs `leaf_step` on one tile after another, with the same arithmetic as XLA's program.
+The kernel runs the step on one tile after another, with the same arithmetic as XLA's program.
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,21 +18,19 @@ from jax.sharding import NamedSharding, PartitionSpec
 from adam_jax._compat import described_like
 from adam_jax._types import DType, Leaf, PyTree
 from adam_jax.engine.kernel_numbers import packed, unpacked
-from adam_jax.engine.leaf_step import LeafArrays, Program, leaf_step
+from adam_jax.engine.leaf import LeafArrays, Program, Stepped
 from adam_jax.engine.plan import Plan
 from adam_jax.formats.base import MeasuredFormat
 from adam_jax.formats.noise import Positions, strides
 from adam_jax.formats.weights import Split
 
-# Traced once for all tiles of this shape, of any leaf.
-_step_tile = functools.partial(jax.jit, static_argnums=0, inline=True)(leaf_step)
-
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """Maps the leaves of `leaf_step`'s arguments to the leaves of its result.
+    """Maps the leaves of the step's arguments to the leaves of its result.
 
     Attributes:
+      step: of a tile: a function of the program, these arguments and the positions in the leaf.
       program: the static description of the step, without the plan.
       plan: how the kernel traverses the leaf.
       structure: of these arguments, without the program.
@@ -41,6 +39,7 @@ class Kernel:
         the last argument; else None.
     """
 
+    step: Callable[..., Stepped]
     program: Program
     plan: Plan
     structure: Any
@@ -129,7 +128,7 @@ class Kernel:
             steps, leaf, taken = self.structure.unflatten(flat)
             if self.program.layers:
                 leaf = leaf.further(self._layer(shape, point) * np.uint32(self.program.stride))
-            stepped = _step_tile(program, steps, leaf, taken, where)
+            stepped = self.step(program, steps, leaf, taken, where)
             results = jax.tree.leaves(stepped)
             for view, x, result in zip(out_views, tiles, results, strict=True):
                 x[view.tile(row, column)] = result

@@ -16,9 +16,9 @@ import optax
 from adam_jax._types import Count, Leaf, Named, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import PASS_ON, Body, Call
 from adam_jax.engine.layers import Layers
+from adam_jax.engine.leaf import LeafArrays, LeafGroup, Program
 from adam_jax.engine.leaf_factors import Factors, LeafFactors, by_factors
-from adam_jax.engine.leaf_program import LeafGroup, run
-from adam_jax.engine.leaf_step import LeafArrays, Program
+from adam_jax.engine.leaf_program import run
 from adam_jax.engine.plan import Noted, explicit_sharding, note, plans_of
 from adam_jax.engine.scalars import shared
 from adam_jax.engine.split import SplitParams, SplitResult, joined, stored_params
