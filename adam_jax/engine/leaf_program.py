@@ -150,10 +150,11 @@ def leaf_step(
     # (mu / √nu), which strict promotion cannot express.
     with jax.numpy_dtype_promotion("standard"), without_calls():
         result, slots, _ = _ruled(program, steps, leaf, taken)
-        measures = _measures(program.formats, slots)
-        if tile is None and any(
-            isinstance(f, MeasuredFormat) for fs in program.formats for f in fs
-        ):
+        measures = averages = _map_formats(lambda *_: None, program.formats)
+        measuring = any(isinstance(f, MeasuredFormat) for fs in program.formats for f in fs)
+        if measuring:
+            measures = _measures(program.formats, slots)
+        if measuring and tile is None:
             # Recomputed after this barrier: otherwise XLA:GPU would store the float32 moments, 8
             # bytes per parameter, instead of computing them in both the measuring and the encoding
             # kernel. The measures also pass the barrier: otherwise, for large leaves, it would
@@ -162,7 +163,6 @@ def leaf_step(
             stored, measures = computed_again((leaf.stored, measures))
             leaf = leaf._replace(stored=stored)
             result, slots, _ = _ruled(program, steps, leaf, taken)
-        averages = _map_formats(lambda *_: None, program.formats)
         if any(isinstance(f, LinearFormat) for fs in program.formats for f in fs):
             # From unbounded gradients: XLA:GPU would store the squares of bounded ones.
             averages = _ruled(program, steps, leaf, taken, bound=lambda g: g)[2]

@@ -35,8 +35,6 @@ from adam_jax.engine.unrounded import (
     Unrounded,
     arithmetic_dtype,
     as_wide_as,
-    dtypes_of,
-    raw,
     update_dtype,
 )
 from adam_jax.formats.dtypes import leaf_dtype, moves
@@ -45,10 +43,11 @@ from adam_jax.formats.policy import format_of
 from adam_jax.formats.weights import Split
 from adam_jax.rules.pytrees import frozen_pytree, static
 
-Labels = Sequence[int | None]
-"""The index of each leaf's pipeline; None for a frozen leaf, with no state and a zero update.
+Labels = Sequence[int | None] | None
+"""The index of each leaf's pipeline; None if every leaf runs the first.
 
-A leaf that is not floating-point also has no state; its gradient is None.
+A frozen leaf has the index None, no state and a zero update. A leaf that is not floating-point also
+has no state; its gradient is None.
 """
 
 
@@ -80,12 +79,11 @@ class Pipeline(Body):
 
     def init(self, params: Params) -> State:
         """The state before the first step."""
-        return init_pipelines((self,), [0] * len(jax.tree.leaves(params)), params)
+        return init_pipelines((self,), None, params)
 
     def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """One optimizer step on every leaf; see `Body`."""
-        leaves = jax.tree.leaves(raw(updates), is_leaf=lambda x: x is None)
-        return run_pipelines((self,), [0] * len(leaves), updates, state, params, call)
+        return run_pipelines((self,), None, updates, state, params, call)
 
     def pipeline(self) -> "Pipeline":
         """Itself."""
@@ -126,6 +124,7 @@ def factors_in(body: Body) -> dict[str, Factors]:
 def init_pipelines(pipelines: tuple[Pipeline, ...], labels: Labels, params: Params) -> PyTree:
     """The shared state; `labels` are those of the parameters, without None leaves."""
     leaves = jax.tree.leaves(params)
+    labels = [0] * len(leaves) if labels is None else labels
     paths = leaf_paths(params, none_is_leaf=False)
     layers = pipelines[0].layers
     layers.check(params)
@@ -171,10 +170,11 @@ def run_pipelines(
     apply = call.apply
     stages, states, layers = pipelines[0].stages, pipelines[0].split(state), pipelines[0].layers
     later = isinstance(updates, Unrounded)
-    dtypes, pending = dtypes_of(updates), ()
+    dtypes, pending = (), ()
     if isinstance(updates, Unrounded):
-        updates, pending = updates.raw, updates.pending
+        updates, dtypes, pending = updates.raw, updates.dtypes, updates.pending
     leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
+    labels = [0] * len(leaves) if labels is None else labels
     if any(pipeline.factors for pipeline in pipelines):
         moving = [None if g is None else k for g, k in zip(leaves, labels, strict=True)]
         pipelines, labels = by_factors(pipelines, moving, leaf_paths(updates))
