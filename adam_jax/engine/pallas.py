@@ -15,9 +15,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import NamedSharding, PartitionSpec
 
-from adam_jax._compat import described_like
 from adam_jax._types import DType, Leaf, PyTree
 from adam_jax.engine.kernel_numbers import packed, unpacked
+from adam_jax.engine.kernel_views import View
 from adam_jax.engine.leaf import LeafArrays, Program, Stepped
 from adam_jax.engine.plan import Plan
 from adam_jax.formats.base import MeasuredFormat
@@ -56,8 +56,8 @@ class Kernel:
         aliases = {
             2 + arrays.index(i): k for k, i in enumerate(renewed) if args[i].dtype == dtypes[k]
         }
-        views = [_View(self.plan, args[i].shape != shape) for i in arrays]
-        out_views = [_View(self.plan, x.shape != shape) for x in places]
+        views = [View(self.plan, args[i].shape != shape) for i in arrays]
+        out_views = [View(self.plan, x.shape != shape) for x in places]
         physical = tuple(shape[axis] for axis in self.plan.order)
         grid = (*physical[:-2], *map(pl.cdiv, physical[-2:], self.plan.vmem))
         outputs = pl.pallas_call(
@@ -99,8 +99,8 @@ class Kernel:
         self,
         shape: tuple[int, ...],
         args: list[tuple[int, Any]],
-        views: "list[_View]",
-        out_views: "list[_View]",
+        views: "list[View]",
+        out_views: "list[View]",
         *refs: Any,
     ) -> None:
         """Steps the tiles of the block in VMEM."""
@@ -118,13 +118,14 @@ class Kernel:
         tiles = [next(own) if v.turned else x for v, x in zip(out_views, written, strict=True)]
         program = self._program_of_tiles()
         point = [pl.program_id(axis) for axis in range(len(shape))]  # Unavailable inside loops.
+        further = self._further(self.whole or shape)
 
         def step(row: Leaf, column: Leaf) -> None:
             arrays = (x[v.tile(row, column)] for v, x in zip(views, read, strict=True))
             numbers = iter(scalars)
             flat = [next(arrays) if ndim else next(numbers) for ndim, _ in args]
             begin = jnp.uint32(0) if self.whole is None else flat.pop()
-            where = self._positions(self.whole or shape, begin, point, row, column)
+            where = self._positions(self.whole or shape, begin, point, row, column, further)
             steps, leaf, taken = self.structure.unflatten(flat)
             if self.program.layers:
                 leaf = leaf.further(self._layer(shape, point) * np.uint32(self.program.stride))
@@ -154,6 +155,20 @@ class Kernel:
             (_uint32(at[axis]) * np.uint32(step) for axis, step in enumerate(steps)), jnp.uint32(0)
         )
 
+    def _steps(self, shape: tuple[int, ...]) -> list[np.uint32]:
+        """The row-major distances of neighbours in the leaf, or in their layer, modulo 2³²."""
+        layers = self.program.layers
+        by_axis = [0] * layers + strides(shape[layers:])
+        return [np.uint32(by_axis[axis] % 2**32) for axis in self.plan.order]
+
+    def _further(self, shape: tuple[int, ...]) -> jax.Array:
+        """The distance of each element of a tile from the first."""
+        rows, columns = (
+            jax.lax.broadcasted_iota(jnp.uint32, self.plan.tile, axis) * step
+            for axis, step in enumerate(self._steps(shape)[-2:])
+        )
+        return rows + columns
+
     def _positions(
         self,
         shape: tuple[int, ...],
@@ -161,19 +176,16 @@ class Kernel:
         point: list[jax.Array],
         row: Leaf,
         column: Leaf,
+        further: jax.Array,
     ) -> Positions:
         """The positions of a tile's elements in the leaf, or in their layer."""
-        layers = self.program.layers
-        by_axis = [0] * layers + strides(shape[layers:])
-        steps = [np.uint32(by_axis[axis] % 2**32) for axis in self.plan.order]
-        index = jnp.full(self.plan.tile, begin)
+        steps = self._steps(shape)
         for i, step in zip(point[:-2], steps[:-2], strict=True):
-            index = index + _uint32(i) * step
+            begin = begin + _uint32(i) * step
         for axis, start in enumerate((row, column)):
             first = point[axis - 2] * self.plan.vmem[axis] + start
-            along = jax.lax.broadcasted_iota(jnp.uint32, self.plan.tile, axis)
-            index = index + (along + _uint32(first)) * steps[axis - 2]
-        return Positions(index, jnp.uint32(sum(by_axis) % 2**32))
+            begin = begin + _uint32(first) * steps[axis - 2]
+        return Positions(begin, further, jnp.uint32(sum(map(int, steps)) % 2**32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,70 +223,6 @@ class KernelOfParts:
             out_specs=(self.sharding.spec,) * results,
             check_vma=False,
         )(*args)
-
-
-@dataclasses.dataclass(frozen=True)
-class _View:
-    """How a kernel views an array of the leaf, or the scales of its blocks.
-
-    Attributes:
-      plan: of the leaf.
-      scales: whether it has one element per block.
-    """
-
-    plan: Plan
-    scales: bool
-
-    @property
-    def turned(self) -> bool:
-        """Whether rows and columns are swapped: a few columns fill only an eighth of a register."""
-        return self.scales and self.plan.along == -1
-
-    @property
-    def vmem(self) -> tuple[int, int]:
-        """Rows and columns of one block in VMEM."""
-        rows, columns = self.plan.vmem
-        if not self.scales:
-            return rows, columns
-        if self.turned:
-            return columns // self.plan.tile[1], rows
-        return rows // self.plan.tile[0], columns
-
-    def spec(self, grid: tuple[int, ...]) -> pl.BlockSpec:
-        """The block in VMEM at each point of the grid."""
-        others = len(grid) - 2
-
-        def index(*point: Leaf) -> tuple[Leaf, ...]:
-            row, column = point[others:]
-            return (*point[:others], column, row) if self.turned else point
-
-        return pl.BlockSpec((None,) * others + self.vmem, index)
-
-    def tile(self, row: Leaf, column: Leaf) -> tuple[Any, Any]:
-        """The part of a block in VMEM, or of scratch memory, that belongs to a tile."""
-        rows, columns = self.plan.tile
-        if self.turned:
-            return pl.ds(row, rows), pl.ds(column // columns, 1)
-        if self.scales:
-            return pl.ds(row // rows, 1), pl.ds(column, columns)
-        return pl.ds(row, rows), pl.ds(column, columns)
-
-    def order(self) -> tuple[int, ...]:
-        *others, second, last = self.plan.order
-        return (*others, last, second) if self.turned else (*others, second, last)
-
-    def seen(self, x: jax.Array) -> jax.Array:
-        """The array in its memory layout: nothing is moved."""
-        return jnp.transpose(x, self.order())
-
-    def placed(self, x: Leaf, dtype: DType) -> jax.ShapeDtypeStruct:
-        """The shape and dtype of the result that replaces x, in this view."""
-        shape = tuple(x.shape[axis] for axis in self.order())
-        return described_like(x, shape, dtype)
-
-    def back(self, x: jax.Array) -> jax.Array:
-        """The inverse of `seen`."""
-        return jnp.transpose(x, np.argsort(self.order()).tolist())
 
 
 def _for_tiles(plan: Plan, step: Any) -> None:

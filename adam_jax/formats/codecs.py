@@ -2,14 +2,13 @@
 
 import abc
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from adam_jax._types import DType, PyTree
-from adam_jax.formats.noise import in_unit_interval
+from adam_jax.formats.noise import upper_half
 
 
 class Codec(abc.ABC):
@@ -41,13 +40,23 @@ class Codec(abc.ABC):
         """Decodes to float32."""
 
 
-def nearest_integer(x: jax.Array) -> jax.Array:
-    """The nearest integers of |x| < 2²², in the lower bits of int32; undefined for NaN.
+def nearest_integer(x: jax.Array, less: int = 0) -> jax.Array:
+    """The nearest integers of |x| < 2²², less a constant, in the lower bits of int32.
+
+    Undefined for NaN.
 
     Near 1.5·2²³, float32 numbers are 1 apart, so their lower bits count. XLA:CPU's own conversion
     checks for NaN and out-of-range values, which takes a fifth of the encoding time.
     """
-    return jax.lax.bitcast_convert_type(x + np.float32(1.5 * 2**23), jnp.int32)
+    return jax.lax.bitcast_convert_type(x + np.float32(1.5 * 2**23 - less), jnp.int32)
+
+
+def _squared(x: jax.Array, times: int) -> list[jax.Array]:
+    """x, x², x⁴ and so on."""
+    powers = [x]
+    for _ in range(times):
+        powers.append(powers[-1] * powers[-1])
+    return powers
 
 
 def _with_sign(size: jax.Array, y: jax.Array) -> jax.Array:
@@ -101,43 +110,60 @@ class Power(Codec):
     # kernel and reads it in another, instead of computing it in both.
 
     def code(self, y: jax.Array, noise: jax.Array | None) -> jax.Array:
-        root = jnp.abs(y) if self.signed else y
+        roots = [jnp.abs(y) if self.signed else y]
         for _ in range(self._squarings):
-            root = jnp.sqrt(root)
-        level = root * np.float32(self.steps)
+            roots.append(jnp.sqrt(roots[-1]))
+        level = roots[-1] * np.float32(self.steps)
         # Clipped to the last code. Division on TPUs is approximate, so the quotient of a block's
         # largest may exceed 1, and the code above the last would wrap to another number.
         last = np.float32(self.steps)
         if noise is not None:
-            level = self._either(level, noise)
+            either = self._unbiased if self.signed else self._unbiased_inverse
+            level = either(roots, upper_half(noise))
         if self.signed:
             level = level if noise is None else jnp.minimum(level, last)
             code = nearest_integer(_with_sign(level, y))
         else:
-            code = nearest_integer(jnp.clip(level, 1, last)) - (1 + self._lowest)
+            code = nearest_integer(jnp.clip(level, 1, last), less=1 + self._lowest)
         # Drops the upper bits, those of 1.5·2²³.
         return jax.lax.convert_element_type(code, self.dtype)
 
-    def _either(self, level: jax.Array, noise: jax.Array) -> jax.Array:
-        """The level below or the one above, chosen by where the number lies between them.
+    def _unbiased(self, roots: list[jax.Array], n: jax.Array) -> jax.Array:
+        """The level k below or h = k+1 above; above with the probability (yᵖ - kᵖ) / (hᵖ - kᵖ).
 
-        With h = k+1, the level above has the probability (yᵖ - kᵖ) / (hᵖ - kᵖ) if signed, and (1 -
-        (k/y)ᵖ) / (1 - (k/h)ᵖ) if unsigned, 1 for k = 0. Differences are computed as products,
-        because y ≈ k.
+        Differences are computed as products, because y ≈ k.
+
+        Args:
+          roots: |y|, √|y|, ...; the last is proportional to the level.
+          n: random integers below 2¹⁶.
         """
+        level = roots[-1] * np.float32(self.steps)
         below = jnp.floor(level)
         above = below + 1
-        x, low, high = level, below, above
-        part, sums = x - low, []
-        # Half of p for 4 bits, because yᵖ is the stored number.
-        for _ in range(self._squarings - (not self.signed and self.bits == 4)):
-            part = part * (x + low)
-            sums.append(high + low)
-            x, low, high = x * x, low * low, high * high
-        whole = functools.reduce(jnp.multiply, sums) if sums else jnp.ones_like(x)
-        if not self.signed:
-            part, whole = part * high, whole * x
-        return jnp.where(in_unit_interval(noise) * whole < part, above, below)
+        x, low, high = (_squared(z, self._squarings) for z in (level, below, above))
+        part, whole = (level - below) * np.float32(2**16), jnp.ones_like(level)
+        for i in range(self._squarings):
+            part, whole = part * (x[i] + low[i]), whole * (high[i] + low[i])
+        return jnp.where(n * whole < part, above, below)
+
+    def _unbiased_inverse(self, roots: list[jax.Array], n: jax.Array) -> jax.Array:
+        """As `_unbiased`, with the probability (1 - (k/y)ᵖ) / (1 - (k/h)ᵖ), which is 1 for k = 0.
+
+        p is half as large for 4 bits, because yᵖ is the stored number. Powers of y are roots times
+        a power of two. Those products and the squares of levels are exact, so differences and sums
+        have the same bits with a fused multiply-add.
+        """
+        x = [root * np.float32(self.steps**2**i) for i, root in enumerate(reversed(roots))]
+        below = jnp.floor(x[0])
+        above = below + 1
+        squarings = self._squarings - (self.bits == 4)
+        low, high = (_squared(z, squarings) for z in (below, above))
+        part, whole = x[0] - below, jnp.ones_like(below)
+        for i in range(squarings):
+            part = (x[i] - low[i]) * (x[i] + low[i])
+            whole = whole * (high[i] + low[i])
+        y = roots[-1 - squarings] * np.float32(self.steps**2**squarings / 2**16)
+        return jnp.where(n * (whole * y) < part * high[-1], above, below)
 
     def value(self, code: jax.Array) -> jax.Array:
         level = jax.lax.convert_element_type(code, jnp.float32)

@@ -77,11 +77,13 @@ class Positions(NamedTuple):
     """Where the elements of an array are in the larger array that it is part of.
 
     Attributes:
-      at: uint32, the row-major index in the larger array.
+      first: uint32, the row-major index of the first element in the larger array.
+      further: uint32, the increase of that index from the first element to each.
       diagonal: uint32, the increase of that index for one step along every axis.
     """
 
-    at: jax.Array
+    first: jax.Array
+    further: jax.Array
     diagonal: jax.Array
 
 
@@ -113,7 +115,7 @@ def random_bits(
         XLA:GPU finds nothing that leaves share.
     """
     if isinstance(where, Positions):
-        index = where.at + jnp.uint32(first) * where.diagonal
+        index = where.further + (where.first + jnp.uint32(first) * where.diagonal)
         return mixed(index ^ salt)
     index = jnp.zeros(where, jnp.uint32)
     for axis, stride in reversed(list(enumerate(strides(where)))):
@@ -127,8 +129,8 @@ def strides(shape: tuple[int, ...]) -> list[int]:
     return [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
 
 
-def in_unit_interval(bits: jax.Array) -> jax.Array:
-    """The upper 16 random bits as float32 numbers in [0, 1), multiples of 2⁻¹⁶."""
+def upper_half(bits: jax.Array) -> jax.Array:
+    """The upper 16 random bits as integers in float32."""
     # Through int32, which TPUs convert in one operation.
     upper = jax.lax.convert_element_type(bits >> np.uint32(16), jnp.int32)
-    return jax.lax.convert_element_type(upper, jnp.float32) * np.float32(2**-16)
+    return jax.lax.convert_element_type(upper, jnp.float32)
