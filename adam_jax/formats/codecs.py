@@ -110,16 +110,16 @@ class Power(Codec):
     # kernel and reads it in another, instead of computing it in both.
 
     def code(self, y: jax.Array, noise: jax.Array | None) -> jax.Array:
-        roots = [jnp.abs(y) if self.signed else y]
+        root = jnp.abs(y) if self.signed else y
         for _ in range(self._squarings):
-            roots.append(jnp.sqrt(roots[-1]))
-        level = roots[-1] * np.float32(self.steps)
+            root = jnp.sqrt(root)
+        level = root * np.float32(self.steps)
         # Clipped to the last code. Division on TPUs is approximate, so the quotient of a block's
         # largest may exceed 1, and the code above the last would wrap to another number.
         last = np.float32(self.steps)
         if noise is not None:
             either = self._unbiased if self.signed else self._unbiased_inverse
-            level = either(roots, upper_half(noise))
+            level = either(level, upper_half(noise))
         if self.signed:
             level = level if noise is None else jnp.minimum(level, last)
             code = nearest_integer(_with_sign(level, y))
@@ -128,16 +128,15 @@ class Power(Codec):
         # Drops the upper bits, those of 1.5·2²³.
         return jax.lax.convert_element_type(code, self.dtype)
 
-    def _unbiased(self, roots: list[jax.Array], n: jax.Array) -> jax.Array:
+    def _unbiased(self, level: jax.Array, n: jax.Array) -> jax.Array:
         """The level k below or h = k+1 above; above with the probability (yᵖ - kᵖ) / (hᵖ - kᵖ).
 
         Differences are computed as products, because y ≈ k.
 
         Args:
-          roots: |y|, √|y|, ...; the last is proportional to the level.
+          level: y.
           n: random integers below 2¹⁶.
         """
-        level = roots[-1] * np.float32(self.steps)
         below = jnp.floor(level)
         above = below + 1
         x, low, high = (_squared(z, self._squarings) for z in (level, below, above))
@@ -146,24 +145,19 @@ class Power(Codec):
             part, whole = part * (x[i] + low[i]), whole * (high[i] + low[i])
         return jnp.where(n * whole < part, above, below)
 
-    def _unbiased_inverse(self, roots: list[jax.Array], n: jax.Array) -> jax.Array:
+    def _unbiased_inverse(self, level: jax.Array, n: jax.Array) -> jax.Array:
         """As `_unbiased`, with the probability (1 - (k/y)ᵖ) / (1 - (k/h)ᵖ), which is 1 for k = 0.
 
-        p is half as large for 4 bits, because yᵖ is the stored number. Powers of y are roots times
-        a power of two. Those products and the squares of levels are exact, so differences and sums
-        have the same bits with a fused multiply-add.
+        p is half as large for 4 bits, because yᵖ is the stored number. Differences of powers are
+        off by 2⁻¹⁵ of a step at most, as is the level itself. Each power is used twice: XLA:CPU
+        then makes no fused multiply-add of it, so all programs have the same bits.
         """
-        x = [root * np.float32(self.steps**2**i) for i, root in enumerate(reversed(roots))]
-        below = jnp.floor(x[0])
+        below = jnp.floor(level)
         above = below + 1
         squarings = self._squarings - (self.bits == 4)
-        low, high = (_squared(z, squarings) for z in (below, above))
-        part, whole = x[0] - below, jnp.ones_like(below)
-        for i in range(squarings):
-            part = (x[i] - low[i]) * (x[i] + low[i])
-            whole = whole * (high[i] + low[i])
-        y = roots[-1 - squarings] * np.float32(self.steps**2**squarings / 2**16)
-        return jnp.where(n * (whole * y) < part * high[-1], above, below)
+        x, low, high = (_squared(z, squarings)[-1] for z in (level, below, above))
+        part, whole = (x - low) * np.float32(2**16), (high - low) * x
+        return jnp.where(n * whole < part * high, above, below)
 
     def value(self, code: jax.Array) -> jax.Array:
         level = jax.lax.convert_element_type(code, jnp.float32)
