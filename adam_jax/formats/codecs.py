@@ -9,6 +9,7 @@ import numpy as np
 
 from adam_jax._types import DType, PyTree
 from adam_jax.formats.noise import upper_half
+from adam_jax.xla.roots import fourth_root
 
 
 class Codec(abc.ABC):
@@ -110,10 +111,9 @@ class Power(Codec):
     # kernel and reads it in another, instead of computing it in both.
 
     def code(self, y: jax.Array, noise: jax.Array | None) -> jax.Array:
-        root = jnp.abs(y) if self.signed else y
-        for _ in range(self._squarings):
-            root = jnp.sqrt(root)
-        level = root * np.float32(self.steps)
+        size = jnp.abs(y) if self.signed else y
+        root = {1: lambda x: x, 2: jnp.sqrt, 4: fourth_root}[self.power]
+        level = root(size) * np.float32(self.steps)
         # Clipped to the last code. Division on TPUs is approximate, so the quotient of a block's
         # largest may exceed 1, and the code above the last would wrap to another number.
         last = np.float32(self.steps)
