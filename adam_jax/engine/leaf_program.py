@@ -29,6 +29,7 @@ from adam_jax.rules.base import Average, Renewed, Rule
 from adam_jax.xla.barrier import computed_again
 from adam_jax.xla.calls import without_calls
 from adam_jax.xla.maxima import InBlocks, largest
+from adam_jax.xla.mosaic import in_tiles
 from adam_jax.xla.products import no_product
 from adam_jax.xla.tpu import Kernels, on_tpus
 from adam_jax.xla.turns import alone, first_turn, in_turn, turn_after
@@ -148,7 +149,8 @@ def leaf_step(
     """
     # Every dtype is converted explicitly below. A complex leaf still mixes complex and real arrays
     # (mu / √nu), which strict promotion cannot express.
-    with jax.numpy_dtype_promotion("standard"), without_calls():
+    in_kernel = in_tiles(tile is not None)
+    with jax.numpy_dtype_promotion("standard"), without_calls(), in_kernel:
         result, slots, _ = _ruled(program, steps, leaf, taken)
         measures = averages = _map_formats(lambda *_: None, program.formats)
         measuring = any(isinstance(f, MeasuredFormat) for fs in program.formats for f in fs)

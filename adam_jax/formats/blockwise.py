@@ -15,6 +15,7 @@ from adam_jax.formats.codecs import Codec
 from adam_jax.formats.dtypes import in_range
 from adam_jax.slots import Slot
 from adam_jax.xla.maxima import InBlocks, each_by_its_block
+from adam_jax.xla.mosaic import quotient
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -132,7 +133,7 @@ class Blockwise(MeasuredFormat):
 
     def code(self, x: jax.Array, noise: jax.Array | None, measure: jax.Array) -> Blocks:
         def coded(scale: jax.Array, x: jax.Array, noise: jax.Array | None = None) -> jax.Array:
-            return self.codec.code(x / scale, noise)
+            return self.codec.code(quotient(x, scale), noise)
 
         arrays = [as_float32(x)] if noise is None else [as_float32(x), noise]
         codes = self._each(coded, jnp.maximum(measure, SMALLEST), *arrays)

@@ -9,7 +9,7 @@ import numpy as np
 
 from adam_jax._types import DType, PyTree
 from adam_jax.formats.noise import upper_half
-from adam_jax.xla.roots import fourth_root
+from adam_jax.xla.mosaic import fourth_root, signed_square_root, square_root, with_sign
 
 
 class Codec(abc.ABC):
@@ -60,10 +60,8 @@ def _squared(x: jax.Array, times: int) -> list[jax.Array]:
     return powers
 
 
-def _with_sign(size: jax.Array, y: jax.Array) -> jax.Array:
-    """The magnitude of one float32 number with the sign of another, in two operations."""
-    bits, sign = (jax.lax.bitcast_convert_type(x, jnp.uint32) for x in (size, y))
-    return jax.lax.bitcast_convert_type(bits | (sign & np.uint32(1 << 31)), jnp.float32)
+def _signed(y: jax.Array, times: np.float32) -> jax.Array:
+    return with_sign(jnp.abs(y) * times, y)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,21 +109,23 @@ class Power(Codec):
     # kernel and reads it in another, instead of computing it in both.
 
     def code(self, y: jax.Array, noise: jax.Array | None) -> jax.Array:
-        size = jnp.abs(y) if self.signed else y
-        root = {1: lambda x: x, 2: jnp.sqrt, 4: fourth_root}[self.power]
-        level = root(size) * np.float32(self.steps)
-        # Clipped to the last code. Division on TPUs is approximate, so the quotient of a block's
-        # largest may exceed 1, and the code above the last would wrap to another number.
         last = np.float32(self.steps)
+        if self.signed and noise is None:
+            nearest = {1: _signed, 2: signed_square_root}[self.power](y, last)
+            return self._narrowed(nearest_integer(nearest))
+        root = {1: lambda x: x, 2: square_root, 4: fourth_root}[self.power]
+        level = root(jnp.abs(y) if self.signed else y) * last
         if noise is not None:
             either = self._unbiased if self.signed else self._unbiased_inverse
             level = either(level, upper_half(noise))
+        # Clipped to the last code. Division on TPUs is approximate, so the quotient of a block's
+        # largest may exceed 1, and the code above the last would wrap to another number.
         if self.signed:
-            level = level if noise is None else jnp.minimum(level, last)
-            code = nearest_integer(_with_sign(level, y))
-        else:
-            code = nearest_integer(jnp.clip(level, 1, last), less=1 + self._lowest)
-        # Drops the upper bits, those of 1.5·2²³.
+            return self._narrowed(nearest_integer(with_sign(jnp.minimum(level, last), y)))
+        return self._narrowed(nearest_integer(jnp.clip(level, 1, last), less=1 + self._lowest))
+
+    def _narrowed(self, code: jax.Array) -> jax.Array:
+        """Drops the upper bits, those of 1.5·2²³."""
         return jax.lax.convert_element_type(code, self.dtype)
 
     def _unbiased(self, level: jax.Array, n: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ from jax import Array
 from adam_jax._types import Count, Number, PyTree, Result
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.validation import check_number, same_kind
+from adam_jax.xla.mosaic import quotient, square_root
 from adam_jax.xla.products import own_zero
 from adam_jax.xla.sums import summed
 
@@ -183,16 +184,16 @@ def safe_divide(x: Array, y: Array) -> Array:
     """
     # Not "not y > 0", so that NaN stays visible. The quotient at y = 0 is NaN or infinite and is
     # dropped. No derivative flows through it, because this function defines its own.
-    quotient = x / y
-    return jnp.where(y == 0, jax.lax.convert_element_type(own_zero(y), quotient.dtype), quotient)
+    result = quotient(x, y)
+    return jnp.where(y == 0, jax.lax.convert_element_type(own_zero(y), result.dtype), result)
 
 
 @safe_divide.defjvp
 def _safe_divide_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> Result:
     # Not through 1/y², which is infinite for y ≤ 1e-20 and makes NaN times an x of 0.
     (x, y), (dx, dy) = primals, tangents
-    quotient, zero = safe_divide(x, y), y == 0
-    return quotient, jnp.where(zero, 0, (dx - quotient * dy) / jnp.where(zero, 1, y))
+    result, zero = safe_divide(x, y), y == 0
+    return result, jnp.where(zero, 0, (dx - result * dy) / jnp.where(zero, 1, y))
 
 
 @jax.custom_jvp
@@ -203,7 +204,7 @@ def safe_sqrt(x: Array) -> Array:
     rate) would then multiply infinity by zero. It is a custom derivative, because a select around
     the argument would run in every step, and takes a quarter more compile time.
     """
-    return jnp.sqrt(x)
+    return square_root(x)
 
 
 @safe_sqrt.defjvp

@@ -1,0 +1,106 @@
+"""Quotients and roots in a TPU's kernel, without tests for unusual numbers.
+
+In jax 0.10.2 Mosaic computes 1/y and 1/√x from an estimate of the processor (on v5e and v5p with a
+step of Newton's method), and √x as x·(1/√x). On v5e it adds nine operations for divisors that are
+zero, infinite or NaN, and four for such arguments of 1/√x; everywhere five for those of √x. The
+functions here need no tests, for the numbers that they are documented for.
+
+Delete it when tests/xla/test_mosaic.py finds that a kernel takes no more cycles without it.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+
+from adam_jax._types import Function, Leaf
+
+SMALLEST = np.finfo(np.float32).tiny
+
+_in_tiles: ContextVar[bool] = ContextVar("in_tiles", default=False)
+
+
+@contextlib.contextmanager
+def in_tiles(tiles: bool) -> Iterator[None]:
+    """A context for tracing a program whose arrays are tiles of a kernel, or are not."""
+    token = _in_tiles.set(tiles)
+    try:
+        yield
+    finally:
+        _in_tiles.reset(token)
+
+
+def _chosen(usual: Function, on_mosaic: Function, *args: Leaf) -> jax.Array:
+    """`on_mosaic` in a kernel that is compiled for a TPU, `usual` elsewhere.
+
+    Outside of tiles `on_mosaic` is not traced, so it needs no derivative and no `vmap`.
+    """
+    if not _in_tiles.get():
+        return usual(*args)
+    return jax.lax.platform_dependent(*args, mosaic=on_mosaic, default=usual)
+
+
+def quotient(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x / y; in a TPU's kernel for 2⁻¹²⁶ ≤ |y| < 2¹²⁶, and NaN if y is 0, infinite or NaN."""
+    return _chosen(_divided, divided_on_mosaic, x, y)
+
+
+def square_root(x: jax.Array) -> jax.Array:
+    """√x for x ≥ 0; in a TPU's kernel NaN for infinity."""
+    return _chosen(_root, root_on_mosaic, x)
+
+
+def signed_square_root(y: jax.Array, times: np.float32) -> jax.Array:
+    """√|y|·times with the sign of y, never contracted with a sum; otherwise as `square_root`."""
+    return _chosen(_signed_root, signed_root_on_mosaic, y, times)
+
+
+def fourth_root(y: jax.Array) -> jax.Array:
+    """The fourth root of numbers in [0, 1]."""
+    return _chosen(_fourth_root, fourth_root_on_mosaic, y)
+
+
+def _divided(x: jax.Array, y: jax.Array) -> jax.Array:
+    return x / y
+
+
+def divided_on_mosaic(x: jax.Array, y: jax.Array) -> jax.Array:
+    """`quotient` in a TPU's kernel."""
+    return x * pl.reciprocal(y, full_range=False)
+
+
+def _root(x: jax.Array) -> jax.Array:
+    return jnp.sqrt(x)
+
+
+def root_on_mosaic(x: jax.Array) -> jax.Array:
+    """`square_root` in a TPU's kernel."""
+    return x * jax.lax.rsqrt(jnp.maximum(x, SMALLEST))
+
+
+def _signed_root(y: jax.Array, times: np.float32) -> jax.Array:
+    return with_sign(jnp.sqrt(jnp.abs(y)) * times, y)
+
+
+def signed_root_on_mosaic(y: jax.Array, times: np.float32) -> jax.Array:
+    """`signed_square_root` in a TPU's kernel."""
+    return y * jax.lax.rsqrt(jnp.maximum(jnp.abs(y), SMALLEST)) * times
+
+
+def _fourth_root(y: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sqrt(y))
+
+
+def fourth_root_on_mosaic(y: jax.Array) -> jax.Array:
+    """`fourth_root` in a TPU's kernel: 1/√0 is infinity, and 1/√∞ is 0."""
+    return jax.lax.rsqrt(jax.lax.rsqrt(y))
+
+
+def with_sign(size: jax.Array, y: jax.Array) -> jax.Array:
+    """The magnitude of one float32 number with the sign of another, in two operations."""
+    bits, sign = (jax.lax.bitcast_convert_type(x, jnp.uint32) for x in (size, y))
+    return jax.lax.bitcast_convert_type(bits | (sign & np.uint32(1 << 31)), jnp.float32)

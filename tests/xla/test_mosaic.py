@@ -1,0 +1,98 @@
+"""Quotients and roots as a TPU's kernel computes them, and the instructions that they take."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adam_jax.xla import mosaic
+from benchmarks.tpu_hlo_bundles import of_kernels
+
+COMPILED = """
+import jax.numpy as jnp
+from adam_jax.xla import mosaic
+from benchmarks import tpu_hlo_bundles
+{first}
+tpu_hlo_bundles.main()
+"""
+# On v6e Mosaic divides, and takes the root of a root, without tests.
+WITHOUT_IT = {
+    "v5e": {"divided": "lambda x, y: x / y", "fourth_root": "mosaic._fourth_root"},
+    "v6e": {"root": "jnp.sqrt", "signed_root": "mosaic._signed_root"},
+}
+
+
+@pytest.fixture
+def numbers():
+    found = np.concatenate([[0, 1.2e-38, 1], np.random.default_rng(0).random(1000) ** 8])
+    return found.astype(np.float32)
+
+
+def exact(x):
+    return x.astype(np.float64)
+
+
+@pytest.mark.parametrize("f", [mosaic.fourth_root, mosaic.fourth_root_on_mosaic])
+def test_it_is_the_fourth_root(f, numbers):
+    expected = exact(numbers) ** 0.25
+    np.testing.assert_allclose(jax.jit(f)(numbers), expected, rtol=4 * 2.0**-24, atol=0)
+
+
+@pytest.mark.parametrize("f", [mosaic.square_root, mosaic.root_on_mosaic])
+def test_it_is_the_square_root(f, numbers):
+    found = jax.jit(f)(numbers * 1e30)
+    np.testing.assert_allclose(found, exact(numbers * np.float32(1e30)) ** 0.5, rtol=3 * 2.0**-24)
+    assert np.isnan(f(jnp.float32(np.nan)))
+
+
+@pytest.mark.parametrize("f", [mosaic.signed_square_root, mosaic.signed_root_on_mosaic])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_it_is_the_square_root_with_the_sign(f, sign, numbers):
+    found = jax.jit(f)(sign * numbers, np.float32(127))
+    expected = sign * 127 * exact(numbers) ** 0.5
+    np.testing.assert_allclose(found, expected, rtol=4 * 2.0**-24, atol=0)
+
+
+@pytest.mark.parametrize("f", [mosaic.quotient, mosaic.divided_on_mosaic])
+def test_it_is_the_quotient(f, numbers):
+    x, y = numbers, np.roll(numbers, 1)[1:] + np.float32(1e-37)
+    found = jax.jit(f)(x[1:], y)
+    np.testing.assert_allclose(found, exact(x[1:]) / exact(y), rtol=3 * 2.0**-24)
+
+
+def test_only_tiles_have_a_program_for_kernels():
+    def platforms(tiles):
+        with mosaic.in_tiles(tiles):
+            return "platform_index" in str(jax.make_jaxpr(lambda x: mosaic.quotient(x, x))(1.0))
+
+    assert platforms(True) and not platforms(False)
+
+
+def cycles(folder, generation, first=""):
+    """Of the kernel of 8-bit moments, compiled behind this code."""
+    folder.mkdir()
+    dump = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+    case = [generation, "8-bit moments", "512,512"]
+    subprocess.run(
+        [sys.executable, "-c", COMPILED.format(first=first), *case],
+        env=os.environ | {"LIBTPU_INIT_ARGS": dump, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        check=True,
+    )
+    [kernel] = of_kernels(folder)
+    return kernel.total
+
+
+@pytest.mark.usefixtures("tpu_compiler")
+@pytest.mark.parametrize("generation", WITHOUT_IT)
+def test_a_kernel_tests_for_unusual_numbers(generation, tmp_path):
+    ours = cycles(tmp_path / "ours", generation)
+    for name, plain in WITHOUT_IT[generation].items():
+        theirs = cycles(tmp_path / name, generation, f"mosaic.{name}_on_mosaic = {plain}")
+        assert theirs > 1.01 * ours, f"{name}_on_mosaic of adam_jax/xla/mosaic.py can go"
