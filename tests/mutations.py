@@ -160,8 +160,8 @@ MUTATIONS = [
     Mutation(
         "a residual with the other sign",
         "formats/weights.py",
-        "lower = bits - (upper << np.uint32(self.bits))",
-        "lower = (upper << np.uint32(self.bits)) - bits",
+        "lower = jax.lax.convert_element_type(rest, jnp.int32) << np.int32(16 - self.bits)",
+        "lower = -jax.lax.convert_element_type(rest, jnp.int32) << np.int32(16 - self.bits)",
         "wrap/test_weights.py",
     ),
     Mutation(

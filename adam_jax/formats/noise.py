@@ -17,10 +17,18 @@ import numpy as np
 
 def mixed(x: jax.Array) -> jax.Array:
     """A hash of 32 bits to 32 bits, uint32: "lowbias32" of Wellons 2018, hash-prospector."""
-    x = x ^ (x >> np.uint32(16))
+    return _halves_mixed(_upper_half_mixed(x))
+
+
+def _upper_half_mixed(x: jax.Array) -> jax.Array:
+    """`mixed` without its last step, which changes only the lower half."""
+    x = _halves_mixed(x)
     x = x * np.uint32(0x7FEB352D)
     x = x ^ (x >> np.uint32(15))
-    x = x * np.uint32(0x846CA68B)
+    return x * np.uint32(0x846CA68B)
+
+
+def _halves_mixed(x: jax.Array) -> jax.Array:
     return x ^ (x >> np.uint32(16))
 
 
@@ -100,13 +108,23 @@ def salted(salt: jax.Array, leaf: int = 0, part: int = 0) -> jax.Array:
     return salt + np.uint32((leaf * int(LEAVES) + part * 0xC2B2AE35) % 2**32)
 
 
+def bits_of_weights(where: tuple[int, ...] | Positions, salt: jax.Array) -> jax.Array:
+    """16 random bits per element, in the upper half: those of `random_bits`, with fewer operations.
+
+    Args:
+      where: the shape of the array, or the positions of its elements.
+      salt: uint32.
+    """
+    return _upper_half_mixed(_indices(where, 0) ^ salt)
+
+
 def random_bits(
     where: tuple[int, ...] | Positions, salt: jax.Array, first: jax.typing.ArrayLike = 0
 ) -> jax.Array:
     """32 random bits per element, uint32: a hash of its row-major index and the salt.
 
-    The index wraps at 2³², so a larger array repeats its bits. Each use takes only the upper 16
-    bits, so one hash rounds two numbers.
+    The index wraps at 2³², so a larger array repeats its bits. Each use takes only 16 bits, so one
+    hash rounds two numbers.
 
     Args:
       where: the shape of the array, or the positions of its elements.
@@ -114,14 +132,17 @@ def random_bits(
       first: uint32, the index of the first element along each axis. It differs per leaf, so that
         XLA:GPU finds nothing that leaves share.
     """
+    return mixed(_indices(where, first) ^ salt)
+
+
+def _indices(where: tuple[int, ...] | Positions, first: jax.typing.ArrayLike) -> jax.Array:
     if isinstance(where, Positions):
-        index = where.further + (where.first + jnp.uint32(first) * where.diagonal)
-        return mixed(index ^ salt)
+        return where.further + (where.first + jnp.uint32(first) * where.diagonal)
     index = jnp.zeros(where, jnp.uint32)
     for axis, stride in reversed(list(enumerate(strides(where)))):
         position = jax.lax.broadcasted_iota(jnp.uint32, where, axis) + jnp.uint32(first)
         index = index + position * np.uint32(stride % 2**32)
-    return mixed(index ^ salt)
+    return index
 
 
 def strides(shape: tuple[int, ...]) -> list[int]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adam_jax._types import DType, Leaf
-from adam_jax.formats.noise import LEAVES, Positions, random_bits
+from adam_jax.formats.noise import LEAVES, Positions, bits_of_weights
 from adam_jax.formats.rounding import rounded_stochastically, rounded_to_nearest
 from adam_jax.xla.barrier import stored_on_tpus
 
@@ -73,7 +73,7 @@ class WeightFormat(abc.ABC):
         Args:
           x: float32.
           dtype: of the stored weights.
-          noise: 32 random bits per element, if the form is `stochastic`.
+          noise: 16 random bits per element in the upper half, if the form is `stochastic`.
         """
 
 
@@ -140,35 +140,38 @@ class Residual(WeightFormat):
         return jnp.int16 if self.bits == 16 else jnp.int8
 
     def join(self, p: jax.Array, rest: Leaf) -> jax.Array:
-        bits = jax.lax.bitcast_convert_type(p, jnp.uint16)
-        upper = jax.lax.convert_element_type(bits, jnp.uint32) << np.uint32(16)
+        p = jax.lax.convert_element_type(p, jnp.float32)
+        upper = jax.lax.bitcast_convert_type(p, jnp.int32)
         lower = jax.lax.convert_element_type(rest, jnp.int32) << np.int32(16 - self.bits)
-        lower = jax.lax.bitcast_convert_type(lower, jnp.uint32)
         joined = jax.lax.bitcast_convert_type(upper + lower, jnp.float32)
         # A weight that was set to zero or infinity from outside has no rest: 0 minus one bit would
         # be NaN.
-        alone = (bits << np.uint16(1) == 0) & (rest < 0) | (_size(bits) >= INFINITE)
-        return jnp.where(alone, jax.lax.convert_element_type(p, jnp.float32), joined)
+        return jnp.where(self._has_rest(joined), joined, p)
 
     def split(self, x: jax.Array, dtype: DType, noise: Leaf) -> tuple[jax.Array, Leaf]:
-        bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+        bits = jax.lax.bitcast_convert_type(x, jnp.int32)
         dropped = 16 - self.bits
         if dropped:
             # Stochastic: to nearest, an update under 2⁻¹⁷ of its weight would change nothing.
-            bits = (bits + (noise >> np.uint32(32 - dropped))) >> np.uint32(dropped)
-        half = np.uint32(1 << self.bits - 1)
-        upper = (bits + half) >> np.uint32(self.bits)
-        lower = bits - (upper << np.uint32(self.bits))
-        lower = jax.lax.bitcast_convert_type(lower, jnp.int32)
-        p = jax.lax.bitcast_convert_type(upper << np.uint32(16), jnp.float32)
+            noise = jax.lax.bitcast_convert_type(noise >> np.uint32(32 - dropped), jnp.int32)
+            bits = bits + noise
+        p = jax.lax.bitcast_convert_type(
+            (bits + np.int32(1 << 15)) & np.int32(-1 << 16), jnp.float32
+        )
+        rest = bits >> np.int32(dropped)  # The upper bits are dropped below.
         # On overflow, infinity or NaN, the rest would turn the weight into another number.
-        finite = jnp.isfinite(p) & jnp.isfinite(x)
+        has_rest = self._has_rest(x)
         # Selected before narrowing: XLA:TPU adds a pass for a select of 16 bits.
-        p, rest = jnp.where(finite, p, x), jnp.where(finite, lower, 0)
+        p, rest = jnp.where(has_rest, p, x), jnp.where(has_rest, rest, 0)
         return (
             jax.lax.convert_element_type(p, jnp.bfloat16),
             jax.lax.convert_element_type(rest, self.rest_dtype(x)),
         )
+
+    def _has_rest(self, x: jax.Array) -> jax.Array:
+        """Whether a float32 is not NaN, and not so large that its bfloat16 may be infinite."""
+        largest = np.int32(0x7F7F8000 - 2 ** (16 - self.bits)).view(np.float32)
+        return jnp.abs(x) <= largest
 
 
 @jax.tree_util.register_dataclass
@@ -217,7 +220,7 @@ class Split:
           x: the weights, float32.
           where: the shape of the leaf, or the positions of its elements.
         """
-        noise = random_bits(where, self.salt) if self.form.stochastic else None
+        noise = bits_of_weights(where, self.salt) if self.form.stochastic else None
         stored, rest = self.form.split(x, self.stored.dtype, noise)
         if rest is not None and not isinstance(where, Positions):
             # Otherwise, with 8-bit rests, XLA:TPU would compute weights and rests in two passes
@@ -250,11 +253,3 @@ def difference(q: jax.Array, p: jax.Array) -> jax.Array:
 
 def _described(kept: tuple[str, tuple[int, ...]] | None) -> str:
     return "nothing" if kept is None else f"{kept[0]} of shape {kept[1]}"
-
-
-INFINITE = np.uint16(0x7F80)
-
-
-def _size(bits: jax.Array) -> jax.Array:
-    """The magnitude bits of a bfloat16, without the sign."""
-    return bits & np.uint16(0x7FFF)
