@@ -20,6 +20,7 @@ from adam_jax.rules.base import Average, Direction, Moment, Renewed, Rule, Slots
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.rules.units import Unit, in_units_of
 from adam_jax.slots import Slot
+from adam_jax.xla.mosaic import arctan2
 from adam_jax.xla.products import no_product
 
 
@@ -168,16 +169,10 @@ class Atan2(Quotient):
     def combine(self, first: Array, second: Array, scalars: Scalars) -> Array:
         root = self.b * (safe_sqrt(second) if self.squared else second)
         if not jnp.iscomplexobj(first):
-            return self.a * _safe_atan2(first, root)
+            return self.a * arctan2(first, root)
         # Only the magnitude of a complex number is divided; its direction is kept.
         size = safe_sqrt(abs_squared(first))
-        return self.a * _safe_atan2(size, root) * (first / jnp.where(size > 0, size, 1))
-
-
-def _safe_atan2(y: Array, x: Array) -> Array:
-    """atan2 with derivative 0 instead of NaN where both are 0."""
-    both_zero = (y == 0) & (x == 0)
-    return jnp.arctan2(y, jnp.where(both_zero, 1, x))
+        return self.a * arctan2(size, root) * (first / jnp.where(size > 0, size, 1))
 
 
 @frozen_pytree

@@ -3,7 +3,8 @@
 In jax 0.10.2 Mosaic computes 1/y and 1/√x from an estimate of the processor (on v5e and v5p with a
 step of Newton's method), and √x as x·(1/√x). On v5e it adds nine operations for divisors that are
 zero, infinite or NaN, and four for such arguments of 1/√x; everywhere five for those of √x. The
-functions here need no tests, for the numbers that they are documented for.
+functions here need no tests, for the numbers that they are documented for. Of 48 operations for
+`jnp.arctan2` a third are for the angles of x < 0 and for unusual numbers.
 
 Delete it when tests/xla/test_mosaic.py finds that a kernel takes no more cycles without it.
 """
@@ -64,6 +65,11 @@ def fourth_root(y: jax.Array) -> jax.Array:
     return _chosen(_fourth_root, fourth_root_on_mosaic, y)
 
 
+def arctan2(y: jax.Array, x: jax.Array) -> jax.Array:
+    """The angle of (x, y) for x ≥ 0; 0, with derivative 0, where both are 0."""
+    return _chosen(_arctan2, arctan2_on_mosaic, y, x)
+
+
 def _divided(x: jax.Array, y: jax.Array) -> jax.Array:
     return x / y
 
@@ -98,6 +104,30 @@ def _fourth_root(y: jax.Array) -> jax.Array:
 def fourth_root_on_mosaic(y: jax.Array) -> jax.Array:
     """`fourth_root` in a TPU's kernel: 1/√0 is infinity, and 1/√∞ is 0."""
     return jax.lax.rsqrt(jax.lax.rsqrt(y))
+
+
+def _arctan2(y: jax.Array, x: jax.Array) -> jax.Array:
+    both_zero = (y == 0) & (x == 0)
+    return jnp.arctan2(y, jnp.where(both_zero, 1, x))
+
+
+# arctan(t) = t·(1 + a·t² + b·t⁴ + ...) for 0 ≤ t ≤ 1, with the smallest relative error.
+ARCTAN = (-0.3333315, 0.19993773, -0.14211055, 0.10666004, -0.07552213)
+ARCTAN += (0.04321185, -0.016367921, 0.0029206903)
+
+
+def arctan2_on_mosaic(y: jax.Array, x: jax.Array) -> jax.Array:
+    """`arctan2` in a TPU's kernel: of the smaller by the larger, so that NaN stays."""
+    size = jnp.abs(y)
+    steep = size > x
+    smaller, larger = jnp.where(steep, x, size), jnp.where(steep, size, x)
+    t = divided_on_mosaic(smaller, larger + SMALLEST)  # 0 where both are 0.
+    square = t * t
+    series = square * np.float32(ARCTAN[-1])
+    for coefficient in reversed(ARCTAN[:-1]):
+        series = (series + np.float32(coefficient)) * square
+    angle = t + t * series
+    return with_sign(jnp.where(steep, np.float32(np.pi / 2) - angle, angle), y)
 
 
 def with_sign(size: jax.Array, y: jax.Array) -> jax.Array:

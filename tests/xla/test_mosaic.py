@@ -65,6 +65,16 @@ def test_it_is_the_quotient(f, numbers):
     np.testing.assert_allclose(found, exact(x[1:]) / exact(y), rtol=3 * 2.0**-24)
 
 
+@pytest.mark.parametrize("f", [mosaic.arctan2, mosaic.arctan2_on_mosaic])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_it_is_the_angle(f, sign, numbers):
+    y, x = sign * np.append(numbers, [0, 1e-30, 3]), np.append(np.roll(numbers, 1), [0, 1e3, 0])
+    y, x = y.astype(np.float32), x.astype(np.float32)
+    np.testing.assert_allclose(jax.jit(f)(y, x), np.arctan2(exact(y), exact(x)), rtol=3e-7)
+    for unusual in ((np.nan, 1), (1, np.nan), (np.nan, np.nan)):
+        assert np.isnan(jax.jit(f)(*map(jnp.float32, unusual)))
+
+
 def test_only_tiles_have_a_program_for_kernels():
     def platforms(tiles):
         with mosaic.in_tiles(tiles):
