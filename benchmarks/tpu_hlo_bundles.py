@@ -20,7 +20,8 @@ from examples import strict_json
 
 KERNEL = "leaf_step"
 BUNDLE = re.compile(r"\s*(?:0x[0-9a-f]+|0)\s+((?:L[BHE]|P[BF]|CT)?)[^:]*:\s*(>*)(.*)")
-EXIT = re.compile(r"scmp\.\w+\.\w+\.totalorder %\w+, (\d+) /\* loop exit test")
+EXIT = re.compile(r"scmp\.\w+\.\w+\.totalorder (%\w+), (\d+) /\* loop exit test")
+COUNTER = re.compile(r"(%\w+) = sadd\.s32 (\d+), ")  # An unrolled loop counts by more than one.
 
 
 class Loop:
@@ -70,6 +71,7 @@ def length(text: str) -> Length:
     """Parses `*final_bundles.txt`: a bundle per line, loops marked by `LB:` and a number of `>`."""
     root = Loop(0)
     root.turns, open_loops = 1, [root]
+    step = dict(COUNTER.findall(text))
     for line in text.splitlines():
         if not (bundle := BUNDLE.match(line)):
             continue
@@ -85,7 +87,7 @@ def length(text: str) -> Length:
             open_loops.append(open_loops[-1].inside[-1])
         open_loops[-1].bundles += 1
         if end := EXIT.search(rest):
-            open_loops[-1].turns = int(end[1])
+            open_loops[-1].turns = math.ceil(int(end[2]) / int(step.get(end[1], 1)))
     for loop in root.inside:
         # The pipeline of transfers iterates once more at each end, and skips the inside.
         loop.turns = loop.known_turns - (2 if loop.known_turns > 2 else 0)

@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 
 from adam_jax._compat import described_like
-from adam_jax._types import DType, Leaf
+from adam_jax._types import DType, Leaf, PyTree
 from adam_jax.engine.plan import Plan
 
 
@@ -50,14 +50,27 @@ class View:
 
         return pl.BlockSpec((None,) * others + self.vmem, index)
 
-    def tile(self, row: Leaf, column: Leaf) -> tuple[Any, Any]:
-        """The part of a block in VMEM, or of scratch memory, that belongs to a tile."""
-        rows, columns = self.plan.tile
+    def read(self, block: PyTree, row: Leaf, column: Leaf) -> jax.Array:
+        """The part of a block in VMEM that belongs to a tile."""
+        x = block[self._tile(row, column)]
+        if not self.turned:
+            return x
+        return jnp.broadcast_to(x, (self.plan.tile[1], x.shape[1])).T
+
+    def write(self, block: PyTree, row: Leaf, column: Leaf, x: jax.Array) -> None:
+        """The inverse of `read`."""
         if self.turned:
-            return pl.ds(row, rows), pl.ds(column // columns, 1)
-        if self.scales:
-            return pl.ds(row // rows, 1), pl.ds(column, columns)
-        return pl.ds(row, rows), pl.ds(column, columns)
+            x = jnp.broadcast_to(x, self.plan.tile).T[:1]
+        block[self._tile(row, column)] = x
+
+    def _tile(self, row: Leaf, column: Leaf) -> tuple[Any, Any]:
+        rows, columns = (
+            pl.ds(i * size if isinstance(i, int) else pl.multiple_of(i * size, size), size)
+            for i, size in zip((row, column), self.plan.tile, strict=True)
+        )
+        if self.turned:
+            return pl.ds(column, 1), rows
+        return (pl.ds(row, 1) if self.scales else rows), columns
 
     def _order(self) -> tuple[int, ...]:
         *others, second, last = self.plan.order

@@ -69,7 +69,6 @@ class Kernel:
             out_specs=[view.spec(grid) for view in out_views],
             out_shape=[v.placed(x, d) for v, x, d in zip(out_views, places, dtypes, strict=True)],
             input_output_aliases=aliases,
-            scratch_shapes=[pltpu.VMEM(v.vmem[::-1], jnp.float32) for v in views if v.turned],
             interpret=self.interpret,
             name="leaf_step",
             compiler_params=pltpu.CompilerParams(
@@ -77,9 +76,13 @@ class Kernel:
             ),
         )(
             *packed([x for x in args if not x.ndim]),
-            *(view.seen(args[i]) for view, i in zip(views, arrays, strict=True)),
+            *(self._placed(view.seen(args[i])) for view, i in zip(views, arrays, strict=True)),
         )
         return [view.back(x) for view, x in zip(out_views, outputs, strict=True)]
+
+    def _placed(self, x: jax.Array) -> jax.Array:
+        """The array in HBM: otherwise XLA takes long to choose small leaves to copy to VMEM."""
+        return x if self.interpret else pltpu.with_memory_space_constraint(x, pltpu.HBM)
 
     def _leaf(self, args: Sequence[PyTree]) -> LeafArrays:
         return self.structure.unflatten(args[: self.structure.num_leaves])[1]
@@ -106,22 +109,13 @@ class Kernel:
         """Steps the tiles of the block in VMEM."""
         scalars = unpacked(refs[0], refs[1], [dtype for ndim, dtype in args if not ndim])
         read = refs[2 : 2 + len(views)]
-        written = refs[2 + len(views) : 2 + len(views) + len(out_views)]
-        # Scales along the rows of VMEM; in tiles they run along the columns.
-        scratch = refs[2 + len(views) + len(out_views) :]
-        turned = [x for view, x in zip(views, read, strict=True) if view.turned]
-        for columns, rows in zip(scratch, turned, strict=True):
-            columns[...] = rows[...].T
-        own = iter(scratch)
-        read = [next(own) if v.turned else x for v, x in zip(views, read, strict=True)]
-        own = iter(scratch)
-        tiles = [next(own) if v.turned else x for v, x in zip(out_views, written, strict=True)]
+        written = refs[2 + len(views) :]
         program = self._program_of_tiles()
         point = [pl.program_id(axis) for axis in range(len(shape))]  # Unavailable inside loops.
         further = self._further(self.whole or shape)
 
         def step(row: Leaf, column: Leaf) -> None:
-            arrays = (x[v.tile(row, column)] for v, x in zip(views, read, strict=True))
+            arrays = (v.read(x, row, column) for v, x in zip(views, read, strict=True))
             numbers = iter(scalars)
             flat = [next(arrays) if ndim else next(numbers) for ndim, _ in args]
             begin = jnp.uint32(0) if self.whole is None else flat.pop()
@@ -131,13 +125,10 @@ class Kernel:
                 leaf = leaf.further(self._layer(shape, point) * np.uint32(self.program.stride))
             stepped = self.step(program, steps, leaf, taken, where)
             results = jax.tree.leaves(stepped)
-            for view, x, result in zip(out_views, tiles, results, strict=True):
-                x[view.tile(row, column)] = result
+            for view, x, result in zip(out_views, written, results, strict=True):
+                view.write(x, row, column, result)
 
         _for_tiles(self.plan, step)
-        turned = [x for view, x in zip(out_views, written, strict=True) if view.turned]
-        for columns, rows in zip(scratch, turned, strict=True):
-            rows[...] = columns[...].T
 
     def _program_of_tiles(self) -> Program:
         along = self.plan.along or 0  # Unused without blocks.
@@ -182,8 +173,8 @@ class Kernel:
         steps = self._steps(shape)
         for i, step in zip(point[:-2], steps[:-2], strict=True):
             begin = begin + _uint32(i) * step
-        for axis, start in enumerate((row, column)):
-            first = point[axis - 2] * self.plan.vmem[axis] + start
+        for axis, i in enumerate((row, column)):
+            first = point[axis - 2] * self.plan.vmem[axis] + i * self.plan.tile[axis]
             begin = begin + _uint32(first) * steps[axis - 2]
         return Positions(begin, further, jnp.uint32(sum(map(int, steps)) % 2**32))
 
@@ -225,25 +216,22 @@ class KernelOfParts:
         )(*args)
 
 
-def _for_tiles(plan: Plan, step: Any) -> None:
-    """Calls `step` with the first row and column of each tile.
+def _for_tiles(plan: Plan, step: Callable[[Leaf, Leaf], None]) -> None:
+    """Calls `step` with the row and column of each tile in a block."""
+    rows, columns = (size // part for size, part in zip(plan.vmem, plan.tile, strict=True))
+    _for_each(rows, lambda row: _for_each(columns, lambda column: step(row, column)))
 
-    It loops along the axis without blocks; tiles along the other axis are unrolled.
+
+def _for_each(count: int, f: Callable[[Leaf], None]) -> None:
+    """Calls f with the integers below `count`; with a constant if there is only one.
+
+    Mosaic schedules two turns of the loop together. With more, it takes longer to compile, but the
+    kernel takes as many instructions.
     """
-    inner = 0 if plan.along == -2 else 1
-    outer = 1 - inner
-    starts = range(0, plan.vmem[inner], plan.tile[inner])
-
-    def along(i: Leaf, _: None) -> None:
-        first = i if isinstance(i, int) else pl.multiple_of(i * plan.tile[outer], plan.tile[outer])
-        for start in starts:
-            step(*((first, start) if outer == 0 else (start, first)))
-
-    turns = plan.vmem[outer] // plan.tile[outer]
-    if turns == 1:
-        along(0, None)
+    if count == 1:
+        f(0)
     else:
-        jax.lax.fori_loop(0, turns, along, None)
+        jax.lax.fori_loop(0, count, lambda i, _: f(i), None, unroll=1 + (count % 2 == 0))
 
 
 def _uint32(x: Leaf) -> jax.Array:

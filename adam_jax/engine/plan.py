@@ -137,14 +137,14 @@ def _planned(
     if block is None:
         wide = min(1024, _multiple(columns, LANES))
         high = _largest((256, 128, 64, 32), _multiple(rows, 32), wide, most)
-        return Plan(order, None, (high, wide), (min(high, 128), LANES)) if high else TOO_LARGE
+        return Plan(order, None, (high, wide), (high, LANES)) if high else TOO_LARGE
     if along == -1:
         if block % LANES:
             return f"blocks of {block} elements are not whole registers of {LANES}"
         wide = min(columns, 8 * block)
         high = rows if rows < 128 else _largest((256, 128), rows, wide, most)
-        tile = (high if rows < 128 else 128, block)
-        return Plan(order, -1, (high, wide), tile) if high and high * wide <= most else TOO_LARGE
+        fits = high and high * wide <= most
+        return Plan(order, -1, (high, wide), (high, block)) if fits else TOO_LARGE
     if along == -2:
         wide = columns if columns < LANES else _largest((512, 256, LANES), columns, rows, most)
         return Plan(order, -2, (rows, wide), (block, min(wide, LANES))) if wide else TOO_LARGE

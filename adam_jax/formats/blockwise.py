@@ -15,7 +15,7 @@ from adam_jax.formats.codecs import Codec
 from adam_jax.formats.dtypes import in_range
 from adam_jax.slots import Slot
 from adam_jax.xla.maxima import InBlocks, each_by_its_block
-from adam_jax.xla.mosaic import quotient
+from adam_jax.xla.mosaic import divisor, quotient
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -57,10 +57,6 @@ FOUR_BITS_ARE_COARSE = Refusal(
     " values is too large, and updates are up to 27 % too small",
     instead="jnp.int8",
 )
-
-
-SMALLEST = float(np.finfo(np.float32).tiny)
-"""A block with a smaller largest magnitude counts as zeros."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +132,8 @@ class Blockwise(MeasuredFormat):
             return self.codec.code(quotient(x, scale), noise)
 
         arrays = [as_float32(x)] if noise is None else [as_float32(x), noise]
-        codes = self._each(coded, jnp.maximum(measure, SMALLEST), *arrays)
+        # NaN becomes some code, which decoding multiplies by the scale 0.
+        codes = self._each(coded, divisor(measure), *arrays)
         # The stored form of a tile is part of the stored form of the array.
         whole = self if self.along is None else dataclasses.replace(self, along=None)
         return Blocks(codes, measure, whole)

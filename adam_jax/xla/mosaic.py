@@ -50,6 +50,14 @@ def quotient(x: jax.Array, y: jax.Array) -> jax.Array:
     return _chosen(_divided, divided_on_mosaic, x, y)
 
 
+def divisor(largest: jax.Array) -> jax.Array:
+    """The largest magnitude of some numbers, by which they are divided.
+
+    Quotients of zeros are zeros, but NaN in a TPU's kernel.
+    """
+    return _chosen(_at_least_smallest, _unchanged, largest)
+
+
 def square_root(x: jax.Array) -> jax.Array:
     """√x for x ≥ 0; in a TPU's kernel NaN for infinity."""
     return _chosen(_root, root_on_mosaic, x)
@@ -72,6 +80,14 @@ def arctan2(y: jax.Array, x: jax.Array) -> jax.Array:
 
 def _divided(x: jax.Array, y: jax.Array) -> jax.Array:
     return x / y
+
+
+def _at_least_smallest(largest: jax.Array) -> jax.Array:
+    return jnp.maximum(largest, SMALLEST)
+
+
+def _unchanged(largest: jax.Array) -> jax.Array:
+    return largest
 
 
 def divided_on_mosaic(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -111,9 +127,8 @@ def _arctan2(y: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.arctan2(y, jnp.where(both_zero, 1, x))
 
 
-# arctan(t) = t·(1 + a·t² + b·t⁴ + ...) for 0 ≤ t ≤ 1, with the smallest relative error.
-ARCTAN = (-0.3333315, 0.19993773, -0.14211055, 0.10666004, -0.07552213)
-ARCTAN += (0.04321185, -0.016367921, 0.0029206903)
+# arctan(t) = t·(1 + a·t² + b·t⁴ + ...) for 0 ≤ t ≤ 1, with the smallest relative error, 1.1e-7.
+ARCTAN = (-0.33332392, 0.19974214, -0.14041327, 0.09968472, -0.06020311, 0.02473405, -0.00482253)
 
 
 def arctan2_on_mosaic(y: jax.Array, x: jax.Array) -> jax.Array:

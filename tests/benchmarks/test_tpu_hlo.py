@@ -158,6 +158,8 @@ def test_bundles_of_loops_are_taken_as_often_as_they_turn():
     inner = 4 * 32 * 4
     assert length(LOOPS) == Length(total=2 + 32 * 3 + inner, inner=inner)
     assert length("     0   :  { %s0 = smov.u32 0 }\n") == Length(1, 1)
+    unrolled = LOOPS.replace("%s1 = sphi %s0, %s9", "%s4 = sadd.s32 2, %s6")
+    assert length(unrolled).inner == inner // 2
     with pytest.raises(ValueError, match="length of a loop"):
         length(LOOPS.replace("34 /* loop exit test", "%s3"))
 
