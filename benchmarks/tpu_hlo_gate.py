@@ -30,6 +30,7 @@ ON_V5E = (
     "4-bit moments",
     "8-bit moments, update",
     "clip, skip, 8-bit moments",
+    "cautious, 8-bit moments",
     "bf16 weights, stochastic rounding",
     "bf16 weights, Kahan",
     "bf16 weights, residual 16",
@@ -147,6 +148,7 @@ def checks() -> Iterator[tuple[str, Callable[[], list[str]]]]:
 
 # Known failures: a row this far from its bound, and no further, is accepted.
 KNOWN = {
+    f"v5e, 8192 x 8192, cautious, {EIGHT}": {"copies": 2},
     f"v5e:2x4, rows over 8 devices, {EIGHT}": {"copies": 4},
     f"v5e:2x4, columns over 8 devices, {EIGHT}": {"copies": 2, "transposes": 2},
 }

@@ -269,13 +269,6 @@ MUTATIONS = [
         "default=_zeros",
         "xla/test_products.py",
     ),
-    Mutation(
-        "a kernel's square root without the sign",
-        "xla/mosaic.py",
-        "return y * jax.lax.rsqrt(jnp.maximum(jnp.abs(y), SMALLEST)) * times",
-        "return jnp.abs(y) * jax.lax.rsqrt(jnp.maximum(jnp.abs(y), SMALLEST)) * times",
-        "xla/test_mosaic.py",
-    ),
 ]
 
 

@@ -10,7 +10,7 @@ from adam_jax.engine.plan import Plan
 from adam_jax.engine.unrounded import Pending
 from adam_jax.formats.base import Format
 from adam_jax.formats.weights import Landed, Split
-from adam_jax.rules.base import Rule
+from adam_jax.rules.base import Average, Rule
 
 
 class LeafArrays(NamedTuple):
@@ -64,6 +64,26 @@ class Program(NamedTuple):
 
 Steps = tuple[tuple[Rule, Scalars], ...]
 """The rules that a leaf runs, in order, each with its scalars of this optimizer step."""
+
+Reduced = dict[int, Scalars]
+"""The result of `Rule.of_leaf` of each rule that `reduces`, by its index."""
+
+
+class Ruled(NamedTuple):
+    """The rules' results for one leaf, before anything is stored.
+
+    Attributes:
+      result: the update or the new parameter.
+      slots: per rule, the new accumulators.
+      averages: of these, the declared averages, uncomputed; None for others.
+      reduced: the scalars that rules made of the leaf.
+    """
+
+    result: jax.Array
+    slots: tuple[tuple[jax.Array, ...], ...]
+    averages: tuple[tuple[Average | None, ...], ...]
+    reduced: Reduced
+
 
 Stepped = tuple[jax.Array | Landed, tuple[tuple[Leaf, ...], ...]]
 """The update or the new parameter, and the new stored slots."""

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from adam_jax._types import DType, Function, Leaf, PyTree, Stored
 from adam_jax.engine.call import Call
 from adam_jax.engine.layers import over_layers
-from adam_jax.engine.leaf import LeafArrays, LeafGroup, Program, Stepped, Steps
+from adam_jax.engine.leaf import LeafArrays, LeafGroup, Program, Reduced, Ruled, Stepped, Steps
 from adam_jax.engine.pallas import Kernel, KernelOfParts
 from adam_jax.engine.scalars import Structures, Values, rule_of
 from adam_jax.engine.trees import chosen
@@ -109,17 +109,27 @@ def chunk_step(
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _step(program: Program, steps: Steps, leaf: LeafArrays, taken: jax.Array | None) -> Stepped:
     """`leaf_step` by XLA, or by a kernel on TPUs."""
-    step = functools.partial(_by_layer if program.layers else leaf_step, program)
+    by_xla = functools.partial(_by_layer if program.layers else leaf_step, program)
     if isinstance(program.plan, str):
-        return step(steps, leaf, taken)
-    kernel = Kernel(_tile_step, program, program.plan, jax.tree.structure((steps, leaf, taken)))
+        return by_xla(steps, leaf, taken)
+    # A kernel gets norms and means of the leaf from XLA. XLA's own program computes them again.
+    args = steps, leaf, taken, _reduced(program, steps, leaf, taken)
+    kernel = Kernel(_tile_step, program, program.plan, jax.tree.structure(args))
     interpreted = dataclasses.replace(kernel, interpret=True) if program.plan.everywhere else None
     parts = None
     if program.parts is not None:
         plan, sharding = program.parts
         whole = dataclasses.replace(kernel, plan=plan, whole=leaf.g.shape)
         parts = KernelOfParts(whole, sharding)
-    return on_tpus(step, Kernels(kernel, parts, interpreted), steps, leaf, taken)
+    return on_tpus(lambda *args: by_xla(*args[:3]), Kernels(kernel, parts, interpreted), *args)
+
+
+def _reduced(program: Program, steps: Steps, leaf: LeafArrays, taken: Leaf) -> Reduced:
+    """The norms and means of the leaf that its rules need."""
+    if not any(rule.reduces for rule, _ in steps):
+        return {}
+    with jax.numpy_dtype_promotion("standard"), without_calls():
+        return _ruled(program, steps, leaf, taken).reduced
 
 
 def _by_layer(program: Program, steps: Steps, leaf: LeafArrays, taken: jax.Array | None) -> Stepped:
@@ -136,6 +146,7 @@ def leaf_step(
     steps: Steps,
     leaf: LeafArrays,
     taken: jax.Array | None,
+    reduced: Reduced | None = None,
     tile: Positions | None = None,
 ) -> Stepped:
     """Runs the rules on one leaf, entirely in float32 or wider.
@@ -145,17 +156,18 @@ def leaf_step(
       steps: the rules, with their scalars.
       leaf: its arrays.
       taken: whether the step is taken; None for yes.
-      tile: the positions of the elements, if the arrays are a tile of a leaf in a kernel.
+      reduced: the result of `_reduced` for the leaf, if the arrays are a tile of it in a kernel.
+      tile: the positions of the tile's elements.
     """
     # Every dtype is converted explicitly below. A complex leaf still mixes complex and real arrays
     # (mu / √nu), which strict promotion cannot express.
     in_kernel = in_tiles(tile is not None)
     with jax.numpy_dtype_promotion("standard"), without_calls(), in_kernel:
-        result, slots, _ = _ruled(program, steps, leaf, taken)
+        ruled = _ruled(program, steps, leaf, taken, reduced=reduced)
         measures = averages = _map_formats(lambda *_: None, program.formats)
         measuring = any(isinstance(f, MeasuredFormat) for fs in program.formats for f in fs)
         if measuring:
-            measures = _measures(program.formats, slots)
+            measures = _measures(program.formats, ruled.slots)
         if measuring and tile is None:
             # Recomputed after this barrier: otherwise XLA:GPU would store the float32 moments, 8
             # bytes per parameter, instead of computing them in both the measuring and the encoding
@@ -164,10 +176,10 @@ def leaf_step(
             # and gradients do not pass it: they may be results, and would be stored.
             stored, measures = computed_again((leaf.stored, measures))
             leaf = leaf._replace(stored=stored)
-            result, slots, _ = _ruled(program, steps, leaf, taken)
+            ruled = _ruled(program, steps, leaf, taken)
         if any(isinstance(f, LinearFormat) for fs in program.formats for f in fs):
             # From unbounded gradients: XLA:GPU would store the squares of bounded ones.
-            averages = _ruled(program, steps, leaf, taken, bound=lambda g: g)[2]
+            averages = _ruled(program, steps, leaf, taken, bound=lambda g: g).averages
         where = tile or jnp.shape(leaf.g)
         numbers = itertools.count()
 
@@ -187,11 +199,11 @@ def leaf_step(
             return chosen(taken, stored, old) if fmt.rounds else stored
 
         if isinstance(leaf.param, Split):
-            new = chosen(taken, leaf.param.renewed(result, where), leaf.param)
+            new = chosen(taken, leaf.param.renewed(ruled.result, where), leaf.param)
             result = leaf.param.landed(new, program.apply)
         else:
-            result = jax.lax.convert_element_type(result, program.dtype)
-        columns = (slots, measures, averages, leaf.stored)
+            result = jax.lax.convert_element_type(ruled.result, program.dtype)
+        columns = (ruled.slots, measures, averages, leaf.stored)
         return result, _map_formats(encoded, program.formats, *columns)
 
 
@@ -222,8 +234,9 @@ def _ruled(
     leaf: LeafArrays,
     taken: jax.Array | None,
     bound: Callable[[jax.Array], jax.Array] = bounded,
-) -> tuple[jax.Array, tuple[tuple[jax.Array, ...], ...], tuple[tuple[Average | None, ...], ...]]:
-    """The update or new parameter; the slots before encoding; and which of them are averages."""
+    reduced: Reduced | None = None,
+) -> Ruled:
+    """Runs the rules, with these scalars of the leaf or its own."""
     arithmetic = _arithmetic_dtype(leaf)
     real = jnp.finfo(arithmetic).dtype
     steps = jax.tree.map(lambda x: jax.lax.convert_element_type(x, real), steps)
@@ -233,8 +246,9 @@ def _ruled(
     u = chosen(taken, u, 0)
     p = leaf.param.joined() if isinstance(leaf.param, Split) else leaf.param
     p = None if p is None else jax.lax.convert_element_type(p, arithmetic)
-    slots, averages = [], []
-    for (rule, scalars), stored, formats in zip(steps, leaf.stored, program.formats, strict=True):
+    slots, averages, of_leaf = [], [], {}
+    rules = zip(steps, leaf.stored, program.formats, strict=True)
+    for k, ((rule, scalars), stored, formats) in enumerate(rules):
         old = {
             slot.name: _read(fmt, x, real if slot.magnitude else arithmetic)
             for slot, fmt, x in zip(rule.slots, formats, stored, strict=True)
@@ -252,12 +266,14 @@ def _ruled(
             its_averages.append(average)
         slots.append(tuple(new.values()))
         averages.append(tuple(its_averages))
-        u = rule.update(g, old, new, scalars, p)
+        if rule.reduces:
+            of_leaf[k] = reduced[k] if reduced else rule.of_leaf(g, old, new, scalars, p)
+        u = rule.update(g, old, new, of_leaf.get(k, scalars), p)
     if p is None or not (program.apply or isinstance(leaf.param, Split)):
         result = chosen(taken, u, 0)
     else:
         result = chosen(taken, p + u, p)
-    return result, tuple(slots), tuple(averages)
+    return Ruled(result, tuple(slots), tuple(averages), of_leaf)
 
 
 def _read(fmt: Format, stored: Stored, dtype: DType) -> jax.Array:

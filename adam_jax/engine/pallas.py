@@ -120,10 +120,10 @@ class Kernel:
             flat = [next(arrays) if ndim else next(numbers) for ndim, _ in args]
             begin = jnp.uint32(0) if self.whole is None else flat.pop()
             where = self._positions(self.whole or shape, begin, point, row, column, further)
-            steps, leaf, taken = self.structure.unflatten(flat)
+            steps, leaf, taken, reduced = self.structure.unflatten(flat)
             if self.program.layers:
                 leaf = leaf.further(self._layer(shape, point) * np.uint32(self.program.stride))
-            stepped = self.step(program, steps, leaf, taken, where)
+            stepped = self.step(program, steps, leaf, taken, reduced, where)
             results = jax.tree.leaves(stepped)
             for view, x, result in zip(out_views, written, results, strict=True):
                 view.write(x, row, column, result)

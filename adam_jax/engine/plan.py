@@ -76,6 +76,8 @@ def plans_of(
     size = 2 * sum(jnp.dtype(x.dtype).itemsize for x in arrays if jnp.shape(x) == shape)
 
     def plan_of(part: tuple[int, ...]) -> Plan | str:
+        if layers and any(rule.reduces for rule in rules):
+            return "each of its layers has its own norms or means"
         plan = _refused(rules, formats, part, arrays) or _planned(part, formats, size, layers)
         return plan if isinstance(plan, str) else plan._replace(everywhere=kernel == "pallas")
 

@@ -46,13 +46,15 @@ class Rule(abc.ABC):
 
     Attributes:
       slots: a tuple of `Slot`: the accumulators, in the order of the state's fields.
-      elementwise: each element is updated independently, so leaves may share a buffer. A rule must
-        declare it; otherwise it may read the whole leaf.
+      elementwise: each element is updated independently, given the scalars. A rule must declare it;
+        otherwise `update` may read the whole leaf.
+      reduces: its scalars are those of `of_leaf`; otherwise all leaves have the same.
       needs_params: `update` reads the parameter.
     """
 
     slots: PyTree = ()
     elementwise: bool = False
+    reduces: bool = False
     needs_params: bool = False
 
     @abc.abstractmethod
@@ -76,15 +78,33 @@ class Rule(abc.ABC):
         """
         raise KeyError(slot)
 
-    @abc.abstractmethod
-    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
-        """The update of one leaf, computed from all accumulators as they will be stored.
+    def of_leaf(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Scalars:
+        """The scalars of `update` for one leaf, such as its norm; only for a rule that `reduces`.
 
         Args:
           g: as for `renewed`, but not bounded if there are no slots.
           old: likewise.
           new: all accumulators.
-          scalars: likewise.
+          scalars: the result of `scalars`, in the leaf's dtype.
+          param: the parameter; None unless `needs_params`.
+        """
+        raise ValueError(f"{type(self).__name__} reads no norm or mean of a leaf.")
+
+    def leaf_scalars(
+        self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf
+    ) -> Scalars:
+        """The scalars of `update`: those of `of_leaf`, or `scalars`."""
+        return self.of_leaf(g, old, new, scalars, param) if self.reduces else scalars
+
+    @abc.abstractmethod
+    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
+        """The update of one leaf, computed from all accumulators as they will be stored.
+
+        Args:
+          g: as for `of_leaf`.
+          old: likewise.
+          new: likewise.
+          scalars: the result of `leaf_scalars`.
           param: the parameter; None unless `needs_params`.
         """
 

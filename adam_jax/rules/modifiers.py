@@ -17,7 +17,7 @@ from adam_jax.xla.sign import sign
 
 @frozen_pytree
 class ModifiedRule(MemberRule):
-    """A member's rule with a different update, computed from the whole leaf."""
+    """A member's rule with a different update."""
 
     inner: MemberRule
 
@@ -56,15 +56,34 @@ class ModifiedRule(MemberRule):
         return dataclasses.replace(self, inner=self.inner.looking_ahead())
 
 
+class ElementwiseModifier(ModifiedRule):
+    """One whose update of each element depends on that element and the scalars alone."""
+
+    @property
+    def elementwise(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.elementwise
+
+
 @frozen_pytree
-class Cautious(ModifiedRule):
+class Cautious(ElementwiseModifier):
     """u where it has the sign of g, divided by the share of such elements; 0 elsewhere."""
 
+    reduces = True
+
+    def of_leaf(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Scalars:
+        inner = self.inner.leaf_scalars(g, old, new, scalars, param)
+        u = self.inner.update(g, old, new, inner, param)
+        share = jnp.sum(_aligned(u, g), dtype=jnp.real(u).dtype) / max(u.size, 1)
+        return inner, 1 / jnp.maximum(share, LEAST_SHARE)
+
     def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
-        u = self.inner.update(g, old, new, scalars, param)
-        aligned = jnp.real(u * jnp.conj(g)) > 0
-        share = jnp.sum(aligned, dtype=jnp.real(u).dtype) / max(u.size, 1)
-        return jnp.where(aligned, u * (1 / jnp.maximum(share, LEAST_SHARE)), 0)
+        inner, factor = scalars
+        u = self.inner.update(g, old, new, inner, param)
+        return jnp.where(_aligned(u, g), u * factor, 0)
+
+
+def _aligned(u: Array, g: Array) -> Array:
+    return jnp.real(u * jnp.conj(g)) > 0
 
 
 # As in the authors' code. Their algorithm's d / (count + 1) would halve the step of a scalar.
@@ -72,28 +91,37 @@ LEAST_SHARE = 1e-3
 
 
 @frozen_pytree
-class Grams(ModifiedRule):
+class Grams(ElementwiseModifier):
     """The magnitude of u with the sign of g."""
 
     @property
-    def elementwise(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.inner.elementwise
+    def reduces(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.reduces
+
+    def of_leaf(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Scalars:
+        return self.inner.of_leaf(g, old, new, scalars, param)
 
     def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
         return no_product(sign(g) * jnp.abs(self.inner.update(g, old, new, scalars, param)))
 
 
 @frozen_pytree
-class ClipUpdateRms(ModifiedRule):
+class ClipUpdateRms(ElementwiseModifier):
     """u / max(1, RMS / threshold), with the RMS of the gradient divided as u is."""
+
+    reduces = True
 
     threshold: Number
 
-    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
-        u = self.inner.update(g, old, new, scalars, param)
+    def of_leaf(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Scalars:
         measured = self.inner.normalised(g, old, new, scalars)
-        rms = safe_sqrt(sum_of_squares(measured) / max(u.size, 1))
-        return no_product(u * (1 / jnp.maximum(1, rms / self.threshold)))
+        rms = safe_sqrt(sum_of_squares(measured) / max(measured.size, 1))
+        inner = self.inner.leaf_scalars(g, old, new, scalars, param)
+        return inner, 1 / jnp.maximum(1, rms / self.threshold)
+
+    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
+        inner, factor = scalars
+        return no_product(self.inner.update(g, old, new, inner, param) * factor)
 
 
 @frozen_pytree

@@ -192,18 +192,22 @@ class Identity(Rule):
 class ScaleByTrustRatio(Rule):
     """u·‖θ‖/‖u‖ per leaf; u where one of the two norms is zero (You et al. 2020, algorithm 2)."""
 
+    elementwise = True
+    reduces = True
     needs_params = True
 
     def scalars(self, count: Count) -> Scalars:
         return ()
 
-    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
+    def of_leaf(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Scalars:
         params, updates = sum_of_squares(param), sum_of_squares(g)
         moves = (params > 0) & (updates > 0)
         # Otherwise XLA:CPU multiplies by rsqrt, whose bits differ between one number and several.
         norm = no_product(jnp.sqrt(jnp.where(moves, updates, 1)))
-        ratio = jnp.sqrt(jnp.where(moves, params, 1)) / norm
-        return ratio * g
+        return jnp.sqrt(jnp.where(moves, params, 1)) / norm
+
+    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
+        return scalars * g
 
 
 @frozen_pytree

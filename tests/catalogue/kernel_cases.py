@@ -51,6 +51,9 @@ MODIFIERS: dict[str, Callable[..., Any]] = {
     "cautious_weight_decay": lambda tx, _: adam_jax.cautious_weight_decay(tx),
     "grams": lambda tx, _: adam_jax.grams(tx),
     "grokfast": lambda tx, mu: adam_jax.grokfast(tx, slow_dtype=mu),
+    "cautious": lambda tx, _: adam_jax.cautious(tx),
+    "clip_update_rms": lambda tx, _: adam_jax.clip_update_rms(tx, 0.5),
+    "cautious_clip_update_rms": lambda tx, _: adam_jax.cautious(adam_jax.clip_update_rms(tx, 0.5)),
 }
 # The modifier, and the wrapper instead of `recipe`, of some members in `each_once`.
 MODIFIED = {
@@ -59,6 +62,9 @@ MODIFIED = {
     "adamw": "cautious_weight_decay",
     "adan-paper": "grams",
     "lion": "grokfast",
+    "adabelief": "cautious",
+    "radam": "clip_update_rms",
+    "adamax": "cautious_clip_update_rms",
 }
 WRAPPED = {"adam": "nothing", "nadam-decay": "accumulate", "lapropw": "accumulate inside"}
 
@@ -159,11 +165,11 @@ def case(
 
 
 def members() -> dict[str, Callable[..., Any]]:
-    """Every elementwise member, as a function of its learning rate and its storage of mu and nu."""
+    """Every member of which kernels step tiles, by learning rate and storage of mu and nu."""
     return {
         m.name: lambda rate, mu, nu, m=m: m.alias(rate, **m.stored(mu, nu))
         for m in MEMBERS
-        if m.elementwise
+        if m.elementwise or m.name == "lamb"
     }
 
 

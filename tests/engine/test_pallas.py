@@ -119,14 +119,13 @@ COARSE = adam_jax.Quantized(block=64)
             "the transformation asks for XLA",
         ),
         (adam_jax.adamw(1e-2), SHAPE, "float32", "in one pass"),
-        (adam_jax.cautious(EIGHT_BITS), SHAPE, "float32", "Cautious sees whole leaves"),
         (
-            adam_jax.clip_update_rms(EIGHT_BITS),
-            *(SHAPE, "float32", "ClipUpdateRms sees whole leaves"),
+            adam_jax.cautious(adam_jax.mars_adamw(1e-2, mu_dtype=jnp.int8, nu_dtype=jnp.int8)),
+            *(SHAPE, "float32", "Cautious sees whole leaves"),
         ),
         (
-            adam_jax.lamb(1e-2, mu_dtype=jnp.int8, nu_dtype=jnp.int8),
-            *(SHAPE, "float32", "ScaleByTrustRatio sees whole leaves"),
+            adam_jax.with_layers(adam_jax.cautious(EIGHT_BITS), ".*"),
+            *((4, *SHAPE), "float32", "each of its layers has its own norms or means"),
         ),
         (
             adam_jax.adamw(1e-2, mu_dtype=jnp.int8, nu_dtype=adam_jax.Factored()),

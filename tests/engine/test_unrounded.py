@@ -118,4 +118,4 @@ def test_a_modified_rule_reads_the_parameter_if_the_member_does():
     rates = DecayRate.of("b1", 0.9), DecayRate.of("b2", 0.99)
     root = MEMBERS[0].direction().body.stages[0].rule.direction
     rule = Pulled(Ema(rates[0]), EmaOfSquares(rates[1]), root)
-    assert Cautious(rule).needs_params and not Cautious(rule).elementwise
+    assert Cautious(rule).needs_params and Cautious(rule).reduces and not rule.reduces
