@@ -216,8 +216,8 @@ def pack_small_leaves(inner: optax.GradientTransformation, below: int = 65536) -
         )
     behind = body.member + 1
     stages = body.stages[:behind]
-    alone = [x for x in stages if x.rule.elementwise and not (x.rule.reduces or x.mask)]
-    whole = [type(x.rule).__name__ for x in stages if x not in alone]
+    of_leaves = [x.rule for x in stages if x.mask or x.rule.reduces or not x.rule.elementwise]
+    whole = [type(rule).__name__ for rule in of_leaves]
     if whole:
         raise ValueError(
             f"inner must treat each element by itself to be packed, got {whole[0]}: pack the member"
