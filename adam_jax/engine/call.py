@@ -3,14 +3,14 @@
 import abc
 import functools
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 
-from adam_jax._types import Count, Params, PyTree, Result, State, Updates
+from adam_jax._types import Count, Leaf, Params, PyTree, Result, State, Updates
 from adam_jax.engine.trees import chosen
 from adam_jax.engine.unrounded import Unrounded
 
@@ -33,7 +33,7 @@ class Call(NamedTuple):
 
     apply: bool
     ok: jax.Array | None = None
-    extra_args: Mapping[str, Any] = {}
+    extra_args: Mapping[str, Leaf] = {}
     shardings: Mapping[str, NamedSharding] = {}
 
     def only_if(self, condition: jax.Array) -> "Call":
@@ -63,7 +63,7 @@ class Call(NamedTuple):
 # long as the step of a small leaf.
 @functools.partial(jax.jit, inline=True)
 def _counted(count: Count, ok: jax.Array | None) -> Count:
-    one_more: Any = optax.safe_increment(count)
+    one_more: Count = optax.safe_increment(count)
     return one_more if ok is None else jnp.where(ok, one_more, count)
 
 

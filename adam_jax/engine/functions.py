@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +34,7 @@ class OfBody:
         return (self.body,), None
 
     @classmethod
-    def tree_unflatten(cls, aux: None, children: tuple[Body]) -> Any:
+    def tree_unflatten(cls, aux: None, children: tuple[Body]) -> PyTree:
         """The inverse of `tree_flatten`."""
         del aux
         return cls(*children)
@@ -61,7 +60,7 @@ class Update(OfBody):
         return run_body(self.body, updates, state, params, Call(False, None, extra_args))
 
 
-def _check_extra_args(body: Body, extra_args: Mapping[str, Any]) -> None:
+def _check_extra_args(body: Body, extra_args: Mapping[str, Leaf]) -> None:
     """Checks that no extra argument is a misspelt argument of a body in this transformation.
 
     Unknown arguments may belong to other transformations: Optax passes all of them to all.
@@ -115,7 +114,7 @@ def run_body(body: Body, updates: Updates, state: State, params: Params, call: C
     return result, new
 
 
-def _zeros_of_integers(leaves: list[Leaf], params: list[Leaf]) -> dict[int, Any]:
+def _zeros_of_integers(leaves: list[Leaf], params: list[Leaf]) -> dict[int, Leaf]:
     """The updates of integers, booleans and keys, by the index of the gradient."""
     return {
         i: zeros_for(g, p)

@@ -6,7 +6,6 @@ several pipelines of equal structure, each with its own numbers; a leaf is in on
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -208,9 +207,9 @@ def run_pipelines(
     ]
 
     # Leaves share a program if pipeline, stages, formats, dtypes and shape are equal.
-    alike: dict[Any, list[int]] = {}
+    alike: dict[PyTree, list[int]] = {}
     arrays: dict[int, LeafArrays] = {}
-    results: list[Any] = list(param_leaves) if apply else list(leaves)
+    results: list[Leaf] = list(param_leaves) if apply else list(leaves)
     paths = leaf_paths(updates) if call.shardings or layers else []
     stacks = layers.stacks(paths, leaves)
     for i, (g, p, label) in enumerate(zip(leaves, param_leaves, labels, strict=True)):

@@ -1,7 +1,7 @@
 """Decay rates, squares, roots and quotients, without loss of digits, range or derivatives."""
 
 import math
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, TypeAlias
 
 import jax
 import jax.core
@@ -189,7 +189,7 @@ def safe_divide(x: Array, y: Array) -> Array:
 
 
 @safe_divide.defjvp
-def _safe_divide_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> Result:
+def _safe_divide_jvp(primals: PyTree, tangents: PyTree) -> Result:
     # Not through 1/y², which is infinite for y ≤ 1e-20 and makes NaN times an x of 0.
     (x, y), (dx, dy) = primals, tangents
     result, zero = safe_divide(x, y), y == 0
@@ -208,7 +208,7 @@ def safe_sqrt(x: Array) -> Array:
 
 
 @safe_sqrt.defjvp
-def _safe_sqrt_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Array, Array]:
+def _safe_sqrt_jvp(primals: PyTree, tangents: PyTree) -> tuple[Array, Array]:
     (x,), (dx,) = primals, tangents
     root = safe_sqrt(x)
     zero = root == 0

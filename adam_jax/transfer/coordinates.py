@@ -6,14 +6,14 @@ Yang et al. 2022, Tensor Programs V, https://arxiv.org/abs/2203.03466
 import dataclasses
 import operator
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax._types import Leaf, Params, PyTree
+from adam_jax._types import Function, Leaf, Params, PyTree
 from adam_jax.columns import aligned
 from adam_jax.engine.transformation import step
 from adam_jax.engine.trees import leaf_paths
@@ -253,9 +253,9 @@ def _check_widths(widths: Sequence[int]) -> tuple[int, ...]:
 
 
 def _measured(
-    make_model: Callable[..., Any],
+    make_model: Function,
     width: int,
-    make_optimizer: Callable[..., Any],
+    make_optimizer: Function,
     steps: int,
     seeds: int,
 ) -> tuple[list[str], np.ndarray]:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -178,7 +178,7 @@ def _arithmetic(g: Leaf, acc: PyTree) -> DType:
 
 def conditional_updates(
     step: Function, due: jax.Array, acc: PyTree, params: Params, inner_state: State
-) -> tuple[Any, Any, Any]:
+) -> tuple[Updates, PyTree, State]:
     """The optimizer step, if it is due: updates or zeros, the accumulator, the inner state.
 
     The updates reuse the accumulator's memory, which is free until the reset. As a separate result

@@ -1,14 +1,14 @@
 """16-bit weights without a float32 copy: rounding errors are stored, or rounding is stochastic."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax._types import Leaf, Params, Result, State, Updates
+from adam_jax._types import AnyTransformation, Leaf, Params, Result, State, Updates
 from adam_jax.engine.call import Body, Call, check_state
 from adam_jax.engine.chain import inner_body
 from adam_jax.engine.layers import Layers
@@ -197,5 +197,5 @@ def master_residual(inner: optax.GradientTransformation, bits: int = 16) -> Tran
     return _around(inner, Residual(int(bits)))
 
 
-def _around(inner: Any, form: WeightFormat, seed: int = 0) -> Transformation:
+def _around(inner: AnyTransformation, form: WeightFormat, seed: int = 0) -> Transformation:
     return Transformation.around(Weights(inner_body("inner", inner), form, seed))

@@ -16,8 +16,6 @@ Delete a function when its test in tests/xla/test_barrier.py finds that a progra
 barrier takes no more temporaries, or moves no more bytes.
 """
 
-from typing import Any
-
 import jax
 
 from adam_jax._compat import cast_to_varying, varying_axes
@@ -55,7 +53,7 @@ def kept_apart(tree: PyTree) -> PyTree:
 
 
 @kept_apart.defjvp
-def _kept_apart_jvp(primals: tuple[Any], tangents: tuple[Any]) -> Result:
+def _kept_apart_jvp(primals: PyTree, tangents: PyTree) -> Result:
     # jax 0.12 cannot transpose a barrier if some of its arrays have no derivative.
     return kept_apart(*primals), tangents[0]
 

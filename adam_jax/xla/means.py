@@ -16,13 +16,12 @@ enough.
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adam_jax._types import PyTree
+from adam_jax._types import Leaf, PyTree
 
 AT_A_TIME = 16
 
@@ -55,7 +54,7 @@ def mean(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 
 
 @mean.defjvp
-def _mean_jvp(axes: tuple[int, ...], primals: tuple[Any], tangents: tuple[Any]) -> PyTree:
+def _mean_jvp(axes: tuple[int, ...], primals: tuple[Leaf], tangents: tuple[Leaf]) -> PyTree:
     return mean(*primals, axes), _as_it_is(*tangents, axes)
 
 
