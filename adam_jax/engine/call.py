@@ -140,3 +140,12 @@ class Body(abc.ABC):
           NoPipeline: always; the caller adds what to write instead.
         """
         raise NoPipeline(type(self).__name__)
+
+
+def map_inside(f: Callable[[Body], Body], body: Body) -> PyTree:
+    """The same body, with f of each body directly inside it."""
+    return jax.tree.map(
+        lambda x: f(x) if isinstance(x, Body) else x,
+        body,
+        is_leaf=lambda x: isinstance(x, Body) and x is not body,
+    )

@@ -7,7 +7,7 @@ import jax
 import optax
 
 from adam_jax._types import Function
-from adam_jax.engine.call import Body
+from adam_jax.engine.call import map_inside
 from adam_jax.engine.layers import Layers, LayersLike
 from adam_jax.engine.optax_body import is_foreign
 from adam_jax.engine.transformation import Transformation, body_of
@@ -76,10 +76,6 @@ def _told(body: Any, layers: Layers) -> Any:
     """Declares layers to a body and the bodies inside it; `told_of` overrides how."""
     if own := getattr(body, "told_of", None):
         return own(layers)
-    made = jax.tree.map(
-        lambda x: _told(x, layers) if isinstance(x, Body) else x,
-        body,
-        is_leaf=lambda x: isinstance(x, Body) and x is not body,
-    )
+    made = map_inside(lambda x: _told(x, layers), body)
     known = any(field.name == "layers" for field in dataclasses.fields(made))
     return dataclasses.replace(made, layers=layers) if known else made
