@@ -208,7 +208,7 @@ def _low_precision() -> dict[str, Case]:
 CASES |= _low_precision()
 # Operations that a low-precision program must not have, or must have.
 LOOKUPS = ("gather", "sort", "while", "dynamic-slice")
-SPLITS = ("shift-right-logical", "reduce-precision")
+SPLITS = re.compile(r" (?:shift-right-logical|reduce-precision)\(| s32\S* and\(")
 
 
 def _bits(dtype: Any) -> int:
@@ -244,7 +244,7 @@ def measure(case: Case, side: int = SIDE) -> dict[str, float]:
         "accessed B/p": costs["bytes accessed"] / size,
         "floor B/p": sum(x.size * _bits(x.dtype) // 8 for x in ends) / size,
         "lookups": sum(text.count(f" {name}(") for name in LOOKUPS),
-        "splits": sum(text.count(f" {name}(") for name in SPLITS) // case.leaves,
+        "splits": len(SPLITS.findall(text)) // case.leaves,
     }
 
 
