@@ -81,7 +81,7 @@ EXAMPLES: dict[str, list[tuple[str, str, str]]] = {
         ("tests/catalogue/oracles.py", "def adamax(", "        yield"),
     ],
     "modifier": [
-        ("adam_jax/rules/modifiers.py", "class Cautious(", "        return"),
+        ("adam_jax/rules/modifiers.py", "class Cautious(", "        return jnp.where("),
         ("adam_jax/modify/modifiers.py", "def cautious(", "def"),
         ("adam_jax/modify/modifiers.py", "    return modified(cautious, tx", "    return"),
         ("tests/catalogue/modifiers.py", '    "cautious": adam_jax', "    "),
