@@ -155,9 +155,8 @@ class Residual(WeightFormat):
             # Stochastic: to nearest, an update under 2⁻¹⁷ of its weight would change nothing.
             noise = jax.lax.bitcast_convert_type(noise >> np.uint32(32 - dropped), jnp.int32)
             bits = bits + noise
-        p = jax.lax.bitcast_convert_type(
-            (bits + np.int32(1 << 15)) & np.int32(-1 << 16), jnp.float32
-        )
+        upper = (bits + np.int32(1 << 15)) & np.int32(-1 << 16)
+        p = jax.lax.bitcast_convert_type(upper, jnp.float32)
         rest = bits >> np.int32(dropped)  # The upper bits are dropped below.
         # On overflow, infinity or NaN, the rest would turn the weight into another number.
         has_rest = self._has_rest(x)

@@ -133,4 +133,4 @@ def test_a_kernel_tests_for_unusual_numbers(generation, tmp_path):
     ours = cycles(tmp_path / "ours", generation)
     for name, plain in WITHOUT_IT[generation].items():
         theirs = cycles(tmp_path / name, generation, f"mosaic.{name}_on_mosaic = {plain}")
-        assert theirs > 1.01 * ours, f"{name}_on_mosaic of adam_jax/xla/mosaic.py can go"
+        assert theirs > 1.02 * ours, f"{name}_on_mosaic of adam_jax/xla/mosaic.py can go"
