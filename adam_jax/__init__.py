@@ -45,7 +45,6 @@ from adam_jax.modify.modifiers import (
     nesterov,
     with_kernel,
 )
-from adam_jax.modify.pack import Packed, pack_small_leaves, pack_state, unpack_state
 from adam_jax.modify.weight_decay import cautious_weight_decay, corrected_weight_decay
 from adam_jax.rules.arithmetic import DecayRateLike
 from adam_jax.wrap.accumulate import AccumulateState, accumulate
@@ -73,7 +72,6 @@ __all__ = [
     "Factored",
     "GrokfastState",
     "HyperparamsState",
-    "Packed",
     "Quantized",
     "ScaleByBiasCorrectionState",
     "ScaleByLapropState",
@@ -122,8 +120,6 @@ __all__ = [
     "nadam",
     "nadamw",
     "nesterov",
-    "pack_small_leaves",
-    "pack_state",
     "radam",
     "radamw",
     "scale_by_adam",
@@ -152,7 +148,6 @@ __all__ = [
     "stochastic_rounding",
     "telemetry",
     "transfer",
-    "unpack_state",
     "with_hyperparams",
     "with_kernel",
     "with_layers",

@@ -36,7 +36,7 @@ LAYERS: dict[str, tuple[set[str], str]] = {
     ),
     "modify": (
         {"family", "engine", "xla", "rules", "formats", "slots", "validation"},
-        "edits of our own pipelines: modifiers, groups, hyperparameters in the state, packing",
+        "edits of our own pipelines: modifiers, groups, hyperparameters in the state",
     ),
     "transfer": (
         {"modify", "engine", "rules", "formats", "columns", "pictures", "validation"},

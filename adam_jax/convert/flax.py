@@ -12,16 +12,15 @@ from adam_jax.formats.block_means import Means
 from adam_jax.formats.blockwise import Blocks
 from adam_jax.formats.factored import Factors
 from adam_jax.formats.rounding import Rounded
-from adam_jax.modify.pack import Packed
 
-CONTAINERS = (Blocks, Factors, Means, Rounded, Packed)
+CONTAINERS = (Blocks, Factors, Means, Rounded)
 
 
 def register_with_flax() -> None:
     """Lets `flax.serialization` write moments that are stored in containers of this package.
 
-    The containers hold 8-bit and 4-bit, stochastically rounded, factored and packed moments, and
-    block means.
+    The containers hold 8-bit and 4-bit, stochastically rounded and factored moments, and block
+    means.
 
     Call it once per program, before `flax.serialization.to_bytes`, `from_bytes` and functions built
     on them (`flax.training.checkpoints`). Orbax does not need it. Restore a state into one that

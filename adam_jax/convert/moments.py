@@ -25,7 +25,6 @@ from adam_jax.engine.unrounded import arithmetic_dtype
 from adam_jax.formats.base import Format
 from adam_jax.formats.dense import Dense
 from adam_jax.formats.policy import format_of
-from adam_jax.modify.pack import is_packed, pack_state, unpack_state
 
 Key = tuple[str, str]
 """The path of a parameter and one of its slots: `("layers/0/kernel", "mu")`."""
@@ -41,8 +40,7 @@ class Target:
 
     def __init__(self, params: Params, tx: AnyTransformation) -> None:
         body_of("tx", tx)
-        self.params, self.tx, self.initial = params, tx, tx.init(params)
-        self.state = unpack_state(self.initial, params)
+        self.params, self.state = params, tx.init(params)
         self.kinds: dict[Key, type] = {}
         for member in members(self.state):
             for key in _stored(member, params):
@@ -85,10 +83,7 @@ class Target:
                 new[slot] = unflatten_slot(getattr(x, slot), own)
             return x._replace(**new)
 
-        state = map_states(fill, self.state)
-        if not found(self.initial, is_packed):
-            return state
-        return pack_state(self.tx, state, self.params)
+        return map_states(fill, self.state)
 
 
 def members(state: State) -> list[State]:
@@ -108,7 +103,7 @@ def read(state: State, params: Params) -> tuple[dict[Key, Stored], dict[str, int
     """
     slots: dict[Key, Stored] = {}
     counts: dict[str, int] = {}
-    for member in members(unpack_state(state, params)):
+    for member in members(state):
         fields = described(member)
         if not fields.counts:
             raise ValueError(

@@ -49,10 +49,10 @@ def from_optax(state: State, params: Params, tx: AnyTransformation) -> State:
       AccumulateState
     """
     target = Target(params, tx)
-    if _described(state) == _described(target.initial):
-        return _moved(state, target.initial)
+    if _described(state) == _described(target.state):
+        return _moved(state, target.state)
     slots, counts = read(state, params)
-    alike = _alike(state, target.initial)
+    alike = _alike(state, target.state)
     if lost := left_behind(_with_parts(state, dict.fromkeys(alike))):
         raise ValueError(
             f"state must have nothing but moments and counts to be moved to another tree, got"

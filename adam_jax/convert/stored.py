@@ -18,7 +18,6 @@ from adam_jax.formats.policy import (
     format_of,
     resolve,
 )
-from adam_jax.modify.pack import is_packed
 from adam_jax.slots import Slot
 
 
@@ -46,8 +45,8 @@ def convert_state(
       and rounded to nearest in the new format, leaf by leaf.
 
     Raises:
-      ValueError: a dtype that cannot store a moment; a state without moments, with packed ones, or
-        of an unknown type.
+      ValueError: a dtype that cannot store a moment; a state without moments, or of an unknown
+        type.
 
     Example:
       >>> import adam_jax, jax.numpy as jnp
@@ -83,11 +82,6 @@ def _stored(tree: PyTree, spec: SlotDType, slot: Slot, layers: Layers) -> PyTree
     """One accumulator of all leaves in another format."""
     if spec is None:
         return tree
-    if found(tree, is_packed):
-        raise ValueError(
-            "state must have no packed leaves in it: write unpack_state(state, params), convert"
-            " that, and pack_state it again."
-        )
 
     def convert(path: str, stored: Stored) -> State:
         fmt = format_of(stored)

@@ -131,9 +131,8 @@ def scale_by_mars(
         nu ← b2·nu + (1-b2)·|c̃|²                  nû = nu / (1 - b2ᵗ)
         u  = mû / (√nû + eps)
 
-    The norm is taken over the whole leaf. So `pack_small_leaves` refuses this member, XLA runs it
-    instead of a kernel, and a leaf sharded over devices needs an all-reduce. Inside `jax.shard_map`
-    each part has its own norm.
+    The norm is taken over the whole leaf. So XLA runs it instead of a kernel, and a leaf sharded
+    over devices needs an all-reduce. Inside `jax.shard_map` each part has its own norm.
 
     All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
     parameter and state. Only the update is rounded.
@@ -196,9 +195,8 @@ def mars_adamw(
         u  = mû / (√nû + eps)
         θ  ← θ - α_t·(u + λ_t·θ)
 
-    The norm is taken over the whole leaf. So `pack_small_leaves` refuses this member, XLA runs it
-    instead of a kernel, and a leaf sharded over devices needs an all-reduce. Inside `jax.shard_map`
-    each part has its own norm.
+    The norm is taken over the whole leaf. So XLA runs it instead of a kernel, and a leaf sharded
+    over devices needs an all-reduce. Inside `jax.shard_map` each part has its own norm.
 
     All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
     parameter and state. Only the update is rounded.

@@ -12,7 +12,7 @@ from adam_jax._types import Leaf
 from adam_jax.columns import aligned
 
 SHARED = "(shared)"
-"""The group of arrays without a parameter: counts, hyperparameters, buffers of several leaves."""
+"""The group of arrays without a parameter: counts, hyperparameters."""
 
 
 class PerParameter(NamedTuple):

@@ -311,8 +311,7 @@ def _lost_codes(params: Params, tx: optax.GradientTransformation, state: State) 
     kept = {keys: x for (keys, _), x in zip(flat, owners(state, params), strict=True)}
     lost = {}
     for keys, coded in jax.tree.leaves_with_path(whole, is_leaf=is_stored):
-        # Buffers of small leaves, which have no codes, also depend on the devices.
-        stored, i = kept.get(keys, (coded, None))
+        stored, i = kept[keys]
         if is_stored(coded) and not is_stored(stored):
             lost[jax.tree_util.keystr(keys) if i is None else paths[i]] = None
     return tuple(lost)

@@ -1,1 +1,1 @@
-"""Transformations that edit pipelines: modifiers, groups, hyperparameters, packing."""
+"""Transformations that edit pipelines: modifiers, groups, hyperparameters."""

@@ -15,7 +15,6 @@ from adam_jax.engine.states import described, found, is_known
 from adam_jax.engine.trees import align_slot, leaf_paths
 from adam_jax.engine.unrounded import arithmetic_dtype
 from adam_jax.formats.dtypes import moves
-from adam_jax.modify.pack import unpack_state
 from adam_jax.modify.partition import Partition
 from adam_jax.rules.base import MemberRule, member_rules_in
 from adam_jax.rules.units import rescaled
@@ -32,7 +31,6 @@ def eps_dominates(body: Body, state: State, params: Params) -> list[Leaf]:
     states = found(state, lambda x: isinstance(x, optax.PartitionState))
     if len(partitions) == len(states) == 1:
         return _in_parts(partitions[0], states[0], params)
-    state = unpack_state(state, params)
     rules = member_rules_in(body)
     kept = found(state, _keeps_nu)
     if len(rules) != 1 or len(kept) != 1:

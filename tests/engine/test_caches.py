@@ -64,7 +64,6 @@ WRAPPERS = {
     "stochastic_rounding": around(adam_jax.stochastic_rounding),
     "kahan_summation": around(adam_jax.kahan_summation),
     "master_residual": around(adam_jax.master_residual),
-    "pack": around(adam_jax.pack_small_leaves),
     "shard": lambda s: shard_state(adamw(s), mesh(), min_size=0),
     "offload": around(offload),
     "everything": lambda s: adam_jax.accumulate(

@@ -117,12 +117,11 @@ AROUND = {
     "skip, ema": adam_jax.skip_nonfinite(adam_jax.chain(adamw(1e-2), adam_jax.ema_params(0.9))),
     "telemetry": adam_jax.telemetry(adamw(1e-2), 2),
     "hyperparameters": adam_jax.with_hyperparams(adamw)(learning_rate=1e-2),
-    "packed": adam_jax.pack_small_leaves(adamw(1e-2)),
     "modified": adam_jax.cautious(adam_jax.clip_update_rms(adamw(1e-2))),
     "grokfast": adam_jax.grokfast(adamw(1e-2)),
     "offload": adam_jax.sharding.offload(adamw(1e-2)),
     "everything": adam_jax.accumulate(
-        adam_jax.telemetry(adam_jax.skip_nonfinite(adam_jax.pack_small_leaves(adamw(1e-2))), 2), 2
+        adam_jax.telemetry(adam_jax.skip_nonfinite(adamw(1e-2)), 2), 2
     ),
 }
 WEIGHTS = {
@@ -133,7 +132,7 @@ WEIGHTS = {
 
 
 QUICK = ("8 bits", "groups", "everything")
-PARTS = ("accumulate", "packed", "telemetry", "ema")  # Of "everything" and of "skip, ema".
+PARTS = ("accumulate", "telemetry", "ema")  # Of "everything" and of "skip, ema".
 
 
 @pytest.mark.parametrize(
@@ -198,9 +197,6 @@ def test_states_of_other_forms():
     params = parameters()
     state = adam_jax.convert_state(adamw(1e-2).init(params), **CODES)
     same(state[0].mu["table"], adamw(1e-2).init(params)[0].mu["table"])
-    packed = AROUND["packed"]
-    moved = adam_jax.pack_state(packed, adam_jax.unpack_state(packed.init(params), params), params)
-    same(moved, packed.init(params))
     same(adam_jax.convert.from_optax(state, params, AROUND["8 bits"]), state)
 
 

@@ -135,19 +135,6 @@ def test_it_is_said_inside_or_outside(around):
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
-def test_packing_masks_single_layers():
-    params, grads = stacked(separate()), stacked(separate(1))
-    tx = adam_jax.adamw(1e-2, weight_decay=0.5, mask=adam_jax.decay_mask)
-    expected, _ = stepped(tx)
-    packed = adam_jax.with_layers(adam_jax.pack_small_leaves(tx, 10**6), "blocks/.*")
-    plain = adam_jax.with_layers(tx, "blocks/.*")
-    inside = adam_jax.pack_small_leaves(plain, 10**6)
-    steps = [t.update(grads, t.init(params), params)[0] for t in (plain, packed, inside)]
-    for other in steps[1:]:
-        jax.tree.map(np.testing.assert_array_equal, steps[0], other)
-    assert jax.tree.structure(expected) == jax.tree.structure(steps[0])
-
-
 def test_a_refused_step_changes_nothing():
     tx = adam_jax.skip_nonfinite(adam_jax.lamb(1e-2, mu_dtype=jnp.int8, nu_dtype=jnp.int8))
     tx = adam_jax.with_layers(tx, "w")

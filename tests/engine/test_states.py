@@ -237,7 +237,7 @@ BUILT = (
     *("adamw, float32", "amsgrad, int8", "adan, float32", "lion, int8", "ademamix, float32"),
     *("adabelief, float32", "schedule_free_adamw, float32", "adamw masked, float32"),
     *("grokfast(adam)", "schedule(adamw, float32)", "with_hyperparams(adamw, int8)"),
-    *("groups(lion, float32)", "pack_small_leaves(adamw)"),
+    "groups(lion, float32)",
     *(f"{name}(adamw, float32)" for name in record.WRAPPERS if name != "frozen"),
 )
 

@@ -282,10 +282,6 @@ def test_by_path():
         (lambda: adam_jax.by_path({"(": jnp.int8}), ["choices", "'('"]),
         (lambda: adam_jax.by_path({"a": jnp.int16}), ["choices['a']", "int16"]),
         (
-            lambda: adam_jax.pack_small_leaves(adam_jax.adamw(1e-3, mu_dtype=jnp.int8)),
-            ["inner", "pack_small_leaves"],
-        ),
-        (
             lambda: adam_jax.adamw(1e-3, mu_dtype=jnp.int8).init({"w": jnp.ones((64, 64), "c8")}),
             ["'w'", "complex64", "mu_dtype"],
         ),

@@ -33,7 +33,6 @@ EVERYTHING = {
     "masked": optax.masked(int8, lambda p: jax.tree.map(lambda x: x.ndim > 1, p)),
     "groups": adam_jax.groups(adamw, {"head/odd": None}, learning_rate=1e-3),
     "hyperparams": adam_jax.with_hyperparams(adamw)(learning_rate=1e-3),
-    "packed": adam_jax.pack_small_leaves(adamw(1e-3)),
     "around": adam_jax.telemetry(
         adam_jax.skip_nonfinite(
             adam_jax.chain(adam_jax.grokfast(adamw(1e-3)), adam_jax.ema_params(0.9)), spike_sigmas=6
@@ -203,8 +202,6 @@ def test_what_is_nobodys_is_shared():
     spikes = adam_jax.skip_nonfinite(adamw(1e-3), spike_sigmas=6)
     around = of_state(pair, optax.chain(optax.identity(), spikes))
     assert (around["0"], around["1"]) == (48, 40) and around["(shared)"] > 4 * 128
-    packed = of_state(params, adam_jax.pack_small_leaves(adamw(1e-3)))
-    assert packed == {"b": 0, "w": 0, "v": 0, "(shared)": 4 + 8 * (1 + 6 + 5)}
 
 
 def test_the_tables():

@@ -107,7 +107,6 @@ def test_in_a_recipe_it_measures_optimizer_steps_also_those_that_are_skipped():
 @pytest.mark.parametrize(
     ("inner", "known"),
     [
-        (adam_jax.pack_small_leaves(adamw(1e-3)), True),
         (adam_jax.cautious(adamw(1e-3)), True),
         (adam_jax.lion(1e-3), False),
         (adam_jax.adamax(1e-3), False),
