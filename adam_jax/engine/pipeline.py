@@ -16,7 +16,7 @@ from adam_jax._types import Count, Leaf, Named, Params, PyTree, Result, State, U
 from adam_jax.engine.call import PASS_ON, Body, Call
 from adam_jax.engine.layers import Layers
 from adam_jax.engine.leaf import LeafArrays, LeafGroup, Program
-from adam_jax.engine.leaf_factors import Factors, LeafFactors, by_factors
+from adam_jax.engine.leaf_factors import LeafFactors, by_factors
 from adam_jax.engine.leaf_program import run
 from adam_jax.engine.plan import Noted, explicit_sharding, note, plans_of
 from adam_jax.engine.scalars import shared
@@ -112,12 +112,6 @@ class Pipeline(Body):
         """The inverse of `split`."""
         wrapped = tuple(stage.wrap(s) for stage, s in zip(self.stages, states, strict=True))
         return wrapped if self.chained else wrapped[0]
-
-
-def factors_in(body: Body) -> dict[str, Factors]:
-    """The factors of each leaf, by path, from the pipelines in a body."""
-    found = jax.tree.leaves(body, is_leaf=lambda x: isinstance(x, Pipeline))
-    return dict(item for x in found if isinstance(x, Pipeline) for item in x.factors or ())
 
 
 def init_pipelines(pipelines: tuple[Pipeline, ...], labels: Labels, params: Params) -> PyTree:

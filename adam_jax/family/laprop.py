@@ -79,10 +79,6 @@ class Laprop(MemberRule):
     def normalised(self, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
         return self.direction.normalised(g, self.second.read(g, new, scalars[1]), scalars[2])
 
-    def eps_dominates(self, new: Slots, scalars: Scalars) -> Array | None:
-        second = self.second.read(new["nu"], new, scalars[1])
-        return self.direction.eps_dominates(second, scalars[2])
-
     def with_direction(self, make: Callable[[bool], Direction]) -> "Laprop":
         return dataclasses.replace(self, direction=self.direction.replaced(make))
 

@@ -92,9 +92,6 @@ class Mars(MemberRule):
     def normalised(self, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
         return self.inner.normalised(_corrected(g, old, scalars), old, new, scalars[2])
 
-    def eps_dominates(self, new: Slots, scalars: Scalars) -> Array | None:
-        return self.inner.eps_dominates(new, scalars[2])
-
     def with_direction(self, make: Callable[[bool], Direction]) -> "Mars":
         return dataclasses.replace(self, inner=self.inner.with_direction(make))
 

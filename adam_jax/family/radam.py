@@ -61,9 +61,6 @@ class Rectified(Direction):
     def normalised(self, g: Array, second: Array, scalars: Scalars) -> Array:
         return self.direction.normalised(g, second, scalars[1])
 
-    def eps_dominates(self, second: Array, scalars: Scalars) -> None:
-        return None
-
     def replaced(self, make: Callable[[bool], Direction]) -> "Rectified":
         return dataclasses.replace(self, direction=self.direction.replaced(make))
 

@@ -226,8 +226,8 @@ def _large_eps(noted: dict[str, Noted]) -> list[str]:
     roots = [x for own in noted.values() for rule in own.rules for x in _nested(rule, Root)]
     large = sorted({eps for x in roots if (eps := _plain(x.eps)) is not None and eps >= 1e-4})
     return [
-        f"eps is {eps:g}: updates of gradients with a root mean square below it shrink. Measure"
-        f" that with adam_jax.telemetry (eps_dominates), or write 1e-8."
+        f"eps is {eps:g}: updates of gradients with a root mean square below it shrink."
+        f" Write 1e-8."
         for eps in large
     ]
 

@@ -28,7 +28,6 @@ _PANELS = {
     "parameter_rms": ("Size of the parameters", "RMS", "log"),
     "update_to_parameter": ("Update relative to parameters", "ratio of the RMS", "log"),
     "cosine": ("Direction: update and gradient", "cosine, −1 is downhill", "cosine"),
-    "eps_dominates": ("Where eps dominates", "share of the entries", "share"),
     "lost_to_rounding": ("Updates lost to rounding", "share of non-zero updates", "share"),
 }
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

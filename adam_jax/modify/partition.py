@@ -73,8 +73,11 @@ class Partition(Body):
     def init(self, params: Params) -> optax.PartitionState:
         """The initial state of each optimizer, on its own leaves."""
         # optax.tree.map_params calls init with a tree without leaves.
-        parts = self.of_params(params, check=bool(jax.tree.leaves(params)))
-        return _joined((part, part.body.init(theirs)) for part, theirs in parts)
+        leaves, paths = jax.tree.leaves(params), leaf_paths(params, none_is_leaf=False)
+        return _joined(
+            (part, part.body.init(unflatten_stored(params, part.only(leaves))))
+            for part in self.parts(paths, list(map(moves, leaves)), check=bool(leaves))
+        )
 
     def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
         """One step of each optimizer on its own leaves."""
@@ -120,12 +123,6 @@ class Partition(Body):
             Part(expression, body, [i for i, own in enumerate(found) if own == k])
             for k, (expression, body) in enumerate(zip(self.expressions, self.bodies, strict=True))
         ]
-
-    def of_params(self, params: Params, check: bool = False) -> list[tuple[Part, Params]]:
-        """Each part with the parameters, where a `MaskedNode` replaces leaves of other parts."""
-        leaves, paths = jax.tree.leaves(params), leaf_paths(params, none_is_leaf=False)
-        parts = self.parts(paths, list(map(moves, leaves)), check)
-        return [(part, unflatten_stored(params, part.only(leaves))) for part in parts]
 
     def check(self, state: State) -> None:
         """Checks that a state is what `init` returns.

@@ -69,13 +69,6 @@ class MomentRule(MemberRule):
     def normalised(self, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
         return self.direction.normalised(g, self.second.read(g, new, scalars[1]), scalars[2])
 
-    def eps_dominates(self, new: Slots, scalars: Scalars) -> Array | None:
-        if not self.second.averaged:
-            return None
-        (slot,) = self.second.slots
-        second = self.second.read(new[slot.name], new, scalars[1])
-        return self.direction.eps_dominates(second, scalars[2])
-
     def with_direction(self, make: Callable[[bool], Direction]) -> "MomentRule":
         second = self.second
         if hasattr(second, "eps"):  # Adamax and AdaBelief add ε to the accumulator.
@@ -98,7 +91,6 @@ class CorrectedMoment(Moment):
       start: the initial value of x.
     """
 
-    averaged = True
     slot = "nu"
     magnitude = True
 
@@ -230,9 +222,6 @@ class Root(Direction):
 
     def normalised(self, g: Array, second: Array, scalars: Scalars) -> Array:
         return self.combine(g, second, scalars)
-
-    def eps_dominates(self, second: Array, scalars: Scalars) -> Array:
-        return self.root(second) <= scalars
 
     def replaced(self, make: Callable[[bool], Direction]) -> Direction:
         return make(True)

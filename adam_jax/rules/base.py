@@ -126,15 +126,11 @@ class Rule(abc.ABC):
 
 
 class MemberRule(Rule):
-    """The rule of a member of the family, with the methods that modifiers and telemetry use."""
+    """The rule of a member of the family, with the method that modifiers use."""
 
     @abc.abstractmethod
     def normalised(self, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
         """The gradient, divided in the way the update divides its average."""
-
-    @abc.abstractmethod
-    def eps_dominates(self, new: Slots, scalars: Scalars) -> Array | None:
-        """Where √nû ≤ ε; None for a rule that does not divide an average by √nû + ε."""
 
 
 class IrregularRule(MemberRule):
@@ -144,20 +140,11 @@ class IrregularRule(MemberRule):
         """The update."""
         return self.update(g, old, new, scalars, None)
 
-    def eps_dominates(self, new: Slots, scalars: Scalars) -> None:
-        """None: no average is divided by √nû + ε."""
-        return None
-
 
 def rules_in(tree: PyTree) -> "list[Rule]":
     """All rules in a pytree, such as a transformation."""
     found = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Rule))
     return [x for x in found if isinstance(x, Rule)]
-
-
-def member_rules_in(tree: PyTree) -> "list[MemberRule]":
-    """All rules of members in a pytree, with the modifiers around them."""
-    return [rule for rule in rules_in(tree) if isinstance(rule, MemberRule)]
 
 
 def _reads_otherwise(x: Leaf) -> str:
@@ -172,12 +159,10 @@ class Moment(abc.ABC):
 
     Attributes:
       slots: a tuple of `Slot`: the accumulators of this statistic.
-      averaged: whether it is read as one average.
       momentum_decay: ψ of NAdam's schedule of momenta; None without one.
     """
 
     slots: PyTree
-    averaged: bool = False
     momentum_decay: Number = None
 
     @abc.abstractmethod
@@ -214,10 +199,6 @@ class Direction(abc.ABC):
     @abc.abstractmethod
     def normalised(self, g: Array, second: Array, scalars: Scalars) -> Array:
         """The gradient divided by the divisor that `combine` applies to the first moment."""
-
-    @abc.abstractmethod
-    def eps_dominates(self, second: Array, scalars: Scalars) -> Array | None:
-        """Where √second ≤ ε; None if no ε is added to a root."""
 
     @abc.abstractmethod
     def replaced(self, make: "Callable[[bool], Direction]") -> "Direction":

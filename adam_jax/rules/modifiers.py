@@ -46,9 +46,6 @@ class ModifiedRule(MemberRule):
     def normalised(self, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
         return self.inner.normalised(g, old, new, scalars)
 
-    def eps_dominates(self, new: Slots, scalars: Scalars) -> Array | None:
-        return self.inner.eps_dominates(new, scalars)
-
     def with_direction(self, make: Callable[[bool], Direction]) -> "ModifiedRule":
         return dataclasses.replace(self, inner=self.inner.with_direction(make))
 

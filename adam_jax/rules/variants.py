@@ -132,9 +132,6 @@ class Quotient(Direction):
     def normalised(self, g: Array, second: Array, scalars: Scalars) -> Array:
         return self.combine(g, second, scalars)
 
-    def eps_dominates(self, second: Array, scalars: Scalars) -> None:
-        return None
-
     def replaced(self, make: Callable[[bool], Direction]) -> Direction:
         return make(self.squared)
 

@@ -21,7 +21,6 @@ from adam_jax.engine.unrounded import applied, unrounded, values
 from adam_jax.formats.dtypes import moves
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.validation import check_expression, check_integer
-from adam_jax.wrap.eps_dominates import eps_dominates
 from adam_jax.wrap.statistics import NAMES, statistics
 from adam_jax.xla.barrier import kept_apart
 from adam_jax.xla.once import if_due
@@ -65,12 +64,11 @@ class Telemetry(Body):
     def init(self, params: Params) -> TelemetryState:
         """Zeros before the first measurement, which `measured` does not show."""
         inner_state = self.inner.init(params)
-        known = jax.eval_shape(lambda s: eps_dominates(self.inner, s, params), inner_state)
-        groups = {}
-        for (group, count), leaves in self.members(params, known):
-            names = NAMES if all(x is not None for *_, x in leaves) else NAMES[:-1]
-            for its in self.names(group, count):
-                groups[its] = {name: jnp.zeros([], jnp.float32) for name in names}
+        groups: PyTree = {
+            its: {name: jnp.zeros([], jnp.float32) for name in NAMES}
+            for (group, count), _ in self.members(params)
+            for its in self.names(group, count)
+        }
         # optax.tree.map_params calls init with a tree without leaves. One leaf in that state
         # stands for the whole subtree of other states.
         groups = groups or jnp.zeros([], jnp.float32)
@@ -94,11 +92,10 @@ class Telemetry(Body):
             updates, inner_state, params = jax.lax.stop_gradient(given)
             # Runs the step a second time: returning the updates would cost memory in every step.
             its_call = call._replace(apply=False)
-            u, inner_state = self.inner.run(unrounded(updates), inner_state, params, its_call)
+            u, _ = self.inner.run(unrounded(updates), inner_state, params, its_call)
             g, u = values(updates), values(u)
-            small = eps_dominates(self.inner, inner_state, params)
             groups = {}
-            for (group, count), leaves in self.members(params, g, u, applied(u, params), small):
+            for (group, count), leaves in self.members(params, g, u, applied(u, params)):
                 its = statistics(leaves, count)
                 for k, name in enumerate(self.names(group, count)):
                     groups[name] = its if count is None else {n: x[k] for n, x in its.items()}
@@ -151,12 +148,11 @@ def telemetry(
 
     Per group: `gradient_rms`, `update_rms` and `parameter_rms`; `update_to_parameter`, the ratio of
     their norms (1e-3 is healthy); `cosine` of update and gradient (-1 is downhill);
-    `eps_dominates`, the share of elements with √nû ≤ ε; `lost_to_rounding`, the share of nonzero
-    updates that leave their element unchanged after rounding to its dtype.
+    `lost_to_rounding`, the share of nonzero updates that leave their element unchanged after
+    rounding to its dtype.
 
     Args:
-      inner: any Optax transformation. `eps_dominates` is measured if `inner` is or contains one
-        member of this package that divides by √nû + ε, or several in `groups`.
+      inner: any Optax transformation.
       every: optimizer steps between measurements, which are in steps `every`, 2·`every`, ...
       patterns: names and regular expressions that match the whole path of a leaf (see `groups`).
         The first match wins; leaves without a match are "other". None groups leaves by the first

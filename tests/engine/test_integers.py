@@ -171,7 +171,7 @@ def test_an_average_is_a_model():
 
 def test_statistics_are_of_what_moves():
     groups = adam_jax.measured(check(adam_jax.telemetry(adamw(1e-2), 2, {"all": ".*"})))["groups"]
-    assert set(groups) == {"all"} and "eps_dominates" in groups["all"]
+    assert set(groups) == {"all"}
     assert set(adam_jax.measured(check(AROUND["telemetry"]))["groups"]) == {"a", "b"}
 
 

@@ -103,19 +103,6 @@ def test_decay_rates_are_exact_where_all_are_ours(other):
     chex.assert_trees_all_close(actual, expected, rtol=0, atol=1e-5)
 
 
-def test_telemetry_compares_eps_for_the_leaves_of_each_member():
-    tx = adam_jax.groups(
-        {KERNELS: MUON, "a/.*": adam_jax.adamw(1e-2, eps=1e9), "b/.*": adam_jax.nadam(1e-2, eps=0)}
-        | {EMBEDDING: adam_jax.lion(1e-2)}
-    )
-    patterns = {name: name for name in ("a/bias", "b/bias", EMBEDDING, KERNELS)}
-    for wrapped in (tx, adam_jax.chain(adam_jax.clip_by_global_norm(1.0), tx)):
-        _, state = train(adam_jax.telemetry(wrapped, 1, patterns), range(2))
-        measured = adam_jax.measured(state)["groups"]
-        shares = {name: x.get("eps_dominates") for name, x in measured.items()}
-        assert shares == {"a/bias": 1.0, "b/bias": 0.0, EMBEDDING: None, KERNELS: None}
-
-
 def test_converting_leaves_others_alone():
     tx = ours()
     params, state = train(tx, range(3))
