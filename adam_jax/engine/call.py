@@ -100,11 +100,9 @@ class Body(abc.ABC):
     traces.
 
     Attributes:
-      takes: the names of the extra arguments that it reads.
       joins: whether its step accepts `SplitParams`, and then returns a `SplitResult`.
     """
 
-    takes: tuple[str, ...] = ()
     joins: bool = False
 
     @abc.abstractmethod

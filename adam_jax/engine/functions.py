@@ -1,8 +1,5 @@
 """`init` and `update` as functions that compare by value, pickle and trace."""
 
-import difflib
-from collections.abc import Mapping
-
 import jax
 import jax.numpy as jnp
 
@@ -60,39 +57,12 @@ class Update(OfBody):
         return run_body(self.body, updates, state, params, Call(False, None, extra_args))
 
 
-def _check_extra_args(body: Body, extra_args: Mapping[str, Leaf]) -> None:
-    """Checks that no extra argument is a misspelt argument of a body in this transformation.
-
-    Unknown arguments may belong to other transformations: Optax passes all of them to all.
-
-    Raises:
-      TypeError: one is close to the name of an argument that some body takes and that is missing.
-    """
-    if not extra_args:
-        return
-    taken: set[str] = set()
-
-    def collect(x: Leaf) -> bool:
-        taken.update(getattr(x, "takes", ()))
-        return False
-
-    jax.tree.leaves(body, is_leaf=collect)
-    for name in extra_args.keys() - taken:
-        meant = difflib.get_close_matches(name.lower(), taken - extra_args.keys(), cutoff=0.8)
-        if meant:
-            raise TypeError(
-                f"the extra argument {meant[0]!r} must be spelt so, got {name!r}: write"
-                f" {meant[0]}=. If {name!r} is for another transformation, pass both."
-            )
-
-
 def run_body(body: Body, updates: Updates, state: State, params: Params, call: Call) -> Result:
     """A body's step, with floating-point gradients or None only.
 
     Gradients of integers, booleans and keys (float0 from `jax.grad`, or integers) are None inside.
     Outside, their updates are zeros that `optax.apply_updates` can add.
     """
-    _check_extra_args(body, call.extra_args)
     leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
     fixed = {}
     if not all(map(moves, leaves)):

@@ -1,7 +1,6 @@
 """Transformations of other libraries, as bodies."""
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping
 
 import jax
@@ -34,12 +33,6 @@ class OptaxBody(Body):
     """The body of a transformation of another library."""
 
     tx: optax.GradientTransformation
-
-    @property
-    def takes(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The extra arguments that its signature names."""
-        parameters = list(inspect.signature(self.tx.update).parameters.values())[3:]
-        return tuple(p.name for p in parameters if p.kind is not p.VAR_KEYWORD)
 
     def init(self, params: Params) -> State:
         """Its state before the first step."""

@@ -156,7 +156,7 @@ def step(
       `(params, state)`.
 
     Raises:
-      TypeError: `tx` is not a transformation; an extra argument of ours is misspelt.
+      TypeError: `tx` is not a transformation.
       ValueError: a tree, a shape or a dtype does not match the state; the message has the path.
     """
     if not hasattr(tx, "init") or not hasattr(tx, "update"):

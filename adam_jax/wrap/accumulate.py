@@ -71,8 +71,6 @@ register(
 class Accumulate(Body):
     """The body of `accumulate`."""
 
-    takes = ("weight",)
-
     inner: Body
     every: int | Callable[[jax.Array], jax.Array] = static()
     dtype: SlotDType = static()

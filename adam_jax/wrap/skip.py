@@ -56,8 +56,6 @@ register(
 class SkipNonfinite(Body):
     """The body of `skip_nonfinite`."""
 
-    takes = ("value",)
-
     inner: Body
     spike_sigmas: Number
     max_consecutive: int = static()
