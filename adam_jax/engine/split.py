@@ -1,4 +1,4 @@
-"""Parameters whose 16-bit weights are joined with their rests only in the loop that reads them.
+"""Parameters whose bfloat16 weights are joined with their rests only in the loop that reads them.
 
 Joined before that loop, float32 weights would be stored: 8 bytes per parameter in a kernel's step.
 """

@@ -1,4 +1,4 @@
-"""16-bit weights that do not lose small updates: stored with a rest, or rounded stochastically.
+"""bfloat16 weights that do not lose small updates: stored with a rest, or rounded stochastically.
 
 bfloat16 numbers are 0.4 to 0.8 % apart. An update under half of that, rounded to nearest, changes
 nothing. Each form here splits float32 weights into weights for the model and a rest that the
@@ -23,28 +23,24 @@ class WeightFormat(abc.ABC):
     """A frozen dataclass of static fields, never callable, like a `Format`.
 
     Invariant: `split(join(p, rest))` is `(p, rest)`, so a step that moves nothing changes nothing
-    (except the sign of a float16 zero). Derivatives through the bits of `Residual`, and through
-    stochastic rounding, are 0.
+    (except the sign of a zero in `Compensated`). Derivatives through the bits of `Residual`, and
+    through stochastic rounding, are 0.
 
     Attributes:
-      dtypes: the names of the weight dtypes that it applies to; others are unchanged.
+      rest_dtype: the dtype of the rest; None if this form keeps none.
       stochastic: whether `split` rounds stochastically.
     """
 
-    dtypes: tuple[str, ...] = ("bfloat16",)
+    rest_dtype: DType | None = None
     stochastic: bool = False
 
     def applies(self, p: Leaf) -> bool:
-        """Whether it applies to this weight."""
-        return getattr(getattr(p, "dtype", None), "name", None) in self.dtypes
+        """Whether it applies to this weight: to bfloat16 only."""
+        return getattr(p, "dtype", None) == jnp.bfloat16
 
     def widened(self, p: Leaf) -> Leaf:
         """The weight as float32, if the form applies to it; else unchanged."""
         return jax.lax.convert_element_type(p, jnp.float32) if self.applies(p) else p
-
-    @abc.abstractmethod
-    def rest_dtype(self, p: Leaf) -> Leaf:
-        """The dtype of the rest of these weights; None if this form keeps none."""
 
     def check(self, p: Leaf, rest: Leaf) -> None:
         """Checks that a state has the rest of this weight in this form (None for no rest).
@@ -52,7 +48,7 @@ class WeightFormat(abc.ABC):
         Raises:
           ValueError: it does not; the caller adds the path.
         """
-        expected = self.rest_dtype(p) if self.applies(p) else None
+        expected = self.rest_dtype if self.applies(p) else None
         expected = None if expected is None else (jnp.dtype(expected).name, jnp.shape(p))
         found = None if rest is None else (jnp.dtype(rest.dtype).name, jnp.shape(rest))
         if found != expected:
@@ -67,12 +63,11 @@ class WeightFormat(abc.ABC):
         """The float32 weights."""
 
     @abc.abstractmethod
-    def split(self, x: jax.Array, dtype: DType, noise: Leaf) -> tuple[jax.Array, Leaf]:
-        """The inverse of `join`: the stored weights, and the rest.
+    def split(self, x: jax.Array, noise: Leaf) -> tuple[jax.Array, Leaf]:
+        """The inverse of `join`: the bfloat16 weights, and the rest.
 
         Args:
           x: float32.
-          dtype: of the stored weights.
           noise: 16 random bits per element in the upper half, if the form is `stochastic`.
         """
 
@@ -81,38 +76,32 @@ class WeightFormat(abc.ABC):
 class RoundedStochastically(WeightFormat):
     """No rest: rounded up or down stochastically, unbiased."""
 
-    dtypes = ("bfloat16", "float16")
     stochastic = True
-
-    def rest_dtype(self, p: Leaf) -> None:
-        return None
 
     def join(self, p: jax.Array, rest: Leaf) -> jax.Array:
         return jax.lax.convert_element_type(p, jnp.float32)
 
-    def split(self, x: jax.Array, dtype: DType, noise: Leaf) -> tuple[jax.Array, Leaf]:
-        return rounded_stochastically(x, jnp.dtype(dtype), noise), None
+    def split(self, x: jax.Array, noise: Leaf) -> tuple[jax.Array, Leaf]:
+        return rounded_stochastically(x, jnp.dtype(jnp.bfloat16), noise), None
 
 
 @dataclasses.dataclass(frozen=True)
 class Compensated(WeightFormat):
-    """The rest is the rounding error, in the dtype of the weights (Kahan 1965)."""
+    """The rest is the rounding error, also in bfloat16 (Kahan 1965)."""
 
-    dtypes = ("bfloat16", "float16")
-
-    def rest_dtype(self, p: Leaf) -> Leaf:
-        return p.dtype
+    rest_dtype = jnp.bfloat16
 
     def join(self, p: jax.Array, rest: Leaf) -> jax.Array:
         p, rest = (jax.lax.convert_element_type(x, jnp.float32) for x in (p, rest))
         return p + rest
 
-    def split(self, x: jax.Array, dtype: DType, noise: Leaf) -> tuple[jax.Array, Leaf]:
-        rounded = rounded_to_nearest(x, jnp.dtype(dtype))
+    def split(self, x: jax.Array, noise: Leaf) -> tuple[jax.Array, Leaf]:
+        rounded = rounded_to_nearest(x, jnp.dtype(jnp.bfloat16))
         # On overflow, or for an infinite weight, there is nothing to compensate.
         rest = jnp.where(jnp.isfinite(rounded), x - rounded, 0)
-        return jax.lax.convert_element_type(rounded, dtype), jax.lax.convert_element_type(
-            rest, dtype
+        return (
+            jax.lax.convert_element_type(rounded, jnp.bfloat16),
+            jax.lax.convert_element_type(rest, jnp.bfloat16),
         )
 
 
@@ -136,7 +125,9 @@ class Residual(WeightFormat):
         """With 8 bits, weights are rounded stochastically."""
         return self.bits < 16
 
-    def rest_dtype(self, p: Leaf) -> Leaf:
+    @property
+    def rest_dtype(self) -> DType:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The dtype with that many bits."""
         return jnp.int16 if self.bits == 16 else jnp.int8
 
     def join(self, p: jax.Array, rest: Leaf) -> jax.Array:
@@ -148,7 +139,7 @@ class Residual(WeightFormat):
         # be NaN.
         return jnp.where(self._has_rest(joined), joined, p)
 
-    def split(self, x: jax.Array, dtype: DType, noise: Leaf) -> tuple[jax.Array, Leaf]:
+    def split(self, x: jax.Array, noise: Leaf) -> tuple[jax.Array, Leaf]:
         bits = jax.lax.bitcast_convert_type(x, jnp.int32)
         dropped = 16 - self.bits
         if dropped:
@@ -164,7 +155,7 @@ class Residual(WeightFormat):
         p, rest = jnp.where(has_rest, p, x), jnp.where(has_rest, rest, 0)
         return (
             jax.lax.convert_element_type(p, jnp.bfloat16),
-            jax.lax.convert_element_type(rest, self.rest_dtype(x)),
+            jax.lax.convert_element_type(rest, self.rest_dtype),
         )
 
     def _has_rest(self, x: jax.Array) -> jax.Array:
@@ -220,11 +211,11 @@ class Split:
           where: the shape of the leaf, or the positions of its elements.
         """
         noise = bits_of_weights(where, self.salt) if self.form.stochastic else None
-        stored, rest = self.form.split(x, self.stored.dtype, noise)
+        stored, rest = self.form.split(x, noise)
         if rest is not None and not isinstance(where, Positions):
             # Otherwise, with 8-bit rests, XLA:TPU would compute weights and rests in two passes
             # from the moments.
-            stored, _ = self.form.split(stored_on_tpus(x), self.stored.dtype, noise)
+            stored, _ = self.form.split(stored_on_tpus(x), noise)
         return dataclasses.replace(self, stored=stored, rest=rest)
 
     def landed(self, new: "Split", apply: bool) -> "Landed":

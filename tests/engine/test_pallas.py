@@ -131,7 +131,7 @@ COARSE = adam_jax.Quantized(block=64)
             adam_jax.adamw(1e-2, mu_dtype=jnp.int8, nu_dtype=adam_jax.Factored()),
             *(SHAPE, "float32", "RowsAndColumns sees whole leaves"),
         ),
-        (adam_jax.kahan_summation(EIGHT_BITS), SHAPE, "float16", "kernels know no float16"),
+        (EIGHT_BITS, SHAPE, "float16", "kernels know no float16"),
         (EIGHT_BITS, (2**16,), "float32", "it is a vector, or has less than 65536 elements"),
         (EIGHT_BITS, (127, 512), "float32", "it is a vector, or has less than 65536 elements"),
         (
