@@ -131,41 +131,10 @@ def scale_by_mars(
         nu ← b2·nu + (1-b2)·|c̃|²                  nû = nu / (1 - b2ᵗ)
         u  = mû / (√nû + eps)
 
-    The norm is taken over the whole leaf. So `pack_small_leaves` refuses this member, XLA runs it
-    instead of a kernel, and a leaf sharded over devices needs an all-reduce. Inside `jax.shard_map`
-    each part has its own norm.
-
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
-    Args:
-      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε, added outside the root, in units of the clipped gradient, whose norm per leaf is at
-        most 1; ≥ 0.
-      gamma: γ ≥ 0, the weight of the gradient's change relative to exact variance reduction. 0 is
-        Adam on clipped gradients.
-      mu_dtype: storage format of mu and the last gradient: a floating-point dtype of at least 16
-        bits, `jnp.int8`, `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None
-        is the parameter's dtype. The default is the parameter's dtype, but at least float32.
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, nu stops changing.
+    The arguments are those of `mars_adamw`, which lists errors, differences and sources.
 
     Returns:
       A transformation whose state is `ScaleByMarsState(count, mu, nu, g)`.
-
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats) or a gradient
-        that does not match the state.
-
-    Optax lacks it.
-    Differs from the authors' PyTorch code in: that code compares the first gradient with zero, the
-    paper with itself.
-
-    Reference: Yuan et al. 2024, MARS-AdamW with the previous batch's gradient instead of a second
-    gradient on this batch (MARS-approx); nu averages |c̃|² as in the authors' code.
     """
     rate = DecayRate.of("b1", b1)
     gamma = check_number("gamma", gamma, instead="the usual value is 0.025; 0.0 is no correction")

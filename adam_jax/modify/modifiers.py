@@ -160,7 +160,7 @@ def grokfast(
       tx: a transformation of this package, or a function that makes one.
       decay: α of the paper, per optimizer step, 0 ≤ decay < 1.
       factor: λ of the paper, ≥ 0.
-      slow_dtype: how slow is stored; see `mu_dtype` of `scale_by_adam`.
+      slow_dtype: how slow is stored; see `mu_dtype` of `adamw`.
 
     Reference: Lee et al. 2024, Grokfast (https://arxiv.org/abs/2405.20233), algorithm 2
     (Grokfast-EMA), started as in its authors' code.
