@@ -49,8 +49,7 @@ class WeightFormat(abc.ABC):
     def check(self, p: Leaf, rest: Leaf) -> None:
         """Checks that a state has the rest of this weight in this form (None for no rest).
 
-        Raises:
-          ValueError: it does not; the caller adds the path.
+        The caller adds the path to the error.
         """
         expected = self.rest_dtype(p) if self.applies(p) else None
         expected = None if expected is None else (jnp.dtype(expected).name, jnp.shape(p))
@@ -68,13 +67,7 @@ class WeightFormat(abc.ABC):
 
     @abc.abstractmethod
     def split(self, x: jax.Array, dtype: DType, noise: Leaf) -> tuple[jax.Array, Leaf]:
-        """The inverse of `join`: the stored weights, and the rest.
-
-        Args:
-          x: float32.
-          dtype: of the stored weights.
-          noise: 16 random bits per element in the upper half, if the form is `stochastic`.
-        """
+        """The inverse of `join`: `dtype` weights and the rest; `noise` as in `Format.encode`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,12 +206,7 @@ class Split:
         return self.form.join(self.stored, self.rest)
 
     def renewed(self, x: jax.Array, where: tuple[int, ...] | Positions) -> "Split":
-        """New weights, stored in this form.
-
-        Args:
-          x: the weights, float32.
-          where: the shape of the leaf, or the positions of its elements.
-        """
+        """New weights, from float32 ones; `where` is that of `random_bits`."""
         noise = bits_of_weights(where, self.salt) if self.form.stochastic else None
         stored, rest = self.form.split(x, self.stored.dtype, noise)
         if rest is not None and not isinstance(where, Positions):

@@ -154,11 +154,8 @@ def kahan_summation(inner: optax.GradientTransformation) -> Transformation:
       inner: any Optax transformation, which sees float32 weights, θ + c, and float32 gradients.
 
     Returns:
-      A transformation with the state `WeightsState`, with c in its `rest`. Updates are as in
-      `stochastic_rounding`.
-
-    Raises:
-      ValueError: in `update`, params missing.
+      A transformation with the state `WeightsState`, with c in its `rest`. Updates and errors
+      are as in `stochastic_rounding`.
 
     Reference: Kahan 1965; for training, Zamirai et al. 2020, https://arxiv.org/abs/2010.06192.
     """
