@@ -33,7 +33,7 @@ def convert_state(
     Args:
       state: of a member of this package, of its twin in Optax, or of transformations around them,
         at any depth.
-      mu_dtype: the new format of averages of gradients, as in `scale_by_adam`; None leaves them
+      mu_dtype: the new format of averages of gradients, as in `adamw`; None leaves them
         unchanged.
       nu_dtype: the new format of averages of squares, likewise.
       layers: the stacked leaves, as in `with_layers`; None for none. Factors and codes are then

@@ -40,27 +40,7 @@ def scale_by_adam(
         nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
         u  = mû / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
 
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only u is rounded: to the gradient's dtype, or to the parameter's if that
-    is given and wider.
-
-    Args:
-      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε of the paper's algorithm 1, added outside the root, in units of the gradient; ≥ 0.
-      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
-      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      nesterov: True looks one step ahead: mû becomes b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ)
-        (Dozat 2016).
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, nu stops changing.
-      eps_hat: ε̂ of Kingma & Ba, section 2, added to the root of the uncorrected nu, in units of
-        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Use it with eps=0.0. None omits it,
-        also from `with_hyperparams` and `optax.inject_hyperparams`.
-      bias_correction: False reads mu and nu uncorrected: mû = mu, nû = nu.
+    The arguments are those of `adamw`, which lists errors, differences and sources.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
@@ -74,18 +54,6 @@ def scale_by_adam(
       >>> updates, state = tx.update(jnp.array([1e-3, 2.0, -1e4]), tx.init(params))
       >>> print(updates.round(4))
       [ 1.  1. -1.]
-
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats) or a gradient
-        that does not match the state.
-
-    Differs from Optax in: averages are computed as old + (1-b)(new - old) and bias corrections with
-    expm1, with 1-b from float64, so results stay within a few ulp of the exact algorithm (Optax: 76
-    to 81); nu is real for complex gradients; 16-bit parameters get float32 moments.
-    Differs from PyTorch in: the two parts of a complex gradient share one |g|².
-
-    Reference: Kingma & Ba 2015, algorithm 1.
     """
     first = Ema(DecayRate.of("b1", b1), bias_correction)
     rate = DecayRate.of("b2", b2)
@@ -118,31 +86,12 @@ def adam(
         u  = mû / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
         θ  ← θ - α_t·u
 
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
     Args:
-      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
-        function of the number of completed optimizer steps (0 at the first).
-      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε of the paper's algorithm 1, added outside the root, in units of the gradient; ≥ 0.
-      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
-      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      nesterov: True looks one step ahead: mû becomes b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ)
-        (Dozat 2016).
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, nu stops changing.
-      eps_hat: ε̂ of Kingma & Ba, section 2, added to the root of the uncorrected nu, in units of
-        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Use it with eps=0.0. None omits it,
-        also from `with_hyperparams` and `optax.inject_hyperparams`.
-      bias_correction: False reads mu and nu uncorrected: mû = mu, nû = nu.
       l2: λ₂, coupled weight decay, per optimizer step: a number, or a schedule. λ₂·θ is added to
         the gradient before the moments, like `weight_decay` in PyTorch's Adam. None omits it and
         its entry in the state.
+
+    The other arguments are those of `adamw`, which lists errors, differences and sources.
 
     Returns:
       A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then an
@@ -161,19 +110,6 @@ def adam(
       ...     params, state = adam_jax.step(tx, grads, state, params)
       >>> print(params["w"].round(2))
       [1. 1.]
-
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats), a gradient that
-        does not match the state, or missing `params` with `l2`.
-
-    Differs from Optax in: averages are computed as old + (1-b)(new - old) and bias corrections with
-    expm1, with 1-b from float64, so results stay within a few ulp of the exact algorithm (Optax: 76
-    to 81); nu is real for complex gradients; 16-bit parameters get float32 moments.
-    Differs from PyTorch in: the two parts of a complex gradient share one |g|²; its `weight_decay`
-    is `l2`.
-
-    Reference: Kingma & Ba 2015, algorithm 1.
     """
     positional = (b1, b2, eps, eps_root, mu_dtype)
     scaled = scale_by_adam(
@@ -211,7 +147,8 @@ def adamw(
         θ  ← θ - α_t·(u + λ_t·θ)
 
     All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
+    parameter and state. Only the update is rounded: to the gradient's dtype, or to the parameter's
+    if that is wider.
 
     Args:
       learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
@@ -292,9 +229,7 @@ def scale_by_bias_correction(b1: DecayRateLike = 0.9, b2: DecayRateLike = 0.999)
     Chained after `scale_by_adam(b1, b2, eps, bias_correction=False)`, it gives the more efficient
     form at the end of the paper's section 2: `scale_by_adam(b1, b2, eps=0.0, eps_hat=eps)`.
 
-    Args:
-      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
+    The arguments are those of `adamw`.
 
     Returns:
       A transformation whose state is the step count.

@@ -30,33 +30,10 @@ def scale_by_adamax(
         mu ← b1·mu + (1-b1)·g            mû = mu / (1 - b1ᵗ)
         nu ← max(b2·nu, |g| + eps)       u  = mû / nu
 
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
-    Args:
-      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
-      b2: decay rate of the largest gradient, per optimizer step, 0 ≤ b2 < 1.
-      eps: added to |g|, in units of the gradient; ≥ 0.
-      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16, not `jnp.int4`. For bfloat16 write `stochastic(jnp.bfloat16)`:
-        rounded to nearest, nu does not decay.
+    The arguments are those of `adamaxw`, which lists errors, differences and sources.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
-
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats) or a gradient
-        that does not match the state.
-
-    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
-    16-bit parameters are float32; nu of a complex gradient is real.
-    Differs from Keras in: it adds ε to nu when reading it, not to |g|.
-
-    Reference: Kingma & Ba 2015, section 7.1, algorithm 2, which has no ε.
     """
     nu = DecayingMax(DecayRate.of("b2", b2), check_number("eps", eps, instead="1e-8 is usual"))
     rule = MomentRule(Ema(DecayRate.of("b1", b1)), nu, Ratio())
@@ -79,41 +56,17 @@ def adamax(
         nu ← max(b2·nu, |g| + eps)       u  = mû / nu
         θ  ← θ - α_t·u
 
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
     Args:
-      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
-        function of the number of completed optimizer steps (0 at the first).
-      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
-      b2: decay rate of the largest gradient, per optimizer step, 0 ≤ b2 < 1.
-      eps: added to |g|, in units of the gradient; ≥ 0.
-      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16, not `jnp.int4`. For bfloat16 write `stochastic(jnp.bfloat16)`:
-        rounded to nearest, nu does not decay.
       l2: λ₂, coupled weight decay, per optimizer step: a number, or a schedule. λ₂·θ is added to
-        the gradient before the moments, like `weight_decay` in PyTorch's Adam. None omits it and
+        the gradient before the moments, like `weight_decay` in PyTorch's Adamax. None omits it and
         its entry in the state.
+
+    The other arguments are those of `adamaxw`, which lists errors, differences and sources.
 
     Returns:
       A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then an
       entry for the learning rate: empty, or the count of a schedule. Optax's `adamax` has the same
       state. With `l2`, its entry comes first, and `update` needs `params`.
-
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats), a gradient that
-        does not match the state, or missing `params` with `l2`.
-
-    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
-    16-bit parameters are float32; nu of a complex gradient is real.
-    Differs from PyTorch in: its `weight_decay` is `l2`.
-    Differs from Keras in: it adds ε to nu when reading it, not to |g|.
-
-    Reference: Kingma & Ba 2015, section 7.1, algorithm 2, which has no ε.
     """
     scaled = scale_by_adamax(b1, b2, eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
     return optimizer(scaled, learning_rate, l2=l2)

@@ -85,37 +85,10 @@ def scale_by_ademamix(
         m2 ← b3·m2 + (1-b3)·g            nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
         u  = (m̂1 + alpha·m2) / (√(nû + eps_root) + eps)
 
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
-    Args:
-      b1: decay rate of the fast average m1, per optimizer step, 0 ≤ b1 < 1.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      b3: decay rate of the slow average m2, per optimizer step, 0 ≤ b3 ≤ 1: a number, or a function
-        of the number of completed optimizer steps.
-      alpha: weight of the slow average, ≥ 0: a number, or a function of the number of completed
-        optimizer steps. The paper warms up alpha and b3.
-      eps: ε, added outside the root, in units of the gradient; ≥ 0.
-      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
-      mu_dtype: storage format of m1 and m2: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, nu stops changing.
+    The arguments are those of `ademamix`, which lists errors, differences and sources.
 
     Returns:
       A transformation whose state is Optax's `ScaleByAdemamixState(count, count_m2, m1, m2, nu)`.
-
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats) or a gradient
-        that does not match the state.
-
-    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
-    16-bit parameters are float32; nu of a complex gradient is real.
-
-    Reference: Pagliardini et al. 2024, algorithm 1.
     """
     slow: Hyperparameter
     if callable(b3):

@@ -147,36 +147,10 @@ def scale_by_adopt(
 
     In the first step nu ← |g|² and u = 0. There is no bias correction.
 
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
-    Args:
-      b1: decay rate of the average of x, per optimizer step, 0 ≤ b1 ≤ 1; 1 takes no step.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 ≤ 1.
-      eps: lower bound of the divisor, in units of the gradient; ≥ 0.
-      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      nesterov: True reads mu one step ahead: u = b1·mu + (1-b1)·x.
-      use_clipping: False leaves x unclipped.
-      clip_value_fn: a function from the number of completed optimizer steps to the bound on |x|; by
-        default its fourth root.
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, nu stops changing.
+    The arguments are those of `adopt`, which lists errors, differences and sources.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
-
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats) or a gradient
-        that does not match the state.
-
-    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
-    16-bit parameters are float32; nu of a complex gradient is real.
-
-    Reference: Taniguchi et al. 2024, algorithm 2, and its appendix on clipping.
     """
     direction = FlooredRoot(check_number("eps", eps, instead="the usual value is 1e-6"))
     bound = ClipBound(clip_value_fn) if use_clipping else None

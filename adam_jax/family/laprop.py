@@ -100,35 +100,10 @@ def scale_by_laprop(
         mu ← b1·mu + (1-b1)·g / (√nû + eps)
         u  = mu / (1 - b1ᵗ)
 
-    Adam divides the average. LaProp averages divided gradients, so |u| is at most 1/√(1-b2) for any
-    b1.
-
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
-    Args:
-      b1: decay rate of the average of divided gradients, per optimizer step, 0 ≤ b1 < 1. It may be
-        larger than b2.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε, added outside the root, in units of the gradient; ≥ 0.
-      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, nu stops changing.
+    The arguments are those of `lapropw`, which lists errors, differences and sources.
 
     Returns:
       A transformation whose state is `ScaleByLapropState(count, mu, nu)`.
-
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats) or a gradient
-        that does not match the state.
-
-    Optax lacks it.
-
-    Reference: Ziyin, Wang & Ueda 2020, algorithm 1; eps is from the authors' code.
     """
     rates = DecayRate.of("b1", b1), DecayRate.of("b2", b2)
     rule = Laprop(Ema(rates[0]), EmaOfSquares(rates[1]), Root.of(eps))
@@ -152,45 +127,17 @@ def laprop(
         u  = mu / (1 - b1ᵗ)
         θ  ← θ - α_t·u
 
-    Adam divides the average. LaProp averages divided gradients, so |u| is at most 1/√(1-b2) for any
-    b1.
-
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
     Args:
-      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
-        function of the number of completed optimizer steps (0 at the first).
-      b1: decay rate of the average of divided gradients, per optimizer step, 0 ≤ b1 < 1. It may be
-        larger than b2.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε, added outside the root, in units of the gradient; ≥ 0.
-      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, nu stops changing.
       l2: λ₂, coupled weight decay, per optimizer step: a number, or a schedule. λ₂·θ is added to
         the gradient before the moments, like `weight_decay` in PyTorch's Adam. None omits it and
         its entry in the state.
+
+    The other arguments are those of `lapropw`, which lists errors, differences and sources.
 
     Returns:
       A transformation whose state is a tuple: `ScaleByLapropState(count, mu, nu)`, then an entry
       for the learning rate: empty, or the count of a schedule. With `l2`, its entry comes first,
       and `update` needs `params`.
-
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats), a gradient that
-        does not match the state, or missing `params` with `l2`.
-
-    Optax lacks it.
-    Differs from the authors' PyTorch code (and `timm`) in: with a schedule, that code weights each
-    divided gradient in mu by the learning rate of its step; the paper does not. With a constant
-    learning rate both are the same.
-
-    Reference: Ziyin, Wang & Ueda 2020, algorithm 1; eps is from the authors' code.
     """
     scaled = scale_by_laprop(b1, b2, eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
     return optimizer(scaled, learning_rate, l2=l2)

@@ -68,33 +68,13 @@ def scale_by_lion(
 
         u = sign(b1·mu + (1-b1)·g)       mu ← b2·mu + (1-b2)·g
 
-    Use a third to a tenth of Adam's learning rate, and more weight decay.
-
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
     Args:
-      b1: weight of mu in the direction, 0 ≤ b1 ≤ 1.
-      b2: decay rate of mu, per optimizer step, 0 ≤ b2 ≤ 1.
-      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      mode: how x = b1·mu + (1-b1)·g becomes the update: "hard", its sign; "smooth",
-        tanh(smooth_beta·x); "refined", x where |x| < 1, else its sign.
       smooth_beta: the factor in "smooth", ≥ 0, per unit of the gradient. None is 1.0.
+
+    The other arguments are those of `lion`, which lists errors, differences and sources.
 
     Returns:
       A transformation whose state is `optax.ScaleByLionState(count, mu)`.
-
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats), a gradient that
-        does not match the state, or an unknown mode.
-
-    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; mu of 16-bit
-    parameters is float32.
-
-    Reference: Chen et al. 2023, algorithm 2.
     """
     beta = 1.0 if smooth_beta is None else smooth_beta
     beta = check_number("smooth_beta", beta, instead="the usual value is 1.0")

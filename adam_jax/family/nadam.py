@@ -79,42 +79,10 @@ def scale_by_nadam(
         n  = b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ)
         u  = n / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
 
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
-    Args:
-      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε, added outside the root, in units of the gradient; ≥ 0.
-      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
-      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      nesterov: False is Adam: n = mû = mu / (1 - b1ᵗ).
-      momentum_decay: ψ ≥ 0, per optimizer step: the momentum of step t is b1·(1 - 0.96^(tψ) / 2),
-        which grows from b1/2 to b1. PyTorch has 0.004, Keras 1.0. None keeps b1 throughout, as
-        Optax does.
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, nu stops changing.
-      eps_hat: ε̂ of Kingma & Ba, section 2, added to the root of the uncorrected nu, in units of
-        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Use it with eps=0.0. None omits it,
-        also from `with_hyperparams` and `optax.inject_hyperparams`.
+    The arguments are those of `nadamw`, which lists errors, differences and sources.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
-
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment,
-        or momentum_decay with nesterov=False; in `init` and `update`, for a leaf dtype without
-        arithmetic (8-bit floats) or a gradient that does not match the state.
-
-    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
-    16-bit parameters are float32; nu of a complex gradient is real.
-    Differs from PyTorch in: the two parts of a complex gradient share one |g|²; it has
-    momentum_decay=0.004, and stores the product of the momenta, computed here from the count.
-
-    Reference: Dozat 2016, algorithm 2; section 3.1 for `momentum_decay`.
     """
     if momentum_decay is None:
         numbers = (b1, b2, eps, eps_root, mu_dtype)
@@ -149,51 +117,17 @@ def nadam(
         u  = n / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
         θ  ← θ - α_t·u
 
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
     Args:
-      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
-        function of the number of completed optimizer steps (0 at the first).
-      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε, added outside the root, in units of the gradient; ≥ 0.
-      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
-      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      nesterov: False is Adam: n = mû = mu / (1 - b1ᵗ).
-      momentum_decay: ψ ≥ 0, per optimizer step: the momentum of step t is b1·(1 - 0.96^(tψ) / 2),
-        which grows from b1/2 to b1. PyTorch has 0.004, Keras 1.0. None keeps b1 throughout, as
-        Optax does.
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, nu stops changing.
-      eps_hat: ε̂ of Kingma & Ba, section 2, added to the root of the uncorrected nu, in units of
-        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Use it with eps=0.0. None omits it,
-        also from `with_hyperparams` and `optax.inject_hyperparams`.
       l2: λ₂, coupled weight decay, per optimizer step: a number, or a schedule. λ₂·θ is added to
-        the gradient before the moments, like `weight_decay` in PyTorch's Adam. None omits it and
+        the gradient before the moments, like `weight_decay` in PyTorch's NAdam. None omits it and
         its entry in the state.
+
+    The other arguments are those of `nadamw`, which lists errors, differences and sources.
 
     Returns:
       A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then an
       entry for the learning rate: empty, or the count of a schedule. Optax's `nadam` has the same
       state. With `l2`, its entry comes first, and `update` needs `params`.
-
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment,
-        or momentum_decay with nesterov=False; in `init` and `update`, for a leaf dtype without
-        arithmetic (8-bit floats), a gradient that does not match the state, or missing `params`
-        with `l2`.
-
-    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
-    16-bit parameters are float32; nu of a complex gradient is real.
-    Differs from PyTorch in: the two parts of a complex gradient share one |g|²; it has
-    momentum_decay=0.004, and stores the product of the momenta, computed here from the count; its
-    `weight_decay` is `l2`.
-
-    Reference: Dozat 2016, algorithm 2; section 3.1 for `momentum_decay`.
     """
     positional = (b1, b2, eps, eps_root, mu_dtype)
     scaled = scale_by_nadam(

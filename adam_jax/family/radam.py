@@ -102,42 +102,10 @@ def scale_by_radam(
 
     mu and nu are Adam's averages of g and |g|²; mû and nû are these with bias correction.
 
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
-    Args:
-      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε, added outside the root, in units of the gradient; ≥ 0.
-      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
-      threshold: nu is used once ρ_t, the number of gradients that it averages, reaches this many
-        optimizer steps; ≥ 4, usually 5.
-      nesterov: True looks one step ahead: mû becomes b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ)
-        (Dozat 2016).
-      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, nu stops changing.
-      eps_hat: ε̂ of Kingma & Ba, section 2, added to the root of the uncorrected nu, in units of
-        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Use it with eps=0.0. None omits it,
-        also from `with_hyperparams` and `optax.inject_hyperparams`.
+    The arguments are those of `radamw`, which lists errors, differences and sources.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
-
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats) or a gradient
-        that does not match the state.
-
-    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
-    16-bit parameters are float32; nu of a complex gradient is real.
-    Differs from PyTorch in: it adds ε to the uncorrected root (write eps=0.0, eps_hat=1e-8); the
-    two parts of a complex gradient share one |g|².
-
-    Reference: Liu et al. 2020, algorithm 2.
     """
     rate = DecayRate.of("b2", b2)
     threshold = check_number("threshold", threshold, 4.0, instead="the usual value is 5.0")
@@ -170,49 +138,17 @@ def radam(
 
     mu and nu are Adam's averages of g and |g|²; mû and nû are these with bias correction.
 
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
     Args:
-      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
-        function of the number of completed optimizer steps (0 at the first).
-      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε, added outside the root, in units of the gradient; ≥ 0.
-      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
-      threshold: nu is used once ρ_t, the number of gradients that it averages, reaches this many
-        optimizer steps; ≥ 4, usually 5.
-      nesterov: True looks one step ahead: mû becomes b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ)
-        (Dozat 2016).
-      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, nu stops changing.
-      eps_hat: ε̂ of Kingma & Ba, section 2, added to the root of the uncorrected nu, in units of
-        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Use it with eps=0.0. None omits it,
-        also from `with_hyperparams` and `optax.inject_hyperparams`.
       l2: λ₂, coupled weight decay, per optimizer step: a number, or a schedule. λ₂·θ is added to
-        the gradient before the moments, like `weight_decay` in PyTorch's Adam. None omits it and
+        the gradient before the moments, like `weight_decay` in PyTorch's RAdam. None omits it and
         its entry in the state.
+
+    The other arguments are those of `radamw`, which lists errors, differences and sources.
 
     Returns:
       A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then an
       entry for the learning rate: empty, or the count of a schedule. Optax's `radam` has the same
       state. With `l2`, its entry comes first, and `update` needs `params`.
-
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats), a gradient that
-        does not match the state, or missing `params` with `l2`.
-
-    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
-    16-bit parameters are float32; nu of a complex gradient is real.
-    Differs from PyTorch in: it adds ε to the uncorrected root (write eps=0.0, eps_hat=1e-8); the
-    two parts of a complex gradient share one |g|²; its `weight_decay` is `l2`.
-
-    Reference: Liu et al. 2020, algorithm 2.
     """
     positional = (b1, b2, eps, eps_root, threshold)
     scaled = scale_by_radam(
@@ -288,7 +224,8 @@ def radamw(
         in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats), a gradient that
         does not match the state, or missing `params`.
 
-    Optax has no such alias.
+    Optax has no such alias. `radam` differs from Optax's in: rounding, which is within a few ulp of
+    the exact algorithm; moments of 16-bit parameters are float32; nu of a complex gradient is real.
     Differs from PyTorch in: it adds ε to the uncorrected root (write eps=0.0, eps_hat=1e-8); the
     two parts of a complex gradient share one |g|²; it is `RAdam(decoupled_weight_decay=True)`.
 

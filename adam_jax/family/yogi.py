@@ -32,36 +32,16 @@ def scale_by_yogi(
         nu ← nu - (1-b2)·sign(nu - |g|²)·|g|²         nû = nu / (1 - b2ᵗ)
         u  = mû / (√(nû + eps_root) + eps)
 
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
     Args:
-      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0. None is 0.0.
       initial_accumulator_value: initial value of every element of mu and nu, ≥ 0; for nu in units
         of the gradient squared. The paper initializes nu with the squared gradient of a batch. None
         is 1e-6, as in Optax.
-      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, nu stops changing.
+
+    The other arguments are those of `yogi`, which lists errors, differences and sources.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
-
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats) or a gradient
-        that does not match the state.
-
-    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
-    16-bit parameters are float32; nu of a complex gradient is real.
-
-    Reference: Zaheer et al. 2018, algorithm 2, which has no bias correction.
     """
     eps_root = 0.0 if eps_root is None else eps_root
     start = 1e-6 if initial_accumulator_value is None else initial_accumulator_value

@@ -68,7 +68,7 @@ class Blockwise(MeasuredFormat):
 
     The scale is float32; in bfloat16 it would stop changing (see `AT_LEAST_FLOAT32`). A block of
     zeros has scale 0 and decodes to zeros. A NaN or infinity leaves no finite number in its block,
-    so it stays visible. `skip_nonfinite` skips such a step.
+    so it stays visible.
 
     Attributes:
       codec: encodes the quotients.
@@ -177,11 +177,7 @@ def filled(
 
 
 def check_real(param: Leaf, magnitude: bool) -> None:
-    """Checks that a slot of this parameter can be encoded: the parameter or the slot is real.
-
-    Raises:
-      ValueError: it cannot.
-    """
+    """Checks that a slot of this parameter can be encoded: the parameter or the slot is real."""
     dtype = getattr(param, "dtype", np.dtype(np.float32))
     if jnp.issubdtype(dtype, jnp.complexfloating) and not magnitude:
         raise ValueError(

@@ -30,10 +30,7 @@ class Codec(abc.ABC):
     def code(self, y: jax.Array, noise: jax.Array | None) -> jax.Array:
         """The codes of float32 numbers in [-1, 1].
 
-        Args:
-          y: the numbers.
-          noise: 16 random bits per element, in the upper half, which choose one of the two
-            neighbouring codes; None for the nearest code.
+        The `noise` of `Format.encode` chooses one of the two neighbouring codes, None the nearest.
         """
 
     @abc.abstractmethod

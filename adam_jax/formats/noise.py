@@ -111,9 +111,7 @@ def salted(salt: jax.Array, leaf: int = 0, part: int = 0) -> jax.Array:
 def bits_of_weights(where: tuple[int, ...] | Positions, salt: jax.Array) -> jax.Array:
     """16 random bits per element, in the upper half: those of `random_bits`, with fewer operations.
 
-    Args:
-      where: the shape of the array, or the positions of its elements.
-      salt: uint32.
+    The arguments are those of `random_bits`.
     """
     return _upper_half_mixed(_indices(where, 0) ^ salt)
 

@@ -75,11 +75,7 @@ def check_magnitude_dtype(argument: str, dtype: SlotDType) -> SlotDType:
 
 
 def check_fits(slot: Slot, fmt: Format, argument: str) -> None:
-    """Checks that a slot may be stored in the format that the user asked for.
-
-    Raises:
-      ValueError: it may not.
-    """
+    """Checks that a slot may be stored in the format that the user asked for."""
     if refusal := fmt.refuses(slot):
         raise ValueError(
             f"{argument} must not be {refusal.why}: write {refusal.instead}{refusal.besides}."
@@ -89,8 +85,7 @@ def check_fits(slot: Slot, fmt: Format, argument: str) -> None:
 def check_still_fits(slot: Slot, fmt: Format) -> None:
     """Checks that a slot may be stored as a given state has it, from Optax or an older release.
 
-    Raises:
-      ValueError: it may not; the caller adds the path.
+    The caller adds the path to the error.
     """
     if refusal := fmt.refuses(slot):
         raise ValueError(
@@ -121,9 +116,8 @@ def stochastic(dtype: DType) -> Format | SlotPolicy:
     should fall stops changing. Stochastic rounding avoids both. `jnp.int8` and `jnp.int4` use it by
     default where a second moment needs it: see `Quantized`.
 
-    The random bits are a hash of the element's index, the leaf and the slot, shifted by the golden
-    ratio in each step. They are the same after a resume and on any number of devices; see
-    `stochastic_rounding`.
+    The random bits are a hash as in `stochastic_rounding`, also of the slot, shifted by the golden
+    ratio in each step.
 
     Args:
       dtype: bfloat16, int8, int4, or float16 for mu only: its smallest number, 6e-8, is the square
@@ -182,16 +176,9 @@ def by_path(choices: Mapping[str, SlotDType], default: SlotDType = AT_LEAST_FLOA
 
 
 def resolve(spec: SlotDType, param: Leaf, slot: Slot, path: str = "") -> Format:
-    """The format of one slot of one leaf.
+    """The format of one slot of one leaf, as `SlotPolicy.resolve`, by the user's checked setting.
 
-    Args:
-      spec: the user's setting, checked.
-      param: the leaf's parameter.
-      slot: the accumulator.
-      path: of the leaf.
-
-    Raises:
-      ValueError: the slot cannot be stored in that format; the caller adds the path.
+    The caller adds the path to the error, if the slot cannot be stored in that format.
     """
     fmt = _resolved(spec, param, slot, path)
     own = " (None is the parameter's own dtype)" if spec is None else ""

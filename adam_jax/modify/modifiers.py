@@ -57,10 +57,7 @@ def grams(tx: Modifiable) -> Modifiable:
 
     The average of the gradient determines only the magnitude. Where g is 0, the update is 0. For
     complex numbers sign(g) is g / |g|. Around `lion` the average has no effect, and the update is
-    sign(g).
-
-    Args:
-      tx: a transformation of this package, or a function that makes one.
+    sign(g). `tx` is as in `cautious`.
 
     Reference: Cao et al. 2024, Grams: Gradient Descent with Adaptive Momentum Scaling
     (https://arxiv.org/abs/2412.17107). Differs from the authors' code in: ε is the member's own;
@@ -122,8 +119,7 @@ def atan2(
 def nesterov(tx: Modifiable) -> Modifiable:
     """Looks ahead one step in the average of the gradient: b1·mu / (1-b1ᵗ⁺¹) + (1-b1)·g / (1-b1ᵗ).
 
-    Args:
-      tx: a transformation of this package, or a function that makes one.
+    `tx` is as in `cautious`.
 
     Raises:
       ValueError: the average looks ahead already, or is not an average of the gradient alone.
@@ -160,7 +156,7 @@ def grokfast(
       tx: a transformation of this package, or a function that makes one.
       decay: α of the paper, per optimizer step, 0 ≤ decay < 1.
       factor: λ of the paper, ≥ 0.
-      slow_dtype: how slow is stored; see `mu_dtype` of `scale_by_adam`.
+      slow_dtype: how slow is stored; see `mu_dtype` of `adamw`.
 
     Reference: Lee et al. 2024, Grokfast (https://arxiv.org/abs/2405.20233), algorithm 2
     (Grokfast-EMA), started as in its authors' code.

@@ -120,11 +120,7 @@ def scale_batch(factory: Callable[..., Any], factor: float) -> "ScaledBatch":
 
 @dataclasses.dataclass(frozen=True)
 class ScaledBatch(Factory):
-    """A function that makes the same transformation for larger batches.
-
-    Attributes:
-      factor: k, the new batch size over the old one.
-    """
+    """A function that makes the same transformation for batches `factor` times as large."""
 
     factor: float
 

@@ -100,7 +100,7 @@ def ema_params(
       decay: d, per optimizer step, 0 ≤ d < 1; usual values are 0.99 to 0.9999.
       debias: True averages only over the steps taken. False uses the weight (1-d) from the first
         step on, so the initial parameters fade slowly.
-      dtype: how the average is stored; see `mu_dtype` of `scale_by_adam`.
+      dtype: how the average is stored; see `mu_dtype` of `adamw`.
 
     Returns:
       A transformation that leaves the updates unchanged. `optax.tree.get(state, "ema")` is the

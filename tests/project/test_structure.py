@@ -113,7 +113,7 @@ def test_a_regular_member_is_one_short_file():
 
 
 def lines_of_code(path: Path) -> int:
-    """Lines without docstrings, because an alias documents every argument."""
+    """Lines without docstrings, which document every argument."""
     text = path.read_text()
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
     nodes = [n for n in ast.walk(ast.parse(text)) if isinstance(n, documented)]
