@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import numpy as np
 
 from adam_jax._types import Leaf, Named
-from adam_jax.pictures import line_style, plain, show_in_notebooks
+from adam_jax.inspect.style import empty_figure, line_style, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -138,20 +138,12 @@ def plot(
       metrics: names of the statistics to draw, in this order; None draws all that were measured.
 
     Returns:
-      A matplotlib figure, which a notebook shows and `figure.savefig(path)` writes. It is not
-      registered with pyplot and need not be closed.
+      A matplotlib figure, which a notebook shows and `figure.savefig(path)` writes.
 
     Raises:
       ValueError: there are no measurements, or no such statistic.
       ModuleNotFoundError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.lines import Line2D
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "adam_jax.inspect.plot needs matplotlib: pip install 'adam_jax[inspect]'."
-        ) from error
     if isinstance(records, str | os.PathLike):
         records = read_json_lines(records)
     timelines: dict[int, list[Record]] = {}
@@ -182,16 +174,17 @@ def plot(
     labels = [group.replace("$", r"\$") for group in groups]  # Patterns, not formulas.
     per_row = max(1, int(width / (0.6 + 0.08 * max(map(len, labels)))))
     height = 0.3 + 2.3 * rows + 0.18 * math.ceil(len(labels) / per_row)
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = empty_figure("adam_jax.inspect.plot", width, height)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for i, name in enumerate(metrics):
         _draw(axes[i], name, list(timelines.values()), groups)
         axes[i].set_xlabel("step" if i + columns >= len(metrics) else "", fontsize=9)
     for empty in axes[len(metrics) :]:
         empty.remove()
+    from matplotlib.lines import Line2D
+
     lines = [Line2D([], [], linewidth=1.4, **line_style(i)) for i in range(len(groups))]
     figure.legend(lines, labels, loc="outside upper left", ncols=per_row, frameon=False, fontsize=9)
-    show_in_notebooks(figure)
     return figure
 
 
@@ -211,9 +204,7 @@ def _models(record: Record) -> list[Record]:
     for i, step in enumerate(np.ravel(record["step"]).tolist()):
         groups = record.get("groups", {}) if step else {}  # Not measured yet.
         numbers = {
-            group: {
-                name: np.broadcast_to(x, shape).flat[i].item() for name, x in statistics.items()
-            }
+            group: {k: np.broadcast_to(x, shape).flat[i].item() for k, x in statistics.items()}
             for group, statistics in groups.items()
         }
         models.append({"step": step, "groups": numbers})

@@ -21,10 +21,10 @@ from adam_jax.rules.arithmetic import DecayRate
 from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.validation import as_scalar, bind_arguments, check_number, same_kind
 
-_DECAY_RATES = ("b1", "b2", "b3", "decay")
-# The powers of the factor: ε is compared with √nu, which falls as 1/√k; l2 belongs to the loss and
-# does not depend on the batch; alpha and threshold are ratios.
+# The powers of the factor, None for a decay rate. ε is compared with √nu, which falls as 1/√k; l2
+# belongs to the loss and does not depend on the batch; alpha and threshold are ratios.
 _POWERS = {
+    **dict.fromkeys(("b1", "b2", "b3", "decay")),
     "learning_rate": 0.5,
     "weight_decay": 0.5,
     "eps": -0.5,
@@ -141,19 +141,17 @@ class ScaledBatch(Factory):
 
     def _scaled(self, name: str, x: Leaf, arguments: Named) -> Any:
         is_number = isinstance(x, _NUMBERS) and jnp.result_type(x) != jnp.bool_
-        if name not in _DECAY_RATES and name not in _POWERS:
-            if not is_number:
-                return x
-            known = ", ".join((*_DECAY_RATES, *_POWERS))
+        if is_number and name not in _POWERS:
             raise ValueError(
                 f"{name} has no rule for other batch sizes, got {x!r}: scale the numbers of"
-                f" {name_of(self.factory)} yourself, or leave it out. There is a rule for {known}."
+                f" {name_of(self.factory)} yourself, or leave it out. There is a rule for"
+                f" {', '.join(_POWERS)}."
             )
-        power = None if name in _DECAY_RATES else _POWERS[name]
+        if name not in _POWERS or self.factor == 1.0:
+            return x
+        power = _POWERS[name]
         if name == "weight_decay" and arguments.get("scale_decay") is False:
             power = 1.0
-        if self.factor == 1.0:
-            return x
         if callable(x):
             return ScaledSchedule(cast(Schedule, x), self.factor, power)
         if not is_number and not isinstance(x, DecayRate):

@@ -31,9 +31,8 @@ def half_life_of_decay_rate(decay_rate: float, batch_size: float = 1.0) -> float
     """
     instead = "usual rates are 0.9 to 0.9999"
     b = float(check_number("decay_rate", decay_rate, 0.0, 1.0, instead=instead))
-    return check_positive("batch_size", batch_size) * (
-        math.log(0.5) / math.log(b) if b > 0 else 0.0
-    )
+    steps = math.log(0.5) / math.log(b) if b > 0 else 0.0
+    return check_positive("batch_size", batch_size) * steps
 
 
 def decay_rate_of_half_life(half_life: float, batch_size: float = 1.0) -> float:
@@ -92,9 +91,8 @@ def time_scale_of_weight_decay(
     Reference: Wang & Aitchison 2024 (τ_iter = 1/(α·λ)); Bergsma et al. 2025 (τ_EMA = B/(α·λ·D), for
     a run of D tokens).
     """
-    rate = check_positive("learning_rate", learning_rate) * check_positive(
-        "weight_decay", weight_decay
-    )
+    rate = check_positive("learning_rate", learning_rate)
+    rate *= check_positive("weight_decay", weight_decay)
     return check_positive("batch_size", batch_size) / rate
 
 
