@@ -122,13 +122,6 @@ def advise(
 
     Raises:
       ValueError: as in `report`.
-
-    Example:
-      >>> import adam_jax, jax, jax.numpy as jnp
-      >>> params = {"kernel": jnp.ones((256, 256)), "bias": jnp.ones(256)}
-      >>> advice = adam_jax.inspect.advise(params, adam_jax.adamw(1e-3, weight_decay=0.1))
-      >>> print(advice.warnings[0][:34])
-      the vector 'bias' has weight decay
     """
     its_report = report(params, tx, step=step, args=args)
     params, grads, state = planned(params, tx, None)

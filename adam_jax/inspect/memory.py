@@ -278,12 +278,6 @@ def live_bytes(*trees: PyTree) -> LiveBytes:
 
     Raises:
       ValueError: no JAX arrays in `trees`; a call inside jit.
-
-    Example:
-      >>> import adam_jax, jax.numpy as jnp
-      >>> params = {"w": jnp.ones((256, 1024))}
-      >>> adam_jax.inspect.live_bytes(params, params).total
-      1048576
     """
     arrays = [x for x in jax.tree.leaves(trees) if isinstance(x, jax.Array)]
     if trees and not arrays:
@@ -329,16 +323,7 @@ def _readable(n: int) -> str:
 def planned(
     params: Params, tx: optax.GradientTransformation, grads: Updates
 ) -> tuple[Params, Updates, State]:
-    """Describes a run's arrays by `jax.ShapeDtypeStruct`s, with shardings if they are on a mesh.
-
-    Args:
-      params: the parameters.
-      tx: the transformation.
-      grads: the gradients; None if they are like their parameters.
-
-    Raises:
-      ValueError: they do not fit together.
-    """
+    """A run's arrays as `jax.ShapeDtypeStruct`s, with shardings if they are on a mesh."""
     transformation.body_of("tx", tx)
     params = _described("params", params)
     leaves, treedef = jax.tree.flatten(params)

@@ -65,7 +65,7 @@ def apart(ends: np.ndarray, gap: float) -> np.ndarray:
     return places
 
 
-def empty_figure(caller: str, width: float, height: float) -> "Figure":
+def empty_figure(caller: str) -> "Figure":
     """A figure that pyplot does not manage, and that a notebook shows.
 
     Raises:
@@ -77,7 +77,7 @@ def empty_figure(caller: str, width: float, height: float) -> "Figure":
         raise ModuleNotFoundError(
             f"{caller} needs matplotlib: pip install 'adam_jax[inspect]'."
         ) from error
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(layout="constrained")
     figure._repr_png_ = functools.partial(_png, figure)  # pyright: ignore[reportAttributeAccessIssue]
     return figure
 

@@ -1,6 +1,12 @@
 """Transfers hyperparameters to larger models, batches and runs."""
 
-from adam_jax.transfer.batch import scale_batch
+from adam_jax.transfer.batch import (
+    decay_rate_of_half_life,
+    half_life_of_decay_rate,
+    scale_batch,
+    time_scale_of_weight_decay,
+    weight_decay_of_time_scale,
+)
 from adam_jax.transfer.coordinates import CoordinateCheck, coordinate_check
 from adam_jax.transfer.mup import (
     MupRow,
@@ -11,12 +17,6 @@ from adam_jax.transfer.mup import (
     mup_table,
     output_factor,
     residual_factor,
-)
-from adam_jax.transfer.time_scales import (
-    decay_rate_of_half_life,
-    half_life_of_decay_rate,
-    time_scale_of_weight_decay,
-    weight_decay_of_time_scale,
 )
 
 __all__ = [

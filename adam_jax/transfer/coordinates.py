@@ -136,14 +136,14 @@ class CoordinateCheck:
         Raises:
           ModuleNotFoundError: matplotlib is not installed.
         """
+        figure = empty_figure("CoordinateCheck.plot")
         steps = len(self.rms) - 1
         after = f"after {steps} optimizer step{'s' if steps > 1 else ''}"
         width = 9.5 + 0.13 * max(map(len, self.names))
         title = f"Coordinate check. {self.summary}"
         title = textwrap.fill(title, int(9 * width), break_long_words=False)
         inside = max(3.0, len(self.names) * _LINE_HEIGHT / 72)  # Inches of the axes' height.
-        height = inside + 1.25 + 0.22 * title.count("\n")
-        figure = empty_figure("CoordinateCheck.plot", width, height)
+        figure.set_size_inches(width, inside + 1.25 + 0.22 * title.count("\n"))
         figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)  # pyright: ignore
         figure.suptitle(
             title.replace("$", r"\$"),
@@ -238,11 +238,7 @@ def coordinate_check(
 ) -> CoordinateCheck:
     """Trains a model for a few steps at several widths and measures how activations grow.
 
-    Under muP each activation changes by as much in a wide model as in a narrow one:
-
-        RMS(x_t) ≈ constant, RMS(x_t - x_0) ≈ constant    slopes against the width are 0
-
-    A forgotten factor shows as a slope of about ±1/2 or ±1 in the activation after it, and often in
+    Under muP RMS(x_t) and RMS(x_t - x_0) do not depend on the width. A forgotten factor shows as a slope of about ±1/2 or ±1 in the activation after it, and often in
     the following ones.
 
     Three other causes of a slope: widths below 64 (up to ±0.1); random initial logits, which shrink
@@ -268,29 +264,8 @@ def coordinate_check(
     Raises:
       ValueError: an argument out of range; no activations; names that differ between widths.
 
-    Example:
-      >>> import adam_jax, jax, jax.numpy as jnp
-      >>> from adam_jax.transfer import coordinate_check, mup, mup_init, output_factor
-      >>> def init(width, key):
-      ...     sizes = {"in": (8, width), "mid": (width, width), "out": (width, 8)}
-      ...     return {name: jax.random.normal(key, size) / 3 for name, size in sizes.items()}
-      >>> base = init(32, jax.random.key(0))
-      >>> base["out"] *= 0.1  # mup_init makes the initial logits small at every width.
-      >>> def make_model(width, key):
-      ...     def loss(params):
-      ...         x = jax.nn.relu(jnp.eye(8) @ params["in"])
-      ...         h = jax.nn.relu(x @ params["mid"])
-      ...         logits = output_factor(width, 32) * (h @ params["out"])
-      ...         return jnp.mean((logits - jnp.eye(8)) ** 2), {"x": x, "h": h, "logits": logits}
-      ...     return mup_init(init(width, key), base), loss
-      >>> tx = lambda params: mup(adam_jax.adamw, base, params)(1e-2)
-      >>> print(coordinate_check(make_model, [32, 128, 512], tx).summary)
-      All sizes hold from width 32 to 512.
-
-    With Flax NNX, `graph, params = nnx.split(model)`; the loss calls `nnx.merge(graph, params)`.
-    Anything that the model returns beside its output, or `sow`s, is a pytree of activations.
-    `nnx.capture(model, nnx.Intermediate, method_outputs=nnx.Intermediate)(x)` returns the output of
-    the model and a pytree of the outputs of all modules.
+    With Flax NNX, `nnx.capture(model, nnx.Intermediate, method_outputs=nnx.Intermediate)(x)` returns
+    the output of the model and a pytree of the outputs of all modules.
 
     Differs from Microsoft's `mup.coord_check` in: that plots the mean absolute outputs of all
     modules and leaves the verdict to the reader; this one measures the RMS, also of the change,

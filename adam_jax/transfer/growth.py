@@ -93,13 +93,17 @@ def growths(
             raise ValueError(
                 f"layers must match the whole path of a leaf, got {layers!r} for {[*shapes]}."
             )
-    named = {path: _kind_and_numbers(x) for path, x in _numbered({**base_shapes, **shapes}).items()}
-    kinds, base_kinds = _by_kind(shapes, named), _by_kind(base_shapes, named)
+    numbered = _numbered({**base_shapes, **shapes})
+    kinds: dict[str, dict[Numbers, str]] = {}
+    base_kinds: dict[str, dict[Numbers, str]] = {}
+    for its, of in ((shapes, kinds), (base_shapes, base_kinds)):
+        for path in its:
+            of.setdefault(without_numbers(numbered[path]), {})[_numbers(numbered[path])] = path
     found: dict[str, list[tuple[Shape, list[float], Growth]]] = {}
     for path, shape in shapes.items():
-        kind, numbers = named[path]
+        kind = without_numbers(numbered[path])
         theirs = base_kinds.get(kind, {})
-        base_path = _counterpart(numbers, theirs)
+        base_path = _counterpart(_numbers(numbered[path]), theirs)
         base_shape = base_shapes.get(base_path or "", ())
         if base_path is None or len(base_shape) != len(shape):
             there = "nothing" if base_path is None else f"the shape {base_shape}"
@@ -150,8 +154,8 @@ def growths(
     return [grown[path] for path in shapes]
 
 
-def _kind_and_numbers(path: str) -> tuple[str, Numbers]:
-    return without_numbers(path), tuple(re.findall(r"\d+(?=/|$)", path))
+def _numbers(path: str) -> Numbers:
+    return tuple(re.findall(r"\d+(?=/|$)", path))
 
 
 def _numbered(paths: Iterable[str]) -> dict[str, str]:
@@ -167,16 +171,6 @@ def _numbered(paths: Iterable[str]) -> dict[str, str]:
     }
 
 
-def _by_kind(
-    paths: Iterable[str], named: Mapping[str, tuple[str, Numbers]]
-) -> dict[str, dict[Numbers, str]]:
-    found: dict[str, dict[Numbers, str]] = {}
-    for path in paths:
-        kind, numbers = named[path]
-        found.setdefault(kind, {})[numbers] = path
-    return found
-
-
 def _counterpart(numbers: Numbers, theirs: Mapping[Numbers, str]) -> str | None:
     """The same path; base's first number replaces each number that base lacks."""
     there = [list(dict.fromkeys(column)) for column in zip(*theirs, strict=True)]
@@ -186,8 +180,8 @@ def _counterpart(numbers: Numbers, theirs: Mapping[Numbers, str]) -> str | None:
 
 def _layers(ours: Sequence[Numbers], theirs: Mapping[Numbers, Shape]) -> tuple[int, int] | None:
     """The number of layers, and base's; None if it changes and base's layers differ in shape."""
-    columns = list(zip(zip(*ours, strict=True), zip(*theirs, strict=True), strict=True))
-    grows = [set(own) != set(base) for own, base in columns]
+    columns, base_columns = list(zip(*ours, strict=True)), list(zip(*theirs, strict=True))
+    grows = [set(own) != set(base) for own, base in zip(columns, base_columns, strict=True)]
     if not any(grows):
         return len(ours), len(theirs)
     alike: dict[Numbers, Shape] = {}
@@ -195,8 +189,10 @@ def _layers(ours: Sequence[Numbers], theirs: Mapping[Numbers, Shape]) -> tuple[i
         kept = tuple(n for n, more in zip(numbers, grows, strict=True) if not more)
         if alike.setdefault(kept, shape) != shape:
             return None
-    growing = list(itertools.compress(columns, grows))
-    own, base = (math.prod(len(set(column[side])) for column in growing) for side in (0, 1))
+    own, base = (
+        math.prod(len(set(column)) for column in itertools.compress(its, grows))
+        for its in (columns, base_columns)
+    )
     return own, base
 
 

@@ -79,18 +79,6 @@ def mup(
         an update that depends on the size of the parameters (`lamb`), or `mup` of `mup`; in `init`
         and `update`, other parameters.
 
-    Example:
-      >>> import adam_jax, jax, jax.numpy as jnp
-      >>> def init(width):
-      ...     return {"in": jnp.ones((784, width)), "mid": jnp.ones((width, width))}
-      >>> base = jax.eval_shape(lambda: init(64))
-      >>> params = init(256)
-      >>> tx = adam_jax.transfer.mup(adam_jax.adamw, base, params)(learning_rate=1e-2, eps=0.0)
-      >>> grads = jax.tree.map(jnp.ones_like, params)
-      >>> updates, _ = tx.update(grads, tx.init(params), params)
-      >>> print(updates["in"][0, 0].round(4), updates["mid"][0, 0].round(4))
-      -0.01 -0.0025
-
     Differs from Microsoft's `mup` (`MuAdamW`) in: ε has a factor; axes follow JAX; the model
     applies its factors itself.
 
@@ -299,21 +287,6 @@ def mup_table(
 
     Raises:
       ValueError: as in `mup`.
-
-    Example:
-      >>> import adam_jax, jax, jax.numpy as jnp
-      >>> def init(width):
-      ...     return {"in": jnp.ones((784, width)), "out": jnp.ones((width, 10))}
-      >>> base, params = (jax.eval_shape(lambda: init(width)) for width in (64, 1024))
-      >>> print(adam_jax.transfer.mup_table(base, params))
-      factors
-                base        shape    role  learning rate   eps  weight decay  initial RMS
-      in   [784, 64]  [784, 1024]   input              1  1/16             1            1
-      out   [64, 10]   [1024, 10]  output              1  1/16             1            1
-      <BLANKLINE>
-      Initial values: transfer.mup_init(params, base).
-      Multiply the output of `out` by 1/16: transfer.output_factor(1024, 64).
-      Scores of attention: times transfer.attention_scale(head_size, base_head_size).
     """
     alpha = _check_alpha(alpha)
     alike: dict[Growth, list[str]] = {}
