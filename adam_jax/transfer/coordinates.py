@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax._types import Function, Leaf, Params, PyTree
+from adam_jax._types import Function, Params, PyTree
 from adam_jax.engine.transformation import step
 from adam_jax.engine.trees import leaf_paths
 from adam_jax.formats.dtypes import wider_dtype
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Loss = Callable[[Params], tuple[Leaf, PyTree]]
-"""The loss of the parameters on one batch, and the activations of the model."""
 # Vermilion stands out from greys and blues for every kind of colour vision, and in print by its
 # line width.
 _RIGHT = ("#6b87a3", "#93a3ad", "#7d8c7c", "#a29bb5")
@@ -228,7 +226,7 @@ class CoordinateCheck:
 
 
 def coordinate_check(
-    make_model: Callable[[int, jax.Array], tuple[Params, Loss]],
+    make_model: Callable[[int, jax.Array], tuple[Params, Function]],
     widths: Sequence[int],
     make_optimizer: Callable[[Params], optax.GradientTransformation],
     *,

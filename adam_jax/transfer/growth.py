@@ -23,27 +23,16 @@ Numbers = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Growth:
-    """How a leaf differs from that of the base model.
-
-    Attributes:
-      path: of the leaf.
-      shape: its own.
-      base_path: of the base model's leaf.
-      base_shape: its shape.
-      fan_in: the combined growth of its input axes; 1.0 for a vector.
-      fan_out: the combined growth of its output axes.
-      layers: the number of layers of its kind, and that of the base model; (1, 1) outside layers.
-      is_vector: it has only outputs, one per unit, like a bias.
-    """
+    """How a leaf differs from that of the base model."""
 
     path: str
     shape: Shape
     base_path: str
     base_shape: Shape
-    fan_in: float
+    fan_in: float  # The growth of all input axes; 1.0 for a vector.
     fan_out: float
-    layers: tuple[int, int]
-    is_vector: bool
+    layers: tuple[int, int]  # Of its kind, here and in the base model; (1, 1) outside layers.
+    is_vector: bool  # It has only outputs, one per unit, like a bias.
 
     @property
     def depth(self) -> float:
