@@ -16,8 +16,6 @@ LAYERS: dict[str, tuple[set[str], str]] = {
     "_types": (set(), "type aliases for arguments and results"),
     "_compat": (set(), "differences between versions of JAX"),
     "validation": (set(), "checks of numeric arguments, and their errors"),
-    "columns": (set(), "text in columns, for printed tables"),
-    "pictures": (set(), "colours, axes and labels, for plots"),
     "slots": (set(), "an accumulator: its name, and its properties for rules and formats"),
     "xla": (set(), "workarounds for XLA: one file per habit, with its figure and its test"),
     "rules": (
@@ -38,10 +36,6 @@ LAYERS: dict[str, tuple[set[str], str]] = {
         {"family", "engine", "xla", "rules", "formats", "slots", "validation"},
         "edits of our own pipelines: modifiers, groups, hyperparameters in the state",
     ),
-    "transfer": (
-        {"modify", "engine", "rules", "formats", "columns", "pictures", "validation"},
-        "hyperparameters for larger models, batches and runs: muP, CompleteP, scaling rules",
-    ),
     "wrap": (
         {"modify", "engine", "xla", "rules", "formats", "slots", "validation"},
         "wrappers of any transformation: accumulate, chain, clip, ema, skip, telemetry, weights",
@@ -55,8 +49,12 @@ LAYERS: dict[str, tuple[set[str], str]] = {
         "states in other formats, and from and to other libraries",
     ),
     "inspect": (
-        {"sharding", "wrap", "modify", "engine", "rules", "formats", "columns", "pictures"},
-        "memory, predicted and measured; records",
+        {"sharding", "wrap", "modify", "engine", "rules", "formats"},
+        "memory, predicted and measured; records; the style of tables and plots",
+    ),
+    "transfer": (
+        {"inspect", "modify", "engine", "rules", "formats", "validation"},
+        "hyperparameters for larger models, batches and runs: muP, CompleteP, scaling rules",
     ),
     "__init__": (
         {"convert", "engine", "family", "formats", "inspect", "modify", "rules", "schedules"}

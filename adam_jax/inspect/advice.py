@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 
-from adam_jax._types import Function, Leaf, Params, State
-from adam_jax.columns import aligned
+from adam_jax._types import Function, Leaf, Params
 from adam_jax.engine.plan import Noted
 from adam_jax.engine.states import described, found, owners, states_in
 from adam_jax.engine.trees import leaf_paths, without_numbers
@@ -21,8 +20,15 @@ from adam_jax.formats.base import Format
 from adam_jax.formats.blockwise import Blockwise
 from adam_jax.formats.dense import Dense
 from adam_jax.formats.policy import format_of
-from adam_jax.inspect.amounts import bytes_of, undeclared_layers
-from adam_jax.inspect.memory import Report, planned, report, stepped_on
+from adam_jax.inspect.memory import (
+    Report,
+    bytes_of,
+    planned,
+    report,
+    stepped_on,
+    undeclared_layers,
+)
+from adam_jax.inspect.style import aligned
 from adam_jax.modify.groups import expressions_in
 from adam_jax.rules.adam import AddDecayedWeights, Root
 from adam_jax.rules.base import Rule
@@ -116,63 +122,45 @@ def advise(
 
     Raises:
       ValueError: as in `report`.
-
-    Example:
-      >>> import adam_jax, jax, jax.numpy as jnp
-      >>> params = {"kernel": jnp.ones((256, 256)), "bias": jnp.ones(256)}
-      >>> advice = adam_jax.inspect.advise(params, adam_jax.adamw(1e-3, weight_decay=0.1))
-      >>> print(advice.warnings[0][:34])
-      the vector 'bias' has weight decay
     """
     its_report = report(params, tx, step=step, args=args)
-    undeclared = its_report.undeclared
-    its_report = dataclasses.replace(its_report, undeclared={})
     params, grads, state = planned(params, tx, None)
-    noted = stepped_on(params, tx, grads, state)
+    noted, expressions = stepped_on(params, tx, grads, state), expressions_in(tx)
     paths = leaf_paths(params, none_is_leaf=False)
     kept: list[dict[str, Format]] = [{} for _ in paths]
-    for name, stored, i in _slots(state, params):
-        if i is not None and (fmt := format_of(stored)) is not None:
-            kept[i][name] = fmt
-    expressions = expressions_in(tx)
-    leaves = []
-    of_state = [0] * len(paths)
+    for x in states_in(state):
+        for name in described(x).slots:
+            for stored, i in owners(getattr(x, name), params):
+                if i is not None and (fmt := format_of(stored)) is not None:
+                    kept[i][name] = fmt
+    of_state = collections.Counter[int | None]()
     for stored, i in owners(state, params):
-        if i is not None:
-            of_state[i] += sum(map(bytes_of, jax.tree.leaves(stored)))
-    for path, p, formats, size in zip(paths, jax.tree.leaves(params), kept, of_state, strict=True):
-        own = noted.get(path)
-        group = next((e for e in expressions if re.fullmatch(e, path)), "")
-        leaves.append(
-            LeafAdvice(
-                path,
-                p.shape,
-                str(p.dtype),
-                size / max(p.size, 1),
-                {name: _in_words(fmt) for name, fmt in formats.items()},
-                "" if own is None else own.way,
-                "" if own is None else _decay(own.rules),
-                group,
-            )
+        of_state[i] += sum(map(bytes_of, jax.tree.leaves(stored)))
+    leaves = tuple(
+        LeafAdvice(
+            path,
+            p.shape,
+            str(p.dtype),
+            of_state[i] / max(p.size, 1),
+            {name: _in_words(fmt) for name, fmt in kept[i].items()},
+            noted[path].way if path in noted else "",
+            _decay(noted[path].rules) if path in noted else "",
+            next((e for e in expressions if re.fullmatch(e, path)), ""),
         )
+        for i, (path, p) in enumerate(zip(paths, jax.tree.leaves(params), strict=True))
+    )
     warned = [
-        *itertools.starmap(undeclared_layers, undeclared.items()),
-        *_standing_still(noted),
-        *_large_eps(noted),
-        *_across_devices(paths, jax.tree.leaves(params), kept),
-        *_decayed_vectors(leaves),
-        *_copies(its_report, step),
+        *itertools.starmap(undeclared_layers, its_report.undeclared.items()),
+        *_of_rules(noted),
+        *_of_leaves(leaves, jax.tree.leaves(params), kept),
     ]
-    return Advice(tuple(leaves), its_report, tuple(warned))
-
-
-def _slots(state: State, params: Params) -> list[tuple[str, Leaf, int | None]]:
-    return [
-        (name, stored, i)
-        for x in states_in(state)
-        for name in described(x).slots
-        for stored, i in owners(getattr(x, name), params)
-    ]
+    pointers = max(64 * 1024, its_report.arguments // 100)
+    if step is not None and its_report.results > pointers:
+        warned.append(
+            f"{its_report.results:,} bytes of the step's results are new memory: donate parameters"
+            f" and state (donate_argnums), and return them first and in this order."
+        )
+    return Advice(leaves, dataclasses.replace(its_report, undeclared={}), tuple(warned))
 
 
 def _in_words(fmt: Format) -> str:
@@ -185,13 +173,8 @@ def _in_words(fmt: Format) -> str:
 
 
 def _decay(rules: Sequence[Rule]) -> str:
-    decays = [x.weight_decay for rule in rules for x in _nested(rule, AddDecayedWeights)]
-    known = [_plain(x) for x in decays]
-    return (
-        ""
-        if all(x == 0 for x in known)
-        else ", ".join("scheduled" if x is None else f"{x:g}" for x in known if x != 0)
-    )
+    decays = [_plain(x.weight_decay) for rule in rules for x in _nested(rule, AddDecayedWeights)]
+    return ", ".join("scheduled" if x is None else f"{x:g}" for x in decays if x != 0)
 
 
 def _plain(x: Any) -> float | None:
@@ -204,71 +187,55 @@ def _nested(rule: Any, kind: type) -> list[Any]:
     return found(rule, lambda x: isinstance(x, kind))
 
 
-def _standing_still(noted: dict[str, Noted]) -> list[str]:
+def _of_rules(noted: dict[str, Noted]) -> Iterator[str]:
+    """Warnings about averages that stop changing, and about a large eps."""
     still: dict[tuple[str, str, float], int] = collections.Counter()
+    large = set()
     for own in noted.values():
         for rule, formats in zip(own.rules, own.formats, strict=True):
+            large |= {eps for x in _nested(rule, Root) if (eps := _plain(x.eps) or 0) >= 1e-4}
             for slot, fmt in zip(rule.slots, formats, strict=True):
                 if not (slot.magnitude and isinstance(fmt, Dense) and type(slot.rate) is float):
                     continue
                 if fmt.rounds and slot.rate < float(jnp.finfo(fmt.dtype).eps) / 4:
                     still[slot.name, str(fmt.dtype), slot.rate] += 1
-    return [
-        f"{name} of {count} leaves is {dtype}, rounded to nearest, and stops changing: a step"
-        f" renews {rate:.1g} of it, less than half a unit in the last place,"
-        f" {float(jnp.finfo(dtype).eps) / 4:.1g}. Write"
-        f" nu_dtype=adam_jax.stochastic(jnp.bfloat16) or jnp.int8."
-        for (name, dtype, rate), count in still.items()
-    ]
+    for (name, dtype, rate), count in still.items():
+        yield (
+            f"{name} of {count} leaves is {dtype}, rounded to nearest, and stops changing: a step"
+            f" renews {rate:.1g} of it, less than half a unit in the last place,"
+            f" {float(jnp.finfo(dtype).eps) / 4:.1g}. Write"
+            f" nu_dtype=adam_jax.stochastic(jnp.bfloat16) or jnp.int8."
+        )
+    for eps in sorted(large):
+        yield (
+            f"eps is {eps:g}: updates of gradients with a root mean square below it shrink."
+            f" Write 1e-8."
+        )
 
 
-def _large_eps(noted: dict[str, Noted]) -> list[str]:
-    roots = [x for own in noted.values() for rule in own.rules for x in _nested(rule, Root)]
-    large = sorted({eps for x in roots if (eps := _plain(x.eps)) is not None and eps >= 1e-4})
-    return [
-        f"eps is {eps:g}: updates of gradients with a root mean square below it shrink."
-        f" Write 1e-8."
-        for eps in large
-    ]
-
-
-def _across_devices(
-    paths: Sequence[str], leaves: Sequence[Leaf], kept: Sequence[dict[str, Format]]
-) -> list[str]:
+def _of_leaves(
+    leaves: Sequence[LeafAdvice], params: Sequence[Leaf], kept: Sequence[dict[str, Format]]
+) -> Iterator[str]:
+    """Warnings about blocks that span devices, and about decayed vectors."""
     across = []
-    for path, p, formats in zip(paths, leaves, kept, strict=True):
+    for x, p, formats in zip(leaves, params, kept, strict=True):
         blocks = [fmt.block for fmt in formats.values() if isinstance(fmt, Blockwise)]
         if blocks and isinstance(p.sharding, NamedSharding):
             part = p.sharding.shard_shape(p.shape)[-1]
             if any(part % block for block in blocks):
-                across.append((path, part))
-    if not across:
-        return []
-    path, part = across[0]
-    return [
-        f"blocks of codes of {len(across)} leaves, such as {path!r}, span devices, with {part}"
-        f" elements of the last axis on each: a step sends the blocks. Use explicit axes of the"
-        f" mesh, adam_jax.sharding.shard_state(tx, mesh, specs=...), or Quantized(block=...)."
-    ]
-
-
-def _decayed_vectors(leaves: Sequence[LeafAdvice]) -> list[str]:
+                across.append((x.path, part))
+    if across:
+        path, part = across[0]
+        yield (
+            f"blocks of codes of {len(across)} leaves, such as {path!r}, span devices, with {part}"
+            f" elements of the last axis on each: a step sends the blocks. Use explicit axes of the"
+            f" mesh, adam_jax.sharding.shard_state(tx, mesh, specs=...), or Quantized(block=...)."
+        )
     vectors = [x.path for x in leaves if x.decay and len(x.shape) < 2]
-    if not vectors or len(vectors) == len(leaves):
-        return []
-    several = f"{len(vectors)} vectors, such as {vectors[0]!r}, have"
-    which = several if len(vectors) > 1 else f"the vector {vectors[0]!r} has"
-    return [
-        f"{which} weight decay: biases and scales of norms usually have none. Write"
-        f" mask=adam_jax.decay_mask."
-    ]
-
-
-def _copies(found: Report, step: Function | None) -> list[str]:
-    pointers = 64 * 1024
-    if step is None or found.results <= max(pointers, found.arguments // 100):
-        return []
-    return [
-        f"{found.results:,} bytes of the step's results are new memory: donate parameters and state"
-        f" (donate_argnums), and return them first and in this order."
-    ]
+    if 0 < len(vectors) < len(leaves):
+        several = f"{len(vectors)} vectors, such as {vectors[0]!r}, have"
+        which = several if len(vectors) > 1 else f"the vector {vectors[0]!r} has"
+        yield (
+            f"{which} weight decay: biases and scales of norms usually have none. Write"
+            f" mask=adam_jax.decay_mask."
+        )

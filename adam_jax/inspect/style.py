@@ -1,7 +1,8 @@
-"""Shared plot style: colours, line styles, plain axes, labels that do not overlap."""
+"""The style of printed tables and plots: columns, colours, plain axes, labels without overlap."""
 
 import functools
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,16 @@ SKY, PINK, BLACK = "#56b4e9", "#cc79a7", "#000000"
 PALETTE = (BLUE, VERMILION, GREEN, ORANGE, SKY, PINK, BLACK)
 DASHES = ("-", "--", ":", "-.")
 TEXT, GREY, AXIS, GRID = "#444444", "#b0b0b0", "#999999", "#ececec"
+
+
+def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
+    """Rows of cells as lines; the columns in `left` are left-aligned, others right-aligned."""
+    lines = [""] * len(rows)
+    for i, column in enumerate(zip(*rows, strict=True)):
+        width = max(map(len, column))
+        cells = [cell.ljust(width) if i in left else cell.rjust(width) for cell in column]
+        lines = [f"{line}  {cell}" if i else cell for line, cell in zip(lines, cells, strict=True)]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def line_style(i: int) -> dict[str, Any]:
@@ -54,9 +65,21 @@ def apart(ends: np.ndarray, gap: float) -> np.ndarray:
     return places
 
 
-def show_in_notebooks(figure: "Figure") -> None:
-    """Lets IPython show a figure that pyplot does not manage."""
+def empty_figure(caller: str) -> "Figure":
+    """A figure that pyplot does not manage, and that a notebook shows.
+
+    Raises:
+      ModuleNotFoundError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{caller} needs matplotlib: pip install 'adam_jax[inspect]'."
+        ) from error
+    figure = Figure(layout="constrained")
     figure._repr_png_ = functools.partial(_png, figure)  # pyright: ignore[reportAttributeAccessIssue]
+    return figure
 
 
 def _png(figure: "Figure") -> bytes:
