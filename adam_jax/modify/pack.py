@@ -19,8 +19,7 @@ from adam_jax.engine.transformation import Transformation, body_of
 from adam_jax.engine.trees import leaf_paths
 from adam_jax.engine.unrounded import Unrounded, dtypes_of, unrounded, values
 from adam_jax.formats.base import Format, SlotPolicy
-from adam_jax.formats.dense import AT_LEAST_FLOAT32
-from adam_jax.formats.dtypes import leaf_dtype, moves, wider_dtype
+from adam_jax.formats.dense import AT_LEAST_FLOAT32, is_floating, leaf_dtype, wider_dtype
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.validation import check_integer
 from adam_jax.xla.offsets import offsets
@@ -155,7 +154,7 @@ def _bins(params: Params, below: int) -> Bins:
     """Leaves of one dtype and one placement share a buffer; partitioned leaves stay separate."""
     bins: dict[Any, list[int]] = {}
     for i, p in enumerate(jax.tree.leaves(params, is_leaf=lambda x: x is None)):
-        if p is None or not moves(p) or np.size(p) >= below or _is_partitioned(p):
+        if p is None or not is_floating(p) or np.size(p) >= below or _is_partitioned(p):
             continue
         placement = None if isinstance(p, jax.core.Tracer) else jnp.asarray(p).sharding
         bins.setdefault((leaf_dtype(p), placement), []).append(i)

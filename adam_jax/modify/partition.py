@@ -27,7 +27,7 @@ from adam_jax.engine.split import SplitParams, SplitResult, run_split, stored_pa
 from adam_jax.engine.transformation import Transformation
 from adam_jax.engine.trees import align_params, leaf_paths, unflatten_stored
 from adam_jax.engine.unrounded import Unrounded, as_wide_as, dtypes_of, made, raw
-from adam_jax.formats.dtypes import moves
+from adam_jax.formats.dense import is_floating
 from adam_jax.modify.expressions import first_matches
 from adam_jax.modify.factory import name_of
 from adam_jax.rules.pytrees import frozen_pytree, static
@@ -124,7 +124,7 @@ class Partition(Body):
     def of_params(self, params: Params, check: bool = False) -> list[tuple[Part, Params]]:
         """Each part with the parameters, where a `MaskedNode` replaces leaves of other parts."""
         leaves, paths = jax.tree.leaves(params), leaf_paths(params, none_is_leaf=False)
-        parts = self.parts(paths, list(map(moves, leaves)), check)
+        parts = self.parts(paths, list(map(is_floating, leaves)), check)
         return [(part, unflatten_stored(params, part.only(leaves))) for part in parts]
 
     def check(self, state: State) -> None:

@@ -17,7 +17,7 @@ from adam_jax._types import Function, Leaf, Params, PyTree
 from adam_jax.columns import aligned
 from adam_jax.engine.transformation import step
 from adam_jax.engine.trees import leaf_paths
-from adam_jax.formats.dtypes import wider_dtype
+from adam_jax.formats.dense import wider_dtype
 from adam_jax.transfer.coordinates_plot import draw
 from adam_jax.validation import check_integer, check_number
 

@@ -17,7 +17,7 @@ from adam_jax._types import Leaf, Params, PyTree
 from adam_jax.engine.leaf_factors import Factors, LeafFactors, check_scalable
 from adam_jax.engine.pipeline import Pipeline
 from adam_jax.engine.trees import leaf_paths
-from adam_jax.formats.dtypes import leaf_dtype, moves, wider_dtype
+from adam_jax.formats.dense import is_floating, leaf_dtype, wider_dtype
 from adam_jax.modify.layers import layers_of
 from adam_jax.modify.modifiers import Modifiable, modified
 from adam_jax.rules.arithmetic import abs_squared
@@ -158,7 +158,7 @@ def mup_init(
     leaves, treedef = jax.tree.flatten(params)
     scaled = []
     for leaf, growth in zip(leaves, growths(base, params, layers, outputs_last), strict=True):
-        if not moves(leaf):
+        if not is_floating(leaf):
             scaled.append(leaf)
             continue
         now, in_base = _rms(leaf), _rms(values[growth.base_path])

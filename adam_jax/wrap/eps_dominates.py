@@ -14,7 +14,7 @@ from adam_jax.engine.pipeline import factors_in
 from adam_jax.engine.states import described, found, is_known
 from adam_jax.engine.trees import align_slot, leaf_paths
 from adam_jax.engine.unrounded import arithmetic_dtype
-from adam_jax.formats.dtypes import moves
+from adam_jax.formats.dense import is_floating
 from adam_jax.modify.pack import unpack_state
 from adam_jax.modify.partition import Partition
 from adam_jax.rules.base import MemberRule, member_rules_in
@@ -47,7 +47,7 @@ def eps_dominates(body: Body, state: State, params: Params) -> list[Leaf]:
         return scaled, scaled.scalars(count)
 
     def known(p: Leaf, nu: Leaf, path: str) -> Leaf:
-        if p is None or not moves(p) or isinstance(nu, optax.MaskedNode):
+        if p is None or not is_floating(p) or isinstance(nu, optax.MaskedNode):
             return None
         nu = decoded(fetched(nu), jnp.finfo(arithmetic_dtype(p)).dtype)
         its, scalars = with_scalars(factors.get(path, Factors()))

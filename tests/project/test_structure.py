@@ -71,7 +71,7 @@ def test_imports_point_down_the_list(path):
 def test_files_are_short(folder):
     lengths = {p: len(p.read_text().splitlines()) for p in (ROOT.parent / folder).rglob("*.py")}
     assert lengths
-    assert {str(p): n for p, n in lengths.items() if n > 320} == {}
+    assert {str(p): n for p, n in lengths.items() if n > 600} == {}
 
 
 # Folders with tests of several folders of the package, and folders that tests share.
