@@ -1,7 +1,7 @@
 """Adam and its family for JAX, as Optax transformations."""
 
 from adam_jax import convert, inspect, schedules, sharding, transfer
-from adam_jax.convert.stored import convert_state
+from adam_jax.convert.moments import convert_state
 from adam_jax.engine.compose import scale_by_learning_rate
 from adam_jax.engine.transformation import Transformation, step
 from adam_jax.family.adabelief import adabelief, scale_by_belief
@@ -25,12 +25,11 @@ from adam_jax.family.nadam import nadam, nadamw, scale_by_nadam
 from adam_jax.family.radam import radam, radamw, scale_by_radam
 from adam_jax.family.schedule_free import schedule_free_adamw
 from adam_jax.family.yogi import scale_by_yogi, yogi
-from adam_jax.formats.adam_mini import AdamMini
-from adam_jax.formats.block_means import BlockMeans
+from adam_jax.formats.block_means import AdamMini, BlockMeans
+from adam_jax.formats.blockwise import Quantized
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.formats.factored import Factored
 from adam_jax.formats.policy import by_path, stochastic
-from adam_jax.formats.quantized import Quantized
 from adam_jax.modify.groups import decay_mask, groups
 from adam_jax.modify.hyperparams import with_hyperparams
 from adam_jax.modify.hyperparams_state import HyperparamsState, hyperparams, set_hyperparams

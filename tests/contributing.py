@@ -85,7 +85,7 @@ EXAMPLES: dict[str, list[tuple[str, str, str]]] = {
         ("tests/catalogue/modifiers.py", '    "cautious": adam_jax', "    "),
     ],
     "format": [
-        ("adam_jax/formats/rounding.py", "class Rounded:", "        return sharded_alike("),
+        ("adam_jax/formats/rounding.py", "class Rounded:", "        return np.shape(stored.values"),
         ("tests/catalogue/low_precision.py", '    "stochastic 16 bits"', "    "),
     ],
     "wrapper": [

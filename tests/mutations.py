@@ -132,13 +132,13 @@ MUTATIONS = [
     Mutation(
         "a swapped scale",
         "formats/blockwise.py",
-        "return self.codec.code(x / scale, noise)",
+        "return self.codec.code(quotient(x, scale), noise)",
         "return self.codec.code(x * scale, noise)",
         "formats/test_blockwise.py",
     ),
     Mutation(
         "codes of 4 bits off by one",
-        "formats/codecs.py",
+        "formats/blockwise.py",
         "level + (1 + self._lowest)",
         "level + self._lowest",
         "formats/test_blockwise.py formats/test_base.py",
@@ -146,8 +146,8 @@ MUTATIONS = [
     Mutation(
         "means over the wrong axis",
         "formats/factored.py",
-        "return Factors(_mean(x, self.column_axis), _mean(x, self.row_axis), self)",
-        "return Factors(_mean(x, self.row_axis), _mean(x, self.column_axis), self)",
+        "return RowAndColumnMeans(_mean(x, self.column_axis), _mean(x, self.row_axis), self)",
+        "return RowAndColumnMeans(_mean(x, self.row_axis), _mean(x, self.column_axis), self)",
         "formats/test_factored.py",
     ),
     Mutation(
@@ -159,7 +159,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a residual with the other sign",
-        "formats/weights.py",
+        "formats/rounding.py",
         "lower = jax.lax.convert_element_type(rest, jnp.int32) << np.int32(16 - self.bits)",
         "lower = -jax.lax.convert_element_type(rest, jnp.int32) << np.int32(16 - self.bits)",
         "wrap/test_weights.py",
@@ -250,14 +250,14 @@ MUTATIONS = [
     ),
     Mutation(
         "the state split along the wrong axis",
-        "sharding/placement.py",
+        "sharding/shard.py",
         "for i in sorted(range(len(shape)), key=rank):",
         "for i in sorted(range(len(shape)), key=rank, reverse=True):",
         "sharding/test_shard.py sharding/test_shard_states.py",
     ),
     Mutation(
         "PyTorch's step count off by one",
-        "convert/pytorch.py",
+        "convert/libraries.py",
         '"step": np.array(steps, np.float32)',
         '"step": np.array(steps + 1, np.float32)',
         "convert/test_pytorch.py",

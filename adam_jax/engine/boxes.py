@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from adam_jax._types import Leaf, Params, Stored
-from adam_jax.formats.blockwise import divides
+from adam_jax.formats.base import divides
 from adam_jax.formats.policy import format_of
 
 _NNX_NAMES = ("optimizer_sharding", "out_sharding", "sharding_names", "sharding")

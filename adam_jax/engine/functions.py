@@ -7,7 +7,7 @@ from adam_jax._types import Leaf, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import Body, Call
 from adam_jax.engine.trees import align_params, leaf_paths
 from adam_jax.engine.unrounded import rounded
-from adam_jax.formats.dtypes import moves
+from adam_jax.formats.dense import is_floating
 
 
 class OfBody:
@@ -65,7 +65,7 @@ def run_body(body: Body, updates: Updates, state: State, params: Params, call: C
     """
     leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
     fixed = {}
-    if not all(map(moves, leaves)):
+    if not all(map(is_floating, leaves)):
         fixed = _zeros_of_integers(leaves, align_params(treedef, params, False, call.apply))
         inside = [None if i in fixed else g for i, g in enumerate(leaves)]
         updates = treedef.unflatten(inside)
@@ -89,7 +89,7 @@ def _zeros_of_integers(leaves: list[Leaf], params: list[Leaf]) -> dict[int, Leaf
     return {
         i: zeros_for(g, p)
         for i, (g, p) in enumerate(zip(leaves, params, strict=True))
-        if not moves(g) and (g.dtype == jax.dtypes.float0 or not moves(p))
+        if not is_floating(g) and (g.dtype == jax.dtypes.float0 or not is_floating(p))
     }
 
 

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from adam_jax._types import Function, Leaf, Params, PyTree
 from adam_jax.engine.boxes import boxes_of, sharding_by_names
 from adam_jax.engine.trees import leaf_paths
-from adam_jax.formats.blockwise import sharding_by_type
+from adam_jax.formats.base import sharding_by_type
 from adam_jax.validation import check_expression, check_integer
 from adam_jax.xla.sums import LAYERS
 

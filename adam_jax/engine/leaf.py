@@ -9,7 +9,7 @@ from adam_jax._types import DType, Leaf, PyTree, Scalars
 from adam_jax.engine.plan import Plan
 from adam_jax.engine.unrounded import Pending
 from adam_jax.formats.base import Format
-from adam_jax.formats.weights import Landed, Split
+from adam_jax.formats.rounding import Split, SteppedWeights
 from adam_jax.rules.base import Average, Rule
 
 
@@ -30,12 +30,12 @@ class LeafArrays(NamedTuple):
     param: Leaf
     salt: PyTree
 
-    def further(self, number: jax.Array) -> "LeafArrays":
+    def of_layer(self, number: jax.Array) -> "LeafArrays":
         """The same with the random bits of the leaf that comes `number` (uint32) leaves later."""
         split = isinstance(self.param, Split)
         return self._replace(
-            param=self.param.further(number) if split else self.param,
-            salt=None if self.salt is None else self.salt.further(number),
+            param=self.param.of_layer(number) if split else self.param,
+            salt=None if self.salt is None else self.salt.of_layer(number),
         )
 
 
@@ -85,7 +85,7 @@ class Ruled(NamedTuple):
     reduced: Reduced
 
 
-Stepped = tuple[jax.Array | Landed, tuple[tuple[Leaf, ...], ...]]
+Stepped = tuple[jax.Array | SteppedWeights, tuple[tuple[Leaf, ...], ...]]
 """The update or the new parameter, and the new stored slots."""
 
 

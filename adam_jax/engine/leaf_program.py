@@ -21,9 +21,12 @@ from adam_jax.engine.pallas import Kernel, KernelOfParts
 from adam_jax.engine.scalars import Structures, Values, rule_of
 from adam_jax.engine.trees import chosen
 from adam_jax.engine.unrounded import completed
-from adam_jax.formats.base import Format, LinearFormat, MeasuredFormat, ReducedFormat
+from adam_jax.formats.base import Format
+from adam_jax.formats.block_means import MeansOverAxes
+from adam_jax.formats.blockwise import Blockwise
+from adam_jax.formats.factored import RowsAndColumns
 from adam_jax.formats.noise import Positions, bits_of_moments
-from adam_jax.formats.weights import Split
+from adam_jax.formats.rounding import Split
 from adam_jax.rules.arithmetic import bounded
 from adam_jax.rules.base import Average, Renewed, Rule
 from adam_jax.xla.barrier import computed_again
@@ -136,7 +139,7 @@ def _by_layer(program: Program, steps: Steps, leaf: LeafArrays, taken: jax.Array
     """`leaf_step` on each layer of a leaf."""
 
     def step(number: jax.Array, layer: LeafArrays) -> Stepped:
-        return leaf_step(program, steps, layer.further(number), taken)
+        return leaf_step(program, steps, layer.of_layer(number), taken)
 
     return over_layers(step, program.layers, program.stride, leaf)
 
@@ -165,7 +168,7 @@ def leaf_step(
     with jax.numpy_dtype_promotion("standard"), without_calls(), in_kernel:
         ruled = _ruled(program, steps, leaf, taken, reduced=reduced)
         measures = averages = _map_formats(lambda *_: None, program.formats)
-        measuring = any(isinstance(f, MeasuredFormat) for fs in program.formats for f in fs)
+        measuring = any(isinstance(f, Blockwise) for fs in program.formats for f in fs)
         if measuring:
             measures = _measures(program.formats, ruled.slots)
         if measuring and tile is None:
@@ -177,7 +180,7 @@ def leaf_step(
             stored, measures = computed_again((leaf.stored, measures))
             leaf = leaf._replace(stored=stored)
             ruled = _ruled(program, steps, leaf, taken)
-        if any(isinstance(f, LinearFormat) for fs in program.formats for f in fs):
+        if any(isinstance(f, RowsAndColumns) for fs in program.formats for f in fs):
             # From unbounded gradients: XLA:GPU would store the squares of bounded ones.
             averages = _ruled(program, steps, leaf, taken, bound=lambda g: g).averages
         where = tile or jnp.shape(leaf.g)
@@ -189,9 +192,9 @@ def leaf_step(
             drawn = None
             if fmt.stochastic:
                 drawn = bits_of_moments(where, leaf.salt, next(numbers))
-            if isinstance(fmt, LinearFormat) and average is not None:
+            if isinstance(fmt, RowsAndColumns) and average is not None:
                 stored = fmt.averaged(old, average.term, average.rate.average)
-            elif isinstance(fmt, MeasuredFormat):
+            elif isinstance(fmt, Blockwise):
                 stored = fmt.code(x, drawn, measure)
             else:
                 stored = fmt.encode(x, drawn)
@@ -200,7 +203,7 @@ def leaf_step(
 
         if isinstance(leaf.param, Split):
             new = chosen(taken, leaf.param.renewed(ruled.result, where), leaf.param)
-            result = leaf.param.landed(new, program.apply)
+            result = leaf.param.stepped_to(new, program.apply)
         else:
             result = jax.lax.convert_element_type(ruled.result, program.dtype)
         columns = (ruled.slots, measures, averages, leaf.stored)
@@ -215,7 +218,7 @@ def _measures(formats: tuple[tuple[Format, ...], ...], slots: PyTree) -> PyTree:
     """The measures of all slots with a measuring format, by one reduction; None for others."""
 
     def measured(fmt: Format, x: jax.Array) -> InBlocks | None:
-        return fmt.measured(x) if isinstance(fmt, MeasuredFormat) else None
+        return fmt.measured(x) if isinstance(fmt, Blockwise) else None
 
     wanted = _map_formats(measured, formats, slots)
     wanted, structure = jax.tree.flatten(wanted, is_leaf=lambda x: isinstance(x, InBlocks))
@@ -278,7 +281,7 @@ def _ruled(
 
 def _read(fmt: Format, stored: Stored, dtype: DType) -> jax.Array:
     """A slot as rules read it; a reduced one has size 1 along reduced axes."""
-    return (fmt.reduced if isinstance(fmt, ReducedFormat) else fmt.decode)(stored, dtype)
+    return (fmt.means if isinstance(fmt, MeansOverAxes) else fmt.decode)(stored, dtype)
 
 
 def _formed(fmt: Format, x: Renewed, old: jax.Array, watch: jax.Array | None) -> jax.Array:
@@ -287,10 +290,10 @@ def _formed(fmt: Format, x: Renewed, old: jax.Array, watch: jax.Array | None) ->
     def shown(x: jax.Array) -> jax.Array:
         return x if watch is None else jnp.where(jnp.isfinite(watch), x, jnp.nan)
 
-    if isinstance(fmt, ReducedFormat):
+    if isinstance(fmt, MeansOverAxes):
         if isinstance(x, Average):  # Reduced first: no elementwise average is materialized.
-            return x.rate.average(old, fmt.reduce(shown(x.term)))
-        return fmt.reduce(shown(x))
+            return x.rate.average(old, fmt.means_of(shown(x.term)))
+        return fmt.means_of(shown(x))
     # XLA:CPU computes an average once for its codes and once for the update, each in its own way.
     return shown(no_product(x.rate.average(old, x.term)) if isinstance(x, Average) else x)
 

@@ -15,7 +15,7 @@ from adam_jax.engine.layers import Layers, Stack, layer_by_layer
 from adam_jax.engine.trees import align_slot, leaf_paths
 from adam_jax.engine.unrounded import promoted, values
 from adam_jax.formats.base import Format
-from adam_jax.formats.dtypes import moves
+from adam_jax.formats.dense import is_floating
 from adam_jax.formats.policy import format_of
 from adam_jax.rules.arithmetic import abs_squared
 
@@ -89,7 +89,7 @@ def global_norm(updates: Updates, layers: Layers) -> Norm:
     leaves = [
         (promoted(x), its)
         for x, its in zip(every, stacks, strict=True)
-        if x is not None and moves(x)
+        if x is not None and is_floating(x)
     ]
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.finfo(jnp.result_type(jnp.float32, *(x for x, _ in leaves))).dtype

@@ -22,7 +22,7 @@ from adam_jax.engine.call import Body, Call
 from adam_jax.engine.functions import zeros_for
 from adam_jax.engine.trees import align_params, chosen
 from adam_jax.engine.unrounded import rounded
-from adam_jax.formats.dtypes import moves
+from adam_jax.formats.dense import is_floating
 from adam_jax.xla.barrier import kept_apart
 from adam_jax.xla.once import if_due
 
@@ -53,10 +53,10 @@ class OptaxBody(Body):
         treedef = jax.tree.structure(updates, is_leaf=lambda x: x is None)
         stored = align_params(treedef, params, needed=False, apply=call.apply)
         pairs = zip(leaves, stored, strict=True)
-        given = [zeros_for(g, p) if g is None and not moves(p) else g for g, p in pairs]
+        given = [zeros_for(g, p) if g is None and not is_floating(p) else g for g, p in pairs]
         result, new = self.own_step(treedef.unflatten(given), state, params, call)
         results = [
-            x if g is not None or moves(p) else p if call.apply else None
+            x if g is not None or is_floating(p) else p if call.apply else None
             for x, g, p in zip(treedef.flatten_up_to(result), leaves, stored, strict=True)
         ]
         return treedef.unflatten(results), new

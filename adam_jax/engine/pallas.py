@@ -20,9 +20,9 @@ from adam_jax.engine.kernel_numbers import packed, unpacked
 from adam_jax.engine.kernel_views import View
 from adam_jax.engine.leaf import LeafArrays, Program, Stepped
 from adam_jax.engine.plan import Plan
-from adam_jax.formats.base import MeasuredFormat
+from adam_jax.formats.blockwise import Blockwise
 from adam_jax.formats.noise import Positions, strides
-from adam_jax.formats.weights import Split
+from adam_jax.formats.rounding import Split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Kernel:
             where = self._positions(self.whole or shape, begin, point, row, column, further)
             steps, leaf, taken, reduced = self.structure.unflatten(flat)
             if self.program.layers:
-                leaf = leaf.further(self._layer(shape, point) * np.uint32(self.program.stride))
+                leaf = leaf.of_layer(self._layer(shape, point) * np.uint32(self.program.stride))
             stepped = self.step(program, steps, leaf, taken, reduced, where)
             results = jax.tree.leaves(stepped)
             for view, x, result in zip(out_views, written, results, strict=True):
@@ -133,7 +133,7 @@ class Kernel:
     def _program_of_tiles(self) -> Program:
         along = self.plan.along or 0  # Unused without blocks.
         formats = tuple(
-            tuple(f.of_tiles(along) if isinstance(f, MeasuredFormat) else f for f in fs)
+            tuple(f.of_tiles(along) if isinstance(f, Blockwise) else f for f in fs)
             for fs in self.program.formats
         )
         return self.program._replace(formats=formats, plan="", parts=None, layers=0, stride=0)

@@ -36,10 +36,10 @@ from adam_jax.engine.unrounded import (
     as_wide_as,
     update_dtype,
 )
-from adam_jax.formats.dtypes import leaf_dtype, moves
+from adam_jax.formats.dense import is_floating, leaf_dtype
 from adam_jax.formats.noise import Salt, salt_of_moments
 from adam_jax.formats.policy import format_of
-from adam_jax.formats.weights import Split
+from adam_jax.formats.rounding import Split
 from adam_jax.rules.pytrees import frozen_pytree, static
 
 Labels = Sequence[int | None] | None
@@ -130,7 +130,7 @@ def init_pipelines(pipelines: tuple[Pipeline, ...], labels: Labels, params: Para
         for j, slot in enumerate(stage.rule.slots):
             stored = []
             for i, (p, label) in enumerate(zip(leaves, labels, strict=True)):
-                if label is None or not moves(p):
+                if label is None or not is_floating(p):
                     stored.append(optax.MaskedNode())
                     continue
                 try:
@@ -215,7 +215,7 @@ def run_pipelines(
         used = tuple(k for k, mask in enumerate(masks[label]) if mask is None or mask[i])
         old = tuple(tuple(slot[i] for slot in stored[k]) for k in used)
         formats = tuple(tuple(map(format_of, slots)) for slots in old)
-        if not moves(g) and {fmt for slots in formats for fmt in slots} == {None}:
+        if not is_floating(g) and {fmt for slots in formats for fmt in slots} == {None}:
             results[i] = _unmoved(g, p, apply)  # As an integer's gradient should be.
             continue
         try:
@@ -279,7 +279,7 @@ def run_pipelines(
 
 def _unmoved(g: Leaf, p: Leaf, apply: bool) -> Leaf:
     if isinstance(p, Split):
-        return p.landed(p, apply)
+        return p.stepped_to(p, apply)
     return p if apply else jnp.zeros_like(g)
 
 

@@ -15,9 +15,9 @@ from jax.sharding import NamedSharding
 from adam_jax._compat import KERNELS
 from adam_jax._types import Leaf, PyTree, Updates
 from adam_jax.engine.trees import leaf_paths
-from adam_jax.formats.base import Format, MeasuredFormat
-from adam_jax.formats.blockwise import sharding_of
-from adam_jax.formats.weights import Split
+from adam_jax.formats.base import Format, sharding_of
+from adam_jax.formats.blockwise import Blockwise
+from adam_jax.formats.rounding import Split
 from adam_jax.rules.base import Rule
 from adam_jax.xla.layout import order_on_tpus
 
@@ -69,7 +69,7 @@ def plans_of(
       layers: its number of layer axes.
     """
     rests = isinstance(leaf.param, Split) and leaf.param.rest is not None
-    fused = not (rests or any(isinstance(f, MeasuredFormat) or f.stochastic for f in formats))
+    fused = not (rests or any(isinstance(f, Blockwise) or f.stochastic for f in formats))
     if kernel == "xla" or (fused and kernel == "auto"):
         return ("in one pass" if fused else "the transformation asks for XLA"), None
     shape, arrays = np.shape(leaf.g), jax.tree.leaves(leaf)

@@ -12,7 +12,7 @@ from adam_jax._types import Leaf, Params, PyTree, Result, State, Updates
 from adam_jax.engine.call import Body, Call
 from adam_jax.engine.layers import over_layers
 from adam_jax.engine.unrounded import Unrounded, applied, dtypes_of, rounded, values
-from adam_jax.formats.weights import Split
+from adam_jax.formats.rounding import Split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _landed(params: SplitParams, moved: PyTree, result: Updates, call: Call) -> 
     results = params.treedef.flatten_up_to(values(result))
     rests = {}
     for i, p in params.weights.items():
-        landed = p.landed(call.taken(_renewed(p, moved[i]), p), call.apply)
+        landed = p.stepped_to(call.taken(_renewed(p, moved[i]), p), call.apply)
         results[i], rests[i] = landed
     made = params.treedef.unflatten(results)
     return SplitResult(made if call.apply else Unrounded(made, dtypes_of(result)), rests)
@@ -99,6 +99,6 @@ def _landed(params: SplitParams, moved: PyTree, result: Updates, call: Call) -> 
 @jax.jit  # Traced once per shape, not per leaf.
 def _renewed(p: Split, x: jax.Array) -> Split:
     def one_layer(number: jax.Array, p: Split, x: jax.Array) -> Split:
-        return p.further(number).renewed(x, p.shape)
+        return p.of_layer(number).renewed(x, p.shape)
 
     return over_layers(one_layer, p.layers, p.stride, p, x) if p.layers else p.renewed(x, p.shape)

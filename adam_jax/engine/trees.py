@@ -10,7 +10,7 @@ import numpy as np
 from adam_jax._types import Leaf, Params, PyTree, Stored, Updates
 from adam_jax.engine.boxes import boxed, is_box, unboxed
 from adam_jax.formats.base import READ_AS_SAVED, Format
-from adam_jax.formats.dtypes import leaf_dtype, moves
+from adam_jax.formats.dense import is_floating, leaf_dtype
 
 
 def align_slot(treedef: PyTree, updates: Updates, slot_tree: PyTree) -> list[Leaf]:
@@ -60,7 +60,7 @@ def check_leaf(g: Leaf, p: Leaf, stored: Stored, formats: PyTree) -> Leaf:
             f"the gradient has dtype {error}, which has no average: leave the leaf out with"
             f" optax.masked(..., mask), or pass None as its gradient."
         ) from None
-    if not moves(p):
+    if not is_floating(p):
         raise ValueError(
             f"the parameter has dtype {p.dtype} and keeps no state: pass None as its gradient, or"
             f" make it floating-point."

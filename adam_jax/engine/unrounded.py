@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from adam_jax._types import DType, Function, Leaf, Params, PyTree, Updates
 from adam_jax.engine.trees import align_params, chosen
-from adam_jax.formats.dtypes import leaf_dtype, moves, wider_dtype
+from adam_jax.formats.dense import is_floating, leaf_dtype, wider_dtype
 from adam_jax.rules.pytrees import frozen_pytree, static
 
 Pending: TypeAlias = tuple[jax.Array, ...]
@@ -53,7 +53,7 @@ class Unrounded:
 def completed(x: Leaf, pending: Pending) -> Leaf:
     """An array in the dtype of arithmetic, with all pending operations applied."""
     x = promoted(x)
-    if not moves(x):
+    if not is_floating(x):
         return x
     with jax.numpy_dtype_promotion("standard"):  # A complex gradient times a real number.
         for scalar in pending:
@@ -136,7 +136,7 @@ def update_dtype(dtype: DType | None, p: Leaf) -> DType | None:
 def promoted(x: Leaf) -> Leaf:
     """An array in the dtype of arithmetic; values that are not numbers are left to later checks."""
     try:
-        dtype = arithmetic_dtype(x) if moves(x) else None
+        dtype = arithmetic_dtype(x) if is_floating(x) else None
         if dtype in (None, getattr(x, "dtype", None)):
             return x
         return jax.lax.convert_element_type(x, dtype)

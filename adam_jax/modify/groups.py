@@ -18,7 +18,7 @@ from adam_jax.engine.states import found
 from adam_jax.engine.transformation import Transformation, body_of
 from adam_jax.engine.trees import leaf_paths
 from adam_jax.engine.unrounded import raw
-from adam_jax.formats.dtypes import moves
+from adam_jax.formats.dense import is_floating
 from adam_jax.modify.expressions import first_matches
 from adam_jax.modify.factory import check_factory, name_of
 from adam_jax.modify.partition import Entry, Partition, partitioned
@@ -45,7 +45,7 @@ class Groups(Body):
     def init(self, params: Params) -> State:
         """The member's initial state; frozen leaves have none."""
         paths = leaf_paths(params, none_is_leaf=False)
-        moving = list(map(moves, jax.tree.leaves(params)))
+        moving = list(map(is_floating, jax.tree.leaves(params)))
         # optax.tree.map_params calls init with a tree without leaves.
         return init_pipelines(self.pipelines, self.labels(paths, moving, check=bool(paths)), params)
 

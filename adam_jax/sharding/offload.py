@@ -16,13 +16,7 @@ from adam_jax.validation import check_expression
 
 @frozen_pytree
 class Offloaded(Body):
-    """The body of `offload`.
-
-    Attributes:
-      inner: the transformation whose state is offloaded.
-      to: the kind of host memory.
-      where: a regular expression that matches the whole path of each offloaded array.
-    """
+    """The body of `offload`, with its arguments."""
 
     inner: Body
     to: str = static()
@@ -56,15 +50,8 @@ class Offloaded(Body):
 
     def on_host(self, state: State) -> list[bool]:
         """Whether each array of the state belongs in host memory."""
-        paths = leaf_paths(state, none_is_leaf=False)
-        matches = (re.fullmatch(self.where, path) is not None for path in paths)
-        leaves = zip(jax.tree.leaves(state), matches, strict=True)
-        return [x.ndim > 0 and match for x, match in leaves]
-
-
-def offloaded(body: Body) -> Offloaded | None:
-    """The body if `offload` made it, else None."""
-    return body if isinstance(body, Offloaded) else None
+        pairs = zip(jax.tree.leaves(state), leaf_paths(state, none_is_leaf=False), strict=True)
+        return [x.ndim > 0 and re.fullmatch(self.where, path) is not None for x, path in pairs]
 
 
 def offload(

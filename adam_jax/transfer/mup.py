@@ -20,7 +20,7 @@ from adam_jax._types import Leaf, Params, PyTree
 from adam_jax.engine.leaf_factors import Factors, LeafFactors, check_scalable
 from adam_jax.engine.pipeline import Pipeline
 from adam_jax.engine.trees import leaf_paths, without_numbers
-from adam_jax.formats.dtypes import leaf_dtype, moves, wider_dtype
+from adam_jax.formats.dense import leaf_dtype, is_floating, wider_dtype
 from adam_jax.inspect.style import aligned
 from adam_jax.modify.layers import layers_of
 from adam_jax.modify.modifiers import Modifiable, modified
@@ -151,7 +151,7 @@ def mup_init(
 
     leaves, treedef = jax.tree.flatten(params)
     for i, growth in enumerate(growths(base, params, layers, outputs_last)):
-        if moves(leaf := leaves[i]):
+        if is_floating(leaf := leaves[i]):
             now, wanted = rms(leaf), rms(values[growth.base_path]) / math.sqrt(growth.hidden_inputs)
             factor = jnp.where((now > 0) & (wanted > 0), wanted / jnp.where(now > 0, now, 1), 1)
             leaves[i] = (jnp.asarray(leaf, factor.dtype) * factor).astype(leaf_dtype(leaf))

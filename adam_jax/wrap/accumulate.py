@@ -24,7 +24,7 @@ from adam_jax.engine.unrounded import (
     made,
     values,
 )
-from adam_jax.formats.dtypes import moves, wider_dtype
+from adam_jax.formats.dense import is_floating, wider_dtype
 from adam_jax.formats.policy import (
     AT_LEAST_FLOAT32,
     SlotDType,
@@ -80,7 +80,7 @@ class Accumulate(Body):
         """An empty accumulator."""
 
         def start(p: Leaf, layer: Leaf) -> Leaf:
-            if not moves(p):
+            if not is_floating(p):
                 return optax.MaskedNode()
             return resolve(self.dtype, layer, Slot("acc_grads")).init(jnp.asarray(p), 0.0)
 
@@ -143,10 +143,10 @@ def averaged(
 
     def average(g: Leaf, acc: PyTree) -> Leaf:
         if format_of(acc) is None:  # The parameter is None or an integer.
-            if g is not None and moves(g):
+            if g is not None and is_floating(g):
                 raise ValueError("the state is empty and the gradient is not: pass None instead.")
             return acc
-        if not moves(g):
+        if not is_floating(g):
             raise ValueError(f"the gradient has dtype {g.dtype}, which has no average: pass None.")
         dtype = _arithmetic(g, acc)
         # Reset here, by a select, not after the optimizer step: if a branch returned zeros for the

@@ -13,7 +13,7 @@ from adam_jax.engine.states import register
 from adam_jax.engine.transformation import Transformation
 from adam_jax.engine.trees import unflatten_slot, unflatten_stored
 from adam_jax.engine.unrounded import applied, promoted, rounded, values
-from adam_jax.formats.dtypes import leaf_dtype, moves
+from adam_jax.formats.dense import is_floating, leaf_dtype
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_nearest_dtype, resolve
 from adam_jax.formats.rounding import rounded_to_nearest
 from adam_jax.rules.arithmetic import DecayRate, DecayRateLike
@@ -45,7 +45,7 @@ class EmaParams(Body):
         """The initial average: the parameters."""
 
         def start(p: Leaf, layer: Leaf) -> Leaf:
-            if not moves(p):
+            if not is_floating(p):
                 return jnp.copy(p)
             fmt = resolve(self.dtype, layer, Slot("ema"))
             # A copy: params and state are both donated to the step.
@@ -73,7 +73,7 @@ class EmaParams(Body):
         def average(p: Leaf, old: PyTree) -> PyTree:
             if p is None:
                 return old
-            if not moves(p):  # Copied unchanged, so that the average is a complete model.
+            if not is_floating(p):  # Copied unchanged, so that the average is a complete model.
                 return call.taken(jnp.copy(p), old)
             x, dtype = promoted(p), leaf_dtype(p)
             if x.dtype != dtype:

@@ -18,7 +18,7 @@ from adam_jax.engine.states import found, register
 from adam_jax.engine.transformation import Transformation
 from adam_jax.engine.trees import leaf_paths
 from adam_jax.engine.unrounded import applied, unrounded, values
-from adam_jax.formats.dtypes import moves
+from adam_jax.formats.dense import is_floating
 from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.validation import check_expression, check_integer
 from adam_jax.wrap.statistics import NAMES, statistics
@@ -120,7 +120,7 @@ class Telemetry(Body):
         members: dict[tuple[str, int | None], list[tuple[Leaf, ...]]] = {}
         columns = [jax.tree.leaves(tree, is_leaf=lambda x: x is None) for tree in (params, *trees)]
         for path, leaf in zip(leaf_paths(params), zip(*columns, strict=True), strict=True):
-            if leaf[0] is not None and moves(leaf[0]):
+            if leaf[0] is not None and is_floating(leaf[0]):
                 axes = self.layers.axes(path) if self.by_layer else 0
                 count = math.prod(np.shape(leaf[0])[:axes]) if axes else None
                 members.setdefault((self.group(path), count), []).append(leaf)

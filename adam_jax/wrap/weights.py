@@ -24,7 +24,7 @@ from adam_jax.engine.trees import (
 )
 from adam_jax.engine.unrounded import dtypes_of, unrounded
 from adam_jax.formats.noise import WEIGHTS, salt_of, salted
-from adam_jax.formats.weights import (
+from adam_jax.formats.rounding import (
     Compensated,
     Residual,
     RoundedStochastically,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adam_jax.formats.base import Format, sharded_alike
+from adam_jax.formats.base import Format
 from tests.catalogue import every_member_slowly
 
 
@@ -29,9 +29,6 @@ class SplitBits(Format):
     def rounds(self):
         return False
 
-    def refuses(self, slot):
-        return None
-
     def init(self, param, start):
         return self.encode(jnp.full_like(param, start, dtype=jnp.float32))
 
@@ -45,9 +42,6 @@ class SplitBits(Format):
 
     def shape(self, stored):
         return stored.high.shape
-
-    def shardings(self, stored, sharding):
-        return sharded_alike(stored, self.shape(stored), sharding)
 
 
 @every_member_slowly

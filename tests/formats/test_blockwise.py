@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import adam_jax
-from adam_jax.formats.blockwise import Blockwise
-from adam_jax.formats.codecs import Power
+from adam_jax.formats.blockwise import Blockwise, Power
 from adam_jax.formats.dense import Dense
 from adam_jax.formats.noise import GOLDEN, WEIGHTS, random_bits, salt_of, salt_of_moments
 from adam_jax.formats.rounding import rounded_stochastically

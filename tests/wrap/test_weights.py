@@ -8,7 +8,7 @@ import pytest
 
 import adam_jax
 from adam_jax.formats.noise import WEIGHTS, random_bits, salt_of, salt_of_moments, salted
-from adam_jax.formats.weights import Residual
+from adam_jax.formats.rounding import Residual
 from tests.catalogue.low_precision import every_form_of_weights, gradients
 
 every_way = pytest.mark.parametrize("apply", ["step", "update"])
