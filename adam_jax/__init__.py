@@ -1,9 +1,10 @@
 """Adam and its family for JAX, as Optax transformations."""
 
-from adam_jax import convert, inspect, schedules, sharding, transfer
-from adam_jax.convert.stored import convert_state
-from adam_jax.engine.compose import scale_by_learning_rate
-from adam_jax.engine.transformation import Transformation, step
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from adam_jax import schedules, sharding
+from adam_jax.core.transformation import Transformation, scale_by_learning_rate, step
 from adam_jax.family.adabelief import adabelief, scale_by_belief
 from adam_jax.family.adam import (
     ScaleByBiasCorrectionState,
@@ -25,29 +26,27 @@ from adam_jax.family.nadam import nadam, nadamw, scale_by_nadam
 from adam_jax.family.radam import radam, radamw, scale_by_radam
 from adam_jax.family.schedule_free import schedule_free_adamw
 from adam_jax.family.yogi import scale_by_yogi, yogi
-from adam_jax.formats.adam_mini import AdamMini
-from adam_jax.formats.block_means import BlockMeans
+from adam_jax.formats.block_means import AdamMini, BlockMeans
+from adam_jax.formats.blockwise import Quantized
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.formats.factored import Factored
 from adam_jax.formats.policy import by_path, stochastic
-from adam_jax.formats.quantized import Quantized
-from adam_jax.modify.groups import decay_mask, groups
-from adam_jax.modify.hyperparams import with_hyperparams
-from adam_jax.modify.hyperparams_state import HyperparamsState, hyperparams, set_hyperparams
-from adam_jax.modify.layers import with_layers
-from adam_jax.modify.modifiers import (
+from adam_jax.groups import decay_mask, groups
+from adam_jax.hyperparams import HyperparamsState, hyperparams, set_hyperparams, with_hyperparams
+from adam_jax.modifiers import (
     GrokfastState,
     atan2,
     cautious,
+    cautious_weight_decay,
     clip_update_rms,
+    corrected_weight_decay,
     grams,
     grokfast,
     nesterov,
     with_kernel,
+    with_layers,
 )
-from adam_jax.modify.pack import Packed, pack_small_leaves, pack_state, unpack_state
-from adam_jax.modify.weight_decay import cautious_weight_decay, corrected_weight_decay
-from adam_jax.rules.arithmetic import DecayRateLike
+from adam_jax.numerics import DecayRateLike
 from adam_jax.wrap.accumulate import AccumulateState, accumulate
 from adam_jax.wrap.chain import chain
 from adam_jax.wrap.clip import clip_by_global_norm
@@ -61,6 +60,10 @@ from adam_jax.wrap.weights import (
     stochastic_rounding,
 )
 
+if TYPE_CHECKING:
+    from adam_jax import convert, inspect, transfer
+    from adam_jax.convert.moments import convert_state
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -73,7 +76,6 @@ __all__ = [
     "Factored",
     "GrokfastState",
     "HyperparamsState",
-    "Packed",
     "Quantized",
     "ScaleByBiasCorrectionState",
     "ScaleByLapropState",
@@ -122,8 +124,6 @@ __all__ = [
     "nadam",
     "nadamw",
     "nesterov",
-    "pack_small_leaves",
-    "pack_state",
     "radam",
     "radamw",
     "scale_by_adam",
@@ -152,9 +152,21 @@ __all__ = [
     "stochastic_rounding",
     "telemetry",
     "transfer",
-    "unpack_state",
     "with_hyperparams",
     "with_kernel",
     "with_layers",
     "yogi",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what few programs use when it is first used; Pallas is imported by a kernel."""
+    if name in ("convert", "inspect", "transfer"):
+        return importlib.import_module(f"adam_jax.{name}")
+    if name == "convert_state":
+        return importlib.import_module("adam_jax.convert.moments").convert_state
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -13,9 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
 
-from adam_jax.formats.base import Format, sharded_alike
+from adam_jax.formats.base import Format
 from adam_jax.slots import Slot
 
 BITSANDBYTES, FLASH, TORCHAO = "bitsandbytes 8-bit", "FlashOptim 8-bit", "torchao 4-bit"
@@ -63,18 +62,12 @@ class FlatBlocks(Format):
         """Of the array."""
         return np.shape(stored.codes)
 
-    def shardings(self, stored: Codes, sharding: NamedSharding) -> Any:
-        """Codes like the array; scales are replicated."""
-        return sharded_alike(stored, self.shape(stored), sharding)
-
-    @property
-    def rounds(self) -> bool:
-        """To codes."""
-        return True
-
     def refuses(self, slot: Slot) -> None:
-        """Refuses no slot: the peers' codecs are compared on all of them."""
-        return None
+        """No slot."""
+
+    def shardings(self, stored: Codes, sharding: Any) -> Any:
+        """Not sharded here."""
+        return jax.tree.map(lambda _: sharding, stored)
 
     def _blocks(self, x: jax.Array) -> jax.Array:
         return jnp.pad(jnp.ravel(x), (0, -x.size % self.block)).reshape(-1, self.block)

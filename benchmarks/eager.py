@@ -73,7 +73,6 @@ WRAPPERS: dict[str, Callable[[], Any]] = {
     "stochastic_rounding": lambda: adam_jax.stochastic_rounding(member()),
     "kahan_summation": lambda: adam_jax.kahan_summation(member()),
     "master_residual": lambda: adam_jax.master_residual(member()),
-    "pack_small_leaves": lambda: adam_jax.pack_small_leaves(member()),
     "shard_state": lambda: adam_jax.sharding.shard_state(member(), jax.make_mesh((1,), ("data",))),
     "offload": lambda: adam_jax.sharding.offload(member()),
     "all of it": lambda: adam_jax.accumulate(

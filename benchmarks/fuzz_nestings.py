@@ -61,9 +61,7 @@ def members(draw: Any) -> Node:
     b1 = st.sampled_from([0.5, 0.9])
     numbers = (("b1", draw(b1)), ("b2", draw(st.sampled_from([0.9, 0.99]))))
     form = draw(st.sampled_from(["float32"] * 5 + sorted(FORMATS)))
-    whole = {"cautious", "clip"} & set(modifiers) or form not in ("float32", "bfloat16")
-    whole = whole or not kind.elementwise
-    grouped, hyperparams = draw(flag), draw(flag)
+    grouped = draw(flag)
     return Member(
         name,
         draw(st.sampled_from([None, 0.1])),
@@ -73,8 +71,7 @@ def members(draw: Any) -> Node:
         masked=kind.decays and draw(flag),
         groups=grouped,
         apart=grouped and draw(flag),
-        hyperparams=hyperparams,
-        packed=not (whole or grouped or hyperparams) and draw(flag),
+        hyperparams=draw(flag),
         format=form,
     )
 
@@ -113,7 +110,7 @@ def pairs(draw: Any) -> tuple[Node, Node]:
     if how in ("format", "member"):
         other = draw(members())
         bare = first.nodes()[-1]
-        if how == "format" and isinstance(bare, Member) and not bare.packed:
+        if how == "format" and isinstance(bare, Member):
             other = dataclasses.replace(bare, format=draw(st.sampled_from(sorted(FORMATS))))
         for node in reversed(first.nodes()[:-1]):
             assert isinstance(node, Wrap)
@@ -136,8 +133,7 @@ def fuzz(examples: int, seed: int, pairwise: bool, found: Found, derandomize: bo
         if skips(node):
             odd.append("bad")
         if ours(node):
-            packed = any(getattr(x, "packed", False) for x in node.nodes())
-            odd += ["integer"] if packed else ["integer", "none"]
+            odd += ["integer", "none"]
         tree = data.draw(st.sampled_from(TREES), "shapes")
         case = Case(node, tree, data.draw(SEEDS, "seed"), data.draw(st.sampled_from(odd), "odd"))
         jit = data.draw(st.sampled_from([False] * 9 + [True]), "jit")

@@ -177,13 +177,6 @@ def optax_conversions() -> Iterable[Conversion]:
             grouped,
             1,
         ),
-        "`chain(clip, adamw)`, packed": (
-            optax.chain(optax.clip_by_global_norm(1.0), theirs),
-            adam_jax.chain(
-                adam_jax.clip_by_global_norm(1.0), adam_jax.pack_small_leaves(ours, below=100)
-            ),
-            1,
-        ),
         "`adamw`, 8 bits": (theirs, in_8_bits, 1),
     }
     for label, (other, own, every) in pairs.items():

@@ -6,7 +6,7 @@ First on real gradients: those of the character transformer of `examples.text`, 
 in float32. Each format of (mu, nu) gets the same gradients, and is written and read in every step.
 Then a long run on synthetic gradients. The error of an update u = m̂ / (√v̂ + ε) is
 ‖u - u'‖ / ‖u'‖ per leaf, where u' is that of float32 moments. The peers are in `benchmarks.codecs`.
-The last table compares powers for the 4-bit codes of `adam_jax.formats.codecs.Power`.
+The last table compares powers for the 4-bit codes of `adam_jax.formats.blockwise.Power`.
 
 "Fallen" is the root mean square of the updates, relative to u', of coordinates whose gradients are
 a tenth since step 1000: below 1 if nu does not follow.
@@ -26,8 +26,7 @@ import jax
 import jax.numpy as jnp
 
 import adam_jax
-from adam_jax.formats.blockwise import Blockwise
-from adam_jax.formats.codecs import Power
+from adam_jax.formats.blockwise import Blockwise, Power
 from benchmarks.codecs import BITSANDBYTES, FLASH, peers
 from benchmarks.low_precision_tasks import Task, text_task
 from benchmarks.machine import describe

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from adam_jax.engine.trees import leaf_paths
+from adam_jax.core.trees import leaf_paths
 from examples.mnist import data, evaluate, preprocessing
 from examples.mnist.models import MODELS
 from examples.text import corpus

@@ -53,7 +53,7 @@ class Node(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Member(Node):
-    """One of our members: modified, in groups, with hyperparameters in the state, packed."""
+    """One of our members: modified, in groups, with hyperparameters in the state."""
 
     name: str
     decay: float | None = None
@@ -64,7 +64,6 @@ class Member(Node):
     groups: bool = False
     apart: bool = False  # A separate optimizer per group.
     hyperparams: bool = False
-    packed: bool = False
     format: str = "float32"
 
     def build(self) -> Any:
@@ -88,8 +87,7 @@ class Member(Node):
             factory = functools.partial(adam_jax.groups, factory, GROUPS)
         if self.hyperparams:
             factory = adam_jax.with_hyperparams(factory)
-        tx = factory(learning_rate=plain.falling if self.scheduled else plain.RATE, **keywords)
-        return adam_jax.pack_small_leaves(tx, below=100) if self.packed else tx
+        return factory(learning_rate=plain.falling if self.scheduled else plain.RATE, **keywords)
 
     def plain(self) -> plain.Plain:
         """Its float64 version."""

@@ -218,13 +218,10 @@ def check_pair(case: Case, second: Node, tree: dict[str, Any]) -> str:
 
 
 def skeleton(state: Any) -> Any:
-    """The structure of a state, regardless of the formats of its moments and the types of empties.
-
-    It includes which leaves share a buffer, as that is part of the given state.
-    """
+    """The structure of a state, whatever the formats of its moments and the types of empties."""
 
     def whole(x: Any) -> bool:
         empty = isinstance(x, optax.MaskedState | optax.EmptyState) and not jax.tree.leaves(x)
-        return empty or isinstance(x, adam_jax.Packed) or format_of(x) is not None
+        return empty or format_of(x) is not None
 
     return jax.tree.structure(jax.tree.map(lambda x: 0, state, is_leaf=whole))

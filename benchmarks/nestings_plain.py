@@ -32,14 +32,12 @@ class Kind:
       decays: its alias has decoupled weight decay; otherwise `l2`.
       modifiers: the supported modifiers that the plain version implements.
       keywords: of alias and oracle.
-      elementwise: its direction is elementwise, so it can be packed.
     """
 
     oracle: Callable[..., Iterator[Any]]
     decays: bool
     modifiers: str
     keywords: dict[str, Any] = dataclasses.field(default_factory=dict)
-    elementwise: bool = True
 
 
 MEMBERS = {
@@ -59,10 +57,7 @@ MEMBERS = {
     "laprop": Kind(oracles.laprop, False, "cautious nesterov grokfast grams"),
     "lapropw": Kind(oracles.laprop, True, "cautious nesterov grokfast grams corrected"),
     "ademamix": Kind(oracles.ademamix, True, "cautious grokfast grams corrected", {"alpha": 5.0}),
-    "mars_adamw": Kind(
-        *(oracles.mars, True, "cautious nesterov atan2 grokfast grams corrected"),
-        elementwise=False,
-    ),
+    "mars_adamw": Kind(oracles.mars, True, "cautious nesterov atan2 grokfast grams corrected"),
     "lamb": Kind(oracles.adam, True, "cautious nesterov grams corrected", {"eps": 1e-6}),
 }
 

@@ -175,11 +175,6 @@ def of_matrices(build: Callable[[Leaves], Peer]) -> Callable[[Leaves], Peer]:
     return lambda leaves: build([x.reshape(500, -1) for x in leaves])
 
 
-def packed() -> list[Case]:
-    tx, bases = adam_jax.pack_small_leaves(adamw()), {OPTAX: 0.65, TORCH: 1.0}
-    return [Case("packed", by_update(tx), bases), Case("packed; step", by_step(tx), bases)]
-
-
 def on_cpu(fast: bool) -> list[Suite]:
     if fast:
         leaves, size, few, small = 2, 2_000, 2, 6
@@ -193,7 +188,7 @@ def on_cpu(fast: bool) -> list[Suite]:
         _suite(4, size // 4, groups(of_matrices, muon, adamw(), None), "Muon and adamw"),
         _suite(1, few * size, [copy, *plain()]),
         _suite(few, size, [copy, *plain()]),
-        _suite(small, 2_000, [*plain(), *packed()]),  # No copy: these few bytes stay in the caches.
+        _suite(small, 2_000, plain()),  # No copy: these few bytes stay in the caches.
     ]
 
 

@@ -1,6 +1,6 @@
 """The style of all plots of the examples and the benchmarks.
 
-The colours are those of `adam_jax.pictures`. A plot begins with `panels` and ends with `save`,
+The colours are those of `adam_jax.inspect.style`. A plot begins with `panels` and ends with `save`,
 which formats every axis with plain numbers. pyplot is not used: no window, no figure to close.
 """
 
@@ -25,7 +25,7 @@ from matplotlib.ticker import (
     ScalarFormatter,
 )
 
-from adam_jax.pictures import (
+from adam_jax.inspect.style import (
     AXIS,
     BLACK,
     BLUE,

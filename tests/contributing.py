@@ -16,51 +16,66 @@ LAYERS: dict[str, tuple[set[str], str]] = {
     "_types": (set(), "type aliases for arguments and results"),
     "_compat": (set(), "differences between versions of JAX"),
     "validation": (set(), "checks of numeric arguments, and their errors"),
-    "columns": (set(), "text in columns, for printed tables"),
-    "pictures": (set(), "colours, axes and labels, for plots"),
+    "pytrees": (set(), "`frozen_pytree`, the base of rules, stages and bodies"),
     "slots": (set(), "an accumulator: its name, and its properties for rules and formats"),
     "xla": (set(), "workarounds for XLA: one file per habit, with its figure and its test"),
-    "rules": (
-        {"slots", "xla", "validation"},
-        "arithmetic on arrays: moments, directions, and the modifiers that wrap them",
+    "numerics": (
+        {"pytrees", "validation", "xla"},
+        "arithmetic of arrays: decay rates, roots, quotients, sums, `exact`",
     ),
-    "formats": ({"slots", "xla", "validation"}, "storage of one slot of one leaf"),
-    "engine": (
-        {"rules", "formats", "slots", "xla", "validation"},
-        "the program of a leaf, from rules and formats; trees, states, pipelines, `step`",
+    "rules": (
+        {"numerics", "pytrees", "slots", "validation", "xla"},
+        "what a rule is and sees; Adam's moments and directions, weight decay, learning rate",
+    ),
+    "formats": ({"numerics", "slots", "validation", "xla"}, "storage of one slot of one leaf"),
+    "kernels": (
+        {"formats", "numerics", "rules", "xla"},
+        "the program of a leaf as one kernel on TPUs; imported when a leaf may need it",
+    ),
+    "core": (
+        {"formats", "kernels", "numerics", "pytrees", "rules", "slots", "validation", "xla"},
+        "`Step`, which passes through; the plan and the program of a leaf; trees and states",
     ),
     "schedules": ({"validation"}, "learning-rate schedules that Optax lacks"),
     "family": (
-        {"engine", "rules", "formats", "slots", "xla", "validation"},
-        "one file per paper: its `scale_by_*`, its aliases, its rule if it needs one of its own",
+        {"core", "formats", "numerics", "pytrees", "rules", "slots", "validation", "xla"},
+        "one file per paper: its rule or its moments, its `scale_by_*`, its aliases",
     ),
-    "modify": (
-        {"family", "engine", "xla", "rules", "formats", "slots", "validation"},
-        "edits of our own pipelines: modifiers, groups, hyperparameters in the state, packing",
-    ),
-    "transfer": (
-        {"modify", "engine", "rules", "formats", "columns", "pictures", "validation"},
-        "hyperparameters for larger models, batches and runs: muP, CompleteP, scaling rules",
+    "modifiers": (
+        {"core", "formats", "numerics", "pytrees", "rules", "slots", "validation", "xla"},
+        "changes of a member: rule and function side by side; kernels and stacked layers",
     ),
     "wrap": (
-        {"modify", "engine", "xla", "rules", "formats", "slots", "validation"},
+        {"core", "formats", "numerics", "pytrees", "rules", "slots", "validation", "xla"},
         "wrappers of any transformation: accumulate, chain, clip, ema, skip, telemetry, weights",
     ),
+    "groups": (
+        {"core", "formats", "modifiers", "pytrees", "validation", "wrap"},
+        "hyperparameters or optimizers for groups of leaves",
+    ),
+    "hyperparams": (
+        {"core", "groups", "modifiers", "numerics", "pytrees", "rules", "validation"},
+        "hyperparameters in the state",
+    ),
     "sharding": (
-        {"engine", "rules", "formats", "slots", "validation"},
+        {"core", "formats", "pytrees", "rules", "slots", "validation"},
         "the state sharded over devices, or in host memory",
     ),
     "convert": (
-        {"wrap", "modify", "family", "engine", "rules", "formats", "slots"},
+        {"core", "family", "formats", "hyperparams", "rules", "slots"},
         "states in other formats, and from and to other libraries",
     ),
     "inspect": (
-        {"sharding", "wrap", "modify", "engine", "rules", "formats", "columns", "pictures"},
-        "memory, predicted and measured; records",
+        {"core", "formats", "groups", "modifiers", "rules", "sharding", "wrap"},
+        "memory, predicted and measured; records; the style of tables and plots",
+    ),
+    "transfer": (
+        {"core", "formats", "inspect", "modifiers", "numerics", "rules", "validation"},
+        "hyperparameters for larger models, batches and runs: muP, CompleteP, scaling rules",
     ),
     "__init__": (
-        {"convert", "engine", "family", "formats", "inspect", "modify", "rules", "schedules"}
-        | {"sharding", "transfer", "wrap"},
+        {"convert", "core", "family", "formats", "groups", "hyperparams", "inspect", "modifiers"}
+        | {"numerics", "schedules", "sharding", "transfer", "wrap"},
         "the public names",
     ),
 }
@@ -68,6 +83,8 @@ LAYERS: dict[str, tuple[set[str], str]] = {
 # The smallest example of each kind: files, and the beginnings of the first and last line shown.
 EXAMPLES: dict[str, list[tuple[str, str, str]]] = {
     "member": [
+        ("adam_jax/family/adamax.py", "class DecayingMax:", '        return leaf.new["nu"]'),
+        ("adam_jax/family/adamax.py", "class Ratio(", "        return divide("),
         ("adam_jax/family/adamax.py", "def scale_by_adamax(", ") -> Transformation:"),
         ("adam_jax/family/adamax.py", "    nu = DecayingMax(", "    return scale_by_rule("),
         ("adam_jax/family/adamax.py", "def adamax(", ") -> Transformation:"),
@@ -81,17 +98,17 @@ EXAMPLES: dict[str, list[tuple[str, str, str]]] = {
         ("tests/catalogue/oracles.py", "def adamax(", "        yield"),
     ],
     "modifier": [
-        ("adam_jax/rules/modifiers.py", "class Cautious(", "        return jnp.where("),
-        ("adam_jax/modify/modifiers.py", "def cautious(", "def"),
-        ("adam_jax/modify/modifiers.py", "    return modified(cautious, tx", "    return"),
+        ("adam_jax/modifiers.py", "class Cautious(", "        return jnp.where("),
+        ("adam_jax/modifiers.py", "def cautious(", "def"),
+        ("adam_jax/modifiers.py", "    return modified(cautious, tx", "    return"),
         ("tests/catalogue/modifiers.py", '    "cautious": adam_jax', "    "),
     ],
     "format": [
-        ("adam_jax/formats/rounding.py", "class Rounded:", "        return sharded_alike("),
+        ("adam_jax/formats/rounding.py", "class Rounded:", "        return jax.tree.map("),
         ("tests/catalogue/low_precision.py", '    "stochastic 16 bits"', "    "),
     ],
     "wrapper": [
-        ("adam_jax/wrap/clip.py", "class ClipByGlobalNorm(", "        return (applied("),
+        ("adam_jax/wrap/clip.py", "class ClipByGlobalNorm(", "        return step.times("),
         (
             "adam_jax/wrap/clip.py",
             "    return Transformation.around(ClipByGlobalNorm",

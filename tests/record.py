@@ -133,9 +133,6 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
                 adam_jax.groups, make, {"bias": {"b1": 0.5}}, learning_rate=schedule, **given
             ),
         )
-        if stored == "float32":
-            pack = functools.partial(lambda g: adam_jax.pack_small_leaves(g(1e-2), below=8), make)
-            yield f"pack_small_leaves({name})", pack
 
 
 def run(

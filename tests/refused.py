@@ -21,7 +21,6 @@ from tests.record import WRAPPERS
 AROUND: dict[str, Callable[[Any], Any]] = {
     "alone": lambda tx: tx,
     **{name: wrap for name, wrap in WRAPPERS.items() if name != "frozen"},
-    "pack_small_leaves": lambda tx: adam_jax.pack_small_leaves(tx, below=8),
     "with_layers": lambda tx: adam_jax.with_layers(tx, "kernel"),
     "offload": adam_jax.sharding.offload,
 }
@@ -50,11 +49,7 @@ class Case(NamedTuple):
 
 def allowed(case: Case) -> bool:
     """Whether the parts of a case can be combined."""
-    if case.stored == "int4 nu" and case.member.name in REFUSES_4_BITS:
-        return False
-    # A buffer of several leaves has no means or norms of single leaves.
-    packable = case.member.elementwise and case.stored == "float32"
-    return packable or case.wrapper != "pack_small_leaves"
+    return case.stored != "int4 nu" or case.member.name not in REFUSES_4_BITS
 
 
 def cases() -> Iterator[Case]:

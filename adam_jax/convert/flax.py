@@ -10,18 +10,17 @@ from adam_jax._types import Leaf, Named, PyTree, State
 from adam_jax.formats.base import READ_AS_SAVED
 from adam_jax.formats.block_means import Means
 from adam_jax.formats.blockwise import Blocks
-from adam_jax.formats.factored import Factors
+from adam_jax.formats.factored import RowAndColumnMeans
 from adam_jax.formats.rounding import Rounded
-from adam_jax.modify.pack import Packed
 
-CONTAINERS = (Blocks, Factors, Means, Rounded, Packed)
+CONTAINERS = (Blocks, RowAndColumnMeans, Means, Rounded)
 
 
 def register_with_flax() -> None:
     """Lets `flax.serialization` write moments that are stored in containers of this package.
 
-    The containers hold 8-bit and 4-bit, stochastically rounded, factored and packed moments, and
-    block means.
+    The containers hold 8-bit and 4-bit, stochastically rounded and factored moments, and block
+    means.
 
     Call it once per program, before `flax.serialization.to_bytes`, `from_bytes` and functions built
     on them (`flax.training.checkpoints`). Orbax does not need it. Restore a state into one that
@@ -31,27 +30,32 @@ def register_with_flax() -> None:
     from flax import serialization
 
     def to_state_dict(x: Leaf) -> Named:
-        return {
-            name: serialization.to_state_dict(_written(part)) for name, part in _parts(x).items()
-        }
+        written = {name: _written(part) for name, part in _parts(x).items()}
+        return {name: serialization.to_state_dict(part) for name, part in written.items()}
 
     def from_state_dict(x: Leaf, state: State) -> Leaf:
         parts = _parts(x)
         found = set(state) if isinstance(state, dict) else {_described(state)}
-        if found != set(parts):
-            raise ValueError(_mismatch(serialization.current_path(), sorted(parts), sorted(found)))
+        check(serialization.current_path(), sorted(parts), sorted(found))
         return jax.tree.structure(x, is_leaf=lambda y: y is not x).unflatten(
             [read(name, part, state[name]) for name, part in parts.items()]
         )
 
     def read(name: str, like: PyTree, state: State) -> State:
         new = serialization.from_state_dict(_written(like), state, name)
-        if _is_int4(like):
+        if _written(like) is not like:
             new = jnp.asarray(new, jnp.int4)
-        if hasattr(like, "dtype") and _described(new) != _described(like):
+        if hasattr(like, "dtype"):
             path = f"{serialization.current_path()}/{name}"
-            raise ValueError(_mismatch(path, _described(like), _described(new)))
+            check(path, _described(like), _described(new))
         return new
+
+    def check(path: str, expected: Any, found: Any) -> None:
+        if found != expected:
+            raise ValueError(
+                f"at {path!r}, the target of the restore has {expected}, the checkpoint {found}:"
+                f" {READ_AS_SAVED}"
+            )
 
     for kind in CONTAINERS:
         serialization.register_serialization_state(
@@ -71,17 +75,6 @@ def _described(x: Leaf) -> str:
     return f"{jnp.dtype(x.dtype).name} of shape {np.shape(x)}"
 
 
-def _mismatch(path: str, expected: Any, found: PyTree) -> str:
-    return (
-        f"at {path!r}, the target of the restore has {expected}, the checkpoint {found}:"
-        f" {READ_AS_SAVED}"
-    )
-
-
-def _is_int4(x: Leaf) -> bool:
-    return getattr(x, "dtype", None) == jnp.int4
-
-
 def _written(x: Leaf) -> Leaf:
     """4-bit codes as 8-bit codes: NumPy, and thus msgpack, has no name for int4."""
-    return x.astype(jnp.int8) if _is_int4(x) else x
+    return x.astype(jnp.int8) if getattr(x, "dtype", None) == jnp.int4 else x

@@ -1,31 +1,232 @@
-"""Reads the moments of one state by parameter path and writes them into another.
+"""States of this package and of Optax: converted between trees and between storage formats.
 
-Every conversion uses this module. Only moments and counts of optimizer steps are transferred.
-Anything else (an average of the parameters, a partly accumulated gradient) restarts.
+Moments are read by parameter path and written into another state. Only moments and counts of
+optimizer steps are transferred; anything else (an average of the parameters, a partly accumulated
+gradient) restarts.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax._types import AnyTransformation, Function, Leaf, Params, PyTree, State, Stored
-from adam_jax.convert.entries import placed_like
-from adam_jax.convert.names import listed
-from adam_jax.engine.boxes import unboxed
-from adam_jax.engine.leafwise import decoded, fetched
-from adam_jax.engine.masks import leaves_below
-from adam_jax.engine.states import described, found, is_known, is_state, states_in
-from adam_jax.engine.transformation import body_of
-from adam_jax.engine.trees import is_stored, leaf_paths, unflatten_slot
-from adam_jax.engine.unrounded import arithmetic_dtype
+from adam_jax._types import AnyTransformation, DType, Function, Leaf, Params, PyTree, State, Stored
+from adam_jax.convert.names import Layout, complain, listed, matched, placed_like
+from adam_jax.core.boxes import boxed, is_box, unboxed
+from adam_jax.core.masks import leaves_below
+from adam_jax.core.stacked import Layers, LayersLike, one_layer
+from adam_jax.core.states import described, found, is_known, is_state, states_in
+from adam_jax.core.transformation import body_of
+from adam_jax.core.trees import fetched, is_stored, leaf_paths, on_host, unflatten_slot
 from adam_jax.formats.base import Format
-from adam_jax.formats.dense import Dense
-from adam_jax.formats.policy import format_of
-from adam_jax.modify.pack import is_packed, pack_state, unpack_state
+from adam_jax.formats.dense import leaf_dtype, wider_dtype
+from adam_jax.formats.policy import (
+    SlotDType,
+    check_magnitude_dtype,
+    check_slot_dtype,
+    format_of,
+    resolve,
+    stored_format,
+)
+from adam_jax.slots import Slot
+
+
+def from_optax(state: State, params: Params, tx: AnyTransformation) -> State:
+    """A state of `tx` that continues the run of another transformation, Optax's or one of ours.
+
+    If the trees agree, as those of an alias and its twin in Optax do, it is `state` itself, moved
+    to or from host memory if only one of the two is offloaded. Otherwise the moments are found in
+    `state`, at any depth, and placed where `tx` keeps them, in the formats of `tx`: from
+    `optax.MultiSteps` to `accumulate`, from `optax.partition` to `groups`, from
+    `optax.inject_hyperparams` to `with_hyperparams`, from float32 to 8 bits. Between
+    `optax.partition` and `groups` of several optimizers with the same labels, parts with the same
+    state (such as Muon's) are moved unchanged.
+
+    Args:
+      state: what `init` or `update` of the other transformation returned.
+      params: the parameters.
+      tx: the transformation that continues.
+
+    Returns:
+      The state. The moments are equal bit for bit if both store them alike. Every count of
+      optimizer steps, including those of schedules, is that of the moments. Hyperparameters in the
+      state are those of `tx`. Anything else that `tx` keeps (an average of the parameters)
+      restarts.
+
+    Raises:
+      ValueError: moments that only one of the two has, listed by path; arrays in `state` that would
+        be lost, such as an average of the parameters or partly accumulated gradients.
+
+    Example:
+      >>> import adam_jax, jax.numpy as jnp, optax
+      >>> params = {"w": jnp.ones(3)}
+      >>> state = optax.MultiSteps(optax.adamw(1e-3), 4).init(params)
+      >>> state = from_optax(state, params, adam_jax.accumulate(adam_jax.adamw(1e-3), 4))
+      >>> print(type(state).__name__)
+      AccumulateState
+    """
+    target = Target(params, tx)
+    if _described(state) == _described(target.state):
+        return _moved(state, target.state)
+    slots, counts = read(state, params)
+    alike = _alike(state, target.state)
+    if lost := _left_behind(_with_parts(state, dict.fromkeys(alike))):
+        raise ValueError(
+            f"state must have nothing but moments and counts to be moved to another tree, got"
+            f" {listed(lost)}: convert after an optimizer step, and pass only the part with the"
+            f" moments, optax.tree.get(state, 'ScaleByAdamState')."
+        )
+    wanted, given = ({"/".join(key) for key in x} for x in (target.kinds, slots))
+    complain("state", wanted - given, given - wanted)
+    wrong = set(map(type, members(state))) - set(target.kinds.values())
+    if wrong:
+        raise ValueError(
+            f"state must be that of the same member as tx, got {listed(k.__name__ for k in wrong)}"
+            f" for {listed({k.__name__ for k in target.kinds.values()})}."
+        )
+    return _with_parts(target.filled(slots, counts), alike)
+
+
+def to_optax(state: State, params: Params, tx: AnyTransformation) -> State:
+    """`from_optax` for Optax's `tx`, whose `init` determines how moments are stored.
+
+    Args:
+      state: of a transformation of this package.
+      params: the parameters.
+      tx: Optax's; 8-bit moments are decoded.
+
+    Raises:
+      ValueError: as in `from_optax`.
+    """
+    return from_optax(state, params, tx)
+
+
+def _moved(state: State, like: PyTree) -> State:
+    """The state in the memory of `like`: the device's or the host's."""
+    pairs = zip(jax.tree.leaves(state), jax.tree.leaves(like), strict=True)
+    if all(on_host(x) == on_host(y) for x, y in pairs):
+        return state
+    return jax.tree.map(lambda x, y: jax.device_put(x, jax.typeof(y).memory_space), state, like)
+
+
+def _alike(state: State, initial: State) -> dict[str, State]:
+    """The parts of an `optax.partition` whose trees agree, by label; they are moved unchanged."""
+    both = [found(x, _is_partition) for x in (state, initial)]
+    if any(len(partitions) != 1 for partitions in both):
+        return {}
+    parts, like = (partitions[0].inner_states for partitions in both)
+    return {
+        label: _moved(part, like[label])
+        for label, part in parts.items()
+        if label in like and _described(part) == _described(like[label])
+    }
+
+
+def _with_parts(state: State, parts: Mapping[str, State]) -> State:
+    """The state with parts of its `optax.partition` replaced."""
+
+    def replaced(x: Leaf) -> Leaf:
+        return optax.PartitionState({**x.inner_states, **parts}) if _is_partition(x) else x
+
+    return jax.tree.map(replaced, state, is_leaf=_is_partition) if parts else state
+
+
+def _is_partition(x: Leaf) -> bool:
+    return isinstance(x, optax.PartitionState)
+
+
+def _described(tree: PyTree) -> PyTree:
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef, [(np.shape(x), getattr(x, "dtype", None)) for x in leaves]
+
+
+def convert_state(
+    state: State,
+    *,
+    mu_dtype: SlotDType = None,
+    nu_dtype: SlotDType = None,
+    layers: LayersLike | None = None,
+) -> State:
+    """Stores the moments of a state in other formats: in the middle of a run, or from Optax.
+
+    Args:
+      state: of a member of this package, of its twin in Optax, or of transformations around them,
+        at any depth.
+      mu_dtype: the new format of averages of gradients, as in `scale_by_adam`; None leaves them
+        unchanged.
+      nu_dtype: the new format of averages of squares, likewise.
+      layers: the stacked leaves, as in `with_layers`; None for none. Factors and codes are then
+        chosen by the shape of one layer.
+
+    Returns:
+      A state with which the same transformation continues. The state determines how moments are
+      stored; the transformation's `mu_dtype` applies only to `init`. Moments are decoded to float32
+      and rounded to nearest in the new format, leaf by leaf.
+
+    Raises:
+      ValueError: a dtype that cannot store a moment; a state without moments, or of an unknown
+        type.
+
+    Example:
+      >>> import adam_jax, jax.numpy as jnp
+      >>> tx = adam_jax.adamw(1e-3)
+      >>> state = adam_jax.convert_state(tx.init(jnp.ones((64, 128))), mu_dtype=jnp.int8)
+      >>> print(state[0].mu.codes.dtype, state[0].nu.dtype)
+      int8 float32
+    """
+    specs = {
+        False: check_slot_dtype("mu_dtype", mu_dtype),
+        True: check_magnitude_dtype("nu_dtype", nu_dtype),
+    }
+    known = Layers() if layers is None else Layers.of(layers)
+
+    def convert(x: State) -> State:
+        slots = [Slot(name, magnitude) for name, magnitude in described(x).slots.items()]
+        new = {s.name: _stored_as(specs[s.magnitude], getattr(x, s.name), s, known) for s in slots}
+        return x._replace(**new)
+
+    if not found(state, lambda x: is_known(x) and bool(described(x).slots)):
+        for x in found(state, is_state):
+            described(x)
+        raise ValueError(
+            f"state must have the moments of a member of Adam's family in it, got"
+            f" {jax.tree.structure(state)}: pass what init or update returned."
+        )
+    return map_states(convert, state)
+
+
+def _stored_as(spec: SlotDType, tree: PyTree, slot: Slot, layers: Layers) -> PyTree:
+    """One accumulator of all leaves in another format."""
+    if spec is None:
+        return tree
+
+    def convert(path: str, stored: Stored) -> State:
+        fmt = format_of(stored)
+        if fmt is None:
+            return stored
+        dtype = wider_dtype(getattr(stored, "dtype", jnp.dtype(jnp.float32)), jnp.float32)
+        offloaded = any(map(on_host, jax.tree.leaves(stored)))
+        x = fmt.decode(fetched(stored), jnp.finfo(dtype).dtype if slot.magnitude else dtype)
+        try:
+            layer = one_layer(x, layers.axes(path))
+            new = resolve(spec, layer, slot, path).encode(x)
+        except ValueError as error:
+            raise ValueError(f"at {path!r}, {error}") from None
+        return jax.device_put(new, jax.memory.Space.Host) if offloaded else new
+
+    def in_its_box(path: str, x: Leaf) -> Leaf:
+        [box, *_] = [b for b in jax.tree.leaves(x, is_leaf=is_box) if is_box(b)] or [None]
+        new = convert(path, unboxed(x))
+        return new if box is None else boxed(box, new)
+
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=lambda x: is_stored(x) or is_box(x))
+    paths = leaf_paths(treedef.unflatten(range(len(leaves))), none_is_leaf=False)
+    return treedef.unflatten(map(in_its_box, paths, leaves))
+
 
 Key = tuple[str, str]
 """The path of a parameter and one of its slots: `("layers/0/kernel", "mu")`."""
@@ -34,15 +235,13 @@ Key = tuple[str, str]
 class Target:
     """The initial state of a transformation, and the moments that it can hold.
 
-    Attributes:
-      kinds: the type of the member's state, for each path and slot.
-      shapes: of each parameter.
+    `kinds` has the type of the member's state for each path and slot, `shapes` that of each
+    parameter.
     """
 
     def __init__(self, params: Params, tx: AnyTransformation) -> None:
         body_of("tx", tx)
-        self.params, self.tx, self.initial = params, tx, tx.init(params)
-        self.state = unpack_state(self.initial, params)
+        self.params, self.state = params, tx.init(params)
         self.kinds: dict[Key, type] = {}
         for member in members(self.state):
             for key in _stored(member, params):
@@ -59,13 +258,22 @@ class Target:
         leaves = jax.tree.leaves(params, is_leaf=lambda x: x is None)
         self.shapes = dict(zip(leaf_paths(params), map(np.shape, leaves), strict=True))
 
-    def filled(self, slots: Mapping[Key, Stored], counts: Mapping[str, int]) -> State:
-        """The state with these moments, which must be exactly those that it holds.
+    def matched(
+        self,
+        argument: str,
+        arrays: Mapping[str, Any],
+        layouts: Mapping[str, Layout],
+        name_of: Callable[[str, str], str],
+    ) -> dict[Key, np.ndarray]:
+        """The named arrays of these moments; `name_of` a parameter's name there and our slot."""
+        wanted = {
+            (path, slot): (name_of(layouts[path].name, slot), layouts[path], self.shapes[path])
+            for path, slot in self.kinds
+        }
+        return matched(argument, arrays, wanted)
 
-        Args:
-          slots: as from `read`; or NumPy arrays.
-          counts: as from `read`.
-        """
+    def filled(self, slots: Mapping[Key, Stored], counts: Mapping[str, int]) -> State:
+        """The state with these moments, all that it holds, as from `read` or in NumPy arrays."""
         latest = max(counts.values())
 
         def fill(x: State) -> State:
@@ -85,10 +293,7 @@ class Target:
                 new[slot] = unflatten_slot(getattr(x, slot), own)
             return x._replace(**new)
 
-        state = map_states(fill, self.state)
-        if not found(self.initial, is_packed):
-            return state
-        return pack_state(self.tx, state, self.params)
+        return map_states(fill, self.state)
 
 
 def members(state: State) -> list[State]:
@@ -98,17 +303,10 @@ def members(state: State) -> list[State]:
 
 
 def read(state: State, params: Params) -> tuple[dict[Key, Stored], dict[str, int]]:
-    """The moments in a state of this package or of Optax.
-
-    Returns:
-      The stored moments, in their formats; and optimizer steps by parameter path.
-
-    Raises:
-      ValueError: there are no moments, or a count is not a scalar.
-    """
+    """The stored moments in a state of this package or of Optax, and steps by parameter path."""
     slots: dict[Key, Stored] = {}
     counts: dict[str, int] = {}
-    for member in members(unpack_state(state, params)):
+    for member in members(state):
         fields = described(member)
         if not fields.counts:
             raise ValueError(
@@ -132,7 +330,7 @@ def read(state: State, params: Params) -> tuple[dict[Key, Stored], dict[str, int
     return slots, counts
 
 
-def left_behind(state: State) -> list[str]:
+def _left_behind(state: State) -> list[str]:
     """The paths of arrays in a state that are neither moments nor counts of steps, but matter."""
 
     def strip(x: State) -> State:
@@ -144,11 +342,7 @@ def left_behind(state: State) -> list[str]:
 
 
 def map_states(f: Function, state: State) -> State:
-    """Applies f to every known state and to states around one, at any depth, inner ones first.
-
-    Raises:
-      ValueError: such a state has an unknown type.
-    """
+    """Applies f to every known state and to states around one, at any depth, inner ones first."""
 
     def is_wanted(x: Leaf) -> bool:
         # Excludes the user's NamedTuples, such as parameters beside the state.
@@ -172,12 +366,14 @@ def _stored(member: State, params: Params) -> dict[Key, Stored]:
     stored = {}
     for slot in described(member).slots:
         tree = getattr(member, slot)
-        kept, prefix = jax.tree.flatten(tree, is_leaf=lambda x: is_stored(x) or _is_masked(x))
+        kept, prefix = jax.tree.flatten(
+            tree, is_leaf=lambda x: is_stored(x) or isinstance(x, optax.MaskedNode)
+        )
         own = leaf_paths(prefix.unflatten(range(len(kept))), none_is_leaf=False)
         try:
             below = list(leaves_below(prefix, whole, absent=range(whole.num_leaves)))
             for x, path, indices in zip(kept, own, below, strict=True):
-                if _is_masked(x):
+                if isinstance(x, optax.MaskedNode):
                     continue
                 if [paths[i] for i in indices] != [path]:
                     raise ValueError
@@ -191,10 +387,6 @@ def _stored(member: State, params: Params) -> dict[Key, Stored]:
     return stored
 
 
-def _is_masked(x: Leaf) -> bool:
-    return isinstance(x, optax.MaskedNode)
-
-
 def _encoded(x: Leaf, like: PyTree) -> Leaf:
     """Encodes x in the format of `like`; unchanged if it has that format already."""
     fmt = format_of(like)
@@ -205,13 +397,16 @@ def _encoded(x: Leaf, like: PyTree) -> Leaf:
 
 def dense(stored: Stored) -> jax.Array:
     """Decodes a stored array to one number per element, at least float32."""
-    is_array = isinstance(format_of(stored), Dense)
-    dtype = arithmetic_dtype(stored) if is_array else jnp.result_type(float)
-    return _decode(fetched(stored), dtype)
+    dtype = jnp.result_type(float)
+    if hasattr(stored, "dtype"):
+        dtype = wider_dtype(leaf_dtype(stored), jnp.dtype(jnp.float32))
+    return _decode(stored_format(stored), fetched(stored), dtype)
 
 
 # Under jit there is one program per shape, not one per operation.
-_decode = jax.jit(decoded, static_argnums=1)
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _decode(fmt: Format, stored: Stored, dtype: DType) -> jax.Array:
+    return fmt.decode(stored, dtype)
 
 
 @functools.partial(jax.jit, static_argnums=0)

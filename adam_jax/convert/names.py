@@ -1,13 +1,17 @@
-"""Maps leaves to the entries of another library, and their arrays to its layouts."""
+"""Named arrays of another library: whose parameters they are, in which layout, and mismatches."""
 
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from adam_jax._types import PyTree
+from adam_jax._types import Leaf, Named, Params, PyTree, State
+from adam_jax.core.trees import leaf_paths
+from adam_jax.formats.base import sharding_of
 
 SHOWN = 12
 """The number of paths listed for each kind of mistake; the rest are counted."""
@@ -43,11 +47,7 @@ class Layout:
             )
 
     def ours(self, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """Their array in our layout, with this shape.
-
-        Raises:
-          ValueError: the shapes do not fit.
-        """
+        """Their array in our layout, with this shape, a copy; a ValueError if it does not fit."""
         if self.split is not None:
             sizes = [
                 (whole,) if part == -1 else np.atleast_1d(part).tolist()
@@ -65,11 +65,7 @@ class Layout:
         return np.array(x, order="C")
 
     def theirs(self, x: np.ndarray) -> np.ndarray:
-        """Our array in their layout.
-
-        Raises:
-          ValueError: the shapes do not fit.
-        """
+        """Our array in their layout, a copy; a ValueError if the shapes do not fit."""
         parts = None if self.split is None else [np.atleast_1d(p).tolist() for p in self.split]
         axes = range(x.ndim) if self.axes is None else self.axes
         if parts is not None:
@@ -121,8 +117,7 @@ def conv(ours: str, theirs: str, *, dims: int = 2, bias: bool = True) -> dict[st
     Returns:
       A dictionary for `names=`.
     """
-    axes = (*range(2, dims + 2), 1, 0)
-    return _layer(ours, theirs, axes, None, bias)
+    return _layer(ours, theirs, (*range(2, dims + 2), 1, 0), None, bias)
 
 
 def _layer(ours: str, theirs: str, axes: Any, split: PyTree, bias: bool) -> dict[str, Layout]:
@@ -133,11 +128,7 @@ def _layer(ours: str, theirs: str, axes: Any, split: PyTree, bias: bool) -> dict
 
 
 def layouts(paths: Iterable[str], names: Names | None, separator: str = ".") -> dict[str, Layout]:
-    """The layout of every leaf: that in `names`, or its path with another separator.
-
-    Raises:
-      ValueError: `names` has unknown paths, or the same name for two leaves.
-    """
+    """The layout of every leaf: that in `names`, or its path with another separator."""
     paths, names = list(paths), names or {}
     unknown = sorted(set(names) - set(paths))
     if unknown:
@@ -169,3 +160,113 @@ def listed(keys: Iterable[str]) -> str:
     keys = list(keys)
     more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
     return ", ".join(map(repr, keys[:SHOWN])) + more
+
+
+def matched(
+    argument: str,
+    found: Mapping[str, Any],
+    wanted: Mapping[Any, tuple[str, Layout, tuple[int, ...]]],
+) -> dict[Any, np.ndarray]:
+    """The wanted arrays in our layout, by their keys in `wanted`.
+
+    `wanted` has the name of each array there, and the layout and our shape of its parameter. An
+    error lists missing, extra and misshapen ones.
+    """
+    arrays, misshapen = {}, []
+    names = {name for name, _, _ in wanted.values()}
+    for key, (name, layout, shape) in wanted.items():
+        if name not in found:
+            continue
+        x = as_numpy(found[name])
+        try:
+            arrays[key] = layout.ours(x, shape)
+        except ValueError:
+            misshapen.append(f"{name} {x.shape} for {shape}")
+    complain(argument, names - found.keys(), found.keys() - names, misshapen)
+    return arrays
+
+
+def complain(
+    argument: str, missing: Iterable[str], extra: Iterable[str], misshapen: Iterable[str] = ()
+) -> None:
+    """Raises an error that lists the entries that do not fit, if there are any."""
+    kinds = {"missing": missing, "extra": extra, "misshapen": misshapen}
+    wrong = [f"{kind}: {listed(sorted(keys))}" for kind, keys in kinds.items() if keys]
+    if wrong:
+        fused = any("in_proj_" in key for key in (*extra, *misshapen))
+        raise ValueError(
+            f"{argument} must have one entry of the right shape for each slot of each parameter:"
+            f" {'; '.join(wrong)}. Write names={{path: name or Layout}} for entries with another"
+            f" name or layout{f'; {SPLIT_FIRST}' if fused else '.'}"
+        )
+
+
+def by_path(params: Params) -> Named:
+    """The parameters by their paths."""
+    return dict(zip(leaf_paths(params, none_is_leaf=False), jax.tree.leaves(params), strict=True))
+
+
+def as_numpy(x: Leaf) -> np.ndarray:
+    """Converts an array of NumPy, JAX, Keras or PyTorch without importing the last three."""
+    for detached in ("detach", "cpu"):  # For tensors with a gradient or on a GPU.
+        x = getattr(x, detached)() if hasattr(x, detached) else x
+    if str(getattr(x, "dtype", "")) == "torch.bfloat16":  # NumPy has no such dtype.
+        x = x.float()
+    return np.asarray(x)
+
+
+def as_theirs(layout: Layout, path: str, x: Leaf) -> np.ndarray:
+    """Our array in their layout, at least float32; an error names its path."""
+    x = np.asarray(x)
+    try:
+        return layout.theirs(x if x.itemsize > 2 else x.astype(np.float32))
+    except ValueError:
+        raise ValueError(
+            f"names must fit the parameters, got {layout} for {path!r}, which has shape {x.shape}."
+        ) from None
+
+
+def placed_like(x: Leaf, like: PyTree) -> jax.Array:
+    """An array on the devices of another, if that has a known sharding."""
+    sharding = sharding_of(like)
+    return jnp.asarray(x) if sharding is None else jax.device_put(x, sharding)
+
+
+def params_from_named(
+    arrays: Mapping[str, Any], params: Params, *, names: Names | None = None, separator: str = "."
+) -> State:
+    """A tree of parameters from named arrays of another library.
+
+    Args:
+      arrays: `dict(model.named_parameters())` of PyTorch, `{v.path: v for v in
+        model.trainable_variables}` of Keras (with `separator="/"`), or the same from a file; any
+        values that NumPy, JAX or PyTorch can make arrays of.
+      params: the wanted tree, with its shapes and dtypes.
+      names: as in `from_torch`.
+      separator: between the keys of a path, for leaves that are not in `names`.
+
+    Returns:
+      A tree like `params`.
+
+    Raises:
+      ValueError: arrays are missing, extra or misshapen; the message lists them.
+    """
+    leaves = by_path(params)
+    layout = layouts(leaves, names, separator)
+    wanted = {path: (layout[path].name, layout[path], np.shape(p)) for path, p in leaves.items()}
+    values = matched("arrays", arrays, wanted)
+    new = [placed_like(jnp.asarray(values[path], p.dtype), p) for path, p in leaves.items()]
+    return jax.tree.unflatten(jax.tree.structure(params), new)
+
+
+def params_to_named(
+    params: Params, *, names: Names | None = None, separator: str = "."
+) -> dict[str, np.ndarray]:
+    """The inverse of `params_from_named`: NumPy arrays by the other library's names.
+
+    For PyTorch: `model.load_state_dict({k: torch.as_tensor(x) for k, x in named.items()})`. 16-bit
+    parameters become float32, since NumPy has no bfloat16; PyTorch rounds them back.
+    """
+    leaves = by_path(params)
+    layout = layouts(leaves, names, separator)
+    return {layout[path].name: as_theirs(layout[path], path, x) for path, x in leaves.items()}

@@ -4,17 +4,38 @@ https://arxiv.org/abs/2010.07468
 """
 
 import optax
+from jax import Array
 from jax.typing import ArrayLike
 
-from adam_jax.engine.compose import Decay, optimizer
-from adam_jax.engine.masks import MaskLike
-from adam_jax.engine.transformation import Transformation, scale_by_rule
-from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.adam import Ema, MomentRule, NesterovEma, Root
-from adam_jax.rules.arithmetic import DecayRate, DecayRateLike
+from adam_jax._types import Number
+from adam_jax.core.masks import MaskLike
+from adam_jax.core.transformation import Decay, Transformation, optimizer, scale_by_rule
+from adam_jax.formats.dense import AT_LEAST_FLOAT32
+from adam_jax.formats.policy import SlotDType
+from adam_jax.numerics import DecayRate, DecayRateLike, bounded, squared
+from adam_jax.pytrees import frozen_pytree
+from adam_jax.rules.adam import AroundEma, Ema, MomentRule, NesterovEma, Root
+from adam_jax.rules.base import View
 from adam_jax.rules.hyperparameters import Schedule
-from adam_jax.rules.variants import EmaOfSurprise
+from adam_jax.rules.units import Unit, in_units_of
 from adam_jax.validation import check_number
+
+
+@frozen_pytree
+class EmaOfSurprise(AroundEma):
+    """The average of |g - mu|² plus a constant, with mu already updated in this step.
+
+    Attributes:
+      eps: added to the average in every step; it accumulates.
+    """
+
+    ema: Ema
+    eps: Number = in_units_of(Unit.GRADIENT_SQUARED)
+
+    def __call__(self, leaf: View, term: Array) -> Array:
+        # The average weights a new term by 1-b, so eps / (1-b) adds exactly eps.
+        surprise = squared(bounded(leaf.g - leaf.new["mu"], times=4))
+        return self.ema(leaf, surprise + self.eps / self.ema.rate.complement)
 
 
 def scale_by_belief(
@@ -33,40 +54,14 @@ def scale_by_belief(
         nu ← b2·nu + (1-b2)·|g - mu|² + eps_root        nû = nu / (1 - b2ᵗ)
         u  = mû / (√nû + eps)
 
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
-    Args:
-      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε, added outside the root, in units of the gradient; ≥ 0.
-      eps_root: added to nu in every step, in units of the gradient squared; ≥ 0. It accumulates in
-        nu, up to eps_root / (1-b2).
-      nesterov: True looks one step ahead: mû becomes b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ)
-        (Dozat 2016).
-      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, nu stops changing.
+    The arguments are those of `adabelief`, which lists errors, differences and sources.
 
     Returns:
       A transformation whose state is `optax.ScaleByBeliefState(count, mu, nu)`.
-
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats) or a gradient
-        that does not match the state.
-
-    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
-    16-bit parameters are float32; nu of a complex gradient is real.
-
-    Reference: Zhuang et al. 2020, algorithm 2, where the two ε are one number.
     """
-    first = Ema(DecayRate.of("b1", b1))
+    first = Ema("mu", DecayRate.of("b1", b1))
     each = check_number("eps_root", eps_root, instead="the usual value is 1e-16")
-    second = EmaOfSurprise(DecayRate.of("b2", b2), eps=each)
+    second = EmaOfSurprise(Ema("nu", DecayRate.of("b2", b2), magnitude=True), each)
     rule = MomentRule(NesterovEma(first) if nesterov else first, second, Root.of(eps))
     return scale_by_rule(rule, optax.ScaleByBeliefState, mu_dtype, nu_dtype)
 

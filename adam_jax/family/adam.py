@@ -4,22 +4,26 @@ Kingma & Ba 2015, Adam: A Method for Stochastic Optimization, https://arxiv.org/
 Loshchilov & Hutter 2019, Decoupled Weight Decay Regularization, https://arxiv.org/abs/1711.05101
 """
 
+import dataclasses
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from adam_jax.engine.compose import Decay, optimizer
-from adam_jax.engine.masks import MaskLike
-from adam_jax.engine.stage import Stage
-from adam_jax.engine.states import register
-from adam_jax.engine.transformation import Transformation, scale_by_rule
-from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.adam import Ema, EmaOfSquares, MomentRule, NesterovEma, Root
-from adam_jax.rules.arithmetic import DecayRate, DecayRateLike
+from adam_jax._types import Count, Number
+from adam_jax.core.masks import MaskLike
+from adam_jax.core.member import Member, Stage
+from adam_jax.core.states import register
+from adam_jax.core.transformation import Decay, Transformation, optimizer, scale_by_rule
+from adam_jax.formats.dense import AT_LEAST_FLOAT32
+from adam_jax.formats.policy import SlotDType
+from adam_jax.numerics import DecayRate, DecayRateLike
+from adam_jax.pytrees import frozen_pytree
+from adam_jax.rules.adam import Ema, MomentRule, NesterovEma, Root
+from adam_jax.rules.base import Rule, View
 from adam_jax.rules.hyperparameters import Schedule
-from adam_jax.rules.variants import CorrectBias
 
 
 def scale_by_adam(
@@ -40,27 +44,7 @@ def scale_by_adam(
         nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
         u  = mû / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
 
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only u is rounded: to the gradient's dtype, or to the parameter's if that
-    is given and wider.
-
-    Args:
-      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε of the paper's algorithm 1, added outside the root, in units of the gradient; ≥ 0.
-      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
-      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      nesterov: True looks one step ahead: mû becomes b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ)
-        (Dozat 2016).
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, nu stops changing.
-      eps_hat: ε̂ of Kingma & Ba, section 2, added to the root of the uncorrected nu, in units of
-        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Use it with eps=0.0. None omits it,
-        also from `with_hyperparams` and `optax.inject_hyperparams`.
-      bias_correction: False reads mu and nu uncorrected: mû = mu, nû = nu.
+    The arguments are those of `adamw`, which lists errors, differences and sources.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
@@ -74,26 +58,12 @@ def scale_by_adam(
       >>> updates, state = tx.update(jnp.array([1e-3, 2.0, -1e4]), tx.init(params))
       >>> print(updates.round(4))
       [ 1.  1. -1.]
-
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats) or a gradient
-        that does not match the state.
-
-    Differs from Optax in: averages are computed as old + (1-b)(new - old) and bias corrections with
-    expm1, with 1-b from float64, so results stay within a few ulp of the exact algorithm (Optax: 76
-    to 81); nu is real for complex gradients; 16-bit parameters get float32 moments.
-    Differs from PyTorch in: the two parts of a complex gradient share one |g|².
-
-    Reference: Kingma & Ba 2015, algorithm 1.
     """
-    first = Ema(DecayRate.of("b1", b1), bias_correction)
     rate = DecayRate.of("b2", b2)
-    rule = MomentRule(
-        NesterovEma(first) if nesterov else first,
-        EmaOfSquares(rate, bias_correction),
-        Root.of(eps, eps_root, eps_hat, rate if bias_correction else None),
-    )
+    first = Ema("mu", DecayRate.of("b1", b1), bias_correction=bias_correction)
+    second = Ema("nu", rate, magnitude=True, bias_correction=bias_correction)
+    direction = Root.of(eps, eps_root, eps_hat, rate if bias_correction else None)
+    rule = MomentRule(NesterovEma(first) if nesterov else first, second, direction)
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype)
 
 
@@ -118,31 +88,12 @@ def adam(
         u  = mû / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
         θ  ← θ - α_t·u
 
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
     Args:
-      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
-        function of the number of completed optimizer steps (0 at the first).
-      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε of the paper's algorithm 1, added outside the root, in units of the gradient; ≥ 0.
-      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
-      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      nesterov: True looks one step ahead: mû becomes b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ)
-        (Dozat 2016).
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, nu stops changing.
-      eps_hat: ε̂ of Kingma & Ba, section 2, added to the root of the uncorrected nu, in units of
-        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Use it with eps=0.0. None omits it,
-        also from `with_hyperparams` and `optax.inject_hyperparams`.
-      bias_correction: False reads mu and nu uncorrected: mû = mu, nû = nu.
       l2: λ₂, coupled weight decay, per optimizer step: a number, or a schedule. λ₂·θ is added to
         the gradient before the moments, like `weight_decay` in PyTorch's Adam. None omits it and
         its entry in the state.
+
+    The other arguments are those of `adamw`, which lists errors, differences and sources.
 
     Returns:
       A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then an
@@ -161,19 +112,6 @@ def adam(
       ...     params, state = adam_jax.step(tx, grads, state, params)
       >>> print(params["w"].round(2))
       [1. 1.]
-
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats), a gradient that
-        does not match the state, or missing `params` with `l2`.
-
-    Differs from Optax in: averages are computed as old + (1-b)(new - old) and bias corrections with
-    expm1, with 1-b from float64, so results stay within a few ulp of the exact algorithm (Optax: 76
-    to 81); nu is real for complex gradients; 16-bit parameters get float32 moments.
-    Differs from PyTorch in: the two parts of a complex gradient share one |g|²; its `weight_decay`
-    is `l2`.
-
-    Reference: Kingma & Ba 2015, algorithm 1.
     """
     positional = (b1, b2, eps, eps_root, mu_dtype)
     scaled = scale_by_adam(
@@ -211,7 +149,8 @@ def adamw(
         θ  ← θ - α_t·(u + λ_t·θ)
 
     All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
+    parameter and state. Only the update is rounded: to the gradient's dtype, or to the parameter's
+    if that is wider.
 
     Args:
       learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
@@ -273,7 +212,7 @@ def adamw(
         eps_hat=eps_hat,
         bias_correction=bias_correction,
     )
-    decay = Decay.of(weight_decay, mask, weight_decay_mask, scale_decay)
+    decay = Decay(weight_decay, mask, weight_decay_mask, scale_decay)
     return optimizer(scaled, learning_rate, decay=decay)
 
 
@@ -286,15 +225,31 @@ class ScaleByBiasCorrectionState(NamedTuple):
 register(ScaleByBiasCorrectionState, counts=["count"])
 
 
+@frozen_pytree
+class CorrectBias(Rule):
+    """u·√(1 - b2ᵗ) / (1 - b1ᵗ): both bias corrections as one factor."""
+
+    elementwise = True
+
+    b1: DecayRate
+    b2: DecayRate
+    factor: Number = None
+
+    def at(self, count: Count) -> "CorrectBias":
+        factor = jnp.sqrt(self.b2.correction(count)) / self.b1.correction(count)
+        return dataclasses.replace(self, factor=factor)
+
+    def update(self, leaf: View) -> Array:
+        return self.factor * leaf.g
+
+
 def scale_by_bias_correction(b1: DecayRateLike = 0.9, b2: DecayRateLike = 0.999) -> Transformation:
     """Applies both bias corrections as one number: u ← u·√(1 - b2ᵗ) / (1 - b1ᵗ).
 
     Chained after `scale_by_adam(b1, b2, eps, bias_correction=False)`, it gives the more efficient
     form at the end of the paper's section 2: `scale_by_adam(b1, b2, eps=0.0, eps_hat=eps)`.
 
-    Args:
-      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
+    The arguments are those of `adamw`.
 
     Returns:
       A transformation whose state is the step count.
@@ -305,4 +260,5 @@ def scale_by_bias_correction(b1: DecayRateLike = 0.9, b2: DecayRateLike = 0.999)
     Reference: Kingma & Ba 2015, section 2, last paragraph. Keras and TensorFlow compute this form.
     """
     rule = CorrectBias(DecayRate.of("b1", b1), DecayRate.of("b2", b2))
-    return Transformation.of(Stage(rule, ScaleByBiasCorrectionState), chained=False)
+    stage = Stage(rule, ScaleByBiasCorrectionState)
+    return Transformation.around(Member.of(stage, chained=False, name="scale_by_bias_correction"))

@@ -11,16 +11,16 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from adam_jax._types import Count, Leaf, Number, Scalars
-from adam_jax.engine.compose import Decay, optimizer
-from adam_jax.engine.masks import MaskLike
-from adam_jax.engine.transformation import Transformation, scale_by_rule
-from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
+from adam_jax._types import Count, Number
+from adam_jax.core.masks import MaskLike
+from adam_jax.core.transformation import Decay, Transformation, optimizer, scale_by_rule
+from adam_jax.formats.dense import AT_LEAST_FLOAT32
+from adam_jax.formats.policy import SlotDType
+from adam_jax.numerics import DecayRate, DecayRateLike, after_first, bounded, squared
+from adam_jax.pytrees import frozen_pytree
 from adam_jax.rules.adam import Root
-from adam_jax.rules.arithmetic import DecayRate, DecayRateLike, abs_squared, after_first, bounded
-from adam_jax.rules.base import Average, Direction, IrregularRule, Renewed, Slots
+from adam_jax.rules.base import Direction, IrregularRule, View
 from adam_jax.rules.hyperparameters import Schedule
-from adam_jax.rules.pytrees import frozen_pytree
 from adam_jax.slots import Slot
 from adam_jax.validation import check_number
 
@@ -36,36 +36,38 @@ class Adan(IrregularRule):
     b3: DecayRate
     change_weight: Number
     direction: Direction
+    of_m: Number = None
+    of_n: Number = None
+    ratio: Number = None
+    later: Number = None
 
     @property
     def slots(self) -> tuple[Slot, ...]:
         m, v = Slot("m", rate=self.b1.complement), Slot("v", rate=self.b2.complement)
         return (m, v, Slot("n", magnitude=True, rate=self.b3.complement), Slot("g"))
 
-    def scalars(self, count: Count) -> Scalars:
-        debiasing = self.b1.debiasing(count), self.b3.debiasing(count)
+    def at(self, count: Count) -> "Adan":
         weight = self.b2.complement if self.change_weight is None else self.change_weight
-        # One product per sum, see AheadEma: m̂ + w·v̂ = (m + ratio·v)·m_debiasing.
-        ratio = weight * self.b1.correction(count) * self.b2.debiasing(count)
-        return debiasing, ratio, after_first(count), weight, self.direction.scalars(count)
+        return dataclasses.replace(
+            self,
+            change_weight=weight,
+            of_m=self.b1.debiasing(count),
+            of_n=self.b3.debiasing(count),
+            # One product per sum, see AheadEma: m̂ + w·v̂ = (m + ratio·v)·of_m.
+            ratio=weight * self.b1.correction(count) * self.b2.debiasing(count),
+            later=after_first(count),
+        )
 
-    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Renewed:
-        _, _, later, weight, _ = scalars
-        if slot == "g":
-            # Always g. The select lets XLA:CPU write it over the old gradient, and not to a new
-            # buffer.
-            return jnp.where(later >= 0, g, old["g"])
-        if slot == "m":
-            return Average(self.b1, g)
-        change = later * (g - old["g"])  # The first gradient has no predecessor.
-        if slot == "v":
-            return Average(self.b2, change)
-        return Average(self.b3, abs_squared(bounded(g + weight * change, times=4)))
-
-    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
-        (m_debiasing, n_debiasing), ratio, _, _, direction = scalars
-        first = (new["m"] + ratio * new["v"]) * m_debiasing
-        return self.direction.combine(first, new["n"] * n_debiasing, direction)
+    def update(self, leaf: View) -> Array:
+        g, old = leaf.g, leaf.old["g"]
+        change = self.later * (g - old)  # The first gradient has no predecessor.
+        ahead = bounded(g + self.change_weight * change, times=4)
+        m = leaf.average("m", self.b1, g)
+        v = leaf.average("v", self.b2, change)
+        n = leaf.average("n", self.b3, squared(ahead))
+        # Always g. The select lets XLA:CPU write it over the old gradient, not to a new buffer.
+        leaf.renew("g", jnp.where(self.later >= 0, g, old))
+        return self.direction((m + self.ratio * v) * self.of_m, n * self.of_n)
 
     def with_direction(self, make: Callable[[bool], Direction]) -> "Adan":
         return dataclasses.replace(self, direction=self.direction.replaced(make))
@@ -90,37 +92,10 @@ def scale_by_adan(
 
     A hat is the bias correction: m̂ = m / (1 - b1ᵗ), likewise v̂ by b2 and n̂ by b3.
 
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
-    Args:
-      b1: decay rate of the gradient's average, per optimizer step, 0 ≤ b1 < 1. The paper's β1 is
-        1-b1, and likewise for b2 and b3.
-      b2: decay rate of the average of the gradient's change, per optimizer step, 0 ≤ b2 < 1.
-      b3: decay rate of the average of squares, per optimizer step, 0 ≤ b3 < 1.
-      eps: ε, added outside the root, in units of the gradient; ≥ 0.
-      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
-      change_weight: w ≥ 0, the weight of the gradient's change. None means 1-b2, as in Optax. The
-        paper uses its 1-β2, which is b2 here: 0.92.
-      mu_dtype: storage format of m, v and the last gradient: a floating-point dtype of at least 16
-        bits, `jnp.int8`, `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None
-        is the parameter's dtype. The default is the parameter's dtype, but at least float32.
-      nu_dtype: storage format of n: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, n stops changing.
+    The arguments are those of `adan`, which lists errors, differences and sources.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdanState(m, v, n, g, t)`.
-
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats) or a gradient
-        that does not match the state.
-
-    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; averages of
-    16-bit parameters are float32; n of a complex gradient is real.
-
-    Reference: Xie et al. 2022, algorithm 1.
     """
     rates = DecayRate.of("b1", b1), DecayRate.of("b2", b2), DecayRate.of("b3", b3)
     if change_weight is not None:
@@ -203,5 +178,5 @@ def adan(
     scaled = scale_by_adan(
         *positional, change_weight=change_weight, mu_dtype=mu_dtype, nu_dtype=nu_dtype
     )
-    decay = Decay.of(weight_decay, mask, weight_decay_mask, scale_decay)
+    decay = Decay(weight_decay, mask, weight_decay_mask, scale_decay)
     return optimizer(scaled, learning_rate, decay=decay)

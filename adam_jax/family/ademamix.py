@@ -3,29 +3,26 @@
 https://arxiv.org/abs/2409.03137
 """
 
+import dataclasses
+from typing import Any
+
 import jax
 import optax
 from jax import Array
 from jax.typing import ArrayLike
 from optax import contrib
 
-from adam_jax._types import Count, Number, Scalars
-from adam_jax.engine.compose import Decay, optimizer
-from adam_jax.engine.masks import MaskLike
-from adam_jax.engine.states import register
-from adam_jax.engine.transformation import Transformation, scale_by_rule
-from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.adam import EmaOfSquares, MomentRule, Root
-from adam_jax.rules.arithmetic import DecayRate, DecayRateLike
-from adam_jax.rules.base import Average, Moment, Slots
-from adam_jax.rules.hyperparameters import (
-    Constant,
-    Hyperparameter,
-    Schedule,
-    Scheduled,
-    hyperparameter,
-)
-from adam_jax.rules.pytrees import frozen_pytree
+from adam_jax._types import Count, Number
+from adam_jax.core.masks import MaskLike
+from adam_jax.core.states import register
+from adam_jax.core.transformation import Decay, Transformation, optimizer, scale_by_rule
+from adam_jax.formats.dense import AT_LEAST_FLOAT32
+from adam_jax.formats.policy import SlotDType
+from adam_jax.numerics import DecayRate, DecayRateLike
+from adam_jax.pytrees import frozen_pytree
+from adam_jax.rules.adam import Ema, MomentRule, Root
+from adam_jax.rules.base import View
+from adam_jax.rules.hyperparameters import Hyperparameter, Schedule, Scheduled, hyperparameter
 from adam_jax.slots import Slot
 
 
@@ -33,39 +30,36 @@ from adam_jax.slots import Slot
 class ScheduledRate(Hyperparameter):
     """A decay rate that is a function of the completed optimizer steps."""
 
-    rate: Scheduled
+    rate: Number
 
     def at(self, count: Count) -> Number:
-        return DecayRate.of("b3", self.rate.at(count), closed=True)
+        return DecayRate.of("b3", self.rate, closed=True)
 
 
 @frozen_pytree
-class TwoEmas(Moment):
+class TwoEmas:
     """A fast bias-corrected average plus alpha times a slow uncorrected one."""
 
     fast: DecayRate
-    slow: Hyperparameter
-    alpha: Hyperparameter
+    slow: Any
+    alpha: Number
+    of_both: Number = None
+    of_m2: Number = None
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        slow = self.slow.value if isinstance(self.slow, Constant) else None
-        rates = self.fast.complement, getattr(slow, "complement", None)
+        rates = self.fast.complement, getattr(self.slow, "complement", None)
         return (Slot("m1", rate=rates[0]), Slot("m2", rate=rates[1]))
 
-    def scalars(self, count: Count) -> Scalars:
-        slow = self.slow.at(count)
-        # One product per sum, see AheadEma: m̂1 + alpha·m2 = (m1 + weight·m2)·debiasing.
-        weight = self.alpha.at(count) * self.fast.correction(count)
-        return self.fast.debiasing(count), slow, weight
+    def at(self, count: Count) -> "TwoEmas":
+        # One product per sum, see AheadEma: m̂1 + alpha·m2 = (m1 + of_m2·m2)·of_both.
+        of_m2 = self.alpha * self.fast.correction(count)
+        return dataclasses.replace(self, of_both=self.fast.debiasing(count), of_m2=of_m2)
 
-    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Average:
-        _, slow, _ = scalars
-        return Average(self.fast if slot == "m1" else slow, g)
-
-    def read(self, g: Array, new: Slots, scalars: Scalars) -> Array:
-        debiasing, _, weight = scalars
-        return (new["m1"] + weight * new["m2"]) * debiasing
+    def __call__(self, leaf: View, term: Array) -> Array:
+        m1 = leaf.average("m1", self.fast, term)
+        m2 = leaf.average("m2", self.slow, term)
+        return (m1 + self.of_m2 * m2) * self.of_both
 
 
 def scale_by_ademamix(
@@ -85,46 +79,16 @@ def scale_by_ademamix(
         m2 ← b3·m2 + (1-b3)·g            nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
         u  = (m̂1 + alpha·m2) / (√(nû + eps_root) + eps)
 
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
-    Args:
-      b1: decay rate of the fast average m1, per optimizer step, 0 ≤ b1 < 1.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      b3: decay rate of the slow average m2, per optimizer step, 0 ≤ b3 ≤ 1: a number, or a function
-        of the number of completed optimizer steps.
-      alpha: weight of the slow average, ≥ 0: a number, or a function of the number of completed
-        optimizer steps. The paper warms up alpha and b3.
-      eps: ε, added outside the root, in units of the gradient; ≥ 0.
-      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
-      mu_dtype: storage format of m1 and m2: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, nu stops changing.
+    The arguments are those of `ademamix`, which lists errors, differences and sources.
 
     Returns:
       A transformation whose state is Optax's `ScaleByAdemamixState(count, count_m2, m1, m2, nu)`.
-
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats) or a gradient
-        that does not match the state.
-
-    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
-    16-bit parameters are float32; nu of a complex gradient is real.
-
-    Reference: Pagliardini et al. 2024, algorithm 1.
     """
-    slow: Hyperparameter
-    if callable(b3):
-        slow = ScheduledRate(Scheduled(b3))
-    else:
-        slow = Constant(DecayRate.of("b3", b3, closed=True))
+    slow = ScheduledRate(Scheduled(b3)) if callable(b3) else DecayRate.of("b3", b3, closed=True)
     weight = hyperparameter("alpha", alpha, instead="the paper's range is 4 to 10")
+    second = Ema("nu", DecayRate.of("b2", b2), magnitude=True)
     first = TwoEmas(DecayRate.of("b1", b1), slow, weight)
-    rule = MomentRule(first, EmaOfSquares(DecayRate.of("b2", b2)), Root.of(eps, eps_root))
+    rule = MomentRule(first, second, Root.of(eps, eps_root))
     return scale_by_rule(rule, ScaleByAdemamixState, mu_dtype, nu_dtype)
 
 
@@ -205,5 +169,5 @@ def ademamix(
     Reference: Pagliardini et al. 2024, algorithm 1.
     """
     scaled = scale_by_ademamix(b1, b2, b3, alpha, eps, eps_root, mu_dtype, nu_dtype=nu_dtype)
-    decay = Decay.of(weight_decay, mask, weight_decay_mask, scale_decay)
+    decay = Decay(weight_decay, mask, weight_decay_mask, scale_decay)
     return optimizer(scaled, learning_rate, decay=decay)

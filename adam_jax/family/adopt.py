@@ -11,26 +11,18 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from adam_jax._types import Count, Leaf, Number, Scalars
-from adam_jax.engine.compose import optimizer
-from adam_jax.engine.transformation import Transformation, scale_by_rule
-from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.arithmetic import (
-    DecayRate,
-    DecayRateLike,
-    abs_squared,
-    after_first,
-    safe_divide,
-    safe_sqrt,
-)
-from adam_jax.rules.base import Direction, IrregularRule, Slots
+from adam_jax._types import Count, Number
+from adam_jax.core.transformation import Transformation, optimizer, scale_by_rule
+from adam_jax.formats.dense import AT_LEAST_FLOAT32
+from adam_jax.formats.policy import SlotDType
+from adam_jax.numerics import DecayRate, DecayRateLike, after_first, divide, root, sign, squared
+from adam_jax.pytrees import frozen_pytree, static
+from adam_jax.rules.adam import Quotient
+from adam_jax.rules.base import Direction, IrregularRule, View
 from adam_jax.rules.hyperparameters import Hyperparameter, Schedule
-from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.rules.units import Unit, in_units_of
-from adam_jax.rules.variants import Quotient
 from adam_jax.slots import Slot
 from adam_jax.validation import check_number, check_scalar
-from adam_jax.xla.sign import sign
 
 
 def fourth_root(count: Array) -> Array:
@@ -47,9 +39,9 @@ class FlooredRoot(Quotient):
 
     eps: Number = in_units_of(Unit.GRADIENT)
 
-    def combine(self, first: Array, second: Array, scalars: Scalars) -> Array:
-        divisor = jnp.maximum(safe_sqrt(second), self.eps)
-        quotient = safe_divide(first, divisor)
+    def __call__(self, first: Array, second: Array) -> Array:
+        divisor = jnp.maximum(root(second), self.eps)
+        quotient = divide(first, divisor)
         if not jnp.iscomplexobj(first):  # g / ε may overflow for the smallest ε.
             finite = jnp.isfinite(first)
             quotient = jnp.where(finite, jnp.clip(quotient, -HUGE, HUGE), quotient)
@@ -81,37 +73,27 @@ class Adopt(IrregularRule):
     b1: DecayRate
     b2: DecayRate
     direction: Direction
-    clip_bound: Hyperparameter | None
+    clip_bound: Number
     nesterov: bool = static()
+    later: Number = None
 
     @property
     def slots(self) -> tuple[Slot, ...]:
         mu = Slot("mu", rate=self.b1.complement)
         return (mu, Slot("nu", magnitude=True, rate=self.b2.complement))
 
-    def scalars(self, count: Count) -> Scalars:
-        bound = None if self.clip_bound is None else self.clip_bound.at(count)
-        return after_first(count), bound, self.direction.scalars(count)
+    def at(self, count: Count) -> "Adopt":
+        return dataclasses.replace(self, later=after_first(count))
 
-    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
+    def update(self, leaf: View) -> Array:
         # The first gradient only initializes nu: no earlier nu exists to divide it by.
-        later = scalars[0]
-        if slot == "nu":
-            square = abs_squared(g)
-            return jnp.where(later > 0, self.b2.average(old["nu"], square), square)
-        averaged = self.b1.average(old["mu"], self.divided(g, old, scalars))
-        return jnp.where(later > 0, averaged, old["mu"])
-
-    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
-        if not self.nesterov:
-            return new["mu"]
-        return self.b1.average(new["mu"], self.divided(g, old, scalars))
-
-    def divided(self, g: Array, old: Slots, scalars: Scalars) -> Array:
-        """The gradient divided by the root of the previous second moment, then clipped."""
-        later, bound, direction = scalars
-        x = jnp.where(later > 0, self.direction.combine(g, old["nu"], direction), 0)
-        return x if bound is None else _clip(x, bound)
+        later, square = self.later > 0, squared(leaf.g)
+        x = jnp.where(later, self.direction(leaf.g, leaf.old["nu"]), 0)
+        x = x if self.clip_bound is None else _clip(x, self.clip_bound)
+        mu = self.b1.average(leaf.old["mu"], x)
+        mu = leaf.renew("mu", jnp.where(later, mu, leaf.old["mu"]))
+        leaf.renew("nu", jnp.where(later, self.b2.average(leaf.old["nu"], square), square))
+        return self.b1.average(mu, x) if self.nesterov else mu
 
     def with_direction(self, make: Callable[[bool], Direction]) -> "Adopt":
         return dataclasses.replace(self, direction=self.direction.replaced(make))
@@ -125,7 +107,7 @@ class Adopt(IrregularRule):
 def _clip(x: Array, bound: Array) -> Array:
     if not jnp.iscomplexobj(x):
         return jnp.clip(x, -bound, bound)
-    size = safe_sqrt(abs_squared(x))
+    size = root(squared(x))
     return x * (jnp.minimum(size, bound) / jnp.where(size > 0, size, 1))
 
 
@@ -147,36 +129,10 @@ def scale_by_adopt(
 
     In the first step nu ← |g|² and u = 0. There is no bias correction.
 
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
-    Args:
-      b1: decay rate of the average of x, per optimizer step, 0 ≤ b1 ≤ 1; 1 takes no step.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 ≤ 1.
-      eps: lower bound of the divisor, in units of the gradient; ≥ 0.
-      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      nesterov: True reads mu one step ahead: u = b1·mu + (1-b1)·x.
-      use_clipping: False leaves x unclipped.
-      clip_value_fn: a function from the number of completed optimizer steps to the bound on |x|; by
-        default its fourth root.
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, nu stops changing.
+    The arguments are those of `adopt`, which lists errors, differences and sources.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
-
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats) or a gradient
-        that does not match the state.
-
-    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
-    16-bit parameters are float32; nu of a complex gradient is real.
-
-    Reference: Taniguchi et al. 2024, algorithm 2, and its appendix on clipping.
     """
     direction = FlooredRoot(check_number("eps", eps, instead="the usual value is 1e-6"))
     bound = ClipBound(clip_value_fn) if use_clipping else None

@@ -3,21 +3,41 @@
 https://arxiv.org/abs/1904.00962
 """
 
+import jax.numpy as jnp
 import optax
+from jax import Array
 from jax.typing import ArrayLike
 
-from adam_jax.engine.compose import Decay, optimizer
-from adam_jax.engine.masks import MaskLike
-from adam_jax.engine.stage import Stage
-from adam_jax.engine.transformation import Transformation
+from adam_jax.core.masks import MaskLike
+from adam_jax.core.member import Stage
+from adam_jax.core.transformation import Decay, Transformation, optimizer
 from adam_jax.family.adam import scale_by_adam
-from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.arithmetic import DecayRateLike
+from adam_jax.formats.dense import AT_LEAST_FLOAT32
+from adam_jax.formats.policy import SlotDType
+from adam_jax.numerics import DecayRateLike, exact, squared
+from adam_jax.pytrees import frozen_pytree
+from adam_jax.rules.base import Rule, View
 from adam_jax.rules.hyperparameters import Schedule
-from adam_jax.rules.variants import ScaleByTrustRatio
+
 
 # Optax's trust ratio is a closure, and a separate pass over update and parameter. A stage compares
 # by value and runs in the pass that computes the update.
+@frozen_pytree
+class ScaleByTrustRatio(Rule):
+    """u·‖θ‖/‖u‖ per leaf; u where one of the two norms is zero (You et al. 2020, algorithm 2)."""
+
+    elementwise = True
+    reads_sums = True
+    needs_params = True
+
+    def update(self, leaf: View) -> Array:
+        params, updates = leaf.sum(squared(leaf.param)), leaf.sum(squared(leaf.g))
+        moves = (params > 0) & (updates > 0)
+        # Otherwise XLA:CPU multiplies by rsqrt, whose bits differ between one number and several.
+        norm = exact(jnp.sqrt(jnp.where(moves, updates, 1)))
+        return jnp.sqrt(jnp.where(moves, params, 1)) / norm * leaf.g
+
+
 TRUST_RATIO = Stage(ScaleByTrustRatio(), optax.EmptyState)
 
 
@@ -84,5 +104,5 @@ def lamb(
     Reference: You et al. 2020, algorithm 2.
     """
     scaled = scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nu_dtype=nu_dtype)
-    decay = Decay.of(weight_decay, mask, weight_decay_mask, scale_decay)
+    decay = Decay(weight_decay, mask, weight_decay_mask, scale_decay)
     return optimizer(scaled, learning_rate, decay=decay, before_learning_rate=(TRUST_RATIO,))

@@ -5,25 +5,24 @@ https://arxiv.org/abs/2002.04839
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from adam_jax._types import Count, Leaf, Scalars, Updates
-from adam_jax.engine.compose import Decay, optimizer
-from adam_jax.engine.masks import MaskLike
-from adam_jax.engine.states import register
-from adam_jax.engine.transformation import Transformation, scale_by_rule
-from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.adam import Ema, EmaOfSquares, Root
-from adam_jax.rules.arithmetic import DecayRate, DecayRateLike
-from adam_jax.rules.base import Direction, MemberRule, Moment, Renewed, Slots
+from adam_jax._types import Updates
+from adam_jax.core.masks import MaskLike
+from adam_jax.core.states import register
+from adam_jax.core.transformation import Decay, Transformation, optimizer, scale_by_rule
+from adam_jax.formats.dense import AT_LEAST_FLOAT32
+from adam_jax.formats.policy import SlotDType
+from adam_jax.numerics import DecayRate, DecayRateLike, exact, squared
+from adam_jax.pytrees import frozen_pytree
+from adam_jax.rules.adam import Ema, Root, looking_ahead
+from adam_jax.rules.base import Direction, MemberRule, View
 from adam_jax.rules.hyperparameters import Schedule
-from adam_jax.rules.pytrees import frozen_pytree
 from adam_jax.slots import Slot
-from adam_jax.xla.products import no_product
 
 
 class ScaleByLapropState(NamedTuple):
@@ -55,39 +54,26 @@ class Laprop(MemberRule):
 
     elementwise = True
 
-    first: Moment
-    second: Moment
+    first: Any
+    second: Ema
     direction: Direction
 
     @property
     def slots(self) -> tuple[Slot, ...]:
         return (*self.second.slots, *self.first.slots)
 
-    def scalars(self, count: Count) -> Scalars:
-        return self.first.scalars(count), self.second.scalars(count), self.direction.scalars(count)
+    def update(self, leaf: View) -> Array:
+        nu = self.second(leaf, squared(leaf.g))
+        return exact(self.first(leaf, self.direction.normalised(leaf.g, nu)))
 
-    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Renewed:
-        if slot == "nu":
-            return self.second.renewed(slot, g, old, new, scalars[1])
-        x = self.normalised(g, old, new, scalars)
-        return self.first.renewed(slot, x, old, new, scalars[0])
-
-    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
-        update = self.first.read(self.normalised(g, old, new, scalars), new, scalars[0])
-        return no_product(update)
-
-    def normalised(self, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
-        return self.direction.normalised(g, self.second.read(g, new, scalars[1]), scalars[2])
-
-    def eps_dominates(self, new: Slots, scalars: Scalars) -> Array | None:
-        second = self.second.read(new["nu"], new, scalars[1])
-        return self.direction.eps_dominates(second, scalars[2])
+    def normalised(self, leaf: View, u: Array) -> Array:
+        return self.direction.normalised(leaf.g, self.second.read(leaf))
 
     def with_direction(self, make: Callable[[bool], Direction]) -> "Laprop":
         return dataclasses.replace(self, direction=self.direction.replaced(make))
 
     def looking_ahead(self) -> "Laprop":
-        return dataclasses.replace(self, first=self.first.looking_ahead())
+        return dataclasses.replace(self, first=looking_ahead(self.first))
 
 
 def scale_by_laprop(
@@ -104,38 +90,13 @@ def scale_by_laprop(
         mu ← b1·mu + (1-b1)·g / (√nû + eps)
         u  = mu / (1 - b1ᵗ)
 
-    Adam divides the average. LaProp averages divided gradients, so |u| is at most 1/√(1-b2) for any
-    b1.
-
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
-    Args:
-      b1: decay rate of the average of divided gradients, per optimizer step, 0 ≤ b1 < 1. It may be
-        larger than b2.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε, added outside the root, in units of the gradient; ≥ 0.
-      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, nu stops changing.
+    The arguments are those of `lapropw`, which lists errors, differences and sources.
 
     Returns:
       A transformation whose state is `ScaleByLapropState(count, mu, nu)`.
-
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats) or a gradient
-        that does not match the state.
-
-    Optax lacks it.
-
-    Reference: Ziyin, Wang & Ueda 2020, algorithm 1; eps is from the authors' code.
     """
     rates = DecayRate.of("b1", b1), DecayRate.of("b2", b2)
-    rule = Laprop(Ema(rates[0]), EmaOfSquares(rates[1]), Root.of(eps))
+    rule = Laprop(Ema("mu", rates[0]), Ema("nu", rates[1], magnitude=True), Root.of(eps))
     return scale_by_rule(rule, ScaleByLapropState, mu_dtype, nu_dtype)
 
 
@@ -156,45 +117,17 @@ def laprop(
         u  = mu / (1 - b1ᵗ)
         θ  ← θ - α_t·u
 
-    Adam divides the average. LaProp averages divided gradients, so |u| is at most 1/√(1-b2) for any
-    b1.
-
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
     Args:
-      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
-        function of the number of completed optimizer steps (0 at the first).
-      b1: decay rate of the average of divided gradients, per optimizer step, 0 ≤ b1 < 1. It may be
-        larger than b2.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε, added outside the root, in units of the gradient; ≥ 0.
-      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, nu stops changing.
       l2: λ₂, coupled weight decay, per optimizer step: a number, or a schedule. λ₂·θ is added to
         the gradient before the moments, like `weight_decay` in PyTorch's Adam. None omits it and
         its entry in the state.
+
+    The other arguments are those of `lapropw`, which lists errors, differences and sources.
 
     Returns:
       A transformation whose state is a tuple: `ScaleByLapropState(count, mu, nu)`, then an entry
       for the learning rate: empty, or the count of a schedule. With `l2`, its entry comes first,
       and `update` needs `params`.
-
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats), a gradient that
-        does not match the state, or missing `params` with `l2`.
-
-    Optax lacks it.
-    Differs from the authors' PyTorch code (and `timm`) in: with a schedule, that code weights each
-    divided gradient in mu by the learning rate of its step; the paper does not. With a constant
-    learning rate both are the same.
-
-    Reference: Ziyin, Wang & Ueda 2020, algorithm 1; eps is from the authors' code.
     """
     scaled = scale_by_laprop(b1, b2, eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
     return optimizer(scaled, learning_rate, l2=l2)
@@ -267,5 +200,5 @@ def lapropw(
     Hutter 2019, algorithm 2, for the decay.
     """
     scaled = scale_by_laprop(b1, b2, eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
-    decay = Decay.of(weight_decay, mask, weight_decay_mask, scale_decay)
+    decay = Decay(weight_decay, mask, weight_decay_mask, scale_decay)
     return optimizer(scaled, learning_rate, decay=decay)

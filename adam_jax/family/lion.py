@@ -8,18 +8,17 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from adam_jax._types import Count, Leaf, Number, Scalars
-from adam_jax.engine.compose import Decay, optimizer
-from adam_jax.engine.masks import MaskLike
-from adam_jax.engine.transformation import Transformation, scale_by_rule
-from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.arithmetic import DecayRate, DecayRateLike
-from adam_jax.rules.base import Average, IrregularRule, Slots
+from adam_jax._types import Number
+from adam_jax.core.masks import MaskLike
+from adam_jax.core.transformation import Decay, Transformation, optimizer, scale_by_rule
+from adam_jax.formats.dense import AT_LEAST_FLOAT32
+from adam_jax.formats.policy import SlotDType
+from adam_jax.numerics import DecayRate, DecayRateLike, sign
+from adam_jax.pytrees import frozen_pytree, static
+from adam_jax.rules.base import IrregularRule, View
 from adam_jax.rules.hyperparameters import Schedule
-from adam_jax.rules.pytrees import frozen_pytree, static
 from adam_jax.slots import Slot
 from adam_jax.validation import check_number
-from adam_jax.xla.sign import sign
 
 
 @frozen_pytree
@@ -37,14 +36,9 @@ class Lion(IrregularRule):
     def slots(self) -> tuple[Slot, ...]:
         return (Slot("mu", rate=self.b2.complement),)
 
-    def scalars(self, count: Count) -> Scalars:
-        return ()
-
-    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Average:
-        return Average(self.b2, g)
-
-    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
-        x = self.b1.average(old["mu"], g)
+    def update(self, leaf: View) -> Array:
+        x = self.b1.average(leaf.old["mu"], leaf.g)
+        leaf.average("mu", self.b2, leaf.g)
         if self.mode == "hard":
             return sign(x)
         if self.mode == "smooth":
@@ -68,33 +62,13 @@ def scale_by_lion(
 
         u = sign(b1·mu + (1-b1)·g)       mu ← b2·mu + (1-b2)·g
 
-    Use a third to a tenth of Adam's learning rate, and more weight decay.
-
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
     Args:
-      b1: weight of mu in the direction, 0 ≤ b1 ≤ 1.
-      b2: decay rate of mu, per optimizer step, 0 ≤ b2 ≤ 1.
-      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      mode: how x = b1·mu + (1-b1)·g becomes the update: "hard", its sign; "smooth",
-        tanh(smooth_beta·x); "refined", x where |x| < 1, else its sign.
       smooth_beta: the factor in "smooth", ≥ 0, per unit of the gradient. None is 1.0.
+
+    The other arguments are those of `lion`, which lists errors, differences and sources.
 
     Returns:
       A transformation whose state is `optax.ScaleByLionState(count, mu)`.
-
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats), a gradient that
-        does not match the state, or an unknown mode.
-
-    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; mu of 16-bit
-    parameters is float32.
-
-    Reference: Chen et al. 2023, algorithm 2.
     """
     beta = 1.0 if smooth_beta is None else smooth_beta
     beta = check_number("smooth_beta", beta, instead="the usual value is 1.0")
@@ -164,5 +138,5 @@ def lion(
     Reference: Chen et al. 2023, algorithm 2.
     """
     scaled = scale_by_lion(b1, b2, mu_dtype, mode=mode, smooth_beta=smooth_beta)
-    decay = Decay.of(weight_decay, mask, weight_decay_mask, scale_decay)
+    decay = Decay(weight_decay, mask, weight_decay_mask, scale_decay)
     return optimizer(scaled, learning_rate, decay=decay)

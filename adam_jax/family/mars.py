@@ -12,27 +12,19 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from adam_jax._types import Count, Leaf, Number, Scalars, Updates
-from adam_jax.engine.compose import Decay, optimizer
-from adam_jax.engine.masks import MaskLike
-from adam_jax.engine.states import register
-from adam_jax.engine.transformation import Transformation, scale_by_rule
-from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.adam import Ema, EmaOfSquares, MomentRule, Root
-from adam_jax.rules.arithmetic import (
-    DecayRate,
-    DecayRateLike,
-    after_first,
-    bounded,
-    safe_sqrt,
-    sum_of_squares,
-)
-from adam_jax.rules.base import Direction, MemberRule, Renewed, Slots
+from adam_jax._types import Count, Number, Updates
+from adam_jax.core.masks import MaskLike
+from adam_jax.core.states import register
+from adam_jax.core.transformation import Decay, Transformation, optimizer, scale_by_rule
+from adam_jax.formats.dense import AT_LEAST_FLOAT32
+from adam_jax.formats.policy import SlotDType
+from adam_jax.numerics import DecayRate, DecayRateLike, after_first, bounded, exact, root, squared
+from adam_jax.pytrees import frozen_pytree
+from adam_jax.rules.adam import Ema, MomentRule, Root
+from adam_jax.rules.base import Direction, MemberRule, View
 from adam_jax.rules.hyperparameters import Schedule
-from adam_jax.rules.pytrees import frozen_pytree
 from adam_jax.slots import Slot
 from adam_jax.validation import check_number
-from adam_jax.xla.products import no_product
 
 
 class ScaleByMarsState(NamedTuple):
@@ -67,51 +59,43 @@ class Mars(MemberRule):
     inner: MomentRule
     b1: DecayRate
     gamma: Number
+    later: Number = None
+    weight: Number = None
 
     @property
     def slots(self) -> tuple[Slot, ...]:
         return (*self.inner.slots, Slot("g"))
 
-    def scalars(self, count: Count) -> Scalars:
+    def at(self, count: Count) -> "Mars":
         # The first gradient has no predecessor.
         later = after_first(count)
         weight = later * self.gamma * (1 - self.b1.complement) / self.b1.complement
-        return later, weight, self.inner.scalars(count)
+        return dataclasses.replace(self, later=later, weight=weight)
 
-    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Renewed:
-        later, _, of_inner = scalars
-        if slot == "g":
-            # Always g. The select lets XLA:CPU write it over the old gradient, and not to a new
-            # buffer.
-            return jnp.where(later >= 0, g, old["g"])
-        return self.inner.renewed(slot, _corrected(g, old, scalars), old, new, of_inner)
+    def update(self, leaf: View) -> Array:
+        # Always g. The select lets XLA:CPU write it over the old gradient, not to a new buffer.
+        corrected = self.corrected(leaf)
+        leaf.renew("g", jnp.where(self.later >= 0, leaf.g, leaf.old["g"]))
+        return self.inner.update(corrected)
 
-    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
-        return self.inner.update(_corrected(g, old, scalars), old, new, scalars[2], param)
+    def corrected(self, leaf: View) -> View:
+        """The leaf with the corrected and clipped gradient, c̃."""
+        g = bounded(leaf.g)  # `leaf_step` forms means of unbounded gradients.
+        c = g + self.weight * (g - exact(leaf.old["g"]))
+        # Scaled so that no sum of squares overflows. Sums of numbers far below 1 may become zero.
+        unit = 2.0 ** (jnp.finfo(c.dtype).maxexp * 3 // 10)
+        norm = root(leaf.sum(squared(c * (1 / unit)))) * unit
+        # If the norm is NaN, c stays unscaled, so that NaN stays in its own element.
+        return leaf.with_gradient(exact(c * (1 / jnp.where(norm > 1, norm, 1))))
 
-    def normalised(self, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
-        return self.inner.normalised(_corrected(g, old, scalars), old, new, scalars[2])
-
-    def eps_dominates(self, new: Slots, scalars: Scalars) -> Array | None:
-        return self.inner.eps_dominates(new, scalars[2])
+    def normalised(self, leaf: View, u: Array) -> Array:
+        return self.inner.normalised(self.corrected(leaf), u)
 
     def with_direction(self, make: Callable[[bool], Direction]) -> "Mars":
         return dataclasses.replace(self, inner=self.inner.with_direction(make))
 
     def looking_ahead(self) -> "Mars":
         return dataclasses.replace(self, inner=self.inner.looking_ahead())
-
-
-def _corrected(g: Array, old: Slots, scalars: Scalars) -> Array:
-    """The corrected and clipped gradient, c̃."""
-    _, weight, _ = scalars
-    g = bounded(g)  # The leaf program passes it unclipped where it forms means of averages.
-    c = g + weight * (g - no_product(old["g"]))
-    # Scaled so that no sum of squares overflows. Sums of numbers far below 1 may become zero.
-    unit = 2.0 ** (jnp.finfo(c.dtype).maxexp * 3 // 10)
-    norm = safe_sqrt(sum_of_squares(c * (1 / unit))) * unit
-    # If the norm is NaN, c stays unscaled, so that NaN stays in its own element.
-    return no_product(c * (1 / jnp.where(norm > 1, norm, 1)))
 
 
 def scale_by_mars(
@@ -131,45 +115,15 @@ def scale_by_mars(
         nu ← b2·nu + (1-b2)·|c̃|²                  nû = nu / (1 - b2ᵗ)
         u  = mû / (√nû + eps)
 
-    The norm is taken over the whole leaf. So `pack_small_leaves` refuses this member, XLA runs it
-    instead of a kernel, and a leaf sharded over devices needs an all-reduce. Inside `jax.shard_map`
-    each part has its own norm.
-
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
-    Args:
-      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε, added outside the root, in units of the clipped gradient, whose norm per leaf is at
-        most 1; ≥ 0.
-      gamma: γ ≥ 0, the weight of the gradient's change relative to exact variance reduction. 0 is
-        Adam on clipped gradients.
-      mu_dtype: storage format of mu and the last gradient: a floating-point dtype of at least 16
-        bits, `jnp.int8`, `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None
-        is the parameter's dtype. The default is the parameter's dtype, but at least float32.
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, nu stops changing.
+    The arguments are those of `mars_adamw`, which lists errors, differences and sources.
 
     Returns:
       A transformation whose state is `ScaleByMarsState(count, mu, nu, g)`.
-
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats) or a gradient
-        that does not match the state.
-
-    Optax lacks it.
-    Differs from the authors' PyTorch code in: that code compares the first gradient with zero, the
-    paper with itself.
-
-    Reference: Yuan et al. 2024, MARS-AdamW with the previous batch's gradient instead of a second
-    gradient on this batch (MARS-approx); nu averages |c̃|² as in the authors' code.
     """
     rate = DecayRate.of("b1", b1)
     gamma = check_number("gamma", gamma, instead="the usual value is 0.025; 0.0 is no correction")
-    inner = MomentRule(Ema(rate), EmaOfSquares(DecayRate.of("b2", b2)), Root.of(eps))
+    second = Ema("nu", DecayRate.of("b2", b2), magnitude=True)
+    inner = MomentRule(Ema("mu", rate), second, Root.of(eps))
     return scale_by_rule(Mars(inner, rate, gamma), ScaleByMarsState, mu_dtype, nu_dtype)
 
 
@@ -255,5 +209,5 @@ def mars_adamw(
     gradient on this batch (MARS-approx); nu averages |c̃|² as in the authors' code.
     """
     scaled = scale_by_mars(b1, b2, eps, gamma, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
-    decay = Decay.of(weight_decay, mask, weight_decay_mask, scale_decay)
+    decay = Decay(weight_decay, mask, weight_decay_mask, scale_decay)
     return optimizer(scaled, learning_rate, decay=decay)

@@ -3,6 +3,7 @@
 https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -10,16 +11,16 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from adam_jax._types import Count, Number, Scalars
-from adam_jax.engine.compose import Decay, optimizer
-from adam_jax.engine.masks import MaskLike
-from adam_jax.engine.transformation import Transformation, scale_by_rule
+from adam_jax._types import Count, Number
+from adam_jax.core.masks import MaskLike
+from adam_jax.core.transformation import Decay, Transformation, optimizer, scale_by_rule
 from adam_jax.family.adam import scale_by_adam
-from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.adam import AheadEma, Ema, EmaOfSquares, MomentRule, Root
-from adam_jax.rules.arithmetic import DecayRate, DecayRateLike
+from adam_jax.formats.dense import AT_LEAST_FLOAT32
+from adam_jax.formats.policy import SlotDType
+from adam_jax.numerics import DecayRate, DecayRateLike
+from adam_jax.pytrees import frozen_pytree
+from adam_jax.rules.adam import AheadEma, Ema, MomentRule, Root
 from adam_jax.rules.hyperparameters import Schedule
-from adam_jax.rules.pytrees import frozen_pytree
 from adam_jax.validation import check_number
 
 TERMS = 56
@@ -35,9 +36,9 @@ class ScheduledNesterovEma(AheadEma):
     t·log b - Σ_j 2⁻ʲ/j·(r^j + r^2j + ··· + r^tj), with r = 0.96^ψ.
     """
 
-    momentum_decay: Number
+    momentum_decay: Number = 0.0
 
-    def scalars(self, count: Count) -> Scalars:
+    def at(self, count: Count) -> "ScheduledNesterovEma":
         log_r = jnp.asarray(self.momentum_decay * math.log(0.96), jnp.result_type(float))
         t_now = jnp.asarray(count, log_r.dtype) + 1
         j = jnp.arange(1, TERMS + 1, dtype=log_r.dtype)
@@ -58,7 +59,8 @@ class ScheduledNesterovEma(AheadEma):
 
         b = 1 - self.ema.rate.complement
         of_g = (1 - b * factor(t_now)) / one_minus_product(0)
-        return b * factor(t_now + 1) / one_minus_product(1) / of_g, of_g
+        of_mu = b * factor(t_now + 1) / one_minus_product(1) / of_g
+        return dataclasses.replace(self, of_mu=of_mu, of_both=of_g)
 
 
 def scale_by_nadam(
@@ -79,42 +81,10 @@ def scale_by_nadam(
         n  = b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ)
         u  = n / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
 
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
-    Args:
-      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε, added outside the root, in units of the gradient; ≥ 0.
-      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
-      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      nesterov: False is Adam: n = mû = mu / (1 - b1ᵗ).
-      momentum_decay: ψ ≥ 0, per optimizer step: the momentum of step t is b1·(1 - 0.96^(tψ) / 2),
-        which grows from b1/2 to b1. PyTorch has 0.004, Keras 1.0. None keeps b1 throughout, as
-        Optax does.
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, nu stops changing.
-      eps_hat: ε̂ of Kingma & Ba, section 2, added to the root of the uncorrected nu, in units of
-        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Use it with eps=0.0. None omits it,
-        also from `with_hyperparams` and `optax.inject_hyperparams`.
+    The arguments are those of `nadamw`, which lists errors, differences and sources.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
-
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment,
-        or momentum_decay with nesterov=False; in `init` and `update`, for a leaf dtype without
-        arithmetic (8-bit floats) or a gradient that does not match the state.
-
-    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
-    16-bit parameters are float32; nu of a complex gradient is real.
-    Differs from PyTorch in: the two parts of a complex gradient share one |g|²; it has
-    momentum_decay=0.004, and stores the product of the momenta, computed here from the count.
-
-    Reference: Dozat 2016, algorithm 2; section 3.1 for `momentum_decay`.
     """
     if momentum_decay is None:
         numbers = (b1, b2, eps, eps_root, mu_dtype)
@@ -123,8 +93,9 @@ def scale_by_nadam(
         raise ValueError("momentum_decay must be None for nesterov=False: leave one of them out.")
     decay = check_number("momentum_decay", momentum_decay, instead="PyTorch's is 0.004")
     rate = DecayRate.of("b2", b2)
-    first = ScheduledNesterovEma(Ema(DecayRate.of("b1", b1)), decay)
-    rule = MomentRule(first, EmaOfSquares(rate), Root.of(eps, eps_root, eps_hat, rate))
+    first = ScheduledNesterovEma(Ema("mu", DecayRate.of("b1", b1)), momentum_decay=decay)
+    second = Ema("nu", rate, magnitude=True)
+    rule = MomentRule(first, second, Root.of(eps, eps_root, eps_hat, rate))
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype)
 
 
@@ -149,51 +120,17 @@ def nadam(
         u  = n / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
         θ  ← θ - α_t·u
 
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
     Args:
-      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
-        function of the number of completed optimizer steps (0 at the first).
-      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε, added outside the root, in units of the gradient; ≥ 0.
-      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
-      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      nesterov: False is Adam: n = mû = mu / (1 - b1ᵗ).
-      momentum_decay: ψ ≥ 0, per optimizer step: the momentum of step t is b1·(1 - 0.96^(tψ) / 2),
-        which grows from b1/2 to b1. PyTorch has 0.004, Keras 1.0. None keeps b1 throughout, as
-        Optax does.
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, nu stops changing.
-      eps_hat: ε̂ of Kingma & Ba, section 2, added to the root of the uncorrected nu, in units of
-        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Use it with eps=0.0. None omits it,
-        also from `with_hyperparams` and `optax.inject_hyperparams`.
       l2: λ₂, coupled weight decay, per optimizer step: a number, or a schedule. λ₂·θ is added to
-        the gradient before the moments, like `weight_decay` in PyTorch's Adam. None omits it and
+        the gradient before the moments, like `weight_decay` in PyTorch's NAdam. None omits it and
         its entry in the state.
+
+    The other arguments are those of `nadamw`, which lists errors, differences and sources.
 
     Returns:
       A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then an
       entry for the learning rate: empty, or the count of a schedule. Optax's `nadam` has the same
       state. With `l2`, its entry comes first, and `update` needs `params`.
-
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment,
-        or momentum_decay with nesterov=False; in `init` and `update`, for a leaf dtype without
-        arithmetic (8-bit floats), a gradient that does not match the state, or missing `params`
-        with `l2`.
-
-    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
-    16-bit parameters are float32; nu of a complex gradient is real.
-    Differs from PyTorch in: the two parts of a complex gradient share one |g|²; it has
-    momentum_decay=0.004, and stores the product of the momenta, computed here from the count; its
-    `weight_decay` is `l2`.
-
-    Reference: Dozat 2016, algorithm 2; section 3.1 for `momentum_decay`.
     """
     positional = (b1, b2, eps, eps_root, mu_dtype)
     scaled = scale_by_nadam(
@@ -289,5 +226,5 @@ def nadamw(
         nu_dtype=nu_dtype,
         eps_hat=eps_hat,
     )
-    decay = Decay.of(weight_decay, mask, weight_decay_mask, scale_decay)
+    decay = Decay(weight_decay, mask, weight_decay_mask, scale_decay)
     return optimizer(scaled, learning_rate, decay=decay)

@@ -4,26 +4,28 @@ https://arxiv.org/abs/2405.15682
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
 import optax
+from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 from optax import contrib
 
-from adam_jax._types import Count, DType, Leaf, Number, Params, Result, State, Updates
-from adam_jax.engine.call import Body, Call, check_state
-from adam_jax.engine.compose import Decay, optimizer
-from adam_jax.engine.optax_body import OptaxBody
-from adam_jax.engine.pipeline import Pipeline
-from adam_jax.engine.states import register
-from adam_jax.engine.transformation import Transformation, scale_by_rule
-from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.adam import EmaOfSquares, MomentRule, Root
-from adam_jax.rules.arithmetic import DecayRate, DecayRateLike
+from adam_jax._types import Count, DType, Leaf, Number, Params, State
+from adam_jax.core.foreign import Foreign
+from adam_jax.core.member import Member
+from adam_jax.core.states import register
+from adam_jax.core.step import Body, Step, check_state
+from adam_jax.core.transformation import Decay, Transformation, optimizer, scale_by_rule
+from adam_jax.formats.dense import AT_LEAST_FLOAT32
+from adam_jax.formats.policy import SlotDType
+from adam_jax.numerics import DecayRate, DecayRateLike
+from adam_jax.pytrees import frozen_pytree, static
+from adam_jax.rules.adam import Ema, MomentRule, Root
+from adam_jax.rules.base import View, at
 from adam_jax.rules.hyperparameters import FixedNumber, Hyperparameter, Schedule, hyperparameter
-from adam_jax.rules.pytrees import frozen_pytree, static
-from adam_jax.rules.variants import Newest
 from adam_jax.validation import as_number, check_number
 
 # Optax exports the function that makes this state, but not its type.
@@ -36,6 +38,16 @@ register(
     own=["b1", "weight_sum", "step_count", "max_lr", "z"],
     own_matters=True,
 )
+
+
+@frozen_pytree
+class Newest:
+    """The gradient itself: a first moment without an average or a slot."""
+
+    slots = ()
+
+    def __call__(self, leaf: View, term: Array) -> Array:
+        return term
 
 
 @frozen_pytree
@@ -53,31 +65,27 @@ class WarmedUp(Hyperparameter):
 class ScheduleFree(Body):
     """Optax's wrapper, with its arguments as fields; a closure neither compares nor pickles."""
 
-    inner: Pipeline
-    learning_rate: Hyperparameter
+    inner: Member
+    learning_rate: Number
     b1: Number = static()
     weight_lr_power: Number = static()
     state_dtype: DType = static()
 
     @property
     def wrapped(self) -> optax.GradientTransformationExtraArgs:
-        """Optax's own transformation."""
         inner = Transformation.around(self.inner)
         # A function even if it is constant: only then does Optax keep the state's dtypes.
-        numbers = (self.learning_rate.at, self.b1, self.weight_lr_power)
+        numbers = (functools.partial(at, self.learning_rate), self.b1, self.weight_lr_power)
         return contrib.schedule_free(inner, *numbers, self.state_dtype)
 
     def init(self, params: Params) -> State:
-        """Optax's state."""
         return self.wrapped.init(params)
 
-    def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
-        """Optax's step."""
+    def run(self, step: Step, state: State) -> tuple[Step, State]:
         check_state(state, contrib.ScheduleFreeState, "a ScheduleFreeState")
-        return OptaxBody(self.wrapped).run(updates, state, params, call)
+        return Foreign(self.wrapped).run(step, state)
 
-    def edited(self, edit: Callable[[Pipeline], Pipeline]) -> "ScheduleFree":
-        """The same around an edited member."""
+    def edited(self, edit: Callable[[Member], Member]) -> "ScheduleFree":
         return dataclasses.replace(self, inner=edit(self.inner))
 
 
@@ -155,7 +163,8 @@ def schedule_free_adamw(
     else:
         rate = hyperparameter("learning_rate", learning_rate, instead="the usual value is 0.0025")
     # Adam with b1 = 0, which needs no stored mu.
-    rule = MomentRule(Newest(), EmaOfSquares(DecayRate.of("b2", b2)), Root.of(eps))
+    second = Ema("nu", DecayRate.of("b2", b2), magnitude=True)
+    rule = MomentRule(Newest(), second, Root.of(eps))
     scaled = scale_by_rule(rule, RMS_STATE, None, nu_dtype)
     inner = optimizer(scaled, rate, decay=Decay(weight_decay))
     fixed = as_number(b1), as_number(power), state_dtype

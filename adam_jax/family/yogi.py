@@ -3,17 +3,33 @@
 https://proceedings.neurips.cc/paper/2018/hash/90365351ccc7437a1309dc64e4db32a3-Abstract.html
 """
 
+import jax.numpy as jnp
 import optax
+from jax import Array
 from jax.typing import ArrayLike
 
-from adam_jax.engine.compose import optimizer
-from adam_jax.engine.transformation import Transformation, scale_by_rule
-from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.rules.adam import Ema, MomentRule, Root
-from adam_jax.rules.arithmetic import DecayRate, DecayRateLike
+from adam_jax.core.transformation import Transformation, optimizer, scale_by_rule
+from adam_jax.formats.dense import AT_LEAST_FLOAT32
+from adam_jax.formats.policy import SlotDType
+from adam_jax.numerics import DecayRate, DecayRateLike
+from adam_jax.pytrees import frozen_pytree
+from adam_jax.rules.adam import AroundEma, Ema, MomentRule, Root
+from adam_jax.rules.base import View
 from adam_jax.rules.hyperparameters import Schedule
-from adam_jax.rules.variants import YogiSquares
 from adam_jax.validation import check_number
+
+
+@frozen_pytree
+class YogiSquares(AroundEma):
+    """Moves toward |g|² by steps of (1-b)·|g|²: nu ← nu - (1-b)·sign(nu - |g|²)·|g|²."""
+
+    ema: Ema
+
+    def __call__(self, leaf: View, term: Array) -> Array:
+        # The select is last: XLA fuses a product into a sum, but not through a sign in every loop.
+        x, by = leaf.old["nu"], self.ema.rate.complement * term
+        leaf.renew("nu", jnp.where(term > x, x + by, jnp.where(term < x, x - by, x)))
+        return self.read(leaf)
 
 
 def scale_by_yogi(
@@ -32,43 +48,23 @@ def scale_by_yogi(
         nu ← nu - (1-b2)·sign(nu - |g|²)·|g|²         nû = nu / (1 - b2ᵗ)
         u  = mû / (√(nû + eps_root) + eps)
 
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
     Args:
-      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0. None is 0.0.
       initial_accumulator_value: initial value of every element of mu and nu, ≥ 0; for nu in units
         of the gradient squared. The paper initializes nu with the squared gradient of a batch. None
         is 1e-6, as in Optax.
-      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, nu stops changing.
+
+    The other arguments are those of `yogi`, which lists errors, differences and sources.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
-
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats) or a gradient
-        that does not match the state.
-
-    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
-    16-bit parameters are float32; nu of a complex gradient is real.
-
-    Reference: Zaheer et al. 2018, algorithm 2, which has no bias correction.
     """
     eps_root = 0.0 if eps_root is None else eps_root
     start = 1e-6 if initial_accumulator_value is None else initial_accumulator_value
     instead = "the usual value is 1e-6"
     start = check_number("initial_accumulator_value", start, instead=instead)
-    first = Ema(DecayRate.of("b1", b1), start=start)
-    second = YogiSquares(DecayRate.of("b2", b2), start=start)
+    first = Ema("mu", DecayRate.of("b1", b1), start=start)
+    second = YogiSquares(Ema("nu", DecayRate.of("b2", b2), magnitude=True, start=start))
     rule = MomentRule(first, second, Root.of(eps, eps_root))
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype)
 

@@ -4,12 +4,13 @@ import abc
 from typing import NamedTuple
 
 import jax
-import numpy as np
+import jax.core
+import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from adam_jax._types import DType, Function, Leaf, PyTree, Stored
+from adam_jax._compat import cast_to_varying, varying_axes
+from adam_jax._types import DType, Leaf, PyTree, Stored
 from adam_jax.slots import Slot
-from adam_jax.xla.maxima import InBlocks, largest
 
 READ_AS_SAVED = (
     "read it into what init of the transformation that saved it makes, and convert that with"
@@ -48,13 +49,23 @@ class Format(abc.ABC):
     stochastic: bool = False
     """Whether `encode` rounds stochastically; without noise it rounds to nearest."""
 
+    measures: bool = False
+    """Whether it needs the largest magnitude of every block: `measured`, `code`, `of_tiles`."""
+
+    linear: bool = False
+    """Whether `encode` is linear: `averaged` averages stored forms, and makes no average."""
+
+    keeps_means: bool = False
+    """Whether rules read stored `means` instead of the array, in the step that renews them too."""
+
     unit: int | None = None
     """Elements along the last axis that are stored together; None for the whole array."""
 
-    @property
-    @abc.abstractmethod
-    def rounds(self) -> bool:
-        """Whether the stored form has less precision than the array in the dtype of arithmetic."""
+    rounds: bool = True
+    """Whether the stored form has less precision than the array in the dtype of arithmetic."""
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}{', stochastic' * self.stochastic}"
 
     @abc.abstractmethod
     def refuses(self, slot: Slot) -> Refusal | None:
@@ -70,12 +81,7 @@ class Format(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> PyTree:
-        """The stored form of `x`.
-
-        Args:
-          x: the array.
-          noise: if the format is `stochastic`, 16 random bits per element, in the upper half.
-        """
+        """The stored form of `x`; `noise` as in `bits_of_moments`, if the format is stochastic."""
 
     @abc.abstractmethod
     def decode(self, stored: Stored, dtype: DType) -> jax.Array:
@@ -91,62 +97,7 @@ class Format(abc.ABC):
 
     @abc.abstractmethod
     def shardings(self, stored: Stored, sharding: NamedSharding) -> Stored:
-        """The shardings of the arrays in `stored`, given the sharding of the array it represents.
-
-        Returns:
-          A tree like `stored`, of shardings; see `sharded_alike`.
-        """
-
-
-class MeasuredFormat(Format):
-    """A format that needs the largest magnitude of every block before it encodes any element."""
-
-    @abc.abstractmethod
-    def measured(self, x: jax.Array) -> InBlocks:
-        """The input of `largest`, which measures all slots of a leaf together."""
-
-    @abc.abstractmethod
-    def code(self, x: jax.Array, noise: jax.Array | None, measure: jax.Array) -> PyTree:
-        """`encode` with a known measure."""
-
-    @abc.abstractmethod
-    def of_tiles(self, along: int) -> "MeasuredFormat":
-        """The same format for tiles whose axis `along` is one block; measures keep that axis."""
-
-    def encode(self, x: jax.Array, noise: jax.Array | None = None) -> PyTree:
-        [measure] = largest([self.measured(x)])
-        return self.code(x, noise, measure)
-
-
-class LinearFormat(Format):
-    """A format with a linear `encode`: encoding an average equals averaging the stored forms."""
-
-    @abc.abstractmethod
-    def averaged(self, stored: Stored, term: jax.Array, average: Function) -> Stored:
-        """`encode(average(decode(stored), term))`, without materializing that average."""
-
-
-class ReducedFormat(Format):
-    """A format that stores a linear reduction of the array, which rules read instead of the array.
-
-    The reduction is part of the algorithm: the step that updates a slot already reads the stored
-    form, as the next step does. A reduction broadcasts to the array, and reducing it again changes
-    nothing.
-    """
-
-    @abc.abstractmethod
-    def reduce(self, x: jax.Array) -> jax.Array:
-        """The reduction of `x`, with size 1 along reduced axes; `encode(x)` stores it."""
-
-    @abc.abstractmethod
-    def reduced(self, stored: Stored, dtype: DType) -> jax.Array:
-        """The stored reduction, in the dtype of arithmetic."""
-
-
-def sharded_alike(stored: Stored, shape: tuple[int, ...], sharding: NamedSharding) -> Stored:
-    """`Format.shardings` of most formats: shards arrays of that shape alike, replicates others."""
-    replicated = NamedSharding(sharding.mesh, PartitionSpec())
-    return jax.tree.map(lambda x: sharding if np.shape(x) == shape else replicated, stored)
+        """The shardings of the arrays in `stored`, given that of the array it represents."""
 
 
 class SlotPolicy(abc.ABC):
@@ -154,10 +105,59 @@ class SlotPolicy(abc.ABC):
 
     @abc.abstractmethod
     def resolve(self, param: Leaf, slot: Slot, path: str) -> Format:
-        """The format of one slot of one leaf.
+        """The format of one slot of the leaf with this parameter and path, `layers/0/kernel`."""
 
-        Args:
-          param: the leaf's parameter.
-          slot: the accumulator.
-          path: of the leaf, its keys joined by slashes.
-        """
+
+def filled(
+    shape: tuple[int, ...], x: Leaf, dtype: DType, param: jax.Array, sharding: Leaf
+) -> jax.Array:
+    """An array for a parameter, filled with x; inside `shard_map`, each device's part of it."""
+    array = jnp.full(shape, x, dtype, device=sharding)
+    axes = tuple(varying_axes(param))
+    return cast_to_varying(array, axes) if axes else array
+
+
+def whole_along(
+    axes: tuple[int, ...], sharding: NamedSharding, ndim: int, *, dropped: bool = False
+) -> NamedSharding:
+    """A sharding of an array of `ndim` axes that splits none of these axes, or drops one of them.
+
+    Stored forms count axes from the last, because `vmap` and stacked layers add axes in front.
+    """
+    names = [*sharding.spec, *[None] * (ndim - len(sharding.spec))]
+    for axis in axes:
+        names[axis] = None
+        if dropped:
+            del names[axis]
+    return NamedSharding(sharding.mesh, PartitionSpec(*names), memory_kind=sharding.memory_kind)
+
+
+def divides(sharding: NamedSharding, shape: tuple[int, ...]) -> bool:
+    """Whether every axis of an array can be split by this sharding."""
+    try:
+        sharding.shard_shape(shape)
+    except ValueError:
+        return False
+    return True
+
+
+def sharding_by_type(param: Leaf) -> NamedSharding | None:
+    """The sharding in the type of a parameter; None if the type has none.
+
+    The storage depends only on this, so it is the same under `jax.jit`, `jax.eval_shape` and
+    outside: on automatic axes only concrete arrays know their placement.
+    """
+    if isinstance(param, jax.ShapeDtypeStruct):
+        return param.sharding if isinstance(param.sharding, NamedSharding) else None
+    if not isinstance(param, jax.Array):
+        return None
+    sharding = jax.typeof(param).sharding
+    return sharding if sharding.mesh.are_all_axes_explicit else None
+
+
+def sharding_of(param: Leaf) -> Leaf:
+    """The sharding for arrays on the same devices as a parameter; None if JAX is to choose."""
+    if isinstance(param, jax.core.Tracer | jax.ShapeDtypeStruct):
+        return sharding_by_type(param)
+    # An uncommitted parameter does not constrain its slots.
+    return param.sharding if getattr(param, "committed", False) else None

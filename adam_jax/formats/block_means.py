@@ -1,18 +1,19 @@
-"""A second moment stored as one mean per block of a leaf."""
+"""A second moment stored as one mean per block of a leaf: Adam-mini."""
 
 import dataclasses
 import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from adam_jax._types import DType, Leaf, PyTree
-from adam_jax.formats.base import Format, ReducedFormat, Refusal, SlotPolicy
-from adam_jax.formats.blockwise import filled, sharding_of
-from adam_jax.formats.dense import AT_LEAST_FLOAT32, Dense
+from adam_jax.formats.base import Format, Refusal, SlotPolicy, filled, sharding_of, whole_along
+from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.slots import Slot
+from adam_jax.validation import check_expression
 from adam_jax.xla.means import mean
 
 
@@ -21,86 +22,72 @@ from adam_jax.xla.means import mean
 class Means:
     """The stored form of `MeansOverAxes`.
 
-    The key of the means names their axes, `means_over_-2`, like the key of the codes in `Blocks`.
-    So a checkpoint with means over other axes is not restored into them.
-
-    Attributes:
-      means: one number per block: the leaf's shape, with 1 along each axis of a block.
-      format: names the axes.
+    The means have the leaf's shape, with 1 along each axis of a block. Their key names the axes,
+    `means_over_-2`, so that a checkpoint with means over other axes is not restored into them.
     """
 
     means: jax.Array
     format: "MeansOverAxes"
 
     def tree_flatten_with_keys(self) -> tuple[tuple[PyTree], "MeansOverAxes"]:
-        """As a pytree, it is its array, keyed by the name of the form."""
         axes = "_".join(map(str, self.format.axes))
         return ((jax.tree_util.GetAttrKey(f"means_over_{axes}"), self.means),), self.format
 
     @classmethod
     def tree_unflatten(cls, fmt: "MeansOverAxes", arrays: tuple[PyTree]) -> "Means":
-        """The opposite of `tree_flatten_with_keys`."""
         return cls(*arrays, fmt)
 
 
-SIGNS_CANCEL = Refusal(
-    "one mean per block, in which numbers of both signs cancel",
-    instead="jnp.float32",
-    besides=", and nu_dtype=adam_jax.BlockMeans(...)",
-)
-
-
 @dataclasses.dataclass(frozen=True)
-class MeansOverAxes(ReducedFormat):
+class MeansOverAxes(Format):
     """Every element of a block is represented by the mean of the block.
 
-    Rules read the means, even in the step that updates them. With v ← b·v + (1-b)·g², all elements
-    of a block are divided by b·v + (1-b)·mean(g²), and no elementwise average is ever formed.
+    Rules read the means (`means_of`, `means`) instead of the array, even in the step that updates
+    them. With v ← b·v + (1-b)·g², all elements of a block are divided by b·v + (1-b)·mean(g²), and
+    no elementwise average is ever formed. Means broadcast to the array, and are their own means.
 
     A NaN or infinite gradient makes its whole block NaN, so it stays visible. `skip_nonfinite`
     skips such a step.
-
-    Attributes:
-      axes: of a block, counted from the last, -1; in ascending order.
-      sizes: of these axes.
-      dtype: of the means, float32 or wider.
     """
 
-    axes: tuple[int, ...]
-    sizes: tuple[int, ...]
-    dtype: np.dtype
-
-    @property
-    def rounds(self) -> bool:
-        return True
+    axes: tuple[int, ...]  # Of a block, counted from the last, -1; in ascending order.
+    sizes: tuple[int, ...]  # Of these axes.
+    dtype: np.dtype  # Of the means, float32 or wider.
+    keeps_means = True
 
     def refuses(self, slot: Slot) -> Refusal | None:
-        return None if slot.magnitude else SIGNS_CANCEL
-
-    # Axes are counted from the last, because `vmap` and stacked layers add axes in front.
+        if slot.magnitude:
+            return None
+        return Refusal(
+            "one mean per block, in which numbers of both signs cancel",
+            instead="jnp.float32",
+            besides=", and nu_dtype=adam_jax.BlockMeans(...)",
+        )
 
     def init(self, param: jax.Array, start: float) -> Means:
         sharding = sharding_of(param)
         if isinstance(sharding, NamedSharding):
-            sharding = self._whole_blocks(sharding, param.ndim)
+            sharding = whole_along(self.axes, sharding, param.ndim)
         shape = self._with_sizes(param.shape, (1,) * len(self.axes))
         return Means(filled(shape, start, self.dtype, param, sharding), self)
 
-    def reduce(self, x: jax.Array) -> jax.Array:
+    def means_of(self, x: jax.Array) -> jax.Array:
+        """The means of `x`, with size 1 along the axes of a block; `encode(x)` stores them."""
         if all(x.shape[axis] == 1 for axis in self.axes):
             return x
         # The sum of many large squares may overflow: limit it to the largest square.
         return jnp.minimum(mean(x, self.axes), float(jnp.finfo(x.dtype).max) / 64)
 
-    def reduced(self, stored: Means, dtype: DType) -> jax.Array:
+    def means(self, stored: Means, dtype: DType) -> jax.Array:
+        """The stored means, in the dtype of arithmetic."""
         return jax.lax.convert_element_type(stored.means, dtype)
 
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Means:
         del noise
-        return Means(jax.lax.convert_element_type(self.reduce(x), self.dtype), self)
+        return Means(jax.lax.convert_element_type(self.means_of(x), self.dtype), self)
 
     def decode(self, stored: Means, dtype: DType) -> jax.Array:
-        return jnp.broadcast_to(self.reduced(stored, dtype), self.shape(stored))
+        return jnp.broadcast_to(self.means(stored, dtype), self.shape(stored))
 
     def shape(self, stored: Means) -> tuple[int, ...]:
         shape = np.shape(stored.means)
@@ -113,7 +100,7 @@ class MeansOverAxes(ReducedFormat):
 
     def shardings(self, stored: Means, sharding: NamedSharding) -> PyTree:
         ndim = len(self.shape(stored))
-        return jax.tree.map(lambda _: self._whole_blocks(sharding, ndim), stored)
+        return jax.tree.map(lambda _: whole_along(self.axes, sharding, ndim), stored)
 
     def _with_sizes(self, shape: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...]:
         """A shape with other sizes along the axes of a block."""
@@ -121,14 +108,6 @@ class MeansOverAxes(ReducedFormat):
         for axis, size in zip(self.axes, sizes, strict=True):
             changed[axis] = size
         return tuple(changed)
-
-    def _whole_blocks(self, sharding: NamedSharding, ndim: int) -> NamedSharding:
-        """The sharding of the means of an array: the array's own, replicated along each block."""
-        names = [*sharding.spec, *[None] * (ndim - len(sharding.spec))]
-        for axis in self.axes:
-            names[axis] = None
-        kind = sharding.memory_kind
-        return NamedSharding(sharding.mesh, PartitionSpec(*names), memory_kind=kind)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,5 +172,84 @@ class BlockMeans(SlotPolicy):
         axes = tuple(sorted({x % len(shape) - len(shape) for x in given}))
         sizes = tuple(shape[axis] for axis in axes)
         dense = AT_LEAST_FLOAT32.resolve(param, slot, path)
-        assert isinstance(dense, Dense)
         return MeansOverAxes(axes, sizes, dense.dtype) if math.prod(sizes) > 1 else dense
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamMini(SlotPolicy):
+    """The second moment of Adam-mini: one for each head, token, output neuron or norm.
+
+    For `nu_dtype=`. With outputs last, as in Flax:
+
+        leaf                                     one second moment for each
+        query, key [inputs, heads, head_dim]     head
+        value [inputs, heads, head_dim]          output neuron
+        embedding [tokens, width]                token
+        other kernels [..., outputs]             output neuron
+        biases                                   element
+        other vectors, as the scale of a norm    leaf
+
+    A query or key kernel without a head axis, [inputs, heads·head_dim], gets one second moment for
+    each output neuron, which is finer. For a fused query-key-value kernel, [inputs, 3, heads,
+    head_dim], write a `query_key` that matches it. For a model that is not a transformer, the paper
+    uses one second moment for each leaf, `BlockMeans(None)`.
+
+    Expressions must match the whole path of a leaf, as in `by_path`. Each layer of a stacked leaf
+    has its own blocks, if `with_layers` declares it.
+
+    Attributes:
+      query_key: for kernels of queries and keys.
+      value: for kernels of values.
+      embedding: for tables of tokens and positions; the last axis is the width.
+      bias: for leaves that keep elementwise second moments.
+      outputs_last: kernels are [inputs, outputs], as in Flax and Haiku; False for [outputs,
+        inputs], as in Equinox and PyTorch, where queries, keys and values are [heads, head_dim,
+        inputs].
+
+    Raises:
+      ValueError: an invalid regular expression; in `init`, use as `mu_dtype`: see `BlockMeans`.
+
+    Example:
+      >>> import adam_jax, jax.numpy as jnp
+      >>> tx = adam_jax.adamw(1e-3, b2=0.95, nu_dtype=adam_jax.AdamMini())
+      >>> params = {"query": jnp.ones((256, 8, 32)), "mlp": jnp.ones((256, 1024))}
+      >>> nu = tx.init(params)[0].nu
+      >>> print(nu["query"].means.shape, nu["mlp"].means.shape)
+      (1, 8, 1) (1, 1024)
+
+    Differs from the authors' `Adam_mini` (version 1.1.1) in: heads are an axis of the kernel, not
+    numbers to pass; the position table has one second moment for each position; a kernel that no
+    expression matches has one for each output neuron, where theirs has one for the leaf.
+
+    Reference: Zhang et al. 2024, Adam-mini, algorithms 1 and 3, https://arxiv.org/abs/2406.16793
+    """
+
+    query_key: str = r"(?i)(.*/)?((query|key)(_proj)?|[qk]_proj|w[qk])(/\w+)?"
+    value: str = r"(?i)(.*/)?(value(_proj)?|v_proj|wv)(/\w+)?"
+    embedding: str = r"(?i)(.*/)?[^/]*(embed|embd|wte|wpe)[^/]*(/w|/weight)?"
+    bias: str = r"(?i)(.*/)?(\w*bias|b)"
+    outputs_last: bool = True
+
+    def __post_init__(self) -> None:
+        for argument in ("query_key", "value", "embedding", "bias"):
+            check_expression(argument, getattr(self, argument))
+
+    def resolve(self, param: Leaf, slot: Slot, path: str) -> Format:
+        return BlockMeans(self._axes(path, np.ndim(param))).resolve(param, slot, path)
+
+    def _axes(self, path: str, rank: int) -> tuple[int, ...]:
+        """The axes of a block, counted from the last."""
+        if re.fullmatch(self.bias, path):
+            return ()
+        every = tuple(range(-rank, 0))
+        if rank < 2:
+            return every
+        if re.fullmatch(self.embedding, path):
+            return (-1,)
+        inputs, head_dim = (-rank, -1) if self.outputs_last else (-1, -2)
+        if rank > 2 and re.fullmatch(self.query_key, path):
+            return inputs, head_dim
+        if rank > 2 and re.fullmatch(self.value, path):
+            return (inputs,)
+        outputs = -1 if self.outputs_last else -rank
+        return tuple(axis for axis in every if axis != outputs)

@@ -1,36 +1,182 @@
 """Codes of 8 or 4 bits, with one float32 scale for each block along the last axis."""
 
 import dataclasses
+import math
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
-from adam_jax._compat import cast_to_varying, varying_axes
 from adam_jax._types import DType, Function, Leaf, PyTree
-from adam_jax.formats.base import READ_AS_SAVED, MeasuredFormat, Refusal
-from adam_jax.formats.codecs import Codec
-from adam_jax.formats.dtypes import in_range
+from adam_jax.formats.base import (
+    READ_AS_SAVED,
+    Format,
+    Refusal,
+    SlotPolicy,
+    divides,
+    filled,
+    sharding_by_type,
+    sharding_of,
+    whole_along,
+)
+from adam_jax.formats.dense import AT_LEAST_FLOAT32, in_range
+from adam_jax.formats.noise import upper_half
 from adam_jax.slots import Slot
-from adam_jax.xla.maxima import InBlocks, each_by_its_block
-from adam_jax.xla.mosaic import divisor, quotient
+from adam_jax.validation import check_integer
+from adam_jax.xla.maxima import InBlocks, each_by_its_block, largest
+from adam_jax.xla.mosaic import (
+    divisor,
+    fourth_root,
+    quotient,
+    signed_square_root,
+    square_root,
+    with_sign,
+)
+
+
+def nearest_integer(x: jax.Array, less: int = 0) -> jax.Array:
+    """The nearest integers of |x| < 2²², less a constant, in the lower bits of int32; not for NaN.
+
+    Near 1.5·2²³, float32 numbers are 1 apart, so their lower bits count. XLA:CPU's own conversion
+    checks for NaN and out-of-range values, which takes a fifth of the encoding time.
+    """
+    return jax.lax.bitcast_convert_type(x + np.float32(1.5 * 2**23 - less), jnp.int32)
+
+
+def _squared(x: jax.Array, times: int) -> list[jax.Array]:
+    """x, x², x⁴ and so on."""
+    powers = [x]
+    for _ in range(times):
+        powers.append(powers[-1] * powers[-1])
+    return powers
+
+
+@dataclasses.dataclass(frozen=True)
+class Power:
+    """A number in [-1, 1] to a code of few bits and back, at equal steps of y^(1/power).
+
+    So codes are close together where y is small. Static fields, like those of a `Format`.
+
+    Signed, for averages of gradients: c = round(127·sign(y)·√|y|), y = (c/127)·|c/127|.
+
+    Unsigned, for averages of squares: c = round(256·y^(1/4)) - 1, y = ((c+1)/256)⁴. There is no
+    zero; the smallest value is 2.3e-10 of the block's largest. A second moment rounded to zero (the
+    "zero-point problem" of Li et al. 2023, https://arxiv.org/abs/2309.01507) makes an update of
+    arbitrary size.
+
+    Stochastic rounding of signed numbers is unbiased in y. Unsigned, it is unbiased in 1/y (8 bits)
+    or 1/√y (4 bits), because updates are divided by √y. While y takes its random walk between
+    codes, rounding that is unbiased in y makes updates of 4-bit codes 17 to 27 % too large where
+    the gradient is 0.3 of the block's largest. Rounding that is unbiased in 1/√y makes them 5 to 7
+    % too small. Rounding that is unbiased in 1/y leans to larger y, which costs little with 8 bits
+    (1 %), and gives fewer large updates.
+    """
+
+    power: int  # 1, 2 or 4.
+    signed: bool  # Numbers of both signs and zero; else only numbers above zero.
+    bits: int = 8  # Of a code, 8 or 4. Two 4-bit codes share a byte on every platform (int4).
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the codes."""
+        return jnp.dtype({8: jnp.int8 if self.signed else jnp.uint8, 4: jnp.int4}[self.bits])
+
+    @property
+    def form(self) -> str:
+        """A name for the meaning of the codes: codes of one form decode alike."""
+        return f"{'int' if self.signed else 'uint'}{self.bits}_power{self.power}"
+
+    @property
+    def steps(self) -> int:
+        """The number of steps from zero to one."""
+        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits
+
+    # As few operations as possible: with a few more, XLA:GPU stores the float32 moment in one
+    # kernel and reads it in another, instead of computing it in both.
+
+    def code(self, y: jax.Array, noise: jax.Array | None) -> jax.Array:
+        """The codes of float32 numbers in [-1, 1].
+
+        16 random bits per element, in the upper half, choose one of the two neighbouring codes;
+        without them it is the nearest code.
+        """
+        last = np.float32(self.steps)
+        if self.signed and noise is None:
+            linear = self.power == 1
+            nearest = with_sign(jnp.abs(y) * last, y) if linear else signed_square_root(y, last)
+            return self._narrowed(nearest_integer(nearest))
+        root = {1: lambda x: x, 2: square_root, 4: fourth_root}[self.power]
+        level = root(jnp.abs(y) if self.signed else y) * last
+        if noise is not None:
+            either = self._unbiased if self.signed else self._unbiased_inverse
+            level = either(level, upper_half(noise))
+        # Clipped to the last code. Division on TPUs is approximate, so the quotient of a block's
+        # largest may exceed 1, and the code above the last would wrap to another number.
+        if self.signed:
+            return self._narrowed(nearest_integer(with_sign(jnp.minimum(level, last), y)))
+        return self._narrowed(nearest_integer(jnp.clip(level, 1, last), less=1 + self._lowest))
+
+    def _narrowed(self, code: jax.Array) -> jax.Array:
+        """Drops the upper bits, those of 1.5·2²³."""
+        return jax.lax.convert_element_type(code, self.dtype)
+
+    def _unbiased(self, level: jax.Array, n: jax.Array) -> jax.Array:
+        """The level k below y or h = k+1 above; above with the probability (yᵖ - kᵖ) / (hᵖ - kᵖ).
+
+        n are random integers below 2¹⁶. Differences are computed as products, because y ≈ k.
+        """
+        below = jnp.floor(level)
+        above = below + 1
+        x, low, high = (_squared(z, self._squarings) for z in (level, below, above))
+        part, whole = (level - below) * np.float32(2**16), jnp.ones_like(level)
+        for i in range(self._squarings):
+            part, whole = part * (x[i] + low[i]), whole * (high[i] + low[i])
+        return jnp.where(n * whole < part, above, below)
+
+    def _unbiased_inverse(self, level: jax.Array, n: jax.Array) -> jax.Array:
+        """As `_unbiased`, with the probability (1 - (k/y)ᵖ) / (1 - (k/h)ᵖ), which is 1 for k = 0.
+
+        p is half as large for 4 bits, because yᵖ is the stored number. Differences of powers are
+        off by 2⁻¹⁵ of a step at most, as is the level itself. Each power is used twice: XLA:CPU
+        then makes no fused multiply-add of it, so all programs have the same bits.
+        """
+        below = jnp.floor(level)
+        above = below + 1
+        squarings = self._squarings - (self.bits == 4)
+        x, low, high = (_squared(z, squarings)[-1] for z in (level, below, above))
+        part, whole = (x - low) * np.float32(2**16), (high - low) * x
+        return jnp.where(n * whole < part * high, above, below)
+
+    def value(self, code: jax.Array) -> jax.Array:
+        """Decodes to float32."""
+        level = jax.lax.convert_element_type(code, jnp.float32)
+        level = level if self.signed else level + (1 + self._lowest)
+        # Some platforms turn a division by a constant into this product anyway. 127·(1/127) is 1 in
+        # float32, so a block's largest decodes to its scale.
+        y = level * np.float32(1 / self.steps)
+        for turn in range(self._squarings):
+            y = y * (jnp.abs(y) if self.signed and turn == 0 else y)
+        return y
+
+    @property
+    def _lowest(self) -> int:
+        """The lowest 4-bit code, negated. Codes are int4: Orbax does not save uint4 arrays."""
+        return 8 if self.bits == 4 else 0
+
+    @property
+    def _squarings(self) -> int:
+        return self.power.bit_length() - 1
 
 
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """The stored form of `Blockwise`.
+    """The stored form of `Blockwise`: codes, and the largest magnitude of each block in float32.
 
     The key of the codes names their form, `codes_int8_power2_block128`. Libraries that save a state
     by the paths of its arrays save nothing else of `format`, and would otherwise read codes of
     another form as numbers of this one.
-
-    Attributes:
-      codes: with the parameter's shape, and so its sharding.
-      scale: float32, one number per block: the largest magnitude in it.
-      format: how to read them.
     """
 
     codes: jax.Array
@@ -38,30 +184,23 @@ class Blocks:
     format: "Blockwise"
 
     def tree_flatten(self) -> tuple[tuple[PyTree, PyTree], "Blockwise"]:
-        """As a pytree, it is its two arrays."""
         return (self.codes, self.scale), self.format
 
     def tree_flatten_with_keys(self) -> tuple[tuple[PyTree, PyTree], "Blockwise"]:
-        """With the names of the two arrays."""
         codes, scale = map(jax.tree_util.GetAttrKey, (f"codes_{self.format.form}", "scale"))
         return ((codes, self.codes), (scale, self.scale)), self.format
 
     @classmethod
     def tree_unflatten(cls, fmt: "Blockwise", arrays: tuple[PyTree, PyTree]) -> "Blocks":
-        """The opposite of `tree_flatten`."""
         return cls(*arrays, fmt)
 
 
-FOUR_BITS_ARE_COARSE = Refusal(
-    "4 bits where a maximum over the steps is taken of it: the largest of many coarsely rounded"
-    " values is too large, and updates are up to 27 % too small",
-    instead="jnp.int8",
-)
-
-
 @dataclasses.dataclass(frozen=True)
-class Blockwise(MeasuredFormat):
+class Blockwise(Format):
     """Each block is divided by its largest magnitude, and a codec encodes the quotients.
+
+    The largest magnitudes are measured before any element is encoded: `measured` is the input of
+    `xla.maxima.largest`, which measures all slots of a leaf together, and `code` gets the result.
 
     Blocks run along the last axis, so none straddles attention heads or the devices that a leaf is
     sharded over. Blocks of a flattened leaf would cost an all-gather in every step.
@@ -69,45 +208,42 @@ class Blockwise(MeasuredFormat):
     The scale is float32; in bfloat16 it would stop changing (see `AT_LEAST_FLOAT32`). A block of
     zeros has scale 0 and decodes to zeros. A NaN or infinity leaves no finite number in its block,
     so it stays visible. `skip_nonfinite` skips such a step.
-
-    Attributes:
-      codec: encodes the quotients.
-      block: elements that share a scale; divides the last axis.
-      stochastic: round to one of the two neighbouring codes, unbiased.
-      along: for a tile, the axis that is one block; None for a whole array.
     """
 
-    codec: Codec
-    block: int
-    stochastic: bool = False
-    along: int | None = None
+    codec: Power
+    block: int  # Elements that share a scale; divides the last axis.
+    stochastic: bool = False  # Round to one of the two neighbouring codes, unbiased.
+    along: int | None = None  # For a tile, the axis that is one block.
+    measures = True
+
+    def __str__(self) -> str:
+        how = ", stochastic" * self.stochastic
+        return f"{self.codec.dtype.name} in blocks of {self.block}{how}"
 
     @property
     def form(self) -> str:
-        """A name for the meaning of codes and scales, which is saved with them.
-
-        It does not include the rounding: stochastically rounded codes decode like all others.
-        """
+        """A name for the meaning of codes and scales, saved with them; without the rounding."""
         return f"{self.codec.form}_block{self.block}"
 
     @property
     def unit(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.block
 
-    @property
-    def rounds(self) -> bool:
-        return True
-
     def refuses(self, slot: Slot) -> Refusal | None:
-        coarse = slot.maximum and jnp.iinfo(self.codec.dtype).bits < 8
-        return FOUR_BITS_ARE_COARSE if coarse else None
+        if not slot.maximum or self.codec.bits == 8:
+            return None
+        return Refusal(
+            "4 bits where a maximum over the steps is taken of it: the largest of many coarsely"
+            " rounded values is too large, and updates are up to 27 % too small",
+            instead="jnp.int8",
+        )
 
     def init(self, param: jax.Array, start: float) -> Blocks:
         code = self.codec.code(jnp.sign(jnp.asarray(start, jnp.float32)), None)
         codes = jnp.full_like(param, code, dtype=self.codec.dtype)
         shape, sharding = self._scale_shape(param.shape), sharding_of(param)
         if isinstance(sharding, NamedSharding) and not divides(sharding, shape):
-            sharding = _last_axis_whole(sharding, len(shape))
+            sharding = whole_along((-1,), sharding, len(shape))
         return Blocks(codes, filled(shape, jnp.abs(start), jnp.float32, param, sharding), self)
 
     def shape(self, stored: Blocks) -> tuple[int, ...]:
@@ -125,13 +261,17 @@ class Blockwise(MeasuredFormat):
         return (*shape[:-1], shape[-1] // self.block)
 
     def measured(self, x: jax.Array) -> InBlocks:
-        return InBlocks(as_float32(x), self.block, self.along)
+        return InBlocks(_as_float32(x), self.block, self.along)
+
+    def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Blocks:
+        [measure] = largest([self.measured(x)])
+        return self.code(x, noise, measure)
 
     def code(self, x: jax.Array, noise: jax.Array | None, measure: jax.Array) -> Blocks:
         def coded(scale: jax.Array, x: jax.Array, noise: jax.Array | None = None) -> jax.Array:
             return self.codec.code(quotient(x, scale), noise)
 
-        arrays = [as_float32(x)] if noise is None else [as_float32(x), noise]
+        arrays = [_as_float32(x)] if noise is None else [_as_float32(x), noise]
         # NaN becomes some code, which decoding multiplies by the scale 0.
         codes = self._each(coded, divisor(measure), *arrays)
         # The stored form of a tile is part of the stored form of the array.
@@ -146,13 +286,14 @@ class Blockwise(MeasuredFormat):
         return jax.lax.convert_element_type(x, dtype)
 
     def of_tiles(self, along: int) -> "Blockwise":
+        """The format of tiles whose axis `along` is one block; measures keep that axis."""
         return dataclasses.replace(self, along=along)
 
     def shardings(self, stored: Blocks, sharding: NamedSharding) -> PyTree:
         # Shard the last axis only if every device gets whole blocks.
         shape = self.shape(stored)
         if sharding.shard_shape(shape)[-1] % self.block:
-            sharding = _last_axis_whole(sharding, len(shape))
+            sharding = whole_along((-1,), sharding, len(shape))
         return jax.tree.map(lambda _: sharding, stored)
 
     def _each(self, f: Function, scale: jax.Array, *arrays: jax.Array) -> jax.Array:
@@ -162,66 +303,84 @@ class Blockwise(MeasuredFormat):
         return each_by_its_block(f, self.block, scale, *arrays)
 
 
-def as_float32(x: jax.Array) -> jax.Array:
+def _as_float32(x: jax.Array) -> jax.Array:
     """x in float32, its finite elements clipped to its range."""
     return jax.lax.convert_element_type(in_range(x, jnp.float32), jnp.float32)
 
 
-def filled(
-    shape: tuple[int, ...], x: Leaf, dtype: DType, param: jax.Array, sharding: Leaf
-) -> jax.Array:
-    """An array for a parameter, filled with x; inside `shard_map`, each device's part of it."""
-    scale = jnp.full(shape, x, dtype, device=sharding)
-    axes = tuple(varying_axes(param))
-    return cast_to_varying(scale, axes) if axes else scale
+SMALLEST_BLOCK = 32
 
 
-def check_real(param: Leaf, magnitude: bool) -> None:
-    """Checks that a slot of this parameter can be encoded: the parameter or the slot is real.
+@dataclasses.dataclass(frozen=True)
+class Quantized(SlotPolicy):
+    """Codes of 8 or 4 bits with a float32 scale per block: 1.03 or 0.53 bytes per parameter.
 
-    Raises:
-      ValueError: it cannot.
+    `mu_dtype=` and `nu_dtype=` convert `jnp.int8` and `jnp.int4` to this. `Blockwise` describes the
+    storage, `Power` the codes. Leaves with fewer than `min_size` elements, or whose last axis has
+    no divisor of 32 or more for a block, stay float32.
+
+    Attributes:
+      codes: "int8" or "int4". Four bits are refused for nu of AMSGrad and Adamax, because the
+        maximum of many coarsely rounded values is too large.
+      block: largest number of elements per scale. The block is the largest divisor of the last axis
+        up to this; if the type has a sharding, of one device's part of that axis.
+      stochastic: round stochastically (see `Power`), not to the nearest code. None does so where
+        moments rounded to nearest would stop changing: for second moments whose decay rate is above
+        0.969 (8 bits) or 0.5 (4 bits), or unknown when the state is made, as under
+        `with_hyperparams`; for first moments whose rate is above 0.992.
+      min_size: leaves with fewer elements stay float32.
     """
-    dtype = getattr(param, "dtype", np.dtype(np.float32))
-    if jnp.issubdtype(dtype, jnp.complexfloating) and not magnitude:
-        raise ValueError(
-            f"the parameter is {jnp.dtype(dtype).name}, and codes have no imaginary part: leave"
-            f" mu_dtype out for it, by path with by_path."
-        )
+
+    codes: str = "int8"
+    block: int = 128
+    stochastic: bool | None = None
+    min_size: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.codes not in ("int8", "int4"):
+            raise ValueError(f"codes must be 'int8' or 'int4', got {self.codes!r}: write 'int8'.")
+        usual = "128 is usual, and a scale per 16 elements would be a quarter of a byte for each"
+        block = check_integer("block", self.block, SMALLEST_BLOCK, instead=usual)
+        object.__setattr__(self, "block", block)
+        usual = "4096 is usual, 0 leaves no leaf out"
+        size = check_integer("min_size", self.min_size, 0, instead=usual)
+        object.__setattr__(self, "min_size", size)
+
+    def resolve(self, param: Leaf, slot: Slot, path: str) -> Format:
+        shape, sharding = np.shape(param), sharding_by_type(param)
+        part = shape if sharding is None else sharding.shard_shape(shape)
+        block = fitting_block(part[-1], self.block) if shape else None
+        if block is None or math.prod(shape) < max(self.min_size, 1):
+            return AT_LEAST_FLOAT32.resolve(param, slot, path)
+        dtype = jnp.dtype(getattr(param, "dtype", np.float32))
+        if jnp.issubdtype(dtype, jnp.complexfloating) and not slot.magnitude:
+            raise ValueError(
+                f"the parameter is {dtype.name}, and codes have no imaginary part: leave mu_dtype"
+                f" out for it, by path with by_path."
+            )
+        bits = 4 if self.codes == "int4" else 8
+        codec = Power(4 if slot.magnitude else 2, signed=not slot.magnitude, bits=bits)
+        stochastic = self.stochastic
+        if stochastic is None:
+            stochastic = not _resolved(codec, slot.rate if type(slot.rate) is float else None)
+        return Blockwise(codec, block, stochastic)
 
 
-def divides(sharding: NamedSharding, shape: tuple[int, ...]) -> bool:
-    """Whether every axis of an array can be split by this sharding."""
-    size = (*shape[:-1], shape[-1])
-    try:
-        sharding.shard_shape(size)
-    except ValueError:
-        return False
-    return True
+def _resolved(codec: Power, rate: float | None) -> bool:
+    """Whether an average with this weight of a new term still moves when rounded to nearest.
 
-
-def _last_axis_whole(sharding: NamedSharding, ndim: int) -> NamedSharding:
-    spec = PartitionSpec(*sharding.spec[: ndim - 1])
-    return NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
-
-
-def sharding_by_type(param: Leaf) -> NamedSharding | None:
-    """The sharding in the type of a parameter; None if the type has none.
-
-    The storage depends only on this, so it is the same under `jax.jit`, `jax.eval_shape` and
-    outside: on automatic axes only concrete arrays know their placement.
+    Without gradients it falls by the fraction `rate` per step. It must fall by half the distance of
+    two codes, which is the fraction power / (2·level), at the level of a code out of `steps`. A
+    second moment must do so down to a quarter of the levels: with 8 bits, for gradients that are a
+    sixteenth of the block's largest. A first moment is moved by gradients many times as large as
+    itself.
     """
-    if isinstance(param, jax.ShapeDtypeStruct):
-        return param.sharding if isinstance(param.sharding, NamedSharding) else None
-    if not isinstance(param, jax.Array):
-        return None
-    sharding = jax.typeof(param).sharding
-    return sharding if sharding.mesh.are_all_axes_explicit else None
+    if codec.signed:
+        return rate is None or rate >= 1 / 128
+    return rate is not None and rate >= 4 * codec.power / (2 * codec.steps)
 
 
-def sharding_of(param: Leaf) -> Leaf:
-    """The sharding for arrays on the same devices as a parameter; None if JAX is to choose."""
-    if isinstance(param, jax.core.Tracer | jax.ShapeDtypeStruct):
-        return sharding_by_type(param)
-    # An uncommitted parameter does not constrain its slots.
-    return param.sharding if getattr(param, "committed", False) else None
+def fitting_block(size: int, largest: int = Quantized.block) -> int | None:
+    """The largest divisor of `size` that can be a block; None if there is none."""
+    candidates = range(min(largest, size), SMALLEST_BLOCK - 1, -1)
+    return next((b for b in candidates if size % b == 0), None)

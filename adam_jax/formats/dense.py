@@ -1,6 +1,7 @@
-"""One number per element, in a floating-point dtype."""
+"""One number per element, in a floating-point dtype; the dtype of a leaf, the wider of two."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,62 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from adam_jax._types import DType, Leaf, PyTree
-from adam_jax.formats.base import Format, Refusal, SlotPolicy, sharded_alike
-from adam_jax.formats.dtypes import in_range, leaf_dtype, wider_dtype
+from adam_jax.formats.base import Format, Refusal, SlotPolicy
 from adam_jax.slots import Slot
+
+
+def is_floating(x: Leaf) -> bool:
+    """Whether this is a parameter that steps move, or its gradient; Python numbers are.
+
+    Integers, booleans and keys are not: they have no gradient (at most float0) and no state.
+    """
+    dtype = getattr(x, "dtype", None)
+    return dtype is None or _is_inexact(dtype)
+
+
+def leaf_dtype(param: Leaf) -> Leaf:
+    """The floating-point dtype of a leaf; JAX's default one for a Python number, even an int.
+
+    It is a TypeError if the leaf is an array of integers or booleans; the caller adds its path.
+    """
+    dtype = getattr(param, "dtype", None)
+    if dtype is None:
+        number = isinstance(param, (bool, int, float))
+        dtype = jnp.result_type(float) if number else jnp.result_type(param)
+    elif not isinstance(param, jax.Array):  # NumPy's float64 is JAX's float32, unless x64 is on.
+        dtype = jax.dtypes.canonicalize_dtype(dtype)
+    if not _is_inexact(dtype):
+        raise TypeError(str(dtype))
+    if jnp.dtype(dtype).itemsize == 1:
+        raise ValueError(
+            f"parameters and gradients must have 16 bits or more, got {jnp.dtype(dtype).name}: keep"
+            f" them in bfloat16 or float32, and cast the parameters in the model."
+        )
+    return dtype
+
+
+# Called for every leaf while tracing; JAX's dtype lattice takes 10 us.
+_is_inexact = functools.cache(lambda dtype: jnp.issubdtype(dtype, jnp.inexact))
+
+
+def in_range(x: jax.Array, dtype: DType) -> jax.Array:
+    """x, its finite elements clipped to the range of another dtype; complex x is unchanged.
+
+    An average forgets a clipped number at its rate, but never forgets infinity.
+    """
+    if jnp.iscomplexobj(x) or jnp.issubdtype(dtype, jnp.complexfloating):
+        return x
+    largest = float(jnp.finfo(dtype).max)
+    if largest >= float(jnp.finfo(x.dtype).max):
+        return x
+    return jnp.where(jnp.isfinite(x), jnp.clip(x, -largest, largest), x)
+
+
+@functools.cache
+def wider_dtype(first: Leaf, second: Leaf) -> Leaf:
+    """The dtype that holds the numbers of both, even where strict promotion refuses."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(first, second)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +78,11 @@ class Dense(Format):
     dtype: np.dtype
     unit = 1
 
+    def __str__(self) -> str:
+        return str(self.dtype)
+
     @property
-    def rounds(self) -> bool:
+    def rounds(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.dtype.itemsize < 4
 
     def refuses(self, slot: Slot) -> Refusal | None:
@@ -53,27 +110,26 @@ class Dense(Format):
         return np.shape(stored)
 
     def shardings(self, stored: jax.Array, sharding: NamedSharding) -> PyTree:
-        return sharded_alike(stored, self.shape(stored), sharding)
+        return jax.tree.map(lambda _: sharding, stored)
 
 
 def refused_in(dtype: np.dtype, slot: Slot) -> Refusal | None:
     """Why this slot cannot be stored in a floating-point dtype; None if it can."""
-    return FLOAT16_IS_NARROW if slot.magnitude and dtype == jnp.float16 else None
-
-
-FLOAT16_IS_NARROW = Refusal(
-    "float16, whose smallest number, 6e-8, is the square of a gradient of 2e-4, so that updates can"
-    " be of any size",
-    instead="jnp.float32",
-    besides=", or adam_jax.stochastic(jnp.bfloat16) for 2 bytes",
-)
+    if not slot.magnitude or dtype != jnp.float16:
+        return None
+    return Refusal(
+        "float16, whose smallest number, 6e-8, is the square of a gradient of 2e-4, so that updates"
+        " can be of any size",
+        instead="jnp.float32",
+        besides=", or adam_jax.stochastic(jnp.bfloat16) for 2 bytes",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class AtLeastFloat32(SlotPolicy):
     """See `AT_LEAST_FLOAT32`."""
 
-    def resolve(self, param: Leaf, slot: Slot, path: str) -> Format:
+    def resolve(self, param: Leaf, slot: Slot, path: str) -> Dense:
         del path
         dtype = wider_dtype(jnp.dtype(leaf_dtype(param)), jnp.dtype(jnp.float32))
         return Dense(jnp.finfo(dtype).dtype if slot.magnitude else dtype)

@@ -6,27 +6,20 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from adam_jax._types import DType, Function, Leaf, PyTree
-from adam_jax.formats.base import Format, LinearFormat, Refusal, SlotPolicy
-from adam_jax.formats.blockwise import filled, sharding_of
-from adam_jax.formats.dense import AT_LEAST_FLOAT32, Dense
+from adam_jax.formats.base import Format, Refusal, SlotPolicy, filled, sharding_of, whole_along
+from adam_jax.formats.dense import AT_LEAST_FLOAT32
+from adam_jax.numerics import summed
 from adam_jax.slots import Slot
 from adam_jax.validation import check_integer
-from adam_jax.xla.sums import summed
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Factors:
-    """The stored form of `RowsAndColumns`.
-
-    Attributes:
-      rows: the mean of each row: the leaf's shape without the axis of columns.
-      columns: the mean of each column: the leaf's shape without the axis of rows.
-      format: names the two axes.
-    """
+class RowAndColumnMeans:
+    """The stored form of `RowsAndColumns`: the leaf's shape without the axis averaged over."""
 
     rows: jax.Array
     columns: jax.Array
@@ -34,7 +27,7 @@ class Factors:
 
 
 @dataclasses.dataclass(frozen=True)
-class RowsAndColumns(LinearFormat):
+class RowsAndColumns(Format):
     """vᵢⱼ ≈ rᵢ·cⱼ / mean(r), with r the means of the rows and c those of the columns.
 
     Of all outer products it is the nearest to a given nonnegative matrix, in the generalised
@@ -48,41 +41,36 @@ class RowsAndColumns(LinearFormat):
     A row of zeros decodes to zeros. A NaN makes the whole matrix NaN. An infinite gradient makes
     NaN updates in its step, and is stored as the largest square. `skip_nonfinite` skips such steps.
 
-    Attributes:
-      row_axis: the axis that indexes rows, counted from the last, -1; the earlier of the two.
-      column_axis: the other one. The remaining axes index separate matrices.
-      dtype: of both means, float32 or wider.
+    Axes are counted from the last, -1; others than these two index separate matrices.
     """
 
-    row_axis: int
+    row_axis: int  # The earlier of the two.
     column_axis: int
-    dtype: np.dtype
-
-    @property
-    def rounds(self) -> bool:
-        return True
+    dtype: np.dtype  # Of both means, float32 or wider.
+    linear = True
 
     def refuses(self, slot: Slot) -> Refusal | None:
         return None
 
-    # Counted from the last, because `vmap` and stacked layers add axes in front.
-
-    def init(self, param: jax.Array, start: float) -> Factors:
+    def init(self, param: jax.Array, start: float) -> RowAndColumnMeans:
         def means(axis: int) -> jax.Array:
             shape = (*param.shape[:axis], *param.shape[param.ndim + axis + 1 :])
             sharding = sharding_of(param)
             if isinstance(sharding, NamedSharding):
-                sharding = _without(axis, sharding, param.ndim)
+                sharding = whole_along((axis,), sharding, param.ndim, dropped=True)
             return filled(shape, start, self.dtype, param, sharding)
 
-        return Factors(means(self.column_axis), means(self.row_axis), self)
+        return RowAndColumnMeans(means(self.column_axis), means(self.row_axis), self)
 
-    def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Factors:
+    def encode(self, x: jax.Array, noise: jax.Array | None = None) -> RowAndColumnMeans:
         del noise
         x = jax.lax.convert_element_type(x, self.dtype)
-        return Factors(_mean(x, self.column_axis), _mean(x, self.row_axis), self)
+        return RowAndColumnMeans(_mean(x, self.column_axis), _mean(x, self.row_axis), self)
 
-    def averaged(self, stored: Factors, term: jax.Array, average: Function) -> Factors:
+    def averaged(
+        self, stored: RowAndColumnMeans, term: jax.Array, average: Function
+    ) -> RowAndColumnMeans:
+        """`encode(average(decode(stored), term))`, without that average: `encode` is linear."""
         # XLA:GPU would store the average, 4 bytes per parameter of one leaf at a time. It does not
         # fuse the broadcast of the column means into their own reduction, not even in a separate
         # pass.
@@ -91,9 +79,9 @@ class RowsAndColumns(LinearFormat):
             jax.lax.convert_element_type(average(old, x), self.dtype)
             for old, x in ((stored.rows, new.rows), (stored.columns, new.columns))
         )
-        return Factors(rows, columns, self)
+        return RowAndColumnMeans(rows, columns, self)
 
-    def decode(self, stored: Factors, dtype: DType) -> jax.Array:
+    def decode(self, stored: RowAndColumnMeans, dtype: DType) -> jax.Array:
         # The axis of rows once the axis of columns is gone.
         mean = jnp.expand_dims(_mean(stored.rows, self.row_axis + 1), self.row_axis + 1)
         # Divided first: products of the squares of small gradients underflow in float32.
@@ -104,15 +92,15 @@ class RowsAndColumns(LinearFormat):
         products = jnp.minimum(products, jnp.finfo(products.dtype).max / 4)
         return jax.lax.convert_element_type(products, dtype)
 
-    def shape(self, stored: Factors) -> tuple[int, ...]:
+    def shape(self, stored: RowAndColumnMeans) -> tuple[int, ...]:
         rows, columns = np.shape(stored.rows), np.shape(stored.columns)
         position = len(rows) + 1 + self.column_axis
         return (*rows[:position], columns[self.column_axis], *rows[position:])
 
-    def shardings(self, stored: Factors, sharding: NamedSharding) -> PyTree:
+    def shardings(self, stored: RowAndColumnMeans, sharding: NamedSharding) -> PyTree:
         ndim = len(self.shape(stored))
         axes = dataclasses.replace(stored, rows=self.column_axis, columns=self.row_axis)
-        return jax.tree.map(lambda axis: _without(axis, sharding, ndim), axes)
+        return jax.tree.map(lambda x: whole_along((x,), sharding, ndim, dropped=True), axes)
 
 
 def _mean(x: jax.Array, axis: int) -> jax.Array:
@@ -122,13 +110,6 @@ def _mean(x: jax.Array, axis: int) -> jax.Array:
     extra operation.
     """
     return jnp.minimum(summed(x, axis) / x.shape[axis], float(jnp.finfo(x.dtype).max) / 64)
-
-
-def _without(axis: int, sharding: NamedSharding, ndim: int) -> NamedSharding:
-    """The sharding of an array that lacks one axis of another, on the same devices."""
-    names = [*sharding.spec, *[None] * (ndim - len(sharding.spec))]
-    del names[axis]
-    return NamedSharding(sharding.mesh, PartitionSpec(*names), memory_kind=sharding.memory_kind)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +163,6 @@ class Factored(SlotPolicy):
                 " nu_dtype=adam_jax.Factored()."
             )
         dense = AT_LEAST_FLOAT32.resolve(param, slot, path)
-        assert isinstance(dense, Dense)
         shape = np.shape(param)
         # Among equal axes the later ones, as in Optax.
         largest = np.argsort(shape, kind="stable")[-2:].tolist()

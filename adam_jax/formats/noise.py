@@ -17,28 +17,21 @@ import numpy as np
 
 def mixed(x: jax.Array) -> jax.Array:
     """A hash of 32 bits to 32 bits, uint32: "lowbias32" of Wellons 2018, hash-prospector."""
-    return _halves_mixed(_upper_half_mixed(x))
+    x = _upper_half_mixed(x)
+    return x ^ (x >> np.uint32(16))
 
 
 def _upper_half_mixed(x: jax.Array) -> jax.Array:
     """`mixed` without its last step, which changes only the lower half."""
-    x = _halves_mixed(x)
-    x = x * np.uint32(0x7FEB352D)
-    x = x ^ (x >> np.uint32(15))
-    return x * np.uint32(0x846CA68B)
-
-
-def _halves_mixed(x: jax.Array) -> jax.Array:
-    return x ^ (x >> np.uint32(16))
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
+    return (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
 
 
 MOMENTS, WEIGHTS = np.uint32(0x6D6F6D65), np.uint32(0x77656967)
 """The kinds of rounded arrays: each has its own bits, even with the same seed."""
 
-
 GOLDEN = np.uint32(0x9E3779B9)
 """2³² times the fraction of the golden ratio, whose multiples modulo one are spread most evenly."""
-
 
 LEAVES = np.uint32(0x85EBCA6B)
 """The distance between the salts of consecutive leaves."""
@@ -57,16 +50,12 @@ class Salt(NamedTuple):
     steps. A moment that moves little per step is then rounded up in about the right number of
     steps. Independent bits would make a random walk: the largest updates of 8-bit moments in 2,500
     steps are 1.2 times those of float32, instead of 1.5.
-
-    Attributes:
-      leaf: uint32, the same in all steps.
-      turned: uint32, added to the bits.
     """
 
-    leaf: jax.Array
-    turned: jax.Array
+    leaf: jax.Array  # uint32, the same in all steps.
+    turned: jax.Array  # uint32, added to the bits.
 
-    def further(self, number: jax.Array) -> "Salt":
+    def of_layer(self, number: jax.Array) -> "Salt":
         """The salt of the leaf that comes `number` (uint32) leaves later."""
         own = number * LEAVES
         return Salt(self.leaf + own, self.turned + own * GOLDEN)
@@ -82,21 +71,18 @@ def salt_of_moments(count: jax.typing.ArrayLike, leaf: int) -> Salt:
 
 
 class Positions(NamedTuple):
-    """Where the elements of an array are in the larger array that it is part of.
+    """Where the elements of an array are in the larger array that it is part of, in uint32."""
 
-    Attributes:
-      first: uint32, the row-major index of the first element in the larger array.
-      further: uint32, the increase of that index from the first element to each.
-      diagonal: uint32, the increase of that index for one step along every axis.
-    """
-
-    first: jax.Array
-    further: jax.Array
-    diagonal: jax.Array
+    first: jax.Array  # The row-major index of the first element in the larger array.
+    further: jax.Array  # The increase of that index from the first element to each.
+    diagonal: jax.Array  # The increase of that index for one step along every axis.
 
 
 def bits_of_moments(where: tuple[int, ...] | Positions, salt: Salt, slot: int) -> jax.Array:
-    """Random bits for the slots of one leaf, 16 per slot; two slots share one hash."""
+    """16 random bits per element for one slot of a leaf, in the upper half.
+
+    Two slots share one hash.
+    """
     number, which = divmod(slot, 2)
     bits = random_bits(where, salted(salt.leaf, part=number), first=salt.leaf)
     bits = bits << np.uint32(16) if which else bits
@@ -109,12 +95,7 @@ def salted(salt: jax.Array, leaf: int = 0, part: int = 0) -> jax.Array:
 
 
 def bits_of_weights(where: tuple[int, ...] | Positions, salt: jax.Array) -> jax.Array:
-    """16 random bits per element, in the upper half: those of `random_bits`, with fewer operations.
-
-    Args:
-      where: the shape of the array, or the positions of its elements.
-      salt: uint32.
-    """
+    """16 random bits per element, in the upper half: as `random_bits`, in fewer operations."""
     return _upper_half_mixed(_indices(where, 0) ^ salt)
 
 
@@ -123,19 +104,14 @@ def random_bits(
 ) -> jax.Array:
     """32 random bits per element, uint32: a hash of its row-major index and the salt.
 
-    The index wraps at 2³², so a larger array repeats its bits. Each use takes only 16 bits, so one
-    hash rounds two numbers.
-
-    Args:
-      where: the shape of the array, or the positions of its elements.
-      salt: uint32.
-      first: uint32, the index of the first element along each axis. It differs per leaf, so that
-        XLA:GPU finds nothing that leaves share.
+    The index wraps at 2³², so a larger array repeats its bits. It starts at `first` along each
+    axis, which differs per leaf, so that XLA:GPU finds nothing that leaves share.
     """
     return mixed(_indices(where, first) ^ salt)
 
 
 def _indices(where: tuple[int, ...] | Positions, first: jax.typing.ArrayLike) -> jax.Array:
+    """The row-major index of each element, with `first` added along each axis."""
     if isinstance(where, Positions):
         return where.further + (where.first + jnp.uint32(first) * where.diagonal)
     index = jnp.zeros(where, jnp.uint32)

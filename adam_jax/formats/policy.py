@@ -11,9 +11,8 @@ import numpy as np
 
 from adam_jax._types import DType, Leaf, Stored
 from adam_jax.formats.base import Format, SlotPolicy
-from adam_jax.formats.dense import AT_LEAST_FLOAT32, Dense
-from adam_jax.formats.dtypes import leaf_dtype
-from adam_jax.formats.quantized import Quantized
+from adam_jax.formats.blockwise import Quantized
+from adam_jax.formats.dense import AT_LEAST_FLOAT32, Dense, leaf_dtype
 from adam_jax.formats.rounding import Stochastic
 from adam_jax.slots import Slot
 from adam_jax.validation import check_expression
@@ -31,11 +30,7 @@ QUANTIZED = {jnp.dtype(codes): Quantized(codes) for codes in ("int8", "int4")}
 
 
 def check_slot_dtype(argument: str, dtype: SlotDType) -> SlotDType:
-    """Normalizes the user's setting to the form that compares and hashes by value.
-
-    Raises:
-      ValueError: the setting is not a storage format.
-    """
+    """Normalizes the user's setting to the form that compares and hashes by value."""
     if dtype is None or isinstance(dtype, Format | SlotPolicy):
         return dtype
     allowed = (
@@ -62,11 +57,7 @@ def check_slot_dtype(argument: str, dtype: SlotDType) -> SlotDType:
 
 
 def check_magnitude_dtype(argument: str, dtype: SlotDType) -> SlotDType:
-    """`check_slot_dtype`, for values that are never negative.
-
-    Raises:
-      ValueError: also for float16.
-    """
+    """`check_slot_dtype`, for values that are never negative: not float16."""
     checked = check_slot_dtype(argument, dtype)
     fmt = Dense(checked) if isinstance(checked, np.dtype) else checked
     if isinstance(fmt, Format):
@@ -75,11 +66,7 @@ def check_magnitude_dtype(argument: str, dtype: SlotDType) -> SlotDType:
 
 
 def check_fits(slot: Slot, fmt: Format, argument: str) -> None:
-    """Checks that a slot may be stored in the format that the user asked for.
-
-    Raises:
-      ValueError: it may not.
-    """
+    """Checks that a slot may be stored in the format that the user asked for."""
     if refusal := fmt.refuses(slot):
         raise ValueError(
             f"{argument} must not be {refusal.why}: write {refusal.instead}{refusal.besides}."
@@ -89,8 +76,7 @@ def check_fits(slot: Slot, fmt: Format, argument: str) -> None:
 def check_still_fits(slot: Slot, fmt: Format) -> None:
     """Checks that a slot may be stored as a given state has it, from Optax or an older release.
 
-    Raises:
-      ValueError: it may not; the caller adds the path.
+    The caller adds the path to the error.
     """
     if refusal := fmt.refuses(slot):
         raise ValueError(
@@ -100,11 +86,7 @@ def check_still_fits(slot: Slot, fmt: Format) -> None:
 
 
 def check_nearest_dtype(argument: str, dtype: SlotDType) -> SlotDType:
-    """`check_slot_dtype`, where there are neither random bits nor paths of leaves.
-
-    Raises:
-      ValueError: also for stochastic rounding and policies by path.
-    """
+    """`check_slot_dtype`, where there are neither random bits nor paths of leaves."""
     checked = check_slot_dtype(argument, dtype)
     if getattr(checked, "stochastic", False) or isinstance(checked, ByPath):
         raise ValueError(
@@ -182,18 +164,19 @@ def by_path(choices: Mapping[str, SlotDType], default: SlotDType = AT_LEAST_FLOA
 
 
 def resolve(spec: SlotDType, param: Leaf, slot: Slot, path: str = "") -> Format:
-    """The format of one slot of one leaf.
-
-    Args:
-      spec: the user's setting, checked.
-      param: the leaf's parameter.
-      slot: the accumulator.
-      path: of the leaf.
+    """The format of one slot of one leaf, by the user's setting, checked.
 
     Raises:
       ValueError: the slot cannot be stored in that format; the caller adds the path.
     """
-    fmt = _resolved(spec, param, slot, path)
+    own_dtype = None if isinstance(spec, Format) else leaf_dtype(param)
+    if isinstance(spec, Format):
+        fmt = spec
+    elif isinstance(spec, SlotPolicy):
+        fmt = spec.resolve(param, slot, path)
+    else:
+        dtype = own_dtype if spec is None else jax.dtypes.canonicalize_dtype(spec)
+        fmt = Dense(jnp.finfo(dtype).dtype if slot.magnitude else jnp.dtype(dtype))
     own = " (None is the parameter's own dtype)" if spec is None else ""
     check_fits(slot, fmt, f"{_argument(slot)}{own}")
     return fmt
@@ -201,16 +184,6 @@ def resolve(spec: SlotDType, param: Leaf, slot: Slot, path: str = "") -> Format:
 
 def _argument(slot: Slot) -> str:
     return "nu_dtype" if slot.magnitude else "mu_dtype"
-
-
-def _resolved(spec: SlotDType, param: Leaf, slot: Slot, path: str) -> Format:
-    if isinstance(spec, Format):
-        return spec
-    own = jnp.dtype(leaf_dtype(param))
-    if isinstance(spec, SlotPolicy):
-        return spec.resolve(param, slot, path)
-    dtype = own if spec is None else jax.dtypes.canonicalize_dtype(spec)
-    return Dense(jnp.finfo(dtype).dtype if slot.magnitude else jnp.dtype(dtype))
 
 
 def format_of(stored: Stored) -> Format | None:
@@ -225,3 +198,10 @@ def format_of(stored: Stored) -> Format | None:
     if isinstance(own := getattr(stored, "format", None), Format):
         return own
     return Dense(stored.dtype) if hasattr(stored, "dtype") else None
+
+
+def stored_format(stored: Stored) -> Format:
+    """The format of a slot that is not empty."""
+    fmt = format_of(stored)
+    assert fmt is not None, type(stored)
+    return fmt

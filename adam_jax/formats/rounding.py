@@ -1,32 +1,32 @@
-"""Stochastic rounding to 16 bits: up or down, so that the mean is the number itself.
+"""16-bit moments and weights that do not lose small changes.
 
-bfloat16 numbers are 0.4 to 0.8 % apart. An average that moves by 0.1 % per step stops changing if
-it is rounded to nearest. Rounded stochastically, it moves by one bfloat16 number now and then.
+bfloat16 numbers are 0.4 to 0.8 % apart. An average that moves by 0.1 % per step, or a weight with
+an update under half of the distance, stops changing if it is rounded to nearest. Moments are
+rounded stochastically: up or down, so that the mean is the number itself. Weights are too, or are
+split into weights for the model and a rest that the optimizer keeps, and joined before each step.
 """
 
+import abc
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from adam_jax._types import DType, PyTree
-from adam_jax.formats.base import Format, Refusal, sharded_alike
-from adam_jax.formats.dense import refused_in
-from adam_jax.formats.dtypes import in_range
+from adam_jax._types import DType, Leaf, PyTree
+from adam_jax.formats.base import Format, Refusal
+from adam_jax.formats.dense import in_range, refused_in
+from adam_jax.formats.noise import LEAVES, Positions, bits_of_weights
 from adam_jax.slots import Slot
+from adam_jax.xla.barrier import stored_on_tpus
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rounded:
-    """The stored form of `Stochastic`.
-
-    Attributes:
-      values: bfloat16 or float16, with the parameter's shape.
-      format: how they are rounded.
-    """
+    """The stored form of `Stochastic`: 16-bit numbers in the parameter's shape."""
 
     values: jax.Array
     format: Format = dataclasses.field(metadata={"static": True})
@@ -34,19 +34,11 @@ class Rounded:
 
 @dataclasses.dataclass(frozen=True)
 class Stochastic(Format):
-    """Each element rounded up or down to bfloat16 or float16.
-
-    Attributes:
-      dtype: bfloat16 or float16.
-    """
+    """Each element rounded up or down to bfloat16 or float16."""
 
     dtype: np.dtype
     stochastic = True
     unit = 1
-
-    @property
-    def rounds(self) -> bool:
-        return True
 
     def refuses(self, slot: Slot) -> Refusal | None:
         return refused_in(self.dtype, slot)
@@ -72,7 +64,7 @@ class Stochastic(Format):
         return np.shape(stored.values)
 
     def shardings(self, stored: Rounded, sharding: NamedSharding) -> PyTree:
-        return sharded_alike(stored, self.shape(stored), sharding)
+        return jax.tree.map(lambda _: sharding, stored)
 
 
 def rounded_stochastically(x: jax.Array, dtype: np.dtype, noise: jax.Array) -> jax.Array:
@@ -88,7 +80,10 @@ def rounded_stochastically(x: jax.Array, dtype: np.dtype, noise: jax.Array) -> j
         upper = (bits + (noise >> np.uint32(16))) & np.uint32(0xFFFF0000)
         rounded = jax.lax.bitcast_convert_type(upper, jnp.float32)
     else:
-        rounded = _to_float16(x, noise)
+        upper = jax.lax.convert_element_type(noise >> np.uint32(19), jnp.float32)
+        distance = _distance(x)
+        below = jnp.floor(x / distance + upper * np.float32(2**-13)) * distance
+        rounded = jnp.where(jnp.isinf(x), x, below)
     # The NaN of an NVIDIA GPU has all bits set, so adding to it would wrap.
     rounded = jnp.where(jnp.isnan(x), np.float32(np.nan), rounded)
     return jax.lax.convert_element_type(rounded, dtype)
@@ -122,9 +117,197 @@ def _distance(x: jax.Array) -> jax.Array:
     return jnp.maximum(power * np.float32(2**-10), np.float32(2**-24))
 
 
-def _to_float16(x: jax.Array, noise: jax.Array) -> jax.Array:
-    """A float32 that float16 can represent, except for numbers past its largest."""
-    distance = _distance(x)
-    part = jax.lax.convert_element_type(noise >> np.uint32(19), jnp.float32) * np.float32(2**-13)
-    below = jnp.floor(x / distance + part) * distance
-    return jnp.where(jnp.isinf(x), x, below)
+class WeightFormat(abc.ABC):
+    """A frozen dataclass of static fields, never callable, like a `Format`.
+
+    Invariant: `split(join(p, rest))` is `(p, rest)`, so a step that moves nothing changes nothing
+    (except the sign of a zero in `Compensated`). Derivatives through the bits of `Residual`, and
+    through stochastic rounding, are 0.
+
+    Attributes:
+      rest_dtype: the dtype of the rest; None if this form keeps none.
+      stochastic: whether `split` rounds stochastically.
+    """
+
+    rest_dtype: DType | None = None
+    stochastic: bool = False
+
+    def applies(self, p: Leaf) -> bool:
+        """Whether it applies to this weight: to bfloat16 only."""
+        return getattr(p, "dtype", None) == jnp.bfloat16
+
+    def widened(self, p: Leaf) -> Leaf:
+        """The weight as float32, if the form applies to it; else unchanged."""
+        return jax.lax.convert_element_type(p, jnp.float32) if self.applies(p) else p
+
+    def check(self, p: Leaf, rest: Leaf) -> None:
+        """Checks that a state has the rest of this weight in this form (None for no rest)."""
+
+        def described(dtype: DType | None, shape: tuple[int, ...]) -> str:
+            return "nothing" if dtype is None else f"{jnp.dtype(dtype).name} of shape {shape}"
+
+        expected = described(self.rest_dtype if self.applies(p) else None, np.shape(p))
+        found = described(getattr(rest, "dtype", None), np.shape(rest))
+        if found != expected:
+            raise ValueError(
+                f"the state keeps {found} with the weight, this transformation keeps {expected}:"
+                f" use the one that made the state, on weights of that shape and dtype, or call"
+                f" init again."
+            )
+
+    @abc.abstractmethod
+    def join(self, p: jax.Array, rest: Leaf) -> jax.Array:
+        """The float32 weights."""
+
+    @abc.abstractmethod
+    def split(self, x: jax.Array, noise: Leaf) -> tuple[jax.Array, Leaf]:
+        """The inverse of `join`: the bfloat16 weights, and the rest.
+
+        `noise` is that of `bits_of_weights`, if the form is `stochastic`.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundedStochastically(WeightFormat):
+    """No rest: rounded up or down stochastically, unbiased."""
+
+    stochastic = True
+
+    def join(self, p: jax.Array, rest: Leaf) -> jax.Array:
+        return jax.lax.convert_element_type(p, jnp.float32)
+
+    def split(self, x: jax.Array, noise: Leaf) -> tuple[jax.Array, Leaf]:
+        return rounded_stochastically(x, jnp.dtype(jnp.bfloat16), noise), None
+
+
+@dataclasses.dataclass(frozen=True)
+class Compensated(WeightFormat):
+    """The rest is the rounding error, also in bfloat16 (Kahan 1965)."""
+
+    rest_dtype = jnp.bfloat16
+
+    def join(self, p: jax.Array, rest: Leaf) -> jax.Array:
+        p, rest = (jax.lax.convert_element_type(x, jnp.float32) for x in (p, rest))
+        return p + rest
+
+    def split(self, x: jax.Array, noise: Leaf) -> tuple[jax.Array, Leaf]:
+        rounded = rounded_to_nearest(x, jnp.dtype(jnp.bfloat16))
+        # On overflow, or for an infinite weight, there is nothing to compensate.
+        rest = jnp.where(jnp.isfinite(rounded), x - rounded, 0)
+        p, rest = (jax.lax.convert_element_type(x, jnp.bfloat16) for x in (rounded, rest))
+        return p, rest
+
+
+@dataclasses.dataclass(frozen=True)
+class Residual(WeightFormat):
+    """The rest is the lower bits: a bfloat16 and 16 more bits are exactly the float32 weight.
+
+    With 8 bits the weights are 24-bit floating-point numbers, rounded stochastically and unbiased.
+
+    The weight is the nearest bfloat16; halves round away from zero. This is computed in integers:
+    the upper half of the 32 bits is the bfloat16 below, and the lower half, with a sign, is added.
+    """
+
+    bits: int  # 16 or 8.
+
+    @property
+    def stochastic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """With 8 bits, weights are rounded stochastically."""
+        return self.bits < 16
+
+    @property
+    def rest_dtype(self) -> DType:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The dtype with that many bits."""
+        return jnp.int16 if self.bits == 16 else jnp.int8
+
+    def join(self, p: jax.Array, rest: Leaf) -> jax.Array:
+        p = jax.lax.convert_element_type(p, jnp.float32)
+        upper = jax.lax.bitcast_convert_type(p, jnp.int32)
+        lower = jax.lax.convert_element_type(rest, jnp.int32) << np.int32(16 - self.bits)
+        joined = jax.lax.bitcast_convert_type(upper + lower, jnp.float32)
+        # A weight that was set to zero or infinity from outside has no rest: 0 minus one bit would
+        # be NaN.
+        return jnp.where(self._has_rest(joined), joined, p)
+
+    def split(self, x: jax.Array, noise: Leaf) -> tuple[jax.Array, Leaf]:
+        bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+        dropped = 16 - self.bits
+        if dropped:
+            # Stochastic: to nearest, an update under 2⁻¹⁷ of its weight would change nothing.
+            noise = jax.lax.bitcast_convert_type(noise >> np.uint32(32 - dropped), jnp.int32)
+            bits = bits + noise
+        upper = (bits + np.int32(1 << 15)) & np.int32(-1 << 16)
+        p = jax.lax.bitcast_convert_type(upper, jnp.float32)
+        rest = bits >> np.int32(dropped)  # The upper bits are dropped below.
+        # On overflow, infinity or NaN, the rest would turn the weight into another number.
+        has_rest = self._has_rest(x)
+        # Selected before narrowing: XLA:TPU adds a pass for a select of 16 bits.
+        p, rest = jnp.where(has_rest, p, x), jnp.where(has_rest, rest, 0)
+        return (
+            jax.lax.convert_element_type(p, jnp.bfloat16),
+            jax.lax.convert_element_type(rest, self.rest_dtype),
+        )
+
+    def _has_rest(self, x: jax.Array) -> jax.Array:
+        """Whether a float32 is not NaN, and not so large that its bfloat16 may be infinite."""
+        largest = np.int32(0x7F7F8000 - 2 ** (16 - self.bits)).view(np.float32)
+        return jnp.abs(x) <= largest
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Float32 weights in stored form, for consumers that join them in the loop that reads them.
+
+    The leaf has `layers` axes of layers; its salt skips `stride` leaves from one to the next.
+    """
+
+    stored: jax.Array
+    rest: jax.Array | None
+    salt: jax.Array  # uint32, of this leaf and this step.
+    form: WeightFormat = dataclasses.field(metadata={"static": True})
+    layers: int = dataclasses.field(default=0, metadata={"static": True})
+    stride: int = dataclasses.field(default=0, metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weights."""
+        return jnp.shape(self.stored)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of the joined weights."""
+        return np.dtype(np.float32)
+
+    def of_layer(self, number: jax.Array) -> "Split":
+        """The same with the salt of the leaf that comes `number` (uint32) leaves later."""
+        return dataclasses.replace(self, salt=self.salt + number * LEAVES)
+
+    def joined(self) -> jax.Array:
+        """The weights."""
+        return self.form.join(self.stored, self.rest)
+
+    def renewed(self, x: jax.Array, where: tuple[int, ...] | Positions) -> "Split":
+        """New float32 weights, stored in this form; `where` as in `bits_of_weights`."""
+        noise = bits_of_weights(where, self.salt) if self.form.stochastic else None
+        stored, rest = self.form.split(x, noise)
+        if rest is not None and not isinstance(where, Positions):
+            # Otherwise, with 8-bit rests, XLA:TPU would compute weights and rests in two passes
+            # from the moments.
+            stored, _ = self.form.split(stored_on_tpus(x), noise)
+        return dataclasses.replace(self, stored=stored, rest=rest)
+
+    def stepped_to(self, new: "Split", apply: bool) -> "SteppedWeights":
+        """The step to new weights: returns these, or the update."""
+        if apply:
+            return SteppedWeights(new.stored, new.rest)
+        # The update with which `optax.apply_updates` gives exactly the new weights.
+        q, p = (jax.lax.convert_element_type(x.stored, jnp.float32) for x in (new, self))
+        return SteppedWeights(q - p, new.rest)
+
+
+class SteppedWeights(NamedTuple):
+    """The new stored weights or the float32 update, and the rest of the new weights."""
+
+    result: jax.Array
+    rest: jax.Array | None

@@ -1,8 +1,15 @@
 """Measurements of a run, and its memory, predicted and live."""
 
 from adam_jax.inspect.advice import Advice, LeafAdvice, advise
-from adam_jax.inspect.amounts import Bytes, LiveBytes, PerParameter, Report
-from adam_jax.inspect.memory import bytes_per_parameter, live_bytes, report
+from adam_jax.inspect.memory import (
+    Bytes,
+    LiveBytes,
+    PerParameter,
+    Report,
+    bytes_per_parameter,
+    live_bytes,
+    report,
+)
 from adam_jax.inspect.records import (
     Record,
     append_json_line,

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,20 +12,17 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 
-from adam_jax._types import Function, Leaf, Params, State
-from adam_jax.columns import aligned
-from adam_jax.engine.plan import Noted
-from adam_jax.engine.states import described, found, owners, states_in
-from adam_jax.engine.trees import leaf_paths, without_numbers
+from adam_jax._types import Function, Leaf, Params
+from adam_jax.core.leaf import Plan
+from adam_jax.core.states import described, owners, states_in
+from adam_jax.core.trees import leaf_paths, without_numbers
 from adam_jax.formats.base import Format
-from adam_jax.formats.blockwise import Blockwise
-from adam_jax.formats.dense import Dense
 from adam_jax.formats.policy import format_of
-from adam_jax.inspect.amounts import bytes_of, undeclared_layers
-from adam_jax.inspect.memory import Report, planned, report, stepped_on
-from adam_jax.modify.groups import expressions_in
-from adam_jax.rules.adam import AddDecayedWeights, Root
+from adam_jax.groups import expressions_in
+from adam_jax.inspect.memory import Report, bytes_of, planned, plans_of, report, undeclared_layers
+from adam_jax.inspect.style import aligned
 from adam_jax.rules.base import Rule
+from adam_jax.rules.units import Unit, numbers_of
 
 
 class LeafAdvice(NamedTuple):
@@ -116,159 +113,113 @@ def advise(
 
     Raises:
       ValueError: as in `report`.
-
-    Example:
-      >>> import adam_jax, jax, jax.numpy as jnp
-      >>> params = {"kernel": jnp.ones((256, 256)), "bias": jnp.ones(256)}
-      >>> advice = adam_jax.inspect.advise(params, adam_jax.adamw(1e-3, weight_decay=0.1))
-      >>> print(advice.warnings[0][:34])
-      the vector 'bias' has weight decay
     """
     its_report = report(params, tx, step=step, args=args)
-    undeclared = its_report.undeclared
-    its_report = dataclasses.replace(its_report, undeclared={})
     params, grads, state = planned(params, tx, None)
-    noted = stepped_on(params, tx, grads, state)
+    plans, expressions = plans_of(params, tx, grads, state), expressions_in(tx)
     paths = leaf_paths(params, none_is_leaf=False)
     kept: list[dict[str, Format]] = [{} for _ in paths]
-    for name, stored, i in _slots(state, params):
-        if i is not None and (fmt := format_of(stored)) is not None:
-            kept[i][name] = fmt
-    expressions = expressions_in(tx)
-    leaves = []
-    of_state = [0] * len(paths)
+    for x in states_in(state):
+        for name in described(x).slots:
+            for stored, i in owners(getattr(x, name), params):
+                if i is not None and (fmt := format_of(stored)) is not None:
+                    kept[i][name] = fmt
+    of_state = collections.Counter[int | None]()
     for stored, i in owners(state, params):
-        if i is not None:
-            of_state[i] += sum(map(bytes_of, jax.tree.leaves(stored)))
-    for path, p, formats, size in zip(paths, jax.tree.leaves(params), kept, of_state, strict=True):
-        own = noted.get(path)
-        group = next((e for e in expressions if re.fullmatch(e, path)), "")
-        leaves.append(
-            LeafAdvice(
-                path,
-                p.shape,
-                str(p.dtype),
-                size / max(p.size, 1),
-                {name: _in_words(fmt) for name, fmt in formats.items()},
-                "" if own is None else own.way,
-                "" if own is None else _decay(own.rules),
-                group,
-            )
+        of_state[i] += sum(map(bytes_of, jax.tree.leaves(stored)))
+    leaves = tuple(
+        LeafAdvice(
+            path,
+            p.shape,
+            str(p.dtype),
+            of_state[i] / max(p.size, 1),
+            {name: str(fmt) for name, fmt in kept[i].items()},
+            plans[path].way if path in plans else "",
+            _decay(plans[path].rules) if path in plans else "",
+            next((e for e in expressions if re.fullmatch(e, path)), ""),
         )
+        for i, (path, p) in enumerate(zip(paths, jax.tree.leaves(params), strict=True))
+    )
     warned = [
-        *itertools.starmap(undeclared_layers, undeclared.items()),
-        *_standing_still(noted),
-        *_large_eps(noted),
-        *_across_devices(paths, jax.tree.leaves(params), kept),
-        *_decayed_vectors(leaves),
-        *_copies(its_report, step),
+        *itertools.starmap(undeclared_layers, its_report.undeclared.items()),
+        *_of_rules(plans),
+        *_of_leaves(leaves, jax.tree.leaves(params), kept),
     ]
-    return Advice(tuple(leaves), its_report, tuple(warned))
-
-
-def _slots(state: State, params: Params) -> list[tuple[str, Leaf, int | None]]:
-    return [
-        (name, stored, i)
-        for x in states_in(state)
-        for name in described(x).slots
-        for stored, i in owners(getattr(x, name), params)
-    ]
-
-
-def _in_words(fmt: Format) -> str:
-    if isinstance(fmt, Dense):
-        return str(fmt.dtype)
-    how = ", stochastic" if fmt.stochastic else ""
-    if isinstance(fmt, Blockwise):
-        return f"{fmt.codec.dtype.name} in blocks of {fmt.block}{how}"
-    return f"{type(fmt).__name__}{how}"
+    pointers = max(64 * 1024, its_report.arguments // 100)
+    if step is not None and its_report.results > pointers:
+        warned.append(
+            f"{its_report.results:,} bytes of the step's results are new memory: donate parameters"
+            f" and state (donate_argnums), and return them first and in this order."
+        )
+    return Advice(leaves, dataclasses.replace(its_report, undeclared={}), tuple(warned))
 
 
 def _decay(rules: Sequence[Rule]) -> str:
-    decays = [x.weight_decay for rule in rules for x in _nested(rule, AddDecayedWeights)]
-    known = [_plain(x) for x in decays]
-    return (
-        ""
-        if all(x == 0 for x in known)
-        else ", ".join("scheduled" if x is None else f"{x:g}" for x in known if x != 0)
-    )
+    decays = [_plain(x) for rule in rules for x in _numbers(rule, Unit.WEIGHT_DECAY)]
+    return ", ".join("scheduled" if x is None else f"{x:g}" for x in decays if x != 0)
+
+
+def _numbers(rule: Rule, unit: Unit) -> list[Any]:
+    return [number for its, number in numbers_of(rule) if its is unit]
 
 
 def _plain(x: Any) -> float | None:
     """A hyperparameter as a number; None if it depends on the step, or is an array under jit."""
-    x = getattr(x, "value", x)
     return float(x) if isinstance(x, int | float) else None
 
 
-def _nested(rule: Any, kind: type) -> list[Any]:
-    return found(rule, lambda x: isinstance(x, kind))
-
-
-def _standing_still(noted: dict[str, Noted]) -> list[str]:
+def _of_rules(plans: dict[str, Plan]) -> Iterator[str]:
+    """Warnings about averages that stop changing, and about a large eps."""
     still: dict[tuple[str, str, float], int] = collections.Counter()
-    for own in noted.values():
+    large = set()
+    for own in plans.values():
         for rule, formats in zip(own.rules, own.formats, strict=True):
-            for slot, fmt in zip(rule.slots, formats, strict=True):
-                if not (slot.magnitude and isinstance(fmt, Dense) and type(slot.rate) is float):
+            every_eps = [_plain(x) or 0.0 for x in _numbers(rule, Unit.GRADIENT)]
+            large |= {eps for eps in every_eps if eps >= 1e-4}
+            pairs: Any = zip(rule.slots, formats, strict=True)
+            for slot, fmt in pairs:
+                to_nearest = fmt.unit == 1 and fmt.rounds and not fmt.stochastic
+                if not (slot.magnitude and to_nearest and type(slot.rate) is float):
                     continue
-                if fmt.rounds and slot.rate < float(jnp.finfo(fmt.dtype).eps) / 4:
+                if slot.rate < float(jnp.finfo(fmt.dtype).eps) / 4:
                     still[slot.name, str(fmt.dtype), slot.rate] += 1
-    return [
-        f"{name} of {count} leaves is {dtype}, rounded to nearest, and stops changing: a step"
-        f" renews {rate:.1g} of it, less than half a unit in the last place,"
-        f" {float(jnp.finfo(dtype).eps) / 4:.1g}. Write"
-        f" nu_dtype=adam_jax.stochastic(jnp.bfloat16) or jnp.int8."
-        for (name, dtype, rate), count in still.items()
-    ]
+    for (name, dtype, rate), count in still.items():
+        yield (
+            f"{name} of {count} leaves is {dtype}, rounded to nearest, and stops changing: a step"
+            f" renews {rate:.1g} of it, less than half a unit in the last place,"
+            f" {float(jnp.finfo(dtype).eps) / 4:.1g}. Write"
+            f" nu_dtype=adam_jax.stochastic(jnp.bfloat16) or jnp.int8."
+        )
+    for eps in sorted(large):
+        yield (
+            f"eps is {eps:g}: updates of gradients with a root mean square below it shrink."
+            f" Write 1e-8."
+        )
 
 
-def _large_eps(noted: dict[str, Noted]) -> list[str]:
-    roots = [x for own in noted.values() for rule in own.rules for x in _nested(rule, Root)]
-    large = sorted({eps for x in roots if (eps := _plain(x.eps)) is not None and eps >= 1e-4})
-    return [
-        f"eps is {eps:g}: updates of gradients with a root mean square below it shrink. Measure"
-        f" that with adam_jax.telemetry (eps_dominates), or write 1e-8."
-        for eps in large
-    ]
-
-
-def _across_devices(
-    paths: Sequence[str], leaves: Sequence[Leaf], kept: Sequence[dict[str, Format]]
-) -> list[str]:
+def _of_leaves(
+    leaves: Sequence[LeafAdvice], params: Sequence[Leaf], kept: Sequence[dict[str, Format]]
+) -> Iterator[str]:
+    """Warnings about blocks that span devices, and about decayed vectors."""
     across = []
-    for path, p, formats in zip(paths, leaves, kept, strict=True):
-        blocks = [fmt.block for fmt in formats.values() if isinstance(fmt, Blockwise)]
+    for x, p, formats in zip(leaves, params, kept, strict=True):
+        blocks = [fmt.unit for fmt in formats.values() if fmt.measures and fmt.unit]
         if blocks and isinstance(p.sharding, NamedSharding):
             part = p.sharding.shard_shape(p.shape)[-1]
             if any(part % block for block in blocks):
-                across.append((path, part))
-    if not across:
-        return []
-    path, part = across[0]
-    return [
-        f"blocks of codes of {len(across)} leaves, such as {path!r}, span devices, with {part}"
-        f" elements of the last axis on each: a step sends the blocks. Use explicit axes of the"
-        f" mesh, adam_jax.sharding.shard_state(tx, mesh, specs=...), or Quantized(block=...)."
-    ]
-
-
-def _decayed_vectors(leaves: Sequence[LeafAdvice]) -> list[str]:
+                across.append((x.path, part))
+    if across:
+        path, part = across[0]
+        yield (
+            f"blocks of codes of {len(across)} leaves, such as {path!r}, span devices, with {part}"
+            f" elements of the last axis on each: a step sends the blocks. Use explicit axes of the"
+            f" mesh, adam_jax.sharding.shard_state(tx, mesh, specs=...), or Quantized(block=...)."
+        )
     vectors = [x.path for x in leaves if x.decay and len(x.shape) < 2]
-    if not vectors or len(vectors) == len(leaves):
-        return []
-    several = f"{len(vectors)} vectors, such as {vectors[0]!r}, have"
-    which = several if len(vectors) > 1 else f"the vector {vectors[0]!r} has"
-    return [
-        f"{which} weight decay: biases and scales of norms usually have none. Write"
-        f" mask=adam_jax.decay_mask."
-    ]
-
-
-def _copies(found: Report, step: Function | None) -> list[str]:
-    pointers = 64 * 1024
-    if step is None or found.results <= max(pointers, found.arguments // 100):
-        return []
-    return [
-        f"{found.results:,} bytes of the step's results are new memory: donate parameters and state"
-        f" (donate_argnums), and return them first and in this order."
-    ]
+    if 0 < len(vectors) < len(leaves):
+        several = f"{len(vectors)} vectors, such as {vectors[0]!r}, have"
+        which = several if len(vectors) > 1 else f"the vector {vectors[0]!r} has"
+        yield (
+            f"{which} weight decay: biases and scales of norms usually have none. Write"
+            f" mask=adam_jax.decay_mask."
+        )

@@ -1,9 +1,10 @@
 """Bytes of parameters, gradients and state: predicted before any allocation, and live."""
 
 import collections
+import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.core
@@ -11,16 +12,149 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adam_jax._compat import itemsize_bits
 from adam_jax._types import Function, Leaf, Params, PyTree, State, Updates
-from adam_jax.engine import transformation
-from adam_jax.engine.layers import looks_stacked
-from adam_jax.engine.plan import Noted, steps_noted
-from adam_jax.engine.states import owners
-from adam_jax.engine.trees import is_stored, leaf_paths
-from adam_jax.inspect.amounts import SHARED, Bytes, LiveBytes, Report, bytes_of
-from adam_jax.modify.layers import layers_of
+from adam_jax.core import transformation
+from adam_jax.core.leaf import Plan
+from adam_jax.core.stacked import looks_stacked
+from adam_jax.core.states import owners
+from adam_jax.core.step import Step
+from adam_jax.core.transformation import body_of
+from adam_jax.core.trees import is_stored, leaf_paths
+from adam_jax.inspect.style import aligned
+from adam_jax.modifiers import layers_of
 from adam_jax.sharding.shard import like_params, without_sharding
+from adam_jax.wrap.chain import inner_body
 from adam_jax.wrap.telemetry import telemetry
+
+SHARED = "(shared)"
+"""The group of arrays without a parameter: counts, hyperparameters."""
+
+
+class PerParameter(NamedTuple):
+    """Bytes per element of the parameters."""
+
+    parameters: float
+    gradients: float
+    state: float
+    total: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Bytes:
+    """The memory of a model, or of a group of its leaves; it prints as a table.
+
+    Arrays that are replicated over devices count once.
+
+    Attributes:
+      size: elements of the parameters.
+      parameters: bytes of the parameters.
+      gradients: bytes of the gradients.
+      state: bytes of the optimizer's state.
+      groups: the same for each group, by name; they add up to this. Arrays of the state that belong
+        to no parameter are in "(shared)".
+      lost_codes: paths of parameters whose moments stay float32 although codes were requested,
+        since no block of 32 or more fits into one device's part of them.
+    """
+
+    size: int
+    parameters: int
+    gradients: int
+    state: int
+    groups: Mapping[str, "Bytes"] = dataclasses.field(default_factory=dict)
+    lost_codes: tuple[str, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """Bytes of all three."""
+        return self.parameters + self.gradients + self.state
+
+    @property
+    def per_parameter(self) -> PerParameter:
+        """Each of them and their total, per element; 0 if there are no elements."""
+        parts = (self.parameters, self.gradients, self.state, self.total)
+        return PerParameter(*(part / self.size if self.size else 0.0 for part in parts))
+
+    def __str__(self) -> str:
+        rows = [["", "size", *PerParameter._fields, "bytes"]]
+        for name, x in (*self.groups.items(), ("all", self)):
+            parts = [f"{part:.2f}" if x.size else "" for part in x.per_parameter]
+            rows.append([name, f"{x.size:,}", *parts, _readable(x.total)])
+        text = f"bytes per parameter\n{aligned(rows)}"
+        if self.lost_codes:
+            paths = ", ".join(self.lost_codes)
+            text += f"\nfloat32, as no block of codes fits into a device's part: {paths}"
+        return text
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The memory of a model and of one step; it prints as two tables.
+
+    Attributes:
+      model: parameters, gradients, state.
+      platform: the step is compiled for it: "cpu", "gpu" or "tpu".
+      arguments: bytes of the step's arguments. These and the following are on each device.
+      results: bytes of results that do not reuse the memory of donated arguments. More than a
+        pointer for each array is a copy (see `adam_jax.step`).
+      temporaries: bytes that are allocated only while the step runs.
+      on_tpus: for each leaf that is stepped, by path: "one kernel", or "XLA: ..." with the reason.
+      undeclared: subtrees whose leaves look like stacked layers that `with_layers` did not declare,
+        and their number of layers.
+    """
+
+    model: Bytes
+    platform: str
+    arguments: int
+    results: int
+    temporaries: int
+    on_tpus: dict[str, str]
+    undeclared: dict[str, int]
+
+    @property
+    def peak(self) -> int:
+        """Bytes on each device while the step runs."""
+        return self.arguments + self.results + self.temporaries
+
+    def __str__(self) -> str:
+        rows = [["", "per parameter", "bytes"]]
+        for name in ("arguments", "results", "temporaries", "peak"):
+            value = getattr(self, name)
+            rows.append([name, f"{value / max(self.model.size, 1):.2f}", _readable(value)])
+        tables = f"{self.model}\n\na step, on each device ({self.platform})\n{aligned(rows)}"
+        ways = collections.Counter(self.on_tpus.values())
+        leaves = [["", "leaves"], *([way, str(n)] for way, n in ways.most_common())]
+        text = f"{tables}\n\nstepped on TPUs by\n{aligned(leaves)}" if ways else tables
+        for found in self.undeclared.items():
+            text += f"\n\n{undeclared_layers(*found)}"
+        return text
+
+
+def undeclared_layers(prefix: str, count: int) -> str:
+    """The warning about a subtree whose leaves look like `count` stacked layers."""
+    expression = f"{prefix}/.*" if prefix else ".*"
+    return (
+        f"all leaves below {prefix!r} have a first axis of size {count}: if these are stacked"
+        f" layers, write with_layers(tx, {expression!r})"
+    )
+
+
+class LiveBytes(NamedTuple):
+    """The memory that arrays occupy.
+
+    Attributes:
+      total: bytes on all devices of this process.
+      per_device: bytes on each device, by name. Memory other than the device's own, such as
+        "pinned_host", has a separate entry.
+    """
+
+    total: int
+    per_device: dict[str, int]
+
+    @property
+    def largest(self) -> int:
+        """Bytes on the device that holds the most."""
+        return max(self.per_device.values(), default=0)
 
 
 def bytes_per_parameter(
@@ -95,13 +229,6 @@ def report(
 
     Raises:
       ValueError: as in `bytes_per_parameter`; `args` without a `step`.
-
-    Example:
-      >>> import adam_jax, jax, jax.numpy as jnp
-      >>> params = {"head": jax.ShapeDtypeStruct((1000, 1000), jnp.float32)}
-      >>> report = adam_jax.inspect.report(params, adam_jax.adamw(1e-3))
-      >>> print(f"{report.model.per_parameter.total:.2f}, {report.peak / 1e6:.1f} MB")
-      16.00, 16.0 MB
     """
     if args is not None and step is None:
         raise ValueError(f"args must come with the step that takes them, got {args!r}: pass step=.")
@@ -116,8 +243,7 @@ def report(
         # The report shows these as results.
         warnings.filterwarnings("ignore", "Some donated buffers were not usable")
         given = (grads,) if args is None else args
-        with steps_noted() as steps:
-            compiled = jitted.lower(params, state, *given).compile()
+        compiled = jitted.lower(params, state, *given).compile()
     memory: Any = compiled.memory_analysis()
     return Report(
         model=_bytes(params, grads, state, tx, patterns),
@@ -125,18 +251,26 @@ def report(
         arguments=memory.argument_size_in_bytes,
         results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
-        on_tpus={path: noted.way for path, noted in steps.items()},
+        on_tpus={path: plan.way for path, plan in plans_of(params, tx, grads, state).items()},
         undeclared={} if layers_of(tx) else looks_stacked(params),
     )
 
 
-def stepped_on(
+def plans_of(
     params: Params, tx: optax.GradientTransformation, grads: Updates, state: State
-) -> dict[str, Noted]:
-    """How each leaf of a `planned` run would be stepped, by path."""
-    with steps_noted() as steps:
-        jax.eval_shape(lambda *xs: transformation.step(tx, *xs), grads, state, params)
-    return steps
+) -> dict[str, Plan]:
+    """The plan of each leaf of a `planned` run that this package steps, by path.
+
+    Its `rules` are the rules themselves.
+    """
+    body, plans = inner_body("tx", tx), {}
+
+    def run(params: Params, state: State, grads: Updates) -> State:
+        step = Step.of(grads, params, True, {}).but(plans=plans)
+        return body.run(step, state)[1]
+
+    jax.eval_shape(run, params, state, grads)
+    return plans
 
 
 def live_bytes(*trees: PyTree) -> LiveBytes:
@@ -154,12 +288,6 @@ def live_bytes(*trees: PyTree) -> LiveBytes:
 
     Raises:
       ValueError: no JAX arrays in `trees`; a call inside jit.
-
-    Example:
-      >>> import adam_jax, jax.numpy as jnp
-      >>> params = {"w": jnp.ones((256, 1024))}
-      >>> adam_jax.inspect.live_bytes(params, params).total
-      1048576
     """
     arrays = [x for x in jax.tree.leaves(trees) if isinstance(x, jax.Array)]
     if trees and not arrays:
@@ -184,37 +312,53 @@ def live_bytes(*trees: PyTree) -> LiveBytes:
                 place = f"{shard.device}, {kind}" if kind not in (None, own) else str(shard.device)
                 buffer = place, shard.data.unsafe_buffer_pointer()
                 buffers[buffer] = max(n, buffers.get(buffer, 0))
-    per_device = collections.Counter()
+    per_device = collections.Counter[str]()
     for (place, _), n in buffers.items():
         per_device[place] += n
     return LiveBytes(per_device.total(), dict(per_device))
 
 
+def bytes_of(x: Leaf) -> int:
+    """Bytes of an array or its description; two 4-bit codes are one byte, as in memory."""
+    known = isinstance(x.dtype, np.dtype)  # Dtypes of random keys are not.
+    bits = itemsize_bits(x.dtype) if known else 8 * x.dtype.itemsize
+    return -(-x.size * bits // 8)
+
+
+def _readable(n: int) -> str:
+    power = min((len(str(n)) - 1) // 3, 4)
+    return f"{n / 1000**power:.2f} {'kMGT'[power - 1]}B" if power else f"{n} B"
+
+
 def planned(
     params: Params, tx: optax.GradientTransformation, grads: Updates
 ) -> tuple[Params, Updates, State]:
-    """Describes a run's arrays by `jax.ShapeDtypeStruct`s, with shardings if they are on a mesh.
-
-    Args:
-      params: the parameters.
-      tx: the transformation.
-      grads: the gradients; None if they are like their parameters.
-
-    Raises:
-      ValueError: they do not fit together.
-    """
-    transformation.body_of("tx", tx)
+    """A run's arrays as `jax.ShapeDtypeStruct`s, with shardings if they are on a mesh."""
+    body_of("tx", tx)
     params = _described("params", params)
-    if not jax.tree.leaves(params):
+    leaves, treedef = jax.tree.flatten(params)
+    if not leaves:
         raise ValueError(
             f"params must have arrays or jax.ShapeDtypeStructs in it, got {params!r}: pass the"
             f" parameters, or jax.eval_shape(model.init, ...)."
         )
     if grads is None:
         grads = jax.tree.map(lambda p: p if jnp.issubdtype(p.dtype, jnp.inexact) else None, params)
-    else:
-        grads = _described("grads", grads)
-        _check_gradients(params, grads)
+        return params, grads, _state(params, tx)
+    grads = _described("grads", grads)
+    try:
+        own = treedef.flatten_up_to(grads)
+    except ValueError:
+        raise ValueError(
+            f"grads must be a tree like params, with None for a leaf that has no gradient, got"
+            f" {jax.tree.structure(grads)} for {treedef}."
+        ) from None
+    for path, p, g in zip(leaf_paths(params, none_is_leaf=False), leaves, own, strict=True):
+        if g is not None and getattr(g, "shape", None) != p.shape:
+            raise ValueError(
+                f"grads must be like params, got {g} for the shape {p.shape} at {path!r}: pass the"
+                f" gradients of these parameters."
+            )
     return params, grads, _state(params, tx)
 
 
@@ -242,8 +386,7 @@ def _bytes(
 
 
 def _described(argument: str, tree: PyTree) -> Any:
-    leaves = jax.tree.leaves(tree)
-    for path, x in zip(leaf_paths(tree, none_is_leaf=False), leaves, strict=True):
+    for path, x in zip(leaf_paths(tree, none_is_leaf=False), jax.tree.leaves(tree), strict=True):
         if not hasattr(x, "dtype") and not isinstance(x, int | float | complex):
             raise ValueError(
                 f"{argument} must be a tree of arrays or jax.ShapeDtypeStructs, got"
@@ -258,23 +401,6 @@ def _described(argument: str, tree: PyTree) -> Any:
     return jax.tree.map(described, tree, jax.eval_shape(lambda t: t, tree))
 
 
-def _check_gradients(params: Params, grads: Updates) -> None:
-    leaves, treedef = jax.tree.flatten(params)
-    try:
-        own = treedef.flatten_up_to(grads)
-    except ValueError:
-        raise ValueError(
-            f"grads must be a tree like params, with None for a leaf that has no gradient, got"
-            f" {jax.tree.structure(grads)} for {treedef}."
-        ) from None
-    for path, p, g in zip(leaf_paths(params, none_is_leaf=False), leaves, own, strict=True):
-        if g is not None and getattr(g, "shape", None) != p.shape:
-            raise ValueError(
-                f"grads must be like params, got {g} for the shape {p.shape} at {path!r}: pass the"
-                f" gradients of these parameters."
-            )
-
-
 def _state(params: Params, tx: optax.GradientTransformation) -> PyTree:
     """The state, sharded as `tx.init` makes it outside jit for such parameters."""
     meshes = {x.sharding.mesh for x in jax.tree.leaves(params) if x.sharding is not None}
@@ -287,19 +413,14 @@ def _state(params: Params, tx: optax.GradientTransformation) -> PyTree:
         return jax.tree.map(lambda x, s: x.update(sharding=s), state, like_params(state, params))
     explicit = (jax.sharding.AxisType.Explicit,) * len(mesh.axis_names)
     described = mesh.abstract_mesh.update(axis_types=explicit)
+
+    def on(mesh: PyTree, x: Leaf) -> Leaf:
+        spec = x.sharding and x.sharding.spec
+        return x.update(sharding=x.sharding and jax.sharding.NamedSharding(mesh, spec))
+
     with jax.sharding.use_abstract_mesh(described):
-        state = jax.eval_shape(tx.init, _on(described, params))
-    return _on(mesh, state)
-
-
-def _on(mesh: PyTree, tree: PyTree) -> PyTree:
-    """The same shardings on another mesh with the same axes."""
-
-    def moved(x: Leaf) -> Leaf:
-        sharding = x.sharding and jax.sharding.NamedSharding(mesh, x.sharding.spec)
-        return x.update(sharding=sharding)
-
-    return jax.tree.map(moved, tree)
+        state = jax.eval_shape(tx.init, jax.tree.map(lambda x: on(described, x), params))
+    return jax.tree.map(lambda x: on(mesh, x), state)
 
 
 def _lost_codes(params: Params, tx: optax.GradientTransformation, state: State) -> tuple[str, ...]:
@@ -311,8 +432,7 @@ def _lost_codes(params: Params, tx: optax.GradientTransformation, state: State) 
     kept = {keys: x for (keys, _), x in zip(flat, owners(state, params), strict=True)}
     lost = {}
     for keys, coded in jax.tree.leaves_with_path(whole, is_leaf=is_stored):
-        # Buffers of small leaves, which have no codes, also depend on the devices.
-        stored, i = kept.get(keys, (coded, None))
+        stored, i = kept[keys]
         if is_stored(coded) and not is_stored(stored):
             lost[jax.tree_util.keystr(keys) if i is None else paths[i]] = None
     return tuple(lost)

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import numpy as np
 
 from adam_jax._types import Leaf, Named
-from adam_jax.pictures import line_style, plain, show_in_notebooks
+from adam_jax.inspect.style import empty_figure, line_style, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,6 @@ _PANELS = {
     "parameter_rms": ("Size of the parameters", "RMS", "log"),
     "update_to_parameter": ("Update relative to parameters", "ratio of the RMS", "log"),
     "cosine": ("Direction: update and gradient", "cosine, −1 is downhill", "cosine"),
-    "eps_dominates": ("Where eps dominates", "share of the entries", "share"),
     "lost_to_rounding": ("Updates lost to rounding", "share of non-zero updates", "share"),
 }
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -41,9 +40,8 @@ def append_json_line(path: str | os.PathLike[str], record: Record) -> bool:
     the record's step is left unchanged. A process that is killed while it writes leaves at most
     half a line, which `read_json_lines` skips and the next call replaces.
 
-    Each line is strict JSON, which has no NaN and no infinities: they are written as the strings
-    "NaN", "Infinity" and "-Infinity", as in protobuf's JSON. `read_json_lines` restores the floats,
-    as do JavaScript's `Number(...)` and Python's `float(...)`.
+    Each line is strict JSON: NaN and infinities are the strings "NaN", "Infinity" and "-Infinity",
+    as in protobuf's JSON, which `read_json_lines` reads as floats.
 
     Args:
       path: the file; it is created, with its folder, if it is missing. One process writes it.
@@ -61,7 +59,9 @@ def append_json_line(path: str | os.PathLike[str], record: Record) -> bool:
             f"record must have a step, got the entries {sorted(record)}: pass"
             f" adam_jax.measured(state)."
         )
-    line = _strict({"step": record["step"], **record}).encode() + b"\n"
+    text = json.dumps({"step": record["step"], **record}, default=float)
+    named = json.loads(text, parse_constant=str)  # NaN and infinities, which are not strict JSON.
+    line = json.dumps(named).encode() + b"\n"
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
         whole, rest = _last_lines(file)
@@ -138,20 +138,13 @@ def plot(
       metrics: names of the statistics to draw, in this order; None draws all that were measured.
 
     Returns:
-      A matplotlib figure, which a notebook shows and `figure.savefig(path)` writes. It is not
-      registered with pyplot and need not be closed.
+      A matplotlib figure, which a notebook shows and `figure.savefig(path)` writes.
 
     Raises:
       ValueError: there are no measurements, or no such statistic.
       ModuleNotFoundError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.lines import Line2D
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "adam_jax.inspect.plot needs matplotlib: pip install 'adam_jax[inspect]'."
-        ) from error
+    figure = empty_figure("adam_jax.inspect.plot")
     if isinstance(records, str | os.PathLike):
         records = read_json_lines(records)
     timelines: dict[int, list[Record]] = {}
@@ -182,25 +175,18 @@ def plot(
     labels = [group.replace("$", r"\$") for group in groups]  # Patterns, not formulas.
     per_row = max(1, int(width / (0.6 + 0.08 * max(map(len, labels)))))
     height = 0.3 + 2.3 * rows + 0.18 * math.ceil(len(labels) / per_row)
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.set_size_inches(width, height)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for i, name in enumerate(metrics):
         _draw(axes[i], name, list(timelines.values()), groups)
         axes[i].set_xlabel("step" if i + columns >= len(metrics) else "", fontsize=9)
     for empty in axes[len(metrics) :]:
         empty.remove()
+    from matplotlib.lines import Line2D
+
     lines = [Line2D([], [], linewidth=1.4, **line_style(i)) for i in range(len(groups))]
     figure.legend(lines, labels, loc="outside upper left", ncols=per_row, frameon=False, fontsize=9)
-    show_in_notebooks(figure)
     return figure
-
-
-def _strict(entries: Record) -> str:
-    try:
-        return json.dumps(entries, default=float, allow_nan=False)
-    except ValueError:  # NaN and infinities, the only constants that JSON does not have.
-        named = json.loads(json.dumps(entries, default=float), parse_constant=str)
-        return json.dumps(named, allow_nan=False)
 
 
 def _models(record: Record) -> list[Record]:
@@ -211,9 +197,7 @@ def _models(record: Record) -> list[Record]:
     for i, step in enumerate(np.ravel(record["step"]).tolist()):
         groups = record.get("groups", {}) if step else {}  # Not measured yet.
         numbers = {
-            group: {
-                name: np.broadcast_to(x, shape).flat[i].item() for name, x in statistics.items()
-            }
+            group: {k: np.broadcast_to(x, shape).flat[i].item() for k, x in statistics.items()}
             for group, statistics in groups.items()
         }
         models.append({"step": step, "groups": numbers})

@@ -1,29 +1,28 @@
 """AdamW on one array: two moments, the direction computed from them, weight decay, learning rate.
 
-Adam is `MomentRule(Ema(b1), EmaOfSquares(b2), Root(eps))`: two running statistics, read with bias
-correction, and a direction computed from them (Kingma & Ba 2015, algorithm 1). Other members
-replace one of the moments or the direction (`variants.py`). AMSGrad, for example, has
-`RunningMax(EmaOfSquares(b2))` as its second moment.
+Adam is `MomentRule(Ema("mu", b1), Ema("nu", b2, magnitude=True), Root(eps))`: two running
+statistics, read with bias correction, and a direction computed from them (Kingma & Ba 2015,
+algorithm 1). Other members replace one of the moments or the direction. AdamW is three rules in
+sequence on one leaf, in one pass: this one, `AddDecayedWeights` and `ScaleByLearningRate`.
 
-Decoupled weight decay and the learning rate are rules without slots: they map one array to another.
-AdamW is therefore three rules in sequence on one leaf, in one pass.
+A moment is a callable: it renews its slots from a new term and returns the statistic as read. One
+that is the second moment of a `MomentRule` also has `read`.
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
 
-from adam_jax._types import Count, Leaf, Number, Scalars
-from adam_jax.rules.arithmetic import DecayRate, abs_squared, safe_divide, safe_sqrt
-from adam_jax.rules.base import Average, Direction, MemberRule, Moment, Renewed, Rule, Slots
-from adam_jax.rules.hyperparameters import Hyperparameter
-from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax._types import Count, Number
+from adam_jax.numerics import DecayRate, divide, exact, root, squared
+from adam_jax.pytrees import frozen_pytree, static
+from adam_jax.rules.base import Direction, MemberRule, Rule, View, reads_otherwise
 from adam_jax.rules.units import Unit, in_units_of
 from adam_jax.slots import Slot
 from adam_jax.validation import check_number
-from adam_jax.xla.products import no_product
 
 
 @frozen_pytree
@@ -32,121 +31,79 @@ class MomentRule(MemberRule):
 
     Attributes:
       first: the running statistic of the gradient.
-      second: the running statistic of its magnitude; it may read the new slots of `first`.
+      second: the running statistic of its square; it may read the new slots of `first`.
       direction: how the two become an update.
     """
 
     elementwise = True
 
-    first: Moment
-    second: Moment
+    first: Any
+    second: Any
     direction: Direction
-
-    def __post_init__(self) -> None:
-        parts = (self.first, self.second)
-        names = [slot.name for part in parts for slot in getattr(part, "slots", ())]
-        if len(set(names)) != len(names):
-            raise ValueError(
-                f"first and second have slots of the same name: {names}; rename one of them."
-            )
 
     @property
     def slots(self) -> tuple[Slot, ...]:
         return (*self.first.slots, *self.second.slots)
 
-    def scalars(self, count: Count) -> Scalars:
-        return self.first.scalars(count), self.second.scalars(count), self.direction.scalars(count)
+    def update(self, leaf: View) -> Array:
+        mu = self.first(leaf, leaf.g)
+        nu = self.second(leaf, squared(leaf.g))
+        return self.direction(mu, nu)
 
-    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Renewed:
-        if any(own.name == slot for own in self.first.slots):
-            return self.first.renewed(slot, g, old, new, scalars[0])
-        return self.second.renewed(slot, g, old, new, scalars[1])
-
-    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
-        first, second = self.first.read(g, new, scalars[0]), self.second.read(g, new, scalars[1])
-        return self.direction.combine(first, second, scalars[2])
-
-    def normalised(self, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
-        return self.direction.normalised(g, self.second.read(g, new, scalars[1]), scalars[2])
-
-    def eps_dominates(self, new: Slots, scalars: Scalars) -> Array | None:
-        if not self.second.averaged:
-            return None
-        (slot,) = self.second.slots
-        second = self.second.read(new[slot.name], new, scalars[1])
-        return self.direction.eps_dominates(second, scalars[2])
+    def normalised(self, leaf: View, u: Array) -> Array:
+        return self.direction.normalised(leaf.g, self.second.read(leaf))
 
     def with_direction(self, make: Callable[[bool], Direction]) -> "MomentRule":
         second = self.second
         if hasattr(second, "eps"):  # Adamax and AdaBelief add ε to the accumulator.
-            second = dataclasses.replace(second, eps=0.0)  # pyright: ignore[reportArgumentType]
+            second = dataclasses.replace(second, eps=0.0)
         return MomentRule(self.first, second, self.direction.replaced(make))
 
     def looking_ahead(self) -> "MomentRule":
-        return dataclasses.replace(self, first=self.first.looking_ahead())
+        return dataclasses.replace(self, first=looking_ahead(self.first))
 
 
 @frozen_pytree
-class CorrectedMoment(Moment):
-    """One accumulator x, read as x / (1 - b^t).
+class Ema:
+    """The average x ← b·x + (1-b)·term of gradients or of their squares, read as x / (1 - bᵗ).
 
     Attributes:
       slot: its name.
-      magnitude: whether it is never negative; see `Slot`.
       rate: b.
+      magnitude: the term is a square.
       bias_correction: False reads x uncorrected.
       start: the initial value of x.
+      of_x: 1 / (1 - bᵗ).
     """
 
-    averaged = True
-    slot = "nu"
-    magnitude = True
-
-    rate: DecayRate
+    slot: str = static()
+    rate: DecayRate = dataclasses.field()
+    magnitude: bool = static(default=False)
     bias_correction: bool = static(default=True)
     start: Number = 0.0
+    of_x: Number = None
 
     @property
     def slots(self) -> tuple[Slot, ...]:
         return (Slot(self.slot, self.magnitude, self.start, self.rate.complement),)
 
-    def scalars(self, count: Count) -> Scalars:
-        """1 / (1 - b^t)."""
-        return self.rate.debiasing(count) if self.bias_correction else ()
+    def at(self, count: Count) -> "Ema":
+        if not self.bias_correction:
+            return self
+        return dataclasses.replace(self, of_x=self.rate.debiasing(count))
 
-    def read(self, g: Array, new: Slots, scalars: Scalars) -> Array:
-        x = new[self.slot]
-        return x * scalars if self.bias_correction else x
+    def __call__(self, leaf: View, term: Array) -> Array:
+        leaf.average(self.slot, self.rate, term)
+        return self.read(leaf)
 
-
-@frozen_pytree
-class Ema(CorrectedMoment):
-    """The average of the gradient, mu ← mu + (1-b)(g - mu); of |g|² if it is a magnitude."""
-
-    slot = "mu"
-    magnitude = False
-
-    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Average:
-        return Average(self.rate, abs_squared(g) if self.magnitude else g)
-
-    def looking_ahead(self) -> Moment:
-        return NesterovEma(self)
+    def read(self, leaf: View) -> Array:
+        """The average, with bias correction."""
+        x = leaf.new[self.slot]
+        return x * self.of_x if self.bias_correction else x
 
 
-@frozen_pytree
-class EmaOfSquares(Ema):
-    """The average of |g|²: nu ← nu + (1-b)(|g|² - nu)."""
-
-    slot = "nu"
-    magnitude = True
-
-
-@frozen_pytree
-class AheadEma(Moment):
-    """The average of the gradient, read one step ahead as (g + r·mu)·s, with r and s per step.
-
-    In a sum of two products, XLA contracts one product into a fused multiply-add, and the
-    surrounding loop determines which. The bits on 8 devices would then differ from those on 1.
+class AroundEma:
+    """A second moment whose average is of another term, or moves in another way.
 
     Attributes:
       ema: the average.
@@ -158,34 +115,63 @@ class AheadEma(Moment):
     def slots(self) -> tuple[Slot, ...]:
         return self.ema.slots
 
-    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Average:
-        return Average(self.ema.rate, g)
+    def read(self, leaf: View) -> Array:
+        """The average, with bias correction."""
+        return self.ema.read(leaf)
 
-    def read(self, g: Array, new: Slots, scalars: Scalars) -> Array:
+
+@frozen_pytree
+class AheadEma:
+    """The average of the gradient, read one step ahead as (g + of_mu·mu)·of_both.
+
+    In a sum of two products XLA contracts one of them into a fused multiply-add, and the loop
+    around it determines which. The bits on 8 devices would then differ from those on 1.
+
+    Attributes:
+      ema: the average.
+      of_mu: the weight of mu relative to that of g.
+      of_both: the weight of g.
+    """
+
+    ema: Ema
+    of_mu: Number = None
+    of_both: Number = None
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return self.ema.slots
+
+    def __call__(self, leaf: View, term: Array) -> Array:
+        mu = leaf.average("mu", self.ema.rate, term)
         if not self.ema.bias_correction:
-            return self.ema.rate.average(new["mu"], g)
-        ratio, of_g = scalars
-        return (g + ratio * new["mu"]) * of_g
+            return self.ema.rate.average(mu, term)
+        return (term + self.of_mu * mu) * self.of_both
 
 
 @frozen_pytree
 class NesterovEma(AheadEma):
-    """mu read as b·mu / (1 - b^(t+1)) + (1-b)·g / (1 - b^t).
+    """mu read as b·mu / (1 - bᵗ⁺¹) + (1-b)·g / (1 - bᵗ).
 
     Dozat 2016, algorithm 2, with a constant b instead of its schedule, as in Optax.
     """
 
-    def scalars(self, count: Count) -> Scalars:
-        if not self.ema.bias_correction:
-            return ()
+    def at(self, count: Count) -> "NesterovEma":
         rate = self.ema.rate
         of_g = rate.complement / rate.correction(count)
-        return (1 - rate.complement) / rate.correction(count, ahead=1) / of_g, of_g
+        of_mu = (1 - rate.complement) / rate.correction(count, ahead=1) / of_g
+        return dataclasses.replace(self, of_mu=of_mu, of_both=of_g)
+
+
+def looking_ahead(moment: Any) -> NesterovEma:
+    """A plain average of the gradient, read one step ahead; other moments refuse."""
+    if not isinstance(moment, Ema):
+        raise ValueError(reads_otherwise(moment))
+    return NesterovEma(moment)
 
 
 @frozen_pytree
 class Root(Direction):
-    """first / (√(second + eps_root) + eps + eps_hat / √(1 - b^t)).
+    """first / (√(second + eps_root) + eps + eps_hat / √(1 - bᵗ)).
 
     Kingma & Ba 2015, algorithm 1, for eps_root = eps_hat = 0.
 
@@ -194,14 +180,16 @@ class Root(Direction):
       eps_root: Optax's second ε, inside the root; None omits it, so that XLA need not simplify it
         away in each leaf.
       eps_hat: ε̂ of the paper's section 2 (Keras, TensorFlow), added to the root of the
-        *uncorrected* moment: √nu + ε̂ is √(1 - b^t) times √nû + ε̂ / √(1 - b^t).
+        *uncorrected* moment: √nu + ε̂ is √(1 - bᵗ) times √nû + ε̂ / √(1 - bᵗ).
       rate: b of the second moment; None without bias correction or without eps_hat.
+      every_eps: the sum of eps and the corrected eps_hat.
     """
 
     eps: Number = in_units_of(Unit.GRADIENT)
     eps_root: Number = in_units_of(Unit.GRADIENT_SQUARED, default=None)
     eps_hat: Number = in_units_of(Unit.GRADIENT, default=0.0)
     rate: DecayRate | None = None
+    every_eps: Number = None
 
     @classmethod
     def of(
@@ -220,29 +208,39 @@ class Root(Direction):
         without_hat = isinstance(eps_hat, float) and eps_hat == 0.0
         return cls(eps, None if without_root else eps_root, eps_hat, None if without_hat else rate)
 
-    def scalars(self, count: Count) -> Scalars:
+    def at(self, count: Count) -> "Root":
         if self.rate is None:
-            return self.eps + self.eps_hat
-        return self.eps + self.eps_hat / jnp.sqrt(self.rate.correction(count))
+            return dataclasses.replace(self, every_eps=self.eps + self.eps_hat)
+        hat = self.eps_hat / jnp.sqrt(self.rate.correction(count))
+        return dataclasses.replace(self, every_eps=self.eps + hat)
 
-    def combine(self, first: Array, second: Array, scalars: Scalars) -> Array:
-        return safe_divide(first, self.root(second) + scalars)
+    def __call__(self, first: Array, second: Array) -> Array:
+        if self.eps_root is not None:
+            # The bias correction is a product, which XLA:CPU contracts with the sum in some loops.
+            second = exact(second) + self.eps_root
+        return divide(first, root(second) + self.every_eps)
 
-    def normalised(self, g: Array, second: Array, scalars: Scalars) -> Array:
-        return self.combine(g, second, scalars)
-
-    def eps_dominates(self, second: Array, scalars: Scalars) -> Array:
-        return self.root(second) <= scalars
+    def normalised(self, g: Array, second: Array) -> Array:
+        return self(g, second)
 
     def replaced(self, make: Callable[[bool], Direction]) -> Direction:
         return make(True)
 
-    def root(self, second: Array) -> Array:
-        """√(second + eps_root)."""
-        if self.eps_root is None:
-            return safe_sqrt(second)
-        # The bias correction is a product, which XLA:CPU would contract with the sum in some loops.
-        return safe_sqrt(no_product(second) + self.eps_root)
+
+class Quotient(Direction):
+    """A direction that divides gradient and first moment alike, without ε added to a root.
+
+    Attributes:
+      squared: whether the second moment is a square.
+    """
+
+    squared: bool = True
+
+    def normalised(self, g: Array, second: Array) -> Array:
+        return self(g, second)
+
+    def replaced(self, make: Callable[[bool], Direction]) -> Direction:
+        return make(self.squared)
 
 
 @frozen_pytree
@@ -260,26 +258,20 @@ class AddDecayedWeights(Rule):
     elementwise = True
     needs_params = True
 
-    weight_decay: Hyperparameter = in_units_of(Unit.WEIGHT_DECAY)
+    weight_decay: Number = in_units_of(Unit.WEIGHT_DECAY)
     downhill: bool = static(default=False)
     cautious: bool = static(default=False)
 
-    def scalars(self, count: Count) -> Scalars:
-        weight_decay = self.weight_decay.at(count)
-        return -weight_decay if self.downhill else weight_decay
-
-    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
+    def update(self, leaf: View) -> Array:
+        u, weight_decay = leaf.g, -self.weight_decay if self.downhill else self.weight_decay
         # Either may be a product, and XLA:CPU contracts one of them with the sum.
-        decayed = no_product(g) + no_product(scalars * param)
+        decayed = exact(u) + exact(weight_decay * leaf.param)
         if not self.cautious:
             return decayed
-        agreement = jnp.real(g * jnp.conj(param))
+        agreement = jnp.real(u * jnp.conj(leaf.param))
         # After the learning rate, u has the opposite sign.
         agree = agreement <= 0 if self.downhill else agreement >= 0
-        return jnp.where(agree, decayed, g)
-
-    def cautious_decay(self) -> "AddDecayedWeights":
-        return dataclasses.replace(self, cautious=True)
+        return jnp.where(agree, decayed, u)
 
 
 @frozen_pytree
@@ -288,12 +280,21 @@ class ScaleByLearningRate(Rule):
 
     elementwise = True
 
-    learning_rate: Hyperparameter = in_units_of(Unit.LEARNING_RATE)
+    learning_rate: Number = in_units_of(Unit.LEARNING_RATE)
     flip_sign: bool = static(default=True)
 
-    def scalars(self, count: Count) -> Scalars:
-        learning_rate = self.learning_rate.at(count)
-        return -learning_rate if self.flip_sign else learning_rate
+    def at(self, count: Count) -> "ScaleByLearningRate":
+        return ScaleByLearningRate(-self.learning_rate, False) if self.flip_sign else self
 
-    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
-        return scalars * g
+    def update(self, leaf: View) -> Array:
+        return self.learning_rate * leaf.g
+
+
+@frozen_pytree
+class Identity(Rule):
+    """The identity: a stage that Optax's chain has."""
+
+    elementwise = True
+
+    def update(self, leaf: View) -> Array:
+        return leaf.g

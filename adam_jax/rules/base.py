@@ -1,114 +1,88 @@
-"""One float32 array in one optimizer step: the rule, and the slots it keeps.
+"""One array in one optimizer step: what a rule keeps, its numbers of the step, its update.
 
-The arithmetic of every member is written once, in this folder, in float32 (float64 for float64
-leaves). It knows nothing of pytrees, storage, masks or where the step count is kept.
+A rule reads like the paper. It is written once, in float32 (float64 for float64 leaves), and knows
+nothing of pytrees, storage, masks, skipped steps or kernels: `View` hides them.
 """
 
 import abc
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeAlias
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import jax
 from jax import Array
 
-from adam_jax._types import Count, Leaf, Number, PyTree, Scalars
-from adam_jax.rules.arithmetic import DecayRate
+from adam_jax._types import Count, Leaf, PyTree
+from adam_jax.numerics import DecayRate
+from adam_jax.pytrees import frozen_pytree
+from adam_jax.slots import Slot
 
 
-class Average(NamedTuple):
-    """The average of a slot's value and a new term.
-
-    `Rule.renewed` returns it uncomputed. A format that stores averages of arrays as averages of
-    something smaller then never materializes the array.
+class View(Protocol):
+    """What a rule sees of one leaf in one step. It keeps the slots that the rule renews.
 
     Attributes:
-      rate: the decay rate of the average.
-      term: the new term, an array like the leaf.
+      g: the gradient, or the update of the rule before; `bounded` for a rule with slots.
+      param: the parameter; None unless the rule `needs_params`.
+      old: the slots before the step, in the dtype of arithmetic.
+      new: the slots renewed so far, as they will be stored.
     """
 
-    rate: DecayRate
-    term: Array
+    g: Array
+    param: Leaf
+    old: dict[str, Array]
+    new: dict[str, Array]
 
+    def average(self, slot: str, rate: DecayRate, term: Array) -> Array:
+        """Averages a slot with a new term; returns it as it will be stored."""
+        ...
 
-Renewed: TypeAlias = Array | Average
-"""The new value of a slot: an array, or a declared average."""
+    def renew(self, slot: str, x: Array) -> Array:
+        """Replaces a slot; returns it as it will be stored."""
+        ...
 
-Slots: TypeAlias = Mapping[str, Array]
-"""The accumulators of one leaf by name, in the dtype of arithmetic."""
+    def sum(self, x: Array) -> Array:
+        """The sum of x over the leaf, or over one layer of a stacked leaf; True counts as 1.
+
+        Only for a rule that `reads_sums`. A kernel, which sees only a tile of the leaf, gets sums
+        and means from XLA, in the order in which the rule asks for them.
+        """
+        ...
+
+    def mean(self, x: Array) -> Array:
+        """The mean of x; see `sum`."""
+        ...
+
+    def with_gradient(self, g: Array) -> "View":
+        """The same leaf with another gradient, for a rule around another rule."""
+        ...
 
 
 class Rule(abc.ABC):
-    """How one float32 array of updates becomes another, and which slots are kept for the next step.
+    """How the gradient of one leaf, or the result of the rule before it, becomes an update.
 
     A rule is a `frozen_pytree`: its numbers are leaves, so changing one does not retrace.
-    Everything that shapes the program (a flag, a schedule, the side of 0.5 that a decay rate is on)
-    is static. Its methods are pure functions of arrays.
+    Everything that shapes the program (a flag, the side of 0.5 that a decay rate is on) is static.
+    Its numbers of a step, such as bias corrections, are fields that its method `at` sets; see `at`.
 
     Attributes:
-      slots: a tuple of `Slot`: the accumulators, in the order of the state's fields.
-      elementwise: each element is updated independently, given the scalars. A rule must declare it;
-        otherwise `update` may read the whole leaf.
-      reduces: its scalars are those of `of_leaf`; otherwise all leaves have the same.
-      needs_params: `update` reads the parameter.
+      slots: the accumulators that it keeps, in the order of the state's fields.
+      elementwise: each element is updated by itself, given the sums of the leaf. A rule must
+        declare it; otherwise no kernel steps the leaf.
+      reads_sums: it calls `View.sum`.
+      needs_params: it reads `View.param`.
     """
 
     slots: PyTree = ()
     elementwise: bool = False
-    reduces: bool = False
+    reads_sums: bool = False
     needs_params: bool = False
 
     @abc.abstractmethod
-    def scalars(self, count: Count) -> Scalars:
-        """The scalars of this optimizer step, computed once and shared by all leaves.
+    def update(self, leaf: View) -> Array:
+        """The update. `leaf.average` and `leaf.renew` renew each slot once."""
 
-        Args:
-          count: int32 scalar, the number of completed optimizer steps (t - 1 in papers); None if
-            the state has no count.
-        """
-
-    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Renewed:
-        """One accumulator after this step; never called for a rule without slots.
-
-        Args:
-          slot: its name.
-          g: the gradient, or the output of the previous rule; `bounded`.
-          old: all accumulators after the previous step.
-          new: the accumulators before this one in the order of `slots`, as they will be stored.
-          scalars: the result of `scalars`, in the leaf's dtype.
-        """
-        raise KeyError(slot)
-
-    def of_leaf(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Scalars:
-        """The scalars of `update` for one leaf, such as its norm; only for a rule that `reduces`.
-
-        Args:
-          g: as for `renewed`, but not bounded if there are no slots.
-          old: likewise.
-          new: all accumulators.
-          scalars: the result of `scalars`, in the leaf's dtype.
-          param: the parameter; None unless `needs_params`.
-        """
-        raise ValueError(f"{type(self).__name__} reads no norm or mean of a leaf.")
-
-    def leaf_scalars(
-        self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf
-    ) -> Scalars:
-        """The scalars of `update`: those of `of_leaf`, or `scalars`."""
-        return self.of_leaf(g, old, new, scalars, param) if self.reduces else scalars
-
-    @abc.abstractmethod
-    def update(self, g: Array, old: Slots, new: Slots, scalars: Scalars, param: Leaf) -> Array:
-        """The update of one leaf, computed from all accumulators as they will be stored.
-
-        Args:
-          g: as for `of_leaf`.
-          old: likewise.
-          new: likewise.
-          scalars: the result of `leaf_scalars`.
-          param: the parameter; None unless `needs_params`.
-        """
-
-    def with_direction(self, make: "Callable[[bool], Direction]") -> "Rule":
+    def with_direction(self, make: "Callable[[bool], Direction]") -> Any:
         """The same accumulators with another division and no ε.
 
         Args:
@@ -116,109 +90,103 @@ class Rule(abc.ABC):
         """
         raise ValueError(f"tx must divide by a root, and {type(self).__name__} does not.")
 
-    def looking_ahead(self) -> "Rule":
+    def looking_ahead(self) -> Any:
         """The same accumulators; the average of the gradient is read one step ahead."""
-        raise ValueError(_reads_otherwise(self))
-
-    def cautious_decay(self) -> "Rule":
-        """Weight decay only where update and parameter have the same sign; other rules refuse."""
-        raise ValueError(f"{type(self).__name__} does not decay weights.")
+        raise ValueError(reads_otherwise(self))
 
 
 class MemberRule(Rule):
-    """The rule of a member of the family, with the methods that modifiers and telemetry use."""
+    """The rule of a member of the family, around which modifiers can be put."""
 
     @abc.abstractmethod
-    def normalised(self, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
-        """The gradient, divided in the way the update divides its average."""
-
-    @abc.abstractmethod
-    def eps_dominates(self, new: Slots, scalars: Scalars) -> Array | None:
-        """Where √nû ≤ ε; None for a rule that does not divide an average by √nû + ε."""
+    def normalised(self, leaf: View, u: Array) -> Array:
+        """After `update` has returned u: the gradient, divided as the average is in u."""
 
 
 class IrregularRule(MemberRule):
     """The rule of a member without a second moment of the gradient itself."""
 
-    def normalised(self, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Array:
-        """The update."""
-        return self.update(g, old, new, scalars, None)
-
-    def eps_dominates(self, new: Slots, scalars: Scalars) -> None:
-        """None: no average is divided by √nû + ε."""
-        return None
+    def normalised(self, leaf: View, u: Array) -> Array:
+        """u itself."""
+        return u
 
 
-def rules_in(tree: PyTree) -> "list[Rule]":
+class Direction(abc.ABC):
+    """How an update is computed from the two moments, as read: a `frozen_pytree`."""
+
+    @abc.abstractmethod
+    def __call__(self, first: Array, second: Array) -> Array:
+        """The update of one leaf."""
+
+    @abc.abstractmethod
+    def normalised(self, g: Array, second: Array) -> Array:
+        """The gradient divided by the divisor that `__call__` applies to the first moment."""
+
+    @abc.abstractmethod
+    def replaced(self, make: "Callable[[bool], Direction]") -> "Direction":
+        """Another direction instead of this one; see `Rule.with_direction`."""
+
+
+@frozen_pytree
+class Modifier(MemberRule):
+    """A member's rule with a different update."""
+
+    inner: MemberRule
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return self.inner.slots
+
+    @property
+    def elementwise(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.elementwise
+
+    @property
+    def needs_params(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.needs_params
+
+    def normalised(self, leaf: View, u: Array) -> Array:
+        return self.inner.normalised(leaf, u)
+
+    def with_direction(self, make: Callable[[bool], Direction]) -> Any:
+        return dataclasses.replace(self, inner=self.inner.with_direction(make))
+
+    def looking_ahead(self) -> Any:
+        return dataclasses.replace(self, inner=self.inner.looking_ahead())
+
+
+def at(x: Any, count: Count) -> Any:
+    """A rule with the numbers of one step: those that it and the parts inside it set.
+
+    A part (a rule, a moment, a direction, a hyperparameter) that depends on the step has a method
+    `at(count)`, which is called after those of the parts inside it. The numbers are computed once
+    for all leaves. XLA folds an expression of constants when it compiles, with other bits than for
+    traced numbers: make it depend on the count.
+
+    Args:
+      x: a rule or a part of one.
+      count: int32 scalar, the number of completed optimizer steps (t - 1 in papers); None if the
+        state has no count.
+    """
+    if not dataclasses.is_dataclass(x):
+        return x
+    parts = [f.name for f in dataclasses.fields(x) if not f.metadata.get("static")]
+    inside = {name: getattr(x, name) for name in parts}
+    now = {name: at(part, count) for name, part in inside.items()}
+    if any(now[name] is not part for name, part in inside.items()):
+        x = dataclasses.replace(x, **now)  # pyright: ignore[reportArgumentType]
+    return x.at(count) if hasattr(x, "at") else x  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def rules_in(tree: PyTree) -> list[Rule]:
     """All rules in a pytree, such as a transformation."""
     found = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Rule))
     return [x for x in found if isinstance(x, Rule)]
 
 
-def member_rules_in(tree: PyTree) -> "list[MemberRule]":
-    """All rules of members in a pytree, with the modifiers around them."""
-    return [rule for rule in rules_in(tree) if isinstance(rule, MemberRule)]
-
-
-def _reads_otherwise(x: Leaf) -> str:
+def reads_otherwise(x: Leaf) -> str:
+    """Why a rule or a moment refuses to look ahead."""
     return (
         f"tx must read a plain average of the gradient, got {type(x).__name__}: this member looks"
         f" ahead already, or in its own way."
     )
-
-
-class Moment(abc.ABC):
-    """How one running statistic is updated and read (usually with bias correction).
-
-    Attributes:
-      slots: a tuple of `Slot`: the accumulators of this statistic.
-      averaged: whether it is read as one average.
-      momentum_decay: ψ of NAdam's schedule of momenta; None without one.
-    """
-
-    slots: PyTree
-    averaged: bool = False
-    momentum_decay: Number = None
-
-    @abc.abstractmethod
-    def scalars(self, count: Count) -> Scalars:
-        """The scalars of this optimizer step; see `Rule.scalars`."""
-
-    def renewed(self, slot: str, g: Array, old: Slots, new: Slots, scalars: Scalars) -> Renewed:
-        """One accumulator after this step; see `Rule.renewed`.
-
-        For the second moment, `new` also holds the slots of the first.
-        """
-        raise KeyError(slot)
-
-    @abc.abstractmethod
-    def read(self, g: Array, new: Slots, scalars: Scalars) -> Array:
-        """The value of the statistic in this step."""
-
-    def looking_ahead(self) -> "Moment":
-        """The same average, read one step ahead; other moments refuse."""
-        raise ValueError(_reads_otherwise(self))
-
-
-class Direction(abc.ABC):
-    """How an update is computed from the two moments, as read."""
-
-    @abc.abstractmethod
-    def scalars(self, count: Count) -> Scalars:
-        """The scalars of this optimizer step; see `Rule.scalars`."""
-
-    @abc.abstractmethod
-    def combine(self, first: Array, second: Array, scalars: Scalars) -> Array:
-        """The update of one leaf."""
-
-    @abc.abstractmethod
-    def normalised(self, g: Array, second: Array, scalars: Scalars) -> Array:
-        """The gradient divided by the divisor that `combine` applies to the first moment."""
-
-    @abc.abstractmethod
-    def eps_dominates(self, second: Array, scalars: Scalars) -> Array | None:
-        """Where √second ≤ ε; None if no ε is added to a root."""
-
-    @abc.abstractmethod
-    def replaced(self, make: "Callable[[bool], Direction]") -> "Direction":
-        """Another direction instead of this one; see `MemberRule.with_direction`."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from adam_jax._types import Count, Leaf, Number
-from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.validation import check_number, check_scalar
 from adam_jax.xla.barrier import kept_apart
 
@@ -21,7 +21,7 @@ FixedNumber: TypeAlias = Annotated[float, "fixed"]
 
 
 class Hyperparameter(abc.ABC):
-    """A number that is constant, or depends on the step."""
+    """A number that depends on the step; a constant one is the number itself."""
 
     @abc.abstractmethod
     def at(self, count: Count) -> Number:
@@ -29,24 +29,14 @@ class Hyperparameter(abc.ABC):
 
 
 @frozen_pytree
-class Constant(Hyperparameter):
-    """A hyperparameter that is constant during the run."""
-
-    value: Leaf
-
-    def at(self, count: Count) -> Number:
-        del count
-        return self.value
-
-
-@frozen_pytree
 class Scheduled(Hyperparameter):
-    """A hyperparameter that is a function of the completed optimizer steps."""
+    """A function of the completed optimizer steps."""
 
     schedule: Schedule = static()
 
     def at(self, count: Count) -> Number:
-        name = getattr(self.schedule, "__qualname__", repr(self.schedule))
+        kind = type(self.schedule)
+        name = getattr(self.schedule, "__qualname__", f"{kind.__module__}.{kind.__qualname__}")
         return check_scalar(
             f"the result of the schedule {name}",
             self.schedule(count),
@@ -58,11 +48,11 @@ class Scheduled(Hyperparameter):
 class Scaled(Hyperparameter):
     """A hyperparameter times a factor."""
 
-    inner: Hyperparameter
+    inner: Number
     factor: float = static()
 
     def at(self, count: Count) -> Number:
-        return self.inner.at(count) * self.factor
+        return self.inner * self.factor
 
 
 @frozen_pytree
@@ -75,12 +65,12 @@ class Relative(Hyperparameter):
       peak: its largest value.
     """
 
-    inner: Hyperparameter
-    other: Hyperparameter
+    inner: Number
+    other: Number
     peak: Number
 
     def at(self, count: Count) -> Number:
-        return _relative(self.inner.at(count), self.other.at(count), self.peak)
+        return _relative(self.inner, self.other, self.peak)
 
 
 # One program when called outside of a program: arrays may have other dtypes than schedules.
@@ -92,10 +82,10 @@ def _relative(number: Leaf, other: Leaf, peak: Leaf) -> Array:
     return number * (other / kept_apart(peak))
 
 
-def hyperparameter(argument: str, x: Leaf, low: float = 0.0, *, instead: str) -> Hyperparameter:
-    """Converts a number ≥ low or a schedule, as the user writes it."""
+def hyperparameter(argument: str, x: Leaf, low: float = 0.0, *, instead: str) -> Number:
+    """A number ≥ low, checked, or a schedule, as the user writes it."""
     if isinstance(x, Hyperparameter):
         return x
     if callable(x):
         return Scheduled(cast(Schedule, x))
-    return Constant(check_number(argument, x, low, instead=instead))
+    return check_number(argument, x, low, instead=instead)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from adam_jax._types import Leaf
-from adam_jax.rules.hyperparameters import Hyperparameter, Scaled
+from adam_jax.rules.hyperparameters import Scaled
 
 T = TypeVar("T")
 
@@ -56,10 +56,13 @@ def with_numbers(x: T, change: Callable[[Unit, Leaf], Leaf]) -> T:
 
 def rescaled(x: T, factors: Mapping[Unit, float]) -> T:
     """A rule in which each number with a unit is multiplied by the factor of that unit."""
-    return with_numbers(x, lambda unit, number: _times(number, factors.get(unit, 1.0)))
 
+    def times(unit: Unit, number: Leaf) -> Leaf:
+        factor = factors.get(unit, 1.0)
+        if number is None or factor == 1.0:
+            return number
+        # These may be schedules; and `corrected_weight_decay` divides by the rate without factors.
+        may_be_schedule = unit in (Unit.LEARNING_RATE, Unit.WEIGHT_DECAY)
+        return Scaled(number, factor) if may_be_schedule else number * factor
 
-def _times(number: Leaf, factor: float) -> Leaf:
-    if number is None or factor == 1.0:
-        return number
-    return Scaled(number, factor) if isinstance(number, Hyperparameter) else number * factor
+    return with_numbers(x, times)

@@ -6,23 +6,17 @@ import jax
 import jax.core
 import optax
 
-from adam_jax._types import Function, Leaf, Params, Result, State, Updates
-from adam_jax.engine.call import Body, Call
-from adam_jax.engine.transformation import Transformation, body_of
-from adam_jax.engine.trees import leaf_paths
-from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax._types import Function, Leaf, Params, State
+from adam_jax.core.step import Body, Step
+from adam_jax.core.transformation import Transformation, body_of
+from adam_jax.core.trees import leaf_paths
+from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.validation import check_expression
 
 
 @frozen_pytree
 class Offloaded(Body):
-    """The body of `offload`.
-
-    Attributes:
-      inner: the transformation whose state is offloaded.
-      to: the kind of host memory.
-      where: a regular expression that matches the whole path of each offloaded array.
-    """
+    """The body of `offload`, with its arguments."""
 
     inner: Body
     to: str = static()
@@ -32,11 +26,11 @@ class Offloaded(Body):
         """The inner state, with the selected arrays in host memory."""
         return self.stored(self.inner.init(params))
 
-    def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
+    def run(self, step: Step, state: State) -> tuple[Step, State]:
         """The inner step, between two transfers."""
         fetched = self.moved(state, lambda x: jax.device_put(x, jax.memory.Space.Device))
-        result, new = self.inner.run(updates, fetched, params, call)
-        return result, self.stored(new)
+        out, new = self.inner.run(step, fetched)
+        return out, self.stored(new)
 
     def stored(self, state: State) -> State:
         """The state with the selected arrays in host memory."""
@@ -56,15 +50,8 @@ class Offloaded(Body):
 
     def on_host(self, state: State) -> list[bool]:
         """Whether each array of the state belongs in host memory."""
-        paths = leaf_paths(state, none_is_leaf=False)
-        matches = (re.fullmatch(self.where, path) is not None for path in paths)
-        leaves = zip(jax.tree.leaves(state), matches, strict=True)
-        return [x.ndim > 0 and match for x, match in leaves]
-
-
-def offloaded(body: Body) -> Offloaded | None:
-    """The body if `offload` made it, else None."""
-    return body if isinstance(body, Offloaded) else None
+        pairs = zip(jax.tree.leaves(state), leaf_paths(state, none_is_leaf=False), strict=True)
+        return [x.ndim > 0 and re.fullmatch(self.where, path) is not None for x, path in pairs]
 
 
 def offload(

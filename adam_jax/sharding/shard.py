@@ -1,6 +1,13 @@
-"""ZeRO-1: splits the state over the devices that hold copies of the parameters."""
+"""ZeRO-1: splits the state over the devices that hold copies of the parameters.
 
-import functools
+An array of a state whose path contains a parameter's path is split like that parameter. The storage
+format does the splitting, so nothing here depends on codes or factors.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
 
 import jax
 import jax.core
@@ -8,15 +15,139 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from adam_jax._types import AnyTransformation, Params, PyTree, Result, State, Updates
-from adam_jax.engine.call import Body, Call
-from adam_jax.engine.masks import FrozenTree
-from adam_jax.engine.transformation import Transformation, body_of
-from adam_jax.engine.trees import leaf_paths
-from adam_jax.engine.unrounded import map_tree, values
-from adam_jax.rules.pytrees import frozen_pytree
-from adam_jax.sharding.offload import offloaded
-from adam_jax.sharding.placement import MIN_SIZE, Placement
+from adam_jax._types import AnyTransformation, Leaf, Params, PyTree, State
+from adam_jax.core.boxes import axes_in
+from adam_jax.core.masks import FrozenTree
+from adam_jax.core.states import owners
+from adam_jax.core.step import Body, Step
+from adam_jax.core.transformation import Transformation, body_of
+from adam_jax.core.trees import leaf_paths
+from adam_jax.formats.blockwise import fitting_block
+from adam_jax.formats.dense import is_floating
+from adam_jax.formats.policy import format_of
+from adam_jax.pytrees import frozen_pytree, static
+from adam_jax.sharding.offload import Offloaded
+from adam_jax.validation import check_integer
+
+MIN_SIZE = 4096
+
+
+@frozen_pytree
+class Placement:
+    """How parameters are partitioned, and how the state of each one is split.
+
+    Attributes:
+      mesh: the devices.
+      axes: the mesh axes over which the state is split.
+      specs: of the parameters, a tree or the prefix of one; None if they are not partitioned.
+      min_size: in elements; the state of smaller parameters is not split.
+    """
+
+    mesh: Mesh = static()
+    axes: tuple[str, ...] = static()
+    specs: FrozenTree | None = static()
+    min_size: int = static()
+
+    @classmethod
+    def of(cls, mesh: PyTree, axis: Any, specs: PyTree, min_size: Any) -> Self:
+        """Checks the arguments of `shard_state`."""
+        if not isinstance(mesh, Mesh):
+            raise ValueError(
+                f"mesh must be a jax.sharding.Mesh, got {mesh!r}: jax.make_mesh makes one."
+            )
+        axes = axes_in(axis)
+        missing = [name for name in axes if name not in mesh.axis_names]
+        if missing or not axes:
+            raise ValueError(
+                f"axis must be of the mesh, whose axes are {mesh.axis_names}, got {axis!r}: write"
+                f" axis={mesh.axis_names[0]!r}."
+            )
+        frozen = None if specs is None else FrozenTree.of(specs)
+        min_size = check_integer("min_size", min_size, 0, instead="0 splits all that divide")
+        return cls(mesh, axes, frozen, min_size)
+
+    def of_params(self, params: Params) -> list[PartitionSpec]:
+        """The spec of each parameter; None leaves are left out."""
+        if self.specs is None:
+            return [PartitionSpec()] * len(jax.tree.leaves(params))
+        try:
+            below = self.specs.treedef.flatten_up_to(params)
+        except ValueError:
+            raise ValueError(
+                f"specs must be a tree of PartitionSpecs like the parameters, or a prefix of it,"
+                f" got {self.specs.treedef} for {jax.tree.structure(params)}."
+            ) from None
+        counts = (len(jax.tree.leaves(subtree)) for subtree in below)
+        pairs = zip(self.specs.leaves, counts, strict=True)
+        return [spec for spec, count in pairs for _ in range(count)]
+
+    def of_state(self, params: Params) -> list[PartitionSpec]:
+        """The spec of each parameter's state."""
+        specs = zip(self.of_params(params), jax.tree.leaves(params), strict=True)
+        # Leaves that are not updated have no computation to split.
+        return [self.split(spec, np.shape(p)) if is_floating(p) else spec for spec, p in specs]
+
+    def split(self, spec: PartitionSpec, shape: tuple[int, ...]) -> PartitionSpec:
+        """Partitions one more dimension: the first divisible one, unpartitioned ones preferred.
+
+        The first, since blocks of codes run along the last, and gathered data is then contiguous.
+        The last dimension ranks after all others if no block fits into a part of it.
+        """
+        parts = [*spec, *[None] * (len(shape) - len(spec))]
+        names = [axes_in(part) for part in parts]
+        ways, taken = self.devices(self.axes), {*itertools.chain(*names)}
+        if ways == 1 or math.prod(shape) < self.min_size or taken & {*self.axes}:
+            return spec
+
+        def rank(i: int) -> tuple[bool, bool]:
+            part = shape[i] // (self.devices(names[i]) * ways)
+            return i == len(shape) - 1 and fitting_block(part) is None, bool(names[i])
+
+        for i in sorted(range(len(shape)), key=rank):
+            if shape[i] % (self.devices(names[i]) * ways) == 0:
+                axes = [*names[i], *self.axes]
+                parts[i] = tuple(axes) if len(axes) > 1 else axes[0]
+                return PartitionSpec(*parts)
+        return spec
+
+    def devices(self, axes: tuple[str, ...]) -> int:
+        """The number of devices along these mesh axes."""
+        return math.prod(self.mesh.shape[name] for name in axes)
+
+    def place(self, tree: PyTree, specs: Iterable[PartitionSpec]) -> PyTree:
+        """Places every leaf by its spec; None leaves stay."""
+
+        def placed(x: Leaf, spec: PartitionSpec) -> Leaf:
+            if not isinstance(x, jax.core.Tracer):
+                return jax.device_put(x, NamedSharding(self.mesh, spec))
+            mesh = jax.typeof(x).sharding.mesh  # `inspect` describes automatic axes as explicit.
+            if mesh.are_all_axes_explicit:
+                return jax.sharding.reshard(x, NamedSharding(mesh, spec))
+            return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
+        leaves, treedef = jax.tree.flatten(tree)
+        return treedef.unflatten([placed(*pair) for pair in zip(leaves, specs, strict=True)])
+
+    def of_stored(
+        self, state: State, params: Params
+    ) -> tuple[list[NamedSharding], list[PartitionSpec]]:
+        """The sharding of each array of a state, and the spec of each parameter in the step.
+
+        That is the spec of `of_state`, or a coarser one if the stored arrays cannot be split so.
+        """
+        told, shapes = self.of_state(params), list(map(np.shape, jax.tree.leaves(params)))
+        specs, where = list(told), []
+        for stored, i in owners(state, params):
+            arrays, fmt = jax.tree.leaves(stored), format_of(stored)
+            shape = () if fmt is None else fmt.shape(stored)
+            if fmt is None or i is None or not shape or shapes[i] != shape:
+                where += [NamedSharding(self.mesh, PartitionSpec())] * len(arrays)
+                continue
+            own = jax.tree.leaves(fmt.shardings(stored, NamedSharding(self.mesh, told[i])))
+            where += own
+            whole = (s.spec for x, s in zip(arrays, own, strict=True) if np.shape(x) == shape)
+            specs[i] = next((spec for spec in whole if spec != told[i]), specs[i])
+        return where, specs
 
 
 @frozen_pytree
@@ -54,53 +185,40 @@ class Sharded(Body):
             untold = NamedSharding(automatic, PartitionSpec())
             return jax.tree.map(lambda x: jax.sharding.reshard(x, untold), state)
 
-    def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
+    def run(self, step: Step, state: State) -> tuple[Step, State]:
         """The inner step; each device steps its own part of the gradients and parameters."""
-        placement = self.placement
-        leaves = jax.tree.leaves(values(updates), is_leaf=lambda x: x is None)
-        missing = any(g is None for g in leaves)
-        known = params if missing and params is not None else values(updates)
+        placement, missing = self.placement, len(step.here) < step.treedef.num_leaves
+        known = step.params if missing and step.params is not None else step.tree
         where, specs = placement.of_stored(state, known)
         # If a gradient is None and params are not given, its part of the state is unknown.
-        partly = missing and params is None
-        own = functools.partial(self.specs_of, known, specs)
-        split, theirs = map_tree(lambda tree: placement.place(tree, own(tree)), updates), params
-        if params is not None:
-            # First with their own specs: otherwise a loop around the step would carry only this
-            # device's part, and the parameters it returns would be split as well.
-            theirs = placement.place(params, placement.of_params(params))
-            theirs = placement.place(theirs, own(params))
+        partly = missing and step.params is None
+        paths = leaf_paths(known, none_is_leaf=False)
+        split = dict(zip(paths, specs, strict=True))
+        whole = dict(zip(paths, placement.of_params(known), strict=True))
+
+        def place(leaves: Sequence[Leaf], specs: Mapping[str, PartitionSpec]) -> list[Leaf]:
+            its = [specs[path] for path, x in zip(step.paths, leaves, strict=True) if x is not None]
+            return placement.place(list(leaves), its)
+
+        # Parameters first with their own specs: otherwise a loop around the step would carry only
+        # this device's part, and the parameters it returns would be split as well.
+        g, p = place(step.g, split), place(place(step.p, whole), split)
         if not partly and not _is_traced(state):  # Under jit XLA infers the state's sharding.
             state = _moved(placement, state, where)
-        paths = leaf_paths(known, none_is_leaf=False)
-        shardings = dict(zip(paths, map(placement.sharding, specs), strict=True))
-        its_call = call._replace(shardings=shardings)
-        result, new = self.inner.run(split, state, theirs, its_call)
+        shardings = {path: NamedSharding(placement.mesh, spec) for path, spec in split.items()}
+        out, new = self.inner.run(step.but(g=g, p=p, shardings=shardings), state)
         new = new if partly else _moved(placement, new, where)
-        return map_tree(lambda tree: placement.place(tree, placement.of_params(tree)), result), new
-
-    def specs_of(
-        self, known: PyTree, specs: list[PartitionSpec], tree: PyTree
-    ) -> list[PartitionSpec]:
-        """The specs of a tree like `known`, whose leaves have `specs`; `tree` may lack some."""
-        try:
-            below = jax.tree.structure(known).flatten_up_to(tree)
-        except ValueError:  # The inner transformation reports the error, or does not read `tree`.
-            return self.placement.of_state(tree)
-        return [spec for spec, x in zip(specs, below, strict=True) for _ in jax.tree.leaves(x)]
+        results = place(out.finished(), whole)
+        return out.but(g=results, p=step.p, factors=(), done=out.done or out.last), new
 
     def check(self, params: Params) -> None:
-        """Checks that parameters are partitioned as `specs` says, where that is visible.
-
-        Raises:
-          ValueError: one is not; the message names its path.
-        """
+        """Checks that parameters are partitioned as `specs` says, where that is visible."""
         specs = self.placement.of_params(params)
         for i, (p, spec) in enumerate(zip(jax.tree.leaves(params), specs, strict=True)):
             found = None if isinstance(p, jax.core.Tracer) else getattr(p, "sharding", None)
             if not isinstance(found, NamedSharding) or not getattr(p, "committed", False):
                 continue
-            told = self.placement.sharding(spec)
+            told = NamedSharding(self.placement.mesh, spec)
             if not told.is_equivalent_to(found, np.ndim(p)):
                 path = leaf_paths(params, none_is_leaf=False)[i]
                 raise ValueError(
@@ -108,18 +226,6 @@ class Sharded(Body):
                     f" which is {found.spec} on {dict(found.mesh.shape)}: write"
                     f" specs=jax.tree.map(lambda p: p.sharding.spec, params)."
                 )
-
-
-def _all_explicit(tree: PyTree) -> bool:
-    return all(jax.typeof(x).sharding.mesh.are_all_axes_explicit for x in jax.tree.leaves(tree))
-
-
-def _is_traced(tree: PyTree) -> bool:
-    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
-
-
-def _moved(placement: Placement, state: State, where: list[NamedSharding]) -> PyTree:
-    return placement.place(state, [sharding.spec for sharding in where])
 
 
 def shard_state(
@@ -164,7 +270,7 @@ def shard_state(
     Reference: Rajbhandari et al. 2020, section 5.1 (P_os). Xu et al. 2020, weight-update sharding.
     """
     body = body_of("tx", tx)
-    if offloaded(body):
+    if isinstance(body, Offloaded):
         raise ValueError(
             "tx must not be offloaded, since the state would return to the devices: write"
             " offload(shard_state(tx, mesh))."
@@ -174,19 +280,17 @@ def shard_state(
 
 def without_sharding(tx: AnyTransformation) -> PyTree:
     """The same transformation on one device."""
-    return jax.tree.map(
-        lambda x: x.inner if isinstance(x, Sharded) else x,
-        tx,
-        is_leaf=lambda x: isinstance(x, Sharded),
-    )
+
+    def is_sharded(x: Leaf) -> bool:
+        return isinstance(x, Sharded)
+
+    return jax.tree.map(lambda x: x.inner if is_sharded(x) else x, tx, is_leaf=is_sharded)
 
 
 def like_params(state: State, params: Params) -> PyTree:
     """The shardings of a state that is partitioned like its parameters; counts are replicated.
 
-    Args:
-      state: of these parameters.
-      params: `jax.ShapeDtypeStruct`s of them, with shardings on one mesh, or none if replicated.
+    Parameters are `jax.ShapeDtypeStruct`s with shardings on one mesh, or none if replicated.
     """
     [mesh, *_] = (p.sharding.mesh for p in jax.tree.leaves(params) if p.sharding)
     whole = PartitionSpec()
@@ -225,11 +329,22 @@ def _shardings(placement: Placement, body: Body, params: Params) -> PyTree:
     """The state's shardings and kinds of memory, inside `offload` and `shard_state`."""
     if isinstance(body, Sharded):
         return _shardings(placement, body.inner, params)
-    outer = offloaded(body)
-    if outer is None:
+    if not isinstance(body, Offloaded):
         state = jax.eval_shape(Sharded(body, placement).init, params)
         return jax.tree.unflatten(jax.tree.structure(state), placement.of_stored(state, params)[0])
-    on_host = outer.on_host(jax.eval_shape(outer.inner.init, params))
-    shardings, treedef = jax.tree.flatten(_shardings(placement, outer.inner, params))
+    on_host = body.on_host(jax.eval_shape(body.inner.init, params))
+    shardings, treedef = jax.tree.flatten(_shardings(placement, body.inner, params))
     pairs = zip(shardings, on_host, strict=True)
-    return treedef.unflatten([s.with_memory_kind(outer.to) if host else s for s, host in pairs])
+    return treedef.unflatten([s.with_memory_kind(body.to) if host else s for s, host in pairs])
+
+
+def _all_explicit(tree: PyTree) -> bool:
+    return all(jax.typeof(x).sharding.mesh.are_all_axes_explicit for x in jax.tree.leaves(tree))
+
+
+def _is_traced(tree: PyTree) -> bool:
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
+
+
+def _moved(placement: Placement, state: State, where: list[NamedSharding]) -> PyTree:
+    return placement.place(state, (sharding.spec for sharding in where))

@@ -1,15 +1,22 @@
 """Transfers hyperparameters to larger models, batches and runs."""
 
-from adam_jax.transfer.batch import scale_batch
-from adam_jax.transfer.coordinates import CoordinateCheck, coordinate_check
-from adam_jax.transfer.factors import attention_scale, output_factor, residual_factor
-from adam_jax.transfer.mup import mup, mup_init
-from adam_jax.transfer.table import MupRow, MupTable, mup_table
-from adam_jax.transfer.time_scales import (
+from adam_jax.transfer.batch import (
     decay_rate_of_half_life,
     half_life_of_decay_rate,
+    scale_batch,
     time_scale_of_weight_decay,
     weight_decay_of_time_scale,
+)
+from adam_jax.transfer.coordinates import CoordinateCheck, coordinate_check
+from adam_jax.transfer.mup import (
+    MupRow,
+    MupTable,
+    attention_scale,
+    mup,
+    mup_init,
+    mup_table,
+    output_factor,
+    residual_factor,
 )
 
 __all__ = [

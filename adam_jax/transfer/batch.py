@@ -1,12 +1,18 @@
-"""Hyperparameters for larger batches: the square root scaling rule.
+"""Hyperparameters for other batch sizes and lengths of a run.
 
 Malladi et al. 2022, On the SDEs and Scaling Rules for Adaptive Gradient Algorithms,
 https://arxiv.org/abs/2205.10287
+Marek et al. 2025, Small Batch Size Training for Language Models, https://arxiv.org/abs/2507.07101
+Wang & Aitchison 2024, How to set AdamW's weight decay as you scale model and dataset size,
+https://arxiv.org/abs/2405.13698
+Bergsma et al. 2025, Power Lines: Scaling Laws for Weight Decay and Batch Size in LLM Pre-training,
+https://arxiv.org/abs/2505.13738
 """
 
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -16,15 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from adam_jax._types import Leaf, Named
-from adam_jax.modify.factory import Factory, check_factory, name_of
-from adam_jax.rules.arithmetic import DecayRate
+from adam_jax.modifiers import Factory, check_factory, name_of
+from adam_jax.numerics import DecayRate
 from adam_jax.rules.hyperparameters import Schedule
-from adam_jax.validation import as_scalar, bind_arguments, check_number, same_kind
+from adam_jax.validation import as_scalar, bind_arguments, check_number, check_positive, same_kind
 
-_DECAY_RATES = ("b1", "b2", "b3", "decay")
-# The powers of the factor: ε is compared with √nu, which falls as 1/√k; l2 belongs to the loss and
-# does not depend on the batch; alpha and threshold are ratios.
+# The powers of the factor, None for a decay rate. ε is compared with √nu, which falls as 1/√k; l2
+# belongs to the loss and does not depend on the batch; alpha and threshold are ratios.
 _POWERS = {
+    **dict.fromkeys(("b1", "b2", "b3", "decay")),
     "learning_rate": 0.5,
     "weight_decay": 0.5,
     "eps": -0.5,
@@ -59,10 +65,7 @@ def scale_batch(factory: Callable[..., Any], factor: float) -> "ScaledBatch":
     steps of their schedules are scaled.
 
     The rule holds below the critical batch size, where noise dominates the gradient of a batch and
-    √nu falls as 1/√k. On a quadratic with noise and for k = 8, the loss stays within 5 % if the
-    noise of the larger batch is three times its mean gradient. If it is 0.7 times, the loss is up
-    to 2.6 times as large. The rule ends at k = 1/(1-b1), where b1 becomes 0. k < 1 is for smaller
-    batches.
+    √nu falls as 1/√k. It ends at k = 1/(1-b1), where b1 becomes 0. k < 1 is for smaller batches.
 
     Args:
       factory: `adamw`, another function of this package or of Optax that makes a transformation
@@ -79,14 +82,6 @@ def scale_batch(factory: Callable[..., Any], factor: float) -> "ScaledBatch":
         `mars_adamw`, `adabelief`, `schedule_free_adamw`), or a factory that does not name its
         arguments; in a call of the result, a decay rate that would be negative, or a number without
         a rule (`momentum_decay`).
-
-    Example:
-      >>> import adam_jax
-      >>> large = adam_jax.transfer.scale_batch(adam_jax.adamw, 4)
-      >>> tx = large(learning_rate=3e-4, b2=0.98)
-      >>> numbers = large.hyperparameters(learning_rate=3e-4, b2=0.98)
-      >>> print([round(numbers[name], 9) for name in ("learning_rate", "b1", "b2", "eps")])
-      [0.0006, 0.6, 0.92, 5e-09]
 
     `groups(scale_batch(adamw, 4), ...)` and `mup(scale_batch(adamw, 4), ...)` scale the numbers of
     every leaf. `scale_batch(with_hyperparams(adamw), 4)` keeps the scaled numbers in the state, and
@@ -120,11 +115,7 @@ def scale_batch(factory: Callable[..., Any], factor: float) -> "ScaledBatch":
 
 @dataclasses.dataclass(frozen=True)
 class ScaledBatch(Factory):
-    """A function that makes the same transformation for larger batches.
-
-    Attributes:
-      factor: k, the new batch size over the old one.
-    """
+    """A function that makes the same transformation for batches `factor` times as large."""
 
     factor: float
 
@@ -141,30 +132,25 @@ class ScaledBatch(Factory):
 
     def _scaled(self, name: str, x: Leaf, arguments: Named) -> Any:
         is_number = isinstance(x, _NUMBERS) and jnp.result_type(x) != jnp.bool_
-        if name not in _DECAY_RATES and name not in _POWERS:
-            if not is_number:
-                return x
-            known = ", ".join((*_DECAY_RATES, *_POWERS))
+        if is_number and name not in _POWERS:
             raise ValueError(
                 f"{name} has no rule for other batch sizes, got {x!r}: scale the numbers of"
-                f" {name_of(self.factory)} yourself, or leave it out. There is a rule for {known}."
+                f" {name_of(self.factory)} yourself, or leave it out. There is a rule for"
+                f" {', '.join(_POWERS)}."
             )
-        power = None if name in _DECAY_RATES else _POWERS[name]
+        if name not in _POWERS or self.factor == 1.0:
+            return x
+        power = _POWERS[name]
         if name == "weight_decay" and arguments.get("scale_decay") is False:
             power = 1.0
-        if self.factor == 1.0:
-            return x
         if callable(x):
             return ScaledSchedule(cast(Schedule, x), self.factor, power)
-        if not is_number and not isinstance(x, DecayRate):
-            return x
-        return self._rate(name, x) if power is None else as_scalar(x) * self.factor**power
-
-    def _rate(self, name: str, b: Leaf) -> Any:
-        if isinstance(b, DecayRate):  # From with_hyperparams.
-            complement = jnp.minimum(self.factor * b.complement, 1)
+        if isinstance(x, DecayRate):  # From with_hyperparams.
+            complement = jnp.minimum(self.factor * x.complement, 1)
             return DecayRate(complement, jnp.log1p(-complement))
-        b = check_number(name, b, 0.0, 1.0, closed=True, instead="usual rates are 0.9 to 0.9999")
+        if not is_number or power is not None:
+            return as_scalar(x) * self.factor**power if is_number else x
+        b = check_number(name, x, 0.0, 1.0, closed=True, instead="usual rates are 0.9 to 0.9999")
         if isinstance(b, jax.core.Tracer):
             return 1 - self.factor * (1 - b)
         complement = self.factor * (1.0 - float(b))
@@ -179,12 +165,9 @@ class ScaledBatch(Factory):
 # A class, not a closure: equal schedules then make equal transformations.
 @dataclasses.dataclass(frozen=True)
 class ScaledSchedule:
-    """A schedule for batches `factor` times as large.
+    """A schedule, times `factor` to this power, for batches `factor` times as large.
 
-    Attributes:
-      schedule: for the small batches.
-      factor: k.
-      power: the number is multiplied by k to this power; None for a decay rate.
+    The power of a decay rate is None.
     """
 
     schedule: Schedule
@@ -198,3 +181,99 @@ class ScaledSchedule:
         if self.power is None:
             return jnp.maximum(1 - self.factor * (1 - small), 0)
         return small * self.factor**self.power
+
+
+def half_life_of_decay_rate(decay_rate: float, batch_size: float = 1.0) -> float:
+    """The half-life of an average, in the unit of `batch_size`: B·log ½ / log b.
+
+    Half of the weight of the average is on gradients newer than the half-life.
+
+    Args:
+      decay_rate: b, per optimizer step, 0 ≤ b < 1.
+      batch_size: B, > 0, in examples or tokens; 1 for a half-life in optimizer steps.
+
+    Raises:
+      ValueError: a number outside its range.
+
+    Reference: Marek et al. 2025, who keep the half-life of nu in tokens when the batch changes.
+    """
+    instead = "usual rates are 0.9 to 0.9999"
+    b = float(check_number("decay_rate", decay_rate, 0.0, 1.0, instead=instead))
+    steps = math.log(0.5) / math.log(b) if b > 0 else 0.0
+    return check_positive("batch_size", batch_size) * steps
+
+
+def decay_rate_of_half_life(half_life: float, batch_size: float = 1.0) -> float:
+    """The decay rate per optimizer step of an average with this half-life: b = 2^(-B / half-life).
+
+    For a batch k times as large this is b^k. `scale_batch` uses 1 - k·(1-b), which is equal to
+    first order in k·(1-b).
+
+    Args:
+      half_life: in the unit of `batch_size`, > 0.
+      batch_size: B, > 0, in examples or tokens; 1 for a half-life in optimizer steps.
+
+    Raises:
+      ValueError: a number outside its range, or a half-life so long that b is rounded to 1.
+
+    Reference: Marek et al. 2025.
+    """
+    steps = check_positive("half_life", half_life) / check_positive("batch_size", batch_size)
+    b = math.exp2(-1 / steps)
+    if b == 1.0:
+        raise ValueError(
+            f"half_life must be at most 1e16 optimizer steps, got {steps:g}, for which the decay"
+            f" rate is rounded to 1: write the half-life in the unit of batch_size."
+        )
+    return b
+
+
+def time_scale_of_weight_decay(
+    weight_decay: float, learning_rate: float, batch_size: float = 1.0
+) -> float:
+    """The time scale over which AdamW averages its updates: τ = B / (α·λ).
+
+    With decoupled weight decay the weights are an exponential moving average of updates. An update
+    made τ ago has 1/e of its initial weight.
+
+    Args:
+      weight_decay: λ, > 0, which is multiplied by the learning rate.
+      learning_rate: α, > 0; for a schedule, its peak.
+      batch_size: B, > 0, in examples or tokens; 1 for a time scale in optimizer steps.
+
+    Returns:
+      τ, in the unit of `batch_size`. Divided by the length of the run it is τ_EMA of Power Lines.
+
+    Raises:
+      ValueError: a number outside its range.
+
+    Reference: Wang & Aitchison 2024 (τ_iter = 1/(α·λ)); Bergsma et al. 2025 (τ_EMA = B/(α·λ·D), for
+    a run of D tokens).
+    """
+    rate = check_positive("learning_rate", learning_rate)
+    rate *= check_positive("weight_decay", weight_decay)
+    return check_positive("batch_size", batch_size) / rate
+
+
+def weight_decay_of_time_scale(
+    time_scale: float, learning_rate: float, batch_size: float = 1.0
+) -> float:
+    """The `weight_decay` that gives AdamW this time scale: λ = B / (α·τ).
+
+    Keep τ, in examples or tokens, when the batch or the learning rate changes. For more data Wang &
+    Aitchison 2024 keep τ in epochs. For one epoch over D tokens Bergsma et al. 2025 find that the
+    best τ/D falls as a power of the tokens per parameter.
+
+    Args:
+      time_scale: τ, > 0, in the unit of `batch_size`.
+      learning_rate: α, > 0; for a schedule, its peak.
+      batch_size: B, > 0, in examples or tokens; 1 for a time scale in optimizer steps.
+
+    Raises:
+      ValueError: a number outside its range.
+
+    Reference: Wang & Aitchison 2024; Bergsma et al. 2025.
+    """
+    rate = check_positive("learning_rate", learning_rate)
+    rate *= check_positive("time_scale", time_scale)
+    return check_positive("batch_size", batch_size) / rate

@@ -4,28 +4,33 @@ Yang et al. 2022, Tensor Programs V, https://arxiv.org/abs/2203.03466
 """
 
 import dataclasses
+import math
 import operator
+import textwrap
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax._types import Function, Leaf, Params, PyTree
-from adam_jax.columns import aligned
-from adam_jax.engine.transformation import step
-from adam_jax.engine.trees import leaf_paths
-from adam_jax.formats.dtypes import wider_dtype
-from adam_jax.transfer.coordinates_plot import draw
+from adam_jax._types import Function, Params, PyTree
+from adam_jax.core.transformation import step
+from adam_jax.core.trees import leaf_paths
+from adam_jax.formats.dense import wider_dtype
+from adam_jax.inspect.style import TEXT, VERMILION, aligned, apart, empty_figure, plain
 from adam_jax.validation import check_integer, check_number
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Loss = Callable[[Params], tuple[Leaf, PyTree]]
-"""The loss of the parameters on one batch, and the activations of the model."""
+# Vermilion stands out from greys and blues for every kind of colour vision, and in print by its
+# line width.
+_RIGHT = ("#6b87a3", "#93a3ad", "#7d8c7c", "#a29bb5")
+_HEADING: Any = {"loc": "left", "fontsize": 10, "color": "#333333"}
+_LINE_HEIGHT = 11.5  # Points from one label to the next.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,17 +80,16 @@ class CoordinateCheck:
         - "vanishes with width": the slope of the change is < -tolerance. The RMS itself may shrink:
           under muP the logits before the first step are proportional to 1/√width.
         """
-        slopes, change_slopes = self.slopes, self.change_slopes
         found = {}
-        for i, name in enumerate(self.names):
-            sizes = self.rms[:, :, i], self.change[:, :, i]
-            if not np.isfinite(sizes).all():
+        for i, (name, slope) in enumerate(self.slopes.items()):
+            change_slope = self.change_slopes[name]
+            if not np.isfinite([self.rms[:, :, i], self.change[:, :, i]]).all():
                 found[name] = "not finite"
             elif not self.change[-1, :, i].all():
                 found[name] = "does not move"
-            elif slopes[name] > self.tolerance or change_slopes[name] > self.tolerance:
+            elif slope > self.tolerance or change_slope > self.tolerance:
                 found[name] = "grows with width"
-            elif change_slopes[name] < -self.tolerance:
+            elif change_slope < -self.tolerance:
                 found[name] = "vanishes with width"
             else:
                 found[name] = "ok"
@@ -108,19 +112,14 @@ class CoordinateCheck:
         return " ".join(f"{verdict}: {', '.join(names)}." for verdict, names in wrong.items())
 
     def __str__(self) -> str:
-        first, last = self.widths[0], self.widths[-1]
-        rows = [
-            ["activation", f"RMS at {first}", f"at {last}", "slope", "slope of change", "verdict"]
-        ]
-        slopes, change_slopes = self.slopes, self.change_slopes
+        at = [f"RMS at {self.widths[0]}", f"at {self.widths[-1]}"]
+        rows = [["activation", *at, "slope", "slope of change", "verdict"]]
         for i, (name, verdict) in enumerate(self.verdicts.items()):
             sizes = (f"{self.rms[-1, k, i]:.3g}" for k in (0, -1))
-            both = (
-                "none" if np.isnan(slope) else f"{slope:+.2f}"
-                for slope in (slopes[name], change_slopes[name])
-            )
-            rows.append([name, *sizes, *both, verdict])
-        return f"{aligned(rows, left=(0, -1))}\n{self.summary}"
+            slopes = (self.slopes[name], self.change_slopes[name])
+            words = ("none" if np.isnan(slope) else f"{slope:+.2f}" for slope in slopes)
+            rows.append([name, *sizes, *words, verdict])
+        return f"{aligned(rows, (0, 5))}\n{self.summary}"
 
     def plot(self) -> "Figure":
         """Draws size and change against width, one line for each activation.
@@ -130,13 +129,93 @@ class CoordinateCheck:
         noise looks flat. A size that is 0 or not finite leaves a gap.
 
         Returns:
-          A matplotlib figure, which a notebook shows and `figure.savefig(path)` writes. It is not
-          registered with pyplot and need not be closed.
+          A matplotlib figure, which a notebook shows and `figure.savefig(path)` writes.
 
         Raises:
           ModuleNotFoundError: matplotlib is not installed.
         """
-        return draw(self)
+        figure = empty_figure("CoordinateCheck.plot")
+        steps = len(self.rms) - 1
+        after = f"after {steps} optimizer step{'s' if steps > 1 else ''}"
+        width = 9.5 + 0.13 * max(map(len, self.names))
+        title = f"Coordinate check. {self.summary}"
+        title = textwrap.fill(title, int(9 * width), break_long_words=False)
+        inside = max(3.0, len(self.names) * _LINE_HEIGHT / 72)  # Inches of the axes' height.
+        figure.set_size_inches(width, inside + 1.25 + 0.22 * title.count("\n"))
+        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)  # pyright: ignore
+        figure.suptitle(
+            title.replace("$", r"\$"),
+            x=0.012,
+            ha="left",
+            fontsize=11.5,
+            fontweight="bold",
+            color="#333333" if self.ok else VERMILION,
+        )
+        left, right = figure.subplots(1, 2)
+        gap = _LINE_HEIGHT / (72 * inside)
+        self._draw(left, self.rms[-1], self.slopes, -math.inf, gap)
+        self._draw(right, self.change[-1], self.change_slopes, -self.tolerance, gap)
+        left.set_title(f"Size {after}: flat or falling is right", **_HEADING)
+        right.set_title(f"Change {after}: flat is right", **_HEADING)
+        left.set_ylabel("RMS of each activation", fontsize=9)
+        right.set_ylabel("RMS of the difference from before the first step", fontsize=9)
+        return figure
+
+    def _draw(
+        self, axes: "Axes", sizes: np.ndarray, slopes: dict[str, float], least: float, gap: float
+    ) -> None:
+        """Draws lines of sizes [widths, names], `gap` of the height between their labels.
+
+        Lines of wrong activations are thick if this panel shows the fault: a slope below `least`,
+        or above the tolerance.
+        """
+        from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+
+        drawn = np.where(np.isfinite(sizes) & (sizes > 0), sizes, np.nan)
+        low, high = 0.1, 10.0
+        if not np.isnan(drawn).all():  # At least as many decades as the widths.
+            low, high = np.log10(np.nanmin(drawn)), np.log10(np.nanmax(drawn))
+            missing = math.log10(self.widths[-1] / self.widths[0]) - high + low
+            more = max(0.1 * (high - low), 0.05, missing / 2)
+            low, high = float(10 ** (low - more)), float(10 ** (high + more))
+        ends = np.log(np.where(np.isnan(drawn[-1]), low, drawn[-1]) / low) / math.log(high / low)
+        places = apart(ends, gap)
+        for i, (name, verdict) in enumerate(self.verdicts.items()):
+            wrong, label = verdict != "ok", name
+            seen = wrong and not least <= slopes[name] <= self.tolerance
+            color = VERMILION if wrong else _RIGHT[i % len(_RIGHT)]
+            line: Any = {"linewidth": 2.8, "markersize": 5} if seen else {"markersize": 3}
+            line = {"color": color, "linewidth": 1.3, "marker": "o", "clip_on": False} | line
+            axes.plot(self.widths, drawn[:, i], zorder=3 if wrong else 2, **line)
+            if np.isnan(drawn[-1, i]):
+                label = f"{name}: {sizes[-1, i]:g}"
+            elif seen and not math.isnan(slopes[name]):
+                label = f"{name} ∝ width^{slopes[name]:.2f}"
+            arrow = {"arrowstyle": "-", "color": color, "linewidth": 0.7, "relpos": (0, 0.5)}
+            axes.annotate(
+                label.replace("$", r"\$"),
+                (1, ends[i]),
+                (1.06, places[i]),
+                xycoords="axes fraction",
+                textcoords="axes fraction",
+                va="center",
+                fontsize=8.5,
+                fontweight="bold" if seen else "normal",
+                color=VERMILION if wrong else TEXT,
+                arrowprops=arrow | {"shrinkA": 2},
+            )
+        axes.set(xscale="log", yscale="log", xlim=(self.widths[0], self.widths[-1]))
+        axes.set_ylim(low, high)
+        axes.xaxis.set_major_locator(FixedLocator(self.widths))
+        axes.yaxis.set_major_locator(
+            LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 100 else (1.0,), numticks=12)
+        )
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axes.set_xlabel("width", fontsize=9)
+        axes.tick_params(labelsize=8)
+        plain(axes)
 
     def _slopes(self, sizes: np.ndarray) -> dict[str, float]:
         x = np.log(self.widths)
@@ -147,7 +226,7 @@ class CoordinateCheck:
 
 
 def coordinate_check(
-    make_model: Callable[[int, jax.Array], tuple[Params, Loss]],
+    make_model: Callable[[int, jax.Array], tuple[Params, Function]],
     widths: Sequence[int],
     make_optimizer: Callable[[Params], optax.GradientTransformation],
     *,
@@ -157,12 +236,8 @@ def coordinate_check(
 ) -> CoordinateCheck:
     """Trains a model for a few steps at several widths and measures how activations grow.
 
-    Under muP each activation changes by as much in a wide model as in a narrow one:
-
-        RMS(x_t) ≈ constant, RMS(x_t - x_0) ≈ constant    slopes against the width are 0
-
-    A forgotten factor shows as a slope of about ±1/2 or ±1 in the activation after it, and often in
-    the following ones.
+    Under muP RMS(x_t) and RMS(x_t - x_0) do not depend on the width. A forgotten factor shows as a
+    slope of about ±1/2 or ±1 in the activation after it, and often in the following ones.
 
     Three other causes of a slope: widths below 64 (up to ±0.1); random initial logits, which shrink
     as 1/√width under muP and change the gradients of all layers, so initialize the output layer
@@ -187,29 +262,8 @@ def coordinate_check(
     Raises:
       ValueError: an argument out of range; no activations; names that differ between widths.
 
-    Example:
-      >>> import adam_jax, jax, jax.numpy as jnp
-      >>> from adam_jax.transfer import coordinate_check, mup, mup_init, output_factor
-      >>> def init(width, key):
-      ...     sizes = {"in": (8, width), "mid": (width, width), "out": (width, 8)}
-      ...     return {name: jax.random.normal(key, size) / 3 for name, size in sizes.items()}
-      >>> base = init(32, jax.random.key(0))
-      >>> base["out"] *= 0.1  # mup_init makes the initial logits small at every width.
-      >>> def make_model(width, key):
-      ...     def loss(params):
-      ...         x = jax.nn.relu(jnp.eye(8) @ params["in"])
-      ...         h = jax.nn.relu(x @ params["mid"])
-      ...         logits = output_factor(width, 32) * (h @ params["out"])
-      ...         return jnp.mean((logits - jnp.eye(8)) ** 2), {"x": x, "h": h, "logits": logits}
-      ...     return mup_init(init(width, key), base), loss
-      >>> tx = lambda params: mup(adam_jax.adamw, base, params)(1e-2)
-      >>> print(coordinate_check(make_model, [32, 128, 512], tx).summary)
-      All sizes hold from width 32 to 512.
-
-    With Flax NNX, `graph, params = nnx.split(model)`; the loss calls `nnx.merge(graph, params)`.
-    Anything that the model returns beside its output, or `sow`s, is a pytree of activations.
-    `nnx.capture(model, nnx.Intermediate, method_outputs=nnx.Intermediate)(x)` returns the output of
-    the model and a pytree of the outputs of all modules.
+    With Flax NNX, `nnx.capture(model, nnx.Intermediate, method_outputs=nnx.Intermediate)(x)`
+    returns the output of the model and a pytree of the outputs of all modules.
 
     Differs from Microsoft's `mup.coord_check` in: that plots the mean absolute outputs of all
     modules and leaves the verdict to the reader; this one measures the RMS, also of the change,
@@ -218,7 +272,15 @@ def coordinate_check(
     Reference: Yang et al. 2022, appendix D.1 (coordinate checking); figure 5 has the change since
     initialization.
     """
-    checked = _check_widths(widths)
+    try:
+        checked = tuple(operator.index(width) for width in widths)
+    except TypeError:
+        checked = ()
+    if len(checked) < 2 or checked[0] < 1 or list(checked) != sorted(set(checked)):
+        raise ValueError(
+            f"widths must be two or more positive integers, ascending, got {widths!r}: write"
+            f" [64, 128, 256, 512], for example."
+        )
     steps = check_integer("steps", steps, 1, instead="4 is usual")
     seeds = check_integer("seeds", seeds, 1, instead="3 is usual")
     tolerance = float(check_number("tolerance", tolerance, instead="0.1 is usual"))
@@ -239,25 +301,8 @@ def coordinate_check(
     return CoordinateCheck(checked, tuple(names), rms, change, tolerance)
 
 
-def _check_widths(widths: Sequence[int]) -> tuple[int, ...]:
-    try:
-        checked = tuple(operator.index(width) for width in widths)
-    except TypeError:
-        checked = ()
-    if len(checked) < 2 or checked[0] < 1 or list(checked) != sorted(set(checked)):
-        raise ValueError(
-            f"widths must be two or more positive integers, ascending, got {widths!r}: write"
-            f" [64, 128, 256, 512], for example."
-        )
-    return checked
-
-
 def _measured(
-    make_model: Function,
-    width: int,
-    make_optimizer: Function,
-    steps: int,
-    seeds: int,
+    make_model: Function, width: int, make_optimizer: Function, steps: int, seeds: int
 ) -> tuple[list[str], np.ndarray]:
     """The names of the activations, and their sizes [seeds, steps + 1, 2, names]."""
     models = (make_model(width, jax.random.key(seed)) for seed in range(seeds))
@@ -290,8 +335,7 @@ def _measured(
 def _sizes(leaves: list[jax.Array], start: list[jax.Array]) -> jax.Array:
     """[2, names]: the RMS of activations, and of their change since the first ones."""
     wide = [x.astype(wider_dtype(x.dtype, jnp.dtype(jnp.float32))) for x in leaves]
-    before = [x.astype(y.dtype) for x, y in zip(start, wide, strict=True)]
-    change = [y - x for x, y in zip(before, wide, strict=True)]
+    change = [y - x.astype(y.dtype) for x, y in zip(start, wide, strict=True)]
     return jnp.stack([jnp.stack([_rms(x) for x in side]) for side in (wide, change)])
 
 

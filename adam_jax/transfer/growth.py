@@ -1,48 +1,43 @@
-"""How much larger each leaf of a model is than the same leaf of a smaller one."""
+"""How much larger each leaf of a model is than the same leaf of a smaller one.
+
+Layers are separate leaves with numbers in their paths, or the first axis of leaves that are named.
+"""
 
 import dataclasses
+import itertools
 import math
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
 
 from adam_jax._types import Params, PyTree
-from adam_jax.engine.trees import leaf_paths
-from adam_jax.transfer.layers import check_layers, growth_by_axis, is_balanced, pairs
+from adam_jax.core.trees import leaf_paths, without_numbers
 from adam_jax.validation import check_expression
+
+Shape = tuple[int, ...]
+Numbers = tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Growth:
-    """How a leaf differs from that of the base model.
-
-    Attributes:
-      path: of the leaf.
-      shape: its own.
-      base_path: of the base model's leaf.
-      base_shape: its shape.
-      fan_in: the combined growth of its input axes; 1.0 for a vector.
-      fan_out: the combined growth of its output axes.
-      layers: the number of layers of its kind, and that of the base model; None for a leaf outside
-        layers.
-      is_vector: it has only outputs, one per unit, like a bias.
-    """
+    """How a leaf differs from that of the base model."""
 
     path: str
-    shape: tuple[int, ...]
+    shape: Shape
     base_path: str
-    base_shape: tuple[int, ...]
-    fan_in: float
+    base_shape: Shape
+    fan_in: float  # The growth of all input axes; 1.0 for a vector.
     fan_out: float
-    layers: tuple[int, int] | None
-    is_vector: bool
+    layers: tuple[int, int]  # Of its kind, here and in the base model; (1, 1) outside layers.
+    is_vector: bool  # It has only outputs, one per unit, like a bias.
 
     @property
-    def depth(self) -> float | None:
-        """The growth of the number of its layers; None for a leaf outside layers."""
-        return None if self.layers is None else self.layers[0] / self.layers[1]
+    def depth(self) -> float:
+        """The growth of the number of its layers."""
+        return self.layers[0] / self.layers[1]
 
     @property
     def role(self) -> str:
@@ -71,72 +66,130 @@ class Growth:
 def growths(
     base: PyTree, params: Params, layers: str | None = None, outputs_last: bool = True
 ) -> list[Growth]:
-    """Compares all leaves of a model with those of a smaller one.
-
-    Args:
-      base: the parameters of the smaller model, or their shapes.
-      params: those of the model, or their shapes.
-      layers: an expression for the paths of leaves whose first axis is that of layers; None for
-        none, "" for none without a check. Layers that are separate leaves need none.
-      outputs_last: kernels are [inputs, outputs]; False for [outputs, inputs].
+    """Compares all leaves of a model with those of a smaller one; the arguments are those of `mup`.
 
     Raises:
-      ValueError: a leaf has no counterpart, or one of another rank; the expression matches nothing;
-        an axis looks like one of layers, and there is no expression.
+      ValueError: a leaf has no counterpart, or one of another rank; layers differ where they must
+        be alike; the expression matches nothing, or not a leaf that grows unlike any kernel.
     """
-    found = pairs(_shapes(params), _shapes(base))
-    if layers:
+    shapes, base_shapes = (
+        dict(zip(leaf_paths(x, none_is_leaf=False), map(np.shape, jax.tree.leaves(x)), strict=True))
+        for x in (params, base)
+    )
+    if layers is not None:
         check_expression("layers", layers)
-        if not any(re.fullmatch(layers, x.path) for x in found):
+        if not any(re.fullmatch(layers, path) for path in shapes):
             raise ValueError(
-                f"layers must match the whole path of a leaf, got {layers!r} for"
-                f" {[x.path for x in found]}."
+                f"layers must match the whole path of a leaf, got {layers!r} for {[*shapes]}."
             )
-    if layers != "":
-        check_layers(found, layers)
-    leaves = []
-    for x in found:
-        layered = bool(layers and re.fullmatch(layers, x.path))
-        own, other, count = x.shape, x.base_shape, x.layers
+    numbered = _numbered({**base_shapes, **shapes})
+    kinds: dict[str, dict[Numbers, str]] = {}
+    base_kinds: dict[str, dict[Numbers, str]] = {}
+    for its, of in ((shapes, kinds), (base_shapes, base_kinds)):
+        for path in its:
+            of.setdefault(without_numbers(numbered[path]), {})[_numbers(numbered[path])] = path
+    found: dict[str, list[tuple[Shape, list[float], Growth]]] = {}
+    for path, shape in shapes.items():
+        kind = without_numbers(numbered[path])
+        theirs = base_kinds.get(kind, {})
+        base_path = _counterpart(_numbers(numbered[path]), theirs)
+        base_shape = base_shapes.get(base_path or "", ())
+        if base_path is None or len(base_shape) != len(shape):
+            there = "nothing" if base_path is None else f"the shape {base_shape}"
+            raise ValueError(
+                f"base must be a smaller model of the same kind, got {there} at {path!r}, which is"
+                f" {shape} in params; base has {list(base_shapes)}."
+            )
+        count = _layers([*kinds[kind]], {n: base_shapes[x] for n, x in theirs.items()})
+        if count is None:
+            raise ValueError(
+                f"base must have as many layers as params, or layers of one shape, got"
+                f" {[base_shapes[x] for x in theirs.values()]} for the {len(kinds[kind])} leaves"
+                f" like {path!r}."
+            )
+        own, other, layered = shape, base_shape, bool(layers and re.fullmatch(layers, path))
         if layered:
             if not own or 0 in (own[0], other[0]):
                 raise ValueError(
-                    f"layers must match leaves with an axis of layers, got {layers!r} for"
-                    f" {x.path!r} with the shape {own}, and {other} in base."
+                    f"layers must match leaves with an axis of layers, got {layers!r} for {path!r}"
+                    f" with the shape {own}, and {other} in base."
                 )
             count, own, other = (own[0], other[0]), own[1:], other[1:]
-        axes = growth_by_axis(own, other)
+        axes = [max(n, 1) / max(m, 1) for n, m in zip(own, other, strict=True)]
+        if not layered and sum(x != 1 for x in axes) > 2 and axes[0] != 1 and not _balanced(axes):
+            raise ValueError(
+                f"layers must match every leaf whose first axis counts layers, got {layers!r}, and"
+                f" {path!r} grows unlike any kernel, from {base_shape} to {shape}: write, for"
+                f" example, layers='blocks/.*'. If it is a kernel, give it one axis of inputs and"
+                f" one of outputs."
+            )
         fans = _fans(axes, outputs_last)
-        leaves.append((own, axes, Growth(*x[:4], *fans, count, len(axes) < 2)))
-    beside: dict[str, list[_Leaf]] = {}
-    for leaf in leaves:
-        beside.setdefault(_parent(leaf[2].path), []).append(leaf)
-    return [_as_bias(leaf, beside[_parent(leaf[2].path)], outputs_last) for leaf in leaves]
+        growth = Growth(path, shape, base_path, base_shape, *fans, count, len(axes) < 2)
+        found.setdefault(path.rpartition("/")[0], []).append((own, axes, growth))
+    grown = {}
+    for beside in found.values():
+        for own, axes, g in beside:
+            rank, size = len(axes), math.prod(axes)
+            side = slice(-rank, None) if outputs_last else slice(rank)
+            # A bias of several axes, [heads, size], that are a kernel's outputs.
+            if any(
+                1 < rank < len(its_axes)
+                and (its_shape[side], its_axes[side]) == (own, axes)
+                and math.isclose(size, its.fan_out)
+                for its_shape, its_axes, its in beside
+            ):
+                g = dataclasses.replace(g, fan_in=1.0, fan_out=size, is_vector=True)
+            grown[g.path] = g
+    return [grown[path] for path in shapes]
 
 
-_Leaf = tuple[tuple[int, ...], list[float], Growth]
-"""The shape without an axis of layers, the growth of its axes, and the result."""
+def _numbers(path: str) -> Numbers:
+    return tuple(re.findall(r"\d+(?=/|$)", path))
 
 
-def _parent(path: str) -> str:
-    return path.rpartition("/")[0]
+def _numbered(paths: Iterable[str]) -> dict[str, str]:
+    """Adds a number to the first of Haiku's modules: `block`, `block_1`, `block_2`."""
+    prefixes = {x: list(itertools.accumulate(x.split("/"), "{}/{}".format)) for x in paths}
+    known = set(itertools.chain(*prefixes.values()))
+    first = {q[:-2] for q in known if q.endswith("_1") and f"{q[:-1]}0" not in known} & known
+    return {
+        path: "/".join(
+            part + "_0" * (x in first) for part, x in zip(path.split("/"), its, strict=True)
+        )
+        for path, its in prefixes.items()
+    }
 
 
-def _as_bias(leaf: _Leaf, beside: Sequence[_Leaf], outputs_last: bool) -> Growth:
-    """Treats a bias of several axes, [heads, size], that are a kernel's outputs as a vector."""
-    shape, axes, growth = leaf
-    size, rank = math.prod(axes), len(axes)
-    for its_shape, its_axes, its in beside:
-        side = slice(-rank, None) if outputs_last else slice(0, rank)
-        outputs = 1 < rank < len(its_axes) and (its_shape[side], its_axes[side]) == (shape, axes)
-        if outputs and math.isclose(size, its.fan_out):
-            return dataclasses.replace(growth, fan_in=1.0, fan_out=size, is_vector=True)
-    return growth
+def _counterpart(numbers: Numbers, theirs: Mapping[Numbers, str]) -> str | None:
+    """The same path; base's first number replaces each number that base lacks."""
+    there = [list(dict.fromkeys(column)) for column in zip(*theirs, strict=True)]
+    nearest = (n if n in its else its[0] for n, its in zip(numbers, there, strict=False))
+    return theirs.get(numbers) or theirs.get(tuple(nearest))
 
 
-def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    paths = leaf_paths(tree, none_is_leaf=False)
-    return dict(zip(paths, map(np.shape, jax.tree.leaves(tree)), strict=True))
+def _layers(ours: Sequence[Numbers], theirs: Mapping[Numbers, Shape]) -> tuple[int, int] | None:
+    """The number of layers, and base's; None if it changes and base's layers differ in shape."""
+    columns, base_columns = list(zip(*ours, strict=True)), list(zip(*theirs, strict=True))
+    grows = [set(own) != set(base) for own, base in zip(columns, base_columns, strict=True)]
+    if not any(grows):
+        return len(ours), len(theirs)
+    alike: dict[Numbers, Shape] = {}
+    for numbers, shape in theirs.items():
+        kept = tuple(n for n, more in zip(numbers, grows, strict=True) if not more)
+        if alike.setdefault(kept, shape) != shape:
+            return None
+    own, base = (
+        math.prod(len(set(column)) for column in itertools.compress(its, grows))
+        for its in (columns, base_columns)
+    )
+    return own, base
+
+
+def _balanced(axes: Sequence[float]) -> bool:
+    """Whether the growing axes form two parts of equal growth, as the sides of a layer do."""
+    logs = [math.log(x) for x in axes if x != 1]
+    signs = itertools.product((1, -1), repeat=len(logs))
+    return any(abs(sum(map(operator.mul, its, logs))) < 1e-9 for its in signs)
 
 
 def _fans(axes: Sequence[float], outputs_last: bool) -> tuple[float, float]:
@@ -148,15 +201,11 @@ def _fans(axes: Sequence[float], outputs_last: bool) -> tuple[float, float]:
     """
     if len(axes) < 2:
         return 1.0, math.prod(axes)
-    if len(axes) > 2 and is_balanced(axes):
+    if len(axes) > 2 and _balanced(axes):
         side = math.sqrt(math.prod(axes))
         return side, side
-
-    def unlike(split: int) -> float:
-        return abs(math.log(math.prod(axes[:split])) - math.log(math.prod(axes[split:])))
-
     # Ties go to the split with the most input axes, as in a convolution.
     order = range(len(axes) - 1, 0, -1) if outputs_last else range(1, len(axes))
-    split = min(order, key=lambda k: round(unlike(k), 9))
-    first, last = math.prod(axes[:split]), math.prod(axes[split:])
+    splits = ((math.prod(axes[:k]), math.prod(axes[k:])) for k in order)
+    first, last = min(splits, key=lambda x: round(abs(math.log(x[0]) - math.log(x[1])), 9))
     return (first, last) if outputs_last else (last, first)

@@ -9,20 +9,24 @@ https://arxiv.org/abs/2505.01618
 
 import dataclasses
 import math
+import re
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from adam_jax._types import Leaf, Params, PyTree
-from adam_jax.engine.leaf_factors import Factors, LeafFactors, check_scalable
-from adam_jax.engine.pipeline import Pipeline
-from adam_jax.engine.trees import leaf_paths
-from adam_jax.formats.dtypes import leaf_dtype, moves, wider_dtype
-from adam_jax.modify.layers import layers_of
-from adam_jax.modify.modifiers import Modifiable, modified
-from adam_jax.rules.arithmetic import abs_squared
+from adam_jax.core.member import Choice, Member, Stage
+from adam_jax.core.trees import leaf_paths, without_numbers
+from adam_jax.formats.dense import is_floating, leaf_dtype, wider_dtype
+from adam_jax.inspect.style import aligned
+from adam_jax.modifiers import Modifiable, layers_of, modified
+from adam_jax.numerics import squared
+from adam_jax.rules.units import Unit, rescaled, units_of
 from adam_jax.transfer.growth import Growth, growths
-from adam_jax.validation import check_number
+from adam_jax.validation import check_number, check_positive
 
 
 def mup(
@@ -43,10 +47,10 @@ def mup(
         ε               ε·d^(-alpha) / m     m: the width, for an output layer n
         weight decay    λ·n                  so that α·λ does not depend on the width
 
-    The two trees of shapes determine which axes grow; no layer needs a label. The model applies the
-    rest of the parametrization: `mup_init` for the initial values, and three factors in the forward
-    pass, `output_factor`, `attention_scale` and `residual_factor`. `mup_table` shows all of them.
-    If nothing grows, every factor is 1.
+    The two trees of shapes determine which axes grow; only stacked layers need a label. The model
+    applies the rest of the parametrization: `mup_init` for the initial values, and three factors in
+    the forward pass, `output_factor`, `attention_scale` and `residual_factor`. `mup_table` shows
+    all of them. If nothing grows, every factor is 1.
 
     Args:
       tx: a transformation of this package with a learning rate, or a function that makes one, such
@@ -58,11 +62,8 @@ def mup(
       params: those of the model to train, or their shapes.
       layers: a regular expression for the whole paths of leaves whose first axis counts layers
         (`jax.lax.scan` over blocks); None for those that `with_layers` declared to `tx`, if any:
-        `mup(with_layers(adamw, "blocks/.*"), base, params)`. Without either, such an axis is an
-        error if it grows and is recognized: all leaves of a subtree share it, and one of them grows
-        unlike any kernel. A kernel that is alone in its subtree is not recognized if it grows as an
-        attention kernel may, [8, 32, 32] for [2, 16, 16]: check `mup_table`. `""` turns the check
-        off.
+        `mup(with_layers(adamw, "blocks/.*"), base, params)`. Such an axis must be named: it is an
+        error only where a leaf grows unlike any kernel, [8, 64, 64] for [2, 16, 16].
       alpha: the exponent of the residual factor, 1/2 to 1. 1 is CompleteP.
       outputs_last: kernels are [inputs, outputs], as in Flax and Haiku; False for [outputs,
         inputs], as in Equinox and PyTorch. It matters only where the two grow differently. An
@@ -78,44 +79,130 @@ def mup(
         an update that depends on the size of the parameters (`lamb`), or `mup` of `mup`; in `init`
         and `update`, other parameters.
 
-    Example:
-      >>> import adam_jax, jax, jax.numpy as jnp
-      >>> def init(width):
-      ...     return {"in": jnp.ones((784, width)), "mid": jnp.ones((width, width))}
-      >>> base = jax.eval_shape(lambda: init(64))
-      >>> params = init(256)
-      >>> tx = adam_jax.transfer.mup(adam_jax.adamw, base, params)(learning_rate=1e-2, eps=0.0)
-      >>> grads = jax.tree.map(jnp.ones_like, params)
-      >>> updates, _ = tx.update(grads, tx.init(params), params)
-      >>> print(updates["in"][0, 0].round(4), updates["mid"][0, 0].round(4))
-      -0.01 -0.0025
-
     Differs from Microsoft's `mup` (`MuAdamW`) in: ε has a factor; axes follow JAX; the model
     applies its factors itself.
 
     Reference: Yang et al. 2022, table 8, for the learning rate; Dey et al. 2025, table 1, for
     depth, weight decay and ε; Everett et al. 2024 for an ε that falls with each layer's gradient.
     """
-    alpha = check_number("alpha", alpha, 0.5, 1.0, closed=True, instead="1.0 is CompleteP")
+    alpha = _check_alpha(alpha)
     layers = layers_of(tx).expression if layers is None else layers
     its = growths(base, params, layers, outputs_last)
     return with_leaf_factors(tx, tuple((g.path, factors_of(g, alpha)) for g in its))
 
 
+class Factors(NamedTuple):
+    """The factors of the numbers of one leaf.
+
+    Attributes:
+      learning_rate: of the learning rate.
+      eps: of every ε in units of the gradient; its square for every ε in units of the gradient
+        squared.
+      weight_decay: of decoupled weight decay that is multiplied by the learning rate. Other weight
+        decay has no factor.
+    """
+
+    learning_rate: float = 1.0
+    eps: float = 1.0
+    weight_decay: float = 1.0
+
+    def by_unit(self) -> dict[Unit, float]:
+        """The factor for numbers of each unit."""
+        return {
+            Unit.LEARNING_RATE: self.learning_rate,
+            Unit.GRADIENT: self.eps,
+            Unit.GRADIENT_SQUARED: self.eps**2,
+            Unit.WEIGHT_DECAY: self.weight_decay,
+        }
+
+
+LeafFactors = tuple[tuple[str, Factors], ...]
+"""The factors of each leaf, by path."""
+
+
 def factors_of(growth: Growth, alpha: float) -> Factors:
     """The factors of a leaf's hyperparameters."""
-    depth, inputs = growth.depth or 1.0, growth.hidden_inputs
+    depth, inputs = growth.depth, growth.hidden_inputs
     return Factors(depth ** (alpha - 1) / inputs, depth**-alpha / growth.width, inputs)
 
 
 def with_leaf_factors(tx: Modifiable, factors: LeafFactors) -> Modifiable:
-    """Multiplies the hyperparameters of each leaf by its own factors."""
+    """Multiplies the hyperparameters of each leaf by its own factors: more variants of a member."""
 
-    def edit(pipeline: Pipeline) -> Pipeline:
-        check_scalable(pipeline)
-        return dataclasses.replace(pipeline, factors=factors)
+    def edit(member: Member) -> Member:
+        _check_scalable(member)
+        distinct = list(dict.fromkeys(its for _, its in factors))
+        variants = [_scaled(stages, its) for stages in member.variants for its in distinct]
+        table = tuple((path, distinct.index(its)) for path, its in factors)
+        choice = ByFactors(table, len(distinct), member.choice)
+        return dataclasses.replace(member, variants=tuple(variants), choice=choice)
 
     return modified(with_leaf_factors, tx, edit, "mup", factors=factors)
+
+
+@dataclasses.dataclass(frozen=True)
+class ByFactors(Choice):
+    """Every variant of a member with each set of factors.
+
+    Attributes:
+      table: the index of each leaf's factors, by path.
+      count: the number of sets of factors.
+      inner: how the member chooses among its variants; None if it has one.
+    """
+
+    table: tuple[tuple[str, int], ...]
+    count: int
+    inner: Choice | None
+
+    def variants(
+        self, paths: Sequence[str], moving: Sequence[bool], check: bool
+    ) -> list[int | None]:
+        """The variant of each leaf."""
+        table, own = dict(self.table), [0] * len(paths)
+        chosen = own if self.inner is None else self.inner.variants(paths, moving, check)
+        found: list[int | None] = []
+        for path, which in zip(paths, chosen, strict=True):
+            if which is not None and path not in table:
+                raise ValueError(
+                    f"params must be those that mup was told of, {list(table)}, got a leaf at"
+                    f" {path!r}: write mup(adamw, base, params)."
+                )
+            found.append(None if which is None else which * self.count + table[path])
+        return found
+
+
+def _scaled(stages: tuple[Stage, ...], factors: Factors) -> tuple[Stage, ...]:
+    """The stages with their numbers multiplied by the factors."""
+    units, scaled = factors.by_unit(), []
+    for stage in stages:
+        scaled.append(dataclasses.replace(stage, rule=rescaled(stage.rule, units)))
+        if Unit.LEARNING_RATE in units_of(stage.rule):
+            units[Unit.WEIGHT_DECAY] = 1.0  # Later decay is not multiplied by the learning rate.
+    return tuple(scaled)
+
+
+def _check_scalable(member: Member) -> None:
+    """Checks that all numbers of a member have a factor.
+
+    Raises:
+      ValueError: one has none.
+    """
+    if isinstance(member.choice, ByFactors):
+        raise ValueError("tx must not have factors already: write mup once, with the base model.")
+    units = [units_of(stage.rule) for stage in member.stages]
+    if not any(Unit.LEARNING_RATE in its for its in units):
+        raise ValueError("tx must have a learning rate, as adamw(1e-3) has: write the alias.")
+    for k, (stage, its) in enumerate(zip(member.stages, units, strict=True)):
+        if Unit.WEIGHT_DECAY in its and k < (member.main or 0):
+            raise ValueError(
+                "l2 must be None, as it has no factor for a wider model: write adamw and"
+                " weight_decay."
+            )
+        if stage.rule.needs_params and Unit.WEIGHT_DECAY not in its:
+            raise ValueError(
+                f"tx must have an update that does not depend on the parameter's size, got"
+                f" {type(stage.rule).__name__}: write adamw for lamb."
+            )
 
 
 def mup_init(
@@ -155,19 +242,212 @@ def mup_init(
                 f"base must have initial values, got the shape {value.shape} at {path!r}:"
                 f" initialize the base model."
             )
+
+    def rms(x: Leaf) -> jax.Array:
+        wide = jnp.asarray(x, wider_dtype(leaf_dtype(x), jnp.dtype(jnp.float32)))
+        return jnp.sqrt(jnp.mean(squared(wide)))
+
     leaves, treedef = jax.tree.flatten(params)
-    scaled = []
-    for leaf, growth in zip(leaves, growths(base, params, layers, outputs_last), strict=True):
-        if not moves(leaf):
-            scaled.append(leaf)
+    for i, growth in enumerate(growths(base, params, layers, outputs_last)):
+        if is_floating(leaf := leaves[i]):
+            now, wanted = rms(leaf), rms(values[growth.base_path]) / math.sqrt(growth.hidden_inputs)
+            factor = jnp.where((now > 0) & (wanted > 0), wanted / jnp.where(now > 0, now, 1), 1)
+            leaves[i] = (jnp.asarray(leaf, factor.dtype) * factor).astype(leaf_dtype(leaf))
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def output_factor(width: float, base_width: float) -> float:
+    """The factor of the result of the output layer: base_width / width.
+
+    It applies to tied embeddings too. `logits = output_factor(width, 256) * (x @ kernel) + bias`.
+
+    Args:
+      width: the number of inputs of the output layer, > 0.
+      base_width: that of the base model, > 0.
+
+    Raises:
+      ValueError: a number that is not positive.
+
+    Reference: Yang et al. 2022, table 8 (multiplier of output weights).
+    """
+    return check_positive("base_width", base_width) / check_positive("width", width)
+
+
+def attention_scale(head_size: float, base_head_size: float) -> float:
+    """The factor of the attention scores: √base_head_size / head_size.
+
+    In the base model it is the usual 1/√head_size. If wider models have more heads of the same
+    size, it is that in all of them.
+
+    Args:
+      head_size: the length of the queries and keys of one head, > 0.
+      base_head_size: those of the base model, > 0.
+
+    Raises:
+      ValueError: a number that is not positive.
+
+    Reference: Yang et al. 2022, definition 4.1.
+    """
+    root = math.sqrt(check_positive("base_head_size", base_head_size))
+    return root / check_positive("head_size", head_size)
+
+
+def residual_factor(depth: float, base_depth: float, alpha: float = 1.0) -> float:
+    """The factor of the result of each residual block: (base_depth / depth)^alpha.
+
+    `x = x + residual_factor(layers, 2) * block(norm(x))`.
+
+    Args:
+      depth: residual blocks of the model, > 0.
+      base_depth: those of the base model, > 0.
+      alpha: 1/2 to 1; 1 is CompleteP. As in `mup`.
+
+    Raises:
+      ValueError: a number outside its range.
+
+    Reference: Dey et al. 2025, table 1.
+    """
+    alpha = _check_alpha(alpha)
+    return (check_positive("base_depth", base_depth) / check_positive("depth", depth)) ** alpha
+
+
+@dataclasses.dataclass(frozen=True)
+class MupRow:
+    """One leaf, or the same leaf of several layers.
+
+    Attributes:
+      path: of the leaf, with "#" for the number of a layer.
+      count: the number of leaves in the row.
+      base_shape: the shape in the base model.
+      shape: its own.
+      role: "hidden" if both sides grow, "input" or "output" if one does, "vector" if it has one
+        axis, which grows, "fixed" if nothing grows.
+      learning_rate: the factor of the learning rate.
+      eps: the factor of ε.
+      weight_decay: the factor of decoupled weight decay.
+      initial_rms: the root mean square of the initial values, relative to the base model's.
+    """
+
+    path: str
+    count: int
+    base_shape: tuple[int, ...]
+    shape: tuple[int, ...]
+    role: str
+    learning_rate: float
+    eps: float
+    weight_decay: float
+    initial_rms: float
+
+
+@dataclasses.dataclass(frozen=True)
+class MupTable:
+    """Roles and factors of all leaves; it prints as a table followed by the hints.
+
+    Attributes:
+      rows: in the order of the leaves.
+      hints: sentences about the initial values and the forward pass.
+    """
+
+    rows: tuple[MupRow, ...]
+    hints: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [
+            ["", "base", "shape", "role", "learning rate", "eps", "weight decay", "initial RMS"]
+        ]
+        for row in self.rows:
+            name = row.path if row.count == 1 else f"{row.path} ({row.count} of them)"
+            numbers = (row.learning_rate, row.eps, row.weight_decay, row.initial_rms)
+            shapes = [str(list(row.base_shape)), str(list(row.shape))]
+            lines.append([name, *shapes, row.role, *map(readable, numbers)])
+        return "\n".join(["factors", aligned(lines), "", *self.hints])
+
+
+def mup_table(
+    base: PyTree,
+    params: Params,
+    *,
+    layers: str | None = None,
+    alpha: float = 1.0,
+    outputs_last: bool = True,
+) -> MupTable:
+    """Shows, before any training, what `mup` does with each leaf and what is left to the model.
+
+    Args:
+      base: as in `mup`, as are all arguments.
+      params: those of the model to train, or their shapes.
+      layers: a regular expression for leaves whose first axis is that of layers.
+      alpha: the exponent of the residual factor, 1/2 to 1.
+      outputs_last: kernels are [inputs, outputs]; False for [outputs, inputs].
+
+    Returns:
+      The table to print, with the numbers in `rows`.
+
+    Raises:
+      ValueError: as in `mup`.
+    """
+    alpha = _check_alpha(alpha)
+    alike: dict[Growth, list[str]] = {}
+    for g in growths(base, params, layers, outputs_last):
+        kind = without_numbers(g.path)
+        alike.setdefault(dataclasses.replace(g, path=kind, base_path=kind), []).append(g.path)
+    rows = []
+    for g, paths in alike.items():
+        parts = zip(*(re.split(r"(\d+)(?=/|$)", path) for path in paths), strict=True)
+        path = "".join(x[0] if len(set(x)) == 1 else "#" for x in parts)
+        shapes, rms = (g.base_shape, g.shape), 1 / math.sqrt(g.hidden_inputs)
+        rows.append(MupRow(path, len(paths), *shapes, g.role, *factors_of(g, alpha), rms))
+    named = [(row.path, g) for row, g in zip(rows, alike, strict=True)]
+    return MupTable(tuple(rows), tuple(_hints(named, layers, alpha, outputs_last)))
+
+
+def _hints(
+    named: Sequence[tuple[str, Growth]], layers: str | None, alpha: float, outputs_last: bool
+) -> Iterator[str]:
+    """Sentences about what the model has to apply itself."""
+    wider = [(path, g) for path, g in named if g.role != "fixed"]
+    deeper = dict.fromkeys(g.layers for _, g in named if g.depth != 1)
+    if not wider and not deeper:
+        yield "Nothing grows: every factor is 1."
+    if wider:
+        where = "" if layers is None else f", layers={layers!r}"
+        order = "" if outputs_last else ", outputs_last=False"
+        yield f"Initial values: transfer.mup_init(params, base{where}{order})."
+    tied: dict[str, list[str]] = {}
+    for path, g in wider:
+        if g.role != "output" and (g.role != "input" or len(g.shape) != 2):
             continue
-        now, in_base = _rms(leaf), _rms(values[growth.base_path])
-        wanted = in_base / math.sqrt(growth.hidden_inputs)
-        factor = jnp.where((now > 0) & (wanted > 0), wanted / jnp.where(now > 0, now, 1), 1)
-        scaled.append((jnp.asarray(leaf, factor.dtype) * factor).astype(leaf_dtype(leaf)))
-    return jax.tree.unflatten(treedef, scaled)
+        axes = [x for x in zip(g.shape, g.base_shape, strict=True) if x[0] != x[1]]
+        width, base_width = map(math.prod, zip(*axes, strict=True))
+        factor = f"{readable(base_width / width)}: transfer.output_factor({width}, {base_width})"
+        if g.role == "output":
+            unless = "" if outputs_last or len(g.shape) != 2 else ", unless it is an embedding,"
+            yield f"Multiply the output of `{path}`{unless} by {factor}."
+        else:
+            tied.setdefault(factor, []).append(f"`{path}`")
+    if all(g.role != "output" for _, g in wider):
+        for factor, paths in tied.items():
+            which = paths[0] if len(paths) == 1 else f"one of {', '.join(paths)}"
+            yield f"No leaf is an output. If {which} makes the logits, multiply them by {factor}."
+    for own, base in deeper:
+        exponent = "" if alpha == 1 else f", {alpha:g}"
+        factor = readable((base / own) ** alpha)
+        call = f"transfer.residual_factor({own}, {base}{exponent})"
+        yield f"Multiply the output of each residual block by {factor}: {call}."
+    if wider:
+        yield "Scores of attention: times transfer.attention_scale(head_size, base_head_size)."
 
 
-def _rms(x: Leaf) -> jax.Array:
-    wide = jnp.asarray(x, wider_dtype(leaf_dtype(x), jnp.dtype(jnp.float32)))
-    return jnp.sqrt(jnp.mean(abs_squared(wide)))
+def readable(x: float) -> str:
+    """A factor as a fraction or as one over a root, if possible: 1/16, 3/2, 1/√2."""
+    for root, y in (("", x), ("√", x**2)):
+        larger = Fraction(max(y, 1 / y)).limit_denominator(100 if not root else 1)
+        if math.isclose(larger, max(y, 1 / y), rel_tol=1e-9):
+            n, m = (larger.numerator, larger.denominator)[:: 1 if y >= 1 else -1]
+            above = f"{root}{n}" if n != 1 else "1"
+            return above if m == 1 else f"{above}/{root}{m}"
+    return f"{x:.4g}"
+
+
+def _check_alpha(alpha: float) -> float:
+    return check_number("alpha", alpha, 0.5, 1.0, closed=True, instead="1.0 is CompleteP")

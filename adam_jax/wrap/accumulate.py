@@ -1,40 +1,31 @@
 """Gradient accumulation: several micro-batches for one optimizer step."""
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from adam_jax._types import DType, Function, Leaf, Params, PyTree, Result, State, Updates
-from adam_jax.engine.call import Body, Call, check_state
-from adam_jax.engine.chain import inner_body
-from adam_jax.engine.layers import Layers
-from adam_jax.engine.leafwise import decoded, map_leaves, stored_like
-from adam_jax.engine.states import register
-from adam_jax.engine.transformation import Transformation
-from adam_jax.engine.trees import unflatten_slot, unflatten_stored
-from adam_jax.engine.unrounded import (
-    Unrounded,
-    arithmetic_dtype,
-    as_wide_as,
-    dtypes_of,
-    made,
-    values,
-)
-from adam_jax.formats.dtypes import moves, wider_dtype
+from adam_jax._types import DType, Function, Leaf, Params, PyTree, State
+from adam_jax.core.stacked import Layers
+from adam_jax.core.states import register
+from adam_jax.core.step import Body, Step, check_state, joined
+from adam_jax.core.transformation import Transformation
+from adam_jax.core.trees import unflatten_stored
+from adam_jax.formats.dense import AT_LEAST_FLOAT32, is_floating, leaf_dtype, wider_dtype
 from adam_jax.formats.policy import (
-    AT_LEAST_FLOAT32,
     SlotDType,
     check_nearest_dtype,
     format_of,
     resolve,
+    stored_format,
 )
-from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.slots import Slot
 from adam_jax.validation import check_integer, check_scalar
+from adam_jax.wrap.chain import inner_body
 from adam_jax.xla.barrier import kept_apart
 from adam_jax.xla.once import if_due
 
@@ -71,8 +62,6 @@ register(
 class Accumulate(Body):
     """The body of `accumulate`."""
 
-    takes = ("weight",)
-
     inner: Body
     every: int | Callable[[jax.Array], jax.Array] = static()
     dtype: SlotDType = static()
@@ -82,7 +71,7 @@ class Accumulate(Body):
         """An empty accumulator."""
 
         def start(p: Leaf, layer: Leaf) -> Leaf:
-            if not moves(p):
+            if not is_floating(p):
                 return optax.MaskedNode()
             return resolve(self.dtype, layer, Slot("acc_grads")).init(jnp.asarray(p), 0.0)
 
@@ -92,114 +81,125 @@ class Accumulate(Body):
         steps = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)
         return AccumulateState(*steps, inner_state, grads, jnp.zeros([], jnp.float32))
 
-    def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
+    def run(self, step: Step, state: State) -> tuple[Step, State]:
         """One micro-step; the last one takes the optimizer step."""
         check_state(state, AccumulateState, "an AccumulateState")
-        extra_args = dict(call.extra_args)
+        extra = dict(step.extra)
         # A micro-batch of weight 0 leaves the accumulator unchanged.
-        new = call.or_zeros(_weight(extra_args.pop("weight", 1.0)))
+        new = step.taken(_weight(extra.pop("weight", 1.0)), 0)
         weight = jnp.where(state.mini_step == 0, 0, state.weight) + new
-        dtypes, updates = dtypes_of(updates), values(updates)
-        acc = averaged(updates, state, new, weight)
+        acc = self.averaged(step, state, new, weight)
         every = self.every
         if callable(every):
             every = every(state.gradient_step)
             check_scalar("the result of every", every, instead="return a number of micro-steps")
-        last = call.holds(state.mini_step + 1 >= every)
-        due = last & (weight > 0)  # If all weights are 0, there is no average.
-        inner_call = Call(call.apply, None, extra_args, call.shardings)
+        full = step.taken(state.mini_step + 1 >= every, False)
+        due = full & (weight > 0)  # If all weights are 0, there is no average.
+        applies = step.apply and step.last
+        its = step.but(factors=(), ok=None, extra=extra, last=applies)
+        dtypes: list[DType] = list(step.widened().dtypes)  # Until `inner_step` is traced.
 
-        def read(g: Leaf, x: Leaf) -> Leaf:
-            if g is None or format_of(x) is None:
-                return None
-            return decoded(x, _arithmetic(g, x))
+        def inner_step(acc: PyTree, p: PyTree, inner_state: State) -> tuple[list[Any], State]:
+            averages = [acc[i] for i in step.here]
+            pairs = zip(averages, step.g, strict=True)
+            g = [stored_format(x).decode(x, _arithmetic(g, x)) for x, g in pairs]
+            out, inner_state = self.inner.run(its.but(g=g, p=p), inner_state)
+            dtypes[:] = out.widened().dtypes
+            return list(out.finished()), inner_state
 
-        def step(acc: PyTree, params: Params, inner_state: State) -> Result:
-            treedef = jax.tree.structure(updates, is_leaf=lambda x: x is None)
-            grads = treedef.unflatten(map_leaves(read, updates, acc))
-            grads = Unrounded(grads, dtypes)
-            result, inner_state = self.inner.run(grads, inner_state, params, inner_call)
-            return as_wide_as(made(result), params), inner_state
-
-        if call.apply:
+        carry = acc, list(map(joined, step.p)), state.inner_opt_state
+        if applies:
 
             def whole(carry: PyTree) -> PyTree:
-                return kept_apart(carry[0]), *step(*carry)
+                return kept_apart(carry[0]), *inner_step(*carry)
 
-            carry = (acc, params, state.inner_opt_state)
-            acc, result, inner_state = if_due(due, whole, carry)
+            acc, g, inner_state = if_due(due, whole, carry)
+            g = [step.stepped_to(x, p) for x, p in zip(g, step.p, strict=True)]
         else:
-            result, acc, inner_state = conditional_updates(
-                step, due, acc, params, state.inner_opt_state
-            )
-        mini_step = jnp.where(last, 0, state.mini_step + 1)
-        mini_step, weight = call.taken((mini_step, weight), (state.mini_step, state.weight))
-        done = call.only_if(due).counted(state.gradient_step)
-        return result, AccumulateState(mini_step, done, inner_state, acc, weight)
+            g, acc, inner_state = conditional_updates(inner_step, due, step.here, *carry)
+        mini_step = jnp.where(full, 0, state.mini_step + 1)
+        mini_step, weight = step.taken((mini_step, weight), (state.mini_step, state.weight))
+        done = step.only_if(due).counted(state.gradient_step)
+        acc = step.back(state.acc_grads, acc)
+        step = step.with_results(g, dtypes, done=applies)
+        return step, AccumulateState(mini_step, done, inner_state, acc, weight)
 
-
-def averaged(
-    updates: Updates, state: AccumulateState, new: jax.Array, weight: jax.Array
-) -> Updates:
-    """Adds a gradient of weight `new` to the accumulator; `weight` is the sum including it."""
-
-    def average(g: Leaf, acc: PyTree) -> Leaf:
-        if format_of(acc) is None:  # The parameter is None or an integer.
-            if g is not None and moves(g):
-                raise ValueError("the state is empty and the gradient is not: pass None instead.")
-            return acc
-        if not moves(g):
-            raise ValueError(f"the gradient has dtype {g.dtype}, which has no average: pass None.")
-        dtype = _arithmetic(g, acc)
-        # Reset here, by a select, not after the optimizer step: if a branch returned zeros for the
-        # accumulator, XLA would keep two of them.
-        old = jnp.where(state.mini_step == 0, 0, decoded(acc, dtype))
-        if g is None:
-            return stored_like(acc, old)
-        x = jax.lax.convert_element_type(g, dtype)
-        part, whole = (
-            jax.lax.convert_element_type(w, jnp.finfo(dtype).dtype)
-            for w in (new, jnp.where(weight > 0, weight, 1))
+    def averaged(
+        self, step: Step, state: AccumulateState, new: jax.Array, weight: jax.Array
+    ) -> list[Any]:
+        """The accumulators with a gradient of weight `new`; `weight` is the sum including it."""
+        entries, values = (
+            step.align(state.acc_grads),
+            dict(zip(step.here, step.values, strict=True)),
         )
-        with jax.numpy_dtype_promotion("standard"):  # A complex gradient times a real share.
-            # Halved, since the difference of two finite numbers may overflow.
-            moved = old + (2 * part / whole) * (x * 0.5 - old * 0.5)
-        # A batch of weight 0 may have a gradient of 0/0.
-        return stored_like(acc, jnp.where(new > 0, moved, old))
-
-    return unflatten_slot(state.acc_grads, map_leaves(average, updates, state.acc_grads))
+        for i in step.own:
+            acc, g = entries[i], values.get(i)
+            if (fmt := format_of(acc)) is None:  # The parameter is None or an integer.
+                if g is not None:
+                    raise ValueError(
+                        f"at {step.every_path[i]!r}, the state is empty and the gradient is not:"
+                        f" pass None instead."
+                    )
+                continue
+            dtype = _arithmetic(g, acc)
+            # Reset here, by a select, not after the optimizer step: if a branch returned zeros for
+            # the accumulator, XLA would keep two of them.
+            old = jnp.where(state.mini_step == 0, 0, fmt.decode(acc, dtype))
+            if g is None:
+                entries[i] = fmt.encode(old)
+                continue
+            x = jax.lax.convert_element_type(g, dtype)
+            part, whole = (
+                jax.lax.convert_element_type(w, jnp.finfo(dtype).dtype)
+                for w in (new, jnp.where(weight > 0, weight, 1))
+            )
+            with jax.numpy_dtype_promotion("standard"):  # A complex gradient times a real share.
+                # Halved, since the difference of two finite numbers may overflow.
+                moved = old + (2 * part / whole) * (x * 0.5 - old * 0.5)
+            # A batch of weight 0 may have a gradient of 0/0.
+            entries[i] = fmt.encode(jnp.where(new > 0, moved, old))
+        return entries
 
 
 def _arithmetic(g: Leaf, acc: PyTree) -> DType:
     """The wider dtype of a gradient and its accumulator, at least float32."""
-    dtypes = [arithmetic_dtype(x) for x in (g, acc) if hasattr(x, "dtype")]
+    dtypes = [leaf_dtype(x) for x in (g, acc) if hasattr(x, "dtype")]
     return functools.reduce(wider_dtype, dtypes, jnp.dtype(jnp.float32))
 
 
 def conditional_updates(
-    step: Function, due: jax.Array, acc: PyTree, params: Params, inner_state: State
-) -> tuple[Updates, PyTree, State]:
-    """The optimizer step, if it is due: updates or zeros, the accumulator, the inner state.
+    step: Function,
+    due: jax.Array,
+    here: Sequence[int],
+    acc: list[Any],
+    params: list[Any],
+    inner_state: State,
+) -> tuple[list[Any], list[Any], State]:
+    """The optimizer step, if it is due: updates or zeros, the accumulators, the inner state.
 
-    The updates reuse the accumulator's memory, which is free until the reset. As a separate result
+    The updates reuse the accumulators' memory, which is free until the reset. As a separate result
     they would allocate memory at every micro-step. The page faults take twice the time of
     everything else on CPU.
     """
     shapes, _ = jax.eval_shape(step, acc, params, inner_state)
-    u = shapes.raw if isinstance(shapes, Unrounded) else shapes
-    described = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (u, acc)]
+    own = [acc[i] for i in here]
+    described = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (shapes, own)]
     fits = described[0] == described[1]
-    held = acc if fits else jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), u)
+    held = own if fits else jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def taken(carry: PyTree) -> PyTree:
         held, inner_state = carry
-        result, inner_state = step(held if fits else acc, params, inner_state)
-        return values(result), inner_state
+        given = list(acc)
+        for i, x in zip(here, held if fits else own, strict=True):
+            given[i] = x
+        return step(given, params, inner_state)
 
     held, inner_state = if_due(due, taken, (held, inner_state))
-    result = jax.tree.map(lambda x: jnp.where(due, x, 0), held)
-    result = jax.tree.structure(shapes).unflatten(jax.tree.leaves(result))
-    return result, held if fits else acc, inner_state
+    results = jax.tree.map(lambda x: jnp.where(due, x, 0), held)
+    kept = list(acc)
+    for i, x in zip(here, held if fits else own, strict=True):
+        kept[i] = x
+    return results, kept, inner_state
 
 
 def _weight(weight: jax.typing.ArrayLike) -> jax.Array:

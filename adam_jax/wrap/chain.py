@@ -2,8 +2,56 @@
 
 import optax
 
-from adam_jax.engine.chain import Chain, inner_body
-from adam_jax.engine.transformation import Transformation
+from adam_jax._types import AnyTransformation, Params, State
+from adam_jax.core.foreign import is_foreign, parts_of
+from adam_jax.core.member import Member
+from adam_jax.core.step import PASS_ON, Body, Step
+from adam_jax.core.transformation import Transformation, body_of, from_functions
+from adam_jax.pytrees import frozen_pytree
+
+
+@frozen_pytree
+class Chain(Body):
+    """The body of `chain`."""
+
+    bodies: tuple[Body, ...]
+
+    def init(self, params: Params) -> State:
+        """The tuple of the states."""
+        return tuple(body.init(params) for body in self.bodies)
+
+    def run(self, step: Step, state: State) -> tuple[Step, State]:
+        """One step of each body; the last one rounds and applies."""
+        if not isinstance(state, tuple) or len(state) != len(self.bodies):
+            raise ValueError(
+                f"the state must be a tuple of {len(self.bodies)}, got {type(state).__name__}:"
+                f" {PASS_ON}"
+            )
+        states, last = [], len(self.bodies) - 1
+        for i, (body, s) in enumerate(zip(self.bodies, state, strict=True)):
+            out, s = body.run(step.but(last=step.last and i == last), s)
+            step = out.but(last=step.last).widened()
+            states.append(s)
+        return step, tuple(states)
+
+
+def inner_body(argument: str, tx: AnyTransformation) -> Body:
+    """`body_of` for wrappers: an `optax.chain` that contains members of this package becomes a
+    `Chain`.
+
+    A wrapper skips the step of a `Chain` without copies. Optax's chain is a pair of closures, which
+    `parts_of` recognizes. One that it does not recognize is treated as any other transformation:
+    correct, but less cheap.
+
+    Raises:
+      ValueError: see `body_of`.
+    """
+    body = body_of(argument, tx)
+    pairs = parts_of(body)
+    if not pairs:
+        return body
+    bodies = tuple(inner_body(argument, from_functions(*pair)) for pair in pairs)
+    return body if all(map(is_foreign, bodies)) else Chain(bodies)
 
 
 def chain(*txs: optax.GradientTransformation) -> Transformation:
@@ -28,6 +76,6 @@ def chain(*txs: optax.GradientTransformation) -> Transformation:
       >>> tx = adam_jax.chain(adam_jax.clip_by_global_norm(1.0), adam_jax.adamw(1e-3))
     """
     if not txs:
-        return Transformation.of()
+        return Transformation.around(Member.of())
     bodies = (inner_body(f"txs[{i}]", tx) for i, tx in enumerate(txs))
     return Transformation.around(Chain(tuple(bodies)))

@@ -1,19 +1,96 @@
 """Gradient clipping by the global norm."""
 
+import functools
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from adam_jax._types import Number, Params, Result, State, Updates
-from adam_jax.engine.call import Body, Call
-from adam_jax.engine.layers import Layers
-from adam_jax.engine.leafwise import global_norm
-from adam_jax.engine.transformation import Transformation
-from adam_jax.engine.unrounded import applied, unrounded
-from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax._types import DType, Number, Params, PyTree, State
+from adam_jax.core.stacked import Layers, Stack, layer_by_layer
+from adam_jax.core.step import Body, Step
+from adam_jax.core.transformation import Transformation
+from adam_jax.numerics import squared
+from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.validation import check_number
+
+
+class Norm(NamedTuple):
+    """A norm as value·unit, both scalars in the dtype of arithmetic.
+
+    Attributes:
+      value: the norm in units; infinite only if an element is infinite, NaN if one is NaN.
+      unit: 1, or a power of two if the sum of squares overflows (a norm above 1.8e19).
+    """
+
+    value: jax.Array
+    unit: jax.Array
+
+
+def global_norm(step: Step, layers: Layers) -> Norm:
+    """‖g‖ over all leaves; layers are summed in the order of separate leaves.
+
+    Shared code, so that two norms of the same gradients share one pass over them.
+    """
+    values = step.values
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.finfo(jnp.result_type(jnp.float32, *values)).dtype
+    return _norm(dtype, tuple(step.stacks(layers)), values)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _norm(dtype: DType, stacks: tuple[Stack, ...], leaves: list[jax.Array]) -> Norm:
+    # In this unit, even 2⁴⁰ elements of the largest number have a finite squared norm.
+    unit = 2.0 ** (int(jnp.finfo(dtype).maxexp) * 2 // 3)
+
+    def on_cpu(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+        leaves = layer_by_layer(leaves, stacks)
+        sums = [jnp.sum(squared(x)) for x in leaves]
+        total = _total(sums, dtype)
+        return total, jax.lax.cond(total < jnp.inf, _first, _in_units, total, sums, leaves)
+
+    def _in_units(_: jax.Array, sums: list[jax.Array], leaves: list[jax.Array]) -> jax.Array:
+        # A computed factor for each leaf: XLA:CPU would store a constant as an array of the leaf's
+        # size.
+        pairs = zip(leaves, sums, strict=True)
+        scaled = (_times(x, jnp.where(s < 0, 1.0, 1 / unit)) for x, s in pairs)
+        return _total([jnp.sum(squared(x)) for x in scaled], dtype)
+
+    # On other platforms a branch would wait for the host: compute both sums by one reduction.
+    def elsewhere(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+        both = [_two_sums(squared(x), squared(_times(x, 1 / unit))) for x in leaves]
+        return _total([a for a, _ in both], dtype), _total([b for _, b in both], dtype)
+
+    total, in_units = jax.lax.platform_dependent(leaves, cpu=on_cpu, default=elsewhere)
+    fits = total < jnp.inf
+    value = jnp.sqrt(jnp.where(fits, total, in_units))
+    return Norm(value, jnp.where(fits, jnp.ones([], dtype), jnp.asarray(unit, dtype)))
+
+
+def _first(x: jax.Array, *_: Any) -> jax.Array:
+    return x
+
+
+def _total(sums: list[jax.Array], dtype: DType) -> jax.Array:
+    return sum((jax.lax.convert_element_type(x, dtype) for x in sums), start=jnp.zeros([], dtype))
+
+
+def _times(x: jax.Array, factor: Number) -> jax.Array:
+    """A real or complex array times a real number."""
+    with jax.numpy_dtype_promotion("standard"):
+        return x * jnp.asarray(factor, jnp.finfo(x.dtype).dtype)
+
+
+def _two_sums(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    zero = np.zeros([], x.dtype)
+    return tuple(jax.lax.reduce((x, y), (zero, zero), _add_both, tuple(range(x.ndim))))
+
+
+def _add_both(xs: PyTree, ys: PyTree) -> PyTree:
+    return xs[0] + ys[0], xs[1] + ys[1]
 
 
 @frozen_pytree
@@ -28,17 +105,15 @@ class ClipByGlobalNorm(Body):
         del params
         return optax.EmptyState()
 
-    def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
+    def run(self, step: Step, state: State) -> tuple[Step, State]:
         """Multiplies every leaf by the same factor."""
-        norm = global_norm(updates, self.layers)
+        norm = global_norm(step, self.layers)
         # Multiply, since XLA:CPU would store the clipped gradient after a division. Use two
         # factors, since 1 / norm may be less than float32's smallest number.
         limit = jnp.asarray(self.max_norm, norm.value.dtype)
         passes = (norm.value <= jnp.maximum(limit, 0) / norm.unit) | (limit == jnp.inf)
         factors = 1 / norm.unit, jnp.where(passes, norm.unit, limit / norm.value)
-
-        clipped = call.or_zeros(unrounded(updates).then(*factors))
-        return (applied(clipped.tree, params) if call.apply else clipped), state
+        return step.times(*factors, step.ok), state
 
 
 def clip_by_global_norm(max_norm: jax.typing.ArrayLike) -> Transformation:

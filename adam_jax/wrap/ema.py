@@ -5,19 +5,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from adam_jax._types import Leaf, Params, PyTree, Result, State, Updates
-from adam_jax.engine.call import Body, Call, check_state
-from adam_jax.engine.layers import Layers
-from adam_jax.engine.leafwise import decoded, map_leaves, stored_like
-from adam_jax.engine.states import register
-from adam_jax.engine.transformation import Transformation
-from adam_jax.engine.trees import unflatten_slot, unflatten_stored
-from adam_jax.engine.unrounded import applied, promoted, rounded, values
-from adam_jax.formats.dtypes import leaf_dtype, moves
-from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_nearest_dtype, resolve
-from adam_jax.formats.rounding import rounded_to_nearest
-from adam_jax.rules.arithmetic import DecayRate, DecayRateLike
-from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax._types import Leaf, Params, PyTree, State
+from adam_jax.core.stacked import Layers
+from adam_jax.core.states import register
+from adam_jax.core.step import Body, Step, check_state, scaled
+from adam_jax.core.transformation import Transformation
+from adam_jax.core.trees import align_params, unflatten_stored
+from adam_jax.formats.dense import AT_LEAST_FLOAT32, is_floating, leaf_dtype
+from adam_jax.formats.policy import SlotDType, check_nearest_dtype, resolve, stored_format
+from adam_jax.formats.rounding import Split, rounded_to_nearest
+from adam_jax.numerics import DecayRate, DecayRateLike
+from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.slots import Slot
 
 
@@ -45,26 +43,25 @@ class EmaParams(Body):
         """The initial average: the parameters."""
 
         def start(p: Leaf, layer: Leaf) -> Leaf:
-            if not moves(p):
+            if not is_floating(p):
                 return jnp.copy(p)
             fmt = resolve(self.dtype, layer, Slot("ema"))
             # A copy: params and state are both donated to the step.
-            return fmt.encode(jnp.array(promoted(p), copy=True))
+            return fmt.encode(jnp.array(scaled(p), copy=True))
 
         started = map(start, jax.tree.leaves(params), self.layers.single(params))
         ema = unflatten_stored(params, list(started))
         return EmaParamsState(jnp.zeros([], jnp.int32), ema)
 
-    def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
+    def run(self, step: Step, state: State) -> tuple[Step, State]:
         """Passes the updates on and averages the updated parameters."""
         check_state(state, EmaParamsState, "an EmaParamsState")
-        if params is None:
+        if step.params is None:
             raise ValueError(
                 "params must be given, got None: ema_params averages them. Write"
                 " tx.update(grads, state, params)."
             )
-        # Updates are rounded before the user adds them.
-        moved = applied(values(updates) if call.apply else rounded(updates), params)
+        step.needed_params()
         weight = self.rate.complement
         if self.debias:
             # Updated by (1-b)/(1-bᵗ), the stored average needs no bias correction when read.
@@ -73,20 +70,28 @@ class EmaParams(Body):
         def average(p: Leaf, old: PyTree) -> PyTree:
             if p is None:
                 return old
-            if not moves(p):  # Copied unchanged, so that the average is a complete model.
-                return call.taken(jnp.copy(p), old)
-            x, dtype = promoted(p), leaf_dtype(p)
+            if not is_floating(p):  # Copied unchanged, so that the average is a complete model.
+                return step.taken(jnp.copy(p), old)
+            x, dtype, fmt = scaled(p), leaf_dtype(p), stored_format(old)
             if x.dtype != dtype:
                 # Forces the rounding: XLA:GPU would average the unrounded parameters.
                 x = rounded_to_nearest(x, dtype)
             real = jnp.finfo(x.dtype).dtype
-            before = decoded(old, x.dtype)
+            before = fmt.decode(old, x.dtype)
             with jax.numpy_dtype_promotion("standard"):  # Complex and real numbers mix.
                 after = before + jax.lax.convert_element_type(weight, real) * (x - before)
-            return stored_like(old, call.taken(after, before))
+            return fmt.encode(step.taken(after, before))
 
-        ema = unflatten_slot(state.ema, map_leaves(average, moved, state.ema))
-        return (moved if call.apply else updates), EmaParamsState(call.counted(state.count), ema)
+        params = align_params(step.treedef, step.params, True, step.apply)
+        entries, moved = step.align(state.ema), step.moved()
+        for i, p in zip(step.here, moved, strict=True):
+            params[i] = p
+        for i in step.own:
+            entries[i] = average(params[i], entries[i])
+        ema = step.back(state.ema, entries)
+        if step.apply and step.last and not any(isinstance(p, Split) for p in step.p):
+            step = step.with_results(moved, step.dtypes, done=True)
+        return step, EmaParamsState(step.counted(state.count), ema)
 
 
 def ema_params(

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax._types import Leaf, Number, Params, Result, State, Updates
-from adam_jax.engine.call import Body, Call, check_state
-from adam_jax.engine.chain import inner_body
-from adam_jax.engine.layers import Layers
-from adam_jax.engine.leafwise import Norm, global_norm
-from adam_jax.engine.states import found, register
-from adam_jax.engine.transformation import Transformation
-from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax._types import Leaf, Number, Params, State
+from adam_jax.core.stacked import Layers
+from adam_jax.core.states import found, register
+from adam_jax.core.step import Body, Step, check_state
+from adam_jax.core.transformation import Transformation
+from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.validation import check_integer, check_number, check_scalar
+from adam_jax.wrap.chain import inner_body
+from adam_jax.wrap.clip import Norm, global_norm
 
 
 class SpikeWindow(NamedTuple):
@@ -56,19 +56,12 @@ register(
 class SkipNonfinite(Body):
     """The body of `skip_nonfinite`."""
 
-    takes = ("value",)
-
     inner: Body
     spike_sigmas: Number
     max_consecutive: int = static()
     window: int = static()
     warn: bool = static()
     layers: Layers = static(default=Layers())
-
-    @property
-    def joins(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether the inner transformation does."""
-        return self.inner.joins
 
     def init(self, params: Params) -> State:
         """Optax's state, with the window if spikes are detected."""
@@ -79,26 +72,25 @@ class SkipNonfinite(Body):
         none = (jnp.zeros(self.window), jnp.zeros(self.window))
         return SkipState(*fields, SpikeWindow(jnp.zeros([], jnp.int32), *none))
 
-    def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
+    def run(self, step: Step, state: State) -> tuple[Step, State]:
         """One step of the inner transformation, or none."""
         expected = optax.ApplyIfFiniteState if self.spike_sigmas is None else SkipState
         check_state(state, expected, f"of type {expected.__name__}")
         # Clipping needs the same sum, so this is cheaper than isfinite of each element.
-        norm = global_norm(updates, self.layers)
-        value = call.extra_args.get("value")
+        norm = global_norm(step, self.layers)
+        value = step.extra.get("value")
         good = jnp.isfinite(norm.value)
         if value is not None:
             good &= jnp.isfinite(check_scalar("value", value, instead="pass the mean loss"))
         own = {}
         if isinstance(state, SkipState):
             good, own["spikes"] = self.without_spikes(good, norm, value, state.spikes)
-        its_call = call.only_if(good)
-        result, inner_state = self.inner.run(updates, state.inner_state, params, its_call)
-        bad = call.only_if(~good)
+        out, inner_state = self.inner.run(step.only_if(good), state.inner_state)
+        bad = step.only_if(~good)
         own["notfinite_count"] = jnp.where(good, 0, bad.counted(state.notfinite_count))
         own["last_finite"] = good
         own["total_notfinite"] = bad.counted(state.total_notfinite)
-        own = call.taken(own, {name: getattr(state, name) for name in own})
+        own = step.taken(own, {name: getattr(state, name) for name in own})
         if self.warn:
             count = own["notfinite_count"]
             # Once each time the limit is exceeded.
@@ -107,7 +99,7 @@ class SkipNonfinite(Body):
                 jax.lax.cond(passed, self.call_back, lambda count: None, count)
             elif passed:
                 _warn(int(count))
-        return result, state._replace(inner_state=inner_state, **own)
+        return out.but(ok=step.ok), state._replace(inner_state=inner_state, **own)
 
     def without_spikes(
         self, good: jax.Array, norm: Norm, value: Leaf, spikes: SpikeWindow

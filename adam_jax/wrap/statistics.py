@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from adam_jax._types import Leaf, PyTree
-from adam_jax.engine.unrounded import promoted
-from adam_jax.rules.arithmetic import abs_squared
+from adam_jax.core.step import scaled
+from adam_jax.numerics import squared
 from adam_jax.xla.barrier import as_varying, varying
 
 
@@ -18,9 +18,9 @@ def statistics(leaves: list[tuple[Leaf, ...]], count: int | None) -> dict[str, j
     measured = (_sums_over_devices(leaf, count) for leaf in leaves)
     sums = [sum(column) for column in zip(*measured, strict=True)]
     size, *sums = (jnp.asarray(x, jnp.float32) for x in sums)
-    quarter, uu, pp, gu, moving, lost, small = sums
+    quarter, uu, pp, gu, moving, lost = sums
     size = jnp.maximum(size, 1)
-    values = {
+    return {
         "gradient_rms": 2 * jnp.sqrt(quarter / size),
         "update_rms": jnp.sqrt(uu / size),
         "parameter_rms": jnp.sqrt(pp / size),
@@ -29,9 +29,6 @@ def statistics(leaves: list[tuple[Leaf, ...]], count: int | None) -> dict[str, j
         "cosine": _ratio(_ratio(gu, 2 * jnp.sqrt(quarter)), jnp.sqrt(uu)),
         "lost_to_rounding": _ratio(lost, moving),
     }
-    if all(known is not None for *_, known in leaves):
-        values["eps_dominates"] = small / size
-    return values
 
 
 def _sums_over_devices(leaf: tuple[Leaf, ...], count: int | None) -> list[Leaf]:
@@ -55,7 +52,7 @@ def _sums_by_layer(count: int, *leaf: Leaf) -> list[jax.Array]:
     return jax.vmap(_sums)(*flat)
 
 
-def _sums(p: Leaf, g: Leaf, u: Leaf, moved: Leaf, small: Leaf) -> list[jax.Array]:
+def _sums(p: Leaf, g: Leaf, u: Leaf, moved: Leaf) -> list[jax.Array]:
     """All sums over one leaf in one reduction; with several, XLA would store shared terms."""
     if g is None:  # No update, but the leaf still counts in its group.
         g = u = jnp.zeros_like(p)
@@ -63,11 +60,10 @@ def _sums(p: Leaf, g: Leaf, u: Leaf, moved: Leaf, small: Leaf) -> list[jax.Array
     g, u, p, moved = jax.lax.stop_gradient((g, u, p, moved))
     moving = u != 0
     lost = moving & (moved == p)
-    g, u, p = (jnp.ravel(promoted(x)) for x in (g, u, p))
-    small = jnp.zeros(g.shape, bool) if small is None else jnp.ravel(small)
+    g, u, p = (jnp.ravel(scaled(x)) for x in (g, u, p))
     # Not g² itself, which XLA:CPU would share with clipping and store.
-    terms = [abs_squared(g / 2), abs_squared(u), abs_squared(p), jnp.real(jnp.conj(g) * u)]
-    flags = [jnp.ravel(x) for x in (moving, lost)] + [small]
+    terms = [squared(g / 2), squared(u), squared(p), jnp.real(jnp.conj(g) * u)]
+    flags = [jnp.ravel(x) for x in (moving, lost)]
     terms = [jax.lax.convert_element_type(x, jnp.float32) for x in [*terms, *flags]]
     # By rows: a sequential sum in float32 stops growing at 2²⁴ equal terms.
     rows = math.gcd(g.size, ROWS)
@@ -89,7 +85,6 @@ NAMES = (
     "update_to_parameter",
     "cosine",
     "lost_to_rounding",
-    "eps_dominates",
 )
 
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,18 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax._types import Leaf, Named, Params, PyTree, Result, State, Updates
-from adam_jax.engine.call import Body, Call, check_state
-from adam_jax.engine.chain import inner_body
-from adam_jax.engine.layers import Layers
-from adam_jax.engine.states import found, register
-from adam_jax.engine.transformation import Transformation
-from adam_jax.engine.trees import leaf_paths
-from adam_jax.engine.unrounded import applied, unrounded, values
-from adam_jax.formats.dtypes import moves
-from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax._types import Leaf, Named, Params, PyTree, State
+from adam_jax.core.stacked import Layers
+from adam_jax.core.states import found, register
+from adam_jax.core.step import Body, Step, applied, check_state, joined
+from adam_jax.core.transformation import Transformation
+from adam_jax.core.trees import align_params, leaf_paths
+from adam_jax.formats.dense import is_floating
+from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.validation import check_expression, check_integer
-from adam_jax.wrap.eps_dominates import eps_dominates
+from adam_jax.wrap.chain import inner_body
 from adam_jax.wrap.statistics import NAMES, statistics
 from adam_jax.xla.barrier import kept_apart
 from adam_jax.xla.once import if_due
@@ -65,65 +63,69 @@ class Telemetry(Body):
     def init(self, params: Params) -> TelemetryState:
         """Zeros before the first measurement, which `measured` does not show."""
         inner_state = self.inner.init(params)
-        known = jax.eval_shape(lambda s: eps_dominates(self.inner, s, params), inner_state)
         groups = {}
-        for (group, count), leaves in self.members(params, known):
-            names = NAMES if all(x is not None for *_, x in leaves) else NAMES[:-1]
+        paths = leaf_paths(params, none_is_leaf=False)
+        for (group, count), _ in self.members(paths, [(p,) for p in jax.tree.leaves(params)]):
             for its in self.names(group, count):
-                groups[its] = {name: jnp.zeros([], jnp.float32) for name in names}
+                groups[its] = {name: jnp.zeros([], jnp.float32) for name in NAMES}
         # optax.tree.map_params calls init with a tree without leaves. One leaf in that state
         # stands for the whole subtree of other states.
         groups = groups or jnp.zeros([], jnp.float32)
         zero = jnp.zeros([], jnp.int32)
         return TelemetryState(zero, jnp.zeros([], jnp.int32), groups, inner_state)
 
-    def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
+    def run(self, step: Step, state: State) -> tuple[Step, State]:
         """One step, with a measurement if one is due."""
         check_state(state, TelemetryState, "a TelemetryState")
-        if params is None:
+        if step.params is None:
             raise ValueError(
                 "params must be given, got None: telemetry measures them. Write tx.update(grads,"
                 " state, params)."
             )
-        count = call.counted(state.count)
+        step.needed_params()
+        count = step.counted(state.count)
         due = (count % self.every == 0) & (count != state.count)
+        params = align_params(step.treedef, step.params, True, step.apply)
 
         def measured(carry: PyTree) -> PyTree:
             *given, nothing = carry
             # Excluded from differentiation: XLA's reduction of several arrays has no transpose.
-            updates, inner_state, params = jax.lax.stop_gradient(given)
+            g, inner_state, p = jax.lax.stop_gradient(given)
             # Runs the step a second time: returning the updates would cost memory in every step.
-            its_call = call._replace(apply=False)
-            u, inner_state = self.inner.run(unrounded(updates), inner_state, params, its_call)
-            g, u = values(updates), values(u)
-            small = eps_dominates(self.inner, inner_state, params)
+            its = step.but(g=g, p=list(map(joined, p)), apply=False, last=False)
+            out, _ = self.inner.run(its, inner_state)
+            leaves: list[tuple[Leaf, ...]] = [(p, None, None, p) for p in params]
+            columns = zip(step.here, its.p, its.values, out.values, strict=True)
+            for i, p, g, u in columns:
+                leaves[i] = p, g, u, applied(u, p)
             groups = {}
-            for (group, count), leaves in self.members(params, g, u, applied(u, params), small):
-                its = statistics(leaves, count)
+            own = [step.every_path[i] for i in step.own], [leaves[i] for i in step.own]
+            for (group, count), members in self.members(*own):
+                its_values = statistics(members, count)
                 for k, name in enumerate(self.names(group, count)):
-                    groups[name] = its if count is None else {n: x[k] for n, x in its.items()}
+                    one = its_values if count is None else {n: x[k] for n, x in its_values.items()}
+                    groups[name] = one
             return *kept_apart(given), groups or nothing
 
         # The step uses the measurement's outputs. Otherwise XLA could step first and would keep a
         # copy of all measured arrays.
-        carry = (updates, state.inner_state, params, state.groups)
-        updates, inner_state, params, groups = if_due(due, measured, carry)
-        result, inner_state = self.inner.run(updates, inner_state, params, call)
-        step = jnp.where(due, count, state.step)
-        return result, TelemetryState(count, step, groups, inner_state)
+        carry = (list(step.g), state.inner_state, list(step.p), state.groups)
+        g, inner_state, p, groups = if_due(due, measured, carry)
+        out, inner_state = self.inner.run(step.but(g=g, p=p), inner_state)
+        measured_at = jnp.where(due, count, state.step)
+        return out, TelemetryState(count, measured_at, groups, inner_state)
 
     def members(
-        self, params: Params, *trees: PyTree
+        self, paths: Sequence[str], leaves: Sequence[tuple[Leaf, ...]]
     ) -> list[tuple[tuple[str, int | None], list[tuple[Leaf, ...]]]]:
-        """The leaves of each group, from every tree; integers, booleans and keys are in none.
+        """The leaves of each group; integers, booleans and keys are in none.
 
         A group's key is its name and its number of layers, which is None unless its leaves are
-        measured layer by layer.
+        measured layer by layer. Each leaf begins with its parameter.
         """
         members: dict[tuple[str, int | None], list[tuple[Leaf, ...]]] = {}
-        columns = [jax.tree.leaves(tree, is_leaf=lambda x: x is None) for tree in (params, *trees)]
-        for path, leaf in zip(leaf_paths(params), zip(*columns, strict=True), strict=True):
-            if leaf[0] is not None and moves(leaf[0]):
+        for path, leaf in zip(paths, leaves, strict=True):
+            if leaf[0] is not None and is_floating(leaf[0]):
                 axes = self.layers.axes(path) if self.by_layer else 0
                 count = math.prod(np.shape(leaf[0])[:axes]) if axes else None
                 members.setdefault((self.group(path), count), []).append(leaf)
@@ -151,12 +153,11 @@ def telemetry(
 
     Per group: `gradient_rms`, `update_rms` and `parameter_rms`; `update_to_parameter`, the ratio of
     their norms (1e-3 is healthy); `cosine` of update and gradient (-1 is downhill);
-    `eps_dominates`, the share of elements with √nû ≤ ε; `lost_to_rounding`, the share of nonzero
-    updates that leave their element unchanged after rounding to its dtype.
+    `lost_to_rounding`, the share of nonzero updates that leave their element unchanged after
+    rounding to its dtype.
 
     Args:
-      inner: any Optax transformation. `eps_dominates` is measured if `inner` is or contains one
-        member of this package that divides by √nû + ε, or several in `groups`.
+      inner: any Optax transformation.
       every: optimizer steps between measurements, which are in steps `every`, 2·`every`, ...
       patterns: names and regular expressions that match the whole path of a leaf (see `groups`).
         The first match wins; leaves without a match are "other". None groups leaves by the first

@@ -1,6 +1,5 @@
 """16-bit weights without a float32 copy: rounding errors are stored, or rounding is stochastic."""
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -8,31 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax._types import AnyTransformation, Leaf, Params, Result, State, Updates
-from adam_jax.engine.call import Body, Call, check_state
-from adam_jax.engine.chain import inner_body
-from adam_jax.engine.layers import Layers
-from adam_jax.engine.split import SplitParams, run_split
-from adam_jax.engine.states import register
-from adam_jax.engine.transformation import Transformation
-from adam_jax.engine.trees import (
-    align_params,
-    align_slot,
-    leaf_paths,
-    unflatten_slot,
-    unflatten_stored,
-)
-from adam_jax.engine.unrounded import dtypes_of, unrounded
+from adam_jax._types import AnyTransformation, Leaf, Params, State
+from adam_jax.core.stacked import Layers
+from adam_jax.core.states import register
+from adam_jax.core.step import Body, Step, check_state
+from adam_jax.core.transformation import Transformation
+from adam_jax.core.trees import unflatten_stored
 from adam_jax.formats.noise import WEIGHTS, salt_of, salted
-from adam_jax.formats.weights import (
+from adam_jax.formats.rounding import (
     Compensated,
     Residual,
     RoundedStochastically,
     Split,
     WeightFormat,
 )
-from adam_jax.rules.pytrees import frozen_pytree, static
+from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.validation import check_integer
+from adam_jax.wrap.chain import inner_body
 
 
 class WeightsState(NamedTuple):
@@ -66,43 +57,38 @@ class Weights(Body):
         """Rests of zero, and the inner state."""
 
         def rest(p: Leaf) -> Leaf:
-            dtype = self.form.rest_dtype(p) if self.form.applies(p) else None
+            dtype = self.form.rest_dtype if self.form.applies(p) else None
             return optax.MaskedNode() if dtype is None else jnp.zeros_like(p, dtype)
 
         inner_state = self.inner.init(jax.tree.map(self.form.widened, params))
         rests = unflatten_stored(params, list(map(rest, jax.tree.leaves(params))))
         return WeightsState(jnp.zeros([], jnp.int32), rests, inner_state)
 
-    def run(self, updates: Updates, state: State, params: Params, call: Call) -> Result:
+    def run(self, step: Step, state: State) -> tuple[Step, State]:
         """One inner step on the joined weights, which are then split again."""
         check_state(state, WeightsState, "a WeightsState")
-        given, dtypes = unrounded(updates), list(dtypes_of(updates))
-        leaves, treedef = jax.tree.flatten(given.raw, is_leaf=lambda x: x is None)
-        stored = align_params(treedef, params, needed=True, apply=call.apply)
-        rests = align_slot(treedef, given.raw, state.rest)
-        weights: dict[int, Split] = {}
+        step.needed_params()
+        rests, dtypes, p = step.align(state.rest), list(step.dtypes), list(step.p)
         salt = salt_of(WEIGHTS, self.seed, state.count)
-        stacks = self.layers.stacks(leaf_paths(given.raw) if self.layers else [], leaves)
-        for i, (g, p) in enumerate(zip(leaves, stored, strict=True)):
-            if g is None:
-                continue
+        for n, (i, stack) in enumerate(zip(step.here, step.stacks(self.layers), strict=True)):
             rest = None if isinstance(rests[i], optax.MaskedNode) else rests[i]
             try:
-                self.form.check(p, rest)
+                self.form.check(p[n], rest)
             except ValueError as error:
-                raise ValueError(f"at {leaf_paths(given.raw)[i]!r}, {error}") from None
-            if self.form.applies(p):
-                axes, first, stride = stacks[i]
-                weights[i] = Split(p, rest, salted(salt, first), self.form, axes, stride)
-                dtypes[i] = jnp.dtype(jnp.float32)  # The inner transformation sees only float32.
-        grads = dataclasses.replace(given, dtypes=tuple(dtypes))
-        theirs = SplitParams(params, treedef, weights)
-        stepped, inner_state = run_split(self.inner, grads, state.inner_state, theirs, call)
-        for i, rest in stepped.rests.items():
-            rests[i] = rests[i] if rest is None else rest
-        rest_tree = unflatten_slot(state.rest, rests)
-        new = WeightsState(call.counted(state.count), rest_tree, inner_state)
-        return stepped.result, new
+                raise ValueError(f"at {step.paths[n]!r}, {error}") from None
+            if self.form.applies(p[n]):
+                salt_of_leaf = salted(salt, stack.first)
+                p[n] = Split(p[n], rest, salt_of_leaf, self.form, stack.axes, stack.stride)
+                dtypes[n] = jnp.dtype(jnp.float32)  # The inner transformation sees only float32.
+        its = step.but(p=p, dtypes=dtypes, last=True, apply=step.apply and step.last)
+        out, inner_state = self.inner.run(its, state.inner_state)
+        results = list(out.finished())
+        for n, (i, split) in enumerate(zip(step.here, p, strict=True)):
+            if isinstance(split, Split):
+                results[n], rest = results[n]
+                rests[i] = rests[i] if rest is None else rest
+        new = WeightsState(step.counted(state.count), step.back(state.rest, rests), inner_state)
+        return step.with_results(results, out.dtypes, done=step.last), new
 
 
 def stochastic_rounding(inner: optax.GradientTransformation, seed: int = 0) -> Transformation:

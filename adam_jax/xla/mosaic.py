@@ -16,7 +16,6 @@ from contextvars import ContextVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import pallas as pl
 
 from adam_jax._types import Function, Leaf
 
@@ -35,7 +34,7 @@ def in_tiles(tiles: bool) -> Iterator[None]:
         _in_tiles.reset(token)
 
 
-def _chosen(usual: Function, on_mosaic: Function, *args: Leaf) -> jax.Array:
+def in_kernel_or_not(usual: Function, on_mosaic: Function, *args: Leaf) -> jax.Array:
     """`on_mosaic` in a kernel that is compiled for a TPU, `usual` elsewhere.
 
     Outside of tiles `on_mosaic` is not traced, so it needs no derivative and no `vmap`.
@@ -47,7 +46,7 @@ def _chosen(usual: Function, on_mosaic: Function, *args: Leaf) -> jax.Array:
 
 def quotient(x: jax.Array, y: jax.Array) -> jax.Array:
     """x / y; in a TPU's kernel for 2⁻¹²⁶ ≤ |y| < 2¹²⁶, and NaN if y is 0, infinite or NaN."""
-    return _chosen(_divided, divided_on_mosaic, x, y)
+    return in_kernel_or_not(_divided, divided_on_mosaic, x, y)
 
 
 def divisor(largest: jax.Array) -> jax.Array:
@@ -55,27 +54,27 @@ def divisor(largest: jax.Array) -> jax.Array:
 
     Quotients of zeros are zeros, but NaN in a TPU's kernel.
     """
-    return _chosen(_at_least_smallest, _unchanged, largest)
+    return in_kernel_or_not(_at_least_smallest, _unchanged, largest)
 
 
 def square_root(x: jax.Array) -> jax.Array:
     """√x for x ≥ 0; in a TPU's kernel NaN for infinity."""
-    return _chosen(_root, root_on_mosaic, x)
+    return in_kernel_or_not(_root, root_on_mosaic, x)
 
 
 def signed_square_root(y: jax.Array, times: np.float32) -> jax.Array:
     """√|y|·times with the sign of y, never contracted with a sum; otherwise as `square_root`."""
-    return _chosen(_signed_root, signed_root_on_mosaic, y, times)
+    return in_kernel_or_not(_signed_root, signed_root_on_mosaic, y, times)
 
 
 def fourth_root(y: jax.Array) -> jax.Array:
     """The fourth root of numbers in [0, 1]."""
-    return _chosen(_fourth_root, fourth_root_on_mosaic, y)
+    return in_kernel_or_not(_fourth_root, fourth_root_on_mosaic, y)
 
 
 def arctan2(y: jax.Array, x: jax.Array) -> jax.Array:
     """The angle of (x, y) for x ≥ 0; 0, with derivative 0, where both are 0."""
-    return _chosen(_arctan2, arctan2_on_mosaic, y, x)
+    return in_kernel_or_not(_arctan2, arctan2_on_mosaic, y, x)
 
 
 def _divided(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -92,6 +91,8 @@ def _unchanged(largest: jax.Array) -> jax.Array:
 
 def divided_on_mosaic(x: jax.Array, y: jax.Array) -> jax.Array:
     """`quotient` in a TPU's kernel."""
+    from jax.experimental import pallas as pl  # Takes half of the time of `import adam_jax`.
+
     return x * pl.reciprocal(y, full_range=False)
 
 

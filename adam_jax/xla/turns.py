@@ -23,7 +23,7 @@ from adam_jax._types import PyTree
 NEVER = np.int32(0x7FEDCBA9)
 
 
-def alone() -> bool:
+def one_device() -> bool:
     """Whether there is one device and no `shard_map`: across devices a turn needs a collective."""
     return jax.device_count() == 1 and not jax.sharding.get_abstract_mesh().manual_axes
 

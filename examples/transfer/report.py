@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from adam_jax.pictures import apart
+from adam_jax.inspect.style import apart
 from examples import style
 from examples.study import Study
 from examples.transfer.plan import SCALES, Batches, Sweep

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import adam_jax
-from adam_jax.formats.codecs import Power
+from adam_jax.formats.blockwise import Power
 
 CODECS = {
     "int8 mu": Power(2, signed=True),

@@ -11,7 +11,7 @@ import adam_jax
 
 EIGHT_BITS = """
 import jax, jax.numpy as jnp, adam_jax
-from adam_jax.engine import leaf_program
+from adam_jax.core import leaf
 from adam_jax.xla import maxima
 {first}
 tx = adam_jax.adamw(1e-3, mu_dtype=jnp.int8, nu_dtype=jnp.int8)

@@ -39,7 +39,7 @@ def agree(conversion, record_property):
     return once, whole
 
 
-OPTAX = ("adamw`", "amsgrad", "MultiSteps", "inject", "partition", "packed", "8 bits")
+OPTAX = ("adamw`", "amsgrad", "MultiSteps", "inject", "partition", "8 bits")
 
 
 @pytest.mark.slow

@@ -68,7 +68,6 @@ TREES = {
     ),
     "chain": (optax.chain(optax.clip(1.0), THEIRS), adam_jax.chain(CLIP, CLIP, OURS)),
     "finite": (optax.apply_if_finite(THEIRS, 3), OURS),
-    "packed": (THEIRS, adam_jax.pack_small_leaves(OURS, below=100)),
     "telemetry": (THEIRS, adam_jax.telemetry(OURS)),
     "residual": (THEIRS, adam_jax.master_residual(OURS)),
 }

@@ -93,7 +93,6 @@ def around():
         "hyperparams": adam_jax.with_hyperparams(adamw)(schedule),
         "partition": optax.partition(both, labels),
         "groups": adam_jax.groups(adamw, {"conv/.*": {"b2": 0.99}}, learning_rate=1e-3),
-        "packed": adam_jax.chain(adam_jax.pack_small_leaves(adamw(schedule))),
         "skip": adam_jax.skip_nonfinite(adamw(1e-3, weight_decay=schedule)),
         "residual": adam_jax.master_residual(adamw(1e-3)),
         "offload": adam_jax.sharding.offload(adamw(1e-3)),

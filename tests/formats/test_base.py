@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adam_jax.formats.base import Format, sharded_alike
+from adam_jax.formats.base import Format
 from tests.catalogue import every_member_slowly
 
 
@@ -25,12 +25,7 @@ class Halves:
 class SplitBits(Format):
     """Stores the upper and lower 16 bits of each float32 in two arrays, without loss."""
 
-    @property
-    def rounds(self):
-        return False
-
-    def refuses(self, slot):
-        return None
+    rounds = False
 
     def init(self, param, start):
         return self.encode(jnp.full_like(param, start, dtype=jnp.float32))
@@ -46,8 +41,11 @@ class SplitBits(Format):
     def shape(self, stored):
         return stored.high.shape
 
+    def refuses(self, slot):
+        return None
+
     def shardings(self, stored, sharding):
-        return sharded_alike(stored, self.shape(stored), sharding)
+        return jax.tree.map(lambda _: sharding, stored)
 
 
 @every_member_slowly

@@ -118,18 +118,12 @@ def test_a_state_is_converted_there_and_back():
     np.testing.assert_allclose(back[0].nu, naive(np.asarray(state[0].nu), 0), rtol=1e-6)
 
 
-def test_bytes_and_telemetry():
+def test_bytes():
     params = {"w": jnp.ones((64, 72)), "b": jnp.ones(72)}
-    tx = adam_jax.adamw(1e-2, eps=1.0, nu_dtype=adam_jax.by_path({"w": COLUMNS}))
+    tx = adam_jax.adamw(1e-2, nu_dtype=adam_jax.by_path({"w": COLUMNS}))
     planned = adam_jax.inspect.bytes_per_parameter(params, tx)
     assert planned.groups["w"].state == 4 * (64 * 72 + 72)
     assert planned.state == adam_jax.inspect.live_bytes(tx.init(params)).total
-    # Columns with a mean square below or above ε² = 1, and with elements on the other side.
-    columns = np.where(np.arange(72) < 18, 0.1, 2.0) * np.linspace(0.1, 1.9, 64)[:, None]
-    grads = {"w": jnp.asarray(columns, jnp.float32), "b": jnp.full(72, 10.0)}
-    measuring = adam_jax.telemetry(tx, every=1)
-    _, state = measuring.update(grads, measuring.init(params), params)
-    assert adam_jax.measured(state)["groups"]["w"]["eps_dominates"] == 18 / 72
 
 
 PARAMS = {"a": jnp.ones((32, 16)), "c": jnp.ones((32, 16)), "b": jnp.ones(16)}

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import adam_jax
-from adam_jax.formats.blockwise import Blockwise
-from adam_jax.formats.codecs import Power
+from adam_jax.formats.blockwise import Blockwise, Power
 from adam_jax.formats.dense import Dense
 from adam_jax.formats.noise import GOLDEN, WEIGHTS, random_bits, salt_of, salt_of_moments
 from adam_jax.formats.rounding import rounded_stochastically
@@ -281,10 +280,6 @@ def test_by_path():
         (lambda: adam_jax.stochastic(jnp.float32), ["dtype", "float32", "bfloat16"]),
         (lambda: adam_jax.by_path({"(": jnp.int8}), ["choices", "'('"]),
         (lambda: adam_jax.by_path({"a": jnp.int16}), ["choices['a']", "int16"]),
-        (
-            lambda: adam_jax.pack_small_leaves(adam_jax.adamw(1e-3, mu_dtype=jnp.int8)),
-            ["inner", "pack_small_leaves"],
-        ),
         (
             lambda: adam_jax.adamw(1e-3, mu_dtype=jnp.int8).init({"w": jnp.ones((64, 64), "c8")}),
             ["'w'", "complex64", "mu_dtype"],

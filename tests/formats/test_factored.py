@@ -13,9 +13,9 @@ from jax.sharding import PartitionSpec as P
 
 import adam_jax
 from adam_jax.formats.dense import Dense
-from adam_jax.formats.factored import Factors, RowsAndColumns
+from adam_jax.formats.factored import RowAndColumnMeans, RowsAndColumns
 from adam_jax.formats.policy import format_of
-from adam_jax.rules.arithmetic import DecayRate
+from adam_jax.numerics import DecayRate
 from adam_jax.slots import Slot
 from tests.catalogue import MEMBERS, slowly
 from tests.catalogue.second_moments import fit, magnitudes
@@ -206,7 +206,7 @@ def test_which_leaves_are_factored(x64):
     assert nu["convolution"].columns.shape == (3, 3, 256)
     assert nu["double"].rows.dtype == nu["double"].columns.dtype == float64
     many = adam_jax.scale_by_adam(nu_dtype=adam_jax.Factored(min_size=10**6)).init(params).nu
-    assert not any(isinstance(x, Factors) for x in many.values())
+    assert not any(isinstance(x, RowAndColumnMeans) for x in many.values())
 
 
 FACTORED = [m for m in MEMBERS if m.has("nu_dtype")]
@@ -218,7 +218,7 @@ def test_every_member_with_a_nu_trains_as_in_float32(member):
     (losses, state), (plain, _) = (
         fit(member.alias(3e-2, **dtype)) for dtype in ({"nu_dtype": policy}, {})
     )
-    assert sum(isinstance(getattr(state[0], slot), Factors) for slot in member.slots) >= 1
+    assert sum(isinstance(getattr(state[0], slot), RowAndColumnMeans) for slot in member.slots) >= 1
     assert plain[-1] < 0.1 * plain[0]
     assert losses[-1] < 1.5 * plain[-1] + 1e-3 * plain[0]
 

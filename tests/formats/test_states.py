@@ -307,10 +307,6 @@ def test_conversion_of_schedule_free():
     ("state", "words"),
     [
         (optax.sgd(0.1).init(params_of()), ["state", "moments"]),
-        (
-            adam_jax.pack_small_leaves(adam_jax.adamw(1e-3)).init(params_of()),
-            ["packed", "unpack_state"],
-        ),
         (adam_jax.adam(1e-3).init({"w": jnp.ones((64, 128), complex)}), ["'w'", "imaginary"]),
     ],
 )

@@ -24,7 +24,6 @@ TITLES = {
     "parameter_rms": "Size of the parameters",
     "update_to_parameter": "Update relative to parameters",
     "cosine": "Direction: update and gradient",
-    "eps_dominates": "Where eps dominates",
     "lost_to_rounding": "Updates lost to rounding",
 }
 
@@ -36,7 +35,6 @@ def statistics(**changed):
         "parameter_rms": 0.05,
         "update_to_parameter": 2e-3,
         "cosine": -0.31,
-        "eps_dominates": 0.02,
         "lost_to_rounding": 0.4,
     }
     return numbers | changed
@@ -174,7 +172,7 @@ def scalars(folder):
 
 def test_tensorboard_reads_each_statistic_at_its_step(tmp_path):
     few = statistics(cosine=math.nan)
-    del few["eps_dominates"]
+    del few["lost_to_rounding"]
     records = [record(100), record(300, encoder=few, **{"head/bias": statistics()})]
     with SummaryWriter(str(tmp_path)) as writer:
         for r in [*records, {"step": 400}]:
@@ -186,7 +184,7 @@ def test_tensorboard_reads_each_statistic_at_its_step(tmp_path):
         for name, value in numbers.items()
     }
     found = list(scalars(tmp_path))
-    assert len(found) == len(expected) == 14 + 13
+    assert len(found) == len(expected) == 12 + 11
     np.testing.assert_equal(dict(found), expected)
 
 
@@ -221,7 +219,7 @@ def test_a_panel_for_each_statistic_and_a_line_for_each_group(path):
 def test_what_is_missing_is_a_gap_and_what_stands_alone_a_dot():
     nan, frozen = math.nan, statistics(update_rms=0.0, cosine=math.nan)
     few = statistics(gradient_rms=math.inf)
-    del few["eps_dominates"]
+    del few["lost_to_rounding"]
     records = [
         record(1, a=statistics()),
         record(2, a=few, b=frozen),
@@ -235,10 +233,10 @@ def test_what_is_missing_is_a_gap_and_what_stands_alone_a_dot():
         return panels(figure)[TITLES[name]].get_lines()[i]
 
     np.testing.assert_equal(line("gradient_rms", 0).get_ydata(), [1e-3, nan, nan, 1e-3, 1e-3])
-    np.testing.assert_equal(line("eps_dominates", 0).get_ydata(), [0.02, nan, nan, 0.02, 0.02])
+    np.testing.assert_equal(line("lost_to_rounding", 0).get_ydata(), [0.4, nan, nan, 0.4, 0.4])
     np.testing.assert_equal(line("update_rms", 0).get_ydata(), [1e-4, 1e-4, nan, 1e-4, 1e-4])
     np.testing.assert_equal(line("update_rms", 1).get_ydata(), [nan] * 5)
-    np.testing.assert_equal(line("eps_dominates", 1).get_ydata(), [nan, *[0.02] * 4])
+    np.testing.assert_equal(line("lost_to_rounding", 1).get_ydata(), [nan, *[0.4] * 4])
     assert line("gradient_rms", 0).get_markevery() == [True, False, False, False, False]
     assert not any(line("update_rms", 0).get_markevery())
     # Also if the first steps are missing.

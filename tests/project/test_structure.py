@@ -13,15 +13,14 @@ from tests import contributing
 
 ROOT = Path(adam_jax.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-# Only the engine and the layers above it may import Optax.
-WITHOUT_OPTAX = {"validation", "slots", "xla", "rules", "formats"}
+# Only the core and the layers above it may import Optax.
+WITHOUT_OPTAX = {"formats", "kernels", "numerics", "pytrees", "rules", "slots", "validation", "xla"}
 # Optional libraries that a file may import inside a function or for type checkers. Importing the
 # package requires only jax and optax.
 IN_FUNCTIONS = {
     "inspect/records.py": {"matplotlib"},
-    "pictures.py": {"matplotlib"},
+    "inspect/style.py": {"matplotlib"},
     "transfer/coordinates.py": {"matplotlib"},
-    "transfer/coordinates_plot.py": {"matplotlib"},
     "convert/flax.py": {"flax"},
 }
 
@@ -71,7 +70,7 @@ def test_imports_point_down_the_list(path):
 def test_files_are_short(folder):
     lengths = {p: len(p.read_text().splitlines()) for p in (ROOT.parent / folder).rglob("*.py")}
     assert lengths
-    assert {str(p): n for p, n in lengths.items() if n > 320} == {}
+    assert {str(p): n for p, n in lengths.items() if n > 600} == {}
 
 
 # Folders with tests of several folders of the package, and folders that tests share.
@@ -103,17 +102,15 @@ def test_each_habit_of_xla_has_its_test_and_its_end():
         assert re.search(rf"Delete .*tests/xla/test_{path.name}", header, re.DOTALL), path.name
 
 
-def test_a_regular_member_is_one_short_file():
-    """Regular members combine existing moments and directions, without a new rule."""
-    files = [p for p in (ROOT / "family").glob("*.py") if p.stem not in ("__init__", "adam")]
-    regular = [p for p in files if "@frozen_pytree" not in p.read_text()]
-    assert {"adamax", "amsgrad", "adabelief", "yogi", "lamb"} <= {p.stem for p in regular}
-    lengths = {p.stem: lines_of_code(p) for p in regular}
-    assert max(lengths.values()) <= 90, lengths
+def test_a_member_is_one_short_file():
+    """With its own rule or moments, its `scale_by_*`, its aliases and its state."""
+    lengths = {p.stem: lines_of_code(p) for p in (ROOT / "family").glob("*.py")}
+    assert {"adam", "adamax", "amsgrad", "adabelief", "yogi", "lamb"} <= set(lengths)
+    assert max(lengths.values()) <= 150, lengths
 
 
 def lines_of_code(path: Path) -> int:
-    """Lines without docstrings, because an alias documents every argument."""
+    """Lines without docstrings, which document every argument."""
     text = path.read_text()
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
     nodes = [n for n in ast.walk(ast.parse(text)) if isinstance(n, documented)]

@@ -114,20 +114,6 @@ def int4_as_int8_shapes(shapes):
 
 
 @pytest.mark.slow
-def test_packed_moments_go_on_unpacked_and_split(tmp_path):
-    member = adam_jax.adamw(1e-2)
-    packed = adam_jax.pack_small_leaves(member)
-    params = parameters(jnp.float32)
-    whole = stepped(member, params, member.init(params), range(6))
-    params, state = stepped(packed, params, packed.init(params), range(3))
-    saved(adam_jax.unpack_state(state, params), tmp_path)
-    places = sharding.state_shardings(member, params, on(8))
-    state = restored(jax.eval_shape(member.init, params), places, tmp_path)
-    params = copied(params, 8)
-    assert_equal(stepped(sharding.shard_state(member, on(8)), params, state, range(3, 6)), whole)
-
-
-@pytest.mark.slow
 def test_float32_moments_go_on_in_8_bits_and_split(tmp_path):
     params = parameters(jnp.float32)
     member, codes = adam_jax.adamw(1e-2), adam_jax.adamw(1e-2, **CODES)

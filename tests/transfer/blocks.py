@@ -9,8 +9,8 @@ import numpy as np
 import optax
 
 import adam_jax
-from adam_jax.engine.leaf_factors import Factors
 from adam_jax.transfer import mup
+from adam_jax.transfer.mup import Factors
 from tests.catalogue import Member
 
 ALPHA = 0.5

@@ -10,9 +10,8 @@ import optax
 import pytest
 
 import adam_jax
-from adam_jax.engine.leaf_factors import Factors
 from adam_jax.transfer import mup, mup_init
-from adam_jax.transfer.mup import with_leaf_factors
+from adam_jax.transfer.mup import Factors, with_leaf_factors
 from tests.catalogue import MEMBERS, Member, every, of_each_kind, slowly
 from tests.transfer.blocks import ADAMW, ALPHA, BASE, FACTORS, PARAMS, leaf_of, model, numbers
 
@@ -176,10 +175,6 @@ def test_what_mup_refuses():
     grads = {"other": jnp.ones(3)}
     with pytest.raises(ValueError, match="mup was told of"):
         once.update(grads, adam_jax.adamw(1e-3).init(grads), grads)
-    with pytest.raises(ValueError, match=r"same numbers for all leaves .* got mup\(...\): leave"):
-        adam_jax.pack_small_leaves(once)
-    with pytest.raises(ValueError, match=r"got PackSmallLeaves: write mup\(adamw"):
-        mup(adam_jax.pack_small_leaves(adam_jax.adamw(1e-3)), BASE, PARAMS)
 
 
 def rms(x):

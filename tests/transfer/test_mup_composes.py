@@ -13,8 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import adam_jax
 from adam_jax import sharding
-from adam_jax.engine.leaf_factors import Factors
 from adam_jax.transfer import mup
+from adam_jax.transfer.mup import Factors
 from tests.transfer.blocks import (
     ADAMW,
     ALPHA,
@@ -166,17 +166,6 @@ def test_a_run_goes_on_from_a_checkpoint(tmp_path):
     assert_equal(stepped(tx, restored[0], 2, restored[1], start=2)[0], whole)
     read = serialization.from_bytes(tx.init(PARAMS), serialization.to_bytes(state))
     assert_equal(stepped(tx, params, 2, read, start=2)[0], whole)
-
-
-def test_telemetry_measures_with_the_epsilon_of_each_leaf():
-    """Values between ε/4 and ε: above the wider leaf's ε, below the other leaf's."""
-    base, params = ({"wide": jnp.ones(n), "other": jnp.ones(3)} for n in (4, 16))
-    tx = adam_jax.telemetry(mup(adam_jax.adamw(1e-2, eps=1e-3), base, params), every=1)
-    grads = jax.tree.map(lambda p: jnp.full_like(p, 5e-4), params)
-    _, state = adam_jax.step(tx, grads, tx.init(params), params)
-    groups = adam_jax.measured(state)["groups"]
-    shares = {name: its["eps_dominates"] for name, its in groups.items()}
-    assert shares == {"wide": 0.0, "other": 1.0}
 
 
 def test_leaves_that_are_none_integers_or_masked():

@@ -18,7 +18,6 @@ NAMES = {
     "update_to_parameter",
     "cosine",
     "lost_to_rounding",
-    "eps_dominates",
 }
 
 
@@ -26,8 +25,8 @@ def flat(tree):
     return np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(tree)])
 
 
-def naive(grads, updates, params, moved, nu_hat, eps):
-    g, u, p, n, v = (flat(x) for x in (grads, updates, params, moved, nu_hat))
+def naive(grads, updates, params, moved):
+    g, u, p, n = (flat(x) for x in (grads, updates, params, moved))
     return {
         "gradient_rms": np.sqrt(np.mean(g**2)),
         "update_rms": np.sqrt(np.mean(u**2)),
@@ -35,15 +34,13 @@ def naive(grads, updates, params, moved, nu_hat, eps):
         "update_to_parameter": np.linalg.norm(u) / np.linalg.norm(p),
         "cosine": g @ u / np.linalg.norm(g) / np.linalg.norm(u),
         "lost_to_rounding": np.sum((u != 0) & (n == p)) / np.sum(u != 0),
-        "eps_dominates": np.mean(np.sqrt(v) <= eps),
     }
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("through", ["step", "update"])
 def test_the_statistics_are_those_of_numpy(through, dtype):
-    eps, b2 = 1.0, 0.9
-    plain = adamw(1e-2, b2=b2, eps=eps, weight_decay=0.1)
+    plain = adamw(1e-2, b2=0.9, eps=1.0, weight_decay=0.1)
     tx = telemetry(plain, every=3)
     params = parameters(dtype)
     stacked = gradients(params, dtype, bad=False)
@@ -66,12 +63,10 @@ def test_the_statistics_are_those_of_numpy(through, dtype):
         assert record["step"] == (i + 1) // 3 * 3
         if i + 1 != 6:
             continue
-        nu_hat = jax.tree.map(lambda x, i=i: x / (1 - b2 ** (i + 1)), other[0].nu)
         assert set(record["groups"]) == {"w", "b", "deep"}
-        assert 0 < record["groups"]["w"]["eps_dominates"] < 1
         for key, actual in record["groups"].items():
-            trees = (t[key] for t in (grads, updates, before, expected, nu_hat))
-            assert actual == pytest.approx(naive(*trees, eps), rel=1e-4), key
+            trees = (t[key] for t in (grads, updates, before, expected))
+            assert actual == pytest.approx(naive(*trees), rel=1e-4), key
             assert set(actual) == NAMES
             assert (actual["lost_to_rounding"] > 0) == (dtype == jnp.bfloat16)
 
@@ -105,23 +100,20 @@ def test_in_a_recipe_it_measures_optimizer_steps_also_those_that_are_skipped():
 
 
 @pytest.mark.parametrize(
-    ("inner", "known"),
+    "inner",
     [
-        (adam_jax.pack_small_leaves(adamw(1e-3)), True),
-        (adam_jax.cautious(adamw(1e-3)), True),
-        (adam_jax.lion(1e-3), False),
-        (adam_jax.adamax(1e-3), False),
-        (optax.adamw(1e-3), False),
-        (adam_jax.with_hyperparams(adamw)(1e-3), False),
+        adam_jax.cautious(adamw(1e-3)),
+        adam_jax.lion(1e-3),
+        optax.adamw(1e-3),
+        adam_jax.with_hyperparams(adamw)(1e-3),
     ],
 )
-def test_eps_is_compared_where_there_is_one(inner, known, standard_promotion):
+def test_every_inner_transformation_is_measured(inner, standard_promotion):
     params = parameters()
     tx = telemetry(inner, 1)
     _, state = jax.jit(stepper(tx, "step"))(params, tx.init(params), params)
     groups = measured({"opt": state})["groups"]
-    assert {"eps_dominates" in g for g in groups.values()} == {known}
-    assert all(g["cosine"] < 0 for g in groups.values())
+    assert all(set(g) == NAMES and g["cosine"] < 0 for g in groups.values())
 
 
 def test_scan_vmap_and_gradients_that_are_not_there():
@@ -198,12 +190,11 @@ def test_telemetry_of_leaves_without_a_state_and_without_a_parameter():
     params = {"w": jnp.ones(3), "b": jnp.ones(2), "none": None}
     grads = {"w": jnp.ones(3), "b": jnp.ones(2), "none": None}
     frozen = adam_jax.groups(adamw, {"b": None}, learning_rate=1e-3)
-    for inner, known in ((adamw(1e-3), {"w", "b"}), (frozen, {"w"})):
+    for inner in (adamw(1e-3), frozen):
         tx = telemetry(inner, 1)
         _, state = jax.jit(stepper(tx, "step"))(params, tx.init(params), grads)
         groups = adam_jax.measured(state)["groups"]
-        assert set(groups) == {"w", "b"}
-        assert {name for name, group in groups.items() if "eps_dominates" in group} == known
+        assert set(groups) == {"w", "b"} and all(set(g) == NAMES for g in groups.values())
 
 
 def test_derivatives_pass_by_telemetry():

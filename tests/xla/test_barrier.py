@@ -45,7 +45,7 @@ def test_xla_makes_weights_and_rests_from_moments_twice(monkeypatch):
     tx = adam_jax.master_residual(adam_jax.with_kernel(adam_jax.adamw(1e-3), "xla"), 8)
     params = jax.ShapeDtypeStruct((8192, 8192), jnp.bfloat16)
     assert temporaries.on_v5e(tx, params)[0] < 32.5
-    monkeypatch.setattr("adam_jax.formats.weights.stored_on_tpus", lambda x: x)
+    monkeypatch.setattr("adam_jax.formats.rounding.stored_on_tpus", lambda x: x)
     hbm, _ = temporaries.on_v5e(tx, params)
     jax.clear_caches()
     assert hbm > 34, "stored_on_tpus of adam_jax/xla/barrier.py can go"

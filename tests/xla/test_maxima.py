@@ -12,7 +12,7 @@ from tests.catalogue import temporaries
 BY_ELEMENT = """
 def largest(arrays):
     return [jnp.max(maxima.in_blocks(maxima.magnitudes(x), n), axis=-1) for x, n, _ in arrays]
-leaf_program.largest = largest
+leaf.largest = largest
 """
 
 

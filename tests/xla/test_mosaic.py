@@ -99,7 +99,9 @@ def test_a_kernel_steps_as_xla_does(monkeypatch):
 
     params, *moments = trained(adam_jax.with_kernel(tx, "xla"))
     jax.clear_caches()
-    monkeypatch.setattr(mosaic, "_chosen", lambda usual, on_mosaic, *args: on_mosaic(*args))
+    monkeypatch.setattr(
+        mosaic, "in_kernel_or_not", lambda usual, on_mosaic, *args: on_mosaic(*args)
+    )
     found, *of_kernel = trained(adam_jax.with_kernel(tx, "pallas"))
     jax.clear_caches()
     # A code at the edge of two may differ, and then the update.

@@ -26,7 +26,7 @@ running = ""
 def replaced() -> dict[str, Any]:
     """Replaces each function that both libraries have, wherever Optax exports it."""
     import adam_jax
-    from adam_jax.engine.functions import Init, Update
+    from adam_jax.core.step import Body
 
     names = {}
     public = [m for n, m in sys.modules.items() if n.split(".")[0] == "optax" and "._" not in n]
@@ -40,8 +40,7 @@ def replaced() -> dict[str, Any]:
             if getattr(module, name, None) is theirs:
                 setattr(module, name, ours)
                 names[name] = ours
-    for kind in (Init, Update):
-        kind.__call__ = noted(kind.__call__)
+    Body.update = noted(Body.update)
     return names
 
 

@@ -1,0 +1,480 @@
+"""A member: its rules, where their slots are kept, and one pass over the leaves."""
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding
+
+from adam_jax._types import Count, DType, Leaf, Number, Params, PyTree, State
+from adam_jax.core.leaf import Arrays, Plan, step_leaves
+from adam_jax.core.masks import Mask
+from adam_jax.core.stacked import Layers, Stack
+from adam_jax.core.states import register
+from adam_jax.core.step import PASS_ON, Body, Step, joined, wider
+from adam_jax.core.trees import align_params, leaf_paths, unflatten_stored
+from adam_jax.formats.base import READ_AS_SAVED, sharding_of
+from adam_jax.formats.dense import is_floating, leaf_dtype, wider_dtype
+from adam_jax.formats.noise import Salt, salt_of_moments
+from adam_jax.formats.policy import SlotDType, check_still_fits, format_of, resolve
+from adam_jax.formats.rounding import Split
+from adam_jax.pytrees import frozen_pytree, static
+from adam_jax.rules.base import Rule, at
+from adam_jax.rules.hyperparameters import Hyperparameter
+
+
+@frozen_pytree
+class Stage:
+    """One rule, and where Optax would keep its state.
+
+    Attributes:
+      rule: the operation on each leaf.
+      state_type: the NamedTuple of the state: the rule's slots, plus step counts.
+      dtypes: the user's settings, one per slot.
+      mask: the leaves that the rule acts on; None for all. Only for rules without slots.
+    """
+
+    rule: Rule
+    state_type: Any = static()
+    dtypes: tuple[SlotDType, ...] = static(default=())
+    mask: Mask | None = static(default=None)
+
+    @property
+    def counts(self) -> tuple[str, ...]:
+        """The fields of the state that count optimizer steps; Optax's AdEMAMix has two."""
+        slots = {slot.name for slot in self.rule.slots}
+        return tuple(name for name in self.state_type._fields if name not in slots)
+
+    def start(self, param: Leaf, index: int, path: str, layer: Leaf) -> Leaf:
+        """The initial stored form of one slot of one leaf; its format is chosen for one layer.
+
+        Raises:
+          ValueError: the parameter cannot have this slot, or not in this format; the caller adds
+            the path.
+        """
+        slot = self.rule.slots[index]
+        try:
+            fmt = resolve(self.dtypes[index], layer, slot, path)
+        except TypeError as error:
+            raise ValueError(
+                f"the parameter has dtype {error}: Adam moves floating-point numbers only. Leave"
+                f" such leaves out with optax.masked(..., mask) or keep them apart from the"
+                f" parameters."
+            ) from None
+        return fmt.init(param if hasattr(param, "dtype") else jnp.asarray(param), slot.start)
+
+
+class Choice(abc.ABC):
+    """Which of a member's variants each leaf has, by its path: a frozen dataclass."""
+
+    @abc.abstractmethod
+    def variants(
+        self, paths: Sequence[str], moving: Sequence[bool], check: bool
+    ) -> list[int | None]:
+        """The index of each leaf's variant; None freezes it: no state, an update of zero.
+
+        Args:
+          paths: of the leaves.
+          moving: whether steps move each.
+          check: also check that the choice fits these leaves, in `init`.
+
+        Raises:
+          ValueError: a leaf that moves has no variant, or the check fails.
+        """
+
+
+@frozen_pytree
+class Member(Body):
+    """Rules that run in sequence on each leaf, in one pass.
+
+    Attributes:
+      variants: the stages of each leaf. If leaves differ in their numbers, several such tuples that
+        keep the same states.
+      chained: the state is a tuple with one entry per stage, as `optax.chain` keeps it; False, for
+        a single stage, is that stage's state itself.
+      choice: which variant a leaf has; None if there is only one.
+      layers: which leaves stack several layers.
+      kernel: see `with_kernel`.
+      name: of the function that made it, for `repr`.
+    """
+
+    variants: tuple[tuple[Stage, ...], ...]
+    chained: bool = static(default=True)
+    choice: Choice | None = static(default=None)
+    layers: Layers = static(default=Layers())
+    kernel: str = static(default="auto")
+    name: str = static(default="")
+
+    @classmethod
+    def of(cls, *stages: Stage, chained: bool = True, name: str = "") -> "Member":
+        """A member with the same stages for all leaves; registers the types of their states."""
+        for stage in stages:
+            slots = {slot.name: slot.magnitude for slot in stage.rule.slots}
+            register(stage.state_type, slots=slots, counts=stage.counts)
+        return cls((stages,), chained, name=name)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of the first variant: all keep the same states."""
+        return self.variants[0]
+
+    @property
+    def main(self) -> int | None:
+        """The index of the last stage with slots; None if none has any."""
+        return max((k for k, stage in enumerate(self.stages) if stage.rule.slots), default=None)
+
+    def member(self) -> "Member":
+        """Itself."""
+        return self
+
+    def edited(self, edit: "Callable[[Member], Member]") -> "Member":
+        """The member, edited."""
+        return edit(self)
+
+    def changed(self, index: int, change: Callable[[Any], Rule]) -> "Member":
+        """The member with the rule of one stage replaced; its slots stay the same."""
+
+        def with_change(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+            stage = dataclasses.replace(stages[index], rule=change(stages[index].rule))
+            return (*stages[:index], stage, *stages[index + 1 :])
+
+        return dataclasses.replace(self, variants=tuple(map(with_change, self.variants)))
+
+    def init(self, params: Params) -> State:
+        """The state before the first step; its formats are chosen leaf by leaf."""
+        leaves, paths = jax.tree.leaves(params), leaf_paths(params, none_is_leaf=False)
+        self.layers.check(params)
+        # optax.tree.map_params calls init with a tree without leaves.
+        chosen = self._chosen(paths, list(map(is_floating, leaves)), bool(paths))
+        single, states = self.layers.single(params), []
+        for k, stage in enumerate(self.stages):
+            fields: dict[str, Any] = {name: jnp.zeros([], jnp.int32) for name in stage.counts}
+            for j, slot in enumerate(stage.rule.slots):
+                stored: list[Any] = []
+                for p, path, layer, which in zip(leaves, paths, single, chosen, strict=True):
+                    if which is None or not is_floating(p):
+                        stored.append(optax.MaskedNode())
+                        continue
+                    try:
+                        stored.append(self.variants[which][k].start(p, j, path, layer))
+                    except ValueError as error:
+                        raise ValueError(f"at {path!r}, {error}") from None
+                fields[slot.name] = unflatten_stored(params, stored)
+            states.append(stage.state_type(**fields))
+        return self._joined(states)
+
+    def run(self, step: Step, state: State) -> tuple[Step, State]:
+        """One step of every leaf."""
+        states = self._split(state)
+        counts = [
+            getattr(s, stage.counts[0]) if stage.counts else None
+            for stage, s in zip(self.stages, states, strict=True)
+        ]
+        # In `groups`, a schedule of a stage without its own count reads the member's count.
+        first = next((count for count in counts if count is not None), None)
+        rules = _rules_of_step(
+            [[stage.rule for stage in stages] for stages in self.variants],
+            [first if count is None else count for count in counts],
+            step.g,
+        )
+        # Per stage and slot: the stored forms of all leaves, updated in place.
+        slots = [
+            [step.align(getattr(s, slot.name)) for slot in stage.rule.slots]
+            for stage, s in zip(self.stages, states, strict=True)
+        ]
+        needs_params = any(s.rule.needs_params for stages in self.variants for s in stages)
+        if needs_params or (step.last and step.apply):
+            step.needed_params()
+        if len(step.here) < len(step.own):
+            self._check_integers(step, slots)
+
+        # What each feature says of a leaf; then its plan.
+        chosen = self._chosen(step.paths if self.choice else step.here, [True] * len(step.here))
+        masks = [
+            [stage.mask and _flags(stage.mask, step, self.layers) for stage in stages]
+            for stages in self.variants
+        ]
+        stacks = step.stacks(self.layers)
+        of_rules: dict[Any, tuple[list[Number], PyTree]] = {}
+        stepped, plans, arrays, results = [], [], [], list(step.g)
+        columns = zip(step.here, step.g, step.p, chosen, strict=True)
+        for n, (i, g, p, which) in enumerate(columns):
+            if which is None:
+                results[n] = step.unmoved(n)
+                continue
+            its_masks = enumerate(masks[which])
+            used = tuple(k for k, flags in its_masks if flags is None or flags[i])
+            if (which, used) not in of_rules:
+                numbers, structure = jax.tree.flatten([rules[which][k] for k in used])
+                of_rules[which, used] = numbers, structure
+            numbers, structure = of_rules[which, used]
+            p = joined(p) if not step.last else p
+            read = needs_params or (step.last and (step.apply or isinstance(p, Split)))
+            stored = tuple(tuple(slot[i] for slot in slots[k]) for k in used)
+            leaf = Arrays(g, step.factors, stored, p if read else None, None)
+            try:
+                plan = self.plan(step, n, which, used, structure, leaf, stacks[n])
+                leaf = leaf._replace(salt=_salt(plan, first, stacks[n].first))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"at {step.paths[n]!r}, {error}") from None
+            if step.plans is not None:
+                own = [self.variants[which][k].rule for k in used]
+                step.plans[step.paths[n]] = plan._replace(rules=own)
+            stepped.append((n, i, used))
+            plans.append((plan, numbers))
+            arrays.append(leaf)
+        for k, (result, new) in step_leaves(plans, arrays, step.ok):
+            n, i, used = stepped[k]
+            results[n] = result
+            for k, renewed in zip(used, new, strict=True):
+                for slot, x in zip(slots[k], renewed, strict=True):
+                    slot[i] = x
+        new_states = []
+        for stage, s, its in zip(self.stages, states, slots, strict=True):
+            fields = {name: step.counted(getattr(s, name)) for name in stage.counts}
+            for slot, xs in zip(stage.rule.slots, its, strict=True):
+                fields[slot.name] = step.back(getattr(s, slot.name), xs)
+            new_states.append(stage.state_type(**fields))
+        step = step.widened()
+        return step.with_results(results, step.dtypes, done=step.last), self._joined(new_states)
+
+    def plan(
+        self,
+        step: Step,
+        n: int,
+        which: int,
+        used: Sequence[int],
+        structure: PyTree,
+        leaf: Arrays,
+        stack: Stack,
+    ) -> Plan:
+        """The static part of the program of a leaf: a function of dtypes and shapes.
+
+        Args:
+          step: that the leaf is in.
+          n: its index in the step.
+          which: its variant.
+          used: the stages that act on it.
+          structure: of their rules.
+          leaf: its arrays.
+          stack: its layers.
+
+        Raises:
+          ValueError: its gradient, state and parameter do not match; the caller adds the path.
+        """
+        shape, p = np.shape(leaf.g), step.p[n]
+        formats = []
+        for k, stored in zip(used, leaf.stored, strict=True):
+            formats.append(tuple(map(format_of, stored)))
+            for slot, fmt, x in zip(self.stages[k].rule.slots, formats[-1], stored, strict=True):
+                _check_stored(slot, fmt, x, shape)
+        if p is not None and np.shape(p) != shape:
+            raise ValueError(
+                f"the gradient has shape {shape} and the parameter {np.shape(p)}: they must be"
+                f" equal."
+            )
+        arithmetic = _arithmetic(leaf)
+        dtype = arithmetic
+        if step.last:
+            dtype = leaf_dtype(p) if step.apply else wider(step.dtypes[n], p)
+        every = [fmt for fmts in formats for fmt in fmts]
+        rests = isinstance(leaf.param, Split) and leaf.param.rest is not None
+        fused = not (rests or any(fmt.measures or fmt.stochastic for fmt in every))
+        kernel, parts = "in one pass" if fused else "the transformation asks for XLA", None
+        if self.kernel == "pallas" or (self.kernel == "auto" and not fused):
+            from adam_jax.kernels.tiles import tiles_of
+
+            sharding = _explicit_sharding(leaf.g) or step.shardings.get(step.paths[n])
+            rules = [self.variants[which][k].rule for k in used]
+            everywhere = self.kernel == "pallas"
+            kernel, parts = tiles_of(rules, every, leaf, everywhere, sharding, stack.axes)
+        return Plan(
+            structure,
+            tuple(formats),
+            arithmetic,
+            dtype,
+            step.last and step.apply,
+            kernel,
+            parts,
+            stack.axes,
+            stack.stride,
+        )
+
+    def _chosen(
+        self, paths: Sequence[Any], moving: Sequence[bool], check: bool = False
+    ) -> list[int | None]:
+        """The variant of each leaf."""
+        if self.choice is None:
+            return [0] * len(paths)
+        return self.choice.variants(paths, moving, check)
+
+    def _check_integers(self, step: Step, slots: Sequence[Sequence[Sequence[Any]]]) -> None:
+        """Checks that a leaf with an integer gradient has no state.
+
+        Raises:
+          ValueError: it has one.
+        """
+        given = jax.tree.leaves(step.tree, is_leaf=lambda x: x is None)
+        for i in sorted(set(step.own) - set(step.here)):
+            if given[i] is not None and any(jax.tree.leaves(s[i]) for its in slots for s in its):
+                raise ValueError(
+                    f"at {step.every_path[i]!r}, the gradient has dtype {given[i].dtype}, which has"
+                    f" no average: leave the leaf out with optax.masked(..., mask), or pass None as"
+                    f" its gradient."
+                )
+
+    def _split(self, state: State) -> list[Any]:
+        """The states of the stages."""
+        if self.chained and not (isinstance(state, tuple) and len(state) == len(self.stages)):
+            got = f"a tuple of {len(state)}" if isinstance(state, tuple) else type(state).__name__
+            raise ValueError(
+                f"the state must be the tuple of {len(self.stages)} that init returned, got {got}:"
+                f" {PASS_ON}"
+            )
+        states = list(state) if self.chained else [state]
+        for k, (stage, s) in enumerate(zip(self.stages, states, strict=True)):
+            states[k] = s = s if stage.mask is None else getattr(s, "inner_state", s)
+            # Checked by type: a type with more slots would lose them, and AdaBelief's slots have
+            # the same names as Adam's. A stage without state accepts anything empty, because Optax
+            # does not look at it.
+            empty = not stage.state_type._fields and not jax.tree.leaves(s)
+            if not empty and not isinstance(s, stage.state_type):
+                where = f"at state[{k}], " if self.chained else ""
+                raise ValueError(
+                    f"{where}the state must be {_in_words(stage.state_type)}, got"
+                    f" {_in_words(type(s))}: {PASS_ON} To move the state of another transformation,"
+                    f" write adam_jax.convert.from_optax(state, params, tx)."
+                )
+        return states
+
+    def _joined(self, states: Sequence[Any]) -> Any:
+        """The inverse of `_split`."""
+        wrapped = tuple(
+            s if stage.mask is None else optax.MaskedState(inner_state=s)
+            for stage, s in zip(self.stages, states, strict=True)
+        )
+        return wrapped if self.chained else wrapped[0]
+
+
+def _check_stored(slot: Any, fmt: Any, x: Leaf, shape: tuple[int, ...]) -> None:
+    """Checks that a stored slot fits a leaf, and may be continued from."""
+    if fmt is None and jax.tree.leaves(x):
+        raise ValueError(
+            f"the state must have an array, got a {type(x).__name__} with {leaf_paths(x)}."
+            f" If it is from a checkpoint, {READ_AS_SAVED}"
+        )
+    if fmt is None:
+        raise ValueError("the state is empty and the gradient is not: pass None instead.")
+    if fmt.shape(x) != shape:
+        raise ValueError(
+            f"the gradient has shape {shape} and the state {fmt.shape(x)}: was init called"
+            f" with these parameters?"
+        )
+    # Optax keeps nu of a float16 parameter in float16. A state may also be from an older release.
+    check_still_fits(slot, fmt)
+
+
+def _flags(mask: Mask, step: Step, layers: Layers) -> dict[int, bool]:
+    """Whether a rule with a mask acts on each leaf, by its index."""
+    params, tree = layers.one_of_each(step.joined_params()), step.own_treedef()
+    leaves = align_params(step.treedef, step.params, False, step.apply)
+    flags = mask.flatten(params, tree, [leaves[i] for i in step.own])
+    return dict(zip(step.own, flags, strict=True))
+
+
+def _rules_of_step(
+    variants: Sequence[Sequence[Rule]], counts: Sequence[Count], others: Sequence[Any]
+) -> list[list[Rule]]:
+    """The rules with their numbers of this step, as arrays in the precision of arithmetic.
+
+    They have the same bits whether the numbers are traced or not. Outside a program, all are
+    computed by one compiled program. Schedules are called before: JAX caches the structures of
+    compiled functions, and a schedule in one would never be freed.
+
+    Args:
+      variants: by variant and stage.
+      counts: of each stage, the completed optimizer steps; None if there is no count.
+      others: the gradients. If one is traced, this is part of a larger program.
+    """
+
+    def scheduled(rule: Rule, count: Count) -> Rule:
+        return jax.tree.map(
+            lambda x: at(x, count) if _is_hyperparameter(x) else x,
+            rule,
+            is_leaf=_is_hyperparameter,
+        )
+
+    every = jax.tree.leaves((variants, counts, others))
+    if any(isinstance(x, jax.core.Tracer) for x in every):
+        return _rules_at(variants, counts)
+    pairs = [list(zip(rules, counts, strict=True)) for rules in variants]
+    return _rules_at_once([[scheduled(*pair) for pair in its] for its in pairs], list(counts))
+
+
+def _rules_at(variants: Any, counts: Any) -> list[list[Rule]]:
+    its = [
+        [at(rule, count) for rule, count in zip(rules, counts, strict=True)]
+        for rules in _as_arrays(variants)
+    ]
+    return _as_arrays(its)
+
+
+_rules_at_once = jax.jit(_rules_at)
+
+
+def _as_arrays(numbers: PyTree) -> PyTree:
+    """The same pytree with numbers as arrays: constants would be lowered again for every call."""
+    dtype = jnp.result_type(float)
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, dtype), numbers)
+
+
+def _is_hyperparameter(x: Leaf) -> bool:
+    return isinstance(x, Hyperparameter)
+
+
+def _arithmetic(leaf: Arrays) -> DType:
+    """float32, or the widest dtype of this leaf's arrays; complex if the gradient is."""
+    arrays = jax.tree.leaves((leaf.g, leaf.stored, leaf.param))
+    return _widest(frozenset(jnp.result_type(x) for x in arrays), jnp.iscomplexobj(leaf.g))
+
+
+@functools.cache
+def _widest(dtypes: frozenset[Any], is_complex: bool) -> DType:
+    dtype = jnp.dtype(jnp.float32)
+    for own in dtypes:  # 8-bit codes are narrower, and do not promote.
+        if jnp.issubdtype(own, jnp.inexact) and own.itemsize > 1:
+            dtype = wider_dtype(dtype, jnp.finfo(own).dtype)
+    return wider_dtype(dtype, jnp.dtype(jnp.complex64)) if is_complex else dtype
+
+
+def _explicit_sharding(g: Leaf) -> NamedSharding | None:
+    """The sharding of a gradient, if the axes of its mesh are explicit."""
+    sharding = sharding_of(g) if isinstance(g, jax.core.Tracer) else None
+    if sharding is None or sharding.mesh.empty:
+        return None
+    return NamedSharding(sharding.mesh, sharding.spec)
+
+
+def _salt(plan: Plan, count: Count, index: int) -> Salt | None:
+    """The salt of a leaf's random bits in a step; None if no format needs one."""
+    if not any(fmt.stochastic for fmts in plan.formats for fmt in fmts):
+        return None
+    if count is None:
+        raise ValueError(
+            "its state has no step count, which stochastic rounding needs: use another format."
+        )
+    return salt_of_moments(count, index)
+
+
+def _in_words(kind: type) -> str:
+    """A state type for error messages, with its article and fields."""
+    fields = getattr(kind, "_fields", ())
+    article = "an" if kind.__name__[0] in "AEIOaeio" else "a"
+    return f"{article} {kind.__name__}" + (f"({', '.join(fields)})" if fields else "")

@@ -1,0 +1,233 @@
+"""The contents of each state type, for conversions, byte counts, sharding and readers of states.
+
+A state is a NamedTuple. Its type is described once, next to its definition. The state of a stage is
+described when a transformation is built from it, because the rule knows its slots.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from adam_jax._types import Leaf, Params, PyTree, State, Stored
+from adam_jax.core.boxes import unboxed
+from adam_jax.core.trees import Keys, is_stored, own_keys, owner_of
+from adam_jax.formats.policy import format_of
+
+
+@dataclasses.dataclass(frozen=True)
+class StateFields:
+    """The contents of a state's fields. Each field is in one of the first four attributes.
+
+    Attributes:
+      slots: accumulators, trees like the parameters, and whether each is a magnitude.
+      counts: numbers of optimizer steps.
+      inner: states of other transformations, in any container.
+      own: belong to this transformation alone; a conversion resets them.
+      own_matters: whether a conversion that drops `own` loses information and is refused: True,
+        False, or the name of a field that is nonzero while it does.
+    """
+
+    slots: Mapping[str, bool] = dataclasses.field(default_factory=dict)
+    counts: tuple[str, ...] = ()
+    inner: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+    own_matters: bool | str = True
+
+    def matters(self, state: State) -> bool:
+        """Whether the `own` fields of this state must not be dropped."""
+        when = self.own_matters
+        return bool(np.any(getattr(state, when))) if isinstance(when, str) else when
+
+
+_KNOWN: dict[type, StateFields] = {}
+
+
+def register(
+    state_type: Any,
+    *,
+    slots: Mapping[str, bool] | None = None,
+    counts: Sequence[str] = (),
+    inner: Sequence[str] = (),
+    own: Sequence[str] = (),
+    own_matters: bool | str = True,
+) -> None:
+    """Describes a state type, as `StateFields` does. Repeating a description changes nothing.
+
+    Args:
+      state_type: a NamedTuple.
+      slots: field names, and whether they are magnitudes, whose storage follows `nu_dtype`.
+      counts: field names; the following arguments too.
+      inner: see `StateFields`.
+      own: see `StateFields`.
+      own_matters: see `StateFields`.
+
+    Raises:
+      ValueError: a field is described twice or not at all, or the type has another description.
+    """
+    slots = slots or {}
+    named, names = [*slots, *counts, *inner, *own], list(state_type._fields)
+    if not names:
+        return
+    if sorted(named) != sorted(names):
+        raise ValueError(
+            f"the description of {state_type.__name__} must name each of its fields once, {names},"
+            f" got {named}: a field is a slot, a count, inner or own."
+        )
+    in_order = {name: slots[name] for name in names if name in slots}
+    new = StateFields(in_order, tuple(counts), tuple(inner), tuple(own), own_matters)
+    old = _KNOWN.setdefault(state_type, new)
+    if old != new:
+        raise ValueError(
+            f"{state_type.__name__} is described as {old} already, got {new}: give the state a"
+            f" NamedTuple of its own."
+        )
+
+
+def is_state(x: Leaf) -> bool:
+    """Whether this is a NamedTuple, like the state of every transformation."""
+    return isinstance(x, tuple) and hasattr(x, "_fields")
+
+
+def is_known(x: Leaf) -> bool:
+    """Whether this is a state whose type is described."""
+    return type(x) in _KNOWN
+
+
+def described(state: State) -> StateFields:
+    """The contents of a state's fields.
+
+    Optax has some hundred state types, and few are described here. In the others, fields that
+    contain a described state are `inner`, and the rest is `own` and matters.
+
+    Raises:
+      ValueError: its type is unknown, and it contains arrays.
+    """
+    kind = type(state)
+    if kind in _KNOWN:
+        return _KNOWN[kind]
+    if kind.__module__.partition(".")[0] == "optax":
+        inner = tuple(name for name in state._fields if found(getattr(state, name), is_known))
+        own = tuple(name for name in state._fields if name not in inner)
+        return StateFields(inner=inner, own=own, own_matters=True)
+    if not jax.tree.leaves(state):
+        return StateFields(own=state._fields)
+    raise ValueError(
+        f"the state must be made of types that are described, got {kind.__name__}"
+        f"({', '.join(state._fields)}): build the transformation that keeps it first, pass the part"
+        f" that is of an optimizer alone, or describe the type where it is defined,"
+        f" adam_jax.core.states.register({kind.__name__}, counts=..., inner=..., own=...)."
+    )
+
+
+def states_in(state: State) -> Iterator[State]:
+    """Every state in this one, at any depth, outer states before inner ones.
+
+    Raises:
+      ValueError: the type of a state is unknown.
+    """
+    for x in found(state, is_state):
+        yield x
+        for name in described(x).inner:
+            yield from states_in(getattr(x, name))
+
+
+def found(tree: PyTree, wanted: Callable[[Any], bool]) -> list[Leaf]:
+    """Everything in a tree that matches, at any depth, without looking inside matches."""
+    return [x for x in jax.tree.leaves(tree, is_leaf=wanted) if wanted(x)]
+
+
+def owners(state: State, params: Params) -> list[tuple[Leaf, int | None]]:
+    """Each leaf of a state, with the index of the parameter that it belongs to; None if shared.
+
+    A leaf is one stored form, which may have several arrays. Counts are shared. In all other fields
+    a leaf belongs to the parameter whose path is part of the leaf's path (see `owner_of`).
+
+    Args:
+      state: of any transformation.
+      params: the parameters, or a tree with their shapes.
+    """
+    shapes: dict[Keys, tuple[int, ...]] = {}
+    indices: dict[Keys, int] = {}
+    for i, (keys, p) in enumerate(jax.tree_util.tree_flatten_with_path(params)[0]):
+        shapes |= dict.fromkeys(own_keys(keys), np.shape(p))
+        indices |= dict.fromkeys(own_keys(keys), i)
+
+    def owner(keys: Keys, stored: Stored) -> int | None:
+        fmt = format_of(stored)
+        shape = np.shape(stored) if fmt is None else fmt.shape(stored)
+        own = owner_of(keys, shape, shapes)
+        return None if own is None else indices[own]
+
+    def walk(tree: PyTree, above: Keys) -> Iterator[tuple[Leaf, int | None]]:
+        flat, _ = jax.tree_util.tree_flatten_with_path(
+            tree, is_leaf=lambda x: is_stored(x) or is_known(x)
+        )
+        for below, x in flat:
+            if not is_known(x):
+                stored = unboxed(x)
+                yield stored, owner((*above, *below), stored)
+                continue
+            fields = _KNOWN[type(x)]
+            for name in x._fields:
+                inside, key = getattr(x, name), jax.tree_util.GetAttrKey(name)
+                if name in fields.counts:
+                    yield from ((leaf, None) for leaf in jax.tree.leaves(inside))
+                else:
+                    # Keys above, such as the index of a stage, are not part of a parameter's path.
+                    yield from walk(inside, (key,))
+
+    return list(walk(state, ()))
+
+
+# Optax's own types, also used by our members: a state may come from Optax before any member is
+# built.
+_ADAM = {"mu": False, "nu": True}
+register(optax.ScaleByAdamState, slots=_ADAM, counts=["count"])
+register(optax.ScaleByBeliefState, slots=_ADAM, counts=["count"])
+register(optax.ScaleByAmsgradState, slots=_ADAM | {"nu_max": True}, counts=["count"])
+register(optax.ScaleByLionState, slots={"mu": False}, counts=["count"])
+register(
+    optax.ScaleByAdanState, slots={"m": False, "v": False, "n": True, "g": False}, counts=["t"]
+)
+# Optax exports functions that make these two, but not their types.
+WeightDecaySchedule: Any = type(
+    jax.eval_shape(optax.add_decayed_weights(lambda count: 0.0).init, ())
+)
+register(WeightDecaySchedule, counts=["count"])
+register(
+    type(jax.eval_shape(optax.schedules.WrappedSchedule(lambda count: 0.0).init)), counts=["count"]
+)
+register(optax.ScaleByScheduleState, counts=["count"])
+register(optax.MaskedState, inner=["inner_state"])
+register(optax.PartitionState, inner=["inner_states"])
+register(
+    optax.MultiStepsState,
+    counts=["gradient_step"],
+    inner=["inner_opt_state"],
+    own=["mini_step", "acc_grads", "skip_state"],
+    own_matters="mini_step",
+)
+register(
+    optax.InjectHyperparamsState,
+    counts=["count"],
+    inner=["inner_state"],
+    own=["hyperparams"],
+    own_matters=False,
+)
+register(
+    optax.InjectStatefulHyperparamsState,
+    counts=["count"],
+    inner=["hyperparams_states", "inner_state"],
+    own=["hyperparams"],
+    own_matters=False,
+)
+register(
+    optax.ApplyIfFiniteState,
+    inner=["inner_state"],
+    own=["notfinite_count", "last_finite", "total_notfinite"],
+    own_matters=False,
+)

@@ -1,0 +1,305 @@
+"""Optax transformations around a body, with `step`, which fuses update and apply."""
+
+import dataclasses
+import math
+from typing import Any, TypeVar, cast
+
+import jax
+import optax
+from jax.typing import ArrayLike
+
+from adam_jax._types import AnyTransformation, Function, Leaf, State, Updates
+from adam_jax.core.foreign import Foreign
+from adam_jax.core.masks import Mask, MaskLike
+from adam_jax.core.member import Member, Stage
+from adam_jax.core.states import WeightDecaySchedule
+from adam_jax.core.step import Body
+from adam_jax.formats.policy import SlotDType, check_magnitude_dtype, check_slot_dtype
+from adam_jax.numerics import DecayRate
+from adam_jax.rules.adam import AddDecayedWeights, Identity, ScaleByLearningRate
+from adam_jax.rules.base import Rule
+from adam_jax.rules.hyperparameters import Hyperparameter, Schedule, hyperparameter
+
+P = TypeVar("P")
+"""The type of the parameters, which a step keeps."""
+
+
+@jax.tree_util.register_pytree_node_class
+class Transformation(optax.GradientTransformationExtraArgs):
+    """An Optax transformation with `step`, which fuses update and apply.
+
+    It is a value: equal rules and numbers make equal transformations (Optax's closures never are
+    equal), so it can be a static argument without retracing. It is also a pytree: as a jit argument
+    its numbers are traced, so another learning rate does not retrace either.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def around(cls, body: Body) -> "Transformation":
+        """The transformation whose `init` and `update` are those of a body."""
+        return cls(body.init, body.update)
+
+    @property
+    def body(self) -> Any:
+        """The body that `init` and `update` belong to."""
+        return getattr(self.update, "__self__")  # noqa: B009
+
+    def step(self, grads: Updates, state: State, params: P, **extra_args: Leaf) -> tuple[P, State]:
+        """`update` and `optax.apply_updates`, in one pass over each leaf; see `adam_jax.step`."""
+        return self.body.step(grads, state, params, **extra_args)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Transformation) and self.body == other.body
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self.body)
+
+    def __repr__(self) -> str:
+        return shown(self.body)
+
+    def tree_flatten(self) -> tuple[tuple[Body], None]:
+        """As a pytree, it is its body."""
+        return (self.body,), None
+
+    @classmethod
+    def tree_unflatten(cls, aux: None, children: tuple[Body]) -> "Transformation":
+        """The inverse of `tree_flatten`."""
+        del aux
+        return cls.around(*children)
+
+
+def shown(x: Any) -> str:
+    """A body as the call that makes it: `adamw(b1=0.9, b2=0.999, eps=1e-08, ...)`."""
+    if isinstance(x, DecayRate):
+        return f"{1 - x.complement}"
+    if not dataclasses.is_dataclass(x):
+        return getattr(x, "__name__", None) or str(x)
+    name = getattr(x, "name", None) or type(x).__name__
+    return f"{name}({', '.join(_numbers(x))})"
+
+
+def _numbers(x: Any) -> list[str]:
+    found = []
+    for field in dataclasses.fields(x):
+        value = getattr(x, field.name)
+        inside = value if isinstance(value, tuple) else (value,)
+        if field.metadata.get("static"):
+            continue
+        if all(dataclasses.is_dataclass(y) and not isinstance(y, DecayRate) for y in inside):
+            found += [text for y in inside for text in _numbers(y)]
+        elif value is not None:
+            found.append(f"{field.name}={shown(value)}")
+    return found
+
+
+def body_of(argument: str, tx: AnyTransformation) -> Body:
+    """The body of any transformation, this package's or another's, for building wrappers.
+
+    As in Optax, any object with `init` and `update` is a transformation.
+
+    Raises:
+      ValueError: it is not a transformation; `argument` is the caller's name for it.
+    """
+    if isinstance(tx, Transformation):
+        return tx.body
+    if isinstance(tx, optax.GradientTransformation):
+        return Foreign(tx)
+    pair: Any = getattr(tx, "init", None), getattr(tx, "update", None)
+    if isinstance(tx, type) or not all(map(callable, pair)):
+        raise ValueError(
+            f"{argument} must be an Optax transformation, got {type(tx).__name__}: write"
+            f" adamw(1e-3), say."
+        )
+    # As Optax accepts it; the two functions compare and hash even if the object does not.
+    return Foreign(optax.GradientTransformation(*pair))
+
+
+def from_functions(init: Function, update: Function) -> optax.GradientTransformation:
+    """The transformation, this package's or another's, that has these two functions."""
+    own = isinstance(getattr(update, "__self__", None), Body)
+    return (Transformation if own else optax.GradientTransformationExtraArgs)(init, update)
+
+
+def scale_by_rule(
+    rule: Rule, state_type: Any, mu_dtype: SlotDType, nu_dtype: SlotDType, name: str = ""
+) -> Transformation:
+    """Makes a transformation of a rule.
+
+    Args:
+      rule: the operation on one array.
+      state_type: a NamedTuple of the rule's slots, plus step counts.
+      mu_dtype: storage of slots with a sign.
+      nu_dtype: storage of magnitudes, if the rule has any.
+      name: of the function that is called, for `repr`.
+    """
+    mu_dtype = check_slot_dtype("mu_dtype", mu_dtype)
+    nu_dtype = check_magnitude_dtype("nu_dtype", nu_dtype)
+    dtypes = tuple(nu_dtype if slot.magnitude else mu_dtype for slot in rule.slots)
+    stage = Stage(rule, state_type, dtypes)
+    return Transformation.around(Member.of(stage, chained=False, name=name))
+
+
+@dataclasses.dataclass(frozen=True)
+class Decay:
+    """Decoupled weight decay, from the arguments of an alias.
+
+    Attributes:
+      weight_decay: λ, per optimizer step: a number, or a function of the completed optimizer steps.
+      mask: the leaves that decay; None for all.
+      weight_decay_mask: another name of the mask: Optax's aliases use one or the other, depending
+        on version and member.
+      scaled: whether the decay is multiplied by the learning rate.
+
+    Raises:
+      ValueError: both names are given.
+    """
+
+    weight_decay: ArrayLike | Schedule
+    mask: MaskLike = None
+    weight_decay_mask: MaskLike = None
+    scaled: bool = True
+
+    def __post_init__(self) -> None:
+        if self.mask is not None and self.weight_decay_mask is not None:
+            raise ValueError(
+                "mask and weight_decay_mask are two names of one argument, got both: write mask"
+                " alone."
+            )
+
+
+def optimizer(
+    scaled: Transformation,
+    learning_rate: ArrayLike | Schedule | Hyperparameter | None,
+    *,
+    l2: ArrayLike | Schedule | None = None,
+    decay: Decay | None = None,
+    before_learning_rate: tuple[Stage, ...] = (),
+    name: str = "",
+) -> Transformation:
+    """The whole optimizer of a member: its `scale_by_*`, weight decay and the learning rate.
+
+    Args:
+      scaled: the result of the `scale_by_*`.
+      learning_rate: α; None leaves the updates unchanged.
+      l2: λ₂ of coupled weight decay, before the member; None for none.
+      decay: decoupled weight decay, after the member; None for none.
+      before_learning_rate: stages between weight decay and the learning rate.
+      name: of the alias, for `repr`.
+    """
+    coupled = [] if l2 is None else [weight_decay_stage("l2", l2)]
+    behind = [*before_learning_rate, learning_rate_stage(learning_rate)]
+    if decay is not None:
+        # Without a learning rate the sign is not flipped, and neither is that of the decay.
+        downhill = not decay.scaled and learning_rate is not None
+        mask = decay.weight_decay_mask if decay.mask is None else decay.mask
+        stage = weight_decay_stage("weight_decay", decay.weight_decay, mask, downhill)
+        behind = [stage, *behind] if decay.scaled else [*behind, stage]
+    return Transformation.around(Member.of(*coupled, *scaled.body.stages, *behind, name=name))
+
+
+def scale_by_learning_rate(
+    learning_rate: optax.ScalarOrSchedule | None = None, *, flip_sign: bool = True
+) -> Transformation:
+    """Multiplies the updates by the learning rate and flips their sign: u ← -α_t·u.
+
+    Args:
+      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
+        function of the number of completed optimizer steps (0 at the first). None leaves the
+        updates unchanged.
+      flip_sign: False keeps the sign.
+
+    Returns:
+      A transformation with Optax's state: empty, or the count of a schedule.
+
+    Raises:
+      ValueError: a learning rate that is infinite, NaN, or not one number.
+
+    Differs from Optax in: the product is computed in float32. Optax first rounds a scheduled
+    learning rate to the leaf's dtype, which turns 1e-3 into 9.9945e-4 in bfloat16.
+    """
+    stage = learning_rate_stage(learning_rate, flip_sign)
+    return Transformation.around(Member.of(stage, chained=False, name="scale_by_learning_rate"))
+
+
+def learning_rate_stage(
+    learning_rate: ArrayLike | Schedule | Hyperparameter | None, flip_sign: bool = True
+) -> Stage:
+    """The last stage of an alias."""
+    if learning_rate is None:
+        return Stage(Identity(), optax.EmptyState)
+    rate = hyperparameter("learning_rate", learning_rate, -math.inf, instead="1e-3 is usual")
+    scheduled = isinstance(rate, Hyperparameter)
+    state_type = optax.ScaleByScheduleState if scheduled else optax.EmptyState
+    return Stage(ScaleByLearningRate(rate, flip_sign), state_type)
+
+
+def weight_decay_stage(
+    argument: str,
+    weight_decay: ArrayLike | Schedule,
+    mask: MaskLike = None,
+    downhill: bool = False,
+) -> Stage:
+    """The stage that adds λθ on the leaves in the mask.
+
+    Args:
+      argument: the name of `weight_decay`, as the caller wrote it.
+      weight_decay: λ, per optimizer step; negative values grow the weights.
+      mask: the leaves that decay; None for all.
+      downhill: the stage comes after the learning rate.
+    """
+    decay = hyperparameter(argument, weight_decay, -math.inf, instead="0.0 turns it off")
+    state_type = WeightDecaySchedule if isinstance(decay, Hyperparameter) else optax.EmptyState
+    wrapped = None if mask is None else Mask.of(mask)
+    return Stage(AddDecayedWeights(decay, downhill), state_type, mask=wrapped)
+
+
+def step(
+    tx: optax.GradientTransformation,
+    grads: Updates,
+    state: State,
+    params: P,
+    **extra_args: Leaf,
+) -> tuple[P, State]:
+    """One optimizer step: the new parameters and the new state.
+
+    For any Optax transformation this is `tx.update` followed by `optax.apply_updates`. A
+    transformation with its own `step`, as all of ours have, does both in one pass over each leaf,
+    and adds the update to the parameter before anything is rounded to a 16-bit dtype. In ours, a
+    None gradient leaves its parameter and its state unchanged. Integers, booleans and keys among
+    the parameters have no state and stay unchanged; their gradient is None, float0 or an integer.
+    (`schedule_free_adamw` is Optax's code around ours: there Optax adds the update, and every
+    gradient is required.)
+
+    Under a jit that donates them, pass parameters and state in the order in which they are
+    returned. JAX pairs donated buffers with results of the same shape in order, and would otherwise
+    copy the moments to the parameters' buffers (in float32 on a GPU, 44 bytes per parameter instead
+    of 28).
+
+    Args:
+      tx: any Optax transformation.
+      grads: a tree like `params`.
+      state: the result of `tx.init` or of the last step.
+      params: the parameters, in any floating-point dtype, which is kept.
+      **extra_args: passed on to transformations that take them, such as `value=`.
+
+    Returns:
+      `(params, state)`.
+
+    Raises:
+      TypeError: `tx` is not a transformation.
+      ValueError: a tree, a shape or a dtype does not match the state; the message has the path.
+    """
+    if not hasattr(tx, "init") or not hasattr(tx, "update"):
+        raise TypeError(
+            f"tx must be an Optax transformation, got {type(tx).__name__}: write"
+            f" adam_jax.step(tx, grads, state, params) with tx = adam_jax.adamw(1e-3), say."
+        )
+    if (fused := getattr(tx, "step", None)) is not None:
+        return fused(grads, state, params, **extra_args)
+    theirs: Any = params
+    updates, state = optax.with_extra_args_support(tx).update(grads, state, theirs, **extra_args)
+    return cast(P, optax.apply_updates(theirs, updates)), state

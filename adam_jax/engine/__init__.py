@@ -1,1 +1,0 @@
-"""From rules and formats to Optax transformations."""

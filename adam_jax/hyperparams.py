@@ -1,0 +1,436 @@
+"""Hyperparameters in the state: read, changed and scheduled without recompilation."""
+
+import dataclasses
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, ParamSpec
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adam_jax._types import (
+    AnyTransformation,
+    Count,
+    Function,
+    Leaf,
+    Named,
+    Number,
+    Params,
+    PyTree,
+    State,
+)
+from adam_jax.core.masks import FrozenTree
+from adam_jax.core.stacked import Layers
+from adam_jax.core.states import found, register
+from adam_jax.core.step import Body, Step, check_state, select
+from adam_jax.core.transformation import Transformation, body_of
+from adam_jax.groups import factories_in, groups, open_parameters
+from adam_jax.modifiers import Factory, check_factory, layers_of, name_of, with_layers
+from adam_jax.numerics import DecayRate, DecayRateLike
+from adam_jax.pytrees import frozen_pytree, static
+from adam_jax.rules.hyperparameters import FixedNumber
+from adam_jax.validation import as_scalar, bind_arguments, check_number, check_scalar
+
+P = ParamSpec("P")
+
+
+class ExactRate(NamedTuple):
+    """A decay rate b with 1 - b and log b, each rounded from the Python number.
+
+    Attributes:
+      rate: b as it was set; if the state holds a different b, the other two are stale.
+      complement: 1 - b.
+      log: log b.
+    """
+
+    rate: jax.Array
+    complement: jax.Array
+    log: jax.Array
+
+
+class HyperparamsState(NamedTuple):
+    """State of `with_hyperparams`.
+
+    Attributes:
+      count: optimizer steps completed, int32; the argument of schedules.
+      hyperparams: the numbers by argument name, float32; for a schedule, its last value.
+      exact: the decay rates among them at full precision, b2 under `exact_b2`, so that
+        `optax.tree.get(state, "b2")` finds one number.
+      inner_state: the member's own.
+    """
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    hyperparams: dict[str, jax.Array]
+    exact: dict[str, ExactRate]
+    inner_state: State
+
+
+register(
+    HyperparamsState,
+    counts=["count"],
+    inner=["inner_state"],
+    own=["hyperparams", "exact"],
+    own_matters=False,
+)
+
+
+def as_float(x: Leaf) -> jax.Array:
+    """Converts to float32, or float64 where that is JAX's default, never to a parameter's dtype.
+
+    It copies: otherwise the caller's array would be donated with the state.
+    """
+    return jnp.array(x, jnp.result_type(float))
+
+
+def exact_rate(name: str, b: Number) -> ExactRate:
+    """Splits a rate, or each rate of an array, from its Python number if there is one."""
+    if isinstance(b, jax.core.Tracer):
+        rate = DecayRate.of_array(b)
+        return ExactRate(as_float(b), as_float(rate.complement), as_float(rate.log))
+    b = np.asarray(b)
+    rates = [DecayRate.of(name, x, closed=True) for x in b.ravel()]
+    complement, log = ([getattr(rate, part) for rate in rates] for part in ("complement", "log"))
+    return ExactRate(*(as_float(np.reshape(x, b.shape)) for x in (b, complement, log)))
+
+
+def exact_key(name: str) -> str:
+    """The key of this rate's exact parts; the rate's own name is taken."""
+    return f"exact_{name}"
+
+
+@frozen_pytree
+class WithHyperparams(Body):
+    """The body of `with_hyperparams`.
+
+    Attributes:
+      numbers: the hyperparameters before the first step.
+      factory: makes the transformation from them.
+      schedules: the hyperparameters that are functions of the step.
+      fixed: the other arguments: dtypes, flags, masks, counts of steps.
+      sides: for each decay rate, its side of 0.5, which selects the form of its average.
+    """
+
+    numbers: Named
+    factory: Callable[..., optax.GradientTransformation] = static()
+    schedules: tuple[tuple[str, Any], ...] = static()
+    fixed: tuple[tuple[str, Any], ...] = static()
+    sides: tuple[tuple[str, bool | None], ...] = static()
+
+    def init(self, params: Params) -> HyperparamsState:
+        """The hyperparameters and the member's initial state."""
+        count = jnp.zeros([], jnp.int32)
+        numbers = {name: as_float(x) for name, x in self.numbers.items()}
+        exact = {
+            exact_key(name): exact_rate(name, self.numbers[name])
+            for name, _ in self.sides
+            if name in self.numbers
+        }
+        state = HyperparamsState(count, numbers | self.scheduled(count), exact, ())
+        return state._replace(inner_state=self.inner(state).init(params))
+
+    def run(self, step: Step, state: State) -> tuple[Step, State]:
+        """One step of the member made from the state's numbers."""
+        check_state(state, HyperparamsState, "a HyperparamsState")
+        known = {*self.numbers, *dict(self.schedules)}
+        if state.hyperparams.keys() != known:
+            raise ValueError(
+                f"the state must have the hyperparameters of {name_of(self.factory)},"
+                f" {sorted(known)}, got {sorted(state.hyperparams)}: it was made by another"
+                f" function. To move its moments, write"
+                f" adam_jax.convert.from_optax(state, params, tx)."
+            )
+        numbers = {name: as_float(x) for name, x in state.hyperparams.items()}
+        numbers |= self.scheduled(state.count)
+        state = state._replace(hyperparams=numbers)
+        body = body_of(name_of(self.factory), self.inner(state))
+        out, inner = body.run(step, state.inner_state)
+        return out, state._replace(count=step.counted(state.count), inner_state=inner)
+
+    @property
+    def layers(self) -> Layers:
+        """The layers declared to the factory."""
+        return layers_of(self.factory)
+
+    def told_of(self, layers: Layers) -> "WithHyperparams":
+        """A copy whose factory makes members with these layers."""
+        return dataclasses.replace(self, factory=with_layers(self.factory, layers))
+
+    def scheduled(self, count: Count) -> dict[str, jax.Array]:
+        """The schedules' values for this step."""
+        instead = "return one number, the same for all leaves"
+        return {
+            name: as_float(
+                check_scalar(f"the schedule of {name}", schedule(count), instead=instead)
+            )
+            for name, schedule in self.schedules
+        }
+
+    def inner(self, state: HyperparamsState) -> Any:
+        """The member made from the state's numbers."""
+        arguments: Named = dict(state.hyperparams)
+        for name, side in self.sides:
+            b = state.hyperparams[name]
+            # A schedule's value, or a number assigned directly, is known only in float32.
+            rate = DecayRate.of_array(b, side)
+            if exact_key(name) in state.exact:
+                known = state.exact[exact_key(name)]
+                exact = DecayRate(known.complement, known.log, side)
+                rate = select(b == known.rate, jax.tree.map(_with_tangent, exact, rate), rate)
+            arguments[name] = rate
+        fixed = {k: x.tree if isinstance(x, FrozenTree) else x for k, x in self.fixed}
+        return self.factory(**arguments, **fixed)
+
+
+def expanded(tx: AnyTransformation) -> PyTree:
+    """Replaces each `with_hyperparams` in a transformation by the member that its numbers make."""
+
+    def expand(x: Leaf) -> Leaf:
+        return expanded(x.inner(x.init(()))) if isinstance(x, WithHyperparams) else x
+
+    return jax.tree.map(expand, tx, is_leaf=lambda x: isinstance(x, WithHyperparams))
+
+
+@jax.custom_jvp
+def _with_tangent(value: jax.Array, source: jax.Array) -> jax.Array:
+    """A more exact value of `source`, with the derivative of `source`."""
+    del source
+    return value
+
+
+@_with_tangent.defjvp
+def _with_tangent_jvp(primals: PyTree, tangents: PyTree) -> tuple[jax.Array, jax.Array]:
+    return _with_tangent(*primals), tangents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class HyperparamsFactory(Factory):
+    """The function that `with_hyperparams` returns."""
+
+    def __call__(self, *args: Leaf, **kwargs: Leaf) -> Transformation:
+        """The transformation with its numbers in the state."""
+        signature = inspect.signature(self.factory)
+        bound = bind_arguments(name_of(self.factory), signature, args, kwargs)
+        bound.apply_defaults()
+        known = _parameters(self.factory)
+        arguments = bound.arguments
+        for name, p in signature.parameters.items():
+            if p.kind == p.VAR_KEYWORD:
+                arguments |= arguments.pop(name)
+        numbers: Named = {}
+        schedules: Named = {}
+        fixed: Named = {}
+        for name, x in arguments.items():
+            if _is_number(x) and not _is_fixed(x, known.get(name)):
+                numbers[name] = float(x) if isinstance(x, int) else as_scalar(x)
+            elif callable(x) and name in known and _is_scheduled(known[name]):
+                schedules[name] = x
+            else:
+                fixed[name] = x if _is_hashable(x) else FrozenTree.of(x)
+        self.factory(**{**arguments, **numbers, **dict.fromkeys(schedules, 0.0)})  # Checks them.
+        sides = {
+            name: None
+            if name in schedules or isinstance(numbers[name], jax.core.Tracer)
+            else bool(numbers[name] >= 0.5)
+            for name, p in known.items()
+            if _is_decay_rate(p.annotation) and (name in numbers or name in schedules)
+        }
+        tables = (tuple(table.items()) for table in (schedules, fixed, sides))
+        return Transformation.around(WithHyperparams(numbers, self.factory, *tables))
+
+
+def with_hyperparams(
+    factory: Callable[P, optax.GradientTransformation],
+) -> Callable[P, Transformation]:
+    """Keeps the numbers of a member in its state, where they can be read, changed and scheduled.
+
+    `with_hyperparams(adamw)(learning_rate=1e-3, b2=0.99)` matches `adamw(...)` with the same
+    arguments bit for bit. `state.hyperparams` holds every numeric argument, passed or default, in
+    float32 (float64 under x64). An argument whose default is None, such as `eps_hat`, is there only
+    if it is passed. `set_hyperparams(state, learning_rate=3e-4)` changes a number without
+    recompiling. An argument that Optax documents as a number may also be a schedule, a function of
+    the optimizer steps completed.
+
+    Args:
+      factory: `adamw`, any other alias or scale_by_* of this package, a modifier of one
+        (`cautious(adamw)`), groups, or any function from numbers to an Optax transformation.
+        For `functools.partial(groups, adamw, {...})` the state holds the numbers passed for all
+        leaves, not those of single groups. For
+        `functools.partial(groups, {".*kernel": optax.contrib.muon, ".*": adamw})` all optimizers
+        share one count and one schedule. In another function an argument annotated `int` stays a
+        Python number. One annotated `adam_jax.DecayRateLike` reaches a member at full precision;
+        without that annotation a decay rate is known only in float32.
+
+    Returns:
+      A function with the arguments of `factory`. The transformation it makes has a
+      `HyperparamsState` with the member's state inside.
+
+    Raises:
+      ValueError: numbers that the factory rejects, when the transformation is made.
+
+    Example:
+      >>> import adam_jax, jax.numpy as jnp
+      >>> tx = adam_jax.with_hyperparams(adam_jax.adamw)(learning_rate=1e-3, b2=0.99)
+      >>> state = tx.init(params := jnp.ones(3, jnp.bfloat16))
+      >>> state = adam_jax.set_hyperparams(state, learning_rate=0.5)
+      >>> params, state = adam_jax.step(tx, params, state, params)
+      >>> print(adam_jax.hyperparams(state)["learning_rate"], params)
+      0.5 [0.5 0.5 0.5]
+
+    Differs from Optax (`inject_hyperparams`) in: decay rates keep 1 - b and log b beside b, so no
+    precision is lost (in Optax a float32 0.999 puts an error of 1.3e-5 into every increment of nu,
+    and a bfloat16 one, with bfloat16 parameters, rounds to 1 and makes NaN); numbers never take the
+    parameters' dtype; a callable is a schedule only for an argument that accepts a number.
+    """
+    check_factory(factory, "with_hyperparams(adamw)(learning_rate=1e-3)")
+    return HyperparamsFactory(factory)
+
+
+def _parameters(factory: Function) -> Mapping[str, inspect.Parameter]:
+    """The parameters of the member that the factory makes; for groups, those of the inner factory.
+
+    If one of several factories does not take a `DecayRate`, none of them gets one.
+    """
+    if isinstance(factory, functools.partial) and factory.func is groups:
+        bound = inspect.signature(groups).bind_partial(*factory.args, **factory.keywords)
+        factory = bound.arguments.get("factory", groups)
+        if isinstance(factory, Mapping):
+            known: dict[str, inspect.Parameter] = {}
+            for parameters in map(open_parameters, factories_in(factory)):
+                known |= {
+                    name: p
+                    for name, p in parameters.items()
+                    if name not in known or _is_decay_rate(known[name].annotation)
+                }
+            return known
+    return inspect.signature(factory, eval_str=True).parameters
+
+
+def _is_number(value: Leaf) -> bool:
+    kinds = (int, float, np.number, np.ndarray, jax.Array)
+    return isinstance(value, kinds) and not isinstance(value, bool) and np.size(value) == 1
+
+
+def _is_scheduled(parameter: inspect.Parameter) -> bool:
+    """Whether the argument is a number, so that a schedule may replace it.
+
+    The default decides. If it is None, the annotation decides: if that allows functions, the member
+    takes them itself.
+    """
+    default, annotation = parameter.default, parameter.annotation
+    if default is None:
+        return annotation == jax.typing.ArrayLike | None
+    return default is inspect.Parameter.empty or _is_number(default)
+
+
+def _is_decay_rate(annotation: Any) -> bool:
+    options = getattr(annotation, "__args__", ())
+    return annotation == DecayRateLike or DecayRateLike in options
+
+
+def _is_fixed(value: Leaf, parameter: inspect.Parameter | None) -> bool:
+    """Whether it is a count, such as warm-up steps, or may not change during a run."""
+    if parameter is None:
+        return False
+    options = {parameter.annotation, *getattr(parameter.annotation, "__args__", ())}
+    integer = int in options and not {float, complex} & options
+    return FixedNumber in options or (integer and isinstance(value, int))
+
+
+def _is_hashable(x: Leaf) -> bool:
+    try:
+        hash(x)
+    except TypeError:
+        return False
+    return True
+
+
+def hyperparams(state: State) -> dict[str, jax.Array]:
+    """The hyperparameters in a state, by name; for a schedule, the value of the last step.
+
+    Args:
+      state: contains the state of `with_hyperparams`, nested at any depth (in `optax.chain`,
+        `MultiSteps`, a `TrainState`, an `nnx.Optimizer`'s state).
+
+    Raises:
+      ValueError: the state holds no hyperparameters, or several sets of them.
+    """
+    return dict(_only(state).hyperparams)
+
+
+def set_hyperparams(state: State, **numbers: PyTree) -> State:
+    """The same state with new hyperparameters; nothing is recompiled.
+
+    `set_hyperparams(state, b2=0.95)` keeps 1 - 0.95 and log 0.95 at full precision. Optax's
+    `state.hyperparams["b2"] = jnp.float32(0.95)` works too, with the precision of float32.
+
+    Args:
+      state: as in `hyperparams`.
+      **numbers: the new values. For the state of a population (under `vmap`), one for all or one
+        for each. A number set by a schedule is overwritten in the next step. A decay rate that
+        crosses 0.5 keeps the form of its average, which is as exact and may differ in the last bit.
+
+    Raises:
+      ValueError: a name that is not in the state, a decay rate outside [0, 1), another number that
+        is infinite, NaN or negative (a learning rate, a weight decay and l2 may be negative), an
+        array whose shape does not fit.
+    """
+    node = _only(state)
+    values, exact = dict(node.hyperparams), dict(node.exact)
+    unknown = sorted(set(numbers) - set(values))
+    if unknown:
+        raise ValueError(f"{unknown} must be among the state's hyperparameters, {sorted(values)}.")
+    for name, x in numbers.items():
+        shape = np.shape(jax.tree.leaves(values[name])[0])
+        is_rate = exact_key(name) in exact
+        values[name] = _fitted(name, _checked(name, x, 1.0 if is_rate else math.inf), shape)
+        if is_rate:
+            rate = exact_rate(name, x)
+            exact[exact_key(name)] = ExactRate(*(_fitted(name, part, shape) for part in rate))
+    leaves = jax.tree.leaves(node._replace(hyperparams=values, exact=exact))
+    # The leaves of an nnx optimizer's state are variables; these are their values.
+    new = jax.tree.unflatten(jax.tree.structure(node), leaves)
+    return jax.tree.map(
+        lambda x: new if _is_hyperparams_state(x) else x, state, is_leaf=_is_hyperparams_state
+    )
+
+
+SIGNED = ("learning_rate", "weight_decay", "l2")
+"""Arguments of the aliases that may be negative."""
+
+
+def _checked(name: str, x: Leaf, high: float) -> Any:
+    low = -math.inf if name in SIGNED else 0.0
+    kind = "finite" if name in SIGNED else "finite and not negative"
+    for number in [] if isinstance(x, jax.core.Tracer) else np.ravel(x):
+        check_number(name, number, low, high, instead=f"numbers of an optimizer are {kind}")
+    return as_float(x)
+
+
+def _fitted(name: str, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    try:
+        return jnp.broadcast_to(as_scalar(x), shape)
+    except ValueError:
+        raise ValueError(
+            f"{name} must be one number, or have the shape {shape} as in the state, got"
+            f" shape {x.shape}."
+        ) from None
+
+
+def _is_hyperparams_state(node: PyTree) -> bool:
+    return isinstance(node, HyperparamsState)
+
+
+def _only(state: State) -> HyperparamsState:
+    nodes = found(state, _is_hyperparams_state)
+    if len(nodes) != 1:
+        what = "build the transformation as adam_jax.with_hyperparams(adamw)(learning_rate=...)"
+        what = "pass the part of the state that you mean, such as state[1]" if nodes else what
+        raise ValueError(
+            f"the state must have one set of hyperparameters, got {len(nodes)}: {what}."
+        )
+    return nodes[0]

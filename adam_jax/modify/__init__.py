@@ -1,1 +1,0 @@
-"""Transformations that edit pipelines: modifiers, groups, hyperparameters, packing."""

@@ -1,0 +1,121 @@
+"""The dtypes of updates between transformations, and trees whose nodes check their leaves."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adam_jax
+from adam_jax import accumulate, adamw, chain, clip_by_global_norm, ema_params, groups
+from adam_jax.modifiers import Cautious
+from adam_jax.numerics import DecayRate
+from adam_jax.pytrees import frozen_pytree
+from adam_jax.rules.adam import Ema, MomentRule
+from tests.catalogue import MEMBERS
+
+BF16, F32 = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """A `flax.struct`-like node that checks its array."""
+
+    kernel: jax.Array
+
+    def __post_init__(self):
+        if not hasattr(self.kernel, "ndim") and type(self.kernel) is not object:
+            raise TypeError(type(self.kernel))
+
+
+WRAPPED = {
+    "chain": lambda: chain(clip_by_global_norm(1.0), adamw(1e-2)),
+    "clip": lambda: clip_by_global_norm(1.0),
+    "telemetry": lambda: adam_jax.telemetry(adamw(1e-2), 1),
+    "skip": lambda: adam_jax.skip_nonfinite(chain(clip_by_global_norm(1.0), adamw(1e-2))),
+    "ema": lambda: chain(adamw(1e-2), ema_params(0.9)),
+    "accumulate": lambda: accumulate(chain(clip_by_global_norm(1.0), adamw(1e-2)), 2),
+    "weights": lambda: chain(clip_by_global_norm(1.0), adam_jax.master_residual(adamw(1e-2))),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+@pytest.mark.parametrize("compiled", [True, False])
+def test_nodes_that_look_at_their_leaves_get_arrays(name, compiled):
+    params = Checked(jnp.ones(3, jnp.bfloat16 if name == "weights" else jnp.float32))
+    tx = WRAPPED[name]()
+    state = tx.init(params)
+    step = jax.jit(tx.step) if compiled else tx.step
+    moved, state = step(params, state, params)
+    moved, state = step(params, state, moved)
+    assert bool(jnp.all(moved.kernel != params.kernel))
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: chain(clip_by_global_norm(1.0), clip_by_global_norm(2.0)),
+        lambda: chain(clip_by_global_norm(1.0), adamw(1e-2)),
+        lambda: chain(clip_by_global_norm(1.0), ema_params(0.9)),
+        lambda: accumulate(clip_by_global_norm(1.0), 2),
+        lambda: accumulate(adamw(1e-2), 2),
+        lambda: chain(accumulate(adamw(1e-2), 2), optax.identity()),
+    ],
+)
+def test_updates_are_as_wide_as_wider_parameters_in_each_step(make, compiled):
+    params, grads = {"w": jnp.ones(3)}, {"w": jnp.ones(3, jnp.bfloat16)}
+    tx = make()
+    state, update = tx.init(params), (jax.jit(tx.update) if compiled else tx.update)
+    for _ in range(3):
+        updates, state = update(grads, state, params)
+        assert updates["w"].dtype == F32
+
+
+def test_optax_behind_one_of_ours_gets_as_wide_gradients():
+    params, grads = {"w": jnp.ones(3)}, {"w": jnp.ones(3, jnp.bfloat16)}
+    tx = chain(clip_by_global_norm(1.0), optax.trace(0.9))
+    state = tx.init(params)
+    for _ in range(2):
+        _, state = tx.update(grads, state, params)
+        assert state[1].trace["w"].dtype == F32
+
+
+def test_frozen_leaves_keep_the_dtype_of_their_gradient():
+    params = {"w": jnp.ones(3, BF16), "frozen": jnp.ones(3, BF16)}
+    inner = groups(adamw, {"frozen": None}, learning_rate=1e-2)
+    tx = chain(clip_by_global_norm(1.0), inner, optax.trace(0.9))
+
+    def step(_, carry):
+        return tx.step(carry[0], carry[1], carry[0])
+
+    moved, state = jax.lax.fori_loop(0, 2, step, (params, tx.init(params)))
+    assert state[2].trace["frozen"].dtype == BF16
+    np.testing.assert_array_equal(moved["frozen"], params["frozen"])
+
+
+def test_a_tree_that_does_not_fit_is_named():
+    tx = chain(clip_by_global_norm(1.0), ema_params(0.9))
+    params = {"w": jnp.ones(3)}
+    with pytest.raises(ValueError, match="params must have the structure of the updates"):
+        tx.update(params, tx.init(params), {"v": jnp.ones(3)})
+
+
+@frozen_pytree
+class Pulled(MomentRule):
+    """A member whose update reads the parameter."""
+
+    needs_params = True
+
+    def update(self, leaf):
+        return leaf.g + leaf.param
+
+
+def test_a_modified_rule_reads_the_parameter_if_the_member_does():
+    rates = DecayRate.of("b1", 0.9), DecayRate.of("b2", 0.99)
+    root = MEMBERS[0].direction().body.stages[0].rule.direction
+    rule = Pulled(Ema("mu", rates[0]), Ema("nu", rates[1], magnitude=True), root)
+    assert Cautious(rule).needs_params and Cautious(rule).reads_sums and not rule.reads_sums

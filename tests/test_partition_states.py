@@ -1,0 +1,181 @@
+"""Groups with separate optimizers: hyperparameters, telemetry, bytes, conversion of their state."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adam_jax
+from adam_jax.core.states import found
+from tests.catalogue.recipes import stepper
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+PARAMS = {
+    "a": {"kernel": jax.random.normal(jax.random.key(0), (64, 128)), "bias": jnp.ones(128)},
+    "b": {"kernel": jax.random.normal(jax.random.key(1), (8, 4)), "bias": jnp.ones(4)},
+    "embedding": jnp.linspace(-1.0, 1.0, 64 * 128).reshape(64, 128),
+}
+KERNELS, EMBEDDING, REST = ".*/kernel", "embedding", ".*"
+LABELS = {name: {"kernel": KERNELS, "bias": REST} for name in "ab"} | {EMBEDDING: EMBEDDING}
+MUON = optax.contrib.muon(1e-2)
+
+
+def gradients(turn):
+    return jax.tree.map(lambda p: jnp.cos(p * (turn + 1)), PARAMS)
+
+
+def ours(kernels=MUON, **storage):
+    rest = adam_jax.adamw(1e-2, **storage)
+    return adam_jax.groups({KERNELS: kernels, EMBEDDING: adam_jax.lion(1e-2), REST: rest})
+
+
+def theirs(labels=LABELS, **others):
+    txs = {KERNELS: MUON, EMBEDDING: optax.lion(1e-2), REST: optax.adamw(1e-2)}
+    return optax.partition(txs | others, labels)
+
+
+def train(tx, turns, params=PARAMS, state=None):
+    step = jax.jit(stepper(tx, "step"))
+    state = tx.init(params) if state is None else state
+    for turn in turns:
+        params, state = step(params, state, gradients(turn))
+    return params, state
+
+
+def schedule(count):
+    return 0.01 / (1 + jnp.asarray(count, jnp.float32))
+
+
+def together(rest):
+    kernels = functools.partial(optax.contrib.muon, consistent_rms=0.2)
+    return functools.partial(
+        adam_jax.groups, {KERNELS: kernels, EMBEDDING: adam_jax.lion, REST: rest}
+    )
+
+
+def test_one_schedule_and_one_count_for_all():
+    calls = []
+
+    def counted(count):
+        calls.append(count)
+        return schedule(count)
+
+    make = together(functools.partial(adam_jax.adamw, b2=0.99))
+    tx = adam_jax.with_hyperparams(make)(learning_rate=counted)
+    state = tx.init(PARAMS)
+    calls.clear()
+    jax.eval_shape(tx.step, PARAMS, state, PARAMS)
+    assert len(calls) == 1
+    assert set(adam_jax.hyperparams(state)) == {"learning_rate"}
+    assert not found(state, lambda x: isinstance(x, optax.ScaleByScheduleState))
+    expected, _ = train(make(learning_rate=schedule), range(5))
+    actual, state = train(tx, range(5))
+    chex.assert_trees_all_close(actual, expected, rtol=0, atol=1e-6)
+    assert state.count == 5
+    assert adam_jax.hyperparams(state)["learning_rate"] == pytest.approx(0.01 / 5)
+
+
+def test_hyperparameters_are_read_and_set():
+    tx = adam_jax.with_hyperparams(together(adam_jax.adamw))(learning_rate=1e-2, weight_decay=0.1)
+    state = adam_jax.set_hyperparams(tx.init(PARAMS), learning_rate=0.0)
+    moved, _ = adam_jax.step(tx, gradients(0), state, PARAMS)
+    chex.assert_trees_all_equal(moved, PARAMS)
+    with pytest.raises(TypeError, match="'embedding': lion.*'eps'"):
+        adam_jax.with_hyperparams(together(adam_jax.adamw))(learning_rate=1e-2, eps=1e-8)
+
+
+@pytest.mark.bits
+@pytest.mark.parametrize("other", [adam_jax.nadamw, optax.nadamw])
+def test_decay_rates_are_exact_where_all_are_ours(other):
+    """An Optax function takes only float32 numbers, and then all groups get those."""
+    entries = {KERNELS: other, REST: adam_jax.adamw}
+    make = functools.partial(adam_jax.groups, entries)
+    numbers = {"learning_rate": 1e-2, "b2": 0.999}
+    expected, _ = train(make(**numbers), range(5))
+    actual, _ = train(adam_jax.with_hyperparams(make)(**numbers), range(5))
+    if other is adam_jax.nadamw:
+        chex.assert_trees_all_equal(actual, expected)
+    chex.assert_trees_all_close(actual, expected, rtol=0, atol=1e-5)
+
+
+def test_converting_leaves_others_alone():
+    tx = ours()
+    params, state = train(tx, range(3))
+    small = adam_jax.convert_state(state, mu_dtype=jnp.int8, nu_dtype=jnp.bfloat16)
+    [adam, *_], [lion, *_] = (small.inner_states[e].inner_state for e in (REST, EMBEDDING))
+    assert lion.mu[EMBEDDING].codes.dtype == jnp.int8 and adam.nu["a"]["bias"].dtype == jnp.bfloat16
+    chex.assert_trees_all_equal(small.inner_states[KERNELS], state.inner_states[KERNELS])
+    expected, _ = train(tx, range(3, 6), params, state)
+    actual, _ = train(tx, range(3, 6), params, small)
+    chex.assert_trees_all_equal(
+        [actual[x]["kernel"] for x in "ab"], [expected[x]["kernel"] for x in "ab"]
+    )
+    chex.assert_trees_all_close(actual, expected, rtol=0, atol=5e-2)
+
+
+def test_map_params_goes_through():
+    tx, seen = ours(), []
+
+    def mapped(x):
+        seen.append(x.shape)
+        return x + 1.0
+
+    state = optax.tree.map_params(tx, mapped, tx.init(PARAMS))
+    assert seen.count((8, 4)) == 1 and seen.count((4,)) == 2 and seen.count((64, 128)) == 2
+    adam = state.inner_states[REST].inner_state[0]
+    assert (adam.nu["a"]["bias"] == 1).all() and adam.count == 0
+    assert adam.nu["a"]["kernel"] == optax.MaskedNode()
+
+
+def test_bytes_of_every_optimizer_are_counted():
+    of_state = adam_jax.inspect.bytes_per_parameter(PARAMS, ours())
+    assert of_state.groups["a"].state == 4 * 64 * 128 + 8 * 128
+    assert of_state.groups["b"].state == 4 * 8 * 4 + 8 * 4
+    assert of_state.groups[EMBEDDING].state == 4 * 64 * 128
+    live = sum(x.nbytes for x in jax.tree.leaves(ours().init(PARAMS)))
+    assert of_state.state == live
+
+
+@pytest.mark.parametrize("storage", [{}, {"nu_dtype": jnp.int8}])
+def test_from_optax_partition_and_back(storage):
+    tx, by_optax = ours(**storage), theirs()
+    params, state = train(by_optax, range(3))
+    mine = adam_jax.convert.from_optax(state, PARAMS, tx)
+    assert jax.tree.structure(mine) == jax.tree.structure(tx.init(PARAMS))
+    again = adam_jax.convert.to_optax(mine, PARAMS, by_optax)
+    assert jax.tree.structure(again) == jax.tree.structure(state)
+    chex.assert_trees_all_equal(again.inner_states[KERNELS], state.inner_states[KERNELS])
+    expected, _ = train(by_optax, range(3, 6), params, state)
+    for actual, _ in (
+        train(tx, range(3, 6), params, mine),
+        train(by_optax, range(3, 6), params, again),
+    ):
+        atol = 1e-6 if not storage else 1e-2
+        chex.assert_trees_all_close(actual, expected, rtol=0, atol=atol)
+
+
+def test_other_labels_are_an_error_with_the_paths_that_would_be_lost():
+    labels = {name: {"kernel": "matrices", "bias": REST} for name in "ab"} | {EMBEDDING: EMBEDDING}
+    state = theirs(labels, matrices=MUON).init(PARAMS)
+    with pytest.raises(
+        ValueError, match="would be|nothing but moments.*matrices.*muon.*/mu/a/kernel"
+    ):
+        adam_jax.convert.from_optax(state, PARAMS, ours())
+
+
+def test_moments_move_between_other_labels():
+    """If all groups have moments, their labels do not matter."""
+    names = {"a/.*": adam_jax.adamw(1e-2), ".*": adam_jax.adamw(1e-2)}
+    params, state = train(adam_jax.groups(names), range(3))
+    whole = adam_jax.convert.from_optax(state, PARAMS, adam_jax.adamw(1e-2))
+    expected, _ = train(adam_jax.groups(names), range(3, 5), params, state)
+    actual, _ = train(adam_jax.adamw(1e-2), range(3, 5), params, whole)
+    chex.assert_trees_all_close(actual, expected, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(
+        whole[0].mu["a"]["bias"], state.inner_states["a/.*"].inner_state[0].mu["a"]["bias"]
+    )
