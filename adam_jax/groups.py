@@ -237,9 +237,7 @@ def groups(
     inner = tuple((first, x.choice) for first, x in zip(firsts, members, strict=True))
     choice = ByExpression(tuple(labelled), default, inner)
     variants = _with_one_count([stages for x in members for stages in x.variants])
-    return Transformation.around(
-        dataclasses.replace(members[-1], variants=variants, choice=choice, name="groups")
-    )
+    return Transformation.around(dataclasses.replace(members[-1], variants=variants, choice=choice))
 
 
 def _member(factory: Callable[..., Transformation], arguments: Named) -> Member:

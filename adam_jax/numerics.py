@@ -72,11 +72,13 @@ class DecayRate:
       log: log b; minus infinity for b = 0.
       mostly_old: b ≥ 0.5, which selects the form of `average`; None for a rate that is traced when
         the transformation is built, which needs both forms.
+      name: of the argument, for `repr`.
     """
 
     complement: Number
     log: Number
     mostly_old: bool | None = static(default=None)
+    name: str = static(default="")
 
     @classmethod
     def of(cls, argument: str, b: Number, closed: bool = False) -> "DecayRate":
@@ -97,7 +99,7 @@ class DecayRate:
         exact = float(b)
         parts = 1.0 - exact, math.log(exact) if exact > 0.0 else -math.inf
         complement, log = (same_kind(part, b) for part in parts)
-        return cls(complement, log, exact >= 0.5)
+        return cls(complement, log, exact >= 0.5, argument)
 
     @classmethod
     def of_array(cls, b: Array, mostly_old: bool | None = None) -> "DecayRate":

@@ -96,6 +96,7 @@ class View:
         self,
         rule: Rule,
         u: Array,
+        is_product: bool,
         param: Leaf,
         stored: Sequence[Any],
         formats: Sequence[Any],
@@ -104,7 +105,7 @@ class View:
         bound: bool,
     ) -> None:
         self.g = bounded(u) if rule.slots and bound else u
-        self.param = param
+        self.g_is_product, self.param = is_product, param
         self.old: dict[str, Array] = {}
         self.new: dict[str, Array] = {}
         self.averages: dict[str, tuple[DecayRate, Array]] = {}
@@ -126,8 +127,9 @@ class View:
         old, fmt = self.old[slot], self._formats[slot]
         if fmt.keeps_means:  # Reduced first: no elementwise average is made.
             return self._renewed(slot, rate.average(old, fmt.means_of(self._shown(slot, term))))
+        x = rate.average(old, term)
         # XLA:CPU computes an average once for its codes and once for the update, in two ways.
-        return self._renewed(slot, self._shown(slot, exact(rate.average(old, term))))
+        return self._renewed(slot, self._shown(slot, exact(x) if fmt.rounds else x))
 
     def renew(self, slot: str, x: Array) -> Array:
         """Replaces a slot; returns it as it will be stored."""
@@ -188,10 +190,10 @@ def run_rules(
     p = leaf.param.joined() if split else leaf.param
     p = None if p is None else jax.lax.convert_element_type(p, plan.arithmetic)
     views: list[View] = []
-    known = None if sums is None else iter(sums)
+    known, is_product = None if sums is None else iter(sums), bool(leaf.factors)
     for rule, stored, formats in zip(rules, leaf.stored, plan.formats, strict=True):
-        views.append(View(rule, u, p, stored, formats, taken, known, bound))
-        u = rule.update(views[-1])
+        views.append(View(rule, u, is_product, p, stored, formats, taken, known, bound))
+        u, is_product = rule.update(views[-1]), rule.ends_in_product
     if p is not None and (plan.apply or split):
         return select(taken, p + u, p), views
     return select(taken, u, 0), views

@@ -215,18 +215,18 @@ class Member(Body):
                 numbers, structure = jax.tree.flatten([rules[which][k] for k in used])
                 of_rules[which, used] = numbers, structure
             numbers, structure = of_rules[which, used]
+            stages = [self.variants[which][k] for k in used]
             p = joined(p) if not step.last else p
             read = needs_params or (step.last and (step.apply or isinstance(p, Split)))
             stored = tuple(tuple(slot[i] for slot in slots[k]) for k in used)
             leaf = Arrays(g, step.factors, stored, p if read else None, None)
             try:
-                plan = self.plan(step, n, which, used, structure, leaf, stacks[n])
+                plan = self.plan(step, n, stages, structure, leaf, stacks[n])
                 leaf = leaf._replace(salt=_salt(plan, first, stacks[n].first))
             except (TypeError, ValueError) as error:
                 raise ValueError(f"at {step.paths[n]!r}, {error}") from None
             if step.plans is not None:
-                own = [self.variants[which][k].rule for k in used]
-                step.plans[step.paths[n]] = plan._replace(rules=own)
+                step.plans[step.paths[n]] = plan._replace(rules=[stage.rule for stage in stages])
             stepped.append((n, i, used))
             plans.append((plan, numbers))
             arrays.append(leaf)
@@ -249,8 +249,7 @@ class Member(Body):
         self,
         step: Step,
         n: int,
-        which: int,
-        used: Sequence[int],
+        stages: Sequence[Stage],
         structure: PyTree,
         leaf: Arrays,
         stack: Stack,
@@ -260,8 +259,7 @@ class Member(Body):
         Args:
           step: that the leaf is in.
           n: its index in the step.
-          which: its variant.
-          used: the stages that act on it.
+          stages: those that act on it.
           structure: of their rules.
           leaf: its arrays.
           stack: its layers.
@@ -271,9 +269,9 @@ class Member(Body):
         """
         shape, p = np.shape(leaf.g), step.p[n]
         formats = []
-        for k, stored in zip(used, leaf.stored, strict=True):
+        for stage, stored in zip(stages, leaf.stored, strict=True):
             formats.append(tuple(map(format_of, stored)))
-            for slot, fmt, x in zip(self.stages[k].rule.slots, formats[-1], stored, strict=True):
+            for slot, fmt, x in zip(stage.rule.slots, formats[-1], stored, strict=True):
                 _check_stored(slot, fmt, x, shape)
         if p is not None and np.shape(p) != shape:
             raise ValueError(
@@ -292,7 +290,7 @@ class Member(Body):
             from adam_jax.kernels.tiles import tiles_of
 
             sharding = _explicit_sharding(leaf.g) or step.shardings.get(step.paths[n])
-            rules = [self.variants[which][k].rule for k in used]
+            rules = [stage.rule for stage in stages]
             everywhere = self.kernel == "pallas"
             kernel, parts = tiles_of(rules, every, leaf, everywhere, sharding, stack.axes)
         return Plan(

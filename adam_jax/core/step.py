@@ -13,7 +13,6 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from adam_jax._types import Count, DType, Leaf, Params, PyTree, Result, State, Updates
-from adam_jax.core.boxes import unboxed
 from adam_jax.core.stacked import Layers, Stack, over_layers
 from adam_jax.core.trees import align_params, align_slot, leaf_paths, unflatten_stored
 from adam_jax.formats.dense import is_floating, leaf_dtype, wider_dtype
@@ -129,11 +128,7 @@ class Step:
 
     def align(self, slot: PyTree) -> list[Any]:
         """The entries of a state's tree for all leaves of the tree."""
-        try:
-            every = self.treedef.flatten_up_to(slot)
-        except ValueError:
-            return align_slot(self.treedef, self.tree, slot)  # Boxes; or an error that explains.
-        return [x if isinstance(x, jax.Array) else unboxed(x) for x in every]
+        return align_slot(self.treedef, self.tree, slot)
 
     def back(self, slot: PyTree, entries: Sequence[Leaf]) -> PyTree:
         """The inverse of `align`: the same tree with other entries."""

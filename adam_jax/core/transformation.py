@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import re
+from collections.abc import Iterable
 from typing import Any, TypeVar, cast
 
 import jax
@@ -72,28 +74,39 @@ class Transformation(optax.GradientTransformationExtraArgs):
         return cls.around(*children)
 
 
-def shown(x: Any) -> str:
-    """A body as the call that makes it: `adamw(b1=0.9, b2=0.999, eps=1e-08, ...)`."""
-    if isinstance(x, DecayRate):
-        return f"{1 - x.complement}"
-    if not dataclasses.is_dataclass(x):
-        return getattr(x, "__name__", None) or str(x)
-    name = getattr(x, "name", None) or type(x).__name__
-    return f"{name}({', '.join(_numbers(x))})"
+def shown(body: Body) -> str:
+    """A body as the call that makes it, with its numbers: `adamw(learning_rate=0.001, b1=0.9)`."""
+    if isinstance(body, Foreign):
+        return getattr(body.tx.update, "__qualname__", "optax").partition(".")[0]
+    if isinstance(body, Member):
+        calls = [f"{body.name}({', '.join(_arguments(stages))})" for stages in body.variants]
+        return calls[0] if body.choice is None else f"groups({', '.join(calls)})"
+    in_words = re.sub(r"(?<!^)(?=[A-Z])", "_", type(body).__name__).lower()
+    return f"{in_words}({', '.join(_arguments([body]))})"
 
 
-def _numbers(x: Any) -> list[str]:
-    found = []
-    for field in dataclasses.fields(x):
-        value = getattr(x, field.name)
-        inside = value if isinstance(value, tuple) else (value,)
-        if field.metadata.get("static"):
+def _arguments(parts: Iterable[Any]) -> list[str]:
+    """The numbers that differ from their defaults, as arguments; the learning rate first."""
+    found: list[str] = []
+    for part in parts:
+        if isinstance(part, DecayRate):
+            b = 1 - part.complement
+            found.append(f"{part.name}={round(b, 12) if isinstance(b, float) else b}")
             continue
-        if all(dataclasses.is_dataclass(y) and not isinstance(y, DecayRate) for y in inside):
-            found += [text for y in inside for text in _numbers(y)]
-        elif value is not None:
-            found.append(f"{field.name}={shown(value)}")
-    return found
+        for field in dataclasses.fields(part):
+            x = getattr(part, field.name)
+            inside = list(x) if isinstance(x, tuple) else [x]
+            if field.metadata.get("static") or x is None or inside == [field.default]:
+                continue
+            if isinstance(inside[0], Body):
+                found += map(shown, inside)
+            elif isinstance(x, dict):
+                found += [f"{name}={number}" for name, number in x.items()]
+            elif dataclasses.is_dataclass(inside[0]):
+                found += _arguments(inside)
+            else:
+                found.append(f"{field.name}={getattr(x, '__name__', x)}")
+    return sorted(dict.fromkeys(found), key=lambda text: not text.startswith("learning_rate"))
 
 
 def body_of(argument: str, tx: AnyTransformation) -> Body:

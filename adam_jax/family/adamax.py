@@ -47,6 +47,7 @@ class Ratio(Quotient):
     """first / second, for a second moment that is a magnitude, not a square; 0 where both are 0."""
 
     squared = False
+    ends_in_product = False
 
     def __call__(self, first: Array, second: Array) -> Array:
         return divide(first, second)

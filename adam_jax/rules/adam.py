@@ -45,6 +45,10 @@ class MomentRule(MemberRule):
     def slots(self) -> tuple[Slot, ...]:
         return (*self.first.slots, *self.second.slots)
 
+    @property
+    def ends_in_product(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.direction.ends_in_product
+
     def update(self, leaf: View) -> Array:
         mu = self.first(leaf, leaf.g)
         nu = self.second(leaf, squared(leaf.g))
@@ -190,6 +194,7 @@ class Root(Direction):
     eps_hat: Number = in_units_of(Unit.GRADIENT, default=0.0)
     rate: DecayRate | None = None
     every_eps: Number = None
+    ends_in_product = False
 
     @classmethod
     def of(
@@ -264,8 +269,8 @@ class AddDecayedWeights(Rule):
 
     def update(self, leaf: View) -> Array:
         u, weight_decay = leaf.g, -self.weight_decay if self.downhill else self.weight_decay
-        # Either may be a product, and XLA:CPU contracts one of them with the sum.
-        decayed = exact(u) + exact(weight_decay * leaf.param)
+        # Of two products, XLA:CPU contracts one with the sum, and not always the same.
+        decayed = exact(weight_decay * leaf.param) + (exact(u) if leaf.g_is_product else u)
         if not self.cautious:
             return decayed
         agreement = jnp.real(u * jnp.conj(leaf.param))

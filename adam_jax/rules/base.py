@@ -23,12 +23,14 @@ class View(Protocol):
 
     Attributes:
       g: the gradient, or the update of the rule before; `bounded` for a rule with slots.
+      g_is_product: whether g may be a product, which XLA contracts with a sum; see `exact`.
       param: the parameter; None unless the rule `needs_params`.
       old: the slots before the step, in the dtype of arithmetic.
       new: the slots renewed so far, as they will be stored.
     """
 
     g: Array
+    g_is_product: bool
     param: Leaf
     old: dict[str, Array]
     new: dict[str, Array]
@@ -71,12 +73,14 @@ class Rule(abc.ABC):
         declare it; otherwise no kernel steps the leaf.
       reads_sums: it calls `View.sum`.
       needs_params: it reads `View.param`.
+      ends_in_product: its update may be a product; only for speed may a rule deny it.
     """
 
     slots: PyTree = ()
     elementwise: bool = False
     reads_sums: bool = False
     needs_params: bool = False
+    ends_in_product: bool = True
 
     @abc.abstractmethod
     def update(self, leaf: View) -> Array:
@@ -112,7 +116,13 @@ class IrregularRule(MemberRule):
 
 
 class Direction(abc.ABC):
-    """How an update is computed from the two moments, as read: a `frozen_pytree`."""
+    """How an update is computed from the two moments, as read: a `frozen_pytree`.
+
+    Attributes:
+      ends_in_product: see `Rule`.
+    """
+
+    ends_in_product: bool = True
 
     @abc.abstractmethod
     def __call__(self, first: Array, second: Array) -> Array:

@@ -26,6 +26,7 @@ running = ""
 def replaced() -> dict[str, Any]:
     """Replaces each function that both libraries have, wherever Optax exports it."""
     import adam_jax
+    from adam_jax.core.member import Member
     from adam_jax.core.step import Body
 
     names = {}
@@ -40,7 +41,7 @@ def replaced() -> dict[str, Any]:
             if getattr(module, name, None) is theirs:
                 setattr(module, name, ours)
                 names[name] = ours
-    Body.update = noted(Body.update)
+    Member.init, Body.update = noted(Member.init), noted(Body.update)
     return names
 
 
