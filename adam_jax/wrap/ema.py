@@ -40,7 +40,6 @@ class EmaParams(Body):
     layers: Layers = static(default=Layers())
 
     def init(self, params: Params) -> EmaParamsState:
-        """The initial average: the parameters."""
 
         def start(p: Leaf, layer: Leaf) -> Leaf:
             if not is_floating(p):
@@ -54,13 +53,7 @@ class EmaParams(Body):
         return EmaParamsState(jnp.zeros([], jnp.int32), ema)
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
-        """Passes the updates on and averages the updated parameters."""
         check_state(state, EmaParamsState, "an EmaParamsState")
-        if step.params is None:
-            raise ValueError(
-                "params must be given, got None: ema_params averages them. Write"
-                " tx.update(grads, state, params)."
-            )
         step.needed_params()
         weight = self.rate.complement
         if self.debias:

@@ -12,7 +12,7 @@ import optax
 from adam_jax._types import Leaf, Number, Params, State
 from adam_jax.core.stacked import Layers
 from adam_jax.core.states import found, register
-from adam_jax.core.step import Body, Step, check_state
+from adam_jax.core.step import Body, Step, check_state, select
 from adam_jax.core.transformation import Transformation
 from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.validation import check_integer, check_number, check_scalar
@@ -64,7 +64,6 @@ class SkipNonfinite(Body):
     layers: Layers = static(default=Layers())
 
     def init(self, params: Params) -> State:
-        """Optax's state, with the window if spikes are detected."""
         zero = jnp.zeros([], jnp.int32)
         fields = (zero, jnp.asarray(True), jnp.zeros([], jnp.int32), self.inner.init(params))
         if self.spike_sigmas is None:
@@ -73,7 +72,6 @@ class SkipNonfinite(Body):
         return SkipState(*fields, SpikeWindow(jnp.zeros([], jnp.int32), *none))
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
-        """One step of the inner transformation, or none."""
         expected = optax.ApplyIfFiniteState if self.spike_sigmas is None else SkipState
         check_state(state, expected, f"of type {expected.__name__}")
         # Clipping needs the same sum, so this is cheaper than isfinite of each element.
@@ -96,7 +94,7 @@ class SkipNonfinite(Body):
             # Once each time the limit is exceeded.
             passed = (count == self.max_consecutive + 1) & (count != state.notfinite_count)
             if isinstance(passed, jax.core.Tracer):
-                jax.lax.cond(passed, self.call_back, lambda count: None, count)
+                jax.lax.cond(passed, self.warn_later, lambda count: None, count)
             elif passed:
                 _warn(int(count))
         return out.but(ok=step.ok), state._replace(inner_state=inner_state, **own)
@@ -104,12 +102,11 @@ class SkipNonfinite(Body):
     def without_spikes(
         self, good: jax.Array, norm: Norm, value: Leaf, spikes: SpikeWindow
     ) -> tuple[jax.Array, SpikeWindow]:
-        """Whether this step is not a spike, and the new window, to which only finite steps go."""
-        finite, where = good, spikes.seen % self.window
+        """Whether this step is not a spike, and the window with it, if it is finite."""
         # Bounded, since an infinite norm would make the window's mean NaN.
         size = jnp.minimum(norm.value * norm.unit, jnp.finfo(jnp.float32).max)
         new = {"norms": size} if value is None else {"norms": size, "values": value}
-        enough = spikes.seen >= self.window // 2
+        finite, enough = good, spikes.seen >= self.window // 2
         filled = jnp.minimum(spikes.seen, self.window).astype(jnp.float32)
         present = jnp.arange(self.window) < spikes.seen
         for name, x in new.items():
@@ -120,18 +117,16 @@ class SkipNonfinite(Body):
             # It is zero for equal numbers, and their mean is off by rounding.
             deviation = jnp.maximum(deviation, 1e-6 * jnp.abs(mean))
             good &= ~(enough & (x > mean + self.spike_sigmas * deviation))
-            new[name] = jnp.where(finite, seen.at[where].set(x), seen)
-        seen = jnp.where(finite, spikes.seen + 1, spikes.seen)
+            new[name] = seen.at[spikes.seen % self.window].set(x)
         # Prevents overflow and keeps the position in the ring.
-        seen = jnp.where(seen >= 2 * self.window, seen - self.window, seen)
-        return good, spikes._replace(seen=seen, **new)
+        seen = spikes.seen + 1
+        new["seen"] = jnp.where(seen >= 2 * self.window, seen - self.window, seen)
+        return good, select(finite, spikes._replace(**new), spikes)
 
-    def call_back(self, count: jax.Array) -> None:
-        """Warns on the host, from inside the program."""
-        # vmap turns the condition into a select, which calls this for every model.
-        jax.debug.callback(
-            lambda n: _warn(int(n)) if n == self.max_consecutive + 1 else None, count
-        )
+    def warn_later(self, count: jax.Array) -> None:
+        """Warns on the host; vmap turns the condition around it into a select."""
+        first = self.max_consecutive + 1
+        jax.debug.callback(lambda n: _warn(int(n)) if n == first else None, count)
 
 
 def _warn(count: int) -> None:
@@ -220,7 +215,6 @@ def skipped(state: State, max_consecutive: int = 10) -> Skipped:
             f" skip_nonfinite(...), or of a transformation around it."
         )
     counters = [np.asarray(x) for x in (states[0].notfinite_count, states[0].total_notfinite)]
-    consecutive, total = (x if x.ndim else int(x) for x in counters)
-    if np.max(consecutive) > max_consecutive:
-        _warn(int(np.max(consecutive)))
-    return Skipped(consecutive, total)  # pyright: ignore[reportArgumentType]
+    if (most := int(np.max(counters[0]))) > max_consecutive:
+        _warn(most)
+    return Skipped(*(x if x.ndim else int(x) for x in counters))  # pyright: ignore[reportArgumentType]

@@ -54,7 +54,6 @@ class Weights(Body):
     layers: Layers = static(default=Layers())
 
     def init(self, params: Params) -> WeightsState:
-        """Rests of zero, and the inner state."""
 
         def rest(p: Leaf) -> Leaf:
             dtype = self.form.rest_dtype if self.form.applies(p) else None
@@ -65,7 +64,6 @@ class Weights(Body):
         return WeightsState(jnp.zeros([], jnp.int32), rests, inner_state)
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
-        """One inner step on the joined weights, which are then split again."""
         check_state(state, WeightsState, "a WeightsState")
         step.needed_params()
         rests, dtypes, p = step.align(state.rest), list(step.dtypes), list(step.p)
