@@ -33,13 +33,8 @@ from adam_jax.xla.once import if_due
 class AccumulateState(NamedTuple):
     """State of `accumulate`; the first four fields are those of `optax.MultiStepsState`.
 
-    Attributes:
-      mini_step: micro-steps since the last optimizer step.
-      gradient_step: optimizer steps completed.
-      inner_opt_state: the state of the inner transformation.
-      acc_grads: the average of the gradients since the last optimizer step; while mini_step is 0,
-        leftovers of the last step, which are ignored.
-      weight: the sum of their weights.
+    `acc_grads` is the average of the gradients since the last optimizer step, and `weight` the sum
+    of their weights. While `mini_step` is 0, it has leftovers of the last step, which are ignored.
     """
 
     mini_step: jax.Array
@@ -121,17 +116,15 @@ class Accumulate(Body):
             # Reset here, by a select, not after the optimizer step: if a branch returned zeros for
             # the accumulator, XLA would keep two of them.
             old = jnp.where(state.mini_step == 0, 0, fmt.decode(acc, dtype))
-            if g is None:
-                entries[i] = fmt.encode(old)
-                continue
-            x, real = jax.lax.convert_element_type(g, dtype), jnp.finfo(dtype).dtype
-            part = jax.lax.convert_element_type(new, real)
-            whole = jax.lax.convert_element_type(jnp.where(weight > 0, weight, 1), real)
-            with jax.numpy_dtype_promotion("standard"):  # A complex gradient times a real share.
-                # Halved, since the difference of two finite numbers may overflow.
-                moved = old + (2 * part / whole) * (x * 0.5 - old * 0.5)
-            # A batch of weight 0 may have a gradient of 0/0.
-            entries[i] = fmt.encode(jnp.where(new > 0, moved, old))
+            if g is not None:
+                x, real = jax.lax.convert_element_type(g, dtype), jnp.finfo(dtype).dtype
+                part = jax.lax.convert_element_type(new, real)
+                whole = jax.lax.convert_element_type(jnp.where(weight > 0, weight, 1), real)
+                with jax.numpy_dtype_promotion("standard"):  # A complex number and a real one.
+                    # Halved, since the difference of two finite numbers may overflow.
+                    moved = old + (2 * part / whole) * (x * 0.5 - old * 0.5)
+                old = jnp.where(new > 0, moved, old)  # With weight 0, the gradient may be 0/0.
+            entries[i] = fmt.encode(old)
         return entries
 
     def stepped(
@@ -213,23 +206,13 @@ def accumulate(
       A transformation with the state `AccumulateState`. `step` and `update` take `weight=`, the
       micro-batch's weight ≥ 0, such as its number of tokens; the default is 1. Other extra
       arguments of the last micro-step reach `inner`. If all weights are 0, no optimizer step is
-      taken or counted, and the next micro-step is again the first of `every`. At the other
-      micro-steps `step` does not touch the parameters; `update` returns zeros, which are added.
+      taken or counted, and the next micro-step is again the first of `every`.
 
     Raises:
       ValueError: `every` below 1, a weight that is not a number or not a scalar.
 
     Differs from Optax (`MultiSteps`) in: the optimizer step runs once, not at every micro-step;
     gradients have weights; `inner` gets the average as stored, not rounded to the gradient's dtype.
-
-    Example:
-      >>> import adam_jax, jax.numpy as jnp
-      >>> tx = adam_jax.accumulate(adam_jax.adamw(1e-3), every=2)
-      >>> params = jnp.ones(3)
-      >>> state = tx.init(params)
-      >>> params, state = adam_jax.step(tx, jnp.ones(3), state, params, weight=100)
-      >>> print(params)
-      [1. 1. 1.]
     """
     if not callable(every):
         every = check_integer("every", every, 1, instead="1 takes a step with each gradient")

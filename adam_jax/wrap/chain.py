@@ -62,10 +62,6 @@ def chain(*txs: optax.GradientTransformation) -> Transformation:
 
     Differs from Optax in: between two transformations of this package updates are float32 or wider.
     Only after the last are they rounded to the gradient's dtype (or the parameter's, if wider).
-
-    Example:
-      >>> import adam_jax
-      >>> tx = adam_jax.chain(adam_jax.clip_by_global_norm(1.0), adam_jax.adamw(1e-3))
     """
     if not txs:
         return Transformation.around(Member.of())

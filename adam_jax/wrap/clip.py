@@ -120,9 +120,9 @@ def clip_by_global_norm(max_norm: jax.typing.ArrayLike) -> Transformation:
         clipping off, 0 makes every gradient zero, and a negative value also flips its sign.
 
     Returns:
-      A transformation without state, as in Optax. A NaN in the gradient makes all of it NaN. An
-      infinity becomes NaN, and all other elements 0. To skip such steps, wrap the chain in
-      `skip_nonfinite`. With an infinite max_norm NaN and infinity pass through unchanged.
+      A transformation without state, as in Optax. A NaN in the gradient makes all of it NaN, an
+      infinity becomes NaN and all other elements 0, unless max_norm is infinite; `skip_nonfinite`
+      around the chain skips such steps.
 
     Raises:
       ValueError: max_norm is NaN or not a number.

@@ -112,10 +112,6 @@ def ema_params(
     copy the average when it is read.
 
     Reference: Polyak & Juditsky 1992; Kingma & Ba 2015, section 7.2.
-
-    Example:
-      >>> import adam_jax
-      >>> tx = adam_jax.chain(adam_jax.adamw(1e-3), adam_jax.ema_params(0.999))
     """
     return Transformation.around(
         EmaParams(DecayRate.of("decay", decay), debias, check_nearest_dtype("dtype", dtype))

@@ -21,17 +21,11 @@ from adam_jax.wrap.clip import Norm, global_norm
 
 
 class SpikeWindow(NamedTuple):
-    """The recent steps that spikes are compared with.
+    """The recent steps that spikes are compared with; zeros where there is none yet."""
 
-    Attributes:
-      seen: int32 scalar, the finite norms seen so far; the next is written at seen % window.
-      norms: the last gradient norms; 0 where there is none yet.
-      values: the losses of the same steps, where `value=` is passed.
-    """
-
-    seen: jax.Array
+    seen: jax.Array  # The number of finite norms so far; the next is written at seen % window.
     norms: jax.Array
-    values: jax.Array
+    values: jax.Array  # The losses of the same steps, where `value=` is passed.
 
 
 class SkipState(NamedTuple):
@@ -153,9 +147,7 @@ def skip_nonfinite(
     steps are skipped after the limit too; `skipped(state)` reads the counters and warns.
 
     Args:
-      inner: any Optax transformation. An `optax.chain` that contains members of this package is
-        treated as `chain`. With another library's transformation `update` costs the same as in
-        `apply_if_finite`, and `step` updates in place.
+      inner: any Optax transformation.
       max_consecutive: the limit: with more consecutive skipped steps, something must be wrong.
       spike_sigmas: also skips steps where ‖g‖, or the loss passed as `value=`, exceeds the mean of
         the last `window` values by this many of their standard deviations; 6 is usual. None skips

@@ -28,13 +28,9 @@ from adam_jax.xla.once import if_due
 
 
 class TelemetryState(NamedTuple):
-    """State of `telemetry`.
+    """State of `telemetry`: `groups` has float32 scalars of the last measured step, by name.
 
-    Attributes:
-      count: optimizer steps completed.
-      step: the last measured step, counted from 1; 0 before the first measurement.
-      groups: float32 scalars, by group and by name; a zero if there are no parameters.
-      inner_state: the state of the inner transformation.
+    Steps count from 1; before the first measurement `step` is 0.
     """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -112,10 +108,9 @@ class Telemetry(Body):
     def members(
         self, paths: Sequence[str], leaves: Sequence[tuple[Leaf, ...]]
     ) -> list[tuple[tuple[str, int], list[tuple[Leaf, ...]]]]:
-        """The leaves of each group, each beginning with its parameter.
+        """The leaves of each group, by its name and the number of layers, 0 if not `by_layer`.
 
-        A group's key is its name and its number of layers, which is 0 unless its leaves are
-        measured layer by layer. Integers, booleans and keys are in no group.
+        A leaf begins with its parameter; integers, booleans and keys are in no group.
         """
         members: dict[tuple[str, int], list[tuple[Leaf, ...]]] = {}
         for path, leaf in zip(paths, leaves, strict=True):
@@ -216,21 +211,11 @@ def telemetry(
     Returns:
       A transformation with the state `TelemetryState`, which `measured(state)` reads. The steps are
       those of `inner`. The names of the groups are part of the state's structure. In the other
-      steps the cost is a branch not taken. Inside `accumulate` it measures optimizer steps. Inside
-      `shard_map` the statistics are those of the whole leaves, the same on all devices. Integers,
-      booleans and keys are not measured.
-      `update` needs params.
+      steps the cost is a branch not taken. Inside `shard_map` the statistics are those of the whole
+      leaves. Integers, booleans and keys are not measured. `update` needs params.
 
     Raises:
       ValueError: `every` below 1, an invalid expression, params missing in `update`.
-
-    Example:
-      >>> import adam_jax, jax.numpy as jnp
-      >>> tx = adam_jax.telemetry(adam_jax.adamw(1e-3), every=1)
-      >>> params = {"head": jnp.ones(3)}
-      >>> _, state = adam_jax.step(tx, params, tx.init(params), params)
-      >>> print(f"{adam_jax.measured(state)['groups']['head']['cosine']:.2f}")
-      -1.00
     """
     every = check_integer("every", every, 1, instead="100 is usual")
     for name, expression in (patterns or {}).items():

@@ -29,11 +29,7 @@ from adam_jax.wrap.chain import inner_body
 class WeightsState(NamedTuple):
     """State of `stochastic_rounding`, `kahan_summation` and `master_residual`.
 
-    Attributes:
-      count: steps taken.
-      rest: the lower bits or rounding errors of the weights, a tree like the parameters;
-        `optax.MaskedNode` for leaves without any.
-      inner_state: the state of the inner transformation.
+    `rest` has the lower bits or rounding errors of the weights, a tree like the parameters.
     """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -94,9 +90,9 @@ def stochastic_rounding(inner: optax.GradientTransformation, seed: int = 0) -> T
 
         θ' = θ + u in float32,  θ ← one of the two neighbors of θ', the nearer one more likely
 
-    Costs no memory. The random bits are a hash of the seed, the step, the leaf and the element's
-    index, so they are the same after a resume and on any number of devices. (Inside `shard_map` and
-    `vmap` each device and each model counts from 0, so they share the bits.)
+    The random bits are a hash of the seed, the step, the leaf and the element's index, the same
+    after a resume and on any number of devices. (Inside `shard_map` and `vmap` all devices and
+    models share the bits.)
 
     Args:
       inner: any Optax transformation, which sees float32 weights and gradients.
@@ -115,10 +111,6 @@ def stochastic_rounding(inner: optax.GradientTransformation, seed: int = 0) -> T
 
     Reference: Gupta et al. 2015, https://arxiv.org/abs/1502.02551; Zamirai et al. 2020,
     https://arxiv.org/abs/2010.06192.
-
-    Example:
-      >>> import adam_jax, jax.numpy as jnp
-      >>> tx = stochastic_rounding(adam_jax.adamw(1e-5, mu_dtype=jnp.int8, nu_dtype=jnp.int8))
     """
     seed = check_integer("seed", seed, 0, instead="any number up to 2³²-1")
     if seed >= 2**32:
