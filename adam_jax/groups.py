@@ -131,8 +131,8 @@ def groups(
       A transformation. For one member it has the member's own state, and the schedules of all
       groups read its one count. For several optimizers it has the `optax.PartitionState` that
       `optax.partition` keeps with the expressions as labels, and each optimizer keeps its own
-      counts. `with_hyperparams(functools.partial(groups, {...}))(learning_rate=schedule)` keeps one
-      count and one schedule for all. Members of this package step their leaves in one pass.
+      counts; `with_hyperparams(functools.partial(groups, {...}))(learning_rate=schedule)` keeps one
+      count and one schedule for all.
 
     Raises:
       TypeError: an argument that `factory`, or one of several, does not take.

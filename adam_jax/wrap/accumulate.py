@@ -77,8 +77,11 @@ class Accumulate(Body):
     def run(self, step: Step, state: State) -> tuple[Step, State]:
         check_state(state, AccumulateState, "an AccumulateState")
         extra = dict(step.extra)
-        # A micro-batch of weight 0 leaves the accumulator unchanged.
-        new = step.taken(_weight(extra.pop("weight", 1.0)), 0)
+        instead = "pass the micro-batch's number of tokens, for example, or leave it out for 1"
+        new = check_scalar("weight", extra.pop("weight", 1.0), instead=instead)
+        new = jnp.asarray(new, jnp.float32)
+        # NaN, from 0/0 tokens, counts as 0, which leaves the accumulator unchanged.
+        new = step.taken(jnp.where(new > 0, new, 0), 0)
         weight = jnp.where(state.mini_step == 0, 0, state.weight) + new
         every = self.every
         if callable(every):
@@ -178,13 +181,6 @@ def _arithmetic(g: Leaf, acc: PyTree) -> DType:
 
 def _types(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
-
-
-def _weight(weight: jax.typing.ArrayLike) -> jax.Array:
-    instead = "pass the micro-batch's number of tokens, for example, or leave it out for 1"
-    weight = check_scalar("weight", weight, instead=instead)
-    weight = jnp.asarray(weight, jnp.float32)
-    return jnp.where(weight > 0, weight, 0)  # NaN, from 0/0 tokens, counts as 0 too.
 
 
 def accumulate(

@@ -79,9 +79,9 @@ class SkipNonfinite(Body):
             good, own["spikes"] = self.without_spikes(good, norm, value, state.spikes)
         out, inner_state = self.inner.run(step.only_if(good), state.inner_state)
         bad = step.only_if(~good)
-        own["notfinite_count"] = jnp.where(good, 0, bad.counted(state.notfinite_count))
-        own["last_finite"] = good
-        own["total_notfinite"] = bad.counted(state.total_notfinite)
+        count = jnp.where(good, 0, bad.counted(state.notfinite_count))
+        total = bad.counted(state.total_notfinite)
+        own |= {"notfinite_count": count, "last_finite": good, "total_notfinite": total}
         own = step.taken(own, {name: getattr(state, name) for name in own})
         if self.warn:
             count = own["notfinite_count"]

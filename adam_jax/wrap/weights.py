@@ -50,7 +50,6 @@ class Weights(Body):
     layers: Layers = static(default=Layers())
 
     def init(self, params: Params) -> WeightsState:
-
         def rest(p: Leaf) -> Leaf:
             dtype = self.form.rest_dtype if self.form.applies(p) else None
             return optax.MaskedNode() if dtype is None else jnp.zeros_like(p, dtype)
@@ -123,8 +122,8 @@ def kahan_summation(inner: optax.GradientTransformation) -> Transformation:
 
         θ' = θ + c + u in float32,  θ ← θ' rounded,  c ← θ' - θ rounded
 
-    It adds 2 bytes per parameter and gives 16 bits of mantissa. `master_residual` gives all 24 of
-    float32 for the same 2 bytes. Use this one for float16, and for checkpoints of other libraries.
+    Its 2 bytes per parameter give 16 bits of mantissa, those of `master_residual` all 24 of
+    float32. Use this one for float16, and for checkpoints of other libraries.
 
     Args:
       inner: any Optax transformation, which sees float32 weights, θ + c, and float32 gradients.
@@ -144,14 +143,12 @@ def kahan_summation(inner: optax.GradientTransformation) -> Transformation:
 def master_residual(inner: optax.GradientTransformation, bits: int = 16) -> Transformation:
     """Keeps bfloat16 weights and, in the state, the lower bits of the float32 weights they round.
 
-    With 16 bits the two equal the float32 weights bit for bit. Training then runs as in float32
-    with gradients of bfloat16 weights, at 4 bytes per parameter, where bfloat16 weights and a
-    float32 copy take 6. With 8 bits they are 24-bit floating-point numbers of 3 bytes, rounded
-    stochastically as in `stochastic_rounding`, but 256 times finer.
+    With 16 bits the two equal the float32 weights bit for bit, at 4 bytes per parameter, where
+    bfloat16 weights and a float32 copy take 6. With 8 bits they are 24-bit floating-point numbers,
+    rounded stochastically as in `stochastic_rounding`, but 256 times finer.
 
     Args:
-      inner: any Optax transformation, which sees the float32 weights (so weight decay is exact too)
-        and float32 gradients.
+      inner: any Optax transformation, which sees float32 weights and gradients.
       bits: 16 or 8.
 
     Returns:
