@@ -40,7 +40,6 @@ class EmaParams(Body):
     layers: Layers = static(default=Layers())
 
     def init(self, params: Params) -> EmaParamsState:
-
         def start(p: Leaf, layer: Leaf) -> Leaf:
             if not is_floating(p):
                 return jnp.copy(p)

@@ -86,8 +86,7 @@ class Telemetry(Body):
             its = step.but(g=g, p=list(map(joined, p)), apply=False, last=False)
             out, _ = self.inner.run(its, inner_state)
             leaves: list[tuple[Leaf, ...]] = [(p, None, None, p) for p in params]
-            columns = zip(step.here, its.p, its.values, out.values, strict=True)
-            for i, p, g, u in columns:
+            for i, p, g, u in zip(step.here, its.p, its.values, out.values, strict=True):
                 leaves[i] = p, g, u, applied(u, p)
             groups = {}
             own = [step.every_path[i] for i in step.own], [leaves[i] for i in step.own]
@@ -102,8 +101,7 @@ class Telemetry(Body):
         carry = (list(step.g), state.inner_state, list(step.p), state.groups)
         g, inner_state, p, groups = if_due(due, measured, carry)
         out, inner_state = self.inner.run(step.but(g=g, p=p), inner_state)
-        measured_at = jnp.where(due, count, state.step)
-        return out, TelemetryState(count, measured_at, groups, inner_state)
+        return out, TelemetryState(count, jnp.where(due, count, state.step), groups, inner_state)
 
     def members(
         self, paths: Sequence[str], leaves: Sequence[tuple[Leaf, ...]]
