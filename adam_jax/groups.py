@@ -33,22 +33,14 @@ def first_matches(
     expressions: Sequence[str],
     paths: Sequence[str],
     moving: Sequence[bool],
-    *,
     check: bool,
     instead: str | None,
 ) -> list[int | None]:
-    """The index of the first expression that matches each leaf's path, or None.
-
-    Args:
-      expressions: regular expressions, in order of precedence.
-      paths: the path of each leaf.
-      moving: whether a step updates each leaf; a leaf that is not updated need not match.
-      check: require each expression to be the first match of some leaf.
-      instead: what the error tells the user to write if an updated leaf matches nothing. None
-        allows unmatched leaves.
+    """The index of the first expression that matches each leaf's whole path, or None.
 
     Raises:
-      ValueError: `check` or `instead` is violated; the message lists the paths.
+      ValueError: with `check`, an expression is the first match of no leaf. A leaf that moves
+        matches none; `instead` is what to write, or None if it need not match.
     """
     found = []
     for path in paths:
@@ -65,8 +57,8 @@ def first_matches(
             taken = any(re.fullmatch(expression, path) for path in paths)
             why = "only leaves that expressions before it took" if taken else "nothing"
             raise ValueError(
-                f"the expression {expression!r} matches {why}: it must match the whole"
-                f" path of a leaf, such as one of {paths}."
+                f"the expression {expression!r} matches {why}: it must match the whole path of a"
+                f" leaf, such as one of {paths}."
             )
     return found
 
@@ -76,47 +68,38 @@ class ByExpression(Choice):
     """Groups of one member.
 
     Attributes:
-      expressions: each with the index of its group, or None if its leaves are frozen.
-      default: the group of unmatched leaves; None if there is none.
-      inner: of each group, its first variant, and how it chooses among its own.
+      expressions: in order of precedence.
+      chosen: of each expression, and then of unmatched leaves, the first variant and how the group
+        chooses among its own; None freezes its leaves, or if leaves must match.
     """
 
-    expressions: tuple[tuple[str, int | None], ...]
-    default: int | None
-    inner: tuple[tuple[int, Choice | None], ...]
+    expressions: tuple[str, ...]
+    chosen: tuple[tuple[int, Choice | None] | None, ...]
 
     def variants(
         self, paths: Sequence[str], moving: Sequence[bool], check: bool
     ) -> list[int | None]:
-        """The variant of each leaf: that of the first expression that matches its whole path."""
         instead = (
             "add one, or pass the arguments for all other leaves as keywords, groups(adamw, ...,"
             " learning_rate=1e-3)"
         )
-        matches = first_matches(
-            [expression for expression, _ in self.expressions],
-            paths,
-            moving,
-            check=check,
-            instead=instead if self.default is None else None,
-        )
-        groups = [self.default if i is None else self.expressions[i][1] for i in matches]
-        chosen: list[int | None] = []
-        for path, moves_it, group in zip(paths, moving, groups, strict=True):
-            if group is None:
-                chosen.append(None)
-                continue
-            first, choice = self.inner[group]
-            own = 0 if choice is None else choice.variants([path], [moves_it], False)[0]
-            chosen.append(None if own is None else first + own)
-        return chosen
+        instead = instead if self.chosen[-1] is None else None
+        matches = first_matches(self.expressions, paths, moving, check, instead)
+        found: list[int | None] = []
+        for path, moved, i in zip(paths, moving, matches, strict=True):
+            group, own = self.chosen[-1 if i is None else i], None
+            if group is not None:
+                first, choice = group
+                own = 0 if choice is None else choice.variants([path], [moved], False)[0]
+                own = None if own is None else first + own
+            found.append(own)
+        return found
 
 
 def expressions_in(tx: AnyTransformation) -> list[str]:
     """The expressions of `groups` in a transformation, including those of frozen leaves."""
     bodies = found(tx, lambda x: isinstance(x, Member | Partition))
-    expressions = [getattr(getattr(x, "choice", x), "expressions", ()) for x in bodies]
-    return [e if isinstance(e, str) else e[0] for its in expressions for e in its]
+    return [e for x in bodies for e in getattr(getattr(x, "choice", x), "expressions", ())]
 
 
 def groups(
@@ -126,10 +109,9 @@ def groups(
 ) -> Transformation:
     r"""Selects leaves by path and gives each group its own hyperparameters or its own optimizer.
 
-    `groups(adamw, {".*bias": dict(weight_decay=0.0)}, learning_rate=1e-3)` is one member with
-    different hyperparameters for some leaves. It steps all leaves in one pass and keeps one count.
-    `groups({".*/kernel": optax.contrib.muon(0.02), ".*": adamw(1e-3)})` uses one optimizer per
-    group, from this package or any other.
+    `groups(adamw, {".*bias": dict(weight_decay=0.0)}, learning_rate=1e-3)` is one member, which
+    steps all leaves in one pass. `groups({".*/kernel": optax.contrib.muon(0.02), ".*":
+    adamw(1e-3)})` is one optimizer per group, of this package or any other.
 
     A path joins the dict keys, attributes and indices of a leaf with slashes: `layers/0/kernel`. A
     leaf belongs to the first expression that matches its whole path.
@@ -149,8 +131,8 @@ def groups(
       A transformation. For one member it has the member's own state, and the schedules of all
       groups read its one count. For several optimizers it has the `optax.PartitionState` that
       `optax.partition` keeps with the expressions as labels, and each optimizer keeps its own
-      counts. `with_hyperparams(functools.partial(groups, {...}))(learning_rate=schedule)` keeps one
-      count and one schedule for all. Members of this package step their leaves in one pass.
+      counts; `with_hyperparams(functools.partial(groups, {...}))(learning_rate=schedule)` keeps one
+      count and one schedule for all.
 
     Raises:
       TypeError: an argument that `factory`, or one of several, does not take.
@@ -160,7 +142,7 @@ def groups(
         lists the paths.
 
     Example:
-      >>> import adam_jax, functools, jax.numpy as jnp, optax
+      >>> import adam_jax, jax.numpy as jnp
       >>> tx = adam_jax.groups(
       ...     adam_jax.adamw,
       ...     {"frozen": None, r".*bias|norm/.*": dict(weight_decay=0.0), r"head/.*": dict(b2=0.9)},
@@ -170,18 +152,10 @@ def groups(
       >>> params = {"head": head, "norm": {"scale": 1.0}, "frozen": jnp.ones(3)}
       >>> print(tx.init(params)[0].mu["frozen"])
       MaskedNode()
-      >>> tx = adam_jax.groups(
-      ...     {"frozen": None, r".*/kernel": functools.partial(optax.sgd, momentum=0.9),
-      ...      ".*": adam_jax.adamw},
-      ...     learning_rate=1e-3,
-      ... )
-      >>> print(*tx.init(params).inner_states)
-      frozen .*/kernel .*
 
     Differs from Optax (`partition`) in: labels are expressions; `step` is supported; one member
-    takes one pass and keeps one count and its own state, where `partition` has a masked
-    transformation and a count per group; frozen leaves stay untouched, where `optax.set_to_zero`
-    adds zeros.
+    keeps one count, where `partition` has a masked transformation and a count per group; frozen
+    leaves stay untouched, where `optax.set_to_zero` adds zeros.
     Differs from PyTorch (parameter groups) in: leaves are selected by path.
     """
     if isinstance(factory, Mapping):
@@ -190,7 +164,7 @@ def groups(
                 f"expressions must be left out where the first argument is a dict, got"
                 f" {type(expressions).__name__}: write functools.partial(adamw, ...) in that dict."
             )
-        return partitioned(factory, defaults)
+        return _partitioned(factory, defaults)
     check_factory(factory, 'groups(adamw, {".*bias": {"weight_decay": 0.0}}, learning_rate=1e-3)')
     signature = inspect.signature(factory)
     bind_arguments(name_of(factory), signature, (), defaults, partial=True)
@@ -199,49 +173,58 @@ def groups(
             f"expressions must be a dict from regular expressions to arguments, got"
             f' {expressions!r}: write {{".*bias": {{"weight_decay": 0.0}}}}.'
         )
-    members, labelled = [], []
-    for expression, overrides in expressions.items():
-        check_expression("each key of expressions", expression)
-        try:
-            if overrides is None:
-                labelled.append((expression, None))
-                continue
-            if not isinstance(overrides, Mapping):
-                raise ValueError(
-                    f"must have a dict of arguments, or None to freeze its leaves, got"
-                    f" {overrides!r}: write dict(learning_rate={overrides!r})."
-                )
-            labelled.append((expression, len(members)))
-            members.append(_member(factory, {**defaults, **overrides}))
-        except (ValueError, TypeError) as error:
-            raise type(error)(f"the expression {expression!r}: {error}") from None
     default = None
     try:
         signature.bind(**defaults)
     except TypeError:
-        pass  # Arguments are missing: there is no default group, and every leaf must match.
+        pass  # Arguments are missing: every leaf must match.
     else:
-        default = len(members)
-        members.append(_member(factory, defaults))
-    if not members:
-        raise ValueError("expressions must leave a leaf that moves: write optax.set_to_zero().")
-    kept = list(map(_kept, members))
-    for expression, i in labelled:
-        if i is not None and kept[i] != kept[-1]:
+        default = _member(factory, {}, defaults)
+    made = _of_each(expressions, lambda given: _member(factory, given, defaults), default)
+    last = [member for member in made if member is not None][-1]
+    chosen, variants = [], []
+    for expression, member in zip([*expressions, None], made, strict=True):
+        if member is None:
+            chosen.append(None)
+            continue
+        if _kept(member) != _kept(last):
             raise ValueError(
-                f"groups must keep the same state, got {kept[i]} for {expression!r} and {kept[-1]}"
-                f" elsewhere: give every group the same flags, and leave the same arguments None"
-                f" in each."
+                f"groups must keep the same state, got {_kept(member)} for {expression!r} and"
+                f" {_kept(last)} elsewhere: give every group the same flags, and leave the same"
+                f" arguments None in each."
             )
-    firsts = [sum(len(x.variants) for x in members[:k]) for k in range(len(members))]
-    inner = tuple((first, x.choice) for first, x in zip(firsts, members, strict=True))
-    choice = ByExpression(tuple(labelled), default, inner)
-    variants = _with_one_count([stages for x in members for stages in x.variants])
-    return Transformation.around(dataclasses.replace(members[-1], variants=variants, choice=choice))
+        chosen.append((len(variants), member.choice))
+        variants += member.variants
+    choice = ByExpression(tuple(expressions), tuple(chosen))
+    return Transformation.around(
+        dataclasses.replace(last, variants=_with_one_count(variants), choice=choice)
+    )
 
 
-def _member(factory: Callable[..., Transformation], arguments: Named) -> Member:
-    tx = factory(**arguments)
+def _of_each(entries: Mapping[str, Any], make: Function, *others: Any) -> list[Any]:
+    """What is made of each entry, None of None, and then `others`; errors name the expression."""
+    made = []
+    for expression, entry in entries.items():
+        check_expression("each key of the groups", expression)
+        try:
+            made.append(None if entry is None else make(entry))
+        except (ValueError, TypeError) as error:
+            # JAX raises subclasses of these.
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"the expression {expression!r}: {error}") from error
+    made += others
+    if all(x is None for x in made):
+        raise ValueError("expressions must leave a leaf that moves: write optax.set_to_zero().")
+    return made
+
+
+def _member(factory: Callable[..., Transformation], overrides: Any, defaults: Named) -> Member:
+    if not isinstance(overrides, Mapping):
+        raise ValueError(
+            f"must have a dict of arguments, or None to freeze its leaves, got {overrides!r}: write"
+            f" dict(learning_rate={overrides!r})."
+        )
+    tx = factory(**{**defaults, **overrides})
     try:
         return body_of("factory's result", tx).member()
     except NoMember as error:
@@ -255,17 +238,14 @@ def _member(factory: Callable[..., Transformation], arguments: Named) -> Member:
 def _with_one_count(variants: list[tuple[Stage, ...]]) -> tuple[tuple[Stage, ...], ...]:
     """Lets stages without slots keep a count only in members where no stage has slots."""
     alone = not any(stage.rule.slots for stage in variants[0])
-    state_types = []
+    columns = []
     for alike in zip(*variants, strict=True):
         counting = [stage.state_type for stage in alike if stage.counts]
-        state_types.append(counting[0] if alone and counting else optax.EmptyState)
-    return tuple(
-        tuple(
-            stage if stage.rule.slots else dataclasses.replace(stage, state_type=state_type)
-            for stage, state_type in zip(stages, state_types, strict=True)
+        kind = counting[0] if alone and counting else optax.EmptyState
+        columns.append(
+            [x if x.rule.slots else dataclasses.replace(x, state_type=kind) for x in alike]
         )
-        for stages in variants
-    )
+    return tuple(zip(*columns, strict=True))
 
 
 def _kept(member: Member) -> list[str]:
@@ -291,68 +271,51 @@ class Partition(Body):
     expressions: tuple[str, ...] = static()
 
     def init(self, params: Params) -> optax.PartitionState:
-        """The initial state of each optimizer, on its own leaves."""
         leaves, paths = jax.tree.leaves(params), leaf_paths(params, none_is_leaf=False)
         # optax.tree.map_params calls init with a tree without leaves.
         parts = self.parts(paths, list(map(is_floating, leaves)), bool(leaves))
         states = []
         for body, part in zip(self.bodies, parts, strict=True):
-            own = set(part)
-            its = [p if i in own else optax.MaskedNode() for i, p in enumerate(leaves)]
+            its = [p if i in part else optax.MaskedNode() for i, p in enumerate(leaves)]
             states.append(body.init(unflatten_stored(params, its)))
         return self.joined(states)
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
-        """One step of each optimizer on its own leaves."""
-        self.check(state)
-        here = set(step.here)
-        own = [i in here for i in range(step.treedef.num_leaves)]
-        paths = [step.every_path[i] for i in step.own]
-        parts = self.parts(paths, [own[i] for i in step.own])
-        results, dtypes, states = (
-            dict(zip(step.here, step.g, strict=True)),
-            dict(zip(step.here, step.dtypes, strict=True)),
-            [],
-        )
-        for body, expression, part in zip(self.bodies, self.expressions, parts, strict=True):
-            # Where gradient and parameter are both None, each part has a None, as its state does.
-            its = step.part(sorted({*(step.own[k] for k in part), *step.nones()}))
-            out, inner_state = body.run(its, state.inner_states[expression].inner_state)
-            states.append(inner_state)
-            for i, x, dtype in zip(its.here, out.finished(), out.dtypes, strict=True):
-                results[i], dtypes[i] = x, dtype
-        g, dtypes = ([found[i] for i in step.here] for found in (results, dtypes))
-        return step.with_results(g, dtypes, done=step.last).widened(), self.joined(states)
-
-    def parts(
-        self, paths: Sequence[str], moving: Sequence[bool], check: bool = False
-    ) -> list[list[int]]:
-        """The indices of the leaves of each expression, given all paths; see `first_matches`."""
-        instead = 'add a last one for all others, ".*": adamw(1e-3), or ".*": None'
-        matches = first_matches(self.expressions, paths, moving, check=check, instead=instead)
-        return [
-            [i for i, own in enumerate(matches) if own == k] for k in range(len(self.expressions))
-        ]
-
-    def joined(self, states: Sequence[State]) -> optax.PartitionState:
-        """The state that `optax.partition` keeps with the expressions as labels."""
-        pairs = zip(self.expressions, states, strict=True)
-        return optax.PartitionState({e: optax.MaskedState(inner_state=s) for e, s in pairs})
-
-    def check(self, state: State) -> None:
-        """Checks that a state is what `init` returns.
-
-        Raises:
-          ValueError: it is not.
-        """
         check_state(state, optax.PartitionState, "an optax.PartitionState")
         if state.inner_states.keys() != set(self.expressions):
             raise ValueError(
                 f"the state must have an entry for each of {list(self.expressions)}, got"
                 f" {list(state.inner_states)}: {PASS_ON}"
             )
-        for entry in state.inner_states.values():
+        moving = set(step.here)
+        paths = [step.every_path[i] for i in step.own]
+        parts = self.parts(paths, [i in moving for i in step.own], False)
+        found, states = {}, []
+        for body, expression, part in zip(self.bodies, self.expressions, parts, strict=True):
+            entry = state.inner_states[expression]
             check_state(entry, optax.MaskedState, "one with an optax.MaskedState in each entry")
+            # Where gradient and parameter are both None, each part has a None, as its state does.
+            its = step.part(sorted({*(step.own[k] for k in part), *step.nones()}))
+            out, inner_state = body.run(its, entry.inner_state)
+            states.append(inner_state)
+            for i, *result in zip(its.here, out.finished(), out.dtypes, strict=True):
+                found[i] = result
+        g, dtypes = ([found[i][k] for i in step.here] for k in (0, 1))
+        return step.with_results(g, dtypes, done=step.last).widened(), self.joined(states)
+
+    def parts(self, paths: Sequence[str], moving: Sequence[bool], check: bool) -> list[set[int]]:
+        """The indices of the leaves of each expression, given all paths; see `first_matches`."""
+        instead = 'add a last one for all others, ".*": adamw(1e-3), or ".*": None'
+        parts: list[set[int]] = [set() for _ in self.expressions]
+        for i, own in enumerate(first_matches(self.expressions, paths, moving, check, instead)):
+            if own is not None:
+                parts[own].add(i)
+        return parts
+
+    def joined(self, states: Sequence[State]) -> optax.PartitionState:
+        """The state that `optax.partition` keeps with the expressions as labels."""
+        pairs = zip(self.expressions, states, strict=True)
+        return optax.PartitionState({e: optax.MaskedState(inner_state=s) for e, s in pairs})
 
 
 @frozen_pytree
@@ -360,35 +323,23 @@ class Frozen(Body):
     """Frozen leaves: no state, zeros as updates."""
 
     def init(self, params: Params) -> optax.EmptyState:
-        """The empty state."""
         del params
         return optax.EmptyState()
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
-        """The unchanged parameters, or zeros."""
         results = [step.unmoved(n) for n in range(len(step.here))]
         return step.with_results(results, step.dtypes, done=step.last), state
 
 
-def partitioned(entries: Mapping[str, Entry], arguments: Named) -> Transformation:
-    """`groups` with an optimizer for each expression; functions get `arguments`."""
-    bodies = []
-    for expression, entry in entries.items():
-        check_expression("each key of the groups", expression)
-        try:
-            bodies.append(_body(entry, arguments))
-        except (ValueError, TypeError) as error:
-            # JAX raises subclasses of these.
-            kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(f"the expression {expression!r}: {error}") from error
-    if all(isinstance(body, Frozen) for body in bodies):
-        raise ValueError("expressions must leave a leaf that moves: write optax.set_to_zero().")
+def _partitioned(entries: Mapping[str, Entry], arguments: Named) -> Transformation:
+    made = _of_each(entries, lambda entry: _body(entry, arguments))
     if arguments and not factories_in(entries):
         raise ValueError(
             f"{sorted(arguments)} must be arguments of functions that make an optimizer, got only"
             f" optimizers: write adamw where adamw(1e-3) is."
         )
-    return Transformation.around(Partition(tuple(bodies), tuple(entries)))
+    bodies = tuple(Frozen() if body is None else body for body in made)
+    return Transformation.around(Partition(bodies, tuple(entries)))
 
 
 def factories_in(entries: Mapping[str, Entry]) -> list[Function]:
@@ -408,8 +359,6 @@ def _is_factory(entry: Entry) -> TypeGuard[Function]:
 
 
 def _body(entry: Entry, arguments: Named) -> Body:
-    if entry is None:
-        return Frozen()
     if isinstance(entry, Mapping):
         raise ValueError(
             f"must have an optimizer, a function that makes one, or None to freeze its leaves, got"
@@ -418,17 +367,12 @@ def _body(entry: Entry, arguments: Named) -> Body:
         )
     if not _is_factory(entry):
         return inner_body("the optimizer", entry)
-    given = _given(entry, arguments)
-    bind_arguments(name_of(entry), inspect.signature(entry), (), given)
-    return inner_body("the function's result", entry(**given))
-
-
-def _given(factory: Function, arguments: Named) -> Named:
-    """The arguments without those that a `functools.partial` sets."""
-    if not isinstance(factory, functools.partial):
-        return arguments
-    bound = inspect.signature(factory.func).bind_partial(*factory.args, **factory.keywords)
-    return {name: x for name, x in arguments.items() if name not in bound.arguments}
+    if isinstance(entry, functools.partial):
+        signature = inspect.signature(entry.func)
+        own = signature.bind_partial(*entry.args, **entry.keywords).arguments
+        arguments = {name: x for name, x in arguments.items() if name not in own}
+    bind_arguments(name_of(entry), inspect.signature(entry), (), arguments)
+    return inner_body("the function's result", entry(**arguments))
 
 
 def decay_mask(params: Params) -> PyTree:

@@ -230,8 +230,8 @@ MUTATIONS = [
     Mutation(
         "the first group's numbers for all",
         "groups.py",
-        "[self.default if i is None else self.expressions[i][1] for i in matches]",
-        "[self.default if i is None else self.expressions[0][1] for i in matches]",
+        "self.chosen[-1 if i is None else i]",
+        "self.chosen[-1 if i is None else 0]",
         "test_groups.py",
     ),
     Mutation(

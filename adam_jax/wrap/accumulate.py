@@ -1,14 +1,14 @@
 """Gradient accumulation: several micro-batches for one optimizer step."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from adam_jax._types import DType, Function, Leaf, Params, PyTree, State
+from adam_jax._types import DType, Leaf, Params, PyTree, State
 from adam_jax.core.stacked import Layers
 from adam_jax.core.states import register
 from adam_jax.core.step import Body, Step, check_state, joined
@@ -33,13 +33,8 @@ from adam_jax.xla.once import if_due
 class AccumulateState(NamedTuple):
     """State of `accumulate`; the first four fields are those of `optax.MultiStepsState`.
 
-    Attributes:
-      mini_step: micro-steps since the last optimizer step.
-      gradient_step: optimizer steps completed.
-      inner_opt_state: the state of the inner transformation.
-      acc_grads: the average of the gradients since the last optimizer step; while mini_step is 0,
-        leftovers of the last step, which are ignored.
-      weight: the sum of their weights.
+    `acc_grads` is the average of the gradients since the last optimizer step, and `weight` the sum
+    of their weights. While `mini_step` is 0, it has leftovers of the last step, which are ignored.
     """
 
     mini_step: jax.Array
@@ -68,8 +63,6 @@ class Accumulate(Body):
     layers: Layers = static(default=Layers())
 
     def init(self, params: Params) -> AccumulateState:
-        """An empty accumulator."""
-
         def start(p: Leaf, layer: Leaf) -> Leaf:
             if not is_floating(p):
                 return optax.MaskedNode()
@@ -82,83 +75,102 @@ class Accumulate(Body):
         return AccumulateState(*steps, inner_state, grads, jnp.zeros([], jnp.float32))
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
-        """One micro-step; the last one takes the optimizer step."""
         check_state(state, AccumulateState, "an AccumulateState")
         extra = dict(step.extra)
-        # A micro-batch of weight 0 leaves the accumulator unchanged.
-        new = step.taken(_weight(extra.pop("weight", 1.0)), 0)
+        instead = "pass the micro-batch's number of tokens, for example, or leave it out for 1"
+        new = check_scalar("weight", extra.pop("weight", 1.0), instead=instead)
+        new = jnp.asarray(new, jnp.float32)
+        # NaN, from 0/0 tokens, counts as 0, which leaves the accumulator unchanged.
+        new = step.taken(jnp.where(new > 0, new, 0), 0)
         weight = jnp.where(state.mini_step == 0, 0, state.weight) + new
-        acc = self.averaged(step, state, new, weight)
         every = self.every
         if callable(every):
             every = every(state.gradient_step)
             check_scalar("the result of every", every, instead="return a number of micro-steps")
         full = step.taken(state.mini_step + 1 >= every, False)
         due = full & (weight > 0)  # If all weights are 0, there is no average.
-        applies = step.apply and step.last
-        its = step.but(factors=(), ok=None, extra=extra, last=applies)
-        dtypes: list[DType] = list(step.widened().dtypes)  # Until `inner_step` is traced.
-
-        def inner_step(acc: PyTree, p: PyTree, inner_state: State) -> tuple[list[Any], State]:
-            averages = [acc[i] for i in step.here]
-            pairs = zip(averages, step.g, strict=True)
-            g = [stored_format(x).decode(x, _arithmetic(g, x)) for x, g in pairs]
-            out, inner_state = self.inner.run(its.but(g=g, p=p), inner_state)
-            dtypes[:] = out.widened().dtypes
-            return list(out.finished()), inner_state
-
-        carry = acc, list(map(joined, step.p)), state.inner_opt_state
-        if applies:
-
-            def whole(carry: PyTree) -> PyTree:
-                return kept_apart(carry[0]), *inner_step(*carry)
-
-            acc, g, inner_state = if_due(due, whole, carry)
-            g = [step.stepped_to(x, p) for x, p in zip(g, step.p, strict=True)]
-        else:
-            g, acc, inner_state = conditional_updates(inner_step, due, step.here, *carry)
+        acc = self.averaged(step, state, new, weight)
+        out, own, inner_state = self.stepped(step.but(extra=extra), due, acc, state.inner_opt_state)
+        for i, x in zip(step.here, own, strict=True):
+            acc[i] = x
         mini_step = jnp.where(full, 0, state.mini_step + 1)
         mini_step, weight = step.taken((mini_step, weight), (state.mini_step, state.weight))
         done = step.only_if(due).counted(state.gradient_step)
         acc = step.back(state.acc_grads, acc)
-        step = step.with_results(g, dtypes, done=applies)
-        return step, AccumulateState(mini_step, done, inner_state, acc, weight)
+        return out, AccumulateState(mini_step, done, inner_state, acc, weight)
 
     def averaged(
         self, step: Step, state: AccumulateState, new: jax.Array, weight: jax.Array
     ) -> list[Any]:
         """The accumulators with a gradient of weight `new`; `weight` is the sum including it."""
-        entries, values = (
-            step.align(state.acc_grads),
-            dict(zip(step.here, step.values, strict=True)),
-        )
+        entries = step.align(state.acc_grads)
+        values = dict(zip(step.here, step.values, strict=True))
         for i in step.own:
             acc, g = entries[i], values.get(i)
-            if (fmt := format_of(acc)) is None:  # The parameter is None or an integer.
-                if g is not None:
-                    raise ValueError(
-                        f"at {step.every_path[i]!r}, the state is empty and the gradient is not:"
-                        f" pass None instead."
-                    )
+            fmt = format_of(acc)
+            if fmt is None and g is None:  # The parameter is None or an integer.
                 continue
+            if fmt is None:
+                raise ValueError(
+                    f"at {step.every_path[i]!r}, the state is empty and the gradient is not: pass"
+                    f" None instead."
+                )
             dtype = _arithmetic(g, acc)
             # Reset here, by a select, not after the optimizer step: if a branch returned zeros for
             # the accumulator, XLA would keep two of them.
             old = jnp.where(state.mini_step == 0, 0, fmt.decode(acc, dtype))
-            if g is None:
-                entries[i] = fmt.encode(old)
-                continue
-            x = jax.lax.convert_element_type(g, dtype)
-            part, whole = (
-                jax.lax.convert_element_type(w, jnp.finfo(dtype).dtype)
-                for w in (new, jnp.where(weight > 0, weight, 1))
-            )
-            with jax.numpy_dtype_promotion("standard"):  # A complex gradient times a real share.
-                # Halved, since the difference of two finite numbers may overflow.
-                moved = old + (2 * part / whole) * (x * 0.5 - old * 0.5)
-            # A batch of weight 0 may have a gradient of 0/0.
-            entries[i] = fmt.encode(jnp.where(new > 0, moved, old))
+            if g is not None:
+                x, real = jax.lax.convert_element_type(g, dtype), jnp.finfo(dtype).dtype
+                part = jax.lax.convert_element_type(new, real)
+                whole = jax.lax.convert_element_type(jnp.where(weight > 0, weight, 1), real)
+                with jax.numpy_dtype_promotion("standard"):  # A complex number and a real one.
+                    # Halved, since the difference of two finite numbers may overflow.
+                    moved = old + (2 * part / whole) * (x * 0.5 - old * 0.5)
+                old = jnp.where(new > 0, moved, old)  # With weight 0, the gradient may be 0/0.
+            entries[i] = fmt.encode(old)
         return entries
+
+    def stepped(
+        self, step: Step, due: jax.Array, acc: list[Any], inner_state: State
+    ) -> tuple[Step, list[Any], State]:
+        """The optimizer step, if it is due; the accumulators that are here; the inner state.
+
+        New parameters replace the old ones in place. Updates, which are zeros at other micro-steps,
+        reuse the accumulators' memory, which is free until the reset: separate results would
+        allocate memory at every micro-step, and its page faults take twice the time of everything
+        else on CPU.
+        """
+        applies = step.apply and step.last
+        its = step.but(factors=(), ok=None, last=applies)
+        own, p, dtypes = [acc[i] for i in step.here], list(map(joined, step.p)), step.dtypes
+
+        def inner_step(own: PyTree, p: PyTree, inner_state: State) -> tuple[list[Any], State]:
+            nonlocal dtypes
+            pairs = zip(own, step.g, strict=True)
+            g = [stored_format(x).decode(x, _arithmetic(g, x)) for x, g in pairs]
+            out, inner_state = self.inner.run(its.but(g=g, p=p), inner_state)
+            dtypes = out.widened().dtypes
+            return list(out.finished()), inner_state
+
+        kept, held = own, p  # What the results replace is held, the other is kept.
+        if not applies:
+            made, _ = jax.eval_shape(inner_step, own, p, inner_state)
+            if _types(made) == _types(own):
+                kept, held = [], own
+            else:
+                held = [jnp.zeros(x.shape, x.dtype) for x in made]
+
+        def taken(carry: PyTree) -> PyTree:
+            kept, held, inner_state = carry
+            results = inner_step(kept or held, held if applies else p, inner_state)
+            return kept_apart(kept), *results
+
+        kept, held, inner_state = if_due(due, taken, (kept, held, inner_state))
+        if applies:
+            g = [step.stepped_to(x, p) for x, p in zip(held, step.p, strict=True)]
+        else:
+            g = [jnp.where(due, x, 0) for x in held]
+        return step.with_results(g, dtypes, done=applies), kept or held, inner_state
 
 
 def _arithmetic(g: Leaf, acc: PyTree) -> DType:
@@ -167,46 +179,8 @@ def _arithmetic(g: Leaf, acc: PyTree) -> DType:
     return functools.reduce(wider_dtype, dtypes, jnp.dtype(jnp.float32))
 
 
-def conditional_updates(
-    step: Function,
-    due: jax.Array,
-    here: Sequence[int],
-    acc: list[Any],
-    params: list[Any],
-    inner_state: State,
-) -> tuple[list[Any], list[Any], State]:
-    """The optimizer step, if it is due: updates or zeros, the accumulators, the inner state.
-
-    The updates reuse the accumulators' memory, which is free until the reset. As a separate result
-    they would allocate memory at every micro-step. The page faults take twice the time of
-    everything else on CPU.
-    """
-    shapes, _ = jax.eval_shape(step, acc, params, inner_state)
-    own = [acc[i] for i in here]
-    described = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (shapes, own)]
-    fits = described[0] == described[1]
-    held = own if fits else jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-    def taken(carry: PyTree) -> PyTree:
-        held, inner_state = carry
-        given = list(acc)
-        for i, x in zip(here, held if fits else own, strict=True):
-            given[i] = x
-        return step(given, params, inner_state)
-
-    held, inner_state = if_due(due, taken, (held, inner_state))
-    results = jax.tree.map(lambda x: jnp.where(due, x, 0), held)
-    kept = list(acc)
-    for i, x in zip(here, held if fits else own, strict=True):
-        kept[i] = x
-    return results, kept, inner_state
-
-
-def _weight(weight: jax.typing.ArrayLike) -> jax.Array:
-    instead = "pass the micro-batch's number of tokens, for example, or leave it out for 1"
-    weight = check_scalar("weight", weight, instead=instead)
-    weight = jnp.asarray(weight, jnp.float32)
-    return jnp.where(weight > 0, weight, 0)  # NaN, from 0/0 tokens, counts as 0 too.
+def _types(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
 
 
 def accumulate(
@@ -228,23 +202,13 @@ def accumulate(
       A transformation with the state `AccumulateState`. `step` and `update` take `weight=`, the
       micro-batch's weight ≥ 0, such as its number of tokens; the default is 1. Other extra
       arguments of the last micro-step reach `inner`. If all weights are 0, no optimizer step is
-      taken or counted, and the next micro-step is again the first of `every`. At the other
-      micro-steps `step` does not touch the parameters; `update` returns zeros, which are added.
+      taken or counted, and the next micro-step is again the first of `every`.
 
     Raises:
       ValueError: `every` below 1, a weight that is not a number or not a scalar.
 
     Differs from Optax (`MultiSteps`) in: the optimizer step runs once, not at every micro-step;
     gradients have weights; `inner` gets the average as stored, not rounded to the gradient's dtype.
-
-    Example:
-      >>> import adam_jax, jax.numpy as jnp
-      >>> tx = adam_jax.accumulate(adam_jax.adamw(1e-3), every=2)
-      >>> params = jnp.ones(3)
-      >>> state = tx.init(params)
-      >>> params, state = adam_jax.step(tx, jnp.ones(3), state, params, weight=100)
-      >>> print(params)
-      [1. 1. 1.]
     """
     if not callable(every):
         every = check_integer("every", every, 1, instead="1 takes a step with each gradient")

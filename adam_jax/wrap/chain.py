@@ -17,11 +17,9 @@ class Chain(Body):
     bodies: tuple[Body, ...]
 
     def init(self, params: Params) -> State:
-        """The tuple of the states."""
         return tuple(body.init(params) for body in self.bodies)
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
-        """One step of each body; the last one rounds and applies."""
         if not isinstance(state, tuple) or len(state) != len(self.bodies):
             raise ValueError(
                 f"the state must be a tuple of {len(self.bodies)}, got {type(state).__name__}:"
@@ -36,15 +34,9 @@ class Chain(Body):
 
 
 def inner_body(argument: str, tx: AnyTransformation) -> Body:
-    """`body_of` for wrappers: an `optax.chain` that contains members of this package becomes a
-    `Chain`.
+    """`body_of` for wrappers, which skip the step of a `Chain` without copies.
 
-    A wrapper skips the step of a `Chain` without copies. Optax's chain is a pair of closures, which
-    `parts_of` recognizes. One that it does not recognize is treated as any other transformation:
-    correct, but less cheap.
-
-    Raises:
-      ValueError: see `body_of`.
+    An `optax.chain` that contains members of this package becomes one, if `parts_of` recognizes it.
     """
     body = body_of(argument, tx)
     pairs = parts_of(body)
@@ -70,10 +62,6 @@ def chain(*txs: optax.GradientTransformation) -> Transformation:
 
     Differs from Optax in: between two transformations of this package updates are float32 or wider.
     Only after the last are they rounded to the gradient's dtype (or the parameter's, if wider).
-
-    Example:
-      >>> import adam_jax
-      >>> tx = adam_jax.chain(adam_jax.clip_by_global_norm(1.0), adam_jax.adamw(1e-3))
     """
     if not txs:
         return Transformation.around(Member.of())

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,30 +19,22 @@ from adam_jax.validation import check_number
 
 
 class Norm(NamedTuple):
-    """A norm as value·unit, both scalars in the dtype of arithmetic.
+    """A norm as value·unit; the unit is 1, or a power of two if the sum of squares overflows."""
 
-    Attributes:
-      value: the norm in units; infinite only if an element is infinite, NaN if one is NaN.
-      unit: 1, or a power of two if the sum of squares overflows (a norm above 1.8e19).
-    """
-
-    value: jax.Array
+    value: jax.Array  # Infinite only if an element is.
     unit: jax.Array
 
 
 def global_norm(step: Step, layers: Layers) -> Norm:
-    """‖g‖ over all leaves; layers are summed in the order of separate leaves.
+    """‖g‖ over all leaves; layers are summed in the order of separate leaves."""
+    return _norm(tuple(step.stacks(layers)), step.values)
 
-    Shared code, so that two norms of the same gradients share one pass over them.
-    """
-    values = step.values
+
+# Two norms of the same gradients share one pass over them.
+@functools.partial(jax.jit, static_argnums=0)
+def _norm(stacks: tuple[Stack, ...], leaves: list[jax.Array]) -> Norm:
     with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.finfo(jnp.result_type(jnp.float32, *values)).dtype
-    return _norm(dtype, tuple(step.stacks(layers)), values)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _norm(dtype: DType, stacks: tuple[Stack, ...], leaves: list[jax.Array]) -> Norm:
+        dtype = jnp.finfo(jnp.result_type(jnp.float32, *leaves)).dtype
     # In this unit, even 2⁴⁰ elements of the largest number have a finite squared norm.
     unit = 2.0 ** (int(jnp.finfo(dtype).maxexp) * 2 // 3)
 
@@ -50,9 +42,10 @@ def _norm(dtype: DType, stacks: tuple[Stack, ...], leaves: list[jax.Array]) -> N
         leaves = layer_by_layer(leaves, stacks)
         sums = [jnp.sum(squared(x)) for x in leaves]
         total = _total(sums, dtype)
-        return total, jax.lax.cond(total < jnp.inf, _first, _in_units, total, sums, leaves)
+        fits = total < jnp.inf
+        return total, jax.lax.cond(fits, lambda *_: total, smaller, sums, leaves)
 
-    def _in_units(_: jax.Array, sums: list[jax.Array], leaves: list[jax.Array]) -> jax.Array:
+    def smaller(sums: list[jax.Array], leaves: list[jax.Array]) -> jax.Array:
         # A computed factor for each leaf: XLA:CPU would store a constant as an array of the leaf's
         # size.
         pairs = zip(leaves, sums, strict=True)
@@ -61,17 +54,13 @@ def _norm(dtype: DType, stacks: tuple[Stack, ...], leaves: list[jax.Array]) -> N
 
     # On other platforms a branch would wait for the host: compute both sums by one reduction.
     def elsewhere(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-        both = [_two_sums(squared(x), squared(_times(x, 1 / unit))) for x in leaves]
+        both = [added([squared(x), squared(_times(x, 1 / unit))]) for x in leaves]
         return _total([a for a, _ in both], dtype), _total([b for _, b in both], dtype)
 
     total, in_units = jax.lax.platform_dependent(leaves, cpu=on_cpu, default=elsewhere)
     fits = total < jnp.inf
     value = jnp.sqrt(jnp.where(fits, total, in_units))
     return Norm(value, jnp.where(fits, jnp.ones([], dtype), jnp.asarray(unit, dtype)))
-
-
-def _first(x: jax.Array, *_: Any) -> jax.Array:
-    return x
 
 
 def _total(sums: list[jax.Array], dtype: DType) -> jax.Array:
@@ -84,13 +73,16 @@ def _times(x: jax.Array, factor: Number) -> jax.Array:
         return x * jnp.asarray(factor, jnp.finfo(x.dtype).dtype)
 
 
-def _two_sums(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    zero = np.zeros([], x.dtype)
-    return tuple(jax.lax.reduce((x, y), (zero, zero), _add_both, tuple(range(x.ndim))))
+def added(terms: list[jax.Array], axis: int | None = None) -> list[jax.Array]:
+    """Several sums in one reduction, of arrays of one shape and dtype, which are not stored."""
+    zeros = [np.zeros([], x.dtype) for x in terms]
+    axes = range(terms[0].ndim) if axis is None else [axis]
+    return jax.lax.reduce(terms, zeros, _add, tuple(axes))
 
 
-def _add_both(xs: PyTree, ys: PyTree) -> PyTree:
-    return xs[0] + ys[0], xs[1] + ys[1]
+# Not a lambda: outside jit each new one would be compiled again.
+def _add(xs: PyTree, ys: PyTree) -> list[jax.Array]:
+    return [x + y for x, y in zip(xs, ys, strict=True)]
 
 
 @frozen_pytree
@@ -128,9 +120,9 @@ def clip_by_global_norm(max_norm: jax.typing.ArrayLike) -> Transformation:
         clipping off, 0 makes every gradient zero, and a negative value also flips its sign.
 
     Returns:
-      A transformation without state, as in Optax. A NaN in the gradient makes all of it NaN. An
-      infinity becomes NaN, and all other elements 0. To skip such steps, wrap the chain in
-      `skip_nonfinite`. With an infinite max_norm NaN and infinity pass through unchanged.
+      A transformation without state, as in Optax. A NaN in the gradient makes all of it NaN, an
+      infinity becomes NaN and all other elements 0, unless max_norm is infinite; `skip_nonfinite`
+      around the chain skips such steps.
 
     Raises:
       ValueError: max_norm is NaN or not a number.

@@ -40,8 +40,6 @@ class EmaParams(Body):
     layers: Layers = static(default=Layers())
 
     def init(self, params: Params) -> EmaParamsState:
-        """The initial average: the parameters."""
-
         def start(p: Leaf, layer: Leaf) -> Leaf:
             if not is_floating(p):
                 return jnp.copy(p)
@@ -54,13 +52,7 @@ class EmaParams(Body):
         return EmaParamsState(jnp.zeros([], jnp.int32), ema)
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
-        """Passes the updates on and averages the updated parameters."""
         check_state(state, EmaParamsState, "an EmaParamsState")
-        if step.params is None:
-            raise ValueError(
-                "params must be given, got None: ema_params averages them. Write"
-                " tx.update(grads, state, params)."
-            )
         step.needed_params()
         weight = self.rate.complement
         if self.debias:
@@ -119,10 +111,6 @@ def ema_params(
     copy the average when it is read.
 
     Reference: Polyak & Juditsky 1992; Kingma & Ba 2015, section 7.2.
-
-    Example:
-      >>> import adam_jax
-      >>> tx = adam_jax.chain(adam_jax.adamw(1e-3), adam_jax.ema_params(0.999))
     """
     return Transformation.around(
         EmaParams(DecayRate.of("decay", decay), debias, check_nearest_dtype("dtype", dtype))

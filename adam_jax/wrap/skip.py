@@ -12,7 +12,7 @@ import optax
 from adam_jax._types import Leaf, Number, Params, State
 from adam_jax.core.stacked import Layers
 from adam_jax.core.states import found, register
-from adam_jax.core.step import Body, Step, check_state
+from adam_jax.core.step import Body, Step, check_state, select
 from adam_jax.core.transformation import Transformation
 from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.validation import check_integer, check_number, check_scalar
@@ -21,17 +21,11 @@ from adam_jax.wrap.clip import Norm, global_norm
 
 
 class SpikeWindow(NamedTuple):
-    """The recent steps that spikes are compared with.
+    """The recent steps that spikes are compared with; zeros where there is none yet."""
 
-    Attributes:
-      seen: int32 scalar, the finite norms seen so far; the next is written at seen % window.
-      norms: the last gradient norms; 0 where there is none yet.
-      values: the losses of the same steps, where `value=` is passed.
-    """
-
-    seen: jax.Array
+    seen: jax.Array  # The number of finite norms so far; the next is written at seen % window.
     norms: jax.Array
-    values: jax.Array
+    values: jax.Array  # The losses of the same steps, where `value=` is passed.
 
 
 class SkipState(NamedTuple):
@@ -64,7 +58,6 @@ class SkipNonfinite(Body):
     layers: Layers = static(default=Layers())
 
     def init(self, params: Params) -> State:
-        """Optax's state, with the window if spikes are detected."""
         zero = jnp.zeros([], jnp.int32)
         fields = (zero, jnp.asarray(True), jnp.zeros([], jnp.int32), self.inner.init(params))
         if self.spike_sigmas is None:
@@ -73,7 +66,6 @@ class SkipNonfinite(Body):
         return SkipState(*fields, SpikeWindow(jnp.zeros([], jnp.int32), *none))
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
-        """One step of the inner transformation, or none."""
         expected = optax.ApplyIfFiniteState if self.spike_sigmas is None else SkipState
         check_state(state, expected, f"of type {expected.__name__}")
         # Clipping needs the same sum, so this is cheaper than isfinite of each element.
@@ -87,16 +79,16 @@ class SkipNonfinite(Body):
             good, own["spikes"] = self.without_spikes(good, norm, value, state.spikes)
         out, inner_state = self.inner.run(step.only_if(good), state.inner_state)
         bad = step.only_if(~good)
-        own["notfinite_count"] = jnp.where(good, 0, bad.counted(state.notfinite_count))
-        own["last_finite"] = good
-        own["total_notfinite"] = bad.counted(state.total_notfinite)
+        count = jnp.where(good, 0, bad.counted(state.notfinite_count))
+        total = bad.counted(state.total_notfinite)
+        own |= {"notfinite_count": count, "last_finite": good, "total_notfinite": total}
         own = step.taken(own, {name: getattr(state, name) for name in own})
         if self.warn:
             count = own["notfinite_count"]
             # Once each time the limit is exceeded.
             passed = (count == self.max_consecutive + 1) & (count != state.notfinite_count)
             if isinstance(passed, jax.core.Tracer):
-                jax.lax.cond(passed, self.call_back, lambda count: None, count)
+                jax.lax.cond(passed, self.warn_later, lambda count: None, count)
             elif passed:
                 _warn(int(count))
         return out.but(ok=step.ok), state._replace(inner_state=inner_state, **own)
@@ -104,12 +96,11 @@ class SkipNonfinite(Body):
     def without_spikes(
         self, good: jax.Array, norm: Norm, value: Leaf, spikes: SpikeWindow
     ) -> tuple[jax.Array, SpikeWindow]:
-        """Whether this step is not a spike, and the new window, to which only finite steps go."""
-        finite, where = good, spikes.seen % self.window
+        """Whether this step is not a spike, and the window with it, if it is finite."""
         # Bounded, since an infinite norm would make the window's mean NaN.
         size = jnp.minimum(norm.value * norm.unit, jnp.finfo(jnp.float32).max)
         new = {"norms": size} if value is None else {"norms": size, "values": value}
-        enough = spikes.seen >= self.window // 2
+        finite, enough = good, spikes.seen >= self.window // 2
         filled = jnp.minimum(spikes.seen, self.window).astype(jnp.float32)
         present = jnp.arange(self.window) < spikes.seen
         for name, x in new.items():
@@ -120,18 +111,16 @@ class SkipNonfinite(Body):
             # It is zero for equal numbers, and their mean is off by rounding.
             deviation = jnp.maximum(deviation, 1e-6 * jnp.abs(mean))
             good &= ~(enough & (x > mean + self.spike_sigmas * deviation))
-            new[name] = jnp.where(finite, seen.at[where].set(x), seen)
-        seen = jnp.where(finite, spikes.seen + 1, spikes.seen)
+            new[name] = seen.at[spikes.seen % self.window].set(x)
         # Prevents overflow and keeps the position in the ring.
-        seen = jnp.where(seen >= 2 * self.window, seen - self.window, seen)
-        return good, spikes._replace(seen=seen, **new)
+        seen = spikes.seen + 1
+        new["seen"] = jnp.where(seen >= 2 * self.window, seen - self.window, seen)
+        return good, select(finite, spikes._replace(**new), spikes)
 
-    def call_back(self, count: jax.Array) -> None:
-        """Warns on the host, from inside the program."""
-        # vmap turns the condition into a select, which calls this for every model.
-        jax.debug.callback(
-            lambda n: _warn(int(n)) if n == self.max_consecutive + 1 else None, count
-        )
+    def warn_later(self, count: jax.Array) -> None:
+        """Warns on the host; vmap turns the condition around it into a select."""
+        first = self.max_consecutive + 1
+        jax.debug.callback(lambda n: _warn(int(n)) if n == first else None, count)
 
 
 def _warn(count: int) -> None:
@@ -158,9 +147,7 @@ def skip_nonfinite(
     steps are skipped after the limit too; `skipped(state)` reads the counters and warns.
 
     Args:
-      inner: any Optax transformation. An `optax.chain` that contains members of this package is
-        treated as `chain`. With another library's transformation `update` costs the same as in
-        `apply_if_finite`, and `step` updates in place.
+      inner: any Optax transformation.
       max_consecutive: the limit: with more consecutive skipped steps, something must be wrong.
       spike_sigmas: also skips steps where ‖g‖, or the loss passed as `value=`, exceeds the mean of
         the last `window` values by this many of their standard deviations; 6 is usual. None skips
@@ -220,7 +207,6 @@ def skipped(state: State, max_consecutive: int = 10) -> Skipped:
             f" skip_nonfinite(...), or of a transformation around it."
         )
     counters = [np.asarray(x) for x in (states[0].notfinite_count, states[0].total_notfinite)]
-    consecutive, total = (x if x.ndim else int(x) for x in counters)
-    if np.max(consecutive) > max_consecutive:
-        _warn(int(np.max(consecutive)))
-    return Skipped(consecutive, total)  # pyright: ignore[reportArgumentType]
+    if (most := int(np.max(counters[0]))) > max_consecutive:
+        _warn(most)
+    return Skipped(*(x if x.ndim else int(x) for x in counters))  # pyright: ignore[reportArgumentType]

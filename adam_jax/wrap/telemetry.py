@@ -1,5 +1,6 @@
 """Statistics of what a step does to each group of parameters, measured periodically inside it."""
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,26 +14,23 @@ import optax
 from adam_jax._types import Leaf, Named, Params, PyTree, State
 from adam_jax.core.stacked import Layers
 from adam_jax.core.states import found, register
-from adam_jax.core.step import Body, Step, applied, check_state, joined
+from adam_jax.core.step import Body, Step, applied, check_state, joined, scaled
 from adam_jax.core.transformation import Transformation
 from adam_jax.core.trees import align_params, leaf_paths
 from adam_jax.formats.dense import is_floating
+from adam_jax.numerics import squared
 from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.validation import check_expression, check_integer
 from adam_jax.wrap.chain import inner_body
-from adam_jax.wrap.statistics import NAMES, statistics
-from adam_jax.xla.barrier import kept_apart
+from adam_jax.wrap.clip import added
+from adam_jax.xla.barrier import as_varying, kept_apart, varying
 from adam_jax.xla.once import if_due
 
 
 class TelemetryState(NamedTuple):
-    """State of `telemetry`.
+    """State of `telemetry`: `groups` has float32 scalars of the last measured step, by name.
 
-    Attributes:
-      count: optimizer steps completed.
-      step: the last measured step, counted from 1; 0 before the first measurement.
-      groups: float32 scalars, by group and by name; a zero if there are no parameters.
-      inner_state: the state of the inner transformation.
+    Steps count from 1; before the first measurement `step` is 0.
     """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -61,27 +59,20 @@ class Telemetry(Body):
     layers: Layers = static(default=Layers())
 
     def init(self, params: Params) -> TelemetryState:
-        """Zeros before the first measurement, which `measured` does not show."""
         inner_state = self.inner.init(params)
         groups = {}
         paths = leaf_paths(params, none_is_leaf=False)
-        for (group, count), _ in self.members(paths, [(p,) for p in jax.tree.leaves(params)]):
-            for its in self.names(group, count):
-                groups[its] = {name: jnp.zeros([], jnp.float32) for name in NAMES}
+        for (group, layers), _ in self.members(paths, [(p,) for p in jax.tree.leaves(params)]):
+            sums = [jax.ShapeDtypeStruct((layers,) if layers else (), jnp.float32)] * 7
+            groups |= jax.eval_shape(functools.partial(_statistics, group, layers), sums)
         # optax.tree.map_params calls init with a tree without leaves. One leaf in that state
         # stands for the whole subtree of other states.
-        groups = groups or jnp.zeros([], jnp.float32)
+        groups = jax.tree.map(jnp.zeros_like, groups) or jnp.zeros([], jnp.float32)
         zero = jnp.zeros([], jnp.int32)
         return TelemetryState(zero, jnp.zeros([], jnp.int32), groups, inner_state)
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
-        """One step, with a measurement if one is due."""
         check_state(state, TelemetryState, "a TelemetryState")
-        if step.params is None:
-            raise ValueError(
-                "params must be given, got None: telemetry measures them. Write tx.update(grads,"
-                " state, params)."
-            )
         step.needed_params()
         count = step.counted(state.count)
         due = (count % self.every == 0) & (count != state.count)
@@ -95,16 +86,14 @@ class Telemetry(Body):
             its = step.but(g=g, p=list(map(joined, p)), apply=False, last=False)
             out, _ = self.inner.run(its, inner_state)
             leaves: list[tuple[Leaf, ...]] = [(p, None, None, p) for p in params]
-            columns = zip(step.here, its.p, its.values, out.values, strict=True)
-            for i, p, g, u in columns:
+            for i, p, g, u in zip(step.here, its.p, its.values, out.values, strict=True):
                 leaves[i] = p, g, u, applied(u, p)
             groups = {}
             own = [step.every_path[i] for i in step.own], [leaves[i] for i in step.own]
-            for (group, count), members in self.members(*own):
-                its_values = statistics(members, count)
-                for k, name in enumerate(self.names(group, count)):
-                    one = its_values if count is None else {n: x[k] for n, x in its_values.items()}
-                    groups[name] = one
+            for (group, layers), members in self.members(*own):
+                sums = [_sums_over_devices(leaf, layers) for leaf in members]
+                sums = [sum(column) for column in zip(*sums, strict=True)]
+                groups |= _statistics(group, layers, sums)
             return *kept_apart(given), groups or nothing
 
         # The step uses the measurement's outputs. Otherwise XLA could step first and would keep a
@@ -112,34 +101,86 @@ class Telemetry(Body):
         carry = (list(step.g), state.inner_state, list(step.p), state.groups)
         g, inner_state, p, groups = if_due(due, measured, carry)
         out, inner_state = self.inner.run(step.but(g=g, p=p), inner_state)
-        measured_at = jnp.where(due, count, state.step)
-        return out, TelemetryState(count, measured_at, groups, inner_state)
+        return out, TelemetryState(count, jnp.where(due, count, state.step), groups, inner_state)
 
     def members(
         self, paths: Sequence[str], leaves: Sequence[tuple[Leaf, ...]]
-    ) -> list[tuple[tuple[str, int | None], list[tuple[Leaf, ...]]]]:
-        """The leaves of each group; integers, booleans and keys are in none.
+    ) -> list[tuple[tuple[str, int], list[tuple[Leaf, ...]]]]:
+        """The leaves of each group, by its name and the number of layers, 0 if not `by_layer`.
 
-        A group's key is its name and its number of layers, which is None unless its leaves are
-        measured layer by layer. Each leaf begins with its parameter.
+        A leaf begins with its parameter; integers, booleans and keys are in no group.
         """
-        members: dict[tuple[str, int | None], list[tuple[Leaf, ...]]] = {}
+        members: dict[tuple[str, int], list[tuple[Leaf, ...]]] = {}
         for path, leaf in zip(paths, leaves, strict=True):
             if leaf[0] is not None and is_floating(leaf[0]):
                 axes = self.layers.axes(path) if self.by_layer else 0
-                count = math.prod(np.shape(leaf[0])[:axes]) if axes else None
-                members.setdefault((self.group(path), count), []).append(leaf)
-        return sorted(members.items(), key=lambda item: (item[0][0], item[0][1] or 0))
-
-    def names(self, group: str, count: int | None) -> list[str]:
-        """The names under which a group is measured: one per layer, or the group's own."""
-        return [group] if count is None else [f"{group}/{k}" for k in range(count)]
+                layers = math.prod(np.shape(leaf[0])[:axes]) if axes else 0
+                members.setdefault((self.group(path), layers), []).append(leaf)
+        return sorted(members.items(), key=lambda item: item[0])
 
     def group(self, path: str) -> str:
         """The name of the first expression that matches a leaf's path, or the path's first key."""
         if self.patterns is None:
             return path.split("/")[0]
         return next((name for name, e in self.patterns if re.fullmatch(e, path)), "other")
+
+
+def _statistics(group: str, layers: int, sums: list[Leaf]) -> dict[str, Named]:
+    """The statistics of a group, or of each of its layers, by name."""
+    size, quarter, uu, pp, gu, moving, lost = (jnp.asarray(x, jnp.float32) for x in sums)
+    size = jnp.maximum(size, 1)
+    statistics = {
+        "gradient_rms": 2 * jnp.sqrt(quarter / size),
+        "update_rms": jnp.sqrt(uu / size),
+        "parameter_rms": jnp.sqrt(pp / size),
+        "update_to_parameter": _ratio(jnp.sqrt(uu), jnp.sqrt(pp)),
+        # By two roots in turn: the product of two small squares may underflow float32.
+        "cosine": _ratio(_ratio(gu, 2 * jnp.sqrt(quarter)), jnp.sqrt(uu)),
+        "lost_to_rounding": _ratio(lost, moving),
+    }
+    if not layers:
+        return {group: statistics}
+    return {f"{group}/{k}": {n: x[k] for n, x in statistics.items()} for k in range(layers)}
+
+
+def _ratio(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.where(y == 0, 0, x / jnp.where(y == 0, 1, y))
+
+
+def _sums_over_devices(leaf: tuple[Leaf, ...], layers: int) -> list[Leaf]:
+    """The size of a leaf and its sums, over all devices that hold a part of it."""
+    mesh, size = jax.typeof(leaf[0]).sharding.mesh, np.size(leaf[0]) // max(layers, 1)
+    sums: PyTree = functools.partial(_sums_by_layer, layers) if layers else _sums
+    if mesh.explicit_axes:  # With automatic axes XLA may place the rows of a sum anywhere.
+        replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        axes = mesh.explicit_axes
+        sums = jax.sharding.auto_axes(sums, axes=axes, out_sharding=replicated)
+    if not (axes := varying(leaf)):
+        return [size, *sums(*leaf)]
+    # Inside `shard_map`: replicated values are counted once per device, like varying ones.
+    names = tuple(sorted(axes))
+    return [size * jax.lax.axis_size(names), *jax.lax.psum(sums(*as_varying(leaf, axes)), names)]
+
+
+def _sums_by_layer(layers: int, *leaf: Leaf) -> list[jax.Array]:
+    return jax.vmap(_sums)(*jax.tree.map(lambda x: jnp.reshape(x, (layers, -1)), leaf))
+
+
+def _sums(p: Leaf, g: Leaf, u: Leaf, moved: Leaf) -> list[jax.Array]:
+    """All sums over one leaf in one reduction; with several, XLA would store shared terms."""
+    if g is None:  # No update, but the leaf still counts in its group.
+        g = u = jnp.zeros_like(p)
+    # Once more: the inner step also has derivatives with respect to its own numbers.
+    g, u, p, moved = jax.lax.stop_gradient((g, u, p, moved))
+    moving = u != 0
+    lost = moving & (moved == p)
+    g, u, p = (jnp.ravel(scaled(x)) for x in (g, u, p))
+    # Not g² itself, which XLA:CPU would share with clipping and store.
+    terms = [squared(g / 2), squared(u), squared(p), jnp.real(jnp.conj(g) * u), moving, lost]
+    # By rows: a sequential sum in float32 stops growing at 2²⁴ equal terms.
+    shape = math.gcd(g.size, 4096), -1
+    terms = [jnp.reshape(jax.lax.convert_element_type(x, jnp.float32), shape) for x in terms]
+    return list(map(jnp.sum, added(terms, axis=1)))
 
 
 def telemetry(
@@ -168,21 +209,11 @@ def telemetry(
     Returns:
       A transformation with the state `TelemetryState`, which `measured(state)` reads. The steps are
       those of `inner`. The names of the groups are part of the state's structure. In the other
-      steps the cost is a branch not taken. Inside `accumulate` it measures optimizer steps. Inside
-      `shard_map` the statistics are those of the whole leaves, the same on all devices. Integers,
-      booleans and keys are not measured.
-      `update` needs params.
+      steps the cost is a branch not taken. Inside `shard_map` the statistics are those of the whole
+      leaves. Integers, booleans and keys are not measured. `update` needs params.
 
     Raises:
       ValueError: `every` below 1, an invalid expression, params missing in `update`.
-
-    Example:
-      >>> import adam_jax, jax.numpy as jnp
-      >>> tx = adam_jax.telemetry(adam_jax.adamw(1e-3), every=1)
-      >>> params = {"head": jnp.ones(3)}
-      >>> _, state = adam_jax.step(tx, params, tx.init(params), params)
-      >>> print(f"{adam_jax.measured(state)['groups']['head']['cosine']:.2f}")
-      -1.00
     """
     every = check_integer("every", every, 1, instead="100 is usual")
     for name, expression in (patterns or {}).items():

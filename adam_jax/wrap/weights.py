@@ -29,11 +29,7 @@ from adam_jax.wrap.chain import inner_body
 class WeightsState(NamedTuple):
     """State of `stochastic_rounding`, `kahan_summation` and `master_residual`.
 
-    Attributes:
-      count: steps taken.
-      rest: the lower bits or rounding errors of the weights, a tree like the parameters;
-        `optax.MaskedNode` for leaves without any.
-      inner_state: the state of the inner transformation.
+    `rest` has the lower bits or rounding errors of the weights, a tree like the parameters.
     """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -54,8 +50,6 @@ class Weights(Body):
     layers: Layers = static(default=Layers())
 
     def init(self, params: Params) -> WeightsState:
-        """Rests of zero, and the inner state."""
-
         def rest(p: Leaf) -> Leaf:
             dtype = self.form.rest_dtype if self.form.applies(p) else None
             return optax.MaskedNode() if dtype is None else jnp.zeros_like(p, dtype)
@@ -65,7 +59,6 @@ class Weights(Body):
         return WeightsState(jnp.zeros([], jnp.int32), rests, inner_state)
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
-        """One inner step on the joined weights, which are then split again."""
         check_state(state, WeightsState, "a WeightsState")
         step.needed_params()
         rests, dtypes, p = step.align(state.rest), list(step.dtypes), list(step.p)
@@ -96,9 +89,9 @@ def stochastic_rounding(inner: optax.GradientTransformation, seed: int = 0) -> T
 
         θ' = θ + u in float32,  θ ← one of the two neighbors of θ', the nearer one more likely
 
-    Costs no memory. The random bits are a hash of the seed, the step, the leaf and the element's
-    index, so they are the same after a resume and on any number of devices. (Inside `shard_map` and
-    `vmap` each device and each model counts from 0, so they share the bits.)
+    The random bits are a hash of the seed, the step, the leaf and the element's index, the same
+    after a resume and on any number of devices. (Inside `shard_map` and `vmap` all devices and
+    models share the bits.)
 
     Args:
       inner: any Optax transformation, which sees float32 weights and gradients.
@@ -117,10 +110,6 @@ def stochastic_rounding(inner: optax.GradientTransformation, seed: int = 0) -> T
 
     Reference: Gupta et al. 2015, https://arxiv.org/abs/1502.02551; Zamirai et al. 2020,
     https://arxiv.org/abs/2010.06192.
-
-    Example:
-      >>> import adam_jax, jax.numpy as jnp
-      >>> tx = stochastic_rounding(adam_jax.adamw(1e-5, mu_dtype=jnp.int8, nu_dtype=jnp.int8))
     """
     seed = check_integer("seed", seed, 0, instead="any number up to 2³²-1")
     if seed >= 2**32:
@@ -133,8 +122,8 @@ def kahan_summation(inner: optax.GradientTransformation) -> Transformation:
 
         θ' = θ + c + u in float32,  θ ← θ' rounded,  c ← θ' - θ rounded
 
-    It adds 2 bytes per parameter and gives 16 bits of mantissa. `master_residual` gives all 24 of
-    float32 for the same 2 bytes. Use this one for float16, and for checkpoints of other libraries.
+    Its 2 bytes per parameter give 16 bits of mantissa, those of `master_residual` all 24 of
+    float32. Use this one for float16, and for checkpoints of other libraries.
 
     Args:
       inner: any Optax transformation, which sees float32 weights, θ + c, and float32 gradients.
@@ -154,14 +143,12 @@ def kahan_summation(inner: optax.GradientTransformation) -> Transformation:
 def master_residual(inner: optax.GradientTransformation, bits: int = 16) -> Transformation:
     """Keeps bfloat16 weights and, in the state, the lower bits of the float32 weights they round.
 
-    With 16 bits the two equal the float32 weights bit for bit. Training then runs as in float32
-    with gradients of bfloat16 weights, at 4 bytes per parameter, where bfloat16 weights and a
-    float32 copy take 6. With 8 bits they are 24-bit floating-point numbers of 3 bytes, rounded
-    stochastically as in `stochastic_rounding`, but 256 times finer.
+    With 16 bits the two equal the float32 weights bit for bit, at 4 bytes per parameter, where
+    bfloat16 weights and a float32 copy take 6. With 8 bits they are 24-bit floating-point numbers,
+    rounded stochastically as in `stochastic_rounding`, but 256 times finer.
 
     Args:
-      inner: any Optax transformation, which sees the float32 weights (so weight decay is exact too)
-        and float32 gradients.
+      inner: any Optax transformation, which sees float32 weights and gradients.
       bits: 16 or 8.
 
     Returns:
