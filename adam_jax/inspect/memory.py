@@ -210,7 +210,7 @@ def report(
 ) -> Report:
     """Reports `bytes_per_parameter` and the memory of a step, which is compiled but not run.
 
-    Nothing is allocated. Parameters and state are donated to the step, and returned in this order.
+    Parameters and state are donated to the step, and returned in this order.
 
     Args:
       params: as in `bytes_per_parameter`, as are `tx`, `grads` and `patterns`.
@@ -273,9 +273,8 @@ def plans_of(
 def live_bytes(*trees: PyTree) -> LiveBytes:
     """The bytes that the arrays of these trees occupy on the devices of this process.
 
-    An array that occurs twice, or shares its buffer with another, counts once. A donated array does
-    not count, nor does an array that is on no device, such as NumPy's. Two 4-bit codes are one byte
-    (`.nbytes` says two).
+    Arrays that share a buffer count once, donated arrays and NumPy's not at all. Two 4-bit codes
+    are one byte (`.nbytes` says two).
 
     Args:
       *trees: parameters, gradients, a state; by default all live arrays.

@@ -5,6 +5,7 @@ The kernel runs the step on one tile after another, with the same arithmetic as 
 
 import dataclasses
 import functools
+import itertools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -46,15 +47,10 @@ def by_kernel(step: Function, by_xla: Function, plan: PyTree, args: tuple[Any, .
 
 @dataclasses.dataclass(frozen=True)
 class Operand:
-    """How a kernel views an array of the leaf, or the scales of its blocks.
+    """How a kernel views an array of the leaf, or the scales of its blocks."""
 
-    Attributes:
-      tiles: of the leaf.
-      scales: whether it has one element per block.
-    """
-
-    tiles: Tiles
-    scales: bool
+    tiles: Tiles  # Of the leaf.
+    scales: bool  # It has one element per block.
 
     @property
     def transposed(self) -> bool:
@@ -136,15 +132,14 @@ def packed(scalars: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
 
 def unpacked(floats: Any, integers: Any, dtypes: list[Any]) -> list[jax.Array]:
     """The inverse of `packed`, on two references."""
-    scalars, of_float, of_integer = [], 0, 0
+    scalars, of_float, of_integer = [], itertools.count(1), itertools.count(1)
     for dtype in dtypes:
         if dtype == jnp.float32:
-            of_float += 1
-            scalars.append(floats[of_float])
-            continue
-        of_integer += 1
-        x = integers[of_integer]
-        scalars.append(x != 0 if dtype == jnp.bool_ else jax.lax.convert_element_type(x, dtype))
+            scalars.append(floats[next(of_float)])
+        elif dtype == jnp.bool_:
+            scalars.append(integers[next(of_integer)] != 0)
+        else:
+            scalars.append(jax.lax.convert_element_type(integers[next(of_integer)], dtype))
     return scalars
 
 
@@ -292,15 +287,10 @@ class Kernel:
 
 @dataclasses.dataclass(frozen=True)
 class KernelOfParts:
-    """A kernel for each of several devices, on its part of the leaf, without communication.
-
-    Attributes:
-      kernel: for the arrays of one device.
-      sharding: of the leaf.
-    """
+    """A kernel for each of several devices, on its part of the leaf, without communication."""
 
     kernel: Kernel
-    sharding: NamedSharding
+    sharding: NamedSharding  # Of the leaf.
 
     def __call__(self, *args: Leaf) -> Sequence[jax.Array]:
         """Runs the kernels."""

@@ -328,14 +328,13 @@ def _measured(
 @jax.jit
 def _sizes(leaves: list[jax.Array], start: list[jax.Array]) -> jax.Array:
     """[2, names]: the RMS of activations, and of their change since the first ones."""
+
+    def rms(x: jax.Array) -> jax.Array:
+        sizes = jnp.abs(x)
+        unit = jnp.max(sizes)
+        unit = jnp.where(unit > 0, unit, 1)  # Squares stay in range: a change may be tiny.
+        return (unit * jnp.sqrt(jnp.mean((sizes / unit) ** 2))).astype(jnp.float32)
+
     wide = [x.astype(wider_dtype(x.dtype, jnp.dtype(jnp.float32))) for x in leaves]
     change = [y - x.astype(y.dtype) for x, y in zip(start, wide, strict=True)]
-    return jnp.stack([jnp.stack([_rms(x) for x in side]) for side in (wide, change)])
-
-
-def _rms(x: jax.Array) -> jax.Array:
-    """The root mean square, scaled so that squares stay in range: a change may be tiny."""
-    sizes = jnp.abs(x)
-    unit = jnp.max(sizes)
-    unit = jnp.where(unit > 0, unit, 1)
-    return (unit * jnp.sqrt(jnp.mean((sizes / unit) ** 2))).astype(jnp.float32)
+    return jnp.stack([jnp.stack([rms(x) for x in side]) for side in (wide, change)])

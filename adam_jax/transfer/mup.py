@@ -95,10 +95,8 @@ class Factors(NamedTuple):
 
     Attributes:
       learning_rate: of the learning rate.
-      eps: of every ε in units of the gradient; its square for every ε in units of the gradient
-        squared.
-      weight_decay: of decoupled weight decay that is multiplied by the learning rate. Other weight
-        decay has no factor.
+      eps: of every ε in units of the gradient, and squared for those in units of its square.
+      weight_decay: of decoupled weight decay that is multiplied by the learning rate.
     """
 
     learning_rate: float = 1.0
