@@ -29,8 +29,7 @@ def inverse_sqrt_schedule(init_value: float) -> optax.Schedule:
     Reference: Kingma & Ba 2015, theorem 4.1 and section 6.1.
     """
     instead = "it is the first step's learning rate"
-    check_number("init_value", init_value, -math.inf, instead=instead)
-    return _InverseSqrt(float(init_value))
+    return _InverseSqrt(float(check_number("init_value", init_value, -math.inf, instead=instead)))
 
 
 def warmup_stable_decay_schedule(
@@ -69,9 +68,7 @@ def warmup_stable_decay_schedule(
         check_number(argument, value, -math.inf, instead="it is a learning rate")
     for argument, value in steps.items():
         check_number(argument, value, instead="it is a number of steps")
-    return _WarmupStableDecay(
-        peak_value, warmup_steps, stable_steps, decay_steps, init_value, end_value
-    )
+    return _WarmupStableDecay(**rates, **steps)
 
 
 # Classes, not closures, so that equal schedules make equal transformations.

@@ -1,8 +1,7 @@
 """Errors that name the argument, its value, the allowed values, and what to write instead.
 
-Python numbers, NumPy numbers and concrete JAX scalars are checked when a transformation is built. A
-tracer has no value yet and passes unchecked, so the same constructors work inside `jit`, `vmap` and
-`grad`.
+Each check raises a ValueError, when a transformation is built. A tracer has no value yet and passes
+unchecked, so the same constructors work inside `jit`, `vmap` and `grad`.
 """
 
 import inspect
@@ -43,9 +42,6 @@ def check_number(
       high: the upper bound, exclusive unless `closed`.
       closed: high is allowed.
       instead: what to write instead, one clause.
-
-    Raises:
-      ValueError: the value is not allowed; one sentence with all of the above.
     """
     interval = f"{'(' if math.isinf(low) else '['}{low:g}, {high:g}{']' if closed else ')'}"
     if not isinstance(value, _NUMBERS) or isinstance(value, bool):
@@ -72,11 +68,7 @@ def check_number(
 
 
 def check_positive(argument: str, value: Leaf) -> float:
-    """Checks that `value` is a number above 0, for arguments without a usual value.
-
-    Raises:
-      ValueError: it is not.
-    """
+    """Checks that `value` is a number above 0, for arguments without a usual value."""
     return float(check_number(argument, value, 1e-30, instead="write a number above zero"))
 
 
@@ -114,19 +106,12 @@ def _without_quotes(value: Leaf) -> str | None:
 
 
 def check_scalar(argument: str, value: Leaf, *, instead: str) -> Any:
-    """Checks that `value`, traced or not, is one real number; booleans are 0 and 1.
+    """Checks that `value`, traced or not, is one real number, and returns it as a scalar.
 
-    Returns:
-      The number; an array of one number, of any shape, as a scalar.
-
-    Raises:
-      ValueError: it is not.
+    Booleans are 0 and 1.
     """
     value = as_scalar(value)
-    number = isinstance(value, (*_NUMBERS, np.bool_)) and not jnp.issubdtype(
-        jnp.result_type(value), jnp.complexfloating
-    )
-    if not number:
+    if not isinstance(value, (*_NUMBERS, np.bool_)) or jnp.iscomplexobj(value):
         raise ValueError(f"{argument} must be a number, got {value!r}: {instead}.")
     if np.ndim(value) != 0:
         raise ValueError(f"{argument} must be a scalar, got shape {np.shape(value)}: {instead}.")
@@ -140,11 +125,7 @@ def bind_arguments(
     kwargs: Named,
     partial: bool = False,
 ) -> inspect.BoundArguments:
-    """Binds arguments to a signature; with `partial` some may be missing.
-
-    Raises:
-      TypeError: the arguments do not fit the signature; the message lists its parameters.
-    """
+    """Binds arguments to a signature; with `partial` some may be missing."""
     try:
         return (signature.bind_partial if partial else signature.bind)(*args, **kwargs)
     except TypeError as error:
@@ -153,22 +134,14 @@ def bind_arguments(
 
 
 def check_integer(argument: str, value: Leaf, low: int, *, instead: str) -> int:
-    """Checks that `value` is an integer ≥ low, and returns it as a Python int.
-
-    Raises:
-      ValueError: it is not.
-    """
+    """Checks that `value` is an integer ≥ low, and returns it as a Python int."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
         raise ValueError(f"{argument} must be an integer ≥ {low}, got {value!r}: {instead}.")
     return int(value)
 
 
 def check_expression(argument: str, value: Leaf) -> str:
-    """Checks that `value` is a regular expression, for matching the whole path of a leaf.
-
-    Raises:
-      ValueError: it is not.
-    """
+    """Checks that `value` is a regular expression, for matching the whole path of a leaf."""
     try:
         if not isinstance(value, str):
             raise ValueError('write a string, such as r".*/bias"')

@@ -73,14 +73,13 @@ class Advice:
 
     def __str__(self) -> str:
         alike = collections.Counter(
-            (without_numbers(x.path), *x[1:3], f"{x.state:.2f}", x.stored, *x[5:])
+            (without_numbers(x.path), x.shape, x.dtype, f"{x.state:.2f}", x.stored, *x[5:])
             for x in self.leaves
         )
         columns = ["leaf", "leaves", "shape", "dtype", "state B/p", "stored as", "on TPUs", "decay"]
         rows = [[*columns, "group"]]
-        for (path, shape, dtype, state, stored, kernel, decay, group), count in alike.items():
-            cells = [path, str(count), "x".join(map(str, shape)) or "scalar", dtype, state, stored]
-            rows.append([*cells, kernel, decay, group])
+        for (path, shape, *cells), count in alike.items():
+            rows.append([path, str(count), "x".join(map(str, shape)) or "scalar", *cells])
         used = [i for i, column in enumerate(zip(*rows[1:], strict=True)) if any(column)]
         left = [i for i, k in enumerate(used) if k not in (1, 4)]
         table = aligned([[row[i] for i in used] for row in rows], left)
@@ -129,14 +128,14 @@ def advise(
         of_state[i] += sum(map(bytes_of, jax.tree.leaves(stored)))
     leaves = tuple(
         LeafAdvice(
-            path,
-            p.shape,
-            str(p.dtype),
-            of_state[i] / max(p.size, 1),
-            {name: str(fmt) for name, fmt in kept[i].items()},
-            plans[path].way if path in plans else "",
-            _decay(plans[path].rules) if path in plans else "",
-            next((e for e in expressions if re.fullmatch(e, path)), ""),
+            path=path,
+            shape=p.shape,
+            dtype=str(p.dtype),
+            state=of_state[i] / max(p.size, 1),
+            storage={name: str(fmt) for name, fmt in kept[i].items()},
+            kernel=plans[path].way if path in plans else "",
+            decay=_decay(plans[path].rules) if path in plans else "",
+            group=next((e for e in expressions if re.fullmatch(e, path)), ""),
         )
         for i, (path, p) in enumerate(zip(paths, jax.tree.leaves(params), strict=True))
     )
@@ -155,17 +154,14 @@ def advise(
 
 
 def _decay(rules: Sequence[Rule]) -> str:
-    decays = [_plain(x) for rule in rules for x in _numbers(rule, Unit.WEIGHT_DECAY)]
+    decays = [x for rule in rules for x in _numbers(rule, Unit.WEIGHT_DECAY)]
     return ", ".join("scheduled" if x is None else f"{x:g}" for x in decays if x != 0)
 
 
-def _numbers(rule: Rule, unit: Unit) -> list[Any]:
-    return [number for its, number in numbers_of(rule) if its is unit]
-
-
-def _plain(x: Any) -> float | None:
-    """A hyperparameter as a number; None if it depends on the step, or is an array under jit."""
-    return float(x) if isinstance(x, int | float) else None
+def _numbers(rule: Rule, unit: Unit) -> list[float | None]:
+    """Those of this unit; None for one that depends on the step, or is an array under jit."""
+    found = [x for its, x in numbers_of(rule) if its is unit]
+    return [float(x) if isinstance(x, int | float) else None for x in found]
 
 
 def _of_rules(plans: dict[str, Plan]) -> Iterator[str]:
@@ -174,15 +170,13 @@ def _of_rules(plans: dict[str, Plan]) -> Iterator[str]:
     large = set()
     for own in plans.values():
         for rule, formats in zip(own.rules, own.formats, strict=True):
-            every_eps = [_plain(x) or 0.0 for x in _numbers(rule, Unit.GRADIENT)]
-            large |= {eps for eps in every_eps if eps >= 1e-4}
+            large |= {eps for eps in _numbers(rule, Unit.GRADIENT) if eps and eps >= 1e-4}
             pairs: Any = zip(rule.slots, formats, strict=True)
             for slot, fmt in pairs:
                 to_nearest = fmt.unit == 1 and fmt.rounds and not fmt.stochastic
-                if not (slot.magnitude and to_nearest and type(slot.rate) is float):
-                    continue
-                if slot.rate < float(jnp.finfo(fmt.dtype).eps) / 4:
-                    still[slot.name, str(fmt.dtype), slot.rate] += 1
+                if slot.magnitude and to_nearest and type(slot.rate) is float:
+                    if slot.rate < float(jnp.finfo(fmt.dtype).eps) / 4:
+                        still[slot.name, str(fmt.dtype), slot.rate] += 1
     for (name, dtype, rate), count in still.items():
         yield (
             f"{name} of {count} leaves is {dtype}, rounded to nearest, and stops changing: a step"
@@ -217,8 +211,9 @@ def _of_leaves(
         )
     vectors = [x.path for x in leaves if x.decay and len(x.shape) < 2]
     if 0 < len(vectors) < len(leaves):
-        several = f"{len(vectors)} vectors, such as {vectors[0]!r}, have"
-        which = several if len(vectors) > 1 else f"the vector {vectors[0]!r} has"
+        which = f"the vector {vectors[0]!r} has"
+        if len(vectors) > 1:
+            which = f"{len(vectors)} vectors, such as {vectors[0]!r}, have"
         yield (
             f"{which} weight decay: biases and scales of norms usually have none. Write"
             f" mask=adam_jax.decay_mask."

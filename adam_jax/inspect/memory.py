@@ -21,6 +21,7 @@ from adam_jax.core.states import owners
 from adam_jax.core.step import Step
 from adam_jax.core.transformation import body_of
 from adam_jax.core.trees import is_stored, leaf_paths
+from adam_jax.formats.dense import is_floating
 from adam_jax.inspect.style import aligned
 from adam_jax.modifiers import layers_of
 from adam_jax.sharding.shard import like_params, without_sharding
@@ -209,7 +210,7 @@ def report(
 ) -> Report:
     """Reports `bytes_per_parameter` and the memory of a step, which is compiled but not run.
 
-    Nothing is allocated. Parameters and state are donated to the step, and returned in this order.
+    Parameters and state are donated to the step, and returned in this order.
 
     Args:
       params: as in `bytes_per_parameter`, as are `tx`, `grads` and `patterns`.
@@ -239,10 +240,9 @@ def report(
 
     # Arguments that the step does not read occupy memory too.
     jitted = jax.jit(step or own_step, donate_argnums=(0, 1), keep_unused=True)
-    with warnings.catch_warnings():
-        # The report shows these as results.
+    given = (grads,) if args is None else args
+    with warnings.catch_warnings():  # The report shows these as results.
         warnings.filterwarnings("ignore", "Some donated buffers were not usable")
-        given = (grads,) if args is None else args
         compiled = jitted.lower(params, state, *given).compile()
     memory: Any = compiled.memory_analysis()
     return Report(
@@ -259,10 +259,7 @@ def report(
 def plans_of(
     params: Params, tx: optax.GradientTransformation, grads: Updates, state: State
 ) -> dict[str, Plan]:
-    """The plan of each leaf of a `planned` run that this package steps, by path.
-
-    Its `rules` are the rules themselves.
-    """
+    """The plan of each leaf that this package steps, by path; its `rules` are the rules."""
     body, plans = inner_body("tx", tx), {}
 
     def run(params: Params, state: State, grads: Updates) -> State:
@@ -276,9 +273,8 @@ def plans_of(
 def live_bytes(*trees: PyTree) -> LiveBytes:
     """The bytes that the arrays of these trees occupy on the devices of this process.
 
-    An array that occurs twice, or shares its buffer with another, counts once. A donated array does
-    not count, nor does an array that is on no device, such as NumPy's. Two 4-bit codes are one byte
-    (`.nbytes` says two).
+    Arrays that share a buffer count once, donated arrays and NumPy's not at all. Two 4-bit codes
+    are one byte (`.nbytes` says two).
 
     Args:
       *trees: parameters, gradients, a state; by default all live arrays.
@@ -320,8 +316,8 @@ def live_bytes(*trees: PyTree) -> LiveBytes:
 
 def bytes_of(x: Leaf) -> int:
     """Bytes of an array or its description; two 4-bit codes are one byte, as in memory."""
-    known = isinstance(x.dtype, np.dtype)  # Dtypes of random keys are not.
-    bits = itemsize_bits(x.dtype) if known else 8 * x.dtype.itemsize
+    is_key = not isinstance(x.dtype, np.dtype)
+    bits = 8 * x.dtype.itemsize if is_key else itemsize_bits(x.dtype)
     return -(-x.size * bits // 8)
 
 
@@ -343,8 +339,7 @@ def planned(
             f" parameters, or jax.eval_shape(model.init, ...)."
         )
     if grads is None:
-        grads = jax.tree.map(lambda p: p if jnp.issubdtype(p.dtype, jnp.inexact) else None, params)
-        return params, grads, _state(params, tx)
+        grads = jax.tree.map(lambda p: p if is_floating(p) else None, params)
     grads = _described("grads", grads)
     try:
         own = treedef.flatten_up_to(grads)
@@ -394,8 +389,9 @@ def _described(argument: str, tree: PyTree) -> Any:
             )
 
     def described(x: Leaf, seen: Any) -> Leaf:
-        sharding = getattr(x, "sharding", None)  # One of a single device is only JAX's default.
-        sharding = sharding if isinstance(sharding, jax.sharding.NamedSharding) else None
+        sharding = getattr(x, "sharding", None)
+        if not isinstance(sharding, jax.sharding.NamedSharding):
+            sharding = None  # That of a single device is only JAX's default.
         return jax.ShapeDtypeStruct(seen.shape, seen.dtype, sharding=sharding)
 
     return jax.tree.map(described, tree, jax.eval_shape(lambda t: t, tree))
@@ -406,17 +402,18 @@ def _state(params: Params, tx: optax.GradientTransformation) -> PyTree:
     meshes = {x.sharding.mesh for x in jax.tree.leaves(params) if x.sharding is not None}
     if len(meshes) != 1:
         return jax.eval_shape(tx.init, params)
-    # Traced arrays have shardings only on a mesh with explicit axes.
     [mesh] = meshes
     if not mesh.are_all_axes_explicit and without_sharding(tx) == tx:
         state = jax.eval_shape(tx.init, params)
         return jax.tree.map(lambda x, s: x.update(sharding=s), state, like_params(state, params))
+    # Traced arrays have shardings only on a mesh with explicit axes.
     explicit = (jax.sharding.AxisType.Explicit,) * len(mesh.axis_names)
     described = mesh.abstract_mesh.update(axis_types=explicit)
 
     def on(mesh: PyTree, x: Leaf) -> Leaf:
-        spec = x.sharding and x.sharding.spec
-        return x.update(sharding=x.sharding and jax.sharding.NamedSharding(mesh, spec))
+        if x.sharding is None:
+            return x
+        return x.update(sharding=jax.sharding.NamedSharding(mesh, x.sharding.spec))
 
     with jax.sharding.use_abstract_mesh(described):
         state = jax.eval_shape(tx.init, jax.tree.map(lambda x: on(described, x), params))
@@ -427,12 +424,7 @@ def _lost_codes(params: Params, tx: optax.GradientTransformation, state: State) 
     """The parameters that have no codes in this state, but would if nothing were split."""
     params = jax.tree.map(lambda p: p.update(sharding=None), params)
     whole = jax.eval_shape(without_sharding(tx).init, params)
+    pairs = zip(owners(state, params), owners(whole, params), strict=True)
+    lost = [i for (kept, i), (coded, _) in pairs if is_stored(coded) and not is_stored(kept)]
     paths = leaf_paths(params, none_is_leaf=False)
-    flat = jax.tree.leaves_with_path(state, is_leaf=is_stored)
-    kept = {keys: x for (keys, _), x in zip(flat, owners(state, params), strict=True)}
-    lost = {}
-    for keys, coded in jax.tree.leaves_with_path(whole, is_leaf=is_stored):
-        stored, i = kept[keys]
-        if is_stored(coded) and not is_stored(stored):
-            lost[jax.tree_util.keystr(keys) if i is None else paths[i]] = None
-    return tuple(lost)
+    return tuple(dict.fromkeys(SHARED if i is None else paths[i] for i in lost))

@@ -36,9 +36,9 @@ _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 def append_json_line(path: str | os.PathLike[str], record: Record) -> bool:
     """Appends a record to a JSON-lines file, unless it was the last one appended.
 
-    Call it in every step: the record stays the same between measurements, and a file that ends with
-    the record's step is left unchanged. A process that is killed while it writes leaves at most
-    half a line, which `read_json_lines` skips and the next call replaces.
+    Call it in every step: a file that ends with the record's step is left unchanged. A process that
+    is killed while it writes leaves at most half a line, which `read_json_lines` skips and the next
+    call replaces.
 
     Each line is strict JSON: NaN and infinities are the strings "NaN", "Infinity" and "-Infinity",
     as in protobuf's JSON, which `read_json_lines` reads as floats.
@@ -104,8 +104,8 @@ def read_json_lines(path: str | os.PathLike[str]) -> list[Named]:
 def write_tensorboard(writer: Leaf, record: Record) -> None:
     """Writes a record as TensorBoard's scalars `group/statistic`, at the record's step.
 
-    Each call writes. The record stays the same between measurements; it is new when
-    `append_json_line` returns True. NaN and infinities are written unchanged.
+    Each call writes; a record is new when `append_json_line` returns True. NaN and infinities are
+    written unchanged.
 
     Args:
       writer: has `add_scalar(tag, value, step)`, like the `SummaryWriter` of tensorboardX or
@@ -174,14 +174,11 @@ def plot(
     width = max(3.1 * columns, 4.5)
     labels = [group.replace("$", r"\$") for group in groups]  # Patterns, not formulas.
     per_row = max(1, int(width / (0.6 + 0.08 * max(map(len, labels)))))
-    height = 0.3 + 2.3 * rows + 0.18 * math.ceil(len(labels) / per_row)
-    figure.set_size_inches(width, height)
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    figure.set_size_inches(width, 0.3 + 2.3 * rows + 0.18 * math.ceil(len(labels) / per_row))
     for i, name in enumerate(metrics):
-        _draw(axes[i], name, list(timelines.values()), groups)
-        axes[i].set_xlabel("step" if i + columns >= len(metrics) else "", fontsize=9)
-    for empty in axes[len(metrics) :]:
-        empty.remove()
+        axes = figure.add_subplot(rows, columns, i + 1)
+        _draw(axes, name, list(timelines.values()), groups)
+        axes.set_xlabel("step" if i + columns >= len(metrics) else "", fontsize=9)
     from matplotlib.lines import Line2D
 
     lines = [Line2D([], [], linewidth=1.4, **line_style(i)) for i in range(len(groups))]
@@ -193,14 +190,16 @@ def _models(record: Record) -> list[Record]:
     """One record per model; under vmap a record holds lists with a number per model."""
     if not isinstance(record["step"], list):
         return [record]
-    shape, models = np.shape(record["step"]), []
-    for i, step in enumerate(np.ravel(record["step"]).tolist()):
+    steps = np.asarray(record["step"])
+
+    def of_model(i: int, x: Leaf) -> Leaf:
+        return np.broadcast_to(x, steps.shape).flat[i].item()
+
+    models = []
+    for i, step in enumerate(steps.ravel().tolist()):
         groups = record.get("groups", {}) if step else {}  # Not measured yet.
-        numbers = {
-            group: {k: np.broadcast_to(x, shape).flat[i].item() for k, x in statistics.items()}
-            for group, statistics in groups.items()
-        }
-        models.append({"step": step, "groups": numbers})
+        its = {g: {k: of_model(i, x) for k, x in found.items()} for g, found in groups.items()}
+        models.append({"step": step, "groups": its})
     return models
 
 

@@ -5,6 +5,8 @@ The kernel runs the step on one tile after another, with the same arithmetic as 
 
 import dataclasses
 import functools
+import itertools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,23 +18,39 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import NamedSharding, PartitionSpec
 
 from adam_jax._compat import described_like
-from adam_jax._types import DType, Leaf, PyTree
+from adam_jax._types import DType, Function, Leaf, PyTree
 from adam_jax.formats.noise import Positions, strides
 from adam_jax.formats.rounding import Split
 from adam_jax.kernels.tiles import Tiles
+from adam_jax.kernels.tpus import Kernels, on_tpus
+
+
+def by_kernel(step: Function, by_xla: Function, plan: PyTree, args: tuple[Any, ...]) -> PyTree:
+    """The step of a leaf by a kernel on TPUs, and by XLA elsewhere.
+
+    Args:
+      step: `leaf_step`, for a tile.
+      by_xla: the step of the whole leaf.
+      plan: the `Plan` of the leaf, with tiles.
+      args: the numbers of the rules, `Arrays`, whether the step is taken, sums over the leaf.
+    """
+    kernel = Kernel(step, plan, plan.kernel, jax.tree.structure(args))
+    interpreted = dataclasses.replace(kernel, interpret=True) if plan.kernel.everywhere else None
+    parts = None
+    if plan.parts is not None:
+        tiles, sharding = plan.parts
+        whole = dataclasses.replace(kernel, tiles=tiles, whole=args[1].g.shape)
+        parts = KernelOfParts(whole, sharding)
+    kernels = Kernels(kernel, parts, interpreted)
+    return on_tpus(lambda *args: by_xla(*args[:3]), kernels, *args)
 
 
 @dataclasses.dataclass(frozen=True)
 class Operand:
-    """How a kernel views an array of the leaf, or the scales of its blocks.
+    """How a kernel views an array of the leaf, or the scales of its blocks."""
 
-    Attributes:
-      tiles: of the leaf.
-      scales: whether it has one element per block.
-    """
-
-    tiles: Tiles
-    scales: bool
+    tiles: Tiles  # Of the leaf.
+    scales: bool  # It has one element per block.
 
     @property
     def transposed(self) -> bool:
@@ -83,7 +101,7 @@ class Operand:
 
     def _order(self) -> tuple[int, ...]:
         *others, second, last = self.tiles.order
-        return (*others, last, second) if self.transposed else (*others, second, last)
+        return (*others, last, second) if self.transposed else self.tiles.order
 
     def seen(self, x: jax.Array) -> jax.Array:
         """The array in its memory layout: nothing is moved."""
@@ -114,15 +132,14 @@ def packed(scalars: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
 
 def unpacked(floats: Any, integers: Any, dtypes: list[Any]) -> list[jax.Array]:
     """The inverse of `packed`, on two references."""
-    scalars, of_float, of_integer = [], 0, 0
+    scalars, of_float, of_integer = [], itertools.count(1), itertools.count(1)
     for dtype in dtypes:
         if dtype == jnp.float32:
-            of_float += 1
-            scalars.append(floats[of_float])
-            continue
-        of_integer += 1
-        x = integers[of_integer]
-        scalars.append(x != 0 if dtype == jnp.bool_ else jax.lax.convert_element_type(x, dtype))
+            scalars.append(floats[next(of_float)])
+        elif dtype == jnp.bool_:
+            scalars.append(integers[next(of_integer)] != 0)
+        else:
+            scalars.append(jax.lax.convert_element_type(integers[next(of_integer)], dtype))
     return scalars
 
 
@@ -134,8 +151,7 @@ class Kernel:
       step: of a tile: a function of the plan, these arguments and the positions in the leaf.
       plan: the `Plan` of the leaf.
       tiles: how the kernel traverses the leaf.
-      structure: of these arguments: the numbers of the rules, `Arrays`, whether the step is taken,
-        sums over the leaf.
+      structure: of these arguments; see `by_kernel`.
       interpret: compile it as an XLA program, on any platform.
       whole: the shape of the leaf if these arrays are a part of it, whose offset, uint32, is then
         the last argument; else None.
@@ -162,10 +178,9 @@ class Kernel:
         out_views = [Operand(self.tiles, x.shape != shape) for x in places]
         physical = tuple(shape[axis] for axis in self.tiles.order)
         grid = (*physical[:-2], *map(pl.cdiv, physical[-2:], self.tiles.vmem))
+        kinds = [(x.ndim, x.dtype) for x in args]
         outputs = pl.pallas_call(
-            functools.partial(
-                self._body, shape, [(x.ndim, x.dtype) for x in args], views, out_views
-            ),
+            functools.partial(self._body, shape, kinds, views, out_views),
             grid=grid,
             in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM)] * 2 + [v.spec(grid) for v in views],
             out_specs=[view.spec(grid) for view in out_views],
@@ -206,38 +221,44 @@ class Kernel:
         args: list[tuple[int, Any]],
         views: list[Operand],
         out_views: list[Operand],
+        floats: Any,
+        integers: Any,
         *refs: Any,
     ) -> None:
         """Steps the tiles of the block in VMEM."""
-        scalars = unpacked(refs[0], refs[1], [dtype for ndim, dtype in args if not ndim])
-        read = refs[2 : 2 + len(views)]
-        written = refs[2 + len(views) :]
-        plan = self._plan_of_tiles()
+        scalars = unpacked(floats, integers, [dtype for ndim, dtype in args if not ndim])
+        read, written = refs[: len(views)], refs[len(views) :]
+        plan, layers = self.plan, self.plan.layers
+        along = self.tiles.along or 0  # Unused without blocks.
+        formats = tuple(
+            tuple(f.of_tiles(along) if f.measures else f for f in fs) for fs in plan.formats
+        )
+        of_tile = plan._replace(formats=formats, kernel="", parts=None, layers=0, stride=0)
         point = [pl.program_id(axis) for axis in range(len(shape))]  # Unavailable inside loops.
-        further = self._further(self.whole or shape)
+        # The row-major distances of neighbours in the leaf, or in their layer, modulo 2³².
+        by_axis = [0] * layers + strides((self.whole or shape)[layers:])
+        steps = [np.uint32(by_axis[axis] % 2**32) for axis in self.tiles.order]
+        iotas = (jax.lax.broadcasted_iota(jnp.uint32, self.tiles.tile, axis) for axis in (0, 1))
+        down, across = (iota * step for iota, step in zip(iotas, steps[-2:], strict=True))
+        further = down + across
 
         def step(row: Leaf, column: Leaf) -> None:
             arrays = (v.read(x, row, column) for v, x in zip(views, read, strict=True))
             numbers = iter(scalars)
             flat = [next(arrays) if ndim else next(numbers) for ndim, _ in args]
             begin = jnp.uint32(0) if self.whole is None else flat.pop()
-            where = self._positions(self.whole or shape, begin, point, row, column, further)
+            begin = self._first(begin, steps, point, row, column)
+            where = Positions(begin, further, jnp.uint32(sum(map(int, steps)) % 2**32))
             numbers, leaf, taken, sums = self.structure.unflatten(flat)
-            if self.plan.layers:
-                leaf = leaf.of_layer(self._layer(shape, point) * np.uint32(self.plan.stride))
-            stepped = self.step(plan, numbers, leaf, taken, sums, where)
+            if layers:
+                leaf = leaf.of_layer(self._layer(shape, point) * np.uint32(plan.stride))
+            stepped = self.step(of_tile, numbers, leaf, taken, sums, where)
             results = jax.tree.leaves(stepped)
             for view, x, result in zip(out_views, written, results, strict=True):
                 view.write(x, row, column, result)
 
-        _for_tiles(self.tiles, step)
-
-    def _plan_of_tiles(self) -> PyTree:
-        along = self.tiles.along or 0  # Unused without blocks.
-        formats = tuple(
-            tuple(f.of_tiles(along) if f.measures else f for f in fs) for fs in self.plan.formats
-        )
-        return self.plan._replace(formats=formats, kernel="", parts=None, layers=0, stride=0)
+        rows, columns = map(operator.floordiv, self.tiles.vmem, self.tiles.tile)
+        _for_each(rows, lambda row: _for_each(columns, lambda column: step(row, column)))
 
     def _layer(self, shape: tuple[int, ...], point: list[jax.Array]) -> jax.Array:
         """The row-major index of the layer in VMEM."""
@@ -247,61 +268,40 @@ class Kernel:
             (_uint32(at[axis]) * np.uint32(step) for axis, step in enumerate(steps)), jnp.uint32(0)
         )
 
-    def _steps(self, shape: tuple[int, ...]) -> list[np.uint32]:
-        """The row-major distances of neighbours in the leaf, or in their layer, modulo 2³²."""
-        layers = self.plan.layers
-        by_axis = [0] * layers + strides(shape[layers:])
-        return [np.uint32(by_axis[axis] % 2**32) for axis in self.tiles.order]
-
-    def _further(self, shape: tuple[int, ...]) -> jax.Array:
-        """The distance of each element of a tile from the first."""
-        rows, columns = (
-            jax.lax.broadcasted_iota(jnp.uint32, self.tiles.tile, axis) * step
-            for axis, step in enumerate(self._steps(shape)[-2:])
-        )
-        return rows + columns
-
-    def _positions(
+    def _first(
         self,
-        shape: tuple[int, ...],
         begin: jax.Array,
+        steps: list[np.uint32],
         point: list[jax.Array],
         row: Leaf,
         column: Leaf,
-        further: jax.Array,
-    ) -> Positions:
-        """The positions of a tile's elements in the leaf, or in their layer."""
-        steps = self._steps(shape)
+    ) -> jax.Array:
+        """The position of a tile's first element in the leaf, or in its layer."""
         for i, step in zip(point[:-2], steps[:-2], strict=True):
             begin = begin + _uint32(i) * step
         for axis, i in enumerate((row, column)):
             first = point[axis - 2] * self.tiles.vmem[axis] + i * self.tiles.tile[axis]
             begin = begin + _uint32(first) * steps[axis - 2]
-        return Positions(begin, further, jnp.uint32(sum(map(int, steps)) % 2**32))
+        return begin
 
 
 @dataclasses.dataclass(frozen=True)
 class KernelOfParts:
-    """A kernel for each of several devices, on its part of the leaf, without communication.
-
-    Attributes:
-      kernel: for the arrays of one device.
-      sharding: of the leaf.
-    """
+    """A kernel for each of several devices, on its part of the leaf, without communication."""
 
     kernel: Kernel
-    sharding: NamedSharding
+    sharding: NamedSharding  # Of the leaf.
 
     def __call__(self, *args: Leaf) -> Sequence[jax.Array]:
         """Runs the kernels."""
         specs = [self.sharding.spec if x.ndim else PartitionSpec() for x in args]
         shape = self.kernel.whole or ()
-        axes = [*self.sharding.spec, *[None] * (len(shape) - len(self.sharding.spec))]
 
         def of_part(*args: Leaf) -> tuple[jax.Array, ...]:
             begin = jnp.uint32(0)
             part = self.sharding.shard_shape(shape)
-            for axis, size, stride in zip(axes, part, strides(shape), strict=True):
+            # The specification may be shorter than the shape.
+            for axis, size, stride in zip(self.sharding.spec, part, strides(shape), strict=False):
                 if axis is not None:
                     first = _uint32(jax.lax.axis_index(axis))
                     begin = begin + first * np.uint32(size * stride % 2**32)
@@ -315,12 +315,6 @@ class KernelOfParts:
             out_specs=(self.sharding.spec,) * results,
             check_vma=False,
         )(*args)
-
-
-def _for_tiles(tiles: Tiles, step: Callable[[Leaf, Leaf], None]) -> None:
-    """Calls `step` with the row and column of each tile in a block."""
-    rows, columns = (size // part for size, part in zip(tiles.vmem, tiles.tile, strict=True))
-    _for_each(rows, lambda row: _for_each(columns, lambda column: step(row, column)))
 
 
 def _for_each(count: int, f: Callable[[Leaf], None]) -> None:

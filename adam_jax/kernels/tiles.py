@@ -6,6 +6,7 @@ elements: (1024, 16, 64) with its first axis along the 128. An operand in anothe
 step of 8-bit moments then moves 144 bytes per parameter instead of 16.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -71,17 +72,14 @@ def tiles_of(
     size = 2 * sum(jnp.dtype(x.dtype).itemsize for x in arrays if jnp.shape(x) == shape)
 
     def of_part(part: tuple[int, ...]) -> Tiles | str:
-        if layers and any(rule.reads_sums for rule in rules):
-            return "each of its layers has its own norms or means"
-        tiles = _refused(rules, formats, part, arrays) or _planned(part, formats, size, layers)
-        return tiles if isinstance(tiles, str) else tiles._replace(everywhere=everywhere)
+        why = _refused(rules, formats, part, arrays, layers)
+        return why or _planned(part, formats, size, layers, everywhere)
 
-    if sharding is None:
-        return of_part(shape), None
-    part = of_part(sharding.shard_shape(shape))
-    if any(sharding.spec[:layers]):
-        part = "its layers lie on several devices"
-    return of_part(shape), ((part, sharding) if isinstance(part, Tiles) else None)
+    parts = None
+    if sharding is not None and not any(sharding.spec[:layers]):
+        of_device = of_part(sharding.shard_shape(shape))
+        parts = (of_device, sharding) if isinstance(of_device, Tiles) else None
+    return of_part(shape), parts
 
 
 def _refused(
@@ -89,8 +87,11 @@ def _refused(
     formats: Sequence[Format],
     shape: tuple[int, ...],
     arrays: Sequence[jax.Array],
+    layers: int,
 ) -> str | None:
     """Why no kernel can step this leaf in any memory layout, or why it is not worthwhile."""
+    if layers and any(rule.reads_sums for rule in rules):
+        return "each of its layers has its own norms or means"
     if not KERNELS:
         return "the kernels need jax 0.10"
     whole = [type(rule).__name__ for rule in rules if not rule.elementwise]
@@ -108,7 +109,7 @@ def _refused(
 
 
 def _planned(
-    shape: tuple[int, ...], formats: Sequence[Format], size: float, layers: int
+    shape: tuple[int, ...], formats: Sequence[Format], size: float, layers: int, everywhere: bool
 ) -> Tiles | str:
     """The largest blocks that fit into VMEM, up to the size beyond which they are no faster."""
     order = order_on_tpus(shape)
@@ -126,18 +127,22 @@ def _planned(
     if block is None:
         wide = min(1024, _multiple(columns, LANES))
         high = _largest((256, 128, 64, 32), _multiple(rows, 32), wide, most)
-        return Tiles(order, None, (high, wide), (high, LANES)) if high else TOO_LARGE
-    if along == -1:
+        vmem, tile = (high, wide), (high, LANES)
+    elif along == -1:
         if block % LANES:
             return f"blocks of {block} elements are not whole registers of {LANES}"
         wide = min(columns, 8 * block)
-        high = rows if rows < 128 else _largest((256, 128), rows, wide, most)
-        fits = high and high * wide <= most
-        return Tiles(order, -1, (high, wide), (high, block)) if fits else TOO_LARGE
-    if along == -2:
+        sizes = (rows,) if rows < 128 else (256, 128)
+        high = _largest(sizes, rows, wide, most)
+        vmem, tile = (high, wide), (high, block)
+    elif along == -2:
         wide = columns if columns < LANES else _largest((512, 256, LANES), columns, rows, most)
-        return Tiles(order, -2, (rows, wide), (block, min(wide, LANES))) if wide else TOO_LARGE
-    return "its blocks lie along neither of the axes that are in a register"
+        vmem, tile = (rows, wide), (block, min(wide, LANES))
+    else:
+        return "its blocks lie along neither of the axes that are in a register"
+    if not min(vmem):
+        return TOO_LARGE
+    return Tiles(order, None if block is None else along, vmem, tile, everywhere)
 
 
 TOO_LARGE = "the blocks needed in VMEM at once are too large"
@@ -157,10 +162,8 @@ def order_on_tpus(shape: tuple[int, ...]) -> tuple[int, ...]:
         others = math.prod(shape[axis] for axis in axes if axis not in pair)
         return others * _multiple(shape[second], rows) * _multiple(shape[last], 128)
 
-    pairs = [
-        (second, last) for last in reversed(axes) for second in reversed(axes) if second != last
-    ]
-    pair = min(pairs, key=size)
+    pairs = itertools.permutations(reversed(axes), 2)
+    pair = min(((second, last) for last, second in pairs), key=size)
     return (*(axis for axis in axes if axis not in pair), *pair)
 
 

@@ -84,9 +84,8 @@ def scale_batch(factory: Callable[..., Any], factor: float) -> "ScaledBatch":
         a rule (`momentum_decay`).
 
     `groups(scale_batch(adamw, 4), ...)` and `mup(scale_batch(adamw, 4), ...)` scale the numbers of
-    every leaf. `scale_batch(with_hyperparams(adamw), 4)` keeps the scaled numbers in the state, and
-    `with_hyperparams(scale_batch(adamw, 4))` keeps those for the old batch size. The decay of
-    `grokfast` is not scaled.
+    every leaf. `scale_batch(with_hyperparams(adamw), 4)` keeps the scaled numbers in the state,
+    `with_hyperparams(scale_batch(adamw, 4))` the others. The decay of `grokfast` is not scaled.
 
     Reference: Malladi et al. 2022, section 5, for Adam and RMSprop. The rule for AMSGrad, NAdam,
     RAdam, ADOPT, LaProp, AdEMAMix and Yogi follows from the same units. It is approximate for
@@ -148,8 +147,10 @@ class ScaledBatch(Factory):
         if isinstance(x, DecayRate):  # From with_hyperparams.
             complement = jnp.minimum(self.factor * x.complement, 1)
             return DecayRate(complement, jnp.log1p(-complement))
-        if not is_number or power is not None:
-            return as_scalar(x) * self.factor**power if is_number else x
+        if not is_number:
+            return x
+        if power is not None:
+            return as_scalar(x) * self.factor**power
         b = check_number(name, x, 0.0, 1.0, closed=True, instead="usual rates are 0.9 to 0.9999")
         if isinstance(b, jax.core.Tracer):
             return 1 - self.factor * (1 - b)
@@ -165,10 +166,7 @@ class ScaledBatch(Factory):
 # A class, not a closure: equal schedules then make equal transformations.
 @dataclasses.dataclass(frozen=True)
 class ScaledSchedule:
-    """A schedule, times `factor` to this power, for batches `factor` times as large.
-
-    The power of a decay rate is None.
-    """
+    """A schedule for batches `factor` times as large; `power` is one of `_POWERS`."""
 
     schedule: Schedule
     factor: float
@@ -274,6 +272,5 @@ def weight_decay_of_time_scale(
 
     Reference: Wang & Aitchison 2024; Bergsma et al. 2025.
     """
-    rate = check_positive("learning_rate", learning_rate)
-    rate *= check_positive("time_scale", time_scale)
-    return check_positive("batch_size", batch_size) / rate
+    check_positive("time_scale", time_scale)
+    return time_scale_of_weight_decay(time_scale, learning_rate, batch_size)  # λ·τ = B / α.

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Vermilion stands out from greys and blues for every kind of colour vision, and in print by its
-# line width.
+# Vermilion stands out from these for every kind of colour vision, and in print by its line width.
 _RIGHT = ("#6b87a3", "#93a3ad", "#7d8c7c", "#a29bb5")
 _HEADING: Any = {"loc": "left", "fontsize": 10, "color": "#333333"}
 _LINE_HEIGHT = 11.5  # Points from one label to the next.
@@ -59,8 +58,7 @@ class CoordinateCheck:
     def slopes(self) -> dict[str, float]:
         """The slope of log RMS against log width after the last step, by least squares.
 
-        0 where the size does not depend on the width, 1 where it is proportional to it; NaN where
-        it is 0 or not finite at a width.
+        0 where the size does not depend on the width; NaN where it is 0 or not finite at a width.
         """
         return self._slopes(self.rms[-1])
 
@@ -141,24 +139,19 @@ class CoordinateCheck:
         title = f"Coordinate check. {self.summary}"
         title = textwrap.fill(title, int(9 * width), break_long_words=False)
         inside = max(3.0, len(self.names) * _LINE_HEIGHT / 72)  # Inches of the axes' height.
+        gap = _LINE_HEIGHT / (72 * inside)
         figure.set_size_inches(width, inside + 1.25 + 0.22 * title.count("\n"))
         figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)  # pyright: ignore
-        figure.suptitle(
-            title.replace("$", r"\$"),
-            x=0.012,
-            ha="left",
-            fontsize=11.5,
-            fontweight="bold",
-            color="#333333" if self.ok else VERMILION,
-        )
+        color = "#333333" if self.ok else VERMILION
+        style: Any = {"x": 0.012, "ha": "left", "fontsize": 11.5, "fontweight": "bold"}
+        figure.suptitle(title.replace("$", r"\$"), color=color, **style)
         left, right = figure.subplots(1, 2)
-        gap = _LINE_HEIGHT / (72 * inside)
-        self._draw(left, self.rms[-1], self.slopes, -math.inf, gap)
-        self._draw(right, self.change[-1], self.change_slopes, -self.tolerance, gap)
         left.set_title(f"Size {after}: flat or falling is right", **_HEADING)
-        right.set_title(f"Change {after}: flat is right", **_HEADING)
         left.set_ylabel("RMS of each activation", fontsize=9)
+        self._draw(left, self.rms[-1], self.slopes, -math.inf, gap)
+        right.set_title(f"Change {after}: flat is right", **_HEADING)
         right.set_ylabel("RMS of the difference from before the first step", fontsize=9)
+        self._draw(right, self.change[-1], self.change_slopes, -self.tolerance, gap)
         return figure
 
     def _draw(
@@ -169,9 +162,9 @@ class CoordinateCheck:
         Lines of wrong activations are thick if this panel shows the fault: a slope below `least`,
         or above the tolerance.
         """
-        from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+        from matplotlib.ticker import LogLocator
 
-        drawn = np.where(np.isfinite(sizes) & (sizes > 0), sizes, np.nan)
+        drawn = _usable(sizes)
         low, high = 0.1, 10.0
         if not np.isnan(drawn).all():  # At least as many decades as the widths.
             low, high = np.log10(np.nanmin(drawn)), np.log10(np.nanmax(drawn))
@@ -196,8 +189,7 @@ class CoordinateCheck:
                 label.replace("$", r"\$"),
                 (1, ends[i]),
                 (1.06, places[i]),
-                xycoords="axes fraction",
-                textcoords="axes fraction",
+                "axes fraction",
                 va="center",
                 fontsize=8.5,
                 fontweight="bold" if seen else "normal",
@@ -206,13 +198,11 @@ class CoordinateCheck:
             )
         axes.set(xscale="log", yscale="log", xlim=(self.widths[0], self.widths[-1]))
         axes.set_ylim(low, high)
-        axes.xaxis.set_major_locator(FixedLocator(self.widths))
-        axes.yaxis.set_major_locator(
-            LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 100 else (1.0,), numticks=12)
-        )
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_minor_locator(NullLocator())
-            axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axes.set_xticks(self.widths, list(map(str, self.widths)))
+        within_decade = (1.0, 2.0, 5.0) if high / low < 100 else (1.0,)
+        axes.yaxis.set_major_locator(LogLocator(subs=within_decade, numticks=12))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
         axes.set_xlabel("width", fontsize=9)
         axes.tick_params(labelsize=8)
         plain(axes)
@@ -220,9 +210,13 @@ class CoordinateCheck:
     def _slopes(self, sizes: np.ndarray) -> dict[str, float]:
         x = np.log(self.widths)
         x = x - np.mean(x)
-        usable = np.where(np.isfinite(sizes) & (sizes > 0), sizes, np.nan)
-        slopes = x @ np.log(usable) / (x @ x)
+        slopes = x @ np.log(_usable(sizes)) / (x @ x)
         return dict(zip(self.names, slopes.tolist(), strict=True))
+
+
+def _usable(sizes: np.ndarray) -> np.ndarray:
+    """The sizes that have a logarithm, NaN for the others."""
+    return np.where(np.isfinite(sizes) & (sizes > 0), sizes, np.nan)
 
 
 def coordinate_check(
@@ -334,14 +328,13 @@ def _measured(
 @jax.jit
 def _sizes(leaves: list[jax.Array], start: list[jax.Array]) -> jax.Array:
     """[2, names]: the RMS of activations, and of their change since the first ones."""
+
+    def rms(x: jax.Array) -> jax.Array:
+        sizes = jnp.abs(x)
+        unit = jnp.max(sizes)
+        unit = jnp.where(unit > 0, unit, 1)  # Squares stay in range: a change may be tiny.
+        return (unit * jnp.sqrt(jnp.mean((sizes / unit) ** 2))).astype(jnp.float32)
+
     wide = [x.astype(wider_dtype(x.dtype, jnp.dtype(jnp.float32))) for x in leaves]
     change = [y - x.astype(y.dtype) for x, y in zip(start, wide, strict=True)]
-    return jnp.stack([jnp.stack([_rms(x) for x in side]) for side in (wide, change)])
-
-
-def _rms(x: jax.Array) -> jax.Array:
-    """The root mean square, scaled so that squares stay in range: a change may be tiny."""
-    sizes = jnp.abs(x)
-    unit = jnp.max(sizes)
-    unit = jnp.where(unit > 0, unit, 1)
-    return (unit * jnp.sqrt(jnp.mean((sizes / unit) ** 2))).astype(jnp.float32)
+    return jnp.stack([jnp.stack([rms(x) for x in side]) for side in (wide, change)])

@@ -29,6 +29,7 @@ class Growth:
     shape: Shape
     base_path: str
     base_shape: Shape
+    axes: tuple[float, ...]  # The growth of each, without that of layers.
     fan_in: float  # The growth of all input axes; 1.0 for a vector.
     fan_out: float
     layers: tuple[int, int]  # Of its kind, here and in the base model; (1, 1) outside layers.
@@ -83,81 +84,81 @@ def growths(
                 f"layers must match the whole path of a leaf, got {layers!r} for {[*shapes]}."
             )
     numbered = _numbered({**base_shapes, **shapes})
-    kinds: dict[str, dict[Numbers, str]] = {}
-    base_kinds: dict[str, dict[Numbers, str]] = {}
-    for its, of in ((shapes, kinds), (base_shapes, base_kinds)):
-        for path in its:
-            of.setdefault(without_numbers(numbered[path]), {})[_numbers(numbered[path])] = path
-    found: dict[str, list[tuple[Shape, list[float], Growth]]] = {}
-    for path, shape in shapes.items():
-        kind = without_numbers(numbered[path])
+    kinds, base_kinds = _kinds(shapes, numbered), _kinds(base_shapes, numbered)
+    found: dict[str, list[Growth]] = {}
+    for kind, ours in kinds.items():
         theirs = base_kinds.get(kind, {})
-        base_path = _counterpart(_numbers(numbered[path]), theirs)
-        base_shape = base_shapes.get(base_path or "", ())
-        if base_path is None or len(base_shape) != len(shape):
-            there = "nothing" if base_path is None else f"the shape {base_shape}"
-            raise ValueError(
-                f"base must be a smaller model of the same kind, got {there} at {path!r}, which is"
-                f" {shape} in params; base has {list(base_shapes)}."
-            )
-        count = _layers([*kinds[kind]], {n: base_shapes[x] for n, x in theirs.items()})
-        if count is None:
-            raise ValueError(
-                f"base must have as many layers as params, or layers of one shape, got"
-                f" {[base_shapes[x] for x in theirs.values()]} for the {len(kinds[kind])} leaves"
-                f" like {path!r}."
-            )
-        own, other, layered = shape, base_shape, bool(layers and re.fullmatch(layers, path))
-        if layered:
-            if not own or 0 in (own[0], other[0]):
+        for numbers, path in ours.items():
+            shape, base_path = shapes[path], _counterpart(numbers, theirs)
+            base_shape = base_shapes.get(base_path or "", ())
+            if base_path is None or len(base_shape) != len(shape):
+                there = "nothing" if base_path is None else f"the shape {base_shape}"
                 raise ValueError(
-                    f"layers must match leaves with an axis of layers, got {layers!r} for {path!r}"
-                    f" with the shape {own}, and {other} in base."
+                    f"base must be a smaller model of the same kind, got {there} at {path!r}, which"
+                    f" is {shape} in params; base has {list(base_shapes)}."
                 )
-            count, own, other = (own[0], other[0]), own[1:], other[1:]
-        axes = [max(n, 1) / max(m, 1) for n, m in zip(own, other, strict=True)]
-        if not layered and sum(x != 1 for x in axes) > 2 and axes[0] != 1 and not _balanced(axes):
-            raise ValueError(
-                f"layers must match every leaf whose first axis counts layers, got {layers!r}, and"
-                f" {path!r} grows unlike any kernel, from {base_shape} to {shape}: write, for"
-                f" example, layers='blocks/.*'. If it is a kernel, give it one axis of inputs and"
-                f" one of outputs."
-            )
-        fans = _fans(axes, outputs_last)
-        growth = Growth(path, shape, base_path, base_shape, *fans, count, len(axes) < 2)
-        found.setdefault(path.rpartition("/")[0], []).append((own, axes, growth))
-    grown = {}
-    for beside in found.values():
-        for own, axes, g in beside:
-            rank, size = len(axes), math.prod(axes)
-            side = slice(-rank, None) if outputs_last else slice(rank)
-            # A bias of several axes, [heads, size], that are a kernel's outputs.
-            if any(
-                1 < rank < len(its_axes)
-                and (its_shape[side], its_axes[side]) == (own, axes)
-                and math.isclose(size, its.fan_out)
-                for its_shape, its_axes, its in beside
-            ):
-                g = dataclasses.replace(g, fan_in=1.0, fan_out=size, is_vector=True)
-            grown[g.path] = g
-    return [grown[path] for path in shapes]
-
-
-def _numbers(path: str) -> Numbers:
-    return tuple(re.findall(r"\d+(?=/|$)", path))
+            count = _layers(ours, {n: base_shapes[x] for n, x in theirs.items()})
+            axes = _axes(path, shape, base_shape, layers)
+            if len(axes) < len(shape):
+                count = shape[0], base_shape[0]
+            fans, both = _fans(axes, outputs_last), (path, shape, base_path, base_shape)
+            growth = Growth(*both, axes, *fans, count, len(axes) < 2)
+            found.setdefault(path.rpartition("/")[0], []).append(growth)
+    grown = (_as_bias(g, beside, outputs_last) for beside in found.values() for g in beside)
+    by_path = {g.path: g for g in grown}
+    return [by_path[path] for path in shapes]
 
 
 def _numbered(paths: Iterable[str]) -> dict[str, str]:
     """Adds a number to the first of Haiku's modules: `block`, `block_1`, `block_2`."""
-    prefixes = {x: list(itertools.accumulate(x.split("/"), "{}/{}".format)) for x in paths}
-    known = set(itertools.chain(*prefixes.values()))
-    first = {q[:-2] for q in known if q.endswith("_1") and f"{q[:-1]}0" not in known} & known
-    return {
-        path: "/".join(
-            part + "_0" * (x in first) for part, x in zip(path.split("/"), its, strict=True)
+    ends = re.compile(r"(?=/|$)")
+    modules = {path[: end.start()] for path in paths for end in ends.finditer(path)}
+    first = {x[:-2] for x in modules if x.endswith("_1") and f"{x[:-1]}0" not in modules}
+
+    def number(end: re.Match[str]) -> str:
+        return "_0" if end.string[: end.start()] in first else ""
+
+    return {path: ends.sub(number, path) for path in paths}
+
+
+def _kinds(paths: Iterable[str], numbered: Mapping[str, str]) -> dict[str, dict[Numbers, str]]:
+    """The leaves that differ in numbers only, by these numbers."""
+    kinds: dict[str, dict[Numbers, str]] = {}
+    for path in paths:
+        numbers = tuple(re.findall(r"\d+(?=/|$)", numbered[path]))
+        kinds.setdefault(without_numbers(numbered[path]), {})[numbers] = path
+    return kinds
+
+
+def _axes(path: str, shape: Shape, base_shape: Shape, layers: str | None) -> tuple[float, ...]:
+    """The growth of each axis, without that of layers."""
+    layered = layers is not None and re.fullmatch(layers, path) is not None
+    if layered and (not shape or 0 in (shape[0], base_shape[0])):
+        raise ValueError(
+            f"layers must match leaves with an axis of layers, got {layers!r} for {path!r} with the"
+            f" shape {shape}, and {base_shape} in base."
         )
-        for path, its in prefixes.items()
-    }
+    pairs = zip(shape[layered:], base_shape[layered:], strict=True)
+    axes = tuple(max(n, 1) / max(m, 1) for n, m in pairs)
+    if not layered and sum(x != 1 for x in axes) > 2 and axes[0] != 1 and not _balanced(axes):
+        raise ValueError(
+            f"layers must match every leaf whose first axis counts layers, got {layers!r}, and"
+            f" {path!r} grows unlike any kernel, from {base_shape} to {shape}: write, for example,"
+            f" layers='blocks/.*'. If it is a kernel, give it an axis of inputs and one of outputs."
+        )
+    return axes
+
+
+def _as_bias(g: Growth, beside: Sequence[Growth], outputs_last: bool) -> Growth:
+    """A leaf of several axes, [heads, size], that are a kernel's outputs, as a vector."""
+    rank, size = len(g.axes), math.prod(g.axes)
+    side = slice(-rank, None) if outputs_last else slice(rank)
+    own = g.shape[-rank:], g.axes
+    for kernel in beside:
+        its = kernel.shape[-len(kernel.axes) :][side], kernel.axes[side]
+        if 1 < rank < len(kernel.axes) and its == own and math.isclose(size, kernel.fan_out):
+            return dataclasses.replace(g, fan_in=1.0, fan_out=size, is_vector=True)
+    return g
 
 
 def _counterpart(numbers: Numbers, theirs: Mapping[Numbers, str]) -> str | None:
@@ -167,8 +168,8 @@ def _counterpart(numbers: Numbers, theirs: Mapping[Numbers, str]) -> str | None:
     return theirs.get(numbers) or theirs.get(tuple(nearest))
 
 
-def _layers(ours: Sequence[Numbers], theirs: Mapping[Numbers, Shape]) -> tuple[int, int] | None:
-    """The number of layers, and base's; None if it changes and base's layers differ in shape."""
+def _layers(ours: Mapping[Numbers, str], theirs: Mapping[Numbers, Shape]) -> tuple[int, int]:
+    """The number of layers, and base's."""
     columns, base_columns = list(zip(*ours, strict=True)), list(zip(*theirs, strict=True))
     grows = [set(own) != set(base) for own, base in zip(columns, base_columns, strict=True)]
     if not any(grows):
@@ -177,12 +178,13 @@ def _layers(ours: Sequence[Numbers], theirs: Mapping[Numbers, Shape]) -> tuple[i
     for numbers, shape in theirs.items():
         kept = tuple(n for n, more in zip(numbers, grows, strict=True) if not more)
         if alike.setdefault(kept, shape) != shape:
-            return None
-    own, base = (
-        math.prod(len(set(column)) for column in itertools.compress(its, grows))
-        for its in (columns, base_columns)
-    )
-    return own, base
+            [path, *_] = ours.values()
+            raise ValueError(
+                f"base must have as many layers as params, or layers of one shape, got"
+                f" {[*theirs.values()]} for the {len(ours)} leaves like {path!r}."
+            )
+    own, base = (itertools.compress(its, grows) for its in (columns, base_columns))
+    return math.prod(len(set(x)) for x in own), math.prod(len(set(x)) for x in base)
 
 
 def _balanced(axes: Sequence[float]) -> bool:

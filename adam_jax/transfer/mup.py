@@ -47,10 +47,9 @@ def mup(
         ε               ε·d^(-alpha) / m     m: the width, for an output layer n
         weight decay    λ·n                  so that α·λ does not depend on the width
 
-    The two trees of shapes determine which axes grow; only stacked layers need a label. The model
-    applies the rest of the parametrization: `mup_init` for the initial values, and three factors in
-    the forward pass, `output_factor`, `attention_scale` and `residual_factor`. `mup_table` shows
-    all of them. If nothing grows, every factor is 1.
+    The model applies the rest of the parametrization: `mup_init` for the initial values, and three
+    factors in the forward pass, `output_factor`, `attention_scale` and `residual_factor`.
+    `mup_table` shows all of them. If nothing grows, every factor is 1.
 
     Args:
       tx: a transformation of this package with a learning rate, or a function that makes one, such
@@ -96,28 +95,13 @@ class Factors(NamedTuple):
 
     Attributes:
       learning_rate: of the learning rate.
-      eps: of every ε in units of the gradient; its square for every ε in units of the gradient
-        squared.
-      weight_decay: of decoupled weight decay that is multiplied by the learning rate. Other weight
-        decay has no factor.
+      eps: of every ε in units of the gradient, and squared for those in units of its square.
+      weight_decay: of decoupled weight decay that is multiplied by the learning rate.
     """
 
     learning_rate: float = 1.0
     eps: float = 1.0
     weight_decay: float = 1.0
-
-    def by_unit(self) -> dict[Unit, float]:
-        """The factor for numbers of each unit."""
-        return {
-            Unit.LEARNING_RATE: self.learning_rate,
-            Unit.GRADIENT: self.eps,
-            Unit.GRADIENT_SQUARED: self.eps**2,
-            Unit.WEIGHT_DECAY: self.weight_decay,
-        }
-
-
-LeafFactors = tuple[tuple[str, Factors], ...]
-"""The factors of each leaf, by path."""
 
 
 def factors_of(growth: Growth, alpha: float) -> Factors:
@@ -126,7 +110,7 @@ def factors_of(growth: Growth, alpha: float) -> Factors:
     return Factors(depth ** (alpha - 1) / inputs, depth**-alpha / growth.width, inputs)
 
 
-def with_leaf_factors(tx: Modifiable, factors: LeafFactors) -> Modifiable:
+def with_leaf_factors(tx: Modifiable, factors: tuple[tuple[str, Factors], ...]) -> Modifiable:
     """Multiplies the hyperparameters of each leaf by its own factors: more variants of a member."""
 
     def edit(member: Member) -> Member:
@@ -158,9 +142,10 @@ class ByFactors(Choice):
         self, paths: Sequence[str], moving: Sequence[bool], check: bool
     ) -> list[int | None]:
         """The variant of each leaf."""
-        table, own = dict(self.table), [0] * len(paths)
-        chosen = own if self.inner is None else self.inner.variants(paths, moving, check)
-        found: list[int | None] = []
+        table, found = dict(self.table), []
+        chosen = [0] * len(paths)
+        if self.inner is not None:
+            chosen = self.inner.variants(paths, moving, check)
         for path, which in zip(paths, chosen, strict=True):
             if which is not None and path not in table:
                 raise ValueError(
@@ -173,7 +158,13 @@ class ByFactors(Choice):
 
 def _scaled(stages: tuple[Stage, ...], factors: Factors) -> tuple[Stage, ...]:
     """The stages with their numbers multiplied by the factors."""
-    units, scaled = factors.by_unit(), []
+    units = {
+        Unit.LEARNING_RATE: factors.learning_rate,
+        Unit.GRADIENT: factors.eps,
+        Unit.GRADIENT_SQUARED: factors.eps**2,
+        Unit.WEIGHT_DECAY: factors.weight_decay,
+    }
+    scaled = []
     for stage in stages:
         scaled.append(dataclasses.replace(stage, rule=rescaled(stage.rule, units)))
         if Unit.LEARNING_RATE in units_of(stage.rule):
@@ -182,15 +173,11 @@ def _scaled(stages: tuple[Stage, ...], factors: Factors) -> tuple[Stage, ...]:
 
 
 def _check_scalable(member: Member) -> None:
-    """Checks that all numbers of a member have a factor.
-
-    Raises:
-      ValueError: one has none.
-    """
+    """Checks that all numbers of a member have a factor."""
     if isinstance(member.choice, ByFactors):
         raise ValueError("tx must not have factors already: write mup once, with the base model.")
     units = [units_of(stage.rule) for stage in member.stages]
-    if not any(Unit.LEARNING_RATE in its for its in units):
+    if Unit.LEARNING_RATE not in set().union(*units):
         raise ValueError("tx must have a learning rate, as adamw(1e-3) has: write the alias.")
     for k, (stage, its) in enumerate(zip(member.stages, units, strict=True)):
         if Unit.WEIGHT_DECAY in its and k < (member.main or 0):
@@ -247,13 +234,15 @@ def mup_init(
         wide = jnp.asarray(x, wider_dtype(leaf_dtype(x), jnp.dtype(jnp.float32)))
         return jnp.sqrt(jnp.mean(squared(wide)))
 
+    def scaled(x: Leaf, growth: Growth) -> Leaf:
+        if not is_floating(x):
+            return x
+        now, wanted = rms(x), rms(values[growth.base_path]) / math.sqrt(growth.hidden_inputs)
+        factor = jnp.where((now > 0) & (wanted > 0), wanted / jnp.where(now > 0, now, 1), 1)
+        return (jnp.asarray(x, factor.dtype) * factor).astype(leaf_dtype(x))
+
     leaves, treedef = jax.tree.flatten(params)
-    for i, growth in enumerate(growths(base, params, layers, outputs_last)):
-        if is_floating(leaf := leaves[i]):
-            now, wanted = rms(leaf), rms(values[growth.base_path]) / math.sqrt(growth.hidden_inputs)
-            factor = jnp.where((now > 0) & (wanted > 0), wanted / jnp.where(now > 0, now, 1), 1)
-            leaves[i] = (jnp.asarray(leaf, factor.dtype) * factor).astype(leaf_dtype(leaf))
-    return jax.tree.unflatten(treedef, leaves)
+    return treedef.unflatten(map(scaled, leaves, growths(base, params, layers, outputs_last)))
 
 
 def output_factor(width: float, base_width: float) -> float:
@@ -374,14 +363,11 @@ def mup_table(
     """Shows, before any training, what `mup` does with each leaf and what is left to the model.
 
     Args:
-      base: as in `mup`, as are all arguments.
+      base: as in `mup`, as are `params`, `alpha` and `outputs_last`.
       params: those of the model to train, or their shapes.
       layers: a regular expression for leaves whose first axis is that of layers.
-      alpha: the exponent of the residual factor, 1/2 to 1.
-      outputs_last: kernels are [inputs, outputs]; False for [outputs, inputs].
-
-    Returns:
-      The table to print, with the numbers in `rows`.
+      alpha: the exponent of the residual factor.
+      outputs_last: kernels are [inputs, outputs].
 
     Raises:
       ValueError: as in `mup`.
@@ -391,13 +377,13 @@ def mup_table(
     for g in growths(base, params, layers, outputs_last):
         kind = without_numbers(g.path)
         alike.setdefault(dataclasses.replace(g, path=kind, base_path=kind), []).append(g.path)
-    rows = []
+    rows, named = [], []
     for g, paths in alike.items():
         parts = zip(*(re.split(r"(\d+)(?=/|$)", path) for path in paths), strict=True)
         path = "".join(x[0] if len(set(x)) == 1 else "#" for x in parts)
         shapes, rms = (g.base_shape, g.shape), 1 / math.sqrt(g.hidden_inputs)
         rows.append(MupRow(path, len(paths), *shapes, g.role, *factors_of(g, alpha), rms))
-    named = [(row.path, g) for row, g in zip(rows, alike, strict=True)]
+        named.append((path, g))
     return MupTable(tuple(rows), tuple(_hints(named, layers, alpha, outputs_last)))
 
 
@@ -440,12 +426,12 @@ def _hints(
 
 def readable(x: float) -> str:
     """A factor as a fraction or as one over a root, if possible: 1/16, 3/2, 1/√2."""
-    for root, y in (("", x), ("√", x**2)):
-        larger = Fraction(max(y, 1 / y)).limit_denominator(100 if not root else 1)
-        if math.isclose(larger, max(y, 1 / y), rel_tol=1e-9):
-            n, m = (larger.numerator, larger.denominator)[:: 1 if y >= 1 else -1]
-            above = f"{root}{n}" if n != 1 else "1"
-            return above if m == 1 else f"{above}/{root}{m}"
+    larger = max(x, 1 / x)
+    fraction, square = Fraction(larger).limit_denominator(100), round(larger**2)
+    if math.isclose(fraction, larger, rel_tol=1e-9):
+        return str(fraction if x >= 1 else 1 / fraction)
+    if math.isclose(square, larger**2, rel_tol=1e-9):
+        return f"√{square}" if x >= 1 else f"1/√{square}"
     return f"{x:.4g}"
 
 

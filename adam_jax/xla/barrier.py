@@ -41,7 +41,7 @@ def as_varying(tree: PyTree, axes: frozenset[str]) -> PyTree:
 def kept_apart(tree: PyTree) -> PyTree:
     """The same arrays, behind a barrier that hides from XLA that they are the same."""
     leaves, treedef = jax.tree.flatten(tree)
-    # A barrier gives all its arrays the same varying axes: group them by their axes.
+    # A barrier gives all its arrays the same varying axes.
     together: dict[frozenset[str], list[int]] = {}
     for i, x in enumerate(leaves):
         together.setdefault(varying(x), []).append(i)

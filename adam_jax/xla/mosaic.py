@@ -10,6 +10,7 @@ Delete it when tests/xla/test_mosaic.py finds that a kernel takes no more cycles
 """
 
 import contextlib
+import operator
 from collections.abc import Iterator
 from contextvars import ContextVar
 
@@ -46,7 +47,13 @@ def in_kernel_or_not(usual: Function, on_mosaic: Function, *args: Leaf) -> jax.A
 
 def quotient(x: jax.Array, y: jax.Array) -> jax.Array:
     """x / y; in a TPU's kernel for 2⁻¹²⁶ ≤ |y| < 2¹²⁶, and NaN if y is 0, infinite or NaN."""
-    return in_kernel_or_not(_divided, divided_on_mosaic, x, y)
+    return in_kernel_or_not(operator.truediv, _divided_on_mosaic, x, y)
+
+
+def _divided_on_mosaic(x: jax.Array, y: jax.Array) -> jax.Array:
+    from jax.experimental import pallas as pl  # Takes half of the time of `import adam_jax`.
+
+    return x * pl.reciprocal(y, full_range=False)
 
 
 def divisor(largest: jax.Array) -> jax.Array:
@@ -54,90 +61,59 @@ def divisor(largest: jax.Array) -> jax.Array:
 
     Quotients of zeros are zeros, but NaN in a TPU's kernel.
     """
-    return in_kernel_or_not(_at_least_smallest, _unchanged, largest)
+    return in_kernel_or_not(lambda x: jnp.maximum(x, SMALLEST), lambda x: x, largest)
 
 
 def square_root(x: jax.Array) -> jax.Array:
     """√x for x ≥ 0; in a TPU's kernel NaN for infinity."""
-    return in_kernel_or_not(_root, root_on_mosaic, x)
+    return in_kernel_or_not(jnp.sqrt, _root_on_mosaic, x)
+
+
+def _root_on_mosaic(x: jax.Array) -> jax.Array:
+    return x * jax.lax.rsqrt(jnp.maximum(x, SMALLEST))
 
 
 def signed_square_root(y: jax.Array, times: np.float32) -> jax.Array:
     """√|y|·times with the sign of y, never contracted with a sum; otherwise as `square_root`."""
-    return in_kernel_or_not(_signed_root, signed_root_on_mosaic, y, times)
-
-
-def fourth_root(y: jax.Array) -> jax.Array:
-    """The fourth root of numbers in [0, 1]."""
-    return in_kernel_or_not(_fourth_root, fourth_root_on_mosaic, y)
-
-
-def arctan2(y: jax.Array, x: jax.Array) -> jax.Array:
-    """The angle of (x, y) for x ≥ 0; 0, with derivative 0, where both are 0."""
-    return in_kernel_or_not(_arctan2, arctan2_on_mosaic, y, x)
-
-
-def _divided(x: jax.Array, y: jax.Array) -> jax.Array:
-    return x / y
-
-
-def _at_least_smallest(largest: jax.Array) -> jax.Array:
-    return jnp.maximum(largest, SMALLEST)
-
-
-def _unchanged(largest: jax.Array) -> jax.Array:
-    return largest
-
-
-def divided_on_mosaic(x: jax.Array, y: jax.Array) -> jax.Array:
-    """`quotient` in a TPU's kernel."""
-    from jax.experimental import pallas as pl  # Takes half of the time of `import adam_jax`.
-
-    return x * pl.reciprocal(y, full_range=False)
-
-
-def _root(x: jax.Array) -> jax.Array:
-    return jnp.sqrt(x)
-
-
-def root_on_mosaic(x: jax.Array) -> jax.Array:
-    """`square_root` in a TPU's kernel."""
-    return x * jax.lax.rsqrt(jnp.maximum(x, SMALLEST))
+    return in_kernel_or_not(_signed_root, _signed_root_on_mosaic, y, times)
 
 
 def _signed_root(y: jax.Array, times: np.float32) -> jax.Array:
     return with_sign(jnp.sqrt(jnp.abs(y)) * times, y)
 
 
-def signed_root_on_mosaic(y: jax.Array, times: np.float32) -> jax.Array:
-    """`signed_square_root` in a TPU's kernel."""
+def _signed_root_on_mosaic(y: jax.Array, times: np.float32) -> jax.Array:
     return y * jax.lax.rsqrt(jnp.maximum(jnp.abs(y), SMALLEST)) * times
 
 
-def _fourth_root(y: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.sqrt(y))
+def fourth_root(y: jax.Array) -> jax.Array:
+    """The fourth root of numbers in [0, 1]."""
+    return in_kernel_or_not(lambda y: jnp.sqrt(jnp.sqrt(y)), _fourth_root_on_mosaic, y)
 
 
-def fourth_root_on_mosaic(y: jax.Array) -> jax.Array:
-    """`fourth_root` in a TPU's kernel: 1/√0 is infinity, and 1/√∞ is 0."""
-    return jax.lax.rsqrt(jax.lax.rsqrt(y))
+def _fourth_root_on_mosaic(y: jax.Array) -> jax.Array:
+    return jax.lax.rsqrt(jax.lax.rsqrt(y))  # 1/√0 is infinity, and 1/√∞ is 0.
 
 
-def _arctan2(y: jax.Array, x: jax.Array) -> jax.Array:
-    both_zero = (y == 0) & (x == 0)
-    return jnp.arctan2(y, jnp.where(both_zero, 1, x))
+def arctan2(y: jax.Array, x: jax.Array) -> jax.Array:
+    """The angle of (x, y) for x ≥ 0; 0, with derivative 0, where both are 0."""
+
+    def usual(y: jax.Array, x: jax.Array) -> jax.Array:
+        return jnp.arctan2(y, jnp.where((y == 0) & (x == 0), 1, x))
+
+    return in_kernel_or_not(usual, _arctan2_on_mosaic, y, x)
 
 
 # arctan(t) = t·(1 + a·t² + b·t⁴ + ...) for 0 ≤ t ≤ 1, with the smallest relative error, 1.1e-7.
 ARCTAN = (-0.33332392, 0.19974214, -0.14041327, 0.09968472, -0.06020311, 0.02473405, -0.00482253)
 
 
-def arctan2_on_mosaic(y: jax.Array, x: jax.Array) -> jax.Array:
-    """`arctan2` in a TPU's kernel: of the smaller by the larger, so that NaN stays."""
+def _arctan2_on_mosaic(y: jax.Array, x: jax.Array) -> jax.Array:
+    # Of the smaller by the larger, so that NaN stays.
     size = jnp.abs(y)
     steep = size > x
     smaller, larger = jnp.where(steep, x, size), jnp.where(steep, size, x)
-    t = divided_on_mosaic(smaller, larger + SMALLEST)  # 0 where both are 0.
+    t = _divided_on_mosaic(smaller, larger + SMALLEST)  # 0 where both are 0.
     square = t * t
     series = square * np.float32(ARCTAN[-1])
     for coefficient in reversed(ARCTAN[:-1]):

@@ -2,8 +2,7 @@
 
 Every platform updates a loop's carry in place. XLA:GPU copies a conditional's results in and out:
 in jax 0.10.2, 48 bytes per parameter in every micro-step for the parameters and moments of Adam,
-and 12 of temporaries. (In the whole step of `accumulate`, compiled for an H200: 7 kernels per leaf
-and 64 bytes per parameter; 2 kernels with the loop.)
+and 12 of temporaries.
 
 Delete it when tests/xla/test_once.py finds that a conditional makes no copies, and write
 `jax.lax.cond`.
