@@ -22,7 +22,7 @@ from adam_jax.core.trees import leaf_paths, unflatten_stored
 from adam_jax.formats.dense import is_floating
 from adam_jax.modifiers import check_factory, name_of
 from adam_jax.pytrees import frozen_pytree, static
-from adam_jax.validation import bind_arguments, check_expression
+from adam_jax.validation import bind_arguments, check_expression, printed
 from adam_jax.wrap.chain import inner_body
 
 Entry: TypeAlias = AnyTransformation | Callable[..., AnyTransformation] | None
@@ -171,7 +171,7 @@ def groups(
     if not isinstance(expressions, Mapping):
         raise ValueError(
             f"expressions must be a dict from regular expressions to arguments, got"
-            f' {expressions!r}: write {{".*bias": {{"weight_decay": 0.0}}}}.'
+            f' {printed(expressions)}: write {{".*bias": {{"weight_decay": 0.0}}}}.'
         )
     default = None
     try:
@@ -221,8 +221,8 @@ def _of_each(entries: Mapping[str, Any], make: Function, *others: Any) -> list[A
 def _member(factory: Callable[..., Transformation], overrides: Any, defaults: Named) -> Member:
     if not isinstance(overrides, Mapping):
         raise ValueError(
-            f"must have a dict of arguments, or None to freeze its leaves, got {overrides!r}: write"
-            f" dict(learning_rate={overrides!r})."
+            f"must have a dict of arguments, or None to freeze its leaves, got"
+            f" {printed(overrides)}: write dict(learning_rate=3e-4), say."
         )
     tx = factory(**{**defaults, **overrides})
     try:
@@ -362,7 +362,7 @@ def _body(entry: Entry, arguments: Named) -> Body:
     if isinstance(entry, Mapping):
         raise ValueError(
             f"must have an optimizer, a function that makes one, or None to freeze its leaves, got"
-            f" the arguments {entry!r}: write functools.partial(adamw, ...); for one optimizer with"
+            f" {printed(entry)}: write functools.partial(adamw, ...); for one optimizer with"
             f" different arguments per group, groups(adamw, {{...}}, learning_rate=1e-3)."
         )
     if not _is_factory(entry):

@@ -20,6 +20,15 @@ _ARRAYS = (np.generic, np.ndarray, jax.Array)
 _NUMBERS = (int, float, np.number, np.ndarray, jax.Array)
 
 
+def printed(value: Leaf) -> str:
+    """A value in an error: numbers and strings themselves, of any other object only its type."""
+    parts = value if isinstance(value, (list, tuple)) and len(value) < 10 else [value]
+    if all(isinstance(x, (str, int, float, complex, np.generic, type(None))) for x in parts):
+        return repr(value)
+    name = getattr(value, "__name__", None) or type(value).__name__
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+
+
 def check_number(
     argument: str,
     value: Leaf,
@@ -46,7 +55,9 @@ def check_number(
     interval = f"{'(' if math.isinf(low) else '['}{low:g}, {high:g}{']' if closed else ')'}"
     if not isinstance(value, _NUMBERS) or isinstance(value, bool):
         instead = _without_quotes(value) or instead
-        raise ValueError(f"{argument} must be a number in {interval}, got {value!r}: {instead}.")
+        raise ValueError(
+            f"{argument} must be a number in {interval}, got {printed(value)}: {instead}."
+        )
     if np.size(value) != 1:
         raise ValueError(
             f"{argument} must be a scalar in {interval}, got shape {np.shape(value)}: for one"
@@ -112,7 +123,7 @@ def check_scalar(argument: str, value: Leaf, *, instead: str) -> Any:
     """
     value = as_scalar(value)
     if not isinstance(value, (*_NUMBERS, np.bool_)) or jnp.iscomplexobj(value):
-        raise ValueError(f"{argument} must be a number, got {value!r}: {instead}.")
+        raise ValueError(f"{argument} must be a number, got {printed(value)}: {instead}.")
     if np.ndim(value) != 0:
         raise ValueError(f"{argument} must be a scalar, got shape {np.shape(value)}: {instead}.")
     return value
@@ -136,7 +147,7 @@ def bind_arguments(
 def check_integer(argument: str, value: Leaf, low: int, *, instead: str) -> int:
     """Checks that `value` is an integer ≥ low, and returns it as a Python int."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
-        raise ValueError(f"{argument} must be an integer ≥ {low}, got {value!r}: {instead}.")
+        raise ValueError(f"{argument} must be an integer ≥ {low}, got {printed(value)}: {instead}.")
     return int(value)
 
 
@@ -148,6 +159,6 @@ def check_expression(argument: str, value: Leaf) -> str:
         re.compile(value)
     except (ValueError, re.error) as error:
         raise ValueError(
-            f"{argument} must be a regular expression, got {value!r}: {error}."
+            f"{argument} must be a regular expression, got {printed(value)}: {error}."
         ) from None
     return value

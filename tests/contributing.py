@@ -66,7 +66,7 @@ LAYERS: dict[str, tuple[set[str], str]] = {
         "states in other formats, and from and to other libraries",
     ),
     "inspect": (
-        {"core", "formats", "groups", "modifiers", "rules", "sharding", "wrap"},
+        {"core", "formats", "groups", "modifiers", "rules", "sharding", "validation", "wrap"},
         "memory, predicted and measured; records; the style of tables and plots",
     ),
     "transfer": (

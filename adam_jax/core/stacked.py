@@ -18,7 +18,7 @@ from adam_jax.core.boxes import boxes_of, sharding_by_names
 from adam_jax.core.trees import leaf_paths
 from adam_jax.formats.base import sharding_by_type
 from adam_jax.numerics import LAYERS
-from adam_jax.validation import check_expression, check_integer
+from adam_jax.validation import check_expression, check_integer, printed
 
 LayersLike: TypeAlias = str | Mapping[str, int]
 """A regular expression for leaves with one layer axis, or a dict from expressions to counts."""
@@ -88,7 +88,7 @@ class Layers:
         if not isinstance(layers, Mapping):
             raise ValueError(
                 f"layers must be a regular expression, or a dict from expressions to numbers of"
-                f' axes, got {layers!r}: write "blocks/.*", or {{"blocks/.*": 1}}.'
+                f' axes, got {printed(layers)}: write "blocks/.*", or {{"blocks/.*": 1}}.'
             )
         found = []
         for expression, axes in layers.items():

@@ -25,6 +25,7 @@ from adam_jax.formats.dense import is_floating
 from adam_jax.inspect.style import aligned
 from adam_jax.modifiers import layers_of
 from adam_jax.sharding.shard import like_params, without_sharding
+from adam_jax.validation import printed
 from adam_jax.wrap.chain import inner_body
 from adam_jax.wrap.telemetry import telemetry
 
@@ -232,7 +233,7 @@ def report(
       ValueError: as in `bytes_per_parameter`; `args` without a `step`.
     """
     if args is not None and step is None:
-        raise ValueError(f"args must come with the step that takes them, got {args!r}: pass step=.")
+        raise ValueError("args must come with the step that takes them: pass step=.")
     params, grads, state = planned(params, tx, grads)
 
     def own_step(params: Params, state: State, grads: Updates) -> PyTree:
@@ -288,8 +289,8 @@ def live_bytes(*trees: PyTree) -> LiveBytes:
     arrays = [x for x in jax.tree.leaves(trees) if isinstance(x, jax.Array)]
     if trees and not arrays:
         raise ValueError(
-            f"trees must have JAX arrays in them, got {trees!r}: pass params, grads, state, or"
-            f" nothing for all arrays that are alive."
+            f"trees must have JAX arrays in them, got {printed(trees)}: pass params, grads,"
+            f" state, or nothing for all arrays that are alive."
         )
     if any(isinstance(x, jax.core.Tracer) for x in arrays):
         raise ValueError(
@@ -335,8 +336,8 @@ def planned(
     leaves, treedef = jax.tree.flatten(params)
     if not leaves:
         raise ValueError(
-            f"params must have arrays or jax.ShapeDtypeStructs in it, got {params!r}: pass the"
-            f" parameters, or jax.eval_shape(model.init, ...)."
+            f"params must have arrays or jax.ShapeDtypeStructs in it, got {printed(params)}: pass"
+            f" the parameters, or jax.eval_shape(model.init, ...)."
         )
     if grads is None:
         grads = jax.tree.map(lambda p: p if is_floating(p) else None, params)

@@ -27,7 +27,7 @@ from adam_jax.formats.dense import is_floating
 from adam_jax.formats.policy import format_of
 from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.sharding.offload import Offloaded
-from adam_jax.validation import check_integer
+from adam_jax.validation import check_integer, printed
 
 MIN_SIZE = 4096
 
@@ -53,14 +53,14 @@ class Placement:
         """Checks the arguments of `shard_state`."""
         if not isinstance(mesh, Mesh):
             raise ValueError(
-                f"mesh must be a jax.sharding.Mesh, got {mesh!r}: jax.make_mesh makes one."
+                f"mesh must be a jax.sharding.Mesh, got {printed(mesh)}: jax.make_mesh makes one."
             )
         axes = axes_in(axis)
         missing = [name for name in axes if name not in mesh.axis_names]
         if missing or not axes:
             raise ValueError(
-                f"axis must be of the mesh, whose axes are {mesh.axis_names}, got {axis!r}: write"
-                f" axis={mesh.axis_names[0]!r}."
+                f"axis must be of the mesh, whose axes are {mesh.axis_names}, got {printed(axis)}:"
+                f" write axis={mesh.axis_names[0]!r}."
             )
         frozen = None if specs is None else FrozenTree.of(specs)
         min_size = check_integer("min_size", min_size, 0, instead="0 splits all that divide")

@@ -20,7 +20,7 @@ from adam_jax.core.transformation import step
 from adam_jax.core.trees import leaf_paths
 from adam_jax.formats.dense import wider_dtype
 from adam_jax.inspect.style import TEXT, VERMILION, aligned, apart, empty_figure, plain
-from adam_jax.validation import check_integer, check_number
+from adam_jax.validation import check_integer, check_number, printed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -272,7 +272,7 @@ def coordinate_check(
         checked = ()
     if len(checked) < 2 or checked[0] < 1 or list(checked) != sorted(set(checked)):
         raise ValueError(
-            f"widths must be two or more positive integers, ascending, got {widths!r}: write"
+            f"widths must be two or more positive integers, ascending, got {printed(widths)}: write"
             f" [64, 128, 256, 512], for example."
         )
     steps = check_integer("steps", steps, 1, instead="4 is usual")
