@@ -1,6 +1,7 @@
 """Named arrays of another library: whose parameters they are, in which layout, and mismatches."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
@@ -48,36 +49,33 @@ class Layout:
 
     def ours(self, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Their array in our layout, with this shape, a copy; a ValueError if it does not fit."""
-        if self.split is not None:
-            sizes = [
-                (whole,) if part == -1 else np.atleast_1d(part).tolist()
-                for whole, part in zip(x.shape, self.split, strict=True)
-            ]
-            if tuple(map(math.prod, sizes)) != x.shape:
-                raise ValueError
-            x = np.reshape(x, [size for part in sizes for size in part])
-        if self.axes is not None:
-            x = np.transpose(x, self.axes)
-        if self.split is not None:
-            x = np.reshape(x, shape)
+        parts = self._parts(x)
+        sizes = [
+            [whole] if part == [-1] else part for whole, part in zip(x.shape, parts, strict=True)
+        ]
+        if tuple(map(math.prod, sizes)) != x.shape:
+            raise ValueError
+        x = np.reshape(x, [*itertools.chain(*sizes)])
+        x = x if self.axes is None else np.transpose(x, self.axes)
+        x = x if self.split is None else np.reshape(x, shape)
         if x.shape != shape:
             raise ValueError
         return np.array(x, order="C")
 
     def theirs(self, x: np.ndarray) -> np.ndarray:
         """Our array in their layout, a copy; a ValueError if the shapes do not fit."""
-        parts = None if self.split is None else [np.atleast_1d(p).tolist() for p in self.split]
-        axes = range(x.ndim) if self.axes is None else self.axes
-        if parts is not None:
-            flat = [size for part in parts for size in part]
-            axes = range(len(flat)) if self.axes is None else self.axes
-            x = np.reshape(x, [flat[axis] for axis in axes])
-        x = np.transpose(x, np.argsort(list(axes)))
-        if parts is not None:
-            bounds = np.cumsum([0, *map(len, parts)]).tolist()
-            pairs = zip(bounds[:-1], bounds[1:], strict=True)
-            x = np.reshape(x, [math.prod(x.shape[low:high]) for low, high in pairs])
-        return np.array(x, order="C")
+        parts = self._parts(x)
+        sizes = [*itertools.chain(*parts)]
+        axes = range(len(sizes)) if self.axes is None else self.axes
+        x = x if self.split is None else np.reshape(x, [sizes[axis] for axis in axes])
+        x = np.transpose(x, np.argsort(axes))
+        rest = iter(x.shape)
+        shape = [math.prod(next(rest) for _ in part) for part in parts]
+        return np.array(np.reshape(x, shape), order="C")
+
+    def _parts(self, x: np.ndarray) -> list[list[int]]:
+        """The sizes that each of their axes is split into; [-1] for one that stays whole."""
+        return [np.atleast_1d(part).tolist() for part in self.split or [-1] * x.ndim]
 
 
 Names: TypeAlias = Mapping[str, str | Layout]
