@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from adam_jax._types import DType, Leaf, PyTree
-from adam_jax.formats.base import Format, Refusal, SlotPolicy, filled, sharding_of, whole_along
+from adam_jax.formats.base import Format, Refusal, SlotPolicy, filled, whole_along
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.slots import Slot
 from adam_jax.validation import check_expression
@@ -42,12 +42,9 @@ class Means:
 class MeansOverAxes(Format):
     """Every element of a block is represented by the mean of the block.
 
-    Rules read the means (`means_of`, `means`) instead of the array, even in the step that updates
-    them. With v ← b·v + (1-b)·g², all elements of a block are divided by b·v + (1-b)·mean(g²), and
-    no elementwise average is ever formed. Means broadcast to the array, and are their own means.
-
-    A NaN or infinite gradient makes its whole block NaN, so it stays visible. `skip_nonfinite`
-    skips such a step.
+    Rules read the means (`means_of`, `means`) instead of the array, also in the step that updates
+    them: no elementwise average is ever formed. Means broadcast to the array, and are their own
+    means. A NaN or infinite gradient makes its whole block NaN, so it stays visible.
     """
 
     axes: tuple[int, ...]  # Of a block, counted from the last, -1; in ascending order.
@@ -59,31 +56,30 @@ class MeansOverAxes(Format):
         if slot.magnitude:
             return None
         return Refusal(
-            "one mean per block, in which numbers of both signs cancel",
+            "one mean per block, in which numbers of both signs cancel: that is for"
+            " nu_dtype=adam_jax.BlockMeans(...)",
             instead="jnp.float32",
-            besides=", and nu_dtype=adam_jax.BlockMeans(...)",
         )
 
     def init(self, param: jax.Array, start: float) -> Means:
-        sharding = sharding_of(param)
-        if isinstance(sharding, NamedSharding):
-            sharding = whole_along(self.axes, sharding, param.ndim)
+        def part_of(sharding: NamedSharding) -> NamedSharding:
+            return whole_along(self.axes, sharding, param.ndim)
+
         shape = self._with_sizes(param.shape, (1,) * len(self.axes))
-        return Means(filled(shape, start, self.dtype, param, sharding), self)
+        return Means(filled(shape, start, self.dtype, param, part_of), self)
 
     def means_of(self, x: jax.Array) -> jax.Array:
-        """The means of `x`, with size 1 along the axes of a block; `encode(x)` stores them."""
+        """The means of `x`, with size 1 along the axes of a block."""
         if all(x.shape[axis] == 1 for axis in self.axes):
             return x
         # The sum of many large squares may overflow: limit it to the largest square.
         return jnp.minimum(mean(x, self.axes), float(jnp.finfo(x.dtype).max) / 64)
 
     def means(self, stored: Means, dtype: DType) -> jax.Array:
-        """The stored means, in the dtype of arithmetic."""
+        """The stored means."""
         return jax.lax.convert_element_type(stored.means, dtype)
 
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Means:
-        del noise
         return Means(jax.lax.convert_element_type(self.means_of(x), self.dtype), self)
 
     def decode(self, stored: Means, dtype: DType) -> jax.Array:
@@ -99,15 +95,13 @@ class MeansOverAxes(Format):
         return self._with_sizes(shape, self.sizes)
 
     def shardings(self, stored: Means, sharding: NamedSharding) -> PyTree:
-        ndim = len(self.shape(stored))
-        return jax.tree.map(lambda _: whole_along(self.axes, sharding, ndim), stored)
+        own = whole_along(self.axes, sharding, stored.means.ndim)
+        return jax.tree.map(lambda _: own, stored)
 
     def _with_sizes(self, shape: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...]:
         """A shape with other sizes along the axes of a block."""
-        changed = list(shape)
-        for axis, size in zip(self.axes, sizes, strict=True):
-            changed[axis] = size
-        return tuple(changed)
+        sized = dict(zip(self.axes, sizes, strict=True))
+        return tuple(sized.get(i - len(shape), n) for i, n in enumerate(shape))
 
 
 @dataclasses.dataclass(frozen=True)

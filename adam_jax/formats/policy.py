@@ -68,9 +68,7 @@ def check_magnitude_dtype(argument: str, dtype: SlotDType) -> SlotDType:
 def check_fits(slot: Slot, fmt: Format, argument: str) -> None:
     """Checks that a slot may be stored in the format that the user asked for."""
     if refusal := fmt.refuses(slot):
-        raise ValueError(
-            f"{argument} must not be {refusal.why}: write {refusal.instead}{refusal.besides}."
-        )
+        raise ValueError(f"{argument} must not be {refusal.why}: write {refusal.instead}.")
 
 
 def check_still_fits(slot: Slot, fmt: Format) -> None:
@@ -190,12 +188,11 @@ def format_of(stored: Stored) -> Format | None:
     """The format of a stored slot, read from its stored form; None for an empty slot.
 
     The state determines the format, not the user's setting. So dtypes never change between steps,
-    even in a state from an Optax checkpoint. A plain array is dense; any other form has its format
-    as the attribute `format`.
+    even in a state from an Optax checkpoint.
     """
-    if isinstance(stored, jax.Array):  # Most are, and a failed getattr on a tracer is slow.
-        return Dense(stored.dtype)
-    if isinstance(own := getattr(stored, "format", None), Format):
+    # Most are arrays, and a failed getattr on a tracer is slow.
+    own = None if isinstance(stored, jax.Array) else getattr(stored, "format", None)
+    if isinstance(own, Format):
         return own
     return Dense(stored.dtype) if hasattr(stored, "dtype") else None
 

@@ -77,9 +77,8 @@ class Placement:
                 f"specs must be a tree of PartitionSpecs like the parameters, or a prefix of it,"
                 f" got {self.specs.treedef} for {jax.tree.structure(params)}."
             ) from None
-        counts = (len(jax.tree.leaves(subtree)) for subtree in below)
-        pairs = zip(self.specs.leaves, counts, strict=True)
-        return [spec for spec, count in pairs for _ in range(count)]
+        pairs = zip(self.specs.leaves, below, strict=True)
+        return [spec for spec, subtree in pairs for _ in jax.tree.leaves(subtree)]
 
     def of_state(self, params: Params) -> list[PartitionSpec]:
         """The spec of each parameter's state."""
@@ -130,8 +129,8 @@ class Placement:
 
     def of_stored(
         self, state: State, params: Params
-    ) -> tuple[list[NamedSharding], list[PartitionSpec]]:
-        """The sharding of each array of a state, and the spec of each parameter in the step.
+    ) -> tuple[list[PartitionSpec], list[PartitionSpec]]:
+        """The spec of each array of a state, and of each parameter in the step.
 
         That is the spec of `of_state`, or a coarser one if the stored arrays cannot be split so.
         """
@@ -141,13 +140,19 @@ class Placement:
             arrays, fmt = jax.tree.leaves(stored), format_of(stored)
             shape = () if fmt is None else fmt.shape(stored)
             if fmt is None or i is None or not shape or shapes[i] != shape:
-                where += [NamedSharding(self.mesh, PartitionSpec())] * len(arrays)
+                where += [PartitionSpec()] * len(arrays)
                 continue
-            own = jax.tree.leaves(fmt.shardings(stored, NamedSharding(self.mesh, told[i])))
+            shardings = fmt.shardings(stored, NamedSharding(self.mesh, told[i]))
+            own = [x.spec for x in jax.tree.leaves(shardings)]
             where += own
-            whole = (s.spec for x, s in zip(arrays, own, strict=True) if np.shape(x) == shape)
+            whole = (s for x, s in zip(arrays, own, strict=True) if np.shape(x) == shape)
             specs[i] = next((spec for spec in whole if spec != told[i]), specs[i])
         return where, specs
+
+    def shardings(self, state: State, params: Params) -> PyTree:
+        """A tree like the state with the sharding of each array."""
+        where, _ = self.of_stored(state, params)
+        return jax.tree.structure(state).unflatten(NamedSharding(self.mesh, s) for s in where)
 
 
 @frozen_pytree
@@ -165,24 +170,20 @@ class Sharded(Body):
         else:
             split = self.placement.place(params, self.placement.of_state(params))
             state = self.explicit_init(split)
-        return _moved(self.placement, state, self.placement.of_stored(state, params)[0])
+        return self.placement.place(state, self.placement.of_stored(state, params)[0])
 
     def explicit_init(self, params: Params) -> PyTree:
         """`init` with shardings in the types of the parameters, since blocks depend on them."""
-        leaves, treedef = jax.tree.flatten(params)
         if _all_explicit(params):
             return self.inner.init(params)
-        mesh = self.placement.mesh
-        explicit = (AxisType.Explicit,) * len(mesh.axis_names)
-        explicit = Mesh(mesh.devices, mesh.axis_names, axis_types=explicit).abstract_mesh
-        specs = self.placement.of_state(params)
+        automatic = self.placement.mesh.abstract_mesh
+        explicit = automatic.update(axis_types=(AxisType.Explicit,) * len(automatic.axis_names))
+        leaves, treedef = jax.tree.flatten(params)
+        told = [NamedSharding(explicit, spec) for spec in self.placement.of_state(params)]
         with jax.sharding.use_abstract_mesh(explicit):
-            pairs = zip(leaves, specs, strict=True)
-            told = [jax.sharding.reshard(x, NamedSharding(explicit, spec)) for x, spec in pairs]
-            state = self.inner.init(treedef.unflatten(told))
-        automatic = mesh.abstract_mesh
+            state = self.inner.init(treedef.unflatten(jax.sharding.reshard(leaves, told)))
+        untold = NamedSharding(automatic, PartitionSpec())
         with jax.sharding.use_abstract_mesh(automatic):
-            untold = NamedSharding(automatic, PartitionSpec())
             return jax.tree.map(lambda x: jax.sharding.reshard(x, untold), state)
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
@@ -204,10 +205,10 @@ class Sharded(Body):
         # this device's part, and the parameters it returns would be split as well.
         g, p = place(step.g, split), place(place(step.p, whole), split)
         if not partly and not _is_traced(state):  # Under jit XLA infers the state's sharding.
-            state = _moved(placement, state, where)
+            state = placement.place(state, where)
         shardings = {path: NamedSharding(placement.mesh, spec) for path, spec in split.items()}
         out, new = self.inner.run(step.but(g=g, p=p, shardings=shardings), state)
-        new = new if partly else _moved(placement, new, where)
+        new = new if partly else placement.place(new, where)
         results = place(out.finished(), whole)
         return out.but(g=results, p=step.p, factors=(), done=out.done or out.last), new
 
@@ -295,8 +296,7 @@ def like_params(state: State, params: Params) -> PyTree:
     [mesh, *_] = (p.sharding.mesh for p in jax.tree.leaves(params) if p.sharding)
     whole = PartitionSpec()
     specs = FrozenTree.of(jax.tree.map(lambda p: p.sharding.spec if p.sharding else whole, params))
-    where, _ = Placement(mesh, (), specs, 0).of_stored(state, params)
-    return jax.tree.structure(state).unflatten(where)
+    return Placement(mesh, (), specs, 0).shardings(state, params)
 
 
 def state_shardings(
@@ -327,11 +327,9 @@ def state_shardings(
 
 def _shardings(placement: Placement, body: Body, params: Params) -> PyTree:
     """The state's shardings and kinds of memory, inside `offload` and `shard_state`."""
-    if isinstance(body, Sharded):
-        return _shardings(placement, body.inner, params)
     if not isinstance(body, Offloaded):
-        state = jax.eval_shape(Sharded(body, placement).init, params)
-        return jax.tree.unflatten(jax.tree.structure(state), placement.of_stored(state, params)[0])
+        inner = body.inner if isinstance(body, Sharded) else body
+        return placement.shardings(jax.eval_shape(Sharded(inner, placement).init, params), params)
     on_host = body.on_host(jax.eval_shape(body.inner.init, params))
     shardings, treedef = jax.tree.flatten(_shardings(placement, body.inner, params))
     pairs = zip(shardings, on_host, strict=True)
@@ -344,7 +342,3 @@ def _all_explicit(tree: PyTree) -> bool:
 
 def _is_traced(tree: PyTree) -> bool:
     return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
-
-
-def _moved(placement: Placement, state: State, where: list[NamedSharding]) -> PyTree:
-    return placement.place(state, (sharding.spec for sharding in where))
