@@ -361,20 +361,16 @@ def _order_of(state_dict: Mapping[str, Any], order: Sequence[str] | None) -> lis
             f" {got}: write optimizer.state_dict()."
         )
     groups = state_dict["param_groups"]
-    count = sum(len(group["params"]) for group in groups)
+    numbers = [index for group in groups for index in group["params"]]
     if order is None:
         order = [name for group in groups for name in group.get("param_names", ())]
-        if len(order) != count:
-            raise ValueError(
-                "order must be given, since state_dict has numbers and no names: write"
-                " [name for name, _ in model.named_parameters()]."
-            )
-    if len(order) != count or len(set(order)) != count:
+    if len(order) != len(numbers) or len(set(order)) != len(numbers):
         raise ValueError(
-            f"order must have a name for each of the {count} parameters of state_dict, got"
-            f" {len(order)}: write [name for name, _ in model.named_parameters()]."
+            f"order must be given, with a name for each of the {len(numbers)} parameters of"
+            f" state_dict, got {len(order)}: write"
+            f" [name for name, _ in model.named_parameters()]."
         )
-    if [index for group in groups for index in group["params"]] != list(range(count)):
+    if numbers != list(range(len(numbers))):
         raise ValueError("state_dict must number its parameters from 0, as state_dict() does.")
     return list(order)
 

@@ -17,7 +17,6 @@ import optax
 from adam_jax._types import AnyTransformation, DType, Function, Leaf, Params, PyTree, State, Stored
 from adam_jax.convert.names import complain, listed, placed_like
 from adam_jax.core.boxes import boxed, is_box, unboxed
-from adam_jax.core.masks import leaves_below
 from adam_jax.core.stacked import Layers, LayersLike, one_layer
 from adam_jax.core.states import described, found, is_known, is_state, states_in
 from adam_jax.core.transformation import body_of
@@ -60,14 +59,6 @@ def from_optax(state: State, params: Params, tx: AnyTransformation) -> State:
     Raises:
       ValueError: moments that only one of the two has, listed by path; arrays in `state` that would
         be lost, such as an average of the parameters or partly accumulated gradients.
-
-    Example:
-      >>> import adam_jax, jax.numpy as jnp, optax
-      >>> params = {"w": jnp.ones(3)}
-      >>> state = optax.MultiSteps(optax.adamw(1e-3), 4).init(params)
-      >>> state = from_optax(state, params, adam_jax.accumulate(adam_jax.adamw(1e-3), 4))
-      >>> print(type(state).__name__)
-      AccumulateState
     """
     target = moments_of(tx, params)
     if _described(state) == _described(target.state):
@@ -169,13 +160,6 @@ def convert_state(
     Raises:
       ValueError: a dtype that cannot store a moment; a state without moments, or of an unknown
         type.
-
-    Example:
-      >>> import adam_jax, jax.numpy as jnp
-      >>> tx = adam_jax.adamw(1e-3)
-      >>> state = adam_jax.convert_state(tx.init(jnp.ones((64, 128))), mu_dtype=jnp.int8)
-      >>> print(state[0].mu.codes.dtype, state[0].nu.dtype)
-      int8 float32
     """
     specs = {
         False: check_slot_dtype("mu_dtype", mu_dtype),
@@ -335,33 +319,17 @@ def map_states(f: Function, state: State) -> State:
 
 
 def _stored(member: State, params: Params) -> dict[Key, Stored]:
-    """The stored moments of each parameter of a state, slot by slot in the order of the leaves.
-
-    An `optax.MaskedNode` may replace a whole subtree of parameters without moments, as the labels
-    of `optax.partition` do.
-    """
-    whole, paths = jax.tree.structure(params, is_leaf=lambda x: x is None), leaf_paths(params)
-    stored = {}
+    """The stored moments of each parameter of a state, slot by slot in the order of the leaves."""
+    paths, stored = set(leaf_paths(params)), {}
     for slot in described(member).slots:
-        tree = getattr(member, slot)
-        kept, prefix = jax.tree.flatten(
-            tree, is_leaf=lambda x: is_stored(x) or isinstance(x, optax.MaskedNode)
-        )
-        own = leaf_paths(prefix.unflatten(range(len(kept))), none_is_leaf=False)
-        try:
-            below = list(leaves_below(prefix, whole, absent=range(whole.num_leaves)))
-            for x, path, indices in zip(kept, own, below, strict=True):
-                if isinstance(x, optax.MaskedNode):
-                    continue
-                if [paths[i] for i in indices] != [path]:
-                    raise ValueError
-                stored[path, slot] = unboxed(x)
-        except ValueError:
-            given, kept = sorted(paths), sorted(leaf_paths(tree, none_is_leaf=False))
+        leaves, treedef = jax.tree.flatten(getattr(member, slot), is_leaf=is_stored)
+        own = leaf_paths(treedef.unflatten(range(len(leaves))), none_is_leaf=False)
+        if not paths.issuperset(own):
             raise ValueError(
-                f"params must be those that the state was made for, got {listed(given)}: the state"
-                f" has {listed(kept)}."
-            ) from None
+                f"params must be those that the state was made for, got {listed(sorted(paths))}:"
+                f" the state has {listed(sorted(own))}."
+            )
+        stored |= {(path, slot): unboxed(x) for path, x in zip(own, leaves, strict=True)}
     return stored
 
 

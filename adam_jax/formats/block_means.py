@@ -203,14 +203,6 @@ class AdamMini(SlotPolicy):
     Raises:
       ValueError: an invalid regular expression; in `init`, use as `mu_dtype`: see `BlockMeans`.
 
-    Example:
-      >>> import adam_jax, jax.numpy as jnp
-      >>> tx = adam_jax.adamw(1e-3, b2=0.95, nu_dtype=adam_jax.AdamMini())
-      >>> params = {"query": jnp.ones((256, 8, 32)), "mlp": jnp.ones((256, 1024))}
-      >>> nu = tx.init(params)[0].nu
-      >>> print(nu["query"].means.shape, nu["mlp"].means.shape)
-      (1, 8, 1) (1, 1024)
-
     Differs from the authors' `Adam_mini` (version 1.1.1) in: heads are an axis of the kernel, not
     numbers to pass; the position table has one second moment for each position; a kernel that no
     expression matches has one for each output neuron, where theirs has one for the leaf.

@@ -111,10 +111,6 @@ def stochastic(dtype: DType) -> Format | SlotPolicy:
 
     Raises:
       ValueError: another dtype.
-
-    Example:
-      >>> import adam_jax, jax.numpy as jnp
-      >>> tx = adam_jax.adamw(1e-3, mu_dtype=jnp.bfloat16, nu_dtype=stochastic(jnp.bfloat16))
     """
     checked = check_slot_dtype("dtype", dtype)
     if isinstance(checked, Quantized):
@@ -149,11 +145,6 @@ def by_path(choices: Mapping[str, SlotDType], default: SlotDType = AT_LEAST_FLOA
 
     Raises:
       ValueError: an invalid regular expression, or a dtype that cannot store a moment.
-
-    Example:
-      >>> import adam_jax, jax.numpy as jnp
-      >>> moments = by_path({".*embed.*": jnp.float32}, default=jnp.int8)
-      >>> tx = adam_jax.adamw(1e-3, mu_dtype=moments, nu_dtype=moments)
     """
     for expression in choices:
         check_expression("each key of choices", expression)
