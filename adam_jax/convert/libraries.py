@@ -1,8 +1,7 @@
 """States of the optimizers of PyTorch, bitsandbytes and Keras, which have twins in this package.
 
-A twin keeps the same slots. The state does not tell: AdaMax and Adam have the same fields. The
-rules inside a transformation do, but they are not visible through the closures of Optax
-(`optax.chain`, `optax.masked`).
+A twin keeps the same slots, which the rules tell and the state does not: AdaMax and Adam have the
+same fields. Rules are not visible through the closures of Optax (`optax.chain`, `optax.masked`).
 """
 
 import math

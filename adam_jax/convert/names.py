@@ -119,7 +119,7 @@ def conv(ours: str, theirs: str, *, dims: int = 2, bias: bool = True) -> dict[st
 
 
 def _layer(ours: str, theirs: str, axes: Any, split: PyTree, bias: bool) -> dict[str, Layout]:
-    """The entries of one layer; either may be the whole model, with an empty path."""
+    """The entries of one layer; an empty path is the whole model."""
     here, there = (f"{ours}/" if ours else ""), (f"{theirs}." if theirs else "")
     layer = {f"{here}kernel": Layout(f"{there}weight", axes, split)}
     return layer | {f"{here}bias": Layout(f"{there}bias")} if bias else layer
@@ -128,8 +128,7 @@ def _layer(ours: str, theirs: str, axes: Any, split: PyTree, bias: bool) -> dict
 def layouts(paths: Iterable[str], names: Names | None, separator: str = ".") -> dict[str, Layout]:
     """The layout of every leaf: that in `names`, or its path with another separator."""
     paths, names = list(paths), names or {}
-    unknown = sorted(set(names) - set(paths))
-    if unknown:
+    if unknown := sorted(set(names) - set(paths)):
         raise ValueError(
             f"names must have paths of the parameters as keys, got {listed(unknown)}: they are"
             f" {listed(paths)}."
@@ -139,8 +138,7 @@ def layouts(paths: Iterable[str], names: Names | None, separator: str = ".") -> 
         layout = names.get(path, path.replace("/", separator))
         found[path] = layout if isinstance(layout, Layout) else Layout(layout)
     seen = [layout.name for layout in found.values()]
-    twice = sorted({name for name in seen if seen.count(name) > 1})
-    if twice:
+    if twice := sorted({name for name in seen if seen.count(name) > 1}):
         raise ValueError(
             f"names must name each parameter once, got {listed(twice)} twice: {SPLIT_FIRST}"
         )
@@ -189,8 +187,7 @@ def complain(
 ) -> None:
     """Raises an error that lists the entries that do not fit, if there are any."""
     kinds = {"missing": missing, "extra": extra, "misshapen": misshapen}
-    wrong = [f"{kind}: {listed(sorted(keys))}" for kind, keys in kinds.items() if keys]
-    if wrong:
+    if wrong := [f"{kind}: {listed(sorted(keys))}" for kind, keys in kinds.items() if keys]:
         fused = any("in_proj_" in key for key in (*extra, *misshapen))
         raise ValueError(
             f"{argument} must have one entry of the right shape for each slot of each parameter:"

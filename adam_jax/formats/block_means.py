@@ -20,10 +20,9 @@ from adam_jax.xla.means import mean
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True)
 class Means:
-    """The stored form of `MeansOverAxes`.
+    """The stored form of `MeansOverAxes`: the leaf's shape with 1 along each axis of a block.
 
-    The means have the leaf's shape, with 1 along each axis of a block. Their key names the axes,
-    `means_over_-2`, so that a checkpoint with means over other axes is not restored into them.
+    The key names the axes, `means_over_-2`: no checkpoint of other means is restored into them.
     """
 
     means: jax.Array
@@ -110,16 +109,13 @@ class BlockMeans(SlotPolicy):
 
         v_B ← b2·v_B + (1-b2)·mean(|gᵢ|², i in B)       uᵢ = m̂ᵢ / (√v̂_B + ε)
 
-    For `nu_dtype=`. A block contains all elements that differ only in their index along `axes`; the
-    other axes index the blocks. The state is 4 bytes per block, so Adam takes 4 bytes per parameter
-    with mu in float32, and about 1 with `mu_dtype=jnp.int8`.
+    For `nu_dtype=`. A block contains all elements that differ only in their index along `axes`. The
+    state is 4 bytes per block, so Adam takes 4 bytes per parameter with mu in float32, and about 1
+    with `mu_dtype=jnp.int8`.
 
     The update reads the stored mean. If nu is not an average of squares, the mean over the block is
     taken of the maximum (Adamax, `nu_max` in AMSGrad), of the differences (AdaBelief) or of the
-    steps (Yogi).
-
-    All elements of a block share one learning rate, so those with smaller gradients than the rest
-    of the block move less than in Adam. `AdamMini` chooses blocks for a transformer.
+    steps (Yogi). `AdamMini` chooses blocks for a transformer.
 
     Attributes:
       axes: the axis or axes of the leaf over which the mean is taken. 0 is the inputs of a Flax

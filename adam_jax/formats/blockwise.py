@@ -161,9 +161,8 @@ class Power:
 class Blocks:
     """The stored form of `Blockwise`: codes, and the largest magnitude of each block in float32.
 
-    The key of the codes names their form, `codes_int8_power2_block128`. Libraries that save a state
-    by the paths of its arrays save nothing else of `format`, and would otherwise read codes of
-    another form as numbers of this one.
+    The key of the codes names their form, `codes_int8_power2_block128`: a checkpoint by paths saves
+    nothing else of `format`, and codes of another form would be read as numbers of this one.
     """
 
     codes: jax.Array
@@ -356,10 +355,9 @@ def _resolved(codec: Power, rate: float | None) -> bool:
     """Whether an average with this weight of a new term still moves when rounded to nearest.
 
     Without gradients it falls by the fraction `rate` per step. It must fall by half the distance of
-    two codes, which is the fraction power / (2·level), at the level of a code out of `steps`. A
-    second moment must do so down to a quarter of the levels: with 8 bits, for gradients that are a
-    sixteenth of the block's largest. A first moment is moved by gradients many times as large as
-    itself.
+    two codes, which is the fraction power / (2·level). A second moment must do so down to a quarter
+    of the levels: with 8 bits, for gradients that are a sixteenth of the block's largest. A first
+    moment is moved by gradients many times as large as itself.
     """
     if codec.signed:
         return rate is None or rate >= 1 / 128

@@ -119,10 +119,10 @@ class Factored(SlotPolicy):
     is a maximum and not an average of squares (AdaMax, `nu_max` in AMSGrad), only its means are
     kept.
 
-    Differs from Adafactor in: r and c are the same, but a step reads b2·v + (1-b2)·g² before
-    factoring it, so a gradient unlike its row and its column counts in its own step. Decay rates,
-    ε, bias correction and clipping are those of the member. A spike in one element makes vᵢⱼ too
-    small elsewhere, as in Adafactor: put `clip_by_global_norm` before the member.
+    Differs from Adafactor in: a step reads b2·v + (1-b2)·g² before factoring it, so a gradient
+    unlike its row and its column counts in its own step. Decay rates, ε, bias correction and
+    clipping are those of the member. A spike in one element makes vᵢⱼ too small elsewhere, as in
+    Adafactor: put `clip_by_global_norm` before the member.
 
     Attributes:
       min_dim_size: least size of both axes.

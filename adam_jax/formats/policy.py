@@ -20,10 +20,7 @@ from adam_jax.validation import check_expression
 SlotDType: TypeAlias = Any
 """A dtype, a `Format`, a `SlotPolicy`, or None, the parameter's own dtype (as in Optax).
 
-float16 is only for slots with a sign, even if the parameter is float16.
-
-`jnp.int8` and `jnp.int4` are codes with a scale per block: see `Quantized`. nu of AMSGrad and
-Adamax cannot be stored in four bits.
+`jnp.int8` and `jnp.int4` are codes with a scale per block: see `Quantized`.
 """
 
 QUANTIZED = {jnp.dtype(codes): Quantized(codes) for codes in ("int8", "int4")}

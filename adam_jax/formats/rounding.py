@@ -2,8 +2,8 @@
 
 bfloat16 numbers are 0.4 to 0.8 % apart. An average that moves by 0.1 % per step, or a weight with
 an update under half of the distance, stops changing if it is rounded to nearest. Moments are
-rounded stochastically: up or down, so that the mean is the number itself. Weights are too, or are
-split into weights for the model and a rest that the optimizer keeps, and joined before each step.
+rounded up or down at random, so that the mean is the number itself. Weights are too, or are split
+into weights for the model and a rest that the optimizer keeps, and joined before each step.
 """
 
 import abc
