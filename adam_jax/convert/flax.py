@@ -30,24 +30,21 @@ def register_with_flax() -> None:
     from flax import serialization
 
     def to_state_dict(x: Leaf) -> Named:
-        written = {name: _written(part) for name, part in _parts(x).items()}
-        return {name: serialization.to_state_dict(part) for name, part in written.items()}
+        parts = _parts(x).items()
+        return {name: serialization.to_state_dict(_written(part)) for name, part in parts}
 
     def from_state_dict(x: Leaf, state: State) -> Leaf:
         parts = _parts(x)
-        found = set(state) if isinstance(state, dict) else {_described(state)}
-        check(serialization.current_path(), sorted(parts), sorted(found))
-        return jax.tree.structure(x, is_leaf=lambda y: y is not x).unflatten(
-            [read(name, part, state[name]) for name, part in parts.items()]
-        )
+        found = sorted(state) if isinstance(state, dict) else [_described(state)]
+        check(serialization.current_path(), sorted(parts), found)
+        new = [read(name, part, state[name]) for name, part in parts.items()]
+        return jax.tree.structure(x, is_leaf=lambda y: y is not x).unflatten(new)
 
     def read(name: str, like: PyTree, state: State) -> State:
         new = serialization.from_state_dict(_written(like), state, name)
         if _written(like) is not like:
             new = jnp.asarray(new, jnp.int4)
-        if hasattr(like, "dtype"):
-            path = f"{serialization.current_path()}/{name}"
-            check(path, _described(like), _described(new))
+        check(f"{serialization.current_path()}/{name}", _described(like), _described(new))
         return new
 
     def check(path: str, expected: Any, found: Any) -> None:
@@ -70,9 +67,8 @@ def _parts(x: Leaf) -> Named:
 
 
 def _described(x: Leaf) -> str:
-    if not hasattr(x, "dtype"):
-        return type(x).__name__
-    return f"{jnp.dtype(x.dtype).name} of shape {np.shape(x)}"
+    array = hasattr(x, "dtype")
+    return f"{jnp.dtype(x.dtype).name} of shape {np.shape(x)}" if array else type(x).__name__
 
 
 def _written(x: Leaf) -> Leaf:

@@ -1,32 +1,40 @@
 """States of the optimizers of PyTorch, bitsandbytes and Keras, which have twins in this package.
 
-A twin keeps the same slots. The state does not tell: AdaMax and Adam have the same fields. The
-rules inside a transformation do, but they are not visible through the closures of Optax
-(`optax.chain`, `optax.masked`).
+A twin keeps the same slots, which the rules tell and the state does not: AdaMax and Adam have the
+same fields. Rules are not visible through the closures of Optax (`optax.chain`, `optax.masked`).
 """
 
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import optax
 
 from adam_jax._types import AnyTransformation, Leaf, Named, Params, PyTree, State
-from adam_jax.convert.moments import Target, dense, members, read
-from adam_jax.convert.names import Names, as_numpy, as_theirs, by_path, complain, layouts, listed
+from adam_jax.convert.moments import Moments, dense, moments_of, read
+from adam_jax.convert.names import (
+    Layout,
+    Names,
+    as_numpy,
+    as_theirs,
+    by_path,
+    complain,
+    layouts,
+    listed,
+    matched,
+)
 from adam_jax.core.trees import leaf_paths
 from adam_jax.family.adamax import DecayingMax
-from adam_jax.family.ademamix import ScaleByAdemamixState
 from adam_jax.family.amsgrad import RunningMax
+from adam_jax.formats.policy import stored_format
 from adam_jax.hyperparams import expanded
 from adam_jax.rules.adam import Ema
 from adam_jax.rules.base import Rule, rules_in
 
-IN_PYTORCH = (optax.ScaleByAdamState, optax.ScaleByAmsgradState)
-IN_KERAS = (*IN_PYTORCH, optax.ScaleByLionState)
-IN_BITSANDBYTES = (optax.ScaleByAdamState, optax.ScaleByLionState, ScaleByAdemamixState)
+IN_PYTORCH = ("ScaleByAdamState", "ScaleByAmsgradState")
+IN_KERAS = (*IN_PYTORCH, "ScaleByLionState")
+IN_BITSANDBYTES = ("ScaleByAdamState", "ScaleByLionState", "ScaleByAdemamixState")
 
 BLOCKS = (256, 2048)
 """Elements of the flattened array that share a scale in bitsandbytes: now, and before 0.44."""
@@ -67,8 +75,8 @@ def from_torch(
         (PyTorch has one per parameter); complex parameters, for which PyTorch squares real and
         imaginary parts separately; a `tx` with other slots.
     """
-    target = Target(params, tx)
-    rules = _twin_rules("PyTorch", params, tx, target.kinds.values(), IN_PYTORCH)
+    target = moments_of(tx, params)
+    rules = _twin_rules("PyTorch", tx, target, IN_PYTORCH)
     theirs = _entries_of(state_dict, order)
     maximum = _is_maximum(rules, any("exp_inf" in entry for entry in theirs.values()))
     return _continued(target, rules, theirs, names, _in_pytorch(maximum))
@@ -102,25 +110,22 @@ def to_torch(
     Raises:
       ValueError: parameters that the other side lacks, listed; anything that `from_torch` rejects.
     """
-    slots, counts = read(state, params)
-    rules = _twin_rules("PyTorch", params, tx, map(type, members(state)), IN_PYTORCH)
+    given = read("state", state, params)
+    rules = _twin_rules("PyTorch", tx, given, IN_PYTORCH)
     order = _order_of(state_dict, order)
     layout = layouts(leaf_paths(params), names)
-    paths = {layout[path].name: path for path, _ in slots}
-    complain("params", set(order) - {x.name for x in layout.values()}, paths.keys() - set(order))
+    mine = {layout[path].name for path in given.counts}
+    complain("params", set(order) - {x.name for x in layout.values()}, mine - set(order))
     name_of, new = _in_pytorch(_is_maximum(rules, False)), {}
-    for index, name in enumerate(order):
-        if name not in paths:
-            continue
-        path = paths[name]
-        steps = counts[path]
-        new[index] = {"step": np.array(steps, np.float32)}
+    for path, steps in given.counts.items():
+        entry = {"step": np.array(steps, np.float32)}
         if (product := _momentum_product(rules, steps)) is not None:
-            new[index]["mu_product"] = np.array(product, np.float32)
+            entry["mu_product"] = np.array(product, np.float32)
         for slot, theirs in name_of.items():
-            if (path, slot) in slots:
-                new[index][theirs] = as_theirs(layout[path], path, dense(slots[path, slot]))
-    return {**state_dict, "state": new}
+            if (path, slot) in given.slots:
+                entry[theirs] = as_theirs(layout[path], path, dense(given.slots[path, slot]))
+        new[order.index(layout[path].name)] = entry
+    return {**state_dict, "state": dict(sorted(new.items()))}
 
 
 def from_bitsandbytes(
@@ -149,41 +154,32 @@ def from_bitsandbytes(
       ValueError: as in `from_torch`; also for codes without a map, or with scales that fit neither
         blocks of 256 nor of 2048.
     """
-    target = Target(params, tx)
-    kinds = target.kinds.values()
-    rules = _twin_rules("bitsandbytes", params, tx, kinds, IN_BITSANDBYTES)
+    target = moments_of(tx, params)
+    rules = _twin_rules("bitsandbytes", tx, target, IN_BITSANDBYTES)
+    places: dict[str, Any] = {"mu": (1, ...), "nu": (2, ...)}
+    if "ScaleByAdemamixState" in target.kinds:  # Both averages are stacked in one array.
+        places = {"m1": (1, 0), "m2": (1, 1), "nu": (2, ...)}
     entries = {}
     for name, entry in _entries_of(state_dict, order).items():
         # Older versions lack this key, under which `state_dict()` has everything but the step.
-        parts = _parts({**entry, **entry.get("__bnb_optimizer_quant_state__", {})}, kinds)
-        slots = {slot: _decoded(f"{name}/{slot}", part) for slot, part in parts.items()}
-        entries[name] = {"step": entry.get("step", 0), **slots}
-    return _continued(target, rules, entries, names, {slot: slot for _, slot in target.kinds})
+        parts = {**entry, **entry.get("__bnb_optimizer_quant_state__", {})}
+        entries[name] = {"step": entry.get("step", 0)}
+        for slot, (number, part) in places.items():
+            if f"state{number}" in parts:
+                entries[name][slot] = _decoded(f"{name}/{slot}", parts, number, part)
+    return _continued(target, rules, entries, names, {slot: slot for slot in places})
 
 
-def _parts(entry: Named, kinds: Collection[type]) -> dict[str, Named]:
-    """The part of an entry for each of our slots: `state`, and for codes `absmax`, `qmap`."""
-    slots = {}
-    for i, slot in ((1, "mu"), (2, "nu")):
-        names = [name for name in ("state", "absmax", "qmap") if f"{name}{i}" in entry]
-        if "state" in names:
-            slots[slot] = {name: as_numpy(entry[f"{name}{i}"]) for name in names}
-    if ScaleByAdemamixState in kinds and "mu" in slots:
-        both = slots.pop("mu")  # Both averages, stacked in one array.
-        for i, slot in enumerate(("m1", "m2")):
-            slots[slot] = {name: x if name == "qmap" else x[i] for name, x in both.items()}
-    return slots
-
-
-def _decoded(key: str, part: Named) -> np.ndarray:
+def _decoded(key: str, entry: Named, number: int, part: Any) -> np.ndarray:
     """The decoded array. A code indexes the map, whose numbers are in units of the scale."""
-    state = part["state"]
+    state = as_numpy(entry[f"state{number}"])[part]
     if state.dtype != np.uint8:
         return state
-    absent = [name for name in ("absmax", "qmap") if name not in part]
+    absent = [name for name in ("absmax", "qmap") if f"{name}{number}" not in entry]
     if absent:
         raise ValueError(f"{key!r} must have scales and a map for its codes, got no {absent[0]}.")
-    scale, values = part["absmax"].astype(np.float32), part["qmap"].astype(np.float32)
+    scale = as_numpy(entry[f"absmax{number}"])[part].astype(np.float32)
+    values = as_numpy(entry[f"qmap{number}"]).astype(np.float32)
     block = next((b for b in BLOCKS if scale.shape == (math.ceil(state.size / b),)), None)
     if block is None or values.shape != (256,):
         raise ValueError(
@@ -223,8 +219,8 @@ def from_keras(
         gradient accumulator are extra: convert without them, and not in the middle of an
         accumulation); a `tx` with other slots.
     """
-    target = Target(params, tx)
-    rules = _twin_rules("Keras", params, tx, target.kinds.values(), IN_KERAS)
+    target = moments_of(tx, params)
+    rules = _twin_rules("Keras", tx, target, IN_KERAS)
     found = _by_name(variables)
     steps = _whole_steps("the 'iteration' in variables", found.pop("iteration", 0))
     if (product := found.pop("u_product", None)) is not None:
@@ -232,29 +228,26 @@ def from_keras(
     maximum = _is_maximum(rules, any(name.endswith("_norm") for name in found))
     nu = "norm" if maximum else "velocity"
     name_of = {"mu": "momentum", "nu": nu, "nu_max": "velocity_hat"}
-    layout = layouts(target.shapes, names, separator="/")
-    slots = target.matched(
-        "variables", found, layout, lambda name, slot: f"{name.replace('/', '_')}_{name_of[slot]}"
-    )
-    return target.filled(slots, dict.fromkeys(target.shapes, steps))
+    layout = layouts(leaf_paths(params), names, separator="/")
+
+    def their_name(name: str, slot: str) -> str:
+        return f"{name.replace('/', '_')}_{name_of[slot]}"
+
+    slots = _matched("variables", found, target, layout, their_name)
+    return target.filled(slots, dict.fromkeys(layout, steps))
 
 
 def _by_name(variables: PyTree) -> Named:
     """The variables by their path without the optimizer's name, except the learning rate."""
     if not isinstance(variables, Mapping):
-        if not isinstance(variables, Iterable):
-            raise ValueError(
-                f"variables must be those of an optimizer, got {type(variables).__name__}: write"
-                f" optimizer.variables."
-            )
-        variables = list(variables)
-        nameless = [type(v).__name__ for v in variables if not hasattr(v, "path")]
+        given = list(variables) if isinstance(variables, Iterable) else [variables]
+        nameless = [type(v).__name__ for v in given if not hasattr(v, "path")]
         if nameless:
             raise ValueError(
-                f"variables must have paths, got {nameless[0]}: write optimizer.variables, or"
-                f" {{v.path: v for v in optimizer.variables}}."
+                f"variables must be those of an optimizer, or {{v.path: v for v in"
+                f" optimizer.variables}}, got {nameless[0]}: write optimizer.variables."
             )
-        variables = {v.path: v for v in variables}
+        variables = {v.path: v for v in given}
     found = {path.rpartition("/")[2]: v for path, v in variables.items()}
     found.pop("learning_rate", None)
     # Nadam's product of momenta has neither a name nor the optimizer's prefix: Keras calls unnamed
@@ -266,23 +259,18 @@ def _by_name(variables: PyTree) -> Named:
 
 
 def _twin_rules(
-    library: str,
-    params: Params,
-    tx: AnyTransformation,
-    kinds: Iterable[type],
-    allowed: tuple[type, ...],
+    library: str, tx: AnyTransformation, moments: Moments, allowed: tuple[str, ...]
 ) -> list[Rule]:
     """The rules with slots in a transformation; empty if they are not visible.
 
     Raises:
-      ValueError: not all `kinds` of states are `allowed`, those with an equivalent in the library;
-        a second moment means something else there; a parameter is complex.
+      ValueError: not all states are `allowed`, those with an equivalent in the library; a second
+        moment means something else there; a parameter is complex.
     """
-    wrong = {kind.__name__ for kind in kinds} - {kind.__name__ for kind in allowed}
-    if wrong:
+    if wrong := sorted(moments.kinds - {*allowed}):
         raise ValueError(
-            f"tx must have a twin in {library}, whose states are like"
-            f" {', '.join(kind.__name__ for kind in allowed)}, got {', '.join(sorted(wrong))}."
+            f"tx must have a twin in {library}, whose states are like {', '.join(allowed)}, got"
+            f" {', '.join(wrong)}."
         )
     rules = [rule for rule in rules_in(expanded(tx)) if rule.slots]
     for rule in rules:
@@ -299,7 +287,7 @@ def _twin_rules(
                 f"tx must be adam, amsgrad, nadam, radam, adamax, lamb or similar, got the rule"
                 f" {name}, which {library} does not have."
             )
-    if complex_ones := [path for path, p in by_path(params).items() if np.iscomplexobj(p)]:
+    if complex_ones := [path for path, p in by_path(moments.params).items() if np.iscomplexobj(p)]:
         raise ValueError(
             f"params must be real to be converted, got complex {listed(complex_ones)}: other"
             f" libraries keep separate squares of real and imaginary parts, this one their sum."
@@ -372,26 +360,22 @@ def _order_of(state_dict: Mapping[str, Any], order: Sequence[str] | None) -> lis
             f" {got}: write optimizer.state_dict()."
         )
     groups = state_dict["param_groups"]
-    count = sum(len(group["params"]) for group in groups)
+    numbers = [index for group in groups for index in group["params"]]
     if order is None:
         order = [name for group in groups for name in group.get("param_names", ())]
-        if len(order) != count:
-            raise ValueError(
-                "order must be given, since state_dict has numbers and no names: write"
-                " [name for name, _ in model.named_parameters()]."
-            )
-    if len(order) != count or len(set(order)) != count:
+    if len(order) != len(numbers) or len(set(order)) != len(numbers):
         raise ValueError(
-            f"order must have a name for each of the {count} parameters of state_dict, got"
-            f" {len(order)}: write [name for name, _ in model.named_parameters()]."
+            f"order must be given, with a name for each of the {len(numbers)} parameters of"
+            f" state_dict, got {len(order)}: write"
+            f" [name for name, _ in model.named_parameters()]."
         )
-    if [index for group in groups for index in group["params"]] != list(range(count)):
+    if numbers != list(range(len(numbers))):
         raise ValueError("state_dict must number its parameters from 0, as state_dict() does.")
     return list(order)
 
 
 def _continued(
-    target: Target,
+    target: Moments,
     rules: list[Rule],
     entries: Mapping[str, Mapping[str, Any]],
     names: Names | None,
@@ -400,8 +384,8 @@ def _continued(
     """The state that continues from entries of a state_dict; `name_of` has their names of slots."""
     pairs = ((name, slot, x) for name, entry in entries.items() for slot, x in entry.items())
     found = {f"{n}/{slot}": x for n, slot, x in pairs if slot not in ("step", "mu_product")}
-    layout = layouts(target.shapes, names)
-    slots = target.matched("state_dict", found, layout, lambda n, slot: f"{n}/{name_of[slot]}")
+    layout = layouts(leaf_paths(target.params), names)
+    slots = _matched("state_dict", found, target, layout, lambda n, s: f"{n}/{name_of[s]}")
     steps = {}
     for path in dict.fromkeys(path for path, _ in slots):
         entry = entries[layout[path].name]
@@ -409,6 +393,21 @@ def _continued(
         if "mu_product" in entry:
             _check_momentum_product("state_dict", entry["mu_product"], rules, steps[path])
     return target.filled(slots, steps)
+
+
+def _matched(
+    argument: str,
+    found: Mapping[str, Any],
+    target: Moments,
+    layout: Mapping[str, Layout],
+    name_of: Callable[[str, str], str],
+) -> dict[Any, np.ndarray]:
+    """The arrays for the moments of the target; `name_of` a parameter and our slot is theirs."""
+    wanted = {}
+    for (path, slot), x in target.slots.items():
+        shape = stored_format(x).shape(x)
+        wanted[path, slot] = name_of(layout[path].name, slot), layout[path], shape
+    return matched(argument, found, wanted)
 
 
 def _entries_of(

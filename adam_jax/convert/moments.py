@@ -6,8 +6,8 @@ gradient) restarts.
 """
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,14 @@ import numpy as np
 import optax
 
 from adam_jax._types import AnyTransformation, DType, Function, Leaf, Params, PyTree, State, Stored
-from adam_jax.convert.names import Layout, complain, listed, matched, placed_like
+from adam_jax.convert.names import complain, listed, placed_like
 from adam_jax.core.boxes import boxed, is_box, unboxed
-from adam_jax.core.masks import leaves_below
 from adam_jax.core.stacked import Layers, LayersLike, one_layer
 from adam_jax.core.states import described, found, is_known, is_state, states_in
 from adam_jax.core.transformation import body_of
 from adam_jax.core.trees import fetched, is_stored, leaf_paths, on_host, unflatten_slot
 from adam_jax.formats.base import Format
-from adam_jax.formats.dense import leaf_dtype, wider_dtype
+from adam_jax.formats.dense import is_floating, wider_dtype
 from adam_jax.formats.policy import (
     SlotDType,
     check_magnitude_dtype,
@@ -60,19 +59,11 @@ def from_optax(state: State, params: Params, tx: AnyTransformation) -> State:
     Raises:
       ValueError: moments that only one of the two has, listed by path; arrays in `state` that would
         be lost, such as an average of the parameters or partly accumulated gradients.
-
-    Example:
-      >>> import adam_jax, jax.numpy as jnp, optax
-      >>> params = {"w": jnp.ones(3)}
-      >>> state = optax.MultiSteps(optax.adamw(1e-3), 4).init(params)
-      >>> state = from_optax(state, params, adam_jax.accumulate(adam_jax.adamw(1e-3), 4))
-      >>> print(type(state).__name__)
-      AccumulateState
     """
-    target = Target(params, tx)
+    target = moments_of(tx, params)
     if _described(state) == _described(target.state):
         return _moved(state, target.state)
-    slots, counts = read(state, params)
+    given = read("state", state, params)
     alike = _alike(state, target.state)
     if lost := _left_behind(_with_parts(state, dict.fromkeys(alike))):
         raise ValueError(
@@ -80,15 +71,14 @@ def from_optax(state: State, params: Params, tx: AnyTransformation) -> State:
             f" {listed(lost)}: convert after an optimizer step, and pass only the part with the"
             f" moments, optax.tree.get(state, 'ScaleByAdamState')."
         )
-    wanted, given = ({"/".join(key) for key in x} for x in (target.kinds, slots))
-    complain("state", wanted - given, given - wanted)
-    wrong = set(map(type, members(state))) - set(target.kinds.values())
-    if wrong:
+    wanted, found_here = ({"/".join(key) for key in x.slots} for x in (target, given))
+    complain("state", wanted - found_here, found_here - wanted)
+    if wrong := given.kinds - target.kinds:
         raise ValueError(
-            f"state must be that of the same member as tx, got {listed(k.__name__ for k in wrong)}"
-            f" for {listed({k.__name__ for k in target.kinds.values()})}."
+            f"state must be that of the same member as tx, got {listed(wrong)} for"
+            f" {listed(target.kinds)}."
         )
-    return _with_parts(target.filled(slots, counts), alike)
+    return _with_parts(target.filled(given.slots, given.counts), alike)
 
 
 def to_optax(state: State, params: Params, tx: AnyTransformation) -> State:
@@ -170,13 +160,6 @@ def convert_state(
     Raises:
       ValueError: a dtype that cannot store a moment; a state without moments, or of an unknown
         type.
-
-    Example:
-      >>> import adam_jax, jax.numpy as jnp
-      >>> tx = adam_jax.adamw(1e-3)
-      >>> state = adam_jax.convert_state(tx.init(jnp.ones((64, 128))), mu_dtype=jnp.int8)
-      >>> print(state[0].mu.codes.dtype, state[0].nu.dtype)
-      int8 float32
     """
     specs = {
         False: check_slot_dtype("mu_dtype", mu_dtype),
@@ -192,10 +175,7 @@ def convert_state(
     if not found(state, lambda x: is_known(x) and bool(described(x).slots)):
         for x in found(state, is_state):
             described(x)
-        raise ValueError(
-            f"state must have the moments of a member of Adam's family in it, got"
-            f" {jax.tree.structure(state)}: pass what init or update returned."
-        )
+        raise _without_moments("state", state)
     return map_states(convert, state)
 
 
@@ -204,76 +184,48 @@ def _stored_as(spec: SlotDType, tree: PyTree, slot: Slot, layers: Layers) -> PyT
     if spec is None:
         return tree
 
-    def convert(path: str, stored: Stored) -> State:
-        fmt = format_of(stored)
-        if fmt is None:
-            return stored
-        dtype = wider_dtype(getattr(stored, "dtype", jnp.dtype(jnp.float32)), jnp.float32)
-        offloaded = any(map(on_host, jax.tree.leaves(stored)))
-        x = fmt.decode(fetched(stored), jnp.finfo(dtype).dtype if slot.magnitude else dtype)
+    def convert(path: str, x: Leaf) -> Leaf:
+        stored, boxes = unboxed(x), found(x, is_box)
+        if format_of(stored) is None:
+            return x
+        array = dense(stored, slot.magnitude)
         try:
-            layer = one_layer(x, layers.axes(path))
-            new = resolve(spec, layer, slot, path).encode(x)
+            fmt = resolve(spec, one_layer(array, layers.axes(path)), slot, path)
+            new = fmt.encode(array)
         except ValueError as error:
             raise ValueError(f"at {path!r}, {error}") from None
-        return jax.device_put(new, jax.memory.Space.Host) if offloaded else new
-
-    def in_its_box(path: str, x: Leaf) -> Leaf:
-        [box, *_] = [b for b in jax.tree.leaves(x, is_leaf=is_box) if is_box(b)] or [None]
-        new = convert(path, unboxed(x))
-        return new if box is None else boxed(box, new)
+        if any(map(on_host, jax.tree.leaves(stored))):
+            new = jax.device_put(new, jax.memory.Space.Host)
+        return boxed(boxes[0], new) if boxes else new
 
     leaves, treedef = jax.tree.flatten(tree, is_leaf=lambda x: is_stored(x) or is_box(x))
     paths = leaf_paths(treedef.unflatten(range(len(leaves))), none_is_leaf=False)
-    return treedef.unflatten(map(in_its_box, paths, leaves))
+    return treedef.unflatten(map(convert, paths, leaves))
 
 
 Key = tuple[str, str]
 """The path of a parameter and one of its slots: `("layers/0/kernel", "mu")`."""
 
 
-class Target:
-    """The initial state of a transformation, and the moments that it can hold.
+class Moments(NamedTuple):
+    """The moments in a state.
 
-    `kinds` has the type of the member's state for each path and slot, `shapes` that of each
-    parameter.
+    Attributes:
+      state: that they are in.
+      params: the parameters.
+      slots: their stored forms.
+      counts: the optimizer steps taken, by the paths of the parameters.
+      kinds: the names of the types of the states that keep them.
     """
 
-    def __init__(self, params: Params, tx: AnyTransformation) -> None:
-        body_of("tx", tx)
-        self.params, self.state = params, tx.init(params)
-        self.kinds: dict[Key, type] = {}
-        for member in members(self.state):
-            for key in _stored(member, params):
-                if key in self.kinds:
-                    raise ValueError(
-                        f"tx must keep each moment once, got {key[1]!r} of {key[0]!r} twice."
-                    )
-                self.kinds[key] = type(member)
-        if not self.kinds:
-            raise ValueError(
-                f"tx must be a member of Adam's family, or transformations around one, got a state"
-                f" without moments: {jax.tree.structure(self.state)}."
-            )
-        leaves = jax.tree.leaves(params, is_leaf=lambda x: x is None)
-        self.shapes = dict(zip(leaf_paths(params), map(np.shape, leaves), strict=True))
+    state: State
+    params: Params
+    slots: dict[Key, Stored]
+    counts: dict[str, int]
+    kinds: set[str]
 
-    def matched(
-        self,
-        argument: str,
-        arrays: Mapping[str, Any],
-        layouts: Mapping[str, Layout],
-        name_of: Callable[[str, str], str],
-    ) -> dict[Key, np.ndarray]:
-        """The named arrays of these moments; `name_of` a parameter's name there and our slot."""
-        wanted = {
-            (path, slot): (name_of(layouts[path].name, slot), layouts[path], self.shapes[path])
-            for path, slot in self.kinds
-        }
-        return matched(argument, arrays, wanted)
-
-    def filled(self, slots: Mapping[Key, Stored], counts: Mapping[str, int]) -> State:
-        """The state with these moments, all that it holds, as from `read` or in NumPy arrays."""
+    def filled(self, slots: Mapping[Key, Any], counts: Mapping[str, int]) -> State:
+        """The same state with these moments, stored forms or NumPy arrays, for all of its own."""
         latest = max(counts.values())
 
         def fill(x: State) -> State:
@@ -296,38 +248,48 @@ class Target:
         return map_states(fill, self.state)
 
 
-def members(state: State) -> list[State]:
-    """The states with moments in a state, at any depth."""
-    states = ((x, [getattr(x, name) for name in described(x).slots]) for x in states_in(state))
-    return [x for x, slots in states if jax.tree.leaves(slots)]
+def moments_of(tx: AnyTransformation, params: Params) -> Moments:
+    """The initial moments of a transformation."""
+    return read("tx", body_of("tx", tx).init(params), params)
 
 
-def read(state: State, params: Params) -> tuple[dict[Key, Stored], dict[str, int]]:
-    """The stored moments in a state of this package or of Optax, and steps by parameter path."""
-    slots: dict[Key, Stored] = {}
-    counts: dict[str, int] = {}
-    for member in members(state):
+def read(argument: str, state: State, params: Params) -> Moments:
+    """The moments in a state of this package or of Optax, at any depth."""
+    new = Moments(state, params, {}, {}, set())
+    for member in states_in(state):
         fields = described(member)
+        if not jax.tree.leaves([getattr(member, slot) for slot in fields.slots]):
+            continue
+        kind = type(member).__name__
         if not fields.counts:
             raise ValueError(
-                f"state must count its optimizer steps, got {type(member).__name__}"
+                f"{argument} must count its optimizer steps, got {kind}"
                 f"({', '.join(member._fields)}), which has no count."
             )
         count = getattr(member, fields.counts[0])
         if np.ndim(count):
             raise ValueError(
-                f"state must be that of one run, got counts of shape {np.shape(count)}: select one"
-                f" of a population, jax.tree.map(lambda x: x[i], state)."
+                f"{argument} must be that of one run, got counts of shape {np.shape(count)}: select"
+                f" one of a population, jax.tree.map(lambda x: x[i], state)."
             )
-        stored = _stored(member, params)
-        slots |= stored
-        counts |= {path: int(count) for path, _ in stored}
-    if not slots:
-        raise ValueError(
-            f"state must have the moments of a member of Adam's family in it, got"
-            f" {jax.tree.structure(state)}: pass what init or update returned."
-        )
-    return slots, counts
+        for (path, slot), stored in _stored(member, params).items():
+            if (path, slot) in new.slots:
+                raise ValueError(
+                    f"{argument} must keep each moment once, got {slot!r} of {path!r} twice."
+                )
+            new.slots[path, slot] = stored
+            new.counts[path] = int(count)
+        new.kinds.add(kind)
+    if not new.slots:
+        raise _without_moments(argument, state)
+    return new
+
+
+def _without_moments(argument: str, state: State) -> ValueError:
+    return ValueError(
+        f"{argument} must have the moments of a member of Adam's family in it, got"
+        f" {jax.tree.structure(state)}: pass what init or update of adamw returned, say."
+    )
 
 
 def _left_behind(state: State) -> list[str]:
@@ -357,33 +319,17 @@ def map_states(f: Function, state: State) -> State:
 
 
 def _stored(member: State, params: Params) -> dict[Key, Stored]:
-    """The stored moments of each parameter of a state, slot by slot in the order of the leaves.
-
-    An `optax.MaskedNode` may replace a whole subtree of parameters without moments, as the labels
-    of `optax.partition` do.
-    """
-    whole, paths = jax.tree.structure(params, is_leaf=lambda x: x is None), leaf_paths(params)
-    stored = {}
+    """The stored moments of each parameter of a state, slot by slot in the order of the leaves."""
+    paths, stored = set(leaf_paths(params)), {}
     for slot in described(member).slots:
-        tree = getattr(member, slot)
-        kept, prefix = jax.tree.flatten(
-            tree, is_leaf=lambda x: is_stored(x) or isinstance(x, optax.MaskedNode)
-        )
-        own = leaf_paths(prefix.unflatten(range(len(kept))), none_is_leaf=False)
-        try:
-            below = list(leaves_below(prefix, whole, absent=range(whole.num_leaves)))
-            for x, path, indices in zip(kept, own, below, strict=True):
-                if isinstance(x, optax.MaskedNode):
-                    continue
-                if [paths[i] for i in indices] != [path]:
-                    raise ValueError
-                stored[path, slot] = unboxed(x)
-        except ValueError:
-            given, kept = sorted(paths), sorted(leaf_paths(tree, none_is_leaf=False))
+        leaves, treedef = jax.tree.flatten(getattr(member, slot), is_leaf=is_stored)
+        own = leaf_paths(treedef.unflatten(range(len(leaves))), none_is_leaf=False)
+        if not paths.issuperset(own):
             raise ValueError(
-                f"params must be those that the state was made for, got {listed(given)}: the state"
-                f" has {listed(kept)}."
-            ) from None
+                f"params must be those that the state was made for, got {listed(sorted(paths))}:"
+                f" the state has {listed(sorted(own))}."
+            )
+        stored |= {(path, slot): unboxed(x) for path, x in zip(own, leaves, strict=True)}
     return stored
 
 
@@ -395,11 +341,11 @@ def _encoded(x: Leaf, like: PyTree) -> Leaf:
     return jax.tree.map(placed_like, fetched(x), like)
 
 
-def dense(stored: Stored) -> jax.Array:
-    """Decodes a stored array to one number per element, at least float32."""
-    dtype = jnp.result_type(float)
-    if hasattr(stored, "dtype"):
-        dtype = wider_dtype(leaf_dtype(stored), jnp.dtype(jnp.float32))
+def dense(stored: Stored, magnitude: bool = False) -> jax.Array:
+    """Decodes a stored array to one number per element, at least float32; a magnitude is real."""
+    dtypes = [jnp.result_type(x) for x in jax.tree.leaves(stored) if is_floating(x)]
+    dtype = functools.reduce(wider_dtype, dtypes, jnp.dtype(jnp.float32))
+    dtype = jnp.finfo(dtype).dtype if magnitude else dtype
     return _decode(stored_format(stored), fetched(stored), dtype)
 
 

@@ -1,6 +1,7 @@
 """Named arrays of another library: whose parameters they are, in which layout, and mismatches."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
@@ -48,36 +49,33 @@ class Layout:
 
     def ours(self, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Their array in our layout, with this shape, a copy; a ValueError if it does not fit."""
-        if self.split is not None:
-            sizes = [
-                (whole,) if part == -1 else np.atleast_1d(part).tolist()
-                for whole, part in zip(x.shape, self.split, strict=True)
-            ]
-            if tuple(map(math.prod, sizes)) != x.shape:
-                raise ValueError
-            x = np.reshape(x, [size for part in sizes for size in part])
-        if self.axes is not None:
-            x = np.transpose(x, self.axes)
-        if self.split is not None:
-            x = np.reshape(x, shape)
+        parts = self._parts(x)
+        sizes = [
+            [whole] if part == [-1] else part for whole, part in zip(x.shape, parts, strict=True)
+        ]
+        if tuple(map(math.prod, sizes)) != x.shape:
+            raise ValueError
+        x = np.reshape(x, [*itertools.chain(*sizes)])
+        x = x if self.axes is None else np.transpose(x, self.axes)
+        x = x if self.split is None else np.reshape(x, shape)
         if x.shape != shape:
             raise ValueError
         return np.array(x, order="C")
 
     def theirs(self, x: np.ndarray) -> np.ndarray:
         """Our array in their layout, a copy; a ValueError if the shapes do not fit."""
-        parts = None if self.split is None else [np.atleast_1d(p).tolist() for p in self.split]
-        axes = range(x.ndim) if self.axes is None else self.axes
-        if parts is not None:
-            flat = [size for part in parts for size in part]
-            axes = range(len(flat)) if self.axes is None else self.axes
-            x = np.reshape(x, [flat[axis] for axis in axes])
-        x = np.transpose(x, np.argsort(list(axes)))
-        if parts is not None:
-            bounds = np.cumsum([0, *map(len, parts)]).tolist()
-            pairs = zip(bounds[:-1], bounds[1:], strict=True)
-            x = np.reshape(x, [math.prod(x.shape[low:high]) for low, high in pairs])
-        return np.array(x, order="C")
+        parts = self._parts(x)
+        sizes = [*itertools.chain(*parts)]
+        axes = range(len(sizes)) if self.axes is None else self.axes
+        x = x if self.split is None else np.reshape(x, [sizes[axis] for axis in axes])
+        x = np.transpose(x, np.argsort(axes))
+        rest = iter(x.shape)
+        shape = [math.prod(next(rest) for _ in part) for part in parts]
+        return np.array(np.reshape(x, shape), order="C")
+
+    def _parts(self, x: np.ndarray) -> list[list[int]]:
+        """The sizes that each of their axes is split into; [-1] for one that stays whole."""
+        return [np.atleast_1d(part).tolist() for part in self.split or [-1] * x.ndim]
 
 
 Names: TypeAlias = Mapping[str, str | Layout]
@@ -121,7 +119,7 @@ def conv(ours: str, theirs: str, *, dims: int = 2, bias: bool = True) -> dict[st
 
 
 def _layer(ours: str, theirs: str, axes: Any, split: PyTree, bias: bool) -> dict[str, Layout]:
-    """The entries of one layer; either may be the whole model, with an empty path."""
+    """The entries of one layer; an empty path is the whole model."""
     here, there = (f"{ours}/" if ours else ""), (f"{theirs}." if theirs else "")
     layer = {f"{here}kernel": Layout(f"{there}weight", axes, split)}
     return layer | {f"{here}bias": Layout(f"{there}bias")} if bias else layer
@@ -130,8 +128,7 @@ def _layer(ours: str, theirs: str, axes: Any, split: PyTree, bias: bool) -> dict
 def layouts(paths: Iterable[str], names: Names | None, separator: str = ".") -> dict[str, Layout]:
     """The layout of every leaf: that in `names`, or its path with another separator."""
     paths, names = list(paths), names or {}
-    unknown = sorted(set(names) - set(paths))
-    if unknown:
+    if unknown := sorted(set(names) - set(paths)):
         raise ValueError(
             f"names must have paths of the parameters as keys, got {listed(unknown)}: they are"
             f" {listed(paths)}."
@@ -141,8 +138,7 @@ def layouts(paths: Iterable[str], names: Names | None, separator: str = ".") -> 
         layout = names.get(path, path.replace("/", separator))
         found[path] = layout if isinstance(layout, Layout) else Layout(layout)
     seen = [layout.name for layout in found.values()]
-    twice = sorted({name for name in seen if seen.count(name) > 1})
-    if twice:
+    if twice := sorted({name for name in seen if seen.count(name) > 1}):
         raise ValueError(
             f"names must name each parameter once, got {listed(twice)} twice: {SPLIT_FIRST}"
         )
@@ -191,8 +187,7 @@ def complain(
 ) -> None:
     """Raises an error that lists the entries that do not fit, if there are any."""
     kinds = {"missing": missing, "extra": extra, "misshapen": misshapen}
-    wrong = [f"{kind}: {listed(sorted(keys))}" for kind, keys in kinds.items() if keys]
-    if wrong:
+    if wrong := [f"{kind}: {listed(sorted(keys))}" for kind, keys in kinds.items() if keys]:
         fused = any("in_proj_" in key for key in (*extra, *misshapen))
         raise ValueError(
             f"{argument} must have one entry of the right shape for each slot of each parameter:"

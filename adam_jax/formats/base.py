@@ -1,6 +1,7 @@
 """Storage of one accumulator of one leaf between steps, behind two verbs."""
 
 import abc
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -25,12 +26,10 @@ class Refusal(NamedTuple):
     Attributes:
       why: the end of the sentence "must not be ...", about a format.
       instead: the dtype to write instead.
-      besides: an alternative, the end of the sentence; empty if there is none.
     """
 
     why: str
     instead: str
-    besides: str = ""
 
 
 class Format(abc.ABC):
@@ -40,10 +39,7 @@ class Format(abc.ABC):
     is never callable: `optax.inject_hyperparams` takes every callable argument for a schedule.
 
     The stored form is an array, or a pytree of arrays whose attribute `format` is the format.
-
-    Invariants, tested for every format:
-      * `encode` returns the structure, shapes and dtypes that `init` returned;
-      * `shape(stored)` is the shape of the array that was encoded.
+    `encode` returns the structure, shapes and dtypes that `init` returned.
     """
 
     stochastic: bool = False
@@ -69,11 +65,7 @@ class Format(abc.ABC):
 
     @abc.abstractmethod
     def refuses(self, slot: Slot) -> Refusal | None:
-        """Why this slot cannot be stored in this format; None if it can.
-
-        A format refuses if it lacks the range for magnitudes, or is too coarse for a maximum over
-        many steps.
-        """
+        """Why this slot cannot be stored in this format; None if it can."""
 
     @abc.abstractmethod
     def init(self, param: jax.Array, start: float) -> PyTree:
@@ -89,11 +81,7 @@ class Format(abc.ABC):
 
     @abc.abstractmethod
     def shape(self, stored: Stored) -> tuple[int, ...]:
-        """The shape of the array that `stored` represents.
-
-        Raises:
-          ValueError: its arrays are not of this format; the caller adds the path.
-        """
+        """The shape of the array that `stored` represents; a ValueError if it has another form."""
 
     @abc.abstractmethod
     def shardings(self, stored: Stored, sharding: NamedSharding) -> Stored:
@@ -109,9 +97,19 @@ class SlotPolicy(abc.ABC):
 
 
 def filled(
-    shape: tuple[int, ...], x: Leaf, dtype: DType, param: jax.Array, sharding: Leaf
+    shape: tuple[int, ...],
+    x: Leaf,
+    dtype: DType,
+    param: jax.Array,
+    part_of: Callable[[NamedSharding], NamedSharding],
 ) -> jax.Array:
-    """An array for a parameter, filled with x; inside `shard_map`, each device's part of it."""
+    """An array for a parameter, filled with x; inside `shard_map`, each device's part of it.
+
+    `part_of` makes its sharding from that of the parameter.
+    """
+    sharding = sharding_of(param)
+    if isinstance(sharding, NamedSharding):
+        sharding = part_of(sharding)
     array = jnp.full(shape, x, dtype, device=sharding)
     axes = tuple(varying_axes(param))
     return cast_to_varying(array, axes) if axes else array
@@ -120,10 +118,7 @@ def filled(
 def whole_along(
     axes: tuple[int, ...], sharding: NamedSharding, ndim: int, *, dropped: bool = False
 ) -> NamedSharding:
-    """A sharding of an array of `ndim` axes that splits none of these axes, or drops one of them.
-
-    Stored forms count axes from the last, because `vmap` and stacked layers add axes in front.
-    """
+    """A sharding of `ndim` axes with these axes, counted from the last, whole or dropped."""
     names = [*sharding.spec, *[None] * (ndim - len(sharding.spec))]
     for axis in axes:
         names[axis] = None

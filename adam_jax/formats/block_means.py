@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from adam_jax._types import DType, Leaf, PyTree
-from adam_jax.formats.base import Format, Refusal, SlotPolicy, filled, sharding_of, whole_along
+from adam_jax.formats.base import Format, Refusal, SlotPolicy, filled, whole_along
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.slots import Slot
 from adam_jax.validation import check_expression
@@ -20,10 +20,9 @@ from adam_jax.xla.means import mean
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True)
 class Means:
-    """The stored form of `MeansOverAxes`.
+    """The stored form of `MeansOverAxes`: the leaf's shape with 1 along each axis of a block.
 
-    The means have the leaf's shape, with 1 along each axis of a block. Their key names the axes,
-    `means_over_-2`, so that a checkpoint with means over other axes is not restored into them.
+    The key names the axes, `means_over_-2`: no checkpoint of other means is restored into them.
     """
 
     means: jax.Array
@@ -42,12 +41,9 @@ class Means:
 class MeansOverAxes(Format):
     """Every element of a block is represented by the mean of the block.
 
-    Rules read the means (`means_of`, `means`) instead of the array, even in the step that updates
-    them. With v ← b·v + (1-b)·g², all elements of a block are divided by b·v + (1-b)·mean(g²), and
-    no elementwise average is ever formed. Means broadcast to the array, and are their own means.
-
-    A NaN or infinite gradient makes its whole block NaN, so it stays visible. `skip_nonfinite`
-    skips such a step.
+    Rules read the means (`means_of`, `means`) instead of the array, also in the step that updates
+    them: no elementwise average is ever formed. Means broadcast to the array, and are their own
+    means. A NaN or infinite gradient makes its whole block NaN, so it stays visible.
     """
 
     axes: tuple[int, ...]  # Of a block, counted from the last, -1; in ascending order.
@@ -59,31 +55,30 @@ class MeansOverAxes(Format):
         if slot.magnitude:
             return None
         return Refusal(
-            "one mean per block, in which numbers of both signs cancel",
+            "one mean per block, in which numbers of both signs cancel: that is for"
+            " nu_dtype=adam_jax.BlockMeans(...)",
             instead="jnp.float32",
-            besides=", and nu_dtype=adam_jax.BlockMeans(...)",
         )
 
     def init(self, param: jax.Array, start: float) -> Means:
-        sharding = sharding_of(param)
-        if isinstance(sharding, NamedSharding):
-            sharding = whole_along(self.axes, sharding, param.ndim)
+        def part_of(sharding: NamedSharding) -> NamedSharding:
+            return whole_along(self.axes, sharding, param.ndim)
+
         shape = self._with_sizes(param.shape, (1,) * len(self.axes))
-        return Means(filled(shape, start, self.dtype, param, sharding), self)
+        return Means(filled(shape, start, self.dtype, param, part_of), self)
 
     def means_of(self, x: jax.Array) -> jax.Array:
-        """The means of `x`, with size 1 along the axes of a block; `encode(x)` stores them."""
+        """The means of `x`, with size 1 along the axes of a block."""
         if all(x.shape[axis] == 1 for axis in self.axes):
             return x
         # The sum of many large squares may overflow: limit it to the largest square.
         return jnp.minimum(mean(x, self.axes), float(jnp.finfo(x.dtype).max) / 64)
 
     def means(self, stored: Means, dtype: DType) -> jax.Array:
-        """The stored means, in the dtype of arithmetic."""
+        """The stored means."""
         return jax.lax.convert_element_type(stored.means, dtype)
 
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Means:
-        del noise
         return Means(jax.lax.convert_element_type(self.means_of(x), self.dtype), self)
 
     def decode(self, stored: Means, dtype: DType) -> jax.Array:
@@ -99,15 +94,13 @@ class MeansOverAxes(Format):
         return self._with_sizes(shape, self.sizes)
 
     def shardings(self, stored: Means, sharding: NamedSharding) -> PyTree:
-        ndim = len(self.shape(stored))
-        return jax.tree.map(lambda _: whole_along(self.axes, sharding, ndim), stored)
+        own = whole_along(self.axes, sharding, stored.means.ndim)
+        return jax.tree.map(lambda _: own, stored)
 
     def _with_sizes(self, shape: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...]:
         """A shape with other sizes along the axes of a block."""
-        changed = list(shape)
-        for axis, size in zip(self.axes, sizes, strict=True):
-            changed[axis] = size
-        return tuple(changed)
+        sized = dict(zip(self.axes, sizes, strict=True))
+        return tuple(sized.get(i - len(shape), n) for i, n in enumerate(shape))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,16 +109,13 @@ class BlockMeans(SlotPolicy):
 
         v_B ← b2·v_B + (1-b2)·mean(|gᵢ|², i in B)       uᵢ = m̂ᵢ / (√v̂_B + ε)
 
-    For `nu_dtype=`. A block contains all elements that differ only in their index along `axes`; the
-    other axes index the blocks. The state is 4 bytes per block, so Adam takes 4 bytes per parameter
-    with mu in float32, and about 1 with `mu_dtype=jnp.int8`.
+    For `nu_dtype=`. A block contains all elements that differ only in their index along `axes`. The
+    state is 4 bytes per block, so Adam takes 4 bytes per parameter with mu in float32, and about 1
+    with `mu_dtype=jnp.int8`.
 
     The update reads the stored mean. If nu is not an average of squares, the mean over the block is
     taken of the maximum (Adamax, `nu_max` in AMSGrad), of the differences (AdaBelief) or of the
-    steps (Yogi).
-
-    All elements of a block share one learning rate, so those with smaller gradients than the rest
-    of the block move less than in Adam. `AdamMini` chooses blocks for a transformer.
+    steps (Yogi). `AdamMini` chooses blocks for a transformer.
 
     Attributes:
       axes: the axis or axes of the leaf over which the mean is taken. 0 is the inputs of a Flax
@@ -208,14 +198,6 @@ class AdamMini(SlotPolicy):
 
     Raises:
       ValueError: an invalid regular expression; in `init`, use as `mu_dtype`: see `BlockMeans`.
-
-    Example:
-      >>> import adam_jax, jax.numpy as jnp
-      >>> tx = adam_jax.adamw(1e-3, b2=0.95, nu_dtype=adam_jax.AdamMini())
-      >>> params = {"query": jnp.ones((256, 8, 32)), "mlp": jnp.ones((256, 1024))}
-      >>> nu = tx.init(params)[0].nu
-      >>> print(nu["query"].means.shape, nu["mlp"].means.shape)
-      (1, 8, 1) (1, 1024)
 
     Differs from the authors' `Adam_mini` (version 1.1.1) in: heads are an axis of the kernel, not
     numbers to pass; the position table has one second moment for each position; a kernel that no

@@ -1,6 +1,7 @@
 """Codes of 8 or 4 bits, with one float32 scale for each block along the last axis."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -14,14 +15,11 @@ from adam_jax.formats.base import (
     Format,
     Refusal,
     SlotPolicy,
-    divides,
     filled,
     sharding_by_type,
-    sharding_of,
     whole_along,
 )
 from adam_jax.formats.dense import AT_LEAST_FLOAT32, in_range
-from adam_jax.formats.noise import upper_half
 from adam_jax.slots import Slot
 from adam_jax.validation import check_integer
 from adam_jax.xla.maxima import InBlocks, each_by_its_block, largest
@@ -35,28 +33,9 @@ from adam_jax.xla.mosaic import (
 )
 
 
-def nearest_integer(x: jax.Array, less: int = 0) -> jax.Array:
-    """The nearest integers of |x| < 2²², less a constant, in the lower bits of int32; not for NaN.
-
-    Near 1.5·2²³, float32 numbers are 1 apart, so their lower bits count. XLA:CPU's own conversion
-    checks for NaN and out-of-range values, which takes a fifth of the encoding time.
-    """
-    return jax.lax.bitcast_convert_type(x + np.float32(1.5 * 2**23 - less), jnp.int32)
-
-
-def _squared(x: jax.Array, times: int) -> list[jax.Array]:
-    """x, x², x⁴ and so on."""
-    powers = [x]
-    for _ in range(times):
-        powers.append(powers[-1] * powers[-1])
-    return powers
-
-
 @dataclasses.dataclass(frozen=True)
 class Power:
     """A number in [-1, 1] to a code of few bits and back, at equal steps of y^(1/power).
-
-    So codes are close together where y is small. Static fields, like those of a `Format`.
 
     Signed, for averages of gradients: c = round(127·sign(y)·√|y|), y = (c/127)·|c/127|.
 
@@ -66,11 +45,10 @@ class Power:
     arbitrary size.
 
     Stochastic rounding of signed numbers is unbiased in y. Unsigned, it is unbiased in 1/y (8 bits)
-    or 1/√y (4 bits), because updates are divided by √y. While y takes its random walk between
-    codes, rounding that is unbiased in y makes updates of 4-bit codes 17 to 27 % too large where
-    the gradient is 0.3 of the block's largest. Rounding that is unbiased in 1/√y makes them 5 to 7
-    % too small. Rounding that is unbiased in 1/y leans to larger y, which costs little with 8 bits
-    (1 %), and gives fewer large updates.
+    or 1/√y (4 bits), because updates are divided by √y. With 4 bits, rounding that is unbiased in y
+    makes updates 17 to 27 % too large where the gradient is 0.3 of the block's largest; unbiased in
+    1/√y, 5 to 7 % too small. Unbiased in 1/y costs little with 8 bits (1 %), and gives fewer large
+    updates.
     """
 
     power: int  # 1, 2 or 4.
@@ -105,21 +83,28 @@ class Power:
         if self.signed and noise is None:
             linear = self.power == 1
             nearest = with_sign(jnp.abs(y) * last, y) if linear else signed_square_root(y, last)
-            return self._narrowed(nearest_integer(nearest))
+            return self._nearest(nearest)
         root = {1: lambda x: x, 2: square_root, 4: fourth_root}[self.power]
         level = root(jnp.abs(y) if self.signed else y) * last
         if noise is not None:
             either = self._unbiased if self.signed else self._unbiased_inverse
-            level = either(level, upper_half(noise))
+            # Through int32, which TPUs convert in one operation.
+            upper = jax.lax.convert_element_type(noise >> np.uint32(16), jnp.int32)
+            level = either(level, jax.lax.convert_element_type(upper, jnp.float32))
         # Clipped to the last code. Division on TPUs is approximate, so the quotient of a block's
         # largest may exceed 1, and the code above the last would wrap to another number.
         if self.signed:
-            return self._narrowed(nearest_integer(with_sign(jnp.minimum(level, last), y)))
-        return self._narrowed(nearest_integer(jnp.clip(level, 1, last), less=1 + self._lowest))
+            return self._nearest(with_sign(jnp.minimum(level, last), y))
+        return self._nearest(jnp.clip(level, 1, last), less=1 + self._lowest)
 
-    def _narrowed(self, code: jax.Array) -> jax.Array:
-        """Drops the upper bits, those of 1.5·2²³."""
-        return jax.lax.convert_element_type(code, self.dtype)
+    def _nearest(self, level: jax.Array, less: int = 0) -> jax.Array:
+        """The nearest codes of |level| < 2²², less a constant; not for NaN.
+
+        Near 1.5·2²³, float32 numbers are 1 apart, so their lower bits count. XLA:CPU's own
+        conversion checks for NaN and out-of-range values, a fifth of the encoding time.
+        """
+        bits = jax.lax.bitcast_convert_type(level + np.float32(1.5 * 2**23 - less), jnp.int32)
+        return jax.lax.convert_element_type(bits, self.dtype)
 
     def _unbiased(self, level: jax.Array, n: jax.Array) -> jax.Array:
         """The level k below y or h = k+1 above; above with the probability (yᵖ - kᵖ) / (hᵖ - kᵖ).
@@ -128,10 +113,11 @@ class Power:
         """
         below = jnp.floor(level)
         above = below + 1
-        x, low, high = (_squared(z, self._squarings) for z in (level, below, above))
+        x, low, high = level, below, above
         part, whole = (level - below) * np.float32(2**16), jnp.ones_like(level)
-        for i in range(self._squarings):
-            part, whole = part * (x[i] + low[i]), whole * (high[i] + low[i])
+        for _ in range(self._squarings):
+            part, whole = part * (x + low), whole * (high + low)
+            x, low, high = x * x, low * low, high * high
         return jnp.where(n * whole < part, above, below)
 
     def _unbiased_inverse(self, level: jax.Array, n: jax.Array) -> jax.Array:
@@ -143,8 +129,9 @@ class Power:
         """
         below = jnp.floor(level)
         above = below + 1
-        squarings = self._squarings - (self.bits == 4)
-        x, low, high = (_squared(z, squarings)[-1] for z in (level, below, above))
+        x, low, high = level, below, above
+        for _ in range(self._squarings - (self.bits == 4)):
+            x, low, high = x * x, low * low, high * high
         part, whole = (x - low) * np.float32(2**16), (high - low) * x
         return jnp.where(n * whole < part * high, above, below)
 
@@ -174,9 +161,8 @@ class Power:
 class Blocks:
     """The stored form of `Blockwise`: codes, and the largest magnitude of each block in float32.
 
-    The key of the codes names their form, `codes_int8_power2_block128`. Libraries that save a state
-    by the paths of its arrays save nothing else of `format`, and would otherwise read codes of
-    another form as numbers of this one.
+    The key of the codes names their form, `codes_int8_power2_block128`: a checkpoint by paths saves
+    nothing else of `format`, and codes of another form would be read as numbers of this one.
     """
 
     codes: jax.Array
@@ -201,13 +187,10 @@ class Blockwise(Format):
 
     The largest magnitudes are measured before any element is encoded: `measured` is the input of
     `xla.maxima.largest`, which measures all slots of a leaf together, and `code` gets the result.
+    Blocks run along the last axis: those of a flattened leaf would cost an all-gather in each step.
 
-    Blocks run along the last axis, so none straddles attention heads or the devices that a leaf is
-    sharded over. Blocks of a flattened leaf would cost an all-gather in every step.
-
-    The scale is float32; in bfloat16 it would stop changing (see `AT_LEAST_FLOAT32`). A block of
-    zeros has scale 0 and decodes to zeros. A NaN or infinity leaves no finite number in its block,
-    so it stays visible. `skip_nonfinite` skips such a step.
+    A block of zeros has scale 0 and decodes to zeros. A NaN or infinity leaves no finite number in
+    its block, so it stays visible.
     """
 
     codec: Power
@@ -241,10 +224,9 @@ class Blockwise(Format):
     def init(self, param: jax.Array, start: float) -> Blocks:
         code = self.codec.code(jnp.sign(jnp.asarray(start, jnp.float32)), None)
         codes = jnp.full_like(param, code, dtype=self.codec.dtype)
-        shape, sharding = self._scale_shape(param.shape), sharding_of(param)
-        if isinstance(sharding, NamedSharding) and not divides(sharding, shape):
-            sharding = whole_along((-1,), sharding, len(shape))
-        return Blocks(codes, filled(shape, jnp.abs(start), jnp.float32, param, sharding), self)
+        shape = self._scale_shape(param.shape)
+        part_of = functools.partial(self._in_whole_blocks, param.shape)
+        return Blocks(codes, filled(shape, jnp.abs(start), jnp.float32, param, part_of), self)
 
     def shape(self, stored: Blocks) -> tuple[int, ...]:
         shape, scale = np.shape(stored.codes), np.shape(stored.scale)
@@ -290,11 +272,14 @@ class Blockwise(Format):
         return dataclasses.replace(self, along=along)
 
     def shardings(self, stored: Blocks, sharding: NamedSharding) -> PyTree:
-        # Shard the last axis only if every device gets whole blocks.
-        shape = self.shape(stored)
-        if sharding.shard_shape(shape)[-1] % self.block:
-            sharding = whole_along((-1,), sharding, len(shape))
+        sharding = self._in_whole_blocks(self.shape(stored), sharding)
         return jax.tree.map(lambda _: sharding, stored)
+
+    def _in_whole_blocks(self, shape: tuple[int, ...], sharding: NamedSharding) -> NamedSharding:
+        """A sharding that splits the last axis only if every device gets whole blocks."""
+        if sharding.shard_shape(shape)[-1] % self.block:
+            return whole_along((-1,), sharding, len(shape))
+        return sharding
 
     def _each(self, f: Function, scale: jax.Array, *arrays: jax.Array) -> jax.Array:
         """f of the scale of each element's block and the element."""
@@ -370,10 +355,9 @@ def _resolved(codec: Power, rate: float | None) -> bool:
     """Whether an average with this weight of a new term still moves when rounded to nearest.
 
     Without gradients it falls by the fraction `rate` per step. It must fall by half the distance of
-    two codes, which is the fraction power / (2·level), at the level of a code out of `steps`. A
-    second moment must do so down to a quarter of the levels: with 8 bits, for gradients that are a
-    sixteenth of the block's largest. A first moment is moved by gradients many times as large as
-    itself.
+    two codes, which is the fraction power / (2·level). A second moment must do so down to a quarter
+    of the levels: with 8 bits, for gradients that are a sixteenth of the block's largest. A first
+    moment is moved by gradients many times as large as itself.
     """
     if codec.signed:
         return rate is None or rate >= 1 / 128

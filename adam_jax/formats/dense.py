@@ -69,11 +69,7 @@ def wider_dtype(first: Leaf, second: Leaf) -> Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class Dense(Format):
-    """Each element rounded to the nearest number of `dtype`.
-
-    The update is computed from the unrounded array. Encoding is the last operation, so there is no
-    `x.astype(low).astype(high)` for XLA:GPU to delete.
-    """
+    """Each element rounded to the nearest number of `dtype`."""
 
     dtype: np.dtype
     unit = 1
@@ -92,7 +88,6 @@ class Dense(Format):
         return jax.lax.full_like(param, start, self.dtype)
 
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> jax.Array:
-        del noise
         if jnp.iscomplexobj(x) and not jnp.issubdtype(self.dtype, jnp.complexfloating):
             raise ValueError(
                 f"mu_dtype must be complex for a complex gradient, got {self.dtype.name}, which"
@@ -118,19 +113,17 @@ def refused_in(dtype: np.dtype, slot: Slot) -> Refusal | None:
     if not slot.magnitude or dtype != jnp.float16:
         return None
     return Refusal(
-        "float16, whose smallest number, 6e-8, is the square of a gradient of 2e-4, so that updates"
-        " can be of any size",
+        "float16 (adam_jax.stochastic(jnp.bfloat16) has 2 bytes too), whose smallest number, 6e-8,"
+        " is the square of a gradient of 2e-4, so that updates can be of any size",
         instead="jnp.float32",
-        besides=", or adam_jax.stochastic(jnp.bfloat16) for 2 bytes",
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class AtLeastFloat32(SlotPolicy):
-    """See `AT_LEAST_FLOAT32`."""
+    """The policy of `AT_LEAST_FLOAT32`."""
 
     def resolve(self, param: Leaf, slot: Slot, path: str) -> Dense:
-        del path
         dtype = wider_dtype(jnp.dtype(leaf_dtype(param)), jnp.dtype(jnp.float32))
         return Dense(jnp.finfo(dtype).dtype if slot.magnitude else dtype)
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from adam_jax._types import DType, Function, Leaf, PyTree
-from adam_jax.formats.base import Format, Refusal, SlotPolicy, filled, sharding_of, whole_along
+from adam_jax.formats.base import Format, Refusal, SlotPolicy, filled, whole_along
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.numerics import summed
 from adam_jax.slots import Slot
@@ -32,14 +32,10 @@ class RowsAndColumns(Format):
 
     Of all outer products it is the nearest to a given nonnegative matrix, in the generalised
     Kullback-Leibler divergence. Its own row and column means are r and c again, so decoding and
-    encoding changes nothing, and an average of matrices has the averages of their means. With v ←
-    b·v + (1-b)·g², r and c are those that Adafactor keeps.
-
-    One element much larger than all others raises mean(r), which lowers every vᵢⱼ outside of its
-    row and column.
+    encoding changes nothing, and an average of matrices has the averages of their means.
 
     A row of zeros decodes to zeros. A NaN makes the whole matrix NaN. An infinite gradient makes
-    NaN updates in its step, and is stored as the largest square. `skip_nonfinite` skips such steps.
+    NaN updates in its step, and is stored as the largest square.
 
     Axes are counted from the last, -1; others than these two index separate matrices.
     """
@@ -54,16 +50,15 @@ class RowsAndColumns(Format):
 
     def init(self, param: jax.Array, start: float) -> RowAndColumnMeans:
         def means(axis: int) -> jax.Array:
+            def part_of(sharding: NamedSharding) -> NamedSharding:
+                return whole_along((axis,), sharding, param.ndim, dropped=True)
+
             shape = (*param.shape[:axis], *param.shape[param.ndim + axis + 1 :])
-            sharding = sharding_of(param)
-            if isinstance(sharding, NamedSharding):
-                sharding = whole_along((axis,), sharding, param.ndim, dropped=True)
-            return filled(shape, start, self.dtype, param, sharding)
+            return filled(shape, start, self.dtype, param, part_of)
 
         return RowAndColumnMeans(means(self.column_axis), means(self.row_axis), self)
 
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> RowAndColumnMeans:
-        del noise
         x = jax.lax.convert_element_type(x, self.dtype)
         return RowAndColumnMeans(_mean(x, self.column_axis), _mean(x, self.row_axis), self)
 
@@ -124,10 +119,10 @@ class Factored(SlotPolicy):
     is a maximum and not an average of squares (AdaMax, `nu_max` in AMSGrad), only its means are
     kept.
 
-    Differs from Adafactor in: r and c are the same, but a step reads b2·v + (1-b2)·g² before
-    factoring it, so a gradient unlike its row and its column counts in its own step. Decay rates,
-    ε, bias correction and clipping are those of the member. A spike in one element makes vᵢⱼ too
-    small elsewhere, as in Adafactor: put `clip_by_global_norm` before the member.
+    Differs from Adafactor in: a step reads b2·v + (1-b2)·g² before factoring it, so a gradient
+    unlike its row and its column counts in its own step. Decay rates, ε, bias correction and
+    clipping are those of the member. A spike in one element makes vᵢⱼ too small elsewhere, as in
+    Adafactor: put `clip_by_global_norm` before the member.
 
     Attributes:
       min_dim_size: least size of both axes.

@@ -1,10 +1,9 @@
-"""Random bits for stochastic rounding: a hash of an element's position and the step.
+"""Random bits for stochastic rounding: a hash of an element's index and a salt.
 
-There is no key and no generator. Each element's bits are a hash of its index and a salt (the step,
-the leaf, the slot). They do not depend on the number of devices, are the same after a resume, and
-need no memory, because XLA computes them in the loop that rounds. (A generator's bits are stored, 4
-bytes per element; threefry takes 20 rounds for each.) Inside `shard_map` and `vmap` the index
-counts within the part, so all parts have the same bits.
+The salt is of the step, the leaf and the slot. The bits do not depend on the number of devices, are
+the same after a resume, and need no memory, because XLA computes them in the loop that rounds. (A
+generator's bits are stored, 4 bytes per element.) Inside `shard_map` and `vmap` the index counts
+within the part, so all parts have the same bits.
 """
 
 import math
@@ -47,7 +46,6 @@ class Salt(NamedTuple):
     """The salt of the random bits of one leaf's moments in one step.
 
     Each step adds the golden ratio to the bits of an element, so they are spread evenly over many
-    steps. A moment that moves little per step is then rounded up in about the right number of
     steps. Independent bits would make a random walk: the largest updates of 8-bit moments in 2,500
     steps are 1.2 times those of float32, instead of 1.5.
     """
@@ -79,10 +77,7 @@ class Positions(NamedTuple):
 
 
 def bits_of_moments(where: tuple[int, ...] | Positions, salt: Salt, slot: int) -> jax.Array:
-    """16 random bits per element for one slot of a leaf, in the upper half.
-
-    Two slots share one hash.
-    """
+    """16 random bits per element for one slot of a leaf, in the upper half; two share one hash."""
     number, which = divmod(slot, 2)
     bits = random_bits(where, salted(salt.leaf, part=number), first=salt.leaf)
     bits = bits << np.uint32(16) if which else bits
@@ -124,10 +119,3 @@ def _indices(where: tuple[int, ...] | Positions, first: jax.typing.ArrayLike) ->
 def strides(shape: tuple[int, ...]) -> list[int]:
     """The row-major distance between neighbours along each axis."""
     return [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-
-
-def upper_half(bits: jax.Array) -> jax.Array:
-    """The upper 16 random bits as integers in float32."""
-    # Through int32, which TPUs convert in one operation.
-    upper = jax.lax.convert_element_type(bits >> np.uint32(16), jnp.int32)
-    return jax.lax.convert_element_type(upper, jnp.float32)

@@ -20,10 +20,7 @@ from adam_jax.validation import check_expression
 SlotDType: TypeAlias = Any
 """A dtype, a `Format`, a `SlotPolicy`, or None, the parameter's own dtype (as in Optax).
 
-float16 is only for slots with a sign, even if the parameter is float16.
-
-`jnp.int8` and `jnp.int4` are codes with a scale per block: see `Quantized`. nu of AMSGrad and
-Adamax cannot be stored in four bits.
+`jnp.int8` and `jnp.int4` are codes with a scale per block: see `Quantized`.
 """
 
 QUANTIZED = {jnp.dtype(codes): Quantized(codes) for codes in ("int8", "int4")}
@@ -68,9 +65,7 @@ def check_magnitude_dtype(argument: str, dtype: SlotDType) -> SlotDType:
 def check_fits(slot: Slot, fmt: Format, argument: str) -> None:
     """Checks that a slot may be stored in the format that the user asked for."""
     if refusal := fmt.refuses(slot):
-        raise ValueError(
-            f"{argument} must not be {refusal.why}: write {refusal.instead}{refusal.besides}."
-        )
+        raise ValueError(f"{argument} must not be {refusal.why}: write {refusal.instead}.")
 
 
 def check_still_fits(slot: Slot, fmt: Format) -> None:
@@ -113,10 +108,6 @@ def stochastic(dtype: DType) -> Format | SlotPolicy:
 
     Raises:
       ValueError: another dtype.
-
-    Example:
-      >>> import adam_jax, jax.numpy as jnp
-      >>> tx = adam_jax.adamw(1e-3, mu_dtype=jnp.bfloat16, nu_dtype=stochastic(jnp.bfloat16))
     """
     checked = check_slot_dtype("dtype", dtype)
     if isinstance(checked, Quantized):
@@ -151,11 +142,6 @@ def by_path(choices: Mapping[str, SlotDType], default: SlotDType = AT_LEAST_FLOA
 
     Raises:
       ValueError: an invalid regular expression, or a dtype that cannot store a moment.
-
-    Example:
-      >>> import adam_jax, jax.numpy as jnp
-      >>> moments = by_path({".*embed.*": jnp.float32}, default=jnp.int8)
-      >>> tx = adam_jax.adamw(1e-3, mu_dtype=moments, nu_dtype=moments)
     """
     for expression in choices:
         check_expression("each key of choices", expression)
@@ -190,12 +176,11 @@ def format_of(stored: Stored) -> Format | None:
     """The format of a stored slot, read from its stored form; None for an empty slot.
 
     The state determines the format, not the user's setting. So dtypes never change between steps,
-    even in a state from an Optax checkpoint. A plain array is dense; any other form has its format
-    as the attribute `format`.
+    even in a state from an Optax checkpoint.
     """
-    if isinstance(stored, jax.Array):  # Most are, and a failed getattr on a tracer is slow.
-        return Dense(stored.dtype)
-    if isinstance(own := getattr(stored, "format", None), Format):
+    # Most are arrays, and a failed getattr on a tracer is slow.
+    own = None if isinstance(stored, jax.Array) else getattr(stored, "format", None)
+    if isinstance(own, Format):
         return own
     return Dense(stored.dtype) if hasattr(stored, "dtype") else None
 

@@ -2,8 +2,8 @@
 
 bfloat16 numbers are 0.4 to 0.8 % apart. An average that moves by 0.1 % per step, or a weight with
 an update under half of the distance, stops changing if it is rounded to nearest. Moments are
-rounded stochastically: up or down, so that the mean is the number itself. Weights are too, or are
-split into weights for the model and a rest that the optimizer keeps, and joined before each step.
+rounded up or down at random, so that the mean is the number itself. Weights are too, or are split
+into weights for the model and a rest that the optimizer keeps, and joined before each step.
 """
 
 import abc
@@ -118,11 +118,10 @@ def _distance(x: jax.Array) -> jax.Array:
 
 
 class WeightFormat(abc.ABC):
-    """A frozen dataclass of static fields, never callable, like a `Format`.
+    """How bfloat16 weights and a rest, which the optimizer keeps, represent float32 weights.
 
     Invariant: `split(join(p, rest))` is `(p, rest)`, so a step that moves nothing changes nothing
-    (except the sign of a zero in `Compensated`). Derivatives through the bits of `Residual`, and
-    through stochastic rounding, are 0.
+    (except the sign of a zero in `Compensated`).
 
     Attributes:
       rest_dtype: the dtype of the rest; None if this form keeps none.
@@ -133,7 +132,7 @@ class WeightFormat(abc.ABC):
     stochastic: bool = False
 
     def applies(self, p: Leaf) -> bool:
-        """Whether it applies to this weight: to bfloat16 only."""
+        """Whether it applies to this weight."""
         return getattr(p, "dtype", None) == jnp.bfloat16
 
     def widened(self, p: Leaf) -> Leaf:
@@ -161,10 +160,7 @@ class WeightFormat(abc.ABC):
 
     @abc.abstractmethod
     def split(self, x: jax.Array, noise: Leaf) -> tuple[jax.Array, Leaf]:
-        """The inverse of `join`: the bfloat16 weights, and the rest.
-
-        `noise` is that of `bits_of_weights`, if the form is `stochastic`.
-        """
+        """The bfloat16 weights and the rest; `noise` as in `bits_of_weights`, if stochastic."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,20 +200,18 @@ class Residual(WeightFormat):
 
     With 8 bits the weights are 24-bit floating-point numbers, rounded stochastically and unbiased.
 
-    The weight is the nearest bfloat16; halves round away from zero. This is computed in integers:
-    the upper half of the 32 bits is the bfloat16 below, and the lower half, with a sign, is added.
+    The weight is the nearest bfloat16; halves round away from zero. The lower half of the 32 bits
+    is thus added to the upper half with a sign.
     """
 
     bits: int  # 16 or 8.
 
     @property
     def stochastic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """With 8 bits, weights are rounded stochastically."""
         return self.bits < 16
 
     @property
     def rest_dtype(self) -> DType:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The dtype with that many bits."""
         return jnp.int16 if self.bits == 16 else jnp.int8
 
     def join(self, p: jax.Array, rest: Leaf) -> jax.Array:
@@ -225,8 +219,7 @@ class Residual(WeightFormat):
         upper = jax.lax.bitcast_convert_type(p, jnp.int32)
         lower = jax.lax.convert_element_type(rest, jnp.int32) << np.int32(16 - self.bits)
         joined = jax.lax.bitcast_convert_type(upper + lower, jnp.float32)
-        # A weight that was set to zero or infinity from outside has no rest: 0 minus one bit would
-        # be NaN.
+        # A weight set to zero or infinity from outside has no rest: 0 minus one bit would be NaN.
         return jnp.where(self._has_rest(joined), joined, p)
 
     def split(self, x: jax.Array, noise: Leaf) -> tuple[jax.Array, Leaf]:
@@ -243,10 +236,8 @@ class Residual(WeightFormat):
         has_rest = self._has_rest(x)
         # Selected before narrowing: XLA:TPU adds a pass for a select of 16 bits.
         p, rest = jnp.where(has_rest, p, x), jnp.where(has_rest, rest, 0)
-        return (
-            jax.lax.convert_element_type(p, jnp.bfloat16),
-            jax.lax.convert_element_type(rest, self.rest_dtype),
-        )
+        p = jax.lax.convert_element_type(p, jnp.bfloat16)
+        return p, jax.lax.convert_element_type(rest, self.rest_dtype)
 
     def _has_rest(self, x: jax.Array) -> jax.Array:
         """Whether a float32 is not NaN, and not so large that its bfloat16 may be infinite."""
@@ -271,12 +262,10 @@ class Split:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the weights."""
         return jnp.shape(self.stored)
 
     @property
     def dtype(self) -> np.dtype:
-        """The dtype of the joined weights."""
         return np.dtype(np.float32)
 
     def of_layer(self, number: jax.Array) -> "Split":

@@ -43,7 +43,7 @@ class Offloaded(Body):
         return self.moved(state, store)
 
     def moved(self, state: State, move: Function) -> State:
-        """The state with the selected arrays moved; scalars stay on the device."""
+        """The state with the selected arrays moved."""
         leaves, treedef = jax.tree.flatten(state)
         pairs = zip(leaves, self.on_host(state), strict=True)
         return treedef.unflatten([move(x) if host else x for x, host in pairs])

@@ -22,6 +22,7 @@ from adam_jax.core.states import owners
 from adam_jax.core.step import Body, Step
 from adam_jax.core.transformation import Transformation, body_of
 from adam_jax.core.trees import leaf_paths
+from adam_jax.formats.base import sharding_of
 from adam_jax.formats.blockwise import fitting_block
 from adam_jax.formats.dense import is_floating
 from adam_jax.formats.policy import format_of
@@ -56,15 +57,13 @@ class Placement:
                 f"mesh must be a jax.sharding.Mesh, got {printed(mesh)}: jax.make_mesh makes one."
             )
         axes = axes_in(axis)
-        missing = [name for name in axes if name not in mesh.axis_names]
-        if missing or not axes:
+        if not axes or not {*axes} <= {*mesh.axis_names}:
             raise ValueError(
                 f"axis must be of the mesh, whose axes are {mesh.axis_names}, got {printed(axis)}:"
                 f" write axis={mesh.axis_names[0]!r}."
             )
-        frozen = None if specs is None else FrozenTree.of(specs)
         min_size = check_integer("min_size", min_size, 0, instead="0 splits all that divide")
-        return cls(mesh, axes, frozen, min_size)
+        return cls(mesh, axes, None if specs is None else FrozenTree.of(specs), min_size)
 
     def of_params(self, params: Params) -> list[PartitionSpec]:
         """The spec of each parameter; None leaves are left out."""
@@ -77,9 +76,8 @@ class Placement:
                 f"specs must be a tree of PartitionSpecs like the parameters, or a prefix of it,"
                 f" got {self.specs.treedef} for {jax.tree.structure(params)}."
             ) from None
-        counts = (len(jax.tree.leaves(subtree)) for subtree in below)
-        pairs = zip(self.specs.leaves, counts, strict=True)
-        return [spec for spec, count in pairs for _ in range(count)]
+        pairs = zip(self.specs.leaves, below, strict=True)
+        return [spec for spec, subtree in pairs for _ in jax.tree.leaves(subtree)]
 
     def of_state(self, params: Params) -> list[PartitionSpec]:
         """The spec of each parameter's state."""
@@ -130,8 +128,8 @@ class Placement:
 
     def of_stored(
         self, state: State, params: Params
-    ) -> tuple[list[NamedSharding], list[PartitionSpec]]:
-        """The sharding of each array of a state, and the spec of each parameter in the step.
+    ) -> tuple[list[PartitionSpec], list[PartitionSpec]]:
+        """The spec of each array of a state, and of each parameter in the step.
 
         That is the spec of `of_state`, or a coarser one if the stored arrays cannot be split so.
         """
@@ -141,13 +139,19 @@ class Placement:
             arrays, fmt = jax.tree.leaves(stored), format_of(stored)
             shape = () if fmt is None else fmt.shape(stored)
             if fmt is None or i is None or not shape or shapes[i] != shape:
-                where += [NamedSharding(self.mesh, PartitionSpec())] * len(arrays)
+                where += [PartitionSpec()] * len(arrays)
                 continue
-            own = jax.tree.leaves(fmt.shardings(stored, NamedSharding(self.mesh, told[i])))
+            shardings = fmt.shardings(stored, NamedSharding(self.mesh, told[i]))
+            own = [x.spec for x in jax.tree.leaves(shardings)]
             where += own
-            whole = (s.spec for x, s in zip(arrays, own, strict=True) if np.shape(x) == shape)
+            whole = (s for x, s in zip(arrays, own, strict=True) if np.shape(x) == shape)
             specs[i] = next((spec for spec in whole if spec != told[i]), specs[i])
         return where, specs
+
+    def shardings(self, state: State, params: Params) -> PyTree:
+        """A tree like the state with the sharding of each array."""
+        where, _ = self.of_stored(state, params)
+        return jax.tree.structure(state).unflatten(NamedSharding(self.mesh, s) for s in where)
 
 
 @frozen_pytree
@@ -165,33 +169,29 @@ class Sharded(Body):
         else:
             split = self.placement.place(params, self.placement.of_state(params))
             state = self.explicit_init(split)
-        return _moved(self.placement, state, self.placement.of_stored(state, params)[0])
+        return self.placement.place(state, self.placement.of_stored(state, params)[0])
 
     def explicit_init(self, params: Params) -> PyTree:
         """`init` with shardings in the types of the parameters, since blocks depend on them."""
-        leaves, treedef = jax.tree.flatten(params)
         if _all_explicit(params):
             return self.inner.init(params)
-        mesh = self.placement.mesh
-        explicit = (AxisType.Explicit,) * len(mesh.axis_names)
-        explicit = Mesh(mesh.devices, mesh.axis_names, axis_types=explicit).abstract_mesh
-        specs = self.placement.of_state(params)
+        automatic = self.placement.mesh.abstract_mesh
+        explicit = automatic.update(axis_types=(AxisType.Explicit,) * len(automatic.axis_names))
+        leaves, treedef = jax.tree.flatten(params)
+        told = [NamedSharding(explicit, spec) for spec in self.placement.of_state(params)]
         with jax.sharding.use_abstract_mesh(explicit):
-            pairs = zip(leaves, specs, strict=True)
-            told = [jax.sharding.reshard(x, NamedSharding(explicit, spec)) for x, spec in pairs]
-            state = self.inner.init(treedef.unflatten(told))
-        automatic = mesh.abstract_mesh
+            state = self.inner.init(treedef.unflatten(jax.sharding.reshard(leaves, told)))
+        untold = NamedSharding(automatic, PartitionSpec())
         with jax.sharding.use_abstract_mesh(automatic):
-            untold = NamedSharding(automatic, PartitionSpec())
             return jax.tree.map(lambda x: jax.sharding.reshard(x, untold), state)
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
         """The inner step; each device steps its own part of the gradients and parameters."""
         placement, missing = self.placement, len(step.here) < step.treedef.num_leaves
-        known = step.params if missing and step.params is not None else step.tree
-        where, specs = placement.of_stored(state, known)
         # If a gradient is None and params are not given, its part of the state is unknown.
         partly = missing and step.params is None
+        known = step.params if missing and not partly else step.tree
+        where, specs = placement.of_stored(state, known)
         paths = leaf_paths(known, none_is_leaf=False)
         split = dict(zip(paths, specs, strict=True))
         whole = dict(zip(paths, placement.of_params(known), strict=True))
@@ -204,23 +204,20 @@ class Sharded(Body):
         # this device's part, and the parameters it returns would be split as well.
         g, p = place(step.g, split), place(place(step.p, whole), split)
         if not partly and not _is_traced(state):  # Under jit XLA infers the state's sharding.
-            state = _moved(placement, state, where)
+            state = placement.place(state, where)
         shardings = {path: NamedSharding(placement.mesh, spec) for path, spec in split.items()}
         out, new = self.inner.run(step.but(g=g, p=p, shardings=shardings), state)
-        new = new if partly else _moved(placement, new, where)
+        new = new if partly else placement.place(new, where)
         results = place(out.finished(), whole)
         return out.but(g=results, p=step.p, factors=(), done=out.done or out.last), new
 
     def check(self, params: Params) -> None:
         """Checks that parameters are partitioned as `specs` says, where that is visible."""
-        specs = self.placement.of_params(params)
-        for i, (p, spec) in enumerate(zip(jax.tree.leaves(params), specs, strict=True)):
-            found = None if isinstance(p, jax.core.Tracer) else getattr(p, "sharding", None)
-            if not isinstance(found, NamedSharding) or not getattr(p, "committed", False):
-                continue
+        paths, leaves = leaf_paths(params, none_is_leaf=False), jax.tree.leaves(params)
+        for path, p, spec in zip(paths, leaves, self.placement.of_params(params), strict=True):
+            found = None if isinstance(p, jax.core.Tracer) else sharding_of(p)
             told = NamedSharding(self.placement.mesh, spec)
-            if not told.is_equivalent_to(found, np.ndim(p)):
-                path = leaf_paths(params, none_is_leaf=False)[i]
+            if isinstance(found, NamedSharding) and not told.is_equivalent_to(found, np.ndim(p)):
                 raise ValueError(
                     f"specs must say how the parameters are partitioned, got {spec} for {path!r},"
                     f" which is {found.spec} on {dict(found.mesh.shape)}: write"
@@ -239,8 +236,8 @@ def shard_state(
     """Splits the state over the devices that hold copies of the parameters (ZeRO, stage 1).
 
     Each of n devices keeps 1/n of the state and steps 1/n of every parameter. XLA reduce-scatters
-    the gradients and all-gathers the new parameters. Together these send as many bytes as the
-    all-reduce of the gradients that they replace.
+    the gradients and all-gathers the new parameters, which together sends as many bytes as the
+    all-reduce that they replace. (On CPUs, and on 16 TPU chips, it sends 1.5 times as many.)
 
     Args:
       tx: any Optax transformation; the state is its own, and so are checkpoints.
@@ -260,9 +257,6 @@ def shard_state(
     Raises:
       ValueError: the mesh has no such axis; `tx` is offloaded; in `init`, parameters that are
         partitioned otherwise than `specs` says.
-
-    When each device keeps only a part of an all-reduce, XLA:GPU replaces it by a reduce-scatter.
-    XLA:TPU does so on 8 chips; on 16 it sends 1.5 times the bytes, as XLA:CPU always does.
 
     Differs from PyTorch (`ZeroRedundancyOptimizer`) in: each parameter is split, not assigned whole
     to one device; DeepSpeed's stage 1 also splits.
@@ -295,8 +289,7 @@ def like_params(state: State, params: Params) -> PyTree:
     [mesh, *_] = (p.sharding.mesh for p in jax.tree.leaves(params) if p.sharding)
     whole = PartitionSpec()
     specs = FrozenTree.of(jax.tree.map(lambda p: p.sharding.spec if p.sharding else whole, params))
-    where, _ = Placement(mesh, (), specs, 0).of_stored(state, params)
-    return jax.tree.structure(state).unflatten(where)
+    return Placement(mesh, (), specs, 0).shardings(state, params)
 
 
 def state_shardings(
@@ -327,11 +320,9 @@ def state_shardings(
 
 def _shardings(placement: Placement, body: Body, params: Params) -> PyTree:
     """The state's shardings and kinds of memory, inside `offload` and `shard_state`."""
-    if isinstance(body, Sharded):
-        return _shardings(placement, body.inner, params)
     if not isinstance(body, Offloaded):
-        state = jax.eval_shape(Sharded(body, placement).init, params)
-        return jax.tree.unflatten(jax.tree.structure(state), placement.of_stored(state, params)[0])
+        inner = body.inner if isinstance(body, Sharded) else body
+        return placement.shardings(jax.eval_shape(Sharded(inner, placement).init, params), params)
     on_host = body.on_host(jax.eval_shape(body.inner.init, params))
     shardings, treedef = jax.tree.flatten(_shardings(placement, body.inner, params))
     pairs = zip(shardings, on_host, strict=True)
@@ -344,7 +335,3 @@ def _all_explicit(tree: PyTree) -> bool:
 
 def _is_traced(tree: PyTree) -> bool:
     return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
-
-
-def _moved(placement: Placement, state: State, where: list[NamedSharding]) -> PyTree:
-    return placement.place(state, (sharding.spec for sharding in where))
