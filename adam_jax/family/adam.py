@@ -44,7 +44,7 @@ def scale_by_adam(
         nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
         u  = mû / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
 
-    The arguments are those of `adamw`, which lists errors, differences and sources.
+    The arguments are those of `adamw`, which explains all else.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
@@ -93,7 +93,7 @@ def adam(
         the gradient before the moments, like `weight_decay` in PyTorch's Adam. None omits it and
         its entry in the state.
 
-    The other arguments are those of `adamw`, which lists errors, differences and sources.
+    The other arguments are those of `adamw`, which explains all else.
 
     Returns:
       A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then an
@@ -157,7 +157,7 @@ def adamw(
         function of the number of completed optimizer steps (0 at the first).
       b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε of the paper's algorithm 1, added outside the root, in units of the gradient; ≥ 0.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0.
       mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
         `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
