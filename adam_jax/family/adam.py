@@ -16,7 +16,8 @@ from adam_jax._types import Count, Number
 from adam_jax.core.masks import MaskLike
 from adam_jax.core.member import Member, Stage
 from adam_jax.core.states import register
-from adam_jax.core.transformation import Decay, Transformation, optimizer, scale_by_rule
+from adam_jax.core.transformation import Transformation, scale_by_rule
+from adam_jax.family.alias import alias
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.formats.policy import SlotDType
 from adam_jax.numerics import DecayRate, DecayRateLike
@@ -113,15 +114,7 @@ def adam(
       >>> print(params["w"].round(2))
       [1. 1.]
     """
-    positional = (b1, b2, eps, eps_root, mu_dtype)
-    scaled = scale_by_adam(
-        *positional,
-        nesterov=nesterov,
-        nu_dtype=nu_dtype,
-        eps_hat=eps_hat,
-        bias_correction=bias_correction,
-    )
-    return optimizer(scaled, learning_rate, l2=l2)
+    return alias(scale_by_adam, **locals())
 
 
 def adamw(
@@ -204,16 +197,7 @@ def adamw(
 
     Reference: Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019, algorithm 2.
     """
-    positional = (b1, b2, eps, eps_root, mu_dtype)
-    scaled = scale_by_adam(
-        *positional,
-        nesterov=nesterov,
-        nu_dtype=nu_dtype,
-        eps_hat=eps_hat,
-        bias_correction=bias_correction,
-    )
-    decay = Decay(weight_decay, mask, weight_decay_mask, scale_decay)
-    return optimizer(scaled, learning_rate, decay=decay)
+    return alias(scale_by_adam, **locals())
 
 
 class ScaleByBiasCorrectionState(NamedTuple):

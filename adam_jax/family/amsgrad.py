@@ -12,7 +12,8 @@ from jax.typing import ArrayLike
 
 from adam_jax._types import Count, Number
 from adam_jax.core.masks import MaskLike
-from adam_jax.core.transformation import Decay, Transformation, optimizer, scale_by_rule
+from adam_jax.core.transformation import Transformation, scale_by_rule
+from adam_jax.family.alias import alias
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.formats.policy import SlotDType
 from adam_jax.numerics import DecayRate, DecayRateLike
@@ -128,11 +129,7 @@ def amsgrad(
 
     PyTorch has it as `Adam(amsgrad=True)`.
     """
-    positional = (b1, b2, eps, eps_root, mu_dtype, bias_correction_mu, bias_correction_nu)
-    scaled = scale_by_amsgrad(
-        *positional, max_before_correction=max_before_correction, nu_dtype=nu_dtype, eps_hat=eps_hat
-    )
-    return optimizer(scaled, learning_rate, l2=l2)
+    return alias(scale_by_amsgrad, **locals())
 
 
 def amsgradw(
@@ -183,9 +180,4 @@ def amsgradw(
     Reference: Reddi, Kale & Kumar 2018, algorithm 2, which has no bias correction; Loshchilov &
     Hutter 2019, algorithm 2.
     """
-    positional = (b1, b2, eps, eps_root, mu_dtype, bias_correction_mu, bias_correction_nu)
-    scaled = scale_by_amsgrad(
-        *positional, max_before_correction=max_before_correction, nu_dtype=nu_dtype, eps_hat=eps_hat
-    )
-    decay = Decay(weight_decay, mask, weight_decay_mask, scale_decay)
-    return optimizer(scaled, learning_rate, decay=decay)
+    return alias(scale_by_amsgrad, **locals())

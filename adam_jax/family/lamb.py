@@ -10,8 +10,9 @@ from jax.typing import ArrayLike
 
 from adam_jax.core.masks import MaskLike
 from adam_jax.core.member import Stage
-from adam_jax.core.transformation import Decay, Transformation, optimizer
+from adam_jax.core.transformation import Transformation
 from adam_jax.family.adam import scale_by_adam
+from adam_jax.family.alias import alias
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.formats.policy import SlotDType
 from adam_jax.numerics import DecayRateLike, exact, squared
@@ -77,6 +78,4 @@ def lamb(
 
     Reference: You et al. 2020, algorithm 2.
     """
-    scaled = scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nu_dtype=nu_dtype)
-    decay = Decay(weight_decay, mask, weight_decay_mask, scale_decay)
-    return optimizer(scaled, learning_rate, decay=decay, before_learning_rate=(TRUST_RATIO,))
+    return alias(scale_by_adam, before_learning_rate=(TRUST_RATIO,), **locals())

@@ -10,7 +10,8 @@ from jax.typing import ArrayLike
 
 from adam_jax._types import Number
 from adam_jax.core.masks import MaskLike
-from adam_jax.core.transformation import Decay, Transformation, optimizer, scale_by_rule
+from adam_jax.core.transformation import Transformation, scale_by_rule
+from adam_jax.family.alias import alias
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.formats.policy import SlotDType
 from adam_jax.numerics import DecayRate, DecayRateLike, sign
@@ -117,6 +118,4 @@ def lion(
 
     Reference: Chen et al. 2023, algorithm 2.
     """
-    scaled = scale_by_lion(b1, b2, mu_dtype, mode=mode, smooth_beta=smooth_beta)
-    decay = Decay(weight_decay, mask, weight_decay_mask, scale_decay)
-    return optimizer(scaled, learning_rate, decay=decay)
+    return alias(scale_by_lion, **locals())

@@ -13,8 +13,9 @@ from jax.typing import ArrayLike
 
 from adam_jax._types import Count, Number
 from adam_jax.core.masks import MaskLike
-from adam_jax.core.transformation import Decay, Transformation, optimizer, scale_by_rule
+from adam_jax.core.transformation import Transformation, scale_by_rule
 from adam_jax.family.adam import scale_by_adam
+from adam_jax.family.alias import alias
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.formats.policy import SlotDType
 from adam_jax.numerics import DecayRate, DecayRateLike
@@ -128,15 +129,7 @@ def nadam(
     Returns:
       A transformation whose state is that of `adam`, as in Optax.
     """
-    positional = (b1, b2, eps, eps_root, mu_dtype)
-    scaled = scale_by_nadam(
-        *positional,
-        nesterov=nesterov,
-        momentum_decay=momentum_decay,
-        nu_dtype=nu_dtype,
-        eps_hat=eps_hat,
-    )
-    return optimizer(scaled, learning_rate, l2=l2)
+    return alias(scale_by_nadam, **locals())
 
 
 def nadamw(
@@ -185,13 +178,4 @@ def nadamw(
     Reference: Dozat 2016, algorithm 2; section 3.1 for `momentum_decay`; Loshchilov & Hutter 2019,
     algorithm 2.
     """
-    positional = (b1, b2, eps, eps_root, mu_dtype)
-    scaled = scale_by_nadam(
-        *positional,
-        nesterov=nesterov,
-        momentum_decay=momentum_decay,
-        nu_dtype=nu_dtype,
-        eps_hat=eps_hat,
-    )
-    decay = Decay(weight_decay, mask, weight_decay_mask, scale_decay)
-    return optimizer(scaled, learning_rate, decay=decay)
+    return alias(scale_by_nadam, **locals())

@@ -8,7 +8,8 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from adam_jax.core.transformation import Transformation, optimizer, scale_by_rule
+from adam_jax.core.transformation import Transformation, scale_by_rule
+from adam_jax.family.alias import alias
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.formats.policy import SlotDType
 from adam_jax.numerics import DecayRate, DecayRateLike
@@ -99,6 +100,4 @@ def yogi(
 
     Reference: Zaheer et al. 2018, algorithm 2, which has no bias correction.
     """
-    positional = (b1, b2, eps, eps_root, initial_accumulator_value)
-    scaled = scale_by_yogi(*positional, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
-    return optimizer(scaled, learning_rate, l2=l2)
+    return alias(scale_by_yogi, **locals())
