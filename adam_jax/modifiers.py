@@ -28,7 +28,7 @@ from adam_jax.formats.policy import SlotDType, check_slot_dtype
 from adam_jax.numerics import DecayRate, after_first, exact, root, sign, squared
 from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.rules.adam import Quotient
-from adam_jax.rules.base import Modifier, Rule, View
+from adam_jax.rules.base import Modifier, Rule, View, with_parts
 from adam_jax.rules.hyperparameters import Relative, Scaled
 from adam_jax.rules.units import Unit, numbers_of, units_of, with_numbers
 from adam_jax.slots import Slot
@@ -278,7 +278,12 @@ def atan2(
     b = check_number("b", b, 1e-30, instead="the usual value is 1.0")
 
     def change(rule: Rule) -> Rule:
-        return rule.with_direction(lambda squared: Atan2(a, b, squared))
+        new = with_parts(rule, lambda x: Atan2(a, b, x.squared) if isinstance(x, Quotient) else x)
+        if new is rule:
+            raise ValueError(f"tx must divide by a root, and {type(rule).__name__} does not.")
+        # Adamax and AdaBelief add ε to the accumulator.
+        gradient = (Unit.GRADIENT, Unit.GRADIENT_SQUARED)
+        return with_numbers(new, lambda unit, number: 0.0 if unit in gradient else number)
 
     return modified(atan2, tx, around_rule(change), a=a, b=b)
 
@@ -295,7 +300,16 @@ def nesterov(tx: Modifiable) -> Modifiable:
     Reference: Dozat 2016, Incorporating Nesterov Momentum into Adam, algorithm 2.
     """
 
-    return modified(nesterov, tx, around_rule(lambda rule: rule.looking_ahead()))
+    def change(rule: Rule) -> Rule:
+        new = with_parts(rule, lambda x: x.looking_ahead() if hasattr(x, "looking_ahead") else x)
+        if new is rule:
+            raise ValueError(
+                f"tx must read a plain average of the gradient, got {type(rule).__name__}, which"
+                f" looks ahead in its own way."
+            )
+        return new
+
+    return modified(nesterov, tx, around_rule(change))
 
 
 class GrokfastState(NamedTuple):

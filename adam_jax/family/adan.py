@@ -4,7 +4,6 @@ https://arxiv.org/abs/2208.06677
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import jax.numpy as jnp
 import optax
@@ -13,7 +12,8 @@ from jax.typing import ArrayLike
 
 from adam_jax._types import Count, Number
 from adam_jax.core.masks import MaskLike
-from adam_jax.core.transformation import Decay, Transformation, optimizer, scale_by_rule
+from adam_jax.core.transformation import Transformation, scale_by_rule
+from adam_jax.family.alias import alias
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.formats.policy import SlotDType
 from adam_jax.numerics import DecayRate, DecayRateLike, after_first, bounded, squared
@@ -68,9 +68,6 @@ class Adan(IrregularRule):
         # Always g. The select lets XLA:CPU write it over the old gradient, not to a new buffer.
         leaf.renew("g", jnp.where(self.later >= 0, g, old))
         return self.direction((m + self.ratio * v) * self.of_m, n * self.of_n)
-
-    def with_direction(self, make: Callable[[bool], Direction]) -> "Adan":
-        return dataclasses.replace(self, direction=self.direction.replaced(make))
 
 
 def scale_by_adan(
@@ -150,9 +147,4 @@ def adan(
 
     Reference: Xie et al. 2022, algorithm 1, whose decay is proximal: θ ← (θ - α·u) / (1 + λ·α).
     """
-    positional = (b1, b2, b3, eps, eps_root)
-    scaled = scale_by_adan(
-        *positional, change_weight=change_weight, mu_dtype=mu_dtype, nu_dtype=nu_dtype
-    )
-    decay = Decay(weight_decay, mask, weight_decay_mask, scale_decay)
-    return optimizer(scaled, learning_rate, decay=decay)
+    return alias(scale_by_adan, **locals())

@@ -12,7 +12,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from adam_jax._types import Count, Number
-from adam_jax.core.transformation import Transformation, optimizer, scale_by_rule
+from adam_jax.core.transformation import Transformation, scale_by_rule
+from adam_jax.family.alias import alias
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.formats.policy import SlotDType
 from adam_jax.numerics import DecayRate, DecayRateLike, after_first, divide, root, sign, squared
@@ -94,9 +95,6 @@ class Adopt(IrregularRule):
         mu = leaf.renew("mu", jnp.where(later, mu, leaf.old["mu"]))
         leaf.renew("nu", jnp.where(later, self.b2.average(leaf.old["nu"], square), square))
         return self.b1.average(mu, x) if self.nesterov else mu
-
-    def with_direction(self, make: Callable[[bool], Direction]) -> "Adopt":
-        return dataclasses.replace(self, direction=self.direction.replaced(make))
 
     def looking_ahead(self) -> "Adopt":
         if self.nesterov:
@@ -181,14 +179,4 @@ def adopt(
 
     Reference: Taniguchi et al. 2024, algorithm 2, and its appendix on clipping.
     """
-    scaled = scale_by_adopt(
-        b1,
-        b2,
-        eps,
-        mu_dtype,
-        nesterov=nesterov,
-        use_clipping=use_clipping,
-        clip_value_fn=clip_value_fn,
-        nu_dtype=nu_dtype,
-    )
-    return optimizer(scaled, learning_rate, l2=l2)
+    return alias(scale_by_adopt, **locals())

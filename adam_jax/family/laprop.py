@@ -3,8 +3,6 @@
 https://arxiv.org/abs/2002.04839
 """
 
-import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import optax
@@ -14,12 +12,13 @@ from jax.typing import ArrayLike
 from adam_jax._types import Updates
 from adam_jax.core.masks import MaskLike
 from adam_jax.core.states import register
-from adam_jax.core.transformation import Decay, Transformation, optimizer, scale_by_rule
+from adam_jax.core.transformation import Transformation, scale_by_rule
+from adam_jax.family.alias import alias
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.formats.policy import SlotDType
 from adam_jax.numerics import DecayRate, DecayRateLike, exact, squared
 from adam_jax.pytrees import frozen_pytree
-from adam_jax.rules.adam import Ema, Root, looking_ahead
+from adam_jax.rules.adam import Ema, Root
 from adam_jax.rules.base import Direction, MemberRule, View
 from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.slots import Slot
@@ -68,12 +67,6 @@ class Laprop(MemberRule):
 
     def normalised(self, leaf: View, u: Array) -> Array:
         return self.direction.normalised(leaf.g, self.second.read(leaf))
-
-    def with_direction(self, make: Callable[[bool], Direction]) -> "Laprop":
-        return dataclasses.replace(self, direction=self.direction.replaced(make))
-
-    def looking_ahead(self) -> "Laprop":
-        return dataclasses.replace(self, first=looking_ahead(self.first))
 
 
 def scale_by_laprop(
@@ -125,8 +118,7 @@ def laprop(
     Returns:
       A transformation whose state is that of `adam`, but with `ScaleByLapropState`.
     """
-    scaled = scale_by_laprop(b1, b2, eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
-    return optimizer(scaled, learning_rate, l2=l2)
+    return alias(scale_by_laprop, **locals())
 
 
 def lapropw(
@@ -170,6 +162,4 @@ def lapropw(
     Reference: Ziyin, Wang & Ueda 2020, algorithm 1; eps is from the authors' code. Loshchilov &
     Hutter 2019, algorithm 2, for the decay.
     """
-    scaled = scale_by_laprop(b1, b2, eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
-    decay = Decay(weight_decay, mask, weight_decay_mask, scale_decay)
-    return optimizer(scaled, learning_rate, decay=decay)
+    return alias(scale_by_laprop, **locals())

@@ -4,7 +4,6 @@ https://arxiv.org/abs/2411.10438
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -15,13 +14,14 @@ from jax.typing import ArrayLike
 from adam_jax._types import Count, Number, Updates
 from adam_jax.core.masks import MaskLike
 from adam_jax.core.states import register
-from adam_jax.core.transformation import Decay, Transformation, optimizer, scale_by_rule
+from adam_jax.core.transformation import Transformation, scale_by_rule
+from adam_jax.family.alias import alias
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.formats.policy import SlotDType
 from adam_jax.numerics import DecayRate, DecayRateLike, after_first, bounded, exact, root, squared
 from adam_jax.pytrees import frozen_pytree
 from adam_jax.rules.adam import Ema, MomentRule, Root
-from adam_jax.rules.base import Direction, MemberRule, View
+from adam_jax.rules.base import MemberRule, View
 from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.slots import Slot
 from adam_jax.validation import check_number
@@ -90,12 +90,6 @@ class Mars(MemberRule):
 
     def normalised(self, leaf: View, u: Array) -> Array:
         return self.inner.normalised(self.corrected(leaf), u)
-
-    def with_direction(self, make: Callable[[bool], Direction]) -> "Mars":
-        return dataclasses.replace(self, inner=self.inner.with_direction(make))
-
-    def looking_ahead(self) -> "Mars":
-        return dataclasses.replace(self, inner=self.inner.looking_ahead())
 
 
 def scale_by_mars(
@@ -183,6 +177,4 @@ def mars_adamw(
     Reference: Yuan et al. 2024, MARS-AdamW with the previous batch's gradient instead of a second
     gradient on this batch (MARS-approx); nu averages |c̃|² as in the authors' code.
     """
-    scaled = scale_by_mars(b1, b2, eps, gamma, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
-    decay = Decay(weight_decay, mask, weight_decay_mask, scale_decay)
-    return optimizer(scaled, learning_rate, decay=decay)
+    return alias(scale_by_mars, **locals())

@@ -4,7 +4,6 @@ https://arxiv.org/abs/1908.03265
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import jax.numpy as jnp
 import optax
@@ -13,7 +12,8 @@ from jax.typing import ArrayLike
 
 from adam_jax._types import Count, Number
 from adam_jax.core.masks import MaskLike
-from adam_jax.core.transformation import Decay, Transformation, optimizer, scale_by_rule
+from adam_jax.core.transformation import Transformation, scale_by_rule
+from adam_jax.family.alias import alias
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.formats.policy import SlotDType
 from adam_jax.numerics import DecayRate, DecayRateLike
@@ -61,9 +61,6 @@ class Rectified(Direction):
 
     def normalised(self, g: Array, second: Array) -> Array:
         return self.direction.normalised(g, second)
-
-    def replaced(self, make: Callable[[bool], Direction]) -> "Rectified":
-        return dataclasses.replace(self, direction=self.direction.replaced(make))
 
 
 # -B₂ₖ/(2k)! with the Bernoulli numbers, from k = 10 down to 1.
@@ -148,11 +145,7 @@ def radam(
     Returns:
       A transformation whose state is that of `adam`, as in Optax.
     """
-    positional = (b1, b2, eps, eps_root, threshold)
-    scaled = scale_by_radam(
-        *positional, nesterov=nesterov, mu_dtype=mu_dtype, nu_dtype=nu_dtype, eps_hat=eps_hat
-    )
-    return optimizer(scaled, learning_rate, l2=l2)
+    return alias(scale_by_radam, **locals())
 
 
 def radamw(
@@ -196,9 +189,4 @@ def radamw(
 
     Reference: Liu et al. 2020, algorithm 2; Loshchilov & Hutter 2019, algorithm 2.
     """
-    positional = (b1, b2, eps, eps_root, threshold)
-    scaled = scale_by_radam(
-        *positional, nesterov=nesterov, mu_dtype=mu_dtype, nu_dtype=nu_dtype, eps_hat=eps_hat
-    )
-    decay = Decay(weight_decay, mask, weight_decay_mask, scale_decay)
-    return optimizer(scaled, learning_rate, decay=decay)
+    return alias(scale_by_radam, **locals())

@@ -10,7 +10,6 @@ that is the second moment of a `MomentRule` also has `read`.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from jax import Array
 from adam_jax._types import Count, Number
 from adam_jax.numerics import DecayRate, divide, exact, root, squared
 from adam_jax.pytrees import frozen_pytree, static
-from adam_jax.rules.base import Direction, MemberRule, Rule, View, reads_otherwise
+from adam_jax.rules.base import Direction, MemberRule, Rule, View
 from adam_jax.rules.units import Unit, in_units_of
 from adam_jax.slots import Slot
 from adam_jax.validation import check_number
@@ -52,15 +51,6 @@ class MomentRule(MemberRule):
 
     def normalised(self, leaf: View, u: Array) -> Array:
         return self.direction.normalised(leaf.g, self.second.read(leaf))
-
-    def with_direction(self, make: Callable[[bool], Direction]) -> "MomentRule":
-        second = self.second
-        if hasattr(second, "eps"):  # Adamax and AdaBelief add ε to the accumulator.
-            second = dataclasses.replace(second, eps=0.0)
-        return MomentRule(self.first, second, self.direction.replaced(make))
-
-    def looking_ahead(self) -> "MomentRule":
-        return dataclasses.replace(self, first=looking_ahead(self.first))
 
 
 @frozen_pytree
@@ -100,6 +90,10 @@ class Ema:
         """The average, with bias correction."""
         x = leaf.new[self.slot]
         return x * self.of_x if self.bias_correction else x
+
+    def looking_ahead(self) -> Any:
+        """An average of the gradient, read one step ahead."""
+        return self if self.magnitude else NesterovEma(self)
 
 
 class AroundEma:
@@ -147,6 +141,10 @@ class AheadEma:
             return self.ema.rate.average(mu, term)
         return (term + self.of_mu * mu) * self.of_both
 
+    def looking_ahead(self) -> Any:
+        """Refused: it does."""
+        raise ValueError("tx must not look ahead already, as nadam(...) does.")
+
 
 @frozen_pytree
 class NesterovEma(AheadEma):
@@ -162,15 +160,21 @@ class NesterovEma(AheadEma):
         return dataclasses.replace(self, of_mu=of_mu, of_both=of_g)
 
 
-def looking_ahead(moment: Any) -> NesterovEma:
-    """A plain average of the gradient, read one step ahead; other moments refuse."""
-    if not isinstance(moment, Ema):
-        raise ValueError(reads_otherwise(moment))
-    return NesterovEma(moment)
+class Quotient(Direction):
+    """A direction that divides gradient and first moment alike.
+
+    Attributes:
+      squared: whether the second moment is a square.
+    """
+
+    squared: bool = True
+
+    def normalised(self, g: Array, second: Array) -> Array:
+        return self(g, second)
 
 
 @frozen_pytree
-class Root(Direction):
+class Root(Quotient):
     """first / (√(second + eps_root) + eps + eps_hat / √(1 - bᵗ)).
 
     Kingma & Ba 2015, algorithm 1, for eps_root = eps_hat = 0.
@@ -219,28 +223,6 @@ class Root(Direction):
             # The bias correction is a product, which XLA:CPU contracts with the sum in some loops.
             second = exact(second) + self.eps_root
         return divide(first, root(second) + self.every_eps)
-
-    def normalised(self, g: Array, second: Array) -> Array:
-        return self(g, second)
-
-    def replaced(self, make: Callable[[bool], Direction]) -> Direction:
-        return make(True)
-
-
-class Quotient(Direction):
-    """A direction that divides gradient and first moment alike, without ε added to a root.
-
-    Attributes:
-      squared: whether the second moment is a square.
-    """
-
-    squared: bool = True
-
-    def normalised(self, g: Array, second: Array) -> Array:
-        return self(g, second)
-
-    def replaced(self, make: Callable[[bool], Direction]) -> Direction:
-        return make(self.squared)
 
 
 @frozen_pytree
