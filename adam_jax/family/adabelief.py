@@ -10,8 +10,7 @@ from jax.typing import ArrayLike
 from adam_jax._types import Number
 from adam_jax.core.masks import MaskLike
 from adam_jax.core.transformation import Decay, Transformation, optimizer, scale_by_rule
-from adam_jax.formats.dense import AT_LEAST_FLOAT32
-from adam_jax.formats.policy import SlotDType
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.numerics import DecayRate, DecayRateLike, bounded, squared
 from adam_jax.pytrees import frozen_pytree
 from adam_jax.rules.adam import AroundEma, Ema, MomentRule, NesterovEma, Root

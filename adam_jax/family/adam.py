@@ -14,12 +14,10 @@ from jax.typing import ArrayLike
 
 from adam_jax._types import Count, Number
 from adam_jax.core.masks import MaskLike
-from adam_jax.core.member import Member, Stage
 from adam_jax.core.states import register
 from adam_jax.core.transformation import Transformation, scale_by_rule
 from adam_jax.family.alias import alias
-from adam_jax.formats.dense import AT_LEAST_FLOAT32
-from adam_jax.formats.policy import SlotDType
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.numerics import DecayRate, DecayRateLike
 from adam_jax.pytrees import frozen_pytree
 from adam_jax.rules.adam import Ema, MomentRule, NesterovEma, Root
@@ -244,5 +242,4 @@ def scale_by_bias_correction(b1: DecayRateLike = 0.9, b2: DecayRateLike = 0.999)
     Reference: Kingma & Ba 2015, section 2, last paragraph. Keras and TensorFlow compute this form.
     """
     rule = CorrectBias(DecayRate.of("b1", b1), DecayRate.of("b2", b2))
-    stage = Stage(rule, ScaleByBiasCorrectionState)
-    return Transformation.around(Member.of(stage, chained=False, name="scale_by_bias_correction"))
+    return scale_by_rule(rule, ScaleByBiasCorrectionState, None, None, "scale_by_bias_correction")

@@ -12,11 +12,10 @@ from adam_jax._types import Number
 from adam_jax.core.masks import MaskLike
 from adam_jax.core.transformation import Transformation, scale_by_rule
 from adam_jax.family.alias import alias
-from adam_jax.formats.dense import AT_LEAST_FLOAT32
-from adam_jax.formats.policy import SlotDType
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.numerics import DecayRate, DecayRateLike, divide
 from adam_jax.pytrees import frozen_pytree
-from adam_jax.rules.adam import Ema, MomentRule, Quotient
+from adam_jax.rules.adam import Direction, Ema, MomentRule
 from adam_jax.rules.base import View
 from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.rules.units import Unit, in_units_of
@@ -44,7 +43,7 @@ class DecayingMax:
 
 
 @frozen_pytree
-class Ratio(Quotient):
+class Ratio(Direction):
     """first / second, for a second moment that is a magnitude, not a square; 0 where both are 0."""
 
     squared = False

@@ -14,12 +14,11 @@ from jax.typing import ArrayLike
 from adam_jax._types import Count, Number
 from adam_jax.core.transformation import Transformation, scale_by_rule
 from adam_jax.family.alias import alias
-from adam_jax.formats.dense import AT_LEAST_FLOAT32
-from adam_jax.formats.policy import SlotDType
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.numerics import DecayRate, DecayRateLike, after_first, divide, root, sign, squared
 from adam_jax.pytrees import frozen_pytree, static
-from adam_jax.rules.adam import Quotient
-from adam_jax.rules.base import Direction, IrregularRule, View
+from adam_jax.rules.adam import Direction
+from adam_jax.rules.base import IrregularRule, View
 from adam_jax.rules.hyperparameters import Hyperparameter, Schedule
 from adam_jax.rules.units import Unit, in_units_of
 from adam_jax.slots import Slot
@@ -32,7 +31,7 @@ def fourth_root(count: Array) -> Array:
 
 
 @frozen_pytree
-class FlooredRoot(Quotient):
+class FlooredRoot(Direction):
     """first / max(√second, eps); a huge number that any bound clips, where that is first / 0.
 
     Infinity would also be clipped, but its derivative is NaN.

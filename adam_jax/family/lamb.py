@@ -13,8 +13,7 @@ from adam_jax.core.member import Stage
 from adam_jax.core.transformation import Transformation
 from adam_jax.family.adam import scale_by_adam
 from adam_jax.family.alias import alias
-from adam_jax.formats.dense import AT_LEAST_FLOAT32
-from adam_jax.formats.policy import SlotDType
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.numerics import DecayRateLike, exact, squared
 from adam_jax.pytrees import frozen_pytree
 from adam_jax.rules.base import Rule, View

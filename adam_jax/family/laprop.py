@@ -14,12 +14,11 @@ from adam_jax.core.masks import MaskLike
 from adam_jax.core.states import register
 from adam_jax.core.transformation import Transformation, scale_by_rule
 from adam_jax.family.alias import alias
-from adam_jax.formats.dense import AT_LEAST_FLOAT32
-from adam_jax.formats.policy import SlotDType
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.numerics import DecayRate, DecayRateLike, exact, squared
 from adam_jax.pytrees import frozen_pytree
-from adam_jax.rules.adam import Ema, Root
-from adam_jax.rules.base import Direction, MemberRule, View
+from adam_jax.rules.adam import Direction, Ema, Root
+from adam_jax.rules.base import MemberRule, View
 from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.slots import Slot
 
@@ -63,10 +62,10 @@ class Laprop(MemberRule):
 
     def update(self, leaf: View) -> Array:
         nu = self.second(leaf, squared(leaf.g))
-        return exact(self.first(leaf, self.direction.normalised(leaf.g, nu)))
+        return exact(self.first(leaf, self.direction(leaf.g, nu)))
 
     def normalised(self, leaf: View, u: Array) -> Array:
-        return self.direction.normalised(leaf.g, self.second.read(leaf))
+        return self.direction(leaf.g, self.second.read(leaf))
 
 
 def scale_by_laprop(

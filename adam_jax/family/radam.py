@@ -14,28 +14,27 @@ from adam_jax._types import Count, Number
 from adam_jax.core.masks import MaskLike
 from adam_jax.core.transformation import Transformation, scale_by_rule
 from adam_jax.family.alias import alias
-from adam_jax.formats.dense import AT_LEAST_FLOAT32
-from adam_jax.formats.policy import SlotDType
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.numerics import DecayRate, DecayRateLike
 from adam_jax.pytrees import frozen_pytree
 from adam_jax.rules.adam import Ema, MomentRule, NesterovEma, Root
-from adam_jax.rules.base import Direction
+from adam_jax.rules.base import Modifier, View
 from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.validation import check_number
 
 
 @frozen_pytree
-class Rectified(Direction):
-    """r·direction once the average of squares is long enough; `first` until then.
+class Rectified(Modifier):
+    """Adam's update times r once the average of squares is long enough; mû until then.
 
     Attributes:
-      direction: Adam's.
+      inner: Adam.
       rate: b of the second moment.
       threshold: the length of that average, in steps, from which it is used.
       r: the factor of this step; 0 while the average is not used.
     """
 
-    direction: Direction
+    inner: MomentRule
     rate: DecayRate
     threshold: Number
     r: Number = None
@@ -54,13 +53,11 @@ class Rectified(Direction):
         r = jnp.sqrt(jnp.where(trusted, above, 1) / jnp.where(trusted, below, 1))
         return dataclasses.replace(self, r=jnp.where(trusted, r, 0))
 
-    def __call__(self, first: Array, second: Array) -> Array:
+    def update(self, leaf: View) -> Array:
+        mu, nu = self.inner.moments(leaf)
         # A NaN in the second moment propagates even while the moment is unused.
-        alone = jnp.where(jnp.isnan(second), second, first)
-        return jnp.where(self.r > 0, self.r * self.direction(first, second), alone)
-
-    def normalised(self, g: Array, second: Array) -> Array:
-        return self.direction.normalised(g, second)
+        alone = jnp.where(jnp.isnan(nu), nu, mu)
+        return jnp.where(self.r > 0, self.r * self.inner.direction(mu, nu), alone)
 
 
 # -B₂ₖ/(2k)! with the Bernoulli numbers, from k = 10 down to 1.
@@ -107,10 +104,10 @@ def scale_by_radam(
     """
     rate = DecayRate.of("b2", b2)
     threshold = check_number("threshold", threshold, 4.0, instead="the usual value is 5.0")
-    first = Ema("mu", DecayRate.of("b1", b1))
-    direction = Rectified(Root.of(eps, eps_root, eps_hat, rate), rate, threshold)
-    second = Ema("nu", rate, magnitude=True)
-    rule = MomentRule(NesterovEma(first) if nesterov else first, second, direction)
+    first, second = Ema("mu", DecayRate.of("b1", b1)), Ema("nu", rate, magnitude=True)
+    direction = Root.of(eps, eps_root, eps_hat, rate)
+    adam = MomentRule(NesterovEma(first) if nesterov else first, second, direction)
+    rule = Rectified(adam, rate, threshold)
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype)
 
 

@@ -19,8 +19,7 @@ from adam_jax.core.member import Member
 from adam_jax.core.states import register
 from adam_jax.core.step import Body, Step, check_state
 from adam_jax.core.transformation import Decay, Transformation, optimizer, scale_by_rule
-from adam_jax.formats.dense import AT_LEAST_FLOAT32
-from adam_jax.formats.policy import SlotDType
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.numerics import DecayRate, DecayRateLike
 from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.rules.adam import Ema, MomentRule, Root

@@ -9,6 +9,7 @@ A moment is a callable: it renews its slots from a new term and returns the stat
 that is the second moment of a `MomentRule` also has `read`.
 """
 
+import abc
 import dataclasses
 from typing import Any
 
@@ -18,7 +19,7 @@ from jax import Array
 from adam_jax._types import Count, Number
 from adam_jax.numerics import DecayRate, divide, exact, root, squared
 from adam_jax.pytrees import frozen_pytree, static
-from adam_jax.rules.base import Direction, MemberRule, Rule, View
+from adam_jax.rules.base import MemberRule, Rule, View
 from adam_jax.rules.units import Unit, in_units_of
 from adam_jax.slots import Slot
 from adam_jax.validation import check_number
@@ -38,19 +39,22 @@ class MomentRule(MemberRule):
 
     first: Any
     second: Any
-    direction: Direction
+    direction: "Direction"
 
     @property
     def slots(self) -> tuple[Slot, ...]:
         return (*self.first.slots, *self.second.slots)
 
     def update(self, leaf: View) -> Array:
+        return self.direction(*self.moments(leaf))
+
+    def moments(self, leaf: View) -> tuple[Array, Array]:
+        """The two moments, renewed and as read."""
         mu = self.first(leaf, leaf.g)
-        nu = self.second(leaf, squared(leaf.g))
-        return self.direction(mu, nu)
+        return mu, self.second(leaf, squared(leaf.g))
 
     def normalised(self, leaf: View, u: Array) -> Array:
-        return self.direction.normalised(leaf.g, self.second.read(leaf))
+        return self.direction(leaf.g, self.second.read(leaf))
 
 
 @frozen_pytree
@@ -160,8 +164,8 @@ class NesterovEma(AheadEma):
         return dataclasses.replace(self, of_mu=of_mu, of_both=of_g)
 
 
-class Quotient(Direction):
-    """A direction that divides gradient and first moment alike.
+class Direction(abc.ABC):
+    """How the first moment, or the gradient, is divided by the second: a `frozen_pytree`.
 
     Attributes:
       squared: whether the second moment is a square.
@@ -169,12 +173,13 @@ class Quotient(Direction):
 
     squared: bool = True
 
-    def normalised(self, g: Array, second: Array) -> Array:
-        return self(g, second)
+    @abc.abstractmethod
+    def __call__(self, first: Array, second: Array) -> Array:
+        """The update of one leaf."""
 
 
 @frozen_pytree
-class Root(Quotient):
+class Root(Direction):
     """first / (√(second + eps_root) + eps + eps_hat / √(1 - bᵗ)).
 
     Kingma & Ba 2015, algorithm 1, for eps_root = eps_hat = 0.

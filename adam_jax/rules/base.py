@@ -101,18 +101,6 @@ class IrregularRule(MemberRule):
         return u
 
 
-class Direction(abc.ABC):
-    """How an update is computed from the two moments, as read: a `frozen_pytree`."""
-
-    @abc.abstractmethod
-    def __call__(self, first: Array, second: Array) -> Array:
-        """The update of one leaf."""
-
-    @abc.abstractmethod
-    def normalised(self, g: Array, second: Array) -> Array:
-        """The gradient divided by the divisor that `__call__` applies to the first moment."""
-
-
 @frozen_pytree
 class Modifier(MemberRule):
     """A member's rule with a different update."""
