@@ -23,12 +23,11 @@ from adam_jax.core.stacked import Layers, LayersLike
 from adam_jax.core.states import register
 from adam_jax.core.step import Body, NoMember
 from adam_jax.core.transformation import Transformation, body_of
-from adam_jax.formats.dense import AT_LEAST_FLOAT32
-from adam_jax.formats.policy import SlotDType, check_slot_dtype
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_slot_dtype
 from adam_jax.numerics import DecayRate, after_first, exact, root, sign, squared
 from adam_jax.pytrees import frozen_pytree, static
-from adam_jax.rules.adam import Quotient
-from adam_jax.rules.base import Modifier, Rule, View
+from adam_jax.rules.adam import Direction
+from adam_jax.rules.base import Modifier, Rule, View, with_parts
 from adam_jax.rules.hyperparameters import Relative, Scaled
 from adam_jax.rules.units import Unit, numbers_of, units_of, with_numbers
 from adam_jax.slots import Slot
@@ -231,7 +230,7 @@ def clip_update_rms(tx: Modifiable, threshold: jax.typing.ArrayLike = 1.0) -> Mo
 
 
 @frozen_pytree
-class Atan2(Quotient):
+class Atan2(Direction):
     """a·atan2(first, b·√second): close to first / √second where that is small, at most a·π/2.
 
     Everett et al. 2024, section 4.3 (Adam-atan2): no ε, and the update does not depend on the scale
@@ -278,7 +277,12 @@ def atan2(
     b = check_number("b", b, 1e-30, instead="the usual value is 1.0")
 
     def change(rule: Rule) -> Rule:
-        return rule.with_direction(lambda squared: Atan2(a, b, squared))
+        new = with_parts(rule, lambda x: Atan2(a, b, x.squared) if isinstance(x, Direction) else x)
+        if new is rule:
+            raise ValueError(f"tx must divide by a root, and {type(rule).__name__} does not.")
+        # Adamax and AdaBelief add ε to the accumulator.
+        gradient = (Unit.GRADIENT, Unit.GRADIENT_SQUARED)
+        return with_numbers(new, lambda unit, number: 0.0 if unit in gradient else number)
 
     return modified(atan2, tx, around_rule(change), a=a, b=b)
 
@@ -295,7 +299,16 @@ def nesterov(tx: Modifiable) -> Modifiable:
     Reference: Dozat 2016, Incorporating Nesterov Momentum into Adam, algorithm 2.
     """
 
-    return modified(nesterov, tx, around_rule(lambda rule: rule.looking_ahead()))
+    def change(rule: Rule) -> Rule:
+        new = with_parts(rule, lambda x: x.looking_ahead() if hasattr(x, "looking_ahead") else x)
+        if new is rule:
+            raise ValueError(
+                f"tx must read a plain average of the gradient, got {type(rule).__name__}, which"
+                f" looks ahead in its own way."
+            )
+        return new
+
+    return modified(nesterov, tx, around_rule(change))
 
 
 class GrokfastState(NamedTuple):

@@ -88,11 +88,7 @@ EXAMPLES: dict[str, list[tuple[str, str, str]]] = {
         ("adam_jax/family/adamax.py", "def scale_by_adamax(", ") -> Transformation:"),
         ("adam_jax/family/adamax.py", "    nu = DecayingMax(", "    return scale_by_rule("),
         ("adam_jax/family/adamax.py", "def adamax(", ") -> Transformation:"),
-        (
-            "adam_jax/family/adamax.py",
-            "    return optimizer(scaled, learning_rate, l2",
-            "    return",
-        ),
+        ("adam_jax/family/adamax.py", "    return alias(scale_by_adamax", "    return"),
         ("adam_jax/__init__.py", "from adam_jax.family.adamax import", "from"),
         ("tests/catalogue/__init__.py", '    Member("adamax"', "    Member"),
         ("tests/catalogue/oracles.py", "def adamax(", "        yield"),
@@ -133,10 +129,11 @@ def mutations() -> str:
 
 def diff(kind: str) -> str:
     """The lines that were added for the smallest example of a kind."""
-    lines, last = ["```diff"], None
+    lines, last, stop = ["```diff"], None, 0
     for file, first, end in EXAMPLES[kind]:
         text = (ROOT / file).read_text().splitlines()
-        [start] = [i for i, line in enumerate(text) if line.startswith(first)]
+        before = stop if file == last else -1
+        start = next(i for i, line in enumerate(text) if i > before and line.startswith(first))
         stop = next(i for i, line in enumerate(text) if i >= start and line.startswith(end))
         part = text[start : stop + 1]
         lines += [f"+++ b/{file}"] if file != last else ["@@"]

@@ -14,11 +14,10 @@ from jax.typing import ArrayLike
 
 from adam_jax._types import Count, Number
 from adam_jax.core.masks import MaskLike
-from adam_jax.core.member import Member, Stage
 from adam_jax.core.states import register
-from adam_jax.core.transformation import Decay, Transformation, optimizer, scale_by_rule
-from adam_jax.formats.dense import AT_LEAST_FLOAT32
-from adam_jax.formats.policy import SlotDType
+from adam_jax.core.transformation import Transformation, scale_by_rule
+from adam_jax.family.alias import alias
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.numerics import DecayRate, DecayRateLike
 from adam_jax.pytrees import frozen_pytree
 from adam_jax.rules.adam import Ema, MomentRule, NesterovEma, Root
@@ -44,7 +43,7 @@ def scale_by_adam(
         nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
         u  = mû / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
 
-    The arguments are those of `adamw`, which lists errors, differences and sources.
+    The arguments are those of `adamw`, which explains all else.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
@@ -93,7 +92,7 @@ def adam(
         the gradient before the moments, like `weight_decay` in PyTorch's Adam. None omits it and
         its entry in the state.
 
-    The other arguments are those of `adamw`, which lists errors, differences and sources.
+    The other arguments are those of `adamw`, which explains all else.
 
     Returns:
       A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then an
@@ -113,15 +112,7 @@ def adam(
       >>> print(params["w"].round(2))
       [1. 1.]
     """
-    positional = (b1, b2, eps, eps_root, mu_dtype)
-    scaled = scale_by_adam(
-        *positional,
-        nesterov=nesterov,
-        nu_dtype=nu_dtype,
-        eps_hat=eps_hat,
-        bias_correction=bias_correction,
-    )
-    return optimizer(scaled, learning_rate, l2=l2)
+    return alias(scale_by_adam, **locals())
 
 
 def adamw(
@@ -157,7 +148,7 @@ def adamw(
         function of the number of completed optimizer steps (0 at the first).
       b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε of the paper's algorithm 1, added outside the root, in units of the gradient; ≥ 0.
+      eps: ε, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0.
       mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
         `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
@@ -204,16 +195,7 @@ def adamw(
 
     Reference: Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019, algorithm 2.
     """
-    positional = (b1, b2, eps, eps_root, mu_dtype)
-    scaled = scale_by_adam(
-        *positional,
-        nesterov=nesterov,
-        nu_dtype=nu_dtype,
-        eps_hat=eps_hat,
-        bias_correction=bias_correction,
-    )
-    decay = Decay(weight_decay, mask, weight_decay_mask, scale_decay)
-    return optimizer(scaled, learning_rate, decay=decay)
+    return alias(scale_by_adam, **locals())
 
 
 class ScaleByBiasCorrectionState(NamedTuple):
@@ -260,5 +242,4 @@ def scale_by_bias_correction(b1: DecayRateLike = 0.9, b2: DecayRateLike = 0.999)
     Reference: Kingma & Ba 2015, section 2, last paragraph. Keras and TensorFlow compute this form.
     """
     rule = CorrectBias(DecayRate.of("b1", b1), DecayRate.of("b2", b2))
-    stage = Stage(rule, ScaleByBiasCorrectionState)
-    return Transformation.around(Member.of(stage, chained=False, name="scale_by_bias_correction"))
+    return scale_by_rule(rule, ScaleByBiasCorrectionState, None, None, "scale_by_bias_correction")

@@ -10,12 +10,12 @@ from jax.typing import ArrayLike
 
 from adam_jax._types import Number
 from adam_jax.core.masks import MaskLike
-from adam_jax.core.transformation import Decay, Transformation, optimizer, scale_by_rule
-from adam_jax.formats.dense import AT_LEAST_FLOAT32
-from adam_jax.formats.policy import SlotDType
+from adam_jax.core.transformation import Transformation, scale_by_rule
+from adam_jax.family.alias import alias
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.numerics import DecayRate, DecayRateLike, divide
 from adam_jax.pytrees import frozen_pytree
-from adam_jax.rules.adam import Ema, MomentRule, Quotient
+from adam_jax.rules.adam import Direction, Ema, MomentRule
 from adam_jax.rules.base import View
 from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.rules.units import Unit, in_units_of
@@ -43,7 +43,7 @@ class DecayingMax:
 
 
 @frozen_pytree
-class Ratio(Quotient):
+class Ratio(Direction):
     """first / second, for a second moment that is a magnitude, not a square; 0 where both are 0."""
 
     squared = False
@@ -66,7 +66,7 @@ def scale_by_adamax(
         mu ← b1·mu + (1-b1)·g            mû = mu / (1 - b1ᵗ)
         nu ← max(b2·nu, |g| + eps)       u  = mû / nu
 
-    The arguments are those of `adamaxw`, which lists errors, differences and sources.
+    The arguments are those of `adamaxw`, which explains all else.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
@@ -93,19 +93,14 @@ def adamax(
         θ  ← θ - α_t·u
 
     Args:
-      l2: λ₂, coupled weight decay, per optimizer step: a number, or a schedule. λ₂·θ is added to
-        the gradient before the moments, like `weight_decay` in PyTorch's Adamax. None omits it and
-        its entry in the state.
+      l2: as in `adam`.
 
-    The other arguments are those of `adamaxw`, which lists errors, differences and sources.
+    The other arguments are those of `adamaxw`, which explains all else.
 
     Returns:
-      A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then an
-      entry for the learning rate: empty, or the count of a schedule. Optax's `adamax` has the same
-      state. With `l2`, its entry comes first, and `update` needs `params`.
+      A transformation whose state is that of `adam`, as in Optax.
     """
-    scaled = scale_by_adamax(b1, b2, eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
-    return optimizer(scaled, learning_rate, l2=l2)
+    return alias(scale_by_adamax, **locals())
 
 
 def adamaxw(
@@ -127,47 +122,20 @@ def adamaxw(
         nu ← max(b2·nu, |g| + eps)       u  = mû / nu
         θ  ← θ - α_t·(u + λ_t·θ)
 
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
     Args:
-      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
-        function of the number of completed optimizer steps (0 at the first).
-      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
       b2: decay rate of the largest gradient, per optimizer step, 0 ≤ b2 < 1.
       eps: added to |g|, in units of the gradient; ≥ 0.
-      weight_decay: λ, decoupled weight decay, per optimizer step: a number (0.0 turns it off;
-        negative values grow the weights), or a schedule.
-      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of one, or a
-        function from the parameters to one, such as `decay_mask`. None decays all leaves.
-      weight_decay_mask: Optax's newer name for `mask`; pass only one of the two.
-      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16, not `jnp.int4`. For bfloat16 write `stochastic(jnp.bfloat16)`:
-        rounded to nearest, nu does not decay.
-      scale_decay: False subtracts λ_t·θ instead of α_t·λ_t·θ (fully decoupled). The decay's entry
-        in the state is then the last.
+      nu_dtype: storage format of nu, as in `adamw`, but not `jnp.int4`.
+
+    The other arguments, the arithmetic and the errors are those of `adamw`.
 
     Returns:
-      A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then one
-      entry for weight decay and one for the learning rate: each is empty, or the count of a
-      schedule. Optax's `adamaxw` has the same state. `update` needs `params`.
+      A transformation whose state is that of `adamw`, as in Optax.
 
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats), a gradient that
-        does not match the state, or missing `params`.
-
-    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
-    16-bit parameters are float32; nu of a complex gradient is real; a callable `mask` gets the
-    parameters in `update` too.
+    Differs from Optax as `adamw` does.
     Differs from Keras in: it adds ε to nu when reading it, not to |g|.
 
     Reference: Kingma & Ba 2015, section 7.1, algorithm 2, which has no ε; Loshchilov & Hutter 2019,
     algorithm 2.
     """
-    scaled = scale_by_adamax(b1, b2, eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
-    decay = Decay(weight_decay, mask, weight_decay_mask, scale_decay)
-    return optimizer(scaled, learning_rate, decay=decay)
+    return alias(scale_by_adamax, **locals())

@@ -4,7 +4,6 @@ https://arxiv.org/abs/2208.06677
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import jax.numpy as jnp
 import optax
@@ -13,13 +12,13 @@ from jax.typing import ArrayLike
 
 from adam_jax._types import Count, Number
 from adam_jax.core.masks import MaskLike
-from adam_jax.core.transformation import Decay, Transformation, optimizer, scale_by_rule
-from adam_jax.formats.dense import AT_LEAST_FLOAT32
-from adam_jax.formats.policy import SlotDType
+from adam_jax.core.transformation import Transformation, scale_by_rule
+from adam_jax.family.alias import alias
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.numerics import DecayRate, DecayRateLike, after_first, bounded, squared
 from adam_jax.pytrees import frozen_pytree
-from adam_jax.rules.adam import Root
-from adam_jax.rules.base import Direction, IrregularRule, View
+from adam_jax.rules.adam import Direction, Root
+from adam_jax.rules.base import IrregularRule, View
 from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.slots import Slot
 from adam_jax.validation import check_number
@@ -69,9 +68,6 @@ class Adan(IrregularRule):
         leaf.renew("g", jnp.where(self.later >= 0, g, old))
         return self.direction((m + self.ratio * v) * self.of_m, n * self.of_n)
 
-    def with_direction(self, make: Callable[[bool], Direction]) -> "Adan":
-        return dataclasses.replace(self, direction=self.direction.replaced(make))
-
 
 def scale_by_adan(
     b1: DecayRateLike = 0.98,
@@ -92,7 +88,7 @@ def scale_by_adan(
 
     A hat is the bias correction: m̂ = m / (1 - b1ᵗ), likewise v̂ by b2 and n̂ by b3.
 
-    The arguments are those of `adan`, which lists errors, differences and sources.
+    The arguments are those of `adan`, which explains all else.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdanState(m, v, n, g, t)`.
@@ -130,53 +126,24 @@ def adan(
 
     A hat is the bias correction: m̂ = m / (1 - b1ᵗ), likewise v̂ by b2 and n̂ by b3.
 
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
     Args:
-      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
-        function of the number of completed optimizer steps (0 at the first).
       b1: decay rate of the gradient's average, per optimizer step, 0 ≤ b1 < 1. The paper's β1 is
         1-b1, and likewise for b2 and b3.
       b2: decay rate of the average of the gradient's change, per optimizer step, 0 ≤ b2 < 1.
       b3: decay rate of the average of squares, per optimizer step, 0 ≤ b3 < 1.
-      eps: ε, added outside the root, in units of the gradient; ≥ 0.
-      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
-      weight_decay: λ, decoupled weight decay, per optimizer step: a number (0.0 turns it off;
-        negative values grow the weights), or a schedule.
-      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of one, or a
-        function from the parameters to one, such as `decay_mask`. None decays all leaves.
-      weight_decay_mask: Optax's newer name for `mask`; pass only one of the two.
       change_weight: w ≥ 0, the weight of the gradient's change. None means 1-b2, as in Optax. The
         paper uses its 1-β2, which is b2 here: 0.92.
-      mu_dtype: storage format of m, v and the last gradient: a floating-point dtype of at least 16
-        bits, `jnp.int8`, `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None
-        is the parameter's dtype. The default is the parameter's dtype, but at least float32.
-      nu_dtype: storage format of n: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, n stops changing.
-      scale_decay: False subtracts λ_t·θ instead of α_t·λ_t·θ (fully decoupled). The decay's entry
-        in the state is then the last.
+      mu_dtype: storage format of m, v and the last gradient, as in `adamw`.
+      nu_dtype: storage format of n, as in `adamw`.
+
+    The other arguments, the arithmetic and the errors are those of `adamw`.
 
     Returns:
-      A transformation whose state is a tuple: `optax.ScaleByAdanState(m, v, n, g, t)`, then one
-      entry for weight decay and one for the learning rate: each is empty, or the count of a
-      schedule. Optax's `adan` has the same state. `update` needs `params`.
+      A transformation whose state is that of `adamw`, but with `optax.ScaleByAdanState`, as in
+      Optax.
 
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats), a gradient that
-        does not match the state, or missing `params`.
-
-    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; averages of
-    16-bit parameters are float32; n of a complex gradient is real; a callable `mask` gets the
-    parameters in `update` too.
+    Differs from Optax as `adamw` does.
 
     Reference: Xie et al. 2022, algorithm 1, whose decay is proximal: θ ← (θ - α·u) / (1 + λ·α).
     """
-    positional = (b1, b2, b3, eps, eps_root)
-    scaled = scale_by_adan(
-        *positional, change_weight=change_weight, mu_dtype=mu_dtype, nu_dtype=nu_dtype
-    )
-    decay = Decay(weight_decay, mask, weight_decay_mask, scale_decay)
-    return optimizer(scaled, learning_rate, decay=decay)
+    return alias(scale_by_adan, **locals())

@@ -15,9 +15,9 @@ from optax import contrib
 from adam_jax._types import Count, Number
 from adam_jax.core.masks import MaskLike
 from adam_jax.core.states import register
-from adam_jax.core.transformation import Decay, Transformation, optimizer, scale_by_rule
-from adam_jax.formats.dense import AT_LEAST_FLOAT32
-from adam_jax.formats.policy import SlotDType
+from adam_jax.core.transformation import Transformation, scale_by_rule
+from adam_jax.family.alias import alias
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.numerics import DecayRate, DecayRateLike
 from adam_jax.pytrees import frozen_pytree
 from adam_jax.rules.adam import Ema, MomentRule, Root
@@ -79,7 +79,7 @@ def scale_by_ademamix(
         m2 ← b3·m2 + (1-b3)·g            nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
         u  = (m̂1 + alpha·m2) / (√(nû + eps_root) + eps)
 
-    The arguments are those of `ademamix`, which lists errors, differences and sources.
+    The arguments are those of `ademamix`, which explains all else.
 
     Returns:
       A transformation whose state is Optax's `ScaleByAdemamixState(count, count_m2, m1, m2, nu)`.
@@ -124,50 +124,21 @@ def ademamix(
         u  = (m̂1 + alpha·m2) / (√(nû + eps_root) + eps)
         θ  ← θ - α_t·(u + λ_t·θ)
 
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
     Args:
-      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
-        function of the number of completed optimizer steps (0 at the first).
       b1: decay rate of the fast average m1, per optimizer step, 0 ≤ b1 < 1.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
       b3: decay rate of the slow average m2, per optimizer step, 0 ≤ b3 ≤ 1: a number, or a function
         of the number of completed optimizer steps.
       alpha: weight of the slow average, ≥ 0: a number, or a function of the number of completed
         optimizer steps. The paper warms up alpha and b3.
-      eps: ε, added outside the root, in units of the gradient; ≥ 0.
-      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
-      mu_dtype: storage format of m1 and m2: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      weight_decay: λ, decoupled weight decay, per optimizer step: a number (0.0 turns it off;
-        negative values grow the weights), or a schedule.
-      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of one, or a
-        function from the parameters to one, such as `decay_mask`. None decays all leaves.
-      weight_decay_mask: Optax's newer name for `mask`; pass only one of the two.
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, nu stops changing.
-      scale_decay: False subtracts λ_t·θ instead of α_t·λ_t·θ (fully decoupled). The decay's entry
-        in the state is then the last.
+      mu_dtype: storage format of m1 and m2, as in `adamw`.
+
+    The other arguments, the arithmetic and the errors are those of `adamw`.
 
     Returns:
-      A transformation whose state is a tuple: Optax's `ScaleByAdemamixState(count, count_m2, m1,
-      m2, nu)`, then one entry for weight decay and one for the learning rate: each is empty, or the
-      count of a schedule. Optax's `contrib.ademamix` has the same state. `update` needs `params`.
+      A transformation whose state is that of `adamw`, but with `ScaleByAdemamixState`, as in Optax.
 
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats), a gradient that
-        does not match the state, or missing `params`.
-
-    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
-    16-bit parameters are float32; nu of a complex gradient is real; a callable `mask` gets the
-    parameters in `update` too.
+    Differs from Optax as `adamw` does.
 
     Reference: Pagliardini et al. 2024, algorithm 1.
     """
-    scaled = scale_by_ademamix(b1, b2, b3, alpha, eps, eps_root, mu_dtype, nu_dtype=nu_dtype)
-    decay = Decay(weight_decay, mask, weight_decay_mask, scale_decay)
-    return optimizer(scaled, learning_rate, decay=decay)
+    return alias(scale_by_ademamix, **locals())

@@ -12,13 +12,13 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from adam_jax._types import Count, Number
-from adam_jax.core.transformation import Transformation, optimizer, scale_by_rule
-from adam_jax.formats.dense import AT_LEAST_FLOAT32
-from adam_jax.formats.policy import SlotDType
+from adam_jax.core.transformation import Transformation, scale_by_rule
+from adam_jax.family.alias import alias
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.numerics import DecayRate, DecayRateLike, after_first, divide, root, sign, squared
 from adam_jax.pytrees import frozen_pytree, static
-from adam_jax.rules.adam import Quotient
-from adam_jax.rules.base import Direction, IrregularRule, View
+from adam_jax.rules.adam import Direction
+from adam_jax.rules.base import IrregularRule, View
 from adam_jax.rules.hyperparameters import Hyperparameter, Schedule
 from adam_jax.rules.units import Unit, in_units_of
 from adam_jax.slots import Slot
@@ -31,7 +31,7 @@ def fourth_root(count: Array) -> Array:
 
 
 @frozen_pytree
-class FlooredRoot(Quotient):
+class FlooredRoot(Direction):
     """first / max(√second, eps); a huge number that any bound clips, where that is first / 0.
 
     Infinity would also be clipped, but its derivative is NaN.
@@ -95,9 +95,6 @@ class Adopt(IrregularRule):
         leaf.renew("nu", jnp.where(later, self.b2.average(leaf.old["nu"], square), square))
         return self.b1.average(mu, x) if self.nesterov else mu
 
-    def with_direction(self, make: Callable[[bool], Direction]) -> "Adopt":
-        return dataclasses.replace(self, direction=self.direction.replaced(make))
-
     def looking_ahead(self) -> "Adopt":
         if self.nesterov:
             raise ValueError("tx must not look ahead already, as adopt(nesterov=True) does.")
@@ -129,7 +126,7 @@ def scale_by_adopt(
 
     In the first step nu ← |g|² and u = 0. There is no bias correction.
 
-    The arguments are those of `adopt`, which lists errors, differences and sources.
+    The arguments are those of `adopt`, which explains all else.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
@@ -162,52 +159,23 @@ def adopt(
 
     In the first step nu ← |g|² and u = 0. There is no bias correction.
 
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
     Args:
-      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
-        function of the number of completed optimizer steps (0 at the first).
       b1: decay rate of the average of x, per optimizer step, 0 ≤ b1 ≤ 1; 1 takes no step.
       b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 ≤ 1.
       eps: lower bound of the divisor, in units of the gradient; ≥ 0.
-      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
       nesterov: True reads mu one step ahead: u = b1·mu + (1-b1)·x.
       use_clipping: False leaves x unclipped.
       clip_value_fn: a function from the number of completed optimizer steps to the bound on |x|; by
         default its fourth root.
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, nu stops changing.
-      l2: λ₂, coupled weight decay, per optimizer step: a number, or a schedule. λ₂·θ is added to
-        the gradient before the moments, like `weight_decay` in PyTorch's Adam. None omits it and
-        its entry in the state.
+      l2: as in `adam`.
+
+    The other arguments, the arithmetic and the errors are those of `adamw`.
 
     Returns:
-      A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then an
-      entry for the learning rate: empty, or the count of a schedule. Optax's `contrib.adopt` has
-      the same state. With `l2`, its entry comes first, and `update` needs `params`.
+      A transformation whose state is that of `adam`, as in Optax.
 
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats), a gradient that
-        does not match the state, or missing `params` with `l2`.
-
-    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
-    16-bit parameters are float32; nu of a complex gradient is real.
+    Differs from Optax as `adamw` does.
 
     Reference: Taniguchi et al. 2024, algorithm 2, and its appendix on clipping.
     """
-    scaled = scale_by_adopt(
-        b1,
-        b2,
-        eps,
-        mu_dtype,
-        nesterov=nesterov,
-        use_clipping=use_clipping,
-        clip_value_fn=clip_value_fn,
-        nu_dtype=nu_dtype,
-    )
-    return optimizer(scaled, learning_rate, l2=l2)
+    return alias(scale_by_adopt, **locals())

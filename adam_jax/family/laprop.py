@@ -3,8 +3,6 @@
 https://arxiv.org/abs/2002.04839
 """
 
-import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import optax
@@ -14,13 +12,13 @@ from jax.typing import ArrayLike
 from adam_jax._types import Updates
 from adam_jax.core.masks import MaskLike
 from adam_jax.core.states import register
-from adam_jax.core.transformation import Decay, Transformation, optimizer, scale_by_rule
-from adam_jax.formats.dense import AT_LEAST_FLOAT32
-from adam_jax.formats.policy import SlotDType
+from adam_jax.core.transformation import Transformation, scale_by_rule
+from adam_jax.family.alias import alias
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.numerics import DecayRate, DecayRateLike, exact, squared
 from adam_jax.pytrees import frozen_pytree
-from adam_jax.rules.adam import Ema, Root, looking_ahead
-from adam_jax.rules.base import Direction, MemberRule, View
+from adam_jax.rules.adam import Direction, Ema, Root
+from adam_jax.rules.base import MemberRule, View
 from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.slots import Slot
 
@@ -64,16 +62,10 @@ class Laprop(MemberRule):
 
     def update(self, leaf: View) -> Array:
         nu = self.second(leaf, squared(leaf.g))
-        return exact(self.first(leaf, self.direction.normalised(leaf.g, nu)))
+        return exact(self.first(leaf, self.direction(leaf.g, nu)))
 
     def normalised(self, leaf: View, u: Array) -> Array:
-        return self.direction.normalised(leaf.g, self.second.read(leaf))
-
-    def with_direction(self, make: Callable[[bool], Direction]) -> "Laprop":
-        return dataclasses.replace(self, direction=self.direction.replaced(make))
-
-    def looking_ahead(self) -> "Laprop":
-        return dataclasses.replace(self, first=looking_ahead(self.first))
+        return self.direction(leaf.g, self.second.read(leaf))
 
 
 def scale_by_laprop(
@@ -90,7 +82,7 @@ def scale_by_laprop(
         mu ← b1·mu + (1-b1)·g / (√nû + eps)
         u  = mu / (1 - b1ᵗ)
 
-    The arguments are those of `lapropw`, which lists errors, differences and sources.
+    The arguments are those of `lapropw`, which explains all else.
 
     Returns:
       A transformation whose state is `ScaleByLapropState(count, mu, nu)`.
@@ -118,19 +110,14 @@ def laprop(
         θ  ← θ - α_t·u
 
     Args:
-      l2: λ₂, coupled weight decay, per optimizer step: a number, or a schedule. λ₂·θ is added to
-        the gradient before the moments, like `weight_decay` in PyTorch's Adam. None omits it and
-        its entry in the state.
+      l2: as in `adam`.
 
-    The other arguments are those of `lapropw`, which lists errors, differences and sources.
+    The other arguments are those of `lapropw`, which explains all else.
 
     Returns:
-      A transformation whose state is a tuple: `ScaleByLapropState(count, mu, nu)`, then an entry
-      for the learning rate: empty, or the count of a schedule. With `l2`, its entry comes first,
-      and `update` needs `params`.
+      A transformation whose state is that of `adam`, but with `ScaleByLapropState`.
     """
-    scaled = scale_by_laprop(b1, b2, eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
-    return optimizer(scaled, learning_rate, l2=l2)
+    return alias(scale_by_laprop, **locals())
 
 
 def lapropw(
@@ -156,39 +143,14 @@ def lapropw(
     Adam divides the average. LaProp averages divided gradients, so |u| is at most 1/√(1-b2) for any
     b1.
 
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
     Args:
-      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
-        function of the number of completed optimizer steps (0 at the first).
       b1: decay rate of the average of divided gradients, per optimizer step, 0 ≤ b1 < 1. It may be
         larger than b2.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε, added outside the root, in units of the gradient; ≥ 0.
-      weight_decay: λ, decoupled weight decay, per optimizer step: a number (0.0 turns it off;
-        negative values grow the weights), or a schedule.
-      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of one, or a
-        function from the parameters to one, such as `decay_mask`. None decays all leaves.
-      weight_decay_mask: Optax's newer name for `mask`; pass only one of the two.
-      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, nu stops changing.
-      scale_decay: False subtracts λ_t·θ instead of α_t·λ_t·θ (fully decoupled). The decay's entry
-        in the state is then the last.
+
+    The other arguments, the arithmetic and the errors are those of `adamw`.
 
     Returns:
-      A transformation whose state is a tuple: `ScaleByLapropState(count, mu, nu)`, then one entry
-      for weight decay and one for the learning rate: each is empty, or the count of a schedule.
-      `update` needs `params`.
-
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats), a gradient that
-        does not match the state, or missing `params`.
+      A transformation whose state is that of `adamw`, but with `ScaleByLapropState`.
 
     Optax lacks it.
     Differs from the authors' PyTorch code (and `timm`) in: with a schedule, that code weights each
@@ -199,6 +161,4 @@ def lapropw(
     Reference: Ziyin, Wang & Ueda 2020, algorithm 1; eps is from the authors' code. Loshchilov &
     Hutter 2019, algorithm 2, for the decay.
     """
-    scaled = scale_by_laprop(b1, b2, eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
-    decay = Decay(weight_decay, mask, weight_decay_mask, scale_decay)
-    return optimizer(scaled, learning_rate, decay=decay)
+    return alias(scale_by_laprop, **locals())

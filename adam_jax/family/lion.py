@@ -10,9 +10,9 @@ from jax.typing import ArrayLike
 
 from adam_jax._types import Number
 from adam_jax.core.masks import MaskLike
-from adam_jax.core.transformation import Decay, Transformation, optimizer, scale_by_rule
-from adam_jax.formats.dense import AT_LEAST_FLOAT32
-from adam_jax.formats.policy import SlotDType
+from adam_jax.core.transformation import Transformation, scale_by_rule
+from adam_jax.family.alias import alias
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.numerics import DecayRate, DecayRateLike, sign
 from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.rules.base import IrregularRule, View
@@ -62,10 +62,7 @@ def scale_by_lion(
 
         u = sign(b1·mu + (1-b1)·g)       mu ← b2·mu + (1-b2)·g
 
-    Args:
-      smooth_beta: the factor in "smooth", ≥ 0, per unit of the gradient. None is 1.0.
-
-    The other arguments are those of `lion`, which lists errors, differences and sources.
+    The arguments are those of `lion`, which explains all else.
 
     Returns:
       A transformation whose state is `optax.ScaleByLionState(count, mu)`.
@@ -98,45 +95,26 @@ def lion(
 
     Use a third to a tenth of Adam's learning rate, and more weight decay.
 
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
     Args:
-      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
-        function of the number of completed optimizer steps (0 at the first).
       b1: weight of mu in the direction, 0 ≤ b1 ≤ 1.
       b2: decay rate of mu, per optimizer step, 0 ≤ b2 ≤ 1.
-      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      weight_decay: λ, decoupled weight decay, per optimizer step: a number (0.0 turns it off;
-        negative values grow the weights), or a schedule.
-      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of one, or a
-        function from the parameters to one, such as `decay_mask`. None decays all leaves.
-      weight_decay_mask: Optax's newer name for `mask`; pass only one of the two.
       mode: how x = b1·mu + (1-b1)·g becomes the update: "hard", its sign; "smooth",
         tanh(smooth_beta·x); "refined", x where |x| < 1, else its sign.
-      smooth_beta: the factor in "smooth", ≥ 0, per unit of the gradient. None, the default, is 1.0:
-        a number would appear in the state of `optax.inject_hyperparams`, where Optax's lion has
-        none.
-      scale_decay: False subtracts λ_t·θ instead of α_t·λ_t·θ (fully decoupled). The decay's entry
-        in the state is then the last.
+      smooth_beta: the factor in "smooth", ≥ 0, per unit of the gradient. None is 1.0; it is
+        the default of `lion`, because a number would appear in the state of
+        `optax.inject_hyperparams`, where Optax's lion has none.
+
+    The other arguments, the arithmetic and the errors are those of `adamw`.
 
     Returns:
-      A transformation whose state is a tuple: `optax.ScaleByLionState(count, mu)`, then one entry
-      for weight decay and one for the learning rate: each is empty, or the count of a schedule.
-      Optax's `lion` has the same state. `update` needs `params`.
+      A transformation whose state is that of `adamw`, but with `optax.ScaleByLionState`, as in
+      Optax.
 
     Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats), a gradient that
-        does not match the state, missing `params`, or an unknown mode.
+      ValueError: also in `update`, for an unknown mode.
 
-    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; mu of 16-bit
-    parameters is float32; a callable `mask` gets the parameters in `update` too.
+    Differs from Optax as `adamw` does.
 
     Reference: Chen et al. 2023, algorithm 2.
     """
-    scaled = scale_by_lion(b1, b2, mu_dtype, mode=mode, smooth_beta=smooth_beta)
-    decay = Decay(weight_decay, mask, weight_decay_mask, scale_decay)
-    return optimizer(scaled, learning_rate, decay=decay)
+    return alias(scale_by_lion, **locals())

@@ -4,7 +4,6 @@ https://arxiv.org/abs/2411.10438
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -15,13 +14,13 @@ from jax.typing import ArrayLike
 from adam_jax._types import Count, Number, Updates
 from adam_jax.core.masks import MaskLike
 from adam_jax.core.states import register
-from adam_jax.core.transformation import Decay, Transformation, optimizer, scale_by_rule
-from adam_jax.formats.dense import AT_LEAST_FLOAT32
-from adam_jax.formats.policy import SlotDType
+from adam_jax.core.transformation import Transformation, scale_by_rule
+from adam_jax.family.alias import alias
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.numerics import DecayRate, DecayRateLike, after_first, bounded, exact, root, squared
 from adam_jax.pytrees import frozen_pytree
 from adam_jax.rules.adam import Ema, MomentRule, Root
-from adam_jax.rules.base import Direction, MemberRule, View
+from adam_jax.rules.base import MemberRule, View
 from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.slots import Slot
 from adam_jax.validation import check_number
@@ -91,12 +90,6 @@ class Mars(MemberRule):
     def normalised(self, leaf: View, u: Array) -> Array:
         return self.inner.normalised(self.corrected(leaf), u)
 
-    def with_direction(self, make: Callable[[bool], Direction]) -> "Mars":
-        return dataclasses.replace(self, inner=self.inner.with_direction(make))
-
-    def looking_ahead(self) -> "Mars":
-        return dataclasses.replace(self, inner=self.inner.looking_ahead())
-
 
 def scale_by_mars(
     b1: DecayRateLike = 0.95,
@@ -115,7 +108,7 @@ def scale_by_mars(
         nu ← b2·nu + (1-b2)·|c̃|²                  nû = nu / (1 - b2ᵗ)
         u  = mû / (√nû + eps)
 
-    The arguments are those of `mars_adamw`, which lists errors, differences and sources.
+    The arguments are those of `mars_adamw`, which explains all else.
 
     Returns:
       A transformation whose state is `ScaleByMarsState(count, mu, nu, g)`.
@@ -150,45 +143,20 @@ def mars_adamw(
         u  = mû / (√nû + eps)
         θ  ← θ - α_t·(u + λ_t·θ)
 
-    The norm is taken over the whole leaf. So `pack_small_leaves` refuses this member, XLA runs it
-    instead of a kernel, and a leaf sharded over devices needs an all-reduce. Inside `jax.shard_map`
-    each part has its own norm.
-
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
+    The norm is taken over the whole leaf. So XLA runs it instead of a kernel, and a leaf sharded
+    over devices needs an all-reduce. Inside `jax.shard_map` each part has its own norm.
 
     Args:
-      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
-        function of the number of completed optimizer steps (0 at the first).
-      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
       eps: ε, added outside the root, in units of the clipped gradient, whose norm per leaf is at
         most 1; ≥ 0.
       gamma: γ ≥ 0, the weight of the gradient's change relative to exact variance reduction. 0 is
         Adam on clipped gradients.
-      weight_decay: λ, decoupled weight decay, per optimizer step: a number (0.0 turns it off;
-        negative values grow the weights), or a schedule.
-      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of one, or a
-        function from the parameters to one, such as `decay_mask`. None decays all leaves.
-      weight_decay_mask: Optax's newer name for `mask`; pass only one of the two.
-      mu_dtype: storage format of mu and the last gradient: a floating-point dtype of at least 16
-        bits, `jnp.int8`, `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None
-        is the parameter's dtype. The default is the parameter's dtype, but at least float32.
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, nu stops changing.
-      scale_decay: False subtracts λ_t·θ instead of α_t·λ_t·θ (fully decoupled). The decay's entry
-        in the state is then the last.
+      mu_dtype: storage format of mu and the last gradient, as in `adamw`.
+
+    The other arguments, the arithmetic and the errors are those of `adamw`.
 
     Returns:
-      A transformation whose state is a tuple: `ScaleByMarsState(count, mu, nu, g)`, then one entry
-      for weight decay and one for the learning rate: each is empty, or the count of a schedule.
-      `update` needs `params`.
-
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats), a gradient that
-        does not match the state, or missing `params`.
+      A transformation whose state is that of `adamw`, but with `ScaleByMarsState`.
 
     Example:
       The authors use AdamW for all leaves but matrices (`optimize_1d=False`):
@@ -208,6 +176,4 @@ def mars_adamw(
     Reference: Yuan et al. 2024, MARS-AdamW with the previous batch's gradient instead of a second
     gradient on this batch (MARS-approx); nu averages |c̃|² as in the authors' code.
     """
-    scaled = scale_by_mars(b1, b2, eps, gamma, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
-    decay = Decay(weight_decay, mask, weight_decay_mask, scale_decay)
-    return optimizer(scaled, learning_rate, decay=decay)
+    return alias(scale_by_mars, **locals())

@@ -13,10 +13,10 @@ from jax.typing import ArrayLike
 
 from adam_jax._types import Count, Number
 from adam_jax.core.masks import MaskLike
-from adam_jax.core.transformation import Decay, Transformation, optimizer, scale_by_rule
+from adam_jax.core.transformation import Transformation, scale_by_rule
 from adam_jax.family.adam import scale_by_adam
-from adam_jax.formats.dense import AT_LEAST_FLOAT32
-from adam_jax.formats.policy import SlotDType
+from adam_jax.family.alias import alias
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.numerics import DecayRate, DecayRateLike
 from adam_jax.pytrees import frozen_pytree
 from adam_jax.rules.adam import AheadEma, Ema, MomentRule, Root
@@ -81,7 +81,7 @@ def scale_by_nadam(
         n  = b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ)
         u  = n / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
 
-    The arguments are those of `nadamw`, which lists errors, differences and sources.
+    The arguments are those of `nadamw`, which explains all else.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
@@ -121,26 +121,14 @@ def nadam(
         θ  ← θ - α_t·u
 
     Args:
-      l2: λ₂, coupled weight decay, per optimizer step: a number, or a schedule. λ₂·θ is added to
-        the gradient before the moments, like `weight_decay` in PyTorch's NAdam. None omits it and
-        its entry in the state.
+      l2: as in `adam`.
 
-    The other arguments are those of `nadamw`, which lists errors, differences and sources.
+    The other arguments are those of `nadamw`, which explains all else.
 
     Returns:
-      A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then an
-      entry for the learning rate: empty, or the count of a schedule. Optax's `nadam` has the same
-      state. With `l2`, its entry comes first, and `update` needs `params`.
+      A transformation whose state is that of `adam`, as in Optax.
     """
-    positional = (b1, b2, eps, eps_root, mu_dtype)
-    scaled = scale_by_nadam(
-        *positional,
-        nesterov=nesterov,
-        momentum_decay=momentum_decay,
-        nu_dtype=nu_dtype,
-        eps_hat=eps_hat,
-    )
-    return optimizer(scaled, learning_rate, l2=l2)
+    return alias(scale_by_nadam, **locals())
 
 
 def nadamw(
@@ -167,50 +155,21 @@ def nadamw(
         u  = n / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
         θ  ← θ - α_t·(u + λ_t·θ)
 
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
     Args:
-      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
-        function of the number of completed optimizer steps (0 at the first).
-      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε, added outside the root, in units of the gradient; ≥ 0.
-      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
-      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      weight_decay: λ, decoupled weight decay, per optimizer step: a number (0.0 turns it off;
-        negative values grow the weights), or a schedule.
-      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of one, or a
-        function from the parameters to one, such as `decay_mask`. None decays all leaves.
-      weight_decay_mask: Optax's newer name for `mask`; pass only one of the two.
       nesterov: False is Adam: n = mû = mu / (1 - b1ᵗ).
       momentum_decay: ψ ≥ 0, per optimizer step: the momentum of step t is b1·(1 - 0.96^(tψ) / 2),
         which grows from b1/2 to b1. PyTorch has 0.004, Keras 1.0. None keeps b1 throughout, as
         Optax does.
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, nu stops changing.
-      eps_hat: ε̂ of Kingma & Ba, section 2, added to the root of the uncorrected nu, in units of
-        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Use it with eps=0.0. None omits it,
-        also from `with_hyperparams` and `optax.inject_hyperparams`.
-      scale_decay: False subtracts λ_t·θ instead of α_t·λ_t·θ (fully decoupled). The decay's entry
-        in the state is then the last.
+
+    The other arguments, the arithmetic and the errors are those of `adamw`.
 
     Returns:
-      A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then one
-      entry for weight decay and one for the learning rate: each is empty, or the count of a
-      schedule. Optax's `nadamw` has the same state. `update` needs `params`.
+      A transformation whose state is that of `adamw`, as in Optax.
 
     Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment,
-        or momentum_decay with nesterov=False; in `init` and `update`, for a leaf dtype without
-        arithmetic (8-bit floats), a gradient that does not match the state, or missing `params`.
+      ValueError: also on construction, for momentum_decay with nesterov=False.
 
-    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
-    16-bit parameters are float32; nu of a complex gradient is real; a callable `mask` gets the
-    parameters in `update` too.
+    Differs from Optax as `adamw` does.
     Differs from PyTorch in: the two parts of a complex gradient share one |g|²; it has
     momentum_decay=0.004, and stores the product of the momenta, computed here from the count; its
     `NAdam(decoupled_weight_decay=True)` decays θ before the step, which is the same up to rounding.
@@ -218,13 +177,4 @@ def nadamw(
     Reference: Dozat 2016, algorithm 2; section 3.1 for `momentum_decay`; Loshchilov & Hutter 2019,
     algorithm 2.
     """
-    positional = (b1, b2, eps, eps_root, mu_dtype)
-    scaled = scale_by_nadam(
-        *positional,
-        nesterov=nesterov,
-        momentum_decay=momentum_decay,
-        nu_dtype=nu_dtype,
-        eps_hat=eps_hat,
-    )
-    decay = Decay(weight_decay, mask, weight_decay_mask, scale_decay)
-    return optimizer(scaled, learning_rate, decay=decay)
+    return alias(scale_by_nadam, **locals())

@@ -4,7 +4,6 @@ https://arxiv.org/abs/1908.03265
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import jax.numpy as jnp
 import optax
@@ -13,29 +12,29 @@ from jax.typing import ArrayLike
 
 from adam_jax._types import Count, Number
 from adam_jax.core.masks import MaskLike
-from adam_jax.core.transformation import Decay, Transformation, optimizer, scale_by_rule
-from adam_jax.formats.dense import AT_LEAST_FLOAT32
-from adam_jax.formats.policy import SlotDType
+from adam_jax.core.transformation import Transformation, scale_by_rule
+from adam_jax.family.alias import alias
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.numerics import DecayRate, DecayRateLike
 from adam_jax.pytrees import frozen_pytree
 from adam_jax.rules.adam import Ema, MomentRule, NesterovEma, Root
-from adam_jax.rules.base import Direction
+from adam_jax.rules.base import Modifier, View
 from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.validation import check_number
 
 
 @frozen_pytree
-class Rectified(Direction):
-    """r·direction once the average of squares is long enough; `first` until then.
+class Rectified(Modifier):
+    """Adam's update times r once the average of squares is long enough; mû until then.
 
     Attributes:
-      direction: Adam's.
+      inner: Adam.
       rate: b of the second moment.
       threshold: the length of that average, in steps, from which it is used.
       r: the factor of this step; 0 while the average is not used.
     """
 
-    direction: Direction
+    inner: MomentRule
     rate: DecayRate
     threshold: Number
     r: Number = None
@@ -54,16 +53,11 @@ class Rectified(Direction):
         r = jnp.sqrt(jnp.where(trusted, above, 1) / jnp.where(trusted, below, 1))
         return dataclasses.replace(self, r=jnp.where(trusted, r, 0))
 
-    def __call__(self, first: Array, second: Array) -> Array:
+    def update(self, leaf: View) -> Array:
+        mu, nu = self.inner.moments(leaf)
         # A NaN in the second moment propagates even while the moment is unused.
-        alone = jnp.where(jnp.isnan(second), second, first)
-        return jnp.where(self.r > 0, self.r * self.direction(first, second), alone)
-
-    def normalised(self, g: Array, second: Array) -> Array:
-        return self.direction.normalised(g, second)
-
-    def replaced(self, make: Callable[[bool], Direction]) -> "Rectified":
-        return dataclasses.replace(self, direction=self.direction.replaced(make))
+        alone = jnp.where(jnp.isnan(nu), nu, mu)
+        return jnp.where(self.r > 0, self.r * self.inner.direction(mu, nu), alone)
 
 
 # -B₂ₖ/(2k)! with the Bernoulli numbers, from k = 10 down to 1.
@@ -103,17 +97,17 @@ def scale_by_radam(
 
     mu and nu are Adam's averages of g and |g|²; mû and nû are these with bias correction.
 
-    The arguments are those of `radamw`, which lists errors, differences and sources.
+    The arguments are those of `radamw`, which explains all else.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
     """
     rate = DecayRate.of("b2", b2)
     threshold = check_number("threshold", threshold, 4.0, instead="the usual value is 5.0")
-    first = Ema("mu", DecayRate.of("b1", b1))
-    direction = Rectified(Root.of(eps, eps_root, eps_hat, rate), rate, threshold)
-    second = Ema("nu", rate, magnitude=True)
-    rule = MomentRule(NesterovEma(first) if nesterov else first, second, direction)
+    first, second = Ema("mu", DecayRate.of("b1", b1)), Ema("nu", rate, magnitude=True)
+    direction = Root.of(eps, eps_root, eps_hat, rate)
+    adam = MomentRule(NesterovEma(first) if nesterov else first, second, direction)
+    rule = Rectified(adam, rate, threshold)
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype)
 
 
@@ -141,22 +135,14 @@ def radam(
     mu and nu are Adam's averages of g and |g|²; mû and nû are these with bias correction.
 
     Args:
-      l2: λ₂, coupled weight decay, per optimizer step: a number, or a schedule. λ₂·θ is added to
-        the gradient before the moments, like `weight_decay` in PyTorch's RAdam. None omits it and
-        its entry in the state.
+      l2: as in `adam`.
 
-    The other arguments are those of `radamw`, which lists errors, differences and sources.
+    The other arguments are those of `radamw`, which explains all else.
 
     Returns:
-      A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then an
-      entry for the learning rate: empty, or the count of a schedule. Optax's `radam` has the same
-      state. With `l2`, its entry comes first, and `update` needs `params`.
+      A transformation whose state is that of `adam`, as in Optax.
     """
-    positional = (b1, b2, eps, eps_root, threshold)
-    scaled = scale_by_radam(
-        *positional, nesterov=nesterov, mu_dtype=mu_dtype, nu_dtype=nu_dtype, eps_hat=eps_hat
-    )
-    return optimizer(scaled, learning_rate, l2=l2)
+    return alias(scale_by_radam, **locals())
 
 
 def radamw(
@@ -185,57 +171,19 @@ def radamw(
 
     mu and nu are Adam's averages of g and |g|²; mû and nû are these with bias correction.
 
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
     Args:
-      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
-        function of the number of completed optimizer steps (0 at the first).
-      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε, added outside the root, in units of the gradient; ≥ 0.
-      eps_root: added inside the root, in units of the gradient squared; ≥ 0.
       threshold: nu is used once ρ_t, the number of gradients that it averages, reaches this many
         optimizer steps; ≥ 4, usually 5.
-      weight_decay: λ, decoupled weight decay, per optimizer step: a number (0.0 turns it off;
-        negative values grow the weights), or a schedule.
-      mask: the leaves that decay: a tree of booleans like the parameters, a prefix of one, or a
-        function from the parameters to one, such as `decay_mask`. None decays all leaves.
-      weight_decay_mask: Optax's newer name for `mask`; pass only one of the two.
-      nesterov: True looks one step ahead: mû becomes b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ)
-        (Dozat 2016).
-      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, nu stops changing.
-      eps_hat: ε̂ of Kingma & Ba, section 2, added to the root of the uncorrected nu, in units of
-        the gradient; ≥ 0. Keras and TensorFlow call it epsilon. Use it with eps=0.0. None omits it,
-        also from `with_hyperparams` and `optax.inject_hyperparams`.
-      scale_decay: False subtracts λ_t·θ instead of α_t·λ_t·θ (fully decoupled). The decay's entry
-        in the state is then the last.
+
+    The other arguments, the arithmetic and the errors are those of `adamw`.
 
     Returns:
-      A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then one
-      entry for weight decay and one for the learning rate: each is empty, or the count of a
-      schedule. `update` needs `params`.
+      A transformation whose state is that of `adamw`.
 
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats), a gradient that
-        does not match the state, or missing `params`.
-
-    Optax has no such alias. `radam` differs from Optax's in: rounding, which is within a few ulp of
-    the exact algorithm; moments of 16-bit parameters are float32; nu of a complex gradient is real.
+    Optax has no such alias. `radam` differs from Optax's as `adamw` does.
     Differs from PyTorch in: it adds ε to the uncorrected root (write eps=0.0, eps_hat=1e-8); the
     two parts of a complex gradient share one |g|²; it is `RAdam(decoupled_weight_decay=True)`.
 
     Reference: Liu et al. 2020, algorithm 2; Loshchilov & Hutter 2019, algorithm 2.
     """
-    positional = (b1, b2, eps, eps_root, threshold)
-    scaled = scale_by_radam(
-        *positional, nesterov=nesterov, mu_dtype=mu_dtype, nu_dtype=nu_dtype, eps_hat=eps_hat
-    )
-    decay = Decay(weight_decay, mask, weight_decay_mask, scale_decay)
-    return optimizer(scaled, learning_rate, decay=decay)
+    return alias(scale_by_radam, **locals())

@@ -19,8 +19,7 @@ from adam_jax.core.member import Member
 from adam_jax.core.states import register
 from adam_jax.core.step import Body, Step, check_state
 from adam_jax.core.transformation import Decay, Transformation, optimizer, scale_by_rule
-from adam_jax.formats.dense import AT_LEAST_FLOAT32
-from adam_jax.formats.policy import SlotDType
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.numerics import DecayRate, DecayRateLike
 from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.rules.adam import Ema, MomentRule, Root
@@ -119,18 +118,12 @@ def schedule_free_adamw(
         no warm-up.
       b1: weight of x in y, 0 < b1 < 1, at least 1e-6. Fixed during a run, because x is recovered
         from y and z with it.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε, added outside the root, in units of the gradient; ≥ 0.
-      weight_decay: λ, decoupled weight decay at y, per optimizer step: a number (0.0 turns it off;
-        negative values grow the weights), or a schedule.
+      weight_decay: λ, the decay at y, as in `adamw`.
       weight_lr_power: z is weighted in x by this power of the largest learning rate so far; ≥ 0.
         Fixed during a run.
       state_dtype: dtype of z; None for the parameters' own.
-      nu_dtype: storage format of nu: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `Factored()`, `BlockMeans(axes)`, `AdamMini()`,
-        `stochastic(dtype)` or `by_path({...})`; not float16. None is the parameter's dtype. The
-        default is the parameter's dtype, but at least float32. For bfloat16 write
-        `stochastic(jnp.bfloat16)`: rounded to nearest, nu stops changing.
+
+    The other arguments and the errors are those of `adamw`.
 
     Returns:
       A transformation whose state is Optax's `ScheduleFreeState` around that of AdamW without mu.
@@ -138,10 +131,7 @@ def schedule_free_adamw(
       of several optimizers.
 
     Raises:
-      ValueError: on construction, for a number out of range, a dtype that cannot store a moment, or
-        warm-up to a learning rate that is itself a schedule; in `init` and `update`, for a leaf
-        dtype without arithmetic (8-bit floats), a gradient that does not match the state, or
-        missing `params`.
+      ValueError: also on construction, for warm-up to a learning rate that is itself a schedule.
 
     Differs from Optax in: warmup_steps=0 is no warm-up (in Optax the learning rate stays 0); nu of
     16-bit parameters is float32.

@@ -8,9 +8,9 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from adam_jax.core.transformation import Transformation, optimizer, scale_by_rule
-from adam_jax.formats.dense import AT_LEAST_FLOAT32
-from adam_jax.formats.policy import SlotDType
+from adam_jax.core.transformation import Transformation, scale_by_rule
+from adam_jax.family.alias import alias
+from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.numerics import DecayRate, DecayRateLike
 from adam_jax.pytrees import frozen_pytree
 from adam_jax.rules.adam import AroundEma, Ema, MomentRule, Root
@@ -48,13 +48,7 @@ def scale_by_yogi(
         nu ← nu - (1-b2)·sign(nu - |g|²)·|g|²         nû = nu / (1 - b2ᵗ)
         u  = mû / (√(nû + eps_root) + eps)
 
-    Args:
-      eps_root: added inside the root, in units of the gradient squared; ≥ 0. None is 0.0.
-      initial_accumulator_value: initial value of every element of mu and nu, ≥ 0; for nu in units
-        of the gradient squared. The paper initializes nu with the squared gradient of a batch. None
-        is 1e-6, as in Optax.
-
-    The other arguments are those of `yogi`, which lists errors, differences and sources.
+    The arguments are those of `yogi`, which explains all else.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
@@ -88,46 +82,21 @@ def yogi(
         u  = mû / (√(nû + eps_root) + eps)
         θ  ← θ - α_t·u
 
-    All arithmetic is in float32 (float64 for float64 leaves), regardless of the dtypes of gradient,
-    parameter and state. Only the update is rounded.
-
     Args:
-      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
-        function of the number of completed optimizer steps (0 at the first).
-      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
-      eps: ε, added outside the root, in units of the gradient; ≥ 0.
-      eps_root: added inside the root, in units of the gradient squared; ≥ 0. None, the default, is
-        0.0: a number would appear in the state of `optax.inject_hyperparams`, where Optax's yogi
-        has none.
+      eps_root: as in `adamw`. None is 0.0; it is the default of `yogi`, because a number would
+        appear in the state of `optax.inject_hyperparams`, where Optax's yogi has none.
       initial_accumulator_value: initial value of every element of mu and nu, ≥ 0; for nu in units
         of the gradient squared. The paper initializes nu with the squared gradient of a batch. None
-        is 1e-6, as in Optax; it is the default for the same reason as in eps_root.
-      mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
-        `jnp.int4`, a `Quantized`, `stochastic(dtype)` or `by_path({...})`. None is the parameter's
-        dtype. The default is the parameter's dtype, but at least float32.
-      nu_dtype: storage format of nu: any form of mu_dtype, `Factored()`, `BlockMeans(axes)` or
-        `AdamMini()`; not float16. For bfloat16 write `stochastic(jnp.bfloat16)`: rounded to
-        nearest, nu stops changing.
-      l2: λ₂, coupled weight decay, per optimizer step: a number, or a schedule. λ₂·θ is added to
-        the gradient before the moments, like `weight_decay` in PyTorch's Adam. None omits it and
-        its entry in the state.
+        is 1e-6, the default of `yogi` for the same reason.
+      l2: as in `adam`.
+
+    The other arguments, the arithmetic and the errors are those of `adamw`.
 
     Returns:
-      A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then an
-      entry for the learning rate: empty, or the count of a schedule. Optax's `yogi` has the same
-      state. With `l2`, its entry comes first, and `update` needs `params`.
+      A transformation whose state is that of `adam`, as in Optax.
 
-    Raises:
-      ValueError: on construction, for a number out of range or a dtype that cannot store a moment;
-        in `init` and `update`, for a leaf dtype without arithmetic (8-bit floats), a gradient that
-        does not match the state, or missing `params` with `l2`.
-
-    Differs from Optax in: rounding, which is within a few ulp of the exact algorithm; moments of
-    16-bit parameters are float32; nu of a complex gradient is real.
+    Differs from Optax as `adamw` does.
 
     Reference: Zaheer et al. 2018, algorithm 2, which has no bias correction.
     """
-    positional = (b1, b2, eps, eps_root, initial_accumulator_value)
-    scaled = scale_by_yogi(*positional, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
-    return optimizer(scaled, learning_rate, l2=l2)
+    return alias(scale_by_yogi, **locals())

@@ -9,8 +9,8 @@ A moment is a callable: it renews its slots from a new term and returns the stat
 that is the second moment of a `MomentRule` also has `read`.
 """
 
+import abc
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jax import Array
 from adam_jax._types import Count, Number
 from adam_jax.numerics import DecayRate, divide, exact, root, squared
 from adam_jax.pytrees import frozen_pytree, static
-from adam_jax.rules.base import Direction, MemberRule, Rule, View, reads_otherwise
+from adam_jax.rules.base import MemberRule, Rule, View
 from adam_jax.rules.units import Unit, in_units_of
 from adam_jax.slots import Slot
 from adam_jax.validation import check_number
@@ -39,7 +39,7 @@ class MomentRule(MemberRule):
 
     first: Any
     second: Any
-    direction: Direction
+    direction: "Direction"
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -50,21 +50,15 @@ class MomentRule(MemberRule):
         return self.direction.ends_in_product
 
     def update(self, leaf: View) -> Array:
+        return self.direction(*self.moments(leaf))
+
+    def moments(self, leaf: View) -> tuple[Array, Array]:
+        """The two moments, renewed and as read."""
         mu = self.first(leaf, leaf.g)
-        nu = self.second(leaf, squared(leaf.g))
-        return self.direction(mu, nu)
+        return mu, self.second(leaf, squared(leaf.g))
 
     def normalised(self, leaf: View, u: Array) -> Array:
-        return self.direction.normalised(leaf.g, self.second.read(leaf))
-
-    def with_direction(self, make: Callable[[bool], Direction]) -> "MomentRule":
-        second = self.second
-        if hasattr(second, "eps"):  # Adamax and AdaBelief add ε to the accumulator.
-            second = dataclasses.replace(second, eps=0.0)
-        return MomentRule(self.first, second, self.direction.replaced(make))
-
-    def looking_ahead(self) -> "MomentRule":
-        return dataclasses.replace(self, first=looking_ahead(self.first))
+        return self.direction(leaf.g, self.second.read(leaf))
 
 
 @frozen_pytree
@@ -104,6 +98,10 @@ class Ema:
         """The average, with bias correction."""
         x = leaf.new[self.slot]
         return x * self.of_x if self.bias_correction else x
+
+    def looking_ahead(self) -> Any:
+        """An average of the gradient, read one step ahead."""
+        return self if self.magnitude else NesterovEma(self)
 
 
 class AroundEma:
@@ -151,6 +149,10 @@ class AheadEma:
             return self.ema.rate.average(mu, term)
         return (term + self.of_mu * mu) * self.of_both
 
+    def looking_ahead(self) -> Any:
+        """Refused: it does."""
+        raise ValueError("tx must not look ahead already, as nadam(...) does.")
+
 
 @frozen_pytree
 class NesterovEma(AheadEma):
@@ -166,11 +168,20 @@ class NesterovEma(AheadEma):
         return dataclasses.replace(self, of_mu=of_mu, of_both=of_g)
 
 
-def looking_ahead(moment: Any) -> NesterovEma:
-    """A plain average of the gradient, read one step ahead; other moments refuse."""
-    if not isinstance(moment, Ema):
-        raise ValueError(reads_otherwise(moment))
-    return NesterovEma(moment)
+class Direction(abc.ABC):
+    """How the first moment, or the gradient, is divided by the second: a `frozen_pytree`.
+
+    Attributes:
+      squared: whether the second moment is a square.
+      ends_in_product: see `Rule`.
+    """
+
+    squared: bool = True
+    ends_in_product: bool = True
+
+    @abc.abstractmethod
+    def __call__(self, first: Array, second: Array) -> Array:
+        """The update of one leaf."""
 
 
 @frozen_pytree
@@ -224,28 +235,6 @@ class Root(Direction):
             # The bias correction is a product, which XLA:CPU contracts with the sum in some loops.
             second = exact(second) + self.eps_root
         return divide(first, root(second) + self.every_eps)
-
-    def normalised(self, g: Array, second: Array) -> Array:
-        return self(g, second)
-
-    def replaced(self, make: Callable[[bool], Direction]) -> Direction:
-        return make(True)
-
-
-class Quotient(Direction):
-    """A direction that divides gradient and first moment alike, without ε added to a root.
-
-    Attributes:
-      squared: whether the second moment is a square.
-    """
-
-    squared: bool = True
-
-    def normalised(self, g: Array, second: Array) -> Array:
-        return self(g, second)
-
-    def replaced(self, make: Callable[[bool], Direction]) -> Direction:
-        return make(self.squared)
 
 
 @frozen_pytree

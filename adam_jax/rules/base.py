@@ -7,7 +7,7 @@ nothing of pytrees, storage, masks, skipped steps or kernels: `View` hides them.
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 from jax import Array
@@ -16,6 +16,8 @@ from adam_jax._types import Count, Leaf, PyTree
 from adam_jax.numerics import DecayRate
 from adam_jax.pytrees import frozen_pytree
 from adam_jax.slots import Slot
+
+T = TypeVar("T")
 
 
 class View(Protocol):
@@ -86,18 +88,6 @@ class Rule(abc.ABC):
     def update(self, leaf: View) -> Array:
         """The update. `leaf.average` and `leaf.renew` renew each slot once."""
 
-    def with_direction(self, make: "Callable[[bool], Direction]") -> Any:
-        """The same accumulators with another division and no ε.
-
-        Args:
-          make: maps "the second moment is a square" to the direction.
-        """
-        raise ValueError(f"tx must divide by a root, and {type(self).__name__} does not.")
-
-    def looking_ahead(self) -> Any:
-        """The same accumulators; the average of the gradient is read one step ahead."""
-        raise ValueError(reads_otherwise(self))
-
 
 class MemberRule(Rule):
     """The rule of a member of the family, around which modifiers can be put."""
@@ -113,28 +103,6 @@ class IrregularRule(MemberRule):
     def normalised(self, leaf: View, u: Array) -> Array:
         """u itself."""
         return u
-
-
-class Direction(abc.ABC):
-    """How an update is computed from the two moments, as read: a `frozen_pytree`.
-
-    Attributes:
-      ends_in_product: see `Rule`.
-    """
-
-    ends_in_product: bool = True
-
-    @abc.abstractmethod
-    def __call__(self, first: Array, second: Array) -> Array:
-        """The update of one leaf."""
-
-    @abc.abstractmethod
-    def normalised(self, g: Array, second: Array) -> Array:
-        """The gradient divided by the divisor that `__call__` applies to the first moment."""
-
-    @abc.abstractmethod
-    def replaced(self, make: "Callable[[bool], Direction]") -> "Direction":
-        """Another direction instead of this one; see `Rule.with_direction`."""
 
 
 @frozen_pytree
@@ -158,45 +126,34 @@ class Modifier(MemberRule):
     def normalised(self, leaf: View, u: Array) -> Array:
         return self.inner.normalised(leaf, u)
 
-    def with_direction(self, make: Callable[[bool], Direction]) -> Any:
-        return dataclasses.replace(self, inner=self.inner.with_direction(make))
 
-    def looking_ahead(self) -> Any:
-        return dataclasses.replace(self, inner=self.inner.looking_ahead())
+def with_parts(x: T, change: Callable[[Any], Any]) -> T:
+    """A rule, or a moment, direction or hyperparameter in it, changed from the inside out."""
+    if not dataclasses.is_dataclass(x):
+        return x
+    names = [f.name for f in dataclasses.fields(x) if not f.metadata.get("static")]
+    parts = {name: getattr(x, name) for name in names}
+    changed = {name: with_parts(part, change) for name, part in parts.items()}
+    if any(changed[name] is not part for name, part in parts.items()):
+        x = dataclasses.replace(x, **changed)  # pyright: ignore[reportArgumentType]
+    return change(x)
 
 
 def at(x: Any, count: Count) -> Any:
-    """A rule with the numbers of one step: those that it and the parts inside it set.
+    """A rule with the numbers of one step, which its parts set in their method `at(count)`.
 
-    A part (a rule, a moment, a direction, a hyperparameter) that depends on the step has a method
-    `at(count)`, which is called after those of the parts inside it. The numbers are computed once
-    for all leaves. XLA folds an expression of constants when it compiles, with other bits than for
-    traced numbers: make it depend on the count.
+    The numbers are computed once for all leaves. XLA folds an expression of constants when it
+    compiles, with other bits than for traced numbers: make it depend on the count.
 
     Args:
       x: a rule or a part of one.
       count: int32 scalar, the number of completed optimizer steps (t - 1 in papers); None if the
         state has no count.
     """
-    if not dataclasses.is_dataclass(x):
-        return x
-    parts = [f.name for f in dataclasses.fields(x) if not f.metadata.get("static")]
-    inside = {name: getattr(x, name) for name in parts}
-    now = {name: at(part, count) for name, part in inside.items()}
-    if any(now[name] is not part for name, part in inside.items()):
-        x = dataclasses.replace(x, **now)  # pyright: ignore[reportArgumentType]
-    return x.at(count) if hasattr(x, "at") else x  # pyright: ignore[reportAttributeAccessIssue]
+    return with_parts(x, lambda part: part.at(count) if hasattr(part, "at") else part)
 
 
 def rules_in(tree: PyTree) -> list[Rule]:
     """All rules in a pytree, such as a transformation."""
     found = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Rule))
     return [x for x in found if isinstance(x, Rule)]
-
-
-def reads_otherwise(x: Leaf) -> str:
-    """Why a rule or a moment refuses to look ahead."""
-    return (
-        f"tx must read a plain average of the gradient, got {type(x).__name__}: this member looks"
-        f" ahead already, or in its own way."
-    )

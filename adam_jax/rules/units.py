@@ -3,12 +3,11 @@
 import dataclasses
 import enum
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from adam_jax._types import Leaf
+from adam_jax.rules.base import T, with_parts
 from adam_jax.rules.hyperparameters import Scaled
-
-T = TypeVar("T")
 
 
 class Unit(enum.Enum):
@@ -43,15 +42,13 @@ def units_of(x: Leaf) -> set[Unit]:
 
 def with_numbers(x: T, change: Callable[[Unit, Leaf], Leaf]) -> T:
     """A rule in which `change` replaces every number that has a unit."""
-    if not dataclasses.is_dataclass(x) or isinstance(x, type):
-        return x
-    changes = {}
-    for f in dataclasses.fields(x):
-        old = getattr(x, f.name)
-        new = change(f.metadata["unit"], old) if "unit" in f.metadata else with_numbers(old, change)
-        if new is not old:
-            changes[f.name] = new
-    return dataclasses.replace(x, **changes) if changes else x
+
+    def changed(part: Any) -> Any:
+        fields = [f for f in dataclasses.fields(part) if "unit" in f.metadata]
+        numbers = {f.name: change(f.metadata["unit"], getattr(part, f.name)) for f in fields}
+        return dataclasses.replace(part, **numbers) if numbers else part
+
+    return with_parts(x, changed)
 
 
 def rescaled(x: T, factors: Mapping[Unit, float]) -> T:

@@ -1,7 +1,8 @@
-"""`help(adam_jax.nadamw)` explains every argument, `help(adam_jax.nadam)` those that it adds."""
+"""`help(adam_jax.adamw)` explains every argument, another member those that are its own."""
 
 import inspect
 import re
+import typing
 from collections import Counter
 
 import pytest
@@ -17,10 +18,11 @@ MEMBERS = {
 
 
 REST = re.compile(
-    r"^The (other )?arguments are those of `(\w+)`"
-    r"(?:, which lists errors, differences and sources)?\.$",
+    r"^The (other )?arguments((?:, the arithmetic)? and the errors)? are those of `(\w+)`"
+    r"(, which explains all else)?\.$",
     re.MULTILINE,
 )
+"""Where the rest is explained: in the same file, or by `adamw`."""
 
 
 def explained(function):
@@ -33,12 +35,22 @@ def explained(function):
     return {name: " ".join(text.split()) for name, text in (e.split(": ", 1) for e in entries)}
 
 
-def explains_the_rest(function):
-    """The function whose docstring has the other arguments; None if this one has them all."""
+def rest_of(function):
+    """The sentence that names the function whose docstring has the rest; None if there is none."""
     doc = inspect.getdoc(function)
-    assert doc.count("arguments are those of") == len(REST.findall(doc)) <= 1
-    sentence = REST.search(doc)
-    return sentence and MEMBERS[sentence[2]]
+    assert doc.count("are those of") == len(REST.findall(doc)) <= 1
+    return REST.search(doc)
+
+
+def sources(function):
+    """The function and those that explain the rest of its arguments, in the order of reading."""
+    found, sentence = [function], rest_of(function)
+    while sentence is not None:
+        before, function = function, MEMBERS[sentence[3]]
+        assert function.__module__ == before.__module__ or function is adam_jax.adamw
+        found.append(function)
+        sentence = rest_of(function)
+    return found
 
 
 def test_all_members_are_looked_at():
@@ -52,15 +64,32 @@ def test_every_argument_is_explained(name):
     function = MEMBERS[name]
     parameters = inspect.signature(function).parameters.values()
     assert not any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
-    entries, rest = explained(function), explains_the_rest(function)
+    entries, (_, *rest) = explained(function), sources(function)
     assert all(entries.values())
-    assert list(entries) == [p.name for p in parameters if rest is None or p.name in entries]
-    if rest is not None:
-        assert rest.__module__ == function.__module__ and explains_the_rest(rest) is None
-        assert bool(entries) == bool(REST.search(inspect.getdoc(function))[1])
-        others = {p.name for p in parameters} - set(entries)
-        assert others and others <= set(inspect.signature(rest).parameters)
-        assert others <= set(explained(rest))
+    assert list(entries) == [p.name for p in parameters if not rest or p.name in entries]
+    assert not rest or bool(entries) == bool(rest_of(function)[1])
+    others = [p for p in parameters if p.name not in entries]
+    assert bool(others) == bool(rest)
+    for parameter in others:
+        first = next(source for source in rest if parameter.name in explained(source))
+        assert same_kind(parameter, first)
+
+
+def same_kind(parameter, function):
+    """Whether a function has an argument of this name and type; None may be allowed as well."""
+    there = inspect.signature(function).parameters[parameter.name].annotation
+    alternatives = {str(x) for x in typing.get_args(there)} or {str(there)}
+    here = {str(x) for x in typing.get_args(parameter.annotation)} or {str(parameter.annotation)}
+    return here - {str(type(None))} == alternatives - {str(type(None))}
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_an_argument_as_elsewhere_is_explained_there(name):
+    parameters = inspect.signature(MEMBERS[name]).parameters
+    for argument, text in explained(MEMBERS[name]).items():
+        for other in re.findall(r"as in `(\w+)`", text):
+            assert "as in `" not in explained(adam_jax.__dict__[other])[argument]
+            assert same_kind(parameters[argument], adam_jax.__dict__[other])
 
 
 def test_each_file_explains_an_argument_once():
@@ -79,14 +108,26 @@ def test_nobody_is_sent_elsewhere(name):
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_the_state_the_errors_and_the_paper(name):
-    doc, rest = inspect.getdoc(MEMBERS[name]), explains_the_rest(MEMBERS[name])
+    doc, rest = inspect.getdoc(MEMBERS[name]), rest_of(MEMBERS[name])
     returns = re.search(r"^Returns:\n(?:  .*\n?)+", doc, re.MULTILINE)
     assert returns and "state" in returns[0]
-    headings = ["\nReturns:\n", "\nRaises:\n"]
+    if rest and rest[4]:
+        assert not any(heading in doc for heading in ("\nRaises:\n", "\nReference: "))
+        doc, rest = inspect.getdoc(MEMBERS[rest[3]]), rest_of(MEMBERS[rest[3]])
+    headings = ["\nReturns:\n"]
+    if not (rest and rest[2]):
+        headings.append("\nRaises:\n")
     if name != "scale_by_learning_rate":
         headings.append("\nReference: ")
-    if rest is not None and "which lists errors" in doc:
-        assert not any(heading in doc for heading in headings[1:])
-        doc = inspect.getdoc(rest)
     places = [doc.find(heading) for heading in headings]
     assert -1 not in places and places == sorted(places), dict(zip(headings, places, strict=True))
+    assert not (rest and rest[2]) or "\nRaises:\n" in inspect.getdoc(MEMBERS[rest[3]])
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_state_or_a_difference_as_elsewhere_is_explained_there(name):
+    doc = inspect.getdoc(MEMBERS[name])
+    for other in re.findall(r"whose\s+state\s+is\s+that\s+of\s+`(\w+)`", doc):
+        assert "whose state is a tuple: " in inspect.getdoc(MEMBERS[other])
+    for other in re.findall(r"as\s+`(\w+)`\s+does", doc):
+        assert "\nDiffers from Optax in: " in inspect.getdoc(MEMBERS[other])
