@@ -28,8 +28,7 @@ from adam_jax.numerics import DecayRate, after_first, exact, root, sign, squared
 from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.rules.adam import Direction
 from adam_jax.rules.base import Modifier, Rule, View, with_parts
-from adam_jax.rules.hyperparameters import Relative, Scaled
-from adam_jax.rules.units import Unit, numbers_of, units_of, with_numbers
+from adam_jax.rules.hyperparameters import Relative, Scaled, Unit, numbers_of, with_numbers
 from adam_jax.slots import Slot
 from adam_jax.validation import as_number, check_number
 from adam_jax.xla.mosaic import arctan2
@@ -545,12 +544,8 @@ def corrected_weight_decay(tx: Modifiable, peak_learning_rate: jax.typing.ArrayL
     Reference: Defazio 2025, Why Gradients Rapidly Increase Near the End of Training
     (https://arxiv.org/abs/2506.02285).
     """
-    peak = check_number(
-        "peak_learning_rate",
-        peak_learning_rate,
-        1e-30,
-        instead="write the schedule's largest value",
-    )
+    instead = "write the schedule's largest value"
+    peak = check_number("peak_learning_rate", peak_learning_rate, 1e-30, instead=instead)
 
     def edit(member: Member) -> Member:
         decay = _decay_of(member, "corrected_weight_decay")
@@ -563,7 +558,7 @@ def corrected_weight_decay(tx: Modifiable, peak_learning_rate: jax.typing.ArrayL
 def _decay_of(member: Member, modifier: str) -> int:
     """The index of the stage with decoupled weight decay."""
     for k in range(main_stage(member) + 1, len(member.stages)):
-        if Unit.WEIGHT_DECAY in units_of(member.stages[k].rule):
+        if any(unit is Unit.WEIGHT_DECAY for unit, _ in numbers_of(member.stages[k].rule)):
             return k
     raise ValueError(f"tx must have decoupled weight decay, as {modifier}(adamw(...)).")
 

@@ -17,8 +17,7 @@ from adam_jax.numerics import DecayRate, DecayRateLike, divide
 from adam_jax.pytrees import frozen_pytree
 from adam_jax.rules.adam import Direction, Ema, MomentRule
 from adam_jax.rules.base import View
-from adam_jax.rules.hyperparameters import Schedule
-from adam_jax.rules.units import Unit, in_units_of
+from adam_jax.rules.hyperparameters import Schedule, Unit, in_units_of
 from adam_jax.slots import Slot
 from adam_jax.validation import check_number
 

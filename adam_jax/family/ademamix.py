@@ -94,11 +94,8 @@ def scale_by_ademamix(
 
 # Optax exports the function that makes this state, but not its type.
 ScaleByAdemamixState = type(jax.eval_shape(contrib.scale_by_ademamix().init, ()))
-register(
-    ScaleByAdemamixState,
-    slots={"m1": False, "m2": False, "nu": True},
-    counts=["count", "count_m2"],
-)
+SLOTS = {"m1": False, "m2": False, "nu": True}
+register(ScaleByAdemamixState, slots=SLOTS, counts=["count", "count_m2"])
 
 
 def ademamix(

@@ -19,8 +19,7 @@ from adam_jax.numerics import DecayRate, DecayRateLike, after_first, divide, roo
 from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.rules.adam import Direction
 from adam_jax.rules.base import IrregularRule, View
-from adam_jax.rules.hyperparameters import Hyperparameter, Schedule
-from adam_jax.rules.units import Unit, in_units_of
+from adam_jax.rules.hyperparameters import Hyperparameter, Schedule, Unit, in_units_of
 from adam_jax.slots import Slot
 from adam_jax.validation import check_number, check_scalar
 

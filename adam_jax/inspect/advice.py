@@ -22,7 +22,7 @@ from adam_jax.groups import expressions_in
 from adam_jax.inspect.memory import Report, bytes_of, planned, plans_of, report, undeclared_layers
 from adam_jax.inspect.style import aligned
 from adam_jax.rules.base import Rule
-from adam_jax.rules.units import Unit, numbers_of
+from adam_jax.rules.hyperparameters import Unit, numbers_of
 
 
 class LeafAdvice(NamedTuple):

@@ -20,7 +20,7 @@ from adam_jax._types import Count, Number
 from adam_jax.numerics import DecayRate, divide, exact, root, squared
 from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.rules.base import MemberRule, Rule, View
-from adam_jax.rules.units import Unit, in_units_of
+from adam_jax.rules.hyperparameters import Unit, in_units_of
 from adam_jax.slots import Slot
 from adam_jax.validation import check_number
 
@@ -105,7 +105,7 @@ class Ema:
 
 
 class AroundEma:
-    """A second moment whose average is of another term, or moves in another way.
+    """A moment whose average is of another term, moves in another way, or is read in another way.
 
     Attributes:
       ema: the average.
@@ -123,7 +123,7 @@ class AroundEma:
 
 
 @frozen_pytree
-class AheadEma:
+class AheadEma(AroundEma):
     """The average of the gradient, read one step ahead as (g + of_mu·mu)·of_both.
 
     In a sum of two products XLA contracts one of them into a fused multiply-add, and the loop
@@ -138,10 +138,6 @@ class AheadEma:
     ema: Ema
     of_mu: Number = None
     of_both: Number = None
-
-    @property
-    def slots(self) -> tuple[Slot, ...]:
-        return self.ema.slots
 
     def __call__(self, leaf: View, term: Array) -> Array:
         mu = leaf.average("mu", self.ema.rate, term)

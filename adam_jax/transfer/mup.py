@@ -24,7 +24,7 @@ from adam_jax.formats.dense import is_floating, leaf_dtype, wider_dtype
 from adam_jax.inspect.style import aligned
 from adam_jax.modifiers import Modifiable, layers_of, modified
 from adam_jax.numerics import squared
-from adam_jax.rules.units import Unit, rescaled, units_of
+from adam_jax.rules.hyperparameters import Unit, rescaled, units_of
 from adam_jax.transfer.growth import Growth, growths
 from adam_jax.validation import check_number, check_positive
 
