@@ -105,11 +105,15 @@ def modified(
     """
     if callable(tx) and not isinstance(tx, optax.GradientTransformation):
         return ModifiedFactory(tx, modifier, tuple((k, as_number(x)) for k, x in settings.items()))
-    body = body_of("tx", tx)
+    body, name = body_of("tx", tx), called or modifier.__name__
+
+    def renamed(member: Member) -> Member:
+        return dataclasses.replace(edit(member), name=f"{name}({member.name})")
+
     try:
-        return Transformation.around(body.edited(edit))
+        return Transformation.around(body.edited(renamed))
     except NoMember:
-        name, got = called or modifier.__name__, body if isinstance(tx, Transformation) else tx
+        got = body if isinstance(tx, Transformation) else tx
         raise ValueError(
             f"tx must be a member of adam_jax, got {type(got).__name__}: write {name}(adamw(...)),"
             f" groups({name}(adamw), ...), with_hyperparams({name}(adamw)), with chain outermost."

@@ -88,7 +88,7 @@ EXAMPLES: dict[str, list[tuple[str, str, str]]] = {
         ("adam_jax/family/adamax.py", "def scale_by_adamax(", ") -> Transformation:"),
         ("adam_jax/family/adamax.py", "    nu = DecayingMax(", "    return scale_by_rule("),
         ("adam_jax/family/adamax.py", "def adamax(", ") -> Transformation:"),
-        ("adam_jax/family/adamax.py", "    return alias(scale_by_adamax", "    return"),
+        ("adam_jax/family/adamax.py", '    return alias("adamax"', "    return"),
         ("adam_jax/__init__.py", "from adam_jax.family.adamax import", "from"),
         ("tests/catalogue/__init__.py", '    Member("adamax"', "    Member"),
         ("tests/catalogue/oracles.py", "def adamax(", "        yield"),

@@ -113,7 +113,7 @@ class Member(Body):
     name: str = static(default="")
 
     @classmethod
-    def of(cls, *stages: Stage, chained: bool = True, name: str = "") -> "Member":
+    def of(cls, *stages: Stage, chained: bool = True, name: str) -> "Member":
         """A member with the same stages for all leaves; registers the types of their states."""
         for stage in stages:
             slots = {slot.name: slot.magnitude for slot in stage.rule.slots}

@@ -138,7 +138,7 @@ def from_functions(init: Function, update: Function) -> optax.GradientTransforma
 
 
 def scale_by_rule(
-    rule: Rule, state_type: Any, mu_dtype: SlotDType, nu_dtype: SlotDType, name: str = ""
+    rule: Rule, state_type: Any, mu_dtype: SlotDType, nu_dtype: SlotDType, name: str
 ) -> Transformation:
     """Makes a transformation of a rule.
 
@@ -185,23 +185,23 @@ class Decay:
 
 
 def optimizer(
+    name: str,
     scaled: Transformation,
     learning_rate: ArrayLike | Schedule | Hyperparameter | None,
     *,
     l2: ArrayLike | Schedule | None = None,
     decay: Decay | None = None,
     before_learning_rate: tuple[Stage, ...] = (),
-    name: str = "",
 ) -> Transformation:
     """The whole optimizer of a member: its `scale_by_*`, weight decay and the learning rate.
 
     Args:
+      name: of the alias, for `repr`.
       scaled: the result of the `scale_by_*`.
       learning_rate: α; None leaves the updates unchanged.
       l2: λ₂ of coupled weight decay, before the member; None for none.
       decay: decoupled weight decay, after the member; None for none.
       before_learning_rate: stages between weight decay and the learning rate.
-      name: of the alias, for `repr`.
     """
     coupled = [] if l2 is None else [weight_decay_stage("l2", l2)]
     behind = [*before_learning_rate, learning_rate_stage(learning_rate)]

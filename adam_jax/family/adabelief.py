@@ -61,7 +61,7 @@ def scale_by_belief(
     each = check_number("eps_root", eps_root, instead="the usual value is 1e-16")
     second = EmaOfSurprise(Ema("nu", DecayRate.of("b2", b2), magnitude=True), each)
     rule = MomentRule(NesterovEma(first) if nesterov else first, second, Root.of(eps))
-    return scale_by_rule(rule, optax.ScaleByBeliefState, mu_dtype, nu_dtype)
+    return scale_by_rule(rule, optax.ScaleByBeliefState, mu_dtype, nu_dtype, "scale_by_belief")
 
 
 def adabelief(
@@ -107,4 +107,4 @@ def adabelief(
     positional = (b1, b2, eps, eps_root)
     scaled = scale_by_belief(*positional, nesterov=nesterov, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
     decay = None if weight_decay is None else Decay(weight_decay, weight_decay_mask)
-    return optimizer(scaled, learning_rate, l2=l2, decay=decay)
+    return optimizer("adabelief", scaled, learning_rate, l2=l2, decay=decay)

@@ -63,7 +63,7 @@ def scale_by_adam(
     second = Ema("nu", rate, magnitude=True, bias_correction=bias_correction)
     direction = Root.of(eps, eps_root, eps_hat, rate if bias_correction else None)
     rule = MomentRule(NesterovEma(first) if nesterov else first, second, direction)
-    return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype)
+    return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype, "scale_by_adam")
 
 
 def adam(
@@ -112,7 +112,7 @@ def adam(
       >>> print(params["w"].round(2))
       [1. 1.]
     """
-    return alias(scale_by_adam, **locals())
+    return alias("adam", scale_by_adam, **locals())
 
 
 def adamw(
@@ -195,7 +195,7 @@ def adamw(
 
     Reference: Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019, algorithm 2.
     """
-    return alias(scale_by_adam, **locals())
+    return alias("adamw", scale_by_adam, **locals())
 
 
 class ScaleByBiasCorrectionState(NamedTuple):

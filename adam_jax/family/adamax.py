@@ -72,7 +72,7 @@ def scale_by_adamax(
     """
     nu = DecayingMax(DecayRate.of("b2", b2), check_number("eps", eps, instead="1e-8 is usual"))
     rule = MomentRule(Ema("mu", DecayRate.of("b1", b1)), nu, Ratio())
-    return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype)
+    return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype, "scale_by_adamax")
 
 
 def adamax(
@@ -99,7 +99,7 @@ def adamax(
     Returns:
       A transformation whose state is that of `adam`, as in Optax.
     """
-    return alias(scale_by_adamax, **locals())
+    return alias("adamax", scale_by_adamax, **locals())
 
 
 def adamaxw(
@@ -137,4 +137,4 @@ def adamaxw(
     Reference: Kingma & Ba 2015, section 7.1, algorithm 2, which has no ε; Loshchilov & Hutter 2019,
     algorithm 2.
     """
-    return alias(scale_by_adamax, **locals())
+    return alias("adamaxw", scale_by_adamax, **locals())

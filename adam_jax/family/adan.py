@@ -98,7 +98,7 @@ def scale_by_adan(
         instead = "the paper's is b2, None is 1 - b2"
         change_weight = check_number("change_weight", change_weight, instead=instead)
     rule = Adan(*rates, change_weight, Root.of(eps, eps_root))
-    return scale_by_rule(rule, optax.ScaleByAdanState, mu_dtype, nu_dtype)
+    return scale_by_rule(rule, optax.ScaleByAdanState, mu_dtype, nu_dtype, "scale_by_adan")
 
 
 def adan(
@@ -146,4 +146,4 @@ def adan(
 
     Reference: Xie et al. 2022, algorithm 1, whose decay is proximal: θ ← (θ - α·u) / (1 + λ·α).
     """
-    return alias(scale_by_adan, **locals())
+    return alias("adan", scale_by_adan, **locals())

@@ -89,7 +89,7 @@ def scale_by_ademamix(
     second = Ema("nu", DecayRate.of("b2", b2), magnitude=True)
     first = TwoEmas(DecayRate.of("b1", b1), slow, weight)
     rule = MomentRule(first, second, Root.of(eps, eps_root))
-    return scale_by_rule(rule, ScaleByAdemamixState, mu_dtype, nu_dtype)
+    return scale_by_rule(rule, ScaleByAdemamixState, mu_dtype, nu_dtype, "scale_by_ademamix")
 
 
 # Optax exports the function that makes this state, but not its type.
@@ -138,4 +138,4 @@ def ademamix(
 
     Reference: Pagliardini et al. 2024, algorithm 1.
     """
-    return alias(scale_by_ademamix, **locals())
+    return alias("ademamix", scale_by_ademamix, **locals())

@@ -134,7 +134,7 @@ def scale_by_adopt(
     bound = ClipBound(clip_value_fn) if use_clipping else None
     rates = DecayRate.of("b1", b1, closed=True), DecayRate.of("b2", b2, closed=True)
     rule = Adopt(*rates, direction, bound, nesterov)
-    return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype)
+    return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype, "scale_by_adopt")
 
 
 def adopt(
@@ -177,4 +177,4 @@ def adopt(
 
     Reference: Taniguchi et al. 2024, algorithm 2, and its appendix on clipping.
     """
-    return alias(scale_by_adopt, **locals())
+    return alias("adopt", scale_by_adopt, **locals())

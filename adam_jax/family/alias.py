@@ -10,6 +10,7 @@ DECAY = ("weight_decay", "mask", "weight_decay_mask", "scale_decay")
 
 
 def alias(
+    name: str,
     scale_by: Function,
     learning_rate: Any,
     l2: Any = None,
@@ -19,6 +20,7 @@ def alias(
     """The optimizer of a member, from all arguments of its alias by name: `locals()`.
 
     Args:
+      name: of the alias, for `repr`.
       scale_by: the member's `scale_by_*`.
       learning_rate: α.
       l2: λ₂ of coupled weight decay; None for none.
@@ -30,4 +32,4 @@ def alias(
         decay = Decay(*(arguments.pop(name) for name in DECAY))
     stages = before_learning_rate
     scaled = scale_by(**arguments)
-    return optimizer(scaled, learning_rate, l2=l2, decay=decay, before_learning_rate=stages)
+    return optimizer(name, scaled, learning_rate, l2=l2, decay=decay, before_learning_rate=stages)

@@ -91,7 +91,7 @@ def scale_by_amsgrad(
         RunningMax(nu, rate if corrected_after else None),
         Root.of(eps, eps_root, eps_hat, rate if bias_correction_nu else None),
     )
-    return scale_by_rule(rule, optax.ScaleByAmsgradState, mu_dtype, nu_dtype)
+    return scale_by_rule(rule, optax.ScaleByAmsgradState, mu_dtype, nu_dtype, "scale_by_amsgrad")
 
 
 def amsgrad(
@@ -128,7 +128,7 @@ def amsgrad(
 
     PyTorch has it as `Adam(amsgrad=True)`.
     """
-    return alias(scale_by_amsgrad, **locals())
+    return alias("amsgrad", scale_by_amsgrad, **locals())
 
 
 def amsgradw(
@@ -179,4 +179,4 @@ def amsgradw(
     Reference: Reddi, Kale & Kumar 2018, algorithm 2, which has no bias correction; Loshchilov &
     Hutter 2019, algorithm 2.
     """
-    return alias(scale_by_amsgrad, **locals())
+    return alias("amsgradw", scale_by_amsgrad, **locals())

@@ -77,4 +77,4 @@ def lamb(
 
     Reference: You et al. 2020, algorithm 2.
     """
-    return alias(scale_by_adam, before_learning_rate=(TRUST_RATIO,), **locals())
+    return alias("lamb", scale_by_adam, before_learning_rate=(TRUST_RATIO,), **locals())

@@ -89,7 +89,7 @@ def scale_by_laprop(
     """
     rates = DecayRate.of("b1", b1), DecayRate.of("b2", b2)
     rule = Laprop(Ema("mu", rates[0]), Ema("nu", rates[1], magnitude=True), Root.of(eps))
-    return scale_by_rule(rule, ScaleByLapropState, mu_dtype, nu_dtype)
+    return scale_by_rule(rule, ScaleByLapropState, mu_dtype, nu_dtype, "scale_by_laprop")
 
 
 def laprop(
@@ -117,7 +117,7 @@ def laprop(
     Returns:
       A transformation whose state is that of `adam`, but with `ScaleByLapropState`.
     """
-    return alias(scale_by_laprop, **locals())
+    return alias("laprop", scale_by_laprop, **locals())
 
 
 def lapropw(
@@ -161,4 +161,4 @@ def lapropw(
     Reference: Ziyin, Wang & Ueda 2020, algorithm 1; eps is from the authors' code. Loshchilov &
     Hutter 2019, algorithm 2, for the decay.
     """
-    return alias(scale_by_laprop, **locals())
+    return alias("lapropw", scale_by_laprop, **locals())

@@ -72,7 +72,7 @@ def scale_by_lion(
     # Nothing is divided by 1 - b, so it may be 0.
     rates = DecayRate.of("b1", b1, closed=True), DecayRate.of("b2", b2, closed=True)
     rule = Lion(*rates, beta, mode)
-    return scale_by_rule(rule, optax.ScaleByLionState, mu_dtype, None)
+    return scale_by_rule(rule, optax.ScaleByLionState, mu_dtype, None, "scale_by_lion")
 
 
 def lion(
@@ -117,4 +117,4 @@ def lion(
 
     Reference: Chen et al. 2023, algorithm 2.
     """
-    return alias(scale_by_lion, **locals())
+    return alias("lion", scale_by_lion, **locals())

@@ -117,7 +117,9 @@ def scale_by_mars(
     gamma = check_number("gamma", gamma, instead="the usual value is 0.025; 0.0 is no correction")
     second = Ema("nu", DecayRate.of("b2", b2), magnitude=True)
     inner = MomentRule(Ema("mu", rate), second, Root.of(eps))
-    return scale_by_rule(Mars(inner, rate, gamma), ScaleByMarsState, mu_dtype, nu_dtype)
+    return scale_by_rule(
+        Mars(inner, rate, gamma), ScaleByMarsState, mu_dtype, nu_dtype, "scale_by_mars"
+    )
 
 
 def mars_adamw(
@@ -176,4 +178,4 @@ def mars_adamw(
     Reference: Yuan et al. 2024, MARS-AdamW with the previous batch's gradient instead of a second
     gradient on this batch (MARS-approx); nu averages |c̃|² as in the authors' code.
     """
-    return alias(scale_by_mars, **locals())
+    return alias("mars_adamw", scale_by_mars, **locals())

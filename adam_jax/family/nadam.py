@@ -96,7 +96,7 @@ def scale_by_nadam(
     first = ScheduledNesterovEma(Ema("mu", DecayRate.of("b1", b1)), momentum_decay=decay)
     second = Ema("nu", rate, magnitude=True)
     rule = MomentRule(first, second, Root.of(eps, eps_root, eps_hat, rate))
-    return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype)
+    return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype, "scale_by_nadam")
 
 
 def nadam(
@@ -128,7 +128,7 @@ def nadam(
     Returns:
       A transformation whose state is that of `adam`, as in Optax.
     """
-    return alias(scale_by_nadam, **locals())
+    return alias("nadam", scale_by_nadam, **locals())
 
 
 def nadamw(
@@ -177,4 +177,4 @@ def nadamw(
     Reference: Dozat 2016, algorithm 2; section 3.1 for `momentum_decay`; Loshchilov & Hutter 2019,
     algorithm 2.
     """
-    return alias(scale_by_nadam, **locals())
+    return alias("nadamw", scale_by_nadam, **locals())

@@ -108,7 +108,7 @@ def scale_by_radam(
     direction = Root.of(eps, eps_root, eps_hat, rate)
     adam = MomentRule(NesterovEma(first) if nesterov else first, second, direction)
     rule = Rectified(adam, rate, threshold)
-    return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype)
+    return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype, "scale_by_radam")
 
 
 def radam(
@@ -142,7 +142,7 @@ def radam(
     Returns:
       A transformation whose state is that of `adam`, as in Optax.
     """
-    return alias(scale_by_radam, **locals())
+    return alias("radam", scale_by_radam, **locals())
 
 
 def radamw(
@@ -186,4 +186,4 @@ def radamw(
 
     Reference: Liu et al. 2020, algorithm 2; Loshchilov & Hutter 2019, algorithm 2.
     """
-    return alias(scale_by_radam, **locals())
+    return alias("radamw", scale_by_radam, **locals())

@@ -155,7 +155,7 @@ def schedule_free_adamw(
     # Adam with b1 = 0, which needs no stored mu.
     second = Ema("nu", DecayRate.of("b2", b2), magnitude=True)
     rule = MomentRule(Newest(), second, Root.of(eps))
-    scaled = scale_by_rule(rule, RMS_STATE, None, nu_dtype)
-    inner = optimizer(scaled, rate, decay=Decay(weight_decay))
+    scaled = scale_by_rule(rule, RMS_STATE, None, nu_dtype, "schedule_free_adamw")
+    inner = optimizer("schedule_free_adamw", scaled, rate, decay=Decay(weight_decay))
     fixed = as_number(b1), as_number(power), state_dtype
     return Transformation.around(ScheduleFree(inner.body, rate, *fixed))

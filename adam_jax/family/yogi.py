@@ -57,10 +57,12 @@ def scale_by_yogi(
     start = 1e-6 if initial_accumulator_value is None else initial_accumulator_value
     instead = "the usual value is 1e-6"
     start = check_number("initial_accumulator_value", start, instead=instead)
-    first = Ema("mu", DecayRate.of("b1", b1), start=start)
-    second = YogiSquares(Ema("nu", DecayRate.of("b2", b2), magnitude=True, start=start))
+    first = Ema("mu", DecayRate.of("b1", b1), initial_accumulator_value=start)
+    second = YogiSquares(
+        Ema("nu", DecayRate.of("b2", b2), magnitude=True, initial_accumulator_value=start)
+    )
     rule = MomentRule(first, second, Root.of(eps, eps_root))
-    return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype)
+    return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype, "scale_by_yogi")
 
 
 def yogi(
@@ -99,4 +101,4 @@ def yogi(
 
     Reference: Zaheer et al. 2018, algorithm 2, which has no bias correction.
     """
-    return alias(scale_by_yogi, **locals())
+    return alias("yogi", scale_by_yogi, **locals())

@@ -70,7 +70,7 @@ class Ema:
       rate: b.
       magnitude: the term is a square.
       bias_correction: False reads x uncorrected.
-      start: the initial value of x.
+      initial_accumulator_value: of x.
       of_x: 1 / (1 - bᵗ).
     """
 
@@ -78,12 +78,13 @@ class Ema:
     rate: DecayRate = dataclasses.field()
     magnitude: bool = static(default=False)
     bias_correction: bool = static(default=True)
-    start: Number = 0.0
+    initial_accumulator_value: Number = 0.0
     of_x: Number = None
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        return (Slot(self.slot, self.magnitude, self.start, self.rate.complement),)
+        start = self.initial_accumulator_value
+        return (Slot(self.slot, self.magnitude, start, self.rate.complement),)
 
     def at(self, count: Count) -> "Ema":
         if not self.bias_correction:

@@ -64,6 +64,6 @@ def chain(*txs: optax.GradientTransformation) -> Transformation:
     Only after the last are they rounded to the gradient's dtype (or the parameter's, if wider).
     """
     if not txs:
-        return Transformation.around(Member.of())
+        return Transformation.around(Member.of(name="chain"))
     bodies = (inner_body(f"txs[{i}]", tx) for i, tx in enumerate(txs))
     return Transformation.around(Chain(tuple(bodies)))

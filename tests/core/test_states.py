@@ -44,7 +44,7 @@ def scale_by_mine(**dtypes):
     nu = DecayingMax(DecayRate.of("b2", 0.99), 1e-8)
     rule = MomentRule(Ema("mu", DecayRate.of("b1", 0.9)), nu, Ratio())
     dtypes = {"mu_dtype": AT_LEAST_FLOAT32, "nu_dtype": AT_LEAST_FLOAT32} | dtypes
-    return scale_by_rule(rule, ScaleByMineState, **dtypes)
+    return scale_by_rule(rule, ScaleByMineState, **dtypes, name="scale_by_mine")
 
 
 class AroundState(NamedTuple):
@@ -200,7 +200,7 @@ def test_a_state_restored_before_its_member_is_built():
     state = (ScaleByLaterState(jnp.ones([], jnp.int32), PARAMS, PARAMS), optax.EmptyState())
     text = raised(lambda: adam_jax.convert_state(state, mu_dtype=jnp.int8))
     assert "ScaleByLaterState(count, mu, nu): build the transformation that keeps it first" in text
-    scale_by_rule(scale_by_mine().body.stages[0].rule, ScaleByLaterState, None, None)
+    scale_by_rule(scale_by_mine().body.stages[0].rule, ScaleByLaterState, None, None, "later")
     assert adam_jax.convert_state(state, mu_dtype=jnp.int8)[0].mu["w"].codes.dtype == jnp.int8
 
 
@@ -230,7 +230,7 @@ def test_a_description_names_each_field_once_and_does_not_change():
         states.register(AroundState, counts=["seen"], inner=["inside", "last"])
     rule = scale_by_mine().body.stages[0].rule
     with pytest.raises(ValueError, match="ScaleByAmsgradState is described as"):
-        scale_by_rule(rule, optax.ScaleByAmsgradState, None, None)
+        scale_by_rule(rule, optax.ScaleByAmsgradState, None, None, "other")
 
 
 BUILT = (

@@ -7,6 +7,7 @@ import re
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 import adam_jax
@@ -46,6 +47,25 @@ def test_equal_settings_make_equal_transformations(member):
     for tx in (first, second):
         train(tx, jnp.ones(3))
     assert len(traces) == 1
+
+
+@every_member
+def test_repr_is_the_call_that_makes_it(member):
+    name = member.name.partition("-")[0]
+    tx = getattr(adam_jax, name)(learning_rate=0.1)
+    text = repr(tx)
+    assert text.startswith(f"{name}(learning_rate=0.1, ") and len(text) < 130
+    assert member.in_optax is False or eval(text, vars(adam_jax)) == tx
+
+
+def test_repr_of_a_nesting():
+    adamw = "adamw(learning_rate=0.1, b1=0.9, b2=0.999, eps=1e-08, weight_decay=0.0001)"
+    tx = adam_jax.chain(adam_jax.clip_by_global_norm(1.0), adam_jax.cautious(adam_jax.adamw)(0.1))
+    inside = adamw.replace("adamw", "cautious(adamw)")
+    assert repr(tx) == f"chain(clip_by_global_norm(max_norm=1.0), {inside})"
+    grouped = adam_jax.groups(adam_jax.adamw, {"b": dict(learning_rate=0.3)}, learning_rate=0.1)
+    assert repr(grouped) == f"groups({adamw.replace('=0.1', '=0.3', 1)}, {adamw})"
+    assert repr(adam_jax.chain(optax.sgd(1.0), tx)).startswith("chain(chain, chain(clip")
 
 
 @every_member
