@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from adam_jax import schedules, sharding
-from adam_jax.core.transformation import Transformation, scale_by_learning_rate, step
+from adam_jax.core.transformation import Transformation, step
 from adam_jax.family.adabelief import adabelief, scale_by_belief
 from adam_jax.family.adam import (
     ScaleByBiasCorrectionState,
@@ -17,6 +17,7 @@ from adam_jax.family.adamax import adamax, adamaxw, scale_by_adamax
 from adam_jax.family.adan import adan, scale_by_adan
 from adam_jax.family.ademamix import ademamix, scale_by_ademamix
 from adam_jax.family.adopt import adopt, scale_by_adopt
+from adam_jax.family.alias import scale_by_learning_rate
 from adam_jax.family.amsgrad import amsgrad, amsgradw, scale_by_amsgrad
 from adam_jax.family.lamb import lamb
 from adam_jax.family.laprop import ScaleByLapropState, laprop, lapropw, scale_by_laprop

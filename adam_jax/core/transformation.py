@@ -1,26 +1,20 @@
 """Optax transformations around a body, with `step`, which fuses update and apply."""
 
 import dataclasses
-import math
 import re
 from collections.abc import Iterable
 from typing import Any, TypeVar, cast
 
 import jax
 import optax
-from jax.typing import ArrayLike
 
 from adam_jax._types import AnyTransformation, Function, Leaf, State, Updates
 from adam_jax.core.foreign import Foreign
-from adam_jax.core.masks import Mask, MaskLike
 from adam_jax.core.member import Member, Stage
-from adam_jax.core.states import WeightDecaySchedule
 from adam_jax.core.step import Body
 from adam_jax.formats.policy import SlotDType, check_magnitude_dtype, check_slot_dtype
 from adam_jax.numerics import DecayRate
-from adam_jax.rules.adam import AddDecayedWeights, Identity, ScaleByLearningRate
 from adam_jax.rules.base import Rule
-from adam_jax.rules.hyperparameters import Hyperparameter, Schedule, hyperparameter
 
 P = TypeVar("P")
 """The type of the parameters, which a step keeps."""
@@ -154,120 +148,6 @@ def scale_by_rule(
     dtypes = tuple(nu_dtype if slot.magnitude else mu_dtype for slot in rule.slots)
     stage = Stage(rule, state_type, dtypes)
     return Transformation.around(Member.of(stage, chained=False, name=name))
-
-
-@dataclasses.dataclass(frozen=True)
-class Decay:
-    """Decoupled weight decay, from the arguments of an alias.
-
-    Attributes:
-      weight_decay: λ, per optimizer step: a number, or a function of the completed optimizer steps.
-      mask: the leaves that decay; None for all.
-      weight_decay_mask: another name of the mask: Optax's aliases use one or the other, depending
-        on version and member.
-      scaled: whether the decay is multiplied by the learning rate.
-
-    Raises:
-      ValueError: both names are given.
-    """
-
-    weight_decay: ArrayLike | Schedule
-    mask: MaskLike = None
-    weight_decay_mask: MaskLike = None
-    scaled: bool = True
-
-    def __post_init__(self) -> None:
-        if self.mask is not None and self.weight_decay_mask is not None:
-            raise ValueError(
-                "mask and weight_decay_mask are two names of one argument, got both: write mask"
-                " alone."
-            )
-
-
-def optimizer(
-    name: str,
-    scaled: Transformation,
-    learning_rate: ArrayLike | Schedule | Hyperparameter | None,
-    *,
-    l2: ArrayLike | Schedule | None = None,
-    decay: Decay | None = None,
-    before_learning_rate: tuple[Stage, ...] = (),
-) -> Transformation:
-    """The whole optimizer of a member: its `scale_by_*`, weight decay and the learning rate.
-
-    Args:
-      name: of the alias, for `repr`.
-      scaled: the result of the `scale_by_*`.
-      learning_rate: α; None leaves the updates unchanged.
-      l2: λ₂ of coupled weight decay, before the member; None for none.
-      decay: decoupled weight decay, after the member; None for none.
-      before_learning_rate: stages between weight decay and the learning rate.
-    """
-    coupled = [] if l2 is None else [weight_decay_stage("l2", l2)]
-    behind = [*before_learning_rate, learning_rate_stage(learning_rate)]
-    if decay is not None:
-        # Without a learning rate the sign is not flipped, and neither is that of the decay.
-        downhill = not decay.scaled and learning_rate is not None
-        mask = decay.weight_decay_mask if decay.mask is None else decay.mask
-        stage = weight_decay_stage("weight_decay", decay.weight_decay, mask, downhill)
-        behind = [stage, *behind] if decay.scaled else [*behind, stage]
-    return Transformation.around(Member.of(*coupled, *scaled.body.stages, *behind, name=name))
-
-
-def scale_by_learning_rate(
-    learning_rate: optax.ScalarOrSchedule | None = None, *, flip_sign: bool = True
-) -> Transformation:
-    """Multiplies the updates by the learning rate and flips their sign: u ← -α_t·u.
-
-    Args:
-      learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
-        function of the number of completed optimizer steps (0 at the first). None leaves the
-        updates unchanged.
-      flip_sign: False keeps the sign.
-
-    Returns:
-      A transformation with Optax's state: empty, or the count of a schedule.
-
-    Raises:
-      ValueError: a learning rate that is infinite, NaN, or not one number.
-
-    Differs from Optax in: the product is computed in float32. Optax first rounds a scheduled
-    learning rate to the leaf's dtype, which turns 1e-3 into 9.9945e-4 in bfloat16.
-    """
-    stage = learning_rate_stage(learning_rate, flip_sign)
-    return Transformation.around(Member.of(stage, chained=False, name="scale_by_learning_rate"))
-
-
-def learning_rate_stage(
-    learning_rate: ArrayLike | Schedule | Hyperparameter | None, flip_sign: bool = True
-) -> Stage:
-    """The last stage of an alias."""
-    if learning_rate is None:
-        return Stage(Identity(), optax.EmptyState)
-    rate = hyperparameter("learning_rate", learning_rate, -math.inf, instead="1e-3 is usual")
-    scheduled = isinstance(rate, Hyperparameter)
-    state_type = optax.ScaleByScheduleState if scheduled else optax.EmptyState
-    return Stage(ScaleByLearningRate(rate, flip_sign), state_type)
-
-
-def weight_decay_stage(
-    argument: str,
-    weight_decay: ArrayLike | Schedule,
-    mask: MaskLike = None,
-    downhill: bool = False,
-) -> Stage:
-    """The stage that adds λθ on the leaves in the mask.
-
-    Args:
-      argument: the name of `weight_decay`, as the caller wrote it.
-      weight_decay: λ, per optimizer step; negative values grow the weights.
-      mask: the leaves that decay; None for all.
-      downhill: the stage comes after the learning rate.
-    """
-    decay = hyperparameter(argument, weight_decay, -math.inf, instead="0.0 turns it off")
-    state_type = WeightDecaySchedule if isinstance(decay, Hyperparameter) else optax.EmptyState
-    wrapped = None if mask is None else Mask.of(mask)
-    return Stage(AddDecayedWeights(decay, downhill), state_type, mask=wrapped)
 
 
 def step(

@@ -9,7 +9,8 @@ from jax.typing import ArrayLike
 
 from adam_jax._types import Number
 from adam_jax.core.masks import MaskLike
-from adam_jax.core.transformation import Decay, Transformation, optimizer, scale_by_rule
+from adam_jax.core.transformation import Transformation, scale_by_rule
+from adam_jax.family.alias import alias
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.numerics import DecayRate, DecayRateLike, bounded, squared
 from adam_jax.pytrees import frozen_pytree
@@ -104,7 +105,4 @@ def adabelief(
 
     Reference: Zhuang et al. 2020, algorithm 2, where the two ε are one number.
     """
-    positional = (b1, b2, eps, eps_root)
-    scaled = scale_by_belief(*positional, nesterov=nesterov, mu_dtype=mu_dtype, nu_dtype=nu_dtype)
-    decay = None if weight_decay is None else Decay(weight_decay, weight_decay_mask)
-    return optimizer("adabelief", scaled, learning_rate, l2=l2, decay=decay)
+    return alias("adabelief", scale_by_belief, **locals())

@@ -18,7 +18,8 @@ from adam_jax.core.foreign import Foreign
 from adam_jax.core.member import Member
 from adam_jax.core.states import register
 from adam_jax.core.step import Body, Step, check_state
-from adam_jax.core.transformation import Decay, Transformation, optimizer, scale_by_rule
+from adam_jax.core.transformation import Transformation, scale_by_rule
+from adam_jax.family.alias import alias
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.numerics import DecayRate, DecayRateLike
 from adam_jax.pytrees import frozen_pytree, static
@@ -156,6 +157,6 @@ def schedule_free_adamw(
     second = Ema("nu", DecayRate.of("b2", b2), magnitude=True)
     rule = MomentRule(Newest(), second, Root.of(eps))
     scaled = scale_by_rule(rule, RMS_STATE, None, nu_dtype, "schedule_free_adamw")
-    inner = optimizer("schedule_free_adamw", scaled, rate, decay=Decay(weight_decay))
+    inner = alias("schedule_free_adamw", lambda: scaled, rate, weight_decay=weight_decay)
     fixed = as_number(b1), as_number(power), state_dtype
     return Transformation.around(ScheduleFree(inner.body, rate, *fixed))
