@@ -22,12 +22,11 @@ from adam_jax.core.states import described, found, is_known, is_state, states_in
 from adam_jax.core.transformation import body_of
 from adam_jax.core.trees import fetched, is_stored, leaf_paths, on_host, unflatten_slot
 from adam_jax.formats.base import Format
-from adam_jax.formats.dense import is_floating, wider_dtype
+from adam_jax.formats.dense import format_of, is_floating, wider_dtype
 from adam_jax.formats.policy import (
     SlotDType,
     check_magnitude_dtype,
     check_slot_dtype,
-    format_of,
     resolve,
     stored_format,
 )

@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from adam_jax._types import Leaf, Params, Stored
 from adam_jax.formats.base import divides
-from adam_jax.formats.policy import format_of
+from adam_jax.formats.dense import format_of
 
 _NNX_NAMES = ("optimizer_sharding", "out_sharding", "sharding_names", "sharding")
 """Variable metadata with axis names: for the state only, and of newer and older Flax versions."""

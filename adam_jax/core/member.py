@@ -21,9 +21,9 @@ from adam_jax.core.states import register
 from adam_jax.core.step import PASS_ON, Body, Step, joined, wider
 from adam_jax.core.trees import align_params, leaf_paths, unflatten_stored
 from adam_jax.formats.base import READ_AS_SAVED, sharding_of
-from adam_jax.formats.dense import is_floating, leaf_dtype, wider_dtype
+from adam_jax.formats.dense import format_of, is_floating, leaf_dtype, wider_dtype
 from adam_jax.formats.noise import Salt, salt_of_moments
-from adam_jax.formats.policy import SlotDType, check_still_fits, format_of, resolve
+from adam_jax.formats.policy import SlotDType, check_still_fits, resolve
 from adam_jax.formats.rounding import Split
 from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.rules.base import Rule, at
@@ -182,7 +182,7 @@ class Member(Body):
         rules = _rules_of_step(
             [[stage.rule for stage in stages] for stages in self.variants],
             [first if count is None else count for count in counts],
-            step.g,
+            any(isinstance(g, jax.core.Tracer) for g in step.g),
         )
         # Per stage and slot: the stored forms of all leaves, updated in place.
         slots = [
@@ -388,7 +388,7 @@ def _flags(mask: Mask, step: Step, layers: Layers) -> dict[int, bool]:
 
 
 def _rules_of_step(
-    variants: Sequence[Sequence[Rule]], counts: Sequence[Count], others: Sequence[Any]
+    variants: Sequence[Sequence[Rule]], counts: Sequence[Count], traced: bool
 ) -> list[list[Rule]]:
     """The rules with their numbers of this step, as arrays in the precision of arithmetic.
 
@@ -399,7 +399,7 @@ def _rules_of_step(
     Args:
       variants: by variant and stage.
       counts: of each stage, the completed optimizer steps; None if there is no count.
-      others: the gradients. If one is traced, this is part of a larger program.
+      traced: a gradient is traced: this is part of a larger program.
     """
 
     def scheduled(rule: Rule, count: Count) -> Rule:
@@ -409,8 +409,7 @@ def _rules_of_step(
             is_leaf=_is_hyperparameter,
         )
 
-    every = jax.tree.leaves((variants, counts, others))
-    if any(isinstance(x, jax.core.Tracer) for x in every):
+    if traced or any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((variants, counts))):
         return _rules_at(variants, counts)
     pairs = [list(zip(rules, counts, strict=True)) for rules in variants]
     return _rules_at_once([[scheduled(*pair) for pair in its] for its in pairs], list(counts))

@@ -166,18 +166,13 @@ class Layers:
         pairs = zip(leaves, map(self.axes, paths), strict=True)
         return treedef.unflatten([one_layer(p, n) for p, n in pairs])
 
-    def stacks(self, paths: Sequence[str], leaves: Sequence[Leaf]) -> list[Stack]:
-        """The layers of each leaf; a None has those of the leaves beside it.
-
-        Args:
-          paths: of the leaves.
-          leaves: arrays and None.
-        """
+    def stacks(self, paths: Sequence[str], shapes: Sequence[tuple[int, ...] | None]) -> list[Stack]:
+        """The layers of each leaf, by path and shape; a None has those of the leaves beside it."""
         if not self:
-            return [Stack(0, i, 0) for i in range(len(leaves))]
+            return [Stack(0, i, 0) for i in range(len(shapes))]
         found: list[Stack] = []
         first = 0
-        alike = itertools.groupby(range(len(leaves)), lambda i: self._matching(paths[i]))
+        alike = itertools.groupby(range(len(shapes)), lambda i: self._matching(paths[i]))
         for matching, run in alike:
             indices = list(run)
             if matching is None:
@@ -186,8 +181,8 @@ class Layers:
                 continue
             axes, stride = self.expressions[matching][1], len(indices)
             found += [Stack(axes, first + k, stride) for k in range(stride)]
-            shapes = (np.shape(leaves[i])[:axes] for i in indices if leaves[i] is not None)
-            first += stride * max(map(math.prod, shapes), default=1)
+            counts = (math.prod(shape[:axes]) for i in indices if (shape := shapes[i]) is not None)
+            first += stride * max(counts, default=1)
         return found
 
     def _matching(self, path: str) -> int | None:

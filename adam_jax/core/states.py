@@ -15,7 +15,7 @@ import optax
 from adam_jax._types import Leaf, Params, PyTree, State, Stored
 from adam_jax.core.boxes import unboxed
 from adam_jax.core.trees import Keys, is_stored, own_keys, owner_of
-from adam_jax.formats.policy import format_of
+from adam_jax.formats.dense import format_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jax.sharding import NamedSharding
@@ -136,9 +137,14 @@ class Step:
 
     def stacks(self, layers: Layers) -> list[Stack]:
         """The layers of each leaf that is here, numbered among the leaves of its transformation."""
-        given, paths = self._given, self.every_path if layers else []
-        its_paths = [paths[i] for i in self.own] if layers else []
-        stacks = layers.stacks(its_paths, [given[i] for i in self.own])
+        paths: list[str] = []
+        shapes: list[Any] = [None] * len(self.own)
+        if layers:
+            paths = [self.every_path[i] for i in self.own]
+            shapes = [
+                x if x is None else np.shape(x) for x in map(self._given.__getitem__, self.own)
+            ]
+        stacks = layers.stacks(paths, shapes)
         by_index = dict(zip(self.own, stacks, strict=True))
         return [by_index[i] for i in self.here]
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from adam_jax._types import DType, Leaf, PyTree
+from adam_jax._types import DType, Leaf, PyTree, Stored
 from adam_jax.formats.base import Format, Refusal, SlotPolicy
 from adam_jax.slots import Slot
 
@@ -138,3 +138,16 @@ bfloat16 has 8 significant bits: an average that moves by 0.1 % of its value per
 changing. float16 has no numbers under 6e-8, the square of a gradient of 2e-4, so it stores no
 magnitudes.
 """
+
+
+def format_of(stored: Stored) -> Format | None:
+    """The format of a stored slot, read from its stored form; None for an empty slot.
+
+    The state determines the format, not the user's setting. So dtypes never change between steps,
+    even in a state from an Optax checkpoint.
+    """
+    # Most are arrays, and a failed getattr on a tracer is slow.
+    own = None if isinstance(stored, jax.Array) else getattr(stored, "format", None)
+    if isinstance(own, Format):
+        return own
+    return Dense(stored.dtype) if hasattr(stored, "dtype") else None

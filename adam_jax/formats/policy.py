@@ -12,7 +12,7 @@ import numpy as np
 from adam_jax._types import DType, Leaf, Stored
 from adam_jax.formats.base import Format, SlotPolicy
 from adam_jax.formats.blockwise import Quantized
-from adam_jax.formats.dense import AT_LEAST_FLOAT32, Dense, leaf_dtype
+from adam_jax.formats.dense import AT_LEAST_FLOAT32, Dense, format_of, leaf_dtype
 from adam_jax.formats.rounding import Stochastic
 from adam_jax.slots import Slot
 from adam_jax.validation import check_expression
@@ -170,19 +170,6 @@ def resolve(spec: SlotDType, param: Leaf, slot: Slot, path: str = "") -> Format:
 
 def _argument(slot: Slot) -> str:
     return "nu_dtype" if slot.magnitude else "mu_dtype"
-
-
-def format_of(stored: Stored) -> Format | None:
-    """The format of a stored slot, read from its stored form; None for an empty slot.
-
-    The state determines the format, not the user's setting. So dtypes never change between steps,
-    even in a state from an Optax checkpoint.
-    """
-    # Most are arrays, and a failed getattr on a tracer is slow.
-    own = None if isinstance(stored, jax.Array) else getattr(stored, "format", None)
-    if isinstance(own, Format):
-        return own
-    return Dense(stored.dtype) if hasattr(stored, "dtype") else None
 
 
 def stored_format(stored: Stored) -> Format:

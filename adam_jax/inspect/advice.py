@@ -17,7 +17,7 @@ from adam_jax.core.leaf import Plan
 from adam_jax.core.states import described, owners, states_in
 from adam_jax.core.trees import leaf_paths, without_numbers
 from adam_jax.formats.base import Format
-from adam_jax.formats.policy import format_of
+from adam_jax.formats.dense import format_of
 from adam_jax.groups import expressions_in
 from adam_jax.inspect.memory import Report, bytes_of, planned, plans_of, report, undeclared_layers
 from adam_jax.inspect.style import aligned

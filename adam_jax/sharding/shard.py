@@ -24,8 +24,7 @@ from adam_jax.core.transformation import Transformation, body_of
 from adam_jax.core.trees import leaf_paths
 from adam_jax.formats.base import sharding_of
 from adam_jax.formats.blockwise import fitting_block
-from adam_jax.formats.dense import is_floating
-from adam_jax.formats.policy import format_of
+from adam_jax.formats.dense import format_of, is_floating
 from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.sharding.offload import Offloaded
 from adam_jax.validation import check_integer, printed

@@ -14,11 +14,10 @@ from adam_jax.core.states import register
 from adam_jax.core.step import Body, Step, check_state, joined
 from adam_jax.core.transformation import Transformation
 from adam_jax.core.trees import unflatten_stored
-from adam_jax.formats.dense import AT_LEAST_FLOAT32, is_floating, leaf_dtype, wider_dtype
+from adam_jax.formats.dense import AT_LEAST_FLOAT32, format_of, is_floating, leaf_dtype, wider_dtype
 from adam_jax.formats.policy import (
     SlotDType,
     check_nearest_dtype,
-    format_of,
     resolve,
     stored_format,
 )

@@ -10,8 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 import adam_jax
 from adam_jax.formats.block_means import Means, MeansOverAxes
-from adam_jax.formats.dense import Dense
-from adam_jax.formats.policy import format_of
+from adam_jax.formats.dense import Dense, format_of
 from adam_jax.slots import Slot
 from tests.catalogue import MEMBERS, of_each_kind, oracles, slowly_with
 from tests.catalogue.runs import run, ulps

@@ -12,9 +12,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import adam_jax
-from adam_jax.formats.dense import Dense
+from adam_jax.formats.dense import Dense, format_of
 from adam_jax.formats.factored import RowAndColumnMeans, RowsAndColumns
-from adam_jax.formats.policy import format_of
 from adam_jax.numerics import DecayRate
 from adam_jax.slots import Slot
 from tests.catalogue import MEMBERS, slowly
