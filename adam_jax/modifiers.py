@@ -25,7 +25,7 @@ from adam_jax.core.step import Body, NoMember
 from adam_jax.core.transformation import Transformation, body_of
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_slot_dtype
 from adam_jax.numerics import DecayRate, after_first, exact, root, sign, squared
-from adam_jax.pytrees import frozen_pytree, static
+from adam_jax.pytrees import Label, frozen_pytree, static
 from adam_jax.rules.adam import Direction
 from adam_jax.rules.base import Modifier, Rule, View, with_parts
 from adam_jax.rules.hyperparameters import Relative, Scaled, Unit, numbers_of, with_numbers
@@ -108,7 +108,7 @@ def modified(
     body, name = body_of("tx", tx), called or modifier.__name__
 
     def renamed(member: Member) -> Member:
-        return dataclasses.replace(edit(member), name=f"{name}({member.name})")
+        return dataclasses.replace(edit(member), name=Label(f"{name}({member.name})"))
 
     try:
         return Transformation.around(body.edited(renamed))

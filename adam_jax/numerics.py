@@ -23,7 +23,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from adam_jax._types import Count, Function, Number, PyTree, Result
-from adam_jax.pytrees import frozen_pytree, static
+from adam_jax.pytrees import Label, frozen_pytree, static
 from adam_jax.validation import check_number, same_kind
 from adam_jax.xla.mosaic import in_kernel_or_not, quotient, square_root
 
@@ -78,7 +78,7 @@ class DecayRate:
     complement: Number
     log: Number
     mostly_old: bool | None = static(default=None)
-    name: str = static(default="")
+    name: Label = static(default=Label())
 
     @classmethod
     def of(cls, argument: str, b: Number, closed: bool = False) -> "DecayRate":
@@ -99,7 +99,7 @@ class DecayRate:
         exact = float(b)
         parts = 1.0 - exact, math.log(exact) if exact > 0.0 else -math.inf
         complement, log = (same_kind(part, b) for part in parts)
-        return cls(complement, log, exact >= 0.5, argument)
+        return cls(complement, log, exact >= 0.5, Label(argument))
 
     @classmethod
     def of_array(cls, b: Array, mostly_old: bool | None = None) -> "DecayRate":

@@ -65,6 +65,18 @@ def _value(x: Leaf, of_tracer: Any) -> tuple[Leaf, ...]:
     return structure, *map(of_leaf, leaves)
 
 
+class Label(str):
+    """A name for `repr`: it equals any other, since it is not part of a value."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, str)
+
+    def __hash__(self) -> int:
+        return hash("")
+
+
 def static(**kwargs: Leaf) -> Leaf:
     """A field that shapes the program: part of the pytree's structure, compared, never traced."""
     return dataclasses.field(metadata={"static": True}, **kwargs)

@@ -25,7 +25,7 @@ from adam_jax.formats.dense import format_of, is_floating, leaf_dtype, wider_dty
 from adam_jax.formats.noise import Salt, salt_of_moments
 from adam_jax.formats.policy import SlotDType, check_still_fits, resolve
 from adam_jax.formats.rounding import Split
-from adam_jax.pytrees import frozen_pytree, static
+from adam_jax.pytrees import Label, frozen_pytree, static
 from adam_jax.rules.base import Rule, at
 from adam_jax.rules.hyperparameters import Hyperparameter
 
@@ -110,7 +110,7 @@ class Member(Body):
     choice: Choice | None = static(default=None)
     layers: Layers = static(default=Layers())
     kernel: str = static(default="auto")
-    name: str = static(default="")
+    name: Label = static(default=Label())
 
     @classmethod
     def of(cls, *stages: Stage, chained: bool = True, name: str) -> "Member":
@@ -118,7 +118,7 @@ class Member(Body):
         for stage in stages:
             slots = {slot.name: slot.magnitude for slot in stage.rule.slots}
             register(stage.state_type, slots=slots, counts=stage.counts)
-        return cls((stages,), chained, name=name)
+        return cls((stages,), chained, name=Label(name))
 
     @property
     def stages(self) -> tuple[Stage, ...]:

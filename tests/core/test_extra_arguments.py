@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import adam_jax
+from adam_jax.validation import printed
 
 PARAMS = {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}
 GRADS = jax.tree.map(jnp.sin, PARAMS)
@@ -30,8 +31,17 @@ def test_a_weight_that_is_no_number(weight):
         with pytest.raises(ValueError) as error:
             call(GRADS, tx.init(PARAMS), PARAMS, weight=weight)
         message = str(error.value)
-        assert message.startswith(f"weight must be a number, got {weight!r}: ")
+        assert message.startswith(f"weight must be a number, got {printed(weight)}: ")
         assert "leave it out" in message
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [("3", "'3'"), ([1, 2], "[1, 2]"), ({"w": 1.0}, "a dict"), (object(), "an object")]
+    + [(None, "None"), (jnp.ones(3), "an ArrayImpl"), ([jnp.ones(3)], "a list")],
+)
+def test_an_error_prints_no_object(value, text):
+    assert printed(value) == text
 
 
 def test_a_weight_that_is_no_scalar():
