@@ -21,8 +21,8 @@ from tests.package import ROOT, built, without_the_package
 OLDEST, NEWEST = ROOT / ".venv-oldest", ROOT / ".venv-newest"
 # Unmarked tests that depend most on the versions.
 ALSO_ON_THE_OLDEST = [
-    *("tests/engine/test_boxes.py", "tests/wrap/test_weights.py", "tests/convert/test_optax.py"),
-    *("tests/modify/test_groups.py", "tests/modify/test_hyperparams.py"),
+    *("tests/core/test_boxes.py", "tests/wrap/test_weights.py", "tests/convert/test_optax.py"),
+    *("tests/test_groups.py", "tests/test_hyperparams.py"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""The cases of the kernel tests: members x storage x weights x shapes; see tests/kernels.py."""
+"""The cases of the kernel tests: members x storage x weights x shapes; see tests/kernel_bits.py."""
 
 import dataclasses
 import functools
