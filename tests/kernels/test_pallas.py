@@ -54,7 +54,7 @@ def same(a, b):
 @pytest.mark.slow
 @pytest.mark.bits
 def test_a_kernel_has_the_bits_of_xlas_program():
-    """20 steps of each member, modifier, storage, form of weights and shape: tests/kernel_bits.py."""
+    """20 steps of each member, modifier, storage, form of weights and shape: tests.kernel_bits."""
     command = [sys.executable, "-m", "tests.kernel_bits", "--each"]
     # The former emitters compile faster. Without fused multiply-add, the bits are the same.
     environment = os.environ | {"XLA_FLAGS": FASTER, "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0"}
