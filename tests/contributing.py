@@ -105,11 +105,8 @@ EXAMPLES: dict[str, list[tuple[str, str, str]]] = {
     ],
     "wrapper": [
         ("adam_jax/wrap/clip.py", "class ClipByGlobalNorm(", "        return step.times("),
-        (
-            "adam_jax/wrap/clip.py",
-            "    return Transformation.around(ClipByGlobalNorm",
-            "    return",
-        ),
+        ("adam_jax/wrap/clip.py", "def clip_by_global_norm(", "def"),
+        ("adam_jax/wrap/clip.py", "    return Transformation.around(ClipBy", "    return"),
         ("adam_jax/__init__.py", "from adam_jax.wrap.clip import", "from"),
     ],
 }
@@ -135,6 +132,8 @@ def diff(kind: str) -> str:
         before = stop if file == last else -1
         start = next(i for i, line in enumerate(text) if i > before and line.startswith(first))
         stop = next(i for i, line in enumerate(text) if i >= start and line.startswith(end))
+        while text[start - 1].startswith("@"):
+            start -= 1
         part = text[start : stop + 1]
         lines += [f"+++ b/{file}"] if file != last else ["@@"]
         lines += ["+" + line for line in part]

@@ -122,7 +122,7 @@ class View:
         self._shows_infinity = next(iter([*magnitudes, *self.old]), None)
 
     def average(self, slot: str, rate: DecayRate, term: Array) -> Array:
-        """Averages a slot with a new term; returns it as it will be stored."""
+        """Averages a slot with a new term; returns it, not yet rounded for storage."""
         self.averages[slot] = rate, term
         old, fmt = self.old[slot], self._formats[slot]
         if fmt.keeps_means:  # Reduced first: no elementwise average is made.
@@ -132,7 +132,7 @@ class View:
         return self._renewed(slot, self._shown(slot, exact(x) if fmt.rounds else x))
 
     def renew(self, slot: str, x: Array) -> Array:
-        """Replaces a slot; returns it as it will be stored."""
+        """Replaces a slot; returns it, not yet rounded for storage."""
         x, fmt = self._shown(slot, x), self._formats[slot]
         return self._renewed(slot, fmt.means_of(x) if fmt.keeps_means else x)
 
@@ -213,7 +213,7 @@ def leaf_step(
       plan: its static part.
       numbers: those of the rules.
       leaf: its arrays.
-      taken: whether the step is taken; None for yes.
+      taken: `Step.ok`: whether the step is taken; None for yes.
       sums: for a tile, those that the rules ask for.
       tile: the positions of the tile's elements in the leaf.
     """
@@ -286,7 +286,7 @@ def step_leaves(
     Args:
       plans: of each leaf, with the numbers of its rules; leaves that share a list share it.
       arrays: of each leaf.
-      taken: whether the step is taken; None for yes.
+      taken: `Step.ok`: whether the step is taken; None for yes.
 
     Inside a program, leaves with equal plans and shapes are traced and lowered once, in calls of
     several leaves. A call costs a quarter of a leaf, so that n leaves take about 2√n calls of √n/2.

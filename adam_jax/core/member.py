@@ -61,13 +61,14 @@ class Stage:
         """
         slot = self.rule.slots[index]
         try:
-            fmt = resolve(self.dtypes[index], layer, slot, path)
+            leaf_dtype(param)
         except TypeError as error:
             raise ValueError(
                 f"the parameter has dtype {error}: Adam moves floating-point numbers only. Leave"
                 f" such leaves out with optax.masked(..., mask) or keep them apart from the"
                 f" parameters."
             ) from None
+        fmt = resolve(self.dtypes[index], layer, slot, path)
         return fmt.init(param if hasattr(param, "dtype") else jnp.asarray(param), slot.start)
 
 

@@ -28,7 +28,7 @@ class View(Protocol):
       g_is_product: whether g may be a product, which XLA contracts with a sum; see `exact`.
       param: the parameter; None unless the rule `needs_params`.
       old: the slots before the step, in the dtype of arithmetic.
-      new: the slots renewed so far, as they will be stored.
+      new: the slots renewed so far, not yet rounded for storage.
     """
 
     g: Array
@@ -38,11 +38,11 @@ class View(Protocol):
     new: dict[str, Array]
 
     def average(self, slot: str, rate: DecayRate, term: Array) -> Array:
-        """Averages a slot with a new term; returns it as it will be stored."""
+        """Averages a slot with a new term; returns it, not yet rounded for storage."""
         ...
 
     def renew(self, slot: str, x: Array) -> Array:
-        """Replaces a slot; returns it as it will be stored."""
+        """Replaces a slot; returns it, not yet rounded for storage."""
         ...
 
     def sum(self, x: Array) -> Array:
