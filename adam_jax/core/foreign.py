@@ -22,6 +22,10 @@ class Foreign(Body):
 
     tx: optax.GradientTransformation
 
+    def call(self) -> str:
+        """The name of the function that made it."""
+        return getattr(self.tx.update, "__qualname__", "optax").partition(".")[0]
+
     def init(self, params: Params) -> State:
         """Its state before the first step."""
         return self.tx.init(params)

@@ -18,7 +18,7 @@ from adam_jax.core.leaf import Arrays, Plan, step_leaves
 from adam_jax.core.masks import Mask
 from adam_jax.core.stacked import Layers, Stack
 from adam_jax.core.states import register
-from adam_jax.core.step import PASS_ON, Body, Step, joined, wider
+from adam_jax.core.step import PASS_ON, Body, Step, arguments, joined, wider
 from adam_jax.core.trees import align_params, leaf_paths, unflatten_stored
 from adam_jax.formats.base import READ_AS_SAVED, sharding_of
 from adam_jax.formats.dense import format_of, is_floating, leaf_dtype, wider_dtype
@@ -130,6 +130,11 @@ class Member(Body):
     def main(self) -> int | None:
         """The index of the last stage with slots; None if none has any."""
         return max((k for k, stage in enumerate(self.stages) if stage.rule.slots), default=None)
+
+    def call(self) -> str:
+        """`adamw(learning_rate=0.001, b1=0.9)`; in groups, one such call for each variant."""
+        calls = [f"{self.name}({', '.join(arguments(stages))})" for stages in self.variants]
+        return calls[0] if self.choice is None else f"groups({', '.join(calls)})"
 
     def member(self) -> "Member":
         """Itself."""

@@ -3,7 +3,8 @@
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from adam_jax.core.stacked import Layers, Stack, over_layers
 from adam_jax.core.trees import align_params, align_slot, leaf_paths, unflatten_stored
 from adam_jax.formats.dense import is_floating, leaf_dtype, wider_dtype
 from adam_jax.formats.rounding import Split
+from adam_jax.numerics import DecayRate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -433,6 +435,11 @@ class Body(abc.ABC):
             raise
         return out.result(), state
 
+    def call(self) -> str:
+        """The call that makes it, with its numbers: `ema_params(decay=0.999)`."""
+        in_words = re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
+        return f"{in_words}({', '.join(arguments([self]))})"
+
     def member(self) -> Any:
         """The `Member` that this is; other bodies refuse.
 
@@ -448,6 +455,30 @@ class Body(abc.ABC):
           NoMember: always; the caller adds what to write instead.
         """
         raise NoMember(type(self).__name__)
+
+
+def arguments(parts: Iterable[Any]) -> list[str]:
+    """The numbers that differ from their defaults, as arguments; the learning rate first."""
+    found: list[str] = []
+    for part in parts:
+        if isinstance(part, DecayRate):
+            b = 1 - part.complement
+            found.append(f"{part.name}={round(b, 12) if isinstance(b, float) else b}")
+            continue
+        for field in dataclasses.fields(part):
+            x = getattr(part, field.name)
+            inside = list(x) if isinstance(x, tuple) else [x]
+            if field.metadata.get("static") or x is None or inside == [field.default]:
+                continue
+            if isinstance(inside[0], Body):
+                found += [body.call() for body in inside]
+            elif isinstance(x, dict):
+                found += [f"{name}={number}" for name, number in x.items()]
+            elif dataclasses.is_dataclass(inside[0]):
+                found += arguments(inside)
+            else:
+                found.append(f"{field.name}={getattr(x, '__name__', x)}")
+    return sorted(dict.fromkeys(found), key=lambda text: not text.startswith("learning_rate"))
 
 
 def _check_memory(state: State) -> None:

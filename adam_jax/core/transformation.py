@@ -1,8 +1,5 @@
 """Optax transformations around a body, with `step`, which fuses update and apply."""
 
-import dataclasses
-import re
-from collections.abc import Iterable
 from typing import Any, TypeVar, cast
 
 import jax
@@ -13,7 +10,6 @@ from adam_jax.core.foreign import Foreign
 from adam_jax.core.member import Member, Stage
 from adam_jax.core.step import Body
 from adam_jax.formats.policy import SlotDType, check_magnitude_dtype, check_slot_dtype
-from adam_jax.numerics import DecayRate
 from adam_jax.rules.base import Rule
 
 P = TypeVar("P")
@@ -55,7 +51,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
         return hash(self.body)
 
     def __repr__(self) -> str:
-        return shown(self.body)
+        return self.body.call()
 
     def tree_flatten(self) -> tuple[tuple[Body], None]:
         """As a pytree, it is its body."""
@@ -66,41 +62,6 @@ class Transformation(optax.GradientTransformationExtraArgs):
         """The inverse of `tree_flatten`."""
         del aux
         return cls.around(*children)
-
-
-def shown(body: Body) -> str:
-    """A body as the call that makes it, with its numbers: `adamw(learning_rate=0.001, b1=0.9)`."""
-    if isinstance(body, Foreign):
-        return getattr(body.tx.update, "__qualname__", "optax").partition(".")[0]
-    if isinstance(body, Member):
-        calls = [f"{body.name}({', '.join(_arguments(stages))})" for stages in body.variants]
-        return calls[0] if body.choice is None else f"groups({', '.join(calls)})"
-    in_words = re.sub(r"(?<!^)(?=[A-Z])", "_", type(body).__name__).lower()
-    return f"{in_words}({', '.join(_arguments([body]))})"
-
-
-def _arguments(parts: Iterable[Any]) -> list[str]:
-    """The numbers that differ from their defaults, as arguments; the learning rate first."""
-    found: list[str] = []
-    for part in parts:
-        if isinstance(part, DecayRate):
-            b = 1 - part.complement
-            found.append(f"{part.name}={round(b, 12) if isinstance(b, float) else b}")
-            continue
-        for field in dataclasses.fields(part):
-            x = getattr(part, field.name)
-            inside = list(x) if isinstance(x, tuple) else [x]
-            if field.metadata.get("static") or x is None or inside == [field.default]:
-                continue
-            if isinstance(inside[0], Body):
-                found += map(shown, inside)
-            elif isinstance(x, dict):
-                found += [f"{name}={number}" for name, number in x.items()]
-            elif dataclasses.is_dataclass(inside[0]):
-                found += _arguments(inside)
-            else:
-                found.append(f"{field.name}={getattr(x, '__name__', x)}")
-    return sorted(dict.fromkeys(found), key=lambda text: not text.startswith("learning_rate"))
 
 
 def body_of(argument: str, tx: AnyTransformation) -> Body:
