@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from adam_jax._types import Function, Leaf, Params, PyTree, State
-from adam_jax.core.step import Body, Step, applied, select
+from adam_jax.core.step import Body, Step, select
 from adam_jax.xla.barrier import kept_apart
 from adam_jax.xla.once import if_due
 
@@ -44,7 +44,7 @@ class Foreign(Body):
             )
             every = step.align(updates)
             u = [every[i] for i in step.here]
-            return list(map(applied, u, p)) if applies else u, state
+            return (optax.apply_updates(list(p), u) if applies else u), state
 
         g, p = step.rounded(), list(step.p)
         nothing = p if applies else None

@@ -167,3 +167,20 @@ def test_derivatives_and_populations(inner, through):
     assert together[2] == jnp.sum(params["w"] ** 2)
     derivative = jax.jit(jax.grad(loss), static_argnums=1)
     np.testing.assert_allclose(derivative(0.5, tx), derivative(0.5, inner), 1e-4, 1e-8)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_step_adds_the_rounded_updates_of_another_library(jit):
+    """XLA would otherwise add the update before it is rounded to bfloat16."""
+    tx = adam_jax.chain(adam_jax.adamw(1e-2), optax.trace(0.5))
+    random = np.random.default_rng(0)
+    params = jnp.asarray(random.normal(size=(64, 64)), jnp.bfloat16)
+    stepped, state = params, tx.init(params)
+    step = jax.jit(tx.step) if jit else tx.step
+    for _ in range(4):
+        grads = jnp.asarray(random.normal(size=(64, 64)), jnp.bfloat16)
+        updates, _ = tx.update(grads, state, stepped)
+        wanted = optax.apply_updates(stepped, updates)
+        stepped, state = step(grads, state, stepped)
+        np.testing.assert_array_equal(np.asarray(stepped, float), np.asarray(wanted, float))
