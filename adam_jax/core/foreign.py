@@ -37,7 +37,7 @@ class Foreign(Body):
             step.needed_params()
         applies = applies and all(isinstance(p, jax.Array) for p in step.p)
 
-        def stepped(g: Sequence[Any], p: Sequence[Any], state: State) -> tuple[list[Any], State]:
+        def stepped(g: Sequence[Any], p: Sequence[Any], state: State) -> tuple[Any, State]:
             its = step.but(g=g, p=p, factors=())
             updates, state = tx.update(
                 its.rounded_grads(), state, its.joined_params(), **step.extra

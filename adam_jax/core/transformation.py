@@ -17,6 +17,36 @@ P = TypeVar("P")
 
 
 @jax.tree_util.register_pytree_node_class
+class Method:
+    """`init` or `update` of a body: a function, and a pytree of the body's numbers.
+
+    Equinox (`closure_to_pytree`) and Optimistix trace the numbers in the closures of `optax.chain`.
+    """
+
+    def __init__(self, body: Body, name: str) -> None:
+        self.body = body
+        self.__name__ = self.__qualname__ = name
+
+    @property
+    def __wrapped__(self) -> Function:
+        """For code that inspects functions, such as chex: `inspect` finds the signature here."""
+        return getattr(self.body, self.__name__)
+
+    def __call__(self, *args: Leaf, **kwargs: Leaf) -> Any:
+        """Calls it."""
+        return self.__wrapped__(*args, **kwargs)
+
+    def tree_flatten(self) -> tuple[tuple[Body], str]:
+        """As a pytree, it is its body."""
+        return (self.body,), self.__name__
+
+    @classmethod
+    def tree_unflatten(cls, name: str, children: tuple[Body]) -> "Method":
+        """The inverse of `tree_flatten`."""
+        return cls(*children, name)
+
+
+@jax.tree_util.register_pytree_node_class
 class Transformation(optax.GradientTransformationExtraArgs):
     """An Optax transformation with `step`, which fuses update and apply.
 
@@ -30,12 +60,13 @@ class Transformation(optax.GradientTransformationExtraArgs):
     @classmethod
     def around(cls, body: Body) -> "Transformation":
         """The transformation whose `init` and `update` are those of a body."""
-        return cls(body.init, body.update)
+        return cls(Method(body, "init"), Method(body, "update"))
 
     @property
     def body(self) -> Any:
         """The body that `init` and `update` belong to."""
-        return getattr(self.update, "__self__")  # noqa: B009
+        update: Any = self.update
+        return update.body
 
     def step(self, grads: Updates, state: State, params: P, **extra_args: Leaf) -> tuple[P, State]:
         """`update` and `optax.apply_updates`, in one pass over each leaf; see `adam_jax.step`."""
@@ -88,7 +119,7 @@ def body_of(argument: str, tx: AnyTransformation) -> Body:
 
 def from_functions(init: Function, update: Function) -> optax.GradientTransformation:
     """The transformation, this package's or another's, that has these two functions."""
-    own = isinstance(getattr(update, "__self__", None), Body)
+    own = isinstance(update, Method)
     return (Transformation if own else optax.GradientTransformationExtraArgs)(init, update)
 
 
