@@ -435,11 +435,6 @@ class Body(abc.ABC):
             raise
         return out.result(), state
 
-    def call(self) -> str:
-        """The call that makes it, with its numbers: `ema_params(decay=0.999)`."""
-        in_words = re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
-        return f"{in_words}({', '.join(arguments([self]))})"
-
     def member(self) -> Any:
         """The `Member` that this is; other bodies refuse.
 
@@ -457,6 +452,14 @@ class Body(abc.ABC):
         raise NoMember(type(self).__name__)
 
 
+def call_of(body: Any) -> str:
+    """The call that makes a body, with its numbers: `ema_params(decay=0.999)`."""
+    if hasattr(body, "call"):
+        return body.call()
+    in_words = re.sub(r"(?<!^)(?=[A-Z])", "_", type(body).__name__).lower()
+    return f"{in_words}({', '.join(arguments([body]))})"
+
+
 def arguments(parts: Iterable[Any]) -> list[str]:
     """The numbers that differ from their defaults, as arguments; the learning rate first."""
     found: list[str] = []
@@ -471,7 +474,7 @@ def arguments(parts: Iterable[Any]) -> list[str]:
             if field.metadata.get("static") or x is None or inside == [field.default]:
                 continue
             if isinstance(inside[0], Body):
-                found += [body.call() for body in inside]
+                found += map(call_of, inside)
             elif isinstance(x, dict):
                 found += [f"{name}={number}" for name, number in x.items()]
             elif dataclasses.is_dataclass(inside[0]):

@@ -8,7 +8,7 @@ import optax
 from adam_jax._types import AnyTransformation, Function, Leaf, State, Updates
 from adam_jax.core.foreign import Foreign
 from adam_jax.core.member import Member, Stage
-from adam_jax.core.step import Body
+from adam_jax.core.step import Body, call_of
 from adam_jax.formats.policy import SlotDType, check_magnitude_dtype, check_slot_dtype
 from adam_jax.rules.base import Rule
 
@@ -82,7 +82,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
         return hash(self.body)
 
     def __repr__(self) -> str:
-        return self.body.call()
+        return call_of(self.body)
 
     def tree_flatten(self) -> tuple[tuple[Body], None]:
         """As a pytree, it is its body."""
