@@ -143,7 +143,8 @@ class Cautious(Modifier):
         u = self.inner.update(leaf)
         aligned = jnp.real(u * jnp.conj(leaf.g)) > 0
         share = jnp.maximum(leaf.mean(aligned), LEAST_SHARE)
-        return jnp.where(aligned, u * (1 / share), 0)
+        # Not a select between u and 0: it would hide NaN, and LLVM contracts it in some loops.
+        return u * jnp.where(aligned, 1 / share, 0)
 
 
 # As in the authors' code. Their algorithm's d / (count + 1) would halve the step of a scalar.

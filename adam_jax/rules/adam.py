@@ -194,6 +194,7 @@ class Root(Direction):
       eps_hat: ε̂ of the paper's section 2 (Keras, TensorFlow), added to the root of the
         *uncorrected* moment: √nu + ε̂ is √(1 - bᵗ) times √nû + ε̂ / √(1 - bᵗ).
       rate: b of the second moment; None without bias correction or without eps_hat.
+      above_zero: eps is a number above zero, so that nothing is divided by zero.
       every_eps: the sum of eps and the corrected eps_hat.
     """
 
@@ -201,6 +202,7 @@ class Root(Direction):
     eps_root: Number = in_units_of(Unit.GRADIENT_SQUARED, default=None)
     eps_hat: Number = in_units_of(Unit.GRADIENT, default=0.0)
     rate: DecayRate | None = None
+    above_zero: bool = static(default=False)
     every_eps: Number = None
     ends_in_product = False
 
@@ -219,7 +221,8 @@ class Root(Direction):
         eps_hat = check_number("eps_hat", eps_hat, instead="None leaves it out")
         without_root = isinstance(eps_root, float) and eps_root == 0.0
         without_hat = isinstance(eps_hat, float) and eps_hat == 0.0
-        return cls(eps, None if without_root else eps_root, eps_hat, None if without_hat else rate)
+        eps_root, rate = None if without_root else eps_root, None if without_hat else rate
+        return cls(eps, eps_root, eps_hat, rate, isinstance(eps, float) and eps > 1e-30)
 
     def at(self, count: Count) -> "Root":
         if self.rate is None:
@@ -231,7 +234,7 @@ class Root(Direction):
         if self.eps_root is not None:
             # The bias correction is a product, which XLA:CPU contracts with the sum in some loops.
             second = exact(second) + self.eps_root
-        return divide(first, root(second) + self.every_eps)
+        return divide(first, root(second) + self.every_eps, self.above_zero)
 
 
 @frozen_pytree
