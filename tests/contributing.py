@@ -94,7 +94,7 @@ EXAMPLES: dict[str, list[tuple[str, str, str]]] = {
         ("tests/catalogue/oracles.py", "def adamax(", "        yield"),
     ],
     "modifier": [
-        ("adam_jax/modifiers.py", "class Cautious(", "        return jnp.where("),
+        ("adam_jax/modifiers.py", "class Cautious(", "        return u * "),
         ("adam_jax/modifiers.py", "def cautious(", "def"),
         ("adam_jax/modifiers.py", "    return modified(cautious, tx", "    return"),
         ("tests/catalogue/modifiers.py", '    "cautious": adam_jax', "    "),

@@ -250,7 +250,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the state split along the wrong axis",
-        "sharding/shard.py",
+        "sharding.py",
         "for i in sorted(range(len(shape)), key=rank):",
         "for i in sorted(range(len(shape)), key=rank, reverse=True):",
         "sharding/test_shard.py sharding/test_shard_states.py",

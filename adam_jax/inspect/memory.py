@@ -24,7 +24,7 @@ from adam_jax.core.trees import is_stored, leaf_paths
 from adam_jax.formats.dense import is_floating
 from adam_jax.inspect.style import aligned
 from adam_jax.modifiers import layers_of
-from adam_jax.sharding.shard import like_params, without_sharding
+from adam_jax.sharding import like_params, without_sharding
 from adam_jax.validation import printed
 from adam_jax.wrap.chain import inner_body
 from adam_jax.wrap.telemetry import telemetry

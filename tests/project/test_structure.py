@@ -79,10 +79,12 @@ SHARED = {"catalogue", "downstream", "typing", "witnesses"}
 
 
 def test_tests_have_the_folders_of_the_package():
+    """A module with tests in several files has a folder of them."""
     tests = ROOT.parent / "tests"
     with_tests = {path.parent.name for path in tests.rglob("test_*.py") if path.parent != tests}
     packages = {path.parent.name for path in ROOT.rglob("*.py") if path.parent != ROOT}
-    assert with_tests == packages | OTHER_TESTS
+    modules = {path.stem for path in ROOT.glob("*.py")}
+    assert with_tests - modules == packages | OTHER_TESTS
     folders = {path.parent.name for path in tests.glob("*/*.py")}
     assert folders == with_tests | SHARED
 
