@@ -190,9 +190,10 @@ def sign(x: Array) -> Array:
     return jnp.where(x > 0, one, jnp.where(x < 0, -one, 0 * x))
 
 
-def bounded(g: Array, times: float = 1.0) -> Array:
-    """g, clipped so that |g|² does not overflow in float32: to ±2.3e18·times. NaN stays NaN.
+def bounded(g: Array, times: float = 1.0, is_squared: bool = True) -> Array:
+    """g, clipped so that nothing computed from it overflows. NaN stays NaN.
 
+    If it is squared, float32 is clipped to ±2.3e18·times, else to a 64th of the largest number.
     Averages of clipped gradients, of their squares and of their differences are finite, and forget
     a large gradient at the rates of the averages. Adam's updates depend on ratios of gradients, so
     they are unchanged while all clipped gradients are equally large. (`View.renew` makes an
@@ -201,12 +202,13 @@ def bounded(g: Array, times: float = 1.0) -> Array:
     Args:
       g: a real or complex gradient, or a difference of gradients, up to `times` as large.
       times: up to 4, whose square is a quarter of the largest number.
+      is_squared: |g|² is computed from it.
     """
     if jnp.iscomplexobj(g):
-        parts = (bounded(x, times * 0.5**0.5) for x in (jnp.real(g), jnp.imag(g)))
+        parts = (bounded(x, times * 0.5**0.5, is_squared) for x in (jnp.real(g), jnp.imag(g)))
         return jax.lax.complex(*parts)
-    # A quarter, because averages are divided by 1 - bᵗ and formats multiply by reciprocals.
-    limit = times / 8 * float(jnp.finfo(g.dtype).max) ** 0.5
+    # A 64th, because averages are divided by 1 - bᵗ and formats multiply by reciprocals.
+    limit = times * (float(jnp.finfo(g.dtype).max) / 64) ** (0.5 if is_squared else 1.0)
     return jnp.clip(g, -limit, limit)
 
 

@@ -104,7 +104,7 @@ class View:
         sums: Iterator[Array] | None,
         bound: bool,
     ) -> None:
-        self.g = bounded(u) if rule.slots and bound else u
+        self.g = bounded(u, is_squared=rule.squares) if rule.slots and bound else u
         self.g_is_product, self.param = is_product, param
         self.old: dict[str, Array] = {}
         self.new: dict[str, Array] = {}

@@ -26,6 +26,7 @@ class Lion(IrregularRule):
     """The sign of the average of mu and g, or the function that `mode` names instead."""
 
     elementwise = True
+    squares = False
 
     b1: DecayRate
     b2: DecayRate

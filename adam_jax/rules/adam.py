@@ -46,6 +46,10 @@ class MomentRule(MemberRule):
         return (*self.first.slots, *self.second.slots)
 
     @property
+    def squares(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.direction.squared
+
+    @property
     def ends_in_product(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.direction.ends_in_product
 

@@ -73,6 +73,7 @@ class Rule(abc.ABC):
       slots: the accumulators that it keeps, in the order of the state's fields.
       elementwise: each element is updated by itself, given the sums of the leaf. A rule must
         declare it; otherwise no kernel steps the leaf.
+      squares: it computes |g|², so that its gradient is `bounded` more tightly.
       reads_sums: it calls `View.sum`.
       needs_params: it reads `View.param`.
       ends_in_product: its update may be a product; only for speed may a rule deny it.
@@ -80,6 +81,7 @@ class Rule(abc.ABC):
 
     slots: PyTree = ()
     elementwise: bool = False
+    squares: bool = True
     reads_sums: bool = False
     needs_params: bool = False
     ends_in_product: bool = True
@@ -118,6 +120,10 @@ class Modifier(MemberRule):
     @property
     def elementwise(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.inner.elementwise
+
+    @property
+    def squares(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.squares
 
     @property
     def needs_params(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

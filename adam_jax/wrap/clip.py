@@ -13,7 +13,7 @@ from adam_jax._types import DType, Number, Params, PyTree, State
 from adam_jax.core.stacked import Layers, Stack, layer_by_layer
 from adam_jax.core.step import Body, Step
 from adam_jax.core.transformation import Transformation
-from adam_jax.numerics import squared
+from adam_jax.numerics import root, squared
 from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.validation import check_number
 
@@ -59,7 +59,7 @@ def _norm(stacks: tuple[Stack, ...], leaves: list[jax.Array]) -> Norm:
 
     total, in_units = jax.lax.platform_dependent(leaves, cpu=on_cpu, default=elsewhere)
     fits = total < jnp.inf
-    value = jnp.sqrt(jnp.where(fits, total, in_units))
+    value = root(jnp.where(fits, total, in_units))
     return Norm(value, jnp.where(fits, jnp.ones([], dtype), jnp.asarray(unit, dtype)))
 
 
@@ -104,7 +104,10 @@ class ClipByGlobalNorm(Body):
         # factors, since 1 / norm may be less than float32's smallest number.
         limit = jnp.asarray(self.max_norm, norm.value.dtype)
         passes = (norm.value <= jnp.maximum(limit, 0) / norm.unit) | (limit == jnp.inf)
-        factors = 1 / norm.unit, jnp.where(passes, norm.unit, limit / norm.value)
+        factors = (
+            1 / norm.unit,
+            jnp.where(passes, norm.unit, limit / jnp.where(passes, 1, norm.value)),
+        )
         return step.times(*factors, step.ok), state
 
 

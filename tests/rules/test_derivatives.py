@@ -10,6 +10,7 @@ import pytest
 
 import adam_jax
 from tests.catalogue import every_kind_of_state, every_member_slowly
+from tests.record import WRAPPERS
 
 PARAMS = {"x": jnp.array([1.0, -3.0]), "zero": jnp.zeros(2)}
 
@@ -32,6 +33,22 @@ def test_finite_also_at_zero_gradients(member):
     derivatives = derive(0.1, numbers, PARAMS)
     chex.assert_tree_all_finite(derivatives)
     assert derivatives[0] < 0  # A larger step reduces the loss more.
+
+
+@pytest.mark.parametrize("wrapper", [name for name in WRAPPERS if "optax" not in name])
+def test_wrappers_have_two_finite_derivatives_at_zero_gradients(wrapper):
+    tx = WRAPPERS[wrapper](adam_jax.adamw(1e-2))
+    params = {"kernel": jnp.linspace(-1, 1, 64).reshape(2, 32), "bias": jnp.ones(3)}
+
+    def total(grads):
+        moved, state = params, tx.init(params)
+        for _ in range(2):
+            moved, state = adam_jax.step(tx, grads, state, moved)
+        return sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(moved))
+
+    zeros, ones = (jax.tree.map(like, params) for like in (jnp.zeros_like, jnp.ones_like))
+    derivatives = jax.jit(lambda x, y: jax.jvp(jax.grad(total), (x,), (y,)))(zeros, ones)
+    chex.assert_tree_all_finite(derivatives)
 
 
 EDGES = ("b1", "b2", "b3", "eps", "eps_root", "eps_hat", "momentum_decay", "alpha")
