@@ -18,13 +18,14 @@ from typing import Annotated, TypeAlias
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from adam_jax._types import Count, Function, Number, PyTree, Result
 from adam_jax.pytrees import Label, frozen_pytree, static
-from adam_jax.validation import check_number, same_kind
+from adam_jax.validation import IN_FLOAT32, check_number, same_kind
 from adam_jax.xla.mosaic import in_kernel_or_not, quotient, square_root
 
 
@@ -85,13 +86,17 @@ class DecayRate:
         """Checks 0 ≤ b < 1 and splits b; `closed` allows 1, for an average read without bias
         correction.
 
-        A traced rate is split in its own dtype, after rounding: float32(0.999) adds a relative
-        error of 1.3e-5 to every increment, and bfloat16(0.999) is one. Trace the transformation
-        instead, or pass a rate that is already split, as `with_hyperparams` does. A concrete array
-        is split in float64, into two arrays.
+        A traced rate is split after rounding: float32(0.999) adds a relative error of 1.3e-5 to
+        every increment. Trace the transformation instead, or pass a rate that is already split, as
+        `with_hyperparams` does. A concrete array is split in float64, into two arrays.
         """
         if isinstance(b, cls):
             return b
+        if isinstance(b, np.generic | np.ndarray | Array) and b.dtype.itemsize < 4:
+            raise ValueError(
+                f"{argument} must have 32 bits or more, got {b.dtype.name}, which rounds 0.999 to"
+                f" 1: {IN_FLOAT32}."
+            )
         instead = "usual rates are 0.9 to 0.9999"
         b = check_number(argument, b, 0.0, 1.0, closed=closed, instead=instead)
         if isinstance(b, jax.core.Tracer):

@@ -19,6 +19,12 @@ from adam_jax._types import Leaf, Named, PyTree
 _ARRAYS = (np.generic, np.ndarray, jax.Array)
 _NUMBERS = (int, float, np.number, np.ndarray, jax.Array)
 
+IN_FLOAT32 = (
+    "optax.inject_hyperparams gives numbers the dtype of the parameters, write"
+    " hyperparam_dtype=jnp.float32 there, or adam_jax.with_hyperparams(adamw)"
+)
+"""What to write where a number has a dtype of parameters."""
+
 
 def printed(value: Leaf) -> str:
     """A value in an error: numbers and strings themselves, of any other object only its type."""
@@ -64,6 +70,8 @@ def check_number(
             f" value per model, build the transformation inside jax.vmap."
         )
     value = as_scalar(value)
+    if jnp.iscomplexobj(value):
+        raise ValueError(f"{argument} must be real, got {value.dtype.name}: {IN_FLOAT32}.")
     if isinstance(value, jax.core.Tracer):
         return value
     number = float(value)

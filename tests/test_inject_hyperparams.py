@@ -135,3 +135,17 @@ def test_an_argument_of_none_may_be_scheduled():
         static.update(GRADS, static.init(PARAMS), PARAMS)[0],
         rtol=1e-6,
     )
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.complex64])
+def test_numbers_in_the_dtype_of_the_parameters_are_refused_by_name(dtype, standard_promotion):
+    params = jnp.ones(3, dtype)
+    tx = optax.inject_hyperparams(adam_jax.adamw)(learning_rate=0.1)
+    for wrap in (lambda f: f, jax.jit):
+        with pytest.raises(ValueError, match=r"hyperparam_dtype=jnp\.float32.*with_hyperparams"):
+            wrap(lambda p: tx.update(p, tx.init(p), p))(params)
+    exact = optax.inject_hyperparams(adam_jax.adamw, hyperparam_dtype=jnp.float32)(0.1)
+    if dtype == jnp.complex64:
+        return
+    updates, _ = jax.jit(exact.update)(params, exact.init(params), params)
+    assert jnp.isfinite(updates).all()

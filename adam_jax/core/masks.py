@@ -63,10 +63,16 @@ class Mask:
     @classmethod
     def of(cls, tree: PyTree) -> "Mask":
         """Freezes a mask."""
-        made = FrozenTree.of(tree)
-        if not (len(made.leaves) == 1 and callable(made.tree)):
-            check_booleans(made.tree)
-        return cls(made)
+        made = cls(FrozenTree.of(tree))
+        if not made.is_function:
+            check_booleans(made.frozen.tree)
+        return made
+
+    @property
+    def is_function(self) -> bool:
+        """Whether it is a callable; a module may be callable too, and is a tree."""
+        is_leaf = jax.tree_util.treedef_is_leaf(self.frozen.treedef)
+        return is_leaf and callable(self.frozen.leaves[0])
 
     def flatten(self, params: Params, tree: PyTree, param_leaves: list[Leaf]) -> list[bool]:
         """One boolean per leaf of `tree`, whose parameters are `param_leaves`.
@@ -74,7 +80,7 @@ class Mask:
         A callable always gets the parameters; in update, Optax passes it the updates.
         """
         mask = self.frozen.tree
-        if len(self.frozen.leaves) == 1 and callable(mask):
+        if self.is_function:
             mask = mask(params)
             check_booleans(mask)
         given, prefix = jax.tree.flatten(mask)

@@ -21,7 +21,7 @@ from adam_jax.core.states import register
 from adam_jax.core.step import PASS_ON, Body, Step, arguments, joined, wider
 from adam_jax.core.trees import align_params, leaf_paths, unflatten_stored
 from adam_jax.formats.base import READ_AS_SAVED, sharding_of
-from adam_jax.formats.dense import format_of, is_floating, leaf_dtype, wider_dtype
+from adam_jax.formats.dense import format_of, is_inexact, leaf_dtype, wider_dtype
 from adam_jax.formats.noise import Salt, salt_of_moments
 from adam_jax.formats.policy import SlotDType, check_still_fits, resolve
 from adam_jax.formats.rounding import Split
@@ -158,14 +158,14 @@ class Member(Body):
         leaves, paths = jax.tree.leaves(params), leaf_paths(params, none_is_leaf=False)
         self.layers.check(params)
         # optax.tree.map_params calls init with a tree without leaves.
-        chosen = self._chosen(paths, list(map(is_floating, leaves)), bool(paths))
+        chosen = self._chosen(paths, list(map(is_inexact, leaves)), bool(paths))
         single, states = self.layers.single(params), []
         for k, stage in enumerate(self.stages):
             fields: dict[str, Any] = {name: jnp.zeros([], jnp.int32) for name in stage.counts}
             for j, slot in enumerate(stage.rule.slots):
                 stored: list[Any] = []
                 for p, path, layer, which in zip(leaves, paths, single, chosen, strict=True):
-                    if which is None or not is_floating(p):
+                    if which is None or not is_inexact(p):
                         stored.append(optax.MaskedNode())
                         continue
                     try:

@@ -307,7 +307,7 @@ def _dtype_of_update(g: Leaf, p: Leaf) -> DType | None:
     if not is_floating(p):
         raise ValueError(
             f"the parameter has dtype {p.dtype} and keeps no state: pass None as its gradient, or"
-            f" make it floating-point."
+            f" make it bfloat16 or float32."
         )
     return dtype
 

@@ -16,8 +16,14 @@ from adam_jax.slots import Slot
 def is_floating(x: Leaf) -> bool:
     """Whether this is a parameter that steps move, or its gradient; Python numbers are.
 
-    Integers, booleans and keys are not: they have no gradient (at most float0) and no state.
+    Integers, booleans and keys are not: they have no gradient (at most float0) and no state. Nor
+    are 8-bit floating-point numbers, such as frozen weights below LoRA.
     """
+    return is_inexact(x) and getattr(getattr(x, "dtype", None), "itemsize", 4) > 1
+
+
+def is_inexact(x: Leaf) -> bool:
+    """Whether this is a floating-point number, of any width; Python numbers are."""
     dtype = getattr(x, "dtype", None)
     return dtype is None or _is_inexact(dtype)
 

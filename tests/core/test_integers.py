@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 import adam_jax
 from adam_jax import adamw
 from tests.catalogue import every_kind_of_state
+from tests.record import WRAPPERS
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -145,6 +146,22 @@ PARTS = ("accumulate", "telemetry", "ema")  # Of "everything" and of "skip, ema"
 )
 def test_every_wrapper_leaves_them_alone(name):
     check(AROUND[name])
+
+
+@pytest.mark.parametrize("grad", [None, "float0", "float8"])
+@pytest.mark.parametrize("wrapper", [x for x in WRAPPERS if "optax" not in x and x != "frozen"])
+def test_wrappers_read_nothing_of_frozen_weights_of_8_bits(wrapper, grad):
+    """As below LoRA."""
+    tx = WRAPPERS[wrapper](adam_jax.groups(adamw, {"base": None}, learning_rate=1e-2))
+    base = jnp.ones(4, jnp.float8_e4m3fn)
+    float0 = np.zeros(4, jax.dtypes.float0)
+    grads = {"base": {None: None, "float0": float0, "float8": base}[grad], "lora": jnp.ones(4)}
+    params = {"base": base, "lora": jnp.ones(4)}
+    moved, state = adam_jax.step(tx, grads, tx.init(params), params)
+    for _ in range(2):
+        moved, state = adam_jax.step(tx, grads, state, moved)
+    assert moved["base"].dtype == base.dtype and (moved["lora"] < 1).all()
+    np.testing.assert_array_equal(moved["base"].astype(float), 1.0)
 
 
 @pytest.mark.parametrize("kind", ["float0", "zeros"])

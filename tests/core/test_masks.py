@@ -1,5 +1,7 @@
 """Masks contain only booleans; any other leaf raises an error that names its path."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,3 +76,22 @@ def test_a_mask_of_the_values():
     tx = adam_jax.adamw(1.0, mask=lambda p: jax.tree.map(lambda x: jnp.any(x > 0), p))
     with pytest.raises(ValueError, match="traced value at 'bias': make it of paths, shapes"):
         jax.jit(tx.update)(PARAMS, tx.init(PARAMS), PARAMS)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Module:
+    """A module that is callable, as those of Equinox are; a tree of booleans can be one."""
+
+    weight: object
+
+    def __call__(self, x):
+        raise AssertionError
+
+
+def test_a_callable_module_is_a_tree():
+    params, zeros = Module(jnp.ones(2)), Module(jnp.zeros(2))
+    for flag, expected in ((True, -0.5), (False, 0.0)):
+        tx = adam_jax.adamw(1.0, weight_decay=0.5, mask=Module(flag))
+        updates, _ = tx.update(zeros, tx.init(params), params)
+        np.testing.assert_array_equal(updates.weight, expected)
