@@ -21,7 +21,7 @@ from adam_jax._types import Leaf, Params, PyTree
 from adam_jax.core.member import Choice, Member, Stage
 from adam_jax.core.trees import leaf_paths, without_numbers
 from adam_jax.formats.dense import is_floating, leaf_dtype, wider_dtype
-from adam_jax.inspect.style import aligned
+from adam_jax.inspect.tables import aligned
 from adam_jax.modifiers import Modifiable, layers_of, modified
 from adam_jax.numerics import squared
 from adam_jax.rules.hyperparameters import Unit, rescaled, units_of
