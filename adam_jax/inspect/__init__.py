@@ -1,4 +1,4 @@
-"""Measurements of a run, and its memory, predicted."""
+"""The memory of a run, what happens to each leaf, and records of measurements."""
 
 from adam_jax.inspect.advice import Advice, LeafAdvice, advise
 from adam_jax.inspect.memory import (

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax._compat import itemsize_bits
 from adam_jax._types import Function, Leaf, Params, PyTree, State, Updates
 from adam_jax.core import transformation
 from adam_jax.core.leaf import Plan
@@ -253,8 +253,8 @@ def plans_of(
 
 def bytes_of(x: Leaf) -> int:
     """Bytes of an array or its description; two 4-bit codes are one byte, as in memory."""
-    is_key = not isinstance(x.dtype, np.dtype)
-    bits = 8 * x.dtype.itemsize if is_key else itemsize_bits(x.dtype)
+    is_integer = jnp.issubdtype(x.dtype, jnp.integer)
+    bits = jnp.iinfo(x.dtype).bits if is_integer else 8 * x.dtype.itemsize
     return -(-x.size * bits // 8)
 
 

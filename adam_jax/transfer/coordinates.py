@@ -110,13 +110,9 @@ class CoordinateCheck:
     def _slopes(self, sizes: np.ndarray) -> dict[str, float]:
         x = np.log(self.widths)
         x = x - np.mean(x)
-        slopes = x @ np.log(_usable(sizes)) / (x @ x)
+        logs = np.log(np.where(np.isfinite(sizes) & (sizes > 0), sizes, np.nan))
+        slopes = x @ logs / (x @ x)
         return dict(zip(self.names, slopes.tolist(), strict=True))
-
-
-def _usable(sizes: np.ndarray) -> np.ndarray:
-    """The sizes that have a logarithm, NaN for the others."""
-    return np.where(np.isfinite(sizes) & (sizes > 0), sizes, np.nan)
 
 
 def coordinate_check(
