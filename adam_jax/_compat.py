@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.core
-import jax.numpy as jnp
 
 KERNELS = jax.__version_info__ >= (0, 10)
 """Before 0.10 Pallas does not lower casts of 8-bit codes on TPUs."""
@@ -31,14 +30,6 @@ def described_like(
     kind: dict[str, Any]
     kind = {"manual_axis_type": aval.manual_axis_type} if _is_new(aval) else {"vma": aval.vma}
     return jax.ShapeDtypeStruct(shape, dtype, **kind)
-
-
-def itemsize_bits(dtype: jax.typing.DTypeLike) -> int:
-    """The bits per element: 4 for int4."""
-    if hasattr(jax.dtypes, "itemsize_bits"):
-        return jax.dtypes.itemsize_bits(dtype)
-    kind = jnp.dtype(dtype)
-    return int(kind.name[-1]) if kind.name in ("int4", "uint4") else 8 * kind.itemsize
 
 
 def _is_new(aval: Any) -> bool:

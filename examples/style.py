@@ -1,7 +1,7 @@
 """The style of all plots of the examples and the benchmarks.
 
-The colours are those of `adam_jax.inspect.style`. A plot begins with `panels` and ends with `save`,
-which formats every axis with plain numbers. pyplot is not used: no window, no figure to close.
+A plot begins with `panels` and ends with `save`, which formats every axis with plain numbers.
+pyplot is not used: no window, no figure to close.
 """
 
 import math
@@ -25,27 +25,13 @@ from matplotlib.ticker import (
     ScalarFormatter,
 )
 
-from adam_jax.inspect.style import (
-    AXIS,
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PALETTE,
-    PINK,
-    SKY,
-    TEXT,
-    VERMILION,
-    apart,
-    line_style,
-    plain,
-)
-
-__all__ = ["BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "PALETTE", "PINK", "SKY", "TEXT"]
-__all__ += ["VERMILION", "integers", "label_ends", "legend", "line_style", "number", "panels"]
-__all__ += ["NOTEBOOK", "plain", "save", "sequence", "tidy"]
-
+# Okabe and Ito's palette without its yellow, which is hard to see on white. Readers with any kind
+# of colour vision can tell these apart: tests/examples/test_style.py simulates two kinds.
+BLUE, VERMILION, GREEN, ORANGE = "#0072b2", "#d55e00", "#009e73", "#e69f00"
+SKY, PINK, BLACK = "#56b4e9", "#cc79a7", "#000000"
+PALETTE = (BLUE, VERMILION, GREEN, ORANGE, SKY, PINK, BLACK)
+DASHES = ("-", "--", ":", "-.")
+TEXT, GREY, AXIS, GRID = "#444444", "#b0b0b0", "#999999", "#ececec"
 # Ticks within a decade, by the number of decades that a logarithmic axis spans; fewer on the
 # x axis, where labels are side by side.
 UPRIGHT = ((1.2, (1.0, 2.0, 3.0, 5.0)), (2.2, (1.0, 2.0, 5.0)), (3.2, (1.0, 3.0)))
@@ -66,6 +52,21 @@ NOTEBOOK = {
     "ytick.labelcolor": BLACK,
 }
 LABEL = 9.0  # Font size of labels in the picture, in points.
+
+
+def line_style(i: int) -> dict[str, Any]:
+    """Colour and dashes of line number i: first all colours solid, then all dashed, and so on."""
+    dashes = DASHES[i // len(PALETTE) % len(DASHES)]
+    return {"color": PALETTE[i % len(PALETTE)], "linestyle": dashes}
+
+
+def plain(axes: Axes) -> None:
+    """Light axes on the left and at the bottom, and a light grid behind the lines."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(AXIS)
+    axes.tick_params(which="both", color=AXIS)
+    axes.set_axisbelow(True)
+    axes.grid(True, color=GRID, linewidth=0.8)
 
 
 def panels(
@@ -120,6 +121,26 @@ def label_ends(axes: Axes, ends: Mapping[str, tuple[float, str]], fontsize: floa
             fontsize=fontsize,
             annotation_clip=False,
         )
+
+
+def apart(ends: np.ndarray, gap: float) -> np.ndarray:
+    """Positions from 0 to 1, near the ends and in their order, at least `gap` apart.
+
+    The least-squares solution: neighbours that are too close are merged into one group.
+    """
+    order = np.argsort(ends, kind="stable")
+    groups: list[tuple[float, int]] = []
+    for i, end in enumerate(ends[order]):
+        mean, size = float(end) - i * gap, 1
+        while groups and groups[-1][0] > mean:
+            before, many = groups.pop()
+            mean, size = (before * many + mean * size) / (many + size), many + size
+        groups.append((mean, size))
+    shifts = np.repeat([mean for mean, _ in groups], [size for _, size in groups])
+    places = np.empty_like(ends)
+    last = 1 - (len(ends) - 1) * gap
+    places[order] = np.clip(shifts, min(0, last), last) + np.arange(len(ends)) * gap
+    return places
 
 
 def integers(axis: Axis) -> None:

@@ -67,7 +67,7 @@ LAYERS: dict[str, tuple[set[str], str]] = {
     ),
     "inspect": (
         {"core", "formats", "groups", "modifiers", "rules", "sharding", "validation", "wrap"},
-        "memory, predicted and measured; records; the style of tables and plots",
+        "memory, predicted; what happens to each leaf; records; the layout of tables",
     ),
     "transfer": (
         {"core", "formats", "inspect", "modifiers", "numerics", "rules", "validation"},

@@ -20,7 +20,7 @@ from adam_jax.formats.base import Format
 from adam_jax.formats.dense import format_of
 from adam_jax.groups import expressions_in
 from adam_jax.inspect.memory import Report, bytes_of, planned, plans_of, report, undeclared_layers
-from adam_jax.inspect.style import aligned
+from adam_jax.inspect.tables import aligned
 from adam_jax.rules.base import Rule
 from adam_jax.rules.hyperparameters import Unit, numbers_of
 

@@ -1,4 +1,4 @@
-"""Bytes of parameters, gradients and state: predicted before any allocation, and live."""
+"""Bytes of parameters, gradients and state: predicted before any allocation."""
 
 import collections
 import dataclasses
@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax._compat import itemsize_bits
 from adam_jax._types import Function, Leaf, Params, PyTree, State, Updates
 from adam_jax.core import transformation
 from adam_jax.core.leaf import Plan
@@ -22,7 +20,7 @@ from adam_jax.core.step import Step
 from adam_jax.core.transformation import body_of
 from adam_jax.core.trees import is_stored, leaf_paths
 from adam_jax.formats.dense import is_floating
-from adam_jax.inspect.style import aligned
+from adam_jax.inspect.tables import aligned
 from adam_jax.modifiers import layers_of
 from adam_jax.sharding import like_params, without_sharding
 from adam_jax.validation import printed
@@ -141,24 +139,6 @@ def undeclared_layers(prefix: str, count: int) -> str:
     )
 
 
-class LiveBytes(NamedTuple):
-    """The memory that arrays occupy.
-
-    Attributes:
-      total: bytes on all devices of this process.
-      per_device: bytes on each device, by name. Memory other than the device's own, such as
-        "pinned_host", has a separate entry.
-    """
-
-    total: int
-    per_device: dict[str, int]
-
-    @property
-    def largest(self) -> int:
-        """Bytes on the device that holds the most."""
-        return max(self.per_device.values(), default=0)
-
-
 def bytes_per_parameter(
     params: Params,
     tx: optax.GradientTransformation,
@@ -271,54 +251,10 @@ def plans_of(
     return plans
 
 
-def live_bytes(*trees: PyTree) -> LiveBytes:
-    """The bytes that the arrays of these trees occupy on the devices of this process.
-
-    Arrays that share a buffer count once, donated arrays and NumPy's not at all. Two 4-bit codes
-    are one byte (`.nbytes` says two).
-
-    Args:
-      *trees: parameters, gradients, a state; by default all live arrays.
-
-    Returns:
-      Bytes, of all devices and of each. Replicated arrays are on each device.
-
-    Raises:
-      ValueError: no JAX arrays in `trees`; a call inside jit.
-    """
-    arrays = [x for x in jax.tree.leaves(trees) if isinstance(x, jax.Array)]
-    if trees and not arrays:
-        raise ValueError(
-            f"trees must have JAX arrays in them, got {printed(trees)}: pass params, grads,"
-            f" state, or nothing for all arrays that are alive."
-        )
-    if any(isinstance(x, jax.core.Tracer) for x in arrays):
-        raise ValueError(
-            "trees must have arrays in them, got tracers, which have no memory yet: call live_bytes"
-            " outside of jit, or bytes_per_parameter."
-        )
-    buffers: dict[tuple[str, int], int] = {}
-    for x in arrays if trees else jax.live_arrays():
-        if x.is_deleted():
-            continue
-        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            x = jax.random.key_data(x)
-        for shard in x.addressable_shards:
-            if n := bytes_of(shard.data):
-                kind, own = x.sharding.memory_kind, shard.device.default_memory().kind
-                place = f"{shard.device}, {kind}" if kind not in (None, own) else str(shard.device)
-                buffer = place, shard.data.unsafe_buffer_pointer()
-                buffers[buffer] = max(n, buffers.get(buffer, 0))
-    per_device = collections.Counter[str]()
-    for (place, _), n in buffers.items():
-        per_device[place] += n
-    return LiveBytes(per_device.total(), dict(per_device))
-
-
 def bytes_of(x: Leaf) -> int:
     """Bytes of an array or its description; two 4-bit codes are one byte, as in memory."""
-    is_key = not isinstance(x.dtype, np.dtype)
-    bits = 8 * x.dtype.itemsize if is_key else itemsize_bits(x.dtype)
+    is_integer = jnp.issubdtype(x.dtype, jnp.integer)
+    bits = jnp.iinfo(x.dtype).bits if is_integer else 8 * x.dtype.itemsize
     return -(-x.size * bits // 8)
 
 

@@ -4,11 +4,8 @@ Yang et al. 2022, Tensor Programs V, https://arxiv.org/abs/2203.03466
 """
 
 import dataclasses
-import math
 import operator
-import textwrap
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +16,8 @@ from adam_jax._types import Function, Params, PyTree
 from adam_jax.core.transformation import step
 from adam_jax.core.trees import leaf_paths
 from adam_jax.formats.dense import wider_dtype
-from adam_jax.inspect.style import TEXT, VERMILION, aligned, apart, empty_figure, plain
+from adam_jax.inspect.tables import aligned
 from adam_jax.validation import check_integer, check_number, printed
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-# Vermilion stands out from these for every kind of colour vision, and in print by its line width.
-_RIGHT = ("#6b87a3", "#93a3ad", "#7d8c7c", "#a29bb5")
-_HEADING: Any = {"loc": "left", "fontsize": 10, "color": "#333333"}
-_LINE_HEIGHT = 11.5  # Points from one label to the next.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -119,104 +107,12 @@ class CoordinateCheck:
             rows.append([name, *sizes, *words, verdict])
         return f"{aligned(rows, (0, 5))}\n{self.summary}"
 
-    def plot(self) -> "Figure":
-        """Draws size and change against width, one line for each activation.
-
-        Each line is labelled at its end. Lines of wrong activations are red, and thick in the panel
-        that shows why. Axes are logarithmic, and sizes span at least as many decades as widths, so
-        noise looks flat. A size that is 0 or not finite leaves a gap.
-
-        Returns:
-          A matplotlib figure, which a notebook shows and `figure.savefig(path)` writes.
-
-        Raises:
-          ModuleNotFoundError: matplotlib is not installed.
-        """
-        figure = empty_figure("CoordinateCheck.plot")
-        steps = len(self.rms) - 1
-        after = f"after {steps} optimizer step{'s' if steps > 1 else ''}"
-        width = 9.5 + 0.13 * max(map(len, self.names))
-        title = f"Coordinate check. {self.summary}"
-        title = textwrap.fill(title, int(9 * width), break_long_words=False)
-        inside = max(3.0, len(self.names) * _LINE_HEIGHT / 72)  # Inches of the axes' height.
-        gap = _LINE_HEIGHT / (72 * inside)
-        figure.set_size_inches(width, inside + 1.25 + 0.22 * title.count("\n"))
-        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)  # pyright: ignore
-        color = "#333333" if self.ok else VERMILION
-        style: Any = {"x": 0.012, "ha": "left", "fontsize": 11.5, "fontweight": "bold"}
-        figure.suptitle(title.replace("$", r"\$"), color=color, **style)
-        left, right = figure.subplots(1, 2)
-        left.set_title(f"Size {after}: flat or falling is right", **_HEADING)
-        left.set_ylabel("RMS of each activation", fontsize=9)
-        self._draw(left, self.rms[-1], self.slopes, -math.inf, gap)
-        right.set_title(f"Change {after}: flat is right", **_HEADING)
-        right.set_ylabel("RMS of the difference from before the first step", fontsize=9)
-        self._draw(right, self.change[-1], self.change_slopes, -self.tolerance, gap)
-        return figure
-
-    def _draw(
-        self, axes: "Axes", sizes: np.ndarray, slopes: dict[str, float], least: float, gap: float
-    ) -> None:
-        """Draws lines of sizes [widths, names], `gap` of the height between their labels.
-
-        Lines of wrong activations are thick if this panel shows the fault: a slope below `least`,
-        or above the tolerance.
-        """
-        from matplotlib.ticker import LogLocator
-
-        drawn = _usable(sizes)
-        low, high = 0.1, 10.0
-        if not np.isnan(drawn).all():  # At least as many decades as the widths.
-            low, high = np.log10(np.nanmin(drawn)), np.log10(np.nanmax(drawn))
-            missing = math.log10(self.widths[-1] / self.widths[0]) - high + low
-            more = max(0.1 * (high - low), 0.05, missing / 2)
-            low, high = float(10 ** (low - more)), float(10 ** (high + more))
-        ends = np.log(np.where(np.isnan(drawn[-1]), low, drawn[-1]) / low) / math.log(high / low)
-        places = apart(ends, gap)
-        for i, (name, verdict) in enumerate(self.verdicts.items()):
-            wrong, label = verdict != "ok", name
-            seen = wrong and not least <= slopes[name] <= self.tolerance
-            color = VERMILION if wrong else _RIGHT[i % len(_RIGHT)]
-            line: Any = {"linewidth": 2.8, "markersize": 5} if seen else {"markersize": 3}
-            line = {"color": color, "linewidth": 1.3, "marker": "o", "clip_on": False} | line
-            axes.plot(self.widths, drawn[:, i], zorder=3 if wrong else 2, **line)
-            if np.isnan(drawn[-1, i]):
-                label = f"{name}: {sizes[-1, i]:g}"
-            elif seen and not math.isnan(slopes[name]):
-                label = f"{name} ∝ width^{slopes[name]:.2f}"
-            arrow = {"arrowstyle": "-", "color": color, "linewidth": 0.7, "relpos": (0, 0.5)}
-            axes.annotate(
-                label.replace("$", r"\$"),
-                (1, ends[i]),
-                (1.06, places[i]),
-                "axes fraction",
-                va="center",
-                fontsize=8.5,
-                fontweight="bold" if seen else "normal",
-                color=VERMILION if wrong else TEXT,
-                arrowprops=arrow | {"shrinkA": 2},
-            )
-        axes.set(xscale="log", yscale="log", xlim=(self.widths[0], self.widths[-1]))
-        axes.set_ylim(low, high)
-        axes.set_xticks(self.widths, list(map(str, self.widths)))
-        within_decade = (1.0, 2.0, 5.0) if high / low < 100 else (1.0,)
-        axes.yaxis.set_major_locator(LogLocator(subs=within_decade, numticks=12))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.minorticks_off()
-        axes.set_xlabel("width", fontsize=9)
-        axes.tick_params(labelsize=8)
-        plain(axes)
-
     def _slopes(self, sizes: np.ndarray) -> dict[str, float]:
         x = np.log(self.widths)
         x = x - np.mean(x)
-        slopes = x @ np.log(_usable(sizes)) / (x @ x)
+        logs = np.log(np.where(np.isfinite(sizes) & (sizes > 0), sizes, np.nan))
+        slopes = x @ logs / (x @ x)
         return dict(zip(self.names, slopes.tolist(), strict=True))
-
-
-def _usable(sizes: np.ndarray) -> np.ndarray:
-    """The sizes that have a logarithm, NaN for the others."""
-    return np.where(np.isfinite(sizes) & (sizes > 0), sizes, np.nan)
 
 
 def coordinate_check(
@@ -251,7 +147,7 @@ def coordinate_check(
       tolerance: the largest slope that counts as none, ≥ 0.
 
     Returns:
-      The sizes, with slopes, verdicts, a table (`print`) and a picture (`plot`).
+      The sizes, with slopes, verdicts and a table (`print`).
 
     Raises:
       ValueError: an argument out of range; no activations; names that differ between widths.

@@ -10,7 +10,7 @@ https://arxiv.org/abs/2505.01618
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from adam_jax._types import Leaf, Params, PyTree
 from adam_jax.core.member import Choice, Member, Stage
 from adam_jax.core.trees import leaf_paths, without_numbers
 from adam_jax.formats.dense import is_floating, leaf_dtype, wider_dtype
-from adam_jax.inspect.style import aligned
+from adam_jax.inspect.tables import aligned
 from adam_jax.modifiers import Modifiable, layers_of, modified
 from adam_jax.numerics import squared
 from adam_jax.rules.hyperparameters import Unit, rescaled, units_of
@@ -47,9 +47,10 @@ def mup(
         ε               ε·d^(-alpha) / m     m: the width, for an output layer n
         weight decay    λ·n                  so that α·λ does not depend on the width
 
-    The model applies the rest of the parametrization: `mup_init` for the initial values, and three
-    factors in the forward pass, `output_factor`, `attention_scale` and `residual_factor`.
-    `mup_table` shows all of them. If nothing grows, every factor is 1.
+    The model applies the rest of the parametrization: `mup_init` scales the initial values,
+    `output_factor` multiplies the logits, `attention_scale` the scores of attention, and
+    `residual_factor` the output of each residual block. `mup_table` shows roles and factors of the
+    leaves. If nothing grows, every factor is 1.
 
     Args:
       tx: a transformation of this package with a learning rate, or a function that makes one, such
@@ -330,15 +331,13 @@ class MupRow:
 
 @dataclasses.dataclass(frozen=True)
 class MupTable:
-    """Roles and factors of all leaves; it prints as a table followed by the hints.
+    """Roles and factors of all leaves; it prints as a table.
 
     Attributes:
       rows: in the order of the leaves.
-      hints: sentences about the initial values and the forward pass.
     """
 
     rows: tuple[MupRow, ...]
-    hints: tuple[str, ...]
 
     def __str__(self) -> str:
         lines = [
@@ -349,7 +348,7 @@ class MupTable:
             numbers = (row.learning_rate, row.eps, row.weight_decay, row.initial_rms)
             shapes = [str(list(row.base_shape)), str(list(row.shape))]
             lines.append([name, *shapes, row.role, *map(readable, numbers)])
-        return "\n".join(["factors", aligned(lines), "", *self.hints])
+        return f"factors\n{aligned(lines)}"
 
 
 def mup_table(
@@ -360,7 +359,7 @@ def mup_table(
     alpha: float = 1.0,
     outputs_last: bool = True,
 ) -> MupTable:
-    """Shows, before any training, what `mup` does with each leaf and what is left to the model.
+    """Shows, before any training, what `mup` and `mup_init` do with each leaf.
 
     Args:
       base: as in `mup`, as are `params`, `alpha` and `outputs_last`.
@@ -377,51 +376,13 @@ def mup_table(
     for g in growths(base, params, layers, outputs_last):
         kind = without_numbers(g.path)
         alike.setdefault(dataclasses.replace(g, path=kind, base_path=kind), []).append(g.path)
-    rows, named = [], []
+    rows = []
     for g, paths in alike.items():
         parts = zip(*(re.split(r"(\d+)(?=/|$)", path) for path in paths), strict=True)
         path = "".join(x[0] if len(set(x)) == 1 else "#" for x in parts)
         shapes, rms = (g.base_shape, g.shape), 1 / math.sqrt(g.hidden_inputs)
         rows.append(MupRow(path, len(paths), *shapes, g.role, *factors_of(g, alpha), rms))
-        named.append((path, g))
-    return MupTable(tuple(rows), tuple(_hints(named, layers, alpha, outputs_last)))
-
-
-def _hints(
-    named: Sequence[tuple[str, Growth]], layers: str | None, alpha: float, outputs_last: bool
-) -> Iterator[str]:
-    """Sentences about what the model has to apply itself."""
-    wider = [(path, g) for path, g in named if g.role != "fixed"]
-    deeper = dict.fromkeys(g.layers for _, g in named if g.depth != 1)
-    if not wider and not deeper:
-        yield "Nothing grows: every factor is 1."
-    if wider:
-        where = "" if layers is None else f", layers={layers!r}"
-        order = "" if outputs_last else ", outputs_last=False"
-        yield f"Initial values: transfer.mup_init(params, base{where}{order})."
-    tied: dict[str, list[str]] = {}
-    for path, g in wider:
-        if g.role != "output" and (g.role != "input" or len(g.shape) != 2):
-            continue
-        axes = [x for x in zip(g.shape, g.base_shape, strict=True) if x[0] != x[1]]
-        width, base_width = map(math.prod, zip(*axes, strict=True))
-        factor = f"{readable(base_width / width)}: transfer.output_factor({width}, {base_width})"
-        if g.role == "output":
-            unless = "" if outputs_last or len(g.shape) != 2 else ", unless it is an embedding,"
-            yield f"Multiply the output of `{path}`{unless} by {factor}."
-        else:
-            tied.setdefault(factor, []).append(f"`{path}`")
-    if all(g.role != "output" for _, g in wider):
-        for factor, paths in tied.items():
-            which = paths[0] if len(paths) == 1 else f"one of {', '.join(paths)}"
-            yield f"No leaf is an output. If {which} makes the logits, multiply them by {factor}."
-    for own, base in deeper:
-        exponent = "" if alpha == 1 else f", {alpha:g}"
-        factor = readable((base / own) ** alpha)
-        call = f"transfer.residual_factor({own}, {base}{exponent})"
-        yield f"Multiply the output of each residual block by {factor}: {call}."
-    if wider:
-        yield "Scores of attention: times transfer.attention_scale(head_size, base_head_size)."
+    return MupTable(tuple(rows))
 
 
 def readable(x: float) -> str:

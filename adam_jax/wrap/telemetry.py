@@ -228,7 +228,7 @@ def measured(state: State) -> Named:
     Returns:
       `{"step": 200, "groups": {"head": {"gradient_rms": 0.01, ...}}}` with Python numbers (lists
       under vmap). Before the first measurement the step is 0 and there are no groups.
-      `adam_jax.inspect` writes and plots such records.
+      `adam_jax.inspect` writes and reads such records.
 
     Raises:
       ValueError: `state` does not contain exactly one `telemetry`.

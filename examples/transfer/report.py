@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from adam_jax.inspect.style import apart
 from examples import style
 from examples.study import Study
 from examples.transfer.plan import SCALES, Batches, Sweep
@@ -131,7 +130,7 @@ def sweep_picture(sweeps: list[Sweep], found: Found, what: str, path: Any) -> No
                     axis.axvline(rates[best], color=style.GREY, lw=1, ls="--", zorder=0)
             xs, places = np.array(starts).T
             for x in set(xs):  # Labels at one learning rate must not overlap.
-                places[xs == x] = apart(places[xs == x], 0.05)
+                places[xs == x] = style.apart(places[xs == x], 0.05)
             for size, colour, x, y in zip(part.sizes, colours, xs, places, strict=True):
                 axis.annotate(
                     f"{size} ",

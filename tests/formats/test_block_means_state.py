@@ -123,7 +123,7 @@ def test_bytes():
     tx = adam_jax.adamw(1e-2, nu_dtype=adam_jax.by_path({"w": COLUMNS}))
     planned = adam_jax.inspect.bytes_per_parameter(params, tx)
     assert planned.groups["w"].state == 4 * (64 * 72 + 72)
-    assert planned.state == adam_jax.inspect.live_bytes(tx.init(params)).total
+    assert planned.state == sum(x.nbytes for x in jax.tree.leaves(tx.init(params)))
 
 
 PARAMS = {"a": jnp.ones((32, 16)), "c": jnp.ones((32, 16)), "b": jnp.ones(16)}

@@ -18,9 +18,6 @@ WITHOUT_OPTAX = {"formats", "kernels", "numerics", "pytrees", "rules", "slots", 
 # Optional libraries that a file may import inside a function or for type checkers. Importing the
 # package requires only jax and optax.
 IN_FUNCTIONS = {
-    "inspect/records.py": {"matplotlib"},
-    "inspect/style.py": {"matplotlib"},
-    "transfer/coordinates.py": {"matplotlib"},
     "convert/flax.py": {"flax"},
 }
 

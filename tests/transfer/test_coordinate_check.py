@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +9,6 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 import adam_jax
 from adam_jax.transfer import CoordinateCheck, coordinate_check, mup
@@ -198,7 +195,6 @@ def test_a_size_that_is_not_finite(value, at):
     assert check.verdicts == {"x": "not finite"}
     assert check.summary == "Not finite: x."
     assert np.isnan(check.slopes["x"]) == (at[0] == 2)
-    check.plot().draw_without_rendering()
 
 
 def test_a_model_that_diverges_is_not_finite():
@@ -231,61 +227,6 @@ def test_the_table():
     assert rows[-1].endswith(f"{check.change_slopes['logits']:+.2f}  grows with width")
     assert summary == "Grows with width: logits."
     assert str(checked_mlp()).endswith("\nAll sizes hold from width 64 to 512.")
-
-
-def test_the_picture():
-    check = checked_mlp(factor=False)
-    figure = check.plot()
-    assert type(figure) is Figure and not figure.legends
-    assert figure.get_suptitle() == "Coordinate check. Grows with width: logits."
-    size, change = figure.axes
-    for axes, sizes, slopes in (
-        (size, check.rms, check.slopes),
-        (change, check.change, check.change_slopes),
-    ):
-        assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
-        assert list(axes.get_xticks()) == list(WIDTHS)
-        for line, values in zip(axes.get_lines(), sizes[-1].T, strict=True):
-            np.testing.assert_array_equal(line.get_xdata(), WIDTHS)
-            np.testing.assert_array_equal(line.get_ydata(), values)
-        *right, wrong = axes.get_lines()
-        assert wrong.get_color() not in {line.get_color() for line in right}
-        assert wrong.get_linewidth() > 2 * max(line.get_linewidth() for line in right)
-        labels = [text.get_text() for text in axes.texts]
-        assert labels == [*HIDDEN, f"logits ∝ width^{slopes['logits']:.2f}"]
-    assert "flat is right" in change.get_title(loc="left")
-    title = checked_mlp().plot().get_suptitle()
-    assert title == "Coordinate check. All sizes hold from width 64 to 512."
-
-
-@pytest.mark.parametrize("many", [1, 2, 40])
-def test_labels_are_apart_and_inside(many):
-    one = of_powers()
-    names = tuple(f"$layer/{i}" for i in range(many))
-    sizes = [np.repeat(x, many, axis=-1) for x in (one.rms, one.change)]
-    figure = CoordinateCheck(one.widths, names, *sizes, 0.1).plot()
-    figure.draw_without_rendering()
-    for axes in figure.axes:
-        boxes = sorted(
-            (Text.get_window_extent(text) for text in axes.texts), key=lambda box: box.y0
-        )
-        assert len(boxes) == many
-        assert all(a.y1 <= b.y0 + 1 for a, b in zip(boxes, boxes[1:], strict=False))
-        assert figure.bbox.y0 <= boxes[0].y0 and boxes[-1].y1 <= figure.bbox.y1
-
-
-def test_a_picture_without_sizes_and_one_for_notebooks():
-    check = of_powers()
-    check.rms[:] = np.nan
-    figure = check.plot()
-    assert [text.get_text() for text in figure.axes[0].texts] == ["x: nan"]
-    assert figure._repr_png_().startswith(b"\x89PNG")
-
-
-def test_matplotlib_is_asked_for_where_it_is_needed(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'adam_jax\[inspect\]'"):
-        of_powers().plot()
 
 
 @pytest.mark.parametrize("widths", [[], [64], [64, 64], [128, 64], [0, 64], [64.0, 128], "64", 64])

@@ -1,4 +1,4 @@
-"""Telemetry over several devices and models: explicit axes, shard_map and vmap."""
+"""Telemetry over several devices: explicit axes and shard_map."""
 
 import jax
 import jax.numpy as jnp
@@ -120,36 +120,3 @@ def test_gradients_of_each_device_onto_a_state_of_all(tx):
         reference = alone(own, tx.init(params), params)
         for name in params:
             np.testing.assert_allclose(moved[name][i], reference[name], rtol=1e-5, atol=1e-6)
-
-
-def test_a_line_for_each_model():
-    pytest.importorskip("matplotlib")
-    tx, params = telemetry(adamw(1e-2), 1), parameters()
-    states = jax.vmap(lambda _: tx.init(params))(jnp.arange(3))
-
-    @jax.vmap
-    def step(scale, state):
-        return adam_jax.step(tx, jax.tree.map(lambda p: scale * p, params), state, params)[1]
-
-    records = []
-    for _ in range(4):
-        states = step(jnp.array([1.0, 2.0, 4.0]), states)
-        records.append(measured(states))
-    # A model with only skipped steps so far has no data.
-    records[0]["step"][2] = 0
-    figure = adam_jax.inspect.plot(records, "gradient_rms")
-    (axes,) = figure.axes
-    assert len(axes.lines) == 6 and len({line.get_color() for line in axes.lines}) == 2
-    sizes = sorted(line.get_ydata()[-1] for line in axes.lines if len(line.get_ydata()) == 4)
-    assert len(sizes) == 4 and sizes[-1] == pytest.approx(2 * sizes[1], rel=1e-5)
-    assert adam_jax.inspect.plot(records[-1]).axes
-
-    written = []
-
-    class Writer:
-        def add_scalar(self, tag, value, step):
-            written.append((tag, value, step))
-
-    adam_jax.inspect.write_tensorboard(Writer(), records[-1])
-    rms = {tag: value for tag, value, step in written if "gradient_rms" in tag and step == 4}
-    assert rms["w/gradient_rms/1"] == pytest.approx(2 * rms["w/gradient_rms/0"], rel=1e-5)
