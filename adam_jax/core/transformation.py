@@ -156,8 +156,6 @@ def step(
     and adds the update to the parameter before anything is rounded to a 16-bit dtype. In ours, a
     None gradient leaves its parameter and its state unchanged. Integers, booleans and keys among
     the parameters have no state and stay unchanged; their gradient is None, float0 or an integer.
-    (`schedule_free_adamw` is Optax's code around ours: there Optax adds the update, and every
-    gradient is required.)
 
     Under a jit that donates them, pass parameters and state in the order in which they are
     returned. JAX pairs donated buffers with results of the same shape in order, and would otherwise

@@ -8,20 +8,21 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 from optax import contrib
 
 from adam_jax._types import Count, DType, Leaf, Number, Params, State
-from adam_jax.core.foreign import Foreign
 from adam_jax.core.member import Member
 from adam_jax.core.states import register
-from adam_jax.core.step import Body, Step, check_state
+from adam_jax.core.step import Body, Step, check_state, joined, scaled
 from adam_jax.core.transformation import Transformation, scale_by_rule
 from adam_jax.family.alias import alias
+from adam_jax.formats.dense import is_floating
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.numerics import DecayRate, DecayRateLike
+from adam_jax.numerics import DecayRate, DecayRateLike, exact
 from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.rules.adam import Ema, MomentRule, Root
 from adam_jax.rules.base import View, at
@@ -52,18 +53,19 @@ class Newest:
 
 @frozen_pytree
 class WarmedUp(Hyperparameter):
-    """A learning rate that grows from 0 to its value over the given steps."""
+    """A learning rate that grows to its value in equal parts, one in each of the given steps."""
 
     value: Leaf
     steps: int = static()
 
     def at(self, count: Count) -> Number:
-        return optax.warmup_constant_schedule(0.0, self.value, self.steps)(count)
+        t = jnp.asarray(count, jnp.result_type(float)) + 1
+        return self.value * jnp.minimum(t / self.steps, 1)
 
 
 @frozen_pytree
 class ScheduleFree(Body):
-    """Optax's wrapper, with its arguments as fields; a closure neither compares nor pickles."""
+    """Parameters y between an optimizer's points z and the average x of these."""
 
     inner: Member
     learning_rate: Number
@@ -71,22 +73,54 @@ class ScheduleFree(Body):
     weight_lr_power: Number = static()
     state_dtype: DType = static()
 
-    @property
-    def wrapped(self) -> optax.GradientTransformationExtraArgs:
-        inner = Transformation.around(self.inner)
-        # A function even if it is constant: only then does Optax keep the state's dtypes.
-        numbers = (functools.partial(at, self.learning_rate), self.b1, self.weight_lr_power)
-        return contrib.schedule_free(inner, *numbers, self.state_dtype)
-
     def init(self, params: Params) -> State:
-        return self.wrapped.init(params)
+        def start(p: Leaf) -> Leaf:
+            own = self.state_dtype is None or not is_floating(p)
+            return jnp.copy(p) if own else jnp.asarray(p, self.state_dtype, copy=True)
+
+        b1, weights, largest = (jnp.asarray(x, jnp.result_type(float)) for x in (self.b1, 0.0, 0.0))
+        count, z = jnp.ones([], jnp.int32), jax.tree.map(start, params)
+        return contrib.ScheduleFreeState(b1, weights, count, largest, self.inner.init(params), z)
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
         check_state(state, contrib.ScheduleFreeState, "a ScheduleFreeState")
-        return Foreign(self.wrapped).run(step, state)
+        step.needed_params()
+        dtype = jnp.result_type(float)  # Of the scalars, whatever dtype Optax gave them.
+        sums, largest = (jnp.asarray(x, dtype) for x in (state.weight_sum, state.max_lr))
+        # Optax counts from 1.
+        rate = jnp.asarray(at(self.learning_rate, state.step_count - 1), dtype)
+        new_largest = jnp.maximum(largest, rate)
+        weight = new_largest**self.weight_lr_power
+        new_sums = sums + weight
+        c = jnp.where(new_sums > 0, weight / jnp.where(new_sums > 0, new_sums, 1), 0)
+        its = step.but(last=False, apply=False)
+        out, inner_state = self.inner.run(its, state.base_optimizer_state)
+        z, updates = step.align(state.z), []
+        of_step = 1 - self.b1 * (1 - c)
+        for i, u, p in zip(step.here, out.values, step.p, strict=True):
+            y_step, moved = _averaged(c, of_step, u, joined(p), z[i])
+            updates.append(step.taken(y_step, jnp.zeros_like(y_step)))
+            z[i] = step.taken(moved, z[i])
+        sums, largest = step.taken((new_sums, new_largest), (sums, largest))
+        count, z = step.counted(state.step_count), step.back(state.z, z)
+        state = contrib.ScheduleFreeState(state.b1, sums, count, largest, inner_state, z)
+        return step.with_results(updates, step.dtypes).widened(), state
 
     def edited(self, edit: Callable[[Member], Member]) -> "ScheduleFree":
         return dataclasses.replace(self, inner=edit(self.inner))
+
+
+@functools.partial(jax.jit, inline=True)  # Traced once per shape.
+def _averaged(c: Array, of_step: Array, u: Array, y: Leaf, z: Array) -> tuple[Array, Array]:
+    """The step of y, c·(z - y) + (1 - b1·(1-c))·u, and the new z.
+
+    It is the authors' form, without x: x is (y - (1-b1)·z) / b1, and y is (1-b1)·z + b1·x again.
+    """
+    c, of_step = (jax.lax.convert_element_type(x, jnp.finfo(u.dtype).dtype) for x in (c, of_step))
+    u, old = exact(u), scaled(z)
+    with jax.numpy_dtype_promotion("standard"):  # Complex and real numbers mix.
+        y_step = exact(c * (old - scaled(y))) + exact(of_step * u)
+        return y_step, jax.lax.convert_element_type(old + u, z.dtype)
 
 
 def schedule_free_adamw(
@@ -101,7 +135,7 @@ def schedule_free_adamw(
     *,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
 ) -> Transformation:
-    """Schedule-free AdamW: Optax's schedule-free wrapper over AdamW without momentum.
+    """Schedule-free AdamW: an average of the points of AdamW without momentum.
 
         nu ← b2·nu + (1-b2)·|g(y)|²      nû = nu / (1 - b2ᵗ)
         z  ← z - α_t·(g(y) / (√nû + eps) + λ_t·y)
@@ -109,14 +143,11 @@ def schedule_free_adamw(
         c_t = w_t / (w_1 + … + w_t),  w_t = max(α_1, …, α_t)^weight_lr_power
 
     The parameters are y; evaluate at x, `optax.contrib.schedule_free_eval_params(state, params)`.
-    The step of z is computed in float32 (float64 for float64 leaves). Optax's wrapper then computes
-    x and z in the parameters' dtype.
-
     Args:
       learning_rate: α, per optimizer step: a number ≥ 0, or a schedule, a function of the number of
         completed optimizer steps (0 at the first).
-      warmup_steps: the learning rate grows from 0 to α in this many optimizer steps. None or 0 is
-        no warm-up.
+      warmup_steps: the learning rate of step t is α·t / warmup_steps until it is α. None or 0 is no
+        warm-up.
       b1: weight of x in y, 0 < b1 < 1, at least 1e-6. Fixed during a run, because x is recovered
         from y and z with it.
       weight_decay: λ, the decay at y, as in `adamw`.
@@ -128,14 +159,16 @@ def schedule_free_adamw(
 
     Returns:
       A transformation whose state is Optax's `ScheduleFreeState` around that of AdamW without mu.
-      `update` needs `params`, and every parameter needs a gradient. `groups` accepts it only as one
-      of several optimizers.
+      Its scalars are float32 (float64 under x64), whatever dtypes the parameters have. `update`
+      needs `params`. `groups` accepts it only as one of several optimizers.
 
     Raises:
       ValueError: also on construction, for warm-up to a learning rate that is itself a schedule.
 
-    Differs from Optax in: warmup_steps=0 is no warm-up (in Optax the learning rate stays 0); nu of
-    16-bit parameters is float32.
+    Differs from Optax in: z and its weight w_t have the learning rate of the same step, as in the
+    authors' code (Optax's weight has that of the next one), and the first step of a warm-up is not
+    0; warmup_steps=0 is no warm-up (in Optax the learning rate stays 0); scalars of the state do
+    not have the lowest dtype of the parameters; nu of 16-bit parameters is float32.
 
     Reference: Defazio et al. 2024, algorithm 1.
     """

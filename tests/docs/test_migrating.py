@@ -117,12 +117,17 @@ def next_parameter(name):
 
 
 # Arguments that hide another one, or that round, are tested alone.
-ALONE = ("mu_dtype", "use_clipping", "warmup_steps")
+ALONE = ("mu_dtype", "use_clipping")
+# Here schedule_free_adamw follows its authors, see tests/family/test_schedule_free.py.
+UNLIKE = ("warmup_steps",)
 CASES = [
     pytest.param(name, given, id=f"{name}-{'-'.join(given)}")
     for name in ["adamw", *(code(row["Optax"]) for row in OTHERS)]
     for known in [list(defaults(optax_member(name)))]
-    for given in [[n for n in known if n not in ALONE], *([n] for n in ALONE if n in known)]
+    for given in [
+        [n for n in known if n not in ALONE + UNLIKE],
+        *([n] for n in ALONE if n in known),
+    ]
 ]
 
 
