@@ -13,7 +13,7 @@ import optax
 
 from adam_jax._types import Leaf, Named, Params, PyTree, State
 from adam_jax.core.stacked import Layers
-from adam_jax.core.states import found, register
+from adam_jax.core.states import only, register
 from adam_jax.core.step import Body, Step, applied, check_state, joined, scaled
 from adam_jax.core.transformation import Transformation
 from adam_jax.core.trees import align_params, leaf_paths
@@ -233,12 +233,8 @@ def measured(state: State) -> Named:
     Raises:
       ValueError: `state` does not contain exactly one `telemetry`.
     """
-    states = found(state, lambda x: isinstance(x, TelemetryState))
-    if len(states) != 1:
-        raise ValueError(
-            f"state must have one telemetry in it, got {len(states)}: pass the state of"
-            f" telemetry(...), or of a transformation around it."
-        )
-    step = np.asarray(states[0].step).tolist()
-    groups = jax.tree.map(lambda x: np.asarray(x).tolist(), states[0].groups)
+    instead = "pass the state of telemetry(...), or of a transformation around it"
+    own = only(state, lambda x: isinstance(x, TelemetryState), "telemetry", instead)
+    step = np.asarray(own.step).tolist()
+    groups = jax.tree.map(lambda x: np.asarray(x).tolist(), own.groups)
     return {"step": step, "groups": groups if np.any(step) and groups else {}}
