@@ -8,11 +8,10 @@ import adam_jax
 from adam_jax.formats.blockwise import Power
 
 CODECS = {
-    "int8 mu": Power(2, signed=True),
-    "int8 nu": Power(4, signed=False),
-    "int4 mu": Power(2, signed=True, bits=4),
-    "int4 nu": Power(4, signed=False, bits=4),
-    "linear int8": Power(1, signed=True),
+    "int8 mu": Power(signed=True),
+    "int8 nu": Power(signed=False),
+    "int4 mu": Power(signed=True, bits=4),
+    "int4 nu": Power(signed=False, bits=4),
 }
 # mu and nu.
 MOMENTS = {
