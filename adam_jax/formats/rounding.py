@@ -117,7 +117,7 @@ class WeightFormat(abc.ABC):
         """The weight as float32, if the form applies to it; else unchanged."""
         return jax.lax.convert_element_type(p, jnp.float32) if self.applies(p) else p
 
-    def check(self, p: Leaf, rest: Leaf) -> None:
+    def check(self, path: str, p: Leaf, rest: Leaf) -> None:
         """Checks that a state has the rest of this weight in this form (None for no rest)."""
 
         def described(dtype: DType | None, shape: tuple[int, ...]) -> str:
@@ -127,9 +127,9 @@ class WeightFormat(abc.ABC):
         found = described(getattr(rest, "dtype", None), np.shape(rest))
         if found != expected:
             raise ValueError(
-                f"the state keeps {found} with the weight, this transformation keeps {expected}:"
-                f" use the one that made the state, on weights of that shape and dtype, or call"
-                f" init again."
+                f"at {path!r}, the state keeps {found} with the weight, this transformation keeps"
+                f" {expected}: use the one that made the state, on weights of that shape and dtype,"
+                f" or call init again."
             )
 
     @abc.abstractmethod

@@ -65,10 +65,7 @@ class Weights(Body):
         salt = salt_of(WEIGHTS, self.seed, state.count)
         for n, (i, stack) in enumerate(zip(step.here, step.stacks(self.layers), strict=True)):
             rest = None if isinstance(rests[i], optax.MaskedNode) else rests[i]
-            try:
-                self.form.check(p[n], rest)
-            except ValueError as error:
-                raise ValueError(f"at {step.paths[n]!r}, {error}") from None
+            self.form.check(step.paths[n], p[n], rest)
             if self.form.applies(p[n]):
                 salt_of_leaf = salted(salt, stack.first)
                 p[n] = Split(p[n], rest, salt_of_leaf, self.form, stack.axes, stack.stride)
