@@ -26,7 +26,7 @@ from adam_jax._types import (
 )
 from adam_jax.core.masks import FrozenTree
 from adam_jax.core.stacked import Layers
-from adam_jax.core.states import found, register
+from adam_jax.core.states import only, register
 from adam_jax.core.step import Body, Step, check_state, select
 from adam_jax.core.transformation import Transformation, body_of
 from adam_jax.groups import factories_in, groups, open_parameters
@@ -426,11 +426,5 @@ def _is_hyperparams_state(node: PyTree) -> bool:
 
 
 def _only(state: State) -> HyperparamsState:
-    nodes = found(state, _is_hyperparams_state)
-    if len(nodes) != 1:
-        what = "build the transformation as adam_jax.with_hyperparams(adamw)(learning_rate=...)"
-        what = "pass the part of the state that you mean, such as state[1]" if nodes else what
-        raise ValueError(
-            f"the state must have one set of hyperparameters, got {len(nodes)}: {what}."
-        )
-    return nodes[0]
+    instead = "build the transformation as adam_jax.with_hyperparams(adamw)(learning_rate=...)"
+    return only(state, _is_hyperparams_state, "set of hyperparameters", instead)

@@ -428,7 +428,7 @@ def with_layers(tx: Function | Transformation, layers: LayersLike | Layers) -> A
     that decays. `with_layers` steps each layer as if it were a leaf. This applies to the norms of
     `lamb` and `mars_adamw`; `cautious` and `clip_update_rms`; means of `Factored()`; the sizes by
     which `jnp.int8` and similar formats select leaves to quantize; random bits; a callable `mask`,
-    which sees the shape of one layer; `transfer.mup`; and `telemetry(..., by_layer=True)`.
+    which sees the shape of one layer; and `transfer.mup`.
 
     Args:
       tx: a transformation of this package, including its outermost wrapper, or a function that

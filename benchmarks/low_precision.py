@@ -6,7 +6,6 @@ First on real gradients: those of the character transformer of `examples.text`, 
 in float32. Each format of (mu, nu) gets the same gradients, and is written and read in every step.
 Then a long run on synthetic gradients. The error of an update u = m̂ / (√v̂ + ε) is
 ‖u - u'‖ / ‖u'‖ per leaf, where u' is that of float32 moments. The peers are in `benchmarks.codecs`.
-The last table compares powers for the 4-bit codes of `adam_jax.formats.blockwise.Power`.
 
 "Fallen" is the root mean square of the updates, relative to u', of coordinates whose gradients are
 a tenth since step 1000: below 1 if nu does not follow.
@@ -26,7 +25,6 @@ import jax
 import jax.numpy as jnp
 
 import adam_jax
-from adam_jax.formats.blockwise import Blockwise, Power
 from benchmarks.codecs import BITSANDBYTES, FLASH, peers
 from benchmarks.low_precision_tasks import Task, text_task
 from benchmarks.machine import describe
@@ -78,20 +76,6 @@ def forms(fast: bool) -> dict[str, Form]:
     }
     both = {name: (dtype, dtype) for name, dtype in ours.items()} | peers()
     return {name: both[name] for name in (INT8, BITSANDBYTES, FLASH)} if fast else both
-
-
-def powers(fast: bool) -> dict[str, Form]:
-    """Powers for 4 bits of mu, of nu, and of both."""
-
-    def stored(power: int | None, signed: bool) -> tuple[str, Any]:
-        if power is None:
-            return "float32", jnp.float32
-        return f"power {power}", Blockwise(Power(power, signed=signed, bits=4), BLOCK)
-
-    mus = [stored(p, True) for p in ((2,) if fast else (None, 1, 2))]
-    nus = [stored(q, False) for q in ((4,) if fast else (None, 1, 2, 4))]
-    found = {f"mu {m}, nu {n}": (mu, nu) for m, mu in mus for n, nu in nus}
-    return {name: form for name, form in found.items() if form != FLOAT32}
 
 
 def adam(form: Form, b2: Any = 0.999, eps: float = 1e-8) -> Any:
@@ -282,18 +266,17 @@ def main() -> None:
     print(f"{machine}\n", flush=True)
     grads = real_gradients(text_task(args.fast), sizes.steps)
     grads = dict(list(grads.items())[: sizes.leaves])
-    tables: dict[str, list[Row]] = {}
     parameters = f"{len(grads)} leaves, {sum(g[0].size for g in grads.values()):,} parameters"
     measured = f"steps {sizes.first + 1} to {sizes.steps}"
     title = f"Update error on real gradients: {parameters}, {measured}"
     long_title = f"The long run: {sizes.long} steps, b2 .999"
-    for prefix, chosen in (("", forms(args.fast)), ("4-bit codes. ", powers(args.fast))):
-        rows = [update_error(name, form, grads, sizes.first) for name, form in chosen.items()]
-        long_rows = [long_row(name, form, sizes) for name, form in chosen.items()]
-        tables |= {prefix + title: rows, prefix + long_title: long_rows}
-        print(f"{prefix}{title}\n\n{table(ERRORS, rows)}\n", flush=True)
-        print(f"{prefix}{long_title}\n\n{table(LONG, long_rows)}\n", flush=True)
+    chosen = forms(args.fast)
+    rows = [update_error(name, form, grads, sizes.first) for name, form in chosen.items()]
+    print(f"{title}\n\n{table(ERRORS, rows)}\n", flush=True)
+    long_rows = [long_row(name, form, sizes) for name, form in chosen.items()]
+    print(f"{long_title}\n\n{table(LONG, long_rows)}\n", flush=True)
     if args.json:
+        tables = {title: rows, long_title: long_rows}
         write_json(args.json, "benchmarks.low_precision", machine, tables)
 
 

@@ -101,7 +101,7 @@ EXAMPLES: dict[str, list[tuple[str, str, str]]] = {
     ],
     "format": [
         ("adam_jax/formats/rounding.py", "class Rounded:", "        return jax.tree.map("),
-        ("tests/catalogue/low_precision.py", '    "stochastic 16 bits"', "    "),
+        ("tests/catalogue/low_precision.py", '    "stochastic bfloat16"', "    "),
     ],
     "wrapper": [
         ("adam_jax/wrap/clip.py", "class ClipByGlobalNorm(", "        return step.times("),

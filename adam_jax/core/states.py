@@ -140,6 +140,20 @@ def found(tree: PyTree, wanted: Callable[[Any], bool]) -> list[Leaf]:
     return [x for x in jax.tree.leaves(tree, is_leaf=wanted) if wanted(x)]
 
 
+def only(state: State, wanted: Callable[[Any], bool], what: str, instead: str) -> State:
+    """The one state in this one, at any depth, that matches.
+
+    Raises:
+      ValueError: there is none, or several: names `what` and, for none, what to do `instead`.
+    """
+    states = found(state, wanted)
+    if len(states) != 1:
+        if states:
+            instead = "pass the part of the state that you mean, such as state[1]"
+        raise ValueError(f"the state must have one {what} in it, got {len(states)}: {instead}.")
+    return states[0]
+
+
 def owners(state: State, params: Params) -> list[tuple[Leaf, int | None]]:
     """Each leaf of a state, with the index of the parameter that it belongs to; None if shared.
 

@@ -49,11 +49,7 @@ def scale_by_belief(
 ) -> Transformation:
     """Divides the averaged gradient by the size of the gradients' deviation from it.
 
-        mu ← b1·mu + (1-b1)·g                           mû = mu / (1 - b1ᵗ)
-        nu ← b2·nu + (1-b2)·|g - mu|² + eps_root        nû = nu / (1 - b2ᵗ)
-        u  = mû / (√nû + eps)
-
-    The arguments are those of `adabelief`, which explains all else.
+    u and the arguments are those of `adabelief`, which explains all else.
 
     Returns:
       A transformation whose state is `optax.ScaleByBeliefState(count, mu, nu)`.

@@ -39,11 +39,7 @@ def scale_by_adam(
 ) -> Transformation:
     """Divides the averaged gradient by the root of its averaged square.
 
-        mu ← b1·mu + (1-b1)·g            mû = mu / (1 - b1ᵗ)
-        nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
-        u  = mû / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
-
-    The arguments are those of `adamw`, which explains all else.
+    u and the arguments are those of `adamw`, which explains all else.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
@@ -82,17 +78,14 @@ def adam(
 ) -> Transformation:
     """Adam: each step divides the averaged gradient by the root of its averaged square.
 
-        mu ← b1·mu + (1-b1)·g            mû = mu / (1 - b1ᵗ)
-        nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
-        u  = mû / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
-        θ  ← θ - α_t·u
+        θ ← θ - α_t·u
 
     Args:
       l2: λ₂, coupled weight decay, per optimizer step: a number, or a schedule. λ₂·θ is added to
         the gradient before the moments, like `weight_decay` in PyTorch's Adam. None omits it and
         its entry in the state.
 
-    The other arguments are those of `adamw`, which explains all else.
+    u and the other arguments are those of `adamw`, which explains all else.
 
     Returns:
       A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then an

@@ -62,10 +62,7 @@ def scale_by_adamax(
 ) -> Transformation:
     """Divides the averaged gradient by a decaying maximum of gradient magnitudes.
 
-        mu ← b1·mu + (1-b1)·g            mû = mu / (1 - b1ᵗ)
-        nu ← max(b2·nu, |g| + eps)       u  = mû / nu
-
-    The arguments are those of `adamaxw`, which explains all else.
+    u and the arguments are those of `adamaxw`, which explains all else.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
@@ -87,14 +84,12 @@ def adamax(
 ) -> Transformation:
     """Adamax: Adam with the infinity norm instead of the averaged square.
 
-        mu ← b1·mu + (1-b1)·g            mû = mu / (1 - b1ᵗ)
-        nu ← max(b2·nu, |g| + eps)       u  = mû / nu
-        θ  ← θ - α_t·u
+        θ ← θ - α_t·u
 
     Args:
       l2: as in `adam`.
 
-    The other arguments are those of `adamaxw`, which explains all else.
+    u and the other arguments are those of `adamaxw`, which explains all else.
 
     Returns:
       A transformation whose state is that of `adam`, as in Optax.

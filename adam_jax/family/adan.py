@@ -82,13 +82,7 @@ def scale_by_adan(
 ) -> Transformation:
     """Nesterov momentum from the gradient's change, without a gradient at another point.
 
-        m ← b1·m + (1-b1)·g              v ← b2·v + (1-b2)·(g - g_old)
-        n ← b3·n + (1-b3)·|g + w·(g - g_old)|²
-        u = (m̂ + w·v̂) / (√(n̂ + eps_root) + eps)
-
-    A hat is the bias correction: m̂ = m / (1 - b1ᵗ), likewise v̂ by b2 and n̂ by b3.
-
-    The arguments are those of `adan`, which explains all else.
+    u and the arguments are those of `adan`, which explains all else.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdanState(m, v, n, g, t)`.

@@ -75,11 +75,7 @@ def scale_by_ademamix(
 ) -> Transformation:
     """Adam with a second, slow average of the gradient.
 
-        m1 ← b1·m1 + (1-b1)·g            m̂1 = m1 / (1 - b1ᵗ)
-        m2 ← b3·m2 + (1-b3)·g            nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
-        u  = (m̂1 + alpha·m2) / (√(nû + eps_root) + eps)
-
-    The arguments are those of `ademamix`, which explains all else.
+    u and the arguments are those of `ademamix`, which explains all else.
 
     Returns:
       A transformation whose state is Optax's `ScaleByAdemamixState(count, count_m2, m1, m2, nu)`.

@@ -120,12 +120,7 @@ def scale_by_adopt(
 ) -> Transformation:
     """Divides each gradient by the root of the previous second moment, then averages.
 
-        x  = clip(g / max(√nu, eps), ±clip_value_fn(t-1))      nu ← b2·nu + (1-b2)·|g|²
-        mu ← b1·mu + (1-b1)·x                                  u  = mu
-
-    In the first step nu ← |g|² and u = 0. There is no bias correction.
-
-    The arguments are those of `adopt`, which explains all else.
+    u and the arguments are those of `adopt`, which explains all else.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.

@@ -72,12 +72,7 @@ def scale_by_amsgrad(
 ) -> Transformation:
     """Adam whose denominator never shrinks: it divides by the largest nû so far.
 
-        mu ← b1·mu + (1-b1)·g            mû = mu / (1 - b1ᵗ)
-        nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
-        nu_max ← max(nu_max, nû)
-        u  = mû / (√(nu_max + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
-
-    The arguments are those of `amsgradw`, which explains all else.
+    u and the arguments are those of `amsgradw`, which explains all else.
 
     Returns:
       A transformation whose state is `optax.ScaleByAmsgradState(count, mu, nu, nu_max)`.
@@ -111,16 +106,12 @@ def amsgrad(
 ) -> Transformation:
     """AMSGrad: Adam whose denominator never shrinks.
 
-        mu ← b1·mu + (1-b1)·g            mû = mu / (1 - b1ᵗ)
-        nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
-        nu_max ← max(nu_max, nû)
-        u  = mû / (√(nu_max + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
-        θ  ← θ - α_t·u
+        θ ← θ - α_t·u
 
     Args:
       l2: as in `adam`.
 
-    The other arguments are those of `amsgradw`, which explains all else.
+    u and the other arguments are those of `amsgradw`, which explains all else.
 
     Returns:
       A transformation whose state is that of `adam`, but with `optax.ScaleByAmsgradState`, as in

@@ -78,11 +78,7 @@ def scale_by_laprop(
 ) -> Transformation:
     """Divides each gradient by the root of the current second moment, then averages.
 
-        nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
-        mu ← b1·mu + (1-b1)·g / (√nû + eps)
-        u  = mu / (1 - b1ᵗ)
-
-    The arguments are those of `lapropw`, which explains all else.
+    u and the arguments are those of `lapropw`, which explains all else.
 
     Returns:
       A transformation whose state is `ScaleByLapropState(count, mu, nu)`.
@@ -104,15 +100,12 @@ def laprop(
 ) -> Transformation:
     """LaProp: Adam that divides each gradient first, and then averages.
 
-        nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
-        mu ← b1·mu + (1-b1)·g / (√nû + eps)
-        u  = mu / (1 - b1ᵗ)
-        θ  ← θ - α_t·u
+        θ ← θ - α_t·u
 
     Args:
       l2: as in `adam`.
 
-    The other arguments are those of `lapropw`, which explains all else.
+    u and the other arguments are those of `lapropw`, which explains all else.
 
     Returns:
       A transformation whose state is that of `adam`, but with `ScaleByLapropState`.

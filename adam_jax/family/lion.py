@@ -61,9 +61,7 @@ def scale_by_lion(
 ) -> Transformation:
     """Moves every parameter by the learning rate, in the direction of an average.
 
-        u = sign(b1·mu + (1-b1)·g)       mu ← b2·mu + (1-b2)·g
-
-    The arguments are those of `lion`, which explains all else.
+    u and the arguments are those of `lion`, which explains all else.
 
     Returns:
       A transformation whose state is `optax.ScaleByLionState(count, mu)`.

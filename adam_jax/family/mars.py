@@ -102,13 +102,7 @@ def scale_by_mars(
 ) -> Transformation:
     """Adam on a clipped gradient that is corrected by its change since the last batch.
 
-        c  = g + gamma·b1/(1-b1)·(g - g_old)      g_old = g in the first step
-        c̃  = c / max(1, ‖c‖)                      the norm is that of the leaf
-        mu ← b1·mu + (1-b1)·c̃                     mû = mu / (1 - b1ᵗ)
-        nu ← b2·nu + (1-b2)·|c̃|²                  nû = nu / (1 - b2ᵗ)
-        u  = mû / (√nû + eps)
-
-    The arguments are those of `mars_adamw`, which explains all else.
+    u and the arguments are those of `mars_adamw`, which explains all else.
 
     Returns:
       A transformation whose state is `ScaleByMarsState(count, mu, nu, g)`.

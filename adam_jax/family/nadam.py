@@ -77,11 +77,7 @@ def scale_by_nadam(
 ) -> Transformation:
     """Adam with Nesterov momentum: it reads the average one step ahead.
 
-        mu ← b1·mu + (1-b1)·g            nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
-        n  = b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ)
-        u  = n / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
-
-    The arguments are those of `nadamw`, which explains all else.
+    u and the arguments are those of `nadamw`, which explains all else.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
@@ -115,15 +111,12 @@ def nadam(
 ) -> Transformation:
     """NAdam: Adam with Nesterov momentum, which reads the average one step ahead.
 
-        mu ← b1·mu + (1-b1)·g            nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
-        n  = b1·mu / (1 - b1ᵗ⁺¹) + (1-b1)·g / (1 - b1ᵗ)
-        u  = n / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
-        θ  ← θ - α_t·u
+        θ ← θ - α_t·u
 
     Args:
       l2: as in `adam`.
 
-    The other arguments are those of `nadamw`, which explains all else.
+    u and the other arguments are those of `nadamw`, which explains all else.
 
     Returns:
       A transformation whose state is that of `adam`, as in Optax.

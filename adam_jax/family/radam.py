@@ -91,13 +91,7 @@ def scale_by_radam(
 ) -> Transformation:
     """Adam with its own warm-up: momentum alone until nu has seen enough gradients.
 
-        ρ_t = ρ - 2t·b2ᵗ / (1 - b2ᵗ),  ρ = 2 / (1-b2) - 1
-        r_t = √((ρ_t-4)·(ρ_t-2)·ρ / ((ρ-4)·(ρ-2)·ρ_t))
-        u   = r_t·mû / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))  for ρ_t ≥ threshold, else mû
-
-    mu and nu are Adam's averages of g and |g|²; mû and nû are these with bias correction.
-
-    The arguments are those of `radamw`, which explains all else.
+    u and the arguments are those of `radamw`, which explains all else.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
@@ -127,17 +121,12 @@ def radam(
 ) -> Transformation:
     """RAdam: Adam with its own warm-up, momentum alone until nu has seen enough gradients.
 
-        ρ_t = ρ - 2t·b2ᵗ / (1 - b2ᵗ),  ρ = 2 / (1-b2) - 1
-        r_t = √((ρ_t-4)·(ρ_t-2)·ρ / ((ρ-4)·(ρ-2)·ρ_t))
-        u   = r_t·mû / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))  for ρ_t ≥ threshold, else mû
-        θ   ← θ - α_t·u
-
-    mu and nu are Adam's averages of g and |g|²; mû and nû are these with bias correction.
+        θ ← θ - α_t·u
 
     Args:
       l2: as in `adam`.
 
-    The other arguments are those of `radamw`, which explains all else.
+    u and the other arguments are those of `radamw`, which explains all else.
 
     Returns:
       A transformation whose state is that of `adam`, as in Optax.

@@ -44,11 +44,7 @@ def scale_by_yogi(
 ) -> Transformation:
     """Adam whose denominator moves by at most (1-b2)·|g|² a step, in either direction.
 
-        mu ← b1·mu + (1-b1)·g                         mû = mu / (1 - b1ᵗ)
-        nu ← nu - (1-b2)·sign(nu - |g|²)·|g|²         nû = nu / (1 - b2ᵗ)
-        u  = mû / (√(nû + eps_root) + eps)
-
-    The arguments are those of `yogi`, which explains all else.
+    u and the arguments are those of `yogi`, which explains all else.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.

@@ -35,7 +35,7 @@ from adam_jax.xla.mosaic import (
 
 @dataclasses.dataclass(frozen=True)
 class Power:
-    """A number in [-1, 1] to a code of few bits and back, at equal steps of y^(1/power).
+    """A number in [-1, 1] to a code of few bits and back, at equal steps of one of its roots.
 
     Signed, for averages of gradients: c = round(127·sign(y)·√|y|), y = (c/127)·|c/127|.
 
@@ -51,7 +51,6 @@ class Power:
     updates.
     """
 
-    power: int  # 1, 2 or 4.
     signed: bool  # Numbers of both signs and zero; else only numbers above zero.
     bits: int = 8  # Of a code, 8 or 4. Two 4-bit codes share a byte on every platform (int4).
 
@@ -63,7 +62,7 @@ class Power:
     @property
     def form(self) -> str:
         """A name for the meaning of the codes: codes of one form decode alike."""
-        return f"{'int' if self.signed else 'uint'}{self.bits}_power{self.power}"
+        return f"int{self.bits}_power2" if self.signed else f"uint{self.bits}_power4"
 
     @property
     def steps(self) -> int:
@@ -81,11 +80,8 @@ class Power:
         """
         last = np.float32(self.steps)
         if self.signed and noise is None:
-            linear = self.power == 1
-            nearest = with_sign(jnp.abs(y) * last, y) if linear else signed_square_root(y, last)
-            return self._nearest(nearest)
-        root = {1: lambda x: x, 2: square_root, 4: fourth_root}[self.power]
-        level = root(jnp.abs(y) if self.signed else y) * last
+            return self._nearest(signed_square_root(y, last))
+        level = (square_root(jnp.abs(y)) if self.signed else fourth_root(y)) * last
         if noise is not None:
             either = self._unbiased if self.signed else self._unbiased_inverse
             # Through int32, which TPUs convert in one operation.
@@ -107,30 +103,26 @@ class Power:
         return jax.lax.convert_element_type(bits, self.dtype)
 
     def _unbiased(self, level: jax.Array, n: jax.Array) -> jax.Array:
-        """The level k below y or h = k+1 above; above with the probability (yᵖ - kᵖ) / (hᵖ - kᵖ).
+        """The level k below y or h = k+1 above; above with the probability (y² - k²) / (h² - k²).
 
         n are random integers below 2¹⁶. Differences are computed as products, because y ≈ k.
         """
         below = jnp.floor(level)
         above = below + 1
-        x, low, high = level, below, above
-        part, whole = (level - below) * np.float32(2**16), jnp.ones_like(level)
-        for _ in range(self._squarings):
-            part, whole = part * (x + low), whole * (high + low)
-            x, low, high = x * x, low * low, high * high
-        return jnp.where(n * whole < part, above, below)
+        part = (level - below) * np.float32(2**16) * (level + below)
+        return jnp.where(n * (above + below) < part, above, below)
 
     def _unbiased_inverse(self, level: jax.Array, n: jax.Array) -> jax.Array:
         """As `_unbiased`, with the probability (1 - (k/y)ᵖ) / (1 - (k/h)ᵖ), which is 1 for k = 0.
 
-        p is half as large for 4 bits, because yᵖ is the stored number. Differences of powers are
+        p is 4 for 8 bits and 2 for 4, because y⁴ is the stored number. Differences of powers are
         off by 2⁻¹⁵ of a step at most, as is the level itself. Each power is used twice: XLA:CPU
         then makes no fused multiply-add of it, so all programs have the same bits.
         """
         below = jnp.floor(level)
         above = below + 1
         x, low, high = level, below, above
-        for _ in range(self._squarings - (self.bits == 4)):
+        for _ in range(self.bits // 4):
             x, low, high = x * x, low * low, high * high
         part, whole = (x - low) * np.float32(2**16), (high - low) * x
         return jnp.where(n * whole < part * high, above, below)
@@ -142,18 +134,15 @@ class Power:
         # Some platforms turn a division by a constant into this product anyway. 127·(1/127) is 1 in
         # float32, so a block's largest decodes to its scale.
         y = level * np.float32(1 / self.steps)
-        for turn in range(self._squarings):
-            y = y * (jnp.abs(y) if self.signed and turn == 0 else y)
-        return y
+        if self.signed:
+            return y * jnp.abs(y)
+        y = y * y
+        return y * y
 
     @property
     def _lowest(self) -> int:
         """The lowest 4-bit code, negated. Codes are int4: Orbax does not save uint4 arrays."""
         return 8 if self.bits == 4 else 0
-
-    @property
-    def _squarings(self) -> int:
-        return self.power.bit_length() - 1
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -344,7 +333,7 @@ class Quantized(SlotPolicy):
                 f" out for it, by path with by_path."
             )
         bits = 4 if self.codes == "int4" else 8
-        codec = Power(4 if slot.magnitude else 2, signed=not slot.magnitude, bits=bits)
+        codec = Power(signed=not slot.magnitude, bits=bits)
         stochastic = self.stochastic
         if stochastic is None:
             stochastic = not _resolved(codec, slot.rate if type(slot.rate) is float else None)
@@ -355,13 +344,13 @@ def _resolved(codec: Power, rate: float | None) -> bool:
     """Whether an average with this weight of a new term still moves when rounded to nearest.
 
     Without gradients it falls by the fraction `rate` per step. It must fall by half the distance of
-    two codes, which is the fraction power / (2·level). A second moment must do so down to a quarter
-    of the levels: with 8 bits, for gradients that are a sixteenth of the block's largest. A first
-    moment is moved by gradients many times as large as itself.
+    two codes: of a second moment, the fraction 2 / level, down to a quarter of the levels (with 8
+    bits, for gradients that are a sixteenth of the block's largest). A first moment is moved by
+    gradients many times as large as itself.
     """
     if codec.signed:
         return rate is None or rate >= 1 / 128
-    return rate is not None and rate >= 4 * codec.power / (2 * codec.steps)
+    return rate is not None and rate >= 8 / codec.steps
 
 
 def fitting_block(size: int, largest: int = Quantized.block) -> int | None:

@@ -88,7 +88,13 @@ class Dense(Format):
         return self.dtype.itemsize < 4
 
     def refuses(self, slot: Slot) -> Refusal | None:
-        return refused_in(self.dtype, slot)
+        if not slot.magnitude or self.dtype != jnp.float16:
+            return None
+        return Refusal(
+            "float16 (adam_jax.stochastic(jnp.bfloat16) has 2 bytes too), whose smallest number,"
+            " 6e-8, is the square of a gradient of 2e-4, so that updates can be of any size",
+            instead="jnp.float32",
+        )
 
     def init(self, param: jax.Array, start: float) -> jax.Array:
         return jax.lax.full_like(param, start, self.dtype)
@@ -112,17 +118,6 @@ class Dense(Format):
 
     def shardings(self, stored: jax.Array, sharding: NamedSharding) -> PyTree:
         return jax.tree.map(lambda _: sharding, stored)
-
-
-def refused_in(dtype: np.dtype, slot: Slot) -> Refusal | None:
-    """Why this slot cannot be stored in a floating-point dtype; None if it can."""
-    if not slot.magnitude or dtype != jnp.float16:
-        return None
-    return Refusal(
-        "float16 (adam_jax.stochastic(jnp.bfloat16) has 2 bytes too), whose smallest number, 6e-8,"
-        " is the square of a gradient of 2e-4, so that updates can be of any size",
-        instead="jnp.float32",
-    )
 
 
 @dataclasses.dataclass(frozen=True)

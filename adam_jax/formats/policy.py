@@ -103,8 +103,7 @@ def stochastic(dtype: DType) -> Format | SlotPolicy:
     `stochastic_rounding`.
 
     Args:
-      dtype: bfloat16, int8, int4, or float16 for mu only: its smallest number, 6e-8, is the square
-        of a gradient of 2e-4.
+      dtype: bfloat16, int8 or int4.
 
     Raises:
       ValueError: another dtype.
@@ -112,12 +111,12 @@ def stochastic(dtype: DType) -> Format | SlotPolicy:
     checked = check_slot_dtype("dtype", dtype)
     if isinstance(checked, Quantized):
         return dataclasses.replace(checked, stochastic=True)
-    if checked not in (jnp.bfloat16, jnp.float16):
+    if checked != jnp.bfloat16:
         raise ValueError(
-            f"dtype must be bfloat16, float16, int8 or int4, got {dtype!r}: wider ones need no"
-            f" stochastic rounding."
+            f"dtype must be bfloat16, int8 or int4, got {dtype!r}: write jnp.bfloat16, or pass a"
+            f" wider dtype without stochastic(), since it needs no stochastic rounding."
         )
-    return Stochastic(checked)
+    return Stochastic()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""16-bit moments and weights that do not lose small changes.
+"""bfloat16 moments and weights that do not lose small changes.
 
 bfloat16 numbers are 0.4 to 0.8 % apart. An average that moves by 0.1 % per step, or a weight with
 an update under half of the distance, stops changing if it is rounded to nearest. Moments are
@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 
 from adam_jax._types import DType, Leaf, PyTree
 from adam_jax.formats.base import Format, Refusal
-from adam_jax.formats.dense import in_range, refused_in
+from adam_jax.formats.dense import in_range
 from adam_jax.formats.noise import LEAVES, Positions, bits_of_weights
 from adam_jax.slots import Slot
 from adam_jax.xla.barrier import stored_on_tpus
@@ -26,7 +26,7 @@ from adam_jax.xla.barrier import stored_on_tpus
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rounded:
-    """The stored form of `Stochastic`: 16-bit numbers in the parameter's shape."""
+    """The stored form of `Stochastic`: bfloat16 numbers in the parameter's shape."""
 
     values: jax.Array
     format: Format = dataclasses.field(metadata={"static": True})
@@ -34,28 +34,27 @@ class Rounded:
 
 @dataclasses.dataclass(frozen=True)
 class Stochastic(Format):
-    """Each element rounded up or down to bfloat16 or float16."""
+    """Each element rounded up or down to bfloat16."""
 
-    dtype: np.dtype
     stochastic = True
     unit = 1
 
     def refuses(self, slot: Slot) -> Refusal | None:
-        return refused_in(self.dtype, slot)
+        return None
 
     def init(self, param: jax.Array, start: float) -> Rounded:
-        return Rounded(jnp.full_like(param, start, dtype=self.dtype), self)
+        return Rounded(jnp.full_like(param, start, dtype=jnp.bfloat16), self)
 
     def encode(self, x: jax.Array, noise: jax.Array | None = None) -> Rounded:
         if jnp.iscomplexobj(x):
             raise ValueError(
-                f"mu_dtype must be complex for a complex gradient, got stochastic"
-                f" {self.dtype.name}, which would drop its imaginary part: leave it out."
+                "mu_dtype must be complex for a complex gradient, got stochastic bfloat16, which"
+                " would drop its imaginary part: leave it out."
             )
-        x = jax.lax.convert_element_type(in_range(x, self.dtype), jnp.float32)
+        x = jax.lax.convert_element_type(in_range(x, jnp.bfloat16), jnp.float32)
         if noise is None:
-            return Rounded(jax.lax.convert_element_type(x, self.dtype), self)
-        return Rounded(rounded_stochastically(x, self.dtype, noise), self)
+            return Rounded(jax.lax.convert_element_type(x, jnp.bfloat16), self)
+        return Rounded(rounded_stochastically(x, noise), self)
 
     def decode(self, stored: Rounded, dtype: DType) -> jax.Array:
         return jax.lax.convert_element_type(stored.values, dtype)
@@ -67,54 +66,33 @@ class Stochastic(Format):
         return jax.tree.map(lambda _: sharding, stored)
 
 
-def rounded_stochastically(x: jax.Array, dtype: np.dtype, noise: jax.Array) -> jax.Array:
-    """float32 to one of the two neighbouring numbers of `dtype`, chosen by 16 random bits each.
+def rounded_stochastically(x: jax.Array, noise: jax.Array) -> jax.Array:
+    """float32 to one of the two neighbouring bfloat16 numbers, chosen by 16 random bits each.
 
-    Numbers that `dtype` can represent are unchanged, and NaN stays NaN.
+    Numbers that bfloat16 can represent are unchanged, and NaN stays NaN.
     """
-    if dtype == jnp.bfloat16:
-        # In integers: XLA:GPU deletes roundings to and fro, and the upper half of the bits is the
-        # number. The lower half is dropped in float32: for 16-bit numbers that are made otherwise,
-        # or selected from, XLA:TPU adds a pass, 28 bytes per parameter instead of 20.
-        bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-        upper = (bits + (noise >> np.uint32(16))) & np.uint32(0xFFFF0000)
-        rounded = jax.lax.bitcast_convert_type(upper, jnp.float32)
-    else:
-        upper = jax.lax.convert_element_type(noise >> np.uint32(19), jnp.float32)
-        distance = _distance(x)
-        below = jnp.floor(x / distance + upper * np.float32(2**-13)) * distance
-        rounded = jnp.where(jnp.isinf(x), x, below)
+    # In integers: XLA:GPU deletes roundings to and fro, and the upper half of the bits is the
+    # number. The lower half is dropped in float32: for 16-bit numbers that are made otherwise, or
+    # selected from, XLA:TPU adds a pass, 28 bytes per parameter instead of 20.
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    upper = (bits + (noise >> np.uint32(16))) & np.uint32(0xFFFF0000)
+    rounded = jax.lax.bitcast_convert_type(upper, jnp.float32)
     # The NaN of an NVIDIA GPU has all bits set, so adding to it would wrap.
     rounded = jnp.where(jnp.isnan(x), np.float32(np.nan), rounded)
-    return jax.lax.convert_element_type(rounded, dtype)
+    return jax.lax.convert_element_type(rounded, jnp.bfloat16)
 
 
-def rounded_to_nearest(x: jax.Array, dtype: np.dtype) -> jax.Array:
-    """Rounds to the nearest bfloat16 or float16, as float32.
+def rounded_to_nearest(x: jax.Array) -> jax.Array:
+    """Rounds to the nearest bfloat16, as float32.
 
-    Not `x.astype(dtype).astype(float32)`, which XLA:GPU simplifies to x.
+    Not `x.astype(bfloat16).astype(float32)`, which XLA:GPU simplifies to x.
     """
-    if dtype == jnp.bfloat16:
-        # In integers: kernels have no reduce_precision.
-        bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-        odd = (bits >> np.uint32(16)) & np.uint32(1)
-        nearest = (bits + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000)
-        nearest = jax.lax.bitcast_convert_type(nearest, jnp.float32)
-        return jnp.where(jnp.isnan(x), x, nearest)
-    distance = _distance(x)
-    rounded = jnp.round(x / distance) * distance
-    past = jnp.abs(x) >= np.float32(65520)  # Half a step past the largest number, 65504.
-    return jnp.where(past, jnp.sign(x) * np.float32(np.inf), rounded)
-
-
-def _distance(x: jax.Array) -> jax.Array:
-    """The distance between float16 numbers around x, a power of two.
-
-    float16 has 10 bits after the leading one, and a fixed distance of 2⁻²⁴ below 2⁻¹⁴.
-    """
+    # In integers: kernels have no reduce_precision.
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    power = jax.lax.bitcast_convert_type(bits & np.uint32(0x7F800000), jnp.float32)
-    return jnp.maximum(power * np.float32(2**-10), np.float32(2**-24))
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    nearest = (bits + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000)
+    nearest = jax.lax.bitcast_convert_type(nearest, jnp.float32)
+    return jnp.where(jnp.isnan(x), x, nearest)
 
 
 class WeightFormat(abc.ABC):
@@ -139,7 +117,7 @@ class WeightFormat(abc.ABC):
         """The weight as float32, if the form applies to it; else unchanged."""
         return jax.lax.convert_element_type(p, jnp.float32) if self.applies(p) else p
 
-    def check(self, p: Leaf, rest: Leaf) -> None:
+    def check(self, path: str, p: Leaf, rest: Leaf) -> None:
         """Checks that a state has the rest of this weight in this form (None for no rest)."""
 
         def described(dtype: DType | None, shape: tuple[int, ...]) -> str:
@@ -149,9 +127,9 @@ class WeightFormat(abc.ABC):
         found = described(getattr(rest, "dtype", None), np.shape(rest))
         if found != expected:
             raise ValueError(
-                f"the state keeps {found} with the weight, this transformation keeps {expected}:"
-                f" use the one that made the state, on weights of that shape and dtype, or call"
-                f" init again."
+                f"at {path!r}, the state keeps {found} with the weight, this transformation keeps"
+                f" {expected}: use the one that made the state, on weights of that shape and dtype,"
+                f" or call init again."
             )
 
     @abc.abstractmethod
@@ -173,7 +151,7 @@ class RoundedStochastically(WeightFormat):
         return jax.lax.convert_element_type(p, jnp.float32)
 
     def split(self, x: jax.Array, noise: Leaf) -> tuple[jax.Array, Leaf]:
-        return rounded_stochastically(x, jnp.dtype(jnp.bfloat16), noise), None
+        return rounded_stochastically(x, noise), None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +165,7 @@ class Compensated(WeightFormat):
         return p + rest
 
     def split(self, x: jax.Array, noise: Leaf) -> tuple[jax.Array, Leaf]:
-        rounded = rounded_to_nearest(x, jnp.dtype(jnp.bfloat16))
+        rounded = rounded_to_nearest(x)
         # On overflow, or for an infinite weight, there is nothing to compensate.
         rest = jnp.where(jnp.isfinite(rounded), x - rounded, 0)
         p, rest = (jax.lax.convert_element_type(x, jnp.bfloat16) for x in (rounded, rest))

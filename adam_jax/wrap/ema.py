@@ -17,6 +17,7 @@ from adam_jax.formats.rounding import Split, rounded_to_nearest
 from adam_jax.numerics import DecayRate, DecayRateLike
 from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.slots import Slot
+from adam_jax.xla.barrier import kept_apart
 
 
 class EmaParamsState(NamedTuple):
@@ -65,9 +66,11 @@ class EmaParams(Body):
             if not is_floating(p):  # Copied unchanged, so that the average is a complete model.
                 return step.taken(jnp.copy(p), old)
             x, dtype, fmt = scaled(p), leaf_dtype(p), stored_format(old)
-            if x.dtype != dtype:
-                # Forces the rounding: XLA:GPU would average the unrounded parameters.
-                x = rounded_to_nearest(x, dtype)
+            # Forces the rounding: XLA:GPU would average the unrounded parameters.
+            if dtype == jnp.bfloat16:
+                x = rounded_to_nearest(x)
+            elif dtype == jnp.float16:
+                x = scaled(kept_apart(p))
             real = jnp.finfo(x.dtype).dtype
             before = fmt.decode(old, x.dtype)
             with jax.numpy_dtype_promotion("standard"):  # Complex and real numbers mix.

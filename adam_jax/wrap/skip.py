@@ -11,7 +11,7 @@ import optax
 
 from adam_jax._types import Leaf, Number, Params, State
 from adam_jax.core.stacked import Layers
-from adam_jax.core.states import found, register
+from adam_jax.core.states import only, register
 from adam_jax.core.step import Body, Step, check_state, select
 from adam_jax.core.transformation import Transformation
 from adam_jax.pytrees import frozen_pytree, static
@@ -200,13 +200,9 @@ def skipped(state: State, max_consecutive: int = 10) -> Skipped:
       ValueError: `state` does not contain exactly one `skip_nonfinite`.
     """
     kinds = (optax.ApplyIfFiniteState, SkipState)
-    states = found(state, lambda x: isinstance(x, kinds))
-    if len(states) != 1:
-        raise ValueError(
-            f"state must have one skip_nonfinite in it, got {len(states)}: pass the state of"
-            f" skip_nonfinite(...), or of a transformation around it."
-        )
-    counters = [np.asarray(x) for x in (states[0].notfinite_count, states[0].total_notfinite)]
+    instead = "pass the state of skip_nonfinite(...), or of a transformation around it"
+    own = only(state, lambda x: isinstance(x, kinds), "skip_nonfinite", instead)
+    counters = [np.asarray(x) for x in (own.notfinite_count, own.total_notfinite)]
     if (most := int(np.max(counters[0]))) > max_consecutive:
         _warn(most)
     return Skipped(*(x if x.ndim else int(x) for x in counters))  # pyright: ignore[reportArgumentType]

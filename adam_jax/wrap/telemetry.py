@@ -1,6 +1,5 @@
 """Statistics of what a step does to each group of parameters, measured periodically inside it."""
 
-import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,8 +11,7 @@ import numpy as np
 import optax
 
 from adam_jax._types import Leaf, Named, Params, PyTree, State
-from adam_jax.core.stacked import Layers
-from adam_jax.core.states import found, register
+from adam_jax.core.states import only, register
 from adam_jax.core.step import Body, Step, applied, check_state, joined, scaled
 from adam_jax.core.transformation import Transformation
 from adam_jax.core.trees import align_params, leaf_paths
@@ -55,16 +53,12 @@ class Telemetry(Body):
     inner: Body
     every: int = static()
     patterns: tuple[tuple[str, str], ...] | None = static()
-    by_layer: bool = static(default=False)
-    layers: Layers = static(default=Layers())
 
     def init(self, params: Params) -> TelemetryState:
         inner_state = self.inner.init(params)
-        groups = {}
         paths = leaf_paths(params, none_is_leaf=False)
-        for (group, layers), _ in self.members(paths, [(p,) for p in jax.tree.leaves(params)]):
-            sums = [jax.ShapeDtypeStruct((layers,) if layers else (), jnp.float32)] * 7
-            groups |= jax.eval_shape(functools.partial(_statistics, group, layers), sums)
+        members = self.members(paths, [(p,) for p in jax.tree.leaves(params)])
+        groups = {name: jax.eval_shape(_statistics, [0.0] * 7) for name in members}
         # optax.tree.map_params calls init with a tree without leaves. One leaf in that state
         # stands for the whole subtree of other states.
         groups = jax.tree.map(jnp.zeros_like, groups) or jnp.zeros([], jnp.float32)
@@ -90,10 +84,9 @@ class Telemetry(Body):
                 leaves[i] = p, g, u, applied(u, p)
             groups = {}
             own = [step.every_path[i] for i in step.own], [leaves[i] for i in step.own]
-            for (group, layers), members in self.members(*own):
-                sums = [_sums_over_devices(leaf, layers) for leaf in members]
-                sums = [sum(column) for column in zip(*sums, strict=True)]
-                groups |= _statistics(group, layers, sums)
+            for name, members in self.members(*own).items():
+                sums = map(_sums_over_devices, members)
+                groups[name] = _statistics([sum(column) for column in zip(*sums, strict=True)])
             return *kept_apart(given), groups or nothing
 
         # The step uses the measurement's outputs. Otherwise XLA could step first and would keep a
@@ -105,18 +98,16 @@ class Telemetry(Body):
 
     def members(
         self, paths: Sequence[str], leaves: Sequence[tuple[Leaf, ...]]
-    ) -> list[tuple[tuple[str, int], list[tuple[Leaf, ...]]]]:
-        """The leaves of each group, by its name and the number of layers, 0 if not `by_layer`.
+    ) -> dict[str, list[tuple[Leaf, ...]]]:
+        """The leaves of each group, by its name.
 
         A leaf begins with its parameter; integers, booleans and keys are in no group.
         """
-        members: dict[tuple[str, int], list[tuple[Leaf, ...]]] = {}
+        members: dict[str, list[tuple[Leaf, ...]]] = {}
         for path, leaf in zip(paths, leaves, strict=True):
             if leaf[0] is not None and is_floating(leaf[0]):
-                axes = self.layers.axes(path) if self.by_layer else 0
-                layers = math.prod(np.shape(leaf[0])[:axes]) if axes else 0
-                members.setdefault((self.group(path), layers), []).append(leaf)
-        return sorted(members.items(), key=lambda item: item[0])
+                members.setdefault(self.group(path), []).append(leaf)
+        return members
 
     def group(self, path: str) -> str:
         """The name of the first expression that matches a leaf's path, or the path's first key."""
@@ -125,11 +116,11 @@ class Telemetry(Body):
         return next((name for name, e in self.patterns if re.fullmatch(e, path)), "other")
 
 
-def _statistics(group: str, layers: int, sums: list[Leaf]) -> dict[str, Named]:
-    """The statistics of a group, or of each of its layers, by name."""
+def _statistics(sums: list[Leaf]) -> dict[str, jax.Array]:
+    """The statistics of a group, by name."""
     size, quarter, uu, pp, gu, moving, lost = (jnp.asarray(x, jnp.float32) for x in sums)
     size = jnp.maximum(size, 1)
-    statistics = {
+    return {
         "gradient_rms": 2 * jnp.sqrt(quarter / size),
         "update_rms": jnp.sqrt(uu / size),
         "parameter_rms": jnp.sqrt(pp / size),
@@ -138,19 +129,16 @@ def _statistics(group: str, layers: int, sums: list[Leaf]) -> dict[str, Named]:
         "cosine": _ratio(_ratio(gu, 2 * jnp.sqrt(quarter)), jnp.sqrt(uu)),
         "lost_to_rounding": _ratio(lost, moving),
     }
-    if not layers:
-        return {group: statistics}
-    return {f"{group}/{k}": {n: x[k] for n, x in statistics.items()} for k in range(layers)}
 
 
 def _ratio(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.where(y == 0, 0, x / jnp.where(y == 0, 1, y))
 
 
-def _sums_over_devices(leaf: tuple[Leaf, ...], layers: int) -> list[Leaf]:
+def _sums_over_devices(leaf: tuple[Leaf, ...]) -> list[Leaf]:
     """The size of a leaf and its sums, over all devices that hold a part of it."""
-    mesh, size = jax.typeof(leaf[0]).sharding.mesh, np.size(leaf[0]) // max(layers, 1)
-    sums: PyTree = functools.partial(_sums_by_layer, layers) if layers else _sums
+    mesh, size = jax.typeof(leaf[0]).sharding.mesh, np.size(leaf[0])
+    sums: PyTree = _sums
     if mesh.explicit_axes:  # With automatic axes XLA may place the rows of a sum anywhere.
         replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         axes = mesh.explicit_axes
@@ -160,10 +148,6 @@ def _sums_over_devices(leaf: tuple[Leaf, ...], layers: int) -> list[Leaf]:
     # Inside `shard_map`: replicated values are counted once per device, like varying ones.
     names = tuple(sorted(axes))
     return [size * jax.lax.axis_size(names), *jax.lax.psum(sums(*as_varying(leaf, axes)), names)]
-
-
-def _sums_by_layer(layers: int, *leaf: Leaf) -> list[jax.Array]:
-    return jax.vmap(_sums)(*jax.tree.map(lambda x: jnp.reshape(x, (layers, -1)), leaf))
 
 
 def _sums(p: Leaf, g: Leaf, u: Leaf, moved: Leaf) -> list[jax.Array]:
@@ -187,8 +171,6 @@ def telemetry(
     inner: optax.GradientTransformation,
     every: int = 100,
     patterns: Mapping[str, str] | None = None,
-    *,
-    by_layer: bool = False,
 ) -> Transformation:
     """Measures periodically, inside the program, what a step does to each group of parameters.
 
@@ -203,8 +185,6 @@ def telemetry(
       patterns: names and regular expressions that match the whole path of a leaf (see `groups`).
         The first match wins; leaves without a match are "other". None groups leaves by the first
         key of their path.
-      by_layer: measures each layer of stacked leaves, as declared by `with_layers` around this, as
-        a separate group: `blocks/0`, `blocks/1`, ...
 
     Returns:
       A transformation with the state `TelemetryState`, which `measured(state)` reads. The steps are
@@ -219,7 +199,7 @@ def telemetry(
     for name, expression in (patterns or {}).items():
         check_expression(f"patterns[{name!r}]", expression)
     ordered = None if patterns is None else tuple(patterns.items())
-    return Transformation.around(Telemetry(inner_body("inner", inner), every, ordered, by_layer))
+    return Transformation.around(Telemetry(inner_body("inner", inner), every, ordered))
 
 
 def measured(state: State) -> Named:
@@ -233,12 +213,8 @@ def measured(state: State) -> Named:
     Raises:
       ValueError: `state` does not contain exactly one `telemetry`.
     """
-    states = found(state, lambda x: isinstance(x, TelemetryState))
-    if len(states) != 1:
-        raise ValueError(
-            f"state must have one telemetry in it, got {len(states)}: pass the state of"
-            f" telemetry(...), or of a transformation around it."
-        )
-    step = np.asarray(states[0].step).tolist()
-    groups = jax.tree.map(lambda x: np.asarray(x).tolist(), states[0].groups)
+    instead = "pass the state of telemetry(...), or of a transformation around it"
+    own = only(state, lambda x: isinstance(x, TelemetryState), "telemetry", instead)
+    step = np.asarray(own.step).tolist()
+    groups = jax.tree.map(lambda x: np.asarray(x).tolist(), own.groups)
     return {"step": step, "groups": groups if np.any(step) and groups else {}}

@@ -65,10 +65,7 @@ class Weights(Body):
         salt = salt_of(WEIGHTS, self.seed, state.count)
         for n, (i, stack) in enumerate(zip(step.here, step.stacks(self.layers), strict=True)):
             rest = None if isinstance(rests[i], optax.MaskedNode) else rests[i]
-            try:
-                self.form.check(p[n], rest)
-            except ValueError as error:
-                raise ValueError(f"at {step.paths[n]!r}, {error}") from None
+            self.form.check(step.paths[n], p[n], rest)
             if self.form.applies(p[n]):
                 salt_of_leaf = salted(salt, stack.first)
                 p[n] = Split(p[n], rest, salt_of_leaf, self.form, stack.axes, stack.stride)
@@ -85,7 +82,7 @@ class Weights(Body):
 
 
 def stochastic_rounding(inner: optax.GradientTransformation, seed: int = 0) -> Transformation:
-    """Rounds bfloat16 or float16 weights stochastically, so that small updates act on average.
+    """Rounds bfloat16 weights stochastically, so that small updates act on average.
 
         θ' = θ + u in float32,  θ ← one of the two neighbors of θ', the nearer one more likely
 
@@ -98,9 +95,10 @@ def stochastic_rounding(inner: optax.GradientTransformation, seed: int = 0) -> T
       seed: of the random bits, 0 to 2³²-1.
 
     Returns:
-      A transformation with the state `WeightsState`. float32 weights pass through unchanged. Its
-      updates are float32: `optax.apply_updates` yields exactly the rounded weights, as long as no
-      weight becomes 2¹⁵ times smaller in one step; `adam_jax.step` always does.
+      A transformation with the state `WeightsState`. Its updates are float32:
+      `optax.apply_updates` yields exactly the rounded weights, as long as no weight becomes 2¹⁵
+      times smaller in one step; `adam_jax.step` always does. Weights of other dtypes pass through
+      unchanged.
 
     Raises:
       ValueError: a seed out of range; in `update`, params missing.
@@ -118,19 +116,19 @@ def stochastic_rounding(inner: optax.GradientTransformation, seed: int = 0) -> T
 
 
 def kahan_summation(inner: optax.GradientTransformation) -> Transformation:
-    """Keeps the rounding errors of bfloat16 or float16 weights in a second array of their dtype.
+    """Keeps the rounding errors of bfloat16 weights in a second bfloat16 array.
 
         θ' = θ + c + u in float32,  θ ← θ' rounded,  c ← θ' - θ rounded
 
     Its 2 bytes per parameter give 16 bits of mantissa, those of `master_residual` all 24 of
-    float32. Use this one for float16, and for checkpoints of other libraries.
+    float32. Use this one for checkpoints of other libraries.
 
     Args:
       inner: any Optax transformation, which sees float32 weights, θ + c, and float32 gradients.
 
     Returns:
-      A transformation with the state `WeightsState`, with c in its `rest`. Updates are as in
-      `stochastic_rounding`.
+      A transformation with the state `WeightsState`, with c in its `rest`. Updates, and weights of
+      other dtypes, are as in `stochastic_rounding`.
 
     Raises:
       ValueError: in `update`, params missing.
@@ -152,9 +150,8 @@ def master_residual(inner: optax.GradientTransformation, bits: int = 16) -> Tran
       bits: 16 or 8.
 
     Returns:
-      A transformation with the state `WeightsState`, with the bits in its `rest`. float16 weights,
-      whose exponents differ from those of float32, and float32 weights pass through unchanged.
-      Updates are as in `stochastic_rounding`.
+      A transformation with the state `WeightsState`, with the bits in its `rest`. Updates, and
+      weights of other dtypes, are as in `stochastic_rounding`.
 
     Raises:
       ValueError: other bits; in `update`, params missing.

@@ -67,12 +67,11 @@ def test_torchao_codes_of_4_bits():
 
 
 def test_update_errors(tmp_path):
-    printed, (real, long, real_powers, _) = tables("low_precision", tmp_path)
+    printed, (real, long) = tables("low_precision", tmp_path)
     real, long = ({row["form"]: row for row in rows} for rows in (real, long))
     ours, theirs, flash = "adam_jax int8", BITSANDBYTES, FLASH
     assert all(f"| {name} |" in printed for name in (ours, theirs, flash))
     assert real[ours]["bytes"] == 2 + 8 / 128 and real[theirs]["bytes"] == 2 + 8 / 256
-    assert real_powers[0]["bytes"] == 1 + 8 / 128
     assert 0 < real[ours]["mean_95"] < min(0.021, real[theirs]["mean_95"])
     # The full run has 2,500 steps, not 30: 1.14 there. The target is 1.3.
     assert long[ours]["beside"] < 1.32 < long[theirs]["beside"] < long[flash]["beside"]

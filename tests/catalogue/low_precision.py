@@ -8,13 +8,12 @@ import adam_jax
 from adam_jax.formats.blockwise import Power
 
 CODECS = {
-    "int8 mu": Power(2, signed=True),
-    "int8 nu": Power(4, signed=False),
-    "int4 mu": Power(2, signed=True, bits=4),
-    "int4 nu": Power(4, signed=False, bits=4),
-    "linear int8": Power(1, signed=True),
+    "int8 mu": Power(signed=True),
+    "int8 nu": Power(signed=False),
+    "int4 mu": Power(signed=True, bits=4),
+    "int4 nu": Power(signed=False, bits=4),
 }
-# mu and nu. float16 cannot represent squares of small gradients.
+# mu and nu.
 MOMENTS = {
     "int8": (jnp.int8, jnp.int8),
     "int4": (jnp.int4, jnp.int4),
@@ -23,7 +22,7 @@ MOMENTS = {
     "stochastic int4": (adam_jax.stochastic(jnp.int4), adam_jax.stochastic(jnp.int4)),
     "block means": (jnp.float32, adam_jax.BlockMeans(0)),
     "int8, block means": (jnp.int8, adam_jax.BlockMeans(0)),
-    "stochastic 16 bits": (adam_jax.stochastic(jnp.float16), adam_jax.stochastic(jnp.bfloat16)),
+    "stochastic bfloat16": (adam_jax.stochastic(jnp.bfloat16), adam_jax.stochastic(jnp.bfloat16)),
 }
 WEIGHTS = {
     "stochastic_rounding": adam_jax.stochastic_rounding,

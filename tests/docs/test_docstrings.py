@@ -18,11 +18,14 @@ MEMBERS = {
 
 
 REST = re.compile(
-    r"^The (other )?arguments((?:, the arithmetic)? and the errors)? are those of `(\w+)`"
-    r"(, which explains all else)?\.$",
+    r"^(?:The|u and the) (other )?arguments((?:, the arithmetic)? and the errors)? are those of"
+    r" `(\w+)`(, which explains all else)?\.$",
     re.MULTILINE,
 )
 """Where the rest is explained: in the same file, or by `adamw`."""
+
+STEP = "θ ← θ - α_t·u"
+FILES = sorted({f.__module__ for f in MEMBERS.values()} - {"adam_jax.family.alias"})
 
 
 def explained(function):
@@ -99,6 +102,26 @@ def test_each_file_explains_an_argument_once():
         for entry in explained(function).items()
     ]
     assert [entry for entry, n in Counter(entries).items() if n > 1] == []
+
+
+def formula(function):
+    """The indented lines before the first heading."""
+    beginning, *_ = re.split(r"^\w+:$", inspect.getdoc(function), flags=re.MULTILINE)
+    return re.findall(r"^    (\S.*)$", beginning, re.MULTILINE)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_each_file_has_the_formula_once(file):
+    functions = [f for f in MEMBERS.values() if f.__module__ == file]
+    [full] = [f for f in functions if len(formula(f)) > 1]
+    assert any(re.search(r"^[xθ] +← .*[uz]", line) for line in formula(full))
+    for function in functions:
+        if function in (full, adam_jax.scale_by_bias_correction):
+            continue
+        is_alias = "learning_rate" in inspect.signature(function).parameters
+        assert formula(function) == [STEP] * is_alias
+        sentence = rest_of(function)
+        assert sentence[0].startswith("u and the ") and sentence[3] == full.__name__
 
 
 @pytest.mark.parametrize("name", MEMBERS)

@@ -56,24 +56,24 @@ def test_a_share_that_is_a_little_more_than_one_has_the_last_code(codec, noise):
 
 def naive(codec, x, block):
     """The formulas of both codecs in float64, block by block and element by element."""
-    result = np.empty(x.shape)
+    result, power = np.empty(x.shape), 2 if codec.signed else 4
     for row, start in itertools.product(range(x.shape[0]), range(0, x.shape[1], block)):
         part = np.asarray(x[row, start : start + block], np.float64)
         scale = np.abs(part).max()
         for i, value in enumerate(part):
-            root = (abs(value) / scale) ** (1 / codec.power)
+            root = (abs(value) / scale) ** (1 / power)
             if codec.signed:
                 code = np.rint(codec.steps * root) / codec.steps
-                decoded = np.sign(value) * code**codec.power
+                decoded = np.sign(value) * code**power
             else:
                 code = np.clip(np.rint(codec.steps * root) - 1, 0, codec.steps - 1)
-                decoded = ((code + 1) / codec.steps) ** codec.power
+                decoded = ((code + 1) / codec.steps) ** power
             result[row, start + i] = decoded * scale
     return result
 
 
 @pytest.mark.bits
-@pytest.mark.parametrize("name", ["int8 mu", "int8 nu", "int4 mu", "int4 nu", "linear int8"])
+@pytest.mark.parametrize("name", CODECS)
 def test_against_the_formula_in_float64(name):
     codec, x = CODECS[name], numbers(CODECS[name])
     fmt = Blockwise(codec, 128)
@@ -155,7 +155,7 @@ def test_what_is_not_finite_shows_in_its_block_alone(codec, bad):
 
 
 # The power of the numbers whose mean stochastic rounding preserves: updates divide by √nu.
-KEPT = {"int8 mu": 1, "int4 mu": 1, "linear int8": 1, "int8 nu": -1, "int4 nu": -0.5}
+KEPT = {"int8 mu": 1, "int4 mu": 1, "int8 nu": -1, "int4 nu": -0.5}
 
 
 @pytest.mark.parametrize("name", KEPT)
@@ -182,16 +182,13 @@ def test_stochastic_codes_keep_a_mean(name):
     assert np.abs(nearest - exact).max() > 5 * spread.max()
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_stochastic_rounding_to_16_bits(dtype):
+def test_stochastic_rounding_to_bfloat16():
     """Rounds to one of two neighbours with the right mean; representable numbers do not change."""
     rng = np.random.default_rng(0)
     x = np.asarray(rng.normal(size=64) * 10.0 ** rng.integers(-8, 4, 64), np.float32)
-    if dtype == jnp.float16:
-        x = np.clip(x, -6e4, 6e4)
 
     def one(salt):
-        return rounded_stochastically(jnp.asarray(x), jnp.dtype(dtype), random_bits((64,), salt))
+        return rounded_stochastically(jnp.asarray(x), random_bits((64,), salt))
 
     draws = jax.vmap(one)(salts(8192))
     exact = np.asarray(draws.astype(jnp.float32), np.float64)
@@ -202,11 +199,11 @@ def test_stochastic_rounding_to_16_bits(dtype):
     assert np.all(np.abs(exact.mean(axis=0) - x) <= 5 * spread + (above - below) * 2**-10)
     special = jnp.asarray([0.0, -0.0, jnp.inf, -jnp.inf, 1.5, -(2.0**-14), 2.0**-24], jnp.float32)
     noise = random_bits((7,), jnp.uint32(7)) | np.uint32(0xFFFF0000)
-    kept = rounded_stochastically(special, jnp.dtype(dtype), noise).astype(jnp.float32)
+    kept = rounded_stochastically(special, noise).astype(jnp.float32)
     np.testing.assert_array_equal(kept, special)
     all_ones = jax.lax.bitcast_convert_type(jnp.uint32(0x7FFFFFFF), jnp.float32)  # A GPU's NaN.
     nans = jnp.stack([all_ones, jnp.float32(np.nan)])
-    assert jnp.isnan(rounded_stochastically(nans, jnp.dtype(dtype), noise[:2])).all()
+    assert jnp.isnan(rounded_stochastically(nans, noise[:2])).all()
 
 
 def salts(count):
@@ -278,6 +275,7 @@ def test_by_path():
         (lambda: adam_jax.Quantized("float8_e5m2"), ["codes", "float8_e5m2", "int8"]),
         (lambda: adam_jax.adamw(1e-3, nu_dtype=jnp.float8_e5m2), ["nu_dtype", "jnp.int8"]),
         (lambda: adam_jax.stochastic(jnp.float32), ["dtype", "float32", "bfloat16"]),
+        (lambda: adam_jax.stochastic(jnp.float16), ["dtype", "float16", "write jnp.bfloat16"]),
         (lambda: adam_jax.by_path({"(": jnp.int8}), ["choices", "'('"]),
         (lambda: adam_jax.by_path({"a": jnp.int16}), ["choices['a']", "int16"]),
         (
@@ -296,6 +294,6 @@ def test_forms_compare_by_value_and_are_not_callable():
     """`optax.inject_hyperparams` treats callables as schedules."""
     assert adam_jax.Quantized() == adam_jax.Quantized("int8")
     assert adam_jax.adamw(1e-3, mu_dtype=jnp.int8) == adam_jax.adamw(1e-3, mu_dtype="int8")
-    for form in (adam_jax.Quantized(), Power(2, signed=True), Blockwise(Power(2, signed=True), 64)):
+    for form in (adam_jax.Quantized(), Power(signed=True), Blockwise(Power(signed=True), 64)):
         assert not callable(form) and hash(form)
     assert Dense(np.dtype(np.float32)).stochastic is False

@@ -67,12 +67,8 @@ FORMS = {
     "4 and 8 bits, residual": adam_jax.master_residual(
         adam_jax.adamw(1e-3, mu_dtype=jnp.int4, nu_dtype=jnp.int8), 8
     ),
-    "stochastic 16 bits, Kahan": adam_jax.kahan_summation(
-        adam_jax.adamw(
-            1e-3,
-            mu_dtype=adam_jax.stochastic(jnp.float16),
-            nu_dtype=adam_jax.stochastic(jnp.bfloat16),
-        )
+    "float16 and stochastic bfloat16, Kahan": adam_jax.kahan_summation(
+        adam_jax.adamw(1e-3, mu_dtype=jnp.float16, nu_dtype=adam_jax.stochastic(jnp.bfloat16))
     ),
     "stochastic codes and weights": adam_jax.stochastic_rounding(
         adam_jax.adamw(

@@ -1,5 +1,7 @@
 """Optimization barriers: without them XLA stores shared values and computes ahead of loops."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -49,3 +51,21 @@ def test_xla_makes_weights_and_rests_from_moments_twice(monkeypatch):
     hbm, _ = temporaries.on_v5e(tx, params)
     jax.clear_caches()
     assert hbm > 34, "stored_on_tpus of adam_jax/xla/barrier.py can go"
+
+
+@pytest.mark.usefixtures("h200_compiler")
+def test_xla_deletes_a_rounding_to_float16(monkeypatch):
+    from benchmarks import gpu_hlo
+
+    def large_kernels():
+        tx = adam_jax.chain(adam_jax.scale_by_learning_rate(0.1), adam_jax.ema_params(0.9))
+        p = jax.ShapeDtypeStruct((1024, 1024), jnp.float16)
+        step = functools.partial(adam_jax.step, tx)
+        compiled = gpu_hlo.compile_for_h200(step, p, jax.eval_shape(tx.init, p), p, donate=(1, 2))
+        return sum(x.bytes > gpu_hlo.SMALL for x in gpu_hlo.launches(compiled))
+
+    # The average of the rounded parameters needs a kernel that reads them.
+    assert large_kernels() == 2
+    without_barriers(monkeypatch)
+    jax.clear_caches()
+    assert large_kernels() == 1, "kept_apart of adam_jax/wrap/ema.py can go"
