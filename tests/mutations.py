@@ -76,8 +76,8 @@ MUTATIONS = [
     Mutation(
         "eps inside the root",
         "rules/adam.py",
-        "return divide(first, root(second) + self.every_eps)",
-        "return divide(first, root(second + self.every_eps))",
+        "return divide(first, root(second) + self.every_eps, self.above_zero)",
+        "return divide(first, root(second + self.every_eps), self.above_zero)",
         "rules/test_arithmetic.py",
     ),
     Mutation(
@@ -90,8 +90,8 @@ MUTATIONS = [
     Mutation(
         "nu without a square",
         "rules/adam.py",
-        "nu = self.second(leaf, squared(leaf.g))",
-        "nu = self.second(leaf, jnp.abs(leaf.g))",
+        "return mu, self.second(leaf, squared(leaf.g))",
+        "return mu, self.second(leaf, jnp.abs(leaf.g))",
         "rules/test_arithmetic.py",
     ),
     Mutation(
@@ -202,8 +202,8 @@ MUTATIONS = [
     Mutation(
         "clipping squares the factor",
         "wrap/clip.py",
-        "limit / norm.value)",
-        "limit / norm.value / norm.value)",
+        "limit / divisor)",
+        "limit / divisor / divisor)",
         "wrap/test_chain.py wrap/test_clip.py",
     ),
     Mutation(

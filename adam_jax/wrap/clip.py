@@ -104,10 +104,8 @@ class ClipByGlobalNorm(Body):
         # factors, since 1 / norm may be less than float32's smallest number.
         limit = jnp.asarray(self.max_norm, norm.value.dtype)
         passes = (norm.value <= jnp.maximum(limit, 0) / norm.unit) | (limit == jnp.inf)
-        factors = (
-            1 / norm.unit,
-            jnp.where(passes, norm.unit, limit / jnp.where(passes, 1, norm.value)),
-        )
+        divisor = jnp.where(passes, 1, norm.value)  # Not 0.
+        factors = 1 / norm.unit, jnp.where(passes, norm.unit, limit / divisor)
         return step.times(*factors, step.ok), state
 
 
