@@ -31,7 +31,6 @@ WITH_COMMANDS = [page for page in PAGES if commands(page)]
 # Optional modules and their distributions: a page must say to install them.
 OPTIONAL = {
     "PIL": "pillow",
-    "bitsandbytes": "bitsandbytes",
     "flatbuffers": "flatbuffers",
     "flax": "flax",
     "keras": "keras",
@@ -44,7 +43,7 @@ OPTIONAL = {
     "torch": "torch",
     "tornado": "tornado",
 }
-PEERS = ("torch", "keras", "bitsandbytes")  # In a separate dependency group.
+PEERS = ("torch", "keras")  # In a separate dependency group.
 
 
 def lacking(code):
@@ -141,7 +140,7 @@ def test_every_page_of_the_guide_has_a_sample_but_those_of_measurements():
     guide = {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
     guide = {name for name in guide if not name.startswith("api/")}
     without = guide - {page.relative_to(DOCS).as_posix() for page in WITH_SAMPLES}
-    assert without == {"reliability.md", "migrating/keras.md"}
+    assert without == {"reliability.md"}
 
 
 @pytest.mark.smoke
