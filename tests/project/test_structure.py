@@ -21,7 +21,6 @@ IN_FUNCTIONS = {
     "inspect/records.py": {"matplotlib"},
     "inspect/style.py": {"matplotlib"},
     "transfer/coordinates.py": {"matplotlib"},
-    "convert/flax.py": {"flax"},
 }
 
 
