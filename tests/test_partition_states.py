@@ -152,7 +152,7 @@ def test_from_optax_partition_where_the_trees_agree():
 
 
 def test_another_storage_is_an_error_with_the_paths_that_would_be_lost():
-    """`from_optax` moves moments of this family, and Muon has others. `convert_state` moves none."""
+    """Muon's moments are not of this family. `convert_state` leaves them where they are."""
     int8 = adam_jax.Quantized(min_size=1, block=64)
     state, coded = theirs().init(PARAMS), ours(nu_dtype=int8)
     with pytest.raises(ValueError, match="nothing but moments.*muon.*/mu/a/kernel"):

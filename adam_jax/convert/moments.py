@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adam_jax._types import AnyTransformation, DType, Function, Leaf, Params, PyTree, State, Stored
-from adam_jax.convert.names import complain, listed, placed_like
+from adam_jax.convert.names import by_path, complain, listed, placed_like
 from adam_jax.core.boxes import boxed, is_box, unboxed
 from adam_jax.core.stacked import Layers, LayersLike, one_layer
 from adam_jax.core.states import described, found, is_known, is_state, states_in
@@ -58,7 +58,7 @@ def from_optax(state: State, params: Params, tx: AnyTransformation) -> State:
         another library's optimizer (Muon's in `optax.partition`).
     """
     target = moments_of(tx, params)
-    if _described(state) == _described(target.state):
+    if _structure(state) == _structure(target.state):
         return _moved(state, target.state)
     given = read("state", state, params)
     if lost := _left_behind(state):
@@ -99,7 +99,8 @@ def _moved(state: State, like: PyTree) -> State:
     return jax.tree.map(lambda x, y: jax.device_put(x, jax.typeof(y).memory_space), state, like)
 
 
-def _described(tree: PyTree) -> PyTree:
+def _structure(tree: PyTree) -> PyTree:
+    """The structure of a tree, and the shapes and dtypes of its arrays."""
     leaves, treedef = jax.tree.flatten(tree)
     return treedef, [(np.shape(x), getattr(x, "dtype", None)) for x in leaves]
 
@@ -292,14 +293,13 @@ def _stored(member: State, params: Params) -> dict[Key, Stored]:
     """The stored moments of each parameter of a state, slot by slot in the order of the leaves."""
     paths, stored = set(leaf_paths(params)), {}
     for slot in described(member).slots:
-        leaves, treedef = jax.tree.flatten(getattr(member, slot), is_leaf=is_stored)
-        own = leaf_paths(treedef.unflatten(range(len(leaves))), none_is_leaf=False)
+        own = by_path(getattr(member, slot), is_stored)
         if not paths.issuperset(own):
             raise ValueError(
                 f"params must be those that the state was made for, got {listed(sorted(paths))}:"
                 f" the state has {listed(sorted(own))}."
             )
-        stored |= {(path, slot): unboxed(x) for path, x in zip(own, leaves, strict=True)}
+        stored |= {(path, slot): unboxed(x) for path, x in own.items()}
     return stored
 
 
