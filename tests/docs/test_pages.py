@@ -58,7 +58,8 @@ def only(there):
     real = builtins.__import__
 
     def checked(name, globals=None, locals=None, fromlist=(), level=0):
-        importer = (globals or {}).get("__name__", "builtins")
+        # Samples have globals without a name; a library may call `__import__` without globals.
+        importer = "" if globals is None else globals.get("__name__", "builtins")
         distribution = OPTIONAL.get(name.partition(".")[0]) if level == 0 else None
         if importer.startswith(("builtins", "adam_jax", "examples")) and distribution:
             assert distribution in there, f"{name}: the page does not say to install it before"
