@@ -25,7 +25,7 @@ class Difference(NamedTuple):
       name: of the optimizer.
       once: after one step, in float32.
       float32: in 20 steps.
-      float64: in 20 steps; None if it was not measured.
+      float64: in 20 steps.
       new_state: in 20 steps in float32, with a new state instead of the converted one.
     """
 
@@ -33,7 +33,7 @@ class Difference(NamedTuple):
     name: str
     once: float
     float32: float
-    float64: float | None
+    float64: float
     new_state: float
 
 
@@ -49,10 +49,8 @@ def differences(conversion: Conversion, *converted: bool) -> list[tuple[float, f
 def measure(conversion: Conversion) -> Difference:
     """In float32 and float64, and with a new state instead of the converted one."""
     (once, single), (_, new) = differences(conversion, True, False)
-    double = None
-    if conversion.double:
-        with jax.enable_x64(True):
-            [(_, double)] = differences(conversion, True)
+    with jax.enable_x64(True):
+        [(_, double)] = differences(conversion, True)
     return Difference(conversion.way, conversion.name, once, single, double, new)
 
 
@@ -63,7 +61,7 @@ def markdown(found: list[Difference]) -> str:
     ]
     for d in found:
         figures = (d.once, d.float32, d.float64, d.new_state)
-        shown = ("" if x is None else f"{x:.1e}" for x in figures)
+        shown = (f"{x:.1e}" for x in figures)
         lines.append(f"| {' | '.join((d.way, d.name, *shown))} |")
     return "\n".join(lines)
 

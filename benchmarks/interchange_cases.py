@@ -9,7 +9,7 @@ import optax
 
 import adam_jax
 from adam_jax import convert
-from benchmarks.interchange_runs import LAYOUTS, NAMES, InJax, InKeras, InTorch, nested
+from benchmarks.interchange_runs import NAMES, InJax, InTorch, nested
 
 RATE = 1e-2
 
@@ -22,7 +22,6 @@ class Conversion(NamedTuple):
       name: of the optimizer there, and here.
       begin: makes the original run from some parameters.
       go_on: makes the continued run from the original; False: with a new state.
-      double: whether float64 is possible.
       decades: the range of the gradients of one leaf; smaller for 8-bit moments.
     """
 
@@ -30,7 +29,6 @@ class Conversion(NamedTuple):
     name: str
     begin: Callable[[Any], Any]
     go_on: Callable[[Any, bool], Any]
-    double: bool = True
     decades: float = 4.0
 
 
@@ -53,22 +51,7 @@ TORCH: list[tuple[str, dict[str, Any], Callable[..., Any], dict[str, Any]]] = [
     ("RAdam", {}, radam, {}),
     ("Adamax", {}, adam_jax.adamax, {}),
 ]
-KERAS: list[tuple[str, dict[str, Any], Callable[..., Any], dict[str, Any]]] = [
-    ("Adam", {"epsilon": 1e-7}, adam_jax.adam, {"eps": 0.0, "eps_hat": 1e-7}),
-    (
-        *("Adam", {"epsilon": 1e-7, "amsgrad": True, "beta_2": 0.8}),
-        *(adam_jax.amsgrad, {"b2": 0.8, "eps": 0.0, "eps_hat": 1e-7, **LATE}),
-    ),
-    (
-        *("AdamW", {"epsilon": 1e-7, "weight_decay": 0.1}),
-        *(adam_jax.adamw, {"eps": 0.0, "eps_hat": 1e-7, "weight_decay": 0.1}),
-    ),
-    ("Nadam", {"epsilon": 1e-7}, adam_jax.nadam, {"eps": 1e-7, "momentum_decay": 1.0}),
-    ("Adamax", {"epsilon": 0.0}, adam_jax.adamax, {"eps": 0.0}),
-    ("Lion", {}, adam_jax.lion, {"weight_decay": 0.0}),
-]
 TWINS = ("adamw", "amsgrad", "nadamw", "radam", "adamax", "adabelief", "yogi", "adan", "lion")
-BNB_NAMES = {path: convert.Layout(layout.name) for path, layout in LAYOUTS.items()}
 
 
 def written(name: str, keywords: dict[str, Any]) -> str:
@@ -90,12 +73,12 @@ def carried(ours: Any, every: int = 1, convert_with: Any = convert.from_optax) -
     return go_on
 
 
-def from_torch(ours: Any, names: Any = NAMES, with_: Any = convert.from_torch) -> Any:
+def from_torch(ours: Any) -> Any:
     def go_on(run: Any, converted: bool) -> InJax:
         tree, state = nested(run.params()), None
         if converted:
             state_dict = run.optimizer.state_dict()
-            state = with_(state_dict, tree, ours, names=names, order=run.order)
+            state = convert.from_torch(state_dict, tree, ours, names=NAMES, order=run.order)
         return InJax(ours, run.params(), state)
 
     return go_on
@@ -114,16 +97,6 @@ def to_torch(ours: Any, make: Any) -> Any:
     return go_on
 
 
-def from_keras(ours: Any) -> Any:
-    def go_on(run: Any, converted: bool) -> InJax:
-        tree, state = nested(run.params()), None
-        if converted:
-            state = convert.from_keras(run.optimizer.variables, tree, ours, names=run.names)
-        return InJax(ours, run.params(), state)
-
-    return go_on
-
-
 def torch_conversions() -> Iterable[Conversion]:
     torch = importlib.import_module("torch")
     for name, theirs, alias, ours in TORCH:
@@ -138,17 +111,6 @@ def torch_conversions() -> Iterable[Conversion]:
         label = written(f"torch.optim.{name}", theirs)
         yield Conversion("from PyTorch", label, begin, from_torch(tx))
         yield Conversion("to PyTorch", label, in_jax(tx), to_torch(tx, make))
-
-
-def keras_conversions() -> Iterable[Conversion]:
-    importlib.import_module("keras")
-    for name, theirs, alias, ours in KERAS:
-
-        def begin(arrays: Any, name: str = name, theirs: Any = theirs) -> InKeras:
-            return InKeras(lambda there: getattr(there, name)(RATE, **theirs), arrays)
-
-        label = written(f"keras.optimizers.{name}", theirs)
-        yield Conversion("from Keras", label, begin, from_keras(alias(RATE, **ours)))
 
 
 def optax_conversions() -> Iterable[Conversion]:
@@ -186,40 +148,7 @@ def optax_conversions() -> Iterable[Conversion]:
         yield Conversion("to Optax", label, in_jax(own, every), back, decades=decades)
 
 
-def bitsandbytes_conversions() -> Iterable[Conversion]:
-    optim = importlib.import_module("bitsandbytes").optim
-    adamw, int8 = adam_jax.adamw, jax.numpy.int8
-    cases = [
-        ("AdamW8bit", "float32", adamw(RATE, weight_decay=1e-2), BNB_NAMES),
-        ("AdamW8bit", "float32, transposed", adamw(RATE, weight_decay=1e-2), NAMES),
-        (
-            *("AdamW8bit", "`jnp.int8`"),
-            *(adamw(RATE, weight_decay=1e-2, mu_dtype=int8, nu_dtype=int8), BNB_NAMES),
-        ),
-        ("AdamW32bit", "float32", adamw(RATE, weight_decay=1e-2), BNB_NAMES),
-        (
-            *("AdEMAMix8bit", "float32"),
-            *(adam_jax.ademamix(RATE, alpha=5.0, weight_decay=1e-2), BNB_NAMES),
-        ),
-        ("Lion8bit", "float32", adam_jax.lion(RATE, weight_decay=0.0), BNB_NAMES),
-    ]
-    for name, form, tx, names in cases:
-
-        def begin(arrays: Any, name: str = name, names: Any = names) -> InTorch:
-            layouts = LAYOUTS if names is NAMES else BNB_NAMES
-            make = getattr(optim, name)
-            return InTorch(lambda named: make([p for _, p in named], lr=RATE), arrays, layouts)
-
-        label = f"`bnb.optim.{name}`, {form}"
-        go_on = from_torch(tx, names, convert.from_bitsandbytes)
-        yield Conversion(
-            "from bitsandbytes", label, begin, go_on, False, 4.0 if "32bit" in name else 0.5
-        )
-
-
 LIBRARIES = {
     "optax": optax_conversions,
     "torch": torch_conversions,
-    "keras": keras_conversions,
-    "bitsandbytes": bitsandbytes_conversions,
 }

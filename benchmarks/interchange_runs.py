@@ -1,9 +1,8 @@
-"""Runs in PyTorch, Keras, bitsandbytes and JAX on the same gradients, one step at a time.
+"""Runs in PyTorch and JAX on the same gradients, one step at a time.
 
 Each has `step(grads)` and `params()`, both in our layout: the path of a leaf to an array.
 """
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +12,6 @@ import numpy as np
 
 import adam_jax
 from adam_jax import convert
-
-os.environ.setdefault("KERAS_BACKEND", "jax")  # Read when Keras is imported.
 
 SHAPES = {
     "conv/kernel": (3, 3, 2, 4),
@@ -89,33 +86,31 @@ class InJax:
 
 
 class InTorch:
-    """A run of an optimizer of PyTorch, or of one with its interface."""
+    """A run of an optimizer of PyTorch."""
 
-    def __init__(self, make: Any, arrays: Arrays, layouts: Any = None) -> None:
+    def __init__(self, make: Any, arrays: Arrays) -> None:
         import torch  # pyright: ignore[reportMissingImports]
 
-        self.torch, self.layouts = torch, layouts or LAYOUTS
+        self.torch = torch
         dtype = torch.float64 if jax.config.jax_enable_x64 else torch.float32  # pyright: ignore
         self.parameters = {
-            path: torch.nn.Parameter(
-                torch.tensor(self.layouts[path].theirs(np.asarray(x)), dtype=dtype)
-            )
+            path: torch.nn.Parameter(torch.tensor(LAYOUTS[path].theirs(np.asarray(x)), dtype=dtype))
             for path, x in arrays.items()
         }
-        named = [(self.layouts[path].name, p) for path, p in self.parameters.items()]
+        named = [(LAYOUTS[path].name, p) for path, p in self.parameters.items()]
         self.optimizer, self.order = make(named), [name for name, _ in named]
 
     def step(self, grads: Arrays) -> None:
         """One optimizer step."""
         for path, p in self.parameters.items():
-            x = self.layouts[path].theirs(np.asarray(grads[path]))
+            x = LAYOUTS[path].theirs(np.asarray(grads[path]))
             p.grad = self.torch.tensor(x, dtype=p.dtype)
         self.optimizer.step()
 
     def params(self) -> dict[str, np.ndarray]:
         """The parameters, in our layout."""
         return {
-            path: self.layouts[path].ours(p.detach().numpy(), SHAPES[path])
+            path: LAYOUTS[path].ours(p.detach().numpy(), SHAPES[path])
             for path, p in self.parameters.items()
         }
 
@@ -123,30 +118,6 @@ class InTorch:
         """Continues with another state."""
         tensors = jax.tree.map(self.torch.as_tensor, state_dict["state"])
         self.optimizer.load_state_dict(state_dict | {"state": tensors})
-
-
-class InKeras:
-    """A run of an optimizer of Keras."""
-
-    def __init__(self, make: Any, arrays: Arrays) -> None:
-        import keras  # pyright: ignore[reportMissingImports]
-
-        keras.config.set_floatx("float64" if jax.config.jax_enable_x64 else "float32")  # pyright: ignore
-        self.variables, self.names = {}, {}
-        for path, x in arrays.items():
-            name = path.replace("/", "_")
-            v = keras.Variable(np.asarray(x, keras.config.floatx()), name=name)
-            self.variables[path], self.names[path] = v, v.path
-        self.optimizer = make(keras.optimizers)
-        self.optimizer.build(list(self.variables.values()))
-
-    def step(self, grads: Arrays) -> None:
-        """One optimizer step."""
-        self.optimizer.apply([jnp.asarray(grads[p], v.dtype) for p, v in self.variables.items()])
-
-    def params(self) -> dict[str, np.ndarray]:
-        """The parameters, in our layout."""
-        return {path: np.asarray(v.value) for path, v in self.variables.items()}
 
 
 def moved(before: Arrays, after: Arrays) -> float:

@@ -257,7 +257,7 @@ MUTATIONS = [
     ),
     Mutation(
         "PyTorch's step count off by one",
-        "convert/libraries.py",
+        "convert/pytorch.py",
         '"step": np.array(steps, np.float32)',
         '"step": np.array(steps + 1, np.float32)',
         "convert/test_pytorch.py",

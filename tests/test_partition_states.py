@@ -141,22 +141,27 @@ def test_bytes_of_every_optimizer_are_counted():
     assert of_state.state == live
 
 
-@pytest.mark.parametrize("storage", [{}, {"nu_dtype": jnp.int8}])
-def test_from_optax_partition_and_back(storage):
-    tx, by_optax = ours(**storage), theirs()
+def test_from_optax_partition_where_the_trees_agree():
+    tx, by_optax = ours(), theirs()
     params, state = train(by_optax, range(3))
-    mine = adam_jax.convert.from_optax(state, PARAMS, tx)
-    assert jax.tree.structure(mine) == jax.tree.structure(tx.init(PARAMS))
-    again = adam_jax.convert.to_optax(mine, PARAMS, by_optax)
-    assert jax.tree.structure(again) == jax.tree.structure(state)
-    chex.assert_trees_all_equal(again.inner_states[KERNELS], state.inner_states[KERNELS])
+    assert adam_jax.convert.from_optax(state, PARAMS, tx) is state
+    assert adam_jax.convert.to_optax(state, PARAMS, by_optax) is state
     expected, _ = train(by_optax, range(3, 6), params, state)
-    for actual, _ in (
-        train(tx, range(3, 6), params, mine),
-        train(by_optax, range(3, 6), params, again),
-    ):
-        atol = 1e-6 if not storage else 1e-2
-        chex.assert_trees_all_close(actual, expected, rtol=0, atol=atol)
+    actual, _ = train(tx, range(3, 6), params, state)
+    chex.assert_trees_all_close(actual, expected, rtol=0, atol=1e-6)
+
+
+def test_another_storage_is_an_error_with_the_paths_that_would_be_lost():
+    """Muon's moments are not of this family. `convert_state` leaves them where they are."""
+    int8 = adam_jax.Quantized(min_size=1, block=64)
+    state, coded = theirs().init(PARAMS), ours(nu_dtype=int8)
+    with pytest.raises(ValueError, match="nothing but moments.*muon.*/mu/a/kernel"):
+        adam_jax.convert.from_optax(state, PARAMS, coded)
+    state = adam_jax.convert.from_optax(state, PARAMS, ours())
+    state = adam_jax.convert_state(state, nu_dtype=int8)
+    adam = state.inner_states[REST].inner_state[0]
+    assert adam.nu["a"]["bias"].codes.dtype == jnp.uint8
+    train(coded, range(1), state=state)
 
 
 def test_other_labels_are_an_error_with_the_paths_that_would_be_lost():

@@ -7,22 +7,18 @@ Nothing here opens a file or unpickles: the arguments are already loaded, by
 imported; arrays pass through NumPy.
 """
 
-from adam_jax.convert.flax import register_with_flax
-from adam_jax.convert.libraries import from_bitsandbytes, from_keras, from_torch, to_torch
 from adam_jax.convert.moments import from_optax, to_optax
 from adam_jax.convert.names import Layout, conv, linear, params_from_named, params_to_named
+from adam_jax.convert.pytorch import from_torch, to_torch
 
 __all__ = [
     "Layout",
     "conv",
-    "from_bitsandbytes",
-    "from_keras",
     "from_optax",
     "from_torch",
     "linear",
     "params_from_named",
     "params_to_named",
-    "register_with_flax",
     "to_optax",
     "to_torch",
 ]

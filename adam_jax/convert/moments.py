@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from adam_jax._types import AnyTransformation, DType, Function, Leaf, Params, PyTree, State, Stored
-from adam_jax.convert.names import complain, listed, placed_like
+from adam_jax.convert.names import by_path, complain, listed, placed_like
 from adam_jax.core.boxes import boxed, is_box, unboxed
 from adam_jax.core.stacked import Layers, LayersLike, one_layer
 from adam_jax.core.states import described, found, is_known, is_state, states_in
@@ -40,9 +39,7 @@ def from_optax(state: State, params: Params, tx: AnyTransformation) -> State:
     to or from host memory if only one of the two is offloaded. Otherwise the moments are found in
     `state`, at any depth, and placed where `tx` keeps them, in the formats of `tx`: from
     `optax.MultiSteps` to `accumulate`, from `optax.partition` to `groups`, from
-    `optax.inject_hyperparams` to `with_hyperparams`, from float32 to 8 bits. Between
-    `optax.partition` and `groups` of several optimizers with the same labels, parts with the same
-    state (such as Muon's) are moved unchanged.
+    `optax.inject_hyperparams` to `with_hyperparams`, from float32 to 8 bits.
 
     Args:
       state: what `init` or `update` of the other transformation returned.
@@ -57,14 +54,14 @@ def from_optax(state: State, params: Params, tx: AnyTransformation) -> State:
 
     Raises:
       ValueError: moments that only one of the two has, listed by path; arrays in `state` that would
-        be lost, such as an average of the parameters or partly accumulated gradients.
+        be lost, such as an average of the parameters, partly accumulated gradients or the state of
+        another library's optimizer (Muon's in `optax.partition`).
     """
     target = moments_of(tx, params)
-    if _described(state) == _described(target.state):
+    if _structure(state) == _structure(target.state):
         return _moved(state, target.state)
     given = read("state", state, params)
-    alike = _alike(state, target.state)
-    if lost := _left_behind(_with_parts(state, dict.fromkeys(alike))):
+    if lost := _left_behind(state):
         raise ValueError(
             f"state must have nothing but moments and counts to be moved to another tree, got"
             f" {listed(lost)}: convert after an optimizer step, and pass only the part with the"
@@ -77,7 +74,7 @@ def from_optax(state: State, params: Params, tx: AnyTransformation) -> State:
             f"state must be that of the same member as tx, got {listed(wrong)} for"
             f" {listed(target.kinds)}."
         )
-    return _with_parts(target.filled(given.slots, given.counts), alike)
+    return target.filled(given.slots, given.counts)
 
 
 def to_optax(state: State, params: Params, tx: AnyTransformation) -> State:
@@ -102,33 +99,8 @@ def _moved(state: State, like: PyTree) -> State:
     return jax.tree.map(lambda x, y: jax.device_put(x, jax.typeof(y).memory_space), state, like)
 
 
-def _alike(state: State, initial: State) -> dict[str, State]:
-    """The parts of an `optax.partition` whose trees agree, by label; they are moved unchanged."""
-    both = [found(x, _is_partition) for x in (state, initial)]
-    if any(len(partitions) != 1 for partitions in both):
-        return {}
-    parts, like = (partitions[0].inner_states for partitions in both)
-    return {
-        label: _moved(part, like[label])
-        for label, part in parts.items()
-        if label in like and _described(part) == _described(like[label])
-    }
-
-
-def _with_parts(state: State, parts: Mapping[str, State]) -> State:
-    """The state with parts of its `optax.partition` replaced."""
-
-    def replaced(x: Leaf) -> Leaf:
-        return optax.PartitionState({**x.inner_states, **parts}) if _is_partition(x) else x
-
-    return jax.tree.map(replaced, state, is_leaf=_is_partition) if parts else state
-
-
-def _is_partition(x: Leaf) -> bool:
-    return isinstance(x, optax.PartitionState)
-
-
-def _described(tree: PyTree) -> PyTree:
+def _structure(tree: PyTree) -> PyTree:
+    """The structure of a tree, and the shapes and dtypes of its arrays."""
     leaves, treedef = jax.tree.flatten(tree)
     return treedef, [(np.shape(x), getattr(x, "dtype", None)) for x in leaves]
 
@@ -321,14 +293,13 @@ def _stored(member: State, params: Params) -> dict[Key, Stored]:
     """The stored moments of each parameter of a state, slot by slot in the order of the leaves."""
     paths, stored = set(leaf_paths(params)), {}
     for slot in described(member).slots:
-        leaves, treedef = jax.tree.flatten(getattr(member, slot), is_leaf=is_stored)
-        own = leaf_paths(treedef.unflatten(range(len(leaves))), none_is_leaf=False)
+        own = by_path(getattr(member, slot), is_stored)
         if not paths.issuperset(own):
             raise ValueError(
                 f"params must be those that the state was made for, got {listed(sorted(paths))}:"
                 f" the state has {listed(sorted(own))}."
             )
-        stored |= {(path, slot): unboxed(x) for path, x in zip(own, leaves, strict=True)}
+        stored |= {(path, slot): unboxed(x) for path, x in own.items()}
     return stored
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -196,17 +196,18 @@ def complain(
         )
 
 
-def by_path(params: Params) -> Named:
-    """The parameters by their paths."""
-    return dict(zip(leaf_paths(params, none_is_leaf=False), jax.tree.leaves(params), strict=True))
+def by_path(tree: PyTree, is_leaf: Callable[[Leaf], bool] | None = None) -> Named:
+    """The leaves of parameters, or of a tree like them, by their paths."""
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=is_leaf)
+    paths = leaf_paths(treedef.unflatten(range(len(leaves))), none_is_leaf=False)
+    return dict(zip(paths, leaves, strict=True))
 
 
 def as_numpy(x: Leaf) -> np.ndarray:
     """Converts an array of NumPy, JAX, Keras or PyTorch without importing the last three."""
-    for detached in ("detach", "cpu"):  # For tensors with a gradient or on a GPU.
-        x = getattr(x, detached)() if hasattr(x, detached) else x
-    if str(getattr(x, "dtype", "")) == "torch.bfloat16":  # NumPy has no such dtype.
-        x = x.float()
+    if hasattr(x, "detach"):
+        x = x.detach().cpu()  # It may have a gradient, or be on a GPU.
+        x = x.float() if str(x.dtype) == "torch.bfloat16" else x  # NumPy has no such dtype.
     return np.asarray(x)
 
 

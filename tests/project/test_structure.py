@@ -15,11 +15,6 @@ ROOT = Path(adam_jax.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 # Only the core and the layers above it may import Optax.
 WITHOUT_OPTAX = {"formats", "kernels", "numerics", "pytrees", "rules", "slots", "validation", "xla"}
-# Optional libraries that a file may import inside a function or for type checkers. Importing the
-# package requires only jax and optax.
-IN_FUNCTIONS = {
-    "convert/flax.py": {"flax"},
-}
 
 
 def layer(path: Path) -> str:
@@ -27,37 +22,24 @@ def layer(path: Path) -> str:
 
 
 def imported(path: Path):
-    """Each imported name, and whether it is imported later than the file itself."""
-    tree = ast.parse(path.read_text())
-    later = {inner for node in ast.walk(tree) if is_later(node) for inner in ast.walk(node)}
-    for node in ast.walk(tree):
-        names = []
+    """Each imported name."""
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             base = node.module or ""
-            names = [f"{base}.{a.name}" for a in node.names] if base == "adam_jax" else [base]
+            yield from (f"{base}.{a.name}" for a in node.names) if base == "adam_jax" else [base]
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        yield from ((name, node in later) for name in names)
-
-
-def is_later(node: ast.AST) -> bool:
-    if isinstance(node, ast.If):
-        return ast.unparse(node.test) == "TYPE_CHECKING" and not node.orelse
-    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            yield from (alias.name for alias in node.names)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_down_the_list(path):
     own = layer(path)
     assert own in contributing.LAYERS, f"{own} has no place in the order of imports"
-    besides = IN_FUNCTIONS.get(str(path.relative_to(ROOT)), set())
-    for name, later in imported(path):
+    for name in imported(path):
         top, *rest = name.split(".")
         if top == "adam_jax":
             allowed = contributing.LAYERS[own][0] | {own, "_types", "_compat"}
             assert rest[0] in allowed, f"{own} imports {name}"
-        elif top in besides:
-            assert later, f"{path.name} imports {name} outside of its functions"
         else:
             assert top in sys.stdlib_module_names | {"jax", "optax", "numpy"}, name
             assert top != "optax" or own not in WITHOUT_OPTAX, f"{own} imports optax"
