@@ -70,13 +70,7 @@ class HyperparamsState(NamedTuple):
     inner_state: State
 
 
-register(
-    HyperparamsState,
-    counts=["count"],
-    inner=["inner_state"],
-    own=["hyperparams", "exact"],
-    own_matters=False,
-)
+register(HyperparamsState, counts=["count"], inner=["inner_state"], others_matter=False)
 
 
 def as_float(x: Leaf) -> jax.Array:

@@ -268,8 +268,7 @@ def _left_behind(state: State) -> list[str]:
 
     def strip(x: State) -> State:
         fields = described(x)
-        kept = {*fields.inner, *(fields.own if fields.matters(x) else ())}
-        return x._replace(**dict.fromkeys(set(x._fields) - kept))
+        return x._replace(**dict.fromkeys({*x._fields} - {*fields.inner, *fields.lost(x)}))
 
     return leaf_paths(map_states(strip, state), none_is_leaf=False)
 

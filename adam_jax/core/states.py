@@ -20,27 +20,28 @@ from adam_jax.formats.dense import format_of
 
 @dataclasses.dataclass(frozen=True)
 class StateFields:
-    """The contents of a state's fields. Each field is in one of the first four attributes.
+    """The contents of a state's fields. All others belong to its transformation alone.
 
     Attributes:
-      slots: accumulators, trees like the parameters, and whether each is a magnitude.
+      slots: accumulators, trees like the parameters, and whether each is a magnitude, whose storage
+        follows `nu_dtype`.
       counts: numbers of optimizer steps.
       inner: states of other transformations, in any container.
-      own: belong to this transformation alone; a conversion resets them.
-      own_matters: whether a conversion that drops `own` loses information and is refused: True,
-        False, or the name of a field that is nonzero while it does.
+      others_matter: a conversion resets all other fields. Whether it then loses information and is
+        refused: True, False, or the name of a field that is nonzero while it does.
     """
 
     slots: Mapping[str, bool] = dataclasses.field(default_factory=dict)
     counts: tuple[str, ...] = ()
     inner: tuple[str, ...] = ()
-    own: tuple[str, ...] = ()
-    own_matters: bool | str = True
+    others_matter: bool | str = True
 
-    def matters(self, state: State) -> bool:
-        """Whether the `own` fields of this state must not be dropped."""
-        when = self.own_matters
-        return bool(np.any(getattr(state, when))) if isinstance(when, str) else when
+    def lost(self, state: State) -> list[str]:
+        """The fields that a conversion must not reset."""
+        when = self.others_matter
+        if not (np.any(getattr(state, when)) if isinstance(when, str) else when):
+            return []
+        return [n for n in state._fields if n not in (*self.slots, *self.counts, *self.inner)]
 
 
 _KNOWN: dict[type, StateFields] = {}
@@ -52,38 +53,22 @@ def register(
     slots: Mapping[str, bool] | None = None,
     counts: Sequence[str] = (),
     inner: Sequence[str] = (),
-    own: Sequence[str] = (),
-    own_matters: bool | str = True,
+    others_matter: bool | str = True,
 ) -> None:
-    """Describes a state type, as `StateFields` does. Repeating a description changes nothing.
-
-    Args:
-      state_type: a NamedTuple.
-      slots: field names, and whether they are magnitudes, whose storage follows `nu_dtype`.
-      counts: field names; the following arguments too.
-      inner: see `StateFields`.
-      own: see `StateFields`.
-      own_matters: see `StateFields`.
+    """Describes a NamedTuple, as `StateFields` does. Repeating a description changes nothing.
 
     Raises:
-      ValueError: a field is described twice or not at all, or the type has another description.
+      ValueError: the type has no such field, or another description.
     """
-    slots = slots or {}
-    named, names = [*slots, *counts, *inner, *own], list(state_type._fields)
-    if not names:
-        return
-    if sorted(named) != sorted(names):
-        raise ValueError(
-            f"the description of {state_type.__name__} must name each of its fields once, {names},"
-            f" got {named}: a field is a slot, a count, inner or own."
-        )
+    slots, names = slots or {}, state_type._fields
+    if unknown := sorted({*slots, *counts, *inner} - set(names)):
+        raise ValueError(f"the fields of {state_type.__name__} are {list(names)}, got {unknown}.")
     in_order = {name: slots[name] for name in names if name in slots}
-    new = StateFields(in_order, tuple(counts), tuple(inner), tuple(own), own_matters)
-    old = _KNOWN.setdefault(state_type, new)
-    if old != new:
+    new = StateFields(in_order, tuple(counts), tuple(inner), others_matter)
+    if names and _KNOWN.setdefault(state_type, new) != new:
         raise ValueError(
-            f"{state_type.__name__} is described as {old} already, got {new}: give the state a"
-            f" NamedTuple of its own."
+            f"{state_type.__name__} is described as {_KNOWN[state_type]} already, got {new}: give"
+            f" the state a NamedTuple of its own."
         )
 
 
@@ -101,7 +86,7 @@ def described(state: State) -> StateFields:
     """The contents of a state's fields.
 
     Optax has some hundred state types, and few are described here. In the others, fields that
-    contain a described state are `inner`, and the rest is `own` and matters.
+    contain a described state are `inner`, and the others matter.
 
     Raises:
       ValueError: its type is unknown, and it contains arrays.
@@ -110,16 +95,15 @@ def described(state: State) -> StateFields:
     if kind in _KNOWN:
         return _KNOWN[kind]
     if kind.__module__.partition(".")[0] == "optax":
-        inner = tuple(name for name in state._fields if found(getattr(state, name), is_known))
-        own = tuple(name for name in state._fields if name not in inner)
-        return StateFields(inner=inner, own=own, own_matters=True)
+        inner = (name for name in state._fields if found(getattr(state, name), is_known))
+        return StateFields(inner=tuple(inner))
     if not jax.tree.leaves(state):
-        return StateFields(own=state._fields)
+        return StateFields()
     raise ValueError(
         f"the state must be made of types that are described, got {kind.__name__}"
         f"({', '.join(state._fields)}): build the transformation that keeps it first, pass the part"
         f" that is of an optimizer alone, or describe the type where it is defined,"
-        f" adam_jax.core.states.register({kind.__name__}, counts=..., inner=..., own=...)."
+        f" adam_jax.core.states.register({kind.__name__}, counts=..., inner=...)."
     )
 
 
@@ -222,26 +206,13 @@ register(
     optax.MultiStepsState,
     counts=["gradient_step"],
     inner=["inner_opt_state"],
-    own=["mini_step", "acc_grads", "skip_state"],
-    own_matters="mini_step",
+    others_matter="mini_step",
 )
-register(
-    optax.InjectHyperparamsState,
-    counts=["count"],
-    inner=["inner_state"],
-    own=["hyperparams"],
-    own_matters=False,
-)
+register(optax.InjectHyperparamsState, counts=["count"], inner=["inner_state"], others_matter=False)
 register(
     optax.InjectStatefulHyperparamsState,
     counts=["count"],
     inner=["hyperparams_states", "inner_state"],
-    own=["hyperparams"],
-    own_matters=False,
+    others_matter=False,
 )
-register(
-    optax.ApplyIfFiniteState,
-    inner=["inner_state"],
-    own=["notfinite_count", "last_finite", "total_notfinite"],
-    own_matters=False,
-)
+register(optax.ApplyIfFiniteState, inner=["inner_state"], others_matter=False)

@@ -33,12 +33,7 @@ from adam_jax.validation import as_number, check_number
 RMS_STATE = type(jax.eval_shape(optax.scale_by_rms(bias_correction=True).init, ()))
 register(RMS_STATE, slots={"nu": True}, counts=["count"])
 # step_count belongs to the wrapper: it weights z, which a new state starts anew.
-register(
-    contrib.ScheduleFreeState,
-    inner=["base_optimizer_state"],
-    own=["b1", "weight_sum", "step_count", "max_lr", "z"],
-    own_matters=True,
-)
+register(contrib.ScheduleFreeState, inner=["base_optimizer_state"])
 
 
 @frozen_pytree

@@ -44,11 +44,7 @@ class AccumulateState(NamedTuple):
 
 
 register(
-    AccumulateState,
-    counts=["gradient_step"],
-    inner=["inner_opt_state"],
-    own=["mini_step", "acc_grads", "weight"],
-    own_matters="mini_step",
+    AccumulateState, counts=["gradient_step"], inner=["inner_opt_state"], others_matter="mini_step"
 )
 
 

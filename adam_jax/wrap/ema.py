@@ -28,7 +28,7 @@ class EmaParamsState(NamedTuple):
 
 
 # The count belongs to the average, whose bias it corrects: both restart together.
-register(EmaParamsState, own=["count", "ema"], own_matters=True)
+register(EmaParamsState)
 
 
 @frozen_pytree

@@ -38,12 +38,7 @@ class SkipState(NamedTuple):
     spikes: SpikeWindow
 
 
-register(
-    SkipState,
-    inner=["inner_state"],
-    own=["notfinite_count", "last_finite", "total_notfinite", "spikes"],
-    own_matters=False,
-)
+register(SkipState, inner=["inner_state"], others_matter=False)
 
 
 @frozen_pytree

@@ -37,13 +37,7 @@ class TelemetryState(NamedTuple):
     inner_state: State
 
 
-register(
-    TelemetryState,
-    counts=["count"],
-    inner=["inner_state"],
-    own=["step", "groups"],
-    own_matters=False,
-)
+register(TelemetryState, counts=["count"], inner=["inner_state"], others_matter=False)
 
 
 @frozen_pytree

@@ -37,7 +37,7 @@ class WeightsState(NamedTuple):
     inner_state: State
 
 
-register(WeightsState, counts=["count"], inner=["inner_state"], own=["rest"], own_matters=True)
+register(WeightsState, counts=["count"], inner=["inner_state"])
 
 
 @frozen_pytree
