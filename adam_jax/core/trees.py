@@ -1,5 +1,6 @@
 """Aligns other trees with the leaves of the updates, and reports where one does not match."""
 
+import collections
 import re
 from collections.abc import Mapping
 
@@ -47,7 +48,8 @@ def align_params(treedef: PyTree, params: Params, needed: bool, apply: bool) -> 
 def leaf_paths(tree: PyTree, none_is_leaf: bool = True) -> list[str]:
     """The path of every leaf as users write it, keys joined by slashes: `layers/0/kernel`.
 
-    The attribute `value`, in which Flax's boxes hold their array, is left out: `nnx.Optimizer`
+    Paths that are equal in this form, of {"a/b": x, "a": {"b": y}}, are written `['a']['b']`. The
+    attribute `value`, in which Flax's boxes hold their array, is left out: `nnx.Optimizer`
     calls `init` with variables and `update` with plain arrays.
 
     Args:
@@ -67,6 +69,10 @@ def leaf_paths(tree: PyTree, none_is_leaf: bool = True) -> list[str]:
             inside = [keys[1:] for keys, _ in below]
         paths += [path + keys for keys in inside]
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+    if len(set(names)) < len(names):  # A key has a slash in it.
+        often = {name for name, n in collections.Counter(names).items() if n > 1}
+        pairs = zip(names, paths, strict=True)
+        names = [jax.tree_util.keystr(path) if name in often else name for name, path in pairs]
     return [name or "(the whole tree)" for name in names]
 
 

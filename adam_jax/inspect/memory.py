@@ -16,7 +16,7 @@ from adam_jax.core import transformation
 from adam_jax.core.leaf import Plan
 from adam_jax.core.stacked import looks_stacked
 from adam_jax.core.states import owners
-from adam_jax.core.step import Step
+from adam_jax.core.step import Step, zeros_for
 from adam_jax.core.transformation import body_of
 from adam_jax.core.trees import is_stored, leaf_paths
 from adam_jax.formats.dense import is_floating
@@ -217,6 +217,10 @@ def report(
     params, grads, state = planned(params, tx, grads)
 
     def own_step(params: Params, state: State, grads: Updates) -> PyTree:
+        def given(g: Leaf, p: Leaf) -> Leaf:  # Optax counts with integers too.
+            return zeros_for(g, p) if g is None and not is_floating(p) else g
+
+        grads = jax.tree.map(given, grads, params, is_leaf=lambda x: x is None)
         return transformation.step(tx, grads, state, params)
 
     # Arguments that the step does not read occupy memory too.

@@ -227,9 +227,10 @@ def _sizes(leaves: list[jax.Array], start: list[jax.Array]) -> jax.Array:
 
     def rms(x: jax.Array) -> jax.Array:
         sizes = jnp.abs(x)
-        unit = jnp.max(sizes)
+        unit = jnp.max(sizes, initial=0)
         unit = jnp.where(unit > 0, unit, 1)  # Squares stay in range: a change may be tiny.
-        return (unit * jnp.sqrt(jnp.mean((sizes / unit) ** 2))).astype(jnp.float32)
+        mean = jnp.sum((sizes / unit) ** 2) / max(x.size, 1)
+        return (unit * jnp.sqrt(mean)).astype(jnp.float32)
 
     wide = [x.astype(wider_dtype(x.dtype, jnp.dtype(jnp.float32))) for x in leaves]
     change = [y - x.astype(y.dtype) for x, y in zip(start, wide, strict=True)]

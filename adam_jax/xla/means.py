@@ -45,7 +45,7 @@ def mean(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
         start = x.dtype.type(0), np.False_
         sums, missing = jax.lax.reduce((groups, jnp.isnan(groups)), start, _both, (position + 1,))
         sums, missing = jnp.sum(sums, axes, keepdims=True), jnp.any(missing, axes, keepdims=True)
-        return jnp.where(missing, jnp.nan, sums * (sums.size / x.size))
+        return jnp.where(missing, jnp.nan, sums * (sums.size / max(x.size, 1)))
 
     as_it_is = functools.partial(_as_it_is, axes=axes)
     # XLA:GPU fuses plain means along the last axis.
