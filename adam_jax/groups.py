@@ -1,12 +1,10 @@
 """Parameter groups: hyperparameters per group, in one pass, or an optimizer per group."""
 
 import dataclasses
-import functools
-import inspect
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -20,9 +18,9 @@ from adam_jax.core.step import PASS_ON, Body, NoMember, Step, check_state
 from adam_jax.core.transformation import Transformation, body_of
 from adam_jax.core.trees import leaf_paths, unflatten_stored
 from adam_jax.formats.dense import is_floating
-from adam_jax.modifiers import check_factory, name_of
+from adam_jax.modifiers import bound, check_factory, is_factory, preset
 from adam_jax.pytrees import frozen_pytree, static
-from adam_jax.validation import bind_arguments, check_expression, printed
+from adam_jax.validation import check_expression, printed
 from adam_jax.wrap.chain import inner_body
 
 Entry: TypeAlias = AnyTransformation | Callable[..., AnyTransformation] | None
@@ -146,8 +144,7 @@ def groups(
             )
         return _partitioned(factory, defaults)
     check_factory(factory, 'groups(adamw, {".*bias": {"weight_decay": 0.0}}, learning_rate=1e-3)')
-    signature = inspect.signature(factory)
-    bind_arguments(name_of(factory), signature, (), defaults, partial=True)
+    bound(factory, (), defaults, partial=True)
     if not isinstance(expressions, Mapping):
         raise ValueError(
             f"expressions must be a dict from regular expressions to arguments, got"
@@ -155,7 +152,7 @@ def groups(
         )
     default = None
     try:
-        signature.bind(**defaults)
+        bound(factory, (), defaults)
     except TypeError:
         pass  # Arguments are missing: every leaf must match.
     else:
@@ -311,7 +308,7 @@ class Frozen(Body):
 
 def _partitioned(entries: Mapping[str, Entry], arguments: Named) -> Transformation:
     made = _of_each(entries, lambda entry: _body(entry, arguments))
-    if arguments and not factories_in(entries):
+    if arguments and not any(map(is_factory, entries.values())):
         raise ValueError(
             f"{sorted(arguments)} must be arguments of functions that make an optimizer, got only"
             f" optimizers: write adamw where adamw(1e-3) is."
@@ -325,22 +322,6 @@ def _partitioned(entries: Mapping[str, Entry], arguments: Named) -> Transformati
     return Transformation.around(Partition(bodies, choice))
 
 
-def factories_in(entries: Mapping[str, Entry]) -> list[Function]:
-    """The entries that are functions."""
-    return [entry for entry in entries.values() if _is_factory(entry)]
-
-
-def open_parameters(factory: Function) -> dict[str, inspect.Parameter]:
-    """The parameters of a function, without those that a `functools.partial` sets."""
-    parameters = inspect.signature(factory, eval_str=True).parameters
-    given = factory.keywords if isinstance(factory, functools.partial) else {}
-    return {name: p for name, p in parameters.items() if name not in given}
-
-
-def _is_factory(entry: Entry) -> TypeGuard[Function]:
-    return callable(entry) and not (hasattr(entry, "init") and hasattr(entry, "update"))
-
-
 def _body(entry: Entry, arguments: Named) -> Body:
     if isinstance(entry, Mapping):
         raise ValueError(
@@ -348,13 +329,11 @@ def _body(entry: Entry, arguments: Named) -> Body:
             f" {printed(entry)}: write functools.partial(adamw, ...); for one optimizer with"
             f" different arguments per group, groups(adamw, {{...}}, learning_rate=1e-3)."
         )
-    if not _is_factory(entry):
+    if not is_factory(entry):
         return inner_body("the optimizer", entry)
-    if isinstance(entry, functools.partial):
-        signature = inspect.signature(entry.func)
-        own = signature.bind_partial(*entry.args, **entry.keywords).arguments
-        arguments = {name: x for name, x in arguments.items() if name not in own}
-    bind_arguments(name_of(entry), inspect.signature(entry), (), arguments)
+    own = preset(entry)
+    arguments = {name: x for name, x in arguments.items() if name not in own}
+    bound(entry, (), arguments)
     return inner_body("the function's result", entry(**arguments))
 
 

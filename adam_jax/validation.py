@@ -4,7 +4,6 @@ Each check raises a ValueError, when a transformation is built. A tracer has no 
 unchecked, so the same constructors work inside `jit`, `vmap` and `grad`.
 """
 
-import inspect
 import math
 import re
 from typing import Any
@@ -14,7 +13,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from adam_jax._types import Leaf, Named, PyTree
+from adam_jax._types import Leaf, PyTree
 
 _ARRAYS = (np.generic, np.ndarray, jax.Array)
 _NUMBERS = (int, float, np.number, np.ndarray, jax.Array)
@@ -27,6 +26,12 @@ def printed(value: Leaf) -> str:
         return repr(value)
     name = getattr(value, "__name__", None) or type(value).__name__
     return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+
+
+def is_number(value: Leaf) -> bool:
+    """Whether `value` is one number, or an array of one; a boolean is not."""
+    is_boolean = isinstance(value, bool) or getattr(value, "dtype", None) == np.bool_
+    return isinstance(value, _NUMBERS) and not is_boolean and np.size(value) == 1
 
 
 def check_number(
@@ -127,21 +132,6 @@ def check_scalar(argument: str, value: Leaf, *, instead: str) -> Any:
     if np.ndim(value) != 0:
         raise ValueError(f"{argument} must be a scalar, got shape {np.shape(value)}: {instead}.")
     return value
-
-
-def bind_arguments(
-    name: str,
-    signature: inspect.Signature,
-    args: tuple[Any, ...],
-    kwargs: Named,
-    partial: bool = False,
-) -> inspect.BoundArguments:
-    """Binds arguments to a signature; with `partial` some may be missing."""
-    try:
-        return (signature.bind_partial if partial else signature.bind)(*args, **kwargs)
-    except TypeError as error:
-        known = ", ".join(signature.parameters)
-        raise TypeError(f"{name}() {error}: its arguments are {known}.") from None
 
 
 def check_integer(argument: str, value: Leaf, low: int, *, instead: str) -> int:
