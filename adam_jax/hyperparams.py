@@ -41,7 +41,7 @@ from adam_jax.modifiers import (
 )
 from adam_jax.numerics import DecayRate, DecayRateLike
 from adam_jax.pytrees import frozen_pytree, static
-from adam_jax.rules.hyperparameters import FixedNumber
+from adam_jax.rules.hyperparameters import FixedNumber, Scheduled
 from adam_jax.validation import as_scalar, check_number, check_scalar, is_number
 
 P = ParamSpec("P")
@@ -116,9 +116,8 @@ class WithHyperparams(Body):
     """The body of `with_hyperparams`.
 
     Attributes:
-      numbers: the hyperparameters before the first step.
+      numbers: the hyperparameters: numbers before the first step, and schedules.
       factory: makes the transformation from them.
-      schedules: the hyperparameters that are functions of the step.
       fixed: the other arguments: dtypes, flags, masks, counts of steps.
       sides: for each decay rate, its side of 0.5, which selects the form of its average.
       layers: declared to the member.
@@ -126,7 +125,6 @@ class WithHyperparams(Body):
 
     numbers: Named
     factory: Callable[..., optax.GradientTransformation] = static()
-    schedules: tuple[tuple[str, Any], ...] = static()
     fixed: FrozenTree = static()
     sides: tuple[tuple[str, bool | None], ...] = static()
     layers: Layers = static()
@@ -134,42 +132,40 @@ class WithHyperparams(Body):
     def init(self, params: Params) -> HyperparamsState:
         """The hyperparameters and the member's initial state."""
         count = jnp.zeros([], jnp.int32)
-        numbers = {name: as_float(x) for name, x in self.numbers.items()}
         exact = {
             exact_key(name): exact_rate(name, self.numbers[name])
             for name, _ in self.sides
-            if name in self.numbers
+            if not isinstance(self.numbers[name], Scheduled)
         }
-        state = HyperparamsState(count, numbers | self.scheduled(count), exact, ())
+        state = HyperparamsState(count, self.numbers_at(count, self.numbers), exact, ())
         return state._replace(inner_state=self.inner(state).init(params))
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
         """One step of the member made from the state's numbers."""
         check_state(state, HyperparamsState, "a HyperparamsState")
-        known = {*self.numbers, *dict(self.schedules)}
-        if state.hyperparams.keys() != known:
+        if state.hyperparams.keys() != self.numbers.keys():
             raise ValueError(
                 f"the state must have the hyperparameters of {name_of(self.factory)},"
-                f" {sorted(known)}, got {sorted(state.hyperparams)}: it was made by another"
+                f" {sorted(self.numbers)}, got {sorted(state.hyperparams)}: it was made by another"
                 f" function. To move its moments, write"
                 f" adam_jax.convert.from_optax(state, params, tx)."
             )
-        numbers = {name: as_float(x) for name, x in state.hyperparams.items()}
-        numbers |= self.scheduled(state.count)
-        state = state._replace(hyperparams=numbers)
+        state = state._replace(hyperparams=self.numbers_at(state.count, state.hyperparams))
         body = body_of(name_of(self.factory), self.inner(state))
         out, inner = body.run(step, state.inner_state)
         return out, state._replace(count=step.counted(state.count), inner_state=inner)
 
-    def scheduled(self, count: Count) -> dict[str, jax.Array]:
-        """The schedules' values for this step."""
+    def numbers_at(self, count: Count, given: Named) -> dict[str, jax.Array]:
+        """The numbers of one step: the given ones, and the schedules' values."""
         instead = "return one number, the same for all leaves"
-        return {
-            name: as_float(
-                check_scalar(f"the schedule of {name}", schedule(count), instead=instead)
-            )
-            for name, schedule in self.schedules
-        }
+        numbers: dict[str, jax.Array] = {}
+        for name, x in self.numbers.items():
+            if isinstance(x, Scheduled):
+                x = check_scalar(f"the schedule of {name}", x.schedule(count), instead=instead)
+            else:
+                x = given[name]
+            numbers[name] = as_float(x)
+        return numbers
 
     def inner(self, state: HyperparamsState) -> Any:
         """The member made from the state's numbers."""
@@ -215,9 +211,8 @@ class HyperparamsFactory(Factory):
         """The transformation with its numbers in the state."""
         arguments, known = self.arguments(args, kwargs), _parameters(self.factory)
         numbers: Named = {}
-        schedules: Named = {}
         fixed: Named = {}
-        sides: Named = {}
+        sides: list[tuple[str, bool | None]] = []
         for name, x in arguments.items():
             types, side = _types(known.get(name)), None
             # A count, such as warm-up steps, or a number that may not change during a run.
@@ -226,22 +221,16 @@ class HyperparamsFactory(Factory):
                 numbers[name] = float(x) if isinstance(x, int) else as_scalar(x)
                 side = None if isinstance(x, jax.core.Tracer) else bool(x >= 0.5)
             elif callable(x) and name in known and _is_scheduled(known[name]):
-                schedules[name] = x
+                numbers[name] = Scheduled(x)
             else:
                 fixed[name] = x
                 continue
             if DecayRateLike in types:
-                sides[name] = side
-        self.factory(**{**arguments, **numbers, **dict.fromkeys(schedules, 0.0)})  # Checks them.
-        body = WithHyperparams(
-            numbers,
-            self.factory,
-            schedules=tuple(schedules.items()),
-            fixed=FrozenTree.of(fixed),
-            sides=tuple(sides.items()),
-            layers=layers_of(self.factory),
-        )
-        return Transformation.around(body)
+                sides.append((name, side))
+        tried = {name: 0.0 if isinstance(x, Scheduled) else x for name, x in numbers.items()}
+        self.factory(**arguments | tried)  # Checks them.
+        its = FrozenTree.of(fixed), tuple(sides), layers_of(self.factory)
+        return Transformation.around(WithHyperparams(numbers, self.factory, *its))
 
 
 def with_hyperparams(
