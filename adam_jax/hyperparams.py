@@ -198,9 +198,7 @@ def _with_tangent(value: jax.Array, source: jax.Array) -> jax.Array:
     return value
 
 
-@_with_tangent.defjvp
-def _with_tangent_jvp(primals: PyTree, tangents: PyTree) -> tuple[jax.Array, jax.Array]:
-    return _with_tangent(*primals), tangents[1]
+_with_tangent.defjvps(None, lambda tangent, *_: tangent)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,8 +213,8 @@ class HyperparamsFactory(Factory):
         sides: list[tuple[str, bool | None]] = []
         for name, x in arguments.items():
             types, side = _types(known.get(name)), None
-            # A count, such as warm-up steps, or a number that may not change during a run.
-            is_count = isinstance(x, int) and int in types and not {float, complex} & types
+            # A count, such as warm-up steps, stays a Python number.
+            is_count = isinstance(x, int) and int in types and float not in types
             if is_number(x) and not is_count and FixedNumber not in types:
                 numbers[name] = float(x) if isinstance(x, int) else as_scalar(x)
                 side = None if isinstance(x, jax.core.Tracer) else bool(x >= 0.5)

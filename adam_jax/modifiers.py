@@ -76,9 +76,8 @@ def name_of(factory: Function) -> str:
 
 def is_factory(x: Leaf) -> TypeGuard[Function]:
     """Whether it is a function that makes an optimizer, and not an optimizer."""
-    return callable(x) and (
-        isinstance(x, type) or not (hasattr(x, "init") and hasattr(x, "update"))
-    )
+    is_optimizer = hasattr(x, "init") and hasattr(x, "update") and not isinstance(x, type)
+    return callable(x) and not is_optimizer
 
 
 def check_factory(factory: Function, caller: str) -> None:
