@@ -124,7 +124,7 @@ class WithHyperparams(Body):
     """
 
     numbers: Named
-    factory: Callable[..., optax.GradientTransformation] = static()
+    factory: Function = static()
     fixed: FrozenTree = static()
     sides: tuple[tuple[str, bool | None], ...] = static()
     layers: Layers = static()
@@ -219,7 +219,7 @@ class HyperparamsFactory(Factory):
                 numbers[name] = float(x) if isinstance(x, int) else as_scalar(x)
                 side = None if isinstance(x, jax.core.Tracer) else bool(x >= 0.5)
             elif callable(x) and name in known and _is_scheduled(known[name]):
-                numbers[name] = Scheduled(x)
+                numbers[name] = Scheduled(arguments[name])
             else:
                 fixed[name] = x
                 continue
