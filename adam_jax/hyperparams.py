@@ -30,19 +30,20 @@ from adam_jax.core.states import found, register
 from adam_jax.core.step import Body, Step, check_state, select
 from adam_jax.core.transformation import Transformation, body_of
 from adam_jax.groups import groups
-from adam_jax.modifiers import (
-    Factory,
-    check_factory,
-    is_factory,
-    layers_of,
-    name_of,
-    preset,
-    with_layers,
-)
+from adam_jax.modifiers import Factory, layers_of, with_layers
 from adam_jax.numerics import DecayRate, DecayRateLike
 from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.rules.hyperparameters import FixedNumber, Scheduled
-from adam_jax.validation import as_scalar, check_number, check_scalar, is_number
+from adam_jax.validation import (
+    as_scalar,
+    check_factory,
+    check_number,
+    check_scalar,
+    is_factory,
+    is_number,
+    name_of,
+    preset,
+)
 
 P = ParamSpec("P")
 

@@ -8,9 +8,8 @@ function that makes it and returns such a function (`cautious(adamw)`), which `g
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeGuard, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +36,7 @@ from adam_jax.rules.hyperparameters import (
     with_numbers,
 )
 from adam_jax.slots import Slot
-from adam_jax.validation import as_number, check_number
+from adam_jax.validation import as_number, bound, check_number, is_factory, name_of
 from adam_jax.xla.mosaic import arctan2
 
 Modifiable = TypeVar("Modifiable", bound=Function | Transformation)
@@ -66,54 +65,6 @@ class Factory:
             if p.kind == p.VAR_KEYWORD:
                 arguments |= arguments.pop(name)
         return arguments
-
-
-def name_of(factory: Function) -> str:
-    """The name for messages: `adamw`, also for a `functools.partial` of it."""
-    factory = getattr(factory, "func", factory)
-    return getattr(factory, "__name__", type(factory).__name__)
-
-
-def is_factory(x: Leaf) -> TypeGuard[Function]:
-    """Whether it is a function that makes an optimizer, and not an optimizer."""
-    is_optimizer = hasattr(x, "init") and hasattr(x, "update") and not isinstance(x, type)
-    return callable(x) and not is_optimizer
-
-
-def check_factory(factory: Function, caller: str) -> None:
-    """Rejects an optimizer passed where the function that makes it is expected.
-
-    Raises:
-      ValueError: `factory` is not a function.
-    """
-    if not is_factory(factory):
-        raise ValueError(
-            f"factory must be a function that makes an optimizer, got {type(factory).__name__}:"
-            f" write {caller}, adamw without its arguments."
-        )
-
-
-def bound(
-    factory: Function, args: tuple[Any, ...], kwargs: Named, partial: bool = False
-) -> inspect.BoundArguments:
-    """The arguments of a call by name; with `partial` some may be missing.
-
-    Raises:
-      TypeError: the function does not take them; the message lists those that it takes.
-    """
-    signature = inspect.signature(factory)
-    try:
-        return (signature.bind_partial if partial else signature.bind)(*args, **kwargs)
-    except TypeError as error:
-        known = ", ".join(signature.parameters)
-        raise TypeError(f"{name_of(factory)}() {error}: its arguments are {known}.") from None
-
-
-def preset(factory: Function) -> Named:
-    """The arguments that a `functools.partial` sets, by name."""
-    if not isinstance(factory, functools.partial):
-        return {}
-    return bound(factory.func, factory.args, factory.keywords, partial=True).arguments
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,10 +21,18 @@ import jax.core
 import jax.numpy as jnp
 
 from adam_jax._types import Leaf, Named
-from adam_jax.modifiers import Factory, check_factory, name_of
+from adam_jax.modifiers import Factory
 from adam_jax.numerics import DecayRate
 from adam_jax.rules.hyperparameters import Schedule
-from adam_jax.validation import as_scalar, check_number, check_positive, is_number, same_kind
+from adam_jax.validation import (
+    as_scalar,
+    check_factory,
+    check_number,
+    check_positive,
+    is_number,
+    name_of,
+    same_kind,
+)
 
 # The powers of the factor, None for a decay rate. ε is compared with √nu, which falls as 1/√k; l2
 # belongs to the loss and does not depend on the batch; alpha and threshold are ratios.
