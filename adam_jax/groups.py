@@ -1,12 +1,10 @@
 """Parameter groups: hyperparameters per group, in one pass, or an optimizer per group."""
 
 import dataclasses
-import functools
-import inspect
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -20,73 +18,59 @@ from adam_jax.core.step import PASS_ON, Body, NoMember, Step, check_state
 from adam_jax.core.transformation import Transformation, body_of
 from adam_jax.core.trees import leaf_paths, unflatten_stored
 from adam_jax.formats.dense import is_floating
-from adam_jax.modifiers import check_factory, name_of
 from adam_jax.pytrees import frozen_pytree, static
-from adam_jax.validation import bind_arguments, check_expression, printed
+from adam_jax.validation import (
+    bound,
+    check_expression,
+    check_factory,
+    is_factory,
+    preset,
+    printed,
+)
 from adam_jax.wrap.chain import inner_body
 
 Entry: TypeAlias = AnyTransformation | Callable[..., AnyTransformation] | None
 """The value of an expression in `groups`: a transformation, a function that makes one, or None."""
 
 
-def first_matches(
-    expressions: Sequence[str],
-    paths: Sequence[str],
-    moving: Sequence[bool],
-    check: bool,
-    instead: str | None,
-) -> list[int | None]:
-    """The index of the first expression that matches each leaf's whole path, or None.
-
-    Raises:
-      ValueError: with `check`, an expression is the first match of no leaf. A leaf that moves
-        matches none; `instead` is what to write, or None if it need not match.
-    """
-    found = []
-    for path in paths:
-        matching = (i for i, e in enumerate(expressions) if re.fullmatch(e, path))
-        found.append(next(matching, None))
-    rows = zip(paths, moving, found, strict=True)
-    unmatched = [path for path, moved, i in rows if moved and i is None]
-    if unmatched and instead is not None:
-        raise ValueError(
-            f"every leaf must match an expression, got none for {unmatched}: {instead}."
-        )
-    for i, expression in enumerate(expressions):
-        if check and i not in found:
-            taken = any(re.fullmatch(expression, path) for path in paths)
-            why = "only leaves that expressions before it took" if taken else "nothing"
-            raise ValueError(
-                f"the expression {expression!r} matches {why}: it must match the whole path of a"
-                f" leaf, such as one of {paths}."
-            )
-    return found
-
-
 @dataclasses.dataclass(frozen=True)
 class ByExpression(Choice):
-    """Groups of one member.
+    """The group of each leaf: the first expression that matches its whole path.
 
     Attributes:
       expressions: in order of precedence.
       chosen: of each expression, and then of unmatched leaves, the first variant and how the group
         chooses among its own; None freezes its leaves, or if leaves must match.
+      instead: what to write if leaves must match and one does not.
     """
 
     expressions: tuple[str, ...]
     chosen: tuple[tuple[int, Choice | None] | None, ...]
+    instead: str
 
     def variants(
         self, paths: Sequence[str], moving: Sequence[bool], check: bool
     ) -> list[int | None]:
-        instead = (
-            "add one, or pass the arguments for all other leaves as keywords, groups(adamw, ...,"
-            " learning_rate=1e-3)"
-        )
-        instead = instead if self.chosen[-1] is None else None
-        matches = first_matches(self.expressions, paths, moving, check, instead)
+        matches = []
+        for path in paths:
+            matching = (i for i, e in enumerate(self.expressions) if re.fullmatch(e, path))
+            matches.append(next(matching, None))
+        rows = list(zip(paths, moving, matches, strict=True))
+        unmatched = [path for path, moved, i in rows if moved and i is None]
+        if unmatched and self.chosen[-1] is None:
+            raise ValueError(
+                f"every leaf must match an expression, got none for {unmatched}: {self.instead}."
+            )
+        for i, expression in enumerate(self.expressions):
+            if check and i not in matches:
+                taken = any(re.fullmatch(expression, path) for path in paths)
+                why = "only leaves that expressions before it took" if taken else "nothing"
+                raise ValueError(
+                    f"the expression {expression!r} matches {why}: it must match the whole path of"
+                    f" a leaf, such as one of {paths}."
+                )
         found: list[int | None] = []
-        for path, moved, i in zip(paths, moving, matches, strict=True):
+        for path, moved, i in rows:
             group, own = self.chosen[-1 if i is None else i], None
             if group is not None:
                 first, choice = group
@@ -98,8 +82,8 @@ class ByExpression(Choice):
 
 def expressions_in(tx: AnyTransformation) -> list[str]:
     """The expressions of `groups` in a transformation, including those of frozen leaves."""
-    bodies = found(tx, lambda x: isinstance(x, Member | Partition))
-    return [e for x in bodies for e in getattr(getattr(x, "choice", x), "expressions", ())]
+    bodies = found(tx, lambda x: hasattr(x, "choice"))
+    return [e for body in bodies for e in getattr(body.choice, "expressions", ())]
 
 
 def groups(
@@ -166,8 +150,7 @@ def groups(
             )
         return _partitioned(factory, defaults)
     check_factory(factory, 'groups(adamw, {".*bias": {"weight_decay": 0.0}}, learning_rate=1e-3)')
-    signature = inspect.signature(factory)
-    bind_arguments(name_of(factory), signature, (), defaults, partial=True)
+    bound(factory, (), defaults, partial=True)
     if not isinstance(expressions, Mapping):
         raise ValueError(
             f"expressions must be a dict from regular expressions to arguments, got"
@@ -175,7 +158,7 @@ def groups(
         )
     default = None
     try:
-        signature.bind(**defaults)
+        bound(factory, (), defaults)
     except TypeError:
         pass  # Arguments are missing: every leaf must match.
     else:
@@ -195,7 +178,11 @@ def groups(
             )
         chosen.append((len(variants), member.choice))
         variants += member.variants
-    choice = ByExpression(tuple(expressions), tuple(chosen))
+    instead = (
+        "add one, or pass the arguments for all other leaves as keywords, groups(adamw, ...,"
+        " learning_rate=1e-3)"
+    )
+    choice = ByExpression(tuple(expressions), tuple(chosen), instead)
     return Transformation.around(
         dataclasses.replace(last, variants=_with_one_count(variants), choice=choice)
     )
@@ -264,38 +251,41 @@ class Partition(Body):
 
     Attributes:
       bodies: one for each expression.
-      expressions: in order of precedence.
+      choice: the index of each leaf's body.
     """
 
     bodies: tuple[Body, ...]
-    expressions: tuple[str, ...] = static()
+    choice: ByExpression = static()
 
     def init(self, params: Params) -> optax.PartitionState:
         leaves, paths = jax.tree.leaves(params), leaf_paths(params, none_is_leaf=False)
         # optax.tree.map_params calls init with a tree without leaves.
-        parts = self.parts(paths, list(map(is_floating, leaves)), bool(leaves))
+        chosen = self.choice.variants(paths, list(map(is_floating, leaves)), bool(leaves))
         states = []
-        for body, part in zip(self.bodies, parts, strict=True):
-            its = [p if i in part else optax.MaskedNode() for i, p in enumerate(leaves)]
+        for k, body in enumerate(self.bodies):
+            pairs = zip(leaves, chosen, strict=True)
+            its = [p if own == k else optax.MaskedNode() for p, own in pairs]
             states.append(body.init(unflatten_stored(params, its)))
         return self.joined(states)
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
         check_state(state, optax.PartitionState, "an optax.PartitionState")
-        if state.inner_states.keys() != set(self.expressions):
+        expressions = self.choice.expressions
+        if state.inner_states.keys() != set(expressions):
             raise ValueError(
-                f"the state must have an entry for each of {list(self.expressions)}, got"
+                f"the state must have an entry for each of {list(expressions)}, got"
                 f" {list(state.inner_states)}: {PASS_ON}"
             )
         moving = set(step.here)
         paths = [step.every_path[i] for i in step.own]
-        parts = self.parts(paths, [i in moving for i in step.own], False)
+        chosen = self.choice.variants(paths, [i in moving for i in step.own], False)
         found, states = {}, []
-        for body, expression, part in zip(self.bodies, self.expressions, parts, strict=True):
+        for k, (body, expression) in enumerate(zip(self.bodies, expressions, strict=True)):
             entry = state.inner_states[expression]
             check_state(entry, optax.MaskedState, "one with an optax.MaskedState in each entry")
+            part = {i for i, own in zip(step.own, chosen, strict=True) if own == k}
             # Where gradient and parameter are both None, each part has a None, as its state does.
-            its = step.part(sorted({*(step.own[k] for k in part), *step.nones()}))
+            its = step.part(sorted(part.union(step.nones())))
             out, inner_state = body.run(its, entry.inner_state)
             states.append(inner_state)
             for i, *result in zip(its.here, out.finished(), out.dtypes, strict=True):
@@ -303,18 +293,9 @@ class Partition(Body):
         g, dtypes = ([found[i][k] for i in step.here] for k in (0, 1))
         return step.with_results(g, dtypes, done=step.last).widened(), self.joined(states)
 
-    def parts(self, paths: Sequence[str], moving: Sequence[bool], check: bool) -> list[set[int]]:
-        """The indices of the leaves of each expression, given all paths; see `first_matches`."""
-        instead = 'add a last one for all others, ".*": adamw(1e-3), or ".*": None'
-        parts: list[set[int]] = [set() for _ in self.expressions]
-        for i, own in enumerate(first_matches(self.expressions, paths, moving, check, instead)):
-            if own is not None:
-                parts[own].add(i)
-        return parts
-
     def joined(self, states: Sequence[State]) -> optax.PartitionState:
         """The state that `optax.partition` keeps with the expressions as labels."""
-        pairs = zip(self.expressions, states, strict=True)
+        pairs = zip(self.choice.expressions, states, strict=True)
         return optax.PartitionState({e: optax.MaskedState(inner_state=s) for e, s in pairs})
 
 
@@ -333,29 +314,18 @@ class Frozen(Body):
 
 def _partitioned(entries: Mapping[str, Entry], arguments: Named) -> Transformation:
     made = _of_each(entries, lambda entry: _body(entry, arguments))
-    if arguments and not factories_in(entries):
+    if arguments and not any(map(is_factory, entries.values())):
         raise ValueError(
             f"{sorted(arguments)} must be arguments of functions that make an optimizer, got only"
             f" optimizers: write adamw where adamw(1e-3) is."
         )
     bodies = tuple(Frozen() if body is None else body for body in made)
-    return Transformation.around(Partition(bodies, tuple(entries)))
-
-
-def factories_in(entries: Mapping[str, Entry]) -> list[Function]:
-    """The entries that are functions."""
-    return [entry for entry in entries.values() if _is_factory(entry)]
-
-
-def open_parameters(factory: Function) -> dict[str, inspect.Parameter]:
-    """The parameters of a function, without those that a `functools.partial` sets."""
-    parameters = inspect.signature(factory, eval_str=True).parameters
-    given = factory.keywords if isinstance(factory, functools.partial) else {}
-    return {name: p for name, p in parameters.items() if name not in given}
-
-
-def _is_factory(entry: Entry) -> TypeGuard[Function]:
-    return callable(entry) and not (hasattr(entry, "init") and hasattr(entry, "update"))
+    choice = ByExpression(
+        tuple(entries),
+        (*((k, None) for k in range(len(bodies))), None),
+        'add a last one for all others, ".*": adamw(1e-3), or ".*": None',
+    )
+    return Transformation.around(Partition(bodies, choice))
 
 
 def _body(entry: Entry, arguments: Named) -> Body:
@@ -365,13 +335,11 @@ def _body(entry: Entry, arguments: Named) -> Body:
             f" {printed(entry)}: write functools.partial(adamw, ...); for one optimizer with"
             f" different arguments per group, groups(adamw, {{...}}, learning_rate=1e-3)."
         )
-    if not _is_factory(entry):
+    if not is_factory(entry):
         return inner_body("the optimizer", entry)
-    if isinstance(entry, functools.partial):
-        signature = inspect.signature(entry.func)
-        own = signature.bind_partial(*entry.args, **entry.keywords).arguments
-        arguments = {name: x for name, x in arguments.items() if name not in own}
-    bind_arguments(name_of(entry), inspect.signature(entry), (), arguments)
+    own = preset(entry)
+    arguments = {name: x for name, x in arguments.items() if name not in own}
+    bound(entry, (), arguments)
     return inner_body("the function's result", entry(**arguments))
 
 

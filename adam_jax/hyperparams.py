@@ -29,12 +29,21 @@ from adam_jax.core.stacked import Layers
 from adam_jax.core.states import only, register
 from adam_jax.core.step import Body, Step, check_state, select
 from adam_jax.core.transformation import Transformation, body_of
-from adam_jax.groups import factories_in, groups, open_parameters
-from adam_jax.modifiers import Factory, check_factory, layers_of, name_of, with_layers
+from adam_jax.groups import groups
+from adam_jax.modifiers import Factory, layers_of, with_layers
 from adam_jax.numerics import DecayRate, DecayRateLike
 from adam_jax.pytrees import frozen_pytree, static
-from adam_jax.rules.hyperparameters import FixedNumber
-from adam_jax.validation import as_scalar, bind_arguments, check_number, check_scalar
+from adam_jax.rules.hyperparameters import FixedNumber, Scheduled
+from adam_jax.validation import (
+    as_scalar,
+    check_factory,
+    check_number,
+    check_scalar,
+    is_factory,
+    is_number,
+    name_of,
+    preset,
+)
 
 P = ParamSpec("P")
 
@@ -102,82 +111,70 @@ class WithHyperparams(Body):
     """The body of `with_hyperparams`.
 
     Attributes:
-      numbers: the hyperparameters before the first step.
+      numbers: the hyperparameters: numbers before the first step, and schedules.
       factory: makes the transformation from them.
-      schedules: the hyperparameters that are functions of the step.
       fixed: the other arguments: dtypes, flags, masks, counts of steps.
       sides: for each decay rate, its side of 0.5, which selects the form of its average.
+      layers: declared to the member.
     """
 
     numbers: Named
-    factory: Callable[..., optax.GradientTransformation] = static()
-    schedules: tuple[tuple[str, Any], ...] = static()
-    fixed: tuple[tuple[str, Any], ...] = static()
+    factory: Function = static()
+    fixed: FrozenTree = static()
     sides: tuple[tuple[str, bool | None], ...] = static()
+    layers: Layers = static()
 
     def init(self, params: Params) -> HyperparamsState:
         """The hyperparameters and the member's initial state."""
         count = jnp.zeros([], jnp.int32)
-        numbers = {name: as_float(x) for name, x in self.numbers.items()}
         exact = {
             exact_key(name): exact_rate(name, self.numbers[name])
             for name, _ in self.sides
-            if name in self.numbers
+            if not isinstance(self.numbers[name], Scheduled)
         }
-        state = HyperparamsState(count, numbers | self.scheduled(count), exact, ())
+        state = HyperparamsState(count, self.numbers_at(count, self.numbers), exact, ())
         return state._replace(inner_state=self.inner(state).init(params))
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
         """One step of the member made from the state's numbers."""
         check_state(state, HyperparamsState, "a HyperparamsState")
-        known = {*self.numbers, *dict(self.schedules)}
-        if state.hyperparams.keys() != known:
+        if state.hyperparams.keys() != self.numbers.keys():
             raise ValueError(
                 f"the state must have the hyperparameters of {name_of(self.factory)},"
-                f" {sorted(known)}, got {sorted(state.hyperparams)}: it was made by another"
+                f" {sorted(self.numbers)}, got {sorted(state.hyperparams)}: it was made by another"
                 f" function. To move its moments, write"
                 f" adam_jax.convert.from_optax(state, params, tx)."
             )
-        numbers = {name: as_float(x) for name, x in state.hyperparams.items()}
-        numbers |= self.scheduled(state.count)
-        state = state._replace(hyperparams=numbers)
+        state = state._replace(hyperparams=self.numbers_at(state.count, state.hyperparams))
         body = body_of(name_of(self.factory), self.inner(state))
         out, inner = body.run(step, state.inner_state)
         return out, state._replace(count=step.counted(state.count), inner_state=inner)
 
-    @property
-    def layers(self) -> Layers:
-        """The layers declared to the factory."""
-        return layers_of(self.factory)
-
-    def told_of(self, layers: Layers) -> "WithHyperparams":
-        """A copy whose factory makes members with these layers."""
-        return dataclasses.replace(self, factory=with_layers(self.factory, layers))
-
-    def scheduled(self, count: Count) -> dict[str, jax.Array]:
-        """The schedules' values for this step."""
+    def numbers_at(self, count: Count, given: Named) -> dict[str, jax.Array]:
+        """The numbers of one step: the given ones, and the schedules' values."""
         instead = "return one number, the same for all leaves"
-        return {
-            name: as_float(
-                check_scalar(f"the schedule of {name}", schedule(count), instead=instead)
-            )
-            for name, schedule in self.schedules
-        }
+        numbers: dict[str, jax.Array] = {}
+        for name, x in self.numbers.items():
+            if isinstance(x, Scheduled):
+                x = check_scalar(f"the schedule of {name}", x.schedule(count), instead=instead)
+            else:
+                x = given[name]
+            numbers[name] = as_float(x)
+        return numbers
 
     def inner(self, state: HyperparamsState) -> Any:
         """The member made from the state's numbers."""
         arguments: Named = dict(state.hyperparams)
         for name, side in self.sides:
-            b = state.hyperparams[name]
+            b, known = state.hyperparams[name], state.exact.get(exact_key(name))
             # A schedule's value, or a number assigned directly, is known only in float32.
             rate = DecayRate.of_array(b, side)
-            if exact_key(name) in state.exact:
-                known = state.exact[exact_key(name)]
+            if known is not None:
                 exact = DecayRate(known.complement, known.log, side)
                 rate = select(b == known.rate, jax.tree.map(_with_tangent, exact, rate), rate)
             arguments[name] = rate
-        fixed = {k: x.tree if isinstance(x, FrozenTree) else x for k, x in self.fixed}
-        return self.factory(**arguments, **fixed)
+        made = self.factory(**arguments, **self.fixed.tree)
+        return with_layers(made, self.layers) if self.layers else made
 
 
 def expanded(tx: AnyTransformation) -> PyTree:
@@ -196,9 +193,7 @@ def _with_tangent(value: jax.Array, source: jax.Array) -> jax.Array:
     return value
 
 
-@_with_tangent.defjvp
-def _with_tangent_jvp(primals: PyTree, tangents: PyTree) -> tuple[jax.Array, jax.Array]:
-    return _with_tangent(*primals), tangents[1]
+_with_tangent.defjvps(None, lambda tangent, *_: tangent)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,34 +202,28 @@ class HyperparamsFactory(Factory):
 
     def __call__(self, *args: Leaf, **kwargs: Leaf) -> Transformation:
         """The transformation with its numbers in the state."""
-        signature = inspect.signature(self.factory)
-        bound = bind_arguments(name_of(self.factory), signature, args, kwargs)
-        bound.apply_defaults()
-        known = _parameters(self.factory)
-        arguments = bound.arguments
-        for name, p in signature.parameters.items():
-            if p.kind == p.VAR_KEYWORD:
-                arguments |= arguments.pop(name)
+        arguments, known = self.arguments(args, kwargs), _parameters(self.factory)
         numbers: Named = {}
-        schedules: Named = {}
         fixed: Named = {}
+        sides: list[tuple[str, bool | None]] = []
         for name, x in arguments.items():
-            if _is_number(x) and not _is_fixed(x, known.get(name)):
+            types, side = _types(known.get(name)), None
+            # A count, such as warm-up steps, stays a Python number.
+            is_count = isinstance(x, int) and int in types and float not in types
+            if is_number(x) and not is_count and FixedNumber not in types:
                 numbers[name] = float(x) if isinstance(x, int) else as_scalar(x)
+                side = None if isinstance(x, jax.core.Tracer) else bool(x >= 0.5)
             elif callable(x) and name in known and _is_scheduled(known[name]):
-                schedules[name] = x
+                numbers[name] = Scheduled(arguments[name])
             else:
-                fixed[name] = x if _is_hashable(x) else FrozenTree.of(x)
-        self.factory(**{**arguments, **numbers, **dict.fromkeys(schedules, 0.0)})  # Checks them.
-        sides = {
-            name: None
-            if name in schedules or isinstance(numbers[name], jax.core.Tracer)
-            else bool(numbers[name] >= 0.5)
-            for name, p in known.items()
-            if _is_decay_rate(p.annotation) and (name in numbers or name in schedules)
-        }
-        tables = (tuple(table.items()) for table in (schedules, fixed, sides))
-        return Transformation.around(WithHyperparams(numbers, self.factory, *tables))
+                fixed[name] = x
+                continue
+            if DecayRateLike in types:
+                sides.append((name, side))
+        tried = {name: 0.0 if isinstance(x, Scheduled) else x for name, x in numbers.items()}
+        self.factory(**arguments | tried)  # Checks them.
+        its = FrozenTree.of(fixed), tuple(sides), layers_of(self.factory)
+        return Transformation.around(WithHyperparams(numbers, self.factory, *its))
 
 
 def with_hyperparams(
@@ -290,23 +279,22 @@ def _parameters(factory: Function) -> Mapping[str, inspect.Parameter]:
     If one of several factories does not take a `DecayRate`, none of them gets one.
     """
     if isinstance(factory, functools.partial) and factory.func is groups:
-        bound = inspect.signature(groups).bind_partial(*factory.args, **factory.keywords)
-        factory = bound.arguments.get("factory", groups)
+        factory = preset(factory).get("factory", groups)
         if isinstance(factory, Mapping):
             known: dict[str, inspect.Parameter] = {}
-            for parameters in map(open_parameters, factories_in(factory)):
-                known |= {
-                    name: p
-                    for name, p in parameters.items()
-                    if name not in known or _is_decay_rate(known[name].annotation)
-                }
+            for inner in filter(is_factory, factory.values()):
+                for name, p in inspect.signature(inner, eval_str=True).parameters.items():
+                    free = name not in preset(inner)
+                    if free and (name not in known or DecayRateLike in _types(known[name])):
+                        known[name] = p
             return known
     return inspect.signature(factory, eval_str=True).parameters
 
 
-def _is_number(value: Leaf) -> bool:
-    kinds = (int, float, np.number, np.ndarray, jax.Array)
-    return isinstance(value, kinds) and not isinstance(value, bool) and np.size(value) == 1
+def _types(parameter: inspect.Parameter | None) -> set[Any]:
+    """The annotation, and the types of which it is a union; of None, none."""
+    annotation = getattr(parameter, "annotation", None)
+    return {annotation, *getattr(annotation, "__args__", ())}
 
 
 def _is_scheduled(parameter: inspect.Parameter) -> bool:
@@ -318,29 +306,7 @@ def _is_scheduled(parameter: inspect.Parameter) -> bool:
     default, annotation = parameter.default, parameter.annotation
     if default is None:
         return annotation == jax.typing.ArrayLike | None
-    return default is inspect.Parameter.empty or _is_number(default)
-
-
-def _is_decay_rate(annotation: Any) -> bool:
-    options = getattr(annotation, "__args__", ())
-    return annotation == DecayRateLike or DecayRateLike in options
-
-
-def _is_fixed(value: Leaf, parameter: inspect.Parameter | None) -> bool:
-    """Whether it is a count, such as warm-up steps, or may not change during a run."""
-    if parameter is None:
-        return False
-    options = {parameter.annotation, *getattr(parameter.annotation, "__args__", ())}
-    integer = int in options and not {float, complex} & options
-    return FixedNumber in options or (integer and isinstance(value, int))
-
-
-def _is_hashable(x: Leaf) -> bool:
-    try:
-        hash(x)
-    except TypeError:
-        return False
-    return True
+    return default is inspect.Parameter.empty or is_number(default)
 
 
 def hyperparams(state: State) -> dict[str, jax.Array]:
@@ -381,7 +347,8 @@ def set_hyperparams(state: State, **numbers: PyTree) -> State:
     for name, x in numbers.items():
         shape = np.shape(jax.tree.leaves(values[name])[0])
         is_rate = exact_key(name) in exact
-        values[name] = _fitted(name, _checked(name, x, 1.0 if is_rate else math.inf), shape)
+        _check(name, x, 1.0 if is_rate else math.inf)
+        values[name] = _fitted(name, as_float(x), shape)
         if is_rate:
             rate = exact_rate(name, x)
             exact[exact_key(name)] = ExactRate(*(_fitted(name, part, shape) for part in rate))
@@ -397,12 +364,11 @@ SIGNED = ("learning_rate", "weight_decay", "l2")
 """Arguments of the aliases that may be negative."""
 
 
-def _checked(name: str, x: Leaf, high: float) -> Any:
+def _check(name: str, x: Leaf, high: float) -> None:
     low = -math.inf if name in SIGNED else 0.0
     kind = "finite" if name in SIGNED else "finite and not negative"
     for number in [] if isinstance(x, jax.core.Tracer) else np.ravel(x):
         check_number(name, number, low, high, instead=f"numbers of an optimizer are {kind}")
-    return as_float(x)
 
 
 def _fitted(name: str, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -13,10 +13,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 
-from adam_jax._types import AnyTransformation, Count, Function, Leaf, Number, PyTree
+from adam_jax._types import AnyTransformation, Count, Function, Leaf, Named, Number, PyTree
 from adam_jax.core.foreign import is_foreign
 from adam_jax.core.member import Member, Stage
 from adam_jax.core.stacked import Layers, LayersLike
@@ -28,9 +27,16 @@ from adam_jax.numerics import DecayRate, after_first, exact, root, sign, squared
 from adam_jax.pytrees import Label, frozen_pytree, static
 from adam_jax.rules.adam import Direction
 from adam_jax.rules.base import Modifier, Rule, View, with_parts
-from adam_jax.rules.hyperparameters import Relative, Scaled, Unit, numbers_of, with_numbers
+from adam_jax.rules.hyperparameters import (
+    Relative,
+    Scaled,
+    Unit,
+    numbers_of,
+    units_of,
+    with_numbers,
+)
 from adam_jax.slots import Slot
-from adam_jax.validation import as_number, check_number
+from adam_jax.validation import as_number, bound, check_number, is_factory, name_of
 from adam_jax.xla.mosaic import arctan2
 
 Modifiable = TypeVar("Modifiable", bound=Function | Transformation)
@@ -50,24 +56,15 @@ class Factory:
         made = self.factory
         vars(self).update(__name__=name_of(made), __doc__=made.__doc__, __wrapped__=made)
 
-
-def name_of(factory: Function) -> str:
-    """The name for messages: `adamw`, also for a `functools.partial` of it."""
-    factory = getattr(factory, "func", factory)
-    return getattr(factory, "__name__", type(factory).__name__)
-
-
-def check_factory(factory: Function, caller: str) -> None:
-    """Rejects an optimizer passed where the function that makes it is expected.
-
-    Raises:
-      ValueError: `factory` is not a function.
-    """
-    if isinstance(factory, optax.GradientTransformation) or not callable(factory):
-        raise ValueError(
-            f"factory must be a function that makes an optimizer, got {type(factory).__name__}:"
-            f" write {caller}, adamw without its arguments."
-        )
+    def arguments(self, args: tuple[Any, ...], kwargs: Named) -> Named:
+        """All arguments of the wrapped function by name, including defaults."""
+        its = bound(self.factory, args, kwargs)
+        its.apply_defaults()
+        arguments = dict(its.arguments)
+        for name, p in its.signature.parameters.items():
+            if p.kind == p.VAR_KEYWORD:
+                arguments |= arguments.pop(name)
+        return arguments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +100,7 @@ def modified(
       called: the modifier's public name; None for the function's own name.
       **settings: its other arguments.
     """
-    if callable(tx) and not isinstance(tx, optax.GradientTransformation):
+    if is_factory(tx):
         return ModifiedFactory(tx, modifier, tuple((k, as_number(x)) for k, x in settings.items()))
     body, name = body_of("tx", tx), called or modifier.__name__
 
@@ -459,7 +456,7 @@ def with_layers(tx: Function | Transformation, layers: LayersLike | Layers) -> A
     over all leaves.
     """
     known = layers if isinstance(layers, Layers) else Layers.of(layers)
-    if callable(tx) and not isinstance(tx, optax.GradientTransformation):
+    if is_factory(tx):
         return ModifiedFactory(tx, with_layers, (("layers", known),))
     body = body_of("tx", tx)
     if is_foreign(body):
@@ -471,9 +468,7 @@ def with_layers(tx: Function | Transformation, layers: LayersLike | Layers) -> A
 
 
 def _told(body: Any, layers: Layers) -> Any:
-    """Declares layers to a body and the bodies inside it; `told_of` overrides how."""
-    if own := getattr(body, "told_of", None):
-        return own(layers)
+    """Declares layers to a body and the bodies inside it."""
     made: Any = jax.tree.map(
         lambda x: _told(x, layers) if isinstance(x, Body) else x,
         body,
@@ -563,7 +558,7 @@ def corrected_weight_decay(tx: Modifiable, peak_learning_rate: jax.typing.ArrayL
 def _decay_of(member: Member, modifier: str) -> int:
     """The index of the stage with decoupled weight decay."""
     for k in range(main_stage(member) + 1, len(member.stages)):
-        if any(unit is Unit.WEIGHT_DECAY for unit, _ in numbers_of(member.stages[k].rule)):
+        if Unit.WEIGHT_DECAY in units_of(member.stages[k].rule):
             return k
     raise ValueError(f"tx must have decoupled weight decay, as {modifier}(adamw(...)).")
 
@@ -577,9 +572,7 @@ def _corrected(stages: tuple[Stage, ...], decay: int, peak: Number) -> tuple[Sta
             " adamw(1e-3), with scale_decay=True."
         )
 
-    def correct(unit: Unit, number: Leaf) -> Leaf:
-        return Relative(number, rate, peak) if unit is Unit.WEIGHT_DECAY else number
-
     rate = rates[0].inner if isinstance(rates[0], Scaled) else rates[0]  # Without factors of muP.
-    rule = with_numbers(stages[decay].rule, correct)
+    rule: Any = stages[decay].rule
+    rule = dataclasses.replace(rule, weight_decay=Relative(rule.weight_decay, rate, peak))
     return (*stages[:decay], dataclasses.replace(stages[decay], rule=rule), *stages[decay + 1 :])

@@ -4,17 +4,18 @@ Each check raises a ValueError, when a transformation is built. A tracer has no 
 unchecked, so the same constructors work inside `jit`, `vmap` and `grad`.
 """
 
+import functools
 import inspect
 import math
 import re
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from adam_jax._types import Leaf, Named, PyTree
+from adam_jax._types import Function, Leaf, Named, PyTree
 
 _ARRAYS = (np.generic, np.ndarray, jax.Array)
 _NUMBERS = (int, float, np.number, np.ndarray, jax.Array)
@@ -33,6 +34,12 @@ def printed(value: Leaf) -> str:
         return repr(value)
     name = getattr(value, "__name__", None) or type(value).__name__
     return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+
+
+def is_number(value: Leaf) -> bool:
+    """Whether `value` is one number, or an array of one; a boolean is not."""
+    is_boolean = isinstance(value, bool) or getattr(value, "dtype", None) == np.bool_
+    return isinstance(value, _NUMBERS) and not is_boolean and np.size(value) == 1
 
 
 def check_number(
@@ -137,21 +144,6 @@ def check_scalar(argument: str, value: Leaf, *, instead: str) -> Any:
     return value
 
 
-def bind_arguments(
-    name: str,
-    signature: inspect.Signature,
-    args: tuple[Any, ...],
-    kwargs: Named,
-    partial: bool = False,
-) -> inspect.BoundArguments:
-    """Binds arguments to a signature; with `partial` some may be missing."""
-    try:
-        return (signature.bind_partial if partial else signature.bind)(*args, **kwargs)
-    except TypeError as error:
-        known = ", ".join(signature.parameters)
-        raise TypeError(f"{name}() {error}: its arguments are {known}.") from None
-
-
 def check_integer(argument: str, value: Leaf, low: int, *, instead: str) -> int:
     """Checks that `value` is an integer ≥ low, and returns it as a Python int."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
@@ -170,3 +162,51 @@ def check_expression(argument: str, value: Leaf) -> str:
             f"{argument} must be a regular expression, got {printed(value)}: {error}."
         ) from None
     return value
+
+
+def name_of(factory: Function) -> str:
+    """The name for messages: `adamw`, also for a `functools.partial` of it."""
+    factory = getattr(factory, "func", factory)
+    return getattr(factory, "__name__", type(factory).__name__)
+
+
+def is_factory(x: Leaf) -> TypeGuard[Function]:
+    """Whether it is a function that makes an optimizer, and not an optimizer."""
+    is_optimizer = hasattr(x, "init") and hasattr(x, "update") and not isinstance(x, type)
+    return callable(x) and not is_optimizer
+
+
+def check_factory(factory: Function, caller: str) -> None:
+    """Rejects an optimizer passed where the function that makes it is expected.
+
+    Raises:
+      ValueError: `factory` is not a function.
+    """
+    if not is_factory(factory):
+        raise ValueError(
+            f"factory must be a function that makes an optimizer, got {type(factory).__name__}:"
+            f" write {caller}, adamw without its arguments."
+        )
+
+
+def bound(
+    factory: Function, args: tuple[Any, ...], kwargs: Named, partial: bool = False
+) -> inspect.BoundArguments:
+    """The arguments of a call by name; with `partial` some may be missing.
+
+    Raises:
+      TypeError: the function does not take them; the message lists those that it takes.
+    """
+    signature = inspect.signature(factory)
+    try:
+        return (signature.bind_partial if partial else signature.bind)(*args, **kwargs)
+    except TypeError as error:
+        known = ", ".join(signature.parameters)
+        raise TypeError(f"{name_of(factory)}() {error}: its arguments are {known}.") from None
+
+
+def preset(factory: Function) -> Named:
+    """The arguments that a `functools.partial` sets, by name."""
+    if not isinstance(factory, functools.partial):
+        return {}
+    return bound(factory.func, factory.args, factory.keywords, partial=True).arguments

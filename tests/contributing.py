@@ -15,7 +15,7 @@ PAGE = ROOT / "CONTRIBUTING.md"
 LAYERS: dict[str, tuple[set[str], str]] = {
     "_types": (set(), "type aliases for arguments and results"),
     "_compat": (set(), "differences between versions of JAX"),
-    "validation": (set(), "checks of numeric arguments, and their errors"),
+    "validation": (set(), "checks of arguments, of numbers and functions, and their errors"),
     "pytrees": (set(), "`frozen_pytree`, the base of rules, stages and bodies"),
     "slots": (set(), "an accumulator: its name, and its properties for rules and formats"),
     "xla": (set(), "workarounds for XLA: one file per habit, with its figure and its test"),
@@ -50,7 +50,7 @@ LAYERS: dict[str, tuple[set[str], str]] = {
         "wrappers of any transformation: accumulate, chain, clip, ema, skip, telemetry, weights",
     ),
     "groups": (
-        {"core", "formats", "modifiers", "pytrees", "validation", "wrap"},
+        {"core", "formats", "pytrees", "validation", "wrap"},
         "hyperparameters or optimizers for groups of leaves",
     ),
     "hyperparams": (

@@ -476,7 +476,8 @@ def arguments(parts: Iterable[Any]) -> list[str]:
             if isinstance(inside[0], Body):
                 found += map(call_of, inside)
             elif isinstance(x, dict):
-                found += [f"{name}={number}" for name, number in x.items()]
+                constant = [k for k, number in x.items() if not dataclasses.is_dataclass(number)]
+                found += [f"{name}={x[name]}" for name in constant]
             elif dataclasses.is_dataclass(inside[0]):
                 found += arguments(inside)
             else:

@@ -19,13 +19,20 @@ from typing import Any, cast
 import jax
 import jax.core
 import jax.numpy as jnp
-import numpy as np
 
 from adam_jax._types import Leaf, Named
-from adam_jax.modifiers import Factory, check_factory, name_of
+from adam_jax.modifiers import Factory
 from adam_jax.numerics import DecayRate
 from adam_jax.rules.hyperparameters import Schedule
-from adam_jax.validation import as_scalar, bind_arguments, check_number, check_positive, same_kind
+from adam_jax.validation import (
+    as_scalar,
+    check_factory,
+    check_number,
+    check_positive,
+    is_number,
+    name_of,
+    same_kind,
+)
 
 # The powers of the factor, None for a decay rate. ε is compared with √nu, which falls as 1/√k; l2
 # belongs to the loss and does not depend on the batch; alpha and threshold are ratios.
@@ -47,7 +54,6 @@ _WITHOUT_RULE = (
     *("adabelief", "adan", "lamb", "lion", "mars_adamw", "schedule_free_adamw"),
     *("scale_by_adan", "scale_by_belief", "scale_by_lion", "scale_by_mars"),
 )
-_NUMBERS = (int, float, np.number, np.ndarray, jax.Array)
 
 
 def scale_batch(factory: Callable[..., Any], factor: float) -> "ScaledBatch":
@@ -124,14 +130,11 @@ class ScaledBatch(Factory):
 
     def hyperparameters(self, *args: Leaf, **kwargs: Leaf) -> dict[str, Any]:
         """All arguments for the large batch by name, including defaults."""
-        signature = inspect.signature(self.factory)
-        bound = bind_arguments(name_of(self.factory), signature, args, kwargs)
-        bound.apply_defaults()
-        return {name: self._scaled(name, x, bound.arguments) for name, x in bound.arguments.items()}
+        arguments = self.arguments(args, kwargs)
+        return {name: self._scaled(name, x, arguments) for name, x in arguments.items()}
 
     def _scaled(self, name: str, x: Leaf, arguments: Named) -> Any:
-        is_number = isinstance(x, _NUMBERS) and jnp.result_type(x) != jnp.bool_
-        if is_number and name not in _POWERS:
+        if is_number(x) and name not in _POWERS:
             raise ValueError(
                 f"{name} has no rule for other batch sizes, got {x!r}: scale the numbers of"
                 f" {name_of(self.factory)} yourself, or leave it out. There is a rule for"
@@ -147,7 +150,7 @@ class ScaledBatch(Factory):
         if isinstance(x, DecayRate):  # From with_hyperparams.
             complement = jnp.minimum(self.factor * x.complement, 1)
             return DecayRate(complement, jnp.log1p(-complement))
-        if not is_number:
+        if not is_number(x):
             return x
         if power is not None:
             return as_scalar(x) * self.factor**power
