@@ -20,7 +20,7 @@ from adam_jax.core.foreign import is_foreign
 from adam_jax.core.member import Member, Stage
 from adam_jax.core.stacked import Layers, LayersLike
 from adam_jax.core.states import register
-from adam_jax.core.step import Body, NoMember
+from adam_jax.core.step import NoMember
 from adam_jax.core.transformation import Transformation, body_of
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_slot_dtype
 from adam_jax.numerics import DecayRate, after_first, exact, root, sign, squared
@@ -464,18 +464,7 @@ def with_layers(tx: Function | Transformation, layers: LayersLike | Layers) -> A
             f"tx must be a transformation of adam_jax, got {type(tx).__name__}: write"
             f" with_layers(adam_jax.chain(...), layers) for optax.chain(...)."
         )
-    return Transformation.around(_told(body, known))
-
-
-def _told(body: Any, layers: Layers) -> Any:
-    """Declares layers to a body and the bodies inside it."""
-    made: Any = jax.tree.map(
-        lambda x: _told(x, layers) if isinstance(x, Body) else x,
-        body,
-        is_leaf=lambda x: isinstance(x, Body) and x is not body,
-    )
-    known = any(field.name == "layers" for field in dataclasses.fields(made))
-    return dataclasses.replace(made, layers=layers) if known else made
+    return Transformation.around(body.told_of(known))
 
 
 def cautious_weight_decay(tx: Modifiable) -> Modifiable:

@@ -435,6 +435,16 @@ class Body(abc.ABC):
             raise
         return out.result(), state
 
+    def told_of(self, layers: Layers) -> "Body":
+        """The same body, and those inside it, with these layers declared."""
+        made: Any = jax.tree.map(
+            lambda x: x.told_of(layers) if isinstance(x, Body) else x,
+            self,
+            is_leaf=lambda x: isinstance(x, Body) and x is not self,
+        )
+        known = any(field.name == "layers" for field in dataclasses.fields(made))
+        return dataclasses.replace(made, layers=layers) if known else made
+
     def member(self) -> Any:
         """The `Member` that this is; other bodies refuse.
 

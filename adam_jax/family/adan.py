@@ -43,7 +43,7 @@ class Adan(IrregularRule):
     @property
     def slots(self) -> tuple[Slot, ...]:
         m, v = Slot("m", rate=self.b1.complement), Slot("v", rate=self.b2.complement)
-        return (m, v, Slot("n", magnitude=True, rate=self.b3.complement), Slot("g"))
+        return (m, v, Slot("n", magnitude=True, rate=self.b3.complement), Slot("g", rate=1.0))
 
     def at(self, count: Count) -> "Adan":
         weight = self.b2.complement if self.change_weight is None else self.change_weight

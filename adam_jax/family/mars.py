@@ -63,7 +63,7 @@ class Mars(MemberRule):
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        return (*self.inner.slots, Slot("g"))
+        return (*self.inner.slots, Slot("g", rate=1.0))
 
     def at(self, count: Count) -> "Mars":
         # The first gradient has no predecessor.

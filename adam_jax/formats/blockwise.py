@@ -299,9 +299,9 @@ class Quantized(SlotPolicy):
       block: largest number of elements per scale. The block is the largest divisor of the last axis
         up to this; if the type has a sharding, of one device's part of that axis.
       stochastic: round stochastically (see `Power`), not to the nearest code. None does so where
-        moments rounded to nearest would stop changing: for second moments whose decay rate is above
-        0.969 (8 bits) or 0.5 (4 bits), or unknown when the state is made, as under
-        `with_hyperparams`; for first moments whose rate is above 0.992.
+        moments rounded to nearest would stop changing: for decay rates above 0.969 with 8 bits;
+        with 4 bits above 0.5 for second moments and 0.43 for first ones. A rate that is unknown
+        when the state is made, as under `with_hyperparams`, counts as 0.999 or 0.9.
       min_size: leaves with fewer elements stay float32.
     """
 
@@ -336,21 +336,19 @@ class Quantized(SlotPolicy):
         codec = Power(signed=not slot.magnitude, bits=bits)
         stochastic = self.stochastic
         if stochastic is None:
-            stochastic = not _resolved(codec, slot.rate if type(slot.rate) is float else None)
+            usual = 0.001 if slot.magnitude else 0.1  # Where the rate is unknown.
+            stochastic = not _resolved(codec, slot.rate if type(slot.rate) is float else usual)
         return Blockwise(codec, block, stochastic)
 
 
-def _resolved(codec: Power, rate: float | None) -> bool:
+def _resolved(codec: Power, rate: float) -> bool:
     """Whether an average with this weight of a new term still moves when rounded to nearest.
 
     Without gradients it falls by the fraction `rate` per step. It must fall by half the distance of
-    two codes: of a second moment, the fraction 2 / level, down to a quarter of the levels (with 8
-    bits, for gradients that are a sixteenth of the block's largest). A first moment is moved by
-    gradients many times as large as itself.
+    two codes, 1 / level signed and 2 / level unsigned, down to a quarter of the levels. With 8 bits
+    these are moments of a sixteenth and of a 256th of the block's largest.
     """
-    if codec.signed:
-        return rate is None or rate >= 1 / 128
-    return rate is not None and rate >= 8 / codec.steps
+    return rate >= 4 * (1 if codec.signed else 2) / codec.steps
 
 
 def fitting_block(size: int, largest: int = Quantized.block) -> int | None:

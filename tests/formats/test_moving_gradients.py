@@ -11,6 +11,7 @@ import adam_jax
 from adam_jax.formats.blockwise import Blocks
 from benchmarks import moving_gradients
 from benchmarks.moving_gradients import BOUND, FACTORS, FORMS, direction, root_mean_squares
+from tests.catalogue.pages import DOCS, table
 from tests.catalogue.scripts import tables
 
 pytestmark = pytest.mark.slow
@@ -51,11 +52,14 @@ def test_where_rounding_is_stochastic():
     int8, int4 = ({"mu_dtype": d, "nu_dtype": d} for d in (jnp.int8, jnp.int4))
     assert stochastic_slots(adam_jax.scale_by_adam(**int8)) == {"nu"}
     assert stochastic_slots(adam_jax.scale_by_adam(b2=0.95, **int8)) == set()
-    assert stochastic_slots(adam_jax.scale_by_adam(b2=0.95, **int4)) == {"nu"}
     assert stochastic_slots(adam_jax.scale_by_adam(b1=0.999, **int8)) == {"mu", "nu"}
     assert stochastic_slots(adam_jax.scale_by_ademamix(**int8)) == {"m2", "nu"}
-    assert stochastic_slots(adam_jax.scale_by_adan(**int8)) == {"n"}
-    assert stochastic_slots(adam_jax.scale_by_lion(mu_dtype=jnp.int8)) == set()
+    assert stochastic_slots(adam_jax.scale_by_adan(**int8)) == {"m", "n"}
+    assert stochastic_slots(adam_jax.scale_by_adan(**int4)) == {"m", "v", "n"}
+    assert stochastic_slots(adam_jax.scale_by_lion(mu_dtype=jnp.int8)) == {"mu"}
+    assert stochastic_slots(adam_jax.scale_by_lion(b2=0.95, mu_dtype=jnp.int8)) == set()
+    assert stochastic_slots(adam_jax.scale_by_adam(**int4)) == {"mu", "nu"}
+    assert stochastic_slots(adam_jax.scale_by_adam(b1=0.4, b2=0.4, **int4)) == set()
     # b2 is traced or may change.
     for b2 in (jnp.float32(0.9), np.float64(0.9)):
         assert stochastic_slots(adam_jax.scale_by_adam(b2=b2, **int8)) == {"nu"}
@@ -107,3 +111,36 @@ def test_clipping_by_the_norm_keeps_a_spike_out_of_the_factors():
     member = adam_jax.scale_by_adam(nu_dtype=adam_jax.Factored())
     assert largest(member) > 100
     assert largest(adam_jax.chain(adam_jax.clip_by_global_norm(1.0), member)) < 2
+
+
+@functools.cache
+def of_noise(b1, dtype):
+    """The RMS of Adam's updates in the last 50 of 400 steps of noise of many sizes."""
+    shape = 64, 256
+    sizes = jnp.asarray(10 ** np.random.default_rng(0).uniform(-1, 0, shape), jnp.float32)
+    tx = adam_jax.scale_by_adam(b1, mu_dtype=dtype)
+
+    def step(state, key):
+        u, state = tx.update(jax.random.normal(key, shape) * sizes, state)
+        return state, jnp.mean(u**2)
+
+    squares = jax.lax.scan(step, tx.init(sizes), jax.random.split(jax.random.key(0), 400))[1]
+    return float(jnp.sqrt(jnp.mean(squares[-50:])))
+
+
+def test_mu_of_noise_has_the_size_that_the_docs_say():
+    page, before = (
+        DOCS / "low-precision.md",
+        "relative to that of float32, after 400 steps of noise:",
+    )
+    rows = {row["`b1`"]: row for row in table(page, before)}
+    forms = {
+        "`mu_dtype=jnp.int8`": adam_jax.Quantized("int8", min_size=0),
+        "`mu_dtype=jnp.int4`": adam_jax.Quantized("int4", min_size=0),
+        "`jnp.int4`, rounded to nearest": adam_jax.Quantized("int4", min_size=0, stochastic=False),
+    }
+    assert list(rows) == list(forms)
+    for name, form in forms.items():
+        for b1, ratio in list(rows[name].items())[1:]:
+            found = of_noise(float(b1), form) / of_noise(float(b1), jnp.float32)
+            assert found == pytest.approx(float(ratio), rel=0.01 if "int8" in name else 0.06), b1
