@@ -220,10 +220,13 @@ class HyperparamsFactory(Factory):
                 continue
             if DecayRateLike in types:
                 sides.append((name, side))
-        tried = {name: 0.0 if isinstance(x, Scheduled) else x for name, x in numbers.items()}
-        self.factory(**arguments | tried)  # Checks them.
         its = FrozenTree.of(fixed), tuple(sides), layers_of(self.factory)
-        return Transformation.around(WithHyperparams(numbers, self.factory, *its))
+        body = WithHyperparams(numbers, self.factory, *its)
+        with jax.numpy_dtype_promotion("standard"):  # As in a step.
+            first = body.numbers_at(jnp.zeros([], jnp.int32), numbers)
+        scheduled = {n: first[n] for n, x in numbers.items() if isinstance(x, Scheduled)}
+        self.factory(**arguments | numbers | scheduled)  # Checks them.
+        return Transformation.around(body)
 
 
 def with_hyperparams(

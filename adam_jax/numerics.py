@@ -272,6 +272,15 @@ def _root_jvp(primals: PyTree, tangents: PyTree) -> tuple[Array, Array]:
     return result, jnp.where(zero, 0, dx / jnp.where(zero, 1, 2 * result))
 
 
+def root_mean_square(x: Array, axis: tuple[int, ...] | None = None) -> Array:
+    """√mean(|x|²), without over- and underflow of squares; 0 without elements. Keeps the axes."""
+    sizes = jnp.abs(x)
+    unit = jnp.max(sizes, axis, keepdims=True, initial=0)
+    unit = jnp.where(unit > 0, unit, 1)
+    squares = jnp.sum(squared(sizes / unit), axis, keepdims=True)
+    return unit * root(squares * (squares.size / max(x.size, 1)))
+
+
 LAYERS = "layers"
 """The axis along which a step is mapped over the layers of a leaf."""
 

@@ -318,3 +318,17 @@ def test_errors():
         adam_jax.hyperparams((state, state))
     with pytest.raises(ValueError, match="must be a HyperparamsState"):
         tx.update(PARAMS, state.inner_state, PARAMS)
+
+
+def test_numbers_are_checked_with_the_first_value_of_a_schedule():
+    """Not with 0, by which a function may divide, and which is no decay rate to scale."""
+    schedule = optax.exponential_decay(1e-2, 10, 0.5)
+
+    def independent(learning_rate, decay=1e-4):
+        return adam_jax.adamw(learning_rate, weight_decay=decay / learning_rate)
+
+    state = adam_jax.with_hyperparams(independent)(schedule).init(PARAMS)
+    assert float(adam_jax.hyperparams(state)["learning_rate"]) == pytest.approx(1e-2)
+    scaled = adam_jax.with_hyperparams(adam_jax.transfer.scale_batch(adam_jax.adamw, 4))
+    state = scaled(1e-2, b1=lambda count: 0.9).init(PARAMS)
+    assert float(adam_jax.hyperparams(state)["b1"]) == pytest.approx(0.9)

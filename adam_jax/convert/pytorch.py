@@ -120,6 +120,7 @@ def to_torch(
     layout = layouts(leaf_paths(params), names)
     mine = {layout[path].name for path in given.counts}
     complain("params", set(order) - {x.name for x in layout.values()}, mine - set(order))
+    keys = [key for group in state_dict["param_groups"] for key in group["params"]]
     name_of, new = _slot_names(rules), {}
     for path, steps in given.counts.items():
         entry = {"step": np.array(steps, np.float32)}
@@ -128,7 +129,7 @@ def to_torch(
         for slot, theirs in name_of.items():
             if (path, slot) in given.slots:
                 entry[theirs] = as_theirs(layout[path], path, dense(given.slots[path, slot]))
-        new[order.index(layout[path].name)] = entry
+        new[keys[order.index(layout[path].name)]] = entry
     return {**state_dict, "state": dict(sorted(new.items()))}
 
 
@@ -219,7 +220,7 @@ def _check_momentum_product(found: Leaf, rules: list[Any], steps: int) -> None:
 
 
 def _order_of(state_dict: Mapping[str, Any], order: Sequence[str] | None) -> list[str]:
-    """The name of each of PyTorch's indices."""
+    """The name of each parameter, in PyTorch's order."""
     is_mapping = isinstance(state_dict, Mapping)
     if not is_mapping or not {"state", "param_groups"} <= state_dict.keys():
         got = listed(map(str, state_dict)) or "nothing" if is_mapping else type(state_dict).__name__
@@ -229,15 +230,17 @@ def _order_of(state_dict: Mapping[str, Any], order: Sequence[str] | None) -> lis
         )
     groups = state_dict["param_groups"]
     numbers = [index for group in groups for index in group["params"]]
+    named = all(isinstance(name, str) for name in numbers)  # By torch.distributed, Accelerate.
     if order is None:
-        order = [name for group in groups for name in group.get("param_names", ())]
+        names = (group["params"] if named else group.get("param_names", ()) for group in groups)
+        order = [name for its in names for name in its]
     if len(order) != len(numbers) or len(set(order)) != len(numbers):
         raise ValueError(
             f"order must be given, with a name for each of the {len(numbers)} parameters of"
             f" state_dict, got {len(order)}: write"
             f" [name for name, _ in model.named_parameters()]."
         )
-    if numbers != list(range(len(numbers))):
+    if not named and numbers != list(range(len(numbers))):
         raise ValueError("state_dict must number its parameters from 0, as state_dict() does.")
     return list(order)
 
@@ -253,9 +256,9 @@ def _entries_of(
             "state_dict must be that of an optimizer that has taken a step, got one whose 'state'"
             " is empty: there is nothing to convert, write state = tx.init(params)."
         )
-    unknown = [str(key) for key in entries if key not in range(len(order))]
-    complain("state_dict", (), unknown)
-    return {order[index]: entry for index, entry in entries.items()}
+    names = dict(enumerate(order)) | dict(zip(order, order, strict=True))
+    complain("state_dict", (), [str(key) for key in entries if key not in names])
+    return {names[key]: entry for key, entry in entries.items()}
 
 
 def _whole_steps(path: str, steps: Leaf) -> int:

@@ -489,7 +489,8 @@ def arguments(parts: Iterable[Any]) -> list[str]:
                 constant = [k for k, number in x.items() if not dataclasses.is_dataclass(number)]
                 found += [f"{name}={x[name]}" for name in constant]
             elif dataclasses.is_dataclass(inside[0]):
-                found += arguments(inside)
+                # A hyperparameter around a number has the name of that number's field.
+                found += [text.replace("inner=", f"{field.name}=") for text in arguments(inside)]
             else:
                 found.append(f"{field.name}={getattr(x, '__name__', x)}")
     return sorted(dict.fromkeys(found), key=lambda text: not text.startswith("learning_rate"))

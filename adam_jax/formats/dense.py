@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 from adam_jax._types import DType, Leaf, PyTree, Stored
 from adam_jax.formats.base import Format, Refusal, SlotPolicy
 from adam_jax.slots import Slot
+from adam_jax.validation import printed
 
 
 def is_floating(x: Leaf) -> bool:
@@ -35,8 +36,9 @@ def leaf_dtype(param: Leaf) -> Leaf:
     """
     dtype = getattr(param, "dtype", None)
     if dtype is None:
-        number = isinstance(param, (bool, int, float))
-        dtype = jnp.result_type(float) if number else jnp.result_type(param)
+        if not isinstance(param, (bool, int, float, complex)):
+            raise TypeError(f"object ({printed(param)})")
+        dtype = jnp.result_type(complex if isinstance(param, complex) else float)
     elif not isinstance(param, jax.Array):  # NumPy's float64 is JAX's float32, unless x64 is on.
         dtype = jax.dtypes.canonicalize_dtype(dtype)
     if not _is_inexact(dtype):

@@ -26,11 +26,13 @@ from adam_jax.numerics import DecayRate
 from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.validation import (
     as_scalar,
+    bound,
     check_factory,
     check_number,
     check_positive,
     is_number,
     name_of,
+    preset,
     same_kind,
 )
 
@@ -47,13 +49,21 @@ _POWERS = {
     "l2": 0.0,
     "threshold": 0.0,
 }
-# The noise of a batch enters these updates differently: by a sign (lion), a trust ratio (lamb),
-# the difference from the last gradient (adan, mars_adamw) or from mu (adabelief). b1 of
+# Functions of this package and of Optax for which the rule holds. The noise of a batch enters other
+# updates differently: by a sign (lion), a trust ratio (lamb), the difference from the last gradient
+# (adan, mars_adamw, optimistic_adam) or from mu (adabelief), or undivided (sgd). b1 of
 # schedule_free_adamw is not a decay rate.
-_WITHOUT_RULE = (
-    *("adabelief", "adan", "lamb", "lion", "mars_adamw", "schedule_free_adamw"),
-    *("scale_by_adan", "scale_by_belief", "scale_by_lion", "scale_by_mars"),
-)
+_MEMBERS = "adam", "nadam", "amsgrad", "adamax", "radam", "adopt", "laprop", "ademamix", "yogi"
+_WITH_RULE = {
+    *(name for x in _MEMBERS for name in (x, f"{x}w", f"scale_by_{x}")),
+    *(
+        "rmsprop",
+        "scale_by_rms",
+        "ema_params",
+        "scale_by_bias_correction",
+        "scale_by_learning_rate",
+    ),
+}
 
 
 def scale_batch(factory: Callable[..., Any], factor: float) -> "ScaledBatch":
@@ -84,10 +94,10 @@ def scale_batch(factory: Callable[..., Any], factor: float) -> "ScaledBatch":
       them for the new batch size, as a dict.
 
     Raises:
-      ValueError: in this call, a member for which the rule does not hold (`lion`, `lamb`, `adan`,
-        `mars_adamw`, `adabelief`, `schedule_free_adamw`), or a factory that does not name its
+      ValueError: in this call, a function of this package or of Optax for which the rule does not
+        hold (`lion`, `lamb`, `adan`, `optax.sgd`), or a factory that does not name its
         arguments; in a call of the result, a decay rate that would be negative, or a number without
-        a rule (`momentum_decay`).
+        a rule that is passed (`momentum_decay`).
 
     `groups(scale_batch(adamw, 4), ...)` and `mup(scale_batch(adamw, 4), ...)` scale the numbers of
     every leaf. `scale_batch(with_hyperparams(adamw), 4)` keeps the scaled numbers in the state,
@@ -100,12 +110,6 @@ def scale_batch(factory: Callable[..., Any], factor: float) -> "ScaledBatch":
     """
     check_factory(factory, "scale_batch(adamw, 4)(learning_rate=1e-3)")
     inner = inspect.unwrap(factory)
-    if (name := name_of(inner)) in _WITHOUT_RULE:
-        raise ValueError(
-            f"factory must be a member that divides an average of the gradient by the root of one"
-            f" of its square, got {name}, for which the rule does not hold: write adamw, or tune"
-            f" {name} for the new batch size."
-        )
     kinds = {p.kind for p in inspect.signature(factory).parameters.values()}
     unnamed = kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
     if unnamed or (isinstance(inner, functools.partial) and inner.args):
@@ -113,6 +117,13 @@ def scale_batch(factory: Callable[..., Any], factor: float) -> "ScaledBatch":
             f"factory must name all its arguments, got {name_of(factory)}, which hides some from"
             f" the rule: write groups(scale_batch(adamw, 4), ...), and keywords in"
             f" functools.partial(adamw, learning_rate=1e-3)."
+        )
+    name, library = name_of(inner), getattr(inner, "func", inner).__module__.partition(".")[0]
+    if library in ("adam_jax", "optax") and name not in _WITH_RULE:
+        raise ValueError(
+            f"factory must be a member that divides an average of the gradient by the root of one"
+            f" of its square, got {name}, for which the rule does not hold: write adamw, or tune"
+            f" {name} for the new batch size."
         )
     instead = "write the new batch size over the old one"
     return ScaledBatch(factory, float(check_number("factor", factor, 1e-30, instead=instead)))
@@ -131,20 +142,24 @@ class ScaledBatch(Factory):
     def hyperparameters(self, *args: Leaf, **kwargs: Leaf) -> dict[str, Any]:
         """All arguments for the large batch by name, including defaults."""
         arguments = self.arguments(args, kwargs)
+        given = preset(self.factory) | bound(self.factory, args, kwargs).arguments
+        for name in given.keys() - _POWERS:
+            if is_number(given[name]):
+                raise ValueError(
+                    f"{name} has no rule for other batch sizes, got {given[name]!r}: scale the"
+                    f" numbers of {name_of(self.factory)} yourself, or leave it out. There is a"
+                    f" rule for {', '.join(_POWERS)}."
+                )
         return {name: self._scaled(name, x, arguments) for name, x in arguments.items()}
 
     def _scaled(self, name: str, x: Leaf, arguments: Named) -> Any:
-        if is_number(x) and name not in _POWERS:
-            raise ValueError(
-                f"{name} has no rule for other batch sizes, got {x!r}: scale the numbers of"
-                f" {name_of(self.factory)} yourself, or leave it out. There is a rule for"
-                f" {', '.join(_POWERS)}."
-            )
         if name not in _POWERS or self.factor == 1.0:
             return x
         power = _POWERS[name]
         if name == "weight_decay" and arguments.get("scale_decay") is False:
             power = 1.0
+        if name == "eps" and arguments.get("eps_in_sqrt"):  # Of optax.rmsprop.
+            power = -1.0
         if callable(x):
             return ScaledSchedule(cast(Schedule, x), self.factor, power)
         if isinstance(x, DecayRate):  # From with_hyperparams.

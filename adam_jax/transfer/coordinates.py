@@ -17,6 +17,7 @@ from adam_jax.core.transformation import step
 from adam_jax.core.trees import leaf_paths
 from adam_jax.formats.dense import wider_dtype
 from adam_jax.inspect.tables import aligned
+from adam_jax.numerics import root_mean_square
 from adam_jax.validation import check_integer, check_number, printed
 
 
@@ -224,14 +225,7 @@ def _measured(
 @jax.jit
 def _sizes(leaves: list[jax.Array], start: list[jax.Array]) -> jax.Array:
     """[2, names]: the RMS of activations, and of their change since the first ones."""
-
-    def rms(x: jax.Array) -> jax.Array:
-        sizes = jnp.abs(x)
-        unit = jnp.max(sizes, initial=0)
-        unit = jnp.where(unit > 0, unit, 1)  # Squares stay in range: a change may be tiny.
-        mean = jnp.sum((sizes / unit) ** 2) / max(x.size, 1)
-        return (unit * jnp.sqrt(mean)).astype(jnp.float32)
-
     wide = [x.astype(wider_dtype(x.dtype, jnp.dtype(jnp.float32))) for x in leaves]
     change = [y - x.astype(y.dtype) for x, y in zip(start, wide, strict=True)]
-    return jnp.stack([jnp.stack([rms(x) for x in side]) for side in (wide, change)])
+    sizes = [[root_mean_square(x).astype(jnp.float32) for x in side] for side in (wide, change)]
+    return jnp.stack([jnp.stack([x.reshape(()) for x in side]) for side in sizes])

@@ -23,7 +23,7 @@ from adam_jax.core.trees import leaf_paths, without_numbers
 from adam_jax.formats.dense import is_floating, leaf_dtype, wider_dtype
 from adam_jax.inspect.tables import aligned
 from adam_jax.modifiers import Modifiable, layers_of, modified
-from adam_jax.numerics import squared
+from adam_jax.numerics import root_mean_square
 from adam_jax.rules.hyperparameters import Unit, rescaled, units_of
 from adam_jax.transfer.growth import Growth, growths
 from adam_jax.validation import check_number, check_positive
@@ -207,7 +207,8 @@ def mup_init(
 
     Args:
       params: initial values of the model.
-      base: initial values of the base model, as arrays; of several layers the first is used.
+      base: initial values of the base model, as arrays; of several layers the first is used, also
+        of stacked ones.
       layers: as in `mup`.
       outputs_last: as in `mup`.
 
@@ -231,16 +232,18 @@ def mup_init(
                 f" initialize the base model."
             )
 
-    def rms(x: Leaf) -> jax.Array:
-        wide = jnp.asarray(x, wider_dtype(leaf_dtype(x), jnp.dtype(jnp.float32)))
-        return jnp.sqrt(jnp.mean(squared(wide)))
-
     def scaled(x: Leaf, growth: Growth) -> Leaf:
         if not is_floating(x):
             return x
-        now, wanted = rms(x), rms(values[growth.base_path]) / math.sqrt(growth.hidden_inputs)
-        factor = jnp.where((now > 0) & (wanted > 0), wanted / jnp.where(now > 0, now, 1), 1)
-        return (jnp.asarray(x, factor.dtype) * factor).astype(leaf_dtype(x))
+        layered = len(growth.axes) < len(growth.shape)
+        first = values[growth.base_path][:1] if layered else values[growth.base_path]
+        wide, first = (jnp.asarray(y, wider_dtype(leaf_dtype(y), jnp.float32)) for y in (x, first))
+        now = root_mean_square(wide, tuple(range(layered, wide.ndim)))  # Of each layer.
+        wanted = root_mean_square(first) / math.sqrt(growth.hidden_inputs)
+        known = (now > 0) & (wanted > 0)
+        factor = jnp.where(known, wanted / jnp.where(known, now, 1), 1)
+        with jax.numpy_dtype_promotion("standard"):  # A complex number times a real one.
+            return (wide * factor).astype(leaf_dtype(x))
 
     leaves, treedef = jax.tree.flatten(params)
     return treedef.unflatten(map(scaled, leaves, growths(base, params, layers, outputs_last)))

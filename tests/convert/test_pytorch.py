@@ -293,3 +293,18 @@ def test_a_linear_layer_behind_a_flattened_convolution():
         convert.Layout("w", (1, 0), (-1, -1))
     with pytest.raises(ValueError, match="'dense/kernel'"):
         convert.params_to_named({"dense": {"kernel": jnp.ones((7, 3))}}, names=names)
+
+
+def test_a_state_keyed_by_names_is_read_and_written():
+    """As of `torch.distributed.checkpoint` and Accelerate."""
+    tx, saved = MEMBERS["adamw"]
+    state, order = convert.from_torch(saved, PARAMS, tx, names=NAMES), list(SHAPES)
+    named = {
+        "state": {order[index]: entry for index, entry in saved["state"].items()},
+        "param_groups": [{"lr": 1e-3, "params": order}],
+    }
+    there = convert.from_torch(named, PARAMS, tx, names=NAMES)
+    jax.tree.map(np.testing.assert_array_equal, there, state)
+    back = convert.to_torch(there, PARAMS, tx, named, names=NAMES)
+    assert set(back["state"]) == set(order)
+    jax.tree.map(np.testing.assert_allclose, back["state"], named["state"])

@@ -69,8 +69,9 @@ def test_a_schedule_is_called_by_its_name():
     assert "of the schedule nothing " in message_of(lambda: updated(adam_jax.adamw(nothing)))
     partly = functools.partial(nothing)
     assert "functools.partial" in message_of(lambda: updated(adam_jax.adamw(partly)))
-    named = adam_jax.with_hyperparams(adam_jax.adamw)(1e-3, weight_decay=nothing)
-    assert message_of(lambda: named.init(PARAMS)).startswith("the schedule of weight_decay must be")
+    named = adam_jax.with_hyperparams(adam_jax.adamw)
+    message = message_of(lambda: named(1e-3, weight_decay=nothing))
+    assert message.startswith("the schedule of weight_decay must be")
 
 
 def test_the_order_of_step():

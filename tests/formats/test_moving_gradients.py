@@ -129,11 +129,8 @@ def of_noise(b1, dtype):
 
 
 def test_mu_of_noise_has_the_size_that_the_docs_say():
-    page, before = (
-        DOCS / "low-precision.md",
-        "relative to that of float32, after 400 steps of noise:",
-    )
-    rows = {row["`b1`"]: row for row in table(page, before)}
+    text = "relative to that of float32, after 400 steps of noise:"
+    rows = {row["`b1`"]: row for row in table(DOCS / "low-precision.md", text)}
     forms = {
         "`mu_dtype=jnp.int8`": adam_jax.Quantized("int8", min_size=0),
         "`mu_dtype=jnp.int4`": adam_jax.Quantized("int4", min_size=0),

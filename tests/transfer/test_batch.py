@@ -246,6 +246,7 @@ def test_the_state_has_the_numbers_of_the_new_batch():
                 *(adam_jax.lion, adam_jax.scale_by_lion, adam_jax.lamb, adam_jax.adan),
                 *(adam_jax.adabelief, adam_jax.schedule_free_adamw),
                 *(adam_jax.cautious(adam_jax.lion), functools.partial(adam_jax.lion, b1=0.9)),
+                *(optax.sgd, optax.sign_sgd, optax.optimistic_adam, optax.adagrad, optax.lion),
             )
         ],
     ],
@@ -253,6 +254,23 @@ def test_the_state_has_the_numbers_of_the_new_batch():
 def test_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_rmsprop_of_optax_is_scaled_and_a_number_that_nobody_passes_is_no_error():
+    scaled = scale_batch(optax.rmsprop, 4).hyperparameters
+    found = scaled(1e-2)
+    expected = {"learning_rate": 0.02, "decay": 0.6, "eps": 2.5e-9, "initial_scale": 0.0}
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert scaled(1e-2, eps_in_sqrt=False)["eps"] == pytest.approx(5e-9)
+    with pytest.raises(ValueError, match="initial_scale has no rule"):
+        scaled(1e-2, initial_scale=0.1)
+
+
+def test_functions_of_the_user_are_theirs_to_judge():
+    def sgd(learning_rate):
+        return optax.sgd(learning_rate)
+
+    assert scale_batch(sgd, 4).hyperparameters(1e-2) == {"learning_rate": 0.02}
 
 
 def test_the_largest_factor_leaves_no_average():

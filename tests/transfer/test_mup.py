@@ -208,3 +208,20 @@ def test_initial_values_have_the_size_that_follows_from_the_base_models(scale):
     assert half[0]["kernel"].dtype == jnp.bfloat16
     with pytest.raises(ValueError, match="^base must have initial values, got the shape"):
         mup_init(params, jax.eval_shape(lambda: base))
+
+
+@pytest.mark.parametrize("size", [1e-25, 1.0, 1e25, 1e-25 - 1e-25j, 3 + 4j])
+def test_initial_values_of_any_size_and_phase(size):
+    dtype = jnp.complex64 if isinstance(size, complex) else jnp.float32
+    base, params = ({"w": jnp.asarray(np.full((n, n), size), dtype)} for n in (4, 8))
+    found = mup_init(params, base)["w"]
+    assert found.dtype == params["w"].dtype
+    np.testing.assert_allclose(found, np.full((8, 8), size / np.sqrt(2)), rtol=1e-6)
+
+
+def test_stacked_layers_have_the_size_of_the_first_layer_of_the_base():
+    def stack(width, layers):
+        return {"w": jnp.stack([jnp.full((width, width), 2.0**i) for i in range(layers)])}
+
+    found = mup_init(stack(8, 3), stack(4, 2), layers="w")["w"]
+    np.testing.assert_allclose(found, np.full((3, 8, 8), 1 / np.sqrt(2)), rtol=1e-6)
