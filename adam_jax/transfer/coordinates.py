@@ -4,6 +4,7 @@ Yang et al. 2022, Tensor Programs V, https://arxiv.org/abs/2203.03466
 """
 
 import dataclasses
+import math
 import operator
 from collections.abc import Callable, Sequence
 
@@ -34,6 +35,8 @@ class CoordinateCheck:
         step.
       change: the RMS of each activation's change since before the first step, with the shape of
         `rms`. Row 0 is 0.
+      errors: two standard errors of the slopes of RMS and change over seeds, float64 [2, names]; 0
+        for one seed.
       tolerance: the largest slope that counts as none.
     """
 
@@ -41,6 +44,7 @@ class CoordinateCheck:
     names: tuple[str, ...]
     rms: np.ndarray
     change: np.ndarray
+    errors: np.ndarray
     tolerance: float
 
     @property
@@ -49,12 +53,12 @@ class CoordinateCheck:
 
         0 where the size does not depend on the width; NaN where it is 0 or not finite at a width.
         """
-        return self._slopes(self.rms[-1])
+        return dict(zip(self.names, _slopes(self.widths, self.rms[-1]).tolist(), strict=True))
 
     @property
     def change_slopes(self) -> dict[str, float]:
         """The slope of the change."""
-        return self._slopes(self.change[-1])
+        return dict(zip(self.names, _slopes(self.widths, self.change[-1]).tolist(), strict=True))
 
     @property
     def verdicts(self) -> dict[str, str]:
@@ -66,17 +70,25 @@ class CoordinateCheck:
         - "grows with width": the slope of the RMS or that of its change is > tolerance.
         - "vanishes with width": the slope of the change is < -tolerance. The RMS itself may shrink:
           under muP the logits before the first step are proportional to 1/√width.
+
+        A slope counts if it is beyond the tolerance by two standard errors over the seeds, and also
+        over the larger half of the widths alone: a missing factor keeps its slope as widths grow,
+        and an effect of small widths loses it.
         """
-        found = {}
-        for i, (name, slope) in enumerate(self.slopes.items()):
-            change_slope = self.change_slopes[name]
+        found, half = {}, len(self.widths) // 2 if len(self.widths) > 2 else 0
+        signs = []
+        for sizes, error in zip((self.rms[-1], self.change[-1]), self.errors, strict=True):
+            every, late = _slopes(self.widths, sizes), _slopes(self.widths[half:], sizes[half:])
+            least = np.minimum(np.abs(every) - error, np.sign(every) * late)
+            signs.append(np.where(least > self.tolerance, np.sign(every), 0))
+        for i, name in enumerate(self.names):
             if not np.isfinite([self.rms[:, :, i], self.change[:, :, i]]).all():
                 found[name] = "not finite"
             elif not self.change[-1, :, i].all():
                 found[name] = "does not move"
-            elif slope > self.tolerance or change_slope > self.tolerance:
+            elif max(signs[0][i], signs[1][i]) > 0:
                 found[name] = "grows with width"
-            elif change_slope < -self.tolerance:
+            elif signs[1][i] < 0:
                 found[name] = "vanishes with width"
             else:
                 found[name] = "ok"
@@ -108,12 +120,13 @@ class CoordinateCheck:
             rows.append([name, *sizes, *words, verdict])
         return f"{aligned(rows, (0, 5))}\n{self.summary}"
 
-    def _slopes(self, sizes: np.ndarray) -> dict[str, float]:
-        x = np.log(self.widths)
-        x = x - np.mean(x)
-        logs = np.log(np.where(np.isfinite(sizes) & (sizes > 0), sizes, np.nan))
-        slopes = x @ logs / (x @ x)
-        return dict(zip(self.names, slopes.tolist(), strict=True))
+
+def _slopes(widths: Sequence[int], sizes: np.ndarray) -> np.ndarray:
+    """The slopes of log size against log width, by least squares; widths are the first axis."""
+    x = np.log(widths)
+    x = x - np.mean(x)
+    logs = np.log(np.where(np.isfinite(sizes) & (sizes > 0), sizes, np.nan))
+    return np.tensordot(x, logs, axes=1) / (x @ x)
 
 
 def coordinate_check(
@@ -189,7 +202,9 @@ def coordinate_check(
         sizes.append(its_sizes)
     with np.errstate(divide="ignore", invalid="ignore"):  # 0 stays 0, NaN is a verdict.
         rms, change = np.moveaxis(np.exp(np.mean(np.log(sizes), axis=1)), (2, 1), (0, 1))
-    return CoordinateCheck(checked, tuple(names), rms, change, tolerance)
+        by_seed = _slopes(checked, np.asarray(sizes)[:, :, -1])  # [seeds, 2, names]
+        errors = 2 * np.std(by_seed, axis=0, ddof=min(seeds - 1, 1)) / math.sqrt(seeds)
+    return CoordinateCheck(checked, tuple(names), rms, change, errors, tolerance)
 
 
 def _measured(

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 import adam_jax
+from adam_jax import adamw, transfer
 from adam_jax.transfer import CoordinateCheck, coordinate_check, mup
 from tests.transfer import coordinate_models as models
 
@@ -163,7 +164,8 @@ def of_powers(power=0.0, change_power=0.0, widths=(10, 100, 1000), **kwargs):
     widths_ = np.asarray(widths, float)
     rms = np.stack([widths_**power * 3] * 3)[..., None]
     change = np.stack([0 * widths_, widths_**change_power, widths_**change_power * 2])[..., None]
-    return dataclasses.replace(CoordinateCheck(widths, ("x",), rms, change, 0.1), **kwargs)
+    check = CoordinateCheck(widths, ("x",), rms, change, np.zeros((2, 1)), 0.1)
+    return dataclasses.replace(check, **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -185,6 +187,49 @@ def test_verdicts_of_slopes(power, change_power, verdict):
     assert check.change_slopes == {"x": pytest.approx(change_power, abs=1e-12)}
     assert check.verdicts == {"x": verdict} and check.ok is (verdict == "ok")
     assert of_powers(power, change_power, tolerance=2.0).ok
+
+
+def test_a_slope_that_is_lost_with_width_or_in_noise_is_none():
+    check = of_powers(0.0, -0.2)
+    assert check.verdicts == {"x": "vanishes with width"}
+    noisy = of_powers(0.0, -0.2, errors=np.array([[0.0], [0.15]]))
+    assert noisy.ok
+    bent = of_powers(widths=(64, 128, 256, 512))
+    bent.change[-1, :, 0] = [1.0, 0.8, 0.7, 0.67]
+    assert bent.change_slopes["x"] < -0.15 and bent.ok
+    bent.change[-1, :, 0] = [1.0, 0.9, 0.8, 0.7]
+    assert bent.verdicts == {"x": "vanishes with width"}
+
+
+@pytest.mark.slow
+def test_a_narrow_gelu_mlp_under_mup_is_not_accused():
+    """The change of its logits shrinks up to a width of some hundreds."""
+    widths = [64, 128, 256, 512]
+
+    def values(width, key=None):
+        keys = jax.random.split(jax.random.key(0) if key is None else key, 3)
+        shapes = {"in": (16, width), "a": (width, width), "b": (width, width)}
+        drawn = zip(shapes.items(), keys, strict=True)
+        params = {name: jax.random.normal(k, shape) / shape[0] ** 0.5 for (name, shape), k in drawn}
+        return params | {"out": jnp.zeros((width, 8))}
+
+    def make_model(width, key):
+        x, y = jax.random.normal(jax.random.key(7), (32, 16)), jnp.arange(32) % 8
+
+        def loss(params):
+            seen = {"h": jax.nn.gelu(x @ params["in"])}
+            for name in ("a", "b"):
+                seen[name] = jax.nn.gelu([*seen.values()][-1] @ params[name])
+            seen["logits"] = seen["b"] @ params["out"] * transfer.output_factor(width, 32)
+            entropy = optax.softmax_cross_entropy_with_integer_labels(seen["logits"], y)
+            return jnp.mean(entropy), seen
+
+        return transfer.mup_init(values(width, key), values(32)), loss
+
+    right = coordinate_check(make_model, widths, lambda p: mup(adamw, values(32), p)(1e-2), seeds=4)
+    assert right.ok, str(right)
+    plain = coordinate_check(make_model, widths, lambda p: adamw(1e-2), seeds=4)
+    assert "grows with width" in plain.verdicts.values()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
