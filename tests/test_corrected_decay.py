@@ -113,7 +113,7 @@ def test_schedule_free_with_its_warm_up():
     def tx(decay):
         return adam_jax.schedule_free_adamw(PEAK, warmup_steps=4, weight_decay=decay)
 
-    by_hand = tx(lambda count: LAMBDA * jnp.minimum(jnp.asarray(count, float) / 4, 1))
+    by_hand = tx(lambda count: LAMBDA * jnp.minimum((jnp.asarray(count, float) + 1) / 4, 1))
     check_same(corrected_weight_decay(tx(LAMBDA), PEAK), by_hand)
 
 
