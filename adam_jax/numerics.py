@@ -12,6 +12,7 @@ tests/test_numerics.py finds the same bits without it.
 
 import functools
 import math
+import sys
 from collections.abc import Callable
 from typing import Annotated, TypeAlias
 
@@ -70,7 +71,7 @@ class DecayRate:
 
     Attributes:
       complement: 1 - b.
-      log: log b; minus infinity for b = 0.
+      log: log b; for b = 0 that of the smallest number, of which the powers are 0 as well.
       mostly_old: b ≥ 0.5, which selects the form of `average`; None for a rate that is traced when
         the transformation is built, which needs both forms.
       name: of the argument, for `repr`.
@@ -102,7 +103,7 @@ class DecayRate:
         if isinstance(b, jax.core.Tracer):
             return cls.of_array(b)
         exact = float(b)
-        parts = 1.0 - exact, math.log(exact) if exact > 0.0 else -math.inf
+        parts = 1.0 - exact, math.log(max(exact, sys.float_info.min))
         complement, log = (same_kind(part, b) for part in parts)
         return cls(complement, log, exact >= 0.5, Label(argument))
 
@@ -150,8 +151,7 @@ class DecayRate:
 def _one_minus_power(t: Array, complement: Number, log: Number, log_factor: Number) -> Array:
     """1 - c·bᵗ, differentiable in b through the complement alone, also where b = 0.
 
-    There log b is minus infinity. The derivative through it is NaN; the correct value at t = 1 is
-    -c.
+    There the derivative through log b is infinite; the correct one at t = 1 is -c.
     """
     del complement
     return -jnp.expm1(t * log + log_factor)
@@ -219,8 +219,8 @@ def bounded(g: Array, times: float = 1.0, is_squared: bool = True) -> Array:
 
 @jax.custom_jvp
 def safe_log(x: Array) -> Array:
-    """log x, with the derivative 0 instead of infinity at 0."""
-    return jnp.log(x)
+    """log x, of the smallest number at 0, with the derivative 0 there instead of infinity."""
+    return jnp.log(jnp.maximum(x, jnp.finfo(x.dtype).tiny))
 
 
 @safe_log.defjvp

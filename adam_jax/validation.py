@@ -77,7 +77,7 @@ def check_number(
             f" value per model, build the transformation inside jax.vmap."
         )
     value = as_scalar(value)
-    if jnp.iscomplexobj(value):
+    if np.iscomplexobj(value):
         raise ValueError(f"{argument} must be real, got {value.dtype.name}: {IN_FLOAT32}.")
     if isinstance(value, jax.core.Tracer):
         return value
@@ -137,7 +137,7 @@ def check_scalar(argument: str, value: Leaf, *, instead: str) -> Any:
     Booleans are 0 and 1.
     """
     value = as_scalar(value)
-    if not isinstance(value, (*_NUMBERS, np.bool_)) or jnp.iscomplexobj(value):
+    if not isinstance(value, (*_NUMBERS, np.bool_)) or np.iscomplexobj(value):
         raise ValueError(f"{argument} must be a number, got {printed(value)}: {instead}.")
     if np.ndim(value) != 0:
         raise ValueError(f"{argument} must be a scalar, got shape {np.shape(value)}: {instead}.")

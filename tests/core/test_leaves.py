@@ -31,6 +31,8 @@ CASES = {
     "mars": lambda: adam_jax.mars_adamw(1e-2),
     "schedule free": lambda: adam_jax.schedule_free_adamw(1e-2),
     "layers": lambda: adam_jax.with_layers(adam_jax.lamb(1e-2), ".*"),
+    "no average": lambda: adamw(1e-2, b1=0.0, b2=0.0),
+    "no eps": lambda: adam_jax.with_hyperparams(adamw)(1e-2, b1=0.0, eps=0.0),
     "groups": lambda: adam_jax.groups(adamw, {"a|b": {"b2": 0.9}}, learning_rate=1e-2),
     "parts": lambda: adam_jax.groups({"a|b": adamw(1e-2), ".*": adam_jax.lion(1e-3)}),
 }
@@ -47,6 +49,16 @@ def test_axes_of_length_0(case, params, standard_promotion):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(moved))
     if "w" in params and "accumulate" not in case and case != "recipe":
         assert (moved["w"] != params["w"]).any()
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if name != "optax.chain"])
+def test_no_nan_or_infinity_is_made_of_zero_gradients(case, standard_promotion):
+    """Users debug with these flags, which look at each operation of a step outside of programs."""
+    tx, zeros = CASES[case](), jax.tree.map(jnp.zeros_like, PARAMS)
+    with jax.debug_nans(True), jax.debug_infs(True):
+        state, moved = tx.init(PARAMS), PARAMS
+        for _ in range(2):
+            moved, state = adam_jax.step(tx, zeros, state, moved)
 
 
 def test_reports_of_axes_of_length_0():
