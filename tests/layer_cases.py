@@ -1,9 +1,12 @@
 """Steps leaves that hold several layers, and compares them with a separate leaf per layer.
 
-python -m tests.layer_cases    runs every case: members x storage x modifiers x wrappers
+python -m tests.layer_cases              runs every case: members x storage x modifiers x wrappers
+python -m tests.layer_cases --random N   runs N random nestings of wrappers
 """
 
+import argparse
 import functools
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -53,24 +56,24 @@ def stacked(tree: Any) -> Any:
     return {**tree, "blocks": jax.tree.map(lambda *x: jnp.stack(x), *tree["blocks"])}
 
 
-def stepped(tx: Any, dtype: Any = jnp.float32) -> tuple[Any, Any]:
+def stepped(tx: Any, dtype: Any = jnp.float32, seed: int = 0) -> tuple[Any, Any]:
     """The parameters after some steps: layers as leaves, stacked; and a tree of stacked layers."""
     its = adam_jax.with_layers(tx, "blocks/.*")
     step = jax.jit(lambda g, s, p: adam_jax.step(tx, g, s, p))
     step_stacked = jax.jit(lambda g, s, p: adam_jax.step(its, g, s, p))
-    params = separate(dtype=dtype)
+    params = separate(seed, dtype)
     theirs = stacked(params)
     state, their_state = tx.init(params), its.init(theirs)
     for i in range(STEPS):
-        grads = separate(i + 1, dtype)
+        grads = separate(seed + i + 1, dtype)
         params, state = step(grads, state, params)
         theirs, their_state = step_stacked(stacked(grads), their_state, theirs)
     return stacked(params), theirs
 
 
-def differences(tx: Any, dtype: Any = jnp.float32) -> dict[str, float]:
+def differences(tx: Any, dtype: Any = jnp.float32, seed: int = 0) -> dict[str, float]:
     """The largest relative difference of each leaf, where any number differs."""
-    ours, theirs = stepped(tx, dtype)
+    ours, theirs = stepped(tx, dtype, seed)
     found = {}
     for (path, a), b in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
@@ -113,11 +116,42 @@ def cases() -> Iterator[tuple[str, Callable[[], Any], Any]]:
             yield f"{member}, {name}", make, dtype
 
 
+NESTED: dict[str, Callable[[Any], Any]] = {
+    "accumulate": lambda tx: adam_jax.accumulate(tx, 2),
+    "skip": adam_jax.skip_nonfinite,
+    "clip": lambda tx: adam_jax.chain(adam_jax.clip_by_global_norm(0.5), tx),
+    "ema": lambda tx: adam_jax.chain(tx, adam_jax.ema_params(0.9)),
+    "scale": lambda tx: adam_jax.chain(tx, adam_jax.scale_by_learning_rate(0.5, flip_sign=False)),
+    "telemetry": lambda tx: adam_jax.telemetry(tx, 2),
+    "cautious": lambda tx: adam_jax.cautious(tx),
+}
+
+
+def nestings(count: int, seed: int = 0) -> Iterator[tuple[str, Any, int]]:
+    """Random nestings of up to four wrappers: name, transformation, and the seed of its numbers."""
+    draw = random.Random(seed)
+    for _ in range(count):
+        member = draw.choice(("adamw", "lapropw", "lamb", "lion", "adan", "radamw"))
+        names = draw.choices(sorted(set(NESTED) - {"cautious"}), k=draw.randint(1, 4))
+        names = draw.choice(([], ["cautious"])) + names  # Modifiers are around members.
+        tx = getattr(adam_jax, member)(1e-2, weight_decay=0.1, mask=adam_jax.decay_mask)
+        for name in names:
+            tx = NESTED[name](tx)
+        yield f"{member}, {', '.join(names)}", tx, draw.randrange(100)
+
+
 def _wrapped(member: str, wrapper: Callable[[Any], Any]) -> Any:
     return wrapper(getattr(adam_jax, member)(1e-2, weight_decay=0.1, mask=adam_jax.decay_mask))
 
 
 if __name__ == "__main__":
-    for name, make, dtype in cases():
-        found = differences(make(), dtype or jnp.float32)
-        print(f"{name}: {found or 'the same'}", flush=True)
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--random", type=int, metavar="N", help="random nestings")
+    if number := arguments.parse_args().random:
+        for name, tx, seed in nestings(number):
+            print(f"{name}: {differences(tx, seed=seed) or 'the same'}", flush=True)
+            jax.clear_caches()
+    else:
+        for name, make, dtype in cases():
+            found = differences(make(), dtype or jnp.float32)
+            print(f"{name}: {found or 'the same'}", flush=True)

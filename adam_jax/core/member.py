@@ -25,6 +25,7 @@ from adam_jax.formats.dense import format_of, is_inexact, leaf_dtype, wider_dtyp
 from adam_jax.formats.noise import Salt, salt_of_moments
 from adam_jax.formats.policy import SlotDType, check_still_fits, resolve
 from adam_jax.formats.rounding import Split
+from adam_jax.numerics import exact
 from adam_jax.pytrees import Label, frozen_pytree, static
 from adam_jax.rules.base import Rule, at
 from adam_jax.rules.hyperparameters import Hyperparameter
@@ -248,6 +249,8 @@ class Member(Body):
             for slot, xs in zip(stage.rule.slots, its, strict=True):
                 fields[slot.name] = step.back(getattr(s, slot.name), xs)
             new_states.append(stage.state_type(**fields))
+        if not step.last:  # What follows would contract a last product in some loops.
+            results = [exact(x) for x in results]
         step = step.widened()
         return step.with_results(results, step.dtypes, done=step.last), self._joined(new_states)
 

@@ -263,6 +263,11 @@ class Step:
             return x
         return p.stepped_to(self.taken(_renewed(p, x), p), self.apply)
 
+    @property
+    def is_split(self) -> bool:
+        """Whether some weights have a rest, which is made with the results."""
+        return any(isinstance(p, Split) for p in self.p)
+
     def unmoved(self, n: int) -> Leaf:
         """The result of a frozen leaf, the n-th that is here."""
         p = self.p[n]
@@ -398,7 +403,12 @@ class Body(abc.ABC):
     """One optimizer step inside a transformation: a `frozen_pytree`.
 
     It compares by value, and its numbers can be traced. A wrapper is a body that holds another.
+
+    Attributes:
+      keeps_results: it returns the step that it gets, also one that is `done`.
     """
+
+    keeps_results: bool = False
 
     @abc.abstractmethod
     def init(self, params: Params) -> State:

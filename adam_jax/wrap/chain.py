@@ -26,8 +26,11 @@ class Chain(Body):
                 f" {PASS_ON}"
             )
         states, last = [], len(self.bodies) - 1
+        # Averages of parameters follow the step in its own loop; weights are split after them.
+        while last > 0 and self.bodies[last].keeps_results and not step.is_split:
+            last -= 1
         for i, (body, s) in enumerate(zip(self.bodies, state, strict=True)):
-            out, s = body.run(step.but(last=step.last and i == last), s)
+            out, s = body.run(step.but(last=step.last and i >= last), s)
             step = out.but(last=step.last).widened()
             states.append(s)
         return step, tuple(states)

@@ -13,7 +13,7 @@ from adam_jax.core.transformation import Transformation
 from adam_jax.core.trees import align_params, unflatten_stored
 from adam_jax.formats.dense import AT_LEAST_FLOAT32, is_floating, leaf_dtype
 from adam_jax.formats.policy import SlotDType, check_nearest_dtype, resolve, stored_format
-from adam_jax.formats.rounding import Split, rounded_to_nearest
+from adam_jax.formats.rounding import rounded_to_nearest
 from adam_jax.numerics import DecayRate, DecayRateLike
 from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.slots import Slot
@@ -34,6 +34,8 @@ register(EmaParamsState)
 @frozen_pytree
 class EmaParams(Body):
     """The body of `ema_params`."""
+
+    keeps_results = True
 
     rate: DecayRate
     debias: bool = static()
@@ -84,7 +86,7 @@ class EmaParams(Body):
         for i in step.own:
             entries[i] = average(params[i], entries[i])
         ema = step.back(state.ema, entries)
-        if step.apply and step.last and not any(isinstance(p, Split) for p in step.p):
+        if step.apply and step.last and not step.is_split:
             step = step.with_results(moved, step.dtypes, done=True)
         return step, EmaParamsState(step.counted(state.count), ema)
 

@@ -11,7 +11,7 @@ from flax import nnx
 
 import adam_jax
 from adam_jax.core.stacked import Layers
-from tests.layer_cases import SHAPES, cases, differences, separate, stacked
+from tests.layer_cases import SHAPES, cases, differences, nestings, separate, stacked
 
 CASES = {name: (make, dtype) for name, make, dtype in cases()}
 # One case for each form of state and each reduction; python -m tests.layer_cases runs all.
@@ -38,6 +38,21 @@ QUICK = ("adamw, float32", "adamw, int8", "lamb, recipe")
 def test_each_layer_is_stepped_as_a_leaf_bit_for_bit(name):
     make, dtype = CASES[name]
     assert differences(make(), dtype or jnp.float32) == {}
+
+
+@pytest.mark.bits
+@pytest.mark.parametrize("seed", [1, 2])
+def test_an_average_in_a_skipped_and_accumulated_step_bit_for_bit(seed):
+    """The step of a scalar layer was added outside of its own loop, with other bits."""
+    tx = adam_jax.chain(adam_jax.lapropw(1e-2), adam_jax.ema_params(0.9))
+    assert differences(adam_jax.accumulate(adam_jax.skip_nonfinite(tx), 2), seed=seed) == {}
+
+
+@pytest.mark.bits
+@pytest.mark.slow
+def test_random_nestings_bit_for_bit():
+    found = {name: differences(tx, seed=seed) for name, tx, seed in nestings(12)}
+    assert not any(found.values()), found
 
 
 @pytest.mark.slow
