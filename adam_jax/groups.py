@@ -17,7 +17,7 @@ from adam_jax.core.states import found
 from adam_jax.core.step import PASS_ON, Body, NoMember, Step, check_state
 from adam_jax.core.transformation import Transformation, body_of
 from adam_jax.core.trees import leaf_paths, unflatten_stored
-from adam_jax.formats.dense import is_floating
+from adam_jax.formats.dense import is_inexact
 from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.validation import (
     bound,
@@ -260,7 +260,7 @@ class Partition(Body):
     def init(self, params: Params) -> optax.PartitionState:
         leaves, paths = jax.tree.leaves(params), leaf_paths(params, none_is_leaf=False)
         # optax.tree.map_params calls init with a tree without leaves.
-        chosen = self.choice.variants(paths, list(map(is_floating, leaves)), bool(leaves))
+        chosen = self.choice.variants(paths, list(map(is_inexact, leaves)), bool(leaves))
         states = []
         for k, body in enumerate(self.bodies):
             pairs = zip(leaves, chosen, strict=True)
