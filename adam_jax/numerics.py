@@ -308,7 +308,8 @@ def _sum_by_layer(axis: int | None) -> Callable[[Array], Array]:
         def one_by_one(x: Array) -> Array:
             return jnp.stack([one(exact(layer)) for layer in x])
 
-        if x.shape[0] == 0:
+        # No layers, or on several devices of an explicit axis, where none sees all of them.
+        if x.shape[0] == 0 or any(jax.typeof(x).sharding.spec[:1]):
             return jax.vmap(one)(x), True
         return jax.lax.platform_dependent(x, cpu=one_by_one, default=jax.vmap(one)), True
 

@@ -200,8 +200,11 @@ def over_layers(f: Function, axes: int, stride: int, *trees: PyTree) -> PyTree:
       stride: the distance in leaves between two consecutive layers.
       *trees: trees of arrays.
     """
-    shape = next(x.shape[:axes] for x in jax.tree.leaves(trees) if x.ndim)
+    like = next(x for x in jax.tree.leaves(trees) if x.ndim)
+    shape, sharding = like.shape[:axes], sharding_by_type(like)
     numbers = jnp.arange(math.prod(shape), dtype=jnp.uint32) * np.uint32(stride)
+    if sharding is not None and any(sharding.spec[:axes]):  # vmap wants one sharding of the layers.
+        numbers = jax.sharding.reshard(numbers, PartitionSpec(sharding.spec[0]))
 
     def flat(x: jax.Array) -> jax.Array:
         return jnp.reshape(x, (numbers.size, *x.shape[axes:])) if x.ndim else x
@@ -212,10 +215,15 @@ def over_layers(f: Function, axes: int, stride: int, *trees: PyTree) -> PyTree:
 
 
 def layer_by_layer(leaves: Sequence[jax.Array], stacks: Sequence[Stack]) -> list[jax.Array]:
-    """Every layer as a separate array, in the order of their numbers."""
+    """Every layer as a separate array, in the order of their numbers.
+
+    Layers that are sharded over an explicit axis of the mesh stay one array: to slice them would
+    send them to all devices.
+    """
     numbered: dict[int, jax.Array] = {}
     for x, (axes, first, stride) in zip(leaves, stacks, strict=True):
-        if axes:
+        sharding = sharding_by_type(x)
+        if axes and not (sharding and any(sharding.spec[:axes])):
             x = jnp.reshape(x, (-1, *x.shape[axes:]))
             numbered |= {first + k * stride: x[k] for k in range(x.shape[0])}
         else:
