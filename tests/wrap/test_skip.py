@@ -200,3 +200,17 @@ def test_a_loss_must_be_a_scalar():
     tx = skip_nonfinite(adamw(1e-3))
     with pytest.raises(ValueError, match="value must be a scalar"):
         tx.update(PARAMS, tx.init(PARAMS), PARAMS, value=jnp.ones(2))
+
+
+def test_a_step_that_the_outer_one_skips_is_not_taken_by_the_inner_one():
+    """The inner one sees a finite gradient, the outer one a spike."""
+    tx = adam_jax.skip_nonfinite(adam_jax.adamw(1e-2))
+    tx = adam_jax.skip_nonfinite(tx, spike_sigmas=3.0, window=4)
+    params = jnp.ones(3)
+    state, step = tx.init(params), jax.jit(tx.step)
+    for t in range(6):
+        params, state = step(jnp.full(3, 1 + 0.1 * (t % 2)), state, params)
+    after, skipped = step(jnp.full(3, 1e6), state, params)
+    np.testing.assert_array_equal(after, params)
+    jax.tree.map(np.testing.assert_array_equal, skipped.inner_state, state.inner_state)
+    assert int(skipped.total_notfinite) == 1
