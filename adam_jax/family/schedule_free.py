@@ -107,15 +107,16 @@ class ScheduleFree(Body):
 
 @functools.partial(jax.jit, inline=True)  # Traced once per shape.
 def _averaged(c: Array, of_step: Array, u: Array, y: Leaf, z: Array) -> tuple[Array, Array]:
-    """The step of y, c·(z - y) + (1 - b1·(1-c))·u, and the new z.
+    """The step of y, c·(z - y) + (1 - b1·(1-c))·(z' - z), and the new z', z + u rounded.
 
-    It is the authors' form, without x: x is (y - (1-b1)·z) / b1, and y is (1-b1)·z + b1·x again.
+    It is the authors' form, without x: x is (y - (1-b1)·z) / b1, and y is (1-b1)·z + b1·x again. It
+    reads z' instead of u, which XLA:CPU would store for both.
     """
     c, of_step = (jax.lax.convert_element_type(x, jnp.finfo(u.dtype).dtype) for x in (c, of_step))
-    u, old = exact(u), scaled(z)
+    old = scaled(z)
     with jax.numpy_dtype_promotion("standard"):  # Complex and real numbers mix.
-        y_step = exact(c * (old - scaled(y))) + exact(of_step * u)
-        return y_step, jax.lax.convert_element_type(old + u, z.dtype)
+        new = jax.lax.convert_element_type(old + u, z.dtype)
+        return exact(c * (old - scaled(y))) + exact(of_step * (scaled(new) - old)), new
 
 
 def schedule_free_adamw(
