@@ -13,6 +13,7 @@ tests/test_numerics.py finds the same bits without it.
 import functools
 import math
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Annotated, TypeAlias
 
@@ -93,12 +94,14 @@ class DecayRate:
         """
         if isinstance(b, cls):
             return b
-        if isinstance(b, np.generic | np.ndarray | Array) and b.dtype.itemsize < 4:
-            raise ValueError(
-                f"{argument} must have 32 bits or more, got {b.dtype.name}, which rounds 0.999 to"
-                f" 1: {IN_FLOAT32}."
-            )
         instead = "usual rates are 0.9 to 0.9999"
+        if isinstance(b, np.generic | np.ndarray | Array) and b.dtype.itemsize < 4:
+            instead = f"{b.dtype.name} rounds rates near 1 to 1; {IN_FLOAT32}"
+            if isinstance(b, jax.core.Tracer):
+                message = f"{argument} must be below 1, and is read as such: {instead}."
+                warnings.warn(message, stacklevel=3)
+                # The middle of what rounds to 1. Optax's own tests trace such rates.
+                b = jnp.minimum(b.astype(np.float32), 1 - float(jnp.finfo(b.dtype).epsneg) / 4)
         b = check_number(argument, b, 0.0, 1.0, closed=closed, instead=instead)
         if isinstance(b, jax.core.Tracer):
             return cls.of_array(b)

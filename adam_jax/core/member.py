@@ -281,7 +281,7 @@ class Member(Body):
         for stage, stored in zip(stages, leaf.stored, strict=True):
             formats.append(tuple(map(format_of, stored)))
             for slot, fmt, x in zip(stage.rule.slots, formats[-1], stored, strict=True):
-                _check_stored(slot, fmt, x, shape)
+                _check_stored(slot, fmt, x, leaf.g)
         if p is not None and np.shape(p) != shape:
             raise ValueError(
                 f"the gradient has shape {shape} and the parameter {np.shape(p)}: they must be"
@@ -370,7 +370,7 @@ class Member(Body):
         return wrapped if self.chained else wrapped[0]
 
 
-def _check_stored(slot: Any, fmt: Any, x: Leaf, shape: tuple[int, ...]) -> None:
+def _check_stored(slot: Any, fmt: Any, x: Leaf, g: Any) -> None:
     """Checks that a stored slot fits a leaf, and may be continued from."""
     if fmt is None and jax.tree.leaves(x):
         raise ValueError(
@@ -379,13 +379,15 @@ def _check_stored(slot: Any, fmt: Any, x: Leaf, shape: tuple[int, ...]) -> None:
         )
     if fmt is None:
         raise ValueError("the state is empty and the gradient is not: pass None instead.")
-    if fmt.shape(x) != shape:
+    if fmt.shape(x) != np.shape(g):
         raise ValueError(
-            f"the gradient has shape {shape} and the state {fmt.shape(x)}: was init called"
+            f"the gradient has shape {np.shape(g)} and the state {fmt.shape(x)}: was init called"
             f" with these parameters?"
         )
     # Optax keeps nu of a float16 parameter in float16. A state may also be from an older release.
     check_still_fits(slot, fmt)
+    if not slot.magnitude and jnp.iscomplexobj(g):
+        jax.eval_shape(fmt.encode, g)  # Optax's init accepts a mu without an imaginary part.
 
 
 def _flags(mask: Mask, step: Step, layers: Layers) -> dict[int, bool]:

@@ -162,9 +162,6 @@ def resolve(spec: SlotDType, param: Leaf, slot: Slot, path: str = "") -> Format:
     else:
         dtype = own_dtype if spec is None else jax.dtypes.canonicalize_dtype(spec)
         fmt = Dense(jnp.finfo(dtype).dtype if slot.magnitude else jnp.dtype(dtype))
-    if not slot.magnitude and jnp.issubdtype(leaf_dtype(param), jnp.complexfloating):
-        like = jax.ShapeDtypeStruct(np.shape(param), leaf_dtype(param))
-        jax.eval_shape(fmt.encode, like)  # Refuses a format without an imaginary part.
     own = " (None is the parameter's own dtype)" if spec is None else ""
     check_fits(slot, fmt, f"{_argument(slot)}{own}")
     return fmt
