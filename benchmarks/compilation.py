@@ -17,7 +17,7 @@ import adam_jax
 from benchmarks.machine import medians
 from benchmarks.peers import Step, update, whole
 from benchmarks.tables import Row
-from examples.pages import replaced
+from examples.shared.pages import replaced
 
 PEERS = {
     "optax.adamw": update(optax.adamw(1e-3)),

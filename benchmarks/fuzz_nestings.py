@@ -32,8 +32,8 @@ from benchmarks import nestings_plain as plain
 from benchmarks.machine import describe
 from benchmarks.nestings import FORMATS, Member, Node, Optaxs, Wrap
 from benchmarks.nestings_cases import Case, check_nesting, check_pair, ours
-from examples import strict_json
-from examples.options import positive, seed
+from examples.shared import strict_json
+from examples.shared.command_line import positive, seed
 
 TREES: list[dict[str, tuple[int, ...]]] = [
     {"b": (64,), "layer/s": (), "layer/w": (4, 8), "w": (8, 64)},

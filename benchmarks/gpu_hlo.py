@@ -24,8 +24,8 @@ from jax._src.lib import _jax  # pyright: ignore
 from jax.experimental import topologies
 
 import adam_jax
-from examples import strict_json
-from examples.options import positive
+from examples.shared import strict_json
+from examples.shared.command_line import positive
 
 # The card as a text proto. Missing fields change fusions; fields unknown to jaxlib 0.10.2 fail.
 H200 = """platform_name: "CUDA" device_description_str: "NVIDIA H200 141GB HBM3e"

@@ -12,7 +12,7 @@ import jax
 from benchmarks.interchange_cases import LIBRARIES, Conversion
 from benchmarks.interchange_runs import apart, gradients, start
 from benchmarks.machine import describe
-from examples import strict_json
+from examples.shared import strict_json
 
 BEFORE, AFTER = 30, 20
 

@@ -2,7 +2,7 @@
 
 python -m benchmarks.low_precision [--fast] [--json FILE]
 
-First on real gradients: those of the character transformer of `examples.text`, along a run of AdamW
+First on real gradients: those of the character transformer of `examples.studies.text`, along a run of AdamW
 in float32. Each format of (mu, nu) gets the same gradients, and is written and read in every step.
 Then a long run on synthetic gradients. The error of an update u = m̂ / (√v̂ + ε) is
 ‖u - u'‖ / ‖u'‖ per leaf, where u' is that of float32 moments. The peers are in `benchmarks.codecs`.
@@ -28,7 +28,7 @@ import adam_jax
 from benchmarks.codecs import BITSANDBYTES, FLASH, peers
 from benchmarks.low_precision_tasks import Task, text_task
 from benchmarks.machine import describe
-from examples import strict_json
+from examples.shared import strict_json
 
 Form = tuple[Any, Any]
 """The formats of mu and nu: `mu_dtype` and `nu_dtype`."""

@@ -17,8 +17,8 @@ from flax import nnx
 from adam_jax.core.trees import leaf_paths
 from examples.mnist import data, evaluate, preprocessing
 from examples.mnist.models import MODELS
-from examples.text import corpus
-from examples.text.train import Config, build, cross_entropy, validate
+from examples.studies.text import corpus
+from examples.studies.text.train import Config, build, cross_entropy, validate
 
 Weights = dict[str, jax.Array]
 """By path."""

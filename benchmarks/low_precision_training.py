@@ -3,7 +3,7 @@
 python -m benchmarks.low_precision_training [--fast] [--seeds 3] [--model text|cnn|all]
     [--data-dir DIR] [--json FILE] [--plot PNG]
 
-The character transformer of `examples.text` and the CNN of `examples.mnist`, by AdamW on clipped
+The character transformer of `examples.studies.text` and the CNN of `examples.mnist`, by AdamW on clipped
 gradients. Only the optimizer differs between the cases of a model. All start with the same weights,
 which bfloat16 represents, and see the same batches. The model computes in float32 from the stored
 weights, and gradients are float32. Then the same with a twentieth of the learning rate, where
@@ -32,8 +32,8 @@ import adam_jax
 from benchmarks.low_precision import Columns, Row, bytes_per_parameter, table, write_json
 from benchmarks.low_precision_tasks import Task, cast, digits_task, first_weights, text_task
 from benchmarks.machine import describe
-from examples import style
-from examples.options import positive
+from examples.shared import style
+from examples.shared.command_line import positive
 
 LAST = 15  # Batches averaged for a run's loss.
 SMALL = 1 / 20  # Of the usual learning rate.
@@ -252,7 +252,7 @@ def draw(tables: dict[str, list[Row]], path: Path) -> None:
             axes.plot(steps, (curves - means[0]).mean(0), label=row["case"], **style.line_style(i))
         axes.set_title(title, loc="left", fontsize=9)
         axes.set(xlabel="optimizer step", ylabel="training loss − that of float32 (nats)")
-        style.legend(axes, fontsize=8)
+        axes.legend(fontsize=8)
     style.save(figure, path)
 
 

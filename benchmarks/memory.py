@@ -28,8 +28,8 @@ import optax
 
 import adam_jax
 from benchmarks.machine import describe
-from examples import strict_json
-from examples.options import positive
+from examples.shared import strict_json
+from examples.shared.command_line import positive
 
 WIDTHS = 128  # Every width is a multiple of it.
 LAYERS = 12

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from examples import strict_json, style
+from examples.shared import strict_json, style
 
 OURS, OTHERS, MISSED, TARGET = style.BLUE, style.GREY, style.VERMILION, style.BLACK
 OTHER_LIBRARIES = ("optax", "torch", "flashoptim")

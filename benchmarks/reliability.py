@@ -28,7 +28,7 @@ from benchmarks import reliability_faults as faults
 from benchmarks import reliability_fuzz as fuzz
 from benchmarks import reliability_steps as steps
 from benchmarks.machine import describe
-from examples.options import positive, seed
+from examples.shared.command_line import positive, seed
 
 Fault = Callable[[faults.Training, Path, random.Random], str]
 Row = tuple[str, int, int, str]

@@ -27,7 +27,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import adam_jax
 from adam_jax import sharding
 from benchmarks.machine import describe
-from examples import strict_json
+from examples.shared import strict_json
 
 Row = dict[str, Any]
 COUNT = 8

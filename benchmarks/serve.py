@@ -28,7 +28,7 @@ from PIL import Image
 from benchmarks.machine import describe
 from examples.mnist import data, export
 from examples.mnist.models import MODELS
-from examples.options import above_0, positive
+from examples.shared.command_line import above_0, positive
 
 
 class WideMLP(nnx.Module):

@@ -43,8 +43,8 @@ from benchmarks.peers import (
     steps as steps_of,
 )
 from benchmarks.tables import Row, as_json, markdown
-from examples import strict_json
-from examples.options import positive
+from examples.shared import strict_json
+from examples.shared.command_line import positive
 
 PARTITION = "optax.partition of the same"
 OPTAX, PLAIN, TORCH = "optax.adamw", "adam_jax.adamw", "torch fused AdamW"

@@ -19,8 +19,8 @@ from benchmarks import tpu_hlo_gate, tpu_hlo_training
 from benchmarks.tpu_hlo_cases import BASE, CASES, Row, leaf, transformer
 from benchmarks.tpu_hlo_machine import GENERATIONS, USUAL, libtpu_version, use_libtpu_of
 from benchmarks.tpu_hlo_rows import COLUMNS, measure
-from examples import strict_json
-from examples.options import positive
+from examples.shared import strict_json
+from examples.shared.command_line import positive
 
 SIDE = 8192  # A smaller leaf stays largely in VMEM, where bytes and temporaries do not count.
 

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from examples import strict_json
+from examples.shared import strict_json
 
 KERNEL = "leaf_step"
 BUNDLE = re.compile(r"\s*(?:0x[0-9a-f]+|0)\s+((?:L[BHE]|P[BF]|CT)?)[^:]*:\s*(>*)(.*)")

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from benchmarks.plot import BAR, HEADING, MISSED, OTHERS, OURS, TARGET
-from examples import strict_json
+from examples.shared import strict_json
 
 KEY = {
     "within its bounds": Patch(color=OURS),

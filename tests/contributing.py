@@ -5,7 +5,7 @@ python -m tests.contributing    writes them to the page
 
 from pathlib import Path
 
-from examples.pages import replaced
+from examples.shared.pages import replaced
 from tests.mutations import MUTATIONS
 
 ROOT = Path(__file__).parents[1]

@@ -1,22 +1,17 @@
-"""MNIST from IDX files to batches: read, fetch, shuffle.
+"""MNIST from IDX files to batches: read, shuffle.
 
 An IDX file is a header (a magic number, the count, the further sides: four bytes each, big-endian)
-and one byte per element. All claims of a file or a server are checked before they are used.
+and one byte per element. All claims of a file are checked before they are used.
 """
 
 import contextlib
 import dataclasses
 import gzip
-import hashlib
-import http.client
 import math
 import os
 import struct
-import tempfile
-import urllib.error
-import urllib.request
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -24,29 +19,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from examples.mnist.errors import UserError
+from examples.shared.command_line import UserError
 
 SIDE = 28  # pixels
 MAX_COUNT = 1_000_000  # digits in one file; MNIST has 60,000
-MAX_BYTES = 64 << 20  # of one file that is fetched; MNIST's largest is 47 MB uncompressed
-DEFAULT_MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
-OTHER_MIRROR = "check the connection, or try https://storage.googleapis.com/cvdf-datasets/mnist/"
-
-# SHA-256 of the uncompressed bytes: two mirrors may have compressed the same digits differently.
-CHECKSUMS: Mapping[str, str] = {
-    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-}
+NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
+NAMES += ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
-class DataError(UserError):
-    """One line for the user: the place, what was found, what was expected, what to do."""
-
-
-def _error(where: object, found: str, expected: str, advice: str = "fetch it again") -> DataError:
-    return DataError(" ".join(f"{where} {found}; expected {expected}; {advice}".splitlines()))
+def _error(where: object, found: str, expected: str, advice: str = "fetch it again") -> UserError:
+    return UserError(" ".join(f"{where} {found}; expected {expected}; {advice}".splitlines()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +51,7 @@ def _read(stream: BinaryIO, limit: int) -> bytearray:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    """The uncompressed bytes of a file, plain or .gz; errors inside become DataErrors."""
+    """The uncompressed bytes of a file, plain or .gz; errors inside become UserErrors."""
     try:
         # Opening a pipe would wait for its writer for ever, so only regular files are opened.
         if not path.is_file():
@@ -108,7 +90,7 @@ def read_images(path: Path) -> np.ndarray:
     """Images of an IDX file, plain or .gz: uint8 [count, 28, 28], 0 (paper) to 255 (ink).
 
     Raises:
-      DataError: if the file is missing, broken, or contradicts its header.
+      UserError: if the file is missing, broken, or contradicts its header.
     """
     return _read_idx(path, 2051, (SIDE, SIDE))
 
@@ -133,12 +115,12 @@ def load(directory: Path | None = None) -> Digits:
     None is the 8,000 + 2,000 digits included in this example.
 
     Raises:
-      DataError: if a file is missing or broken, or images and labels differ in number.
+      UserError: if a file is missing or broken, or images and labels differ in number.
     """
     directory = Path(__file__).parent / "digits" if directory is None else directory
-    found = {name: _find(directory, name) for name in CHECKSUMS}
+    found = {name: _find(directory, name) for name in NAMES}
     if missing := ", ".join(name for name, path in found.items() if path is None):
-        raise _error(directory, f"lacks {missing}", "all, plain or .gz", "fetch them by download()")
+        raise _error(directory, f"lacks {missing}", "all, plain or .gz", "fetch them")
     paths = [path for path in found.values() if path is not None]
     arrays = []
     for images_path, labels_path in (paths[:2], paths[2:]):
@@ -150,74 +132,13 @@ def load(directory: Path | None = None) -> Digits:
     return Digits(*arrays)
 
 
-def _has_checksum(path: Path, checksum: str) -> bool:
-    with contextlib.suppress(DataError), _opened(path) as stream:
-        return hashlib.sha256(_read(stream, MAX_BYTES)).hexdigest() == checksum
-    return False
-
-
-def _fetch(url: str, timeout: float) -> bytearray:
-    try:
-        with urllib.request.urlopen(url, timeout=timeout) as response:
-            return _read(response, MAX_BYTES)  # A longer file is cut here, and fails its checksum.
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        if isinstance(error, urllib.error.HTTPError):
-            error.close()  # The error is also the response, and holds the socket.
-        raise _error(url, f"could not be fetched ({error})", "a file", OTHER_MIRROR) from error
-
-
-def download(
-    directory: Path,
-    mirror: str = DEFAULT_MIRROR,
-    checksums: Mapping[str, str] = CHECKSUMS,
-    timeout: float = 30.0,
-) -> None:
-    """Downloads MNIST, 11 MB, as four .gz files; keeps correct files and replaces the others.
-
-    A file appears under its name only when it is complete and its checksum is correct.
-
-    Args:
-      directory: the target; created if it is missing.
-      mirror: address of the folder of the .gz files, http or https.
-      checksums: SHA-256 of the uncompressed bytes, by name without .gz.
-      timeout: seconds to wait for each answer of the mirror.
-
-    Raises:
-      DataError: if the mirror fails or has other bytes, or the directory cannot be written.
-    """
-    if not mirror.startswith(("http://", "https://")):  # urllib would read file:// and data: too.
-        raise _error(mirror, "is not a mirror", "an address", "write http://... or https://...")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, checksum in checksums.items():
-            present = _find(directory, name)
-            if present and _has_checksum(present, checksum):
-                continue
-            if present and present.suffix != ".gz":
-                # `load` would read it instead of the .gz, and deleting it is up to the user.
-                raise _error(present, "holds other bytes", "MNIST's", "remove it first")
-            url = f"{mirror.rstrip('/')}/{name}.gz"
-            # In the same directory: a move within one file system is atomic.
-            with tempfile.TemporaryDirectory(prefix=".download-", dir=directory) as temporary:
-                part = Path(temporary) / f"{name}.gz"
-                part.write_bytes(_fetch(url, timeout))
-                if not _has_checksum(part, checksum):
-                    raise _error(
-                        url, "holds other bytes", f"SHA-256 {checksum} in the .gz", OTHER_MIRROR
-                    )
-                os.replace(part, directory / part.name)
-    except OSError as error:
-        found = f"cannot be written ({error})"
-        raise _error(directory, found, "11 MB of room", "choose another directory") from error
-
-
 def batches(key: jax.Array, count: int, batch_size: int) -> jax.Array:
     """The order of one epoch: int32 [steps, batch_size], a row of distinct indices for each batch.
 
     A last batch that is not full is dropped: all batches have the one compiled shape.
 
     Raises:
-      DataError: if not 1 ≤ batch_size ≤ count.
+      UserError: if not 1 ≤ batch_size ≤ count.
     """
     if not 1 <= batch_size <= count:
         raise _error("batch_size", f"is {batch_size}", f"1 to {count}, the digits", "change it")

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from examples.mnist import data
+from examples.shared.command_line import UserError
 
 # What `digit_of` does; the metadata of an exported model repeats these words.
 PREPROCESSING = {
@@ -30,20 +31,20 @@ def open_picture(
       formats: Pillow's names of the allowed formats; None allows all.
 
     Raises:
-      DataError: if it is not such a picture.
+      UserError: if it is not such a picture.
     """
     expected = "PNG, JPEG or IDX" if formats is None else " or ".join(formats)
     try:
         return Image.open(file, formats=formats)
     except UnidentifiedImageError as error:
-        raise data.DataError(
+        raise UserError(
             f"{name} is not a picture (its first bytes match no known format); expected {expected}"
         ) from error
     except MemoryError:
         raise
     except Exception as error:  # Decoders raise anything for arbitrary bytes.
         if isinstance(error, OSError) and error.errno:
-            raise data.DataError(f"{name} cannot be read ({error.strerror})") from error
+            raise UserError(f"{name} cannot be read ({error.strerror})") from error
         raise _no_picture(name, error) from error
 
 
@@ -55,7 +56,7 @@ def digit_of(picture: Image.Image, name: object) -> np.ndarray:
     of 28x28, like MNIST's own digits (LeCun et al. 1998, section III.A).
 
     Raises:
-      DataError: if it cannot be decoded, or is blank.
+      UserError: if it cannot be decoded, or is blank.
     """
     try:
         grey = _grey(picture)
@@ -81,7 +82,7 @@ def shows_a_digit(ink: np.ndarray) -> bool:
 
 
 def check_ink(ink: np.ndarray, name: object) -> None:
-    """Raises DataError if an image, uint8 [height, width], is blank."""
+    """Raises UserError if an image, uint8 [height, width], is blank."""
     if not shows_a_digit(ink):
         raise _blank(name)
 
@@ -93,7 +94,7 @@ def read_digits(path: Path) -> np.ndarray:
     picture is one digit.
 
     Raises:
-      DataError: if the file is neither a picture nor an IDX file, or a digit is blank.
+      UserError: if the file is neither a picture nor an IDX file, or a digit is blank.
     """
     if path.name.removesuffix(".gz").endswith(("-ubyte", ".idx")):
         images = data.read_images(path)
@@ -104,13 +105,13 @@ def read_digits(path: Path) -> np.ndarray:
         return digit_of(picture, path)[None]
 
 
-def _blank(name: object) -> data.DataError:
-    return data.DataError(f"{name} shows no digit; expected dark ink on light paper or the reverse")
+def _blank(name: object) -> UserError:
+    return UserError(f"{name} shows no digit; expected dark ink on light paper or the reverse")
 
 
-def _no_picture(name: object, error: Exception) -> data.DataError:
+def _no_picture(name: object, error: Exception) -> UserError:
     reason = " ".join(str(error).split())
-    return data.DataError(f"{name} is not a picture that can be decoded ({reason})")
+    return UserError(f"{name} is not a picture that can be decoded ({reason})")
 
 
 def _grey(picture: Image.Image) -> np.ndarray:

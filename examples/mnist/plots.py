@@ -1,58 +1,49 @@
 """Two plots of a run: the training curves, and predictions for test digits."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from examples import style
+from examples.shared import style
 
 COLOURS = {"train": style.BLUE, "test": style.VERMILION}
-MARKERS = {"train": "o", "test": "s"}
 FEW = 30  # Epochs; with more, markers would touch.
 
 
-def curves(metrics: list[dict[str, float]], title: str, path: Path) -> None:
-    """Loss, accuracy and learning rate by epoch."""
-    figure, (losses, accuracies, rates) = style.panels(1, 3, width=4.0, height=3.6)
+def curves(
+    metrics: list[dict[str, float]], schedule: Callable[[np.ndarray], Any], title: str, path: Path
+) -> None:
+    """Loss, accuracy and learning rate by epoch; the schedule maps steps to learning rates."""
+    figure, (losses, accuracies, rates) = style.panels(1, 3, height=3.6)
     epochs = [entry["epoch"] for entry in metrics]
-    few = len(epochs) < FEW
+    marker = "o" if len(epochs) < FEW else ""
     for axes, quantity in ((losses, "loss"), (accuracies, "accuracy")):
         for part, colour in COLOURS.items():
             values = [entry[f"{part}_{quantity}"] for entry in metrics]
-            marker = MARKERS[part] if few else ""
             axes.plot(epochs, values, color=colour, marker=marker, label=part)
-            if len(epochs) == 1:
-                _note(axes, epochs[0], values[0], colour)
-        style.legend(axes)
-    losses.set_ylabel("cross-entropy (nats)")
-    if len(epochs) > 1:
-        losses.set_yscale("log")
-    else:
-        losses.set_ylim(0, None)
-    accuracies.set_ylabel("accuracy")
-    accuracies.margins(y=0.15)
-    if len(epochs) > 1:
-        _note(accuracies, epochs[-1], metrics[-1]["test_accuracy"], COLOURS["test"], (0, -14))
-    learning_rates = [entry["learning_rate"] for entry in metrics]
-    rates.plot(epochs, learning_rates, color=style.BLACK, marker="o" if few else "")
-    rates.set(ylabel="learning rate at the end of the epoch", ylim=(0, None))
-    if not any(learning_rates):
-        rates.set_ylim(0, 1)  # A schedule that ends in its first epoch is 0 everywhere.
+        axes.legend()
+    losses.set(ylabel="cross-entropy (nats)", yscale="log")
+    accuracies.set(ylabel="accuracy")
+    last = metrics[-1]["test_accuracy"]
+    accuracies.annotate(
+        f"{last:.4f}",
+        (epochs[-1], last),
+        (0, -14),
+        textcoords="offset points",
+        ha="right",
+        color=COLOURS["test"],
+    )
+    steps = np.linspace(0, metrics[-1]["step"], 500)
+    by_step = [float(schedule(step)) for step in steps]
+    rates.plot(steps / metrics[0]["step"], by_step, color=style.BLACK)
+    rates.set(ylabel="learning rate", ylim=(0, None))
     for axes in (losses, accuracies, rates):
         axes.set(xlabel="epoch", xlim=(0, 1.05 * epochs[-1]))
         style.integers(axes.xaxis)
-    style.save(figure, path, title, dpi=120)
-
-
-def _note(
-    axes: Axes, x: float, y: float, colour: str, offset: tuple[float, float] = (-8, 0)
-) -> None:
-    va = "center" if offset[1] == 0 else "baseline"
-    axes.annotate(
-        f"{y:.4f}", (x, y), offset, textcoords="offset points", ha="right", va=va, color=colour
-    )
+    style.save(figure, path, title)
 
 
 def predictions(images: np.ndarray, labels: np.ndarray, p: np.ndarray, path: Path) -> None:

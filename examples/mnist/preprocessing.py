@@ -1,6 +1,6 @@
 """Preprocessing of digits: scaling, and for training random shifts and rotations.
 
-`python -m examples.preprocessing` measures their effect.
+`python -m examples.studies.preprocessing` measures their effect.
 """
 
 import math

@@ -4,10 +4,8 @@ All randomness is a function of the seed and the step: the order of an epoch, th
 batch. So a run that is killed and resumed ends with the same bits as an uninterrupted run.
 """
 
-import collections
 import functools
 import time
-from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -17,35 +15,20 @@ import optax
 from flax import nnx
 
 import adam_jax
-from adam_jax import schedules
-from examples.mnist import data, distributed, evaluate, preprocessing
-from examples.mnist.config import Config
+from examples.mnist import data, preprocessing
 from examples.mnist.models import MODELS
-from examples.mnist.progress import Progress
-from examples.mnist.runs import Run
-
-MEMBERS = ("adabelief", "adam", "adamax", "adamaxw", "adamw", "adan", "ademamix", "adopt")
-MEMBERS += ("amsgrad", "amsgradw", "lamb", "lion", "nadam", "nadamw", "radam", "radamw", "yogi")
-OPTIMIZERS = {name: getattr(adam_jax, name) for name in MEMBERS}
-# Baselines, under the names of `examples.compare`.
-OPTIMIZERS |= {"sgd": optax.sgd, "momentum": functools.partial(optax.sgd, momentum=0.9)}
-
-# By name: functions of the peak learning rate (after the warmup) and the number of steps.
-SCHEDULES: dict[str, Callable[[float, int], Any]] = {
-    "constant": lambda rate, steps: optax.constant_schedule(rate),
-    "cosine": lambda rate, steps: optax.cosine_decay_schedule(rate, steps),
-    "inverse-sqrt": lambda rate, steps: schedules.inverse_sqrt_schedule(rate),
-    "warmup-stable-decay": lambda rate, steps: schedules.warmup_stable_decay_schedule(
-        rate, steps // 20, steps - steps // 20 - steps // 5, steps // 5
-    ),
-}
-ENDING = ("cosine", "warmup-stable-decay")  # Schedules that depend on the number of steps.
+from examples.mnist.optimizers import OPTIMIZERS, SCHEDULES
+from examples.mnist.runs import Config, Run
+from examples.shared.command_line import UserError, clock
 
 # The most optimizer steps per dispatch. A step of the dense models takes less time than its
 # dispatch: under one scan they are 3 times faster. The CNN needs 160 MB, which XLA:CPU allocates
 # anew at each dispatch: page faults are 50 of its 144 ms at batch 64. Under one scan a step takes
 # 94 ms, with convolutions as matrix products: XLA:CPU's own convolutions are slow in a scan.
 STEPS_PER_DISPATCH = {"softmax": 50, "mlp": 50, "small-cnn": 50, "cnn": 10}
+TEST_DIGITS = 500  # at once
+SECONDS = 5  # between two lines about the loss
+IN_FLIGHT = 8  # dispatches; fewer cost a fifth of the speed of the dense models on a busy machine
 
 
 class TrainState(NamedTuple):
@@ -56,9 +39,7 @@ class TrainState(NamedTuple):
     step: jax.Array  # int32, optimizer steps completed
 
 
-@functools.partial(
-    jax.jit, static_argnames=("graph", "tx", "jitter", "placement"), donate_argnames=("state",)
-)
+@functools.partial(jax.jit, static_argnames=("graph", "tx", "jitter"), donate_argnames=("state",))
 def train_steps(
     state: TrainState,
     images: jax.Array,
@@ -69,7 +50,6 @@ def train_steps(
     graph: Any,
     tx: optax.GradientTransformation,
     jitter: bool,
-    placement: jax.sharding.Sharding | None = None,
 ) -> tuple[TrainState, tuple[jax.Array, jax.Array]]:
     """Takes one optimizer step for each row of `order`.
 
@@ -82,7 +62,6 @@ def train_steps(
       graph: the model without its parameters.
       tx: the optimizer.
       jitter: augment the batches.
-      placement: the sharding of each batch, on several devices.
 
     Returns:
       The new state, and the loss and the accuracy of each batch, float32 [steps] each.
@@ -94,8 +73,6 @@ def train_steps(
         return loss, (logits.argmax(axis=1) == y).astype(jnp.float32).mean()
 
     def one_step(state: TrainState, batch: jax.Array) -> tuple[TrainState, Any]:
-        if placement is not None:
-            batch = jax.lax.with_sharding_constraint(batch, placement)
         x, y = preprocessing.normalise(images[batch]), labels[batch]
         if jitter:
             x = preprocessing.augment(jax.random.fold_in(key, state.step), x)
@@ -112,129 +89,131 @@ def steps_per_dispatch(model: str, per_epoch: int) -> int:
     return max((n for n in range(most // 2, most + 1) if per_epoch % n == 0), default=most)
 
 
-def build(
-    config: Config, steps: int, devices: distributed.Devices = distributed.ONE
-) -> tuple[Any, TrainState, optax.GradientTransformation, Any]:
+def build(config: Config, steps: int) -> tuple[Any, TrainState, optax.GradientTransformation, Any]:
     """The model's graph, the state at step 0, the optimizer and its learning rate schedule."""
     graph, params = nnx.split(MODELS[config.model](nnx.Rngs(config.seed)))
-    params, step = devices.copied((params, jnp.zeros([], jnp.int32)))
     schedule = SCHEDULES[config.schedule](config.learning_rate, steps)
-    tx = devices.optimizer(OPTIMIZERS[config.optimizer](schedule))
-    return graph, TrainState(params, tx.init(params), step), tx, schedule
+    tx = OPTIMIZERS[config.optimizer](schedule)
+    return graph, TrainState(params, tx.init(params), jnp.zeros([], jnp.int32)), tx, schedule
 
 
-def train(
-    run: Run, digits: data.Digits, devices: distributed.Devices = distributed.ONE
-) -> dict[str, Any]:
+def train(run: Run, digits: data.Digits) -> dict[str, Any]:
     """Trains to the end of the run's epochs, from its last checkpoint if it has one.
 
     Args:
       run: the output; metrics and a checkpoint are written after each epoch, pictures at the end.
       digits: the data.
-      devices: one, or those of several processes; each process calls this.
 
     Returns:
       The summary that the command prints as its last line.
     """
     config, began = run.config, time.perf_counter()
-    images = devices.copied(digits.train_images)
-    labels = devices.copied(digits.train_labels.astype(np.int32))
+    images = jax.device_put(digits.train_images)
+    labels = jax.device_put(digits.train_labels.astype(np.int32))
     order_key, jitter_key = jax.random.split(jax.random.key(config.seed))
     per_epoch = len(data.batches(order_key, len(images), config.batch_size))
-    jitter_key = devices.copied(jitter_key)
-    first = run.epochs_saved
-    train_seconds, speaks = 0.0, distributed.speaks()
-    with Progress(config, first, per_epoch, quiet=not speaks) as progress:
-        graph, state, tx, schedule = build(config, config.epochs * per_epoch, devices)
-        if first:
-            state = run.restore(state)
-        metrics = run.metrics()
-        stride = steps_per_dispatch(config.model, per_epoch)
-        for epoch in range(first, config.epochs):
-            start = time.perf_counter()
-            order = data.batches(
-                jax.random.fold_in(order_key, epoch), len(images), config.batch_size
-            )
-            dispatched: collections.deque[Any] = collections.deque()
-            measured: list[Any] = []
-            for i in range(0, per_epoch, stride):
-                rows = devices.copied(order[i : i + stride])
-                state, batch_metrics = train_steps(
+    graph, state, tx, schedule = build(config, config.epochs * per_epoch)
+    first, state = run.restore(state)
+    metrics = run.metrics(first)
+    stride = steps_per_dispatch(config.model, per_epoch)
+    print(
+        f"training: {f'from epoch {first + 1} on, ' if first else ''}{config.epochs - first}"
+        f" x {per_epoch} steps of {config.batch_size} digits; the first step compiles for seconds"
+    )
+    said = time.perf_counter()
+    for epoch in range(first, config.epochs):
+        start = time.perf_counter()
+        order = data.batches(jax.random.fold_in(order_key, epoch), len(images), config.batch_size)
+        dispatched, measured = [], []
+        for i in range(0, per_epoch + stride * IN_FLIGHT, stride):
+            if i < per_epoch:
+                state, batches = train_steps(
                     state,
                     images,
                     labels,
-                    rows,
+                    order[i : i + stride],
                     jitter_key,
                     graph=graph,
                     tx=tx,
                     jitter=config.augment,
-                    placement=devices.batch,
                 )
-                dispatched.append(batch_metrics)
-                measured += _finished(dispatched, progress, wait=False)
-            measured += _finished(dispatched, progress, wait=True)
-            loss, accuracy = (np.concatenate(parts) for parts in zip(*measured, strict=True))
-            seconds = time.perf_counter() - start
-            train_seconds += seconds
-            progress.doing("testing")
-            entry = {
-                "epoch": epoch + 1,
-                "step": (epoch + 1) * per_epoch,
-                "train_loss": float(loss.mean()),
-                "train_accuracy": float(accuracy.mean()),
-                **evaluate.evaluate(
-                    graph, devices.own(state.params), digits.test_images, digits.test_labels
-                ),
-                "learning_rate": float(schedule((epoch + 1) * per_epoch - 1)),
-                "seconds": round(seconds, 3),
-            }
-            metrics.append(entry)
-            if speaks:
-                run.write_metrics(metrics)
-            run.save(epoch + 1, state)
-            progress.epoch(entry, per_epoch * config.batch_size / seconds)
-        progress.doing("writing the last checkpoint and the pictures")
-        run.close()
-        if speaks:
-            _draw(run, metrics, graph, devices.own(state.params), digits)
-
-    steps = (config.epochs - first) * per_epoch
+                dispatched.append(batches)
+            done = i - stride * (IN_FLIGHT - 1)
+            if done <= 0:
+                continue
+            measured.append([np.asarray(x) for x in dispatched[len(measured)]])
+            if (now := time.perf_counter()) - said > SECONDS and done < per_epoch:
+                said = now
+                left = (now - start) / done * ((config.epochs - epoch) * per_epoch - done)
+                print(
+                    f"epoch {epoch + 1}/{config.epochs}  step {done}/{per_epoch}"
+                    f"  loss {measured[-1][0][-1]:.4f}  about {clock(left)} left"
+                )
+        loss, accuracy = (np.concatenate(parts) for parts in zip(*measured, strict=True))
+        seconds = time.perf_counter() - start
+        entry = {
+            "epoch": epoch + 1,
+            "step": (epoch + 1) * per_epoch,
+            "train_loss": float(loss.mean()),
+            "train_accuracy": float(accuracy.mean()),
+            **evaluate(graph, state.params, digits.test_images, digits.test_labels),
+            "learning_rate": float(schedule((epoch + 1) * per_epoch - 1)),
+            "seconds": round(seconds, 3),
+        }
+        metrics.append(entry)
+        run.write_metrics(metrics)
+        run.save(epoch + 1, state)
+        print(
+            f"epoch {epoch + 1}/{config.epochs}"
+            f"  train loss {entry['train_loss']:.4f} accuracy {entry['train_accuracy']:.4f}"
+            f"  test loss {entry['test_loss']:.4f} accuracy {entry['test_accuracy']:.4f}"
+            f"  {per_epoch * config.batch_size / seconds:,.0f} digits/s"
+        )
+    _draw(run, metrics, schedule, graph, state.params, digits)
     return {
         "test_accuracy": metrics[-1]["test_accuracy"],
         "test_loss": metrics[-1]["test_loss"],
         "seconds": round(time.perf_counter() - began, 2),
-        "steps_per_second": round(steps / train_seconds, 2) if steps else 0.0,
         "run": str(run.folder),
     }
 
 
-def _finished(dispatched: Any, progress: Progress, wait: bool) -> Iterator[Any]:
-    """Yields the measurements of each finished dispatch; of all dispatches, if it has to wait.
-
-    The whole epoch is dispatched in advance. Limiting the dispatches in flight costs a fifth of the
-    speed of the dense models when other programs compete for the processors.
-    """
-    while dispatched and (wait or dispatched[0][0].is_ready()):
-        loss, accuracy = map(np.asarray, dispatched.popleft())
-        progress.finished(len(loss), float(loss[-1]), float(accuracy[-1]))
-        yield loss, accuracy
-
-
-def _draw(run: Run, metrics: Any, graph: Any, params: Any, digits: data.Digits) -> None:
+def _draw(
+    run: Run, metrics: Any, schedule: Any, graph: Any, params: Any, digits: data.Digits
+) -> None:
     from examples.mnist import plots  # Matplotlib, which `predict` and `serve` need not import.
 
     config = run.config
     title = f"{config.model}, {config.optimizer}, learning rate {config.learning_rate:g}"
-    plots.curves(
-        metrics,
-        f"{title} ({config.schedule}), batch {config.batch_size}",
-        run.folder / "curves.png",
-    )
-    p = np.exp(evaluate.log_probabilities(graph, params, digits.test_images))
+    title = f"{title} ({config.schedule}), batch {config.batch_size}"
+    plots.curves(metrics, schedule, title, run.folder / "curves.png")
+    p = np.exp(log_probabilities(graph, params, digits.test_images))
     plots.predictions(digits.test_images, digits.test_labels, p, run.folder / "predictions.png")
 
 
+@jax.jit(static_argnums=0)
+def _log_probabilities(graph: Any, params: Any, images: jax.Array) -> jax.Array:
+    return jax.nn.log_softmax(nnx.merge(graph, params)(preprocessing.normalise(images)))
+
+
+def log_probabilities(graph: Any, params: Any, images: np.ndarray) -> np.ndarray:
+    """Logarithms of the probabilities, float32 [count, 10], of images uint8 [count, 28, 28]."""
+    parts = [images[i : i + TEST_DIGITS] for i in range(0, len(images), TEST_DIGITS)]
+    return np.concatenate([_log_probabilities(graph, params, part) for part in parts])
+
+
+def evaluate(graph: Any, params: Any, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Mean cross-entropy in nats, and the share of correctly classified digits."""
+    log_p = log_probabilities(graph, params, images)
+    loss = -log_p[np.arange(len(labels)), labels].mean()
+    right = log_p.argmax(axis=1) == labels
+    return {"test_loss": float(loss), "test_accuracy": float(right.mean())}
+
+
 def trained(run: Run) -> tuple[Any, Any]:
-    """The graph and the parameters of a run's last checkpoint."""
+    """The graph and the parameters of a run's last checkpoint. Raises UserError without one."""
     graph, state, _, _ = build(run.config, steps=1)
-    return graph, run.restore(state).params
+    epochs, state = run.restore(state)
+    if not epochs:
+        raise UserError(f"{run.folder} has no checkpoint yet; finish an epoch with --resume")
+    return graph, state.params

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from examples import strict_json
+from examples.shared import strict_json
 from tests.catalogue.compilation import IN_A_HURRY
 
 ROOT = Path(__file__).parents[2]

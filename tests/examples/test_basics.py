@@ -1,4 +1,4 @@
-"""All pages of examples.basics, run with `--fast` on the bundled digits."""
+"""All pages of examples.usage.basics, run with `--fast` on the bundled digits."""
 
 import math
 
@@ -7,9 +7,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from examples import strict_json
-from examples.basics import __main__ as basics
-from examples.basics import constraints, contours
+from examples.shared import strict_json
+from examples.usage.basics import __main__ as basics
+from examples.usage.basics import constraints, contours
 from examples.mnist import data
 
 pytestmark = pytest.mark.slow

@@ -5,10 +5,10 @@ import re
 import numpy as np
 import pytest
 
-from examples.compare import __main__ as compare
-from examples.compare import figures, pages, report
-from examples.compare.optimizers import OPTIMIZERS
-from examples.pages import replaced
+from examples.studies.compare import __main__ as compare
+from examples.studies.compare import figures, pages, report
+from examples.studies.compare.optimizers import OPTIMIZERS
+from examples.shared.pages import replaced
 
 PUBLISHED = figures.read(pages.FIGURES)
 every_page = pytest.mark.parametrize("page", pages.parts(PUBLISHED), ids=lambda page: page.name)
@@ -16,7 +16,7 @@ every_page = pytest.mark.parametrize("page", pages.parts(PUBLISHED), ids=lambda 
 
 @every_page
 def test_the_pages_say_what_the_figures_say(page):
-    """Run `python -m examples.compare.pages` to update the pages."""
+    """Run `python -m examples.studies.compare.pages` to update the pages."""
     text = page.read_text()
     assert replaced(text, pages.parts(PUBLISHED)[page]) == text
     assert set(re.findall("<!-- (compare-.*?) -->", text)) == pages.parts(PUBLISHED)[page].keys()
@@ -30,7 +30,7 @@ def test_words_of_a_line_are_not_taken_for_html(page):
 
 
 def test_every_optimizer_has_its_figures_on_every_model():
-    """Run `python -m examples.compare --publish` to update figures.json."""
+    """Run `python -m examples.studies.compare --publish` to update figures.json."""
     assert set(PUBLISHED["models"]) == set(compare.STEPS) == set(pages.MODELS)
     for rows in PUBLISHED["models"].values():
         assert list(rows) == list(OPTIMIZERS)

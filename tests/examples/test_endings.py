@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import pytest
 
-from examples import study
+from examples.shared import study
 from examples.mnist import __main__ as mnist
 from examples.mnist import distributed
 from tests.examples.processes import DIGIT, ROOT, command, environment, in_this_process, small_data
@@ -56,8 +56,8 @@ def interrupted_at_import(name, words, time=1):
         ("jax.version", ["examples.mnist", "serve", "runs/none"]),
         ("flax.core.frozen_dict", ["examples.mnist", "train", "--epochs", "none"]),
         ("flax.core.frozen_dict", ["examples.mnist", "predict", "runs/none", "digit.png"]),
-        ("jax.version", ["examples.text", "train", "--steps", "none"]),
-        ("jax.version", ["examples.gradient_release", "--layers", "none"]),
+        ("jax.version", ["examples.studies.text", "train", "--steps", "none"]),
+        ("jax.version", ["examples.usage.gradient_release", "--layers", "none"]),
     ],
 )
 def test_ctrl_c_during_imports_is_one_line(name, words):

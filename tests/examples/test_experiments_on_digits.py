@@ -1,4 +1,4 @@
-"""examples.compare, tune and preprocessing in their fast settings, end to end."""
+"""examples.studies.compare, tune and preprocessing in their fast settings, end to end."""
 
 import csv
 import json
@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from examples import preprocessing, study
-from examples.compare import __main__ as compare
-from examples.compare import figures
-from examples.tune import __main__ as tune
-from examples.tune import search
+from examples.shared import study
+from examples.studies import preprocessing
+from examples.studies.compare import __main__ as compare
+from examples.studies.compare import figures
+from examples.studies.tune import __main__ as tune
+from examples.studies.tune import search
 
 pytestmark = pytest.mark.slow
 

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from examples.gradient_release import __main__ as command
-from examples.gradient_release import training
+from examples.usage.gradient_release import __main__ as command
+from examples.usage.gradient_release import training
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import reliability_faults as faults
-from examples import study
+from examples.shared import study
 from examples.lock import locked
 from examples.mnist.errors import UserError
 from tests.examples.processes import ROOT, environment, in_this_process, run
@@ -143,7 +143,7 @@ def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, cap
 STUDY = """
 import os, signal, sys
 from pathlib import Path
-from examples import study
+from examples.shared import study
 
 def halt():
     print("halted", flush=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from examples import style
+from examples.shared import style
 from examples.mnist import plots
 
 

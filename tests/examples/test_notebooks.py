@@ -9,7 +9,7 @@ import matplotlib.image
 import nbformat
 import pytest
 
-from examples.notebooks.__main__ import DIGEST, FOLDER, NAMES, ROOT, clean, digest, execute, read
+from examples.usage.notebooks.__main__ import DIGEST, FOLDER, NAMES, ROOT, clean, digest, execute, read
 from tests.catalogue.compilation import IN_A_HURRY
 
 pytestmark = pytest.mark.slow
@@ -32,7 +32,7 @@ def test_their_form_is_the_same_on_every_machine(name):
     ids = [cell.id for cell in notebook.cells]
     assert len(set(ids)) == len(ids)
     assert all(cell.metadata == {} for cell in notebook.cells)
-    # `python -m examples.notebooks` keeps the rest as it is.
+    # `python -m examples.usage.notebooks` keeps the rest as it is.
     before = nbformat.writes(notebook)
     notebook.cells[0].metadata["scrolled"] = True
     clean(notebook)
@@ -42,7 +42,7 @@ def test_their_form_is_the_same_on_every_machine(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_are_of_the_code_beside_them(name):
-    """After a change of code, run python -m examples.notebooks."""
+    """After a change of code, run python -m examples.usage.notebooks."""
     notebook = read(name)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert notebook.metadata[DIGEST] == digest(notebook)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from examples import options
+from examples.shared import command_line
 from examples.mnist.__main__ import parser
 from tests.examples.processes import ROOT
 

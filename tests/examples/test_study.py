@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from examples import study
+from examples.shared import study
 from tests.examples.processes import ROOT, environment
 
 
@@ -61,7 +61,7 @@ def test_the_table_is_markdown_and_csv(tmp_path):
 INTERRUPTED = """
 import os, signal
 from pathlib import Path
-from examples import study
+from examples.shared import study
 
 def stop():
     os.kill(os.getpid(), signal.SIGINT)

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from examples import style
+from examples.shared import style
 
 # Machado, Oliveira & Fernandes 2009, severity 1: the linear RGB seen without one kind of cone.
 VISION = {

@@ -9,13 +9,13 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from examples import strict_json
-from examples.study import Study, StudyError
-from examples.text import corpus
-from examples.text.__main__ import main
-from examples.text.run import trained
-from examples.text.sample import generate
-from examples.text.train import FAST, Config, build, schedule, train_steps
+from examples.shared import strict_json
+from examples.shared.study import Study, StudyError
+from examples.studies.text import corpus
+from examples.studies.text.__main__ import main
+from examples.studies.text.run import trained
+from examples.studies.text.sample import generate
+from examples.studies.text.train import FAST, Config, build, schedule, train_steps
 
 pytestmark = pytest.mark.slow
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from examples import strict_json
-from examples.study import Study
-from examples.text import compare, compare_report
-from examples.text.compare import FACTOR, FAST, OPTIMIZERS, RATES, first_grid, further
+from examples.shared import strict_json
+from examples.shared.study import Study
+from examples.studies.text import compare, compare_report
+from examples.studies.text.compare import FACTOR, FAST, OPTIMIZERS, RATES, first_grid, further
 
 pytestmark = pytest.mark.slow
 

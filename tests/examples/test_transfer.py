@@ -1,4 +1,4 @@
-"""examples.transfer in its fast setting, end to end: the rules it trains by and its summary."""
+"""examples.studies.transfer in its fast setting, end to end: the rules it trains by and its summary."""
 
 import csv
 import dataclasses
@@ -10,10 +10,10 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from examples.study import StudyError
-from examples.transfer import __main__ as transfer
-from examples.transfer import plan, report
-from examples.transfer.train import Data, Run, losses
+from examples.shared.study import StudyError
+from examples.studies.transfer import __main__ as transfer
+from examples.studies.transfer import plan, report
+from examples.studies.transfer.train import Data, Run, losses
 
 pytestmark = pytest.mark.slow
 

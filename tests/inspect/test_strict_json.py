@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adam_jax import inspect
-from examples import strict_json
+from examples.shared import strict_json
 from tests.examples.processes import strict
 
 ODD = [math.nan, math.inf, -math.inf, 0.5, -0.0, 5e-324]

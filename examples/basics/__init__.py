@@ -1,1 +1,0 @@
-"""Small experiments with Adam, each a page: `python -m examples.basics [PAGE]`."""

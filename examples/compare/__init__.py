@@ -1,1 +1,0 @@
-"""Optimizers compared on handwritten digits: `python -m examples.compare`."""

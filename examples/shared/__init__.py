@@ -1,0 +1,1 @@
+"""What several examples use: pieces of work, options, checkpoints, the style of pictures."""

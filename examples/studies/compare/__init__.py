@@ -1,0 +1,1 @@
+"""Optimizers compared on handwritten digits: `python -m examples.studies.compare`."""

@@ -1,0 +1,1 @@
+"""Search for the hyperparameters of AdamW: `python -m examples.studies.tune`."""

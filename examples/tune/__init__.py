@@ -1,1 +1,0 @@
-"""Search for the hyperparameters of AdamW: `python -m examples.tune`."""
