@@ -38,14 +38,12 @@ def load(path: Path, like: Any) -> Any:
     """
     leaves, structure = jax.tree.flatten(like)
     try:
-        with np.load(path) as file:
+        with path.open("rb") as stream, np.load(stream) as file:
             arrays = [file[f"arr_{i}"] for i in range(len(file.files))]
         # NumPy reads bfloat16 as raw bytes.
         found = [a.view(leaf.dtype) for a, leaf in zip(arrays, leaves, strict=True)]
         if [a.shape for a in found] != [leaf.shape for leaf in leaves]:
             raise ValueError("it has arrays of other shapes")
-    except MemoryError:
-        raise
     except Exception as error:  # Damaged bytes can raise anything from KeyError upwards.
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} cannot be read ({reason})") from error

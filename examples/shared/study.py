@@ -100,7 +100,8 @@ class Study:
                 self._save(piece.name, result, now - start)
                 spent, rest = spent + piece.cost, rest - piece.cost
                 loss = f"loss {np.ravel(result[piece.loss])[-1]:.4f}, " if piece.loss else ""
-                left = f", about {clock((now - began) / spent * rest)} left" if rest else ""
+                left = (now - began) / spent * rest
+                left = "" if i == len(missing) else f", about {clock(left)} left"
                 print(f"{loss}{now - start:.1f} s{left}")
         return {piece.name: self.done[piece.name] for piece in pieces}
 

@@ -92,26 +92,6 @@ def sequence(count: int) -> list[str]:
     return [to_hex(c) for c in colormaps["viridis"](np.linspace(0, 0.85, count))]
 
 
-def apart(ends: np.ndarray, gap: float) -> np.ndarray:
-    """Positions from 0 to 1, near the ends and in their order, at least `gap` apart.
-
-    The least-squares solution: neighbours that are too close are merged into one group.
-    """
-    order = np.argsort(ends, kind="stable")
-    groups: list[tuple[float, int]] = []
-    for i, end in enumerate(ends[order]):
-        mean, size = float(end) - i * gap, 1
-        while groups and groups[-1][0] > mean:
-            before, many = groups.pop()
-            mean, size = (before * many + mean * size) / (many + size), many + size
-        groups.append((mean, size))
-    shifts = np.repeat([mean for mean, _ in groups], [size for _, size in groups])
-    places = np.empty_like(ends)
-    last = 1 - (len(ends) - 1) * gap
-    places[order] = np.clip(shifts, min(0, last), last) + np.arange(len(ends)) * gap
-    return places
-
-
 def integers(axis: Axis) -> None:
     """Ticks at whole numbers only: epochs, steps."""
     axis.set_major_locator(MaxNLocator(6, integer=True))

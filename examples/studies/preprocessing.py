@@ -116,7 +116,7 @@ def picture(images: np.ndarray, seed: int, path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the missing measurements, then writes table and picture."""
-    parser = study.Parser("studies.preprocessing", __doc__, fast=20, full=166)
+    parser = study.Parser("studies.preprocessing", __doc__, fast=15, full=166)
     parser.add_argument("--models", nargs="+", choices=EPOCHS)
     options = parser.options(argv)
     digits = data.load()

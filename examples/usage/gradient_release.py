@@ -116,7 +116,7 @@ def bytes_per_parameter(
 
 def main(argv: list[str] | None = None) -> None:
     """Trains both ways; prints losses, differences and memory."""
-    options = study.Parser("usage.gradient_release", __doc__, fast=10, full=30).options(argv)
+    options = study.Parser("usage.gradient_release", __doc__, fast=9, full=30).options(argv)
     layers, steps, width = (2, 5, data.SIDE**2) if options.fast else (8, 20, data.SIDE**2)
     images = data.load().train_images[: steps * BATCH].astype(np.float32) / 255
     upper = images.copy()

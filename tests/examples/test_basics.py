@@ -7,10 +7,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from examples.mnist import data
 from examples.shared import strict_json
 from examples.usage.basics import __main__ as basics
 from examples.usage.basics import constraints, contours
-from examples.mnist import data
 
 pytestmark = pytest.mark.slow
 

@@ -5,10 +5,10 @@ import re
 import numpy as np
 import pytest
 
+from examples.shared.pages import replaced
 from examples.studies.compare import __main__ as compare
 from examples.studies.compare import figures, pages, report
 from examples.studies.compare.optimizers import OPTIMIZERS
-from examples.shared.pages import replaced
 
 PUBLISHED = figures.read(pages.FIGURES)
 every_page = pytest.mark.parametrize("page", pages.parts(PUBLISHED), ids=lambda page: page.name)

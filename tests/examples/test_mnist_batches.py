@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from examples.mnist import data, preprocessing
-from tests.examples.mnist_files import one_line
+from examples.shared.command_line import UserError
 
 # Batches.
 
@@ -28,9 +28,8 @@ def test_epochs_differ_by_key_only():
 
 @pytest.mark.parametrize("size", [0, -1, 11])
 def test_a_batch_that_cannot_be_filled_is_one_line(size):
-    with pytest.raises(data.DataError) as error:
+    with pytest.raises(UserError, match=f"^batch_size is {size}; expected 1 to 10, [^\\n]*$"):
         data.batches(jax.random.key(0), 10, size)
-    one_line(error, f"batch_size is {size}", "1 to 10")
 
 
 # Images.

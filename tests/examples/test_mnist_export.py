@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.examples.serving import png, untrained, write_untrained
 
 from examples.mnist import data, evaluate, export, exported, pictures
 from tests.examples.processes import ROOT, environment
-from tests.examples.serving import png, untrained, write_untrained
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from examples.mnist import data, pictures
+from examples.shared.command_line import UserError
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def test_a_picture_is_turned_as_it_is_to_be_seen(drawn):
 
 
 def test_numbers_of_no_known_range_are_refused():
-    with pytest.raises(data.DataError, match="mode F"):
+    with pytest.raises(UserError, match="mode F"):
         stored(Image.fromarray(np.zeros((50, 50), np.float32)), "TIFF")
 
 
@@ -91,7 +92,7 @@ BLANK = {
 def test_a_blank_picture_shows_no_digit(name, side):
     made = BLANK[name](side)
     picture, options = made if isinstance(made, tuple) else (Image.fromarray(made), {})
-    with pytest.raises(data.DataError, match="^it shows no digit; expected dark ink"):
+    with pytest.raises(UserError, match="^it shows no digit; expected dark ink"):
         stored(picture, **options)
 
 
@@ -101,7 +102,7 @@ def test_a_blank_digit_of_an_idx_file_is_named(tmp_path):
     for level in (0, 255):
         digits[1] = level
         path.write_bytes(struct.pack(">4I", 2051, 3, 28, 28) + digits.tobytes())
-        with pytest.raises(data.DataError, match=r"few-idx3-ubyte\[1\] shows no digit"):
+        with pytest.raises(UserError, match=r"few-idx3-ubyte\[1\] shows no digit"):
             pictures.read_digits(path)
 
 
@@ -109,16 +110,3 @@ def test_every_digit_of_mnist_shows_one():
     digits = data.load()
     for image in (*digits.train_images, *digits.test_images):
         assert pictures.shows_a_digit(image)
-
-
-def test_memory_that_ends_is_not_the_pictures_fault(monkeypatch):
-    def ended(*_, **__):
-        raise MemoryError
-
-    picture = Image.new("L", (50, 50))
-    monkeypatch.setattr(pictures, "_grey", ended)
-    with pytest.raises(MemoryError):
-        pictures.digit_of(picture, "it")
-    monkeypatch.setattr(Image, "open", ended)
-    with pytest.raises(MemoryError):
-        pictures.open_picture(io.BytesIO(), "it")

@@ -9,7 +9,16 @@ import matplotlib.image
 import nbformat
 import pytest
 
-from examples.usage.notebooks.__main__ import DIGEST, FOLDER, NAMES, ROOT, clean, digest, execute, read
+from examples.usage.notebooks.__main__ import (
+    DIGEST,
+    FOLDER,
+    NAMES,
+    ROOT,
+    clean,
+    digest,
+    execute,
+    read,
+)
 from tests.catalogue.compilation import IN_A_HURRY
 
 pytestmark = pytest.mark.slow

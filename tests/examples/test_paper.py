@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import adam_jax
-from examples.shared import strict_json
 from examples.mnist import data
+from examples.shared import strict_json
+from examples.shared.study import StudyError
 from examples.studies.paper import counterexample, logistic, mlp, race, vae
 from examples.studies.paper.__main__ import FIGURES, main
 from examples.studies.paper.training import Digits, train
-from examples.shared.study import StudyError
 
 pytestmark = pytest.mark.slow
 

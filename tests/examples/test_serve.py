@@ -15,11 +15,6 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-
-from examples.mnist import data, evaluate, exported, pictures
-from examples.mnist.runs import Run
-from examples.mnist.train import trained
-from tests.examples.processes import ROOT, environment, in_this_process
 from tests.examples.serving import (
     address_of,
     ask,
@@ -30,6 +25,11 @@ from tests.examples.serving import (
     read_answer,
     serving,
 )
+
+from examples.mnist import data, evaluate, exported, pictures
+from examples.mnist.runs import Run
+from examples.mnist.train import trained
+from tests.examples.processes import ROOT, environment, in_this_process
 
 pytestmark = pytest.mark.slow
 

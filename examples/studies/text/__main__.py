@@ -19,7 +19,7 @@ from examples.studies.text.run import Run, trained
 from examples.studies.text.sample import generate
 from examples.studies.text.train import FAST, Config, schedule
 
-SHARED = study.Parser("studies.text", None, fast=20, full=247)
+SHARED = study.Parser("studies.text", None, fast=15, full=247)
 
 
 def parser() -> argparse.ArgumentParser:

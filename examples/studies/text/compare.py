@@ -202,7 +202,7 @@ def further(runs: list[Result]) -> list[float]:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the missing part of the comparison, then writes table and picture."""
-    parser = study.Parser("studies.text.compare", __doc__, fast=50, full=1700)
+    parser = study.Parser("studies.text.compare", __doc__, fast=20, full=1700)
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS)
     parser.add_argument("--publish", action="store_true", help="update the documentation")
     options = parser.options(argv)

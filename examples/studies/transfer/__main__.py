@@ -41,7 +41,7 @@ def _compute(run: Run, data: Data, rates: Sequence[float], seeds: Sequence[int])
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    arguments = study.Parser("studies.transfer", __doc__, fast=40, full=2900).options(argv)
+    arguments = study.Parser("studies.transfer", __doc__, fast=35, full=2900).options(argv)
     parts = plan.FAST if arguments.fast else (plan.WIDTHS, plan.TEXT, plan.DEPTHS, plan.BATCHES)
     settings = {"parts": [dataclasses.asdict(part) for part in parts], "seed": arguments.seed}
     work = Study(arguments.out, settings)

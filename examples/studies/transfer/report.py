@@ -71,19 +71,18 @@ def write(work: Study, parts: tuple[Any, ...], found: Found) -> None:
         "with the smallest's rate",
     )
     print(work.table(columns, rows, "table"))
-    [batches] = [part for part in parts if isinstance(part, Batches)]
-    columns = ("windows in a batch", "steps", "scaled", "same numbers")
-    print(work.table(columns, batch_rows(batches, found), "batches"))
-    widths = [part for part in sweeps if part.model != "residual"]
-    sweep_picture(widths, found, "width", work.folder / "widths.png")
-    sweep_picture(
-        [part for part in sweeps if part.model == "residual"],
-        found,
-        "depth",
-        work.folder / "depths.png",
-    )
-    batch_picture(batches, found, work.folder / "batches.png")
-    print(f"{work.folder}/widths.png, depths.png, batches.png")
+    for name, what, models in (
+        ("widths", "width", ("mlp", "text")),
+        ("depths", "depth", "residual"),
+    ):
+        if drawn := [part for part in sweeps if part.model in models]:
+            sweep_picture(drawn, found, what, work.folder / f"{name}.png")
+    for part in parts:
+        if isinstance(part, Batches):
+            columns = ("windows in a batch", "steps", "scaled", "same numbers")
+            print(work.table(columns, batch_rows(part, found), "batches"))
+            batch_picture(part, found, work.folder / "batches.png")
+    print(f"{work.folder}/*.png")
 
 
 def batch_rows(part: Batches, found: Found) -> list[tuple[str, ...]]:
@@ -107,69 +106,35 @@ def batch_losses(part: Batches, rule: bool, found: Found) -> list[float]:
 
 def sweep_picture(sweeps: list[Sweep], found: Found, what: str, path: Any) -> None:
     """Loss by learning rate, a line per size: standard on the left, scaled on the right."""
-    figure, axes = style.panels(len(sweeps), 2, width=5.5, height=4.3)
+    figure, axes = style.panels(len(sweeps), 2, height=3.1, sharey="row")
     for part, *panels in zip(sweeps, axes[::2], axes[1::2], strict=True):
-        every = [curve(part, size, scale, found) for size in part.sizes for scale in SCALES]
-        lowest = min(loss.min() for _, loss in every)
-        best_of_base = curve(part, part.sizes[0], "scaled", found)[1].min()
+        every = {
+            scale: [curve(part, size, scale, found) for size in part.sizes] for scale in SCALES
+        }
+        lowest = min(loss.min() for curves in every.values() for _, loss in curves)
+        best_of_base = every["scaled"][0][1].min()
         highest = best_of_base + 1.2 * (best_of_base - lowest) + 0.1 * lowest
-        low, high = min(r[0] for r, _ in every), max(r[-1] for r, _ in every)
-        top, bottom = highest, lowest - 0.05 * (highest - lowest)
-        for scale, axis in zip(SCALES, panels, strict=True):
-            colours = style.sequence(len(part.sizes))
-            starts = []
-            for size, colour in zip(part.sizes, colours, strict=True):
-                rates, loss = curve(part, size, scale, found)
-                best = int(loss.argmin())
+        for (scale, curves), axis in zip(every.items(), panels, strict=True):
+            bests = [rates[loss.argmin()] for rates, loss in curves]
+            for size, colour, best, (rates, loss) in zip(
+                part.sizes, style.sequence(len(part.sizes)), bests, curves, strict=True
+            ):
                 shown = np.where(loss <= highest, loss, np.nan)
-                axis.plot(rates, shown, color=colour, lw=1.8)
-                axis.plot(rates[best], loss[best], "o", color=colour, ms=9, mec="white", zorder=3)
-                first = int(np.flatnonzero(loss <= highest)[0])
-                starts.append((rates[first], (loss[first] - bottom) / (top - bottom)))
-                if size == part.sizes[0]:
-                    axis.axvline(rates[best], color=style.GREY, lw=1, ls="--", zorder=0)
-            xs, places = np.array(starts).T
-            for x in set(xs):  # Labels at one learning rate must not overlap.
-                places[xs == x] = style.apart(places[xs == x], 0.05)
-            for size, colour, x, y in zip(part.sizes, colours, xs, places, strict=True):
-                axis.annotate(
-                    f"{size} ",
-                    (x, bottom + y * (top - bottom)),
-                    ha="right",
-                    va="center",
-                    color=colour,
-                    fontweight="bold",
-                )
-            moved = int(row(part, part.sizes[-1], scale, found)["moved"])
-            axis.set_title(_title(part, scale, moved, what))
+                axis.plot(rates, shown, color=colour, lw=1.6, label=str(size))
+                axis.plot(best, loss.min(), "o", color=colour, ms=7, mec="white", zorder=3)
+            axis.axvline(bests[0], color=style.GREY, lw=1, ls="--", zorder=0)
+            kind = NAMES[part.model] if scale == "scaled" else "standard"
             axis.set(xscale="log", xlabel="learning rate")
-            axis.set(xlim=(low / 1.7, high * 1.1), ylim=(bottom, top))
-            round_rates = [m * 10.0**k for k in range(-5, 1) for m in (1, 2, 5)]
-            ticks = [x for x in round_rates if low <= x <= high]
-            axis.set_xticks(ticks, [f"{x:g}" for x in ticks])
-            axis.minorticks_off()
-        panels[0].set_ylabel(f"held-out loss of the {MODELS[part.model]} (nats)")
-    figure.suptitle(
-        f"A line for each {what}; dots: the best learning rates; dashed: the best one of the"
-        f" smallest {what}",
-        fontsize=10,
-    )
-    style.save(figure, path)
-
-
-def _title(part: Sweep, scale: str, moved: int, what: str) -> str:
-    kind = NAMES[part.model] if scale == "scaled" else "Standard"
-    ends = f"from {what} {part.sizes[0]} to {part.sizes[-1]}"
-    factor = 2 ** (abs(moved) / 2)
-    if abs(moved) <= 1:
-        return f"{kind}: the best rate stays, {ends}"
-    direction = "falls" if moved < 0 else "grows"
-    return f"{kind}: the best rate {direction} {factor:.1f}-fold, {ends}"
+            axis.set_title(f"{kind}: best rates from {min(bests):.2g} to {max(bests):.2g}")
+        panels[0].set_ylabel(f"held-out loss of the {MODELS[part.model]}")
+        panels[1].legend(title=what)
+    title = f"A line for each {what}; dots: the best learning rates; dashed: that of the smallest"
+    style.save(figure, path, title)
 
 
 def batch_picture(part: Batches, found: Found, path: Any) -> None:
     """Loss by batch size, with and without the scaling rule."""
-    figure, (axis,) = style.panels(1, 1, height=4.6)
+    figure, (axis,) = style.panels(1, 1, height=3.6)
     scaled, same = (
         "learning rate, b1, b2 and ε\nscaled with the batch size",
         "hyperparameters unchanged",

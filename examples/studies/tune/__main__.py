@@ -58,7 +58,7 @@ def heat_map(
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the missing part of the search, then writes its results."""
-    parser = study.Parser("studies.tune", __doc__, fast=15, full=38)
+    parser = study.Parser("studies.tune", __doc__, fast=18, full=38)
     parser.add_argument("--model", choices=("softmax", "mlp", "small-cnn"), default="mlp")
     options = parser.options(argv)
     parts = population.split(data.load(), HELD_OUT)

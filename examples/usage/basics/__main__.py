@@ -29,7 +29,7 @@ PAGES: dict[str, Page] = {
 
 def main(argv: list[str] | None = None) -> None:
     """Computes the missing pages, writes their plots, prints the findings."""
-    parser = Parser("usage.basics", __doc__, fast=30, full=27)
+    parser = Parser("usage.basics", __doc__, fast=22, full=27)
     parser.add_argument(
         "page", nargs="?", choices=list(PAGES), metavar="PAGE", help="one of the above; else all"
     )
