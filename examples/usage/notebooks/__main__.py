@@ -25,7 +25,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 FOLDER = Path(__file__).parent
-ROOT = FOLDER.parents[1]
+ROOT = FOLDER.parents[2]
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 DIGEST = "executed_sources"
 """The metadata key for the SHA-256 of the code that produced the outputs."""
