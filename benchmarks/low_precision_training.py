@@ -3,8 +3,8 @@
 python -m benchmarks.low_precision_training [--fast] [--seeds 3] [--model text|cnn|all]
     [--data-dir DIR] [--json FILE] [--plot PNG]
 
-The character transformer of `examples.studies.text` and the CNN of `examples.mnist`, by AdamW on clipped
-gradients. Only the optimizer differs between the cases of a model. All start with the same weights,
+The character transformer of `examples.studies.text` and the CNN of `examples.mnist`, by AdamW on
+clipped gradients. Only the optimizer differs between the cases of a model. All start with the same weights,
 which bfloat16 represents, and see the same batches. The model computes in float32 from the stored
 weights, and gradients are float32. Then the same with a twentieth of the learning rate, where
 updates are small relative to the spacing of bfloat16 numbers.

@@ -42,6 +42,14 @@ MNIST = "interrupted; run the same command with --resume to continue\n"
 STUDY = "interrupted; run the same command again to resume\n"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def interrupts():
+    """Programs started in the background by a shell ignore interrupts, and so do theirs."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
     """Options of a small run with everything that is random."""

@@ -4,6 +4,7 @@ import base64
 import gc
 import io
 import re
+import sys
 
 import matplotlib.image
 import nbformat
@@ -62,7 +63,7 @@ def test_outputs_are_of_the_code_beside_them(name):
         if re.search(r"^figure, .*subplots", cell.source, re.MULTILINE):
             assert any("image/png" in out.get("data", {}) for out in cell.outputs), cell.id
     assert not [out for cell in code for out in cell.outputs if out.output_type == "error"]
-    assert len(pictures_of(notebook)) == RUNS[name][2]
+    assert len(pictures_of(notebook)) == RUNS[name][1]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -77,12 +78,14 @@ def test_outputs_are_small_and_say_nothing_of_the_machine(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_first_code_installs_what_is_absent_and_nothing_else(name):
-    first = next(cell for cell in read(name).cells if cell.cell_type == "code")
-    condition, *commands = first.source.split("\n    ")
-    assert 'find_spec("adam_jax") is None' in condition
-    assert commands[-1] == '%pip install --quiet ".[examples]"'
-    assert first.outputs == []
+def test_the_first_code_installs_what_is_absent_and_loads_the_digits(name):
+    cells = [cell.source for cell in read(name).cells if cell.cell_type == "code"]
+    assert 'find_spec("adam_jax") is None' in cells[0]
+    assert "%pip install --quiet $ADAM_JAX flax matplotlib scikit-learn" in cells[0]
+    assert "digits = load_digits()" in cells[0]
+    modules = set(re.findall(r"^(?:import|from) (\w+)", "\n".join(cells), re.MULTILINE))
+    installed = {"adam_jax", "flax", "jax", "matplotlib", "numpy", "optax", "sklearn"}
+    assert modules - set(sys.stdlib_module_names) - {"IPython"} == installed
 
 
 def test_the_code_s_digest_changes_with_the_code():
@@ -111,14 +114,13 @@ def pictures_of(notebook):
     return [x.data["image/png"] for x in outputs_of(notebook) if "image/png" in x.get("data", {})]
 
 
-# By name: Jupyter's working folder, optimizer steps, pictures, the required test accuracy, and an
-# expression that must hold in the kernel at the end.
+# By name: optimizer steps, pictures, the required test accuracy, and expressions that must hold in
+# the kernel at the end.
 RUNS = {
     "1-first-steps": (
-        ROOT,
         200,
         4,
-        0.87,
+        0.85,
         """
         assert np.mean(losses[-20:]) < 0.3 * losses[0]
         assert accuracies[-1][1] == test_accuracy > accuracies[0][1]
@@ -127,10 +129,9 @@ RUNS = {
         """,
     ),
     "2-reading-adams-state": (
-        FOLDER,
         50,
         5,
-        0.8,
+        0.75,
         """
         assert list(snapshots) == [1, 5, 50]
         assert furthest(snapshots[1][2], signs) < 1e-3
@@ -138,16 +139,15 @@ RUNS = {
         moved = by_name(jax.tree.map(jnp.subtract, tuned, params))
         still = [name for name, change in moved.items() if not change.any()]
         assert still == ["hidden/bias", "hidden/kernel"]
-        blank = ~digits.train_images.any(axis=0).ravel()
+        blank = ~np.asarray(images).any(axis=0).ravel()
         assert blank.any() and untouched[blank].all() and not untouched.all()
         assert per_parameter["lion"] < per_parameter["adamw, bfloat16 mu"] < per_parameter["adam"]
         """,
     ),
     "3-tuning": (
-        FOLDER,
         50,
         4,
-        0.8,
+        0.75,
         """
         assert tried > 1 and compiled == 1
         assert lowered[0, -1] < fixed[0, -1]
@@ -162,13 +162,13 @@ RUNS = {
 
 @pytest.mark.parametrize("name", RUNS)
 def test_runs_from_top_to_bottom(name, tmp_path):
-    folder, steps, pictures, least_accuracy, claims = RUNS[name]
+    steps, pictures, least_accuracy, claims = RUNS[name]
     notebook = read(name)
     source = "\n".join(line.strip() for line in claims.strip().splitlines())
     notebook.cells.append(nbformat.v4.new_code_cell(source, id="claims"))
     # A short run is mostly compilation.
     environment = {"NOTEBOOK_STEPS": str(steps), "PYTHONPATH": str(ROOT), **IN_A_HURRY}
-    execute(notebook, folder, tmp_path, environment)
+    execute(notebook, FOLDER, tmp_path, environment)
     gc.collect()  # Unclosed resources fail this test, not a later one.
     outputs = outputs_of(notebook)
 
