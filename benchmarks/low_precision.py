@@ -3,7 +3,8 @@
 python -m benchmarks.low_precision [--fast] [--json FILE]
 
 First on real gradients: those of the character transformer of `examples.studies.text`, along a run
-of AdamW in float32. Each format of (mu, nu) gets the same gradients, and is written and read in every step.
+of AdamW in float32. Each format of (mu, nu) gets the same gradients, and is written and read in
+every step.
 Then a long run on synthetic gradients. The error of an update u = m̂ / (√v̂ + ε) is
 ‖u - u'‖ / ‖u'‖ per leaf, where u' is that of float32 moments. The peers are in `benchmarks.codecs`.
 

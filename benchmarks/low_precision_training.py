@@ -4,10 +4,10 @@ python -m benchmarks.low_precision_training [--fast] [--seeds 3] [--model text|c
     [--data-dir DIR] [--json FILE] [--plot PNG]
 
 The character transformer of `examples.studies.text` and the CNN of `examples.mnist`, by AdamW on
-clipped gradients. Only the optimizer differs between the cases of a model. All start with the same weights,
-which bfloat16 represents, and see the same batches. The model computes in float32 from the stored
-weights, and gradients are float32. Then the same with a twentieth of the learning rate, where
-updates are small relative to the spacing of bfloat16 numbers.
+clipped gradients. Only the optimizer differs between the cases of a model. All start with the same
+weights, which bfloat16 represents, and see the same batches. The model computes in float32 from the
+stored weights, and gradients are float32. Then the same with a twentieth of the learning rate,
+where updates are small relative to the spacing of bfloat16 numbers.
 
 The loss is the mean over the last 15 batches. "within" tells whether the mean over the seeds is
 between float32's least and largest. "Unmoved" is the share of the weights, including the bits kept

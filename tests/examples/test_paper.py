@@ -1,7 +1,5 @@
 """The experiments of Adam's paper: the fast version end to end, and its parts against formulas."""
 
-import csv
-
 import jax
 import jax.numpy as jnp
 import matplotlib.image
@@ -11,9 +9,10 @@ import pytest
 import adam_jax
 from examples.mnist import data
 from examples.shared import strict_json
-from examples.shared.study import StudyError
+from examples.shared.command_line import UserError
 from examples.studies.paper import counterexample, logistic, mlp, race, vae
 from examples.studies.paper.__main__ import FIGURES, main
+from examples.studies.paper.claims import COLUMNS
 from examples.studies.paper.training import Digits, train
 
 pytestmark = pytest.mark.slow
@@ -34,9 +33,13 @@ def results(study):
 
 
 @pytest.fixture(scope="module")
-def table(study):
-    with (study / "table.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+def table(study, results):
+    """The claims, which the fast version does not print."""
+    rows = []
+    for name, module in FIGURES.items():
+        own = {k.removeprefix(f"{name} "): r for k, r in results.items() if k.startswith(name)}
+        rows += [dict(zip(COLUMNS, claim.row(), strict=True)) for claim in module.claims(own)]
+    return rows
 
 
 # The whole command.
@@ -55,7 +58,7 @@ def test_every_claim_is_judged_with_its_figures(study, table):
         assert row["here"] in ("held", "did not hold")
         assert "2015" in row["source"] or "2018" in row["source"]
         assert any(c.isdigit() for c in row["figures"])
-    assert "did not hold" in (study / "table.md").read_text()
+    assert not (study / "table.md").exists()
 
 
 @pytest.mark.parametrize(("figure", "module"), [("figure1", logistic), ("figure2", mlp)])
@@ -95,7 +98,7 @@ def test_what_is_done_is_not_done_again(study, capsys):
     main(["--fast", "--out", str(study), "--only", "counterexample"])
     assert (study / "pieces.jsonl").read_bytes() == before
     assert "6 of 6 pieces were done before" in capsys.readouterr().out
-    with pytest.raises(StudyError, match="seed"):
+    with pytest.raises(UserError, match="seed"):
         main(["--fast", "--out", str(study), "--seed", "1"])
 
 

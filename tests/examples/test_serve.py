@@ -1,35 +1,23 @@
-"""From training to the server: digits in every format, many clients, shutdown, and the page."""
+"""From training to the server: digits in every format, bad requests, shutdown, and the page."""
 
-import asyncio
 import contextlib
+import http.client
 import json
 import re
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
+import zlib
+from urllib.parse import urlsplit
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tests.examples.serving import (
-    address_of,
-    ask,
-    connect,
-    digits_in,
-    png,
-    probabilities_in,
-    read_answer,
-    serving,
-)
 
-from examples.mnist import data, evaluate, exported, pictures
-from examples.mnist.runs import Run
-from examples.mnist.train import trained
-from tests.examples.processes import ROOT, environment, in_this_process
+from examples.mnist import data, export, pictures
+from tests.examples.processes import ROOT, command, environment, in_this_process, png
 
 pytestmark = pytest.mark.slow
 
@@ -44,13 +32,6 @@ def trained_run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def checkpoint(trained_run):
-    """The run's graph and parameters."""
-    with jax.numpy_dtype_promotion("standard"):
-        return trained(Run.open(trained_run))
-
-
-@pytest.fixture(scope="module")
 def model(trained_run):
     """The file exported from the run."""
     path = trained_run.parent / "model.stablehlo"
@@ -58,15 +39,57 @@ def model(trained_run):
     return path
 
 
+@contextlib.contextmanager
+def serving(*arguments):
+    """The server's process and address."""
+    process = subprocess.Popen(
+        command("serve", *arguments, "--port", 0),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        found = re.fullmatch(r"serving on http://(127\.0\.0\.1:\d+)\n", process.stdout.readline())
+        assert found, process.stderr.read()
+        yield process, found[1]
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+        assert (said, process.returncode) == ("", 0)
+    finally:
+        process.kill()
+        process.communicate()
+
+
 @pytest.fixture(scope="module")
 def address(model):
-    with serving(model) as (_, address):
+    with serving(model, "--timeout", 3) as (_, address):
         yield address
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return data.load()
+def connect(address):
+    host, port = address.split(":")
+    return socket.create_connection((host, int(port)))
+
+
+def answer_of(response):
+    assert response.headers["content-type"] == "application/json"
+    text = response.read().decode()
+    assert text.endswith("\n") and text.count("\n") == 1, text
+    content = json.loads(text)
+    assert response.status == 200 or content.keys() == {"error"}
+    return response.status, content
+
+
+def ask(address, body=None, path="/predict", method="POST"):
+    """The status and the JSON of an answer; asserts that an error is one line."""
+    url = urlsplit(f"//{address}")
+    with contextlib.closing(http.client.HTTPConnection(url.hostname, url.port)) as connection:
+        # As `curl --data-binary` sends it.
+        headers = {"content-type": "application/x-www-form-urlencoded"}
+        connection.request(method, path, body, headers)
+        return answer_of(connection.getresponse())
 
 
 def scan(digit):
@@ -76,126 +99,54 @@ def scan(digit):
     return np.asarray(page)
 
 
-def form(*files):
-    """The body of a form and its header."""
-    parts = [
-        b'--line\r\ncontent-disposition: form-data; name="f"; filename="../../etc/passwd"\r\n\r\n'
-        + file
-        for file in files
-    ]
-    body = b"\r\n".join([*parts, b"--line--\r\n"])
-    return body, {"Content-Type": "multipart/form-data; boundary=line"}
+def test_every_form_of_a_digit_gets_the_models_answer(address, model, tmp_path):
+    images = data.load().test_images[:3]
+    path = tmp_path / "scan.png"
+    path.write_bytes(png(scan(images[0])))
+    predict = export.predictor(export.load(model))
+    for body, digits in (
+        (png(images[0]), images[:1]),
+        (json.dumps(images[0].tolist()), images[:1]),
+        (json.dumps(images.tolist()), images),
+        (path.read_bytes(), pictures.read_digits(path)),
+    ):
+        status, content = ask(address, body)
+        expected = predict(digits)
+        found = np.array([list(p["probabilities"].values()) for p in content["predictions"]])
+        assert status == 200
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+        named = [int(p["digit"]) for p in content["predictions"]]
+        assert named == expected.argmax(axis=1).tolist()
 
 
-def named(form):
-    """The same pictures under other file names."""
-    body, headers = form
-    for i in range(body.count(b'name="f"')):
-        body = body.replace(b'name="f"', b'name="%d"' % i, 1)
-    return body, headers
+def bomb():
+    """A PNG of 2¹⁵ by 2¹⁵ grey pixels, a gigabyte, in a megabyte."""
+    head = png(np.zeros((8, 8), np.uint8))
+    size = (1 << 15).to_bytes(4)
+    start = head[:16] + size + size + head[24:29]
+    return start + zlib.crc32(start[12:29]).to_bytes(4) + head[33:]
 
 
-def test_every_form_of_a_digit_gets_the_models_answer(address, model, digits):
-    images = digits.test_images[:3]
-    expected = np.exp(exported.load(model).log_probabilities(images))
-    pictures = [png(image) for image in images]
-    bodies = {
-        "a PNG": (pictures[0], {}),
-        "JSON, one": (json.dumps(images[0].tolist()), {}),
-        "JSON, several": (json.dumps(images.tolist()), {}),
-        "a form, one": form(pictures[0]),
-        "a form, several": form(*pictures),
-        "a form, several names": named(form(*pictures)),
-    }
-    for body, headers in bodies.values():
-        status, content = ask(address, body, **headers)
-        found = probabilities_in(content)
-        assert status == 200 and len(found) in (1, 3)
-        np.testing.assert_allclose(found, expected[: len(found)], rtol=1e-5, atol=1e-6)
-        assert digits_in(content) == found.argmax(axis=1).tolist()
+BAD = {
+    "nothing": b"",
+    "text": b"seven",
+    "JPEG": b"\xff\xd8\xff\xe0",
+    "half a PNG": png(data.load().test_images[0])[:60],
+    "a PNG of a gigabyte": bomb(),
+    "blank": png(np.full((28, 28), 255, np.uint8)),
+    "blank JSON": json.dumps(np.zeros((28, 28), int).tolist()),
+    "256": json.dumps(np.full((28, 28), 256).tolist()),
+    "other sides": json.dumps(np.ones((28, 27), int).tolist()),
+    "65 digits": json.dumps(np.tile(data.load().test_images[:1], (65, 1, 1)).tolist()),
+    "deep": b"[" * 5000,
+}
 
 
-def test_predict_says_the_same_of_file_and_run(model, trained_run, tmp_path, digits, capsys):
-    picture = tmp_path / "digit.png"
-    picture.write_bytes(png(scan(digits.test_images[0])))
-    for arguments in ([trained_run, picture], ["--exported", model, picture]):
-        assert in_this_process("predict", *arguments) == 0
-        assert re.fullmatch(r".*digit\.png: 0 \(\d+\.\d%\)\n", capsys.readouterr().out)
-    assert in_this_process("predict", trained_run) == 1
-    assert "no image was named" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_scanned_digits_are_centred_as_predict_does(address, checkpoint, tmp_path, digits, kind):
-    right, path = 0, tmp_path / "scan"
-    for digit, label in zip(digits.test_images[:10], digits.test_labels, strict=False):
-        path.write_bytes(png(scan(digit), kind))
-        _, content = ask(address, path.read_bytes())
-        predicted = evaluate.log_probabilities(*checkpoint, pictures.read_digits(path))
-        np.testing.assert_allclose(probabilities_in(content), np.exp(predicted), atol=1e-6)
-        right += digits_in(content) == [label]
-    assert right >= 7
-
-
-def test_the_served_models_accuracy_is_that_of_evaluate(address, checkpoint, digits):
-    served = []
-    for i in range(0, 2000, 50):
-        _, content = ask(address, json.dumps(digits.test_images[i : i + 50].tolist()))
-        served += digits_in(content)
-    figures = evaluate.evaluate(*checkpoint, digits.test_images, digits.test_labels)
-    assert float(np.mean(served == digits.test_labels)) == figures["test_accuracy"] > 0.85
-
-
-def test_two_hundred_clients_at_once_each_get_their_own_answer(address, model, digits):
-    images = digits.test_images[:200]
-    expected = exported.load(model).log_probabilities(images).argmax(axis=1)
-
-    async def client(image):
-        reader, writer = await asyncio.open_connection(*address_of(address))
-        body = png(image)
-        head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
-        found = []
-        for _ in range(3):
-            writer.write(head.encode() + body)
-            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
-            headers = await reader.readuntil(b"\r\n\r\n")
-            length = re.search(rb"Content-Length: (\d+)", headers)
-            assert length
-            found += digits_in(json.loads(await reader.readexactly(int(length[1]))))
-        writer.close()
-        await writer.wait_closed()
-        return found
-
-    async def clients():
-        return await asyncio.gather(*map(client, images))
-
-    np.testing.assert_array_equal(asyncio.run(clients()), np.repeat(expected[:, None], 3, 1))
-
-
-def test_a_stop_answers_what_was_accepted_and_takes_nothing_more(model, digits):
-    body = json.dumps(digits.test_images[:50].tolist()).encode()
-    head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
-    with serving(model, "--batch-sizes", 1) as (process, address), connect(address) as idle:
-        clients = [connect(address) for _ in range(4)]
-        for client in clients:
-            client.sendall(f"{head}expect: 100-continue\r\n\r\n".encode())
-            assert client.recv(100) == b"HTTP/1.1 100 (Continue)\r\n\r\n"  # The header is accepted.
-        process.send_signal(signal.SIGTERM)
-        with pytest.raises(ConnectionRefusedError):
-            while True:
-                with contextlib.suppress(ConnectionResetError):  # It closed in the handshake.
-                    connect(address).close()
-        idle.sendall(f"{head}\r\n".encode() + body)
-        assert read_answer(idle)[0] == 503
-        for client in clients:
-            client.sendall(body)
-        for client in clients:
-            status, content = read_answer(client)
-            assert status == 200 and len(digits_in(content)) == 50
-        for client in [idle, *clients]:
-            assert client.recv(1) == b""
-            client.close()
-        assert process.wait(timeout=60) == 0
+@pytest.mark.parametrize("body", BAD.values(), ids=BAD.keys())
+def test_a_bad_body_is_one_line_and_the_next_is_answered(address, body):
+    status, content = ask(address, body)
+    assert status == 400 and content["error"]
+    assert ask(address, png(data.load().test_images[0]))[0] == 200
 
 
 def test_health_and_what_there_is_not(address):
@@ -210,27 +161,46 @@ def test_health_and_what_there_is_not(address):
         assert found == status and content["error"]
 
 
-def test_an_address_that_is_taken_and_a_model_that_is_none_are_one_line(
-    model, tmp_path, monkeypatch, capsys
-):
-    def said(*arguments):
-        assert in_this_process("serve", *arguments) == 1
-        return capsys.readouterr().err
+def test_too_large_and_too_slow_requests_are_cut_off(address):
+    head = "POST /predict HTTP/1.1\r\nhost: x\r\n"
+    for text in (f"{head}content-length: 9999999\r\n\r\n", f"{head}a: {'a' * 20_000}\r\n"):
+        with connect(address) as client:
+            client.sendall(text.encode())
+            assert client.recv(100) in (b"", b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    for text in ("", head, f"{head}content-length: 9\r\n\r\n1"):
+        with connect(address) as client:
+            client.sendall(text.encode())
+            client.settimeout(60)
+            assert client.recv(100) == b""  # After --timeout.
 
+
+def test_a_stop_answers_what_was_accepted(model):
+    body = json.dumps(data.load().test_images[:50].tolist()).encode()
+    head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
+    with serving(model) as (process, address):
+        with connect(address) as client:
+            client.sendall(f"{head}expect: 100-continue\r\n\r\n".encode())
+            assert client.recv(100) == b"HTTP/1.1 100 (Continue)\r\n\r\n"
+            process.send_signal(signal.SIGTERM)
+            with pytest.raises(ConnectionRefusedError):
+                while True:
+                    with contextlib.suppress(ConnectionResetError):  # It closed in the handshake.
+                        connect(address).close()
+            client.sendall(body)
+            response = http.client.HTTPResponse(client)
+            response.begin()
+            status, content = answer_of(response)
+            assert status == 200 and len(content["predictions"]) == 50
+        assert process.wait(timeout=60) == 0
+
+
+def test_an_address_that_is_taken_and_a_model_that_is_none_are_one_line(model, tmp_path, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        line = said(model, "--port", taken.getsockname()[1])
-    assert re.fullmatch(r"error: .*cannot be listened on \(.*in use.*\n", line)
+        assert in_this_process("serve", model, "--port", taken.getsockname()[1]) == 1
+    assert re.fullmatch(r"error: .*cannot be listened on \(.*in use.*\n", capsys.readouterr().err)
     (tmp_path / "text").write_text("no model")
-    line = said(tmp_path / "text")
-    assert re.fullmatch(r"error: .*is not an exported model.*\n", line)
-
-
-def test_the_benchmark_measures_both_ways():
-    command = [sys.executable, "-W", "error", "-m", "benchmarks.serve", "--fast"]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    row = r"^\| mlp \| 8 \| (.*?) \| [\d,]+ \| \d+\.\d\d \| .* \|$"
-    assert re.findall(row, done.stdout, re.MULTILINE) == ["batches of 1 to 32", "one by one"]
+    assert in_this_process("serve", tmp_path / "text") == 1
+    assert re.fullmatch(r"error: .*is not an exported model.*\n", capsys.readouterr().err)
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,12 @@
 """Experiments share a store of results: each piece is computed once, even after a kill."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from examples.shared import study
-from tests.examples.processes import ROOT, environment
+from examples.shared.command_line import UserError
 
 
 def counting(calls, name, result):
@@ -47,7 +45,7 @@ def test_a_torn_last_line_is_computed_again(tmp_path):
 def test_other_settings_do_not_mix(tmp_path):
     study.Study(tmp_path, {"seed": 0, "steps": [1, 2]})
     study.Study(tmp_path, {"seed": 0, "steps": (1, 2)})
-    with pytest.raises(study.StudyError, match=r"other settings \(seed\); choose another --out"):
+    with pytest.raises(UserError, match=r"other settings \(seed\); choose another --out"):
         study.Study(tmp_path, {"seed": 1, "steps": [1, 2]})
 
 
@@ -58,28 +56,25 @@ def test_the_table_is_markdown_and_csv(tmp_path):
     assert (tmp_path / "table.csv").read_text().splitlines() == ["a,b", "1,x", "2,y"]
 
 
-INTERRUPTED = """
-import os, signal
-from pathlib import Path
-from examples.shared import study
+def test_two_studies_in_one_folder_do_not_mix(tmp_path):
+    def meanwhile():
+        with pytest.raises(UserError, match="is in use by process"):
+            study.Study(tmp_path, {})
+        return {}
 
-def stop():
-    os.kill(os.getpid(), signal.SIGINT)
-    return {}
-
-def main():
-    work = study.Study(Path(OUT), {})
-    work.run([study.Piece("first", lambda: {"x": 1}), study.Piece("second", stop)])
-
-study.command(main)
-"""
+    study.Study(tmp_path, {}).run([study.Piece("first", meanwhile)])
+    assert study.Study(tmp_path, {}).done == {"first": {}}
 
 
-def test_an_interruption_is_one_line_and_leaves_what_was_done(tmp_path):
-    code = INTERRUPTED.replace("OUT", repr(str(tmp_path)))
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True
-    )
-    assert done.returncode == 130
-    assert done.stderr == "interrupted; run the same command again to resume\n"
-    assert study.Study(tmp_path, {}).done == {"first": {"x": 1}}
+def test_what_another_study_has_computed_is_not_computed_again(tmp_path):
+    calls = []
+    early, late = study.Study(tmp_path, {}), study.Study(tmp_path, {})
+    piece = counting(calls, "first", {"x": 1})
+    assert early.run([piece]) == late.run([piece]) == {"first": {"x": 1}}
+    assert calls == ["first"]
+
+
+def test_a_piece_prints_its_loss(tmp_path, capsys):
+    piece = study.Piece("first", lambda: {"loss": [2.0, 1.5]}, loss="loss")
+    study.Study(tmp_path, {}).run([piece])
+    assert capsys.readouterr().out.startswith("1/1 first: loss 1.5000, ")

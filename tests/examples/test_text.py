@@ -10,7 +10,8 @@ from flax import nnx
 from PIL import Image
 
 from examples.shared import strict_json
-from examples.shared.study import Study, StudyError
+from examples.shared.command_line import UserError
+from examples.shared.study import Study
 from examples.studies.text import corpus
 from examples.studies.text.__main__ import main
 from examples.studies.text.run import trained
@@ -71,31 +72,28 @@ def test_it_learns_more_than_pairs_of_characters(finished, capsys):
     before = (finished / "pieces.jsonl").read_bytes()
     main(["train", "--fast", "--out", str(finished)])
     assert (finished / "pieces.jsonl").read_bytes() == before
-    assert f"Validation loss {last:.3f} nats: {bigrams - last:.3f} below" in capsys.readouterr().out
+    assert f"| transformer, {FAST.steps} steps | {last:.3f} |" in capsys.readouterr().out
 
 
-def test_it_leaves_a_table_samples_and_pictures(finished):
+def test_it_leaves_a_table_and_a_picture(finished):
     assert "bigrams" in (finished / "table.md").read_text()
-    samples = (finished / "samples.md").read_text()
-    assert samples.count("The ") >= FAST.steps // 50 + 3
-    for name in ("curves.png", "context.png"):
-        with Image.open(finished / name) as picture:
-            assert picture.width > 800 and len(set(picture.convert("L").tobytes())) > 20
+    with Image.open(finished / "curves.png") as picture:
+        assert picture.width > 800 and len(set(picture.convert("L").tobytes())) > 20
 
 
 def test_interrupted_it_ends_with_the_same_bits(finished, tmp_path, monkeypatch):
-    out, save = tmp_path / "run", Study.save
+    out, save = tmp_path / "run", Study._save
 
     def interrupted(study, name, *rest):
         if name == "step 150":  # The checkpoint is complete, its line is missing.
             raise KeyboardInterrupt
         save(study, name, *rest)
 
-    monkeypatch.setattr(Study, "save", interrupted)
+    monkeypatch.setattr(Study, "_save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         main(["train", "--fast", "--out", str(out)])
-    assert list(pieces(out)) == ["step 50", "step 100"]
-    monkeypatch.setattr(Study, "save", save)
+    assert list(pieces(out)) == ["step 25", "step 50", "step 75", "step 100", "step 125"]
+    monkeypatch.setattr(Study, "_save", save)
     main(["train", "--fast", "--out", str(out)])
     assert pieces(out) == pieces(finished)
     ours, theirs = (jax.tree.leaves(trained(folder)[1]) for folder in (out, finished))
@@ -155,14 +153,14 @@ def test_a_cold_sample_is_the_most_probable_text(finished):
     ],
 )
 def test_prompts_that_cannot_be(finished, arguments, message):
-    with pytest.raises(StudyError, match=message):
+    with pytest.raises(UserError, match=message):
         main(["sample", str(finished), *arguments])
 
 
 def test_folders_and_settings_that_cannot_be(finished, tmp_path):
-    with pytest.raises(StudyError, match="holds no run"):
+    with pytest.raises(UserError, match="holds no run"):
         main(["sample", str(tmp_path)])
-    with pytest.raises(StudyError, match="other settings .*seed"):
+    with pytest.raises(UserError, match="other settings .*seed"):
         main(["train", "--fast", "--seed", "1", "--out", str(finished)])
-    with pytest.raises(StudyError, match="width 64 is not a multiple of heads 3"):
+    with pytest.raises(UserError, match="width 64 is not a multiple of heads 3"):
         main(["train", "--fast", "--heads", "3", "--out", str(tmp_path)])

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from examples.shared.study import StudyError
+from examples.shared.command_line import UserError
 from examples.studies.transfer import __main__ as transfer
 from examples.studies.transfer import plan, report
 from examples.studies.transfer.train import Data, Run, losses
@@ -34,7 +34,7 @@ def test_the_fast_setting_end_to_end(tmp_path, capsys):
         assert image.width > 700 and len(set(image.convert("L").tobytes())) > 20
     transfer.main(["--fast", "--out", str(tmp_path)])
     assert "4 of 4 pieces were done before" in capsys.readouterr().out
-    with pytest.raises(StudyError, match="other settings"):
+    with pytest.raises(UserError, match="other settings"):
         transfer.main(["--fast", "--seed", "1", "--out", str(tmp_path)])
 
 
