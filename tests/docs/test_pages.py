@@ -31,6 +31,7 @@ WITH_COMMANDS = [page for page in PAGES if commands(page)]
 # Optional modules and their distributions: a page must say to install them.
 OPTIONAL = {
     "PIL": "pillow",
+    "equinox": "equinox",
     "flatbuffers": "flatbuffers",
     "flax": "flax",
     "keras": "keras",
@@ -42,7 +43,7 @@ OPTIONAL = {
     "torch": "torch",
     "tornado": "tornado",
 }
-PEERS = ("torch", "keras")  # In a separate dependency group.
+PEERS = ("equinox", "torch", "keras")  # In a separate dependency group.
 
 
 def lacking(code):
@@ -90,12 +91,17 @@ def test_what_a_page_says_to_install(tmp_path):
 
 
 def run(page):
-    """Runs the blocks of a page in one namespace; returns printed and expected output of each."""
+    """Runs the blocks of a page; returns the last names, printed and expected output of each.
+
+    A block that imports adam_jax is complete: it starts with an empty namespace.
+    """
     names, printed, expected = {}, [], []
     installed = installed_before_samples(page)
     for (code, output), there in zip(samples(page), installed, strict=True):
         if lacking(code):
             continue
+        if re.search(r"^import adam_jax\b", code, re.MULTILINE):
+            names = {}
         stream = io.StringIO()
         with contextlib.redirect_stdout(stream), only(there):
             exec(compile(code, str(page), "exec"), names)
