@@ -214,17 +214,50 @@ def anchors(text):
     }
 
 
-def test_the_reference_has_every_public_name():
-    text = "".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
-    documented = re.findall(r"^::: (\S+)$", text, re.MULTILINE)
-    # Functions named like their module.
-    documented = [re.sub(r"\.(\w+)\.\1$", r".\1", name) for name in documented]
+ALL, TYPES = DOCS / "api" / "index.md", DOCS / "api" / "types.md"
+
+
+def public_names():
+    """The public names without `adam_jax.`, those of its modules included."""
     modules = [name for name in adam_jax.__all__ if inspect.ismodule(getattr(adam_jax, name))]
     assert {"sharding", "inspect", "schedules"} <= set(modules)
-    public = {f"adam_jax.{name}" for name in adam_jax.__all__ if name not in modules}
+    names = set(adam_jax.__all__) - set(modules)
     for module in modules:
-        public |= {f"adam_jax.{module}.{name}" for name in getattr(adam_jax, module).__all__}
-    assert sorted(documented) == sorted(public)
+        names |= {f"{module}.{name}" for name in getattr(adam_jax, module).__all__}
+    return sorted(names)
+
+
+def test_the_reference_has_every_public_name():
+    """With the pages of members, which the site's hook makes, and but for types of arguments."""
+    text = "".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
+    documented = re.findall(r"^::: adam_jax\.(\S+)$", text, re.MULTILINE)
+    # Functions named like their module.
+    documented = [re.sub(r"\b(\w+)\.\1$", r"\1", name) for name in documented]
+    members = [
+        name
+        for name in adam_jax.__all__
+        if getattr(getattr(adam_jax, name), "__module__", "").startswith("adam_jax.family.")
+    ]
+    types = [name for name in documented if name not in public_names()]
+    assert sorted([*documented, *members]) == sorted([*public_names(), *types])
+    assert types == [name for name in types if f"::: adam_jax.{name}\n" in TYPES.read_text()]
+
+
+def test_all_of_adam_jax_has_every_public_name_once():
+    assert sorted(name for name, _ in rows_of_all()) == public_names()
+
+
+@pytest.mark.slow
+def test_the_examples_of_all_of_adam_jax_run(tmp_path, monkeypatch, standard_promotion):
+    monkeypatch.chdir(tmp_path)
+    names, _, _ = run(ALL)
+    for name, example in rows_of_all():
+        assert re.search(rf"\b{name.rpartition('.')[2]}\b", example), example
+        exec(example, names)
+
+
+def rows_of_all():
+    return re.findall(r"^\| `([\w.]+)` \| .* \| `(.+)` \|$", ALL.read_text(), re.MULTILINE)
 
 
 def test_no_page_asks_another_host_for_anything():
