@@ -93,14 +93,14 @@ def test_what_a_page_says_to_install(tmp_path):
 def run(page):
     """Runs the blocks of a page; returns the last names, printed and expected output of each.
 
-    A block that imports adam_jax is complete: it starts with an empty namespace.
+    A block that imports adam_jax and more is complete: it starts with an empty namespace.
     """
     names, printed, expected = {}, [], []
     installed = installed_before_samples(page)
     for (code, output), there in zip(samples(page), installed, strict=True):
         if lacking(code):
             continue
-        if re.search(r"^import adam_jax\b", code, re.MULTILINE):
+        if re.search(r"^import adam_jax,", code, re.MULTILINE):
             names = {}
         stream = io.StringIO()
         with contextlib.redirect_stdout(stream), only(there):
@@ -184,6 +184,9 @@ def test_commands_name_what_there_is(page):
         if command.startswith("pytest"):
             paths = re.findall(r"\S+\.py", command)
             assert paths and all((ROOT / path).exists() for path in paths), command
+            checked += 1
+        elif script := re.match(r"python (\S+\.py)", command):
+            assert (ROOT / script[1]).exists(), command
             checked += 1
         elif command.startswith("make "):
             assert set(command.split()[1:]) <= set(targets), command

@@ -1,5 +1,6 @@
 """The site: it builds, its search finds what readers look for, types in the reference link."""
 
+import html
 import importlib.util
 import json
 import os
@@ -69,3 +70,8 @@ def test_types_of_arguments_are_links(site):
     types = re.findall(r"^::: (\S+)$", (DOCS / "api" / "types.md").read_text(), re.MULTILINE)
     assert "SlotDType</a>" in text and "adam_jax.formats.policy.SlotDType" in types
     assert [name for name in types if f'<span title="{name}">' in text] == []
+
+
+def test_the_first_page_has_the_whole_example(site):
+    program = (ROOT / "examples" / "flax_mnist.py").read_text()
+    assert program in html.unescape(re.sub(r"<[^>]+>", "", (site / "index.html").read_text()))
