@@ -1,6 +1,6 @@
 """Generates the parts of CONTRIBUTING.md made from code: two tables, and four diffs.
 
-python -m tests.contributing    writes them to the page, and the repository's address to others
+python -m tests.contributing    writes them to the page
 """
 
 import re
@@ -150,6 +150,7 @@ def written(page: str) -> str:
     return replaced(page, {name: f"\n{part}\n" for name, part in parts.items()})
 
 
+# Pages with the address of the repository, which are written as well.
 ADDRESSED = [ROOT / name for name in ("CITATION.cff", "README.md", "docs/index.md")]
 
 
