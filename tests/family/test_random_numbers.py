@@ -88,8 +88,8 @@ def test_random_numbers(standard_promotion):
         case = f"{turn}: {around} {optimizer.__name__} {argument} {kind} {value} {traced=}"
         with np.errstate(all="ignore"):
             x = (NUMBERS | OTHERS)[kind](value)
+        expected = None
         try:
-            expected = None
             if kind in NUMBERS:
                 expected = trained(factory, argument, float(np.asarray(x).item()), False)
         except ValueError:
