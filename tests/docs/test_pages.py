@@ -155,7 +155,7 @@ def test_the_sample_of_the_readme_finds_the_parameters():
 
 
 def sources(module):
-    """The source code of a command: its whole package, and examples/study.py."""
+    """The source code of a command: its whole package, and examples/shared/study.py."""
     path = ROOT / module.replace(".", "/")
     files = [path.with_suffix(".py")] if path.with_suffix(".py").exists() else path.rglob("*.py")
     return "".join(file.read_text() for file in [*files, ROOT / "examples" / "study.py"])

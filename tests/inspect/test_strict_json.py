@@ -92,8 +92,8 @@ def test_all_that_examples_and_benchmarks_write_is_strict():
         if re.search(r"(?<!strict_)json\.dumps?\(", line) and "allow_nan=False" not in line
     ]
     assert {path for path, _ in found} <= {
-        "examples/strict_json.py",
-        "examples/study.py",  # Compares settings
+        "examples/shared/strict_json.py",
+        "examples/shared/study.py",  # Compares settings
         "examples/mnist/exported.py",  # Strings and integers
         "examples/mnist/serve/app.py",  # Labels
     }, found
