@@ -22,8 +22,7 @@ mnist: setup
 	@echo "The digits it read, and the curves: runs/make-mnist/predictions.png, curves.png. Next:"
 	@echo "  source .venv/bin/activate"
 	@echo "  python -m examples.mnist predict runs/make-mnist examples/mnist/digit.png"
-	@echo "  python -m examples.mnist train --resume --epochs 6 --stretch --out runs/make-mnist"
-	@echo "  python -m examples.mnist export runs/make-mnist"
+	@echo "  python -m examples.mnist export runs/make-mnist    # one file, without Flax and this code"
 	@echo "  python -m examples.mnist serve runs/make-mnist/model.stablehlo    # a page to draw on"
 
 # Tests that depend on XLA's rounding run in a second process, with XLA's usual optimizations.

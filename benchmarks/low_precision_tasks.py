@@ -15,8 +15,9 @@ import optax
 from flax import nnx
 
 from adam_jax.core.trees import leaf_paths
-from examples.mnist import data, evaluate, preprocessing
+from examples.mnist import data, preprocessing
 from examples.mnist.models import MODELS
+from examples.mnist.train import evaluate
 from examples.studies.text import corpus
 from examples.studies.text.train import Config, build, cross_entropy, validate
 
@@ -101,7 +102,7 @@ def digits_task(fast: bool, directory: Path | None) -> Task:
         return optax.softmax_cross_entropy_with_integer_labels(logits, examples[1]).mean()
 
     def test(weights: Weights) -> dict[str, float]:
-        found = evaluate.evaluate(graph, model(weights), digits.test_images, digits.test_labels)
+        found = evaluate(graph, model(weights), digits.test_images, digits.test_labels)
         return {"loss": found["test_loss"], "accuracy": found["test_accuracy"]}
 
     return Task(

@@ -8,7 +8,7 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-NOTEBOOKS = Path(__file__).parents[2] / "examples" / "notebooks"
+NOTEBOOKS = Path(__file__).parents[2] / "examples" / "usage" / "notebooks"
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")  # Terminal colours
 LINK = re.compile(r"\]\(([\w-]+)\.ipynb\)")  # Links between notebooks
 

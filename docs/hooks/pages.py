@@ -23,7 +23,7 @@ ELSEWHERE = {
     "examples.md": "examples/README.md",
     "serving.md": "examples/mnist/README.md",
 }
-NOTEBOOKS = ROOT / "examples" / "notebooks"
+NOTEBOOKS = ROOT / "examples" / "usage" / "notebooks"
 LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<path>[^)#:\s]+)(?P<anchor>#[^)\s]*)?\)")
 NAME = re.compile(r"^\| `(?P<name>[\w.]+)`", re.MULTILINE)
 # Short code without spaces in a table stays on one line.

@@ -84,7 +84,7 @@ def ranges(axes: Axes, rows: dict[str, dict[str, float]], colours: Mapping[str, 
         axes.plot(row["mean"], y, "o", markersize=4.5, color=colours[name])
     axes.set_yticks(range(len(rows)), list(reversed(rows)))
     axes.set_ylim(-0.7, len(rows) - 0.3)
-    axes.xaxis.set_major_locator(MaxNLocator(3))
+    axes.xaxis.set_major_locator(MaxNLocator(4))
 
 
 def sequence(count: int) -> list[str]:

@@ -36,9 +36,7 @@ OPTIONAL = {
     "flax": "flax",
     "keras": "keras",
     "matplotlib": "matplotlib",
-    "optuna": "optuna",
     "orbax": "orbax-checkpoint",
-    "rich": "rich",
     "sklearn": "scikit-learn",
     "torch": "torch",
     "tornado": "tornado",
@@ -83,11 +81,11 @@ def test_a_library_that_no_page_says_to_install_is_noticed():
 def test_what_a_page_says_to_install(tmp_path):
     page = tmp_path / "page.md"
     sample = "```python\nimport x\n```\n"
-    text = f'{sample}`pip install flax`\n{sample}```sh\npip install -e ".[serve]"  # rich\n```\n'
+    text = f'{sample}`pip install flax`\n{sample}```sh\npip install -e ".[serve]"  # sklearn\n```\n'
     page.write_text(text + sample)
     none, one, more = installed_before_samples(page)
     assert (none, one) == (set(), {"flax"})
-    assert more >= {"flax", "pillow", "tornado"} and "rich" not in more
+    assert more >= {"flax", "tornado"} and "sklearn" not in more
 
 
 def run(page):
@@ -155,10 +153,10 @@ def test_the_sample_of_the_readme_finds_the_parameters():
 
 
 def sources(module):
-    """The source code of a command: its whole package, and examples/shared/study.py."""
+    """The source code of a command: its whole package, and examples/shared."""
     path = ROOT / module.replace(".", "/")
     files = [path.with_suffix(".py")] if path.with_suffix(".py").exists() else path.rglob("*.py")
-    return "".join(file.read_text() for file in [*files, ROOT / "examples" / "study.py"])
+    return "".join(file.read_text() for file in [*files, *(ROOT / "examples" / "shared").glob("*.py")])
 
 
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=name_of)

@@ -50,8 +50,6 @@ def averages(gradients: jax.Array) -> Result:
     return {
         **{name: values.mean(axis=1) for name, values in quantities.items()},
         **{name: jnp.median(values, axis=1) for name, values in ratios.items()},
-        "size_with": jnp.sqrt((corrected**2).mean(axis=1)),
-        "size_without": jnp.sqrt((uncorrected**2).mean(axis=1)),
     }
 
 
@@ -145,8 +143,8 @@ def findings(result: Result) -> list[tuple[Any, str]]:
 
 
 def picture(result: Result, path: Path) -> None:
-    """The averages against the exact values; the size of the step; the loss on digits by rate."""
-    figure, (mu, nu, size, digits) = style.panels(2, 2)
+    """The averages against the exact values; the length of the step; the loss on digits by rate."""
+    figure, (mu, nu, length, digits) = style.panels(2, 2, height=2.7)
     t = np.arange(1, STEPS + 1)
     for axis, name, truth in ((mu, "mu", MEAN), (nu, "nu", MEAN**2 + DEVIATION**2)):
         axis.axhline(truth, color="black", linestyle=":", label="true moment")
@@ -156,18 +154,17 @@ def picture(result: Result, path: Path) -> None:
         axis.legend()
     mu.set(ylabel="average of g (mean of 4,096)")
     nu.set(ylabel="average of g² (mean of 4,096)")
+    ratio = np.array(result["ratio"])
+    length.plot(t, ratio, color=style.VERMILION, label="measured")
+    length.plot(t, too_long(), "k:", label=r"$(1-b_1^t)/\sqrt{1-b_2^t}$")
+    length.set(xlabel="step", ylabel="uncorrected / corrected step", ylim=(0, None))
     for kind, colour in KINDS.items():
-        size.semilogy(t, result[f"size_{kind}"], color=colour, label=f"{kind} bias correction")
         losses = last_losses(result, kind)
         digits.loglog(result["rates"], losses, "o-", color=colour, label=f"{kind} bias correction")
-    formula = np.array(result["size_with"]) * too_long()
-    size.semilogy(t, formula, "k:", label=r"with, times $(1-b_1^t)/\sqrt{1-b_2^t}$")
-    size.set(xlabel="step", ylabel="RMS of the update / learning rate")
     digits.set(xlabel="learning rate", ylabel=f"loss after {STEPS} steps (nats)")
     digits.set_title("MLP on handwritten digits")
-    for axis in (size, digits):
+    for axis in (length, digits):
         axis.legend()
-    ratio = result["ratio"]
     title = (
         f"Without bias correction the first steps are {min(ratio):.1f} to {max(ratio):.1f} times"
     )

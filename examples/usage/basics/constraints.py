@@ -126,7 +126,7 @@ def findings(result: Result) -> list[tuple[Any, str]]:
 
 def picture(result: Result, path: Path) -> None:
     """The two paths on the contours; the remaining parameter by step, for each decay."""
-    figure, (box, l2, decoupled) = style.panels(1, 3)
+    figure, (box, key, l2, decoupled) = style.panels(2, 2, height=2.7)
     u, v = np.linspace(-1.5, 3.0, 200), np.linspace(-1.5, 3.0, 200)
     residuals = np.einsum("ij,jvu->ivu", A, np.stack(np.meshgrid(u, v))) - B[:, None, None]
     page.contours(box, u, v, (residuals**2).sum(axis=0) / 2, 0.03)
@@ -145,7 +145,8 @@ def picture(result: Result, path: Path) -> None:
     box.plot(*once, "X", color=style.BLUE, markersize=9, label="projected once, at the end")
     box.set(xlabel=r"$\theta_1$", ylabel=r"$\theta_2$", aspect="equal")
     box.set_title("Adam with a box constraint (grey)")
-    box.legend(loc="upper left")
+    key.axis("off")
+    key.legend(*box.get_legend_handles_labels(), loc="center left")
     titles = {"L2": "L2 penalty: adam(l2=1)", "decoupled": "decoupled decay: adamw(weight_decay=1)"}
     for axis, (name, title) in zip((l2, decoupled), titles.items(), strict=True):
         values = np.array(result[name])

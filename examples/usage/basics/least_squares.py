@@ -101,7 +101,7 @@ def findings(result: Result) -> list[tuple[Any, str]]:
 
 def picture(result: Result, path: Path) -> None:
     """Distances by step on batches and on all rows; final distances by rate."""
-    figure, (batches, everything, by_rate) = style.panels(1, 3)
+    figure, (batches, everything, by_rate) = style.panels(1, 3, height=2.9)
     for axis, kind in ((batches, "batches"), (everything, "all rows")):
         for i, colour in SHOWN.items():
             for schedule, dashes in (("constant", "-"), ("cosine", "--")):
