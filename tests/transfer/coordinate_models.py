@@ -63,7 +63,7 @@ _text = jax.random.randint(jax.random.key(102), (8, CONTEXT + 1), 0, VOCABULARY)
 
 
 class Block(nnx.Module):
-    """A pre-norm block of attention and an MLP, as in examples/text."""
+    """A pre-norm block of attention and an MLP, as in examples/studies/text."""
 
     def __init__(self, width, scale, rngs):
         self.scale = scale
