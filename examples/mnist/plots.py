@@ -17,7 +17,7 @@ def curves(
     metrics: list[dict[str, float]], schedule: Callable[[np.ndarray], Any], title: str, path: Path
 ) -> None:
     """Loss, accuracy and learning rate by epoch; the schedule maps steps to learning rates."""
-    figure, (losses, accuracies, rates) = style.panels(1, 3, height=3.6)
+    figure, (losses, accuracies, rates) = style.panels(1, 3, height=2.8)
     epochs = [entry["epoch"] for entry in metrics]
     marker = "o" if len(epochs) < FEW else ""
     for axes, quantity in ((losses, "loss"), (accuracies, "accuracy")):

@@ -156,7 +156,9 @@ def sources(module):
     """The source code of a command: its whole package, and examples/shared."""
     path = ROOT / module.replace(".", "/")
     files = [path.with_suffix(".py")] if path.with_suffix(".py").exists() else path.rglob("*.py")
-    return "".join(file.read_text() for file in [*files, *(ROOT / "examples" / "shared").glob("*.py")])
+    return "".join(
+        file.read_text() for file in [*files, *(ROOT / "examples" / "shared").glob("*.py")]
+    )
 
 
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=name_of)

@@ -120,7 +120,7 @@ def regret(results: Mapping[str, Result], title: str, path: Path) -> None:
                 axis.plot(result["steps"], values.mean(0), color=colour, label=optimizer)
         rare = "p = 0.01" if problem.period is None else f"every {problem.period} steps"
         above.set_title(
-            f"{name}: loss {problem.large:g}x ({rare}), else {problem.small:g}x", fontsize=9
+            f"{name}: loss {problem.large:g}x ({rare}), else {problem.small:g}x", fontsize=7
         )
         if problem.period is None:
             below.set_title("line: mean; band: range of the seeds")

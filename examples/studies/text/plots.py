@@ -23,7 +23,7 @@ def loss_curves(
       rates: the learning rate of each step.
       path: of the PNG.
     """
-    figure, (losses, rate) = style.panels(2, 1, height=3.2, height_ratios=(4, 1), sharex=True)
+    figure, (losses, rate) = style.panels(2, 1, height=2.3, height_ratios=(4, 1), sharex=True)
     steps = np.arange(1, len(rates) + 1)
     train = np.concatenate([stretch["train_losses"] for stretch in stretches])
     losses.plot(steps, train, color=TRAIN, linewidth=0.8, label="training batch")

@@ -63,11 +63,11 @@ def picture(
     heat: dict[str, Any],
     path: Path,
 ) -> None:
-    """The members' losses by learning rate and number of steps; the heat map next to it."""
-    figure, (left, right) = style.panels(1, 2, height=4.8)
+    """The members' losses by learning rate and number of steps; the heat map below."""
+    figure, (upper, lower) = style.panels(2, 1, height=3.2)
     for k, rung in enumerate(rungs):
         here = [m for m in reached if rung.steps in reached[m]]
-        left.scatter(
+        upper.scatter(
             [by_member[m]["learning_rate"] for m in here],
             [reached[m][rung.steps] for m in here],
             color=COLOURS[k % len(COLOURS)],
@@ -76,12 +76,12 @@ def picture(
             zorder=2 + k,
             label=f"{rung.members} trials, {rung.steps:,} steps",
         )
-    left.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="held-out loss (nats)")
+    upper.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="held-out loss (nats)")
     best = min(loss for losses in reached.values() for loss in losses.values())
-    left.set_ylim(best / 1.2, 5)
-    left.set_title("Successive halving: the best third trains three times as long")
-    left.legend()
-    heat_map(figure, right, heat)
+    upper.set_ylim(best / 1.2, 5)
+    upper.set_title("Successive halving: the best third trains three times as long")
+    upper.legend()
+    heat_map(figure, lower, heat)
     style.save(figure, path)
 
 
