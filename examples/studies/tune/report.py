@@ -101,9 +101,7 @@ def heat_map(figure: Any, axis: Any, heat: dict[str, Any]) -> None:
         colour = "white" if dark else "black"
         axis.text(j, i, text, ha="center", va="center", fontsize=8, color=colour, weight=bold)
     axis.set(xlabel="learning rate", ylabel="b2")
-    axis.set_title(
-        "Held-out loss, other hyperparameters as in the best; lowest in bold", fontsize=11
-    )
+    axis.set_title("Held-out loss, other hyperparameters as in the best; lowest in bold")
     ticks = [
         x for x in (0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3) if shown.min() <= x <= shown.max()
     ]
