@@ -6,12 +6,12 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # pip, with a one-line progress display.
-INSTALL := $(BIN)/python -m tests.install
+INSTALL := $(BIN)/python -m tests.tools.install
 
 # Otherwise every worker recompiles pytest's plugins and the tests, which takes seconds per worker.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: mnist test test-all test-oldest test-peers test-compilers tpu-bounds test-downstream \
+.PHONY: mnist test test-all test-oldest test-peers test-compilers tpu-bounds test-projects \
 	lint docs docs-serve setup clean
 
 mnist: setup
@@ -44,7 +44,7 @@ test-all: setup tpu-bounds test-oldest .venv/peers
 	$(COMPILERS) $(PYTEST) -m "bits or compilers" $(COMPILED) $(BITS)
 
 test-oldest: setup
-	$(BIN)/python -m tests.versions oldest
+	$(BIN)/python -m tests.tools.versions oldest
 
 test-peers: .venv/peers
 	$(PYTEST) -m peers $(PEERS)
@@ -55,11 +55,11 @@ test-compilers: tpu-bounds
 	$(COMPILERS) $(PYTEST) -m compilers $(COMPILED)
 
 tpu-bounds: .compilers/installed
-	$(COMPILERS) $(BIN)/python -m benchmarks.tpu_hlo --gate
+	$(COMPILERS) $(BIN)/python -m benchmarks.tpu --gate
 
 # Other projects' optimizer tests, with our functions in place of Optax's; one environment each.
-test-downstream: setup
-	$(BIN)/python -m tests.downstream
+test-projects: setup
+	$(BIN)/python -m tests.peers.projects
 
 lint: .venv/linters docs
 	$(BIN)/ruff check .
@@ -109,4 +109,4 @@ endif
 	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest .compilers .downstream runs build dist
+	rm -rf .venv .venv-oldest .venv-newest .compilers .projects runs build dist

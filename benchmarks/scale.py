@@ -4,7 +4,7 @@ python -m benchmarks.scale [--only devices|wire|offload|paper] [--json FILE]
 
 devices: 8 simulated on this machine; bytes of state on each after three steps, and the largest
 difference from the same steps with a replicated state.
-wire, offload: compiled for H200s, with the requirements of `benchmarks.gpu_hlo` (JAX_CUDA_PJRT).
+wire, offload: compiled for H200s, with the requirements of `benchmarks.gpu` (JAX_CUDA_PJRT).
 paper: calculated, with parameters and gradients of 2 bytes replicated and only the state sharded.
 
 In a ring each device sends (n-1)/n of an array to reduce-scatter or to all-gather it, and twice
@@ -123,7 +123,7 @@ def devices() -> Iterator[Row]:
 
 def wire() -> Iterator[Row]:
     """Bytes that each of 8 H200s sends in a step, from the compiled program."""
-    from benchmarks.gpu_hlo import h200s
+    from benchmarks.gpu import h200s
 
     mesh = Mesh(np.array(h200s(COUNT)), ("data",))
     copied, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
@@ -160,7 +160,7 @@ KINDS = ("all-reduce", "reduce-scatter", "all-gather")
 
 def offload() -> Iterator[Row]:
     """Bytes per parameter on an H200 with the state on the host, from the compiled program."""
-    from benchmarks.gpu_hlo import h200s
+    from benchmarks.gpu import h200s
 
     [device] = h200s()
     on_device = jax.sharding.SingleDeviceSharding(device)

@@ -31,7 +31,7 @@ def test_a_table_can_be_chosen_and_what_is_not_installed_is_left_out(tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.argv[1:] = "
         "['--fast', '--rounds', '1', '--only', 'step, 1 x']\n"
-        "from benchmarks.step import main; main()"
+        "from benchmarks.step.__main__ import main; main()"
     )
     printed = python("-c", code)
     assert "torch fused AdamW left out: torch is not installed" in printed
@@ -40,13 +40,13 @@ def test_a_table_can_be_chosen_and_what_is_not_installed_is_left_out(tmp_path):
 
 
 def test_all_learning_rates_are_one_compilation():
-    printed = run("population", "--fast")
+    printed = run("step.population", "--fast")
     assert "compilations for 2 learning rates: 1\n" in printed
     assert "2 MLPs, 10 steps" in printed
 
 
 def test_eager_steps_compile_nothing_and_a_sweep_is_measured():
-    printed = run("eager", "--fast")
+    printed = run("step.eager", "--fast")
     lines = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")]
     wrappers = {cells[0]: cells[1] for cells in lines if len(cells) == 4}
     assert wrappers.pop("| wrapper") == "programs compiled"

@@ -1,4 +1,4 @@
-"""The cases of the kernel tests: members x storage x weights x shapes; see tests/kernel_bits.py."""
+"""Members x storage x weights x shapes, for tests/tools/kernel_bits.py."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ import optax
 
 import adam_jax
 from tests.catalogue import MEMBERS
-from tests.record import SMALL_BLOCKS, VARIANTS, schedule
+from tests.tools.record import SMALL_BLOCKS, VARIANTS, schedule
 
 SHAPES = {
     "ragged rows and columns": (264, 1152),

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 import adam_jax
 from adam_jax import adamw
 from tests.catalogue import every_kind_of_state
-from tests.record import WRAPPERS
+from tests.tools.record import WRAPPERS
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

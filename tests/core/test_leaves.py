@@ -8,7 +8,7 @@ import pytest
 
 import adam_jax
 from adam_jax import adamw, convert, inspect, transfer
-from tests.record import MODIFIERS, WRAPPERS
+from tests.tools.record import MODIFIERS, WRAPPERS
 
 EMPTY = {
     name: jnp.ones(shape) for name, shape in {"a": (3, 0), "b": (0, 4), "c": (2, 0, 4)}.items()

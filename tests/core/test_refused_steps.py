@@ -1,11 +1,11 @@
 """A rejected step changes only counters: members x storage x wrappers.
 
-The cases cover what `tests.refused.wanted` lists; `python -m tests.refused` runs all combinations.
+The cases cover what `tests.tools.refused.wanted` lists; `python -m tests.tools.refused` runs all.
 """
 
 import pytest
 
-from tests import refused
+from tests.tools import refused
 
 CASES = [
     pytest.param(

@@ -13,10 +13,10 @@ from jax.sharding import PartitionSpec as P
 
 import adam_jax
 from adam_jax.core.stacked import Layers
-from tests.layer_cases import SHAPES, cases, differences, nestings, separate, stacked
+from tests.tools.layer_cases import SHAPES, cases, differences, nestings, separate, stacked
 
 CASES = {name: (make, dtype) for name, make, dtype in cases()}
-# One case for each form of state and each reduction; python -m tests.layer_cases runs all.
+# One case for each form of state and each reduction; python -m tests.tools.layer_cases runs all.
 SELECTED = (
     *(
         "adamw, float32",

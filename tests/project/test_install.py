@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 from tests.catalogue.pages import ROOT
-from tests.install import states
+from tests.tools.install import states
 
 LINES = """\
 Obtaining file:///somewhere
@@ -32,7 +32,7 @@ def test_the_states_of_an_installation():
 
 
 def test_an_installation_that_fails_says_what_pip_said():
-    command = [sys.executable, "-m", "tests.install", "--no-index", "a-package-that-is-not"]
+    command = [sys.executable, "-m", "tests.tools.install", "--no-index", "a-package-that-is-not"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert "pip failed after " in done.stdout

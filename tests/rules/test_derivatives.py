@@ -10,7 +10,7 @@ import pytest
 
 import adam_jax
 from tests.catalogue import every_kind_of_state, every_member_slowly
-from tests.record import WRAPPERS
+from tests.tools.record import WRAPPERS
 
 PARAMS = {"x": jnp.array([1.0, -3.0]), "zero": jnp.zeros(2)}
 
