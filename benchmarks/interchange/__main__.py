@@ -1,6 +1,6 @@
 """Runs that begin in one library and continue in another: their difference 20 steps later.
 
-python -m benchmarks.interchange [--only WORD] [--json FILE]
+python -m benchmarks.interchange [--only WORD]
 """
 
 import argparse
@@ -12,7 +12,6 @@ import jax
 from benchmarks.interchange.conversions import LIBRARIES, Conversion
 from benchmarks.interchange.runs import apart, gradients, start
 from benchmarks.machine import describe
-from examples import strict_json
 
 BEFORE, AFTER = 30, 20
 
@@ -69,7 +68,6 @@ def markdown(found: list[Difference]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="ways and optimizers with this word")
-    parser.add_argument("--json", help="a file for the results")
     options = parser.parse_args()
     found, installed = [], ["jax", "optax"]
     for library, conversions in LIBRARIES.items():
@@ -82,9 +80,6 @@ def main() -> None:
         found += [measure(conversion) for conversion in chosen]
     print(describe(*installed))
     print(markdown(found))
-    if options.json:
-        with open(options.json, "w") as file:
-            file.write(strict_json.dumps([d._asdict() for d in found], indent=1))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 import adam_jax
 from benchmarks.machine import describe
-from benchmarks.precision import table, write_json
+from benchmarks.precision.updates import table, write_json
 
 ROWS, BLOCK, LAST = 32, 128, 20
 FACTORS = (30.0, 2.6, 1 / 2.6, 0.1)

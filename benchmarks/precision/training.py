@@ -30,8 +30,8 @@ import optax
 
 import adam_jax
 from benchmarks.machine import describe
-from benchmarks.precision import Columns, Row, bytes_per_parameter, table, write_json
 from benchmarks.precision.tasks import Task, cast, digits_task, first_weights, text_task
+from benchmarks.precision.updates import Columns, Row, bytes_per_parameter, table, write_json
 from examples import style
 from examples.options import positive
 

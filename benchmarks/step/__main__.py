@@ -1,21 +1,20 @@
 """Times a step of AdamW and its wrappers against Optax, PyTorch and flashoptim-jax.
 
-python -m benchmarks.step [--fast] [--json FILE] [--only WORD] [--rounds N]
+python -m benchmarks.step [--fast] [--only WORD] [--rounds N]
 
 Measures milliseconds and temporary memory of a step; WORD is searched in the tables' titles. Each
 ratio compares medians within this run. The steps of a run are dispatched without waiting, as in a
-training loop. Torch and flashoptim-jax are skipped if they are not installed. On a GPU the steps have other sizes.
+training loop. Torch and flashoptim-jax are skipped if they are not installed. On a GPU the steps
+have other sizes.
 """
 
 import argparse
 import gc
 import os
-import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import metadata
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -40,8 +39,7 @@ from benchmarks.step.peers import (
 from benchmarks.step.peers import (
     steps as steps_of,
 )
-from benchmarks.tables import Row, as_json, markdown
-from examples import strict_json
+from benchmarks.tables import Row, markdown
 from examples.options import positive
 
 PARTITION = "optax.partition of the same"
@@ -258,15 +256,9 @@ def steps(suite: Suite, rounds: int) -> list[Row]:
             sys.modules["torch"].cuda.empty_cache()
 
 
-def versions() -> dict[str, str]:
-    installed = {d.metadata["Name"]: d.version for d in metadata.distributions()}
-    return {name: installed[name] for name in PACKAGES if name in installed}
-
-
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--fast", action="store_true", help="small sizes, to try it out")
-    arguments.add_argument("--json", metavar="FILE", type=Path, help="the rows go there too")
     arguments.add_argument("--only", metavar="WORD", default="", help="tables with it in the title")
     arguments.add_argument(
         "--rounds", metavar="N", type=positive, help="default: 24, with --fast 2"
@@ -275,19 +267,14 @@ def main() -> None:
     rounds = args.rounds or (2 if args.fast else 24)
     # PyTorch needs memory next to JAX on a GPU; JAX reads this when it looks for its devices.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    machine = describe(*versions())
+    installed = {d.metadata["Name"] for d in metadata.distributions()}
+    machine = describe(*(name for name in PACKAGES if name in installed))
     if on_gpu():
         machine = f"{jax.devices()[0].device_kind}; {machine}"
     print(f"{machine}\n")
-    rows: list[Row] = []
     for suite in on_large_gpu(args.fast) if on_gpu() else on_cpu(args.fast):
-        if args.only in suite.title and (found := steps(suite, rounds)):
-            print(f"{suite.title}\n\n{markdown(found)}\n", flush=True)
-            rows += found
-    if args.json:
-        command = shlex.join(["python", "-m", "benchmarks.step", *sys.argv[1:]])
-        about = {"machine": machine, "versions": versions(), "command": command, "rounds": rounds}
-        args.json.write_text(strict_json.dumps({**about, "rows": as_json(rows)}, indent=1) + "\n")
+        if args.only in suite.title and (rows := steps(suite, rounds)):
+            print(f"{suite.title}\n\n{markdown(rows)}\n", flush=True)
 
 
 if __name__ == "__main__":

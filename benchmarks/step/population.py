@@ -5,8 +5,7 @@ python -m benchmarks.step.population [--fast]
 Each is an MLP of 784-128-10 with a learning rate of its own, on batches of 32 of the included
 digits, the same for all. "together" is `jax.vmap` over the learning rates, which are in the state
 (`with_hyperparams`). "one by one" is the same training in sequence, compiled once for all rates;
-and, as it is usually written, with the rate as a constant in sixteen programs. The last line counts
-compilations when sixteen transformations with different rates are arguments of one jitted function.
+and, as it is usually written, with the rate as a constant in sixteen programs.
 """
 
 import argparse
@@ -90,7 +89,6 @@ def main() -> None:
         "one by one": lambda: jax.block_until_ready([one(rate) for rate in rates]),
     }
     seconds = medians(interleaved(peers, 1 if fast else 5))
-    trained = population(rates)
     cold = {name: cold_start(run) for name, run in peers.items()}
     constants = [float(rate) for rate in rates]
     cold["each compiled"] = cold_start(
@@ -98,12 +96,6 @@ def main() -> None:
             [jax.jit(train, static_argnums=0)(optax.adamw(r), images, labels) for r in constants]
         )
     )
-    test = normalise(digits.test_images).reshape(-1, 784)
-    guesses = jax.vmap(lambda params: jnp.argmax(logits(params, test), -1))(trained)
-    accuracy = (guesses == jnp.asarray(digits.test_labels, jnp.int32)).mean(-1)
-    best = int(accuracy.argmax())
-    pairs = zip(jax.tree.leaves(trained), jax.tree.leaves(one(rates[best])), strict=True)
-    apart = max(float(jnp.max(jnp.abs(x[best] - y))) for x, y in pairs)
 
     print(describe("jax", "optax"))
     print(f"\n{members} MLPs, {len(chosen)} steps of batch {BATCH} each\n")
@@ -112,19 +104,6 @@ def main() -> None:
     for kind, table in (("compiled before", seconds), ("with compilation", cold)):
         for name, value in table.items():
             print(f"| {name}, {kind} | {value:.2f} | {value / table['together']:.2f} |")
-    print(f"\nbest test accuracy: {accuracy[best]:.3f} at learning rate {rates[best]:.1e}")
-    print(f"its parameters, together and alone, differ by at most {apart:.1e}")
-
-    traces = []
-
-    @jax.jit
-    def sweep(tx: Any) -> Params:
-        traces.append(tx)
-        return train(tx, images[:2], labels[:2])
-
-    for rate in rates:
-        sweep(adam_jax.adamw(float(rate)))
-    print(f"compilations for {members} learning rates: {len(traces)}")
 
 
 if __name__ == "__main__":

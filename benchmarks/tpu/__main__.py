@@ -1,25 +1,22 @@
 """Compiles optimizer steps for TPUs without having one, and analyses the programs; runs nothing.
 
-python -m benchmarks.tpu [--generation v5e] [--only WORD] [--side N | --shape 1024,16,64 |
-                             --tree] [--bundles] [--json FILE] [--libtpu FOLDER]
-python -m benchmarks.tpu --gate | --compile-time | --training-step
+python -m benchmarks.tpu [--generation v5e] [--only WORD] [--side N | --shape 1024,16,64]
+                         [--bundles] [--libtpu FOLDER]
+python -m benchmarks.tpu --gate
 
-Each case is a step of one leaf, or with --tree of a transformer of 24 layers. FOLDER has the
-compiler, `pip install --no-deps --target FOLDER libtpu==0.0.52`; without it JAX's own search is
-used. `benchmarks.tpu.plot` plots the output of --json.
+Each case is a step of one leaf. FOLDER has the compiler, `pip install --no-deps --target FOLDER
+libtpu==0.0.52`; without it JAX's own search is used.
 """
 
 import argparse
 from importlib import metadata
-from pathlib import Path
 
 import jax
 
-from benchmarks.tpu import gate, training
-from benchmarks.tpu.cases import BASE, CASES, Row, leaf, transformer
+from benchmarks.tpu import gate
+from benchmarks.tpu.cases import BASE, CASES, leaf
 from benchmarks.tpu.machine import GENERATIONS, USUAL, libtpu_version, use_libtpu_of
 from benchmarks.tpu.rows import COLUMNS, measure
-from examples import strict_json
 from examples.options import positive
 
 SIDE = 8192  # A smaller leaf stays largely in VMEM, where bytes and temporaries do not count.
@@ -38,22 +35,18 @@ def shape_of(text: str) -> tuple[int, ...]:
     return shape
 
 
-def rows(args: argparse.Namespace) -> list[Row]:
-    """The table, printed row by row."""
-    shape = None if args.tree else args.shape or (args.side,) * 2
-    params = leaf(shape) if shape else transformer()
-    found: list[Row] = []
+def table(args: argparse.Namespace) -> None:
+    """Prints row by row."""
+    shape = args.shape or (args.side,) * 2
+    params = leaf(shape)
+    print(f"\n| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|")
     for generation in args.generation or USUAL:
         base = measure(generation, BASE, params)
         for name in (name for name in CASES if args.only in name):
             counted = shape if args.bundles else None
             row = base if name == BASE else measure(generation, name, params, base, counted)
-            if not found:
-                print(f"\n| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|")
-            found.append(row)
             cells = (cell(row.get(column)) for column in COLUMNS)
             print(f"| {' | '.join(cells)} |", flush=True)
-    return found
 
 
 def cell(x: object) -> str:
@@ -77,21 +70,15 @@ def main() -> None:
     what = arguments.add_mutually_exclusive_group()
     what.add_argument("--side", metavar="N", type=positive, default=SIDE, help="a leaf of N x N")
     what.add_argument("--shape", metavar="N,N,...", type=shape_of, help="a leaf of this shape")
-    what.add_argument("--tree", action="store_true", help="a transformer's parameters")
     arguments.add_argument(
         "--bundles", action="store_true", help="count the instructions of kernels: seconds for each"
     )
-    arguments.add_argument("--json", metavar="FILE", type=Path, help="the table goes there too")
-    instead = arguments.add_mutually_exclusive_group()
-    for name, text in (
-        ("--gate", "check a few rows in two minutes; exit status 1 if one fails"),
-        ("--compile-time", "seconds to compile 300 leaves, compared with Optax"),
-        ("--training-step", "peak memory of a transformer's whole step"),
-    ):
-        instead.add_argument(name, action="store_true", help=text)
+    arguments.add_argument(
+        "--gate",
+        action="store_true",
+        help="check a few rows in two minutes; exit status 1 if one fails",
+    )
     args = arguments.parse_args()
-    if args.tree and args.bundles:
-        arguments.error("--bundles is of one leaf: leave out --tree")
     jax.config.update("jax_platforms", "cpu")  # Do not use a TPU of this machine.
     try:
         use_libtpu_of(args.libtpu)
@@ -102,16 +89,7 @@ def main() -> None:
     print(", ".join(" ".join(version) for version in versions.items()), flush=True)
     if args.gate:
         arguments.exit(gate.run())
-    if args.compile_time:
-        found = training.compile_time()
-    elif args.training_step:
-        found = training.training_step()
-    else:
-        found = rows(args)
-    if args.json:
-        args.json.write_text(
-            strict_json.dumps({"versions": versions, "rows": found}, indent=1) + "\n"
-        )
+    table(args)
 
 
 if __name__ == "__main__":

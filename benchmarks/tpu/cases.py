@@ -151,24 +151,6 @@ def leaf(shape: tuple[int, ...]) -> Any:
     return [array(*shape)]
 
 
-def transformer(layers: int = 24, width: int = 1024, heads: int = 16, words: int = 50304) -> Any:
-    """A decoder's parameters: kernels of attention have an axis of heads."""
-
-    def norm() -> Any:
-        return {"scale": array(width), "bias": array(width)}
-
-    def layer() -> Any:
-        head = width // heads
-        read = {name: array(width, heads, head) for name in ("query", "key", "value")}
-        attention = {"norm": norm(), **read, "out": array(heads, head, width)}
-        up = {"kernel": array(width, 4 * width), "bias": array(4 * width)}
-        down = {"kernel": array(4 * width, width), "bias": array(width)}
-        return {"attention": attention, "mlp": {"norm": norm(), "up": up, "down": down}}
-
-    blocks = {f"layer_{i}": layer() for i in range(layers)}
-    return {"tokens": array(words, width), **blocks, "norm": norm()}
-
-
 def of_dtype(tree: Any, dtype: str) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), tree)
 

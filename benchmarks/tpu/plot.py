@@ -1,82 +1,75 @@
-"""Plots the output of `benchmarks.tpu --json`: bytes per parameter, a panel per generation.
+"""Plots a selection of the table of steps compiled for TPUs.
 
-python -m benchmarks.tpu.plot FILE.json OUT.png
+python -m benchmarks.tpu.plot OUT.png
 
-Bars are bytes through HBM; a line across a bar is the floor, all bytes that must be read or
-written. Needs matplotlib.
+Reads benchmarks/COMPILED.md. Left: bytes through HBM on v5e, with the floor, the bytes that a step
+must read or write, and the bytes where XLA compiles all. Right: the larger of cycles and bytes,
+relative to float32 AdamW, on three generations. Needs matplotlib.
 """
 
 import argparse
+import re
 from pathlib import Path
-from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from examples import style
 
-from benchmarks.plot import BAR, HEADING, MISSED, OTHERS, OURS, TARGET
-from examples import strict_json
-
-KEY = {
-    "within its bounds": Patch(color=OURS),
-    "not within its bounds": Patch(color=MISSED),
-    "without bounds": Patch(color=OTHERS),
-    "floor": Line2D([], [], color=TARGET, linewidth=2.5),
+PAGE = Path(__file__).parents[1] / "COMPILED.md"
+GENERATIONS = {"v5e": ("o", style.BLUE), "v6e": ("s", style.VERMILION), "v5p": ("^", style.GREEN)}
+ROUNDED = "bf16 weights, stochastic rounding"
+CASES = {
+    "adam_jax.adamw": "float32",
+    "bf16 moments": "bfloat16 moments",
+    "Adam-mini": "Adam-mini",
+    "factored nu": "factored nu",
+    "8-bit moments": "8-bit moments",
+    "4-bit moments": "4-bit moments",
+    ROUNDED: "bfloat16 weights, stochastic",
+    "bf16 weights, residual 16": "bfloat16 weights, residual of 16",
+    "bf16 weights, residual 8": "bfloat16 weights, residual of 8",
+    "bf16 weights, residual 16, 8-bit moments": "bfloat16 weights, residual of 16, 8-bit moments",
+    "bf16 weights, residual 8, 8-bit moments": "bfloat16 weights, residual of 8, 8-bit moments",
+    f"{ROUNDED}, 8-bit moments": "bfloat16 weights, stochastic, 8-bit moments",
+    f"{ROUNDED}, 4-bit moments": "bfloat16 weights, stochastic, 4-bit moments",
 }
 
 
-def colour(row: dict[str, Any]) -> str:
-    return {"holds": OURS, "": OTHERS}.get(row["verdict"], MISSED)
-
-
-def draw(axes: Axes, generation: str, cases: list[str], rows: dict[str, dict[str, Any]]) -> None:
-    """A panel with the cases from top to bottom; an unknown case has no bar."""
-    end = max(row["HBM B/p"] for row in rows.values())
-    for place, case in enumerate(cases):
-        if case not in rows:
-            continue
-        row = rows[case]
-        bytes_, floor = row["HBM B/p"], row["floor B/p"]
-        axes.barh(place, bytes_, color=colour(row), height=0.66)
-        axes.plot([floor] * 2, [place - 0.45, place + 0.45], color=TARGET, linewidth=2.5)
-        axes.text(bytes_ + 0.03 * end, place, f"{bytes_:.1f}", va="center", fontsize=8)
-    axes.set_yticks(range(len(cases)), cases, fontsize=8)
-    axes.set(xlim=(0, 1.15 * end), ylim=(len(cases) - 0.4, -0.6))
-    axes.tick_params(left=False)
-    axes.tick_params(axis="x", labelsize=8)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.set_xlabel("bytes per parameter through HBM", fontsize=8)
-    axes.set_title(generation, loc="left", fontsize=9, fontweight="bold")
-
-
-def chart(results: dict[str, Any]) -> Figure:
-    """A panel for each generation."""
-    panels: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in results["rows"]:
-        if "HBM B/p" in row:
-            panels.setdefault(row["generation"], {})[row["case"]] = row
-    if not panels:
-        raise ValueError("there are no bytes among the rows: run benchmarks.tpu --json FILE")
-    cases = list(dict.fromkeys(case for rows in panels.values() for case in rows))
-    size = (3 + 2.5 * len(panels), (len(cases) + HEADING) * BAR + 1)
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)
-    for axes, (generation, rows) in zip(grid[0], panels.items(), strict=True):
-        draw(axes, generation, cases, rows)
-    versions = ", ".join(" ".join(version) for version in results["versions"].items())
-    figure.suptitle(versions, fontsize=8, color="#555555")
-    entries = dict(handles=list(KEY.values()), labels=list(KEY), ncols=min(4, 1 + len(panels)))
-    figure.legend(**entries, loc="outside lower center", fontsize=8, frameon=False)
-    return figure
+def rows() -> dict[str, list[list[float]]]:
+    """By case: the floor; then for each generation bytes, temporaries, bundles and time."""
+    found = {}
+    for line in PAGE.read_text().splitlines():
+        name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        if len(cells) == 1 + len(GENERATIONS) and re.match(r"[\d.]+$", cells[0]):
+            found[name] = [
+                [float(x) for x in cell.replace(" -", " 0").split(",")] for cell in cells
+            ]
+    return found
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("file", metavar="FILE.json", type=Path)
     arguments.add_argument("out", metavar="OUT.png", type=Path)
-    args = arguments.parse_args()
-    chart(strict_json.loads(args.file.read_text())).savefig(args.out, dpi=130)
+    out = arguments.parse_args().out
+    found, names = rows(), list(CASES)
+    figure, (moved, time) = style.panels(1, 2, sharey=True, width=4.6, height=5.0)
+    for place, name in enumerate(names):
+        [floor], (number, *_), *_ = found[name]
+        if by_xla := found.get(f"{name}, by XLA"):
+            moved.barh(place, by_xla[1][0], color=style.SKY, height=0.66)
+        moved.barh(place, number, color=style.BLUE, height=0.66)
+        moved.plot([floor] * 2, [place - 0.42, place + 0.42], color=style.BLACK, linewidth=2)
+        moved.text(0.5, place, f"{number:.1f}", va="center", color="white")
+    for i, (generation, (marker, colour)) in enumerate(GENERATIONS.items(), start=1):
+        places = [place + 0.22 * (i - 2) for place in range(len(names))]
+        ratios = [found[name][i][-1] for name in names]
+        look = {"marker": marker, "color": colour, "label": generation, "clip_on": False}
+        time.scatter(ratios, places, **look, s=24, zorder=3)
+    moved.set_yticks(range(len(names)), CASES.values())
+    moved.set(xlim=(0, 36), ylim=(len(names) - 0.4, -0.6), xlabel="bytes per parameter, v5e")
+    moved.set_title("through HBM (black: floor; light: XLA alone)", loc="left", fontsize=9)
+    time.set(xlim=(0, 1.1), xlabel="relative to AdamW in float32")
+    time.set_title("the larger of cycles and bytes", loc="left", fontsize=9)
+    style.legend(time, loc="lower left")
+    style.save(figure, out)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def test_torchao_codes_of_4_bits():
 
 
 def test_update_errors(tmp_path):
-    printed, (real, long) = tables("precision", tmp_path)
+    printed, (real, long) = tables("precision.updates", tmp_path)
     real, long = ({row["form"]: row for row in rows} for rows in (real, long))
     ours, theirs, flash = "adam_jax int8", BITSANDBYTES, FLASH
     assert all(f"| {name} |" in printed for name in (ours, theirs, flash))

@@ -1,16 +1,14 @@
 """Reading steps compiled for TPUs: layouts, loops, bytes, and the bounds that `--gate` enforces."""
 
-import json
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
-import jax
 import pytest
 
 from benchmarks.tpu import __main__ as command
-from benchmarks.tpu import cases, machine, plot
+from benchmarks.tpu import machine, plot
 from benchmarks.tpu.bundles import Length, length
 from benchmarks.tpu.cases import CASES, CODES_BY_XLA, DENSE, FREE, ONE_PASS, failures
 from benchmarks.tpu.gate import rows, sent
@@ -225,13 +223,6 @@ def test_every_case_has_bounds_and_the_gate_has_cases_that_are_there():
     assert {generation for generation, *_ in listed} == {"v5e", "v6e", "v5p"}
 
 
-def test_the_trees():
-    shapes = {x.shape for x in jax.tree.leaves(cases.transformer())}
-    attention, mlp = {(1024, 16, 64), (16, 64, 1024)}, {(1024, 4096), (4096, 1024)}
-    assert shapes == attention | mlp | {(50304, 1024), (1024,), (4096,)}
-    assert [x.shape for x in cases.leaf((8, 4))] == [(8, 4)]
-
-
 def test_the_version_is_the_one_that_make_installs():
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
     assert groups["tpu-compiler"] == [f"libtpu=={machine.LIBTPU}"]
@@ -247,12 +238,10 @@ def test_bytes_take_their_time():
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--tree", "--bundles"], "--bundles is of one leaf: leave out --tree"),
-        (["--tree", "--side", "8"], "not allowed with argument --tree"),
+        (["--shape", "8,8", "--side", "8"], "not allowed with argument --shape"),
         (["--shape", "12"], "must be two or more positive integers"),
         (["--generation", "v9"], "invalid choice: 'v9'"),
         (["--side", "0"], "must be a whole number of at least 1, got '0'"),
-        (["--gate", "--compile-time"], "not allowed with argument --gate"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, message, monkeypatch, capsys):
@@ -268,33 +257,25 @@ def test_without_the_compiler_it_says_what_to_install(tmp_path):
     assert f"--target FOLDER libtpu=={machine.LIBTPU}" in done.stderr.splitlines()[-1]
 
 
-def test_it_is_drawn():
-    better = {"verdict": "holds", "case": "8-bit moments"}
-    results = {
-        "versions": {"libtpu": "0.0.52"},
-        "rows": [GOOD | better, GOOD | {"verdict": "", "generation": "v6e"}],
-    }
-    figure = plot.chart(results)
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["v5e", "v6e"]
-    assert "16.2" in [text.get_text() for text in figure.axes[0].texts]
-    with pytest.raises(ValueError, match="no bytes among the rows"):
-        plot.chart({"versions": {}, "rows": []})
+def test_the_published_table_is_drawn(tmp_path):
+    found = plot.rows()
+    assert found["8-bit moments"][0] == [16.13] and len(found["8-bit moments"]) == 4
+    picture = tmp_path / "chart.png"
+    done = run(str(picture), module="tpu.plot")
+    assert done.returncode == 0, done.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.usefixtures("tpu_compiler")
-def test_float32_is_one_pass_on_a_tpu(tmp_path):
-    table, picture = tmp_path / "table.json", tmp_path / "chart.png"
-    done = run("--generation", "v5e", "--only", "adamw", "--side", "4096", "--json", str(table))
+def test_float32_is_one_pass_on_a_tpu():
+    done = run("--generation", "v5e", "--only", "adamw", "--side", "4096")
     assert done.returncode == 0, done.stderr
-    results = json.loads(table.read_text())
-    found = {row["case"]: row for row in results["rows"]}
+    lines = [line[2:-2].split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    found = {row["case"]: row for row in (dict(zip(lines[0], x, strict=True)) for x in lines[1:])}
     assert found.keys() == {name for name in CASES if "adamw" in name}
     for name in ("optax.adamw", "adam_jax.adamw", "adamw, update"):
         row = found[name]
         assert row["verdict"] == "holds", row
-        assert row["HBM B/p"] == pytest.approx(28, rel=1e-3) and row["fusions"] == 1
-        assert f"| v5e | {name} |" in done.stdout
-    assert found["adam_jax.adamw"]["of float32"] == 1
-    assert results["versions"].keys() == {"jax", "jaxlib", "optax", "libtpu"}
-    assert run(str(table), str(picture), module="tpu.plot").returncode == 0
-    assert picture.read_bytes().startswith(b"\x89PNG")
+        assert float(row["HBM B/p"]) == pytest.approx(28, rel=1e-3) and row["fusions"] == "1.00"
+    assert found["adam_jax.adamw"]["of float32"] == "1.00"
+    assert all(f"{name} " in done.stdout for name in ("jax", "jaxlib", "optax", "libtpu"))

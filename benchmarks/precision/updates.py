@@ -1,6 +1,6 @@
 """Errors of Adam's updates with low-precision moments, compared with codecs of other libraries.
 
-python -m benchmarks.precision [--fast] [--json FILE]
+python -m benchmarks.precision.updates [--fast] [--json FILE]
 
 First on real gradients: those of the character transformer of `examples.text`, along a run of AdamW
 in float32. Each format of (mu, nu) gets the same gradients, and is written and read in every step.
@@ -277,7 +277,7 @@ def main() -> None:
     print(f"{long_title}\n\n{table(LONG, long_rows)}\n", flush=True)
     if args.json:
         tables = {title: rows, long_title: long_rows}
-        write_json(args.json, "benchmarks.precision", machine, tables)
+        write_json(args.json, "benchmarks.precision.updates", machine, tables)
 
 
 if __name__ == "__main__":
