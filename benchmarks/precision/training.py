@@ -132,7 +132,6 @@ def train(task: Task, case: Case, rate: float, seeds: int) -> list[Row]:
         held_out = task.held_out(cast(weights, jnp.float32))
         runs.append(
             {
-                "losses": np.asarray(losses).tolist(),
                 "loss": float(losses[-LAST:].mean()),
                 "held_out": held_out["loss"],
                 "accuracy": held_out.get("accuracy"),
@@ -154,8 +153,7 @@ def summary(name: str, runs: list[Row], exact: list[Row]) -> Row:
     numbers = {key: mean(key) for key in ("loss", "held_out", "accuracy", "unmoved", "bytes")}
     within = min(exact_losses) <= statistics.fmean(losses) <= max(exact_losses)
     bounds = {"least": min(losses), "most": max(losses), "apart": statistics.fmean(apart)}
-    curves = [r["losses"] for r in runs]
-    return {"case": name, **numbers, **bounds, "within": within, "curves": curves}
+    return {"case": name, **numbers, **bounds, "within": within}
 
 
 def measure(task: Task, cases: dict[str, Case], rate: float, seeds: int) -> list[Row]:
@@ -236,23 +234,29 @@ COLUMNS: Columns = [
 
 
 def draw(tables: dict[str, list[Row]], path: Path) -> None:
-    """Running means of the losses minus float32's with the same seed; grey: float32's range."""
+    """A column for each model, a row for each rate; grey: the range of float32's seeds."""
     columns = len(tables) // 2
-    figure, panels = style.panels(2, columns, width=7.0, height=4.2)
-    by_column = [panels[row * columns + i] for i in range(columns) for row in range(2)]
-    for axes, (title, rows) in zip(by_column, tables.items(), strict=True):
-        means = [
-            np.stack([np.convolve(c, np.ones(LAST) / LAST, "valid") for c in row["curves"]])
-            for row in rows
-        ]
-        steps = np.arange(LAST, LAST + means[0].shape[1])
-        middle = means[0].mean(0)
-        axes.fill_between(steps, means[0].min(0) - middle, means[0].max(0) - middle, color="0.87")
-        for i, (row, curves) in enumerate(zip(rows[1:], means[1:], strict=True)):
-            axes.plot(steps, (curves - means[0]).mean(0), label=row["case"], **style.line_style(i))
-        axes.set_title(title, loc="left", fontsize=9)
-        axes.set(xlabel="optimizer step", ylabel="training loss − that of float32 (nats)")
-        style.legend(axes, fontsize=8)
+    pairs = list(tables.values())
+    by_rate = [sum(pairs[i::2], []) for i in (0, 1)]
+    names = [list(dict.fromkeys(row["case"] for row in rows)) for rows in by_rate]
+    figure, panels = style.panels(
+        2, columns, width=4.7, height=2.4, height_ratios=[len(n) for n in names], sharey="row"
+    )
+    for i, (title, rows) in enumerate(tables.items()):
+        axes, shown = panels[i % 2 * columns + i // 2], names[i % 2]
+        exact = rows[0]
+        axes.axvspan(exact["least"], exact["most"], color=style.GRID)
+        for row in rows:
+            place = shown.index(row["case"])
+            colour = style.BLUE if row["within"] else style.VERMILION
+            axes.plot([row["least"], row["most"]], [place] * 2, color=colour, linewidth=2)
+            axes.plot(row["loss"], place, "o", color=colour)
+        axes.set_yticks(range(len(shown)), shown)
+        axes.set(ylim=(len(shown) - 0.5, -0.5), xlabel="training loss (nats)")
+        model, rest = title.split(": ")
+        axes.set_title(f"{model}, {rest.split(', ')[1]}", loc="left", fontsize=9)
+        axes.locator_params(axis="x", nbins=4)
+        axes.grid(False, axis="y")
     style.save(figure, path)
 
 
