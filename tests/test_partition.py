@@ -101,58 +101,6 @@ def test_nothing_of_a_leafs_size_is_stored_by_the_way():
         assert compiled.memory_analysis().temp_size_in_bytes / 120_000 < 0.1
 
 
-WRAPPERS = {
-    "chain": lambda tx: adam_jax.chain(adam_jax.clip_by_global_norm(0.5), tx, optax.trace(0.5)),
-    "skip": adam_jax.skip_nonfinite,
-    "accumulate": lambda tx: adam_jax.accumulate(tx, 2),
-    "telemetry": lambda tx: adam_jax.telemetry(tx, 2),
-    "ema": lambda tx: adam_jax.chain(tx, adam_jax.ema_params(0.9)),
-    "shard": lambda tx: adam_jax.sharding.shard_state(
-        tx, jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)), min_size=1
-    ),
-    "MultiSteps": lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("wrap", "through"),
-    [*((name, "step") for name in WRAPPERS), ("chain", "update"), ("accumulate", "update")],
-)
-def test_wrappers_take_it_as_they_take_optax_partition(wrap, through):
-    made = adam_jax.groups(entries()), by_optax(entries(optax.set_to_zero()))
-    ours, theirs = map(WRAPPERS[wrap], made)
-
-    def trained(tx):
-        step, params, state = jax.jit(stepper(tx, through)), PARAMS, tx.init(PARAMS)
-        for turn in range(6):
-            grads = gradients(turn)
-            if turn == 3 and wrap == "skip":
-                grads["layers"][1]["bias"] = jnp.full(4, jnp.nan)
-            params, state = step(params, state, grads)
-        return params
-
-    chex.assert_trees_all_close(trained(ours), trained(theirs), rtol=0, atol=1e-6)
-
-
-@every_form
-def test_16_bit_weights_with_a_rest_are_float32_ones(through):
-    rounded = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
-    wide = jax.tree.map(lambda p: p.astype(jnp.float32), rounded)
-    tx = adam_jax.groups(entries())
-    expected, _ = train(tx, through, wide, steps=10)
-    weights, state = train(adam_jax.master_residual(tx), through, rounded, steps=10)
-    form = adam_jax.master_residual(tx).body.form
-    joined = jax.tree.map(form.join, weights, state.rest)
-    chex.assert_trees_all_close(joined, expected, rtol=0, atol=1e-6)
-    nearest = jax.tree.map(lambda p: p.astype(jnp.bfloat16), wide)
-    chance, _ = train(adam_jax.stochastic_rounding(tx), through, nearest, steps=1)
-    one_step, _ = train(tx, "update", wide, steps=1)
-    chex.assert_trees_all_close(
-        jax.tree.map(lambda p: p.astype(jnp.float32), chance), one_step, rtol=2**-7, atol=1e-8
-    )
-
-
 @every_form
 @pytest.mark.parametrize("w", [optax.sgd(0.5, momentum=0.9), adam_jax.lion(0.5)])
 def test_gradients_that_are_missing_and_integers(through, w):
@@ -206,20 +154,6 @@ def test_ours_are_values():
     params = {"a": jnp.ones(2), "b": jnp.ones(1), "c": jnp.ones(2)}
     slow, fast = step(make_of_ours(0.0), params), step(make_of_ours(1e-3), params)
     assert len(traced) == 1 and (slow["a"] == 1).all() and (fast["a"] < 1).all()
-
-
-def test_populations_are_stepped_as_their_members():
-    tx, count = make_of_ours(), 3
-    params = {"a": jnp.arange(6.0).reshape(3, 2), "b": jnp.ones((3, 1)), "c": jnp.ones((3, 2))}
-
-    def stepped(params, grads):
-        return adam_jax.step(tx, grads, tx.init(params), params)
-
-    together = jax.vmap(stepped)(params, gradients(0, params))
-    for i in range(count):
-        one = jax.tree.map(lambda x, i=i: x[i], params)
-        alone = stepped(one, jax.tree.map(lambda x, i=i: x[i], gradients(0, params)))
-        chex.assert_trees_all_close(jax.tree.map(lambda x, i=i: x[i], together), alone, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
