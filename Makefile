@@ -5,8 +5,8 @@ BIN := .venv/bin
 # order, in which the longest are among the first.
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-# pip, with a one-line progress display.
-INSTALL := $(BIN)/python -m tests.tools.install
+# Without --no-compile, most of the time goes into bytecode of modules that nothing imports.
+INSTALL := $(BIN)/python -m pip install --no-compile $(if $(CI),--quiet)
 
 # Otherwise every worker recompiles pytest's plugins and the tests, which takes seconds per worker.
 unexport PYTHONDONTWRITEBYTECODE

@@ -1,9 +1,7 @@
 """Compares interpreted Pallas kernels with XLA's programs, bit for bit, over members x storage.
 
-python -m tests.tools.kernel_bits                a random third of the cases
-python -m tests.tools.kernel_bits --all          all cases, which takes an hour
-python -m tests.tools.kernel_bits --each         few cases that cover each part
-python -m tests.tools.kernel_bits --only WORD    cases whose name contains WORD
+python -m tests.tools.kernel_bits [--count N] [--seed N]    random cases
+python -m tests.tools.kernel_bits --each                    few cases that cover each part
 
 Each case takes 20 steps; inside `skip_nonfinite`, two of them are rejected. The parameters are a
 leaf that a kernel steps and a vector that XLA steps. After each step everything is compared: the
@@ -17,7 +15,6 @@ forms loops. With it, RAdam and L2 of clipped gradients have different bits in d
 import argparse
 import functools
 import os
-import random
 import time
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +27,7 @@ import optax
 import adam_jax
 from adam_jax.inspect.memory import plans_of
 from adam_jax.kernels.tiles import Tiles
-from tests.catalogue.kernel_cases import Case, cases, each_once
+from tests.catalogue.kernel_cases import Case, drawn, each_once
 
 WITHOUT_FMA = "--xla_cpu_max_isa=AVX"
 STEPS, REFUSED = 20, {4: np.nan, 11: np.inf}
@@ -111,18 +108,15 @@ def differences(case: Case) -> list[str]:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--all", action="store_true", help="and not a third of them")
     arguments.add_argument("--each", action="store_true", help="each part in one case")
-    arguments.add_argument("--only", metavar="WORD", default="", help="in the names of cases")
-    arguments.add_argument("--seed", type=int, default=0, help="of the third that is drawn")
+    arguments.add_argument("--count", type=int, default=500)
+    arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--fma", action="store_true", help="compile for this processor")
     args = arguments.parse_args()
     if not args.fma:  # Must precede the first array.
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {WITHOUT_FMA}"
     jax.config.update("jax_numpy_dtype_promotion", "strict")
-    chosen = [x for x in (each_once() if args.each else cases()) if args.only in x.name]
-    if not (args.all or args.only or args.each):
-        chosen = random.Random(args.seed).sample(chosen, len(chosen) // 3)
+    chosen = list(each_once() if args.each else drawn(args.count, args.seed))
     start, wrong = time.time(), 0
     for i, x in enumerate(chosen, start=1):
         found = differences(x)
