@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from tests.catalogue import MEMBERS, every, of_each_kind, slowly
+from tests.catalogue import MEMBERS, every, of_each_kind
 
 WITH_NU = [m for m in MEMBERS if m.has("nu_dtype")]
-every_member_with_nu = slowly(WITH_NU)
 every_kind_with_nu = every(of_each_kind(WITH_NU))
 
 

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from absl.testing import parameterized
 from jax.sharding import NamedSharding, PartitionSpec
 
 import adam_jax
@@ -128,21 +127,6 @@ def test_map_params_finds_the_slots(member):
     for slot, moment in member.moments(state).items():
         chex.assert_trees_all_equal(moment, jax.tree.map(lambda x: x + 1.0, start[slot]))
     assert all(count == 0 for count in member.counts(state))
-
-
-class Variants(chex.TestCase):
-    @chex.variants(with_jit=True, without_jit=True, with_device=True, without_device=True)
-    @parameterized.named_parameters(*((m.name, m) for m in MEMBERS if m.has_twin))
-    def test_update_is_the_same_with_and_without_jit(self, member):
-        tx = member.alias(1e-2)
-        params = tree()
-        grads = jax.grad(quadratic)(params)
-        updates, state = self.variant(tx.update)(grads, tx.init(params), params)
-        expected, _ = member.twin.alias(1e-2).update(
-            grads, member.twin.alias(1e-2).init(params), params
-        )
-        chex.assert_trees_all_close(updates, expected, rtol=1e-5)
-        self.assertEqual({int(count) for count in member.counts(state)}, {1})
 
 
 @every_elementwise

@@ -15,19 +15,13 @@ from tests.tools.layer_cases import SHAPES, cases, differences, nestings, separa
 CASES = {name: (make, dtype) for name, make, dtype in cases()}
 # One case for each form of state and each reduction; python -m tests.tools.layer_cases runs all.
 SELECTED = (
-    *(
-        "adamw, float32",
-        "adamw, int8",
-        "adan, bfloat16",
-        "adamw, factored",
-        "mars_adamw, int4",
-    ),
-    *("lamb, cautious", "adamw, stochastic_rounding"),
-    *("lamb, recipe", "adamw, accumulate int8", "adamw, block means"),
+    *("adamw, float32", "adamw, int8", "adan, bfloat16", "adamw, factored", "mars_adamw, int4"),
+    *("cautious(lamb)", "stochastic_rounding(adamw, float32)", "groups(lamb)"),
+    *("recipe(lamb masked)", "accumulate int8(adamw, float32)", "adamw, block means"),
 )
 
 
-QUICK = ("adamw, float32", "adamw, int8", "lamb, recipe")
+QUICK = ("adamw, float32", "adamw, int8", "recipe(lamb masked)")
 
 
 @pytest.mark.bits
@@ -55,7 +49,7 @@ def test_random_nestings_bit_for_bit():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["lamb, float32", "mars_adamw, float32", "lamb, cautious"])
+@pytest.mark.parametrize("name", ["lamb, float32", "mars_adamw, float32", "cautious(lamb)"])
 def test_undeclared_layers_are_one_tensor(name):
     make, _ = CASES[name]
     tx, params, grads = make(), stacked(separate()), stacked(separate(1))

@@ -1,7 +1,7 @@
 """Runs the optimizer tests of other projects, with Optax's functions and with ours in their place.
 
 python -m tests.peers.projects
-python -m tests.peers.projects numpyro flax --table build/downstream.md
+python -m tests.peers.projects numpyro flax --table build/projects.md
 
 Each project gets a virtual environment and its source distribution in a folder below .projects.
 Later runs reuse both; adam_jax is reinstalled every time. Needs access to the package index.
