@@ -75,12 +75,18 @@ docs-serve: .venv/linters
 
 setup: .venv/installed
 
+# `make lint test-all` resolves and installs everything in one run of pip.
+GROUPS := test
+ifeq ($(filter lint test-all,$(MAKECMDGOALS)),lint test-all)
+GROUPS += lint docs peers
+endif
+
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "Installing JAX, Flax and what the examples and tests need into .venv:"
 	@echo "about 300 MB to download, 1.1 GB on disk, one to five minutes, once."
-	@$(INSTALL) --group test --editable .
+	@$(INSTALL) $(GROUPS:%=--group %) --editable .
 	touch $@
 
 # In separate folders, because JAX would load the compilers in .venv as TPU and GPU back ends.

@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import adam_jax
+from tests.catalogue import few
 
 STORED = {
     "int8": dict(mu_dtype=jnp.int8, nu_dtype=jnp.int8),
@@ -27,14 +28,7 @@ newer_names = pytest.mark.skipif(
     not NEWER,
     reason="this Flax has other names for metadata",
 )
-every_storage = pytest.mark.parametrize(
-    "stored",
-    [
-        pytest.param(stored, marks=[] if name == "int8" else [pytest.mark.slow])
-        for name, stored in STORED.items()
-    ],
-    ids=STORED,
-)
+every_storage = few("storage", STORED, ["int8"])
 
 
 def mesh_of(*sizes: int, kind: AxisType = AxisType.Auto) -> Mesh:
@@ -82,7 +76,8 @@ def train(model, optimizer, x):
 
 
 @every_storage
-def test_an_nnx_state_is_placed_by_metadata_alone(stored):
+def test_an_nnx_state_is_placed_by_metadata_alone(storage):
+    stored = STORED[storage]
     with jax.set_mesh(mesh_of(8)):
 
         @nnx.jit
@@ -140,7 +135,8 @@ class Wide(nn.Module):
 
 
 @every_storage
-def test_a_linen_state_is_placed_by_metadata_alone(stored):
+def test_a_linen_state_is_placed_by_metadata_alone(storage):
+    stored = STORED[storage]
     mesh, model, rules = mesh_of(8), Wide(), (("wide", "data"), ("in", None))
     tx = adam_jax.adamw(1e-3, **stored)
 
@@ -163,7 +159,8 @@ def test_a_linen_state_is_placed_by_metadata_alone(stored):
 
 @every_storage
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_steps_in_boxes_are_those_of_bare_arrays(stored, wrapped):
+def test_steps_in_boxes_are_those_of_bare_arrays(storage, wrapped):
+    stored = STORED[storage]
     params = nnx.state(nnx.Linear(64, 128, rngs=nnx.Rngs(0)), nnx.Param)
     tx = adam_jax.adamw(1e-2, **stored)
     if wrapped:

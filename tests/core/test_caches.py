@@ -27,10 +27,11 @@ def mesh():
     return jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
+MODIFIED = {n: record.MODIFIERS[n] for n in ("cautious", "corrected_weight_decay", "grokfast")}
 GROUPS = {"b": dict(weight_decay=0.0)}
 WRAPPERS: dict[str, Any] = {
     **{n: lambda s, f=f: f(adamw(s)) for n, f in record.WRAPPERS.items() if n != "frozen"},
-    **{n: lambda s, f=f: f(adamw(s)) for n, f in record.MODIFIERS.items()},
+    **{n: lambda s, f=f: f(adamw(s)) for n, f in MODIFIED.items()},
     "adamw": adamw,
     "weight decay": lambda schedule: adamw(1e-3, weight_decay=schedule),
     "adopt": lambda schedule: adam_jax.adopt(schedule, clip_value_fn=schedule),

@@ -38,7 +38,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("params", [PARAMS, EMPTY], ids=["some", "all"])
+@pytest.mark.parametrize(
+    "params", [PARAMS, pytest.param(EMPTY, marks=pytest.mark.slow)], ids=["some", "all"]
+)
 @pytest.mark.parametrize("case", CASES)
 def test_axes_of_length_0(case, params, standard_promotion):
     tx = CASES[case]()

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 import adam_jax
 from adam_jax.core.stacked import Layers
+from tests.catalogue import few
 from tests.tools.layer_cases import SHAPES, cases, differences, nestings, separate, stacked
 
 CASES = {name: (make, dtype) for name, make, dtype in cases()}
@@ -21,13 +22,8 @@ SELECTED = (
 )
 
 
-QUICK = ("adamw, float32", "adamw, int8", "recipe(lamb masked)")
-
-
 @pytest.mark.bits
-@pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in SELECTED]
-)
+@few("name", SELECTED, ["adamw, float32", "adamw, int8", "recipe(lamb masked)"])
 def test_each_layer_is_stepped_as_a_leaf_bit_for_bit(name):
     make, dtype = CASES[name]
     assert differences(make(), dtype or jnp.float32) == {}

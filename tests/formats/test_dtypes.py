@@ -163,7 +163,7 @@ def test_mixed_dtypes_in_one_tree(member, x64):
     chex.assert_tree_all_finite(updates)
 
 
-@every_member
+@every_member_slowly
 def test_complex_gradients_share_the_size_of_their_two_parts(member, x64):
     g = jnp.array([3.0 + 4.0j, -1.0j])
     tx = member.direction()

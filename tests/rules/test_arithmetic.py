@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import adam_jax
-from tests.catalogue import every_member, every_member_slowly, every_twin, oracles
+from tests.catalogue import MEMBERS, every_member, every_member_slowly, oracles, slowly
 from tests.catalogue.runs import gradients, run, run_optax, ulps
 
 STEPS, SIZE = 10_000, 600
@@ -74,7 +74,7 @@ def test_arguments_mean_what_the_paper_says(member, x64):
         np.testing.assert_allclose(u, exact, rtol=1e-11, atol=1e-13, err_msg=str(arguments))
 
 
-@every_member
+@every_member_slowly
 def test_a_rate_traced_from_the_start_in_double_precision(member, x64):
     gs = gradients(30, 20, seed=3).astype(np.float64)
     traced = jax.jit(lambda b1: run(member.direction(b1), gs))
@@ -90,7 +90,7 @@ def test_amsgrad_without_bias_correction_is_the_paper(x64):
     np.testing.assert_allclose(run(tx, gs), exact, rtol=1e-11)
 
 
-@every_twin
+@slowly([m for m in MEMBERS if m.has_twin])
 def test_whole_alias_equals_optax(member, x64):
     """In double precision: in single precision Optax's rounding, as of RAdam's ρ, reaches 1e-2."""
     gs = gradients(100, 50, seed=5).astype(np.float64)
