@@ -103,15 +103,6 @@ def test_whole_alias_equals_optax(member, x64):
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-14)
 
 
-def test_adamw_decays_the_weights_of_the_mask(x64):
-    params = {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([3.0])}
-    zero = jax.tree.map(jnp.zeros_like, params)
-    tx = adam_jax.adamw(0.1, weight_decay=0.5, mask={"kernel": True, "bias": False})
-    u, _ = tx.update(zero, tx.init(params), params)
-    np.testing.assert_allclose(u["kernel"], [-0.05, 0.1], rtol=1e-15)
-    np.testing.assert_array_equal(u["bias"], [0.0])
-
-
 def test_the_pieces_chained_by_hand_equal_the_fused_form_without_epsilon(x64):
     gs = gradients(50, 20, seed=6).astype(np.float64)
     pieces = optax.chain(
