@@ -232,7 +232,7 @@ MUTATIONS = [
         "groups.py",
         "self.chosen[-1 if i is None else i]",
         "self.chosen[-1 if i is None else 0]",
-        "test_groups.py",
+        "groups/test_groups.py",
     ),
     Mutation(
         "layers share their numbers",
@@ -267,7 +267,7 @@ MUTATIONS = [
         "numerics.py",
         'own_zero = _elementwise(\n    "own_zero", lambda x: x,',
         'own_zero = _elementwise(\n    "own_zero", lambda x: jax.lax.full_like(x, 0),',
-        "test_exact.py",
+        "numerics/test_exact.py",
     ),
 ]
 

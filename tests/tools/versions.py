@@ -22,7 +22,7 @@ OLDEST, NEWEST = ROOT / ".venv-oldest", ROOT / ".venv-newest"
 # Unmarked tests that depend most on the versions.
 ALSO_ON_THE_OLDEST = [
     *("tests/core/test_boxes.py", "tests/wrap/test_weights.py", "tests/convert/test_optax.py"),
-    *("tests/test_groups.py", "tests/test_hyperparams.py"),
+    *("tests/groups/test_groups.py", "tests/hyperparams/test_hyperparams.py"),
 ]
 
 
