@@ -204,10 +204,10 @@ def test_blocks_do_not_depend_on_where_an_array_lies_by_chance():
 
 
 @every_storage
-def test_a_box_without_elements_on_a_mesh(stored):
+def test_a_box_without_elements_on_a_mesh(storage):
     with jax.set_mesh(mesh_of(8)):
         params = {"w": nn.Partitioned(jnp.ones((0, 4)), names=(None, None))}
-        tx = adam_jax.adamw(1e-2, **stored)
+        tx = adam_jax.adamw(1e-2, **STORED[storage])
         moved, state = adam_jax.step(tx, params, tx.init(params), params)
         assert jax.tree.map(jnp.shape, (moved, state)) == jax.tree.map(
             jnp.shape, (params, tx.init(params))
