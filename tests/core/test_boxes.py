@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import adam_jax
+from tests.catalogue import few
 
 STORED = {
     "int8": dict(mu_dtype=jnp.int8, nu_dtype=jnp.int8),
@@ -28,14 +29,7 @@ newer_names = pytest.mark.skipif(
     not NEWER,
     reason="this Flax has other names for metadata",
 )
-every_storage = pytest.mark.parametrize(
-    "stored",
-    [
-        pytest.param(stored, marks=[] if name == "int8" else [pytest.mark.slow])
-        for name, stored in STORED.items()
-    ],
-    ids=STORED,
-)
+every_storage = few("storage", STORED, ["int8"])
 
 
 def mesh_of(*sizes: int, kind: AxisType = AxisType.Auto) -> Mesh:
@@ -83,7 +77,8 @@ def train(model, optimizer, x):
 
 
 @every_storage
-def test_an_nnx_state_is_placed_by_metadata_alone(stored):
+def test_an_nnx_state_is_placed_by_metadata_alone(storage):
+    stored = STORED[storage]
     with jax.set_mesh(mesh_of(8)):
 
         @nnx.jit
@@ -141,7 +136,8 @@ class Wide(nn.Module):
 
 
 @every_storage
-def test_a_linen_state_is_placed_by_metadata_alone(stored):
+def test_a_linen_state_is_placed_by_metadata_alone(storage):
+    stored = STORED[storage]
     mesh, model, rules = mesh_of(8), Wide(), (("wide", "data"), ("in", None))
     tx = adam_jax.adamw(1e-3, **stored)
 
@@ -164,7 +160,8 @@ def test_a_linen_state_is_placed_by_metadata_alone(stored):
 
 @every_storage
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_steps_in_boxes_are_those_of_bare_arrays(stored, wrapped):
+def test_steps_in_boxes_are_those_of_bare_arrays(storage, wrapped):
+    stored = STORED[storage]
     params = nnx.state(nnx.Linear(64, 128, rngs=nnx.Rngs(0)), nnx.Param)
     tx = adam_jax.adamw(1e-2, **stored)
     if wrapped:
@@ -256,10 +253,10 @@ def test_blocks_do_not_depend_on_where_an_array_lies_by_chance():
 
 
 @every_storage
-def test_a_box_without_elements_on_a_mesh(stored):
+def test_a_box_without_elements_on_a_mesh(storage):
     with jax.set_mesh(mesh_of(8)):
         params = {"w": nn.Partitioned(jnp.ones((0, 4)), names=(None, None))}
-        tx = adam_jax.adamw(1e-2, **stored)
+        tx = adam_jax.adamw(1e-2, **STORED[storage])
         moved, state = adam_jax.step(tx, params, tx.init(params), params)
         assert jax.tree.map(jnp.shape, (moved, state)) == jax.tree.map(
             jnp.shape, (params, tx.init(params))

@@ -30,7 +30,7 @@ def test_the_parameters_are_those_of_the_usual_step():
 
 @pytest.mark.usefixtures("h200_compiler")
 def test_on_a_gpu_it_needs_the_memory_of_one_layer():
-    from benchmarks.gpu_hlo import compile_for_h200
+    from benchmarks.gpu import compile_for_h200
 
     compiler = functools.partial(compile_for_h200, donate=(0,))
     whole, released = (

@@ -1,14 +1,13 @@
-"""Random nestings and pairs of wrappers: a sample of `benchmarks.fuzz_nestings`."""
+"""Random nestings and pairs of wrappers; `python -m tests.tools.nestings` draws more."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 import adam_jax
-from benchmarks import nestings_plain as plain
-from benchmarks.fuzz_nestings import TREES, Found, fuzz
-from benchmarks.nestings import Member, Wrap
-from benchmarks.nestings_cases import Case, check_nesting, check_pair
+from tests.catalogue import plain
+from tests.tools import trees
+from tests.tools.nestings import TREES, Case, Found, Member, Wrap, check_nesting, check_pair, fuzz
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("standard_promotion")]
 ADAM = Member("adam")
@@ -16,14 +15,20 @@ ADAM = Member("adam")
 
 def test_nestings():
     found = Found()
-    fuzz(16, 0, False, found, derandomize=True)
+    fuzz(16, 0, found, pairwise=False, derandomize=True)
     assert found["nestings"] == found["eager"] + found["under jit"] >= 16
 
 
 def test_pairs():
     found = Found()
-    fuzz(40, 0, True, found, derandomize=True)
+    fuzz(40, 0, found, pairwise=True, derandomize=True)
     assert found["a ValueError"] > 0 and found["the same state"] > 0
+
+
+def test_trees():
+    found = Found()
+    trees.fuzz(16, 0, found, derandomize=True)
+    assert found["trees"] >= 16 and min(found[kind] for kind in ("key", "int32", "float16")) > 0
 
 
 def test_a_wrong_step_is_noticed(monkeypatch):
