@@ -16,6 +16,12 @@ def _interrupted(number: int, frame: object) -> None:
     os._exit(130)
 
 
+def finished() -> None:
+    """Everything is written: while Python ends, ctrl-C has no effect."""
+    if signal.getsignal(signal.SIGINT) is _interrupted:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 # During imports too, which take seconds. Until `python -m` has found the program, "-m" is in
 # sys.argv; other programs that import this package handle interrupts themselves.
 if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:

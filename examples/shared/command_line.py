@@ -67,6 +67,7 @@ def run(main: Callable[[], None], resume: str) -> None:
     except (UserError, OSError) as error:
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(1)
+    examples.finished()
 
 
 def clock(seconds: float) -> str:
