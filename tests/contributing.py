@@ -78,6 +78,7 @@ LAYERS: dict[str, tuple[set[str], str]] = {
         | {"numerics", "schedules", "sharding", "transfer", "wrap"},
         "the public names",
     ),
+    "__main__": ({"__init__"}, "`python -m adam_jax`: versions, devices, dtypes that work there"),
 }
 
 # The smallest example of each kind: files, and the beginnings of the first and last line shown.
