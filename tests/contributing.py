@@ -66,7 +66,8 @@ LAYERS: dict[str, tuple[set[str], str]] = {
         "states in other formats, and from and to other libraries",
     ),
     "inspect": (
-        {"core", "formats", "groups", "modifiers", "rules", "sharding", "validation", "wrap"},
+        {"core", "formats", "groups", "hyperparams", "modifiers", "rules", "sharding", "validation"}
+        | {"wrap"},
         "memory, predicted; what happens to each leaf; records; the layout of tables",
     ),
     "transfer": (
