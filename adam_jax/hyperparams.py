@@ -93,7 +93,7 @@ def as_float(x: Leaf) -> jax.Array:
 def exact_rate(name: str, b: Number) -> ExactRate:
     """Splits a rate, or each rate of an array, from its Python number if there is one."""
     if isinstance(b, jax.core.Tracer):
-        rate = DecayRate.of_array(b)
+        rate = DecayRate.of(name, b, closed=True)
         return ExactRate(as_float(b), as_float(rate.complement), as_float(rate.log))
     b = np.asarray(b)
     rates = [DecayRate.of(name, x, closed=True) for x in b.ravel()]
@@ -220,13 +220,13 @@ class HyperparamsFactory(Factory):
                 continue
             if DecayRateLike in types:
                 sides.append((name, side))
-        its = FrozenTree.of(fixed), tuple(sides), layers_of(self.factory)
-        body = WithHyperparams(numbers, self.factory, *its)
+        its = tuple(sides), layers_of(self.factory)
+        body = WithHyperparams(numbers, self.factory, FrozenTree.of({}), *its)
         with jax.numpy_dtype_promotion("standard"):  # As in a step.
             first = body.numbers_at(jnp.zeros([], jnp.int32), numbers)
         scheduled = {n: first[n] for n, x in numbers.items() if isinstance(x, Scheduled)}
         self.factory(**arguments | numbers | scheduled)  # Checks them.
-        return Transformation.around(body)
+        return Transformation.around(dataclasses.replace(body, fixed=FrozenTree.of(fixed)))
 
 
 def with_hyperparams(

@@ -95,7 +95,7 @@ class DecayRate:
         if isinstance(b, cls):
             return b
         instead = "usual rates are 0.9 to 0.9999"
-        if isinstance(b, np.generic | np.ndarray | Array) and b.dtype.itemsize < 4:
+        if getattr(b, "dtype", None) in (jnp.bfloat16, np.float16):
             instead = f"{b.dtype.name} rounds rates near 1 to 1; {IN_FLOAT32}"
             if isinstance(b, jax.core.Tracer):
                 message = f"{argument} must be below 1, and is read as such: {instead}."

@@ -40,10 +40,15 @@ def printed(value: Leaf) -> str:
     return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
 
 
+def _are_numbers(value: Leaf) -> bool:
+    """Whether `value` is a number or an array of numbers; booleans and keys are not."""
+    is_array = isinstance(value, _ARRAYS) and jnp.issubdtype(value.dtype, np.number)
+    return is_array or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
 def is_number(value: Leaf) -> bool:
-    """Whether `value` is one number, or an array of one; a boolean is not."""
-    is_boolean = isinstance(value, bool) or getattr(value, "dtype", None) == np.bool_
-    return isinstance(value, _NUMBERS) and not is_boolean and np.size(value) == 1
+    """Whether `value` is one real number, or an array of one."""
+    return _are_numbers(value) and np.size(value) == 1 and not np.iscomplexobj(value)
 
 
 def check_number(
@@ -70,7 +75,7 @@ def check_number(
       instead: what to write instead, one clause.
     """
     interval = f"{'(' if math.isinf(low) else '['}{low:g}, {high:g}{']' if closed else ')'}"
-    if not isinstance(value, _NUMBERS) or isinstance(value, bool):
+    if not _are_numbers(value):
         instead = _without_quotes(value) or instead
         raise ValueError(
             f"{argument} must be a number in {interval}, got {printed(value)}: {instead}."
@@ -84,7 +89,8 @@ def check_number(
     if np.iscomplexobj(value):
         raise ValueError(f"{argument} must be real, got {value.dtype.name}: {IN_FLOAT32}.")
     if isinstance(value, jax.core.Tracer):
-        return value
+        inexact = jnp.issubdtype(value.dtype, jnp.inexact)
+        return value if inexact else value.astype(jnp.result_type(float))
     number = float(value)
     if not low <= number <= high or number == -math.inf or (number == high and not closed):
         raise ValueError(f"{argument} must be in {interval}, got {number!r}: {instead}.")

@@ -3,6 +3,8 @@
 python -m tests.contributing    writes them to the page
 """
 
+import re
+import tomllib
 from pathlib import Path
 
 from examples.pages import replaced
@@ -150,5 +152,18 @@ def written(page: str) -> str:
     return replaced(page, {name: f"\n{part}\n" for name, part in parts.items()})
 
 
+# Pages with the address of the repository, which are written as well.
+ADDRESSED = [ROOT / name for name in ("CITATION.cff", "README.md", "docs/index.md")]
+
+
+def addressed(text: str) -> str:
+    """The text with the repository's address from pyproject.toml."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    place = r"(git clone |repository-code: |\[repository\]\()[^\s)]+"
+    return re.sub(place, rf"\g<1>{project['urls']['Repository']}", text)
+
+
 if __name__ == "__main__":
     PAGE.write_text(written(PAGE.read_text()))
+    for path in ADDRESSED:
+        path.write_text(addressed(path.read_text()))

@@ -46,7 +46,7 @@ def boxed(box: Leaf, stored: Stored) -> Stored:
     told = sharding_by_names(box)
     parts = [1] * len(shape)
     if told is not None:
-        parts = [n // m for n, m in zip(shape, told.shard_shape(shape), strict=True)]
+        parts = [n // m if n else 1 for n, m in zip(shape, told.shard_shape(shape), strict=True)]
     # A mesh with one axis per axis of the leaf: the format reports which axes each array keeps.
     axes = tuple(f"axis {i}" for i in range(len(shape)))
     mesh = AbstractMesh(tuple(parts), axes)

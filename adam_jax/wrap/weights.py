@@ -62,21 +62,21 @@ class Weights(Body):
         check_state(state, WeightsState, "a WeightsState")
         step.needed_params()
         rests, dtypes, p = step.align(state.rest), list(step.dtypes), list(step.p)
-        salt = salt_of(WEIGHTS, self.seed, state.count)
+        salt, own = salt_of(WEIGHTS, self.seed, state.count), []
         for n, (i, stack) in enumerate(zip(step.here, step.stacks(self.layers), strict=True)):
             rest = None if isinstance(rests[i], optax.MaskedNode) else rests[i]
             self.form.check(step.paths[n], p[n], rest)
             if self.form.applies(p[n]):
                 salt_of_leaf = salted(salt, stack.first)
                 p[n] = Split(p[n], rest, salt_of_leaf, self.form, stack.axes, stack.stride)
+                own.append((n, i))
                 dtypes[n] = jnp.dtype(jnp.float32)  # The inner transformation sees only float32.
         its = step.but(p=p, dtypes=dtypes, last=True, apply=step.apply and step.last)
         out, inner_state = self.inner.run(its, state.inner_state)
         results = list(out.finished())
-        for n, (i, split) in enumerate(zip(step.here, p, strict=True)):
-            if isinstance(split, Split):
-                results[n], rest = results[n]
-                rests[i] = rests[i] if rest is None else rest
+        for n, i in own:
+            results[n], rest = results[n]
+            rests[i] = rests[i] if rest is None else rest
         new = WeightsState(step.counted(state.count), step.back(state.rest, rests), inner_state)
         return step.with_results(results, out.dtypes, done=step.last), new
 

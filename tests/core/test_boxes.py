@@ -253,3 +253,14 @@ def test_blocks_do_not_depend_on_where_an_array_lies_by_chance():
     nu = init(params).nu
     assert nu.codes.sharding.spec == P(None, "data") and nu.format.block == 128
     assert jax.tree.structure(init(params)) == jax.tree.structure(jax.eval_shape(init, params))
+
+
+@every_storage
+def test_a_box_without_elements_on_a_mesh(stored):
+    with jax.set_mesh(mesh_of(8)):
+        params = {"w": nn.Partitioned(jnp.ones((0, 4)), names=(None, None))}
+        tx = adam_jax.adamw(1e-2, **stored)
+        moved, state = adam_jax.step(tx, params, tx.init(params), params)
+        assert jax.tree.map(jnp.shape, (moved, state)) == jax.tree.map(
+            jnp.shape, (params, tx.init(params))
+        )

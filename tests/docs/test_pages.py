@@ -33,6 +33,7 @@ WITH_COMMANDS = [page for page in PAGES if commands(page)]
 # Optional modules and their distributions: a page must say to install them.
 OPTIONAL = {
     "PIL": "pillow",
+    "equinox": "equinox",
     "flatbuffers": "flatbuffers",
     "flax": "flax",
     "keras": "keras",
@@ -44,7 +45,7 @@ OPTIONAL = {
     "torch": "torch",
     "tornado": "tornado",
 }
-PEERS = ("torch", "keras")  # In a separate dependency group.
+PEERS = ("equinox", "torch", "keras")  # In a separate dependency group.
 
 
 def lacking(page):
@@ -105,12 +106,17 @@ def test_what_a_page_says_to_install(tmp_path):
 
 
 def run(page):
-    """Runs the blocks of a page in one namespace; returns printed and expected output of each."""
+    """Runs the blocks of a page; returns the last names, printed and expected output of each.
+
+    A block that imports adam_jax and more is complete: it starts with an empty namespace.
+    """
     names, printed, expected = {}, [], []
     installed = installed_before_samples(page)
     for (code, output), there, missing in zip(samples(page), installed, lacking(page), strict=True):
         if missing:
             continue
+        if re.search(r"^import adam_jax,", code, re.MULTILINE):
+            names = {}
         stream = io.StringIO()
         with contextlib.redirect_stdout(stream), only(there):
             exec(compile(code, str(page), "exec"), names)
@@ -207,6 +213,9 @@ def test_commands_name_what_there_is(page):
             paths = re.findall(r"\S+\.py", command)
             assert paths and all((ROOT / path).exists() for path in paths), command
             checked += 1
+        elif script := re.match(r"python (\S+\.py)", command):
+            assert (ROOT / script[1]).exists(), command
+            checked += 1
         elif command.startswith("make "):
             assert set(command.split()[1:]) <= set(targets), command
             checked += 1
@@ -236,17 +245,50 @@ def anchors(text):
     }
 
 
-def test_the_reference_has_every_public_name():
-    text = "".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
-    documented = re.findall(r"^::: (\S+)$", text, re.MULTILINE)
-    # Functions named like their module.
-    documented = [re.sub(r"\.(\w+)\.\1$", r".\1", name) for name in documented]
+ALL, TYPES = DOCS / "api" / "index.md", DOCS / "api" / "types.md"
+
+
+def public_names():
+    """The public names without `adam_jax.`, those of its modules included."""
     modules = [name for name in adam_jax.__all__ if inspect.ismodule(getattr(adam_jax, name))]
     assert {"sharding", "inspect", "schedules"} <= set(modules)
-    public = {f"adam_jax.{name}" for name in adam_jax.__all__ if name not in modules}
+    names = set(adam_jax.__all__) - set(modules)
     for module in modules:
-        public |= {f"adam_jax.{module}.{name}" for name in getattr(adam_jax, module).__all__}
-    assert sorted(documented) == sorted(public)
+        names |= {f"{module}.{name}" for name in getattr(adam_jax, module).__all__}
+    return sorted(names)
+
+
+def test_the_reference_has_every_public_name():
+    """With the pages of members, which the site's hook makes, and but for types of arguments."""
+    text = "".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
+    documented = re.findall(r"^::: adam_jax\.(\S+)$", text, re.MULTILINE)
+    # Functions named like their module.
+    documented = [re.sub(r"\b(\w+)\.\1$", r"\1", name) for name in documented]
+    members = [
+        name
+        for name in adam_jax.__all__
+        if getattr(getattr(adam_jax, name), "__module__", "").startswith("adam_jax.family.")
+    ]
+    types = [name for name in documented if name not in public_names()]
+    assert sorted([*documented, *members]) == sorted([*public_names(), *types])
+    assert types == [name for name in types if f"::: adam_jax.{name}\n" in TYPES.read_text()]
+
+
+def test_all_of_adam_jax_has_every_public_name_once():
+    assert sorted(name for name, _ in rows_of_all()) == public_names()
+
+
+@pytest.mark.slow
+def test_the_examples_of_all_of_adam_jax_run(tmp_path, monkeypatch, standard_promotion):
+    monkeypatch.chdir(tmp_path)
+    names, _, _ = run(ALL)
+    for name, example in rows_of_all():
+        assert re.search(rf"\b{name.rpartition('.')[2]}\b", example), example
+        exec(example, names)
+
+
+def rows_of_all():
+    return re.findall(r"^\| `([\w.]+)` \| .* \| `(.+)` \|$", ALL.read_text(), re.MULTILINE)
 
 
 def test_no_page_asks_another_host_for_anything():

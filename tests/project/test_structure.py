@@ -106,6 +106,14 @@ def test_the_layers_and_the_diffs_of_contributing_are_those_of_the_code():
     assert len(re.findall(r"^\+class ", page, re.MULTILINE)) >= 4
 
 
+def test_the_address_of_the_repository_is_that_of_the_project():
+    """Run `python -m tests.contributing` to update the pages."""
+    citation, *pages = texts = [path.read_text() for path in contributing.ADDRESSED]
+    assert [contributing.addressed(text) for text in texts] == texts
+    address = re.search(r"^repository-code: (https://\S+)$", citation, re.MULTILINE)[1]
+    assert sum(page.count(address) for page in pages) >= 2
+
+
 def test_the_public_page_is_sorted_and_complete():
     names = adam_jax.__all__
     assert sorted(names) == list(names)

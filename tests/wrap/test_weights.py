@@ -9,6 +9,7 @@ import pytest
 import adam_jax
 from adam_jax.formats.noise import WEIGHTS, random_bits, salt_of, salt_of_moments, salted
 from adam_jax.formats.rounding import Residual
+from tests.catalogue.low_precision import WEIGHTS as WRAPS
 from tests.catalogue.low_precision import every_form_of_weights, gradients
 
 every_way = pytest.mark.parametrize("apply", ["step", "update"])
@@ -299,3 +300,11 @@ def test_eight_bits_do_not_stand_still():
         carry = run(carry)
     masters = Residual(8).join(carry[0], carry[1].rest)
     assert float(masters.mean()) == pytest.approx(1.001, abs=2e-5)
+
+
+@every_form_of_weights
+@pytest.mark.parametrize("inner", WRAPS.values(), ids=WRAPS)
+def test_a_second_form_of_weights_sees_float32_and_passes(wrap, inner):
+    once, _ = train(wrap(INNER["adamw"]), params_of(), turns=3)
+    twice, _ = train(wrap(inner(INNER["adamw"])), params_of(), turns=3)
+    jax.tree.map(np.testing.assert_array_equal, twice, once)
