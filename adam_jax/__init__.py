@@ -186,7 +186,8 @@ def __getattr__(name: str) -> Any:
     for where in (*(f"adam_jax.{module}" for module in _MODULES), "optax.contrib", "optax"):
         module = importlib.import_module(where)
         if name in getattr(module, "__all__", vars(module)):
-            raise AttributeError(f"{message}: write {' or '.join([*instead, f'{where}.{name}'])}.")
+            message += f": write {' or '.join([*instead, f'{where}.{name}'])}."
+            raise AttributeError(message)
     raise AttributeError(message, name=name, obj=sys.modules[__name__])  # Python finds typos.
 
 

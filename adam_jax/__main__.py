@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 import adam_jax
 
@@ -17,7 +16,7 @@ python -c "import adam_jax as a, numpy as n; print(a.inspect.advise(n.ones((9, 1
 """
 
 
-def outcome(device: Any, weights: str, moments: DTypeLike | None = None) -> str:
+def outcome(device: Any, weights: str, moments: Any = adam_jax.AT_LEAST_FLOAT32) -> str:
     """Takes a step on a device: "yes", or the first line of the error."""
     tx = adam_jax.adamw(0.1, mu_dtype=moments, nu_dtype=moments)
     try:

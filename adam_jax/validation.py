@@ -8,8 +8,7 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar, cast
 
 import jax
 import jax.core
@@ -18,8 +17,7 @@ import numpy as np
 
 from adam_jax._types import Function, Leaf, Named, PyTree
 
-P = ParamSpec("P")
-T = TypeVar("T")
+F = TypeVar("F", bound=Function)
 
 _ARRAYS = (np.generic, np.ndarray, jax.Array)
 _NUMBERS = (int, float, np.number, np.ndarray, jax.Array)
@@ -213,16 +211,15 @@ def bound(
     except TypeError as error:
         known = list(signature.parameters)
         names = {x: _OTHER_NAMES.get(x.replace("_", ""), x) for x in kwargs if x not in known}
-        right = (f"for {x} write {y}; " for x, y in names.items() if y.split(" ")[0] in known)
-        right = "".join(right)
-        message = f"{name_of(factory)}() {error}: {right}its arguments are {', '.join(known)}."
+        right = [f"for {x} write {y}; " for x, y in names.items() if y.split(" ")[0] in known]
+        text = f"{''.join(right)}its arguments are {', '.join(known)}"
+        message = f"{name_of(factory)}() {error}: {text}."
         raise TypeError(message) from None
 
 
 _OTHER_NAMES = {
     "beta1": "b1",
     "beta2": "b2",
-    "beta3": "b3",
     "betas": "b1 and b2",
     "epsilon": "eps",
     "lr": "learning_rate",
@@ -231,17 +228,17 @@ _OTHER_NAMES = {
 """Names of arguments in other libraries, without underscores, and what to write."""
 
 
-def named_arguments(function: Callable[P, T]) -> Callable[P, T]:
+def named_arguments(function: F) -> F:
     """The function, whose errors about unknown arguments are those of `bound`."""
     known = inspect.signature(function).parameters.keys()
 
     @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+    def call(*args: Leaf, **kwargs: Leaf) -> Any:
         if not kwargs.keys() <= known:
             bound(function, args, kwargs)
         return function(*args, **kwargs)
 
-    return call
+    return cast(F, call)
 
 
 def preset(factory: Function) -> Named:

@@ -43,7 +43,7 @@ class LeafAdvice(NamedTuple):
         not stepped by this package.
       decay: λ; "scheduled" if it is not a plain number; "" for none.
       group: the expression of `groups` that it matches; "" without groups, or if none matches.
-      numbers: its other hyperparameters, where not all leaves have the same.
+      numbers: its hyperparameters, where not all leaves have the same.
       shadowed: the expressions of `groups` that it matches too, which come after its group.
     """
 
@@ -154,11 +154,7 @@ def advise(
             kernel=plans[path].way if path in plans else "",
             decay=_decay(plans[path].rules) if path in plans else "",
             group="".join(matching[path][:1]),
-            numbers=", ".join(
-                x
-                for x in arguments_of.get(path, ())
-                if x not in common and not x.startswith("weight_decay")
-            ),
+            numbers=", ".join(x for x in arguments_of.get(path, ()) if x not in common),
             shadowed=", ".join(matching[path][1:]),
         )
         for i, (path, p) in enumerate(zip(paths, jax.tree.leaves(params), strict=True))
@@ -168,11 +164,9 @@ def advise(
         *_of_rules(plans),
         *_of_order(inner_body("tx", tx), [path for path, n in members.items() if n > 1]),
         *_of_groups(matching),
-        *_of_leaves(leaves, jax.tree.leaves(params), kept),
-        *_of_gradients(leaves, jax.tree.leaves(grads, is_leaf=lambda x: x is None)),
+        *_of_leaves(leaves, jax.tree.leaves(params), grads, kept),
     ]
-    pointers = max(64 * 1024, its_report.arguments // 100)
-    if step is not None and its_report.results > pointers:
+    if step is not None and its_report.results > max(64 * 1024, its_report.arguments // 100):
         warned.append(
             f"{its_report.results:,} bytes of the step's results are new memory: donate parameters"
             f" and state (donate_argnums), and return them first and in this order."
@@ -235,7 +229,8 @@ def _of_order(body: Body, twice: Sequence[str]) -> Iterator[str]:
     for chain in found(body, lambda x: isinstance(x, Chain)):
         for i, part in enumerate(chain.bodies):
             yield from _of_order(part, ())
-            if (clip := call_of(part).partition("(")[0]) in _CLIPS:
+            clip = call_of(part).partition("(")[0]
+            if clip in ("clip_by_global_norm", "clip", "adaptive_grad_clip"):
                 members = found(chain.bodies[:i], lambda x: isinstance(x, Member))
                 if any(member.main is not None for member in members):
                     yield (
@@ -249,15 +244,12 @@ def _of_order(body: Body, twice: Sequence[str]) -> Iterator[str]:
                     )
 
 
-_CLIPS = ("clip_by_global_norm", "clip", "adaptive_grad_clip")
-
-
 def _of_groups(matching: Mapping[str, Sequence[str]]) -> Iterator[str]:
     """A warning for each expression that takes leaves of another one without being part of it."""
     pairs: dict[tuple[str, str], list[str]] = {}
-    for path, (first, *others) in ((path, its) for path, its in matching.items() if its):
-        for other in others:
-            pairs.setdefault((first, other), []).append(path)
+    for path, its in matching.items():
+        for other in its[1:]:
+            pairs.setdefault((its[0], other), []).append(path)
     for (first, other), paths in pairs.items():
         if any(other not in its for its in matching.values() if first in its):
             yield (
@@ -266,22 +258,20 @@ def _of_groups(matching: Mapping[str, Sequence[str]]) -> Iterator[str]:
             )
 
 
-def _of_gradients(leaves: Sequence[LeafAdvice], grads: Sequence[Leaf]) -> Iterator[str]:
-    """A warning about weights that have a state but no gradient."""
-    still = [x for x, g in zip(leaves, grads, strict=True) if g is None and x.storage]
-    if still:
-        yield (
-            f"leaves such as {still[0].path!r} have a state, but no gradient, and never move."
-            f" Differentiate with respect to them, or freeze them without a state: write"
-            f" groups(adamw, {{{still[0].path!r}: None}}, learning_rate=1e-3)."
-        )
-
-
 def _of_leaves(
-    leaves: Sequence[LeafAdvice], params: Sequence[Leaf], kept: Sequence[dict[str, Format]]
+    leaves: Sequence[LeafAdvice],
+    params: Sequence[Leaf],
+    grads: Updates,
+    kept: Sequence[dict[str, Format]],
 ) -> Iterator[str]:
-    """Warnings about blocks that span devices, and about decayed vectors."""
-    across = []
+    """Warnings about missing gradients, blocks that span devices, and decayed vectors."""
+    across, given = [], jax.tree.leaves(grads, is_leaf=lambda g: g is None)
+    if still := [x.path for x, g in zip(leaves, given, strict=True) if g is None and x.storage]:
+        yield (
+            f"leaves such as {still[0]!r} have a state, but no gradient, and never move."
+            f" Differentiate with respect to them, or freeze them without a state: write"
+            f" groups(adamw, {{{still[0]!r}: None}}, learning_rate=1e-3)."
+        )
     for x, p, formats in zip(leaves, params, kept, strict=True):
         blocks = [fmt.unit for fmt in formats.values() if fmt.measures and fmt.unit]
         if blocks and isinstance(p.sharding, NamedSharding):
