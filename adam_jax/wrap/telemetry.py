@@ -170,7 +170,7 @@ def _in_rows(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     for axis, size in enumerate(shape):
         if rows * size >= 4096 or axis == len(shape) - 1:
             parts = math.gcd(size, 1 << (-(-4096 // max(rows, 1)) - 1).bit_length())
-            if parts < size and rows * parts >= 64:
+            if parts < size and (rows * parts >= 64 or math.prod(shape[axis + 1 :]) < 64):
                 shape = (*shape[:axis], parts, size // parts, *shape[axis + 1 :])
             return shape, tuple(range(axis + 1, len(shape)))
         rows *= size
