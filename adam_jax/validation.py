@@ -212,8 +212,8 @@ def bound(
         known = list(signature.parameters)
         names = {x: _OTHER_NAMES.get(x.replace("_", ""), x) for x in kwargs if x not in known}
         right = [f"for {x} write {y}; " for x, y in names.items() if y.split(" ")[0] in known]
-        text = f"{''.join(right)}its arguments are {', '.join(known)}"
-        message = f"{name_of(factory)}() {error}: {text}."
+        its = ", ".join(known)
+        message = f"{name_of(factory)}() {error}: {''.join(right)}its arguments are {its}."
         raise TypeError(message) from None
 
 
