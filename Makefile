@@ -5,13 +5,13 @@ BIN := .venv/bin
 # order, in which the longest are among the first.
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-# pip, with a one-line progress display.
-INSTALL := $(BIN)/python -m tests.install
+# Without --no-compile, most of the time goes into bytecode of modules that nothing imports.
+INSTALL := $(BIN)/python -m pip install --no-compile $(if $(CI),--quiet)
 
 # Otherwise every worker recompiles pytest's plugins and the tests, which takes seconds per worker.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: mnist test test-all test-oldest test-peers test-compilers tpu-bounds test-downstream \
+.PHONY: mnist test test-all test-oldest test-peers test-compilers tpu-bounds test-projects \
 	lint docs docs-serve setup clean
 
 mnist: setup
@@ -44,7 +44,7 @@ test-all: setup tpu-bounds test-oldest .venv/peers
 	$(COMPILERS) $(PYTEST) -m "bits or compilers" $(COMPILED) $(BITS)
 
 test-oldest: setup
-	$(BIN)/python -m tests.versions oldest
+	$(BIN)/python -m tests.tools.versions oldest
 
 test-peers: .venv/peers
 	$(PYTEST) -m peers $(PEERS)
@@ -55,11 +55,11 @@ test-compilers: tpu-bounds
 	$(COMPILERS) $(PYTEST) -m compilers $(COMPILED)
 
 tpu-bounds: .compilers/installed
-	$(COMPILERS) $(BIN)/python -m benchmarks.tpu_hlo --gate
+	$(COMPILERS) $(BIN)/python -m benchmarks.tpu --gate
 
 # Other projects' optimizer tests, with our functions in place of Optax's; one environment each.
-test-downstream: setup
-	$(BIN)/python -m tests.downstream
+test-projects: setup
+	$(BIN)/python -m tests.peers.projects
 
 lint: .venv/linters docs
 	$(BIN)/ruff check .
@@ -75,12 +75,18 @@ docs-serve: .venv/linters
 
 setup: .venv/installed
 
+# `make lint test-all` resolves and installs everything in one run of pip.
+GROUPS := test
+ifeq ($(filter lint test-all,$(MAKECMDGOALS)),lint test-all)
+GROUPS += lint docs peers
+endif
+
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "Installing JAX, Flax and what the examples and tests need into .venv:"
 	@echo "about 300 MB to download, 1.1 GB on disk, one to five minutes, once."
-	@$(INSTALL) --group test --editable .
+	@$(INSTALL) $(GROUPS:%=--group %) --editable .
 	touch $@
 
 # In separate folders, because JAX would load the compilers in .venv as TPU and GPU back ends.
@@ -109,4 +115,4 @@ endif
 	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest .compilers .downstream runs build dist
+	rm -rf .venv .venv-oldest .venv-newest .compilers .projects runs build dist

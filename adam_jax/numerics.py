@@ -7,7 +7,7 @@ XLA:CPU, in jax 0.10.2, contracts a product and a sum into a fused multiply-add.
 products it picks one of them, depending on the surrounding loop: twelve layers together get other
 bits than each layer alone. It may also compute an average twice, with other bits for its codes than
 for the update. So a product that is added to something passes through `exact`. Delete `exact` when
-tests/test_numerics.py finds the same bits without it.
+tests/numerics/test_exact.py finds the same bits without it.
 """
 
 import functools

@@ -15,7 +15,7 @@ import optax
 
 import adam_jax
 from benchmarks.machine import medians
-from benchmarks.peers import Step, update, whole
+from benchmarks.step.peers import Step, update, whole
 from benchmarks.tables import Row
 from examples.pages import replaced
 

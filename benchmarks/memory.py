@@ -1,6 +1,6 @@
 """Predicted and measured bytes per parameter of parameters, gradients and state.
 
-python -m benchmarks.memory [--size 100_000_000] [--only WORD] [--json FILE]
+python -m benchmarks.memory [--size 100_000_000] [--only WORD]
 
 Each case runs in its own process. It allocates a transformer's parameters, gradients of their dtype
 and the state, and takes two jitted, donated steps. "live" is the size of the three's arrays then;
@@ -14,7 +14,6 @@ import ctypes
 import json
 import math
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -28,7 +27,6 @@ import optax
 
 import adam_jax
 from benchmarks.machine import describe
-from examples import strict_json
 from examples.options import positive
 
 WIDTHS = 128  # Every width is a multiple of it.
@@ -195,7 +193,6 @@ def main() -> None:
         "--size", metavar="N", type=positive, default=100_000_000, help="parameters"
     )
     arguments.add_argument("--only", metavar="WORD", default="", help="cases with it in their name")
-    arguments.add_argument("--json", metavar="FILE", type=Path, help="the rows go there too")
     arguments.add_argument("--case", choices=CASES, help="only this case, in this process, as JSON")
     args = arguments.parse_args()
     if args.size < SMALLEST:
@@ -206,14 +203,9 @@ def main() -> None:
     if args.case:
         print(json.dumps(measure(CASES[args.case], args.size), allow_nan=False))
         return
-    machine = describe("jax", "jaxlib", "optax")
-    print(f"{machine}\n", flush=True)
+    print(f"{describe('jax', 'jaxlib', 'optax')}\n", flush=True)
     rows = [in_own_process(name, args.size) for name in names]
     print(f"AdamW, {rows[0]['size']:,} parameters: bytes per parameter\n\n{markdown(rows)}")
-    if args.json:
-        command = shlex.join(["python", "-m", "benchmarks.memory", *sys.argv[1:]])
-        about = {"machine": machine, "command": command}
-        args.json.write_text(strict_json.dumps({**about, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

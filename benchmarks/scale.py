@@ -1,10 +1,10 @@
 """Memory and communication of `adam_jax.sharding`: measured, compiled for 8 H200s, calculated.
 
-python -m benchmarks.scale [--only devices|wire|offload|paper] [--json FILE]
+python -m benchmarks.scale [--only devices|wire|offload|paper]
 
 devices: 8 simulated on this machine; bytes of state on each after three steps, and the largest
 difference from the same steps with a replicated state.
-wire, offload: compiled for H200s, with the requirements of `benchmarks.gpu_hlo` (JAX_CUDA_PJRT).
+wire, offload: compiled for H200s, with the requirements of `benchmarks.gpu` (JAX_CUDA_PJRT).
 paper: calculated, with parameters and gradients of 2 bytes replicated and only the state sharded.
 
 In a ring each device sends (n-1)/n of an array to reduce-scatter or to all-gather it, and twice
@@ -15,7 +15,6 @@ import argparse
 import math
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,7 +26,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import adam_jax
 from adam_jax import sharding
 from benchmarks.machine import describe
-from examples import strict_json
 
 Row = dict[str, Any]
 COUNT = 8
@@ -123,7 +121,7 @@ def devices() -> Iterator[Row]:
 
 def wire() -> Iterator[Row]:
     """Bytes that each of 8 H200s sends in a step, from the compiled program."""
-    from benchmarks.gpu_hlo import h200s
+    from benchmarks.gpu import h200s
 
     mesh = Mesh(np.array(h200s(COUNT)), ("data",))
     copied, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
@@ -160,7 +158,7 @@ KINDS = ("all-reduce", "reduce-scatter", "all-gather")
 
 def offload() -> Iterator[Row]:
     """Bytes per parameter on an H200 with the state on the host, from the compiled program."""
-    from benchmarks.gpu_hlo import h200s
+    from benchmarks.gpu import h200s
 
     [device] = h200s()
     on_device = jax.sharding.SingleDeviceSharding(device)
@@ -226,17 +224,15 @@ def main() -> None:
     """Prints the tables that this machine can produce."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--only", choices=TABLES)
-    arguments.add_argument("--json", metavar="FILE", type=Path, help="the tables go there too")
     args = arguments.parse_args()
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", COUNT)
     print(describe("jax", "jaxlib", "optax"))
-    tables: dict[str, list[Row]] = {}
     for name, table in TABLES.items():
         if args.only not in (None, name):
             continue
         try:
-            tables[name] = rows = list(table())
+            rows = list(table())
         except ModuleNotFoundError as missing:
             print(f"\n{name}: left out, {missing}")
             continue
@@ -244,8 +240,6 @@ def main() -> None:
         for row in rows:
             cells = (f"{x:.3g}" if isinstance(x, float) else str(x) for x in row.values())
             print(f"| {' | '.join(cells)} |")
-    if args.json:
-        args.json.write_text(strict_json.dumps(tables, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""Rows of measurements, as Markdown and as JSON."""
+"""Rows of measurements, as Markdown."""
 
 import dataclasses
-from collections.abc import Iterable
 from typing import Any
 
 
@@ -52,7 +51,3 @@ def markdown(rows: list[Row]) -> str:
     lines = [[title.format(unit=rows[0].unit) for title, _, _ in columns], ["---"] * len(columns)]
     lines += [[_cell(getattr(row, key), form) for _, key, form in columns] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def as_json(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    return [dataclasses.asdict(row) for row in rows]

@@ -68,10 +68,10 @@ def forget_compiled_programs():
 @pytest.fixture
 def h200_compiler():
     """Skips the test where no compiler for the H200 is installed."""
-    from benchmarks import gpu_hlo
+    from benchmarks import gpu
 
     try:
-        gpu_hlo.plugin()
+        gpu.plugin()
     except ModuleNotFoundError as missing:
         pytest.skip(str(missing))
 
@@ -79,10 +79,10 @@ def h200_compiler():
 @pytest.fixture
 def tpu_compiler():
     """Skips the test where no compiler for TPUs is installed."""
-    from benchmarks import tpu_hlo_machine
+    from benchmarks.tpu import machine
 
     try:
-        tpu_hlo_machine.library()
+        machine.library()
     except ModuleNotFoundError as missing:
         pytest.skip(str(missing))
 

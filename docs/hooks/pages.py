@@ -18,6 +18,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = {
     "benchmarks.md": "benchmarks/RESULTS.md",
+    "compiled.md": "benchmarks/COMPILED.md",
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
     "examples.md": "examples/README.md",

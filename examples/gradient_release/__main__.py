@@ -4,7 +4,7 @@ python -m examples.gradient_release [--layers 8] [--steps 20]
 
 Residual layers predict the lower half of digits from the upper half. Both steps start from the same
 parameters. The table has the bytes per parameter of each compiled step on this machine's device,
-and on an H200 if its compiler is installed (see benchmarks/gpu_hlo.py).
+and on an H200 if its compiler is installed (see benchmarks/gpu.py).
 """
 
 import argparse
@@ -60,7 +60,7 @@ def compilers() -> dict[str, Callable[..., Any]]:
     """The targets that a step can be compiled for."""
     found: dict[str, Callable[..., Any]] = {jax.devices()[0].device_kind: compile_here}
     try:
-        from benchmarks.gpu_hlo import compile_for_h200, plugin
+        from benchmarks.gpu import compile_for_h200, plugin
 
         plugin()
     except ModuleNotFoundError as missing:

@@ -282,6 +282,12 @@ def slowly(
     return pytest.mark.parametrize("member", wanted, ids=lambda member: member.name)
 
 
+def few(argument: str, cases: Iterable[str], quick: Sequence[str]) -> pytest.MarkDecorator:
+    """Names as parameters, of which `make test` runs a few."""
+    wanted = [x if x in quick else pytest.param(x, marks=pytest.mark.slow) for x in cases]
+    return pytest.mark.parametrize(argument, wanted)
+
+
 def slowly_with(
     other: str, pairs: Iterable[tuple[Member, Any]], quick: Sequence[str] = KINDS_OF_STATE
 ) -> pytest.MarkDecorator:

@@ -1,8 +1,9 @@
-"""The cases of the kernel tests: members x storage x weights x shapes; see tests/kernel_bits.py."""
+"""Members x storage x weights x shapes, for tests/tools/kernel_bits.py."""
 
 import dataclasses
 import functools
 import itertools
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ import optax
 
 import adam_jax
 from tests.catalogue import MEMBERS
-from tests.record import SMALL_BLOCKS, VARIANTS, schedule
+from tests.tools.record import SMALL_BLOCKS, VARIANTS, schedule
 
 SHAPES = {
     "ragged rows and columns": (264, 1152),
@@ -30,8 +31,6 @@ STORED: dict[str, tuple[Any, Any]] = {
     "int8, nearest": (adam_jax.Quantized(stochastic=False), adam_jax.Quantized(stochastic=False)),
     "int8, stochastic": (adam_jax.Quantized(stochastic=True), adam_jax.Quantized(stochastic=True)),
     "int4": (jnp.int4, jnp.int4),
-}
-FEWER: dict[str, tuple[Any, Any]] = {
     "int8 and bfloat16": (jnp.int8, jnp.bfloat16),
     "float32 and int8": (jnp.float32, jnp.int8),
     "int4 and stochastic bfloat16": (jnp.int4, adam_jax.stochastic(jnp.bfloat16)),
@@ -132,7 +131,7 @@ def case(
     of_grads: Any = None,
 ) -> Case:
     """A case from the names of its parts; `make` is a member's alias without its learning rate."""
-    mu, nu = (STORED | FEWER)[stored]
+    mu, nu = STORED[stored]
     wrap, dtype = WEIGHTS[weights]
 
     def made(kernel: str, nu: Any = nu) -> Any:
@@ -201,37 +200,23 @@ def fits(modifier: str, name: str) -> bool:
     return True
 
 
-def cases() -> Iterator[Case]:
-    """All cases: full products of the main axes, the other axes one at a time."""
-    ways, forms = itertools.cycle((False, True, True, False)), itertools.cycle(WEIGHTS)
-    shapes = itertools.cycle([name for name in SHAPES if name != "three axes, turned"])
-    makes, product = members(), itertools.product
-
-    def others() -> dict[str, Any]:
-        return {"shape": next(shapes), "update": next(ways)}
-
-    for stored, weights, shape in product(STORED, WEIGHTS, SHAPES):
-        given = {"weights": weights, "shape": shape, "update": next(ways)}
-        yield case("adamw", makes["adamw"], stored, **given)
-    for name, stored, weights in product(makes, STORED, WEIGHTS):
-        yield case(name, makes[name], stored, weights=weights, **others())
-    for (name, make), stored in product(variants().items(), STORED):
-        yield case(name, make, stored, weights=next(forms), **others())
-    for modifier, name in product(MODIFIERS, makes):
-        for stored in ("float32", "int8", "int4") if fits(modifier, name) else ():
-            given = {"modifier": modifier, "weights": next(forms)}
-            yield case(name, makes[name], stored, **given, **others())
-    for stored, shape in product(FEWER, SHAPES):
-        given = {"weights": next(forms), "shape": shape, "update": next(ways)}
-        yield case("adamw", makes["adamw"], stored, **given)
-    for wrapper, name in product(WRAPPERS, ("adamw", "amsgrad", "adan", "lion", "ademamix")):
-        for stored in ("float32", "int8"):
-            given = {"weights": next(forms), "around": WRAPPERS[wrapper]}
-            yield case(f"{name} in {wrapper}", makes[name], stored, **given, **others())
-    for stored, weights in product(STORED, WEIGHTS):
-        other = jnp.bfloat16 if WEIGHTS[weights][1] == jnp.float32 else jnp.float32
-        given = {"weights": weights, "of_grads": other}
-        yield case("adamw", makes["adamw"], stored, **given, **others())
+def drawn(count: int, seed: int) -> Iterator[Case]:
+    """Random combinations."""
+    draw, makes = random.Random(seed), members() | variants()
+    for _ in range(count):
+        name = draw.choice(list(makes))
+        modifier = draw.choice([None, *MODIFIERS]) if name in members() else None
+        yield case(
+            name,
+            makes[name],
+            draw.choice(list(STORED)),
+            weights=draw.choice(list(WEIGHTS)),
+            shape=draw.choice(list(SHAPES)),
+            update=draw.random() < 0.5,
+            modifier=modifier if modifier and fits(modifier, name) else None,
+            around=draw.choice([recipe, *WRAPPERS.values()]),
+            of_grads=draw.choice([None, jnp.bfloat16, jnp.float32]),
+        )
 
 
 def each_once() -> Iterator[Case]:

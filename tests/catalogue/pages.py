@@ -10,7 +10,7 @@ PAGES = sorted(
     [
         *DOCS.rglob("*.md"),
         *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md")),
-        ROOT / "benchmarks" / "RESULTS.md",
+        *(ROOT / "benchmarks").glob("*.md"),
     ]
 )
 

@@ -1,14 +1,10 @@
 """Block-mean second moments under test: magnitudes, gradients, and naive means."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-import adam_jax
-from tests.catalogue import MEMBERS, every, of_each_kind, slowly
+from tests.catalogue import MEMBERS, every, of_each_kind
 
 WITH_NU = [m for m in MEMBERS if m.has("nu_dtype")]
-every_member_with_nu = slowly(WITH_NU)
 every_kind_with_nu = every(of_each_kind(WITH_NU))
 
 
@@ -29,22 +25,3 @@ def gradients(shape, steps=20, dtype=np.float32):
     if np.issubdtype(dtype, np.complexfloating):
         g = g + 1j * rng.normal(size=g.shape) * scale
     return g.astype(dtype)
-
-
-def fit(tx, turns=150):
-    """Least squares; the scan requires that the state keeps its dtypes and shapes."""
-    x = jax.random.normal(jax.random.key(0), (32, 64))
-    goal = jax.random.normal(jax.random.key(1), (64, 80)) / 8
-
-    def loss(w):
-        return jnp.mean((x @ (w - goal)) ** 2)
-
-    def body(carry, _):
-        params, state = carry
-        return adam_jax.step(tx, jax.grad(loss)(params), state, params), loss(params)
-
-    def run(params):
-        return jax.lax.scan(body, (params, tx.init(params)), length=turns)
-
-    (_, state), losses = jax.jit(run)(jnp.zeros((64, 80)))
-    return np.asarray(losses), state

@@ -38,8 +38,13 @@ def on_alternating_axes(names: Iterable[str]) -> list[tuple[str, AxisType]]:
     return list(zip(names, itertools.cycle([AxisType.Auto, AxisType.Explicit]), strict=False))
 
 
+QUICK = ("8 bits", "lamb", "everything")
 every_transformation = pytest.mark.parametrize(
-    "tx", TRANSFORMATIONS.values(), ids=list(TRANSFORMATIONS)
+    "tx",
+    [
+        pytest.param(tx, id=name, marks=[] if name in QUICK else [pytest.mark.slow])
+        for name, tx in TRANSFORMATIONS.items()
+    ],
 )
 
 

@@ -63,8 +63,8 @@ def on_v5e(tx, params):
       tx: the transformation.
       params: a `jax.ShapeDtypeStruct`.
     """
-    from benchmarks.tpu_hlo_machine import compile_for_tpu
-    from benchmarks.tpu_hlo_program import operations
+    from benchmarks.tpu.machine import compile_for_tpu
+    from benchmarks.tpu.program import operations
 
     programs = []
 

@@ -8,8 +8,8 @@ import importlib.util
 import jax
 import pytest
 
-from benchmarks import interchange
-from benchmarks.interchange_cases import LIBRARIES
+from benchmarks.interchange import __main__ as interchange
+from benchmarks.interchange.conversions import LIBRARIES
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

@@ -187,13 +187,6 @@ def counted(path, steps):
 
 ERRORS = {
     "counts": (changed(counted(0, 3)), ADAM, ["conv/kernel: 3", "dense/bias: 7", "partition"]),
-    "half a step": (changed(counted(2, 2.5)), ADAM, ["dense/kernel", "2.5"]),
-    "no step": (
-        changed(lambda e: e[0].pop("step")),
-        ADAM,
-        ["conv/kernel", "whole number", "has taken a step"],
-    ),
-    "not begun": (adam_dict(step=0), ADAM, ["conv/bias", "1 or more"]),
     "no names": (adam_dict(names=False), ADAM, ["order", "named_parameters"]),
     "no optimizer's": ({"weight": np.ones(3)}, ADAM, ["param_groups", "'weight'"]),
     "numbers": (changed(lambda e: e.update({9: e.pop(0)})), ADAM, ["extra: '9'"]),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import adam_jax
-from tests import saved
+from tests.tools import saved
 
 FILES = sorted(saved.FOLDER.rglob("*.msgpack"))
 
@@ -27,6 +27,6 @@ def test_a_saved_state_is_read_and_continues(path):
 
 
 def test_this_version_has_its_files():
-    """Run `python -m tests.saved` once for each version."""
+    """Run `python -m tests.tools.saved` once for each version."""
     names = {path.stem for path in FILES if path.parent.name == adam_jax.__version__}
     assert names == set(saved.transformations())

@@ -1,7 +1,6 @@
 """Parameters in Flax's metadata boxes: the state has their axis names, in every storage form."""
 
 import functools
-import itertools
 from importlib.metadata import version
 
 import jax
@@ -16,6 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import adam_jax
+from tests.catalogue import few
 
 STORED = {
     "int8": dict(mu_dtype=jnp.int8, nu_dtype=jnp.int8),
@@ -28,14 +28,7 @@ newer_names = pytest.mark.skipif(
     not NEWER,
     reason="this Flax has other names for metadata",
 )
-every_storage = pytest.mark.parametrize(
-    "stored",
-    [
-        pytest.param(stored, marks=[] if name == "int8" else [pytest.mark.slow])
-        for name, stored in STORED.items()
-    ],
-    ids=STORED,
-)
+every_storage = few("storage", STORED, ["int8"])
 
 
 def mesh_of(*sizes: int, kind: AxisType = AxisType.Auto) -> Mesh:
@@ -83,7 +76,8 @@ def train(model, optimizer, x):
 
 
 @every_storage
-def test_an_nnx_state_is_placed_by_metadata_alone(stored):
+def test_an_nnx_state_is_placed_by_metadata_alone(storage):
+    stored = STORED[storage]
     with jax.set_mesh(mesh_of(8)):
 
         @nnx.jit
@@ -141,7 +135,8 @@ class Wide(nn.Module):
 
 
 @every_storage
-def test_a_linen_state_is_placed_by_metadata_alone(stored):
+def test_a_linen_state_is_placed_by_metadata_alone(storage):
+    stored = STORED[storage]
     mesh, model, rules = mesh_of(8), Wide(), (("wide", "data"), ("in", None))
     tx = adam_jax.adamw(1e-3, **stored)
 
@@ -164,7 +159,8 @@ def test_a_linen_state_is_placed_by_metadata_alone(stored):
 
 @every_storage
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_steps_in_boxes_are_those_of_bare_arrays(stored, wrapped):
+def test_steps_in_boxes_are_those_of_bare_arrays(storage, wrapped):
+    stored = STORED[storage]
     params = nnx.state(nnx.Linear(64, 128, rngs=nnx.Rngs(0)), nnx.Param)
     tx = adam_jax.adamw(1e-2, **stored)
     if wrapped:
@@ -198,54 +194,6 @@ def test_a_converted_state_keeps_its_boxes():
     assert jax.tree.structure(ours) == jax.tree.structure(coded.init(params))
 
 
-NAMES = "out_sharding" if NEWER else "sharding"
-SIZES = (1, 24, 64, 96, 320, 512, 768, 1024, 1376, 4096)
-MESHES = {
-    "8, automatic": (mesh_of, (8,), AxisType.Auto),
-    "8, explicit": (mesh_of, (8,), AxisType.Explicit),
-    "2 x 4, automatic": (mesh_of, (2, 4), AxisType.Auto),
-    "2 x 4, explicit": (mesh_of, (2, 4), AxisType.Explicit),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("mesh", "named"),
-    [
-        ("8, automatic", True),
-        ("8, explicit", False),
-        ("2 x 4, automatic", False),
-        ("2 x 4, explicit", True),
-    ],
-)
-def test_the_abstract_state_is_that_of_init(mesh, named):
-    """50 shapes, sharded as far as they are divisible."""
-    make, sizes, kind = MESHES[mesh]
-    mesh = make(*sizes, kind=kind)
-    shapes = [*itertools.product((16, 320, 1376), SIZES), *((8, 40, n) for n in SIZES)]
-    shapes += [(n,) for n in SIZES]
-    assert len(shapes) == 50
-    params = {}
-    for shape in shapes:
-        names = [None] * len(shape)
-        for axis, size in zip(reversed(mesh.axis_names), sizes[::-1], strict=True):
-            i = next((i for i in reversed(range(len(shape))) if names[i] is None), None)
-            if i is not None and shape[i] % size == 0:
-                names[i] = axis
-        x = jax.device_put(jnp.ones(shape), NamedSharding(mesh, P(*names)))
-        with jax.set_mesh(mesh):
-            params[str(shape)] = nnx.Param(x, **{NAMES: tuple(names)}) if named else x
-    tx = adam_jax.adamw(1e-3, mu_dtype=jnp.int8, nu_dtype=jnp.int4)
-    few = dict(list(params.items())[::3])  # Without jit, each shape compiles programs of its own.
-    for init, chosen in ((jax.jit(tx.init), params), (tx.init, few)):
-        with jax.set_mesh(mesh):
-            abstract, real = jax.eval_shape(tx.init, chosen), init(chosen)
-        assert jax.tree.structure(real) == jax.tree.structure(abstract)
-        assert [x.shape for x in jax.tree.leaves(real)] == [
-            x.shape for x in jax.tree.leaves(abstract)
-        ]
-
-
 def test_blocks_do_not_depend_on_where_an_array_lies_by_chance():
     """Under jit, automatic axes do not show the placement, so the state would differ there."""
     params = jax.device_put(jnp.ones((16, 512)), NamedSharding(mesh_of(8), P(None, "data")))
@@ -256,10 +204,10 @@ def test_blocks_do_not_depend_on_where_an_array_lies_by_chance():
 
 
 @every_storage
-def test_a_box_without_elements_on_a_mesh(stored):
+def test_a_box_without_elements_on_a_mesh(storage):
     with jax.set_mesh(mesh_of(8)):
         params = {"w": nn.Partitioned(jnp.ones((0, 4)), names=(None, None))}
-        tx = adam_jax.adamw(1e-2, **stored)
+        tx = adam_jax.adamw(1e-2, **STORED[storage])
         moved, state = adam_jax.step(tx, params, tx.init(params), params)
         assert jax.tree.map(jnp.shape, (moved, state)) == jax.tree.map(
             jnp.shape, (params, tx.init(params))

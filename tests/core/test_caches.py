@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ import pytest
 import adam_jax
 from adam_jax import adamw
 from adam_jax.sharding import offload, shard_state
+from tests.catalogue.recipes import stepper
+from tests.tools import record
 
 
 class Schedule:
@@ -20,73 +23,33 @@ class Schedule:
         return 1e-3 / (1 + jnp.asarray(count, jnp.float32))
 
 
-def hyperparams(schedule):
-    return adam_jax.with_hyperparams(adamw)(learning_rate=schedule)
-
-
-def groups(schedule):
-    by_path = {"b": dict(weight_decay=0.0, learning_rate=schedule)}
-    return adam_jax.groups(adamw, by_path, learning_rate=schedule)
-
-
 def mesh():
     return jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
-def around(wrapper, *args, **kwargs):
-    return lambda schedule: wrapper(adamw(schedule), *args, **kwargs)
-
-
-WRAPPERS = {
+MODIFIED = {n: record.MODIFIERS[n] for n in ("cautious", "corrected_weight_decay", "grokfast")}
+GROUPS = {"b": dict(weight_decay=0.0)}
+WRAPPERS: dict[str, Any] = {
+    **{n: lambda s, f=f: f(adamw(s)) for n, f in record.WRAPPERS.items() if n != "frozen"},
+    **{n: lambda s, f=f: f(adamw(s)) for n, f in MODIFIED.items()},
     "adamw": adamw,
     "weight decay": lambda schedule: adamw(1e-3, weight_decay=schedule),
     "adopt": lambda schedule: adam_jax.adopt(schedule, clip_value_fn=schedule),
     "ademamix": lambda schedule: adam_jax.ademamix(schedule, b3=schedule, alpha=schedule),
-    "schedule_free": around(lambda tx: adam_jax.schedule_free_adamw(1e-3, weight_decay=0.1)),
-    "cautious": around(adam_jax.cautious),
-    "corrected decay": around(adam_jax.corrected_weight_decay, peak_learning_rate=1e-3),
-    "grokfast": around(adam_jax.grokfast),
-    "int8": lambda schedule: adamw(schedule, mu_dtype=jnp.int8, nu_dtype=jnp.int8),
-    "stochastic": lambda schedule: adamw(schedule, nu_dtype=adam_jax.stochastic(jnp.bfloat16)),
-    "chain": lambda s: adam_jax.chain(adam_jax.clip_by_global_norm(1.0), adamw(s)),
-    "optax.chain": lambda s: optax.chain(adam_jax.clip_by_global_norm(1.0), adamw(s)),
-    "skip": around(adam_jax.skip_nonfinite, spike_sigmas=6.0, warn=True),
-    "skip optax": lambda s: adam_jax.skip_nonfinite(optax.adamw(s)),
-    "accumulate": around(adam_jax.accumulate, 2),
-    "accumulate in int8": around(adam_jax.accumulate, 2, dtype=jnp.int8),
+    "int8": lambda s: adamw(s, mu_dtype=jnp.int8, nu_dtype=jnp.int8),
+    "skip optax": lambda s: adam_jax.skip_nonfinite(optax.adamw(s), warn=True),
     "accumulate by a function": lambda s: adam_jax.accumulate(adamw(s), lambda n: 2 + 0 * n),
     "accumulate optax": lambda s: adam_jax.accumulate(optax.adamw(s), 2),
-    "telemetry": around(adam_jax.telemetry, 2),
-    "groups": groups,
-    "hyperparams": hyperparams,
-    "ema": lambda s: adam_jax.chain(adamw(s), adam_jax.ema_params(0.9)),
+    "groups": lambda s: adam_jax.groups(adamw, GROUPS, learning_rate=s),
+    "hyperparams": lambda s: adam_jax.with_hyperparams(adamw)(learning_rate=s),
     "ema in int8": lambda s: adam_jax.chain(adamw(s), adam_jax.ema_params(0.9, dtype=jnp.int8)),
-    "stochastic_rounding": around(adam_jax.stochastic_rounding),
-    "kahan_summation": around(adam_jax.kahan_summation),
-    "master_residual": around(adam_jax.master_residual),
     "shard": lambda s: shard_state(adamw(s), mesh(), min_size=0),
-    "offload": around(offload),
-    "everything": lambda s: adam_jax.accumulate(
-        adam_jax.telemetry(
-            adam_jax.skip_nonfinite(adam_jax.chain(adam_jax.clip_by_global_norm(1.0), adamw(s))), 2
-        ),
-        2,
-    ),
+    "offload": lambda s: offload(adamw(s)),
 }
 every_wrapper = pytest.mark.parametrize("make", WRAPPERS.values(), ids=WRAPPERS)
 every_form = pytest.mark.parametrize(
     "through", ["step", pytest.param("update", marks=pytest.mark.slow)]
 )
-
-
-def stepper(tx, through):
-    def step(params, state, grads):
-        if through == "step":
-            return adam_jax.step(tx, grads, state, params)
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    return step
 
 
 def train(step, params, state, steps):
@@ -105,7 +68,7 @@ def test_a_schedule_is_freed_with_its_optimizer(make, standard_promotion):
     check_freed(make, True, "step")
 
 
-@pytest.mark.parametrize("name", ["adamw", "optax.chain", "groups", "offload", "everything"])
+@pytest.mark.parametrize("name", ["adamw", "optax.chain", "groups", "offload", "recipe"])
 def test_a_schedule_is_freed_after_eager_updates(name, standard_promotion):
     check_freed(WRAPPERS[name], False, "update")
 

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from absl.testing import parameterized
 from jax.sharding import NamedSharding, PartitionSpec
 
 import adam_jax
@@ -130,37 +129,6 @@ def test_map_params_finds_the_slots(member):
     assert all(count == 0 for count in member.counts(state))
 
 
-class Variants(chex.TestCase):
-    @chex.variants(with_jit=True, without_jit=True, with_device=True, without_device=True)
-    @parameterized.named_parameters(*((m.name, m) for m in MEMBERS if m.has_twin))
-    def test_update_is_the_same_with_and_without_jit(self, member):
-        tx = member.alias(1e-2)
-        params = tree()
-        grads = jax.grad(quadratic)(params)
-        updates, state = self.variant(tx.update)(grads, tx.init(params), params)
-        expected, _ = member.twin.alias(1e-2).update(
-            grads, member.twin.alias(1e-2).init(params), params
-        )
-        chex.assert_trees_all_close(updates, expected, rtol=1e-5)
-        self.assertEqual({int(count) for count in member.counts(state)}, {1})
-
-
-@every_kind_of_state
-def test_vmap_over_models_equals_one_after_the_other(member):
-    tx = member.alias(1e-2)
-    stacked = jnp.linspace(-1.0, 1.0, 20).reshape(4, 5)
-
-    def train(params):
-        state = tx.init(params)
-        for _ in range(3):
-            updates, state = tx.update(jax.grad(quadratic)(params), state, params)
-            params = optax.apply_updates(params, updates)
-        return params
-
-    one_by_one = np.stack([jax.jit(train)(p) for p in stacked])
-    np.testing.assert_allclose(jax.jit(jax.vmap(train))(stacked), one_by_one, rtol=1e-6)
-
-
 @every_elementwise
 def test_donation_leaves_nothing_behind(member):
     """A step is in place: no temporaries except scalars, every array aliased with its new value.
@@ -216,16 +184,6 @@ def test_shard_map(member):
 
 
 @every_kind_of_state
-def test_flax_linen_train_state(member):
-    from flax.training.train_state import TrainState
-
-    tx = member.alias(1e-2)
-    state = TrainState.create(apply_fn=lambda: None, params=tree(), tx=tx)
-    train = jax.jit(lambda s: s.apply_gradients(grads=jax.grad(quadratic)(s.params)))
-    assert quadratic(train(train(state)).params) < quadratic(state.params)
-
-
-@every_kind_of_state
 def test_flax_nnx_optimizer_traces_equal_optimizers_once(member):
     from flax import nnx
 
@@ -246,16 +204,6 @@ def test_flax_nnx_optimizer_traces_equal_optimizers_once(member):
         losses.append([float(train(model, optimizer, jnp.ones((4, 3)))) for _ in range(3)])
     assert losses[0] == losses[1] == sorted(losses[0], reverse=True)
     assert len(traces) == 1
-
-
-@every_kind_of_state
-def test_unknown_extra_arguments_are_ignored(member):
-    tx = member.alias(1e-2)
-    params = tree()
-    updates, _ = tx.update(params, tx.init(params), params, value=1.0, anything=None)
-    expected, _ = tx.update(params, tx.init(params), params)
-    chex.assert_trees_all_equal(updates, expected)
-    assert isinstance(tx, optax.GradientTransformationExtraArgs)
 
 
 @every_kind_of_state

@@ -56,14 +56,6 @@ def test_an_optax_chain_of_ours_is_ours(wrapper, nested):
     assert made[0] == made[1]
 
 
-@pytest.mark.slow
-@pytest.mark.bits
-@every_form
-@every_wrapper
-def test_an_optax_chain_of_ours_stores_nothing(wrapper, through):
-    assert temporary(wrapper(optax_chain()), through) < 0.1
-
-
 @pytest.mark.bits
 @every_form
 def test_ours_behind_a_clipping_of_optaxs_stores_no_more_than_in_optax(through):

@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec as P
 
 import adam_jax
 from adam_jax import adamw
-from tests.catalogue import every_kind_of_state
-from tests.record import WRAPPERS
+from tests.catalogue import every_kind_of_state, few
+from tests.tools.record import WRAPPERS
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -132,18 +132,10 @@ WEIGHTS = {
 }
 
 
-QUICK = ("8 bits", "groups", "everything")
 PARTS = ("accumulate", "telemetry", "ema")  # Of "everything" and of "skip, ema".
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-        for name in AROUND
-        if name not in PARTS
-    ],
-)
+@few("name", [x for x in AROUND if x not in PARTS], ["8 bits", "groups", "everything"])
 def test_every_wrapper_leaves_them_alone(name):
     check(AROUND[name])
 

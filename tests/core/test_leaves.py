@@ -8,7 +8,7 @@ import pytest
 
 import adam_jax
 from adam_jax import adamw, convert, inspect, transfer
-from tests.record import MODIFIERS, WRAPPERS
+from tests.tools.record import MODIFIERS, WRAPPERS
 
 EMPTY = {
     name: jnp.ones(shape) for name, shape in {"a": (3, 0), "b": (0, 4), "c": (2, 0, 4)}.items()
@@ -38,7 +38,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("params", [PARAMS, EMPTY], ids=["some", "all"])
+@pytest.mark.parametrize(
+    "params", [PARAMS, pytest.param(EMPTY, marks=pytest.mark.slow)], ids=["some", "all"]
+)
 @pytest.mark.parametrize("case", CASES)
 def test_axes_of_length_0(case, params, standard_promotion):
     tx = CASES[case]()

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from tests import record
+from tests.tools import record
 
-EVERY = 24  # `python -m tests.record --check` checks all cases.
+EVERY = 24  # `python -m tests.tools.record --check` checks all cases.
 
 
 @pytest.fixture(scope="module")

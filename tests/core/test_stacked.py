@@ -1,42 +1,29 @@
 """Leaves that hold several layers: each layer is stepped like a separate leaf."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import adam_jax
 from adam_jax.core.stacked import Layers
-from tests.layer_cases import SHAPES, cases, differences, nestings, separate, stacked
+from tests.catalogue import few
+from tests.tools.layer_cases import SHAPES, cases, differences, nestings, separate, stacked
 
 CASES = {name: (make, dtype) for name, make, dtype in cases()}
-# One case for each form of state and each reduction; python -m tests.layer_cases runs all.
+# One case for each form of state and each reduction; python -m tests.tools.layer_cases runs all.
 SELECTED = (
-    *(
-        "adamw, float32",
-        "adamw, int8",
-        "adan, bfloat16",
-        "adamw, factored",
-        "mars_adamw, int4",
-    ),
-    *("lamb, cautious", "adamw, stochastic_rounding"),
-    *("lamb, recipe", "adamw, accumulate int8", "adamw, block means"),
+    *("adamw, float32", "adamw, int8", "adan, bfloat16", "adamw, factored", "mars_adamw, int4"),
+    *("cautious(lamb)", "stochastic_rounding(adamw, float32)", "groups(lamb)"),
+    *("recipe(lamb masked)", "accumulate int8(adamw, float32)", "adamw, block means"),
 )
-
-
-QUICK = ("adamw, float32", "adamw, int8", "lamb, recipe")
 
 
 @pytest.mark.bits
-@pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in SELECTED]
-)
+@few("name", SELECTED, ["adamw, float32", "adamw, int8", "recipe(lamb masked)"])
 def test_each_layer_is_stepped_as_a_leaf_bit_for_bit(name):
     make, dtype = CASES[name]
     assert differences(make(), dtype or jnp.float32) == {}
@@ -58,7 +45,7 @@ def test_random_nestings_bit_for_bit():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["lamb, float32", "mars_adamw, float32", "lamb, cautious"])
+@pytest.mark.parametrize("name", ["lamb, float32", "mars_adamw, float32", "cautious(lamb)"])
 def test_undeclared_layers_are_one_tensor(name):
     make, _ = CASES[name]
     tx, params, grads = make(), stacked(separate()), stacked(separate(1))
@@ -152,17 +139,6 @@ def test_it_is_said_inside_or_outside(around):
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
-def test_a_refused_step_changes_nothing():
-    tx = adam_jax.skip_nonfinite(adam_jax.lamb(1e-2, mu_dtype=jnp.int8, nu_dtype=jnp.int8))
-    tx = adam_jax.with_layers(tx, "w")
-    params = {"w": jnp.ones((3, 64, 128))}
-    grads = {"w": jnp.ones((3, 64, 128)).at[1, 2, 3].set(jnp.nan)}
-    state = tx.init(params)
-    new, after = adam_jax.step(tx, grads, state, params)
-    jax.tree.map(np.testing.assert_array_equal, new, params)
-    jax.tree.map(np.testing.assert_array_equal, after.inner_state, state.inner_state)
-
-
 def test_gradients_that_are_missing():
     tx = adam_jax.with_layers(adam_jax.lamb(1e-2, mu_dtype=jnp.int8), "blocks/.*")
     params, grads = stacked(separate()), stacked(separate(1))
@@ -235,65 +211,6 @@ def test_it_compares_by_value():
     assert hash(first) == hash(second)
     assert first != adam_jax.with_layers(adam_jax.adamw(1e-3), "a.*")
     assert jax.tree.structure(first) == jax.tree.structure(second)
-
-
-class Block(nnx.Module):
-    """A small transformer block."""
-
-    def __init__(self, rngs):
-        self.norm = nnx.LayerNorm(16, rngs=rngs)
-        self.attention = nnx.MultiHeadAttention(2, 16, decode=False, rngs=rngs)
-        self.up = nnx.Linear(16, 32, rngs=rngs)
-        self.down = nnx.Linear(32, 16, rngs=rngs)
-
-    def __call__(self, x):
-        x = x + self.attention(self.norm(x))
-        return x + self.down(jax.nn.gelu(self.up(x)))
-
-
-@pytest.mark.slow
-def test_a_transformer_of_twelve_layers_with_and_without_scan():
-    """Both use the same gradients, because those of a scan have other bits."""
-
-    @nnx.split_rngs(splits=12)
-    @nnx.vmap
-    def blocks(rngs):
-        return Block(rngs)
-
-    graph, params, rest = nnx.split(blocks(nnx.Rngs(0)), nnx.Param, ...)
-    x = jax.random.normal(jax.random.key(1), (4, 6, 16))
-
-    def loss(params, x, y):
-        @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
-        def forward(x, block):
-            return block(x)
-
-        return jnp.mean((forward(x, nnx.merge(graph, params, rest)) - y) ** 2)
-
-    mask = adam_jax.decay_mask
-    member = adam_jax.adamw(1e-2, weight_decay=0.1, mask=mask, mu_dtype=jnp.int8)
-    tx = adam_jax.skip_nonfinite(adam_jax.chain(adam_jax.clip_by_global_norm(1.0), member))
-    its = adam_jax.with_layers(tx, ".*")
-
-    def apart(tree):
-        return [jax.tree.map(lambda x, k=k: x[k], tree) for k in range(12)]
-
-    gradients = jax.jit(jax.grad(loss))
-    step = jax.jit(functools.partial(adam_jax.step, tx))
-    step_stacked = jax.jit(functools.partial(adam_jax.step, its))
-    after, alone = params, apart(params)
-    state, alone_state = its.init(after), tx.init(alone)
-    for i in range(50):
-        grads = gradients(after, x, jax.random.normal(jax.random.key(i), x.shape))
-        after, state = step_stacked(grads, state, after)
-        alone, alone_state = step(apart(grads), alone_state, alone)
-    for k, layer in enumerate(alone):
-        for a, b in zip(jax.tree.leaves(layer), jax.tree.leaves(after), strict=True):
-            np.testing.assert_array_equal(a, b[k])
-    assert any(
-        not np.array_equal(a, b)
-        for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(after), strict=True)
-    )
 
 
 OVER_LAYERS = {

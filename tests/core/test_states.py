@@ -21,8 +21,8 @@ from adam_jax.formats.policy import AT_LEAST_FLOAT32
 from adam_jax.numerics import DecayRate
 from adam_jax.pytrees import frozen_pytree
 from adam_jax.rules.adam import Ema, MomentRule
-from tests import record
 from tests.catalogue.runs import raised
+from tests.tools import record
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -257,7 +257,7 @@ def test_they_are_known_before_anything_is_built():
         "import adam_jax\n"
         "from adam_jax.core import states\n"
         "before = set(states._KNOWN)\n"
-        "from tests import record\n"
+        "from tests.tools import record\n"
         "for name, make in record.cases():\n"
         "    with contextlib.suppress(ValueError):  # Not every modifier takes every member.\n"
         "        make()\n"

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from benchmarks import interchange
-from benchmarks.interchange_cases import optax_conversions
+from benchmarks.interchange import __main__ as interchange
+from benchmarks.interchange.conversions import optax_conversions
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "interchange.md").read_text()

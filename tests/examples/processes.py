@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.reliability_faults import write_digits
+from benchmarks.reliability.faults import write_digits
 from examples.mnist import data
 from examples.mnist.__main__ import main
 from tests.catalogue.compilation import IN_A_HURRY

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import reliability_faults as faults
+from benchmarks.reliability import faults
 from examples import study
 from examples.lock import locked
 from examples.mnist.errors import UserError

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
-from benchmarks import reliability_faults as faults
+from benchmarks.reliability import faults
 from examples.mnist import data, distributed
 from examples.mnist.__main__ import parser
 from examples.mnist.runs import Run

@@ -12,13 +12,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import reliability
-from benchmarks import reliability_faults as faults
-from benchmarks import reliability_fuzz as fuzz
-from benchmarks import reliability_steps as steps
+from benchmarks.reliability import __main__ as reliability
+from benchmarks.reliability import faults, steps
 from examples.mnist import data
 from examples.mnist.runs import Config, Run, RunError
 from examples.mnist.train import train
+from tests.examples import malformed as fuzz
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("standard_promotion")]
 
@@ -76,7 +75,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, finished, copy
     left = {p.relative_to(copy / "checkpoints" / "2") for p in (copy / "checkpoints/2").rglob("*")}
     run = Run.open(copy)
     assert run.epochs_saved == 1
-    assert fuzz.leaves(run.restore(like)) == bits[0]
+    assert faults.leaves(run.restore(like)) == bits[0]
     assert [entry["epoch"] for entry in run.metrics()] == [1]
     said = capsys.readouterr().err
     assert said.count("\n") == 1
@@ -87,7 +86,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, finished, copy
     run.close()
     run = Run.open(copy)
     assert run.epochs_saved == 2
-    assert fuzz.leaves(run.restore(like)) == fuzz.leaves(again)
+    assert faults.leaves(run.restore(like)) == faults.leaves(again)
     run.close()
     aside = copy / "checkpoints" / "2.corrupt"
     assert {p.relative_to(aside) for p in aside.rglob("*")} == left
@@ -127,7 +126,7 @@ def test_who_reads_a_run_that_is_trained_finds_its_last_checkpoint(finished, cop
         trains.save(epochs, state)
     trains.close()
     assert reads.epochs_saved == 4
-    assert fuzz.leaves(reads.restore(like)) == fuzz.leaves(state)
+    assert faults.leaves(reads.restore(like)) == faults.leaves(state)
     reads.close()
     assert capsys.readouterr().err == ""
 
@@ -257,6 +256,6 @@ def test_the_study_tells_one_result_from_another(finished, copy):
     state, metrics = faults.result(original)
     assert state == bits[1] and [entry["epoch"] for entry in metrics] == [1, 2]
     assert all("seconds" not in entry for entry in metrics)
-    fuzz.damage(copy / "checkpoints" / "2" / "default", random.Random(0))
+    faults.damage(copy / "checkpoints" / "2" / "default", random.Random(0))
     state, metrics = faults.result(copy)
     assert state == bits[0] and [entry["epoch"] for entry in metrics] == [1]

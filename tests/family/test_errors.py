@@ -132,14 +132,6 @@ def test_gradients_unlike_the_state(member, grads, words):
 
 
 @every_kind_of_state
-def test_a_gradient_for_an_integer_parameter(member):
-    params = {"embedding": {"table": jnp.arange(6).reshape(2, 3)}}
-    tx, grads = member.alias(1e-3), {"embedding": {"table": jnp.ones((2, 3))}}
-    with pytest.raises(ValueError, match=r"embedding/table.*int32.*None as its gradient"):
-        tx.update(grads, tx.init(params), params)
-
-
-@every_kind_of_state
 def test_a_state_of_something_else(member):
     tx = member.alias(1e-3)
     state = tx.init(PARAMS)
@@ -181,9 +173,3 @@ def test_weight_decay_needs_the_parameters():
     other = {"a": {"kernel": jnp.ones((2, 3))}, "b": jnp.ones(5)}
     with pytest.raises(ValueError, match=r"at 'b'.*\(4,\).*\(5,\)"):
         tx.update(PARAMS, tx.init(PARAMS), other)
-
-
-def test_a_mask_that_does_not_fit():
-    tx = adam_jax.adamw(1e-3, mask={"a": True, "c": False})
-    with pytest.raises(ValueError, match="mask"):
-        tx.update(PARAMS, tx.init(PARAMS), PARAMS)

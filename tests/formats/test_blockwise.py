@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import adam_jax
-from adam_jax.formats.blockwise import Blockwise, Power
-from adam_jax.formats.dense import Dense
+from adam_jax.formats.blockwise import Blockwise
 from adam_jax.formats.noise import GOLDEN, WEIGHTS, random_bits, salt_of, salt_of_moments
 from adam_jax.formats.rounding import rounded_stochastically
 from tests.catalogue.low_precision import CODECS, every_codec
@@ -288,12 +287,3 @@ def test_errors(make, words):
     with pytest.raises(ValueError) as error:
         make()
     assert all(word in str(error.value) for word in words), error.value
-
-
-def test_forms_compare_by_value_and_are_not_callable():
-    """`optax.inject_hyperparams` treats callables as schedules."""
-    assert adam_jax.Quantized() == adam_jax.Quantized("int8")
-    assert adam_jax.adamw(1e-3, mu_dtype=jnp.int8) == adam_jax.adamw(1e-3, mu_dtype="int8")
-    for form in (adam_jax.Quantized(), Power(signed=True), Blockwise(Power(signed=True), 64)):
-        assert not callable(form) and hash(form)
-    assert Dense(np.dtype(np.float32)).stochastic is False

@@ -8,16 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 import adam_jax
 from adam_jax.formats.dense import Dense, format_of
 from adam_jax.formats.factored import RowAndColumnMeans, RowsAndColumns
 from adam_jax.numerics import DecayRate
 from adam_jax.slots import Slot
-from tests.catalogue import MEMBERS, slowly
-from tests.catalogue.second_moments import fit, magnitudes
+from tests.catalogue.second_moments import magnitudes
 
 # Each shape with its two factored axes, the largest ones.
 SHAPES = {(6, 4): (-2, -1), (4, 6): (-2, -1), (3, 5, 4): (-2, -1), (7, 2, 5): (-3, -1)}
@@ -170,18 +167,6 @@ def test_zeros_small_numbers_and_what_is_not_finite():
     np.testing.assert_array_equal(updates, zeros)
 
 
-@every_shape
-def test_the_start(shape):
-    fmt, param = form(shape), jnp.zeros(shape, jnp.bfloat16)
-    for start in np.float32([0.0, 0.1]):
-        stored = fmt.init(param, start)
-        like = jax.eval_shape(fmt.encode, param)
-        assert jax.tree.map(lambda x: (x.shape, x.dtype), stored) == jax.tree.map(
-            lambda x: (x.shape, x.dtype), like
-        )
-        np.testing.assert_allclose(fmt.decode(stored, jnp.float32), np.full(shape, start), 1e-6)
-
-
 def test_which_leaves_are_factored(x64):
     params = {
         "kernel": jnp.ones((128, 300), jnp.bfloat16),
@@ -208,59 +193,6 @@ def test_which_leaves_are_factored(x64):
     assert not any(isinstance(x, RowAndColumnMeans) for x in many.values())
 
 
-FACTORED = [m for m in MEMBERS if m.has("nu_dtype")]
-
-
-@slowly(FACTORED)
-def test_every_member_with_a_nu_trains_as_in_float32(member):
-    policy = adam_jax.Factored(min_dim_size=64)
-    (losses, state), (plain, _) = (
-        fit(member.alias(3e-2, **dtype)) for dtype in ({"nu_dtype": policy}, {})
-    )
-    assert sum(isinstance(getattr(state[0], slot), RowAndColumnMeans) for slot in member.slots) >= 1
-    assert plain[-1] < 0.1 * plain[0]
-    assert losses[-1] < 1.5 * plain[-1] + 1e-3 * plain[0]
-
-
-def test_vmap_and_donation():
-    tx = adam_jax.adamw(1e-2, nu_dtype=SMALL)
-    update = jax.jit(lambda p, s: adam_jax.step(tx, jnp.sin(p), s, p), donate_argnums=(0, 1))
-    params = magnitudes((2, 30, 40))
-    start = jax.vmap(lambda p: (p, tx.init(p)))(params)
-    nu = start[1][0].nu
-    assert nu.rows.shape == (2, 30) and nu.columns.shape == (2, 40)
-    assert nu.format.shape(nu) == (2, 30, 40)
-    after, state = jax.vmap(update)(*jax.vmap(update)(*start))
-    for i in range(2):
-        alone, its = update(*update(jnp.asarray(params[i]), tx.init(jnp.asarray(params[i]))))
-        np.testing.assert_allclose(after[i], alone, rtol=1e-5)
-        np.testing.assert_allclose(state[0].nu.rows[i], its[0].nu.rows, rtol=1e-5)
-    memory = update.lower(params[0], tx.init(jnp.asarray(params[0]))).compile().memory_analysis()
-    assert memory is not None and memory.alias_size_in_bytes >= 4 * (2 * 1200 + 70)
-
-
-@pytest.mark.parametrize("kind", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
-@pytest.mark.parametrize("spec", [P("data", None), P(None, "data")], ids=["rows", "columns"])
-def test_sharded_only_means_are_sent(kind, spec):
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
-    tx = adam_jax.adamw(1e-2, nu_dtype=SMALL)
-    host = magnitudes((64, 72))
-    update = jax.jit(lambda params, state: adam_jax.step(tx, params, state, params))
-    alone = update(*update(host, tx.init(jnp.asarray(host))))
-    with jax.set_mesh(mesh):
-        params = jax.device_put(host, NamedSharding(mesh, spec))
-        start = params, tx.init(params)
-        assert start[1][0].nu.rows.sharding.spec == P(spec[0])
-        assert start[1][0].nu.columns.sharding.spec == P(spec[1])
-        after = update(*update(*start))
-        text = update.lower(*start).compile().as_text()
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), after, alone)
-    for x, y in zip(jax.tree.leaves(after), jax.tree.leaves(start), strict=True):
-        assert x.ndim == 0 or x.sharding.is_equivalent_to(y.sharding, x.ndim)
-    moving = ("all-gather", "all-to-all", "collective-permute", "reduce-scatter")
-    assert [word for word in moving if word in text] == [] and "all-reduce" in text
-
-
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -276,10 +208,3 @@ def test_errors(make, words):
     with pytest.raises(ValueError) as error:
         make()
     assert all(word in str(error.value) for word in words), error.value
-
-
-def test_compares_by_value_and_is_not_callable():
-    one, other = adam_jax.Factored(), adam_jax.Factored(min_dim_size=64)
-    assert adam_jax.adam(1e-3, nu_dtype=one) == adam_jax.adam(1e-3, nu_dtype=adam_jax.Factored())
-    assert one != other and not callable(one) and not callable(form((6, 4)))
-    assert hash(one) == hash(adam_jax.Factored()) and hash(form((6, 4))) == hash(form((4, 6)))

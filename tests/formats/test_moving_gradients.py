@@ -9,8 +9,14 @@ import pytest
 
 import adam_jax
 from adam_jax.formats.blockwise import Blocks
-from benchmarks import moving_gradients
-from benchmarks.moving_gradients import BOUND, FACTORS, FORMS, direction, root_mean_squares
+from benchmarks.precision import moving_gradients
+from benchmarks.precision.moving_gradients import (
+    BOUND,
+    FACTORS,
+    FORMS,
+    direction,
+    root_mean_squares,
+)
 from tests.catalogue.pages import DOCS, table
 from tests.catalogue.scripts import tables
 
@@ -91,7 +97,7 @@ def test_four_bits_are_refused_where_a_maximum_is_taken(make):
 
 
 def test_the_script(tmp_path):
-    printed, [rows] = tables("moving_gradients", tmp_path)
+    printed, [rows] = tables("precision.moving_gradients", tmp_path)
     assert "| adopt | int4 |" in printed and moving_gradients.BOUND == 0.1
     assert len(rows) == 4 and all(abs(row["worst"] - 1) < BOUND for row in rows)
 

@@ -77,7 +77,6 @@ FORMS = {
     ),
     "by path": adam_jax.amsgrad(1e-3, nu_dtype=adam_jax.by_path({"rows": jnp.int8})),
 }
-every_form = pytest.mark.parametrize("tx", FORMS.values(), ids=FORMS)
 # These three cover every dtype and container of the five, which is enough for tests of storage.
 DIFFERENT = {name: FORMS[name] for name in FORMS if name not in ("8 bits", "by path")}
 every_kind_of_form = pytest.mark.parametrize("tx", DIFFERENT.values(), ids=DIFFERENT)
@@ -180,42 +179,6 @@ def test_the_step_exported_for_three_platforms_has_the_same_bits(tx):
         np.testing.assert_array_equal(in_float32(mine), in_float32(other))
 
 
-@every_kind_of_form
-def test_nnx_optimizer(tx):
-    """Its state keeps arrays in variables, and does not support other containers inside them."""
-    model = nnx.Linear(128, 64, rngs=nnx.Rngs(0), param_dtype=jnp.bfloat16, dtype=jnp.float32)
-    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
-
-    @nnx.jit
-    def step(model, optimizer):
-        def loss(model):
-            return jnp.mean((model(jnp.ones((4, 128))) - 1) ** 2)
-
-        value, grads = nnx.value_and_grad(loss)(model)
-        with jax.numpy_dtype_promotion("standard"):
-            optimizer.update(model, grads)
-        return value
-
-    losses = [step(model, optimizer) for _ in range(30)]
-    assert losses[-1] < 0.9 * losses[0]
-
-
-@every_kind_of_form
-def test_nnx_state_of_variables(tx):
-    """As returned by nnx.split: parameters in variables, with stored moments in their place."""
-    model = nnx.Linear(128, 64, rngs=nnx.Rngs(0), param_dtype=jnp.bfloat16)
-    _, params = nnx.split(model)
-    state = tx.init(params)
-    updates, new = jax.jit(tx.update)(params, state, params)
-    assert jax.tree.structure(new) == jax.tree.structure(state)
-    assert jax.tree.structure(updates) == jax.tree.structure(params)
-    after, again = step_of(tx)(params, new, params)
-    assert jax.tree.structure((after, again)) == jax.tree.structure((params, state))
-    pure = nnx.to_pure_dict(params)
-    expected, _ = step_of(tx)(pure, jax.jit(tx.update)(pure, tx.init(pure), pure)[1], pure)
-    np.testing.assert_array_equal(in_float32(after["kernel"][...]), in_float32(expected["kernel"]))
-
-
 @pytest.mark.slow
 @pytest.mark.bits
 @every_kind_of_form
@@ -307,13 +270,6 @@ def test_conversion_by_path_knows_the_paths_of_init():
         found = adam_jax.convert_state(dense.init(params), mu_dtype=form)
         dtypes, wanted = ([x.dtype for x in jax.tree.leaves(s)] for s in (found, expected))
         assert dtypes == wanted and jnp.int8 in wanted
-
-
-def test_conversion_of_schedule_free():
-    params = params_of(jnp.float32)
-    made, small = (adam_jax.schedule_free_adamw(1e-3, nu_dtype=d) for d in (None, jnp.int8))
-    found = adam_jax.convert_state(made.init(params), nu_dtype=jnp.int8)
-    assert jax.tree.structure(found) == jax.tree.structure(small.init(params))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import adam_jax
 from tests.catalogue import every_kind_of_state
 from tests.catalogue.low_precision import MOMENTS, every_form_of_moments
+from tests.catalogue.second_moments import every_kind_with_nu
 
 
 @every_kind_of_state
@@ -20,6 +21,12 @@ def test_every_kind_of_member_trains_with_codes(member, name):
 def test_adamw_trains_with_every_form(form):
     mu, nu = form
     assert_trains(adam_jax.adamw(3e-2, mu_dtype=mu, nu_dtype=nu))
+
+
+@every_kind_with_nu
+@pytest.mark.parametrize("nu", [adam_jax.BlockMeans(0), adam_jax.Factored(64)], ids=str)
+def test_every_kind_of_member_trains_with_means(member, nu):
+    assert_trains(member.alias(3e-2, nu_dtype=nu))
 
 
 def assert_trains(tx):

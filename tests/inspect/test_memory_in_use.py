@@ -1,7 +1,6 @@
 """The memory of a step beyond its arguments, per device."""
 
 import collections
-import json
 import math
 
 import jax
@@ -97,15 +96,12 @@ def test_sharded(spec):
 
 
 @pytest.mark.slow
-def test_the_benchmark_runs(tmp_path):
-    results = tmp_path / "results.json"
-    options = ["--size", "500_000", "--only", "of 8", "--json", str(results)]
-    printed = run("memory", *options)
-    found = json.loads(results.read_text())
-    assert {"machine", "command"} <= set(found) and len(found["rows"]) == 4
-    for row in found["rows"]:
-        assert f"| {row['case']} |" in printed
-        assert row["predicted"] == row["live"] == row["all_live"]
-        assert row["live"] == row["parameters"] + row["gradients"] + row["state"]
-        assert math.floor(100 * row["live"] / row["size"]) / 100 <= row["target"]
-        assert row["held"] > 0.5 * row["live"]
+def test_the_benchmark_runs():
+    printed = run("memory", "--size", "500_000", "--only", "of 8")
+    rows = [line[2:-2].split(" | ") for line in printed.splitlines() if line.startswith("| bf")]
+    assert len(rows) == 3
+    for _, params, grads, state, predicted, live, held, _, target in rows:
+        assert predicted == live
+        assert float(live) == pytest.approx(float(params) + float(grads) + float(state), abs=2e-3)
+        assert math.floor(100 * float(live)) / 100 <= float(target.removeprefix("<= "))
+        assert float(held) > 0.5 * float(live)

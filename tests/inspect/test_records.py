@@ -48,16 +48,6 @@ def test_what_is_appended_is_read(tmp_path):
     assert [json.loads(line) for line in path.read_bytes().splitlines()] == records
 
 
-def test_nan_and_infinities_survive(path):
-    odd = statistics(gradient_rms=math.nan, update_rms=math.inf, cosine=-math.inf)
-    written(path, record(1, all=odd))
-    text = path.read_text()
-    assert '"gradient_rms": "NaN"' in text and '"update_rms": "Infinity"' in text
-    (back,) = inspect.read_json_lines(str(path))
-    assert back == json.loads(text) | {"groups": back["groups"]}
-    np.testing.assert_equal(back["groups"]["all"], odd)
-
-
 def test_scalars_of_numpy_and_jax_are_numbers(path):
     entries = {"a": np.float32(0.5), "b": jnp.float32(math.nan), "c": jnp.bfloat16(2), "d": [True]}
     written(path, entries | record(jnp.int32(3)))

@@ -84,7 +84,7 @@ def test_all_that_examples_and_benchmarks_write_is_strict():
     """A plain `json.dump` is allowed for strings and integers, or if it rejects other numbers."""
     from tests.examples.processes import ROOT
 
-    files = [*(ROOT / "examples").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+    files = [*(ROOT / "examples").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
     found = [
         (path.relative_to(ROOT).as_posix(), line.strip())
         for path in files

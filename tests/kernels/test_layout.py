@@ -32,7 +32,7 @@ SHAPES = [
 @pytest.mark.usefixtures("tpu_compiler")
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int8, jnp.int4])
 def test_arguments_lie_in_the_order_that_wastes_least(dtype):
-    from benchmarks.tpu_hlo_machine import compile_for_tpu
+    from benchmarks.tpu.machine import compile_for_tpu
 
     arguments = [jax.ShapeDtypeStruct(shape, dtype) for shape in SHAPES]
     program = compile_for_tpu("v5e", lambda xs: [x[...] for x in xs], arguments)

@@ -19,7 +19,7 @@ from adam_jax.inspect.memory import plans_of
 from adam_jax.kernels.tiles import TOO_LARGE, Tiles
 from tests.catalogue import kernel_cases
 from tests.catalogue.compilation import FASTER
-from tests.kernel_bits import gradients, same_bits
+from tests.tools.kernel_bits import gradients, same_bits
 
 EIGHT_BITS = adam_jax.adamw(1e-2, mu_dtype=jnp.int8, nu_dtype=jnp.int8)
 SHAPE = (128, 512)
@@ -54,8 +54,8 @@ def same(a, b):
 @pytest.mark.slow
 @pytest.mark.bits
 def test_a_kernel_has_the_bits_of_xlas_program():
-    """20 steps of each member, modifier, storage, form of weights and shape: tests.kernel_bits."""
-    command = [sys.executable, "-m", "tests.kernel_bits", "--each"]
+    """20 steps of each member, modifier, storage, form of weights and shape."""
+    command = [sys.executable, "-m", "tests.tools.kernel_bits", "--each"]
     # The former emitters compile faster. Without fused multiply-add, the bits are the same.
     environment = os.environ | {"XLA_FLAGS": FASTER, "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0"}
     root = Path(__file__).parents[2]

@@ -31,7 +31,7 @@ SUITES = {
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_optaxs_own_tests_pass_with_our_members(suite, record_property):
-    plugin = "tests.witnesses.optax_suite"
+    plugin = "tests.peers.optax_suite"
     command = [sys.executable, "-m", "pytest", "-q", "-p", plugin, "--noconftest"]
     command += ["-p", "no:cacheprovider", "-rs"]
     # L-BFGS has no counterpart here, and its tests take half of the time.

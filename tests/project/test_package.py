@@ -7,7 +7,7 @@ import zipfile
 import pytest
 
 import adam_jax
-from tests.package import ROOT, built
+from tests.tools.package import ROOT, built
 
 
 @pytest.fixture(scope="module")

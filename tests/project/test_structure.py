@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import adam_jax
-from tests import contributing
+from tests.tools import contributing
 
 ROOT = Path(adam_jax.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
@@ -54,7 +54,7 @@ def test_files_are_short(folder):
 
 # Folders with tests of several folders of the package, and folders that tests share.
 OTHER_TESTS = {"benchmarks", "docs", "examples", "peers", "project"}
-SHARED = {"catalogue", "downstream", "typing", "witnesses"}
+SHARED = {"catalogue", "tools", "typing"}
 
 
 def test_tests_have_the_folders_of_the_package():
@@ -100,14 +100,14 @@ def lines_of_code(path: Path) -> int:
 
 
 def test_the_layers_and_the_diffs_of_contributing_are_those_of_the_code():
-    """Run `python -m tests.contributing` to update the page."""
+    """Run `python -m tests.tools.contributing` to update the page."""
     page = contributing.PAGE.read_text()
     assert contributing.written(page) == page
     assert len(re.findall(r"^\+class ", page, re.MULTILINE)) >= 4
 
 
 def test_the_address_of_the_repository_is_that_of_the_project():
-    """Run `python -m tests.contributing` to update the pages."""
+    """Run `python -m tests.tools.contributing` to update the pages."""
     citation, *pages = texts = [path.read_text() for path in contributing.ADDRESSED]
     assert [contributing.addressed(text) for text in texts] == texts
     address = re.search(r"^repository-code: (https://\S+)$", citation, re.MULTILINE)[1]

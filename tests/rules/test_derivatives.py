@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import adam_jax
-from tests.catalogue import every_kind_of_state, every_member_slowly
-from tests.record import WRAPPERS
+from tests.catalogue import every_kind_of_state, every_member_slowly, few
+from tests.tools.record import WRAPPERS
 
 PARAMS = {"x": jnp.array([1.0, -3.0]), "zero": jnp.zeros(2)}
 
@@ -35,7 +35,7 @@ def test_finite_also_at_zero_gradients(member):
     assert derivatives[0] < 0  # A larger step reduces the loss more.
 
 
-@pytest.mark.parametrize("wrapper", [name for name in WRAPPERS if "optax" not in name])
+@few("wrapper", [x for x in WRAPPERS if "optax" not in x], ["chain", "skip spikes", "recipe"])
 def test_wrappers_have_two_finite_derivatives_at_zero_gradients(wrapper):
     tx = WRAPPERS[wrapper](adam_jax.adamw(1e-2))
     params = {"kernel": jnp.linspace(-1, 1, 64).reshape(2, 32), "bias": jnp.ones(3)}

@@ -8,7 +8,7 @@ import pytest
 
 import adam_jax
 from adam_jax.rules.base import rules_in
-from tests.catalogue import MEMBERS, every_member, every_member_slowly, of_each_kind, slowly_with
+from tests.catalogue import MEMBERS, every_member_slowly, of_each_kind, slowly_with
 
 STEPS, SPIKE = 24, 3
 SIDE = 32
@@ -94,7 +94,7 @@ def test_updates_are_those_of_the_algorithm(member, form):
         assert np.all(error <= (rtol + its_own) * size[representable] + 1e-12)
 
 
-@every_member
+@every_member_slowly
 def test_moments_forget_a_large_gradient_at_their_rate(member):
     """They forget it like a gradient of 1e15, whose square float32 can represent."""
     tx = member.direction()

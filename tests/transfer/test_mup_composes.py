@@ -1,4 +1,4 @@
-"""`mup` composes with wrappers, storage, sharding, checkpoints, export and compiled programs."""
+"""`mup` composes with wrappers, storage, sharding and compiled programs."""
 
 import functools
 
@@ -6,9 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import pytest
-from flax import serialization
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import adam_jax
@@ -153,21 +151,6 @@ def test_a_part_of_a_leaf_inside_shard_map_has_the_factors_of_the_whole():
     assert_close(jax.jit(step)(grads, params), adam_jax.step(tx, grads, tx.init(params), params)[0])
 
 
-def test_a_run_goes_on_from_a_checkpoint(tmp_path):
-    """The state is the member's, so a run may continue with or without `mup`."""
-    tx = adamw(1e-2, weight_decay=0.1)
-    whole, _ = stepped(tx, PARAMS, 4)
-    params, state = stepped(tx, PARAMS, 2)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(tmp_path / "checkpoint", (params, state))
-    with ocp.StandardCheckpointer() as checkpointer:
-        like = jax.eval_shape(lambda: (PARAMS, adam_jax.adamw(1e-2).init(PARAMS)))
-        restored = checkpointer.restore(tmp_path / "checkpoint", like)
-    assert_equal(stepped(tx, restored[0], 2, restored[1], start=2)[0], whole)
-    read = serialization.from_bytes(tx.init(PARAMS), serialization.to_bytes(state))
-    assert_equal(stepped(tx, params, 2, read, start=2)[0], whole)
-
-
 def test_leaves_that_are_none_integers_or_masked():
     base, params = (
         {"w": jnp.ones((n, n)), "n": jnp.zeros([], jnp.int32), "none": None, "kept": jnp.ones(3)}
@@ -191,3 +174,30 @@ def test_one_factor_of_each_kind_is_exact():
     found = {g.path: factors_of(g, ALPHA) for g in growths(BASE, PARAMS)}
     assert {path: found[path] for path in FACTORS} == FACTORS
     assert found["blocks/3/kernel"] == FACTORS["blocks/0/kernel"] == Factors(1 / 8, 1 / 8, 4.0)
+
+
+def test_as_an_argument_of_a_program_another_learning_rate_is_no_other_program():
+    traced = []
+
+    @jax.jit
+    def step(tx, grads, state, params):
+        traced.append(1)
+        return adam_jax.step(tx, grads, state, params)
+
+    grads = gradients(PARAMS, 0)
+    for rate in (1e-2, 1e-3):
+        tx = adamw(jnp.float32(rate))
+        ours, _ = step(tx, grads, tx.init(PARAMS), PARAMS)
+        assert_close(ours, stepped(adamw(rate), PARAMS, 1)[0])
+    assert len(traced) == 1
+
+
+def test_made_inside_a_program():
+    base = jax.eval_shape(lambda: BASE)
+
+    @jax.jit
+    def step(grads, params):
+        tx = mup(adam_jax.adamw, base, params, alpha=ALPHA)(1e-2)
+        return adam_jax.step(tx, grads, tx.init(params), params)[0]
+
+    assert_close(step(gradients(PARAMS, 0), PARAMS), stepped(adamw(1e-2), PARAMS, 1)[0])

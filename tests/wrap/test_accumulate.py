@@ -98,13 +98,3 @@ def test_float64_is_accumulated_in_float64(x64):
     for g in (0.1, 0.7, 123.3):
         params, state = adam_jax.step(tx, jnp.asarray(g, jnp.float64), state, params)
     np.testing.assert_allclose(params, -(0.1 + 0.7 + 123.3) / 3, rtol=1e-14)
-
-
-def test_accumulate_leaves_a_none_among_the_parameters_alone():
-    tx = adam_jax.accumulate(adam_jax.adamw(1e-3), every=2)
-    params = {"a": jnp.ones(3), "nothing": None}
-    state = tx.init(params)
-    for _ in range(2):
-        params, state = adam_jax.step(tx, params, state, params)
-    assert params["nothing"] is None and np.all(params["a"] < 1)
-    assert int(state.gradient_step) == 1

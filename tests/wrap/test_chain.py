@@ -185,7 +185,7 @@ def test_derivatives_pass_through_a_recipe(through):
         return sum(jnp.sum(p**2) for p in jax.tree.leaves(params))
 
     expected = jax.jit(jax.grad(loss), static_argnums=1)(0.1, adamw, [both])
-    args = (lambda rate: accumulate(skip_nonfinite(adamw(rate)), 2), grads)
+    args = (lambda rate: accumulate(telemetry(skip_nonfinite(adamw(rate)), 2), 2), grads)
     np.testing.assert_allclose(
         jax.jit(jax.grad(loss), static_argnums=1)(0.1, *args), expected, rtol=1e-5
     )

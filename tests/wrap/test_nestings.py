@@ -1,14 +1,12 @@
-"""Random nestings and pairs of wrappers: a sample of `benchmarks.fuzz_nestings`."""
+"""Random nestings and pairs of wrappers; `python -m tests.tools.nestings` draws more."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 import adam_jax
-from benchmarks import nestings_plain as plain
-from benchmarks.fuzz_nestings import TREES, Found, fuzz
-from benchmarks.nestings import Member, Wrap
-from benchmarks.nestings_cases import Case, check_nesting, check_pair
+from tests.catalogue import plain
+from tests.tools.nestings import TREES, Case, Found, Member, Wrap, check_nesting, check_pair, fuzz
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("standard_promotion")]
 ADAM = Member("adam")

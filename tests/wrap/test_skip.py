@@ -196,12 +196,6 @@ def test_multi_steps_without_its_method(standard_promotion):
         adam_jax.skip_nonfinite(optax.MultiSteps)
 
 
-def test_a_loss_must_be_a_scalar():
-    tx = skip_nonfinite(adamw(1e-3))
-    with pytest.raises(ValueError, match="value must be a scalar"):
-        tx.update(PARAMS, tx.init(PARAMS), PARAMS, value=jnp.ones(2))
-
-
 def test_a_step_that_the_outer_one_skips_is_not_taken_by_the_inner_one():
     """The inner one sees a finite gradient, the outer one a spike."""
     tx = adam_jax.skip_nonfinite(adam_jax.adamw(1e-2))

@@ -197,19 +197,6 @@ def test_telemetry_of_leaves_without_a_state_and_without_a_parameter():
         assert set(groups) == {"w", "b"} and all(set(g) == NAMES for g in groups.values())
 
 
-def test_derivatives_pass_by_telemetry():
-    def loss(rate, wrap):
-        tx, params = wrap(adamw(rate)), parameters()
-        state = tx.init(params)
-        for _ in range(2):
-            params, state = adam_jax.step(tx, parameters(), state, params)
-        return sum(jnp.sum(p**2) for p in jax.tree.leaves(params))
-
-    derivative = jax.jit(jax.grad(loss), static_argnums=1)
-    actual = derivative(0.1, lambda tx: telemetry(tx, 2))
-    np.testing.assert_allclose(actual, derivative(0.1, lambda tx: tx), rtol=1e-5)
-
-
 def test_telemetry_takes_no_step_to_begin_with():
     """A step that requires an extra argument does not require it in `init`."""
     tx = telemetry(optax.chain(adamw(1e-3), contrib.reduce_on_plateau()), 1)

@@ -29,7 +29,7 @@ def test_xla_computes_ahead_of_a_loop(monkeypatch):
 
 @pytest.mark.usefixtures("h200_compiler")
 def test_xla_stores_what_two_kernels_share(monkeypatch):
-    from benchmarks.gpu_hlo import compile_for_h200
+    from benchmarks.gpu import compile_for_h200
 
     def compiled_by(step, *args):
         return compile_for_h200(step, *args, donate=(0, 1))
@@ -55,14 +55,14 @@ def test_xla_makes_weights_and_rests_from_moments_twice(monkeypatch):
 
 @pytest.mark.usefixtures("h200_compiler")
 def test_xla_deletes_a_rounding_to_float16(monkeypatch):
-    from benchmarks import gpu_hlo
+    from benchmarks import gpu
 
     def large_kernels():
         tx = adam_jax.chain(adam_jax.scale_by_learning_rate(0.1), adam_jax.ema_params(0.9))
         p = jax.ShapeDtypeStruct((1024, 1024), jnp.float16)
         step = functools.partial(adam_jax.step, tx)
-        compiled = gpu_hlo.compile_for_h200(step, p, jax.eval_shape(tx.init, p), p, donate=(1, 2))
-        return sum(x.bytes > gpu_hlo.SMALL for x in gpu_hlo.launches(compiled))
+        compiled = gpu.compile_for_h200(step, p, jax.eval_shape(tx.init, p), p, donate=(1, 2))
+        return sum(x.bytes > gpu.SMALL for x in gpu.launches(compiled))
 
     # The average of the rounded parameters needs a kernel that reads them.
     assert large_kernels() == 2

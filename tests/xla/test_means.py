@@ -68,7 +68,7 @@ def test_xla_stores_what_a_mean_is_of(axes):
 
 @pytest.mark.usefixtures("h200_compiler")
 def test_xla_for_gpus_stores_what_a_mean_of_columns_is_of(monkeypatch):
-    from benchmarks.gpu_hlo import compile_for_h200
+    from benchmarks.gpu import compile_for_h200
 
     def compiled_by(step, *args):
         return compile_for_h200(step, *args, donate=(0, 1))

@@ -12,14 +12,14 @@ import pytest
 
 import adam_jax
 from adam_jax.xla import mosaic
-from benchmarks.tpu_hlo_bundles import of_kernels
+from benchmarks.tpu.bundles import of_kernels
 
 COMPILED = """
 import jax.numpy as jnp
 from adam_jax.xla import mosaic
-from benchmarks import tpu_hlo_bundles
+from benchmarks.tpu import bundles
 {first}
-tpu_hlo_bundles.main()
+bundles.main()
 """
 # On v6e Mosaic divides, and takes the root of a root, without tests.
 WITHOUT_IT = {

@@ -39,7 +39,7 @@ def test_on_a_cpu_nothing_is_copied():
 
 @pytest.mark.usefixtures("h200_compiler")
 def test_on_a_gpu_nothing_is_copied_but_by_a_conditional():
-    from benchmarks.gpu_hlo import compile_for_h200
+    from benchmarks.gpu import compile_for_h200
 
     def compiled_by(f, *args):
         return compile_for_h200(f, *args, donate=(1,))

@@ -1,0 +1,1 @@
+"""Runs that continue in another library."""

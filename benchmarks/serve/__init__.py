@@ -1,0 +1,1 @@
+"""The MNIST server under load."""

@@ -1,0 +1,1 @@
+"""Time of a step, and of what surrounds it."""

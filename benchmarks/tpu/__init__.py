@@ -1,0 +1,1 @@
+"""Steps compiled for TPUs without one."""

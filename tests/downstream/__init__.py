@@ -1,1 +1,0 @@
-"""Other projects' own tests, run with our functions in place of Optax's."""
