@@ -67,6 +67,11 @@ def each(f: Callable[..., Any], first: Arrays, *others: Arrays) -> Arrays:
     return {k: None if x is None else f(x, *(y[k] for y in others)) for k, x in first.items()}
 
 
+def mean(x: Any) -> Any:
+    """The mean; 0 of nothing."""
+    return np.sum(x) / max(np.size(x), 1)
+
+
 class Plain:
     """A step in float64; this one only calls the inner version."""
 
@@ -120,12 +125,12 @@ class Member(Plain):
         self.seen.setdefault(path, []).append(g)
         u = self.direction(path)
         if "clip" in member.modifiers:
-            rms = np.sqrt(np.mean(self.direction(path, b1=0.0) ** 2))
+            rms = np.sqrt(mean(self.direction(path, b1=0.0) ** 2))
             u = u / max(1.0, rms / 0.5)
         for modifier in member.modifiers:  # The first one is the innermost.
             if modifier == "cautious":
                 along = u * g > 0
-                u = np.where(along, u / max(np.mean(along), 1e-3), 0.0)
+                u = np.where(along, u / max(mean(along), 1e-3), 0.0)
             elif modifier == "grams":
                 u = np.abs(u) * np.sign(g)
         if kind.decays:
@@ -164,7 +169,7 @@ class Clip(Plain):
     """Clips by the norm over all leaves."""
 
     def before(self, g: Arrays, params: Arrays) -> Arrays:
-        norm = np.sqrt(sum(np.sum(x**2) for x in g.values() if x is not None))
+        norm = np.sqrt(sum(np.sum(np.abs(x) ** 2) for x in g.values() if x is not None))
         return each(lambda x: x if norm <= 1 else x * (1 / norm), g)
 
 

@@ -1,6 +1,7 @@
 """Parameters in Flax's metadata boxes: the state has their axis names, in every storage form."""
 
 import functools
+import itertools
 from importlib.metadata import version
 
 import jax
@@ -192,6 +193,54 @@ def test_a_converted_state_keeps_its_boxes():
     state = optax.adamw(1e-2).init(params)
     ours = adam_jax.convert.from_optax(state, params, coded)
     assert jax.tree.structure(ours) == jax.tree.structure(coded.init(params))
+
+
+NAMES = "out_sharding" if NEWER else "sharding"
+SIZES = (1, 24, 64, 96, 320, 512, 768, 1024, 1376, 4096)
+MESHES = {
+    "8, automatic": (mesh_of, (8,), AxisType.Auto),
+    "8, explicit": (mesh_of, (8,), AxisType.Explicit),
+    "2 x 4, automatic": (mesh_of, (2, 4), AxisType.Auto),
+    "2 x 4, explicit": (mesh_of, (2, 4), AxisType.Explicit),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mesh", "named"),
+    [
+        ("8, automatic", True),
+        ("8, explicit", False),
+        ("2 x 4, automatic", False),
+        ("2 x 4, explicit", True),
+    ],
+)
+def test_the_abstract_state_is_that_of_init(mesh, named):
+    """50 shapes, sharded as far as they are divisible."""
+    make, sizes, kind = MESHES[mesh]
+    mesh = make(*sizes, kind=kind)
+    shapes = [*itertools.product((16, 320, 1376), SIZES), *((8, 40, n) for n in SIZES)]
+    shapes += [(n,) for n in SIZES]
+    assert len(shapes) == 50
+    params = {}
+    for shape in shapes:
+        names = [None] * len(shape)
+        for axis, size in zip(reversed(mesh.axis_names), sizes[::-1], strict=True):
+            i = next((i for i in reversed(range(len(shape))) if names[i] is None), None)
+            if i is not None and shape[i] % size == 0:
+                names[i] = axis
+        x = jax.device_put(jnp.ones(shape), NamedSharding(mesh, P(*names)))
+        with jax.set_mesh(mesh):
+            params[str(shape)] = nnx.Param(x, **{NAMES: tuple(names)}) if named else x
+    tx = adam_jax.adamw(1e-3, mu_dtype=jnp.int8, nu_dtype=jnp.int4)
+    few = dict(list(params.items())[::3])  # Without jit, each shape compiles programs of its own.
+    for init, chosen in ((jax.jit(tx.init), params), (tx.init, few)):
+        with jax.set_mesh(mesh):
+            abstract, real = jax.eval_shape(tx.init, chosen), init(chosen)
+        assert jax.tree.structure(real) == jax.tree.structure(abstract)
+        assert [x.shape for x in jax.tree.leaves(real)] == [
+            x.shape for x in jax.tree.leaves(abstract)
+        ]
 
 
 def test_blocks_do_not_depend_on_where_an_array_lies_by_chance():

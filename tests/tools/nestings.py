@@ -20,6 +20,7 @@ import dataclasses
 import functools
 import os
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import hypothesis
@@ -53,7 +54,7 @@ MODIFIERS = {
     "corrected": functools.partial(adam_jax.corrected_weight_decay, peak_learning_rate=plain.PEAK),
 }
 # The second group is frozen; these are the hyperparameters of the others.
-GROUPS: dict[str, Any] = {"layer/s": None, ".*b": {"learning_rate": 0.03}}
+GROUPS: dict[str, Any] = {"layer/s|.*float8": None, ".*b": {"learning_rate": 0.03}}
 
 
 class Node(abc.ABC):
@@ -257,13 +258,18 @@ class Case:
     def expected(self) -> tuple[dict[str, Any], Any]:
         """The result of the plain version: parameters, and the version itself."""
         version = self.node.plain()
-        params = {k: np.asarray(p, np.float64) for k, p in self.params.items()}
+        params = {k: wide(p) for k, p in self.params.items()}
         with np.errstate(all="ignore"):
             for g, weight in zip(self.grads, self.weights, strict=True):
-                g = {k: x if x is None else np.asarray(x, np.float64) for k, x in g.items()}
+                g = {k: x if x is None else wide(x) for k, x in g.items()}
                 updates = version.step(g, params, weight)
                 params = {k: p if (u := updates[k]) is None else p + u for k, p in params.items()}
         return params, version
+
+
+def wide(x: np.ndarray) -> np.ndarray:
+    """In double precision."""
+    return x.astype(np.complex128 if np.iscomplexobj(x) else np.float64)
 
 
 def applied(params: Any, updates: Any) -> Any:
@@ -482,7 +488,24 @@ SEEDS = st.integers(0, 2**16)
 Found = collections.Counter
 
 
-def fuzz(examples: int, seed: int, pairwise: bool, found: Found, derandomize: bool = False) -> None:
+def draw_and_check(
+    check: Callable[[Any], None], examples: int, seed: int, derandomize: bool
+) -> None:
+    """Calls `check` with that many random sources; raises the smallest failure."""
+    settings = hypothesis.settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=derandomize,
+        suppress_health_check=[getattr(hypothesis.HealthCheck, name) for name in UNHEALTHY],
+        phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
+        print_blob=False,
+    )
+    test = settings(hypothesis.given(st.data())(check))
+    (test if derandomize else hypothesis.seed(seed)(test))()
+
+
+def fuzz(examples: int, seed: int, found: Found, pairwise: bool, derandomize: bool = False) -> None:
     """Draws and checks that many; raises the smallest failure."""
 
     def nesting(data: Any) -> None:
@@ -508,36 +531,30 @@ def fuzz(examples: int, seed: int, pairwise: bool, found: Found, derandomize: bo
         found["pairs"] += 1
         found[check_pair(case, second, other)] += 1
 
-    settings = hypothesis.settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        derandomize=derandomize,
-        suppress_health_check=[getattr(hypothesis.HealthCheck, name) for name in UNHEALTHY],
-        phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
-        print_blob=False,
-    )
-    test = settings(hypothesis.given(st.data())(pair if pairwise else nesting))
-    (test if derandomize else hypothesis.seed(seed)(test))()
+    draw_and_check(pair if pairwise else nesting, examples, seed, derandomize)
 
 
-def main() -> None:
+def campaign(description: str | None, **fuzzes: Callable[..., None]) -> None:
     """Draws in hundreds, as a failure ends its hundred; prints the smallest failures."""
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--examples", type=int, default=2000, help="nestings, and pairs")
+    arguments = argparse.ArgumentParser(description=description)
+    arguments.add_argument("--examples", type=int, default=2000, help="of each kind")
     arguments.add_argument("--seed", type=int, default=0)
     args = arguments.parse_args()
     jax.config.update("jax_num_cpu_devices", 8)
-    for pairwise in (False, True):
+    for name, draw in fuzzes.items():
         found = Found()
         for chunk in range(0, args.examples, 100):
             try:
-                fuzz(min(100, args.examples - chunk), args.seed + chunk, pairwise, found)
+                draw(min(100, args.examples - chunk), args.seed + chunk, found)
             except Exception:
                 traceback.print_exc()
             jax.clear_caches()  # Compiled programs are 10 MB a nesting.
-        print(dict(found), flush=True)
+        print(name, dict(found), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    campaign(
+        __doc__,
+        nestings=functools.partial(fuzz, pairwise=False),
+        pairs=functools.partial(fuzz, pairwise=True),
+    )

@@ -279,3 +279,22 @@ def test_a_second_form_of_weights_sees_float32_and_passes(wrap, inner):
     once, _ = train(wrap(INNER["adamw"]), params_of(), turns=3)
     twice, _ = train(wrap(inner(INNER["adamw"])), params_of(), turns=3)
     jax.tree.map(np.testing.assert_array_equal, twice, once)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_after_a_resume_with_the_same_bits():
+    tx = adam_jax.stochastic_rounding(
+        adam_jax.adamw(1e-3, mu_dtype=jnp.int8, nu_dtype=adam_jax.stochastic(jnp.int8))
+    )
+    step = jax.jit(lambda p, s, g: adam_jax.step(tx, g, s, p))
+    params = {"w": jnp.ones((64, 128), jnp.bfloat16)}
+    state = tx.init(params)
+    kept = None
+    for turn in range(8):
+        if turn == 4:
+            kept = jax.device_get((params, state))
+        params, state = step(params, state, gradients(turn, params))
+    again = jax.tree.map(jnp.asarray, kept)
+    for turn in range(4, 8):
+        again = step(*again, gradients(turn, again[0]))
+    jax.tree.map(np.testing.assert_array_equal, again, (params, state))
