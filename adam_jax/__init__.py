@@ -1,6 +1,7 @@
 """Adam and its family for JAX, as Optax transformations."""
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from adam_jax import schedules, sharding
@@ -160,13 +161,34 @@ __all__ = [
 ]
 
 
+# Names in Optax of what this package does in another way.
+_OPTAX_NAMES = {
+    "MultiSteps": "accumulate(tx, every)",
+    "apply_if_finite": "skip_nonfinite(tx)",
+    "apply_updates": "step(tx, grads, state, params)",
+    "inject_hyperparams": "with_hyperparams(adamw)(learning_rate=1e-3)",
+    "masked": 'groups(adamw, {"frozen/.*": None}, learning_rate=1e-3)',
+    "partition": 'groups({".*kernel": adamw(1e-3), ".*": lion(1e-4)})',
+}
+_MODULES = ("convert", "inspect", "schedules", "sharding", "transfer")
+
+
 def __getattr__(name: str) -> Any:
     """Imports what few programs use when it is first used; Pallas is imported by a kernel."""
-    if name in ("convert", "inspect", "transfer"):
+    if name in _MODULES:
         return importlib.import_module(f"adam_jax.{name}")
     if name == "convert_state":
         return importlib.import_module("adam_jax.convert.moments").convert_state
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    message = f"module {__name__!r} has no attribute {name!r}"
+    if name.startswith("_"):
+        raise AttributeError(message)
+    instead = [f"adam_jax.{_OPTAX_NAMES[name]}"] if name in _OPTAX_NAMES else []
+    for where in (*(f"adam_jax.{module}" for module in _MODULES), "optax.contrib", "optax"):
+        module = importlib.import_module(where)
+        if name in getattr(module, "__all__", vars(module)):
+            message += f": write {' or '.join([*instead, f'{where}.{name}'])}."
+            raise AttributeError(message)
+    raise AttributeError(message, name=name, obj=sys.modules[__name__])  # Python finds typos.
 
 
 def __dir__() -> list[str]:

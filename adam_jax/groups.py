@@ -127,9 +127,10 @@ def groups(
 
     Example:
       >>> import adam_jax, jax.numpy as jnp
+      >>> bias, head = dict(weight_decay=0.0), dict(b2=0.9)
       >>> tx = adam_jax.groups(
       ...     adam_jax.adamw,
-      ...     {"frozen": None, r".*bias|norm/.*": dict(weight_decay=0.0), r"head/.*": dict(b2=0.9)},
+      ...     {"frozen": None, "head/bias": bias | head, "head/.*": head, "norm/.*": bias},
       ...     learning_rate=1e-3,
       ... )
       >>> head = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(1)}

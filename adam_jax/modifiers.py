@@ -398,8 +398,9 @@ def with_kernel(tx: Modifiable, kernel: str = "auto") -> Modifiable:
     Raises:
       ValueError: another `kernel`; `tx` is not of this package.
 
-    A program for several devices uses kernels inside `jax.shard_map` over all axes, and where
-    `sharding.shard_state` knows the shardings of the leaves. Elsewhere XLA steps the leaves.
+    A program for several devices uses kernels inside `jax.shard_map` over all axes, on meshes with
+    explicit axes, and where `sharding.shard_state` knows the shardings of the leaves. Elsewhere XLA
+    steps the leaves.
     """
     if kernel not in ("auto", "xla", "pallas"):
         raise ValueError(

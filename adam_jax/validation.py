@@ -8,7 +8,7 @@ import functools
 import inspect
 import math
 import re
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar, cast
 
 import jax
 import jax.core
@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from adam_jax._types import Function, Leaf, Named, PyTree
+
+F = TypeVar("F", bound=Function)
 
 _ARRAYS = (np.generic, np.ndarray, jax.Array)
 _NUMBERS = (int, float, np.number, np.ndarray, jax.Array)
@@ -207,8 +209,36 @@ def bound(
     try:
         return (signature.bind_partial if partial else signature.bind)(*args, **kwargs)
     except TypeError as error:
-        known = ", ".join(signature.parameters)
-        raise TypeError(f"{name_of(factory)}() {error}: its arguments are {known}.") from None
+        known = list(signature.parameters)
+        names = {x: _OTHER_NAMES.get(x.replace("_", ""), x) for x in kwargs if x not in known}
+        right = [f"for {x} write {y}; " for x, y in names.items() if y.split(" ")[0] in known]
+        its = ", ".join(known)
+        message = f"{name_of(factory)}() {error}: {''.join(right)}its arguments are {its}."
+        raise TypeError(message) from None
+
+
+_OTHER_NAMES = {
+    "beta1": "b1",
+    "beta2": "b2",
+    "betas": "b1 and b2",
+    "epsilon": "eps",
+    "lr": "learning_rate",
+    "weightdecay": "l2 as in PyTorch's Adam, or take a member with weight_decay, such as adamw",
+}
+"""Names of arguments in other libraries, without underscores, and what to write."""
+
+
+def named_arguments(function: F) -> F:
+    """The function, whose errors about unknown arguments are those of `bound`."""
+    known = inspect.signature(function).parameters.keys()
+
+    @functools.wraps(function)
+    def call(*args: Leaf, **kwargs: Leaf) -> Any:
+        if not kwargs.keys() <= known:
+            bound(function, args, kwargs)
+        return function(*args, **kwargs)
+
+    return cast(F, call)
 
 
 def preset(factory: Function) -> Named:

@@ -24,7 +24,10 @@ class Foreign(Body):
 
     def call(self) -> str:
         """The name of the function that made it."""
-        return getattr(self.tx.update, "__qualname__", "optax").partition(".")[0]
+        # In a chain of Optax, its update takes extra arguments and passes none of them on.
+        inside = _held(self.tx.update, _OPTAX_EXTRA.update)
+        update = inside[0].update if inside else self.tx.update
+        return getattr(update, "__qualname__", "optax").partition(".")[0]
 
     def init(self, params: Params) -> State:
         """Its state before the first step."""
@@ -105,6 +108,7 @@ def parts_of(body: Body) -> list[tuple[Function, Function]]:
 
 
 _OPTAX_CHAIN = optax.chain(optax.identity())
+_OPTAX_EXTRA = optax.with_extra_args_support(optax.GradientTransformation(*optax.identity()))
 
 
 def _held(f: Function, like: Function) -> list[Leaf]:

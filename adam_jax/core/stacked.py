@@ -204,7 +204,8 @@ def over_layers(f: Function, axes: int, stride: int, *trees: PyTree) -> PyTree:
     shape, sharding = like.shape[:axes], sharding_by_type(like)
     numbers = jnp.arange(math.prod(shape), dtype=jnp.uint32) * np.uint32(stride)
     if sharding is not None and any(sharding.spec[:axes]):  # vmap wants one sharding of the layers.
-        numbers = jax.sharding.reshard(numbers, PartitionSpec(sharding.spec[0]))
+        of_layers = NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[0]))
+        numbers = jax.sharding.reshard(numbers, of_layers)
 
     def flat(x: jax.Array) -> jax.Array:
         return jnp.reshape(x, (numbers.size, *x.shape[axes:])) if x.ndim else x

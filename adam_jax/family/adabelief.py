@@ -17,7 +17,7 @@ from adam_jax.pytrees import frozen_pytree
 from adam_jax.rules.adam import AroundEma, Ema, MomentRule, NesterovEma, Root
 from adam_jax.rules.base import View
 from adam_jax.rules.hyperparameters import Schedule, Unit, in_units_of
-from adam_jax.validation import check_number
+from adam_jax.validation import check_number, named_arguments
 
 
 @frozen_pytree
@@ -61,6 +61,7 @@ def scale_by_belief(
     return scale_by_rule(rule, optax.ScaleByBeliefState, mu_dtype, nu_dtype, "scale_by_belief")
 
 
+@named_arguments
 def adabelief(
     learning_rate: optax.ScalarOrSchedule,
     b1: DecayRateLike = 0.9,

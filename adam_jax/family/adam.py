@@ -23,6 +23,7 @@ from adam_jax.pytrees import frozen_pytree
 from adam_jax.rules.adam import Ema, MomentRule, NesterovEma, Root
 from adam_jax.rules.base import Rule, View
 from adam_jax.rules.hyperparameters import Schedule
+from adam_jax.validation import named_arguments
 
 
 def scale_by_adam(
@@ -62,6 +63,7 @@ def scale_by_adam(
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype, "scale_by_adam")
 
 
+@named_arguments
 def adam(
     learning_rate: optax.ScalarOrSchedule,
     b1: DecayRateLike = 0.9,
@@ -108,6 +110,7 @@ def adam(
     return alias("adam", scale_by_adam, **locals())
 
 
+@named_arguments
 def adamw(
     learning_rate: optax.ScalarOrSchedule,
     b1: DecayRateLike = 0.9,

@@ -19,7 +19,7 @@ from adam_jax.rules.adam import Direction, Ema, MomentRule
 from adam_jax.rules.base import View
 from adam_jax.rules.hyperparameters import Schedule, Unit, in_units_of
 from adam_jax.slots import Slot
-from adam_jax.validation import check_number
+from adam_jax.validation import check_number, named_arguments
 
 
 @frozen_pytree
@@ -72,6 +72,7 @@ def scale_by_adamax(
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype, "scale_by_adamax")
 
 
+@named_arguments
 def adamax(
     learning_rate: optax.ScalarOrSchedule,
     b1: DecayRateLike = 0.9,
@@ -97,6 +98,7 @@ def adamax(
     return alias("adamax", scale_by_adamax, **locals())
 
 
+@named_arguments
 def adamaxw(
     learning_rate: optax.ScalarOrSchedule,
     b1: DecayRateLike = 0.9,

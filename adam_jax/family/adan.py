@@ -21,7 +21,7 @@ from adam_jax.rules.adam import Direction, Root
 from adam_jax.rules.base import IrregularRule, View
 from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.slots import Slot
-from adam_jax.validation import check_number
+from adam_jax.validation import check_number, named_arguments
 
 
 @frozen_pytree
@@ -95,6 +95,7 @@ def scale_by_adan(
     return scale_by_rule(rule, optax.ScaleByAdanState, mu_dtype, nu_dtype, "scale_by_adan")
 
 
+@named_arguments
 def adan(
     learning_rate: optax.ScalarOrSchedule,
     b1: DecayRateLike = 0.98,

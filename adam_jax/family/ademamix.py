@@ -24,6 +24,7 @@ from adam_jax.rules.adam import Ema, MomentRule, Root
 from adam_jax.rules.base import View
 from adam_jax.rules.hyperparameters import Hyperparameter, Schedule, Scheduled, hyperparameter
 from adam_jax.slots import Slot
+from adam_jax.validation import named_arguments
 
 
 @frozen_pytree
@@ -94,6 +95,7 @@ SLOTS = {"m1": False, "m2": False, "nu": True}
 register(ScaleByAdemamixState, slots=SLOTS, counts=["count", "count_m2"])
 
 
+@named_arguments
 def ademamix(
     learning_rate: optax.ScalarOrSchedule,
     b1: DecayRateLike = 0.9,

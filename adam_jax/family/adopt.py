@@ -21,7 +21,7 @@ from adam_jax.rules.adam import Direction
 from adam_jax.rules.base import IrregularRule, View
 from adam_jax.rules.hyperparameters import Hyperparameter, Schedule, Unit, in_units_of
 from adam_jax.slots import Slot
-from adam_jax.validation import check_number, check_scalar
+from adam_jax.validation import check_number, check_scalar, named_arguments
 
 
 def fourth_root(count: Array) -> Array:
@@ -132,6 +132,7 @@ def scale_by_adopt(
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype, "scale_by_adopt")
 
 
+@named_arguments
 def adopt(
     learning_rate: optax.ScalarOrSchedule,
     b1: DecayRateLike = 0.9,

@@ -18,7 +18,7 @@ from adam_jax.rules.hyperparameters import Hyperparameter, Schedule, hyperparame
 def alias(
     name: str,
     scale_by: Function,
-    learning_rate: ArrayLike | Schedule | Hyperparameter | None,
+    learning_rate: ArrayLike | Schedule | Hyperparameter,
     *,
     l2: ArrayLike | Schedule | None = None,
     weight_decay: ArrayLike | Schedule | None = None,
@@ -33,7 +33,7 @@ def alias(
     Args:
       name: of the alias, for `repr`.
       scale_by: the member's `scale_by_*`.
-      learning_rate: α; None leaves the updates unchanged.
+      learning_rate: α.
       l2: λ₂ of coupled weight decay, before the member; None for none.
       weight_decay: λ of decoupled weight decay, after the member; None for none.
       mask: the leaves that decay; None for all.
@@ -53,10 +53,8 @@ def alias(
     coupled = [] if l2 is None else [_weight_decay("l2", l2)]
     behind = [*before_learning_rate, _learning_rate(learning_rate)]
     if weight_decay is not None:
-        # Without a learning rate the sign is not flipped, and neither is that of the decay.
-        downhill = not scale_decay and learning_rate is not None
         its_mask = weight_decay_mask if mask is None else mask
-        stage = _weight_decay("weight_decay", weight_decay, its_mask, downhill)
+        stage = _weight_decay("weight_decay", weight_decay, its_mask, downhill=not scale_decay)
         behind = [stage, *behind] if scale_decay else [*behind, stage]
     stages = scale_by(**arguments).body.stages
     return Transformation.around(Member.of(*coupled, *stages, *behind, name=name))
@@ -82,16 +80,16 @@ def scale_by_learning_rate(
     Differs from Optax in: the product is computed in float32. Optax first rounds a scheduled
     learning rate to the leaf's dtype, which turns 1e-3 into 9.9945e-4 in bfloat16.
     """
-    stage = _learning_rate(learning_rate, flip_sign)
+    stage = Stage(Identity(), optax.EmptyState)
+    if learning_rate is not None:
+        stage = _learning_rate(learning_rate, flip_sign)
     return Transformation.around(Member.of(stage, chained=False, name="scale_by_learning_rate"))
 
 
 def _learning_rate(
-    learning_rate: ArrayLike | Schedule | Hyperparameter | None, flip_sign: bool = True
+    learning_rate: ArrayLike | Schedule | Hyperparameter, flip_sign: bool = True
 ) -> Stage:
     """The last stage of an alias."""
-    if learning_rate is None:
-        return Stage(Identity(), optax.EmptyState)
     rate = hyperparameter("learning_rate", learning_rate, -math.inf, instead="1e-3 is usual")
     scheduled = isinstance(rate, Hyperparameter)
     state_type = optax.ScaleByScheduleState if scheduled else optax.EmptyState

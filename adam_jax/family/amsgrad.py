@@ -21,6 +21,7 @@ from adam_jax.rules.adam import Ema, MomentRule, Root
 from adam_jax.rules.base import View
 from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.slots import Slot
+from adam_jax.validation import named_arguments
 
 
 @frozen_pytree
@@ -89,6 +90,7 @@ def scale_by_amsgrad(
     return scale_by_rule(rule, optax.ScaleByAmsgradState, mu_dtype, nu_dtype, "scale_by_amsgrad")
 
 
+@named_arguments
 def amsgrad(
     learning_rate: optax.ScalarOrSchedule,
     b1: DecayRateLike = 0.9,
@@ -122,6 +124,7 @@ def amsgrad(
     return alias("amsgrad", scale_by_amsgrad, **locals())
 
 
+@named_arguments
 def amsgradw(
     learning_rate: optax.ScalarOrSchedule,
     b1: DecayRateLike = 0.9,

@@ -18,6 +18,7 @@ from adam_jax.numerics import DecayRateLike, exact, squared
 from adam_jax.pytrees import frozen_pytree
 from adam_jax.rules.base import Rule, View
 from adam_jax.rules.hyperparameters import Schedule
+from adam_jax.validation import named_arguments
 
 
 # Optax's trust ratio is a closure, and a separate pass over update and parameter. A stage compares
@@ -41,6 +42,7 @@ class ScaleByTrustRatio(Rule):
 TRUST_RATIO = Stage(ScaleByTrustRatio(), optax.EmptyState)
 
 
+@named_arguments
 def lamb(
     learning_rate: optax.ScalarOrSchedule,
     b1: DecayRateLike = 0.9,

@@ -21,6 +21,7 @@ from adam_jax.rules.adam import Direction, Ema, Root
 from adam_jax.rules.base import MemberRule, View
 from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.slots import Slot
+from adam_jax.validation import named_arguments
 
 
 class ScaleByLapropState(NamedTuple):
@@ -88,6 +89,7 @@ def scale_by_laprop(
     return scale_by_rule(rule, ScaleByLapropState, mu_dtype, nu_dtype, "scale_by_laprop")
 
 
+@named_arguments
 def laprop(
     learning_rate: optax.ScalarOrSchedule,
     b1: DecayRateLike = 0.9,
@@ -113,6 +115,7 @@ def laprop(
     return alias("laprop", scale_by_laprop, **locals())
 
 
+@named_arguments
 def lapropw(
     learning_rate: optax.ScalarOrSchedule,
     b1: DecayRateLike = 0.9,

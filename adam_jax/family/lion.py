@@ -18,7 +18,7 @@ from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.rules.base import IrregularRule, View
 from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.slots import Slot
-from adam_jax.validation import check_number
+from adam_jax.validation import check_number, named_arguments
 
 
 @frozen_pytree
@@ -74,6 +74,7 @@ def scale_by_lion(
     return scale_by_rule(rule, optax.ScaleByLionState, mu_dtype, None, "scale_by_lion")
 
 
+@named_arguments
 def lion(
     learning_rate: optax.ScalarOrSchedule,
     b1: DecayRateLike = 0.9,

@@ -23,7 +23,7 @@ from adam_jax.rules.adam import Ema, MomentRule, Root
 from adam_jax.rules.base import MemberRule, View
 from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.slots import Slot
-from adam_jax.validation import check_number
+from adam_jax.validation import check_number, named_arguments
 
 
 class ScaleByMarsState(NamedTuple):
@@ -116,6 +116,7 @@ def scale_by_mars(
     )
 
 
+@named_arguments
 def mars_adamw(
     learning_rate: optax.ScalarOrSchedule,
     b1: DecayRateLike = 0.95,

@@ -21,7 +21,7 @@ from adam_jax.numerics import DecayRate, DecayRateLike
 from adam_jax.pytrees import frozen_pytree
 from adam_jax.rules.adam import AheadEma, Ema, MomentRule, Root
 from adam_jax.rules.hyperparameters import Schedule
-from adam_jax.validation import check_number
+from adam_jax.validation import check_number, named_arguments
 
 TERMS = 56
 """Terms of the series below: 2⁻⁵⁶ is below the resolution of float64."""
@@ -95,6 +95,7 @@ def scale_by_nadam(
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype, "scale_by_nadam")
 
 
+@named_arguments
 def nadam(
     learning_rate: optax.ScalarOrSchedule,
     b1: DecayRateLike = 0.9,
@@ -124,6 +125,7 @@ def nadam(
     return alias("nadam", scale_by_nadam, **locals())
 
 
+@named_arguments
 def nadamw(
     learning_rate: optax.ScalarOrSchedule,
     b1: DecayRateLike = 0.9,

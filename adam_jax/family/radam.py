@@ -20,7 +20,7 @@ from adam_jax.pytrees import frozen_pytree
 from adam_jax.rules.adam import Ema, MomentRule, NesterovEma, Root
 from adam_jax.rules.base import Modifier, View
 from adam_jax.rules.hyperparameters import Schedule
-from adam_jax.validation import check_number
+from adam_jax.validation import check_number, named_arguments
 
 
 @frozen_pytree
@@ -105,6 +105,7 @@ def scale_by_radam(
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype, "scale_by_radam")
 
 
+@named_arguments
 def radam(
     learning_rate: optax.ScalarOrSchedule,
     b1: DecayRateLike = 0.9,
@@ -134,6 +135,7 @@ def radam(
     return alias("radam", scale_by_radam, **locals())
 
 
+@named_arguments
 def radamw(
     learning_rate: optax.ScalarOrSchedule,
     b1: DecayRateLike = 0.9,

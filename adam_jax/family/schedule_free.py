@@ -27,7 +27,7 @@ from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.rules.adam import Ema, MomentRule, Root
 from adam_jax.rules.base import View, at
 from adam_jax.rules.hyperparameters import FixedNumber, Hyperparameter, Schedule, hyperparameter
-from adam_jax.validation import as_number, check_number
+from adam_jax.validation import as_number, check_number, named_arguments
 
 # Optax exports the function that makes this state, but not its type.
 RMS_STATE = type(jax.eval_shape(optax.scale_by_rms(bias_correction=True).init, ()))
@@ -119,6 +119,7 @@ def _averaged(c: Array, of_step: Array, u: Array, y: Leaf, z: Array) -> tuple[Ar
         return exact(c * (old - scaled(y))) + exact(of_step * (scaled(new) - old)), new
 
 
+@named_arguments
 def schedule_free_adamw(
     learning_rate: ArrayLike | Schedule = 0.0025,
     warmup_steps: int | None = None,

@@ -16,7 +16,7 @@ from adam_jax.pytrees import frozen_pytree
 from adam_jax.rules.adam import AroundEma, Ema, MomentRule, Root
 from adam_jax.rules.base import View
 from adam_jax.rules.hyperparameters import Schedule
-from adam_jax.validation import check_number
+from adam_jax.validation import check_number, named_arguments
 
 
 @frozen_pytree
@@ -61,6 +61,7 @@ def scale_by_yogi(
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype, "scale_by_yogi")
 
 
+@named_arguments
 def yogi(
     learning_rate: optax.ScalarOrSchedule,
     b1: DecayRateLike = 0.9,

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,17 +12,22 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 
-from adam_jax._types import Function, Leaf, Params
+from adam_jax._types import Function, Leaf, Params, Updates
 from adam_jax.core.leaf import Plan
-from adam_jax.core.states import described, owners, states_in
+from adam_jax.core.member import Member
+from adam_jax.core.states import described, found, owners, states_in
+from adam_jax.core.step import Body, arguments, call_of
 from adam_jax.core.trees import leaf_paths, without_numbers
 from adam_jax.formats.base import Format
 from adam_jax.formats.dense import format_of
 from adam_jax.groups import expressions_in
+from adam_jax.hyperparams import expanded
 from adam_jax.inspect.memory import Report, bytes_of, planned, plans_of, report, undeclared_layers
 from adam_jax.inspect.tables import aligned
 from adam_jax.rules.base import Rule
 from adam_jax.rules.hyperparameters import Unit, numbers_of
+from adam_jax.wrap.accumulate import Accumulate
+from adam_jax.wrap.chain import Chain, inner_body
 
 
 class LeafAdvice(NamedTuple):
@@ -38,6 +43,8 @@ class LeafAdvice(NamedTuple):
         not stepped by this package.
       decay: λ; "scheduled" if it is not a plain number; "" for none.
       group: the expression of `groups` that it matches; "" without groups, or if none matches.
+      numbers: its hyperparameters, where not all leaves have the same.
+      shadowed: the expressions of `groups` that it matches too, which come after its group.
     """
 
     path: str
@@ -48,6 +55,8 @@ class LeafAdvice(NamedTuple):
     kernel: str
     decay: str
     group: str
+    numbers: str
+    shadowed: str
 
     @property
     def stored(self) -> str:
@@ -77,7 +86,7 @@ class Advice:
             for x in self.leaves
         )
         columns = ["leaf", "leaves", "shape", "dtype", "state B/p", "stored as", "on TPUs", "decay"]
-        rows = [[*columns, "group"]]
+        rows = [[*columns, "group", "numbers", "matches too"]]
         for (path, shape, *cells), count in alike.items():
             rows.append([path, str(count), "x".join(map(str, shape)) or "scalar", *cells])
         used = [i for i, column in enumerate(zip(*rows[1:], strict=True)) if any(column)]
@@ -93,6 +102,7 @@ def advise(
     params: Params,
     tx: optax.GradientTransformation,
     *,
+    grads: Updates = None,
     step: Function | None = None,
     args: Sequence[Any] | None = None,
 ) -> Advice:
@@ -103,6 +113,7 @@ def advise(
     Args:
       params: the parameters, or `jax.ShapeDtypeStruct`s of them.
       tx: any Optax transformation; storage, kernels and decay are shown for those of this package.
+      grads: the gradients, as in `report`. With them, weights without a gradient cause a warning.
       step: the run's step, `step(params, state, *args)`, as in `report`. With it, results that do
         not reuse the memory of donated arrays cause a warning.
       args: the other arguments of `step`; by default the gradients.
@@ -113,16 +124,23 @@ def advise(
     Raises:
       ValueError: as in `report`.
     """
-    its_report = report(params, tx, step=step, args=args)
-    params, grads, state = planned(params, tx, None)
-    plans, expressions = plans_of(params, tx, grads, state), expressions_in(tx)
+    its_report = report(params, tx, grads=grads, step=step, args=args)
+    params, grads, state = planned(params, tx, grads)
+    plans, tx = plans_of(params, tx, grads, state), expanded(tx)
     paths = leaf_paths(params, none_is_leaf=False)
     kept: list[dict[str, Format]] = [{} for _ in paths]
+    members = collections.Counter[str]()  # That have moments of a leaf.
     for x in states_in(state):
+        its = set()
         for name in described(x).slots:
             for stored, i in owners(getattr(x, name), params):
                 if i is not None and (fmt := format_of(stored)) is not None:
                     kept[i][name] = fmt
+                    its.add(paths[i])
+        members.update(sorted(its))
+    arguments_of = {path: arguments(plan.rules) for path, plan in plans.items()}
+    common = set.intersection(*map(set, arguments_of.values())) if plans else set()
+    matching = {path: [e for e in expressions_in(tx) if re.fullmatch(e, path)] for path in paths}
     of_state = collections.Counter[int | None]()
     for stored, i in owners(state, params):
         of_state[i] += sum(map(bytes_of, jax.tree.leaves(stored)))
@@ -135,17 +153,20 @@ def advise(
             storage={name: str(fmt) for name, fmt in kept[i].items()},
             kernel=plans[path].way if path in plans else "",
             decay=_decay(plans[path].rules) if path in plans else "",
-            group=next((e for e in expressions if re.fullmatch(e, path)), ""),
+            group="".join(matching[path][:1]),
+            numbers=", ".join(x for x in arguments_of.get(path, ()) if x not in common),
+            shadowed=", ".join(matching[path][1:]),
         )
         for i, (path, p) in enumerate(zip(paths, jax.tree.leaves(params), strict=True))
     )
     warned = [
         *itertools.starmap(undeclared_layers, its_report.undeclared.items()),
         *_of_rules(plans),
-        *_of_leaves(leaves, jax.tree.leaves(params), kept),
+        *_of_order(inner_body("tx", tx), [path for path, n in members.items() if n > 1]),
+        *_of_groups(matching),
+        *_of_leaves(leaves, jax.tree.leaves(params), grads, kept),
     ]
-    pointers = max(64 * 1024, its_report.arguments // 100)
-    if step is not None and its_report.results > pointers:
+    if step is not None and its_report.results > max(64 * 1024, its_report.arguments // 100):
         warned.append(
             f"{its_report.results:,} bytes of the step's results are new memory: donate parameters"
             f" and state (donate_argnums), and return them first and in this order."
@@ -165,12 +186,13 @@ def _numbers(rule: Rule, unit: Unit) -> list[float | None]:
 
 
 def _of_rules(plans: dict[str, Plan]) -> Iterator[str]:
-    """Warnings about averages that stop changing, and about a large eps."""
+    """Warnings about averages that stop changing, a large eps, and a large learning rate."""
     still: dict[tuple[str, str, float], int] = collections.Counter()
-    large = set()
+    large, fast = set(), set()
     for own in plans.values():
         for rule, formats in zip(own.rules, own.formats, strict=True):
             large |= {eps for eps in _numbers(rule, Unit.GRADIENT) if eps and eps >= 1e-4}
+            fast |= {rate for rate in _numbers(rule, Unit.LEARNING_RATE) if rate and abs(rate) > 1}
             pairs: Any = zip(rule.slots, formats, strict=True)
             for slot, fmt in pairs:
                 to_nearest = fmt.unit == 1 and fmt.rounds and not fmt.stochastic
@@ -190,12 +212,66 @@ def _of_rules(plans: dict[str, Plan]) -> Iterator[str]:
             f" Write 1e-8."
         )
 
+    for rate in sorted(fast):
+        yield (
+            f"the learning rate is {rate:g}: an update of Adam is about 1, so each step moves each"
+            f" weight by about {rate:g}. Write 1e-3."
+        )
+
+
+def _of_order(body: Body, twice: Sequence[str]) -> Iterator[str]:
+    """Warnings about what stands in the wrong place in a chain."""
+    if twice:
+        yield (
+            f"leaves such as {twice[0]!r} have moments of two members: the second averages the"
+            f" updates of the first. Write one of them."
+        )
+    for chain in found(body, lambda x: isinstance(x, Chain)):
+        for i, part in enumerate(chain.bodies):
+            yield from _of_order(part, ())
+            clip = call_of(part).partition("(")[0]
+            if clip in ("clip_by_global_norm", "clip", "adaptive_grad_clip"):
+                members = found(chain.bodies[:i], lambda x: isinstance(x, Member))
+                if any(member.main is not None for member in members):
+                    yield (
+                        f"{clip} stands behind {members[0].name}, so it clips updates, not"
+                        f" gradients. Write chain({clip}(...), {members[0].name}(...))."
+                    )
+                if found(chain.bodies[i + 1 :], lambda x: isinstance(x, Accumulate)):
+                    yield (
+                        f"{clip} stands before accumulate, so it clips each micro-batch, not their"
+                        f" average. Write accumulate(chain({clip}(...), ...), every)."
+                    )
+
+
+def _of_groups(matching: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """A warning for each expression that takes leaves of another one without being part of it."""
+    pairs: dict[tuple[str, str], list[str]] = {}
+    for path, its in matching.items():
+        for other in its[1:]:
+            pairs.setdefault((its[0], other), []).append(path)
+    for (first, other), paths in pairs.items():
+        if any(other not in its for its in matching.values() if first in its):
+            yield (
+                f"{paths[0]!r} matches {first!r} and {other!r}, and has the arguments of the first"
+                f" alone. Write before them a group {paths[0]!r} with all its arguments."
+            )
+
 
 def _of_leaves(
-    leaves: Sequence[LeafAdvice], params: Sequence[Leaf], kept: Sequence[dict[str, Format]]
+    leaves: Sequence[LeafAdvice],
+    params: Sequence[Leaf],
+    grads: Updates,
+    kept: Sequence[dict[str, Format]],
 ) -> Iterator[str]:
-    """Warnings about blocks that span devices, and about decayed vectors."""
-    across = []
+    """Warnings about missing gradients, blocks that span devices, and decayed vectors."""
+    across, given = [], jax.tree.leaves(grads, is_leaf=lambda g: g is None)
+    if still := [x.path for x, g in zip(leaves, given, strict=True) if g is None and x.storage]:
+        yield (
+            f"leaves such as {still[0]!r} have a state, but no gradient, and never move."
+            f" Differentiate with respect to them, or freeze them without a state: write"
+            f" groups(adamw, {{{still[0]!r}: None}}, learning_rate=1e-3)."
+        )
     for x, p, formats in zip(leaves, params, kept, strict=True):
         blocks = [fmt.unit for fmt in formats.values() if fmt.measures and fmt.unit]
         if blocks and isinstance(p.sharding, NamedSharding):

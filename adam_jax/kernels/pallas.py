@@ -34,15 +34,19 @@ def by_kernel(step: Function, by_xla: Function, plan: PyTree, args: tuple[Any, .
       plan: the `Plan` of the leaf, with tiles.
       args: the numbers of the rules, `Arrays`, whether the step is taken, sums over the leaf.
     """
-    kernel = Kernel(step, plan, plan.kernel, jax.tree.structure(args))
-    interpreted = dataclasses.replace(kernel, interpret=True) if plan.kernel.everywhere else None
-    parts = None
-    if plan.parts is not None:
+
+    def kernels(interpret: bool) -> Kernels:
+        alone = Kernel(step, plan, plan.kernel, jax.tree.structure(args), interpret)
+        if plan.parts is None:
+            return Kernels(alone)
         tiles, sharding = plan.parts
-        whole = dataclasses.replace(kernel, tiles=tiles, whole=args[1].g.shape)
-        parts = KernelOfParts(whole, sharding)
-    kernels = Kernels(kernel, parts, interpreted)
-    return on_tpus(lambda *args: by_xla(*args[:3]), kernels, *args)
+        whole = dataclasses.replace(alone, tiles=tiles, whole=args[1].g.shape)
+        return Kernels(alone, KernelOfParts(whole, sharding))
+
+    every = kernels(False)
+    if plan.kernel.everywhere:
+        every = every._replace(elsewhere=kernels(True))
+    return on_tpus(lambda *args: by_xla(*args[:3]), every, *args)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,14 +24,14 @@ class Kernels(NamedTuple):
     """Functions from the leaves of the arguments to the leaves of the result; hashable.
 
     Attributes:
-      alone: for TPUs that each run their own program.
-      parts: for a program of several TPUs; None for XLA's own.
-      elsewhere: for other platforms; None for XLA's own.
+      alone: for devices that each run their own program.
+      parts: for a program of several devices, or a mesh with explicit axes; None for XLA's own.
+      elsewhere: the same two for other platforms than TPUs; None for XLA's own.
     """
 
     alone: Function
     parts: Function | None = None
-    elsewhere: Function | None = None
+    elsewhere: "Kernels | None" = None
 
 
 def on_tpus(f: Callable[..., Any], kernels: Kernels, *args: PyTree) -> Any:
@@ -66,12 +66,14 @@ def _lowered(choose: Callable[[Any, Kernels], Function | None]) -> Callable[...,
     return rule
 
 
-def _of_tpus(context: mlir.AxisContext, kernels: Kernels) -> Function | None:
+def _chosen(context: mlir.AxisContext, kernels: Kernels | None) -> Function | None:
+    if kernels is None:
+        return None
     if isinstance(context, mlir.SPMDAxisContext):
         every = context.manual_axes == frozenset(context.mesh.axis_names)
         return kernels.alone if every else None
     alone = isinstance(context, mlir.ShardingContext) and context.num_devices == 1
-    return kernels.alone if alone else kernels.parts
+    return kernels.parts or (kernels.alone if alone else None)
 
 
 def _jvp(
@@ -89,12 +91,12 @@ def _batched(
 
 
 def _evaluated(*args: Leaf, otherwise: ClosedJaxpr, kernels: Kernels) -> Sequence[Leaf]:
-    return (kernels.elsewhere or jaxpr_as_fun(otherwise))(*args)
+    return (kernels.elsewhere.alone if kernels.elsewhere else jaxpr_as_fun(otherwise))(*args)
 
 
 _on_tpus.def_impl(_evaluated)
 _on_tpus.def_abstract_eval(lambda *_, otherwise, **__: otherwise.out_avals)
 ad.primitive_jvps[_on_tpus] = _jvp
 batching.primitive_batchers[_on_tpus] = _batched
-mlir.register_lowering(_on_tpus, _lowered(lambda _, kernels: kernels.elsewhere))
-mlir.register_lowering(_on_tpus, _lowered(_of_tpus), platform="tpu")
+mlir.register_lowering(_on_tpus, _lowered(lambda at, kernels: _chosen(at, kernels.elsewhere)))
+mlir.register_lowering(_on_tpus, _lowered(_chosen), platform="tpu")

@@ -1,11 +1,14 @@
 """Transformations in sequence; the last one fuses update and apply."""
 
+import itertools
+from collections.abc import Sequence
+
 import optax
 
 from adam_jax._types import AnyTransformation, Params, State
 from adam_jax.core.foreign import is_foreign, parts_of
 from adam_jax.core.member import Member
-from adam_jax.core.step import PASS_ON, Body, Step
+from adam_jax.core.step import PASS_ON, Body, Step, call_of
 from adam_jax.core.transformation import Transformation, body_of, from_functions
 from adam_jax.pytrees import frozen_pytree
 
@@ -15,6 +18,18 @@ class Chain(Body):
     """The body of `chain`."""
 
     bodies: tuple[Body, ...]
+
+    @classmethod
+    def of(cls, bodies: Sequence[Body]) -> "Chain":
+        """Checks that nothing changes the updates behind a body that reads the new parameters."""
+        for first, second in itertools.pairwise(bodies):
+            if first.keeps_results and not second.keeps_results:
+                name, other = (call_of(body).partition("(")[0] for body in (first, second))
+                raise ValueError(
+                    f"{name} must be last in a chain, got {other} behind it: it reads the new"
+                    f" parameters. Write chain({other}(...), {name}(...))."
+                )
+        return cls(tuple(bodies))
 
     def init(self, params: Params) -> State:
         return tuple(body.init(params) for body in self.bodies)
@@ -46,7 +61,7 @@ def inner_body(argument: str, tx: AnyTransformation) -> Body:
     if not pairs:
         return body
     bodies = tuple(inner_body(argument, from_functions(*pair)) for pair in pairs)
-    return body if all(map(is_foreign, bodies)) else Chain(bodies)
+    return body if all(map(is_foreign, bodies)) else Chain.of(bodies)
 
 
 def chain(*txs: optax.GradientTransformation) -> Transformation:
@@ -61,12 +76,12 @@ def chain(*txs: optax.GradientTransformation) -> Transformation:
       compares by value, and its `step` is that of the last transformation.
 
     Raises:
-      ValueError: an argument is not a transformation.
+      ValueError: an argument is not a transformation, or one follows `ema_params`.
 
     Differs from Optax in: between two transformations of this package updates are float32 or wider.
     Only after the last are they rounded to the gradient's dtype (or the parameter's, if wider).
     """
     if not txs:
         return Transformation.around(Member.of(name="chain"))
-    bodies = (inner_body(f"txs[{i}]", tx) for i, tx in enumerate(txs))
-    return Transformation.around(Chain(tuple(bodies)))
+    bodies = [inner_body(f"txs[{i}]", tx) for i, tx in enumerate(txs)]
+    return Transformation.around(Chain.of(bodies))

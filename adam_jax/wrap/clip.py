@@ -73,11 +73,10 @@ def _times(x: jax.Array, factor: Number) -> jax.Array:
         return x * jnp.asarray(factor, jnp.finfo(x.dtype).dtype)
 
 
-def added(terms: list[jax.Array], axis: int | None = None) -> list[jax.Array]:
+def added(terms: list[jax.Array], axes: tuple[int, ...] | None = None) -> list[jax.Array]:
     """Several sums in one reduction, of arrays of one shape and dtype, which are not stored."""
     zeros = [np.zeros([], x.dtype) for x in terms]
-    axes = range(terms[0].ndim) if axis is None else [axis]
-    return jax.lax.reduce(terms, zeros, _add, tuple(axes))
+    return jax.lax.reduce(terms, zeros, _add, tuple(range(terms[0].ndim)) if axes is None else axes)
 
 
 # Not a lambda: outside jit each new one would be compiled again.

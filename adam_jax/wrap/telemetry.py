@@ -152,13 +152,29 @@ def _sums(p: Leaf, g: Leaf, u: Leaf, moved: Leaf) -> list[jax.Array]:
     g, u, p, moved = jax.lax.stop_gradient((g, u, p, moved))
     moving = u != 0
     lost = moving & (moved == p)
-    g, u, p = (jnp.ravel(scaled(x)) for x in (g, u, p))
+    g, u, p = (scaled(x) for x in (g, u, p))
     # Not g² itself, which XLA:CPU would share with clipping and store.
     terms = [squared(g / 2), squared(u), squared(p), jnp.real(jnp.conj(g) * u), moving, lost]
-    # By rows: a sequential sum in float32 stops growing at 2²⁴ equal terms.
-    shape = math.gcd(g.size, 4096), -1
-    terms = [jnp.reshape(jax.lax.convert_element_type(x, jnp.float32), shape) for x in terms]
-    return list(map(jnp.sum, added(terms, axis=1)))
+    rows, axes = _in_rows(g.shape)
+    terms = [jnp.reshape(jax.lax.convert_element_type(x, jnp.float32), rows) for x in terms]
+    return list(map(jnp.sum, added(terms, axes)))
+
+
+def _in_rows(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shape of a leaf in some 4,096 rows, and the axes of a row.
+
+    By rows, since a sequential sum in float32 stops growing at 2²⁴ equal terms. At most one axis is
+    split and none are merged, for which XLA would gather a leaf that is sharded along them.
+    """
+    rows = 1
+    for axis, size in enumerate(shape):
+        if rows * size >= 4096 or axis == len(shape) - 1:
+            parts = math.gcd(size, 1 << (-(-4096 // max(rows, 1)) - 1).bit_length())
+            if parts < size and (rows * parts >= 64 or math.prod(shape[axis + 1 :]) < 64):
+                shape = (*shape[:axis], parts, size // parts, *shape[axis + 1 :])
+            return shape, tuple(range(axis + 1, len(shape)))
+        rows *= size
+    return (), ()
 
 
 def telemetry(

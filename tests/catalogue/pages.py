@@ -76,6 +76,20 @@ def installed_before_samples(page: Path) -> list[set[str]]:
     return before
 
 
+def needed_by_samples(page: Path) -> list[set[tuple[str, str]]]:
+    """For each Python block, packages and versions, from "needs jax >= 0.10" in its section."""
+    pattern = r"^```python\n.*?^```|^#+ [^\n]*|\b(jax|optax|flax) >= ([\d.]*\d)"
+    needed, found = [], set()
+    for match in re.finditer(pattern, page.read_text(), re.DOTALL | re.MULTILINE):
+        if match[1]:
+            found.add((match[1], match[2]))
+        elif match[0].startswith("#"):
+            found.clear()
+        else:
+            needed.append(set(found))
+    return needed
+
+
 def commands(page: Path) -> list[str]:
     """The shell commands: each line of an sh block, and commands between backticks in the text."""
     lines = [

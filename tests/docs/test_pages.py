@@ -2,6 +2,7 @@
 
 import builtins
 import contextlib
+import importlib.metadata
 import importlib.util
 import inspect
 import io
@@ -20,6 +21,7 @@ from tests.catalogue.pages import (
     commands,
     installed_before_samples,
     name_of,
+    needed_by_samples,
     samples,
 )
 
@@ -44,10 +46,23 @@ OPTIONAL = {
 PEERS = ("equinox", "torch", "keras")  # In a separate dependency group.
 
 
-def lacking(code):
-    """The peers that a sample imports and that are not installed."""
+def lacking(page):
+    """For each sample, the peers and newer packages that it needs and that are not installed."""
+    rows = zip(samples(page), needed_by_samples(page), strict=True)
+    return [
+        [*peers_lacking(code), *map(" ".join, filter(is_newer, its))] for (code, _), its in rows
+    ]
+
+
+def peers_lacking(code):
     imported = re.findall(r"\w+", " ".join(re.findall(r"^import (.*)$", code, re.MULTILINE)))
     return [name for name in PEERS if name in imported and not importlib.util.find_spec(name)]
+
+
+def is_newer(package):
+    name, needed = package
+    here = importlib.metadata.version(name)
+    return [*map(int, re.findall(r"\d+", needed))] > [*map(int, re.findall(r"\d+", here))]
 
 
 @contextlib.contextmanager
@@ -95,8 +110,8 @@ def run(page):
     """
     names, printed, expected = {}, [], []
     installed = installed_before_samples(page)
-    for (code, output), there in zip(samples(page), installed, strict=True):
-        if lacking(code):
+    for (code, output), there, missing in zip(samples(page), installed, lacking(page), strict=True):
+        if missing:
             continue
         if re.search(r"^import adam_jax,", code, re.MULTILINE):
             names = {}
@@ -128,8 +143,21 @@ def test_the_samples_run_and_print_what_stands_behind_them(
     matplotlib.use("agg")
     _, printed, expected = run(page)
     assert printed == expected
-    if missing := {name for code, _ in samples(page) for name in lacking(code)}:
+    if missing := {name for its in lacking(page) for name in its}:
         pytest.skip(f"some samples need {', '.join(sorted(missing))}: make test-peers")
+
+
+def test_what_a_section_says_that_it_needs(tmp_path):
+    page = tmp_path / "page.md"
+    sample = "```python\nx = 1\n```\n"
+    text = f"needs jax >= 0.8.0\n{sample}## More\n{sample}It needs optax >= 99 and flax >= 9.9.\n"
+    page.write_text(text + sample)
+    assert needed_by_samples(page) == [
+        {("jax", "0.8.0")},
+        set(),
+        {("optax", "99"), ("flax", "9.9")},
+    ]
+    assert lacking(page)[:2] == [[], []] and sorted(lacking(page)[2]) == ["flax 9.9", "optax 99"]
 
 
 @pytest.mark.parametrize("page", WITH_SAMPLES, ids=name_of)

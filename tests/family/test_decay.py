@@ -48,12 +48,3 @@ def test_coupled_decay_is_in_the_gradient(name, x64):
     np.testing.assert_allclose(run(scheduled, gs, params), exact, rtol=1e-9)
     with pytest.raises(ValueError, match=r"tx\.update\(grads, state, params\)"):
         alias(0.1, l2=0.3).update(params, alias(0.1, l2=0.3).init(params))
-
-
-def test_without_a_learning_rate_decay_points_uphill_like_the_update():
-    """Optax's None: a later transformation of the chain changes the sign of the updates."""
-    params = jnp.array([2.0, -1.0])
-    for scaled in (True, False):
-        tx = adam_jax.adamw(None, weight_decay=0.5, scale_decay=scaled)
-        updates, _ = tx.update(params, tx.init(params), params)
-        np.testing.assert_allclose(updates, jnp.sign(params) + 0.5 * params, rtol=1e-6)

@@ -1,6 +1,7 @@
 """Arguments in the wrong place or of the wrong type: the error says what to write instead."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -125,6 +126,38 @@ def test_a_number_in_quotes():
         message = message_of(make)
         assert text in message and "YAML" in message and "uphill" not in message
     assert "0.0 turns it off" in message_of(lambda: adam_jax.adamw(1e-3, weight_decay="no"))
+
+
+@every_member
+def test_a_learning_rate_that_is_not_set(member):
+    message = message_of(lambda: member.alias(None))
+    assert message.startswith("learning_rate must be a number") and "got None" in message
+    named = adam_jax.with_hyperparams(member.factory)
+    assert message_of(lambda: named(learning_rate=None)) == message
+
+
+OTHER_NAMES = {
+    "lr": "learning_rate",
+    "beta1": "b1",
+    "beta_2": "b2",
+    "betas": "b1 and b2",
+    "epsilon": "eps",
+    "weight_decay": "l2 as in PyTorch's Adam, or take a member",
+}
+
+
+@every_member
+def test_other_libraries_names_of_arguments(member):
+    known = inspect.signature(member.factory).parameters
+    in_groups = functools.partial(adam_jax.groups, member.factory, {".*": {}})
+    calls = (member.factory, adam_jax.with_hyperparams(member.factory), in_groups)
+    for theirs in OTHER_NAMES.keys() - known.keys():
+        ours = OTHER_NAMES[theirs]
+        right = f"for {theirs} write {ours}" if ours.split(" ")[0] in known else "its arguments"
+        for call in calls:
+            given = functools.partial(call, **{"learning_rate": 1e-3, theirs: 0.5})
+            message = message_of(given, TypeError)
+            assert f"{theirs!r}: {right}" in message and ", ".join(known) in message
 
 
 TOO_LARGE = {

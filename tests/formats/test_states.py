@@ -206,6 +206,23 @@ def test_optax_around(tx):
 CONVERSIONS = {"8 bits": jnp.int8, "4 bits": jnp.int4, "16 bits": jnp.bfloat16}
 
 
+@pytest.mark.parametrize("dtype", CONVERSIONS.values(), ids=CONVERSIONS)
+def test_a_function_of_the_moments_through_optax(dtype):
+    tx, params = adam_jax.adamw(1e-3, mu_dtype=dtype, nu_dtype=dtype), params_of(jnp.float32)
+    _, state = tx.update(gradients(0, params), tx.init(params), params)
+    kept = jax.tree.map(lambda p: jnp.arange(p.size).reshape(p.shape) % 3 > 0, params)
+    dense = adam_jax.convert_state(state, mu_dtype=jnp.float32, nu_dtype=jnp.float32)
+    pruned = optax.tree.map_params(tx, lambda m, k: jnp.where(k, m, 0), dense, kept)
+    again = adam_jax.convert_state(pruned, mu_dtype=dtype, nu_dtype=dtype)
+    again = adam_jax.convert_state(again, mu_dtype=jnp.float32, nu_dtype=jnp.float32)
+    for name in ("mu", "nu"):
+        before, after = getattr(dense[0], name), getattr(again[0], name)
+        for x, y, k in zip(*map(jax.tree.leaves, (before, after, kept)), strict=True):
+            error = {jnp.int8: 0.01, jnp.int4: 0.1, jnp.bfloat16: 0.0}[dtype]
+            atol = error * float(jnp.abs(x).max())
+            np.testing.assert_allclose(y, jnp.where(k, x, 0), atol=atol)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", CONVERSIONS.values(), ids=CONVERSIONS)
 def test_conversion_in_the_middle_of_a_run(dtype):

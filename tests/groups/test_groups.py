@@ -207,7 +207,7 @@ def test_groups_that_cannot_be_made(make, message):
 def test_an_unknown_hyperparameter():
     with pytest.raises(TypeError, match=re.escape("adam() got an unexpected")):
         adam_jax.groups(adam_jax.adam, {"a": {"wd": 1}}, learning_rate=0.1)
-    with pytest.raises(TypeError, match=r"^adam\(\) .*'lr': its arguments are learning_rate"):
+    with pytest.raises(TypeError, match=r"^adam\(\) .*: for lr write learning_rate; its arg"):
         adam_jax.groups(adam_jax.adam, {"a": None}, lr=0.1)
 
 

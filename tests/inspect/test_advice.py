@@ -63,6 +63,94 @@ def test_mistakes_are_said():
     assert warnings_of(BLOCK, masked) == ()
 
 
+MATRICES = {"head": {"w": jnp.ones((4, 4))}, "body": {"w": jnp.ones((4, 4))}}
+CLIPS = {
+    "ours": (adam_jax.clip_by_global_norm(1.0), adam_jax.chain, "clip_by_global_norm"),
+    "Optax's": (optax.clip_by_global_norm(1.0), optax.chain, "clip_by_global_norm"),
+    "by element": (optax.clip(1.0), optax.chain, "clip"),
+    "by parameter": (optax.adaptive_grad_clip(0.1), adam_jax.chain, "adaptive_grad_clip"),
+}
+
+
+@pytest.mark.parametrize(("clip", "chain", "name"), CLIPS.values(), ids=CLIPS)
+def test_a_clip_in_the_wrong_place(clip, chain, name):
+    adam, around = adam_jax.adam(1e-3), adam_jax.skip_nonfinite
+    assert warnings_of(MATRICES, around(chain(clip, adam))) == ()
+    assert warnings_of(MATRICES, adam_jax.accumulate(chain(clip, adam), 4)) == ()
+    [behind] = warnings_of(MATRICES, around(chain(adam, clip)))
+    assert f"{name} stands behind adam" in behind and f"chain({name}(...), adam(...))" in behind
+    [outside] = warnings_of(MATRICES, chain(clip, adam_jax.accumulate(adam, 4)))
+    assert outside.endswith(f"Write accumulate(chain({name}(...), ...), every).")
+
+
+def test_two_members_on_one_leaf(standard_promotion):
+    adam, lion = adam_jax.adam(1e-3), adam_jax.lion(1e-3, weight_decay=0.0)
+    twice = adam_jax.chain(adam, lion), optax.chain(optax.adan(1e-3), optax.adam(1e-3))
+    for tx in twice:
+        [warning] = warnings_of(MATRICES, tx)
+        assert "such as 'body/w' have moments of two members" in warning
+    partition = adam_jax.groups({"head/.*": adam, ".*": lion})
+    assert warnings_of(MATRICES, partition) == ()
+
+
+def test_a_learning_rate_of_a_thousand():
+    for tx in (adam_jax.adam(1000.0), adam_jax.groups(adam_jax.lion, {}, learning_rate=-1e3)):
+        [warning] = warnings_of(MATRICES, tx)
+        assert "the learning rate is" in warning and warning.endswith("Write 1e-3.")
+    assert warnings_of(MATRICES, adam_jax.adam(1.0)) == ()
+
+
+def test_a_weight_without_a_gradient():
+    grads = {"head": MATRICES["head"], "body": {"w": None}}
+    [warning] = warnings_of(MATRICES, adam_jax.adam(1e-3), grads=grads)
+    assert "such as 'body/w' have a state, but no gradient" in warning
+    frozen = adam_jax.groups(adam_jax.adam, {"body/w": None}, learning_rate=1e-3)
+    assert warnings_of(MATRICES, frozen, grads=grads) == ()
+
+
+def test_averaged_gradients_are_refused():
+    average, adam = adam_jax.ema_params(0.9), adam_jax.adam(1e-3)
+    wrong = (
+        lambda: adam_jax.chain(average, adam),
+        lambda: adam_jax.chain(adam, average, optax.scale(0.5)),
+        lambda: adam_jax.skip_nonfinite(optax.chain(average, adam)),
+        lambda: adam_jax.inspect.advise(MATRICES, optax.chain(average, adam)),
+    )
+    for make in wrong:
+        with pytest.raises(
+            ValueError, match=r"^ema_params must be last .* Write chain\((adam|scale)"
+        ):
+            make()
+    adam_jax.chain(adam, average, adam_jax.ema_params(0.99))
+
+
+def in_state(factory, groups, **defaults):
+    return adam_jax.with_hyperparams(functools.partial(adam_jax.groups, factory, groups))(
+        **defaults
+    )
+
+
+@pytest.mark.parametrize("make", [adam_jax.groups, in_state], ids=["numbers", "in the state"])
+def test_each_leaf_has_its_numbers_and_the_expressions_that_it_matches(make):
+    params = {name: {"w": jnp.ones((2, 2)), "bias": jnp.ones(2)} for name in ("body", "head")}
+    bias, head = {"b1": 0.5}, {"learning_rate": 3e-4, "b2": 0.95}
+    trap = make(adam_jax.adam, {".*bias": bias, "head/.*": head}, learning_rate=1e-3)
+    advice = adam_jax.inspect.advise(params, trap)
+    by_path = {x.path: x for x in advice.leaves}
+    assert by_path["head/bias"].group == ".*bias" and by_path["head/bias"].shadowed == "head/.*"
+    assert by_path["head/w"].shadowed == by_path["body/bias"].shadowed == ""
+    assert "b2=0.95" in by_path["head/w"].numbers and "eps" not in by_path["head/w"].numbers
+    assert "b1=0.5" in by_path["head/bias"].numbers and "matches too" in str(advice)
+    [warning] = advice.warnings
+    assert warning.startswith("'head/bias' matches '.*bias' and 'head/.*'")
+    right = {"head/bias": bias | head, "head/.*": head, ".*bias": bias, ".*": {}}
+    right = make(adam_jax.adam, right, learning_rate=1e-3)
+    advice = adam_jax.inspect.advise(params, right)
+    by_path = {x.path: x for x in advice.leaves}
+    assert by_path["head/bias"].shadowed == "head/.*, .*bias, .*" and advice.warnings == ()
+    assert "b1=0.5" in by_path["head/bias"].numbers and "b2=0.95" in by_path["head/bias"].numbers
+
+
 def test_what_is_not_donated_back_is_said():
     tx = adam_jax.adamw(1e-3, weight_decay=0.0)
     params = {"w": jax.ShapeDtypeStruct((512, 512), jnp.float32)}

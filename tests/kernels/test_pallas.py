@@ -259,6 +259,36 @@ def test_each_device_has_its_kernel_inside_shard_map(spec):
     assert NAME not in lowered(mapped, "cpu", params, params)
 
 
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize(
+    ("spec", "wrapped"),
+    [((), True), ((), False), (("data",), False), ((None, "data"), False)],
+    ids=["sharded state", "replicated", "rows", "columns"],
+)
+@pytest.mark.parametrize("devices", [8, pytest.param(1, marks=pytest.mark.slow)])
+def test_kernels_of_parts_have_the_bits_of_xlas_program(kind, spec, wrapped, devices):
+    """And they send nothing that XLA's program does not send."""
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(kind,), devices=jax.devices()[:devices])
+    there = NamedSharding(mesh, PartitionSpec(*spec))
+    params, grads = (
+        jax.device_put(x, there) for x in jax.random.normal(jax.random.key(0), (2, 512, 1024))
+    )
+    after, sent = [], []
+    for kernel in ("pallas", "xla"):
+        tx = adam_jax.with_kernel(EIGHT_BITS, kernel)
+        tx = adam_jax.sharding.shard_state(tx, mesh) if wrapped else tx
+        state = tx.init(params)
+        known = wrapped or kind == AxisType.Explicit or devices == 1
+        has_kernel = NAME in lowered(step(tx), "tpu", grads, state, params)
+        assert has_kernel == (known and kernel == "pallas")
+        compiled = jax.jit(step(tx)).lower(grads, state, params).compile()
+        after.append(compiled(grads, state, params))
+        text = compiled.as_text()
+        sent.append(Counter(re.findall(r" (all-\w+|collective-\w+|reduce-scatter)\(", text)))
+    same(*after)
+    assert sent[0] <= sent[1]
+
+
 STACKED = {
     "8 bits": (lambda tx: tx, jnp.float32, {"w": 1}, (3, 128, 512)),
     "two axes": (lambda tx: tx, jnp.float32, {"w": 2}, (2, 3, 64, 512)),

@@ -68,7 +68,8 @@ LAYERS: dict[str, tuple[set[str], str]] = {
         "states in other formats, and from and to other libraries",
     ),
     "inspect": (
-        {"core", "formats", "groups", "modifiers", "rules", "sharding", "validation", "wrap"},
+        {"core", "formats", "groups", "hyperparams", "modifiers", "rules", "sharding", "validation"}
+        | {"wrap"},
         "memory, predicted; what happens to each leaf; records; the layout of tables",
     ),
     "transfer": (
@@ -80,6 +81,7 @@ LAYERS: dict[str, tuple[set[str], str]] = {
         | {"numerics", "schedules", "sharding", "transfer", "wrap"},
         "the public names",
     ),
+    "__main__": ({"__init__"}, "`python -m adam_jax`: versions, devices, dtypes that work there"),
 }
 
 # The smallest example of each kind: files, and the beginnings of the first and last line shown.

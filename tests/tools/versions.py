@@ -84,14 +84,16 @@ def tested(python: str | Path, *arguments: str, folder: Path = ROOT) -> int:
 
 
 def of_the_oldest(python: str | Path, folder: Path = ROOT) -> int:
-    """The status of the library's smoke tests, and of the tests that depend most on versions."""
-    # Examples and pages need newer versions of Flax.
+    """The status of smoke tests, tests that depend most on versions, and the pages' samples."""
+    # Examples need newer versions of Flax.
     smoke = [name for name in files() if "examples" not in name and "test_pages" not in name]
     # These versions of JAX and Flax raise deprecation warnings about each other.
     quiet = ("-W", "ignore::DeprecationWarning")
     status = tested(python, *quiet, "-m", "smoke", *smoke, folder=folder)
     also = ("-m", "not bits and not slow", *ALSO_ON_THE_OLDEST)
-    return status or tested(python, *quiet, *also, folder=folder)
+    status = status or tested(python, *quiet, *also, folder=folder)
+    pages = ("-m", "not peers", "-k", "samples_run", "tests/docs/test_pages.py")
+    return status or tested(python, *quiet, *pages, folder=folder)
 
 
 def of_all(python: str | Path, folder: Path = ROOT) -> int:

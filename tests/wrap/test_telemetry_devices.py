@@ -1,5 +1,8 @@
 """Telemetry over several devices: explicit axes and shard_map."""
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +54,30 @@ def test_explicit_axes(spec, around):
     moved, state = step(gradients(params), tx.init(params), params)
     assert_same(measured(state), expected())
     assert moved["w"].sharding.is_equivalent_to(where["w"], 2)
+
+
+COLLECTIVE = re.compile(r"= (\S+|\(.*?\)) (?:all-|collective-|reduce-)[\w-]+\(")
+SPECS = [P("data"), P(None, "data"), P(None, None, "data")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("around", [lambda tx: tx, lambda tx: adam_jax.with_layers(tx, "w")])
+def test_no_leaf_is_gathered(kind, spec, around):
+    """Sharded along any axis, a leaf sends sums of its rows at most."""
+    mesh, tx = jax.make_mesh((8,), ("data",), axis_types=(kind,)), around(telemetry(adamw(1e-2), 1))
+    shape = 8, 96, 768
+    params = {"w": jnp.linspace(-1.0, 1.0, math.prod(shape)).reshape(shape)}
+    step = jax.jit(lambda *args: stepped(tx, *args))
+    _, whole = step(gradients(params), tx.init(params), params)
+    params = jax.device_put(params, NamedSharding(mesh, spec))
+    args = gradients(params), tx.init(params), params
+    _, state = step(*args)
+    assert_same(measured(state), measured(whole))
+    for shapes in COLLECTIVE.findall(step.lower(*args).compile().as_text()):
+        for size in re.findall(r"\[(.*?)\]", shapes):
+            assert math.prod(map(int, re.findall(r"\d+", size))) <= math.prod(shape) / 64
 
 
 def mesh_of_eight():

@@ -1,0 +1,44 @@
+"""`python -m adam_jax` prints versions, devices, the dtypes that work there, and what to try."""
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import adam_jax
+
+COMMANDS = """
+python -c "import adam_jax as a; print(*a.__all__)"
+python -c "import adam_jax as a; help(a.adamw)"
+python -c "import adam_jax as a, numpy as n; print(a.inspect.advise(n.ones((9, 128)), a.adam(.1)))"
+"""
+
+
+def outcome(device: Any, weights: str, moments: Any = adam_jax.AT_LEAST_FLOAT32) -> str:
+    """Takes a step on a device: "yes", or the first line of the error."""
+    tx = adam_jax.adamw(0.1, mu_dtype=moments, nu_dtype=moments)
+    try:
+        params = jax.device_put(jnp.ones((8, 128), weights), device)
+        stepped, _ = jax.jit(tx.step)(params, tx.init(params), params)
+        return "yes" if jnp.allclose(stepped, 0.9, 0.01) else f"no: 1 - 0.1 is {stepped[0, 0]}"
+    except Exception as error:
+        return f"no: {error}".splitlines()[0]
+
+
+def main() -> None:
+    """Prints all of it."""
+    packages = (f"{name} {version(name)}" for name in ("jax", "jaxlib", "optax", "numpy"))
+    print(f"adam_jax {adam_jax.__version__}, Python {platform.python_version()},", *packages)
+    for device in jax.local_devices():
+        print(f"\n{device} ({device.device_kind})")
+        for weights in ("float32", "bfloat16", "float16", "complex64"):
+            print(f"  weights in {weights}: {outcome(device, weights)}")
+        for moments in ("bfloat16", "int8", "int4"):
+            print(f"  moments in {moments}: {outcome(device, 'float32', jnp.dtype(moments))}")
+    print(f"\nNext:{COMMANDS}", end="")
+
+
+if __name__ == "__main__":
+    main()
