@@ -220,13 +220,14 @@ class HyperparamsFactory(Factory):
                 continue
             if DecayRateLike in types:
                 sides.append((name, side))
-        its = tuple(sides), layers_of(self.factory)
-        body = WithHyperparams(numbers, self.factory, FrozenTree.of({}), *its)
+        scheduled = {name: x for name, x in numbers.items() if isinstance(x, Scheduled)}
+        its = FrozenTree.of({}), tuple(sides), layers_of(self.factory)
+        body = WithHyperparams(scheduled, self.factory, *its)
         with jax.numpy_dtype_promotion("standard"):  # As in a step.
-            first = body.numbers_at(jnp.zeros([], jnp.int32), numbers)
-        scheduled = {n: first[n] for n, x in numbers.items() if isinstance(x, Scheduled)}
-        self.factory(**arguments | numbers | scheduled)  # Checks them.
-        return Transformation.around(dataclasses.replace(body, fixed=FrozenTree.of(fixed)))
+            first = body.numbers_at(jnp.zeros([], jnp.int32), {})
+        self.factory(**arguments | numbers | first)  # Checks them.
+        body = dataclasses.replace(body, numbers=numbers, fixed=FrozenTree.of(fixed))
+        return Transformation.around(body)
 
 
 def with_hyperparams(
