@@ -181,7 +181,9 @@ def expanded(tx: AnyTransformation) -> PyTree:
     """Replaces each `with_hyperparams` in a transformation by the member that its numbers make."""
 
     def expand(x: Leaf) -> Leaf:
-        return expanded(x.inner(x.init(()))) if isinstance(x, WithHyperparams) else x
+        if not isinstance(x, WithHyperparams):
+            return x
+        return expanded(body_of(name_of(x.factory), x.inner(x.init(()))))
 
     return jax.tree.map(expand, tx, is_leaf=lambda x: isinstance(x, WithHyperparams))
 

@@ -223,6 +223,8 @@ _OTHER_NAMES = {
     "betas": "b1 and b2",
     "epsilon": "eps",
     "lr": "learning_rate",
+    "momentum": "b1",
+    "wd": "weight_decay",
     "weightdecay": "l2 as in PyTorch's Adam, or take a member with weight_decay, such as adamw",
 }
 """Names of arguments in other libraries, without underscores, and what to write."""

@@ -482,10 +482,15 @@ def call_of(body: Any) -> str:
 
 def arguments(parts: Iterable[Any]) -> list[str]:
     """The numbers that differ from their defaults, as arguments; the learning rate first."""
+
+    def shown(x: Any) -> Any:
+        return "traced" if isinstance(x, jax.core.Tracer) else getattr(x, "__name__", x)
+
     found: list[str] = []
     for part in parts:
         if isinstance(part, DecayRate):
-            b = 1 - part.complement
+            b = shown(part.complement)
+            b = b if isinstance(b, str) else 1 - b
             found.append(f"{part.name}={round(b, 12) if isinstance(b, float) else b}")
             continue
         for field in dataclasses.fields(part):
@@ -497,12 +502,12 @@ def arguments(parts: Iterable[Any]) -> list[str]:
                 found += map(call_of, inside)
             elif isinstance(x, dict):
                 constant = [k for k, number in x.items() if not dataclasses.is_dataclass(number)]
-                found += [f"{name}={x[name]}" for name in constant]
+                found += [f"{name}={shown(x[name])}" for name in constant]
             elif dataclasses.is_dataclass(inside[0]):
                 # A hyperparameter around a number has the name of that number's field.
                 found += [text.replace("inner=", f"{field.name}=") for text in arguments(inside)]
             else:
-                found.append(f"{field.name}={getattr(x, '__name__', x)}")
+                found.append(f"{field.name}={shown(x)}")
     return sorted(dict.fromkeys(found), key=lambda text: not text.startswith("learning_rate"))
 
 

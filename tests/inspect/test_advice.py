@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import adam_jax
+from tests.tools.record import WRAPPERS
 
 BLOCK = {
     "kernel": jax.ShapeDtypeStruct((512, 2048), jnp.bfloat16),
@@ -169,3 +170,14 @@ def test_what_is_not_donated_back_is_said():
 def test_another_library_s_optimizer_has_its_storage():
     advice = adam_jax.inspect.advise(BLOCK, optax.sgd(1e-3, momentum=0.9))
     assert all(x.kernel == x.decay == "" and x.state == 2 for x in advice.leaves)
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_hyperparameters_in_the_state_inside_every_wrapper(wrap):
+    params = {"w": jnp.ones((8, 16)), "bias": jnp.ones(16)}
+    for rate in (0.1, optax.linear_schedule(0.1, 0.0, 10)):
+        tx = wrap(adam_jax.with_hyperparams(adam_jax.adamw)(rate, b2=0.99))
+        advice = adam_jax.inspect.advise(params, tx)
+        assert {x.path for x in advice.leaves} == {"w", "bias"} and "traced" not in str(advice)
+        inside = jax.eval_shape(lambda s, tx=tx: tx.update(params, s, params), tx.init(params))
+        assert jax.tree.leaves(inside) and "Tracer" not in repr(tx)
