@@ -58,10 +58,12 @@ def test_a_wrong_value_is_said_with_what_is_allowed(capsys, command, option, val
 
 
 def test_no_option_of_an_example_or_a_benchmark_is_any_number_at_all():
-    files = [*(ROOT / "examples").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+    """But for the program that README quotes, which shows Adam and not argparse."""
+    files = [*(ROOT / "examples").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    files.remove(ROOT / "examples" / "flax_mnist.py")
     lines = [line for path in files for line in path.read_text().splitlines()]
     found = [m[1] for line in lines if (m := re.search(r"add_argument.*\btype=(\w+)", line))]
-    assert len(found) > 30 and not {"int", "float"} & set(found)
+    assert len(found) > 20 and not {"int", "float"} & set(found)
 
 
 def test_numbers_are_read_as_python_reads_them():
