@@ -72,4 +72,6 @@ def run(processes: int, path) -> np.ndarray:
 @pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(tmp_path):
     one, two = (run(n, tmp_path / f"{n}.npy") for n in (1, 2))
-    np.testing.assert_allclose(two, one, rtol=1e-6)
+    # Sums over processes are rounded in another order, and may change a code: 1 % of a step.
+    np.testing.assert_allclose(two, one, atol=1e-4)
+    assert np.abs(two - one).mean() < 1e-7
