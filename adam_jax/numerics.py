@@ -21,6 +21,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -137,8 +138,8 @@ class DecayRate:
         With c = 1 it is the sum of the weights in an average of t terms that started at zero. It is
         computed as -expm1(t log b): 1 - b**t loses five digits to cancellation in the first steps.
         """
-        # t is floating-point: the count saturates at the largest int32 and must not wrap.
-        t = jnp.asarray(count, jnp.result_type(float)) + (1 + ahead)
+        # As the state's next count: XLA:GPU copies a donated count that others read too.
+        t = jnp.asarray(optax.safe_increment(count), jnp.result_type(float)) + ahead
         return _one_minus_power(t, self.complement, self.log, log_factor)
 
     def debiasing(self, count: Count) -> Array:
