@@ -21,7 +21,6 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -139,7 +138,7 @@ class DecayRate:
         computed as -expm1(t log b): 1 - b**t loses five digits to cancellation in the first steps.
         """
         # As the state's next count: XLA:GPU copies a donated count that others read too.
-        t = jnp.asarray(optax.safe_increment(count), jnp.result_type(float)) + ahead
+        t = jnp.asarray(next_count(count), jnp.result_type(float)) + ahead
         return _one_minus_power(t, self.complement, self.log, log_factor)
 
     def debiasing(self, count: Count) -> Array:
@@ -149,6 +148,12 @@ class DecayRate:
         same leaf would get different bits alone and beside another leaf.
         """
         return 1 / self.correction(count)
+
+
+def next_count(count: Count) -> Array:
+    """The count plus one; it saturates at the largest integer, as `optax.safe_increment`."""
+    largest = np.iinfo(np.int32).max
+    return jnp.where(count < largest, count + 1, largest)
 
 
 @jax.custom_jvp

@@ -20,7 +20,7 @@ from adam_jax.core.stacked import Layers, Stack, over_layers
 from adam_jax.core.trees import align_params, align_slot, leaf_paths, unflatten_stored
 from adam_jax.formats.dense import is_floating, leaf_dtype, wider_dtype
 from adam_jax.formats.rounding import Split
-from adam_jax.numerics import DecayRate
+from adam_jax.numerics import DecayRate, next_count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -375,7 +375,7 @@ def select(condition: Array | None, new: PyTree, old: PyTree) -> PyTree:
 # long as the step of a small leaf.
 @functools.partial(jax.jit, inline=True)
 def _counted(count: Count, ok: Array | None) -> Count:
-    one_more: Count = optax.safe_increment(count)
+    one_more: Count = next_count(count)
     return one_more if ok is None else jnp.where(ok, one_more, count)
 
 
