@@ -26,6 +26,7 @@ from tests.tools.nestings import (
     close,
     draw_and_check,
     form,
+    is_coded,
     nestings,
     ours,
 )
@@ -109,7 +110,7 @@ class TreeCase(Case):
 
 def check(case: TreeCase, jit: bool) -> None:
     """The usual leaves and those that move are right, and the others keep their bits."""
-    coded = any(getattr(x, "format", "float32") != "float32" for x in case.node.nodes())
+    coded = is_coded(case.node)
     expected, _ = case.expected()
     for way in ("update", "step"):
         moved, before, after = case.run(way, jit)
@@ -142,7 +143,7 @@ def fuzz(examples: int, seed: int, found: Found, derandomize: bool = False) -> N
         kinds = ["float32", "bfloat16", "float16", "int32", "key", "None"]
         kinds += ["float8"] * last.groups  # Others refuse to train it.
         around = {getattr(x, "kind", "") for x in node.nodes()}
-        if last.name in COMPLEX and not last.modifiers and last.format == "float32":
+        if last.name in COMPLEX and not last.modifiers and not is_coded(node):
             kinds += ["complex64"] * around.isdisjoint(REAL)
         unusual = data.draw(leaves(kinds), "unusual leaves")
         steps = data.draw(st.sampled_from([2, 4]), "steps")
