@@ -127,8 +127,8 @@ def test_one_shape_is_lowered_once_in_a_large_tree():
     params = [jnp.ones((20, 10))] * 107
     tx = adam_jax.adamw(1e-3)
     text = jax.jit(tx.update).lower(params, tx.init(params), params).as_text()
-    functions = re.findall(r"func.func private @(\w+)", text)
-    assert functions == ["leaves_step", "leaves_step_0", "_where"]  # 5 leaves, 1 leaf, the count.
+    functions = re.findall(r"func.func private @(leaves_step\w*)", text)
+    assert functions == ["leaves_step", "leaves_step_0"]  # 5 leaves, 1 leaf.
     assert text.count("call @leaves_step(") == 21 and text.count("call @leaves_step_0(") == 2
     assert text.count("stablehlo.sqrt") == 5 + 1
 
