@@ -3,6 +3,7 @@
 import inspect
 import pickle
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,56 +14,29 @@ import adam_jax
 from adam_jax.transfer import mup, mup_init
 from adam_jax.transfer.mup import Factors, with_leaf_factors
 from tests.catalogue import MEMBERS, Member, every, of_each_kind, slowly
-from tests.transfer.blocks import ADAMW, ALPHA, BASE, FACTORS, PARAMS, leaf_of, model, numbers
+from tests.transfer.blocks import (
+    ADAMW,
+    ALPHA,
+    BASE,
+    PARAMS,
+    leaf_of,
+    model,
+    partitioned,
+    schedule,
+    stepped,
+)
 
 MUP_MEMBERS = [m for m in MEMBERS if m.name != "lamb"]
 every_member = slowly(MUP_MEMBERS)
 every_kind = every(of_each_kind(MUP_MEMBERS))
 
 
-def steps(tx, params, count=3):
-    """The parameters after some steps along gradients that depend on them."""
-    state, update = tx.init(params), jax.jit(tx.update)
-    for t in range(count):
-        grads = jax.tree.map(lambda p, t=t: 1e-3 * jnp.sin(3 * p + t), params)
-        updates, state = update(grads, state, params)
-        params = optax.apply_updates(params, updates)
-    return params
-
-
-class Apart:
-    """A separate transformation for each dictionary entry, in one program."""
-
-    def __init__(self, txs):
-        self.txs = txs
-
-    def init(self, params):
-        return {path: tx.init(params[path]) for path, tx in self.txs.items()}
-
-    def update(self, grads, state, params):
-        its = {k: tx.update(grads[k], state[k], params[k]) for k, tx in self.txs.items()}
-        return {k: u for k, (u, _) in its.items()}, {k: s for k, (_, s) in its.items()}
-
-
-def check_each_leaf(member, tx, modify=lambda tx: tx, **given):
-    """Compares a transformation of the model with the member applied to each leaf alone."""
-    together = steps(tx, PARAMS)
-    txs = {k: modify(member.function(**numbers(member, f, **given))) for k, f in FACTORS.items()}
-    alone = steps(Apart(txs), {path: leaf_of(PARAMS, path) for path in FACTORS})
-    for path, expected in alone.items():
-        np.testing.assert_array_equal(leaf_of(together, path), expected, err_msg=path)
-    return together
-
-
-def schedule(count):
-    return 1e-2 * 0.5 ** jnp.asarray(count, jnp.float32)
-
-
 @every_member
 def test_numbers_of_a_leaf(member):
     given = {"eps": 1e-3} if member.has("eps") else {}
     tx = mup(member.factory, BASE, PARAMS, alpha=ALPHA)(schedule, **given)
-    check_each_leaf(member, tx, learning_rate=schedule, **given)
+    theirs = partitioned(member, learning_rate=schedule, **given)
+    chex.assert_trees_all_equal(stepped(tx, PARAMS)[0], stepped(theirs, PARAMS)[0])
 
 
 @pytest.mark.slow
@@ -82,9 +56,10 @@ def test_numbers_of_a_leaf(member):
 )
 def test_numbers_of_adamw(given):
     tx = mup(adam_jax.adamw, BASE, PARAMS, alpha=ALPHA)(**{"learning_rate": 1e-2} | given)
-    together = check_each_leaf(ADAMW, tx, **given)
-    plain = steps(adam_jax.adamw(**{"learning_rate": 1e-2} | given), PARAMS)
-    assert (together["blocks"][0]["kernel"] != plain["blocks"][0]["kernel"]).any()
+    ours, _ = stepped(tx, PARAMS)
+    chex.assert_trees_all_equal(ours, stepped(partitioned(**given), PARAMS)[0])
+    plain, _ = stepped(adam_jax.adamw(**{"learning_rate": 1e-2} | given), PARAMS)
+    assert (ours["blocks"][0]["kernel"] != plain["blocks"][0]["kernel"]).any()
 
 
 @pytest.mark.parametrize(
@@ -103,13 +78,15 @@ def test_modifiers_inside_and_around(modify):
     numbers = {"eps": 1e-3, "weight_decay": 0.1}
     tx = modify(mup(adam_jax.adamw, BASE, PARAMS, alpha=ALPHA)(1e-2, **numbers))
     assert tx == mup(modify(adam_jax.adamw(1e-2, **numbers)), BASE, PARAMS, alpha=ALPHA)
-    check_each_leaf(ADAMW, tx, modify, **numbers)
+    theirs = partitioned(ADAMW, modify, **numbers)
+    chex.assert_trees_all_equal(stepped(tx, PARAMS)[0], stepped(theirs, PARAMS)[0])
 
 
 def test_schedule_free():
     member = Member("schedule_free_adamw", "", None)
     tx = mup(adam_jax.schedule_free_adamw, BASE, PARAMS, alpha=ALPHA)(1e-2, weight_decay=0.1)
-    check_each_leaf(member, tx, weight_decay=0.1)
+    theirs = partitioned(member, weight_decay=0.1)
+    chex.assert_trees_all_equal(stepped(tx, PARAMS)[0], stepped(theirs, PARAMS)[0])
 
 
 @pytest.mark.parametrize(
@@ -137,8 +114,7 @@ def test_a_model_that_does_not_grow_is_stepped_as_without(member):
     tx = mup(member.factory, PARAMS, PARAMS, alpha=ALPHA)(1e-2)
     plain = member.alias(1e-2)
     assert jax.tree.structure(tx.init(PARAMS)) == jax.tree.structure(plain.init(PARAMS))
-    for a, b in zip(*(jax.tree.leaves(steps(x, PARAMS)) for x in (tx, plain)), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(stepped(tx, PARAMS)[0], stepped(plain, PARAMS)[0])
 
 
 def test_transformations_and_functions_compare_and_pickle_by_value():
