@@ -85,24 +85,6 @@ def only(there):
         builtins.__import__ = real
 
 
-def test_a_library_that_no_page_says_to_install_is_noticed():
-    names = {}
-    with only({"flax"}):
-        exec("from flax import nnx", names)
-        with pytest.raises(AssertionError, match="matplotlib.figure: the page does not say"):
-            exec("import matplotlib.figure", names)
-
-
-def test_what_a_page_says_to_install(tmp_path):
-    page = tmp_path / "page.md"
-    sample = "```python\nimport x\n```\n"
-    text = f'{sample}`pip install flax`\n{sample}```sh\npip install -e ".[serve]"  # sklearn\n```\n'
-    page.write_text(text + sample)
-    none, one, more = installed_before_samples(page)
-    assert (none, one) == (set(), {"flax"})
-    assert more >= {"flax", "tornado"} and "sklearn" not in more
-
-
 def run(page):
     """Runs the blocks of a page; returns the last names, printed and expected output of each.
 
@@ -145,19 +127,6 @@ def test_the_samples_run_and_print_what_stands_behind_them(
     assert printed == expected
     if missing := {name for its in lacking(page) for name in its}:
         pytest.skip(f"some samples need {', '.join(sorted(missing))}: make test-peers")
-
-
-def test_what_a_section_says_that_it_needs(tmp_path):
-    page = tmp_path / "page.md"
-    sample = "```python\nx = 1\n```\n"
-    text = f"needs jax >= 0.8.0\n{sample}## More\n{sample}It needs optax >= 99 and flax >= 9.9.\n"
-    page.write_text(text + sample)
-    assert needed_by_samples(page) == [
-        {("jax", "0.8.0")},
-        set(),
-        {("optax", "99"), ("flax", "9.9")},
-    ]
-    assert lacking(page)[:2] == [[], []] and sorted(lacking(page)[2]) == ["flax 9.9", "optax 99"]
 
 
 @pytest.mark.parametrize("page", WITH_SAMPLES, ids=name_of)

@@ -45,7 +45,7 @@ def overridden(cls):
     for name, own in vars(cls).items():
         for base in cls.__mro__[1:]:
             theirs = vars(base).get(name)
-            ours = base.__module__.partition(".")[0] in ("adam_jax", __name__.partition(".")[0])
+            ours = base.__module__.startswith("adam_jax.")
             if ours and not name.startswith("__") and theirs is not own and is_concrete(theirs):
                 yield f"{cls.__module__}.{cls.__qualname__}.{name} of {base.__qualname__}"
 
@@ -53,35 +53,3 @@ def overridden(cls):
 def test_no_class_overrides_a_concrete_method():
     found = sorted(o for cls in set(classes()) for o in overridden(cls))
     assert found == []
-
-
-class Base:
-    def method(self) -> int:
-        return 1
-
-    @property
-    def fact(self) -> int:
-        return 1
-
-    def refused(self):
-        """Overrides no method."""
-        raise NotImplementedError
-
-
-class Derived(Base):
-    @property
-    def fact(self) -> int:
-        return 2
-
-    def method(self) -> int:
-        return 2
-
-    def refused(self):
-        return 2
-
-
-def test_it_finds_methods_and_properties():
-    assert [o.partition("Derived.")[2] for o in overridden(Derived)] == [
-        "fact of Base",
-        "method of Base",
-    ]
