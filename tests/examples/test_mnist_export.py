@@ -1,8 +1,5 @@
 """An exported model has the checkpoint's outputs without Flax; damaged files are refused."""
 
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +11,8 @@ from examples.mnist import data, export
 from examples.mnist.runs import Config, Run
 from examples.mnist.train import build, log_probabilities
 from examples.shared.command_line import UserError
-from tests.examples.processes import ROOT, environment, png, run
+from tests.catalogue.scripts import process
+from tests.examples.processes import png, run
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +56,7 @@ runpy.run_module("examples.mnist", run_name="__main__")
 
 
 def without(*missing, words, status=0):
-    code = WITHOUT.format(missing=missing)
-    command = [sys.executable, "-W", "error", "-c", code, *map(str, words)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert done.returncode == status, done.stderr
-    return done
+    return process("-W", "error", "-c", WITHOUT.format(missing=missing), *words, status=status)
 
 
 @pytest.mark.smoke

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from examples.shared import command_line
-from tests.examples.processes import ROOT
+from tests.catalogue.scripts import ROOT
 
 # An option, a value of the wrong type, a value out of range, and the range in words.
 RATE, COUNT = "a number in [0, inf)", "a whole number of at least 1"

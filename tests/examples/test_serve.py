@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from examples.mnist import data, export, pictures
-from tests.examples.processes import ROOT, command, environment, in_this_process, png
+from tests.catalogue.scripts import ENVIRONMENT, ROOT
+from tests.examples.processes import command, in_this_process, png
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +46,7 @@ def serving(*arguments):
     process = subprocess.Popen(
         command("serve", *arguments, "--port", 0),
         cwd=ROOT,
-        env=environment(),
+        env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
