@@ -143,21 +143,6 @@ def test_the_arguments_do_what_they_do_in_optax(name, given):
     same(path(ours, PARAMS), path(theirs, PARAMS), tolerance)
 
 
-def test_the_pieces_have_optax_arguments_in_its_order():
-    pieces = [n for n in adam_jax.__all__ if n.startswith("scale_by_") and hasattr(optax, n)]
-    assert len(pieces) >= 8
-    for name in pieces:
-        theirs, ours = defaults(getattr(optax, name)), defaults(getattr(adam_jax, name))
-        for argument, default in theirs.items():
-            assert argument == "mu_dtype" or ours[argument] == default, (name, argument)
-        positional = [
-            p.name
-            for p in inspect.signature(getattr(optax, name)).parameters.values()
-            if p.kind == p.POSITIONAL_OR_KEYWORD
-        ]
-        assert list(ours)[: len(positional)] == positional, name
-
-
 def test_all_that_members_take_besides_is_listed():
     besides = {}
     for row in [*OTHERS, {"Optax": "`adamw`"}]:
