@@ -1,7 +1,10 @@
 """Runs the examples' commands, in separate processes and in this one; reads and writes files."""
 
+import contextlib
+import csv
 import io
 import json
+import re
 import struct
 import sys
 
@@ -37,6 +40,15 @@ def in_this_process(*arguments):
     return 0
 
 
+def refused(*arguments):
+    """The one line with which a command exits."""
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        assert in_this_process(*arguments) == 1
+    line = said.getvalue()
+    assert re.fullmatch(r"error: .*\n", line), line
+    return line
+
+
 def result(out):
     """The bits of a finished run's state, and its metrics without the times."""
     run = Run(out)
@@ -52,11 +64,17 @@ def pieces(folder):
     return {line["name"]: line["result"] for line in map(strict_json.loads, lines)}
 
 
-def shows_something(picture):
-    """Whether a picture is wide and neither blank nor filled."""
+def table(path):
+    """The rows of a CSV file."""
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def shows_something(picture, width=1000):
+    """Whether a picture is wide enough, and neither blank nor filled."""
     with Image.open(picture) as image:
         grey = np.asarray(image.convert("L"))
-    return grey.shape[1] > 700 and len(np.unique(grey)) > 20 and 0.01 < (grey < 230).mean() < 0.7
+    return grey.shape[1] > width and len(np.unique(grey)) > 20 and 0.01 < (grey < 230).mean() < 0.7
 
 
 def idx(array):
@@ -65,9 +83,16 @@ def idx(array):
     return header + array.tobytes()
 
 
-def png(pixels):
+def scan(digit):
+    """A page with a digit: large, dark on light, off centre."""
+    page = Image.new("L", (200, 160), "white")
+    page.paste(Image.fromarray(255 - digit).resize((112, 112)), (60, 20))
+    return page
+
+
+def png(picture):
     packed = io.BytesIO()
-    Image.fromarray(pixels).save(packed, "PNG")
+    picture.save(packed, "PNG")
     return packed.getvalue()
 
 

@@ -24,7 +24,7 @@ from examples.mnist.runs import QUANTITIES, Config, Run
 from examples.shared.command_line import UserError
 from examples.shared.files import locked
 from tests.catalogue.scripts import ENVIRONMENT, ROOT, process
-from tests.examples.processes import command, idx, in_this_process, pieces, result, run
+from tests.examples.processes import command, idx, in_this_process, pieces, refused, result, run
 
 pytestmark = pytest.mark.slow
 
@@ -47,11 +47,8 @@ def interrupts():
 def options(tmp_path_factory):
     """Options of a small run with everything that is random."""
     folder, digits = tmp_path_factory.mktemp("digits"), data.load()
-    train, test = (
-        (digits.train_images, digits.train_labels),
-        (digits.test_images, digits.test_labels),
-    )
-    arrays = [*(x[:512] for x in train), *(x[:64] for x in test)]
+    arrays = digits.train_images[:512], digits.train_labels[:512]
+    arrays += digits.test_images[:64], digits.test_labels[:64]
     for name, array in zip(data.NAMES, arrays, strict=True):
         (folder / name).write_bytes(idx(array))
     options = ["train", "--model", "mlp", "--epochs", EPOCHS, "--batch-size", 32, "--augment"]
@@ -202,7 +199,7 @@ def test_any_settings_and_metrics_are_a_run_or_a_user_error(finished, content):
             path.write_bytes(good)
 
 
-def test_more_epochs_end_with_the_bits_of_a_run_that_had_them_at_once(options, tmp_path, capsys):
+def test_more_epochs_end_with_the_bits_of_a_run_that_had_them_at_once(options, tmp_path):
     at_once, extended = tmp_path / "at once", tmp_path / "extended"
     more = ["--model", "softmax", "--schedule", "inverse-sqrt"]
     assert in_this_process(*options, *more, "--out", at_once) == 0
@@ -212,7 +209,7 @@ def test_more_epochs_end_with_the_bits_of_a_run_that_had_them_at_once(options, t
     assert runs.settings(extended) == runs.settings(at_once)
 
 
-def test_what_does_not_fit_the_run_is_one_line(whole, options, capsys):
+def test_what_does_not_fit_the_run_is_one_line(whole, options):
     out = whole.out
     for more, words in (
         (["--resume", "--epochs", 1], f"is a run of {EPOCHS} epochs with a cosine schedule; got"),
@@ -221,9 +218,7 @@ def test_what_does_not_fit_the_run_is_one_line(whole, options, capsys):
         ([], "already holds a run; continue it with --resume"),
         (["--resume", "--out", f"{out}-typo"], f"holds no run (no config.json); runs there: {out}"),
     ):
-        assert in_this_process(*options, "--out", out, *more) == 1
-        said = capsys.readouterr().err
-        assert said.startswith("error: ") and said.count("\n") == 1 and words in said, said
+        assert words in refused(*options, "--out", out, *more)
 
 
 def test_a_second_training_names_the_first_and_a_kill_leaves_no_lock(options, tmp_path):

@@ -8,15 +8,13 @@ from PIL import Image
 
 from examples.mnist import data, pictures
 from examples.shared.command_line import UserError
-from tests.examples.processes import idx
+from tests.examples.processes import idx, scan
 
 
 @pytest.fixture(scope="module")
 def drawn():
-    """A digit, dark on light and larger than MNIST's, and the image that the reader makes of it."""
-    digit = Image.fromarray(255 - data.load().test_images[1]).resize((90, 120))
-    paper = Image.new("L", (200, 260), 255)
-    paper.paste(digit, (60, 70))
+    """A digit on paper, and the image that the reader makes of it."""
+    paper = scan(data.load().test_images[1])
     return paper, pictures.digit_of(paper, "paper")
 
 

@@ -1,6 +1,5 @@
 """The transfer study in its fast setting, end to end: its rules and its summary."""
 
-import csv
 import dataclasses
 
 import jax
@@ -8,32 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from PIL import Image
 
 from examples.shared.command_line import UserError
 from examples.studies.transfer import __main__ as transfer
 from examples.studies.transfer import plan, report
 from examples.studies.transfer.train import Data, Run, losses
+from tests.examples.processes import shows_something, table
 
 pytestmark = pytest.mark.slow
 
 
-def read(path):
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
 def test_the_fast_setting_end_to_end(tmp_path, capsys):
     transfer.main(["--fast", "--out", str(tmp_path)])
-    said = capsys.readouterr().out
-    assert "about" in said
-    rows = read(tmp_path / "table.csv")
+    assert "about" in capsys.readouterr().out
+    rows = table(tmp_path / "table.csv")
     assert {row["parametrization"] for row in rows} == {"standard", "muP"}
     assert len(rows) == 4 and all(float(row["held-out loss"]) > 0 for row in rows)
-    with Image.open(tmp_path / "widths.png") as image:
-        assert image.width > 700 and len(set(image.convert("L").tobytes())) > 20
-    transfer.main(["--fast", "--out", str(tmp_path)])
-    assert "4 of 4 pieces were done before" in capsys.readouterr().out
+    assert shows_something(tmp_path / "widths.png", 700)
     with pytest.raises(UserError, match="other settings"):
         transfer.main(["--fast", "--seed", "1", "--out", str(tmp_path)])
 
