@@ -142,7 +142,7 @@ def test_prompts_folders_and_settings_that_cannot_be(finished, tmp_path):
         (["train", "--fast", "--seed", "1", "--out", finished], "other settings .*seed"),
         (
             ["train", "--fast", "--heads", "3", "--out", tmp_path],
-            "width 64 is not a multiple of heads 3",
+            "64 is not a multiple of heads 3",
         ),
     ):
         with pytest.raises(UserError, match=message):
