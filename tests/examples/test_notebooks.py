@@ -76,14 +76,6 @@ def test_the_code_s_digest_changes_with_the_code():
     assert digest(notebook) != before
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_cells_are_short_and_the_story_has_headings(name):
-    cells = read(name).cells
-    assert max(cell.source.count("\n") + 1 for cell in cells) <= 40
-    headings = [cell for cell in cells if cell.source.startswith(("# ", "## "))]
-    assert len(headings) >= 5 and cells[0] is headings[0]
-
-
 # Execution.
 
 
