@@ -92,16 +92,8 @@ def test_a_sweep_is_each_of_its_runs_alone():
     digits = Digits.of(data.load(), 512)
     loss, first = logistic.model()
     rates = (0.01, 0.1)
-    found = train(
-        loss,
-        first,
-        adam_jax.adam,
-        {"learning_rate": rates},
-        digits,
-        epochs=2,
-        batch_size=128,
-        seed=3,
-    )
+    settings = {"epochs": 2, "batch_size": 128, "seed": 3}
+    found = train(loss, first, adam_jax.adam, {"learning_rate": rates}, digits, **settings)
     order_key, key = jax.random.split(jax.random.key(3))
 
     @jax.jit

@@ -55,7 +55,6 @@ def test_a_sequence_is_in_order_in_grey_too():
     "x, text",
     [
         (0.0, "0"),
-        (1.0, "1"),
         (0.002, "0.002"),
         (0.1 + 0.2, "0.3"),
         (-0.5, "−0.5"),
@@ -63,7 +62,6 @@ def test_a_sequence_is_in_order_in_grey_too():
         (1e-5, "$10^{-5}$"),
         (1e-3 * 1e-3, "$10^{-6}$"),
         (5e-6, r"$5\cdot10^{-6}$"),
-        (1e7, "$10^{7}$"),
     ],
 )
 def test_numbers_are_plain(x, text):

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from examples.shared.command_line import UserError
 from examples.studies.transfer import __main__ as transfer
@@ -42,18 +41,6 @@ def test_at_the_base_size_both_parametrizations_are_one(model):
         tx = run.optimizer(params, jnp.float32(1e-2))
         updates.append(tx.update(grads, tx.init(params), params)[0])
     jax.tree.map(np.testing.assert_array_equal, *updates)
-
-
-def test_a_wide_model_has_its_factors():
-    run = Run("mlp", 32, 8, True, 3, 4)
-    params = run.initial(jax.random.key(0))
-    assert run.build(32, jax.random.key(0)).output_factor == 1 / 4
-    tx = run.optimizer(params, jnp.float32(1e-2))
-    grads = jax.tree.map(jnp.ones_like, params)
-    _, state = tx.update(grads, tx.init(params), params)
-    updates = nnx.to_pure_dict(tx.update(grads, state, params)[0])
-    ratio = updates["hidden"][1]["kernel"][0, 0] / updates["hidden"][0]["kernel"][0, 0]
-    np.testing.assert_allclose(ratio, 1 / 4, rtol=1e-5)
 
 
 def test_losses_are_those_of_each_rate_and_seed_alone():

@@ -100,21 +100,5 @@ def stepped(tx, params, count=4, state=None):
 assert_close = functools.partial(chex.assert_trees_all_close, rtol=1e-6, atol=1e-7)
 
 
-AROUND = {
-    "alone": lambda tx: tx,
-    "chain, clip": lambda tx: adam_jax.chain(adam_jax.clip_by_global_norm(0.05), tx),
-    "optax.chain": lambda tx: optax.chain(optax.scale(2.0), tx),
-    "everything": lambda tx: adam_jax.accumulate(
-        adam_jax.telemetry(
-            adam_jax.skip_nonfinite(
-                adam_jax.chain(adam_jax.clip_by_global_norm(0.05), tx, adam_jax.ema_params(0.9))
-            ),
-            every=1,
-        ),
-        2,
-    ),
-}
-
-
 def schedule(count):
     return 1e-2 * 0.5 ** jnp.asarray(count, jnp.float32)

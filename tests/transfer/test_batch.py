@@ -19,11 +19,8 @@ from tests.transfer.blocks import PARAMS, assert_close, stepped
 NUMBERS = {"learning_rate": 3e-4, "b2": 0.98, "weight_decay": 0.1, "eps_root": 1e-12}
 SCHEDULES = {
     "float": lambda count: 0.1 / (1 + count),
-    "constant": optax.constant_schedule(0.1),
-    "cosine": optax.cosine_decay_schedule(0.1, 640),
     "warmup cosine": optax.warmup_cosine_decay_schedule(0.0, 0.1, 64, 640, 0.01),
     "piecewise": optax.piecewise_constant_schedule(0.1, {160: 0.1, 320: 0.5}),
-    "linear": optax.linear_schedule(0.1, 0.0, 640),
     "inverse root": adam_jax.schedules.inverse_sqrt_schedule(0.1),
     "trapezoid": adam_jax.schedules.warmup_stable_decay_schedule(0.1, 64, 320, 256),
 }
@@ -222,3 +219,57 @@ def test_the_largest_factor_leaves_no_average():
     assert scale_batch(adamw, 10).hyperparameters(1e-3)["b1"] == pytest.approx(0, abs=1e-9)
     scaled = scale_batch(adam_jax.adam, 100).hyperparameters(1e-3, b1=0.99, b2=0.9999)
     assert scaled["b1"] == 0.0
+
+
+# The law behind it: the loss after the same number of examples is the same.
+
+# The noise of an example is 30, and the gradient at most about 1, so noise dominates the gradient
+# even in batches of 8. ε is a third of √nu, and weights decay as fast as the loss moves them.
+NOISE, EXAMPLES = 30.0, 4096
+SETTINGS = {"learning_rate": 0.03, "eps": 10.0, "weight_decay": 0.03}
+
+
+def scaled_numbers(factor, **settings):
+    return numbers(scale_batch(adamw, factor).hyperparameters(**settings))
+
+
+@functools.cache
+def losses(batch_size, noise=NOISE, **settings):
+    """Early, middle and final losses, each the mean over 64 parameters and 100 seeds."""
+    tx, steps = adamw(**settings), EXAMPLES // batch_size
+
+    def body(carry, key):
+        params, state = carry
+        g = params + jax.random.normal(key, params.shape) * (noise / np.sqrt(batch_size))
+        params, state = adam_jax.step(tx, g, state, params)
+        return (params, state), jnp.mean(params**2)
+
+    def run(key):
+        params = jnp.ones(64)
+        return jax.lax.scan(body, (params, tx.init(params)), jax.random.split(key, steps))[1]
+
+    keys = jax.random.split(jax.random.key(batch_size), 100)
+    by_step = np.asarray(jnp.mean(jax.jit(jax.vmap(run))(keys), axis=0))
+    return by_step[[steps // 8 - 1, steps // 2 - 1, steps - 1]]
+
+
+@pytest.mark.slow
+def test_after_the_same_examples_the_loss_is_the_same():
+    scaled = scaled_numbers(8, **SETTINGS)
+    np.testing.assert_allclose(losses(8, **scaled), losses(1, **SETTINGS), rtol=0.04)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("left_out", [("learning_rate",), ("eps",), ("weight_decay",), SETTINGS])
+def test_and_without_the_rule_for_any_of_the_numbers_it_is_not(left_out):
+    scaled = scaled_numbers(8, **SETTINGS) | {name: SETTINGS[name] for name in left_out}
+    assert np.max(np.abs(losses(8, **scaled) / losses(1, **SETTINGS) - 1)) > 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("noise", "low", "high"), [(10.0, 0.96, 1.06), (2.0, 1.3, 3.0)])
+def test_the_rule_ends_where_noise_is_no_longer_most_of_the_gradient(noise, low, high):
+    settings = {"learning_rate": 1e-3 * noise}
+    scaled = scaled_numbers(8, **settings)
+    ratios = losses(8, noise, **scaled) / losses(1, noise, **settings)
+    assert np.all((low < ratios) & (ratios < high))

@@ -94,9 +94,12 @@ def test_a_mistake_is_found_by_name(mistake, wrong):
     assert max(check.slopes[wrong[0]], check.change_slopes[wrong[0]]) > 0.4
 
 
+STUDIED = Run("text", BASE, BASE, True, steps=10, batch_size=8, vocabulary=16)
+
+
 def transformer(width, key, scaled):
     """The model of examples/studies/transfer; the activations are the outputs of its modules."""
-    run = Run("text", width, BASE, scaled, steps=1, batch_size=8, vocabulary=16)
+    run = dataclasses.replace(STUDIED, size=width, scaled=scaled)
     graph = nnx.graphdef(nnx.eval_shape(lambda: run.build(width, key)))
     text = jax.random.randint(jax.random.key(102), (8, 17), 0, 16)
 
@@ -113,16 +116,17 @@ def transformer(width, key, scaled):
 
 
 def test_a_transformer_in_nnx():
-    base, _ = transformer(BASE, jax.random.key(0), scaled=False)
-    plain = adam_jax.adamw(2e-3)
-    with_mup = functools.partial(transformer, scaled=True)
-    check = coordinate_check(with_mup, [64, 256], lambda p: mup(plain, base, p), steps=2, seeds=2)
-    assert check.ok, str(check)
+    def checked(scaled):
+        run = dataclasses.replace(STUDIED, scaled=scaled)
+        make_model = functools.partial(transformer, scaled=scaled)
+        tx = lambda params: run.optimizer(params, jnp.float32(2e-3))  # noqa: E731
+        return coordinate_check(make_model, [64, 256], tx, steps=2, seeds=2)
 
-    standard = functools.partial(transformer, scaled=False)
-    check = coordinate_check(standard, [64, 256], lambda params: plain, steps=2, seeds=1)
+    check = checked(scaled=True)
+    assert check.ok, str(check)
+    standard = checked(scaled=False)
     for name in ("__call__/0", "blocks/0/attention/0", "blocks/1/down/__call__/0"):
-        assert check.verdicts[name] == "grows with width"
+        assert standard.verdicts[name] == "grows with width"
 
 
 def linear(width, key):
@@ -192,7 +196,6 @@ def of_powers(power=0.0, change_power=0.0, widths=(10, 100, 1000), **kwargs):
         (0.09, -0.09, "ok"),
         (0.11, 0.0, "grows with width"),
         (0.0, 0.5, "grows with width"),
-        (-0.5, 0.5, "grows with width"),
         (0.0, -0.5, "vanishes with width"),
         (1.0, -0.5, "grows with width"),
     ],

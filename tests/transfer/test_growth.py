@@ -197,20 +197,6 @@ def test_the_first_module_of_haiku_has_no_number(count):
     assert found["linear/w"].layers == (1, 1) and found["linear/w"].role == "output"
 
 
-class Blocks(nnx.Module):
-    def __init__(self, count, width):
-        rngs = nnx.Rngs(0)
-        self.blocks = nnx.List([nnx.Linear(width, width, rngs=rngs) for _ in range(count)])
-
-
-def test_a_list_of_nnx():
-    base, params = (nnx.state(Blocks(*its), nnx.Param) for its in ((2, 4), (3, 16)))
-    found = {g.path: g for g in growths(base, params)}
-    assert found["blocks/2/kernel"].layers == (3, 2)
-    assert found["blocks/2/kernel"].role == "hidden"
-    assert found["blocks/2/bias"].role == "vector"
-
-
 def test_layers_of_different_shapes_must_be_as_many():
     def init(*widths):
         return {f"Dense_{i}": shape(n, m) for i, (n, m) in enumerate(itertools.pairwise(widths))}
