@@ -13,6 +13,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+from packaging.version import Version
 
 import adam_jax
 from tests.catalogue.pages import (
@@ -62,8 +63,7 @@ def peers_lacking(code):
 
 def is_newer(package):
     name, needed = package
-    here = importlib.metadata.version(name)
-    return [*map(int, re.findall(r"\d+", needed))] > [*map(int, re.findall(r"\d+", here))]
+    return Version(importlib.metadata.version(name)) < Version(needed)
 
 
 @contextlib.contextmanager

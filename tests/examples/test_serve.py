@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 import zlib
 from urllib.parse import urlsplit
 
@@ -215,11 +214,11 @@ def shown(browser):
 
 
 def wait_for(browser, digit):
-    """Waits until the page shows a text; returns the shown text."""
-    end = time.monotonic() + 30
-    while (found := shown(browser))[0] != digit:
-        assert time.monotonic() < end, found
-    return found
+    """Waits until the page shows a text; returns the shares that it shows then."""
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    WebDriverWait(browser, 30).until(lambda browser: shown(browser)[0] == digit)
+    return shown(browser)[1]
 
 
 @pytest.mark.parametrize("width", [360, 900])
@@ -235,7 +234,7 @@ def test_the_page_shows_a_drawn_digit(address, browser, width):
     drawing = ActionChains(browser, duration=20)
     drawing.move_to_element_with_offset(paper, 2, -down).click_and_hold()
     drawing.move_to_element_with_offset(paper, -2, down).release().perform()
-    _, bars = wait_for(browser, "1")
+    bars = wait_for(browser, "1")
     shares = {label: float(share.removesuffix("%")) for label, share in bars}
     assert list(shares) == list("0123456789") and max(shares, key=shares.__getitem__) == "1"
     assert 99 < sum(shares.values()) < 101
@@ -245,7 +244,7 @@ def test_the_page_shows_a_drawn_digit(address, browser, width):
     paper.send_keys(Keys.ARROW_UP * 4 + " " + Keys.ARROW_DOWN * 22)
     wait_for(browser, "1")
     paper.send_keys("c")
-    _, bars = wait_for(browser, "–")
+    bars = wait_for(browser, "–")
     assert {share for _, share in bars} == {""}
     # Nothing overflows the page, no other host got a request, and no request failed.
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width

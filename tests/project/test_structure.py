@@ -6,7 +6,6 @@ import importlib
 import inspect
 import pkgutil
 import re
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import adam_jax
+from tests.catalogue.scripts import process
 from tests.tools import contributing
 
 ROOT = Path(adam_jax.__file__).parent
@@ -135,8 +135,7 @@ def test_importing_starts_no_backend_and_changes_no_setting():
         "assert not xla_bridge._backends, xla_bridge._backends\n"
         "assert {k: jax.config.values[k] for k in before} == before\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process("-c", code)
 
 
 def classes():
