@@ -55,32 +55,26 @@ def test_perceptron_of_nnx():
     assert roles(nnx.state(shapes, nnx.Param), params) == PERCEPTRON
 
 
-def test_kernels_of_other_shapes_than_matrices():
+@pytest.mark.parametrize("outputs_last", [True, False])
+def test_kernels_of_other_shapes_than_matrices(outputs_last):
     def init(width):
-        return {
-            "first": shape(3, 3, 1, width),
-            "hidden": shape(3, 3, width, 2 * width),
-            "depthwise": shape(3, 3, 1, width),
-            "one_axis": shape(3, width, width),
-            "embedding": shape(50, width),
-            "positions": shape(1, 9, width),
-            "experts": shape(6, width, 2 * width),
-            "fused": shape(3, width, 2, width // 2),
-            "readout": shape(width, 50),
+        axes = {
+            "first": (3, 3, 1, width),
+            "depthwise": (3, 3, 1, width),
+            "bias": (1, 1, width),
+            "embedding": (50, width),
+            "positions": (1, 9, width),
+            "hidden": (3, 3, width, 2 * width),
+            "one_axis": (3, width, width),
+            "experts": (6, width, 2 * width),
+            "fused": (3, width, 2, width // 2),
+            "readout": (width, 50),
         }
+        return {name: shape(*its[:: 1 if outputs_last else -1]) for name, its in axes.items()}
 
-    inputs = dict.fromkeys(("first", "depthwise", "embedding", "positions"), INPUT)
-    hidden = dict.fromkeys(("hidden", "one_axis", "experts", "fused"), HIDDEN)
-    assert roles(init(4), init(16)) == inputs | hidden | {"readout": OUTPUT}
-
-
-def test_convolutions_with_outputs_first():
-    def init(width):
-        return {"in": {"weight": shape(width, 3, 3, 3), "bias": shape(width, 1, 1)},
-                "mid": {"weight": shape(2 * width, width, 3, 3)}}  # fmt: skip
-
-    its = roles(init(4), init(16), outputs_last=False)
-    assert its == {"in/weight": INPUT, "in/bias": INPUT, "mid/weight": HIDDEN}
+    inputs = ("first", "depthwise", "bias", "embedding", "positions")
+    expected = dict.fromkeys(init(4), HIDDEN) | dict.fromkeys(inputs, INPUT) | {"readout": OUTPUT}
+    assert roles(init(4), init(16), outputs_last=outputs_last) == expected
 
 
 def attention(heads, size):
