@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import struct
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,10 @@ SMALL = {
 }
 
 
-def one_line(error: pytest.ExceptionInfo[UserError], *parts: str) -> None:
+@contextlib.contextmanager
+def one_line(*parts: str) -> Iterator[None]:
+    with pytest.raises(UserError) as error:
+        yield
     message = str(error.value)
     assert "\n" not in message
     for part in (*parts, "; expected "):
@@ -89,12 +93,11 @@ def test_a_bad_file_is_one_line_and_only_its_bytes_are_allocated(
     path.write_bytes(content)
     tracemalloc.start()
     try:
-        with pytest.raises(UserError) as error:
+        with one_line(str(path), part):
             read(path)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    one_line(error, str(path), part)
     assert peak < 8 << 20
 
 
@@ -103,9 +106,8 @@ def test_what_is_not_a_file_is_one_line(tmp_path, name):
     for folder in ("folder", "folder.gz"):
         (tmp_path / folder).mkdir()
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UserError) as error:
+    with one_line("is missing" if "folder" not in name else "is not a file"):
         data.read_images(tmp_path / name)
-    one_line(error, "is missing" if "folder" not in name else "is not a file")
 
 
 @st.composite
@@ -154,21 +156,18 @@ def test_load_names_all_that_is_missing_in_one_error(tmp_path):
     fill(tmp_path)
     (tmp_path / "train-labels-idx1-ubyte.gz").unlink()
     (tmp_path / "t10k-images-idx3-ubyte.gz").unlink()
-    with pytest.raises(UserError) as error:
+    with one_line("lacks train-labels-idx1-ubyte, t10k-images-idx3-ubyte;"):
         data.load(tmp_path)
-    one_line(error, "lacks train-labels-idx1-ubyte, t10k-images-idx3-ubyte;")
-    with pytest.raises(UserError) as error:
+    with one_line(*SMALL):
         data.load(tmp_path / "nowhere")
-    one_line(error, *SMALL)
 
 
 @pytest.mark.parametrize("part", ["train", "t10k"])
 def test_load_wants_a_label_for_each_image(tmp_path, part):
     fill(tmp_path)
     (tmp_path / f"{part}-labels-idx1-ubyte").write_bytes(labels_bytes([1] * 7))
-    with pytest.raises(UserError) as error:
+    with one_line(f"{part}-labels-idx1-ubyte holds 7 labels", f"{part}-images-idx3-ubyte.gz"):
         data.load(tmp_path)
-    one_line(error, f"{part}-labels-idx1-ubyte holds 7 labels", f"{part}-images-idx3-ubyte.gz")
 
 
 def test_the_shipped_digits_are_whole():
