@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.step import __main__ as step
-from tests.catalogue.scripts import python, run
+from tests.catalogue.scripts import process, run
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +25,7 @@ def test_a_table_can_be_chosen_and_what_is_not_installed_is_left_out(tmp_path):
         "['--fast', '--rounds', '1', '--only', 'step, 1 x']\n"
         "from benchmarks.step.__main__ import main; main()"
     )
-    printed = python("-c", code)
+    printed = process("-c", code).stdout
     assert "torch fused AdamW left out: torch is not installed" in printed
     assert printed.count("| case |") == 1
     assert "| adam_jax.adamw |" in printed

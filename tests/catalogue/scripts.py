@@ -1,4 +1,4 @@
-"""Runs benchmarks as separate processes."""
+"""Runs Python programs as separate processes."""
 
 import os
 import subprocess
@@ -9,28 +9,24 @@ from examples.shared import strict_json
 from tests.catalogue.compilation import IN_A_HURRY
 
 ROOT = Path(__file__).parents[2]
+# Measured times are not used, so compilation may be fast and code slow.
+ENVIRONMENT = os.environ | IN_A_HURRY
 
 
-def python(*arguments):
-    # Measured times are not used, so compilation may be fast and code slow.
-    environment = os.environ | IN_A_HURRY
-    command, root = [sys.executable, *arguments], ROOT
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def process(*arguments, status=0, **settings):
+    """A Python process that ended with this status; settings are environment variables."""
+    line, environment = [sys.executable, *map(str, arguments)], ENVIRONMENT | settings
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
 
 
 def run(name, *arguments):
-    return python("-m", f"benchmarks.{name}", *arguments)
+    return process("-m", f"benchmarks.{name}", *arguments).stdout
 
 
 def tables(name, tmp_path, *arguments):
     """The output of a benchmark, and the tables in it."""
-    environment = os.environ | IN_A_HURRY
     file = tmp_path / "results.json"
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--fast", "--json", str(file)]
-    done = subprocess.run(
-        [*command, *arguments], cwd=ROOT, capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout, list(strict_json.loads(file.read_text())["tables"].values())
+    printed = run(name, "--fast", "--json", file, *arguments)
+    return printed, list(strict_json.loads(file.read_text())["tables"].values())

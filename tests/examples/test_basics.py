@@ -3,13 +3,12 @@
 import math
 
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from examples.shared import strict_json
 from examples.usage.basics import __main__ as basics
 from examples.usage.basics import constraints, contours
+from tests.examples.processes import pieces, shows_something
 
 pytestmark = pytest.mark.slow
 
@@ -27,23 +26,22 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(folder):
-    """The results by page, as a later command reads them."""
-    lines = [strict_json.loads(line) for line in (folder / "pieces.jsonl").read_text().splitlines()]
-    return {line["name"]: line["result"] for line in lines}
+    return pieces(folder)
 
 
-def test_every_page_is_computed_and_described(results):
+def test_every_page_is_computed_described_and_drawn(folder, results):
     assert list(results) == PAGES
     for name in PAGES:
+        assert shows_something(folder / f"{name}.png", 400)
         assert f"\n{name} " in basics.__doc__
         assert len(basics.PAGES[name].findings(results[name])) >= 3
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_the_picture_shows_something(folder, name):
-    pixels = plt.imread(folder / f"{name}.png")
-    assert min(pixels.shape[:2]) > 400
-    assert 0.01 < (pixels[..., :3].min(axis=-1) < 0.9).mean() < 0.7  # Neither blank nor filled.
+def test_what_needs_no_long_run_holds(results):
+    for name, count in (("constraints", 4), ("bias-correction", 2), ("clipping", 2)):
+        findings = basics.PAGES[name].findings(results[name])
+        assert [held for held, _ in findings[:count]] == [True] * count, findings
+    assert min(np.array(results["bias-correction"]["losses_with"])[:, -10:].mean(axis=1)) < 1.0
 
 
 def test_least_squares_are_reached_exactly_only_without_noise(results):
@@ -66,12 +64,6 @@ def test_the_projected_path_stays_in_the_box_and_ends_where_the_gradient_leaves_
     assert abs(gradient[1]) < 1e-2
 
 
-def test_only_decoupled_decay_ignores_the_gradient(results):
-    l2, decoupled = (np.array(results["constraints"][kind])[-1] for kind in ("L2", "decoupled"))
-    np.testing.assert_allclose(decoupled, 0.999**300, atol=0.03)
-    assert l2[0] < decoupled.mean() < l2[2] < l2[3]
-
-
 def test_paths_arrive_where_they_say(results):
     for name, function in contours.FUNCTIONS.items():
         for run in results["contours"][name].values():
@@ -92,18 +84,8 @@ def test_arrivals_counts_steps_for_the_first_arrival_and_to_stay():
     np.testing.assert_array_equal(settled, [3, 0, np.nan, np.nan])
 
 
-def test_bias_correction_is_the_formulas_factor(results):
-    result, t = results["bias-correction"], np.arange(1, 101)
-    np.testing.assert_allclose(result["ratio"], (1 - 0.9**t) / (1 - 0.999**t) ** 0.5, rtol=1e-3)
-    np.testing.assert_allclose(result["nu_hat"], 1.09, rtol=0.1)
-    np.testing.assert_allclose(result["nu"][0], 0.001 * 1.09, rtol=0.1)
-    assert min(np.array(result["losses_with"])[:, -10:].mean(axis=1)) < 1.0
-
-
-def test_gradients_vanish_and_explode_and_clipping_saves_sgd(results):
+def test_clipping_saves_sgd(results):
     result = results["clipping"]
-    change = [norms[0] / norms[-1] for norms in result["by_row"].values()]
-    assert change[0] < 1e-3 < change[1] < 10 < change[2]
     # Both have the same first gradient. At the largest rate the unclipped run diverges.
     plain, clipped = np.array(result["SGD"]["norms"]), np.array(result["SGD, clipped"]["norms"])
     np.testing.assert_allclose(plain[:, 0], clipped[:, 0], rtol=1e-5)
@@ -111,14 +93,8 @@ def test_gradients_vanish_and_explode_and_clipping_saves_sgd(results):
     assert np.isfinite(result["SGD, clipped"]["losses"]).all()
 
 
-def test_one_page_alone_finds_the_same(folder, results, tmp_path, capsys, standard_promotion):
+def test_one_page_alone_finds_the_same(folder, results, tmp_path, standard_promotion):
     basics.main(["constraints", "--fast", "--out", str(tmp_path)])
     assert (tmp_path / "constraints.png").read_bytes() == (folder / "constraints.png").read_bytes()
-    line = strict_json.loads((tmp_path / "pieces.jsonl").read_text())
-    assert line["result"] == results["constraints"]
+    assert pieces(tmp_path) == {"constraints": results["constraints"]}
     assert not (tmp_path / "contours.png").exists()
-    # A second run recomputes nothing.
-    capsys.readouterr()
-    basics.main(["constraints", "--fast", "--out", str(tmp_path)])
-    assert "1 of 1 pieces were done before" in capsys.readouterr().out
-    assert len((tmp_path / "pieces.jsonl").read_text().splitlines()) == 1

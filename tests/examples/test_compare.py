@@ -1,16 +1,14 @@
 """The comparison of optimizers: its figures, its page, and its fast setting end to end."""
 
-import csv
-
 import numpy as np
 import pytest
-from PIL import Image
 
 from examples.shared import strict_json
 from examples.shared.pages import replaced
 from examples.studies.compare import __main__ as compare
 from examples.studies.compare import report
 from examples.studies.compare.optimizers import OPTIMIZERS
+from tests.examples.processes import shows_something, table
 
 PUBLISHED = strict_json.loads(report.FIGURES.read_text())
 
@@ -70,10 +68,9 @@ def test_the_fast_setting_end_to_end(tmp_path, capsys):
     assert min(row["mean"] for row in found.values()) > 0.75
     # Adam reaches SGD's final loss before SGD does.
     assert found["adam"]["steps"] < found["sgd"]["steps"]
-    with (tmp_path / "table.csv").open() as file:
-        assert [row["optimizer"] for row in csv.DictReader(file)] == ["`adam`", "`sgd`"]
-    with Image.open(tmp_path / "accuracies.png") as image:
-        assert image.width > 1000 and len(set(image.convert("L").tobytes())) > 20
+    rows = table(tmp_path / "table.csv")
+    assert [row["optimizer"] for row in rows] == ["`adam`", "`sgd`"]
+    assert shows_something(tmp_path / "accuracies.png")
     # A further optimizer is added to the existing results.
     compare.main([*options, "adam", "lion"])
     assert "2 of 3 pieces were done before" in capsys.readouterr().out

@@ -3,13 +3,21 @@
 import gzip
 import json
 import re
-import struct
 
 import pytest
 from PIL import Image
 
 from examples.mnist import data, train
-from tests.examples.processes import ROOT, in_this_process, run, strict
+from tests.examples.processes import (
+    ROOT,
+    idx,
+    in_this_process,
+    refused,
+    run,
+    scan,
+    shows_something,
+    strict,
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +39,8 @@ def test_train_learns_and_leaves_a_run(trained):
     assert lines[1]["train_loss"] < lines[0]["train_loss"]
     assert lines[-1]["test_accuracy"] == summary["test_accuracy"]
     assert len(re.findall(r"^epoch \d/2 .* digits/s", stdout, re.MULTILINE)) == 2
-    for picture, width in (("curves.png", 1000), ("predictions.png", 1000)):
-        with Image.open(out / picture) as image:
-            assert image.width > width and len(set(image.convert("L").tobytes())) > 20
+    for picture in ("curves.png", "predictions.png"):
+        assert shows_something(out / picture)
 
 
 @pytest.mark.slow
@@ -58,30 +65,16 @@ def test_evaluate_repeats_the_training_runs_figures(trained):
     assert figures == {key: summary[key] for key in ("test_accuracy", "test_loss")}
 
 
-def test_export_writes_into_the_run(trained, capsys):
-    out, _ = trained
-    assert in_this_process("export", out) == 0
-    assert capsys.readouterr().out.startswith(f"{out}/model.stablehlo: ")
-    assert (out / "model.stablehlo").stat().st_size > 100_000
-
-
 def test_predict_reads_pictures_and_idx(trained, tmp_path):
     out, _ = trained
-    digits = data.load()
-    right = 0
-    paths = []
-    idx = tmp_path / "some-idx3-ubyte.gz"
-    header = struct.pack(">4I", 2051, 2, 28, 28)
-    idx.write_bytes(gzip.compress(header + digits.test_images[:2].tobytes()))
+    digits, paths, right = data.load(), [], 0
+    two = tmp_path / "some-idx3-ubyte.gz"
+    two.write_bytes(gzip.compress(idx(digits.test_images[:2])))
     for i in range(20):
         paths.append(tmp_path / f"{i}.png")
-        # Like a scan: large, dark on light, off centre.
-        page = Image.new("L", (200, 160), 255)
-        ink = Image.fromarray(255 - digits.test_images[i]).resize((112, 112))
-        page.paste(ink, (60, 20))
-        page.save(paths[-1])
-    lines = run("predict", out, *paths, idx).stdout.splitlines()
-    assert len(lines) == 22 and lines[21].startswith(f"{idx}[1]: ")
+        scan(digits.test_images[i]).save(paths[-1])
+    lines = run("predict", out, *paths, two).stdout.splitlines()
+    assert len(lines) == 22 and lines[21].startswith(f"{two}[1]: ")
     for path, line, label in zip(paths, lines, digits.test_labels, strict=False):
         match = re.fullmatch(rf"{re.escape(str(path))}: (\d) \((\d+\.\d)%\)", line)
         assert match, line
@@ -90,7 +83,7 @@ def test_predict_reads_pictures_and_idx(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_the_user_can_mend_is_one_line(trained, tmp_path, capsys):
+def test_what_the_user_can_mend_is_one_line(trained, tmp_path):
     out, _ = trained
     blank, text = tmp_path / "blank.png", tmp_path / "text.png"
     Image.new("L", (50, 50), 255).save(blank)
@@ -107,9 +100,7 @@ def test_what_the_user_can_mend_is_one_line(trained, tmp_path, capsys):
         (["predict", out, tmp_path / "absent.png"], "absent.png cannot be read (No such file"),
         (["train", "--out", text], "text.png"),
     ):
-        assert in_this_process(*arguments) == 1
-        said = capsys.readouterr().err
-        assert re.fullmatch(r"error: .*\n", said) and words in said, said
+        assert words in refused(*arguments)
         assert not (tmp_path / "new").exists()
 
 
@@ -123,6 +114,5 @@ def test_a_diverged_model_is_strict_json_and_is_not_believed(tmp_path, capsys):
     assert strict(capsys.readouterr().out)["test_loss"] == "NaN"
     digit = ROOT / "examples" / "mnist" / "digit.png"
     for command in (["predict", tmp_path / "run", digit], ["serve", tmp_path / "run", "--port", 0]):
-        assert in_this_process(*command) == 1
-        said = capsys.readouterr().err
-        assert re.fullmatch(r"error: the model predicts NaN.* train it again with a .*\n", said)
+        said = refused(*command)
+        assert re.match(r"error: the model predicts NaN.* train it again with a ", said)

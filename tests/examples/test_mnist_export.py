@@ -1,20 +1,19 @@
 """An exported model has the checkpoint's outputs without Flax; damaged files are refused."""
 
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from examples.mnist import data, export
 from examples.mnist.runs import Config, Run
 from examples.mnist.train import build, log_probabilities
 from examples.shared.command_line import UserError
-from tests.examples.processes import ROOT, environment, png, run
+from tests.catalogue.scripts import process
+from tests.examples.processes import refused
 
 
 @pytest.fixture(scope="module")
@@ -58,17 +57,13 @@ runpy.run_module("examples.mnist", run_name="__main__")
 
 
 def without(*missing, words, status=0):
-    code = WITHOUT.format(missing=missing)
-    command = [sys.executable, "-W", "error", "-c", code, *map(str, words)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert done.returncode == status, done.stderr
-    return done
+    return process("-W", "error", "-c", WITHOUT.format(missing=missing), *words, status=status)
 
 
 @pytest.mark.smoke
 def test_the_file_is_enough_without_flax_and_the_models_code(file, images, tmp_path):
     picture = tmp_path / "digit.png"
-    picture.write_bytes(png(images[0]))
+    Image.fromarray(images[0]).save(picture)
     done = without("flax", "examples.mnist.models", words=["predict", file, picture])
     [p] = export.predictor(export.load(file))(images[:1])
     assert done.stdout == f"{picture}: {p.argmax()} ({p.max():.1%})\n"
@@ -110,5 +105,5 @@ def test_a_file_of_another_kind_is_one_line(tmp_path, sides, words):
 
 def test_a_run_without_a_checkpoint_is_one_line(tmp_path):
     Run.prepare(tmp_path / "run", Config())
-    said = run("export", tmp_path / "run", status=1).stderr
+    said = refused("export", tmp_path / "run")
     assert "has no checkpoint yet; finish an epoch with --resume" in said

@@ -19,19 +19,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from examples.mnist import runs
+from examples.mnist import data, runs
 from examples.mnist.runs import QUANTITIES, Config, Run
 from examples.shared.command_line import UserError
 from examples.shared.files import locked
-from tests.examples.processes import (
-    ROOT,
-    command,
-    environment,
-    in_this_process,
-    result,
-    run,
-    small_data,
-)
+from tests.catalogue.scripts import ENVIRONMENT, ROOT, process
+from tests.examples.processes import command, idx, in_this_process, pieces, refused, result, run
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +46,11 @@ def interrupts():
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
     """Options of a small run with everything that is random."""
-    folder = small_data(tmp_path_factory.mktemp("digits"))
+    folder, digits = tmp_path_factory.mktemp("digits"), data.load()
+    arrays = digits.train_images[:512], digits.train_labels[:512]
+    arrays += digits.test_images[:64], digits.test_labels[:64]
+    for name, array in zip(data.NAMES, arrays, strict=True):
+        (folder / name).write_bytes(idx(array))
     options = ["train", "--model", "mlp", "--epochs", EPOCHS, "--batch-size", 32, "--augment"]
     return [*options, "--schedule", "cosine", "--data-dir", folder]
 
@@ -69,7 +66,7 @@ def whole(options, tmp_path_factory):
 def begin(line):
     """Starts a program; as in a terminal, all of its processes get a signal."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(line, cwd=ROOT, env=environment(), process_group=0, **pipes)
+    return subprocess.Popen(line, cwd=ROOT, env=ENVIRONMENT, process_group=0, **pipes)
 
 
 def stopped(line, number, seconds):
@@ -95,20 +92,16 @@ def test_a_run_stopped_at_any_moment_ends_with_the_same_bits(options, whole, tmp
         assert result(out) == whole.result
 
 
-def pieces(out):
-    return [json.loads(line)["result"] for line in (out / "pieces.jsonl").read_text().splitlines()]
-
-
 def test_a_study_stopped_at_any_moment_has_the_same_results(tmp_path):
-    line = [sys.executable, "-m", "examples.studies.text", "train", "--fast", "--steps", "100"]
+    line = ["-m", "examples.studies.text", "train", "--fast", "--steps", "100", "--out"]
     began = time.perf_counter()
-    subprocess.run([*line, "--out", tmp_path / "whole"], cwd=ROOT, env=environment(), check=True)
+    process(*line, tmp_path / "whole")
     seconds = time.perf_counter() - began
     for moment in random.Random(0).choices(range(10, 100), k=TIMES):
-        again = [*line, "--out", str(tmp_path / f"{moment}")]
-        said, status = stopped(again, signal.SIGINT, moment / 100 * seconds)
+        again = [*line, f"{tmp_path}/{moment}"]
+        said, status = stopped([sys.executable, *again], signal.SIGINT, moment / 100 * seconds)
         assert (said, status) in [("", 0), (STUDY, 130), ("interrupted\n", 130)]
-        subprocess.run(again, cwd=ROOT, env=environment(), check=True)
+        process(*again)
         assert pieces(tmp_path / f"{moment}") == pieces(tmp_path / "whole")
 
 
@@ -127,12 +120,10 @@ study.command(main)
 
 def test_an_interrupt_in_a_callback_of_the_garbage_collector_is_not_lost(tmp_path):
     (tmp_path / "program.py").write_text(IN_GARBAGE_COLLECTION)
-    path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    line = [sys.executable, "-m", "program"]
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
     # `-m` imports the package of a program first, as it does for examples.
-    line = [sys.executable, "-c", "import sys; sys.argv = ['-m']; import examples, program"]
-    ended = subprocess.run(line, env=environment() | path, capture_output=True, text=True)
-    assert (ended.stderr, ended.returncode) == (STUDY, 130)
+    code = "import sys; sys.argv = ['-m']; import examples, program"
+    assert process("-c", code, status=130, PYTHONPATH=path).stderr == STUDY
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +199,7 @@ def test_any_settings_and_metrics_are_a_run_or_a_user_error(finished, content):
             path.write_bytes(good)
 
 
-def test_more_epochs_end_with_the_bits_of_a_run_that_had_them_at_once(options, tmp_path, capsys):
+def test_more_epochs_end_with_the_bits_of_a_run_that_had_them_at_once(options, tmp_path):
     at_once, extended = tmp_path / "at once", tmp_path / "extended"
     more = ["--model", "softmax", "--schedule", "inverse-sqrt"]
     assert in_this_process(*options, *more, "--out", at_once) == 0
@@ -218,7 +209,7 @@ def test_more_epochs_end_with_the_bits_of_a_run_that_had_them_at_once(options, t
     assert runs.settings(extended) == runs.settings(at_once)
 
 
-def test_what_does_not_fit_the_run_is_one_line(whole, options, capsys):
+def test_what_does_not_fit_the_run_is_one_line(whole, options):
     out = whole.out
     for more, words in (
         (["--resume", "--epochs", 1], f"is a run of {EPOCHS} epochs with a cosine schedule; got"),
@@ -227,9 +218,7 @@ def test_what_does_not_fit_the_run_is_one_line(whole, options, capsys):
         ([], "already holds a run; continue it with --resume"),
         (["--resume", "--out", f"{out}-typo"], f"holds no run (no config.json); runs there: {out}"),
     ):
-        assert in_this_process(*options, "--out", out, *more) == 1
-        said = capsys.readouterr().err
-        assert said.startswith("error: ") and said.count("\n") == 1 and words in said, said
+        assert words in refused(*options, "--out", out, *more)
 
 
 def test_a_second_training_names_the_first_and_a_kill_leaves_no_lock(options, tmp_path):
@@ -257,8 +246,7 @@ runpy.run_module("examples.mnist", run_name="__main__")
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_with_space(whole, options, tmp_path):
     line = [*options, "--out", tmp_path / "run"]
-    full = [sys.executable, "-c", LIMITED, *map(str, line)]
-    done = subprocess.run(full, cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 1 and re.fullmatch(r"error: .*File too large.*\n", done.stderr)
+    said = process("-c", LIMITED, *line, status=1).stderr
+    assert re.fullmatch(r"error: .*File too large.*\n", said)
     run(*line, "--resume")
     assert result(tmp_path / "run") == whole.result

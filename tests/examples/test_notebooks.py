@@ -6,29 +6,16 @@ import io
 import re
 import sys
 
-import matplotlib.image
 import nbformat
 import pytest
 
-from examples.usage.notebooks.__main__ import (
-    DIGEST,
-    FOLDER,
-    NAMES,
-    ROOT,
-    clean,
-    digest,
-    execute,
-    read,
-)
+from examples.usage.notebooks.__main__ import DIGEST, FOLDER, NAMES, ROOT, digest, execute, read
 from tests.catalogue.compilation import IN_A_HURRY
+from tests.examples.processes import shows_something
 
 pytestmark = pytest.mark.slow
 
 # The stored files.
-
-
-def test_there_are_three():
-    assert NAMES == ["1-first-steps", "2-reading-adams-state", "3-tuning"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -41,12 +28,6 @@ def test_their_form_is_the_same_on_every_machine(name):
     assert notebook.metadata.language_info == {"name": "python"}
     ids = [cell.id for cell in notebook.cells]
     assert len(set(ids)) == len(ids)
-    assert all(cell.metadata == {} for cell in notebook.cells)
-    # `python -m examples.usage.notebooks` keeps the rest as it is.
-    before = nbformat.writes(notebook)
-    notebook.cells[0].metadata["scrolled"] = True
-    clean(notebook)
-    assert {**notebook.metadata} == {**nbformat.reads(before, as_version=4).metadata}
     assert all(cell.metadata == {} for cell in notebook.cells)
 
 
@@ -71,9 +52,8 @@ def test_outputs_are_small_and_say_nothing_of_the_machine(name):
     assert (FOLDER / f"{name}.ipynb").stat().st_size < 300_000
     for out in outputs_of(read(name)):
         said = str(out.get("text", "")) + str(out.get("data", {}).get("text/plain", ""))
-        assert not re.search(r"(^|[^\w.])/(home|root|work|tmp|usr|Users)/|0x[0-9a-f]{8}", said), (
-            said
-        )
+        of_the_machine = r"(^|[^\w.])/(home|root|work|tmp|usr|Users)/|0x[0-9a-f]{8}"
+        assert not re.search(of_the_machine, said), said
         assert out.get("name") != "stderr"
 
 
@@ -93,14 +73,6 @@ def test_the_code_s_digest_changes_with_the_code():
     before = digest(notebook)
     notebook.cells[1].source += "\n"
     assert digest(notebook) != before
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_cells_are_short_and_the_story_has_headings(name):
-    cells = read(name).cells
-    assert max(cell.source.count("\n") + 1 for cell in cells) <= 40
-    headings = [cell for cell in cells if cell.source.startswith(("# ", "## "))]
-    assert len(headings) >= 5 and cells[0] is headings[0]
 
 
 # Execution.
@@ -176,9 +148,7 @@ def test_runs_from_top_to_bottom(name, tmp_path):
     shown = pictures_of(notebook)
     assert len(shown) == pictures
     for picture in shown:
-        pixels = matplotlib.image.imread(io.BytesIO(base64.b64decode(picture)))
-        assert pixels.shape[0] > 150 and pixels.shape[1] > 350
-        assert 0.01 < (pixels[..., :3].min(axis=2) < 0.9).mean() < 0.9
+        assert shows_something(io.BytesIO(base64.b64decode(picture)), 350)
 
     *_, last = [out.text for out in outputs if out.get("name") == "stdout"]
     assert least_accuracy < float(last.split("test_accuracy")[1]) < 1

@@ -7,49 +7,33 @@ import re
 import pytest
 
 from examples.shared import command_line
-from tests.examples.processes import ROOT
+from tests.catalogue.scripts import ROOT
 
-# An option, a value of the wrong type, a value out of range, and the range in words.
 RATE, COUNT = "a number in [0, inf)", "a whole number of at least 1"
 SEED = "a whole number from 0 to 4294967295"
-WRONG = {
-    "mnist train": [
-        ("--learning-rate", "abc", "-1", RATE),
-        ("--epochs", "many", "0", COUNT),
-        ("--batch-size", "1.5", "-3", COUNT),
-        ("--seed", "x", "-1", SEED),
-    ],
-    "mnist serve model": [
-        ("--port", "http", "65536", "a whole number from 0 to 65535"),
-        ("--timeout", "1s", "nan", "a number in (0, 3600]"),
-    ],
-    "studies.text train": [
-        ("--steps", "1e3", "0", COUNT),
-        ("--learning-rate", "fast", "nan", RATE),
-        ("--seed", "x", "-1", SEED),
-    ],
-    "studies.text sample run": [
-        ("--length", "long", "0", COUNT),
-        ("--temperature", "hot", "0", "a number in (0, inf)"),
-    ],
-    **{
-        name: [("--seed", "x", str(2**32), SEED)]
-        for name in ("studies.compare", "studies.tune", "studies.transfer", "studies.paper")
-    },
-    "usage.basics": [("--seed", "x", "-1", SEED)],
-}
+# A program, an option, the range in words, a value of the wrong type, and one out of range.
+WRONG = [
+    ("mnist train", "--learning-rate", RATE, "abc", "-1"),
+    ("mnist train", "--epochs", COUNT, "many", "0"),
+    ("mnist train", "--batch-size", COUNT, "1.5", "-3"),
+    ("mnist train", "--seed", SEED, "x", "-1"),
+    ("mnist serve model", "--port", "a whole number from 0 to 65535", "http", "65536"),
+    ("mnist serve model", "--timeout", "a number in (0, 3600]", "1s", "nan"),
+    ("studies.text train", "--steps", COUNT, "1e3", "0"),
+    ("studies.text train", "--learning-rate", RATE, "fast", "nan"),
+    ("studies.text sample run", "--length", COUNT, "long", "0"),
+    ("studies.text sample run", "--temperature", "a number in (0, inf)", "hot", "0"),
+]
+# All of these have the options of examples.shared.study.
+STUDIES = ("studies.compare", "studies.tune", "studies.transfer", "studies.paper", "usage.basics")
+WRONG += [(name, "--seed", SEED, "x", f"{2**32}") for name in (*STUDIES, "studies.text train")]
 
 
 @pytest.mark.parametrize(
-    ("command", "option", "value", "allowed"),
-    [
-        (command, option, value, allowed)
-        for command, cases in WRONG.items()
-        for option, *values, allowed in cases
-        for value in values
-    ],
+    ("command", "option", "allowed", "value"),
+    [(*its, value) for *its, wrong, out_of_range in WRONG for value in (wrong, out_of_range)],
 )
-def test_a_wrong_value_is_said_with_what_is_allowed(capsys, command, option, value, allowed):
+def test_a_wrong_value_is_said_with_what_is_allowed(capsys, command, option, allowed, value):
     program, *words = command.split()
     with pytest.raises(SystemExit, match="2"):
         importlib.import_module(f"examples.{program}.__main__").main([*words, f"{option}={value}"])

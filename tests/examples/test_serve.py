@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 import zlib
 from urllib.parse import urlsplit
 
@@ -17,26 +16,19 @@ import pytest
 from PIL import Image
 
 from examples.mnist import data, export, pictures
-from tests.examples.processes import ROOT, command, environment, in_this_process, png
+from tests.catalogue.scripts import ENVIRONMENT, ROOT
+from tests.examples.processes import command, in_this_process, png, refused, scan
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def trained_run(tmp_path_factory):
-    """A run of one epoch."""
+def model(tmp_path_factory):
+    """The file exported from a run of one epoch."""
     out = tmp_path_factory.mktemp("served") / "run"
     options = ["--model", "mlp", "--epochs", 1, "--learning-rate", 3e-3, "--out", out]
-    assert in_this_process("train", *options) == 0
-    return out
-
-
-@pytest.fixture(scope="module")
-def model(trained_run):
-    """The file exported from the run."""
-    path = trained_run.parent / "model.stablehlo"
-    assert in_this_process("export", trained_run, path) == 0
-    return path
+    assert in_this_process("train", *options) == in_this_process("export", out) == 0
+    return out / "model.stablehlo"
 
 
 @contextlib.contextmanager
@@ -45,7 +37,7 @@ def serving(*arguments):
     process = subprocess.Popen(
         command("serve", *arguments, "--port", 0),
         cwd=ROOT,
-        env=environment(),
+        env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -92,23 +84,15 @@ def ask(address, body=None, path="/predict", method="POST"):
         return answer_of(connection.getresponse())
 
 
-def scan(digit):
-    """Like a scan: large, dark on light, off centre."""
-    page = Image.new("RGB", (200, 160), "white")
-    page.paste(Image.fromarray(255 - digit).resize((112, 112)), (60, 20))
-    return np.asarray(page)
-
-
-def test_every_form_of_a_digit_gets_the_models_answer(address, model, tmp_path):
+def test_every_form_of_a_digit_gets_the_models_answer(address, model):
     images = data.load().test_images[:3]
-    path = tmp_path / "scan.png"
-    path.write_bytes(png(scan(images[0])))
+    page = scan(images[0])
     predict = export.predictor(export.load(model))
     for body, digits in (
-        (png(images[0]), images[:1]),
+        (png(Image.fromarray(images[0])), images[:1]),
         (json.dumps(images[0].tolist()), images[:1]),
         (json.dumps(images.tolist()), images),
-        (path.read_bytes(), pictures.read_digits(path)),
+        (png(page), pictures.digit_of(page, "page")[None]),
     ):
         status, content = ask(address, body)
         expected = predict(digits)
@@ -121,19 +105,19 @@ def test_every_form_of_a_digit_gets_the_models_answer(address, model, tmp_path):
 
 def bomb():
     """A PNG of 2¹⁵ by 2¹⁵ grey pixels, a gigabyte, in a megabyte."""
-    head = png(np.zeros((8, 8), np.uint8))
+    head = png(Image.new("L", (8, 8)))
     size = (1 << 15).to_bytes(4)
     start = head[:16] + size + size + head[24:29]
     return start + zlib.crc32(start[12:29]).to_bytes(4) + head[33:]
 
 
+DIGIT = png(Image.fromarray(data.load().test_images[0]))
 BAD = {
     "nothing": b"",
     "text": b"seven",
-    "JPEG": b"\xff\xd8\xff\xe0",
-    "half a PNG": png(data.load().test_images[0])[:60],
+    "half a PNG": DIGIT[:60],
     "a PNG of a gigabyte": bomb(),
-    "blank": png(np.full((28, 28), 255, np.uint8)),
+    "blank": png(Image.new("L", (28, 28), 255)),
     "blank JSON": json.dumps(np.zeros((28, 28), int).tolist()),
     "256": json.dumps(np.full((28, 28), 256).tolist()),
     "other sides": json.dumps(np.ones((28, 27), int).tolist()),
@@ -146,7 +130,7 @@ BAD = {
 def test_a_bad_body_is_one_line_and_the_next_is_answered(address, body):
     status, content = ask(address, body)
     assert status == 400 and content["error"]
-    assert ask(address, png(data.load().test_images[0]))[0] == 200
+    assert ask(address, DIGIT)[0] == 200
 
 
 def test_health_and_what_there_is_not(address):
@@ -194,13 +178,12 @@ def test_a_stop_answers_what_was_accepted(model):
         assert process.wait(timeout=60) == 0
 
 
-def test_an_address_that_is_taken_and_a_model_that_is_none_are_one_line(model, tmp_path, capsys):
+def test_an_address_that_is_taken_and_a_model_that_is_none_are_one_line(model, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        assert in_this_process("serve", model, "--port", taken.getsockname()[1]) == 1
-    assert re.fullmatch(r"error: .*cannot be listened on \(.*in use.*\n", capsys.readouterr().err)
+        said = refused("serve", model, "--port", taken.getsockname()[1])
+    assert re.search(r"cannot be listened on \(.*in use", said)
     (tmp_path / "text").write_text("no model")
-    assert in_this_process("serve", tmp_path / "text") == 1
-    assert re.fullmatch(r"error: .*is not an exported model.*\n", capsys.readouterr().err)
+    assert "is not an exported model" in refused("serve", tmp_path / "text")
 
 
 @pytest.fixture(scope="module")
@@ -213,20 +196,10 @@ def browser(tmp_path_factory):
 
     options = webdriver.ChromeOptions()
     options.binary_location = programs[0]
-    profile = tmp_path_factory.mktemp("profile")
-    for option in (
-        "headless",
-        "no-sandbox",
-        "disable-gpu",
-        "disable-quic",
-        "no-first-run",
-        "disable-background-networking",
-        "disable-component-update",
-        "disable-sync",
-        "window-size=900,700",
-        f"user-data-dir={profile}",
-    ):
-        options.add_argument(f"--{option}")
+    switches = "headless no-sandbox disable-gpu no-first-run disable-quic disable-sync"
+    switches += " disable-background-networking disable-component-update"
+    for switch in (*switches.split(), f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(f"--{switch}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options, webdriver.ChromeService(programs[1]))
     yield driver
@@ -241,11 +214,11 @@ def shown(browser):
 
 
 def wait_for(browser, digit):
-    """Waits until the page shows a text; returns the shown text."""
-    end = time.monotonic() + 30
-    while (found := shown(browser))[0] != digit:
-        assert time.monotonic() < end, found
-    return found
+    """Waits until the page shows a text; returns the shares that it shows then."""
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    WebDriverWait(browser, 30).until(lambda browser: shown(browser)[0] == digit)
+    return shown(browser)[1]
 
 
 @pytest.mark.parametrize("width", [360, 900])
@@ -261,7 +234,7 @@ def test_the_page_shows_a_drawn_digit(address, browser, width):
     drawing = ActionChains(browser, duration=20)
     drawing.move_to_element_with_offset(paper, 2, -down).click_and_hold()
     drawing.move_to_element_with_offset(paper, -2, down).release().perform()
-    _, bars = wait_for(browser, "1")
+    bars = wait_for(browser, "1")
     shares = {label: float(share.removesuffix("%")) for label, share in bars}
     assert list(shares) == list("0123456789") and max(shares, key=shares.__getitem__) == "1"
     assert 99 < sum(shares.values()) < 101
@@ -271,7 +244,7 @@ def test_the_page_shows_a_drawn_digit(address, browser, width):
     paper.send_keys(Keys.ARROW_UP * 4 + " " + Keys.ARROW_DOWN * 22)
     wait_for(browser, "1")
     paper.send_keys("c")
-    _, bars = wait_for(browser, "–")
+    bars = wait_for(browser, "–")
     assert {share for _, share in bars} == {""}
     # Nothing overflows the page, no other host got a request, and no request failed.
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
 from examples.shared import strict_json
 from examples.shared.pages import replaced
 from examples.studies.text import compare, report
 from examples.studies.text.compare import FACTOR, FAST, OPTIMIZERS, RATES, first_grid, further
+from tests.examples.processes import pieces, shows_something
 
 pytestmark = pytest.mark.slow
 
@@ -51,8 +51,7 @@ def test_the_fast_setting_end_to_end(tmp_path, capsys, standard_promotion):
     assert figures["Muon and adamw"]["bytes"] < 8 < figures["adamw"]["bytes"]
     for row in figures.values():
         assert row["lowest"] <= row["mean"] <= row["highest"] < 4.2 and not row["edge"]
-    lines = map(strict_json.loads, (tmp_path / "pieces.jsonl").read_text().splitlines())
-    results = {line["name"]: line["result"] for line in lines}
+    results = pieces(tmp_path)
     # All share parameters and batches: the learning rate begins at 0.
     firsts = {(run["seed"], run["train_losses"][0]) for run in results.values()}
     assert len(firsts) == 4
@@ -60,8 +59,7 @@ def test_the_fast_setting_end_to_end(tmp_path, capsys, standard_promotion):
     at_best = [r for n, r in results.items() if n.startswith("adamw,") and r["seed"] > 0]
     assert {run["rate"] for run in at_best} == {figures["adamw"]["rate"]}
     np.testing.assert_allclose(np.mean([r["loss"] for r in at_best]), figures["adamw"]["mean"])
-    with Image.open(tmp_path / "losses.png") as picture:
-        assert picture.width > 1000 and len(set(picture.convert("L").tobytes())) > 20
+    assert shows_something(tmp_path / "losses.png")
 
 
 def test_the_pages_show_the_figures():

@@ -1,39 +1,28 @@
 """The transfer study in its fast setting, end to end: its rules and its summary."""
 
-import csv
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
-from PIL import Image
 
 from examples.shared.command_line import UserError
 from examples.studies.transfer import __main__ as transfer
 from examples.studies.transfer import plan, report
 from examples.studies.transfer.train import Data, Run, losses
+from tests.examples.processes import shows_something, table
 
 pytestmark = pytest.mark.slow
 
 
-def read(path):
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
 def test_the_fast_setting_end_to_end(tmp_path, capsys):
     transfer.main(["--fast", "--out", str(tmp_path)])
-    said = capsys.readouterr().out
-    assert "about" in said
-    rows = read(tmp_path / "table.csv")
+    assert "about" in capsys.readouterr().out
+    rows = table(tmp_path / "table.csv")
     assert {row["parametrization"] for row in rows} == {"standard", "muP"}
     assert len(rows) == 4 and all(float(row["held-out loss"]) > 0 for row in rows)
-    with Image.open(tmp_path / "widths.png") as image:
-        assert image.width > 700 and len(set(image.convert("L").tobytes())) > 20
-    transfer.main(["--fast", "--out", str(tmp_path)])
-    assert "4 of 4 pieces were done before" in capsys.readouterr().out
+    assert shows_something(tmp_path / "widths.png", 700)
     with pytest.raises(UserError, match="other settings"):
         transfer.main(["--fast", "--seed", "1", "--out", str(tmp_path)])
 
@@ -52,18 +41,6 @@ def test_at_the_base_size_both_parametrizations_are_one(model):
         tx = run.optimizer(params, jnp.float32(1e-2))
         updates.append(tx.update(grads, tx.init(params), params)[0])
     jax.tree.map(np.testing.assert_array_equal, *updates)
-
-
-def test_a_wide_model_has_its_factors():
-    run = Run("mlp", 32, 8, True, 3, 4)
-    params = run.initial(jax.random.key(0))
-    assert run.build(32, jax.random.key(0)).output_factor == 1 / 4
-    tx = run.optimizer(params, jnp.float32(1e-2))
-    grads = jax.tree.map(jnp.ones_like, params)
-    _, state = tx.update(grads, tx.init(params), params)
-    updates = nnx.to_pure_dict(tx.update(grads, state, params)[0])
-    ratio = updates["hidden"][1]["kernel"][0, 0] / updates["hidden"][0]["kernel"][0, 0]
-    np.testing.assert_allclose(ratio, 1 / 4, rtol=1e-5)
 
 
 def test_losses_are_those_of_each_rate_and_seed_alone():

@@ -2,14 +2,13 @@
 
 import re
 import shlex
-import subprocess
-import sys
 
 import jax
 import optax
 import pytest
 
 import adam_jax
+from tests.catalogue.scripts import process
 
 
 def message_of(name):
@@ -45,17 +44,13 @@ def test_what_is_nowhere():
 
 @pytest.mark.slow
 def test_the_package_as_a_command_and_the_commands_that_it_prints():
-    def printed(*arguments):
-        command = [sys.executable, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-    first, dtypes, after = printed("-m", "adam_jax").split("\n\n")
+    first, dtypes, after = process("-m", "adam_jax").stdout.split("\n\n")
     assert first.startswith(f"adam_jax {adam_jax.__version__}, Python ")
     assert f" jax {jax.__version__} " in first
     assert dtypes.startswith(f"{jax.devices()[0]} (")
     said = dict(line.strip().split(": ") for line in dtypes.splitlines()[1:])
     assert len(said) == 7 and {*said.values()} == {"yes"}
     commands = [shlex.split(line) for line in after.splitlines()[1:]]
-    names, page, advice = (printed(*command[1:]) for command in commands)
+    names, page, advice = (process(*command[1:]).stdout for command in commands)
     assert names.split() == adam_jax.__all__ and "Loshchilov" in page
     assert "9x128" in advice and "Warning" not in advice

@@ -3,6 +3,7 @@
 import functools
 import inspect
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,47 +72,32 @@ def numbers(member, factors, **given):
 
 ADAMW = Member("adamw", "scale_by_adam", None)
 adamw = mup(adam_jax.adamw, BASE, PARAMS, alpha=ALPHA)
+LABELS = {
+    "in": "in",
+    "blocks": [{"kernel": "blocks/0/kernel", "bias": "blocks/0/bias"} for _ in PARAMS["blocks"]],
+    "out": {"kernel": "out/kernel", "bias": "out/bias"},
+}
+
+
+def partitioned(member=ADAMW, modify=lambda tx: tx, **given):
+    """What `mup` makes of a member, written out with `optax.partition`."""
+    txs = {k: modify(member.function(**numbers(member, f, **given))) for k, f in FACTORS.items()}
+    return optax.partition(txs, LABELS)
 
 
 def gradients(params, t):
     return jax.tree.map(lambda p: 1e-2 * jnp.sin(3 * p + t), params)
 
 
-def stepped(tx, params, count=4, state=None, start=0):
+def stepped(tx, params, count=4, state=None):
     state = tx.init(params) if state is None else state
     step = jax.jit(functools.partial(adam_jax.step, tx))
-    for t in range(start, start + count):
+    for t in range(count):
         params, state = step(gradients(params, t), state, params)
     return params, state
 
 
-def assert_close(ours, theirs, rtol=1e-6):
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(
-            np.asarray(a, np.float64), np.asarray(b, np.float64), rtol=rtol, atol=1e-7
-        )
-
-
-def assert_equal(ours, theirs):
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-
-
-AROUND = {
-    "alone": lambda tx: tx,
-    "chain, clip": lambda tx: adam_jax.chain(adam_jax.clip_by_global_norm(0.05), tx),
-    "optax.chain": lambda tx: optax.chain(optax.scale(2.0), tx),
-    "everything": lambda tx: adam_jax.accumulate(
-        adam_jax.telemetry(
-            adam_jax.skip_nonfinite(
-                adam_jax.chain(adam_jax.clip_by_global_norm(0.05), tx, adam_jax.ema_params(0.9))
-            ),
-            every=1,
-        ),
-        2,
-    ),
-}
+assert_close = functools.partial(chex.assert_trees_all_close, rtol=1e-6, atol=1e-7)
 
 
 def schedule(count):

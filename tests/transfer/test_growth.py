@@ -1,15 +1,29 @@
 """Roles, growth and layers, derived from two trees of shapes."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen, nnx
+from flax import nnx
 
 from adam_jax.transfer.growth import growths
-from tests.transfer.shapes import HIDDEN, INPUT, OUTPUT, VECTOR, roles, shape
 
-FIXED = ("fixed", 1, 1)
+HIDDEN, INPUT, OUTPUT = ("hidden", 4, 4), ("input", 1, 4), ("output", 4, 1)
+VECTOR, FIXED = ("vector", 1, 4), ("fixed", 1, 1)
+
+
+def shape(*axes):
+    return jax.ShapeDtypeStruct(axes, jnp.float32)
+
+
+def roles(base, params, **kwargs):
+    """The role, and the growth of inputs and outputs, of each leaf by path."""
+    return {
+        g.path: (g.role, round(g.fan_in, 9), round(g.fan_out, 9))
+        for g in growths(base, params, **kwargs)
+    }
 
 
 class NnxPerceptron(nnx.Module):
@@ -41,56 +55,26 @@ def test_perceptron_of_nnx():
     assert roles(nnx.state(shapes, nnx.Param), params) == PERCEPTRON
 
 
-class LinenPerceptron(linen.Module):
-    width: int
-
-    @linen.compact
-    def __call__(self, x):
-        x = linen.Dense(self.width)(x)
-        x = linen.LayerNorm()(linen.Dense(self.width)(x))
-        return linen.Dense(3)(x)
-
-
-def test_perceptron_of_linen():
-    x, key = jnp.ones((1, 5)), jax.random.key(0)
-    base = jax.eval_shape(LinenPerceptron(4).init, key, x)
-    params = LinenPerceptron(16).init(key, x)
-    assert roles(base["params"], params["params"]) == {
-        "Dense_0/kernel": INPUT,
-        "Dense_0/bias": VECTOR,
-        "Dense_1/kernel": HIDDEN,
-        "Dense_1/bias": VECTOR,
-        "LayerNorm_0/scale": VECTOR,
-        "LayerNorm_0/bias": VECTOR,
-        "Dense_2/kernel": OUTPUT,
-        "Dense_2/bias": FIXED,
-    }
-
-
-def test_convolutions():
+@pytest.mark.parametrize("outputs_last", [True, False])
+def test_kernels_of_other_shapes_than_matrices(outputs_last):
     def init(width):
-        return {
-            "first": shape(3, 3, 1, width),
-            "hidden": shape(3, 3, width, 2 * width),
-            "depthwise": shape(3, 3, 1, width),
-            "one_axis": shape(3, width, width),
+        axes = {
+            "first": (3, 3, 1, width),
+            "depthwise": (3, 3, 1, width),
+            "bias": (1, 1, width),
+            "embedding": (50, width),
+            "positions": (1, 9, width),
+            "hidden": (3, 3, width, 2 * width),
+            "one_axis": (3, width, width),
+            "experts": (6, width, 2 * width),
+            "fused": (3, width, 2, width // 2),
+            "readout": (width, 50),
         }
+        return {name: shape(*its[:: 1 if outputs_last else -1]) for name, its in axes.items()}
 
-    assert roles(init(4), init(16)) == {
-        "first": INPUT,
-        "hidden": HIDDEN,
-        "depthwise": INPUT,
-        "one_axis": HIDDEN,
-    }
-
-
-def test_convolutions_with_outputs_first():
-    def init(width):
-        return {"in": {"weight": shape(width, 3, 3, 3), "bias": shape(width, 1, 1)},
-                "mid": {"weight": shape(2 * width, width, 3, 3)}}  # fmt: skip
-
-    its = roles(init(4), init(16), outputs_last=False)
-    assert its == {"in/weight": INPUT, "in/bias": INPUT, "mid/weight": HIDDEN}
+    inputs = ("first", "depthwise", "bias", "embedding", "positions")
+    expected = dict.fromkeys(init(4), HIDDEN) | dict.fromkeys(inputs, INPUT) | {"readout": OUTPUT}
+    assert roles(init(4), init(16), outputs_last=outputs_last) == expected
 
 
 def attention(heads, size):
@@ -117,21 +101,6 @@ def test_features_that_grow_by_more_than_either_part_of_the_heads():
     assert kernels["flax/query/kernel"] == kernels["flax/out/kernel"] == ("hidden", 8, 8)
     assert kernels["einsum/[heads, features, size]"] == ("hidden", 8, 8)
     assert kernels["flax/query/bias"] == ("vector", 1, 8)
-
-
-def test_embeddings_and_experts_that_do_not_grow_in_number():
-    def init(width):
-        return {"embedding": shape(50, width), "positions": shape(1, 9, width),
-                "experts": shape(6, width, 2 * width), "fused": shape(3, width, 2, width // 2),
-                "readout": shape(width, 50)}  # fmt: skip
-
-    assert roles(init(4), init(16)) == {
-        "embedding": INPUT,
-        "positions": INPUT,
-        "experts": HIDDEN,
-        "fused": HIDDEN,
-        "readout": OUTPUT,
-    }
 
 
 def test_outputs_first_where_the_sides_grow_differently():
@@ -185,3 +154,115 @@ def test_trees_that_do_not_fit_say_where():
         growths(base, {"a": shape(4, 4)})
     # Leaves that only `base` has are ignored.
     assert roles(base | {"b": shape(3)}, {"a": shape(16)}) == {"a": VECTOR}
+
+
+@pytest.mark.parametrize("name", ["blocks/{}/{}", "Block_{}/Dense_{}", "blocks/{}/layers/{}"])
+def test_a_block_that_base_lacks_has_the_shape_of_its_first(name):
+    """Also if a path has two numbers, of which one counts blocks."""
+
+    def init(count, width):
+        its = {}
+        for i in range(count):
+            its[name.format(i, 0)] = shape(width, 4 * width)
+            its[name.format(i, 1)] = shape(4 * width, width)
+        return its
+
+    found = growths(init(2, 8), init(6, 32))
+    assert all(g.role == "hidden" and g.layers == (6, 2) and g.depth == 3 for g in found)
+    bases = {g.path: g.base_path for g in found}
+    assert bases[name.format(5, 1)] == name.format(0, 1)
+    assert bases[name.format(1, 1)] == name.format(1, 1)
+    assert all(g.depth == 1 for g in growths(init(2, 8), init(2, 32)))
+    assert [g.depth for g in growths(init(4, 8), init(1, 32))] == [1 / 4] * 2
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_first_module_of_haiku_has_no_number(count):
+    def init(count, width):
+        names = ["net/block", *(f"net/block_{i}" for i in range(1, count))]
+        its = {f"{name}/~/linear": {"w": shape(width, 4 * width)} for name in names}
+        its |= {f"{name}/~/linear_1": {"w": shape(4 * width, width)} for name in names}
+        return its | {"linear": {"w": shape(width, 3)}}
+
+    found = {g.path: g for g in growths(init(count, 4), init(6, 16))}
+    blocks = [g for path, g in found.items() if path.startswith("net")]
+    assert len(blocks) == 12 and {g.depth for g in blocks} == {6 / count}
+    assert found["net/block_5/~/linear_1/w"].base_path == "net/block/~/linear_1/w"
+    assert found["linear/w"].layers == (1, 1) and found["linear/w"].role == "output"
+
+
+def test_layers_of_different_shapes_must_be_as_many():
+    def init(*widths):
+        return {f"Dense_{i}": shape(n, m) for i, (n, m) in enumerate(itertools.pairwise(widths))}
+
+    with pytest.raises(ValueError, match="^base must have as many layers as params, or layers of"):
+        growths(init(5, 8, 8, 3), init(5, 32, 32, 32, 3))
+
+
+def stacked(count, width):
+    return {
+        "embedding": shape(50, width),
+        "blocks": {
+            "dense": {"kernel": shape(count, width, width), "bias": shape(count, width)},
+            "norm": {"scale": shape(count, width)},
+        },
+        "head": shape(width, 50),
+    }
+
+
+def test_stacked_layers():
+    wider = roles(stacked(2, 4), stacked(2, 16))
+    assert wider["blocks/dense/kernel"] == HIDDEN and wider["blocks/norm/scale"] == INPUT
+    found = {g.path: g for g in growths(stacked(2, 4), stacked(8, 16), layers="blocks/.*")}
+    kernel, bias = found["blocks/dense/kernel"], found["blocks/dense/bias"]
+    assert kernel.role == "hidden" and kernel.layers == (8, 2) and kernel.fan_in == 4
+    assert bias.role == "vector" and bias.depth == 4 and bias.width == 4
+    assert found["head"].layers == (1, 1)
+
+
+@pytest.mark.parametrize("grown", [(8, 16), (8, 32), (4, 8)])
+def test_a_leaf_that_grows_unlike_any_kernel_must_be_named(grown):
+    message = "^layers must match every leaf whose .* 'blocks/dense/kernel' grows .* write, for"
+    for layers in (None, "blocks/.*/bias"):
+        with pytest.raises(ValueError, match=message):
+            growths(stacked(2, 4), stacked(*grown), layers=layers)
+    assert growths(stacked(2, 4), stacked(*grown), layers="blocks/.*")
+
+
+@pytest.mark.parametrize("grown", [(8, 4), (8, 8), (32, 16)])
+def test_nothing_is_guessed_where_a_kernel_may_grow_so(grown):
+    """A kernel of attention grows like four times as many layers of twice the width."""
+    by_name = {g.path: g for g in growths(stacked(2, 4), stacked(*grown))}
+    assert by_name["blocks/dense/kernel"].layers == (1, 1)
+
+
+@pytest.mark.parametrize("outputs_last", [True, False])
+@pytest.mark.parametrize(
+    "init",
+    [
+        lambda n: {"kernel": shape(4 * n, 4 * n), "bias": shape(4 * n)},
+        lambda n: {"gate": shape(4 * n, 8 * n), "up": shape(4 * n, 8 * n)},
+        lambda n: {"weight": shape(4 * n, 3, 3, 3), "bias": shape(4 * n, 1, 1)},
+        lambda n: {k: shape(4 * n, 2 * n, 2) for k in "qkv"},
+        lambda n: {"q": shape(2 * n, 4 * n, 2), "out": shape(2 * n, 2, 4 * n)},
+        lambda n: {"q": shape(2 * n, 4 * n, 2), "b": shape(2 * n, 2)},
+        lambda n: {"q": shape(4 * n, 2 * n, 2), "k": shape(4 * n, 1, 2), "head": shape(4 * n, 9)},
+        lambda n: {"ih": shape(4 * n, 4 * n), "hh": shape(4 * n, 4 * n)},
+        lambda n: {"experts": shape(3, 4 * n, 4 * n), "router": shape(4 * n, 3)},
+    ],
+)
+def test_no_kernel_is_taken_for_layers(init, outputs_last):
+    assert growths(init(1), init(4), outputs_last=outputs_last)
+    if "out" in init(1):
+        assert roles(init(1), init(4), outputs_last=outputs_last)["out"] == HIDDEN
+
+
+def test_wrong_expressions():
+    for layers in ("blo", ""):
+        message = f"^layers must match the whole path of a leaf, got '{layers}'"
+        with pytest.raises(ValueError, match=message):
+            growths(stacked(2, 4), stacked(8, 16), layers=layers)
+    with pytest.raises(ValueError, match="^layers must be a regular expression"):
+        growths(stacked(2, 4), stacked(8, 16), layers="(")
+    with pytest.raises(ValueError, match="^layers must match leaves with an axis of layers"):
+        growths({"s": shape()}, {"s": shape()}, layers="s")

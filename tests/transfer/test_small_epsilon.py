@@ -11,6 +11,7 @@ import pytest
 
 from adam_jax.transfer import mup
 from tests.catalogue import MEMBERS, of_each_kind, slowly, slowly_with
+from tests.catalogue.runs import run
 
 EPS, STEPS, SIZE = 1e-18, 8, 8192  # Smaller leaves stay float32 under int8.
 DIVIDING = [member for member in MEMBERS if member.has("eps") and member.elementwise]
@@ -33,15 +34,6 @@ def gradients(member, size):
 def settings(member):
     others = {"eps_root": 0.0, "initial_accumulator_value": 0.0}
     return {"eps": EPS} | {name: x for name, x in others.items() if member.has(name)}
-
-
-@jax.jit
-def run(tx, gs):
-    def body(state, g):
-        u, state = tx.update(g, state, jnp.ones_like(g))
-        return state, u
-
-    return jax.lax.scan(body, tx.init(jnp.ones_like(gs[0])), gs)[1]
 
 
 def stored(member, form):
@@ -72,7 +64,7 @@ def assert_same(updates, expected, form="float32"):
 def test_updates_equal_the_naive_version(member, size, form):
     gs = gradients(member, size)
     tx = member.direction(**settings(member), **stored(member, form))
-    assert_same(run(tx, gs), exact(member, gs), form)
+    assert_same(run(tx, gs, jnp.ones(SIZE)), exact(member, gs), form)
 
 
 @every_stored
@@ -82,7 +74,7 @@ def test_the_factor_of_a_width_of_16_makes_it_smaller_still(member, form):
     decay = {"weight_decay": 0.0} if member.has("weight_decay") else {}
     given = settings(member) | stored(member, form) | decay
     tx = mup(member.factory, *shapes)(learning_rate=-16.0, **given)  # Becomes -1.
-    updates = run(tx, gs.reshape(STEPS, *wide)).reshape(STEPS, SIZE)
+    updates = run(tx, gs.reshape(STEPS, *wide), jnp.ones(wide)).reshape(STEPS, SIZE)
     assert_same(updates, exact(member, gs, 1 / 16), form)
     if form == "float32" and member.name != "adopt":  # Its ε has no effect under √nu.
         with pytest.raises(AssertionError):
@@ -92,6 +84,6 @@ def test_the_factor_of_a_width_of_16_makes_it_smaller_still(member, form):
 @every_dividing
 def test_squares_that_are_zero_leave_the_update_finite_and_bounded(member):
     gs = gradients(member, 1e-18)
-    updates = np.asarray(run(member.direction(**settings(member)), gs))
+    updates = np.asarray(run(member.direction(**settings(member)), gs, jnp.ones(SIZE)))
     assert np.isfinite(updates).all()
     assert np.max(np.abs(updates)) <= 4.0

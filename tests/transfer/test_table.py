@@ -26,20 +26,12 @@ def transformer(width, count):
     return {"embedding": shape(50, width), "blocks": [block] * count, "head": head}
 
 
-TABLE = """\
-factors
-                                          base         shape    role  learning rate    eps  weight decay  initial RMS
-blocks/#/down/kernel (32 of them)    [256, 64]  [4096, 1024]  hidden           1/16  1/256            16          1/4
-blocks/#/norm/scale (32 of them)          [64]        [1024]  vector              1  1/256             1            1
-"""  # noqa: E501
-
-
 def test_the_table_of_a_transformer():
     table = mup_table(transformer(64, 2), transformer(1024, 32))
-    lines = str(table).splitlines()
-    # Columns are as wide as their longest entry, which is in a later row.
-    assert [line.split() for line in lines[:4]] == [line.split() for line in TABLE.splitlines()]
-    assert len(set(map(len, lines[1:]))) == 1 and len(lines) == 10
+    heading, *lines = str(table).splitlines()
+    assert heading == "factors" and len({*map(len, lines)}) == 1 and len(lines) == 9
+    words = "blocks/#/norm/scale (32 of them) [64] [1024] vector 1 1/256 1 1"
+    assert lines[2].split() == words.split()
     roles = {row.path: (row.role, row.count) for row in table.rows}
     assert roles == {
         "blocks/#/down/kernel": ("hidden", 32),
