@@ -61,13 +61,11 @@ def test_derivatives_and_vmap_are_those_of_the_function():
     def total(x, n):
         return jnp.sum(chosen(x, n)["y"])
 
-    np.testing.assert_array_equal(jax.grad(total)(X, N), 2 * X)
     np.testing.assert_array_equal(jax.jit(jax.grad(total))(X, N), 2 * X)
     xs = jnp.stack([X, X + 1])
     np.testing.assert_array_equal(jax.vmap(chosen, (0, None))(xs, N)["y"], xs * xs + N)
     np.testing.assert_array_equal(jax.vmap(jax.grad(total), (0, None))(xs, N), 2 * xs)
-    hessian = jax.jit(jax.hessian(total))(X, N)
-    np.testing.assert_array_equal(hessian, 2 * jnp.eye(4))
+    np.testing.assert_array_equal(jax.jit(jax.hessian(total))(X, N), 2 * jnp.eye(4))
 
 
 @pytest.mark.usefixtures("tpu_compiler")
