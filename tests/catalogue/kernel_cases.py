@@ -12,7 +12,8 @@ import optax
 
 import adam_jax
 from tests.catalogue import MEMBERS, Member
-from tests.tools.record import SMALL_BLOCKS, VARIANTS, schedule
+from tests.catalogue.runs import schedule
+from tests.tools.record import SMALL_BLOCKS, VARIANTS
 
 SHAPES = {
     "ragged rows and columns": (264, 1152),

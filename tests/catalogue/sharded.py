@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import adam_jax
 
@@ -60,6 +60,17 @@ def parameters(dtype=jnp.float32):
 
 def loss(params, x):
     return jnp.mean((jnp.tanh(x @ params["in"]) @ params["out"] + params["bias"]) ** 2)
+
+
+def on(mesh, tree, *spec):
+    """The tree on the devices of a mesh; whole on each, without a spec."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+def assert_placed(state, shardings):
+    for x, where in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
+        assert x.sharding.is_equivalent_to(where, x.ndim)
+        assert x.sharding.memory_kind == where.memory_kind
 
 
 def trained(tx, params, x, through_step=True):

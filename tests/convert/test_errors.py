@@ -10,6 +10,7 @@ import pytest
 
 import adam_jax
 from adam_jax import convert
+from tests.catalogue.runs import raised
 
 PARAMS = {"w": jnp.ones(2), "b": jnp.ones(3)}
 ORDER = ["w", "b"]
@@ -37,16 +38,9 @@ def by_torch(state):
     return convert.from_torch(state, PARAMS, TX, order=ORDER)
 
 
-def message_of(call):
-    with pytest.raises(ValueError) as error:
-        call()
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
 @pytest.mark.parametrize("wrong", [FakeOptimizer(), None, [1, 2], {}, {"w": np.ones(2)}, TX])
 def test_something_else_than_a_state_dict(wrong):
-    message = message_of(lambda: by_torch(wrong))
+    message = raised(lambda: by_torch(wrong))
     assert message.startswith("state_dict must be that of an optimizer, with 'state' and")
     assert message.endswith("write optimizer.state_dict().")
     if not isinstance(wrong, dict):
@@ -54,13 +48,13 @@ def test_something_else_than_a_state_dict(wrong):
 
 
 def test_an_optimizer_without_steps():
-    message = message_of(lambda: by_torch(FakeOptimizer().state_dict()))
+    message = raised(lambda: by_torch(FakeOptimizer().state_dict()))
     assert "has taken a step" in message and "state = tx.init(params)" in message
 
 
 @pytest.mark.parametrize("step", [0, -1, 1.5, np.nan, np.inf, None, "7", np.ones(2)])
 def test_steps_that_are_no_count(step):
-    message = message_of(lambda: by_torch(state_dict(step)))
+    message = raised(lambda: by_torch(state_dict(step)))
     assert "the step of 'b' must be a whole number of steps taken, 1 or more, got" in message
 
 
@@ -103,5 +97,5 @@ def test_query_key_and_value_in_one(names):
         lambda: convert.from_torch(state, ATTENTION, TX, order=order, names=names),
         lambda: convert.params_from_named(arrays, ATTENTION, names=names),
     ):
-        message = message_of(call)
+        message = raised(call)
         assert "is split before it is converted: docs/migrating/pytorch.md" in message

@@ -9,21 +9,17 @@ from optax import contrib
 
 import adam_jax
 from adam_jax import convert
-from tests.catalogue.runs import raised
+from tests.catalogue.runs import raised, schedule
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 PARAMS = {"w": jnp.ones((64, 80)), "deep": {"b": jnp.ones(3), "s": jnp.ones(())}}
 
 
-def schedule(count):
-    return 1e-2 / (1 + count)
-
-
-def stepped(tx, steps=3):
+def stepped(tx):
     """The state after some steps."""
     state = tx.init(PARAMS)
-    for t in range(steps):
+    for t in range(3):
         grads = jax.tree.map(lambda p, t=t: jnp.full_like(p, 0.1 + t), PARAMS)
         _, state = tx.update(grads, state, PARAMS)
     return state

@@ -19,7 +19,7 @@ from adam_jax.inspect.memory import plans_of
 from adam_jax.kernels.tiles import TOO_LARGE, Tiles
 from tests.catalogue import kernel_cases
 from tests.catalogue.compilation import FASTER
-from tests.tools.kernel_bits import same_bits
+from tests.catalogue.runs import assert_same_bits
 
 EIGHT_BITS = adam_jax.adamw(1e-2, mu_dtype=jnp.int8, nu_dtype=jnp.int8)
 SHAPE = (128, 512)
@@ -43,12 +43,6 @@ def plan(tx, shape, dtype=jnp.float32):
 
 def lowered(f, platform, *args, **options):
     return jax.jit(f, **options).trace(*args).lower(lowering_platforms=(platform,)).as_text()
-
-
-def same(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert same_bits(np.asarray(x), np.asarray(y))
 
 
 @pytest.mark.slow
@@ -127,7 +121,7 @@ def test_of_a_function_it_makes_a_function_and_the_state_stays():
     made = adam_jax.with_kernel(adam_jax.adamw, "pallas")(1e-2)
     assert made == adam_jax.with_kernel(adam_jax.adamw(1e-2), "pallas") != adam_jax.adamw(1e-2)
     params = jnp.ones(SHAPE)
-    same(made.init(params), adam_jax.adamw(1e-2).init(params))
+    assert_same_bits(made.init(params), adam_jax.adamw(1e-2).init(params))
 
 
 def test_elsewhere_nothing_changes():
@@ -152,7 +146,7 @@ def test_vmap_and_derivatives_are_those_of_xla():
     txs = [adam_jax.with_kernel(EIGHT_BITS, kernel) for kernel in ("pallas", "xla")]
     grads, params = jax.random.normal(jax.random.key(1), (2, 2, *SHAPE))
     states = jax.vmap(EIGHT_BITS.init)(params)
-    same(*(jax.jit(jax.vmap(step(tx)))(grads, states, params) for tx in txs))
+    assert_same_bits(*(jax.jit(jax.vmap(step(tx)))(grads, states, params) for tx in txs))
 
     def after(grads, params, tx):
         params, state = adam_jax.step(tx, grads, EIGHT_BITS.init(params), params)
@@ -160,7 +154,7 @@ def test_vmap_and_derivatives_are_those_of_xla():
 
     derivatives = [jax.jit(jax.grad(after, (0, 1)), static_argnums=2) for _ in txs]
     found = [f(grads[0], params[0], tx) for f, tx in zip(derivatives, txs, strict=True)]
-    same(*found)
+    assert_same_bits(*found)
     assert all(np.any(x) for x in found[0])
 
 
@@ -177,7 +171,7 @@ def test_it_is_exported_without_a_tpu_and_runs_here():
     read = jax.export.deserialize(exported.serialize())
     assert read.mlir_module().count("stablehlo.custom_call @tpu_custom_call") == 1
     assert NAME in read.mlir_module()
-    same(read.call(leaves), f(leaves))
+    assert_same_bits(read.call(leaves), f(leaves))
 
 
 def test_arrays_that_are_given_away_are_stepped_in_place():
@@ -185,7 +179,7 @@ def test_arrays_that_are_given_away_are_stepped_in_place():
     grads, state, params = arguments(tx)
     expected = jax.jit(step(tx))(grads, state, params)
     donated = jax.jit(step(tx), donate_argnums=(1, 2))
-    same(donated(grads, *jax.tree.map(jnp.copy, (state, params))), expected)
+    assert_same_bits(donated(grads, *jax.tree.map(jnp.copy, (state, params))), expected)
     text = lowered(step(tx), "tpu", grads, state, params, donate_argnums=(1, 2))
     assert text.count("output_operand_alias<") == 5  # The weights, and codes and scales twice.
 
@@ -233,7 +227,7 @@ def test_kernels_of_parts_have_the_bits_of_xlas_program(kind, spec, wrapped, dev
         after.append(compiled(grads, state, params))
         text = compiled.as_text()
         sent.append(Counter(re.findall(r" (all-\w+|collective-\w+|reduce-scatter)\(", text)))
-    same(*after)
+    assert_same_bits(*after)
     assert sent[0] <= sent[1]
 
 
@@ -256,4 +250,4 @@ def test_a_kernel_rounds_each_layer_by_its_own_bits(weights, axes, shape):
         after.append(jax.jit(step(tx))({"a": tree["a"], "w": grads}, tx.init(tree), tree))
         found = plans_of(tree, tx, tree, tx.init(tree))
         assert isinstance(found["w"].kernel, Tiles) == (kernel == "pallas")
-    same(*after)
+    assert_same_bits(*after)

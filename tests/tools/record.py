@@ -24,6 +24,8 @@ import numpy as np
 import optax
 
 import adam_jax
+from tests.catalogue.recipes import stepper
+from tests.catalogue.runs import schedule
 
 RECORD = Path(__file__).parent / "record.npz"
 STEPS, REFUSED = 12, {4: np.nan, 8: np.inf}
@@ -92,11 +94,6 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def schedule(count: Any) -> Any:
-    """A learning rate for each step."""
-    return 1e-2 / (1 + jnp.asarray(count, jnp.float32))
-
-
 def dtypes(make: Callable[..., Any], stored: str) -> dict[str, Any]:
     """The arguments for these storage dtypes that the function accepts."""
     parameters = inspect.signature(make).parameters
@@ -144,18 +141,7 @@ def run(
     scales = 10.0 ** random.uniform(-2, 1, size=STEPS)
     try:
         tx = adam_jax.skip_nonfinite(make())
-        state = tx.init(params)
-    except ValueError as error:
-        return str(error)
-
-    def step(params: Any, state: Any, grads: Any) -> Any:
-        if not update:
-            return adam_jax.step(tx, grads, state, params)
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    step = jax.jit(step)
-    try:
+        state, step = tx.init(params), jax.jit(stepper(tx, "update" if update else "step"))
         for t in range(STEPS):
             grads = {k: scales[t] * random.normal(size=s) for k, s in shapes.items()}
             if t in REFUSED:

@@ -17,16 +17,12 @@ import numpy as np
 from flax import serialization, traverse_util
 
 import adam_jax
+from tests.catalogue.runs import schedule
 
 FOLDER = Path(__file__).parents[1] / "convert" / "saved"
 INT8 = adam_jax.Quantized(min_size=1, block=32)
 INT4 = adam_jax.Quantized("int4", min_size=1, block=32)
 STEPS = 3
-
-
-def schedule(count: Any) -> Any:
-    """A learning rate schedule, which needs a count in the state."""
-    return 1e-2 / (1 + jnp.asarray(count, jnp.float32))
 
 
 def transformations() -> dict[str, Any]:
