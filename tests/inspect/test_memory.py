@@ -57,12 +57,10 @@ def allocated(*trees):
     return sum((x.nbytes + 1) // 2 if x.dtype == jnp.int4 else x.nbytes for x in leaves)
 
 
-def shapes(tree):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+SHAPES = jax.eval_shape(parameters)
 
 
 def of_state(params, tx, **options):
-    """Bytes of state, by group."""
     found = bytes_per_parameter(params, tx, **options)
     return {name: group.state for name, group in found.groups.items()}
 
@@ -73,7 +71,7 @@ every_tx = pytest.mark.parametrize("tx", EVERYTHING.values(), ids=EVERYTHING)
 @every_tx
 def test_what_is_predicted_is_what_lives(tx, standard_promotion):
     params = parameters()
-    predicted = bytes_per_parameter(shapes(params), tx)
+    predicted = bytes_per_parameter(SHAPES, tx)
     grads, state = jax.tree.map(jnp.ones_like, params), tx.init(params)
     step = jax.jit(lambda p, s, g: adam_jax.step(tx, g, s, p), donate_argnums=(0, 1))
     for stepped in (False, True):
@@ -98,7 +96,7 @@ def test_a_none_is_nothing(tx):
 @pytest.mark.parametrize("name", ["float32", "int8", "int4", "master_residual(8)"])
 def test_the_compiler_counts_the_same_bytes(name):
     """XLA's own sum, including 4-bit codes; this package does not compute it."""
-    found = report(shapes(parameters()), EVERYTHING[name])
+    found = report(SHAPES, EVERYTHING[name])
     assert found.arguments == found.model.total
     assert found.results <= 8 * 32  # Pointers
     assert found.peak == found.arguments + found.results + found.temporaries
@@ -139,19 +137,19 @@ def test_gradients_of_their_own():
 
 
 def test_groups_by_first_key_and_by_expression():
-    params, tx = shapes(parameters()), EVERYTHING["master_residual(16)"]
+    tx = EVERYTHING["master_residual(16)"]
     kernel, odd = 64 * 256, 33 * 129  # Blocks of 128 and of 43.
     of_kernel = (2 + 1 + 1) * kernel + 2 * 4 * kernel // 128
     of_odd = (2 + 1 + 1) * odd + 2 * 4 * odd // 43
     of_body = (2 + 4 + 4) * 256 + (4 + 4)  # Too small for codes; the scalar is float32.
-    assert of_state(params, tx) == {"head": of_kernel + of_odd, "body": of_body, "(shared)": 8}
+    assert of_state(SHAPES, tx) == {"head": of_kernel + of_odd, "body": of_body, "(shared)": 8}
     by_expression = {"matrices": r"head/(kernel|odd)", "unused": "nothing", "late": "head/.*"}
-    assert of_state(params, tx, patterns=by_expression) == {
+    assert of_state(SHAPES, tx, patterns=by_expression) == {
         "matrices": of_kernel + of_odd,
         "other": of_body,
         "(shared)": 8,
     }
-    assert list(bytes_per_parameter(params, tx).groups) == ["body", "head", "(shared)"]
+    assert list(bytes_per_parameter(SHAPES, tx).groups) == ["body", "head", "(shared)"]
 
 
 class Hostile(NamedTuple):

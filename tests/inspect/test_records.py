@@ -1,31 +1,16 @@
 """Records of measurements: whole lines after any interruption."""
 
 import json
-import math
-import subprocess
-import sys
 
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from adam_jax import inspect
 
-
-def statistics(**changed):
-    numbers = {
-        "gradient_rms": 1e-3,
-        "update_rms": 1e-4,
-        "parameter_rms": 0.05,
-        "update_to_parameter": 2e-3,
-        "cosine": -0.31,
-        "lost_to_rounding": 0.4,
-    }
-    return numbers | changed
+NAMES = ("gradient_rms", "update_rms", "parameter_rms", "update_to_parameter", "cosine")
 
 
-def record(step, **groups):
-    return {"step": step, "groups": groups or {"encoder": statistics(), "head": statistics()}}
+def record(step, groups=("encoder", "head")):
+    return {"step": step, "groups": {group: dict.fromkeys(NAMES, -0.31) for group in groups}}
 
 
 @pytest.fixture
@@ -42,21 +27,9 @@ def written(path, *records):
 def test_what_is_appended_is_read(tmp_path):
     path = tmp_path / "runs" / "new" / "telemetry.jsonl"
     records = [record(100), record(200) | {"loss": 0.5, "note": "zwölf\n\u2028"}]
-    for r in records:
-        assert inspect.append_json_line(str(path), r) is True
+    assert all(inspect.append_json_line(str(path), r) for r in records)
     assert inspect.read_json_lines(path) == records
     assert [json.loads(line) for line in path.read_bytes().splitlines()] == records
-
-
-def test_scalars_of_numpy_and_jax_are_numbers(path):
-    entries = {"a": np.float32(0.5), "b": jnp.float32(math.nan), "c": jnp.bfloat16(2), "d": [True]}
-    written(path, entries | record(jnp.int32(3)))
-    (back,) = inspect.read_json_lines(path)
-    assert back["step"] == 3 and back["a"] == 0.5 and math.isnan(back["b"]) and back["c"] == 2.0
-    assert inspect.append_json_line(path, record(3)) is False
-    with pytest.raises(TypeError, match="float"):
-        inspect.append_json_line(path, record(4) | {"model": object()})
-    assert len(inspect.read_json_lines(path)) == 1
 
 
 def test_a_step_is_not_written_twice_in_a_row(path):
@@ -67,17 +40,14 @@ def test_a_step_is_not_written_twice_in_a_row(path):
 
 
 def test_killed_at_any_byte(path):
-    def record(step):
-        return {"step": step, "groups": {"all": {"cosine": -0.5}}}
-
-    whole = written(path, record(1), record(2)).read_bytes()
+    whole = written(path, {"step": 1}, {"step": 2}).read_bytes()
     first = whole.index(b"\n") + 1
     for kept in range(len(whole) + 1):
         path.write_bytes(whole[:kept])
         # A line that lacks only its newline is a complete record.
         ends = [n for n in (first - 1, len(whole) - 1) if kept >= n]
         assert [r["step"] for r in inspect.read_json_lines(path)] == [1, 2][: len(ends)], kept
-        again = record(1 + len(ends))
+        again = {"step": 1 + len(ends), "cosine": -0.5}
         assert inspect.append_json_line(path, again) is True
         assert inspect.read_json_lines(path)[-1] == again
         assert inspect.append_json_line(path, again) is False
@@ -95,11 +65,10 @@ def test_a_crash_of_the_machine_may_leave_zeros(path):
 
 
 def test_only_the_end_of_a_long_file_is_read_and_long_lines_are_whole(path):
-    wide = {f"layer_{i}": statistics() for i in range(1000)}
-    assert len(json.dumps(wide)) > 2 * 2**16
-    for step in (1, 2, 2, 3):
-        inspect.append_json_line(path, record(step, **wide))
-    written(path, record(4), record(4))
+    layers = [f"layer_{i}" for i in range(1500)]
+    wide = [record(step, layers) for step in (1, 2, 2, 3)]
+    assert len(json.dumps(wide[0])) > 2 * 2**16
+    written(path, *wide, record(4), record(4))
     path.write_bytes(path.read_bytes() + b"\n")  # As by an editor.
     assert inspect.append_json_line(path, record(4)) is False
     assert [r["step"] for r in inspect.read_json_lines(path)] == [1, 2, 3, 4]
@@ -128,14 +97,3 @@ def test_a_record_has_a_step(path):
     with pytest.raises(ValueError, match=r"record must have a step, got the entries \['loss'\]"):
         inspect.append_json_line(path, {"loss": 1.0})
     assert not path.exists()
-
-
-def test_the_module_needs_jax_and_optax_alone(path):
-    code = (
-        "import sys\n"
-        "from adam_jax import inspect\n"
-        "inspect.append_json_line(sys.argv[1], {'step': 1})\n"
-        "assert inspect.read_json_lines(sys.argv[1]) == [{'step': 1}]\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from adam_jax import inspect
 from examples.shared import strict_json
-from tests.examples.processes import strict
+from tests.examples.processes import ROOT, strict
 
 ODD = [math.nan, math.inf, -math.inf, 0.5, -0.0, 5e-324]
 values = st.recursive(
@@ -29,18 +29,21 @@ def telemetry(**changed):
 def test_a_record_is_strict_json_and_comes_back(tmp_path):
     path = tmp_path / "telemetry.jsonl"
     odd = telemetry(cosine=math.nan, update_rms=math.inf) | {
+        "step": jnp.int32(3),
         "loss": np.float32(-np.inf),
         "jax": jnp.bfloat16(jnp.nan),
         "list": [ODD, {"deep": [math.nan]}],
         "note": "NaN and Infinity",
     }
     assert inspect.append_json_line(path, odd) is True
-    assert inspect.append_json_line(path, odd) is False
+    assert inspect.append_json_line(path, odd | {"step": 3}) is False
     found = strict(path.read_text())
     assert found["groups"]["all"] == {"cosine": "NaN", "update_rms": "Infinity"}
     assert (found["loss"], found["jax"]) == ("-Infinity", "NaN")
     (back,) = inspect.read_json_lines(path)
-    np.testing.assert_equal(back, odd | {"loss": -math.inf, "jax": math.nan})
+    np.testing.assert_equal(back, odd | {"step": 3, "loss": -math.inf, "jax": math.nan})
+    with pytest.raises(TypeError, match="float"):
+        inspect.append_json_line(path, {"step": 4, "model": object()})
 
 
 def test_a_record_of_before_with_bare_words_is_read_and_added_to(tmp_path):
@@ -82,8 +85,6 @@ def test_arrays_are_lists_where_they_are_asked_to_be():
 
 def test_all_that_examples_and_benchmarks_write_is_strict():
     """A plain `json.dump` is allowed for strings and integers, or if it rejects other numbers."""
-    from tests.examples.processes import ROOT
-
     files = [*(ROOT / "examples").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
     found = [
         (path.relative_to(ROOT).as_posix(), line.strip())
