@@ -17,7 +17,6 @@ PARAMS = {"w": jnp.ones((64, 80)), "deep": {"b": jnp.ones(3), "s": jnp.ones(())}
 
 
 def stepped(tx):
-    """The state after some steps."""
     state = tx.init(PARAMS)
     for t in range(3):
         grads = jax.tree.map(lambda p, t=t: jnp.full_like(p, 0.1 + t), PARAMS)

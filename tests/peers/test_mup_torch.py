@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 import adam_jax
 from adam_jax.transfer import attention_scale, mup_init, mup_table, output_factor
@@ -71,49 +72,17 @@ class Transformer(torch.nn.Module):
         return self.readout(self.last_norm(x + self.out(y)))
 
 
-def dense(layer, x):
-    return x @ layer["weight"] + layer.get("bias", 0)
-
-
-def our_mlp(params, x, factor):
-    x = jnp.tanh(dense(params["first"], x))
-    x = jnp.tanh(dense(params["middle"], x))
-    return factor * (x @ params["readout"]["weight"]) + params["readout"]["bias"]
-
-
-def our_transformer(params, tokens, factor):
-    def heads(x):
-        return x.reshape(BATCH, LENGTH, HEADS, -1).transpose(0, 2, 1, 3)
-
-    def norm(layer, x):
-        x = x - jnp.mean(x, -1, keepdims=True)
-        x = x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-5)
-        return x * layer["weight"] + layer["bias"]
-
-    embedding = params["embedding"]["weight"]
-    x = embedding[tokens]
-    y = norm(params["norm"], x)
-    q, k, v = (heads(dense(params[name], y)) for name in ("query", "key", "value"))
-    size = q.shape[-1]
-    scores = q @ k.transpose(0, 1, 3, 2) * attention_scale(size, BASE // HEADS)
-    y = (jax.nn.softmax(scores) @ v).transpose(0, 2, 1, 3).reshape(x.shape)
-    x = norm(params["last_norm"], x + dense(params["out"], y))
-    if "readout" not in params:
-        return factor * (x @ embedding.T)
-    return factor * (x @ params["readout"]["weight"]) + params["readout"]["bias"]
-
-
 MODELS = {
-    "mlp": (Mlp, our_mlp),
-    "transformer": (functools.partial(Transformer, tied=False), our_transformer),
-    "tied": (functools.partial(Transformer, tied=True), our_transformer),
+    "mlp": Mlp,
+    "transformer": functools.partial(Transformer, tied=False),
+    "tied": functools.partial(Transformer, tied=True),
 }
 every_model = pytest.mark.parametrize("name", MODELS)
 
 
 def made(name, scaled=True):
     """The model after `set_base_shapes`."""
-    make, _ = MODELS[name]
+    make = MODELS[name]
     torch.manual_seed(0)
     model = make(WIDTH)
     delta = make(2 * BASE)
@@ -121,22 +90,21 @@ def made(name, scaled=True):
     return model
 
 
+def turned(name, x):
+    """Kernels of PyTorch are [outputs, inputs], and ours the other way round."""
+    return x.T if x.ndim == 2 and not name.startswith("embedding") else x
+
+
 def as_tree(named, transposed=True):
-    """Arrays by PyTorch's names, as nested dictionaries; kernels are [inputs, outputs]."""
-    tree = {}
-    for name, p in named:
-        *parents, last = name.split(".")
-        below = functools.reduce(lambda t, key: t.setdefault(key, {}), parents, tree)
-        x = np.asarray(p.detach())
-        is_kernel = x.ndim == 2 and not name.startswith("embedding")
-        below[last] = jnp.asarray(x.T if is_kernel and transposed else x)
-    return tree
+    """Arrays by PyTorch's names, as nested dictionaries."""
+    flat = {name: p.detach().numpy() for name, p in named}
+    flat = {name: jnp.asarray(turned(name, x) if transposed else x) for name, x in flat.items()}
+    return traverse_util.unflatten_dict(flat, sep=".")
 
 
 def trees(name, transposed=True, scaled=True):
     """The parameters of the base model and of the wide model."""
-    make, _ = MODELS[name]
-    models = make(BASE), made(name, scaled)
+    models = MODELS[name](BASE), made(name, scaled)
     return [as_tree(model.named_parameters(), transposed) for model in models]
 
 
@@ -178,10 +146,8 @@ def test_sides_that_grow_differently():
 
 
 def deviations(tree):
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): float(jnp.sqrt(jnp.mean(x**2)))
-        for path, x in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    flat = traverse_util.flatten_dict(tree, sep="/")
+    return {path: float(jnp.sqrt(jnp.mean(x**2))) for path, x in flat.items()}
 
 
 @every_model
@@ -207,53 +173,50 @@ def data(name):
     return tokens, np.roll(tokens, 1, axis=1)
 
 
-def torch_losses(name, **kwargs):
+def losses(name, optimizer):
+    """Of the model, which `optimizer(model)` makes a function to step."""
     model = made(name).double()
-    start = as_tree(model.named_parameters())
-    optimizer = microsoft.MuAdamW(model.parameters(), **kwargs)
+    step = optimizer(model)
     x, labels = (torch.tensor(a) for a in data(name))
-    losses = []
+    found = []
     for _ in range(STEPS):
-        optimizer.zero_grad()
+        model.zero_grad()
         loss = torch.nn.functional.cross_entropy(model(x).flatten(0, -2), labels.flatten())
         loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return start, losses
+        step()
+        found.append(float(loss.detach()))
+    return found
 
 
-def our_losses(name, base, start, learning_rate, **kwargs):
-    _, forward = MODELS[name]
-    width = WIDTH // 2 if name == "mlp" else WIDTH
-    factor = output_factor(width, width * BASE // WIDTH)
-    tx = our_mup(adam_jax.adamw, base, start)(learning_rate, **kwargs)
-    x, labels = data(name)
+def ours(base, learning_rate, **kwargs):
+    """AdamW with `transfer.mup`, for models that grow from a base; without one, no model grows."""
 
-    def loss(params):
-        log_probabilities = jax.nn.log_softmax(forward(params, x, factor))
-        return -jnp.mean(jnp.take_along_axis(log_probabilities, labels[..., None], -1))
+    def optimizer(model):
+        named = dict(model.named_parameters())
+        params = as_tree(named.items())
+        tx = our_mup(adam_jax.adamw, base or params, params)(learning_rate, **kwargs)
+        state, compiled = tx.init(params), jax.jit(tx.step)
 
-    @jax.jit
-    def step(params, state):
-        value, grads = jax.value_and_grad(loss)(params)
-        return value, *adam_jax.step(tx, grads, state, params)
+        def step():
+            nonlocal params, state
+            grads = as_tree((name, p.grad) for name, p in named.items())
+            params, state = compiled(grads, state, params)
+            for name, x in traverse_util.flatten_dict(params, sep=".").items():
+                named[name].data = torch.tensor(turned(name, np.asarray(x)))
 
-    params, state, losses = start, tx.init(start), []
-    for _ in range(STEPS):
-        value, params, state = step(params, state)
-        losses.append(float(value))
-    return losses
+        return step
+
+    return optimizer
 
 
 @every_model
 def test_the_same_training(name, x64, record_property):
     """The same initial values and weight decay give the same losses, step by step."""
     numbers = {"weight_decay": 0.3, "eps": 1e-18}
-    start, theirs = torch_losses(name, lr=3e-3, **numbers)
-    ours = our_losses(name, trees(name)[0], start, 3e-3, **numbers)
-    without = our_losses(name, start, start, 3e-3, **numbers)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-13)
+    theirs = losses(name, lambda m: microsoft.MuAdamW(m.parameters(), lr=3e-3, **numbers).step)
+    found, without = (losses(name, ours(x, 3e-3, **numbers)) for x in (trees(name)[0], None))
+    np.testing.assert_allclose(found, theirs, rtol=1e-13)
     assert theirs[-1] < 0.9 * theirs[0]
     assert not np.allclose(without, theirs, rtol=1e-2)
-    largest = np.max(np.abs(np.array(ours) / theirs - 1))
+    largest = np.max(np.abs(np.array(found) / theirs - 1))
     record_property("printed", f"largest difference of losses, mup, {name}: {largest:.1e}")

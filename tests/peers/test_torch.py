@@ -104,7 +104,6 @@ def torch_path(build, setting):
 
 
 def our_path(tx):
-    """The parameters after every step."""
     start, gradients = start_and_gradients()
     params = {name: jnp.asarray(x) for name, x in start.items()}
     step = jax.jit(lambda grads, state, params: adam_jax.step(tx, grads, state, params))

@@ -46,8 +46,6 @@ def replaced() -> dict[str, Any]:
 
 
 def noted(call: Any) -> Any:
-    """Wraps a method so that it records the test that calls it."""
-
     @functools.wraps(call)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         with_ours.add(running)
