@@ -173,7 +173,6 @@ def variants() -> dict[str, Callable[..., Any]]:
 
 
 def fits(modifier: str, name: str) -> bool:
-    """Whether the member accepts the modifier."""
     try:
         MODIFIERS[modifier](members()[name]("xla", jnp.float32, jnp.float32), jnp.float32)
     except ValueError:
@@ -182,7 +181,6 @@ def fits(modifier: str, name: str) -> bool:
 
 
 def drawn(count: int, seed: int) -> Iterator[Case]:
-    """Random combinations."""
     draw, makes = random.Random(seed), members() | variants()
     for _ in range(count):
         name = draw.choice(list(makes))

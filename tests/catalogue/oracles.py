@@ -30,12 +30,18 @@ def first_moment(m, g, b1, t, nesterov):
     return m / (1 - b1**t)
 
 
-def adam(gradients, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, nesterov=False, eps_hat=0.0):
-    """Kingma & Ba 2015, algorithm 1; eps_hat is ε̂ in section 2; nesterov as Optax, v̂ as Adam's."""
+def moments(gradients, b1, b2):
+    """t, g and the uncorrected averages m of g and v of |g|²."""
     m = v = 0.0
     for t, g in enumerate(gradients, start=1):
         m = b1 * m + (1 - b1) * g
         v = stored(b2 * v + (1 - b2) * np.abs(g) ** 2)
+        yield t, g, m, v
+
+
+def adam(gradients, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, nesterov=False, eps_hat=0.0):
+    """Kingma & Ba 2015, algorithm 1; eps_hat is ε̂ in section 2; nesterov as Optax, v̂ as Adam's."""
+    for t, g, m, v in moments(gradients, b1, b2):
         root = np.sqrt(v / (1 - b2**t) + eps_root)
         denominator = root + eps + eps_hat / np.sqrt(1 - b2**t)
         yield ratio(first_moment(m, g, b1, t, nesterov), denominator)
@@ -46,14 +52,11 @@ def nadam(gradients, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, momentum_decay=No
     if momentum_decay is None:
         yield from adam(gradients, b1, b2, eps, eps_root, nesterov=True)
         return
-    m = v = 0.0
     product = 1.0
-    for t, g in enumerate(gradients, start=1):
+    for t, g, m, v in moments(gradients, b1, b2):
         now = b1 * (1 - 0.5 * 0.96 ** (t * momentum_decay))
         following = b1 * (1 - 0.5 * 0.96 ** ((t + 1) * momentum_decay))
         product = product * now
-        m = b1 * m + (1 - b1) * g
-        v = stored(b2 * v + (1 - b2) * np.abs(g) ** 2)
         first = m * following / (1 - product * following) + g * (1 - now) / (1 - product)
         yield ratio(first, np.sqrt(v / (1 - b2**t) + eps_root) + eps)
 
@@ -74,10 +77,8 @@ def amsgrad(
     Optax takes the maximum of the corrected v; with max_before_correction it is of v, as PyTorch.
     ε̂ is added to the uncorrected √v, and is divided by the same correction as √v.
     """
-    m = v = v_max = 0.0
-    for t, g in enumerate(gradients, start=1):
-        m = b1 * m + (1 - b1) * g
-        v = stored(b2 * v + (1 - b2) * np.abs(g) ** 2)
+    v_max = 0.0
+    for t, _, m, v in moments(gradients, b1, b2):
         m_hat = m / (1 - b1**t) if bias_correction_mu else m
         correction = 1 - b2**t if bias_correction_nu else 1.0
         if max_before_correction:
@@ -108,11 +109,8 @@ def radam(
     eps_hat=0.0,
 ):
     """Liu et al. 2020, algorithm 2, with ρ >= threshold instead of ρ > 4, and eps as in Optax."""
-    m = v = 0.0
     rho_inf = 2 / (1 - b2) - 1
-    for t, g in enumerate(gradients, start=1):
-        m = b1 * m + (1 - b1) * g
-        v = stored(b2 * v + (1 - b2) * np.abs(g) ** 2)
+    for t, g, m, v in moments(gradients, b1, b2):
         m_hat = first_moment(m, g, b1, t, nesterov)
         rho = rho_inf - 2 * t * b2**t / (1 - b2**t)
         if rho < threshold:
@@ -216,11 +214,9 @@ def mars(gradients, b1=0.95, b2=0.99, eps=1e-8, gamma=0.025, nesterov=False):
 
 def ademamix(gradients, b1=0.9, b2=0.999, b3=0.9999, alpha=6.0, eps=1e-8, eps_root=0.0):
     """Pagliardini, Ablin & Grangier 2024, algorithm 1, for a constant b3 and alpha."""
-    m1 = m2 = v = 0.0
-    for t, g in enumerate(gradients, start=1):
-        m1 = b1 * m1 + (1 - b1) * g
+    m2 = 0.0
+    for t, g, m1, v in moments(gradients, b1, b2):
         m2 = b3 * m2 + (1 - b3) * g
-        v = stored(b2 * v + (1 - b2) * np.abs(g) ** 2)
         root = np.sqrt(v / (1 - b2**t) + eps_root)
         yield ratio(m1 / (1 - b1**t) + alpha * m2, root + eps)
 

@@ -61,7 +61,7 @@ def schedule(count):
 @every_member
 def test_numbers_of_a_leaf(member):
     given = {"eps": 1e-3} if member.has("eps") else {}
-    tx = mup(member.factory, BASE, PARAMS, alpha=ALPHA)(schedule, **given)
+    tx = mup(member.alias, BASE, PARAMS, alpha=ALPHA)(schedule, **given)
     check_each_leaf(member, tx, learning_rate=schedule, **given)
 
 
@@ -107,7 +107,7 @@ def test_modifiers_inside_and_around(modify):
 
 
 def test_schedule_free():
-    member = Member("schedule_free_adamw", "", None)
+    member = Member("schedule_free_adamw", "")
     tx = mup(adam_jax.schedule_free_adamw, BASE, PARAMS, alpha=ALPHA)(1e-2, weight_decay=0.1)
     check_each_leaf(member, tx, weight_decay=0.1)
 
@@ -134,7 +134,7 @@ def test_every_epsilon_of_a_member_has_a_unit(member):
 
 @every_kind
 def test_a_model_that_does_not_grow_is_stepped_as_without(member):
-    tx = mup(member.factory, PARAMS, PARAMS, alpha=ALPHA)(1e-2)
+    tx = mup(member.alias, PARAMS, PARAMS, alpha=ALPHA)(1e-2)
     plain = member.alias(1e-2)
     assert jax.tree.structure(tx.init(PARAMS)) == jax.tree.structure(plain.init(PARAMS))
     for a, b in zip(*(jax.tree.leaves(steps(x, PARAMS)) for x in (tx, plain)), strict=True):
