@@ -95,7 +95,8 @@ def test_random_numbers(standard_promotion):
         except ValueError:
             pass
         try:
-            moved = trained(factory, argument, x, traced)
+            with np.errstate(over="ignore"):  # JAX makes float32 of a traced 1e300.
+                moved = trained(factory, argument, x, traced)
         except (ValueError, TypeError) as error:
             assert argument in str(error), f"{case}: {error}"
             assert expected is None, f"{case} is refused: {error}"
