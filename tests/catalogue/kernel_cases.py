@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 import adam_jax
-from tests.catalogue import MEMBERS, Member
+from tests.catalogue import MEMBERS, Member, low_precision
 from tests.catalogue.runs import schedule
 from tests.tools.record import SMALL_BLOCKS, VARIANTS
 
@@ -39,10 +39,7 @@ STORED: dict[str, tuple[Any, Any]] = {
 WEIGHTS: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "float32": (lambda tx: tx, jnp.float32),
     "bfloat16": (lambda tx: tx, jnp.bfloat16),
-    "stochastic rounding": (adam_jax.stochastic_rounding, jnp.bfloat16),
-    "Kahan": (adam_jax.kahan_summation, jnp.bfloat16),
-    "residual 16": (adam_jax.master_residual, jnp.bfloat16),
-    "residual 8": (lambda tx: adam_jax.master_residual(tx, 8), jnp.bfloat16),
+    **{name: (wrap, jnp.bfloat16) for name, wrap in low_precision.WEIGHTS.items()},
 }
 MODIFIERS: dict[str, Callable[..., Any]] = {
     "atan2": lambda tx, _: adam_jax.atan2(tx),
@@ -210,7 +207,7 @@ def each_once() -> Iterator[Case]:
         return {"weights": next(forms), "shape": next(shapes), "update": next(ways)}
 
     for shape in large:
-        yield case("adamw", makes["adamw"], "int8", weights="residual 16", shape=shape)
+        yield case("adamw", makes["adamw"], "int8", weights="master_residual 16", shape=shape)
     for name, make in makes.items():
         given: dict[str, Any] = {"modifier": MODIFIED.get(name)}
         if name in WRAPPED:

@@ -1,8 +1,8 @@
 """Naive float64 versions in NumPy, written from the papers: the reference of the numerical tests.
 
 Each takes the gradients of all steps, float64[T, ...] or complex, and yields the direction u of
-each step, to be multiplied by -α. Only lamb yields parameters. Arguments and defaults are those of
-Optax's scale_by_*. For a complex g, the second moment averages |g|², for both parts together.
+each step, to be multiplied by -α. Arguments and defaults are those of Optax's scale_by_*. For a
+complex g, the second moment averages |g|², for both parts together.
 """
 
 import numpy as np
@@ -219,28 +219,6 @@ def ademamix(gradients, b1=0.9, b2=0.999, b3=0.9999, alpha=6.0, eps=1e-8, eps_ro
         m2 = b3 * m2 + (1 - b3) * g
         root = np.sqrt(v / (1 - b2**t) + eps_root)
         yield ratio(m1 / (1 - b1**t) + alpha * m2, root + eps)
-
-
-def lamb(
-    gradients,
-    params,
-    learning_rate,
-    b1=0.9,
-    b2=0.999,
-    eps=1e-6,
-    eps_root=0.0,
-    weight_decay=0.0,
-):
-    """You et al. 2020, algorithm 2, with φ the identity: yields the parameters of one leaf, not u.
-
-    The trust ratio is 1 where either norm is 0, as in Optax.
-    """
-    for u in adam(gradients, b1, b2, eps, eps_root):
-        u = u + weight_decay * params
-        size_p, size_u = (np.sqrt(np.sum(np.abs(x) ** 2)) for x in (params, u))
-        trust = size_p / size_u if size_p > 0 and size_u > 0 else 1.0
-        params = params - learning_rate * trust * u
-        yield params
 
 
 def nadam_product(steps, b1, decay):

@@ -237,7 +237,7 @@ def test_kernels_of_parts_have_the_bits_of_xlas_program(kind, spec, wrapped, dev
     [
         ("float32", 1, (3, 128, 512)),
         ("float32", 2, (2, 3, 64, 512)),
-        ("residual 8", 1, (3, 64, 512)),
+        ("master_residual 8", 1, (3, 64, 512)),
     ],
 )
 def test_a_kernel_rounds_each_layer_by_its_own_bits(weights, axes, shape):

@@ -31,18 +31,6 @@ def multiplications(f, platform, *args):
     return text.count("stablehlo.multiply")
 
 
-def test_the_platform_of_the_program_chooses():
-    assert multiplications(chosen, "cpu", X, N) == multiplications(chosen, "cuda", X, N) == 1
-    assert multiplications(chosen, "tpu", X, N) == 2
-    np.testing.assert_array_equal(jax.jit(chosen)(X, N)["y"], X * X + N)
-
-
-def test_an_exported_program_has_both():
-    exported = jax.export.export(jax.jit(chosen), platforms=("cpu", "tpu"))(X, N)
-    np.testing.assert_array_equal(exported.call(X, N)["y"], X * X + N)
-    assert exported.mlir_module().count("stablehlo.multiply") == 3
-
-
 def test_where_xla_would_partition_the_kernel_there_is_none():
     mesh = jax.sharding.AbstractMesh((2, 2), ("x", "y"))
     parts = PartitionSpec("x")

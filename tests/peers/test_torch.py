@@ -13,6 +13,7 @@ import optax
 import pytest
 
 import adam_jax
+from adam_jax import convert
 from tests.catalogue.migrating import check_arguments, pairs
 from tests.catalogue.pages import DOCS, codes, table
 
@@ -189,3 +190,19 @@ def test_what_the_training_loop_names_is_there():
                 assert eval(name, {"torch": torch}), name
         for name in codes(row["here"]):
             assert eval(name.removeprefix("adam_jax."), vars(adam_jax) | {"optax": optax}), name
+
+
+def test_a_state_of_bfloat16_and_one_from_a_file(tmp_path):
+    model = torch.nn.Linear(3, 2).to(torch.bfloat16)
+    optimizer = torch.optim.Adam(model.named_parameters())
+    model(torch.ones(4, 3, dtype=torch.bfloat16)).sum().backward()
+    optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    names = convert.linear("dense", "")
+    like = {"dense": {"kernel": jnp.zeros((3, 2), "bfloat16"), "bias": jnp.zeros(2, "bfloat16")}}
+    params = convert.params_from_named(dict(model.named_parameters()), like, names=names)
+    state = convert.from_torch(saved, params, adam_jax.adam(1e-3), names=names)
+    mu = state[0].mu["dense"]["kernel"]
+    assert mu.dtype == jnp.float32
+    np.testing.assert_array_equal(mu, saved["state"][0]["exp_avg"].float().numpy().T)

@@ -6,7 +6,6 @@ import re
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -145,18 +144,6 @@ def test_over_two_axes_of_the_mesh():
     params = {"w": on(mesh, jnp.ones((64, 256)))}
     state = sharding.shard_state(adam_jax.adam(1e-3), mesh, ("replica", "data")).init(params)
     assert state[0].mu["w"].sharding.spec == P(("replica", "data"), None)
-
-
-def test_a_none_gradient_leaves_its_parameter_and_state_alone(mesh):
-    params = on(mesh, parameters())
-    tx = sharding.shard_state(adam_jax.adamw(1e-2), mesh)
-    grads = {**jax.tree.map(jnp.ones_like, params), "in": None}
-    new, state = jax.jit(lambda *args: adam_jax.step(tx, *args))(grads, tx.init(params), params)
-    np.testing.assert_array_equal(new["in"], params["in"])
-    assert not np.any(state[0].mu["in"]) and np.all(state[0].mu["out"])
-    adam = sharding.shard_state(adam_jax.adam(1e-2), mesh)
-    updates, _ = jax.jit(adam.update)(grads, adam.init(params))
-    assert updates["in"] is None and updates["out"].shape == (512, 64)
 
 
 def test_no_device_ever_holds_the_whole_state():

@@ -156,4 +156,5 @@ def test_a_gradient_that_is_not_there_keeps_its_state_split(mesh):
     state = convert_state(tx.init(params), mu_dtype=jnp.float32)
     moved, state = stepped(tx, {**params, "in": None}, state, params)
     np.testing.assert_array_equal(moved["in"], params["in"])
+    assert not np.any(state[0].mu["in"]) and np.all(state[0].mu["out"])
     assert_placed(state, state_shardings(adamw(1e-2, nu_dtype=jnp.int8), params, mesh))

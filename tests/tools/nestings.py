@@ -102,12 +102,9 @@ class Optaxs:
     name: str
 
     def build(self) -> Any:
-        return {
-            "sgd": lambda: optax.sgd(plain.RATE, momentum=0.9),
-            "adam": lambda: optax.adam(plain.RATE),
-            "adamw": lambda: optax.adamw(plain.RATE, weight_decay=0.1),
-            "lion": lambda: optax.lion(plain.RATE, weight_decay=0.1),
-        }[self.name]()
+        keywords: Any = {"sgd": {"momentum": 0.9}, "adam": {}}
+        make = getattr(optax, self.name)
+        return make(plain.RATE, **keywords.get(self.name, {"weight_decay": 0.1}))
 
     def plain(self) -> plain.Plain:
         # Momentum is an average without its factor 1 - b.
