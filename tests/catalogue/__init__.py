@@ -233,29 +233,27 @@ def every(members: Sequence[Member]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("member", members, ids=lambda member: member.name)
 
 
+def _param(id: str, quick: bool, *values: Any) -> Any:
+    return pytest.param(*values, id=id, marks=[] if quick else [pytest.mark.slow])
+
+
 def slowly(
     members: Sequence[Member], quick: Sequence[str] = KINDS_OF_STATE
 ) -> pytest.MarkDecorator:
     """Members as parameters, of which `make test` runs a few: by default, one of each state."""
-    slow = pytest.mark.slow
-    wanted = [m if m.name in quick else pytest.param(m, marks=slow) for m in members]
-    return pytest.mark.parametrize("member", wanted, ids=lambda member: member.name)
+    return pytest.mark.parametrize("member", [_param(m.name, m.name in quick, m) for m in members])
 
 
 def few(argument: str, cases: Iterable[str], quick: Sequence[str]) -> pytest.MarkDecorator:
     """Names as parameters, of which `make test` runs a few."""
-    wanted = [x if x in quick else pytest.param(x, marks=pytest.mark.slow) for x in cases]
-    return pytest.mark.parametrize(argument, wanted)
+    return pytest.mark.parametrize(argument, [_param(x, x in quick, x) for x in cases])
 
 
 def slowly_with(
     other: str, pairs: Iterable[tuple[Member, Any]], quick: Sequence[str] = KINDS_OF_STATE
 ) -> pytest.MarkDecorator:
     """As `slowly`, for pairs of a member and something else."""
-    wanted = [
-        pytest.param(m, x, id=f"{m.name}-{x}", marks=[] if m.name in quick else [pytest.mark.slow])
-        for m, x in pairs
-    ]
+    wanted = [_param(f"{m.name}-{x}", m.name in quick, m, x) for m, x in pairs]
     return pytest.mark.parametrize(("member", other), wanted)
 
 

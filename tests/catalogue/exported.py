@@ -11,7 +11,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def train_from_the_file(member, dtype):
-    tx = member.alias(1e-2)
+    tx = member.alias(1e-3)
     params = parameters(dtype)
     start, treedef = jax.tree.flatten((params, tx.init(params)))
     x = jnp.linspace(-1.0, 1.0, 1024, dtype=dtype).reshape(4, 256)

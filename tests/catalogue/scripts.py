@@ -1,4 +1,4 @@
-"""Runs benchmarks as separate processes."""
+"""Runs programs and benchmarks as separate processes."""
 
 import os
 import subprocess
@@ -9,12 +9,16 @@ from examples.shared import strict_json
 from tests.catalogue.compilation import IN_A_HURRY
 
 
-def python(*arguments):
-    # Measured times are not used, so compilation may be fast and code slow.
-    environment, root = os.environ | IN_A_HURRY, Path(__file__).parents[2]
-    command = [sys.executable, *arguments]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
+def python(*arguments, environment=IN_A_HURRY):
+    """The output. Measured times are not used, so compilation may be fast and code slow."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 

@@ -11,13 +11,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import adam_jax
 
-EVERYTHING = adam_jax.accumulate(
-    adam_jax.skip_nonfinite(
-        adam_jax.chain(
-            adam_jax.clip_by_global_norm(1.0), adam_jax.adamw(1e-2), adam_jax.ema_params(0.9)
-        )
-    ),
-    every=2,
+CHAIN = adam_jax.chain(
+    adam_jax.clip_by_global_norm(1.0), adam_jax.adamw(1e-2), adam_jax.ema_params(0.9)
 )
 TRANSFORMATIONS = {
     "adamw": adam_jax.adamw(1e-2),
@@ -28,7 +23,7 @@ TRANSFORMATIONS = {
     "factored": adam_jax.adamw(1e-2, nu_dtype=adam_jax.Factored()),
     "block means": adam_jax.adamw(1e-2, nu_dtype=adam_jax.AdamMini()),
     "lamb": adam_jax.lamb(1e-2),
-    "everything": EVERYTHING,
+    "everything": adam_jax.accumulate(adam_jax.skip_nonfinite(CHAIN), every=2),
     "optax.adamw": optax.adamw(1e-2),
 }
 

@@ -1,13 +1,9 @@
 """The bytes of temporaries that XLA allocates for a step, read from compiled programs."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 
 import adam_jax
+from tests.catalogue.scripts import python
 
 EIGHT_BITS = """
 import jax, jax.numpy as jnp, adam_jax
@@ -27,14 +23,8 @@ def of_eight_bits(devices: int, first: str = "") -> float:
 
     The code `first` may replace functions.
     """
-    root = Path(__file__).parents[2]
     environment = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
-    command = [sys.executable, "-c", EIGHT_BITS.format(first=first)]
-    done = subprocess.run(
-        command, cwd=root, env=os.environ | environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return float(done.stdout)
+    return float(python("-c", EIGHT_BITS.format(first=first), environment=environment))
 
 
 def for_cpu(step, *args, donate=(0, 1)):

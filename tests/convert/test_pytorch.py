@@ -109,9 +109,8 @@ def test_the_moments_are_found_in_whatever_is_around(name):
     state = convert.from_torch(saved, PARAMS, tx, names=NAMES)
     start = tx.init(PARAMS)
     assert jax.tree.structure(state) == jax.tree.structure(start)
-    counts = jax.tree_util.tree_flatten_with_path(state)[0]
     own = ("'ema'", "mini_step", "notfinite", ".step", ".weight")
-    for path, x in counts:
+    for path, x in jax.tree.leaves_with_path(state):
         key = jax.tree_util.keystr(path)
         average = name == "ours" and key.startswith("[2]")  # The average of parameters starts here.
         if x.dtype == jnp.int32 and not average and not any(word in key for word in own):

@@ -102,26 +102,6 @@ def test_the_compiler_counts_the_same_bytes(name):
     assert found.peak == found.arguments + found.results + found.temporaries
 
 
-@pytest.mark.parametrize(
-    "tx, dtype, expected",
-    [
-        (adamw(1e-3), jnp.float32, (4, 4, 8)),
-        (int8, jnp.float32, (4, 4, 2.0625)),
-        (adamw(1e-3, **FORMATS["int4"]), jnp.float32, (4, 4, 1.0625)),
-        (adam_jax.master_residual(int8), jnp.bfloat16, (2, 2, 4.0625)),
-        (adam_jax.master_residual(int8, bits=8), jnp.bfloat16, (2, 2, 3.0625)),
-        (adam_jax.stochastic_rounding(int8), jnp.bfloat16, (2, 2, 2.0625)),
-        (adam_jax.lion(1e-3), jnp.bfloat16, (2, 2, 4)),
-    ],
-)
-def test_by_hand(tx, dtype, expected):
-    """Two 4-byte scales for 128 elements add 0.0625 bytes per element."""
-    found = bytes_per_parameter({"w": jax.ShapeDtypeStruct((64, 256), dtype)}, tx)
-    assert found.groups["w"].per_parameter == (*expected, sum(expected))
-    assert found.groups["(shared)"].state <= 8  # Counts
-    assert found.groups["(shared)"].per_parameter == (0, 0, 0, 0)
-
-
 def test_gradients_of_their_own():
     params = {"w": jnp.ones((2, 3), jnp.bfloat16), "b": jnp.ones(3), "ids": jnp.ones(5, jnp.int32)}
     tx = optax.masked(adamw(1e-3), {"w": True, "b": True, "ids": False})

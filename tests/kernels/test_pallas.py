@@ -1,11 +1,7 @@
 """Pallas kernels have the bits of XLA's programs; the leaves that use one; the lowered programs."""
 
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +16,11 @@ from adam_jax.kernels.tiles import TOO_LARGE, Tiles
 from tests.catalogue import kernel_cases
 from tests.catalogue.compilation import FASTER
 from tests.catalogue.runs import assert_same_bits
+from tests.catalogue.scripts import python
 
 EIGHT_BITS = adam_jax.adamw(1e-2, mu_dtype=jnp.int8, nu_dtype=jnp.int8)
 SHAPE = (128, 512)
 NAME = "leaf_step"
-
-
-def step(tx):
-    return lambda grads, state, params: adam_jax.step(tx, grads, state, params)
 
 
 def arguments(tx, shape=SHAPE):
@@ -49,14 +42,11 @@ def lowered(f, platform, *args, **options):
 @pytest.mark.bits
 def test_a_kernel_has_the_bits_of_xlas_program():
     """20 steps of each member, modifier, storage, form of weights and shape."""
-    command = [sys.executable, "-m", "tests.tools.kernel_bits", "--each"]
     # The former emitters compile faster. Without fused multiply-add, the bits are the same.
-    environment = os.environ | {"XLA_FLAGS": FASTER, "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0"}
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    environment = {"XLA_FLAGS": FASTER, "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0"}
+    printed = python("-m", "tests.tools.kernel_bits", "--each", environment=environment)
     count = len(list(kernel_cases.each_once()))
-    assert f"{count} of {count} cases, 0 differ" in done.stdout
+    assert f"{count} of {count} cases, 0 differ" in printed
 
 
 COARSE, FINE = adam_jax.Quantized(block=64), adam_jax.Quantized(min_size=1)
@@ -129,14 +119,14 @@ def test_elsewhere_nothing_changes():
     by_xla = adam_jax.with_kernel(EIGHT_BITS, "xla")
 
     def operations(tx):
-        text = jax.jit(step(tx)).lower(*args).compile().as_text()
+        text = jax.jit(tx.step).lower(*args).compile().as_text()
         return Counter(re.findall(r"= (\S+ [a-z-]+)\(", text))
 
     assert adam_jax.with_kernel(EIGHT_BITS, "auto") == EIGHT_BITS
     assert operations(EIGHT_BITS) == operations(by_xla)
     assert sum(operations(by_xla).values()) > 100
     kernels = {
-        platform: [NAME in lowered(step(tx), platform, *args) for tx in (EIGHT_BITS, by_xla)]
+        platform: [NAME in lowered(tx.step, platform, *args) for tx in (EIGHT_BITS, by_xla)]
         for platform in ("cpu", "cuda", "tpu")
     }
     assert kernels == {"cpu": [False] * 2, "cuda": [False] * 2, "tpu": [True, False]}
@@ -146,7 +136,7 @@ def test_vmap_and_derivatives_are_those_of_xla():
     txs = [adam_jax.with_kernel(EIGHT_BITS, kernel) for kernel in ("pallas", "xla")]
     grads, params = jax.random.normal(jax.random.key(1), (2, 2, *SHAPE))
     states = jax.vmap(EIGHT_BITS.init)(params)
-    assert_same_bits(*(jax.jit(jax.vmap(step(tx)))(grads, states, params) for tx in txs))
+    assert_same_bits(*(jax.jit(jax.vmap(tx.step))(grads, states, params) for tx in txs))
 
     def after(grads, params, tx):
         params, state = adam_jax.step(tx, grads, EIGHT_BITS.init(params), params)
@@ -162,7 +152,7 @@ def leaves_step(tx):
     """Takes flat lists, because a NamedTuple in an exported file must be registered."""
     grads, state, params = arguments(tx)
     leaves, treedef = jax.tree.flatten((grads, state, params))
-    return leaves, jax.jit(lambda xs: jax.tree.leaves(step(tx)(*jax.tree.unflatten(treedef, xs))))
+    return leaves, jax.jit(lambda xs: jax.tree.leaves(tx.step(*jax.tree.unflatten(treedef, xs))))
 
 
 def test_it_is_exported_without_a_tpu_and_runs_here():
@@ -177,10 +167,10 @@ def test_it_is_exported_without_a_tpu_and_runs_here():
 def test_arrays_that_are_given_away_are_stepped_in_place():
     tx = adam_jax.with_kernel(EIGHT_BITS, "pallas")
     grads, state, params = arguments(tx)
-    expected = jax.jit(step(tx))(grads, state, params)
-    donated = jax.jit(step(tx), donate_argnums=(1, 2))
+    expected = jax.jit(tx.step)(grads, state, params)
+    donated = jax.jit(tx.step, donate_argnums=(1, 2))
     assert_same_bits(donated(grads, *jax.tree.map(jnp.copy, (state, params))), expected)
-    text = lowered(step(tx), "tpu", grads, state, params, donate_argnums=(1, 2))
+    text = lowered(tx.step, "tpu", grads, state, params, donate_argnums=(1, 2))
     assert text.count("output_operand_alias<") == 5  # The weights, and codes and scales twice.
 
 
@@ -191,7 +181,7 @@ def test_each_device_has_its_kernel_inside_shard_map(spec):
     parts = PartitionSpec(*spec)
 
     def local(grads, params):
-        return step(EIGHT_BITS)(grads, EIGHT_BITS.init(params), params)[0]
+        return EIGHT_BITS.step(grads, EIGHT_BITS.init(params), params)[0]
 
     mapped = jax.shard_map(local, mesh=mesh, in_specs=(parts, parts), out_specs=parts)
     assert NAME in lowered(mapped, "tpu", params, params)
@@ -221,9 +211,9 @@ def test_kernels_of_parts_have_the_bits_of_xlas_program(kind, spec, wrapped, dev
         tx = adam_jax.sharding.shard_state(tx, mesh) if wrapped else tx
         state = tx.init(params)
         known = wrapped or kind == AxisType.Explicit or devices == 1
-        has_kernel = NAME in lowered(step(tx), "tpu", grads, state, params)
+        has_kernel = NAME in lowered(tx.step, "tpu", grads, state, params)
         assert has_kernel == (known and kernel == "pallas")
-        compiled = jax.jit(step(tx)).lower(grads, state, params).compile()
+        compiled = jax.jit(tx.step).lower(grads, state, params).compile()
         after.append(compiled(grads, state, params))
         text = compiled.as_text()
         sent.append(Counter(re.findall(r" (all-\w+|collective-\w+|reduce-scatter)\(", text)))
@@ -247,7 +237,7 @@ def test_a_kernel_rounds_each_layer_by_its_own_bits(weights, axes, shape):
     for kernel in ("pallas", "xla"):
         tx = adam_jax.with_layers(wrapper(adam_jax.with_kernel(EIGHT_BITS, kernel)), {"w": axes})
         tree = {"a": jnp.ones(3, dtype), "w": params}
-        after.append(jax.jit(step(tx))({"a": tree["a"], "w": grads}, tx.init(tree), tree))
+        after.append(jax.jit(tx.step)({"a": tree["a"], "w": grads}, tx.init(tree), tree))
         found = plans_of(tree, tx, tree, tx.init(tree))
         assert isinstance(found["w"].kernel, Tiles) == (kernel == "pallas")
     assert_same_bits(*after)

@@ -8,8 +8,7 @@ leaf that a kernel steps and a vector that XLA steps. After each step everything
 parameters or the updates, codes, scales, residuals and counts.
 
 Programs are compiled without fused multiply-add, because XLA:CPU's use of it depends on how it
-forms loops. With it, RAdam and L2 of clipped gradients have different bits in different programs.
---fma compiles for the actual processor.
+forms loops.
 """
 
 import argparse
@@ -97,10 +96,9 @@ def main() -> None:
     arguments.add_argument("--each", action="store_true", help="each part in one case")
     arguments.add_argument("--count", type=int, default=500)
     arguments.add_argument("--seed", type=int, default=0)
-    arguments.add_argument("--fma", action="store_true", help="compile for this processor")
     args = arguments.parse_args()
-    if not args.fma:  # Must precede the first array.
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {WITHOUT_FMA}"
+    # Must precede the first array.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {WITHOUT_FMA}"
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     chosen = list(each_once() if args.each else drawn(args.count, args.seed))
     start, wrong = time.time(), 0

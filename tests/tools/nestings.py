@@ -2,11 +2,9 @@
 
 python -m tests.tools.nestings [--examples N] [--seed N]
 
-A nesting is a member with modifiers, groups, hyperparameters in the state and a format, or one of
-Optax's, in up to three wrappers, ours or Optax's. It takes a few steps with random gradients by
-`update` and by `step`, one in ten also under jit; nestings on several devices run only under jit.
-Both must agree with each other and, where moments are float32, with the plain version in float64
-(`tests.catalogue.plain`). The state must keep its structure, shapes and dtypes.
+A nesting, of a member of ours or Optax's, takes a few steps with random gradients by `update` and
+by `step`, one in ten also under jit. They must agree with each other and, where moments are
+float32, with the plain version in float64 (`tests.catalogue.plain`). The state must keep its form.
 
 A pair is the state of one nesting and another nesting, most of them equal except for one property.
 A step must either leave a state of the same structure and finite parameters, or raise a ValueError

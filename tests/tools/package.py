@@ -1,7 +1,4 @@
-"""Builds the wheel and the sdist, and copies the repository without its source to a folder.
-
-python -m tests.tools.package FOLDER    builds wheel and sdist
-"""
+"""Builds the wheel and the sdist, and copies the repository without its source to a folder."""
 
 import shutil
 import subprocess
@@ -27,7 +24,3 @@ def without_the_package(folder: Path) -> Path:
     for name in FILES:
         shutil.copy(ROOT / name, folder / name)
     return folder
-
-
-if __name__ == "__main__":
-    print(*built(Path(sys.argv[1])), sep="\n")

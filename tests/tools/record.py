@@ -4,9 +4,8 @@ python -m tests.tools.record              writes the record, tests/tools/record.
 python -m tests.tools.record --check      compares all cases with it
 python -m tests.tools.record --large --file FILE [--check]    larger leaves, to compare two commits
 
-Every case is inside `skip_nonfinite`, and two of its steps are rejected. Dense parameters must
-match to 2 ulp. One code of 100,000 may differ; in small cases, none may. Write the file only for
-an intended change of results, and document it in the changelog.
+Every case is inside `skip_nonfinite`, and two of its steps are rejected. Write the file only for an
+intended change of results, and document it in the changelog.
 """
 
 import argparse

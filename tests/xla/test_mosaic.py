@@ -1,10 +1,6 @@
 """Quotients and roots as a TPU's kernel computes them, and the instructions that they take."""
 
 import itertools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +10,7 @@ import pytest
 import adam_jax
 from adam_jax.xla import mosaic
 from benchmarks.tpu.bundles import of_kernels
+from tests.catalogue.scripts import python
 
 COMPILED = """
 import jax.numpy as jnp
@@ -98,14 +95,9 @@ def cycles(folder, generation, first=""):
     """Of the kernel of 8-bit moments, compiled behind this code."""
     folder.mkdir()
     dump = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+    environment = {"LIBTPU_INIT_ARGS": dump, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     case = [generation, "8-bit moments", "512,512"]
-    subprocess.run(
-        [sys.executable, "-c", COMPILED.format(first=first), *case],
-        env=os.environ | {"LIBTPU_INIT_ARGS": dump, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        check=True,
-    )
+    python("-c", COMPILED.format(first=first), *case, environment=environment)
     [kernel] = of_kernels(folder)
     return kernel.total
 
