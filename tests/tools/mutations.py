@@ -21,19 +21,13 @@ from tests.tools.package import ROOT, without_the_package
 MUTATIONS = {
     "rules/adam.py": {
         "the sign of the update": ("(-self.learning_rate, False", "(self.learning_rate, False"),
-        "the sign of weight decay behind the learning rate": (
-            "-self.weight_decay if self.downhill else self.weight_decay",
-            "self.weight_decay",
-        ),
+        "the sign of weight decay": ("-self.weight_decay if", "self.weight_decay if"),
         "eps inside the root": ("root(second) + self.every_eps", "root(second + self.every_eps)"),
         "eps_root left out": ("exact(second) + self.eps_root", "exact(second)"),
         "nu without a square": ("mu, self.second(leaf, squared(", "mu, self.second(leaf, jnp.abs("),
     },
     "numerics.py": {
-        "no bias correction": (
-            "return 1 / self.correction(count)",
-            "return jnp.ones_like(self.correction(count))",
-        ),
+        "no bias correction": ("1 / self.correction(count)", "self.correction(count) ** 0"),
         "a step count off by one": (
             "result_type(float)) + ahead",
             "result_type(float)) + ahead + 1",
@@ -48,21 +42,12 @@ MUTATIONS = {
         ),
     },
     "core/leaf.py": {
-        "accumulators of a refused step": (
-            "self.new[slot] = select(self._taken, x, self.old[slot])",
-            "self.new[slot] = x",
-        ),
+        "accumulators of a refused step": ("select(self._taken, x, self.old[slot])", "x"),
         "parameters of a refused step": ("return select(taken, p + u, p)", "return p + u"),
-        "codes of a refused step": (
-            "new.append(select(taken, stored, old) if fmt.rounds else stored)",
-            "new.append(stored)",
-        ),
+        "codes of a refused step": ("select(taken, stored, old) if fmt", "stored if fmt"),
     },
     "core/step.py": {
-        "the count of a refused step": (
-            "self.but(ok=condition if self.ok is None else condition & self.ok)",
-            "self.but(ok=condition)",
-        ),
+        "the count of a refused step": ("else condition & self.ok", "else condition"),
     },
     "core/stacked.py": {
         "layers share their numbers": ("first + k, stride) for k", "first, stride) for k"),
@@ -113,10 +98,7 @@ MUTATIONS = {
         "half of a micro-batch's weight": ("(2 * part / whole)", "(part / whole)"),
     },
     "wrap/ema.py": {
-        "the average of parameters is not corrected": (
-            "weight = weight * self.rate.debiasing(state.count)",
-            "weight = weight * 1",
-        ),
+        "an average without its correction": ("* self.rate.debiasing(state.count)", "* 1"),
     },
     "schedules.py": {
         "decay one step early": ("+ self.decay_steps - t", "+ self.decay_steps - t - 1")
@@ -128,10 +110,7 @@ MUTATIONS = {
         "muP grows the rate": ("depth ** (alpha - 1) / inputs,", "depth ** (alpha - 1) * inputs,"),
     },
     "sharding.py": {
-        "the state split along the wrong axis": (
-            "for i in sorted(range(len(shape)), key=rank):",
-            "for i in sorted(range(len(shape)), key=rank, reverse=True):",
-        ),
+        "the state split along the wrong axis": ("key=rank):", "key=rank, reverse=True):"),
     },
     "convert/pytorch.py": {
         "PyTorch's step count off by one": ("np.array(steps, np", "np.array(steps + 1, np"),

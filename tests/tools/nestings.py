@@ -30,6 +30,7 @@ from hypothesis import strategies as st
 import adam_jax
 from adam_jax.formats.policy import format_of
 from tests.catalogue import plain
+from tests.catalogue.recipes import stepper
 
 FORMATS: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -216,23 +217,13 @@ class Case:
     def run(self, way: str, jit: bool = False) -> tuple[Any, Any, Any]:
         """Parameters, and the states before the first and after the last step."""
         tx = self.node.build()
-
-        def by_update(grads: Any, state: Any, params: Any, **extra: Any) -> Any:
-            full = optax.with_extra_args_support(tx)
-            updates, state = full.update(grads, state, params, **extra)
-            return applied(params, updates), state
-
-        def by_step(grads: Any, state: Any, params: Any, **extra: Any) -> Any:
-            return adam_jax.step(tx, grads, state, params, **extra)
-
-        step = compiled_if(
-            jit or has(self.node, "shard"), by_update if way == "update" else by_step
-        )
+        full = optax.with_extra_args_support(tx) if way == "update" else tx
+        step = compiled_if(jit or has(self.node, "shard"), stepper(full, way))
         params = self.as_tree(self.params)
         before = state = tx.init(params)
         for i, g in enumerate(self.grads):
             weight = {"weight": self.weights[i]} if has(self.node, "accumulate") else {}
-            params, state = step(self.as_tree(g), state, params, **weight)
+            params, state = step(params, state, self.as_tree(g), **weight)
             jax.block_until_ready((params, state))
         return params, before, state
 
@@ -250,16 +241,6 @@ class Case:
 
 def wide(x: np.ndarray) -> np.ndarray:
     return x.astype(np.complex128 if np.iscomplexobj(x) else np.float64)
-
-
-def applied(params: Any, updates: Any) -> Any:
-    """optax.apply_updates, which does not accept None for an existing leaf."""
-    leaves, treedef = jax.tree.flatten(params)
-    updates = treedef.flatten_up_to(updates)
-    moved = [
-        p if u is None else optax.apply_updates(p, u) for p, u in zip(leaves, updates, strict=True)
-    ]
-    return treedef.unflatten(moved)
 
 
 def form(tree: Any) -> Any:
