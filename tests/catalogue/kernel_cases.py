@@ -13,7 +13,7 @@ import optax
 import adam_jax
 from tests.catalogue import MEMBERS, Member, low_precision
 from tests.catalogue.runs import schedule
-from tests.tools.record import SMALL_BLOCKS, VARIANTS
+from tests.tools.record import ALIASES, SMALL_BLOCKS, VARIANTS
 
 SHAPES = {
     "ragged rows and columns": (264, 1152),
@@ -140,33 +140,22 @@ def members() -> dict[str, Callable[..., Any]]:
 def variants() -> dict[str, Callable[..., Any]]:
     """Other arguments of their aliases, and transformations made from them, in the same form."""
 
-    def by(make: Callable[..., Any], kernel: str, mu: Any, nu: Any) -> Any:
-        given = {"mu_dtype": mu, "nu_dtype": nu}
+    def by(make: Callable[..., Any], around: Any, kernel: str, mu: Any, nu: Any) -> Any:
         accepted = inspect.signature(make).parameters
-        given = {k: x for k, x in given.items() if k in accepted}
-        return adam_jax.with_kernel(make, kernel)(1e-2, **given)
+        given = {k: x for k, x in (("mu_dtype", mu), ("nu_dtype", nu)) if k in accepted}
+        return around(adam_jax.with_kernel(make, kernel))(learning_rate=schedule, **given)
 
-    def groups(numbers: Any, kernel: str, mu: Any, nu: Any) -> Any:
-        make = adam_jax.with_kernel(adam_jax.adamw, kernel)
-        given = {"mu_dtype": mu, "nu_dtype": nu}
-        return adam_jax.groups(make, {"bias": numbers}, learning_rate=schedule, **given)
-
-    def with_hyperparams(kernel: str, mu: Any, nu: Any) -> Any:
-        make = adam_jax.with_hyperparams(adam_jax.with_kernel(adam_jax.adamw, kernel))
-        return make(schedule, mu_dtype=mu, nu_dtype=nu)
-
-    makes: dict[str, Any] = dict(VARIANTS)
-    for name in ("nadamw", "radamw", "amsgradw", "adamaxw"):
-        makes[name] = functools.partial(getattr(adam_jax, name), weight_decay=0.1)
+    makes: dict[str, Any] = {name: getattr(adam_jax, name) for name in ALIASES} | VARIANTS
+    del makes["mars_adamw"]  # Its clipping reads whole leaves.
     for mode in ("smooth", "refined"):
         makes[f"lion {mode}"] = functools.partial(adam_jax.lion, mode=mode)
-    makes["schedule_free"] = adam_jax.schedule_free_adamw
-    made = {name: functools.partial(by, make) for name, make in makes.items()}
-    made |= {
-        "groups": functools.partial(groups, {"b1": 0.5}),
-        "frozen": functools.partial(groups, None),
+    wrappers = {
+        "groups": lambda f: functools.partial(adam_jax.groups, f, {"bias": {"b1": 0.5}}),
+        "frozen": lambda f: functools.partial(adam_jax.groups, f, {"bias": None}),
+        "with_hyperparams": adam_jax.with_hyperparams,
     }
-    return made | {"with_hyperparams": with_hyperparams}
+    made = {name: functools.partial(by, make, lambda f: f) for name, make in makes.items()}
+    return made | {name: functools.partial(by, adam_jax.adamw, f) for name, f in wrappers.items()}
 
 
 def fits(modifier: str, name: str) -> bool:

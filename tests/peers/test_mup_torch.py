@@ -1,15 +1,8 @@
 """`transfer.mup` against Microsoft's `mup` 1.0: the factors, and training on the same models.
 
-The factors of the learning rate, weight decay and output are the same, and so are the sizes of the
-initial values. The two differ in:
-
-- ε, which `MuAdamW` does not change and `transfer.mup` divides by the growth of the width;
-- initial values: `set_base_shapes` multiplies those of PyTorch's initializers, whose variance is
-  1 / inputs; `mup_init` scales those of any initializer to the size in the base model;
-- a readout that shares the weights of an embedding (`MuSharedReadout`): `set_base_shapes`
-  multiplies them by √n as in any readout, which scales the model's inputs too; `mup_init` does
-  not. Its bias has the wrong length, so it works only with `bias=False`;
-- the model: `mup` has neither attention's 1/d nor depth.
+The docstring of `transfer.mup` has the differences. There are two more in initial values:
+`set_base_shapes` multiplies those of PyTorch's initializers, whose variance is 1 / inputs, and
+those of an embedding that is also the readout (`MuSharedReadout`), which scales the model's inputs.
 """
 
 import functools

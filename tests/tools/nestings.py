@@ -177,15 +177,6 @@ def is_coded(node: Node) -> bool:
     return any(getattr(x, "format", "float32") != "float32" for x in nodes(node))
 
 
-def compiled_if(jit: bool, step: Any) -> Any:
-    """A step as one program, as several devices require.
-
-    With one program per operation, XLA:CPU runs several at a time on threads that wait for each
-    other; with few cores they may deadlock.
-    """
-    return jax.jit(step) if jit else step
-
-
 class Case:
     def __init__(self, node: Node, tree: dict[str, Any], seed: int, bad: bool, steps: int = 4):
         rng = np.random.default_rng(seed)
@@ -217,8 +208,9 @@ class Case:
     def run(self, way: str, jit: bool = False) -> tuple[Any, Any, Any]:
         """Parameters, and the states before the first and after the last step."""
         tx = self.node.build()
-        full = optax.with_extra_args_support(tx) if way == "update" else tx
-        step = compiled_if(jit or has(self.node, "shard"), stepper(full, way))
+        step = stepper(optax.with_extra_args_support(tx) if way == "update" else tx, way)
+        # One program per operation may deadlock on several devices: XLA:CPU runs several at a time.
+        step = jax.jit(step) if jit or has(self.node, "shard") else step
         params = self.as_tree(self.params)
         before = state = tx.init(params)
         for i, g in enumerate(self.grads):
@@ -315,8 +307,8 @@ def check_pair(case: Case, second: Node, tree: dict[str, Any]) -> str:
         if has(second, "accumulate"):  # Fully traced, because a micro-step checks no further.
             jax.eval_shape(lambda *args: adam_jax.step(tx, *args), grads, state, params)
         split = has(second, "shard") or has(case.node, "shard")
-        step = compiled_if(split, lambda *args: adam_jax.step(tx, *args))
-        moved, new = jax.block_until_ready(step(grads, state, params))
+        step = jax.jit(stepper(tx, "step")) if split else stepper(tx, "step")
+        moved, new = jax.block_until_ready(step(params, state, grads))
     except Exception as error:
         by, last = whose(error)
         if by == "optax" or not isinstance(tx, adam_jax.Transformation):
