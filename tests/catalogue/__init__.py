@@ -16,45 +16,25 @@ from tests.catalogue import oracles
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """An alias, its scale_by_*, their counterparts in Optax and the naive version from the paper.
+    """An alias, its scale_by_*, their counterparts in Optax and the naive version of the paper."""
 
-    Attributes:
-      name: name of the test; the part before a hyphen is the alias.
-      scale_by: name of the member's direction.
-      keywords: passed to alias, direction, Optax's counterparts and the naive version.
-      ours: keywords that Optax does not have.
-      in_optax: whether Optax has the member.
-      slots: fields of the state other than counts.
-      needs_params: the update uses the parameters, for weight decay or norms.
-      first_update_is_zero: the first gradient only initializes the state.
-      scale_invariant: with every ε = 0, scaling all gradients by c does not change the updates.
-      elementwise: each element's update depends on that element alone.
-      bounded: |u| ≤ max(1, (1-b1)/√(1-b2)) after zero gradients, section 2.1 of the paper.
-      starts_at_zero: accumulators start at zero, so a zero gradient gives a zero update.
-      reads_the_old: the update also reads accumulators from before this step.
-      divides: the update divides by a root or a magnitude, which `atan2` can replace.
-      plain_average: mu is a plain average of gradients, so it can be read one step ahead.
-      hides_infinity: an infinite gradient gives a finite update, by the member's definition.
-      may_be_one: decay rates b for which nothing is divided by 1 - b.
-    """
-
-    name: str
+    name: str  # Of the test; the part before a hyphen is the alias.
     scale_by: str
-    keywords: dict[str, Any] = dataclasses.field(default_factory=dict)
-    ours: dict[str, Any] = dataclasses.field(default_factory=dict)
+    keywords: dict[str, Any] = dataclasses.field(default_factory=dict)  # Of all four.
+    ours: dict[str, Any] = dataclasses.field(default_factory=dict)  # That Optax does not have.
     in_optax: bool = True
-    slots: tuple[str, ...] = ("mu", "nu")
-    needs_params: bool = False
-    first_update_is_zero: bool = False
-    scale_invariant: bool = True
-    elementwise: bool = True
-    bounded: bool = False
-    starts_at_zero: bool = True
-    hides_infinity: bool = False
-    reads_the_old: bool = False
-    divides: bool = True
-    plain_average: bool = True
-    may_be_one: tuple[str, ...] = ()
+    slots: tuple[str, ...] = ("mu", "nu")  # Fields of the state other than counts.
+    needs_params: bool = False  # For weight decay or norms.
+    first_update_is_zero: bool = False  # The first gradient only initializes the state.
+    scale_invariant: bool = True  # With every ε = 0, a factor of all gradients changes no update.
+    elementwise: bool = True  # Each element's update depends on that element alone.
+    bounded: bool = False  # |u| ≤ max(1, (1-b1)/√(1-b2)) after zero gradients, paper section 2.1.
+    starts_at_zero: bool = True  # So a zero gradient gives a zero update.
+    hides_infinity: bool = False  # An infinite gradient gives a finite update, by definition.
+    reads_the_old: bool = False  # The update also reads accumulators from before this step.
+    divides: bool = True  # By a root or a magnitude, which `atan2` can replace.
+    plain_average: bool = True  # mu is an average of gradients, which can be read a step ahead.
+    may_be_one: tuple[str, ...] = ()  # Decay rates b for which nothing is divided by 1 - b.
 
     @property
     def oracle(self) -> Callable[..., Any]:
