@@ -11,8 +11,8 @@ import pytest
 import adam_jax
 from adam_jax import accumulate, adamw, chain, clip_by_global_norm, ema_params, groups
 from adam_jax.modifiers import Cautious
-from adam_jax.numerics import DecayRate
 from adam_jax.pytrees import frozen_pytree
+from adam_jax.rates import DecayRate
 from adam_jax.rules.adam import Ema, MomentRule
 from tests.catalogue import MEMBERS
 

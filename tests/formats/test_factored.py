@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 import adam_jax
 from adam_jax.formats.dense import Dense, format_of
 from adam_jax.formats.factored import RowAndColumnMeans, RowsAndColumns
-from adam_jax.numerics import DecayRate
+from adam_jax.rates import DecayRate
 from adam_jax.slots import Slot
 from tests.catalogue.second_moments import magnitudes
 
