@@ -148,15 +148,10 @@ def test_vmap_and_derivatives_are_those_of_xla():
     assert all(np.any(x) for x in found[0])
 
 
-def leaves_step(tx):
-    """Takes flat lists, because a NamedTuple in an exported file must be registered."""
-    grads, state, params = arguments(tx)
-    leaves, treedef = jax.tree.flatten((grads, state, params))
-    return leaves, jax.jit(lambda xs: jax.tree.leaves(tx.step(*jax.tree.unflatten(treedef, xs))))
-
-
 def test_it_is_exported_without_a_tpu_and_runs_here():
-    leaves, f = leaves_step(EIGHT_BITS)
+    # Flat lists, because a NamedTuple in an exported file must be registered.
+    leaves, treedef = jax.tree.flatten(arguments(EIGHT_BITS))
+    f = jax.jit(lambda xs: jax.tree.leaves(EIGHT_BITS.step(*jax.tree.unflatten(treedef, xs))))
     exported = jax.export.export(f, platforms=["cpu", "tpu"])(leaves)
     read = jax.export.deserialize(exported.serialize())
     assert read.mlir_module().count("stablehlo.custom_call @tpu_custom_call") == 1
