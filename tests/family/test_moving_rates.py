@@ -164,7 +164,7 @@ def test_each_group_has_its_own_schedule(standard_promotion):
     params, state = trained(tx)
     equal(params["w"], trained(adam_jax.adamw(0.1, **OTHERS))[0]["w"])
     equal(params["b"], trained(adam_jax.adamw(0.1, b1=RAMP, b2=RAMP))[0]["b"])
-    assert set(state[0].past) == {"b1", "b2"}  # Equal schedules share their past.
+    assert set(state[0].past) == {"past_b1", "past_b2"}  # Equal schedules share their past.
 
 
 def test_other_batch_sizes(standard_promotion):
