@@ -223,6 +223,16 @@ def test_conversions_keep_the_moments_and_the_past(standard_promotion):
         trained(constant, state=into)
 
 
+def test_pytorch_has_no_schedules_of_momenta():
+    zeros = {name: np.zeros(1) for name in ("exp_avg", "exp_avg_sq")}
+    its = {0: zeros | {"step": np.float32(3), "mu_product": np.float32(0.1)}}
+    torch = {"state": its, "param_groups": [{"params": [0]}]}
+    for schedules in ({"b1": RAMP, "momentum_decay": 0.004}, {"momentum_decay": RAMP}):
+        tx = adam_jax.nadam(0.1, **schedules)
+        with pytest.raises(ValueError, match="nadam with numbers"):
+            adam_jax.convert.from_torch(torch, {"w": jnp.zeros(1)}, tx, order=["w"])
+
+
 def test_rates_outside_the_interval(standard_promotion):
     for b2, message in ((lambda count: 1.0, "the schedule of b2 must be in"),
                         (lambda count: jnp.ones(2), "the schedule of b2 must")):  # fmt: skip
