@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import optax
 import pytest
@@ -16,73 +16,51 @@ from tests.catalogue import oracles
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """An alias, its scale_by_*, their counterparts in Optax and the naive version from the paper.
+    """An alias, its scale_by_*, their counterparts in Optax and the naive version of the paper."""
 
-    Attributes:
-      name: name of the test; the part before a hyphen is the alias.
-      scale_by: name of the member's direction.
-      oracle: naive version of the direction.
-      keywords: passed to alias, direction, Optax's counterparts and the naive version.
-      ours: keywords that Optax does not have.
-      in_optax: whether Optax has the member.
-      slots: fields of the state other than counts.
-      needs_params: the update uses the parameters, for weight decay or norms.
-      first_update_is_zero: the first gradient only initializes the state.
-      scale_invariant: with every ε = 0, scaling all gradients by c does not change the updates.
-      elementwise: each element's update depends on that element alone.
-      bounded: |u| ≤ max(1, (1-b1)/√(1-b2)) after zero gradients, section 2.1 of the paper.
-      starts_at_zero: accumulators start at zero, so a zero gradient gives a zero update.
-      reads_the_old: the update also reads accumulators from before this step.
-      divides: the update divides by a root or a magnitude, which `atan2` can replace.
-      plain_average: mu is a plain average of gradients, so it can be read one step ahead.
-      hides_infinity: an infinite gradient gives a finite update, by the member's definition.
-      may_be_one: decay rates b for which nothing is divided by 1 - b.
-    """
-
-    name: str
+    name: str  # Of the test; the part before a hyphen is the alias.
     scale_by: str
-    oracle: Callable[..., Any]
-    keywords: dict[str, Any] = dataclasses.field(default_factory=dict)
-    ours: dict[str, Any] = dataclasses.field(default_factory=dict)
+    keywords: dict[str, Any] = dataclasses.field(default_factory=dict)  # Of all four.
+    ours: dict[str, Any] = dataclasses.field(default_factory=dict)  # That Optax does not have.
     in_optax: bool = True
-    slots: tuple[str, ...] = ("mu", "nu")
-    needs_params: bool = False
-    first_update_is_zero: bool = False
-    scale_invariant: bool = True
-    elementwise: bool = True
-    bounded: bool = False
-    starts_at_zero: bool = True
-    hides_infinity: bool = False
-    reads_the_old: bool = False
-    divides: bool = True
-    plain_average: bool = True
-    may_be_one: tuple[str, ...] = ()
+    slots: tuple[str, ...] = ("mu", "nu")  # Fields of the state other than counts.
+    needs_params: bool = False  # For weight decay or norms.
+    first_update_is_zero: bool = False  # The first gradient only initializes the state.
+    scale_invariant: bool = True  # With every ε = 0, a factor of all gradients changes no update.
+    elementwise: bool = True  # Each element's update depends on that element alone.
+    bounded: bool = False  # |u| ≤ max(1, (1-b1)/√(1-b2)) after zero gradients, paper section 2.1.
+    starts_at_zero: bool = True  # So a zero gradient gives a zero update.
+    hides_infinity: bool = False  # An infinite gradient gives a finite update, by definition.
+    reads_the_old: bool = False  # The update also reads accumulators from before this step.
+    divides: bool = True  # By a root or a magnitude, which `atan2` can replace.
+    plain_average: bool = True  # mu is an average of gradients, which can be read a step ahead.
+    may_be_one: tuple[str, ...] = ()  # Decay rates b for which nothing is divided by 1 - b.
+
+    @property
+    def oracle(self) -> Callable[..., Any]:
+        """The naive version of the direction."""
+        return getattr(oracles, self.scale_by.removeprefix("scale_by_"))
 
     @property
     def function(self) -> Callable[..., Any]:
-        """Our alias itself."""
         return getattr(adam_jax, self.name.split("-")[0])
 
     @property
-    def factory(self) -> Callable[..., Any]:
-        """Our alias with the keywords bound, for code that inspects its signature."""
+    def alias(self) -> Callable[..., Any]:
+        """Our alias with the keywords bound."""
         return functools.partial(self.function, **self.keywords, **self.ours)
 
-    def alias(self, *args: Any, **kwargs: Any) -> Any:
-        """Our optimizer."""
-        return self.factory(*args, **kwargs)
-
-    def direction(self, *args: Any, **kwargs: Any) -> Any:
-        """Our scale_by_*."""
+    @property
+    def direction(self) -> Callable[..., Any]:
+        """Our scale_by_* with the keywords bound."""
         scale_by = getattr(adam_jax, self.scale_by)
-        return scale_by(*args, **self.keywords, **self.ours, **kwargs)
+        return functools.partial(scale_by, **self.keywords, **self.ours)
 
     def naive(self, gradients: Any, **kwargs: Any) -> Any:
         """The direction in NumPy, in float64."""
         return self.oracle(gradients, **(self.keywords | self.ours | kwargs))
 
     def has(self, argument: str) -> bool:
-        """Whether the alias has this argument."""
         return argument in inspect.signature(self.function).parameters
 
     @property
@@ -107,14 +85,18 @@ class Member:
 
     @property
     def twin(self) -> "Twin":
-        """Optax's member."""
+        """Optax's member, with the keywords bound."""
         assert self.has_twin
         scale_by = "scale_by_adam" if self.scale_by == "scale_by_nadam" else self.scale_by
         direction = getattr(optax, scale_by, None) or getattr(contrib, scale_by)
         name = self.name.split("-")[0]
         alias = getattr(optax, name, None) or getattr(contrib, name)
         nesterov = {"nesterov": True} if self.scale_by == "scale_by_nadam" else {}
-        return Twin(alias, direction, self.keywords, nesterov)
+        return Twin(
+            functools.partial(alias, **self.keywords),
+            functools.partial(direction, **nesterov, **self.keywords),
+            (alias, direction),
+        )
 
     def moments(self, state: Any) -> dict[str, Any]:
         """The slots in the state of the alias or of the direction, by name."""
@@ -127,73 +109,38 @@ class Member:
         return [x for name, x in state._asdict().items() if name not in self.slots]
 
 
-@dataclasses.dataclass(frozen=True)
-class Twin:
+class Twin(NamedTuple):
     """A member of Optax: its alias, and the direction in it."""
 
-    optax_alias: Callable[..., Any]
-    optax_direction: Callable[..., Any]
-    keywords: dict[str, Any]
-    nesterov: dict[str, Any]
-
-    @property
-    def factory(self) -> Callable[..., Any]:
-        """Optax's alias with the keywords bound."""
-        return functools.partial(self.optax_alias, **self.keywords)
-
-    def alias(self, *args: Any, **kwargs: Any) -> Any:
-        """Optax's optimizer."""
-        return self.factory(*args, **kwargs)
-
-    def direction(self, *args: Any, **kwargs: Any) -> Any:
-        """Optax's scale_by_*."""
-        return self.optax_direction(*args, **self.nesterov, **self.keywords, **kwargs)
+    alias: functools.partial[Any]
+    direction: functools.partial[Any]
+    without_keywords: tuple[Callable[..., Any], Callable[..., Any]]
 
 
 MAGNITUDES = ("nu", "nu_max", "n")
 
 MEMBERS = (
-    Member("adam", "scale_by_adam", oracles.adam, bounded=True),
-    Member(
-        "adam-nesterov",
-        *("scale_by_adam", oracles.adam),
-        {"nesterov": True},
-        plain_average=False,
-    ),
-    Member("adam-eps_hat", "scale_by_adam", oracles.adam, ours={"eps_hat": 1e-7}, bounded=True),
-    Member("adamw", "scale_by_adam", oracles.adam, needs_params=True, bounded=True),
-    Member("nadam", "scale_by_nadam", oracles.nadam, plain_average=False),
-    Member(
-        "nadam-decay",
-        *("scale_by_nadam", oracles.nadam),
-        ours={"momentum_decay": 0.004},
-        plain_average=False,
-    ),
-    Member(
-        "amsgrad",
-        *("scale_by_amsgrad", oracles.amsgrad),
-        slots=("mu", "nu", "nu_max"),
-        bounded=True,
-    ),
+    Member("adam", "scale_by_adam", bounded=True),
+    Member("adam-nesterov", "scale_by_adam", {"nesterov": True}, plain_average=False),
+    Member("adam-eps_hat", "scale_by_adam", ours={"eps_hat": 1e-7}, bounded=True),
+    Member("adamw", "scale_by_adam", needs_params=True, bounded=True),
+    Member("nadam", "scale_by_nadam", plain_average=False),
+    Member("nadam-decay", "scale_by_nadam", ours={"momentum_decay": 0.004}, plain_average=False),
+    Member("amsgrad", "scale_by_amsgrad", slots=("mu", "nu", "nu_max"), bounded=True),
     Member(
         "amsgrad-max_first",
-        *("scale_by_amsgrad", oracles.amsgrad),
+        "scale_by_amsgrad",
         ours={"max_before_correction": True},
         slots=("mu", "nu", "nu_max"),
         bounded=True,
     ),
-    Member("adamax", "scale_by_adamax", oracles.adamax, bounded=True),
-    Member("radam", "scale_by_radam", oracles.radam, scale_invariant=False),
-    Member("adabelief", "scale_by_belief", oracles.belief),
-    Member(
-        "yogi",
-        *("scale_by_yogi", oracles.yogi),
-        scale_invariant=False,
-        starts_at_zero=False,
-    ),
+    Member("adamax", "scale_by_adamax", bounded=True),
+    Member("radam", "scale_by_radam", scale_invariant=False),
+    Member("adabelief", "scale_by_belief"),
+    Member("yogi", "scale_by_yogi", scale_invariant=False, starts_at_zero=False),
     Member(
         "adan",
-        *("scale_by_adan", oracles.adan),
+        "scale_by_adan",
         slots=("m", "v", "n", "g"),
         needs_params=True,
         plain_average=False,
@@ -201,7 +148,7 @@ MEMBERS = (
     ),
     Member(
         "adan-paper",
-        *("scale_by_adan", oracles.adan),
+        "scale_by_adan",
         ours={"change_weight": 0.92},
         slots=("m", "v", "n", "g"),
         needs_params=True,
@@ -210,7 +157,7 @@ MEMBERS = (
     ),
     Member(
         "lion",
-        *("scale_by_lion", oracles.lion),
+        "scale_by_lion",
         slots=("mu",),
         needs_params=True,
         bounded=True,
@@ -222,16 +169,16 @@ MEMBERS = (
     ),
     Member(
         "adopt",
-        *("scale_by_adopt", oracles.adopt),
+        "scale_by_adopt",
         first_update_is_zero=True,
         reads_the_old=True,
         may_be_one=("b1", "b2"),
     ),
-    Member("laprop", "scale_by_laprop", oracles.laprop, in_optax=False),
-    Member("lapropw", "scale_by_laprop", oracles.laprop, in_optax=False, needs_params=True),
+    Member("laprop", "scale_by_laprop", in_optax=False),
+    Member("lapropw", "scale_by_laprop", in_optax=False, needs_params=True),
     Member(
         "mars_adamw",
-        *("scale_by_mars", oracles.mars),
+        "scale_by_mars",
         in_optax=False,
         slots=("mu", "nu", "g"),
         needs_params=True,
@@ -242,20 +189,14 @@ MEMBERS = (
     ),
     Member(
         "ademamix",
-        *("scale_by_ademamix", oracles.ademamix),
+        "scale_by_ademamix",
         {"alpha": 5.0},
         slots=("m1", "m2", "nu"),
         needs_params=True,
         plain_average=False,
         may_be_one=("b3",),
     ),
-    Member(
-        "lamb",
-        *("scale_by_adam", oracles.adam),
-        {"eps": 1e-6},
-        needs_params=True,
-        elementwise=False,
-    ),
+    Member("lamb", "scale_by_adam", {"eps": 1e-6}, needs_params=True, elementwise=False),
 )
 
 # One member for each form of state, all of them also in Optax. Tests of wrappers depend on the
@@ -269,33 +210,30 @@ def of_each_kind(members: Sequence[Member]) -> list[Member]:
 
 
 def every(members: Sequence[Member]) -> pytest.MarkDecorator:
-    """Members as parameters."""
     return pytest.mark.parametrize("member", members, ids=lambda member: member.name)
+
+
+def _param(id: str, quick: bool, *values: Any) -> Any:
+    return pytest.param(*values, id=id, marks=[] if quick else [pytest.mark.slow])
 
 
 def slowly(
     members: Sequence[Member], quick: Sequence[str] = KINDS_OF_STATE
 ) -> pytest.MarkDecorator:
     """Members as parameters, of which `make test` runs a few: by default, one of each state."""
-    slow = pytest.mark.slow
-    wanted = [m if m.name in quick else pytest.param(m, marks=slow) for m in members]
-    return pytest.mark.parametrize("member", wanted, ids=lambda member: member.name)
+    return pytest.mark.parametrize("member", [_param(m.name, m.name in quick, m) for m in members])
 
 
 def few(argument: str, cases: Iterable[str], quick: Sequence[str]) -> pytest.MarkDecorator:
     """Names as parameters, of which `make test` runs a few."""
-    wanted = [x if x in quick else pytest.param(x, marks=pytest.mark.slow) for x in cases]
-    return pytest.mark.parametrize(argument, wanted)
+    return pytest.mark.parametrize(argument, [_param(x, x in quick, x) for x in cases])
 
 
 def slowly_with(
     other: str, pairs: Iterable[tuple[Member, Any]], quick: Sequence[str] = KINDS_OF_STATE
 ) -> pytest.MarkDecorator:
     """As `slowly`, for pairs of a member and something else."""
-    wanted = [
-        pytest.param(m, x, id=f"{m.name}-{x}", marks=[] if m.name in quick else [pytest.mark.slow])
-        for m, x in pairs
-    ]
+    wanted = [_param(f"{m.name}-{x}", m.name in quick, m, x) for m, x in pairs]
     return pytest.mark.parametrize(("member", other), wanted)
 
 

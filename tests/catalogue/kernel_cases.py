@@ -1,19 +1,19 @@
 """Members x storage x weights x shapes, for tests/tools/kernel_bits.py."""
 
-import dataclasses
 import functools
+import inspect
 import itertools
 import random
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 
 import adam_jax
-from tests.catalogue import MEMBERS
-from tests.tools.record import SMALL_BLOCKS, VARIANTS, schedule
+from tests.catalogue import MEMBERS, Member, low_precision
+from tests.catalogue.runs import schedule
+from tests.tools.record import ALIASES, SMALL_BLOCKS, VARIANTS
 
 SHAPES = {
     "ragged rows and columns": (264, 1152),
@@ -39,10 +39,7 @@ STORED: dict[str, tuple[Any, Any]] = {
 WEIGHTS: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "float32": (lambda tx: tx, jnp.float32),
     "bfloat16": (lambda tx: tx, jnp.bfloat16),
-    "stochastic rounding": (adam_jax.stochastic_rounding, jnp.bfloat16),
-    "Kahan": (adam_jax.kahan_summation, jnp.bfloat16),
-    "residual 16": (adam_jax.master_residual, jnp.bfloat16),
-    "residual 8": (lambda tx: adam_jax.master_residual(tx, 8), jnp.bfloat16),
+    **{name: (wrap, jnp.bfloat16) for name, wrap in low_precision.WEIGHTS.items()},
 }
 MODIFIERS: dict[str, Callable[..., Any]] = {
     "atan2": lambda tx, _: adam_jax.atan2(tx),
@@ -67,17 +64,6 @@ MODIFIED = {
 }
 WRAPPED = {"adam": "nothing", "nadam-decay": "accumulate", "lapropw": "accumulate inside"}
 
-# Functions that make a transformation from the alias that `with_kernel` returns.
-FACTORIES: dict[str, Callable[..., Any]] = {
-    "groups": lambda make, **given: adam_jax.groups(
-        make, {"bias": {"b1": 0.5}}, learning_rate=schedule, **given
-    ),
-    "frozen": lambda make, **given: adam_jax.groups(
-        make, {"bias": None}, learning_rate=1e-2, **given
-    ),
-    "with_hyperparams": lambda make, **given: adam_jax.with_hyperparams(make)(schedule, **given),
-}
-
 
 def recipe(tx: Any) -> Any:
     """The wrappers around the transformation in most cases."""
@@ -97,25 +83,15 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One transformation on one leaf.
-
-    Attributes:
-      name: the names of its parts.
-      make: makes the transformation from the argument of `with_kernel`.
-      shape: shape of the leaf.
-      dtype: dtype of the parameters.
-      of_grads: dtype of the gradients.
-      update: steps by `update` instead of `step`.
-    """
+class Case(NamedTuple):
+    """One transformation on one leaf."""
 
     name: str
-    make: Callable[[str], Any]
+    make: Callable[[str], Any]  # From the argument of `with_kernel`.
     shape: tuple[int, ...]
     dtype: Any
     of_grads: Any
-    update: bool
+    update: bool  # Instead of `step`.
 
 
 def case(
@@ -130,28 +106,15 @@ def case(
     around: Callable[[Any], Any] = recipe,
     of_grads: Any = None,
 ) -> Case:
-    """A case from the names of its parts; `make` is a member's alias without its learning rate."""
+    """A case from the names of its parts, and a function of kernel, mu and nu."""
     mu, nu = STORED[stored]
     wrap, dtype = WEIGHTS[weights]
+    if nu == jnp.int4 and name.startswith(("amsgrad", "adamax")):
+        nu = jnp.int8  # A maximum over the steps refuses 4 bits.
 
-    def made(kernel: str, nu: Any = nu) -> Any:
-        if name in FACTORIES:
-            adamw = adam_jax.with_kernel(adam_jax.adamw, kernel)
-            return around(wrap(FACTORIES[name](adamw, mu_dtype=mu, nu_dtype=nu)))
-        tx = make(1e-2, mu, nu)
-        tx = tx if modifier is None else MODIFIERS[modifier](tx, mu)
-        return around(wrap(adam_jax.with_kernel(tx, kernel)))
-
-    def allowed(kernel: str) -> Any:
-        """4-bit nu is refused by members that take its maximum."""
-        try:
-            tx = made(kernel)
-            jax.eval_shape(tx.init, {"kernel": jnp.zeros(SHAPES[shape]), "bias": jnp.zeros(3)})
-        except ValueError as error:
-            if "4 bits" not in str(error):
-                raise
-            tx = made(kernel, jnp.int8)
-        return tx
+    def made(kernel: str) -> Any:
+        tx = make(kernel, mu, nu)
+        return around(wrap(tx if modifier is None else MODIFIERS[modifier](tx, mu)))
 
     of_grads = of_grads or dtype
     words = [
@@ -160,48 +123,50 @@ def case(
         *(f"gradients {jnp.dtype(of_grads).name}",) * (of_grads != dtype),
         *("update",) * update,
     ]
-    return Case(", ".join(words), allowed, SHAPES[shape], dtype, of_grads, update)
+    return Case(", ".join(words), made, SHAPES[shape], dtype, of_grads, update)
 
 
 def members() -> dict[str, Callable[..., Any]]:
-    """Every member of which kernels step tiles, by learning rate and storage of mu and nu."""
+    """Every member of which kernels step tiles."""
+
+    def make(member: Member, kernel: str, mu: Any, nu: Any) -> Any:
+        return adam_jax.with_kernel(member.alias(1e-2, **member.stored(mu, nu)), kernel)
+
     return {
-        m.name: lambda rate, mu, nu, m=m: m.alias(rate, **m.stored(mu, nu))
-        for m in MEMBERS
-        if m.elementwise or m.name == "lamb"
+        m.name: functools.partial(make, m) for m in MEMBERS if m.elementwise or m.name == "lamb"
     }
 
 
 def variants() -> dict[str, Callable[..., Any]]:
-    """Other arguments of their aliases, in the same form; and the results of `FACTORIES`."""
-    known = ("adam nesterov", "adam eps_hat", "adan change", "amsgrad max first")
-    makes = {name: make for name, make in VARIANTS.items() if name not in known}
-    for name in ("nadamw", "radamw", "amsgradw", "adamaxw"):
-        makes[name] = functools.partial(getattr(adam_jax, name), weight_decay=0.1)
-    makes["schedule"] = lambda _, **given: adam_jax.adamw(schedule, **given)
-    made = {
-        name: lambda rate, mu, nu, make=make: make(rate, mu_dtype=mu, nu_dtype=nu)
-        for name, make in makes.items()
+    """Other arguments of their aliases, and transformations made from them, in the same form."""
+
+    def by(make: Callable[..., Any], around: Any, kernel: str, mu: Any, nu: Any) -> Any:
+        accepted = inspect.signature(make).parameters
+        given = {k: x for k, x in (("mu_dtype", mu), ("nu_dtype", nu)) if k in accepted}
+        return around(adam_jax.with_kernel(make, kernel))(learning_rate=schedule, **given)
+
+    makes: dict[str, Any] = {name: getattr(adam_jax, name) for name in ALIASES} | VARIANTS
+    del makes["mars_adamw"]  # Its clipping reads whole leaves.
+    for mode in ("smooth", "refined"):
+        makes[f"lion {mode}"] = functools.partial(adam_jax.lion, mode=mode)
+    wrappers = {
+        "groups": lambda f: functools.partial(adam_jax.groups, f, {"bias": {"b1": 0.5}}),
+        "frozen": lambda f: functools.partial(adam_jax.groups, f, {"bias": None}),
+        "with_hyperparams": adam_jax.with_hyperparams,
     }
-    lion = {
-        f"lion {mode}": lambda rate, mu, _, mode=mode: adam_jax.lion(rate, mode=mode, mu_dtype=mu)
-        for mode in ("smooth", "refined")
-    }
-    free = {"schedule_free": lambda r, _, nu: adam_jax.schedule_free_adamw(r, nu_dtype=nu)}
-    return made | lion | free | FACTORIES
+    made = {name: functools.partial(by, make, lambda f: f) for name, make in makes.items()}
+    return made | {name: functools.partial(by, adam_jax.adamw, f) for name, f in wrappers.items()}
 
 
 def fits(modifier: str, name: str) -> bool:
-    """Whether the member accepts the modifier."""
     try:
-        MODIFIERS[modifier](members()[name](1e-2, jnp.float32, jnp.float32), jnp.float32)
+        MODIFIERS[modifier](members()[name]("xla", jnp.float32, jnp.float32), jnp.float32)
     except ValueError:
         return False
     return True
 
 
 def drawn(count: int, seed: int) -> Iterator[Case]:
-    """Random combinations."""
     draw, makes = random.Random(seed), members() | variants()
     for _ in range(count):
         name = draw.choice(list(makes))
@@ -231,7 +196,7 @@ def each_once() -> Iterator[Case]:
         return {"weights": next(forms), "shape": next(shapes), "update": next(ways)}
 
     for shape in large:
-        yield case("adamw", makes["adamw"], "int8", weights="residual 16", shape=shape)
+        yield case("adamw", makes["adamw"], "int8", weights="master_residual 16", shape=shape)
     for name, make in makes.items():
         given: dict[str, Any] = {"modifier": MODIFIED.get(name)}
         if name in WRAPPED:

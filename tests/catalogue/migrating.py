@@ -7,12 +7,7 @@ from tests.catalogue.pages import code, codes, table
 
 
 def check_arguments(page, classes):
-    """Checks the table against both signatures: one row per argument, with the right defaults.
-
-    Args:
-      page: the page whose section "Every argument" contains the table.
-      classes: the other library's classes, each with the name of its member here.
-    """
+    """Checks the table "Every argument" against the signatures of classes and members here."""
     rows = table(page, "## Every argument")
     library = next(column for column in rows[0] if column.startswith("default in "))
     for theirs, ours in classes.items():

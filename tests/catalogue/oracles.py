@@ -1,8 +1,8 @@
 """Naive float64 versions in NumPy, written from the papers: the reference of the numerical tests.
 
 Each takes the gradients of all steps, float64[T, ...] or complex, and yields the direction u of
-each step, to be multiplied by -α. Only lamb yields parameters. Arguments and defaults are those of
-Optax's scale_by_*. For a complex g, the second moment averages |g|², for both parts together.
+each step, to be multiplied by -α. Arguments and defaults are those of Optax's scale_by_*. For a
+complex g, the second moment averages |g|², for both parts together.
 """
 
 import numpy as np
@@ -65,12 +65,18 @@ def first_moment(m, g, b1, t, nesterov):
     return m / (1 - b1**t)
 
 
-def adam(gradients, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, nesterov=False, eps_hat=0.0):
-    """Kingma & Ba 2015, algorithm 1; eps_hat is ε̂ in section 2; nesterov as Optax, v̂ as Adam's."""
+def moments(gradients, b1, b2):
+    """t, g and the uncorrected averages m of g and v of |g|²."""
     m = v = 0.0
     for t, g in enumerate(gradients, start=1):
         m = b1 * m + (1 - b1) * g
         v = stored(b2 * v + (1 - b2) * np.abs(g) ** 2)
+        yield t, g, m, v
+
+
+def adam(gradients, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, nesterov=False, eps_hat=0.0):
+    """Kingma & Ba 2015, algorithm 1; eps_hat is ε̂ in section 2; nesterov as Optax, v̂ as Adam's."""
+    for t, g, m, v in moments(gradients, b1, b2):
         root = np.sqrt(v / (1 - b2**t) + eps_root)
         denominator = root + eps + eps_hat / np.sqrt(1 - b2**t)
         yield ratio(first_moment(m, g, b1, t, nesterov), denominator)
@@ -81,14 +87,11 @@ def nadam(gradients, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, momentum_decay=No
     if momentum_decay is None:
         yield from adam(gradients, b1, b2, eps, eps_root, nesterov=True)
         return
-    m = v = 0.0
     product = 1.0
-    for t, g in enumerate(gradients, start=1):
+    for t, g, m, v in moments(gradients, b1, b2):
         now = b1 * (1 - 0.5 * 0.96 ** (t * momentum_decay))
         ahead = following(b1) * (1 - 0.5 * 0.96 ** ((t + 1) * following(momentum_decay)))
         product = product * now
-        m = b1 * m + (1 - b1) * g
-        v = stored(b2 * v + (1 - b2) * np.abs(g) ** 2)
         first = m * ahead / (1 - product * ahead) + g * (1 - now) / (1 - product)
         yield ratio(first, np.sqrt(v / (1 - b2**t) + eps_root) + eps)
 
@@ -109,10 +112,8 @@ def amsgrad(
     Optax takes the maximum of the corrected v; with max_before_correction it is of v, as PyTorch.
     ε̂ is added to the uncorrected √v, and is divided by the same correction as √v.
     """
-    m = v = v_max = 0.0
-    for t, g in enumerate(gradients, start=1):
-        m = b1 * m + (1 - b1) * g
-        v = stored(b2 * v + (1 - b2) * np.abs(g) ** 2)
+    v_max = 0.0
+    for t, _, m, v in moments(gradients, b1, b2):
         m_hat = m / (1 - b1**t) if bias_correction_mu else m
         correction = 1 - b2**t if bias_correction_nu else 1.0
         if max_before_correction:
@@ -143,10 +144,7 @@ def radam(
     eps_hat=0.0,
 ):
     """Liu et al. 2020, algorithm 2, with ρ >= threshold instead of ρ > 4, and eps as in Optax."""
-    m = v = 0.0
-    for t, g in enumerate(gradients, start=1):
-        m = b1 * m + (1 - b1) * g
-        v = stored(b2 * v + (1 - b2) * np.abs(g) ** 2)
+    for t, g, m, v in moments(gradients, b1, b2):
         m_hat = first_moment(m, g, b1, t, nesterov)
         rho_inf = 2 / (1 - b2) - 1
         rho = rho_inf - 2 * t * b2**t / (1 - b2**t)
@@ -254,35 +252,11 @@ def mars(gradients, b1=0.95, b2=0.99, eps=1e-8, gamma=0.025, nesterov=False):
 
 def ademamix(gradients, b1=0.9, b2=0.999, b3=0.9999, alpha=6.0, eps=1e-8, eps_root=0.0):
     """Pagliardini, Ablin & Grangier 2024, algorithm 1, for a constant b3 and alpha."""
-    m1 = m2 = v = 0.0
-    for t, g in enumerate(gradients, start=1):
-        m1 = b1 * m1 + (1 - b1) * g
+    m2 = 0.0
+    for t, g, m1, v in moments(gradients, b1, b2):
         m2 = b3 * m2 + (1 - b3) * g
-        v = stored(b2 * v + (1 - b2) * np.abs(g) ** 2)
         root = np.sqrt(v / (1 - b2**t) + eps_root)
         yield ratio(m1 / (1 - b1**t) + alpha * m2, root + eps)
-
-
-def lamb(
-    gradients,
-    params,
-    learning_rate,
-    b1=0.9,
-    b2=0.999,
-    eps=1e-6,
-    eps_root=0.0,
-    weight_decay=0.0,
-):
-    """You et al. 2020, algorithm 2, with φ the identity: yields the parameters of one leaf, not u.
-
-    The trust ratio is 1 where either norm is 0, as in Optax.
-    """
-    for u in adam(gradients, b1, b2, eps, eps_root):
-        u = u + weight_decay * params
-        size_p, size_u = (np.sqrt(np.sum(np.abs(x) ** 2)) for x in (params, u))
-        trust = size_p / size_u if size_p > 0 and size_u > 0 else 1.0
-        params = params - learning_rate * trust * u
-        yield params
 
 
 def nadam_product(steps, b1, decay):

@@ -46,7 +46,6 @@ def code(cell: str) -> str:
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """The fenced code blocks of a language."""
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
 
 

@@ -4,9 +4,8 @@ They are objects that remember all gradients, and a skipped step does not change
 The directions are the naive ones of `tests.catalogue.oracles`, run over all gradients so far.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,25 +18,16 @@ PEAK = 0.2  # Of the corrected weight decay, so that a constant rate is correcte
 
 
 def falling(count: Any) -> Any:
-    """A schedule."""
     return RATE / (1.0 + 0.5 * count)
 
 
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """Properties of a member.
-
-    Attributes:
-      oracle: its direction.
-      decays: its alias has decoupled weight decay; otherwise `l2`.
-      modifiers: the supported modifiers that the plain version implements.
-      keywords: of alias and oracle.
-    """
+class Kind(NamedTuple):
+    """Properties of a member."""
 
     oracle: Callable[..., Iterator[Any]]
-    decays: bool
-    modifiers: str
-    keywords: dict[str, Any] = dataclasses.field(default_factory=dict)
+    decays: bool  # Decoupled; otherwise by `l2`.
+    modifiers: str  # Those that the plain version implements.
+    keywords: dict[str, Any] = {}  # Of alias and oracle.
 
 
 MEMBERS = {
@@ -68,7 +58,6 @@ def each(f: Callable[..., Any], first: Arrays, *others: Arrays) -> Arrays:
 
 
 def mean(x: Any) -> Any:
-    """The mean; 0 of nothing."""
     return np.sum(x) / max(np.size(x), 1)
 
 
@@ -79,11 +68,9 @@ class Plain:
         self.inner = inner
 
     def step(self, g: Arrays, params: Arrays, weight: float) -> Arrays:
-        """The updates, from the gradients."""
         return self.inner.step(self.before(g, params), params, weight)
 
     def before(self, g: Arrays, params: Arrays) -> Arrays:
-        """The input of the inner version."""
         del params
         return g
 

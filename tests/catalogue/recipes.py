@@ -132,12 +132,22 @@ def naive(params, stacked, weights=None, **settings):
     return run
 
 
+def applied(params, updates):
+    """optax.apply_updates, which does not accept None for an existing leaf."""
+
+    def moved(p, u):
+        return p if u is None else optax.apply_updates(p, u)
+
+    leaves, treedef = jax.tree.flatten(params)
+    return treedef.unflatten(map(moved, leaves, treedef.flatten_up_to(updates)))
+
+
 def stepper(tx, through):
     def step(params, state, grads, **extra):
         if through == "step":
             return adam_jax.step(tx, grads, state, params, **extra)
         updates, state = tx.update(grads, state, params, **extra)
-        return optax.apply_updates(params, updates), state
+        return applied(params, updates), state
 
     return step
 

@@ -1,9 +1,13 @@
-"""Random gradients, the updates of many steps, and the distance between two results in ulp."""
+"""Random gradients, the updates of many steps, and comparisons."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+
+def schedule(count):
+    return 1e-2 / (1 + jnp.asarray(count, jnp.float32))
 
 
 def gradients(steps, size, seed=0):
@@ -35,6 +39,12 @@ def run_optax(tx, gs, params=None):
 def ulps(u, exact):
     """The distance from the exact result, in float32 ulp."""
     return np.abs(np.asarray(u, np.float64) - exact) / np.spacing(np.abs(exact).astype(np.float32))
+
+
+def assert_same_bits(actual, expected):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert x.dtype == y.dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
 def raised(call):

@@ -7,17 +7,12 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import adam_jax
 
-EVERYTHING = adam_jax.accumulate(
-    adam_jax.skip_nonfinite(
-        adam_jax.chain(
-            adam_jax.clip_by_global_norm(1.0), adam_jax.adamw(1e-2), adam_jax.ema_params(0.9)
-        )
-    ),
-    every=2,
+CHAIN = adam_jax.chain(
+    adam_jax.clip_by_global_norm(1.0), adam_jax.adamw(1e-2), adam_jax.ema_params(0.9)
 )
 TRANSFORMATIONS = {
     "adamw": adam_jax.adamw(1e-2),
@@ -28,7 +23,7 @@ TRANSFORMATIONS = {
     "factored": adam_jax.adamw(1e-2, nu_dtype=adam_jax.Factored()),
     "block means": adam_jax.adamw(1e-2, nu_dtype=adam_jax.AdamMini()),
     "lamb": adam_jax.lamb(1e-2),
-    "everything": EVERYTHING,
+    "everything": adam_jax.accumulate(adam_jax.skip_nonfinite(CHAIN), every=2),
     "optax.adamw": optax.adamw(1e-2),
 }
 
@@ -60,6 +55,17 @@ def parameters(dtype=jnp.float32):
 
 def loss(params, x):
     return jnp.mean((jnp.tanh(x @ params["in"]) @ params["out"] + params["bias"]) ** 2)
+
+
+def on(mesh, tree, *spec):
+    """The tree on the devices of a mesh; whole on each, without a spec."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+def assert_placed(state, shardings):
+    for x, where in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
+        assert x.sharding.is_equivalent_to(where, x.ndim)
+        assert x.sharding.memory_kind == where.memory_kind
 
 
 def trained(tx, params, x, through_step=True):

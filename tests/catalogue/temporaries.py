@@ -1,13 +1,9 @@
 """The bytes of temporaries that XLA allocates for a step, read from compiled programs."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 
 import adam_jax
+from tests.catalogue.scripts import process
 
 EIGHT_BITS = """
 import jax, jax.numpy as jnp, adam_jax
@@ -25,28 +21,26 @@ print(compiled.memory_analysis().temp_size_in_bytes / (12 * 64 * 1024))
 def of_eight_bits(devices: int, first: str = "") -> float:
     """Bytes per parameter of AdamW with 8-bit moments, in a process with this many CPU devices.
 
-    Args:
-      devices: number of CPU devices; the process of the tests has eight.
-      first: code to run before; it may replace functions.
+    The code `first` may replace functions.
     """
-    root = Path(__file__).parents[2]
     environment = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
-    command = [sys.executable, "-c", EIGHT_BITS.format(first=first)]
-    done = subprocess.run(
-        command, cwd=root, env=os.environ | environment, capture_output=True, text=True
+    return float(
+        process("-c", EIGHT_BITS.format(first=first), in_a_hurry=False, **environment).stdout
     )
-    assert done.returncode == 0, done.stderr
-    return float(done.stdout)
 
 
-def of_step(tx, params, compiled_by):
-    """Bytes per parameter of `adam_jax.step`, with parameters and state donated.
+def for_cpu(step, *args, donate=(0, 1)):
+    return jax.jit(step, donate_argnums=donate).lower(*args).compile()
 
-    Args:
-      tx: the transformation.
-      params: a list of `jax.ShapeDtypeStruct`.
-      compiled_by: compiles a function for its arguments.
-    """
+
+def for_h200(step, *args, donate=(0, 1)):
+    from benchmarks.gpu import compile_for_h200
+
+    return compile_for_h200(step, *args, donate=donate)
+
+
+def of_step(tx, params, compiled_by=for_cpu):
+    """Bytes per parameter of `adam_jax.step`, with parameters and state donated."""
 
     def step(params, state, grads):
         return adam_jax.step(tx, grads, state, params)
@@ -57,12 +51,7 @@ def of_step(tx, params, compiled_by):
 
 
 def on_v5e(tx, params):
-    """Bytes per parameter of `adam_jax.step` on a TPU: HBM traffic, and temporaries.
-
-    Args:
-      tx: the transformation.
-      params: a `jax.ShapeDtypeStruct`.
-    """
+    """Bytes per parameter of `adam_jax.step` on a TPU: HBM traffic, and temporaries."""
     from benchmarks.tpu.machine import compile_for_tpu
     from benchmarks.tpu.program import operations
 

@@ -14,12 +14,8 @@ from benchmarks.interchange.conversions import LIBRARIES
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
-def is_missing(library):
-    return library != "optax" and not importlib.util.find_spec(library)
-
-
 def conversions(library, words=("",)):
-    if is_missing(library):
+    if not importlib.util.find_spec(library):
         reason = f"{library} is in a group of its own: make test-peers"
         return [pytest.param(None, id=library, marks=pytest.mark.skip(reason=reason))]
     found = [c for c in LIBRARIES[library]() if any(word in c.name for word in words)]

@@ -5,43 +5,28 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from optax import contrib
 
 import adam_jax
 from adam_jax import convert
-from tests.catalogue.runs import raised
+from tests.catalogue import every_kind_of_state
+from tests.catalogue.runs import raised, schedule
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 PARAMS = {"w": jnp.ones((64, 80)), "deep": {"b": jnp.ones(3), "s": jnp.ones(())}}
 
 
-def schedule(count):
-    return 1e-2 / (1 + count)
-
-
-def stepped(tx, steps=3):
-    """The state after some steps."""
+def stepped(tx):
     state = tx.init(PARAMS)
-    for t in range(steps):
+    for t in range(3):
         grads = jax.tree.map(lambda p, t=t: jnp.full_like(p, 0.1 + t), PARAMS)
         _, state = tx.update(grads, state, PARAMS)
     return state
 
 
-TWINS = {
-    "adamw": (optax.adamw(schedule, weight_decay=0.1), adam_jax.adamw(schedule, weight_decay=0.1)),
-    "amsgrad": (optax.amsgrad(1e-2), adam_jax.amsgrad(1e-2)),
-    "adan": (optax.adan(1e-2), adam_jax.adan(1e-2)),
-    "lion": (optax.lion(1e-2), adam_jax.lion(1e-2)),
-    "ademamix": (contrib.ademamix(1e-2), adam_jax.ademamix(1e-2)),
-    "adabelief": (optax.adabelief(1e-2), adam_jax.adabelief(1e-2)),
-}
-
-
-@pytest.mark.parametrize("name", TWINS)
-def test_where_the_trees_agree_it_is_the_state_itself(name):
-    theirs, ours = TWINS[name]
+@every_kind_of_state
+def test_where_the_trees_agree_it_is_the_state_itself(member):
+    theirs, ours = member.twin.alias(schedule), member.alias(schedule)
     state = stepped(theirs)
     assert convert.from_optax(state, PARAMS, ours) is state
     assert convert.to_optax(state, PARAMS, theirs) is state
@@ -82,9 +67,7 @@ def test_there_and_back_is_the_same(name):
     back = convert.to_optax(there, PARAMS, theirs)
     assert jax.tree.structure(back) == jax.tree.structure(state)
     own = ("acc_grads", "hyperparams['learning_rate']")  # They belong to a completed step.
-    for (path, x), y in zip(
-        jax.tree_util.tree_flatten_with_path(back)[0], jax.tree.leaves(state), strict=True
-    ):
+    for (path, x), y in zip(jax.tree.leaves_with_path(back), jax.tree.leaves(state), strict=True):
         key = jax.tree_util.keystr(path)
         if not any(word in key for word in own):
             np.testing.assert_array_equal(x, y, err_msg=key)

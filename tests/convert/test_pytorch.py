@@ -1,5 +1,7 @@
 """Converting states shaped like PyTorch's, without PyTorch: round trips and error messages."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,14 +27,16 @@ SHAPES = {
     "scale": (),
 }
 LATE = {"max_before_correction": True}
+ADAM = adam_jax.adam(1e-3)
+SEVEN, LARGEST = np.float32(7), 2**31 - 1
 
 
-def state_dict(*slots, step=7, names=True, **scalars):
+def state_dict(*slots, step=SEVEN, names=True, **scalars):
     """NumPy arrays in the form of `torch.optim.Optimizer.state_dict`."""
     rng = np.random.default_rng(0)
     entries = {}
     for i, shape in enumerate(SHAPES.values()):
-        entries[i] = {"step": np.array(step, np.float32)}
+        entries[i] = {"step": step}
         entries[i] |= {name: np.array(x, np.float32) for name, x in scalars.items()}
         entries[i] |= {slot: rng.uniform(size=shape).astype(np.float32) for slot in slots}
     group = {"lr": 1e-3, "params": list(range(len(SHAPES)))}
@@ -105,9 +109,8 @@ def test_the_moments_are_found_in_whatever_is_around(name):
     state = convert.from_torch(saved, PARAMS, tx, names=NAMES)
     start = tx.init(PARAMS)
     assert jax.tree.structure(state) == jax.tree.structure(start)
-    counts = jax.tree_util.tree_flatten_with_path(state)[0]
     own = ("'ema'", "mini_step", "notfinite", ".step", ".weight")
-    for path, x in counts:
+    for path, x in jax.tree.leaves_with_path(state):
         key = jax.tree_util.keystr(path)
         average = name == "ours" and key.startswith("[2]")  # The average of parameters starts here.
         if x.dtype == jnp.int32 and not average and not any(word in key for word in own):
@@ -154,13 +157,10 @@ def test_sharded_parameters_have_sharded_moments():
         assert state[0].mu["w"].sharding.is_equivalent_to(tx.init(params)[0].mu["w"].sharding, 2)
 
 
-def changed(change, **kwargs):
-    saved = adam_dict(**kwargs)
+def changed(change):
+    saved = adam_dict()
     change(saved["state"])
     return saved
-
-
-ADAM = adam_jax.adam(1e-3)
 
 
 def test_errors_list_every_path_that_is_wrong():
@@ -186,6 +186,7 @@ def counted(path, steps):
 
 
 ERRORS = {
+    "no steps": (adam_dict() | {"state": {}}, ADAM, ["has taken a step", "tx.init(params)"]),
     "counts": (changed(counted(0, 3)), ADAM, ["conv/kernel: 3", "dense/bias: 7", "partition"]),
     "no names": (adam_dict(names=False), ADAM, ["order", "named_parameters"]),
     "no optimizer's": ({"weight": np.ones(3)}, ADAM, ["param_groups", "'weight'"]),
@@ -301,3 +302,52 @@ def test_a_state_keyed_by_names_is_read_and_written():
     back = convert.to_torch(there, PARAMS, tx, named, names=NAMES)
     assert set(back["state"]) == set(order)
     jax.tree.map(np.testing.assert_allclose, back["state"], named["state"])
+
+
+@pytest.mark.parametrize("wrong", [types.SimpleNamespace(**adam_dict()), None, [1, 2], {}, ADAM])
+def test_something_else_than_a_state_dict(wrong):
+    message = raised(lambda: convert.from_torch(wrong, PARAMS, ADAM))
+    assert message.startswith("state_dict must be that of an optimizer, with 'state' and")
+    assert message.endswith("write optimizer.state_dict().")
+    if not isinstance(wrong, dict):
+        assert f"got {type(wrong).__name__}:" in message
+
+
+@pytest.mark.parametrize("step", [0, -1, 1.5, np.nan, np.inf, None, "7", np.ones(2)])
+def test_steps_that_are_no_count(step):
+    message = raised(lambda: convert.from_torch(adam_dict(step=step), PARAMS, ADAM, names=NAMES))
+    assert "the step of 'conv/bias' must be a whole number of steps taken, 1 or more" in message
+
+
+@pytest.mark.parametrize("step", [1e12, 10**12, 2**31, np.float32(2**31), LARGEST])
+def test_steps_past_the_largest_count_are_the_largest(step):
+    """Counts saturate and do not wrap: there the bias corrections are 1."""
+    state = convert.from_torch(adam_dict(step=step), PARAMS, ADAM, names=NAMES)
+    assert int(state[0].count) == LARGEST
+    updates, new = ADAM.update(PARAMS, state, PARAMS)
+    assert int(new[0].count) == LARGEST
+    assert all(np.isfinite(u).all() for u in jax.tree.leaves(updates))
+    there = convert.to_torch(state, PARAMS, ADAM, adam_dict(), names=NAMES)
+    assert int(convert.from_torch(there, PARAMS, ADAM, names=NAMES)[0].count) == LARGEST
+
+
+def test_momenta_of_many_steps():
+    """The product is 0 after thousands of steps; a list of all momenta would not fit in memory."""
+    saved = adam_dict(step=1e12, mu_product=0.0)
+    tx = adam_jax.nadam(2e-3, momentum_decay=0.004)
+    assert int(convert.from_torch(saved, PARAMS, tx, names=NAMES)[0].count) == LARGEST
+
+
+@pytest.mark.parametrize(
+    "names", [None, {"q": "in_proj_weight"}, dict.fromkeys("qkv", "in_proj_weight")]
+)
+def test_query_key_and_value_in_one(names):
+    """The conversion is a sample of docs/migrating/pytorch.md, which the page tests run."""
+    params = {name: jnp.ones((4, 4)) for name in "qkv"}
+    fused = {"step": 3.0, "exp_avg": np.ones((12, 4)), "exp_avg_sq": np.ones((12, 4))}
+    state = {"state": {0: fused}, "param_groups": [{"params": [0]}]}
+    for call in (
+        lambda: convert.from_torch(state, params, ADAM, order=["in_proj_weight"], names=names),
+        lambda: convert.params_from_named({"in_proj_weight": 1.0}, params, names=names),
+    ):
+        assert "is split before it is converted: docs/migrating/pytorch.md" in raised(call)

@@ -78,7 +78,7 @@ def test_lookahead(member):
 def test_injected_hyperparams(member):
     """Changing a rate, a beta or a schedule in the state has the same effect as in Optax."""
     results = []
-    for alias in (member.factory, member.twin.factory):
+    for alias in (member.alias, member.twin.alias):
         tx = optax.inject_hyperparams(alias)(learning_rate=lambda count: 1e-2 / (count + 1), b1=0.8)
         params = tree()
         state = tx.init(params)
@@ -223,10 +223,8 @@ def test_signature_extends_optaxs(member):
     """Optax's arguments in Optax's order, followed by ours, keyword-only."""
     import inspect
 
-    for ours, theirs in (
-        (member.function, member.twin.optax_alias),
-        (getattr(adam_jax, member.scale_by), member.twin.optax_direction),
-    ):
+    functions = member.function, getattr(adam_jax, member.scale_by)
+    for ours, theirs in zip(functions, member.twin.without_keywords, strict=True):
         our, their = (inspect.signature(f).parameters for f in (ours, theirs))
         keyword = inspect.Parameter.KEYWORD_ONLY
         positional = [name for name, p in their.items() if p.kind != keyword]
@@ -236,5 +234,6 @@ def test_signature_extends_optaxs(member):
         for name, parameter in their.items():
             # mu_dtype=None means the same in both; the defaults differ, see the docstring.
             # Optax's lambda is our fourth_root, and its scale_by_adam is also our scale_by_nadam.
-            own = name == "mu_dtype" or callable(parameter.default) or name in member.twin.nesterov
+            nadams = name == "nesterov" and member.scale_by == "scale_by_nadam"
+            own = name == "mu_dtype" or callable(parameter.default) or nadams
             assert own or our[name].default == parameter.default, name

@@ -32,7 +32,7 @@ def test_a_negative_rate_goes_uphill_as_in_optax(member, standard_promotion):
     expected = trained(member.twin.alias(-1e-3))
     for tx in (member.alias(-1e-3), member.alias(lambda count: -1e-3)):
         chex.assert_trees_all_close(trained(tx), expected, rtol=1e-5)
-    in_state = adam_jax.with_hyperparams(member.factory)(learning_rate=1e-3)
+    in_state = adam_jax.with_hyperparams(member.alias)(learning_rate=1e-3)
     state = adam_jax.set_hyperparams(in_state.init(PARAMS), learning_rate=-1e-3)
     uphill, _ = in_state.update(sines, state, PARAMS)
     downhill, _ = in_state.update(sines, in_state.init(PARAMS), PARAMS)

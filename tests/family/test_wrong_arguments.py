@@ -132,7 +132,7 @@ def test_a_number_in_quotes():
 def test_a_learning_rate_that_is_not_set(member):
     message = message_of(lambda: member.alias(None))
     assert message.startswith("learning_rate must be a number") and "got None" in message
-    named = adam_jax.with_hyperparams(member.factory)
+    named = adam_jax.with_hyperparams(member.alias)
     assert message_of(lambda: named(learning_rate=None)) == message
 
 
@@ -148,9 +148,9 @@ OTHER_NAMES = {
 
 @every_member
 def test_other_libraries_names_of_arguments(member):
-    known = inspect.signature(member.factory).parameters
-    in_groups = functools.partial(adam_jax.groups, member.factory, {".*": {}})
-    calls = (member.factory, adam_jax.with_hyperparams(member.factory), in_groups)
+    known = inspect.signature(member.alias).parameters
+    in_groups = functools.partial(adam_jax.groups, member.alias, {".*": {}})
+    calls = (member.alias, adam_jax.with_hyperparams(member.alias), in_groups)
     for theirs in OTHER_NAMES.keys() - known.keys():
         ours = OTHER_NAMES[theirs]
         right = f"for {theirs} write {ours}" if ours.split(" ")[0] in known else "its arguments"

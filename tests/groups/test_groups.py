@@ -48,7 +48,7 @@ def run(tx, params, step=False):
 
 @one_kind_of_state
 def test_groups_do_what_a_transformation_each_does(member):
-    tx = adam_jax.groups(member.factory, GROUPS, learning_rate=1e-2)
+    tx = adam_jax.groups(member.alias, GROUPS, learning_rate=1e-2)
     apart = optax.partition(
         {
             "bias": member.alias(**GROUPS[r".*bias|norm/.*"]),

@@ -65,7 +65,7 @@ def test_the_same_bits_with_rates_on_either_side_of_a_half(member):
 def test_bfloat16_parameters_keep_float32_numbers(member):
     """optax.inject_hyperparams(optax.adamw) gives NaN: its b2 becomes bfloat16(0.999) = 1."""
     params = jnp.array([1.0, -2.0, 3.0], jnp.bfloat16)
-    tx = adam_jax.with_hyperparams(member.factory)(learning_rate=0.01)
+    tx = adam_jax.with_hyperparams(member.alias)(learning_rate=0.01)
     state = tx.init(params)
     assert {x.dtype for x in state.hyperparams.values()} == {jnp.dtype(jnp.float32)}
     updates = params

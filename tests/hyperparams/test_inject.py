@@ -23,7 +23,7 @@ def pairs():
     """Each alias and each scale_by_* that both libraries have."""
     for member in MEMBERS:
         if member.has_twin:
-            yield member.name, member.factory, member.twin.factory
+            yield member.name, member.alias, member.twin.alias
     pieces = dict.fromkeys(member.scale_by for member in MEMBERS)
     for name in (*pieces, "schedule_free_adamw"):
         theirs = getattr(optax, name, None) or getattr(optax.contrib, name, None)
@@ -75,7 +75,7 @@ def test_a_checkpoint_of_either_goes_on_in_the_other(ours, theirs, standard_prom
 @pytest.mark.parametrize("member", [m for m in MEMBERS if m.has_twin], ids=lambda m: m.name)
 def test_with_a_schedule_likewise(member, standard_promotion):
     schedule = optax.linear_schedule(0.1, 0.01, 5)
-    factories = member.factory, member.twin.factory
+    factories = member.alias, member.twin.alias
     states = [injected(f, learning_rate=schedule).init(PARAMS) for f in factories]
     assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
 

@@ -1,31 +1,24 @@
-"""Records of measurements: whole lines after any interruption."""
+"""Records: whole lines after any interruption, and strict JSON, which has no bare `NaN`."""
 
 import json
 import math
-import subprocess
-import sys
+import re
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adam_jax import inspect
+from examples.shared import strict_json
+from tests.examples.processes import ROOT, strict
+
+NAMES = ("gradient_rms", "update_rms", "parameter_rms", "update_to_parameter", "cosine")
 
 
-def statistics(**changed):
-    numbers = {
-        "gradient_rms": 1e-3,
-        "update_rms": 1e-4,
-        "parameter_rms": 0.05,
-        "update_to_parameter": 2e-3,
-        "cosine": -0.31,
-        "lost_to_rounding": 0.4,
-    }
-    return numbers | changed
-
-
-def record(step, **groups):
-    return {"step": step, "groups": groups or {"encoder": statistics(), "head": statistics()}}
+def record(step, groups=("encoder", "head")):
+    return {"step": step, "groups": {group: dict.fromkeys(NAMES, -0.31) for group in groups}}
 
 
 @pytest.fixture
@@ -42,21 +35,9 @@ def written(path, *records):
 def test_what_is_appended_is_read(tmp_path):
     path = tmp_path / "runs" / "new" / "telemetry.jsonl"
     records = [record(100), record(200) | {"loss": 0.5, "note": "zwölf\n\u2028"}]
-    for r in records:
-        assert inspect.append_json_line(str(path), r) is True
+    assert all(inspect.append_json_line(str(path), r) for r in records)
     assert inspect.read_json_lines(path) == records
     assert [json.loads(line) for line in path.read_bytes().splitlines()] == records
-
-
-def test_scalars_of_numpy_and_jax_are_numbers(path):
-    entries = {"a": np.float32(0.5), "b": jnp.float32(math.nan), "c": jnp.bfloat16(2), "d": [True]}
-    written(path, entries | record(jnp.int32(3)))
-    (back,) = inspect.read_json_lines(path)
-    assert back["step"] == 3 and back["a"] == 0.5 and math.isnan(back["b"]) and back["c"] == 2.0
-    assert inspect.append_json_line(path, record(3)) is False
-    with pytest.raises(TypeError, match="float"):
-        inspect.append_json_line(path, record(4) | {"model": object()})
-    assert len(inspect.read_json_lines(path)) == 1
 
 
 def test_a_step_is_not_written_twice_in_a_row(path):
@@ -67,17 +48,14 @@ def test_a_step_is_not_written_twice_in_a_row(path):
 
 
 def test_killed_at_any_byte(path):
-    def record(step):
-        return {"step": step, "groups": {"all": {"cosine": -0.5}}}
-
-    whole = written(path, record(1), record(2)).read_bytes()
+    whole = written(path, {"step": 1}, {"step": 2}).read_bytes()
     first = whole.index(b"\n") + 1
     for kept in range(len(whole) + 1):
         path.write_bytes(whole[:kept])
         # A line that lacks only its newline is a complete record.
         ends = [n for n in (first - 1, len(whole) - 1) if kept >= n]
         assert [r["step"] for r in inspect.read_json_lines(path)] == [1, 2][: len(ends)], kept
-        again = record(1 + len(ends))
+        again = {"step": 1 + len(ends), "cosine": -0.5}
         assert inspect.append_json_line(path, again) is True
         assert inspect.read_json_lines(path)[-1] == again
         assert inspect.append_json_line(path, again) is False
@@ -95,11 +73,10 @@ def test_a_crash_of_the_machine_may_leave_zeros(path):
 
 
 def test_only_the_end_of_a_long_file_is_read_and_long_lines_are_whole(path):
-    wide = {f"layer_{i}": statistics() for i in range(1000)}
-    assert len(json.dumps(wide)) > 2 * 2**16
-    for step in (1, 2, 2, 3):
-        inspect.append_json_line(path, record(step, **wide))
-    written(path, record(4), record(4))
+    layers = [f"layer_{i}" for i in range(1500)]
+    wide = [record(step, layers) for step in (1, 2, 2, 3)]
+    assert len(json.dumps(wide[0])) > 2 * 2**16
+    written(path, *wide, record(4), record(4))
     path.write_bytes(path.read_bytes() + b"\n")  # As by an editor.
     assert inspect.append_json_line(path, record(4)) is False
     assert [r["step"] for r in inspect.read_json_lines(path)] == [1, 2, 3, 4]
@@ -130,12 +107,81 @@ def test_a_record_has_a_step(path):
     assert not path.exists()
 
 
-def test_the_module_needs_jax_and_optax_alone(path):
-    code = (
-        "import sys\n"
-        "from adam_jax import inspect\n"
-        "inspect.append_json_line(sys.argv[1], {'step': 1})\n"
-        "assert inspect.read_json_lines(sys.argv[1]) == [{'step': 1}]\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_a_record_is_strict_json_and_comes_back(path):
+    odd = {
+        "step": jnp.int32(3),
+        "groups": {"all": {"cosine": math.nan, "update_rms": math.inf}},
+        "loss": np.float32(-np.inf),
+        "jax": jnp.bfloat16(jnp.nan),
+        "list": [ODD, {"deep": [math.nan]}],
+        "note": "NaN and Infinity",
+    }
+    assert inspect.append_json_line(path, odd) is True
+    assert inspect.append_json_line(path, odd | {"step": 3}) is False
+    found = strict(path.read_text())
+    assert found["groups"]["all"] == {"cosine": "NaN", "update_rms": "Infinity"}
+    assert (found["loss"], found["jax"]) == ("-Infinity", "NaN")
+    (back,) = inspect.read_json_lines(path)
+    np.testing.assert_equal(back, odd | {"step": 3, "loss": -math.inf, "jax": math.nan})
+    with pytest.raises(TypeError, match="float"):
+        inspect.append_json_line(path, {"step": 4, "model": object()})
+
+
+def test_a_record_of_before_with_bare_words_is_read_and_added_to(path):
+    old = {"step": 3, "cosine": math.nan, "update_rms": -math.inf}
+    path.write_text(json.dumps(old) + "\n")
+    assert "NaN" in path.read_text() and '"NaN"' not in path.read_text()
+    np.testing.assert_equal(inspect.read_json_lines(path), [old])
+    assert inspect.append_json_line(path, old) is False
+    assert inspect.append_json_line(path, old | {"step": 4}) is True
+    np.testing.assert_equal(inspect.read_json_lines(path), [old, old | {"step": 4}])
+    strict(path.read_text().splitlines()[1])
+
+
+ODD = [math.nan, math.inf, -math.inf, 0.5, -0.0, 5e-324]
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=9,
+)
+
+
+@given(values)
+def test_any_value_is_strict_json_and_comes_back(value):
+    text = strict_json.dumps(value)
+    strict(text)
+    assert "\n" not in text
+
+    def expected(value):
+        if isinstance(value, list):
+            return [expected(each) for each in value]
+        if isinstance(value, dict):
+            return {key: expected(each) for key, each in value.items()}
+        # A string with one of the three words is read as the number.
+        return float(value) if value in ("NaN", "Infinity", "-Infinity") else value
+
+    np.testing.assert_equal(strict_json.loads(text), expected(value))
+    np.testing.assert_equal(strict_json.loads(json.dumps(value)), expected(value))  # Old files.
+
+
+def test_arrays_are_lists_where_they_are_asked_to_be():
+    text = strict_json.dumps({"x": np.float32(ODD[:3])}, default=np.ndarray.tolist, indent=1)
+    assert strict(text) == {"x": ["NaN", "Infinity", "-Infinity"]} and text.count("\n") > 3
+    with pytest.raises(TypeError):
+        strict_json.dumps({"x": object()})
+
+
+def test_all_that_examples_and_benchmarks_write_is_strict():
+    """A plain `json.dump` is allowed for strings and integers, or if it rejects other numbers."""
+    files = [*(ROOT / "examples").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    found = [
+        (path.relative_to(ROOT).as_posix(), line.strip())
+        for path in files
+        for line in path.read_text().splitlines()
+        if re.search(r"(?<!strict_)json\.dumps?\(", line) and "allow_nan=False" not in line
+    ]
+    assert {path for path, _ in found} <= {
+        "examples/shared/strict_json.py",
+        "examples/shared/study.py",  # Compares settings
+        "examples/mnist/runs.py",  # Settings, which are finite
+    }, found

@@ -53,7 +53,7 @@ def test_on_every_member_with_the_members_own_state(member, name):
     assert tx == modifier(member.alias(0.1)) != plain
     assert pickle.loads(pickle.dumps(tx)) == tx
     # Modifying the factory gives the same transformation.
-    made = modifier(member.factory)(0.1)
+    made = modifier(member.alias)(0.1)
     assert made == tx
 
 

@@ -1,8 +1,6 @@
 """A product is rounded before it is added, without fused multiply-add."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 
 from adam_jax.numerics import exact
+from tests.catalogue.scripts import process
 
 PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np
@@ -44,15 +43,13 @@ for make in (adam_jax.laprop, adam_jax.adamax):
 @pytest.mark.bits
 def test_constant_learning_rates_are_contracted_as_arguments_are_without_avx_512():
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_max_isa=AVX2"
-    command, environment = [sys.executable, "-c", LEARNING_RATES], os.environ | {"XLA_FLAGS": flags}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.stdout.split() == ["0", "0"], done.stderr
+    printed = process("-c", LEARNING_RATES, in_a_hurry=False, XLA_FLAGS=flags).stdout
+    assert printed.split() == ["0", "0"]
 
 
 @pytest.mark.bits
 def test_it_is_rounded_and_without_it_not_always():
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
-    without, with_it = map(int, done.stdout.split())
+    without, with_it = map(int, process("-c", PROGRAM, in_a_hurry=False).stdout.split())
     assert with_it == 0
     # A processor without FMA has nothing to contract.
     assert without > 0 or "fma" not in Path("/proc/cpuinfo").read_text()

@@ -1,23 +1,19 @@
 """Runs the optimizer tests of other projects, with Optax's functions and with ours in their place.
 
-python -m tests.peers.projects
-python -m tests.peers.projects numpyro flax --table build/projects.md
+python -m tests.peers.projects [numpyro flax]
 
 Each project gets a virtual environment and its source distribution in a folder below .projects.
 Later runs reuse both; adam_jax is reinstalled every time. Needs access to the package index.
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
-import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.catalogue.compilation import IN_A_HURRY
 
@@ -28,23 +24,14 @@ COLUMNS = ("project", "version", "tests", "call ours")
 COLUMNS += ("pass with Optax", "pass with ours", "fail with ours only")
 
 
-@dataclasses.dataclass(frozen=True)
-class Project:
-    """A project, and its tests that build or run an optimizer.
-
-    Attributes:
-      name: name on the package index.
-      version: version of the source distribution.
-      tests: test files that use Optax, directly or indirectly.
-      needs: distributions that the tests import, other than the project's requirements.
-      options: options for pytest.
-    """
+class Project(NamedTuple):
+    """A project, and its tests that use Optax, directly or indirectly."""
 
     name: str
     version: str
     tests: tuple[str, ...]
-    needs: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()  # What tests import beside the project's requirements.
+    options: tuple[str, ...] = ()  # For pytest.
 
 
 # For all projects: the versions used for the figures in the documentation.
@@ -106,7 +93,7 @@ PROJECTS = (
 
 
 def source(project: Project) -> Path:
-    """The unpacked source distribution, downloaded if it is missing."""
+    """The unpacked source distribution; downloads it once."""
     place = FOLDER / project.name / project.version
     if not place.exists():
         downloads = FOLDER / project.name / "downloads"
@@ -114,8 +101,7 @@ def source(project: Project) -> Path:
         command += ["--no-binary", ":all:", "--dest", str(downloads)]
         subprocess.run([*command, f"{project.name}=={project.version}"], check=True)
         [archive] = downloads.glob("*.tar.gz")
-        with tarfile.open(archive) as file:
-            file.extractall(downloads, filter="data")
+        shutil.unpack_archive(archive, downloads, filter="data")
         [unpacked] = [path for path in downloads.iterdir() if path.is_dir()]
         unpacked.rename(place)
         shutil.rmtree(downloads)
@@ -136,12 +122,11 @@ def environment(project: Project, place: Path) -> Path:
 
 
 def install(python: Path, *requirements: str) -> None:
-    """Runs `pip install`."""
     subprocess.run([python, "-m", "pip", "install", "--quiet", *requirements], check=True)
 
 
 def run(project: Project, place: Path, python: Path, ours: bool) -> dict[str, Any]:
-    """Runs the project's tests; returns the plugin's report and the seconds they took."""
+    """Runs the project's tests; returns the plugin's report."""
     name = "ours" if ours else "optax"
     report, log = (place.with_name(f"{name}.{end}") for end in ("json", "log"))
     report.unlink(missing_ok=True)
@@ -151,7 +136,6 @@ def run(project: Project, place: Path, python: Path, ours: bool) -> dict[str, An
     command += ["-c", settings_file]
     settings = {"PEERS_OURS": str(int(ours)), "PEERS_REPORT": str(report)}
     settings |= {"PYTHONPATH": str(PLUGIN.parent), "JAX_PLATFORMS": "cpu"}
-    start = time.perf_counter()
     with log.open("w") as output:
         subprocess.run(
             [*command, *project.options, *project.tests],
@@ -162,11 +146,10 @@ def run(project: Project, place: Path, python: Path, ours: bool) -> dict[str, An
         )
     if not report.exists():
         raise RuntimeError(f"no test of {project.name} ran, see {log}:\n{log.read_text()[-2000:]}")
-    return json.loads(report.read_text()) | {"seconds": time.perf_counter() - start}
+    return json.loads(report.read_text())
 
 
 def passed(report: dict[str, Any]) -> set[str]:
-    """The tests that passed."""
     return {test for test, outcome in report["outcomes"].items() if outcome == "passed"}
 
 
@@ -177,7 +160,6 @@ def compare(project: Project) -> tuple[dict[str, Any], list[str]]:
     theirs, ours = (run(project, place, python, ours) for ours in (False, True))
     assert {"adam", "adamw", "chain", "scale_by_adam"} <= set(ours["names"])
     worse = sorted(passed(theirs) - passed(ours))
-    print(f"{project.name}: {theirs['seconds']:.0f} s and {ours['seconds']:.0f} s", flush=True)
     return {
         "project": project.name,
         "version": project.version,
@@ -190,7 +172,6 @@ def compare(project: Project) -> tuple[dict[str, Any], list[str]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The table in Markdown."""
     lines = [COLUMNS, ["---"] * len(COLUMNS)]
     lines += [[str(row[name]) for name in COLUMNS] for row in rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
@@ -199,21 +180,18 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> int:
     """Runs the projects in turn; returns 1 if a test passes only with Optax."""
     names = [project.name for project in PROJECTS]
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("projects", nargs="*", metavar="project", help=f"of {', '.join(names)}")
-    parser.add_argument("--table", type=Path, help="where the table is written, in Markdown")
-    chosen = parser.parse_args()
-    if unknown := set(chosen.projects) - set(names):
+    chosen, rows, failures = parser.parse_args().projects or names, [], []
+    if unknown := set(chosen) - set(names):
         parser.error(f"no project is called {', '.join(sorted(unknown))}: write {', '.join(names)}")
-    rows, failures = [], []
     for project in PROJECTS:
-        if not chosen.projects or project.name in chosen.projects:
+        if project.name in chosen:
+            print(project.name, flush=True)
             row, worse = compare(project)
             rows.append(row)
             failures += [f"{project.name}: {test}" for test in worse]
     print(table(rows), *failures, sep="\n")
-    if chosen.table:
-        chosen.table.write_text(table(rows) + "\n")
     return 1 if failures else 0
 
 

@@ -1,5 +1,6 @@
 """A sharded step continues from a state of any storage form and origin."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 import adam_jax
 from adam_jax import adamw, convert_state, sharding, stochastic
-from tests.catalogue.sharded import on_alternating_axes
+from adam_jax.sharding import state_shardings
+from tests.catalogue.sharded import assert_placed, on, on_alternating_axes, parameters
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 CODES = {"mu_dtype": jnp.int8, "nu_dtype": jnp.int8}
@@ -22,19 +24,8 @@ FORMS = {
     "block means": {"nu_dtype": adam_jax.BlockMeans(0)},
     "float32": {"mu_dtype": jnp.float32, "nu_dtype": jnp.float32},
 }
-SHAPES = {"in": (256, 512), "out": (512, 64), "bias": (64,)}
 # 8 divides only the last axis. Sharded along it, blocks have 64 elements, or there are none.
 SMALLER_BLOCKS = [(100, 512), (1257, 64)]
-
-
-def drawn(shapes, seed=0):
-    keys = jax.random.split(jax.random.key(seed), len(shapes))
-    pairs = zip(keys, shapes.items(), strict=True)
-    return {name: jax.random.normal(key, shape) for key, (name, shape) in pairs}
-
-
-def copied(tree, mesh):
-    return jax.device_put(tree, NamedSharding(mesh, P()))
 
 
 def stepped(tx, grads, state, params):
@@ -45,17 +36,11 @@ def stepped(tx, grads, state, params):
     return params, state
 
 
-def assert_split(state, tx, params, mesh):
-    """The placement equals `state_shardings` of a transformation with this storage."""
-    told = sharding.state_shardings(tx, params, mesh)
-    for x, where in zip(jax.tree.leaves(state), jax.tree.leaves(told), strict=True):
-        assert x.sharding.is_equivalent_to(where, x.ndim)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "mesh"), on_alternating_axes(FORMS), indirect=["mesh"], ids=str)
 def test_a_converted_state(name, mesh):
-    params, grads = (copied(drawn(SHAPES, seed), mesh) for seed in range(2))
+    params = on(mesh, parameters())
+    grads = jax.tree.map(jnp.cos, params)
     tx = sharding.shard_state(adamw(1e-2), mesh)
     # From codes to float32; the other forms convert the other way.
     member = adamw(1e-2, **(CODES if name == "float32" else {}))
@@ -65,17 +50,17 @@ def test_a_converted_state(name, mesh):
     for state in (convert_state(init, **FORMS[name]), whole):
         moved, state = stepped(tx, grads, state, params)
         assert jax.tree.structure(state) == jax.tree.structure(whole)
-        assert_split(state, adamw(1e-2, **FORMS[name]), params, mesh)
-        for key in SHAPES:
-            np.testing.assert_allclose(moved[key], expected[key], rtol=1e-5, atol=1e-6)
+        assert_placed(state, state_shardings(adamw(1e-2, **FORMS[name]), params, mesh))
+        chex.assert_trees_all_close(moved, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("member", [adamw(1e-2), optax.adamw(1e-2)], ids=["float32", "optax"])
 def test_a_state_of_float32_goes_on_where_codes_were_asked_for(member, mesh):
-    params, grads = (copied(drawn(SHAPES, seed), mesh) for seed in range(2))
+    params = on(mesh, parameters())
+    grads = jax.tree.map(jnp.cos, params)
     tx = sharding.shard_state(adamw(1e-2, **CODES), mesh)
     _, state = stepped(tx, grads, member.init(params), params)
-    assert_split(state, member, params, mesh)
+    assert_placed(state, state_shardings(member, params, mesh))
 
 
 @pytest.mark.slow
@@ -83,11 +68,11 @@ def test_a_state_of_float32_goes_on_where_codes_were_asked_for(member, mesh):
 @pytest.mark.parametrize("jit", [True, False], ids=["jit", "eager"])
 def test_the_codes_of_one_device_on_eight(shape, jit, mesh):
     """Devices would not hold whole blocks of 128: the codes are not sharded, nor is their leaf."""
-    params, grads = (drawn({"w": shape}, seed) for seed in range(2))
+    params, grads = ({"w": x} for x in jax.random.normal(jax.random.key(0), (2, *shape)))
     member = adamw(1e-2, **CODES)
     expected, one = stepped(member, grads, member.init(params), params)
     tx = sharding.shard_state(member, mesh)
-    args = copied(grads, mesh), member.init(params), copied(params, mesh)
+    args = on(mesh, grads), member.init(params), on(mesh, params)
     if jit:
         moved, state = stepped(tx, *args)
     else:
@@ -101,14 +86,14 @@ def test_the_codes_of_one_device_on_eight(shape, jit, mesh):
 
 @pytest.mark.parametrize("shape", [*SMALLER_BLOCKS, (256, 512), (4, 4096)], ids=str)
 def test_init_stores_the_same_inside_jit(shape, mesh):
-    params = copied(drawn({"w": shape, "b": (16,)}), mesh)
+    params = on(mesh, {"w": jnp.ones(shape), "b": jnp.ones(16)})
     tx = sharding.shard_state(adamw(1e-2, **CODES), mesh)
     inside, outside = jax.jit(tx.init)(params), tx.init(params)
-    told = sharding.state_shardings(tx, params, mesh)
-    assert jax.tree.structure(inside) == jax.tree.structure(outside) == jax.tree.structure(told)
-    for x, y in zip(jax.tree.leaves(inside), jax.tree.leaves(outside), strict=True):
-        assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
-        np.testing.assert_array_equal(x, y)
+    told = state_shardings(tx, params, mesh)
+    assert jax.tree.structure(inside) == jax.tree.structure(told)
+    chex.assert_trees_all_equal(inside, outside)
+    assert_placed(inside, told)
+    assert_placed(outside, told)
 
 
 def test_an_axis_that_would_lose_the_codes_is_split_last():
@@ -159,16 +144,17 @@ class Checked:
 
 @pytest.mark.parametrize("specs", [None, {"a": P(), "b": P()}], ids=["none", "a prefix"])
 def test_nodes_that_look_at_their_leaves(specs, mesh):
-    params = copied({"a": Checked(jnp.ones((64, 256))), "b": jnp.ones((64, 256))}, mesh)
+    params = on(mesh, {"a": Checked(jnp.ones((64, 256))), "b": jnp.ones((64, 256))})
     tx = sharding.shard_state(adamw(1e-2), mesh, specs=specs)
     params, state = stepped(tx, params, tx.init(params), params)
     assert state[0].mu["a"].w.sharding.spec[0] == "data"
 
 
 def test_a_gradient_that_is_not_there_keeps_its_state_split(mesh):
-    params = copied(drawn(SHAPES), mesh)
+    params = on(mesh, parameters())
     tx = sharding.shard_state(adamw(1e-2, **CODES), mesh)
     state = convert_state(tx.init(params), mu_dtype=jnp.float32)
     moved, state = stepped(tx, {**params, "in": None}, state, params)
     np.testing.assert_array_equal(moved["in"], params["in"])
-    assert_split(state, adamw(1e-2, nu_dtype=jnp.int8), params, mesh)
+    assert not np.any(state[0].mu["in"]) and np.all(state[0].mu["out"])
+    assert_placed(state, state_shardings(adamw(1e-2, nu_dtype=jnp.int8), params, mesh))

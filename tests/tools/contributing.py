@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 from examples.shared.pages import replaced
-from tests.tools.mutations import MUTATIONS
+from tests.tools.mutations import MUTATIONS, TESTS
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "CONTRIBUTING.md"
@@ -138,7 +138,7 @@ def table() -> str:
 
 def mutations() -> str:
     """The bugs that tests must find, with the files of those tests."""
-    rows = (f"| {m.name} | `{m.file}` | `{m.tests}` |" for m in MUTATIONS)
+    rows = (f"| {x} | `{file}` | `{TESTS[file]}` |" for file in MUTATIONS for x in MUTATIONS[file])
     return "\n".join(("| bug | in `adam_jax/` | found in `tests/` |", "|---|---|---|", *rows))
 
 
@@ -160,7 +160,6 @@ def diff(kind: str) -> str:
 
 
 def written(page: str) -> str:
-    """The page with its generated parts replaced."""
     parts = {"layers": table(), "mutations": mutations()}
     parts |= {kind: diff(kind) for kind in EXAMPLES}
     return replaced(page, {name: f"\n{part}\n" for name, part in parts.items()})

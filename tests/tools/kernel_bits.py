@@ -8,15 +8,13 @@ leaf that a kernel steps and a vector that XLA steps. After each step everything
 parameters or the updates, codes, scales, residuals and counts.
 
 Programs are compiled without fused multiply-add, because XLA:CPU's use of it depends on how it
-forms loops. With it, RAdam and L2 of clipped gradients have different bits in different programs.
---fma compiles for the actual processor.
+forms loops.
 """
 
 import argparse
 import functools
 import os
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-import adam_jax
 from adam_jax.inspect.memory import plans_of
 from adam_jax.kernels.tiles import Tiles
 from tests.catalogue.kernel_cases import Case, drawn, each_once
@@ -48,32 +45,20 @@ def gradients(shape: tuple[int, ...], dtype: Any) -> list[dict[str, jax.Array]]:
     return of_steps
 
 
-def program(tx: Any, update: bool) -> Callable[..., Any]:
-    """One step, from gradients, state and parameters to updates, parameters and state."""
-    if not update:
-        return jax.jit(lambda *args: ((), *adam_jax.step(tx, *args)))
-    updated = jax.jit(tx.update)
-
-    def step(grads: Any, state: Any, params: Any) -> Any:
-        updates, state = updated(grads, state, params)
-        return updates, optax.apply_updates(params, updates), state
-
-    return step
-
-
 def run(case: Case, kernel: str) -> tuple[list[list[np.ndarray]], list[str], dict[str, Any]]:
     """All arrays after each step, their paths, and the leaves' plans."""
     drawn = np.random.default_rng(1)
     shapes = {"kernel": case.shape, "bias": (3,)}
     params = {k: jnp.asarray(drawn.normal(size=s), case.dtype) for k, s in shapes.items()}
     tx = case.make(kernel)
-    state, step, after = tx.init(params), program(tx, case.update), []
+    state, step, after = tx.init(params), jax.jit(tx.update if case.update else tx.step), []
     paths: list[str] = []
     plans = plans_of(params, tx, params, state)
     with jax.numpy_dtype_promotion("standard"):
         for grads in gradients(case.shape, case.of_grads):
-            updates, params, state = step(grads, state, params)
-            flat, _ = jax.tree_util.tree_flatten_with_path((updates, params, state))
+            found, state = step(grads, state, params)
+            params = optax.apply_updates(params, found) if case.update else found
+            flat = jax.tree.leaves_with_path((found, params, state))
             paths = [jax.tree_util.keystr(path) for path, _ in flat]
             after.append([np.asarray(x) for _, x in flat])
     return after, paths, {path: plan.kernel for path, plan in plans.items()}
@@ -111,10 +96,9 @@ def main() -> None:
     arguments.add_argument("--each", action="store_true", help="each part in one case")
     arguments.add_argument("--count", type=int, default=500)
     arguments.add_argument("--seed", type=int, default=0)
-    arguments.add_argument("--fma", action="store_true", help="compile for this processor")
     args = arguments.parse_args()
-    if not args.fma:  # Must precede the first array.
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {WITHOUT_FMA}"
+    # Must precede the first array.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {WITHOUT_FMA}"
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     chosen = list(each_once() if args.each else drawn(args.count, args.seed))
     start, wrong = time.time(), 0

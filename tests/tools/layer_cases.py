@@ -35,28 +35,23 @@ def separate(seed: int = 0, dtype: Any = jnp.float32) -> Any:
 
 
 def stacked(tree: Any) -> Any:
-    """The same tree with the layers of each kind stacked in one leaf."""
     return {**tree, "blocks": jax.tree.map(lambda *x: jnp.stack(x), *tree["blocks"])}
 
 
-def stepped(tx: Any, dtype: Any = jnp.float32, seed: int = 0) -> tuple[Any, Any]:
-    """The parameters after some steps: layers as leaves, stacked; and a tree of stacked layers."""
-    its = adam_jax.with_layers(tx, "blocks/.*")
+def stepped(tx: Any, trees: list[Any]) -> Any:
     step = jax.jit(lambda g, s, p: adam_jax.step(tx, g, s, p))
-    step_stacked = jax.jit(lambda g, s, p: adam_jax.step(its, g, s, p))
-    params = separate(seed, dtype)
-    theirs = stacked(params)
-    state, their_state = tx.init(params), its.init(theirs)
-    for i in range(STEPS):
-        grads = separate(seed + i + 1, dtype)
+    params, *gradients = trees
+    state = tx.init(params)
+    for grads in gradients:
         params, state = step(grads, state, params)
-        theirs, their_state = step_stacked(stacked(grads), their_state, theirs)
-    return stacked(params), theirs
+    return params
 
 
 def differences(tx: Any, dtype: Any = jnp.float32, seed: int = 0) -> dict[str, float]:
     """The largest relative difference of each leaf, where any number differs."""
-    ours, theirs = stepped(tx, dtype, seed)
+    trees = [separate(seed + i, dtype) for i in range(STEPS + 1)]
+    ours = stacked(stepped(tx, trees))
+    theirs = stepped(adam_jax.with_layers(tx, "blocks/.*"), [stacked(tree) for tree in trees])
     found = {}
     for (path, a), b in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
@@ -88,13 +83,9 @@ def cases() -> Iterator[tuple[str, Callable[[], Any], Any]]:
 
 
 NESTED: dict[str, Callable[[Any], Any]] = {
-    "accumulate": lambda tx: adam_jax.accumulate(tx, 2),
+    **{name: WRAPPERS[name] for name in ("chain", "accumulate", "ema", "telemetry")},
     "skip": adam_jax.skip_nonfinite,
-    "clip": lambda tx: adam_jax.chain(adam_jax.clip_by_global_norm(0.5), tx),
-    "ema": lambda tx: adam_jax.chain(tx, adam_jax.ema_params(0.9)),
     "scale": lambda tx: adam_jax.chain(tx, adam_jax.scale_by_learning_rate(0.5, flip_sign=False)),
-    "telemetry": lambda tx: adam_jax.telemetry(tx, 2),
-    "cautious": lambda tx: adam_jax.cautious(tx),
 }
 
 
@@ -103,9 +94,10 @@ def nestings(count: int, seed: int = 0) -> Iterator[tuple[str, Any, int]]:
     draw = random.Random(seed)
     for _ in range(count):
         member = draw.choice(("adamw", "lapropw", "lamb", "lion", "adan", "radamw"))
-        names = draw.choices(sorted(set(NESTED) - {"cautious"}), k=draw.randint(1, 4))
-        names = draw.choice(([], ["cautious"])) + names  # Modifiers are around members.
+        names = draw.choices(sorted(NESTED), k=draw.randint(1, 4))
         tx = getattr(adam_jax, member)(1e-2, weight_decay=0.1, mask=adam_jax.decay_mask)
+        if draw.random() < 0.5:
+            tx, member = adam_jax.cautious(tx), f"cautious({member})"
         for name in names:
             tx = NESTED[name](tx)
         yield f"{member}, {', '.join(names)}", tx, draw.randrange(100)

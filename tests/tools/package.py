@@ -1,7 +1,4 @@
-"""Builds the wheel and the sdist, and copies the repository without its source to a folder.
-
-python -m tests.tools.package FOLDER    builds wheel and sdist
-"""
+"""Builds the wheel and the sdist, and copies the repository without its source to a folder."""
 
 import shutil
 import subprocess
@@ -14,7 +11,6 @@ FILES = ("pyproject.toml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Make
 
 
 def built(folder: Path) -> tuple[Path, Path]:
-    """Builds the wheel and the sdist; returns their paths."""
     build = [sys.executable, "-m", "hatchling", "build", "--directory", str(folder)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     [wheel], [sdist] = folder.glob("*.whl"), folder.glob("*.tar.gz")
@@ -28,7 +24,3 @@ def without_the_package(folder: Path) -> Path:
     for name in FILES:
         shutil.copy(ROOT / name, folder / name)
     return folder
-
-
-if __name__ == "__main__":
-    print(*built(Path(sys.argv[1])), sep="\n")

@@ -17,6 +17,7 @@ import numpy as np
 from flax import serialization, traverse_util
 
 import adam_jax
+from tests.catalogue.runs import schedule
 
 FOLDER = Path(__file__).parents[1] / "convert" / "saved"
 INT8 = adam_jax.Quantized(min_size=1, block=32)
@@ -24,13 +25,7 @@ INT4 = adam_jax.Quantized("int4", min_size=1, block=32)
 STEPS = 3
 
 
-def schedule(count: Any) -> Any:
-    """A learning rate schedule, which needs a count in the state."""
-    return 1e-2 / (1 + jnp.asarray(count, jnp.float32))
-
-
 def transformations() -> dict[str, Any]:
-    """The transformations by file name."""
     a = adam_jax
     adamw = a.adamw(schedule, weight_decay=0.1)
     int8 = a.adamw(1e-2, mu_dtype=INT8, nu_dtype=INT8)
@@ -62,25 +57,21 @@ def transformations() -> dict[str, Any]:
 
 
 def parameters(name: str) -> dict[str, jax.Array]:
-    """A kernel and a bias."""
     dtype = jnp.bfloat16 if name in ("master_residual", "kahan_summation") else jnp.float32
     kernel = np.sin(np.arange(128.0)).reshape(2, 64)
     return {"kernel": jnp.asarray(kernel, dtype), "bias": jnp.asarray([1.0, -2.0, 3.0], dtype)}
 
 
 def gradients(params: Any, t: int) -> Any:
-    """The gradients of one optimizer step."""
     return jax.tree.map(lambda p: (jnp.cos(3 * p) + t).astype(p.dtype), params)
 
 
 def stepped(tx: Any, grads: Any, state: Any, params: Any) -> Any:
-    """Parameters and state after one step."""
     with jax.numpy_dtype_promotion("standard"):
         return jax.jit(lambda *args: adam_jax.step(tx, *args))(grads, state, params)
 
 
 def named(tree: Any) -> dict[str, jax.Array]:
-    """The arrays of a tree by path."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(keys, simple=True, separator="/"): x for keys, x in flat}
 
@@ -90,7 +81,6 @@ def stored_dtype(x: jax.Array) -> Any:
 
 
 def write(folder: Path) -> None:
-    """Writes one file for each transformation."""
     folder.mkdir(parents=True)
     for name, tx in transformations().items():
         params = parameters(name)

@@ -4,7 +4,7 @@ python -m tests.tools.trees [--examples N] [--seed N]
 
 Beside the leaves of `tests.tools.nestings` there are leaves of 16 bits, complex ones, scalars,
 axes of length 0, boxes and paths with slashes, which move, and integers, keys, frozen float8
-leaves and None, which keep their bits. Their gradients are None or float0.
+leaves and None, which keep their bits. Gradients are None also where a leaf could move.
 """
 
 import dataclasses
@@ -26,8 +26,10 @@ from tests.tools.nestings import (
     close,
     draw_and_check,
     form,
+    has,
     is_coded,
     nestings,
+    nodes,
     ours,
 )
 
@@ -51,12 +53,11 @@ class Leaf:
     kind: str
     shape: tuple[int, ...]
     box: bool
-    float0: bool
+    float0: bool  # Its gradient is float0 for an integer, and None without a box.
 
 
 @st.composite
 def leaves(draw: Any, kinds: list[str]) -> list[Leaf]:
-    """Up to six."""
     above = st.lists(st.sampled_from(["a", "a/x", ""]), max_size=2)
     one = st.builds(
         Leaf, above, st.sampled_from(kinds), st.sampled_from(SHAPES), st.booleans(), st.booleans()
@@ -65,10 +66,8 @@ def leaves(draw: Any, kinds: list[str]) -> list[Leaf]:
 
 
 class TreeCase(Case):
-    """A nesting, and a tree with unusual leaves."""
-
     def __init__(self, node: Any, seed: int, steps: int, unusual: list[Leaf]) -> None:
-        super().__init__(node, {"b": (6,), "layer/s": (), "layer/w": (4, 8)}, seed, "", steps)
+        super().__init__(node, {"b": (6,), "layer/s": (), "layer/w": (4, 8)}, seed, False, steps)
         rng = np.random.default_rng(seed)
         self.unusual = {f"{i}:{leaf.kind}": leaf for i, leaf in enumerate(unusual)}
         self.fixed = {
@@ -77,20 +76,22 @@ class TreeCase(Case):
             if leaf.kind in FIXED
         }
         for name in self.unusual.keys() - self.fixed.keys():
+            leaf = self.unusual[name]
             for flat in (self.params, *self.grads):
-                shape, kind = self.unusual[name].shape, self.unusual[name].kind
-                x = rng.standard_normal(shape) + 1j * rng.standard_normal(shape)
-                x = x if kind == "complex64" else x.real
-                flat[name] = np.asarray(x).astype(jnp.dtype(kind))
+                x = rng.standard_normal(leaf.shape) + 1j * rng.standard_normal(leaf.shape)
+                x = np.asarray(x if leaf.kind == "complex64" else x.real)
+                still = leaf.float0 and not leaf.box and flat is not self.params
+                flat[name] = None if still else x.astype(jnp.dtype(leaf.kind))
 
-    def as_tree(self, flat: dict[str, Any], integer: Any) -> Any:
-        """The tree of parameters, or of gradients."""
-        tree = super().as_tree({k: x for k, x in flat.items() if k not in self.unusual}, integer)
+    def as_tree(self, flat: dict[str, Any]) -> Any:
+        tree = super().as_tree({k: x for k, x in flat.items() if k not in self.unusual})
         for name, leaf in self.unusual.items():
             inside = tree.setdefault("unusual", {})
             for key in leaf.above:
                 inside = inside.setdefault(key, {})
-            if name not in self.fixed:
+            if name not in self.fixed and flat[name] is None:
+                inside[name] = None
+            elif name not in self.fixed:
                 x: Any = jnp.asarray(flat[name])
                 inside[name] = meta.Partitioned(x, (None,) * x.ndim) if leaf.box else x
             elif flat is self.params:
@@ -134,17 +135,14 @@ def check(case: TreeCase, jit: bool) -> None:
 
 
 def fuzz(examples: int, seed: int, found: Found, derandomize: bool = False) -> None:
-    """Draws and checks that many; raises the smallest failure."""
-
     def one(data: Any) -> None:
         node = data.draw(nestings().filter(ours), "nesting")
-        last = node.nodes()[-1]
+        last = nodes(node)[-1]
         assert isinstance(last, Member)
         kinds = ["float32", "bfloat16", "float16", "int32", "key", "None"]
         kinds += ["float8"] * last.groups  # Others refuse to train it.
-        around = {getattr(x, "kind", "") for x in node.nodes()}
         if last.name in COMPLEX and not last.modifiers and not is_coded(node):
-            kinds += ["complex64"] * around.isdisjoint(REAL)
+            kinds += ["complex64"] * (not has(node, *REAL))
         unusual = data.draw(leaves(kinds), "unusual leaves")
         steps = data.draw(st.sampled_from([2, 4]), "steps")
         case = TreeCase(node, data.draw(SEEDS, "seed"), steps, unusual)

@@ -26,44 +26,26 @@ ALSO_ON_THE_OLDEST = [
 ]
 
 
-def interpreters() -> list[tuple[tuple[int, int], list[str], dict[str, str]]]:
-    """Version, command and environment of every working Python, oldest first."""
-    candidates: list[tuple[str, dict[str, str]]] = [("python3", {})]
-    candidates += [(f"python3.{minor}", {}) for minor in range(11, 30)]
-    if pyenv := shutil.which("pyenv"):
-        listed = subprocess.run([pyenv, "versions", "--bare"], capture_output=True, text=True)
-        candidates += [("python3", {"PYENV_VERSION": name}) for name in listed.stdout.split()]
-    found = []
-    for name, extra in candidates:
-        if (command := shutil.which(name)) is None:
-            continue
-        environment = {**os.environ, **extra}
-        code = "import sys, venv; print(*sys.version_info[:2])"
-        done = subprocess.run(
-            [command, "-c", code], capture_output=True, text=True, env=environment
-        )
-        if done.returncode == 0:
-            major, minor = map(int, done.stdout.split())
-            found.append(((major, minor), [command], environment))
-    return sorted(found, key=lambda entry: entry[0])
+def interpreters() -> list[Path]:
+    """Every Python on the path and of pyenv, newest first."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    folders = [*map(Path, os.environ["PATH"].split(os.pathsep)), *pyenv.glob("versions/*/bin")]
+    found = [python for folder in folders for python in folder.glob("python3.[0-9][0-9]")]
+    return sorted(found, key=lambda python: python.name, reverse=True)
 
 
 def files() -> list[str]:
     """The files with smoke tests; importing the others takes longer than running the tests."""
     found = sorted((ROOT / "tests").rglob("test_*.py"))
-    return [str(path.relative_to(ROOT)) for path in found if _is_smoke(path)]
+    smoke = [path for path in found if "pytest.mark.smoke" in path.read_text()]
+    return [str(path.relative_to(ROOT)) for path in smoke]
 
 
-def _is_smoke(path: Path) -> bool:
-    return "pytest.mark.smoke" in path.read_text()
-
-
-def made(
-    venv: Path, command: list[str], environment: dict[str, str], group: str, package: Path
-) -> bool:
+def made(venv: Path, python: str | Path, group: str, package: Path) -> bool:
     """Creates an environment with the built package and a dependency group; returns success."""
     shutil.rmtree(venv, ignore_errors=True)
-    subprocess.run([*command, "-m", "venv", venv], env=environment, check=True)
+    if subprocess.run([python, "-m", "venv", venv]).returncode:
+        return False  # For example an entry of pyenv for a version that is not active.
     pip = [venv / "bin" / "python", "-m", "pip", "install", "--quiet"]
     subprocess.run([*pip, "--upgrade", "pip"], check=True)
     # Bytecode is not compiled in advance, because most modules are never imported.
@@ -78,7 +60,6 @@ def made(
 
 
 def tested(python: str | Path, *arguments: str, folder: Path = ROOT) -> int:
-    """Runs pytest; returns its exit status."""
     pytest = [python, "-m", "pytest", "-n", "auto", "--dist", "loadfile"]
     return subprocess.run([*pytest, *arguments], cwd=folder).returncode
 
@@ -97,28 +78,26 @@ def of_the_oldest(python: str | Path, folder: Path = ROOT) -> int:
 
 
 def of_all(python: str | Path, folder: Path = ROOT) -> int:
-    """The exit status of all smoke tests."""
     return tested(python, "-m", "smoke", *files(), folder=folder)
 
 
 def oldest(wheel: Path, sdist: Path, folder: Path) -> int:
     """Tests on the oldest versions; returns the exit status."""
-    made_it = made(OLDEST, [sys.executable], dict(os.environ), "oldest", wheel)
+    made_it = made(OLDEST, sys.executable, "oldest", wheel)
     return of_the_oldest(OLDEST / "bin" / "python", folder) if made_it else 1
 
 
 def newest(wheel: Path, sdist: Path, folder: Path) -> int:
     """Tests on the newest Python for which JAX can be installed; returns the exit status."""
     # Newest first; the newest may be too new for JAX's wheels.
-    for (major, minor), command, environment in reversed(interpreters()):
-        if made(NEWEST, command, environment, "smoke", sdist):
+    for python in interpreters():
+        if made(NEWEST, python, "smoke", sdist):
             return of_all(NEWEST / "bin" / "python", folder)
-        print(f"smoke tests on Python {major}.{minor}: its packages cannot be installed")
+        print(f"smoke tests with {python}: its packages cannot be installed")
     return 1
 
 
 def main() -> int:
-    """Runs the chosen tests; returns the first exit status that is not 0."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("which", nargs="*", help="oldest, newest; both if left out")
     parser.add_argument(

@@ -70,7 +70,7 @@ def numbers(member, factors, **given):
     return {k: times(x, by_name[k]) if k in by_name else x for k, x in its.items()}
 
 
-ADAMW = Member("adamw", "scale_by_adam", None)
+ADAMW = Member("adamw", "scale_by_adam")
 adamw = mup(adam_jax.adamw, BASE, PARAMS, alpha=ALPHA)
 LABELS = {
     "in": "in",

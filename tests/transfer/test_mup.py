@@ -42,7 +42,7 @@ every_kind = every(of_each_kind(MUP_MEMBERS))
 @every_member
 def test_numbers_of_a_leaf(member):
     given = {k: x for k, x in {"eps": 1e-2, "eps_root": 1e-5}.items() if member.has(k)}
-    tx = mup(member.factory, BASE, PARAMS, alpha=ALPHA)(schedule, **given)
+    tx = mup(member.alias, BASE, PARAMS, alpha=ALPHA)(schedule, **given)
     theirs = partitioned(member, learning_rate=schedule, **given)
     chex.assert_trees_all_equal(stepped(tx, PARAMS)[0], stepped(theirs, PARAMS)[0])
 
@@ -87,7 +87,7 @@ def test_modifiers_inside_and_around(modify):
 
 
 def test_schedule_free():
-    member = Member("schedule_free_adamw", "", None)
+    member = Member("schedule_free_adamw", "")
     tx = mup(adam_jax.schedule_free_adamw, BASE, PARAMS, alpha=ALPHA)(1e-2, weight_decay=0.1)
     theirs = partitioned(member, weight_decay=0.1)
     chex.assert_trees_all_equal(stepped(tx, PARAMS)[0], stepped(theirs, PARAMS)[0])
@@ -95,7 +95,7 @@ def test_schedule_free():
 
 @every_kind
 def test_a_model_that_does_not_grow_is_stepped_as_without(member):
-    tx = mup(member.factory, PARAMS, PARAMS, alpha=ALPHA)(1e-2)
+    tx = mup(member.alias, PARAMS, PARAMS, alpha=ALPHA)(1e-2)
     plain = member.alias(1e-2)
     assert jax.tree.structure(tx.init(PARAMS)) == jax.tree.structure(plain.init(PARAMS))
     chex.assert_trees_all_equal(stepped(tx, PARAMS)[0], stepped(plain, PARAMS)[0])

@@ -73,7 +73,7 @@ def test_the_factor_of_a_width_of_16_makes_it_smaller_still(member, form):
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (narrow, wide)]
     decay = {"weight_decay": 0.0} if member.has("weight_decay") else {}
     given = settings(member) | stored(member, form) | decay
-    tx = mup(member.factory, *shapes)(learning_rate=-16.0, **given)  # Becomes -1.
+    tx = mup(member.alias, *shapes)(learning_rate=-16.0, **given)  # Becomes -1.
     updates = run(tx, gs.reshape(STEPS, *wide), jnp.ones(wide)).reshape(STEPS, SIZE)
     assert_same(updates, exact(member, gs, 1 / 16), form)
     if form == "float32" and member.name != "adopt":  # Its ε has no effect under √nu.

@@ -16,29 +16,21 @@ def without_barriers(monkeypatch):
 
 @pytest.mark.bits
 def test_xla_computes_ahead_of_a_loop(monkeypatch):
-    def compiled_by(step, *args):
-        return jax.jit(step, donate_argnums=(0, 1)).lower(*args).compile()
-
     params = [jax.ShapeDtypeStruct((256, 256), jnp.float32)] * 3
     tx = adam_jax.telemetry(adam_jax.adamw(1e-3))
-    assert temporaries.of_step(tx, params, compiled_by) < 2.5
+    assert temporaries.of_step(tx, params) < 2.5
     without_barriers(monkeypatch)
-    more = temporaries.of_step(tx, params, compiled_by)
+    more = temporaries.of_step(tx, params)
     assert more > 8, "kept_apart of adam_jax/xla/barrier.py can go"
 
 
 @pytest.mark.usefixtures("h200_compiler")
 def test_xla_stores_what_two_kernels_share(monkeypatch):
-    from benchmarks.gpu import compile_for_h200
-
-    def compiled_by(step, *args):
-        return compile_for_h200(step, *args, donate=(0, 1))
-
     params = [jax.ShapeDtypeStruct((4096, 4096), jnp.float32)]
     tx = adam_jax.adamw(1e-3, mu_dtype=jnp.int8, nu_dtype=jnp.int8)
-    assert temporaries.of_step(tx, params, compiled_by) < 0.2
+    assert temporaries.of_step(tx, params, temporaries.for_h200) < 0.2
     without_barriers(monkeypatch)
-    more = temporaries.of_step(tx, params, compiled_by)
+    more = temporaries.of_step(tx, params, temporaries.for_h200)
     assert more > 4, "computed_again of adam_jax/xla/barrier.py can go"
 
 
@@ -61,7 +53,8 @@ def test_xla_deletes_a_rounding_to_float16(monkeypatch):
         tx = adam_jax.chain(adam_jax.scale_by_learning_rate(0.1), adam_jax.ema_params(0.9))
         p = jax.ShapeDtypeStruct((1024, 1024), jnp.float16)
         step = functools.partial(adam_jax.step, tx)
-        compiled = gpu.compile_for_h200(step, p, jax.eval_shape(tx.init, p), p, donate=(1, 2))
+        state = jax.eval_shape(tx.init, p)
+        compiled = temporaries.for_h200(step, p, state, p, donate=(1, 2))
         return sum(x.bytes > gpu.SMALL for x in gpu.launches(compiled))
 
     # The average of the rounded parameters needs a kernel that reads them.

@@ -81,8 +81,7 @@ def test_on_explicit_meshes_it_is_lowered(shape, spec):
         params = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
         tx = adam_jax.cautious(EIGHT)
         state = jax.eval_shape(tx.init, params)
-        step = jax.jit(lambda g, s, p: adam_jax.step(tx, g, s, p))
-        step.trace(params, state, params).lower(lowering_platforms=("tpu",))
+        jax.jit(tx.step).trace(params, state, params).lower(lowering_platforms=("tpu",))
 
 
 @pytest.mark.slow
@@ -102,8 +101,7 @@ def test_it_has_derivatives_and_can_be_mapped():
 
 @pytest.mark.usefixtures("tpu_compiler")
 def test_xla_fuses_no_blocks_in_other_forms(monkeypatch):
-    tx = adam_jax.adamw(1e-3, mu_dtype=jnp.int8, nu_dtype=jnp.int8)
-    tx = adam_jax.with_kernel(tx, "xla")
+    tx = adam_jax.with_kernel(EIGHT, "xla")
     params = jax.ShapeDtypeStruct((8192, 8192), jnp.float32)
     hbm, temporary = temporaries.on_v5e(tx, params)
     assert hbm < 36 and temporary < 2.2

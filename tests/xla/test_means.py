@@ -9,7 +9,7 @@ import pytest
 
 import adam_jax
 from adam_jax.xla.means import mean
-from tests.catalogue.temporaries import of_step, on_v5e
+from tests.catalogue.temporaries import for_cpu, for_h200, of_step, on_v5e
 
 # On 8 devices, axes of 3 and 40 are not summed in groups.
 AXES = [((128, 3), (-2,)), ((3, 128), (-1,)), ((40, 3), (-2,)), ((256, 2, 3), (-3, -1))]
@@ -54,8 +54,7 @@ def temporaries(mean):
         return 0.9 * m + 0.1 * bounded, mean(bounded * bounded)
 
     x = jax.ShapeDtypeStruct((256, 1024), jnp.float32)
-    compiled = jax.jit(clipped, donate_argnums=0).lower(x, x).compile()
-    return compiled.memory_analysis().temp_size_in_bytes / x.size
+    return for_cpu(clipped, x, x, donate=0).memory_analysis().temp_size_in_bytes / x.size
 
 
 @pytest.mark.bits
@@ -68,17 +67,12 @@ def test_xla_stores_what_a_mean_is_of(axes):
 
 @pytest.mark.usefixtures("h200_compiler")
 def test_xla_for_gpus_stores_what_a_mean_of_columns_is_of(monkeypatch):
-    from benchmarks.gpu import compile_for_h200
-
-    def compiled_by(step, *args):
-        return compile_for_h200(step, *args, donate=(0, 1))
-
     params = [jax.ShapeDtypeStruct((1024, 1024), jnp.float32)]
     tx = adam_jax.adamw(1e-3, nu_dtype=adam_jax.BlockMeans(0))
-    assert of_step(tx, params, compiled_by) < 0.5
+    assert of_step(tx, params, for_h200) < 0.5
     as_it_is = functools.partial(jnp.mean, keepdims=True)
     monkeypatch.setattr("adam_jax.formats.block_means.mean", as_it_is)
-    stored = of_step(tx, params, compiled_by)
+    stored = of_step(tx, params, for_h200)
     assert stored > 3.5, "XLA:GPU needs no groups in adam_jax/xla/means.py"
 
 

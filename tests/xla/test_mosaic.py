@@ -1,9 +1,6 @@
 """Quotients and roots as a TPU's kernel computes them, and the instructions that they take."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +10,7 @@ import pytest
 import adam_jax
 from adam_jax.xla import mosaic
 from benchmarks.tpu.bundles import of_kernels
+from tests.catalogue.scripts import process
 
 COMPILED = """
 import jax.numpy as jnp
@@ -28,52 +26,32 @@ WITHOUT_IT = {
 }
 
 
-@pytest.fixture
-def numbers():
-    found = np.concatenate([[0, 1.2e-38, 1], np.random.default_rng(0).random(1000) ** 8])
-    return found.astype(np.float32)
+X = np.concatenate([[0, 1.2e-38, 1], np.random.default_rng(0).random(1000) ** 8])
+X = X.astype(np.float32)
+LARGE, BOTH = X * np.float32(1e30), np.concatenate([X, -X])
+ABOVE_0 = np.roll(X, 1) + np.float32(1e-37)
+ANGLES = np.append(BOTH, [0, 1e-30, 3]), np.append(np.abs(np.roll(BOTH, 1)), [0, 1e3, 0])
+# The function, its version in a kernel, its arguments, in double precision, and the error.
+FUNCTIONS = [
+    ("fourth_root", "fourth_root", [X], lambda x: x**0.25, 4 * 2.0**-24),
+    ("square_root", "root", [LARGE], np.sqrt, 3 * 2.0**-24),
+    (
+        *("signed_square_root", "signed_root", [BOTH, np.float32(127)]),
+        *(lambda x, times: np.sign(x) * times * np.sqrt(np.abs(x)), 4 * 2.0**-24),
+    ),
+    ("quotient", "divided", [X, ABOVE_0], np.divide, 3 * 2.0**-24),
+    ("arctan2", "arctan2", np.float32(ANGLES), np.arctan2, 3e-7),
+]
 
 
-def exact(x):
-    return x.astype(np.float64)
-
-
-@pytest.mark.parametrize("f", [mosaic.fourth_root, mosaic._fourth_root_on_mosaic])
-def test_it_is_the_fourth_root(f, numbers):
-    expected = exact(numbers) ** 0.25
-    np.testing.assert_allclose(jax.jit(f)(numbers), expected, rtol=4 * 2.0**-24, atol=0)
-
-
-@pytest.mark.parametrize("f", [mosaic.square_root, mosaic._root_on_mosaic])
-def test_it_is_the_square_root(f, numbers):
-    found = jax.jit(f)(numbers * 1e30)
-    np.testing.assert_allclose(found, exact(numbers * np.float32(1e30)) ** 0.5, rtol=3 * 2.0**-24)
-    assert np.isnan(f(jnp.float32(np.nan)))
-
-
-@pytest.mark.parametrize("f", [mosaic.signed_square_root, mosaic._signed_root_on_mosaic])
-@pytest.mark.parametrize("sign", [1, -1])
-def test_it_is_the_square_root_with_the_sign(f, sign, numbers):
-    found = jax.jit(f)(sign * numbers, np.float32(127))
-    expected = sign * 127 * exact(numbers) ** 0.5
-    np.testing.assert_allclose(found, expected, rtol=4 * 2.0**-24, atol=0)
-
-
-@pytest.mark.parametrize("f", [mosaic.quotient, mosaic._divided_on_mosaic])
-def test_it_is_the_quotient(f, numbers):
-    x, y = numbers, np.roll(numbers, 1)[1:] + np.float32(1e-37)
-    found = jax.jit(f)(x[1:], y)
-    np.testing.assert_allclose(found, exact(x[1:]) / exact(y), rtol=3 * 2.0**-24)
-
-
-@pytest.mark.parametrize("f", [mosaic.arctan2, mosaic._arctan2_on_mosaic])
-@pytest.mark.parametrize("sign", [1, -1])
-def test_it_is_the_angle(f, sign, numbers):
-    y, x = sign * np.append(numbers, [0, 1e-30, 3]), np.append(np.roll(numbers, 1), [0, 1e3, 0])
-    y, x = y.astype(np.float32), x.astype(np.float32)
-    np.testing.assert_allclose(jax.jit(f)(y, x), np.arctan2(exact(y), exact(x)), rtol=3e-7)
-    for unusual in ((np.nan, 1), (1, np.nan), (np.nan, np.nan)):
-        assert np.isnan(jax.jit(f)(*map(jnp.float32, unusual)))
+@pytest.mark.parametrize("in_kernel", [False, True])
+@pytest.mark.parametrize(("name", "of_kernel", "args", "f", "error"), FUNCTIONS)
+def test_it_is_as_in_double_precision(name, of_kernel, args, f, error, in_kernel):
+    ours = jax.jit(getattr(mosaic, f"_{of_kernel}_on_mosaic" if in_kernel else name))
+    expected = f(*(np.float64(x) for x in args))
+    np.testing.assert_allclose(ours(*args), expected, rtol=error, atol=0)
+    for unusual in itertools.product([1, np.nan], repeat=len(args)):
+        assert np.isnan(ours(*map(np.float32, unusual))) == np.isnan(f(*unusual))
 
 
 def test_only_tiles_have_a_program_for_kernels():
@@ -117,14 +95,9 @@ def cycles(folder, generation, first=""):
     """Of the kernel of 8-bit moments, compiled behind this code."""
     folder.mkdir()
     dump = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+    environment = {"LIBTPU_INIT_ARGS": dump, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     case = [generation, "8-bit moments", "512,512"]
-    subprocess.run(
-        [sys.executable, "-c", COMPILED.format(first=first), *case],
-        env=os.environ | {"LIBTPU_INIT_ARGS": dump, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        check=True,
-    )
+    process("-c", COMPILED.format(first=first), *case, in_a_hurry=False, **environment)
     [kernel] = of_kernels(folder)
     return kernel.total
 

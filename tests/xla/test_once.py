@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from adam_jax.xla.once import if_due
+from tests.catalogue.temporaries import for_cpu, for_h200
 
 SIZE = 2**20
 
@@ -25,24 +26,17 @@ def temporary(form, compiled_by):
         return form(due, f, carry)
 
     array = jax.ShapeDtypeStruct((SIZE,), jnp.float32)
-    compiled = compiled_by(step, jax.ShapeDtypeStruct((), jnp.bool_), (array, array))
+    due = jax.ShapeDtypeStruct((), jnp.bool_)
+    compiled = compiled_by(step, due, (array, array), donate=(1,))
     return compiled.memory_analysis().temp_size_in_bytes / SIZE
 
 
 @pytest.mark.bits
 def test_on_a_cpu_nothing_is_copied():
-    def compiled_by(f, *args):
-        return jax.jit(f, donate_argnums=1).lower(*args).compile()
-
-    assert temporary(if_due, compiled_by) < 0.01
+    assert temporary(if_due, for_cpu) < 0.01
 
 
 @pytest.mark.usefixtures("h200_compiler")
 def test_on_a_gpu_nothing_is_copied_but_by_a_conditional():
-    from benchmarks.gpu import compile_for_h200
-
-    def compiled_by(f, *args):
-        return compile_for_h200(f, *args, donate=(1,))
-
-    assert temporary(if_due, compiled_by) < 0.01
-    assert temporary(by_conditional, compiled_by) > 4, "adam_jax/xla/once.py can go"
+    assert temporary(if_due, for_h200) < 0.01
+    assert temporary(by_conditional, for_h200) > 4, "adam_jax/xla/once.py can go"

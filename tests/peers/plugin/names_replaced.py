@@ -46,8 +46,6 @@ def replaced() -> dict[str, Any]:
 
 
 def noted(call: Any) -> Any:
-    """Wraps a method so that it records the test that calls it."""
-
     @functools.wraps(call)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         with_ours.add(running)
@@ -62,7 +60,6 @@ NAMES = replaced() if OURS else {}
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item):
-    """Records the running test."""
     global running
     running = item.nodeid
     return (yield)
@@ -81,7 +78,6 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
 
 
 def pytest_sessionfinish() -> None:
-    """Writes the report."""
     used = sorted(with_ours - {""})
     found = {"outcomes": outcomes, "with_ours": used, "names": sorted(NAMES)}
     REPORT.write_text(json.dumps(found, indent=1))
