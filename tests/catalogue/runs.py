@@ -37,8 +37,9 @@ def ulps(u, exact):
     return np.abs(np.asarray(u, np.float64) - exact) / np.spacing(np.abs(exact).astype(np.float32))
 
 
-def raised(call):
-    with pytest.raises(ValueError) as error:
+def raised(call, kind=ValueError):
+    """The message, of one line."""
+    with pytest.raises(kind) as error:
         call()
     assert "\n" not in str(error.value)
     return str(error.value)

@@ -197,28 +197,21 @@ def test_a_converted_state_keeps_its_boxes():
 
 NAMES = "out_sharding" if NEWER else "sharding"
 SIZES = (1, 24, 64, 96, 320, 512, 768, 1024, 1376, 4096)
-MESHES = {
-    "8, automatic": (mesh_of, (8,), AxisType.Auto),
-    "8, explicit": (mesh_of, (8,), AxisType.Explicit),
-    "2 x 4, automatic": (mesh_of, (2, 4), AxisType.Auto),
-    "2 x 4, explicit": (mesh_of, (2, 4), AxisType.Explicit),
-}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("mesh", "named"),
+    ("sizes", "kind", "named"),
     [
-        ("8, automatic", True),
-        ("8, explicit", False),
-        ("2 x 4, automatic", False),
-        ("2 x 4, explicit", True),
+        ((8,), AxisType.Auto, True),
+        ((8,), AxisType.Explicit, False),
+        ((2, 4), AxisType.Auto, False),
+        ((2, 4), AxisType.Explicit, True),
     ],
 )
-def test_the_abstract_state_is_that_of_init(mesh, named):
+def test_the_abstract_state_is_that_of_init(sizes, kind, named):
     """50 shapes, sharded as far as they are divisible."""
-    make, sizes, kind = MESHES[mesh]
-    mesh = make(*sizes, kind=kind)
+    mesh = mesh_of(*sizes, kind=kind)
     shapes = [*itertools.product((16, 320, 1376), SIZES), *((8, 40, n) for n in SIZES)]
     shapes += [(n,) for n in SIZES]
     assert len(shapes) == 50
@@ -237,10 +230,7 @@ def test_the_abstract_state_is_that_of_init(mesh, named):
     for init, chosen in ((jax.jit(tx.init), params), (tx.init, few)):
         with jax.set_mesh(mesh):
             abstract, real = jax.eval_shape(tx.init, chosen), init(chosen)
-        assert jax.tree.structure(real) == jax.tree.structure(abstract)
-        assert [x.shape for x in jax.tree.leaves(real)] == [
-            x.shape for x in jax.tree.leaves(abstract)
-        ]
+        assert jax.tree.map(jnp.shape, real) == jax.tree.map(jnp.shape, abstract)
 
 
 def test_blocks_do_not_depend_on_where_an_array_lies_by_chance():
@@ -257,7 +247,6 @@ def test_a_box_without_elements_on_a_mesh(storage):
     with jax.set_mesh(mesh_of(8)):
         params = {"w": nn.Partitioned(jnp.ones((0, 4)), names=(None, None))}
         tx = adam_jax.adamw(1e-2, **STORED[storage])
-        moved, state = adam_jax.step(tx, params, tx.init(params), params)
-        assert jax.tree.map(jnp.shape, (moved, state)) == jax.tree.map(
-            jnp.shape, (params, tx.init(params))
-        )
+        start = params, tx.init(params)
+        moved = adam_jax.step(tx, params, start[1], params)
+        assert jax.tree.map(jnp.shape, moved) == jax.tree.map(jnp.shape, start)

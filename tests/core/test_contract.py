@@ -17,6 +17,7 @@ from tests.catalogue import (
     of_each_kind,
     slowly_with,
 )
+from tests.catalogue.exported import train_from_the_file
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -65,16 +66,6 @@ def test_inside_optax_wrappers(member, wrap):
 
 
 @every_kind_of_state
-def test_lookahead(member):
-    tx = optax.lookahead(member.alias(1e-2), sync_period=2, slow_step_size=0.5)
-    params = optax.LookaheadParams.init_synced(tree())
-    state = tx.init(params)
-    updates, state = tx.update(jax.grad(quadratic)(params.fast), state, params)
-    moved = optax.apply_updates(params, updates)
-    assert quadratic(moved.fast) < quadratic(params.fast)
-
-
-@every_kind_of_state
 def test_injected_hyperparams(member):
     """Changing a rate, a beta or a schedule in the state has the same effect as in Optax."""
     results = []
@@ -86,8 +77,10 @@ def test_injected_hyperparams(member):
             state.hyperparams["b2"] = jnp.asarray(b2)
             updates, state = jax.jit(tx.update)(jax.grad(quadratic)(params), state, params)
             params = optax.apply_updates(params, updates)
-        results.append(params)
-    chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-6)
+        results.append((params, jax.tree.structure(state)))
+    (ours, our_state), (theirs, their_state) = results
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert our_state == their_state
 
 
 @every_twin
@@ -183,6 +176,12 @@ def test_shard_map(member):
     np.testing.assert_allclose(sharded, local(params), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
+@every_kind_of_state
+def test_the_step_exported_for_three_platforms_goes_on_from_the_file(member, dtype):
+    train_from_the_file(member.alias(1e-2), jax.tree.map(lambda p: p.astype(dtype), tree()))
+
+
 @every_kind_of_state
 def test_flax_nnx_optimizer_traces_equal_optimizers_once(member):
     from flax import nnx
@@ -204,18 +203,6 @@ def test_flax_nnx_optimizer_traces_equal_optimizers_once(member):
         losses.append([float(train(model, optimizer, jnp.ones((4, 3)))) for _ in range(3)])
     assert losses[0] == losses[1] == sorted(losses[0], reverse=True)
     assert len(traces) == 1
-
-
-@every_kind_of_state
-def test_a_callable_mask_and_a_leaf_that_is_none(member):
-    if not member.needs_params:
-        masked = optax.masked(member.alias(1e-2), lambda p: {"a": True, "n": None})
-    else:
-        masked = member.alias(1e-2, mask=lambda p: jax.tree.map(lambda x: x.ndim > 1, p))
-    params = {"a": jnp.ones((2, 2)), "n": None}
-    _, state = masked.update(params, masked.init(params), params)
-    updates, _ = masked.update(params, state, params)
-    assert updates["n"] is None and (updates["a"] < 0).all()
 
 
 @every_twin

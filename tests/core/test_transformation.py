@@ -11,7 +11,6 @@ import optax
 import pytest
 
 import adam_jax
-from adam_jax.pytrees import frozen_pytree
 from tests.catalogue import every_kind_of_state, every_member, every_member_slowly
 
 
@@ -44,11 +43,6 @@ def test_equal_settings_make_equal_transformations(member):
     first, second, other = (member.alias(rate) for rate in (0.1, 0.1, 0.2))
     assert first == second and hash(first) == hash(second)
     assert first != other
-    traces = []
-    train = jax.jit(lambda tx, p: traces.append(1) or tx.init(p), static_argnums=0)
-    for tx in (first, second):
-        train(tx, jnp.ones(3))
-    assert len(traces) == 1
 
 
 @every_member
@@ -73,17 +67,11 @@ def test_repr_of_a_nesting():
 @every_member
 def test_copies(member):
     tx = member.alias(0.1)
-    for copied in (
-        pickle.loads(pickle.dumps(tx)),
-        copy.deepcopy(tx),
-        jax.tree.map(lambda x: x, tx),
-    ):
+    params = jnp.array([1.0, -2.0])
+    for copied in (pickle.loads(pickle.dumps(tx)), copy.deepcopy(tx), jax.tree.map(float, tx)):
         assert copied == tx
-        params = jnp.array([1.0, -2.0])
-        chex.assert_trees_all_equal(
-            copied.update(params, copied.init(params), params),
-            tx.update(params, tx.init(params), params),
-        )
+        updates = (x.update(params, x.init(params), params) for x in (copied, tx))
+        chex.assert_trees_all_equal(*updates)
 
 
 @pytest.mark.bits
@@ -137,13 +125,3 @@ def test_rules_of_the_same_fields_are_different_structures():
     """JAX treats such dataclasses as equal, and could run the program of one for the other."""
     adam, yogi = adam_jax.scale_by_adam(), adam_jax.scale_by_yogi()
     assert jax.tree.structure(adam) != jax.tree.structure(yogi)
-
-    @frozen_pytree
-    class One:
-        x: float
-
-    @frozen_pytree
-    class Other:
-        x: float
-
-    assert jax.tree.structure(One(1.0)) != jax.tree.structure(Other(1.0))
