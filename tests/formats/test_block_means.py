@@ -136,27 +136,6 @@ def test_which_leaves_have_blocks(x64):
     assert form((4, 6, 2), (0, -3, 2)) == MeansOverAxes((-3, -1), (4, 2), float64)
 
 
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda: adam_jax.BlockMeans(1.5), ["axes", "1.5", "write 0"]),
-        (lambda: adam_jax.BlockMeans((0, True)), ["axes", "(0, True)"]),
-        (
-            lambda: adam_jax.adamw(1e-3, nu_dtype=adam_jax.BlockMeans(1)).init({"b": jnp.ones(4)}),
-            ["'b'", "axes", "got 1", "(4,)", "by_path"],
-        ),
-        (
-            lambda: adam_jax.adamw(1e-3, mu_dtype=adam_jax.BlockMeans(0)).init({"b": jnp.ones(4)}),
-            ["'b'", "mu_dtype must not be one mean per block", "nu_dtype=adam_jax.BlockMeans"],
-        ),
-    ],
-)
-def test_errors(make, words):
-    with pytest.raises(ValueError) as error:
-        make()
-    assert all(word in str(error.value) for word in words), error.value
-
-
 def test_a_state_with_other_blocks_is_an_error_with_its_path():
     params = {"w": jnp.ones((4, 6))}
     ours, other = (adam_jax.adam(1e-3, nu_dtype=adam_jax.BlockMeans(axes)) for axes in (0, 1))
