@@ -12,18 +12,14 @@ import pytest
 from optax import contrib
 
 import adam_jax
-from tests.catalogue import MEMBERS, every_kind_of_state, every_twin
+from tests.catalogue import MEMBERS, every_kind_of_state, every_twin, training
 
 PARAMS = {"w": jnp.linspace(-2.0, 2.0, 6).reshape(3, 2), "b": jnp.array(1.5)}
 sines = {name: jnp.sin(3 * p) for name, p in PARAMS.items()}
 
 
 def trained(tx, steps=3):
-    params, state = PARAMS, tx.init(PARAMS)
-    for _ in range(steps):
-        updates, state = tx.update(jax.tree.map(jnp.sin, params), state, params)
-        params = optax.apply_updates(params, updates)
-    return params
+    return training.trained(tx, PARAMS, steps=steps, through="update", jit=False)[0]
 
 
 @pytest.mark.slow
@@ -168,7 +164,8 @@ def test_any_init_and_update_are_a_transformation(standard_promotion):
             assert make is makers[-1] or make(pair) == tx
     moved, state = adam_jax.step(doubled, sines, doubled.init(PARAMS), PARAMS)
     chex.assert_trees_all_close(moved, jax.tree.map(lambda p, g: p + 2.0 * g, PARAMS, sines))
-    for wrong in (3, "adamw", types.SimpleNamespace(init=doubled.init), Pair(1, 2)):
+    half = types.SimpleNamespace(init=doubled.init)
+    for wrong in (3, "adamw", half, Pair(1, 2), optax.MultiSteps):
         with pytest.raises(ValueError, match=r"txs\[0\] must be an Optax transformation"):
             adam_jax.chain(wrong)
 

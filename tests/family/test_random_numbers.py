@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import adam_jax
-from tests.catalogue import MEMBERS
+from tests.catalogue import MEMBERS, training
 
 ROUNDS = int(os.environ.get("ROUNDS", "80"))
 OPTIMIZERS = [
@@ -53,11 +53,7 @@ PARAMS = {"w": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "b": jnp.array([0.1, -0.1])
 def trained(factory, argument, x, traced):
     def run(x):
         tx = factory(**{"learning_rate": 0.01, argument: x})
-        params, state = PARAMS, tx.init(PARAMS)
-        for k in range(3):
-            grads = jax.tree.map(lambda p, k=k: jnp.sin(p * (k + 1)), PARAMS)
-            params, state = adam_jax.step(tx, grads, state, params)
-        return params
+        return training.trained(tx, PARAMS, jit=False)[0]
 
     return (jax.jit(run) if traced else run)(x)
 
