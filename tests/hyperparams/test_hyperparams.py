@@ -12,9 +12,9 @@ import pytest
 
 import adam_jax
 from tests.catalogue import every_kind_of_state, every_member_slowly, one_kind_of_state
+from tests.catalogue.training import trained
 
 PARAMS = {"w": jnp.linspace(-2.0, 2.0, 999), "b": jnp.ones(3)}
-grads_of = functools.partial(jax.tree.map, lambda p: jnp.sin(3 * p))
 
 
 def in_one_loop(tx, params):
@@ -22,30 +22,22 @@ def in_one_loop(tx, params):
 
     def body(carry, _):
         params, state = carry
-        return adam_jax.step(tx, grads_of(params), state, params), None
+        return adam_jax.step(tx, jax.tree.map(jnp.sin, params), state, params), None
 
     run = jax.jit(lambda start: jax.lax.scan(body, start, length=6)[0])
     return run((params, tx.init(params)))[0]
 
 
-def one_by_one(tx, params):
-    """The parameters after updates that are dispatched one at a time."""
-    state, update = tx.init(params), jax.jit(tx.update)
-    for _ in range(3):
-        updates, state = update(grads_of(params), state, params)
-        params = jax.tree.map(jnp.add, params, updates)
-    return params
-
-
 def train(tx, params):
-    return in_one_loop(tx, params), one_by_one(tx, params)
+    """In one loop, and by updates that are dispatched one at a time."""
+    return in_one_loop(tx, params), trained(tx, params, through="update")[0]
 
 
-def same_bits(member, trained, **numbers):
+def same_bits(member, run, **numbers):
     numbers = {**member.keywords, **member.ours, "learning_rate": 0.0123, **numbers}
     static = member.function(**numbers)
     in_state = adam_jax.with_hyperparams(member.function)(**numbers)
-    chex.assert_trees_all_equal(trained(in_state, PARAMS), trained(static, PARAMS))
+    chex.assert_trees_all_equal(run(in_state, PARAMS), run(static, PARAMS))
 
 
 @pytest.mark.bits
@@ -74,14 +66,6 @@ def test_bfloat16_parameters_keep_float32_numbers(member):
         chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
         state = new
     assert np.isfinite(np.asarray(updates, np.float32)).all() and (updates != 0).all()
-
-
-def test_optax_gives_nan_there(standard_promotion):
-    """The cause of the test above. This fails once Optax fixes it; then update the README too."""
-    params = jnp.ones(3, jnp.bfloat16)
-    tx = optax.inject_hyperparams(optax.adamw)(learning_rate=1e-3)
-    updates, _ = tx.update(params, tx.init(params), params)
-    assert np.isnan(np.asarray(updates, np.float32)).all()
 
 
 def test_double_precision(x64):
@@ -250,24 +234,6 @@ def test_readable_from_flax():
     optimizer.update(model, nnx.grad(lambda m: jnp.sum(m(jnp.ones((1, 2)))))(model))
     numbers = adam_jax.hyperparams(optimizer.opt_state)
     assert float(numbers["learning_rate"][...]) == 0.5 and float(numbers["b2"][...]) == 0.25
-
-
-def test_a_population_from_one_program_equals_one_after_the_other():
-    rates = jnp.array([1e-3, 1e-2, 0.1])
-    decays = jnp.array([0.9, 0.99, 0.999])
-
-    def two_steps(rate, b2):
-        tx = adam_jax.with_hyperparams(adam_jax.adamw)(learning_rate=rate, b2=b2)
-        params, state = PARAMS, tx.init(PARAMS)
-        for _ in range(2):
-            params, state = adam_jax.step(tx, jax.tree.map(jnp.sin, params), state, params)
-        return params
-
-    together = jax.jit(jax.vmap(two_steps))(rates, decays)
-    for i, (rate, b2) in enumerate(zip(rates, decays, strict=True)):
-        alone = jax.jit(two_steps)(rate, b2)
-        one = jax.tree.map(lambda x, i=i: x[i], together)
-        chex.assert_trees_all_close(one, alone, rtol=1e-6, atol=1e-7)
 
 
 def test_any_function_that_makes_a_transformation(standard_promotion):
