@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 import adam_jax
 from tests.catalogue import few
+from tests.catalogue.training import trained
 
 STORED = {
     "int8": dict(mu_dtype=jnp.int8, nu_dtype=jnp.int8),
@@ -25,10 +26,7 @@ STORED = {
     "float32": {},
 }
 NEWER = tuple(map(int, version("flax").split(".")[:3])) >= (0, 12, 8)
-newer_names = pytest.mark.skipif(
-    not NEWER,
-    reason="this Flax has other names for metadata",
-)
+newer_names = pytest.mark.skipif(not NEWER, reason="this Flax has other names for metadata")
 every_storage = few("storage", STORED, ["int8"])
 
 
@@ -170,16 +168,10 @@ def test_steps_in_boxes_are_those_of_bare_arrays(storage, wrapped):
             adam_jax.ema_params(0.9, dtype=jnp.int8),
         )
         params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    bare = nnx.to_pure_dict(params)
-    step = jax.jit(functools.partial(adam_jax.step, tx))
-    state, bare_state = tx.init(params), tx.init(bare)
-    for _ in range(4):
-        before = jax.tree.structure(state)
-        params, state = step(params, state, params)
-        bare, bare_state = step(bare, bare_state, bare)
-        assert jax.tree.structure(state) == before
-    got = jax.tree.leaves((params, state))
-    jax.tree.map(np.testing.assert_array_equal, got, jax.tree.leaves((bare, bare_state)))
+    _, state = moved = trained(tx, params, steps=4)
+    assert jax.tree.structure(state) == jax.tree.structure(tx.init(params))
+    bare = trained(tx, nnx.to_pure_dict(params), steps=4)
+    jax.tree.map(np.testing.assert_array_equal, *map(jax.tree.leaves, (moved, bare)))
 
 
 def test_a_converted_state_keeps_its_boxes():

@@ -1,5 +1,7 @@
 """The contract of a transformation that Optax, JAX and Flax rely on."""
 
+import inspect
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ from tests.catalogue import (
     slowly_with,
 )
 from tests.catalogue.exported import train_from_the_file
+from tests.catalogue.training import trained
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -54,11 +57,7 @@ def test_inside_optax_wrappers(member, wrap):
     results = []
     for alias in (member.alias, member.twin.alias):
         tx = WRAPPERS[wrap](alias(1e-2))
-        params = tree()
-        state = tx.init(params)
-        for _ in range(4):
-            updates, state = jax.jit(tx.update)(jax.grad(quadratic)(params), state, params)
-            params = optax.apply_updates(params, updates)
+        params, state = trained(tx, tree(), lambda p, _: jax.grad(quadratic)(p), 4, "update")
         results.append((params, jax.tree.structure(state)))
     (ours, our_state), (theirs, their_state) = results
     chex.assert_trees_all_close(ours, theirs, rtol=1e-5, atol=1e-6)
@@ -162,20 +161,6 @@ def test_sharded_like_the_parameters(member):
     np.testing.assert_array_equal(updates, alone)
 
 
-@every_kind_of_state
-def test_shard_map(member):
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    tx = member.direction()
-    params = jnp.linspace(-1.0, 1.0, 8 * 4096).reshape(8 * 32, 128)  # Each device has codes.
-    spec = PartitionSpec("data")
-
-    def local(g):
-        return tx.update(g, tx.init(g))[0]
-
-    sharded = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec))(params)
-    np.testing.assert_allclose(sharded, local(params), rtol=1e-6, atol=1e-9)
-
-
 @pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 @every_kind_of_state
 def test_the_step_exported_for_three_platforms_goes_on_from_the_file(member, dtype):
@@ -206,22 +191,14 @@ def test_flax_nnx_optimizer_traces_equal_optimizers_once(member):
 
 
 @every_twin
-def test_signature_extends_optaxs(member):
-    """Optax's arguments in Optax's order, followed by ours, keyword-only."""
-    import inspect
-
+def test_arguments_are_optaxs_in_its_order_followed_by_ours(member):
+    """Ours are keyword-only. tests/docs/test_migrating.py compares the defaults."""
     for ours, theirs in (
         (member.function, member.twin.optax_alias),
         (getattr(adam_jax, member.scale_by), member.twin.optax_direction),
     ):
         our, their = (inspect.signature(f).parameters for f in (ours, theirs))
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        positional = [name for name, p in their.items() if p.kind != keyword]
+        positional = [name for name, p in their.items() if p.kind != p.KEYWORD_ONLY]
         assert list(our)[: len(positional)] == positional
-        assert all(our[name].kind == keyword for name in list(our)[len(positional) :])
+        assert all(our[x].kind == our[x].KEYWORD_ONLY for x in list(our)[len(positional) :])
         assert set(their) <= set(our)
-        for name, parameter in their.items():
-            # mu_dtype=None means the same in both; the defaults differ, see the docstring.
-            # Optax's lambda is our fourth_root, and its scale_by_adam is also our scale_by_nadam.
-            own = name == "mu_dtype" or callable(parameter.default) or name in member.twin.nesterov
-            assert own or our[name].default == parameter.default, name

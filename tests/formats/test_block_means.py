@@ -14,12 +14,7 @@ from adam_jax.formats.dense import Dense, format_of
 from adam_jax.slots import Slot
 from tests.catalogue import MEMBERS, of_each_kind, oracles, slowly_with
 from tests.catalogue.runs import run
-from tests.catalogue.second_moments import (
-    WITH_NU,
-    gradients,
-    magnitudes,
-    naive,
-)
+from tests.catalogue.second_moments import WITH_NU, gradients, magnitudes, naive
 
 FLOAT32 = np.dtype(np.float32)
 # Shapes, and the axes of a block. An axis of 5 is not summed in groups.

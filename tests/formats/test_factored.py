@@ -1,9 +1,8 @@
-"""Second moments as means of rows and columns: against a naive Adafactor and Optax's."""
+"""Second moments as means of rows and columns, against a naive Adafactor."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -87,7 +86,7 @@ def factors_after(grads, b2, policy=SMALL):
 def test_the_means_are_adafactor_s(shape, b2):
     """Algorithm 4 without ε₁, at a constant rate: each mean is averaged separately."""
     row, column = SHAPES[shape]
-    grads, rows, columns = gradients(shape), 0.0, 0.0
+    grads, rows, columns = gradients(shape, 12), 0.0, 0.0
     for g in grads.astype(np.float64):
         rows = b2 * rows + (1 - b2) * (g * g).mean(axis=column)
         columns = b2 * columns + (1 - b2) * (g * g).mean(axis=row)
@@ -96,30 +95,9 @@ def test_the_means_are_adafactor_s(shape, b2):
     np.testing.assert_allclose(stored.columns, columns, rtol=1e-5)
 
 
-@pytest.mark.slow
-@every_shape
-def test_the_means_and_the_axes_are_optax_s(shape, standard_promotion):
-    b2, grads = 0.9, gradients(shape)
-    tx = optax.scale_by_factored_rms(
-        min_dim_size_to_factor=2, epsilon=0.0, decay_rate_fn=lambda step, rate: b2
-    )
-    updates, state = None, tx.init(jnp.asarray(grads[0]))
-    for g in grads:
-        updates, state = tx.update(jnp.asarray(g), state, g)
-    stored = factors_after(grads, b2)
-    # Optax's rows are the means over the larger axis, in either order.
-    row, column = SHAPES[shape]
-    swapped = shape[row] > shape[column]
-    rows, columns = (state.v_col, state.v_row) if swapped else (state.v_row, state.v_col)
-    np.testing.assert_allclose(stored.rows, rows, rtol=1e-5)
-    np.testing.assert_allclose(stored.columns, columns, rtol=1e-5)
-    root = np.sqrt(stored.format.decode(stored, jnp.float32))
-    np.testing.assert_allclose(updates, grads[-1] / root, rtol=1e-4)
-
-
 def test_a_step_is_of_the_gradient_before_it_is_factored():
     """Adafactor uses the product of the new means; here the step uses b2·v + (1-b2)·g²."""
-    b1, b2, eps, grads = 0.9, 0.99, 1e-8, gradients((6, 4)).astype(np.float64)
+    b1, b2, eps, grads = 0.9, 0.99, 1e-8, gradients((6, 4), 12).astype(np.float64)
     tx = adam_jax.scale_by_adam(b1, b2, eps, nu_dtype=SMALL)
     state, m, v = tx.init(jnp.zeros((6, 4))), 0.0, np.zeros((6, 4))
     for t, g in enumerate(grads, start=1):

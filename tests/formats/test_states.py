@@ -51,12 +51,6 @@ def run(tx, place, turns=3):
     return params, state, placed
 
 
-@functools.cache
-def on_8_devices(tx):
-    """The same on 8 devices, shared by tests that only read it."""
-    return run(tx, lambda tree: jax.device_put(tree, shardings(mesh_of())))
-
-
 def in_float32(x):
     """The state in float32, codes included, exactly; NumPy cannot compare int4."""
     return np.asarray(x.astype(jnp.float32))
@@ -87,7 +81,7 @@ every_kind_of_form = pytest.mark.parametrize("tx", DIFFERENT.values(), ids=DIFFE
 @every_kind_of_form
 def test_sharded_the_bits_are_those_of_one_device_and_nothing_is_sent(tx):
     alone = run(tx, lambda tree: jax.device_put(tree, jax.devices()[0]))
-    params, state, placed = on_8_devices(tx)
+    params, state, placed = run(tx, lambda tree: jax.device_put(tree, shardings(mesh_of())))
     for x, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(placed), strict=True):
         assert x.ndim == 0 or x.sharding.is_equivalent_to(sharding, x.ndim)
     as_bytes = (jax.tree.map(in_float32, t) for t in ((params, state), alone[:2]))
@@ -161,30 +155,6 @@ def test_a_function_of_the_moments_through_optax(dtype):
             error = {jnp.int8: 0.01, jnp.int4: 0.1, jnp.bfloat16: 0.0}[dtype]
             atol = error * float(jnp.abs(x).max())
             np.testing.assert_allclose(y, jnp.where(k, x, 0), atol=atol)
-
-
-@pytest.mark.slow
-@every_conversion
-def test_conversion_in_the_middle_of_a_run(dtype):
-    tx = adam_jax.chain(adam_jax.clip_by_global_norm(1.0), adam_jax.adamw(1e-3))
-    params, state, _ = on_8_devices(tx)
-    small = adam_jax.convert_state(state, mu_dtype=dtype, nu_dtype=dtype)
-    like = adam_jax.adamw(1e-3, mu_dtype=dtype, nu_dtype=dtype).init(params)
-    assert jax.tree.structure(small[1]) == jax.tree.structure(like)
-    for x, y in zip(jax.tree.leaves(small[1]), jax.tree.leaves(like), strict=True):
-        assert x.dtype == y.dtype
-        assert x.ndim == 0 or x.sharding.is_equivalent_to(y.sharding, x.ndim)
-    error = {jnp.int8: 0.05, jnp.int4: 0.5, jnp.bfloat16: 0.01}[dtype]
-    grads = jax.tree.map(in_float32, gradients(9, params))
-    exact, _ = jax.jit(tx.update)(grads, state, params)
-    updates, new = jax.jit(tx.update)(grads, small, params)
-    assert jax.tree.structure(new) == jax.tree.structure(small)
-    away = np.linalg.norm(updates["rows"] - exact["rows"])
-    assert 0 < away < error * np.linalg.norm(exact["rows"])
-    back = adam_jax.convert_state(small, mu_dtype=jnp.float32, nu_dtype=jnp.float32)
-    assert jax.tree.structure(back) == jax.tree.structure(state)
-    mu, expected = back[1][0].mu["rows"], state[1][0].mu["rows"]
-    assert np.linalg.norm(mu - expected) < error * np.linalg.norm(expected)
 
 
 def test_conversion_by_path_knows_the_paths_of_init():

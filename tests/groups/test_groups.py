@@ -1,7 +1,6 @@
 """Groups: other hyperparameters for some leaves, in one pass with one count; frozen leaves."""
 
 import dataclasses
-import functools
 import re
 
 import chex
@@ -135,18 +134,6 @@ def test_paths_of_nnx_and_of_dataclasses():
     assert updates.x == 0 and updates.value < 0
 
 
-def test_modifiers_and_hyperparameters_in_groups():
-    tx = adam_jax.groups(adam_jax.cautious(adam_jax.adamw), GROUPS, learning_rate=1e-2)
-    by_row = adam_jax.cautious(adam_jax.adamw(1e-2))
-    body = trained(tx, PARAMS)[0]["body"]
-    chex.assert_trees_all_close(body, trained(by_row, PARAMS["body"])[0], rtol=1e-6, atol=1e-7)
-    factory = functools.partial(adam_jax.groups, adam_jax.adamw, GROUPS)
-    tx, static = adam_jax.with_hyperparams(factory)(learning_rate=1e-2), factory(learning_rate=1e-2)
-    moved, expected = (trained(x, PARAMS)[0] for x in (tx, static))
-    chex.assert_trees_all_close(moved, expected, rtol=1e-6, atol=1e-7)
-    assert float(adam_jax.hyperparams(tx.init(PARAMS))["learning_rate"]) == pytest.approx(1e-2)
-
-
 @pytest.mark.parametrize(
     ("expressions", "defaults", "words"),
     [
@@ -190,8 +177,6 @@ def test_groups_that_cannot_be_made(make, message):
 def test_an_unknown_hyperparameter():
     with pytest.raises(TypeError, match=re.escape("adam() got an unexpected")):
         adam_jax.groups(adam_jax.adam, {"a": {"wd": 1}}, learning_rate=0.1)
-    with pytest.raises(TypeError, match=r"^adam\(\) .*: for lr write learning_rate; its arg"):
-        adam_jax.groups(adam_jax.adam, {"a": None}, lr=0.1)
 
 
 def test_paths_of_none_in_a_variable():

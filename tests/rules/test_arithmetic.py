@@ -56,7 +56,7 @@ ARGUMENTS = (
     *({"eps_root": 1e-3}, {"bias_correction_mu": False, "bias_correction_nu": False}),
     *({"nesterov": True}, {"threshold": 8.0}, {"eps_hat": 1e-2}, {"mode": "refined"}),
     *({"mode": "smooth", "smooth_beta": 2.0}, {"use_clipping": False}, {"alpha": 2.0}),
-    {"initial_accumulator_value": 0.1},
+    *({"initial_accumulator_value": 0.1}, {"gamma": 0.0}, {"gamma": 0.1}),
 )
 
 

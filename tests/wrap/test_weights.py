@@ -8,6 +8,7 @@ import pytest
 
 import adam_jax
 from adam_jax.formats.rounding import Residual
+from tests.catalogue import few
 from tests.catalogue.low_precision import WEIGHTS as WRAPS
 from tests.catalogue.low_precision import every_form_of_weights, gradients
 from tests.catalogue.runs import raised
@@ -48,18 +49,15 @@ INNER = {
     "8-bit lion": adam_jax.lion(1e-4, mu_dtype=jnp.int8),
     "optax.sgd": optax.sgd(1e-3, momentum=0.9),
 }
-FIRST_QUICKLY = [
-    pytest.param(tx, marks=[pytest.mark.slow] if i else []) for i, tx in enumerate(INNER.values())
-]
 
 
 @pytest.mark.bits
 @every_way
-@pytest.mark.parametrize("inner", FIRST_QUICKLY, ids=INNER)
+@few("inner", INNER, ["adamw"])
 def test_16_bits_of_residual_are_float32_bit_for_bit(inner, apply):
     """Also with weight decay, clipping, schedules and masks: the inner member sees float32."""
-    expected, _ = train(inner, params_of(jnp.float32), apply)
-    params, state = train(adam_jax.master_residual(inner), params_of(), apply)
+    expected, _ = train(INNER[inner], params_of(jnp.float32), apply)
+    params, state = train(adam_jax.master_residual(INNER[inner]), params_of(), apply)
     for name in ("w", "b"):
         assert params[name].dtype == jnp.bfloat16 and state.rest[name].dtype == jnp.int16
         joined = Residual(16).join(params[name], state.rest[name])
