@@ -23,7 +23,7 @@ from adam_jax.core.trees import align_params, leaf_paths, unflatten_stored
 from adam_jax.formats.base import READ_AS_SAVED, sharding_of
 from adam_jax.formats.dense import format_of, is_inexact, leaf_dtype, wider_dtype
 from adam_jax.formats.noise import Salt, salt_of_moments
-from adam_jax.formats.policy import SlotDType, check_still_fits, resolve
+from adam_jax.formats.policy import SlotDType, check_mapped, check_still_fits, resolve
 from adam_jax.formats.rounding import Split
 from adam_jax.numerics import exact
 from adam_jax.pytrees import Label, frozen_pytree, static
@@ -164,6 +164,7 @@ class Member(Body):
         for k, stage in enumerate(self.stages):
             fields: dict[str, Any] = {name: jnp.zeros([], jnp.int32) for name in stage.counts}
             for j, slot in enumerate(stage.rule.slots):
+                check_mapped(params, stage.dtypes[j], slot)
                 stored: list[Any] = []
                 for p, path, layer, which in zip(leaves, paths, single, chosen, strict=True):
                     if which is None or not is_inexact(p):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adam_jax._types import DType, Leaf, Stored
+from adam_jax._types import DType, Leaf, Params, Stored
 from adam_jax.formats.base import Format, SlotPolicy
 from adam_jax.formats.blockwise import Quantized
 from adam_jax.formats.dense import AT_LEAST_FLOAT32, Dense, format_of, leaf_dtype
@@ -169,6 +169,25 @@ def resolve(spec: SlotDType, param: Leaf, slot: Slot, path: str = "") -> Format:
 
 def _argument(slot: Slot) -> str:
     return "nu_dtype" if slot.magnitude else "mu_dtype"
+
+
+def check_mapped(params: Params, spec: SlotDType, slot: Slot) -> None:
+    """Refuses `optax.tree.map_params` where its function would get codes or means.
+
+    It calls `init` with a placeholder of its own, and its function with what is stored there.
+    """
+    if type(params).__name__ != "_ParamsPlaceholder":
+        return
+    specs = (spec.default, *dict(spec.choices).values()) if isinstance(spec, ByPath) else (spec,)
+    large = jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
+    for fmt in (resolve(spec, large, slot) for spec in specs):
+        if fmt.unit != 1:
+            raise ValueError(
+                f"tx of optax.tree.map_params must not store {slot.name} as {fmt}, which its"
+                f" function would get instead of numbers: convert the state to float32 with"
+                f" adam_jax.convert_state, map it with a transformation that stores float32, and"
+                f" convert it back; for placement write jax.tree.map or adam_jax.shard_state."
+            )
 
 
 def stored_format(stored: Stored) -> Format:

@@ -17,6 +17,7 @@ from adam_jax.core.trees import unflatten_stored
 from adam_jax.formats.dense import AT_LEAST_FLOAT32, format_of, is_floating, leaf_dtype, wider_dtype
 from adam_jax.formats.policy import (
     SlotDType,
+    check_mapped,
     check_nearest_dtype,
     resolve,
     stored_format,
@@ -64,6 +65,7 @@ class Accumulate(Body):
             return resolve(self.dtype, layer, Slot("acc_grads")).init(jnp.asarray(p), 0.0)
 
         inner_state = self.inner.init(params)  # First, since its errors name a leaf's path.
+        check_mapped(params, self.dtype, Slot("acc_grads"))
         started = map(start, jax.tree.leaves(params), self.layers.single(params))
         grads = unflatten_stored(params, list(started))
         steps = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)

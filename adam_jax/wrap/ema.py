@@ -12,7 +12,13 @@ from adam_jax.core.step import Body, Step, check_state, scaled
 from adam_jax.core.transformation import Transformation
 from adam_jax.core.trees import align_params, unflatten_stored
 from adam_jax.formats.dense import AT_LEAST_FLOAT32, is_floating, leaf_dtype
-from adam_jax.formats.policy import SlotDType, check_nearest_dtype, resolve, stored_format
+from adam_jax.formats.policy import (
+    SlotDType,
+    check_mapped,
+    check_nearest_dtype,
+    resolve,
+    stored_format,
+)
 from adam_jax.formats.rounding import rounded_to_nearest
 from adam_jax.numerics import DecayRate, DecayRateLike
 from adam_jax.pytrees import frozen_pytree, static
@@ -50,6 +56,7 @@ class EmaParams(Body):
             # A copy: params and state are both donated to the step.
             return fmt.encode(jnp.array(scaled(p), copy=True))
 
+        check_mapped(params, self.dtype, Slot("ema"))
         started = map(start, jax.tree.leaves(params), self.layers.single(params))
         ema = unflatten_stored(params, list(started))
         return EmaParamsState(jnp.zeros([], jnp.int32), ema)

@@ -93,7 +93,8 @@ def test_random_numbers(standard_promotion):
             x = (NUMBERS | OTHERS)[kind](value)
         number = kind in NUMBERS
         expected = moved(factory, argument, float(np.asarray(x).item())) if number else None
-        actual = moved(factory, argument, x, traced)
+        with np.errstate(over="ignore"):  # JAX makes float32 of a traced 1e300.
+            actual = moved(factory, argument, x, traced)
         if actual is None:
             assert expected is None, f"{case} is refused"
             found["refused"] += 1

@@ -134,6 +134,48 @@ def test_under_vmap_the_bits_are_those_of_one(tx):
     np.testing.assert_array_equal(in_float32(after["rows"][1]), in_float32(expected["rows"]))
 
 
+STORED = {
+    "codes": {"mu_dtype": jnp.int8},
+    "codes by path": {"nu_dtype": adam_jax.by_path({"rows": jnp.int4})},
+    "rows and columns": {"nu_dtype": adam_jax.Factored()},
+    "means": {"nu_dtype": adam_jax.BlockMeans(-1)},
+    "Adam-mini": {"nu_dtype": adam_jax.AdamMini()},
+    "16 bits": {"mu_dtype": jnp.float16, "nu_dtype": adam_jax.stochastic(jnp.bfloat16)},
+}
+AROUND = {
+    "alone": lambda tx: tx,
+    "skip": adam_jax.skip_nonfinite,
+    "groups": lambda tx: adam_jax.groups({".*": tx}),
+    "chain": lambda tx: adam_jax.chain(tx, optax.identity()),
+    "optax.chain": lambda tx: optax.chain(optax.identity(), tx),
+    "optax.masked": lambda tx: optax.masked(tx, dict.fromkeys(SPECS, True)),
+}
+
+
+@pytest.mark.parametrize("around", AROUND.values(), ids=AROUND)
+@pytest.mark.parametrize("stored", STORED.values(), ids=STORED)
+def test_a_mapped_function_gets_arrays_like_the_parameters(stored, around):
+    """Or it is refused: a threshold on codes prunes others than one on moments."""
+    tx, params, seen = around(adam_jax.adamw(1e-3, **stored)), params_of(), []
+    state = tx.init(params)
+    if stored is not STORED["16 bits"]:
+        with pytest.raises(ValueError, match="map_params must not store"):
+            optax.tree.map_params(tx, seen.append, state)
+        return
+    optax.tree.map_params(tx, lambda x: seen.append(x.shape), state)
+    assert sorted(seen) == sorted(2 * [p.shape for p in params.values()])
+
+
+@pytest.mark.parametrize("wrapper", [adam_jax.ema_params, adam_jax.accumulate])
+def test_a_mapped_function_gets_no_codes_of_a_wrapper(wrapper):
+    if wrapper is adam_jax.accumulate:
+        tx = adam_jax.accumulate(adam_jax.adamw(1e-3), 2, dtype=jnp.int8)
+    else:
+        tx = adam_jax.chain(adam_jax.adamw(1e-3), adam_jax.ema_params(0.9, dtype=jnp.int8))
+    with pytest.raises(ValueError, match="must not store (ema|acc_grads) as int8"):
+        optax.tree.map_params(tx, lambda x: x, tx.init(params_of()))
+
+
 CONVERSIONS = {"8 bits": jnp.int8, "4 bits": jnp.int4, "16 bits": jnp.bfloat16}
 
 
@@ -146,7 +188,8 @@ def test_a_function_of_the_moments_through_optax(dtype):
     _, state = tx.update(gradients(0, params), tx.init(params), params)
     kept = jax.tree.map(lambda p: jnp.arange(p.size).reshape(p.shape) % 3 > 0, params)
     dense = adam_jax.convert_state(state, mu_dtype=jnp.float32, nu_dtype=jnp.float32)
-    pruned = optax.tree.map_params(tx, lambda m, k: jnp.where(k, m, 0), dense, kept)
+    plain = adam_jax.adamw(1e-3)
+    pruned = optax.tree.map_params(plain, lambda m, k: jnp.where(k, m, 0), dense, kept)
     again = adam_jax.convert_state(pruned, mu_dtype=dtype, nu_dtype=dtype)
     again = adam_jax.convert_state(again, mu_dtype=jnp.float32, nu_dtype=jnp.float32)
     for name in ("mu", "nu"):

@@ -7,13 +7,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import adam_jax
+from benchmarks.tpu.machine import tpus
 from tests.catalogue.sharded import TRANSFORMATIONS
 
 SHAPE = (8, 16, 1024)  # A part along the last axis holds a block of 128.
+COLLECTIVE = r"= (\S+|\(.*?\)) (?:all-|collective-|reduce-)[\w-]+\("
 OURS = [name for name, tx in TRANSFORMATIONS.items() if isinstance(tx, adam_jax.Transformation)]
+
+
+def most_sent(program):
+    """The most elements that a collective of a compiled program returns."""
+    sent = re.findall(COLLECTIVE, program.as_text())
+    sizes = [re.findall(r"\d+", size) for x in sent for size in re.findall(r"\[(.*?)\]", x)]
+    return max([math.prod(map(int, x)) for x in sizes] or [0])
 
 
 def stepped(tx, params, where):
@@ -22,12 +31,10 @@ def stepped(tx, params, where):
     params, grads = ({"w": jax.device_put(x, where)} for x in (params, grads))
     state = tx.init(params)
     step = jax.jit(tx.step)
-    program = step.lower(grads, state, params).compile().as_text()
-    sent = re.findall(r"= (\S+|\(.*?\)) (?:all-|collective-|reduce-)[\w-]+\(", program)
-    sizes = [re.findall(r"\d+", size) for x in sent for size in re.findall(r"\[(.*?)\]", x)]
+    sent = most_sent(step.lower(grads, state, params).compile())
     for _ in range(3):
         params, state = step(grads, state, params)
-    return np.asarray(params["w"], np.float32), max([math.prod(map(int, x)) for x in sizes] or [0])
+    return np.asarray(params["w"], np.float32), sent
 
 
 @pytest.mark.slow
@@ -45,6 +52,46 @@ def test_along_each_axis(name, layers, standard_promotion):
             spec = PartitionSpec(*[None] * axis, "data")
             parts, sent = stepped(tx, params, NamedSharding(mesh, spec))
             np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-5)
-            # On automatic axes, where no type shows the sharding, layers may be sent for a norm.
+            # On automatic axes, where no type shows the sharding, a CPU sends layers for a norm,
+            # whose bits are those of the layer alone.
             if kind == AxisType.Explicit:
                 assert sent <= math.prod(SHAPE) / 16, axis  # Means over the second axis.
+
+
+@pytest.mark.usefixtures("tpu_compiler")
+@pytest.mark.parametrize("name", OURS)
+def test_tpus_send_no_layers_on_automatic_axes(name):
+    tx = adam_jax.with_layers(TRANSFORMATIONS[name], "w")
+    mesh = Mesh(np.array(tpus("v5e:2x4")), ("data",))
+    dtype = jnp.bfloat16 if "residual" in name else jnp.float32
+    for axis in range(3):
+
+        def like(x, axis=axis):
+            whole = PartitionSpec(*[None] * axis, "data")
+            split = x.ndim == 3 and x.shape[axis] % 8 == 0
+            where = NamedSharding(mesh, whole if split else PartitionSpec())
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+        params = {"w": like(jax.ShapeDtypeStruct(SHAPE, dtype))}
+        state = jax.tree.map(like, jax.eval_shape(tx.init, params))
+        program = jax.jit(tx.step).lower(params, state, params).compile()
+        assert most_sent(program) <= math.prod(SHAPE) / 16, axis
+
+
+@pytest.mark.parametrize("name", ["adamw", "factored", "block means", "lamb"])
+def test_each_device_steps_its_own_layers_in_shard_map(name):
+    tx = adam_jax.with_layers(TRANSFORMATIONS[name], "w")
+    params, grads = ({"w": jax.random.normal(jax.random.key(i), SHAPE)} for i in range(2))
+
+    def steps(grads, params):
+        state = tx.init(params)
+        for _ in range(3):
+            params, state = tx.step(grads, state, params)
+        return params
+
+    mesh, parts = jax.make_mesh((8,), ("data",)), PartitionSpec("data")
+    mapped = jax.jit(jax.shard_map(steps, mesh=mesh, in_specs=parts, out_specs=parts))
+    placed = jax.device_put((grads, params), NamedSharding(mesh, parts))
+    parts, whole = mapped(*placed)["w"], steps(grads, params)["w"]
+    np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-7)
+    assert most_sent(mapped.lower(*placed).compile()) == 0
