@@ -5,10 +5,8 @@ import inspect
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 import adam_jax
 from tests.catalogue import (
@@ -139,26 +137,6 @@ def test_donation_leaves_nothing_behind(member):
     memory = compiled.memory_analysis()
     assert memory.temp_size_in_bytes < (member.reads_the_old + 0.01) * params.nbytes
     assert memory.alias_size_in_bytes >= (1 + len(member.slots)) * params.nbytes
-
-
-@every_kind_of_state
-def test_sharded_like_the_parameters(member):
-    """8 devices: the state is sharded like the parameters, and the step has no collectives."""
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
-    params = jax.device_put(jnp.linspace(-1.0, 1.0, 64).reshape(16, 4), sharding)
-    tx = member.alias(1e-2)
-    state = tx.init(params)
-    for moment in member.moments(state).values():
-        assert moment.sharding.is_equivalent_to(sharding, 2)
-    compiled = jax.jit(tx.update).lower(params, state, params).compile()
-    moving = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
-    assert [word for word in moving if word in compiled.as_text()] == []
-    updates, state = jax.jit(tx.update)(params, state, params)
-    assert updates.sharding.is_equivalent_to(sharding, 2)
-    host = np.asarray(params)
-    alone = jax.jit(tx.update)(host, tx.init(host), host)[0]
-    np.testing.assert_array_equal(updates, alone)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])

@@ -57,13 +57,6 @@ def test_a_decay_rate_of_one_where_nothing_is_divided_by_its_complement(
     chex.assert_trees_all_close(trained(in_state, 5), expected, rtol=1e-5)
     with pytest.raises(ValueError, match=rf"{rate} must be in \[0, 1\], got 1.5"):
         ours(1e-2, **{rate: 1.5})
-    adam = adam_jax.with_hyperparams(adam_jax.adam)(1e-2)
-    for refused in (
-        lambda: adam_jax.adam(1e-2, b2=1.0),
-        lambda: adam_jax.set_hyperparams(adam.init(PARAMS), b2=1.0),
-    ):
-        with pytest.raises(ValueError, match=r"b2 must be in \[0, 1\), got 1.0"):
-            refused()
 
 
 @pytest.mark.parametrize("shape", [(1,), (1, 1)])
@@ -71,11 +64,8 @@ def test_a_decay_rate_of_one_where_nothing_is_divided_by_its_complement(
 def test_an_array_of_one_number_is_a_number(member, shape):
     """Optax's update of a scalar parameter would get shape (1,); all else equals Optax."""
     one = jnp.full(shape, 0.125)
-    numbers = {
-        "learning_rate": one,
-        "b1": one,
-        **({"weight_decay": one} if member.needs_params else {}),
-    }
+    names = ["learning_rate", "b1", *(["weight_decay"] if member.needs_params else [])]
+    numbers = dict.fromkeys(names, one)
     plain = member.alias(**dict.fromkeys(numbers, 0.125))
     for tx in (member.alias(**numbers), member.alias(**{**numbers, "b1": np.full(shape, 0.125)})):
         chex.assert_trees_all_equal(

@@ -247,7 +247,7 @@ changed = functools.partial(adam_jax.set_hyperparams, STATE)
         (lambda: make(1e-3, b2=1.0), r"b2 must be in \[0, 1\)"),
         (lambda: adam_jax.with_hyperparams(adam_jax.adamw(1e-3)), "adamw without its arguments"),
         (lambda: changed(lr=1e-3), r"\['lr'\] must be among .*learning_rate"),
-        (lambda: changed(b1=1.5), r"b1 must be in \[0, 1\)"),
+        (lambda: changed(b1=1.0), r"b1 must be in \[0, 1\)"),
         (lambda: changed(learning_rate=np.nan), r"learning_rate must be in \(-inf, inf\)"),
         (lambda: changed(learning_rate=jnp.inf), r"learning_rate must be in \(-inf, inf\)"),
         (lambda: changed(learning_rate=-jnp.inf), r"learning_rate must be in \(-inf, inf\)"),

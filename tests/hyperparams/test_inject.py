@@ -69,17 +69,6 @@ def test_a_checkpoint_of_either_goes_on_in_the_other(ours, theirs, standard_prom
         assert jax.tree.structure(kept) == jax.tree.structure(expected_state)
 
 
-def test_all_that_optax_has_not_is_none_or_a_flag():
-    """A number would be added to the state."""
-    for name, ours, theirs in pairs():
-        extra = inspect.signature(ours).parameters.keys() - inspect.signature(theirs).parameters
-        for argument in extra:
-            default = inspect.signature(ours).parameters[argument].default
-            is_number = isinstance(default, int | float | jax.Array)
-            assert isinstance(default, bool) or not is_number, (name, argument)
-            assert not callable(default), (name, argument)
-
-
 def test_none_is_the_value_that_the_docstring_says():
     for alias, argument, number in (
         (adam_jax.adam, "eps_hat", 0.0),
