@@ -48,7 +48,7 @@ from adam_jax.modifiers import (
     with_kernel,
     with_layers,
 )
-from adam_jax.numerics import DecayRateLike
+from adam_jax.rates import DecayRateLike, ScheduledRatesState
 from adam_jax.wrap.accumulate import AccumulateState, accumulate
 from adam_jax.wrap.chain import chain
 from adam_jax.wrap.clip import clip_by_global_norm
@@ -82,6 +82,7 @@ __all__ = [
     "ScaleByBiasCorrectionState",
     "ScaleByLapropState",
     "ScaleByMarsState",
+    "ScheduledRatesState",
     "SkipState",
     "Skipped",
     "TelemetryState",

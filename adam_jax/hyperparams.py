@@ -31,8 +31,8 @@ from adam_jax.core.step import Body, Step, check_state, select
 from adam_jax.core.transformation import Transformation, body_of
 from adam_jax.groups import groups
 from adam_jax.modifiers import Factory, layers_of, with_layers
-from adam_jax.numerics import DecayRate, DecayRateLike
-from adam_jax.pytrees import frozen_pytree, static
+from adam_jax.pytrees import Label, frozen_pytree, static
+from adam_jax.rates import DecayRate, DecayRateLike, Past, moved
 from adam_jax.rules.hyperparameters import FixedNumber, Scheduled
 from adam_jax.validation import (
     as_scalar,
@@ -70,12 +70,14 @@ class HyperparamsState(NamedTuple):
       hyperparams: the numbers by argument name, float32; for a schedule, its last value.
       exact: the decay rates among them at full precision, b2 under `exact_b2`, so that
         `optax.tree.get(state, "b2")` finds one number.
+      past: the decay rates of the steps so far, for exact bias correction when one changes.
       inner_state: the member's own.
     """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     hyperparams: dict[str, jax.Array]
     exact: dict[str, ExactRate]
+    past: dict[str, Past]
     inner_state: State
 
 
@@ -132,7 +134,8 @@ class WithHyperparams(Body):
             for name, _ in self.sides
             if not isinstance(self.numbers[name], Scheduled)
         }
-        state = HyperparamsState(count, self.numbers_at(count, self.numbers), exact, ())
+        past = {name: Past.none() for name, _ in self.sides}
+        state = HyperparamsState(count, self.numbers_at(count, self.numbers), exact, past, ())
         return state._replace(inner_state=self.inner(state).init(params))
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
@@ -146,9 +149,10 @@ class WithHyperparams(Body):
                 f" adam_jax.convert.from_optax(state, params, tx)."
             )
         state = state._replace(hyperparams=self.numbers_at(state.count, state.hyperparams))
-        body = body_of(name_of(self.factory), self.inner(state))
+        body, past = moved(body_of(name_of(self.factory), self.inner(state)), state.count)
         out, inner = body.run(step, state.inner_state)
-        return out, state._replace(count=step.counted(state.count), inner_state=inner)
+        new = state._replace(count=step.counted(state.count), inner_state=inner)
+        return out, new._replace(past=state.past | past)
 
     def numbers_at(self, count: Count, given: Named) -> dict[str, jax.Array]:
         """The numbers of one step: the given ones, and the schedules' values."""
@@ -165,14 +169,18 @@ class WithHyperparams(Body):
     def inner(self, state: HyperparamsState) -> Any:
         """The member made from the state's numbers."""
         arguments: Named = dict(state.hyperparams)
+        next_numbers = self.numbers_at(state.count + 1, state.hyperparams)
         for name, side in self.sides:
             b, known = state.hyperparams[name], state.exact.get(exact_key(name))
             # A schedule's value, or a number assigned directly, is known only in float32.
-            rate = DecayRate.of_array(b, side)
-            if known is not None:
+            rate, following = DecayRate.of_array(b, side), None
+            if known is None:
+                following = DecayRate.of_array(next_numbers[name], side)
+            else:
                 exact = DecayRate(known.complement, known.log, side)
                 rate = select(b == known.rate, jax.tree.map(_with_tangent, exact, rate), rate)
-            arguments[name] = rate
+            its = {"name": Label(name), "past": state.past[name], "following": following}
+            arguments[name] = dataclasses.replace(rate, **its)
         made = self.factory(**arguments, **self.fixed.tree)
         return with_layers(made, self.layers) if self.layers else made
 

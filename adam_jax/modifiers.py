@@ -23,8 +23,9 @@ from adam_jax.core.states import register
 from adam_jax.core.step import NoMember
 from adam_jax.core.transformation import Transformation, body_of
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_slot_dtype
-from adam_jax.numerics import DecayRate, after_first, exact, root, sign, squared
+from adam_jax.numerics import after_first, exact, root, sign, squared
 from adam_jax.pytrees import Label, frozen_pytree, static
+from adam_jax.rates import DecayRate
 from adam_jax.rules.adam import Direction
 from adam_jax.rules.base import Modifier, Rule, View, with_parts
 from adam_jax.rules.hyperparameters import (

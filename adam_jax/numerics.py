@@ -11,11 +11,7 @@ tests/numerics/test_exact.py finds the same bits without it.
 """
 
 import functools
-import math
-import sys
-import warnings
 from collections.abc import Callable
-from typing import Annotated, TypeAlias
 
 import jax
 import jax.core
@@ -25,9 +21,7 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from adam_jax._types import Count, Function, Number, PyTree, Result
-from adam_jax.pytrees import Label, frozen_pytree, static
-from adam_jax.validation import IN_FLOAT32, check_number, same_kind
+from adam_jax._types import Count, Function, PyTree, Result
 from adam_jax.xla.mosaic import in_kernel_or_not, quotient, square_root
 
 
@@ -61,123 +55,10 @@ own_zero = _elementwise(
 """0 for the places where x is 0: there x itself on CPUs, and a constant elsewhere."""
 
 
-@frozen_pytree
-class DecayRate:
-    """The decay rate b of an exponential moving average, as the two numbers that arithmetic needs.
-
-    float32(0.999) and 1 - float32(0.999) have relative errors of 1e-8 and 1e-5. Rounding destroys a
-    rate near one, but not its complement and its logarithm. Both are computed here from the Python
-    number, in float64, and only then rounded. This also holds when the rate becomes a traced
-    argument, because the pytree's leaves are these two numbers, not b.
-
-    Attributes:
-      complement: 1 - b.
-      log: log b; for b = 0 that of the smallest number, of which the powers are 0 as well.
-      mostly_old: b ≥ 0.5, which selects the form of `average`; None for a rate that is traced when
-        the transformation is built, which needs both forms.
-      name: of the argument, for `repr`.
-    """
-
-    complement: Number
-    log: Number
-    mostly_old: bool | None = static(default=None)
-    name: Label = static(default=Label())
-
-    @classmethod
-    def of(cls, argument: str, b: Number, closed: bool = False) -> "DecayRate":
-        """Checks 0 ≤ b < 1 and splits b; `closed` allows 1, for an average read without bias
-        correction.
-
-        A traced rate is split after rounding: float32(0.999) adds a relative error of 1.3e-5 to
-        every increment. Trace the transformation instead, or pass a rate that is already split, as
-        `with_hyperparams` does. A concrete array is split in float64, into two arrays.
-        """
-        if isinstance(b, cls):
-            return b
-        instead = "usual rates are 0.9 to 0.9999"
-        if getattr(b, "dtype", None) in (jnp.bfloat16, np.float16):
-            instead = f"{b.dtype.name} rounds rates near 1 to 1; {IN_FLOAT32}"
-            if isinstance(b, jax.core.Tracer):
-                message = f"{argument} must be below 1, and is read as such: {instead}."
-                warnings.warn(message, stacklevel=3)
-                # The middle of what rounds to 1. Optax's own tests trace such rates.
-                b = jnp.minimum(b.astype(np.float32), 1 - float(jnp.finfo(b.dtype).epsneg) / 4)
-        b = check_number(argument, b, 0.0, 1.0, closed=closed, instead=instead)
-        if isinstance(b, jax.core.Tracer):
-            return cls.of_array(b)
-        exact = float(b)
-        parts = 1.0 - exact, math.log(max(exact, sys.float_info.min))
-        complement, log = (same_kind(part, b) for part in parts)
-        return cls(complement, log, exact >= 0.5, Label(argument))
-
-    @classmethod
-    def of_array(cls, b: Array, mostly_old: bool | None = None) -> "DecayRate":
-        """Splits a rate that is already rounded."""
-        return cls(1 - b, safe_log(b), mostly_old)
-
-    def average(self, old: Array, new: Array) -> Array:
-        """One step of the average: old + (1-b)(new - old), or for b < 0.5 new + b(old - new).
-
-        b·old + (1-b)·new is mathematically equal, but its two weights do not add to one in float32.
-        An average of varying terms is then off by 6e-6 (b = 0.999). Both forms stop moving when an
-        increment is below half an ulp of `old`: 3e-5 short of a constant term, for b = 0.999. The
-        second form returns `new` for b = 0; old + (new - old) does not.
-        """
-        if self.mostly_old is None:
-            mostly_old = self.complement <= 0.5
-            forms = (DecayRate(self.complement, self.log, form) for form in (True, False))
-            return jnp.where(mostly_old, *(rate.average(old, new) for rate in forms))
-        if self.mostly_old:
-            return old + self.complement * (new - old)
-        return new + (1 - self.complement) * (old - new)
-
-    def correction(self, count: Count, ahead: int = 0, log_factor: Number = 0.0) -> Array:
-        """1 - c·bᵗ with t = count + 1 + ahead; log_factor is log c, for the momenta of NAdam.
-
-        With c = 1 it is the sum of the weights in an average of t terms that started at zero. It is
-        computed as -expm1(t log b): 1 - b**t loses five digits to cancellation in the first steps.
-        """
-        # As the state's next count: XLA:GPU copies a donated count that others read too.
-        t = jnp.asarray(next_count(count), jnp.result_type(float)) + ahead
-        return _one_minus_power(t, self.complement, self.log, log_factor)
-
-    def debiasing(self, count: Count) -> Array:
-        """1 / (1 - bᵗ), the factor that corrects such an average.
-
-        A factor, not a divisor: XLA converts division to multiplication in some programs, so the
-        same leaf would get different bits alone and beside another leaf.
-        """
-        return 1 / self.correction(count)
-
-
 def next_count(count: Count) -> Array:
     """The count plus one; it saturates at the largest integer, as `optax.safe_increment`."""
     largest = np.iinfo(np.int32).max
     return jnp.where(count < largest, count + 1, largest)
-
-
-@jax.custom_jvp
-def _one_minus_power(t: Array, complement: Number, log: Number, log_factor: Number) -> Array:
-    """1 - c·bᵗ, differentiable in b through the complement alone, also where b = 0.
-
-    There the derivative through log b is infinite; the correct one at t = 1 is -c.
-    """
-    del complement
-    return -jnp.expm1(t * log + log_factor)
-
-
-@_one_minus_power.defjvp
-def _one_minus_power_jvp(primals: PyTree, tangents: PyTree) -> tuple[Array, Array]:
-    t, complement, log, log_factor = primals
-    _, d_complement, _, d_log_factor = tangents
-    result = _one_minus_power(t, complement, log, log_factor)
-    # b^(t-1), which is 1 at t = 1 even for b = 0: no 0·∞.
-    power = jnp.exp((t - 1) * jnp.maximum(log, jnp.finfo(t.dtype).min) + log_factor)
-    return result, t * power * d_complement - (1 - result) * d_log_factor
-
-
-DecayRateLike: TypeAlias = Annotated[jax.typing.ArrayLike, DecayRate]
-"""The type of an argument that becomes a `DecayRate`; `with_hyperparams` identifies them by it."""
 
 
 def after_first(count: Count) -> Array:

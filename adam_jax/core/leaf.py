@@ -18,7 +18,8 @@ from adam_jax.core.step import scaled, select
 from adam_jax.formats.base import Format
 from adam_jax.formats.noise import Positions, bits_of_moments
 from adam_jax.formats.rounding import Split
-from adam_jax.numerics import DecayRate, bounded, exact, summed
+from adam_jax.numerics import bounded, exact, summed
+from adam_jax.rates import DecayRate
 from adam_jax.rules.base import Rule
 from adam_jax.xla.barrier import computed_again
 from adam_jax.xla.maxima import largest

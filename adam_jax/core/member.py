@@ -27,8 +27,16 @@ from adam_jax.formats.policy import SlotDType, check_mapped, check_still_fits, r
 from adam_jax.formats.rounding import Split
 from adam_jax.numerics import exact
 from adam_jax.pytrees import Label, frozen_pytree, static
+from adam_jax.rates import Past, ScheduledRate, ScheduledRatesState, scheduled_rates, with_rates
 from adam_jax.rules.base import Rule, at
 from adam_jax.rules.hyperparameters import Hyperparameter
+
+MOVE = (
+    "To move the state of another transformation, write"
+    " adam_jax.convert.from_optax(state, params, tx)."
+)
+
+register(ScheduledRatesState, inner=["inner_state"], others_matter=False)
 
 
 @frozen_pytree
@@ -176,20 +184,24 @@ class Member(Body):
                         raise ValueError(f"at {path!r}, {error}") from None
                 fields[slot.name] = unflatten_stored(params, stored)
             states.append(stage.state_type(**fields))
-        return self._joined(states)
+        past = [{name: Past.none() for name in names.values()} for names in self._scheduled()]
+        return self._joined(states, past)
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
         """One step of every leaf."""
-        states = self._split(state)
+        states, past = self._split(state)
         counts = [
             getattr(s, stage.counts[0]) if stage.counts else None
             for stage, s in zip(self.stages, states, strict=True)
         ]
         # In `groups`, a schedule of a stage without its own count reads the member's count.
         first = next((count for count in counts if count is not None), None)
+        counts = [first if count is None else count for count in counts]
+        of_stages = zip(zip(*self._rules(), strict=True), past, counts, strict=True)
+        with_its_rates = [with_rates(*of_stage) for of_stage in of_stages]
         rules = _rules_of_step(
-            [[stage.rule for stage in stages] for stages in self.variants],
-            [first if count is None else count for count in counts],
+            list(zip(*(its for its, _ in with_its_rates), strict=True)),
+            counts,
             any(isinstance(g, jax.core.Tracer) for g in step.g),
         )
         # Per stage and slot: the stored forms of all leaves, updated in place.
@@ -253,7 +265,8 @@ class Member(Body):
         if not step.last:  # What follows would contract a last product in some loops.
             results = [exact(x) for x in results]
         step = step.widened()
-        return step.with_results(results, step.dtypes, done=step.last), self._joined(new_states)
+        new = self._joined(new_states, [its for _, its in with_its_rates])
+        return step.with_results(results, step.dtypes, done=step.last), new
 
     def plan(
         self,
@@ -338,35 +351,50 @@ class Member(Body):
                     f" its gradient."
                 )
 
-    def _split(self, state: State) -> list[Any]:
-        """The states of the stages."""
+    def _rules(self) -> list[list[Rule]]:
+        """The rules, by variant and stage."""
+        return [[stage.rule for stage in stages] for stages in self.variants]
+
+    def _scheduled(self) -> list[dict[ScheduledRate, str]]:
+        """Of each stage, the scheduled decay rates whose past its state keeps."""
+        return [scheduled_rates(rules) for rules in zip(*self._rules(), strict=True)]
+
+    def _split(self, state: State) -> tuple[list[Any], list[dict[str, Past]]]:
+        """The states of the stages, and the past of their scheduled decay rates."""
         if self.chained and not (isinstance(state, tuple) and len(state) == len(self.stages)):
             got = f"a tuple of {len(state)}" if isinstance(state, tuple) else type(state).__name__
             raise ValueError(
                 f"the state must be the tuple of {len(self.stages)} that init returned, got {got}:"
                 f" {PASS_ON}"
             )
-        states = list(state) if self.chained else [state]
-        for k, (stage, s) in enumerate(zip(self.stages, states, strict=True)):
-            states[k] = s = s if stage.mask is None else getattr(s, "inner_state", s)
+        states, past = list(state) if self.chained else [state], []
+        columns = zip(self.stages, states, self._scheduled(), strict=True)
+        for k, (stage, s, scheduled) in enumerate(columns):
+            where = f"at state[{k}], " if self.chained else ""
+            past.append(getattr(s, "past", {}) if scheduled else {})
+            if past[k].keys() != set(scheduled.values()):
+                raise ValueError(
+                    f"{where}the state must have the past of {sorted(scheduled.values())}, whose"
+                    f" rates are scheduled, got {_in_words(type(s))}: {PASS_ON} {MOVE}"
+                )
+            its_own = stage.mask is None and not scheduled
+            states[k] = s = s if its_own else getattr(s, "inner_state", s)
             # Checked by type: a type with more slots would lose them, and AdaBelief's slots have
             # the same names as Adam's. A stage without state accepts anything empty, because Optax
             # does not look at it.
             empty = not stage.state_type._fields and not jax.tree.leaves(s)
             if not empty and not isinstance(s, stage.state_type):
-                where = f"at state[{k}], " if self.chained else ""
                 raise ValueError(
                     f"{where}the state must be {_in_words(stage.state_type)}, got"
-                    f" {_in_words(type(s))}: {PASS_ON} To move the state of another transformation,"
-                    f" write adam_jax.convert.from_optax(state, params, tx)."
+                    f" {_in_words(type(s))}: {PASS_ON} {MOVE}"
                 )
-        return states
+        return states, past
 
-    def _joined(self, states: Sequence[Any]) -> Any:
+    def _joined(self, states: Sequence[Any], past: Sequence[dict[str, Past]]) -> Any:
         """The inverse of `_split`."""
         wrapped = tuple(
-            s if stage.mask is None else optax.MaskedState(inner_state=s)
-            for stage, s in zip(self.stages, states, strict=True)
+            ScheduledRatesState(its, s) if its else optax.MaskedState(s) if stage.mask else s
+            for stage, s, its in zip(self.stages, states, past, strict=True)
         )
         return wrapped if self.chained else wrapped[0]
 

@@ -20,7 +20,8 @@ from adam_jax.core.stacked import Layers, Stack, over_layers
 from adam_jax.core.trees import align_params, align_slot, leaf_paths, unflatten_stored
 from adam_jax.formats.dense import is_floating, leaf_dtype, wider_dtype
 from adam_jax.formats.rounding import Split
-from adam_jax.numerics import DecayRate, next_count
+from adam_jax.numerics import next_count
+from adam_jax.rates import DecayRate, ScheduledRate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -494,6 +495,8 @@ def arguments(parts: Iterable[Any]) -> list[str]:
             b = b if isinstance(b, str) else 1 - b
             found.append(f"{part.name}={round(b, 12) if isinstance(b, float) else b}")
             continue
+        if isinstance(part, ScheduledRate):
+            found.append(f"{part.name}={shown(part.schedule)}")
         for field in dataclasses.fields(part):
             x = getattr(part, field.name)
             inside = list(x) if isinstance(x, tuple) else [x]

@@ -12,11 +12,12 @@ from adam_jax.core.masks import MaskLike
 from adam_jax.core.transformation import Transformation, scale_by_rule
 from adam_jax.family.alias import alias
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.numerics import DecayRate, DecayRateLike, bounded, squared
+from adam_jax.numerics import bounded, squared
 from adam_jax.pytrees import frozen_pytree
+from adam_jax.rates import DecayRateLike, Schedule, decay_rate
 from adam_jax.rules.adam import AroundEma, Ema, MomentRule, NesterovEma, Root
 from adam_jax.rules.base import View
-from adam_jax.rules.hyperparameters import Schedule, Unit, in_units_of
+from adam_jax.rules.hyperparameters import Unit, in_units_of
 from adam_jax.validation import check_number, named_arguments
 
 
@@ -38,8 +39,8 @@ class EmaOfSurprise(AroundEma):
 
 
 def scale_by_belief(
-    b1: DecayRateLike = 0.9,
-    b2: DecayRateLike = 0.999,
+    b1: DecayRateLike | Schedule = 0.9,
+    b2: DecayRateLike | Schedule = 0.999,
     eps: ArrayLike = 1e-16,
     eps_root: ArrayLike = 1e-16,
     *,
@@ -54,9 +55,9 @@ def scale_by_belief(
     Returns:
       A transformation whose state is `optax.ScaleByBeliefState(count, mu, nu)`.
     """
-    first = Ema("mu", DecayRate.of("b1", b1))
+    first = Ema("mu", decay_rate("b1", b1))
     each = check_number("eps_root", eps_root, instead="the usual value is 1e-16")
-    second = EmaOfSurprise(Ema("nu", DecayRate.of("b2", b2), magnitude=True), each)
+    second = EmaOfSurprise(Ema("nu", decay_rate("b2", b2), magnitude=True), each)
     rule = MomentRule(NesterovEma(first) if nesterov else first, second, Root.of(eps))
     return scale_by_rule(rule, optax.ScaleByBeliefState, mu_dtype, nu_dtype, "scale_by_belief")
 
@@ -64,8 +65,8 @@ def scale_by_belief(
 @named_arguments
 def adabelief(
     learning_rate: optax.ScalarOrSchedule,
-    b1: DecayRateLike = 0.9,
-    b2: DecayRateLike = 0.999,
+    b1: DecayRateLike | Schedule = 0.9,
+    b2: DecayRateLike | Schedule = 0.999,
     eps: ArrayLike = 1e-16,
     eps_root: ArrayLike = 1e-16,
     *,
@@ -96,6 +97,8 @@ def adabelief(
       A transformation whose state is that of `adam`, but with `optax.ScaleByBeliefState`, as in
       Optax. `weight_decay` adds its entry before that of the learning rate; `update` then needs
       `params`.
+
+    With a schedule of b1, g - mu is of the mu of the same step, as in the paper.
 
     Differs from Optax as `adamw` does, and in: Optax has `weight_decay` only on its main branch
     (0.2.9.dev), also as a positional argument.

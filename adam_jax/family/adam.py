@@ -18,17 +18,16 @@ from adam_jax.core.states import register
 from adam_jax.core.transformation import Transformation, scale_by_rule
 from adam_jax.family.alias import alias
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.numerics import DecayRate, DecayRateLike
 from adam_jax.pytrees import frozen_pytree
-from adam_jax.rules.adam import Ema, MomentRule, NesterovEma, Root
+from adam_jax.rates import DecayRate, DecayRateLike, Schedule, decay_rate
+from adam_jax.rules.adam import Ema, MomentRule, Root
 from adam_jax.rules.base import Rule, View
-from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.validation import named_arguments
 
 
 def scale_by_adam(
-    b1: DecayRateLike = 0.9,
-    b2: DecayRateLike = 0.999,
+    b1: DecayRateLike | Schedule = 0.9,
+    b2: DecayRateLike | Schedule = 0.999,
     eps: ArrayLike = 1e-8,
     eps_root: ArrayLike = 0.0,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
@@ -55,19 +54,19 @@ def scale_by_adam(
       >>> print(updates.round(4))
       [ 1.  1. -1.]
     """
-    rate = DecayRate.of("b2", b2)
-    first = Ema("mu", DecayRate.of("b1", b1), bias_correction=bias_correction)
+    rate = decay_rate("b2", b2)
+    first = Ema("mu", decay_rate("b1", b1), bias_correction=bias_correction)
     second = Ema("nu", rate, magnitude=True, bias_correction=bias_correction)
     direction = Root.of(eps, eps_root, eps_hat, rate if bias_correction else None)
-    rule = MomentRule(NesterovEma(first) if nesterov else first, second, direction)
+    rule = MomentRule(first.looking_ahead() if nesterov else first, second, direction)
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype, "scale_by_adam")
 
 
 @named_arguments
 def adam(
     learning_rate: optax.ScalarOrSchedule,
-    b1: DecayRateLike = 0.9,
-    b2: DecayRateLike = 0.999,
+    b1: DecayRateLike | Schedule = 0.9,
+    b2: DecayRateLike | Schedule = 0.999,
     eps: ArrayLike = 1e-8,
     eps_root: ArrayLike = 0.0,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
@@ -113,8 +112,8 @@ def adam(
 @named_arguments
 def adamw(
     learning_rate: optax.ScalarOrSchedule,
-    b1: DecayRateLike = 0.9,
-    b2: DecayRateLike = 0.999,
+    b1: DecayRateLike | Schedule = 0.9,
+    b2: DecayRateLike | Schedule = 0.999,
     eps: ArrayLike = 1e-8,
     eps_root: ArrayLike = 0.0,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
@@ -142,8 +141,10 @@ def adamw(
     Args:
       learning_rate: α, per optimizer step: a number (negative for ascent), or a schedule, a
         function of the number of completed optimizer steps (0 at the first).
-      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1.
-      b2: decay rate of the second moment, per optimizer step, 0 ≤ b2 < 1.
+      b1: decay rate of the first moment, per optimizer step, 0 ≤ b1 < 1: a number, or a schedule.
+        With a schedule, b1ᵗ is the product of the rates of all steps. The state keeps it: it is a
+        `ScheduledRatesState` around the one below.
+      b2: decay rate of the second moment, likewise.
       eps: ε, added outside the root, in units of the gradient; ≥ 0.
       eps_root: added inside the root, in units of the gradient squared; ≥ 0.
       mu_dtype: storage format of mu: a floating-point dtype of at least 16 bits, `jnp.int8`,
@@ -184,7 +185,8 @@ def adamw(
 
     Differs from Optax in: averages are computed as old + (1-b)(new - old) and bias corrections with
     expm1, with 1-b from float64, so results stay within a few ulp of the exact algorithm (Optax: 76
-    to 81); nu is real for complex gradients; 16-bit parameters get float32 moments; a callable
+    to 81); scheduled decay rates are corrected by their product (`optax.inject_hyperparams` takes
+    b_tᵗ); nu is real for complex gradients; 16-bit parameters get float32 moments; a callable
     `mask` gets the parameters in `update` too.
     Differs from PyTorch in: the two parts of a complex gradient share one |g|²; its `AdamW` decays
     θ before the step, which is the same up to rounding, and its default is 1e-2.
@@ -237,5 +239,5 @@ def scale_by_bias_correction(b1: DecayRateLike = 0.9, b2: DecayRateLike = 0.999)
 
     Reference: Kingma & Ba 2015, section 2, last paragraph. Keras and TensorFlow compute this form.
     """
-    rule = CorrectBias(DecayRate.of("b1", b1), DecayRate.of("b2", b2))
+    rule = CorrectBias(decay_rate("b1", b1), decay_rate("b2", b2))
     return scale_by_rule(rule, ScaleByBiasCorrectionState, None, None, "scale_by_bias_correction")

@@ -13,11 +13,12 @@ from adam_jax.core.masks import MaskLike
 from adam_jax.core.transformation import Transformation, scale_by_rule
 from adam_jax.family.alias import alias
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.numerics import DecayRate, DecayRateLike, divide
+from adam_jax.numerics import divide
 from adam_jax.pytrees import frozen_pytree
+from adam_jax.rates import DecayRate, DecayRateLike, Schedule, decay_rate
 from adam_jax.rules.adam import Direction, Ema, MomentRule
 from adam_jax.rules.base import View
-from adam_jax.rules.hyperparameters import Schedule, Unit, in_units_of
+from adam_jax.rules.hyperparameters import Unit, in_units_of
 from adam_jax.slots import Slot
 from adam_jax.validation import check_number, named_arguments
 
@@ -53,8 +54,8 @@ class Ratio(Direction):
 
 
 def scale_by_adamax(
-    b1: DecayRateLike = 0.9,
-    b2: DecayRateLike = 0.999,
+    b1: DecayRateLike | Schedule = 0.9,
+    b2: DecayRateLike | Schedule = 0.999,
     eps: ArrayLike = 1e-8,
     *,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
@@ -67,16 +68,16 @@ def scale_by_adamax(
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
     """
-    nu = DecayingMax(DecayRate.of("b2", b2), check_number("eps", eps, instead="1e-8 is usual"))
-    rule = MomentRule(Ema("mu", DecayRate.of("b1", b1)), nu, Ratio())
+    nu = DecayingMax(decay_rate("b2", b2), check_number("eps", eps, instead="1e-8 is usual"))
+    rule = MomentRule(Ema("mu", decay_rate("b1", b1)), nu, Ratio())
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype, "scale_by_adamax")
 
 
 @named_arguments
 def adamax(
     learning_rate: optax.ScalarOrSchedule,
-    b1: DecayRateLike = 0.9,
-    b2: DecayRateLike = 0.999,
+    b1: DecayRateLike | Schedule = 0.9,
+    b2: DecayRateLike | Schedule = 0.999,
     eps: ArrayLike = 1e-8,
     *,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
@@ -101,8 +102,8 @@ def adamax(
 @named_arguments
 def adamaxw(
     learning_rate: optax.ScalarOrSchedule,
-    b1: DecayRateLike = 0.9,
-    b2: DecayRateLike = 0.999,
+    b1: DecayRateLike | Schedule = 0.9,
+    b2: DecayRateLike | Schedule = 0.999,
     eps: ArrayLike = 1e-8,
     weight_decay: ArrayLike | Schedule = 1e-4,
     mask: MaskLike = None,

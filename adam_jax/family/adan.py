@@ -15,11 +15,11 @@ from adam_jax.core.masks import MaskLike
 from adam_jax.core.transformation import Transformation, scale_by_rule
 from adam_jax.family.alias import alias
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.numerics import DecayRate, DecayRateLike, after_first, bounded, squared
+from adam_jax.numerics import after_first, bounded, squared
 from adam_jax.pytrees import frozen_pytree
+from adam_jax.rates import DecayRate, DecayRateLike, Schedule, decay_rate
 from adam_jax.rules.adam import Direction, Root
 from adam_jax.rules.base import IrregularRule, View
-from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.slots import Slot
 from adam_jax.validation import check_number, named_arguments
 
@@ -70,9 +70,9 @@ class Adan(IrregularRule):
 
 
 def scale_by_adan(
-    b1: DecayRateLike = 0.98,
-    b2: DecayRateLike = 0.92,
-    b3: DecayRateLike = 0.99,
+    b1: DecayRateLike | Schedule = 0.98,
+    b2: DecayRateLike | Schedule = 0.92,
+    b3: DecayRateLike | Schedule = 0.99,
     eps: ArrayLike = 1e-8,
     eps_root: ArrayLike = 0.0,
     *,
@@ -87,7 +87,7 @@ def scale_by_adan(
     Returns:
       A transformation whose state is `optax.ScaleByAdanState(m, v, n, g, t)`.
     """
-    rates = DecayRate.of("b1", b1), DecayRate.of("b2", b2), DecayRate.of("b3", b3)
+    rates = decay_rate("b1", b1), decay_rate("b2", b2), decay_rate("b3", b3)
     if change_weight is not None:
         instead = "the paper's is b2, None is 1 - b2"
         change_weight = check_number("change_weight", change_weight, instead=instead)
@@ -98,9 +98,9 @@ def scale_by_adan(
 @named_arguments
 def adan(
     learning_rate: optax.ScalarOrSchedule,
-    b1: DecayRateLike = 0.98,
-    b2: DecayRateLike = 0.92,
-    b3: DecayRateLike = 0.99,
+    b1: DecayRateLike | Schedule = 0.98,
+    b2: DecayRateLike | Schedule = 0.92,
+    b3: DecayRateLike | Schedule = 0.99,
     eps: ArrayLike = 1e-8,
     eps_root: ArrayLike = 1e-8,
     weight_decay: ArrayLike | Schedule = 0.0,

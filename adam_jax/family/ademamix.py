@@ -4,7 +4,6 @@ https://arxiv.org/abs/2409.03137
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import optax
@@ -18,23 +17,13 @@ from adam_jax.core.states import register
 from adam_jax.core.transformation import Transformation, scale_by_rule
 from adam_jax.family.alias import alias
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.numerics import DecayRate, DecayRateLike
 from adam_jax.pytrees import frozen_pytree
+from adam_jax.rates import DecayRate, DecayRateLike, Schedule, decay_rate
 from adam_jax.rules.adam import Ema, MomentRule, Root
 from adam_jax.rules.base import View
-from adam_jax.rules.hyperparameters import Hyperparameter, Schedule, Scheduled, hyperparameter
+from adam_jax.rules.hyperparameters import hyperparameter
 from adam_jax.slots import Slot
 from adam_jax.validation import named_arguments
-
-
-@frozen_pytree
-class ScheduledRate(Hyperparameter):
-    """A decay rate that is a function of the completed optimizer steps."""
-
-    rate: Number
-
-    def at(self, count: Count) -> Number:
-        return DecayRate.of("b3", self.rate, closed=True)
 
 
 @frozen_pytree
@@ -42,15 +31,14 @@ class TwoEmas:
     """A fast bias-corrected average plus alpha times a slow uncorrected one."""
 
     fast: DecayRate
-    slow: Any
+    slow: DecayRate
     alpha: Number
     of_both: Number = None
     of_m2: Number = None
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        rates = self.fast.complement, getattr(self.slow, "complement", None)
-        return (Slot("m1", rate=rates[0]), Slot("m2", rate=rates[1]))
+        return (Slot("m1", rate=self.fast.complement), Slot("m2", rate=self.slow.complement))
 
     def at(self, count: Count) -> "TwoEmas":
         # One product per sum, see AheadEma: m̂1 + alpha·m2 = (m1 + of_m2·m2)·of_both.
@@ -64,8 +52,8 @@ class TwoEmas:
 
 
 def scale_by_ademamix(
-    b1: DecayRateLike = 0.9,
-    b2: DecayRateLike = 0.999,
+    b1: DecayRateLike | Schedule = 0.9,
+    b2: DecayRateLike | Schedule = 0.999,
     b3: DecayRateLike | Schedule = 0.9999,
     alpha: ArrayLike | Schedule = 6.0,
     eps: ArrayLike = 1e-8,
@@ -81,10 +69,9 @@ def scale_by_ademamix(
     Returns:
       A transformation whose state is Optax's `ScaleByAdemamixState(count, count_m2, m1, m2, nu)`.
     """
-    slow = ScheduledRate(Scheduled(b3)) if callable(b3) else DecayRate.of("b3", b3, closed=True)
     weight = hyperparameter("alpha", alpha, instead="the paper's range is 4 to 10")
-    second = Ema("nu", DecayRate.of("b2", b2), magnitude=True)
-    first = TwoEmas(DecayRate.of("b1", b1), slow, weight)
+    second = Ema("nu", decay_rate("b2", b2), magnitude=True)
+    first = TwoEmas(decay_rate("b1", b1), decay_rate("b3", b3, closed=True), weight)
     rule = MomentRule(first, second, Root.of(eps, eps_root))
     return scale_by_rule(rule, ScaleByAdemamixState, mu_dtype, nu_dtype, "scale_by_ademamix")
 
@@ -98,8 +85,8 @@ register(ScaleByAdemamixState, slots=SLOTS, counts=["count", "count_m2"])
 @named_arguments
 def ademamix(
     learning_rate: optax.ScalarOrSchedule,
-    b1: DecayRateLike = 0.9,
-    b2: DecayRateLike = 0.999,
+    b1: DecayRateLike | Schedule = 0.9,
+    b2: DecayRateLike | Schedule = 0.999,
     b3: DecayRateLike | Schedule = 0.9999,
     alpha: ArrayLike | Schedule = 5.0,
     eps: ArrayLike = 1e-8,
@@ -120,9 +107,9 @@ def ademamix(
         θ  ← θ - α_t·(u + λ_t·θ)
 
     Args:
-      b1: decay rate of the fast average m1, per optimizer step, 0 ≤ b1 < 1.
-      b3: decay rate of the slow average m2, per optimizer step, 0 ≤ b3 ≤ 1: a number, or a function
-        of the number of completed optimizer steps.
+      b1: decay rate of the fast average m1, as in `adamw`.
+      b3: decay rate of the slow average m2, per optimizer step, 0 ≤ b3 ≤ 1: a number, or a
+        schedule. m2 is not corrected, also with a schedule, as in the paper.
       alpha: weight of the slow average, ≥ 0: a number, or a function of the number of completed
         optimizer steps. The paper warms up alpha and b3.
       mu_dtype: storage format of m1 and m2, as in `adamw`.

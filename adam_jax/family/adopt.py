@@ -15,11 +15,12 @@ from adam_jax._types import Count, Number
 from adam_jax.core.transformation import Transformation, scale_by_rule
 from adam_jax.family.alias import alias
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.numerics import DecayRate, DecayRateLike, after_first, divide, root, sign, squared
+from adam_jax.numerics import after_first, divide, root, sign, squared
 from adam_jax.pytrees import frozen_pytree, static
+from adam_jax.rates import DecayRate, DecayRateLike, Schedule, decay_rate
 from adam_jax.rules.adam import Direction
 from adam_jax.rules.base import IrregularRule, View
-from adam_jax.rules.hyperparameters import Hyperparameter, Schedule, Unit, in_units_of
+from adam_jax.rules.hyperparameters import Hyperparameter, Unit, in_units_of
 from adam_jax.slots import Slot
 from adam_jax.validation import check_number, check_scalar, named_arguments
 
@@ -108,8 +109,8 @@ def _clip(x: Array, bound: Array) -> Array:
 
 
 def scale_by_adopt(
-    b1: DecayRateLike = 0.9,
-    b2: DecayRateLike = 0.9999,
+    b1: DecayRateLike | Schedule = 0.9,
+    b2: DecayRateLike | Schedule = 0.9999,
     eps: ArrayLike = 1e-6,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
     *,
@@ -127,7 +128,7 @@ def scale_by_adopt(
     """
     direction = FlooredRoot(check_number("eps", eps, instead="the usual value is 1e-6"))
     bound = ClipBound(clip_value_fn) if use_clipping else None
-    rates = DecayRate.of("b1", b1, closed=True), DecayRate.of("b2", b2, closed=True)
+    rates = decay_rate("b1", b1, closed=True), decay_rate("b2", b2, closed=True)
     rule = Adopt(*rates, direction, bound, nesterov)
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype, "scale_by_adopt")
 
@@ -135,8 +136,8 @@ def scale_by_adopt(
 @named_arguments
 def adopt(
     learning_rate: optax.ScalarOrSchedule,
-    b1: DecayRateLike = 0.9,
-    b2: DecayRateLike = 0.9999,
+    b1: DecayRateLike | Schedule = 0.9,
+    b2: DecayRateLike | Schedule = 0.9999,
     eps: ArrayLike = 1e-6,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
     *,

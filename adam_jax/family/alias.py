@@ -11,8 +11,9 @@ from adam_jax.core.masks import Mask, MaskLike
 from adam_jax.core.member import Member, Stage
 from adam_jax.core.states import WeightDecaySchedule
 from adam_jax.core.transformation import Transformation
+from adam_jax.rates import Schedule
 from adam_jax.rules.adam import AddDecayedWeights, Identity, ScaleByLearningRate
-from adam_jax.rules.hyperparameters import Hyperparameter, Schedule, hyperparameter
+from adam_jax.rules.hyperparameters import Hyperparameter, hyperparameter
 
 
 def alias(

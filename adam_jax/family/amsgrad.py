@@ -15,11 +15,10 @@ from adam_jax.core.masks import MaskLike
 from adam_jax.core.transformation import Transformation, scale_by_rule
 from adam_jax.family.alias import alias
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.numerics import DecayRate, DecayRateLike
 from adam_jax.pytrees import frozen_pytree
+from adam_jax.rates import DecayRate, DecayRateLike, Schedule, decay_rate
 from adam_jax.rules.adam import Ema, MomentRule, Root
 from adam_jax.rules.base import View
-from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.slots import Slot
 from adam_jax.validation import named_arguments
 
@@ -59,8 +58,8 @@ class RunningMax:
 
 
 def scale_by_amsgrad(
-    b1: DecayRateLike = 0.9,
-    b2: DecayRateLike = 0.999,
+    b1: DecayRateLike | Schedule = 0.9,
+    b2: DecayRateLike | Schedule = 0.999,
     eps: ArrayLike = 1e-8,
     eps_root: ArrayLike = 0.0,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
@@ -78,12 +77,12 @@ def scale_by_amsgrad(
     Returns:
       A transformation whose state is `optax.ScaleByAmsgradState(count, mu, nu, nu_max)`.
     """
-    rate = DecayRate.of("b2", b2)
+    rate = decay_rate("b2", b2)
     corrected_after = max_before_correction and bias_correction_nu
     corrected_before = bias_correction_nu and not max_before_correction
     nu = Ema("nu", rate, magnitude=True, bias_correction=corrected_before)
     rule = MomentRule(
-        Ema("mu", DecayRate.of("b1", b1), bias_correction=bias_correction_mu),
+        Ema("mu", decay_rate("b1", b1), bias_correction=bias_correction_mu),
         RunningMax(nu, rate if corrected_after else None),
         Root.of(eps, eps_root, eps_hat, rate if bias_correction_nu else None),
     )
@@ -93,8 +92,8 @@ def scale_by_amsgrad(
 @named_arguments
 def amsgrad(
     learning_rate: optax.ScalarOrSchedule,
-    b1: DecayRateLike = 0.9,
-    b2: DecayRateLike = 0.999,
+    b1: DecayRateLike | Schedule = 0.9,
+    b2: DecayRateLike | Schedule = 0.999,
     eps: ArrayLike = 1e-8,
     eps_root: ArrayLike = 0.0,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
@@ -127,8 +126,8 @@ def amsgrad(
 @named_arguments
 def amsgradw(
     learning_rate: optax.ScalarOrSchedule,
-    b1: DecayRateLike = 0.9,
-    b2: DecayRateLike = 0.999,
+    b1: DecayRateLike | Schedule = 0.9,
+    b2: DecayRateLike | Schedule = 0.999,
     eps: ArrayLike = 1e-8,
     eps_root: ArrayLike = 0.0,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
@@ -152,6 +151,8 @@ def amsgradw(
         θ  ← θ - α_t·(u + λ_t·θ)
 
     Args:
+      b2: as in `adamw`. With a schedule, nu_max is the largest nû as its step read it; the paper's
+        condition, that the denominator never shrinks, then still holds.
       eps: ε, added outside the root, in units of the gradient; ≥ 0. The paper has none.
       bias_correction_mu: False reads mu uncorrected, mû = mu, as the paper does.
       bias_correction_nu: False takes the maximum of nu uncorrected, as the paper does.

@@ -14,10 +14,10 @@ from adam_jax.core.transformation import Transformation
 from adam_jax.family.adam import scale_by_adam
 from adam_jax.family.alias import alias
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.numerics import DecayRateLike, exact, squared
+from adam_jax.numerics import exact, squared
 from adam_jax.pytrees import frozen_pytree
+from adam_jax.rates import DecayRateLike, Schedule
 from adam_jax.rules.base import Rule, View
-from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.validation import named_arguments
 
 
@@ -45,8 +45,8 @@ TRUST_RATIO = Stage(ScaleByTrustRatio(), optax.EmptyState)
 @named_arguments
 def lamb(
     learning_rate: optax.ScalarOrSchedule,
-    b1: DecayRateLike = 0.9,
-    b2: DecayRateLike = 0.999,
+    b1: DecayRateLike | Schedule = 0.9,
+    b2: DecayRateLike | Schedule = 0.999,
     eps: ArrayLike = 1e-6,
     eps_root: ArrayLike = 0.0,
     weight_decay: ArrayLike | Schedule = 0.0,

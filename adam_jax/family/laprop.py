@@ -15,11 +15,11 @@ from adam_jax.core.states import register
 from adam_jax.core.transformation import Transformation, scale_by_rule
 from adam_jax.family.alias import alias
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.numerics import DecayRate, DecayRateLike, exact, squared
+from adam_jax.numerics import exact, squared
 from adam_jax.pytrees import frozen_pytree
+from adam_jax.rates import DecayRateLike, Schedule, decay_rate
 from adam_jax.rules.adam import Direction, Ema, Root
 from adam_jax.rules.base import MemberRule, View
-from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.slots import Slot
 from adam_jax.validation import named_arguments
 
@@ -70,8 +70,8 @@ class Laprop(MemberRule):
 
 
 def scale_by_laprop(
-    b1: DecayRateLike = 0.9,
-    b2: DecayRateLike = 0.999,
+    b1: DecayRateLike | Schedule = 0.9,
+    b2: DecayRateLike | Schedule = 0.999,
     eps: ArrayLike = 1e-15,
     *,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
@@ -84,7 +84,7 @@ def scale_by_laprop(
     Returns:
       A transformation whose state is `ScaleByLapropState(count, mu, nu)`.
     """
-    rates = DecayRate.of("b1", b1), DecayRate.of("b2", b2)
+    rates = decay_rate("b1", b1), decay_rate("b2", b2)
     rule = Laprop(Ema("mu", rates[0]), Ema("nu", rates[1], magnitude=True), Root.of(eps))
     return scale_by_rule(rule, ScaleByLapropState, mu_dtype, nu_dtype, "scale_by_laprop")
 
@@ -92,8 +92,8 @@ def scale_by_laprop(
 @named_arguments
 def laprop(
     learning_rate: optax.ScalarOrSchedule,
-    b1: DecayRateLike = 0.9,
-    b2: DecayRateLike = 0.999,
+    b1: DecayRateLike | Schedule = 0.9,
+    b2: DecayRateLike | Schedule = 0.999,
     eps: ArrayLike = 1e-15,
     *,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
@@ -118,8 +118,8 @@ def laprop(
 @named_arguments
 def lapropw(
     learning_rate: optax.ScalarOrSchedule,
-    b1: DecayRateLike = 0.9,
-    b2: DecayRateLike = 0.999,
+    b1: DecayRateLike | Schedule = 0.9,
+    b2: DecayRateLike | Schedule = 0.999,
     eps: ArrayLike = 1e-15,
     weight_decay: ArrayLike | Schedule = 1e-4,
     mask: MaskLike = None,

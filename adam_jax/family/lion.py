@@ -13,10 +13,10 @@ from adam_jax.core.masks import MaskLike
 from adam_jax.core.transformation import Transformation, scale_by_rule
 from adam_jax.family.alias import alias
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.numerics import DecayRate, DecayRateLike, sign
+from adam_jax.numerics import sign
 from adam_jax.pytrees import frozen_pytree, static
+from adam_jax.rates import DecayRate, DecayRateLike, Schedule, decay_rate
 from adam_jax.rules.base import IrregularRule, View
-from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.slots import Slot
 from adam_jax.validation import check_number, named_arguments
 
@@ -52,8 +52,8 @@ class Lion(IrregularRule):
 
 
 def scale_by_lion(
-    b1: DecayRateLike = 0.9,
-    b2: DecayRateLike = 0.99,
+    b1: DecayRateLike | Schedule = 0.9,
+    b2: DecayRateLike | Schedule = 0.99,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
     *,
     mode: str = "hard",
@@ -69,7 +69,7 @@ def scale_by_lion(
     beta = 1.0 if smooth_beta is None else smooth_beta
     beta = check_number("smooth_beta", beta, instead="the usual value is 1.0")
     # Nothing is divided by 1 - b, so it may be 0.
-    rates = DecayRate.of("b1", b1, closed=True), DecayRate.of("b2", b2, closed=True)
+    rates = decay_rate("b1", b1, closed=True), decay_rate("b2", b2, closed=True)
     rule = Lion(*rates, beta, mode)
     return scale_by_rule(rule, optax.ScaleByLionState, mu_dtype, None, "scale_by_lion")
 
@@ -77,8 +77,8 @@ def scale_by_lion(
 @named_arguments
 def lion(
     learning_rate: optax.ScalarOrSchedule,
-    b1: DecayRateLike = 0.9,
-    b2: DecayRateLike = 0.99,
+    b1: DecayRateLike | Schedule = 0.9,
+    b2: DecayRateLike | Schedule = 0.99,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
     weight_decay: ArrayLike | Schedule = 1e-3,
     mask: MaskLike = None,
@@ -96,8 +96,9 @@ def lion(
     Use a third to a tenth of Adam's learning rate, and more weight decay.
 
     Args:
-      b1: weight of mu in the direction, 0 ≤ b1 ≤ 1.
-      b2: decay rate of mu, per optimizer step, 0 ≤ b2 ≤ 1.
+      b1: weight of mu in the direction, 0 ≤ b1 ≤ 1: a number, or a schedule.
+      b2: decay rate of mu, per optimizer step, 0 ≤ b2 ≤ 1, likewise. Nothing is corrected, so the
+        state is the same with schedules.
       mode: how x = b1·mu + (1-b1)·g becomes the update: "hard", its sign; "smooth",
         tanh(smooth_beta·x); "refined", x where |x| < 1, else its sign.
       smooth_beta: the factor in "smooth", ≥ 0, per unit of the gradient. None is 1.0; it is

@@ -17,11 +17,11 @@ from adam_jax.core.states import register
 from adam_jax.core.transformation import Transformation, scale_by_rule
 from adam_jax.family.alias import alias
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.numerics import DecayRate, DecayRateLike, after_first, bounded, exact, root, squared
+from adam_jax.numerics import after_first, bounded, exact, root, squared
 from adam_jax.pytrees import frozen_pytree
+from adam_jax.rates import DecayRate, DecayRateLike, Schedule, decay_rate
 from adam_jax.rules.adam import Ema, MomentRule, Root
 from adam_jax.rules.base import MemberRule, View
-from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.slots import Slot
 from adam_jax.validation import check_number, named_arguments
 
@@ -92,8 +92,8 @@ class Mars(MemberRule):
 
 
 def scale_by_mars(
-    b1: DecayRateLike = 0.95,
-    b2: DecayRateLike = 0.99,
+    b1: DecayRateLike | Schedule = 0.95,
+    b2: DecayRateLike | Schedule = 0.99,
     eps: ArrayLike = 1e-8,
     gamma: ArrayLike = 0.025,
     *,
@@ -107,9 +107,9 @@ def scale_by_mars(
     Returns:
       A transformation whose state is `ScaleByMarsState(count, mu, nu, g)`.
     """
-    rate = DecayRate.of("b1", b1)
+    rate = decay_rate("b1", b1)
     gamma = check_number("gamma", gamma, instead="the usual value is 0.025; 0.0 is no correction")
-    second = Ema("nu", DecayRate.of("b2", b2), magnitude=True)
+    second = Ema("nu", decay_rate("b2", b2), magnitude=True)
     inner = MomentRule(Ema("mu", rate), second, Root.of(eps))
     return scale_by_rule(
         Mars(inner, rate, gamma), ScaleByMarsState, mu_dtype, nu_dtype, "scale_by_mars"
@@ -119,8 +119,8 @@ def scale_by_mars(
 @named_arguments
 def mars_adamw(
     learning_rate: optax.ScalarOrSchedule,
-    b1: DecayRateLike = 0.95,
-    b2: DecayRateLike = 0.99,
+    b1: DecayRateLike | Schedule = 0.95,
+    b2: DecayRateLike | Schedule = 0.99,
     eps: ArrayLike = 1e-8,
     gamma: ArrayLike = 0.025,
     weight_decay: ArrayLike | Schedule = 0.0,

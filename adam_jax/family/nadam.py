@@ -9,6 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import optax
+from jax import Array
 from jax.typing import ArrayLike
 
 from adam_jax._types import Count, Number
@@ -17,11 +18,10 @@ from adam_jax.core.transformation import Transformation, scale_by_rule
 from adam_jax.family.adam import scale_by_adam
 from adam_jax.family.alias import alias
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.numerics import DecayRate, DecayRateLike
 from adam_jax.pytrees import frozen_pytree
-from adam_jax.rules.adam import AheadEma, Ema, MomentRule, Root
-from adam_jax.rules.hyperparameters import Schedule
-from adam_jax.validation import check_number, named_arguments
+from adam_jax.rates import DecayRateLike, Schedule, decay_rate
+from adam_jax.rules.adam import AheadEma, Ema, MomentRule, NesterovEma, Root
+from adam_jax.validation import as_number, check_number, named_arguments
 
 TERMS = 56
 """Terms of the series below: 2⁻⁵⁶ is below the resolution of float64."""
@@ -63,15 +63,30 @@ class ScheduledNesterovEma(AheadEma):
         return dataclasses.replace(self, of_mu=of_mu, of_both=of_g)
 
 
+@dataclasses.dataclass(frozen=True)
+class Momentum:
+    """The momentum of `ScheduledNesterovEma`, where b1 or ψ is a schedule."""
+
+    b1: Number
+    momentum_decay: Number
+
+    def __call__(self, count: Array) -> Array:
+        b1: Any = self.b1(count) if callable(self.b1) else self.b1
+        psi: Any = self.momentum_decay
+        psi = psi(count) if callable(psi) else psi
+        t = jnp.asarray(count, jnp.result_type(float)) + 1
+        return b1 * (1 - 0.5 * 0.96 ** (t * psi))
+
+
 def scale_by_nadam(
-    b1: DecayRateLike = 0.9,
-    b2: DecayRateLike = 0.999,
+    b1: DecayRateLike | Schedule = 0.9,
+    b2: DecayRateLike | Schedule = 0.999,
     eps: ArrayLike = 1e-8,
     eps_root: ArrayLike = 0.0,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
     *,
     nesterov: bool = True,
-    momentum_decay: ArrayLike | None = None,
+    momentum_decay: ArrayLike | Schedule | None = None,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
     eps_hat: ArrayLike | None = None,
 ) -> Transformation:
@@ -87,9 +102,16 @@ def scale_by_nadam(
         return scale_by_adam(*numbers, nesterov=nesterov, nu_dtype=nu_dtype, eps_hat=eps_hat)
     if not nesterov:
         raise ValueError("momentum_decay must be None for nesterov=False: leave one of them out.")
-    decay = check_number("momentum_decay", momentum_decay, instead="PyTorch's is 0.004")
-    rate = DecayRate.of("b2", b2)
-    first = ScheduledNesterovEma(Ema("mu", DecayRate.of("b1", b1)), momentum_decay=decay)
+    decay: Any = momentum_decay
+    if not callable(decay):
+        decay = check_number("momentum_decay", decay, instead="PyTorch's is 0.004")
+    rate = decay_rate("b2", b2)
+    average: Any = Ema("mu", decay_rate("b1", b1))
+    if callable(b1) or callable(decay):
+        momentum = decay_rate("momentum", Momentum(as_number(b1), as_number(decay)))
+        first: Any = NesterovEma(average, momentum=momentum)
+    else:
+        first = ScheduledNesterovEma(average, momentum_decay=decay)
     second = Ema("nu", rate, magnitude=True)
     rule = MomentRule(first, second, Root.of(eps, eps_root, eps_hat, rate))
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype, "scale_by_nadam")
@@ -98,14 +120,14 @@ def scale_by_nadam(
 @named_arguments
 def nadam(
     learning_rate: optax.ScalarOrSchedule,
-    b1: DecayRateLike = 0.9,
-    b2: DecayRateLike = 0.999,
+    b1: DecayRateLike | Schedule = 0.9,
+    b2: DecayRateLike | Schedule = 0.999,
     eps: ArrayLike = 1e-8,
     eps_root: ArrayLike = 0.0,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
     *,
     nesterov: bool = True,
-    momentum_decay: ArrayLike | None = None,
+    momentum_decay: ArrayLike | Schedule | None = None,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
     eps_hat: ArrayLike | None = None,
     l2: ArrayLike | Schedule | None = None,
@@ -128,8 +150,8 @@ def nadam(
 @named_arguments
 def nadamw(
     learning_rate: optax.ScalarOrSchedule,
-    b1: DecayRateLike = 0.9,
-    b2: DecayRateLike = 0.999,
+    b1: DecayRateLike | Schedule = 0.9,
+    b2: DecayRateLike | Schedule = 0.999,
     eps: ArrayLike = 1e-8,
     eps_root: ArrayLike = 0.0,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
@@ -138,7 +160,7 @@ def nadamw(
     *,
     weight_decay_mask: MaskLike = None,
     nesterov: bool = True,
-    momentum_decay: ArrayLike | None = None,
+    momentum_decay: ArrayLike | Schedule | None = None,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
     eps_hat: ArrayLike | None = None,
     scale_decay: bool = True,
@@ -151,10 +173,11 @@ def nadamw(
         θ  ← θ - α_t·(u + λ_t·θ)
 
     Args:
+      b1: as in `adamw`. With a schedule, the factor of mu in n is the rate of the next step.
       nesterov: False is Adam: n = mû = mu / (1 - b1ᵗ).
       momentum_decay: ψ ≥ 0, per optimizer step: the momentum of step t is b1·(1 - 0.96^(tψ) / 2),
-        which grows from b1/2 to b1. PyTorch has 0.004, Keras 1.0. None keeps b1 throughout, as
-        Optax does.
+        which grows from b1/2 to b1. PyTorch has 0.004, Keras 1.0. A number, or a schedule; None
+        keeps b1 throughout, as Optax does.
 
     The other arguments, the arithmetic and the errors are those of `adamw`.
 

@@ -15,11 +15,10 @@ from adam_jax.core.masks import MaskLike
 from adam_jax.core.transformation import Transformation, scale_by_rule
 from adam_jax.family.alias import alias
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.numerics import DecayRate, DecayRateLike
 from adam_jax.pytrees import frozen_pytree
-from adam_jax.rules.adam import Ema, MomentRule, NesterovEma, Root
+from adam_jax.rates import DecayRate, DecayRateLike, Schedule, decay_rate
+from adam_jax.rules.adam import Ema, MomentRule, Root
 from adam_jax.rules.base import Modifier, View
-from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.validation import check_number, named_arguments
 
 
@@ -42,10 +41,13 @@ class Rectified(Modifier):
     def at(self, count: Count) -> "Rectified":
         t = jnp.asarray(count, jnp.result_type(float)) + 1
         x = jnp.asarray(-self.rate.log, t.dtype)
+        z = t * x if self.rate.past is None else -self.rate.log_product(count)
         # The paper's ρ - 2t·bᵗ / (1 - bᵗ) loses 4 of float32's 7 digits while it is small. Both in
         # one array: XLA would constant-fold the second alone, with different bits.
-        of_t, of_1 = _residue(jnp.stack([t * x, x]))
+        of_t, of_1 = _residue(jnp.stack([z, x]))
         length = 1 + 2 * (t * of_t - of_1)
+        if self.rate.past is not None:  # Otherwise the two poles cancel.
+            length = length + 2 * (1 / x - t / z)
         limit = 2 / self.rate.complement - 1
         trusted = length >= self.threshold
         above = (length - 4) * (length - 2) * limit
@@ -78,8 +80,8 @@ def _residue(z: Array) -> Array:
 
 
 def scale_by_radam(
-    b1: DecayRateLike = 0.9,
-    b2: DecayRateLike = 0.999,
+    b1: DecayRateLike | Schedule = 0.9,
+    b2: DecayRateLike | Schedule = 0.999,
     eps: ArrayLike = 1e-8,
     eps_root: ArrayLike = 0.0,
     threshold: ArrayLike = 5.0,
@@ -96,11 +98,11 @@ def scale_by_radam(
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
     """
-    rate = DecayRate.of("b2", b2)
+    rate = decay_rate("b2", b2)
     threshold = check_number("threshold", threshold, 4.0, instead="the usual value is 5.0")
-    first, second = Ema("mu", DecayRate.of("b1", b1)), Ema("nu", rate, magnitude=True)
+    first, second = Ema("mu", decay_rate("b1", b1)), Ema("nu", rate, magnitude=True)
     direction = Root.of(eps, eps_root, eps_hat, rate)
-    adam = MomentRule(NesterovEma(first) if nesterov else first, second, direction)
+    adam = MomentRule(first.looking_ahead() if nesterov else first, second, direction)
     rule = Rectified(adam, rate, threshold)
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype, "scale_by_radam")
 
@@ -108,8 +110,8 @@ def scale_by_radam(
 @named_arguments
 def radam(
     learning_rate: optax.ScalarOrSchedule,
-    b1: DecayRateLike = 0.9,
-    b2: DecayRateLike = 0.999,
+    b1: DecayRateLike | Schedule = 0.9,
+    b2: DecayRateLike | Schedule = 0.999,
     eps: ArrayLike = 1e-8,
     eps_root: ArrayLike = 0.0,
     threshold: ArrayLike = 5.0,
@@ -138,8 +140,8 @@ def radam(
 @named_arguments
 def radamw(
     learning_rate: optax.ScalarOrSchedule,
-    b1: DecayRateLike = 0.9,
-    b2: DecayRateLike = 0.999,
+    b1: DecayRateLike | Schedule = 0.9,
+    b2: DecayRateLike | Schedule = 0.999,
     eps: ArrayLike = 1e-8,
     eps_root: ArrayLike = 0.0,
     threshold: ArrayLike = 5.0,
@@ -163,6 +165,7 @@ def radamw(
     mu and nu are Adam's averages of g and |g|²; mû and nû are these with bias correction.
 
     Args:
+      b2: as in `adamw`. With a schedule, ρ is of the rate of the step, and b2ᵗ the product.
       threshold: nu is used once ρ_t, the number of gradients that it averages, reaches this many
         optimizer steps; ≥ 4, usually 5.
 

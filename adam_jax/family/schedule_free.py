@@ -22,11 +22,12 @@ from adam_jax.core.transformation import Transformation, scale_by_rule
 from adam_jax.family.alias import alias
 from adam_jax.formats.dense import is_floating
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.numerics import DecayRate, DecayRateLike, exact
+from adam_jax.numerics import exact
 from adam_jax.pytrees import frozen_pytree, static
+from adam_jax.rates import DecayRateLike, Schedule, decay_rate
 from adam_jax.rules.adam import Ema, MomentRule, Root
 from adam_jax.rules.base import View, at
-from adam_jax.rules.hyperparameters import FixedNumber, Hyperparameter, Schedule, hyperparameter
+from adam_jax.rules.hyperparameters import FixedNumber, Hyperparameter, hyperparameter
 from adam_jax.validation import as_number, check_number, named_arguments
 
 # Optax exports the function that makes this state, but not its type.
@@ -124,7 +125,7 @@ def schedule_free_adamw(
     learning_rate: ArrayLike | Schedule = 0.0025,
     warmup_steps: int | None = None,
     b1: FixedNumber = 0.9,
-    b2: DecayRateLike = 0.999,
+    b2: DecayRateLike | Schedule = 0.999,
     eps: ArrayLike = 1e-8,
     weight_decay: ArrayLike | Schedule = 0.0,
     weight_lr_power: FixedNumber = 2.0,
@@ -184,7 +185,7 @@ def schedule_free_adamw(
     else:
         rate = hyperparameter("learning_rate", learning_rate, instead="the usual value is 0.0025")
     # Adam with b1 = 0, which needs no stored mu.
-    second = Ema("nu", DecayRate.of("b2", b2), magnitude=True)
+    second = Ema("nu", decay_rate("b2", b2), magnitude=True)
     rule = MomentRule(Newest(), second, Root.of(eps))
     scaled = scale_by_rule(rule, RMS_STATE, None, nu_dtype, "schedule_free_adamw")
     inner = alias("schedule_free_adamw", lambda: scaled, rate, weight_decay=weight_decay)

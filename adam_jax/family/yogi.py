@@ -11,11 +11,10 @@ from jax.typing import ArrayLike
 from adam_jax.core.transformation import Transformation, scale_by_rule
 from adam_jax.family.alias import alias
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.numerics import DecayRate, DecayRateLike
 from adam_jax.pytrees import frozen_pytree
+from adam_jax.rates import DecayRateLike, Schedule, decay_rate
 from adam_jax.rules.adam import AroundEma, Ema, MomentRule, Root
 from adam_jax.rules.base import View
-from adam_jax.rules.hyperparameters import Schedule
 from adam_jax.validation import check_number, named_arguments
 
 
@@ -33,8 +32,8 @@ class YogiSquares(AroundEma):
 
 
 def scale_by_yogi(
-    b1: DecayRateLike = 0.9,
-    b2: DecayRateLike = 0.999,
+    b1: DecayRateLike | Schedule = 0.9,
+    b2: DecayRateLike | Schedule = 0.999,
     eps: ArrayLike = 1e-3,
     eps_root: ArrayLike | None = 0.0,
     initial_accumulator_value: ArrayLike | None = 1e-6,
@@ -53,9 +52,9 @@ def scale_by_yogi(
     start = 1e-6 if initial_accumulator_value is None else initial_accumulator_value
     instead = "the usual value is 1e-6"
     start = check_number("initial_accumulator_value", start, instead=instead)
-    first = Ema("mu", DecayRate.of("b1", b1), initial_accumulator_value=start)
+    first = Ema("mu", decay_rate("b1", b1), initial_accumulator_value=start)
     second = YogiSquares(
-        Ema("nu", DecayRate.of("b2", b2), magnitude=True, initial_accumulator_value=start)
+        Ema("nu", decay_rate("b2", b2), magnitude=True, initial_accumulator_value=start)
     )
     rule = MomentRule(first, second, Root.of(eps, eps_root))
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype, "scale_by_yogi")
@@ -64,8 +63,8 @@ def scale_by_yogi(
 @named_arguments
 def yogi(
     learning_rate: optax.ScalarOrSchedule,
-    b1: DecayRateLike = 0.9,
-    b2: DecayRateLike = 0.999,
+    b1: DecayRateLike | Schedule = 0.9,
+    b2: DecayRateLike | Schedule = 0.999,
     eps: ArrayLike = 1e-3,
     *,
     eps_root: ArrayLike | None = None,

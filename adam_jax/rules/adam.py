@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from adam_jax._types import Count, Number
-from adam_jax.numerics import DecayRate, divide, exact, root, squared
+from adam_jax.numerics import divide, exact, root, squared
 from adam_jax.pytrees import frozen_pytree, static
+from adam_jax.rates import DecayRate
 from adam_jax.rules.base import MemberRule, Rule, View
 from adam_jax.rules.hyperparameters import Unit, in_units_of
 from adam_jax.slots import Slot
@@ -157,15 +158,21 @@ class AheadEma(AroundEma):
 
 @frozen_pytree
 class NesterovEma(AheadEma):
-    """mu read as b·mu / (1 - bᵗ⁺¹) + (1-b)·g / (1 - bᵗ).
+    """mu read as b'·mu / (1 - Π') + (1-b)·g / (1 - Π), with b' and Π' of the next step.
 
-    Dozat 2016, algorithm 2, with a constant b instead of its schedule, as in Optax.
+    Dozat 2016, algorithm 2.
+
+    Attributes:
+      momentum: b, where it is not that of the average.
     """
 
+    momentum: Any = None
+
     def at(self, count: Count) -> "NesterovEma":
-        rate = self.ema.rate
+        rate = self.ema.rate if self.momentum is None else self.momentum
+        following = rate.following or rate
         of_g = rate.complement / rate.correction(count)
-        of_mu = (1 - rate.complement) / rate.correction(count, ahead=1) / of_g
+        of_mu = (1 - following.complement) / rate.correction(count, ahead=1) / of_g
         return dataclasses.replace(self, of_mu=of_mu, of_both=of_g)
 
 

@@ -13,8 +13,8 @@ import jax
 from jax import Array
 
 from adam_jax._types import Count, Leaf, PyTree
-from adam_jax.numerics import DecayRate
 from adam_jax.pytrees import frozen_pytree
+from adam_jax.rates import DecayRate
 from adam_jax.slots import Slot
 
 T = TypeVar("T")

@@ -16,11 +16,10 @@ from jax import Array
 
 from adam_jax._types import Count, Leaf, Number
 from adam_jax.pytrees import frozen_pytree, static
+from adam_jax.rates import Schedule
 from adam_jax.rules.base import T, with_parts
 from adam_jax.validation import check_number, check_scalar
 from adam_jax.xla.barrier import kept_apart
-
-Schedule = Callable[[Array], jax.typing.ArrayLike]
 
 FixedNumber: TypeAlias = Annotated[float, "fixed"]
 """The type of a number that must not change during a run; `with_hyperparams` skips it."""

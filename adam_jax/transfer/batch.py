@@ -7,6 +7,7 @@ https://arxiv.org/abs/2205.10287
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -16,8 +17,7 @@ import jax.numpy as jnp
 
 from adam_jax._types import Leaf, Named
 from adam_jax.modifiers import Factory
-from adam_jax.numerics import DecayRate
-from adam_jax.rules.hyperparameters import Schedule
+from adam_jax.rates import DecayRate, Schedule
 from adam_jax.validation import (
     as_scalar,
     bound,
@@ -157,7 +157,10 @@ class ScaledBatch(Factory):
             return ScaledSchedule(cast(Schedule, x), self.factor, power)
         if isinstance(x, DecayRate):  # From with_hyperparams.
             complement = jnp.minimum(self.factor * x.complement, 1)
-            return DecayRate(complement, jnp.log1p(-complement))
+            following = x.following and self._scaled(name, x.following, arguments)
+            log = jnp.maximum(jnp.log1p(-complement), math.log(jnp.finfo(jnp.float32).tiny))
+            parts = {"complement": complement, "log": log, "following": following}
+            return dataclasses.replace(x, **parts, mostly_old=None)
         if not is_number(x):
             return x
         if power is not None:

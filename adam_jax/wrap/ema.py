@@ -20,8 +20,8 @@ from adam_jax.formats.policy import (
     stored_format,
 )
 from adam_jax.formats.rounding import rounded_to_nearest
-from adam_jax.numerics import DecayRate, DecayRateLike
 from adam_jax.pytrees import frozen_pytree, static
+from adam_jax.rates import DecayRate, DecayRateLike
 from adam_jax.slots import Slot
 from adam_jax.xla.barrier import kept_apart
 

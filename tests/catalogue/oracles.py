@@ -23,10 +23,45 @@ def stored(v):
     return v
 
 
+class Moving:
+    """A decay rate of numbers[t-1] in step t, which the caller sets; b**t is their product."""
+
+    t = 1
+
+    def __init__(self, numbers):
+        self.numbers = np.asarray(numbers, np.float64)
+
+    def now(self):
+        return self.numbers[self.t - 1]
+
+    def __mul__(self, other):
+        return self.now() * other
+
+    __rmul__ = __mul__
+
+    def __rsub__(self, other):
+        return other - self.now()
+
+    def __rtruediv__(self, other):
+        return other / self.now()
+
+    def __pow__(self, t):
+        return np.prod(self.numbers[:t])
+
+    @property
+    def following(self):
+        return self.numbers[self.t]
+
+
+def following(b):
+    """The rate of the next step."""
+    return getattr(b, "following", b)
+
+
 def first_moment(m, g, b1, t, nesterov):
-    """The EMA m after bias correction; with nesterov, m̂ in Dozat 2016 for a constant b1."""
+    """The EMA m after bias correction; with nesterov, m̂ in Dozat 2016."""
     if nesterov:
-        return b1 * m / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t)
+        return following(b1) * m / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t)
     return m / (1 - b1**t)
 
 
@@ -50,11 +85,11 @@ def nadam(gradients, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, momentum_decay=No
     product = 1.0
     for t, g in enumerate(gradients, start=1):
         now = b1 * (1 - 0.5 * 0.96 ** (t * momentum_decay))
-        following = b1 * (1 - 0.5 * 0.96 ** ((t + 1) * momentum_decay))
+        ahead = following(b1) * (1 - 0.5 * 0.96 ** ((t + 1) * following(momentum_decay)))
         product = product * now
         m = b1 * m + (1 - b1) * g
         v = stored(b2 * v + (1 - b2) * np.abs(g) ** 2)
-        first = m * following / (1 - product * following) + g * (1 - now) / (1 - product)
+        first = m * ahead / (1 - product * ahead) + g * (1 - now) / (1 - product)
         yield ratio(first, np.sqrt(v / (1 - b2**t) + eps_root) + eps)
 
 
@@ -109,11 +144,11 @@ def radam(
 ):
     """Liu et al. 2020, algorithm 2, with ρ >= threshold instead of ρ > 4, and eps as in Optax."""
     m = v = 0.0
-    rho_inf = 2 / (1 - b2) - 1
     for t, g in enumerate(gradients, start=1):
         m = b1 * m + (1 - b1) * g
         v = stored(b2 * v + (1 - b2) * np.abs(g) ** 2)
         m_hat = first_moment(m, g, b1, t, nesterov)
+        rho_inf = 2 / (1 - b2) - 1
         rho = rho_inf - 2 * t * b2**t / (1 - b2**t)
         if rho < threshold:
             yield m_hat
@@ -146,10 +181,10 @@ def adan(gradients, b1=0.98, b2=0.92, b3=0.99, eps=1e-8, eps_root=0.0, change_we
 
     Optax weights the difference of gradients by 1 - b2; the paper and its code use b2.
     """
-    weight = 1 - b2 if change_weight is None else change_weight
     m = v = n = 0.0
     previous = gradients[0]
     for t, g in enumerate(gradients, start=1):
+        weight = 1 - b2 if change_weight is None else change_weight
         difference = g - previous
         previous = g
         m = b1 * m + (1 - b1) * g
@@ -206,12 +241,15 @@ def mars(gradients, b1=0.95, b2=0.99, eps=1e-8, gamma=0.025, nesterov=False):
 
     One leaf. x_1 = x_0 as in the paper, so nothing is added to the first gradient.
     """
-    corrected, previous = [], gradients[0]
-    for g in gradients:
-        c = g + gamma * b1 / (1 - b1) * (g - previous)
-        corrected.append(c / max(1.0, np.linalg.norm(c)))
-        previous = g
-    yield from adam(corrected, b1, b2, eps, nesterov=nesterov)
+
+    def corrected():
+        previous = gradients[0]
+        for g in gradients:
+            c = g + gamma * b1 / (1 - b1) * (g - previous)
+            yield c / max(1.0, np.linalg.norm(c))
+            previous = g
+
+    yield from adam(corrected(), b1, b2, eps, nesterov=nesterov)
 
 
 def ademamix(gradients, b1=0.9, b2=0.999, b3=0.9999, alpha=6.0, eps=1e-8, eps_root=0.0):

@@ -18,8 +18,8 @@ from adam_jax.core.step import Body
 from adam_jax.core.transformation import Transformation, body_of, scale_by_rule
 from adam_jax.family.adamax import DecayingMax, Ratio
 from adam_jax.formats.policy import AT_LEAST_FLOAT32
-from adam_jax.numerics import DecayRate
 from adam_jax.pytrees import frozen_pytree
+from adam_jax.rates import DecayRate
 from adam_jax.rules.adam import Ema, MomentRule
 from tests.catalogue.runs import raised
 from tests.catalogue.training import trained
