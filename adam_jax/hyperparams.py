@@ -32,7 +32,7 @@ from adam_jax.core.transformation import Transformation, body_of
 from adam_jax.groups import groups
 from adam_jax.modifiers import Factory, layers_of, with_layers
 from adam_jax.pytrees import Label, frozen_pytree, static
-from adam_jax.rates import DecayRate, DecayRateLike, Past, moved
+from adam_jax.rates import DecayRate, DecayRateLike, Past, moved, past_key
 from adam_jax.rules.hyperparameters import FixedNumber, Scheduled
 from adam_jax.validation import (
     as_scalar,
@@ -134,7 +134,7 @@ class WithHyperparams(Body):
             for name, _ in self.sides
             if not isinstance(self.numbers[name], Scheduled)
         }
-        past = {name: Past.none() for name, _ in self.sides}
+        past = {past_key(name): Past.none() for name, _ in self.sides}
         state = HyperparamsState(count, self.numbers_at(count, self.numbers), exact, past, ())
         return state._replace(inner_state=self.inner(state).init(params))
 
@@ -156,30 +156,31 @@ class WithHyperparams(Body):
 
     def numbers_at(self, count: Count, given: Named) -> dict[str, jax.Array]:
         """The numbers of one step: the given ones, and the schedules' values."""
+        return {
+            name: self.number_at(name, count) if isinstance(x, Scheduled) else as_float(given[name])
+            for name, x in self.numbers.items()
+        }
+
+    def number_at(self, name: str, count: Count) -> jax.Array:
+        """The value of a schedule."""
         instead = "return one number, the same for all leaves"
-        numbers: dict[str, jax.Array] = {}
-        for name, x in self.numbers.items():
-            if isinstance(x, Scheduled):
-                x = check_scalar(f"the schedule of {name}", x.schedule(count), instead=instead)
-            else:
-                x = given[name]
-            numbers[name] = as_float(x)
-        return numbers
+        value = self.numbers[name].schedule(count)
+        return as_float(check_scalar(f"the schedule of {name}", value, instead=instead))
 
     def inner(self, state: HyperparamsState) -> Any:
         """The member made from the state's numbers."""
         arguments: Named = dict(state.hyperparams)
-        next_numbers = self.numbers_at(state.count + 1, state.hyperparams)
         for name, side in self.sides:
             b, known = state.hyperparams[name], state.exact.get(exact_key(name))
             # A schedule's value, or a number assigned directly, is known only in float32.
             rate, following = DecayRate.of_array(b, side), None
             if known is None:
-                following = DecayRate.of_array(next_numbers[name], side)
+                b = self.number_at(name, state.count + 1)
+                following = DecayRate.of_array(b, side)
             else:
                 exact = DecayRate(known.complement, known.log, side)
                 rate = select(b == known.rate, jax.tree.map(_with_tangent, exact, rate), rate)
-            its = {"name": Label(name), "past": state.past[name], "following": following}
+            its = {"name": Label(name), "past": state.past[past_key(name)], "following": following}
             arguments[name] = dataclasses.replace(rate, **its)
         made = self.factory(**arguments, **self.fixed.tree)
         return with_layers(made, self.layers) if self.layers else made

@@ -252,7 +252,7 @@ class ScheduledRatesState(NamedTuple):
     """State of a transformation that corrects averages whose decay rates are schedules.
 
     Attributes:
-      past: the rates so far, by the name of the argument.
+      past: the rates so far, that of b2 under `past_b2`.
       inner_state: the state of the same transformation with constant rates.
     """
 
@@ -260,12 +260,17 @@ class ScheduledRatesState(NamedTuple):
     inner_state: State
 
 
+def past_key(name: str) -> str:
+    """The key of a rate's past; the rate's own name is that of a number."""
+    return f"past_{name}"
+
+
 def scheduled_rates(tree: PyTree) -> dict[ScheduledRate, str]:
     """The different schedules in rules whose past the state keeps, with their names there."""
     names: dict[ScheduledRate, str] = {}
     for x in jax.tree.leaves(tree, is_leaf=_is_scheduled):
         if _is_scheduled(x) and x.corrected and x not in names:
-            name, taken = str(x.name), set(names.values())
+            name, taken = past_key(x.name), set(names.values())
             others = (f"{name}_{i}" for i in range(1, len(taken) + 1))
             names[x] = next(key for key in (name, *others) if key not in taken)
     return names
@@ -294,7 +299,7 @@ def moved(tree: PyTree, count: Count) -> tuple[PyTree, dict[str, Past]]:
         if not isinstance(x, DecayRate) or x.past is None:
             return x
         rate = x.moved(count)
-        past[str(x.name)] = cast(Past, rate.past)
+        past[past_key(x.name)] = cast(Past, rate.past)
         return rate
 
     return jax.tree.map(of_step, tree, is_leaf=lambda x: isinstance(x, DecayRate)), past

@@ -191,6 +191,11 @@ def _momentum_product(rules: list[Any], steps: int) -> float | None:
 
     Dozat 2016, section 3.1: the momentum of step t is b·(1 - 0.96^(tψ) / 2).
     """
+    if any(getattr(rule.first, "momentum", None) is not None for rule in rules):
+        raise ValueError(
+            "tx must be nadam with numbers for b1 and momentum_decay, got schedules: PyTorch's"
+            " NAdam has none."
+        )
     first = next((rule.first for rule in rules if hasattr(rule.first, "momentum_decay")), None)
     if first is None:
         return None

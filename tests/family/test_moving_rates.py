@@ -164,7 +164,7 @@ def test_each_group_has_its_own_schedule(standard_promotion):
     params, state = trained(tx)
     equal(params["w"], trained(adam_jax.adamw(0.1, **OTHERS))[0]["w"])
     equal(params["b"], trained(adam_jax.adamw(0.1, b1=RAMP, b2=RAMP))[0]["b"])
-    assert set(state[0].past) == {"b1", "b2"}  # Equal schedules share their past.
+    assert set(state[0].past) == {"past_b1", "past_b2"}  # Equal schedules share their past.
 
 
 def test_other_batch_sizes(standard_promotion):
@@ -221,6 +221,16 @@ def test_conversions_keep_the_moments_and_the_past(standard_promotion):
         trained(moving, state=state)
     with pytest.raises(ValueError, match="got a ScheduledRatesState"):
         trained(constant, state=into)
+
+
+def test_pytorch_has_no_schedules_of_momenta():
+    zeros = {name: np.zeros(1) for name in ("exp_avg", "exp_avg_sq")}
+    its = {0: zeros | {"step": np.float32(3), "mu_product": np.float32(0.1)}}
+    torch = {"state": its, "param_groups": [{"params": [0]}]}
+    for schedules in ({"b1": RAMP, "momentum_decay": 0.004}, {"momentum_decay": RAMP}):
+        tx = adam_jax.nadam(0.1, **schedules)
+        with pytest.raises(ValueError, match="nadam with numbers"):
+            adam_jax.convert.from_torch(torch, {"w": jnp.zeros(1)}, tx, order=["w"])
 
 
 def test_rates_outside_the_interval(standard_promotion):

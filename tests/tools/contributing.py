@@ -23,10 +23,14 @@ LAYERS: dict[str, tuple[set[str], str]] = {
     "xla": (set(), "workarounds for XLA: one file per habit, with its figure and its test"),
     "numerics": (
         {"pytrees", "validation", "xla"},
-        "arithmetic of arrays: decay rates, roots, quotients, sums, `exact`",
+        "arithmetic of arrays: roots, quotients, sums, `exact`",
+    ),
+    "rates": (
+        {"numerics", "pytrees", "validation"},
+        "decay rates: split, scheduled, and the products of those that were applied",
     ),
     "rules": (
-        {"numerics", "pytrees", "slots", "validation", "xla"},
+        {"numerics", "pytrees", "rates", "slots", "validation", "xla"},
         "what a rule is and sees; Adam's moments and directions, weight decay, learning rate",
     ),
     "formats": ({"numerics", "slots", "validation", "xla"}, "storage of one slot of one leaf"),
@@ -35,20 +39,30 @@ LAYERS: dict[str, tuple[set[str], str]] = {
         "the program of a leaf as one kernel on TPUs; imported when a leaf may need it",
     ),
     "core": (
-        {"formats", "kernels", "numerics", "pytrees", "rules", "slots", "validation", "xla"},
+        {
+            "rates",
+            "formats",
+            "kernels",
+            "numerics",
+            "pytrees",
+            "rules",
+            "slots",
+            "validation",
+            "xla",
+        },
         "`Step`, which passes through; the plan and the program of a leaf; trees and states",
     ),
-    "schedules": ({"validation"}, "learning-rate schedules that Optax lacks"),
+    "schedules": ({"validation"}, "schedules that Optax lacks"),
     "family": (
-        {"core", "formats", "numerics", "pytrees", "rules", "slots", "validation", "xla"},
+        {"core", "formats", "numerics", "pytrees", "rates", "rules", "slots", "validation", "xla"},
         "one file per paper: its rule or its moments, its `scale_by_*`, its aliases",
     ),
     "modifiers": (
-        {"core", "formats", "numerics", "pytrees", "rules", "slots", "validation", "xla"},
+        {"core", "formats", "numerics", "pytrees", "rates", "rules", "slots", "validation", "xla"},
         "changes of a member: rule and function side by side; kernels and stacked layers",
     ),
     "wrap": (
-        {"core", "formats", "numerics", "pytrees", "rules", "slots", "validation", "xla"},
+        {"core", "formats", "numerics", "pytrees", "rates", "rules", "slots", "validation", "xla"},
         "wrappers of any transformation: accumulate, chain, clip, ema, skip, telemetry, weights",
     ),
     "groups": (
@@ -56,7 +70,7 @@ LAYERS: dict[str, tuple[set[str], str]] = {
         "hyperparameters or optimizers for groups of leaves",
     ),
     "hyperparams": (
-        {"core", "groups", "modifiers", "numerics", "pytrees", "rules", "validation"},
+        {"core", "groups", "modifiers", "pytrees", "rates", "rules", "validation"},
         "hyperparameters in the state",
     ),
     "sharding": (
@@ -73,12 +87,12 @@ LAYERS: dict[str, tuple[set[str], str]] = {
         "memory, predicted; what happens to each leaf; records; the layout of tables",
     ),
     "transfer": (
-        {"core", "formats", "inspect", "modifiers", "numerics", "rules", "validation"},
+        {"core", "formats", "inspect", "modifiers", "numerics", "rates", "rules", "validation"},
         "hyperparameters for larger models, batches and runs: muP, CompleteP, scaling rules",
     ),
     "__init__": (
         {"convert", "core", "family", "formats", "groups", "hyperparams", "inspect", "modifiers"}
-        | {"numerics", "schedules", "sharding", "transfer", "wrap"},
+        | {"rates", "schedules", "sharding", "transfer", "wrap"},
         "the public names",
     ),
     "__main__": ({"__init__"}, "`python -m adam_jax`: versions, devices, dtypes that work there"),
