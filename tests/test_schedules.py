@@ -3,7 +3,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import adam_jax
 from adam_jax import schedules
 
 
@@ -23,12 +22,3 @@ def test_warmup_stable_decay(warmup, stable, decay):
     expected = [0.5 + 1.5 * i / warmup for i in range(warmup)] + [2.0] * stable
     expected += [2.0 - 1.75 * i / decay for i in range(decay)] + [0.25] * 3
     np.testing.assert_allclose(rates, expected, rtol=1e-6)
-
-
-def test_the_first_step_uses_the_schedule_at_zero():
-    tx = adam_jax.adam(lambda count: jnp.asarray([0.5, 0.25, 0.125])[count])
-    params = jnp.ones(1)
-    state = tx.init(params)
-    for expected in (0.5, 0.25, 0.125):
-        updates, state = tx.update(jnp.ones(1), state)
-        np.testing.assert_allclose(updates, [-expected], rtol=1e-6)

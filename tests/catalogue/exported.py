@@ -5,32 +5,30 @@ import jax.numpy as jnp
 
 import adam_jax
 from tests.catalogue.runs import assert_same_bits
-from tests.catalogue.sharded import loss, parameters
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def train_from_the_file(member, dtype):
-    tx = member.alias(1e-3)
-    params = parameters(dtype)
+def loss(params):
+    return sum(jnp.mean((x.astype(jnp.float32) - 0.5) ** 2) for x in jax.tree.leaves(params))
+
+
+def train_from_the_file(tx, params):
+    """Three steps have the bits of the step that was exported, and lower the loss."""
     start, treedef = jax.tree.flatten((params, tx.init(params)))
-    x = jnp.linspace(-1.0, 1.0, 1024, dtype=dtype).reshape(4, 256)
 
     @jax.jit
-    def train(leaves, x):  # Leaves: files need a NamedTuple registered.
+    def train(leaves):  # Leaves: files need a NamedTuple registered.
         params, state = jax.tree.unflatten(treedef, leaves)
-        grads = jax.grad(loss)(params, x)
+        grads = jax.grad(loss)(params)
         return jax.tree.leaves(adam_jax.step(tx, grads, state, params))
 
-    exported = jax.export.export(train, platforms=PLATFORMS)(
-        *jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (start, x))
-    )
+    exported = jax.export.export(train, platforms=PLATFORMS)(start)
     assert exported.platforms == PLATFORMS
-    assert list(exported.out_avals) == list(exported.in_avals[: len(start)])
+    assert list(exported.out_avals) == list(exported.in_avals)
     read = jax.export.deserialize(exported.serialize())
     ours = direct = start
     for _ in range(3):
-        ours, direct = read.call(ours, x), train(direct, x)
+        ours, direct = read.call(ours), train(direct)
     assert_same_bits(ours, direct)
-    trained, _ = jax.tree.unflatten(treedef, ours)
-    assert loss(trained, x) < loss(params, x)
+    assert loss(jax.tree.unflatten(treedef, ours)[0]) < loss(params)

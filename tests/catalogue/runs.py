@@ -47,8 +47,9 @@ def assert_same_bits(actual, expected):
         assert x.dtype == y.dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
-def raised(call):
-    with pytest.raises(ValueError) as error:
+def raised(call, kind=ValueError):
+    """The message, of one line."""
+    with pytest.raises(kind) as error:
         call()
     assert "\n" not in str(error.value)
     return str(error.value)

@@ -63,22 +63,18 @@ def parameters():
     return {"w": jnp.ones((16, 8), jnp.bfloat16), "b": jnp.ones(8, jnp.bfloat16)}
 
 
-@every_wrapper
-def test_a_schedule_is_freed_with_its_optimizer(make, standard_promotion):
-    check_freed(make, True, "step")
-
-
-@pytest.mark.parametrize("name", ["adamw", "optax.chain", "groups", "offload", "recipe"])
-def test_a_schedule_is_freed_after_eager_updates(name, standard_promotion):
-    check_freed(WRAPPERS[name], False, "update")
-
-
-def check_freed(make, jitted, through):
+@pytest.mark.parametrize(
+    ("name", "through"),
+    [(name, "step") for name in WRAPPERS]
+    + [(name, "update") for name in ("adamw", "optax.chain", "groups", "offload", "recipe")],
+)
+def test_a_schedule_is_freed_with_its_optimizer(name, through, standard_promotion):
+    """Also after eager updates."""
     schedule = Schedule()
     freed = weakref.ref(schedule)
-    tx, params = make(schedule), parameters()
+    tx, params = WRAPPERS[name](schedule), parameters()
     step = stepper(tx, through)
-    train(jax.jit(step) if jitted else step, params, tx.init(params), 2)
+    train(jax.jit(step) if through == "step" else step, params, tx.init(params), 2)
     del schedule, tx, step
     gc.collect()
     assert freed() is None

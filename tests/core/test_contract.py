@@ -1,12 +1,12 @@
 """The contract of a transformation that Optax, JAX and Flax rely on."""
 
+import inspect
+
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 import adam_jax
 from tests.catalogue import (
@@ -17,6 +17,8 @@ from tests.catalogue import (
     of_each_kind,
     slowly_with,
 )
+from tests.catalogue.exported import train_from_the_file
+from tests.catalogue.training import trained
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -35,8 +37,8 @@ def tree():
     return {"a": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4), "b": [jnp.ones(5), jnp.array(2.0)]}
 
 
-def quadratic(params):
-    return sum(jnp.sum((x - 0.5) ** 2) for x in jax.tree.leaves(params))
+def gradients(params, *_):
+    return jax.tree.map(lambda x: 2 * (x - 0.5), params)
 
 
 @slowly_with(
@@ -50,28 +52,13 @@ def quadratic(params):
 )
 def test_inside_optax_wrappers(member, wrap):
     """Our member in a wrapper moves the parameters as Optax's does in the same wrapper."""
-    results = []
-    for alias in (member.alias, member.twin.alias):
-        tx = WRAPPERS[wrap](alias(1e-2))
-        params = tree()
-        state = tx.init(params)
-        for _ in range(4):
-            updates, state = jax.jit(tx.update)(jax.grad(quadratic)(params), state, params)
-            params = optax.apply_updates(params, updates)
-        results.append((params, jax.tree.structure(state)))
-    (ours, our_state), (theirs, their_state) = results
-    chex.assert_trees_all_close(ours, theirs, rtol=1e-5, atol=1e-6)
-    assert our_state == their_state
-
-
-@every_kind_of_state
-def test_lookahead(member):
-    tx = optax.lookahead(member.alias(1e-2), sync_period=2, slow_step_size=0.5)
-    params = optax.LookaheadParams.init_synced(tree())
-    state = tx.init(params)
-    updates, state = tx.update(jax.grad(quadratic)(params.fast), state, params)
-    moved = optax.apply_updates(params, updates)
-    assert quadratic(moved.fast) < quadratic(params.fast)
+    results = [
+        trained(WRAPPERS[wrap](alias(1e-2)), tree(), gradients, 4, "update")
+        for alias in (member.alias, member.twin.alias)
+    ]
+    params, states = zip(*results, strict=True)
+    chex.assert_trees_all_close(*params, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_equal_structs(*states)
 
 
 @every_kind_of_state
@@ -84,10 +71,12 @@ def test_injected_hyperparams(member):
         state = tx.init(params)
         for b2 in (0.99, 0.95):
             state.hyperparams["b2"] = jnp.asarray(b2)
-            updates, state = jax.jit(tx.update)(jax.grad(quadratic)(params), state, params)
+            updates, state = jax.jit(tx.update)(gradients(params), state, params)
             params = optax.apply_updates(params, updates)
-        results.append(params)
-    chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-6)
+        results.append((params, state))
+    params, states = zip(*results, strict=True)
+    chex.assert_trees_all_close(*params, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_equal_structs(*states)
 
 
 @every_twin
@@ -96,7 +85,7 @@ def test_state_is_optaxs_own_and_moves_both_ways(member):
     """A checkpoint of either library continues in the other."""
     ours, theirs = (alias(1e-2) for alias in (member.alias, member.twin.alias))
     params = tree()
-    grads = jax.grad(quadratic)(params)
+    grads = gradients(params)
     states = [tx.init(params) for tx in (ours, theirs)]
     assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
     for first, second in ((ours, theirs), (theirs, ours)):
@@ -149,38 +138,10 @@ def test_donation_leaves_nothing_behind(member):
     assert memory.alias_size_in_bytes >= (1 + len(member.slots)) * params.nbytes
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 @every_kind_of_state
-def test_sharded_like_the_parameters(member):
-    """8 devices: the state is sharded like the parameters, and the step has no collectives."""
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
-    params = jax.device_put(jnp.linspace(-1.0, 1.0, 64).reshape(16, 4), sharding)
-    tx = member.alias(1e-2)
-    state = tx.init(params)
-    for moment in member.moments(state).values():
-        assert moment.sharding.is_equivalent_to(sharding, 2)
-    compiled = jax.jit(tx.update).lower(params, state, params).compile()
-    moving = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
-    assert [word for word in moving if word in compiled.as_text()] == []
-    updates, state = jax.jit(tx.update)(params, state, params)
-    assert updates.sharding.is_equivalent_to(sharding, 2)
-    host = np.asarray(params)
-    alone = jax.jit(tx.update)(host, tx.init(host), host)[0]
-    np.testing.assert_array_equal(updates, alone)
-
-
-@every_kind_of_state
-def test_shard_map(member):
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    tx = member.direction()
-    params = jnp.linspace(-1.0, 1.0, 8 * 4096).reshape(8 * 32, 128)  # Each device has codes.
-    spec = PartitionSpec("data")
-
-    def local(g):
-        return tx.update(g, tx.init(g))[0]
-
-    sharded = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec))(params)
-    np.testing.assert_allclose(sharded, local(params), rtol=1e-6, atol=1e-9)
+def test_the_step_exported_for_three_platforms_goes_on_from_the_file(member, dtype):
+    train_from_the_file(member.alias(1e-2), jax.tree.map(lambda p: p.astype(dtype), tree()))
 
 
 @every_kind_of_state
@@ -206,34 +167,13 @@ def test_flax_nnx_optimizer_traces_equal_optimizers_once(member):
     assert len(traces) == 1
 
 
-@every_kind_of_state
-def test_a_callable_mask_and_a_leaf_that_is_none(member):
-    if not member.needs_params:
-        masked = optax.masked(member.alias(1e-2), lambda p: {"a": True, "n": None})
-    else:
-        masked = member.alias(1e-2, mask=lambda p: jax.tree.map(lambda x: x.ndim > 1, p))
-    params = {"a": jnp.ones((2, 2)), "n": None}
-    _, state = masked.update(params, masked.init(params), params)
-    updates, _ = masked.update(params, state, params)
-    assert updates["n"] is None and (updates["a"] < 0).all()
-
-
 @every_twin
-def test_signature_extends_optaxs(member):
-    """Optax's arguments in Optax's order, followed by ours, keyword-only."""
-    import inspect
-
+def test_arguments_are_optaxs_in_its_order_followed_by_ours(member):
+    """Ours are keyword-only. tests/docs/test_migrating.py compares the defaults."""
     functions = member.function, getattr(adam_jax, member.scale_by)
     for ours, theirs in zip(functions, member.twin.without_keywords, strict=True):
         our, their = (inspect.signature(f).parameters for f in (ours, theirs))
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        positional = [name for name, p in their.items() if p.kind != keyword]
+        positional = [name for name, p in their.items() if p.kind != p.KEYWORD_ONLY]
         assert list(our)[: len(positional)] == positional
-        assert all(our[name].kind == keyword for name in list(our)[len(positional) :])
+        assert all(our[x].kind == our[x].KEYWORD_ONLY for x in list(our)[len(positional) :])
         assert set(their) <= set(our)
-        for name, parameter in their.items():
-            # mu_dtype=None means the same in both; the defaults differ, see the docstring.
-            # Optax's lambda is our fourth_root, and its scale_by_adam is also our scale_by_nadam.
-            nadams = name == "nesterov" and member.scale_by == "scale_by_nadam"
-            own = name == "mu_dtype" or callable(parameter.default) or nadams
-            assert own or our[name].default == parameter.default, name

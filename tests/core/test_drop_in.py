@@ -15,6 +15,8 @@ import pytest
 from flax import struct
 
 import adam_jax
+from tests.catalogue.training import trained
+from tests.tools.record import WRAPPERS
 
 PARAMS = {"w": jnp.linspace(-2.0, 2.0, 6).reshape(3, 2), "b": jnp.ones(2)}
 
@@ -75,6 +77,15 @@ def test_a_prefix_mask_above_a_node_that_validates_its_leaves(kernel):
         np.testing.assert_array_equal(updates["b"][0].scale, -1.0)
         if kernel is not None:
             np.testing.assert_array_equal(updates["b"][0].kernel, -0.5)
+
+
+@pytest.mark.parametrize("name", ["chain", "telemetry", "skip spikes", "ema", "recipe"])
+@pytest.mark.parametrize("jit", [True, False])
+def test_nodes_that_validate_their_leaves_get_arrays(name, jit):
+    dtype = jnp.bfloat16 if name == "recipe" else jnp.float32
+    params = Checked(jnp.ones((3, 2), dtype), jnp.ones(2, dtype))
+    moved, _ = trained(WRAPPERS[name](adam_jax.adamw(1e-2)), params, jit=jit)
+    assert (moved.kernel != params.kernel).all()
 
 
 def test_a_prefix_mask_means_what_optax_makes_of_it(standard_promotion):

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import adam_jax
-from adam_jax.validation import printed
+from tests.catalogue.recipes import stepper
 
 PARAMS = {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}
 GRADS = jax.tree.map(jnp.sin, PARAMS)
@@ -24,24 +24,20 @@ def stepped(tx, **extra_args):
     return updates, params
 
 
-@pytest.mark.parametrize("weight", [None, "3", [1.0], (1,), 1j, {"w": 1.0}, object()])
-def test_a_weight_that_is_no_number(weight):
+@pytest.mark.parametrize(
+    ("weight", "printed"),
+    [(None, "None"), ("3", "'3'"), ([1.0, 2], "[1.0, 2]"), ((1,), "(1,)"), (1j, "1j")]
+    + [({"w": 1.0}, "a dict"), (object(), "an object"), ([jnp.ones(3)], "a list")],
+)
+def test_a_weight_that_is_no_number(weight, printed):
+    """The message has no object in full."""
     tx = adam_jax.accumulate(adam_jax.adamw(0.1), 2)
     for call in (tx.update, tx.step):
         with pytest.raises(ValueError) as error:
             call(GRADS, tx.init(PARAMS), PARAMS, weight=weight)
         message = str(error.value)
-        assert message.startswith(f"weight must be a number, got {printed(weight)}: ")
+        assert message.startswith(f"weight must be a number, got {printed}: ")
         assert "leave it out" in message
-
-
-@pytest.mark.parametrize(
-    "value, text",
-    [("3", "'3'"), ([1, 2], "[1, 2]"), ({"w": 1.0}, "a dict"), (object(), "an object")]
-    + [(None, "None"), (jnp.ones(3), "an ArrayImpl"), ([jnp.ones(3)], "a list")],
-)
-def test_an_error_prints_no_object(value, text):
-    assert printed(value) == text
 
 
 def test_a_weight_that_is_no_scalar():
@@ -81,15 +77,12 @@ def test_no_step_where_all_weights_are_zero(inner, zero):
         _, before = adam_jax.step(tx, GRADS, before, PARAMS, weight=2.0)
         params, before = adam_jax.step(tx, GRADS, before, PARAMS, weight=1.0)
         assert int(before.gradient_step) == 1 and int(before.mini_step) == 0
-        for way in ("step", "update"):
+        for through in ("step", "update"):
+            step = stepper(tx, through)
             moved, state = params, before
             for turn in range(2):
                 bad = jax.tree.map(lambda g: g * jnp.nan, GRADS)
-                if way == "step":
-                    moved, state = adam_jax.step(tx, bad, state, moved, weight=zero)
-                else:
-                    updates, state = tx.update(bad, state, moved, weight=zero)
-                    assert all((u == 0).all() for u in jax.tree.leaves(updates))
+                moved, state = step(moved, state, bad, weight=zero)
                 assert int(state.mini_step) == (turn + 1) % 2
             assert int(state.gradient_step) == 1
             jax.tree.map(np.testing.assert_array_equal, moved, params)

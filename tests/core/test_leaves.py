@@ -8,6 +8,7 @@ import pytest
 
 import adam_jax
 from adam_jax import adamw, convert, inspect, transfer
+from tests.catalogue.training import trained
 from tests.tools.record import MODIFIERS, WRAPPERS
 
 EMPTY = {
@@ -43,10 +44,7 @@ CASES = {
 )
 @pytest.mark.parametrize("case", CASES)
 def test_axes_of_length_0(case, params, standard_promotion):
-    tx = CASES[case]()
-    state, moved = tx.init(params), params
-    for _ in range(2):
-        moved, state = adam_jax.step(tx, params, state, moved)
+    moved, _ = trained(CASES[case](), params, lambda *_: params, 2, jit=False)
     assert jax.tree.map(jnp.shape, moved) == jax.tree.map(jnp.shape, params)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(moved))
     if "w" in params and "accumulate" not in case and case != "recipe":
@@ -56,11 +54,9 @@ def test_axes_of_length_0(case, params, standard_promotion):
 @pytest.mark.parametrize("case", [name for name in CASES if name != "optax.chain"])
 def test_no_nan_or_infinity_is_made_of_zero_gradients(case, standard_promotion):
     """Users debug with these flags, which look at each operation of a step outside of programs."""
-    tx, zeros = CASES[case](), jax.tree.map(jnp.zeros_like, PARAMS)
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
     with jax.debug_nans(True), jax.debug_infs(True):
-        state, moved = tx.init(PARAMS), PARAMS
-        for _ in range(2):
-            moved, state = adam_jax.step(tx, zeros, state, moved)
+        trained(CASES[case](), PARAMS, lambda *_: zeros, 2, jit=False)
 
 
 def test_reports_of_axes_of_length_0():

@@ -1,5 +1,7 @@
 """Leaves that hold several layers: each layer is stepped like a separate leaf."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import adam_jax
-from adam_jax.core.stacked import Layers
+from adam_jax.core.stacked import Layers, looks_stacked
 from tests.catalogue import few
 from tests.tools.layer_cases import SHAPES, cases, differences, nestings, separate, stacked
 
@@ -214,32 +216,66 @@ def test_it_compares_by_value():
 
 
 OVER_LAYERS = {
-    "lamb": lambda: adam_jax.lamb(1e-2),
-    "codes": lambda: adam_jax.adamw(1e-2, mu_dtype=jnp.int8, nu_dtype=jnp.int8),
-    "means": lambda: adam_jax.adamw(1e-2, nu_dtype=adam_jax.BlockMeans(-1)),
-    "factored": lambda: adam_jax.adamw(1e-2, nu_dtype=adam_jax.Factored(8, 8)),
-    "cautious": lambda: adam_jax.cautious(adam_jax.adamw(1e-2)),
-    "clip": lambda: adam_jax.chain(adam_jax.clip_by_global_norm(1.0), adam_jax.adamw(1e-2)),
-    "telemetry": lambda: adam_jax.telemetry(adam_jax.adamw(1e-2), 1),
+    "lamb": adam_jax.lamb(1e-2),
+    "cautious": adam_jax.cautious(adam_jax.adamw(1e-2)),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spec", [P("x"), P(None, "x"), P(None, None, "x")], ids=str)
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("name", OVER_LAYERS)
-def test_layers_over_devices(name, axis_type, spec):
-    """The layers themselves, or the axes of each, are spread over 8 devices."""
-    tx = adam_jax.with_layers(OVER_LAYERS[name](), "w")
+@pytest.mark.parametrize("tx", OVER_LAYERS.values(), ids=OVER_LAYERS)
+def test_layers_over_devices(tx):
+    """A norm is the only sum over layers. sharding/test_axes.py has formats and other axes."""
+    tx = adam_jax.with_layers(tx, "w")
     params = {"w": jnp.sin(jnp.arange(16 * 64 * 256.0)).reshape(16, 64, 256)}
     expected, _ = jax.jit(tx.step)(params, tx.init(params), params)
-    mesh = jax.make_mesh((8,), ("x",), axis_types=(axis_type,))
-    with jax.set_mesh(mesh):
-        placed = jax.device_put(params, NamedSharding(mesh, spec))
-        program = jax.jit(tx.step).lower(placed, jax.jit(tx.init)(placed), placed).compile()
-        found, _ = program(placed, jax.jit(tx.init)(placed), placed)
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    placed = jax.device_put(params, NamedSharding(mesh, P("x")))
+    program = jax.jit(tx.step).lower(placed, tx.init(placed), placed).compile()
+    found, _ = program(placed, tx.init(placed), placed)
     np.testing.assert_allclose(found["w"], expected["w"], rtol=1e-6, atol=1e-7)
-    if spec == P("x"):
-        # The norm, and the statistics of telemetry, are the only sums over layers.
-        gathered = [line for line in program.as_text().splitlines() if " all-gather(" in line]
-        assert not any("[16,64,256]" in line for line in gathered)
+    gathered = [line for line in program.as_text().splitlines() if " all-gather(" in line]
+    assert not any("[16,64,256]" in line for line in gathered)
+
+
+STACKED = {"blocks": {"attention": {"kernel": (12, 64, 3, 8)}, "norm": {"scale": (12, 64)}}}
+NOT_STACKED = {
+    "a square kernel": {"dense": {"kernel": (64, 64), "bias": (64,)}},
+    "norms": {"scale": (64,), "bias": (64,)},
+    "a convolution": {"conv": {"kernel": (3, 3, 8, 16), "bias": (16,)}},
+    "attention": {"query": {"kernel": (64, 8, 8), "bias": (8, 8)}, "out": {"kernel": (8, 8, 64)}},
+    "a gated layer": {"gate": (64, 256), "up": (64, 256), "down": (256, 64)},
+    "embeddings": {"tokens": (1000, 64), "positions": (128, 64)},
+    "one leaf": {"kernel": (12, 64, 64)},
+}
+
+
+def _arrays(shapes):
+    return jax.tree.map(jnp.ones, shapes, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def test_what_looks_stacked_is_said():
+    params = _arrays(STACKED | {"head": {"kernel": (64, 10)}})
+    assert looks_stacked(params) == {"blocks": 12}
+    with pytest.warns(UserWarning, match=r"with_layers\(adamw\(.*'blocks/\.\*'\)"):
+        adam_jax.decay_mask(params)
+    tx = adam_jax.adamw(1e-3)
+    report = adam_jax.inspect.report(params, tx)
+    assert report.undeclared == {"blocks": 12}
+    assert "with_layers(tx, 'blocks/.*')" in str(report)
+    declared = adam_jax.inspect.report(params, adam_jax.with_layers(tx, "blocks/.*"))
+    assert declared.undeclared == {}
+    hidden = adam_jax.with_hyperparams(adam_jax.with_layers(adam_jax.adamw, "blocks/.*"))(1e-3)
+    assert adam_jax.inspect.report(params, hidden).undeclared == {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tx = adam_jax.with_layers(adam_jax.adamw(1e-3, mask=adam_jax.decay_mask), "blocks/.*")
+        tx.update(params, tx.init(params), params)
+
+
+@pytest.mark.parametrize("name", NOT_STACKED)
+def test_what_does_not_look_stacked(name):
+    assert looks_stacked(_arrays(NOT_STACKED[name])) == {}
+
+
+def test_a_whole_tree_may_look_stacked():
+    assert looks_stacked(_arrays(STACKED["blocks"])) == {"": 12}

@@ -22,6 +22,7 @@ from adam_jax.pytrees import frozen_pytree
 from adam_jax.rates import DecayRate
 from adam_jax.rules.adam import Ema, MomentRule
 from tests.catalogue.runs import raised
+from tests.catalogue.training import trained
 from tests.tools import record
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -81,12 +82,11 @@ def around(tx):
 MINE = adam_jax.chain(scale_by_mine(), adam_jax.scale_by_learning_rate(1e-2))
 
 
-def stepped(tx, steps=3):
-    state, params = tx.init(PARAMS), PARAMS
-    for t in range(steps):
-        grads = jax.tree.map(lambda p, t=t: jnp.full_like(p, 0.1 + t), PARAMS)
-        params, state = adam_jax.step(tx, grads, state, params)
-    return state
+def stepped(tx):
+    def gradients(params, turn):
+        return jax.tree.map(lambda p: jnp.full_like(p, 0.1 + turn), params)
+
+    return trained(tx, PARAMS, gradients, jit=False)[1]
 
 
 def test_a_new_member_and_a_new_wrapper_go_there_and_back():

@@ -11,7 +11,6 @@ import optax
 import pytest
 
 import adam_jax
-from adam_jax.pytrees import frozen_pytree
 from tests.catalogue import every_kind_of_state, every_member, every_member_slowly
 
 
@@ -24,18 +23,16 @@ def test_three_adams_trace_once():
         state = tx.init(params)
         return adam_jax.step(tx, params, state, params)[0]
 
-    moved = [
-        float(train(adam_jax.adam(rate, b1=b1, b2=b2, eps=eps), jnp.ones(()))[()])
-        for rate, b1, b2, eps in [
-            (0.1, 0.9, 0.999, 1e-8),
-            (0.2, 0.8, 0.99, 1e-6),
-            (0.3, 0.5, 0.5, 1e-10),
-            (0.4, 0.5, 0.5, 0),
-        ]
-    ]
+    for rate, *numbers in (
+        (0.1, 0.9, 0.999, 1e-8),
+        (0.2, 0.8, 0.99, 1e-6),
+        (0.3, 0.5, 0.5, 1e-10),
+        (0.4, 0.5, 0.5, 0),
+    ):
+        moved = train(adam_jax.adam(rate, *numbers), jnp.ones(()))
+        assert float(moved) == pytest.approx(1 - rate, rel=1e-5)
     # Without eps a divisor may be 0, which takes a select: another program.
     assert len(traces) == 2
-    assert moved == pytest.approx([0.9, 0.8, 0.7, 0.6], rel=1e-5)
 
 
 @every_member
@@ -44,11 +41,6 @@ def test_equal_settings_make_equal_transformations(member):
     first, second, other = (member.alias(rate) for rate in (0.1, 0.1, 0.2))
     assert first == second and hash(first) == hash(second)
     assert first != other
-    traces = []
-    train = jax.jit(lambda tx, p: traces.append(1) or tx.init(p), static_argnums=0)
-    for tx in (first, second):
-        train(tx, jnp.ones(3))
-    assert len(traces) == 1
 
 
 @every_member
@@ -73,17 +65,11 @@ def test_repr_of_a_nesting():
 @every_member
 def test_copies(member):
     tx = member.alias(0.1)
-    for copied in (
-        pickle.loads(pickle.dumps(tx)),
-        copy.deepcopy(tx),
-        jax.tree.map(lambda x: x, tx),
-    ):
+    params = jnp.array([1.0, -2.0])
+    for copied in (pickle.loads(pickle.dumps(tx)), copy.deepcopy(tx), jax.tree.map(float, tx)):
         assert copied == tx
-        params = jnp.array([1.0, -2.0])
-        chex.assert_trees_all_equal(
-            copied.update(params, copied.init(params), params),
-            tx.update(params, tx.init(params), params),
-        )
+        updates = (x.update(params, x.init(params), params) for x in (copied, tx))
+        chex.assert_trees_all_equal(*updates)
 
 
 @pytest.mark.bits
@@ -137,13 +123,3 @@ def test_rules_of_the_same_fields_are_different_structures():
     """JAX treats such dataclasses as equal, and could run the program of one for the other."""
     adam, yogi = adam_jax.scale_by_adam(), adam_jax.scale_by_yogi()
     assert jax.tree.structure(adam) != jax.tree.structure(yogi)
-
-    @frozen_pytree
-    class One:
-        x: float
-
-    @frozen_pytree
-    class Other:
-        x: float
-
-    assert jax.tree.structure(One(1.0)) != jax.tree.structure(Other(1.0))

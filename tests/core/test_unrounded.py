@@ -1,6 +1,4 @@
-"""The dtypes of updates between transformations, and trees whose nodes check their leaves."""
-
-import dataclasses
+"""The dtypes of updates between transformations."""
 
 import jax
 import jax.numpy as jnp
@@ -8,50 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-import adam_jax
 from adam_jax import accumulate, adamw, chain, clip_by_global_norm, ema_params, groups
-from adam_jax.modifiers import Cautious
-from adam_jax.pytrees import frozen_pytree
-from adam_jax.rates import DecayRate
-from adam_jax.rules.adam import Ema, MomentRule
-from tests.catalogue import MEMBERS
 
 BF16, F32 = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Checked:
-    """A `flax.struct`-like node that checks its array."""
-
-    kernel: jax.Array
-
-    def __post_init__(self):
-        if not hasattr(self.kernel, "ndim") and type(self.kernel) is not object:
-            raise TypeError(type(self.kernel))
-
-
-WRAPPED = {
-    "chain": lambda: chain(clip_by_global_norm(1.0), adamw(1e-2)),
-    "clip": lambda: clip_by_global_norm(1.0),
-    "telemetry": lambda: adam_jax.telemetry(adamw(1e-2), 1),
-    "skip": lambda: adam_jax.skip_nonfinite(chain(clip_by_global_norm(1.0), adamw(1e-2))),
-    "ema": lambda: chain(adamw(1e-2), ema_params(0.9)),
-    "accumulate": lambda: accumulate(chain(clip_by_global_norm(1.0), adamw(1e-2)), 2),
-    "weights": lambda: chain(clip_by_global_norm(1.0), adam_jax.master_residual(adamw(1e-2))),
-}
-
-
-@pytest.mark.parametrize("name", WRAPPED)
-@pytest.mark.parametrize("compiled", [True, False])
-def test_nodes_that_look_at_their_leaves_get_arrays(name, compiled):
-    params = Checked(jnp.ones(3, jnp.bfloat16 if name == "weights" else jnp.float32))
-    tx = WRAPPED[name]()
-    state = tx.init(params)
-    step = jax.jit(tx.step) if compiled else tx.step
-    moved, state = step(params, state, params)
-    moved, state = step(params, state, moved)
-    assert bool(jnp.all(moved.kernel != params.kernel))
 
 
 @pytest.mark.parametrize("compiled", [True, False])
@@ -102,20 +59,3 @@ def test_a_tree_that_does_not_fit_is_named():
     params = {"w": jnp.ones(3)}
     with pytest.raises(ValueError, match="params must have the structure of the updates"):
         tx.update(params, tx.init(params), {"v": jnp.ones(3)})
-
-
-@frozen_pytree
-class Pulled(MomentRule):
-    """A member whose update reads the parameter."""
-
-    needs_params = True
-
-    def update(self, leaf):
-        return leaf.g + leaf.param
-
-
-def test_a_modified_rule_reads_the_parameter_if_the_member_does():
-    rates = DecayRate.of("b1", 0.9), DecayRate.of("b2", 0.99)
-    root = MEMBERS[0].direction().body.stages[0].rule.direction
-    rule = Pulled(Ema("mu", rates[0]), Ema("nu", rates[1], magnitude=True), root)
-    assert Cautious(rule).needs_params and Cautious(rule).reads_sums and not rule.reads_sums

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import adam_jax
-from tests.catalogue import every_member, every_member_slowly
+from tests.catalogue import every_member, every_member_slowly, training
 
 PARAMS = {"w": jnp.linspace(-2.0, 2.0, 37), "b": jnp.ones(3)}
 KINDS = {"jax": jnp.float32, "numpy": np.float32, "numpy, an array": lambda x: np.asarray(x, "f")}
@@ -26,11 +26,8 @@ def arrays_of(tree):
     return [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array | np.ndarray | np.generic)]
 
 
-def trained(tx, steps=3):
-    params, state = PARAMS, tx.init(PARAMS)
-    for _ in range(steps):
-        params, state = adam_jax.step(tx, jax.tree.map(jnp.sin, params), state, params)
-    return params, state
+def trained(tx):
+    return training.trained(tx, PARAMS, jit=False)[0]
 
 
 def surrounded(rate):
@@ -74,9 +71,9 @@ def test_the_same_bits_as_of_a_number():
     for tx, other, plain in zip(
         *(surrounded(array(1e-3)) for array in (jnp.float32, np.float32, float)), strict=True
     ):
-        expected = trained(plain)[0]
-        chex.assert_trees_all_equal(trained(tx)[0], expected)
-        chex.assert_trees_all_equal(trained(other)[0], expected)
+        expected = trained(plain)
+        chex.assert_trees_all_equal(trained(tx), expected)
+        chex.assert_trees_all_equal(trained(other), expected)
 
 
 @pytest.mark.bits
@@ -84,24 +81,12 @@ def test_the_same_bits_as_of_a_number():
 @every_member_slowly
 def test_every_number_as_an_array_gives_the_same_bits(member, array):
     """For numbers exact in float32; 1 - b and log b are computed from the float64, as always."""
-    numbers = {"learning_rate": 0.125, "b1": 0.875, "b2": 0.984375, "eps": 2.0**-20}
+    numbers = {"learning_rate": 0.125, "b1": 0.875, "eps": 2.0**-20}
+    numbers["b2"] = float(np.float32(0.9995))
     numbers = {name: x for name, x in numbers.items() if member.has(name)}
     as_arrays = member.alias(**{name: array(x) for name, x in numbers.items()})
     assert len(arrays_of(as_arrays)) >= len(numbers)
-    chex.assert_trees_all_equal(trained(as_arrays)[0], trained(member.alias(**numbers))[0])
-
-
-def test_a_decay_rate_is_split_from_its_float64():
-    """1 - float32(0.999) is exact in float64; log b in float32 is not."""
-    b = np.float32(0.9995)
-    for array in (b, jnp.asarray(b), np.asarray(b)):
-        rate = adam_jax.scale_by_adam(b2=array).body.stages[0].rule.second.rate
-        exact = np.float64(1) - np.float64(b)
-        assert rate.mostly_old is True
-        assert np.float32(rate.complement) == np.float32(exact)
-        assert np.float32(rate.log) == np.float32(np.log(np.float64(b)))
-    small, large = (adam_jax.adam(0.1, b1=jnp.float32(b)) for b in (0.25, 0.75))
-    assert jax.tree.structure(small) != jax.tree.structure(large)
+    chex.assert_trees_all_equal(trained(as_arrays), trained(member.alias(**numbers)))
 
 
 def test_it_is_a_value():
@@ -137,20 +122,6 @@ def test_traced_numbers_compare_with_themselves_and_do_not_hash():
     compared(adam_jax.adam(0.1), adam_jax.adam(0.1))
 
 
-def test_another_array_needs_no_other_program():
-    traces = []
-
-    @jax.jit
-    def train(tx, params):
-        traces.append(1)
-        return adam_jax.step(tx, params, tx.init(params), params)[0]
-
-    for rate in (0.1, 0.2):
-        moved = train(adam_jax.adamw(jnp.float32(rate), b2=jnp.float32(1 - rate)), jnp.ones(()))
-        assert float(moved) == pytest.approx(1 - rate, rel=1e-3)
-    assert len(traces) == 1
-
-
 def test_inside_jit_a_concrete_array_stays_one():
     """A transformation built inside a traced function, from an array outside of it."""
     rate, b2 = jnp.float32(0.125), jnp.float32(0.96875)
@@ -178,21 +149,11 @@ def test_settings_of_a_function_that_makes_a_transformation_compare(array):
         assert make == same and hash(make) == hash(same) and make != modified(array(0.25))
         tx = adam_jax.with_hyperparams(make)(array(0.125))
         assert tx == adam_jax.with_hyperparams(same)(0.125)
-        moved = jax.jit(lambda x, f=modified: trained(f(x)(0.125))[0])(jnp.float32(0.5))
-        chex.assert_trees_all_close(moved, trained(same(0.125))[0], rtol=1e-6)
+        moved = jax.jit(lambda x, f=modified: trained(f(x)(0.125)))(jnp.float32(0.5))
+        chex.assert_trees_all_close(moved, trained(same(0.125)), rtol=1e-6)
     tx = adam_jax.schedule_free_adamw(0.1, b1=array(0.5), weight_lr_power=array(2.0))
     assert tx == adam_jax.schedule_free_adamw(0.1, b1=0.5) and hash(tx) == hash(tx)
     jax.jit(lambda tx: tx.init(PARAMS))(tx)
-
-
-@every_kind
-def test_the_range_of_an_array_is_checked(array):
-    with pytest.raises(ValueError, match=r"b1 must be in \[0, 1\), got 1.5"):
-        adam_jax.adam(0.1, b1=array(1.5))
-    with pytest.raises(ValueError, match=r"eps must be in \[0, inf\), got -1.0"):
-        adam_jax.adam(0.1, eps=array(-1.0))
-    with pytest.raises(ValueError, match="learning_rate must be .*got nan"):
-        adam_jax.adam(array(np.nan))
 
 
 def chained(o, rate):
@@ -215,22 +176,3 @@ def test_equinox_traces_an_array(standard_promotion):
     for tx in (first, second, adam_jax.adam(jnp.array(0.1)), adam_jax.adam(jnp.array(0.2))):
         train(tx)
     assert len(traces) == 2
-
-
-@pytest.mark.peers
-def test_optimistix_does_not_compile_again(standard_promotion):
-    optx = pytest.importorskip("optimistix")
-    calls = []
-
-    def square(x, _):
-        calls.append(1)
-        return x**2
-
-    def minimised(rate):
-        solver = optx.OptaxMinimiser(chained(adam_jax, jnp.array(rate)), rtol=1e-3, atol=1e-3)
-        return optx.minimise(square, solver, 1.0, max_steps=4096)
-
-    assert abs(minimised(1e-2).value) < 0.1
-    before = len(calls)
-    assert abs(minimised(2e-2).value) < 0.1
-    assert len(calls) == before

@@ -7,15 +7,6 @@ import adam_jax
 from tests.catalogue.runs import gradients, run
 
 
-def test_without_momentum_it_is_adam_without_momentum(x64):
-    gs = gradients(20, 10, seed=31).astype(np.float64)
-    ours, adams = (
-        run(f(b1=0.0, b2=0.9, eps=1e-8), gs)
-        for f in (adam_jax.scale_by_laprop, adam_jax.scale_by_adam)
-    )
-    np.testing.assert_allclose(ours, adams, rtol=1e-12)
-
-
 def test_updates_are_bounded_where_b1_is_above_b2_and_adams_are_not():
     b1, b2, spike = 0.99, 0.5, 1e6
     gs = np.where(np.arange(40) == 0, spike, 1.0).astype(np.float32)[:, None, None]

@@ -4,26 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 import adam_jax
-from tests.catalogue.runs import gradients, run
-
-
-def test_without_the_correction_small_gradients_are_stepped_as_by_adamw(x64):
-    gs = 1e-3 * gradients(20, 10, seed=41).astype(np.float64)[:, :2]  # Norms below 1.
-    params = jnp.linspace(-1.0, 1.0, 20).reshape(2, 10)
-    plain = run(adam_jax.adamw(0.1, 0.95, 0.99, weight_decay=0.3), gs, params)
-    ours = run(adam_jax.mars_adamw(0.1, gamma=0.0, weight_decay=0.3), gs, params)
-    np.testing.assert_allclose(ours, plain, rtol=1e-12)
-
-
-def test_the_first_gradient_is_not_corrected():
-    g = jnp.asarray([0.1, -0.2, 0.0])
-    tx = adam_jax.scale_by_mars(gamma=10.0)
-    _, state = tx.update(g, tx.init(g))
-    np.testing.assert_allclose(state.mu, 0.05 * g, rtol=1e-6)
-    np.testing.assert_array_equal(state.g, g)
 
 
 @pytest.mark.parametrize("size", [10.0, 1e10, 1e18])
@@ -34,23 +16,6 @@ def test_each_leaf_is_clipped_by_itself(size):
     _, state = jax.jit(tx.update)(grads, tx.init(grads))
     np.testing.assert_allclose(state.mu["large"], 0.05 * direction, rtol=1e-6)
     np.testing.assert_allclose(state.mu["small"], 0.05 * 0.5 * direction, rtol=1e-6)
-
-
-def test_a_leaf_on_several_devices_has_one_norm():
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
-    gs = gradients(3, 64, seed=42)[:, 0]
-    tx = adam_jax.scale_by_mars()
-
-    def stepped(put):
-        u, state = None, tx.init(put(jnp.zeros(64)))
-        for g in gs:
-            u, state = jax.jit(tx.update)(put(g), state)
-        return u
-
-    whole, parts = stepped(jnp.asarray), stepped(lambda x: jax.device_put(x, sharding))
-    assert parts.sharding.is_equivalent_to(sharding, 1)
-    np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-6)
 
 
 def test_refused_arguments():

@@ -12,42 +12,21 @@ import pytest
 from optax import contrib
 
 import adam_jax
-from tests.catalogue import MEMBERS, every_kind_of_state, every_twin
+from tests.catalogue import MEMBERS, every_kind_of_state, training
 
 PARAMS = {"w": jnp.linspace(-2.0, 2.0, 6).reshape(3, 2), "b": jnp.array(1.5)}
 sines = {name: jnp.sin(3 * p) for name, p in PARAMS.items()}
 
 
 def trained(tx, steps=3):
-    params, state = PARAMS, tx.init(PARAMS)
-    for _ in range(steps):
-        updates, state = tx.update(jax.tree.map(jnp.sin, params), state, params)
-        params = optax.apply_updates(params, updates)
-    return params
-
-
-@pytest.mark.slow
-@every_twin
-def test_a_negative_rate_goes_uphill_as_in_optax(member, standard_promotion):
-    expected = trained(member.twin.alias(-1e-3))
-    for tx in (member.alias(-1e-3), member.alias(lambda count: -1e-3)):
-        chex.assert_trees_all_close(trained(tx), expected, rtol=1e-5)
-    in_state = adam_jax.with_hyperparams(member.alias)(learning_rate=1e-3)
-    state = adam_jax.set_hyperparams(in_state.init(PARAMS), learning_rate=-1e-3)
-    uphill, _ = in_state.update(sines, state, PARAMS)
-    downhill, _ = in_state.update(sines, in_state.init(PARAMS), PARAMS)
-    if not member.has("weight_decay") and not member.first_update_is_zero:
-        chex.assert_trees_all_equal(uphill, jax.tree.map(jnp.negative, downhill))
+    return training.trained(tx, PARAMS, steps=steps, through="update", jit=False)[0]
 
 
 def test_negative_numbers_elsewhere(standard_promotion):
     tx = adam_jax.scale_by_learning_rate(-1.0)
     chex.assert_trees_all_equal(tx.update(sines, tx.init(PARAMS))[0], sines)
-    pairs = [
-        (o.adamw(1e-2, weight_decay=-0.1), o.lamb(-1e-2, weight_decay=-0.1))
-        for o in (adam_jax, optax)
-    ]
-    for ours, theirs in zip(*pairs, strict=True):
+    for name, rate in (("adamw", 1e-2), ("lamb", -1e-2), ("lion", -1e-3), ("adan", -1e-3)):
+        ours, theirs = (getattr(o, name)(rate, weight_decay=-0.1) for o in (adam_jax, optax))
         chex.assert_trees_all_close(trained(ours), trained(theirs), rtol=1e-5)
     coupled = adam_jax.adam(1e-2, l2=-0.1)
     theirs = optax.chain(optax.add_decayed_weights(-0.1), optax.adam(1e-2))
@@ -78,13 +57,6 @@ def test_a_decay_rate_of_one_where_nothing_is_divided_by_its_complement(
     chex.assert_trees_all_close(trained(in_state, 5), expected, rtol=1e-5)
     with pytest.raises(ValueError, match=rf"{rate} must be in \[0, 1\], got 1.5"):
         ours(1e-2, **{rate: 1.5})
-    adam = adam_jax.with_hyperparams(adam_jax.adam)(1e-2)
-    for refused in (
-        lambda: adam_jax.adam(1e-2, b2=1.0),
-        lambda: adam_jax.set_hyperparams(adam.init(PARAMS), b2=1.0),
-    ):
-        with pytest.raises(ValueError, match=r"b2 must be in \[0, 1\), got 1.0"):
-            refused()
 
 
 @pytest.mark.parametrize("shape", [(1,), (1, 1)])
@@ -92,11 +64,8 @@ def test_a_decay_rate_of_one_where_nothing_is_divided_by_its_complement(
 def test_an_array_of_one_number_is_a_number(member, shape):
     """Optax's update of a scalar parameter would get shape (1,); all else equals Optax."""
     one = jnp.full(shape, 0.125)
-    numbers = {
-        "learning_rate": one,
-        "b1": one,
-        **({"weight_decay": one} if member.needs_params else {}),
-    }
+    names = ["learning_rate", "b1", *(["weight_decay"] if member.needs_params else [])]
+    numbers = dict.fromkeys(names, one)
     plain = member.alias(**dict.fromkeys(numbers, 0.125))
     for tx in (member.alias(**numbers), member.alias(**{**numbers, "b1": np.full(shape, 0.125)})):
         chex.assert_trees_all_equal(
@@ -168,7 +137,8 @@ def test_any_init_and_update_are_a_transformation(standard_promotion):
             assert make is makers[-1] or make(pair) == tx
     moved, state = adam_jax.step(doubled, sines, doubled.init(PARAMS), PARAMS)
     chex.assert_trees_all_close(moved, jax.tree.map(lambda p, g: p + 2.0 * g, PARAMS, sines))
-    for wrong in (3, "adamw", types.SimpleNamespace(init=doubled.init), Pair(1, 2)):
+    half = types.SimpleNamespace(init=doubled.init)
+    for wrong in (3, "adamw", half, Pair(1, 2), optax.MultiSteps):
         with pytest.raises(ValueError, match=r"txs\[0\] must be an Optax transformation"):
             adam_jax.chain(wrong)
 

@@ -7,7 +7,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-import adam_jax
 from tests.catalogue import MEMBERS, every_kind_of_state, of_each_kind, slowly
 
 search = settings(max_examples=15, derandomize=True, deadline=None, database=None)
@@ -173,12 +172,3 @@ def test_no_update_is_beyond_its_bound(member):
 
     zeros_and_a_spike()
     any_gradients()
-
-
-def test_growing_gradients_reach_the_exact_bound_beyond_the_papers():
-    b1, b2 = 0.5, 0.9
-    gs = ((b2 / b1) ** np.arange(1 - LONG, 1)).astype(np.float32)[:, None]
-    tx = adam_jax.scale_by_adam(b1, b2, eps=0.0)
-    u = run(tx, None, gs, like=np.zeros(1, np.float32))
-    np.testing.assert_allclose(u, exact_bound(b1, b2), rtol=1e-5)
-    assert u[-1] > 1.1 * papers_bound(b1, b2)

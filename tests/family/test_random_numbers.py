@@ -16,6 +16,7 @@ import pytest
 
 import adam_jax
 from tests.catalogue import MEMBERS
+from tests.catalogue.training import trained
 
 ROUNDS = int(os.environ.get("ROUNDS", "80"))
 OPTIMIZERS = [
@@ -50,16 +51,18 @@ AROUND = {
 PARAMS = {"w": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "b": jnp.array([0.1, -0.1])}
 
 
-def trained(factory, argument, x, traced):
+def moved(factory, argument, x, traced=False):
+    """The parameters after some steps; None if the argument is refused by its name."""
+
     def run(x):
         tx = factory(**{"learning_rate": 0.01, argument: x})
-        params, state = PARAMS, tx.init(PARAMS)
-        for k in range(3):
-            grads = jax.tree.map(lambda p, k=k: jnp.sin(p * (k + 1)), PARAMS)
-            params, state = adam_jax.step(tx, grads, state, params)
-        return params
+        return trained(tx, PARAMS, jit=False)[0]
 
-    return (jax.jit(run) if traced else run)(x)
+    try:
+        return (jax.jit(run) if traced else run)(x)
+    except (ValueError, TypeError) as error:
+        assert argument in str(error), f"{argument}={x}"
+        return None
 
 
 def arguments(optimizer):
@@ -88,28 +91,19 @@ def test_random_numbers(standard_promotion):
         case = f"{turn}: {around} {optimizer.__name__} {argument} {kind} {value} {traced=}"
         with np.errstate(all="ignore"):
             x = (NUMBERS | OTHERS)[kind](value)
-        expected = None
-        try:
-            if kind in NUMBERS:
-                expected = trained(factory, argument, float(np.asarray(x).item()), False)
-        except ValueError:
-            pass
-        try:
-            with np.errstate(over="ignore"):  # JAX makes float32 of a traced 1e300.
-                moved = trained(factory, argument, x, traced)
-        except (ValueError, TypeError) as error:
-            assert argument in str(error), f"{case}: {error}"
-            assert expected is None, f"{case} is refused: {error}"
+        number = kind in NUMBERS
+        expected = moved(factory, argument, float(np.asarray(x).item())) if number else None
+        with np.errstate(over="ignore"):  # JAX makes float32 of a traced 1e300.
+            actual = moved(factory, argument, x, traced)
+        if actual is None:
+            assert expected is None, f"{case} is refused"
             found["refused"] += 1
-            continue
-        assert kind in NUMBERS, f"{case} is taken"
-        if expected is None:
-            assert traced, f"{case} is taken"
-            continue
-        rtol = (
-            2e-3 if x is not value and np.dtype(getattr(x, "dtype", float)).itemsize < 4 else 1e-4
-        )
-        for name, p in expected.items():
-            np.testing.assert_allclose(moved[name], p, rtol=rtol, atol=1e-6, err_msg=case)
-        found["right"] += 1
+        elif expected is None:
+            assert number and traced, f"{case} is taken"
+        else:
+            low = np.dtype(getattr(x, "dtype", float)).itemsize < 4
+            for name, p in expected.items():
+                rtol = 2e-3 if low else 1e-4
+                np.testing.assert_allclose(actual[name], p, rtol=rtol, atol=1e-6, err_msg=case)
+            found["right"] += 1
     assert min(found["right"], found["refused"]) > ROUNDS / 5

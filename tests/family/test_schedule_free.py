@@ -4,25 +4,19 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from optax import contrib
 
 import adam_jax
 from tests.catalogue.exported import train_from_the_file
 from tests.catalogue.runs import gradients
+from tests.catalogue.training import trained
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
-def train(tx, gs, step=False):
-    params = jnp.ones(gs.shape[1:])
-    state = tx.init(params)
-    update = jax.jit(tx.step if step else tx.update)
-    for g in gs:
-        result, state = update(g, state, params)
-        params = result if step else optax.apply_updates(params, result)
-    return params, contrib.schedule_free_eval_params(state, params), state
+def train(tx, gs, through="update"):
+    return trained(tx, jnp.ones(gs.shape[1:]), lambda _, turn: gs[turn], len(gs), through)
 
 
 def authors(gs, rate, warmup=0, b1=0.9, b2=0.999, decay=0.0, power=2.0, start=1.0):
@@ -48,8 +42,8 @@ def test_it_is_the_authors_algorithm(rate, warmup, x64):
     gs = gradients(20, 10, seed=24).astype(np.float64)
     tx = adam_jax.schedule_free_adamw(rate, warmup, 0.9, 0.99, weight_decay=0.1)
     y, z = authors(gs, rate, warmup, 0.9, 0.99, 0.1)
-    for step in (False, True):
-        params, _, state = train(tx, gs, step)
+    for through in ("update", "step"):
+        params, state = train(tx, gs, through)
         np.testing.assert_allclose(params, y, rtol=1e-12)
         np.testing.assert_allclose(state.z, z, rtol=1e-12)
 
@@ -63,9 +57,7 @@ def test_no_leaf_decides_the_arithmetic_of_another():
     params |= fixed | {"still": jnp.ones(2)}
     grads |= dict.fromkeys((*fixed, "still"))
     tx = adam_jax.master_residual(adam_jax.schedule_free_adamw(1e-3))
-    state, step = tx.init(params), jax.jit(tx.step)
-    for _ in range(1000):
-        params, state = step(grads, state, params)
+    params, state = trained(tx, params, lambda *_: grads, 1000)
     for name, start in starts.items():
         y, z = authors(np.ones((1000, 1), complex), 1e-3, start=start)
         rtol = {"bfloat16": 2**-8, "float16": 0.2}.get(name, 1e-4)
@@ -80,33 +72,20 @@ def test_a_skipped_step_changes_nothing():
     tx = adam_jax.skip_nonfinite(adam_jax.schedule_free_adamw(0.1, 3))
     gs = gradients(6, 10, seed=24)
     nan = np.full_like(gs[:1], np.nan)
-    with_nan, without = np.concatenate([gs[:3], nan, gs[3:]]), gs
-    ours, theirs = (train_inside(tx, x) for x in (with_nan, without))
-    chex.assert_trees_all_equal(ours, theirs)
-
-
-def train_inside(tx, gs):
-    """The parameters, and the state inside `skip_nonfinite`."""
-    params = jnp.ones(gs.shape[1:])
-    state, step = tx.init(params), jax.jit(tx.step)
-    for g in gs:
-        params, state = step(g, state, params)
-    return params, state.inner_state
+    with_nan = np.concatenate([gs[:3], nan, gs[3:]])
+    (ours, state), (theirs, other) = (train(tx, x, "step") for x in (with_nan, gs))
+    chex.assert_trees_all_equal((ours, state.inner_state), (theirs, other.inner_state))
 
 
 def test_its_state_is_optaxs_and_goes_on_there(x64):
     gs = gradients(20, 10, seed=24).astype(np.float64)
-    arguments = (0.1, None, 0.9, 0.99)
-    ours, our_average, our_state = train(
-        adam_jax.schedule_free_adamw(*arguments, weight_decay=0.1), gs
-    )
-    theirs, their_average, their_state = train(
-        contrib.schedule_free_adamw(*arguments, weight_decay=0.1), gs
-    )
-    np.testing.assert_allclose(ours, theirs, rtol=1e-9)
-    np.testing.assert_allclose(our_average, their_average, rtol=1e-9)
-    chex.assert_trees_all_close(our_state, their_state, rtol=1e-9)
-    chex.assert_trees_all_equal_shapes_and_dtypes(our_state, their_state)
+    results = []
+    for module in (adam_jax, contrib):
+        tx = module.schedule_free_adamw(0.1, None, 0.9, 0.99, weight_decay=0.1)
+        params, state = train(tx, gs)
+        results.append((params, contrib.schedule_free_eval_params(state, params), state))
+    chex.assert_trees_all_close(*results, rtol=1e-9)
+    chex.assert_trees_all_equal_shapes_and_dtypes(*results)
 
 
 @pytest.mark.parametrize(
@@ -122,12 +101,7 @@ def test_modifiers_and_hyperparameters(modifier):
     state = in_state.init(jnp.ones(gs.shape[1:]))
     assert "warmup_steps" not in adam_jax.hyperparams(state)
     warmed = modifier(adam_jax.schedule_free_adamw(0.1, 3, weight_decay=0.1))
-    params = jnp.ones(gs.shape[1:])
-    update = jax.jit(in_state.update)
-    for g in gs:
-        updates, state = update(g, state, params)
-        params = params + updates
-    chex.assert_trees_all_close(params, train(warmed, gs)[0], rtol=1e-5)
+    chex.assert_trees_all_close(train(in_state, gs)[0], train(warmed, gs)[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -152,10 +126,8 @@ def test_no_steps_of_warm_up_are_none():
 
 
 def test_export():
-    class SubMember:
-        alias = staticmethod(lambda rate: adam_jax.schedule_free_adamw(rate, 3, weight_decay=0.01))
-
-    train_from_the_file(SubMember, jnp.float32)
+    tx = adam_jax.schedule_free_adamw(1e-2, 3, weight_decay=0.01)
+    train_from_the_file(tx, jnp.linspace(-1.0, 1.0, 5))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """States of means: sharded, mapped, converted, saved, measured, and inside every wrapper."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +12,7 @@ from adam_jax.formats.block_means import Means
 from tests.catalogue import temporaries
 from tests.catalogue.modifiers import MODIFIERS
 from tests.catalogue.second_moments import every_kind_with_nu, gradients, magnitudes, naive
+from tests.catalogue.training import trained
 
 ROWS, COLUMNS, LEAF = (adam_jax.BlockMeans(axes) for axes in (1, 0, None))
 FACTORED = adam_jax.Factored(min_dim_size=2, min_size=1)
@@ -28,11 +27,8 @@ def size(nu):
 
 def stepped(tx, grads, params, state=None):
     """Parameters and state after two steps."""
-    state = tx.init(params) if state is None else state
-    step = jax.jit(lambda g, s, p: adam_jax.step(tx, g, s, p))
-    for g in (grads, jax.tree.map(jnp.sin, grads)):
-        params, state = step(g, state, params)
-    return params, state
+    both = grads, jax.tree.map(jnp.sin, grads)
+    return trained(tx, params, lambda _, turn: both[turn], 2, state=state)
 
 
 def assert_close(x, y, rtol=1e-5):
@@ -125,45 +121,9 @@ def test_a_state_is_converted_there_and_back():
     np.testing.assert_allclose(back[0].nu, naive(np.asarray(state[0].nu), 0), rtol=1e-6)
 
 
-def test_bytes():
-    params = {"w": jnp.ones((64, 72)), "b": jnp.ones(72)}
-    tx = adam_jax.adamw(1e-2, nu_dtype=adam_jax.by_path({"w": COLUMNS}))
-    planned = adam_jax.inspect.bytes_per_parameter(params, tx)
-    assert planned.groups["w"].state == 4 * (64 * 72 + 72)
-    assert planned.state == sum(x.nbytes for x in jax.tree.leaves(tx.init(params)))
-
-
 PARAMS = {"a": jnp.ones((32, 16)), "c": jnp.ones((32, 16)), "b": jnp.ones(16)}
 GRADS = {name: jnp.asarray(gradients(x.shape)[0]) for name, x in PARAMS.items()}
 BY_PATH = adam_jax.by_path({"[ac]": COLUMNS})
-
-
-def test_groups_and_hyperparameters_in_the_state():
-    plain = functools.partial(adam_jax.adamw, nu_dtype=BY_PATH)
-    expected = stepped(plain(1e-2), GRADS, PARAMS)[0]
-    with_rates = adam_jax.with_hyperparams(plain)(learning_rate=1e-2)
-    assert_close(stepped(with_rates, GRADS, PARAMS)[0], expected)
-    tx = adam_jax.groups(plain, {"c": {"b2": 0.5}, "b": None}, learning_rate=1e-2)
-    ours = stepped(tx, GRADS, PARAMS)[0]
-    assert_close(ours["a"], expected["a"])
-    assert_close(ours["c"], stepped(plain(1e-2, b2=0.5), GRADS, PARAMS)[0]["c"])
-    np.testing.assert_array_equal(ours["b"], PARAMS["b"])
-
-
-def test_schedule_free_trains_on_the_means():
-    ours, state = stepped(adam_jax.schedule_free_adamw(1e-2, nu_dtype=COLUMNS), GRADS, PARAMS)
-    assert sum(isinstance(x, Means) for x in jax.tree.leaves(state, is_leaf=_is_means)) == 3
-    # Equal gradients in a block lose nothing.
-    equal = jax.tree.map(lambda g: jnp.broadcast_to(g[:1], g.shape), GRADS)
-    del equal["b"]
-    params = {name: PARAMS[name] for name in equal}
-    for make in (adam_jax.schedule_free_adamw, adam_jax.adamw, adam_jax.lamb):
-        blocks, elements = (make(1e-2, nu_dtype=dtype) for dtype in (COLUMNS, jnp.float32))
-        assert_close(stepped(blocks, equal, params)[0], stepped(elements, equal, params)[0])
-
-
-def _is_means(x):
-    return isinstance(x, Means)
 
 
 @pytest.mark.slow
@@ -185,11 +145,7 @@ def test_derivatives_are_finite_also_at_zero_gradients(member):
 
     def loss(rate, params):
         tx = member.alias(rate, nu_dtype=COLUMNS)
-        state = tx.init(params)
-        for _ in range(2):
-            updates, state = tx.update(2 * params, state, params)
-            params = params + updates
-        return jnp.sum(params**2)
+        return jnp.sum(trained(tx, params, lambda p, _: 2 * p, 2, "update", jit=False)[0] ** 2)
 
     of_rate, of_params = jax.jit(jax.grad(loss, argnums=(0, 1)))(0.1, params)
     assert of_rate < 0 and np.all(np.isfinite(of_params))

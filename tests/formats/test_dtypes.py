@@ -28,7 +28,7 @@ def dtypes(tree):
 @every_low
 @pytest.mark.smoke
 def test_16_bit_parameters_get_float32_moments_and_keep_their_dtype(member, low):
-    tx = member.alias(1e-2)
+    tx = member.alias(lambda count: jnp.asarray(1e-2))
     params = jnp.array([1.0, -2.0], low)
     state = tx.init(params)
     assert all(x.dtype == jnp.float32 for x in member.moments(state).values())
@@ -93,8 +93,7 @@ def test_float16_survives_what_optax_does_not(member):
     np.testing.assert_allclose(u.astype(np.float32), exact, rtol=1e-3)
 
 
-@every_member
-def test_a_number_is_not_rounded_to_the_dtype_of_a_leaf(member):
+def test_a_number_is_not_rounded_to_the_dtype_of_a_leaf():
     """α·u in bfloat16, α = 1e-3: rounding α first (9.9945e-4) gives different bits for many u."""
     g = jax.random.normal(jax.random.key(0), (1000,)).astype(jnp.bfloat16)
     by_rate = adam_jax.scale_by_learning_rate(lambda count: jnp.asarray(1e-3))
@@ -103,8 +102,6 @@ def test_a_number_is_not_rounded_to_the_dtype_of_a_leaf(member):
     np.testing.assert_array_equal(ours, exact)
     rounded = jnp.asarray(-1e-3, jnp.bfloat16) * g
     assert (np.asarray(rounded) != exact).sum() > 50
-    tx = member.alias(lambda count: jnp.asarray(1e-3))
-    assert tx.update(g, tx.init(g), g)[0].dtype == jnp.bfloat16
 
 
 @every_kind_of_state
@@ -207,13 +204,14 @@ def test_a_none_gradient_leaves_its_parameter_and_state_alone(member):
 @every_member
 def test_nan_gradients_stay_visible(member):
     tx = member.direction()
-    g = jnp.array([jnp.nan, 1.0, jnp.inf])
+    g = jnp.array([jnp.nan, 1.0, jnp.inf, -jnp.inf])
     _, state = tx.update(g, tx.init(g))
-    for again in (g, jnp.ones(3)):
+    for again in (g, jnp.ones(4)):
         u, state = tx.update(again, state)
         assert np.isnan(u[0]) and np.isfinite(u[1])
-        assert member.hides_infinity or again is not g or not np.isfinite(u[2])
-    assert not all(np.isfinite(x[2]) for x in member.moments(state).values())
+        assert member.hides_infinity or again is not g or not np.isfinite(u[2:]).any()
+    for bad in (2, 3):
+        assert not all(np.isfinite(x[bad]) for x in member.moments(state).values())
 
 
 @every_member
@@ -244,11 +242,6 @@ def test_numpy_parameters_in_double_precision_are_jaxs():
     state = tx.init(params)
     updates, _ = tx.update(params, state, params)
     assert updates["w"].dtype == state[0].mu["b"].dtype == jnp.float32
-
-
-def test_init_of_shapes_without_arrays():
-    shapes = {"w": jax.ShapeDtypeStruct((2, 3), jnp.bfloat16)}
-    assert adam_jax.adam(1e-2).init(shapes)[0].mu["w"].shape == (2, 3)
 
 
 def test_gradients_whose_squares_are_zero_without_epsilon():

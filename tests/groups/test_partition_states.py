@@ -5,13 +5,12 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 
 import adam_jax
 from adam_jax.core.states import found
-from tests.catalogue.recipes import stepper
+from tests.catalogue.training import trained
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -25,26 +24,17 @@ LABELS = {name: {"kernel": KERNELS, "bias": REST} for name in "ab"} | {EMBEDDING
 MUON = optax.contrib.muon(1e-2)
 
 
-def gradients(turn):
+def gradients(_, turn):
     return jax.tree.map(lambda p: jnp.cos(p * (turn + 1)), PARAMS)
 
 
-def ours(kernels=MUON, **storage):
+def train(tx, steps, params=PARAMS, state=None):
+    return trained(tx, params, gradients, steps, state=state)
+
+
+def ours(**storage):
     rest = adam_jax.adamw(1e-2, **storage)
-    return adam_jax.groups({KERNELS: kernels, EMBEDDING: adam_jax.lion(1e-2), REST: rest})
-
-
-def theirs(labels=LABELS, **others):
-    txs = {KERNELS: MUON, EMBEDDING: optax.lion(1e-2), REST: optax.adamw(1e-2)}
-    return optax.partition(txs | others, labels)
-
-
-def train(tx, turns, params=PARAMS, state=None):
-    step = jax.jit(stepper(tx, "step"))
-    state = tx.init(params) if state is None else state
-    for turn in turns:
-        params, state = step(params, state, gradients(turn))
-    return params, state
+    return adam_jax.groups({KERNELS: MUON, EMBEDDING: adam_jax.lion(1e-2), REST: rest})
 
 
 def schedule(count):
@@ -73,8 +63,8 @@ def test_one_schedule_and_one_count_for_all():
     assert len(calls) == 1
     assert set(adam_jax.hyperparams(state)) == {"learning_rate"}
     assert not found(state, lambda x: isinstance(x, optax.ScaleByScheduleState))
-    expected, _ = train(make(learning_rate=schedule), range(5))
-    actual, state = train(tx, range(5))
+    expected, _ = train(make(learning_rate=schedule), 5)
+    actual, state = train(tx, 5)
     chex.assert_trees_all_close(actual, expected, rtol=0, atol=1e-6)
     assert state.count == 5
     assert adam_jax.hyperparams(state)["learning_rate"] == pytest.approx(0.01 / 5)
@@ -83,7 +73,7 @@ def test_one_schedule_and_one_count_for_all():
 def test_hyperparameters_are_read_and_set():
     tx = adam_jax.with_hyperparams(together(adam_jax.adamw))(learning_rate=1e-2, weight_decay=0.1)
     state = adam_jax.set_hyperparams(tx.init(PARAMS), learning_rate=0.0)
-    moved, _ = adam_jax.step(tx, gradients(0), state, PARAMS)
+    moved, _ = adam_jax.step(tx, gradients(PARAMS, 0), state, PARAMS)
     chex.assert_trees_all_equal(moved, PARAMS)
     with pytest.raises(TypeError, match="'embedding': lion.*'eps'"):
         adam_jax.with_hyperparams(together(adam_jax.adamw))(learning_rate=1e-2, eps=1e-8)
@@ -96,8 +86,8 @@ def test_decay_rates_are_exact_where_all_are_ours(other):
     entries = {KERNELS: other, REST: adam_jax.adamw}
     make = functools.partial(adam_jax.groups, entries)
     numbers = {"learning_rate": 1e-2, "b2": 0.999}
-    expected, _ = train(make(**numbers), range(5))
-    actual, _ = train(adam_jax.with_hyperparams(make)(**numbers), range(5))
+    expected, _ = train(make(**numbers), 5)
+    actual, _ = train(adam_jax.with_hyperparams(make)(**numbers), 5)
     if other is adam_jax.nadamw:
         chex.assert_trees_all_equal(actual, expected)
     chex.assert_trees_all_close(actual, expected, rtol=0, atol=1e-5)
@@ -105,31 +95,17 @@ def test_decay_rates_are_exact_where_all_are_ours(other):
 
 def test_converting_leaves_others_alone():
     tx = ours()
-    params, state = train(tx, range(3))
+    params, state = train(tx, 3)
     small = adam_jax.convert_state(state, mu_dtype=jnp.int8, nu_dtype=jnp.bfloat16)
     [adam, *_], [lion, *_] = (small.inner_states[e].inner_state for e in (REST, EMBEDDING))
     assert lion.mu[EMBEDDING].codes.dtype == jnp.int8 and adam.nu["a"]["bias"].dtype == jnp.bfloat16
     chex.assert_trees_all_equal(small.inner_states[KERNELS], state.inner_states[KERNELS])
-    expected, _ = train(tx, range(3, 6), params, state)
-    actual, _ = train(tx, range(3, 6), params, small)
+    expected, _ = train(tx, 3, params, state)
+    actual, _ = train(tx, 3, params, small)
     chex.assert_trees_all_equal(
         [actual[x]["kernel"] for x in "ab"], [expected[x]["kernel"] for x in "ab"]
     )
     chex.assert_trees_all_close(actual, expected, rtol=0, atol=5e-2)
-
-
-def test_map_params_goes_through():
-    tx, seen = ours(), []
-
-    def mapped(x):
-        seen.append(x.shape)
-        return x + 1.0
-
-    state = optax.tree.map_params(tx, mapped, tx.init(PARAMS))
-    assert seen.count((8, 4)) == 1 and seen.count((4,)) == 2 and seen.count((64, 128)) == 2
-    adam = state.inner_states[REST].inner_state[0]
-    assert (adam.nu["a"]["bias"] == 1).all() and adam.count == 0
-    assert adam.nu["a"]["kernel"] == optax.MaskedNode()
 
 
 def test_bytes_of_every_optimizer_are_counted():
@@ -141,46 +117,15 @@ def test_bytes_of_every_optimizer_are_counted():
     assert of_state.state == live
 
 
-def test_from_optax_partition_where_the_trees_agree():
-    tx, by_optax = ours(), theirs()
-    params, state = train(by_optax, range(3))
-    assert adam_jax.convert.from_optax(state, PARAMS, tx) is state
-    assert adam_jax.convert.to_optax(state, PARAMS, by_optax) is state
-    expected, _ = train(by_optax, range(3, 6), params, state)
-    actual, _ = train(tx, range(3, 6), params, state)
-    chex.assert_trees_all_close(actual, expected, rtol=0, atol=1e-6)
-
-
 def test_another_storage_is_an_error_with_the_paths_that_would_be_lost():
     """Muon's moments are not of this family. `convert_state` leaves them where they are."""
     int8 = adam_jax.Quantized(min_size=1, block=64)
-    state, coded = theirs().init(PARAMS), ours(nu_dtype=int8)
+    theirs = {KERNELS: MUON, EMBEDDING: optax.lion(1e-2), REST: optax.adamw(1e-2)}
+    state, coded = optax.partition(theirs, LABELS).init(PARAMS), ours(nu_dtype=int8)
     with pytest.raises(ValueError, match="nothing but moments.*muon.*/mu/a/kernel"):
         adam_jax.convert.from_optax(state, PARAMS, coded)
     state = adam_jax.convert.from_optax(state, PARAMS, ours())
     state = adam_jax.convert_state(state, nu_dtype=int8)
     adam = state.inner_states[REST].inner_state[0]
     assert adam.nu["a"]["bias"].codes.dtype == jnp.uint8
-    train(coded, range(1), state=state)
-
-
-def test_other_labels_are_an_error_with_the_paths_that_would_be_lost():
-    labels = {name: {"kernel": "matrices", "bias": REST} for name in "ab"} | {EMBEDDING: EMBEDDING}
-    state = theirs(labels, matrices=MUON).init(PARAMS)
-    with pytest.raises(
-        ValueError, match="would be|nothing but moments.*matrices.*muon.*/mu/a/kernel"
-    ):
-        adam_jax.convert.from_optax(state, PARAMS, ours())
-
-
-def test_moments_move_between_other_labels():
-    """If all groups have moments, their labels do not matter."""
-    names = {"a/.*": adam_jax.adamw(1e-2), ".*": adam_jax.adamw(1e-2)}
-    params, state = train(adam_jax.groups(names), range(3))
-    whole = adam_jax.convert.from_optax(state, PARAMS, adam_jax.adamw(1e-2))
-    expected, _ = train(adam_jax.groups(names), range(3, 5), params, state)
-    actual, _ = train(adam_jax.adamw(1e-2), range(3, 5), params, whole)
-    chex.assert_trees_all_close(actual, expected, rtol=0, atol=1e-6)
-    np.testing.assert_array_equal(
-        whole[0].mu["a"]["bias"], state.inner_states["a/.*"].inner_state[0].mu["a"]["bias"]
-    )
+    train(coded, 1, state=state)

@@ -11,6 +11,7 @@ import pytest
 
 import adam_jax
 from tests.catalogue import MEMBERS
+from tests.catalogue.training import trained
 
 PARAMS = {"w": jnp.linspace(-2.0, 2.0, 6).reshape(3, 2), "b": jnp.ones(2)}
 GRADS = {name: jnp.sin(3 * p) for name, p in PARAMS.items()}
@@ -44,11 +45,7 @@ def injected(factory, **numbers):
 
 
 def stepped(tx, state, params, steps=1):
-    update = jax.jit(tx.update)
-    for _ in range(steps):
-        updates, state = update(GRADS, state, params)
-        params = optax.apply_updates(params, updates)
-    return params, state
+    return trained(tx, params, lambda *_: GRADS, steps, "update", state)
 
 
 @pytest.mark.slow
@@ -70,25 +67,6 @@ def test_a_checkpoint_of_either_goes_on_in_the_other(ours, theirs, standard_prom
         expected, expected_state = stepped(before, state, params)
         chex.assert_trees_all_close(moved, expected, rtol=2e-5, atol=1e-6)
         assert jax.tree.structure(kept) == jax.tree.structure(expected_state)
-
-
-@pytest.mark.parametrize("member", [m for m in MEMBERS if m.has_twin], ids=lambda m: m.name)
-def test_with_a_schedule_likewise(member, standard_promotion):
-    schedule = optax.linear_schedule(0.1, 0.01, 5)
-    factories = member.alias, member.twin.alias
-    states = [injected(f, learning_rate=schedule).init(PARAMS) for f in factories]
-    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
-
-
-def test_all_that_optax_has_not_is_none_or_a_flag():
-    """A number would be added to the state."""
-    for name, ours, theirs in pairs():
-        extra = inspect.signature(ours).parameters.keys() - inspect.signature(theirs).parameters
-        for argument in extra:
-            default = inspect.signature(ours).parameters[argument].default
-            is_number = isinstance(default, int | float | jax.Array)
-            assert isinstance(default, bool) or not is_number, (name, argument)
-            assert not callable(default), (name, argument)
 
 
 def test_none_is_the_value_that_the_docstring_says():

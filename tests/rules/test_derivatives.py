@@ -10,6 +10,7 @@ import pytest
 
 import adam_jax
 from tests.catalogue import every_kind_of_state, every_member_slowly, few
+from tests.catalogue.training import trained
 from tests.tools.record import WRAPPERS
 
 PARAMS = {"x": jnp.array([1.0, -3.0]), "zero": jnp.zeros(2)}
@@ -17,11 +18,11 @@ PARAMS = {"x": jnp.array([1.0, -3.0]), "zero": jnp.zeros(2)}
 
 def loss(member, learning_rate, numbers, params):
     tx = member.function(learning_rate, **(member.keywords | member.ours | numbers))
-    state = tx.init(params)
-    for _ in range(3):
-        grads = {"x": 2 * params["x"], "zero": 0 * params["zero"]}
-        updates, state = tx.update(grads, state, params)
-        params = jax.tree.map(jnp.add, params, updates)
+
+    def gradients(params, _):
+        return {"x": 2 * params["x"], "zero": 0 * params["zero"]}
+
+    params, _ = trained(tx, params, gradients, through="update", jit=False)
     return jnp.sum(params["x"] ** 2) + jnp.sum(params["zero"] ** 2)
 
 
@@ -41,9 +42,7 @@ def test_wrappers_have_two_finite_derivatives_at_zero_gradients(wrapper):
     params = {"kernel": jnp.linspace(-1, 1, 64).reshape(2, 32), "bias": jnp.ones(3)}
 
     def total(grads):
-        moved, state = params, tx.init(params)
-        for _ in range(2):
-            moved, state = adam_jax.step(tx, grads, state, moved)
+        moved, _ = trained(tx, params, lambda *_: grads, 2, jit=False)
         return sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(moved))
 
     zeros, ones = (jax.tree.map(like, params) for like in (jnp.zeros_like, jnp.ones_like))
@@ -103,10 +102,7 @@ def test_decay_rates_in_the_state_can_be_learnt(x64):
         tx = adam_jax.with_hyperparams(adam_jax.adamw)(0.1)
         state = tx.init(params)
         state.hyperparams.update(b1=b1, b2=b2)
-        p = params
-        for _ in range(3):
-            p, state = adam_jax.step(tx, jnp.sin(p), state, p)
-        return jnp.sum(p**2)
+        return jnp.sum(trained(tx, params, state=state, jit=False)[0] ** 2)
 
     derivatives = jax.grad(loss, argnums=(0, 1))(jnp.asarray(0.9), jnp.asarray(0.999))
     for i, derivative in enumerate(derivatives):

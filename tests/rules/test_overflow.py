@@ -117,16 +117,6 @@ def test_what_is_not_squared_is_exact_up_to_the_largest_numbers():
         np.testing.assert_allclose(us[:, 0], exact, rtol=1e-5)
 
 
-@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
-@every_member_slowly
-def test_what_is_not_finite_still_shows(member, bad):
-    if member.hides_infinity:
-        pytest.skip("by its nature")
-    gs = jnp.asarray(np.where(np.arange(6) == 2, bad, 1.0), jnp.float32)[:, None]
-    us, _ = updates(member.direction(), gs)
-    assert not np.isfinite(np.asarray(us)[2:]).all()
-
-
 @pytest.mark.parametrize("name", ["adam", "adabelief", "adan"])
 def test_complex_gradients(name):
     [member] = [m for m in MEMBERS if m.name == name]

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 import adam_jax
 from adam_jax import (
@@ -27,8 +26,8 @@ from tests.catalogue.recipes import (
     naive,
     parameters,
     scanned,
-    stepper,
 )
+from tests.catalogue.training import temporary, trained
 
 
 @pytest.mark.parametrize("through", ["step", "update"])
@@ -58,26 +57,6 @@ def test_scan_and_vmap_are_the_loop(name):
         assert_close(jax.tree.map(lambda x, i=i: x[i], together), alone)
 
 
-@pytest.mark.slow
-@pytest.mark.bits
-def test_on_8_devices_everything_is_as_on_one():
-    make, settings = RECIPES["everything"]
-    params = parameters()
-    stacked = gradients(params)
-    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
-
-    def shard(x, steps=0):
-        axes = [None] * steps + ["x"] + [None] * (x.ndim - steps - 1)
-        return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))
-
-    actual, state = looped(
-        make(), jax.tree.map(shard, params), jax.tree.map(lambda x: shard(x, 1), stacked)
-    )
-    assert_close(actual, naive(params, stacked, **settings).params)
-    for tree in (actual, state.acc_grads, average(state)):
-        assert {x.sharding.spec[0] for x in jax.tree.leaves(tree)} == {"x"}
-
-
 @pytest.mark.bits
 @pytest.mark.parametrize("name", ["clip, skip", "everything"])
 def test_bfloat16_gradients_are_rounded_nowhere(name):
@@ -102,21 +81,13 @@ def test_bfloat16_parameters_step_once_rounded_and_ema_averages_what_they_were()
 
 
 def test_a_none_gradient_leaves_its_parameter_alone():
-    make, _ = RECIPES["everything"]
-    tx = make()
-    params = parameters()
-    grads = dict(parameters(), b=None)
-    state = tx.init(params)
-    moved, updates = params, None
+    tx, params = RECIPES["everything"][0](), parameters()
+    grads, state, updates = dict(params, b=None), tx.init(params), params
     for _ in range(4):
-        updates, state = tx.update(grads, state, moved)
+        updates, state = tx.update(grads, state, params)
     assert updates["b"] is None and np.any(updates["w"])
-    moved, state = adam_jax.step(
-        chain(clip_by_global_norm(1.0), member()),
-        grads,
-        chain(clip_by_global_norm(1.0), member()).init(params),
-        params,
-    )
+    tx = chain(clip_by_global_norm(1.0), member())
+    moved, _ = adam_jax.step(tx, grads, tx.init(params), params)
     np.testing.assert_array_equal(moved["b"], params["b"])
     assert np.any(moved["w"] != params["w"])
 
@@ -131,9 +102,7 @@ def test_a_none_gradient_leaves_its_parameter_alone():
 def test_nothing_of_the_size_of_a_leaf_is_temporary(name, through):
     tx = RECIPES[name][0]()
     params = {"w": jnp.ones(10_000), "b": jnp.ones(10_000), "deep": {"k": jnp.ones(10_000)}}
-    step = jax.jit(stepper(tx, through), donate_argnums=(0, 1))
-    compiled = step.lower(params, tx.init(params), params).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < 0.1 * 30_000
+    assert temporary(tx, params, through) < 0.1
 
 
 def test_a_chain_is_optaxs():
@@ -154,20 +123,16 @@ def test_hyperparameters_in_the_state_of_a_recipe():
     def recipe(learning_rate, max_norm):
         return skip_nonfinite(chain(clip_by_global_norm(max_norm), adamw(learning_rate)))
 
+    def at(_, turn):
+        return jax.tree.map(lambda g: g[turn], stacked)
+
     tx = accumulate(adam_jax.with_hyperparams(recipe)(1e-3, 1.0), 2)
     params = parameters()
     stacked = gradients(params)
     state = adam_jax.set_hyperparams(tx.init(params), learning_rate=1e-2)
     assert adam_jax.hyperparams(state)["max_norm"] == 1.0
-    other = accumulate(recipe(1e-2, 1.0), 2)
-    actual, expected = params, params
-    plain = other.init(params)
-    steps = [jax.jit(stepper(t, "step")) for t in (tx, other)]
-    for i in range(10):
-        grads = jax.tree.map(lambda g, i=i: g[i], stacked)
-        actual, state = steps[0](actual, state, grads)
-        expected, plain = steps[1](expected, plain, grads)
-    assert_close(actual, expected)
+    actual, _ = trained(tx, params, at, 10, state=state)
+    assert_close(actual, trained(accumulate(recipe(1e-2, 1.0), 2), params, at, 10)[0])
     assert np.any(actual["w"] != params["w"])
 
 
@@ -178,10 +143,10 @@ def test_derivatives_pass_through_a_recipe(through):
     both = jax.tree.map(lambda a, b: (a + b) / 2, *grads)
 
     def loss(rate, make, grads):
-        tx, params = make(rate), parameters()
-        state, step = tx.init(params), stepper(tx, through)
-        for g in grads:
-            params, state = step(params, state, g)
+        def at(_, turn):
+            return grads[turn]
+
+        params, _ = trained(make(rate), parameters(), at, len(grads), through, jit=False)
         return sum(jnp.sum(p**2) for p in jax.tree.leaves(params))
 
     expected = jax.jit(jax.grad(loss), static_argnums=1)(0.1, adamw, [both])
@@ -195,9 +160,7 @@ def test_derivatives_pass_through_a_recipe(through):
 
 def test_python_numbers_are_parameters_too():
     tx = accumulate(skip_nonfinite(chain(adamw(0.1), ema_params(0.9))), 2)
-    params, state = {"x": 1.0}, tx.init({"x": 1.0})
-    for _ in range(2):
-        params, state = jax.jit(stepper(tx, "step"))(params, state, {"x": 0.5})
+    params, state = trained(tx, {"x": 1.0}, lambda *_: {"x": 0.5}, 2)
     np.testing.assert_allclose(params["x"], 0.9, rtol=1e-4)
     np.testing.assert_allclose(average(state)["x"], params["x"])
 
@@ -223,10 +186,7 @@ def test_another_transformation_gets_the_dtypes_it_would_get_in_optax(
     """Its state keeps the parameters' dtype, as scan requires."""
     params, tx = parameters(jnp.bfloat16), make(inner)
     for through in ("step", "update"):
-        step = jax.jit(stepper(tx, through))
-        moved, state = params, tx.init(params)
-        for _ in range(4):
-            moved, state = step(moved, state, params)
+        moved, state = trained(tx, params, lambda *_: params, 4, through)
         assert described(state) == described(tx.init(params))
         assert described(moved) == described(params)
         assert np.any(moved["w"] != params["w"])
@@ -247,8 +207,6 @@ def test_complex_leaves():
     params = {"z": jnp.ones(3, jnp.complex64), "x": jnp.ones(2)}
     inner = chain(clip_by_global_norm(0.5), adamw(1e-2), adam_jax.ema_params(0.9))
     tx = accumulate(telemetry(skip_nonfinite(inner), 1), 2)
-    moved, state = params, tx.init(params)
-    for _ in range(4):
-        moved, state = jax.jit(stepper(tx, "step"))(moved, state, params)
+    moved, state = trained(tx, params, lambda *_: params, 4)
     assert moved["z"].dtype == jnp.complex64 and np.all(np.real(moved["z"]) < 1)
     assert adam_jax.measured(state)["groups"]["z"]["cosine"] == pytest.approx(-1, abs=1e-3)

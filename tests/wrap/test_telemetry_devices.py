@@ -42,20 +42,6 @@ def assert_same(record, reference):
         assert record["groups"][name] == pytest.approx(group, rel=1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("spec", [P("data"), P(None, "data"), P(("data", "model"))], ids=str)
-@pytest.mark.parametrize("around", [lambda tx: tx, lambda tx: adam_jax.accumulate(tx, 1)])
-def test_explicit_axes(spec, around):
-    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
-    tx, params = around(telemetry(adamw(1e-2), 1)), parameters()
-    where = {"w": NamedSharding(mesh, spec), "b": NamedSharding(mesh, P())}
-    params = jax.device_put(params, where)
-    step = jax.jit(lambda *args: stepped(tx, *args))
-    moved, state = step(gradients(params), tx.init(params), params)
-    assert_same(measured(state), expected())
-    assert moved["w"].sharding.is_equivalent_to(where["w"], 2)
-
-
 COLLECTIVE = re.compile(r"= (\S+|\(.*?\)) (?:all-|collective-|reduce-)[\w-]+\(")
 SPECS = [P("data"), P(None, "data"), P(None, None, "data")]
 

@@ -7,10 +7,11 @@ import optax
 import pytest
 
 import adam_jax
-from adam_jax.formats.noise import WEIGHTS, random_bits, salt_of, salt_of_moments, salted
 from adam_jax.formats.rounding import Residual
+from tests.catalogue import few
 from tests.catalogue.low_precision import WEIGHTS as WRAPS
 from tests.catalogue.low_precision import every_form_of_weights, gradients
+from tests.catalogue.runs import raised
 
 every_way = pytest.mark.parametrize("apply", ["step", "update"])
 
@@ -22,7 +23,7 @@ def params_of(dtype=jnp.bfloat16):
     return {"w": w, "b": jnp.zeros(32, dtype), "norm": jnp.ones(32, jnp.float32)}
 
 
-def train(tx, params, apply="step", turns=100):
+def train(tx, params, apply="step", turns=100, gradients=gradients):
     """Trains with `adam_jax.step`, or with `update` and `optax.apply_updates`."""
 
     @jax.jit
@@ -48,18 +49,15 @@ INNER = {
     "8-bit lion": adam_jax.lion(1e-4, mu_dtype=jnp.int8),
     "optax.sgd": optax.sgd(1e-3, momentum=0.9),
 }
-FIRST_QUICKLY = [
-    pytest.param(tx, marks=[pytest.mark.slow] if i else []) for i, tx in enumerate(INNER.values())
-]
 
 
 @pytest.mark.bits
 @every_way
-@pytest.mark.parametrize("inner", FIRST_QUICKLY, ids=INNER)
+@few("inner", INNER, ["adamw"])
 def test_16_bits_of_residual_are_float32_bit_for_bit(inner, apply):
     """Also with weight decay, clipping, schedules and masks: the inner member sees float32."""
-    expected, _ = train(inner, params_of(jnp.float32), apply)
-    params, state = train(adam_jax.master_residual(inner), params_of(), apply)
+    expected, _ = train(INNER[inner], params_of(jnp.float32), apply)
+    params, state = train(adam_jax.master_residual(INNER[inner]), params_of(), apply)
     for name in ("w", "b"):
         assert params[name].dtype == jnp.bfloat16 and state.rest[name].dtype == jnp.int16
         joined = Residual(16).join(params[name], state.rest[name])
@@ -72,24 +70,16 @@ def test_16_bits_of_residual_are_float32_bit_for_bit(inner, apply):
 def test_small_updates_add_up(wrap, apply):
     """Updates of 1/50 of a bfloat16 ulp, all of one sign: with nearest rounding nothing moves."""
 
-    def step(u, params, state, tx):
-        updates = jax.tree.map(lambda p: jnp.full_like(p, u), params)
-        if apply == "step":
-            return adam_jax.step(tx, updates, state, params)
-        updates, state = tx.update(updates, state, params)
-        with jax.numpy_dtype_promotion("standard"):
-            return optax.apply_updates(params, updates), state
+    def small(turn, params):
+        return jax.tree.map(lambda p: jnp.full_like(p, 2.0**-7 / 50), params)
 
     start = {"w": jnp.ones((64, 64), jnp.bfloat16)}
-    results = {}
-    for name, tx in {"nearest": optax.identity(), "ours": wrap(optax.identity())}.items():
-        run = jax.jit(lambda params, state, tx=tx: step(2.0**-7 / 50, params, state, tx))
-        params, state = start, tx.init(start)
-        for _ in range(100):
-            params, state = run(params, state)
-        results[name] = np.mean(params["w"].astype(jnp.float32))
-    assert results["nearest"] == 1.0
-    assert results["ours"] == pytest.approx(1 + 2 * 2.0**-7, rel=2.0**-10)
+    nearest, ours = (
+        np.mean(train(tx, start, apply, gradients=small)[0]["w"].astype(jnp.float32))
+        for tx in (optax.identity(), wrap(optax.identity()))
+    )
+    assert nearest == 1.0
+    assert ours == pytest.approx(1 + 2 * 2.0**-7, rel=2.0**-10)
 
 
 @pytest.mark.bits
@@ -166,6 +156,14 @@ def test_rounding_is_the_seed_s_and_the_step_s():
 
 
 PLAIN = optax.identity()
+KAHAN, RESIDUAL = adam_jax.kahan_summation(PLAIN), adam_jax.master_residual(PLAIN)
+
+
+def update_of(tx=RESIDUAL, state=None, change=lambda p: p):
+    """By default with the state of a 16-bit residual; the weights may change."""
+    state = RESIDUAL.init(params_of()) if state is None else state
+    params = jax.tree.map(change, params_of())
+    tx.update(params, state, params)
 
 
 @pytest.mark.parametrize(
@@ -177,36 +175,18 @@ PLAIN = optax.identity()
         (lambda: adam_jax.kahan_summation(1e-3), ["inner", "adamw"]),
         (lambda: adam_jax.ema_params(0.9, dtype=adam_jax.stochastic(jnp.int8)), ["dtype", "form"]),
         (lambda: adam_jax.accumulate(optax.sgd(1.0), 2, dtype=adam_jax.by_path({})), ["dtype"]),
-        (lambda: update_without_params(), ["params", "None"]),
-        (lambda: update_with_another_state(), ["WeightsState", "init"]),
+        (lambda: KAHAN.update(params_of(), KAHAN.init(params_of())), ["params", "None"]),
+        (lambda: update_of(state=PLAIN.init(params_of())), ["WeightsState", "init"]),
         (lambda: adam_jax.master_residual(PLAIN, bits=16.0), ["bits", "16.0"]),
         (lambda: update_of(adam_jax.master_residual(PLAIN, 8)), ["'b'", "int16", "int8", "init"]),
-        (lambda: update_of(adam_jax.kahan_summation(PLAIN)), ["'b'", "int16", "bfloat16"]),
+        (lambda: update_of(KAHAN), ["'b'", "int16", "bfloat16"]),
         (lambda: update_of(change=lambda p: p.astype(jnp.float32)), ["'b'", "int16", "nothing"]),
         (lambda: update_of(change=lambda p: p[..., :2]), ["'b'", "(2,)", "init"]),
     ],
 )
 def test_errors(make, words):
-    with pytest.raises(ValueError) as error:
-        make()
-    assert all(word in str(error.value) for word in words), error.value
-
-
-def update_of(other=None, change=lambda p: p):
-    """A state with a 16-bit residual, in another transformation or with other weights."""
-    tx = adam_jax.master_residual(PLAIN)
-    params = jax.tree.map(change, params_of())
-    (other or tx).update(params, tx.init(params_of()), params)
-
-
-def update_without_params():
-    tx = adam_jax.kahan_summation(adam_jax.adamw(1e-3))
-    tx.update(params_of(), tx.init(params_of()))
-
-
-def update_with_another_state():
-    tx = adam_jax.kahan_summation(adam_jax.adamw(1e-3))
-    tx.update(params_of(), adam_jax.adamw(1e-3).init(params_of()), params_of())
+    message = raised(make)
+    assert all(word in message for word in words), message
 
 
 @every_form_of_weights
@@ -240,17 +220,6 @@ def test_weights_set_to_zero_from_outside_are_zero(bits):
     assert all(np.all(np.isfinite(p)) for p in jax.tree.leaves(params))
 
 
-def test_weights_and_moments_are_not_rounded_by_the_same_bits():
-    leaves = range(3)
-    salts = [salted(salt_of(WEIGHTS, 0, 3), leaf, part) for leaf in leaves for part in range(2)]
-    salts += [
-        salted(salt_of_moments(3, leaf).leaf, part=part) for leaf in leaves for part in range(2)
-    ]
-    noise = np.stack([np.asarray(random_bits((4096,), salt), np.float64) for salt in salts])
-    correlations = np.corrcoef(noise) - np.eye(len(salts))
-    assert np.abs(correlations).max() < 0.08
-
-
 @every_way
 @every_form_of_weights
 def test_leaves_that_have_no_gradient_are_left_to_what_is_inside(wrap, apply):
@@ -263,13 +232,10 @@ def test_leaves_that_have_no_gradient_are_left_to_what_is_inside(wrap, apply):
 @pytest.mark.bits
 def test_eight_bits_do_not_stand_still():
     """Steps of 1/200,000 of the weight, where 24-bit numbers are 1/65,536 apart."""
-    tx = adam_jax.master_residual(optax.identity(), bits=8)
+    tx, small = adam_jax.master_residual(PLAIN, bits=8), jnp.full((64, 64), 5e-6)
     params = jnp.ones((64, 64), jnp.bfloat16)
-    run = jax.jit(lambda carry: adam_jax.step(tx, jnp.full((64, 64), 5e-6), carry[1], carry[0]))
-    carry = params, tx.init(params)
-    for _ in range(200):
-        carry = run(carry)
-    masters = Residual(8).join(carry[0], carry[1].rest)
+    params, state = train(tx, params, turns=200, gradients=lambda *_: small)
+    masters = Residual(8).join(params, state.rest)
     assert float(masters.mean()) == pytest.approx(1.001, abs=2e-5)
 
 
@@ -279,22 +245,3 @@ def test_a_second_form_of_weights_sees_float32_and_passes(wrap, inner):
     once, _ = train(wrap(INNER["adamw"]), params_of(), turns=3)
     twice, _ = train(wrap(inner(INNER["adamw"])), params_of(), turns=3)
     jax.tree.map(np.testing.assert_array_equal, twice, once)
-
-
-@pytest.mark.slow
-def test_a_run_goes_on_after_a_resume_with_the_same_bits():
-    tx = adam_jax.stochastic_rounding(
-        adam_jax.adamw(1e-3, mu_dtype=jnp.int8, nu_dtype=adam_jax.stochastic(jnp.int8))
-    )
-    step = jax.jit(lambda p, s, g: adam_jax.step(tx, g, s, p))
-    params = {"w": jnp.ones((64, 128), jnp.bfloat16)}
-    state = tx.init(params)
-    kept = None
-    for turn in range(8):
-        if turn == 4:
-            kept = jax.device_get((params, state))
-        params, state = step(params, state, gradients(turn, params))
-    again = jax.tree.map(jnp.asarray, kept)
-    for turn in range(4, 8):
-        again = step(*again, gradients(turn, again[0]))
-    jax.tree.map(np.testing.assert_array_equal, again, (params, state))
