@@ -49,6 +49,7 @@ from adam_jax.modifiers import (
     with_layers,
 )
 from adam_jax.rates import DecayRateLike, ScheduledRatesState
+from adam_jax.sphere import ScaleOnSphereState, adamh, scale_on_sphere
 from adam_jax.wrap.accumulate import AccumulateState, accumulate
 from adam_jax.wrap.chain import chain
 from adam_jax.wrap.clip import clip_by_global_norm
@@ -82,6 +83,7 @@ __all__ = [
     "ScaleByBiasCorrectionState",
     "ScaleByLapropState",
     "ScaleByMarsState",
+    "ScaleOnSphereState",
     "ScheduledRatesState",
     "SkipState",
     "Skipped",
@@ -93,6 +95,7 @@ __all__ = [
     "adam",
     "adamax",
     "adamaxw",
+    "adamh",
     "adamw",
     "adan",
     "ademamix",
@@ -144,6 +147,7 @@ __all__ = [
     "scale_by_nadam",
     "scale_by_radam",
     "scale_by_yogi",
+    "scale_on_sphere",
     "schedule_free_adamw",
     "schedules",
     "set_hyperparams",

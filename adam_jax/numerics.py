@@ -140,7 +140,8 @@ def _divide_jvp(above_zero: bool, primals: PyTree, tangents: PyTree) -> Result:
     # Not through 1/y², which is infinite for y ≤ 1e-20 and makes NaN times an x of 0.
     (x, y), (dx, dy) = primals, tangents
     result, zero = divide(x, y, above_zero), y == 0
-    return result, jnp.where(zero, 0, (dx - result * dy) / jnp.where(zero, 1, y))
+    with jax.numpy_dtype_promotion("standard"):  # A complex x.
+        return result, jnp.where(zero, 0, (dx - result * dy) / jnp.where(zero, 1, y))
 
 
 @jax.custom_jvp

@@ -266,29 +266,26 @@ def past_key(name: str) -> str:
 
 
 def scheduled_rates(tree: PyTree) -> dict[ScheduledRate, str]:
-    """The different schedules in rules whose past the state keeps, with their names there."""
-    names: dict[ScheduledRate, str] = {}
+    """The different schedules in rules, with the key of each one's past; "" if none is kept."""
+    keys: dict[ScheduledRate, str] = {}
     for x in jax.tree.leaves(tree, is_leaf=_is_scheduled):
-        if _is_scheduled(x) and x.corrected and x not in names:
-            name, taken = past_key(x.name), set(names.values())
+        if _is_scheduled(x) and x not in keys:
+            name, taken = past_key(x.name), set(keys.values())
             others = (f"{name}_{i}" for i in range(1, len(taken) + 1))
-            names[x] = next(key for key in (name, *others) if key not in taken)
-    return names
+            key = next(key for key in (name, *others) if key not in taken)
+            keys[x] = key if x.corrected else ""
+    return keys
 
 
-def with_rates(tree: PyTree, past: dict[str, Past], count: Count) -> tuple[PyTree, dict[str, Past]]:
+def with_rates(
+    tree: PyTree, schedules: dict[ScheduledRate, str], past: dict[str, Past], count: Count
+) -> tuple[PyTree, dict[str, Past]]:
     """Rules with the rates of the step after `count`, and the past with that step."""
-    names, rates = scheduled_rates(tree), {}
-
-    def of_step(x: Any) -> Any:
-        if not _is_scheduled(x):
-            return x
-        if x not in rates:
-            rates[x] = x.at(count, past.get(names.get(x, "")))
-        return rates[x]
-
-    made = jax.tree.map(of_step, tree, is_leaf=_is_scheduled)
-    return made, {name: rates[x].past for x, name in names.items()}
+    if not schedules:
+        return tree, past
+    rates = {x: x.at(count, past.get(key)) for x, key in schedules.items()}
+    made = jax.tree.map(lambda x: rates[x] if _is_scheduled(x) else x, tree, is_leaf=_is_scheduled)
+    return made, {key: cast(Past, rates[x].past) for x, key in schedules.items() if key}
 
 
 def moved(tree: PyTree, count: Count) -> tuple[PyTree, dict[str, Past]]:

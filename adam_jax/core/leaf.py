@@ -138,7 +138,8 @@ class View:
         return self._renewed(slot, fmt.means_of(x) if fmt.keeps_means else x)
 
     def _shown(self, slot: str, x: Array) -> Array:
-        shows = slot == self._shows_infinity
+        # A number per leaf, such as a norm, has become infinite itself.
+        shows = slot == self._shows_infinity and x.shape == self._u.shape
         return jnp.where(jnp.isfinite(self._u), x, jnp.nan) if shows else x
 
     def _renewed(self, slot: str, x: Array) -> Array:

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 from adam_jax._types import Count, DType, Leaf, Number, Params, PyTree, State
 from adam_jax.core.leaf import Arrays, Plan, step_leaves
 from adam_jax.core.masks import Mask
-from adam_jax.core.stacked import Layers, Stack
+from adam_jax.core.stacked import Layers, Stack, over_layers
 from adam_jax.core.states import register
 from adam_jax.core.step import PASS_ON, Body, Step, arguments, joined, wider
 from adam_jax.core.trees import align_params, leaf_paths, unflatten_stored
@@ -28,7 +28,7 @@ from adam_jax.formats.rounding import Split
 from adam_jax.numerics import exact
 from adam_jax.pytrees import Label, frozen_pytree, static
 from adam_jax.rates import Past, ScheduledRate, ScheduledRatesState, scheduled_rates, with_rates
-from adam_jax.rules.base import Rule, at
+from adam_jax.rules.base import MemberRule, Rule, at
 from adam_jax.rules.hyperparameters import Hyperparameter
 
 MOVE = (
@@ -47,7 +47,7 @@ class Stage:
       rule: the operation on each leaf.
       state_type: the NamedTuple of the state: the rule's slots, plus step counts.
       dtypes: the user's settings, one per slot.
-      mask: the leaves that the rule acts on; None for all. Only for rules without slots.
+      mask: the leaves that the rule acts on; None for all.
     """
 
     rule: Rule
@@ -78,7 +78,14 @@ class Stage:
                 f" parameters."
             ) from None
         fmt = resolve(self.dtypes[index], layer, slot, path)
-        return fmt.init(param if hasattr(param, "dtype") else jnp.asarray(param), slot.start)
+        param = param if hasattr(param, "dtype") else jnp.asarray(param)
+        start: Any = slot.start
+        if callable(start):
+            layers, of_layer = param.ndim - np.ndim(layer), start
+            start = (
+                over_layers(lambda _, x: of_layer(x), layers, 1, param) if layers else start(param)
+            )
+        return fmt.init(param, start)
 
 
 class Choice(abc.ABC):
@@ -137,8 +144,9 @@ class Member(Body):
 
     @property
     def main(self) -> int | None:
-        """The index of the last stage with slots; None if none has any."""
-        return max((k for k, stage in enumerate(self.stages) if stage.rule.slots), default=None)
+        """The index of the last stage with a member's rule; None if there is none."""
+        own = (k for k, stage in enumerate(self.stages) if isinstance(stage.rule, MemberRule))
+        return max(own, default=None)
 
     def call(self) -> str:
         """`adamw(learning_rate=0.001, b1=0.9)`; in groups, one such call for each variant."""
@@ -169,13 +177,18 @@ class Member(Body):
         # optax.tree.map_params calls init with a tree without leaves.
         chosen = self._chosen(paths, list(map(is_inexact, leaves)), bool(paths))
         single, states = self.layers.single(params), []
+        one_of_each, treedef = self.layers.one_of_each(params), jax.tree.structure(params)
         for k, stage in enumerate(self.stages):
+            acts = [True] * len(leaves)
+            if stage.mask and stage.rule.slots:
+                acts = stage.mask.flatten(one_of_each, treedef, leaves)
             fields: dict[str, Any] = {name: jnp.zeros([], jnp.int32) for name in stage.counts}
             for j, slot in enumerate(stage.rule.slots):
                 check_mapped(params, stage.dtypes[j], slot)
                 stored: list[Any] = []
-                for p, path, layer, which in zip(leaves, paths, single, chosen, strict=True):
-                    if which is None or not is_inexact(p):
+                columns = zip(leaves, paths, single, chosen, acts, strict=True)
+                for p, path, layer, which, acted in columns:
+                    if which is None or not acted or not is_inexact(p):
                         stored.append(optax.MaskedNode())
                         continue
                     try:
@@ -184,7 +197,7 @@ class Member(Body):
                         raise ValueError(f"at {path!r}, {error}") from None
                 fields[slot.name] = unflatten_stored(params, stored)
             states.append(stage.state_type(**fields))
-        past = [{name: Past.none() for name in names.values()} for names in self._scheduled()]
+        past = [{key: Past.none() for key in its.values() if key} for its in self._schedules]
         return self._joined(states, past)
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
@@ -197,10 +210,10 @@ class Member(Body):
         # In `groups`, a schedule of a stage without its own count reads the member's count.
         first = next((count for count in counts if count is not None), None)
         counts = [first if count is None else count for count in counts]
-        of_stages = zip(zip(*self._rules(), strict=True), past, counts, strict=True)
-        with_its_rates = [with_rates(*of_stage) for of_stage in of_stages]
+        of_stages = zip(zip(*self._rules, strict=True), self._schedules, past, counts, strict=True)
+        of_stages = [with_rates(*its) for its in of_stages]
         rules = _rules_of_step(
-            list(zip(*(its for its, _ in with_its_rates), strict=True)),
+            [[its[v] for its, _ in of_stages] for v in range(len(self.variants))],
             counts,
             any(isinstance(g, jax.core.Tracer) for g in step.g),
         )
@@ -265,7 +278,7 @@ class Member(Body):
         if not step.last:  # What follows would contract a last product in some loops.
             results = [exact(x) for x in results]
         step = step.widened()
-        new = self._joined(new_states, [its for _, its in with_its_rates])
+        new = self._joined(new_states, [past for _, past in of_stages])
         return step.with_results(results, step.dtypes, done=step.last), new
 
     def plan(
@@ -351,13 +364,15 @@ class Member(Body):
                     f" its gradient."
                 )
 
+    @functools.cached_property
     def _rules(self) -> list[list[Rule]]:
         """The rules, by variant and stage."""
         return [[stage.rule for stage in stages] for stages in self.variants]
 
-    def _scheduled(self) -> list[dict[ScheduledRate, str]]:
-        """Of each stage, the scheduled decay rates whose past its state keeps."""
-        return [scheduled_rates(rules) for rules in zip(*self._rules(), strict=True)]
+    @functools.cached_property
+    def _schedules(self) -> list[dict[ScheduledRate, str]]:
+        """Of each stage, its scheduled decay rates, and the keys of their past in the state."""
+        return [scheduled_rates(rules) for rules in zip(*self._rules, strict=True)]
 
     def _split(self, state: State) -> tuple[list[Any], list[dict[str, Past]]]:
         """The states of the stages, and the past of their scheduled decay rates."""
@@ -368,16 +383,16 @@ class Member(Body):
                 f" {PASS_ON}"
             )
         states, past = list(state) if self.chained else [state], []
-        columns = zip(self.stages, states, self._scheduled(), strict=True)
-        for k, (stage, s, scheduled) in enumerate(columns):
-            where = f"at state[{k}], " if self.chained else ""
-            past.append(getattr(s, "past", {}) if scheduled else {})
-            if past[k].keys() != set(scheduled.values()):
+        columns = zip(self.stages, states, self._schedules, strict=True)
+        for k, (stage, s, schedules) in enumerate(columns):
+            where, keys = f"at state[{k}], " if self.chained else "", {*schedules.values()} - {""}
+            past.append(getattr(s, "past", {}) if keys else {})
+            if past[k].keys() != keys:
                 raise ValueError(
-                    f"{where}the state must have the past of {sorted(scheduled.values())}, whose"
-                    f" rates are scheduled, got {_in_words(type(s))}: {PASS_ON} {MOVE}"
+                    f"{where}the state must have {sorted(keys)}, since decay rates are scheduled,"
+                    f" got {_in_words(type(s))}: {PASS_ON} {MOVE}"
                 )
-            its_own = stage.mask is None and not scheduled
+            its_own = stage.mask is None and not keys
             states[k] = s = s if its_own else getattr(s, "inner_state", s)
             # Checked by type: a type with more slots would lose them, and AdaBelief's slots have
             # the same names as Adam's. A stage without state accepts anything empty, because Optax

@@ -223,7 +223,9 @@ class CorrectBias(Rule):
         return self.factor * leaf.g
 
 
-def scale_by_bias_correction(b1: DecayRateLike = 0.9, b2: DecayRateLike = 0.999) -> Transformation:
+def scale_by_bias_correction(
+    b1: DecayRateLike | Schedule = 0.9, b2: DecayRateLike | Schedule = 0.999
+) -> Transformation:
     """Applies both bias corrections as one number: u ← u·√(1 - b2ᵗ) / (1 - b1ᵗ).
 
     Chained after `scale_by_adam(b1, b2, eps, bias_correction=False)`, it gives the more efficient

@@ -55,7 +55,7 @@ def append_json_line(path: str | os.PathLike[str], record: Record) -> bool:
                 f"path must be a new file or one that append_json_line wrote, got {str(path)!r},"
                 f" which ends in {(rest or whole)[-60:]!r}: write to another file."
             )
-        if last and last["step"] == record["step"]:
+        if last and last["step"] == named["step"]:
             return False
         if not _record(rest):
             file.truncate(file.seek(0, os.SEEK_END) - len(rest))

@@ -18,7 +18,7 @@ def is_alias(f):
 
 
 ALIASES = {name for name in adam_jax.__all__ if is_alias(getattr(adam_jax, name))}
-ALIASES -= {"scale_by_learning_rate"}
+ALIASES -= {"scale_by_learning_rate", "scale_on_sphere"}
 
 
 def decay_of(name):

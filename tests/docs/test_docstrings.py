@@ -13,7 +13,7 @@ FUNCTIONS = {n: f for n in adam_jax.__all__ if inspect.isfunction(f := getattr(a
 MEMBERS = {
     name: function
     for name, function in FUNCTIONS.items()
-    if name.startswith("scale_by_") or "learning_rate" in inspect.signature(function).parameters
+    if function.__module__.startswith("adam_jax.family.")
 }
 
 

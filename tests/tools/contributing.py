@@ -57,6 +57,11 @@ LAYERS: dict[str, tuple[set[str], str]] = {
         {"core", "formats", "numerics", "pytrees", "rates", "rules", "slots", "validation", "xla"},
         "one file per paper: its rule or its moments, its `scale_by_*`, its aliases",
     ),
+    "sphere": (
+        {"core", "family", "formats", "numerics", "pytrees", "rates", "rules", "slots"}
+        | {"validation"},
+        "matrices of constant norm: `scale_on_sphere`, `adamh`",
+    ),
     "modifiers": (
         {"core", "formats", "numerics", "pytrees", "rates", "rules", "slots", "validation", "xla"},
         "changes of a member: rule and function side by side; kernels and stacked layers",
@@ -92,7 +97,7 @@ LAYERS: dict[str, tuple[set[str], str]] = {
     ),
     "__init__": (
         {"convert", "core", "family", "formats", "groups", "hyperparams", "inspect", "modifiers"}
-        | {"rates", "schedules", "sharding", "transfer", "wrap"},
+        | {"rates", "schedules", "sharding", "sphere", "transfer", "wrap"},
         "the public names",
     ),
     "__main__": ({"__init__"}, "`python -m adam_jax`: versions, devices, dtypes that work there"),

@@ -120,9 +120,11 @@ def findings(result: Result) -> list[tuple[Any, str]]:
         runs = result[name]
         steps = {optimizer: run["steps"] for optimizer, run in runs.items()}
         listed = ", ".join(f"{k} {number(n)} ({runs[k]['rate']:.2g})" for k, n in steps.items())
-        lines.append(f"{name}, steps to stay within {NEAR} of the minimum (best rate): {listed}")
         fewest = min(steps, key=lambda k: float("inf") if np.isnan(steps[k]) else steps[k])
-        lines.append((fewest == "Adam", f"{name}: Adam is there first (fewest steps: {fewest})"))
+        first = (
+            f"{name}: Adam stays within {NEAR} of the minimum first; steps (best rate): {listed}"
+        )
+        lines.append((fewest == "Adam", first))
         arrived, stayed = (
             {k: int(np.isfinite(np.array(run[which])).sum()) for k, run in runs.items()}
             for which in ("first", "settled")
