@@ -109,7 +109,7 @@ def test_the_moments_are_found_in_whatever_is_around(name):
     state = convert.from_torch(saved, PARAMS, tx, names=NAMES)
     start = tx.init(PARAMS)
     assert jax.tree.structure(state) == jax.tree.structure(start)
-    own = ("'ema'", "mini_step", "notfinite", ".step", ".weight")
+    own = ("'ema'", "mini_step", "notfinite", ".step", ".weight", ".since")
     for path, x in jax.tree.leaves_with_path(state):
         key = jax.tree_util.keystr(path)
         average = name == "ours" and key.startswith("[2]")  # The average of parameters starts here.
