@@ -8,11 +8,9 @@ from adam_jax import schedules, sharding
 from adam_jax.core.transformation import Transformation, step
 from adam_jax.family.adabelief import adabelief, scale_by_belief
 from adam_jax.family.adam import (
-    ScaleByBiasCorrectionState,
     adam,
     adamw,
     scale_by_adam,
-    scale_by_bias_correction,
 )
 from adam_jax.family.adamax import adamax, adamaxw, scale_by_adamax
 from adam_jax.family.adan import adan, scale_by_adan
@@ -80,7 +78,6 @@ __all__ = [
     "GrokfastState",
     "HyperparamsState",
     "Quantized",
-    "ScaleByBiasCorrectionState",
     "ScaleByLapropState",
     "ScaleByMarsState",
     "ScaleOnSphereState",
@@ -139,7 +136,6 @@ __all__ = [
     "scale_by_adopt",
     "scale_by_amsgrad",
     "scale_by_belief",
-    "scale_by_bias_correction",
     "scale_by_laprop",
     "scale_by_learning_rate",
     "scale_by_lion",

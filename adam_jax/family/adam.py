@@ -4,24 +4,15 @@ Kingma & Ba 2015, Adam: A Method for Stochastic Optimization, https://arxiv.org/
 Loshchilov & Hutter 2019, Decoupled Weight Decay Regularization, https://arxiv.org/abs/1711.05101
 """
 
-import dataclasses
-from typing import NamedTuple
-
-import jax.numpy as jnp
 import optax
-from jax import Array
 from jax.typing import ArrayLike
 
-from adam_jax._types import Count, Number
 from adam_jax.core.masks import MaskLike
-from adam_jax.core.states import register
 from adam_jax.core.transformation import Transformation, scale_by_rule
 from adam_jax.family.alias import alias
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
-from adam_jax.pytrees import frozen_pytree
-from adam_jax.rates import DecayRate, DecayRateLike, Schedule, decay_rate
+from adam_jax.rates import DecayRateLike, Schedule, decay_rate
 from adam_jax.rules.adam import Ema, MomentRule, Root
-from adam_jax.rules.base import Rule, View
 from adam_jax.validation import named_arguments
 
 
@@ -194,52 +185,3 @@ def adamw(
     Reference: Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019, algorithm 2.
     """
     return alias("adamw", scale_by_adam, **locals())
-
-
-class ScaleByBiasCorrectionState(NamedTuple):
-    """State of `scale_by_bias_correction`: the number of completed optimizer steps, int32."""
-
-    count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
-
-
-register(ScaleByBiasCorrectionState, counts=["count"])
-
-
-@frozen_pytree
-class CorrectBias(Rule):
-    """u·√(1 - b2ᵗ) / (1 - b1ᵗ): both bias corrections as one factor."""
-
-    elementwise = True
-
-    b1: DecayRate
-    b2: DecayRate
-    factor: Number = None
-
-    def at(self, count: Count) -> "CorrectBias":
-        factor = jnp.sqrt(self.b2.correction(count)) / self.b1.correction(count)
-        return dataclasses.replace(self, factor=factor)
-
-    def update(self, leaf: View) -> Array:
-        return self.factor * leaf.g
-
-
-def scale_by_bias_correction(
-    b1: DecayRateLike | Schedule = 0.9, b2: DecayRateLike | Schedule = 0.999
-) -> Transformation:
-    """Applies both bias corrections as one number: u ← u·√(1 - b2ᵗ) / (1 - b1ᵗ).
-
-    Chained after `scale_by_adam(b1, b2, eps, bias_correction=False)`, it gives the more efficient
-    form at the end of the paper's section 2: `scale_by_adam(b1, b2, eps=0.0, eps_hat=eps)`.
-
-    The arguments are those of `adamw`.
-
-    Returns:
-      A transformation whose state is the step count.
-
-    Raises:
-      ValueError: a decay rate is out of range.
-
-    Reference: Kingma & Ba 2015, section 2, last paragraph. Keras and TensorFlow compute this form.
-    """
-    rule = CorrectBias(decay_rate("b1", b1), decay_rate("b2", b2))
-    return scale_by_rule(rule, ScaleByBiasCorrectionState, None, None, "scale_by_bias_correction")

@@ -49,13 +49,7 @@ _POWERS = {
 _MEMBERS = "adam", "nadam", "amsgrad", "adamax", "radam", "adopt", "laprop", "ademamix", "yogi"
 _WITH_RULE = {
     *(name for x in _MEMBERS for name in (x, f"{x}w", f"scale_by_{x}")),
-    *(
-        "rmsprop",
-        "scale_by_rms",
-        "ema_params",
-        "scale_by_bias_correction",
-        "scale_by_learning_rate",
-    ),
+    *("rmsprop", "scale_by_rms", "ema_params", "scale_by_learning_rate"),
 }
 
 

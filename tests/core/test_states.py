@@ -261,7 +261,6 @@ def test_they_are_known_before_anything_is_built():
         "for name, make in record.cases():\n"
         "    with contextlib.suppress(ValueError):  # Not every modifier takes every member.\n"
         "        make()\n"
-        "adam_jax.scale_by_bias_correction()\n"
         "adam_jax.adamw(1e-3, weight_decay=lambda count: 0.1)\n"
         "assert set(states._KNOWN) == before, set(states._KNOWN) - before\n"
     )

@@ -70,7 +70,6 @@ def test_every_number_and_dtype_is_checked(member):
     "make",
     [
         lambda: adam_jax.scale_by_learning_rate(NAN),
-        lambda: adam_jax.scale_by_bias_correction(b2=1.0),
         lambda: adam_jax.schedules.inverse_sqrt_schedule(INF),
         lambda: adam_jax.schedules.warmup_stable_decay_schedule(1.0, -1, 2, 3),
     ],

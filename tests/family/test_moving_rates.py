@@ -1,7 +1,9 @@
 """Decay rates that move: the correction is the product of the rates that were applied."""
 
+import functools
 import inspect
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import optax
 import pytest
 
 import adam_jax
-from tests.catalogue import MEMBERS, oracles, slowly
+from tests.catalogue import MEMBERS, oracles, slowly, training
 
 STEPS = 200
 OF_SQUARES = {
@@ -58,8 +60,7 @@ def judged(member, gradients, numbers):
     return np.stack(updates)
 
 
-@pytest.mark.parametrize("squares", OF_SQUARES)
-@pytest.mark.parametrize("averages", OF_GRADIENTS)
+@pytest.mark.parametrize(("squares", "averages"), zip(OF_SQUARES, OF_GRADIENTS, strict=True))
 @slowly(BY_SCHEDULE, quick=["adamw", "nadam"])
 def test_against_products_in_float64(member, averages, squares, standard_promotion):
     schedules = dict.fromkeys(rates_of(member), OF_SQUARES[squares])
@@ -119,45 +120,33 @@ TWO = {"w": jnp.full((2, 3), 0.5), "b": jnp.full(3, -0.5)}
 OTHERS = {"b1": RAMP, "b2": JUMP}
 
 
-def trained(tx, steps=8, step=None, state=None, first=0):
-    """The parameters after some steps, and the state."""
-    params, state = TWO, tx.init(TWO) if state is None else state
-    step = jax.jit(adam_jax.step, static_argnums=0) if step is None else step
-    for t in range(first, first + steps):
-        grads = jax.tree.map(lambda p, t=t: jnp.cos(p * 40 + t), TWO)
-        params, state = step(tx, grads, state, params)
-    return params, state
+def waves(params, turn):
+    del params
+    return jax.tree.map(lambda p: jnp.cos(p * 40 + turn), TWO)
 
 
-def equal(x, y):
-    for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def close(x, y):
-    for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5)
+trained = functools.partial(training.trained, params=TWO, gradients=waves, steps=8)
+equal, close = (
+    chex.assert_trees_all_equal,
+    functools.partial(chex.assert_trees_all_close, rtol=1e-5),
+)
 
 
 @pytest.mark.bits
 def test_the_same_bits_outside_a_program_in_hyperparams_and_by_layer(standard_promotion):
     tx = adam_jax.adamw(0.1, **OTHERS)
     expected, state = trained(tx)
-    equal(trained(tx, step=adam_jax.step), (expected, state))
+    equal(trained(tx, jit=False), (expected, state))
     equal(trained(adam_jax.with_hyperparams(adam_jax.adamw)(0.1, **OTHERS))[0], expected)
     equal(trained(adam_jax.with_layers(tx, "w"))[0], expected)
     equal(trained(adam_jax.with_hyperparams(adam_jax.nadamw)(0.1, **OTHERS))[0],
           trained(adam_jax.nadamw(0.1, **OTHERS))[0])  # fmt: skip
     mesh = jax.make_mesh((3,), ("data",))
-    shardings = jax.NamedSharding(mesh, jax.P(None, "data")), jax.NamedSharding(mesh, jax.P("data"))
-    placed = dict(zip(TWO, shardings, strict=True))
-    state = tx.init(jax.device_put(TWO, placed))
-    params = jax.device_put(TWO, placed)
-    step = jax.jit(tx.step)
-    for t in range(8):
-        grads = jax.tree.map(lambda p, t=t: jnp.cos(p * 40 + t), TWO)
-        params, state = step(jax.device_put(grads, placed), state, params)
-    equal(params, expected)
+    specs = {"w": jax.P(None, "data"), "b": jax.P("data")}
+    placed = jax.device_put(TWO, {k: jax.NamedSharding(mesh, x) for k, x in specs.items()})
+    sharded = training.trained(tx, placed, lambda p, t: jax.tree.map(
+        lambda x, like: jax.device_put(x, like.sharding), waves(p, t), placed), 8)  # fmt: skip
+    equal(sharded[0], expected)
 
 
 def test_each_group_has_its_own_schedule(standard_promotion):
@@ -180,11 +169,9 @@ def test_other_batch_sizes(standard_promotion):
     close(trained(scale(adam_jax.adamw, 2)(0.1, **OTHERS))[0], expected)
     close(trained(scale(inject(adam_jax.adamw), 2)(0.1, **OTHERS))[0], expected)
     tx, outside = inject(scale(adam_jax.adamw, 2))(0.1, b2=0.5), adam_jax.adamw
-    params, state = trained(tx, 4)
-    for t in range(4, 8):
-        grads = jax.tree.map(lambda p, t=t: jnp.cos(p * 40 + t), TWO)
-        state = adam_jax.set_hyperparams(state, b2=0.99) if t == 4 else state
-        params, state = adam_jax.step(tx, grads, state, params)
+    params, state = trained(tx, steps=4)
+    state = adam_jax.set_hyperparams(state, b2=0.99)
+    params, _ = training.trained(tx, params, lambda p, t: waves(p, t + 4), 4, state=state)
     b2 = lambda count: jnp.where(count < 4, 0.0, 0.98)  # noqa: E731
     close(params, trained(outside(**small, b1=0.8, b2=b2))[0])
 
@@ -195,7 +182,7 @@ def test_a_skipped_step_and_half_a_step_do_not_count(standard_promotion):
     around = adam_jax.accumulate(adam_jax.skip_nonfinite(tx), 2)
     skipped, its = TWO, around.init(TWO)
     for t in range(6):
-        grads = jax.tree.map(lambda p, t=t: jnp.cos(p * 40 + t), TWO)
+        grads = waves(params, t)
         params, state = adam_jax.step(tx, grads, state, params)
         halves = [grads, grads] + [jax.tree.map(lambda g: g * jnp.nan, grads)] * 2 * (t == 2)
         for half in halves:
@@ -205,15 +192,12 @@ def test_a_skipped_step_and_half_a_step_do_not_count(standard_promotion):
 
 def test_conversions_keep_the_moments_and_the_past(standard_promotion):
     constant, moving = adam_jax.adamw(0.1, b2=0.5), adam_jax.adamw(0.1, b2=JUMP)
-    params, state = trained(constant, 3)
+    params, state = trained(constant, steps=3)
     assert isinstance(state[0], optax.ScaleByAdamState)
     into = adam_jax.convert.from_optax(state, params, moving)
     assert isinstance(into[0], adam_jax.ScheduledRatesState)
     # Taken to have had the rate of the next step, which here it had.
-    close(
-        trained(moving, 5, state=into, first=3)[0],
-        trained(moving, 5, state=trained(moving, 3)[1], first=3)[0],
-    )  # noqa: E501
+    close(trained(moving, state=into)[0], trained(moving, state=trained(moving, steps=3)[1])[0])
     back = adam_jax.convert.to_optax(into, params, optax.adamw(0.1))
     equal(back[0], state[0])
     stored = adam_jax.convert_state(into, mu_dtype=jnp.bfloat16)

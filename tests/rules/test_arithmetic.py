@@ -96,20 +96,6 @@ def test_whole_alias_equals_optax(member, x64):
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-14)
 
 
-@pytest.mark.parametrize("eps", [0.0, 1e-3])
-def test_the_pieces_chained_by_hand_equal_the_fused_form_with_epsilon_hat(eps, x64):
-    """The paper's second form: ε is added to √nu before the bias correction."""
-    gs = gradients(50, 20, seed=6).astype(np.float64)
-    rate = adam_jax.schedules.inverse_sqrt_schedule(0.1)
-    pieces = optax.chain(
-        adam_jax.scale_by_adam(0.8, 0.95, eps, bias_correction=False),
-        adam_jax.scale_by_bias_correction(0.8, 0.95),
-        adam_jax.scale_by_learning_rate(rate),
-    )
-    fused = adam_jax.adam(rate, 0.8, 0.95, eps=0.0, eps_hat=eps)
-    np.testing.assert_allclose(run(pieces, gs), run(fused, gs), rtol=1e-10)
-
-
 @every_member
 def test_the_count_saturates_without_harm(member):
     tx = member.direction()
