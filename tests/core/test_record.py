@@ -9,7 +9,7 @@ EVERY = 24  # `python -m tests.tools.record --check` checks all cases.
 
 @pytest.fixture(scope="module")
 def on_record():
-    return record.read(record.RECORD)
+    return record.read()
 
 
 def test_the_record_has_all_cases(on_record):

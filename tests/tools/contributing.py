@@ -13,94 +13,33 @@ from tests.tools.mutations import MUTATIONS, TESTS
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "CONTRIBUTING.md"
 
-# Each layer may import itself, `_types`, `_compat` and the named layers. The text is its content.
-LAYERS: dict[str, tuple[set[str], str]] = {
-    "_types": (set(), "type aliases for arguments and results"),
-    "_compat": (set(), "differences between versions of JAX"),
-    "validation": (set(), "checks of arguments, of numbers and functions, and their errors"),
-    "pytrees": (set(), "`frozen_pytree`, the base of rules, stages and bodies"),
-    "slots": (set(), "an accumulator: its name, and its properties for rules and formats"),
-    "xla": (set(), "workarounds for XLA: one file per habit, with its figure and its test"),
-    "numerics": (
-        {"pytrees", "validation", "xla"},
-        "arithmetic of arrays: roots, quotients, sums, `exact`",
-    ),
-    "rates": (
-        {"numerics", "pytrees", "validation"},
-        "decay rates: split, scheduled, and the products of those that were applied",
-    ),
-    "rules": (
-        {"numerics", "pytrees", "rates", "slots", "validation", "xla"},
-        "what a rule is and sees; Adam's moments and directions, weight decay, learning rate",
-    ),
-    "formats": ({"numerics", "slots", "validation", "xla"}, "storage of one slot of one leaf"),
-    "kernels": (
-        {"formats", "numerics", "rules", "xla"},
-        "the program of a leaf as one kernel on TPUs; imported when a leaf may need it",
-    ),
-    "core": (
-        {
-            "rates",
-            "formats",
-            "kernels",
-            "numerics",
-            "pytrees",
-            "rules",
-            "slots",
-            "validation",
-            "xla",
-        },
-        "`Step`, which passes through; the plan and the program of a leaf; trees and states",
-    ),
-    "schedules": ({"validation"}, "schedules that Optax lacks"),
-    "family": (
-        {"core", "formats", "numerics", "pytrees", "rates", "rules", "slots", "validation", "xla"},
-        "one file per paper: its rule or its moments, its `scale_by_*`, its aliases",
-    ),
-    "sphere": (
-        {"core", "family", "formats", "numerics", "pytrees", "rates", "rules", "slots"}
-        | {"validation"},
-        "matrices of constant norm: `scale_on_sphere`, `adamh`",
-    ),
-    "modifiers": (
-        {"core", "formats", "numerics", "pytrees", "rates", "rules", "slots", "validation", "xla"},
-        "changes of a member: rule and function side by side; kernels and stacked layers",
-    ),
-    "wrap": (
-        {"core", "formats", "numerics", "pytrees", "rates", "rules", "slots", "validation", "xla"},
-        "wrappers of any transformation: accumulate, chain, clip, ema, skip, telemetry, weights",
-    ),
-    "groups": (
-        {"core", "formats", "pytrees", "validation", "wrap"},
-        "hyperparameters or optimizers for groups of leaves",
-    ),
-    "hyperparams": (
-        {"core", "groups", "modifiers", "pytrees", "rates", "rules", "validation"},
-        "hyperparameters in the state",
-    ),
-    "sharding": (
-        {"core", "formats", "pytrees", "rules", "slots", "validation"},
-        "the state sharded over devices, or in host memory",
-    ),
-    "convert": (
-        {"core", "family", "formats", "hyperparams", "rules", "slots"},
-        "states in other formats, and from and to other libraries",
-    ),
-    "inspect": (
-        {"core", "formats", "groups", "hyperparams", "modifiers", "rules", "sharding", "validation"}
-        | {"wrap"},
-        "memory, predicted; what happens to each leaf; records; the layout of tables",
-    ),
-    "transfer": (
-        {"core", "formats", "inspect", "modifiers", "numerics", "rates", "rules", "validation"},
-        "hyperparameters for larger models, batches and runs: muP, CompleteP, scaling rules",
-    ),
-    "__init__": (
-        {"convert", "core", "family", "formats", "groups", "hyperparams", "inspect", "modifiers"}
-        | {"rates", "schedules", "sharding", "sphere", "transfer", "wrap"},
-        "the public names",
-    ),
-    "__main__": ({"__init__"}, "`python -m adam_jax`: versions, devices, dtypes that work there"),
+# Each layer may import itself and those before it. The text is its content.
+LAYERS = {
+    "_types": "type aliases for arguments and results",
+    "_compat": "differences between versions of JAX",
+    "validation": "checks of arguments, of numbers and functions, and their errors",
+    "pytrees": "`frozen_pytree`, the base of rules, stages and bodies",
+    "slots": "an accumulator: its name, and its properties for rules and formats",
+    "xla": "workarounds for XLA: one file per habit, with its figure and its test",
+    "numerics": "arithmetic of arrays: roots, quotients, sums, `exact`",
+    "rates": "decay rates: split, scheduled, and the products of those that were applied",
+    "rules": "what a rule is and sees; Adam's moments and directions, weight decay, learning rate",
+    "formats": "storage of one slot of one leaf",
+    "kernels": "the program of a leaf as one kernel on TPUs; imported when a leaf may need it",
+    "core": "`Step`, which passes through; the plan and the program of a leaf; trees and states",
+    "schedules": "schedules that Optax lacks",
+    "family": "one file per paper: its rule or its moments, its `scale_by_*`, its aliases",
+    "sphere": "matrices of constant norm: `scale_on_sphere`, `adamh`",
+    "modifiers": "changes of a member: rule and function side by side; kernels and stacked layers",
+    "wrap": "wrappers of transformations: accumulate, chain, clip, ema, skip, telemetry, weights",
+    "groups": "hyperparameters or optimizers for groups of leaves",
+    "hyperparams": "hyperparameters in the state",
+    "sharding": "the state sharded over devices, or in host memory",
+    "convert": "states in other formats, and from and to other libraries",
+    "inspect": "memory, predicted; what happens to each leaf; records; the layout of tables",
+    "transfer": "hyperparameters for larger models, batches, runs: muP, CompleteP, scaling rules",
+    "__init__": "the public names",
+    "__main__": "`python -m adam_jax`: versions, devices, dtypes that work there",
 }
 
 # The smallest example of each kind: files, and the beginnings of the first and last line shown.
@@ -137,7 +76,7 @@ EXAMPLES: dict[str, list[tuple[str, str, str]]] = {
 
 def table() -> str:
     """The layers as a table, in the order in which they import each other."""
-    rows = (f"| `{name}` | {holds} |" for name, (_, holds) in LAYERS.items())
+    rows = (f"| `{name}` | {holds} |" for name, holds in LAYERS.items())
     return "\n".join(("| layer | holds |", "|---|---|", *rows))
 
 

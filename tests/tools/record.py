@@ -2,7 +2,6 @@
 
 python -m tests.tools.record              writes the record, tests/tools/record.npz
 python -m tests.tools.record --check      compares all cases with it
-python -m tests.tools.record --large --file FILE [--check]    larger leaves, to compare two commits
 
 Every case is inside `skip_nonfinite`, and two of its steps are rejected. Write the file only for an
 intended change of results, and document it in the changelog.
@@ -30,7 +29,6 @@ from tests.catalogue.runs import schedule
 RECORD = Path(__file__).parent / "record.npz"
 STEPS, REFUSED = 12, {4: np.nan, 8: np.inf}
 SHAPES = {"kernel": (2, 32), "bias": (3,)}
-LARGE = {"kernel": (256, 512), "bias": (3,)}
 SMALL_BLOCKS = adam_jax.Quantized(min_size=1)
 STORED = {
     "float32": {},
@@ -120,18 +118,16 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
             )
 
 
-def run(
-    make: Callable[[], Any], dtype: Any, shapes: dict[str, Any], update: bool, of_grads: Any = None
-) -> Any:
+def run(make: Callable[[], Any], dtype: Any, update: bool, of_grads: Any = None) -> Any:
     """Parameters and state after the steps, or the error."""
     random = np.random.default_rng(0)
-    params = {k: jnp.asarray(random.normal(size=s), dtype) for k, s in shapes.items()}
+    params = {k: jnp.asarray(random.normal(size=s), dtype) for k, s in SHAPES.items()}
     scales = 10.0 ** random.uniform(-2, 1, size=STEPS)
     try:
         tx = adam_jax.skip_nonfinite(make())
         state, step = tx.init(params), jax.jit(stepper(tx, "update" if update else "step"))
         for t in range(STEPS):
-            grads = {k: scales[t] * random.normal(size=s) for k, s in shapes.items()}
+            grads = {k: scales[t] * random.normal(size=s) for k, s in SHAPES.items()}
             if t in REFUSED:
                 grads["kernel"].flat[5] = REFUSED[t]
             grads = {k: jnp.asarray(g, of_grads or dtype) for k, g in grads.items()}
@@ -151,20 +147,18 @@ Outcome = tuple[list[str] | str, np.ndarray, np.ndarray]
 """The state's tree (or the error), the parameters, and the codes in the state."""
 
 
-def outcomes(
-    which: slice = slice(None), shapes: dict[str, Any] = SHAPES
-) -> Iterator[tuple[Any, ...]]:
+def outcomes(which: slice = slice(None)) -> Iterator[tuple[Any, ...]]:
     """The name of each case, with its dtype and form of step, and its outcome."""
     for name, make in itertools.islice(cases(), which.start, which.stop, which.step):
         for dtype in (jnp.float32, jnp.bfloat16):
             for update in (False, True)[: 1 + name.endswith("(adamw, float32)")]:
                 key = f"{name}, {jnp.dtype(dtype).name}{', update' * update}"
-                yield key, *outcome(run(make, dtype, shapes, update))
+                yield key, *outcome(run(make, dtype, update))
         if name.endswith("(adamw, float32)"):
             for dtype, other in itertools.permutations((jnp.float32, jnp.bfloat16)):
                 key = f"{name}, {jnp.dtype(dtype).name} by {jnp.dtype(other).name}"
-                yield key, *outcome(run(make, dtype, shapes, False, other))
-                yield f"{key}, update", *outcome(run(make, dtype, shapes, True, other))
+                yield key, *outcome(run(make, dtype, False, other))
+                yield f"{key}, update", *outcome(run(make, dtype, True, other))
 
 
 def outcome(made: Any) -> Outcome:
@@ -191,18 +185,19 @@ def differences(name: str, before: Any, now: Any) -> list[str]:
     return found
 
 
-def write(file: Path, made: Iterator[tuple[Any, ...]]) -> None:
+def write(made: Iterator[tuple[Any, ...]]) -> None:
     trees, params, codes, sizes = {}, [], [], {}
     for name, tree, its_params, its_codes in made:
         trees[name], sizes[name] = tree, (its_params.size, its_codes.size)
         params.append(its_params)
         codes.append(its_codes)
     text = np.frombuffer(json.dumps({"trees": trees, "sizes": sizes}).encode(), np.uint8)
-    np.savez_compressed(file, text=text, params=np.concatenate(params), codes=np.concatenate(codes))
+    arrays = {"params": np.concatenate(params), "codes": np.concatenate(codes)}
+    np.savez_compressed(RECORD, text=text, **arrays)
 
 
-def read(file: Path) -> dict[str, Outcome]:
-    with np.load(file) as arrays:
+def read() -> dict[str, Outcome]:
+    with np.load(RECORD) as arrays:
         text = json.loads(arrays["text"].tobytes())
         sizes = text["sizes"].values()
         params, codes = (
@@ -215,15 +210,11 @@ def read(file: Path) -> dict[str, Outcome]:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--file", type=Path, default=RECORD)
     arguments.add_argument("--check", action="store_true", help="compares, and writes nothing")
-    arguments.add_argument("--large", action="store_true", help="leaves of 131,072 elements")
-    args = arguments.parse_args()
-    made = outcomes(shapes=LARGE if args.large else SHAPES)
-    if not args.check:
-        return write(args.file, made)
-    before = read(args.file)
-    wrong = [x for name, *now in made for x in differences(name, before[name], now)]
+    if not arguments.parse_args().check:
+        return write(outcomes())
+    before = read()
+    wrong = [x for name, *now in outcomes() for x in differences(name, before[name], now)]
     print("\n".join(wrong) or "all as on record")
     raise SystemExit(bool(wrong))
 
