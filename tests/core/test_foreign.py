@@ -50,6 +50,7 @@ def test_an_optax_chain_of_ours_is_ours(wrapper, nested):
 
 OTHERS = {
     "adamw": optax.adamw(1e-3),
+    "ours": adamw(1e-3),
     "momentum": optax.sgd(1e-3, momentum=0.9),
     "sgd": optax.sgd(1e-3),
     "clipped": optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3)),
@@ -78,8 +79,8 @@ def test_through_step_anothers_steps_are_left_out_in_place():
 
 def gradients(params, turn):
     grads = jax.tree.map(lambda p: jnp.cos(p * (turn + 1)), params)
-    if turn in (2, 3):
-        grads["w"] = grads["w"].at[1].set(jnp.nan)
+    if turn in (2, 3, 5):
+        grads["w"] = grads["w"].at[1].set(jnp.inf if turn == 3 else jnp.nan)
     return grads
 
 
@@ -89,9 +90,11 @@ def gradients(params, turn):
 @pytest.mark.parametrize("inner", OTHERS.values(), ids=OTHERS)
 def test_the_steps_are_those_of_apply_if_finite(inner, through, compiled):
     params = {"w": jnp.linspace(-1.0, 1.0, 5), "b": jnp.ones(())}
-    actual = trained(skip_nonfinite(inner), params, gradients, 6, through, jit=compiled)
-    expected = trained(optax.apply_if_finite(inner, 10), params, gradients, 6, through)
+    ours, theirs = skip_nonfinite(inner), optax.apply_if_finite(inner, 10)
+    actual = trained(ours, params, gradients, 6, through, jit=compiled)
+    expected = params, state = trained(theirs, params, gradients, 6, through)
     chex.assert_trees_all_close(actual, expected, rtol=1e-6)
+    trained(ours, params, steps=1, state=state)  # Optax's state continues.
 
 
 @every_form

@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 import adam_jax
 from adam_jax.core.stacked import Layers, looks_stacked
@@ -213,28 +211,6 @@ def test_it_compares_by_value():
     assert hash(first) == hash(second)
     assert first != adam_jax.with_layers(adam_jax.adamw(1e-3), "a.*")
     assert jax.tree.structure(first) == jax.tree.structure(second)
-
-
-OVER_LAYERS = {
-    "lamb": adam_jax.lamb(1e-2),
-    "cautious": adam_jax.cautious(adam_jax.adamw(1e-2)),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("tx", OVER_LAYERS.values(), ids=OVER_LAYERS)
-def test_layers_over_devices(tx):
-    """A norm is the only sum over layers. sharding/test_axes.py has formats and other axes."""
-    tx = adam_jax.with_layers(tx, "w")
-    params = {"w": jnp.sin(jnp.arange(16 * 64 * 256.0)).reshape(16, 64, 256)}
-    expected, _ = jax.jit(tx.step)(params, tx.init(params), params)
-    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
-    placed = jax.device_put(params, NamedSharding(mesh, P("x")))
-    program = jax.jit(tx.step).lower(placed, tx.init(placed), placed).compile()
-    found, _ = program(placed, tx.init(placed), placed)
-    np.testing.assert_allclose(found["w"], expected["w"], rtol=1e-6, atol=1e-7)
-    gathered = [line for line in program.as_text().splitlines() if " all-gather(" in line]
-    assert not any("[16,64,256]" in line for line in gathered)
 
 
 STACKED = {"blocks": {"attention": {"kernel": (12, 64, 3, 8)}, "norm": {"scale": (12, 64)}}}

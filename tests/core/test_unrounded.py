@@ -17,6 +17,7 @@ BF16, F32 = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
     [
         lambda: chain(clip_by_global_norm(1.0), clip_by_global_norm(2.0)),
         lambda: chain(clip_by_global_norm(1.0), adamw(1e-2)),
+        lambda: chain(clip_by_global_norm(1.0), optax.trace(0.9)),
         lambda: chain(clip_by_global_norm(1.0), ema_params(0.9)),
         lambda: accumulate(clip_by_global_norm(1.0), 2),
         lambda: accumulate(adamw(1e-2), 2),
@@ -30,15 +31,7 @@ def test_updates_are_as_wide_as_wider_parameters_in_each_step(make, compiled):
     for _ in range(3):
         updates, state = update(grads, state, params)
         assert updates["w"].dtype == F32
-
-
-def test_optax_behind_one_of_ours_gets_as_wide_gradients():
-    params, grads = {"w": jnp.ones(3)}, {"w": jnp.ones(3, jnp.bfloat16)}
-    tx = chain(clip_by_global_norm(1.0), optax.trace(0.9))
-    state = tx.init(params)
-    for _ in range(2):
-        _, state = tx.update(grads, state, params)
-        assert state[1].trace["w"].dtype == F32
+        assert {x.dtype for x in jax.tree.leaves(state) if x.ndim} <= {F32}
 
 
 def test_frozen_leaves_keep_the_dtype_of_their_gradient():

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import io
 import json
 import re
@@ -10,6 +11,7 @@ import sys
 
 import jax
 import numpy as np
+import pytest
 from PIL import Image
 
 from examples.mnist.__main__ import main
@@ -20,6 +22,8 @@ from tests.catalogue.scripts import ROOT as ROOT
 from tests.catalogue.scripts import process
 
 MNIST = "-W", "error", "-m", "examples.mnist"
+# Parses JSON per RFC 8259, as JavaScript and jq do.
+strict = functools.partial(json.loads, parse_constant=pytest.fail)
 
 
 def command(*arguments):
@@ -94,12 +98,3 @@ def png(picture):
     packed = io.BytesIO()
     picture.save(packed, "PNG")
     return packed.getvalue()
-
-
-def strict(text):
-    """Parses JSON strictly, per RFC 8259, as JavaScript and jq do."""
-
-    def refuse(word):
-        raise AssertionError(f"{word} is no JSON")
-
-    return json.loads(text, parse_constant=refuse)

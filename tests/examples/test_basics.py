@@ -38,9 +38,15 @@ def test_every_page_is_computed_described_and_drawn(folder, results):
 
 
 def test_what_needs_no_long_run_holds(results):
-    for name, count in (("constraints", 4), ("bias-correction", 2), ("clipping", 2)):
+    sure = {
+        "constraints": (0, 4),
+        "contours": (1, 4),
+        "bias-correction": (0, 2),
+        "clipping": (0, 2),
+    }
+    for name, (first, stop) in sure.items():
         findings = basics.PAGES[name].findings(results[name])
-        assert [held for held, _ in findings[:count]] == [True] * count, findings
+        assert all(held for held, _ in findings[first:stop]), findings
     assert min(np.array(results["bias-correction"]["losses_with"])[:, -10:].mean(axis=1)) < 1.0
 
 
@@ -72,8 +78,6 @@ def test_paths_arrive_where_they_say(results):
             ends = np.array(run["path"])[[0, -1]]
             np.testing.assert_allclose(ends[0], function.start)
             assert run["steps"] > 1000 or np.linalg.norm(ends[1] - function.minimum) < 1e-2
-    assert results["contours"]["Beale"]["Adam"]["steps"] < 300
-    assert results["contours"]["Rosenbrock"]["momentum"]["steps"] < 1000
 
 
 def test_arrivals_counts_steps_for_the_first_arrival_and_to_stay():

@@ -104,13 +104,6 @@ def test_models_have_the_stated_size_and_ten_classes(name, parameters):
     assert nnx.eval_shape(lambda model, x: model(x), model, digits).shape == (3, 10)
 
 
-def test_the_seed_decides_the_start():
-    first, same, other = (nnx.state(models.MLP(nnx.Rngs(seed))) for seed in (0, 0, 1))
-    leaves = jax.tree.leaves
-    assert all((a == b).all() for a, b in zip(leaves(first), leaves(same), strict=True))
-    assert any((a != b).any() for a, b in zip(leaves(first), leaves(other), strict=True))
-
-
 def test_the_matrix_product_is_the_convolution():
     keys = jax.random.split(jax.random.key(0))
     x, kernel = jax.random.normal(keys[0], (2, 6, 5, 3)), jax.random.normal(keys[1], (3, 3, 3, 4))

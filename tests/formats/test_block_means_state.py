@@ -1,10 +1,9 @@
-"""States of means: sharded, mapped, converted, saved, measured, and inside every wrapper."""
+"""States of means: mapped, converted, saved, measured, and inside every wrapper."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import adam_jax
@@ -50,31 +49,6 @@ def test_vmap_and_donation(policy):
     memory = update.lower(params[0], tx.init(jnp.asarray(params[0]))).compile().memory_analysis()
     assert memory is not None
     assert memory.alias_size_in_bytes >= 4 * (2 * 64 * 72 + SIZES[policy])
-
-
-@pytest.mark.parametrize("kind", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
-@pytest.mark.parametrize("spec", [P("data", None), P(None, "data")], ids=["rows", "columns"])
-@every_policy
-def test_sharded_only_means_are_sent(policy, spec, kind):
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
-    tx = adam_jax.adamw(1e-2, nu_dtype=policy)
-    host = magnitudes((256, 384))
-    update = jax.jit(lambda params, state: adam_jax.step(tx, params, state, params))
-    alone = update(*update(host, tx.init(jnp.asarray(host))))
-    with jax.set_mesh(mesh):
-        params = jax.device_put(host, NamedSharding(mesh, spec))
-        start = params, tx.init(params)
-        after = update(*update(*start))
-        text = update.lower(*start).compile().as_text()
-    assert_close(after, alone)
-    for x, y in zip(jax.tree.leaves(after), jax.tree.leaves(start), strict=True):
-        assert x.ndim == 0 or x.sharding.is_equivalent_to(y.sharding, x.ndim)
-    along = {ROWS: spec[:1], COLUMNS: spec[1:], LEAF: (), FACTORED: spec}[policy]
-    nu = jax.tree.leaves(start[1][0].nu)
-    assert sum("data" in x.sharding.spec for x in nu) == sum(axis is not None for axis in along)
-    moving = ("all-gather", "all-to-all", "collective-permute", "reduce-scatter")
-    assert [word for word in moving if word in text] == []
-    assert ("all-reduce" in text) == (policy == FACTORED or None in (along or (None,)))
 
 
 def test_inside_shard_map_along_the_blocks():

@@ -15,7 +15,13 @@ from tests.catalogue.sharded import TRANSFORMATIONS
 
 SHAPE = (8, 16, 1024)  # A part along the last axis holds a block of 128.
 COLLECTIVE = r"= (\S+|\(.*?\)) (?:all-|collective-|reduce-)[\w-]+\("
-OURS = [name for name, tx in TRANSFORMATIONS.items() if isinstance(tx, adam_jax.Transformation)]
+OURS = {k: tx for k, tx in TRANSFORMATIONS.items() if isinstance(tx, adam_jax.Transformation)}
+OURS |= {
+    "cautious": adam_jax.cautious(adam_jax.adamw(1e-2)),
+    "means of rows": adam_jax.adamw(1e-2, nu_dtype=adam_jax.BlockMeans(-1)),
+    "one mean": adam_jax.adamw(1e-2, nu_dtype=adam_jax.BlockMeans(None)),
+    "telemetry": adam_jax.telemetry(adam_jax.adamw(1e-2), 1),
+}
 
 
 def most_sent(program):
@@ -26,42 +32,49 @@ def most_sent(program):
 
 
 def stepped(tx, params, where):
-    """The parameters after 3 steps, and the most elements that a collective of a step returns."""
+    """Parameters and state after 3 steps, and the most that a collective of a step returns."""
     grads = jax.random.normal(jax.random.key(1), SHAPE).astype(params.dtype)
     params, grads = ({"w": jax.device_put(x, where)} for x in (params, grads))
-    state = tx.init(params)
+    state = start = tx.init(params)
     step = jax.jit(tx.step)
     sent = most_sent(step.lower(grads, state, params).compile())
     for _ in range(3):
         params, state = step(grads, state, params)
-    return np.asarray(params["w"], np.float32), sent
+    for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(start), strict=True):
+        assert x.ndim == 0 or x.sharding.is_equivalent_to(y.sharding, x.ndim)
+    return np.asarray(params["w"], np.float32), state, sent
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layers", [False, True], ids=["a leaf", "layers"])
 @pytest.mark.parametrize("name", OURS)
 def test_along_each_axis(name, layers, standard_promotion):
-    tx = TRANSFORMATIONS[name]
+    tx = OURS[name]
     tx = adam_jax.with_layers(tx, "w") if layers else tx
     params = jax.random.normal(jax.random.key(0), SHAPE)
     params = params.astype(jnp.bfloat16) if "residual" in name else params
-    whole, _ = stepped(tx, params, None)
+    whole, expected, _ = stepped(tx, params, None)
     for kind in (AxisType.Explicit, AxisType.Auto):
         mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
         for axis in range(3):
             spec = PartitionSpec(*[None] * axis, "data")
-            parts, sent = stepped(tx, params, NamedSharding(mesh, spec))
+            parts, state, sent = stepped(tx, params, NamedSharding(mesh, spec))
             np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-5)
-            # On automatic axes, where no type shows the sharding, a CPU sends layers for a norm,
-            # whose bits are those of the layer alone.
-            if kind == AxisType.Explicit:
-                assert sent <= math.prod(SHAPE) / 16, axis  # Means over the second axis.
+            if name == "telemetry":
+                found, group = (adam_jax.measured(x)["groups"]["w"] for x in (state, expected))
+                assert found == pytest.approx(group, rel=1e-4)
+            most = 64 if name == "telemetry" else 16  # Means over the second axis.
+            if kind == AxisType.Auto and layers and name != "telemetry":
+                # Where no type shows the sharding, a CPU sends layers for a norm, whose bits are
+                # those of the layer alone; at most one where devices have whole layers.
+                most = 8 if axis == 0 else 1
+            assert sent <= math.prod(SHAPE) / most, axis
 
 
 @pytest.mark.usefixtures("tpu_compiler")
 @pytest.mark.parametrize("name", OURS)
 def test_tpus_send_no_layers_on_automatic_axes(name):
-    tx = adam_jax.with_layers(TRANSFORMATIONS[name], "w")
+    tx = adam_jax.with_layers(OURS[name], "w")
     mesh = Mesh(np.array(tpus("v5e:2x4")), ("data",))
     dtype = jnp.bfloat16 if "residual" in name else jnp.float32
     for axis in range(3):
@@ -80,7 +93,7 @@ def test_tpus_send_no_layers_on_automatic_axes(name):
 
 @pytest.mark.parametrize("name", ["adamw", "factored", "block means", "lamb"])
 def test_each_device_steps_its_own_layers_in_shard_map(name):
-    tx = adam_jax.with_layers(TRANSFORMATIONS[name], "w")
+    tx = adam_jax.with_layers(OURS[name], "w")
     params, grads = ({"w": jax.random.normal(jax.random.key(i), SHAPE)} for i in range(2))
 
     def steps(grads, params):

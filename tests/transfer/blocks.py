@@ -13,6 +13,7 @@ import adam_jax
 from adam_jax.transfer import mup
 from adam_jax.transfer.mup import Factors
 from tests.catalogue import Member
+from tests.catalogue.training import trained
 
 ALPHA = 0.5
 
@@ -90,11 +91,7 @@ def gradients(params, t):
 
 
 def stepped(tx, params, count=4, state=None):
-    state = tx.init(params) if state is None else state
-    step = jax.jit(functools.partial(adam_jax.step, tx))
-    for t in range(count):
-        params, state = step(gradients(params, t), state, params)
-    return params, state
+    return trained(tx, params, gradients, count, state=state)
 
 
 assert_close = functools.partial(chex.assert_trees_all_close, rtol=1e-6, atol=1e-7)

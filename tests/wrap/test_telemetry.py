@@ -100,23 +100,6 @@ def test_in_a_recipe_it_measures_optimizer_steps_also_those_that_are_skipped():
     assert set(last) == NAMES
 
 
-@pytest.mark.parametrize(
-    "inner",
-    [
-        adam_jax.cautious(adamw(1e-3)),
-        adam_jax.lion(1e-3),
-        optax.adamw(1e-3),
-        adam_jax.with_hyperparams(adamw)(1e-3),
-    ],
-)
-def test_every_inner_transformation_is_measured(inner, standard_promotion):
-    params = parameters()
-    tx = telemetry(inner, 1)
-    _, state = jax.jit(stepper(tx, "step"))(params, tx.init(params), params)
-    groups = measured({"opt": state})["groups"]
-    assert all(set(g) == NAMES and g["cosine"] < 0 for g in groups.values())
-
-
 def test_scan_vmap_and_gradients_that_are_not_there():
     tx = telemetry(adamw(1e-2), 2)
     params = parameters()

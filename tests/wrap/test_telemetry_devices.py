@@ -1,17 +1,15 @@
-"""Telemetry over several devices: explicit axes and shard_map."""
-
-import math
-import re
+"""Telemetry over several devices: inside shard_map."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import adam_jax
 from adam_jax import adamw, measured, telemetry
+from tests.catalogue.training import trained
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -26,9 +24,7 @@ def gradients(params):
 
 
 def stepped(tx, grads, state, params):
-    for _ in range(2):
-        params, state = adam_jax.step(tx, grads, state, params)
-    return params, state
+    return trained(tx, params, lambda *_: grads, 2, state=state, jit=False)
 
 
 def expected():
@@ -40,30 +36,6 @@ def assert_same(record, reference):
     assert record["step"] == reference["step"] == 2
     for name, group in reference["groups"].items():
         assert record["groups"][name] == pytest.approx(group, rel=1e-4)
-
-
-COLLECTIVE = re.compile(r"= (\S+|\(.*?\)) (?:all-|collective-|reduce-)[\w-]+\(")
-SPECS = [P("data"), P(None, "data"), P(None, None, "data")]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
-@pytest.mark.parametrize("spec", SPECS, ids=str)
-@pytest.mark.parametrize("around", [lambda tx: tx, lambda tx: adam_jax.with_layers(tx, "w")])
-def test_no_leaf_is_gathered(kind, spec, around):
-    """Sharded along any axis, a leaf sends sums of its rows at most."""
-    mesh, tx = jax.make_mesh((8,), ("data",), axis_types=(kind,)), around(telemetry(adamw(1e-2), 1))
-    shape = 8, 96, 768
-    params = {"w": jnp.linspace(-1.0, 1.0, math.prod(shape)).reshape(shape)}
-    step = jax.jit(lambda *args: stepped(tx, *args))
-    _, whole = step(gradients(params), tx.init(params), params)
-    params = jax.device_put(params, NamedSharding(mesh, spec))
-    args = gradients(params), tx.init(params), params
-    _, state = step(*args)
-    assert_same(measured(state), measured(whole))
-    for shapes in COLLECTIVE.findall(step.lower(*args).compile().as_text()):
-        for size in re.findall(r"\[(.*?)\]", shapes):
-            assert math.prod(map(int, re.findall(r"\d+", size))) <= math.prod(shape) / 64
 
 
 def mesh_of_eight():

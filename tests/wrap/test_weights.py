@@ -12,6 +12,7 @@ from tests.catalogue import few
 from tests.catalogue.low_precision import WEIGHTS as WRAPS
 from tests.catalogue.low_precision import every_form_of_weights, gradients
 from tests.catalogue.runs import raised
+from tests.catalogue.training import trained
 
 every_way = pytest.mark.parametrize("apply", ["step", "update"])
 
@@ -24,20 +25,8 @@ def params_of(dtype=jnp.bfloat16):
 
 
 def train(tx, params, apply="step", turns=100, gradients=gradients):
-    """Trains with `adam_jax.step`, or with `update` and `optax.apply_updates`."""
-
-    @jax.jit
-    def step(params, state, grads):
-        if apply == "step":
-            return adam_jax.step(tx, grads, state, params)
-        updates, state = tx.update(grads, state, params)
-        with jax.numpy_dtype_promotion("standard"):
-            return optax.apply_updates(params, updates), state
-
-    state = tx.init(params)
-    for turn in range(turns):
-        params, state = step(params, state, gradients(turn, params))
-    return params, state
+    with jax.numpy_dtype_promotion("standard"):
+        return trained(tx, params, lambda params, turn: gradients(turn, params), turns, apply)
 
 
 SCHEDULE = optax.linear_schedule(1e-3, 1e-5, 100)
