@@ -9,6 +9,7 @@ from examples.shared import strict_json
 from tests.catalogue.compilation import IN_A_HURRY
 
 ROOT = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | IN_A_HURRY
 
 
 def process(*arguments, status=0, in_a_hurry=True, **settings):
@@ -17,7 +18,7 @@ def process(*arguments, status=0, in_a_hurry=True, **settings):
     In a hurry, compilation is fast and code slow: measured times and bits are not used.
     """
     line = [sys.executable, *map(str, arguments)]
-    environment = os.environ | (IN_A_HURRY if in_a_hurry else {}) | settings
+    environment = (ENVIRONMENT if in_a_hurry else os.environ) | settings
     done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == status, done.stdout + done.stderr
     return done
