@@ -23,6 +23,7 @@ from examples.mnist import data, runs
 from examples.mnist.runs import QUANTITIES, Config, Run
 from examples.shared.command_line import UserError
 from examples.shared.files import locked
+from examples.studies.text.run import trained
 from tests.catalogue.scripts import ENVIRONMENT, ROOT, process
 from tests.examples.processes import command, idx, in_this_process, pieces, refused, result, run
 
@@ -103,6 +104,14 @@ def test_a_study_stopped_at_any_moment_has_the_same_results(tmp_path):
         assert (said, status) in [("", 0), (STUDY, 130), ("interrupted\n", 130)]
         process(*again)
         assert pieces(tmp_path / f"{moment}") == pieces(tmp_path / "whole")
+    # Interrupted when the last checkpoint was complete and its line was missing.
+    whole = tmp_path / "whole"
+    found, ended = pieces(whole), trained(whole)[1]
+    lines = (whole / "pieces.jsonl").read_text().splitlines(keepends=True)
+    (whole / "pieces.jsonl").write_text("".join(lines[:3]))
+    process(*line, whole)
+    assert pieces(whole) == found and list(found)[:3] == ["step 25", "step 50", "step 75"]
+    jax.tree.map(np.testing.assert_array_equal, trained(whole)[1], ended)
 
 
 IN_GARBAGE_COLLECTION = """

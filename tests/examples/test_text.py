@@ -9,7 +9,6 @@ import pytest
 from flax import nnx
 
 from examples.shared.command_line import UserError
-from examples.shared.study import Study
 from examples.studies.text import corpus
 from examples.studies.text.__main__ import main
 from examples.studies.text.run import trained
@@ -68,25 +67,6 @@ def test_it_learns_more_than_pairs_of_characters(finished, capsys):
     main(["train", "--fast", "--out", str(finished)])
     assert (finished / "pieces.jsonl").read_bytes() == before
     assert f"| transformer, {FAST.steps} steps | {last:.3f} |" in capsys.readouterr().out
-
-
-def test_interrupted_it_ends_with_the_same_bits(finished, tmp_path, monkeypatch):
-    out, save = tmp_path / "run", Study._save
-
-    def interrupted(study, name, *rest):
-        if name == "step 150":  # The checkpoint is complete, its line is missing.
-            raise KeyboardInterrupt
-        save(study, name, *rest)
-
-    monkeypatch.setattr(Study, "_save", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        main(["train", "--fast", "--out", str(out)])
-    assert list(pieces(out)) == ["step 25", "step 50", "step 75", "step 100", "step 125"]
-    monkeypatch.setattr(Study, "_save", save)
-    main(["train", "--fast", "--out", str(out)])
-    assert pieces(out) == pieces(finished)
-    ours, theirs = (jax.tree.leaves(trained(folder)[1]) for folder in (out, finished))
-    assert all((a == b).all() for a, b in zip(ours, theirs, strict=True))
 
 
 def test_bfloat16_is_stored_and_learns(standard_promotion):

@@ -38,6 +38,8 @@ def surrounded(rate):
     yield adam_jax.with_hyperparams(adam_jax.cautious(adam_jax.adamw))(rate)
     yield adam_jax.groups(adam_jax.adamw, {"b": {"weight_decay": 0.0}}, learning_rate=rate)
     yield adam_jax.groups(adam_jax.adamw, {"b": {"learning_rate": rate}}, learning_rate=0.1)
+    yield adam_jax.groups({"b": adam_jax.adamw(rate), ".*": adam_jax.lion(0.1)})
+    yield adam_jax.with_layers(adam_jax.adamw(rate), {"w.*": 1, "b": 1})
     yield adam_jax.cautious(adam_jax.adamw(rate))
     yield adam_jax.grokfast(adam_jax.adamw(rate))
     yield adam_jax.chain(adam_jax.clip_by_global_norm(1.0), adam_jax.adamw(rate))

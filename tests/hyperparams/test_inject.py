@@ -11,7 +11,6 @@ import pytest
 
 import adam_jax
 from tests.catalogue import MEMBERS
-from tests.catalogue.training import trained
 
 PARAMS = {"w": jnp.linspace(-2.0, 2.0, 6).reshape(3, 2), "b": jnp.ones(2)}
 GRADS = {name: jnp.sin(3 * p) for name, p in PARAMS.items()}
@@ -44,29 +43,15 @@ def injected(factory, **numbers):
     return optax.inject_hyperparams(factory, static_args=static)(**{**rate, **numbers})
 
 
-def stepped(tx, state, params, steps=1):
-    return trained(tx, params, lambda *_: GRADS, steps, "update", state)
-
-
-@pytest.mark.slow
 @every_pair
-def test_a_checkpoint_of_either_goes_on_in_the_other(ours, theirs, standard_promotion):
+def test_states_are_the_same(ours, theirs, standard_promotion):
+    """core/test_contract.py has steps that continue from the other's state."""
     txs = injected(ours), injected(theirs)
     states = [tx.init(PARAMS) for tx in txs]
     chex.assert_trees_all_equal_shapes_and_dtypes(*states)
     assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
     assert list(states[0].hyperparams) == list(states[1].hyperparams)
     chex.assert_trees_all_equal(states[0].hyperparams, states[1].hyperparams)
-    for before, after in (txs, txs[::-1]):
-        params, state = stepped(before, before.init(PARAMS), PARAMS, steps=2)
-        # Like restoring a checkpoint: only the leaves, in the other library's tree.
-        restored = jax.tree.unflatten(
-            jax.tree.structure(after.init(PARAMS)), jax.tree.leaves(state)
-        )
-        moved, kept = stepped(after, restored, params)
-        expected, expected_state = stepped(before, state, params)
-        chex.assert_trees_all_close(moved, expected, rtol=2e-5, atol=1e-6)
-        assert jax.tree.structure(kept) == jax.tree.structure(expected_state)
 
 
 def test_none_is_the_value_that_the_docstring_says():

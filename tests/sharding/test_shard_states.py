@@ -13,6 +13,7 @@ import adam_jax
 from adam_jax import adamw, convert_state, sharding, stochastic
 from adam_jax.sharding import state_shardings
 from tests.catalogue.sharded import assert_placed, on, on_alternating_axes, parameters
+from tests.catalogue.training import trained
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 CODES = {"mu_dtype": jnp.int8, "nu_dtype": jnp.int8}
@@ -30,10 +31,7 @@ SMALLER_BLOCKS = [(100, 512), (1257, 64)]
 
 def stepped(tx, grads, state, params):
     """Two steps; the second starts from the first one's placement of the state."""
-    step = jax.jit(lambda *args: adam_jax.step(tx, *args))
-    for _ in range(2):
-        params, state = step(grads, state, params)
-    return params, state
+    return trained(tx, params, lambda *_: grads, 2, state=state)
 
 
 @pytest.mark.slow

@@ -1,10 +1,8 @@
 """Steps leaves that hold several layers, and compares them with a separate leaf per layer.
 
 python -m tests.tools.layer_cases      runs every case
-python -m tests.tools.layer_cases --random N  runs N random nestings of wrappers
 """
 
-import argparse
 import functools
 import random
 from collections.abc import Callable, Iterator
@@ -104,16 +102,9 @@ def nestings(count: int, seed: int = 0) -> Iterator[tuple[str, Any, int]]:
 
 
 if __name__ == "__main__":
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--random", type=int, metavar="N", help="random nestings")
-    if number := arguments.parse_args().random:
-        for name, tx, seed in nestings(number):
-            print(f"{name}: {differences(tx, seed=seed) or 'the same'}", flush=True)
-            jax.clear_caches()
-    else:
-        for name, make, dtype in cases():
-            try:
-                found = differences(make(), dtype or jnp.float32)
-            except ValueError as error:  # Not every modifier takes every member.
-                found = str(error)
-            print(f"{name}: {found or 'the same'}", flush=True)
+    for name, make, dtype in cases():
+        try:
+            found = differences(make(), dtype or jnp.float32)
+        except ValueError as error:  # Not every modifier takes every member.
+            found = str(error)
+        print(f"{name}: {found or 'the same'}", flush=True)
