@@ -136,8 +136,8 @@ def scale_on_sphere(learning_rate: optax.ScalarOrSchedule) -> Transformation:
       >>> tx = adam_jax.chain(adam_jax.scale_by_adam(), adam_jax.scale_on_sphere(0.1))
       >>> params = jnp.array([[3.0, 4.0]])
       >>> params, state = adam_jax.step(tx, jnp.array([[1.0, 0.0]]), tx.init(params), params)
-      >>> print(params.round(3), jnp.linalg.norm(params))
-      [[2.654 4.237]] 5.0
+      >>> print([round(float(x), 3) for x in params[0]], jnp.linalg.norm(params))
+      [2.65, 4.24] 5.0
 
     Reference: Wen et al. 2026, algorithm 1. Levanter's AdamH has the norm of each step in place of
     R, which rounding then changes.
