@@ -9,14 +9,12 @@ from examples.shared import strict_json
 from tests.catalogue.compilation import IN_A_HURRY
 
 ROOT = Path(__file__).parents[2]
+# Measured times and bits are not used, so compilation may be fast and code slow.
 ENVIRONMENT = os.environ | IN_A_HURRY
 
 
 def process(*arguments, status=0, in_a_hurry=True, **settings):
-    """A Python process that ended with this status; settings are environment variables.
-
-    In a hurry, compilation is fast and code slow: measured times and bits are not used.
-    """
+    """A Python process that ended with this status; settings are environment variables."""
     line = [sys.executable, *map(str, arguments)]
     environment = (ENVIRONMENT if in_a_hurry else os.environ) | settings
     done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -60,7 +60,7 @@ def judged(member, gradients, numbers):
     return np.stack(updates)
 
 
-@pytest.mark.parametrize(("squares", "averages"), zip(OF_SQUARES, OF_GRADIENTS, strict=True))
+@pytest.mark.parametrize(("squares", "averages"), list(zip(OF_SQUARES, OF_GRADIENTS, strict=True)))
 @slowly(BY_SCHEDULE, quick=["adamw", "nadam"])
 def test_against_products_in_float64(member, averages, squares, standard_promotion):
     schedules = dict.fromkeys(rates_of(member), OF_SQUARES[squares])
