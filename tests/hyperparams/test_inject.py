@@ -36,11 +36,11 @@ every_pair = pytest.mark.parametrize(
 )
 
 
-def injected(factory, **numbers):
+def injected(factory):
     parameters = inspect.signature(factory).parameters
     rate = {"learning_rate": 0.1} if "learning_rate" in parameters else {}
     static = [name for name in STATIC if name in parameters]
-    return optax.inject_hyperparams(factory, static_args=static)(**{**rate, **numbers})
+    return optax.inject_hyperparams(factory, static_args=static)(**rate)
 
 
 @every_pair

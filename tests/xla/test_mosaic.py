@@ -11,6 +11,7 @@ import adam_jax
 from adam_jax.xla import mosaic
 from benchmarks.tpu.bundles import of_kernels
 from tests.catalogue.scripts import process
+from tests.catalogue.training import trained
 
 COMPILED = """
 import jax.numpy as jnp
@@ -68,19 +69,17 @@ def test_a_kernel_steps_as_xla_does(monkeypatch):
     size = 10.0 ** jax.random.uniform(jax.random.key(0), (128, 1024), minval=-4.0, maxval=0.0)
     grads = [size * jax.random.normal(jax.random.key(i), size.shape) for i in range(1, 6)]
 
-    def trained(tx):
-        params = jnp.ones(size.shape)
-        state, step = tx.init(params), jax.jit(lambda g, s, p: adam_jax.step(tx, g, s, p))
-        for g in grads:
-            params, state = step(g.at[0, :128].set(0), state, params)
+    def after(tx):
+        start = jnp.ones(size.shape)
+        params, state = trained(tx, start, lambda _, t: grads[t].at[0, :128].set(0), len(grads))
         return params, state[0].mu, state[0].nu
 
-    params, *moments = trained(adam_jax.with_kernel(tx, "xla"))
+    params, *moments = after(adam_jax.with_kernel(tx, "xla"))
     jax.clear_caches()
     monkeypatch.setattr(
         mosaic, "in_kernel_or_not", lambda usual, on_mosaic, *args: on_mosaic(*args)
     )
-    found, *of_kernel = trained(adam_jax.with_kernel(tx, "pallas"))
+    found, *of_kernel = after(adam_jax.with_kernel(tx, "pallas"))
     jax.clear_caches()
     # A code at the edge of two may differ, and then the update.
     assert np.mean(np.abs(found - params) > 1e-6) < 1e-4
