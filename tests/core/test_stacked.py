@@ -64,6 +64,7 @@ def test_two_axes_of_layers_are_as_one():
     two = jax.tree.map(lambda x: x.reshape(2, 3, 64, 64), (params, grads))
     one_axis = adam_jax.with_layers(tx, "w")
     two_axes = adam_jax.with_layers(tx, {"w": 2})
+    assert one_axis != two_axes
     u, _ = jax.jit(one_axis.update)(grads, one_axis.init(params), params)
     v, state = jax.jit(two_axes.update)(two[1], two_axes.init(two[0]), two[0])
     np.testing.assert_array_equal(u["w"], v["w"].reshape(6, 64, 64))
