@@ -1,5 +1,7 @@
 """Matrices on spheres: the formula in float64, constant norms, and everything around them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,18 +9,15 @@ import optax
 import pytest
 
 import adam_jax
-from tests.catalogue import oracles
+from tests.catalogue import oracles, training
 
 PARAMS = {"w": jax.random.normal(jax.random.key(0), (48, 32)), "b": jnp.full(5, 0.5)}
 RATE, OTHERS = 0.02, 1e-3
 
 
-def gradients(t, params):
-    keys = jax.random.split(jax.random.key(t), len(params))
-    return {
-        name: jax.random.normal(key, params[name].shape, jnp.float32).astype(params[name].dtype)
-        for key, name in zip(keys, sorted(params), strict=True)
-    }
+def noise(params, t):
+    keys = dict(zip(sorted(params), jax.random.split(jax.random.key(t), len(params)), strict=True))
+    return {k: jax.random.normal(keys[k], p.shape).astype(p.dtype) for k, p in params.items()}
 
 
 def turned(p, u, rate):
@@ -28,30 +27,21 @@ def turned(p, u, rate):
     return v * radius / np.linalg.norm(v)
 
 
-def trained(tx, params, steps, seen=None):
-    state, step = tx.init(params), jax.jit(tx.step)
-    for t in range(steps):
-        params, state = step(gradients(t, params), state, params)
-        if seen is not None:
-            seen.append(np.linalg.norm(np.asarray(params["w"], np.float64)))
-    return params, state
+trained = functools.partial(training.trained, gradients=noise)
 
 
 @pytest.mark.parametrize("direction", ["adam", "lion", "muon"])
 def test_the_papers_formula(direction, standard_promotion):
     with jax.enable_x64(True):
         params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), PARAMS)
-        grads = [
-            jax.tree.map(lambda g: jnp.asarray(g, jnp.float64), gradients(t, params))
-            for t in range(20)
-        ]
+        grads = [noise(params, t) for t in range(20)]
         numbers = optax.contrib.MuonDimensionNumbers()
         muon = optax.contrib.scale_by_muon(
             weight_dimension_numbers=lambda tree: jax.tree.map(lambda _: numbers, tree)
         )
         tx = {"adam": adam_jax.scale_by_adam(), "lion": adam_jax.scale_by_lion(), "muon": muon}
         tx = adam_jax.chain(tx[direction], adam_jax.scale_on_sphere(RATE))
-        its, expected, state = {"w": params["w"]}, np.asarray(params["w"]), None
+        its, expected = {"w": params["w"]}, np.asarray(params["w"])
         state, theirs = tx.init(its), muon.init(its)
         seen = np.stack([np.asarray(g["w"]) for g in grads])
         naive = {"adam": oracles.adam, "lion": oracles.lion}.get(direction)
@@ -66,12 +56,14 @@ def test_the_papers_formula(direction, standard_promotion):
 
 
 def norms(tx, dtype, steps):
-    """The norm of w before training, and after each step, in its last places."""
+    """The norm of w after each step, from that of the start, in last places of it."""
     params = {"w": PARAMS["w"].astype(dtype)}
-    seen = []
-    trained(tx, params, steps, seen)
-    first = np.linalg.norm(np.asarray(params["w"], np.float64))
-    return (np.array(seen) - first) / np.spacing(np.float32(first))
+    state, step, seen = tx.init(params), jax.jit(tx.step), [params["w"]]
+    for t in range(steps):
+        params, state = step(noise(params, t), state, params)
+        seen.append(params["w"])
+    seen = np.array([np.linalg.norm(np.asarray(x, np.float64)) for x in seen])
+    return (seen[1:] - seen[0]) / np.spacing(np.float32(seen[0]))
 
 
 @pytest.mark.slow
@@ -90,52 +82,44 @@ def test_norms_do_not_wander():
 
 def test_adamh_is_both():
     tx = adam_jax.adamh(RATE, OTHERS, weight_decay=0.1)
-    params, _ = trained(tx, PARAMS, 10)
+    params, _ = trained(tx, PARAMS, steps=10)
     on_sphere = adam_jax.chain(adam_jax.scale_by_adam(), adam_jax.scale_on_sphere(RATE))
     adamw = adam_jax.adamw(OTHERS, weight_decay=0.1)
-    expected = {}
     for name, alone in (("w", on_sphere), ("b", adamw)):
-        its, state = {name: PARAMS[name]}, alone.init({name: PARAMS[name]})
-        for t in range(10):
-            g = gradients(t, PARAMS)[name]
-            its, state = jax.jit(alone.step)({name: g}, state, its)
-        expected |= its
-    for name, p in expected.items():
-        np.testing.assert_array_equal(params[name], p)
+        its = lambda _, t, name=name: {name: noise(PARAMS, t)[name]}  # noqa: E731
+        expected, _ = training.trained(alone, {name: PARAMS[name]}, its, 10)
+        np.testing.assert_array_equal(params[name], expected[name])
     off = adam_jax.adamh(RATE, OTHERS, weight_decay=0.1, sphere={"w": False, "b": False})
-    adamw_of_all, _ = trained(adamw, PARAMS, 10)
-    np.testing.assert_array_equal(trained(off, PARAMS, 10)[0]["w"], adamw_of_all["w"])
+    of_all, _ = trained(adamw, PARAMS)
+    np.testing.assert_array_equal(trained(off, PARAMS)[0]["w"], of_all["w"])
 
 
 @pytest.mark.bits
 def test_each_layer_has_its_sphere():
     tx = adam_jax.adamh(RATE, OTHERS)
     layers = jax.tree.map(lambda p: jnp.stack([p, 2 * p, p[::-1]]), PARAMS)
-    stacked, state = trained(adam_jax.with_layers(tx, "."), layers, 5)
+    stacked, state = trained(adam_jax.with_layers(tx, "."), layers)
     assert state[3].inner_state.scale["w"].means.shape == (3, 1, 1)
-    grads = [gradients(t, layers) for t in range(5)]
     for i in range(3):
-        params = jax.tree.map(lambda p, i=i: p[i], layers)
-        state, step = tx.init(params), jax.jit(tx.step)
-        for g in grads:
-            params, state = step(jax.tree.map(lambda g, i=i: g[i], g), state, params)
-        for name, p in params.items():
+        of_layer = lambda _, t, i=i: jax.tree.map(lambda g: g[i], noise(layers, t))  # noqa: E731
+        alone, _ = training.trained(tx, jax.tree.map(lambda p, i=i: p[i], layers), of_layer)
+        for name, p in alone.items():
             np.testing.assert_array_equal(stacked[name][i], p)
 
 
 def test_around_it():
     schedule = optax.linear_schedule(RATE, 0.0, 10)
     tx = adam_jax.groups({"w": adam_jax.adamh(schedule, OTHERS), "b": adam_jax.adamw(OTHERS)})
-    params, _ = trained(adam_jax.skip_nonfinite(tx), PARAMS, 10)
+    params, _ = trained(adam_jax.skip_nonfinite(tx), PARAMS, steps=10)
     before, after = (np.linalg.norm(x["w"]) for x in (PARAMS, params))
     np.testing.assert_allclose(after, before, rtol=1e-6)
     assert np.abs(params["w"] - PARAMS["w"]).max() > 0.05
     wrapped = adam_jax.cautious(adam_jax.adamh)(RATE, OTHERS)
-    assert np.isfinite(trained(wrapped, PARAMS, 3)[0]["w"]).all()
+    assert np.isfinite(trained(wrapped, PARAMS)[0]["w"]).all()
     injected = adam_jax.with_hyperparams(adam_jax.adamh)(RATE, OTHERS)
     np.testing.assert_array_equal(
-        trained(injected, PARAMS, 5)[0]["w"],
-        trained(adam_jax.adamh(RATE, OTHERS), PARAMS, 5)[0]["w"],
+        trained(injected, PARAMS)[0]["w"],
+        trained(adam_jax.adamh(RATE, OTHERS), PARAMS)[0]["w"],
     )
 
 

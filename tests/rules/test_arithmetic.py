@@ -113,3 +113,20 @@ def test_lamb_compares_norms_that_are_far_apart():
     tx = adam_jax.lamb(1e-3)
     updates, _ = tx.update(grads, tx.init(params), params)
     np.testing.assert_allclose(updates, -1e-2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [10.0, 1e10, 1e18])
+def test_mars_clips_each_leaf_by_itself(size):
+    direction = jnp.asarray([0.6, -0.8])
+    grads = {"large": size * direction, "small": 0.5 * direction}
+    tx = adam_jax.scale_by_mars()
+    _, state = jax.jit(tx.update)(grads, tx.init(grads))
+    np.testing.assert_allclose(state.mu["large"], 0.05 * direction, rtol=1e-6)
+    np.testing.assert_allclose(state.mu["small"], 0.05 * 0.5 * direction, rtol=1e-6)
+
+
+def test_laprops_updates_are_bounded_where_b1_is_above_b2_and_adams_are_not():
+    b1, b2, bound = 0.99, 0.5, 2**0.5
+    gs = np.where(np.arange(40) == 0, 1e6, 1.0).astype(np.float32)[:, None, None]
+    assert np.abs(run(adam_jax.scale_by_laprop(b1, b2), gs)).max() <= bound * (1 + 1e-5)
+    assert np.abs(run(adam_jax.scale_by_adam(b1, b2), gs)).max() > 1000 * bound

@@ -131,7 +131,7 @@ TESTS = {
     "family/adabelief.py": "rules/test_arithmetic.py",
     "family/lamb.py": "rules/test_arithmetic.py",
     "family/lion.py": "rules/test_arithmetic.py",
-    "family/mars.py": "family/test_mars.py rules/test_arithmetic.py",
+    "family/mars.py": "rules/test_arithmetic.py",
     "wrap/clip.py": "wrap/test_clip.py wrap/test_chain.py",
     "wrap/accumulate.py": "wrap/test_chain.py",
     "wrap/ema.py": "wrap/test_clip.py wrap/test_chain.py",

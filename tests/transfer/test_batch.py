@@ -164,7 +164,7 @@ def test_a_group_of_its_own_is_scaled_too():
 
 WITHOUT_THE_RULE = [
     *(adam_jax.lion, adam_jax.scale_by_lion, adam_jax.lamb, adam_jax.adan, adam_jax.adabelief),
-    *(adam_jax.schedule_free_adamw, adam_jax.cautious(adam_jax.lion)),
+    *(adam_jax.schedule_free_adamw, adam_jax.mars_adamw, adam_jax.cautious(adam_jax.lion)),
     *(functools.partial(adam_jax.lion, b1=0.9), optax.sgd, optax.sign_sgd, optax.optimistic_adam),
     *(optax.adagrad, optax.lion),
 ]
