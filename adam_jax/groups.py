@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
-import numpy as np
 import optax
 
 from adam_jax._types import AnyTransformation, Function, Leaf, Named, Params, PyTree, State
+from adam_jax.core.masks import matrices
 from adam_jax.core.member import Choice, Member, Stage
 from adam_jax.core.stacked import looks_stacked
 from adam_jax.core.states import found
@@ -364,4 +364,4 @@ def decay_mask(params: Params) -> PyTree:
             f" with_layers(adamw(..., mask=decay_mask), {expression!r}).",
             stacklevel=2,
         )
-    return jax.tree.map(lambda p: np.ndim(p) > 1, params)
+    return matrices(params)

@@ -1,7 +1,7 @@
-"""The arithmetic of one array, with the same bits in every program: averages, roots, quotients.
+"""The arithmetic of one array, with the same bits in every program: roots, quotients, sums.
 
-No digits, range or derivatives are lost: complements of decay rates come from float64, bias
-corrections from expm1, and derivatives at 0 are 0 instead of infinite.
+No range or derivatives are lost: gradients are bounded before they are squared, and derivatives
+at 0 are 0 instead of infinite.
 
 XLA:CPU, in jax 0.10.2, contracts a product and a sum into a fused multiply-add. In a sum of two
 products it picks one of them, depending on the surrounding loop: twelve layers together get other

@@ -125,7 +125,7 @@ def half_life_schedule(
       >>> print([round(float(schedule(count)), 3) for count in (0, 500, 1000)])
       [0.95, 0.88, 0.815]
 
-    Reference: Marek et al. 2025, Small Batch Size Training for Language Models, section 3.3,
+    Reference: Marek et al. 2025, Small Batch Size Training for Language Models,
     https://arxiv.org/abs/2507.07101.
     """
     if not callable(batch_size):

@@ -16,7 +16,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from adam_jax._types import Number, Params, PyTree
-from adam_jax.core.masks import Mask, MaskLike
+from adam_jax.core.masks import Mask, MaskLike, matrices
 from adam_jax.core.member import Member, Stage
 from adam_jax.core.transformation import Transformation
 from adam_jax.family.adam import scale_by_adam
@@ -139,16 +139,11 @@ def scale_on_sphere(learning_rate: optax.ScalarOrSchedule) -> Transformation:
       >>> print([round(float(x), 3) for x in params[0]], jnp.linalg.norm(params))
       [2.65, 4.24] 5.0
 
-    Reference: Wen et al. 2026, algorithm 1. Levanter's AdamH has the norm of each step in place of
-    R, which rounding then changes.
+    Reference: Wen et al. 2026. Levanter's AdamH has the norm of each step in place of R, which
+    rounding then changes.
     """
     stage = _sphere(learning_rate)
     return Transformation.around(Member.of(stage, chained=False, name="scale_on_sphere"))
-
-
-def matrices(params: Params) -> PyTree:
-    """The leaves with two or more axes, as a tree of booleans."""
-    return jax.tree.map(lambda p: np.ndim(p) > 1, params)
 
 
 # A class, not a closure, so that equal masks make equal transformations.
@@ -198,7 +193,7 @@ def adamh(
 
     Neither Optax nor PyTorch has it. Levanter's differs as its sphere does: see `scale_on_sphere`.
 
-    Reference: Wen et al. 2026, algorithm 1.
+    Reference: Wen et al. 2026.
     """
     mask = Mask.of(sphere)
     others = Mask.of(_Others(mask))

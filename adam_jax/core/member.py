@@ -177,11 +177,11 @@ class Member(Body):
         # optax.tree.map_params calls init with a tree without leaves.
         chosen = self._chosen(paths, list(map(is_inexact, leaves)), bool(paths))
         single, states = self.layers.single(params), []
-        one_of_each, treedef = self.layers.one_of_each(params), jax.tree.structure(params)
         for k, stage in enumerate(self.stages):
             acts = [True] * len(leaves)
             if stage.mask and stage.rule.slots:
-                acts = stage.mask.flatten(one_of_each, treedef, leaves)
+                of_each, treedef = self.layers.one_of_each(params), jax.tree.structure(params)
+                acts = stage.mask.flatten(of_each, treedef, leaves)
             fields: dict[str, Any] = {name: jnp.zeros([], jnp.int32) for name in stage.counts}
             for j, slot in enumerate(stage.rule.slots):
                 check_mapped(params, stage.dtypes[j], slot)
