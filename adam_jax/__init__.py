@@ -5,6 +5,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from adam_jax import schedules, sharding
+from adam_jax.adam_mini import AdamMini
 from adam_jax.core.transformation import Transformation, step
 from adam_jax.family.adabelief import adabelief, scale_by_belief
 from adam_jax.family.adam import (
@@ -26,12 +27,12 @@ from adam_jax.family.nadam import nadam, nadamw, scale_by_nadam
 from adam_jax.family.radam import radam, radamw, scale_by_radam
 from adam_jax.family.schedule_free import schedule_free_adamw
 from adam_jax.family.yogi import scale_by_yogi, yogi
-from adam_jax.formats.block_means import AdamMini, BlockMeans
+from adam_jax.formats.block_means import BlockMeans
 from adam_jax.formats.blockwise import Quantized
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.formats.factored import Factored
 from adam_jax.formats.policy import by_path, stochastic
-from adam_jax.groups import decay_mask, groups
+from adam_jax.groups import groups
 from adam_jax.hyperparams import HyperparamsState, hyperparams, set_hyperparams, with_hyperparams
 from adam_jax.modifiers import (
     GrokfastState,
@@ -47,6 +48,7 @@ from adam_jax.modifiers import (
     with_layers,
 )
 from adam_jax.rates import DecayRateLike, ScheduledRatesState
+from adam_jax.roles import Role, decay_mask, roles
 from adam_jax.sphere import ScaleOnSphereState, adamh, scale_on_sphere
 from adam_jax.wrap.accumulate import AccumulateState, accumulate
 from adam_jax.wrap.chain import chain
@@ -78,6 +80,7 @@ __all__ = [
     "GrokfastState",
     "HyperparamsState",
     "Quantized",
+    "Role",
     "ScaleByLapropState",
     "ScaleByMarsState",
     "ScaleOnSphereState",
@@ -129,6 +132,7 @@ __all__ = [
     "nesterov",
     "radam",
     "radamw",
+    "roles",
     "scale_by_adam",
     "scale_by_adamax",
     "scale_by_adan",

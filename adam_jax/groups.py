@@ -1,8 +1,8 @@
 """Parameter groups: hyperparameters per group, in one pass, or an optimizer per group."""
 
 import dataclasses
+import functools
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -10,9 +10,7 @@ import jax
 import optax
 
 from adam_jax._types import AnyTransformation, Function, Leaf, Named, Params, PyTree, State
-from adam_jax.core.masks import matrices
 from adam_jax.core.member import Choice, Member, Stage
-from adam_jax.core.stacked import looks_stacked
 from adam_jax.core.states import found
 from adam_jax.core.step import PASS_ON, Body, NoMember, Step, check_state
 from adam_jax.core.transformation import Transformation, body_of
@@ -35,43 +33,61 @@ Entry: TypeAlias = AnyTransformation | Callable[..., AnyTransformation] | None
 
 @dataclasses.dataclass(frozen=True)
 class ByExpression(Choice):
-    """The group of each leaf: the first expression that matches its whole path.
+    """The group of each leaf: the first expression that matches its whole path, or its role.
 
     Attributes:
       expressions: in order of precedence.
       chosen: of each expression, and then of unmatched leaves, the first variant and how the group
         chooses among its own; None freezes its leaves, or if leaves must match.
       instead: what to write if leaves must match and one does not.
+      roles: of each path, if expressions match these.
     """
 
     expressions: tuple[str, ...]
     chosen: tuple[tuple[int, Choice | None] | None, ...]
     instead: str
+    roles: tuple[tuple[str, str], ...] | None = None
+
+    @functools.cached_property
+    def role_of(self) -> dict[str, str]:
+        """The role of each path."""
+        return dict(self.roles or ())
+
+    def matching(self, path: str) -> list[str]:
+        """All expressions that match a leaf."""
+        if self.roles is not None and path not in self.role_of:
+            raise ValueError(
+                f"roles must be of these parameters, got none for {path!r}: write"
+                f" roles=adam_jax.roles(params)."
+            )
+        text = path if self.roles is None else self.role_of[path]
+        return [e for e in self.expressions if re.fullmatch(e, text)]
 
     def variants(
         self, paths: Sequence[str], moving: Sequence[bool], check: bool
     ) -> list[int | None]:
-        matches = []
-        for path in paths:
-            matching = (i for i, e in enumerate(self.expressions) if re.fullmatch(e, path))
-            matches.append(next(matching, None))
+        matches = [self.matching(path) for path in paths]
         rows = list(zip(paths, moving, matches, strict=True))
-        unmatched = [path for path, moved, i in rows if moved and i is None]
+        unmatched = [path for path, moved, its in rows if moved and not its]
         if unmatched and self.chosen[-1] is None:
             raise ValueError(
                 f"every leaf must match an expression, got none for {unmatched}: {self.instead}."
             )
-        for i, expression in enumerate(self.expressions):
-            if check and i not in matches:
-                taken = any(re.fullmatch(expression, path) for path in paths)
+        for expression in self.expressions if check else ():
+            if not any(its[:1] == [expression] for its in matches):
+                taken = any(expression in its for its in matches)
                 why = "only leaves that expressions before it took" if taken else "nothing"
+                what, of = "path", paths
+                if self.roles is not None:
+                    what, of = "role", sorted(set(self.role_of.values()))
                 raise ValueError(
-                    f"the expression {expression!r} matches {why}: it must match the whole path of"
-                    f" a leaf, such as one of {paths}."
+                    f"the expression {expression!r} matches {why}: it must match the whole {what}"
+                    f" of a leaf, such as one of {of}."
                 )
         found: list[int | None] = []
-        for path, moved, i in rows:
-            group, own = self.chosen[-1 if i is None else i], None
+        for path, moved, its in rows:
+            i = self.expressions.index(its[0]) if its else -1
+            group, own = self.chosen[i], None
             if group is not None:
                 first, choice = group
                 own = 0 if choice is None else choice.variants([path], [moved], False)[0]
@@ -80,15 +96,17 @@ class ByExpression(Choice):
         return found
 
 
-def expressions_in(tx: AnyTransformation) -> list[str]:
-    """The expressions of `groups` in a transformation, including those of frozen leaves."""
-    bodies = found(tx, lambda x: hasattr(x, "choice"))
-    return [e for body in bodies for e in getattr(body.choice, "expressions", ())]
+def matching(tx: AnyTransformation, path: str) -> list[str]:
+    """The expressions of `groups` in a transformation that match a leaf; frozen ones too."""
+    choices = [body.choice for body in found(tx, lambda x: hasattr(x, "choice"))]
+    return [e for x in choices if isinstance(x, ByExpression) for e in x.matching(path)]
 
 
 def groups(
     factory: Callable[..., Transformation] | Mapping[str, Entry],
     expressions: Mapping[str, Mapping[str, Any] | None] | None = None,
+    *,
+    roles: PyTree = None,
     **defaults: Leaf,
 ) -> Transformation:
     r"""Selects leaves by path and gives each group its own hyperparameters or its own optimizer.
@@ -108,6 +126,8 @@ def groups(
       expressions: for one member, a dict from regular expressions to arguments of `factory` for the
         matching leaves, which override `defaults`. None freezes the leaves: no state, an update of
         zero. Omitted if the first argument is a dict.
+      roles: `adam_jax.roles(params)`, to match the roles of leaves, not their paths: {"matrix":
+        muon, ".*": adamw}.
       **defaults: arguments of `factory` for all leaves; with several optimizers, arguments of each
         one that is a function.
 
@@ -149,7 +169,7 @@ def groups(
                 f"expressions must be left out where the first argument is a dict, got"
                 f" {type(expressions).__name__}: write functools.partial(adamw, ...) in that dict."
             )
-        return _partitioned(factory, defaults)
+        return _partitioned(factory, defaults, _by_path(roles))
     check_factory(factory, 'groups(adamw, {".*bias": {"weight_decay": 0.0}}, learning_rate=1e-3)')
     bound(factory, (), defaults, partial=True)
     if not isinstance(expressions, Mapping):
@@ -183,7 +203,7 @@ def groups(
         "add one, or pass the arguments for all other leaves as keywords, groups(adamw, ...,"
         " learning_rate=1e-3)"
     )
-    choice = ByExpression(tuple(expressions), tuple(chosen), instead)
+    choice = ByExpression(tuple(expressions), tuple(chosen), instead, _by_path(roles))
     return Transformation.around(
         dataclasses.replace(last, variants=_with_one_count(variants), choice=choice)
     )
@@ -313,7 +333,14 @@ class Frozen(Body):
         return step.with_results(results, step.dtypes, done=step.last), state
 
 
-def _partitioned(entries: Mapping[str, Entry], arguments: Named) -> Transformation:
+def _by_path(roles: PyTree) -> tuple[tuple[str, str], ...] | None:
+    if roles is None:
+        return None
+    pairs = zip(leaf_paths(roles, none_is_leaf=False), jax.tree.leaves(roles), strict=True)
+    return tuple((path, str(role)) for path, role in pairs)
+
+
+def _partitioned(entries: Mapping[str, Entry], arguments: Named, roles: Any) -> Transformation:
     made = _of_each(entries, lambda entry: _body(entry, arguments))
     if arguments and not any(map(is_factory, entries.values())):
         raise ValueError(
@@ -325,6 +352,7 @@ def _partitioned(entries: Mapping[str, Entry], arguments: Named) -> Transformati
         tuple(entries),
         (*((k, None) for k in range(len(bodies))), None),
         'add a last one for all others, ".*": adamw(1e-3), or ".*": None',
+        roles,
     )
     return Transformation.around(Partition(bodies, choice))
 
@@ -342,26 +370,3 @@ def _body(entry: Entry, arguments: Named) -> Body:
     arguments = {name: x for name, x in arguments.items() if name not in own}
     bound(entry, (), arguments)
     return inner_body("the function's result", entry(**arguments))
-
-
-def decay_mask(params: Params) -> PyTree:
-    """The usual weight decay mask: matrices and larger tensors decay, vectors and scalars do not.
-
-    It excludes biases and the scales of normalization layers: `adamw(1e-3, mask=decay_mask)`.
-
-    Args:
-      params: the parameters. As the `mask` of a transformation inside `with_layers`, this function
-        sees the shape of one layer.
-
-    Returns:
-      A tree of booleans with the structure of `params`. Warns if leaves look like stacked layers.
-    """
-    for prefix, count in looks_stacked(params).items():
-        expression = f"{prefix}/.*" if prefix else ".*"
-        warnings.warn(
-            f"every leaf below {prefix!r} has a first axis of size {count}: if these are stacked"
-            f" layers, their biases and scales look like matrices here and decay. Write"
-            f" with_layers(adamw(..., mask=decay_mask), {expression!r}).",
-            stacklevel=2,
-        )
-    return matrices(params)

@@ -16,7 +16,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from adam_jax._types import Number, Params, PyTree
-from adam_jax.core.masks import Mask, MaskLike, matrices
+from adam_jax.core.masks import Mask, MaskLike
 from adam_jax.core.member import Member, Stage
 from adam_jax.core.transformation import Transformation
 from adam_jax.family.adam import scale_by_adam
@@ -27,6 +27,7 @@ from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.numerics import divide, exact, root, squared, summed
 from adam_jax.pytrees import frozen_pytree
 from adam_jax.rates import DecayRateLike, Schedule
+from adam_jax.roles import roles
 from adam_jax.rules.base import Rule, View
 from adam_jax.rules.hyperparameters import Unit, hyperparameter, in_units_of
 from adam_jax.slots import Slot
@@ -146,6 +147,18 @@ def scale_on_sphere(learning_rate: optax.ScalarOrSchedule) -> Transformation:
     return Transformation.around(Member.of(stage, chained=False, name="scale_on_sphere"))
 
 
+def _matrices(params: Params) -> PyTree:
+    """The leaves whose names say that they are matrices inside the model."""
+    kinds = jax.tree.map(lambda role: role.kind, roles(params))
+    mask = jax.tree.map(lambda kind: kind in ("matrix", "convolution", "fused"), kinds)
+    if "unknown" in jax.tree.leaves(kinds) and not any(jax.tree.leaves(mask)):
+        raise ValueError(
+            "sphere must be given where no name says matrix (adam_jax.roles(params)), got None:"
+            " write sphere={'hidden': True, 'head': False}, a tree of booleans like the parameters."
+        )
+    return mask
+
+
 # A class, not a closure, so that equal masks make equal transformations.
 @dataclasses.dataclass(frozen=True)
 class _Others:
@@ -164,7 +177,7 @@ def adamh(
     b2: DecayRateLike | Schedule = 0.999,
     eps: ArrayLike = 1e-8,
     *,
-    sphere: MaskLike = matrices,
+    sphere: MaskLike = _matrices,
     weight_decay: ArrayLike | Schedule = 1e-4,
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
@@ -181,8 +194,8 @@ def adamh(
       others_learning_rate: α', of all other leaves, likewise; usually smaller. None is
         `learning_rate`.
       sphere: the leaves on the sphere: a tree of booleans like the parameters, a prefix of one, or
-        a function from the parameters to one. The default is all leaves with two or more axes: name
-        embeddings and heads with False to train them by AdamW.
+        a function from the parameters to one. The default is the leaves that `roles` calls matrix,
+        convolution or fused; embeddings, heads and unknown leaves take AdamW's steps.
       weight_decay: λ of the other leaves.
 
     The other arguments and the errors are those of `adamw`.

@@ -100,11 +100,6 @@ class Mask:
         return flags
 
 
-def matrices(params: Params) -> PyTree:
-    """The leaves with two or more axes, as a tree of booleans."""
-    return jax.tree.map(lambda p: np.ndim(p) > 1, params)
-
-
 def check_booleans(mask: PyTree) -> None:
     """Checks that each leaf of a mask is a boolean: Python's, NumPy's, or an array of one.
 

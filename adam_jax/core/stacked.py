@@ -24,11 +24,11 @@ LayersLike: TypeAlias = str | Mapping[str, int]
 """A regular expression for leaves with one layer axis, or a dict from expressions to counts."""
 
 
-def looks_stacked(params: Params) -> dict[str, int]:
-    """Subtrees whose leaves look like stacked layers, with the number of layers.
+def looks_stacked(params: Params, axis: int = 0) -> dict[str, int]:
+    """Subtrees whose leaves look like layers stacked along an axis, with the number of layers.
 
-    All leaves share their first axis, and the other axes of one leaf begin or end those of another,
-    as a bias or scale does with its kernel: [12, 64] and [12, 64, 256].
+    All leaves share this axis, and the other axes of one leaf begin or end those of another, as a
+    bias or scale does with its kernel: [12, 64] and [12, 64, 256].
     """
     below: dict[str, list[tuple[int, ...]]] = {}
     for path, p in zip(
@@ -36,7 +36,9 @@ def looks_stacked(params: Params) -> dict[str, int]:
     ):
         parts = path.split("/")
         for end in range(len(parts)):
-            below.setdefault("/".join(parts[:end]), []).append(np.shape(p))
+            shape = np.shape(p)
+            shape = (*shape[axis : axis + 1], *shape[:axis], *shape[axis + 1 :])
+            below.setdefault("/".join(parts[:end]), []).append(shape)
     found: dict[str, int] = {}
     for prefix, shapes in sorted(below.items(), key=lambda item: len(item[0])):
         inside = any(not known or prefix.startswith(f"{known}/") for known in found)
@@ -50,7 +52,10 @@ def _share_layers(shapes: Sequence[tuple[int, ...]]) -> bool:
         return False
     behind = {shape[1:] for shape in shapes}
     pairs = itertools.permutations(behind, 2)
-    return any(len(s) < len(t) and s in (t[: len(s)], t[-len(s) :]) for s, t in pairs)
+    # A bias [64, 1, 1] of a convolution is not one.
+    return any(
+        len(s) < len(t) and max(s) > 1 and s in (t[: len(s)], t[-len(s) :]) for s, t in pairs
+    )
 
 
 class Stack(NamedTuple):

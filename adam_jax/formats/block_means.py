@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,6 @@ from adam_jax._types import DType, Leaf, PyTree
 from adam_jax.formats.base import Format, Refusal, SlotPolicy, filled, whole_along
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.slots import Slot
-from adam_jax.validation import check_expression
 from adam_jax.xla.means import mean
 
 
@@ -163,75 +161,3 @@ class BlockMeans(SlotPolicy):
         sizes = tuple(shape[axis] for axis in axes)
         dense = AT_LEAST_FLOAT32.resolve(param, slot, path)
         return MeansOverAxes(axes, sizes, dense.dtype) if math.prod(sizes) > 1 else dense
-
-
-@dataclasses.dataclass(frozen=True)
-class AdamMini(SlotPolicy):
-    """The second moment of Adam-mini: one for each head, token, output neuron or norm.
-
-    For `nu_dtype=`. With outputs last, as in Flax:
-
-        leaf                                     one second moment for each
-        query, key [inputs, heads, head_dim]     head
-        value [inputs, heads, head_dim]          output neuron
-        embedding [tokens, width]                token
-        other kernels [..., outputs]             output neuron
-        biases                                   element
-        other vectors, as the scale of a norm    leaf
-
-    A query or key kernel without a head axis, [inputs, heads·head_dim], gets one second moment for
-    each output neuron, which is finer. For a fused query-key-value kernel, [inputs, 3, heads,
-    head_dim], write a `query_key` that matches it. For a model that is not a transformer, the paper
-    uses one second moment for each leaf, `BlockMeans(None)`.
-
-    Expressions must match the whole path of a leaf, as in `by_path`. Each layer of a stacked leaf
-    has its own blocks, if `with_layers` declares it.
-
-    Attributes:
-      query_key: for kernels of queries and keys.
-      value: for kernels of values.
-      embedding: for tables of tokens and positions; the last axis is the width.
-      bias: for leaves that keep elementwise second moments.
-      outputs_last: kernels are [inputs, outputs], as in Flax and Haiku; False for [outputs,
-        inputs], as in Equinox and PyTorch, where queries, keys and values are [heads, head_dim,
-        inputs].
-
-    Raises:
-      ValueError: an invalid regular expression; in `init`, use as `mu_dtype`: see `BlockMeans`.
-
-    Differs from the authors' `Adam_mini` (version 1.1.1) in: heads are an axis of the kernel, not
-    numbers to pass; the position table has one second moment for each position; a kernel that no
-    expression matches has one for each output neuron, where theirs has one for the leaf.
-
-    Reference: Zhang et al. 2024, Adam-mini, algorithms 1 and 3, https://arxiv.org/abs/2406.16793
-    """
-
-    query_key: str = r"(?i)(.*/)?((query|key)(_proj)?|[qk]_proj|w[qk])(/\w+)?"
-    value: str = r"(?i)(.*/)?(value(_proj)?|v_proj|wv)(/\w+)?"
-    embedding: str = r"(?i)(.*/)?[^/]*(embed|embd|wte|wpe)[^/]*(/w|/weight)?"
-    bias: str = r"(?i)(.*/)?(\w*bias|b)"
-    outputs_last: bool = True
-
-    def __post_init__(self) -> None:
-        for argument in ("query_key", "value", "embedding", "bias"):
-            check_expression(argument, getattr(self, argument))
-
-    def resolve(self, param: Leaf, slot: Slot, path: str) -> Format:
-        return BlockMeans(self._axes(path, np.ndim(param))).resolve(param, slot, path)
-
-    def _axes(self, path: str, rank: int) -> tuple[int, ...]:
-        """The axes of a block, counted from the last."""
-        if re.fullmatch(self.bias, path):
-            return ()
-        every = tuple(range(-rank, 0))
-        if rank < 2:
-            return every
-        if re.fullmatch(self.embedding, path):
-            return (-1,)
-        inputs, head_dim = (-rank, -1) if self.outputs_last else (-1, -2)
-        if rank > 2 and re.fullmatch(self.query_key, path):
-            return inputs, head_dim
-        if rank > 2 and re.fullmatch(self.value, path):
-            return (inputs,)
-        outputs = -1 if self.outputs_last else -rank
-        return tuple(axis for axis in every if axis != outputs)

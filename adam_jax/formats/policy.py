@@ -180,7 +180,7 @@ def check_mapped(params: Params, spec: SlotDType, slot: Slot) -> None:
         return
     specs = (spec.default, *dict(spec.choices).values()) if isinstance(spec, ByPath) else (spec,)
     large = jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
-    for fmt in (resolve(spec, large, slot) for spec in specs):
+    for fmt in (resolve(spec, large, slot, "w") for spec in specs):
         if fmt.unit != 1:
             raise ValueError(
                 f"tx of optax.tree.map_params must not store {slot.name} as {fmt}, which its"

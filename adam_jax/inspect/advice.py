@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import itertools
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from adam_jax.core.step import Body, arguments, call_of
 from adam_jax.core.trees import leaf_paths, without_numbers
 from adam_jax.formats.base import Format
 from adam_jax.formats.dense import format_of
-from adam_jax.groups import expressions_in
+from adam_jax.groups import matching
 from adam_jax.hyperparams import expanded
 from adam_jax.inspect.memory import Report, bytes_of, planned, plans_of, report, undeclared_layers
 from adam_jax.inspect.tables import aligned
@@ -140,7 +139,7 @@ def advise(
         members.update(sorted(its))
     arguments_of = {path: arguments(plan.rules) for path, plan in plans.items()}
     common = set.intersection(*map(set, arguments_of.values())) if plans else set()
-    matching = {path: [e for e in expressions_in(tx) if re.fullmatch(e, path)] for path in paths}
+    groups_of = {path: matching(tx, path) for path in paths}
     of_state = collections.Counter[int | None]()
     for stored, i in owners(state, params):
         of_state[i] += sum(map(bytes_of, jax.tree.leaves(stored)))
@@ -153,9 +152,9 @@ def advise(
             storage={name: str(fmt) for name, fmt in kept[i].items()},
             kernel=plans[path].way if path in plans else "",
             decay=_decay(plans[path].rules) if path in plans else "",
-            group="".join(matching[path][:1]),
+            group="".join(groups_of[path][:1]),
             numbers=", ".join(x for x in arguments_of.get(path, ()) if x not in common),
-            shadowed=", ".join(matching[path][1:]),
+            shadowed=", ".join(groups_of[path][1:]),
         )
         for i, (path, p) in enumerate(zip(paths, jax.tree.leaves(params), strict=True))
     )
@@ -163,7 +162,7 @@ def advise(
         *itertools.starmap(undeclared_layers, its_report.undeclared.items()),
         *_of_rules(plans),
         *_of_order(inner_body("tx", tx), [path for path, n in members.items() if n > 1]),
-        *_of_groups(matching),
+        *_of_groups(groups_of),
         *_of_leaves(leaves, jax.tree.leaves(params), grads, kept),
     ]
     if step is not None and its_report.results > max(64 * 1024, its_report.arguments // 100):

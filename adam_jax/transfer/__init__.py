@@ -1,7 +1,7 @@
 """Transfers hyperparameters to larger models, batches and runs."""
 
 from adam_jax.transfer.batch import scale_batch
-from adam_jax.transfer.coordinates import CoordinateCheck, coordinate_check
+from adam_jax.transfer.layer_decay import layer_decay
 from adam_jax.transfer.mup import (
     MupRow,
     MupTable,
@@ -14,11 +14,10 @@ from adam_jax.transfer.mup import (
 )
 
 __all__ = [
-    "CoordinateCheck",
     "MupRow",
     "MupTable",
     "attention_scale",
-    "coordinate_check",
+    "layer_decay",
     "mup",
     "mup_init",
     "mup_table",

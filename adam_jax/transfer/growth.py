@@ -15,6 +15,7 @@ import numpy as np
 
 from adam_jax._types import Params, PyTree
 from adam_jax.core.trees import leaf_paths, without_numbers
+from adam_jax.roles import Role, role_of
 from adam_jax.validation import check_expression
 
 Shape = tuple[int, ...]
@@ -64,14 +65,13 @@ class Growth:
         return self.fan_in if self.role == "output" else self.fan_out
 
 
-def growths(
-    base: PyTree, params: Params, layers: str | None = None, outputs_last: bool = True
-) -> list[Growth]:
+def growths(base: PyTree, params: Params, layers: str | None = None) -> list[Growth]:
     """Compares all leaves of a model with those of a smaller one; the arguments are those of `mup`.
 
     Raises:
       ValueError: a leaf has no counterpart, or one of another rank; layers differ where they must
-        be alike; the expression matches nothing, or not a leaf that grows unlike any kernel.
+        be alike; the expression matches nothing, or not a leaf that grows unlike any kernel; the
+        name of a leaf whose sides grow differently does not tell them apart.
     """
     shapes, base_shapes = (
         dict(zip(leaf_paths(x, none_is_leaf=False), map(np.shape, jax.tree.leaves(x)), strict=True))
@@ -83,9 +83,9 @@ def growths(
             raise ValueError(
                 f"layers must match the whole path of a leaf, got {layers!r} for {[*shapes]}."
             )
-    numbered = _numbered({**base_shapes, **shapes})
-    kinds, base_kinds = _kinds(shapes, numbered), _kinds(base_shapes, numbered)
-    found: dict[str, list[Growth]] = {}
+    numbers = numbered({**base_shapes, **shapes})
+    kinds, base_kinds = _kinds(shapes, numbers), _kinds(base_shapes, numbers)
+    found: dict[str, Growth] = {}
     for kind, ours in kinds.items():
         theirs = base_kinds.get(kind, {})
         for numbers, path in ours.items():
@@ -101,15 +101,13 @@ def growths(
             axes = _axes(path, shape, base_shape, layers)
             if len(axes) < len(shape):
                 count = shape[0], base_shape[0]
-            fans, both = _fans(axes, outputs_last), (path, shape, base_path, base_shape)
-            growth = Growth(*both, axes, *fans, count, len(axes) < 2)
-            found.setdefault(path.rpartition("/")[0], []).append(growth)
-    grown = (_as_bias(g, beside, outputs_last) for beside in found.values() for g in beside)
-    by_path = {g.path: g for g in grown}
-    return [by_path[path] for path in shapes]
+            role, both = role_of(path, len(axes)), (path, shape, base_path, base_shape)
+            fans = _fans(path, axes, role)
+            found[path] = Growth(*both, axes, *fans, count, role.kind == "vector")
+    return [found[path] for path in shapes]
 
 
-def _numbered(paths: Iterable[str]) -> dict[str, str]:
+def numbered(paths: Iterable[str]) -> dict[str, str]:
     """Adds a number to the first of Haiku's modules: `block`, `block_1`, `block_2`."""
     ends = re.compile(r"(?=/|$)")
     modules = {path[: end.start()] for path in paths for end in ends.finditer(path)}
@@ -149,18 +147,6 @@ def _axes(path: str, shape: Shape, base_shape: Shape, layers: str | None) -> tup
     return axes
 
 
-def _as_bias(g: Growth, beside: Sequence[Growth], outputs_last: bool) -> Growth:
-    """A leaf of several axes, [heads, size], that are a kernel's outputs, as a vector."""
-    rank, size = len(g.axes), math.prod(g.axes)
-    side = slice(-rank, None) if outputs_last else slice(rank)
-    own = g.shape[-rank:], g.axes
-    for kernel in beside:
-        its = kernel.shape[-len(kernel.axes) :][side], kernel.axes[side]
-        if 1 < rank < len(kernel.axes) and its == own and math.isclose(size, kernel.fan_out):
-            return dataclasses.replace(g, fan_in=1.0, fan_out=size, is_vector=True)
-    return g
-
-
 def _counterpart(numbers: Numbers, theirs: Mapping[Numbers, str]) -> str | None:
     """The same path; base's first number replaces each number that base lacks."""
     there = [list(dict.fromkeys(column)) for column in zip(*theirs, strict=True)]
@@ -194,20 +180,25 @@ def _balanced(axes: Sequence[float]) -> bool:
     return any(abs(sum(map(operator.mul, its, logs))) < 1e-9 for its in signs)
 
 
-def _fans(axes: Sequence[float], outputs_last: bool) -> tuple[float, float]:
+def _fans(path: str, axes: Sequence[float], role: Role) -> tuple[float, float]:
     """The growth of the input axes and of the output axes of a leaf.
 
-    A leaf with one axis has only outputs. With more than two axes, both sides grow equally if
-    possible, as in a layer: [features, heads, size], [heads, size, features] and [heads, features,
-    size] have the same growth. Otherwise the inputs end where both sides grow most alike.
+    Where the name does not tell them apart and the leaf has more than two axes, both sides grow
+    equally if possible, as in a layer, or the inputs end where both sides grow most alike.
     """
-    if len(axes) < 2:
+    if role.kind == "vector":
         return 1.0, math.prod(axes)
+    if role.outputs:
+        return math.prod(axes[i] for i in role.inputs), math.prod(axes[i] for i in role.outputs)
     if len(axes) > 2 and _balanced(axes):
         side = math.sqrt(math.prod(axes))
         return side, side
-    # Ties go to the split with the most input axes, as in a convolution.
-    order = range(len(axes) - 1, 0, -1) if outputs_last else range(1, len(axes))
-    splits = ((math.prod(axes[:k]), math.prod(axes[k:])) for k in order)
+    splits = ((math.prod(axes[:k]), math.prod(axes[k:])) for k in range(len(axes) - 1, 0, -1))
     first, last = min(splits, key=lambda x: round(abs(math.log(x[0]) - math.log(x[1])), 9))
-    return (first, last) if outputs_last else (last, first)
+    if 1 not in (first, last) and not math.isclose(first, last):
+        raise ValueError(
+            f"params must have names that tell inputs from outputs where the two grow differently,"
+            f" got {path!r} with growth {axes}: write kernel or w for [inputs, outputs], weight for"
+            f" [outputs, inputs]."
+        )
+    return first, last

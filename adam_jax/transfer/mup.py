@@ -36,7 +36,6 @@ def mup(
     *,
     layers: str | None = None,
     alpha: float = 1.0,
-    outputs_last: bool = True,
 ) -> Modifiable:
     r"""Trains a large model with the hyperparameters of a small one (muP, CompleteP).
 
@@ -65,9 +64,6 @@ def mup(
         `mup(with_layers(adamw, "blocks/.*"), base, params)`. Such an axis must be named: it is an
         error only where a leaf grows unlike any kernel, [8, 64, 64] for [2, 16, 16].
       alpha: the exponent of the residual factor, 1/2 to 1. 1 is CompleteP.
-      outputs_last: kernels are [inputs, outputs], as in Flax and Haiku; False for [outputs,
-        inputs], as in Equinox and PyTorch. It matters only where the two grow differently. An
-        embedding then has the role of an output, and the same factors.
 
     Returns:
       The transformation, or a function with the arguments of `tx`. The state is the member's own.
@@ -87,8 +83,8 @@ def mup(
     """
     alpha = _check_alpha(alpha)
     layers = layers_of(tx).expression if layers is None else layers
-    its = growths(base, params, layers, outputs_last)
-    return with_leaf_factors(tx, tuple((g.path, factors_of(g, alpha)) for g in its))
+    its = growths(base, params, layers)
+    return with_leaf_factors(tx, tuple((g.path, factors_of(g, alpha)) for g in its), "mup")
 
 
 class Factors(NamedTuple):
@@ -111,18 +107,23 @@ def factors_of(growth: Growth, alpha: float) -> Factors:
     return Factors(depth ** (alpha - 1) / inputs, depth**-alpha / growth.width, inputs)
 
 
-def with_leaf_factors(tx: Modifiable, factors: tuple[tuple[str, Factors], ...]) -> Modifiable:
+def with_leaf_factors(
+    tx: Modifiable, factors: tuple[tuple[str, Factors], ...], name: str
+) -> Modifiable:
     """Multiplies the hyperparameters of each leaf by its own factors: more variants of a member."""
 
     def edit(member: Member) -> Member:
-        _check_scalable(member)
+        if isinstance(member.choice, ByFactors):
+            raise ValueError("tx must not have factors already: write mup or layer_decay once.")
+        if any(its[1:] != (1, 1) for _, its in factors):
+            _check_scalable(member)
         distinct = list(dict.fromkeys(its for _, its in factors))
         variants = [_scaled(stages, its) for stages in member.variants for its in distinct]
         table = tuple((path, distinct.index(its)) for path, its in factors)
         choice = ByFactors(table, len(distinct), member.choice)
         return dataclasses.replace(member, variants=tuple(variants), choice=choice)
 
-    return modified(with_leaf_factors, tx, edit, "mup", factors=factors)
+    return modified(with_leaf_factors, tx, edit, name, factors=factors, name=name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,8 +176,6 @@ def _scaled(stages: tuple[Stage, ...], factors: Factors) -> tuple[Stage, ...]:
 
 def _check_scalable(member: Member) -> None:
     """Checks that all numbers of a member have a factor."""
-    if isinstance(member.choice, ByFactors):
-        raise ValueError("tx must not have factors already: write mup once, with the base model.")
     units = [units_of(stage.rule) for stage in member.stages]
     if Unit.LEARNING_RATE not in set().union(*units):
         raise ValueError("tx must have a learning rate, as adamw(1e-3) has: write the alias.")
@@ -193,9 +192,7 @@ def _check_scalable(member: Member) -> None:
             )
 
 
-def mup_init(
-    params: Params, base: Params, *, layers: str | None = None, outputs_last: bool = True
-) -> Params:
+def mup_init(params: Params, base: Params, *, layers: str | None = None) -> Params:
     """Scales initial values to the size that follows from the base model's.
 
         hidden:                                  RMS(θ) = RMS(θ_base) / √n
@@ -210,7 +207,6 @@ def mup_init(
       base: initial values of the base model, as arrays; of several layers the first is used, also
         of stacked ones.
       layers: as in `mup`.
-      outputs_last: as in `mup`.
 
     Returns:
       The scaled values, with the dtypes of `params`.
@@ -246,7 +242,7 @@ def mup_init(
             return (wide * factor).astype(leaf_dtype(x))
 
     leaves, treedef = jax.tree.flatten(params)
-    return treedef.unflatten(map(scaled, leaves, growths(base, params, layers, outputs_last)))
+    return treedef.unflatten(map(scaled, leaves, growths(base, params, layers)))
 
 
 def output_factor(width: float, base_width: float) -> float:
@@ -360,23 +356,21 @@ def mup_table(
     *,
     layers: str | None = None,
     alpha: float = 1.0,
-    outputs_last: bool = True,
 ) -> MupTable:
     """Shows, before any training, what `mup` and `mup_init` do with each leaf.
 
     Args:
-      base: as in `mup`, as are `params`, `alpha` and `outputs_last`.
+      base: as in `mup`, as are `params` and `alpha`.
       params: those of the model to train, or their shapes.
       layers: a regular expression for leaves whose first axis is that of layers.
       alpha: the exponent of the residual factor.
-      outputs_last: kernels are [inputs, outputs].
 
     Raises:
       ValueError: as in `mup`.
     """
     alpha = _check_alpha(alpha)
     alike: dict[Growth, list[str]] = {}
-    for g in growths(base, params, layers, outputs_last):
+    for g in growths(base, params, layers):
         kind = without_numbers(g.path)
         alike.setdefault(dataclasses.replace(g, path=kind, base_path=kind), []).append(g.path)
     rows = []

@@ -67,14 +67,6 @@ def test_reports_of_axes_of_length_0():
         jax.tree.map(np.testing.assert_array_equal, transfer.mup_init(params, params), params)
 
 
-def test_an_activation_of_length_0_has_the_size_0():
-    def make_model(width, key):
-        return jnp.ones(width), lambda p: (jnp.sum(p), {"x": p, "none": p[:0]})
-
-    check = transfer.coordinate_check(make_model, [4, 8], lambda params: adamw(1e-2), seeds=1)
-    assert check.verdicts == {"x": "ok", "none": "does not move"}
-
-
 SLASHES = {"a/b": 2 * jnp.ones(2), "a": {"b": jnp.ones(2)}, "c": jnp.ones((2, 2))}
 
 

@@ -1,7 +1,5 @@
 """Leaves that hold several layers: each layer is stepped like a separate leaf."""
 
-import warnings
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -225,8 +223,6 @@ def _arrays(shapes):
 def test_what_looks_stacked_is_said():
     params = _arrays(STACKED | {"head": {"kernel": (64, 10)}})
     assert looks_stacked(params) == {"blocks": 12}
-    with pytest.warns(UserWarning, match=r"with_layers\(adamw\(.*'blocks/\.\*'\)"):
-        adam_jax.decay_mask(params)
     tx = adam_jax.adamw(1e-3)
     report = adam_jax.inspect.report(params, tx)
     assert report.undeclared == {"blocks": 12}
@@ -235,10 +231,6 @@ def test_what_looks_stacked_is_said():
     assert declared.undeclared == {}
     hidden = adam_jax.with_hyperparams(adam_jax.with_layers(adam_jax.adamw, "blocks/.*"))(1e-3)
     assert adam_jax.inspect.report(params, hidden).undeclared == {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        tx = adam_jax.with_layers(adam_jax.adamw(1e-3, mask=adam_jax.decay_mask), "blocks/.*")
-        tx.update(params, tx.init(params), params)
 
 
 @pytest.mark.parametrize("name", NOT_STACKED)

@@ -116,4 +116,3 @@ def test_forms_compare_by_value_and_are_not_callable():
     assert adam_jax.adam(1e-3, nu_dtype=jnp.int8) == adam_jax.adam(1e-3, nu_dtype="int8")
     assert adam_jax.BlockMeans(0) != adam_jax.BlockMeans(1)
     assert adam_jax.Factored() != adam_jax.Factored(min_dim_size=64)
-    assert adam_jax.AdamMini() != adam_jax.AdamMini(outputs_last=False)

@@ -34,13 +34,6 @@ def of_conversion(optimizer, params):
         (lambda: adam_jax.BlockMeans((0, True)), ["axes", "(0, True)"]),
         (lambda: adam_jax.Factored(0), ["min_dim_size", "0", "128"]),
         (lambda: adam_jax.Factored(min_size=1.5), ["min_size", "1.5", "4096"]),
-        *(
-            (
-                lambda name=name: adam_jax.AdamMini(**{name: "("}),
-                [f"{name} must be a regular", "'('"],
-            )
-            for name in ("query_key", "value", "embedding", "bias")
-        ),
         (
             of_state(adam_jax.adamw, {"b": jnp.ones(4)}, nu_dtype=adam_jax.BlockMeans(1)),
             ["'b'", "axes", "got 1", "(4,)", "by_path"],

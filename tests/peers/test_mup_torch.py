@@ -92,6 +92,8 @@ def as_tree(named, transposed=True):
     """Arrays by PyTorch's names, as nested dictionaries."""
     flat = {name: p.detach().numpy() for name, p in named}
     flat = {name: jnp.asarray(turned(name, x) if transposed else x) for name, x in flat.items()}
+    if transposed:
+        flat = {name.replace("weight", "kernel"): x for name, x in flat.items()}
     return traverse_util.unflatten_dict(flat, sep=".")
 
 
@@ -105,14 +107,16 @@ def trees(name, transposed=True, scaled=True):
 @pytest.mark.parametrize("transposed", [True, False], ids=["inputs first", "outputs first"])
 def test_learning_rate_and_weight_decay_of_each_leaf(name, transposed):
     model = made(name)
-    names = {id(p): key.replace(".", "/") for key, p in model.named_parameters()}
+    last = "kernel" if transposed else "weight"
+    named = model.named_parameters()
+    names = {id(p): key.replace(".", "/").replace("weight", last) for key, p in named}
     optimizer = microsoft.MuAdamW(model.parameters(), lr=1e-2, weight_decay=0.5)
     theirs = {
         names[id(p)]: (group["lr"], group["weight_decay"], group["eps"])
         for group in optimizer.param_groups
         for p in group["params"]
     }
-    table = mup_table(*trees(name, transposed), outputs_last=transposed)
+    table = mup_table(*trees(name, transposed))
     ours = {
         row.path: (1e-2 * row.learning_rate, 0.5 * row.weight_decay, 1e-8) for row in table.rows
     }
@@ -134,7 +138,7 @@ def test_the_factor_of_the_output(name):
 
 def test_sides_that_grow_differently():
     theirs = microsoft.shape.zip_infshapes({"w": (8, 8)}, {"w": (16, 32)})["w"]
-    ours = mup_table({"w": np.ones((8, 8))}, {"w": np.ones((16, 32))}, outputs_last=False)
+    ours = mup_table({"weight": np.ones((8, 8))}, {"weight": np.ones((16, 32))})
     assert ours.rows[0].learning_rate == 1 / theirs.width_mult() == 1 / 4
 
 

@@ -27,6 +27,8 @@ LAYERS = {
     "formats": "storage of one slot of one leaf",
     "kernels": "the program of a leaf as one kernel on TPUs; imported when a leaf may need it",
     "core": "`Step`, which passes through; the plan and the program of a leaf; trees and states",
+    "roles": "what each leaf is, by its name; the usual mask of weight decay",
+    "adam_mini": "Adam-mini's partition of a transformer, by roles",
     "schedules": "schedules that Optax lacks",
     "family": "one file per paper: its rule or its moments, its `scale_by_*`, its aliases",
     "sphere": "matrices of constant norm: `scale_on_sphere`, `adamh`",

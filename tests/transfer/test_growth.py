@@ -57,6 +57,8 @@ def test_perceptron_of_nnx():
 
 @pytest.mark.parametrize("outputs_last", [True, False])
 def test_kernels_of_other_shapes_than_matrices(outputs_last):
+    """Where one side alone grows, the factors are those of either role."""
+
     def init(width):
         axes = {
             "first": (3, 3, 1, width),
@@ -72,9 +74,10 @@ def test_kernels_of_other_shapes_than_matrices(outputs_last):
         }
         return {name: shape(*its[:: 1 if outputs_last else -1]) for name, its in axes.items()}
 
-    inputs = ("first", "depthwise", "bias", "embedding", "positions")
-    expected = dict.fromkeys(init(4), HIDDEN) | dict.fromkeys(inputs, INPUT) | {"readout": OUTPUT}
-    assert roles(init(4), init(16), outputs_last=outputs_last) == expected
+    one, other = (INPUT, OUTPUT) if outputs_last else (OUTPUT, INPUT)
+    expected = dict.fromkeys(init(4), HIDDEN) | {"bias": VECTOR, "readout": other}
+    expected |= dict.fromkeys(("first", "depthwise", "positions", "embedding"), one)
+    assert roles(init(4), init(16)) == expected
 
 
 def attention(heads, size):
@@ -103,16 +106,18 @@ def test_features_that_grow_by_more_than_either_part_of_the_heads():
     assert kernels["flax/query/bias"] == ("vector", 1, 8)
 
 
-def test_outputs_first_where_the_sides_grow_differently():
+def test_names_tell_the_sides_that_grow_differently():
     def init(n, m):
-        return {"weight": shape(8 * m, 8 * n), "first": shape(8 * m, 3), "last": shape(3, 8 * n)}
+        return {
+            "weight": shape(8 * m, 8 * n),
+            "kernel": shape(8 * n, 8 * m),
+            "last": shape(3, 8 * n),
+        }
 
-    assert roles(init(1, 1), init(4, 2), outputs_last=False) == {
-        "weight": ("hidden", 4, 2),
-        "first": ("input", 1, 2),
-        "last": OUTPUT,
-    }
-    assert roles(init(1, 1), init(4, 2))["weight"] == ("hidden", 2, 4)
+    found = roles(init(1, 1), init(4, 2))
+    assert found["weight"] == found["kernel"] == ("hidden", 4, 2)
+    with pytest.raises(ValueError, match="^params must have names that tell .* got 'up' with"):
+        growths({"up": shape(8, 8)}, {"up": shape(32, 16)})
 
 
 def test_integers_none_scalars_and_tracers():
@@ -212,7 +217,7 @@ def stacked(count, width):
 
 def test_stacked_layers():
     wider = roles(stacked(2, 4), stacked(2, 16))
-    assert wider["blocks/dense/kernel"] == HIDDEN and wider["blocks/norm/scale"] == INPUT
+    assert wider["blocks/dense/kernel"] == HIDDEN and wider["blocks/norm/scale"] == VECTOR
     found = {g.path: g for g in growths(stacked(2, 4), stacked(8, 16), layers="blocks/.*")}
     kernel, bias = found["blocks/dense/kernel"], found["blocks/dense/bias"]
     assert kernel.role == "hidden" and kernel.layers == (8, 2) and kernel.fan_in == 4
@@ -236,7 +241,6 @@ def test_nothing_is_guessed_where_a_kernel_may_grow_so(grown):
     assert by_name["blocks/dense/kernel"].layers == (1, 1)
 
 
-@pytest.mark.parametrize("outputs_last", [True, False])
 @pytest.mark.parametrize(
     "init",
     [
@@ -251,10 +255,10 @@ def test_nothing_is_guessed_where_a_kernel_may_grow_so(grown):
         lambda n: {"experts": shape(3, 4 * n, 4 * n), "router": shape(4 * n, 3)},
     ],
 )
-def test_no_kernel_is_taken_for_layers(init, outputs_last):
-    assert growths(init(1), init(4), outputs_last=outputs_last)
+def test_no_kernel_is_taken_for_layers(init):
+    assert growths(init(1), init(4))
     if "out" in init(1):
-        assert roles(init(1), init(4), outputs_last=outputs_last)["out"] == HIDDEN
+        assert roles(init(1), init(4))["out"] == HIDDEN
 
 
 def test_wrong_expressions():

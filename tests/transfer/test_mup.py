@@ -129,7 +129,7 @@ def test_what_mup_refuses():
     for alpha in (0.4, 1.1, float("nan")):
         refused(adam_jax.adamw, r"^alpha must be in \[0.5, 1\]", alpha=alpha)
     once = mup(adam_jax.adamw(1e-3), BASE, PARAMS)
-    refused(once, "^tx must not have factors already: write mup once")
+    refused(once, "^tx must not have factors already: write mup or layer_decay once")
     with pytest.raises(ValueError, match="mup was told of.*got a leaf at 'other'"):
         once.init({"other": jnp.ones(3)})
     grads = {"other": jnp.ones(3)}

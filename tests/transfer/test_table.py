@@ -63,13 +63,6 @@ def test_its_numbers_are_those_of_mup(alpha):
         assert row.initial_rms == 1 / math.sqrt(g.hidden_inputs)
 
 
-def test_an_embedding_with_outputs_first_has_the_same_factors():
-    base, params = ({"e": shape(50, n), "hidden": shape(n, n)} for n in (4, 16))
-    rows = [mup_table(base, params, outputs_last=last).rows[0] for last in (True, False)]
-    assert [row.role for row in rows] == ["input", "output"]
-    assert len({(row.learning_rate, row.eps, row.weight_decay) for row in rows}) == 1
-
-
 def test_layers_of_two_shapes_are_two_rows():
     def init(width):
         widths = (5, width, width, width, 3)
