@@ -100,10 +100,10 @@ class ScaleOnSphere(Rule):
         size = exact(root(leaf.mean(squared(u))))
         along = divide(leaf.mean(jnp.real(jnp.conj(p) * u)), exact(size * scale))
         e = leaf.mean(_excess(p, scale)) + exact(angle * (angle - 2 * along))
-        step = exact(u * divide(angle * scale, size))
+        turn = divide(angle * scale, size)
         length = exact(root(jnp.maximum(1 + e, 0)))
-        c = -e / exact(length * (1 + length))
-        return exact((p - step) * jnp.where((size > 0) & (length > 0), c, 0)) - step
+        c = jnp.where((size > 0) & (length > 0), -e / exact(length * (1 + length)), 0)
+        return exact(p * c) - exact(u * exact(turn + c * turn))
 
 
 def _sphere(learning_rate: ArrayLike | Schedule, mask: Mask | None = None) -> Stage:
