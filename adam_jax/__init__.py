@@ -35,14 +35,12 @@ from adam_jax.formats.policy import by_path, stochastic
 from adam_jax.groups import groups
 from adam_jax.hyperparams import HyperparamsState, hyperparams, set_hyperparams, with_hyperparams
 from adam_jax.modifiers import (
-    GrokfastState,
     atan2,
     cautious,
     cautious_weight_decay,
     clip_update_rms,
     corrected_weight_decay,
     grams,
-    grokfast,
     nesterov,
     with_kernel,
     with_layers,
@@ -77,7 +75,6 @@ __all__ = [
     "DecayRateLike",
     "EmaParamsState",
     "Factored",
-    "GrokfastState",
     "HyperparamsState",
     "Quantized",
     "Role",
@@ -115,7 +112,6 @@ __all__ = [
     "decay_mask",
     "ema_params",
     "grams",
-    "grokfast",
     "groups",
     "hyperparams",
     "inspect",

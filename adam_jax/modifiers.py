@@ -2,30 +2,26 @@
 
 Each takes a transformation of this package and returns one (`cautious(adamw(1e-3))`), or takes the
 function that makes it and returns such a function (`cautious(adamw)`), which `groups` and
-`with_hyperparams` accept. Modifiers can be stacked. The state stays the member's own, except for
-`grokfast`, which adds an average.
+`with_hyperparams` accept. Modifiers can be stacked. The state stays the member's own.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from adam_jax._types import AnyTransformation, Count, Function, Leaf, Named, Number, PyTree
+from adam_jax._types import AnyTransformation, Function, Leaf, Named, Number
 from adam_jax.core.foreign import is_foreign
 from adam_jax.core.member import Member, Stage
 from adam_jax.core.stacked import Layers, LayersLike
-from adam_jax.core.states import register
 from adam_jax.core.step import NoMember
 from adam_jax.core.transformation import Transformation, body_of
-from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType, check_slot_dtype
-from adam_jax.numerics import after_first, exact, root, sign, squared
+from adam_jax.numerics import exact, root, sign, squared
 from adam_jax.pytrees import Label, frozen_pytree, static
-from adam_jax.rates import DecayRate
 from adam_jax.rules.adam import Direction
 from adam_jax.rules.base import Modifier, Rule, View, with_parts
 from adam_jax.rules.hyperparameters import (
@@ -36,7 +32,6 @@ from adam_jax.rules.hyperparameters import (
     units_of,
     with_numbers,
 )
-from adam_jax.slots import Slot
 from adam_jax.validation import as_number, bound, check_number, is_factory, name_of
 from adam_jax.xla.mosaic import arctan2
 
@@ -311,72 +306,6 @@ def nesterov(tx: Modifiable) -> Modifiable:
         return new
 
     return modified(nesterov, tx, around_rule(change))
-
-
-class GrokfastState(NamedTuple):
-    """State of `grokfast`: optimizer steps completed and the slow gradient."""
-
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
-    slow: PyTree
-
-
-register(GrokfastState, slots={"slow": False}, counts=["count"])
-
-
-@frozen_pytree
-class AmplifySlowGradients(Rule):
-    """g + factor·slow; slow is an average of g that starts at the first gradient."""
-
-    elementwise = True
-
-    rate: DecayRate
-    factor: Number
-    later: Number = None
-
-    @property
-    def slots(self) -> tuple[Slot, ...]:
-        return (Slot("slow", rate=self.rate.complement),)
-
-    def at(self, count: Count) -> "AmplifySlowGradients":
-        return dataclasses.replace(self, later=after_first(count))
-
-    def update(self, leaf: View) -> Array:
-        average = self.rate.average(leaf.old["slow"], leaf.g)
-        return leaf.g + self.factor * leaf.renew("slow", jnp.where(self.later > 0, average, leaf.g))
-
-
-def grokfast(
-    tx: Modifiable,
-    decay: jax.typing.ArrayLike = 0.98,
-    factor: jax.typing.ArrayLike = 2.0,
-    slow_dtype: SlotDType = AT_LEAST_FLOAT32,
-) -> Modifiable:
-    """Amplifies the slow part of the gradient before the member sees it.
-
-        slow ← decay·slow + (1-decay)·g       g ← g + factor·slow
-
-    The first gradient initializes slow. Its state is the first in the tuple of the stages' states.
-
-    Args:
-      tx: a transformation of this package, or a function that makes one.
-      decay: α of the paper, per optimizer step, 0 ≤ decay < 1.
-      factor: λ of the paper, ≥ 0.
-      slow_dtype: how slow is stored; see `mu_dtype` of `adamw`.
-
-    Reference: Lee et al. 2024, Grokfast (https://arxiv.org/abs/2405.20233), algorithm 2
-    (Grokfast-EMA), started as in its authors' code.
-    """
-    factor = check_number("factor", factor, instead="the usual value is 2.0")
-    decay = check_number("decay", decay, 0.0, 1.0, instead="the usual value is 0.98")
-    rule = AmplifySlowGradients(DecayRate.of("decay", decay), factor)
-    stage = Stage(rule, GrokfastState, (check_slot_dtype("slow_dtype", slow_dtype),))
-    settings = {"decay": decay, "factor": factor, "slow_dtype": slow_dtype}
-
-    def before(member: Member) -> Member:
-        variants = tuple((stage, *stages) for stages in member.variants)
-        return dataclasses.replace(member, variants=variants, chained=True)
-
-    return modified(grokfast, tx, before, **settings)
 
 
 def with_kernel(tx: Modifiable, kernel: str = "auto") -> Modifiable:

@@ -88,7 +88,7 @@ def scale_batch(factory: Callable[..., Any], factor: float) -> "ScaledBatch":
 
     `groups(scale_batch(adamw, 4), ...)` and `mup(scale_batch(adamw, 4), ...)` scale the numbers of
     every leaf. `scale_batch(with_hyperparams(adamw), 4)` keeps the scaled numbers in the state,
-    `with_hyperparams(scale_batch(adamw, 4))` the others. The decay of `grokfast` is not scaled.
+    `with_hyperparams(scale_batch(adamw, 4))` the others.
 
     Reference: Malladi et al. 2022, section 5, for Adam and RMSprop. The rule for AMSGrad, NAdam,
     RAdam, ADOPT, LaProp, AdEMAMix and Yogi follows from the same units. It is approximate for

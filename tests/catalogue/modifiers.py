@@ -7,7 +7,6 @@ import adam_jax
 MODIFIERS = {
     "cautious": adam_jax.cautious,
     "clip_update_rms": adam_jax.clip_update_rms,
-    "grokfast": adam_jax.grokfast,
     "atan2": adam_jax.atan2,
     "nesterov": adam_jax.nesterov,
     "cautious_weight_decay": adam_jax.cautious_weight_decay,

@@ -31,23 +31,23 @@ class Kind(NamedTuple):
 
 
 MEMBERS = {
-    "adam": Kind(oracles.adam, False, "cautious nesterov atan2 clip grokfast grams"),
-    "adamw": Kind(oracles.adam, True, "cautious nesterov atan2 clip grokfast grams corrected"),
-    "nadam": Kind(oracles.nadam, False, "cautious atan2 grokfast grams"),
-    "amsgrad": Kind(oracles.amsgrad, False, "cautious atan2 clip grokfast grams"),
+    "adam": Kind(oracles.adam, False, "cautious nesterov atan2 clip grams"),
+    "adamw": Kind(oracles.adam, True, "cautious nesterov atan2 clip grams corrected"),
+    "nadam": Kind(oracles.nadam, False, "cautious atan2 grams"),
+    "amsgrad": Kind(oracles.amsgrad, False, "cautious atan2 clip grams"),
     "amsgradw": Kind(oracles.amsgrad, True, "cautious clip corrected"),
     "adamax": Kind(oracles.adamax, False, "cautious clip"),
-    "adamaxw": Kind(oracles.adamax, True, "cautious clip grokfast grams corrected"),
+    "adamaxw": Kind(oracles.adamax, True, "cautious clip grams corrected"),
     "radam": Kind(oracles.radam, False, "cautious nesterov"),
     "adabelief": Kind(oracles.belief, False, "cautious nesterov"),
     "yogi": Kind(oracles.yogi, False, "cautious"),
-    "adan": Kind(oracles.adan, True, "cautious grokfast grams corrected", {"eps_root": 1e-8}),
+    "adan": Kind(oracles.adan, True, "cautious grams corrected", {"eps_root": 1e-8}),
     "lion": Kind(oracles.lion, True, "cautious corrected"),
-    "adopt": Kind(oracles.adopt, False, "cautious nesterov grokfast grams"),
-    "laprop": Kind(oracles.laprop, False, "cautious nesterov grokfast grams"),
-    "lapropw": Kind(oracles.laprop, True, "cautious nesterov grokfast grams corrected"),
-    "ademamix": Kind(oracles.ademamix, True, "cautious grokfast grams corrected", {"alpha": 5.0}),
-    "mars_adamw": Kind(oracles.mars, True, "cautious nesterov atan2 grokfast grams corrected"),
+    "adopt": Kind(oracles.adopt, False, "cautious nesterov grams"),
+    "laprop": Kind(oracles.laprop, False, "cautious nesterov grams"),
+    "lapropw": Kind(oracles.laprop, True, "cautious nesterov grams corrected"),
+    "ademamix": Kind(oracles.ademamix, True, "cautious grams corrected", {"alpha": 5.0}),
+    "mars_adamw": Kind(oracles.mars, True, "cautious nesterov atan2 grams corrected"),
     "lamb": Kind(oracles.adam, True, "cautious nesterov grams corrected", {"eps": 1e-6}),
 }
 
@@ -82,7 +82,6 @@ class Member(Plain):
         super().__init__()
         self.member, self.count = member, 0
         self.seen: dict[str, list[Any]] = {}
-        self.slow: Arrays = {}
 
     def step(self, g: Arrays, params: Arrays, weight: float) -> Arrays:
         del weight
@@ -103,10 +102,6 @@ class Member(Plain):
         member, kind, p = self.member, MEMBERS[self.member.name], params[path]
         decay = 0.0 if member.decay is None or (member.masked and p.ndim < 2) else member.decay
         decay *= rate / PEAK if "corrected" in member.modifiers else 1.0
-        if "grokfast" in member.modifiers:
-            slow = self.slow.get(path, g)
-            self.slow[path] = slow + 0.1 * (g - slow)
-            g = g + 2.0 * self.slow[path]
         if not kind.decays:
             g = g + decay * p
         self.seen.setdefault(path, []).append(g)

@@ -199,7 +199,6 @@ ERRORS = {
         ["max_before_correction=True"],
     ),
     "lion": (adam_dict(), adam_jax.lion(1e-3), ["PyTorch", "ScaleByLionState"]),
-    "grokfast": (adam_dict(), adam_jax.grokfast(ADAM), ["GrokfastState"]),
     "yogi": (adam_dict(), adam_jax.yogi(1e-3), ["YogiSquares"]),
     "adopt": (adam_dict(), adam_jax.adopt(1e-3), ["Adopt"]),
     "sgd": (adam_dict(), optax.sgd(1e-3), ["Adam's family"]),

@@ -27,7 +27,7 @@ def mesh():
     return jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
-MODIFIED = {n: record.MODIFIERS[n] for n in ("cautious", "corrected_weight_decay", "grokfast")}
+MODIFIED = {n: record.MODIFIERS[n] for n in ("cautious", "corrected_weight_decay")}
 GROUPS = {"b": dict(weight_decay=0.0)}
 WRAPPERS: dict[str, Any] = {
     **{n: lambda s, f=f: f(adamw(s)) for n, f in record.WRAPPERS.items() if n != "frozen"},

@@ -114,7 +114,6 @@ AROUND = {
     "skip, ema": adam_jax.skip_nonfinite(adam_jax.chain(adamw(1e-2), adam_jax.ema_params(0.9))),
     "hyperparameters": adam_jax.with_hyperparams(adamw)(learning_rate=1e-2),
     "modified": adam_jax.cautious(adam_jax.clip_update_rms(adamw(1e-2))),
-    "grokfast": adam_jax.grokfast(adamw(1e-2)),
     "offload": adam_jax.sharding.offload(adamw(1e-2)),
     "everything": adam_jax.accumulate(
         adam_jax.telemetry(adam_jax.skip_nonfinite(adamw(1e-2)), 2), 2

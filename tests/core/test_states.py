@@ -234,7 +234,7 @@ def test_a_description_names_fields_and_does_not_change():
 BUILT = (
     *("adamw, float32", "amsgrad, int8", "adan, float32", "lion, int8", "ademamix, float32"),
     *("adabelief, float32", "schedule_free_adamw, float32", "adamw masked, float32"),
-    *("grokfast(adam)", "schedule(adamw, float32)", "with_hyperparams(adamw, int8)"),
+    *("schedule(adamw, float32)", "with_hyperparams(adamw, int8)"),
     "groups(lion, float32)",
     *(f"{name}(adamw, float32)" for name in record.WRAPPERS if name != "frozen"),
 )

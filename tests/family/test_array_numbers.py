@@ -41,7 +41,6 @@ def surrounded(rate):
     yield adam_jax.groups({"b": adam_jax.adamw(rate), ".*": adam_jax.lion(0.1)})
     yield adam_jax.with_layers(adam_jax.adamw(rate), {"w.*": 1, "b": 1})
     yield adam_jax.cautious(adam_jax.adamw(rate))
-    yield adam_jax.grokfast(adam_jax.adamw(rate))
     yield adam_jax.chain(adam_jax.clip_by_global_norm(1.0), adam_jax.adamw(rate))
     yield adam_jax.accumulate(adam_jax.adamw(rate), 2)
     yield adam_jax.skip_nonfinite(adam_jax.adamw(rate))
@@ -144,7 +143,6 @@ def test_settings_of_a_function_that_makes_a_transformation_compare(array):
     """They are not leaves: the factory is part of the structure of the transformation."""
     for modified in (
         lambda x: adam_jax.atan2(adam_jax.adamw, a=x),
-        lambda x: adam_jax.grokfast(adam_jax.adamw, decay=x),
         lambda x: adam_jax.clip_update_rms(adam_jax.adamw, threshold=x),
     ):
         make, same = modified(array(0.5)), modified(array(0.5))

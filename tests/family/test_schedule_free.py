@@ -88,9 +88,7 @@ def test_its_state_is_optaxs_and_goes_on_there(x64):
     chex.assert_trees_all_equal_shapes_and_dtypes(*results)
 
 
-@pytest.mark.parametrize(
-    "modifier", [adam_jax.grokfast, adam_jax.cautious_weight_decay, adam_jax.atan2]
-)
+@pytest.mark.parametrize("modifier", [adam_jax.cautious_weight_decay, adam_jax.atan2])
 def test_modifiers_and_hyperparameters(modifier):
     gs = gradients(10, 10, seed=26)
     plain = adam_jax.schedule_free_adamw(0.1, weight_decay=0.1)

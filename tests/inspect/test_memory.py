@@ -35,7 +35,7 @@ EVERYTHING = {
     "hyperparams": adam_jax.with_hyperparams(adamw)(learning_rate=1e-3),
     "around": adam_jax.telemetry(
         adam_jax.skip_nonfinite(
-            adam_jax.chain(adam_jax.grokfast(adamw(1e-3)), adam_jax.ema_params(0.9)), spike_sigmas=6
+            adam_jax.chain(adamw(1e-3), adam_jax.ema_params(0.9)), spike_sigmas=6
         )
     ),
     "optax.adafactor": optax.adafactor(1e-3, min_dim_size_to_factor=32),

@@ -47,8 +47,7 @@ def test_on_every_member_with_the_members_own_state(member, name):
     tx = modifier(plain)
     params = {"w": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4), "b": jnp.array(2.0)}
     state = tx.init(params)
-    own = state[1:] if name == "grokfast" else state
-    chex.assert_trees_all_equal_structs(own, plain.init(params))
+    chex.assert_trees_all_equal_structs(state, plain.init(params))
     _, new = jax.eval_shape(tx.update, params, state, params)
     chex.assert_trees_all_equal_structs(new, state)
     assert tx == modifier(member.alias(0.1)) != plain
@@ -167,26 +166,6 @@ def test_nesterov_is_the_argument_of_that_name():
     assert np.abs(run(looking_ahead, gs) - run(plain, gs)).max() > 1e-2
 
 
-def test_grokfast_is_a_filter_before_the_member(x64):
-    """Lee et al. 2024: g + λ·slow, where the average slow starts at the first gradient."""
-    gs = gradients(60, 20, seed=15).astype(np.float64)
-    filtered, slow = [], gs[0]
-    for g in gs:
-        slow = 0.95 * slow + 0.05 * g
-        filtered.append(g + 5.0 * slow)
-    tx = adam_jax.grokfast(adam_jax.scale_by_adam(), decay=0.95, factor=5.0)
-    exact = np.stack(list(oracles.adam(np.stack(filtered))))
-    np.testing.assert_allclose(run(tx, gs), exact, rtol=1e-9)
-    constant = np.ones((200, 3))
-    np.testing.assert_allclose(run(adam_jax.grokfast(adam_jax.scale_by_lion()), constant), 1.0)
-
-
-def test_grokfast_stores_the_slow_gradient_as_asked():
-    tx = adam_jax.grokfast(adam_jax.adam(0.1), slow_dtype=jnp.bfloat16)
-    state = tx.init(jnp.ones(3))
-    assert state[0].slow.dtype == jnp.bfloat16 and state[1].mu.dtype == jnp.float32
-
-
 def test_they_stack_in_any_order_that_makes_sense():
     params, tx = jnp.linspace(-1.0, 1.0, 20), adam_jax.adamw(0.1)
     for modifier in MODIFIERS.values():
@@ -215,8 +194,6 @@ def test_errors():
         adam_jax.nesterov(adam_jax.with_hyperparams(adam_jax.adam)(0.1))
     with pytest.raises(ValueError, match="with accumulators, .* got ScaleByLearningRate"):
         adam_jax.cautious(adam_jax.scale_by_learning_rate(1.0))
-    with pytest.raises(ValueError, match=r"decay must be in \[0, 1\)"):
-        adam_jax.grokfast(adam_jax.adam(0.1), decay=1.0)
     with pytest.raises(ValueError, match="threshold must be in"):
         adam_jax.clip_update_rms(adam_jax.adam(0.1), threshold=0.0)
     with pytest.raises(ValueError, match="a must be in"):

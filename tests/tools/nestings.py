@@ -47,7 +47,6 @@ MODIFIERS = {
     "nesterov": adam_jax.nesterov,
     "atan2": adam_jax.atan2,
     "clip": functools.partial(adam_jax.clip_update_rms, threshold=0.5),
-    "grokfast": functools.partial(adam_jax.grokfast, decay=0.9),
     "grams": adam_jax.grams,
     "corrected": functools.partial(adam_jax.corrected_weight_decay, peak_learning_rate=plain.PEAK),
 }

@@ -50,7 +50,6 @@ def transformations() -> dict[str, Any]:
         "hyperparams": a.with_hyperparams(a.adamw)(schedule, b1=0.8),
         "groups": a.groups(a.adamw, {"bias": {"weight_decay": 0.0}}, learning_rate=1e-2),
         "partition": a.groups({"kernel": int8, ".*": a.lion(1e-3)}),
-        "grokfast": a.grokfast(adamw),
         "master_residual": a.master_residual(int8),
         "kahan_summation": a.kahan_summation(adamw),
     }

@@ -73,7 +73,6 @@ def test_numbers_of_adamw(given):
         adam_jax.nesterov,
         adam_jax.atan2,
         adam_jax.clip_update_rms,
-        adam_jax.grokfast,
         adam_jax.cautious_weight_decay,
         lambda tx: adam_jax.cautious(adam_jax.clip_update_rms(tx, 0.5)),
     ],
