@@ -80,7 +80,7 @@ def rows(devices: Any) -> Iterator[dict[str, Any]]:
                     "optimizer": name,
                     "collectives": ", ".join(f"{n} {kind}" for kind, (n, _) in found.items()),
                     "MiB": round(sum(size for _, size in found.values()), 1),
-                    "GFLOP": round(compiled.cost_analysis()["flops"] / 1e9, 1),
+                    "GFLOP": round((compiled.cost_analysis() or {})["flops"] / 1e9, 1),
                 }
 
 

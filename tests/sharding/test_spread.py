@@ -118,11 +118,10 @@ def test_the_same_updates_without_gathering_parts(layout, kind):
     assert jax.tree.map(jnp.shape, again) == jax.tree.map(jnp.shape, state)
 
 
-@pytest.mark.parametrize(
-    "tx",
-    [MUON, adam_jax.adamw(0.1), adam_jax.scale_on_sphere(0.1)],
-    ids=["muon", "adamw", "sphere"],
-)
+ANY = {"muon": MUON, "adamw": adam_jax.adamw(0.1), "sphere": adam_jax.scale_on_sphere(0.1)}
+
+
+@pytest.mark.parametrize("tx", ANY.values(), ids=list(ANY))
 def test_any_transformation(tx):
     mesh, spec, spread_over = case("rows", AxisType.Auto)
     params = parameters()
@@ -213,8 +212,9 @@ def test_what_does_not_fit_is_said():
         spread(PLAIN, specs=spec).init({"w": jnp.ones((16, 48))})
     with pytest.raises(ValueError, match=r"specs must be given.*p.sharding.spec"):
         spread(PLAIN).init(params)
+    tx = spread_over(PLAIN)
+    others = tx.init(on(mesh, spec, {"w": jnp.ones((32, 48))}))
     with pytest.raises(ValueError, match=r"state must have the matrices.*float32_16@data_48"):
-        tx = spread_over(PLAIN)
-        tx.update(params, tx.init(on(mesh, spec, {"w": jnp.ones((32, 48))})), params)
+        tx.update(params, others, params)
     with pytest.raises(ValueError, match=r"params must be given"):
         tx.update(params, tx.init(params))
