@@ -1,4 +1,4 @@
-"""Optimizer state beyond one device: sharded over devices (ZeRO-1), or offloaded to host memory.
+"""Optimizer state beyond one device: sharded (ZeRO-1), spread by matrices, or in host memory.
 
 An array of a state whose path contains a parameter's path is split like that parameter. The storage
 format does the splitting, so nothing here depends on codes or factors.
@@ -27,9 +27,10 @@ from adam_jax.formats.base import sharding_of
 from adam_jax.formats.blockwise import fitting_block
 from adam_jax.formats.dense import format_of, is_floating
 from adam_jax.pytrees import frozen_pytree, static
+from adam_jax.spreading import SpreadState, placed_as, specs_of, spread
 from adam_jax.validation import check_expression, check_integer, printed
 
-__all__ = ["offload", "shard_state", "state_shardings"]
+__all__ = ["SpreadState", "offload", "shard_state", "spread", "state_shardings"]
 
 MIN_SIZE = 4096
 
@@ -141,17 +142,8 @@ class Placement:
 
     def of_params(self, params: Params) -> list[PartitionSpec]:
         """The spec of each parameter; None leaves are left out."""
-        if self.specs is None:
-            return [PartitionSpec()] * len(jax.tree.leaves(params))
-        try:
-            below = self.specs.treedef.flatten_up_to(params)
-        except ValueError:
-            raise ValueError(
-                f"specs must be a tree of PartitionSpecs like the parameters, or a prefix of it,"
-                f" got {self.specs.treedef} for {jax.tree.structure(params)}."
-            ) from None
-        pairs = zip(self.specs.leaves, below, strict=True)
-        return [spec for spec, subtree in pairs for _ in jax.tree.leaves(subtree)]
+        specs = FrozenTree.of(PartitionSpec()) if self.specs is None else self.specs
+        return specs_of(specs, params)
 
     def of_state(self, params: Params) -> list[PartitionSpec]:
         """The spec of each parameter's state."""
@@ -189,16 +181,9 @@ class Placement:
     def place(self, tree: PyTree, specs: Iterable[PartitionSpec]) -> PyTree:
         """Places every leaf by its spec; None leaves stay."""
 
-        def placed(x: Leaf, spec: PartitionSpec) -> Leaf:
-            if not isinstance(x, jax.core.Tracer):
-                return jax.device_put(x, NamedSharding(self.mesh, spec))
-            mesh = jax.typeof(x).sharding.mesh  # `inspect` describes automatic axes as explicit.
-            if mesh.are_all_axes_explicit:
-                return jax.sharding.reshard(x, NamedSharding(mesh, spec))
-            return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
-
         leaves, treedef = jax.tree.flatten(tree)
-        return treedef.unflatten([placed(*pair) for pair in zip(leaves, specs, strict=True)])
+        pairs = zip(leaves, specs, strict=True)
+        return treedef.unflatten([placed_as(x, NamedSharding(self.mesh, s)) for x, s in pairs])
 
     def of_stored(
         self, state: State, params: Params
@@ -220,7 +205,10 @@ class Placement:
             where += own
             whole = (s for x, s in zip(arrays, own, strict=True) if np.shape(x) == shape)
             specs[i] = next((spec for spec in whole if spec != told[i]), specs[i])
-        return where, specs
+        by_matrix = PartitionSpec(self.axes)  # Arrays in a SpreadState, which no leaf owns.
+        flat = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, SpreadState))
+        its = [isinstance(x, SpreadState) for x in flat for _ in jax.tree.leaves(x)]
+        return [by_matrix if own else w for own, w in zip(its, where, strict=True)], specs
 
     def shardings(self, state: State, params: Params) -> PyTree:
         """A tree like the state with the sharding of each array."""

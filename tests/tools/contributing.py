@@ -36,6 +36,7 @@ LAYERS = {
     "wrap": "wrappers of transformations: accumulate, chain, clip, ema, skip, telemetry, weights",
     "groups": "hyperparameters or optimizers for groups of leaves",
     "hyperparams": "hyperparameters in the state",
+    "spreading": "`sharding.spread`: whole matrices, each on one device",
     "sharding": "the state sharded over devices, or in host memory",
     "convert": "states in other formats, and from and to other libraries",
     "inspect": "memory, predicted; what happens to each leaf; records; the layout of tables",
