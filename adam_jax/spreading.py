@@ -1,6 +1,5 @@
 """Whole matrices, each on one of the devices that hold its parts."""
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -35,7 +34,15 @@ class SpreadState(NamedTuple):
 register(SpreadState, inner=["inner_states"])
 
 
-def _whole(parts: Sequence[Any], lead: Sequence[Any], ways: Sequence[Any]) -> Any:
+class Way(NamedTuple):
+    """Mesh axes of this many devices, over which an axis of the matrices is split; 0 for none."""
+
+    names: tuple[str, ...]
+    devices: int
+    axis: int
+
+
+def _whole(parts: Sequence[Any], lead: Sequence[Any], ways: Sequence[Way]) -> Any:
     """This device's matrices, from its parts of all of them; zeros follow the last."""
     pairs = zip(parts, lead, strict=True)
     stack = jnp.concatenate([x.reshape(-1, *x.shape[len(layers) :]) for x, layers in pairs])
@@ -49,7 +56,7 @@ def _whole(parts: Sequence[Any], lead: Sequence[Any], ways: Sequence[Any]) -> An
     return stack
 
 
-def _parts(stack: Any, lead: Sequence[Any], ways: Sequence[Any]) -> list[Any]:
+def _parts(stack: Any, lead: Sequence[Any], ways: Sequence[Way]) -> list[Any]:
     """The inverse of `_whole`."""
     for names, _, axis in reversed(ways):
         if axis:
@@ -107,11 +114,8 @@ class Spread(Body):
         u, new = jax.jit(stepped)(step.rounded(), step.joined_params(), state.inner_states)
         return step.with_results(u, step.widened().dtypes), SpreadState(new)
 
-    def mapped(
-        self, f: Function, params: Params, g: list[Any], states: PyTree, arrays: Any
-    ) -> tuple[list[Any], dict[str, State]]:
-        """Maps f over the matrices, each on its device; a state without gradient stays."""
-        leaves, paths = jax.tree.leaves(params), leaf_paths(params, none_is_leaf=False)
+    def mesh(self, leaves: Sequence[Leaf]) -> Any:
+        """The mesh of the parameters, or that of the context."""
         known = [jax.typeof(x).sharding.mesh for x in leaves] + [jax.sharding.get_abstract_mesh()]
         mesh = next((x for x in known if not x.empty), known[-1])
         if leaves and not {*self.axes} <= {*mesh.axis_names}:
@@ -125,12 +129,20 @@ class Spread(Body):
                 " leaf is split, got None: write specs=jax.tree.map(lambda p: p.sharding.spec,"
                 " params), or a prefix of it."
             )
+        return mesh
+
+    def mapped(
+        self, f: Function, params: Params, g: list[Any], states: PyTree, arrays: Any
+    ) -> tuple[list[Any], dict[str, State]]:
+        """Maps f over the matrices, each on its device; a state without gradient stays."""
+        leaves, paths = jax.tree.leaves(params), leaf_paths(params, none_is_leaf=False)
+        mesh, layers = self.mesh(leaves), list(map(self.layers.axes, paths))
         manual = not {*self.axes}.isdisjoint(mesh.manual_axes)
         specs = [jax.typeof(x).sharding.spec for x in leaves]
         specs = specs if self.specs is None else specs_of(self.specs, params)
-        layers, inside = list(map(self.layers.axes, paths)), []
+        inside: list[PartitionSpec] = []
         stacks: dict[str, list[int]] = {}
-        ways: dict[str, list[tuple[tuple[str, ...], int, int]]] = {}
+        ways: dict[str, list[Way]] = {}
         for i, (p, spec, n) in enumerate(zip(leaves, specs, layers, strict=True)):
             parts = [tuple(a for a in axes_in(x) if a in self.axes) for x in spec]
             parts = [()] * n + parts[n:] + [()] * (p.ndim - len(parts))
@@ -144,8 +156,7 @@ class Spread(Body):
             rest = tuple(a for a in self.axes if a not in sum(parts, ()))
             split = zip(parts[n:], sizes[n:], itertools.count(1), strict=False)
             left = (rest, math.prod(mesh.shape[a] for a in rest), 0)
-            ways[name] = [way for way in (*split, left) if way[0]]
-        ...
+            ways[name] = [Way(*way) for way in (*split, left) if way[0]]
         if states is not None and states.keys() != stacks.keys():
             raise ValueError(
                 f"the state must have the matrices {list(stacks)}, got {list(states)}: {PASS_ON}"
@@ -164,7 +175,7 @@ class Spread(Body):
                     if len(given) < len(its):
                         marks = [jnp.full(s, i in given) for i, s in zip(its, lead, strict=True)]
                         devices = math.prod(n for _, n, _ in ways[name])
-                        moves = _whole(marks, lead, [(names, devices, 0)])
+                        moves = _whole(marks, lead, [Way(names, devices, 0)])
                     stepped = jax.vmap(f, (0, 0, 0, 0, None))
                     x, new[name] = stepped(*columns, moves, new[name], arrays)
                     for i, part in zip(its, _parts(x, lead, ways[name]), strict=True):
