@@ -5,6 +5,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from adam_jax import schedules, sharding
+from adam_jax.core.states import register_optax_states
 from adam_jax.core.transformation import Transformation, step
 from adam_jax.family.adabelief import adabelief, scale_by_belief
 from adam_jax.family.adam import (
@@ -129,6 +130,7 @@ __all__ = [
     "nesterov",
     "radam",
     "radamw",
+    "register_optax_states",
     "scale_by_adam",
     "scale_by_adamax",
     "scale_by_adan",
