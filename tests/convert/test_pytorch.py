@@ -165,7 +165,7 @@ def changed(change):
 
 def test_errors_list_every_path_that_is_wrong():
     def spoil(entries):
-        del entries[1]["exp_avg"], entries[3]
+        del entries[1]["exp_avg"], entries[3]["exp_avg"], entries[3]["exp_avg_sq"]
         entries[0]["max_exp_avg_sq"] = np.zeros(3)
         entries[2]["exp_avg"] = entries[2]["exp_avg"].T
 
