@@ -14,7 +14,7 @@ from adam_jax.convert.names import by_path, listed
 from adam_jax.core.boxes import unboxed
 from adam_jax.core.states import described, states_by_path, states_in
 from adam_jax.core.transformation import body_of
-from adam_jax.core.trees import is_stored
+from adam_jax.core.trees import fetched, is_stored
 from adam_jax.formats.blockwise import Blocks
 from adam_jax.formats.dense import format_of, is_inexact
 from adam_jax.rules.hyperparameters import Scheduled
@@ -44,7 +44,8 @@ class StateReport(NamedTuple):
         for kind in KINDS:
             its = [f"{kind}: {f.where!r} {f.text}" for f in self.faults if f.kind == kind]
             lines += [x + f" (and {len(its) - 1} more)" * (len(its) > 1) for x in its[:1]]
-        return "\n".join(lines) or f"no faults after {max(self.counts.values(), default=0)} steps"
+        steps = f" after {max(self.counts.values())} steps" if self.counts else ""
+        return "\n".join(lines) or f"no faults{steps}"
 
     __repr__ = __str__
 
@@ -127,14 +128,15 @@ def _form(stored: Stored) -> str:
 
 
 def _of_arrays(state: State, params: Params) -> Iterator[Fault]:
-    devices = {frozenset(p.sharding.device_set) for p in jax.tree.leaves(params)}
+    arrays = [p for p in jax.tree.leaves(params) if isinstance(p, jax.Array)]
+    devices = {frozenset(p.sharding.device_set) for p in arrays}
     # Between optimizer steps, and in what was measured, anything may be.
     free = [getattr(x, "groups", getattr(x, "acc_grads", ())) for x in states_in(state)]
     passed = set(map(id, jax.tree.leaves(free)))
     for path, x in by_path(state).items():
         if isinstance(x, jax.Array) and devices - {frozenset(x.sharding.device_set)}:
             yield Fault("devices", path, "is not on the devices of the parameters")
-        if is_inexact(x) and id(x) not in passed and not jnp.all(jnp.isfinite(x)):
+        if is_inexact(x) and id(x) not in passed and not jnp.all(jnp.isfinite(fetched(x))):
             yield Fault("nonfinite", path, "has NaN or infinity")
 
 
@@ -182,7 +184,7 @@ def _of_moments(state: State, after_one: dict[tuple[str, str], Any]) -> Iterator
                 low, spread, size = map(float, _measured(dense(stored, magnitude)))
                 where, sizes[leaf], one = _path(path, slot, leaf), size, after_one.get((slot, leaf))
                 unused = isinstance(stored, Blocks) and jnp.any(
-                    stored.codes.astype(jnp.int32) < -stored.format.codec.steps
+                    fetched(stored.codes).astype(jnp.int32) < -stored.format.codec.steps
                 )
                 if unused or (magnitude and low < 0):
                     yield Fault("range", where, "has numbers that no step makes")

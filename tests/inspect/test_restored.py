@@ -32,6 +32,7 @@ GOOD = {
     "hyperparams": adam_jax.with_hyperparams(adam_jax.adamw)(SCHEDULE),
     "scheduled b2": adam_jax.adamw(1e-2, b2=adam_jax.schedules.power_law_schedule(0.8)),
     "groups": adam_jax.groups({"w": optax.contrib.muon(1e-2), ".*": adam_jax.adamw(SCHEDULE)}),
+    "offload": adam_jax.sharding.offload(adam_jax.adamw(1e-2, mu_dtype=jnp.int8)),
     "telemetry": adam_jax.telemetry(adam_jax.skip_nonfinite(adam_jax.adamw(1e-2)), every=2),
 }  # fmt: skip
 
