@@ -68,7 +68,7 @@ def from_optax(state: State, params: Params, tx: AnyTransformation) -> State:
             f" moments, optax.tree.get(state, 'ScaleByAdamState')."
         )
     wanted, found_here = ({"/".join(key) for key in x.slots} for x in (target, given))
-    instead = "Write convert.carry(state, old_params, params, tx) if the parameters have changed."
+    instead = "Write convert.carry(state, old_params, params, tx) to keep what both have."
     complain("state", wanted - found_here, found_here - wanted, instead=instead)
     if wrong := given.kinds - target.kinds:
         raise ValueError(

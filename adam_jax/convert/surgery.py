@@ -57,7 +57,7 @@ def carry(
     old, new = ({k: np.shape(p) for k, p in by_path(x).items()} for x in (old_params, new_params))
     told = {path: x if isinstance(x, tuple) else (x, None) for path, x in (rename or {}).items()}
     sources = {path: (path, None) for path in new} | told
-    if unknown := [*(told.keys() - new), *({x for x, _ in told.values()} - {None, *old})]:
+    if unknown := sorted((told.keys() - new) | ({x for x, _ in told.values()} - {None, *old})):
         raise ValueError(
             f"rename must map paths of new_params to paths of old_params, got {listed(unknown)}:"
             f" they are {listed(new)} and {listed(old)}."

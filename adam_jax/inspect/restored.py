@@ -142,20 +142,20 @@ def _of_arrays(state: State, params: Params) -> Iterator[Fault]:
 
 def _of_counts(state: State, step: int | None, counts: dict[str, int]) -> Iterator[Fault]:
     """A count may lag by the steps that wrappers around it skipped; in `groups` by more."""
-    places, lags = list(states_by_path(state)), {"": 0}
+    places, lags = list(states_by_path(state)), {}
     for path, x in places:
         around = [y for above, y in places if above == path[: len(above)] != path]
         late = any(isinstance(y, optax.PartitionState) for y in around)
         skipped = sum(int(np.max(getattr(y, "total_notfinite", 0))) for y in around)
         for name in described(x).counts:
             counts[where := _path(path, name)] = int(np.max(getattr(x, name)))
-            lags[where] = 2**31 if late else skipped
+            lags[where] = skipped, late
     first = max(counts, key=counts.__getitem__, default="")
-    top, fewest = counts.get(first, step or 0), min(lags[where] for where in counts or lags)
-    for where, count in counts.items():
-        if count + lags[where] - fewest < top:
-            yield Fault("counts", where, f"is {count}, and {first!r} is {top}")
-    if step is not None and not top <= step <= top + fewest:
+    top, fewest = counts.get(first, 0), min((skipped for skipped, _ in lags.values()), default=0)
+    for where, (skipped, late) in lags.items():
+        if not late and counts[where] + skipped - fewest < top:
+            yield Fault("counts", where, f"is {counts[where]}, and {first!r} is {top}")
+    if counts and step is not None and not top <= step <= top + fewest:
         yield Fault("step", first, f"is {top}, and step is {step}")
 
 
