@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from adam_jax import schedules, sharding
 from adam_jax.adam_mini import AdamMini
+from adam_jax.core.states import register_optax_states
 from adam_jax.core.transformation import Transformation, step
 from adam_jax.family.adabelief import adabelief, scale_by_belief
 from adam_jax.family.adam import (
@@ -128,6 +129,7 @@ __all__ = [
     "nesterov",
     "radam",
     "radamw",
+    "register_optax_states",
     "roles",
     "scale_by_adam",
     "scale_by_adamax",

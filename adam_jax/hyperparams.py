@@ -31,7 +31,7 @@ from adam_jax.core.step import Body, Step, check_state, select
 from adam_jax.core.transformation import Transformation, body_of
 from adam_jax.groups import groups
 from adam_jax.modifiers import Factory, layers_of, with_layers
-from adam_jax.pytrees import Label, frozen_pytree, static
+from adam_jax.pytrees import Label, exported, frozen_pytree, static
 from adam_jax.rates import DecayRate, DecayRateLike, Past, moved, past_key
 from adam_jax.rules.hyperparameters import FixedNumber, Scheduled
 from adam_jax.validation import (
@@ -48,6 +48,7 @@ from adam_jax.validation import (
 P = ParamSpec("P")
 
 
+@exported
 class ExactRate(NamedTuple):
     """A decay rate b with 1 - b and log b, each rounded from the Python number.
 

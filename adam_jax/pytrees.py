@@ -1,10 +1,12 @@
 """Classes that are both values and pytrees: the base of rules, stages and bodies."""
 
+import contextlib
 import dataclasses
 from typing import Any, dataclass_transform
 
 import jax
 import jax.core
+import jax.export
 import numpy as np
 
 from adam_jax._types import Leaf, PyTree
@@ -63,6 +65,14 @@ def _value(x: Leaf, of_tracer: Any) -> tuple[Leaf, ...]:
 
     leaves, structure = jax.tree.flatten(x)
     return structure, *map(of_leaf, leaves)
+
+
+def exported(kind: Any) -> Any:
+    """Lets `jax.export` write this NamedTuple to files, under a name that all versions keep."""
+    name = f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
+    with contextlib.suppress(ValueError):  # It is registered already.
+        jax.export.register_namedtuple_serialization(kind, serialized_name=name)
+    return kind
 
 
 class Label(str):

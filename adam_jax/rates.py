@@ -19,12 +19,13 @@ from jax import Array
 
 from adam_jax._types import Count, Number, PyTree, State
 from adam_jax.numerics import exact, next_count, safe_log
-from adam_jax.pytrees import Label, frozen_pytree, static
+from adam_jax.pytrees import Label, exported, frozen_pytree, static
 from adam_jax.validation import IN_FLOAT32, check_number, check_scalar, same_kind
 
 Schedule = Callable[[Array], jax.typing.ArrayLike]
 
 
+@exported
 class Past(NamedTuple):
     """The decay rates of the steps so far: log Π is (t - since)·log + before + rest.
 

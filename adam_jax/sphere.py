@@ -25,7 +25,7 @@ from adam_jax.formats.block_means import BlockMeans
 from adam_jax.formats.dense import wider_dtype
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.numerics import divide, exact, root, squared, summed
-from adam_jax.pytrees import frozen_pytree
+from adam_jax.pytrees import exported, frozen_pytree
 from adam_jax.rates import DecayRateLike, Schedule
 from adam_jax.roles import roles
 from adam_jax.rules.base import Rule, View
@@ -34,6 +34,7 @@ from adam_jax.slots import Slot
 from adam_jax.validation import named_arguments
 
 
+@exported
 class ScaleOnSphereState(NamedTuple):
     """State of `scale_on_sphere`.
 

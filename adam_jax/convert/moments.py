@@ -18,7 +18,7 @@ from adam_jax.convert.names import by_path, complain, listed, placed_like
 from adam_jax.core.boxes import boxed, is_box, unboxed
 from adam_jax.core.stacked import Layers, LayersLike, one_layer
 from adam_jax.core.states import described, found, is_known, is_state, states_in
-from adam_jax.core.transformation import body_of
+from adam_jax.core.transformation import Transformation, body_of
 from adam_jax.core.trees import fetched, is_stored, leaf_paths, on_host, unflatten_slot
 from adam_jax.formats.base import Format
 from adam_jax.formats.dense import format_of, is_floating, wider_dtype
@@ -68,7 +68,8 @@ def from_optax(state: State, params: Params, tx: AnyTransformation) -> State:
             f" moments, optax.tree.get(state, 'ScaleByAdamState')."
         )
     wanted, found_here = ({"/".join(key) for key in x.slots} for x in (target, given))
-    complain("state", wanted - found_here, found_here - wanted)
+    instead = "Write convert.carry(state, old_params, params, tx) to keep what both have."
+    complain("state", wanted - found_here, found_here - wanted, instead=instead)
     if wrong := given.kinds - target.kinds:
         raise ValueError(
             f"state must be that of the same member as tx, got {listed(wrong)} for"
@@ -196,12 +197,12 @@ class Moments(NamedTuple):
     kinds: set[str]
 
     def filled(self, slots: Mapping[Key, Any], counts: Mapping[str, int]) -> State:
-        """The same state with these moments, stored forms or NumPy arrays, for all of its own."""
+        """The same state with these moments, stored forms or NumPy arrays; the rest starts anew."""
         latest = max(counts.values())
 
         def fill(x: State) -> State:
             fields, stored = described(x), _stored(x, self.params)
-            taken = {path: counts[path] for path, _ in stored}
+            taken = {path: counts[path] for path, _ in stored if path in counts}
             if len(set(taken.values())) > 1:
                 few = [f"{path}: {count}" for path, count in sorted(taken.items())]
                 raise ValueError(
@@ -212,7 +213,8 @@ class Moments(NamedTuple):
             steps = max(taken.values(), default=latest)
             new = {name: jnp.full_like(getattr(x, name), steps) for name in fields.counts}
             for slot in fields.slots:
-                own = [_encoded(slots[key], old) for key, old in stored.items() if key[1] == slot]
+                its = [(key, old) for key, old in stored.items() if key[1] == slot]
+                own = [encoded(slots.get(key, old), old) for key, old in its]
                 new[slot] = unflatten_slot(getattr(x, slot), own)
             return x._replace(**new)
 
@@ -221,7 +223,7 @@ class Moments(NamedTuple):
 
 def moments_of(tx: AnyTransformation, params: Params) -> Moments:
     """The initial moments of a transformation."""
-    return read("tx", body_of("tx", tx).init(params), params)
+    return read("tx", Transformation.around(body_of("tx", tx)).init(params), params)
 
 
 def read(argument: str, state: State, params: Params) -> Moments:
@@ -302,7 +304,7 @@ def _stored(member: State, params: Params) -> dict[Key, Stored]:
     return stored
 
 
-def _encoded(x: Leaf, like: PyTree) -> Leaf:
+def encoded(x: Leaf, like: PyTree) -> Leaf:
     """Encodes x in the format of `like`; unchanged if it has that format already."""
     fmt = format_of(like)
     if format_of(x) != fmt:

@@ -183,7 +183,11 @@ def matched(
 
 
 def complain(
-    argument: str, missing: Iterable[str], extra: Iterable[str], misshapen: Iterable[str] = ()
+    argument: str,
+    missing: Iterable[str],
+    extra: Iterable[str],
+    misshapen: Iterable[str] = (),
+    instead: str = "Write names={path: name or Layout} for entries with another name or layout.",
 ) -> None:
     """Raises an error that lists the entries that do not fit, if there are any."""
     kinds = {"missing": missing, "extra": extra, "misshapen": misshapen}
@@ -191,8 +195,7 @@ def complain(
         fused = any("in_proj_" in key for key in (*extra, *misshapen))
         raise ValueError(
             f"{argument} must have one entry of the right shape for each slot of each parameter:"
-            f" {'; '.join(wrong)}. Write names={{path: name or Layout}} for entries with another"
-            f" name or layout{f'; {SPLIT_FIRST}' if fused else '.'}"
+            f" {'; '.join(wrong)}. {instead[:-1]}{f'; {SPLIT_FIRST}' if fused else '.'}"
         )
 
 
@@ -205,6 +208,7 @@ def by_path(tree: PyTree, is_leaf: Callable[[Leaf], bool] | None = None) -> Name
 
 def as_numpy(x: Leaf) -> np.ndarray:
     """Converts an array of NumPy, JAX, Keras or PyTorch without importing the last three."""
+    x = x.full_tensor() if hasattr(x, "full_tensor") else x  # PyTorch's DTensor.
     if hasattr(x, "detach"):
         x = x.detach().cpu()  # It may have a gradient, or be on a GPU.
         x = x.float() if str(x.dtype) == "torch.bfloat16" else x  # NumPy has no such dtype.

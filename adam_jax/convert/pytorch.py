@@ -58,7 +58,8 @@ def from_torch(
     Returns:
       The state, with the moments as `tx` stores them. Every count of optimizer steps, including
       those of schedules, is PyTorch's step. Anything else in it (such as an average of the
-      parameters) restarts.
+      parameters) restarts. A parameter without an entry, since it never had a gradient, has the
+      moments of `init`, and the count of those beside it.
 
     Raises:
       ValueError: missing, extra or misshapen entries, listed; counts that differ within one member
@@ -67,18 +68,18 @@ def from_torch(
     """
     target = moments_of(tx, params)
     rules = _twin_rules(tx, target)
-    entries = _entries_of(state_dict, order)
+    entries, known = _entries_of(state_dict, order), set(_order_of(state_dict, order))
     name_of = _slot_names(rules, any("exp_inf" in entry for entry in entries.values()))
     layout = layouts(leaf_paths(params), names)
     pairs = ((name, key, x) for name, entry in entries.items() for key, x in entry.items())
     found = {f"{name}/{key}": x for name, key, x in pairs if key not in ("step", "mu_product")}
     wanted = {}
     for (path, slot), x in target.slots.items():
-        name = f"{layout[path].name}/{name_of[slot]}"
-        wanted[path, slot] = name, layout[path], stored_format(x).shape(x)
+        if (name := layout[path].name) in entries or name not in known:
+            wanted[path, slot] = f"{name}/{name_of[slot]}", layout[path], stored_format(x).shape(x)
     slots = matched("state_dict", found, wanted)
     steps = {}
-    for path in target.counts:
+    for path, _ in wanted:
         entry = entries[layout[path].name]
         steps[path] = _whole_steps(path, entry.get("step", 0))
         if "mu_product" in entry:

@@ -11,11 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from optax import contrib
 
 from adam_jax._types import Leaf, Params, PyTree, State, Stored
 from adam_jax.core.boxes import unboxed
 from adam_jax.core.trees import Keys, is_stored, own_keys, owner_of
 from adam_jax.formats.dense import format_of
+from adam_jax.pytrees import exported
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +72,19 @@ def register(
             f"{state_type.__name__} is described as {_KNOWN[state_type]} already, got {new}: give"
             f" the state a NamedTuple of its own."
         )
+    if state_type.__module__.startswith("adam_jax."):
+        exported(state_type)
+
+
+def register_optax_states() -> None:
+    """Lets `jax.export` write and read steps whose states have NamedTuples of Optax.
+
+    Call it before `serialize` and `deserialize`; repeating it changes nothing. Those of this
+    package are registered when it is imported.
+    """
+    for kind in (*vars(optax).values(), *vars(contrib).values(), optax.MaskedNode, *_KNOWN):
+        if hasattr(kind, "_fields") and getattr(kind, "__module__", "").startswith("optax."):
+            exported(kind)
 
 
 def is_state(x: Leaf) -> bool:
@@ -113,10 +128,17 @@ def states_in(state: State) -> Iterator[State]:
     Raises:
       ValueError: the type of a state is unknown.
     """
-    for x in found(state, is_state):
-        yield x
-        for name in described(x).inner:
-            yield from states_in(getattr(x, name))
+    return (x for _, x in states_by_path(state))
+
+
+def states_by_path(state: State, above: Keys = ()) -> Iterator[tuple[Keys, State]]:
+    """`states_in`, each with its path; `above` is that of `state`."""
+    for keys, x in jax.tree_util.tree_flatten_with_path(state, is_leaf=is_state)[0]:
+        if is_state(x):
+            yield (path := (*above, *keys)), x
+            for name in described(x).inner:
+                inner_path = (*path, jax.tree_util.GetAttrKey(name))
+                yield from states_by_path(getattr(x, name), inner_path)
 
 
 def found(tree: PyTree, wanted: Callable[[Any], bool]) -> list[Leaf]:

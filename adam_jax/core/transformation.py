@@ -3,9 +3,11 @@
 from typing import Any, TypeVar, cast
 
 import jax
+import jax.core
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
-from adam_jax._types import AnyTransformation, Function, Leaf, State, Updates
+from adam_jax._types import AnyTransformation, Function, Leaf, Params, State, Updates
 from adam_jax.core.foreign import Foreign
 from adam_jax.core.member import Member, Stage
 from adam_jax.core.step import Body, call_of
@@ -34,7 +36,8 @@ class Method:
 
     def __call__(self, *args: Leaf, **kwargs: Leaf) -> Any:
         """Calls it."""
-        return self.__wrapped__(*args, **kwargs)
+        made = self.__wrapped__(*args, **kwargs)
+        return made if self.__name__ == "update" else _placed(made, (args, kwargs))
 
     def tree_flatten(self) -> tuple[tuple[Body], str]:
         """As a pytree, it is its body."""
@@ -93,6 +96,23 @@ class Transformation(optax.GradientTransformationExtraArgs):
         """The inverse of `tree_flatten`."""
         del aux
         return cls.around(*children)
+
+
+def _placed(state: State, params: Params) -> State:
+    """A state whose counts and numbers are on the mesh of the parameters, if outside jit.
+
+    On one device, they could not be saved by several processes.
+    """
+    arrays = [x for x in jax.tree.leaves((params, state)) if isinstance(x, jax.Array)]
+    if any(isinstance(x, jax.core.Tracer) for x in arrays):
+        return state
+    meshes = {x.sharding.mesh for x in arrays if isinstance(x.sharding, NamedSharding)}
+    if len(meshes) != 1:
+        return state
+    where = NamedSharding(meshes.pop(), PartitionSpec())
+    return jax.tree.map(
+        lambda x: x if getattr(x, "committed", True) else jax.device_put(x, where), state
+    )
 
 
 def body_of(argument: str, tx: AnyTransformation) -> Body:

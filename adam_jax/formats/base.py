@@ -1,11 +1,15 @@
 """Storage of one accumulator of one leaf between steps, behind two verbs."""
 
 import abc
+import dataclasses
+import json
+import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.core
+import jax.export
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -86,6 +90,30 @@ class Format(abc.ABC):
     @abc.abstractmethod
     def shardings(self, stored: Stored, sharding: NamedSharding) -> Stored:
         """The shardings of the arrays in `stored`, given that of the array it represents."""
+
+
+def exported_form(stored: Any) -> Any:
+    """Lets `jax.export` write a stored form to files, with its format, of the same module, as JSON.
+
+    Names of classes, and the order of fields, are those of the files of all versions.
+    """
+
+    def settings(x: Any) -> Any:
+        return {type(x).__name__: [*vars(x).values()]} if dataclasses.is_dataclass(x) else x.name
+
+    def made(x: Any) -> Any:
+        if isinstance(x, dict):
+            [(name, fields)] = x.items()
+            return vars(sys.modules[stored.__module__])[name](*map(made, fields))
+        return jnp.dtype(x) if isinstance(x, str) else tuple(map(made, x)) if type(x) is list else x
+
+    jax.export.register_pytree_node_serialization(
+        stored,
+        serialized_name=f"adam_jax.{stored.__name__}",
+        serialize_auxdata=lambda fmt: json.dumps(fmt, default=settings).encode(),
+        deserialize_auxdata=lambda text: made(json.loads(text)),
+    )
+    return stored
 
 
 class SlotPolicy(abc.ABC):

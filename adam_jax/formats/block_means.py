@@ -9,12 +9,13 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from adam_jax._types import DType, Leaf, PyTree
-from adam_jax.formats.base import Format, Refusal, SlotPolicy, filled, whole_along
+from adam_jax.formats.base import Format, Refusal, SlotPolicy, exported_form, filled, whole_along
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.slots import Slot
 from adam_jax.xla.means import mean
 
 
+@exported_form
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True)
 class Means:

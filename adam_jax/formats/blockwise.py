@@ -15,6 +15,7 @@ from adam_jax.formats.base import (
     Format,
     Refusal,
     SlotPolicy,
+    exported_form,
     filled,
     sharding_by_type,
     whole_along,
@@ -145,6 +146,7 @@ class Power:
         return 8 if self.bits == 4 else 0
 
 
+@exported_form
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True)
 class Blocks:

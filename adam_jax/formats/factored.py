@@ -9,13 +9,14 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from adam_jax._types import DType, Function, Leaf, PyTree
-from adam_jax.formats.base import Format, Refusal, SlotPolicy, filled, whole_along
+from adam_jax.formats.base import Format, Refusal, SlotPolicy, exported_form, filled, whole_along
 from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.numerics import summed
 from adam_jax.slots import Slot
 from adam_jax.validation import check_integer
 
 
+@exported_form
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RowAndColumnMeans:

@@ -16,13 +16,14 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from adam_jax._types import DType, Leaf, PyTree
-from adam_jax.formats.base import Format, Refusal
+from adam_jax.formats.base import Format, Refusal, exported_form
 from adam_jax.formats.dense import in_range
 from adam_jax.formats.noise import LEAVES, Positions, bits_of_weights
 from adam_jax.slots import Slot
 from adam_jax.xla.barrier import stored_on_tpus
 
 
+@exported_form
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rounded:

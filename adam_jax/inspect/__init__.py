@@ -13,17 +13,21 @@ from adam_jax.inspect.records import (
     append_json_line,
     read_json_lines,
 )
+from adam_jax.inspect.restored import Fault, StateReport, check_state
 
 __all__ = [
     "Advice",
     "Bytes",
+    "Fault",
     "LeafAdvice",
     "PerParameter",
     "Record",
     "Report",
+    "StateReport",
     "advise",
     "append_json_line",
     "bytes_per_parameter",
+    "check_state",
     "read_json_lines",
     "report",
 ]

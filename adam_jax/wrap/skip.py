@@ -14,12 +14,13 @@ from adam_jax.core.stacked import Layers
 from adam_jax.core.states import only, register
 from adam_jax.core.step import Body, Step, check_state, select
 from adam_jax.core.transformation import Transformation
-from adam_jax.pytrees import frozen_pytree, static
+from adam_jax.pytrees import exported, frozen_pytree, static
 from adam_jax.validation import check_integer, check_number, check_scalar
 from adam_jax.wrap.chain import inner_body
 from adam_jax.wrap.clip import Norm, global_norm
 
 
+@exported
 class SpikeWindow(NamedTuple):
     """The recent steps that spikes are compared with; zeros where there is none yet."""
 

@@ -15,6 +15,7 @@ import optax
 from flax import nnx
 
 import adam_jax
+from adam_jax.inspect import check_state
 from examples.mnist import data, preprocessing
 from examples.mnist.models import MODELS
 from examples.mnist.optimizers import OPTIMIZERS, SCHEDULES
@@ -114,6 +115,7 @@ def train(run: Run, digits: data.Digits) -> dict[str, Any]:
     per_epoch = len(data.batches(order_key, len(images), config.batch_size))
     graph, state, tx, schedule = build(config, config.epochs * per_epoch)
     first, state = run.restore(state)
+    _check(run, state, tx)
     metrics = run.metrics(first)
     stride = steps_per_dispatch(config.model, per_epoch)
     print(
@@ -176,6 +178,17 @@ def train(run: Run, digits: data.Digits) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - began, 2),
         "run": str(run.folder),
     }
+
+
+def _check(run: Run, state: TrainState, tx: optax.GradientTransformation) -> None:
+    """Raises UserError if the optimizer's state is not that of these parameters and this step."""
+    report = check_state(state.opt_state, state.params, tx, int(state.step))
+    faults = [f for f in report.faults if f.kind != "nonfinite"]  # A run may have diverged.
+    if faults:
+        raise UserError(
+            f"{run.folder} does not continue, {faults[0].kind}: {faults[0].where}"
+            f" {faults[0].text}; restore a copy, or train again with another --out"
+        )
 
 
 def _draw(

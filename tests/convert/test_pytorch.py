@@ -165,7 +165,7 @@ def changed(change):
 
 def test_errors_list_every_path_that_is_wrong():
     def spoil(entries):
-        del entries[1]["exp_avg"], entries[3]
+        del entries[1]["exp_avg"], entries[3]["exp_avg"], entries[3]["exp_avg_sq"]
         entries[0]["max_exp_avg_sq"] = np.zeros(3)
         entries[2]["exp_avg"] = entries[2]["exp_avg"].T
 
@@ -350,3 +350,25 @@ def test_query_key_and_value_in_one(names):
         lambda: convert.params_from_named({"in_proj_weight": 1.0}, params, names=names),
     ):
         assert "is split before it is converted: docs/migrating/pytorch.md" in raised(call)
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_parameter_without_a_gradient_so_far_has_no_entry():
+    """It starts fresh beside the others, in a state keyed by names as well."""
+    params = {"a": jnp.ones((4, 3)), "late": jnp.ones(3)}
+    rng, t = np.random.default_rng(0), 9
+    m, v = rng.normal(size=(4, 3)), rng.uniform(size=(4, 3))
+    entry = {"step": t, "exp_avg": m, "exp_avg_sq": v}
+    group = {"lr": 1e-3, "params": ["a", "late"]}
+    state = convert.from_torch({"state": {"a": entry}, "param_groups": [group]}, params, ADAM)
+    assert int(state[0].count) == t
+    loop = {"a": (m, v), "late": (np.zeros(3), np.zeros(3))}
+    theirs = jax.tree.map(np.asarray, params)
+    for t in range(10, 210):
+        grads = {k: rng.normal(size=p.shape) for k, p in params.items()}
+        params, state = adam_jax.step(ADAM, jax.tree.map(jnp.asarray, grads), state, params)
+        for k, (m, v) in loop.items():
+            m, v = 0.9 * m + 0.1 * grads[k], 0.999 * v + 0.001 * grads[k] ** 2
+            root = np.sqrt(v / (1 - 0.999**t)) + 1e-8
+            loop[k], theirs[k] = (m, v), theirs[k] - 1e-3 * m / (1 - 0.9**t) / root
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-12), params, theirs)

@@ -14,7 +14,9 @@ MEMBERS = table(PAGE, "## Members")
 
 
 def is_alias(f):
-    return inspect.isfunction(f) and next(iter(inspect.signature(f).parameters)) == "learning_rate"
+    if not inspect.isfunction(f):
+        return False
+    return next(iter(inspect.signature(f).parameters), None) == "learning_rate"
 
 
 ALIASES = {name for name in adam_jax.__all__ if is_alias(getattr(adam_jax, name))}

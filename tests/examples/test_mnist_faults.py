@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from examples.mnist import data, runs
 from examples.mnist.runs import QUANTITIES, Config, Run
+from examples.mnist.train import build
 from examples.shared.command_line import UserError
 from examples.shared.files import locked
 from examples.studies.text.run import trained
@@ -181,6 +182,14 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(whole, options,
         path.write_bytes(b"")
     said = run(*options, "--out", out, "--resume", status=1).stderr
     assert re.fullmatch(r"error: .*restore a copy, or train again with another --out\n", said)
+
+
+def test_a_checkpoint_of_another_step_is_said(whole, options, tmp_path):
+    its = Run(shutil.copytree(whole.out, tmp_path / "run"))
+    epochs, state = its.restore(build(its.config, 1)[1])
+    its.save(epochs, state._replace(step=state.step + 1))
+    said = run(*options, "--out", its.folder, "--resume", status=1).stderr
+    assert re.fullmatch(r"error: .* does not continue, step: .*, or train again .*\n", said)
 
 
 texts = st.one_of(

@@ -1,4 +1,7 @@
-"""Two processes with two devices each take the steps of one process with four."""
+"""Two processes with two devices each take the steps of one process with four.
+
+They save a state from `init` outside jit with Orbax, which needs counts on all devices.
+"""
 
 import socket
 import subprocess
@@ -13,9 +16,11 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 import adam_jax
+from adam_jax.inspect import check_state
 
 process, processes, address, path = sys.argv[1:]
 jax.config.update("jax_num_cpu_devices", 4 // int(processes))
@@ -46,6 +51,16 @@ for _ in range(3):
     params, state = step(params, state, batch)
 codes = [x for x in jax.tree.leaves(state) if x.dtype in (jnp.int8, jnp.uint8)]
 assert len(codes) == 2 and not any(x.is_fully_replicated for x in codes)
+
+plain = adam_jax.skip_nonfinite(adam_jax.with_hyperparams(adam_jax.adamw)(1e-2))
+run = params, plain.init(params)
+with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(path + ".orbax", run)
+    checkpointer.wait_until_finished()
+    again = checkpointer.restore(path + ".orbax", run)
+assert check_state(again[1], again[0], plain, 0).faults == ()
+for x, y in zip(jax.tree.leaves(again), jax.tree.leaves(run), strict=True):
+    assert np.array_equal(jax.device_get(x), jax.device_get(y)) and len(x.sharding.device_set) == 4
 if process == "0":
     np.save(path, jax.device_get(params["w"]))
 """
