@@ -78,7 +78,8 @@ def test_exported_steps_have_the_same_bits_in_another_process(tmp_path):
 
 
 NAMES = """AccumulateState EmaParamsState HyperparamsState ScaleByLapropState
-    ScaleByMarsState ScaleOnSphereState ScheduledRatesState SkipState TelemetryState WeightsState"""
+    ScaleByMarsState ScaleOnSphereState ScheduledRatesState SkipState SpreadState
+    TelemetryState WeightsState"""
 
 
 def test_names_in_files_never_change():
