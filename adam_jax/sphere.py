@@ -92,7 +92,7 @@ class ScaleOnSphere(Rule):
     ends_in_product = False
     slots = (Slot("scale", magnitude=True, start=_scale),)
 
-    learning_rate: Number = in_units_of(Unit.LEARNING_RATE)
+    learning_rate: Number = in_units_of(Unit.ANGLE)
 
     def update(self, leaf: View) -> Array:
         """The difference to the turned leaf."""

@@ -191,7 +191,8 @@ def _of_rules(plans: dict[str, Plan]) -> Iterator[str]:
     for own in plans.values():
         for rule, formats in zip(own.rules, own.formats, strict=True):
             large |= {eps for eps in _numbers(rule, Unit.GRADIENT) if eps and eps >= 1e-4}
-            fast |= {rate for rate in _numbers(rule, Unit.LEARNING_RATE) if rate and abs(rate) > 1}
+            rates = _numbers(rule, Unit.LEARNING_RATE) + _numbers(rule, Unit.ANGLE)
+            fast |= {rate for rate in rates if rate and abs(rate) > 1}
             pairs: Any = zip(rule.slots, formats, strict=True)
             for slot, fmt in pairs:
                 to_nearest = fmt.unit == 1 and fmt.rounds and not fmt.stochastic

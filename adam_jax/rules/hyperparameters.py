@@ -102,6 +102,7 @@ class Unit(enum.Enum):
     GRADIENT = "gradient"
     GRADIENT_SQUARED = "gradient squared"
     LEARNING_RATE = "learning rate"
+    ANGLE = "angle"
     WEIGHT_DECAY = "weight decay"
 
 
@@ -145,7 +146,7 @@ def rescaled(x: T, factors: Mapping[Unit, float]) -> T:
         if number is None or factor == 1.0:
             return number
         # These may be schedules; and `corrected_weight_decay` divides by the rate without factors.
-        may_be_schedule = unit in (Unit.LEARNING_RATE, Unit.WEIGHT_DECAY)
+        may_be_schedule = unit in (Unit.LEARNING_RATE, Unit.ANGLE, Unit.WEIGHT_DECAY)
         return Scaled(number, factor) if may_be_schedule else number * factor
 
     return with_numbers(x, times)

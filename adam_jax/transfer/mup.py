@@ -43,6 +43,7 @@ def mup(
     model, and let the model have d times as many layers of its kind. Its hyperparameters are
 
         learning rate   α·d^(alpha-1) / n    n = 1 unless m grows too
+        angle           α·d^(alpha-1) / √n   of `adamh`: relative to initial values, which are 1/√n
         ε               ε·d^(-alpha) / m     m: the width, for an output layer n
         weight decay    λ·n                  so that α·λ does not depend on the width
 
@@ -162,6 +163,7 @@ def _scaled(stages: tuple[Stage, ...], factors: Factors) -> tuple[Stage, ...]:
     """The stages with their numbers multiplied by the factors."""
     units = {
         Unit.LEARNING_RATE: factors.learning_rate,
+        Unit.ANGLE: factors.learning_rate * math.sqrt(factors.weight_decay),  # That is n.
         Unit.GRADIENT: factors.eps,
         Unit.GRADIENT_SQUARED: factors.eps**2,
         Unit.WEIGHT_DECAY: factors.weight_decay,
@@ -177,7 +179,7 @@ def _scaled(stages: tuple[Stage, ...], factors: Factors) -> tuple[Stage, ...]:
 def _check_scalable(member: Member) -> None:
     """Checks that all numbers of a member have a factor."""
     units = [units_of(stage.rule) for stage in member.stages]
-    if Unit.LEARNING_RATE not in set().union(*units):
+    if not {Unit.LEARNING_RATE, Unit.ANGLE} & set().union(*units):
         raise ValueError("tx must have a learning rate, as adamw(1e-3) has: write the alias.")
     for k, (stage, its) in enumerate(zip(member.stages, units, strict=True)):
         if Unit.WEIGHT_DECAY in its and k < (member.main or 0):
@@ -185,7 +187,7 @@ def _check_scalable(member: Member) -> None:
                 "l2 must be None, as it has no factor for a wider model: write adamw and"
                 " weight_decay."
             )
-        if stage.rule.needs_params and Unit.WEIGHT_DECAY not in its:
+        if stage.rule.needs_params and not {Unit.WEIGHT_DECAY, Unit.ANGLE} & its:
             raise ValueError(
                 f"tx must have an update that does not depend on the parameter's size, got"
                 f" {type(stage.rule).__name__}: write adamw for lamb."

@@ -17,10 +17,11 @@ PAGES = {
     ROOT / "docs" / "choosing.md": "text-compare.png",
 }
 """Pages that show it, and the path of the picture relative to each."""
-COLUMNS = ["optimizer", "held-out loss", "lowest", "highest", "learning rate", "state, B/p"]
+COLUMNS = ["optimizer", "held-out loss", "lowest", "highest", "rate of matrices", "of the rest"]
+COLUMNS.append("state, B/p")
 
 Figures = dict[str, dict[str, float]]
-"""By optimizer: mean, lowest and highest loss of the seeds; rate, edge (1 or 0), bytes of state."""
+"""By optimizer: mean, lowest and highest loss of the seeds; the two rates, bytes of state."""
 
 
 def ranked(found: Figures) -> list[str]:
@@ -29,13 +30,13 @@ def ranked(found: Figures) -> list[str]:
 
 
 def table(found: Figures) -> list[list[str]]:
-    """A row for each optimizer, the best first; a rate at the edge of its grid is marked."""
+    """A row for each optimizer, the best first."""
     rows = []
     for name in ranked(found):
         row = found[name]
         losses = [f"{row[key]:.3f}" for key in ("mean", "lowest", "highest")]
-        rate = f"{row['rate']:.2g}{' (edge)' if row['edge'] else ''}"
-        rows.append([f"`{name}`", *losses, rate, f"{row['bytes']:.2f}"])
+        rates = [f"{row[key]:.2g}" for key in ("matrices", "rest")]
+        rows.append([f"`{name}`", *losses, *rates, f"{row['bytes']:.2f}"])
     return rows
 
 
@@ -45,7 +46,7 @@ def picture(found: Figures, path: Path) -> None:
     colours = dict.fromkeys(found, style.BLUE)
     style.ranges(axes, {name: found[name] for name in ranked(found)}, colours)
     axes.set(xlabel="held-out loss (nats per character)")
-    title = "Character transformer, each optimizer at its best learning rate"
+    title = "Character transformer, each optimizer at its best learning rates"
     style.save(figure, path, f"{title}: mean and range of three seeds")
 
 

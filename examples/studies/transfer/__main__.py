@@ -2,11 +2,12 @@
 
 An MLP on digits (widths 64 to 1,024) and a transformer on characters (32 to 256) are trained over a
 grid of learning rates in the standard parametrization and in muP; a residual MLP (2 to 32 blocks)
-in the standard one and in CompleteP. The transformer is also trained with batches of 16 to 512
-windows, with hyperparameters scaled or unchanged. `adam_jax.transfer` computes the hyperparameters.
+in the standard one and in CompleteP. The transformer is also trained with the matrices of its
+blocks on the sphere (`adamh`), over a grid of angles, and with batches of 16 to 512 windows, with
+hyperparameters scaled or unchanged. `adam_jax.transfer` computes the hyperparameters.
 
-Writes OUT/widths.png, depths.png, batches.png, table.md and a CSV file of each. Takes under an hour
-on two cores; after an interruption, the same command resumes.
+Writes OUT/widths.png, angles.png, depths.png, batches.png, table.md and a CSV file of each. Takes
+an hour on two cores; after an interruption, the same command resumes.
 """
 
 import dataclasses
@@ -41,12 +42,13 @@ def _compute(run: Run, data: Data, rates: Sequence[float], seeds: Sequence[int])
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    arguments = study.Parser("studies.transfer", __doc__, fast=35, full=2900).options(argv)
-    parts = plan.FAST if arguments.fast else (plan.WIDTHS, plan.TEXT, plan.DEPTHS, plan.BATCHES)
+    arguments = study.Parser("studies.transfer", __doc__, fast=35, full=3400).options(argv)
+    parts = plan.FAST if arguments.fast else plan.FULL
     settings = {"parts": [dataclasses.asdict(part) for part in parts], "seed": arguments.seed}
     work = Study(arguments.out, settings)
     digits = plan.digits(arguments.fast), 0
-    datas = {"mlp": digits, "residual": digits, "text": plan.text()}
+    text = plan.text()
+    datas = {"mlp": digits, "residual": digits, "text": text, "sphere": text}
     todo = pieces(parts, datas, arguments.seed)
     found = work.run(todo)
     report.write(work, parts, found)

@@ -139,6 +139,16 @@ TEXT = Sweep(
     batch_size=32,
     seconds=(1.0, 2.0, 4.0, 11.0),
 )
+SPHERE = Sweep(
+    "sphere",
+    (32, 64, 128, 256),
+    standard=rates(0.0078, 7),
+    scaled=rates(0.0156, 6),
+    seeds=2,
+    steps=200,
+    batch_size=32,
+    seconds=(1.0, 2.0, 4.0, 11.0),
+)
 DEPTHS = Sweep(
     "residual",
     (2, 4, 8, 16, 32),
@@ -157,6 +167,7 @@ BATCHES = Batches(
     seeds=3,
     seconds=14.0,
 )
+FULL = (WIDTHS, TEXT, SPHERE, DEPTHS, BATCHES)
 FAST = (Sweep("mlp", (16, 32), rates(4e-3, 2), rates(4e-3, 2), 1, 10, 32, (0.1, 0.1)),)
 
 

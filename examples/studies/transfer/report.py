@@ -9,8 +9,13 @@ from examples.shared.study import Study
 from examples.studies.transfer.plan import SCALES, Batches, Sweep
 
 Found = dict[str, dict[str, Any]]
-MODELS = {"mlp": "MLP on digits", "text": "transformer on text", "residual": "residual MLP"}
-NAMES = {"mlp": "muP", "text": "muP", "residual": "CompleteP"}
+MODELS = {
+    "mlp": "MLP on digits",
+    "text": "transformer on text",
+    "sphere": "transformer, adamh",
+    "residual": "residual MLP",
+}
+NAMES = dict.fromkeys(MODELS, "muP") | {"residual": "CompleteP"}
 
 
 def name(part: Sweep | Batches, size: int, scale: Any) -> str:
@@ -65,7 +70,7 @@ def write(work: Study, parts: tuple[Any, ...], found: Found) -> None:
         "model",
         "parametrization",
         "size",
-        "best learning rate",
+        "best learning rate or angle",
         "grid points from the smallest's",
         "held-out loss",
         "with the smallest's rate",
@@ -73,6 +78,7 @@ def write(work: Study, parts: tuple[Any, ...], found: Found) -> None:
     print(work.table(columns, rows, "table"))
     for name, what, models in (
         ("widths", "width", ("mlp", "text")),
+        ("angles", "width", ("sphere",)),
         ("depths", "depth", "residual"),
     ):
         if drawn := [part for part in sweeps if part.model in models]:
@@ -106,6 +112,8 @@ def batch_losses(part: Batches, rule: bool, found: Found) -> list[float]:
 
 def sweep_picture(sweeps: list[Sweep], found: Found, what: str, path: Any) -> None:
     """Loss by learning rate, a line per size: standard on the left, scaled on the right."""
+    angles = sweeps[0].model == "sphere"
+    number, unit = ("angle", " (radians)") if angles else ("learning rate", "")
     figure, axes = style.panels(len(sweeps), 2, height=3.1, sharey="row")
     for part, *panels in zip(sweeps, axes[::2], axes[1::2], strict=True):
         every = {
@@ -124,11 +132,11 @@ def sweep_picture(sweeps: list[Sweep], found: Found, what: str, path: Any) -> No
                 axis.plot(best, loss.min(), "o", color=colour, ms=7, mec="white", zorder=3)
             axis.axvline(bests[0], color=style.GREY, lw=1, ls="--", zorder=0)
             kind = NAMES[part.model] if scale == "scaled" else "standard"
-            axis.set(xscale="log", xlabel="learning rate")
+            axis.set(xscale="log", xlabel=number + unit)
             axis.set_title(f"{kind}: best rates from {min(bests):.2g} to {max(bests):.2g}")
         panels[0].set_ylabel(f"held-out loss of the {MODELS[part.model]}")
         panels[1].legend(title=what)
-    title = f"A line for each {what}; dots: the best learning rates; dashed: that of the smallest"
+    title = f"A line for each {what}; dots: the best {number}s; dashed: that of the smallest"
     style.save(figure, path, title)
 
 

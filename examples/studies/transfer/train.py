@@ -19,6 +19,20 @@ Batch = tuple[jax.Array, jax.Array]
 """Inputs and labels."""
 
 
+TEXTS = ("text", "sphere")
+REST = 0.18
+"""The learning rate of the leaves off the sphere: the best at the base width, in factors of 2."""
+
+
+def kernels(params: Any) -> Any:
+    """The matrices of the blocks, as a tree of booleans."""
+
+    def chosen(path: Any, p: jax.Array) -> bool:
+        return "blocks" in jax.tree_util.keystr(path) and p.ndim > 1
+
+    return jax.tree.map_with_path(chosen, params)
+
+
 @dataclasses.dataclass(frozen=True)
 class Data:
     """The data of a model.
@@ -39,7 +53,8 @@ class Run:
     """The configuration of one program: everything except the data that its results depend on.
 
     Attributes:
-      model: "mlp" or "text", which grow wider, or "residual", which grows deeper.
+      model: "mlp" or "text", which grow wider; "sphere", which is "text" with the matrices of its
+        blocks on the sphere; "residual", which grows deeper.
       size: its width or depth.
       base_size: that of the small model.
       scaled: muP, or CompleteP for "residual"; else the standard parametrization.
@@ -84,21 +99,24 @@ class Run:
     def optimizer(self, params: Any, learning_rate: jax.Array) -> optax.GradientTransformation:
         """With a linear warmup over a tenth of the steps, then a linear decay to 0."""
 
-        def schedule(count: jax.Array) -> jax.Array:
+        def shape(count: jax.Array) -> jax.Array:
             done = jnp.asarray(count, jnp.float32) / self.steps
             rising, falling = (done + 1 / self.steps) / 0.1, (1 - done) / 0.9
-            return learning_rate * jnp.minimum(rising, falling)
+            return jnp.minimum(rising, falling)
 
         factory = self.factory
+        if self.model == "sphere":
+            rest = {"others_learning_rate": lambda count: REST * shape(count), "weight_decay": 0.0}
+            factory = functools.partial(adam_jax.adamh, sphere=kernels, **rest)
         if self.scaled:
             base = jax.eval_shape(self.base, jax.random.key(0))
             factory = transfer.mup(factory, base, params)
-        return factory(schedule)
+        return factory(lambda count: learning_rate * shape(count))
 
     def orders(self, key: jax.Array, count: int) -> jax.Array:
         """Int32 [steps, batch_size]: digits in epochs, or the start positions of text windows."""
         shape = (self.steps, self.batch_size)
-        if self.model == "text":
+        if self.model in TEXTS:
             return jax.random.randint(key, shape, 0, count - CONTEXT)
         epochs = -(-self.steps * self.batch_size // count)
         keys = jax.random.split(key, epochs)
@@ -107,7 +125,7 @@ class Run:
 
     def batch(self, data: Data, places: jax.Array) -> Batch:
         """The inputs and labels of one step."""
-        if self.model == "text":
+        if self.model in TEXTS:
             windows = data.inputs[places[:, None] + jnp.arange(CONTEXT + 1)]
             return windows[:, :-1], windows[:, 1:]
         return data.inputs[places], data.labels[places]
