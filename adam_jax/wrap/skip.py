@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax._types import Leaf, Number, Params, State
+from adam_jax._types import Function, Leaf, Number, Params, State
 from adam_jax.core.stacked import Layers
 from adam_jax.core.states import only, register
 from adam_jax.core.step import Body, Step, check_state, select
@@ -79,13 +79,7 @@ class SkipNonfinite(Body):
         own |= {"notfinite_count": count, "last_finite": good, "total_notfinite": total}
         own = step.taken(own, {name: getattr(state, name) for name in own})
         if self.warn:
-            count = own["notfinite_count"]
-            # Once each time the limit is exceeded.
-            passed = (count == self.max_consecutive + 1) & (count != state.notfinite_count)
-            if isinstance(passed, jax.core.Tracer):
-                jax.lax.cond(passed, self.warn_later, lambda count: None, count)
-            elif passed:
-                _warn(int(count))
+            alarm(own["notfinite_count"], state.notfinite_count, self.max_consecutive + 1, _warn)
         return out.but(ok=step.ok), state._replace(inner_state=inner_state, **own)
 
     def without_spikes(
@@ -112,10 +106,18 @@ class SkipNonfinite(Body):
         new["seen"] = jnp.where(seen >= 2 * self.window, seen - self.window, seen)
         return good, select(finite, spikes._replace(**new), spikes)
 
-    def warn_later(self, count: jax.Array) -> None:
-        """Warns on the host; vmap turns the condition around it into a select."""
-        first = self.max_consecutive + 1
-        jax.debug.callback(lambda n: _warn(int(n)) if n == first else None, count)
+
+def alarm(count: jax.Array, before: jax.Array, first: int, warn: Function) -> None:
+    """Calls `warn(first)` once each time the count reaches `first`, also inside a program."""
+    reached = (count == first) & (count != before)
+
+    def later(count: jax.Array) -> None:  # vmap turns the condition around it into a select.
+        jax.debug.callback(lambda n: warn(int(n)) if n == first else None, count)
+
+    if isinstance(reached, jax.core.Tracer):
+        jax.lax.cond(reached, later, lambda count: None, count)
+    elif reached:
+        warn(int(count))
 
 
 def _warn(count: int) -> None:
