@@ -58,8 +58,10 @@ from adam_jax.wrap.skip import Skipped, SkipState, skip_nonfinite, skipped
 from adam_jax.wrap.telemetry import TelemetryState, measured, telemetry
 from adam_jax.wrap.weights import (
     WeightsState,
+    float32_weights,
     kahan_summation,
     master_residual,
+    split_float32_weights,
     stochastic_rounding,
 )
 
@@ -118,6 +120,7 @@ __all__ = [
     "count_per_leaf",
     "decay_mask",
     "ema_params",
+    "float32_weights",
     "grams",
     "grokfast",
     "groups",
@@ -157,6 +160,7 @@ __all__ = [
     "sharding",
     "skip_nonfinite",
     "skipped",
+    "split_float32_weights",
     "step",
     "stochastic",
     "stochastic_rounding",

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax._types import AnyTransformation, Leaf, Params, State
+from adam_jax._types import AnyTransformation, Leaf, Params, PyTree, State
 from adam_jax.core.stacked import Layers
-from adam_jax.core.states import register
+from adam_jax.core.states import only, register
 from adam_jax.core.step import Body, Step, check_state
 from adam_jax.core.transformation import Transformation
-from adam_jax.core.trees import unflatten_stored
+from adam_jax.core.trees import align_slot, leaf_paths, unflatten_slot, unflatten_stored
 from adam_jax.formats.noise import WEIGHTS, salt_of, salted
 from adam_jax.formats.rounding import (
     Compensated,
@@ -169,3 +169,63 @@ def master_residual(inner: optax.GradientTransformation, bits: int = 16) -> Tran
 
 def _around(inner: AnyTransformation, form: WeightFormat, seed: int = 0) -> Transformation:
     return Transformation.around(Weights(inner_body("inner", inner), form, seed))
+
+
+def float32_weights(state: State, params: Params) -> Params:
+    """The full weights of `master_residual` or `kahan_summation`, to evaluate, export or hand on.
+
+    Args:
+      state: of the wrapper, at any depth.
+      params: the bfloat16 parameters of the same step.
+
+    Returns:
+      A tree like `params`: p + c, or the bits of p and its rest, as float32. Leaves without a rest
+      are unchanged.
+
+    Raises:
+      ValueError: `state` does not contain exactly one of the wrappers, or is of other parameters.
+    """
+    _, leaves, treedef, rests = _rests(state, params)
+    for i, path in enumerate(leaf_paths(params)):
+        if (form := _form(rests[i])) is not None:
+            form.check(path, leaves[i], rests[i])
+            leaves[i] = form.join(leaves[i], rests[i])
+    return treedef.unflatten(leaves)
+
+
+def split_float32_weights(state: State, weights: Params) -> tuple[Params, State]:
+    """The inverse of `float32_weights`, to start from float32 weights.
+
+    Args:
+      state: of the wrapper, at any depth: `tx.init` of the weights as bfloat16.
+      weights: a tree like the parameters; float32 where these are bfloat16.
+
+    Returns:
+      `(params, state)`, with nearest rounding. Leaves without a rest are unchanged.
+
+    Raises:
+      ValueError: as `float32_weights`.
+    """
+    own, leaves, treedef, rests = _rests(state, weights)
+    for i, path in enumerate(leaf_paths(weights)):
+        if (form := _form(rests[i])) is not None:
+            form.check(path, jnp.asarray(leaves[i], jnp.bfloat16), rests[i])
+            # The noise rounds to nearest, where 8 bits are kept.
+            x = jnp.asarray(leaves[i], jnp.float32)
+            leaves[i], rests[i] = form.split(x, np.uint32(1 << 31))
+    new = own._replace(rest=unflatten_slot(own.rest, rests))
+    state = jax.tree.map(lambda x: new if x is own else x, state, is_leaf=lambda x: x is own)
+    return treedef.unflatten(leaves), state
+
+
+def _rests(state: State, params: Params) -> tuple[WeightsState, list[Leaf], PyTree, list[Leaf]]:
+    instead = "pass the state of master_residual(...) or kahan_summation(...)"
+    own = only(state, lambda x: isinstance(x, WeightsState), "wrapper of 16-bit weights", instead)
+    leaves, treedef = jax.tree.flatten(params, is_leaf=lambda x: x is None)
+    return own, leaves, treedef, align_slot(treedef, params, own.rest)
+
+
+def _form(rest: Leaf) -> WeightFormat | None:
+    """The form that keeps a rest, by its dtype."""
+    forms = {"bfloat16": Compensated(), "int16": Residual(16), "int8": Residual(8)}
+    return forms.get(str(getattr(rest, "dtype", None)))
