@@ -1,6 +1,5 @@
 """Clips gradients and updates whose norm is far above that of the steps before."""
 
-import warnings
 from typing import NamedTuple
 
 import jax
@@ -94,7 +93,7 @@ class ClipByHistory(Body):
         old, more = (state.consecutive, state.total), jnp.where(spike, 1, 0)
         counts = select(ok, ((old[0] + 1) * more, old[1] + more), old)
         if self.warn is not None:
-            alarm(counts[0], state.consecutive, self.warn, _warn)
+            alarm(counts[0], state.consecutive, self.warn, "clipped: their norms are spikes.")
         return out, HistoryState(counts[0], counts[1], gradients, updates, inner_state)
 
     def compared(self, step: Step, old: Named, limit: Number) -> tuple[Factor, Named]:
@@ -145,14 +144,6 @@ def _sum_of_squares(x: jax.Array, axes: int) -> jax.Array:
     return over_layers(of_layer, axes, 1, x) if axes else of_layer(0, x)
 
 
-def _warn(count: int) -> None:
-    warnings.warn(
-        f"{count} optimizer steps in a row were clipped: the norm of the gradient or of the update"
-        f" is far above that of the steps before.",
-        stacklevel=2,
-    )
-
-
 def clip_by_history(
     inner: optax.GradientTransformation,
     gradients: jax.typing.ArrayLike | None = 4.0,
@@ -173,7 +164,7 @@ def clip_by_history(
     put `skip_nonfinite` around.
 
     Args:
-      inner: any Optax transformation. `accumulate` and `master_residual` go around this one.
+      inner: any Optax transformation. `accumulate` goes around this one.
       gradients: k of the gradient, > 0; None leaves it alone.
       updates: k of the update, after the learning rate; None leaves it alone. To measure it reads
         gradient, moments and parameters once more, 12 to 16 bytes per parameter for `adamw`.

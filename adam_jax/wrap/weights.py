@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax._types import AnyTransformation, Leaf, Params, PyTree, State
+from adam_jax._types import AnyTransformation, Function, Leaf, Params, State
 from adam_jax.core.stacked import Layers
 from adam_jax.core.states import only, register
 from adam_jax.core.step import Body, Step, check_state
@@ -176,56 +176,47 @@ def float32_weights(state: State, params: Params) -> Params:
 
     Args:
       state: of the wrapper, at any depth.
-      params: the bfloat16 parameters of the same step.
-
-    Returns:
-      A tree like `params`: p + c, or the bits of p and its rest, as float32. Leaves without a rest
-      are unchanged.
+      params: the bfloat16 parameters of the same step. Leaves without a rest are returned as given.
 
     Raises:
-      ValueError: `state` does not contain exactly one of the wrappers, or is of other parameters.
+      ValueError: `state` does not have exactly one such wrapper, or has another rest for a leaf.
     """
-    _, leaves, treedef, rests = _rests(state, params)
-    for i, path in enumerate(leaf_paths(params)):
-        if (form := _form(rests[i])) is not None:
-            form.check(path, leaves[i], rests[i])
-            leaves[i] = form.join(leaves[i], rests[i])
-    return treedef.unflatten(leaves)
+
+    def joined(form: WeightFormat, path: str, p: Leaf, rest: Leaf) -> tuple[Leaf, Leaf]:
+        form.check(path, p, rest)
+        return form.join(p, rest), rest
+
+    return _converted(state, params, joined)[0]
 
 
 def split_float32_weights(state: State, weights: Params) -> tuple[Params, State]:
-    """The inverse of `float32_weights`, to start from float32 weights.
+    """The inverse of `float32_weights`, to start from other weights: `(params, state)`.
 
     Args:
-      state: of the wrapper, at any depth: `tx.init` of the weights as bfloat16.
-      weights: a tree like the parameters; float32 where these are bfloat16.
-
-    Returns:
-      `(params, state)`, with nearest rounding. Leaves without a rest are unchanged.
+      state: of the wrapper, at any depth: of `tx.init` with the weights as bfloat16.
+      weights: float32, a tree like the parameters.
 
     Raises:
       ValueError: as `float32_weights`.
     """
-    own, leaves, treedef, rests = _rests(state, weights)
-    for i, path in enumerate(leaf_paths(weights)):
-        if (form := _form(rests[i])) is not None:
-            form.check(path, jnp.asarray(leaves[i], jnp.bfloat16), rests[i])
-            # The noise rounds to nearest, where 8 bits are kept.
-            x = jnp.asarray(leaves[i], jnp.float32)
-            leaves[i], rests[i] = form.split(x, np.uint32(1 << 31))
-    new = own._replace(rest=unflatten_slot(own.rest, rests))
-    state = jax.tree.map(lambda x: new if x is own else x, state, is_leaf=lambda x: x is own)
-    return treedef.unflatten(leaves), state
+
+    def split(form: WeightFormat, path: str, x: Leaf, rest: Leaf) -> tuple[Leaf, Leaf]:
+        form.check(path, jnp.asarray(x, jnp.bfloat16), rest)
+        # The random bits that round to nearest, where 8 bits are kept.
+        return form.split(jnp.asarray(x, jnp.float32), np.uint32(1 << 31))
+
+    return _converted(state, weights, split)
 
 
-def _rests(state: State, params: Params) -> tuple[WeightsState, list[Leaf], PyTree, list[Leaf]]:
+def _converted(state: State, params: Params, change: Function) -> tuple[Params, State]:
     instead = "pass the state of master_residual(...) or kahan_summation(...)"
     own = only(state, lambda x: isinstance(x, WeightsState), "wrapper of 16-bit weights", instead)
     leaves, treedef = jax.tree.flatten(params, is_leaf=lambda x: x is None)
-    return own, leaves, treedef, align_slot(treedef, params, own.rest)
-
-
-def _form(rest: Leaf) -> WeightFormat | None:
-    """The form that keeps a rest, by its dtype."""
+    rests = align_slot(treedef, params, own.rest)
     forms = {"bfloat16": Compensated(), "int16": Residual(16), "int8": Residual(8)}
-    return forms.get(str(getattr(rest, "dtype", None)))
+    for i, path in enumerate(leaf_paths(params)):
+        if (form := forms.get(str(getattr(rests[i], "dtype", None)))) is not None:
+            leaves[i], rests[i] = change(form, path, leaves[i], rests[i])
+    new = own._replace(rest=unflatten_slot(own.rest, rests))
+    state = jax.tree.map(lambda x: new if x is own else x, state, is_leaf=lambda x: x is own)
+    return treedef.unflatten(leaves), state
