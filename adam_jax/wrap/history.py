@@ -208,7 +208,7 @@ def clipped(state: State) -> Named:
     """How often `clip_by_history`, whose state may be nested anywhere in `state`, has clipped.
 
     Returns:
-      `{"consecutive": 0, "total": 3, "gradients/all": 3}`: steps in a row up to now, in
+      `{"consecutive": 0, "gradients/all": 3, "total": 3}`: steps in a row up to now, in
       the whole run, and how often each norm was clipped; `"gradients/head/kernel"` per leaf. Lists
       for several models under vmap, and for layers.
 
