@@ -53,12 +53,16 @@ from adam_jax.wrap.accumulate import AccumulateState, accumulate
 from adam_jax.wrap.chain import chain
 from adam_jax.wrap.clip import clip_by_global_norm
 from adam_jax.wrap.ema import EmaParamsState, ema_params
+from adam_jax.wrap.history import HistoryState, clip_by_history, clipped
+from adam_jax.wrap.leaf_counts import LeafCountsState, count_per_leaf
 from adam_jax.wrap.skip import Skipped, SkipState, skip_nonfinite, skipped
 from adam_jax.wrap.telemetry import TelemetryState, measured, telemetry
 from adam_jax.wrap.weights import (
     WeightsState,
+    float32_weights,
     kahan_summation,
     master_residual,
+    split_float32_weights,
     stochastic_rounding,
 )
 
@@ -76,7 +80,9 @@ __all__ = [
     "DecayRateLike",
     "EmaParamsState",
     "Factored",
+    "HistoryState",
     "HyperparamsState",
+    "LeafCountsState",
     "Quantized",
     "Role",
     "ScaleByLapropState",
@@ -106,12 +112,16 @@ __all__ = [
     "cautious_weight_decay",
     "chain",
     "clip_by_global_norm",
+    "clip_by_history",
     "clip_update_rms",
+    "clipped",
     "convert",
     "convert_state",
     "corrected_weight_decay",
+    "count_per_leaf",
     "decay_mask",
     "ema_params",
+    "float32_weights",
     "grams",
     "groups",
     "hyperparams",
@@ -152,6 +162,7 @@ __all__ = [
     "sharding",
     "skip_nonfinite",
     "skipped",
+    "split_float32_weights",
     "step",
     "stochastic",
     "stochastic_rounding",

@@ -307,6 +307,9 @@ class Partition(Body):
             part = {i for i, own in zip(step.own, chosen, strict=True) if own == k}
             # Where gradient and parameter are both None, each part has a None, as its state does.
             its = step.part(sorted(part.union(step.nones())))
+            if not its.here:  # Nothing to step: it does not count either.
+                states.append(entry.inner_state)
+                continue
             out, inner_state = body.run(its, entry.inner_state)
             states.append(inner_state)
             for i, *result in zip(its.here, out.finished(), out.dtypes, strict=True):

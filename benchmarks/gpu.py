@@ -158,6 +158,12 @@ CASES = {
     "adam_jax: clip, adamw": Case(CLIPPED),
     "adam_jax: clip, skip, adamw": Case(adam_jax.skip_nonfinite(CLIPPED)),
     "adam_jax: skip, adamw": Case(adam_jax.skip_nonfinite(adam_jax.adamw(1e-3))),
+    "adam_jax: clip by history, step": Case(
+        adam_jax.clip_by_history(adam_jax.adamw(1e-3)), step=adam_jax.step
+    ),
+    "adam_jax: clip updates by history, step": Case(
+        adam_jax.clip_by_history(adam_jax.adamw(1e-3), updates=2.0), step=adam_jax.step
+    ),
     "adam_jax: accumulate 4, step": Case(
         adam_jax.accumulate(adam_jax.adamw(1e-3), 4), step=adam_jax.step
     ),

@@ -38,7 +38,7 @@ class Foreign(Body):
         tx, applies = optax.with_extra_args_support(self.tx), step.apply and step.last
         if step.apply:
             step.needed_params()
-        applies = applies and all(isinstance(p, jax.Array) for p in step.p)
+        applies &= not step.update_factors and all(isinstance(p, jax.Array) for p in step.p)
 
         def stepped(g: Sequence[Any], p: Sequence[Any], state: State) -> tuple[Any, State]:
             its = step.but(g=g, p=p, factors=())

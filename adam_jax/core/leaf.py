@@ -67,6 +67,7 @@ class Arrays(NamedTuple):
       stored: per rule, the stored forms of its slots.
       param: the parameter, or a `Split`; None if no rule reads it and it is not updated here.
       salt: of the leaf and the step, for formats that round stochastically; None otherwise.
+      update_factors: to apply to the update.
     """
 
     g: Array
@@ -74,6 +75,7 @@ class Arrays(NamedTuple):
     stored: tuple[tuple[Any, ...], ...]
     param: Leaf
     salt: Any
+    update_factors: tuple[Array, ...] = ()
 
     def of_layer(self, number: Array) -> "Arrays":
         """The same with the random bits of the leaf that comes `number` (uint32) leaves later."""
@@ -196,6 +198,7 @@ def run_rules(
     for rule, stored, formats in zip(rules, leaf.stored, plan.formats, strict=True):
         views.append(View(rule, u, is_product, p, stored, formats, taken, known, bound))
         u, is_product = rule.update(views[-1]), rule.ends_in_product
+    u = scaled(u, leaf.update_factors) if leaf.update_factors else u
     if p is not None and (plan.apply or split):
         return select(taken, p + u, p), views
     return select(taken, u, 0), views

@@ -18,7 +18,7 @@ from adam_jax.core.leaf import Arrays, Plan, step_leaves
 from adam_jax.core.masks import Mask
 from adam_jax.core.stacked import Layers, Stack, over_layers
 from adam_jax.core.states import register
-from adam_jax.core.step import PASS_ON, Body, Step, arguments, joined, wider
+from adam_jax.core.step import PASS_ON, Body, Step, arguments, joined, of_leaf, wider
 from adam_jax.core.trees import align_params, leaf_paths, unflatten_stored
 from adam_jax.formats.base import READ_AS_SAVED, sharding_of
 from adam_jax.formats.dense import format_of, is_inexact, leaf_dtype, wider_dtype
@@ -252,7 +252,8 @@ class Member(Body):
             p = joined(p) if not step.last else p
             read = needs_params or (step.last and (step.apply or isinstance(p, Split)))
             stored = tuple(tuple(slot[i] for slot in slots[k]) for k in used)
-            leaf = Arrays(g, step.factors, stored, p if read else None, None)
+            after = of_leaf(step.update_factors, n) if step.last else ()
+            leaf = Arrays(g, of_leaf(step.factors, n), stored, p if read else None, None, after)
             try:
                 plan = self.plan(step, n, stages, structure, leaf, stacks[n])
                 leaf = leaf._replace(salt=_salt(plan, first, stacks[n].first))
@@ -280,6 +281,14 @@ class Member(Body):
         step = step.widened()
         new = self._joined(new_states, [past for _, past in of_stages])
         return step.with_results(results, step.dtypes, done=step.last), new
+
+    def with_counts(self, state: State, others: State, count: Count) -> State:
+        """The state with this count of the main stage, and the other stages' counts of another."""
+        (states, past), (sources, _) = self._split(state), self._split(others)
+        for k, (stage, source) in enumerate(zip(self.stages, sources, strict=True)):
+            counts = {n: count if k == self.main else getattr(source, n) for n in stage.counts}
+            states[k] = states[k]._replace(**counts) if counts else states[k]
+        return self._joined(states, past)
 
     def plan(
         self,
@@ -322,7 +331,9 @@ class Member(Body):
         rests = isinstance(leaf.param, Split) and leaf.param.rest is not None
         fused = not (rests or any(fmt.measures or fmt.stochastic for fmt in every))
         kernel, parts = "in one pass" if fused else "the transformation asks for XLA", None
-        if self.kernel == "pallas" or (self.kernel == "auto" and not fused):
+        if any(factor.ndim for factor in (*leaf.factors, *leaf.update_factors)):
+            kernel = "a factor for each layer"
+        elif self.kernel == "pallas" or (self.kernel == "auto" and not fused):
             from adam_jax.kernels.tiles import tiles_of
 
             sharding = _explicit_sharding(leaf.g) or step.shardings.get(step.paths[n])

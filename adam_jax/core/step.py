@@ -23,6 +23,9 @@ from adam_jax.formats.rounding import Split
 from adam_jax.numerics import next_count
 from adam_jax.rates import DecayRate, ScheduledRate
 
+Factor = Array | list[Array]
+"""A number that multiplies every leaf, or one for each."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -39,8 +42,10 @@ class Step:
       g: for each leaf that is here, its gradient, then its update, without `factors`.
       p: its parameter, which may be a `Split`; None if there is none.
       dtypes: what its update is rounded to at the end.
-      factors: scalars that multiply every gradient in the loop that reads it, in this order; a
-        false boolean makes it zero.
+      factors: each multiplies the gradients in the loop that reads them, in this order: a scalar
+        for all, or a list with an array for each leaf that is here, a scalar or one number per
+        layer. A false boolean makes a gradient zero.
+      update_factors: the same for the updates, in the loop that makes the results of them.
       ok: boolean scalar, whether the step is taken; None for yes.
       apply: the user wants new parameters, not updates.
       last: no other transformation follows, so that a member may round and apply.
@@ -58,7 +63,8 @@ class Step:
     g: Sequence[Any]
     p: Sequence[Any]
     dtypes: Sequence[Any]
-    factors: tuple[Array, ...] = ()
+    factors: tuple[Factor, ...] = ()
+    update_factors: tuple[Factor, ...] = ()
     ok: Array | None = None
     apply: bool = False
     last: bool = True
@@ -91,7 +97,7 @@ class Step:
         """The same step with other attributes."""
         return dataclasses.replace(self, **changes)
 
-    def times(self, *factors: Array | None) -> "Step":
+    def times(self, *factors: Factor | None) -> "Step":
         """Multiplies every gradient; None adds nothing."""
         return self.but(factors=(*self.factors, *(x for x in factors if x is not None)))
 
@@ -113,10 +119,17 @@ class Step:
         kept = [k for k, i in enumerate(self.here) if i in chosen]
         columns = (self.here, self.g, self.p, self.dtypes)
         here, g, p, dtypes = ([column[k] for k in kept] for column in columns)
-        return self.but(own=own, here=here, g=g, p=p, dtypes=dtypes)
+        factors, of_updates = (
+            tuple([f[k] for k in kept] if isinstance(f, list) else f for f in its)
+            for its in (self.factors, self.update_factors)
+        )
+        its = self.but(own=own, here=here, g=g, p=p, dtypes=dtypes, factors=factors)
+        return its.but(update_factors=of_updates)
 
     def with_results(self, g: Sequence[Any], dtypes: Sequence[Any], **changes: Any) -> "Step":
         """The step after a transformation that made these updates, without factors."""
+        if changes.get("done"):
+            changes["update_factors"] = ()
         return self.but(g=g, dtypes=dtypes, factors=(), **changes)
 
     # Trees of the user and of states.
@@ -228,7 +241,7 @@ class Step:
     @property
     def values(self) -> list[Array]:
         """The gradients in the dtype of arithmetic, with all factors."""
-        return [scaled(x, self.factors) for x in self.g]
+        return [scaled(x, of_leaf(self.factors, n)) for n, x in enumerate(self.g)]
 
     def rounded(self) -> list[Any]:
         """The gradients in the dtypes that they are rounded to."""
@@ -250,7 +263,8 @@ class Step:
         """
         if self.done or not self.last:
             return self.g if self.done else self.values
-        columns = zip(self.values, self.p, self.dtypes, strict=True)
+        values = self.times(*self.update_factors).values
+        columns = zip(values, self.p, self.dtypes, strict=True)
         return [self._result(u, p, d) for u, p, d in columns]
 
     def _result(self, u: Array, p: Leaf, dtype: DType) -> Leaf:
@@ -281,7 +295,7 @@ class Step:
         """The new parameters of this step; those of a `Split` before it is split again."""
         if self.done and self.apply:
             return list(self.g)
-        values = self.g if self.done else self.values
+        values = self.g if self.done else self.times(*self.update_factors).values
         if not self.apply:  # Updates are rounded before the user adds them.
             pairs = zip(values, self.dtypes, strict=True)
             values = [jax.lax.convert_element_type(u, d) for u, d in pairs]
@@ -324,6 +338,11 @@ def zeros_for(g: Leaf, p: Leaf) -> Leaf:
     if p is None:  # Booleans add to every integer.
         return jnp.zeros(g.shape, bool if g.dtype == _FLOAT0 else g.dtype)
     return None if jnp.issubdtype(p.dtype, jax.dtypes.prng_key) else jnp.zeros_like(p)
+
+
+def of_leaf(factors: tuple[Factor, ...], n: int) -> tuple[Array, ...]:
+    """The factors of the n-th leaf that is here."""
+    return tuple(f[n] if isinstance(f, list) else f for f in factors)
 
 
 def scaled(x: Leaf, factors: tuple[Array, ...] = ()) -> Array:

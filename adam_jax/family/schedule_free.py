@@ -93,14 +93,15 @@ class ScheduleFree(Body):
         out, inner_state = self.inner.run(its, state.base_optimizer_state)
         z, updates = step.align(state.z), []
         of_step = 1 - self.b1 * (1 - c)
-        for i, u, p in zip(step.here, out.values, step.p, strict=True):
+        values = out.times(*step.update_factors).values
+        for i, u, p in zip(step.here, values, step.p, strict=True):
             y_step, moved = _averaged(c, of_step, u, joined(p), z[i])
             updates.append(step.taken(y_step, jnp.zeros_like(y_step)))
             z[i] = step.taken(moved, z[i])
         sums, largest = step.taken((new_sums, new_largest), (sums, largest))
         count, z = step.counted(state.step_count), step.back(state.z, z)
         state = contrib.ScheduleFreeState(state.b1, sums, count, largest, inner_state, z)
-        return step.with_results(updates, step.dtypes).widened(), state
+        return step.with_results(updates, step.dtypes, update_factors=()).widened(), state
 
     def edited(self, edit: Callable[[Member], Member]) -> "ScheduleFree":
         return dataclasses.replace(self, inner=edit(self.inner))

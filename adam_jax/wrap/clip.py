@@ -81,7 +81,24 @@ def added(terms: list[jax.Array], axes: tuple[int, ...] | None = None) -> list[j
 
 # Not a lambda: outside jit each new one would be compiled again.
 def _add(xs: PyTree, ys: PyTree) -> list[jax.Array]:
-    return [x + y for x, y in zip(xs, ys, strict=True)]
+    return [x | y if x.dtype == bool else x + y for x, y in zip(xs, ys, strict=True)]
+
+
+def in_rows(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shape of a leaf in some 4,096 rows, and the axes of a row.
+
+    By rows, since a sequential sum in float32 stops growing at 2²⁴ equal terms. At most one axis is
+    split and none are merged, for which XLA would gather a leaf that is sharded along them.
+    """
+    rows = 1
+    for axis, size in enumerate(shape):
+        if rows * size >= 4096 or axis == len(shape) - 1:
+            parts = math.gcd(size, 1 << (-(-4096 // max(rows, 1)) - 1).bit_length())
+            if parts < size and (rows * parts >= 64 or math.prod(shape[axis + 1 :]) < 64):
+                shape = (*shape[:axis], parts, size // parts, *shape[axis + 1 :])
+            return shape, tuple(range(axis + 1, len(shape)))
+        rows *= size
+    return (), ()
 
 
 @frozen_pytree

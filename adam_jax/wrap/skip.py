@@ -80,13 +80,8 @@ class SkipNonfinite(Body):
         own |= {"notfinite_count": count, "last_finite": good, "total_notfinite": total}
         own = step.taken(own, {name: getattr(state, name) for name in own})
         if self.warn:
-            count = own["notfinite_count"]
-            # Once each time the limit is exceeded.
-            passed = (count == self.max_consecutive + 1) & (count != state.notfinite_count)
-            if isinstance(passed, jax.core.Tracer):
-                jax.lax.cond(passed, self.warn_later, lambda count: None, count)
-            elif passed:
-                _warn(int(count))
+            limit = self.max_consecutive + 1
+            alarm(own["notfinite_count"], state.notfinite_count, limit, SKIPPED)
         return out.but(ok=step.ok), state._replace(inner_state=inner_state, **own)
 
     def without_spikes(
@@ -113,18 +108,28 @@ class SkipNonfinite(Body):
         new["seen"] = jnp.where(seen >= 2 * self.window, seen - self.window, seen)
         return good, select(finite, spikes._replace(**new), spikes)
 
-    def warn_later(self, count: jax.Array) -> None:
-        """Warns on the host; vmap turns the condition around it into a select."""
-        first = self.max_consecutive + 1
-        jax.debug.callback(lambda n: _warn(int(n)) if n == first else None, count)
+
+SKIPPED = (
+    "skipped: the gradient or the loss is not finite, or a spike. Parameters and state are as they"
+    " were before the first of them."
+)
 
 
-def _warn(count: int) -> None:
-    warnings.warn(
-        f"{count} optimizer steps in a row were skipped: the gradient or the loss is not finite, or"
-        f" a spike. Parameters and state are as they were before the first of them.",
-        stacklevel=2,
-    )
+def alarm(count: jax.Array, before: jax.Array, first: int, what: str) -> None:
+    """Warns once each time the count of steps in a row reaches `first`, also inside a program."""
+    reached = (count == first) & (count != before)
+
+    def later(count: jax.Array) -> None:  # vmap turns the condition around it into a select.
+        jax.debug.callback(lambda n: _warn(first, what) if n == first else None, count)
+
+    if isinstance(reached, jax.core.Tracer):
+        jax.lax.cond(reached, later, lambda count: None, count)
+    elif reached:
+        _warn(first, what)
+
+
+def _warn(count: int, what: str) -> None:
+    warnings.warn(f"{count} optimizer steps in a row were {what}", stacklevel=2)
 
 
 def skip_nonfinite(
@@ -200,5 +205,5 @@ def skipped(state: State, max_consecutive: int = 10) -> Skipped:
     own = only(state, lambda x: isinstance(x, kinds), "skip_nonfinite", instead)
     counters = [np.asarray(x) for x in (own.notfinite_count, own.total_notfinite)]
     if (most := int(np.max(counters[0]))) > max_consecutive:
-        _warn(most)
+        _warn(most, SKIPPED)
     return Skipped(*(x if x.ndim else int(x) for x in counters))  # pyright: ignore[reportArgumentType]

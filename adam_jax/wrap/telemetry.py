@@ -1,6 +1,5 @@
 """Statistics of what a step does to each group of parameters, measured periodically inside it."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -11,7 +10,7 @@ import numpy as np
 import optax
 
 from adam_jax._types import Leaf, Named, Params, PyTree, State
-from adam_jax.core.states import only, register
+from adam_jax.core.states import found, only, register
 from adam_jax.core.step import Body, Step, applied, check_state, joined, scaled
 from adam_jax.core.transformation import Transformation
 from adam_jax.core.trees import align_params, leaf_paths
@@ -20,7 +19,8 @@ from adam_jax.numerics import squared
 from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.validation import check_expression, check_integer
 from adam_jax.wrap.chain import inner_body
-from adam_jax.wrap.clip import added
+from adam_jax.wrap.clip import added, in_rows
+from adam_jax.wrap.history import HistoryState, clipped
 from adam_jax.xla.barrier import as_varying, kept_apart, varying
 from adam_jax.xla.once import if_due
 
@@ -155,26 +155,9 @@ def _sums(p: Leaf, g: Leaf, u: Leaf, moved: Leaf) -> list[jax.Array]:
     g, u, p = (scaled(x) for x in (g, u, p))
     # Not g² itself, which XLA:CPU would share with clipping and store.
     terms = [squared(g / 2), squared(u), squared(p), jnp.real(jnp.conj(g) * u), moving, lost]
-    rows, axes = _in_rows(g.shape)
+    rows, axes = in_rows(g.shape)
     terms = [jnp.reshape(jax.lax.convert_element_type(x, jnp.float32), rows) for x in terms]
     return list(map(jnp.sum, added(terms, axes)))
-
-
-def _in_rows(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The shape of a leaf in some 4,096 rows, and the axes of a row.
-
-    By rows, since a sequential sum in float32 stops growing at 2²⁴ equal terms. At most one axis is
-    split and none are merged, for which XLA would gather a leaf that is sharded along them.
-    """
-    rows = 1
-    for axis, size in enumerate(shape):
-        if rows * size >= 4096 or axis == len(shape) - 1:
-            parts = math.gcd(size, 1 << (-(-4096 // max(rows, 1)) - 1).bit_length())
-            if parts < size and (rows * parts >= 64 or math.prod(shape[axis + 1 :]) < 64):
-                shape = (*shape[:axis], parts, size // parts, *shape[axis + 1 :])
-            return shape, tuple(range(axis + 1, len(shape)))
-        rows *= size
-    return (), ()
 
 
 def telemetry(
@@ -217,7 +200,8 @@ def measured(state: State) -> Named:
 
     Returns:
       `{"step": 200, "groups": {"head": {"gradient_rms": 0.01, ...}}}` with Python numbers (lists
-      under vmap). Before the first measurement the step is 0 and there are no groups.
+      under vmap). Before the first measurement the step is 0 and there are no groups. If `inner`
+      has a `clip_by_history`, "clipped" is what `clipped` returns.
       `adam_jax.inspect` writes and reads such records.
 
     Raises:
@@ -227,4 +211,6 @@ def measured(state: State) -> Named:
     own = only(state, lambda x: isinstance(x, TelemetryState), "telemetry", instead)
     step = np.asarray(own.step).tolist()
     groups = jax.tree.map(lambda x: np.asarray(x).tolist(), own.groups)
-    return {"step": step, "groups": groups if np.any(step) and groups else {}}
+    record = {"step": step, "groups": groups if np.any(step) and groups else {}}
+    histories = found(own, lambda x: isinstance(x, HistoryState))
+    return record | {"clipped": clipped(own)} if len(histories) == 1 else record

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax._types import AnyTransformation, Leaf, Params, State
+from adam_jax._types import AnyTransformation, Function, Leaf, Params, State
 from adam_jax.core.stacked import Layers
-from adam_jax.core.states import register
+from adam_jax.core.states import only, register
 from adam_jax.core.step import Body, Step, check_state
 from adam_jax.core.transformation import Transformation
-from adam_jax.core.trees import unflatten_stored
+from adam_jax.core.trees import align_slot, leaf_paths, unflatten_slot, unflatten_stored
 from adam_jax.formats.noise import WEIGHTS, salt_of, salted
 from adam_jax.formats.rounding import (
     Compensated,
@@ -169,3 +169,54 @@ def master_residual(inner: optax.GradientTransformation, bits: int = 16) -> Tran
 
 def _around(inner: AnyTransformation, form: WeightFormat, seed: int = 0) -> Transformation:
     return Transformation.around(Weights(inner_body("inner", inner), form, seed))
+
+
+def float32_weights(state: State, params: Params) -> Params:
+    """The full weights of `master_residual` or `kahan_summation`, to evaluate, export or hand on.
+
+    Args:
+      state: of the wrapper, at any depth.
+      params: the bfloat16 parameters of the same step. Leaves without a rest are returned as given.
+
+    Raises:
+      ValueError: `state` does not have exactly one such wrapper, or has another rest for a leaf.
+    """
+
+    def joined(form: WeightFormat, path: str, p: Leaf, rest: Leaf) -> tuple[Leaf, Leaf]:
+        form.check(path, p, rest)
+        return form.join(p, rest), rest
+
+    return _converted(state, params, joined)[0]
+
+
+def split_float32_weights(state: State, weights: Params) -> tuple[Params, State]:
+    """The inverse of `float32_weights`, to start from other weights: `(params, state)`.
+
+    Args:
+      state: of the wrapper, at any depth: of `tx.init` with the weights as bfloat16.
+      weights: float32, a tree like the parameters.
+
+    Raises:
+      ValueError: as `float32_weights`.
+    """
+
+    def split(form: WeightFormat, path: str, x: Leaf, rest: Leaf) -> tuple[Leaf, Leaf]:
+        form.check(path, jnp.asarray(x, jnp.bfloat16), rest)
+        # The random bits that round to nearest, where 8 bits are kept.
+        return form.split(jnp.asarray(x, jnp.float32), np.uint32(1 << 31))
+
+    return _converted(state, weights, split)
+
+
+def _converted(state: State, params: Params, change: Function) -> tuple[Params, State]:
+    instead = "pass the state of master_residual(...) or kahan_summation(...)"
+    own = only(state, lambda x: isinstance(x, WeightsState), "wrapper of 16-bit weights", instead)
+    leaves, treedef = jax.tree.flatten(params, is_leaf=lambda x: x is None)
+    rests = align_slot(treedef, params, own.rest)
+    forms = {"bfloat16": Compensated(), "int16": Residual(16), "int8": Residual(8)}
+    for i, path in enumerate(leaf_paths(params)):
+        if (form := forms.get(str(getattr(rests[i], "dtype", None)))) is not None:
+            leaves[i], rests[i] = change(form, path, leaves[i], rests[i])
+    new = own._replace(rest=unflatten_slot(own.rest, rests))
+    state = jax.tree.map(lambda x: new if x is own else x, state, is_leaf=lambda x: x is own)
+    return treedef.unflatten(leaves), state

@@ -93,6 +93,8 @@ def recipe() -> list[Case]:
     """Plain AdamW is the base, so the ratios are the cost of the wrappers."""
     theirs = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
     skip, average = adam_jax.skip_nonfinite(clipped()), adam_jax.ema_params(0.999)
+    history = adam_jax.clip_by_history(adamw())
+    of_updates = adam_jax.clip_by_history(adamw(), updates=2.0)
     accumulate = adam_jax.accumulate(adamw(), GROUP)
     multi = optax.MultiSteps(optax.adamw(1e-3), GROUP)
     free = {PLAIN: None}
@@ -104,6 +106,8 @@ def recipe() -> list[Case]:
         Case("clip, skip", by_update(skip), {PLAIN: 1.25}, 0.1),
         Case("clip, skip; step", by_step(skip), free),
         Case("optax: clip, skip", by_update(optax.apply_if_finite(theirs, 10)), free),
+        Case("clip by history; step", by_step(history), {PLAIN: 1.25}, 0.1),
+        Case("clip by history, updates; step", by_step(of_updates), free, 0.1),
         Case("accumulate 4", by_update(accumulate), {PLAIN: 1.3}),
         Case("accumulate 4; step", by_step(accumulate), {PLAIN: 0.75}, 0.1),
         Case("optax: MultiSteps 4", by_update(multi), free),

@@ -63,6 +63,13 @@ def parser() -> argparse.ArgumentParser:
     t.add_argument("--batch-size", type=positive, metavar="N", help="(default: 64)")
     t.add_argument("--seed", type=seed, metavar="N", help="(default: 0)")
     t.add_argument("--augment", action="store_true", default=None, help="shift and turn digits")
+    t.add_argument(
+        "--rewind-after",
+        type=positive,
+        metavar="N",
+        help="clip spikes of the gradient; after N in an epoch, repeat it from the checkpoint"
+        " before, in another order of the digits",
+    )
     t.add_argument("--fast", action="store_true", help="an MLP for 2 epochs, about 10 s")
     t.add_argument(
         "--out", type=Path, default=Path("runs/mnist"), help="of the run (default: %(default)s)"

@@ -39,11 +39,12 @@ class Config:
     batch_size: int = 64
     seed: int = 0
     augment: bool = False
+    rewind_after: int = 0
     data_dir: str | None = None
 
     def __post_init__(self) -> None:
         choices = {"model": MODELS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
-        lowest = {"epochs": 1, "batch_size": 1, "seed": 0, "learning_rate": 0}
+        lowest = {"epochs": 1, "batch_size": 1, "seed": 0, "learning_rate": 0, "rewind_after": 0}
         for field in dataclasses.fields(self):
             name, value = field.name, getattr(self, field.name)
             allowed = choices.get(name)

@@ -29,6 +29,7 @@ from examples.shared.command_line import UserError, clock
 STEPS_PER_DISPATCH = {"softmax": 50, "mlp": 50, "small-cnn": 50, "cnn": 10}
 TEST_DIGITS = 500  # at once
 SECONDS = 5  # between two lines about the loss
+REWINDS = 3  # of one epoch; after them it goes on, with the spikes clipped
 IN_FLIGHT = 8  # dispatches; fewer cost a fifth of the speed of the dense models on a busy machine
 
 
@@ -95,6 +96,7 @@ def build(config: Config, steps: int) -> tuple[Any, TrainState, optax.GradientTr
     graph, params = nnx.split(MODELS[config.model](nnx.Rngs(config.seed)))
     schedule = SCHEDULES[config.schedule](config.learning_rate, steps)
     tx = OPTIMIZERS[config.optimizer](schedule)
+    tx = adam_jax.clip_by_history(tx) if config.rewind_after else tx
     return graph, TrainState(params, tx.init(params), jnp.zeros([], jnp.int32)), tx, schedule
 
 
@@ -113,7 +115,8 @@ def train(run: Run, digits: data.Digits) -> dict[str, Any]:
     labels = jax.device_put(digits.train_labels.astype(np.int32))
     order_key, jitter_key = jax.random.split(jax.random.key(config.seed))
     per_epoch = len(data.batches(order_key, len(images), config.batch_size))
-    graph, state, tx, schedule = build(config, config.epochs * per_epoch)
+    steps = config.epochs * per_epoch
+    graph, state, tx, schedule = build(config, steps)
     first, state = run.restore(state)
     _check(run, state, tx)
     metrics = run.metrics(first)
@@ -122,10 +125,12 @@ def train(run: Run, digits: data.Digits) -> dict[str, Any]:
         f"training: {f'from epoch {first + 1} on, ' if first else ''}{config.epochs - first}"
         f" x {per_epoch} steps of {config.batch_size} digits; the first step compiles for seconds"
     )
-    said = time.perf_counter()
-    for epoch in range(first, config.epochs):
-        start = time.perf_counter()
-        order = data.batches(jax.random.fold_in(order_key, epoch), len(images), config.batch_size)
+    said, epoch, rewound = time.perf_counter(), first, 0
+    while epoch < config.epochs:
+        start, spikes = time.perf_counter(), _spikes(config, state)
+        key = jax.random.fold_in(order_key, epoch)
+        key = jax.random.fold_in(key, rewound) if rewound else key
+        order = data.batches(key, len(images), config.batch_size)
         dispatched, measured = [], []
         for i in range(0, per_epoch + stride * IN_FLIGHT, stride):
             if i < per_epoch:
@@ -151,6 +156,16 @@ def train(run: Run, digits: data.Digits) -> dict[str, Any]:
                     f"epoch {epoch + 1}/{config.epochs}  step {done}/{per_epoch}"
                     f"  loss {measured[-1][0][-1]:.4f}  about {clock(left)} left"
                 )
+        spikes = _spikes(config, state) - spikes
+        if spikes and spikes >= config.rewind_after and rewound < REWINDS:
+            rewound += 1
+            print(
+                f"epoch {epoch + 1}/{config.epochs}  {spikes} of {per_epoch} gradients were spikes:"
+                f" again from the checkpoint before, in another order of the digits"
+            )
+            epoch, state = run.restore(build(config, steps)[1])
+            metrics = run.metrics(epoch)
+            continue
         loss, accuracy = (np.concatenate(parts) for parts in zip(*measured, strict=True))
         seconds = time.perf_counter() - start
         entry = {
@@ -171,6 +186,7 @@ def train(run: Run, digits: data.Digits) -> dict[str, Any]:
             f"  test loss {entry['test_loss']:.4f} accuracy {entry['test_accuracy']:.4f}"
             f"  {per_epoch * config.batch_size / seconds:,.0f} digits/s"
         )
+        epoch, rewound = epoch + 1, 0
     _draw(run, metrics, schedule, graph, state.params, digits)
     return {
         "test_accuracy": metrics[-1]["test_accuracy"],
@@ -189,6 +205,10 @@ def _check(run: Run, state: TrainState, tx: optax.GradientTransformation) -> Non
             f"{run.folder} does not continue, {faults[0].kind}: {faults[0].where}"
             f" {faults[0].text}; restore a copy, or train again with another --out"
         )
+
+
+def _spikes(config: Config, state: TrainState) -> int:
+    return adam_jax.clipped(state.opt_state)["total"] if config.rewind_after else 0
 
 
 def _draw(

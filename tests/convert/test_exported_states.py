@@ -77,8 +77,8 @@ def test_exported_steps_have_the_same_bits_in_another_process(tmp_path):
         assert (tmp_path / f"{i}.out").read_bytes() == expected, name
 
 
-NAMES = """AccumulateState EmaParamsState HyperparamsState ScaleByLapropState
-    ScaleByMarsState ScaleOnSphereState ScheduledRatesState SkipState SpreadState
+NAMES = """AccumulateState EmaParamsState HistoryState HyperparamsState LeafCountsState
+    ScaleByLapropState ScaleByMarsState ScaleOnSphereState ScheduledRatesState SkipState SpreadState
     TelemetryState WeightsState"""
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from examples.studies import preprocessing
+from examples.studies import preprocessing, spikes
 from examples.studies.tune import __main__ as tune
 from examples.studies.tune import search
 from tests.examples.processes import shows_something, table
@@ -50,3 +50,12 @@ def test_preprocessing(tmp_path):
     assert set(accuracy) == set(preprocessing.WAYS)
     assert accuracy["standardised"] > accuracy["bytes, 0 to 255"] > 0.7
     assert shows_something(tmp_path / "digits.png")
+
+
+def test_spikes(tmp_path):
+    spikes.main(["--fast", "--out", str(tmp_path)])
+    delays = {row["guard"]: row for row in table(tmp_path / "table.csv")}
+    history = delays["clip_by_history"]
+    assert delays["none"]["all x 1e6"] == "inf"
+    assert float(history["all x 1e6"]) <= float(history["none"]) + 10
+    assert shows_something(tmp_path / "spikes.png")

@@ -93,6 +93,15 @@ MUTATIONS = {
     "wrap/clip.py": {
         "clipping squares the factor": ("limit / divisor)", "limit / divisor / divisor)"),
     },
+    "wrap/history.py": {
+        "a spike enters its own history": ("jnp.where(spike, largest, x) - mean", "x - mean"),
+    },
+    "wrap/leaf_counts.py": {
+        "one count for all leaves": (
+            "with_counts(new, old, counts[i])",
+            "with_counts(new, old, counts[step.here[0]])",
+        ),
+    },
     "wrap/accumulate.py": {
         "half of a micro-batch's weight": ("(2 * part / whole)", "(part / whole)"),
     },
@@ -133,6 +142,8 @@ TESTS = {
     "family/lion.py": "rules/test_arithmetic.py",
     "family/mars.py": "rules/test_arithmetic.py",
     "wrap/clip.py": "wrap/test_clip.py wrap/test_chain.py",
+    "wrap/history.py": "wrap/test_history.py",
+    "wrap/leaf_counts.py": "wrap/test_leaf_counts.py",
     "wrap/accumulate.py": "wrap/test_chain.py",
     "wrap/ema.py": "wrap/test_clip.py wrap/test_chain.py",
     "schedules.py": "test_schedules.py",

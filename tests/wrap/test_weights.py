@@ -234,3 +234,27 @@ def test_a_second_form_of_weights_sees_float32_and_passes(wrap, inner):
     once, _ = train(wrap(INNER["adamw"]), params_of(), turns=3)
     twice, _ = train(wrap(inner(INNER["adamw"])), params_of(), turns=3)
     jax.tree.map(np.testing.assert_array_equal, twice, once)
+
+
+@pytest.mark.bits
+@pytest.mark.parametrize(
+    ("tx", "error"),
+    [(RESIDUAL, 0.0), (adam_jax.master_residual(PLAIN, 8), 2.0**-16), (KAHAN, 2.0**-17)],
+)
+def test_float32_weights_are_those_that_were_stepped_and_split_again(tx, error):
+    """Those of 16 bits are float32 training's own; one's own weights may be split to start with."""
+    params, state = train(adam_jax.skip_nonfinite(tx), params_of())
+    weights = jax.jit(adam_jax.float32_weights)(state, params)
+    if tx is RESIDUAL:
+        expected = train(PLAIN, params_of(jnp.float32))[0]
+        jax.tree.map(np.testing.assert_array_equal, weights, expected)
+    again, fresh = adam_jax.split_float32_weights(state, weights)
+    jax.tree.map(np.testing.assert_array_equal, (again, fresh), (params, state))
+    mine = jax.tree.map(lambda w: w * np.float32(1.2345), weights)
+    split, fresh = adam_jax.split_float32_weights(tx.init(params), mine)
+    assert jax.tree.map(lambda p: p.dtype, split) == jax.tree.map(lambda p: p.dtype, params)
+    back = adam_jax.float32_weights(fresh, split)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=error, atol=0)  # noqa: E731
+    jax.tree.map(close, back, mine)
+    with pytest.raises(ValueError, match="at 'w', the state keeps .* of shape"):
+        adam_jax.float32_weights(state, dict(params, w=params["w"][:3]))
