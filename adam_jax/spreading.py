@@ -1,6 +1,5 @@
 """Whole matrices, each on one of the devices that hold its parts."""
 
-import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -98,11 +97,10 @@ class Spread(Body):
         )
         arrays = [x if isinstance(x, jax.Array) else None for x in numbers]
 
-        def one(p: Any, g: Any, moves: Any, state: State, arrays: Any) -> tuple[Any, State]:
+        def one(p: Any, g: Any, state: State, arrays: Any) -> tuple[Any, State]:
             pairs = zip(numbers, arrays, strict=True)
             inner, ok, extra = treedef.unflatten(x if a is None else a for x, a in pairs)
-            its = Step.of(g, p, False, extra).but(ok=ok, last=False)
-            out, state = inner.run(its if moves is None else its.only_if(moves), state)
+            out, state = inner.run(Step.of(g, p, False, extra).but(ok=ok, last=False), state)
             return (out.values if out.factors else out.g)[0], state
 
         def stepped(g: Sequence[Any], params: Params, old: PyTree) -> tuple[Any, PyTree]:
@@ -165,21 +163,18 @@ class Spread(Body):
         def local(p: Any, g: Any, states: Any, arrays: Any) -> tuple[list[Any], dict[str, State]]:
             u, new = list(g), dict(states or dict.fromkeys(stacks))
             for name, its in stacks.items():
-                given = [i for i in its if g[i] is not None]
-                if given:
-                    none = functools.partial(jnp.zeros_like, dtype=g[given[0]].dtype)
-                    grads = [none(p[i]) if g[i] is None else g[i] for i in its]
-                    lead = [p[i].shape[: layers[i]] for i in its]
+                grads, lead = [g[i] for i in its], [p[i].shape[: layers[i]] for i in its]
+                missing = [x is None for x in grads]
+                if any(missing) and not all(missing):
+                    raise ValueError(
+                        f"all matrices of one shape must have a gradient, got None for"
+                        f" {paths[its[missing.index(True)]]!r}: freeze it with groups."
+                    )
+                if not any(missing):
                     columns = [_whole(x, lead, ways[name]) for x in ([p[i] for i in its], grads)]
-                    moves, names = None, sum((names for names, *_ in ways[name]), ())
-                    if len(given) < len(its):
-                        marks = [jnp.full(s, i in given) for i, s in zip(its, lead, strict=True)]
-                        devices = math.prod(n for _, n, _ in ways[name])
-                        moves = _whole(marks, lead, [Way(names, devices, 0)])
-                    stepped = jax.vmap(f, (0, 0, 0, 0, None))
-                    x, new[name] = stepped(*columns, moves, new[name], arrays)
+                    x, new[name] = jax.vmap(f, (0, 0, 0, None))(*columns, new[name], arrays)
                     for i, part in zip(its, _parts(x, lead, ways[name]), strict=True):
-                        u[i] = None if g[i] is None else part
+                        u[i] = part
             return u, new
 
         if manual or not stacks:

@@ -8,17 +8,16 @@ imported; arrays pass through NumPy.
 """
 
 from adam_jax.convert.moments import from_optax, to_optax
-from adam_jax.convert.names import Layout, conv, linear, params_from_named, params_to_named
+from adam_jax.convert.names import Layout, layer, params_from_named, params_to_named
 from adam_jax.convert.pytorch import from_torch, to_torch
 from adam_jax.convert.surgery import carry, reset
 
 __all__ = [
     "Layout",
     "carry",
-    "conv",
     "from_optax",
     "from_torch",
-    "linear",
+    "layer",
     "params_from_named",
     "params_to_named",
     "reset",

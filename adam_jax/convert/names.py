@@ -82,47 +82,31 @@ Names: TypeAlias = Mapping[str, str | Layout]
 """Maps the path of a leaf to its name there, or to a `Layout` if its array has another layout."""
 
 
-def linear(
-    ours: str, theirs: str, *, bias: bool = True, flattened: tuple[int, int, int] | None = None
+def layer(
+    ours: str,
+    theirs: str,
+    axes: tuple[int, ...] = (1, 0),
+    split: tuple[int | tuple[int, ...], ...] | None = None,
+    *,
+    bias: bool = True,
 ) -> dict[str, Layout]:
-    """The entries of a linear layer: `kernel` is the transposed `weight`.
+    """The entries of one layer of Flax, of which `kernel` is PyTorch's `weight` in another layout.
 
     Args:
-      ours: the path of a Flax `Dense` or `nnx.Linear`: "Dense_0".
-      theirs: the path of the `torch.nn.Linear`: "classifier.0".
+      ours: the path of the layer: "Dense_0"; "" for the whole model.
+      theirs: that of PyTorch's: "classifier.0".
+      axes: as in `Layout`: (1, 0) for a linear layer, (2, 3, 1, 0) for a convolution in two
+        dimensions. (Flax also flips the window of a transposed convolution.)
+      split: as in `Layout`: (-1, (C, H, W)), with the axes (2, 3, 1, 0), for a linear layer whose
+        input is the flattened output of a convolution.
       bias: whether the layer has one.
-      flattened: (C, H, W), if its input is the flattened output of a convolution of that shape:
-        Flax flattens it in the order H, W, C.
 
     Returns:
       A dictionary for `names=`; join several with `|`.
     """
-    if flattened is None:
-        return _layer(ours, theirs, (1, 0), None, bias)
-    return _layer(ours, theirs, (2, 3, 1, 0), (-1, tuple(flattened)), bias)
-
-
-def conv(ours: str, theirs: str, *, dims: int = 2, bias: bool = True) -> dict[str, Layout]:
-    """The entries of a convolution: (out, in, *window) there is (*window, in, out) in Flax.
-
-    Args:
-      ours: the path of a Flax `Conv`: "Conv_0".
-      theirs: the path of the `torch.nn.Conv1d`, `Conv2d` or `Conv3d`. (Not of a transposed
-        convolution, whose window Flax also flips.)
-      dims: of the window.
-      bias: whether the layer has one.
-
-    Returns:
-      A dictionary for `names=`.
-    """
-    return _layer(ours, theirs, (*range(2, dims + 2), 1, 0), None, bias)
-
-
-def _layer(ours: str, theirs: str, axes: Any, split: PyTree, bias: bool) -> dict[str, Layout]:
-    """The entries of one layer; an empty path is the whole model."""
     here, there = (f"{ours}/" if ours else ""), (f"{theirs}." if theirs else "")
-    layer = {f"{here}kernel": Layout(f"{there}weight", axes, split)}
-    return layer | {f"{here}bias": Layout(f"{there}bias")} if bias else layer
+    kernel = {f"{here}kernel": Layout(f"{there}weight", axes, split)}
+    return kernel | {f"{here}bias": Layout(f"{there}bias")} if bias else kernel
 
 
 def layouts(paths: Iterable[str], names: Names | None, separator: str = ".") -> dict[str, Layout]:

@@ -26,7 +26,7 @@ from adam_jax.modifiers import Modifiable, layers_of, modified
 from adam_jax.numerics import root_mean_square
 from adam_jax.rules.hyperparameters import Unit, rescaled, units_of
 from adam_jax.transfer.growth import Growth, growths
-from adam_jax.validation import check_number, check_positive
+from adam_jax.validation import check_number
 
 
 def mup(
@@ -47,10 +47,10 @@ def mup(
         ε               ε·d^(-alpha) / m     m: the width, for an output layer n
         weight decay    λ·n                  so that α·λ does not depend on the width
 
-    The model applies the rest of the parametrization: `mup_init` scales the initial values,
-    `output_factor` multiplies the logits, `attention_scale` the scores of attention, and
-    `residual_factor` the output of each residual block. `mup_table` shows roles and factors of the
-    leaves. If nothing grows, every factor is 1.
+    The model applies the rest of the parametrization: `mup_init` scales the initial values; the
+    logits are multiplied by 1/n, the output of each residual block by d^(-alpha), and the scores of
+    attention by √(base head size) / (head size), which is the usual scale in the base model.
+    `mup_table` shows roles and factors of the leaves. If nothing grows, every factor is 1.
 
     Args:
       tx: a transformation of this package with a learning rate, or a function that makes one, such
@@ -245,61 +245,6 @@ def mup_init(params: Params, base: Params, *, layers: str | None = None) -> Para
 
     leaves, treedef = jax.tree.flatten(params)
     return treedef.unflatten(map(scaled, leaves, growths(base, params, layers)))
-
-
-def output_factor(width: float, base_width: float) -> float:
-    """The factor of the result of the output layer: base_width / width.
-
-    It applies to tied embeddings too. `logits = output_factor(width, 256) * (x @ kernel) + bias`.
-
-    Args:
-      width: the number of inputs of the output layer, > 0.
-      base_width: that of the base model, > 0.
-
-    Raises:
-      ValueError: a number that is not positive.
-
-    Reference: Yang et al. 2022, table 8 (multiplier of output weights).
-    """
-    return check_positive("base_width", base_width) / check_positive("width", width)
-
-
-def attention_scale(head_size: float, base_head_size: float) -> float:
-    """The factor of the attention scores: √base_head_size / head_size.
-
-    In the base model it is the usual 1/√head_size. If wider models have more heads of the same
-    size, it is that in all of them.
-
-    Args:
-      head_size: the length of the queries and keys of one head, > 0.
-      base_head_size: those of the base model, > 0.
-
-    Raises:
-      ValueError: a number that is not positive.
-
-    Reference: Yang et al. 2022, definition 4.1.
-    """
-    root = math.sqrt(check_positive("base_head_size", base_head_size))
-    return root / check_positive("head_size", head_size)
-
-
-def residual_factor(depth: float, base_depth: float, alpha: float = 1.0) -> float:
-    """The factor of the result of each residual block: (base_depth / depth)^alpha.
-
-    `x = x + residual_factor(layers, 2) * block(norm(x))`.
-
-    Args:
-      depth: residual blocks of the model, > 0.
-      base_depth: those of the base model, > 0.
-      alpha: 1/2 to 1; 1 is CompleteP. As in `mup`.
-
-    Raises:
-      ValueError: a number outside its range.
-
-    Reference: Dey et al. 2025, table 1.
-    """
-    alpha = _check_alpha(alpha)
-    return (check_positive("base_depth", base_depth) / check_positive("depth", depth)) ** alpha
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ SHAPES = {
     "dense/bias": (80,),
     "scale": (),
 }
-NAMES = convert.conv("conv", "features.0") | convert.linear("dense", "classifier")
+NAMES = convert.layer("conv", "features.0", (2, 3, 1, 0)) | convert.layer("dense", "classifier")
 LAYOUTS = {path: NAMES.get(path, convert.Layout(path)) for path in SHAPES}
 
 Arrays = Mapping[str, np.ndarray]

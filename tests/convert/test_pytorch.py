@@ -18,7 +18,7 @@ PARAMS = {
     "dense": {"kernel": jnp.ones((6, 5)), "bias": jnp.ones(5)},
     "scale": jnp.ones(()),
 }
-NAMES = convert.conv("conv", "features.0") | convert.linear("dense", "classifier")
+NAMES = convert.layer("conv", "features.0", (2, 3, 1, 0)) | convert.layer("dense", "classifier")
 SHAPES = {
     "features.0.weight": (4, 2, 3, 3),
     "features.0.bias": (4,),
@@ -272,7 +272,7 @@ def test_parameters_by_name_and_back():
 def test_a_linear_layer_behind_a_flattened_convolution():
     image = np.random.default_rng(0).normal(size=(2, 4, 5))  # C, H, W
     weight = np.random.default_rng(1).normal(size=(3, 40))
-    names = convert.linear("dense", "fc", bias=False, flattened=(2, 4, 5))
+    names = convert.layer("dense", "fc", (2, 3, 1, 0), (-1, (2, 4, 5)), bias=False)
     layout = names["dense/kernel"]
     kernel = layout.ours(weight, (40, 3))
     expected = weight @ image.ravel()

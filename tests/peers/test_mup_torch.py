@@ -15,8 +15,8 @@ import pytest
 from flax import traverse_util
 
 import adam_jax
-from adam_jax.transfer import attention_scale, mup_init, mup_table, output_factor
 from adam_jax.transfer import mup as our_mup
+from adam_jax.transfer import mup_init, mup_table
 
 torch = pytest.importorskip("torch", reason="PyTorch is in a group of its own: make test-peers")
 microsoft = pytest.importorskip("mup", reason="mup is in a group of its own: make test-peers")
@@ -60,7 +60,7 @@ class Transformer(torch.nn.Module):
         x = self.embedding(tokens)
         y = self.norm(x)
         q, k, v = (heads(layer(y)) for layer in (self.query, self.key, self.value))
-        scores = q @ k.transpose(-1, -2) * attention_scale(self.size, BASE // HEADS)
+        scores = q @ k.transpose(-1, -2) * (BASE // HEADS) ** 0.5 / self.size
         y = (torch.softmax(scores, -1) @ v).transpose(1, 2).reshape(x.shape)
         return self.readout(self.last_norm(x + self.out(y)))
 
@@ -133,7 +133,7 @@ def test_learning_rate_and_weight_decay_of_each_leaf(name, transposed):
 def test_the_factor_of_the_output(name):
     readout = made(name).readout
     width = WIDTH // 2 if name == "mlp" else WIDTH
-    assert output_factor(width, width * BASE // WIDTH) == 1 / readout.width_mult()
+    assert width // (width * BASE // WIDTH) == readout.width_mult()
 
 
 def test_sides_that_grow_differently():

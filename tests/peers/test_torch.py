@@ -190,7 +190,7 @@ def test_a_state_of_bfloat16_and_one_from_a_file(tmp_path):
     optimizer.step()
     torch.save(optimizer.state_dict(), tmp_path / "state.pt")
     saved = torch.load(tmp_path / "state.pt", weights_only=True)
-    names = convert.linear("dense", "")
+    names = convert.layer("dense", "")
     like = {"dense": {"kernel": jnp.zeros((3, 2), "bfloat16"), "bias": jnp.zeros(2, "bfloat16")}}
     params = convert.params_from_named(dict(model.named_parameters()), like, names=names)
     state = convert.from_torch(saved, params, adam_jax.adam(1e-3), names=names)

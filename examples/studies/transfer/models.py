@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from adam_jax import transfer
 from examples.mnist.models import CLASSES, PIXELS
 
 he_normal = nnx.initializers.he_normal()
@@ -27,7 +26,7 @@ class Mlp(nnx.Module):
         )
         self.norms = nnx.List([nnx.LayerNorm(width, rngs=rngs) for _ in range(3)])
         self.out = nnx.Linear(width, CLASSES, rngs=rngs)
-        self.output_factor = transfer.output_factor(width, base_width)
+        self.output_factor = base_width / width
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Logits."""
@@ -44,7 +43,7 @@ class ResidualMlp(nnx.Module):
         self.blocks = nnx.List([ResidualBlock(RESIDUAL_WIDTH, rngs) for _ in range(depth)])
         self.norm = nnx.LayerNorm(RESIDUAL_WIDTH, rngs=rngs)
         self.out = nnx.Linear(RESIDUAL_WIDTH, CLASSES, rngs=rngs)
-        self.residual_factor = transfer.residual_factor(depth, base_depth)
+        self.residual_factor = base_depth / depth
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Logits."""
@@ -74,11 +73,11 @@ class Transformer(nnx.Module):
         of_size_1 = nnx.initializers.normal(1.0)
         self.tokens = nnx.Embed(vocabulary, width, embedding_init=of_size_1, rngs=rngs)
         self.positions = nnx.Embed(CONTEXT, width, embedding_init=of_size_1, rngs=rngs)
-        scale = transfer.attention_scale(width // HEADS, base_width // HEADS)
+        scale = (base_width // HEADS) ** 0.5 / (width // HEADS)
         self.blocks = nnx.List([Block(width, scale, rngs) for _ in range(LAYERS)])
         self.norm = nnx.LayerNorm(width, rngs=rngs)
         self.out = nnx.Linear(width, vocabulary, rngs=rngs)
-        self.output_factor = transfer.output_factor(width, base_width)
+        self.output_factor = base_width / width
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Logits of the next character at each position."""
