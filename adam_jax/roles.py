@@ -103,11 +103,6 @@ def _words(path: str) -> list[str]:
     return [word for word in words if not re.fullmatch(_AROUND, word)] or [""]
 
 
-def _is_norm(path: str) -> bool:
-    """Whether a leaf is the scale of a norm, which has one axis."""
-    return role_of(path, 2).kind == "vector" and not path.endswith("bias")
-
-
 def roles(params: Params, layers: LayersLike | None = None) -> PyTree:
     """The role of each leaf of a model, by its path and its number of axes.
 
@@ -131,19 +126,18 @@ def roles(params: Params, layers: LayersLike | None = None) -> PyTree:
       >>> import adam_jax, jax, jax.numpy as jnp
       >>> block = {"attn": {"query": {"kernel": jnp.ones((8, 2, 4))}}, "ln": {"scale": jnp.ones(8)}}
       >>> params = {"wte": jnp.ones((50, 8)), "blocks": [block], "head": jnp.ones((8, 50))}
-      >>> found = adam_jax.roles(params)
-      >>> print(found["blocks"][0]["attn"]["query"]["kernel"])
-      matrix
-      >>> print([str(role) for role in jax.tree.leaves(found)])
-      ['matrix', 'vector', 'head', 'embedding']
+      >>> print(*map(str, jax.tree.leaves(adam_jax.roles(params))))
+      matrix vector head embedding
     """
     leaves, treedef = jax.tree.flatten(params)
     told, looks = Layers.of(layers or {}), []
     told.check(params)
     paths = leaf_paths(params, none_is_leaf=False)
-    norms = [x for x, p in zip(paths, leaves, strict=True) if np.ndim(p) == 2 and _is_norm(x)]
     if layers is None:
         looks = [(prefix, (0,)) for prefix in looks_stacked(params)]
+        # Scales of norms have one axis, and so tell a second one; a bias may have several.
+        vectors = [x for x, p in zip(paths, leaves, strict=True) if np.ndim(p) == 2]
+        norms = [x for x in vectors if x[-4:] != "bias" and role_of(x, 2).kind == "vector"]
         along = looks_stacked(params, 1)
         looks += [(x, (1,)) for x in along if any(path.startswith(x) for path in norms)]
     found = []
@@ -160,13 +154,10 @@ def roles(params: Params, layers: LayersLike | None = None) -> PyTree:
 
 
 def decay_mask(params: Params) -> PyTree:
-    """The usual weight decay mask: all leaves decay but vectors and scalars.
-
-    Biases and the scales of norms are left out, by their role: `adamw(1e-3, mask=decay_mask)`.
+    """The usual weight decay mask, `adamw(1e-3, mask=decay_mask)`: all decay but vectors, by role.
 
     Args:
-      params: the parameters. As the `mask` of a transformation inside `with_layers`, this function
-        sees the shape of one layer.
+      params: the parameters.
 
     Returns:
       A tree of booleans with the structure of `params`.

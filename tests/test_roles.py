@@ -109,9 +109,6 @@ def test_rates_of_layers():
     moved = jax.tree.map(lambda old, new: float((old - new).ravel()[0]), MODEL, params)
     found = [moved["embed"]["embedding"], *(x["query"]["kernel"] for x in moved["blocks"])]
     np.testing.assert_allclose([*found, moved["head"]["kernel"]], [0.1, 0.2, 0.4, 0.8], rtol=1e-5)
-    alone = transfer.layer_decay(adam_jax.adam(0.8), MODEL, 0.5, first="head/.*")
-    of_head = alone.step(MODEL, alone.init(MODEL), MODEL)[0]["head"]["kernel"]
-    np.testing.assert_allclose(of_head, 0.9, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

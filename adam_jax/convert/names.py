@@ -95,8 +95,7 @@ def layer(
     Args:
       ours: the path of the layer: "Dense_0"; "" for the whole model.
       theirs: that of PyTorch's: "classifier.0".
-      axes: as in `Layout`: (1, 0) for a linear layer, (2, 3, 1, 0) for a convolution in two
-        dimensions. (Flax also flips the window of a transposed convolution.)
+      axes: as in `Layout`: (1, 0) for a linear layer, (2, 3, 1, 0) for a convolution of images.
       split: as in `Layout`: (-1, (C, H, W)), with the axes (2, 3, 1, 0), for a linear layer whose
         input is the flattened output of a convolution.
       bias: whether the layer has one.

@@ -13,6 +13,7 @@ from typing import IO, Any
 from adam_jax._types import Leaf, Named
 
 Record = Mapping[str, Any]
+LONGEST = 1 << 22  # Bytes of a record and of a part of the next.
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -102,13 +103,7 @@ def _with_floats(value: Leaf) -> Leaf:
 
 
 def _last_lines(file: IO[bytes]) -> tuple[bytes, bytes]:
-    """The last complete line and the text after it; reads only the end of the file."""
-    size, block = file.seek(0, os.SEEK_END), 1 << 16
-    while True:
-        start = max(0, size - block)
-        file.seek(start)
-        *lines, rest = file.read().split(b"\n")
-        lines = [line for line in lines if line.strip()]
-        if start == 0 or len(lines) > 1:  # The first one may have begun before the block.
-            return (lines[-1] if lines else b""), rest
-        block *= 2
+    """The last complete line and the text after it, from the end of the file."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - LONGEST))
+    *lines, rest = file.read().split(b"\n")
+    return next((line for line in reversed(lines) if line.strip()), b""), rest

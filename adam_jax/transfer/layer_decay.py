@@ -10,22 +10,21 @@ from adam_jax.modifiers import Modifiable
 from adam_jax.roles import BLOCK, roles
 from adam_jax.transfer.growth import numbered
 from adam_jax.transfer.mup import Factors, with_leaf_factors
-from adam_jax.validation import check_expression, check_number
+from adam_jax.validation import check_number
 
 FIRST = r"(?i).*(embed|token|cls|stem|wte|wpe|pos_|conv_init|bn_init).*"
 
 
-def layer_decay(tx: Modifiable, params: Params, decay: float, *, first: str = FIRST) -> Modifiable:
+def layer_decay(tx: Modifiable, params: Params, decay: float) -> Modifiable:
     """Multiplies the learning rate of each leaf by decayᵏ, with k layers between it and the output.
 
     Layers are blocks with a number in their path, `blocks/3/...`, `Block_3/...`. Before them come
-    the leaves that `first` matches, and after them all others, with the factor 1.
+    embeddings, tokens and the stem, by their names, and after them all others, with the factor 1.
 
     Args:
       tx: a transformation of this package with a learning rate, or a function that makes one.
       params: the parameters, or their shapes.
       decay: 0 to 1; 0.65 to 0.8 are usual for vision transformers.
-      first: a regular expression for the whole paths of leaves before the first block.
 
     Returns:
       The transformation, or a function with the arguments of `tx`. The state is the member's own.
@@ -34,13 +33,11 @@ def layer_decay(tx: Modifiable, params: Params, decay: float, *, first: str = FI
       ValueError: a decay out of range, no numbered blocks, stacked layers, or `tx` of `mup`; in
         `init` and `update`, other parameters.
 
-    Differs from timm (`param_groups_layer_decay`) in: the factor is of one member, so there are no
-    groups; blocks of several stages (`layer1/0`) count as one layer per stage.
+    Differs from timm in: of several stages (`layer1/0`), each counts as one layer.
 
     Reference: Clark et al. 2020, ELECTRA, section 3.2; Bao et al. 2022, BEiT, appendix H.
     """
     decay = check_number("decay", decay, 0, 1, closed=True, instead="0.75 is usual")
-    check_expression("first", first)
     paths = leaf_paths(params, none_is_leaf=False)
     for path, role in zip(paths, jax.tree.leaves(roles(params)), strict=True):
         if role.layers and role.kind != "unknown":
@@ -56,7 +53,7 @@ def layer_decay(tx: Modifiable, params: Params, decay: float, *, first: str = FI
             f"params must have layers with numbers in their paths, blocks/0/kernel, got {paths}."
         )
     last = max(blocks.values()) + 2
-    layer = {path: 0 if re.fullmatch(first, path) else last for path in paths}
+    layer = {path: 0 if re.fullmatch(FIRST, path) else last for path in paths}
     layer |= {path: number + 1 for path, number in blocks.items()}
     factors = ((path, Factors(float(decay ** (last - layer[path])))) for path in paths)
     return with_leaf_factors(tx, tuple(factors), "layer_decay")
