@@ -30,8 +30,7 @@ def layer_decay(tx: Modifiable, params: Params, decay: float) -> Modifiable:
       The transformation, or a function with the arguments of `tx`. The state is the member's own.
 
     Raises:
-      ValueError: a decay out of range, no numbered blocks, stacked layers, or `tx` of `mup`; in
-        `init` and `update`, other parameters.
+      ValueError: a decay out of range; no numbered blocks; stacked layers; `tx` has factors.
 
     Differs from timm in: of several stages (`layer1/0`), each counts as one layer.
 
