@@ -134,6 +134,9 @@ def test_any_transformation(tx):
         for x, p in zip(clipped, (params, placed), strict=True)
     )
     assert_close(found, expected, 1e-5)
+    if tx is not MUON:  # Its own bits depend on the leaves beside it, on one device too.
+        alone = updates(grouped(tx), params, gradients(params))[0]
+        assert_close(updates(grouped(spread_over(tx)), placed, gradients(placed))[0], alone, 0)
 
 
 def test_without_a_gradient_the_state_stays():
