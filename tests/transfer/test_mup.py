@@ -92,13 +92,18 @@ def test_schedule_free():
     chex.assert_trees_all_equal(stepped(tx, PARAMS)[0], stepped(theirs, PARAMS)[0])
 
 
+def matrices(params):
+    return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
 def test_angles_are_relative_to_initial_values():
-    tx = mup(adam_jax.adamh, BASE, PARAMS, alpha=ALPHA)(schedule, 1e-2, weight_decay=0.1)
+    adamh = functools.partial(adam_jax.adamh, sphere=matrices)
+    tx = mup(adamh, BASE, PARAMS, alpha=ALPHA)(schedule, 1e-2, weight_decay=0.1)
     txs = {}
     for path, (rate, eps, n) in FACTORS.items():
         given = {"others_learning_rate": 1e-2 * rate, "eps": 1e-8 * eps, "weight_decay": 0.1 * n}
         angle = functools.partial(lambda count, x: schedule(count) * x, x=rate * n**0.5)
-        txs[path] = adam_jax.adamh(angle, **given)
+        txs[path] = adamh(angle, **given)
     theirs = optax.partition(txs, LABELS)
     chex.assert_trees_all_equal(stepped(tx, PARAMS)[0], stepped(theirs, PARAMS)[0])
 
