@@ -81,13 +81,13 @@ def test_sharded(spec):
     assert predicted.groups["w"].state == 2 * n + 2 * 4 * n // block
     described = {"w": jax.ShapeDtypeStruct((128, 512), jnp.float32, sharding=sharding)}
     assert bytes_per_parameter(described, int8) == predicted
-    # The leaves on each device, and the count on one. The gradients are the parameters here.
+    # The leaves and the count on each device. The gradients are the parameters here.
     w, copies = predicted.groups["w"], 1 if spec else 8
     each = copies * (w.total - w.gradients) // 8
     live = collections.Counter()
     for x in jax.tree.leaves((params, state)):
         live.update({shard.device: shard.data.nbytes for shard in x.addressable_shards})
-    assert sorted(live.values()) == [each] * 7 + [each + 4]
+    assert sorted(live.values()) == [each + 4] * 8
     state = [x for x in jax.tree.leaves(state) if x.ndim]
     expected = [x for x in jax.tree.leaves(planned(described, int8, None)[2]) if x.ndim]
     assert_placed(state, [x.sharding for x in expected])
