@@ -67,7 +67,7 @@ def test_the_steps_after_it_are_those_of_a_loop(name):
     state, paths = convert.carry(state, params, params_of, after, rename)
     assert sorted(paths["kept"]) == kept and sorted(paths["dropped"]) == dropped
     assert {*paths["started"]} == {k for k, x in loop_of.items() if len(x) == 3} - {*kept}
-    assert check_state(state, params_of, after, step=20).faults == ()
+    assert check_state(state, params_of, after, step=20) == ()
     params, _, loop = steps(after, params_of, state, loop_of, 20, 200)
     for k, p in params.items():
         np.testing.assert_allclose(p, loop[k][0], rtol=1e-12, atol=1e-12)
