@@ -29,8 +29,7 @@ def carry(
 ) -> tuple[State, dict[str, list[str]]]:
     """A state for changed parameters: what both models have is kept, what is new starts fresh.
 
-    For another head, more or fewer layers or rows, and leaves that `tx` freezes or unfreezes. It
-    keeps averages, residuals and hyperparameters too.
+    Averages, residuals and hyperparameters are kept too. Leaves that `tx` freezes are dropped.
 
     Args:
       state: of the run so far.
@@ -42,9 +41,9 @@ def carry(
         another shape, and `...` is all of it. Without one, a leaf of another shape starts fresh.
 
     Returns:
-      The state, and the paths of new leaves whose moments are "kept", of those that are "started",
-      of old ones that are "dropped". A leaf that starts beside others has their count, so no bias
-      correction; an optimizer in `groups` all of whose leaves start counts from 0.
+      The state, and the paths of leaves whose moments are "kept", "started" and "dropped". A leaf
+      that starts beside others has their count, so no bias correction; an optimizer in `groups`
+      all of whose leaves start counts from 0.
 
     Raises:
       ValueError: an unknown path, an index that does not fit, nothing to keep, leaves of one member
@@ -58,7 +57,7 @@ def carry(
             f" they are {listed(new)} and {listed(old)}."
         )
     before: dict[Any, list[Stored]] = collections.defaultdict(list)
-    seen, steps, kept, all_paths = collections.Counter(), {}, {}, {}
+    seen, steps, kept, fresh = collections.Counter(), {}, {}, {}
 
     def collect(x: State) -> State:
         for field in {*x._fields} - {*described(x).inner}:
@@ -69,29 +68,27 @@ def carry(
         return x
 
     def fill(x: State) -> State:
-        slots, renewed, taken = described(x).slots, {}, set()
+        slots, counts, renewed, taken = described(x).slots, described(x).counts, {}, set()
         for field in {*x._fields} - {*described(x).inner}:
             entries = by_path(getattr(x, field), is_stored)
-            all_paths.update(entries if field in slots else {})
             for path, like in entries.items():
-                source, index = told.get(path, (path, None))
+                source, index = (path, None) if field in counts else told.get(path, (path, None))
                 # States of one type are taken in their order.
                 found = before[type(x), field, source][seen[type(x), field, path] :]
                 seen[type(x), field, path] += 1
-                if index is None and old.get(source) != new.get(path):
-                    found = []
-                if found:
+                shape = dense(found[0]).shape if found and index is not None else new.get(path)
+                if fits := found and (field in counts or old.get(source) == shape):
                     entries[path] = _part(found[0], index, unboxed(like))
-                    if field in slots:
-                        kept[path] = source
-                        taken.add(steps[source])
+                if field in slots:
+                    (kept if fits else fresh)[path] = source
+                    taken |= {steps[source]} if fits else set()
             renewed[field] = unflatten_slot(getattr(x, field), [*entries.values()])
         if len(taken) > 1:
             raise ValueError(
                 f"the leaves of one {type(x).__name__} must have taken the same number of steps,"
                 f" got {sorted(taken)}: give those that start later their own optimizer in groups."
             )
-        for name in described(x).counts if slots else ():
+        for name in counts if slots else ():
             renewed[name] = jnp.full_like(getattr(x, name), max(taken, default=0))
         return x._replace(**renewed)
 
@@ -102,7 +99,7 @@ def carry(
             f"state must have moments that tx keeps too, got those of {listed(steps)}: pass a state"
             f" of the same member, and rename={{new path: old path}}."
         )
-    started = [path for path in all_paths if path not in kept]
+    started = [path for path in fresh if path not in kept]
     dropped = [path for path in steps if path not in kept.values()]
     return made, {"kept": [*kept], "started": started, "dropped": dropped}
 
@@ -114,7 +111,8 @@ def _part(x: Stored, index: Any, like: Stored) -> Stored:
     part, whole = dense(x)[index], dense(like)
     if part.ndim != whole.ndim or any(n > m for n, m in zip(part.shape, whole.shape, strict=True)):
         raise ValueError(
-            f"an index in rename must select at most the new shape, {whole.shape}, got {part.shape}."
+            f"an index in rename must select at most the new shape, {whole.shape}, got"
+            f" {part.shape}."
         )
     whole = whole.at[tuple(map(slice, part.shape))].set(part.astype(whole.dtype))
     return encoded(whole, like)

@@ -2,7 +2,6 @@
 
 import abc
 import dataclasses
-import functools
 import json
 import sys
 from collections.abc import Callable
@@ -94,25 +93,25 @@ class Format(abc.ABC):
 
 
 def exported_form(stored: Any) -> Any:
-    """Lets `jax.export` write a stored form to files, with its format: `{name: [field, ...]}`.
+    """Lets `jax.export` write a stored form to files, with its format, of the same module, as JSON.
 
     Names of classes, and the order of fields, are those of the files of all versions.
     """
-    known = vars(sys.modules[stored.__module__])
 
     def settings(x: Any) -> Any:
         return {type(x).__name__: [*vars(x).values()]} if dataclasses.is_dataclass(x) else x.name
 
-    def made(x: dict[str, Any]) -> Any:
-        [(name, fields)] = x.items()
-        as_field = {str: jnp.dtype, list: tuple}
-        return known[name](*(as_field.get(type(f), lambda f: f)(f) for f in fields))
+    def made(x: Any) -> Any:
+        if isinstance(x, dict):
+            [(name, fields)] = x.items()
+            return vars(sys.modules[stored.__module__])[name](*map(made, fields))
+        return jnp.dtype(x) if isinstance(x, str) else tuple(map(made, x)) if type(x) is list else x
 
     jax.export.register_pytree_node_serialization(
         stored,
         serialized_name=f"adam_jax.{stored.__name__}",
         serialize_auxdata=lambda fmt: json.dumps(fmt, default=settings).encode(),
-        deserialize_auxdata=functools.partial(json.loads, object_hook=made),
+        deserialize_auxdata=lambda text: made(json.loads(text)),
     )
     return stored
 

@@ -107,6 +107,15 @@ def test_moments_move_between_groups_with_their_counts():
     assert "got [0, 1]" in raised(lambda: convert.carry(state, new, new, ADAMW))
 
 
+def test_parameters_that_are_one_array_keep_the_count_of_a_schedule():
+    tx, old, root = adam_jax.adamw(lambda count: 1e-2), jnp.ones((4, 3)), "(the whole tree)"
+    _, state = adam_jax.step(tx, old, tx.init(old), old)
+    rename = {root: (root, np.array([1, 3]))}
+    state, paths = convert.carry(state, old, jnp.ones((2, 3)), tx, rename)
+    assert paths["kept"] == [root] and state[0].mu.shape == (2, 3)
+    assert [int(x) for x in jax.tree.leaves(state) if x.dtype == jnp.int32] == [1, 1]
+
+
 def test_what_does_not_fit_is_an_error():
     old = {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}
     state = ADAMW.init(old)

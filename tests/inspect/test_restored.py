@@ -137,6 +137,8 @@ def test_what_skipped_steps_and_late_groups_may_count():
     more = state._replace(count=state.count + 1)
     assert [f.kind for f in check_state(more, params, tx)] == ["counts"]
     assert "raise_on must be" in raised(lambda: check_state(state, params, tx, raise_on="nan"))
+    placed = {"w": jax.device_put(ONES["w"], jax.devices()[1]), "b": ONES["b"]}
+    assert check_state(GOOD["adamw"].init(placed), placed, GOOD["adamw"]) == ()
     two = adam_jax.groups({"w": GOOD["adamw"], ".*": GOOD["adamw"]})
     late = at(lambda x: x + 9, *(f"inner_states/w/inner_state/{i}/count" for i in (0, 2)))
     assert {f.kind for f in check_state(late(two.init(ONES)), ONES, two)} == {"moments"}
