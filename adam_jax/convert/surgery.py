@@ -5,19 +5,16 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from adam_jax._types import AnyTransformation, Params, State, Stored
 from adam_jax.convert.moments import dense, encoded, map_states
-from adam_jax.convert.names import by_path, listed, placed_like
+from adam_jax.convert.names import by_path, listed
 from adam_jax.core.boxes import unboxed
 from adam_jax.core.states import described
 from adam_jax.core.transformation import Transformation, body_of
 from adam_jax.core.trees import is_stored, unflatten_slot
-from adam_jax.formats.dense import Dense
-from adam_jax.formats.policy import stored_format
 from adam_jax.hyperparams import expanded
 from adam_jax.rules.base import rules_in
 from adam_jax.validation import check_expression
@@ -32,8 +29,7 @@ def carry(
 ) -> tuple[State, dict[str, list[str]]]:
     """A state for changed parameters: what both models have is kept, what is new starts fresh.
 
-    For another head, more or fewer layers or rows, and leaves that `tx` freezes or unfreezes. It
-    keeps averages, residuals and hyperparameters too.
+    Averages, residuals and hyperparameters are kept too. Leaves that `tx` freezes are dropped.
 
     Args:
       state: of the run so far.
@@ -45,10 +41,9 @@ def carry(
         another shape, and `...` is all of it. Without one, a leaf of another shape starts fresh.
 
     Returns:
-      The state, and a dict of paths: of new leaves whose moments are "kept", of those that are
-      "started" fresh, of old ones that are "dropped". A leaf that starts beside others has their
-      count, so no bias correction; an optimizer in `groups` all of whose leaves start counts from
-      0.
+      The state, and the paths of leaves whose moments are "kept", "started" and "dropped". A leaf
+      that starts beside others has their count, so no bias correction; an optimizer in `groups`
+      all of whose leaves start counts from 0.
 
     Raises:
       ValueError: an unknown path, an index that does not fit, nothing to keep, leaves of one member
@@ -56,7 +51,6 @@ def carry(
     """
     old, new = ({k: np.shape(p) for k, p in by_path(x).items()} for x in (old_params, new_params))
     told = {path: x if isinstance(x, tuple) else (x, None) for path, x in (rename or {}).items()}
-    sources = {path: (path, None) for path in new} | told
     if unknown := sorted((told.keys() - new) | ({x for x, _ in told.values()} - {None, *old})):
         raise ValueError(
             f"rename must map paths of new_params to paths of old_params, got {listed(unknown)}:"
@@ -74,27 +68,27 @@ def carry(
         return x
 
     def fill(x: State) -> State:
-        slots, renewed, taken = described(x).slots, {}, set()
+        slots, counts, renewed, taken = described(x).slots, described(x).counts, {}, set()
         for field in {*x._fields} - {*described(x).inner}:
-            entries = []
-            for path, stored in by_path(getattr(x, field), is_stored).items():
-                key, (source, index) = (type(x), field, path), sources.get(path, (path, None))
+            entries = by_path(getattr(x, field), is_stored)
+            for path, like in entries.items():
+                source, index = (path, None) if field in counts else told.get(path, (path, None))
                 # States of one type are taken in their order.
-                found, like = before.get((type(x), field, source), [])[seen[key] :], unboxed(stored)
-                seen[key] += 1
-                fits = found and (index is not None or old.get(source) == new.get(path))
-                own = _part(found[0], index, like, old.get(source)) if fits else None
-                entries.append(like if own is None else encoded(own, like))
+                found = before[type(x), field, source][seen[type(x), field, path] :]
+                seen[type(x), field, path] += 1
+                shape = dense(found[0]).shape if found and index is not None else new.get(path)
+                if fits := found and (field in counts or old.get(source) == shape):
+                    entries[path] = _part(found[0], index, unboxed(like))
                 if field in slots:
-                    (fresh if own is None else kept)[path] = source
-                    taken |= set() if own is None else {steps[source]}
-            renewed[field] = unflatten_slot(getattr(x, field), entries)
+                    (kept if fits else fresh)[path] = source
+                    taken |= {steps[source]} if fits else set()
+            renewed[field] = unflatten_slot(getattr(x, field), [*entries.values()])
         if len(taken) > 1:
             raise ValueError(
                 f"the leaves of one {type(x).__name__} must have taken the same number of steps,"
                 f" got {sorted(taken)}: give those that start later their own optimizer in groups."
             )
-        for name in described(x).counts if slots else ():
+        for name in counts if slots else ():
             renewed[name] = jnp.full_like(getattr(x, name), max(taken, default=0))
         return x._replace(**renewed)
 
@@ -105,22 +99,23 @@ def carry(
             f"state must have moments that tx keeps too, got those of {listed(steps)}: pass a state"
             f" of the same member, and rename={{new path: old path}}."
         )
-    dropped = [path for path in steps if path not in kept.values()]
     started = [path for path in fresh if path not in kept]
+    dropped = [path for path in steps if path not in kept.values()]
     return made, {"kept": [*kept], "started": started, "dropped": dropped}
 
 
-def _part(x: Stored, index: Any, like: Stored, shape: Any) -> Stored | None:
+def _part(x: Stored, index: Any, like: Stored) -> Stored:
     """The part of an old array at `index`, in the first elements of a new one."""
-    if index is None or stored_format(x).shape(x) != shape:
-        return x if index is None else None
-    x, like = (s if isinstance(stored_format(s), Dense) else dense(s) for s in (x, like))
-    part = x[index]
-    if part.ndim != like.ndim or any(n > m for n, m in zip(part.shape, like.shape, strict=True)):
+    if index is None:
+        return encoded(x, like)
+    part, whole = dense(x)[index], dense(like)
+    if part.ndim != whole.ndim or any(n > m for n, m in zip(part.shape, whole.shape, strict=True)):
         raise ValueError(
-            f"an index in rename must select at most the new shape, {like.shape}, got {part.shape}."
+            f"an index in rename must select at most the new shape, {whole.shape}, got"
+            f" {part.shape}."
         )
-    return like.at[tuple(map(slice, part.shape))].set(part.astype(like.dtype))
+    whole = whole.at[tuple(map(slice, part.shape))].set(part.astype(whole.dtype))
+    return encoded(whole, like)
 
 
 def reset(state: State, tx: AnyTransformation, pattern: str) -> State:
@@ -140,26 +135,27 @@ def reset(state: State, tx: AnyTransformation, pattern: str) -> State:
     """
     check_expression("pattern", pattern)
     starts = {slot.name: slot.start for rule in rules_in(expanded(tx)) for slot in rule.slots}
-    paths: set[str] = set()
+    matches: dict[str, bool] = {}
 
     def restart(x: State) -> State:
-        renewed, own = {}, [by_path(getattr(x, s), is_stored) for s in described(x).slots]
-        for slot, stored in zip(described(x).slots, own, strict=True):
-            paths.update(stored)
-            for path, old in stored.items():
-                # Others start with a function of the parameter.
-                if re.fullmatch(pattern, path) and not callable(start := starts.get(slot, 0.0)):
-                    fmt, old = stored_format(unboxed(old)), unboxed(old)
-                    stored[path] = jax.tree.map(placed_like, fmt.init(dense(old), start), old)
-            renewed[slot] = unflatten_slot(getattr(x, slot), list(stored.values()))
-        if own and all(re.fullmatch(pattern, path) for stored in own for path in stored):
+        renewed, own = {}, {}
+        for slot in described(x).slots:
+            entries, start = by_path(getattr(x, slot), is_stored), starts.get(slot, 0.0)
+            own |= {path: bool(re.fullmatch(pattern, path)) for path in entries}
+            if not callable(start):  # Others start with a function of the parameter.
+                for path in filter(own.get, entries):
+                    like = unboxed(entries[path])
+                    entries[path] = encoded(jnp.full_like(dense(like), start), like)
+            renewed[slot] = unflatten_slot(getattr(x, slot), [*entries.values()])
+        if own and all(own.values()):
             renewed |= {name: jnp.zeros_like(getattr(x, name)) for name in described(x).counts}
+        matches.update(own)
         return x._replace(**renewed)
 
     made = map_states(restart, state)
-    if not any(re.fullmatch(pattern, path) for path in paths):
+    if not any(matches.values()):
         raise ValueError(
             f"pattern must match the whole path of a leaf with moments, got {pattern!r}: they are"
-            f" {listed(sorted(paths))}."
+            f" {listed(sorted(matches))}."
         )
     return made

@@ -79,11 +79,10 @@ def register(
 def register_optax_states() -> None:
     """Lets `jax.export` write and read steps whose states have NamedTuples of Optax.
 
-    Call it before `serialize` and `deserialize`; repeating it changes nothing. Those of this
-    package are registered when it is imported.
+    Call it before `serialize` and `deserialize`. Those of this package are registered already.
     """
-    for kind in (*vars(optax).values(), *vars(contrib).values(), optax.MaskedNode, *_KNOWN):
-        if hasattr(kind, "_fields") and getattr(kind, "__module__", "").startswith("optax."):
+    for kind in (*vars(optax).values(), *vars(contrib).values(), *_KNOWN):
+        if hasattr(kind, "_fields"):
             exported(kind)
 
 

@@ -13,7 +13,7 @@ from adam_jax.inspect.records import (
     append_json_line,
     read_json_lines,
 )
-from adam_jax.inspect.restored import Fault, StateReport, check_state
+from adam_jax.inspect.restored import Fault, check_state
 
 __all__ = [
     "Advice",
@@ -23,7 +23,6 @@ __all__ = [
     "PerParameter",
     "Record",
     "Report",
-    "StateReport",
     "advise",
     "append_json_line",
     "bytes_per_parameter",

@@ -198,8 +198,8 @@ def train(run: Run, digits: data.Digits) -> dict[str, Any]:
 
 def _check(run: Run, state: TrainState, tx: optax.GradientTransformation) -> None:
     """Raises UserError if the optimizer's state is not that of these parameters and this step."""
-    report = check_state(state.opt_state, state.params, tx, int(state.step))
-    faults = [f for f in report.faults if f.kind != "nonfinite"]  # A run may have diverged.
+    faults = check_state(state.opt_state, state.params, tx, int(state.step))
+    faults = [f for f in faults if f.kind != "nonfinite"]  # A run may have diverged.
     if faults:
         raise UserError(
             f"{run.folder} does not continue, {faults[0].kind}: {faults[0].where}"

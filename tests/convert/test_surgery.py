@@ -67,7 +67,7 @@ def test_the_steps_after_it_are_those_of_a_loop(name):
     state, paths = convert.carry(state, params, params_of, after, rename)
     assert sorted(paths["kept"]) == kept and sorted(paths["dropped"]) == dropped
     assert {*paths["started"]} == {k for k, x in loop_of.items() if len(x) == 3} - {*kept}
-    assert check_state(state, params_of, after, step=20).faults == ()
+    assert check_state(state, params_of, after, step=20) == ()
     params, _, loop = steps(after, params_of, state, loop_of, 20, 200)
     for k, p in params.items():
         np.testing.assert_allclose(p, loop[k][0], rtol=1e-12, atol=1e-12)
@@ -105,6 +105,15 @@ def test_moments_move_between_groups_with_their_counts():
     counts = [int(x) for x in jax.tree.leaves(state) if x.dtype == jnp.int32]
     assert sorted(counts) == [0, 1]
     assert "got [0, 1]" in raised(lambda: convert.carry(state, new, new, ADAMW))
+
+
+def test_parameters_that_are_one_array_keep_the_count_of_a_schedule():
+    tx, old, root = adam_jax.adamw(lambda count: 1e-2), jnp.ones((4, 3)), "(the whole tree)"
+    _, state = adam_jax.step(tx, old, tx.init(old), old)
+    rename = {root: (root, np.array([1, 3]))}
+    state, paths = convert.carry(state, old, jnp.ones((2, 3)), tx, rename)
+    assert paths["kept"] == [root] and state[0].mu.shape == (2, 3)
+    assert [int(x) for x in jax.tree.leaves(state) if x.dtype == jnp.int32] == [1, 1]
 
 
 def test_what_does_not_fit_is_an_error():

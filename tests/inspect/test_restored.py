@@ -54,7 +54,7 @@ def trained(name, steps=8):
     if "optax." in name:  # It puts counts on one device.
         state = on(mesh, state)
     step = jax.jit(functools.partial(adam_jax.step, tx))
-    assert check_state(state, params, tx, step=0).faults == ()
+    assert check_state(state, params, tx, step=0) == ()
     for t in range(steps):
         grads = draw(1e-3)
         bad = t == 3 and any(word in name for word in ("skip", "everything", "telemetry"))
@@ -70,8 +70,7 @@ FEW = ("adamw", "moments int8", "recipe everything", "on 8 devices, 8 bits", "gr
 def test_a_good_state_has_no_faults(name):
     tx, params, state, grads = trained(name)
     accumulates = any(word in name for word in ("accumulate", "everything", "optax inside"))
-    report = check_state(state, params, tx, None if accumulates else 8, grads, raise_on="any")
-    assert report.faults == () and str(report).startswith("no faults after ")
+    assert check_state(state, params, tx, None if accumulates else 8, grads, raise_on="any") == ()
 
 
 def at(change, *paths):
@@ -102,17 +101,16 @@ PLANTED = {
     "old moments, fresh counts": ("adamw", at(ZERO, "0/count", "2/count"), "moments", "0/mu/b"),
     "one fresh count": ("adamw", at(ZERO, "0/count"), "counts", "0/count"),
     "one update late": ("moments int8", at(lambda x: x - 1, "0/count"), "step", "0/count"),
-    "past the schedule": ("adamw", at(lambda x: x + 99, "0/count", "2/count"), "schedule", None),
-    "one leaf anew": ("adamw", at(ZERO, "0/mu/w", "0/nu/w"), "time", "0/nu/w"),
-    "a lost second moment": ("adamax", at(ZERO, "0/nu/b"), "time", "0/nu/b"),
+    "one leaf anew": ("adamw", at(ZERO, "0/mu/w", "0/nu/w"), "size", "0/nu/w"),
+    "a lost second moment": ("adamax", at(ZERO, "0/nu/b"), "size", "0/nu/b"),
     "a loss scale": ("adamw", at(lambda x: x * 2.0**32, *NU), "size", "0/nu/b"),
-    "another member": ("adamw", of(adam_jax.adabelief(SCHEDULE)), "structure", ""),
+    "another member": ("adamw", of(adam_jax.adabelief(SCHEDULE)), "structure", "0"),
     "other wrappers": ("adamw", of(adam_jax.accumulate(GOOD["adamw"], 2)), "structure", ""),
-    "a frozen leaf": ("adamw", of(FROZEN), "structure", ""),
-    "another format": ("adamw", of(SMALL), "format", "0/mu/w"),
-    "other parameters": ("adamw", of(GOOD["adamw"], OTHERS), "format", "0/mu/w"),
+    "a frozen leaf": ("adamw", of(FROZEN), "structure", "0/mu/w"),
+    "another format": ("adamw", of(SMALL), "structure", "0/mu/w"),
+    "other parameters": ("adamw", of(GOOD["adamw"], OTHERS), "structure", "0/mu/w"),
     "NaN in an average": ("recipe ema", at(NAN, "1/ema/b"), "nonfinite", "1/ema/b"),
-    "NaN in a scale": ("moments int8", at(NAN, "0/mu/w/scale"), "nonfinite", "0/mu/w/scale"),
+    "NaN in a scale": ("moments int8", at(NAN, "0/mu/w/scale"), "nonfinite", "0/mu/w"),
     "an unused code": ("moments int8", at(lambda x: x * 0 - 128, CODES), "range", "0/mu/w"),
     "a negative square": ("adamw", at(jnp.negative, "0/nu/b"), "range", "0/nu/b"),
     "counts on one device": (
@@ -125,22 +123,22 @@ PLANTED = {
 def test_a_planted_fault_is_named(fault):
     name, plant, kind, where = PLANTED[fault]
     tx, params, state, grads = trained(name)
-    report = check_state(plant(state), params, tx, 8, grads)
-    found = {(f.kind, f.where) for f in report.faults}
+    found = {(f.kind, f.where) for f in check_state(plant(state), params, tx, 8, grads)}
     kinds = {own for own, _ in found}
-    assert kind in kinds and (where is None or (kind, where) in found), found
-    assert kinds - {kind} <= {"step", "counts", "size", "schedule", "moments", "time"}, found
+    assert (kind, where) in found, found
+    assert kinds - {kind} <= {"step", "counts", "size", "moments"}, found
     message = raised(lambda: check_state(plant(state), params, tx, 8, grads, raise_on=[kind]))
-    assert f"{kind}: " in str(report) and f"{kind}: " in message
+    assert f"{kind}: " in message
 
 
 def test_what_skipped_steps_and_late_groups_may_count():
     tx, params, state, grads = trained("telemetry")
-    counts = {"count": 8, "inner_state/inner_state/0/count": 7}
-    assert check_state(state, params, tx, 8).counts == counts
+    assert check_state(state, params, tx, 8) == check_state(state, params, tx, 7) == ()
     more = state._replace(count=state.count + 1)
-    assert [f.kind for f in check_state(more, params, tx).faults] == ["counts"]
+    assert [f.kind for f in check_state(more, params, tx)] == ["counts"]
     assert "raise_on must be" in raised(lambda: check_state(state, params, tx, raise_on="nan"))
+    placed = {"w": jax.device_put(ONES["w"], jax.devices()[1]), "b": ONES["b"]}
+    assert check_state(GOOD["adamw"].init(placed), placed, GOOD["adamw"]) == ()
     two = adam_jax.groups({"w": GOOD["adamw"], ".*": GOOD["adamw"]})
     late = at(lambda x: x + 9, *(f"inner_states/w/inner_state/{i}/count" for i in (0, 2)))
-    assert {f.kind for f in check_state(late(two.init(ONES)), ONES, two).faults} == {"moments"}
+    assert {f.kind for f in check_state(late(two.init(ONES)), ONES, two)} == {"moments"}
