@@ -55,7 +55,7 @@ from adam_jax.wrap.clip import clip_by_global_norm
 from adam_jax.wrap.ema import EmaParamsState, ema_params
 from adam_jax.wrap.history import HistoryState, clip_by_history, clipped
 from adam_jax.wrap.leaf_counts import LeafCountsState, count_per_leaf
-from adam_jax.wrap.skip import Skipped, SkipState, skip_nonfinite, skipped
+from adam_jax.wrap.skip import Skipped, skip_nonfinite, skipped
 from adam_jax.wrap.telemetry import TelemetryState, measured, telemetry
 from adam_jax.wrap.weights import (
     WeightsState,
@@ -89,7 +89,6 @@ __all__ = [
     "ScaleByMarsState",
     "ScaleOnSphereState",
     "ScheduledRatesState",
-    "SkipState",
     "Skipped",
     "TelemetryState",
     "Transformation",

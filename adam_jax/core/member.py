@@ -212,11 +212,9 @@ class Member(Body):
         counts = [first if count is None else count for count in counts]
         of_stages = zip(zip(*self._rules, strict=True), self._schedules, past, counts, strict=True)
         of_stages = [with_rates(*its) for its in of_stages]
-        rules = _rules_of_step(
-            [[its[v] for its, _ in of_stages] for v in range(len(self.variants))],
-            counts,
-            any(isinstance(g, jax.core.Tracer) for g in step.g),
-        )
+        variants = [[its[v] for its, _ in of_stages] for v in range(len(self.variants))]
+        traced = any(isinstance(g, jax.core.Tracer) for g in step.g)
+        rules = _rules_of_step(variants, counts, traced)
         # Per stage and slot: the stored forms of all leaves, updated in place.
         slots = [
             [step.align(getattr(s, slot.name)) for slot in stage.rule.slots]
@@ -244,16 +242,19 @@ class Member(Body):
                 continue
             its_masks = enumerate(masks[which])
             used = tuple(k for k, flags in its_masks if flags is None or flags[i])
-            if (which, used) not in of_rules:
-                numbers, structure = jax.tree.flatten([rules[which][k] for k in used])
-                of_rules[which, used] = numbers, structure
-            numbers, structure = of_rules[which, used]
+            key = which, used, step.counts and i
+            if step.counts is not None:
+                its = [step.counts[i] if k == self.main else x for k, x in enumerate(counts)]
+                rules = _rules_of_step(variants, its, traced)
+            if key not in of_rules:
+                of_rules[key] = jax.tree.flatten([rules[which][k] for k in used])
+            numbers, structure = of_rules[key]
             stages = [self.variants[which][k] for k in used]
             p = joined(p) if not step.last else p
             read = needs_params or (step.last and (step.apply or isinstance(p, Split)))
             stored = tuple(tuple(slot[i] for slot in slots[k]) for k in used)
-            after = of_leaf(step.update_factors, n) if step.last else ()
-            leaf = Arrays(g, of_leaf(step.factors, n), stored, p if read else None, None, after)
+            after = of_leaf(step.update_factors, i) if step.last else ()
+            leaf = Arrays(g, of_leaf(step.factors, i), stored, p if read else None, None, after)
             try:
                 plan = self.plan(step, n, stages, structure, leaf, stacks[n])
                 leaf = leaf._replace(salt=_salt(plan, first, stacks[n].first))
@@ -281,14 +282,6 @@ class Member(Body):
         step = step.widened()
         new = self._joined(new_states, [past for _, past in of_stages])
         return step.with_results(results, step.dtypes, done=step.last), new
-
-    def with_counts(self, state: State, others: State, count: Count) -> State:
-        """The state with this count of the main stage, and the other stages' counts of another."""
-        (states, past), (sources, _) = self._split(state), self._split(others)
-        for k, (stage, source) in enumerate(zip(self.stages, sources, strict=True)):
-            counts = {n: count if k == self.main else getattr(source, n) for n in stage.counts}
-            states[k] = states[k]._replace(**counts) if counts else states[k]
-        return self._joined(states, past)
 
     def plan(
         self,

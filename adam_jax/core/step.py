@@ -23,8 +23,8 @@ from adam_jax.formats.rounding import Split
 from adam_jax.numerics import next_count
 from adam_jax.rates import DecayRate, ScheduledRate
 
-Factor = Array | list[Array]
-"""A number that multiplies every leaf, or one for each."""
+Factor = Array | dict[int, Array]
+"""A number that multiplies every leaf, or one for each, by its index."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +43,10 @@ class Step:
       p: its parameter, which may be a `Split`; None if there is none.
       dtypes: what its update is rounded to at the end.
       factors: each multiplies the gradients in the loop that reads them, in this order: a scalar
-        for all, or a list with an array for each leaf that is here, a scalar or one number per
-        layer. A false boolean makes a gradient zero.
+        for all, or for each leaf, by its index, a scalar or one number per layer. A false boolean
+        makes a gradient zero.
       update_factors: the same for the updates, in the loop that makes the results of them.
+      counts: the steps of each leaf, by its index, in place of the member's count; None for that.
       ok: boolean scalar, whether the step is taken; None for yes.
       apply: the user wants new parameters, not updates.
       last: no other transformation follows, so that a member may round and apply.
@@ -65,6 +66,7 @@ class Step:
     dtypes: Sequence[Any]
     factors: tuple[Factor, ...] = ()
     update_factors: tuple[Factor, ...] = ()
+    counts: Sequence[Count] | None = None
     ok: Array | None = None
     apply: bool = False
     last: bool = True
@@ -119,17 +121,10 @@ class Step:
         kept = [k for k, i in enumerate(self.here) if i in chosen]
         columns = (self.here, self.g, self.p, self.dtypes)
         here, g, p, dtypes = ([column[k] for k in kept] for column in columns)
-        factors, of_updates = (
-            tuple([f[k] for k in kept] if isinstance(f, list) else f for f in its)
-            for its in (self.factors, self.update_factors)
-        )
-        its = self.but(own=own, here=here, g=g, p=p, dtypes=dtypes, factors=factors)
-        return its.but(update_factors=of_updates)
+        return self.but(own=own, here=here, g=g, p=p, dtypes=dtypes)
 
     def with_results(self, g: Sequence[Any], dtypes: Sequence[Any], **changes: Any) -> "Step":
         """The step after a transformation that made these updates, without factors."""
-        if changes.get("done"):
-            changes["update_factors"] = ()
         return self.but(g=g, dtypes=dtypes, factors=(), **changes)
 
     # Trees of the user and of states.
@@ -241,7 +236,8 @@ class Step:
     @property
     def values(self) -> list[Array]:
         """The gradients in the dtype of arithmetic, with all factors."""
-        return [scaled(x, of_leaf(self.factors, n)) for n, x in enumerate(self.g)]
+        pairs = zip(self.g, self.here, strict=True)
+        return [scaled(x, of_leaf(self.factors, i)) for x, i in pairs]
 
     def rounded(self) -> list[Any]:
         """The gradients in the dtypes that they are rounded to."""
@@ -340,9 +336,9 @@ def zeros_for(g: Leaf, p: Leaf) -> Leaf:
     return None if jnp.issubdtype(p.dtype, jax.dtypes.prng_key) else jnp.zeros_like(p)
 
 
-def of_leaf(factors: tuple[Factor, ...], n: int) -> tuple[Array, ...]:
-    """The factors of the n-th leaf that is here."""
-    return tuple(f[n] if isinstance(f, list) else f for f in factors)
+def of_leaf(factors: tuple[Factor, ...], i: int) -> tuple[Array, ...]:
+    """The factors of the leaf with this index."""
+    return tuple(f[i] if isinstance(f, dict) else f for f in factors)
 
 
 def scaled(x: Leaf, factors: tuple[Array, ...] = ()) -> Array:

@@ -1,6 +1,6 @@
 """A count of steps for each leaf, for leaves that get their first gradient late."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,6 @@ from adam_jax.core.member import Member
 from adam_jax.core.states import register
 from adam_jax.core.step import Body, NoMember, Step, check_state
 from adam_jax.core.transformation import Transformation, body_of
-from adam_jax.core.trees import unflatten_stored
-from adam_jax.formats.dense import is_floating
 from adam_jax.pytrees import frozen_pytree
 from adam_jax.rates import scheduled_rates
 
@@ -29,33 +27,21 @@ register(LeafCountsState, inner=["inner_state"])
 
 @frozen_pytree
 class CountPerLeaf(Body):
-    """The body of `count_per_leaf`: a step of the member for each leaf, with the leaf's count."""
+    """The body of `count_per_leaf`."""
 
     inner: Member
 
     def init(self, params: Params) -> LeafCountsState:
-        none = [
-            jnp.zeros([], jnp.int32) if is_floating(p) else optax.MaskedNode()
-            for p in jax.tree.leaves(params)
-        ]
-        return LeafCountsState(unflatten_stored(params, none), self.inner.init(params))
+        counts = jax.tree.map(lambda _: jnp.zeros([], jnp.int32), params)
+        return LeafCountsState(counts, self.inner.init(params))
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
         check_state(state, LeafCountsState, "a LeafCountsState")
-        counts, old, new = step.align(state.counts), state.inner_state, state.inner_state
-        g: list[Any] = []
-        dtypes: list[Any] = []
+        counts = step.align(state.counts)
+        out, inner_state = self.inner.run(step.but(counts=tuple(counts)), state.inner_state)
         for i in step.here:
-            # Counts of other stages, such as that of a schedule, are those of all leaves.
-            its = self.inner.with_counts(new, old, counts[i])
-            out, new = self.inner.run(step.part([i]), its)
             counts[i] = step.counted(counts[i])
-            g += out.finished()
-            dtypes += out.dtypes
-        if step.here:  # The member's own count is that of the leaf with the most steps.
-            new = self.inner.with_counts(new, new, jnp.max(jnp.stack(jax.tree.leaves(counts))))
-        state = LeafCountsState(step.back(state.counts, counts), new)
-        return step.with_results(g, dtypes, done=step.last).widened(), state
+        return out.but(counts=None), LeafCountsState(step.back(state.counts, counts), inner_state)
 
 
 def count_per_leaf(tx: optax.GradientTransformation) -> Transformation:
@@ -65,8 +51,7 @@ def count_per_leaf(tx: optax.GradientTransformation) -> Transformation:
     correction: its first steps are 3 to 13 learning rates long. Schedules still count all steps.
 
     Args:
-      tx: a member of this package, with any modifiers, or `groups` of one, whose schedules then
-        count the steps of the leaf.
+      tx: a member of this package, with any modifiers, or `groups` of one.
 
     Returns:
       A transformation with the state `LeafCountsState`. While all leaves have gradients, its steps

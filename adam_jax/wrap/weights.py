@@ -78,7 +78,8 @@ class Weights(Body):
             results[n], rest = results[n]
             rests[i] = rests[i] if rest is None else rest
         new = WeightsState(step.counted(state.count), step.back(state.rest, rests), inner_state)
-        return step.with_results(results, out.dtypes, done=step.last), new
+        step = step.with_results(results, out.dtypes, done=step.last, update_factors=())
+        return step, new
 
 
 def stochastic_rounding(inner: optax.GradientTransformation, seed: int = 0) -> Transformation:

@@ -79,7 +79,7 @@ def test_a_prefix_mask_above_a_node_that_validates_its_leaves(kernel):
             np.testing.assert_array_equal(updates["b"][0].kernel, -0.5)
 
 
-@pytest.mark.parametrize("name", ["chain", "telemetry", "skip spikes", "ema", "recipe"])
+@pytest.mark.parametrize("name", ["chain", "telemetry", "clip_by_history", "ema", "recipe"])
 @pytest.mark.parametrize("jit", [True, False])
 def test_nodes_that_validate_their_leaves_get_arrays(name, jit):
     dtype = jnp.bfloat16 if name == "recipe" else jnp.float32

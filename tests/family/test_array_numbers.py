@@ -44,7 +44,7 @@ def surrounded(rate):
     yield adam_jax.chain(adam_jax.clip_by_global_norm(1.0), adam_jax.adamw(rate))
     yield adam_jax.accumulate(adam_jax.adamw(rate), 2)
     yield adam_jax.skip_nonfinite(adam_jax.adamw(rate))
-    yield adam_jax.skip_nonfinite(adam_jax.adamw(0.1), spike_sigmas=rate)
+    yield adam_jax.clip_by_history(adam_jax.adamw(0.1), rate)
     yield adam_jax.clip_by_global_norm(rate)
     yield adam_jax.schedule_free_adamw(rate)
     yield adam_jax.schedule_free_adamw(rate, warmup_steps=3)

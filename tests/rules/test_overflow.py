@@ -148,7 +148,7 @@ def test_clipping_keeps_the_direction_of_a_large_gradient(size):
 
 def test_a_norm_past_the_largest_number_is_not_infinite():
     g = jnp.full((4096,), 3.0)
-    tx = adam_jax.skip_nonfinite(adam_jax.clip_by_global_norm(1.0), spike_sigmas=6.0, window=4)
+    tx = adam_jax.skip_nonfinite(adam_jax.clip_by_global_norm(1.0))
     state = tx.init(g)
     for scale in (1e38, 1.0, 1e38, 1.0, 1.0, 1.0, 1.0):
         clipped, state = jax.jit(tx.update)(g * scale, state)

@@ -98,8 +98,8 @@ MUTATIONS = {
     },
     "wrap/leaf_counts.py": {
         "one count for all leaves": (
-            "with_counts(new, old, counts[i])",
-            "with_counts(new, old, counts[step.here[0]])",
+            "step.but(counts=tuple(counts))",
+            "step.but(counts=(counts[step.here[0]],) * len(counts))",
         ),
     },
     "wrap/accumulate.py": {

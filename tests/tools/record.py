@@ -72,7 +72,7 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
     "kahan_summation": adam_jax.kahan_summation,
     "master_residual": adam_jax.master_residual,
     "master_residual 8": functools.partial(adam_jax.master_residual, bits=8),
-    "skip spikes": lambda tx: adam_jax.skip_nonfinite(tx, spike_sigmas=2.0, window=4),
+    "clip_by_history": lambda tx: adam_jax.clip_by_history(tx, 2.0, updates=1.5, decay=0.75),
     "shard_state": lambda tx: adam_jax.sharding.shard_state(tx, jax.make_mesh((1,), ("data",))),
     "frozen": lambda tx: adam_jax.chain(
         adam_jax.clip_by_global_norm(0.5),

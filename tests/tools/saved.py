@@ -45,7 +45,7 @@ def transformations() -> dict[str, Any]:
         "factored": a.adamw(1e-2, nu_dtype=a.Factored(1, 1)),
         "block_means": a.adamw(1e-2, nu_dtype=a.BlockMeans(0)),
         "accumulate": a.accumulate(adamw, 2),
-        "skip_nonfinite": a.skip_nonfinite(int8, spike_sigmas=6.0, window=8),
+        "skip_nonfinite": a.skip_nonfinite(int8),
         "recipe": a.accumulate(a.telemetry(a.skip_nonfinite(recipe), 2), 2),
         "hyperparams": a.with_hyperparams(a.adamw)(schedule, b1=0.8),
         "groups": a.groups(a.adamw, {"bias": {"weight_decay": 0.0}}, learning_rate=1e-2),
@@ -97,7 +97,7 @@ def write(folder: Path) -> None:
 def read(file: Path, like: Any) -> Any:
     """The tree in a file, with the paths, shapes and dtypes of `like`.
 
-    A file may have more: `telemetry` measured `eps_dominates` before.
+    A file may have more: `telemetry` measured `eps_dominates`, `skip_nonfinite` kept norms.
     """
     nested = serialization.msgpack_restore(file.read_bytes())
     arrays, places = traverse_util.flatten_dict(nested, sep="/"), named(like)
