@@ -126,8 +126,7 @@ def groups(
       expressions: for one member, a dict from regular expressions to arguments of `factory` for the
         matching leaves, which override `defaults`. None freezes the leaves: no state, an update of
         zero. Omitted if the first argument is a dict.
-      roles: `adam_jax.roles(params)`, to match the roles of leaves, not their paths: {"matrix":
-        muon, ".*": adamw}.
+      roles: `adam_jax.roles(params)`, to match roles, not paths: {"matrix": muon, ".*": adamw}.
       **defaults: arguments of `factory` for all leaves; with several optimizers, arguments of each
         one that is a function.
 

@@ -1,6 +1,7 @@
 """What each leaf of a model is, by its name: embedding, head, matrix, vector; and its axes."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -52,6 +53,7 @@ _ANY_KIND = r"\w*lora\w*|router|gate|(final|last|output)_\w*conv\w*"
 _ANY_ORDER = r"c_(attn|proj|fc)|\w*transpose\w*|rel\w*"
 
 
+@functools.lru_cache(4096)  # Masks ask for it in every step outside of programs.
 def role_of(path: str, rank: int, stacked: bool = False) -> Role:
     """The role of a leaf, or of one layer of it, by its path and its number of axes.
 
@@ -106,9 +108,8 @@ def _words(path: str) -> list[str]:
 def roles(params: Params, layers: LayersLike | None = None) -> PyTree:
     """The role of each leaf of a model, by its path and its number of axes.
 
-    It knows the names of Flax (Linen and NNX), Equinox, Haiku, MaxText and Levanter, and usual ones
-    of transformers and convolutional networks. What a name does not tell is "unknown": the last of
-    several `Dense` may be the output layer.
+    It knows the names of Flax (Linen and NNX), Equinox, Haiku, MaxText and Levanter. What a name
+    does not tell is "unknown": the last of several `Dense` may be the output layer.
 
     Args:
       params: the parameters, or their shapes.
