@@ -98,7 +98,7 @@ class ClipByHistory(Body):
         limit, old, new = self.limits[which], norms[which], dict(norms[which])
         names, factors = step.paths, []
         axes = [stack.axes for stack in step.stacks(self.layers)]
-        sums = list(map(_sums_of_squares, step.values, axes))
+        sums = [_sums_of_squares(x, n, which) for x, n in zip(step.values, axes, strict=True)]
         if not self.per_leaf:
             whole = [jnp.sum(x, range(x.ndim - 1)) for x in sums]
             names, sums = ["all"], [sum(whole, start=jnp.zeros(2, jnp.float32))]
@@ -133,15 +133,27 @@ UNIT = 2.0**85
 """In this unit the square of every norm is finite."""
 
 
-def _sums_of_squares(x: jax.Array, axes: int) -> jax.Array:
+def _sums_of_squares(x: jax.Array, axes: int, which: str) -> jax.Array:
     """Σ|x/2|² and Σ|x/UNIT|² over a leaf, or each layer of it."""
 
-    def of_layer(_: Leaf, x: jax.Array) -> jax.Array:
+    def both(x: jax.Array) -> jax.Array:
         # XLA:CPU would store the operand of a single sum; and |x|² itself, which nu has too.
         rows, along = in_rows(x.shape)
         x = jnp.reshape(x, rows)
         sums = map(jnp.sum, added([squared(x / 2), squared(x / UNIT)], along))
         return jnp.stack([jax.lax.convert_element_type(total, jnp.float32) for total in sums])
+
+    def once(x: jax.Array) -> jax.Array:
+        total = jax.lax.convert_element_type(jnp.sum(squared(x / 2)), jnp.float32)
+        return jnp.stack([total, total])
+
+    def of_layer(_: Leaf, x: jax.Array) -> jax.Array:
+        # For two sums of updates, which are never that large, XLA:GPU would store them.
+        return (
+            both(x)
+            if which == "gradients"
+            else jax.lax.platform_dependent(x, cpu=both, default=once)
+        )
 
     return over_layers(of_layer, axes, 1, x) if axes else of_layer(0, x)
 
