@@ -105,6 +105,10 @@ def _words(path: str) -> list[str]:
     return [word for word in words if not re.fullmatch(_AROUND, word)] or [""]
 
 
+def _is_below(path: str, prefix: str) -> bool:
+    return not prefix or path.startswith(f"{prefix}/")
+
+
 def roles(params: Params, layers: LayersLike | None = None) -> PyTree:
     """The role of each leaf of a model, by its path and its number of axes.
 
@@ -139,12 +143,12 @@ def roles(params: Params, layers: LayersLike | None = None) -> PyTree:
         # Scales of norms have one axis, and so tell a second one; a bias may have several.
         vectors = [x for x, p in zip(paths, leaves, strict=True) if np.ndim(p) == 2]
         norms = [x for x in vectors if x[-4:] != "bias" and role_of(x, 2).kind == "vector"]
-        along = looks_stacked(params, 1)
-        looks += [(x, (1,)) for x in along if any(path.startswith(x) for path in norms)]
+        along = looks_stacked(params, 1) if norms else ()
+        looks += [(x, (1,)) for x in along if any(_is_below(path, x) for path in norms)]
     found = []
     for path, p in zip(paths, leaves, strict=True):
         axes = tuple(range(told.axes(path)))
-        axes = next((axis for x, axis in looks if path.startswith(f"{x}/" if x else "")), axes)
+        axes = next((axis for x, axis in looks if _is_below(path, x)), axes)
         rest = [i for i in range(np.ndim(p)) if i not in axes]
         role = role_of(path, len(rest), bool(axes))
         inputs, outputs, experts = (

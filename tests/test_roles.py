@@ -128,6 +128,18 @@ def test_layers_that_have_no_rate(params, decay, message):
         transfer.layer_decay(adam_jax.adam, params, decay)
 
 
+def test_a_direction_without_a_rate_is_refused():
+    """`mup` too, where nothing grows."""
+    for change in (
+        lambda tx: transfer.layer_decay(tx, MODEL, 0.5),
+        lambda tx: transfer.mup(tx, MODEL, MODEL),
+    ):
+        with pytest.raises(ValueError, match="^tx must have a learning rate"):
+            change(adam_jax.scale_by_adam())
+    with pytest.raises(ValueError, match="^tx must have an update that does not depend"):
+        transfer.mup(adam_jax.lamb(0.1), MODEL, MODEL)
+
+
 def test_matrices_on_the_sphere_are_those_that_roles_names():
     params = jax.tree.map(lambda p: jax.random.normal(jax.random.key(0), p.shape), MODEL)
     tx = adam_jax.adamh(0.1)

@@ -9,7 +9,7 @@ from adam_jax.core.trees import leaf_paths
 from adam_jax.modifiers import Modifiable
 from adam_jax.roles import BLOCK, roles
 from adam_jax.transfer.growth import numbered
-from adam_jax.transfer.mup import Factors, with_leaf_factors
+from adam_jax.transfer.mup import Factors, check_learning_rate, with_leaf_factors
 from adam_jax.validation import check_number
 
 FIRST = r"(?i).*(embed|token|cls|stem|wte|wpe|pos_|conv_init|bn_init).*"
@@ -55,4 +55,4 @@ def layer_decay(tx: Modifiable, params: Params, decay: float) -> Modifiable:
     layer = {path: 0 if re.fullmatch(FIRST, path) else last for path in paths}
     layer |= {path: number + 1 for path, number in blocks.items()}
     factors = ((path, Factors(float(decay ** (last - layer[path])))) for path in paths)
-    return with_leaf_factors(tx, tuple(factors), "layer_decay")
+    return with_leaf_factors(tx, tuple(factors), "layer_decay", check_learning_rate)

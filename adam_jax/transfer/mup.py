@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from adam_jax._types import Leaf, Params, PyTree
+from adam_jax._types import Function, Leaf, Params, PyTree
 from adam_jax.core.member import Choice, Member, Stage
 from adam_jax.core.trees import leaf_paths, without_numbers
 from adam_jax.formats.dense import is_floating, leaf_dtype, wider_dtype
@@ -85,7 +85,8 @@ def mup(
     alpha = _check_alpha(alpha)
     layers = layers_of(tx).expression if layers is None else layers
     its = growths(base, params, layers)
-    return with_leaf_factors(tx, tuple((g.path, factors_of(g, alpha)) for g in its), "mup")
+    factors = tuple((g.path, factors_of(g, alpha)) for g in its)
+    return with_leaf_factors(tx, factors, "mup", _check_scalable)
 
 
 class Factors(NamedTuple):
@@ -109,22 +110,21 @@ def factors_of(growth: Growth, alpha: float) -> Factors:
 
 
 def with_leaf_factors(
-    tx: Modifiable, factors: tuple[tuple[str, Factors], ...], name: str
+    tx: Modifiable, factors: tuple[tuple[str, Factors], ...], name: str, check: Function
 ) -> Modifiable:
     """Multiplies the hyperparameters of each leaf by its own factors: more variants of a member."""
 
     def edit(member: Member) -> Member:
         if isinstance(member.choice, ByFactors):
             raise ValueError("tx must not have factors already: write mup or layer_decay once.")
-        if any(its[1:] != (1, 1) for _, its in factors):
-            _check_scalable(member)
+        check(member)
         distinct = list(dict.fromkeys(its for _, its in factors))
         variants = [_scaled(stages, its) for stages in member.variants for its in distinct]
         table = tuple((path, distinct.index(its)) for path, its in factors)
         choice = ByFactors(table, len(distinct), member.choice)
         return dataclasses.replace(member, variants=tuple(variants), choice=choice)
 
-    return modified(with_leaf_factors, tx, edit, name, factors=factors, name=name)
+    return modified(with_leaf_factors, tx, edit, name, factors=factors, name=name, check=check)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,11 +176,17 @@ def _scaled(stages: tuple[Stage, ...], factors: Factors) -> tuple[Stage, ...]:
     return tuple(scaled)
 
 
-def _check_scalable(member: Member) -> None:
-    """Checks that all numbers of a member have a factor."""
+def check_learning_rate(member: Member) -> list[set[Unit]]:
+    """Checks that a member has a learning rate; returns the units of its stages."""
     units = [units_of(stage.rule) for stage in member.stages]
     if not {Unit.LEARNING_RATE, Unit.ANGLE} & set().union(*units):
         raise ValueError("tx must have a learning rate, as adamw(1e-3) has: write the alias.")
+    return units
+
+
+def _check_scalable(member: Member) -> None:
+    """Checks that all numbers of a member have a factor."""
+    units = check_learning_rate(member)
     for k, (stage, its) in enumerate(zip(member.stages, units, strict=True)):
         if Unit.WEIGHT_DECAY in its and k < (member.main or 0):
             raise ValueError(
