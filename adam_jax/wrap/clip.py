@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax._types import DType, Number, Params, PyTree, State
+from adam_jax._types import Number, Params, PyTree, State
 from adam_jax.core.stacked import Layers, Stack, layer_by_layer
 from adam_jax.core.step import Body, Step
 from adam_jax.core.transformation import Transformation
@@ -27,44 +27,58 @@ class Norm(NamedTuple):
 
 def global_norm(step: Step, layers: Layers) -> Norm:
     """‖g‖ over all leaves; layers are summed in the order of separate leaves."""
-    return _norm(tuple(step.stacks(layers)), step.values)
+    return _norms(tuple(step.stacks(layers)), False, step.values)[0]
+
+
+def leaf_norms(step: Step, layers: Layers) -> list[Norm]:
+    """‖g‖ of each leaf that is here, or of each layer of it."""
+    return _norms(tuple(step.stacks(layers)), True, step.values)
 
 
 # Two norms of the same gradients share one pass over them.
-@functools.partial(jax.jit, static_argnums=0)
-def _norm(stacks: tuple[Stack, ...], leaves: list[jax.Array]) -> Norm:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _norms(stacks: tuple[Stack, ...], each: bool, leaves: list[jax.Array]) -> list[Norm]:
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.finfo(jnp.result_type(jnp.float32, *leaves)).dtype
     # In this unit, even 2⁴⁰ elements of the largest number have a finite squared norm.
     unit = 2.0 ** (int(jnp.finfo(dtype).maxexp) * 2 // 3)
 
-    def on_cpu(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-        leaves = layer_by_layer(leaves, stacks)
-        sums = [jnp.sum(squared(x)) for x in leaves]
-        total = _total(sums, dtype)
-        fits = total < jnp.inf
-        return total, jax.lax.cond(fits, lambda *_: total, smaller, sums, leaves)
+    def totals(sums: list[jax.Array]) -> list[jax.Array]:
+        sums = [jax.lax.convert_element_type(x, dtype) for x in sums]
+        return sums if each else [sum(sums, start=jnp.zeros([], dtype))]
 
-    def smaller(sums: list[jax.Array], leaves: list[jax.Array]) -> jax.Array:
+    def squares(leaves: list[jax.Array]) -> list[jax.Array]:
+        axes = [stack.axes for stack in stacks] if each else [0] * len(leaves)
+        pairs = zip(leaves, axes, strict=True)
+        return [jnp.sum(squared(x), range(n, x.ndim)) for x, n in pairs]
+
+    def on_cpu(leaves: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
+        leaves = leaves if each else layer_by_layer(leaves, stacks)
+        sums = squares(leaves)
+        fits = sum(map(jnp.sum, totals(sums)), start=jnp.zeros([], dtype)) < jnp.inf
+        return totals(sums), jax.lax.cond(fits, lambda s, _: totals(s), smaller, sums, leaves)
+
+    def smaller(sums: list[jax.Array], leaves: list[jax.Array]) -> list[jax.Array]:
         # A computed factor for each leaf: XLA:CPU would store a constant as an array of the leaf's
         # size.
-        pairs = zip(leaves, sums, strict=True)
-        scaled = (_times(x, jnp.where(s < 0, 1.0, 1 / unit)) for x, s in pairs)
-        return _total([jnp.sum(squared(x)) for x in scaled], dtype)
+        factors = (jnp.where(jnp.max(s) < 0, 1.0, 1 / unit) for s in sums)
+        return totals(squares([_times(x, f) for x, f in zip(leaves, factors, strict=True)]))
 
     # On other platforms a branch would wait for the host: compute both sums by one reduction.
-    def elsewhere(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-        both = [added([squared(x), squared(_times(x, 1 / unit))]) for x in leaves]
-        return _total([a for a, _ in both], dtype), _total([b for _, b in both], dtype)
+    def elsewhere(leaves: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
+        both = []
+        for x, stack in zip(leaves, stacks, strict=True):
+            along = tuple(range(stack.axes if each else 0, x.ndim))
+            both.append(added([squared(x), squared(_times(x, 1 / unit))], along))
+        return totals([a for a, _ in both]), totals([b for _, b in both])
 
-    total, in_units = jax.lax.platform_dependent(leaves, cpu=on_cpu, default=elsewhere)
-    fits = total < jnp.inf
-    value = root(jnp.where(fits, total, in_units))
-    return Norm(value, jnp.where(fits, jnp.ones([], dtype), jnp.asarray(unit, dtype)))
-
-
-def _total(sums: list[jax.Array], dtype: DType) -> jax.Array:
-    return sum((jax.lax.convert_element_type(x, dtype) for x in sums), start=jnp.zeros([], dtype))
+    found = jax.lax.platform_dependent(leaves, cpu=on_cpu, default=elsewhere)
+    norms = []
+    for total, in_units in zip(*found, strict=True):
+        fits = total < jnp.inf
+        value = root(jnp.where(fits, total, in_units))
+        norms.append(Norm(value, jnp.where(fits, jnp.ones([], dtype), jnp.asarray(unit, dtype))))
+    return norms
 
 
 def _times(x: jax.Array, factor: Number) -> jax.Array:

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax._types import Leaf, Named, Number, Params, PyTree, State
-from adam_jax.core.stacked import Layers, over_layers
+from adam_jax._types import Named, Number, Params, PyTree, State
+from adam_jax.core.stacked import Layers
 from adam_jax.core.states import only, register
 from adam_jax.core.step import Body, Factor, Step, check_state
 from adam_jax.core.transformation import Transformation
@@ -17,7 +17,7 @@ from adam_jax.numerics import root, squared
 from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.validation import check_integer, check_number
 from adam_jax.wrap.chain import inner_body
-from adam_jax.wrap.clip import added, in_rows
+from adam_jax.wrap.clip import Norm, global_norm, leaf_norms
 from adam_jax.wrap.skip import alarm
 
 
@@ -96,22 +96,23 @@ class ClipByHistory(Body):
     def compared(self, step: Step, norms: Named, which: str) -> tuple[Factor, Named]:
         """The factors of all leaves, and the histories with their norms."""
         limit, old, new = self.limits[which], norms[which], dict(norms[which])
-        names, factors = step.paths, []
-        axes = [stack.axes for stack in step.stacks(self.layers)]
-        sums = [_sums_of_squares(x, n, which) for x, n in zip(step.values, axes, strict=True)]
-        if not self.per_leaf:
-            whole = [jnp.sum(x, range(x.ndim - 1)) for x in sums]
-            names, sums = ["all"], [sum(whole, start=jnp.zeros(2, jnp.float32))]
-        for n, (name, total) in enumerate(zip(names, sums, strict=True)):
-            square, in_units = jnp.moveaxis(total, -1, 0)
-            x, taken = 2 * root(square), True if step.ok is None else step.ok
+        names, factors = step.paths if self.per_leaf else ["all"], []
+        if which == "updates":
+            found = _update_norms(step, self.layers, self.per_leaf)
+        elif self.per_leaf:
+            found = leaf_norms(step, self.layers)
+        else:
+            found = [global_norm(step, self.layers)]
+        for n, (name, (value, unit)) in enumerate(zip(names, found, strict=True)):
+            x = jnp.where(unit == 1, value, jnp.inf)
+            x, taken = jnp.asarray(x, jnp.float32), True if step.ok is None else step.ok
             mean, variance, seen, clipped = jnp.moveaxis(old[name], -1, 0)
             largest = limit * mean
             if self.sigmas:
                 # Equal norms have no variance, and their mean is off by rounding.
                 largest = mean + limit * jnp.maximum(root(variance), 1e-6 * mean)
             full = seen * (1 - self.decay) >= 1
-            spike = full & (x > largest) & (in_units < jnp.inf) & taken
+            spike = full & (x > largest) & (value < jnp.inf) & taken
             # Zero is the norm of a leaf that is not used yet, or without a learning rate.
             counts = spike | ((x > 0) & (x < jnp.inf) & taken)
             share = jnp.maximum(1 - self.decay, 1 / (seen + 1))
@@ -119,9 +120,8 @@ class ClipByHistory(Body):
             variance = (1 - share) * (variance + share * moved**2)
             row = jnp.stack([mean + share * moved, variance, seen + 1, clipped], -1)
             new[name] = jnp.where(counts[..., None], row, old[name])
-            fits = x < jnp.inf
-            x, unit = jnp.where(fits, x, root(in_units)), jnp.where(fits, 1, UNIT)
-            f = jnp.where(spike, largest / unit / jnp.where(spike, x, 1), 1)
+            over = jnp.asarray(largest, unit.dtype) / unit / jnp.where(spike, value, 1)
+            f = jnp.where(spike, over, 1)
             shape = (*f.shape, *[1] * (step.g[n].ndim - f.ndim)) if f.ndim else ()
             factors.append(jnp.reshape(f, shape))
         if self.per_leaf:
@@ -129,33 +129,17 @@ class ClipByHistory(Body):
         return factors[0], new
 
 
-UNIT = 2.0**85
-"""In this unit the square of every norm is finite."""
+def _update_norms(step: Step, layers: Layers, per_leaf: bool) -> list[Norm]:
+    """‖u‖ of updates, as in `wrap/clip.py`, but their squares do not overflow.
 
-
-def _sums_of_squares(x: jax.Array, axes: int, which: str) -> jax.Array:
-    """Σ|x/2|² and Σ|x/UNIT|² over a leaf, or each layer of it."""
-
-    def both(x: jax.Array) -> jax.Array:
-        # XLA:CPU would store the operand of a single sum; and |x|² itself, which nu has too.
-        rows, along = in_rows(x.shape)
-        x = jnp.reshape(x, rows)
-        sums = map(jnp.sum, added([squared(x / 2), squared(x / UNIT)], along))
-        return jnp.stack([jax.lax.convert_element_type(total, jnp.float32) for total in sums])
-
-    def once(x: jax.Array) -> jax.Array:
-        total = jax.lax.convert_element_type(jnp.sum(squared(x / 2)), jnp.float32)
-        return jnp.stack([total, total])
-
-    def of_layer(_: Leaf, x: jax.Array) -> jax.Array:
-        # For two sums of updates, which are never that large, XLA:GPU would store them.
-        return (
-            both(x)
-            if which == "gradients"
-            else jax.lax.platform_dependent(x, cpu=both, default=once)
-        )
-
-    return over_layers(of_layer, axes, 1, x) if axes else of_layer(0, x)
+    For sums in two units XLA:GPU would store them.
+    """
+    sums = []
+    for x, stack in zip(step.values, step.stacks(layers), strict=True):
+        total = jnp.sum(squared(x), range(stack.axes if per_leaf else 0, x.ndim))
+        sums.append(jax.lax.convert_element_type(total, jnp.float32))
+    totals = sums if per_leaf else [sum(sums, start=jnp.zeros([], jnp.float32))]
+    return [Norm(root(x), jnp.ones([], jnp.float32)) for x in totals]
 
 
 def clip_by_history(
@@ -180,7 +164,8 @@ def clip_by_history(
       inner: any Optax transformation. `accumulate` goes around this one.
       gradients: k of the gradient, > 0; None leaves it alone.
       updates: k of the update, after the learning rate; None leaves it alone. To measure it reads
-        gradient, moments and parameters once more, 12 to 16 bytes per parameter for `adamw`.
+        gradient, moments and parameters once more, 12 to 16 bytes per parameter for `adamw`; on CPU
+        it also stores the update.
       sigmas: k counts standard deviations; 6 is usual.
       per_leaf: each leaf, and each layer that `with_layers` declares, has a history of its own.
       decay: of the averages, per optimizer step, 0 ≤ decay < 1. The first 1/(1 - decay) norms of a
