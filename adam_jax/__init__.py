@@ -55,6 +55,7 @@ from adam_jax.wrap.clip import clip_by_global_norm
 from adam_jax.wrap.ema import EmaParamsState, ema_params
 from adam_jax.wrap.history import HistoryState, clip_by_history, clipped
 from adam_jax.wrap.leaf_counts import LeafCountsState, count_per_leaf
+from adam_jax.wrap.noise_scale import NoiseScaleState, estimate_noise_scale, noise_scale
 from adam_jax.wrap.skip import Skipped, skip_nonfinite, skipped
 from adam_jax.wrap.telemetry import TelemetryState, measured, telemetry
 from adam_jax.wrap.weights import (
@@ -83,6 +84,7 @@ __all__ = [
     "HistoryState",
     "HyperparamsState",
     "LeafCountsState",
+    "NoiseScaleState",
     "Quantized",
     "Role",
     "ScaleByLapropState",
@@ -120,6 +122,7 @@ __all__ = [
     "count_per_leaf",
     "decay_mask",
     "ema_params",
+    "estimate_noise_scale",
     "float32_weights",
     "grams",
     "groups",
@@ -136,6 +139,7 @@ __all__ = [
     "nadam",
     "nadamw",
     "nesterov",
+    "noise_scale",
     "radam",
     "radamw",
     "register_optax_states",

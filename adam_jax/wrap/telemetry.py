@@ -21,6 +21,7 @@ from adam_jax.validation import check_expression, check_integer
 from adam_jax.wrap.chain import inner_body
 from adam_jax.wrap.clip import added, in_rows
 from adam_jax.wrap.history import HistoryState, clipped
+from adam_jax.wrap.noise_scale import NoiseScaleState, noise_scale
 from adam_jax.xla.barrier import as_varying, kept_apart, varying
 from adam_jax.xla.once import if_due
 
@@ -200,8 +201,8 @@ def measured(state: State) -> Named:
 
     Returns:
       `{"step": 200, "groups": {"head": {"gradient_rms": 0.01, ...}}}` with Python numbers (lists
-      under vmap). Before the first measurement the step is 0 and there are no groups. If `inner`
-      has a `clip_by_history`, "clipped" is what `clipped` returns.
+      under vmap). Before the first measurement the step is 0 and there are no groups. With one
+      `clip_by_history` or `estimate_noise_scale` in `state`, also "clipped" and "noise_scale".
       `adam_jax.inspect` writes and reads such records.
 
     Raises:
@@ -212,5 +213,8 @@ def measured(state: State) -> Named:
     step = np.asarray(own.step).tolist()
     groups = jax.tree.map(lambda x: np.asarray(x).tolist(), own.groups)
     record = {"step": step, "groups": groups if np.any(step) and groups else {}}
-    histories = found(own, lambda x: isinstance(x, HistoryState))
-    return record | {"clipped": clipped(own)} if len(histories) == 1 else record
+    readers = ("clipped", HistoryState, clipped), ("noise_scale", NoiseScaleState, noise_scale)
+    for name, kind, read in readers:
+        if len(found(state, lambda x, kind=kind: isinstance(x, kind))) == 1:
+            record[name] = read(state)
+    return record

@@ -44,6 +44,7 @@ from examples.shared.command_line import positive
 
 PARTITION = "optax.partition of the same"
 OPTAX, PLAIN, TORCH = "optax.adamw", "adam_jax.adamw", "torch fused AdamW"
+ACCUMULATE = "accumulate 4; step"
 COPY, COPY_BYTES = "x + 1, 8 B/p", 8
 FLOOR, FLOOR_BYTES = "28 B/p at that rate", 28  # Parameter, two moments: in and out; gradient: in.
 # PyTorch's OpenMP threads spin after each call: 11 ms of a core's time on an AMD EPYC of two cores,
@@ -96,6 +97,7 @@ def recipe() -> list[Case]:
     history = adam_jax.clip_by_history(adamw())
     of_updates = adam_jax.clip_by_history(adamw(), updates=2.0)
     accumulate = adam_jax.accumulate(adamw(), GROUP)
+    noise = adam_jax.estimate_noise_scale(accumulate)
     multi = optax.MultiSteps(optax.adamw(1e-3), GROUP)
     free = {PLAIN: None}
     return [
@@ -109,7 +111,8 @@ def recipe() -> list[Case]:
         Case("clip by history; step", by_step(history), {PLAIN: 1.25}, 0.1),
         Case("clip by history, updates; step", by_step(of_updates), free, 0.1),
         Case("accumulate 4", by_update(accumulate), {PLAIN: 1.3}),
-        Case("accumulate 4; step", by_step(accumulate), {PLAIN: 0.75}, 0.1),
+        Case(ACCUMULATE, by_step(accumulate), {PLAIN: 0.75}, 0.1),
+        Case("accumulate 4, noise scale; step", by_step(noise), {ACCUMULATE: 1.05}, 0.1),
         Case("optax: MultiSteps 4", by_update(multi), free),
         Case("muP, three kinds of leaves", by_kinds, {PLAIN: 1.03}, 0.1),
         Case("average; step", by_step(adam_jax.chain(adamw(), average)), free),

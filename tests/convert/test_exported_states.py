@@ -25,6 +25,7 @@ STEPPED = {
     "rates": adam_jax.mars_adamw(1e-2, b2=adam_jax.schedules.power_law_schedule(0.8)),
     "spikes": adam_jax.clip_by_history(adam_jax.lapropw(1e-2)),
     "telemetry": adam_jax.telemetry(adam_jax.adamh(schedule, 1e-3)),
+    "noise scale": adam_jax.estimate_noise_scale(adam_jax.accumulate(adam_jax.adam(schedule), 2)),
     "schedule-free": adam_jax.schedule_free_adamw(1e-2),
     "MultiSteps": optax.MultiSteps(optax.amsgrad(schedule), 2).gradient_transformation(),
 }  # fmt: skip
@@ -78,8 +79,8 @@ def test_exported_steps_have_the_same_bits_in_another_process(tmp_path):
 
 
 NAMES = """AccumulateState EmaParamsState HistoryState HyperparamsState LeafCountsState
-    ScaleByLapropState ScaleByMarsState ScaleOnSphereState ScheduledRatesState SpreadState
-    TelemetryState WeightsState"""
+    NoiseScaleState ScaleByLapropState ScaleByMarsState ScaleOnSphereState ScheduledRatesState
+    SpreadState TelemetryState WeightsState"""
 
 
 def test_names_in_files_never_change():

@@ -1,0 +1,163 @@
+"""The gradient noise scale: the batch size beyond which a larger one gains little."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adam_jax._types import Leaf, Number, Params, PyTree, State
+from adam_jax.core.states import only, register
+from adam_jax.core.step import Body, Step, call_of, check_state
+from adam_jax.core.transformation import Transformation
+from adam_jax.formats.policy import stored_format
+from adam_jax.numerics import squared
+from adam_jax.pytrees import frozen_pytree, static
+from adam_jax.validation import check_integer, check_number
+from adam_jax.wrap.accumulate import Accumulate
+from adam_jax.wrap.chain import inner_body
+from adam_jax.xla.barrier import kept_apart
+from adam_jax.xla.once import if_due
+
+
+class NoiseScaleState(NamedTuple):
+    """State of `estimate_noise_scale`: the count of optimizer steps, and five decaying sums.
+
+    They are Σ1, Σw and Σw·|g|² over gradients, Σq and Σq·⟨g, g'⟩ over pairs of them.
+    """
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    sums: jax.Array
+    inner_state: State
+
+
+register(NoiseScaleState, counts=["count"], inner=["inner_state"], others_matter=False)
+
+
+@frozen_pytree
+class EstimateNoiseScale(Body):
+    """The body of `estimate_noise_scale`."""
+
+    inner: Body
+    decay: Number
+    axis: str | tuple[str, ...] | None = static()
+    every: int = static()
+
+    def init(self, params: Params) -> NoiseScaleState:
+        zeros = jnp.zeros([], jnp.int32), jnp.zeros(5, jnp.float32)
+        return NoiseScaleState(*zeros, self.inner.init(params))
+
+    def run(self, step: Step, state: State) -> tuple[Step, State]:
+        check_state(state, NoiseScaleState, "a NoiseScaleState")
+        inner_state = state.inner_state
+        if self.axis is not None:
+            mean = [jax.lax.pmean(g, self.axis) for g in step.g]
+            _, mean, sums = self.measured(step, state, mean)
+            out, inner_state = self.inner.run(step.but(g=mean), inner_state)
+            return out, NoiseScaleState(step.counted(state.count), sums, inner_state)
+        entries = step.align(inner_state.acc_grads)
+        g, before, sums = self.measured(step, state, [entries[i] for i in step.here])
+        for i, entry in zip(step.here, before, strict=True):
+            entries[i] = entry
+        inner_state = inner_state._replace(acc_grads=step.back(inner_state.acc_grads, entries))
+        out, inner_state = self.inner.run(step.but(g=g), inner_state)
+        return out, NoiseScaleState(inner_state.gradient_step, sums, inner_state)
+
+    def measured(self, step: Step, state: State, others: list[Leaf]) -> PyTree:
+        """The gradients, the others, and the sums; what follows reads these, so XLA copies none."""
+        due = step.taken(state.count % self.every == 0, False)
+        first = self.axis is not None or state.inner_state.mini_step == 0
+
+        def added(carry: PyTree) -> PyTree:
+            g, others, sums = carry
+            new = self.found(step.but(g=g), others, state.inner_state)
+            new = jnp.where(jnp.all(jnp.isfinite(new)), new, 0)
+            return kept_apart(g), kept_apart(others), jnp.where(first, self.decay, 1) * sums + new
+
+        return if_due(due, added, (list(step.g), others, state.sums))
+
+    def found(self, step: Step, others: list[Leaf], inner_state: State) -> jax.Array:
+        """What one gradient adds to the sums: `others` is the mean of those that it is paired with.
+
+        ⟨g, mean⟩ of all devices has the pairs of g with itself too.
+        """
+        if self.axis is None:
+            pairs = zip(others, step.values, strict=True)
+            others = [stored_format(h).decode(h, g.dtype) for h, g in pairs]
+        else:
+            others = step.but(g=others).values
+        gg = gh = jnp.zeros([], jnp.float32)
+        for g, h in zip(step.values, others, strict=True):
+            gg += jax.lax.convert_element_type(jnp.sum(squared(g)), jnp.float32)
+            gh += jax.lax.convert_element_type(jnp.sum(jnp.real(jnp.conj(g) * h)), jnp.float32)
+        if self.axis is not None:
+            n = jax.lax.axis_size(self.axis)
+            gg, gh = jax.lax.pmean((gg, gh), self.axis)
+            return jnp.stack([jnp.ones([]), jnp.ones([]), gg, jnp.float32(n - 1), n * gh - gg])
+        w = jnp.asarray(step.extra.get("weight", 1.0), jnp.float32)
+        w = jnp.where(w > 0, w, 0)  # As in `accumulate`.
+        q = w * jnp.where(inner_state.mini_step == 0, 0, inner_state.weight)
+        return jnp.stack([jnp.ones([]), w, w * gg, q, jnp.where(q > 0, q * gh, 0)])
+
+
+def estimate_noise_scale(
+    inner: optax.GradientTransformation,
+    axis: str | tuple[str, ...] | None = None,
+    *,
+    decay: jax.typing.ArrayLike = 0.95,
+    every: int = 20,
+) -> Transformation:
+    """Estimates the gradient noise scale: the batch size beyond which a larger one gains little.
+
+        B = tr(Σ) / |G|²     |G|² from ⟨gᵢ, gⱼ⟩, tr(Σ) from |gᵢ|² - |G|², of micro-batches i ≠ j
+
+    G is the gradient of all data, Σ the covariance of the gradient of an example. Both averages are
+    unbiased, and decay. `noise_scale(state)` reads B.
+
+    Args:
+      inner: `accumulate(...)`, whose micro-batches are compared; or with `axis` any transformation.
+      axis: of `shard_map`: `update` gets each device's own gradient, and `inner` their mean.
+      decay: of both averages, per measured optimizer step.
+      every: optimizer steps between those that are measured. Others cost a branch not taken; a
+        measured micro-batch reads the gradient and the accumulator once more.
+
+    Returns:
+      A transformation with the state `NoiseScaleState`, with the steps of `inner`. Gradients whose
+      square overflows do not count.
+
+    Raises:
+      ValueError: an argument outside its range; neither `accumulate` nor an axis.
+
+    Reference: McCandlish et al. 2018, An empirical model of large-batch training
+    (https://arxiv.org/abs/1812.06162), appendix A, where the estimates are written with |g|² of a
+    small and a large batch.
+    """
+    body = inner_body("inner", inner)
+    if axis is None and not isinstance(body, Accumulate):
+        raise ValueError(
+            f"inner must be accumulate(...) if axis is None, got {call_of(body)}: write"
+            f" estimate_noise_scale(accumulate(...)), or axis, the name of an axis of shard_map."
+        )
+    decay = check_number("decay", decay, 0.0, 1.0, instead="0.95 is usual")
+    every = check_integer("every", every, 1, instead="1 measures each optimizer step")
+    return Transformation.around(EstimateNoiseScale(body, decay, axis, every))
+
+
+def noise_scale(state: State) -> float | list[float]:
+    """The estimate of `estimate_noise_scale`, whose state may be nested anywhere in `state`.
+
+    Returns:
+      B in units of what one gradient is the mean of: a micro-batch, or a device's batch. With
+      `weight=` in units of the weight, such as tokens. NaN before two gradients are compared; at
+      most 0, or infinite, while the noise hides G. Lists under vmap.
+
+    Raises:
+      ValueError: `state` does not contain exactly one `estimate_noise_scale`.
+    """
+    instead = "pass the state of estimate_noise_scale(...), or of a transformation around it"
+    own = only(state, lambda x: isinstance(x, NoiseScaleState), "estimate_noise_scale", instead)
+    n, w, wgg, q, qgh = np.moveaxis(np.asarray(own.sums, np.float64), -1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        square = qgh / q
+        return ((wgg - w * square) / n / square).tolist()
