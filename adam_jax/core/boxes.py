@@ -56,8 +56,9 @@ def boxed(box: Leaf, stored: Stored) -> Stored:
     def its_box(x: Leaf, sharding: NamedSharding) -> Leaf:
         spec = (*sharding.spec, *[None] * (np.ndim(x) - len(sharding.spec)))
         own = [None if axis is None else axes.index(axis) for axis in spec]
+        # On a mesh that is not known yet, only an axis of the parameter's length can be split.
         own = [
-            None if i is None or n % parts[i] else names[i]
+            None if i is None or n % parts[i] or (told is None and n != shape[i]) else names[i]
             for i, n in zip(own, np.shape(x), strict=True)
         ]
         return _with(box, x, own)

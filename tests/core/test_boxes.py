@@ -234,6 +234,34 @@ def test_blocks_do_not_depend_on_where_an_array_lies_by_chance():
     assert jax.tree.structure(init(params)) == jax.tree.structure(jax.eval_shape(init, params))
 
 
+@pytest.mark.parametrize("storage", [*STORED, "block means", "Adam-mini"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_state_made_before_its_mesh_is_known_can_be_placed(storage, axis):
+    """As trainers make it, by eval_shape; scales and means need not be divisible where p is."""
+    stored = STORED | {
+        "block means": dict(mu_dtype=jnp.int8, nu_dtype=adam_jax.BlockMeans(axis)),
+        "Adam-mini": dict(mu_dtype=jnp.int8, nu_dtype=adam_jax.AdamMini()),
+    }
+    names = tuple("data" if i == axis else None for i in range(2))
+    shapes = {"kernel": (128, 32), "query": (128, 384), "out": (64, 1024), "wide": (384, 4096)}
+    params = {k: nn.Partitioned(jnp.ones(shape), names) for k, shape in shapes.items()}
+    tx = adam_jax.adamw(1e-3, **stored[storage])
+    abstract = jax.eval_shape(tx.init, params)
+    specs = nn.get_partition_spec(abstract)
+    mesh = mesh_of(8)
+    shardings = jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P)
+    )
+    state = jax.jit(tx.init, out_shardings=shardings)(params)
+    assert jax.tree.structure(state) == jax.tree.structure(abstract)
+    codes = nn.meta.unbox(state[0].mu["wide"])
+    codes = codes.codes if storage != "bfloat16" and storage != "float32" else codes
+    assert codes.sharding.spec == P(*names)
+    grads, state = nn.meta.unbox((params, state))
+    moved, _ = jax.jit(tx.step)(grads, state, grads)
+    assert all(bool(jnp.all(p < 1)) for p in jax.tree.leaves(moved))
+
+
 @every_storage
 def test_a_box_without_elements_on_a_mesh(storage):
     with jax.set_mesh(mesh_of(8)):
