@@ -37,8 +37,9 @@ class SkipNonfinite(Body):
         check_state(state, optax.ApplyIfFiniteState, "an ApplyIfFiniteState")
         # Clipping needs the same sum, so this is cheaper than isfinite of each element.
         good = jnp.isfinite(global_norm(step, self.layers).value)
-        if (value := step.extra.get("value")) is not None:
-            good &= jnp.isfinite(check_scalar("value", value, instead="pass the mean loss"))
+        for name in ("value", "loss"):
+            if (loss := step.extra.get(name)) is not None:
+                good &= jnp.isfinite(check_scalar(name, loss, instead="pass the mean loss"))
         out, inner_state = self.inner.run(step.only_if(good), state.inner_state)
         bad = step.only_if(~good)
         count = jnp.where(good, 0, bad.counted(state.notfinite_count))
@@ -90,8 +91,8 @@ def skip_nonfinite(
         compilation cache, and costs 5 % of a step on CPU even if the callback never runs.
 
     Returns:
-      A transformation with Optax's `ApplyIfFiniteState`. `update` and `step` take `value=`, the
-      loss.
+      A transformation with Optax's `ApplyIfFiniteState`. `update` and `step` take the loss
+      as `value=`, Optax's name, or `loss=`, that of MaxText and Levanter.
 
     Raises:
       ValueError: an argument outside its range.

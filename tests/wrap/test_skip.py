@@ -67,9 +67,10 @@ def test_of_several_models_each_is_skipped_alone():
     assert np.all(many["w"][0] < 1) and np.all(many["w"][1] == 1)
 
 
-def test_a_loss_that_is_not_finite_is_enough():
+@pytest.mark.parametrize("name", ["value", "loss"])
+def test_a_loss_that_is_not_finite_is_enough(name):
     tx = skip_nonfinite(adamw(1e-2))
-    params, state = adam_jax.step(tx, grads(1.0), tx.init(PARAMS), PARAMS, value=jnp.nan)
+    params, state = tx.step(grads(1.0), tx.init(PARAMS), PARAMS, **{name: jnp.nan})
     np.testing.assert_array_equal(params["w"], PARAMS["w"])
     assert skipped(state) == (1, 1)
 
