@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from adam_jax._types import Function, Leaf, Params, PyTree, State
-from adam_jax.core.step import Body, Step, select
+from adam_jax.core.step import Body, Step
+from adam_jax.numerics import select
 from adam_jax.xla.barrier import kept_apart
 from adam_jax.xla.once import if_due
 

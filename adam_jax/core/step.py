@@ -20,7 +20,7 @@ from adam_jax.core.stacked import Layers, Stack, over_layers
 from adam_jax.core.trees import align_params, align_slot, leaf_paths, unflatten_stored
 from adam_jax.formats.dense import is_floating, leaf_dtype, wider_dtype
 from adam_jax.formats.rounding import Split
-from adam_jax.numerics import next_count
+from adam_jax.numerics import next_count, select
 from adam_jax.rates import DecayRate, ScheduledRate
 
 Factor = Array | dict[int, Array]
@@ -378,13 +378,6 @@ def _renewed(p: Split, x: Array) -> Split:
 def wider(dtype: DType, p: Leaf) -> DType:
     """The dtype of an update: the gradient's, or the parameter's, which a narrower one rounds."""
     return dtype if p is None else wider_dtype(dtype, leaf_dtype(p))
-
-
-def select(condition: Array | None, new: PyTree, old: PyTree) -> PyTree:
-    """All of `new` or all of `old`, by one boolean scalar; None counts as true."""
-    if condition is None:
-        return new
-    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
 
 
 # One program when called outside of a program: its five operations on a scalar would each take as
