@@ -465,14 +465,6 @@ class Body(abc.ABC):
         known = any(field.name == "layers" for field in dataclasses.fields(made))
         return dataclasses.replace(made, layers=layers) if known else made
 
-    def member(self) -> Any:
-        """The `Member` that this is; other bodies refuse.
-
-        Raises:
-          NoMember: always; the caller adds what to write instead.
-        """
-        raise NoMember(type(self).__name__)
-
     def edited(self, edit: Callable[[Any], Any]) -> "Body":
         """The same body with its `Member` edited; other bodies refuse.
 
