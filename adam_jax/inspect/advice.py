@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from adam_jax._types import Function, Leaf, Params, Updates
 from adam_jax.core.leaf import Plan
 from adam_jax.core.member import Member
-from adam_jax.core.states import described, found, owners, states_in
+from adam_jax.core.states import described, found, owners, states_by_path
 from adam_jax.core.step import Body, arguments, call_of
 from adam_jax.core.trees import leaf_paths, without_numbers
 from adam_jax.formats.base import Format
@@ -129,7 +129,7 @@ def advise(
     paths = leaf_paths(params, none_is_leaf=False)
     kept: list[dict[str, Format]] = [{} for _ in paths]
     members = collections.Counter[str]()  # That have moments of a leaf.
-    for x in states_in(state):
+    for _, x in states_by_path(state):
         its = set()
         for name in described(x).slots:
             for stored, i in owners(getattr(x, name), params):
