@@ -447,12 +447,7 @@ class Body(abc.ABC):
         return self._stepped(state, Step.of(grads, params, True, extra_args))
 
     def _stepped(self, state: State, step: Step) -> Result:
-        try:
-            out, state = self.run(step, state)
-        except ValueError as error:
-            if "memory_space" in str(error):
-                _check_memory(state)
-            raise
+        out, state = self.run(step, state)
         return out.result(), state
 
     def told_of(self, layers: Layers) -> "Body":
@@ -513,20 +508,3 @@ def arguments(parts: Iterable[Any]) -> list[str]:
             else:
                 found.append(f"{field.name}={shown(x)}")
     return sorted(dict.fromkeys(found), key=lambda text: not text.startswith("learning_rate"))
-
-
-def _check_memory(state: State) -> None:
-    """Explains an error that JAX raised because the state is in host memory.
-
-    It runs only after a failure, so it costs nothing in other steps.
-
-    Raises:
-      ValueError: some of the state is in host memory; the message has the first path.
-    """
-    for path, x in zip(leaf_paths(state, none_is_leaf=False), jax.tree.leaves(state), strict=True):
-        if jax.typeof(x).memory_space == jax.memory.Space.Host:
-            raise ValueError(
-                f"at {path!r}, the state is in host memory, which JAX cannot compute with: step"
-                f" with sharding.offload(tx), which made it, or move it to the device first,"
-                f" jax.device_put(state, jax.memory.Space.Device)."
-            ) from None
