@@ -109,10 +109,8 @@ def scale_by_adopt(
 ) -> Transformation:
     """Divides each gradient by the root of the previous second moment, then averages.
 
-    u and the arguments are those of `adopt`, which explains all else.
-
-    Returns:
-      A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
+    u and the arguments are those of `adopt`, which explains all else. The state is
+    `optax.ScaleByAdamState(count, mu, nu)`.
     """
     direction = FlooredRoot(check_number("eps", eps, instead="the usual value is 1e-6"))
     bound = Scheduled(clip_value_fn) if use_clipping else None
@@ -153,12 +151,8 @@ def adopt(
         default its fourth root.
       l2: as in `adam`.
 
-    The other arguments, the arithmetic and the errors are those of `adamw`.
-
-    Returns:
-      A transformation whose state is that of `adam`, as in Optax.
-
-    Differs from Optax as `adamw` does.
+    The other arguments, the arithmetic, the errors and the differences from Optax are those of
+    `adamw`. The state is that of `adam`, as in Optax.
 
     Reference: Taniguchi et al. 2024, algorithm 2, and its appendix on clipping.
     """
