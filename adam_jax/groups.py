@@ -12,7 +12,7 @@ import optax
 from adam_jax._types import AnyTransformation, Function, Leaf, Named, Params, PyTree, State
 from adam_jax.core.member import Choice, Member, Stage
 from adam_jax.core.states import found
-from adam_jax.core.step import PASS_ON, Body, NoMember, Step, check_state
+from adam_jax.core.step import PASS_ON, Body, Step, check_state
 from adam_jax.core.transformation import Transformation, body_of
 from adam_jax.core.trees import leaf_paths, unflatten_stored
 from adam_jax.formats.dense import is_inexact
@@ -231,15 +231,15 @@ def _member(factory: Callable[..., Transformation], overrides: Any, defaults: Na
             f"must have a dict of arguments, or None to freeze its leaves, got"
             f" {printed(overrides)}: write dict(learning_rate=3e-4), say."
         )
-    tx = factory(**{**defaults, **overrides})
-    try:
-        return body_of("factory's result", tx).member()
-    except NoMember as error:
+    body = body_of("factory's result", factory(**{**defaults, **overrides}))
+    if not isinstance(body, Member):
+        name = type(body).__name__
         raise ValueError(
-            f"factory must make a member of adam_jax, got {error}: pass other optimizers in a dict,"
+            f"factory must make a member of adam_jax, got {name}: pass other optimizers in a dict,"
             f" groups({{expression: optimizer, ...}}), and put with_hyperparams outermost,"
             f" with_hyperparams(functools.partial(groups, adamw, {{...}}))(learning_rate=1e-3)."
-        ) from None
+        )
+    return body
 
 
 def _with_one_count(variants: list[tuple[Stage, ...]]) -> tuple[tuple[Stage, ...], ...]:

@@ -27,10 +27,11 @@ from adam_jax._types import (
 from adam_jax.core.masks import FrozenTree
 from adam_jax.core.stacked import Layers
 from adam_jax.core.states import only, register
-from adam_jax.core.step import Body, Step, check_state, select
+from adam_jax.core.step import Body, Step, check_state
 from adam_jax.core.transformation import Transformation, body_of
 from adam_jax.groups import groups
 from adam_jax.modifiers import Factory, layers_of, with_layers
+from adam_jax.numerics import select
 from adam_jax.pytrees import Label, exported, frozen_pytree, static
 from adam_jax.rates import DecayRate, DecayRateLike, Past, moved, past_key
 from adam_jax.rules.hyperparameters import FixedNumber, Scheduled

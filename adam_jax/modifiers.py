@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from adam_jax._types import AnyTransformation, Function, Leaf, Named, Number
-from adam_jax.core.foreign import is_foreign
+from adam_jax.core.foreign import Foreign
 from adam_jax.core.member import Member, Stage
 from adam_jax.core.stacked import Layers, LayersLike
 from adam_jax.core.step import NoMember
@@ -390,7 +390,7 @@ def with_layers(tx: Function | Transformation, layers: LayersLike | Layers) -> A
     if is_factory(tx):
         return ModifiedFactory(tx, with_layers, (("layers", known),))
     body = body_of("tx", tx)
-    if is_foreign(body):
+    if isinstance(body, Foreign):
         raise ValueError(
             f"tx must be a transformation of adam_jax, got {type(tx).__name__}: write"
             f" with_layers(adam_jax.chain(...), layers) for optax.chain(...)."

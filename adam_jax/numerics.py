@@ -55,6 +55,13 @@ own_zero = _elementwise(
 """0 for the places where x is 0: there x itself on CPUs, and a constant elsewhere."""
 
 
+def select(condition: Array | None, new: PyTree, old: PyTree) -> PyTree:
+    """All of `new` or all of `old`, by one boolean scalar; None counts as true."""
+    if condition is None:
+        return new
+    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
+
+
 def next_count(count: Count) -> Array:
     """The count plus one; it saturates at the largest integer, as `optax.safe_increment`."""
     largest = np.iinfo(np.int32).max

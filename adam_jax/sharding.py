@@ -40,7 +40,6 @@ class Offloaded(Body):
     """The body of `offload`, with its arguments."""
 
     inner: Body
-    to: str = static()
     where: str = static()
 
     def init(self, params: Params) -> State:
@@ -59,7 +58,7 @@ class Offloaded(Body):
         def store(x: Leaf) -> Leaf:
             if isinstance(x, jax.core.Tracer):
                 return jax.device_put(x, jax.memory.Space.Host)
-            return jax.device_put(x, x.sharding.with_memory_kind(self.to))
+            return jax.device_put(x, x.sharding.with_memory_kind("pinned_host"))
 
         return self.moved(state, store)
 
@@ -75,18 +74,14 @@ class Offloaded(Body):
         return [x.ndim > 0 and re.fullmatch(self.where, path) is not None for x, path in pairs]
 
 
-def offload(
-    tx: optax.GradientTransformation, to: str = "pinned_host", where: str = r".*"
-) -> Transformation:
-    r"""Keeps the state in host memory, from which each step fetches it leaf by leaf.
+def offload(tx: optax.GradientTransformation, *, where: str = r".*") -> Transformation:
+    r"""Keeps the state in pinned host memory, from which each step fetches it leaf by leaf.
 
     The device holds only a few leaves of the state at a time. Each step transfers the state both
     ways: 16 bytes per parameter for float32 moments, 4 for 8-bit moments, which are preferable.
 
     Args:
       tx: any Optax transformation; the state is its own.
-      to: the kind of memory: pinned host memory, which the device reads by itself. Devices also
-        list "unpinned_host", but a compiled program cannot place its results there.
       where: a regular expression that must match the whole path of an array in the state to offload
         it: `r".*/nu/.*"`, or `r".*/embedding/.*"` for everything that belongs to those parameters.
         Scalars, such as the step count, stay on the device.
@@ -96,16 +91,12 @@ def offload(
       host-memory types on input and on output, and may be donated.
 
     Raises:
-      ValueError: another kind of memory, or an invalid regular expression.
+      ValueError: an invalid regular expression.
 
     Differs from PyTorch (DeepSpeed's ZeRO-Offload) in: the step itself runs on the device.
     """
-    if to != "pinned_host":
-        raise ValueError(
-            f"to must be 'pinned_host', got {to!r}: it is the host memory that a device reads."
-        )
     where = check_expression("where", where)
-    return Transformation.around(Offloaded(body_of("tx", tx), to, where))
+    return Transformation.around(Offloaded(body_of("tx", tx), where))
 
 
 @frozen_pytree
@@ -388,7 +379,9 @@ def _shardings(placement: Placement, body: Body, params: Params) -> PyTree:
     on_host = body.on_host(jax.eval_shape(body.inner.init, params))
     shardings, treedef = jax.tree.flatten(_shardings(placement, body.inner, params))
     pairs = zip(shardings, on_host, strict=True)
-    return treedef.unflatten([s.with_memory_kind(body.to) if host else s for s, host in pairs])
+    return treedef.unflatten(
+        [s.with_memory_kind("pinned_host") if host else s for s, host in pairs]
+    )
 
 
 def _all_explicit(tree: PyTree) -> bool:

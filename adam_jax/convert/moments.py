@@ -17,7 +17,7 @@ from adam_jax._types import AnyTransformation, DType, Function, Leaf, Params, Py
 from adam_jax.convert.names import by_path, complain, listed, placed_like
 from adam_jax.core.boxes import boxed, is_box, unboxed
 from adam_jax.core.stacked import Layers, LayersLike, one_layer
-from adam_jax.core.states import described, found, is_known, is_state, states_in
+from adam_jax.core.states import described, found, is_known, is_state, states_by_path
 from adam_jax.core.transformation import Transformation, body_of
 from adam_jax.core.trees import fetched, is_stored, leaf_paths, on_host, unflatten_slot
 from adam_jax.formats.base import Format
@@ -229,7 +229,7 @@ def moments_of(tx: AnyTransformation, params: Params) -> Moments:
 def read(argument: str, state: State, params: Params) -> Moments:
     """The moments in a state of this package or of Optax, at any depth."""
     new = Moments(state, params, {}, {}, set())
-    for member in states_in(state):
+    for _, member in states_by_path(state):
         fields = described(member)
         if not jax.tree.leaves([getattr(member, slot) for slot in fields.slots]):
             continue

@@ -49,7 +49,7 @@ def from_torch(
         docs/migrating/pytorch.md lists the arguments that make the two equal; `amsgrad` needs
         `max_before_correction=True`, `nadam` `momentum_decay=`.
       names: maps the path of a leaf, `layers/0/kernel`, to its name in PyTorch, or to a `Layout` if
-        its array has another layout: see `linear` and `conv`. A leaf that is not in `names` has its
+        its array has another layout: see `layer`. A leaf that is not in `names` has its
         path with dots, `layers.0.kernel`.
       order: the names in the order in which the optimizer got the parameters, group after group:
         `[name for name, _ in model.named_parameters()]` for `model.parameters()`. Not needed if it

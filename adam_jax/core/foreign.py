@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from adam_jax._types import Function, Leaf, Params, PyTree, State
-from adam_jax.core.step import Body, Step, select
+from adam_jax.core.step import Body, Step
+from adam_jax.numerics import select
 from adam_jax.xla.barrier import kept_apart
 from adam_jax.xla.once import if_due
 
@@ -115,8 +116,3 @@ def _held(f: Function, like: Function) -> list[Leaf]:
     """The contents of a function's closure, if it has the same code as `like`; else empty."""
     code = getattr(f, "__code__", None)
     return [cell.cell_contents for cell in f.__closure__ or ()] if code is like.__code__ else []  # pyright: ignore[reportFunctionMemberAccess]
-
-
-def is_foreign(body: Body) -> bool:
-    """Whether a body is a transformation of another library."""
-    return isinstance(body, Foreign)

@@ -1,10 +1,9 @@
 """The program of one leaf: decode its slots, run its rules, encode its slots. No trees."""
 
-import copy
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,13 +13,12 @@ from jax import Array
 
 from adam_jax._types import DType, Leaf, Number, PyTree
 from adam_jax.core.stacked import over_layers
-from adam_jax.core.step import scaled, select
+from adam_jax.core.step import scaled
 from adam_jax.formats.base import Format
 from adam_jax.formats.noise import Positions, bits_of_moments
 from adam_jax.formats.rounding import Split
-from adam_jax.numerics import bounded, exact, summed
-from adam_jax.rates import DecayRate
-from adam_jax.rules.base import Rule
+from adam_jax.numerics import select
+from adam_jax.rules.base import View
 from adam_jax.xla.barrier import computed_again
 from adam_jax.xla.maxima import largest
 from adam_jax.xla.mosaic import in_tiles
@@ -85,94 +83,6 @@ class Arrays(NamedTuple):
 
 Result = tuple[Any, tuple[tuple[Any, ...], ...]]
 """The result of one leaf, and per rule its stored slots."""
-
-
-class View:
-    """What one rule sees of a leaf; see `rules.base.View`.
-
-    Attributes:
-      averages: rate and term of each slot that is an average.
-      sums: the sums and means that the rule asked for.
-    """
-
-    def __init__(
-        self,
-        rule: Rule,
-        u: Array,
-        is_product: bool,
-        param: Leaf,
-        stored: Sequence[Any],
-        formats: Sequence[Any],
-        taken: Array | None,
-        sums: Iterator[Array] | None,
-        bound: bool,
-    ) -> None:
-        self.g = bounded(u, is_squared=rule.squares) if rule.slots and bound else u
-        self.g_is_product, self.param = is_product, param
-        self.old: dict[str, Array] = {}
-        self.new: dict[str, Array] = {}
-        self.averages: dict[str, tuple[DecayRate, Array]] = {}
-        self.sums: list[Array] = []
-        self._u, self._taken, self._known_sums = u, taken, sums
-        self._formats = {slot.name: fmt for slot, fmt in zip(rule.slots, formats, strict=True)}
-        real = jnp.finfo(u.dtype).dtype
-        for slot, fmt, x in zip(rule.slots, formats, stored, strict=True):
-            decode = fmt.means if fmt.keeps_means else fmt.decode
-            self.old[slot.name] = decode(x, real if slot.magnitude else u.dtype)
-        # An infinite gradient stays visible in one slot, preferably the divisor of the update;
-        # elsewhere it is clipped. XLA:CPU would store a select that several loops share.
-        magnitudes = [slot.name for slot in rule.slots if slot.magnitude]
-        self._shows_infinity = next(iter([*magnitudes, *self.old]), None)
-
-    def average(self, slot: str, rate: DecayRate, term: Array) -> Array:
-        """Averages a slot with a new term; returns it, not yet rounded for storage."""
-        self.averages[slot] = rate, term
-        old, fmt = self.old[slot], self._formats[slot]
-        if fmt.keeps_means:  # Reduced first: no elementwise average is made.
-            return self._renewed(slot, rate.average(old, fmt.means_of(self._shown(slot, term))))
-        x = rate.average(old, term)
-        # XLA:CPU computes an average once for its codes and once for the update, in two ways.
-        return self._renewed(slot, self._shown(slot, exact(x) if fmt.rounds else x))
-
-    def renew(self, slot: str, x: Array) -> Array:
-        """Replaces a slot; returns it, not yet rounded for storage."""
-        x, fmt = self._shown(slot, x), self._formats[slot]
-        return self._renewed(slot, fmt.means_of(x) if fmt.keeps_means else x)
-
-    def _shown(self, slot: str, x: Array) -> Array:
-        # A number per leaf, such as a norm, has become infinite itself.
-        shows = slot == self._shows_infinity and x.shape == self._u.shape
-        return jnp.where(jnp.isfinite(self._u), x, jnp.nan) if shows else x
-
-    def _renewed(self, slot: str, x: Array) -> Array:
-        # The update reads this selected value, not x. Otherwise XLA:CPU would compute the parameter
-        # from the old slot again, and keep a copy of it for that.
-        self.new[slot] = select(self._taken, x, self.old[slot])
-        return self.new[slot]
-
-    def sum(self, x: Array) -> Array:
-        """The sum over the leaf, or over one layer of it."""
-        return self._of_leaf(lambda: self._sum(x))
-
-    def mean(self, x: Array) -> Array:
-        """The mean over the leaf, or over one layer of it."""
-        return self._of_leaf(lambda: self._sum(x) / max(x.size, 1))
-
-    def _sum(self, x: Array) -> Array:
-        real = jnp.finfo(self._u.dtype).dtype
-        return jnp.sum(x, dtype=real) if x.dtype == jnp.bool_ else summed(x)
-
-    def _of_leaf(self, compute: Callable[[], Array]) -> Array:
-        """A number of the whole leaf: one that is known, for a tile, or computed."""
-        x = compute() if self._known_sums is None else next(self._known_sums)
-        self.sums.append(x)
-        return x
-
-    def with_gradient(self, g: Array) -> "View":
-        """The same leaf, and the same slots, with another gradient."""
-        view = copy.copy(self)
-        view.g = g
-        return view
 
 
 def run_rules(
@@ -363,6 +273,6 @@ def _special(plan: Plan, numbers: Sequence[Number], leaf: Arrays, taken: Array |
         # A kernel gets sums over the leaf from XLA. XLA's own program computes them again.
         with jax.numpy_dtype_promotion("standard"), jax.disable_jit():
             sums = [x for view in run_rules(plan, numbers, leaf, taken)[1] for x in view.sums]
-    from adam_jax.kernels import by_kernel
+    from adam_jax.kernels.pallas import by_kernel  # Takes half of the time of `import adam_jax`.
 
     return by_kernel(_traced_once, by_xla, plan, (numbers, leaf, taken, sums))

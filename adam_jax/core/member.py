@@ -153,10 +153,6 @@ class Member(Body):
         calls = [f"{self.name}({', '.join(arguments(stages))})" for stages in self.variants]
         return calls[0] if self.choice is None else f"groups({', '.join(calls)})"
 
-    def member(self) -> "Member":
-        """Itself."""
-        return self
-
     def edited(self, edit: "Callable[[Member], Member]") -> "Member":
         """The member, edited."""
         return edit(self)

@@ -121,17 +121,14 @@ def described(state: State) -> StateFields:
     )
 
 
-def states_in(state: State) -> Iterator[State]:
-    """Every state in this one, at any depth, outer states before inner ones.
+def states_by_path(state: State, above: Keys = ()) -> Iterator[tuple[Keys, State]]:
+    """Every state in this one, at any depth, with its path, outer states before inner ones.
+
+    `above` is the path of `state`.
 
     Raises:
       ValueError: the type of a state is unknown.
     """
-    return (x for _, x in states_by_path(state))
-
-
-def states_by_path(state: State, above: Keys = ()) -> Iterator[tuple[Keys, State]]:
-    """`states_in`, each with its path; `above` is that of `state`."""
     for keys, x in jax.tree_util.tree_flatten_with_path(state, is_leaf=is_state)[0]:
         if is_state(x):
             yield (path := (*above, *keys)), x

@@ -20,7 +20,7 @@ from adam_jax.core.stacked import Layers, Stack, over_layers
 from adam_jax.core.trees import align_params, align_slot, leaf_paths, unflatten_stored
 from adam_jax.formats.dense import is_floating, leaf_dtype, wider_dtype
 from adam_jax.formats.rounding import Split
-from adam_jax.numerics import next_count
+from adam_jax.numerics import next_count, select
 from adam_jax.rates import DecayRate, ScheduledRate
 
 Factor = Array | dict[int, Array]
@@ -380,13 +380,6 @@ def wider(dtype: DType, p: Leaf) -> DType:
     return dtype if p is None else wider_dtype(dtype, leaf_dtype(p))
 
 
-def select(condition: Array | None, new: PyTree, old: PyTree) -> PyTree:
-    """All of `new` or all of `old`, by one boolean scalar; None counts as true."""
-    if condition is None:
-        return new
-    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
-
-
 # One program when called outside of a program: its five operations on a scalar would each take as
 # long as the step of a small leaf.
 @functools.partial(jax.jit, inline=True)
@@ -454,12 +447,7 @@ class Body(abc.ABC):
         return self._stepped(state, Step.of(grads, params, True, extra_args))
 
     def _stepped(self, state: State, step: Step) -> Result:
-        try:
-            out, state = self.run(step, state)
-        except ValueError as error:
-            if "memory_space" in str(error):
-                _check_memory(state)
-            raise
+        out, state = self.run(step, state)
         return out.result(), state
 
     def told_of(self, layers: Layers) -> "Body":
@@ -471,14 +459,6 @@ class Body(abc.ABC):
         )
         known = any(field.name == "layers" for field in dataclasses.fields(made))
         return dataclasses.replace(made, layers=layers) if known else made
-
-    def member(self) -> Any:
-        """The `Member` that this is; other bodies refuse.
-
-        Raises:
-          NoMember: always; the caller adds what to write instead.
-        """
-        raise NoMember(type(self).__name__)
 
     def edited(self, edit: Callable[[Any], Any]) -> "Body":
         """The same body with its `Member` edited; other bodies refuse.
@@ -528,20 +508,3 @@ def arguments(parts: Iterable[Any]) -> list[str]:
             else:
                 found.append(f"{field.name}={shown(x)}")
     return sorted(dict.fromkeys(found), key=lambda text: not text.startswith("learning_rate"))
-
-
-def _check_memory(state: State) -> None:
-    """Explains an error that JAX raised because the state is in host memory.
-
-    It runs only after a failure, so it costs nothing in other steps.
-
-    Raises:
-      ValueError: some of the state is in host memory; the message has the first path.
-    """
-    for path, x in zip(leaf_paths(state, none_is_leaf=False), jax.tree.leaves(state), strict=True):
-        if jax.typeof(x).memory_space == jax.memory.Space.Host:
-            raise ValueError(
-                f"at {path!r}, the state is in host memory, which JAX cannot compute with: step"
-                f" with sharding.offload(tx), which made it, or move it to the device first,"
-                f" jax.device_put(state, jax.memory.Space.Device)."
-            ) from None

@@ -50,10 +50,8 @@ def scale_by_belief(
 ) -> Transformation:
     """Divides the averaged gradient by the size of the gradients' deviation from it.
 
-    u and the arguments are those of `adabelief`, which explains all else.
-
-    Returns:
-      A transformation whose state is `optax.ScaleByBeliefState(count, mu, nu)`.
+    u and the arguments are those of `adabelief`, which explains all else. The state is
+    `optax.ScaleByBeliefState(count, mu, nu)`.
     """
     first = Ema("mu", decay_rate("b1", b1))
     each = check_number("eps_root", eps_root, instead="the usual value is 1e-16")
@@ -91,12 +89,9 @@ def adabelief(
       weight_decay: λ, as in `adamw`. None omits it and its entry in the state.
       weight_decay_mask: the leaves that decay by `weight_decay`: what `mask` is in `adamw`.
 
-    The other arguments, the arithmetic and the errors are those of `adamw`.
-
-    Returns:
-      A transformation whose state is that of `adam`, but with `optax.ScaleByBeliefState`, as in
-      Optax. `weight_decay` adds its entry before that of the learning rate; `update` then needs
-      `params`.
+    The other arguments, the arithmetic and the errors are those of `adamw`. The state is that of
+    `adam`, but with `optax.ScaleByBeliefState`, as in Optax. `weight_decay` adds its entry before
+    that of the learning rate; `update` then needs `params`.
 
     With a schedule of b1, g - mu is of the mu of the same step, as in the paper.
 

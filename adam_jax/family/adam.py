@@ -30,10 +30,8 @@ def scale_by_adam(
 ) -> Transformation:
     """Divides the averaged gradient by the root of its averaged square.
 
-    u and the arguments are those of `adamw`, which explains all else.
-
-    Returns:
-      A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
+    u and the arguments are those of `adamw`, which explains all else. The state is
+    `optax.ScaleByAdamState(count, mu, nu)`.
 
     Example:
       Adam's first step has size 1 at any scale of the gradient:
@@ -77,12 +75,10 @@ def adam(
         the gradient before the moments, like `weight_decay` in PyTorch's Adam. None omits it and
         its entry in the state.
 
-    u and the other arguments are those of `adamw`, which explains all else.
-
-    Returns:
-      A transformation whose state is a tuple: `optax.ScaleByAdamState(count, mu, nu)`, then an
-      entry for the learning rate: empty, or the count of a schedule. Optax's `adam` has the same
-      state. With `l2`, its entry comes first, and `update` needs `params`.
+    u and the other arguments are those of `adamw`, which explains all else. The state is a tuple:
+    `optax.ScaleByAdamState(count, mu, nu)`, then an entry for the learning rate: empty, or the
+    count of a schedule. Optax's `adam` has the same state. With `l2`, its entry comes first, and
+    `update` needs `params`.
 
     Example:
       `step` combines `update` and `optax.apply_updates`:

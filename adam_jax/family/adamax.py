@@ -63,10 +63,8 @@ def scale_by_adamax(
 ) -> Transformation:
     """Divides the averaged gradient by a decaying maximum of gradient magnitudes.
 
-    u and the arguments are those of `adamaxw`, which explains all else.
-
-    Returns:
-      A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
+    u and the arguments are those of `adamaxw`, which explains all else. The state is
+    `optax.ScaleByAdamState(count, mu, nu)`.
     """
     nu = DecayingMax(decay_rate("b2", b2), check_number("eps", eps, instead="1e-8 is usual"))
     rule = MomentRule(Ema("mu", decay_rate("b1", b1)), nu, Ratio())
@@ -91,10 +89,8 @@ def adamax(
     Args:
       l2: as in `adam`.
 
-    u and the other arguments are those of `adamaxw`, which explains all else.
-
-    Returns:
-      A transformation whose state is that of `adam`, as in Optax.
+    u and the other arguments are those of `adamaxw`, which explains all else. The state is that of
+    `adam`, as in Optax.
     """
     return alias("adamax", scale_by_adamax, **locals())
 
@@ -124,12 +120,9 @@ def adamaxw(
       eps: added to |g|, in units of the gradient; ≥ 0.
       nu_dtype: storage format of nu, as in `adamw`, but not `jnp.int4`.
 
-    The other arguments, the arithmetic and the errors are those of `adamw`.
+    The other arguments, the arithmetic, the errors and the differences from Optax are those of
+    `adamw`. The state is that of `adamw`, as in Optax.
 
-    Returns:
-      A transformation whose state is that of `adamw`, as in Optax.
-
-    Differs from Optax as `adamw` does.
     Differs from Keras in: it adds ε to nu when reading it, not to |g|.
 
     Reference: Kingma & Ba 2015, section 7.1, algorithm 2, which has no ε; Loshchilov & Hutter 2019,

@@ -82,10 +82,8 @@ def scale_by_adan(
 ) -> Transformation:
     """Nesterov momentum from the gradient's change, without a gradient at another point.
 
-    u and the arguments are those of `adan`, which explains all else.
-
-    Returns:
-      A transformation whose state is `optax.ScaleByAdanState(m, v, n, g, t)`.
+    u and the arguments are those of `adan`, which explains all else. The state is
+    `optax.ScaleByAdanState(m, v, n, g, t)`.
     """
     rates = decay_rate("b1", b1), decay_rate("b2", b2), decay_rate("b3", b3)
     if change_weight is not None:
@@ -131,13 +129,8 @@ def adan(
       mu_dtype: storage format of m, v and the last gradient, as in `adamw`.
       nu_dtype: storage format of n, as in `adamw`.
 
-    The other arguments, the arithmetic and the errors are those of `adamw`.
-
-    Returns:
-      A transformation whose state is that of `adamw`, but with `optax.ScaleByAdanState`, as in
-      Optax.
-
-    Differs from Optax as `adamw` does.
+    The other arguments, the arithmetic, the errors and the differences from Optax are those of
+    `adamw`. The state is that of `adamw`, but with `optax.ScaleByAdanState`, as in Optax.
 
     Reference: Xie et al. 2022, algorithm 1, whose decay is proximal: θ ← (θ - α·u) / (1 + λ·α).
     """

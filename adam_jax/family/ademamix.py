@@ -64,10 +64,8 @@ def scale_by_ademamix(
 ) -> Transformation:
     """Adam with a second, slow average of the gradient.
 
-    u and the arguments are those of `ademamix`, which explains all else.
-
-    Returns:
-      A transformation whose state is Optax's `ScaleByAdemamixState(count, count_m2, m1, m2, nu)`.
+    u and the arguments are those of `ademamix`, which explains all else. The state is Optax's
+    `ScaleByAdemamixState(count, count_m2, m1, m2, nu)`.
     """
     weight = hyperparameter("alpha", alpha, instead="the paper's range is 4 to 10")
     second = Ema("nu", decay_rate("b2", b2), magnitude=True)
@@ -114,12 +112,8 @@ def ademamix(
         optimizer steps. The paper warms up alpha and b3.
       mu_dtype: storage format of m1 and m2, as in `adamw`.
 
-    The other arguments, the arithmetic and the errors are those of `adamw`.
-
-    Returns:
-      A transformation whose state is that of `adamw`, but with `ScaleByAdemamixState`, as in Optax.
-
-    Differs from Optax as `adamw` does.
+    The other arguments, the arithmetic, the errors and the differences from Optax are those of
+    `adamw`. The state is that of `adamw`, but with `ScaleByAdemamixState`, as in Optax.
 
     Reference: Pagliardini et al. 2024, algorithm 1.
     """

@@ -20,14 +20,14 @@ from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.rates import DecayRate, DecayRateLike, Schedule, decay_rate
 from adam_jax.rules.adam import Direction
 from adam_jax.rules.base import IrregularRule, View
-from adam_jax.rules.hyperparameters import Hyperparameter, Unit, in_units_of
+from adam_jax.rules.hyperparameters import Scheduled, Unit, in_units_of
 from adam_jax.slots import Slot
-from adam_jax.validation import check_number, check_scalar, named_arguments
+from adam_jax.validation import check_number, named_arguments
 
 
 def fourth_root(count: Array) -> Array:
     """The paper's bound on a normalised gradient after `count` steps."""
-    return count**0.25
+    return jnp.asarray(count, jnp.result_type(float)) ** 0.25
 
 
 @frozen_pytree
@@ -50,18 +50,6 @@ class FlooredRoot(Direction):
 
 HUGE = 1e18
 """Its square is finite in float32."""
-
-
-@frozen_pytree
-class ClipBound(Hyperparameter):
-    """The bound on a normalised gradient, a function of the completed steps."""
-
-    function: Callable[[Array], Array] = static()
-
-    def at(self, count: Count) -> Number:
-        bound = self.function(jnp.asarray(count, jnp.result_type(float)))
-        name = "the result of clip_value_fn"
-        return check_scalar(name, bound, instead="return the bound on |x|")
 
 
 @frozen_pytree
@@ -121,13 +109,11 @@ def scale_by_adopt(
 ) -> Transformation:
     """Divides each gradient by the root of the previous second moment, then averages.
 
-    u and the arguments are those of `adopt`, which explains all else.
-
-    Returns:
-      A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
+    u and the arguments are those of `adopt`, which explains all else. The state is
+    `optax.ScaleByAdamState(count, mu, nu)`.
     """
     direction = FlooredRoot(check_number("eps", eps, instead="the usual value is 1e-6"))
-    bound = ClipBound(clip_value_fn) if use_clipping else None
+    bound = Scheduled(clip_value_fn) if use_clipping else None
     rates = decay_rate("b1", b1, closed=True), decay_rate("b2", b2, closed=True)
     rule = Adopt(*rates, direction, bound, nesterov)
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype, "scale_by_adopt")
@@ -165,12 +151,8 @@ def adopt(
         default its fourth root.
       l2: as in `adam`.
 
-    The other arguments, the arithmetic and the errors are those of `adamw`.
-
-    Returns:
-      A transformation whose state is that of `adam`, as in Optax.
-
-    Differs from Optax as `adamw` does.
+    The other arguments, the arithmetic, the errors and the differences from Optax are those of
+    `adamw`. The state is that of `adam`, as in Optax.
 
     Reference: Taniguchi et al. 2024, algorithm 2, and its appendix on clipping.
     """

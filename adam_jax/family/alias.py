@@ -12,7 +12,7 @@ from adam_jax.core.member import Member, Stage
 from adam_jax.core.states import WeightDecaySchedule
 from adam_jax.core.transformation import Transformation
 from adam_jax.rates import Schedule
-from adam_jax.rules.adam import AddDecayedWeights, Identity, ScaleByLearningRate
+from adam_jax.rules.adam import AddDecayedWeights, ScaleByLearningRate
 from adam_jax.rules.hyperparameters import Hyperparameter, hyperparameter
 
 
@@ -81,9 +81,8 @@ def scale_by_learning_rate(
     Differs from Optax in: the product is computed in float32. Optax first rounds a scheduled
     learning rate to the leaf's dtype, which turns 1e-3 into 9.9945e-4 in bfloat16.
     """
-    stage = Stage(Identity(), optax.EmptyState)
-    if learning_rate is not None:
-        stage = _learning_rate(learning_rate, flip_sign)
+    rate = (1.0, False) if learning_rate is None else (learning_rate, flip_sign)
+    stage = _learning_rate(*rate)
     return Transformation.around(Member.of(stage, chained=False, name="scale_by_learning_rate"))
 
 

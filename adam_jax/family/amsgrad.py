@@ -72,10 +72,8 @@ def scale_by_amsgrad(
 ) -> Transformation:
     """Adam whose denominator never shrinks: it divides by the largest nû so far.
 
-    u and the arguments are those of `amsgradw`, which explains all else.
-
-    Returns:
-      A transformation whose state is `optax.ScaleByAmsgradState(count, mu, nu, nu_max)`.
+    u and the arguments are those of `amsgradw`, which explains all else. The state is
+    `optax.ScaleByAmsgradState(count, mu, nu, nu_max)`.
     """
     rate = decay_rate("b2", b2)
     corrected_after = max_before_correction and bias_correction_nu
@@ -112,11 +110,8 @@ def amsgrad(
     Args:
       l2: as in `adam`.
 
-    u and the other arguments are those of `amsgradw`, which explains all else.
-
-    Returns:
-      A transformation whose state is that of `adam`, but with `optax.ScaleByAmsgradState`, as in
-      Optax.
+    u and the other arguments are those of `amsgradw`, which explains all else. The state is that of
+    `adam`, but with `optax.ScaleByAmsgradState`, as in Optax.
 
     PyTorch has it as `Adam(amsgrad=True)`.
     """
@@ -161,10 +156,8 @@ def amsgradw(
         forever.
       nu_dtype: storage format of nu and nu_max, as in `adamw`, but not `jnp.int4`.
 
-    The other arguments, the arithmetic and the errors are those of `adamw`.
-
-    Returns:
-      A transformation whose state is that of `adamw`, but with `optax.ScaleByAmsgradState`.
+    The other arguments, the arithmetic and the errors are those of `adamw`. The state is that of
+    `adamw`, but with `optax.ScaleByAmsgradState`.
 
     Optax has no such alias. `amsgrad` differs from Optax's as `adamw` does.
     Differs from PyTorch in: here the maximum is taken of the corrected nu, unless

@@ -68,13 +68,10 @@ def lamb(
       scale_decay: False removes λ_t·θ from u and subtracts it from θ directly, not scaled by α_t
         and the norms (fully decoupled). The decay's entry in the state is then the last.
 
-    The other arguments, the arithmetic and the errors are those of `adamw`.
+    The other arguments, the arithmetic, the errors and the differences from Optax are those of
+    `adamw`. The state is that of `adamw` and, before the entry of the learning rate, an empty one
+    for the norms, as in Optax.
 
-    Returns:
-      A transformation whose state is that of `adamw` and, before the entry of the learning rate, an
-      empty one for the norms, as in Optax.
-
-    Differs from Optax as `adamw` does.
     Differs from Keras in: it decays θ before the step, and rescales the update without λ_t·θ.
 
     Reference: You et al. 2020, algorithm 2.

@@ -79,10 +79,8 @@ def scale_by_laprop(
 ) -> Transformation:
     """Divides each gradient by the root of the current second moment, then averages.
 
-    u and the arguments are those of `lapropw`, which explains all else.
-
-    Returns:
-      A transformation whose state is `ScaleByLapropState(count, mu, nu)`.
+    u and the arguments are those of `lapropw`, which explains all else. The state is
+    `ScaleByLapropState(count, mu, nu)`.
     """
     rates = decay_rate("b1", b1), decay_rate("b2", b2)
     rule = Laprop(Ema("mu", rates[0]), Ema("nu", rates[1], magnitude=True), Root.of(eps))
@@ -107,10 +105,8 @@ def laprop(
     Args:
       l2: as in `adam`.
 
-    u and the other arguments are those of `lapropw`, which explains all else.
-
-    Returns:
-      A transformation whose state is that of `adam`, but with `ScaleByLapropState`.
+    u and the other arguments are those of `lapropw`, which explains all else. The state is that of
+    `adam`, but with `ScaleByLapropState`.
     """
     return alias("laprop", scale_by_laprop, **locals())
 
@@ -143,10 +139,8 @@ def lapropw(
       b1: decay rate of the average of divided gradients, per optimizer step, 0 ≤ b1 < 1. It may be
         larger than b2.
 
-    The other arguments, the arithmetic and the errors are those of `adamw`.
-
-    Returns:
-      A transformation whose state is that of `adamw`, but with `ScaleByLapropState`.
+    The other arguments, the arithmetic and the errors are those of `adamw`. The state is that of
+    `adamw`, but with `ScaleByLapropState`.
 
     Optax lacks it.
     Differs from the authors' PyTorch code (and `timm`) in: with a schedule, that code weights each

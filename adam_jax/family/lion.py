@@ -61,10 +61,8 @@ def scale_by_lion(
 ) -> Transformation:
     """Moves every parameter by the learning rate, in the direction of an average.
 
-    u and the arguments are those of `lion`, which explains all else.
-
-    Returns:
-      A transformation whose state is `optax.ScaleByLionState(count, mu)`.
+    u and the arguments are those of `lion`, which explains all else. The state is
+    `optax.ScaleByLionState(count, mu)`.
     """
     beta = 1.0 if smooth_beta is None else smooth_beta
     beta = check_number("smooth_beta", beta, instead="the usual value is 1.0")
@@ -105,16 +103,11 @@ def lion(
         the default of `lion`, because a number would appear in the state of
         `optax.inject_hyperparams`, where Optax's lion has none.
 
-    The other arguments, the arithmetic and the errors are those of `adamw`.
-
-    Returns:
-      A transformation whose state is that of `adamw`, but with `optax.ScaleByLionState`, as in
-      Optax.
+    The other arguments, the arithmetic, the errors and the differences from Optax are those of
+    `adamw`. The state is that of `adamw`, but with `optax.ScaleByLionState`, as in Optax.
 
     Raises:
       ValueError: also in `update`, for an unknown mode.
-
-    Differs from Optax as `adamw` does.
 
     Reference: Chen et al. 2023, algorithm 2.
     """

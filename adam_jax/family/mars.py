@@ -102,10 +102,8 @@ def scale_by_mars(
 ) -> Transformation:
     """Adam on a clipped gradient that is corrected by its change since the last batch.
 
-    u and the arguments are those of `mars_adamw`, which explains all else.
-
-    Returns:
-      A transformation whose state is `ScaleByMarsState(count, mu, nu, g)`.
+    u and the arguments are those of `mars_adamw`, which explains all else. The state is
+    `ScaleByMarsState(count, mu, nu, g)`.
     """
     rate = decay_rate("b1", b1)
     gamma = check_number("gamma", gamma, instead="the usual value is 0.025; 0.0 is no correction")
@@ -150,10 +148,8 @@ def mars_adamw(
         Adam on clipped gradients.
       mu_dtype: storage format of mu and the last gradient, as in `adamw`.
 
-    The other arguments, the arithmetic and the errors are those of `adamw`.
-
-    Returns:
-      A transformation whose state is that of `adamw`, but with `ScaleByMarsState`.
+    The other arguments, the arithmetic and the errors are those of `adamw`. The state is that of
+    `adamw`, but with `ScaleByMarsState`.
 
     Example:
       The authors use AdamW for all leaves but matrices (`optimize_1d=False`):

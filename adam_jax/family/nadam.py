@@ -92,10 +92,8 @@ def scale_by_nadam(
 ) -> Transformation:
     """Adam with Nesterov momentum: it reads the average one step ahead.
 
-    u and the arguments are those of `nadamw`, which explains all else.
-
-    Returns:
-      A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
+    u and the arguments are those of `nadamw`, which explains all else. The state is
+    `optax.ScaleByAdamState(count, mu, nu)`.
     """
     if momentum_decay is None:
         numbers = (b1, b2, eps, eps_root, mu_dtype)
@@ -139,10 +137,8 @@ def nadam(
     Args:
       l2: as in `adam`.
 
-    u and the other arguments are those of `nadamw`, which explains all else.
-
-    Returns:
-      A transformation whose state is that of `adam`, as in Optax.
+    u and the other arguments are those of `nadamw`, which explains all else. The state is that of
+    `adam`, as in Optax.
     """
     return alias("nadam", scale_by_nadam, **locals())
 
@@ -179,15 +175,12 @@ def nadamw(
         which grows from b1/2 to b1. PyTorch has 0.004, Keras 1.0. A number, or a schedule; None
         keeps b1 throughout, as Optax does.
 
-    The other arguments, the arithmetic and the errors are those of `adamw`.
-
-    Returns:
-      A transformation whose state is that of `adamw`, as in Optax.
+    The other arguments, the arithmetic, the errors and the differences from Optax are those of
+    `adamw`. The state is that of `adamw`, as in Optax.
 
     Raises:
       ValueError: also on construction, for momentum_decay with nesterov=False.
 
-    Differs from Optax as `adamw` does.
     Differs from PyTorch in: the two parts of a complex gradient share one |g|²; it has
     momentum_decay=0.004, and stores the product of the momenta, computed here from the count; its
     `NAdam(decoupled_weight_decay=True)` decays θ before the step, which is the same up to rounding.

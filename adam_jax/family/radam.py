@@ -93,10 +93,8 @@ def scale_by_radam(
 ) -> Transformation:
     """Adam with its own warm-up: momentum alone until nu has seen enough gradients.
 
-    u and the arguments are those of `radamw`, which explains all else.
-
-    Returns:
-      A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
+    u and the arguments are those of `radamw`, which explains all else. The state is
+    `optax.ScaleByAdamState(count, mu, nu)`.
     """
     rate = decay_rate("b2", b2)
     threshold = check_number("threshold", threshold, 4.0, instead="the usual value is 5.0")
@@ -129,10 +127,8 @@ def radam(
     Args:
       l2: as in `adam`.
 
-    u and the other arguments are those of `radamw`, which explains all else.
-
-    Returns:
-      A transformation whose state is that of `adam`, as in Optax.
+    u and the other arguments are those of `radamw`, which explains all else. The state is that of
+    `adam`, as in Optax.
     """
     return alias("radam", scale_by_radam, **locals())
 
@@ -169,10 +165,8 @@ def radamw(
       threshold: nu is used once ρ_t, the number of gradients that it averages, reaches this many
         optimizer steps; ≥ 4, usually 5.
 
-    The other arguments, the arithmetic and the errors are those of `adamw`.
-
-    Returns:
-      A transformation whose state is that of `adamw`.
+    The other arguments, the arithmetic and the errors are those of `adamw`. The state is that of
+    `adamw`.
 
     Optax has no such alias. `radam` differs from Optax's as `adamw` does.
     Differs from PyTorch in: it adds ε to the uncorrected root (write eps=0.0, eps_hat=1e-8); the

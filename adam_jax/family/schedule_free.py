@@ -142,6 +142,7 @@ def schedule_free_adamw(
         c_t = w_t / (w_1 + … + w_t),  w_t = max(α_1, …, α_t)^weight_lr_power
 
     The parameters are y; evaluate at x, `optax.contrib.schedule_free_eval_params(state, params)`.
+
     Args:
       learning_rate: α, per optimizer step: a number ≥ 0, or a schedule, a function of the number of
         completed optimizer steps (0 at the first).

@@ -43,10 +43,8 @@ def scale_by_yogi(
 ) -> Transformation:
     """Adam whose denominator moves by at most (1-b2)·|g|² a step, in either direction.
 
-    u and the arguments are those of `yogi`, which explains all else.
-
-    Returns:
-      A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
+    u and the arguments are those of `yogi`, which explains all else. The state is
+    `optax.ScaleByAdamState(count, mu, nu)`.
     """
     eps_root = 0.0 if eps_root is None else eps_root
     start = 1e-6 if initial_accumulator_value is None else initial_accumulator_value
@@ -88,12 +86,8 @@ def yogi(
         is 1e-6, the default of `yogi` for the same reason.
       l2: as in `adam`.
 
-    The other arguments, the arithmetic and the errors are those of `adamw`.
-
-    Returns:
-      A transformation whose state is that of `adam`, as in Optax.
-
-    Differs from Optax as `adamw` does.
+    The other arguments, the arithmetic, the errors and the differences from Optax are those of
+    `adamw`. The state is that of `adam`, as in Optax.
 
     Reference: Zaheer et al. 2018, algorithm 2, which has no bias correction.
     """

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,15 +13,17 @@ from jax.sharding import NamedSharding
 from adam_jax._types import Function, Leaf, Params, Updates
 from adam_jax.core.leaf import Plan
 from adam_jax.core.member import Member
-from adam_jax.core.states import described, found, owners, states_in
+from adam_jax.core.stacked import looks_stacked
+from adam_jax.core.states import described, found, owners, states_by_path
 from adam_jax.core.step import Body, arguments, call_of
 from adam_jax.core.trees import leaf_paths, without_numbers
 from adam_jax.formats.base import Format
 from adam_jax.formats.dense import format_of
 from adam_jax.groups import matching
 from adam_jax.hyperparams import expanded
-from adam_jax.inspect.memory import Report, bytes_of, planned, plans_of, report, undeclared_layers
+from adam_jax.inspect.memory import Report, bytes_of, planned, plans_of, report
 from adam_jax.inspect.tables import aligned
+from adam_jax.modifiers import layers_of
 from adam_jax.rules.base import Rule
 from adam_jax.rules.hyperparameters import Unit, numbers_of
 from adam_jax.wrap.accumulate import Accumulate
@@ -129,7 +130,7 @@ def advise(
     paths = leaf_paths(params, none_is_leaf=False)
     kept: list[dict[str, Format]] = [{} for _ in paths]
     members = collections.Counter[str]()  # That have moments of a leaf.
-    for x in states_in(state):
+    for _, x in states_by_path(state):
         its = set()
         for name in described(x).slots:
             for stored, i in owners(getattr(x, name), params):
@@ -159,7 +160,7 @@ def advise(
         for i, (path, p) in enumerate(zip(paths, jax.tree.leaves(params), strict=True))
     )
     warned = [
-        *itertools.starmap(undeclared_layers, its_report.undeclared.items()),
+        *_of_layers({} if layers_of(tx) else looks_stacked(params)),
         *_of_rules(plans),
         *_of_order(inner_body("tx", tx), [path for path, n in members.items() if n > 1]),
         *_of_groups(groups_of),
@@ -170,7 +171,7 @@ def advise(
             f"{its_report.results:,} bytes of the step's results are new memory: donate parameters"
             f" and state (donate_argnums), and return them first and in this order."
         )
-    return Advice(leaves, dataclasses.replace(its_report, undeclared={}), tuple(warned))
+    return Advice(leaves, its_report, tuple(warned))
 
 
 def _decay(rules: Sequence[Rule]) -> str:
@@ -216,6 +217,16 @@ def _of_rules(plans: dict[str, Plan]) -> Iterator[str]:
         yield (
             f"the learning rate is {rate:g}: an update of Adam is about 1, so each step moves each"
             f" weight by about {rate:g}. Write 1e-3."
+        )
+
+
+def _of_layers(found: Mapping[str, int]) -> Iterator[str]:
+    """Warnings about subtrees whose leaves look like stacked layers."""
+    for prefix, count in found.items():
+        expression = f"{prefix}/.*" if prefix else ".*"
+        yield (
+            f"all leaves below {prefix!r} have a first axis of size {count}: if these are stacked"
+            f" layers, write with_layers(tx, {expression!r})"
         )
 
 

@@ -14,14 +14,12 @@ import optax
 from adam_jax._types import Function, Leaf, Params, PyTree, State, Updates
 from adam_jax.core import transformation
 from adam_jax.core.leaf import Plan
-from adam_jax.core.stacked import looks_stacked
 from adam_jax.core.states import owners
 from adam_jax.core.step import Step, zeros_for
 from adam_jax.core.transformation import body_of
 from adam_jax.core.trees import is_stored, leaf_paths
 from adam_jax.formats.dense import is_floating
 from adam_jax.inspect.tables import aligned
-from adam_jax.modifiers import layers_of
 from adam_jax.sharding import like_params, without_sharding
 from adam_jax.validation import printed
 from adam_jax.wrap.chain import inner_body
@@ -99,8 +97,6 @@ class Report:
         pointer for each array is a copy (see `adam_jax.step`).
       temporaries: bytes that are allocated only while the step runs.
       on_tpus: for each leaf that is stepped, by path: "one kernel", or "XLA: ..." with the reason.
-      undeclared: subtrees whose leaves look like stacked layers that `with_layers` did not declare,
-        and their number of layers.
     """
 
     model: Bytes
@@ -109,7 +105,6 @@ class Report:
     results: int
     temporaries: int
     on_tpus: dict[str, str]
-    undeclared: dict[str, int]
 
     @property
     def peak(self) -> int:
@@ -124,19 +119,7 @@ class Report:
         tables = f"{self.model}\n\na step, on each device ({self.platform})\n{aligned(rows)}"
         ways = collections.Counter(self.on_tpus.values())
         leaves = [["", "leaves"], *([way, str(n)] for way, n in ways.most_common())]
-        text = f"{tables}\n\nstepped on TPUs by\n{aligned(leaves)}" if ways else tables
-        for found in self.undeclared.items():
-            text += f"\n\n{undeclared_layers(*found)}"
-        return text
-
-
-def undeclared_layers(prefix: str, count: int) -> str:
-    """The warning about a subtree whose leaves look like `count` stacked layers."""
-    expression = f"{prefix}/.*" if prefix else ".*"
-    return (
-        f"all leaves below {prefix!r} have a first axis of size {count}: if these are stacked"
-        f" layers, write with_layers(tx, {expression!r})"
-    )
+        return f"{tables}\n\nstepped on TPUs by\n{aligned(leaves)}" if ways else tables
 
 
 def bytes_per_parameter(
@@ -237,7 +220,6 @@ def report(
         results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         on_tpus={path: plan.way for path, plan in plans_of(params, tx, grads, state).items()},
-        undeclared={} if layers_of(tx) else looks_stacked(params),
     )
 
 

@@ -1,1 +1,1 @@
-"""Arithmetic on one array in one step. Imports JAX, and knows nothing of trees or storage."""
+"""Arithmetic on one array in one step. Knows nothing of trees; `View` alone knows of storage."""

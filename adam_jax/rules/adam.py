@@ -293,13 +293,3 @@ class ScaleByLearningRate(Rule):
 
     def update(self, leaf: View) -> Array:
         return self.learning_rate * leaf.g
-
-
-@frozen_pytree
-class Identity(Rule):
-    """The identity: a stage that Optax's chain has."""
-
-    elementwise = True
-
-    def update(self, leaf: View) -> Array:
-        return leaf.g

@@ -5,14 +5,17 @@ nothing of pytrees, storage, masks, skipped steps or kernels: `View` hides them.
 """
 
 import abc
+import copy
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from adam_jax._types import Count, Leaf, PyTree
+from adam_jax.numerics import bounded, exact, select, summed
 from adam_jax.pytrees import frozen_pytree
 from adam_jax.rates import DecayRate
 from adam_jax.slots import Slot
@@ -20,7 +23,7 @@ from adam_jax.slots import Slot
 T = TypeVar("T")
 
 
-class View(Protocol):
+class View:
     """What a rule sees of one leaf in one step. It keeps the slots that the rule renews.
 
     Attributes:
@@ -29,21 +32,64 @@ class View(Protocol):
       param: the parameter; None unless the rule `needs_params`.
       old: the slots before the step, in the dtype of arithmetic.
       new: the slots renewed so far, not yet rounded for storage.
+      averages: rate and term of each slot that is an average.
+      sums: the sums and means that the rule asked for.
     """
 
-    g: Array
-    g_is_product: bool
-    param: Leaf
-    old: dict[str, Array]
-    new: dict[str, Array]
+    def __init__(
+        self,
+        rule: "Rule",
+        u: Array,
+        is_product: bool,
+        param: Leaf,
+        stored: Sequence[Any],
+        formats: Sequence[Any],
+        taken: Array | None,
+        sums: Iterator[Array] | None,
+        bound: bool,
+    ) -> None:
+        self.g = bounded(u, is_squared=rule.squares) if rule.slots and bound else u
+        self.g_is_product, self.param = is_product, param
+        self.old: dict[str, Array] = {}
+        self.new: dict[str, Array] = {}
+        self.averages: dict[str, tuple[DecayRate, Array]] = {}
+        self.sums: list[Array] = []
+        self._u, self._taken, self._known_sums = u, taken, sums
+        self._formats = {slot.name: fmt for slot, fmt in zip(rule.slots, formats, strict=True)}
+        real = jnp.finfo(u.dtype).dtype
+        for slot, fmt, x in zip(rule.slots, formats, stored, strict=True):
+            decode = fmt.means if fmt.keeps_means else fmt.decode
+            self.old[slot.name] = decode(x, real if slot.magnitude else u.dtype)
+        # An infinite gradient stays visible in one slot, preferably the divisor of the update;
+        # elsewhere it is clipped. XLA:CPU would store a select that several loops share.
+        magnitudes = [slot.name for slot in rule.slots if slot.magnitude]
+        self._shows_infinity = next(iter([*magnitudes, *self.old]), None)
 
     def average(self, slot: str, rate: DecayRate, term: Array) -> Array:
         """Averages a slot with a new term; returns it, not yet rounded for storage."""
-        ...
+        self.averages[slot] = rate, term
+        old, fmt = self.old[slot], self._formats[slot]
+        if fmt.keeps_means:  # Reduced first: no elementwise average is made.
+            return self._renewed(slot, rate.average(old, fmt.means_of(self._shown(slot, term))))
+        x = rate.average(old, term)
+        # XLA:CPU computes an average once for its codes and once for the update, in two ways.
+        return self._renewed(slot, self._shown(slot, exact(x) if fmt.rounds else x))
 
     def renew(self, slot: str, x: Array) -> Array:
         """Replaces a slot; returns it, not yet rounded for storage."""
-        ...
+        x, fmt = self._shown(slot, x), self._formats[slot]
+        return self._renewed(slot, fmt.means_of(x) if fmt.keeps_means else x)
+
+    def _shown(self, slot: str, x: Array) -> Array:
+        # A number per leaf, such as a norm, has become infinite itself.
+        shows = slot == self._shows_infinity and x.shape == self._u.shape
+        return jnp.where(jnp.isfinite(self._u), x, jnp.nan) if shows else x
+
+    def _renewed(self, slot: str, x: Array) -> Array:
+        # The update reads this selected value, not x. Otherwise XLA:CPU would compute the parameter
+        # from the old slot again, and keep a copy of it for that.
+        self.new[slot] = select(self._taken, x, self.old[slot])
+        return self.new[slot]
 
     def sum(self, x: Array) -> Array:
         """The sum of x over the leaf, or over one layer of a stacked leaf; True counts as 1.
@@ -51,15 +97,27 @@ class View(Protocol):
         Only for a rule that `reads_sums`. A kernel, which sees only a tile of the leaf, gets sums
         and means from XLA, in the order in which the rule asks for them.
         """
-        ...
+        return self._of_leaf(lambda: self._sum(x))
 
     def mean(self, x: Array) -> Array:
         """The mean of x; see `sum`."""
-        ...
+        return self._of_leaf(lambda: self._sum(x) / max(x.size, 1))
+
+    def _sum(self, x: Array) -> Array:
+        real = jnp.finfo(self._u.dtype).dtype
+        return jnp.sum(x, dtype=real) if x.dtype == jnp.bool_ else summed(x)
+
+    def _of_leaf(self, compute: Callable[[], Array]) -> Array:
+        """A number of the whole leaf: one that is known, for a tile, or computed."""
+        x = compute() if self._known_sums is None else next(self._known_sums)
+        self.sums.append(x)
+        return x
 
     def with_gradient(self, g: Array) -> "View":
         """The same leaf with another gradient, for a rule around another rule."""
-        ...
+        view = copy.copy(self)
+        view.g = g
+        return view
 
 
 class Rule(abc.ABC):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import optax
 
 from adam_jax._types import AnyTransformation, Params, State
-from adam_jax.core.foreign import is_foreign, parts_of
+from adam_jax.core.foreign import Foreign, parts_of
 from adam_jax.core.member import Member
 from adam_jax.core.step import PASS_ON, Body, Step, call_of
 from adam_jax.core.transformation import Transformation, body_of, from_functions
@@ -61,7 +61,7 @@ def inner_body(argument: str, tx: AnyTransformation) -> Body:
     if not pairs:
         return body
     bodies = tuple(inner_body(argument, from_functions(*pair)) for pair in pairs)
-    return body if all(map(is_foreign, bodies)) else Chain.of(bodies)
+    return body if all(isinstance(x, Foreign) for x in bodies) else Chain.of(bodies)
 
 
 def chain(*txs: optax.GradientTransformation) -> Transformation:

@@ -9,7 +9,7 @@ import optax
 from adam_jax._types import Params, PyTree, State
 from adam_jax.core.member import Member
 from adam_jax.core.states import register
-from adam_jax.core.step import Body, NoMember, Step, check_state
+from adam_jax.core.step import Body, Step, check_state
 from adam_jax.core.transformation import Transformation, body_of
 from adam_jax.pytrees import frozen_pytree
 from adam_jax.rates import scheduled_rates
@@ -62,11 +62,12 @@ def count_per_leaf(tx: optax.GradientTransformation) -> Transformation:
 
     Differs from Optax in: it has one count. This is PyTorch's, where each parameter has its own.
     """
-    instead = "write count_per_leaf(adamw(...)), inside all wrappers"
-    try:
-        member = body_of("tx", tx).member()
-    except NoMember as error:
-        raise ValueError(f"tx must be a member of adam_jax, got {error}: {instead}.") from None
+    member = body_of("tx", tx)
+    if not isinstance(member, Member):
+        raise ValueError(
+            f"tx must be a member of adam_jax, got {type(member).__name__}: write"
+            f" count_per_leaf(adamw(...)), inside all wrappers."
+        )
     if scheduled_rates(member.variants):
         raise ValueError("tx must have decay rates that are numbers, got a schedule of one.")
     return Transformation.around(CountPerLeaf(member))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax._types import Leaf, Number, Params, PyTree, State
+from adam_jax._types import Number, Params, PyTree, State
 from adam_jax.core.states import only, register
 from adam_jax.core.step import Body, Step, call_of, check_state
 from adam_jax.core.transformation import Transformation
@@ -45,26 +45,22 @@ class EstimateNoiseScale(Body):
     every: int = static()
 
     def init(self, params: Params) -> NoiseScaleState:
-        zeros = jnp.zeros([], jnp.int32), jnp.zeros(5, jnp.float32)
-        return NoiseScaleState(*zeros, self.inner.init(params))
+        return NoiseScaleState(jnp.int32(0), jnp.zeros(5, jnp.float32), self.inner.init(params))
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
         check_state(state, NoiseScaleState, "a NoiseScaleState")
-        inner_state = state.inner_state
-        if self.axis is not None:
+        its = state.inner_state
+        if self.axis is None:
+            g, acc, sums = self.measured(step, state, its.acc_grads)
+            its = its._replace(acc_grads=acc)
+        else:
             mean = [jax.lax.pmean(g, self.axis) for g in step.g]
-            _, mean, sums = self.measured(step, state, mean)
-            out, inner_state = self.inner.run(step.but(g=mean), inner_state)
-            return out, NoiseScaleState(step.counted(state.count), sums, inner_state)
-        entries = step.align(inner_state.acc_grads)
-        g, before, sums = self.measured(step, state, [entries[i] for i in step.here])
-        for i, entry in zip(step.here, before, strict=True):
-            entries[i] = entry
-        inner_state = inner_state._replace(acc_grads=step.back(inner_state.acc_grads, entries))
-        out, inner_state = self.inner.run(step.but(g=g), inner_state)
-        return out, NoiseScaleState(inner_state.gradient_step, sums, inner_state)
+            _, g, sums = self.measured(step, state, mean)
+        out, its = self.inner.run(step.but(g=g), its)
+        count = its.gradient_step if self.axis is None else step.counted(state.count)
+        return out, NoiseScaleState(count, sums, its)
 
-    def measured(self, step: Step, state: State, others: list[Leaf]) -> PyTree:
+    def measured(self, step: Step, state: State, others: PyTree) -> PyTree:
         """The gradients, the others, and the sums; what follows reads these, so XLA copies none."""
         due = step.taken(state.count % self.every == 0, False)
         first = self.axis is not None or state.inner_state.mini_step == 0
@@ -77,13 +73,14 @@ class EstimateNoiseScale(Body):
 
         return if_due(due, added, (list(step.g), others, state.sums))
 
-    def found(self, step: Step, others: list[Leaf], inner_state: State) -> jax.Array:
+    def found(self, step: Step, others: PyTree, inner_state: State) -> jax.Array:
         """What one gradient adds to the sums: `others` is the mean of those that it is paired with.
 
         ⟨g, mean⟩ of all devices has the pairs of g with itself too.
         """
         if self.axis is None:
-            pairs = zip(others, step.values, strict=True)
+            entries = step.align(others)
+            pairs = zip((entries[i] for i in step.here), step.values, strict=True)
             others = [stored_format(h).decode(h, g.dtype) for h, g in pairs]
         else:
             others = step.but(g=others).values

@@ -244,7 +244,7 @@ BUILT = (
 def test_the_states_of_this_package_are_known(name):
     params = {k: jnp.ones(shape) for k, shape in record.SHAPES.items()}
     tx = adam_jax.skip_nonfinite(dict(record.cases())[name]())
-    all_states = [x for x in states.states_in(tx.init(params)) if x._fields]
+    all_states = [x for _, x in states.states_by_path(tx.init(params)) if x._fields]
     unknown = {type(x) for x in all_states if not states.is_known(x)}
     assert all_states and unknown == ({optax.TraceState} if "trace" in name else set())
 

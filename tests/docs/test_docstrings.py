@@ -18,8 +18,9 @@ MEMBERS = {
 
 
 REST = re.compile(
-    r"^(?:The|u and the) (other )?arguments((?:, the arithmetic)? and the errors)? are those of"
-    r" `(\w+)`(, which explains all else)?\.$",
+    r"^(?:The|u and the) (other )?arguments"
+    r"((?:, the arithmetic)?(?: and|,) the errors(?: and the differences from Optax)?)?"
+    r" are those of\s`(\w+)`(, which explains all else)?\.",
     re.MULTILINE,
 )
 """Where the rest is explained: in the same file, or by `adamw`."""
@@ -89,9 +90,10 @@ def test_what_is_as_elsewhere_is_explained_there(name):
             assert "as in `" not in explained(adam_jax.__dict__[other])[argument]
             assert same_kind(parameters[argument], adam_jax.__dict__[other])
     doc = inspect.getdoc(MEMBERS[name])
-    for other in re.findall(r"whose\s+state\s+is\s+that\s+of\s+`(\w+)`", doc):
-        assert "whose state is a tuple: " in inspect.getdoc(MEMBERS[other])
-    for other in re.findall(r"as\s+`(\w+)`\s+does", doc):
+    for other in re.findall(r"The\s+state\s+is\s+that\s+of\s+`(\w+)`", doc):
+        assert re.search(r"state is a tuple:\s", inspect.getdoc(MEMBERS[other]))
+    as_there = r"(?:the differences from Optax are those of|iffers from Optax(?:'s)? as)\s+`(\w+)`"
+    for other in re.findall(as_there, doc):
         assert "\nDiffers from Optax in: " in inspect.getdoc(MEMBERS[other])
 
 
@@ -127,14 +129,11 @@ def test_each_file_has_the_formula_once(file):
 @pytest.mark.parametrize("name", MEMBERS)
 def test_the_state_the_errors_and_the_paper(name):
     doc, rest = inspect.getdoc(MEMBERS[name]), rest_of(MEMBERS[name])
-    returns = re.search(r"^Returns:\n(?:  .*\n?)+", doc, re.MULTILINE)
-    assert returns and "state" in returns[0]
+    assert re.search(r"^Returns:\n(?:  .*\n)*?  .*\bstate\b|\bThe state is\s", doc, re.MULTILINE)
     if rest and rest[4]:
         assert not any(heading in doc for heading in ("\nRaises:\n", "\nReference: "))
         doc, rest = inspect.getdoc(MEMBERS[rest[3]]), rest_of(MEMBERS[rest[3]])
-    headings = ["\nReturns:\n"]
-    if not (rest and rest[2]):
-        headings.append("\nRaises:\n")
+    headings = [] if rest and rest[2] else ["\nReturns:\n", "\nRaises:\n"]
     if name != "scale_by_learning_rate":
         headings.append("\nReference: ")
     places = [doc.find(heading) for heading in headings]

@@ -48,9 +48,7 @@ def test_offloaded_state_without_offload(compiled):
     state = sharding.offload(tx).init(params)
     for step in (tx.step, tx.update):
         step = jax.jit(step) if compiled else step
-        with pytest.raises(
-            ValueError, match=r"at '0/0/mu/bias', the state .*sharding\.offload\(tx\)"
-        ):
+        with pytest.raises(ValueError, match="^memory_space of all inputs passed to"):
             step(params, state, params)
         step(params, jax.device_put(state, jax.memory.Space.Device), params)
 
@@ -85,8 +83,6 @@ def test_split_and_offloaded():
 
 
 def test_offload_errors():
-    with pytest.raises(ValueError, match=r"to must be 'pinned_host', got 'disk'"):
-        sharding.offload(adam_jax.adam(1e-3), to="disk")
     with pytest.raises(ValueError, match=r"where must be a regular expression, got '\('"):
         sharding.offload(adam_jax.adam(1e-3), where="(")
 

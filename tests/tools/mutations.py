@@ -26,6 +26,9 @@ MUTATIONS = {
         "eps_root left out": ("exact(second) + self.eps_root", "exact(second)"),
         "nu without a square": ("mu, self.second(leaf, squared(", "mu, self.second(leaf, jnp.abs("),
     },
+    "rules/base.py": {
+        "accumulators of a refused step": ("select(self._taken, x, self.old[slot])", "x"),
+    },
     "rates.py": {
         "no bias correction": ("1 / self.correction(count)", "self.correction(count) ** 0"),
         "a step count off by one": ("power(t + ahead,", "power(t + ahead + 1,"),
@@ -41,7 +44,6 @@ MUTATIONS = {
         ),
     },
     "core/leaf.py": {
-        "accumulators of a refused step": ("select(self._taken, x, self.old[slot])", "x"),
         "parameters of a refused step": ("return select(taken, p + u, p)", "return p + u"),
         "codes of a refused step": ("select(taken, stored, old) if fmt", "stored if fmt"),
     },
@@ -127,6 +129,7 @@ MUTATIONS = {
 # Files below `tests`, of which one must fail.
 TESTS = {
     "rules/adam.py": "rules/test_arithmetic.py family/test_decay.py",
+    "rules/base.py": "core/test_refused_steps.py wrap/test_skip.py",
     "rates.py": "rules/test_arithmetic.py",
     "numerics.py": "numerics/test_exact.py",
     "core/leaf.py": "core/test_refused_steps.py wrap/test_skip.py",
