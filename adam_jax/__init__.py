@@ -42,7 +42,6 @@ from adam_jax.modifiers import (
     clip_update_rms,
     corrected_weight_decay,
     grams,
-    nesterov,
     with_kernel,
     with_layers,
 )
@@ -138,7 +137,6 @@ __all__ = [
     "measured",
     "nadam",
     "nadamw",
-    "nesterov",
     "noise_scale",
     "radam",
     "radamw",

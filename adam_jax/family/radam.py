@@ -17,7 +17,7 @@ from adam_jax.family.alias import alias
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.pytrees import frozen_pytree
 from adam_jax.rates import DecayRate, DecayRateLike, Schedule, decay_rate
-from adam_jax.rules.adam import Ema, MomentRule, Root
+from adam_jax.rules.adam import Ema, MomentRule, NesterovEma, Root
 from adam_jax.rules.base import Modifier, View
 from adam_jax.validation import check_number, named_arguments
 
@@ -102,7 +102,7 @@ def scale_by_radam(
     threshold = check_number("threshold", threshold, 4.0, instead="the usual value is 5.0")
     first, second = Ema("mu", decay_rate("b1", b1)), Ema("nu", rate, magnitude=True)
     direction = Root.of(eps, eps_root, eps_hat, rate)
-    adam = MomentRule(first.looking_ahead() if nesterov else first, second, direction)
+    adam = MomentRule(NesterovEma(first) if nesterov else first, second, direction)
     rule = Rectified(adam, rate, threshold)
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype, "scale_by_radam")
 

@@ -44,7 +44,6 @@ FORMATS: dict[str, dict[str, Any]] = {
 
 MODIFIERS = {
     "cautious": adam_jax.cautious,
-    "nesterov": adam_jax.nesterov,
     "atan2": adam_jax.atan2,
     "clip": functools.partial(adam_jax.clip_update_rms, threshold=0.5),
     "grams": adam_jax.grams,
