@@ -60,7 +60,6 @@ from adam_jax.wrap.telemetry import TelemetryState, measured, telemetry
 from adam_jax.wrap.weights import (
     WeightsState,
     float32_weights,
-    kahan_summation,
     master_residual,
     split_float32_weights,
     stochastic_rounding,
@@ -127,7 +126,6 @@ __all__ = [
     "groups",
     "hyperparams",
     "inspect",
-    "kahan_summation",
     "lamb",
     "laprop",
     "lapropw",

@@ -76,7 +76,7 @@ def cases() -> Iterator[tuple[str, Callable[[], Any], Any]]:
         # Optax's parts see whole leaves; "frozen" and the record's groups name its own leaves.
         if name.startswith(("optax", "frozen", "groups(")) and name not in more:
             continue
-        low = name.startswith(("master", "kahan", "stochastic_r", "recipe"))
+        low = name.startswith(("master", "stochastic_r", "recipe"))
         yield name, make, jnp.bfloat16 if low else None
 
 

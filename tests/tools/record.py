@@ -69,7 +69,6 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
     "ema": lambda tx: adam_jax.chain(tx, adam_jax.ema_params(0.9)),
     "telemetry": lambda tx: adam_jax.telemetry(tx, 3),
     "stochastic_rounding": adam_jax.stochastic_rounding,
-    "kahan_summation": adam_jax.kahan_summation,
     "master_residual": adam_jax.master_residual,
     "master_residual 8": functools.partial(adam_jax.master_residual, bits=8),
     "clip_by_history": lambda tx: adam_jax.clip_by_history(tx, 2.0, updates=1.5, decay=0.75),
