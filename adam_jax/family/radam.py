@@ -93,7 +93,7 @@ def scale_by_radam(
 ) -> Transformation:
     """Adam with its own warm-up: momentum alone until nu has seen enough gradients.
 
-    u and the arguments are those of `radamw`, which explains all else.
+    u and the arguments are those of `radam`, which explains all else.
 
     Returns:
       A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`.
@@ -121,46 +121,17 @@ def radam(
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
     eps_hat: ArrayLike | None = None,
     l2: ArrayLike | Schedule | None = None,
-) -> Transformation:
-    """RAdam: Adam with its own warm-up, momentum alone until nu has seen enough gradients.
-
-        θ ← θ - α_t·u
-
-    Args:
-      l2: as in `adam`.
-
-    u and the other arguments are those of `radamw`, which explains all else.
-
-    Returns:
-      A transformation whose state is that of `adam`, as in Optax.
-    """
-    return alias("radam", scale_by_radam, **locals())
-
-
-@named_arguments
-def radamw(
-    learning_rate: optax.ScalarOrSchedule,
-    b1: DecayRateLike | Schedule = 0.9,
-    b2: DecayRateLike | Schedule = 0.999,
-    eps: ArrayLike = 1e-8,
-    eps_root: ArrayLike = 0.0,
-    threshold: ArrayLike = 5.0,
-    weight_decay: ArrayLike | Schedule = 1e-4,
+    weight_decay: ArrayLike | Schedule | None = None,
     mask: MaskLike = None,
-    *,
     weight_decay_mask: MaskLike = None,
-    nesterov: bool = False,
-    mu_dtype: SlotDType = AT_LEAST_FLOAT32,
-    nu_dtype: SlotDType = AT_LEAST_FLOAT32,
-    eps_hat: ArrayLike | None = None,
     scale_decay: bool = True,
 ) -> Transformation:
-    """RAdam with decoupled weight decay.
+    """RAdam: Adam with its own warm-up, momentum alone until nu has seen enough gradients.
 
         ρ_t = ρ - 2t·b2ᵗ / (1 - b2ᵗ),  ρ = 2 / (1-b2) - 1
         r_t = √((ρ_t-4)·(ρ_t-2)·ρ / ((ρ-4)·(ρ-2)·ρ_t))
         u   = r_t·mû / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))  for ρ_t ≥ threshold, else mû
-        θ   ← θ - α_t·(u + λ_t·θ)
+        θ   ← θ - α_t·u, with weight_decay θ - α_t·(u + λ_t·θ)
 
     mu and nu are Adam's averages of g and |g|²; mû and nû are these with bias correction.
 
@@ -168,16 +139,20 @@ def radamw(
       b2: as in `adamw`. With a schedule, ρ is of the rate of the step, and b2ᵗ the product.
       threshold: nu is used once ρ_t, the number of gradients that it averages, reaches this many
         optimizer steps; ≥ 4, usually 5.
+      l2: as in `adam`.
+      weight_decay: λ, as in `adamw`. None omits it and its entry in the state.
 
     The other arguments, the arithmetic and the errors are those of `adamw`.
 
     Returns:
-      A transformation whose state is that of `adamw`.
+      A transformation whose state is that of `adam`, as in Optax. `weight_decay` adds its entry
+      before that of the learning rate; `update` then needs `params`.
 
-    Optax has no such alias. `radam` differs from Optax's as `adamw` does.
+    Differs from Optax as `adamw` does.
     Differs from PyTorch in: it adds ε to the uncorrected root (write eps=0.0, eps_hat=1e-8); the
-    two parts of a complex gradient share one |g|²; it is `RAdam(decoupled_weight_decay=True)`.
+    two parts of a complex gradient share one |g|²; with `weight_decay` it is
+    `RAdam(decoupled_weight_decay=True)`.
 
     Reference: Liu et al. 2020, algorithm 2; Loshchilov & Hutter 2019, algorithm 2.
     """
-    return alias("radamw", scale_by_radam, **locals())
+    return alias("radam", scale_by_radam, **locals())

@@ -131,10 +131,12 @@ def _cases() -> dict[str, Case]:
         cases[f"{name}, cautious"] = Case(tx, _reduced(floor + 10), "bfloat16")
         tx = adam_jax.master_residual(by_xla, bits)
         cases[f"{name}, by XLA"] = Case(tx, bounds, "bfloat16")
-    for member in ("nadamw", "adabelief", "radamw", "adamaxw", "yogi", "ademamix", "lion"):
+    for member in ("nadamw", "adabelief", "adamaxw", "yogi", "ademamix", "lion"):
         formats = {"mu_dtype": jnp.int8} if member == "lion" else EIGHT
         tx = getattr(adam_jax, member)(1e-3, **formats)
         cases[f"{member}, 8-bit moments"] = Case(tx, ONE_PASS)
+    radam = adam_jax.radam(1e-3, weight_decay=1e-4, **EIGHT)
+    cases["radam with decay, 8-bit moments"] = Case(radam, ONE_PASS)
     cases["atan2, 8-bit moments"] = Case(adam_jax.atan2(eight), ONE_PASS)
     return cases
 

@@ -171,7 +171,6 @@ MEMBERS = (
         may_be_one=("b1", "b2"),
     ),
     Member("laprop", "scale_by_laprop", in_optax=False),
-    Member("lapropw", "scale_by_laprop", in_optax=False, needs_params=True),
     Member(
         "mars_adamw",
         "scale_by_mars",

@@ -58,7 +58,7 @@ MODIFIED = {
     "radam": "clip_update_rms",
     "adamax": "cautious_clip_update_rms",
 }
-WRAPPED = {"adam": "nothing", "nadam-decay": "accumulate", "lapropw": "accumulate inside"}
+WRAPPED = {"adam": "nothing", "nadam-decay": "accumulate", "laprop": "accumulate inside"}
 
 
 def recipe(tx: Any) -> Any:
