@@ -19,13 +19,13 @@ from adam_jax.family.adan import adan, scale_by_adan
 from adam_jax.family.ademamix import ademamix, scale_by_ademamix
 from adam_jax.family.adopt import adopt, scale_by_adopt
 from adam_jax.family.alias import scale_by_learning_rate
-from adam_jax.family.amsgrad import amsgrad, amsgradw, scale_by_amsgrad
+from adam_jax.family.amsgrad import amsgrad, scale_by_amsgrad
 from adam_jax.family.lamb import lamb
-from adam_jax.family.laprop import ScaleByLapropState, laprop, lapropw, scale_by_laprop
+from adam_jax.family.laprop import ScaleByLapropState, laprop, scale_by_laprop
 from adam_jax.family.lion import lion, scale_by_lion
 from adam_jax.family.mars import ScaleByMarsState, mars_adamw, scale_by_mars
 from adam_jax.family.nadam import nadam, nadamw, scale_by_nadam
-from adam_jax.family.radam import radam, radamw, scale_by_radam
+from adam_jax.family.radam import radam, scale_by_radam
 from adam_jax.family.schedule_free import schedule_free_adamw
 from adam_jax.family.yogi import scale_by_yogi, yogi
 from adam_jax.formats.block_means import BlockMeans
@@ -42,7 +42,6 @@ from adam_jax.modifiers import (
     clip_update_rms,
     corrected_weight_decay,
     grams,
-    nesterov,
     with_kernel,
     with_layers,
 )
@@ -61,7 +60,6 @@ from adam_jax.wrap.telemetry import TelemetryState, measured, telemetry
 from adam_jax.wrap.weights import (
     WeightsState,
     float32_weights,
-    kahan_summation,
     master_residual,
     split_float32_weights,
     stochastic_rounding,
@@ -106,7 +104,6 @@ __all__ = [
     "ademamix",
     "adopt",
     "amsgrad",
-    "amsgradw",
     "atan2",
     "by_path",
     "cautious",
@@ -128,20 +125,16 @@ __all__ = [
     "groups",
     "hyperparams",
     "inspect",
-    "kahan_summation",
     "lamb",
     "laprop",
-    "lapropw",
     "lion",
     "mars_adamw",
     "master_residual",
     "measured",
     "nadam",
     "nadamw",
-    "nesterov",
     "noise_scale",
     "radam",
-    "radamw",
     "register_optax_states",
     "roles",
     "scale_by_adam",

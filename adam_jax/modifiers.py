@@ -284,30 +284,6 @@ def atan2(
     return modified(atan2, tx, around_rule(change), a=a, b=b)
 
 
-def nesterov(tx: Modifiable) -> Modifiable:
-    """Looks ahead one step in the average of the gradient: b1·mu / (1-b1ᵗ⁺¹) + (1-b1)·g / (1-b1ᵗ).
-
-    Args:
-      tx: a transformation of this package, or a function that makes one.
-
-    Raises:
-      ValueError: the average looks ahead already, or is not an average of the gradient alone.
-
-    Reference: Dozat 2016, Incorporating Nesterov Momentum into Adam, algorithm 2.
-    """
-
-    def change(rule: Rule) -> Rule:
-        new = with_parts(rule, lambda x: x.looking_ahead() if hasattr(x, "looking_ahead") else x)
-        if new is rule:
-            raise ValueError(
-                f"tx must read a plain average of the gradient, got {type(rule).__name__}, which"
-                f" looks ahead in its own way."
-            )
-        return new
-
-    return modified(nesterov, tx, around_rule(change))
-
-
 def with_kernel(tx: Modifiable, kernel: str = "auto") -> Modifiable:
     """Selects how a leaf's step is compiled: by XLA, or as one kernel.
 

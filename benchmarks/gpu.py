@@ -198,7 +198,6 @@ def _low_precision() -> dict[str, Case]:
     adamw["8-bit, factored"] = adam_jax.adamw(1e-3, mu_dtype=jnp.int8, nu_dtype=adam_jax.Factored())
     weights = {
         "stochastic rounding": adam_jax.stochastic_rounding,
-        "Kahan": adam_jax.kahan_summation,
         "residual 16": adam_jax.master_residual,
         "residual 8": lambda tx: adam_jax.master_residual(tx, 8),
     }

@@ -12,7 +12,7 @@ from adam_jax.core.transformation import Transformation, scale_by_rule
 from adam_jax.family.alias import alias
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.rates import DecayRateLike, Schedule, decay_rate
-from adam_jax.rules.adam import Ema, MomentRule, Root
+from adam_jax.rules.adam import Ema, MomentRule, NesterovEma, Root
 from adam_jax.validation import named_arguments
 
 
@@ -47,7 +47,7 @@ def scale_by_adam(
     first = Ema("mu", decay_rate("b1", b1), bias_correction=bias_correction)
     second = Ema("nu", rate, magnitude=True, bias_correction=bias_correction)
     direction = Root.of(eps, eps_root, eps_hat, rate if bias_correction else None)
-    rule = MomentRule(first.looking_ahead() if nesterov else first, second, direction)
+    rule = MomentRule(NesterovEma(first) if nesterov else first, second, direction)
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype, "scale_by_adam")
 
 

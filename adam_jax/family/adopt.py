@@ -83,11 +83,6 @@ class Adopt(IrregularRule):
         leaf.renew("nu", jnp.where(later, self.b2.average(leaf.old["nu"], square), square))
         return self.b1.average(mu, x) if self.nesterov else mu
 
-    def looking_ahead(self) -> "Adopt":
-        if self.nesterov:
-            raise ValueError("tx must not look ahead already, as adopt(nesterov=True) does.")
-        return dataclasses.replace(self, nesterov=True)
-
 
 def _clip(x: Array, bound: Array) -> Array:
     if not jnp.iscomplexobj(x):

@@ -72,7 +72,7 @@ def scale_by_amsgrad(
 ) -> Transformation:
     """Adam whose denominator never shrinks: it divides by the largest nû so far.
 
-    u and the arguments are those of `amsgradw`, which explains all else. The state is
+    u and the arguments are those of `amsgrad`, which explains all else. The state is
     `optax.ScaleByAmsgradState(count, mu, nu, nu_max)`.
     """
     rate = decay_rate("b2", b2)
@@ -102,48 +102,18 @@ def amsgrad(
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
     eps_hat: ArrayLike | None = None,
     l2: ArrayLike | Schedule | None = None,
-) -> Transformation:
-    """AMSGrad: Adam whose denominator never shrinks.
-
-        θ ← θ - α_t·u
-
-    Args:
-      l2: as in `adam`.
-
-    u and the other arguments are those of `amsgradw`, which explains all else. The state is that of
-    `adam`, but with `optax.ScaleByAmsgradState`, as in Optax.
-
-    PyTorch has it as `Adam(amsgrad=True)`.
-    """
-    return alias("amsgrad", scale_by_amsgrad, **locals())
-
-
-@named_arguments
-def amsgradw(
-    learning_rate: optax.ScalarOrSchedule,
-    b1: DecayRateLike | Schedule = 0.9,
-    b2: DecayRateLike | Schedule = 0.999,
-    eps: ArrayLike = 1e-8,
-    eps_root: ArrayLike = 0.0,
-    mu_dtype: SlotDType = AT_LEAST_FLOAT32,
-    bias_correction_mu: bool = True,
-    bias_correction_nu: bool = True,
-    weight_decay: ArrayLike | Schedule = 1e-4,
+    weight_decay: ArrayLike | Schedule | None = None,
     mask: MaskLike = None,
-    *,
     weight_decay_mask: MaskLike = None,
-    max_before_correction: bool = False,
-    nu_dtype: SlotDType = AT_LEAST_FLOAT32,
-    eps_hat: ArrayLike | None = None,
     scale_decay: bool = True,
 ) -> Transformation:
-    """AMSGrad with decoupled weight decay.
+    """AMSGrad: Adam whose denominator never shrinks.
 
         mu ← b1·mu + (1-b1)·g            mû = mu / (1 - b1ᵗ)
         nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
         nu_max ← max(nu_max, nû)
         u  = mû / (√(nu_max + eps_root) + eps + eps_hat / √(1 - b2ᵗ))
-        θ  ← θ - α_t·(u + λ_t·θ)
+        θ  ← θ - α_t·u, with weight_decay θ - α_t·(u + λ_t·θ)
 
     Args:
       b2: as in `adamw`. With a schedule, nu_max is the largest nû as its step read it; the paper's
@@ -155,16 +125,19 @@ def amsgradw(
         in PyTorch and Keras. The weight of a large first gradient then fades, instead of lasting
         forever.
       nu_dtype: storage format of nu and nu_max, as in `adamw`, but not `jnp.int4`.
+      l2: as in `adam`.
+      weight_decay: λ, as in `adamw`. None omits it and its entry in the state.
 
     The other arguments, the arithmetic and the errors are those of `adamw`. The state is that of
-    `adamw`, but with `optax.ScaleByAmsgradState`.
+    `adam`, but with `optax.ScaleByAmsgradState`, as in Optax. `weight_decay` adds its entry before
+    that of the learning rate; `update` then needs `params`.
 
-    Optax has no such alias. `amsgrad` differs from Optax's as `adamw` does.
+    Differs from Optax as `adamw` does.
     Differs from PyTorch in: here the maximum is taken of the corrected nu, unless
     max_before_correction is True; the two parts of a complex gradient share one |g|²; it is
-    `AdamW(amsgrad=True)`, whose default weight_decay is 1e-2.
+    `Adam(amsgrad=True)`, and with `weight_decay` `AdamW(amsgrad=True)`, whose default is 1e-2.
 
     Reference: Reddi, Kale & Kumar 2018, algorithm 2, which has no bias correction; Loshchilov &
     Hutter 2019, algorithm 2.
     """
-    return alias("amsgradw", scale_by_amsgrad, **locals())
+    return alias("amsgrad", scale_by_amsgrad, **locals())

@@ -79,7 +79,7 @@ def scale_by_laprop(
 ) -> Transformation:
     """Divides each gradient by the root of the current second moment, then averages.
 
-    u and the arguments are those of `lapropw`, which explains all else. The state is
+    u and the arguments are those of `laprop`, which explains all else. The state is
     `ScaleByLapropState(count, mu, nu)`.
     """
     rates = decay_rate("b1", b1), decay_rate("b2", b2)
@@ -97,40 +97,17 @@ def laprop(
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
     l2: ArrayLike | Schedule | None = None,
-) -> Transformation:
-    """LaProp: Adam that divides each gradient first, and then averages.
-
-        θ ← θ - α_t·u
-
-    Args:
-      l2: as in `adam`.
-
-    u and the other arguments are those of `lapropw`, which explains all else. The state is that of
-    `adam`, but with `ScaleByLapropState`.
-    """
-    return alias("laprop", scale_by_laprop, **locals())
-
-
-@named_arguments
-def lapropw(
-    learning_rate: optax.ScalarOrSchedule,
-    b1: DecayRateLike | Schedule = 0.9,
-    b2: DecayRateLike | Schedule = 0.999,
-    eps: ArrayLike = 1e-15,
-    weight_decay: ArrayLike | Schedule = 1e-4,
+    weight_decay: ArrayLike | Schedule | None = None,
     mask: MaskLike = None,
-    *,
     weight_decay_mask: MaskLike = None,
-    mu_dtype: SlotDType = AT_LEAST_FLOAT32,
-    nu_dtype: SlotDType = AT_LEAST_FLOAT32,
     scale_decay: bool = True,
 ) -> Transformation:
-    """LaProp with decoupled weight decay.
+    """LaProp: Adam that divides each gradient first, and then averages.
 
         nu ← b2·nu + (1-b2)·|g|²         nû = nu / (1 - b2ᵗ)
         mu ← b1·mu + (1-b1)·g / (√nû + eps)
         u  = mu / (1 - b1ᵗ)
-        θ  ← θ - α_t·(u + λ_t·θ)
+        θ  ← θ - α_t·u, with weight_decay θ - α_t·(u + λ_t·θ)
 
     Adam divides the average. LaProp averages divided gradients, so |u| is at most 1/√(1-b2) for any
     b1.
@@ -138,9 +115,12 @@ def lapropw(
     Args:
       b1: decay rate of the average of divided gradients, per optimizer step, 0 ≤ b1 < 1. It may be
         larger than b2.
+      l2: as in `adam`.
+      weight_decay: λ, as in `adamw`. None omits it and its entry in the state.
 
     The other arguments, the arithmetic and the errors are those of `adamw`. The state is that of
-    `adamw`, but with `ScaleByLapropState`.
+    `adam`, but with `ScaleByLapropState`. `weight_decay` adds its entry before that of the learning
+    rate; `update` then needs `params`.
 
     Optax lacks it.
     Differs from the authors' PyTorch code (and `timm`) in: with a schedule, that code weights each
@@ -151,4 +131,4 @@ def lapropw(
     Reference: Ziyin, Wang & Ueda 2020, algorithm 1; eps is from the authors' code. Loshchilov &
     Hutter 2019, algorithm 2, for the decay.
     """
-    return alias("lapropw", scale_by_laprop, **locals())
+    return alias("laprop", scale_by_laprop, **locals())

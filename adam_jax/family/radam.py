@@ -17,7 +17,7 @@ from adam_jax.family.alias import alias
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.pytrees import frozen_pytree
 from adam_jax.rates import DecayRate, DecayRateLike, Schedule, decay_rate
-from adam_jax.rules.adam import Ema, MomentRule, Root
+from adam_jax.rules.adam import Ema, MomentRule, NesterovEma, Root
 from adam_jax.rules.base import Modifier, View
 from adam_jax.validation import check_number, named_arguments
 
@@ -93,14 +93,14 @@ def scale_by_radam(
 ) -> Transformation:
     """Adam with its own warm-up: momentum alone until nu has seen enough gradients.
 
-    u and the arguments are those of `radamw`, which explains all else. The state is
+    u and the arguments are those of `radam`, which explains all else. The state is
     `optax.ScaleByAdamState(count, mu, nu)`.
     """
     rate = decay_rate("b2", b2)
     threshold = check_number("threshold", threshold, 4.0, instead="the usual value is 5.0")
     first, second = Ema("mu", decay_rate("b1", b1)), Ema("nu", rate, magnitude=True)
     direction = Root.of(eps, eps_root, eps_hat, rate)
-    adam = MomentRule(first.looking_ahead() if nesterov else first, second, direction)
+    adam = MomentRule(NesterovEma(first) if nesterov else first, second, direction)
     rule = Rectified(adam, rate, threshold)
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype, "scale_by_radam")
 
@@ -119,44 +119,17 @@ def radam(
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
     eps_hat: ArrayLike | None = None,
     l2: ArrayLike | Schedule | None = None,
-) -> Transformation:
-    """RAdam: Adam with its own warm-up, momentum alone until nu has seen enough gradients.
-
-        θ ← θ - α_t·u
-
-    Args:
-      l2: as in `adam`.
-
-    u and the other arguments are those of `radamw`, which explains all else. The state is that of
-    `adam`, as in Optax.
-    """
-    return alias("radam", scale_by_radam, **locals())
-
-
-@named_arguments
-def radamw(
-    learning_rate: optax.ScalarOrSchedule,
-    b1: DecayRateLike | Schedule = 0.9,
-    b2: DecayRateLike | Schedule = 0.999,
-    eps: ArrayLike = 1e-8,
-    eps_root: ArrayLike = 0.0,
-    threshold: ArrayLike = 5.0,
-    weight_decay: ArrayLike | Schedule = 1e-4,
+    weight_decay: ArrayLike | Schedule | None = None,
     mask: MaskLike = None,
-    *,
     weight_decay_mask: MaskLike = None,
-    nesterov: bool = False,
-    mu_dtype: SlotDType = AT_LEAST_FLOAT32,
-    nu_dtype: SlotDType = AT_LEAST_FLOAT32,
-    eps_hat: ArrayLike | None = None,
     scale_decay: bool = True,
 ) -> Transformation:
-    """RAdam with decoupled weight decay.
+    """RAdam: Adam with its own warm-up, momentum alone until nu has seen enough gradients.
 
         ρ_t = ρ - 2t·b2ᵗ / (1 - b2ᵗ),  ρ = 2 / (1-b2) - 1
         r_t = √((ρ_t-4)·(ρ_t-2)·ρ / ((ρ-4)·(ρ-2)·ρ_t))
         u   = r_t·mû / (√(nû + eps_root) + eps + eps_hat / √(1 - b2ᵗ))  for ρ_t ≥ threshold, else mû
-        θ   ← θ - α_t·(u + λ_t·θ)
+        θ   ← θ - α_t·u, with weight_decay θ - α_t·(u + λ_t·θ)
 
     mu and nu are Adam's averages of g and |g|²; mû and nû are these with bias correction.
 
@@ -164,14 +137,18 @@ def radamw(
       b2: as in `adamw`. With a schedule, ρ is of the rate of the step, and b2ᵗ the product.
       threshold: nu is used once ρ_t, the number of gradients that it averages, reaches this many
         optimizer steps; ≥ 4, usually 5.
+      l2: as in `adam`.
+      weight_decay: λ, as in `adamw`. None omits it and its entry in the state.
 
     The other arguments, the arithmetic and the errors are those of `adamw`. The state is that of
-    `adamw`.
+    `adam`, as in Optax. `weight_decay` adds its entry before that of the learning rate; `update`
+    then needs `params`.
 
-    Optax has no such alias. `radam` differs from Optax's as `adamw` does.
+    Differs from Optax as `adamw` does.
     Differs from PyTorch in: it adds ε to the uncorrected root (write eps=0.0, eps_hat=1e-8); the
-    two parts of a complex gradient share one |g|²; it is `RAdam(decoupled_weight_decay=True)`.
+    two parts of a complex gradient share one |g|²; with `weight_decay` it is
+    `RAdam(decoupled_weight_decay=True)`.
 
     Reference: Liu et al. 2020, algorithm 2; Loshchilov & Hutter 2019, algorithm 2.
     """
-    return alias("radamw", scale_by_radam, **locals())
+    return alias("radam", scale_by_radam, **locals())

@@ -99,8 +99,7 @@ def rounded_to_nearest(x: jax.Array) -> jax.Array:
 class WeightFormat(abc.ABC):
     """How bfloat16 weights and a rest, which the optimizer keeps, represent float32 weights.
 
-    Invariant: `split(join(p, rest))` is `(p, rest)`, so a step that moves nothing changes nothing
-    (except the sign of a zero in `Compensated`).
+    Invariant: `split(join(p, rest))` is `(p, rest)`, so a step that moves nothing changes nothing.
 
     Attributes:
       rest_dtype: the dtype of the rest; None if this form keeps none.
@@ -153,24 +152,6 @@ class RoundedStochastically(WeightFormat):
 
     def split(self, x: jax.Array, noise: Leaf) -> tuple[jax.Array, Leaf]:
         return rounded_stochastically(x, noise), None
-
-
-@dataclasses.dataclass(frozen=True)
-class Compensated(WeightFormat):
-    """The rest is the rounding error, also in bfloat16 (Kahan 1965)."""
-
-    rest_dtype = jnp.bfloat16
-
-    def join(self, p: jax.Array, rest: Leaf) -> jax.Array:
-        p, rest = (jax.lax.convert_element_type(x, jnp.float32) for x in (p, rest))
-        return p + rest
-
-    def split(self, x: jax.Array, noise: Leaf) -> tuple[jax.Array, Leaf]:
-        rounded = rounded_to_nearest(x)
-        # On overflow, or for an infinite weight, there is nothing to compensate.
-        rest = jnp.where(jnp.isfinite(rounded), x - rounded, 0)
-        p, rest = (jax.lax.convert_element_type(x, jnp.bfloat16) for x in (rounded, rest))
-        return p, rest
 
 
 @dataclasses.dataclass(frozen=True)

@@ -105,10 +105,6 @@ class Ema:
         x = leaf.new[self.slot]
         return x * self.of_x if self.bias_correction else x
 
-    def looking_ahead(self) -> Any:
-        """An average of the gradient, read one step ahead."""
-        return self if self.magnitude else NesterovEma(self)
-
 
 class AroundEma:
     """A moment whose average is of another term, moves in another way, or is read in another way.
@@ -150,10 +146,6 @@ class AheadEma(AroundEma):
         if not self.ema.bias_correction:
             return self.ema.rate.average(mu, term)
         return (term + self.of_mu * mu) * self.of_both
-
-    def looking_ahead(self) -> Any:
-        """Refused: it does."""
-        raise ValueError("tx must not look ahead already, as nadam(...) does.")
 
 
 @frozen_pytree

@@ -1,4 +1,4 @@
-"""16-bit weights without a float32 copy: rounding errors are stored, or rounding is stochastic."""
+"""16-bit weights without a float32 copy: lower bits are stored, or rounding is stochastic."""
 
 from typing import NamedTuple
 
@@ -14,22 +14,16 @@ from adam_jax.core.step import Body, Step, check_state
 from adam_jax.core.transformation import Transformation
 from adam_jax.core.trees import align_slot, leaf_paths, unflatten_slot, unflatten_stored
 from adam_jax.formats.noise import WEIGHTS, salt_of, salted
-from adam_jax.formats.rounding import (
-    Compensated,
-    Residual,
-    RoundedStochastically,
-    Split,
-    WeightFormat,
-)
+from adam_jax.formats.rounding import Residual, RoundedStochastically, Split, WeightFormat
 from adam_jax.pytrees import frozen_pytree, static
 from adam_jax.validation import check_integer
 from adam_jax.wrap.chain import inner_body
 
 
 class WeightsState(NamedTuple):
-    """State of `stochastic_rounding`, `kahan_summation` and `master_residual`.
+    """State of `stochastic_rounding` and `master_residual`.
 
-    `rest` has the lower bits or rounding errors of the weights, a tree like the parameters.
+    `rest` has the lower bits of the weights, a tree like the parameters.
     """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -42,7 +36,7 @@ register(WeightsState, counts=["count"], inner=["inner_state"])
 
 @frozen_pytree
 class Weights(Body):
-    """The body of all three; the inner transformation sees float32 weights."""
+    """The body of both; the inner transformation sees float32 weights."""
 
     inner: Body
     form: WeightFormat = static()
@@ -116,29 +110,6 @@ def stochastic_rounding(inner: optax.GradientTransformation, seed: int = 0) -> T
     return _around(inner, RoundedStochastically(), seed)
 
 
-def kahan_summation(inner: optax.GradientTransformation) -> Transformation:
-    """Keeps the rounding errors of bfloat16 weights in a second bfloat16 array.
-
-        θ' = θ + c + u in float32,  θ ← θ' rounded,  c ← θ' - θ rounded
-
-    Its 2 bytes per parameter give 16 bits of mantissa, those of `master_residual` all 24 of
-    float32. Use this one for checkpoints of other libraries.
-
-    Args:
-      inner: any Optax transformation, which sees float32 weights, θ + c, and float32 gradients.
-
-    Returns:
-      A transformation with the state `WeightsState`, with c in its `rest`. Updates, and weights of
-      other dtypes, are as in `stochastic_rounding`.
-
-    Raises:
-      ValueError: in `update`, params missing.
-
-    Reference: Kahan 1965; for training, Zamirai et al. 2020, https://arxiv.org/abs/2010.06192.
-    """
-    return _around(inner, Compensated())
-
-
 def master_residual(inner: optax.GradientTransformation, bits: int = 16) -> Transformation:
     """Keeps bfloat16 weights and, in the state, the lower bits of the float32 weights they round.
 
@@ -173,7 +144,7 @@ def _around(inner: AnyTransformation, form: WeightFormat, seed: int = 0) -> Tran
 
 
 def float32_weights(state: State, params: Params) -> Params:
-    """The full weights of `master_residual` or `kahan_summation`, to evaluate, export or hand on.
+    """The full weights of `master_residual`, to evaluate, export or hand on.
 
     Args:
       state: of the wrapper, at any depth.
@@ -210,11 +181,11 @@ def split_float32_weights(state: State, weights: Params) -> tuple[Params, State]
 
 
 def _converted(state: State, params: Params, change: Function) -> tuple[Params, State]:
-    instead = "pass the state of master_residual(...) or kahan_summation(...)"
+    instead = "pass the state of master_residual(...)"
     own = only(state, lambda x: isinstance(x, WeightsState), "wrapper of 16-bit weights", instead)
     leaves, treedef = jax.tree.flatten(params, is_leaf=lambda x: x is None)
     rests = align_slot(treedef, params, own.rest)
-    forms = {"bfloat16": Compensated(), "int16": Residual(16), "int8": Residual(8)}
+    forms = {"int16": Residual(16), "int8": Residual(8)}
     for i, path in enumerate(leaf_paths(params)):
         if (form := forms.get(str(getattr(rests[i], "dtype", None)))) is not None:
             leaves[i], rests[i] = change(form, path, leaves[i], rests[i])

@@ -45,7 +45,7 @@ TORCH: list[tuple[str, dict[str, Any], Callable[..., Any], dict[str, Any]]] = [
     ("AdamW", {"weight_decay": 0.1}, adam_jax.adamw, {"weight_decay": 0.1}),
     (
         *("AdamW", {"amsgrad": True, "betas": (0.9, 0.8)}),
-        *(adam_jax.amsgradw, LATE | {"b2": 0.8, "weight_decay": 1e-2}),
+        *(adam_jax.amsgrad, LATE | {"b2": 0.8, "weight_decay": 1e-2}),
     ),
     ("NAdam", {}, adam_jax.nadam, {"momentum_decay": 0.004}),
     ("RAdam", {}, radam, {}),

@@ -67,7 +67,6 @@ SLOW = {
     FLOAT32: Case(),
     "bfloat16 weights, to the nearest": BF16(),
     "bfloat16 weights, stochastic_rounding": BF16(around=adam_jax.stochastic_rounding),
-    "bfloat16 weights, kahan_summation": BF16(around=adam_jax.kahan_summation),
     "bfloat16 weights, master_residual(16)": BF16(around=adam_jax.master_residual),
     "bfloat16 weights, master_residual(8)": BF16(around=residual8),
 }

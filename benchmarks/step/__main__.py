@@ -147,7 +147,6 @@ def low_precision() -> list[Case]:
     small = txs["8-bit"]
     weights = {
         "stochastic rounding": adam_jax.stochastic_rounding(adamw()),
-        "Kahan": adam_jax.kahan_summation(adamw()),
         "residual 16": adam_jax.master_residual(adamw()),
         "residual 8, 8-bit moments": adam_jax.master_residual(small, 8),
     }

@@ -32,7 +32,6 @@ ON_V5E = (
     "clip, skip, 8-bit moments",
     "cautious, 8-bit moments",
     "bf16 weights, stochastic rounding",
-    "bf16 weights, Kahan",
     "bf16 weights, residual 16",
     "bf16 weights, residual 8",
     "bf16 weights, residual 16, 8-bit moments",

@@ -10,7 +10,7 @@ import adam_jax
 from adam_jax import schedules
 
 MEMBERS = ("adabelief", "adam", "adamax", "adamaxw", "adamw", "adan", "ademamix", "adopt")
-MEMBERS += ("amsgrad", "amsgradw", "lamb", "lion", "nadam", "nadamw", "radam", "radamw", "yogi")
+MEMBERS += ("amsgrad", "lamb", "lion", "nadam", "nadamw", "radam", "yogi")
 OPTIMIZERS = {name: getattr(adam_jax, name) for name in MEMBERS}
 # Baselines, under the names of `examples.studies.compare`.
 OPTIMIZERS |= {"sgd": optax.sgd, "momentum": functools.partial(optax.sgd, momentum=0.9)}

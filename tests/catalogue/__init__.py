@@ -33,7 +33,6 @@ class Member:
     hides_infinity: bool = False  # An infinite gradient gives a finite update, by definition.
     reads_the_old: bool = False  # The update also reads accumulators from before this step.
     divides: bool = True  # By a root or a magnitude, which `atan2` can replace.
-    plain_average: bool = True  # mu is an average of gradients, which can be read a step ahead.
     may_be_one: tuple[str, ...] = ()  # Decay rates b for which nothing is divided by 1 - b.
 
     @property
@@ -121,11 +120,11 @@ MAGNITUDES = ("nu", "nu_max", "n")
 
 MEMBERS = (
     Member("adam", "scale_by_adam", bounded=True),
-    Member("adam-nesterov", "scale_by_adam", {"nesterov": True}, plain_average=False),
+    Member("adam-nesterov", "scale_by_adam", {"nesterov": True}),
     Member("adam-eps_hat", "scale_by_adam", ours={"eps_hat": 1e-7}, bounded=True),
     Member("adamw", "scale_by_adam", needs_params=True, bounded=True),
-    Member("nadam", "scale_by_nadam", plain_average=False),
-    Member("nadam-decay", "scale_by_nadam", ours={"momentum_decay": 0.004}, plain_average=False),
+    Member("nadam", "scale_by_nadam"),
+    Member("nadam-decay", "scale_by_nadam", ours={"momentum_decay": 0.004}),
     Member("amsgrad", "scale_by_amsgrad", slots=("mu", "nu", "nu_max"), bounded=True),
     Member(
         "amsgrad-max_first",
@@ -143,7 +142,6 @@ MEMBERS = (
         "scale_by_adan",
         slots=("m", "v", "n", "g"),
         needs_params=True,
-        plain_average=False,
         reads_the_old=True,
     ),
     Member(
@@ -152,7 +150,6 @@ MEMBERS = (
         ours={"change_weight": 0.92},
         slots=("m", "v", "n", "g"),
         needs_params=True,
-        plain_average=False,
         reads_the_old=True,
     ),
     Member(
@@ -163,7 +160,6 @@ MEMBERS = (
         bounded=True,
         hides_infinity=True,
         divides=False,
-        plain_average=False,
         reads_the_old=True,
         may_be_one=("b1", "b2"),
     ),
@@ -175,7 +171,6 @@ MEMBERS = (
         may_be_one=("b1", "b2"),
     ),
     Member("laprop", "scale_by_laprop", in_optax=False),
-    Member("lapropw", "scale_by_laprop", in_optax=False, needs_params=True),
     Member(
         "mars_adamw",
         "scale_by_mars",
@@ -193,7 +188,6 @@ MEMBERS = (
         {"alpha": 5.0},
         slots=("m1", "m2", "nu"),
         needs_params=True,
-        plain_average=False,
         may_be_one=("b3",),
     ),
     Member("lamb", "scale_by_adam", {"eps": 1e-6}, needs_params=True, elementwise=False),

@@ -43,7 +43,6 @@ WEIGHTS: dict[str, tuple[Callable[[Any], Any], Any]] = {
 }
 MODIFIERS: dict[str, Callable[..., Any]] = {
     "atan2": lambda tx, _: adam_jax.atan2(tx),
-    "nesterov": lambda tx, _: adam_jax.nesterov(tx),
     "cautious_weight_decay": lambda tx, _: adam_jax.cautious_weight_decay(tx),
     "grams": lambda tx, _: adam_jax.grams(tx),
     "cautious": lambda tx, _: adam_jax.cautious(tx),
@@ -53,14 +52,13 @@ MODIFIERS: dict[str, Callable[..., Any]] = {
 # The modifier, and the wrapper instead of `recipe`, of some members in `each_once`.
 MODIFIED = {
     "yogi": "atan2",
-    "amsgrad": "nesterov",
     "adamw": "cautious_weight_decay",
     "adan-paper": "grams",
     "adabelief": "cautious",
     "radam": "clip_update_rms",
     "adamax": "cautious_clip_update_rms",
 }
-WRAPPED = {"adam": "nothing", "nadam-decay": "accumulate", "lapropw": "accumulate inside"}
+WRAPPED = {"adam": "nothing", "nadam-decay": "accumulate", "laprop": "accumulate inside"}
 
 
 def recipe(tx: Any) -> Any:

@@ -26,7 +26,6 @@ MOMENTS = {
 }
 WEIGHTS = {
     "stochastic_rounding": adam_jax.stochastic_rounding,
-    "kahan_summation": adam_jax.kahan_summation,
     "master_residual 16": adam_jax.master_residual,
     "master_residual 8": lambda tx: adam_jax.master_residual(tx, 8),
 }

@@ -224,17 +224,17 @@ def adopt(gradients, b1=0.9, b2=0.9999, eps=1e-6, nesterov=False, use_clipping=T
         yield b1 * m + (1 - b1) * x if nesterov else m
 
 
-def laprop(gradients, b1=0.9, b2=0.999, eps=1e-15, nesterov=False):
-    """Ziyin, Wang & Ueda 2020, algorithm 1; nesterov as Optax has it for Adam."""
+def laprop(gradients, b1=0.9, b2=0.999, eps=1e-15):
+    """Ziyin, Wang & Ueda 2020, algorithm 1."""
     m = v = 0.0
     for t, g in enumerate(gradients, start=1):
         v = stored(b2 * v + (1 - b2) * np.abs(g) ** 2)
         x = ratio(g, np.sqrt(v / (1 - b2**t)) + eps)
         m = b1 * m + (1 - b1) * x
-        yield first_moment(m, x, b1, t, nesterov)
+        yield m / (1 - b1**t)
 
 
-def mars(gradients, b1=0.95, b2=0.99, eps=1e-8, gamma=0.025, nesterov=False):
+def mars(gradients, b1=0.95, b2=0.99, eps=1e-8, gamma=0.025):
     """Yuan et al. 2024, approximate MARS-AdamW: uses the gradient of the previous step.
 
     One leaf. x_1 = x_0 as in the paper, so nothing is added to the first gradient.
@@ -247,7 +247,7 @@ def mars(gradients, b1=0.95, b2=0.99, eps=1e-8, gamma=0.025, nesterov=False):
             yield c / max(1.0, np.linalg.norm(c))
             previous = g
 
-    yield from adam(corrected(), b1, b2, eps, nesterov=nesterov)
+    yield from adam(corrected(), b1, b2, eps)
 
 
 def ademamix(gradients, b1=0.9, b2=0.999, b3=0.9999, alpha=6.0, eps=1e-8, eps_root=0.0):

@@ -31,24 +31,22 @@ class Kind(NamedTuple):
 
 
 MEMBERS = {
-    "adam": Kind(oracles.adam, False, "cautious nesterov atan2 clip grams"),
-    "adamw": Kind(oracles.adam, True, "cautious nesterov atan2 clip grams corrected"),
+    "adam": Kind(oracles.adam, False, "cautious atan2 clip grams"),
+    "adamw": Kind(oracles.adam, True, "cautious atan2 clip grams corrected"),
     "nadam": Kind(oracles.nadam, False, "cautious atan2 grams"),
     "amsgrad": Kind(oracles.amsgrad, False, "cautious atan2 clip grams"),
-    "amsgradw": Kind(oracles.amsgrad, True, "cautious clip corrected"),
     "adamax": Kind(oracles.adamax, False, "cautious clip"),
     "adamaxw": Kind(oracles.adamax, True, "cautious clip grams corrected"),
-    "radam": Kind(oracles.radam, False, "cautious nesterov"),
-    "adabelief": Kind(oracles.belief, False, "cautious nesterov"),
+    "radam": Kind(oracles.radam, False, "cautious"),
+    "adabelief": Kind(oracles.belief, False, "cautious"),
     "yogi": Kind(oracles.yogi, False, "cautious"),
     "adan": Kind(oracles.adan, True, "cautious grams corrected", {"eps_root": 1e-8}),
     "lion": Kind(oracles.lion, True, "cautious corrected"),
-    "adopt": Kind(oracles.adopt, False, "cautious nesterov grams"),
-    "laprop": Kind(oracles.laprop, False, "cautious nesterov grams"),
-    "lapropw": Kind(oracles.laprop, True, "cautious nesterov grams corrected"),
+    "adopt": Kind(oracles.adopt, False, "cautious grams"),
+    "laprop": Kind(oracles.laprop, False, "cautious grams"),
     "ademamix": Kind(oracles.ademamix, True, "cautious grams corrected", {"alpha": 5.0}),
-    "mars_adamw": Kind(oracles.mars, True, "cautious nesterov atan2 grams corrected"),
-    "lamb": Kind(oracles.adam, True, "cautious nesterov grams corrected", {"eps": 1e-6}),
+    "mars_adamw": Kind(oracles.mars, True, "cautious atan2 grams corrected"),
+    "lamb": Kind(oracles.adam, True, "cautious grams corrected", {"eps": 1e-6}),
 }
 
 
@@ -126,8 +124,6 @@ class Member(Plain):
         """The naive direction, over all gradients."""
         member, kind = self.member, MEMBERS[self.member.name]
         numbers = kind.keywords | dict(member.numbers) | numbers
-        if "nesterov" in member.modifiers:
-            numbers["nesterov"] = True
         if "atan2" in member.modifiers:  # Of the same quotient without ε.
             numbers["eps"] = 0.0
         *_, u = kind.oracle(np.stack(self.seen[path]), **numbers)

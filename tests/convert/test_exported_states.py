@@ -23,7 +23,7 @@ STEPPED = {
     "hyperparams": adam_jax.with_hyperparams(adam_jax.adamw)(schedule, b2=0.99),
     "groups": adam_jax.groups({"w": optax.contrib.muon(1e-2), ".*": adam_jax.lion(schedule)}),
     "rates": adam_jax.mars_adamw(1e-2, b2=adam_jax.schedules.power_law_schedule(0.8)),
-    "spikes": adam_jax.clip_by_history(adam_jax.lapropw(1e-2)),
+    "spikes": adam_jax.clip_by_history(adam_jax.laprop(1e-2, weight_decay=1e-4)),
     "telemetry": adam_jax.telemetry(adam_jax.adamh(schedule, 1e-3)),
     "noise scale": adam_jax.estimate_noise_scale(adam_jax.accumulate(adam_jax.adam(schedule), 2)),
     "schedule-free": adam_jax.schedule_free_adamw(1e-2),

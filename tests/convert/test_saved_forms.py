@@ -27,7 +27,7 @@ FORMS = {
     "means of columns": adamw(1e-2, nu_dtype=adam_jax.BlockMeans(0)),
     "means of rows": adamw(1e-2, nu_dtype=adam_jax.BlockMeans(1)),
     "stochastic bfloat16": small(adam_jax.stochastic(jnp.bfloat16)),
-    "amsgradw": adam_jax.amsgradw(1e-2),
+    "amsgrad": adam_jax.amsgrad(1e-2, weight_decay=1e-4),
 }
 
 
@@ -64,7 +64,7 @@ UNLIKE = [
     ("float32", "means of columns"),
     ("Factored", "means of columns"),
     ("means of rows", "means of columns"),
-    ("float32", "amsgradw"),
+    ("float32", "amsgrad"),
 ]
 PAIRS = UNLIKE + [pair[::-1] for pair in UNLIKE]
 

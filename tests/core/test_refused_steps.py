@@ -28,7 +28,7 @@ MORE = {
 MODIFIED = {name: lambda f=f: f(adamw()) for name, f in record.MODIFIERS.items()}
 QUICK = [name for name in CASES if name.startswith("adamw,") or name.endswith("(adamw, int8)")]
 EVERY = [*QUICK, *MORE, *MODIFIED, *(x for x in [*CASES][::6] if x not in QUICK)]
-OF_16_BITS = ("stochastic_rounding", "kahan_summation", "master_residual", "recipe")
+OF_16_BITS = ("stochastic_rounding", "master_residual", "recipe")
 
 
 def steps(make, dtype, bad):

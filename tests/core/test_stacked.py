@@ -31,7 +31,7 @@ def test_each_layer_is_stepped_as_a_leaf_bit_for_bit(name):
 @pytest.mark.parametrize("seed", [1, 2])
 def test_an_average_in_a_skipped_and_accumulated_step_bit_for_bit(seed):
     """The step of a scalar layer was added outside of its own loop, with other bits."""
-    tx = adam_jax.chain(adam_jax.lapropw(1e-2), adam_jax.ema_params(0.9))
+    tx = adam_jax.chain(adam_jax.laprop(1e-2, weight_decay=1e-4), adam_jax.ema_params(0.9))
     assert differences(adam_jax.accumulate(adam_jax.skip_nonfinite(tx), 2), seed=seed) == {}
 
 

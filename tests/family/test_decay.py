@@ -7,8 +7,8 @@ import pytest
 import adam_jax
 from tests.catalogue.runs import gradients, run
 
-PLAIN = {"adamw": "adam", "nadamw": "nadam", "amsgradw": "amsgrad", "radamw": "radam"}
-PLAIN |= {"adamaxw": "adamax", "lapropw": "laprop"}
+PLAIN = {"adamw": "adam", "nadamw": "nadam", "adamaxw": "adamax"}
+PLAIN |= {name: name for name in ("amsgrad", "radam", "laprop")}
 
 
 @pytest.mark.parametrize("name", PLAIN)

@@ -212,6 +212,6 @@ def test_rates_outside_the_interval(standard_promotion):
         tx = adam_jax.adamw(0.1, b2=b2)
         with pytest.raises(ValueError, match=message):
             adam_jax.step(tx, TWO, tx.init(TWO), TWO)
-    for alias in (adam_jax.adamw, adam_jax.radamw, adam_jax.nadamw):  # A traced 1 is not checked.
+    for alias in (adam_jax.adamw, adam_jax.radam, adam_jax.nadamw):  # A traced 1 is not checked.
         tx = alias(0.1, b1=lambda count: 0 * count + 1.0, b2=lambda count: 0 * count + 1.0)
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(trained(tx)))

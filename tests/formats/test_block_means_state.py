@@ -82,7 +82,7 @@ def test_no_temporary_of_a_leaf_s_size(member):
 
 def test_a_state_is_converted_there_and_back():
     params, grads = jnp.ones((64, 72)), jnp.asarray(gradients((64, 72))[0])
-    plain, ours = adam_jax.amsgradw(1e-2), adam_jax.amsgradw(1e-2, nu_dtype=COLUMNS)
+    plain, ours = adam_jax.amsgrad(1e-2), adam_jax.amsgrad(1e-2, nu_dtype=COLUMNS)
     moved, state = stepped(plain, grads, params)
     converted = adam_jax.convert_state(state, nu_dtype=COLUMNS)
     for name in ("nu", "nu_max"):
@@ -105,9 +105,10 @@ BY_PATH = adam_jax.by_path({"[ac]": COLUMNS})
 def test_modifiers_read_the_means(name):
     """With equal gradients in each block, the steps are those of float32 moments."""
     equal = jax.tree.map(lambda g: jnp.broadcast_to(g[:1], g.shape), GRADS)
-    for make in (adam_jax.adamw, adam_jax.lapropw, adam_jax.amsgradw):
+    for make in (adam_jax.adamw, adam_jax.laprop, adam_jax.amsgrad):
         blocks, elements = (
-            MODIFIERS[name](make(0.1, nu_dtype=dtype)) for dtype in (BY_PATH, jnp.float32)
+            MODIFIERS[name](make(0.1, weight_decay=1e-4, nu_dtype=dtype))
+            for dtype in (BY_PATH, jnp.float32)
         )
         expected = stepped(elements, equal, PARAMS)[0]
         assert_close(stepped(blocks, equal, PARAMS)[0], expected)

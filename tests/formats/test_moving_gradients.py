@@ -57,7 +57,7 @@ def test_where_rounding_is_stochastic():
     assert converted.nu.format.stochastic
 
 
-@pytest.mark.parametrize("make", [adam_jax.amsgrad, adam_jax.amsgradw, adam_jax.adamaxw])
+@pytest.mark.parametrize("make", [adam_jax.amsgrad, adam_jax.adamaxw])
 def test_four_bits_are_refused_where_a_maximum_is_taken(make):
     """Updates were 13 % (adamax) and 27 % (amsgrad) too small."""
     params = {"w": jnp.ones((64, 128)), "b": jnp.ones(128)}

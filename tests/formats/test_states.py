@@ -61,7 +61,7 @@ FORMS = {
     "4 and 8 bits, residual": adam_jax.master_residual(
         adam_jax.adamw(1e-3, mu_dtype=jnp.int4, nu_dtype=jnp.int8), 8
     ),
-    "float16 and stochastic bfloat16, Kahan": adam_jax.kahan_summation(
+    "float16 and stochastic bfloat16, residual": adam_jax.master_residual(
         adam_jax.adamw(1e-3, mu_dtype=jnp.float16, nu_dtype=adam_jax.stochastic(jnp.bfloat16))
     ),
     "stochastic codes and weights": adam_jax.stochastic_rounding(

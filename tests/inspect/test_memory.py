@@ -25,7 +25,6 @@ int8 = adamw(1e-3, **FORMATS["int8"])
 EVERYTHING = {
     **{name: adamw(1e-3, **dtypes) for name, dtypes in FORMATS.items()},
     "stochastic_rounding": adam_jax.stochastic_rounding(int8),
-    "kahan_summation": adam_jax.kahan_summation(int8),
     "master_residual(16)": adam_jax.master_residual(int8),
     "master_residual(8)": adam_jax.master_residual(int8, bits=8),
     "accumulate": adam_jax.accumulate(int8, every=4),

@@ -50,7 +50,7 @@ PAIRS = [
     ("o.AdamW(params, **s)", "a.adamw(*n, weight_decay=0.01)"),
     (
         "o.AdamW(params, **s, amsgrad=True, weight_decay=0.1)",
-        "a.amsgradw(*n, weight_decay=0.1, max_before_correction=True)",
+        "a.amsgrad(*n, weight_decay=0.1, max_before_correction=True)",
     ),
     ("o.NAdam(params, **s)", "a.nadam(*n, momentum_decay=0.004)"),
     ("o.NAdam(params, **s, momentum_decay=0.05)", "a.nadam(*n, momentum_decay=0.05)"),
@@ -65,7 +65,7 @@ PAIRS = [
     ("o.RAdam(params, **s, weight_decay=0.1)", "a.radam(*n[:3], 0.0, eps_hat=n[3], l2=0.1)"),
     (
         "o.RAdam(params, **s, decoupled_weight_decay=True, weight_decay=0.1)",
-        "a.radamw(*n[:3], 0.0, eps_hat=n[3], weight_decay=0.1)",
+        "a.radam(*n[:3], 0.0, eps_hat=n[3], weight_decay=0.1)",
     ),
     ("o.Adamax(params, **s)", "a.adamax(*n)"),
     ("o.Adamax(params, **s, weight_decay=0.1)", "a.adamax(*n, l2=0.1)"),

@@ -76,7 +76,7 @@ def cases() -> Iterator[tuple[str, Callable[[], Any], Any]]:
         # Optax's parts see whole leaves; "frozen" and the record's groups name its own leaves.
         if name.startswith(("optax", "frozen", "groups(")) and name not in more:
             continue
-        low = name.startswith(("master", "kahan", "stochastic_r", "recipe"))
+        low = name.startswith(("master", "stochastic_r", "recipe"))
         yield name, make, jnp.bfloat16 if low else None
 
 
@@ -91,7 +91,7 @@ def nestings(count: int, seed: int = 0) -> Iterator[tuple[str, Any, int]]:
     """Random nestings of up to four wrappers: name, transformation, and the seed of its numbers."""
     draw = random.Random(seed)
     for _ in range(count):
-        member = draw.choice(("adamw", "lapropw", "lamb", "lion", "adan", "radamw"))
+        member = draw.choice(("adamw", "laprop", "lamb", "lion", "adan", "radam"))
         names = draw.choices(sorted(NESTED), k=draw.randint(1, 4))
         tx = getattr(adam_jax, member)(1e-2, weight_decay=0.1, mask=adam_jax.decay_mask)
         if draw.random() < 0.5:

@@ -44,7 +44,6 @@ FORMATS: dict[str, dict[str, Any]] = {
 
 MODIFIERS = {
     "cautious": adam_jax.cautious,
-    "nesterov": adam_jax.nesterov,
     "atan2": adam_jax.atan2,
     "clip": functools.partial(adam_jax.clip_update_rms, threshold=0.5),
     "grams": adam_jax.grams,
@@ -136,7 +135,6 @@ class Wrap:
             "optax steps": lambda: optax.MultiSteps(inner, 2).gradient_transformation(),
             "telemetry": lambda: adam_jax.telemetry(inner, every=2),
             "stochastic": lambda: adam_jax.stochastic_rounding(inner),
-            "kahan": lambda: adam_jax.kahan_summation(inner),
             "residual": lambda: adam_jax.master_residual(inner),
             "shard": lambda: adam_jax.sharding.shard_state(inner, mesh(), min_size=8),
             "offload": lambda: adam_jax.sharding.offload(inner),
@@ -345,7 +343,7 @@ TREES: list[dict[str, tuple[int, ...]]] = [
 ]
 AROUND = (
     *("clip", "optax clip", "optax norm", "decay", "ema", "chain", "scale", "skip", "optax skip"),
-    *("accumulate", "optax steps", "telemetry", "stochastic", "kahan", "residual"),
+    *("accumulate", "optax steps", "telemetry", "stochastic", "residual"),
 )
 CHAINS = ("clip", "optax clip", "optax norm", "decay", "ema", "chain", "scale")
 

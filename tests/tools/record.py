@@ -39,9 +39,9 @@ STORED = {
     "factored": {"mu": SMALL_BLOCKS, "nu": adam_jax.Factored(1, 1)},
 }
 ALIASES = (
-    *("adam", "adamw", "nadam", "nadamw", "amsgrad", "amsgradw", "adamax", "adamaxw", "radam"),
-    *("radamw", "adabelief", "yogi", "adan", "adopt", "ademamix", "lion", "lamb"),
-    *("schedule_free_adamw", "laprop", "lapropw", "mars_adamw"),
+    *("adam", "adamw", "nadam", "nadamw", "amsgrad", "adamax", "adamaxw", "radam"),
+    *("adabelief", "yogi", "adan", "adopt", "ademamix", "lion", "lamb"),
+    *("schedule_free_adamw", "laprop", "mars_adamw"),
 )
 VARIANTS: dict[str, Callable[..., Any]] = {
     "adam l2": functools.partial(adam_jax.adam, l2=0.1),
@@ -52,6 +52,11 @@ VARIANTS: dict[str, Callable[..., Any]] = {
     "adamw slow b1": functools.partial(adam_jax.adamw, b1=0.3),
     "nadam decay": functools.partial(adam_jax.nadam, momentum_decay=0.004),
     "amsgrad max first": functools.partial(adam_jax.amsgrad, max_before_correction=True),
+    # Under the names that they have in the record.
+    **{
+        f"{name}w": functools.partial(getattr(adam_jax, name), weight_decay=1e-4)
+        for name in ("amsgrad", "radam", "laprop")
+    },
     "adan change": functools.partial(adam_jax.adan, change_weight=0.92),
 }
 PEAK = {"peak_learning_rate": 2e-2}
@@ -69,7 +74,6 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
     "ema": lambda tx: adam_jax.chain(tx, adam_jax.ema_params(0.9)),
     "telemetry": lambda tx: adam_jax.telemetry(tx, 3),
     "stochastic_rounding": adam_jax.stochastic_rounding,
-    "kahan_summation": adam_jax.kahan_summation,
     "master_residual": adam_jax.master_residual,
     "master_residual 8": functools.partial(adam_jax.master_residual, bits=8),
     "clip_by_history": lambda tx: adam_jax.clip_by_history(tx, 2.0, updates=1.5, decay=0.75),

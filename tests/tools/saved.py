@@ -51,12 +51,11 @@ def transformations() -> dict[str, Any]:
         "groups": a.groups(a.adamw, {"bias": {"weight_decay": 0.0}}, learning_rate=1e-2),
         "partition": a.groups({"kernel": int8, ".*": a.lion(1e-3)}),
         "master_residual": a.master_residual(int8),
-        "kahan_summation": a.kahan_summation(adamw),
     }
 
 
 def parameters(name: str) -> dict[str, jax.Array]:
-    dtype = jnp.bfloat16 if name in ("master_residual", "kahan_summation") else jnp.float32
+    dtype = jnp.bfloat16 if name == "master_residual" else jnp.float32
     kernel = np.sin(np.arange(128.0)).reshape(2, 64)
     return {"kernel": jnp.asarray(kernel, dtype), "bias": jnp.asarray([1.0, -2.0, 3.0], dtype)}
 

@@ -70,7 +70,6 @@ def test_numbers_of_adamw(given):
     "modify",
     [
         adam_jax.cautious,
-        adam_jax.nesterov,
         adam_jax.atan2,
         adam_jax.clip_update_rms,
         adam_jax.cautious_weight_decay,

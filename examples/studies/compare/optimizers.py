@@ -31,7 +31,7 @@ OURS: dict[str, Entry] = {
     "adan": (adam_jax.adan, 3e-3),
     "lion": (adam_jax.lion, 1e-3),
     "laprop": (adam_jax.laprop, 3e-3),
-    "lapropw": (adam_jax.lapropw, 3e-3),
+    "laprop, weight_decay=1e-4": (functools.partial(adam_jax.laprop, weight_decay=1e-4), 3e-3),
     "mars_adamw": (adam_jax.mars_adamw, 1e-2),
     "adamw, AdamMini()": (functools.partial(adam_jax.adamw, nu_dtype=adam_jax.AdamMini()), 3e-3),
     "grams(adamw)": (adam_jax.grams(adam_jax.adamw), 1e-2),
