@@ -37,7 +37,8 @@ def views(run: Path) -> Iterator[Named]:
 
 def _follow(path: Path) -> Iterator[dict[str, dict[str, Curve]]]:
     """The curves in a file, by panel and name; each time it reads the whole lines that are new."""
-    end, last, panels = 0, b"", defaultdict(lambda: defaultdict(list))
+    panels: dict[str, dict[str, Curve]] = defaultdict(lambda: defaultdict(list))
+    end, last = 0, b""
     while True:
         with path.open("rb") as file:
             file.seek(end - len(last))
@@ -47,7 +48,7 @@ def _follow(path: Path) -> Iterator[dict[str, dict[str, Curve]]]:
             for line in file:
                 if line.endswith(b"\n"):
                     end, last = end + len(line), line
-                    _add(_with_floats(_record(line)) or {"step": None}, panels)
+                    _add(_record(line) or {"step": None}, panels)
         yield panels
 
 
@@ -63,25 +64,27 @@ def _add(record: Named, panels: dict[str, dict[str, Curve]]) -> None:
         panel = name.rsplit("_", 1)[-1] if name.endswith(("_loss", "_accuracy")) else name
         numbers.append((panel, name, x.get("total") if isinstance(x, dict) else x))
     for panel, name, x in numbers:
-        if isinstance(x, int | float) and panel not in HIDDEN:
+        x = None if panel in HIDDEN else _with_floats(x)
+        if isinstance(x, int | float):
             curve = panels[panel][name]
             curve.append((step, x))
             if len(curve) > 2 * POINTS:  # Keeps the lowest and the highest of each range.
                 ends = [{part[0], part[-1]} for part in _ranges(curve, POINTS // 2)]
-                curve[:] = sorted((step, x) for end in ends for x, step in end)
+                curve[:] = sorted((step, x) for end in ends for _, x, step in end)
 
 
-def _ranges(curve: Curve, count: int) -> list[Curve]:
-    """Points (value, step) by equal ranges of steps. None is empty, and NaN is last."""
-    parts, (first, last) = defaultdict(list), (curve[0][0], curve[-1][0])
+def _ranges(curve: Curve, count: int) -> list[list[tuple[bool, float, float]]]:
+    """Points (is NaN, value, step), sorted, of each of `count` ranges of steps that has any."""
+    parts, first = defaultdict(list), curve[0][0]
+    span = curve[-1][0] - first or 1
     for step, x in curve:
-        parts[int((step - first) / (last - first or 1) * (count - 1))].append((x, step))
-    return [sorted(part, key=lambda p: (math.isnan(p[0]), p[0])) for part in parts.values()]
+        parts[int((step - first) * (count - 1) / span)].append((x != x, x, step))
+    return [sorted(part) for part in parts.values()]
 
 
 def sparkline(curve: Curve, width: int) -> str:
     """The highest values in that many characters, on a log scale if positive; × is not finite."""
-    values = [part[-1][0] for part in _ranges(curve, width)]
+    values = [part[-1][1] for part in _ranges(curve, width)]
     finite = [x for x in values if math.isfinite(x)] or [0.0]
     scale = math.log if min(finite) > 0 else float
     low, high = scale(min(finite)), scale(max(finite))
@@ -95,10 +98,9 @@ def table(view: Named, width: int) -> Any:
     from rich.text import Text
 
     rows = Table("", "", "now", title=Text(f"{view['run']}, {view['state']}"), box=None)
-    panels = view["panels"].items()
-    curves = {
-        n if panel in n else f"{panel} {n}": c for panel, its in panels for n, c in its.items()
-    }
+    curves: dict[str, Curve] = {}
+    for panel, its in view["panels"].items():
+        curves |= {name if panel in name else f"{panel} {name}": its[name] for name in its}
     room = max(8, width - max(map(len, curves), default=0) - 16)
     for name, curve in curves.items():
         now = Text(f"{curve[-1][1]:.3g}", "" if math.isfinite(curve[-1][1]) else "red")
@@ -124,7 +126,7 @@ def server(run: Path, port: int) -> ThreadingHTTPServer:
             self.end_headers()
             self.wfile.write(body if local else b"")
 
-        def log_message(self, *_: Any) -> None: ...
+        def log_message(self, format: str, *args: Any) -> None: ...
 
     return ThreadingHTTPServer(("127.0.0.1", port), Handler)
 
@@ -144,7 +146,7 @@ def watch(run: Path, port: int | None) -> None:
                 time.sleep(SECONDS)
     except ImportError:
         sys.exit('The table needs rich: pip install "adam_jax[watch]"; or add --page.')
-    except OSError as error:
-        sys.exit(f"--page {port}: {error}; name another port, or 0 for a free one.")
+    except (OSError, OverflowError) as error:
+        sys.exit(f"watch: {error}{'' if port is None else '; --page 0 takes a free port'}")
     except KeyboardInterrupt:
         pass
