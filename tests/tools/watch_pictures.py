@@ -8,6 +8,7 @@ too large, in another they are NaN. The records are in OUT (default: runs/watch)
 
 import argparse
 import io
+import re
 import tempfile
 import threading
 from pathlib import Path
@@ -73,7 +74,10 @@ def main():
         train(data.load(options.data_dir), options.out)
     console = Console(record=True, width=100, file=io.StringIO())
     console.print(table(next(views(options.out)), console.width))
-    console.save_svg(str(DOCS / "watch-terminal.svg"), title="python -m adam_jax watch runs/watch")
+    console.print()  # Rich cuts the last line off.
+    svg = console.export_svg(title="python -m adam_jax watch runs/watch")
+    svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)  # They are on another host.
+    (DOCS / "watch-terminal.svg").write_text(svg)
     with tempfile.TemporaryDirectory() as profile, server(options.out, 0) as serving:
         threading.Thread(target=serving.serve_forever, daemon=True).start()
         browser = chromium(profile)
