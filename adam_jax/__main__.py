@@ -1,13 +1,19 @@
-"""`python -m adam_jax` prints versions, devices, the dtypes that work there, and what to try."""
+"""`python -m adam_jax` prints versions, devices, the dtypes that work there, and what to try.
 
+`python -m adam_jax watch RUN` shows the records of a run, as they are written.
+"""
+
+import argparse
 import platform
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 import adam_jax
+from adam_jax.inspect.watch import watch
 
 COMMANDS = """
 python -c "import adam_jax as a; print(*a.__all__)"
@@ -28,7 +34,13 @@ def outcome(device: Any, weights: str, moments: Any = adam_jax.AT_LEAST_FLOAT32)
 
 
 def main() -> None:
-    """Prints all of it."""
+    """Prints all of it, or runs a command."""
+    parser = argparse.ArgumentParser("python -m adam_jax", description=__doc__)
+    run = parser.add_subparsers(dest="command").add_parser("watch", help="follow a run's records")
+    run.add_argument("run", type=Path, help="a .jsonl file of append_json_line, or its folder")
+    run.add_argument("--page", nargs="?", const=8000, type=int, help="a page (port 8000), no table")
+    if (options := parser.parse_args()).command:
+        return watch(options.run, options.page)
     packages = (f"{name} {version(name)}" for name in ("jax", "jaxlib", "optax", "numpy"))
     print(f"adam_jax {adam_jax.__version__}, Python {platform.python_version()},", *packages)
     for device in jax.local_devices():

@@ -65,6 +65,18 @@ def forget_compiled_programs():
     gc.freeze()  # The next file's collections do not traverse the rest of this one's objects.
 
 
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Headless Chromium."""
+    from tests.catalogue.browser import chromium
+
+    driver = chromium(tmp_path_factory.mktemp("profile"))
+    if driver is None:
+        pytest.skip("no chromium with chromedriver: the page was not looked at")
+    yield driver
+    driver.quit()
+
+
 @pytest.fixture
 def h200_compiler():
     """Skips the test where no compiler for the H200 is installed."""

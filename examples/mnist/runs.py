@@ -3,6 +3,7 @@
 RUN/lock                names the process that trains the run
 RUN/config.json         the settings
 RUN/metrics.jsonl       one line per epoch; a NaN loss is the string "NaN" (strict_json.py)
+RUN/telemetry.jsonl     measurements: `python -m adam_jax watch RUN`
 RUN/checkpoints/N.npz   the training state after N epochs, the last two
 RUN/curves.png, RUN/predictions.png
 RUN/model.stablehlo     the model as one file, after `export`

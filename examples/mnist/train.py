@@ -15,7 +15,7 @@ import optax
 from flax import nnx
 
 import adam_jax
-from adam_jax.inspect import check_state
+from adam_jax.inspect import append_json_line, check_state
 from examples.mnist import data, preprocessing
 from examples.mnist.models import MODELS
 from examples.mnist.optimizers import OPTIMIZERS, SCHEDULES
@@ -52,7 +52,7 @@ def train_steps(
     graph: Any,
     tx: optax.GradientTransformation,
     jitter: bool,
-) -> tuple[TrainState, tuple[jax.Array, jax.Array]]:
+) -> tuple[TrainState, tuple[jax.Array, jax.Array, Any]]:
     """Takes one optimizer step for each row of `order`.
 
     Args:
@@ -66,7 +66,8 @@ def train_steps(
       jitter: augment the batches.
 
     Returns:
-      The new state, and the loss and the accuracy of each batch, float32 [steps] each.
+      The new state, the loss and the accuracy of each batch, float32 [steps] each, and the small
+      arrays of the optimizer's state, among them what `telemetry` measured.
     """
 
     def loss_of(params: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -82,7 +83,9 @@ def train_steps(
         params, opt_state = adam_jax.step(tx, grads, state.opt_state, state.params)
         return TrainState(params, opt_state, state.step + 1), (loss, accuracy)
 
-    return jax.lax.scan(one_step, state, order)
+    state, (losses, accuracies) = jax.lax.scan(one_step, state, order)
+    small = jax.tree.map(lambda x: x if jnp.size(x) <= 4 else None, state.opt_state)
+    return state, (losses, accuracies, small)
 
 
 def steps_per_dispatch(model: str, per_epoch: int) -> int:
@@ -97,6 +100,7 @@ def build(config: Config, steps: int) -> tuple[Any, TrainState, optax.GradientTr
     schedule = SCHEDULES[config.schedule](config.learning_rate, steps)
     tx = OPTIMIZERS[config.optimizer](schedule)
     tx = adam_jax.clip_by_history(tx) if config.rewind_after else tx
+    tx = adam_jax.telemetry(tx, every=STEPS_PER_DISPATCH[config.model])
     return graph, TrainState(params, tx.init(params), jnp.zeros([], jnp.int32)), tx, schedule
 
 
@@ -148,7 +152,9 @@ def train(run: Run, digits: data.Digits) -> dict[str, Any]:
             done = i - stride * (IN_FLIGHT - 1)
             if done <= 0:
                 continue
-            measured.append([np.asarray(x) for x in dispatched[len(measured)]])
+            *batches, small = dispatched[len(measured)]
+            measured.append([np.asarray(x) for x in batches])
+            _log(run, small, measured[-1][0], schedule)
             if (now := time.perf_counter()) - said > SECONDS and done < per_epoch:
                 said = now
                 left = (now - start) / done * ((config.epochs - epoch) * per_epoch - done)
@@ -205,6 +211,14 @@ def _check(run: Run, state: TrainState, tx: optax.GradientTransformation) -> Non
             f"{run.folder} does not continue, {faults[0].kind}: {faults[0].where}"
             f" {faults[0].text}; restore a copy, or train again with another --out"
         )
+
+
+def _log(run: Run, opt_state: Any, losses: np.ndarray, schedule: Any) -> None:
+    """Writes the last measurement of `telemetry`, for `python -m adam_jax watch RUN`."""
+    record = adam_jax.measured(opt_state)
+    if step := record["step"]:
+        record |= {"loss": losses.mean(), "learning_rate": schedule(step - 1)}
+        append_json_line(run.folder / "telemetry.jsonl", record)
 
 
 def _spikes(config: Config, state: TrainState) -> int:

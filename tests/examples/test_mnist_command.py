@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from adam_jax import inspect
 from examples.mnist import data, train
 from tests.examples.processes import (
     ROOT,
@@ -40,6 +41,12 @@ def test_train_learns_and_leaves_a_run(trained):
     assert len(re.findall(r"^epoch \d/2 .* digits/s", stdout, re.MULTILINE)) == 2
     for picture in ("curves.png", "predictions.png"):
         assert shows_something(out / picture)
+    measured = inspect.read_json_lines(out / "telemetry.jsonl")
+    assert [record["step"] for record in measured] == [50, 100, 150, 200, 250]
+    assert measured[-1]["loss"] < measured[0]["loss"] and measured[-1]["groups"].keys() == {
+        "hidden",
+        "out",
+    }
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import json
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -184,26 +183,6 @@ def test_an_address_that_is_taken_and_a_model_that_is_none_are_one_line(model, t
     assert re.search(r"cannot be listened on \(.*in use", said)
     (tmp_path / "text").write_text("no model")
     assert "is not an exported model" in refused("serve", tmp_path / "text")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """Headless Chromium."""
-    programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
-    if None in programs:
-        pytest.skip("no chromium with chromedriver: the page was not drawn on")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = programs[0]
-    switches = "headless no-sandbox disable-gpu no-first-run disable-quic disable-sync"
-    switches += " disable-background-networking disable-component-update"
-    for switch in (*switches.split(), f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(f"--{switch}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(programs[1]))
-    yield driver
-    driver.quit()
 
 
 def shown(browser):

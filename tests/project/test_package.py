@@ -16,7 +16,8 @@ def packages(tmp_path_factory):
 
 
 def sources():
-    return {str(p.relative_to(ROOT)) for p in (ROOT / "adam_jax").rglob("*.py")}
+    files = {str(p.relative_to(ROOT)) for p in (ROOT / "adam_jax").rglob("*.py")}
+    return files | {"adam_jax/inspect/watch.html"}
 
 
 def test_the_wheel_holds_the_package_alone(packages):

@@ -39,10 +39,10 @@ LAYERS = {
     "spreading": "`sharding.spread`: whole matrices, each on one device",
     "sharding": "the state sharded over devices, or in host memory",
     "convert": "states in other formats, and from and to other libraries",
-    "inspect": "memory, predicted; what happens to each leaf; records; the layout of tables",
+    "inspect": "memory, predicted; what happens to each leaf; records, live; layout of tables",
     "transfer": "hyperparameters for larger models, batches, runs: muP, CompleteP, scaling rules",
     "__init__": "the public names",
-    "__main__": "`python -m adam_jax`: versions, devices, dtypes that work there",
+    "__main__": "`python -m adam_jax`: versions, devices, dtypes; `watch` shows a run's records",
 }
 
 # The smallest example of each kind: files, and the beginnings of the first and last line shown.
