@@ -72,10 +72,10 @@ class EmaParams(Body):
 
         policy.check_mapped(params, self.dtype, Slot("ema"))
         started = list(map(start, jax.tree.leaves(params), self.layers.single(params)))
-        count, ema = jnp.zeros([], jnp.int32), unflatten_stored(params, started)
+        state = EmaParamsState(jnp.zeros([], jnp.int32), unflatten_stored(params, started))
         if self.rate is not None:
-            return EmaParamsState(count, ema)
-        return AveragedParamsState(count, ema, unflatten_stored(params, list(map(rest, started))))
+            return state
+        return AveragedParamsState(*state, unflatten_stored(params, list(map(rest, started))))
 
     def share(self, count: Count) -> jax.Array:
         """The weight of the newest parameters in the average."""
@@ -146,14 +146,12 @@ def _compensated(old: Leaf, rest: Leaf, x: Leaf, weight: Leaf) -> tuple[Leaf, Le
 
 
 def averaged(state: State, params: Params = None) -> Params:
-    """The average of `ema_params`, whose state may be nested anywhere in `state`, ready to use.
+    """The average of `ema_params`, whose state may be nested anywhere in `state`.
 
     Args:
       state: an optimizer state.
-      params: the parameters, for an average in their dtypes; without, codes become float32.
-
-    Returns:
-      A tree like the parameters, with the newest integers, booleans and keys.
+      params: the parameters, for an average in their dtypes. Without, codes become float32, and all
+        else is as it is stored; integers, booleans and keys are the newest.
 
     Raises:
       ValueError: `state` does not contain exactly one `ema_params`, or is of other parameters.

@@ -83,6 +83,13 @@ def test_the_average_is_a_sum_with_explicit_weights(settings):
             np.testing.assert_array_equal(average, params)
 
 
+def test_an_average_of_one_is_exactly_the_parameters():
+    tx, params = ema_params(window=1), jnp.asarray([1e8, jnp.nan, 3.0])
+    for new in (params, jnp.ones(3)):
+        _, state = tx.step(jnp.zeros(3), tx.init(params)._replace(count=jnp.int32(1)), new)
+        np.testing.assert_array_equal(averaged(state), new)
+
+
 def one_minus_root(n):
     return lambda t: 1 - jnp.sqrt(jnp.minimum(t / n, 1))
 
