@@ -179,4 +179,4 @@ def assert_close(actual, expected, tolerance=1e-6):
 
 
 def average(state):
-    return optax.tree.get(state, "ema")
+    return adam_jax.averaged(state)

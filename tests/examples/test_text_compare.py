@@ -7,7 +7,7 @@ import pytest
 
 from examples.shared import strict_json
 from examples.shared.pages import replaced
-from examples.studies.text import compare, report
+from examples.studies.text import averages, compare, report
 from examples.studies.text.compare import FAST, OPTIMIZERS, search
 from tests.examples.processes import pieces, shows_something
 
@@ -51,6 +51,14 @@ def test_the_fast_setting_end_to_end(tmp_path, capsys, standard_promotion):
     assert all(run["rates"] == rates for run in at_best)
     np.testing.assert_allclose(np.mean([r["loss"] for r in at_best]), figures["adamw"]["mean"])
     assert shows_something(tmp_path / "losses.png")
+
+
+def test_averages(tmp_path, standard_promotion):
+    averages.main(["--fast", "--out", str(tmp_path)])
+    found = pieces(tmp_path)["constant"]
+    for name in ("equal weights", "emulated 1 - √"):
+        assert not np.array_equal(found[name], found["newest"])
+    assert np.all(np.isfinite(found["newest"])) and len(found) == 4
 
 
 def test_the_pages_show_the_figures():

@@ -108,7 +108,9 @@ MUTATIONS = {
         "half of a micro-batch's weight": ("(2 * part / whole)", "(part / whole)"),
     },
     "wrap/ema.py": {
-        "an average without its correction": ("* self.rate.debiasing(state.count)", "* 1"),
+        "an average without its correction": ("self.rate.debiasing(t) if", "1 if"),
+        "an emulated decay one step early": ("(t, t + 1))", "(t + 1, t + 2))"),
+        "an average without its rounding error": ("(x - old - error)) + error", "(x - old))"),
     },
     "schedules.py": {
         "decay one step early": ("+ self.decay_steps - t", "+ self.decay_steps - t - 1")
@@ -148,7 +150,7 @@ TESTS = {
     "wrap/history.py": "wrap/test_history.py",
     "wrap/leaf_counts.py": "wrap/test_leaf_counts.py",
     "wrap/accumulate.py": "wrap/test_chain.py",
-    "wrap/ema.py": "wrap/test_clip.py wrap/test_chain.py",
+    "wrap/ema.py": "wrap/test_ema.py wrap/test_chain.py",
     "schedules.py": "test_schedules.py",
     "groups.py": "groups/test_groups.py",
     "transfer/mup.py": "transfer",
