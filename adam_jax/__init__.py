@@ -51,7 +51,7 @@ from adam_jax.sphere import ScaleOnSphereState, adamh, scale_on_sphere
 from adam_jax.wrap.accumulate import AccumulateState, accumulate
 from adam_jax.wrap.chain import chain
 from adam_jax.wrap.clip import clip_by_global_norm
-from adam_jax.wrap.ema import AveragedParamsState, EmaParamsState, averaged, ema_params
+from adam_jax.wrap.ema import EmaParamsState, averaged, ema_params
 from adam_jax.wrap.history import HistoryState, clip_by_history, clipped
 from adam_jax.wrap.leaf_counts import LeafCountsState, count_per_leaf
 from adam_jax.wrap.noise_scale import NoiseScaleState, estimate_noise_scale, noise_scale
@@ -75,7 +75,6 @@ __all__ = [
     "AT_LEAST_FLOAT32",
     "AccumulateState",
     "AdamMini",
-    "AveragedParamsState",
     "BlockMeans",
     "DecayRateLike",
     "EmaParamsState",

@@ -25,23 +25,18 @@ from adam_jax.xla.barrier import kept_apart
 
 
 class EmaParamsState(NamedTuple):
-    """State of `ema_params`: optimizer steps completed and the average of the parameters."""
+    """State of `ema_params`: optimizer steps completed and the average of the parameters.
+
+    Without `decay`, `rest` has the rounding errors of float32 leaves, as int8 in ema·2⁻²⁴/127.
+    """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     ema: PyTree
-
-
-class AveragedParamsState(NamedTuple):
-    """The same without `decay`: `rest` has the rounding errors of `ema`, int8 in ema·2⁻²⁴/127."""
-
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
-    ema: PyTree
-    rest: PyTree
+    rest: PyTree = ()
 
 
 # The count belongs to the average, whose weights it determines: both restart together.
 register(EmaParamsState)
-register(AveragedParamsState)
 
 
 @frozen_pytree
@@ -58,7 +53,7 @@ class EmaParams(Body):
     dtype: policy.SlotDType = static()
     layers: Layers = static(default=Layers())
 
-    def init(self, params: Params) -> State:
+    def init(self, params: Params) -> EmaParamsState:
         def start(p: Leaf, layer: Leaf) -> Leaf:
             if not is_floating(p):
                 return jnp.copy(p)
@@ -75,7 +70,7 @@ class EmaParams(Body):
         state = EmaParamsState(jnp.zeros([], jnp.int32), unflatten_stored(params, started))
         if self.rate is not None:
             return state
-        return AveragedParamsState(*state, unflatten_stored(params, list(map(rest, started))))
+        return state._replace(rest=unflatten_stored(params, list(map(rest, started))))
 
     def share(self, count: Count) -> jax.Array:
         """The weight of the newest parameters in the average."""
@@ -94,8 +89,7 @@ class EmaParams(Body):
         return jnp.asarray(share if self.start == 0 else jnp.where(count < self.start, 1, share))
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
-        kind = AveragedParamsState if self.rate is None else EmaParamsState
-        check_state(state, kind, f"an {kind.__name__}")
+        check_state(state, EmaParamsState, "an EmaParamsState")
         step.needed_params()
         share = self.share(state.count)
 
@@ -124,7 +118,8 @@ class EmaParams(Body):
             return fmt.encode(step.taken(after, stored)), rest
 
         params = align_params(step.treedef, step.params, True, step.apply)
-        columns, moved = [step.align(tree) for tree in state[1:]], step.moved()
+        trees, moved = state[1 : 3 if self.rate is None else 2], step.moved()
+        columns = [step.align(tree) for tree in trees]
         for i, p in zip(step.here, moved, strict=True):
             params[i] = p
         for i in step.own:
@@ -133,7 +128,7 @@ class EmaParams(Body):
                 column[i] = x
         if step.apply and step.last and not step.is_split:
             step = step.with_results(moved, step.dtypes, done=True)
-        return step, kind(step.counted(state.count), *map(step.back, state[1:], columns))
+        return step, EmaParamsState(step.counted(state.count), *map(step.back, trees, columns))
 
 
 def _compensated(old: Leaf, rest: Leaf, x: Leaf, weight: Leaf) -> tuple[Leaf, Leaf]:
@@ -164,8 +159,8 @@ def averaged(state: State, params: Params = None) -> Params:
         x = p if isinstance(x, optax.MaskedNode) else x
         return jax.lax.convert_element_type(x, leaf_dtype(p)) if is_floating(p) else x
 
-    kinds, instead = (EmaParamsState, AveragedParamsState), "pass the state of ema_params(...)"
-    ema = fetched(only(state, lambda x: isinstance(x, kinds), "ema_params", instead).ema)
+    instead = "pass the state of ema_params(...)"
+    ema = fetched(only(state, lambda x: isinstance(x, EmaParamsState), "ema_params", instead).ema)
     ema, (leaves, treedef) = jax.tree.map(decoded, ema, is_leaf=is_stored), jax.tree.flatten(params)
     if params is None:
         return ema

@@ -78,9 +78,9 @@ def test_exported_steps_have_the_same_bits_in_another_process(tmp_path):
         assert (tmp_path / f"{i}.out").read_bytes() == expected, name
 
 
-NAMES = """AccumulateState AveragedParamsState EmaParamsState HistoryState HyperparamsState
-    LeafCountsState NoiseScaleState ScaleByLapropState ScaleByMarsState ScaleOnSphereState
-    ScheduledRatesState SpreadState TelemetryState WeightsState"""
+NAMES = """AccumulateState EmaParamsState HistoryState HyperparamsState LeafCountsState
+    NoiseScaleState ScaleByLapropState ScaleByMarsState ScaleOnSphereState ScheduledRatesState
+    SpreadState TelemetryState WeightsState"""
 
 
 def test_names_in_files_never_change():
