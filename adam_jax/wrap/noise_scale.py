@@ -20,6 +20,9 @@ from adam_jax.wrap.chain import inner_body
 from adam_jax.xla.barrier import kept_apart
 from adam_jax.xla.once import if_due
 
+SPIKE = 100.0
+"""Of the mean |g|²: a gradient above it counts little, see `estimate_noise_scale`."""
+
 
 class NoiseScaleState(NamedTuple):
     """State of `estimate_noise_scale`: the count of optimizer steps, and five decaying sums.
@@ -67,35 +70,42 @@ class EstimateNoiseScale(Body):
 
         def added(carry: PyTree) -> PyTree:
             g, others, sums = carry
-            new = self.found(step.but(g=g), others, state.inner_state)
-            new = jnp.where(jnp.all(jnp.isfinite(new)), new, 0)
+            w, gg, q, gh, hh = self.found(step.but(g=g), others, state.inner_state)
+            size, limit = jnp.maximum(gg, jnp.where(q > 0, hh, 0)), SPIKE * sums[2] / sums[1]
+            part = jnp.where(size > limit, squared(limit / size), 1)
+            new = part * jnp.stack([jnp.float32(1), w, w * gg, q, jnp.where(q > 0, q * gh, 0)])
+            new = jnp.where(jnp.all(jnp.isfinite(new)) & (size < jnp.inf), new, 0)
             return kept_apart(g), kept_apart(others), jnp.where(first, self.decay, 1) * sums + new
 
         return if_due(due, added, (list(step.g), others, state.sums))
 
-    def found(self, step: Step, others: PyTree, inner_state: State) -> jax.Array:
-        """What one gradient adds to the sums: `others` is the mean of those that it is paired with.
+    def found(self, step: Step, others: PyTree, inner_state: State) -> tuple[jax.Array, ...]:
+        """w, |g|², q, ⟨g, h⟩ and |h|²: h, `others`, is the mean of the gradients paired with g.
 
-        ⟨g, mean⟩ of all devices has the pairs of g with itself too.
+        Of all devices, with g itself; this returns the product without it.
         """
+        g = step.values
         if self.axis is None:
             entries = step.align(others)
-            pairs = zip((entries[i] for i in step.here), step.values, strict=True)
-            others = [stored_format(h).decode(h, g.dtype) for h, g in pairs]
+            pairs = zip((entries[i] for i in step.here), g, strict=True)
+            h = [stored_format(y).decode(y, x.dtype) for y, x in pairs]
         else:
-            others = step.but(g=others).values
-        gg = gh = jnp.zeros([], jnp.float32)
-        for g, h in zip(step.values, others, strict=True):
-            gg += jax.lax.convert_element_type(jnp.sum(squared(g)), jnp.float32)
-            gh += jax.lax.convert_element_type(jnp.sum(jnp.real(jnp.conj(g) * h)), jnp.float32)
+            h = step.but(g=others).values
+        gg, gh, hh = (_product(x, y) for x, y in ((g, g), (g, h), (h, h)))
         if self.axis is not None:
             n = jax.lax.axis_size(self.axis)
             gg, gh = jax.lax.pmean((gg, gh), self.axis)
-            return jnp.stack([jnp.ones([]), jnp.ones([]), gg, jnp.float32(n - 1), n * gh - gg])
+            return jnp.float32(1), gg, jnp.float32(n - 1), (n * gh - gg) / max(n - 1, 1), gh
         w = jnp.asarray(step.extra.get("weight", 1.0), jnp.float32)
         w = jnp.where(w > 0, w, 0)  # As in `accumulate`.
         q = w * jnp.where(inner_state.mini_step == 0, 0, inner_state.weight)
-        return jnp.stack([jnp.ones([]), w, w * gg, q, jnp.where(q > 0, q * gh, 0)])
+        return w, gg, q, gh, hh
+
+
+def _product(xs: list[jax.Array], ys: list[jax.Array]) -> jax.Array:
+    """⟨x, y⟩ over all leaves."""
+    sums = [jnp.sum(jnp.real(jnp.conj(x) * y)) for x, y in zip(xs, ys, strict=True)]
+    return sum((jnp.asarray(x, jnp.float32) for x in sums), start=jnp.zeros([], jnp.float32))
 
 
 def estimate_noise_scale(
@@ -120,8 +130,8 @@ def estimate_noise_scale(
         measured micro-batch reads the gradient and the accumulator once more.
 
     Returns:
-      A transformation with the state `NoiseScaleState`, with the steps of `inner`. Gradients whose
-      square overflows do not count.
+      A transformation with the state `NoiseScaleState`, with the steps of `inner`. A gradient whose
+      norm is k > 10 times the mean counts (10/k)⁴, one whose square overflows not at all.
 
     Raises:
       ValueError: an argument outside its range; neither `accumulate` nor an axis.
@@ -146,8 +156,8 @@ def noise_scale(state: State) -> float | list[float]:
 
     Returns:
       B in units of what one gradient is the mean of: a micro-batch, or a device's batch. With
-      `weight=` in units of the weight, such as tokens. NaN before two gradients are compared; at
-      most 0, or infinite, while the noise hides G. Lists under vmap.
+      `weight=` in units of the weight, such as tokens. NaN before two gradients are compared,
+      infinity while the noise hides G. Lists under vmap.
 
     Raises:
       ValueError: `state` does not contain exactly one `estimate_noise_scale`.
@@ -157,4 +167,4 @@ def noise_scale(state: State) -> float | list[float]:
     n, w, wgg, q, qgh = np.moveaxis(np.asarray(own.sums, np.float64), -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         square = qgh / q
-        return ((wgg - w * square) / n / square).tolist()
+        return np.where(square <= 0, np.inf, (wgg - w * square) / n / square).tolist()
