@@ -146,11 +146,13 @@ def test_the_server_answers_this_machine_by_its_own_names(address):
 @pytest.mark.parametrize("options", [[], ["--page", "0"]])
 def test_an_interrupt_ends_it(path, options):
     append_json_line(path, record(1))
-    line = [sys.executable, "-m", "adam_jax", "watch", str(path.parent), *options]
+    # A shell's background processes, and their children, ignore interrupts.
+    heard = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"import runpy, signal; {heard}; runpy.run_module('adam_jax', run_name='__main__')"
+    line = [sys.executable, "-c", program, "watch", str(path.parent), *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = ENVIRONMENT | {"FORCE_COLOR": "1", "COLUMNS": "80"}
-    preexec = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
-    with subprocess.Popen(line, cwd=ROOT, env=environment, preexec_fn=preexec, **pipes) as running:
+    with subprocess.Popen(line, cwd=ROOT, env=environment, **pipes) as running:
         while str(path.parent.name) not in (said := running.stdout.readline()):
             assert said
         running.send_signal(signal.SIGINT)
