@@ -192,14 +192,11 @@ def _momentum_product(rules: list[Any], steps: int) -> float | None:
 
     Dozat 2016, section 3.1: the momentum of step t is b·(1 - 0.96^(tψ) / 2).
     """
-    if any(getattr(rule.first, "momentum", None) is not None for rule in rules):
-        raise ValueError(
-            "tx must be nadam with numbers for b1 and momentum_decay, got schedules: PyTorch's"
-            " NAdam has none."
-        )
     first = next((rule.first for rule in rules if hasattr(rule.first, "momentum_decay")), None)
     if first is None:
         return None
+    if first.ema.rate.complement is None:
+        raise ValueError("tx must be nadam with a number for b1: PyTorch has no schedules of it.")
     # After a million steps it is 0 or constant.
     powers = np.arange(1, min(steps, 10**6) + 1, dtype=np.float64) * float(first.momentum_decay)
     b = 1.0 - float(first.ema.rate.complement)
