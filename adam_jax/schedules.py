@@ -10,11 +10,7 @@ import optax
 
 from adam_jax.validation import check_number, check_positive
 
-__all__ = [
-    "half_life_schedule",
-    "inverse_sqrt_schedule",
-    "power_law_schedule",
-]
+__all__ = ["half_life_schedule", "inverse_sqrt_schedule", "power_law_schedule"]
 
 
 def inverse_sqrt_schedule(init_value: float) -> optax.Schedule:

@@ -459,9 +459,7 @@ def _rules_of_step(
 
     def scheduled(rule: Rule, count: Count) -> Rule:
         return jax.tree.map(
-            lambda x: at(x, count) if _is_hyperparameter(x) else x,
-            rule,
-            is_leaf=_is_hyperparameter,
+            lambda x: at(x, count) if _is_hyperparameter(x) else x, rule, is_leaf=_is_hyperparameter
         )
 
     if traced or any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((variants, counts))):

@@ -30,12 +30,7 @@ from adam_jax.validation import check_number
 
 
 def mup(
-    tx: Modifiable,
-    base: PyTree,
-    params: Params,
-    *,
-    layers: str | None = None,
-    alpha: float = 1.0,
+    tx: Modifiable, base: PyTree, params: Params, *, layers: str | None = None, alpha: float = 1.0
 ) -> Modifiable:
     r"""Trains a large model with the hyperparameters of a small one (muP, CompleteP).
 
@@ -304,11 +299,7 @@ class MupTable:
 
 
 def mup_table(
-    base: PyTree,
-    params: Params,
-    *,
-    layers: str | None = None,
-    alpha: float = 1.0,
+    base: PyTree, params: Params, *, layers: str | None = None, alpha: float = 1.0
 ) -> MupTable:
     """Shows, before any training, what `mup` and `mup_init` do with each leaf.
 
