@@ -141,9 +141,8 @@ class ByFactors(Choice):
     ) -> list[int | None]:
         """The variant of each leaf."""
         table, found = dict(self.table), []
-        chosen = [0] * len(paths)
-        if self.inner is not None:
-            chosen = self.inner.variants(paths, moving, check)
+        inner = self.inner
+        chosen = [0] * len(paths) if inner is None else inner.variants(paths, moving, check)
         for path, which in zip(paths, chosen, strict=True):
             if which is not None and path not in table:
                 raise ValueError(
