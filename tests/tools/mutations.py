@@ -113,7 +113,7 @@ MUTATIONS = {
         "an average without its rounding error": ("(x - old - error)) + error", "(x - old))"),
     },
     "schedules.py": {
-        "decay one step early": ("+ self.decay_steps - t", "+ self.decay_steps - t - 1")
+        "a rate that grows": ("self.init_value / jnp.sqrt", "self.init_value * jnp.sqrt"),
     },
     "groups.py": {
         "the first group's numbers for all": ("-1 if i is None else i]", "-1 if i is None else 0]"),
