@@ -126,6 +126,9 @@ def test_the_same_bits_outside_a_program_in_hyperparams_and_by_layer(standard_pr
     equal(trained(adam_jax.with_layers(tx, "w"))[0], expected)
     equal(trained(adam_jax.with_hyperparams(adam_jax.nadamw)(0.1, **OTHERS))[0],
           trained(adam_jax.nadamw(0.1, **OTHERS))[0])  # fmt: skip
+    decay = OTHERS | {"momentum_decay": 0.004}
+    close(trained(adam_jax.with_hyperparams(adam_jax.nadamw)(0.1, **decay))[0],
+          trained(adam_jax.nadamw(0.1, **decay))[0])  # fmt: skip
     mesh = jax.make_mesh((3,), ("data",))
     specs = {"w": jax.P(None, "data"), "b": jax.P("data")}
     placed = jax.device_put(TWO, {k: jax.NamedSharding(mesh, x) for k, x in specs.items()})
