@@ -9,11 +9,7 @@ from adam_jax.adam_mini import AdamMini
 from adam_jax.core.states import register_optax_states
 from adam_jax.core.transformation import Transformation, step
 from adam_jax.family.adabelief import adabelief, scale_by_belief
-from adam_jax.family.adam import (
-    adam,
-    adamw,
-    scale_by_adam,
-)
+from adam_jax.family.adam import adam, adamw, scale_by_adam
 from adam_jax.family.adamax import adamax, adamaxw, scale_by_adamax
 from adam_jax.family.adan import adan, scale_by_adan
 from adam_jax.family.ademamix import ademamix, scale_by_ademamix

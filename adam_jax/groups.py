@@ -17,14 +17,7 @@ from adam_jax.core.transformation import Transformation, body_of
 from adam_jax.core.trees import leaf_paths, unflatten_stored
 from adam_jax.formats.dense import is_inexact
 from adam_jax.pytrees import frozen_pytree, static
-from adam_jax.validation import (
-    bound,
-    check_expression,
-    check_factory,
-    is_factory,
-    preset,
-    printed,
-)
+from adam_jax.validation import bound, check_expression, check_factory, is_factory, preset, printed
 from adam_jax.wrap.chain import inner_body
 
 Entry: TypeAlias = AnyTransformation | Callable[..., AnyTransformation] | None

@@ -221,7 +221,6 @@ def clip_update_rms(tx: Modifiable, threshold: jax.typing.ArrayLike = 1.0) -> Mo
     the divisor is the member's own, where the paper always has √max(nû, eps²).
     """
     threshold = check_number("threshold", threshold, 1e-30, instead="the usual value is 1.0")
-
     change = functools.partial(ClipUpdateRms, threshold=threshold)
     return modified(clip_update_rms, tx, around_rule(change), threshold=threshold)
 
@@ -467,7 +466,6 @@ def _corrected(stages: tuple[Stage, ...], decay: int, peak: Number) -> tuple[Sta
             "tx must have a learning rate that multiplies its weight decay: use an alias such as"
             " adamw(1e-3), with scale_decay=True."
         )
-
     rate = rates[0].inner if isinstance(rates[0], Scaled) else rates[0]  # Without factors of muP.
     rule: Any = stages[decay].rule
     rule = dataclasses.replace(rule, weight_decay=Relative(rule.weight_decay, rate, peak))

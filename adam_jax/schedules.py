@@ -10,12 +10,7 @@ import optax
 
 from adam_jax.validation import check_number, check_positive
 
-__all__ = [
-    "half_life_schedule",
-    "inverse_sqrt_schedule",
-    "power_law_schedule",
-    "warmup_stable_decay_schedule",
-]
+__all__ = ["half_life_schedule", "inverse_sqrt_schedule", "power_law_schedule"]
 
 
 def inverse_sqrt_schedule(init_value: float) -> optax.Schedule:
@@ -36,47 +31,6 @@ def inverse_sqrt_schedule(init_value: float) -> optax.Schedule:
     """
     instead = "it is the first step's learning rate"
     return _InverseSqrt(float(check_number("init_value", init_value, -math.inf, instead=instead)))
-
-
-def warmup_stable_decay_schedule(
-    peak_value: float,
-    warmup_steps: int,
-    stable_steps: int,
-    decay_steps: int,
-    init_value: float = 0.0,
-    end_value: float = 0.0,
-) -> optax.Schedule:
-    """Linear warmup, constant plateau, linear decay: the trapezoid, also called WSD.
-
-    With values of 0.85, 0.95 and 0.85 it is a warm-up and cool-down of momentum, for b1.
-
-    Args:
-      peak_value: the learning rate of the plateau.
-      warmup_steps: optimizer steps from `init_value` to `peak_value`; ≥ 0.
-      stable_steps: optimizer steps at `peak_value`; ≥ 0.
-      decay_steps: optimizer steps from `peak_value` to `end_value`; ≥ 0. The rate then stays there.
-      init_value: the learning rate of the first step of the warmup.
-      end_value: the learning rate after the decay.
-
-    Raises:
-      ValueError: a learning rate or number of steps is infinite or NaN, or a number of steps is
-        negative.
-
-    Example:
-      >>> schedule = warmup_stable_decay_schedule(1.0, 2, 3, 4)
-      >>> print([round(float(schedule(count)), 2) for count in range(10)])
-      [0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
-
-    Reference: Hu et al. 2024, MiniCPM, section 4.2, https://arxiv.org/abs/2404.06395 (there with an
-    exponential decay); Hägele et al. 2024, https://arxiv.org/abs/2405.18392 (linear).
-    """
-    rates = {"peak_value": peak_value, "init_value": init_value, "end_value": end_value}
-    steps = {"warmup_steps": warmup_steps, "stable_steps": stable_steps, "decay_steps": decay_steps}
-    for argument, value in rates.items():
-        check_number(argument, value, -math.inf, instead="it is a learning rate")
-    for argument, value in steps.items():
-        check_number(argument, value, instead="it is a number of steps")
-    return _WarmupStableDecay(**rates, **steps)
 
 
 def power_law_schedule(power: float = 0.8) -> optax.Schedule:
@@ -140,24 +94,6 @@ class _InverseSqrt:
 
     def __call__(self, count: jax.typing.ArrayLike) -> jax.Array:
         return self.init_value / jnp.sqrt(jnp.asarray(count, jnp.result_type(float)) + 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class _WarmupStableDecay:
-    peak_value: float
-    warmup_steps: int
-    stable_steps: int
-    decay_steps: int
-    init_value: float
-    end_value: float
-
-    def __call__(self, count: jax.typing.ArrayLike) -> jax.Array:
-        t = jnp.asarray(count, jnp.result_type(float))
-        left = self.warmup_steps + self.stable_steps + self.decay_steps - t
-        rise = self.init_value + (self.peak_value - self.init_value) * t / max(self.warmup_steps, 1)
-        share = jnp.clip(left / max(self.decay_steps, 1), 0, 1)
-        fall = self.end_value + (self.peak_value - self.end_value) * share
-        return jnp.where(t < self.warmup_steps, rise, jnp.where(left > 0, fall, self.end_value))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -171,7 +171,6 @@ class Placement:
 
     def place(self, tree: PyTree, specs: Iterable[PartitionSpec]) -> PyTree:
         """Places every leaf by its spec; None leaves stay."""
-
         leaves, treedef = jax.tree.flatten(tree)
         pairs = zip(leaves, specs, strict=True)
         return treedef.unflatten([placed_as(x, NamedSharding(self.mesh, s)) for x, s in pairs])

@@ -74,7 +74,6 @@ def check_number(
     """
     interval = f"{'(' if math.isinf(low) else '['}{low:g}, {high:g}{']' if closed else ')'}"
     if not _are_numbers(value):
-        instead = _without_quotes(value) or instead
         raise ValueError(
             f"{argument} must be a number in {interval}, got {printed(value)}: {instead}."
         )
@@ -128,15 +127,6 @@ def same_kind(number: float, given: PyTree) -> Any:
         with jax.ensure_compile_time_eval():
             return jnp.asarray(number, jnp.result_type(float))
     return np.float64(number) if isinstance(given, _ARRAYS) else number
-
-
-def _without_quotes(value: Leaf) -> str | None:
-    """What to write instead of a number in quotes; None for other values."""
-    try:
-        float(value if isinstance(value, str) else "")
-    except ValueError:
-        return None
-    return f"write float({str(value)!r}); a YAML file needs a point before the exponent, 1.0e-3"
 
 
 def check_scalar(argument: str, value: Leaf, *, instead: str) -> Any:

@@ -82,7 +82,7 @@ def from_torch(
     for path, _ in wanted:
         entry = entries[layout[path].name]
         steps[path] = _whole_steps(path, entry.get("step", 0))
-        if "mu_product" in entry:
+        if "mu_product" in entry and rules:
             _check_momentum_product(entry["mu_product"], rules, steps[path])
     return target.filled(slots, steps)
 
@@ -192,14 +192,11 @@ def _momentum_product(rules: list[Any], steps: int) -> float | None:
 
     Dozat 2016, section 3.1: the momentum of step t is b·(1 - 0.96^(tψ) / 2).
     """
-    if any(getattr(rule.first, "momentum", None) is not None for rule in rules):
-        raise ValueError(
-            "tx must be nadam with numbers for b1 and momentum_decay, got schedules: PyTorch's"
-            " NAdam has none."
-        )
     first = next((rule.first for rule in rules if hasattr(rule.first, "momentum_decay")), None)
     if first is None:
         return None
+    if first.ema.rate.complement is None:
+        raise ValueError("tx must be nadam with a number for b1: PyTorch has no schedules of it.")
     # After a million steps it is 0 or constant.
     powers = np.arange(1, min(steps, 10**6) + 1, dtype=np.float64) * float(first.momentum_decay)
     b = 1.0 - float(first.ema.rate.complement)
@@ -208,20 +205,13 @@ def _momentum_product(rules: list[Any], steps: int) -> float | None:
 
 def _check_momentum_product(found: Leaf, rules: list[Any], steps: int) -> None:
     """Checks that a run of NAdam had the same momenta as here."""
-    if not rules:
-        return
-    expected = _momentum_product(rules, steps)
-    if expected is None:
-        raise ValueError(
-            "tx must be nadam(..., momentum_decay=...) to continue state_dict, which has the"
-            " product of NAdam's momenta: PyTorch's momentum_decay is 0.004."
-        )
-    found = float(as_numpy(found))
+    found, expected = float(as_numpy(found)), _momentum_product(rules, steps)
     # A float32 product, rounded at each step and 0 after a thousand.
-    if not np.isclose(found, expected, rtol=1e-3, atol=1e-30):
+    if expected is None or not np.isclose(found, expected, rtol=1e-3, atol=1e-30):
         raise ValueError(
-            f"tx must have b1 and momentum_decay of the run in state_dict: after {steps} steps the"
-            f" product of its momenta is {found:.6g}, and would be {expected:.6g} here."
+            f"tx must be nadam with b1 and momentum_decay of the run in state_dict, 0.004 by"
+            f" default: after {steps} steps the product of its momenta is {found:.6g}, here it is"
+            f" {expected}."
         )
 
 

@@ -30,6 +30,7 @@ from adam_jax.pytrees import Label, frozen_pytree, static
 from adam_jax.rates import Past, ScheduledRate, ScheduledRatesState, scheduled_rates, with_rates
 from adam_jax.rules.base import MemberRule, Rule, at
 from adam_jax.rules.hyperparameters import Hyperparameter
+from adam_jax.validation import printed
 
 MOVE = (
     "To move the state of another transformation, write"
@@ -288,15 +289,9 @@ class Member(Body):
         leaf: Arrays,
         stack: Stack,
     ) -> Plan:
-        """The static part of the program of a leaf: a function of dtypes and shapes.
+        """The static part of the program of the n-th leaf of a step: of dtypes and shapes alone.
 
-        Args:
-          step: that the leaf is in.
-          n: its index in the step.
-          stages: those that act on it.
-          structure: of their rules.
-          leaf: its arrays.
-          stack: its layers.
+        `stages` act on it, `structure` is that of their rules.
 
         Raises:
           ValueError: its gradient, state and parameter do not match; the caller adds the path.
@@ -329,25 +324,15 @@ class Member(Body):
             rules = [stage.rule for stage in stages]
             everywhere = self.kernel == "pallas"
             kernel, parts = tiles_of(rules, every, leaf, everywhere, sharding, stack.axes)
-        return Plan(
-            structure,
-            tuple(formats),
-            arithmetic,
-            dtype,
-            step.last and step.apply,
-            kernel,
-            parts,
-            stack.axes,
-            stack.stride,
-        )
+        applies, layers = step.last and step.apply, (stack.axes, stack.stride)
+        return Plan(structure, tuple(formats), arithmetic, dtype, applies, kernel, parts, *layers)
 
     def _chosen(
         self, paths: Sequence[Any], moving: Sequence[bool], check: bool = False
     ) -> list[int | None]:
         """The variant of each leaf."""
-        if self.choice is None:
-            return [0] * len(paths)
-        return self.choice.variants(paths, moving, check)
+        choice = self.choice
+        return [0] * len(paths) if choice is None else choice.variants(paths, moving, check)
 
     def _check_integers(self, step: Step, slots: Sequence[Sequence[Sequence[Any]]]) -> None:
         """Checks that a leaf with an integer gradient has no state.
@@ -457,11 +442,12 @@ def _rules_of_step(
       traced: a gradient is traced: this is part of a larger program.
     """
 
+    def is_hyperparameter(x: Leaf) -> bool:
+        return isinstance(x, Hyperparameter)
+
     def scheduled(rule: Rule, count: Count) -> Rule:
         return jax.tree.map(
-            lambda x: at(x, count) if _is_hyperparameter(x) else x,
-            rule,
-            is_leaf=_is_hyperparameter,
+            lambda x: at(x, count) if is_hyperparameter(x) else x, rule, is_leaf=is_hyperparameter
         )
 
     if traced or any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((variants, counts))):
@@ -485,10 +471,6 @@ def _as_arrays(numbers: PyTree) -> PyTree:
     """The same pytree with numbers as arrays: constants would be lowered again for every call."""
     dtype = jnp.result_type(float)
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, dtype), numbers)
-
-
-def _is_hyperparameter(x: Leaf) -> bool:
-    return isinstance(x, Hyperparameter)
 
 
 def _arithmetic(leaf: Arrays) -> DType:
@@ -528,5 +510,4 @@ def _salt(plan: Plan, count: Count, index: int) -> Salt | None:
 def _in_words(kind: type) -> str:
     """A state type for error messages, with its article and fields."""
     fields = getattr(kind, "_fields", ())
-    article = "an" if kind.__name__[0] in "AEIOaeio" else "a"
-    return f"{article} {kind.__name__}" + (f"({', '.join(fields)})" if fields else "")
+    return printed(kind) + (f"({', '.join(fields)})" if fields else "")

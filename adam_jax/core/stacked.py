@@ -31,9 +31,8 @@ def looks_stacked(params: Params, axis: int = 0) -> dict[str, int]:
     bias or scale does with its kernel: [12, 64] and [12, 64, 256].
     """
     below: dict[str, list[tuple[int, ...]]] = {}
-    for path, p in zip(
-        leaf_paths(params, none_is_leaf=False), jax.tree.leaves(params), strict=True
-    ):
+    paths = leaf_paths(params, none_is_leaf=False)
+    for path, p in zip(paths, jax.tree.leaves(params), strict=True):
         parts = path.split("/")
         for end in range(len(parts)):
             shape = np.shape(p)
@@ -135,12 +134,8 @@ class Layers:
         """
         paths = leaf_paths(params, none_is_leaf=False)
         nodes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
-        for expression, _ in self.expressions:
-            if (
-                paths
-                and len(nodes) == len(paths)
-                and not any(re.fullmatch(expression, path) for path in paths)
-            ):
+        for expression, _ in self.expressions if paths and len(nodes) == len(paths) else ():
+            if not any(re.fullmatch(expression, path) for path in paths):
                 raise ValueError(
                     f"layers must match the whole path of a leaf, got {expression!r} for {paths}."
                 )

@@ -15,7 +15,7 @@ from optax import contrib
 
 from adam_jax._types import Leaf, Params, PyTree, State, Stored
 from adam_jax.core.boxes import unboxed
-from adam_jax.core.trees import Keys, is_stored, own_keys, owner_of
+from adam_jax.core.trees import Keys, is_stored
 from adam_jax.formats.dense import format_of
 from adam_jax.pytrees import exported
 
@@ -159,8 +159,9 @@ def only(state: State, wanted: Callable[[Any], bool], what: str, instead: str) -
 def owners(state: State, params: Params) -> list[tuple[Leaf, int | None]]:
     """Each leaf of a state, with the index of the parameter that it belongs to; None if shared.
 
-    A leaf is one stored form, which may have several arrays. Counts are shared. In all other fields
-    a leaf belongs to the parameter whose path is part of the leaf's path (see `owner_of`).
+    A leaf is one stored form, which may have several arrays. It belongs to the parameter whose path
+    ends its own, to the one of its shape if there are several. Counts and scalar statistics of
+    larger parameters are shared.
 
     Args:
       state: of any transformation.
@@ -169,14 +170,17 @@ def owners(state: State, params: Params) -> list[tuple[Leaf, int | None]]:
     shapes: dict[Keys, tuple[int, ...]] = {}
     indices: dict[Keys, int] = {}
     for i, (keys, p) in enumerate(jax.tree_util.tree_flatten_with_path(params)[0]):
-        shapes |= dict.fromkeys(own_keys(keys), np.shape(p))
-        indices |= dict.fromkeys(own_keys(keys), i)
+        # A stored form of several arrays replaces a box, which holds its array in `value`.
+        boxed = keys[-1:] == (jax.tree_util.GetAttrKey("value"),)
+        for own in {keys, keys[:-1] if boxed else keys}:
+            shapes[own], indices[own] = np.shape(p), i
 
     def owner(keys: Keys, stored: Stored) -> int | None:
         fmt = format_of(stored)
         shape = np.shape(stored) if fmt is None else fmt.shape(stored)
-        own = owner_of(keys, shape, shapes)
-        return None if own is None else indices[own]
+        ends = [own for n in range(len(keys) + 1) if (own := keys[n:]) in shapes]
+        ends = [own for own in ends if shape or not shapes[own]]
+        return indices[max(ends, key=lambda own: shapes[own] == shape)] if ends else None
 
     def walk(tree: PyTree, above: Keys) -> Iterator[tuple[Leaf, int | None]]:
         flat, _ = jax.tree_util.tree_flatten_with_path(

@@ -163,11 +163,7 @@ def scale_by_rule(
 
 
 def step(
-    tx: optax.GradientTransformation,
-    grads: Updates,
-    state: State,
-    params: P,
-    **extra_args: Leaf,
+    tx: optax.GradientTransformation, grads: Updates, state: State, params: P, **extra_args: Leaf
 ) -> tuple[P, State]:
     """One optimizer step: the new parameters and the new state.
 

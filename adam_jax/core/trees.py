@@ -2,7 +2,6 @@
 
 import collections
 import re
-from collections.abc import Mapping
 
 import jax
 
@@ -143,48 +142,6 @@ Keys = tuple[Leaf, ...]
 def is_stored(x: Leaf) -> bool:
     """Whether this is a stored form other than a plain array."""
     return isinstance(getattr(x, "format", None), Format)
-
-
-def own_keys(keys: Keys) -> set[Keys]:
-    """The paths under which a state may store something for the parameter with this path.
-
-    A box holds its array in `value`. A stored form of several arrays replaces it, with boxes
-    inside.
-    """
-    return {keys, keys[:-1] if keys[-1:] == (_VALUE,) else keys}
-
-
-_VALUE = jax.tree_util.GetAttrKey("value")
-
-
-def owner_of(
-    keys: Keys, shape: tuple[int, ...], shapes: Mapping[Keys, tuple[int, ...]]
-) -> Keys | None:
-    """The parameter that an array of the state belongs to: its path is part of the array's path.
-
-    Of several candidates it takes the one with the array's shape, then the one nearest to the end,
-    then the longest. A scalar belongs only to a scalar: counts and statistics have no owner.
-
-    Args:
-      keys: the path of the array in the state.
-      shape: of the array.
-      shapes: of the parameters, by path.
-    """
-    whole = (keys[start:] for start in range(len(keys)))
-    if (own := next((k for k in whole if shapes.get(k) == shape), None)) is not None:
-        return own  # Nothing follows it, as in nearly all cases; it would also be first below.
-    found = []
-    for end in range(len(keys) + 1):
-        behind = keys[end:]
-        one_array = all(isinstance(key, jax.tree_util.GetAttrKey) for key in behind)
-        for start in range(end + 1):
-            own = keys[start:end]
-            if own not in shapes or (not shape and (shapes[own] or not one_array)):
-                continue
-            if own and start == 0 and behind:  # The index of a stage in a chain, not of a leaf.
-                continue
-            found.append((shapes[own] == shape, end, len(own), own))
-    return max(found, key=lambda x: x[:3])[-1] if found else None
 
 
 def fetched(tree: PyTree) -> PyTree:

@@ -97,10 +97,7 @@ def _learning_rate(
 
 
 def _weight_decay(
-    argument: str,
-    weight_decay: ArrayLike | Schedule,
-    mask: MaskLike = None,
-    downhill: bool = False,
+    argument: str, weight_decay: ArrayLike | Schedule, mask: MaskLike = None, downhill: bool = False
 ) -> Stage:
     """The stage that adds λθ on the leaves in the mask.
 

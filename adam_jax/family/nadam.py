@@ -20,8 +20,8 @@ from adam_jax.family.alias import alias
 from adam_jax.formats.policy import AT_LEAST_FLOAT32, SlotDType
 from adam_jax.pytrees import frozen_pytree
 from adam_jax.rates import DecayRateLike, Schedule, decay_rate
-from adam_jax.rules.adam import AheadEma, Ema, MomentRule, NesterovEma, Root
-from adam_jax.validation import as_number, check_number, named_arguments
+from adam_jax.rules.adam import AheadEma, Ema, MomentRule, Root
+from adam_jax.validation import check_number, named_arguments
 
 TERMS = 56
 """Terms of the series below: 2⁻⁵⁶ is below the resolution of float64."""
@@ -33,7 +33,7 @@ class ScheduledNesterovEma(AheadEma):
 
     mu_{t+1}·b_{t+1} / (1 - Π_{t+1}) + g·(1 - b_t) / (1 - Π_t), with Π_t = b_1·b_2 ··· b_t. PyTorch
     keeps Π_t in its state. Here it is computed from t alone, so the state is Adam's: log Π_t =
-    t·log b - Σ_j 2⁻ʲ/j·(r^j + r^2j + ··· + r^tj), with r = 0.96^ψ.
+    t·log b - Σ_j 2⁻ʲ/j·(r^j + r^2j + ··· + r^tj), with r = 0.96^ψ; a schedule of b has its product.
     """
 
     momentum_decay: Number = 0.0
@@ -57,25 +57,11 @@ class ScheduledNesterovEma(AheadEma):
             sums = jnp.where(log_r == 0, at_0, terms)
             return self.ema.rate.correction(count, ahead, -jnp.sum(sums * 0.5**j / j))
 
-        b = 1 - self.ema.rate.complement
+        rate = self.ema.rate
+        b, following = (1 - x.complement for x in (rate, rate.following or rate))
         of_g = (1 - b * factor(t_now)) / one_minus_product(0)
-        of_mu = b * factor(t_now + 1) / one_minus_product(1) / of_g
+        of_mu = following * factor(t_now + 1) / one_minus_product(1) / of_g
         return dataclasses.replace(self, of_mu=of_mu, of_both=of_g)
-
-
-@dataclasses.dataclass(frozen=True)
-class Momentum:
-    """The momentum of `ScheduledNesterovEma`, where b1 or ψ is a schedule."""
-
-    b1: Number
-    momentum_decay: Number
-
-    def __call__(self, count: Array) -> Array:
-        b1: Any = self.b1(count) if callable(self.b1) else self.b1
-        psi: Any = self.momentum_decay
-        psi = psi(count) if callable(psi) else psi
-        t = jnp.asarray(count, jnp.result_type(float)) + 1
-        return b1 * (1 - 0.5 * 0.96 ** (t * psi))
 
 
 def scale_by_nadam(
@@ -86,7 +72,7 @@ def scale_by_nadam(
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
     *,
     nesterov: bool = True,
-    momentum_decay: ArrayLike | Schedule | None = None,
+    momentum_decay: Array | float | None = None,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
     eps_hat: ArrayLike | None = None,
 ) -> Transformation:
@@ -100,16 +86,9 @@ def scale_by_nadam(
         return scale_by_adam(*numbers, nesterov=nesterov, nu_dtype=nu_dtype, eps_hat=eps_hat)
     if not nesterov:
         raise ValueError("momentum_decay must be None for nesterov=False: leave one of them out.")
-    decay: Any = momentum_decay
-    if not callable(decay):
-        decay = check_number("momentum_decay", decay, instead="PyTorch's is 0.004")
+    decay = check_number("momentum_decay", momentum_decay, instead="PyTorch's is 0.004")
     rate = decay_rate("b2", b2)
-    average: Any = Ema("mu", decay_rate("b1", b1))
-    if callable(b1) or callable(decay):
-        momentum = decay_rate("momentum", Momentum(as_number(b1), as_number(decay)))
-        first: Any = NesterovEma(average, momentum=momentum)
-    else:
-        first = ScheduledNesterovEma(average, momentum_decay=decay)
+    first = ScheduledNesterovEma(Ema("mu", decay_rate("b1", b1)), momentum_decay=decay)
     second = Ema("nu", rate, magnitude=True)
     rule = MomentRule(first, second, Root.of(eps, eps_root, eps_hat, rate))
     return scale_by_rule(rule, optax.ScaleByAdamState, mu_dtype, nu_dtype, "scale_by_nadam")
@@ -125,7 +104,7 @@ def nadam(
     mu_dtype: SlotDType = AT_LEAST_FLOAT32,
     *,
     nesterov: bool = True,
-    momentum_decay: ArrayLike | Schedule | None = None,
+    momentum_decay: Array | float | None = None,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
     eps_hat: ArrayLike | None = None,
     l2: ArrayLike | Schedule | None = None,
@@ -156,7 +135,7 @@ def nadamw(
     *,
     weight_decay_mask: MaskLike = None,
     nesterov: bool = True,
-    momentum_decay: ArrayLike | Schedule | None = None,
+    momentum_decay: Array | float | None = None,
     nu_dtype: SlotDType = AT_LEAST_FLOAT32,
     eps_hat: ArrayLike | None = None,
     scale_decay: bool = True,
@@ -172,8 +151,8 @@ def nadamw(
       b1: as in `adamw`. With a schedule, the factor of mu in n is the rate of the next step.
       nesterov: False is Adam: n = mû = mu / (1 - b1ᵗ).
       momentum_decay: ψ ≥ 0, per optimizer step: the momentum of step t is b1·(1 - 0.96^(tψ) / 2),
-        which grows from b1/2 to b1. PyTorch has 0.004, Keras 1.0. A number, or a schedule; None
-        keeps b1 throughout, as Optax does.
+        which grows from b1/2 to b1. PyTorch has 0.004, Keras 1.0. None keeps b1 throughout, as
+        Optax does.
 
     The other arguments, the arithmetic, the errors and the differences from Optax are those of
     `adamw`. The state is that of `adamw`, as in Optax.

@@ -44,7 +44,6 @@ class LeafAdvice(NamedTuple):
       decay: λ; "scheduled" if it is not a plain number; "" for none.
       group: the expression of `groups` that it matches; "" without groups, or if none matches.
       numbers: its hyperparameters, where not all leaves have the same.
-      shadowed: the expressions of `groups` that it matches too, which come after its group.
     """
 
     path: str
@@ -56,7 +55,6 @@ class LeafAdvice(NamedTuple):
     decay: str
     group: str
     numbers: str
-    shadowed: str
 
     @property
     def stored(self) -> str:
@@ -86,7 +84,7 @@ class Advice:
             for x in self.leaves
         )
         columns = ["leaf", "leaves", "shape", "dtype", "state B/p", "stored as", "on TPUs", "decay"]
-        rows = [[*columns, "group", "numbers", "matches too"]]
+        rows = [[*columns, "group", "numbers"]]
         for (path, shape, *cells), count in alike.items():
             rows.append([path, str(count), "x".join(map(str, shape)) or "scalar", *cells])
         used = [i for i, column in enumerate(zip(*rows[1:], strict=True)) if any(column)]
@@ -155,7 +153,6 @@ def advise(
             decay=_decay(plans[path].rules) if path in plans else "",
             group="".join(groups_of[path][:1]),
             numbers=", ".join(x for x in arguments_of.get(path, ()) if x not in common),
-            shadowed=", ".join(groups_of[path][1:]),
         )
         for i, (path, p) in enumerate(zip(paths, jax.tree.leaves(params), strict=True))
     )

@@ -142,8 +142,8 @@ def bytes_per_parameter(
         the first key of their path.
 
     Returns:
-      Bytes, in total and by group. An array of the state whose path contains that of a parameter,
-      with any prefix and suffix (`mu/head/kernel/codes`), belongs to this parameter.
+      Bytes, in total and by group. An array of the state whose path ends in that of a parameter,
+      `mu/head/kernel`, belongs to this parameter.
 
     Raises:
       ValueError: no arrays in `params`, `grads` unlike them, an invalid `tx` or `patterns`.

@@ -153,15 +153,10 @@ class NesterovEma(AheadEma):
     """mu read as b'·mu / (1 - Π') + (1-b)·g / (1 - Π), with b' and Π' of the next step.
 
     Dozat 2016, algorithm 2.
-
-    Attributes:
-      momentum: b, where it is not that of the average.
     """
 
-    momentum: Any = None
-
     def at(self, count: Count) -> "NesterovEma":
-        rate = self.ema.rate if self.momentum is None else self.momentum
+        rate = self.ema.rate
         following = rate.following or rate
         of_g = rate.complement / rate.correction(count)
         of_mu = (1 - following.complement) / rate.correction(count, ahead=1) / of_g

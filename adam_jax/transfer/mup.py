@@ -30,12 +30,7 @@ from adam_jax.validation import check_number
 
 
 def mup(
-    tx: Modifiable,
-    base: PyTree,
-    params: Params,
-    *,
-    layers: str | None = None,
-    alpha: float = 1.0,
+    tx: Modifiable, base: PyTree, params: Params, *, layers: str | None = None, alpha: float = 1.0
 ) -> Modifiable:
     r"""Trains a large model with the hyperparameters of a small one (muP, CompleteP).
 
@@ -146,9 +141,8 @@ class ByFactors(Choice):
     ) -> list[int | None]:
         """The variant of each leaf."""
         table, found = dict(self.table), []
-        chosen = [0] * len(paths)
-        if self.inner is not None:
-            chosen = self.inner.variants(paths, moving, check)
+        inner = self.inner
+        chosen = [0] * len(paths) if inner is None else inner.variants(paths, moving, check)
         for path, which in zip(paths, chosen, strict=True):
             if which is not None and path not in table:
                 raise ValueError(
@@ -304,11 +298,7 @@ class MupTable:
 
 
 def mup_table(
-    base: PyTree,
-    params: Params,
-    *,
-    layers: str | None = None,
-    alpha: float = 1.0,
+    base: PyTree, params: Params, *, layers: str | None = None, alpha: float = 1.0
 ) -> MupTable:
     """Shows, before any training, what `mup` and `mup_init` do with each leaf.
 

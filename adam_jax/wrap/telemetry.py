@@ -162,9 +162,7 @@ def _sums(p: Leaf, g: Leaf, u: Leaf, moved: Leaf) -> list[jax.Array]:
 
 
 def telemetry(
-    inner: optax.GradientTransformation,
-    every: int = 100,
-    patterns: Mapping[str, str] | None = None,
+    inner: optax.GradientTransformation, every: int = 100, patterns: Mapping[str, str] | None = None
 ) -> Transformation:
     """Measures periodically, inside the program, what a step does to each group of parameters.
 

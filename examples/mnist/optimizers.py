@@ -20,8 +20,13 @@ SCHEDULES: dict[str, Callable[[float, int], Any]] = {
     "constant": lambda rate, steps: optax.constant_schedule(rate),
     "cosine": lambda rate, steps: optax.cosine_decay_schedule(rate, steps),
     "inverse-sqrt": lambda rate, steps: schedules.inverse_sqrt_schedule(rate),
-    "warmup-stable-decay": lambda rate, steps: schedules.warmup_stable_decay_schedule(
-        rate, steps // 20, steps - steps // 20 - steps // 5, steps // 5
+    "warmup-stable-decay": lambda rate, steps: optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, rate, steps // 20),
+            optax.constant_schedule(rate),
+            optax.linear_schedule(rate, 0.0, steps // 5),
+        ],
+        [steps // 20, steps - steps // 5],
     ),
 }
 ENDING = ("cosine", "warmup-stable-decay")  # Schedules that depend on the number of steps.

@@ -90,7 +90,7 @@ def nadam(gradients, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, momentum_decay=No
     product = 1.0
     for t, g, m, v in moments(gradients, b1, b2):
         now = b1 * (1 - 0.5 * 0.96 ** (t * momentum_decay))
-        ahead = following(b1) * (1 - 0.5 * 0.96 ** ((t + 1) * following(momentum_decay)))
+        ahead = following(b1) * (1 - 0.5 * 0.96 ** ((t + 1) * momentum_decay))
         product = product * now
         first = m * ahead / (1 - product * ahead) + g * (1 - now) / (1 - product)
         yield ratio(first, np.sqrt(v / (1 - b2**t) + eps_root) + eps)

@@ -30,8 +30,7 @@ BY_SCHEDULE = [m for m in MEMBERS if m.name != "lamb"]  # Its direction is Adam'
 
 def rates_of(member):
     arguments = inspect.signature(member.oracle).parameters
-    names = [name for name in ("b1", "b2", "b3") if name in arguments]
-    return [*names, *(["momentum_decay"] if "momentum_decay" in member.ours else [])]
+    return [name for name in ("b1", "b2", "b3") if name in arguments]
 
 
 def applied(schedule):
@@ -56,8 +55,6 @@ def judged(member, gradients, numbers):
 def test_against_products_in_float64(member, averages, squares, standard_promotion):
     schedules = dict.fromkeys(rates_of(member), OF_SQUARES[squares])
     schedules["b1"] = OF_GRADIENTS[averages]
-    if "momentum_decay" in schedules:
-        schedules["momentum_decay"] = lambda count: 0.004 / (1 + count / 50.0)
     gradients = np.random.default_rng(0).standard_normal((STEPS, 40)).astype(np.float32)
     numbers = {name: applied(schedule) for name, schedule in schedules.items()}
     expected = judged(member, gradients, numbers)
@@ -129,6 +126,9 @@ def test_the_same_bits_outside_a_program_in_hyperparams_and_by_layer(standard_pr
     equal(trained(adam_jax.with_layers(tx, "w"))[0], expected)
     equal(trained(adam_jax.with_hyperparams(adam_jax.nadamw)(0.1, **OTHERS))[0],
           trained(adam_jax.nadamw(0.1, **OTHERS))[0])  # fmt: skip
+    decay = OTHERS | {"momentum_decay": 0.004}
+    close(trained(adam_jax.with_hyperparams(adam_jax.nadamw)(0.1, **decay))[0],
+          trained(adam_jax.nadamw(0.1, **decay))[0])  # fmt: skip
     mesh = jax.make_mesh((3,), ("data",))
     specs = {"w": jax.P(None, "data"), "b": jax.P("data")}
     placed = jax.device_put(TWO, {k: jax.NamedSharding(mesh, x) for k, x in specs.items()})
@@ -200,10 +200,15 @@ def test_pytorch_has_no_schedules_of_momenta():
     zeros = {name: np.zeros(1) for name in ("exp_avg", "exp_avg_sq")}
     its = {0: zeros | {"step": np.float32(3), "mu_product": np.float32(0.1)}}
     torch = {"state": its, "param_groups": [{"params": [0]}]}
-    for schedules in ({"b1": RAMP, "momentum_decay": 0.004}, {"momentum_decay": RAMP}):
-        tx = adam_jax.nadam(0.1, **schedules)
-        with pytest.raises(ValueError, match="nadam with numbers"):
-            adam_jax.convert.from_torch(torch, {"w": jnp.zeros(1)}, tx, order=["w"])
+    tx = adam_jax.nadam(0.1, b1=RAMP, momentum_decay=0.004)
+    with pytest.raises(ValueError, match="nadam with a number for b1"):
+        adam_jax.convert.from_torch(torch, {"w": jnp.zeros(1)}, tx, order=["w"])
+
+
+def test_the_momentum_decay_of_nadam_is_a_number():
+    for factory in (adam_jax.nadam, adam_jax.with_hyperparams(adam_jax.nadam)):
+        with pytest.raises(ValueError, match="momentum_decay must be a number"):
+            factory(0.1, momentum_decay=RAMP)
 
 
 def test_rates_outside_the_interval(standard_promotion):

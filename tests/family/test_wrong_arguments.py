@@ -113,12 +113,12 @@ def test_parameters_and_gradients_of_8_bits(member, dtype):
 
 def test_a_number_in_quotes():
     for make, text in (
-        (lambda: adam_jax.adamw("1e-3"), "float('1e-3')"),
-        (lambda: adam_jax.adamw(1e-3, b1=np.str_("0.9")), "float('0.9')"),
-        (lambda: adam_jax.with_hyperparams(adam_jax.adamw)("1e-3"), "float('1e-3')"),
+        (lambda: adam_jax.adamw("1e-3"), "got '1e-3'"),
+        (lambda: adam_jax.adamw(1e-3, b1=np.str_("0.9")), "'0.9'"),
+        (lambda: adam_jax.with_hyperparams(adam_jax.adamw)("1e-3"), "got '1e-3'"),
     ):
         message = raised(make)
-        assert text in message and "YAML" in message and "uphill" not in message
+        assert text in message
     assert "0.0 turns it off" in raised(lambda: adam_jax.adamw(1e-3, weight_decay="no"))
 
 

@@ -113,10 +113,10 @@ MUTATIONS = {
         "an average without its rounding error": ("(x - old - error)) + error", "(x - old))"),
     },
     "schedules.py": {
-        "decay one step early": ("+ self.decay_steps - t", "+ self.decay_steps - t - 1")
+        "a rate that grows": ("self.init_value / jnp.sqrt", "self.init_value * jnp.sqrt"),
     },
     "groups.py": {
-        "the first group's numbers for all": ("-1 if i is None else i]", "-1 if i is None else 0]"),
+        "the first group's numbers for all": ("else first + own", "else own"),
     },
     "transfer/mup.py": {
         "muP grows the rate": ("depth ** (alpha - 1) / inputs,", "depth ** (alpha - 1) * inputs,"),

@@ -22,7 +22,10 @@ SCHEDULES = {
     "warmup cosine": optax.warmup_cosine_decay_schedule(0.0, 0.1, 64, 640, 0.01),
     "piecewise": optax.piecewise_constant_schedule(0.1, {160: 0.1, 320: 0.5}),
     "inverse root": adam_jax.schedules.inverse_sqrt_schedule(0.1),
-    "trapezoid": adam_jax.schedules.warmup_stable_decay_schedule(0.1, 64, 320, 256),
+    "trapezoid": optax.join_schedules(
+        [optax.linear_schedule(0, 0.1, 64), lambda _: 0.1, optax.linear_schedule(0.1, 0, 256)],
+        [64, 384],
+    ),
 }
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 
