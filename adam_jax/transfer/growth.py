@@ -83,7 +83,8 @@ def growths(base: PyTree, params: Params, layers: str | None = None) -> list[Gro
             raise ValueError(
                 f"layers must match the whole path of a leaf, got {layers!r} for {[*shapes]}."
             )
-    kinds, base_kinds = _kinds(shapes), _kinds(base_shapes)
+    numbers = numbered({**base_shapes, **shapes})
+    kinds, base_kinds = _kinds(shapes, numbers), _kinds(base_shapes, numbers)
     found: dict[str, Growth] = {}
     for kind, ours in kinds.items():
         theirs = base_kinds.get(kind, {})
@@ -106,12 +107,24 @@ def growths(base: PyTree, params: Params, layers: str | None = None) -> list[Gro
     return [found[path] for path in shapes]
 
 
-def _kinds(paths: Iterable[str]) -> dict[str, dict[Numbers, str]]:
+def numbered(paths: Iterable[str]) -> dict[str, str]:
+    """Adds a number to the first of Haiku's modules: `block`, `block_1`, `block_2`."""
+    ends = re.compile(r"(?=/|$)")
+    modules = {path[: end.start()] for path in paths for end in ends.finditer(path)}
+    first = {x[:-2] for x in modules if x.endswith("_1") and f"{x[:-1]}0" not in modules}
+
+    def number(end: re.Match[str]) -> str:
+        return "_0" if end.string[: end.start()] in first else ""
+
+    return {path: ends.sub(number, path) for path in paths}
+
+
+def _kinds(paths: Iterable[str], numbered: Mapping[str, str]) -> dict[str, dict[Numbers, str]]:
     """The leaves that differ in numbers only, by these numbers."""
     kinds: dict[str, dict[Numbers, str]] = {}
     for path in paths:
-        numbers = tuple(re.findall(r"\d+(?=/|$)", path))
-        kinds.setdefault(without_numbers(path), {})[numbers] = path
+        numbers = tuple(re.findall(r"\d+(?=/|$)", numbered[path]))
+        kinds.setdefault(without_numbers(numbered[path]), {})[numbers] = path
     return kinds
 
 

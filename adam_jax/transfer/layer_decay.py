@@ -8,6 +8,7 @@ from adam_jax._types import Params
 from adam_jax.core.trees import leaf_paths
 from adam_jax.modifiers import Modifiable
 from adam_jax.roles import BLOCK, roles
+from adam_jax.transfer.growth import numbered
 from adam_jax.transfer.mup import Factors, check_learning_rate, with_leaf_factors
 from adam_jax.validation import check_number
 
@@ -43,8 +44,9 @@ def layer_decay(tx: Modifiable, params: Params, decay: float) -> Modifiable:
                 f"params must have layers as separate leaves, got the {role} {path!r}: a factor is"
                 f" of a whole leaf."
             )
+    with_numbers = numbered(paths)
     block = re.compile(rf"(.*?/)?({BLOCK})[/_.]?(?P<number>\d+)(?=/)", re.IGNORECASE)
-    blocks = {path: int(m["number"]) for path in paths if (m := block.match(path))}
+    blocks = {path: int(m["number"]) for path in paths if (m := block.match(with_numbers[path]))}
     if not blocks:
         raise ValueError(
             f"params must have layers with numbers in their paths, blocks/0/kernel, got {paths}."

@@ -181,6 +181,21 @@ def test_a_block_that_base_lacks_has_the_shape_of_its_first(name):
     assert [g.depth for g in growths(init(4, 8), init(1, 32))] == [1 / 4] * 2
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_first_module_of_haiku_has_no_number(count):
+    def init(count, width):
+        names = ["net/block", *(f"net/block_{i}" for i in range(1, count))]
+        its = {f"{name}/~/linear": {"w": shape(width, 4 * width)} for name in names}
+        its |= {f"{name}/~/linear_1": {"w": shape(4 * width, width)} for name in names}
+        return its | {"linear": {"w": shape(width, 3)}}
+
+    found = {g.path: g for g in growths(init(count, 4), init(6, 16))}
+    blocks = [g for path, g in found.items() if path.startswith("net")]
+    assert len(blocks) == 12 and {g.depth for g in blocks} == {6 / count}
+    assert found["net/block_5/~/linear_1/w"].base_path == "net/block/~/linear_1/w"
+    assert found["linear/w"].layers == (1, 1) and found["linear/w"].role == "output"
+
+
 def test_layers_of_different_shapes_must_be_as_many():
     def init(*widths):
         return {f"Dense_{i}": shape(n, m) for i, (n, m) in enumerate(itertools.pairwise(widths))}
