@@ -51,6 +51,7 @@ def train(digits, out):
         return *adam_jax.step(tx, grads, state, params, weight=32.0), loss * factor
 
     test_loss = jax.jit(loss_of)
+    loss = None
     for step in range(1, 1801):
         for batch in random.integers(0, len(digits.train_labels), (4, 32)):
             x, y = digits.train_images[batch], digits.train_labels[batch].astype(np.int32)
