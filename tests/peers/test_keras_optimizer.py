@@ -19,7 +19,10 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 keras = pytest.importorskip("keras", reason="Keras is in a group of its own: make test-peers")
 module = importlib.import_module("adam_jax.trainers.keras")
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = [
+    pytest.mark.usefixtures("standard_promotion"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation"),  # Keras 3.15, of its variables.
+]
 
 SAME = dict(eps=0.0, eps_hat=1e-7)
 IMAGES, DIGITS = load_digits(return_X_y=True)
@@ -55,7 +58,6 @@ def arrays(model):
     ("theirs", "ours", "shared"),
     [
         ("AdamW()", "a.adamw(1e-3, weight_decay=0.004, **same)", ""),
-        ("AdamW()", "optax.adamw(1e-3, eps=1e-7, weight_decay=0.004)", ""),
         ("Adam()", "a.adam(1e-3, **same)", ""),
         ("Adam()", "a.with_hyperparams(a.adam)(1e-3, **same)", ""),
         ("Adam()", "a.adam(1e-3, **same)", "global_clipnorm=0.5"),
@@ -74,7 +76,7 @@ def arrays(model):
     ids=lambda code: code,
 )
 def test_the_losses_are_those_of_keras(theirs, ours, shared):
-    names = {"a": adam_jax, "optax": optax, "same": SAME}
+    names = {"a": adam_jax, "same": SAME}
     shared = eval(f"dict({shared})")
     theirs = eval(f"keras.optimizers.{theirs}", {"keras": keras})
     for name, value in shared.items():
@@ -82,6 +84,11 @@ def test_the_losses_are_those_of_keras(theirs, ours, shared):
     theirs = type(theirs).from_config(theirs.get_config())
     ours = module.Optimizer(eval(ours, names), **shared)
     assert losses(ours) == pytest.approx(losses(theirs), rel=1e-5, abs=0)
+
+
+def test_transformations_of_optax():
+    ours = losses(module.Optimizer(adam_jax.adamw(1e-3)))
+    assert losses(module.Optimizer(optax.adamw(1e-3))) == pytest.approx(ours, rel=1e-5)
 
 
 def test_each_array_of_the_state_is_a_variable_and_an_eager_step_is_the_compiled_one():
@@ -121,7 +128,7 @@ def test_stateless_apply_is_one_step():
 
 
 def test_a_rate_of_keras_drives_with_hyperparams():
-    decay = keras.optimizers.schedules.CosineDecay(1e-2, 48)
+    decay = keras.optimizers.schedules.CosineDecay(2e-3, 48)
     theirs = losses(keras.optimizers.Adam(decay))
     ours = adam_jax.with_hyperparams(adam_jax.adam)(1e-3, **SAME)
     assert losses(module.Optimizer(ours, decay)) == pytest.approx(theirs, rel=1e-5)
@@ -168,7 +175,7 @@ TX = adam_jax.accumulate(
 )
 
 
-@pytest.mark.parametrize("kwargs", [{}, dict(use_ema=True, clipnorm=1.0)], ids=str)
+@pytest.mark.parametrize("kwargs", [{}, dict(gradient_accumulation_steps=2, clipnorm=1.0)], ids=str)
 def test_a_loaded_run_continues_with_the_same_bits(tmp_path, kwargs):
     path, weights = tmp_path / "model.keras", tmp_path / "model.weights.h5"
     model = compiled(module.Optimizer(TX, 3e-3, **kwargs))
@@ -199,6 +206,9 @@ def test_a_file_is_not_loaded_with_another_state(tmp_path):
     for tx in (ADAMW(1e-3), adam_jax.accumulate(adam_jax.skip_nonfinite(ADAMW(1e-3)), 3)):
         with pytest.raises(ValueError, match="saved arrays must be those"):
             keras.models.load_model(path, custom_objects={"tx": tx})
+    compiled(module.Optimizer(TX)).save(path)
+    with pytest.warns(UserWarning, match="Skipping variable loading"):  # There are none.
+        keras.models.load_model(path, custom_objects={"tx": TX})
     with pytest.raises(ValueError, match=r"optimizer\.build"):
         compiled(module.Optimizer(TX)).load_weights(weights)
     keras.models.load_model(path, compile=False)
@@ -230,7 +240,7 @@ def test_float16_and_bfloat16():
         model = compiled(module.Optimizer(adam_jax.master_residual(PLAIN)))
     finally:
         keras.config.set_dtype_policy(before)
-    assert fit(model)["loss"] == pytest.approx(losses(module.Optimizer(PLAIN)), rel=2e-2)
+    assert fit(model)["loss"] == pytest.approx(losses(module.Optimizer(PLAIN)), rel=5e-2)
     assert {str(v.dtype) for v in model.trainable_variables} == {"bfloat16"}
 
 
@@ -252,11 +262,11 @@ def test_state_is_sharded_as_the_parameters():
 
 def test_the_example_of_the_docstring(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert doctest.testmod(module) == (0, 7)
+    assert doctest.testmod(module) == (0, 8)
 
 
 def test_another_backend_is_refused():
     code = "import adam_jax.trainers.keras"
     env = os.environ | {"KERAS_BACKEND": "numpy"}
     run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert "KERAS_BACKEND=jax before the first import of keras" in run.stderr
+    assert "got numpy: set KERAS_BACKEND=jax before" in run.stderr
