@@ -41,6 +41,7 @@ LAYERS = {
     "convert": "states in other formats, and from and to other libraries",
     "inspect": "memory, predicted; what happens to each leaf; records, live; layout of tables",
     "transfer": "hyperparameters for larger models, batches, runs: muP, CompleteP, scaling rules",
+    "trainers": "optimizers of Keras; imported by nothing here, since each needs its trainer",
     "__init__": "the public names",
     "__main__": "`python -m adam_jax`: versions, devices, dtypes; `watch` shows a run's records",
 }
