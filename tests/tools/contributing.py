@@ -42,7 +42,7 @@ LAYERS = {
     "inspect": "memory, predicted; what happens to each leaf; records, live; layout of tables",
     "transfer": "hyperparameters for larger models, batches, runs: muP, CompleteP, scaling rules",
     "__init__": "the public names",
-    "__main__": "`python -m adam_jax`: versions, devices, dtypes; `watch` shows a run's records",
+    "__main__": "`python -m adam_jax`: versions, devices, dtypes; `watch`; `convert`",
 }
 
 # The smallest example of each kind: files, and the beginnings of the first and last line shown.
