@@ -42,8 +42,7 @@ def convert(checkpoint: Path, out: Path, source: str, to: str, params: str, stat
     ways = ocp.RestoreArgs(), ocp.ArrayRestoreArgs(sharding=jnp.zeros(()).sharding)
     ways = jax.tree.map(lambda x: ways[bool(getattr(x, "sharding", None))], kinds)
     with jax.enable_x64(True):  # Other arrays may have 64 bits.
-        needed = {place[0], weights[0]}
-        trees = {k: orbax.restore(folders[k], restore_args=ways[k]) for k in needed}
+        trees = {k: orbax.restore(folders[k], restore_args=ways[k]) for k in {place[0], weights[0]}}
     saved, model = (
         functools.reduce(lambda x, k: x[int(k) if isinstance(x, list) else k], path, trees)
         for path in (place, weights)
@@ -55,8 +54,7 @@ def convert(checkpoint: Path, out: Path, source: str, to: str, params: str, stat
     has, wants = (
         {f"{'/'.join(x)} {v.dtype}{[*v.shape]}" for x, v in y.items()} for y in (arrays, flat(like))
     )
-    instead = "Write --from as in the run that saved CHECKPOINT."
-    complain("the state", wants - has, has - wants, instead=instead)
+    complain("the state", wants - has, has - wants, instead="Write --from as in the run.")
     old = jax.tree.map(jnp.asarray, nested(arrays, like))
     written = new = from_optax(old, model, after)
     if jax.tree.structure(saved) == jax.tree.structure(nested(flat(saved))):  # As in NNX.
@@ -95,10 +93,8 @@ def _facts(state: State, params: Params) -> dict[str, str]:
     for (_, slot), stored in moments.slots.items():
         for x in jax.tree.leaves(stored):
             bytes_of[f"{slot} in {x.dtype}"] += x.nbytes
-    facts = {
-        "steps": str({*moments.counts.values()}),
-        "others": listed(_left_behind(state)) or "none",
-    }
+    facts = {"steps": str({*moments.counts.values()})}
+    facts["others"] = listed(_left_behind(state)) or "none"
     facts |= {k: f"{n:,} bytes" for k, n in bytes_of.items()}
     for x in found(state, lambda x: hasattr(x, "hyperparams")):
         facts |= {k: str(v) for k, v in x.hyperparams.items()}
