@@ -1,6 +1,8 @@
-"""`python -m adam_jax convert`: an Orbax checkpoint, with the state of another optimizer."""
+"""`python -m adam_jax convert`: an Orbax checkpoint, with the state of another optimizer.
 
-import functools
+A path in a step is the name of an item, "" if there is only one, then the keys in its tree.
+"""
+
 import importlib.util
 import pkgutil
 import shutil
@@ -11,91 +13,145 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adam_jax._types import AnyTransformation, Params, State
+from adam_jax._types import AnyTransformation, Named, Params, PyTree, State
 from adam_jax.convert.moments import _left_behind, from_optax, read
 from adam_jax.convert.names import complain, listed
 from adam_jax.core.states import found
+from adam_jax.core.trees import Keys
 
 
 def convert(checkpoint: Path, out: Path, source: str, to: str, params: str, state: str) -> str:
-    """Copies a checkpoint, with the state of `to` for that of `source`; returns what changed."""
+    """Copies a step, with the state of `to` for that of `source`; returns what changed."""
     if not importlib.util.find_spec("orbax"):
         raise ImportError("convert reads checkpoints with Orbax: pip install orbax-checkpoint")
     ocp: Any = importlib.import_module("orbax.checkpoint")
-    flat, nested, orbax = ocp.tree.to_flat_dict, ocp.tree.from_flat_dict, ocp.PyTreeCheckpointer()
     checkpoint, out = checkpoint.resolve(), out.resolve()
     if out.exists() or checkpoint in out.parents:
         raise FileExistsError(f"OUT must be a new folder outside CHECKPOINT, got {out}.")
-    before, after = _made(source), _made(to)
-    folders = {"": checkpoint} | {x.name: x for x in checkpoint.glob("*")}  # One item, or several.
-    items = {k: orbax.metadata(x) for k, x in folders.items() if (x / "_METADATA").exists()}
-    if not items:
-        raise FileNotFoundError(f"CHECKPOINT must be a step that Orbax wrote, got {checkpoint}.")
-    kinds = {k: x.item_metadata.tree for k, x in items.items()}
-    paths = [*flat(kinds, keep_empty_nodes=True)]
-    place = _place("--state", state, paths)
-    inside = [x[len(place) :] for x in paths if x[: len(place)] == place]
-    end = ("value",) * all(x[-1:] == ("value",) for x in inside)  # NNX has it around every array.
-    parts = {x[i:j] for x in inside for j in range(len(x) + 1 - len(end)) for i in range(j)}
-    others = [x for x in paths if x[: len(place)] != place]
-    weights = _place("--params", params, others, {x + end for x in parts})
-    ways = ocp.RestoreArgs(), ocp.ArrayRestoreArgs(sharding=jnp.zeros(()).sharding)
-    ways = jax.tree.map(lambda x: ways[bool(getattr(x, "sharding", None))], kinds)
-    with jax.enable_x64(True):  # Other arrays may have 64 bits.
-        trees = {k: orbax.restore(folders[k], restore_args=ways[k]) for k in {place[0], weights[0]}}
-    saved, model = (
-        functools.reduce(lambda x, k: x[int(k) if isinstance(x, list) else k], path, trees)
-        for path in (place, weights)
+    old_tx, new_tx = _transformation(source), _transformation(to)
+
+    items = _items(ocp, checkpoint)
+    state_path, params_path, wrapper, parts = _find(ocp, items, state, params)
+    item, names = state_path[0], {state_path[0], params_path[0]}
+    trees = {name: _restored(ocp, checkpoint / name, items[name]) for name in names}
+    saved, weights = _subtree(trees, state_path), _subtree(trees, params_path)
+    arrays, model = _arrays(ocp, saved, wrapper), _trained(ocp, weights, wrapper, parts)
+    old = _state_of(ocp, old_tx, model, arrays)
+    new = from_optax(old, model, new_tx)
+
+    if item:  # The other items are copied, byte for byte.
+        shutil.copytree(checkpoint, out, ignore=lambda x, _: [item] * (Path(x) == checkpoint))
+    tree = _replaced(ocp, trees[item], saved, new, wrapper)
+    user_metadata = items[item].custom_metadata
+    ocp.PyTreeCheckpointer().save(out / item, tree, custom_metadata=user_metadata)
+    before, after = _facts(old, model), _facts(new, model)
+    return "\n".join(
+        f"{x}: {before.get(x, 'none')} → {after.get(x, 'none')}" for x in before | after
     )
-    arrays, its = ({x[: len(x) - len(end)]: v for x, v in flat(y).items()} for y in (saved, model))
-    if end or not parts.issuperset(its):  # LoRA trains some of them.
-        model = nested({x: v for x, v in its.items() if x in parts})
-    like = jax.eval_shape(before.init, model)
-    has, wants = (
-        {f"{'/'.join(x)} {v.dtype}{[*v.shape]}" for x, v in y.items()} for y in (arrays, flat(like))
-    )
-    complain("the state", wants - has, has - wants, instead="Write --from as in the run.")
-    old = jax.tree.map(jnp.asarray, nested(arrays, like))
-    written = new = from_optax(old, model, after)
-    if jax.tree.structure(saved) == jax.tree.structure(nested(flat(saved))):  # As in NNX.
-        written = nested({x + end: v for x, v in flat(new).items()})
-    if place[0]:
-        shutil.copytree(checkpoint, out, ignore=lambda x, _: [place[0]] * (Path(x) == checkpoint))
-    tree, about = trees[place[0]], items[place[0]].custom_metadata
-    tree = jax.tree.map(lambda x: written if x is saved else x, tree, is_leaf=lambda x: x is saved)
-    orbax.save(out / place[0], tree, custom_metadata=about)
-    a, b = (_facts(x, model) for x in (old, new))
-    return "\n".join(f"{k}: {a.get(k, 'none')} → {b.get(k, 'none')}" for k in a | b)
 
 
-def _made(code: str) -> AnyTransformation:
-    names: dict[str, AnyTransformation] = {}
+def _transformation(code: str) -> AnyTransformation:
+    """The value of an expression, or what `package.module:function` returns."""
+    names: Named = {}
     exec("import adam_jax, jax, jax.numpy as jnp, numpy as np, optax", names)
     return eval(code, names) if "(" in code else pkgutil.resolve_name(code)()
 
 
-def _place(argument: str, key: str, paths: Any, named: Any = ()) -> Any:
-    """The shortest start of paths that ends with the key; if none does, whose rest is named."""
-    keys, cuts = (*key.split("/"),), {(x[:i], x[i:]) for x in paths for i in range(1, len(x) + 1)}
-    ends = {x for x, _ in cuts if x[-len(keys) :] == keys} or {x for x, y in cuts if y in named}
-    fits = sorted(ends, key=len)
-    best = [x for x in fits if len(x) == len(fits[0])]
-    if len(best) != 1:
-        near = listed(sorted({"/".join(x[:3]).strip("/") for x in best or paths}))
+def _items(ocp: Any, checkpoint: Path) -> Named:
+    """The metadata of the items: one in the folder of the step, or several in folders of it."""
+    names = ["", *(x.name for x in checkpoint.glob("*"))]
+    names = [name for name in names if (checkpoint / name / "_METADATA").exists()]
+    if not names:
+        raise FileNotFoundError(f"CHECKPOINT must be a step that Orbax wrote, got {checkpoint}.")
+    return {name: ocp.PyTreeCheckpointer().metadata(checkpoint / name) for name in names}
+
+
+def _find(ocp: Any, items: Named, state: str, params: str) -> tuple[Keys, Keys, Keys, set[Keys]]:
+    """The paths of the state and the parameters, what ends all paths in both, and their parts."""
+    paths = [*_arrays(ocp, {name: item.item_metadata.tree for name, item in items.items()})]
+    state_path = _place("--state", state, paths)
+    depth = len(state_path)
+    inside = [path[depth:] for path in paths if path[:depth] == state_path]
+    outside = [path for path in paths if path[:depth] != state_path]
+    # NNX may keep each array in a dictionary, under "value".
+    wrapper = ("value",) if all(path[-1:] == ("value",) for path in inside) else ()
+    # The parts of mu/layer/w/codes include layer/w. So they tell which parameters have moments.
+    bare = [path[: len(path) - len(wrapper)] for path in inside]
+    parts = {path[i:j] for path in bare for j in range(len(path) + 1) for i in range(j)}
+    params_path = _place("--params", params, outside, {part + wrapper for part in parts})
+    return state_path, params_path, wrapper, parts
+
+
+def _place(argument: str, key: str, paths: list[Keys], leaves: Any = ()) -> Keys:
+    """The path of the outermost subtree that the key names; if none, of that with such leaves."""
+    keys = tuple(key.split("/"))
+    splits = {(path[:i], path[i:]) for path in paths for i in range(1, len(path) + 1)}
+    fitting = {start for start, _ in splits if start[-len(keys) :] == keys}
+    fitting = fitting or {start for start, rest in splits if rest in leaves}
+    depth = min(map(len, fitting), default=0)
+    outermost = [start for start in fitting if len(start) == depth]
+    if len(outermost) != 1:
+        near = listed(sorted({"/".join(x[:3]).strip("/") for x in outermost or paths}))
         raise ValueError(f"{argument} must fit one subtree of the step, got {key!r} for {near}.")
-    return best[0]
+    return outermost[0]
+
+
+def _restored(ocp: Any, folder: Path, metadata: Any) -> PyTree:
+    """An item. JAX's arrays come onto one device, as those of the run may be absent."""
+    on_device, as_saved = ocp.ArrayRestoreArgs(sharding=jnp.zeros(()).sharding), ocp.RestoreArgs()
+    tree = metadata.item_metadata.tree
+    args = jax.tree.map(lambda x: on_device if getattr(x, "sharding", None) else as_saved, tree)
+    with jax.enable_x64(True):  # Arrays beside the state may have 64 bits.
+        return ocp.PyTreeCheckpointer().restore(folder, restore_args=args)
+
+
+def _subtree(tree: PyTree, path: Keys) -> PyTree:
+    for key in path:
+        tree = tree[int(key) if isinstance(tree, list) else key]
+    return tree
+
+
+def _arrays(ocp: Any, tree: PyTree, wrapper: Keys = ()) -> dict[Keys, Any]:
+    """The leaves of a tree by their paths, which the wrapper does not end."""
+    return {x[: len(x) - len(wrapper)]: v for x, v in ocp.tree.to_flat_dict(tree).items()}
+
+
+def _trained(ocp: Any, weights: PyTree, wrapper: Keys, parts: set[Keys]) -> Params:
+    """The parameters that the state has moments of. LoRA freezes the others."""
+    arrays = _arrays(ocp, weights, wrapper)
+    if not wrapper and parts.issuperset(arrays):
+        return weights
+    return ocp.tree.from_flat_dict({path: x for path, x in arrays.items() if path in parts})
+
+
+def _state_of(ocp: Any, tx: AnyTransformation, model: Params, arrays: dict[Keys, Any]) -> State:
+    like = jax.eval_shape(tx.init, model)
+    has, wants = (
+        {f"{'/'.join(path)} {x.dtype}{[*x.shape]}" for path, x in leaves.items()}
+        for leaves in (arrays, _arrays(ocp, like))
+    )
+    complain("the state", wants - has, has - wants, instead="Write --from as in the run.")
+    return jax.tree.map(jnp.asarray, ocp.tree.from_flat_dict(arrays, like))
+
+
+def _replaced(ocp: Any, tree: PyTree, saved: PyTree, new: State, wrapper: Keys) -> PyTree:
+    """The tree of an item with the new state, in dictionaries alone if the saved state was."""
+    nested = ocp.tree.from_flat_dict
+    if jax.tree.structure(saved) == jax.tree.structure(nested(_arrays(ocp, saved))):  # NNX's.
+        new = nested({path + wrapper: x for path, x in _arrays(ocp, new).items()})
+    return jax.tree.map(lambda x: new if x is saved else x, tree, is_leaf=lambda x: x is saved)
 
 
 def _facts(state: State, params: Params) -> dict[str, str]:
     """What the report compares."""
     moments = read("the state", state, params)
-    bytes_of = Counter({"all": sum(x.nbytes for x in jax.tree.leaves(state))})
+    sizes = Counter(all=sum(x.nbytes for x in jax.tree.leaves(state)))
     for (_, slot), stored in moments.slots.items():
         for x in jax.tree.leaves(stored):
-            bytes_of[f"{slot} in {x.dtype}"] += x.nbytes
+            sizes[f"{slot} in {x.dtype}"] += x.nbytes
     facts = {"steps": str({*moments.counts.values()})}
     facts["others"] = listed(_left_behind(state)) or "none"
-    facts |= {k: f"{n:,} bytes" for k, n in bytes_of.items()}
+    facts |= {name: f"{size:,} bytes" for name, size in sizes.items()}
     for x in found(state, lambda x: hasattr(x, "hyperparams")):
-        facts |= {k: str(v) for k, v in x.hyperparams.items()}
+        facts |= {name: str(value) for name, value in x.hyperparams.items()}
     return facts
