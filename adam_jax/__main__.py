@@ -51,12 +51,13 @@ def main() -> None:
     new.add_argument("--params", default="params", help="the path of the parameters (params)")
     new.add_argument("--state", default="opt_state", help="the path of the state (opt_state)")
     options = vars(parser.parse_args())
-    if (command := options.pop("command")) == "watch":
+    command = options.pop("command")
+    if command == "watch":
         return watch(options["run"], options["page"])
-    if command:
+    if command == "convert":
         try:
             return print(convert(**options))
-        except Exception as error:
+        except Exception as error:  # Also of the code in --from and --to.
             sys.exit(f"convert: {type(error).__name__}: {' '.join(str(error).split())}")
     packages = (f"{name} {version(name)}" for name in ("jax", "jaxlib", "optax", "numpy"))
     print(f"adam_jax {adam_jax.__version__}, Python {platform.python_version()},", *packages)
