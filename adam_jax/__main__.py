@@ -1,10 +1,12 @@
 """`python -m adam_jax` prints versions, devices, the dtypes that work there, and what to try.
 
 `python -m adam_jax watch RUN` shows the records of a run, as they are written.
+`python -m adam_jax convert CHECKPOINT OUT` copies an Orbax checkpoint for another optimizer.
 """
 
 import argparse
 import platform
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 import adam_jax
+from adam_jax.convert.checkpoint import convert
 from adam_jax.inspect.watch import watch
 
 COMMANDS = """
@@ -36,11 +39,26 @@ def outcome(device: Any, weights: str, moments: Any = adam_jax.AT_LEAST_FLOAT32)
 def main() -> None:
     """Prints all of it, or runs a command."""
     parser = argparse.ArgumentParser("python -m adam_jax", description=__doc__)
-    run = parser.add_subparsers(dest="command").add_parser("watch", help="follow a run's records")
+    commands = parser.add_subparsers(dest="command")
+    run = commands.add_parser("watch", help="follow a run's records")
     run.add_argument("run", type=Path, help="a .jsonl file of append_json_line, or its folder")
     run.add_argument("--page", nargs="?", const=8000, type=int, help="a page (port 8000), no table")
-    if (options := parser.parse_args()).command:
-        return watch(options.run, options.page)
+    new = commands.add_parser("convert", help="the optimizer state of an Orbax checkpoint")
+    new.add_argument("checkpoint", type=Path, help="the folder of a step; it is only read")
+    new.add_argument("out", type=Path, help="a new folder, for all of it with the new state")
+    new.add_argument("--from", dest="source", required=True, help="optax.adamw(1e-3), which is run")
+    new.add_argument("--to", required=True, help="another expression, or package.module:function")
+    new.add_argument("--params", default="params", help="the path of the parameters (params)")
+    new.add_argument("--state", default="opt_state", help="the path of the state (opt_state)")
+    options = vars(parser.parse_args())
+    command = options.pop("command")
+    if command == "watch":
+        return watch(options["run"], options["page"])
+    if command == "convert":
+        try:
+            return print(convert(**options))
+        except Exception as error:  # Also of the code in --from and --to.
+            sys.exit(f"convert: {type(error).__name__}: {' '.join(str(error).split())}")
     packages = (f"{name} {version(name)}" for name in ("jax", "jaxlib", "optax", "numpy"))
     print(f"adam_jax {adam_jax.__version__}, Python {platform.python_version()},", *packages)
     for device in jax.local_devices():

@@ -2,7 +2,7 @@
 
     state = convert.from_torch(optimizer.state_dict(), params, tx, names=names)
 
-Nothing here opens a file or unpickles: the arguments are already loaded, by
+No function here opens a file or unpickles: the arguments are already loaded, by
 `torch.load(file, weights_only=True)`, safetensors, `numpy.load` or Orbax. No other library is
 imported; arrays pass through NumPy.
 """

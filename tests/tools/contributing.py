@@ -43,7 +43,7 @@ LAYERS = {
     "transfer": "hyperparameters for larger models, batches, runs: muP, CompleteP, scaling rules",
     "trainers": "optimizers of Keras; imported by nothing here, since each needs its trainer",
     "__init__": "the public names",
-    "__main__": "`python -m adam_jax`: versions, devices, dtypes; `watch` shows a run's records",
+    "__main__": "`python -m adam_jax`: versions, devices, dtypes; `watch`; `convert`",
 }
 
 # The smallest example of each kind: files, and the beginnings of the first and last line shown.
