@@ -15,8 +15,6 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.catalogue.compilation import IN_A_HURRY
-
 ROOT = Path(__file__).parents[2]
 FOLDER = Path(os.environ.get("TRAINERS", ROOT / "build" / "trainers"))
 
@@ -62,7 +60,7 @@ def environment(name: str, trainer: Trainer) -> Path:
 def run(trainer: Trainer, python: Path, devices: int) -> list[dict]:
     """The cells that the program prints, on that many devices of the CPU."""
     log = FOLDER / f"{trainer.program}-{devices}.log"
-    flags = f"{IN_A_HURRY['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     with log.open("w") as errors, tempfile.TemporaryDirectory() as cache:
         # A run, its first half and its second half are one program: compiled once.
         settings = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
