@@ -98,7 +98,7 @@ def cell(row: dict | None, reasons: dict[str, int]) -> str:
     said = []
     for part in ("losses", "resume", "rate"):
         if row[part] not in ("right", "none", ""):
-            optax = f" With Optax too: {row['with Optax']}" if row["with Optax"] else ""
+            optax = f" With Optax: {row['with Optax']}" if row["with Optax"] else ""
             reason = " ".join(f"{part}: {row[part]}.{optax}".split())
             said.append(f"{part} ({reasons.setdefault(reason, len(reasons) + 1)})")
     rate = ", no rate" if row["rate"] == "none" else ""

@@ -113,7 +113,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, (mesh, enter) in ways.items():
             measure("eformer", name, runner(mesh, enter, Path(folder)))
-            around = f"{name}; clip, decay, MultiSteps of the factory"
+            around = f"{name}; factory's wrappers"
             measure("eformer", around, runner(mesh, enter, Path(folder), **both), adamw)
 
 
