@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -71,7 +72,7 @@ class Run(NamedTuple):
 
 def arrays(state: Any) -> list[Any]:
     def plain(x: Any) -> np.ndarray:
-        is_key = jax.dtypes.issubdtype(getattr(x, "dtype", None), jax.dtypes.prng_key)
+        is_key = jnp.issubdtype(getattr(x, "dtype", None), jax.dtypes.prng_key)
         return np.asarray(jax.random.key_data(x) if is_key else x)
 
     return [plain(x) for x in jax.tree.leaves(state)]

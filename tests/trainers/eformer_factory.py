@@ -3,6 +3,7 @@
 eformer has no loop; EasyDeL's loop takes the transformation that its factory returns. This one is a
 jitted step on arrays sharded with eformer's partition rules.
 """
+# pyright: reportMissingImports=false
 
 import contextlib
 import dataclasses
@@ -81,18 +82,16 @@ def runner(mesh, enter, folder: Path, **factory):
                 params = jax.device_put(params, shardings)
             state, start = tx.init(params), 0
             if place.exists():
-                like, start = {"params": params, "state": state}, STEPS // 2
+                like, start = (params, state), STEPS // 2
                 used = mesh or mesh_of(("fsdp",), (1,))
                 saved, _ = checkpoints.load_pytree(
                     used, prefix="all", template=like, load_treedef=True
                 )
-                saved = jax.tree.map(as_before, saved, like)
-                params, state = saved["params"], saved["state"]
+                params, state = jax.tree.map(as_before, saved, like)
             for x in data[start:steps]:
                 params, state, value = step(params, state, x)
                 losses.append(value)
-            tree = {"params": params, "state": state}
-            checkpoints.save_pytree(tree, "all", step=steps, mesh=mesh)
+            checkpoints.save_pytree((params, state), "all", step=steps, mesh=mesh)
             checkpoints.wait_until_finished()
         rates = [rate(t) for t in range(steps)]
         return Run(np.asarray(losses), rates, arrays((params, state)))

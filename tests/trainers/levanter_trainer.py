@@ -1,4 +1,5 @@
 """Levanter's Trainer: python -m tests.trainers.levanter_trainer (in an environment with it)."""
+# pyright: reportMissingImports=false
 
 import tempfile
 from pathlib import Path
@@ -91,10 +92,9 @@ def runner(ways: dict, folder: Path):
             checkpointer=CheckpointerConfig(base_path=place, save_interval=None, keep=None),
             **ways,
         )
-        recorder = Recorder()
+        key, recorder = jax.random.PRNGKey(0), Recorder()
         with levanter.tracker.current_tracker(recorder):
             with Trainer(config, make(RATE), loss) as trainer:
-                key = jax.random.PRNGKey(0)
                 state = trainer.initial_state(key, model_init=lambda: Model.init(key))
                 data = batches("skip" in name, int(state.step))
                 state = trainer.train(state, data).state

@@ -1,4 +1,5 @@
 """MaxText's training loop: python -m tests.trainers.maxtext_train (in an environment with it)."""
+# pyright: reportMissingImports=false
 
 import contextlib
 import importlib.util

@@ -1,4 +1,5 @@
 """Tunix's PeftTrainer: python -m tests.trainers.tunix_peft (in an environment with Tunix)."""
+# pyright: reportMissingImports=false
 
 import contextlib
 import tempfile
