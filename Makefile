@@ -12,7 +12,7 @@ INSTALL := $(BIN)/python -m pip install --no-compile $(if $(CI),--quiet)
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: mnist test test-all test-oldest test-peers test-compilers tpu-bounds test-projects \
-	lint docs docs-serve setup clean
+	test-trainers lint docs docs-serve setup clean
 
 mnist: setup
 	rm -rf runs/make-mnist
@@ -59,6 +59,10 @@ tpu-bounds: .compilers/installed
 # Other projects' optimizer tests, with our functions in place of Optax's; one environment each.
 test-projects: setup
 	$(BIN)/python -m tests.peers.projects
+
+# Members in the training loops of other projects, beside Optax's; one environment each.
+test-trainers: setup
+	$(BIN)/python -m tests.trainers
 
 lint: .venv/linters docs
 	$(BIN)/ruff check .

@@ -60,7 +60,7 @@ def test_files_are_short(folder):
 
 # Folders with tests of several folders of the package, and folders that tests share.
 OTHER_TESTS = {"benchmarks", "docs", "examples", "peers", "project"}
-SHARED = {"catalogue", "tools", "typing"}
+SHARED = {"catalogue", "tools", "trainers", "typing"}
 
 
 def test_tests_have_the_folders_of_the_package():

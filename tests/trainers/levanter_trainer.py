@@ -1,0 +1,120 @@
+"""Levanter's Trainer: python -m tests.trainers.levanter_trainer (in an environment with it)."""
+# pyright: reportMissingImports=false
+
+import tempfile
+from pathlib import Path
+
+import equinox as eqx
+import haliax as hax
+import jax
+import levanter.tracker
+import numpy as np
+import optax
+from levanter.checkpoint import CheckpointerConfig
+from levanter.tracker import NoopConfig
+from levanter.tracker.tracker import NoopTracker
+from levanter.trainer import Trainer, TrainerConfig
+from levanter.utils.mesh import MeshConfig
+
+from tests.trainers.cells import CASES, RATE, STEPS, Run, arrays, measure
+
+BAD = 6  # The batch that is NaN.
+BATCH, EMBED, MLP = hax.Axis("batch", 8), hax.Axis("embed", 64), hax.Axis("mlp", 128)
+
+
+class Recorder(NoopTracker):
+    def __init__(self):
+        self.rows = {}
+
+    def log(self, metrics, *, step, commit=None):
+        for name, value in metrics.items():
+            self.rows.setdefault(name, []).append(np.asarray(value))
+
+
+def unnamed(tx):
+    """The transformation, with a state of arrays without axis names.
+
+    Haliax shards, and Levanter saves, only a NamedArray of an array: not one of codes and scales.
+    """
+
+    def over(f, *trees):
+        return jax.tree.map(f, *trees, is_leaf=lambda x: isinstance(x, hax.NamedArray))
+
+    def bare(tree):
+        return over(lambda x: x.array, tree)
+
+    def update(grads, state, params=None, **extra):
+        updates, state = tx.update(bare(grads), state, bare(params), **extra)
+        return over(lambda g, u: hax.named(u, g.axes), grads, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: tx.init(bare(params)), update)
+
+
+class Model(eqx.Module):
+    up: hax.nn.Linear
+    down: hax.nn.Linear
+
+    @staticmethod
+    def init(key):
+        one, two = jax.random.split(key)
+        up = hax.nn.Linear.init(EMBED, MLP, key=one)
+        return Model(up, hax.nn.Linear.init(MLP, EMBED, key=two))
+
+    def __call__(self, x):
+        return self.down(hax.nn.gelu(self.up(x)))
+
+
+def loss(model, x, key=None):
+    return hax.mean((model(x) - hax.roll(x, 1, EMBED)) ** 2), {}
+
+
+def batches(bad: bool, start: int):
+    rng = np.random.default_rng(0)
+    for i in range(STEPS):
+        x = np.float32(rng.normal(size=(BATCH.size, EMBED.size)))
+        if i >= start:
+            yield hax.named(x * np.nan if bad and i == BAD else x, (BATCH, EMBED))
+
+
+def runner(ways: dict, folder: Path):
+    def run(make, steps: int, name: str) -> Run:
+        place = str(folder / name.replace(" ", "-"))
+        config = TrainerConfig(
+            id="run",
+            tracker=NoopConfig(),
+            log_dir=Path(place),
+            log_jaxprs=False,
+            log_xla_hlo=False,
+            train_batch_size=BATCH.size,
+            num_train_steps=steps,
+            crash_on_nan=False,
+            require_accelerator=False,
+            checkpointer=CheckpointerConfig(base_path=place, save_interval=None, keep=None),
+            **ways,
+        )
+        key, recorder = jax.random.PRNGKey(0), Recorder()
+        with levanter.tracker.current_tracker(recorder):
+            with Trainer(config, make(RATE), loss) as trainer:
+                state = trainer.initial_state(key, model_init=lambda: Model.init(key))
+                data = batches("skip" in name, int(state.step))
+                state = trainer.train(state, data).state
+        rates = recorder.rows.get("optim/learning_rate", [])
+        return Run(recorder.rows["train/loss"], rates, arrays(state))
+
+    return run
+
+
+def main() -> None:
+    ways = {"data 4": {}, "data 2, model 2": dict(mesh=MeshConfig(axes={"data": 2, "model": 2}))}
+    if jax.device_count() == 1:
+        ways = {"1 device": {}}
+    bits = CASES["adamw, int8 moments"]
+    bare = bits._replace(ours=lambda rate: unnamed(bits.ours(rate)))
+    cases = CASES | {"unnamed(adamw, int8 moments)": bare}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, settings in ways.items():
+            measure("Levanter", name, runner(settings, Path(folder)), cases)
+
+
+if __name__ == "__main__":
+    main()
