@@ -114,6 +114,7 @@ def marks_of(page):
     return [pytest.mark.peers] * imported + [pytest.mark.slow] * (not first)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # Keras 3.15, of its variables.
 @pytest.mark.parametrize(
     "page",
     [pytest.param(page, marks=marks_of(page)) for page in WITH_SAMPLES],
