@@ -109,7 +109,7 @@ def recipe() -> list[Case]:
         Case("clip, skip; step", by_step(skip), free),
         Case("optax: clip, skip", by_update(optax.apply_if_finite(theirs, 10)), free),
         Case("clip by history; step", by_step(history), {PLAIN: 1.25}, 0.1),
-        Case("clip by history, updates; step", by_step(of_updates), free, 0.1),
+        Case("clip by history, updates; step", by_step(of_updates), free, 4.1),
         Case("accumulate 4", by_update(accumulate), {PLAIN: 1.3}),
         Case(ACCUMULATE, by_step(accumulate), {PLAIN: 0.75}, 0.1),
         Case("accumulate 4, noise scale; step", by_step(noise), {ACCUMULATE: 1.05}, 0.1),
