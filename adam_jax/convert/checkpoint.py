@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from adam_jax._types import AnyTransformation, Named, Params, PyTree, State
-from adam_jax.convert.moments import _left_behind, from_optax, read
+from adam_jax.convert.moments import from_optax, left_behind, read
 from adam_jax.convert.names import complain, listed
 from adam_jax.core.states import found
 from adam_jax.core.trees import Keys
@@ -144,7 +144,7 @@ def _facts(state: State, params: Params) -> dict[str, str]:
     for (_, slot), stored in moments.slots.items():
         for x in jax.tree.leaves(stored):
             sizes[f"{slot} in {x.dtype}"] += x.nbytes
-    others = listed(_left_behind(state)) or "none"
+    others = listed(left_behind(state)) or "none"
     facts = {"steps": str({*moments.counts.values()}), "others": others}
     facts |= {name: f"{size:,} bytes" for name, size in sizes.items()}
     for x in found(state, lambda x: hasattr(x, "hyperparams")):

@@ -61,7 +61,7 @@ def from_optax(state: State, params: Params, tx: AnyTransformation) -> State:
     if _structure(state) == _structure(target.state):
         return _moved(state, target.state)
     given = read("state", state, params)
-    if lost := _left_behind(state):
+    if lost := left_behind(state):
         raise ValueError(
             f"state must have nothing but moments and counts to be moved to another tree, got"
             f" {listed(lost)}: convert after an optimizer step, and pass only the part with the"
@@ -265,7 +265,7 @@ def _without_moments(argument: str, state: State) -> ValueError:
     )
 
 
-def _left_behind(state: State) -> list[str]:
+def left_behind(state: State) -> list[str]:
     """The paths of arrays in a state that are neither moments nor counts of steps, but matter."""
 
     def strip(x: State) -> State:

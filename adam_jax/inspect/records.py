@@ -49,7 +49,7 @@ def append_json_line(path: str | os.PathLike[str], record: Record) -> bool:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
         whole, rest = _last_lines(file)
-        last = _record(rest) or _record(whole)
+        last = record_of(rest) or record_of(whole)
         begun = not whole and line.startswith(rest[: len(b'{"step": ')])
         if not last and not begun:  # Never truncates a file of another origin.
             raise ValueError(
@@ -58,7 +58,7 @@ def append_json_line(path: str | os.PathLike[str], record: Record) -> bool:
             )
         if last and last["step"] == named["step"]:
             return False
-        if not _record(rest):
+        if not record_of(rest):
             file.truncate(file.seek(0, os.SEEK_END) - len(rest))
             rest = b""
         file.write(b"\n" + line if rest else line)
@@ -77,15 +77,16 @@ def read_json_lines(path: str | os.PathLike[str]) -> list[Named]:
     """
     lines = Path(path).read_bytes().split(b"\n")
     for number, line in enumerate(lines[:-1], start=1):
-        if line.strip() and not _record(line):
+        if line.strip() and not record_of(line):
             raise ValueError(
                 f"path must be a file that append_json_line wrote, got {str(path)!r}, whose line"
                 f" {number} is {line[:60]!r}: remove that line, or read another file."
             )
-    return [_with_floats(record) for line in lines if (record := _record(line))]
+    return [with_floats(record) for line in lines if (record := record_of(line))]
 
 
-def _record(line: bytes) -> Named | None:
+def record_of(line: bytes) -> Named | None:
+    """The record in a line; None if it has none."""
     try:
         record = json.loads(line)
     except ValueError:
@@ -93,12 +94,12 @@ def _record(line: bytes) -> Named | None:
     return record if isinstance(record, dict) and "step" in record else None
 
 
-def _with_floats(value: Leaf) -> Leaf:
+def with_floats(value: Leaf) -> Leaf:
     """A value from JSON, with NaN and infinities restored."""
     if isinstance(value, dict):
-        return {key: _with_floats(each) for key, each in value.items()}
+        return {key: with_floats(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [_with_floats(each) for each in value]
+        return [with_floats(each) for each in value]
     return _NOT_FINITE.get(value, value)
 
 

@@ -12,7 +12,7 @@ from threading import Lock
 from typing import Any
 
 from adam_jax._types import Named
-from adam_jax.inspect.records import _record, _with_floats
+from adam_jax.inspect.records import record_of, with_floats
 
 Curve = list[tuple[float, float]]  # Steps, which rise, and values.
 FIRST = "loss accuracy update_to_parameter gradient_rms update_rms lost_to_rounding clipped skipped"
@@ -48,7 +48,7 @@ def _follow(path: Path) -> Iterator[dict[str, dict[str, Curve]]]:
             for line in file:
                 if line.endswith(b"\n"):
                     end, last = end + len(line), line
-                    _add(_record(line) or {"step": None}, panels)
+                    _add(record_of(line) or {"step": None}, panels)
         yield panels
 
 
@@ -64,7 +64,7 @@ def _add(record: Named, panels: dict[str, dict[str, Curve]]) -> None:
         panel = name.rsplit("_", 1)[-1] if name.endswith(("_loss", "_accuracy")) else name
         numbers.append((panel, name, x.get("total") if isinstance(x, dict) else x))
     for panel, name, x in numbers:
-        x = None if panel in HIDDEN else _with_floats(x)
+        x = None if panel in HIDDEN else with_floats(x)
         if isinstance(x, int | float):
             curve = panels[panel][name]
             curve.append((step, x))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from adam_jax._types import AnyTransformation, Leaf, Named, State
+from adam_jax.core.states import found
 from adam_jax.core.transformation import body_of, step
 from adam_jax.hyperparams import WithHyperparams, set_hyperparams
 from adam_jax.validation import is_number
@@ -48,9 +49,8 @@ class Optimizer(keras.optimizers.Optimizer):
     def __init__(self, tx: AnyTransformation, learning_rate: Leaf = None, **kwargs: Leaf) -> None:
         if kwargs.get("weight_decay") is not None:
             raise ValueError("weight_decay must be in tx: write adamw(1e-3, weight_decay=0.1).")
-        every = jax.tree.leaves(body_of("tx", tx), is_leaf=lambda x: isinstance(x, WithHyperparams))
-        bodies: list[Any] = [x for x in every if isinstance(x, WithHyperparams)]
-        rates = [x.numbers.get("learning_rate") for x in bodies]
+        bodies = found(body_of("tx", tx), lambda x: isinstance(x, WithHyperparams))
+        rates: list[Any] = [x.numbers.get("learning_rate") for x in bodies]
         takes_rate = len(rates) == 1 and is_number(rates[0])
         # Not NaN, with which ReduceLROnPlateau would do nothing and raise no error.
         super().__init__(float(rates[0]) if takes_rate else float("inf"), **kwargs)
