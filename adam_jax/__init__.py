@@ -30,7 +30,7 @@ from adam_jax.formats.dense import AT_LEAST_FLOAT32
 from adam_jax.formats.factored import Factored
 from adam_jax.formats.policy import by_path, stochastic
 from adam_jax.groups import groups
-from adam_jax.hyperparams import HyperparamsState, hyperparams, set_hyperparams, with_hyperparams
+from adam_jax.hyperparams import hyperparams, set_hyperparams, with_hyperparams
 from adam_jax.modifiers import (
     atan2,
     cautious,
@@ -76,7 +76,6 @@ __all__ = [
     "EmaParamsState",
     "Factored",
     "HistoryState",
-    "HyperparamsState",
     "LeafCountsState",
     "NoiseScaleState",
     "Quantized",

@@ -12,6 +12,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
+from optax import InjectStatefulHyperparamsState
 
 from adam_jax._types import (
     AnyTransformation,
@@ -26,13 +27,13 @@ from adam_jax._types import (
 )
 from adam_jax.core.masks import FrozenTree
 from adam_jax.core.stacked import Layers
-from adam_jax.core.states import only, register
+from adam_jax.core.states import WrappedScheduleState, only, register
 from adam_jax.core.step import Body, Step, check_state
 from adam_jax.core.transformation import Transformation, body_of
 from adam_jax.groups import groups
 from adam_jax.modifiers import Factory, layers_of, with_layers
 from adam_jax.numerics import select
-from adam_jax.pytrees import Label, exported, frozen_pytree, static
+from adam_jax.pytrees import Label, frozen_pytree, static
 from adam_jax.rates import DecayRate, DecayRateLike, Past, moved, past_key
 from adam_jax.rules.hyperparameters import FixedNumber, Scheduled
 from adam_jax.validation import (
@@ -49,7 +50,6 @@ from adam_jax.validation import (
 P = ParamSpec("P")
 
 
-@exported
 class ExactRate(NamedTuple):
     """A decay rate b with 1 - b and log b, each rounded from the Python number.
 
@@ -64,26 +64,8 @@ class ExactRate(NamedTuple):
     log: jax.Array
 
 
-class HyperparamsState(NamedTuple):
-    """State of `with_hyperparams`.
-
-    Attributes:
-      count: optimizer steps completed, int32; the argument of schedules.
-      hyperparams: the numbers by argument name, float32; for a schedule, its last value.
-      exact: the decay rates among them at full precision, b2 under `exact_b2`, so that
-        `optax.tree.get(state, "b2")` finds one number.
-      past: the decay rates of the steps so far, for exact bias correction when one changes.
-      inner_state: the member's own.
-    """
-
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
-    hyperparams: dict[str, jax.Array]
-    exact: dict[str, ExactRate]
-    past: dict[str, Past]
-    inner_state: State
-
-
-register(HyperparamsState, counts=["count"], inner=["inner_state"], others_matter=False)
+register(ExactRate, others_matter=False)
+register(Past, others_matter=False)
 
 
 def as_float(x: Leaf) -> jax.Array:
@@ -128,35 +110,42 @@ class WithHyperparams(Body):
     sides: tuple[tuple[str, bool | None], ...] = static()
     layers: Layers = static()
 
-    def init(self, params: Params) -> HyperparamsState:
+    def init(self, params: Params) -> InjectStatefulHyperparamsState:
         """The hyperparameters and the member's initial state."""
         count = jnp.zeros([], jnp.int32)
-        exact = {
-            exact_key(name): exact_rate(name, self.numbers[name])
-            for name, _ in self.sides
-            if not isinstance(self.numbers[name], Scheduled)
-        }
-        past = {past_key(name): Past.none() for name, _ in self.sides}
-        state = HyperparamsState(count, self.numbers_at(count, self.numbers), exact, past, ())
+        own: Named = {past_key(name): Past.none() for name, _ in self.sides}
+        for name, _ in self.sides:
+            if not isinstance(self.numbers[name], Scheduled):
+                own[exact_key(name)] = exact_rate(name, self.numbers[name])
+        own |= self.schedules_at(count)
+        state = InjectStatefulHyperparamsState(count, self.numbers_at(count, self.numbers), own, ())
         return state._replace(inner_state=self.inner(state).init(params))
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
         """One step of the member made from the state's numbers."""
-        check_state(state, HyperparamsState, "a HyperparamsState")
-        if state.hyperparams.keys() != self.numbers.keys():
+        check_state(state, InjectStatefulHyperparamsState, "that of with_hyperparams")
+        pasts = {past_key(name) for name, _ in self.sides}
+        if state.hyperparams.keys() != self.numbers.keys() or pasts - {*state.hyperparams_states}:
             raise ValueError(
                 f"the state must have the hyperparameters of {name_of(self.factory)},"
-                f" {sorted(self.numbers)}, got {sorted(state.hyperparams)}: it was made by another"
-                f" function. To move its moments, write"
+                f" {sorted(self.numbers)}, and {sorted(pasts)}, got {sorted(state.hyperparams)} and"
+                f" {sorted(state.hyperparams_states)}: it was made by another function, or by"
+                f" Optax. To move its moments, write"
                 f" adam_jax.convert.from_optax(state, params, tx)."
             )
         state = state._replace(hyperparams=self.numbers_at(state.count, state.hyperparams))
         body, past = moved(body_of(name_of(self.factory), self.inner(state)), state.count)
         out, inner = body.run(step, state.inner_state)
-        new = state._replace(count=step.counted(state.count), inner_state=inner)
-        return out, new._replace(past=state.past | past)
+        count = step.counted(state.count)
+        own = {**state.hyperparams_states, **past, **self.schedules_at(count)}
+        return out, state._replace(count=count, hyperparams_states=own, inner_state=inner)
 
-    def numbers_at(self, count: Count, given: Named) -> dict[str, jax.Array]:
+    def schedules_at(self, count: Count) -> Named:
+        """The count of each schedule, as Optax keeps it."""
+        scheduled = (name for name, x in self.numbers.items() if isinstance(x, Scheduled))
+        return {name: WrappedScheduleState(count) for name in scheduled}
+
+    def numbers_at(self, count: Count, given: Named) -> Named:
         """The numbers of one step: the given ones, and the schedules' values."""
         return {
             name: self.number_at(name, count) if isinstance(x, Scheduled) else as_float(given[name])
@@ -169,11 +158,11 @@ class WithHyperparams(Body):
         value = self.numbers[name].schedule(count)
         return as_float(check_scalar(f"the schedule of {name}", value, instead=instead))
 
-    def inner(self, state: HyperparamsState) -> Any:
+    def inner(self, state: State) -> Any:
         """The member made from the state's numbers."""
         arguments: Named = dict(state.hyperparams)
         for name, side in self.sides:
-            b, known = state.hyperparams[name], state.exact.get(exact_key(name))
+            b, known = state.hyperparams[name], state.hyperparams_states.get(exact_key(name))
             # A schedule's value, or a number assigned directly, is known only in float32.
             rate, following = DecayRate.of_array(b, side), None
             if known is None:
@@ -182,7 +171,8 @@ class WithHyperparams(Body):
             else:
                 exact = DecayRate(known.complement, known.log, side)
                 rate = select(b == known.rate, jax.tree.map(_with_tangent, exact, rate), rate)
-            its = {"name": Label(name), "past": state.past[past_key(name)], "following": following}
+            past = state.hyperparams_states[past_key(name)]
+            its = {"name": Label(name), "past": past, "following": following}
             arguments[name] = dataclasses.replace(rate, **its)
         made = self.factory(**arguments, **self.fixed.tree)
         return with_layers(made, self.layers) if self.layers else made
@@ -266,8 +256,9 @@ def with_hyperparams(
         without that annotation a decay rate is known only in float32.
 
     Returns:
-      A function with the arguments of `factory`. The transformation it makes has a
-      `HyperparamsState` with the member's state inside.
+      A function with the arguments of `factory`. The state of its transformation is Optax's
+      `InjectStatefulHyperparamsState`. For each decay rate, `hyperparams_states` also has 1 - b,
+      log b, and the rates of the steps so far. Without decay rates it is Optax's, also on disk.
 
     Raises:
       ValueError: numbers that the factory rejects, when the transformation is made.
@@ -357,7 +348,7 @@ def set_hyperparams(state: State, **numbers: PyTree) -> State:
         array whose shape does not fit.
     """
     node = _only(state)
-    values, exact = dict(node.hyperparams), dict(node.exact)
+    values, exact = dict(node.hyperparams), dict(node.hyperparams_states)
     unknown = sorted(set(numbers) - set(values))
     if unknown:
         raise ValueError(f"{unknown} must be among the state's hyperparameters, {sorted(values)}.")
@@ -369,7 +360,7 @@ def set_hyperparams(state: State, **numbers: PyTree) -> State:
         if is_rate:
             rate = exact_rate(name, x)
             exact[exact_key(name)] = ExactRate(*(_fitted(name, part, shape) for part in rate))
-    leaves = jax.tree.leaves(node._replace(hyperparams=values, exact=exact))
+    leaves = jax.tree.leaves(node._replace(hyperparams=values, hyperparams_states=exact))
     # The leaves of an nnx optimizer's state are variables; these are their values.
     new = jax.tree.unflatten(jax.tree.structure(node), leaves)
     return jax.tree.map(
@@ -399,9 +390,9 @@ def _fitted(name: str, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _is_hyperparams_state(node: PyTree) -> bool:
-    return isinstance(node, HyperparamsState)
+    return isinstance(node, InjectStatefulHyperparamsState)
 
 
-def _only(state: State) -> HyperparamsState:
+def _only(state: State) -> State:
     instead = "build the transformation as adam_jax.with_hyperparams(adamw)(learning_rate=...)"
     return only(state, _is_hyperparams_state, "set of hyperparameters", instead)

@@ -1,9 +1,9 @@
-"""Flax's boxes: NNX variables and Linen's `Partitioned`, each an array with names for its axes.
+"""Boxes: an array with names for its axes. NNX variables, Linen's `Partitioned`, Haliax' arrays.
 
 The state of such a leaf is also stored in boxes, one per array. Code that places parameters by
 their axis names then places the state in the same way.
 
-Boxes are recognized by the names of their types, so Flax is imported only if a leaf is a box.
+Boxes are recognized by the names of their types, so nothing is imported for leaves of others.
 """
 
 import importlib
@@ -23,8 +23,8 @@ _NNX_NAMES = ("optimizer_sharding", "out_sharding", "sharding_names", "sharding"
 
 
 def is_box(x: Leaf) -> bool:
-    """Whether this is an NNX variable or a Linen box."""
-    return not isinstance(x, jax.Array) and (_is_variable(x) or _is_linen(x))
+    """Whether this is an NNX variable, a Linen box or a `NamedArray` of Haliax."""
+    return not isinstance(x, jax.Array) and (_is_variable(x) or _is_linen(x) or _is_named(x))
 
 
 def unboxed(stored: Stored) -> Stored:
@@ -56,9 +56,9 @@ def boxed(box: Leaf, stored: Stored) -> Stored:
     def its_box(x: Leaf, sharding: NamedSharding) -> Leaf:
         spec = (*sharding.spec, *[None] * (np.ndim(x) - len(sharding.spec)))
         own = [None if axis is None else axes.index(axis) for axis in spec]
-        # On a mesh that is not known yet, only an axis of the parameter's length can be split.
+        # A mesh that is not known yet may split any axis: one of the parameter's length divides.
         own = [
-            None if i is None or n % parts[i] or (told is None and n != shape[i]) else names[i]
+            None if i is None or n % parts[i] or (parts[i] == 1 and n != shape[i]) else names[i]
             for i, n in zip(own, np.shape(x), strict=True)
         ]
         return _with(box, x, own)
@@ -98,6 +98,8 @@ def _inside(box: Leaf) -> Leaf:
 
 def _names(box: Leaf) -> Sequence[Any] | None:
     """The names of the axes; None if the box has none."""
+    if _is_named(box):
+        return [axis.name for axis in box.axes]
     if _is_linen(box):
         return getattr(box, "names", None)
     metadata = box.get_metadata()
@@ -108,6 +110,10 @@ def _names(box: Leaf) -> Sequence[Any] | None:
 
 def _with(box: Leaf, x: jax.Array, names: Sequence[Any] | None) -> Leaf:
     """A box like this one around x; with the old names if none are given."""
+    if _is_named(box):
+        # Every axis has a name. Nobody maps this one to devices.
+        own = [name or f"axis {i}" for i, name in enumerate(names or ())]
+        return importlib.import_module("haliax").named(x, tuple(own))
     if _is_linen(box):
         return box.replace_boxed(x) if names is None else box.replace(value=x, names=tuple(names))
     own: dict[str, Any] = {}
@@ -125,12 +131,15 @@ def _renamed(old: Any, names: Sequence[Any]) -> Any:
 
 
 def _mesh(box: Leaf) -> Any:
-    own = getattr(box, "mesh", None) if _is_linen(box) else box.get_metadata().get("mesh")
+    linen = _is_linen(box) or _is_named(box)
+    own = getattr(box, "mesh", None) if linen else box.get_metadata().get("mesh")
     return jax.sharding.get_abstract_mesh() if own is None else own
 
 
 def _mesh_axes(box: Leaf, names: Sequence[Any]) -> PartitionSpec:
-    """The mesh axes for names that may be logical, by Flax's rules."""
+    """The mesh axes for names that may be logical, by Flax's rules or Haliax' mapping."""
+    if _is_named(box):
+        return importlib.import_module("haliax.partitioning").pspec_for_axis(names)
     if _is_linen(box):
         if not hasattr(box, "rules"):
             return PartitionSpec(*names)
@@ -152,6 +161,10 @@ def _is_variable(x: Leaf) -> bool:
 
 def _is_linen(x: Leaf) -> bool:
     return _is_a(x, "flax.core.meta", "AxisMetadata")
+
+
+def _is_named(x: Leaf) -> bool:
+    return _is_a(x, "haliax", "NamedArray")
 
 
 def _is_a(x: Leaf, module: str, name: str) -> bool:

@@ -218,9 +218,10 @@ WeightDecaySchedule: Any = type(
     jax.eval_shape(optax.add_decayed_weights(lambda count: 0.0).init, ())
 )
 register(WeightDecaySchedule, counts=["count"])
-register(
-    type(jax.eval_shape(optax.schedules.WrappedSchedule(lambda count: 0.0).init)), counts=["count"]
+WrappedScheduleState: Any = type(
+    jax.eval_shape(optax.schedules.WrappedSchedule(lambda count: 0.0).init)
 )
+register(WrappedScheduleState, counts=["count"])
 register(optax.ScaleByScheduleState, counts=["count"])
 register(optax.MaskedState, inner=["inner_state"])
 register(optax.PartitionState, inner=["inner_states"])

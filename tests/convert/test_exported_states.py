@@ -78,8 +78,8 @@ def test_exported_steps_have_the_same_bits_in_another_process(tmp_path):
         assert (tmp_path / f"{i}.out").read_bytes() == expected, name
 
 
-NAMES = """AccumulateState EmaParamsState HistoryState HyperparamsState LeafCountsState
-    NoiseScaleState ScaleByLapropState ScaleByMarsState ScaleOnSphereState ScheduledRatesState
+NAMES = """AccumulateState EmaParamsState ExactRate HistoryState LeafCountsState
+    NoiseScaleState Past ScaleByLapropState ScaleByMarsState ScaleOnSphereState ScheduledRatesState
     SpreadState TelemetryState WeightsState"""
 
 

@@ -139,8 +139,27 @@ def test_the_numbers_of_a_population_are_set_together_or_one_by_one():
     updates, states = jax.vmap(tx.update)(jnp.ones((3, 4)), states, jnp.ones((3, 4)))
     np.testing.assert_allclose(updates[:, 0], [-0.1, -0.2, -0.3], rtol=1e-3)
     np.testing.assert_allclose(states.inner_state[0].nu, 0.1, rtol=1e-6)
-    exact = states.exact["exact_b2"]
+    exact = states.hyperparams_states["exact_b2"]
     assert exact.complement.shape == (3,) and (exact.complement == jnp.float32(0.1)).all()
+
+
+@pytest.mark.parametrize("rate", [0.01, optax.linear_schedule(0.01, 0.0, 10)])
+def test_without_decay_rates_the_state_is_that_of_optax(rate):
+    """Trainers restore their checkpoints before a conversion has a place."""
+
+    def chain(of):
+        return lambda learning_rate: of.chain(of.clip_by_global_norm(0.5), of.adamw(learning_rate))
+
+    theirs = optax.inject_hyperparams(chain(optax))(rate)
+    ours = adam_jax.with_hyperparams(chain(adam_jax))(rate)
+    params, state = PARAMS, theirs.init(PARAMS)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, ours.init(PARAMS))
+    with jax.numpy_dtype_promotion("standard"):
+        for _ in range(4):
+            before, (updates, state) = (params, state), theirs.update(params, state, params)
+            params = optax.apply_updates(params, updates)
+    new, own = adam_jax.step(ours, before[0], before[1], before[0])
+    chex.assert_trees_all_close((new, own), (params, state), rtol=1e-5, atol=1e-6)
 
 
 def test_optax_finds_one_number_of_a_name():
@@ -178,7 +197,7 @@ def test_the_numbers_of_groups_are_as_exact():
     static = factory(learning_rate=0.0123, b2=0.97)
     in_state = adam_jax.with_hyperparams(factory)(learning_rate=0.0123, b2=0.97)
     chex.assert_trees_all_equal(train(in_state, PARAMS), train(static, PARAMS))
-    assert "exact_b2" in in_state.init(PARAMS).exact
+    assert "exact_b2" in in_state.init(PARAMS).hyperparams_states
 
 
 @pytest.mark.bits
@@ -254,7 +273,7 @@ changed = functools.partial(adam_jax.set_hyperparams, STATE)
         (lambda: changed(b2=jnp.ones(2) / 2), r"b2 must be one number, or have the shape \(\)"),
         (lambda: adam_jax.hyperparams(STATE.inner_state), "with_hyperparams"),
         (lambda: adam_jax.hyperparams((STATE, STATE)), "got 2: pass the part of the state"),
-        (lambda: make(1e-3).update(PARAMS, STATE.inner_state), "must be a HyperparamsState"),
+        (lambda: make(1e-3).update(PARAMS, STATE.inner_state), "must be that of with_hyperparams"),
     ],
 )
 def test_errors(call, message):

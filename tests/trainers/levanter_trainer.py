@@ -9,14 +9,13 @@ import haliax as hax
 import jax
 import levanter.tracker
 import numpy as np
-import optax
 from levanter.checkpoint import CheckpointerConfig
 from levanter.tracker import NoopConfig
 from levanter.tracker.tracker import NoopTracker
 from levanter.trainer import Trainer, TrainerConfig
 from levanter.utils.mesh import MeshConfig
 
-from tests.trainers.cells import CASES, RATE, STEPS, Run, arrays, measure
+from tests.trainers.cells import RATE, STEPS, Run, arrays, measure
 
 BAD = 6  # The batch that is NaN.
 BATCH, EMBED, MLP = hax.Axis("batch", 8), hax.Axis("embed", 64), hax.Axis("mlp", 128)
@@ -29,25 +28,6 @@ class Recorder(NoopTracker):
     def log(self, metrics, *, step, commit=None):
         for name, value in metrics.items():
             self.rows.setdefault(name, []).append(np.asarray(value))
-
-
-def unnamed(tx):
-    """The transformation, with a state of arrays without axis names.
-
-    Haliax shards, and Levanter saves, only a NamedArray of an array: not one of codes and scales.
-    """
-
-    def over(f, *trees):
-        return jax.tree.map(f, *trees, is_leaf=lambda x: isinstance(x, hax.NamedArray))
-
-    def bare(tree):
-        return over(lambda x: x.array, tree)
-
-    def update(grads, state, params=None, **extra):
-        updates, state = tx.update(bare(grads), state, bare(params), **extra)
-        return over(lambda g, u: hax.named(u, g.axes), grads, updates), state
-
-    return optax.GradientTransformationExtraArgs(lambda params: tx.init(bare(params)), update)
 
 
 class Model(eqx.Module):
@@ -108,12 +88,9 @@ def main() -> None:
     ways = {"data 4": {}, "data 2, model 2": dict(mesh=MeshConfig(axes={"data": 2, "model": 2}))}
     if jax.device_count() == 1:
         ways = {"1 device": {}}
-    bits = CASES["adamw, int8 moments"]
-    bare = bits._replace(ours=lambda rate: unnamed(bits.ours(rate)))
-    cases = CASES | {"unnamed(adamw, int8 moments)": bare}
     with tempfile.TemporaryDirectory() as folder:
         for name, settings in ways.items():
-            measure("Levanter", name, runner(settings, Path(folder)), cases)
+            measure("Levanter", name, runner(settings, Path(folder)))
 
 
 if __name__ == "__main__":
