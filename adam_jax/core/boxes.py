@@ -112,8 +112,8 @@ def _with(box: Leaf, x: jax.Array, names: Sequence[Any] | None) -> Leaf:
     """A box like this one around x; with the old names if none are given."""
     if _is_named(box):
         # Every axis has a name. Nobody maps this one to devices.
-        own = [name or f"axis {i}" for i, name in enumerate(names or ())]
-        return importlib.import_module("haliax").named(x, tuple(own))
+        full = tuple(name or f"axis {i}" for i, name in enumerate(names or ()))
+        return importlib.import_module("haliax").named(x, full)
     if _is_linen(box):
         return box.replace_boxed(x) if names is None else box.replace(value=x, names=tuple(names))
     own: dict[str, Any] = {}
