@@ -18,7 +18,7 @@ def run_processes(count, devices, folder, mesh):
         # Nobody else gets this port, and gRPC may still listen on it.
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         reserved.bind(("127.0.0.1", 0))
-        address = "127.0.0.1:{}".format(reserved.getsockname()[1])
+        address = f"127.0.0.1:{reserved.getsockname()[1]}"
         command = [sys.executable, "-m", "tests.catalogue.processes"]
         started = [
             subprocess.Popen(
