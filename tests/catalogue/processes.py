@@ -163,7 +163,7 @@ def main():
     process, processes, devices, address, folder, name = sys.argv[1:]
     jax.config.update("jax_num_cpu_devices", int(devices))
     jax.config.update("jax_numpy_dtype_promotion", "strict")
-    # Gloo mixes up the collectives of programs that run at the same time.
+    # Programs do not overlap: Gloo once failed with the size of another collective's data.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(address, int(processes), int(process))
