@@ -14,7 +14,7 @@ import jax
 import jax.core
 import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from adam_jax._types import AnyTransformation, Function, Leaf, Params, PyTree, State
 from adam_jax.core.boxes import axes_in
@@ -110,7 +110,7 @@ class Placement:
       min_size: in elements; the state of smaller parameters is not split.
     """
 
-    mesh: Mesh = static()
+    mesh: Mesh | AbstractMesh = static()
     axes: tuple[str, ...] = static()
     specs: FrozenTree | None = static()
     min_size: int = static()
@@ -118,7 +118,7 @@ class Placement:
     @classmethod
     def of(cls, mesh: PyTree, axis: Any, specs: PyTree, min_size: Any) -> Self:
         """Checks the arguments of `shard_state`."""
-        if not isinstance(mesh, Mesh):
+        if not isinstance(mesh, Mesh | AbstractMesh):
             raise ValueError(
                 f"mesh must be a jax.sharding.Mesh, got {printed(mesh)}: jax.make_mesh makes one."
             )
@@ -279,7 +279,7 @@ class Sharded(Body):
 
 def shard_state(
     tx: optax.GradientTransformation,
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     axis: str | tuple[str, ...] = "data",
     *,
     specs: PyTree = None,
@@ -293,7 +293,7 @@ def shard_state(
 
     Args:
       tx: any Optax transformation; the state is its own, and so are checkpoints.
-      mesh: the devices.
+      mesh: the devices; a `jax.sharding.AbstractMesh` for those of another run (`state_shardings`).
       axis: the axis of the mesh, or several, over which batches are split and parameters are not.
       specs: how the parameters are already partitioned, over other axes (tensor parallelism) or
         this one (FSDP, which splits their state as well): a tree of `PartitionSpec`s like the
@@ -356,8 +356,9 @@ def state_shardings(
     """The sharding of each array of the state under `shard_state`, for `jax.jit`, Orbax and others.
 
     Args:
-      tx: any Optax transformation, with or without `shard_state`. With `offload` around it the
-        shardings include the kind of memory.
+      tx: any Optax transformation. With `offload` around it the shardings include the kind of
+        memory. With `shard_state` around it, the state is that which its `init` makes: write the
+        mesh of the run that began, `shard_state(tx, AbstractMesh((4,), ("data",)))`.
       params: the parameters, or `jax.ShapeDtypeStruct`s of them.
       mesh: as in `shard_state`.
       axis: as in `shard_state`.
@@ -373,8 +374,8 @@ def state_shardings(
 def _shardings(placement: Placement, body: Body, params: Params) -> PyTree:
     """The state's shardings and kinds of memory, inside `offload` and `shard_state`."""
     if not isinstance(body, Offloaded):
-        inner = body.inner if isinstance(body, Sharded) else body
-        return placement.shardings(jax.eval_shape(Sharded(inner, placement).init, params), params)
+        own = body if isinstance(body, Sharded) else Sharded(body, placement)
+        return placement.shardings(jax.eval_shape(own.init, params), params)
     on_host = body.on_host(jax.eval_shape(body.inner.init, params))
     shardings, treedef = jax.tree.flatten(_shardings(placement, body.inner, params))
     pairs = zip(shardings, on_host, strict=True)

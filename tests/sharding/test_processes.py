@@ -1,7 +1,4 @@
-"""Two processes with two devices each take the steps of one process with four.
-
-They save a state from `init` outside jit with Orbax, which needs counts on all devices.
-"""
+"""Two processes train and save; 1, 2 and 4 processes continue on other meshes, bit for bit."""
 
 import socket
 import subprocess
@@ -10,83 +7,62 @@ import sys
 import numpy as np
 import pytest
 
-PROGRAM = """
-import sys
+from tests.catalogue.processes import Run, resume, trained
+from tests.catalogue.scripts import ROOT
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import orbax.checkpoint as ocp
-from jax.sharding import NamedSharding, PartitionSpec as P
+pytestmark = [pytest.mark.slow, pytest.mark.bits]
 
-import adam_jax
-from adam_jax.inspect import check_state
 
-process, processes, address, path = sys.argv[1:]
-jax.config.update("jax_num_cpu_devices", 4 // int(processes))
-if int(processes) > 1:
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(address, int(processes), int(process))
-mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-tx = adam_jax.chain(
-    adam_jax.clip_by_global_norm(1.0),
-    adam_jax.adamw(1e-2, mu_dtype=jnp.int8, nu_dtype=jnp.int8),
+def run_processes(count, devices, folder, mesh):
+    with socket.socket() as reserved:
+        # Nobody else gets this port, and gRPC may still listen on it.
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{reserved.getsockname()[1]}"
+        command = [sys.executable, "-m", "tests.catalogue.processes"]
+        started = [
+            subprocess.Popen(
+                [*command, *map(str, (i, count, devices, address, folder, mesh))],
+                cwd=ROOT,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for i in range(count)
+        ]
+        errors = [process.communicate(timeout=300)[1] for process in started]
+    assert not any(process.returncode for process in started), "\n".join(errors)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The checkpoint of two processes with two devices each, and how they continued."""
+    folder = tmp_path_factory.mktemp("run")
+    run_processes(2, 2, folder, "4")
+    return folder
+
+
+def arrays(file):
+    with np.load(f"{file}.npz") as saved:
+        return [saved[name] for name in saved.files]
+
+
+@pytest.mark.parametrize(
+    ("count", "devices", "mesh"),
+    [(1, 8, "1"), (1, 8, "4"), (1, 8, "2x4"), (2, 4, "8"), (4, 1, "2x2")],
 )
-tx = adam_jax.sharding.shard_state(adam_jax.skip_nonfinite(tx), mesh, min_size=8)
-everywhere, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
-weights = np.linspace(-1, 1, 128 * 256, dtype=np.float32).reshape(128, 256)
-params = {"w": jax.device_put(weights, everywhere)}
-batch = np.sin(np.arange(64 * 128, dtype=np.float32)).reshape(64, 128)
-batch = jax.make_array_from_callback(batch.shape, rows, lambda index: batch[index])
+def test_a_run_of_two_processes_continues_bit_for_bit(count, devices, mesh, folder):
+    if count == 1:
+        resume(mesh, folder)
+    else:
+        run_processes(count, devices, folder, mesh)
+    for name in ("saved", "last"):
+        own, expected = arrays(folder / f"{mesh}-{name}"), arrays(folder / name)
+        for x, y in zip(own, expected, strict=True):
+            assert (x.dtype, x.shape, x.tobytes()) == (y.dtype, y.shape, y.tobytes())
 
 
-@jax.jit
-def step(params, state, x):
-    grads = jax.grad(lambda p: jnp.mean(jnp.tanh(x @ p["w"]) ** 2))(params)
-    return adam_jax.step(tx, grads, state, params)
-
-
-state = jax.jit(tx.init)(params)
-for _ in range(3):
-    params, state = step(params, state, batch)
-codes = [x for x in jax.tree.leaves(state) if x.dtype in (jnp.int8, jnp.uint8)]
-assert len(codes) == 2 and not any(x.is_fully_replicated for x in codes)
-
-plain = adam_jax.skip_nonfinite(adam_jax.with_hyperparams(adam_jax.adamw)(1e-2))
-run = params, plain.init(params)
-with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(path + ".orbax", run)
-    checkpointer.wait_until_finished()
-    again = checkpointer.restore(path + ".orbax", run)
-assert check_state(again[1], again[0], plain, 0) == ()
-for x, y in zip(jax.tree.leaves(again), jax.tree.leaves(run), strict=True):
-    assert np.array_equal(jax.device_get(x), jax.device_get(y)) and len(x.sharding.device_set) == 4
-if process == "0":
-    np.save(path, jax.device_get(params["w"]))
-"""
-
-
-def run(processes: int, path) -> np.ndarray:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-    command = [sys.executable, "-c", PROGRAM]
-    started = [
-        subprocess.Popen(
-            [*command, str(i), str(processes), address, str(path)],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(processes)
-    ]
-    for process in started:
-        _, error = process.communicate(timeout=300)
-        assert process.returncode == 0, error
-    return np.load(path)
-
-
-@pytest.mark.slow
-def test_two_processes_take_the_steps_of_one(tmp_path):
-    one, two = (run(n, tmp_path / f"{n}.npy") for n in (1, 2))
+def test_two_processes_take_the_steps_of_one(folder):
+    [two], one = arrays(folder / "trained"), np.asarray(trained(Run("4").mesh)["w"])
     # Sums over processes are rounded in another order, and may change a code: 1 % of a step.
     np.testing.assert_allclose(two, one, atol=1e-4)
     assert np.abs(two - one).mean() < 1e-7
