@@ -185,7 +185,8 @@ def test_commands_name_what_there_is(page):
             for names in re.findall(r"\[([a-z,]+)\]", command):
                 assert set(names.split(",")) <= set(project["optional-dependencies"]), command
         else:
-            assert command.startswith(("git ", "cd ", "cmp ", "python3 -m venv", "source ")), command
+            others = ("git ", "cd ", "cmp ", "python3 -m venv", "source ")
+            assert command.startswith(others), command
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

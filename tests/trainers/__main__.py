@@ -2,7 +2,7 @@
 
 With Tunix, it also follows docs/train-an-llm.md, and compares what the page's commands print.
 
-python -m tests.trainers [tunix maxtext eformer levanter]
+python -m tests.trainers [tunix maxtext eformer levanter keras]
 
 Each trainer gets an environment in build/trainers, made once. The variable TRAINERS names another
 folder of environments. Needs access to the package index, and takes about ten minutes per trainer.
@@ -46,6 +46,7 @@ TRAINERS = {
     "levanter": Trainer(
         "levanter_trainer", ("--pre", "marin-levanter==0.2.227.dev40316220070"), "3.12"
     ),
+    "keras": Trainer("keras_fit", ("keras==3.15.1", "jax==0.10.2", "optax==0.2.8")),
 }
 
 

@@ -55,7 +55,7 @@ def main() -> None:
         devices = keras.distribution.list_devices()
         mesh = keras.distribution.DeviceMesh((2, 2), ("batch", "model"), devices)
         layout = keras.distribution.LayoutMap(mesh)
-        layout["up/kernel"], layout["down/kernel"] = (None, "model"), ("model", None)
+        layout[".*up/kernel"], layout[".*down/kernel"] = (None, "model"), ("model", None)
         shared = keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch")
         ways = {
             "DataParallel, 4": keras.distribution.DataParallel(devices=devices),
