@@ -1,6 +1,8 @@
 """Runs members of this package inside the training loops of other projects, beside Optax's.
 
-python -m tests.trainers [tunix maxtext eformer levanter]
+With Tunix, it also follows docs/train-an-llm.md, and compares what the page's commands print.
+
+python -m tests.trainers [tunix maxtext eformer levanter keras]
 
 Each trainer gets an environment in build/trainers, made once. The variable TRAINERS names another
 folder of environments. Needs access to the package index, and takes about ten minutes per trainer.
@@ -9,13 +11,15 @@ folder of environments. Needs access to the package index, and takes about ten m
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parents[2]
+from tests.catalogue.pages import DOCS, ROOT, samples
+
 FOLDER = Path(os.environ.get("TRAINERS", ROOT / "build" / "trainers"))
 
 
@@ -42,6 +46,7 @@ TRAINERS = {
     "levanter": Trainer(
         "levanter_trainer", ("--pre", "marin-levanter==0.2.227.dev40316220070"), "3.12"
     ),
+    "keras": Trainer("keras_fit", ("keras==3.15.1", "jax==0.10.2", "optax==0.2.8")),
 }
 
 
@@ -74,6 +79,24 @@ def run(trainer: Trainer, python: Path, devices: int) -> list[dict]:
         raise RuntimeError(f"{trainer.program} failed, see {log}:\n{log.read_text()[-2000:]}")
     lines = done.stdout.decode().splitlines()
     return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+def follow(page: Path, python: Path) -> None:
+    """Saves the page's program, and runs each block of commands that has an output."""
+    text = page.read_text()
+    [name] = re.findall(r"^Save this as `(.*)`", text, re.MULTILINE)
+    [(program, _)] = samples(page)
+    pattern = r"^```sh\n([^`]*)^```\n\n```text\n([^`]*)^```"
+    variables = {"PATH": f"{python.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, name).write_text(program)
+        for commands, expected in re.findall(pattern, text, re.MULTILINE):
+            shell = ["bash", "-ec", commands]
+            done = subprocess.run(
+                shell, cwd=folder, env=os.environ | variables, capture_output=True, text=True
+            )
+            if done.returncode or done.stdout != expected:
+                raise RuntimeError(f"{commands}\n{done.stderr[-2000:]}\n{done.stdout}")
 
 
 def tables(rows: list[dict]) -> str:
@@ -115,6 +138,8 @@ def main() -> None:
         python = environment(name, TRAINERS[name])
         for devices in (1, 4):
             rows += run(TRAINERS[name], python, devices)
+        if name == "tunix":
+            follow(DOCS / "train-an-llm.md", python)
     print(tables(rows))
 
 

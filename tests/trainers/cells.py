@@ -1,9 +1,11 @@
 """What every trainer runs: optimizers beside Optax's, and the cells of the table."""
 
 import json
+import re
 import traceback
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +15,7 @@ import optax
 
 import adam_jax
 
+PAGE = Path(__file__).parents[2] / "docs" / "migrating" / "trainers.md"
 STEPS = 20
 RATE = optax.linear_schedule(3e-3, 1e-3, STEPS)
 
@@ -145,6 +148,13 @@ def measure(trainer: str, mesh: str, run: Callable[..., Run], cases: Any = CASES
             elif len(ours.rates) == 0:
                 row["rate"] = "none"
         print(json.dumps(row), flush=True)
+
+
+def on_page(word: str) -> str:
+    """The sample with this word, in a trainer's environment; in `py`, which tests/docs skips."""
+    found = re.findall(r"^```py\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    [code] = [x for x in found if word in x]
+    return code
 
 
 def mesh_of(axes: tuple[str, ...], shape: tuple[int, ...]) -> jax.sharding.Mesh:

@@ -9,11 +9,13 @@ import tempfile
 from pathlib import Path
 
 import jax
+import optax
 from maxtext.optimizers import optimizers
 from maxtext.trainers.pre_train import train
 
-from tests.trainers.cells import CASES, STEPS, Run, arrays, measure
+from tests.trainers.cells import CASES, STEPS, Case, Run, arrays, measure, on_page
 
+THEIRS = optimizers.get_optimizer
 CONFIG = Path(importlib.util.find_spec("maxtext").origin).parent / "configs" / "base.yml"
 SETTINGS = dict(
     base_emb_dim=32,
@@ -54,6 +56,10 @@ def runner(ways: dict, folder: Path):
         settings |= dict(base_output_directory=folder, run_name=place.name, steps=steps)
         settings["metrics_file"] = metrics
         optimizers.get_optimizer = lambda config, rate, *args, **kwargs: make(rate)
+        if isinstance(make, str):
+            optimizers.get_optimizer, optimizers.optax = THEIRS, optax
+            exec(make, {})
+            settings |= dict(mu_dtype="int8") if make else {}
         with contextlib.redirect_stdout(sys.stderr):
             words = [f"{key}={value}" for key, value in settings.items()]
             config, recorder = train.initialize(["", str(CONFIG), *words])
@@ -82,6 +88,7 @@ def main() -> None:
         }
     # MaxText logs the schedule's rate, whatever the state holds: one case of hyperparameters.
     cases = {name: case for name, case in CASES.items() if ", with_hyper" not in name}
+    cases["opt_type=adamw, the page's lines"] = Case(on_page("optimizers.optax ="), "", 1e-3)
     with tempfile.TemporaryDirectory() as folder:
         for name, settings in ways.items():
             measure("MaxText", name, runner(settings, Path(folder)), cases)
