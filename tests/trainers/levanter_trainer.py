@@ -1,21 +1,26 @@
 """Levanter's Trainer: python -m tests.trainers.levanter_trainer (in an environment with it)."""
 # pyright: reportMissingImports=false
 
+import re
 import tempfile
 from pathlib import Path
 
+import draccus
 import equinox as eqx
 import haliax as hax
 import jax
 import levanter.tracker
 import numpy as np
+import yaml
 from levanter.checkpoint import CheckpointerConfig
+from levanter.optim.config import OptimizerConfig
 from levanter.tracker import NoopConfig
 from levanter.tracker.tracker import NoopTracker
 from levanter.trainer import Trainer, TrainerConfig
 from levanter.utils.mesh import MeshConfig
 
-from tests.trainers.cells import RATE, STEPS, Run, arrays, measure
+from tests.trainers import cells
+from tests.trainers.cells import CASES, RATE, STEPS, Case, Run, arrays, far, measure
 
 BAD = 6  # The batch that is NaN.
 BATCH, EMBED, MLP = hax.Axis("batch", 8), hax.Axis("embed", 64), hax.Axis("mlp", 128)
@@ -84,13 +89,37 @@ def runner(ways: dict, folder: Path):
     return run
 
 
+def registered() -> dict[str, Case]:
+    """The page's configuration beside `type: adam`, as Levanter parses them."""
+    exec(cells.on_page("register_subclass"), {"__name__": "page"})
+
+    def configured(text: str):
+        config = draccus.decode(OptimizerConfig, yaml.safe_load(text))
+        return lambda rate: config.build(STEPS)
+
+    pattern = r"^```yaml\noptimizer: (.*)$"
+    [bits] = re.findall(pattern, cells.PAGE.read_text(), re.MULTILINE)
+    dense = re.sub(r", \w+: int8", "", bits)
+    theirs = configured(dense.replace("adam_jax", "adam"))
+    return {
+        "type: adam_jax": Case(configured(dense), theirs),
+        "type: adam_jax, int8": Case(configured(bits), theirs, 2e-2),
+    }
+
+
 def main() -> None:
     ways = {"data 4": {}, "data 2, model 2": dict(mesh=MeshConfig(axes={"data": 2, "model": 2}))}
     if jax.device_count() == 1:
         ways = {"1 device": {}}
+    own = registered()
     with tempfile.TemporaryDirectory() as folder:
         for name, settings in ways.items():
-            measure("Levanter", name, runner(settings, Path(folder)))
+            run, both = runner(settings, Path(folder)), own["type: adam_jax"]
+            measure("Levanter", name, run, CASES | own)
+            run(both.optax, STEPS // 2, f"{name} continued")
+            rest = run(both.ours, STEPS, f"{name} continued").losses
+            whole = run(both.optax, STEPS, f"{name} whole").losses
+            assert far(rest, whole[-len(rest) :]) < 1e-5, "of Levanter's own checkpoint"
 
 
 if __name__ == "__main__":
