@@ -13,7 +13,7 @@ import adam_jax
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # Of its imports.
-    import haliax as hax
+    hax = pytest.importorskip("haliax", reason="Haliax is among the peers: make test-peers")
 
 CODES = adam_jax.Quantized(min_size=0)
 STORED = {
