@@ -44,7 +44,7 @@ def test_a_collective_has_a_name_and_a_link():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("tpu_compiler")
+@pytest.mark.usefixtures("tpu_compiler", "standard_promotion")
 def test_between_slices_only_a_state_split_over_them_sends():
     wanted = (*models.FIRST, *models.CLIPPED, models.APART)
     rows = models.models([("Llama 3.2 1B", "v5e:2x4", 2, wanted)], rounds=1)
