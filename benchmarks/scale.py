@@ -1,10 +1,11 @@
 """Memory and communication of `adam_jax.sharding`: measured, compiled for 8 H200s, calculated.
 
-python -m benchmarks.scale [--only devices|wire|offload|paper]
+python -m benchmarks.scale [--only devices|wire|offload|paper|models]
 
 devices: 8 simulated on this machine; bytes of state on each after three steps, and the largest
 difference from the same steps with a replicated state.
 wire, offload: compiled for H200s, with the requirements of `benchmarks.gpu` (JAX_CUDA_PJRT).
+models: compiled for TPUs (`benchmarks.models`), with the requirement of `benchmarks.tpu`.
 paper: calculated, with parameters and gradients of 2 bytes replicated and only the state sharded.
 
 In a ring each device sends (n-1)/n of an array to reduce-scatter or to all-gather it, and twice
@@ -25,6 +26,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import adam_jax
 from adam_jax import sharding
+from benchmarks import models
 from benchmarks.machine import describe
 
 Row = dict[str, Any]
@@ -217,7 +219,13 @@ def paper() -> Iterator[Row]:
                 }
 
 
-TABLES = {"devices": devices, "wire": wire, "offload": offload, "paper": paper}
+TABLES = {
+    "devices": devices,
+    "wire": wire,
+    "offload": offload,
+    "paper": paper,
+    "models": models.models,
+}
 
 
 def main() -> None:
@@ -231,15 +239,15 @@ def main() -> None:
     for name, table in TABLES.items():
         if args.only not in (None, name):
             continue
+        print(f"\n{name}\n")
         try:
-            rows = list(table())
+            for i, row in enumerate(table()):
+                if i == 0:
+                    print(f"| {' | '.join(row)} |\n{'|---' * len(row)}|")
+                cells = (f"{x:.3g}" if isinstance(x, float) else str(x) for x in row.values())
+                print(f"| {' | '.join(cells)} |", flush=True)
         except ModuleNotFoundError as missing:
-            print(f"\n{name}: left out, {missing}")
-            continue
-        print(f"\n{name}\n\n| {' | '.join(rows[0])} |\n{'|---' * len(rows[0])}|")
-        for row in rows:
-            cells = (f"{x:.3g}" if isinstance(x, float) else str(x) for x in row.values())
-            print(f"| {' | '.join(cells)} |")
+            print(f"left out, {missing}")
 
 
 if __name__ == "__main__":

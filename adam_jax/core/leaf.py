@@ -156,12 +156,11 @@ def leaf_step(
             # From unbounded gradients: XLA:GPU would store the squares of bounded ones.
             _, unbounded = run_rules(plan, numbers, leaf, taken, sums, bound=False)
             averages = [view.averages.get(slot) for view in unbounded for slot in view.old]
-        where = tile or jnp.shape(leaf.g)
         olds = [x for xs in leaf.stored for x in xs]
         new, count = [], itertools.count()
         columns = zip(formats, _new_slots(views), olds, measures, averages, strict=True)
         for fmt, x, old, measure, average in columns:
-            noise = bits_of_moments(where, leaf.salt, next(count)) if fmt.stochastic else None
+            noise = bits_of_moments(tile or x, leaf.salt, next(count)) if fmt.stochastic else None
             if fmt.linear and average is not None:
                 rate, term = average
                 stored = fmt.averaged(old, term, rate.average)
@@ -172,7 +171,7 @@ def leaf_step(
             # Re-encoding might round differently, or not reproduce the stored form.
             new.append(select(taken, stored, old) if fmt.rounds else stored)
         if isinstance(leaf.param, Split):
-            split = select(taken, leaf.param.renewed(result, where), leaf.param)
+            split = select(taken, leaf.param.renewed(result, tile), leaf.param)
             result = leaf.param.stepped_to(split, plan.apply)
         else:
             result = jax.lax.convert_element_type(result, plan.dtype)

@@ -370,9 +370,9 @@ def joined(p: Leaf) -> Leaf:
 @jax.jit  # Traced once per shape, not per leaf.
 def _renewed(p: Split, x: Array) -> Split:
     def one_layer(number: Array, p: Split, x: Array) -> Split:
-        return p.of_layer(number).renewed(x, p.shape)
+        return p.of_layer(number).renewed(x)
 
-    return over_layers(one_layer, p.layers, p.stride, p, x) if p.layers else p.renewed(x, p.shape)
+    return over_layers(one_layer, p.layers, p.stride, p, x) if p.layers else p.renewed(x)
 
 
 def wider(dtype: DType, p: Leaf) -> DType:

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adam_jax.formats.base import sharding_by_type
+
 
 def mixed(x: jax.Array) -> jax.Array:
     """A hash of 32 bits to 32 bits, uint32: "lowbias32" of Wellons 2018, hash-prospector."""
@@ -76,7 +78,11 @@ class Positions(NamedTuple):
     diagonal: jax.Array  # The increase of that index for one step along every axis.
 
 
-def bits_of_moments(where: tuple[int, ...] | Positions, salt: Salt, slot: int) -> jax.Array:
+Where = tuple[int, ...] | jax.Array | Positions
+"""The shape of an array, an array that is split alike, or the positions of a tile."""
+
+
+def bits_of_moments(where: Where, salt: Salt, slot: int) -> jax.Array:
     """16 random bits per element for one slot of a leaf, in the upper half; two share one hash."""
     number, which = divmod(slot, 2)
     bits = random_bits(where, salted(salt.leaf, part=number), first=salt.leaf)
@@ -89,14 +95,12 @@ def salted(salt: jax.Array, leaf: int = 0, part: int = 0) -> jax.Array:
     return salt + np.uint32((leaf * int(LEAVES) + part * 0xC2B2AE35) % 2**32)
 
 
-def bits_of_weights(where: tuple[int, ...] | Positions, salt: jax.Array) -> jax.Array:
+def bits_of_weights(where: Where, salt: jax.Array) -> jax.Array:
     """16 random bits per element, in the upper half: as `random_bits`, in fewer operations."""
     return _upper_half_mixed(_indices(where, 0) ^ salt)
 
 
-def random_bits(
-    where: tuple[int, ...] | Positions, salt: jax.Array, first: jax.typing.ArrayLike = 0
-) -> jax.Array:
+def random_bits(where: Where, salt: jax.Array, first: jax.typing.ArrayLike = 0) -> jax.Array:
     """32 random bits per element, uint32: a hash of its row-major index and the salt.
 
     The index wraps at 2³², so a larger array repeats its bits. It starts at `first` along each
@@ -105,13 +109,17 @@ def random_bits(
     return mixed(_indices(where, first) ^ salt)
 
 
-def _indices(where: tuple[int, ...] | Positions, first: jax.typing.ArrayLike) -> jax.Array:
+def _indices(where: Where, first: jax.typing.ArrayLike) -> jax.Array:
     """The row-major index of each element, with `first` added along each axis."""
     if isinstance(where, Positions):
         return where.further + (where.first + jnp.uint32(first) * where.diagonal)
-    index = jnp.zeros(where, jnp.uint32)
-    for axis, stride in reversed(list(enumerate(strides(where)))):
-        position = jax.lax.broadcasted_iota(jnp.uint32, where, axis) + jnp.uint32(first)
+    # On explicit axes, indices without a sharding are those of the whole array on every device.
+    out = sharding_by_type(where)
+    shape = where if isinstance(where, tuple) else where.shape
+    index = jnp.zeros(shape, jnp.uint32, out_sharding=out)
+    for axis, stride in reversed(list(enumerate(strides(shape)))):
+        position = jax.lax.broadcasted_iota(jnp.uint32, shape, axis, out_sharding=out)
+        position = position + jnp.uint32(first)
         index = index + position * np.uint32(stride % 2**32)
     return index
 

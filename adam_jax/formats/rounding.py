@@ -236,11 +236,11 @@ class Split:
         """The weights."""
         return self.form.join(self.stored, self.rest)
 
-    def renewed(self, x: jax.Array, where: tuple[int, ...] | Positions) -> "Split":
-        """New float32 weights, stored in this form; `where` as in `bits_of_weights`."""
-        noise = bits_of_weights(where, self.salt) if self.form.stochastic else None
+    def renewed(self, x: jax.Array, tile: Positions | None = None) -> "Split":
+        """New float32 weights, stored in this form; `tile` as in `leaf_step`."""
+        noise = bits_of_weights(tile or x, self.salt) if self.form.stochastic else None
         stored, rest = self.form.split(x, noise)
-        if rest is not None and not isinstance(where, Positions):
+        if rest is not None and tile is None:
             # Otherwise, with 8-bit rests, XLA:TPU would compute weights and rests in two passes
             # from the moments.
             stored, _ = self.form.split(stored_on_tpus(x), noise)

@@ -24,8 +24,12 @@ NEVER = np.int32(0x7FEDCBA9)
 
 
 def one_device() -> bool:
-    """Whether there is one device and no `shard_map`: across devices a turn needs a collective."""
-    return jax.device_count() == 1 and not jax.sharding.get_abstract_mesh().manual_axes
+    """Whether the program is for one device: across devices a turn needs a collective.
+
+    A host with one device compiles ahead of time for the many of a mesh.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.device_count() == 1 and mesh.size <= 1 and not mesh.manual_axes
 
 
 def first_turn() -> jax.Array:

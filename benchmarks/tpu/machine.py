@@ -67,8 +67,11 @@ def libtpu_version() -> str:
 
 
 @functools.cache
-def tpus(topology: str) -> Any:
-    """The devices of a generation's smallest machine, or of a topology such as v5e:2x4."""
+def tpus(topology: str, slices: int = 1) -> Any:
+    """The devices of a generation's smallest machine, or of slices of a topology such as v5e:2x4.
+
+    Slices are connected by the data center's network only.
+    """
     library()
     # Otherwise it asks the cloud for the machine, and stops if another process uses it.
     os.environ["TPU_SKIP_MDS_QUERY"] = os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
@@ -76,7 +79,8 @@ def tpus(topology: str) -> Any:
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     if topology in GENERATIONS:
         topology = GENERATIONS[topology].topology
-    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    several = {"num_slices": slices} if slices > 1 else {}
+    return topologies.get_topology_desc(topology, "tpu", **several).devices
 
 
 def placed(tree: Any, sharding: Any) -> Any:

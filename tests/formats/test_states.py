@@ -106,6 +106,19 @@ def test_on_a_mesh_with_explicit_axes():
             assert jax.tree.map(jax.typeof, after) == jax.tree.map(jax.typeof, (params, state))
 
 
+@pytest.mark.parametrize(
+    "tx",
+    [FORMS["8 bits"], adam_jax.stochastic_rounding(adam_jax.adamw(1e-3))],
+    ids=["moments", "weights"],
+)
+def test_on_explicit_axes_a_device_computes_the_random_bits_of_its_part(tx):
+    mesh = mesh_of(AxisType.Explicit)
+    with jax.set_mesh(mesh):
+        w = jax.device_put(jnp.ones((16, 4096), "bfloat16"), NamedSharding(mesh, P(None, "data")))
+        text = jax.jit(tx.step).lower(w, tx.init(w), w).compile().as_text()
+    assert "u32[16,512]" in text and "u32[16,4096]" not in text
+
+
 def test_a_block_lies_on_one_device():
     """512 columns on 8 devices are 64 for each device."""
     sharding = NamedSharding(mesh_of(AxisType.Explicit), P(None, "data"))

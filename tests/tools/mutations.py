@@ -66,6 +66,7 @@ MUTATIONS = {
     },
     "formats/noise.py": {
         "one leaf's noise for all": ("(int(MOMENTS) + leaf * int(LEAVES))", "int(MOMENTS)"),
+        "the whole leaf's bits on explicit axes": ("out = sharding_by_type(where)", "out = None"),
     },
     "formats/rounding.py": {
         "a residual with the other sign": ("lower = jax.lax.convert", "lower = -jax.lax.convert"),
