@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.catalogue.pages import DOCS, ROOT, samples
+from tests.tools.versions import interpreters
 
 FOLDER = Path(os.environ.get("TRAINERS", ROOT / "build" / "trainers"))
 
@@ -56,9 +58,20 @@ def environment(name: str, trainer: Trainer) -> Path:
     if not python.exists():
         print(f"installing {name}", flush=True)
         base = f"python{trainer.python}"
-        subprocess.run([base, "-m", "venv", "--clear", python.parents[1]], check=True)
+        # A name of pyenv can be on the path without being active.
+        made = (
+            not subprocess.run([path, "-m", "venv", "--clear", python.parents[1]]).returncode
+            for path in interpreters()
+            if path.name == base
+        )
+        if not any(made):
+            raise RuntimeError(f"{name} needs {base} on the path or in pyenv.")
         install = [python, "-m", "pip", "install", "--quiet", "--no-compile"]
-        subprocess.run([*install, *trainer.requirements], check=True)
+        try:
+            subprocess.run([*install, *trainer.requirements], check=True)
+        except BaseException:
+            shutil.rmtree(python.parents[1])
+            raise
     return python
 
 
