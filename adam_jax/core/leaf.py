@@ -34,8 +34,8 @@ class Plan(NamedTuple):
       arithmetic: the dtype of all arithmetic: float32, or the widest of the leaf's arrays.
       dtype: of the result, which is rounded once; a `Split` has its own.
       apply: the result is the new parameter θ + u, not the update u.
-      kernel: how a TPU's kernel traverses the leaf, or why none does.
-      parts: how it traverses each device's part, and the sharding; None if it does not.
+      kernel: how a TPU's kernel traverses the whole leaf, or why none does.
+      parts: how one traverses each device's part, and the sharding; None if none does.
       layers: the number of layer axes; each layer counts as a leaf.
       stride: the distance in leaves to the next layer, for its random bits.
     """
@@ -51,9 +51,14 @@ class Plan(NamedTuple):
     stride: int = 0
 
     @property
+    def tiled(self) -> bool:
+        """Whether a kernel traverses the leaf or the parts of it."""
+        return self.parts is not None or not isinstance(self.kernel, str)
+
+    @property
     def way(self) -> str:
         """How the leaf is stepped on TPUs, in words."""
-        return f"XLA: {self.kernel}" if isinstance(self.kernel, str) else "one kernel"
+        return "one kernel" if self.tiled else f"XLA: {self.kernel}"
 
 
 class Arrays(NamedTuple):
@@ -239,7 +244,7 @@ def leaves_step(
     turn: Array | None,
 ) -> tuple[list[Result], Array | None]:
     """The step of some leaves; with a turn, one after another (see xla/turns.py)."""
-    plain = isinstance(plan.kernel, str) and not plan.layers
+    plain = not plan.tiled and not plan.layers
     results: list[Result] = []
     for leaf in leaves:
         leaf = leaf if turn is None else leaf._replace(g=in_turn(turn, leaf.g))
@@ -265,7 +270,7 @@ def _special(plan: Plan, numbers: Sequence[Number], leaf: Arrays, taken: Array |
 
         return over_layers(of_layer, plan.layers, plan.stride, leaf)
 
-    if isinstance(plan.kernel, str):
+    if not plan.tiled:
         return by_xla(numbers, leaf, taken)
     sums: list[Array] = []
     if any(rule.reads_sums for rule in plan.rules.unflatten(numbers)):

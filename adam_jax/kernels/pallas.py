@@ -35,16 +35,18 @@ def by_kernel(step: Function, by_xla: Function, plan: PyTree, args: tuple[Any, .
       args: the numbers of the rules, `Arrays`, whether the step is taken, sums over the leaf.
     """
 
+    tiles, sharding = plan.parts or (plan.kernel, None)
+
     def kernels(interpret: bool) -> Kernels:
         alone = Kernel(step, plan, plan.kernel, jax.tree.structure(args), interpret)
-        if plan.parts is None:
-            return Kernels(alone)
-        tiles, sharding = plan.parts
+        of_leaf = None if isinstance(plan.kernel, str) else alone
+        if sharding is None:
+            return Kernels(of_leaf)
         whole = dataclasses.replace(alone, tiles=tiles, whole=args[1].g.shape)
-        return Kernels(alone, KernelOfParts(whole, sharding))
+        return Kernels(of_leaf, KernelOfParts(whole, sharding))
 
     every = kernels(False)
-    if plan.kernel.everywhere:
+    if tiles.everywhere:
         every = every._replace(elsewhere=kernels(True))
     return on_tpus(lambda *args: by_xla(*args[:3]), every, *args)
 

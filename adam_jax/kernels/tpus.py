@@ -24,12 +24,12 @@ class Kernels(NamedTuple):
     """Functions from the leaves of the arguments to the leaves of the result; hashable.
 
     Attributes:
-      alone: for devices that each run their own program.
+      alone: for devices that each run their own program; None for XLA's own.
       parts: for a program of several devices, or a mesh with explicit axes; None for XLA's own.
       elsewhere: the same two for other platforms than TPUs; None for XLA's own.
     """
 
-    alone: Function
+    alone: Function | None
     parts: Function | None = None
     elsewhere: "Kernels | None" = None
 
@@ -91,7 +91,8 @@ def _batched(
 
 
 def _evaluated(*args: Leaf, otherwise: ClosedJaxpr, kernels: Kernels) -> Sequence[Leaf]:
-    return (kernels.elsewhere.alone if kernels.elsewhere else jaxpr_as_fun(otherwise))(*args)
+    kernel = kernels.elsewhere and kernels.elsewhere.alone
+    return (kernel or jaxpr_as_fun(otherwise))(*args)
 
 
 _on_tpus.def_impl(_evaluated)

@@ -190,17 +190,24 @@ def test_each_device_has_its_kernel_inside_shard_map(spec):
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize(
-    ("spec", "wrapped"),
-    [((), True), ((), False), (("data",), False), ((None, "data"), False)],
-    ids=["sharded state", "replicated", "rows", "columns"],
+    ("spec", "wrapped", "width"),
+    [
+        ((), True, 1024),
+        ((), False, 1024),
+        (("data",), False, 1024),
+        ((None, "data"), False, 1024),
+        ((None, "data"), False, 256),  # Blocks of 32, for which the whole leaf has no kernel.
+    ],
+    ids=["sharded state", "replicated", "rows", "columns", "short columns"],
 )
 @pytest.mark.parametrize("devices", [8, pytest.param(1, marks=pytest.mark.slow)])
-def test_kernels_of_parts_have_the_bits_of_xlas_program(kind, spec, wrapped, devices):
+def test_kernels_of_parts_have_the_bits_of_xlas_program(kind, spec, wrapped, width, devices):
     """And they send nothing that XLA's program does not send."""
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(kind,), devices=jax.devices()[:devices])
     there = NamedSharding(mesh, PartitionSpec(*spec))
     params, grads = (
-        jax.device_put(x, there) for x in jax.random.normal(jax.random.key(0), (2, 512, 1024))
+        jax.device_put(x, there)
+        for x in jax.random.normal(jax.random.key(0), (2, 2**19 // width, width))
     )
     after, sent = [], []
     for kernel in ("pallas", "xla"):
