@@ -105,6 +105,7 @@ CLIP, OPTAX_CLIP = adam_jax.clip_by_global_norm(1.0), optax.clip_by_global_norm(
 PEERS = {
     "optax.adamw": Peer(lambda: optax.adamw(1e-3)),
     "adamw": Peer(lambda: ADAMW),
+    "adamw by kernels": Peer(lambda: adam_jax.with_kernel(ADAMW, "pallas"), wrap=True),
     "8-bit moments": Peer(lambda: EIGHT, wrap=True),
     RESIDUAL: Peer(lambda: adam_jax.master_residual(EIGHT), dtype="bfloat16", wrap=True),
     "optax: clip, adamw": Peer(
@@ -121,8 +122,8 @@ PEERS = {
     "adamw, min_size=4096": Peer(lambda: ADAMW, min_size=4096),
     APART: Peer(lambda: ADAMW, wrap=True, axis="slice"),
 }
-ELEMENTWISE = {"optax.adamw", "adamw", "8-bit moments", RESIDUAL}
-FIRST = ("optax.adamw", "adamw", "8-bit moments")
+ELEMENTWISE = {"optax.adamw", "adamw", "adamw by kernels", "8-bit moments", RESIDUAL}
+FIRST = ("optax.adamw", "adamw", "adamw by kernels", "8-bit moments")
 CLIPPED = ("optax: clip, adamw", "clip, adamw")
 SUMS = ("factored nu", "lamb by layers", "adamw, min_size=4096")
 # Model, topology of a slice, slices, optimizers.
