@@ -137,7 +137,8 @@ class WithHyperparams(Body):
         body, past = moved(body_of(name_of(self.factory), self.inner(state)), state.count)
         out, inner = body.run(step, state.inner_state)
         count = step.counted(state.count)
-        own = {**state.hyperparams_states, **past, **self.schedules_at(count)}
+        new = past | self.schedules_at(count)
+        own = {key: new.get(key, x) for key, x in state.hyperparams_states.items()}
         return out, state._replace(count=count, hyperparams_states=own, inner_state=inner)
 
     def schedules_at(self, count: Count) -> Named:
@@ -165,10 +166,10 @@ class WithHyperparams(Body):
             b, known = state.hyperparams[name], state.hyperparams_states.get(exact_key(name))
             # A schedule's value, or a number assigned directly, is known only in float32.
             rate, following = DecayRate.of_array(b, side), None
-            if known is None:
+            if isinstance(self.numbers[name], Scheduled):
                 b = self.number_at(name, state.count + 1)
                 following = DecayRate.of_array(b, side)
-            else:
+            elif known is not None:
                 exact = DecayRate(known.complement, known.log, side)
                 rate = select(b == known.rate, jax.tree.map(_with_tangent, exact, rate), rate)
             past = state.hyperparams_states[past_key(name)]
@@ -259,6 +260,7 @@ def with_hyperparams(
       A function with the arguments of `factory`. The state of its transformation is Optax's
       `InjectStatefulHyperparamsState`. For each decay rate, `hyperparams_states` also has 1 - b,
       log b, and the rates of the steps so far. Without decay rates it is Optax's, also on disk.
+      As there, `optax.tree.get` finds two entries of the name of a scheduled number.
 
     Raises:
       ValueError: numbers that the factory rejects, when the transformation is made.

@@ -1,6 +1,7 @@
 """Hyperparameters in the state: the same bits, no recompilation, readable in any nesting."""
 
 import functools
+import itertools
 import pickle
 
 import chex
@@ -160,6 +161,22 @@ def test_without_decay_rates_the_state_is_that_of_optax(rate):
             updates, state = theirs.update(params, state, params)
             params = optax.apply_updates(params, updates)
             chex.assert_trees_all_close((params, state), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "b1"])
+def test_a_number_becomes_a_schedule_and_back(name):
+    """In the middle of a run; the tree of the state stays."""
+    make = adam_jax.with_hyperparams(functools.partial(adam_jax.adamw, learning_rate=0.1))
+    for first, then in itertools.permutations([0.5, lambda count: jnp.float32(0.5)]):
+        runs = []
+        for second in (make(**{name: first}), make(**{name: then})):
+            start = make(**{name: first})
+            run = PARAMS, start.init(PARAMS)
+            for tx in (start, second, second):
+                run = adam_jax.step(tx, PARAMS, run[1], run[0])
+            runs.append(run)
+        chex.assert_trees_all_equal_shapes_and_dtypes(*runs)
+        chex.assert_trees_all_close(runs[0][0], runs[1][0], rtol=1e-6)
 
 
 def test_optax_finds_one_number_of_a_name():
