@@ -33,7 +33,7 @@ from adam_jax.core.transformation import Transformation, body_of
 from adam_jax.groups import groups
 from adam_jax.modifiers import Factory, layers_of, with_layers
 from adam_jax.numerics import select
-from adam_jax.pytrees import Label, frozen_pytree, static
+from adam_jax.pytrees import Label, exported, frozen_pytree, static
 from adam_jax.rates import DecayRate, DecayRateLike, Past, moved, past_key
 from adam_jax.rules.hyperparameters import FixedNumber, Scheduled
 from adam_jax.validation import (
@@ -66,6 +66,8 @@ class ExactRate(NamedTuple):
 
 register(ExactRate, others_matter=False)
 register(Past, others_matter=False)
+for _kind in (InjectStatefulHyperparamsState, WrappedScheduleState):
+    exported(_kind)
 
 
 def as_float(x: Leaf) -> jax.Array:
@@ -123,7 +125,8 @@ class WithHyperparams(Body):
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
         """One step of the member made from the state's numbers."""
-        check_state(state, InjectStatefulHyperparamsState, "that of with_hyperparams")
+        kind = InjectStatefulHyperparamsState
+        check_state(state, kind, f"an {kind.__name__}")
         pasts = {past_key(name) for name, _ in self.sides}
         if state.hyperparams.keys() != self.numbers.keys() or pasts - {*state.hyperparams_states}:
             raise ValueError(
@@ -259,8 +262,9 @@ def with_hyperparams(
     Returns:
       A function with the arguments of `factory`. The state of its transformation is Optax's
       `InjectStatefulHyperparamsState`. For each decay rate, `hyperparams_states` also has 1 - b,
-      log b, and the rates of the steps so far. Without decay rates it is Optax's, also on disk.
-      As there, `optax.tree.get` finds two entries of the name of a scheduled number.
+      log b, and the rates of the steps so far. Without decay rates and with float32 parameters it
+      is Optax's, also on disk. A number that replaces a schedule in the middle of a run keeps the
+      schedule's last value until `set_hyperparams` changes it.
 
     Raises:
       ValueError: numbers that the factory rejects, when the transformation is made.
@@ -323,8 +327,8 @@ def hyperparams(state: State) -> dict[str, jax.Array]:
     """The hyperparameters in a state, by name; for a schedule, the value of the last step.
 
     Args:
-      state: contains the state of `with_hyperparams`, nested at any depth (in `optax.chain`,
-        `MultiSteps`, a `TrainState`, an `nnx.Optimizer`'s state).
+      state: contains the state of `with_hyperparams`, or of `optax.inject_hyperparams`, nested at
+        any depth (in `optax.chain`, `MultiSteps`, a `TrainState`, an `nnx.Optimizer`'s state).
 
     Raises:
       ValueError: the state holds no hyperparameters, or several sets of them.
@@ -343,6 +347,8 @@ def set_hyperparams(state: State, **numbers: PyTree) -> State:
       **numbers: the new values. For the state of a population (under `vmap`), one for all or one
         for each. A number set by a schedule is overwritten in the next step. A decay rate that
         crosses 0.5 keeps the form of its average, which is as exact and may differ in the last bit.
+        In a state of `optax.inject_hyperparams`, decay rates are not checked, and numbers keep
+        their dtype.
 
     Raises:
       ValueError: a name that is not in the state, a decay rate outside [0, 1), another number that
@@ -356,10 +362,10 @@ def set_hyperparams(state: State, **numbers: PyTree) -> State:
         raise ValueError(f"{unknown} must be among the state's hyperparameters, {sorted(values)}.")
     for name, x in numbers.items():
         shape = np.shape(jax.tree.leaves(values[name])[0])
-        is_rate = exact_key(name) in exact
-        _check(name, x, 1.0 if is_rate else math.inf)
-        values[name] = _fitted(name, as_float(x), shape)
-        if is_rate:
+        _check(name, x, 1.0 if past_key(name) in exact else math.inf)
+        dtype = jax.tree.leaves(values[name])[0].dtype  # In a state of Optax, any.
+        values[name] = _fitted(name, as_float(x), shape).astype(dtype)
+        if exact_key(name) in exact:
             rate = exact_rate(name, x)
             exact[exact_key(name)] = ExactRate(*(_fitted(name, part, shape) for part in rate))
     leaves = jax.tree.leaves(node._replace(hyperparams=values, hyperparams_states=exact))

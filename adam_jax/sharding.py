@@ -200,6 +200,14 @@ class Placement:
         its = [isinstance(x, SpreadState) for x in flat for _ in jax.tree.leaves(x)]
         return [by_matrix if own else w for own, w in zip(its, where, strict=True)], specs
 
+    def check_devices(self, arrays: PyTree) -> None:
+        """Checks that there are devices for arrays that are not traced."""
+        if isinstance(self.mesh, AbstractMesh) and not _is_traced(arrays):
+            raise ValueError(
+                "mesh must have devices, got an AbstractMesh, which stands for those of another"
+                " run, in state_shardings: train with shard_state(tx, jax.make_mesh(...))."
+            )
+
     def shardings(self, state: State, params: Params) -> PyTree:
         """A tree like the state with the sharding of each array."""
         where, _ = self.of_stored(state, params)
@@ -215,6 +223,7 @@ class Sharded(Body):
 
     def init(self, params: Params) -> State:
         """The inner state, split over the devices from the start."""
+        self.placement.check_devices(params)
         self.check(params)
         if not _is_traced(params) and not _all_explicit(params):
             state = jax.jit(self.init)(params)
@@ -240,6 +249,7 @@ class Sharded(Body):
     def run(self, step: Step, state: State) -> tuple[Step, State]:
         """The inner step; each device steps its own part of the gradients and parameters."""
         placement, missing = self.placement, len(step.here) < step.treedef.num_leaves
+        placement.check_devices(state)
         # If a gradient is None and params are not given, its part of the state is unknown.
         partly = missing and step.params is None
         known = step.params if missing and not partly else step.tree

@@ -56,7 +56,7 @@ def boxed(box: Leaf, stored: Stored) -> Stored:
     def its_box(x: Leaf, sharding: NamedSharding) -> Leaf:
         spec = (*sharding.spec, *[None] * (np.ndim(x) - len(sharding.spec)))
         own = [None if axis is None else axes.index(axis) for axis in spec]
-        # A mesh that is not known yet may split any axis: one of the parameter's length divides.
+        # Where no split is known, an axis as long as the parameter's divides wherever that does.
         own = [
             None if i is None or n % parts[i] or (parts[i] == 1 and n != shape[i]) else names[i]
             for i, n in zip(own, np.shape(x), strict=True)
@@ -110,9 +110,8 @@ def _names(box: Leaf) -> Sequence[Any] | None:
 
 def _with(box: Leaf, x: jax.Array, names: Sequence[Any] | None) -> Leaf:
     """A box like this one around x; with the old names if none are given."""
-    if _is_named(box):
-        # Every axis has a name. Nobody maps this one to devices.
-        full = tuple(name or f"axis {i}" for i, name in enumerate(names or ()))
+    if _is_named(box) and names is not None:
+        full = tuple(name or f"_unsplit_{i}" for i, name in enumerate(names))
         return importlib.import_module("haliax").named(x, full)
     if _is_linen(box):
         return box.replace_boxed(x) if names is None else box.replace(value=x, names=tuple(names))
@@ -131,8 +130,7 @@ def _renamed(old: Any, names: Sequence[Any]) -> Any:
 
 
 def _mesh(box: Leaf) -> Any:
-    linen = _is_linen(box) or _is_named(box)
-    own = getattr(box, "mesh", None) if linen else box.get_metadata().get("mesh")
+    own = box.get_metadata().get("mesh") if _is_variable(box) else getattr(box, "mesh", None)
     return jax.sharding.get_abstract_mesh() if own is None else own
 
 

@@ -51,7 +51,7 @@ def check_state(
 
     Args:
       state: of `tx`, as it was restored. Each moment is decoded once.
-      params: the parameters, arrays.
+      params: the parameters, or `jax.ShapeDtypeStruct`s of them.
       tx: the transformation that continues.
       step: optimizer steps completed, where the run counts them, with or without skipped ones.
       grads: of any step, like `params`. None leaves out `size`, and so does `accumulate`.

@@ -38,12 +38,12 @@ def by_kernel(step: Function, by_xla: Function, plan: PyTree, args: tuple[Any, .
     tiles, sharding = plan.parts or (plan.kernel, None)
 
     def kernels(interpret: bool) -> Kernels:
-        alone = Kernel(step, plan, plan.kernel, jax.tree.structure(args), interpret)
-        of_leaf = None if isinstance(plan.kernel, str) else alone
+        rest = jax.tree.structure(args), interpret
+        alone = None if isinstance(plan.kernel, str) else Kernel(step, plan, plan.kernel, *rest)
         if sharding is None:
-            return Kernels(of_leaf)
-        whole = dataclasses.replace(alone, tiles=tiles, whole=args[1].g.shape)
-        return Kernels(of_leaf, KernelOfParts(whole, sharding))
+            return Kernels(alone)
+        of_part = Kernel(step, plan, tiles, *rest, whole=args[1].g.shape)
+        return Kernels(alone, KernelOfParts(of_part, sharding))
 
     every = kernels(False)
     if tiles.everywhere:

@@ -167,7 +167,7 @@ def test_without_decay_rates_the_state_is_that_of_optax(rate):
 def test_a_number_becomes_a_schedule_and_back(name):
     """In the middle of a run; the tree of the state stays."""
     make = adam_jax.with_hyperparams(functools.partial(adam_jax.adamw, learning_rate=0.1))
-    for first, then in itertools.permutations([0.5, lambda count: jnp.float32(0.5)]):
+    for first, then in itertools.permutations([0.5, lambda count: jnp.float32(0.25)]):
         runs = []
         for second in (make(**{name: first}), make(**{name: then})):
             start = make(**{name: first})
@@ -176,7 +176,21 @@ def test_a_number_becomes_a_schedule_and_back(name):
                 run = adam_jax.step(tx, PARAMS, run[1], run[0])
             runs.append(run)
         chex.assert_trees_all_equal_shapes_and_dtypes(*runs)
-        chex.assert_trees_all_close(runs[0][0], runs[1][0], rtol=1e-6)
+        # A number is that of the state: the schedule's last value.
+        now = adam_jax.hyperparams(runs[1][1])[name]
+        assert now == 0.25
+        with pytest.raises(ValueError, match=f"{name} must be in"):
+            adam_jax.set_hyperparams(runs[1][1], **{name: np.nan if name != "b1" else 1.5})
+        assert (
+            adam_jax.hyperparams(adam_jax.set_hyperparams(runs[1][1], **{name: 0.5}))[name] == 0.5
+        )
+
+
+def test_a_number_in_a_state_of_optax_keeps_its_dtype():
+    state = optax.inject_hyperparams(optax.adamw)(0.1).init(jnp.ones(3, jnp.bfloat16))
+    state = adam_jax.set_hyperparams(state, learning_rate=0.5)
+    rate = adam_jax.hyperparams(state)["learning_rate"]
+    assert (rate, rate.dtype) == (0.5, jnp.bfloat16)
 
 
 def test_optax_finds_one_number_of_a_name():
@@ -290,7 +304,10 @@ changed = functools.partial(adam_jax.set_hyperparams, STATE)
         (lambda: changed(b2=jnp.ones(2) / 2), r"b2 must be one number, or have the shape \(\)"),
         (lambda: adam_jax.hyperparams(STATE.inner_state), "with_hyperparams"),
         (lambda: adam_jax.hyperparams((STATE, STATE)), "got 2: pass the part of the state"),
-        (lambda: make(1e-3).update(PARAMS, STATE.inner_state), "must be that of with_hyperparams"),
+        (
+            lambda: make(1e-3).update(PARAMS, STATE.inner_state),
+            "must be an InjectStatefulHyperparamsState",
+        ),
     ],
 )
 def test_errors(call, message):

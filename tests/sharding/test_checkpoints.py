@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 import adam_jax
 from adam_jax import sharding
@@ -18,8 +18,8 @@ from tests.catalogue.sharded import TRANSFORMATIONS, on, parameters
 pytestmark = pytest.mark.bits
 
 
-def mesh_of(count):
-    return Mesh(np.array(jax.devices()[:count]), ("data",))
+def mesh_of(count, kind=AxisType.Auto):
+    return Mesh(np.array(jax.devices()[:count]), ("data",), axis_types=(kind,))
 
 
 @functools.cache
@@ -76,11 +76,13 @@ LAST_AXES = {"a": (100, 512), "b": (301, 64)}
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize(("old", "new"), [(4, 8), (8, 4), (8, 1), (1, 8)])
-def test_blocks_of_the_first_mesh_are_kept_on_another(old, new, tmp_path):
+def test_blocks_of_the_first_mesh_are_kept_on_another(old, new, kind, tmp_path):
     tx = TRANSFORMATIONS["8 bits"]
-    params = on(mesh_of(old), {name: jnp.ones(shape) for name, shape in LAST_AXES.items()})
-    on_old, mesh = sharding.shard_state(tx, mesh_of(old)), mesh_of(new)
+    shapes = {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in LAST_AXES.items()}
+    params = on(mesh_of(old, kind), {name: jnp.ones(shape) for name, shape in LAST_AXES.items()})
+    on_old, mesh = sharding.shard_state(tx, mesh_of(old, kind)), mesh_of(new, kind)
     params, state = stepped(on_old, params, on_old.init(params), range(3))
     whole = stepped(on_old, params, state, range(3, 5))
     with ocp.StandardCheckpointer() as checkpointer:
@@ -90,16 +92,16 @@ def test_blocks_of_the_first_mesh_are_kept_on_another(old, new, tmp_path):
     began = sharding.shard_state(tx, AbstractMesh((old,), ("data",)))
 
     def restored(tx):
-        places = sharding.state_shardings(tx, params, mesh)
-        shapes = jax.eval_shape(tx.init, params)
+        places = sharding.state_shardings(tx, shapes, mesh)
+        like = jax.eval_shape(tx.init, shapes)
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(
-                tmp_path / "3", jax.tree.map(lambda x, s: x.update(sharding=s), shapes, places)
+                tmp_path / "3", jax.tree.map(lambda x, s: x.update(sharding=s), like, places)
             )
 
     with pytest.raises(ValueError, match="tree structures do not match"):
-        restored(on_new)
+        restored(sharding.shard_state(tx, mesh_of(new)))
     again = restored(began)
     assert_same_bits(again, state)
-    assert check_state(again, params, began, 3) == ()
+    assert check_state(again, shapes, began, 3) == ()
     assert_same_bits(stepped(on_new, params, again, range(3, 5)), whole)

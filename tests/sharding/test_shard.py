@@ -170,6 +170,12 @@ def test_what_does_not_fit_is_said():
         sharding.shard_state(adam, mesh, min_size=-1)
     with pytest.raises(ValueError, match=r"must not be offloaded.*offload\(shard_state\(tx"):
         sharding.shard_state(sharding.offload(adam), mesh)
+    params = {"w": jnp.ones((64, 256))}
+    began = sharding.shard_state(adam, mesh.abstract_mesh)
+    state = sharding.shard_state(adam, mesh).init(params)
+    for call in (lambda: began.init(params), lambda: began.update(params, state, params)):
+        with pytest.raises(ValueError, match=r"mesh must have devices, got an AbstractMesh"):
+            call()
     params = {"w": on(mesh, jnp.ones((64, 256)), None, "model")}
     with pytest.raises(ValueError, match=r"'w', which is .*specs=jax.tree.map"):
         sharding.shard_state(adam, mesh).init(params)

@@ -4,6 +4,7 @@
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 os.environ["KERAS_BACKEND"] = "jax"  # Before the import.
 
@@ -30,6 +31,7 @@ def runner(distribution, folder: Path):
     def run(make, steps: int, name: str) -> Run:
         keras.distribution.set_distribution(distribution)
         path, tx = folder / f"{name}.keras", make(RATE)
+        trained: Any
         if path.exists():
             trained = keras.models.load_model(path, custom_objects={"tx": tx})
         else:
