@@ -68,6 +68,10 @@ class Optimizer(keras.optimizers.Optimizer):
             )
         keras.optimizers.Optimizer.learning_rate.fset(self, rate)
 
+    def exclude_from_weight_decay(self, *args: Leaf, **kwargs: Leaf) -> None:
+        """Raises an error, since `tx` decays the weights."""
+        raise ValueError("weight_decay must be in tx: write adamw(1e-3, mask=...).")
+
     @property
     def state(self) -> State:
         """The state of `tx`; in a callback during an epoch, after `model.jax_state_sync()`."""

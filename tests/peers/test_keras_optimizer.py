@@ -164,6 +164,8 @@ def test_a_rate_that_nothing_takes_is_an_error(tx):
 def test_weight_decay_is_refused():
     with pytest.raises(ValueError, match=r"write adamw\(1e-3, weight_decay=0.1\)"):
         module.Optimizer(PLAIN, weight_decay=0.1)
+    with pytest.raises(ValueError, match=r"write adamw\(1e-3, mask=...\)"):
+        module.Optimizer(PLAIN).exclude_from_weight_decay(var_names=["bias"])
     with pytest.raises(ValueError, match="not recognized"):
         module.Optimizer(PLAIN, clip=1.0)
     with pytest.raises(ValueError, match="tx must be an Optax transformation, got str"):

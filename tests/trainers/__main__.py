@@ -48,7 +48,7 @@ TRAINERS = {
     "levanter": Trainer(
         "levanter_trainer", ("--pre", "marin-levanter==0.2.227.dev40316220070"), "3.12"
     ),
-    "keras": Trainer("keras_fit", ("keras==3.15.1", "jax==0.10.2", "optax==0.2.8")),
+    "keras": Trainer("keras_fit", ("keras==3.15.1", "jax==0.10.2", "optax==0.2.8", "pytest")),
 }
 
 
@@ -112,6 +112,15 @@ def follow(page: Path, python: Path) -> None:
                 raise RuntimeError(f"{commands}\n{done.stderr[-2000:]}\n{done.stdout}")
 
 
+def own_tests(python: Path, of: str) -> str:
+    """The results of Keras' own tests, of its optimizers or of ours."""
+    settings = {"OWN_TESTS_OF": of, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    command = [python, "-m", "tests.trainers.keras_own"]
+    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
+    (FOLDER / f"keras_own-{of}.log").write_text(done.stdout + done.stderr)
+    return f"{of}, {done.stdout.splitlines()[-1]}"
+
+
 def tables(rows: list[dict]) -> str:
     """For each trainer a table of optimizer and mesh, then the reasons that its cells refer to."""
     lines = []
@@ -153,6 +162,8 @@ def main() -> None:
             rows += run(TRAINERS[name], python, devices)
         if name == "tunix":
             follow(DOCS / "train-an-llm.md", python)
+        if name == "keras":
+            print("Keras' own tests:", "; ".join(own_tests(python, of) for of in ("Keras", "ours")))
     print(tables(rows))
 
 
