@@ -33,7 +33,7 @@ from adam_jax.core.transformation import Transformation, body_of
 from adam_jax.groups import groups
 from adam_jax.modifiers import Factory, layers_of, with_layers
 from adam_jax.numerics import select
-from adam_jax.pytrees import Label, exported, frozen_pytree, static
+from adam_jax.pytrees import Label, frozen_pytree, static
 from adam_jax.rates import DecayRate, DecayRateLike, Past, moved, past_key
 from adam_jax.rules.hyperparameters import FixedNumber, Scheduled
 from adam_jax.validation import (
@@ -66,8 +66,6 @@ class ExactRate(NamedTuple):
 
 register(ExactRate, others_matter=False)
 register(Past, others_matter=False)
-for _kind in (InjectStatefulHyperparamsState, WrappedScheduleState):
-    exported(_kind)
 
 
 def as_float(x: Leaf) -> jax.Array:
