@@ -9,7 +9,6 @@ program is the optimizer alone: gradients are arguments, parameters and state ar
 import gc
 import math
 import random
-import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ import adam_jax
 from adam_jax import sharding
 from benchmarks.machine import medians
 from benchmarks.tpu.machine import placed, tpus
+from benchmarks.tpu.program import collectives
 
 HBM = {"v5e": 16e9, "v5p": 95e9}  # Bytes per chip, from Google Cloud's documentation.
 ROUNDS = 3
@@ -137,36 +137,6 @@ CASES = [
     ("Mixtral 8x7B", "v5p:4x4x4", 1, (*FIRST, *CLIPPED)),
     ("Mixtral 8x7B", "v5p:4x4x4", 2, FIRST),
 ]
-
-COLLECTIVE = re.compile(
-    r"= (\S+|\(.*?\)) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|send)"
-    r"(?:-start)?\((.*)"
-)
-BETWEEN = re.compile(r'_xla_host_transfer_rendezvous="([a-z-]+)')
-ARRAY = re.compile(r"\b[a-z]+(\d+)\w*\[([\d,]*)\]")
-
-
-def collectives(program: str) -> dict[tuple[str, str], tuple[int, float]]:
-    """Number and bytes of the collectives of a compiled program, by name and link.
-
-    Within a slice they go over ICI. For one between slices XLA sends the slice's part over the
-    network (DCN) with a host transfer, which names the collective.
-    """
-    found: dict[tuple[str, str], list[float]] = {}
-    for result, name, rest in COLLECTIVE.findall(program):
-        link = "ICI"
-        if name == "send":
-            between = BETWEEN.search(rest)
-            if "xla_megascale_runtime" not in rest or not between:
-                continue
-            name, link = between[1], "DCN"
-            result = ARRAY.search(result)[0]  # pyright: ignore  # The others are its context.
-        sizes = [
-            int(bits) // 8 * math.prod(map(int, filter(None, dims.split(","))))
-            for bits, dims in ARRAY.findall(result)
-        ]
-        found.setdefault((name, link), []).append(sum(sizes))
-    return {key: (len(sizes), sum(sizes)) for key, sizes in found.items()}
 
 
 def printed(found: dict[tuple[str, str], tuple[int, float]]) -> str:

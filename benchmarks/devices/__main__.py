@@ -8,9 +8,7 @@ their results on one device, and the floating-point operations of one device.
 """
 
 import argparse
-import collections
 import functools
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,9 +21,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import adam_jax
 from benchmarks.machine import describe
 from benchmarks.tpu.machine import libtpu_version, tpus
-from benchmarks.tpu.program import INSTRUCTION
+from benchmarks.tpu.program import collectives
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 PARTS = PartitionSpec("data", "model")
 MESHES = {(8, 1): "data", (4, 2): ("data", "model"), (2, 4): ("data", "model")}
 MUON = functools.partial(
@@ -33,22 +30,6 @@ MUON = functools.partial(
     consistent_rms=0.2,
     muon_weight_dimension_numbers=optax.contrib.MuonDimensionNumbers(-2, -1),
 )
-
-
-def collectives(program: str) -> dict[str, tuple[int, float]]:
-    """The number of each kind, and the MiB of their results; of a start its last and largest."""
-    found = collections.defaultdict[str, list[float]](list)
-    for line in program.splitlines():
-        if match := INSTRUCTION.match(line):
-            _, result, opcode, *_ = match.groups()
-            if (kind := opcode.removesuffix("-start")) in KINDS:
-                arrays = re.findall(r"\b[a-z]+(\d+)\[([\d,]*)\]", result)
-                sizes = [
-                    int(bits) / 8 * np.prod([int(n) for n in dims.split(",") if n]) / 2**20
-                    for bits, dims in arrays
-                ]
-                found[kind].append(max(sizes, default=0) if opcode != kind else sum(sizes))
-    return {kind: (len(sizes), sum(sizes)) for kind, sizes in sorted(found.items())}
 
 
 def rows(devices: Any) -> Iterator[dict[str, Any]]:
@@ -73,13 +54,13 @@ def rows(devices: Any) -> Iterator[dict[str, Any]]:
                 )
                 step = jax.jit(tx.step, donate_argnums=(1, 2))
                 compiled = step.lower(params, state, params).compile()
-                found = collectives(compiled.as_text() or "")
+                found = sorted(collectives(compiled.as_text() or "").items())
                 yield {
                     "mesh": "x".join(map(str, shape)),
                     "weight decay": decay,
                     "optimizer": name,
-                    "collectives": ", ".join(f"{n} {kind}" for kind, (n, _) in found.items()),
-                    "MiB": round(sum(size for _, size in found.values()), 1),
+                    "collectives": ", ".join(f"{n} {kind}" for (kind, _), (n, _) in found),
+                    "MiB": round(sum(size for _, (_, size) in found) / 2**20, 1),
                     "GFLOP": round((compiled.cost_analysis() or {})["flops"] / 1e9, 1),
                 }
 

@@ -43,6 +43,8 @@ ARRAY = re.compile(r"\b[a-z]+(\d*)\w*\[([\d,]*)\](?:\{([\d,]*)(:[^}]*)?\})?")
 COMPUTATION = re.compile(r"(ENTRY )?%(\S+) \(.*\{\s*$")
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*?)\)(.*)")
 CALLED = re.compile(r"(?:to_apply|body|\w+_computations?)=\{?((?:%[\w.-]+(?:, )?)+)")
+COLLECTIVES = "all-gather all-reduce reduce-scatter all-to-all collective-permute".split()
+BETWEEN_SLICES = re.compile(r'xla_megascale_runtime.*_xla_host_transfer_rendezvous="([a-z-]+)')
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
 FREE |= {"partition-id", "replica-id"}
 
@@ -113,3 +115,28 @@ def operations(text: str) -> list[Op]:
         return found
 
     return of("ENTRY")
+
+
+def collectives(text: str) -> dict[tuple[str, str], tuple[int, float]]:
+    """Number and bytes of the results of collectives, by name and link; of a start its largest.
+
+    Within a slice they go over ICI. For one between slices XLA sends the slice's part over the
+    network (DCN) with a host transfer, which names the collective.
+    """
+    found: dict[tuple[str, str], list[float]] = {}
+    for line in text.splitlines():
+        if not (match := INSTRUCTION.match(line)):
+            continue
+        _, result, opcode, _, rest = match.groups()
+        name, link, of_result = opcode.removesuffix("-start"), "ICI", sum
+        if opcode == "send" and (between := BETWEEN_SLICES.search(rest)):
+            name, link, of_result = between[1], "DCN", max  # The others are its context.
+        elif name not in COLLECTIVES:
+            continue
+        elif name != opcode:
+            of_result = max
+        arrays = [
+            int(bits or 8) / 8 * math.prod(_ints(dims)) for bits, dims, *_ in ARRAY.findall(result)
+        ]
+        found.setdefault((name, link), []).append(of_result(arrays))
+    return {key: (len(sizes), sum(sizes)) for key, sizes in found.items()}

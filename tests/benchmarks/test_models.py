@@ -6,9 +6,10 @@ import jax
 import pytest
 
 from benchmarks import models
+from benchmarks.tpu.program import collectives
 
 SENT = (
-    "%send = (f32[1,1,128]{2,1,0}, u32[], token[]) send(%all-reduce.1, %after-all), channel_id=2,"
+    "  %send = (f32[1,1,128]{2,1,0}, u32[], token[]) send(%all-reduce.1, %after-all), channel_id=2,"
     ' frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
     '_xla_host_transfer_rendezvous="all-reduce_0"}'
 )
@@ -26,14 +27,14 @@ def test_the_parameters_are_as_many_as_published(name):
 def test_a_collective_has_a_name_and_a_link():
     program = "\n".join(
         [
-            "%x = (f32[]{:T(128)}, f32[8]{0}) all-reduce(%a, %b), channel_id=1",
-            "%y = bf16[64]{0} all-gather(%p), channel_id=2",
-            "%z = bf16[64]{0} all-gather-start(%q), channel_id=3",
+            "  %x = (f32[]{:T(128)}, f32[8]{0}) all-reduce(%a, %b), channel_id=1",
+            "  %y = bf16[64]{0} all-gather(%p), channel_id=2",
+            "  %z = bf16[64]{0} all-gather-start(%q), channel_id=3",
             SENT,
-            "%w = f32[] multiply(%all-reduce, %y)",
+            "  %w = f32[] multiply(%all-reduce, %y)",
         ]
     )
-    found = models.collectives(program)
+    found = collectives(program)
     assert found == {
         ("all-reduce", "ICI"): (1, 36),
         ("all-gather", "ICI"): (2, 256),
