@@ -89,7 +89,7 @@ class Spread(Body):
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
         """The inner step of each matrix, on its device."""
-        check_state(state, SpreadState, "a SpreadState")
+        check_state(state, SpreadState)
         step.needed_params()
         # On explicit axes JAX passes arrays into shard_map only as arguments.
         numbers, treedef = jax.tree.flatten(

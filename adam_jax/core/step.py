@@ -22,6 +22,7 @@ from adam_jax.formats.dense import is_floating, leaf_dtype, wider_dtype
 from adam_jax.formats.rounding import Split
 from adam_jax.numerics import next_count, select
 from adam_jax.rates import DecayRate, ScheduledRate
+from adam_jax.validation import printed
 
 Factor = Array | dict[int, Array]
 """A number that multiplies every leaf, or one for each, by its index."""
@@ -395,14 +396,15 @@ PASS_ON = (
 """What to pass instead of a wrong state, which may be another argument in the wrong place."""
 
 
-def check_state(state: State, kind: type, described: str) -> None:
+def check_state(state: State, kind: type, described: str = "") -> None:
     """Checks that a state has the type that `init` of this transformation returns.
 
     Raises:
-      ValueError: it has not; `described` is the type with its article.
+      ValueError: it has not; `described` says what it must be, if that is more than the type.
     """
     if not isinstance(state, kind):
-        raise ValueError(f"the state must be {described}, got {type(state).__name__}: {PASS_ON}")
+        wanted = described or printed(kind)
+        raise ValueError(f"the state must be {wanted}, got {type(state).__name__}: {PASS_ON}")
 
 
 class NoMember(ValueError):

@@ -79,7 +79,7 @@ class ScheduleFree(Body):
         return contrib.ScheduleFreeState(b1, weights, count, largest, self.inner.init(params), z)
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
-        check_state(state, contrib.ScheduleFreeState, "a ScheduleFreeState")
+        check_state(state, contrib.ScheduleFreeState)
         step.needed_params()
         dtype = jnp.result_type(float)  # Of the scalars, whatever dtype Optax gave them.
         sums, largest = (jnp.asarray(x, dtype) for x in (state.weight_sum, state.max_lr))

@@ -72,7 +72,7 @@ class Accumulate(Body):
         return AccumulateState(*steps, inner_state, grads, jnp.zeros([], jnp.float32))
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
-        check_state(state, AccumulateState, "an AccumulateState")
+        check_state(state, AccumulateState)
         extra = dict(step.extra)
         instead = "pass the micro-batch's number of tokens, for example, or leave it out for 1"
         new = check_scalar("weight", extra.pop("weight", 1.0), instead=instead)

@@ -89,7 +89,7 @@ class EmaParams(Body):
         return jnp.asarray(share if self.start == 0 else jnp.where(count < self.start, 1, share))
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
-        check_state(state, EmaParamsState, "an EmaParamsState")
+        check_state(state, EmaParamsState)
         step.needed_params()
         share = self.share(state.count)
 

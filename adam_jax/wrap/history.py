@@ -65,7 +65,7 @@ class ClipByHistory(Body):
         return HistoryState(none, total, norms, self.inner.init(params))
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
-        check_state(state, HistoryState, "a HistoryState")
+        check_state(state, HistoryState)
         its, old, new = step, state.norms, {}
         if "gradients" in self.limits:
             factor, new["gradients"] = self.compared(step, old, "gradients")

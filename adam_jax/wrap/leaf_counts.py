@@ -36,7 +36,7 @@ class CountPerLeaf(Body):
         return LeafCountsState(counts, self.inner.init(params))
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
-        check_state(state, LeafCountsState, "a LeafCountsState")
+        check_state(state, LeafCountsState)
         counts = step.align(state.counts)
         out, inner_state = self.inner.run(step.but(counts=tuple(counts)), state.inner_state)
         for i in step.here:

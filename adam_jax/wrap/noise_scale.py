@@ -51,7 +51,7 @@ class EstimateNoiseScale(Body):
         return NoiseScaleState(jnp.int32(0), jnp.zeros(5, jnp.float32), self.inner.init(params))
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
-        check_state(state, NoiseScaleState, "a NoiseScaleState")
+        check_state(state, NoiseScaleState)
         its = state.inner_state
         if self.axis is None:
             g, acc, sums = self.measured(step, state, its.acc_grads)

@@ -34,7 +34,7 @@ class SkipNonfinite(Body):
         return optax.ApplyIfFiniteState(zero, jnp.asarray(True), total, self.inner.init(params))
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
-        check_state(state, optax.ApplyIfFiniteState, "an ApplyIfFiniteState")
+        check_state(state, optax.ApplyIfFiniteState)
         # Clipping needs the same sum, so this is cheaper than isfinite of each element.
         good = jnp.isfinite(global_norm(step, self.layers).value)
         for name in ("value", "loss"):

@@ -61,7 +61,7 @@ class Telemetry(Body):
         return TelemetryState(zero, jnp.zeros([], jnp.int32), groups, inner_state)
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
-        check_state(state, TelemetryState, "a TelemetryState")
+        check_state(state, TelemetryState)
         step.needed_params()
         count = step.counted(state.count)
         due = (count % self.every == 0) & (count != state.count)

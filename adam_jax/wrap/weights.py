@@ -53,7 +53,7 @@ class Weights(Body):
         return WeightsState(jnp.zeros([], jnp.int32), rests, inner_state)
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
-        check_state(state, WeightsState, "a WeightsState")
+        check_state(state, WeightsState)
         step.needed_params()
         rests, dtypes, p = step.align(state.rest), list(step.dtypes), list(step.p)
         salt, own = salt_of(WEIGHTS, self.seed, state.count), []
