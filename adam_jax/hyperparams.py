@@ -113,18 +113,17 @@ class WithHyperparams(Body):
     def init(self, params: Params) -> InjectStatefulHyperparamsState:
         """The hyperparameters and the member's initial state."""
         count = jnp.zeros([], jnp.int32)
-        own: Named = {past_key(name): Past.none() for name, _ in self.sides}
+        own = self.schedules_at(count)
         for name, _ in self.sides:
-            if not isinstance(self.numbers[name], Scheduled):
+            own[past_key(name)] = Past.none()
+            if name not in own:  # A schedule's value is known only in float32.
                 own[exact_key(name)] = exact_rate(name, self.numbers[name])
-        own |= self.schedules_at(count)
         state = InjectStatefulHyperparamsState(count, self.numbers_at(count, self.numbers), own, ())
         return state._replace(inner_state=self.inner(state).init(params))
 
     def run(self, step: Step, state: State) -> tuple[Step, State]:
         """One step of the member made from the state's numbers."""
-        kind = InjectStatefulHyperparamsState
-        check_state(state, kind, f"an {kind.__name__}")
+        check_state(state, InjectStatefulHyperparamsState)
         pasts = {past_key(name) for name, _ in self.sides}
         if state.hyperparams.keys() != self.numbers.keys() or pasts - {*state.hyperparams_states}:
             raise ValueError(
@@ -354,19 +353,19 @@ def set_hyperparams(state: State, **numbers: PyTree) -> State:
         array whose shape does not fit.
     """
     node = _only(state)
-    values, exact = dict(node.hyperparams), dict(node.hyperparams_states)
+    values, states = dict(node.hyperparams), dict(node.hyperparams_states)
     unknown = sorted(set(numbers) - set(values))
     if unknown:
         raise ValueError(f"{unknown} must be among the state's hyperparameters, {sorted(values)}.")
     for name, x in numbers.items():
-        shape = np.shape(jax.tree.leaves(values[name])[0])
-        _check(name, x, 1.0 if past_key(name) in exact else math.inf)
-        dtype = jax.tree.leaves(values[name])[0].dtype  # In a state of Optax, any.
+        [old] = jax.tree.leaves(values[name])
+        shape, dtype = np.shape(old), jnp.result_type(old)  # In a state of Optax, any dtype.
+        _check(name, x, 1.0 if past_key(name) in states else math.inf)
         values[name] = _fitted(name, as_float(x), shape).astype(dtype)
-        if exact_key(name) in exact:
+        if exact_key(name) in states:
             rate = exact_rate(name, x)
-            exact[exact_key(name)] = ExactRate(*(_fitted(name, part, shape) for part in rate))
-    leaves = jax.tree.leaves(node._replace(hyperparams=values, hyperparams_states=exact))
+            states[exact_key(name)] = ExactRate(*(_fitted(name, part, shape) for part in rate))
+    leaves = jax.tree.leaves(node._replace(hyperparams=values, hyperparams_states=states))
     # The leaves of an nnx optimizer's state are variables; these are their values.
     new = jax.tree.unflatten(jax.tree.structure(node), leaves)
     return jax.tree.map(

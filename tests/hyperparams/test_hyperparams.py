@@ -191,6 +191,9 @@ def test_a_number_in_a_state_of_optax_keeps_its_dtype():
     state = adam_jax.set_hyperparams(state, learning_rate=0.5)
     rate = adam_jax.hyperparams(state)["learning_rate"]
     assert (rate, rate.dtype) == (0.5, jnp.bfloat16)
+    state.hyperparams["learning_rate"] = 0.1  # A Python number, as Optax documents it.
+    state = adam_jax.set_hyperparams(state, learning_rate=0.5)
+    assert adam_jax.hyperparams(state)["learning_rate"] == 0.5
 
 
 def test_optax_finds_one_number_of_a_name():
